@@ -3,11 +3,12 @@
 The claims are those of Konz & Mazurowski (arXiv 2401.08865, 2408.08381). Their tests form two
 families. In each family, the chance of any false verdict is at most 5 %:
 
-- A claim that is a headline question or a question to class pairs has the same answer as in the
-  report and ``isweep fit``. Its p-value is Holm-adjusted over the tests of ``isweep fit``.
+- A claim that is a headline question or a question to class pairs has the same answer as in
+  the report and ``isweep fit``. Its p-value is Holm-adjusted over the tests of ``isweep fit``.
 - The p-values of all other claims are Holm-adjusted over all tests of the ledger.
 
-Theorem 5 is an approximate bound without a null value. It is described and belongs to no family.
+Theorem 5 is an approximate bound without a null value. It is described and belongs to no
+family.
 """
 
 from __future__ import annotations
@@ -105,7 +106,8 @@ SHARED = "the worlds share images, so they are not independent datasets; isweep 
 NO_CLAIM_OF_PAPERS = "isweep fit supports or contradicts {} beyond these claims."
 """Sentence on decided relations of class pairs that are not a claim of the study."""
 ONLY_SUGGESTED = "isweep fit suggests {} (asked after seeing these images; not confirmed)."
-"""Sentence on decided relations of questions that were asked after the images had been seen."""
+"""Sentence on decided relations of questions that were asked after the images had been
+seen."""
 LAYERS = f"the dimension of layers before the last is {NOT_MEASURED}"
 UNMEASURED = (
     Answer(
@@ -569,7 +571,8 @@ def _fall_with_size(
     if answer.value is None:
         return answer
     if column:
-        # Only the claim on d_data is a headline question. The one on d_repr has a test of its own.
+        # Only the claim on d_data is a headline question. The one on d_repr has a test of its
+        # own.
         return replace(answer, p_value=bound_p_value(fit, above_chance))
     of_headline = fits.answer(BELOW_BOUND)
     notes = [influence(answer, "it"), *of_other_estimator(fits)]
@@ -620,7 +623,8 @@ def _of_largest_correlation(fits: ScalingFits, answer: Answer) -> str:
 def _on_pairs(fits: ScalingFits) -> Iterator[Answer]:
     """Yield the answers of class pairs that are claims of the study.
 
-    A decided answer whose question was asked after the data has a note that it confirms nothing.
+    A decided answer whose question was asked after the data has a note that it confirms
+    nothing.
     """
     for slope in fits.class_pairs:
         answer = fits.pair_answer(slope)

@@ -1,9 +1,10 @@
 """Questions to the class pairs of one dataset, and the slope that answers each.
 
-Label sharpness K_F is 1 / length, and the robustness radius R̂ is a length. If pairs differed in
-contrast alone, log R̂ would have the slope −1 on log K_F for any network. Therefore the question on
-robustness is free of scale: K_F and R̂ are in units of δ, the mean distance of an image to the
-nearest image with another label. The slope in pixel units is printed too, without a test.
+Label sharpness K_F is 1 / length, and the robustness radius R̂ is a length. If pairs differed
+in contrast alone, log R̂ would have the slope −1 on log K_F for any network. Therefore the
+question on robustness is free of scale: K_F and R̂ are in units of δ, the mean distance of an
+image to the nearest image with another label. The slope in pixel units is printed too, without
+a test.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ class PairQuestion:
         on: Columns of the regressors. The slope on the first one answers the question.
         factor: Effect of a step of the regressor as a sentence, with ``{}`` for the number. It
             has no full stop: an interval follows. Empty if the slope itself is printed.
-        level: ``within`` for slopes over the train sizes of a pair, ``between`` for slopes over
-            pairs.
+        level: ``within`` for slopes over the train sizes of a pair, ``between`` for slopes
+            over pairs.
         needs_delta: Whether a column needs δ.
         is_claimed: Whether the slope is tested.
     """
@@ -250,12 +251,13 @@ def pair_answer(slope: Slope, asked_after_seeing: Collection[str] = ()) -> Answe
 def fit_pairs(points: pd.DataFrame) -> tuple[Slope, ...]:
     """Return the slopes over the class pairs of one dataset.
 
-    Returns no slope unless the points are of one dataset with at least five classes. Pairs that
-    share a class share images, so intervals are from a jackknife over classes (t with classes − 1
-    degrees of freedom). The exponent has an intercept per pair and network. The other slopes
-    are estimated between pairs at equal network, N and 1/d. d, K_F and δ are measured at the
-    largest N of a pair. The p-value of a slope between pairs is the larger one of the jackknife and
-    a permutation of classes. The p-values of the tested slopes are Holm-adjusted together.
+    Returns no slope unless the points are of one dataset with at least five classes. Pairs
+    that share a class share images, so intervals are from a jackknife over classes (t with
+    classes − 1 degrees of freedom). The exponent has an intercept per pair and network. The
+    other slopes are estimated between pairs at equal network, N and 1/d. d, K_F and δ are
+    measured at the largest N of a pair. The p-value of a slope between pairs is the larger one
+    of the jackknife and a permutation of classes. The p-values of the tested slopes are
+    Holm-adjusted together.
     """
     points = points.dropna(subset=[LOG_LOSS, D_REFERENCE])
     classes = points[CLASS_PAIR].str.split("-", n=1, expand=True).reindex(columns=[0, 1])
@@ -301,7 +303,8 @@ def _columns(points: pd.DataFrame) -> pd.DataFrame:
 def sharpness_with_delta(points: pd.DataFrame) -> float | None:
     """Return the correlation of log K_F with log δ over class pairs, at the largest N of each pair.
 
-    Returns None if fewer than three pairs have K_F and δ, or if K_F or δ is the same for all pairs.
+    Returns None if fewer than three pairs have K_F and δ, or if K_F or δ is the same for all
+    pairs.
     """
     rows = pd.DataFrame({CLASS_PAIR: points[CLASS_PAIR]})
     for name in (LABEL_SHARPNESS, MEAN_UNLIKE_DISTANCE):

@@ -1,7 +1,7 @@
 """The findings in plain words, generated from the answers.
 
-A sentence claims something only if the verdict of its answer is *supported* or *contradicted*. Any
-other answer shows the estimate with its interval, and the power of its test.
+A sentence claims something only if the verdict of its answer is *supported* or *contradicted*.
+Any other answer shows the estimate with its interval, and the power of its test.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ from search_spaces.errors import plural
 MAX_SUMMARY_LINES = 39
 """Lines of a summary: with the line that names ``--all`` they fill a terminal of 40 lines."""
 NOT_OF_SUGGESTED = 'This chance does not cover a "suggested" answer.'
-"""Sentence on the family of tests if an answer is suggested: its question came after the data."""
+"""Sentence on the family of tests if an answer is suggested: its question came after the
+data."""
 
 
 def findings(fits: ScalingFits) -> tuple[Finding, ...]:
     """Return the findings of a table, in the order of its questions.
 
-    Several datasets answer the study's questions. One dataset, its class pairs, and an experiment
-    each answer questions of their own. If class pairs answer, questions to several datasets that
-    cannot be tested are left out.
+    Several datasets answer the study's questions. One dataset, its class pairs, and an
+    experiment each answer questions of their own. If class pairs answer, questions to several
+    datasets that cannot be tested are left out.
     """
     if fits.one_dataset is not None:
         return tuple(of_one_dataset(fits, fits.one_dataset))

@@ -1,12 +1,12 @@
 """All fits of one results table.
 
-The law (Konz & Mazurowski 2024, Eq. 2) is an upper bound on the test loss L after training on N
-images: log L ≲ −(1/d_data) log N + log K_F + a. Its two parts are fitted separately:
+The law (Konz & Mazurowski 2024, Eq. 2) is an upper bound on the test loss L after training on
+N images: log L ≲ −(1/d_data) log N + log K_F + a. Its two parts are fitted separately:
 
-- Exponent: the slope on log N / d. Every curve has its own intercept, and every dataset and class
-  pair one d.
-- Height: the loss at equal N, on log K_F and 1/d. The term 1/d is separate because the law's proof
-  has (V/N)^(1/d) with an unknown volume V.
+- Exponent: the slope on log N / d. Every curve has its own intercept, and every dataset and
+  class pair one d.
+- Height: the loss at equal N, on log K_F and 1/d. The term 1/d is separate because the law's
+  proof has (V/N)^(1/d) with an unknown volume V.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ class ScalingFits:
         interventions: Results of an experiment; None without one.
         one_dataset: Answers of a table of one dataset; None with several.
         asked_after_seeing: Keys of questions that were asked after somebody had seen the data.
-        sharpness_with_delta: r of log K_F with log δ over class pairs; None without class pairs.
+        sharpness_with_delta: r of log K_F with log δ over class pairs; None without class
+            pairs.
         dependent_datasets: Names of datasets that show the same things, one group each.
     """
 
@@ -298,10 +299,11 @@ def fit_scaling_laws(
 
     Args:
         table: One row per trial, in the columns of ``docs/results-columns.md``.
-        sharpness_policy: What to do if K_F was measured on several scales (side, channels, pixel
-            range): ``refuse`` fits that compare it over datasets, or ``ignore`` the difference.
-        arms: Datasets of an experiment. Changed copies are compared with their own base; all other
-            fits use the base datasets alone.
+        sharpness_policy: What to do if K_F was measured on several scales (side, channels,
+            pixel range): ``refuse`` fits that compare it over datasets, or ``ignore`` the
+            difference.
+        arms: Datasets of an experiment. Changed copies are compared with their own base; all
+            other fits use the base datasets alone.
         explore: Whether to add fits of single models, of single domains, and with d from other
             numbers of neighbors. No answer uses these fits.
         predictions: Stored predictions for each test image, which compare the networks of one

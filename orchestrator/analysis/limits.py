@@ -42,7 +42,8 @@ class SweepFacts:
     """Facts about a sweep that limit its answers and that no results table contains.
 
     Attributes:
-        asked_after_seeing: Keys of questions that were asked after somebody had seen the images.
+        asked_after_seeing: Keys of questions that were asked after somebody had seen the
+            images.
         origins: Origins of images that are not independent, by dataset.
     """
 
@@ -199,7 +200,8 @@ def limits_of_origins(
             cut.append(dataset)
     texts = []
     if cut:
-        # The first remark: a terminal shows as many remarks as fit, and this one is about losses.
+        # The first remark: a terminal shows as many remarks as fit, and this one is about
+        # losses.
         texts.append(
             f"In {len(cut)} of {plural(len(datasets), 'dataset')}, training and test images come "
             "from the same few pictures."

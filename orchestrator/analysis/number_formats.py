@@ -16,8 +16,8 @@ EXACT = 1e7
 HUGE = 1e15
 """Numbers of at least this size are written with a power of ten."""
 SMALL = 1e-4
-"""Numbers below this are written with a power of ten. Values of K_F are larger, so a column of K_F
-has a single notation."""
+"""Numbers below this are written with a power of ten. Values of K_F are larger, so a column of
+K_F has a single notation."""
 SMALLEST_P = 1e-3
 """Smaller p-values are written as ``< 0.001``."""
 MAX_FIGURES = 8

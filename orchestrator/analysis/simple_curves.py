@@ -1,7 +1,7 @@
 """Plain fits of one learning curve, without a prior: a power law, and a power law with a floor.
 
-Both are fitted to log losses by least squares (M1 and M2 of Alabdulmohsin, Neyshabur & Zhai 2022,
-arXiv 2209.06640). The fit with a floor searches a fixed grid of rates and floors.
+Both are fitted to log losses by least squares (M1 and M2 of Alabdulmohsin, Neyshabur & Zhai
+2022, arXiv 2209.06640). The fit with a floor searches a fixed grid of rates and floors.
 """
 
 from __future__ import annotations

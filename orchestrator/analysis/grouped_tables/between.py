@@ -1,12 +1,12 @@
 """Slopes between groups: one effect per unit at equal kinds, and least squares over the effects.
 
 The interval is the wider one of least squares and HC2 (CR2 with one effect per cluster). The
-p-value is the larger one of a permutation of groups and of HC2. For pairs of classes, the interval
-comes from a jackknife over classes. Their p-value is the larger one of the jackknife and of a
-permutation of classes.
+p-value is the larger one of a permutation of groups and of HC2. For pairs of classes, the
+interval comes from a jackknife over classes. Their p-value is the larger one of the jackknife
+and of a permutation of classes.
 
-Effects are means of few rows. They contain a part of the scatter of rows, and with it a part of the
-slope within groups. A claim must also hold after this part is removed.
+Effects are means of few rows. They contain a part of the scatter of rows, and with it a part
+of the slope within groups. A claim must also hold after this part is removed.
 """
 
 from __future__ import annotations
@@ -303,8 +303,8 @@ class EffectsFit:
         plain_error = jackknife_error(float(self.values[place - 1]), refits)
         corrected_variance = estimate.error**2
         if plain_error > 0:
-            # A jackknife error is wide. The usual error is therefore scaled by the factor by which
-            # the correction widens the jackknife error.
+            # A jackknife error is wide. The usual error is therefore scaled by the factor by
+            # which the correction widens the jackknife error.
             corrected_variance *= variance.value / plain_error**2
         corrected = Slope("between", slope.on, value=estimate.slope)
         corrected = corrected.with_variance(Variance(corrected_variance, variance.degrees))

@@ -43,9 +43,9 @@ def fit_attacks(
 ) -> Iterator[AttackFit]:
     """Correlate the loss that attacks add with K_F, over datasets and within domains.
 
-    Added losses and K_F are dataset effects at equal model and train size. p-values are adjusted
-    for the number of attacks and networks. If K_F has several scales, only datasets of the most
-    common scale are used.
+    Added losses and K_F are dataset effects at equal model and train size. p-values are
+    adjusted for the number of attacks and networks. If K_F has several scales, only datasets
+    of the most common scale are used.
 
     Args:
         points: The points.
@@ -108,7 +108,8 @@ def _gain(points: pd.DataFrame, attack: str, model: str, variant: str) -> Attack
 
 def _correlated(points: pd.DataFrame, tried: Sequence[AttackGain]) -> Iterator[AttackFit]:
     """Test all correlations together, and yield the fit of each."""
-    # A dataset without this attack has a missing gain. The test then leaves it out for this attack.
+    # A dataset without this attack has a missing gain. The test then leaves it out for this
+    # attack.
     gains = pd.DataFrame({k: gain.gains for k, gain in enumerate(tried)}).sort_index()
     about = _sharpness_by_dataset(points)
     sharpness = about[LABEL_SHARPNESS][gains.index].to_numpy(dtype=float)
@@ -123,7 +124,8 @@ def _correlated(points: pd.DataFrame, tried: Sequence[AttackGain]) -> Iterator[A
             continue
         num_domains = about[DOMAIN][gain.gains.index].nunique()
         adjusted_p = None if np.isnan(p) else p
-        # The answer reports the largest of several correlations, so intervals are simultaneous.
+        # The answer reports the largest of several correlations, so intervals are
+        # simultaneous.
         critical = None if adjusted_p is None else test.critical
         estimate = Estimate(
             name="r",
@@ -135,7 +137,8 @@ def _correlated(points: pd.DataFrame, tried: Sequence[AttackGain]) -> Iterator[A
             num_resamples=test.num_rearrangements,
             smallest_p=1 / test.num_rearrangements,
         )
-        # Only the largest correlation answers the question, so only it is computed without each.
+        # Only the largest correlation answers the question, so only it is computed without
+        # each.
         if r == largest:
             estimate = replace(estimate, left_out=_without_each(gain, about))
         largest_left_out = None
@@ -155,8 +158,8 @@ def _correlated(points: pd.DataFrame, tried: Sequence[AttackGain]) -> Iterator[A
 def _sharpness_by_dataset(points: pd.DataFrame) -> pd.DataFrame:
     """Return K_F at equal model and N, and the domain, with one row per dataset.
 
-    K_F grows with N. A plain mean would therefore be larger for datasets with larger train sizes.
-    Only if datasets share no train size, the plain mean is returned.
+    K_F grows with N. A plain mean would therefore be larger for datasets with larger train
+    sizes. Only if datasets share no train size, the plain mean is returned.
     """
     rows = points.dropna(subset=[LABEL_SHARPNESS])
     about = rows.groupby(DATASET).agg({LABEL_SHARPNESS: "mean", DOMAIN: "first"})

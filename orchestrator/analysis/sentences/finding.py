@@ -34,7 +34,8 @@ NO_RELATION = "No relation was detected."
 LABEL_SHARPNESS_MEANS = (
     "K_F (label sharpness) is the largest ratio of label difference to distance of two images."
 )
-"""Sentence that explains K_F, in the first answer on K_F: the closest pair of images decides it."""
+"""Sentence that explains K_F, in the first answer on K_F: the closest pair of images decides
+it."""
 DELTA_MEANS = "δ is the mean distance to the nearest image with another label."
 """Sentence that explains δ, in the first answer on δ: all images count, unlike in K_F."""
 SIDES: dict[Alternative, str] = {
@@ -51,12 +52,13 @@ class Finding:
     Attributes:
         question: The question as a person asks it.
         verdict: The table's verdict on the question.
-        sentences: The answer in one or two lines: the estimate, its interval and the adjusted p.
+        sentences: The answer in one or two lines: the estimate, its interval and the adjusted
+            p.
         details: Sentences on the test, its power and the most influential dataset or class.
         notes: Remarks on the numbers of this answer.
         to_add: What to add to a sweep that cannot answer.
-        claim: The supported statement, or the statement that contradicts the expected one. Empty
-            if no effect was detected.
+        claim: The supported statement, or the statement that contradicts the expected one.
+            Empty if no effect was detected.
     """
 
     question: str
@@ -146,7 +148,8 @@ def short_answer(
         name_of_value: Name of the number of the answer, for its value without one replicate.
         replicate: What the interval is over: dataset or class.
         claim: The statement that contradicts the question.
-        if_undecided: First sentence of an undecided answer whose interval includes the null value.
+        if_undecided: First sentence of an undecided answer whose interval includes the null
+            value.
         of_interval: Words between ``95 % interval`` and its bounds.
         against: Words after the adjusted p on the null value.
     """
@@ -223,7 +226,8 @@ def p_sentences(answer: Answer, where: str = "") -> list[str]:
 
     Args:
         answer: The answer.
-        where: Where the other tests of its family are shown, such as `` of this ledger``.
+        where: Words on the place that shows the other tests of the family, such as `` of this
+            ledger``.
     """
     if answer.p_value is None or answer.adjusted_p is None:
         return []
@@ -238,7 +242,8 @@ def p_sentences(answer: Answer, where: str = "") -> list[str]:
 def power_sentence(answer: Answer) -> str:
     """Return how many of 100 such studies would detect the effect; empty if it is unknown.
 
-    If the question has no effect in words, return the slope that 80 of 100 such studies detect.
+    If the question has no effect in words, return the slope that 80 of 100 such studies
+    detect.
     """
     impossible = nothing_detectable(answer.test, answer.num_tests)
     if impossible:

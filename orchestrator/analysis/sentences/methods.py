@@ -1,7 +1,7 @@
 """A paragraph for the methods section of a paper, from the facts of a sweep.
 
-Each sentence states a setting of the sweep or a fact of its stored results. A setting that differs
-between trials is not in the paragraph. The sweep file contains all settings.
+Each sentence states a setting of the sweep or a fact of its stored results. A setting that
+differs between trials is not in the paragraph. The sweep file contains all settings.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def methods_paragraph(
 
     Args:
         plan: The plan of the sweep.
-        records: Stored results by trial id. Results of trials that the plan lacks are not counted.
+        records: Stored results by trial id. Results of trials that the plan lacks are not
+            counted.
         has_groups: Whether the images of a prepared dataset form groups, such as patients.
     """
     done = [records[trial_id] for trial_id in plan.trials_by_id if trial_id in records]

@@ -54,8 +54,8 @@ from search_spaces.errors import plural
 
 FALL_QUESTION = "Did the loss fall with N?"
 MAX_WORST = 3
-"""Number of datasets that the sentence on the highest shares of d_repr above d_data names. It names
-more if further datasets have the same share as the last one."""
+"""Number of datasets that the sentence on the highest shares of d_repr above d_data names. It
+names more if further datasets have the same share as the last one."""
 HELD_EQUAL = {INVERSE_D: "d_data", LOG_SHARPNESS: "K_F", IS_MEDICAL: "domain"}
 """Column of a term -> the property that datasets share if the term is equal."""
 MAX_NAMED_NETWORKS = 4
@@ -82,8 +82,8 @@ class Property:
     Attributes:
         name: Name of the property.
         column: Column of its term in the fit.
-        step: Sentence on two kinds of datasets, with ``{}`` for the factor between their losses
-            and without its full stop.
+        step: Sentence on two kinds of datasets, with ``{}`` for the factor between their
+            losses and without its full stop.
         change: Difference of the term between the two kinds.
         effect: Slope whose power is given; None if there is none.
     """
@@ -379,8 +379,8 @@ def _against_the_law(against_bound: Answer) -> str:
     elif low <= LAW_SLOPE <= high:
         conclusion = "the data are compatible with the law's rate"
         if low <= EXPONENT.null <= high:
-            # An interval that contains 0 and 1 says nothing about the rate, and nothing about the
-            # fall either: single datasets of low d have most of the weight in this b.
+            # An interval that contains 0 and 1 says nothing about the rate, and nothing about
+            # the fall either: single datasets of low d have most of the weight in this b.
             conclusion = "this b is too uncertain to compare with the law's rate"
     return f"Against b = 1, adjusted {adjusted}: {conclusion}."
 
@@ -388,8 +388,8 @@ def _against_the_law(against_bound: Answer) -> str:
 def _above_the_law(fits: ScalingFits) -> str:
     """Return in how many datasets the exponent is above the law's 1, with an exact sign test.
 
-    The sign test gives every dataset the same weight, as the pooled exponent does not. It belongs
-    to no family of tests, so no verdict uses it. It assumes independent datasets.
+    The sign test gives every dataset the same weight, as the pooled exponent does not. It
+    belongs to no family of tests, so no verdict uses it. It assumes independent datasets.
     """
     fit = fits.exponent()
     text = f"b is above 1 in {_of_all_datasets(fit.num_above_bound, len(fit.by_dataset))}"
@@ -555,7 +555,8 @@ def of_representations(fits: ScalingFits) -> Finding:
     notes = []
     by_share = sorted(fit.by_dataset.items(), key=lambda entry: (-entry[1], entry[0]))
     if by_share:
-        # Datasets with the share of the last named one are named too: their order means nothing.
+        # Datasets with the share of the last named one are named too: their order means
+        # nothing.
         _, smallest_named = by_share[:MAX_WORST][-1]
         worst = [(name, part) for name, part in by_share if part >= smallest_named]
         named = listing([f"{name} ({percent(part)})" for name, part in worst])
@@ -596,8 +597,8 @@ def _of_fitted_networks(fit: RepresentationFit, *, counts_above: bool) -> Iterat
 def _of_ratio(fit: RepresentationFit) -> Iterator[str]:
     """Yield the median of d_repr / d_data, and its meaning for the approximate bound.
 
-    The bound d_repr ≲ d_data has no stated tolerance. A count of ratios above 1 is therefore no
-    test of it.
+    The bound d_repr ≲ d_data has no stated tolerance. A count of ratios above 1 is therefore
+    no test of it.
     """
     if fit.median_ratio is None:
         return

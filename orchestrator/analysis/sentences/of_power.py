@@ -31,7 +31,8 @@ def nothing_detectable(test: TTest | LargestCorrelation | None, num_tests: int) 
 def detectable_slope(test: TTest | LargestCorrelation | None, num_tests: int) -> str:
     """Return the slope that 80 of 100 t tests detect; empty if it is unknown.
 
-    A verdict that also needs a small p by resampling detects this slope less often: "at most 80".
+    If the verdict also needs a small p by resampling, it detects this slope less often. The
+    text is then "at most 80".
     """
     if not isinstance(test, TTest):
         return ""

@@ -51,8 +51,8 @@ class FitTable:
         note: Explanation of the columns.
         columns: Name of a column -> its text for a row.
         numeric_from: Index of the first column of numbers.
-        notes_on_rows: Further sentence of the note -> whether it applies to a row. The note has the
-            sentence if it applies to any row.
+        notes_on_rows: Further sentence of the note -> whether it applies to a row. The note
+            has the sentence if it applies to any row.
     """
 
     key: str
