@@ -38,8 +38,8 @@ SILENT_HINT = (
     "again, read its logs, or remove the node from the cluster"
 )
 LAUNCH_FILE = "launch file"
-"""Begin of the names of a launch file's checks. A failure of such a check is a mistake of the user,
-not a problem of the machine."""
+"""Beginning of the names of a launch file's checks. A failure of such a check is a mistake of the
+user, not a problem of the machine."""
 NETWORK_FILE_SYSTEMS = (
     "nfs",
     "nfs4",
@@ -345,7 +345,8 @@ def look_here() -> NodeAnswer:
     """Return the report of the node on which this function runs, as a Ray task."""
     import ray
 
-    # Private: if a Ray lacks this attribute, use the folder of clusters that `ray up` starts.
+    # This attribute is private. If a version of Ray lacks it, use the folder of clusters that
+    # `ray up` starts.
     node: Any = getattr(ray._private.worker, "_global_node", None)
     session = Path(node.get_session_dir_path() if node else "/tmp/ray/session_latest")
     return NodeAnswer(describe_node(), versions_here(), writable_bytes(session))

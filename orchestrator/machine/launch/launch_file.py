@@ -1,7 +1,8 @@
 """Checks of a launch file for ``ray up``, before machines start that cost money.
 
-The checks use Ray's schema and botocore's validation. They also detect mistakes that these miss:
-unfilled places, missing files, open ports, too many rights, and nodes and disks that stay.
+The checks use Ray's schema and botocore's validation. They also detect mistakes that both miss:
+placeholders that nobody has filled in, missing files, open ports, too many permissions, and nodes
+and disks that remain after the end of the cluster.
 """
 
 from __future__ import annotations
