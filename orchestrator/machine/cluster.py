@@ -103,8 +103,8 @@ class _HeadAddress:
         if "://" in address or not host or not is_port:
             raise ConfigError(
                 f"`--address {address}` is not the host:port of the head node of a Ray cluster",
-                hint="Use `--address auto` on the head node itself, or submit the command with "
-                "`ray job submit` from another machine",
+                hint="Use `--address auto` on the head node itself, or submit the command "
+                "with `ray job submit` from another machine",
             )
         # An IPv6 address may be in brackets, which a socket does not accept.
         return cls(host.removeprefix("[").removesuffix("]"), int(port))
@@ -353,8 +353,8 @@ def _private_cluster(ray: Any, mps: PrivateMps | None = None, **settings: Any) -
                 if not is_busy or attempt == START_ATTEMPTS:
                     raise SetupError(
                         f"Ray did not start on this machine: {reason}",
-                        hint="If the machine is busy, end other programs and run the same command "
-                        "again. Run `isweep doctor` to look for other causes",
+                        hint="If the machine is busy, end other programs and run the same "
+                        "command again. Run `isweep doctor` to look for other causes",
                     ) from error
                 log.warning("Ray is started again: %s", reason)
             else:
@@ -400,8 +400,8 @@ def _connect_to_running(ray: Any, typed_address: str, **settings: Any) -> Any:
         # Ray's message mentions a missing token. A refused token is only in the error's cause.
         if "InvalidAuthToken" in f"{error!r} {error.__cause__!r}":
             raise SetupError(
-                f"The Ray cluster at {typed_address} refused this machine's token, or this machine "
-                "has no token",
+                f"The Ray cluster at {typed_address} refused this machine's token, or this "
+                "machine has no token",
                 hint=token_hint,
             ) from None
         if isinstance(error, ray.exceptions.AuthenticationError):

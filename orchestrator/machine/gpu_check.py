@@ -151,10 +151,10 @@ def _rates_together(bench: Bench, model: str, number: int) -> tuple[list[float],
             _start_part("rate", bench.device.type, bench.graphs, model, str(folder / str(index)))
             for index in range(number)
         ]
-        deadline = time.monotonic() + PAIR_TIMEOUT_S
+        start_s = time.monotonic()
         try:
-            _release(processes, folder, deadline)
-            answers = [_answer(process, deadline - time.monotonic()) for process in processes]
+            _release(processes, folder, start_s + PAIR_TIMEOUT_S)
+            answers = [_answer(process, start_s, PAIR_TIMEOUT_S) for process in processes]
         finally:
             _end_together(processes)
     error = next((error for _, error in answers if error), "")
@@ -259,8 +259,8 @@ def check(gpu: Gpu | None, folder: Path, say: Callable[[str], None]) -> tuple[Pa
                 result = run_part(part, device, record["parts"])
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"The check was stopped. Its results so far are in {unfinished}. The same command "
-                "starts again from the first part."
+                f"The check was stopped. Its results so far are in {unfinished}. The same "
+                "command starts again from the first part."
             ) from None
         record["parts"][part] = result
         write_atomic(unfinished, json.dumps(record, indent=1).encode())
@@ -301,7 +301,7 @@ def run_part(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, An
         graphs = earlier.get("correctness", {}).get("values", {}).get("graphs", [])
         process = _start_part(part, device, graphs)
         try:
-            values, error = _answer(process, _timeout_s(part))
+            values, error = _answer(process, time.monotonic(), _timeout_s(part))
         finally:
             end_part(process)
     error = error or "; ".join(values.get("fails", ()))
@@ -338,14 +338,22 @@ def _timeout_s(part: str) -> float:
     return PART_TIMEOUT_S + extra_s_by_part.get(part, 0.0)
 
 
-def _answer(process: subprocess.Popen[str], timeout_s: float) -> tuple[dict[str, Any], str]:
+def _answer(
+    process: subprocess.Popen[str], start_s: float, timeout_s: float
+) -> tuple[dict[str, Any], str]:
     """Wait for a process; return its values, and the reason if it failed or took too long.
 
     A process that took too long still runs.
+
+    Args:
+        process: the process.
+        start_s: start of the time limit, in seconds of the monotonic clock.
+        timeout_s: seconds from this start in which the process must end.
     """
     error = ""
     try:
-        output, error_output = process.communicate(timeout=max(0.0, timeout_s))
+        left_s = start_s + timeout_s - time.monotonic()
+        output, error_output = process.communicate(timeout=max(0.0, left_s))
     except subprocess.TimeoutExpired as late:
         output = (late.stdout or b"").decode()
         error_output = ""

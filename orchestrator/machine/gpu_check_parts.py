@@ -197,8 +197,8 @@ def context(bench: Bench) -> Measurements:
     if largest > CONTEXT_BYTES:
         yield (
             "note",
-            f"a process uses {largest / 2**30:.2f} GiB besides its tensors. Plans and runs use "
-            f"this number instead of {CONTEXT_BYTES / 2**30:.2f} GiB",
+            f"a process uses {largest / 2**30:.2f} GiB besides its tensors. Plans and runs "
+            f"use this number instead of {CONTEXT_BYTES / 2**30:.2f} GiB",
         )
 
 

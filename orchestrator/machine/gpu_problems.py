@@ -203,9 +203,9 @@ def _slices_hint(slices: tuple[str, ...]) -> str:
         value = "MIG-...,MIG-..."
         number = "NUMBER"
     return (
-        f"{hint}Before you start isweep on that node, type `export CUDA_VISIBLE_DEVICES={value}`. "
-        "If you start Ray there yourself, type this line before `ray start`, and add "
-        f"`--num-gpus={number}`. Set `resources.num_gpus: 1`"
+        f"{hint}Before you start isweep on that node, type `export "
+        f"CUDA_VISIBLE_DEVICES={value}`. If you start Ray there yourself, type this line "
+        f"before `ray start`, and add `--num-gpus={number}`. Set `resources.num_gpus: 1`"
     )
 
 
@@ -256,11 +256,11 @@ def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Itera
         if node.is_wsl:
             # nvidia-smi in Linux counts the memory of Windows, but does not list its programs.
             end_others = (
-                "Close programs in Windows that use the GPU: the Task Manager shows them on the "
-                "tab Details in the column `Dedicated GPU memory`"
+                "Close programs in Windows that use the GPU: the Task Manager shows them on "
+                "the tab Details in the column `Dedicated GPU memory`"
             )
         yield Problem(
-            f": other processes use {gpu.held_bytes / 2**30:.1f} of {gpu.memory_gib:.1f} GiB, but "
-            f"the largest trial needs up to {needed / 2**30:.1f} GiB",
+            f": other processes use {gpu.held_bytes / 2**30:.1f} of {gpu.memory_gib:.1f} GiB, "
+            f"but the largest trial needs up to {needed / 2**30:.1f} GiB",
             f"{end_others}. Or {hide}",
         )

@@ -80,8 +80,8 @@ class PrivateMps:
             if problem:
                 stack.close()
                 self.note(
-                    f"NVIDIA's MPS did not start: {problem}. The sweep continues without MPS. To "
-                    "avoid this attempt, set `resources.mps: never`"
+                    f"NVIDIA's MPS did not start: {problem}. The sweep continues without MPS. "
+                    "To avoid this attempt, set `resources.mps: never`"
                 )
             else:
                 self.folder = folder
@@ -114,8 +114,8 @@ class PrivateMps:
         self.no_new_clients = True
         mark_stopped(self.folder)
         self.note(
-            f"New trials of this run do not use NVIDIA's MPS any more: {reason}. With MPS, this "
-            "can also end other trials on the same GPU. isweep retries these trials. "
+            f"New trials of this run do not use NVIDIA's MPS any more: {reason}. With MPS, "
+            "this can also end other trials on the same GPU. isweep retries these trials. "
             f"{consequence}"
         )
 

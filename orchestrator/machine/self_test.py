@@ -192,8 +192,8 @@ class Arithmetic:
         subject = f"{self.model} in {self.precision}"
         if not abs(self.loss - self.cpu_loss) <= limits.loss:
             return (
-                f"{subject}: the first loss is {self.loss:.4f}, but {self.cpu_loss:.4f} on the CPU "
-                f"(largest allowed difference {limits.loss:.4f})"
+                f"{subject}: the first loss is {self.loss:.4f}, but {self.cpu_loss:.4f} on "
+                f"the CPU (largest allowed difference {limits.loss:.4f})"
             )
         if not self.cosine >= limits.cosine:
             return (
@@ -202,8 +202,8 @@ class Arithmetic:
             )
         if not limits.least_ratio <= self.norm_ratio <= limits.largest_ratio:
             return (
-                f"{subject}: the first gradient is {self.norm_ratio:.3f} times as long as on the "
-                f"CPU ({limits.least_ratio:g} to {limits.largest_ratio:g} is allowed)"
+                f"{subject}: the first gradient is {self.norm_ratio:.3f} times as long as on "
+                f"the CPU ({limits.least_ratio:g} to {limits.largest_ratio:g} is allowed)"
             )
         return ""
 
@@ -268,8 +268,9 @@ class TrainingComparison:
         ):
             if difference.exceeds(least_noise):
                 return (
-                    f"{self.model}: captured graphs change a {name} by {difference.graphs:.1e}; "
-                    f"two plain trainings differ by {difference.noise:.1e}"
+                    f"{self.model}: captured graphs change a {name} by "
+                    f"{difference.graphs:.1e}; two plain trainings differ by "
+                    f"{difference.noise:.1e}"
                 )
         return ""
 

@@ -149,14 +149,15 @@ def check_numbers(network: NetworkSpec, num_threads: int) -> str:
         raise UnusableGpuError.of(
             gpu_and_node(gpu.uuid),
             f"it is unknown whether {gpu.name} computes correctly: {verdict.unchecked}",
-            "The next trial on this GPU repeats the self-test. If the self-test takes too long, "
-            "end other programs, or raise resources.num_cpus. If it fails, run `isweep gpu-check`",
+            "The next trial on this GPU repeats the self-test. If the self-test takes too "
+            "long, end other programs, or raise resources.num_cpus. If it fails, run `isweep "
+            "gpu-check`",
         )
     if not verdict.plain_because:
         return ""
     note = (
-        f"Trials on {gpu.uuid} ({gpu.name}) of node {socket.gethostname()} use plain steps instead "
-        f"of captured graphs: {verdict.plain_because}"
+        f"Trials on {gpu.uuid} ({gpu.name}) of node {socket.gethostname()} use plain steps "
+        f"instead of captured graphs: {verdict.plain_because}"
     )
     log.warning("%s", note)
     return note
@@ -169,8 +170,8 @@ def _wrong_gpu(gpu: GpuInUse, verdict: KeptVerdict) -> UnusableGpuError:
     if verdict.doubt:
         reason = f"{gpu.name} computed wrongly once: {verdict.wrong}. But {verdict.doubt}"
         hint = (
-            "isweep does not use a GPU that computed wrongly even once. Heat, overclocking or a "
-            "defect may be the cause: check the GPU's temperature, remove overclocking, and "
+            "isweep does not use a GPU that computed wrongly even once. Heat, overclocking or "
+            "a defect may be the cause: check the GPU's temperature, remove overclocking, and "
             "restart the machine"
         )
     return UnusableGpuError.of(
@@ -200,8 +201,8 @@ def check_computes() -> None:
         raise UnusableGpuError.of(
             gpu_and_node(torch_gpus.gpu_in_use().uuid),
             str(error).splitlines()[0],
-            "Run `nvidia-smi` there to see the state of the GPU. Reset the GPU, or hide it with "
-            "CUDA_VISIBLE_DEVICES",
+            "Run `nvidia-smi` there to see the state of the GPU. Reset the GPU, or hide it "
+            "with CUDA_VISIBLE_DEVICES",
         ) from error
 
 
@@ -223,8 +224,8 @@ def check_gpu(precision: str) -> None:
         explanation = f" ({reason})" if reason else ""
         raise UnusableGpuError.of(
             gpu_and_node(),
-            f"the NVIDIA driver is {driver or 'absent'}, and torch {torch.__version__} was built "
-            f"for CUDA {cuda or 'none'}{explanation}",
+            f"the NVIDIA driver is {driver or 'absent'}, and torch {torch.__version__} was "
+            f"built for CUDA {cuda or 'none'}{explanation}",
             f"{hint}, or run with --device cpu",
         )
     if precision != "bfloat16":
@@ -234,10 +235,10 @@ def check_gpu(precision: str) -> None:
         gpu = torch_gpus.gpu_in_use()
         raise UnusableGpuError.of(
             gpu_and_node(gpu.uuid),
-            f"the recipe needs bfloat16, which {gpu.name} with compute capability {capability} "
-            "does not have",
-            "Remove nodes with such GPUs from the cluster, or choose a recipe with `precision: "
-            "float32`",
+            f"the recipe needs bfloat16, which {gpu.name} with compute capability "
+            f"{capability} does not have",
+            "Remove nodes with such GPUs from the cluster, or choose a recipe with "
+            "`precision: float32`",
             device_lost=False,
         )
 

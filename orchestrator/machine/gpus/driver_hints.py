@@ -26,14 +26,14 @@ cudaErrorStubLibrary, of a dead MPS server, and of cudaErrorSystemNotReady."""
 
 
 WSL_DRIVER_HINT = (
-    ". Linux runs inside Windows (WSL), so install the driver in Windows, and none in Linux. Then "
-    "type `wsl --shutdown` in Windows"
+    ". Linux runs inside Windows (WSL), so install the driver in Windows, and none in Linux. "
+    "Then type `wsl --shutdown` in Windows"
 )
 """WSL uses the driver of Windows. A driver in Linux would hide it (NVIDIA, "CUDA on WSL User
 Guide", section "Getting Started with CUDA on WSL")."""
 WSL_PACKAGES_HINT = (
-    ". Linux runs inside Windows (WSL): if a package of NVIDIA's driver is installed in Linux, "
-    "remove this package, because it hides the driver of Windows"
+    ". Linux runs inside Windows (WSL): if a package of NVIDIA's driver is installed in "
+    "Linux, remove this package, because it hides the driver of Windows"
 )
 
 
@@ -57,7 +57,11 @@ def driver_hint(
     for words, hint in HINTS_BY_WORDS.items():
         if words in reason:
             return hint
-    wsl_driver_hint = WSL_DRIVER_HINT if is_wsl else ""
+    wsl_driver_hint = ""
+    wsl_packages_hint = ""
+    if is_wsl:
+        wsl_driver_hint = WSL_DRIVER_HINT
+        wsl_packages_hint = WSL_PACKAGES_HINT
     if not driver:
         return f"Install NVIDIA's driver{wsl_driver_hint}"
     if not cuda:
@@ -66,14 +70,13 @@ def driver_hint(
     cuda_major = int(cuda.partition(".")[0])
     needed_branch = OLDEST_DRIVER_BRANCH.get(cuda_major, 0)
     if branch >= needed_branch:
-        packages_hint = WSL_PACKAGES_HINT if is_wsl else ""
         return (
             "Run `nvidia-smi`, and correct the error that it prints. The driver is new enough"
-            f"{packages_hint}"
+            f"{wsl_packages_hint}"
         )
     hint = (
-        f"Install a driver of branch {needed_branch} or later for CUDA {cuda} (the present one is "
-        f"{driver})"
+        f"Install a driver of branch {needed_branch} or later for CUDA {cuda} (the present "
+        f"one is {driver})"
     )
     # The capability 0 is unknown.
     has_cu126_kernels = (
@@ -81,8 +84,8 @@ def driver_hint(
     )
     if branch >= OLDEST_DRIVER_BRANCH[12] and has_cu126_kernels:
         hint += (
-            f", or install torch {LAST_CU126_TORCH} or earlier from PyTorch's cu126 wheels, which "
-            "work with the present driver"
+            f", or install torch {LAST_CU126_TORCH} or earlier from PyTorch's cu126 wheels, "
+            "which work with the present driver"
         )
         if not capability:
             hint += ". These wheels do not support RTX 50 and B200"

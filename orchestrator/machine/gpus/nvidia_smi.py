@@ -89,11 +89,13 @@ def slices_and_whole_gpus() -> list[str]:
 
     The list is empty if the machine has no slices.
     """
-    slices = slice_uuids()
-    if not slices:
+    uuids = slice_uuids()
+    if not uuids:
         return []
-    rows = query("uuid,mig.mode.current")
-    return slices + [uuid for uuid, mig_mode in rows if mig_mode != "Enabled"]
+    for uuid, mig_mode in query("uuid,mig.mode.current"):
+        if mig_mode != "Enabled":
+            uuids.append(uuid)
+    return uuids
 
 
 def slice_uuids() -> list[str]:

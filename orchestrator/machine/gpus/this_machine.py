@@ -74,7 +74,7 @@ def gpus_here() -> list[Gpu]:
     if is_logical() or ids == []:
         return []
     fields = "name,uuid,memory.total,mig.mode.current"
-    rows = [_ListedGpu(*values) for values in nvidia_smi.query(fields)]
+    rows = list(map(_ListedGpu._make, nvidia_smi.query(fields)))
     if not rows and not nvidia_smi.has_devices():
         return []
     gpus = _from_nvidia_smi(rows, ids)
@@ -99,12 +99,16 @@ def _from_nvidia_smi(rows: list[_ListedGpu], ids: list[str] | None) -> list[Gpu]
         ids: numbers or UUIDs of the visible GPUs; None stands for all GPUs.
 
     Returns:
-        The GPUs. None if torch must describe them: a row is not complete, or there are numbers and
-        several models of GPU.
+        The GPUs. None if torch must describe them: there are no rows, a row is not complete, or
+        there are numbers and several models of GPU.
     """
-    if not rows or not all(row.is_complete for row in rows):
+    gpus = []
+    for row in rows:
+        if not row.is_complete:
+            return None
+        gpus.append(row.as_gpu())
+    if not gpus:
         return None
-    gpus = [row.as_gpu() for row in rows]
     if ids is None:
         return gpus
     num_models = len({gpu.name for gpu in gpus})
@@ -145,8 +149,8 @@ def check_driver() -> None:
         raise ConfigError(
             f"CUDA_VISIBLE_DEVICES={value} contains a GPU that this machine does not have, or "
             "contains the same GPU twice",
-            hint=f"Set the variable to numbers or UUIDs from this list: {gpus}. To use all GPUs, "
-            "unset the variable. To run on CPUs, set the variable to an empty value",
+            hint=f"Set the variable to numbers or UUIDs from this list: {gpus}. To use all "
+            "GPUs, unset the variable. To run on CPUs, set the variable to an empty value",
         )
     version = nvidia_smi.driver_version()
     driver = f"driver {version}" if version else "driver"
@@ -156,8 +160,8 @@ def check_driver() -> None:
     raise SetupError(
         f"This machine has a GPU, but NVIDIA's {driver} does not answer: nvidia-smi: "
         f"{listing.error or 'no GPU is listed'}",
-        hint=f"{restart}. In a container, request the driver capabilities compute,utility. To run "
-        "on CPUs, set CUDA_VISIBLE_DEVICES=",
+        hint=f"{restart}. In a container, request the driver capabilities compute,utility. To "
+        "run on CPUs, set CUDA_VISIBLE_DEVICES=",
     )
 
 

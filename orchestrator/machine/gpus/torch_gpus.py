@@ -118,11 +118,13 @@ def print_gpus() -> None:
     # counts the GPUs that NVML lists.
     num_gpus = 0 if torch_message else torch.cuda.device_count()
     gpus = []
+    has_slices = False
     for index in range(num_gpus):
         properties = torch.cuda.get_device_properties(index)
         uuid = _uuid(properties)
         state = rows_by_uuid.get(uuid, _GpuState(uuid))
         is_slice = "MIG" in properties.name or state.mig_mode == "Enabled"
+        has_slices = has_slices or is_slice
         held_bytes = bytes_held_in_slice
         if state.used_mib.isdigit() and not is_slice:
             held_bytes = int(state.used_mib) * nvidia_smi.MIB
@@ -139,9 +141,7 @@ def print_gpus() -> None:
             has_kernels=_has_kernels(capability, torch.cuda.get_arch_list()),
         )
         gpus.append(asdict(gpu))
-    slices = []
-    if any(gpu["mig"] for gpu in gpus):
-        slices = nvidia_smi.slices_and_whole_gpus()
+    slices = nvidia_smi.slices_and_whole_gpus() if has_slices else []
     fields = {
         "gpus": gpus,
         "slices": slices,

@@ -30,8 +30,8 @@ COMPARE_HINT = (
 )
 TOKEN_HINT = 'Make a token with the commands under "Tokens" in docs/cluster.md'
 SECRET_HINT = (
-    "Remove the secret from this file. With file_mounts, copy the secret to the nodes as a file "
-    "of mode 600. Or give the machine a role"
+    "Remove the secret from this file. With file_mounts, copy the secret to the nodes as a "
+    "file of mode 600. Or give the machine a role"
 )
 WHEEL_HINT = "Run `make wheel`"
 MAX_FILE_BYTES = 100_000

@@ -643,6 +643,7 @@ def test_every_mig_slice_is_described_with_the_memory_that_others_use(
         (gpu.uuid, gpu.memory_gib, gpu.held_bytes / 2**30, gpu.processors) for gpu in node.gpus
     ]
     assert described == [("MIG-1", 39, 0, 42), ("MIG-2", 9.5, 3, 14)]
+    assert node.slices == ("MIG-1", "MIG-2")
     (problem,) = gpu_problems.gpu_problems(node, needed=8 * 2**30)
     assert problem.text == (
         "node a: NVIDIA A100-SXM4-80GB MIG 1g.10gb MIG-2: other processes use 3.0 of "
