@@ -4,14 +4,14 @@ The test has two parts.
 
 1. **Arithmetic.** Compare the first loss and the first gradient of all weights with float32 on the
    CPU. All trainings on a GPU use the same kernels, so only another device can reveal a wrong
-   kernel. A GPU that fails this part must not be used. Then the comparison is repeated with a new
-   copy of the network. If the GPU passes the second comparison, it still must not be used, but the
-   verdict contains this doubt.
+   kernel. If the GPU fails, the comparison is repeated with a new copy of the network. A GPU that
+   has failed must not be used, even if it passes the second comparison. The verdict then contains
+   this doubt.
 2. **Graphs.** Train the network three times from the same start: without CUDA graphs (plain
    steps), with CUDA graphs, and without them again. The two plain trainings show how much the GPU
    varies between equal trainings. If the training with graphs differs by more, the three trainings
-   are repeated, and the differences of both samples count. If graphs still differ by more, or if
-   they fail or are slower, trials use plain steps.
+   are repeated, and the largest differences of both repetitions count. If graphs still differ by
+   more, or if graphs fail or are slower, trials use plain steps.
 
 ``python -m orchestrator.machine.self_test DEVICE CASE`` runs the test in a separate process,
 because a failed capture can end the process. If the GPU passes the first part, the command prints
