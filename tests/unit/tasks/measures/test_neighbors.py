@@ -155,7 +155,7 @@ def test_duplicates_are_found_exactly(dtype, num_features):
     rows[[5, 30]] = rows[2]
     row_check = check_rows(ArraySource(rows), np.arange(40))
     expected = [next(j for j in range(40) if (rows[j] == rows[i]).all()) for i in range(40)]
-    assert row_check.distinct_rows.tolist() == sorted(set(expected))
+    assert row_check.distinct_rows().tolist() == sorted(set(expected))
     assert set(row_check.conflicts) == {
         (i, first) for i, first in enumerate(expected) if i != first
     }
