@@ -44,8 +44,8 @@ def similar_class_flags(num_images: Mapping[str, int]) -> dict[str, int]:
     pairs = list(_similar_pairs(sorted(num_images)))
     for pair in pairs[:MAX_NAMED]:
         rare, common = sorted(pair, key=num_images.__getitem__)
-        counts = [plural(num_images[name], "image") for name in (rare, common)]
-        names = f"{rare!r} ({counts[0]}) and {common!r} ({counts[1]})"
+        rare_text = f"{rare!r} ({plural(num_images[rare], 'image')})"
+        names = f"{rare_text} and {common!r} ({plural(num_images[common], 'image')})"
         option = f"--label-map {quote(f'{rare}={common}')}"
         flags[f"similar class names {names}; if they are one class, set label_map ({option})"] = (
             num_images[rare] + num_images[common]
@@ -59,7 +59,7 @@ def _similar_pairs(names: list[str]) -> Iterator[tuple[str, str]]:
     """Yield the pairs of names that differ in one word, by one letter or by the plural."""
     words_by_name = {}
     for name in names:
-        words_by_name[name] = [word.casefold() for word in WORD_BORDER.split(name)]
+        words_by_name[name] = list(map(str.casefold, WORD_BORDER.split(name)))
     for first, second in combinations(names, 2):
         words = words_by_name[first]
         other_words = words_by_name[second]

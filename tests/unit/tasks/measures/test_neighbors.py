@@ -178,5 +178,5 @@ def test_rows_with_equal_keys_are_compared_without_loading_all_of_them(monkeypat
     assert dict(checked_rows.conflicts) == {
         i: first_row for i, first_row in enumerate(expected) if i != first_row
     }
-    assert checked_rows.distinct_rows.tolist() == sorted(set(expected))
+    assert checked_rows.distinct_rows().tolist() == sorted(set(expected))
     assert peak_bytes < rows.nbytes / 5
