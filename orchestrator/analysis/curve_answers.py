@@ -483,6 +483,7 @@ def _needed_images(curve: LearningCurve, target: float, assurance: float) -> Nee
     reachable = curve.probability_met(target, LARGEST_TRAIN_SIZE)
     return NeededImages(
         assured=curve.size_for(target, assurance=assurance),
+        # The median of the N of those curves that reach the target at all.
         middle=curve.size_for(target, assurance=reachable / 2, limit=np.inf),
         low=curve.size_for(target, assurance=TAIL, limit=np.inf),
         high=curve.size_for(target, assurance=1 - TAIL, limit=np.inf),
@@ -602,6 +603,8 @@ def chance_level(rows: pd.DataFrame, metric: Metric) -> ChanceLevel | None:
     num_classes = int(class_counts.max()) if len(class_counts) else 2
     level = score_of_guessing(metric, num_classes)
     for gain, margin in _gains_over_guessing(rows, metric, level):
+        # A score far worse than guessing between the assumed two classes is no chance level
+        # either: there are more classes.
         if gain > margin or (is_assumed and abs(gain) > margin):
             return None
     return ChanceLevel(level, num_classes, is_assumed)
@@ -710,6 +713,7 @@ def _measured_assurance(curves: Sequence[CurveAnswer]) -> list[str]:
         # enough.
         if curve.images is not None and curve.largest_size < curve.images.assured < np.inf:
             sizes.append(len(curve.points))
+    # Shorter curves than in the benchmark get its value for the shortest ones.
     num_sizes = max(min(sizes, default=max(MEASURED_ASSURANCE) + 1), min(MEASURED_ASSURANCE))
     if num_sizes not in MEASURED_ASSURANCE:
         return []
@@ -728,6 +732,7 @@ def _chance_margin(level: float, metric: Metric, tested: Iterable[float]) -> flo
     # At chance level an AUROC of balanced classes has a variance of about 1/(3 n).
     variance = 1 / (3 * num_test_images) if metric == "auroc" else (1 - level) * level
     if metric != "auroc":
+        # The accuracy of guessing is a mean of independent images.
         variance /= num_test_images
     return float(CHANCE_STANDARD_ERRORS * np.sqrt(variance))
 
@@ -767,6 +772,7 @@ def score_text(score: float, metric: Metric) -> str:
     """Return a score with three figures, or with as many as separate it from a perfect score."""
     text = number(score)
     if metric in RISING_METRICS and text == "1" and score < 1:
+        # 0.99996 needs five decimals, because four would print 1.0000.
         num_decimals = math.ceil(-math.log10(1 - score))
         if num_decimals <= MAX_DECIMALS:
             return f"{score:.{num_decimals}f}"

@@ -416,6 +416,8 @@ def _expected_scores(rows: pd.DataFrame, metric: Metric) -> list[float]:
 def _rounded_below(lowest: float, expected: float) -> float | None:
     """Return the expected errors with one or two digits; None if they are not the lowest."""
     for digits in (1, 2):
+        # A round target is easier to remember, but it must still be better than the best so
+        # far.
         rounded = float(f"{expected:.{digits - 1}e}")
         if 0 < rounded < lowest:
             return rounded
@@ -474,6 +476,7 @@ def robustness_by_size(rows: pd.DataFrame) -> tuple[RobustnessAtSize, ...]:
     ]
     if not columns:
         return ()
+    # Of several attacks with the largest epsilon, the one that adds most loss.
     strongest = max(columns, key=lambda column: (column.epsilon, rows[column.name].mean()))
     means = rows.groupby([MODEL, TRAIN_SIZE])[strongest.name].mean().dropna().reset_index()
     gains = []

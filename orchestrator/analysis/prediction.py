@@ -224,6 +224,7 @@ def size_for(curve: GrowthCurve, target: float) -> tuple[float, OpenInterval | N
         NoPredictionError: If the loss does not fall with N, if it does not reach the target,
             or if it is below the target at every N.
     """
+    # The expected log loss is linear in log N, so two sizes give the whole line.
     first, last = (curve.at(size)[0] for size in (1.0, LARGEST_TRAIN_SIZE))
     slope = (last - first) / np.log(LARGEST_TRAIN_SIZE)
     if slope >= 0:
@@ -263,6 +264,7 @@ def _first_below(
         return None
     after = int(is_reached.argmax())
     before = after - 1
+    # Linear interpolation of log loss over log N.
     share = above[before] / (above[before] - above[after])
     return float(sizes[before] * (sizes[after] / sizes[before]) ** share)
 
@@ -286,6 +288,7 @@ def advice(curve: GrowthCurve, train_size: float) -> list[str]:
         # images.
         first = smallest if num_points == 1 else min(smallest, last / 2)
         sizes = np.geomspace(first, last, num_points)
+        # Any loss will do: the width of the interval does not depend on it.
         pilot = [PilotPoint(size, 1.0) for size in sizes]
         better = GrowthCurve(curve.growth, curve.d_data, curve.label_sharpness, pilot)
         gained = better.shorter(train_size)
