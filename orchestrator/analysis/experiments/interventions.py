@@ -267,8 +267,7 @@ def _changes_of_arm(
         world=arm.world,
         name=arm.name,
         moves=arm.moves,
-        # A change of the response is divided by the change of K_F. Controls change no
-        # property.
+        # A change of the response is divided by the change of K_F, if the arm changes K_F.
         by=gate.sharpness_moved if arm.moves == "sharpness" else 1.0,
         at_chance=reaches(start[OF_CHANCE_LOSS], 1.0),
     )

@@ -112,15 +112,19 @@ def _subsets(plan: SweepPlan, has_groups: bool) -> Iterator[str]:
     if _has_faults(subsets):
         # Each of the following sentences is wrong for some fault of the released code.
         return
-    yield (
-        "Training sets are stratified by class and nested: a larger training set contains the "
-        "smaller ones."
-    )
+    has_sizes = len(train_sizes) > 1
+    if has_sizes:
+        yield (
+            "Training sets are stratified by class and nested: a larger training set contains the "
+            "smaller ones."
+        )
+    else:
+        yield "Training sets are stratified by class."
     test_sizes = _distinct(subsets, "test_size")
     if len(test_sizes) == 1:
-        yield (
-            f"Each test set has {test_sizes[0]:,} other images. It is the same for all train sizes."
-        )
+        yield f"Each test set has {test_sizes[0]:,} other images."
+        if has_sizes:
+            yield "The test set of a dataset is the same for all train sizes."
     if has_groups:
         yield (
             "Where images form groups, such as patients, no group is in both training and test set."
@@ -166,8 +170,10 @@ def _settings(trials: Sequence[TrialSpec]) -> Iterator[str]:
         for model, settings in settings_by_model.items():
             yield f"The network {model} was trained {settings.pop()}."
     else:
-        recipes = ", ".join(_distinct(trials, "network.recipe.name"))
-        yield f"The settings of the training differ between trials (isweep's recipes {recipes})."
+        names = _distinct(trials, "network.recipe.name")
+        noun = "recipe" if len(names) == 1 else "recipes"
+        recipes = f"isweep's {noun} {', '.join(names)}"
+        yield f"The settings of the training differ between trials ({recipes})."
 
 
 def _settings_of(recipe: RecipeSpec) -> str:
@@ -230,7 +236,7 @@ def _parameters(attacks: AttackSpec, method: str) -> str:
 
 def _computation(num_planned: int, done: Sequence[TrialRecord]) -> Iterator[str]:
     """Yield sentences on the number of results, and on the software and devices."""
-    yield f"Of {num_planned:,} planned trainings, {len(done):,} have a result."
+    yield f"Results exist for {len(done):,} of {plural(num_planned, 'planned training')}."
     if done:
         versions = ", ".join(sorted(_distinct(done, "provenance.code_version")))
         torch_versions = set()
