@@ -88,8 +88,8 @@ class Prediction:
         if self.shorter is not None:
             comparison = "shorter" if self.shorter >= 0 else "longer"
             lines.append(
-                f"The interval is {abs(self.shorter):.0%} {comparison} than without d_data, K_F "
-                "and a pilot."
+                f"The interval is {abs(self.shorter):.0%} {comparison} than without d_data, "
+                "K_F and a pilot."
             )
         if self.warning:
             lines.append(f"Beware: {self.warning}.")
@@ -324,8 +324,8 @@ def _measures_doubt(growth: Growth, curve: GrowthCurve, are_comparable: bool) ->
         ]
     if not growth.plain.log_scores:
         return [
-            "there are too few datasets to test whether d_data and K_F improve predictions, so "
-            "neither is used"
+            "there are too few datasets to test whether d_data and K_F improve predictions, "
+            "so neither is used"
         ]
     return [
         "d_data and K_F do not improve the predictions for left-out datasets, so they are not used"
@@ -365,14 +365,14 @@ def _pilot_doubts(growth: Growth, points: Sequence[PilotPoint]) -> list[str]:
     if far_sizes:
         sizes = ", ".join(far_sizes)
         doubts.append(
-            f"the pilot's train size {sizes} is far from the sweep's train sizes {number(low)} to "
-            f"{number(high)}"
+            f"the pilot's train size {sizes} is far from the sweep's train sizes {number(low)} "
+            f"to {number(high)}"
         )
     if at_chance:
         losses = ", ".join(at_chance)
         doubts.append(
-            f"the pilot's test loss {losses} is at chance level or above, so it hardly improves "
-            "the prediction"
+            f"the pilot's test loss {losses} is at chance level or above, so it hardly "
+            "improves the prediction"
         )
     if points and points[-1].test_loss > points[0].test_loss:
         doubts.append("the pilot's test loss rises with its train size")
