@@ -285,7 +285,7 @@ def _with_numbers(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
 
 
 def _numbers(cells: pd.Series) -> tuple[pd.Series, dict[str, pd.Series]]:
-    """Return a column as float64, and for each reason, which of its values are unusable."""
+    """Return a column as float64, and a mask of its unusable values for each reason."""
     name = str(cells.name)
     values = pd.to_numeric(cells.mask(_is_boolean(cells)), errors="coerce").astype(float)
     is_no_number = (values.isna() & cells.notna()).to_numpy(copy=True)
