@@ -221,13 +221,13 @@ def _mark_damaged_predictions(sweep: _SweepRun) -> None:
     losses = sweep.stored.mark_damaged_predictions(sweep.workspace.plan.trials_by_id)
     if losses.num_from_weights:
         sweep.monitor.note(
-            "Predictions that are missing or damaged are computed again from stored weights: "
+            "isweep computes missing or damaged predictions again from stored weights, for "
             f"{plural(losses.num_from_weights, 'trial')}"
         )
     if losses.num_retrained:
         sweep.monitor.note(
-            "Trials whose predictions are missing or damaged, and whose weights are not stored or "
-            f"also damaged, are trained again: {losses.num_retrained}"
+            f"isweep trains {plural(losses.num_retrained, 'trial')} again, because predictions are "
+            "missing or damaged and the weights are not stored or are damaged too"
         )
 
 

@@ -19,6 +19,9 @@ running    Tune's loop fails                  as after a failure of the trial
 :class:`~orchestrator.running.outcomes.Outcomes` processes results and failures. Only the
 driver writes the records of trials. Workers store weights, predictions and checkpoints through
 an actor.
+
+An error that must stop the run is first stored in the queue. The next ``on_step_begin`` raises
+it, which ends Tune's loop.
 """
 
 from __future__ import annotations
