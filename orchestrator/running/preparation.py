@@ -144,7 +144,7 @@ def prepare_missing(
 def prepare_own(workspace: Workspace, options: RunOptions, monitor: Progress) -> None:
     """Prepare the user's own data in this process, for at most :data:`OWN_DATA_LIMIT_S` seconds.
 
-    A cluster prepares the rest later. The files of datasets that are prepared already are
+    A cluster prepares the remaining datasets later. The files of datasets that are prepared already are
     listed again to detect changes.
 
     Raises:

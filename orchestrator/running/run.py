@@ -4,7 +4,7 @@ A stage does only the work whose results the store lacks. :func:`run_sweep` call
 per stage. These modules process a trial, one after the other:
 
 1. :mod:`orchestrator.results.state` compares the plan with the store: is the trial done?
-2. :mod:`orchestrator.planning.trial_order` sorts the trials: which is next?
+2. :mod:`orchestrator.planning.trial_order` sorts the trials: which trial is next?
 3. :mod:`orchestrator.running.trials` sends the trial to a worker, and retries it if it fails.
 4. :mod:`orchestrator.running.workers.worker` runs the trial. :mod:`tasks.trials.trial` trains
    the network and measures it.

@@ -212,7 +212,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         free_memory(trial)
 
     def _hang_failure(self, trial_id: str) -> TrialFailure | None:
-        """Return the failure of a trial that hung, with its GPU, which may be the cause."""
+        """Return the failure of a trial that hung, with its GPU; None if the trial did not hang."""
         failure = self._watchdog.failure(trial_id)
         location = self._attempts.of(trial_id).location
         if failure is None or location is None or not location.num_gpus or not location.gpus:

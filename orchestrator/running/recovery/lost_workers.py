@@ -34,7 +34,7 @@ the file."""
 
 
 def outcome_of(trial: Any, location: WorkerLocation | None) -> TrialReport | TrialFailure:
-    """Return the report of a failed trial, or Ray's reason why its worker died without one.
+    """Return the report of a failed trial; without a report, Ray's reason why its worker died.
 
     Args:
         trial: Tune's trial.
