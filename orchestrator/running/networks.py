@@ -177,10 +177,10 @@ def check_same_start(
         )
         problems.append(
             ConfigError(
-                f"The pretrained weights {key} on this machine (SHA-256 {hashes[key][:16]}…) are "
-                f"not those from which stored results started: {results}",
+                f"Stored results started from pretrained weights that differ from {key} on this "
+                f"machine (SHA-256 {hashes[key][:16]}…): {results}",
                 hint=f"Copy the file `pretrained/{key}.safetensors` from the root in which these "
-                "results were computed. Or give the sweep another name, to train all trials again",
+                "results were computed. Or give the sweep another name. It then trains all trials again",
             )
         )
     collect(problems)
