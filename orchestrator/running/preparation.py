@@ -98,7 +98,7 @@ def prepare_missing(
         DataError: Some datasets cannot be prepared. One error lists all problems.
     """
     from tasks.prepared.prepare import prepare_dataset
-    from tasks.prepared.record import doubt_lines, total_and_class_lines
+    from tasks.prepared.record import reading_lines, total_and_class_lines
 
     problems: list[SweepError] = []
     flags_before = {key: data.record.flags for key, data in workspace.prepared.items()}
@@ -136,7 +136,7 @@ def prepare_missing(
         # The groups and possible problems are printed only if they are new to the user.
         if folder is not None and flags_before.get(spec.prepared_id) != record.flags:
             totals = total_and_class_lines(record)[0]
-            for line in (totals, *doubt_lines(record)):
+            for line in (totals, *reading_lines(record)):
                 monitor.note(f"{name}: {line.strip()}")
     collect(problems, DataError)
 
