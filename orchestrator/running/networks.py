@@ -180,7 +180,8 @@ def check_same_start(
                 f"Stored results started from pretrained weights that differ from {key} on this "
                 f"machine (SHA-256 {hashes[key][:16]}…): {results}",
                 hint=f"Copy the file `pretrained/{key}.safetensors` from the root in which these "
-                "results were computed. Or give the sweep another name. It then trains all trials again",
+                "results were computed. Or give the sweep another name. It then trains all "
+                "trials again",
             )
         )
     collect(problems)
