@@ -36,17 +36,17 @@ class NeighborLists:
         self.squared = np.full(shape, np.inf)
         self.positions = np.full(shape, -1, np.int64)
 
-    def merge(self, other: NeighborLists, inner: slice) -> None:
+    def merge(self, other: NeighborLists, part: slice) -> None:
         """Merge the lists of some of the positions into these lists, in place.
 
         Args:
             other: Lists of some positions of this object.
-            inner: These positions, as an index of the arrays of this object.
+            part: These positions, as an index of the arrays of this object.
         """
         nearest_new = other.squared[:, 0]
-        kth_nearest = self.squared[inner, -1]
+        kth_nearest = self.squared[part, -1]
         may_change = np.isfinite(nearest_new) & (nearest_new <= kth_nearest)
-        rows = np.arange(len(self.squared))[inner][may_change]
+        rows = np.arange(len(self.squared))[part][may_change]
         self._merge_rows(rows, other.squared[may_change], other.positions[may_change])
 
     def update(

@@ -63,7 +63,7 @@ class SpanResult:
 
     def __init__(self, job: SearchJob, span: Span) -> None:
         num_positions = span.stop - span.start
-        sizes = range(job.num_sizes)
+        sizes = range(len(job.train_sizes))
         self.span = span
         self.neighbors = [NeighborLists(num_positions, job.num_neighbors) for _ in sizes]
         self.other_label_by_size = [NeighborLists(num_positions, 1) for _ in sizes]
