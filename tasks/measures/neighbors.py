@@ -53,7 +53,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from tasks.array_types import BoolArray, IntArray
+from tasks.array_types import BoolArray, FloatArray, IntArray
 from tasks.measures.closest_pairs import max_pairs_by_size
 from tasks.measures.distances import (
     BlockSource,
@@ -117,7 +117,7 @@ def nested_neighbors(
         source = as_bytes(source)
     dtype = source.read(0, 1).dtype
     byte_dtype = dtype if precision.exact_bytes and is_byte_dtype(dtype) else None
-    center = np.zeros(0)  # bytes are not centered
+    center: FloatArray = np.zeros(0)  # bytes are not centered
     if byte_dtype is None:
         center = estimate_center(source)
     # The positions, with their labels and samples.
