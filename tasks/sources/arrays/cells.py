@@ -1,6 +1,6 @@
 """Read the labels and the other columns of an array file as text.
 
-:mod:`tasks.sources.array_names` defines columns and roles. A *cell* is the value of one image in a
+:mod:`tasks.sources.arrays.names` defines columns and roles. A *cell* is the value of one image in a
 column.
 """
 
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from search_spaces.datasets import DATASETS
 from search_spaces.errors import DataError
 from tasks.array_types import AnyArray
-from tasks.sources.array_files import COPY_AGAIN, ArrayFile
-from tasks.sources.array_names import LABEL_COLUMN, ImageArray
+from tasks.sources.arrays.files import COPY_AGAIN, ArrayFile
+from tasks.sources.arrays.names import LABEL_COLUMN, ImageArray
 from tasks.sources.base import RawRequest, SkipItem
 from tasks.sources.own.columns import Columns, JoinedTables, find_columns
 from tasks.sources.tables import label_text

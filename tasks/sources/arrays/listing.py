@@ -4,12 +4,12 @@ An ``.npz`` has the format of ``np.savez``. An HDF5 file has all arrays in its r
 
 :func:`list_arrays` makes one item per image:
 
-1. :mod:`tasks.sources.array_names` finds the arrays of images, labels and columns by their names.
-2. :mod:`tasks.sources.array_pixels` checks the shapes and dtypes of the arrays of images.
-3. :mod:`tasks.sources.array_cells` reads all labels, groups, splits and other columns as text. All
-   of this text is in memory at once.
-4. :mod:`tasks.sources.array_pixels` chooses the scale of the pixels. For images of floats, it reads
-   all images, one at a time.
+1. :mod:`tasks.sources.arrays.names` finds the arrays of images, labels and columns by their names.
+2. :mod:`tasks.sources.arrays.pixels` checks the shapes and dtypes of the arrays of images.
+3. :mod:`tasks.sources.arrays.cells` reads all labels, groups, splits and other columns as text.
+   All of this text is in memory at once.
+4. :mod:`tasks.sources.arrays.pixels` chooses the scale of the pixels. For images of floats, it
+   reads all images, one at a time.
 5. :func:`tasks.sources.own.listing.own_listing` makes the items. The *locator* of an image is the
    name of its array and its row.
 
@@ -27,8 +27,8 @@ import numpy as np
 
 from search_spaces.errors import DataError
 from tasks.array_types import AnyArray
-from tasks.sources.array_cells import read_cells, read_class_names
-from tasks.sources.array_files import (
+from tasks.sources.arrays.cells import read_cells, read_class_names
+from tasks.sources.arrays.files import (
     COPY_AGAIN,
     ArrayFile,
     Hdf5File,
@@ -37,8 +37,8 @@ from tasks.sources.array_files import (
     row_locator,
     row_of_locator,
 )
-from tasks.sources.array_names import LABEL_COLUMN, ImageArray, find_arrays, unused_array_flags
-from tasks.sources.array_pixels import choose_scale, image_header, to_sample
+from tasks.sources.arrays.names import LABEL_COLUMN, ImageArray, find_arrays, unused_array_flags
+from tasks.sources.arrays.pixels import choose_scale, image_header, to_sample
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source
 from tasks.sources.own.class_names import sort_labels
 from tasks.sources.own.columns import JoinedTables
@@ -62,7 +62,7 @@ class ArrayDetails:
     Attributes:
         images_name: Array name of the image's array.
         limits: The stored values that become 0 and 255; None as in
-            :class:`tasks.sources.array_pixels.Scale`.
+            :class:`tasks.sources.arrays.pixels.Scale`.
         file_name: Name of the array file if the raw path is a folder; else empty. The name is part
             of the item. So items of another file in the same folder are different, and their images
             are read again.
@@ -100,7 +100,7 @@ class _ArrayRows:
         arrays: The arrays of images.
         tables: Labels, groups, splits and traits of the images; one table per array.
         limits: The stored values that become 0 and 255; None as in
-            :class:`tasks.sources.array_pixels.Scale`.
+            :class:`tasks.sources.arrays.pixels.Scale`.
         file_name: Name of the array file, as in :class:`ArrayDetails`.
     """
 

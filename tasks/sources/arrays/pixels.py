@@ -25,8 +25,8 @@ from typing import NamedTuple
 import numpy as np
 
 from tasks.array_types import AnyArray
-from tasks.sources.array_files import COPY_AGAIN, ArrayFile, ArrayHeader
-from tasks.sources.array_names import ImageArray
+from tasks.sources.arrays.files import COPY_AGAIN, ArrayFile, ArrayHeader
+from tasks.sources.arrays.names import ImageArray
 from tasks.sources.base import RawRequest, Sample, SkipItem
 from tasks.sources.pictures import negative_flags, scale_by_image_maximum
 from tasks.sources.pixel_range import CLIPPED, Limits, choose_pixel_range, rescale_to_255
