@@ -1,7 +1,7 @@
 """The closest pairs of points among the pairs that are new at one train size.
 
-:func:`tasks.measures.sharpness.permuted_sharpness` needs them: it permutes the labels of a sample,
-and looks for the closest pair of the sample with different labels.
+:func:`tasks.measures.sharpness.permuted_sharpness` needs these pairs. It permutes the labels of a
+sample, and looks for the closest pair inside the sample that has different labels.
 :mod:`tasks.measures.neighbors` defines positions, train sizes and *new* pairs.
 
 Each tile has one collection of pairs for each train size:

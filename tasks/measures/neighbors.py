@@ -39,6 +39,7 @@ floats: two centered copies   (2048, 8192)          64 MiB each in float32, 128 
 floats: distances of a block  (2048, 2048)          16 MiB in float32, 32 MiB in float64
 results: neighbors            (span, k)             16 bytes an entry; per train size
 results: other label          (span, 1)             16 bytes an entry; per train size and per sample
+results: closest pairs        (num_pairs,)          32 MiB; per train size, only with samples
 ============================  ====================  ================================================
 
 If the source is an array without duplicates, rows and columns are views, which need no memory. A

@@ -1,4 +1,4 @@
-"""Preparing a dataset from its raw download: list, read in parallel tasks, check, publish.
+"""Prepare a dataset from its raw download: list, read in parallel tasks, check and publish.
 
 The store is written to a sibling folder of the destination, and then renamed. Part files are in
 another sibling folder. An interrupted preparation continues from them. Two processes may prepare

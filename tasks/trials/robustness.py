@@ -3,8 +3,8 @@
 R is the mean over images of the *radius*. The radius of an image ``x`` is the smallest ``||d||_2``
 of a perturbation ``d`` for which the network classifies ``x + d`` differently from ``x``. The
 pixels of ``x + d`` must be in [0, 255]. The search is similar to DDN (Rony et al., CVPR 2019). It
-finds a differently classified image, so its distance is an upper bound of the radius. Norms are in
-pixel units, which are 1/255 of the pixel range.
+finds a differently classified image. The distance of ``x`` to this image is an upper bound of the
+radius. Norms are in pixel units, which are 1/255 of the pixel range.
 """
 
 from __future__ import annotations
