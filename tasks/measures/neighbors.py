@@ -38,7 +38,8 @@ floats: rows and columns      (2048, num_features)  both in the dtype of the sou
 floats: two centered copies   (2048, 8192)          64 MiB each in float32, 128 MiB in float64
 floats: distances of a block  (2048, 2048)          16 MiB in float32, 32 MiB in float64
 results: neighbors            (span, k)             16 bytes an entry; per train size
-results: other label          (span, 1)             16 bytes an entry; per train size and per sample
+results: other label          (span, 1)             16 bytes an entry; per train size
+results: other label          (span, 1)             16 bytes an entry; per sample
 results: closest pairs        (num_pairs,)          32 MiB; per train size, only with samples
 ============================  ====================  ================================================
 
