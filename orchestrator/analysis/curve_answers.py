@@ -1,9 +1,9 @@
 """Answers of learning curves in sentences: the expected score at N, and the N of a target.
 
-The curves come from a sweep of one dataset or from a user's CSV file. Each network and class pair
-has one answer: the measured curve, whether it has flattened, the score expected with more images,
-and the number of images that reaches a target with a given probability. Curves of other networks on
-the same images are used too.
+The curves come from a sweep of one dataset or from a user's CSV file. Each network and class
+pair has one answer: the measured curve, whether it has flattened, the score expected with more
+images, and the number of images that reaches a target with a given probability. Curves of
+other networks on the same images are used too.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ from orchestrator.analysis.number_formats import listing, number
 from search_spaces.errors import ConfigError, DataError, plural, unknown_name
 
 LIKELY, UNLIKELY = 0.9, 0.1
-"""Probability that a curve has flattened: at least the first is "flattened", at most the second
-"probably still improves"."""
+"""Limits of the probability that a curve has flattened. From ``LIKELY`` on, isweep prints that
+the curve has flattened. Up to ``UNLIKELY``, isweep prints that the score probably still
+improves."""
 LEAST_SIZE_ASSURANCE = 0.1
 """Probability with which the smallest N of the JSON document reaches the target."""
 MAX_DECIMALS = 6
@@ -52,16 +53,19 @@ MAX_DECIMALS = 6
 TAIL = (1 - INTERVAL_LEVEL) / 2
 """Probability on each side of the interval of the needed N."""
 LEAST_REACHABLE = 2 * TAIL
-"""Smallest probability of reaching a target with which a median N is printed. The median is over
-the curves that reach the target, and below this probability it can lie outside the interval."""
+"""Smallest probability of reaching a target with which a median N is printed. The median is
+over the curves that reach the target, and below this probability it can lie outside the
+interval."""
 CHANCE_MARGIN = 0.05
-"""Share of the loss or error at chance level by which a score must be better, if the size of the
-test set is unknown."""
+"""Share of the loss or error at chance level by which a score must be better, if the size of
+the test set is unknown."""
 MEASURED_ASSURANCE = {3: 44, 4: 57, 5: 71}
 """Number of train sizes of a curve -> percentage of cases in which the number of images for a
-probability of 80 % was large enough (``benchmarks/prediction_rivals.py``, 489 curves of losses)."""
+probability of 80 % was large enough (``benchmarks/prediction_rivals.py``, 489 curves of
+losses)."""
 CHANCE_STANDARD_ERRORS = 2.0
-"""Number of standard errors of the test set by which a score must be better than chance level."""
+"""Number of standard errors of the test set by which a score must be better than chance
+level."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,8 @@ class CurveQuestion:
         train_size: N at which the score is predicted; None for twice the largest train size.
         target: Score to reach; None predicts no number of images.
         assurance: Probability with which the target should be reached, above 0 and below 1.
-        test_size: Number of test images; if None, the prior determines the noise of the test set.
+        test_size: Number of test images; if None, the prior determines the noise of the test
+            set.
     """
 
     metric: Metric = "loss"
@@ -143,12 +148,12 @@ class NeededImages:
     """The number of images that a target needs.
 
     Attributes:
-        assured: N that reaches the target with the requested probability; inf if that N is beyond
-            the range of extrapolation.
-        middle: Median of the smallest N that reaches the target, over the plausible curves that
-            reach it; inf if no curve does.
-        low, high: 90 % interval of the smallest N that reaches the target. ``low`` is at least the
-            smallest measured train size. ``high`` is inf if there is no upper bound.
+        assured: N that reaches the target with the requested probability; inf if that N is
+            beyond the range of extrapolation.
+        middle: Median of the smallest N that reaches the target, over the plausible curves
+            that reach it; inf if no curve does.
+        low, high: 90 % interval of the smallest N that reaches the target. ``low`` is at least
+            the smallest measured train size. ``high`` is inf if there is no upper bound.
         least: N that reaches the target with a probability of 10 %.
         probability_at_smallest: Probability that the smallest measured train size reaches the
             target.
@@ -178,7 +183,8 @@ class CurveAnswer:
         score: The predicted score at ``asked_size``, with its interval.
         rate: Local rate of the curve at the largest train size, with its interval.
         probability_flat: Probability that twice the images lower the loss by less than 5 %.
-        images: Number of images that the target needs; None without a target, and at chance level.
+        images: Number of images that the target needs; None without a target, and at chance
+            level.
         chance: Chance level, if no score is clearly better; else None.
         num_siblings: Number of curves of other networks on the same images.
         prior_sources: Sets of curves to which the prior was fitted.
@@ -497,15 +503,16 @@ def answers(table: pd.DataFrame, question: CurveQuestion, model: str | None = No
     """Return an answer for each network and class pair of a table.
 
     Args:
-        table: One row per training, with columns of train size and score, and optionally of model,
-            class pair, seed, number of classes and test size.
+        table: One row per training, with columns of train size and score, and optionally of
+            model, class pair, seed, number of classes and test size.
         question: The question.
-        model: Name of the only network to answer for. The others are still used as information.
+        model: Name of one network, to get an answer for this network only. Its answer still
+            uses the curves of the other networks.
 
     Raises:
         ConfigError: If the table has no network of that name, or no column of networks.
-        DataError: If the table lacks these columns, a value is not a number or out of range, no
-            training is finished, or no curve has two train sizes.
+        DataError: If the table lacks these columns, a value is not a number or out of range,
+            no training is finished, or no curve has two train sizes.
     """
     if model is not None and MODEL_COLUMN not in table:
         raise ConfigError(
@@ -582,8 +589,9 @@ def _curves_of(rows: pd.DataFrame) -> list[_CurveRows]:
 def chance_level(rows: pd.DataFrame, metric: Metric) -> ChanceLevel | None:
     """Return chance level if no train size has a clearly better score, else None.
 
-    If the number of classes is unknown, two are assumed. A curve is then at chance level only if
-    all its scores are close to that of two classes: the curve of ten classes may cross it.
+    If the number of classes is unknown, two are assumed. A curve is then at chance level only
+    if all its scores are close to the chance level of two classes. A curve of ten classes may
+    cross that level.
 
     Args:
         rows: Rows of one curve from :func:`checked_table`.
@@ -616,8 +624,8 @@ def _gains_over_guessing(
 def _is_chance_unknown(rows: pd.DataFrame, metric: Metric) -> bool:
     """Return whether a missing number of classes leaves open if a curve beats chance level.
 
-    A score that is clearly better than chance level of two classes is better than chance level of
-    every number of classes.
+    A score that is clearly better than chance level of two classes is better than chance level
+    of every number of classes.
     """
     if metric == "auroc" or rows["classes"].notna().any():
         return False
@@ -698,7 +706,8 @@ def _measured_assurance(curves: Sequence[CurveAnswer]) -> list[str]:
     """Return a remark on the numbers of images of short curves; empty if there are none."""
     sizes = []
     for curve in curves:
-        # The benchmark does not show how often a number between two train sizes is large enough.
+        # The benchmark does not show how often a number between two train sizes is large
+        # enough.
         if curve.images is not None and curve.largest_size < curve.images.assured < np.inf:
             sizes.append(len(curve.points))
     num_sizes = max(min(sizes, default=max(MEASURED_ASSURANCE) + 1), min(MEASURED_ASSURANCE))

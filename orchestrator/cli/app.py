@@ -140,9 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after ``isweep``; if None, those of this process.
 
     Returns:
-        The exit code. 0 means that there was no error, 1 that trials failed, and 2 that the command
-        or a file of the user has a mistake. 3 means that the machine or a server has a problem, 4
-        that isweep has a bug, and 130 that the user stopped the command.
+        The exit code. 0 means that there was no error, 1 that trials failed, and 2 that the
+        command or a file of the user has a mistake. 3 means that the machine or a server has a
+        problem, 4 that isweep has a bug, and 130 that the user stopped the command.
     """
     if arguments is None:
         arguments = sys.argv[1:]

@@ -206,8 +206,8 @@ def gpu_check(
 ) -> int:
     """Check correctness, time and memory of this machine's GPUs, in about 20 minutes per GPU.
 
-    The command writes one file per GPU, without names of machines or users. `isweep plan` uses the
-    files in the root's gpu folder. The exit code is 1 if a part of the check fails.
+    The command writes one file per GPU, without names of machines or users. `isweep plan` uses
+    the files in the root's gpu folder. The exit code is 1 if a part of the check fails.
 
     Args:
         device: Number of one GPU to check (default: all GPUs), or cpu to try the command.

@@ -171,8 +171,8 @@ class Place:
     Attributes:
         root: Folder of all data and results (default: $ISWEEP_ROOT or ./isweep-root).
         storage: Folder or URL of the result store (default: below the root).
-        mlflow_uri: Address of MLflow's store (default: $MLFLOW_TRACKING_URI; if this is not set, an
-            SQLite file below the root).
+        mlflow_uri: Address of MLflow's store (default: $MLFLOW_TRACKING_URI; if this is not
+            set, an SQLite file below the root).
         json: Print data as JSON on stdout.
     """
 
@@ -270,9 +270,10 @@ class ReadingOptions:
     """Options of commands that read raw files.
 
     Attributes:
-        max_skipped_share: Largest share of a dataset's files that isweep may leave out, such as
-            0.01 or 1% (default 0.1%). isweep leaves out unusable files, and images that equal an
-            image with another label. Unless the share is 0, one unusable file is always allowed.
+        max_skipped_share: Largest share of a dataset's files that isweep may leave out, such
+            as 0.01 or 1% (default 0.1%). isweep leaves out unusable files, and images that
+            equal an image with another label. Unless the share is 0, one unusable file is
+            always allowed.
     """
 
     max_skipped_share: Annotated[float, real(0, 1, share=True), Parameter(metavar="SHARE")] = 0.001
@@ -284,11 +285,12 @@ class Work(ReadingOptions, Place):
     """Options of commands that read raw files, compute on a cluster and store results.
 
     Attributes:
-        address: HOST:PORT of a running Ray cluster, or 'auto' on its head node (default: a private
-            cluster on this machine).
-        num_cpus: Number of CPUs of the private Ray cluster (default: all CPUs of this machine).
-        device: auto (default), gpu or cpu. auto trains on GPUs if the cluster has GPUs now, else on
-            CPUs. gpu waits until the cluster has a GPU.
+        address: HOST:PORT of a running Ray cluster, or 'auto' on its head node (default: a
+            private cluster on this machine).
+        num_cpus: Number of CPUs of the private Ray cluster (default: all CPUs of this
+            machine).
+        device: auto (default), gpu or cpu. auto trains on GPUs if the cluster has GPUs now,
+            else on CPUs. gpu waits until the cluster has a GPU.
         dashboard: Serve the Ray dashboard of the private cluster (default: yes).
         tracking: Send results to MLflow (default: yes).
         quiet: Do not show the progress.

@@ -154,8 +154,8 @@ def plan(
     Args:
         all_: Print one line per trial instead of one per dataset.
         gpu: GPU model to plan for (default: the GPUs of this machine, if any).
-        gpus: Number of GPUs to plan for (default: those of this machine, or as many as one trial
-            needs).
+        gpus: Number of GPUs to plan for (default: those of this machine, or as many as one
+            trial needs).
     """
     from orchestrator.planning.sweep_changes import read_changes
     from orchestrator.running.run_plan import describe_power, plan_run

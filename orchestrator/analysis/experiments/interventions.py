@@ -1,9 +1,9 @@
 """Experiments that change one property of a dataset and leave the others as they are.
 
-The question is how losses change if only K_F changes. The replicates are worlds. A world is a base
-dataset (base) with copies in which one parameter was changed (arms, or conditions). An arm is
-compared with its own base. It counts only if the measures show that it changed its property and no
-other.
+The question is how losses change if only K_F changes. The replicates are worlds. A world is a
+base dataset (base) with copies in which one parameter was changed (arms, or conditions). An
+arm is compared with its own base. It counts only if the measures show that it changed its
+property and no other.
 
 If an arm changes training images alone, three slopes can be separated:
 
@@ -234,8 +234,8 @@ def _changes(points: pd.DataFrame, gates: Sequence[Gate], bases: dict[str, str])
     """Return the change of every logged response from base to arm.
 
     The table has a row per counted arm, model and train size. Rows whose base has at least the
-    chance loss are marked: such a loss cannot rise. No arm is excluded because of its own loss,
-    which would bias the effect.
+    chance loss are marked: such a loss cannot rise. No arm is excluded because of its own
+    loss, which would bias the effect.
     """
     columns = [*(response.column for response in RESPONSES), OF_CHANCE_LOSS]
     on_further = [name for name in points.columns if "_on_" in name and name.startswith("log_")]

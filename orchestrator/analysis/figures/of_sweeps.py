@@ -65,7 +65,8 @@ DELTA_LABEL = "δ: mean distance to the nearest image of the other class (L2, pi
 LOSS_LABEL = "test loss (nat)"
 SIZE_LABEL = "train size N (images)"
 SMALLEST_LOSS_RANGE = 4.0
-"""Smallest factor between the ends of a loss axis: scatter of a few per cent looks small on it."""
+"""Smallest factor between the ends of a loss axis: scatter of a few per cent looks small on
+it."""
 MAX_COLORBAR_TICKS = 6
 """Largest number of ticks on a color bar."""
 MAX_NAMED_PAIRS = 60
@@ -433,4 +434,5 @@ DRAWINGS: dict[str, Callable[[pd.DataFrame, ScalingFits], Drawn | None]] = {
     "loss_on_d_data": loss_on_d_data,
     "dataset_properties": dataset_properties,
 }
-"""File stem -> drawing function, in the order of the report; the page shows the first two open."""
+"""File stem -> drawing function, in the order of the report; the page shows the first two
+open."""

@@ -24,7 +24,8 @@ class StandardRows:
         design: Columns of the fit.
         response: Response, of mean 0 and standard deviation 1, ``(n,)``.
         columns: Regressors, ``(n, q)``.
-        units_per_slope: Factor from a standardized slope to one in the table's units, ``(q,)``.
+        units_per_slope: Factor from a standardized slope to one in the table's units,
+            ``(q,)``.
         kind: Code of each row's combination of the ``within`` columns, ``(n,)``.
         groups: Units and groups of the rows.
         crossing: Codes of each crossing column, ``(n,)``, by name of the column.
@@ -89,8 +90,8 @@ def partial_slope(
         smallest: Sum of squares below which the variation of the regressor is rounding.
 
     Returns:
-        The slope, and the weights of all columns in the regressor's residual. The slope is NaN if
-        the regressor is nearly a linear combination of the other columns.
+        The slope, and the weights of all columns in the regressor's residual. The slope is NaN
+        if the regressor is nearly a linear combination of the other columns.
     """
     regressors = range(1, len(products))
     remaining = [column for column in regressors if column != place]

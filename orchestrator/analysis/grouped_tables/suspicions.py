@@ -23,7 +23,8 @@ MISSING_CODES = (
     *_NINES,
     *(-nines for nines in _NINES),
 )
-"""Numbers that often mean a missing value: survey codes, integer limits, netCDF's fill values."""
+"""Numbers that often mean a missing value: survey codes, integer limits, netCDF's fill
+values."""
 SUMMARY_WORDS = frozenset(
     {
         *("all", "average", "avg", "gesamt", "mean", "median"),
@@ -59,8 +60,8 @@ def row_numbers(mask: pd.Series) -> str:
 def _missing_codes(values: pd.Series) -> Iterator[str]:
     """Yield a warning for each missing-value code that lies apart from the rest of its column.
 
-    A code lies apart if its distance to every other number exceeds their standard deviation, or if
-    it is the only negative number.
+    A code lies apart if its distance to every other number exceeds their standard deviation,
+    or if it is the only negative number.
     """
     for code in MISSING_CODES:
         is_code = np.isclose(values, code, rtol=1e-6, atol=0)

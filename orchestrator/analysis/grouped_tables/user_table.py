@@ -1,7 +1,7 @@
 """Reading and checking of a user's table for a fit within and between groups.
 
-Numbers become float64. Groups and ``within`` columns stay text, so that ids keep leading zeros.
-One :class:`ConfigError` lists all problems, with the numbers of the rows.
+Numbers become float64. Groups and ``within`` columns stay text, so that ids keep leading
+zeros. One :class:`ConfigError` lists all problems, with the numbers of the rows.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ SUFFIXES = (".csv", ".tsv", ".txt", *READERS)
 """Endings of the files that can be read."""
 SAVE_AS_CSV = "Save the table as CSV in UTF-8 with one line of column names"
 MAX_SHARE_LEFT_OUT = 0.05
-"""Largest share of rows that may be left out because of a missing value or an equal row. With a
-larger share, the remaining rows may differ from the removed ones."""
+"""Largest share of rows that may be left out because of a missing value or an equal row. With
+a larger share, the remaining rows may differ from the removed ones."""
 MAX_MAGNITUDE = 1e100
-"""Largest absolute number that is accepted; its inverse is the smallest. Squares of other numbers
-are not finite, or 0, in float64."""
+"""Largest absolute number that is accepted; its inverse is the smallest. Squares of other
+numbers are not finite, or 0, in float64."""
 MIN_ROUNDING_STEPS = 1e4
-"""Smallest standard deviation of a column, in steps of float64 rounding at its largest value. A
-slope then has four correct digits."""
+"""Smallest standard deviation of a column, in steps of float64 rounding at its largest value.
+A slope then has four correct digits."""
 MAX_KINDS_WITHIN = 200
 """Largest number of combinations of the ``within`` columns. Each adds a column to the fit."""
 MISSING_TEXTS = frozenset({"", "na", "n/a", "nan", "null", "none", "-", "."})

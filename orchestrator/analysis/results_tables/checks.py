@@ -33,8 +33,8 @@ from search_spaces.errors import DataError, plural
 from tasks.trials.records import TrialStatus
 
 LARGEST_VALUE = 1e50
-"""Values above this bound mean infinity, which MLflow stores as 1.797e308. No measured value is
-near the bound, and its square is still a finite number."""
+"""Values above this bound mean infinity, which MLflow stores as 1.797e308. No measured value
+is near the bound, and its square is still a finite number."""
 DIVERGED = "diverged (loss stopped being a finite number)"
 POSITIVE_MEASURES = ("d_data_", "label_sharpness")
 """Beginnings of the names of measures that are positive by definition."""

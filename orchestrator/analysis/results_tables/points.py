@@ -99,9 +99,9 @@ def fitted_points(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
         full: A checked table, one row per trial.
 
     Returns:
-        A row per model, dataset, class pair and train size, with losses averaged as logarithms. And
-        the numbers of trials without a usable loss, by their first reason. Finished trials of
-        these stay in the table for their other numbers.
+        First, a row per model, dataset, class pair and train size, with losses averaged as
+        logarithms. Second, the numbers of trials without a usable loss, by their first reason.
+        If such a trial is finished, it stays in the table for its other numbers.
     """
     unusable = {
         DIVERGED: full[STATUS] != DONE,

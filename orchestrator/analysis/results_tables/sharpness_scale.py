@@ -20,7 +20,7 @@ from search_spaces.errors import plural
 Policy = Literal["refuse", "ignore"]
 """Choice about unequal scales: refuse to compare K_F, or ignore the difference."""
 UNEQUAL_SCALES = "K_F was measured on unequal scales"
-"""Reason of a refused fit. The note of the scale lists the scales."""
+"""Reason of a refused fit. :attr:`SharpnessScale.note` lists the scales."""
 SAME_SHARPNESS = "K_F is the same for all datasets"
 UNRECORDED = "unrecorded"
 SCALE_COLUMNS = [SHARPNESS_PIXEL_RANGE, IMAGE_SIZE, SHARPNESS_CHANNELS]

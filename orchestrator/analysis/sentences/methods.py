@@ -1,7 +1,7 @@
 """A paragraph for the methods section of a paper, from the facts of a sweep.
 
-Each sentence states a setting of the sweep or a fact of its stored results. A setting that differs
-between trials is not in the paragraph. The sweep file contains all settings.
+Each sentence states a setting of the sweep or a fact of its stored results. A setting that
+differs between trials is not in the paragraph. The sweep file contains all settings.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
+from orchestrator.analysis.number_formats import listing
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.results.records import TrialRecord
 from search_spaces.datasets import DATASETS, ORIGINS
@@ -27,9 +28,15 @@ from search_spaces.specs import (
 OPTIMIZERS = {
     "adam": "Adam with coupled weight decay",
     "adamw": "AdamW",
-    "sgd": "stochastic gradient descent",
+    "sgd": "stochastic gradient descent with momentum 0.9",
 }
 """Name of an optimizer in a recipe -> its name in a paper."""
+PRECISIONS = {
+    "float32": "",
+    "bfloat16": ", forward pass in bfloat16",
+    "float16_unscaled": ", forward pass in float16 without scaling of gradients",
+}
+"""Precision of a recipe -> further setting of the training; none for the usual float32."""
 MAX_LISTED = 12
 """Most values that a sentence lists. Of more values, the sentence has only their number."""
 
@@ -41,7 +48,8 @@ def methods_paragraph(
 
     Args:
         plan: The plan of the sweep.
-        records: Stored results by trial id. Results of trials that the plan lacks are not counted.
+        records: Stored results by trial id. Results of trials that the plan lacks are not
+            counted.
         has_groups: Whether the images of a prepared dataset form groups, such as patients.
     """
     done = [records[trial_id] for trial_id in plan.trials_by_id if trial_id in records]
@@ -94,12 +102,13 @@ def _subsets(plan: SweepPlan, has_groups: bool) -> Iterator[str]:
     """Yield sentences on the training images and the test images."""
     subsets = _distinct(plan.trials, "network.subset")
     if None not in _distinct(subsets, "class_pair"):
+        verb = "is" if len(subsets) == 1 else "are"
         pairs = plural(len(subsets), "pair")
-        yield f"Each task has two classes. There are {pairs} of classes."
+        yield f"Each task has two classes. There {verb} {pairs} of classes."
     train_sizes = []
     for train_size in sorted(_distinct(plan.trials, "network.train_size")):
         train_sizes.append(f"{train_size:,}")
-    yield f"The networks were trained on {', '.join(train_sizes)} images."
+    yield f"The networks were trained on {listing(train_sizes, 'or')} images."
     if _has_faults(subsets):
         # Each of the following sentences is wrong for some fault of the released code.
         return
@@ -109,7 +118,9 @@ def _subsets(plan: SweepPlan, has_groups: bool) -> Iterator[str]:
     )
     test_sizes = _distinct(subsets, "test_size")
     if len(test_sizes) == 1:
-        yield f"The test set has {test_sizes[0]:,} other images, the same for all train sizes."
+        yield (
+            f"Each test set has {test_sizes[0]:,} other images. It is the same for all train sizes."
+        )
     if has_groups:
         yield (
             "Where images form groups, such as patients, no group is in both training and test set."
@@ -161,10 +172,13 @@ def _settings(trials: Sequence[TrialSpec]) -> Iterator[str]:
 
 def _settings_of(recipe: RecipeSpec) -> str:
     """Return the settings of a recipe as the end of a sentence."""
+    outputs = ""
+    if recipe.num_outputs is not None:
+        outputs = f", {plural(recipe.num_outputs, 'output')}"
     return (
         f"for {plural(recipe.epochs, 'epoch')} with {OPTIMIZERS[recipe.optimizer]} (learning rate "
         f"{recipe.learning_rate:g}, weight decay {recipe.weight_decay:g}, batch size "
-        f"{recipe.batch_size})"
+        f"{recipe.batch_size}{PRECISIONS[recipe.precision]}{outputs})"
     )
 
 
@@ -178,7 +192,8 @@ def _measures(measures: Sequence[MeasureSpec], largest_size: int) -> Iterator[st
     for num_neighbors in _distinct(measured, "num_neighbors"):
         yield (
             "The intrinsic dimension of the training images is the maximum likelihood estimate "
-            f"from {num_neighbors} nearest neighbors (Levina and Bickel 2004)."
+            f"from {num_neighbors} nearest neighbors (Levina and Bickel 2004; mean over images as "
+            "in MacKay and Ghahramani 2005)."
         )
     seeds = _distinct(measures, "sharpness_seeds")
     for sample_size in _distinct(measures, "sharpness_sample"):
@@ -222,6 +237,12 @@ def _computation(num_planned: int, done: Sequence[TrialRecord]) -> Iterator[str]
         for record in done:
             torch_versions.add(record.provenance.packages.get("torch", "of unknown version"))
         devices = ", ".join(sorted(_distinct(done, "result.device")))
+        num_split = sum(record.result.micro_batch is not None for record in done)
+        if num_split:
+            yield (
+                f"For lack of memory, {plural(num_split, 'training')} split each batch into parts, "
+                "and batch norm used the statistics of each part."
+            )
         yield (
             f"The trainings used isweep {versions} and PyTorch {', '.join(sorted(torch_versions))} "
             f"on {devices}."

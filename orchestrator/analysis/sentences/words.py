@@ -9,7 +9,6 @@ from orchestrator.analysis.results_tables.chance_level import (
     AT_CHANCE_SHARE,
     chance_limits_in_words,
 )
-from orchestrator.analysis.sentences.finding import SUGGESTED
 from orchestrator.results.columns import attack_columns
 
 METHODS = {
@@ -83,7 +82,7 @@ def _of_tests(fits: ScalingFits) -> Iterator[tuple[str, str]]:
     )
     if fits.asked_after_seeing:
         yield (
-            SUGGESTED,
+            "suggested",
             "The effect was detected as in a supported or contradicted answer. But the question "
             "was asked after seeing these images, so the answer confirms nothing.",
         )

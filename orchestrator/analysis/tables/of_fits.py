@@ -21,7 +21,6 @@ from orchestrator.analysis.law_fits.records import (
 )
 from orchestrator.analysis.number_formats import interval, number, p_value, percent
 from orchestrator.analysis.results_tables.points import WORDS
-from orchestrator.analysis.sentences.finding import badge_of
 from orchestrator.analysis.tables.layout import Table, laid_out
 from orchestrator.results.columns import attack_columns
 from search_spaces.errors import plural
@@ -52,8 +51,8 @@ class FitTable:
         note: Explanation of the columns.
         columns: Name of a column -> its text for a row.
         numeric_from: Index of the first column of numbers.
-        notes_on_rows: Further sentence of the note -> whether it applies to a row. The note has the
-            sentence if it applies to any row.
+        notes_on_rows: Further sentence of the note -> whether it applies to a row. The note
+            has the sentence if it applies to any row.
     """
 
     key: str
@@ -213,7 +212,7 @@ FIT_TABLES = (
             "of datasets whose own exponent · d is above 1."
         ),
         notes_on_rows={
-            "If a row has fewer curves than all, the others reach chance level.": (
+            "If a row has fewer curves than all, the other curves reach chance level.": (
                 _leaves_curves_out
             ),
         },
@@ -381,9 +380,7 @@ def answer_table(fits: ScalingFits) -> Table:
             "adjusted p": "adjusted_p",
             "over tests": "num_tests",
             "datasets or classes": "num_replicates",
-            "verdict": lambda answer: badge_of(
-                answer.verdict, answer.question.key in fits.asked_after_seeing
-            ),
+            "verdict": "verdict",
         },
     )
 

@@ -167,15 +167,16 @@ LOWER_IS_BETTER = (TEST_LOSS, TRAIN_LOSS, CALIBRATION_ERROR)
 def best_models(table: pd.DataFrame, score: str = TEST_LOSS) -> pd.DataFrame:
     """Return the best model and the runner-up for each dataset and train size.
 
-    Means are over the class pairs and seeds that every model has; ``num_compared`` is their number.
-    ``seed_std`` is the standard deviation over seeds.
+    Means are over the class pairs and seeds that every model has; ``num_compared`` is their
+    number. ``seed_std`` is the standard deviation over seeds.
 
     Args:
         table: Rows of the results table.
         score: Column to rank models by.
 
     Returns:
-        A row per dataset and train size with :data:`BEST_COLUMNS`. ``score`` replaces the loss.
+        A row per dataset and train size with :data:`BEST_COLUMNS`. ``score`` replaces the
+        loss.
 
     Raises:
         ConfigError: If the table has no column of numbers with the name ``score``.
