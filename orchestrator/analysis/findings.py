@@ -115,8 +115,8 @@ def _nothing_decided(num_undecided: int) -> str:
     if num_undecided == 1:
         return "The one tested question is undecided: the data neither show nor exclude a relation."
     return (
-        f"All {num_undecided} tested questions are undecided: the data neither show nor exclude "
-        "these relations."
+        f"All {num_undecided} tested questions are undecided: the data neither show nor "
+        "exclude these relations."
     )
 
 

@@ -278,8 +278,8 @@ def fit_growth(
         doubts.append(f"no fit for {subset} datasets ({reason}), so all datasets are used")
     raise DataError(
         f"No prediction can be computed from this sweep: {reason}",
-        hint="Add datasets (`isweep datasets` lists them) and train sizes to the sweep. Or use "
-        "another sweep that has several datasets and train sizes, such as demo",
+        hint="Add datasets (`isweep datasets` lists them) and train sizes to the sweep. Or "
+        "use another sweep that has several datasets and train sizes, such as demo",
     )
 
 

@@ -197,8 +197,8 @@ def parse_error(error: CycloptsError, words: Sequence[str]) -> ConfigError:
         if re.match("[‐-―−]", word):
             hint = "Type the option with plain hyphens (-)"
             return ConfigError(
-                f"The option {word} begins with a long dash instead of a hyphen. Commands that "
-                "were copied from web pages often have long dashes",
+                f"The option {word} begins with a long dash instead of a hyphen. Commands "
+                "that were copied from web pages often have long dashes",
                 hint=hint,
             )
     message = " ".join(str(error).split())
@@ -349,8 +349,8 @@ def _run(command: partial[int | None]) -> int:
         _print_error(
             SweepError(
                 f"This is a bug in isweep ({type(error).__name__}: {first_line})",
-                hint="Report the traceback, which is in the file isweep.log of the root. Finished "
-                "trials are kept",
+                hint="Report the traceback, which is in the file isweep.log of the root. "
+                "Finished trials are kept",
             )
         )
         return EXIT_BUG

@@ -114,6 +114,7 @@ def _correlated(points: pd.DataFrame, tried: Sequence[AttackGain]) -> Iterator[A
     about = _sharpness_by_dataset(points)
     sharpness = about[LABEL_SHARPNESS][gains.index].to_numpy(dtype=float)
     domains = about[DOMAIN][gains.index].to_numpy(dtype=str).tolist()
+    # A pooled row repeats the data of single models, so it is no further test.
     single = [k for k, gain in enumerate(tried) if gain.fit.model != POOLED]
     test = max_correlation_test(gains.to_numpy(dtype=float), sharpness, domains, single)
     largest = np.nanmax([-1.0, *test.r[single]])
@@ -122,6 +123,7 @@ def _correlated(points: pd.DataFrame, tried: Sequence[AttackGain]) -> Iterator[A
             reason = "K_F or the loss gained has the same value everywhere"
             yield replace(gain.fit, reason=reason)
             continue
+        # The domain is given, as in the correlation, and costs one degree per further domain.
         num_domains = about[DOMAIN][gain.gains.index].nunique()
         adjusted_p = None if np.isnan(p) else p
         # The answer reports the largest of several correlations, so intervals are
