@@ -36,13 +36,13 @@ from orchestrator.planning.runtimes import (
 )
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import TrialFailure
-from orchestrator.running import trial_device
 from orchestrator.running.gpu_sharing import names_of_small_gpus, runtime_model_for
 from orchestrator.running.recovery.failures import classify
 from orchestrator.running.recovery.memory_verdicts import MAY_RETRY
 from orchestrator.running.recovery.resource_policy import ResourcePolicy
 from orchestrator.running.recovery.retries import BASE_RETRIES, Retries
-from orchestrator.running.worker import TrialTrainable
+from orchestrator.running.workers import trial_device
+from orchestrator.running.workers.worker import TrialTrainable
 from orchestrator.tuning.tune_sweep import tune_sweep
 from search_spaces.errors import SetupError, SweepError
 from search_spaces.sweeps import ResourceSpec
@@ -213,7 +213,27 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
             r"the compute mode Exclusive_Process, so trials cannot share this GPU, but each trial requests only 0\.5 GPU",
         ),
         (node(replace(A100, compute_mode="Prohibited")), 1.0, "the compute mode Prohibited"),
-        (node(MIG, visible="0"), 1.0, "divided into slices"),
+        (
+            node(MIG, visible="0"),
+            1.0,
+            "divided into slices .* List the slices with `nvidia-smi -L`",
+        ),
+        (
+            node(MIG, visible="0", slices=("MIG-1", "MIG-2", "GPU-2")),
+            1.0,
+            r"type `export CUDA_VISIBLE_DEVICES=MIG-1,MIG-2,GPU-2`\. .*`--num-gpus=3`\. Set "
+            "`resources.num_gpus: 1`",
+        ),
+        (
+            node(replace(RTX4090, held_bytes=20 * GIB), is_wsl=True),
+            1.0,
+            r"Close programs in Windows that use the GPU: .* Or hide this GPU",
+        ),
+        (
+            node(driver="551.23", is_wsl=True, num_ray_gpus=1.0),
+            1.0,
+            r"branch 580 or later .* install the driver in Windows, and none in Linux",
+        ),
         (
             node(replace(A100, held_bytes=75 * GIB)),
             1.0,
