@@ -134,8 +134,9 @@ def pytest_collection_finish() -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes(config: pytest.Config, specs: Sequence[Any]) -> None:
     """Fork the workers of pytest-xdist from one process, which has collected the tests."""
-    if Path.cwd() != ROOT:
-        return  # the paths of the command line are relative to another folder
+    # The process needs Linux, and paths of the command line that are relative to the repository.
+    if sys.platform != "linux" or Path.cwd() != ROOT:
+        return
     ending = contextlib.ExitStack()
     config.add_cleanup(ending.close)
     command = ending.enter_context(forking_process(config.args))
