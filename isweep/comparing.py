@@ -59,15 +59,16 @@ def compare(
 
     Args:
         first: A sweep, or its name or path, as in :func:`isweep.open`.
-        second: The other sweep. Each ratio is a value of this sweep divided by that of the first.
+        second: The other sweep. Each ratio is a value of this sweep divided by that of the
+            first.
         root: Folder of all results; None for ``$ISWEEP_ROOT`` or ``./isweep-root``.
 
     Returns:
         The change of losses, accuracies and measures.
 
     Raises:
-        SweepError: If a sweep has no results, or the sweeps share no combination of model, dataset
-            and train size.
+        SweepError: If a sweep has no results, or the sweeps share no combination of model,
+            dataset and train size.
 
     Example:
         >>> import isweep
@@ -114,8 +115,8 @@ def claims(sweep: Sweep | str | None = None, *, root: str | Path | None = None) 
         root: Folder of all results; None for ``$ISWEEP_ROOT`` or ``./isweep-root``.
 
     Returns:
-        The claims. A claim is decided only if its adjusted p-value is at most 0.05 and its 95 %
-        interval excludes the null value.
+        The claims. A claim is decided only if its adjusted p-value is at most 0.05 and its
+        95 % interval excludes the null value.
 
     Raises:
         SweepError: If the sweep has no results.
@@ -150,7 +151,8 @@ class Power(Displayed):
     def to_frame(self) -> pd.DataFrame:
         """Return one row per question, with the share of simulated sweeps that answer the question.
 
-        ``alone`` is this share without Holm's correction, and ``adjusted`` is the share with it.
+        ``alone`` is this share without Holm's correction, and ``adjusted`` is the share with
+        it.
         """
         rows = []
         for question, alone in self.record.alone.items():
@@ -176,9 +178,10 @@ def power(
     """Simulate how often the analysis of a sweep would detect an effect, without training.
 
     Args:
-        source: Name of a preset or of a sweep of the root, path of a sweep file, or its content.
-        effect: The effect that exists in the simulation: ``law`` (all parts), or ``sharpness``,
-            ``exponent`` or ``d_data`` alone.
+        source: Name of a preset or of a sweep of the root, path of a sweep file, or its
+            content.
+        effect: The effect that exists in the simulation: ``law`` (all parts), or
+            ``sharpness``, ``exponent`` or ``d_data`` alone.
         num_tables: Number of simulated sweeps; the standard error of a share is at most
             ``0.5 / sqrt(num_tables)``.
         seed: Seed of the simulation.

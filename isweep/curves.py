@@ -69,17 +69,17 @@ def learning_curves(
     """Extrapolate the learning curves of one dataset, with a prior from other datasets' curves.
 
     Args:
-        results: A sweep of one dataset, a DataFrame with one row per training (``train_size`` and a
-            score), or the path of a CSV file of such rows.
-        metric: ``loss`` (nat), ``error``, ``accuracy`` or ``auroc`` (shares in [0, 1]). None for
-            the first of these in the results.
-        model: Name of one network of the results; None for an answer per network. The curves of
-            other networks on the same images are used in both cases.
+        results: A sweep of one dataset, a DataFrame with one row per training (``train_size``
+            and a score), or the path of a CSV file of such rows.
+        metric: ``loss`` (nat), ``error``, ``accuracy`` or ``auroc`` (shares in [0, 1]). If
+            None, the first of these four scores that the results have.
+        model: Name of one network of the results; None for an answer per network. The curves
+            of other networks on the same images are used in both cases.
         train_size: N at which the score is predicted; None for twice the largest train size.
         target: Score to reach. If None, no number of images is predicted.
         assurance: Probability of reaching the target, between 0 and 1.
-        test_size: Number of test images, which determines the noise of scores. If None, the prior
-            determines the noise.
+        test_size: Number of test images, which determines the noise of scores. If None, the
+            prior determines the noise.
 
     Returns:
         One answer per network and class pair.

@@ -30,8 +30,8 @@ class Displayed:
 class PrintedTable(pd.DataFrame):
     """A DataFrame that is printed with all columns: those that do not fit are printed below.
 
-    A plain DataFrame shows "..." in place of the middle columns. Results computed from this table
-    are plain DataFrames.
+    A plain DataFrame shows "..." in place of the middle columns. Results computed from this
+    table are plain DataFrames.
     """
 
     def __repr__(self) -> str:

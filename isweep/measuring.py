@@ -47,9 +47,9 @@ class Measurement(Measured, Displayed):
     def label_sharpness(self) -> float | None:
         """K_F of all images, per unit of L2 pixel distance; None without labels.
 
-        For more than 1,000 images, it is the mean of the maxima of ten samples of 1,000 images, as
-        in the study and in sweeps. ``record.label_sharpness.pair_value`` is the maximum over all
-        pairs of images.
+        For more than 1,000 images, it is the mean of the maxima of ten samples of 1,000
+        images, as in the study and in sweeps. ``record.label_sharpness.pair_value`` is the
+        maximum over all pairs of images.
         """
         sharpness = self.record.label_sharpness
         if sharpness is None:
@@ -59,8 +59,9 @@ class Measurement(Measured, Displayed):
     def to_frame(self) -> pd.DataFrame:
         """Return one row per train size and estimator of d_data, with K_F in each row.
 
-        The column ``label_sharpness`` has K_F of samples of at most 1,000 images, as in sweeps. The
-        column ``label_sharpness_all_pairs`` has the maximum over all pairs of images.
+        The column ``label_sharpness`` has K_F of samples of at most 1,000 images, as in
+        sweeps. The column ``label_sharpness_all_pairs`` has the maximum over all pairs of
+        images.
         """
         rows = []
         for size in self.record.sizes:
@@ -92,7 +93,8 @@ class Measurement(Measured, Displayed):
     def plot_pair(self) -> Figure:
         """Draw the two closest images with different labels, which determine K_F.
 
-        The figure shows two of your images, so do not share it if your images are confidential.
+        The figure shows two of your images, so do not share it if your images are
+        confidential.
         """
         with styled():
             figure = CellFigure(figsize=(5, 2.8), layout="constrained")
@@ -149,28 +151,29 @@ def measure(
     """Measure intrinsic dimension and label sharpness of images in this process.
 
     Args:
-        images: An array, a path, or the name of a dataset, as for ``isweep measure``. The shape of
-            an array is ``(num_images, channels, height, width)``, ``(num_images, height, width[,
-            channels])`` or ``(num_images, num_features)``. If floats are neither in [0, 1] nor in
-            [0, 255], set ``pixel_range``.
-        labels: One number or text per image, ``(num_images,)``. If ``images`` is a ``.npy`` file,
-            the path of a file of labels. If None, only d_data is measured.
+        images: An array, a path, or the name of a dataset, as for ``isweep measure``. The
+            shape of an array is ``(num_images, channels, height, width)``,
+            ``(num_images, height, width[, channels])`` or ``(num_images, num_features)``. If
+            floats are neither in [0, 1] nor in [0, 255], set ``pixel_range``.
+        labels: One number or text per image, ``(num_images,)``. If ``images`` is a ``.npy``
+            file, the path of a file of labels. If None, only d_data is measured.
         train_sizes: Numbers of images of nested, stratified subsets. They are measured too.
         class_pair: Names of two classes; only their images are measured.
         image_size: Side in pixels to which image files are resized; None for 224.
         channels: 1 (gray) or 3 (color), for image files.
-        own: Options for the labels and folders of your images, as in a sweep file: ``label_map``,
-            ``label_columns``, ``layout``.
+        own: Options for the labels and folders of your images, as in a sweep file:
+            ``label_map``, ``label_columns``, ``layout``.
         root: Folder of prepared datasets; see :func:`isweep.run`.
         **settings: Fields of :class:`tasks.measures.records.MeasureSettings`, such as
             ``num_neighbors`` or ``seed``.
 
     Returns:
-        The measurement. ``d_data`` is a number of directions. ``label_sharpness`` is 1 divided by
-        an L2 distance between two images with pixels in [0, 255].
+        The measurement. ``d_data`` is a number of directions. ``label_sharpness`` is 1 divided
+        by an L2 distance between two images with pixels in [0, 255].
 
     Raises:
-        SweepError: If the images or labels cannot be read or measured, or a setting is unknown.
+        SweepError: If the images or labels cannot be read or measured, or a setting is
+            unknown.
 
     Example:
         >>> import numpy as np, isweep
@@ -208,8 +211,8 @@ def measure(
         )
     if image_size is not None or channels != 1:
         raise ConfigError(
-            f"image_size={image_size} and channels={channels} can be used only with image files, "
-            "but the images are an array",
+            f"image_size={image_size} and channels={channels} can be used only with image "
+            "files, but the images are an array",
             hint="Remove these arguments, and resize the array before you call isweep.measure",
         )
     request = MeasureRequest(source="", class_pair=pair, train_sizes=sizes, settings=method)

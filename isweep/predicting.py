@@ -38,28 +38,29 @@ def predict(
     results, use :func:`isweep.learning_curves`.
 
     Args:
-        measured: A measurement of images with the image size and channels of the sweep, its JSON
-            record, or the path of that record. None if you give ``d_data`` and ``label_sharpness``.
-        sweep: The sweep with the results: a sweep, its fits, its table, or its name or path, as in
-            :func:`isweep.open`. It needs at least two datasets and five points.
+        measured: A measurement of images with the image size and channels of the sweep, its
+            JSON record, or the path of that record. None if you give ``d_data`` and
+            ``label_sharpness``.
+        sweep: The sweep with the results: a sweep, its fits, its table, or its name or path,
+            as in :func:`isweep.open`. It needs at least two datasets and five points.
         model: A model of the sweep; ``pooled`` for all models together.
         domain: ``natural`` or ``medical``; None for all datasets.
         d_data: Intrinsic dimension, in place of the measured value.
-        label_sharpness: K_F per unit of pixel distance on the scale of the sweep, in place of the
-            measured value.
+        label_sharpness: K_F per unit of pixel distance on the scale of the sweep, in place of
+            the measured value.
         train_size: Number of training images, to predict the test loss at this number.
         target_loss: Test loss (nat), to predict the number of images that reach it.
-        pilot: Small trainings of ``model`` on the new dataset: pairs of train size and test loss,
-            or the path of a CSV file with these columns.
+        pilot: Small trainings of ``model`` on the new dataset: pairs of train size and test
+            loss, or the path of a CSV file with these columns.
         root: Folder of all results; None for ``$ISWEEP_ROOT`` or ``./isweep-root``.
 
     Returns:
-        The prediction for one training, with its 90 % interval. If the interval is too wide to be
-        useful, ``value`` is None and ``warning`` has the reason.
+        The prediction for one training, with its 90 % interval. If the interval is too wide to
+        be useful, ``value`` is None and ``warning`` has the reason.
 
     Raises:
-        SweepError: If a number is missing, or if the sweep has too few datasets or another scale of
-            K_F.
+        SweepError: If a number is missing, or if the sweep has too few datasets or another
+            scale of K_F.
 
     Example:
         >>> import isweep, pandas as pd

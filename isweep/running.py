@@ -35,13 +35,15 @@ def run(
     The same call resumes a stopped run, extends a changed sweep and repairs a damaged one.
 
     Args:
-        source: Name of a preset or of a sweep of the root, path of a sweep file, or its content.
+        source: Name of a preset or of a sweep of the root, path of a sweep file, or its
+            content.
         root: Folder of all results; None for ``$ISWEEP_ROOT`` or ``./isweep-root``.
-        changes: Values that replace those of the source, by dotted key: ``{"recipe.epochs": 3}``.
+        changes: Values that replace those of the source, by dotted key:
+            ``{"recipe.epochs": 3}``.
         progress: Whether to print the progress of the run.
-        **options: Fields of :class:`orchestrator.RunOptions`, such as ``num_cpus`` (cores of this
-            machine), ``address`` (of a running Ray cluster), ``device`` (``"auto"``, ``"cpu"`` or
-            ``"gpu"``) and ``tracking`` (False to run without MLflow).
+        **options: Fields of :class:`orchestrator.RunOptions`, such as ``num_cpus`` (cores of
+            this machine), ``address`` (of a running Ray cluster), ``device`` (``"auto"``,
+            ``"cpu"`` or ``"gpu"``) and ``tracking`` (False to run without MLflow).
 
     Returns:
         The sweep with its results. Failed trials are in ``failures`` and raise no error.
@@ -105,11 +107,12 @@ def tune(
 ) -> Tuned:
     """Search for a good learning rate, weight decay and batch size of each model and dataset.
 
-    The search uses a validation split of the training images, and no test images. The same call
-    resumes a stopped search, or extends a search with a larger budget.
+    The search uses a validation split of the training images, and no test images. The same
+    call resumes a stopped search, or extends a search with a larger budget.
 
     Args:
-        source: Name of a preset or of a sweep of the root, path of a sweep file, or its content.
+        source: Name of a preset or of a sweep of the root, path of a sweep file, or its
+            content.
         root: Folder of all results; None for ``$ISWEEP_ROOT`` or ``./isweep-root``.
         changes: Values that replace those of the source: ``{"tune.budget": 0.5}``.
         progress: Whether to print the progress of the search.

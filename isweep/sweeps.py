@@ -95,9 +95,9 @@ class Sweep(Displayed):
             dataset: Use only this dataset.
             train_size: Use only this number of training images.
             model: Use only this model. The result then has no runner-up.
-            metric: Column to rank by: ``test_loss`` (nat), ``test_accuracy``, ``auc`` or another
-                score of the table. For a loss or a calibration error, the lowest value is the best.
-                For any other score, the highest value is the best.
+            metric: Column to rank by: ``test_loss`` (nat), ``test_accuracy``, ``auc`` or
+                another score of the table. For a loss or a calibration error, the lowest value
+                is the best. For any other score, the highest value is the best.
 
         Returns:
             One row per dataset and train size. ``runner_up`` is the second best model.
@@ -272,8 +272,8 @@ def open(
     """Open a sweep and its results, without running or writing anything.
 
     Args:
-        source: Name of a preset or of a sweep of the root, path of a sweep file, or its content.
-            A preset that has run is opened as it last ran.
+        source: Name of a preset or of a sweep of the root, path of a sweep file, or its
+            content. A preset that has run is opened as it last ran.
         root: Folder of all results; None for ``$ISWEEP_ROOT`` or ``./isweep-root``.
         storage: Folder or URL of the result store, if it is not below the root.
 
@@ -301,10 +301,12 @@ def plan(
     """Return the grid of a sweep, its done trials and the cost of the others, without a run.
 
     Args:
-        source: Name of a preset or of a sweep of the root, path of a sweep file, or its content.
+        source: Name of a preset or of a sweep of the root, path of a sweep file, or its
+            content.
         root: Folder of all results; None for ``$ISWEEP_ROOT`` or ``./isweep-root``.
         storage: Folder or URL of the result store, if it is not below the root.
-        changes: Values that replace those of the source, by dotted key: ``{"recipe.epochs": 3}``.
+        changes: Values that replace those of the source, by dotted key:
+            ``{"recipe.epochs": 3}``.
 
     Returns:
         The plan.

@@ -1,8 +1,8 @@
 """Questions, their answers and verdicts, for the report, ``fit``, ``claims`` and JSON.
 
-A :class:`Question` defines a number, its null value and the expected side. An :class:`Answer` adds
-the estimate, its interval, p-values and power, and derives the verdict. All outputs use these
-objects, so that they cannot contradict each other.
+A :class:`Question` defines a number, its null value and the expected side. An :class:`Answer`
+adds the estimate, its interval, p-values and power, and derives the verdict. All outputs use
+these objects, so that they cannot contradict each other.
 """
 
 from __future__ import annotations
@@ -14,19 +14,28 @@ from typing import Literal, Self, TypeVar
 from orchestrator.analysis.inference import LEVEL, Interval, holm
 from orchestrator.analysis.law_fits.detection import LargestCorrelation, TTest, verdict_level
 
-Verdict = Literal["supported", "contradicted", "undecided", "described", "not testable"]
-"""A verdict; ``described`` for a number of no family of tests, so that nothing is decided."""
+Verdict = Literal[
+    "supported", "contradicted", "suggested", "undecided", "described", "not testable"
+]
+"""A verdict on a question. It is ``suggested`` if an effect was detected, but the question was
+asked after somebody had seen the data. It is ``described`` if no test compares the number with
+a null value."""
 Family = Literal["", "headline questions", "class pairs", "ledger", "table"]
-"""Name of a family of tests, whose p-values are adjusted together; empty without adjustment."""
+"""Name of a family of tests, whose p-values are adjusted together; empty without
+adjustment."""
 Alternative = Literal["two-sided", "rise", "untested"]
-"""Side of the null value on which a result counts: both sides, above it, or none without a test."""
+"""Side of the null value on which a result counts as an effect: both sides (``two-sided``),
+above the null value (``rise``), or no side because there is no test (``untested``)."""
 NOTABLE_P = 0.1
-"""Largest p before correction at which the dataset that decides an estimate is printed."""
+"""Largest p before correction with which isweep prints that an estimate rests on one
+dataset."""
 DECISIVE_SHARE = 0.5
-"""Share of an estimate. If the value without a replicate is below it, this replicate decides."""
+"""Share of an estimate. An estimate rests on one dataset, class or group if, without this one,
+the estimate is smaller than this share."""
 VERDICTS: tuple[Verdict, ...] = (
     "supported",
     "contradicted",
+    "suggested",
     "undecided",
     "described",
     "not testable",
@@ -37,8 +46,8 @@ VERDICTS: tuple[Verdict, ...] = (
 def is_significant(adjusted_p: float | None, interval: Interval | None, null: float = 0.0) -> bool:
     """Return whether an estimate differs from its null value after correction.
 
-    It does if the adjusted p-value is at most 0.05 and the interval excludes the null value. With
-    an unknown p-value or interval, return False.
+    It does if the adjusted p-value is at most 0.05 and the interval excludes the null value.
+    With an unknown p-value or interval, return False.
     """
     if adjusted_p is None or interval is None or adjusted_p > LEVEL:
         return False
@@ -62,8 +71,8 @@ class Question:
         source: Number of the claim in the study.
         published: The study's result.
         is_share: Whether the number is a share, printed in per cent.
-        alternative: On which side of the null value a result counts in the test. ``untested`` if no
-            null value decides the question.
+        alternative: On which side of the null value a result counts in the test. ``untested``
+            if no null value decides the question.
     """
 
     key: str
@@ -123,8 +132,8 @@ class Tested:
     def is_decided_by(self, name: str, null: float = 0.0) -> bool:
         """Return whether a notable estimate depends on one dataset, class or group alone.
 
-        It does if, without this one, the estimate is on the other side of the null value, or less
-        than half as far from it.
+        It does if, without this one, the estimate is on the other side of the null value, or
+        less than half as far from it.
         """
         if self.value is None or self.p_value is None or self.p_value > NOTABLE_P:
             return False
@@ -144,6 +153,8 @@ class Answer(Tested):
             question has none.
         test: The test, which determines the power; None without a test.
         note: A sentence on a limit of the estimate.
+        is_late: True if the question was asked after somebody had seen the data, so that the
+            answer confirms nothing.
     """
 
     question: Question
@@ -151,6 +162,7 @@ class Answer(Tested):
     effect: float | None = None
     test: TTest | LargestCorrelation | None = None
     note: str = ""
+    is_late: bool = False
 
     @property
     def power(self) -> float | None:
@@ -168,18 +180,30 @@ class Answer(Tested):
             return "not testable"
         if not is_significant(self.adjusted_p, self.interval, self.question.null):
             return "undecided"
-        is_expected = (self.value - self.question.null) * self.question.expected_sign > 0
-        return "supported" if is_expected else "contradicted"
+        if self.is_late:
+            return "suggested"
+        return "supported" if self._is_on_expected_side else "contradicted"
+
+    @property
+    def _is_on_expected_side(self) -> bool:
+        """Whether the value is on the side of the null value that the claim expects."""
+        distance = (self.value or 0.0) - self.question.null
+        return distance * self.question.expected_sign > 0
+
+    @property
+    def is_opposite(self) -> bool:
+        """Whether an effect was detected, but the claim expects it on the other side."""
+        return self.is_decided and not self._is_on_expected_side
 
     @property
     def statement(self) -> str:
-        """The claim; if it is contradicted, the opposite statement."""
-        return self.question.reverse if self.verdict == "contradicted" else self.question.claim
+        """The claim. If the detected effect is on the other side, the opposite statement."""
+        return self.question.reverse if self.is_opposite else self.question.claim
 
     @property
     def is_decided(self) -> bool:
-        """Whether the claim is supported or contradicted."""
-        return self.verdict in ("supported", "contradicted")
+        """Whether an effect was detected: the claim is supported, contradicted or suggested."""
+        return self.verdict in ("supported", "contradicted", "suggested")
 
 
 AnyTested = TypeVar("AnyTested", bound=Tested)

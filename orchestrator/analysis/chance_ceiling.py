@@ -1,8 +1,8 @@
 """Detection of a ceiling of losses at chance level, and selection of points below the ceiling.
 
-A network that learned nothing has the chance loss, whatever N, d and K_F are. Curves are flat at
-this loss, so slopes are too small by an unknown amount. The losses of over-fitted networks can be
-larger.
+A network that learned nothing has the chance loss, whatever N, d and K_F are. Curves are flat
+at this loss, so slopes are too small by an unknown amount. The losses of over-fitted networks
+can be larger.
 """
 
 from __future__ import annotations
@@ -23,21 +23,23 @@ from orchestrator.results.columns import DONE, MODEL, STATUS, TRAIN_SIZE
 from search_spaces.errors import plural
 
 MAX_SHARE_AT_CEILING = 0.10
-"""Largest share of points at chance level without a ceiling. With a larger share there is one."""
+"""Largest share of points at chance level that is no ceiling. With a larger share, the losses
+have a ceiling."""
 WELL_BEYOND = 1.05
 """Loss, as a share of the chance loss, from which a point counts as beyond the ceiling."""
 MIN_POINTS_AT_CEILING = 2
-"""Smallest number of points of a ceiling, because a single point may be one failed training."""
+"""Smallest number of points of a ceiling, because a single point may be one failed
+training."""
 CLEAR_SHARE = 1 / 3
-"""Largest geometric mean of a curve's losses, as a share of the chance loss, that is clear of the
-ceiling. At this share, a loss that bends as x → tanh x, or 1 − exp(−x), has lost 7 or 19 % of its
-slope."""
+"""Largest geometric mean of a curve's losses, as a share of the chance loss, that is clear of
+the ceiling. At this share, a loss that bends as x → tanh x, or 1 − exp(−x), has lost 7 or 19 %
+of its slope."""
 
 
 def has_ceiling(rows: pd.DataFrame) -> bool:
     """Return whether so many points are at chance level that losses have a ceiling there."""
-    # Losses far beyond the chance loss show that losses are not bounded there, so a few flat curves
-    # are no ceiling.
+    # Losses far beyond the chance loss show that losses are not bounded there, so a few flat
+    # curves are no ceiling.
     rows_with_loss = rows[rows[LOG_LOSS].notna()]
     weights = rows_with_loss[WEIGHT]
     is_beyond = reaches(rows_with_loss[OF_CHANCE_LOSS], WELL_BEYOND)
@@ -58,8 +60,8 @@ def why_flattened(rows: pd.DataFrame) -> str:
     num_at_chance = int(rows[AT_CHANCE_LEVEL].sum())
     num_points = plural(int(rows[LOG_LOSS].count()), "point")
     return (
-        f"the losses of {num_at_chance} of {num_points} are at chance level, which flattens slopes "
-        "by an unknown amount"
+        f"the losses of {num_at_chance} of {num_points} are at chance level, which flattens "
+        "slopes by an unknown amount"
     )
 
 
@@ -81,8 +83,8 @@ def why_constant(rows: pd.DataFrame, within: str = "") -> str:
 def clear_of_ceiling(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the points of curves that are clear of the ceiling; all points if there is none.
 
-    Curves are selected by their mean over N, because a mean is independent of errors in the slope.
-    From each selected curve, only points after its last point at chance level remain.
+    Curves are selected by their mean over N, because a mean is independent of errors in the
+    slope. From each selected curve, only points after its last point at chance level remain.
     """
     if not has_ceiling(rows):
         return rows
@@ -97,10 +99,10 @@ def clear_of_ceiling(rows: pd.DataFrame) -> pd.DataFrame:
 def above_chance(points: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
     """Return the points at train sizes at which the networks learned something.
 
-    A curve is flat while its loss is at chance level. For each dataset and class pair, all N up to
-    the last N with a mean loss of its models at chance level are removed. For each curve, all N up
-    to its last diverged trial are removed. Whole train sizes are removed, because removing only the
-    points with high losses would flatten the remaining curves.
+    A curve is flat while its loss is at chance level. For each dataset and class pair, all N
+    up to the last N with a mean loss of its models at chance level are removed. For each
+    curve, all N up to its last diverged trial are removed. Whole train sizes are removed,
+    because removing only the points with high losses would flatten the remaining curves.
 
     Args:
         points: The points.

@@ -3,11 +3,12 @@
 The claims are those of Konz & Mazurowski (arXiv 2401.08865, 2408.08381). Their tests form two
 families. In each family, the chance of any false verdict is at most 5 %:
 
-- A claim that is a headline question or a question to class pairs has the same answer as in the
-  report and ``isweep fit``. Its p-value is Holm-adjusted over the tests of ``isweep fit``.
+- A claim that is a headline question or a question to class pairs has the same answer as in
+  the report and ``isweep fit``. Its p-value is Holm-adjusted over the tests of ``isweep fit``.
 - The p-values of all other claims are Holm-adjusted over all tests of the ledger.
 
-Theorem 5 is an approximate bound without a null value. It is described and belongs to no family.
+Theorem 5 is an approximate bound without a null value. It is described and belongs to no
+family.
 """
 
 from __future__ import annotations
@@ -22,9 +23,8 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.answers import VERDICTS, Answer, Family, Question, holm_adjusted
-from orchestrator.analysis.class_pairs import pair_answer
 from orchestrator.analysis.experiments.records import Arm
-from orchestrator.analysis.findings import of_dependent_datasets
+from orchestrator.analysis.findings import NOT_OF_SUGGESTED, of_dependent_datasets
 from orchestrator.analysis.fits import (
     NO_FACTS,
     Prepared,
@@ -64,7 +64,7 @@ from orchestrator.analysis.sentences.finding import (
     p_sentences,
     power_sentence,
 )
-from orchestrator.analysis.sentences.of_class_pairs import is_late
+from orchestrator.analysis.sentences.of_datasets import of_other_estimator
 from orchestrator.analysis.tables.layout import Table, laid_out
 from orchestrator.results.columns import (
     D_DATA_MLE,
@@ -78,14 +78,15 @@ from orchestrator.results.columns import (
 from search_spaces.errors import plural
 
 ONE_FAMILY = (
-    "The p-values are adjusted together over the tests of {} (Holm). If the tests' assumptions "
-    "hold, the chance of any false claim is at most 5 %."
+    "The p-values are adjusted together over the tests of {} (Holm). If the tests' "
+    "assumptions hold, the chance of any false claim is at most 5 %."
 )
 """Sentences on a ledger whose tests are all of one family."""
 TWO_FAMILIES = (
-    "The p-values form two families (Holm). A claim that isweep fit tests too is adjusted over the "
-    "tests of isweep fit, any other over all tests of this ledger. If the tests' assumptions hold, "
-    "the chance of any false claim is at most 5 % in each family, and at most 10 % in both."
+    "The p-values form two families (Holm). A claim that isweep fit tests too is adjusted "
+    "over the tests of isweep fit, any other over all tests of this ledger. If the tests' "
+    "assumptions hold, the chance of any false claim is at most 5 % in each family, and at "
+    "most 10 % in the two families together."
 )
 """Sentences on a ledger whose tests are of two families."""
 FAMILY_WORDS: dict[Family, str] = {
@@ -97,15 +98,16 @@ FAMILY_WORDS: dict[Family, str] = {
 TERMINAL_WIDTH = 80
 """Characters per line of text."""
 NOT_MEASURED = "not measured by a sweep"
-"""Reason of a claim on a number that a sweep does not measure."""
+"""Reason why a claim on a number that a sweep does not measure is not testable."""
 PAIRS = "the question compares datasets; isweep fit shows the class pairs of this dataset"
-"""Reason of a claim on several datasets, for a table of one dataset."""
+"""Reason why a claim on several datasets is not testable from a table of one dataset."""
 SHARED = "the worlds share images, so they are not independent datasets; isweep fit shows each arm"
-"""Reason of a claim on several datasets, for an experiment."""
+"""Reason why a claim on several datasets is not testable from an experiment."""
 NO_CLAIM_OF_PAPERS = "isweep fit supports or contradicts {} beyond these claims."
 """Sentence on decided relations of class pairs that are not a claim of the study."""
 ONLY_SUGGESTED = "isweep fit suggests {} (asked after seeing these images; not confirmed)."
-"""Sentence on decided relations of questions that were asked after the images had been seen."""
+"""Sentence on decided relations of questions that were asked after the images had been
+seen."""
 LAYERS = f"the dimension of layers before the last is {NOT_MEASURED}"
 UNMEASURED = (
     Answer(
@@ -201,9 +203,9 @@ class Ledger:
         claims = laid_out(
             "claims",
             f"The study's claims against {self.sweep}",
-            "Supported or contradicted: the adjusted p is at most 0.05 (Holm), and the interval "
-            "excludes the null value. Intervals are over datasets. Powers are for Holm's strictest "
-            f"level. {self.families}".rstrip(),
+            "Supported or contradicted: the adjusted p is at most 0.05 (Holm), and the "
+            f"interval excludes the null value. Intervals are over {_replicates(self.entries)}. "
+            f"Powers are for Holm's strictest level. {self.families}".rstrip(),
             self.entries,
             {
                 "no.": lambda answer: answer.question.source,
@@ -215,7 +217,7 @@ class Ledger:
                 "p": "p_value",
                 "adjusted p": "adjusted_p",
                 "over tests": _tests_of_family,
-                "datasets": lambda answer: str(answer.num_replicates or ""),
+                "datasets or classes": lambda answer: str(answer.num_replicates or ""),
                 "verdict": verdict_with_limits,
             },
             numeric_from=4,
@@ -227,15 +229,19 @@ class Ledger:
     def lines(self) -> Iterator[str]:
         """Yield lines for a terminal: the number of claims by verdict, then each claim."""
         verdicts = Counter(answer.verdict for answer in self.entries)
-        counts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in VERDICTS)
-        texts = [f"{plural(len(self.entries), 'claim')}: {counts}.", *self.remarks]
+        counts = []
+        for verdict in VERDICTS:
+            # Most sweeps have no late question, so their readers need no count of 0.
+            if verdict != "suggested" or verdicts[verdict]:
+                counts.append(f"{verdicts[verdict]} {verdict}")
+        texts = [f"{plural(len(self.entries), 'claim')}: {', '.join(counts)}.", *self.remarks]
         of_datasets = [answer for answer in self.entries if answer.reason == PAIRS]
         texts += [claim_line(answer) for answer in self.entries if answer.reason != PAIRS]
         if of_datasets:
             sources = ", ".join(answer.question.source for answer in of_datasets)
             texts.append(
-                f"NOT TESTABLE  {sources}. These claims compare several datasets. `isweep fit` has "
-                "the answers of the class pairs of this dataset."
+                f"NOT TESTABLE  {sources}. These claims compare several datasets. `isweep "
+                "fit` has the answers of the class pairs of this dataset."
             )
         if self.families:
             texts.append(self.families)
@@ -275,6 +281,13 @@ def why(answer: Answer) -> str:
     if answer.verdict != "undecided":
         return answer.reason
     return power_sentence(answer).rstrip(".")
+
+
+def _replicates(entries: Sequence[Answer]) -> str:
+    """Return what the intervals of these claims are over, in words."""
+    if any(answer.family == "class pairs" for answer in entries):
+        return "datasets, and for claims on class pairs over classes"
+    return "datasets"
 
 
 def verdict_with_limits(answer: Answer) -> str:
@@ -395,10 +408,10 @@ def _of_other_relations(fits: ScalingFits) -> Iterator[str]:
     num_confirmed = 0
     num_suggested = 0
     for slope in fits.class_pairs:
-        answer = pair_answer(slope)
+        answer = fits.pair_answer(slope)
         if not answer.is_decided or answer.question.source:
             continue
-        if is_late(slope, fits):
+        if answer.is_late:
             num_suggested += 1
         else:
             num_confirmed += 1
@@ -416,11 +429,14 @@ def _families(entries: Sequence[Answer], fits: ScalingFits) -> str:
     text = TWO_FAMILIES
     if len(places) == 1:
         text = ONE_FAMILY.format(*places)
-    return " ".join([text, *of_dependent_datasets(fits)])
+    sentences = [text, *of_dependent_datasets(fits)]
+    if any(entry.verdict == "suggested" for entry in entries):
+        sentences.append(NOT_OF_SUGGESTED)
+    return " ".join(sentences)
 
 
 def _asked_of_datasets(entry: Answer) -> Answer:
-    """Return the answer for a table of one dataset. An answer that has a reason gets `PAIRS`."""
+    """Return the answer for a table of one dataset. :data:`PAIRS` replaces its reason, if any."""
     if not entry.reason:
         return entry
     return replace(entry, reason=PAIRS)
@@ -442,8 +458,8 @@ def _dimension(prepared: Prepared, fits: ScalingFits) -> Answer:
     question = replace(
         answer.question,
         estimand=(
-            f"slope of log loss on 1/d_data{given(terms, INVERSE_D)} (negative where it rises with "
-            "d_data); t and permutation"
+            f"slope of log loss on 1/d_data{given(terms, INVERSE_D)} (negative where it rises "
+            "with d_data); t and permutation"
         ),
     )
     note = ""
@@ -542,7 +558,7 @@ def _fall_with_size(
         power_of="the difference between no fall and the bound",
     )
     if not prepared.points[column or D_DATA_MLE].notna().any():
-        return Answer(question=question, reason=f"{name} was not measured")
+        return Answer(question=question, reason=f"no point has {name}")
     fit, above_chance = fit_exponents(prepared.points, prepared.full, dimension=column)
     answer = answer_of(
         question,
@@ -555,11 +571,14 @@ def _fall_with_size(
     if answer.value is None:
         return answer
     if column:
-        # Only the claim on d_data is a headline question. The one on d_repr has a test of its own.
+        # Only the claim on d_data is a headline question. The one on d_repr has a test of its
+        # own.
         return replace(answer, p_value=bound_p_value(fit, above_chance))
     of_headline = fits.answer(BELOW_BOUND)
+    notes = [influence(answer, "it"), *of_other_estimator(fits)]
     return replace(
         answer,
+        note=" ".join(filter(None, notes)).rstrip("."),
         p_value=of_headline.p_value,
         adjusted_p=of_headline.adjusted_p,
         num_tests=of_headline.num_tests,
@@ -583,8 +602,9 @@ def _attacks(fits: ScalingFits) -> Answer:
 
 
 def _of_largest_correlation(fits: ScalingFits, answer: Answer) -> str:
-    """Return whose correlation is the largest, and both without the most influential dataset.
+    """Return a note on the attack and network of the largest correlation.
 
+    The note has this correlation, and the largest one, without the most influential dataset.
     Without this dataset, the correlation of another attack or network can be the largest one.
     """
     tested = [fit for fit in fits.attacks if fit.model != POOLED]
@@ -603,10 +623,11 @@ def _of_largest_correlation(fits: ScalingFits, answer: Answer) -> str:
 def _on_pairs(fits: ScalingFits) -> Iterator[Answer]:
     """Yield the answers of class pairs that are claims of the study.
 
-    A decided answer whose question was asked after the data has a note that it confirms nothing.
+    A decided answer whose question was asked after the data has a note that it confirms
+    nothing.
     """
     for slope in fits.class_pairs:
-        answer = pair_answer(slope)
+        answer = fits.pair_answer(slope)
         if not answer.question.source:
             continue
         question = replace(
@@ -614,7 +635,7 @@ def _on_pairs(fits: ScalingFits) -> Iterator[Answer]:
             estimand=f"{slope.on}; jackknife over {slope.num_groups} classes, and permutation",
         )
         note = ""
-        if answer.is_decided and is_late(slope, fits):
+        if answer.verdict == "suggested":
             note = ASKED_AFTER_SEEING.rstrip(".")
         yield replace(answer, question=question, note=note)
 

@@ -1,9 +1,9 @@
 """Answers of learning curves in sentences: the expected score at N, and the N of a target.
 
-The curves come from a sweep of one dataset or from a user's CSV file. Each network and class pair
-has one answer: the measured curve, whether it has flattened, the score expected with more images,
-and the number of images that reaches a target with a given probability. Curves of other networks on
-the same images are used too.
+The curves come from a sweep of one dataset or from a user's CSV file. Each network and class
+pair has one answer: the measured curve, whether it has flattened, the score expected with more
+images, and the number of images that reaches a target with a given probability. Curves of
+other networks on the same images are used too.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ from orchestrator.analysis.number_formats import listing, number
 from search_spaces.errors import ConfigError, DataError, plural, unknown_name
 
 LIKELY, UNLIKELY = 0.9, 0.1
-"""Probability that a curve has flattened: at least the first is "flattened", at most the second
-"probably still improves"."""
+"""Limits of the probability that a curve has flattened. From ``LIKELY`` on, isweep prints that
+the curve has flattened. Up to ``UNLIKELY``, isweep prints that the score probably still
+improves."""
 LEAST_SIZE_ASSURANCE = 0.1
 """Probability with which the smallest N of the JSON document reaches the target."""
 MAX_DECIMALS = 6
@@ -52,16 +53,19 @@ MAX_DECIMALS = 6
 TAIL = (1 - INTERVAL_LEVEL) / 2
 """Probability on each side of the interval of the needed N."""
 LEAST_REACHABLE = 2 * TAIL
-"""Smallest probability of reaching a target with which a median N is printed. The median is over
-the curves that reach the target, and below this probability it can lie outside the interval."""
+"""Smallest probability of reaching a target with which a median N is printed. The median is
+over the curves that reach the target, and below this probability it can lie outside the
+interval."""
 CHANCE_MARGIN = 0.05
-"""Share of the loss or error at chance level by which a score must be better, if the size of the
-test set is unknown."""
+"""Share of the loss or error at chance level by which a score must be better, if the size of
+the test set is unknown."""
 MEASURED_ASSURANCE = {3: 44, 4: 57, 5: 71}
 """Number of train sizes of a curve -> percentage of cases in which the number of images for a
-probability of 80 % was large enough (``benchmarks/prediction_rivals.py``, 489 curves of losses)."""
+probability of 80 % was large enough (``benchmarks/prediction_rivals.py``, 489 curves of
+losses)."""
 CHANCE_STANDARD_ERRORS = 2.0
-"""Number of standard errors of the test set by which a score must be better than chance level."""
+"""Number of standard errors of the test set by which a score must be better than chance
+level."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,8 @@ class CurveQuestion:
         train_size: N at which the score is predicted; None for twice the largest train size.
         target: Score to reach; None predicts no number of images.
         assurance: Probability with which the target should be reached, above 0 and below 1.
-        test_size: Number of test images; if None, the prior determines the noise of the test set.
+        test_size: Number of test images; if None, the prior determines the noise of the test
+            set.
     """
 
     metric: Metric = "loss"
@@ -117,8 +122,8 @@ class CurveQuestion:
             )
         if self.metric != "loss" and not 0 < self.target < 1:
             raise ConfigError(
-                f"The target {METRIC_WORDS[self.metric]} is {self.target:g}, but it must be above "
-                "0 and below 1",
+                f"The target {METRIC_WORDS[self.metric]} is {self.target:g}, but it must be "
+                "above 0 and below 1",
                 hint="Give a share: write 90 % as 0.9",
             )
 
@@ -143,12 +148,12 @@ class NeededImages:
     """The number of images that a target needs.
 
     Attributes:
-        assured: N that reaches the target with the requested probability; inf if that N is beyond
-            the range of extrapolation.
-        middle: Median of the smallest N that reaches the target, over the plausible curves that
-            reach it; inf if no curve does.
-        low, high: 90 % interval of the smallest N that reaches the target. ``low`` is at least the
-            smallest measured train size. ``high`` is inf if there is no upper bound.
+        assured: N that reaches the target with the requested probability; inf if that N is
+            beyond the range of extrapolation.
+        middle: Median of the smallest N that reaches the target, over the plausible curves
+            that reach it; inf if no curve does.
+        low, high: 90 % interval of the smallest N that reaches the target. ``low`` is at least
+            the smallest measured train size. ``high`` is inf if there is no upper bound.
         least: N that reaches the target with a probability of 10 %.
         probability_at_smallest: Probability that the smallest measured train size reaches the
             target.
@@ -178,7 +183,8 @@ class CurveAnswer:
         score: The predicted score at ``asked_size``, with its interval.
         rate: Local rate of the curve at the largest train size, with its interval.
         probability_flat: Probability that twice the images lower the loss by less than 5 %.
-        images: Number of images that the target needs; None without a target, and at chance level.
+        images: Number of images that the target needs; None without a target, and at chance
+            level.
         chance: Chance level, if no score is clearly better; else None.
         num_siblings: Number of curves of other networks on the same images.
         prior_sources: Sets of curves to which the prior was fitted.
@@ -287,10 +293,10 @@ class CurveAnswer:
             doubt = " If you have more classes, add a column num_classes."
         return (
             f"No {word} is clearly better than chance level, {number(chance.score)} for "
-            f"{num_classes} classes. The network has learned nothing yet, and these results cannot "
-            f"show whether more images would help.{doubt} Train with "
-            f"{number(2 * self.largest_size)} images next. If the score stays at chance level, "
-            "check the labels and the recipe."
+            f"{num_classes} classes. The network has learned nothing yet, and these results "
+            f"cannot show whether more images would help.{doubt} Train with "
+            f"{number(2 * self.largest_size)} images next. If the score stays at chance "
+            "level, check the labels and the recipe."
         )
 
     def _score(self) -> str:
@@ -319,9 +325,9 @@ class CurveAnswer:
             change = "gets worse"
         return (
             f"Your {METRIC_WORDS[self.question.metric]} {change} with more images: "
-            f"{self._point_text(first)}, {self._point_text(last)} images. Check the labels and the "
-            "recipe, or train more seeds. The following prediction rests on the curves of other "
-            "datasets."
+            f"{self._point_text(first)}, {self._point_text(last)} images. Check the labels "
+            "and the recipe, or train more seeds. The following prediction rests on the "
+            "curves of other datasets."
         )
 
     def _shape(self) -> str:
@@ -342,9 +348,10 @@ class CurveAnswer:
         if images.assured <= smallest:
             probability = _percent(images.probability_at_smallest)
             return (
-                f"For {goal}: at most {number(smallest)} images are needed, with a probability of "
-                f"{probability}. This is your smallest train size. To see whether fewer images "
-                f"suffice, train with {number(max(1, smallest // 2))} images."
+                f"For {goal}: at most {number(smallest)} images are needed, with a "
+                f"probability of {probability}. This is your smallest train size. To see "
+                f"whether fewer images suffice, train with {number(max(1, smallest // 2))} "
+                "images."
             )
         if np.isfinite(images.assured):
             lead = f"For {goal}: {number(images.assured)} images reach it {sure}."
@@ -352,8 +359,8 @@ class CurveAnswer:
         else:
             at_limit = _percent(images.probability_at_limit)
             lead = (
-                f"For {goal}: even {number(self.limit)} images reach it only with a probability "
-                f"of {at_limit}."
+                f"For {goal}: even {number(self.limit)} images reach it only with a "
+                f"probability of {at_limit}."
             )
             advice = f" Train with {number(2 * self.largest_size)} images, and predict again."
             if images.probability_reachable < LEAST_REACHABLE:
@@ -363,8 +370,8 @@ class CurveAnswer:
     def _guess(self, images: NeededImages) -> str:
         """Return sentences on the median N and its interval, also if they are uncertain."""
         never = (
-            f" With a probability of {_percent(1 - images.probability_reachable)}, no number of "
-            "images reaches it."
+            f" With a probability of {_percent(1 - images.probability_reachable)}, no number "
+            "of images reaches it."
         )
         if images.probability_reachable < LEAST_REACHABLE:
             return never
@@ -448,8 +455,8 @@ def answer(
         raise ConfigError(
             f"{name}: the requested train size of {number(asked_size)} is too far from your "
             f"largest train size of {number(curve.largest_size)}",
-            hint=f"Give a train size of at most {number(limit)} ({MAX_EXTRAPOLATION:g} times your "
-            "largest train size)",
+            hint=f"Give a train size of at most {number(limit)} ({MAX_EXTRAPOLATION:g} times "
+            "your largest train size)",
         )
     num_test_images = question.test_size or curve.points[-1].num_test_images
     score = curve.score_at(asked_size, num_test_images=num_test_images)
@@ -477,6 +484,7 @@ def _needed_images(curve: LearningCurve, target: float, assurance: float) -> Nee
     reachable = curve.probability_met(target, LARGEST_TRAIN_SIZE)
     return NeededImages(
         assured=curve.size_for(target, assurance=assurance),
+        # The median of the N of those curves that reach the target at all.
         middle=curve.size_for(target, assurance=reachable / 2, limit=np.inf),
         low=curve.size_for(target, assurance=TAIL, limit=np.inf),
         high=curve.size_for(target, assurance=1 - TAIL, limit=np.inf),
@@ -497,15 +505,16 @@ def answers(table: pd.DataFrame, question: CurveQuestion, model: str | None = No
     """Return an answer for each network and class pair of a table.
 
     Args:
-        table: One row per training, with columns of train size and score, and optionally of model,
-            class pair, seed, number of classes and test size.
+        table: One row per training, with columns of train size and score, and optionally of
+            model, class pair, seed, number of classes and test size.
         question: The question.
-        model: Name of the only network to answer for. The others are still used as information.
+        model: Name of one network, to get an answer for this network only. Its answer still
+            uses the curves of the other networks.
 
     Raises:
         ConfigError: If the table has no network of that name, or no column of networks.
-        DataError: If the table lacks these columns, a value is not a number or out of range, no
-            training is finished, or no curve has two train sizes.
+        DataError: If the table lacks these columns, a value is not a number or out of range,
+            no training is finished, or no curve has two train sizes.
     """
     if model is not None and MODEL_COLUMN not in table:
         raise ConfigError(
@@ -582,8 +591,9 @@ def _curves_of(rows: pd.DataFrame) -> list[_CurveRows]:
 def chance_level(rows: pd.DataFrame, metric: Metric) -> ChanceLevel | None:
     """Return chance level if no train size has a clearly better score, else None.
 
-    If the number of classes is unknown, two are assumed. A curve is then at chance level only if
-    all its scores are close to that of two classes: the curve of ten classes may cross it.
+    If the number of classes is unknown, two are assumed. A curve is then at chance level only
+    if all its scores are close to the chance level of two classes. A curve of ten classes may
+    cross that level.
 
     Args:
         rows: Rows of one curve from :func:`checked_table`.
@@ -594,6 +604,8 @@ def chance_level(rows: pd.DataFrame, metric: Metric) -> ChanceLevel | None:
     num_classes = int(class_counts.max()) if len(class_counts) else 2
     level = score_of_guessing(metric, num_classes)
     for gain, margin in _gains_over_guessing(rows, metric, level):
+        # A score far worse than guessing between the assumed two classes is no chance level
+        # either: there are more classes.
         if gain > margin or (is_assumed and abs(gain) > margin):
             return None
     return ChanceLevel(level, num_classes, is_assumed)
@@ -616,8 +628,8 @@ def _gains_over_guessing(
 def _is_chance_unknown(rows: pd.DataFrame, metric: Metric) -> bool:
     """Return whether a missing number of classes leaves open if a curve beats chance level.
 
-    A score that is clearly better than chance level of two classes is better than chance level of
-    every number of classes.
+    A score that is clearly better than chance level of two classes is better than chance level
+    of every number of classes.
     """
     if metric == "auroc" or rows["classes"].notna().any():
         return False
@@ -629,9 +641,10 @@ def _is_chance_unknown(rows: pd.DataFrame, metric: Metric) -> bool:
 def _unknown_chance(names: Sequence[str], metric: Metric) -> str:
     """Return the remark on curves for which :func:`_is_chance_unknown` is true."""
     return (
-        f"{listing(names)}: no {METRIC_WORDS[metric]} is clearly better than chance level for two "
-        f"classes, {number(score_of_guessing(metric, 2))}. If your dataset has two classes, the "
-        "network has learned nothing yet. If it has more classes, add a column num_classes."
+        f"{listing(names)}: no {METRIC_WORDS[metric]} is clearly better than chance level for "
+        f"two classes, {number(score_of_guessing(metric, 2))}. If your dataset has two "
+        "classes, the network has learned nothing yet. If it has more classes, add a column "
+        "num_classes."
     )
 
 
@@ -664,8 +677,8 @@ def _below_chance(rows: pd.DataFrame, question: CurveQuestion) -> list[str]:
     word = METRIC_WORDS[metric]
     chance = f"{number(level)} for {plural(num_classes, 'class')}"
     return [
-        f"A network that guesses reaches the target {word} of {number(target)}, because chance "
-        f"level is {chance}. Choose a target {better} {number(level)}."
+        f"A network that guesses reaches the target {word} of {number(target)}, because "
+        f"chance level is {chance}. Choose a target {better} {number(level)}."
     ]
 
 
@@ -677,8 +690,8 @@ def _below_sizes(rows: pd.DataFrame, question: CurveQuestion) -> list[str]:
     requested = number(question.train_size)
     return [
         f"The requested train size of {requested} is below your smallest train size of "
-        f"{number(smallest)}. The prediction is less reliable there. Train with {requested} images "
-        "to measure the score."
+        f"{number(smallest)}. The prediction is less reliable there. Train with {requested} "
+        "images to measure the score."
     ]
 
 
@@ -689,8 +702,8 @@ def _exact_scores(rows: pd.DataFrame, question: CurveQuestion) -> list[str]:
         return []
     return [
         f"The size of the test set is unknown for {num_unknown} of {plural(len(rows), 'row')}. "
-        "isweep takes these scores as exact, so the intervals do not include the noise of the test "
-        "set. Give the number of test images with --test-size, or in a column test_size."
+        "isweep takes these scores as exact, so the intervals do not include the noise of the "
+        "test set. Give the number of test images with --test-size, or in a column test_size."
     ]
 
 
@@ -698,9 +711,11 @@ def _measured_assurance(curves: Sequence[CurveAnswer]) -> list[str]:
     """Return a remark on the numbers of images of short curves; empty if there are none."""
     sizes = []
     for curve in curves:
-        # The benchmark does not show how often a number between two train sizes is large enough.
+        # The benchmark does not show how often a number between two train sizes is large
+        # enough.
         if curve.images is not None and curve.largest_size < curve.images.assured < np.inf:
             sizes.append(len(curve.points))
+    # Shorter curves than in the benchmark get its value for the shortest ones.
     num_sizes = max(min(sizes, default=max(MEASURED_ASSURANCE) + 1), min(MEASURED_ASSURANCE))
     if num_sizes not in MEASURED_ASSURANCE:
         return []
@@ -719,6 +734,7 @@ def _chance_margin(level: float, metric: Metric, tested: Iterable[float]) -> flo
     # At chance level an AUROC of balanced classes has a variance of about 1/(3 n).
     variance = 1 / (3 * num_test_images) if metric == "auroc" else (1 - level) * level
     if metric != "auroc":
+        # The accuracy of guessing is a mean of independent images.
         variance /= num_test_images
     return float(CHANCE_STANDARD_ERRORS * np.sqrt(variance))
 
@@ -738,8 +754,9 @@ def _has_learned(rows: pd.DataFrame) -> bool:
 def _overconfident(name: str) -> str:
     """Return the remark on a network that has learned, but has losses at chance level."""
     return (
-        f"{name}: the losses are no better than chance level, but its accuracy or AUROC is. The "
-        "network gives wrong probabilities. Predict its accuracy or AUROC instead of its loss."
+        f"{name}: the losses are no better than chance level, but its accuracy or AUROC is. "
+        "The network gives wrong probabilities. Predict its accuracy or AUROC instead of its "
+        "loss."
     )
 
 
@@ -758,6 +775,7 @@ def score_text(score: float, metric: Metric) -> str:
     """Return a score with three figures, or with as many as separate it from a perfect score."""
     text = number(score)
     if metric in RISING_METRICS and text == "1" and score < 1:
+        # 0.99996 needs five decimals, because four would print 1.0000.
         num_decimals = math.ceil(-math.log10(1 - score))
         if num_decimals <= MAX_DECIMALS:
             return f"{score:.{num_decimals}f}"

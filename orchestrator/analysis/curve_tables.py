@@ -1,7 +1,7 @@
 """Reading and checking of a table of results for learning curves: one dataset, one training a row.
 
-The table is a user's CSV file or the table of a sweep. Every used cell is checked. An error message
-contains the line and the column of the wrong cell.
+The table is a user's CSV file or the table of a sweep. Every used cell is checked. An error
+message contains the line and the column of the wrong cell.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ SCORE_COLUMNS: Mapping[Metric, tuple[str, ...]] = {
 COMPLEMENTS: Mapping[Metric, Metric] = {"accuracy": "error", "error": "accuracy"}
 """For a score s, the score that is 1 − s."""
 LARGEST_DISAGREEMENT = 0.0051
-"""Largest difference between two columns of the same score. Rounding to two digits explains it."""
+"""Largest difference between two columns of the same score. Rounding to two digits explains
+it."""
 SIZE_COLUMNS = ("train_size", "N", "n")
 TEST_SIZE_COLUMNS = ("test_size", "num_test_images")
 STATUS_COLUMN, SEED_COLUMN, CLASSES_COLUMN = "status", "seed", "num_classes"
@@ -60,10 +61,11 @@ OPTIONAL_COLUMNS = (
     STATUS_COLUMN,
     TEST_SIZE_COLUMNS[0],
 )
-"""Columns that a table may omit. isweep suggests them for unknown columns with a similar name."""
+"""Columns that a table may omit. isweep suggests them for unknown columns with a similar
+name."""
 SIMILAR_NAMES = 0.75
-"""Smallest similarity (from 0 to 1) of an unknown column and a suggested one. The names "classes"
-and "num_classes" have a similarity of 0.78; "val_size" and "test_size" have 0.59."""
+"""Smallest similarity (from 0 to 1) of an unknown column and a suggested one. The names
+"classes" and "num_classes" have a similarity of 0.78; "val_size" and "test_size" have 0.59."""
 MIXED_COLUMNS = ("dataset", "image_size", "channels", "data_mode")
 """Columns that must have a single value in a table of learning curves."""
 SWEEP_SUFFIXES = (".yaml", ".yml")
@@ -82,9 +84,9 @@ class CheckedTable:
 
     Attributes:
         rows: One row per training with the columns of the table, and in addition ``size``,
-            ``score``, ``tested`` (number of test images), ``positives`` (number of test images of
-            the positive class of an AUROC) and ``classes`` (number of classes). The last three are
-            NaN if unknown.
+            ``score``, ``tested`` (number of test images), ``positives`` (number of test images
+            of the positive class of an AUROC) and ``classes`` (number of classes). The last
+            three are NaN if unknown.
         remarks: Sentences on rows that were left out, and on the use of columns.
     """
 
@@ -111,18 +113,19 @@ def errors_with_source(source: str) -> Iterator[None]:
 def read_curve(path: Path) -> pd.DataFrame:
     """Read a CSV file of results with commas, tabs or semicolons.
 
-    With semicolons, decimal commas (0,5) are accepted, as spreadsheets in many countries write.
+    With semicolons, decimal commas (0,5) are accepted, as spreadsheets in many countries
+    write.
 
     Returns:
-        The table as text, with column names in lower case. Names and cells have no outer spaces:
-        "small_cnn " is the same model as "small_cnn".
+        The table as text, with column names in lower case. Names and cells have no outer
+        spaces: "small_cnn " is the same model as "small_cnn".
 
     Raises:
         ConfigError: If the file cannot be read as a table.
     """
     hint = (
-        "Give a CSV file in UTF-8 with the column train_size and a column of scores: test_loss, "
-        "test_error, test_accuracy or auc"
+        "Give a CSV file in UTF-8 with the column train_size and a column of scores: "
+        "test_loss, test_error, test_accuracy or auc"
     )
     if path.is_dir():
         raise ConfigError(f"{path} is a folder, not a CSV file", hint=hint)
@@ -134,7 +137,8 @@ def read_curve(path: Path) -> pd.DataFrame:
     try:
         separator = separator_of(path)
         layout: Any = {"sep": separator, "skipinitialspace": True, "encoding": "utf-8-sig"}
-        # pandas renames the second of two equal names, so the first line is also read as cells.
+        # pandas renames the second of two equal names, so the first line is also read as
+        # cells.
         header = pd.read_csv(path, header=None, nrows=1, dtype=str, **layout)
         table = pd.read_csv(path, dtype=str, **layout)
     except UnicodeDecodeError:
@@ -163,8 +167,8 @@ def _with_decimal_points(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table with decimal points instead of decimal commas.
 
     Raises:
-        DataError: If a table with decimal commas contains a cell such as 1.000, whose point may
-            separate thousands.
+        DataError: If a table with decimal commas contains a cell such as 1.000, whose point
+            may separate thousands.
     """
     has_comma = table.apply(lambda cells: cells.str.fullmatch(DECIMAL_COMMA).fillna(False))
     if has_comma.to_numpy().any():
@@ -181,14 +185,14 @@ def checked_table(
     """Return the usable rows of a table, with train sizes and scores as numbers.
 
     Args:
-        table: A table with columns of train size and score. Optional columns are status, model,
-            class pair, seed, number of classes and size of the test set.
+        table: A table with columns of train size and score. Optional columns are status,
+            model, class pair, seed, number of classes and size of the test set.
         metric: The score to use.
         num_test_images: Number of test images for all rows; None for the column of the table.
 
     Raises:
-        DataError: If a value is no number or out of range, if two scores of a row contradict each
-            other, if a training has two results, or if the table mixes several datasets.
+        DataError: If a value is no number or out of range, if two scores of a row contradict
+            each other, if a training has two results, or if the table mixes several datasets.
     """
     if not pd.api.types.is_integer_dtype(table.index):
         table = table.reset_index(drop=True)  # Error messages compute line numbers from the index.
@@ -261,8 +265,8 @@ def _without_repeats(rows: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]
     remarks: tuple[str, ...] = ()
     if num_copies := int(is_copy.sum()):
         remarks = (
-            f"Left out: {plural(num_copies, 'row')} equal to an earlier row. If they are different "
-            f"trainings, write the seed of each training into a column {SEED_COLUMN}.",
+            f"Left out: {plural(num_copies, 'row')} equal to an earlier row. If they are "
+            f"different trainings, write the seed of each training into a column {SEED_COLUMN}.",
         )
     if SEED_COLUMN in unique and unique[SEED_COLUMN].notna().all():
         keys = [name for name in TRAINING_COLUMNS if name in unique]
@@ -272,8 +276,8 @@ def _without_repeats(rows: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]
             same = unique["size"].eq(first["size"]) & has_rival
             lines = ", ".join(str(int(str(row)) + 2) for row in unique.index[same][:4])
             raise DataError(
-                f"Lines {lines} of the table have different scores for the same training (train "
-                "size, model and seed)",
+                f"Lines {lines} of the table have different scores for the same training "
+                "(train size, model and seed)",
                 hint="Keep one of these lines",
             )
     return unique, remarks
@@ -306,8 +310,8 @@ def _scores(table: pd.DataFrame, metric: Metric) -> pd.Series:
             first_cell, cell = table[first_name].iloc[place], table[name].iloc[place]
             line = int(str(table.index[place])) + 2
             raise DataError(
-                f"Line {line} of the table contradicts itself: {first_name} is {first_cell}, and "
-                f"{name} is {cell}",
+                f"Line {line} of the table contradicts itself: {first_name} is {first_cell}, "
+                f"and {name} is {cell}",
                 hint=f"Correct the line, or remove the column {name}",
             )
         scores = scores.fillna(repeated)
@@ -481,8 +485,8 @@ def _missing_column(table: pd.DataFrame, name: str, content: str) -> DataError:
 def _missing_score(table: pd.DataFrame, metric: Metric) -> DataError:
     """Return the error of a table without the score of a question.
 
-    If the table has another score, the hint is to predict this other score. A score must not be
-    renamed to a different one.
+    If the table has another score, the hint is to predict this other score. A score must not
+    be renamed to a different one.
     """
     error = _missing_column(table, SCORE_COLUMNS[metric][0], METRIC_WORDS[metric])
     for other in METRICS:

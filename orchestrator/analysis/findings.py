@@ -1,7 +1,7 @@
 """The findings in plain words, generated from the answers.
 
-A sentence claims something only if the verdict of its answer is *supported* or *contradicted*. Any
-other answer shows the estimate with its interval, and the power of its test.
+A sentence claims something only if the verdict of its answer is *supported* or *contradicted*.
+Any other answer shows the estimate with its interval, and the power of its test.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Iterator, Sequence
 from textwrap import wrap
 
 from orchestrator.analysis.answers import Answer
-from orchestrator.analysis.class_pairs import AT_DELTA, DROP_ON_DELTA, pair_answer
+from orchestrator.analysis.class_pairs import AT_DELTA, DROP_ON_DELTA
 from orchestrator.analysis.fits import ScalingFits
 from orchestrator.analysis.headline import BELOW_BOUND, EXPONENT, num_tests, with_p_values
 from orchestrator.analysis.inference import LEVEL
 from orchestrator.analysis.number_formats import listing, per_cent_of
 from orchestrator.analysis.one_dataset import MIN_SEEDS_FOR_INTERVAL
-from orchestrator.analysis.sentences.finding import SUGGESTED, Finding
-from orchestrator.analysis.sentences.of_class_pairs import is_late, of_class_pairs
+from orchestrator.analysis.sentences.finding import Finding
+from orchestrator.analysis.sentences.of_class_pairs import of_class_pairs
 from orchestrator.analysis.sentences.of_datasets import (
     FALL_QUESTION,
     datasets_needed_for_sharpness,
@@ -30,14 +30,17 @@ from search_spaces.errors import plural
 
 MAX_SUMMARY_LINES = 39
 """Lines of a summary: with the line that names ``--all`` they fill a terminal of 40 lines."""
+NOT_OF_SUGGESTED = 'This chance does not cover a "suggested" answer.'
+"""Sentence on the family of tests if an answer is suggested: its question came after the
+data."""
 
 
 def findings(fits: ScalingFits) -> tuple[Finding, ...]:
     """Return the findings of a table, in the order of its questions.
 
-    Several datasets answer the study's questions. One dataset, its class pairs, and an experiment
-    each answer questions of their own. If class pairs answer, questions to several datasets that
-    cannot be tested are left out.
+    Several datasets answer the study's questions. One dataset, its class pairs, and an
+    experiment each answer questions of their own. If class pairs answer, questions to several
+    datasets that cannot be tested are left out.
     """
     if fits.one_dataset is not None:
         return tuple(of_one_dataset(fits, fits.one_dataset))
@@ -66,8 +69,8 @@ def what_was_found(fits: ScalingFits) -> tuple[str, ...]:
     by_verdict: dict[str, list[Finding]] = defaultdict(list)
     for finding in findings(fits):
         by_verdict[finding.verdict].append(finding)
-    decided = by_verdict["supported"] + by_verdict["contradicted"]
-    decided.sort(key=lambda finding: finding.is_late)  # the others confirm something
+    # A suggested answer confirms nothing, so it comes last.
+    decided = by_verdict["supported"] + by_verdict["contradicted"] + by_verdict["suggested"]
     described = by_verdict["described"]
     num_undecided = len(by_verdict["undecided"])
     trained = _what_was_trained(fits)
@@ -87,8 +90,8 @@ def what_was_found(fits: ScalingFits) -> tuple[str, ...]:
 
 
 def _opening(decided: Finding, if_asked_before: str) -> str:
-    """Return the first words of the page: other ones if its finding is only suggested."""
-    return "Suggested, not confirmed" if decided.badge == SUGGESTED else if_asked_before
+    """Return the words before the first finding. They say so if it is only suggested."""
+    return "Suggested, not confirmed" if decided.verdict == "suggested" else if_asked_before
 
 
 def _what_was_trained(fits: ScalingFits) -> str:
@@ -112,8 +115,8 @@ def _nothing_decided(num_undecided: int) -> str:
     if num_undecided == 1:
         return "The one tested question is undecided: the data neither show nor exclude a relation."
     return (
-        f"All {num_undecided} tested questions are undecided: the data neither show nor exclude "
-        "these relations."
+        f"All {num_undecided} tested questions are undecided: the data neither show nor "
+        "exclude these relations."
     )
 
 
@@ -137,12 +140,11 @@ def next_steps(fits: ScalingFits, predict: str = "") -> tuple[str, ...]:
             without a sweep.
     """
     steps = []
-    slopes = {slope.on: slope for slope in fits.class_pairs}
-    late_answers = [pair_answer(slope) for slope in fits.class_pairs if is_late(slope, fits)]
-    if any(answer.is_decided for answer in late_answers):
+    answers = {slope.on: fits.pair_answer(slope) for slope in fits.class_pairs}
+    if any(answer.verdict == "suggested" for answer in answers.values()):
         steps.append("Ask the suggested question again, on images that you have not seen yet.")
-    elif DROP_ON_DELTA in slopes:
-        if pair_answer(slopes[DROP_ON_DELTA]).verdict == "supported":
+    elif DROP_ON_DELTA in answers:
+        if answers[DROP_ON_DELTA].verdict == "supported":
             steps.append(
                 "Expect attacks to cost more accuracy between classes that lie close together."
             )
@@ -152,10 +154,9 @@ def next_steps(fits: ScalingFits, predict: str = "") -> tuple[str, ...]:
         if needed is not None:
             steps.append(
                 f"If twice the K_F doubled the loss, as the law allows, about {needed:,} such "
-                "datasets would show it in 80 of 100 studies. A weaker effect or more similar K_F "
-                "needs more."
+                "datasets would show it in 80 of 100 studies."
             )
-        steps.append("`isweep power` estimates how often a larger sweep would decide.")
+        steps.append("`isweep power` estimates the power of a larger sweep.")
     if fits.one_dataset is not None:
         command = predict or "isweep predict --curve results.csv"
         if fits.one_dataset.target is not None:
@@ -174,7 +175,7 @@ def next_steps(fits: ScalingFits, predict: str = "") -> tuple[str, ...]:
         )
         return tuple(steps)
     steps.append(
-        "Predict how many training images you need: "
+        "Predict how many images you need: "
         "`isweep predict --curve results.csv --target-accuracy 0.9`."
     )
     return tuple(steps)
@@ -191,8 +192,8 @@ def family(fits: ScalingFits) -> str:
         at_delta = [slope for slope in fits.class_pairs if slope.on in AT_DELTA]
         num_at_delta = sum(slope.adjusted_p is not None for slope in at_delta)
         sentences = [_of_holm(tests, num_at_delta, "at equal δ")]
-        if any(finding.badge == SUGGESTED for finding in of_class_pairs(fits)):
-            sentences.append('This does not cover a "suggested" answer.')
+        if any(finding.verdict == "suggested" for finding in of_class_pairs(fits)):
+            sentences.append(NOT_OF_SUGGESTED)
         return " ".join([*sentences, "Intervals are over classes, which pairs share."])
     tests = num_tests(fits.answers)
     if not tests:
@@ -229,7 +230,7 @@ def of_dependent_datasets(fits: ScalingFits) -> Iterator[str]:
     if not fits.dependent_datasets:
         return
     first, *others = map(listing, fits.dependent_datasets)
-    text = f"It can be higher here: {first} are not independent"
+    text = f"This chance can be higher here: {first} are not independent"
     if others:
         text += f", nor are {', nor '.join(others)}"
     yield f"{text}."
@@ -240,7 +241,7 @@ def adjusted_p_values(fits: ScalingFits) -> tuple[Answer, ...]:
     if fits.interventions:
         return ()
     if fits.class_pairs:
-        return tuple(with_p_values(map(pair_answer, fits.class_pairs)))
+        return tuple(with_p_values(map(fits.pair_answer, fits.class_pairs)))
     return tuple(with_p_values(fits.answers))
 
 
@@ -263,7 +264,7 @@ def summary(
     """
     lines = wrap(" ".join(what_was_found(fits)), width)
     for finding in findings(fits):
-        lines += wrap(f"{finding.badge.upper()}: {finding.question}", width)
+        lines += wrap(f"{finding.verdict.upper()}: {finding.question}", width)
         paragraphs = [finding.line]
         if with_details:
             paragraphs += [" ".join(finding.details), *finding.notes]

@@ -1,17 +1,17 @@
 """All fits of one results table.
 
-The law (Konz & Mazurowski 2024, Eq. 2) is an upper bound on the test loss L after training on N
-images: log L ≲ −(1/d_data) log N + log K_F + a. Its two parts are fitted separately:
+The law (Konz & Mazurowski 2024, Eq. 2) is an upper bound on the test loss L after training on
+N images: log L ≲ −(1/d_data) log N + log K_F + a. Its two parts are fitted separately:
 
-- Exponent: the slope on log N / d. Every curve has its own intercept, and every dataset and class
-  pair one d.
-- Height: the loss at equal N, on log K_F and 1/d. The term 1/d is separate because the law's proof
-  has (V/N)^(1/d) with an unknown volume V.
+- Exponent: the slope on log N / d. Every curve has its own intercept, and every dataset and
+  class pair one d.
+- Height: the loss at equal N, on log K_F and 1/d. The term 1/d is separate because the law's
+  proof has (V/N)^(1/d) with an unknown volume V.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ from orchestrator.analysis.grouped_tables.slopes import Slope
 from orchestrator.analysis.headline import headline_answers
 from orchestrator.analysis.inference import Interval
 from orchestrator.analysis.law_fits.attacks import fit_attacks
-from orchestrator.analysis.law_fits.exponents import OTHER_D, fit_exponent, fit_exponents
+from orchestrator.analysis.law_fits.exponents import OTHER_D, TWONN, fit_exponent, fit_exponents
 from orchestrator.analysis.law_fits.falls import fit_fall
 from orchestrator.analysis.law_fits.heights import fit_headline, fit_height
 from orchestrator.analysis.law_fits.records import (
@@ -92,7 +92,8 @@ class ScalingFits:
         interventions: Results of an experiment; None without one.
         one_dataset: Answers of a table of one dataset; None with several.
         asked_after_seeing: Keys of questions that were asked after somebody had seen the data.
-        sharpness_with_delta: r of log K_F with log δ over class pairs; None without class pairs.
+        sharpness_with_delta: r of log K_F with log δ over class pairs; None without class
+            pairs.
         dependent_datasets: Names of datasets that show the same things, one group each.
     """
 
@@ -179,6 +180,10 @@ class ScalingFits:
                 return answer
         raise KeyError(question.key)
 
+    def pair_answer(self, slope: Slope) -> Answer:
+        """Return the answer of one of the slopes over class pairs."""
+        return pair_answer(slope, self.asked_after_seeing)
+
     def to_json(self) -> dict[str, Any]:
         """Return all fits and verdicts for ``json.dumps(allow_nan=False)``."""
         document = cast(dict[str, Any], TypeAdapter(ScalingFits).dump_python(self, mode="json"))
@@ -190,7 +195,7 @@ class ScalingFits:
             curves = [curve.to_json() for curve in self.one_dataset.target_curves]
             document["one_dataset"]["target_curves"] = curves
         for entry, slope in zip(document["class_pairs"], self.class_pairs, strict=True):
-            entry["verdict"] = pair_answer(slope).verdict
+            entry["verdict"] = self.pair_answer(slope).verdict
         return document
 
 
@@ -294,12 +299,13 @@ def fit_scaling_laws(
 
     Args:
         table: One row per trial, in the columns of ``docs/results-columns.md``.
-        sharpness_policy: What to do if K_F was measured on several scales (side, channels, pixel
-            range): ``refuse`` fits that compare it over datasets, or ``ignore`` the difference.
-        arms: Datasets of an experiment. Changed copies are compared with their own base; all other
-            fits use the base datasets alone.
-        explore: Whether to fit single models, single domains and other estimates of d too. No
-            answer uses these fits.
+        sharpness_policy: What to do if K_F was measured on several scales (side, channels,
+            pixel range): ``refuse`` fits that compare it over datasets, or ``ignore`` the
+            difference.
+        arms: Datasets of an experiment. Changed copies are compared with their own base; all
+            other fits use the base datasets alone.
+        explore: Whether to add fits of single models, of single domains, and with d from other
+            numbers of neighbors. No answer uses these fits.
         predictions: Stored predictions for each test image, which compare the networks of one
             dataset; None without any.
         facts: Facts about the sweep that limit its answers.
@@ -318,16 +324,19 @@ def fit_scaling_laws(
 
 def with_facts(fits: ScalingFits, facts: SweepFacts) -> ScalingFits:
     """Return fits with the facts about their sweep that limit the answers."""
+    asked = facts.asked_after_seeing
+    answers = [replace(one, is_late=one.question.key in asked) for one in fits.answers]
     return replace(
         fits,
+        answers=tuple(answers),
         caveats=(*limits_of_origins(facts.origins, fits.datasets), *fits.caveats),
-        asked_after_seeing=facts.asked_after_seeing,
+        asked_after_seeing=asked,
         dependent_datasets=tuple(shared_collections(facts.origins, fits.datasets).values()),
     )
 
 
 def fits_of(prepared: Prepared, *, explore: bool = False) -> ScalingFits:
-    """Return all fits; ``explore`` adds single models, single domains and other estimates of d."""
+    """Return all fits. See :func:`fit_scaling_laws` for the fits that ``explore`` adds."""
     points = prepared.points
     scale = prepared.scale
     models = tuple(sorted(points[MODEL].unique()))
@@ -338,6 +347,7 @@ def fits_of(prepared: Prepared, *, explore: bool = False) -> ScalingFits:
         fits.append(fit_height(points, scale, (IS_MEDICAL,)))
         fits.append(fit_fall(points))
         fits += fit_exponents(points, prepared.full)
+        fits += _exponents_by(points, [TWONN])
         fits += fit_attacks(points, scale, models)
         fits.append(fit_representation(points))
     if len(models) > 1:
@@ -373,14 +383,20 @@ def fits_of(prepared: Prepared, *, explore: bool = False) -> ScalingFits:
 def _exploratory(
     points: pd.DataFrame, scale: SharpnessScale, models: Sequence[str]
 ) -> list[AnyFit]:
-    """Fit single models, single domains and other estimates of d."""
+    """Fit single models, single domains, and d from other numbers of neighbors."""
     fits: list[AnyFit] = []
     for model in models:
         fits.append(fit_headline(points, scale, model=model))
         fits.append(fit_exponent(points, model=model))
     for domain in DOMAINS:
         fits.append(fit_exponent(points, subset=domain))
-    for name, column in OTHER_D.items():
-        if points[column].notna().any():
-            fits.append(fit_exponent(points, dimension=column, variant=name))
+    fits += _exponents_by(points, [name for name in OTHER_D if name != TWONN])
     return fits
+
+
+def _exponents_by(points: pd.DataFrame, estimators: Iterable[str]) -> Iterator[ExponentFit]:
+    """Yield the exponent fit with d by each of these other estimators that was measured."""
+    for name in estimators:
+        column = OTHER_D[name]
+        if points[column].notna().any():
+            yield fit_exponent(points, dimension=column, variant=name)

@@ -1,7 +1,7 @@
 """The study's questions to several datasets, and their answers from the fits.
 
-Four questions have five tests: the exponent of N is tested against no fall and against the law's
-bound. The five p-values are adjusted together (Holm).
+Four questions have five tests: the exponent of N is tested against no fall and against the
+law's bound. The five p-values are adjusted together (Holm).
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def headline_answers(
     Args:
         fits: The fits.
         why_no_sharpness: Why K_F cannot be compared; empty if it can.
-        doubling_slope: Slope on 1/d whose power is computed: with it, the loss doubles over the
-            range of d_data.
+        doubling_slope: Slope on 1/d whose power is computed: with it, the loss doubles over
+            the range of d_data.
         num_domains: Number of domains of the datasets.
     """
     headline = _find(fits, HeightFit, "headline")
@@ -117,9 +117,10 @@ def _find(fits: Iterable[AnyFit], kind: type[Fit], variant: str) -> AnyFit | Non
 
 def few_ways(estimate: Estimate) -> str:
     """Return the reason that datasets have too few permutations for a p-value of 0.05."""
+    verb = "is" if estimate.num_resamples == 1 else "are"
     ways = plural(estimate.num_resamples, "way")
     return (
-        f"datasets can be rearranged in {ways} only, so the smallest possible p is "
+        f"there {verb} only {ways} to rearrange these datasets, so the smallest possible p is "
         f"{number(estimate.smallest_p, 2)}"
     )
 
@@ -139,8 +140,8 @@ def answer_of(
         question: The question.
         estimate: The estimate; None if it could not be made.
         num_datasets: Number of datasets of the estimate.
-        effect: Distance from the null value whose power is computed, in units of the estimate. None
-            for no power.
+        effect: Distance from the null value whose power is computed, in units of the estimate.
+            None for no power.
         degrees: Degrees of freedom of the t test.
         reason: Why there is no estimate.
     """
@@ -219,8 +220,9 @@ def bound_p_value(fit: ExponentFit, above_chance: ExponentFit) -> float:
     """Return the two-sided p-value of an exponent against the law's bound, 1.
 
     Losses near chance level flatten curves and so lower the exponent. An exponent below 1 must
-    therefore also be below 1 in the fit above chance level, and the larger p-value of the two fits
-    counts. If that fit could not be made or has an exponent of 1 or more, the p-value is 1.
+    therefore also be below 1 in the fit above chance level, and the larger p-value of the two
+    fits counts. If that fit could not be made or has an exponent of 1 or more, the p-value is
+    1.
 
     Args:
         fit: The fit to all train sizes, with an estimate.
@@ -259,7 +261,8 @@ def _of_attacks(fits: Sequence[AttackFit], num_domains: int) -> Answer:
         return answer
     test = LargestCorrelation(
         num_correlations=sum(fit.status == "ok" for fit in fits),
-        # The indicators of domains count as given variables: num_domains − 1, and 3 for Fisher's z.
+        # The indicators of domains count as given variables: num_domains − 1, and 3 for
+        # Fisher's z.
         degrees=best.num_datasets - num_domains - 2,
         interval_critical=best.interval_critical,
         criticals=best.criticals,

@@ -1,8 +1,8 @@
 """Inference with few datasets, on plain arrays: t, permutation, jackknife, wild cluster bootstrap.
 
-Points of one dataset are not independent: 66 points of 11 datasets carry the information of about
-11 points. The replicates are therefore datasets. Points are averaged within datasets, or whole
-datasets are left out (jackknife) or permuted.
+Points of one dataset are not independent: 66 points of 11 datasets carry the information of
+about 11 points. The replicates are therefore datasets. Points are averaged within datasets, or
+whole datasets are left out (jackknife) or permuted.
 
 Shape letters: n points, G datasets, q regressors, B permutations or draws, m responses.
 """
@@ -31,7 +31,8 @@ MAX_EXACT = 200_000
 NUM_DRAWN = 9_999
 """Size of a random sample of permutations or draws, without the observed order."""
 MIN_DATASETS = 3
-"""Smallest number of datasets for an interval. With two there is one difference, so no scatter."""
+"""Smallest number of datasets for an interval. With two there is one difference, so no
+scatter."""
 MIN_CLASSES = 5
 """Smallest number of shared classes for a jackknife over classes."""
 MIN_RCOND = 1e-10
@@ -39,16 +40,19 @@ MIN_RCOND = 1e-10
 MAX_CONDITION = 1e8
 """Largest condition number of a design matrix whose slopes count as identified."""
 WEBB = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt(1.5)])
-"""Webb's six weights (2023). With few clusters, two weights would give too few different draws."""
+"""Webb's six weights (2023). With few clusters, two weights would give too few different
+draws."""
 MIN_DATASETS_FOR_SIGNS = 8
-"""Smallest number of datasets with random signs as weights. Fewer datasets get Webb's weights."""
+"""Smallest number of datasets with random signs as weights. Fewer datasets get Webb's
+weights."""
 MAX_DATASETS_FOR_ALL_SIGNS = 12
 """Largest number of datasets for which all sign patterns are tried."""
 MAX_TESTS_OF_A_FAMILY = 5
-"""Number of tests of the headline family, and of levels with a critical value of a correlation."""
+"""Number of tests of the headline family, and of levels with a critical value of a
+correlation."""
 MIN_DATASETS_OF_A_CORRELATION = 6
-"""Smallest number of datasets for a correlation. With fewer, Fisher's z is far from normal, and few
-permutations exist."""
+"""Smallest number of datasets for a correlation. With fewer, Fisher's z is far from normal,
+and few permutations exist."""
 
 
 class Sums(NamedTuple):
@@ -69,7 +73,8 @@ class Permutation(NamedTuple):
     """The result of a permutation test.
 
     Attributes:
-        p_value: Share of the permutations whose statistic is at least as extreme as the observed.
+        p_value: Share of the permutations whose statistic is at least as extreme as the
+            observed.
         num_orders: Number of permutations that were tried.
         is_complete: Whether all possible permutations were tried.
         smallest_p: Smallest p-value that these permutations can give.
@@ -95,7 +100,8 @@ def t_interval(value: float, std_error: float, degrees: float) -> Interval:
 def t_p_values(values: Array | float, std_errors: Array | float, degrees: float) -> Array:
     """Return two-sided p-values of t = value / standard error.
 
-    If a standard error is exactly 0, the p-value is 1 for a value of 0, and 0 for any other value.
+    If a standard error is exactly 0, the p-value is 1 for a value of 0, and 0 for any other
+    value.
     """
     values = np.asarray(values)
     std_errors = np.asarray(std_errors)
@@ -108,10 +114,12 @@ def t_p_values(values: Array | float, std_errors: Array | float, degrees: float)
 def mean_interval(values: Array) -> tuple[float, float | None, Interval | None]:
     """Return the mean, its standard error and its 95 % t interval.
 
-    The error and the interval are None for fewer than three values, or if all values are equal.
+    The error and the interval are None for fewer than three values, or if all values are
+    equal.
     """
     mean = float(values.mean())
     num_values = len(values)
+    # Equal values differ by rounding, so their standard deviation is compared with their size.
     is_constant = float(values.std()) <= 1e-12 * float(np.abs(values).max())
     if num_values < MIN_DATASETS or is_constant:
         return mean, None, None
@@ -125,6 +133,8 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     tested = [(p, place) for place, p in enumerate(p_values) if p is not None]
     largest = 0.0
     for rank, (p, place) in enumerate(sorted(tested)):
+        # The k-th smallest of m p-values is multiplied by m − k + 1, and none may be below the
+        # last.
         largest = max(largest, min(1.0, p * (len(tested) - rank)))
         adjusted[place] = largest
     return adjusted
@@ -140,6 +150,7 @@ def centered(values: Array, codes: Codes, weights: Array | None = None) -> Array
     if weights is None:
         weights = np.ones(num_rows)
     one_per_row = (np.ones(num_rows), code, np.arange(num_rows + 1))
+    # A sparse product sums all columns at once.
     sum_by_code = csr_array(one_per_row, shape=(num_rows, len(names))).T
     means = sum_by_code @ (weights[:, None] * values) / (sum_by_code @ weights)[:, None]
     residuals = values - means[code]
@@ -171,19 +182,21 @@ def dataset_effects(
     weight_of = np.bincount(pair, weights, num_cells * num_groups).reshape(num_cells, num_groups)
     if not _is_connected(weight_of @ weight_of.T > 0):
         return None
-    # The indicators of datasets are partialled out first (Frisch & Waugh 1933). Only one equation
-    # per cell remains to be solved.
+    # The indicators of datasets are partialled out first (Frisch & Waugh 1933). Only one
+    # equation per cell remains to be solved.
     group_weights = weight_of.sum(axis=0)
     share = weight_of / group_weights
     laplacian = np.diag(weight_of.sum(axis=1)) - weight_of @ share.T
-    # The Laplacian is singular in the constant direction. A constant matrix is added to fill that
-    # direction: a pseudo-inverse may mistake the rounding error of the zero eigenvalue (1e-16) for
-    # a value and divide by it. With a single cell, the constant is the only direction.
+    # The Laplacian is singular in the constant direction. A constant matrix is added to fill
+    # that direction: a pseudo-inverse may mistake the rounding error of the zero eigenvalue
+    # (1e-16) for a value and divide by it. With a single cell, the constant is the only
+    # direction.
     filling = laplacian.diagonal().mean() if num_cells > 1 else 1.0
     weighted = weights[:, None] * values
     by_cell = sums_by_code(weighted, cell, num_cells)
     by_group = sums_by_code(weighted, group, num_groups)
     of_cells = np.linalg.solve(laplacian + filling / num_cells, by_cell - share @ by_group)
+    # Without the effects of its cells, the mean of a dataset is its effect.
     effects = (by_group - weight_of.T @ of_cells) / group_weights[:, None]
     is_constant = np.ptp(effects, axis=0) <= 1e-12 * np.abs(values).max(axis=0)
     centered_effects = np.where(is_constant, 0.0, effects - effects.mean(axis=0))
@@ -229,6 +242,7 @@ def ols(y: Array, x: Array) -> tuple[Array, Array, int] | None:
     scaled = design / scale
     if np.linalg.cond(scaled) > MAX_CONDITION:
         return None
+    # (X'X)⁻¹ of the unscaled columns: each factor of the scaling is undone.
     inverse = np.linalg.inv(scaled.T @ scaled) / np.outer(scale, scale)
     coefficients = inverse @ design.T @ y
     residuals = y - design @ coefficients
@@ -242,8 +256,8 @@ def permutation_test(
     """Test the slope on x in a regression of y on x and covariates, by permutation within blocks.
 
     The statistic is |t|. The test is exact if no covariate varies within blocks. Otherwise the
-    residuals of a fit on the covariates are permuted (Freedman & Lane 1983). That test is exact
-    only asymptotically.
+    residuals of a fit on the covariates are permuted (Freedman & Lane 1983). That test is
+    exact only asymptotically.
 
     Args:
         y: Response, ``(G,)``.
@@ -267,12 +281,13 @@ def permutation_test(
     num_low = int(is_low.sum())
     is_binary = covariates.shape[1] == 0 and (is_low | is_high).all() and len(set(blocks)) == 1
     if is_binary and comb(len(y), num_low) <= MAX_EXACT:
-        # For a binary regressor, different orders give the same statistic. It is enough to try all
-        # choices of the datasets with the lower value.
+        # For a binary regressor, different orders give the same statistic. It is enough to try
+        # all choices of the datasets with the lower value.
         subsets = np.array(list(combinations(range(len(y)), num_low)))
         sums = np.abs(y_residual[subsets].sum(axis=1))
         is_extreme = sums >= abs(y_residual[is_low].sum()) * (1 - 1e-9)
-        # If half of the datasets have the lower value, exchanging the halves gives the same |t|.
+        # If half of the datasets have the lower value, exchanging the halves gives the same
+        # |t|.
         num_extreme = 2 if 2 * num_low == len(y) else 1
         return Permutation(
             p_value=float(np.mean(is_extreme)),
@@ -281,8 +296,9 @@ def permutation_test(
             smallest_p=num_extreme / len(sums),
         )
     orders, is_complete = rearrangements(tuple(blocks))
-    # |t| grows with the share of variation that x explains, so the shares are compared instead.
-    # Permuted residuals are projected again: they need not be orthogonal to the covariates.
+    # |t| grows with the share of variation that x explains, so the shares are compared
+    # instead. Permuted residuals are projected again: they need not be orthogonal to the
+    # covariates.
     projections = np.square(y_residual[orders] @ np.column_stack([basis, x_residual]))
     lengths = y_residual @ y_residual - projections[:, :-1].sum(axis=1)
     x_length = float(x_residual @ x_residual)
@@ -297,11 +313,11 @@ def permutation_test(
 def class_permutation_p(y: Array, x: Array, covariates: Array, classes: Codes) -> float | None:
     """Return the p-value of a slope over class pairs by permuting the classes of the regressor.
 
-    A jackknife over classes is slightly liberal if a regressor and the response are both sums of
-    class effects: with ten classes, 6 % of its claims are false. A permutation of classes preserves
-    the dependence between pairs that share a class (quadratic assignment; Krackhardt 1988). The
-    permutation is exact without covariates. With covariates, residuals of x are permuted (Dekker,
-    Krackhardt & Snijders 2007).
+    A jackknife over classes is slightly liberal if a regressor and the response are both sums
+    of class effects: with ten classes, 6 % of its claims are false. A permutation of classes
+    preserves the dependence between pairs that share a class (quadratic assignment; Krackhardt
+    1988). The permutation is exact without covariates. With covariates, residuals of x are
+    permuted (Dekker, Krackhardt & Snijders 2007).
 
     Args:
         y: Response of each pair, ``(U,)``.
@@ -326,8 +342,9 @@ def class_permutation_p(y: Array, x: Array, covariates: Array, classes: Codes) -
     # Rows and columns are permuted together: pairs with a common class keep a common class.
     orders, _ = rearrangements(("",) * num_classes)
     permuted = by_classes[orders[:, first], orders[:, second]]
-    # The correlation is that of residuals on the covariates. The residuals of y are orthogonal to
-    # the covariates, so the products need no residuals of x. Their lengths follow from Pythagoras.
+    # The correlation is that of residuals on the covariates. The residuals of y are orthogonal
+    # to the covariates, so the products need no residuals of x. Their lengths follow from
+    # Pythagoras.
     products = np.abs(permuted @ y_residual)
     explained = permuted @ held_equal
     squares = np.einsum("ij,ij->i", permuted, permuted)
@@ -355,10 +372,12 @@ def rearrangements(blocks: tuple[str, ...]) -> tuple[NDArray[np.int16], bool]:
     is_complete = prod(factorial(len(block)) for block in places) <= MAX_EXACT
     if is_complete:
         by_block = [np.array(list(permutations(block))) for block in places]
+        # Every order of one block is combined with every order of the other blocks.
         index = np.indices([len(rows) for rows in by_block]).reshape(len(by_block), -1)
         columns = [rows[chosen] for rows, chosen in zip(by_block, index, strict=True)]
         permuted = np.hstack(columns)
     else:
+        # A fixed seed: the same table always gets the same p-value.
         rng = np.random.default_rng([0, len(blocks)])
         random_orders = []
         for block in places:
@@ -375,13 +394,13 @@ class MaxCorrelation(NamedTuple):
 
     Attributes:
         r: Correlation of each response, ``(m,)``; NaN for fewer than six datasets.
-        adjusted_p: One-sided p-value of each tested response, adjusted for the number of tested
-            responses, ``(m,)``; NaN for the others.
+        adjusted_p: One-sided p-value of each tested response, adjusted for the number of
+            tested responses, ``(m,)``; NaN for the others.
         num_rearrangements: Number of permutations.
-        critical: Half width of simultaneous 95 % intervals of the tested correlations, in standard
-            errors of Fisher's z: 1.96 for one response, more for several.
-        criticals: Critical values of the largest z, in its standard errors, at the levels 0.05 / k
-            for k = 1, 2, …. Levels that no permutation can reach are missing.
+        critical: Half width of simultaneous 95 % intervals of the tested correlations, in
+            standard errors of Fisher's z: 1.96 for one response, more for several.
+        criticals: Critical values of the largest z, in its standard errors, at the levels 0.05
+            / k for k = 1, 2, …. Levels that no permutation can reach are missing.
     """
 
     r: Array
@@ -454,6 +473,7 @@ def max_correlation_test(
 
 def _standard_z(r: Array, num_datasets: int, num_blocks: int) -> Array:
     """Return Fisher's z of correlations within blocks, divided by its standard error."""
+    # Centering in b blocks costs b − 1 degrees, so var z = 1 / (n − (b − 1) − 3).
     degrees = max(num_datasets - num_blocks - 2, 0)
     z = np.arctanh(np.clip(r, -1 + 1e-15, 1 - 1e-15))
     return np.asarray(z * np.sqrt(degrees))
@@ -466,8 +486,8 @@ def jackknife_error(value: float, left_out: Array) -> float:
         value: The estimate.
         left_out: The estimate without each dataset, ``(G,)``.
     """
-    # Differences from the estimate, not from the mean of the refits, make the error larger. That
-    # keeps the level of a test with few datasets.
+    # Differences from the estimate, not from the mean of the refits, make the error larger.
+    # That keeps the level of a test with few datasets.
     num = len(left_out)
     return float(np.sqrt((num - 1) / num * ((left_out - value) ** 2).sum()))
 
@@ -484,6 +504,7 @@ def curve_sums(y: Array, x: Array, curves: Codes, groups: Codes, weights: Array)
     """
     names, group = np.unique(groups, return_inverse=True)
     x_residual, y_residual = centered(np.column_stack([x, y]), curves, weights).T
+    # The slope is Σxy / Σx², so two sums per dataset replace its points.
     products = weights[:, None] * np.column_stack([x_residual**2, x_residual * y_residual])
     xx, xy = sums_by_code(products, group, len(names)).T
     return Sums([str(name) for name in names], xx, xy)
@@ -498,13 +519,15 @@ def wild_cluster_p(sums: Sums, null: float = 0.0) -> float:
         sums: Σx² and Σxy of each dataset.
         null: Slope under the null hypothesis.
     """
-    # The errors are imposed under the null hypothesis. Then a draw multiplies the score Σx(y − βx)
-    # of each dataset by its weight, and no refit of the points is needed.
+    # The errors are imposed under the null hypothesis. Then a draw multiplies the score
+    # Σx(y − βx) of each dataset by its weight, and no refit of the points is needed.
     _, xx, xy = sums
     scores = xy - null * xx
     shares = xx / xx.sum()
     draws = wild_draws(len(scores))
     totals = draws @ scores
+    # Each draw has its own slope, total / Σx². Its residual scores give the spread of this
+    # draw.
     residuals = draws * scores - totals[:, None] * shares
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.abs(totals) / np.sqrt((residuals**2).sum(axis=1))
@@ -522,11 +545,12 @@ def wild_cluster_p(sums: Sums, null: float = 0.0) -> float:
 def wild_draws(size: int) -> Array:
     """Return draws (B, G) of bootstrap weights for ``size`` datasets.
 
-    For 8 to 12 datasets these are all sign patterns, and for more datasets random signs. For fewer
-    than 8 datasets, Webb's weights are drawn.
+    For 8 to 12 datasets these are all sign patterns, and for more datasets random signs. For
+    fewer than 8 datasets, Webb's weights are drawn.
     """
     if MIN_DATASETS_FOR_SIGNS <= size <= MAX_DATASETS_FOR_ALL_SIGNS:
         return np.array(list(product((-1.0, 1.0), repeat=size)))
+    # A fixed seed: the same table always gets the same p-value.
     rng = np.random.default_rng([0, size, 6])
     weights = WEBB if size < MIN_DATASETS_FOR_SIGNS else np.array([-1.0, 1.0])
     return np.vstack([np.ones(size), rng.choice(weights, (NUM_DRAWN, size))])

@@ -4,17 +4,19 @@ A curve is a loss that falls with N towards a floor,
 
     loss(N) = level · (floor + (1 − floor) · (N / N₀)^(−rate)).
 
-N₀ is the largest measured train size, and ``level`` is the loss at N₀. ``floor`` is the share of
-the level that remains for any number of images. The level has a flat prior. Rate and floor have a
-prior from the learning curves of other datasets, so three train sizes suffice. The prior ships with
-the package as ``learning_curve_prior.json``, written by ``benchmarks/learning_curve_prior.py``.
+N₀ is the largest measured train size, and ``level`` is the loss at N₀. ``floor`` is the share
+of the level that remains for any number of images. The level has a flat prior. Rate and floor
+have a prior from the learning curves of other datasets, so three train sizes suffice. The
+prior ships with the package as ``learning_curve_prior.json``, written by
+``benchmarks/learning_curve_prior.py``.
 
-Networks that were trained on the same images are siblings. Their rates and floors are correlated,
-so the fit of each curve also uses its siblings. The posterior is a sum over a fixed grid, without
-random draws, so the same points always give the same answer.
+Networks that were trained on the same images are siblings. Their rates and floors are
+correlated, so the fit of each curve also uses its siblings. The posterior is a sum over a
+fixed grid, without random draws, so the same points always give the same answer.
 
-The expected score is a weighted mean of three fits: this posterior, a power law, and a power law
-with a floor. The errors of these fits differ, so the mean is more accurate than each single fit.
+The expected score is a weighted mean of three fits: this posterior, a power law, and a power
+law with a floor. The errors of these fits differ, so the mean is more accurate than each
+single fit.
 
 Scores that rise (accuracy, AUROC) are extrapolated as 1 − score.
 """
@@ -43,7 +45,8 @@ METRICS: tuple[Metric, ...] = ("loss", "error", "accuracy", "auroc")
 RISING_METRICS: tuple[Metric, ...] = ("accuracy", "auroc")
 """Scores for which higher is better. They are extrapolated as 1 − score."""
 MIN_SIZES = 2
-"""Smallest number of train sizes of a curve. With two sizes, the prior determines most of the fit.
+"""Smallest number of train sizes of a curve. With two sizes, the prior determines most of the
+fit.
 """
 MIN_SIZES_FOR_SIMPLE_FITS = 3
 """Smallest number of train sizes for the two plain fits. With two sizes, both fit exactly, and
@@ -62,12 +65,14 @@ LARGEST_TRAIN_SIZE = 1e12
 LEAST_ERRORS = 1e-9
 """Share of errors that replaces 0 in a target, because the logarithm of 0 is infinite."""
 FLAT_GAIN = 0.05
-"""Share of the loss. A curve is flat if twice the images would lower the loss by less than this."""
+"""Share of the loss. A curve is flat if twice the images would lower the loss by less than
+this."""
 
 PRIOR_DEGREES = 4
 """Weight of the prior's variance between seeds, in degrees of freedom."""
 STEEPEST_RISE = 60.0
-"""Upper limit of the logarithm of a loss ratio at small N, so that its exponential is finite."""
+"""Upper limit of the logarithm of a loss ratio at small N, so that its exponential is
+finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,8 @@ class Grid:
 
     Attributes:
         rate_steps: Steps of log(rate), in standard deviations of the prior, ``(num_rates,)``.
-        floor_steps: Steps of logit(floor), in standard deviations of the prior, ``(num_floors,)``.
+        floor_steps: Steps of logit(floor), in standard deviations of the prior,
+            ``(num_floors,)``.
         scale_steps: Logarithms of factors on all errors of one curve, ``(num_scales,)``.
     """
 
@@ -95,8 +101,8 @@ COARSE_GRID = Grid(
     floor_steps=np.linspace(-2.4, 2.4, 11),
     scale_steps=np.linspace(-2.4, 1.6, 6),
 )
-"""The grid for fits of priors. It has about a quarter of the points of :data:`FINE_GRID`, and gives
-nearly the same posterior."""
+"""The grid for fits of priors. It has about a quarter of the points of :data:`FINE_GRID`, and
+gives nearly the same posterior."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,8 +115,8 @@ class CurvePoint:
             AUROC in [0, 1].
         num_trainings: Number of trainings (seeds) behind the mean.
         num_test_images: Size of the test set. If None, no noise of the test set is added.
-        num_positives: Number of test images of the positive class of an AUROC. If None, half of the
-            test set.
+        num_positives: Number of test images of the positive class of an AUROC. If None, half
+            of the test set.
     """
 
     train_size: float
@@ -128,21 +134,23 @@ class CurvePrior:
         log_rate_mean, log_rate_sd: Mean and standard deviation of log(rate), which is normal.
         logit_floor_mean, logit_floor_sd: Mean and standard deviation of logit(floor), which is
             normal.
-        log_noise, noise_by_level: Coefficients of the standard deviation of log loss between seeds:
-            exp(log_noise + noise_by_level · log loss).
+        log_noise, noise_by_level: Coefficients of the standard deviation of log loss between
+            seeds: exp(log_noise + noise_by_level · log loss).
         log_misfit: Logarithm of the standard deviation of true curves around the formula.
-        log_drift: Logarithm of the standard deviation that is added to the misfit for each factor
-            of e between N and N₀.
-        log_scale_sd: Standard deviation of the logarithm of a factor on all errors of one curve.
-        rate_by_level, floor_by_level: Slopes of log(rate) and logit(floor) on the mean log loss of
-            the measured points.
-        rate_sharing, floor_sharing: Correlations of log(rate) and of logit(floor) between networks
-            that were trained on the same images.
+        log_drift: Logarithm of the standard deviation that is added to the misfit for each
+            factor of e between N and N₀.
+        log_scale_sd: Standard deviation of the logarithm of a factor on all errors of one
+            curve.
+        rate_by_level, floor_by_level: Slopes of log(rate) and logit(floor) on the mean log
+            loss of the measured points.
+        rate_sharing, floor_sharing: Correlations of log(rate) and of logit(floor) between
+            networks that were trained on the same images.
         test_sharing: Share of the test set's noise variance that all trainings have in common,
             because they use the same test images. Common noise moves a whole curve.
         power_law_share, floored_share: Weights of the two plain fits in the expected score.
-        widening: Factors on the half width of intervals, for up to three train sizes, for four, for
-            five, …. With them, intervals cover 90 % of the curves of sets outside the prior.
+        widening: Factors on the half width of intervals, for up to three train sizes, for
+            four, for five, …. With them, intervals cover 90 % of the curves of sets outside
+            the prior.
         sources: Names of the sets of curves behind the prior.
     """
 
@@ -215,9 +223,10 @@ class CurveArrays:
         log_losses: Log losses, ``(num_curves, num_sizes)``.
         is_measured: 1 for measured points and 0 for padding, ``(num_curves, num_sizes)``.
         num_trainings: Number of trainings behind each log loss, ``(num_curves, num_sizes)``.
-        test_variances: Variance of log loss from the finite test set, ``(num_curves, num_sizes)``.
-        seed_squares, seed_degrees: Sum of squares of log loss between trainings of one size, and
-            its degrees of freedom, ``(num_curves,)``.
+        test_variances: Variance of log loss from the finite test set,
+            ``(num_curves, num_sizes)``.
+        seed_squares, seed_degrees: Sum of squares of log loss between trainings of one size,
+            and its degrees of freedom, ``(num_curves,)``.
     """
 
     def __init__(self, curves: Sequence[Sequence[CurvePoint]], metric: Metric) -> None:
@@ -263,6 +272,8 @@ class GridFit:
         self.curves = curves
         self.prior = prior
         self.grid = grid
+        # Rates and floors depend on the height of the curve, so the grid has a center per
+        # curve.
         log_rate_means = prior.log_rate_mean + prior.rate_by_level * curves.levels
         log_rates = log_rate_means[:, None] + prior.log_rate_sd * grid.rate_steps
         self.rates = np.exp(log_rates)[:, :, None]
@@ -272,13 +283,15 @@ class GridFit:
         noise = np.array(
             [self.noise_variance(curve, level) for curve, level in enumerate(curves.levels)]
         )
+        # The common part of the test set's noise moves the whole curve. It belongs to the
+        # level.
         variances = (
             noise[:, None] / curves.num_trainings
             + prior.misfit_variance(curves.log_ratios)
             + curves.test_variances * (1 - prior.test_sharing)
         )
-        # Given rate and floor, a log loss is the log level plus the log shape plus errors. The best
-        # log level is therefore a weighted mean.
+        # Given rate and floor, a log loss is the log level plus the log shape plus errors. The
+        # best log level is therefore a weighted mean.
         precisions = curves.is_measured / variances
         total_precisions = precisions.sum(axis=1)
         self.level_variances = 1 / total_precisions
@@ -323,10 +336,12 @@ class GridFit:
     def noise_variance(self, curve: int, log_loss: float) -> float:
         """Return the variance of log loss between seeds of one curve at a given log loss.
 
-        It is the mean of the curve's own variance and the prior's variance, weighted by degrees of
-        freedom. The prior has :data:`PRIOR_DEGREES` degrees of freedom.
+        It is the mean of the curve's own variance and the prior's variance, weighted by
+        degrees of freedom. The prior has :data:`PRIOR_DEGREES` degrees of freedom.
         """
         expected = PRIOR_DEGREES * self.prior.noise_variance(log_loss)
+        # The prior counts as PRIOR_DEGREES further deviations: a curve of one seed has none of
+        # its own.
         squares = expected + self.curves.seed_squares[curve]
         return float(squares / (PRIOR_DEGREES + self.curves.seed_degrees[curve]))
 
@@ -339,16 +354,17 @@ class GridFit:
         """
         log_prior = self._log_prior(siblings)[..., None] + self.log_scale_weights
         log_weights = log_prior + self.log_likelihood[curve]
+        # Subtracting the maximum prevents an underflow of every weight to 0.
         weights = np.exp(log_weights - log_weights.max())
         return np.asarray(weights / weights.sum())
 
     def _log_prior(self, siblings: Sequence[int]) -> Array:
         """Return the log prior of rate and floor, ``(num_rates, num_floors)``, given siblings.
 
-        A network's step of log(rate) is √ρ · u + √(1 − ρ) · e, with ρ = ``rate_sharing``. The step
-        u is common to all networks on the same images, and e belongs to one network. The floor has
-        the same model. The curves of the siblings give a posterior of u, which becomes a part of
-        the prior of this network.
+        A network's step of log(rate) is √ρ · u + √(1 − ρ) · e, with ρ = ``rate_sharing``. The
+        step u is common to all networks on the same images, and e belongs to one network. The
+        floor has the same model. The curves of the siblings give a posterior of u, which
+        becomes a part of the prior of this network.
         """
         rate_steps, floor_steps = self.grid.rate_steps, self.grid.floor_steps
         log_common = -0.5 * rate_steps[:, None] ** 2 - 0.5 * floor_steps[None, :] ** 2
@@ -357,6 +373,7 @@ class GridFit:
         for sibling in siblings:
             log_common = log_common + self._message(sibling)
         common = np.exp(log_common - log_common.max())
+        # From the common steps to those of this network. 1e-300 keeps the logarithm finite.
         return np.asarray(np.log(self._to_rates.T @ common @ self._to_floors + 1e-300))
 
     def _message(self, sibling: int) -> Array:
@@ -366,6 +383,8 @@ class GridFit:
         if sibling not in self._messages:
             log_likelihood = self.log_likelihood[sibling]
             likelihood = np.exp(log_likelihood - log_likelihood.max())
+            # The factor on all errors belongs to one curve, so it is summed out before the
+            # message.
             by_shape = likelihood @ np.exp(self.log_scale_weights)
             message = self._to_rates @ by_shape @ self._to_floors.T
             self._messages[sibling] = np.log(message + 1e-300)
@@ -380,8 +399,8 @@ class LearningCurve:
             averaged.
         metric: The kind of the scores.
         prior: The prior of rate and floor; None for the shipped prior.
-        siblings: Points of other networks that were trained on the same images, one sequence per
-            network. Networks with fewer than two train sizes are left out.
+        siblings: Points of other networks that were trained on the same images, one sequence
+            per network. Networks with fewer than two train sizes are left out.
 
     Raises:
         DataError: If there are fewer than two train sizes, if a score is out of range, or if a
@@ -408,8 +427,8 @@ class LearningCurve:
         num_sizes = len({point.train_size for point in points})
         if num_sizes < MIN_SIZES:
             raise DataError(
-                f"The learning curve has {plural(num_sizes, 'train size')}, but a fit needs at "
-                f"least {MIN_SIZES}",
+                f"The learning curve has {plural(num_sizes, 'train size')}, but a fit needs "
+                f"at least {MIN_SIZES}",
                 hint=f"Train at {MIN_SIZES} sizes or more. Three sizes give a usable interval",
             )
         of_siblings = [
@@ -471,8 +490,8 @@ class LearningCurve:
         tail = (1 - INTERVAL_LEVEL) / 2
         below = expected - self._quantile(means, variances, tail)
         above = self._quantile(means, variances, 1 - tail) - expected
-        # The widening corrects the uncertainty of the curve. The noise of the test set is known and
-        # needs no widening. All of it is added, also the common part.
+        # The widening corrects the uncertainty of the curve. The noise of the test set is
+        # known and needs no widening. All of it is added, also the common part.
         widening = self.prior.widening_of(len(self.points))
         noise = NORMAL_QUANTILE * np.sqrt(self.test_variance_at(expected, num_test_images))
         return Estimate(
@@ -542,6 +561,8 @@ class LearningCurve:
             if high >= largest:
                 return float("inf")
             low, high = high, min(4 * high, largest)
+        # N is found to 0.5 %, far below its uncertainty. The mean is geometric: N spans
+        # decades.
         while high / low > 1.005:
             middle = float(np.sqrt(low * high))
             if self.probability_met(target, middle) < assurance:
@@ -554,6 +575,7 @@ class LearningCurve:
     def rate(self) -> Estimate:
         """Local rate at N₀: the percentage by which the loss falls for 1 % more images."""
         floors = self.fit.floors[self._curve]
+        # At N₀ the derivative of −log loss by log N is (1 − floor) · rate.
         local = ((1 - floors) * self.fit.rates[self._curve]).ravel()
         weights = self._grid_weights.ravel()
         order = np.argsort(local)
@@ -613,6 +635,7 @@ class LearningCurve:
         expected = float((self._grid_weights * means).sum())
         noise = self.fit.noise_variance(self._curve, expected)
         log_ratio = np.log(train_size / self.largest_size)
+        # Level, seeds and misfit are independent, so their variances add.
         variance = self._level_variance + noise / num_trainings
         variance += float(self.prior.misfit_variance(np.array(log_ratio)))
         return means, variance * self._variance_factors
@@ -623,6 +646,7 @@ class LearningCurve:
 
     def _quantile(self, means: Array, variances: Array, share: float) -> float:
         """Return a quantile of the mixture of normal distributions, by bisection."""
+        # Eight standard deviations beyond the outermost mean contain every quantile.
         reach = 8 * float(np.sqrt(variances.max()))
         low, high = float(means.min()) - reach, float(means.max()) + reach
         for _ in range(50):
@@ -722,8 +746,8 @@ def log_loss_of(point: CurvePoint, metric: Metric) -> float:
     logarithm then exists even without errors.
 
     Raises:
-        DataError: If the score is out of its range, or if it is perfect and the size of the test
-            set is unknown.
+        DataError: If the score is out of its range, or if it is perfect and the size of the
+            test set is unknown.
     """
     if metric == "loss":
         return log_of_score(point.score, metric)
@@ -736,15 +760,16 @@ def log_loss_of(point: CurvePoint, metric: Metric) -> float:
         return log_of_score(point.score, metric)
     errors = np.exp(log_of_score(point.score, metric))
     num = point.num_test_images
+    # Half an error is added, so that a perfect score has a finite logarithm.
     return float(np.log((errors * num + 0.5) / (num + 1)))
 
 
 def test_variance(point: CurvePoint, metric: Metric) -> float:
     """Return the variance of the log error rate that comes from a finite test set.
 
-    All trainings share the test set, so more seeds do not reduce this variance. For an error rate e
-    on n images, the variance is (1 − e) / (n e), the binomial variance of log e. For an AUROC, it
-    is the variance of Hanley & McNeil (1982), divided by (1 − AUROC)².
+    All trainings share the test set, so more seeds do not reduce this variance. For an error
+    rate e on n images, the variance is (1 − e) / (n e), the binomial variance of log e. For an
+    AUROC, it is the variance of Hanley & McNeil (1982), divided by (1 − AUROC)².
     """
     if metric == "loss" or point.num_test_images is None:
         return 0.0
@@ -759,12 +784,14 @@ def auroc_variance(area: float, point: CurvePoint) -> float:
 
     Args:
         area: The AUROC.
-        point: A point with the number of test images, and of test images of the positive class. If
-            the second number is unknown, half of the test images are counted as positive.
+        point: A point with the number of test images, and of test images of the positive
+            class. If the second number is unknown, half of the test images are counted as
+            positive.
     """
     total = point.num_test_images or 2
     positives = max(1, min(point.num_positives or total // 2, total - 1))
     negatives = total - positives
+    # Q₁ and Q₂ of Hanley & McNeil: two images of one class against one of the other class.
     two_positives = area / (2 - area)
     two_negatives = 2 * area**2 / (1 + area)
     spread = (

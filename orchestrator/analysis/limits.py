@@ -42,7 +42,8 @@ class SweepFacts:
     """Facts about a sweep that limit its answers and that no results table contains.
 
     Attributes:
-        asked_after_seeing: Keys of questions that were asked after somebody had seen the images.
+        asked_after_seeing: Keys of questions that were asked after somebody had seen the
+            images.
         origins: Origins of images that are not independent, by dataset.
     """
 
@@ -87,18 +88,18 @@ def _at_chance_level(points: pd.DataFrame) -> Iterator[str]:
     num_points = plural(len(rows_with_loss), "point")
     of_two_classes = f"{AT_CHANCE_SHARE * np.log(2):.3f} of {np.log(2):.3f} for two classes"
     yield (
-        f"In {int(is_high.sum())} of {num_points} the loss is at least {AT_CHANCE_SHARE:.0%} of "
-        f"the loss of guessing ({of_two_classes})."
+        f"In {int(is_high.sum())} of {num_points} the loss is at least {AT_CHANCE_SHARE:.0%} "
+        f"of the loss of guessing ({of_two_classes})."
     )
     if has_learned.any():
         yield (
-            f"{int(has_learned.sum())} of these still separate the classes: accuracy or "
-            f"AUROC is well above chance{_where(rows_with_loss, has_learned)}."
+            f"At {int(has_learned.sum())} of these points the network still separates the "
+            f"classes: accuracy or AUROC is well above chance{_where(rows_with_loss, has_learned)}."
         )
     if is_at_chance.any():
         yield (
-            f"{int(is_at_chance.sum())} of these hardly separate the classes, so they are at "
-            f"chance level{_where(rows_with_loss, is_at_chance)}."
+            f"At {int(is_at_chance.sum())} of these points the network hardly separates the "
+            f"classes, so they are at chance level{_where(rows_with_loss, is_at_chance)}."
         )
 
 
@@ -107,10 +108,10 @@ def _unfitted(points: pd.DataFrame) -> Iterator[str]:
     num_unfitted = int(is_unfitted(points[TRAIN_ACCURACY], points[NUM_CLASSES]).sum())
     if num_unfitted:
         yield (
-            f"In {num_unfitted} of {plural(len(points), 'point')} the network does not fit its own "
-            "training images: train accuracy is less than halfway from chance to 100 %."
+            f"In {num_unfitted} of {plural(len(points), 'point')} the network does not fit "
+            "its own training images: train accuracy is less than halfway from chance to 100 "
+            "%. Longer training could lower these losses."
         )
-        yield "Longer training could lower the loss of these networks."
 
 
 def _without_error(points: pd.DataFrame) -> Iterator[str]:
@@ -129,8 +130,8 @@ def num_without_error(points: pd.DataFrame) -> int:
 def of_points_without_error(num_perfect: int, num_points: int) -> str:
     """Return the sentence on points at which no test image is classified wrongly."""
     return (
-        f"In {num_perfect} of {plural(num_points, 'point')} no test image is wrong: there the loss "
-        "measures confidence, not errors."
+        f"In {num_perfect} of {plural(num_points, 'point')} no test image is wrong: there the "
+        "loss measures confidence, not errors."
     )
 
 
@@ -198,15 +199,17 @@ def limits_of_origins(
         if origin is not None and origin.cut_from:
             cut.append(dataset)
     texts = []
+    if cut:
+        # The first remark: a terminal shows as many remarks as fit, and this one is about
+        # losses.
+        texts.append(
+            f"In {len(cut)} of {plural(len(datasets), 'dataset')}, training and test images "
+            "come from the same few pictures."
+        )
     medical = [dataset for dataset in datasets if dataset.domain == MEDICAL]
     if medical and all(dataset in cut for dataset in medical):
         texts.append(
             "No medical dataset here has several patients, so no result is about patients."
-        )
-    if cut:
-        texts.append(
-            f"In {len(cut)} of {plural(len(datasets), 'dataset')}, training and test images come "
-            "from the same few pictures. Losses on new pictures are probably higher."
         )
     dependent = []
     for collection, names in shared_collections(origins, datasets).items():
@@ -218,7 +221,10 @@ def limits_of_origins(
     texts += dependent
     if cut:
         pictures = [f"{one.dataset} ({origins[one.dataset].cut_from})" for one in cut]
-        texts.append(f"Images are cut from these pictures: {listing(pictures)}.")
+        texts.append(
+            f"Images are cut from these pictures: {listing(pictures)}. Losses on new pictures "
+            "are probably higher."
+        )
     return tuple(texts)
 
 

@@ -1,12 +1,13 @@
 """A mixed model of log loss: the fall of losses with N over the datasets of a sweep.
 
-    log L = a_model + b₁ (−(log N − center) / d) + b₂ / d + b₃ log K_F + h + s (log N − center) + e
+    log L = a_model + b₁ (−(log N − center) / d) + b₂ / d + b₃ log K_F + h + s (log
+    N − center) + e
 
-Each dataset has a random height h and a random slope s. log N is centered, so the unit of N does
-not matter. The variances are estimated by restricted maximum likelihood (Patterson & Thompson
-1971). This model gives the informed prior. The plain prior has one term in log N instead of the
-three terms in d and K_F. The prior that predicts left-out datasets better is used. This choice is
-made separately for each number of pilot points.
+Each dataset has a random height h and a random slope s. log N is centered, so the unit of N
+does not matter. The variances are estimated by restricted maximum likelihood (Patterson &
+Thompson 1971). This model gives the informed prior. The plain prior has one term in log N
+instead of the three terms in d and K_F. The prior that predicts left-out datasets better is
+used. This choice is made separately for each number of pilot points.
 
 Shape letters: n points, p fixed effects, G datasets.
 """
@@ -51,7 +52,8 @@ from orchestrator.results.columns import (
 from search_spaces.errors import DataError, plural, unknown_name
 
 EXPONENT, SLOPE = "exponent", "slope"
-"""Names of the terms −(log N − center) / d (informed prior) and log N − center (plain prior)."""
+"""Names of the terms −(log N − center) / d (informed prior) and log N − center (plain
+prior)."""
 HEIGHT_TERMS: Mapping[str, str] = {INVERSE_D: "d_data", LOG_SHARPNESS: "K_F"}
 """Columns of the regressors of the height, with their names in sentences."""
 MIN_DATASETS_FOR_HEIGHT = 5
@@ -64,18 +66,19 @@ LEVEL = 0.90
 MIN_SPARE_POINTS = 3
 """Smallest number of points of a sweep, in addition to one for each model and one for N."""
 MAX_PILOT_POINTS = 6
-"""Largest number of pilot points for which priors are compared. The result for this number is also
-used for larger pilots."""
+"""Largest number of pilot points for which priors are compared. The result for this number is
+also used for larger pilots."""
 MAX_CURVES = 30
 """Largest number of curves of a left-out dataset that are predicted. Of 45 class pairs, every
 second one is used."""
 MAX_CONDITION = 1e7
 """Largest condition number of a design matrix whose terms count as identified."""
 LOG_RATIO_RANGE = (-14.0, 9.0)
-"""Searched range of the logarithm of a ratio of variances. The lower end means a ratio of 0."""
+"""Searched range of the logarithm of a ratio of variances. The lower end means a ratio of
+0."""
 RATIO_STEPS, RATIO_ROUNDS = 13, 4
-"""Number of points per axis of the grid of ratios, and number of grids, each around the best point
-of the one before."""
+"""Number of points per axis of the grid of ratios, and number of grids, each around the best
+point of the one before."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,10 +92,10 @@ class Prior:
         residual_variance: Variance of the log loss of one point.
         height_variance, slope_variance: Variances of the random height and slope of a dataset.
         degrees_of_freedom: Degrees of freedom of the variances between datasets.
-        stretch: Factors on the half width of intervals, by number of pilot points from 0. They come
-            from the errors of the predictions for left-out datasets.
-        log_scores: Mean log density of the losses of left-out datasets, by number of pilot points
-            from 0. Higher is better. Empty if no dataset could be left out.
+        stretch: Factors on the half width of intervals, by number of pilot points from 0. They
+            come from the errors of the predictions for left-out datasets.
+        log_scores: Mean log density of the losses of left-out datasets, by number of pilot
+            points from 0. Higher is better. Empty if no dataset could be left out.
     """
 
     terms: tuple[str, ...]
@@ -149,8 +152,8 @@ class GrowthCurve:
     Args:
         growth: The fits of a sweep.
         d_data: Intrinsic dimension of the dataset.
-        label_sharpness: K_F of the dataset, on the scale of the sweep. If d_data or K_F is None,
-            neither is used.
+        label_sharpness: K_F of the dataset, on the scale of the sweep. If d_data or K_F is
+            None, neither is used.
         pilot: Small trainings on the dataset.
         informed: Whether d_data and K_F are used. If None, they are used if they improve the
             predictions for left-out datasets.
@@ -187,6 +190,7 @@ class GrowthCurve:
         design = np.array([self.design_row(point.train_size) for point in pilot])
         log_losses = np.log([point.test_loss for point in pilot])
         noise = np.eye(len(pilot)) * self.prior.residual_variance
+        # This is the Kalman update: the gain weighs the prior against the noise of the pilot.
         spread = design @ self.covariance @ design.T + noise
         gain = self.covariance @ design.T @ np.linalg.pinv(spread, hermitian=True)
         self.mean = self.mean + gain @ (log_losses - design @ self.mean)
@@ -216,6 +220,7 @@ class GrowthCurve:
         log_loss, variance = self.moments(train_size)
         if self.growth.num_datasets < MIN_DATASETS_FOR_INTERVAL:
             return log_loss, None
+        # t and not normal: the variance between few datasets is itself uncertain.
         quantile = t_quantile(0.5 + LEVEL / 2, self.prior.degrees_of_freedom)
         stretch = self.prior.stretch[min(self.num_pilot, len(self.prior.stretch) - 1)]
         return log_loss, float(stretch * quantile * np.sqrt(variance))
@@ -273,8 +278,8 @@ def fit_growth(
         doubts.append(f"no fit for {subset} datasets ({reason}), so all datasets are used")
     raise DataError(
         f"No prediction can be computed from this sweep: {reason}",
-        hint="Add datasets (`isweep datasets` lists them) and train sizes to the sweep. Or use "
-        "another sweep that has several datasets and train sizes, such as demo",
+        hint="Add datasets (`isweep datasets` lists them) and train sizes to the sweep. Or "
+        "use another sweep that has several datasets and train sizes, such as demo",
     )
 
 
@@ -332,7 +337,9 @@ def why_no_growth(rows: pd.DataFrame) -> str:
     """Return the reason why points allow no fit; an empty text if there is none."""
     num_datasets, num_models = rows[DATASET].nunique(), rows[MODEL].nunique()
     if num_datasets < 2:
-        return f"only {num_datasets} of at least 2 datasets has losses, d_data and K_F"
+        verb = "has" if num_datasets == 1 else "have"
+        counted = plural(num_datasets, "dataset")
+        return f"{counted} {verb} losses, d_data and K_F, but a fit needs at least 2"
     num_needed = num_models + 1 + MIN_SPARE_POINTS
     if len(rows) < num_needed:
         return f"there are only {plural(len(rows), 'point')}, and a fit needs {num_needed}"
@@ -347,8 +354,8 @@ def why_no_growth(rows: pd.DataFrame) -> str:
 def _height_choices(num_datasets: int, scale: SharpnessScale) -> list[list[str]]:
     """Return the sets of regressors of the height in the order in which they are tried.
 
-    A set may not be identified, because a regressor is constant or depends on the other one. Then
-    the next set is tried.
+    A set may not be identified, because a regressor is constant or depends on the other one.
+    Then the next set is tried.
     """
     if num_datasets < MIN_DATASETS_FOR_HEIGHT:
         return [[]]
@@ -415,7 +422,8 @@ def _fit_prior(rows: pd.DataFrame, terms: tuple[str, ...], center: float) -> Pri
     y = rows[LOG_LOSS].to_numpy(dtype=float)
     z = np.column_stack([np.ones(len(rows)), log_sizes])
     estimates = restricted_likelihood(x, y, z, groups)
-    # The height is estimated between datasets, so its degrees of freedom are those of datasets.
+    # The height is estimated between datasets, so its degrees of freedom are those of
+    # datasets.
     num_effects = 1 + len(terms)
     num_free = int(groups.max()) - sum(name in HEIGHT_TERMS for name in terms)
     height_variance, slope_variance = (estimates.ratios * estimates.residual_variance).tolist()
@@ -474,8 +482,9 @@ def restricted_likelihood(x: Array, y: Array, z: Array, groups: NDArray[np.intp]
 
         These are −2 log likelihood, fixed effects, (X'WX)⁻¹ and the residual variance.
         """
-        # The covariance of a dataset is I + z R z'. By Woodbury's identity, its inverse needs only
-        # the 2 × 2 matrix I + √R z'z √R. R may be singular, so its root is used and not R⁻¹.
+        # The covariance of a dataset is I + z R z'. By Woodbury's identity, its inverse needs
+        # only the 2 × 2 matrix I + √R z'z √R. R may be singular, so its root is used and not
+        # R⁻¹.
         root = np.exp(log_ratios / 2)[:, None, :]
         inner = np.eye(2) + root[..., None] * zz * root[:, :, None, :]
         middle = root[..., None] * np.linalg.inv(inner) * root[:, :, None, :]
@@ -485,7 +494,8 @@ def restricted_likelihood(x: Array, y: Array, z: Array, groups: NDArray[np.intp]
         inverse = np.linalg.pinv(xx, hermitian=True)
         values = (inverse @ xy[:, :, None])[:, :, 0]
         residual = np.maximum((yy - (values * xy).sum(axis=1)) / spare, smallest_residual)
-        # log |X'WX| makes the likelihood restricted: it corrects variances for the fixed effects.
+        # log |X'WX| makes the likelihood restricted: it corrects variances for the fixed
+        # effects.
         determinants = np.linalg.slogdet(inner)[1].sum(axis=1) + np.linalg.slogdet(xx)[1]
         return spare * np.log(residual) + determinants, values, inverse, residual
 
@@ -495,10 +505,12 @@ def restricted_likelihood(x: Array, y: Array, z: Array, groups: NDArray[np.intp]
     for _ in range(RATIO_ROUNDS):
         axes = np.linspace(low, high, RATIO_STEPS).T
         grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
+        # The criterion is −2 log likelihood up to a constant, so its minimum is the estimate.
         best = grid[int(np.argmin(criterion(grid)[0]))]
         step = (high - low) / (RATIO_STEPS - 1)
         low, high = np.maximum(best - step, smallest), np.minimum(best + step, largest)
     _, values, inverse, residual = (part[0] for part in criterion(best[None, :]))
+    # At the lower end of the range, the data show no variance between datasets.
     ratios = np.where(best <= smallest + 1e-6, 0.0, np.exp(best))
     return MixedEstimates(values, inverse * residual, float(residual), ratios)
 
@@ -506,7 +518,8 @@ def restricted_likelihood(x: Array, y: Array, z: Array, groups: NDArray[np.intp]
 def _left_out_trials(rows: pd.DataFrame, refits: Mapping[str, Growth | None]) -> pd.DataFrame:
     """Return the errors of both priors for datasets that they were not fitted to.
 
-    The loss at the largest N of a curve is predicted with a pilot of the smallest N of this curve.
+    The loss at the largest N of a curve is predicted with a pilot of the smallest N of this
+    curve.
 
     Args:
         rows: Points of all datasets.
@@ -514,8 +527,8 @@ def _left_out_trials(rows: pd.DataFrame, refits: Mapping[str, Growth | None]) ->
 
     Returns:
         One row for each curve, number of pilot points and prior. The columns are ``dataset``,
-        ``is_informed``, ``size`` (number of pilot points), ``square`` (squared error, divided by
-        its predicted variance) and ``log_variance`` (log of the predicted variance).
+        ``is_informed``, ``size`` (number of pilot points), ``square`` (squared error, divided
+        by its predicted variance) and ``log_variance`` (log of the predicted variance).
     """
     trials = []
     columns = [TRAIN_SIZE, LOG_LOSS, D_REFERENCE, LABEL_SHARPNESS]
@@ -524,6 +537,7 @@ def _left_out_trials(rows: pd.DataFrame, refits: Mapping[str, Growth | None]) ->
         if growth is None:
             continue
         curves = [part for _, part in of_dataset.groupby(CURVE) if len(part) > 1]
+        # Rounded up, so that at most MAX_CURVES curves remain.
         step = max(1, -(-len(curves) // MAX_CURVES))
         for curve in curves[::step]:
             by_size = curve.sort_values(TRAIN_SIZE, kind="stable")
@@ -546,14 +560,16 @@ def _left_out_trials(rows: pd.DataFrame, refits: Mapping[str, Growth | None]) ->
 def _scored(prior: Prior, trials: pd.DataFrame) -> Prior:
     """Return a prior with its stretch and its score for each number of pilot points.
 
-    The stretch is the root mean square of error / predicted standard error, but at least 1. The
-    score is the mean log density after this stretch. All datasets have the same weight.
+    The stretch is the root mean square of error / predicted standard error, but at least 1.
+    The score is the mean log density after this stretch. All datasets have the same weight.
     """
     if trials.empty:
         return prior
     means = trials.groupby(["size", "dataset"])[["square", "log_variance"]].mean()
     by_size = means.groupby("size").mean().astype(float)
+    # Errors larger than predicted widen intervals. Smaller ones do not narrow them.
     stretch = np.maximum(np.sqrt(by_size["square"]), 1.0)
+    # The log density of a normal error whose standard deviation is stretched.
     log_density = -np.log(stretch) - by_size["log_variance"] / 2
     log_density -= by_size["square"] / (2 * stretch**2)
     return replace(

@@ -16,19 +16,19 @@ EXACT = 1e7
 HUGE = 1e15
 """Numbers of at least this size are written with a power of ten."""
 SMALL = 1e-4
-"""Numbers below this are written with a power of ten. Values of K_F are larger, so a column of K_F
-has a single notation."""
+"""Numbers below this are written with a power of ten. Values of K_F are larger, so a column of
+K_F has a single notation."""
 SMALLEST_P = 1e-3
 """Smaller p-values are written as ``< 0.001``."""
 MAX_FIGURES = 8
 """Largest number of significant figures of the ends of an interval."""
 
 
-def listing(names: Sequence[str]) -> str:
-    """Return ``a``, ``a and b``, ``a, b and c``."""
+def listing(names: Sequence[str], conjunction: str = "and") -> str:
+    """Return ``a``, ``a and b``, ``a, b and c``; or the same with another conjunction."""
     if len(names) < 2:
         return "".join(names)
-    return f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"{', '.join(names[:-1])} {conjunction} {names[-1]}"
 
 
 def number(value: float | None, figures: int = 3) -> str:

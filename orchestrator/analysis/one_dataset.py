@@ -1,7 +1,7 @@
 """Answers of a sweep of one dataset: best network, learning curves, robustness and test set size.
 
-The study's four questions compare datasets, so a sweep of one dataset cannot answer them. It can
-answer other questions:
+The study's four questions compare datasets, so a sweep of one dataset cannot answer them. It
+can answer other questions:
 
 - Which network has the lowest loss at each train size, and how certain is this?
 - How do losses fall with N, and what would twice the images gain?
@@ -49,7 +49,8 @@ TARGET_SIZE_FACTOR = 4
 SIGNIFICANCE_LEVEL = 0.05
 """Largest p-value with which a difference on the test images counts as detected."""
 ROBUSTNESS_BUDGET = 8.0
-"""Largest epsilon of a reported attack, in 1/255 of the pixel range. Larger changes are visible."""
+"""Largest epsilon of a reported attack, in 1/255 of the pixel range. Larger changes are
+visible."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +63,8 @@ class BestNetwork:
         loss: Mean test loss of this network, in nat.
         runner_up: Name of the network with the second lowest loss.
         runner_up_loss: Mean test loss of the second network, in nat.
-        difference: 95 % interval of the log of the ratio of losses (runner-up over best), paired by
-            seed; None with fewer than three seeds.
+        difference: 95 % interval of the log of the ratio of losses (runner-up over best),
+            paired by seed; None with fewer than three seeds.
         paired: Comparison on the same test images; None if predictions are not stored.
         test_images_needed: Number of test images with which 8 of 10 studies would detect the
             difference of the accuracies; None if the accuracies are equal or missing.
@@ -129,8 +130,9 @@ class Target:
     Attributes:
         metric: ``accuracy`` or ``loss``.
         value: The score: a share in [0, 1], or a loss in nat.
-        is_expected: Whether a network is expected to reach this score with four times the images.
-            Otherwise, the target is half the errors or half the loss of the best result.
+        is_expected: Whether a network is expected to reach this score with four times the
+            images. Otherwise, the target is half the errors or half the loss of the best
+            result.
     """
 
     metric: Metric
@@ -164,10 +166,12 @@ class OneDataset:
         best_score: The lowest mean test loss of all networks and train sizes.
         best: The best network at each train size, sorted by size; empty with a single network.
         curves: The learning curve of each network: its test losses.
-        target: A score that is better than the best score so far; None without learning curves.
-        target_curves: The learning curve of each network, with the number of images that reaches
-            the target.
-        robustness: Added loss under the strongest small attack, for each network and train size.
+        target: A score that is better than the best score so far; None without learning
+            curves.
+        target_curves: The learning curve of each network, with the number of images that
+            reaches the target.
+        robustness: Added loss under the strongest small attack, for each network and train
+            size.
         d_data: Intrinsic dimension at the largest train size with a value.
         num_seeds: Number of seeds of the sweep.
         why_no_curves: The reason why there are no learning curves; empty if there are some.
@@ -186,7 +190,7 @@ class OneDataset:
 
     @property
     def best_sentences(self) -> tuple[str, str]:
-        """The best network at each train size, and how certain its lead at the largest one is."""
+        """The best network at each train size, and how certain its lead at the largest size is."""
         last = self.best[-1]
         winners = sorted({at_size.model for at_size in self.best})
         if len(winners) == 1:
@@ -238,13 +242,13 @@ class OneDataset:
             is_detected = last.difference[0] > 0
             detected = "the networks differ" if is_detected else "no difference is detected"
             sentences.append(
-                f"Over seeds, {detected}: the loss of {last.runner_up} is {low} to {high} times "
-                f"that of {last.model} (95 % interval)."
+                f"Over seeds, {detected}: the loss of {last.runner_up} is {low} to {high} "
+                f"times that of {last.model} (95 % interval)."
             )
         else:
             sentences.append(
-                f"With {plural(self.num_seeds, 'seed')}, another training could change this. Train "
-                f"{MIN_SEEDS_FOR_INTERVAL} seeds to get an interval."
+                f"With {plural(self.num_seeds, 'seed')}, another training could change this. "
+                f"Train {MIN_SEEDS_FOR_INTERVAL} seeds to get an interval."
             )
         return " ".join(sentences)
 
@@ -255,14 +259,16 @@ class OneDataset:
         if last.test_images_needed is None:
             return ""
         lead = (
-            f"To detect the difference in accuracy between {last.model} and {last.runner_up} in 8 "
-            f"of 10 studies, a test set needs about {number(last.test_images_needed)} images"
+            f"To detect the difference in accuracy between {last.model} and {last.runner_up} "
+            f"in 8 of 10 studies, a test set needs about {number(last.test_images_needed)} "
+            "images"
         )
         if last.paired is not None:
             return f"{lead}, with both networks tested on the same images."
         return (
             f"{lead}. Fewer test images suffice if both networks err on the same images. To "
-            "compare the networks image by image, run the sweep again with --set predictions=true."
+            "compare the networks image by image, run the sweep again with --set "
+            "predictions=true."
         )
 
     @property
@@ -290,8 +296,8 @@ class OneDataset:
         return (
             f"d_data {number(self.d_data)} is higher than that of {num_below} of the "
             f"{len(published)} published datasets. According to the study's law, datasets of "
-            "higher dimension need more images for the same loss. isweep measure also compares "
-            "K_F with published values."
+            "higher dimension need more images for the same loss. isweep measure also "
+            "compares K_F with published values."
         )
 
 
@@ -325,7 +331,8 @@ def one_dataset(table: pd.DataFrame, predictions: pd.DataFrame | None = None) ->
     Args:
         table: One row per finished training, with the columns of a sweep's table.
         predictions: One row per training and test image, as returned by
-            :func:`orchestrator.results.rows.predictions_table`; None without stored predictions.
+            :func:`orchestrator.results.rows.predictions_table`; None without stored
+            predictions.
     """
     has_logarithm = (table[TEST_LOSS] > 0) & np.isfinite(table[TEST_LOSS])
     done = table[has_logarithm]
@@ -382,9 +389,9 @@ def best_score(rows: pd.DataFrame) -> BestScore:
 def next_target(rows: pd.DataFrame) -> Target:
     """Return the score that the best curve is expected to reach with four times the images.
 
-    If no score better than the best score so far is expected, the target is half of the errors, or
-    half of the loss, of the best score. Accuracies are used if all rows have an accuracy and no
-    network is perfect.
+    If no score better than the best score so far is expected, the target is half of the
+    errors, or half of the loss, of the best score. Accuracies are used if all rows have an
+    accuracy and no network is perfect.
 
     Args:
         rows: Trainings of networks with at least two train sizes.
@@ -411,6 +418,8 @@ def _expected_scores(rows: pd.DataFrame, metric: Metric) -> list[float]:
 def _rounded_below(lowest: float, expected: float) -> float | None:
     """Return the expected errors with one or two digits; None if they are not the lowest."""
     for digits in (1, 2):
+        # A round target is easier to remember, but it must still be better than the best so
+        # far.
         rounded = float(f"{expected:.{digits - 1}e}")
         if 0 < rounded < lowest:
             return rounded
@@ -469,6 +478,7 @@ def robustness_by_size(rows: pd.DataFrame) -> tuple[RobustnessAtSize, ...]:
     ]
     if not columns:
         return ()
+    # Of several attacks with the largest epsilon, the one that adds most loss.
     strongest = max(columns, key=lambda column: (column.epsilon, rows[column.name].mean()))
     means = rows.groupby([MODEL, TRAIN_SIZE])[strongest.name].mean().dropna().reset_index()
     gains = []

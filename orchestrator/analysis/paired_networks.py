@@ -1,9 +1,9 @@
 """Comparison of two networks on the same test images, by McNemar's test and the bootstrap.
 
-McNemar's test compares the accuracies. The bootstrap gives an interval of the difference of losses.
-A sweep with ``predictions: true`` stores each network's logits for each test image. In a
-comparison on the same images, differences between images cancel. It therefore needs a much smaller
-test set than a comparison on different images.
+McNemar's test compares the accuracies. The bootstrap gives an interval of the difference of
+losses. A sweep with ``predictions: true`` stores each network's logits for each test image. In
+a comparison on the same images, differences between images cancel. It therefore needs a much
+smaller test set than a comparison on different images.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Array = NDArray[np.float64]
 ALPHA, POWER = 0.05, 0.80
 """Level and power for which the size of a test set is computed: 8 of 10 studies detect it."""
 BOOTSTRAPS = 2000
-"""Number of resamples of the test images. The ends of a 95 % interval then have an error of about
-2 % of the width of the interval."""
+"""Number of resamples of the test images. The ends of a 95 % interval then have an error of
+about 2 % of the width of the interval."""
 LABEL_COLUMN, IMAGE_COLUMN, LOGIT_PREFIX = "label", "image", "logit_"
 
 
@@ -35,16 +35,17 @@ class PairedComparison:
     Attributes:
         num_images: Number of test images with predictions of both networks.
         num_seeds: Number of seeds with trainings of both networks.
-        only_first_right, only_second_right: Number of predictions, over images and seeds, for which
-            only this network is right.
-        accuracy_difference: Accuracy of the first network minus accuracy of the second network.
-        p_value: McNemar's exact p-value over images. With several seeds, an image counts once, for
-            the network that is right more often.
+        only_first_right, only_second_right: Number of predictions, over images and seeds, for
+            which only this network is right.
+        accuracy_difference: Accuracy of the first network minus accuracy of the second
+            network.
+        p_value: McNemar's exact p-value over images. With several seeds, an image counts once,
+            for the network that is right more often.
         loss_difference: Mean test loss of the second network minus that of the first, in nat.
-        loss_interval: 95 % bootstrap interval of ``loss_difference`` over test images. It does not
-            include the variation between trainings.
-        images_needed: Number of test images with which 8 of 10 studies would detect the difference
-            of the accuracies. None if the accuracies are equal.
+        loss_interval: 95 % bootstrap interval of ``loss_difference`` over test images. It does
+            not include the variation between trainings.
+        images_needed: Number of test images with which 8 of 10 studies would detect the
+            difference of the accuracies. None if the accuracies are equal.
     """
 
     num_images: int
@@ -77,14 +78,15 @@ def paired_comparison(
     """Compare two networks on the images and seeds with predictions of both.
 
     Args:
-        first: Predictions of the first network at one train size, with one row per seed and test
-            image. The columns are ``seed``, ``image``, ``label`` and ``logit_0``, …, one per class.
+        first: Predictions of the first network at one train size, with one row per seed and
+            test image. The columns are ``seed``, ``image``, ``label`` and ``logit_0``, …, one
+            per class.
         second: Predictions of the second network, likewise.
         seed_column: Name of the column of seeds.
 
     Returns:
-        The comparison. None if the networks have no common seed or image, or if a training has no
-        prediction of a common image.
+        The comparison. None if the networks have no common seed or image, or if a training has
+        no prediction of a common image.
     """
     seeds = sorted(set(first[seed_column]) & set(second[seed_column]))
     images = sorted(set(first[IMAGE_COLUMN]) & set(second[IMAGE_COLUMN]))
@@ -96,6 +98,7 @@ def paired_comparison(
     if ours is None or theirs is None:
         return None
     wins = ours.is_right - theirs.is_right
+    # An image is one observation, however many seeds are tested on it.
     by_image = np.sign(wins.sum(axis=0))
     num_first, num_second = int((by_image > 0).sum()), int((by_image < 0).sum())
     loss_differences = (theirs.losses - ours.losses).mean(axis=0)
@@ -120,6 +123,7 @@ def _image_scores(
     logit_columns = [name for name in predictions if str(name).startswith(LOGIT_PREFIX)]
     logits = predictions[logit_columns].dropna(axis=1, how="all").to_numpy(dtype=float)
     labels = predictions[LABEL_COLUMN].to_numpy(dtype=int)
+    # Cross-entropy is logsumexp(logits) − logit of the label.
     of_label = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
     scores = pd.DataFrame(
         {
@@ -139,6 +143,7 @@ def _image_scores(
 
 def mcnemar_p(only_first_right: int, only_second_right: int) -> float:
     """Return McNemar's exact two-sided p-value; 1 if the networks agree on every image."""
+    # Images on which both are right, or both are wrong, say nothing about a difference.
     num_discordant = only_first_right + only_second_right
     if num_discordant == 0:
         return 1.0
@@ -149,6 +154,7 @@ def bootstrap_interval(differences: Array) -> Interval:
     """Return the 95 % percentile bootstrap interval of a mean over images, with a fixed seed."""
     generator = np.random.default_rng(0)
     num = len(differences)
+    # Each resample draws as many images as there are, with replacement.
     means = [differences[generator.integers(0, num, num)].mean() for _ in range(BOOTSTRAPS)]
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)

@@ -1,10 +1,10 @@
 """Power of a planned sweep by simulation: tables are drawn from a known truth and analyzed.
 
 The simulated tables have the shape of the plan. Their answers come from the analysis of a real
-table (:func:`headline_answers`), with the same regressions, permutations and correction. Two things
-are simpler. First, no simulated loss is at chance level, so the two fits of the exponent are the
-same. Second, if the plan has attacks, the question on attacks counts in the correction as a test
-without an effect. The printed power mentions both.
+table (:func:`headline_answers`), with the same regressions, permutations and correction. Two
+things are simpler. First, no simulated loss is at chance level, so the two fits of the
+exponent are the same. Second, if the plan has attacks, the question on attacks counts in the
+correction as a test without an effect. The printed power mentions both.
 
 Shape letters: n points, G datasets, q regressors.
 """
@@ -68,8 +68,8 @@ EASIER = (
     "question on attacks counts as a test without an effect."
 )
 NO_CLAIM_BETWEEN_WORLDS = (
-    "isweep fit makes no claim about differences between base datasets, because they share images. "
-    "It compares each condition with its base dataset."
+    "isweep fit makes no claim about differences between base datasets, because they share "
+    "images. It compares each condition with its base dataset."
 )
 
 
@@ -78,7 +78,8 @@ class Truth:
     """The model from which the losses of a simulated table are drawn.
 
     log L = −exponent · log N / d + sharpness · log K_F + d_slope · d + errors. The standard
-    deviations come from the published residuals, in which the variance between datasets is largest.
+    deviations come from the published residuals, in which the variance between datasets is
+    largest.
 
     Attributes:
         exponent: Exponent b of the fall N^(−b/d).
@@ -247,8 +248,8 @@ def draw_table(design: Design, truth: Truth, rng: np.random.Generator) -> DrawnT
 def drawn_fits(design: Design, truth: Truth, rng: np.random.Generator) -> list[AnyFit]:
     """Draw one table, and make all fits of the headline questions except the one on attacks.
 
-    If the p-value of a t test is above 0.05, its permutation test is skipped. A question is decided
-    by the larger of the two p-values, so this changes no decision.
+    If the p-value of a t test is above 0.05, its permutation test is skipped. A question is
+    decided by the larger of the two p-values, so this changes no decision.
     """
     table = draw_table(design, truth, rng)
     num_sizes = len(design.train_sizes)
@@ -309,8 +310,8 @@ class ExperimentPower:
         from_none: Share of experiments whose interval excludes 0.
         from_law: Share of experiments whose interval excludes 1.
         half_width: Half of the width of the interval.
-        num_classes: Number of classes of the jackknife behind the interval; 0 if the interval is a
-            t interval over base datasets.
+        num_classes: Number of classes of the jackknife behind the interval; 0 if the interval
+            is a t interval over base datasets.
     """
 
     slope: float
@@ -326,14 +327,15 @@ class ExperimentPower:
         method = "a t interval over base datasets"
         if self.num_classes:
             method = (
-                f"by the jackknife over the {self.num_classes} classes that base datasets share, "
-                "which is wider than the t interval over base datasets"
+                f"by the jackknife over the {self.num_classes} classes that base datasets "
+                "share, which is wider than the t interval over base datasets"
             )
         return (
-            f"Power with {self.num_worlds} base datasets, if the true slope is {self.slope:g} and "
-            f"every condition passes its checks: {in_hundred(self.from_none)} such experiments "
-            f"distinguish the slope from 0, and {in_hundred(self.from_law)} distinguish it from "
-            f"the law's 1. The interval is about ±{self.half_width:.2f}, {method}."
+            f"Power with {self.num_worlds} base datasets, if the true slope is {self.slope:g} "
+            f"and every condition passes its checks: {in_hundred(self.from_none)} such "
+            f"experiments distinguish the slope from 0, and {in_hundred(self.from_law)} "
+            f"distinguish it from the law's 1. The interval is about ±{self.half_width:.2f}, "
+            f"{method}."
         )
 
 
@@ -348,7 +350,8 @@ class Power:
         num_tables: Number of simulated tables. The standard error of each share is at most
             ``0.5 / √num_tables``.
         alone: Share of the tables with p ≤ 0.05 before correction, by key of the question.
-        adjusted: Share of the tables that decide a question after Holm's correction, by its key.
+        adjusted: Share of the tables that decide a question after Holm's correction, by its
+            key.
         has_attacks: Whether the question on attacks counts in the correction.
         gpu_hours: Cost of the plan, in GPU-hours; None without a plan.
         experiment: Power of the plan's experiment; None without one.
@@ -392,8 +395,8 @@ class Power:
         if self.gpu_hours is not None:
             cost = f", {amount(self.gpu_hours)} GPU-hours"
         notes = [
-            f"The numbers are shares of {self.num_tables} simulated tables. Their standard error "
-            f"is at most {self._standard_error:.1%}.",
+            f"The numbers are shares of {self.num_tables} simulated tables. Their standard "
+            f"error is at most {self._standard_error:.1%}.",
             EASIER,
         ]
         untested = []
@@ -448,8 +451,8 @@ def power(
         raise unknown_name("effect", effect, tuple(EFFECTS))
     if len(design.datasets) < MIN_DATASETS:
         raise ConfigError(
-            f"The sweep has {plural(len(design.datasets), 'dataset')}, but a power calculation "
-            f"needs at least {MIN_DATASETS}",
+            f"The sweep has {plural(len(design.datasets), 'dataset')}, but a power "
+            f"calculation needs at least {MIN_DATASETS}",
             hint="Add datasets to the sweep",
         )
     if num_tables < 1:
@@ -487,8 +490,8 @@ def experiment_power(
 ) -> ExperimentPower:
     """Return the power of an experiment whose conditions double K_F: the least change that counts.
 
-    As in ``isweep fit``, the interval is the wider one of two: the t interval over base datasets,
-    and a jackknife over the classes that base datasets share.
+    As in ``isweep fit``, the interval is the wider one of two: the t interval over base
+    datasets, and a jackknife over the classes that base datasets share.
 
     Args:
         arms: The conditions of the experiment.
@@ -505,16 +508,17 @@ def experiment_power(
     num_worlds = len(num_arms)
     if num_worlds < MIN_WORLDS:
         raise ConfigError(
-            f"The experiment changes K_F of {plural(num_worlds, 'base dataset')} (worlds), but a "
-            f"power calculation needs at least {MIN_WORLDS}",
+            f"The experiment changes K_F of {plural(num_worlds, 'base dataset')} (worlds), "
+            f"but a power calculation needs at least {MIN_WORLDS}",
             hint="Add base datasets to worlds in the sweep file",
         )
     slope = EFFECTS[effect].truth.sharpness
     num_trainings = num_models * num_sizes
-    # The change of a condition has the error of its own trainings and of those of its base dataset.
-    # The conditions of one base dataset share the second error.
+    # The change of a condition has the error of its own trainings and of those of its base
+    # dataset. The conditions of one base dataset share the second error.
     base_and_arms = np.mean(1 + 1 / np.array([*num_arms.values()]))
     trial_variance = TRIAL_STD**2 * base_and_arms / num_trainings
+    # A slope is a change of log loss divided by the change of log K_F, MOVED.
     error = float(np.sqrt((WORLD_STD**2 + trial_variance / MOVED**2) / num_worlds))
     degrees = num_worlds - 1
     over_worlds = t_quantile(1 - LEVEL / 2, degrees) * error
@@ -546,15 +550,17 @@ def experiment_power(
 def _jackknife_widening(shows: Sequence[Sequence[str]]) -> tuple[float, int]:
     """Return the factor by which a jackknife over classes widens the standard error of the mean.
 
-    Base datasets are independent. If n' of n base datasets remain without a class, the mean without
-    this class differs from the mean by a variance of 1/n' − 1/n. A base dataset is left out with
-    each of its classes. With two classes per base dataset, the jackknife counts it twice.
+    Base datasets are independent. If n' of n base datasets remain without a class, the mean
+    without this class differs from the mean by a variance of 1/n' − 1/n. A base dataset is
+    left out with each of its classes. With two classes per base dataset, the jackknife counts
+    it twice.
 
     Args:
         shows: Classes of each base dataset.
 
     Returns:
-        The factor and the number of classes; 1 and 0 classes if too few classes can be left out.
+        The factor and the number of classes; 1 and 0 classes if too few classes can be left
+        out.
     """
     num_worlds = len(shows)
     names = {name for world_classes in shows for name in world_classes}
@@ -567,12 +573,14 @@ def _jackknife_widening(shows: Sequence[Sequence[str]]) -> tuple[float, int]:
     if num_classes < MIN_CLASSES:
         return 1.0, 0
     variances = float(np.sum(1 / np.array(num_left) - 1 / num_worlds))
+    # The jackknife's factor (C − 1) / C, as in :func:`jackknife_error`.
     variance = (num_classes - 1) / num_classes * variances
     return float(np.sqrt(variance * num_worlds)), num_classes
 
 
 def _outside(mean: float, std_error: float, half_width: float) -> float:
     """Return the probability that a normal estimate is further from 0 than the half width."""
+    # Both tails count: a slope beyond either side of 0 is told apart from 0.
     above = special.ndtr((mean - half_width) / std_error)
     below = special.ndtr((-mean - half_width) / std_error)
     return float(above + below)

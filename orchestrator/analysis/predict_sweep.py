@@ -26,12 +26,14 @@ def predict_sweep(
 ) -> tuple[Prediction, Pilot | None]:
     """Predict the loss at a train size, or the number of images for a target loss.
 
-    ``d_data`` and ``label_sharpness`` replace measured values, and measured values replace those of
-    the pilot. With a pilot, a prediction is possible without d_data and K_F. ``growth`` and
-    ``pilot`` are called only after the other inputs were checked, because they may take long.
+    ``d_data`` and ``label_sharpness`` replace measured values, and measured values replace
+    those of the pilot. With a pilot, a prediction is possible without d_data and K_F.
+    ``growth`` and ``pilot`` are called only after the other inputs were checked, because they
+    may take long.
 
     Args:
-        record: A measurement of the dataset in the format of ``isweep measure --json``, or empty.
+        record: A measurement of the dataset in the format of ``isweep measure --json``, or
+            empty.
         growth: Function that fits the fall of losses with N in the sweep.
         pilot: Function that reads or trains the pilot: small trainings on the new dataset.
         d_data: Intrinsic dimension of the dataset.
@@ -40,12 +42,12 @@ def predict_sweep(
         target_loss: Test loss in nat for which N is predicted; None for a train size.
 
     Returns:
-        The prediction and the pilot. The prediction has warnings on trainings that were left out of
-        the pilot.
+        The prediction and the pilot. The prediction has warnings on trainings that were left
+        out of the pilot.
 
     Raises:
-        SweepError: If a number is missing or out of range, or if the sweep has too few results for
-            a fit.
+        SweepError: If a number is missing or out of range, or if the sweep has too few results
+            for a fit.
     """
     from orchestrator.analysis.prediction import predict
     from orchestrator.analysis.prediction_inputs import check_scale, values_of

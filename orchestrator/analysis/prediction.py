@@ -1,8 +1,8 @@
 """Prediction for a new dataset from a sweep of other datasets: loss at N, or N for a target loss.
 
-Predictions come from the fits of :mod:`orchestrator.analysis.loss_growth`, and from a pilot: a few
-small trainings on the new dataset. An uncertain prediction is reported with its interval. If the
-interval of a loss spans more than a factor of 10,000, no value is reported.
+Predictions come from the fits of :mod:`orchestrator.analysis.loss_growth`, and from a pilot: a
+few small trainings on the new dataset. An uncertain prediction is reported with its interval.
+If the interval of a loss spans more than a factor of 10,000, no value is reported.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from orchestrator.results.columns import D_DATA_MLE, LABEL_SHARPNESS, TRAIN_SIZE
 LARGEST_TRAIN_SIZE = 1e15
 """Upper limit of a predicted train size. No dataset has so many images."""
 SIZE_STEPS = 3001
-"""Number of train sizes at which an interval is computed, from 1 to the largest, in steps of 1.2 %.
+"""Number of train sizes at which an interval is computed, from 1 to the largest, in steps of
+1.2 %.
 """
 WIDEST_ANSWER = 1e4
 """Largest factor between the ends of the interval of a loss. No loss is reported beyond it."""
 WORTHWHILE_GAIN = 0.30
-"""Share by which d_data and K_F should shorten an interval. If they do not, a pilot is recommended.
+"""Share by which d_data and K_F should shorten an interval. If they do not, a pilot is
+recommended.
 """
 MAX_EXPONENT = 4
 """Largest exponent of ten up to which a loss is written as a plain number."""
@@ -52,12 +54,12 @@ class Prediction:
     Attributes:
         quantity: ``loss`` or ``train_size``.
         value: The prediction; None if no prediction is possible.
-        interval: 90 % interval, in which None is an end without a bound. The whole field is None if
-            no interval is known.
+        interval: 90 % interval, in which None is an end without a bound. The whole field is
+            None if no interval is known.
         extrapolating: Whether N, d_data or K_F lies outside the range of the sweep.
         warning: Warnings, separated by semicolons and without a final period.
-        shorter: Share by which d_data, K_F and the pilot shorten the interval of log loss; None
-            without a bounded interval.
+        shorter: Share by which d_data, K_F and the pilot shorten the interval of log loss;
+            None without a bounded interval.
         num_pilot: Number of pilot points.
     """
 
@@ -86,8 +88,8 @@ class Prediction:
         if self.shorter is not None:
             comparison = "shorter" if self.shorter >= 0 else "longer"
             lines.append(
-                f"The interval is {abs(self.shorter):.0%} {comparison} than without d_data, K_F "
-                "and a pilot."
+                f"The interval is {abs(self.shorter):.0%} {comparison} than without d_data, "
+                "K_F and a pilot."
             )
         if self.warning:
             lines.append(f"Beware: {self.warning}.")
@@ -129,12 +131,12 @@ def predict(
         train_size: N at which the loss is predicted.
         target_loss: Test loss in nat for which N is predicted.
         pilot: Small trainings on the new dataset.
-        measures_are_comparable: False if d_data was measured at a much smaller N than in the sweep.
-            Estimates of d rise with N, so d_data and K_F are then not used.
+        measures_are_comparable: False if d_data was measured at a much smaller N than in the
+            sweep. Estimates of d rise with N, so d_data and K_F are then not used.
 
     Raises:
-        ConfigError: If a number is out of range, or if not exactly one of train size and target
-            loss is given.
+        ConfigError: If a number is out of range, or if not exactly one of train size and
+            target loss is given.
     """
     check_numbers(d_data, label_sharpness, train_size, target_loss, pilot)
     points = _merged(pilot)
@@ -187,8 +189,8 @@ def loss_at(curve: GrowthCurve, train_size: float) -> tuple[float, Interval | No
     """Return the predicted loss of one training and its interval.
 
     Raises:
-        NoPredictionError: If the loss is too large or too small for a float, or if its interval is
-            too wide.
+        NoPredictionError: If the loss is too large or too small for a float, or if its
+            interval is too wide.
     """
     log_loss, half_width = curve.at(train_size)
     if abs(log_loss) > np.log(LARGEST_VALUE):
@@ -215,12 +217,14 @@ def _loss_text(log_loss: float) -> str:
 def size_for(curve: GrowthCurve, target: float) -> tuple[float, OpenInterval | None]:
     """Return the train size at which the loss reaches a target, and its interval.
 
-    An end of the interval is None if the bound of the loss reaches the target at no train size.
+    An end of the interval is None if the bound of the loss reaches the target at no train
+    size.
 
     Raises:
-        NoPredictionError: If the loss does not fall with N, if it does not reach the target, or if
-            it is below the target at every N.
+        NoPredictionError: If the loss does not fall with N, if it does not reach the target,
+            or if it is below the target at every N.
     """
+    # The expected log loss is linear in log N, so two sizes give the whole line.
     first, last = (curve.at(size)[0] for size in (1.0, LARGEST_TRAIN_SIZE))
     slope = (last - first) / np.log(LARGEST_TRAIN_SIZE)
     if slope >= 0:
@@ -242,7 +246,8 @@ def size_for(curve: GrowthCurve, target: float) -> tuple[float, OpenInterval | N
         log_loss, half_width = curve.at(size)
         lows.append(log_loss - (half_width or 0.0))
         highs.append(log_loss + (half_width or 0.0))
-    # The lower ends of the losses reach the target at a smaller N: they give the lower bound of N.
+    # The lower ends of the losses reach the target at a smaller N: they give the lower bound
+    # of N.
     return value, (_first_below(sizes, lows, target), _first_below(sizes, highs, target))
 
 
@@ -259,6 +264,7 @@ def _first_below(
         return None
     after = int(is_reached.argmax())
     before = after - 1
+    # Linear interpolation of log loss over log N.
     share = above[before] / (above[before] - above[after])
     return float(sizes[before] * (sizes[after] / sizes[before]) ** share)
 
@@ -266,9 +272,9 @@ def _first_below(
 def advice(curve: GrowthCurve, train_size: float) -> list[str]:
     """Return a sentence on the smallest pilot that would shorten the interval enough.
 
-    If even the largest pilot would not, return a sentence with this fact. Return no sentence if
-    there is already a pilot, or if the interval is short enough. The width of an interval depends
-    on the pilot's train sizes, not on its losses.
+    If even the largest pilot would not, return a sentence with this fact. Return no sentence
+    if there is already a pilot, or if the interval is short enough. The width of an interval
+    depends on the pilot's train sizes, not on its losses.
     """
     shorter = curve.shorter(train_size)
     if curve.num_pilot or shorter is None or shorter >= WORTHWHILE_GAIN:
@@ -278,9 +284,11 @@ def advice(curve: GrowthCurve, train_size: float) -> list[str]:
     smallest, largest = curve.growth.ranges[TRAIN_SIZE]
     last = max(smallest, min(largest, train_size / 2))
     for num_points in range(1, MAX_PILOT_POINTS + 1):
-        # Each training has another size, because trainings of one size would share their images.
+        # Each training has another size, because trainings of one size would share their
+        # images.
         first = smallest if num_points == 1 else min(smallest, last / 2)
         sizes = np.geomspace(first, last, num_points)
+        # Any loss will do: the width of the interval does not depend on it.
         pilot = [PilotPoint(size, 1.0) for size in sizes]
         better = GrowthCurve(curve.growth, curve.d_data, curve.label_sharpness, pilot)
         gained = better.shorter(train_size)
@@ -316,8 +324,8 @@ def _measures_doubt(growth: Growth, curve: GrowthCurve, are_comparable: bool) ->
         ]
     if not growth.plain.log_scores:
         return [
-            "there are too few datasets to test whether d_data and K_F improve predictions, so "
-            "neither is used"
+            "there are too few datasets to test whether d_data and K_F improve predictions, "
+            "so neither is used"
         ]
     return [
         "d_data and K_F do not improve the predictions for left-out datasets, so they are not used"
@@ -357,14 +365,14 @@ def _pilot_doubts(growth: Growth, points: Sequence[PilotPoint]) -> list[str]:
     if far_sizes:
         sizes = ", ".join(far_sizes)
         doubts.append(
-            f"the pilot's train size {sizes} is far from the sweep's train sizes {number(low)} to "
-            f"{number(high)}"
+            f"the pilot's train size {sizes} is far from the sweep's train sizes {number(low)} "
+            f"to {number(high)}"
         )
     if at_chance:
         losses = ", ".join(at_chance)
         doubts.append(
-            f"the pilot's test loss {losses} is at chance level or above, so it hardly improves "
-            "the prediction"
+            f"the pilot's test loss {losses} is at chance level or above, so it hardly "
+            "improves the prediction"
         )
     if points and points[-1].test_loss > points[0].test_loss:
         doubts.append("the pilot's test loss rises with its train size")

@@ -65,8 +65,8 @@ class Pilot:
     def measures_suit(self, largest_size: float) -> bool:
         """Return whether d_data was measured at half the sweep's largest train size or more.
 
-        Estimates of d rise with N. An estimate from far fewer images would therefore predict that
-        the loss falls too steeply.
+        Estimates of d rise with N. An estimate from far fewer images would therefore predict
+        that the loss falls too steeply.
 
         Args:
             largest_size: Largest N of the sweep. The sweep's d_data is measured at this N.
@@ -164,8 +164,8 @@ def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
     if rows.empty:
         raise ConfigError(
             f"The pilot {where} has no training with a finite loss above 0",
-            hint="Check the column test_loss. If trainings diverged, train again with a smaller "
-            "learning rate",
+            hint="Check the column test_loss. If trainings diverged, train again with a "
+            "smaller learning rate",
         )
     num_lost = num_rows - len(rows)
     if num_lost:
@@ -238,8 +238,8 @@ def values_of(record: Mapping[str, Any]) -> dict[str, float]:
 def check_scale(record: Mapping[str, Any], scale: SharpnessScale) -> None:
     """Check that the K_F of a record has the same scale as the K_F of a sweep.
 
-    Nothing is checked if the record gives K_F as a plain number, if the sweep has several scales,
-    or if the scale of the sweep is unknown.
+    Nothing is checked if the record gives K_F as a plain number, if the sweep has several
+    scales, or if the scale of the sweep is unknown.
 
     Raises:
         ConfigError: If the scales differ.
@@ -274,8 +274,8 @@ def check_numbers(
     """Check the inputs of a prediction. d_data and K_F may be None.
 
     Raises:
-        ConfigError: If there is not exactly one of train size and target loss, or if a number is
-            out of range.
+        ConfigError: If there is not exactly one of train size and target loss, or if a number
+            is out of range.
     """
     if (train_size is None) == (target_loss is None):
         problem = "The prediction has both a train size and a target loss"

@@ -1,8 +1,8 @@
 """Comparison of a sweep with the published study, and with a second sweep.
 
 A quantity agrees with the published value if their ratio is at most a given factor. The factor
-covers the error of reading values from figures and the variation between repeats of the study. Each
-data mode has its own scores (docs/faults.md).
+covers the error of reading values from figures and the variation between repeats of the study.
+Each data mode has its own scores (docs/faults.md).
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ MAX_NAMED = 5
 def published_table() -> pd.DataFrame:
     """Return one row per published (model, dataset, train size), as a results table.
 
-    A loss that cannot be read from the figures is missing. ``d_repr_mle`` comes from Fig. 5, and
-    ``d_repr_twonn`` from Fig. 4. For natural datasets, d_data is the mean over models. Eleven rows
-    contain the FGSM loss gains, whose model and N the study does not state. We assume that K_F was
-    measured on three channels for CIFAR-10, SVHN and ImageNet.
+    A loss that cannot be read from the figures is missing. ``d_repr_mle`` comes from Fig. 5,
+    and ``d_repr_twonn`` from Fig. 4. For natural datasets, d_data is the mean over models.
+    Eleven rows contain the FGSM loss gains, whose model and N the study does not state. We
+    assume that K_F was measured on three channels for CIFAR-10, SVHN and ImageNet.
     """
     return read_csv(Path(str(files(search_spaces.published) / "results.csv")))
 
@@ -66,7 +66,8 @@ class Quantity:
         name: Name of the quantity in tables.
         column: Column of the quantity.
         key: Columns that identify its cells.
-        factor: Largest ratio between our value and the published value that counts as agreement.
+        factor: Largest ratio between our value and the published value that counts as
+            agreement.
     """
 
     name: str
@@ -163,8 +164,8 @@ def score_table(scores: Sequence[Score]) -> Table:
     return laid_out(
         "scorecard",
         "Against every published quantity",
-        "A cell agrees if our value and the published value differ by at most the factor. Only "
-        "cells of this sweep are compared.",
+        "A cell agrees if our value and the published value differ by at most the factor. "
+        "Only cells of this sweep are compared.",
         scores,
         {
             "data mode": "data_mode",
@@ -196,8 +197,8 @@ class Change:
         quantity: Column of the quantity.
         num_cells: Number of cells that both sweeps have.
         num_datasets: Number of datasets of these cells.
-        ratio: Value of the second sweep divided by that of the first. For an accuracy, the value of
-            the second sweep minus that of the first.
+        ratio: Value of the second sweep divided by that of the first. For an accuracy, the
+            value of the second sweep minus that of the first.
         interval: 95 % interval over datasets.
     """
 
@@ -231,9 +232,9 @@ class SweepComparison:
     def table(self) -> Table:
         """Return the comparison as a table of text."""
         sentences = [
-            "The table shows ratios of geometric means, and for accuracies differences of means. "
-            "Means are over the seeds of a cell, then over the cells of a dataset, then over "
-            "datasets. The 95 % intervals are over datasets.",
+            "The table shows ratios of geometric means, and for accuracies differences of "
+            "means. Means are over the seeds of a cell, then over the cells of a dataset, "
+            "then over datasets. The 95 % intervals are over datasets.",
             f"{self.num_only_first} cells are only in {self.first}, and {self.num_only_second} "
             f"only in {self.second}.",
         ]

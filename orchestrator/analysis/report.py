@@ -15,7 +15,6 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.analysis.answers import VERDICTS
 from orchestrator.analysis.experiments.records import Arm
 from orchestrator.analysis.findings import (
     family,
@@ -116,7 +115,8 @@ def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
 def facts_of(workspace: Workspace) -> SweepFacts:
     """Return the facts that limit the answers of a sweep and that no results table contains.
 
-    The origins of images are those of bundled datasets. A user's dataset of the same name has none.
+    The origins of images are those of bundled datasets. A user's dataset of the same name has
+    none.
     """
     origins = {}
     for name, spec in workspace.plan.datasets.items():
@@ -131,7 +131,8 @@ def stored_predictions(
 ) -> pd.DataFrame | None:
     """Return the stored predictions for each test image; None if there are none.
 
-    Returns None for several datasets too: only networks of one dataset are compared image by image.
+    Returns None for several datasets too: only networks of one dataset are compared image by
+    image.
 
     Args:
         workspace: The sweep.
@@ -256,8 +257,8 @@ def write_sweep_report(
     except OSError as error:
         raise SetupError(
             f"The report {error.filename} cannot be written: {error.strerror}",
-            hint="Copy the root to a folder in which you may create files, or use `isweep fit`, "
-            "which creates no files",
+            hint="Copy the root to a folder in which you may create files, or use `isweep "
+            "fit`, which creates no files",
         ) from None
 
 
@@ -290,7 +291,8 @@ def write_report(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     prepared = prepare(table, sharpness_policy=fits.sharpness_scale.policy)
-    # Only the caller's columns are written: an added empty column would look like a measured one.
+    # Only the caller's columns are written: an added empty column would look like a measured
+    # one.
     data = prepared.full[list(table.columns)]
     write_atomic(directory / "results.csv", csv_text(data).encode(), durable=False)
     write_atomic(directory / "results.parquet", data.to_parquet(index=False), durable=False)
@@ -307,7 +309,6 @@ def write_report(
         fits=fits,
         found=what_was_found(fits),
         findings=findings(fits),
-        verdicts=VERDICTS,
         family=family(fits),
         next_steps=next_steps(fits, shlex.join(["isweep", "predict", sweep])),
         words=[*words_of(fits)],

@@ -1,7 +1,7 @@
 """Plain fits of one learning curve, without a prior: a power law, and a power law with a floor.
 
-Both are fitted to log losses by least squares (M1 and M2 of Alabdulmohsin, Neyshabur & Zhai 2022,
-arXiv 2209.06640). The fit with a floor searches a fixed grid of rates and floors.
+Both are fitted to log losses by least squares (M1 and M2 of Alabdulmohsin, Neyshabur & Zhai
+2022, arXiv 2209.06640). The fit with a floor searches a fixed grid of rates and floors.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ def floored_power_law(sizes: Array, log_losses: Array, train_size: float) -> flo
     log_powers = -RATES * np.log(sizes)[:, None]  # (num_sizes, num_rates)
     floors = FLOOR_SHARES * losses.min()
     log_excess = np.log(losses[:, None] - floors)  # (num_sizes, num_floors)
+    # Given rate and floor, the best factor of log (loss − floor) is a mean: no search is
+    # needed.
     log_factors = log_excess.mean(axis=0)[None, :] - log_powers.mean(axis=0)[:, None]
     fitted = np.log(np.exp(log_factors[None] + log_powers[:, :, None]) + floors)
     errors = ((log_losses[:, None, None] - fitted) ** 2).sum(axis=0)

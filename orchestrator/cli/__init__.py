@@ -9,8 +9,8 @@ from typing import NoReturn
 
 def entry() -> NoReturn:
     """Run the ``isweep`` command and exit with its code."""
-    # With the default thresholds, garbage collection takes a third of the time of `isweep status`
-    # with 50,000 trials.
+    # With the default thresholds, garbage collection takes a third of the time of
+    # `isweep status` with 50,000 trials.
     gc.set_threshold(100_000, 20, 20)
     try:
         from orchestrator.cli.app import main

@@ -140,9 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after ``isweep``; if None, those of this process.
 
     Returns:
-        The exit code. 0 means that there was no error, 1 that trials failed, and 2 that the command
-        or a file of the user has a mistake. 3 means that the machine or a server has a problem, 4
-        that isweep has a bug, and 130 that the user stopped the command.
+        The exit code. 0 means that there was no error, 1 that trials failed, and 2 that the
+        command or a file of the user has a mistake. 3 means that the machine or a server has a
+        problem, 4 that isweep has a bug, and 130 that the user stopped the command.
     """
     if arguments is None:
         arguments = sys.argv[1:]
@@ -197,8 +197,8 @@ def parse_error(error: CycloptsError, words: Sequence[str]) -> ConfigError:
         if re.match("[‐-―−]", word):
             hint = "Type the option with plain hyphens (-)"
             return ConfigError(
-                f"The option {word} begins with a long dash instead of a hyphen. Commands that "
-                "were copied from web pages often have long dashes",
+                f"The option {word} begins with a long dash instead of a hyphen. Commands "
+                "that were copied from web pages often have long dashes",
                 hint=hint,
             )
     message = " ".join(str(error).split())
@@ -349,8 +349,8 @@ def _run(command: partial[int | None]) -> int:
         _print_error(
             SweepError(
                 f"This is a bug in isweep ({type(error).__name__}: {first_line})",
-                hint="Report the traceback, which is in the file isweep.log of the root. Finished "
-                "trials are kept",
+                hint="Report the traceback, which is in the file isweep.log of the root. "
+                "Finished trials are kept",
             )
         )
         return EXIT_BUG

@@ -57,8 +57,9 @@ METHOD = Group("Method", sort_key=1)
 SWEEP_SUFFIXES = (".yaml", ".yml")
 """Extensions of sweep files."""
 LEAST_PER_NEIGHBOR = 3
-"""Smallest number of images per neighbor for a usable d_data. With fewer, the neighbors of an image
-are a large part of the set, and their distances say little about its surroundings."""
+"""Smallest number of images per neighbor for a usable d_data. With fewer images, the neighbors
+of an image are a large part of the set. Their distances then say little about the surroundings
+of the image."""
 
 
 def init(
@@ -74,8 +75,8 @@ def init(
     """Write a sweep file for your images, ready to run, and print its path.
 
     Args:
-        source: Your images: a folder, a table or a file of arrays (default: an example with images
-            of digits).
+        source: Your images: a folder, a table or a file of arrays (default: an example with
+            images of digits).
         out: File to write (default: the name of SOURCE with .yaml, in this folder).
         domain: Kind of images (default: guessed).
         device: Choose train sizes for a CPU or a GPU (default: for this machine).
@@ -146,7 +147,7 @@ def models(*, place: Place = Place()) -> None:
 
 
 def recipes(*, place: Place = Place()) -> None:
-    """List the training recipes that you can use in a sweep file, also those of isweep tune."""
+    """List the training recipes for a sweep file, including those that isweep tune wrote."""
     from search_spaces.recipes import RECIPES, recipe_spec
 
     names = ("recipe", "epochs", "rate", "batch", "pixels", "about")
@@ -167,8 +168,8 @@ def recipes(*, place: Place = Place()) -> None:
         about = f"written by isweep tune: {path}"
         rows.append(dict.fromkeys(names, "") | {"recipe": path.stem, "about": about})
     more = (
-        "To change a recipe, write, for example, `recipe: {from: demo, epochs: 40}` into the sweep "
-        "file. See docs/trials.md."
+        "To change a recipe, write, for example, `recipe: {from: demo, epochs: 40}` into the "
+        "sweep file. See docs/trials.md."
     )
     emit(place, rows, _listed(rows, names, more))
 
@@ -234,8 +235,8 @@ def prepare(
     """Prepare one dataset from its raw download, and print its record.
 
     Args:
-        name: A dataset from the list of `isweep datasets`, or one of your own datasets in the sweep
-            that you give with --sweep.
+        name: A dataset from the list of `isweep datasets`, or one of your own datasets in the
+            sweep that you give with --sweep.
         raw: Folder of the raw download.
         montage: Draw example images of each label into this file.
         sweep: Use the image size, channels and data mode of this sweep (default paper).
@@ -263,18 +264,18 @@ class MethodOptions:
     """Options of the measures.
 
     Attributes:
-        num_neighbors: Number of neighbors for mle (default 20). gride uses the largest power of two
-            up to this number, by default 16. twonn always uses 2 neighbors.
-        estimators: Estimators of the intrinsic dimension d_data, e.g. mle twonn (default: mle twonn
-            gride). docs/measures.md explains them.
-        sharpness_sample: Number of images per sample for the column K_F of samples (default 1000).
-            With 0, isweep uses all images and draws no samples.
+        num_neighbors: Number of neighbors for mle (default 20). gride uses the largest power
+            of two up to this number, by default 16. twonn always uses 2 neighbors.
+        estimators: Estimators of the intrinsic dimension d_data, e.g. mle twonn (default: mle
+            twonn gride). docs/measures.md explains them.
+        sharpness_sample: Number of images per sample for the column `K_F of samples` (default
+            1000). With 0, isweep uses all images and draws no samples.
         pixel_range: Lowest and highest possible pixel value of float arrays.
         dtype: Floating-point type of matrix products (default float32).
         device: torch device for matrix products, e.g. cuda (default cpu).
         calibrate: Correct the bias of d_data by simulation.
-        seed: Seed of the bootstraps, the simulations and the choice of subsets (default 0). The
-            samples of K_F do not depend on this seed.
+        seed: Seed of the bootstraps, the simulations and the choice of subsets (default 0).
+            The samples of K_F do not depend on this seed.
     """
 
     num_neighbors: Annotated[int, whole(3), Parameter(metavar="K")] = 20
@@ -314,8 +315,8 @@ class ImageOptions:
             label per line.
         raw: Folder of the raw download, if SOURCE is the name of a dataset.
         class_pair: Names of two classes. isweep measures only images of these classes.
-        train_sizes: Also measure subsets with these numbers of images. Each subset contains the
-            smaller subsets.
+        train_sizes: Also measure subsets with these numbers of images. Each subset contains
+            the smaller subsets.
         image_size: Resize images to this side in pixels (default for image files: 224).
         channels: Number of channels: 1 (default) or 3.
     """
@@ -344,8 +345,8 @@ def measure(
     """Measure the intrinsic dimension (d_data) and the label sharpness (K_F) of your images.
 
     Args:
-        source: Folder with a folder per class, table of paths, file of arrays, shards, prepared
-            folder, or name of a dataset. docs/datasets.md describes all these inputs.
+        source: Folder with a folder per class, table of paths, file of arrays, shards,
+            prepared folder, or name of a dataset. docs/datasets.md describes all these inputs.
         show_pair: Draw the two images that determine K_F into this file.
         address: Address of a running Ray cluster.
         num_cpus: Number of CPUs to use. With 1 (default), Ray is not started.
@@ -371,7 +372,8 @@ def measure(
     with connected as cluster:
         executor: Executor = InlineExecutor()
         if cluster is not None:
-            # Only this node can read the source and the prepared images, so all tasks run here.
+            # Only this node can read the source and the prepared images, so all tasks run
+            # here.
             executor = RayExecutor(driver_node_only=not cluster.is_private)
         measured = measure_source(request, executor, place.paths)
     if show_pair:
@@ -425,8 +427,8 @@ def _measured_lines(measured: Measured) -> Iterator[Shown]:
 def _measures_table(record: MeasureResult) -> Table:
     """Return the table of measures, with a row per train size and estimator.
 
-    Every column has one definition. K_F is the maximum over all pairs of images. If samples were
-    measured, another column has the mean of their maxima, which a sweep stores as K_F.
+    Every column has one definition. K_F is the maximum over all pairs of images. If samples
+    were measured, another column has the mean of their maxima, which a sweep stores as K_F.
     """
     columns = ["images", "estimator", "neighbors", "d_data", "std error", "K_F"]
     has_samples = bool(_sampled_sizes(record))
@@ -487,9 +489,9 @@ def _samples_line(num_images: int, sharpness: LabelSharpness) -> str:
     maxima = sharpness.sample_values
     sample_size = f"{sharpness.num_images:,} images"
     definition = (
-        "K_F is the maximum of 1/distance over all pairs of images with different labels. K_F of "
-        f"samples is the mean of the maxima in samples of {sample_size}. The study and sweeps use "
-        f"K_F of samples. For at most {sample_size}, both columns are equal."
+        "K_F is the maximum of 1/distance over all pairs of images with different labels. K_F "
+        f"of samples is the mean of the maxima in samples of {sample_size}. The study and "
+        f"sweeps use K_F of samples. For at most {sample_size}, both columns are equal."
     )
     if not maxima:
         return definition
@@ -514,7 +516,7 @@ def locate(
     """Print the name of the file that a message refers to by a hash or a row.
 
     Args:
-        message: The message, or the hash (16 hex digits) or row ('row 12') in it.
+        message: The message. The hash (16 hex digits) or the row ('row 12') in it is enough.
         raw: Folder or file of the images.
     """
     from tasks.sources.base import HASH_PATTERN, KEY_FILE
@@ -525,15 +527,15 @@ def locate(
     key_folder = place.paths.root / "prepared"
     if HASH_PATTERN.search(message) and not has_key(place):
         raise ConfigError(
-            f"{key_folder / KEY_FILE} does not exist, but isweep needs the key in this file to "
-            "find the file that belongs to a hash",
+            f"{key_folder / KEY_FILE} does not exist, but isweep needs the key in this file "
+            "to find the file that belongs to a hash",
             hint="Set --root or ISWEEP_ROOT to the root of the command that printed the hash",
         )
     name = locate_file(raw, key_folder, message)
     if name is None:
         raise ConfigError(
             f"No row or file of {raw} matches {message!r}",
-            hint="Give the row number or the hash that is in the message. Use the same --raw and "
-            "--root as the command that printed the message",
+            hint="Give the row number or the hash that is in the message. Use the same --raw "
+            "and --root as the command that printed the message",
         )
     emit(place, {"file": name}, name)

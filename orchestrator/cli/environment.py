@@ -70,8 +70,8 @@ def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
     if not yes:
         if not (stdout.is_terminal and stderr.is_terminal):
             raise ConfigError(
-                f"isweep cannot ask you to confirm that it may remove {name}, because the command "
-                "does not run in a terminal",
+                f"isweep cannot ask you to confirm that it may remove {name}, because the "
+                "command does not run in a terminal",
                 hint=f"Add --yes to remove {name} without confirmation",
             )
         question = f"Remove {description}, {decimal(row['bytes'])}? This cannot be undone. [y/N] "
@@ -134,8 +134,8 @@ def _page_lines(pages: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
     """Yield the addresses of MLflow's pages, by sweep and question."""
     if not pages:
         yield (
-            "MLflow has no run of a sweep. To send the results of a sweep to MLflow, run `isweep "
-            "reconcile SWEEP`."
+            "MLflow has no run of a sweep. To send the results of a sweep to MLflow, run "
+            "`isweep reconcile SWEEP`."
         )
     for name, address_by_question in pages.items():
         yield name
@@ -206,8 +206,8 @@ def gpu_check(
 ) -> int:
     """Check correctness, time and memory of this machine's GPUs, in about 20 minutes per GPU.
 
-    The command writes one file per GPU, without names of machines or users. `isweep plan` uses the
-    files in the root's gpu folder. The exit code is 1 if a part of the check fails.
+    The command writes one file per GPU, without names of machines or users. `isweep plan` uses
+    the files in the root's gpu folder. The exit code is 1 if a part of the check fails.
 
     Args:
         device: Number of one GPU to check (default: all GPUs), or cpu to try the command.

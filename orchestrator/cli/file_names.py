@@ -14,7 +14,8 @@ from orchestrator.cli.options import Place
 from search_spaces.errors import SweepError
 
 MAX_NAMED = 3
-"""Largest number of hashes with names in a message; each name needs a listing of the folder."""
+"""Largest number of hashes with names in a message; each name needs a listing of the
+folder."""
 TABLES = (".yaml", ".yml")
 """Suffixes of sweep files, which contain no images."""
 
@@ -24,7 +25,8 @@ def with_file_names(text: str, arguments: Iterable[object], place: Place) -> str
 
     Args:
         text: The message.
-        arguments: Arguments of the command. Paths and sweeps among them are searched for files.
+        arguments: Arguments of the command. Paths and sweeps among them are searched for
+            files.
         place: Options of the command on the root, which contains the key.
 
     Returns:

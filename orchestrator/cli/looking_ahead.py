@@ -49,8 +49,8 @@ class PilotOptions:
 
     Attributes:
         pilot: Your images (a folder, a file or a dataset's name), or a CSV file of finished
-            trainings with the columns train_size and test_loss. On images, isweep trains --model
-            with the sweep's recipe.
+            trainings with the columns train_size and test_loss. For images, isweep trains the
+            network of --model with the sweep's recipe.
         pilot_sizes: Train sizes of the pilot (default: the sweep's three smallest).
         pilot_test_size: Number of test images of the pilot (default: as in the sweep).
     """
@@ -66,9 +66,10 @@ class CurveOptions:
     """Options for the learning curves of one dataset.
 
     Attributes:
-        curve: A CSV file of your results, with one row per training, instead of a sweep. Columns:
-            train_size (or N) and a score (test_loss, test_error, test_accuracy or auc), optionally
-            model, seed, test_size and num_classes.
+        curve: A CSV file of your results, with one row per training, instead of a sweep. It
+            needs the column train_size (or N) and a column of scores: test_loss, test_error,
+            test_accuracy or auc. The columns model, seed, test_size and num_classes are
+            optional.
         target_error: Error rate to reach, such as 0.1 or 10%.
         target_accuracy: Accuracy to reach, such as 0.9 or 90%.
         target_auroc: AUROC to reach, such as 0.9.
@@ -116,17 +117,17 @@ def predict(
 ) -> None:
     """Predict the score at a train size, and the train size that a target needs.
 
-    For a sweep of one dataset, or a CSV file of results (--curve), the prediction extrapolates the
-    learning curves. For a sweep of several datasets, the prediction is for a new dataset. It uses
-    d_data and K_F of the new dataset, or a pilot.
+    For a sweep of one dataset, or a CSV file of results (--curve), the prediction extrapolates
+    the learning curves. For a sweep of several datasets, the prediction is for a new dataset.
+    It uses d_data and K_F of the new dataset, or a pilot.
 
     Args:
         model: A model of the sweep, or pooled (default) for all models together.
         domain: Domain of your training set.
         d_data: Intrinsic dimension of your training set.
         label_sharpness: K_F of your training set.
-        measured: A record that `isweep measure --json` wrote, or images to measure now. This option
-            replaces --d-data and --label-sharpness.
+        measured: A record that `isweep measure --json` wrote, or images to measure now. This
+            option replaces --d-data and --label-sharpness.
         train_size: Number of training images.
         target_loss: Test loss to reach (nat).
     """
@@ -392,8 +393,8 @@ def power(
 
     Args:
         effect: The effect that exists in the simulation: the law (default), or one part of it.
-        num_tables: Number N of simulated sweeps (default 200). The standard error of each printed
-            share is at most 0.5 / √N.
+        num_tables: Number N of simulated sweeps (default 200). The standard error of each
+            printed share is at most 0.5 / √N.
         seed: Seed of the simulation (default 0).
     """
     from orchestrator.analysis.power import planned_power

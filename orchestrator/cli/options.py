@@ -135,8 +135,8 @@ def _named(text: str) -> str:
 def _named_openly(text: str) -> str:
     if PASSWORD.search(_named(text)):
         raise ValueError(
-            "contains a password, and every user of the machine can read command lines. Set the "
-            "environment variable MLFLOW_TRACKING_URI instead"
+            "contains a password, and every user of the machine can read command lines. Set "
+            "the environment variable MLFLOW_TRACKING_URI instead"
         )
     return text
 
@@ -157,8 +157,8 @@ Sweep = Annotated[str, Parameter(name="SWEEP", help=_SWEEP)]
 FromStore = Annotated[bool, Parameter(help="Do not compare the results with MLflow.")]
 Address = Annotated[str | None, NAMED, Parameter(group=CLUSTER, metavar="HOST:PORT")]
 _CHANGE = (
-    "Change one value for this command, such as recipe.epochs=3. Repeat the option for several "
-    "values."
+    "Change one value for this command, such as recipe.epochs=3. Repeat the option for "
+    "several values."
 )
 Changes = Annotated[tuple[str, ...], Parameter(name="--set", metavar="KEY=VALUE", help=_CHANGE)]
 
@@ -171,8 +171,8 @@ class Place:
     Attributes:
         root: Folder of all data and results (default: $ISWEEP_ROOT or ./isweep-root).
         storage: Folder or URL of the result store (default: below the root).
-        mlflow_uri: Address of MLflow's store (default: $MLFLOW_TRACKING_URI; if this is not set, an
-            SQLite file below the root).
+        mlflow_uri: Address of MLflow's store (default: $MLFLOW_TRACKING_URI; if this is not
+            set, an SQLite file below the root).
         json: Print data as JSON on stdout.
     """
 
@@ -270,9 +270,10 @@ class ReadingOptions:
     """Options of commands that read raw files.
 
     Attributes:
-        max_skipped_share: Largest share of a dataset's files that isweep may leave out, such as
-            0.01 or 1% (default 0.1%). isweep leaves out unusable files, and images that equal an
-            image with another label. Unless the share is 0, one unusable file is always allowed.
+        max_skipped_share: Largest share of a dataset's files that isweep may leave out, such
+            as 0.01 or 1% (default 0.1%). isweep leaves out unusable files, and images that
+            equal an image with another label. Unless the share is 0, one unusable file is
+            always allowed.
     """
 
     max_skipped_share: Annotated[float, real(0, 1, share=True), Parameter(metavar="SHARE")] = 0.001
@@ -284,11 +285,12 @@ class Work(ReadingOptions, Place):
     """Options of commands that read raw files, compute on a cluster and store results.
 
     Attributes:
-        address: HOST:PORT of a running Ray cluster, or 'auto' on its head node (default: a private
-            cluster on this machine).
-        num_cpus: Number of CPUs of the private Ray cluster (default: all CPUs of this machine).
-        device: auto (default), gpu or cpu. auto trains on GPUs if the cluster has GPUs now, else on
-            CPUs. gpu waits until the cluster has a GPU.
+        address: HOST:PORT of a running Ray cluster, or 'auto' on its head node (default: a
+            private cluster on this machine).
+        num_cpus: Number of CPUs of the private Ray cluster (default: all CPUs of this
+            machine).
+        device: auto (default), gpu or cpu. auto trains on GPUs if the cluster has GPUs now,
+            else on CPUs. gpu waits until the cluster has a GPU.
         dashboard: Serve the Ray dashboard of the private cluster (default: yes).
         tracking: Send results to MLflow (default: yes).
         quiet: Do not show the progress.

@@ -67,8 +67,8 @@ MIN_WIDTH = 20
 def _open_standard_streams() -> None:
     """Open standard streams that the caller closed (`>&-`) on the null device.
 
-    Otherwise the next opened file, such as a database, would have the stream's number, and Ray's
-    processes would print into it.
+    Otherwise the next opened file, such as a database, would have the stream's number, and
+    Ray's processes would print into it.
     """
     while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(free, True)
@@ -102,7 +102,8 @@ def emit(place: Place, document: object, *outputs: Shown | Iterable[Shown]) -> N
     Args:
         place: The options of the command.
         document: The data for ``--json``.
-        outputs: Output for people, in this order. Iterables are consumed only if they are printed.
+        outputs: Output for people, in this order. Iterables are consumed only if they are
+            printed.
     """
     end_waiting()
     if place.json:

@@ -84,9 +84,10 @@ class RowOptions:
     Attributes:
         where: Show only rows with this value, e.g. dataset=digits. Repeat the option for more
             columns.
-        sort: Sort rows by this column, e.g. loss, smallest first.
+        sort: Sort rows by this column, e.g. loss. The smallest value comes first.
         mean: Show means over seeds, one row for each model, dataset and size.
-        best: Show the best model and the runner-up by mean test loss, for each dataset and size.
+        best: Show the best model and the runner-up by mean test loss, for each dataset and
+            size.
         search: Show the trials of isweep tune instead of the sweep's trials.
     """
 
@@ -187,7 +188,8 @@ def results(
         csv: Write all columns into this CSV file, and do not print them.
         parquet: Write all columns into this Parquet file, and do not print them.
         predictions: Write the logits of all networks on the test images into this Parquet file
-            instead, one row per trial and image. The sweep file must contain `predictions: true`.
+            instead, one row per trial and image. The sweep file must contain
+            `predictions: true`.
     """
     from orchestrator.analysis.results_tables.csv_files import write_csv
     from orchestrator.results.rows import json_rows
@@ -253,10 +255,10 @@ class TableOptions:
     Attributes:
         response: Column with the values of the response.
         on: Column with the values of a regressor. Repeat the option for more columns.
-        groups: Column of the group of each row, e.g. dataset. Give the option twice for crossed
-            groups, such as the two classes of a pair.
-        within: Compare only rows with equal values in this column, e.g. model. Repeat the option
-            for more columns.
+        groups: Column of the group of each row, e.g. dataset. Give the option twice for
+            crossed groups, such as the two classes of a pair.
+        within: Compare only rows with equal values in this column, e.g. model. Repeat the
+            option for more columns.
         figure: Draw the fit into this file: .svg, .pdf or .png.
     """
 
@@ -360,8 +362,8 @@ def compare(
     """Compare two sweeps on the trials that both have, with datasets as replicates.
 
     Args:
-        second: The second sweep. Each ratio is a value of this sweep divided by the same value of
-            the first sweep.
+        second: The second sweep. Each ratio is a value of this sweep divided by the same value
+            of the first sweep.
     """
     from orchestrator.analysis.published import compare as compare_tables
 
@@ -389,12 +391,12 @@ def claims(
 ) -> None:
     """Print a verdict on every claim of the study.
 
-    The verdicts are supported, contradicted, undecided, described and not testable.
+    The verdicts are supported, contradicted, suggested, undecided, described and not testable.
 
     Args:
         published: Use the study's published numbers instead of a sweep.
-        markdown: Also write the claims as Markdown into this file, with a comparison of the sweep
-            with every published quantity.
+        markdown: Also write the claims as Markdown into this file, with a comparison of the
+            sweep with every published quantity.
         latex: Also write the claims and the comparison as LaTeX into this file.
     """
     from orchestrator.analysis.claims import ledger

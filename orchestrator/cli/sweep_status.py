@@ -57,7 +57,8 @@ def trial_history(workspace: Workspace, trial_id: str) -> tuple[dict[str, Any], 
         trial_id: Full id of the trial.
 
     Returns:
-        Its attempts, nodes, failures and logs as a dictionary, and the log of its last attempt.
+        Its attempts, nodes, failures and logs as a dictionary, and the log of its last
+        attempt.
     """
     state = read_state(workspace, running_trials(workspace), quick=True)
     store = ResultStore(workspace.results_url)

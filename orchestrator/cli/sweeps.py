@@ -106,8 +106,8 @@ def _warn_about_changed_file(sweep: str, work: SweepWork, command: str) -> None:
         if as_run != load_sweep(file, recipes=work.paths.recipes):
             hint = work.again(command, f"./{file}")
             print_message(
-                f"isweep uses the sweep {sweep} as it last ran, but ./{file} is different. To use "
-                f"the file, run `{hint}`."
+                f"isweep uses the sweep {sweep} as it last ran, but ./{file} is different. To "
+                f"use the file, run `{hint}`."
             )
 
 
@@ -154,8 +154,8 @@ def plan(
     Args:
         all_: Print one line per trial instead of one per dataset.
         gpu: GPU model to plan for (default: the GPUs of this machine, if any).
-        gpus: Number of GPUs to plan for (default: those of this machine, or as many as one trial
-            needs).
+        gpus: Number of GPUs to plan for (default: those of this machine, or as many as one
+            trial needs).
     """
     from orchestrator.planning.sweep_changes import read_changes
     from orchestrator.running.run_plan import describe_power, plan_run

@@ -1,9 +1,9 @@
 """Experiments that change one property of a dataset and leave the others as they are.
 
-The question is how losses change if only K_F changes. The replicates are worlds. A world is a base
-dataset (base) with copies in which one parameter was changed (arms, or conditions). An arm is
-compared with its own base. It counts only if the measures show that it changed its property and no
-other.
+The question is how losses change if only K_F changes. The replicates are worlds. A world is a
+base dataset (base) with copies in which one parameter was changed (arms, or conditions). An
+arm is compared with its own base. It counts only if the measures show that it changed its
+property and no other.
 
 If an arm changes training images alone, three slopes can be separated:
 
@@ -226,6 +226,7 @@ def _log_ratio(points: pd.DataFrame, column: str, dataset: str, base: str) -> fl
     at_both = means.reindex(columns=[dataset, base]).dropna().sort_index()
     if at_both.empty:
         return None
+    # The rows are sorted by train size, so the last one is the largest common size.
     of_dataset, of_base = at_both.to_numpy(dtype=float)[-1]
     return float(np.log(of_dataset / of_base))
 
@@ -234,8 +235,8 @@ def _changes(points: pd.DataFrame, gates: Sequence[Gate], bases: dict[str, str])
     """Return the change of every logged response from base to arm.
 
     The table has a row per counted arm, model and train size. Rows whose base has at least the
-    chance loss are marked: such a loss cannot rise. No arm is excluded because of its own loss,
-    which would bias the effect.
+    chance loss are marked: such a loss cannot rise. No arm is excluded because of its own
+    loss, which would bias the effect.
     """
     columns = [*(response.column for response in RESPONSES), OF_CHANCE_LOSS]
     on_further = [name for name in points.columns if "_on_" in name and name.startswith("log_")]
@@ -266,6 +267,7 @@ def _changes_of_arm(
         world=arm.world,
         name=arm.name,
         moves=arm.moves,
+        # A change of the response is divided by the change of K_F, if the arm changes K_F.
         by=gate.sharpness_moved if arm.moves == "sharpness" else 1.0,
         at_chance=reaches(start[OF_CHANCE_LOSS], 1.0),
     )
@@ -365,6 +367,7 @@ def _slope(
     is_at_chance = rows["at_chance"].astype(bool)
     is_without = rows[column].isna()
     used = rows[~is_at_chance & ~is_without]
+    # Two points, base and arm, give each slope: Δ log response / Δ log K_F.
     slopes = (used[column] / used["by"]).astype(float)
     by_arm = slopes.groupby([used["world"], used["dataset"]]).mean()
     by_world = dict(by_arm.groupby("world").mean())
@@ -409,6 +412,7 @@ def judged(effect: Effect, shows: Mapping[str, Sequence[str]]) -> Effect:
     for std_error, degrees in tests:
         p_values.append(t_p_values(differences, std_error, degrees))
         intervals.append(t_interval(mean, std_error, degrees))
+    # A conclusion must hold by both methods: the larger p and the longer interval count.
     p_zero, p_theory = np.max(p_values, axis=0).tolist()
     return replace(
         effect,

@@ -21,7 +21,8 @@ MOVED_DIMENSION = float(np.log(1.25))
 HELD = 0.05
 """Largest change of the logarithm of the property that an arm should leave unchanged."""
 SMALL_SHARE = 0.5
-"""Share of the law's rate; a slope whose whole interval is closer to 0 is called small."""
+"""Share of the law's rate. A slope is called small if its whole interval is closer to 0 than
+this share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,8 @@ class Gate:
 class Effect:
     """The change of one response if one property changes, as a mean over worlds.
 
-    Two methods give an interval and p-values: t over worlds, and a jackknife over the classes that
-    worlds share. The wider interval and the larger p-values are stored.
+    Two methods give an interval and p-values: t over worlds, and a jackknife over the classes
+    that worlds share. The wider interval and the larger p-values are stored.
 
     Attributes:
         estimand: The estimated number, in words.
@@ -84,11 +85,14 @@ class Effect:
         p_theory: p-value against the law's value.
         by_world: World -> its value.
         num_cells: Number of pairs of arm and base, of equal model and N.
-        num_at_chance: Number of pairs left out because their base has at least the chance loss.
-        num_without: Number of pairs left out because a side lacks the response (an error of 0).
-        trained_on: Images on which the compared networks were trained; empty unless arms change
-            training images alone.
-        tested_on: Images on which they were tested; empty unless arms change training images alone.
+        num_at_chance: Number of pairs left out because their base has at least the chance
+            loss.
+        num_without: Number of pairs left out because a side lacks the response (an error of
+            0).
+        trained_on: Images on which the compared networks were trained; empty unless arms
+            change training images alone.
+        tested_on: Images on which they were tested; empty unless arms change training images
+            alone.
     """
 
     estimand: str
@@ -149,8 +153,8 @@ class Interventions:
         gates: The checks of all arms.
         effects: Effects of the arms that count.
         answer: Gates and effects in sentences.
-        moved_shares: Median share of the bases' test loss on the images that a condition changes:
-            ``base`` before the change, ``condition`` after it.
+        moved_shares: Median share of the bases' test loss on the images that a condition
+            changes: ``base`` before the change, ``condition`` after it.
     """
 
     gates: tuple[Gate, ...]

@@ -27,8 +27,8 @@ def experiment_answer(
     of_sharpness = [gate for gate in gates if gate.arm.moves == "sharpness"]
     num_passed = sum(gate.counts for gate in of_sharpness)
     sentences = [
-        f"{num_passed} of {plural(len(of_sharpness), 'arm')} moved K_F by a factor 2 or more and "
-        f"log d by less than {max_change_of_d:g}.",
+        f"{num_passed} of {plural(len(of_sharpness), 'arm')} moved K_F by a factor 2 or more "
+        f"and log d by less than {max_change_of_d:g}.",
         followed(effects),
         *_controls(gates, effects),
     ]
@@ -73,17 +73,17 @@ def _worlds(effect: Effect) -> str:
 
 def _on_all_images(effect: Effect) -> str:
     """Return whether a response follows K_F of all images, as a sentence."""
-    start = "When K_F is moved in training and test images, "
+    start = "If K_F of training and test images is changed, "
     worlds = _worlds(effect)
     if effect.interval is None:
         return (
-            f"{start}whether log {effect.response} follows is undecided ({worlds} with such an "
-            "arm, at least 3 with scatter needed)."
+            f"{start}it is undecided whether log {effect.response} follows ({worlds} with "
+            "such an arm; an interval needs at least 3 worlds with scatter)."
         )
     return (
         f"{start}log {effect.response} {_follows(effect)} ({effect.estimand} = "
-        f"{number(effect.value)}, 95 % interval {interval(effect.interval)} over {worlds}; the law "
-        f"says {number(effect.theory)})."
+        f"{number(effect.value)}, 95 % interval {interval(effect.interval)} over {worlds}; "
+        f"the law says {number(effect.theory)})."
     )
 
 
@@ -117,22 +117,23 @@ def _rate(effect: Effect, low: float, high: float) -> str:
 def _on_training(slopes: Sequence[Effect]) -> Iterator[str]:
     """Yield sentences on the effects of changed training images, and of changed test images."""
     for effect in slopes:
-        about = f"{_worlds(effect)}, at least 3 with scatter needed"
+        about = f"{_worlds(effect)}; an interval needs at least 3 worlds with scatter"
         if effect.interval is not None:
             about = (
-                f"slope {number(effect.value)}, 95 % interval {interval(effect.interval)} over "
-                f"{_worlds(effect)}"
+                f"slope {number(effect.value)}, 95 % interval {interval(effect.interval)} "
+                f"over {_worlds(effect)}"
             )
         if (effect.trained_on, effect.tested_on) == ("condition", "base"):
             yield (
-                "Trained on images whose K_F was moved and tested on the base's: log "
-                f"{effect.response} {_registered_conclusion(effect)} ({about}; the law says "
-                f"{number(effect.theory)})."
+                "In networks that were trained on images with changed K_F, and tested on "
+                f"unchanged images, log {effect.response} {_registered_conclusion(effect)} "
+                f"({about}; the law says {number(effect.theory)})."
             )
         elif effect.trained_on == "base":
             yield (
-                "Trained on the base and tested on moved images, which no K_F of training images "
-                f"can explain: log {effect.response} on log K_F has {about}."
+                "In networks that were trained on unchanged images, and tested on changed "
+                f"images, log {effect.response} changes with log K_F ({about}). The K_F of "
+                "training images cannot explain this change."
             )
 
 

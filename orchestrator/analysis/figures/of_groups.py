@@ -12,7 +12,8 @@ from orchestrator.analysis.grouped_tables.design import LEVELS
 from orchestrator.analysis.grouped_tables.fit import GroupedFit
 
 MAX_VECTOR_POINTS = 2_000
-"""Largest number of points drawn as vectors; more points are drawn as a bitmap in the figure."""
+"""Largest number of points drawn as vectors; more points are drawn as a bitmap in the
+figure."""
 
 
 def draw_groups(table: pd.DataFrame, fit: GroupedFit) -> Figure:

@@ -65,7 +65,8 @@ DELTA_LABEL = "δ: mean distance to the nearest image of the other class (L2, pi
 LOSS_LABEL = "test loss (nat)"
 SIZE_LABEL = "train size N (images)"
 SMALLEST_LOSS_RANGE = 4.0
-"""Smallest factor between the ends of a loss axis: scatter of a few per cent looks small on it."""
+"""Smallest factor between the ends of a loss axis: scatter of a few per cent looks small on
+it."""
 MAX_COLORBAR_TICKS = 6
 """Largest number of ticks on a color bar."""
 MAX_NAMED_PAIRS = 60
@@ -145,8 +146,8 @@ def dataset_properties(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=8)
     return Drawn(
         figure,
-        "Intrinsic dimension and label sharpness of the datasets. Bars show the numbers of the "
-        "summary. Error bars show the range over train sizes and class pairs.",
+        "Intrinsic dimension and label sharpness of the datasets. Bars show the numbers of "
+        "the summary. Error bars show the range over train sizes and class pairs.",
     )
 
 
@@ -275,8 +276,8 @@ def loss_on_train_size(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
         label = "slope of the law's\nbound, −1/d_data"
         handles.append(Line2D([], [], color=BLACK, linestyle="--", label=label))
         caption += (
-            " A dashed line has the slope −1/d_data of the law's bound. The law does not predict "
-            "its height."
+            " A dashed line has the slope −1/d_data of the law's bound. The law does not "
+            "predict its height."
         )
     frame(figure, SIZE_LABEL, LOSS_LABEL, handles)
     return Drawn(figure, f"{caption} Points are means over class pairs and seeds.")
@@ -357,8 +358,8 @@ def accuracy_lost_on_delta(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
     size = int(rows[TRAIN_SIZE].iloc[0])
     return Drawn(
         figure,
-        f"Accuracy lost to {attack_in_words(fits)}, by the distance δ between two classes. There "
-        f"is one dot per class pair and network, at N = {size:,}. {PAIRS_SHARE}",
+        f"Accuracy lost to {attack_in_words(fits)}, by the distance δ between two classes. "
+        f"There is one dot per class pair and network, at N = {size:,}. {PAIRS_SHARE}",
     )
 
 
@@ -418,10 +419,11 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
         caption += " This is one dataset, so K_F differs only through N. A trend shows N, not K_F."
     if has_correlation:
         caption += (
-            " r is the correlation of these values over datasets, at equal model and train size "
-            "and within domains. Each panel has the network with the largest r. The 95 % intervals "
-            "hold for all networks and attacks at once. The verdict is on the largest r of all "
-            "panels. Axes may be logarithmic, but r is computed without logarithms."
+            " r is the correlation of these values over datasets, at equal model and train "
+            "size and within domains. Each panel has the network with the largest r. The 95 % "
+            "intervals hold for all networks and attacks at once. The verdict is on the "
+            "largest r of all panels. Axes may be logarithmic, but r is computed without "
+            "logarithms."
         )
     return Drawn(figure, caption)
 
@@ -433,4 +435,5 @@ DRAWINGS: dict[str, Callable[[pd.DataFrame, ScalingFits], Drawn | None]] = {
     "loss_on_d_data": loss_on_d_data,
     "dataset_properties": dataset_properties,
 }
-"""File stem -> drawing function, in the order of the report; the page shows the first two open."""
+"""File stem -> drawing function, in the order of the report; the page shows the first two
+open."""

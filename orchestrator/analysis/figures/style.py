@@ -1,7 +1,7 @@
 """Colors, panels and axes of all figures.
 
-Color-blind readers can distinguish the colors. A domain has the same colors in every figure, and
-every dataset has its own marker.
+Color-blind readers can distinguish the colors. A domain has the same colors in every figure,
+and every dataset has its own marker.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ MARKERS = "os^DvPX<>hp*"
 MODEL_COLORS = ("#332288", "#999933", "#117733", "#AA4499", "#882255", "#44AA99", "#661100")
 """Colors of models, from Tol's muted scheme (2021): no model has the color of a domain."""
 MAX_PANELS = 12
-"""Largest number of panels of a figure; the tables show the data of further panels."""
+"""Largest number of panels of a figure. The tables show the data that get no panel."""
 MAX_LINEAR_FACTOR = 30.0
 """Factor between largest and smallest value above which an axis is logarithmic."""
 LEGEND_WIDTH = 1.5
@@ -178,8 +178,8 @@ def spans_much(values: pd.Series) -> bool:
 def number_ticks(axis: AnyAxis, values: pd.Series) -> None:
     """Format an axis with plain numbers; make it logarithmic if its values span a large factor.
 
-    If some values are negative or 0, the logarithmic axis is symmetric around 0. It is linear up to
-    the first quartile of the absolute values.
+    If some values are negative or 0, the logarithmic axis is symmetric around 0. It is linear
+    up to the first quartile of the absolute values.
     """
     if spans_much(values):
         log_ticks(axis, values)

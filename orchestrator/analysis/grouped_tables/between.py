@@ -1,12 +1,12 @@
 """Slopes between groups: one effect per unit at equal kinds, and least squares over the effects.
 
 The interval is the wider one of least squares and HC2 (CR2 with one effect per cluster). The
-p-value is the larger one of a permutation of groups and of HC2. For pairs of classes, the interval
-comes from a jackknife over classes. Their p-value is the larger one of the jackknife and of a
-permutation of classes.
+p-value is the larger one of a permutation of groups and of HC2. For pairs of classes, the
+interval comes from a jackknife over classes. Their p-value is the larger one of the jackknife
+and of a permutation of classes.
 
-Effects are means of few rows. They contain a part of the scatter of rows, and with it a part of the
-slope within groups. A claim must also hold after this part is removed.
+Effects are means of few rows. They contain a part of the scatter of rows, and with it a part
+of the slope within groups. A claim must also hold after this part is removed.
 """
 
 from __future__ import annotations
@@ -223,6 +223,7 @@ class EffectsFit:
         p_values = [p_permuted, judged.p_value]
         if scatter is not None:
             p_values.append(scatter.p_value)
+        # A claim must hold in every test, so the largest p counts.
         largest = max(p for p in p_values if p is not None)
         return BetweenSlope(replace(judged, p_value=largest), scatter)
 
@@ -233,6 +234,7 @@ class EffectsFit:
         for group, products in zip(self.groups.names, self._by_group, strict=True):
             remaining = self._total - products
             num_units = round(remaining[-1, -1])
+            # With as many coefficients as units, a refit would pass through every unit.
             if num_units <= num_terms:
                 continue
             slope, _ = partial_slope(remaining, place, self._smallest(place))
@@ -288,6 +290,7 @@ class EffectsFit:
         """Return the scatter in the groups' means; None if the column is constant within groups."""
         column = self.table[:, place]
         spread = len(column) * float(column.var())
+        # The scatter's expected part of the variance between means.
         share = float(self._scatter[place, place]) / spread
         if share < MIN_SHARE_OF_SCATTER:
             return None
@@ -300,8 +303,8 @@ class EffectsFit:
         plain_error = jackknife_error(float(self.values[place - 1]), refits)
         corrected_variance = estimate.error**2
         if plain_error > 0:
-            # A jackknife error is wide. The usual error is therefore scaled by the factor by which
-            # the correction widens the jackknife error.
+            # A jackknife error is wide. The usual error is therefore scaled by the factor by
+            # which the correction widens the jackknife error.
             corrected_variance *= variance.value / plain_error**2
         corrected = Slope("between", slope.on, value=estimate.slope)
         corrected = corrected.with_variance(Variance(corrected_variance, variance.degrees))

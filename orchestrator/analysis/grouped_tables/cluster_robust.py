@@ -1,10 +1,10 @@
 """Variance of one least-squares coefficient when rows of one cluster depend on each other.
 
-The method is CR2, the bias-reduced linearization of Bell & McCaffrey (2002), with Satterthwaite's
-degrees of freedom (Imbens & Kolesár 2016; Pustejovsky & Tipton 2018). The working model assumes
-independent rows with equal variance. Under this model CR2 is unbiased, whatever the weights of the
-clusters are. Intercepts within clusters may be removed by centering, which does not change CR2
-(Pustejovsky & Tipton 2018, theorem 2).
+The method is CR2, the bias-reduced linearization of Bell & McCaffrey (2002), with
+Satterthwaite's degrees of freedom (Imbens & Kolesár 2016; Pustejovsky & Tipton 2018). The
+working model assumes independent rows with equal variance. Under this model CR2 is unbiased,
+whatever the weights of the clusters are. Intercepts within clusters may be removed by
+centering, which does not change CR2 (Pustejovsky & Tipton 2018, theorem 2).
 
 Shape letters: n rows, p columns, C clusters, B draws.
 """
@@ -19,7 +19,8 @@ import numpy as np
 from orchestrator.analysis.inference import Array, Codes, wild_draws
 
 MIN_SINGULAR = 1e-12
-"""Eigenvalues of a matrix of products below this share of the largest count as 0 (rounding)."""
+"""Eigenvalues of a matrix of products below this share of the largest count as 0
+(rounding)."""
 MIN_SHARE_LEFT = 1e-8
 """Smallest share of a direction that must remain in a cluster's residuals after the fit. Below
 this share, the cluster alone determines the direction, and its residuals are zero."""
@@ -43,7 +44,8 @@ class Coefficient:
         value: The coefficient.
         columns: Regressors, centered within units if units have intercepts, ``(n, p)``.
         inverse: Pseudo-inverse of ``columns' columns``, ``(p, p)``.
-        direction: Residuals of the coefficient's column regressed on the other columns, ``(n,)``.
+        direction: Residuals of the coefficient's column regressed on the other columns,
+            ``(n,)``.
         residuals: Residuals of the response, ``(n,)``.
     """
 
@@ -79,14 +81,16 @@ def least_squares(response: Array, columns: Array, place: int) -> Coefficient:
 def cr2_variance(fitted: Coefficient, clusters: Codes) -> Variance:
     """Return the CR2 variance of a coefficient and Satterthwaite's degrees of freedom.
 
-    The fit shrinks the residuals of a cluster. CR2 stretches them by ``(I − H)^(−1/2)``, where H
-    is the cluster's block of the hat matrix. The variance is then a sum over clusters of squared
-    linear forms in the errors. Satterthwaite's method matches the first two moments of this sum to
-    a χ² distribution.
+    The fit shrinks the residuals of a cluster. CR2 stretches them by ``(I − H)^(−1/2)``, where
+    H is the cluster's block of the hat matrix. The variance is then a sum over clusters of
+    squared linear forms in the errors. Satterthwaite's method matches the first two moments of
+    this sum to a χ² distribution.
 
     Under the working model, the forms of clusters g and h have the covariance ``P[g, h] =
-    lengths[g] (if g = h) − overlaps[g]' inverse overlaps[h]``. Only traces of P and P² are needed.
+    lengths[g] (if g = h) − overlaps[g]' inverse overlaps[h]``. Only traces of P and P² are
+    needed.
     """
+    # The coefficient is weights' response (Frisch & Waugh 1933).
     weights = fitted.direction / fitted.variation
     variance = 0.0
     lengths, overlaps = [], []
@@ -114,8 +118,9 @@ def _rows_by_cluster(clusters: Codes) -> list[Codes]:
 
 def _stretch(columns: Array, inverse: Array, weights: Array) -> Array:
     """Return ``(I − columns inverse columns')^(−1/2) weights``, in the span of the columns."""
-    # In the basis of the cluster's columns, the hat block is a small matrix. Its eigenvectors with
-    # no residual left get the factor 0 (a generalized inverse; Pustejovsky & Tipton 2018).
+    # In the basis of the cluster's columns, the hat block is a small matrix. Its eigenvectors
+    # with no residual left get the factor 0 (a generalized inverse; Pustejovsky & Tipton
+    # 2018).
     basis, singular_values, axes = np.linalg.svd(columns, full_matrices=False)
     scaled = singular_values[:, None] * axes
     hat_block = scaled @ inverse @ scaled.T
@@ -134,6 +139,7 @@ def _satterthwaite(lengths: Array, overlaps: Array, inverse: Array) -> float:
     """Return ``trace(P)² / trace(P²)`` of the covariance P in :func:`cr2_variance`."""
     shrinkage = ((overlaps @ inverse) * overlaps).sum(axis=1)
     trace = float(lengths.sum() - shrinkage.sum())
+    # trace(P²) is expanded, so that the C × C matrix P is never built.
     mixing = inverse @ overlaps.T @ overlaps
     trace_of_square = float((lengths**2).sum())
     trace_of_square -= 2 * float(lengths @ shrinkage)
@@ -146,9 +152,9 @@ def _satterthwaite(lengths: Array, overlaps: Array, inverse: Array) -> float:
 def excess_variance(fitted: Coefficient, crossing: Codes, units: Codes) -> Variance:
     """Return the variance that dependence between rows with one crossing value adds, at least 0.
 
-    In two-way clustering (Cameron, Gelbach & Miller 2011), this is the variance with clusters by
-    crossing value, minus the variance with clusters by unit and crossing value. The second variance
-    is subtracted because clusters by group already include it.
+    In two-way clustering (Cameron, Gelbach & Miller 2011), this is the variance with clusters
+    by crossing value, minus the variance with clusters by unit and crossing value. The second
+    variance is subtracted because clusters by group already include it.
     """
     by_value = cr2_variance(fitted, crossing)
     num_values = len(np.unique(crossing))
@@ -181,6 +187,7 @@ def total_variance(parts: Sequence[Variance]) -> Variance:
             spread += part.value**2 / part.degrees
     if spread == 0:
         return parts[0]
+    # Satterthwaite (1946): (Σv)² / Σ(v² / degrees).
     return Variance(variance, variance**2 / spread)
 
 
@@ -195,15 +202,17 @@ class BootstrapTest:
 def wild_bootstrap(fitted: Coefficient, clusters: Codes) -> BootstrapTest:
     """Test a coefficient against 0 by the restricted wild cluster bootstrap-t.
 
-    The residuals of the fit without the coefficient's column are multiplied by one random sign per
-    cluster, or by one of Webb's six weights. Then everything is fitted again (Cameron, Gelbach &
-    Miller 2008). Refits use only sums over clusters, so a draw needs no pass over the rows.
+    The residuals of the fit without the coefficient's column are multiplied by one random sign
+    per cluster, or by one of Webb's six weights. Then everything is fitted again (Cameron,
+    Gelbach & Miller 2008). Refits use only sums over clusters, so a draw needs no pass over
+    the rows.
 
     Args:
         fitted: The coefficient.
         clusters: Code of each row's cluster, counted from 0, ``(n,)``.
     """
     direction = fitted.direction
+    # The residuals under the null hypothesis: the coefficient's part is put back.
     restricted = fitted.residuals + fitted.value * direction
     scores = _sums(clusters, direction * restricted)
     column_sums = _sums(clusters, fitted.columns * restricted[:, None])

@@ -1,9 +1,10 @@
 """Detection of crossing columns: columns outside the design whose values recur over groups.
 
-Consider a table of datasets × models, fitted with ``--groups dataset`` alone. Such a fit assumes
-that rows of one model are independent. They are not: a model that is good on one dataset is good on
-most datasets. In simulated tables whose only effect is such a dependence, 22 to 53 of 100 fits made
-a false claim if only datasets counted (``benchmarks/results/grouped_tables.json``).
+Consider a table of datasets × models, fitted with ``--groups dataset`` alone. Such a fit
+assumes that rows of one model are independent. They are not: a model that is good on one
+dataset is good on most datasets. In simulated tables whose only effect is such a dependence,
+22 to 53 of 100 fits made a false claim if only datasets counted
+(``benchmarks/results/grouped_tables.json``).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class CrossingColumn:
 
     Attributes:
         name: Name of the column.
-        num_recurring: Number of groups in which at least half of the rows have a recurring value.
+        num_recurring: Number of groups in which at least half of the rows have a recurring
+            value.
         num_groups: Number of all groups.
     """
 
@@ -42,8 +44,9 @@ class CrossingColumn:
             groups = f"{self.num_groups:,} combinations of {listing(design.groups)}"
         return (
             f"Beware: {self.name} recurs in {self.num_recurring:,} of {groups}. Add {self.name} "
-            f"to --groups or --within. Without it, a claim must also hold if rows with "
-            f"the same {self.name} are dependent. If {self.name} is a measurement, drop the column."
+            "to --groups or --within. If you do not add it, a claim must also hold for "
+            f"dependent rows with the same {self.name}. If {self.name} is a measurement, drop "
+            "the column."
         )
 
 
@@ -54,9 +57,9 @@ def crossing_columns(
 ) -> Iterator[CrossingColumn]:
     """Yield the columns whose values recur over most groups and vary within most groups.
 
-    A text recurs if at least two groups contain it. A whole number recurs only if more than half of
-    the groups contain it, because equal counts also occur by chance. Other numbers are taken for
-    measurements and never recur.
+    A text recurs if at least two groups contain it. A whole number recurs only if more than
+    half of the groups contain it, because equal counts also occur by chance. Other numbers are
+    taken for measurements and never recur.
 
     Args:
         cells: All columns of the table as text, fitted rows only.

@@ -17,7 +17,8 @@ class Design:
         response: Column of the response.
         on: Columns of the regressors. Each slope is at equal values of the other regressors.
         groups: Columns that assign rows to groups. Several columns make crossed groups.
-        within: Columns of conditions. Only rows with equal values in these columns are compared.
+        within: Columns of conditions. Only rows with equal values in these columns are
+            compared.
     """
 
     response: str

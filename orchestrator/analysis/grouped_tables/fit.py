@@ -33,7 +33,8 @@ class GroupedFit:
         num_groups: Number of units: groups, or combinations of several columns of groups.
         slopes: One slope for each column and level.
         scatter: Scatter of rows in the groups' means, for columns that vary within groups.
-        pooled: Correlation over all rows, computed as if rows were independent, for each column.
+        pooled: Correlation over all rows, computed as if rows were independent, for each
+            column.
         remarks: Sentences on rows left out, suspicious values and crossing columns.
     """
 
@@ -103,8 +104,8 @@ def fit_groups(
     Args:
         table: Rows with the columns of the design and the crossing columns.
         design: Columns of the fit.
-        crossing: Columns outside the design whose values recur over groups. A claim must also hold
-            if rows with the same value are dependent.
+        crossing: Columns outside the design whose values recur over groups. A claim must also
+            hold if rows with the same value are dependent.
         pairs: Whether all columns of groups contain names of the same kind, for example both
             classes of a pair.
     """

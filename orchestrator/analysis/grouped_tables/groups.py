@@ -1,7 +1,7 @@
 """Groups of rows and units, which are combinations of groups. Groups are the replicates.
 
-With one column of groups, units and groups are the same. Groups may also cross: a pair of classes
-is one unit and belongs to two groups. Shape letters: n rows, U units, G groups.
+With one column of groups, units and groups are the same. Groups may also cross: a pair of
+classes is one unit and belongs to two groups. Shape letters: n rows, U units, G groups.
 """
 
 from __future__ import annotations
@@ -51,11 +51,12 @@ class _Kind:
 class Groups:
     """The units of rows, and the groups that each unit belongs to.
 
-    Equal names in two columns mean different groups, unless the columns are the two places of a
-    pair, for example the first and second class.
+    Equal names in two columns mean different groups, unless the columns are the two places of
+    a pair, for example the first and second class.
 
     Attributes:
-        remarks: Sentences on names that two columns share, and whether they mean the same group.
+        remarks: Sentences on names that two columns share, and whether they mean the same
+            group.
         unit: Index of each row's unit, ``(n,)``.
         unit_names: Names of the units, ``(U,)``.
         names: Names of the groups, ``(G,)``.
@@ -75,8 +76,8 @@ class Groups:
         Args:
             table: Rows with the columns of groups.
             columns: Columns of groups.
-            pairs: Whether all columns contain names of the same kind, for example both classes of
-                a pair.
+            pairs: Whether all columns contain names of the same kind, for example both classes
+                of a pair.
         """
         labels = table[list(columns)].astype(str)
         self.remarks: list[str] = []
@@ -87,6 +88,7 @@ class Groups:
                     kind_of[column] = kind_of[earlier]
                     break
         labels = self._with_distinct_names(labels, kind_of)
+        # Sorted, so that the pair (a, b) is the same unit as (b, a).
         rows = np.sort(labels.to_numpy(str), axis=1)
         units, unit = np.unique(rows, axis=0, return_inverse=True)
         self.unit = unit.reshape(-1)
@@ -103,6 +105,7 @@ class Groups:
         )
         """A matrix ``(G, U)`` that is 1 if a unit belongs to a group, and else 0."""
         self._members.sum_duplicates()
+        # A unit with one group in both places still belongs to it once.
         self._members.data = np.minimum(self._members.data, 1.0)
         self._kinds = []
         for kind in dict.fromkeys(kind_of.values()):
@@ -150,9 +153,9 @@ class Groups:
         """Return the degrees of freedom of a jackknife over crossed groups.
 
         They are the smallest over all kinds of groups. Groups of one column count as
-        ``1 / Σ share²`` groups of equal weight, minus one (Carter, Schnepel & Steigerwald 2017).
-        Classes of pairs count as the smaller of two numbers: the classes minus one, and the names
-        in the shorter column of the pair.
+        ``1 / Σ share²`` groups of equal weight, minus one (Carter, Schnepel & Steigerwald
+        2017). Classes of pairs count as the smaller of two numbers: the classes minus one, and
+        the names in the shorter column of the pair.
 
         Args:
             carried: Each group's part of the variation of the regressor, ``(G,)``.
@@ -174,8 +177,8 @@ class Groups:
 def _are_places_of_one_pair(labels: pd.DataFrame, first: str, second: str) -> bool:
     """Return whether two columns are the two places of a pair.
 
-    Such columns share nearly all names: each may lack one name, or a fifth of the names. No name is
-    paired with itself.
+    Such columns share nearly all names: each may lack one name, or a fifth of the names. No
+    name is paired with itself.
 
     Raises:
         ConfigError: If the table contains a pair in both orders, which would be two units.

@@ -24,7 +24,8 @@ class StandardRows:
         design: Columns of the fit.
         response: Response, of mean 0 and standard deviation 1, ``(n,)``.
         columns: Regressors, ``(n, q)``.
-        units_per_slope: Factor from a standardized slope to one in the table's units, ``(q,)``.
+        units_per_slope: Factor from a standardized slope to one in the table's units,
+            ``(q,)``.
         kind: Code of each row's combination of the ``within`` columns, ``(n,)``.
         groups: Units and groups of the rows.
         crossing: Codes of each crossing column, ``(n,)``, by name of the column.
@@ -64,6 +65,7 @@ def standardize(
     deviations = np.sqrt(variances)
     deviations[deviations == 0] = 1.0
     standard = offsets / deviations
+    # A slope in standard units times these factors is a slope in the table's units.
     units = deviations * largest
     return StandardRows(
         design=design,
@@ -89,8 +91,8 @@ def partial_slope(
         smallest: Sum of squares below which the variation of the regressor is rounding.
 
     Returns:
-        The slope, and the weights of all columns in the regressor's residual. The slope is NaN if
-        the regressor is nearly a linear combination of the other columns.
+        The slope, and the weights of all columns in the regressor's residual. The slope is NaN
+        if the regressor is nearly a linear combination of the other columns.
     """
     regressors = range(1, len(products))
     remaining = [column for column in regressors if column != place]
@@ -99,6 +101,7 @@ def partial_slope(
     weights[place] = 1.0
     overlaps = products[remaining, place]
     explained = np.linalg.lstsq(block, overlaps, rcond=1e-12)[0]
+    # The regressor minus its regression on the others (Frisch & Waugh 1933).
     weights[remaining] = -explained
     variation = float(weights @ products[:, place])
     if variation <= smallest:

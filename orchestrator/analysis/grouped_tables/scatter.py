@@ -1,9 +1,10 @@
 """Scatter of rows in the means of groups, and the slope between groups without this scatter.
 
-The mean of n rows contains their covariance within the group, divided by n. In simulated tables of
-30 groups with 3 rows each and a slope only within groups, 38 of 100 fits made a false claim between
-groups. The slope between the groups' true means is estimated by subtracting the scatter from the
-products of the means (moment estimator of errors in variables; Fuller 1987, chapter 2).
+The mean of n rows contains their covariance within the group, divided by n. In simulated
+tables of 30 groups with 3 rows each and a slope only within groups, 38 of 100 fits made a
+false claim between groups. The slope between the groups' true means is estimated by
+subtracting the scatter from the products of the means (moment estimator of errors in
+variables; Fuller 1987, chapter 2).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from orchestrator.analysis.grouped_tables.rows import StandardRows, partial_slop
 from orchestrator.analysis.inference import Array, Interval, centered, jackknife_error
 
 MAX_SHARE_OF_SCATTER = 0.9
-"""Largest share of scatter at which a corrected slope is computed. Above, the slope is noise."""
+"""Largest share of scatter at which a corrected slope is computed. Above, the slope is
+noise."""
 MIN_SHARE_OF_SCATTER = 1e-9
 """Share of scatter below which the scatter is rounding."""
 
@@ -28,8 +30,9 @@ class MeanScatter:
 
     Attributes:
         on: The column.
-        share: Share of the variance of the groups' means that comes from scatter. The variance of
-            scatter in a mean is the variance within the group, divided by the number of rows.
+        share: Share of the variance of the groups' means that comes from scatter. The variance
+            of scatter in a mean is the variance within the group, divided by the number of
+            rows.
         slope: Slope between groups without the scatter; None if the share is too large.
         interval: 95 % interval of ``slope``.
         p_value: Two-sided p-value of ``slope`` against 0; 1 without a slope.
@@ -61,8 +64,9 @@ class CorrectedSlope:
 def scatter_of_means(data: StandardRows) -> Array:
     """Return the expected products of the scatter in each unit's effects, ``(U, q + 2, q + 2)``.
 
-    The last row and column belong to the intercept and are 0. The covariance of a unit is estimated
-    from its own rows. A unit of one row gets the covariance within all units together.
+    The last row and column belong to the intercept and are 0. The covariance of a unit is
+    estimated from its own rows. A unit of one row gets the covariance within all units
+    together.
     """
     unit = data.groups.unit
     num_units = len(data.groups.unit_names)
@@ -82,6 +86,7 @@ def scatter_of_means(data: StandardRows) -> Array:
     degrees_by_unit = np.maximum(sizes - 1, 1)
     covariances = by_unit / degrees_by_unit[:, None, None]
     covariances[sizes == 1] = by_unit.sum(axis=0) / degrees
+    # The mean of n rows has a covariance of 1/n of that of a row.
     of_means = covariances / sizes[:, None, None]
     of_means *= 1 - 1 / num_units  # The effects are deviations from their mean.
     scatter[:, :-1, :-1] = of_means
@@ -109,17 +114,18 @@ def slope_without_scatter(
     """Estimate a slope from products of effects after subtraction of their scatter.
 
     Args:
-        products: Sums of products of response, columns and intercept: first over all groups, then
-            without each group.
+        products: Sums of products of response, columns and intercept: first over all groups,
+            then without each group.
         scatter: The part of each sum that comes from scatter.
         place: Index of the column whose slope is estimated, from 1.
 
     Returns:
-        The slope and its jackknife standard error; None if nearly all variation of the column is
-        scatter.
+        The slope and its jackknife standard error; None if nearly all variation of the column
+        is scatter.
     """
     _, weights = partial_slope(products[0], place, 0.0)
     variation = float(weights @ products[0][:, place])
+    # If less variation remains after the subtraction, the slope would be a ratio of noise.
     smallest = (1 - MAX_SHARE_OF_SCATTER) * variation
     slope, _ = partial_slope(products[0] - scatter[0], place, smallest)
     refits = []

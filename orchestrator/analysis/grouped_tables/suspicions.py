@@ -23,7 +23,8 @@ MISSING_CODES = (
     *_NINES,
     *(-nines for nines in _NINES),
 )
-"""Numbers that often mean a missing value: survey codes, integer limits, netCDF's fill values."""
+"""Numbers that often mean a missing value: survey codes, integer limits, netCDF's fill
+values."""
 SUMMARY_WORDS = frozenset(
     {
         *("all", "average", "avg", "gesamt", "mean", "median"),
@@ -59,8 +60,8 @@ def row_numbers(mask: pd.Series) -> str:
 def _missing_codes(values: pd.Series) -> Iterator[str]:
     """Yield a warning for each missing-value code that lies apart from the rest of its column.
 
-    A code lies apart if its distance to every other number exceeds their standard deviation, or if
-    it is the only negative number.
+    A code lies apart if its distance to every other number exceeds their standard deviation,
+    or if it is the only negative number.
     """
     for code in MISSING_CODES:
         is_code = np.isclose(values, code, rtol=1e-6, atol=0)
@@ -72,9 +73,9 @@ def _missing_codes(values: pd.Series) -> Iterator[str]:
         is_only_negative = code < 0 <= remaining.min()
         if is_distant or is_only_negative:
             yield (
-                f"Beware: {values.name} is {code:g} in {plural(int(is_code.sum()), 'row')}. The "
-                f"fit uses it as a number. If {code:g} means that the value is missing, leave the "
-                "cell empty."
+                f"Beware: {values.name} is {code:g} in {plural(int(is_code.sum()), 'row')}. "
+                f"The fit uses it as a number. If {code:g} means that the value is missing, "
+                "leave the cell empty."
             )
 
 
@@ -87,8 +88,8 @@ def _summary_rows(labels: pd.Series) -> Iterator[str]:
         if words & SUMMARY_WORDS:
             rows = plural(int(num_rows), "row")
             yield (
-                f"Beware: {labels.name} is {label} in {rows}. The fit uses them like other rows. "
-                "If they are sums or means of other rows, remove them."
+                f"Beware: {labels.name} is {label} in {rows}. The fit uses them like other "
+                "rows. If they are sums or means of other rows, remove them."
             )
 
 

@@ -1,7 +1,7 @@
 """Reading and checking of a user's table for a fit within and between groups.
 
-Numbers become float64. Groups and ``within`` columns stay text, so that ids keep leading zeros.
-One :class:`ConfigError` lists all problems, with the numbers of the rows.
+Numbers become float64. Groups and ``within`` columns stay text, so that ids keep leading
+zeros. One :class:`ConfigError` lists all problems, with the numbers of the rows.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ SUFFIXES = (".csv", ".tsv", ".txt", *READERS)
 """Endings of the files that can be read."""
 SAVE_AS_CSV = "Save the table as CSV in UTF-8 with one line of column names"
 MAX_SHARE_LEFT_OUT = 0.05
-"""Largest share of rows that may be left out because of a missing value or an equal row. With a
-larger share, the remaining rows may differ from the removed ones."""
+"""Largest share of rows that may be left out because of a missing value or an equal row. With
+a larger share, the remaining rows may differ from the removed ones."""
 MAX_MAGNITUDE = 1e100
-"""Largest absolute number that is accepted; its inverse is the smallest. Squares of other numbers
-are not finite, or 0, in float64."""
+"""Largest absolute number that is accepted; its inverse is the smallest. Squares of other
+numbers are not finite, or 0, in float64."""
 MIN_ROUNDING_STEPS = 1e4
-"""Smallest standard deviation of a column, in steps of float64 rounding at its largest value. A
-slope then has four correct digits."""
+"""Smallest standard deviation of a column, in steps of float64 rounding at its largest value.
+A slope then has four correct digits."""
 MAX_KINDS_WITHIN = 200
 """Largest number of combinations of the ``within`` columns. Each adds a column to the fit."""
 MISSING_TEXTS = frozenset({"", "na", "n/a", "nan", "null", "none", "-", "."})
@@ -130,8 +130,8 @@ def _read_cells(path: Path) -> pd.DataFrame:
     if is_uneven.any():
         num_uneven = plural(int(is_uneven.sum()), "row")
         raise ConfigError(
-            f"{path.name} has {num_uneven} with more or fewer cells than the header, which has "
-            f"{plural(len(names), 'cell')} ({row_numbers(is_uneven)})",
+            f"{path.name} has {num_uneven} with more or fewer cells than the header, which "
+            f"has {plural(len(names), 'cell')} ({row_numbers(is_uneven)})",
             hint=SAVE_AS_CSV,
         )
     return pd.DataFrame(lines[1:], columns=names, dtype=str)
@@ -178,8 +178,8 @@ def _number_faults(is_bad: pd.DataFrame) -> Iterator[ConfigError]:
         limits = f"{1 / MAX_MAGNITUDE:g} and {MAX_MAGNITUDE:g}"
         num_cells = plural(int(mask.sum()), "cell")
         yield ConfigError(
-            f"Column {name} has {num_cells} without a usable number ({row_numbers(mask)} below the "
-            "header)",
+            f"Column {name} has {num_cells} without a usable number ({row_numbers(mask)} "
+            "below the header)",
             hint="Write numbers such as 1234.5, without commas, units or words. If a value is "
             "missing, leave its cell empty. The absolute value of a number must be between "
             f"{limits}",
@@ -208,8 +208,8 @@ def _variation_faults(
         if num_groups < 2:
             yield ConfigError(
                 f"Column {name} has only {plural(num_groups, 'group')}, but a fit needs at least 2",
-                hint="Choose a column whose values mark rows that belong together, for example "
-                "dataset or patient",
+                hint="Choose a column whose values mark rows that belong together, for "
+                "example dataset or patient",
             )
     for name in design.numeric:
         if is_bad[name].any():
@@ -228,7 +228,7 @@ def _variation_faults(
         num_kinds = len(kinds)
     if num_kinds > MAX_KINDS_WITHIN:
         yield ConfigError(
-            f"The columns of --within have {num_kinds:,} combinations of values, but a fit can "
-            f"use at most {MAX_KINDS_WITHIN:,}",
+            f"The columns of --within have {num_kinds:,} combinations of values, but a fit "
+            f"can use at most {MAX_KINDS_WITHIN:,}",
             hint="Choose columns with fewer different values",
         )

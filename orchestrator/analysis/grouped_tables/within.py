@@ -34,11 +34,11 @@ from orchestrator.analysis.number_formats import listing
 from search_spaces.errors import plural
 
 MIN_BOOTSTRAPPED = 6
-"""Smallest number of groups for a wild bootstrap. With five groups its p-value is coarse, because
-few draws differ."""
+"""Smallest number of groups for a wild bootstrap. With five groups its p-value is coarse,
+because few draws differ."""
 MAX_BOOTSTRAPPED = 200
-"""Largest number of groups for a wild bootstrap. With more groups it agrees with CR2, and takes
-seconds."""
+"""Largest number of groups for a wild bootstrap. With more groups it agrees with CR2, and
+takes seconds."""
 MIN_SHARE_CARRIED = 1e-12
 """Share of the regressor's variation below which the variation of a group is rounding."""
 

@@ -26,7 +26,6 @@ from orchestrator.analysis.law_fits.rows import (
 from orchestrator.analysis.results_tables.points import ALL, POOLED
 from orchestrator.analysis.results_tables.sharpness_scale import UNEQUAL_SCALES, SharpnessScale
 from orchestrator.results.columns import DATASET, DOMAIN, LABEL_SHARPNESS, attack_columns
-from search_spaces.errors import plural
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +48,9 @@ def fit_attacks(
 ) -> Iterator[AttackFit]:
     """Correlate the loss that attacks add with K_F, over datasets and within domains.
 
-    Added losses and K_F are dataset effects at equal model and train size. p-values are adjusted
-    for the number of attacks and networks. If K_F has several scales, only datasets of the most
-    common scale are used.
+    Added losses and K_F are dataset effects at equal model and train size. p-values are
+    adjusted for the number of attacks and networks. If K_F has several scales, only datasets
+    of the most common scale are used.
 
     Args:
         points: The points.
@@ -109,21 +108,18 @@ def _gain(points: pd.DataFrame, attack: str, model: str, variant: str) -> Attack
         return AttackGain(unfitted, rows, effects[attack])
     if variant:
         return replace(unfitted, status="refused", reason=UNEQUAL_SCALES)
-    counted = plural(unfitted.num_datasets, "dataset")
-    reason = (
-        f"{counted} with K_F and attacks at equal N, at least {MIN_DATASETS_OF_A_CORRELATION} "
-        "needed"
-    )
-    return replace(unfitted, reason=reason)
+    return replace(unfitted, reason=unfitted.too_few_datasets("with K_F and attacks at equal N"))
 
 
 def _correlated(points: pd.DataFrame, tried: Sequence[AttackGain]) -> Iterator[AttackFit]:
     """Test all correlations together, and yield the fit of each."""
-    # A dataset without this attack has a missing gain. The test then leaves it out for this attack.
+    # A dataset without this attack has a missing gain. The test then leaves it out for this
+    # attack.
     gains = pd.DataFrame({k: gain.gains for k, gain in enumerate(tried)}).sort_index()
     about = _sharpness_by_dataset(points)
     sharpness = about[LABEL_SHARPNESS][gains.index].to_numpy(dtype=float)
     domains = about[DOMAIN][gains.index].to_numpy(dtype=str).tolist()
+    # A pooled row repeats the data of single models, so it is no further test.
     single = [k for k, gain in enumerate(tried) if gain.fit.model != POOLED]
     test = max_correlation_test(gains.to_numpy(dtype=float), sharpness, domains, single)
     largest = np.nanmax([-1.0, *test.r[single]])
@@ -132,9 +128,11 @@ def _correlated(points: pd.DataFrame, tried: Sequence[AttackGain]) -> Iterator[A
             reason = "K_F or the loss gained has the same value everywhere"
             yield replace(gain.fit, reason=reason)
             continue
+        # The domain is given, as in the correlation, and costs one degree per further domain.
         num_domains = about[DOMAIN][gain.gains.index].nunique()
         adjusted_p = None if np.isnan(p) else p
-        # The answer reports the largest of several correlations, so intervals are simultaneous.
+        # The answer reports the largest of several correlations, so intervals are
+        # simultaneous.
         critical = None if adjusted_p is None else test.critical
         estimate = Estimate(
             name="r",
@@ -146,7 +144,8 @@ def _correlated(points: pd.DataFrame, tried: Sequence[AttackGain]) -> Iterator[A
             num_resamples=test.num_rearrangements,
             smallest_p=1 / test.num_rearrangements,
         )
-        # Only the largest correlation answers the question, so only it is computed without each.
+        # Only the largest correlation answers the question, so only it is computed without
+        # each.
         if r == largest:
             estimate = replace(estimate, left_out=_without_each(gain, about))
         largest_left_out = None
@@ -166,8 +165,8 @@ def _correlated(points: pd.DataFrame, tried: Sequence[AttackGain]) -> Iterator[A
 def _sharpness_by_dataset(points: pd.DataFrame) -> pd.DataFrame:
     """Return K_F at equal model and N, and the domain, with one row per dataset.
 
-    K_F grows with N. A plain mean would therefore be larger for datasets with larger train sizes.
-    Only if datasets share no train size, the plain mean is returned.
+    K_F grows with N. A plain mean would therefore be larger for datasets with larger train
+    sizes. Only if datasets share no train size, the plain mean is returned.
     """
     rows = points.dropna(subset=[LABEL_SHARPNESS])
     about = rows.groupby(DATASET).agg({LABEL_SHARPNESS: "mean", DOMAIN: "first"})

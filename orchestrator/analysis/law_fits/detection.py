@@ -1,8 +1,9 @@
 """Power of the tests behind the verdicts, at the level that a verdict needs.
 
-A verdict needs an adjusted p of at most 0.05. In a family of m tests, Holm's correction compares
-the smallest p-value with 0.05 / m. Powers, detectable effects and numbers of datasets are computed
-for this level, the strictest of the family. They count the same sides as the test.
+A verdict needs an adjusted p of at most 0.05. In a family of m tests, Holm's correction
+compares the smallest p-value with 0.05 / m. Powers, detectable effects and numbers of datasets
+are computed for this level, the strictest of the family. They count the same sides as the
+test.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ MAX_NEEDED = 10_000
 MAX_SHIFT = 1e9
 """Largest detectable effect that is searched for, in standard errors."""
 TARGET_POWER = 0.8
-"""Power for which detectable effects and numbers of datasets are computed: 80 of 100 studies."""
+"""Power for which detectable effects and numbers of datasets are computed: 80 of 100
+studies."""
 NUM_SPREADS = 64
-"""New datasets have another spread of K_F or 1/d than the present ones. The power of a new study is
-the average over this number of equally likely spreads. With 64, it is exact to 0.001."""
+"""New datasets have another spread of K_F or 1/d than the present ones. The power of a new
+study is the average over this number of equally likely spreads. With 64, it is exact to
+0.001."""
 NORMAL_NODES, NORMAL_WEIGHTS = special.roots_hermitenorm(100)
 """Gauss–Hermite nodes and weights of an average over a standard normal variable."""
 
@@ -58,12 +61,15 @@ class TTest:
         """
         if self.can_detect(num_tests):
             return 0
+        # The test needs 0.05 / (m − k + 1) ≥ its smallest p, so k − 1 others must come before
+        # it.
         return num_tests - int(LEVEL / self.smallest_p)
 
     def power(self, effect: float, num_tests: int) -> float | None:
         """Return the share of studies that detect an effect in a family of ``num_tests`` tests.
 
-        Permutations and draws detect no more than the t test, so the true share may be smaller.
+        Permutations and draws detect no more than the t test, so the true share may be
+        smaller.
         """
         if not self.can_detect(num_tests):
             return 0.0
@@ -76,8 +82,8 @@ class TTest:
             num_tests: Tests of the family.
 
         Returns:
-            The effect in units of the estimate. None if the standard error is 0, or if no effect
-            can be detected at the level.
+            The effect in units of the estimate. None if the standard error is 0, or if no
+            effect can be detected at the level.
         """
         if not self.std_error or not self.can_detect(num_tests):
             return None
@@ -110,8 +116,9 @@ class LargestCorrelation:
         degrees: Number of datasets, minus the number of domains, minus 2. Fisher's z has the
             variance 1 / ``degrees``.
         interval_critical: Half width of the confidence interval, in standard errors of z.
-        criticals: Critical values of the largest z, in its standard errors, at the levels 0.05 / k
-            for k = 1, 2, … tests of the family. Levels that no permutation can reach are missing.
+        criticals: Critical values of the largest z, in its standard errors, at the levels 0.05
+            / k for k = 1, 2, … tests of the family. Levels that no permutation can reach are
+            missing.
         smallest_p: Smallest p-value that the permutations can give.
     """
 
@@ -139,7 +146,8 @@ class LargestCorrelation:
             num_tests: Tests of the family.
 
         Returns:
-            The share. It is 0 if no permutation can reach the level, and None if there is no test.
+            The share. It is 0 if no permutation can reach the level, and None if there is no
+            test.
         """
         if not self.criticals or self.degrees < 1:
             return None
@@ -165,19 +173,20 @@ def t_power(
         level: Level of the test.
 
     Returns:
-        The share of studies that detect the effect. None if the standard error is 0 or unknown,
-        or if there are no degrees of freedom.
+        The share of studies that detect the effect. None if the standard error is 0 or
+        unknown, or if there are no degrees of freedom.
     """
     if not std_error or degrees <= 0:
         return None
-    # Under the effect, t has a noncentral t distribution. The test misses values between −bound
-    # and bound.
+    # Under the effect, t has a noncentral t distribution. The test misses values between
+    # −bound and bound.
     shift = abs(effect) / std_error
     bound = t_quantile(1 - level / 2, degrees)
     missed = special.nctdtr(degrees, shift, bound) - special.nctdtr(degrees, shift, -bound)
     if np.isnan(missed):
         # scipy gives NaN for large shifts. Given the normal error of the estimate, the test
-        # detects the effect if χ² of the standard error is small enough: average over that error.
+        # detects the effect if χ² of the standard error is small enough: average over that
+        # error.
         largest_chi2 = degrees * ((shift + NORMAL_NODES) / bound) ** 2
         missed = np.average(special.chdtrc(degrees, largest_chi2), weights=NORMAL_WEIGHTS)
     return float(np.clip(1 - missed, 0.0, 1.0))
@@ -193,9 +202,9 @@ def datasets_needed(
 ) -> int | None:
     """Return the smallest number of datasets with which 80 of 100 new studies detect an effect.
 
-    A new study has new datasets, so the spread of its regressor is random too. The properties of
-    datasets are assumed to be normal, with the covariance of the present ones. At the numbers that
-    this function returns, resampling detects nearly as often as the t test.
+    A new study has new datasets, so the spread of its regressor is random too. The properties
+    of datasets are assumed to be normal, with the covariance of the present ones. At the
+    numbers that this function returns, resampling detects nearly as often as the t test.
 
     Args:
         effect: The effect, in units of the estimate.
@@ -218,6 +227,7 @@ def datasets_needed(
 
     if not detects(MAX_NEEDED):
         return None
+    # The power rises with the number of datasets, so bisection finds the smallest number.
     low, high = num_datasets, MAX_NEEDED
     while low < high:
         middle = (low + high) // 2
@@ -233,9 +243,10 @@ def _power_of_new_study(
 ) -> float:
     """Return the power of the t test of a slope in a study of new datasets.
 
-    Given the other regressors, the spread Σx² of a normal regressor is σ²·χ², with one degree of
-    freedom more than the residuals have (Gatsonis & Sampson 1989). The present Σx² estimates σ²,
-    and the error of the slope is the present error times √(present Σx² / new Σx²).
+    Given the other regressors, the spread Σx² of a normal regressor is σ²·χ², with one degree
+    of freedom more than the residuals have (Gatsonis & Sampson 1989). The present Σx²
+    estimates σ², and the error of the slope is the present error times √(present Σx² / new
+    Σx²).
 
     Args:
         effect: The effect, in units of the estimate.
@@ -247,6 +258,7 @@ def _power_of_new_study(
     # The medians of equally likely parts of χ² stand for the whole distribution.
     shares = (np.arange(NUM_SPREADS) + 0.5) / NUM_SPREADS
     spreads = special.chdtri(degrees + 1, shares)
+    # The present Σx² has the mean σ² · (degrees_today + 1).
     errors = std_error * np.sqrt((degrees_today + 1) / spreads)
     powers = [t_power(effect, error, degrees, level) for error in errors.tolist()]
     return float(np.mean([power for power in powers if power is not None]))

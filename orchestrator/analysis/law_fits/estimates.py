@@ -22,7 +22,8 @@ from orchestrator.analysis.inference import (
 from orchestrator.analysis.results_tables.points import IS_MEDICAL
 
 STRONG = 0.8
-"""Correlation whose power is computed. The study reports 0.84 for FGSM over eleven datasets."""
+"""Correlation whose power is computed. The study reports 0.84 for FGSM over eleven
+datasets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +31,8 @@ class Estimate:
     """One estimate of a fit with its 95 % interval; the replicates are datasets.
 
     Attributes:
-        name: Name of the estimate: a column of the points, or for example ``exponent``, ``r`` or
-            ``share``.
+        name: Name of the estimate: a column of the points, or for example ``exponent``, ``r``
+            or ``share``.
         value: The estimate.
         std_error: Standard error of the estimate; None if it is unknown.
         interval: 95 % confidence interval.
@@ -41,8 +42,8 @@ class Estimate:
             models.
         num_resamples: Number of permutations or bootstrap draws behind ``resampled_p``.
         smallest_p: Smallest value that ``resampled_p`` can have; 0 without resampling.
-        exact: Whether the permutation test is exact: all permutations were tried, and datasets are
-            exchangeable under the null hypothesis.
+        exact: Whether the permutation test is exact: all permutations were tried, and datasets
+            are exchangeable under the null hypothesis.
         left_out: The estimate without each dataset, by name of the dataset.
         weights: Weight of each dataset in the estimate; the weights sum to 1.
     """
@@ -137,6 +138,7 @@ def _with_permutation(
     test = permutation_test(y, x[:, column], np.delete(x, column, axis=1), places)
     if test is None:
         return estimate
+    # Within domains the domain is constant. Any other covariate makes the test approximate.
     is_exact = test.is_complete and covariates <= {IS_MEDICAL}
     return replace(
         estimate,
@@ -159,8 +161,8 @@ def correlation_interval(
         critical: Half width in standard errors of z; 1.96 if None.
 
     Returns:
-        The interval. None for fewer than six datasets, for which Fisher's z is not accurate, and
-        for fewer than ``num_given`` + 4.
+        The interval. None for fewer than six datasets, for which Fisher's z is not accurate,
+        and for fewer than ``num_given`` + 4.
     """
     # Fisher's z of a partial correlation has the variance 1 / (n − given variables − 3).
     degrees = num_datasets - num_given - 3

@@ -41,11 +41,13 @@ from orchestrator.results.columns import (
     TRAIN_SIZE,
     d_data_at,
 )
-from search_spaces.errors import plural
 
 ABOVE_CHANCE = "N above chance level"
 """Variant of the exponent that uses only train sizes above chance level."""
-OTHER_D = {"TwoNN": D_DATA_TWONN, **{f"{k} neighbours": d_data_at(k) for k in NEIGHBORS_TOO}}
+TWONN = "TwoNN"
+"""Variant of the exponent with d by TwoNN, which uses the two nearest neighbors of an
+image."""
+OTHER_D = {TWONN: D_DATA_TWONN, **{f"{k} neighbours": d_data_at(k) for k in NEIGHBORS_TOO}}
 """Column of each other estimate of d, by name of the variant."""
 
 
@@ -54,8 +56,9 @@ def fit_exponents(
 ) -> tuple[ExponentFit, ExponentFit]:
     """Fit the exponent to all train sizes, and again to train sizes above chance level.
 
-    At chance level every curve is flat, so a flat curve there does not contradict a law. A fall
-    slower than the bound is therefore claimed only if it is also found above chance level.
+    At chance level every curve is flat, so a flat curve there does not contradict a law. A
+    fall slower than the bound is therefore claimed only if it is also found above chance
+    level.
 
     Args:
         points: The points of the fit.
@@ -83,7 +86,8 @@ def fit_exponent(
         points: The points.
         model: Name of one network, or ``pooled`` for all of them.
         subset: Name of one domain, or ``all`` for both.
-        dimension: Column of d, read at the largest N; the maximum-likelihood estimate if empty.
+        dimension: Column of d, read at the largest N; the maximum-likelihood estimate if
+            empty.
         variant: Name of the choice of d or of points.
     """
     if dimension:
@@ -118,27 +122,26 @@ def _with_two_sizes(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _too_few(unfitted: ExponentFit, dimension: str) -> str:
-    """Return the reason that too few datasets can be used for an exponent, with their number."""
+    """Return the reason that too few datasets can be used for an exponent."""
     name = "_".join((dimension or D_DATA_MLE).split("_")[:2])
     if unfitted.variant in OTHER_D:
         name += f" by {unfitted.variant}"
     clear = " whose losses are clear of chance level" if unfitted.num_at_chance else ""
-    counted = plural(unfitted.num_datasets, "dataset")
-    return f"{counted} with two train sizes and {name}{clear}, at least {MIN_DATASETS} needed"
+    return unfitted.too_few_datasets(f"with two train sizes and {name}{clear}")
 
 
 def with_exponent(unfitted: ExponentFit, sums: Sums) -> ExponentFit:
     """Return a fit with the exponent computed from the sums of its datasets.
 
-    The standard error comes from a jackknife over datasets, and the interval from t. The p-value is
-    the larger one of the t test and of a wild cluster bootstrap.
+    The standard error comes from a jackknife over datasets, and the interval from t. The
+    p-value is the larger one of the t test and of a wild cluster bootstrap.
     """
     names, xx, xy = sums
     value = float(xy.sum() / xx.sum())
     degrees = len(names) - 1
     # The slope is a ratio of sums over datasets, so a refit only subtracts one dataset's sums.
-    # A jackknife is used because one dataset of low d can have half of the weight 1/d². A plain
-    # cluster-robust error would then be much too small.
+    # A jackknife is used because one dataset of low d can have half of the weight 1/d². A
+    # plain cluster-robust error would then be much too small.
     without_each = (xy.sum() - xy) / (xx.sum() - xx)
     error = jackknife_error(value, without_each)
     p_of_zero, p_of_bound = t_p_values(value - np.array([0.0, 1.0]), error, degrees).tolist()

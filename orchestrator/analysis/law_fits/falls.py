@@ -34,15 +34,15 @@ def fit_fall(points: pd.DataFrame) -> FallFit:
     """Estimate the slope of log loss on log N of each dataset, and test the signs of the slopes.
 
     All curves with at least two train sizes are used, including those at chance level. No
-    d_data is needed. The class pairs of a dataset together have the weight of one dataset. The mean
-    slope gives every dataset the same weight.
+    d_data is needed. The class pairs of a dataset together have the weight of one dataset. The
+    mean slope gives every dataset the same weight.
     """
     rows = complete_rows(points, POOLED, ALL, (LOG_LOSS, LOG_TRAIN_SIZE))
     rows = rows[rows.groupby(CURVE)[TRAIN_SIZE].transform("nunique") > 1]
     if rows.empty:
         return FallFit(reason="no curve has two train sizes")
-    # The mean and the sign test give every dataset the same weight, whatever its d and number of
-    # curves are. The pooled exponent b does not.
+    # The mean and the sign test give every dataset the same weight, whatever its d and number
+    # of curves are. The pooled exponent b does not.
     slopes = _slopes(rows, by=DATASET)
     values = np.array([*slopes.values()])
     value, error, interval = mean_interval(values)

@@ -30,14 +30,15 @@ from orchestrator.analysis.results_tables.sharpness_scale import SharpnessScale
 from orchestrator.results.columns import DATASET, DOMAIN
 
 MAX_NAMES_LENGTH = 60
-"""Longest list of dataset names in a reason, in characters. Longer lists are left out."""
+"""Largest length of a list of dataset names in a reason, in characters. A longer list is left
+out."""
 
 
 def fit_headline(points: pd.DataFrame, scale: SharpnessScale, *, model: str = POOLED) -> HeightFit:
     """Regress heights on 1/d, log K_F and the domain.
 
-    log K_F is left out if it is constant or has several scales. The domain is left out if there is
-    only one.
+    log K_F is left out if it is constant or has several scales. The domain is left out if
+    there is only one.
     """
     terms = dataset_properties(points, scale)
     rows = complete_rows(points, model, ALL, (LOG_LOSS, *terms))
@@ -89,13 +90,14 @@ def fit_height(
     reason = why_flattened(rows)
     if reason:
         return replace(unfitted, status="refused", reason=reason)
-    # Loss and properties are reduced to effects at the same cells. A dataset that lacks a large N
-    # then gets neither a higher loss nor a lower d_data than the others for that reason.
+    # Loss and properties are reduced to effects at the same cells. A dataset that lacks a
+    # large N then gets neither a higher loss nor a lower d_data than the others for that
+    # reason.
     effects = effects_of(rows, columns)
     if effects is None:
         reason = (
-            "the datasets share no model, train size and data mode, so none can be compared at "
-            "equal N"
+            "the datasets share no model, train size and data mode, so none can be compared "
+            "at equal N"
         )
         return replace(unfitted, reason=reason)
     if not effects[LOG_LOSS].any():
@@ -153,7 +155,7 @@ def _too_few(rows: pd.DataFrame, unfitted: HeightFit) -> str:
     if unfitted.num_datasets == 0:
         return "no point has all the numbers that this fit needs"
     names = listing(sorted(map(str, rows[DATASET].unique())))
-    text = f"{unfitted.num_datasets} of the {unfitted.num_needed} datasets that it needs"
+    text = unfitted.too_few_datasets("with all its numbers")
     if len(names) + len(" ()") < MAX_NAMES_LENGTH:
         text += f" ({names})"
     return text

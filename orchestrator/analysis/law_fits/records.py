@@ -12,6 +12,7 @@ from typing import Literal
 from orchestrator.analysis.law_fits.estimates import Estimate
 from orchestrator.analysis.results_tables.points import ALL, POOLED
 from orchestrator.results.columns import D_REPR_MLE, TEST_LOSS
+from search_spaces.errors import plural
 
 Status = Literal["ok", "not_enough_data", "refused"]
 
@@ -24,7 +25,8 @@ class Fit:
         model: Name of the network; ``pooled`` for all networks together.
         subset: Domain of the datasets; ``all`` for both domains.
         response: Column of the response.
-        variant: Name of the choice of d, of points or of the scale of K_F; empty for the usual one.
+        variant: Name of the choice of d, of points or of the scale of K_F; empty for the usual
+            one.
         status: ``ok``, ``not_enough_data`` or ``refused``.
         reason: The reason in words why there is no estimate; empty if the status is ``ok``.
         num_datasets: Number of datasets that have all numbers of the fit.
@@ -50,6 +52,18 @@ class Fit:
             if estimate.name == name:
                 return estimate
         return None
+
+    def too_few_datasets(self, needed: str) -> str:
+        """Return the reason that there are too few datasets.
+
+        Args:
+            needed: The numbers that each dataset must have, such as ``with K_F``.
+        """
+        verb = "is" if self.num_datasets == 1 else "are"
+        return (
+            f"the fit needs at least {plural(self.num_needed, 'dataset')} {needed}, and there "
+            f"{verb} {self.num_datasets}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,9 +143,11 @@ class AttackFit(Fit):
 
     Attributes:
         kind: ``attack``.
-        interval_critical: Half width of the confidence interval, in standard errors of Fisher's z.
-        criticals: Critical values of the largest z, in its standard errors, at the levels 0.05 / k
-            for k = 1, 2, … tests of a family. Levels that no permutation can reach are missing.
+        interval_critical: Half width of the confidence interval, in standard errors of
+            Fisher's z.
+        criticals: Critical values of the largest z, in its standard errors, at the levels 0.05
+            / k for k = 1, 2, … tests of a family. Levels that no permutation can reach are
+            missing.
         largest_left_out: Largest of all correlations of single models without the dataset that
             this correlation depends on most. None if this correlation is not the largest one.
     """
@@ -152,7 +168,8 @@ class RepresentationFit(Fit):
         num_unfitted: Number of points whose networks do not fit their own training images.
         num_held_unfitted: Number of these points at which d_repr is at most d_data.
         median_ratio: Median of d_repr / d_data over points.
-        by_dataset: Share of the points with d_repr above d_data, for each dataset with such points.
+        by_dataset: Share of the points with d_repr above d_data, for each dataset with such
+            points.
     """
 
     kind: Literal["representation"] = "representation"

@@ -37,7 +37,8 @@ def complete_rows(
     points: pd.DataFrame, model: str, subset: str, columns: Collection[str]
 ) -> pd.DataFrame:
     """Return the points of a model and domain without missing values in ``columns``."""
-    # One selection of rows and columns takes 60 % of the time of one selection after the other.
+    # One selection of rows and columns takes 60 % of the time of one selection after the
+    # other.
     is_used = np.ones(len(points), dtype=bool)
     for name in columns:
         is_used &= points[name].notna().to_numpy()
@@ -64,8 +65,8 @@ def effects_of(rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame | Non
 def effects_without_each(rows: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[str, Array]]:
     """Yield the name of each dataset, and the effects of the other datasets without it.
 
-    The effects are estimated again each time. A dataset is skipped if the others share no model and
-    train size without it.
+    The effects are estimated again each time. A dataset is skipped if the others share no
+    model and train size without it.
 
     Yields:
         The name, and effects ``(G - 1, k)`` of the other datasets, sorted by their names.
@@ -77,7 +78,8 @@ def effects_without_each(rows: pd.DataFrame, columns: Sequence[str]) -> Iterator
         reduced = dataset_effects(values[is_kept], cells[is_kept], codes[is_kept], weights[is_kept])
         if reduced is not None:
             _, effects = reduced
-            # Contiguous columns, as those of a table: the rounding of BLAS depends on the layout.
+            # Contiguous columns, as those of a table: the rounding of BLAS depends on the
+            # layout.
             yield str(name), np.asfortranarray(effects)
 
 

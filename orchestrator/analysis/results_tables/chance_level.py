@@ -1,10 +1,10 @@
 """Chance level: losses near that of guessing, and over-confident networks.
 
-A network that learned nothing of n classes has the chance loss, ln n nat. A network is *at chance
-level* if its loss is at least 0.8 ln n, and its accuracy and AUROC are not well above chance. If
-accuracy or AUROC is well above chance, the network has learned something. Such a network is
-*over-confident* if its loss is larger than the loss of a network that is as confident as it is
-accurate.
+A network that learned nothing of n classes has the chance loss, ln n nat. A network is *at
+chance level* if its loss is at least 0.8 ln n, and its accuracy and AUROC are not well above
+chance. If accuracy or AUROC is well above chance, the network has learned something. Such a
+network is *over-confident* if its loss is larger than the loss of a network that is as
+confident as it is accurate.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ With two classes and 100 test images it is three standard errors above chance.""
 LEARNED_AUC = 0.75
 """Smallest AUROC of a network that has learned: halfway from chance to 1."""
 FITTED_ACCURACY = 1 / 2
-"""Smallest train accuracy of a network that fits its training images, as a share of the way from
-chance to 100 %. With two classes it is 75 %: below, the network is closer to guessing."""
+"""Smallest train accuracy of a network that fits its training images, as a share of the way
+from chance to 100 %. With two classes it is 75 %: below, the network is closer to guessing."""
 UNKNOWN_NUM_CLASSES = 2.0
 """Number of classes if a table does not contain it: the study's tasks have two."""
 
@@ -98,8 +98,8 @@ def is_over_confident(
 ) -> bool:
     """Return whether a network with so high a loss has learned, and is over-confident.
 
-    The loss is compared with that of a network whose confidence is its accuracy in every image. If
-    the accuracy is unknown, the loss is compared with the chance loss.
+    The loss is compared with that of a network whose confidence is its accuracy in every
+    image. If the accuracy is unknown, the loss is compared with the chance loss.
 
     Example:
         >>> is_over_confident(0.6, 2, accuracy=0.7), is_over_confident(0.65, 2, accuracy=0.7)

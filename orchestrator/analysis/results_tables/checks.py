@@ -34,8 +34,8 @@ from search_spaces.errors import DataError, plural
 from tasks.trials.records import TrialStatus
 
 LARGEST_VALUE = 1e50
-"""Values above this bound mean infinity, which MLflow stores as 1.797e308. No measured value is
-near the bound, and its square is still a finite number."""
+"""Values above this bound mean infinity, which MLflow stores as 1.797e308. No measured value
+is near the bound, and its square is still a finite number."""
 DIVERGED = "diverged (loss stopped being a finite number)"
 POSITIVE_MEASURES = ("d_data_", "label_sharpness")
 """Beginnings of the names of measures that are positive by definition."""
@@ -98,8 +98,8 @@ def _check_statuses(table: pd.DataFrame) -> None:
     if unknown:
         raise DataError(
             f"The results table has the unknown status {listing(sorted(unknown))}",
-            hint=f"Write {' or '.join(known_statuses)}, or leave the status blank for trials that "
-            "are done",
+            hint=f"Write {' or '.join(known_statuses)}, or leave the status blank for trials "
+            "that are done",
         )
 
 
@@ -110,8 +110,8 @@ def _check_train_sizes(table: pd.DataFrame) -> None:
     wrong = sizes[is_fraction | _is_boolean(sizes)]
     if len(wrong):
         raise DataError(
-            f"In {plural(len(wrong), 'row')} of the results table, the train size is not a whole "
-            f"number of images, for example {wrong.iloc[0]}",
+            f"In {plural(len(wrong), 'row')} of the results table, the train size is not a "
+            f"whole number of images, for example {wrong.iloc[0]}",
             hint="Give train sizes as numbers of images",
         )
 
@@ -205,8 +205,8 @@ def _check_accuracies(table: pd.DataFrame) -> None:
     if len(wrong):
         trial_id = table.loc[wrong.index[0], TRIAL_ID]
         raise DataError(
-            f"Trial {trial_id!r} has the accuracy {wrong.iloc[0]:g}, which is not a share from 0 "
-            f"to 1 ({plural(len(wrong), 'row')} in all)",
+            f"Trial {trial_id!r} has the accuracy {wrong.iloc[0]:g}, which is not a share "
+            f"from 0 to 1 ({plural(len(wrong), 'row')} in all)",
             hint="Divide percentages by 100",
         )
 

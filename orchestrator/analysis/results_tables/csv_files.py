@@ -1,8 +1,8 @@
 """Results tables as CSV files that are safe in a spreadsheet and are read back unchanged.
 
 A spreadsheet treats a text cell that begins with =, +, - or @ as a formula. Writing puts an
-apostrophe in front of such cells (OWASP, "CSV Injection"), and reading removes it. Cells that begin
-with an apostrophe get another one.
+apostrophe in front of such cells (OWASP, "CSV Injection"), and reading removes it. Cells that
+begin with an apostrophe get another one.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from search_spaces.errors import plural
 Policy = Literal["refuse", "ignore"]
 """Choice about unequal scales: refuse to compare K_F, or ignore the difference."""
 UNEQUAL_SCALES = "K_F was measured on unequal scales"
-"""Reason of a refused fit. The note of the scale lists the scales."""
+"""Reason of a refused fit. :attr:`SharpnessScale.note` lists the scales."""
 SAME_SHARPNESS = "K_F is the same for all datasets"
 UNRECORDED = "unrecorded"
 SCALE_COLUMNS = [SHARPNESS_PIXEL_RANGE, IMAGE_SIZE, SHARPNESS_CHANNELS]
@@ -69,8 +69,8 @@ def sharpness_scale(table: pd.DataFrame, policy: Policy) -> SharpnessScale:
         )
     elif len(scales) > 1:
         note = (
-            "K_F is compared over unequal scales as it stands. With more pixels or channels, K_F "
-            f"is smaller: {names}."
+            "K_F is compared over unequal scales as it stands. With more pixels or channels, "
+            f"K_F is smaller: {names}."
         )
     elif measured[SCALE_COLUMNS].isna().any(axis=None):
         note = (

@@ -25,8 +25,6 @@ from orchestrator.analysis.sentences.of_power import (
 )
 from search_spaces.errors import plural
 
-SUGGESTED = "suggested"
-"""Badge of a detected effect whose question came after the data: the answer confirms nothing."""
 ASKED_AFTER_SEEING = (
     "This question was asked after seeing these images, so the answer confirms nothing."
 )
@@ -36,7 +34,8 @@ NO_RELATION = "No relation was detected."
 LABEL_SHARPNESS_MEANS = (
     "K_F (label sharpness) is the largest ratio of label difference to distance of two images."
 )
-"""Sentence that explains K_F, in the first answer on K_F: the closest pair of images decides it."""
+"""Sentence that explains K_F, in the first answer on K_F: the closest pair of images decides
+it."""
 DELTA_MEANS = "δ is the mean distance to the nearest image with another label."
 """Sentence that explains δ, in the first answer on δ: all images count, unlike in K_F."""
 SIDES: dict[Alternative, str] = {
@@ -46,13 +45,6 @@ SIDES: dict[Alternative, str] = {
 """Side of the null value on which a result counts -> its words."""
 
 
-def badge_of(verdict: Verdict, is_late: bool) -> str:
-    """Return the word for a verdict; ``suggested`` for an effect whose question is late."""
-    if is_late and verdict in ("supported", "contradicted"):
-        return SUGGESTED
-    return verdict
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """A question with its verdict and the sentences that answer it.
@@ -60,14 +52,13 @@ class Finding:
     Attributes:
         question: The question as a person asks it.
         verdict: The table's verdict on the question.
-        sentences: The answer in one or two lines: the estimate, its interval and the adjusted p.
+        sentences: The answer in one or two lines: the estimate, its interval and the adjusted
+            p.
         details: Sentences on the test, its power and the most influential dataset or class.
         notes: Remarks on the numbers of this answer.
         to_add: What to add to a sweep that cannot answer.
-        claim: The supported statement, or the statement that contradicts the expected one. Empty
-            if nothing is decided.
-        is_late: True if the question was asked after somebody had seen the data, so that the answer
-            confirms nothing.
+        claim: The supported statement, or the statement that contradicts the expected one.
+            Empty if no effect was detected.
     """
 
     question: str
@@ -77,7 +68,6 @@ class Finding:
     notes: tuple[str, ...] = ()
     to_add: str = ""
     claim: str = ""
-    is_late: bool = False
 
     def with_sentence(self, sentence: str) -> Finding:
         """Return the finding with one more sentence in its short answer."""
@@ -93,11 +83,6 @@ class Finding:
         if self.to_add:
             sentences.append(f"To test it, {self.to_add}.")
         return " ".join(sentences)
-
-    @property
-    def badge(self) -> str:
-        """The word before the question: the verdict, or ``suggested`` if the question is late."""
-        return badge_of(self.verdict, self.is_late)
 
     @property
     def answer(self) -> str:
@@ -163,12 +148,13 @@ def short_answer(
         name_of_value: Name of the number of the answer, for its value without one replicate.
         replicate: What the interval is over: dataset or class.
         claim: The statement that contradicts the question.
-        if_undecided: First sentence of an undecided answer whose interval includes the null value.
+        if_undecided: First sentence of an undecided answer whose interval includes the null
+            value.
         of_interval: Words between ``95 % interval`` and its bounds.
         against: Words after the adjusted p on the null value.
     """
     opening = ""
-    if answer.verdict == "contradicted":
+    if answer.is_opposite:
         opening = claim
     elif not answer.is_decided and not _leaves_null_out(answer):
         opening = if_undecided
@@ -240,7 +226,8 @@ def p_sentences(answer: Answer, where: str = "") -> list[str]:
 
     Args:
         answer: The answer.
-        where: Where the other tests of its family are shown, such as `` of this ledger``.
+        where: Words on the place that shows the other tests of the family, such as `` of this
+            ledger``.
     """
     if answer.p_value is None or answer.adjusted_p is None:
         return []
@@ -255,7 +242,8 @@ def p_sentences(answer: Answer, where: str = "") -> list[str]:
 def power_sentence(answer: Answer) -> str:
     """Return how many of 100 such studies would detect the effect; empty if it is unknown.
 
-    If the question has no effect in words, return the slope that 80 of 100 such studies detect.
+    If the question has no effect in words, return the slope that 80 of 100 such studies
+    detect.
     """
     impossible = nothing_detectable(answer.test, answer.num_tests)
     if impossible:

@@ -1,7 +1,7 @@
 """A paragraph for the methods section of a paper, from the facts of a sweep.
 
-Each sentence states a setting of the sweep or a fact of its stored results. A setting that differs
-between trials is not in the paragraph. The sweep file contains all settings.
+Each sentence states a setting of the sweep or a fact of its stored results. A setting that
+differs between trials is not in the paragraph. The sweep file contains all settings.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
+from orchestrator.analysis.number_formats import listing
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.results.records import TrialRecord
 from search_spaces.datasets import DATASETS, ORIGINS
@@ -27,9 +28,15 @@ from search_spaces.specs import (
 OPTIMIZERS = {
     "adam": "Adam with coupled weight decay",
     "adamw": "AdamW",
-    "sgd": "stochastic gradient descent",
+    "sgd": "stochastic gradient descent with momentum 0.9",
 }
 """Name of an optimizer in a recipe -> its name in a paper."""
+PRECISIONS = {
+    "float32": "",
+    "bfloat16": ", forward pass in bfloat16",
+    "float16_unscaled": ", forward pass in float16 without scaling of gradients",
+}
+"""Precision of a recipe -> further setting of the training; none for the usual float32."""
 MAX_LISTED = 12
 """Most values that a sentence lists. Of more values, the sentence has only their number."""
 
@@ -41,7 +48,8 @@ def methods_paragraph(
 
     Args:
         plan: The plan of the sweep.
-        records: Stored results by trial id. Results of trials that the plan lacks are not counted.
+        records: Stored results by trial id. Results of trials that the plan lacks are not
+            counted.
         has_groups: Whether the images of a prepared dataset form groups, such as patients.
     """
     done = [records[trial_id] for trial_id in plan.trials_by_id if trial_id in records]
@@ -94,22 +102,29 @@ def _subsets(plan: SweepPlan, has_groups: bool) -> Iterator[str]:
     """Yield sentences on the training images and the test images."""
     subsets = _distinct(plan.trials, "network.subset")
     if None not in _distinct(subsets, "class_pair"):
+        verb = "is" if len(subsets) == 1 else "are"
         pairs = plural(len(subsets), "pair")
-        yield f"Each task has two classes. There are {pairs} of classes."
+        yield f"Each task has two classes. There {verb} {pairs} of classes."
     train_sizes = []
     for train_size in sorted(_distinct(plan.trials, "network.train_size")):
         train_sizes.append(f"{train_size:,}")
-    yield f"The networks were trained on {', '.join(train_sizes)} images."
+    yield f"The networks were trained on {listing(train_sizes, 'or')} images."
     if _has_faults(subsets):
         # Each of the following sentences is wrong for some fault of the released code.
         return
-    yield (
-        "Training sets are stratified by class and nested: a larger training set contains the "
-        "smaller ones."
-    )
+    has_sizes = len(train_sizes) > 1
+    if has_sizes:
+        yield (
+            "Training sets are stratified by class and nested: a larger training set contains "
+            "the smaller ones."
+        )
+    else:
+        yield "Training sets are stratified by class."
     test_sizes = _distinct(subsets, "test_size")
     if len(test_sizes) == 1:
-        yield f"The test set has {test_sizes[0]:,} other images, the same for all train sizes."
+        yield f"Each test set has {test_sizes[0]:,} other images."
+        if has_sizes:
+            yield "The test set of a dataset is the same for all train sizes."
     if has_groups:
         yield (
             "Where images form groups, such as patients, no group is in both training and test set."
@@ -121,8 +136,8 @@ def _subsets(plan: SweepPlan, has_groups: bool) -> Iterator[str]:
             num_cut += bool(ORIGINS[name].cut_from)
     if num_cut:
         yield (
-            f"In {plural(num_cut, 'dataset')}, training and test images were cut from the same "
-            "few pictures."
+            f"In {plural(num_cut, 'dataset')}, training and test images were cut from the "
+            "same few pictures."
         )
     if plan.further_tests:
         yield "Each network was also tested on changed copies of the test images."
@@ -155,16 +170,21 @@ def _settings(trials: Sequence[TrialSpec]) -> Iterator[str]:
         for model, settings in settings_by_model.items():
             yield f"The network {model} was trained {settings.pop()}."
     else:
-        recipes = ", ".join(_distinct(trials, "network.recipe.name"))
-        yield f"The settings of the training differ between trials (isweep's recipes {recipes})."
+        names = _distinct(trials, "network.recipe.name")
+        noun = "recipe" if len(names) == 1 else "recipes"
+        recipes = f"isweep's {noun} {', '.join(names)}"
+        yield f"The settings of the training differ between trials ({recipes})."
 
 
 def _settings_of(recipe: RecipeSpec) -> str:
     """Return the settings of a recipe as the end of a sentence."""
+    outputs = ""
+    if recipe.num_outputs is not None:
+        outputs = f", {plural(recipe.num_outputs, 'output')}"
     return (
-        f"for {plural(recipe.epochs, 'epoch')} with {OPTIMIZERS[recipe.optimizer]} (learning rate "
-        f"{recipe.learning_rate:g}, weight decay {recipe.weight_decay:g}, batch size "
-        f"{recipe.batch_size})"
+        f"for {plural(recipe.epochs, 'epoch')} with {OPTIMIZERS[recipe.optimizer]} (learning "
+        f"rate {recipe.learning_rate:g}, weight decay {recipe.weight_decay:g}, batch size "
+        f"{recipe.batch_size}{PRECISIONS[recipe.precision]}{outputs})"
     )
 
 
@@ -177,8 +197,9 @@ def _measures(measures: Sequence[MeasureSpec], largest_size: int) -> Iterator[st
             measured.append(measure)
     for num_neighbors in _distinct(measured, "num_neighbors"):
         yield (
-            "The intrinsic dimension of the training images is the maximum likelihood estimate "
-            f"from {num_neighbors} nearest neighbors (Levina and Bickel 2004)."
+            "The intrinsic dimension of the training images is the maximum likelihood "
+            f"estimate from {num_neighbors} nearest neighbors (Levina and Bickel 2004; mean "
+            "over images as in MacKay and Ghahramani 2005)."
         )
     seeds = _distinct(measures, "sharpness_seeds")
     for sample_size in _distinct(measures, "sharpness_sample"):
@@ -200,8 +221,8 @@ def _attacks(trials: Sequence[TrialSpec]) -> Iterator[str]:
             epsilons.append(f"{epsilon:g}")
         for method in attacks.methods:
             yield (
-                f"On the test images, {method.upper()}{_parameters(attacks, method)} changed each "
-                f"pixel by at most {', '.join(epsilons)} (in 1/255 of the pixel range)."
+                f"On the test images, {method.upper()}{_parameters(attacks, method)} changed "
+                f"each pixel by at most {', '.join(epsilons)} (in 1/255 of the pixel range)."
             )
 
 
@@ -215,13 +236,19 @@ def _parameters(attacks: AttackSpec, method: str) -> str:
 
 def _computation(num_planned: int, done: Sequence[TrialRecord]) -> Iterator[str]:
     """Yield sentences on the number of results, and on the software and devices."""
-    yield f"Of {num_planned:,} planned trainings, {len(done):,} have a result."
+    yield f"Results exist for {len(done):,} of {plural(num_planned, 'planned training')}."
     if done:
         versions = ", ".join(sorted(_distinct(done, "provenance.code_version")))
         torch_versions = set()
         for record in done:
             torch_versions.add(record.provenance.packages.get("torch", "of unknown version"))
         devices = ", ".join(sorted(_distinct(done, "result.device")))
+        num_split = sum(record.result.micro_batch is not None for record in done)
+        if num_split:
+            yield (
+                f"For lack of memory, {plural(num_split, 'training')} split each batch into "
+                "parts, and batch norm used the statistics of each part."
+            )
         yield (
             f"The trainings used isweep {versions} and PyTorch {', '.join(sorted(torch_versions))} "
             f"on {devices}."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -17,7 +16,6 @@ from orchestrator.analysis.class_pairs import (
     R_HAT,
     R_HAT_FREE,
     UNITS_ALONE,
-    pair_answer,
 )
 from orchestrator.analysis.fits import ScalingFits
 from orchestrator.analysis.grouped_tables.slopes import Slope
@@ -44,11 +42,6 @@ STEP = 1.1
 """Factor between the K_F or δ of two pairs in a sentence. All data with a slope span 10 %."""
 
 
-def is_late(slope: Slope, fits: ScalingFits) -> bool:
-    """Return whether the question of a slope was asked after somebody had seen the data."""
-    return PAIR_QUESTIONS[slope.on].question.key in fits.asked_after_seeing
-
-
 def of_class_pairs(fits: ScalingFits) -> Iterator[Finding]:
     """Yield a finding per question to class pairs, and one on all slopes at equal δ."""
     d_data = None
@@ -62,8 +55,9 @@ def of_class_pairs(fits: ScalingFits) -> Iterator[Finding]:
         in_pixels = None
         if slope.on == R_HAT_FREE:
             in_pixels = slopes.get(R_HAT)
-        if PAIR_QUESTIONS[slope.on].question.text:
-            finding = _of_pair_slope(slope, d_data, in_pixels, attack)
+        answer = fits.pair_answer(slope)
+        if answer.question.text:
+            finding = _of_pair_slope(slope, answer, d_data, in_pixels, attack)
             if slope.on == LOSS:
                 finding = finding.with_sentence(LABEL_SHARPNESS_MEANS)
                 if 2 * fits.num_without_error > fits.num_points:
@@ -71,8 +65,8 @@ def of_class_pairs(fits: ScalingFits) -> Iterator[Finding]:
                     finding = finding.with_sentence(without)
             if slope.on == DROP_ON_DELTA:
                 finding = finding.with_sentence(DELTA_MEANS)
-            if is_late(slope, fits) and finding.verdict != "not testable":
-                finding = replace(finding.with_sentence(ASKED_AFTER_SEEING), is_late=True)
+            if answer.is_late and finding.verdict != "not testable":
+                finding = finding.with_sentence(ASKED_AFTER_SEEING)
             if finding.verdict == "not testable":
                 if slope.on == EXPONENT_BEYOND and untested:
                     continue  # The reason why there is no exponent is already an answer.
@@ -81,10 +75,7 @@ def of_class_pairs(fits: ScalingFits) -> Iterator[Finding]:
                 yield finding
     at_delta = [slope for slope in fits.class_pairs if slope.on in AT_DELTA]
     if at_delta:
-        finding = _at_equal_delta(at_delta, fits.sharpness_with_delta)
-        if any(is_late(slope, fits) for slope in at_delta) and finding.verdict != "not testable":
-            finding = replace(finding.with_sentence(ASKED_AFTER_SEEING), is_late=True)
-        yield finding
+        yield _at_equal_delta(fits, at_delta)
     yield from untested
 
 
@@ -102,18 +93,18 @@ def attack_in_words(fits: ScalingFits) -> str:
 
 
 def _of_pair_slope(
-    slope: Slope, d_data: float | None, in_pixels: Slope | None, attack: str
+    slope: Slope, answer: Answer, d_data: float | None, in_pixels: Slope | None, attack: str
 ) -> Finding:
     """Return the finding on one question to class pairs.
 
     Args:
         slope: The slope that answers.
+        answer: The answer of this slope.
         d_data: d_data of the dataset, for the factor of a doubling of N.
         in_pixels: The same slope in pixel units, which is shown without a test.
         attack: The attack that lowers accuracy, in words.
     """
     pair_question = PAIR_QUESTIONS[slope.on]
-    answer = pair_answer(slope)
     notes = []
     if in_pixels is not None and in_pixels.value is not None:
         notes.append(
@@ -175,18 +166,19 @@ def _accuracy_lost(value: float, bounds: Interval, attack: str) -> tuple[str, st
     return f"{size} percentage points {comparative} accuracy to {attack}", " to ".join(ends)
 
 
-def _at_equal_delta(slopes: Sequence[Slope], sharpness_with_delta: float | None) -> Finding:
+def _at_equal_delta(fits: ScalingFits, slopes: Sequence[Slope]) -> Finding:
     """Return the finding on K_F between pairs of equal mean distance δ.
 
     Args:
+        fits: All fits.
         slopes: Slopes on log K_F at equal δ.
-        sharpness_with_delta: r of log K_F with log δ over pairs; None if it is unknown.
     """
     question = "Between pairs equally far apart (equal δ), does K_F still matter?"
     estimated = [slope for slope in slopes if slope.value is not None]
     if not estimated:
         return not_testable(question, slopes[0].reason)
-    answers = {slope.on: pair_answer(slope) for slope in estimated}
+    answers = {slope.on: fits.pair_answer(slope) for slope in estimated}
+    sharpness_with_delta = fits.sharpness_with_delta
     claims = []
     slopes_in_words = []
     details = ["The slopes are compared at equal 1/d and δ."]
@@ -219,6 +211,8 @@ def _at_equal_delta(slopes: Sequence[Slope], sharpness_with_delta: float | None)
     if adjusted_ps:
         smallest = min(adjusted_ps)
         sentences.append(f"The smallest adjusted p of these slopes is {p_value(smallest)}.")
+    if any(answer.is_late for answer in answers.values()):
+        sentences.append(ASKED_AFTER_SEEING)
     return Finding(
         question=question,
         verdict=_joint_verdict([*answers.values()]),
@@ -229,8 +223,14 @@ def _at_equal_delta(slopes: Sequence[Slope], sharpness_with_delta: float | None)
 
 
 def _joint_verdict(answers: Sequence[Answer]) -> Verdict:
-    """Return one verdict of several slopes: contradicted if any of them is."""
+    """Return one verdict of several slopes.
+
+    A detected effect is only suggested if any of the questions is late. Otherwise, the joint
+    verdict is contradicted if any slope contradicts its claim.
+    """
     verdicts = {answer.verdict for answer in answers}
+    if any(answer.is_late for answer in answers) and any(one.is_decided for one in answers):
+        return "suggested"
     if "contradicted" in verdicts:
         return "contradicted"
     if "supported" in verdicts:

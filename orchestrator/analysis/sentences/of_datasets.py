@@ -21,7 +21,7 @@ from orchestrator.analysis.headline import (
 )
 from orchestrator.analysis.inference import LEVEL
 from orchestrator.analysis.law_fits.estimates import Estimate
-from orchestrator.analysis.law_fits.exponents import ABOVE_CHANCE
+from orchestrator.analysis.law_fits.exponents import ABOVE_CHANCE, TWONN
 from orchestrator.analysis.law_fits.falls import sign_test_p
 from orchestrator.analysis.law_fits.records import (
     ExponentFit,
@@ -54,8 +54,8 @@ from search_spaces.errors import plural
 
 FALL_QUESTION = "Did the loss fall with N?"
 MAX_WORST = 3
-"""Number of datasets that a sentence names, of those in which d_repr is most often above d_data.
-Equal shares can make it more."""
+"""Number of datasets that the sentence on the highest shares of d_repr above d_data names. It
+names more if further datasets have the same share as the last one."""
 HELD_EQUAL = {INVERSE_D: "d_data", LOG_SHARPNESS: "K_F", IS_MEDICAL: "domain"}
 """Column of a term -> the property that datasets share if the term is equal."""
 MAX_NAMED_NETWORKS = 4
@@ -82,8 +82,8 @@ class Property:
     Attributes:
         name: Name of the property.
         column: Column of its term in the fit.
-        step: Sentence on two kinds of datasets, with ``{}`` for the factor between their losses
-            and without its full stop.
+        step: Sentence on two kinds of datasets, with ``{}`` for the factor between their
+            losses and without its full stop.
         change: Difference of the term between the two kinds.
         effect: Slope whose power is given; None if there is none.
     """
@@ -155,10 +155,10 @@ def _datasets_needed(fit: HeightFit, column: str, effect: float, tests: int) -> 
     """Return a sentence on the number of datasets that would detect the effect."""
     needed = needed_for_doubling(fit, column, effect, tests)
     if needed is None:
-        return "No practical number of such datasets would make it 80 of 100."
+        return "Even the largest practical number of such datasets would not make it 80 of 100."
     return (
-        f"About {needed:,} such datasets would make it 80 of 100. If {WORDS[column]} differs less "
-        "between them, more are needed."
+        f"About {needed:,} such datasets would make it 80 of 100. If {WORDS[column]} differs "
+        "less between them, more are needed."
     )
 
 
@@ -183,7 +183,8 @@ def _domain_gap(offset: Estimate) -> str:
     factor, bounds = multiplied(offset.value, offset.interval, 1.0)
     return (
         f"The loss of medical datasets is {factor} times that of natural ones (95 % interval "
-        f"{interval(bounds)}). This is exploratory: the domains differ in more than d_data and K_F."
+        f"{interval(bounds)}). This is exploratory: the domains differ in more than d_data "
+        "and K_F."
     )
 
 
@@ -236,11 +237,13 @@ def _fall(fits: ScalingFits) -> Finding | None:
     if bounds is not None:
         doubling += f" (95 % interval {interval(bounds)})"
     counted = f"{fit.num_falling_curves} of {plural(fit.num_curves, 'curve')}"
+    mean_slope = f"The mean slope of log loss on log N is {number(slope.value)}"
+    if slope.interval is not None:
+        mean_slope += f" (95 % interval {interval(slope.interval)})"
     details += [
         "Every dataset counts once.",
         f"Of single networks, the loss fell in {counted}.",
-        f"The mean slope of log loss on log N is {number(slope.value)} "
-        f"(95 % interval {interval(slope.interval)}).",
+        f"{mean_slope}.",
     ]
     return Finding(
         question=FALL_QUESTION,
@@ -260,11 +263,11 @@ def _of_short_training(fit: FallFit) -> Iterator[str]:
     At an equal number of epochs, the number of optimizer steps grows with N.
     """
     if fit.num_unfitted:
-        verb = "does" if fit.num_unfitted == 1 else "do"
+        verb, whose = ("does", "its") if fit.num_unfitted == 1 else ("do", "their")
         yield (
             f"At N = {fit.train_sizes[0]:,}, {fit.num_unfitted} of "
-            f"{plural(fit.num_at_smallest, 'network')} {verb} not fit their own training images, "
-            "so longer training may explain a part."
+            f"{plural(fit.num_at_smallest, 'network')} {verb} not fit {whose} training "
+            "images, so longer training may explain part of this."
         )
 
 
@@ -310,6 +313,7 @@ def _exponent(fits: ScalingFits) -> Finding:
             # The reader has just seen that the loss fell: this explains why b is uncertain.
             short = (*short, *heaviest)
             heaviest = []
+    short = (*short, *of_other_estimator(fits))
     if claim:
         claim = f"{claim}."
         short = (claim, *short)
@@ -317,8 +321,8 @@ def _exponent(fits: ScalingFits) -> Finding:
         f"b is the slope of log loss on −log N / d within {plural(fit.num_datasets, 'dataset')}.",
         *above_the_law,
         _range_of_exponents(fit),
-        f"At this b and the median d_data, {number(middle)}, doubling N goes with {factor} times "
-        f"the loss (95 % interval {interval(bounds)}).",
+        f"At this b and the median d_data, {number(middle)}, doubling N goes with {factor} "
+        f"times the loss (95 % interval {interval(bounds)}).",
         f"The bound allows a factor of {allowed} or less.",
         *_difference_of_factors(fits.fall(), fit.estimates[0]),
         *heaviest,
@@ -336,13 +340,31 @@ def _exponent(fits: ScalingFits) -> Finding:
     )
 
 
+def of_other_estimator(fits: ScalingFits) -> Iterator[str]:
+    """Yield the exponent with d by TwoNN; none if TwoNN was not measured.
+
+    The exponent is proportional to d, so an estimator with larger d gives a larger exponent.
+    """
+    fit = fits.exponent(variant=TWONN)
+    exponent = fit.estimate("exponent")
+    if exponent is None:
+        return
+    place = ""
+    if fit.num_datasets != fits.exponent().num_datasets:
+        place = f" in {plural(fit.num_datasets, 'dataset')}"
+    yield (
+        f"b depends on the estimator of d: by TwoNN{place} it is {number(exponent.value)} "
+        f"({interval(exponent.interval)}, exploratory)."
+    )
+
+
 def _of_curves_at_chance(fit: ExponentFit) -> Iterator[str]:
     """Yield how many curves are fitted, if others are near chance level."""
     if fit.num_at_chance:
         num_clear = fit.num_curves - fit.num_at_chance
         yield (
-            f"It is fitted to {num_clear} of {plural(fit.num_curves, 'curve')}: the others are "
-            "near chance level."
+            f"b is fitted to {num_clear} of {plural(fit.num_curves, 'curve')}, because the "
+            "others are near chance level."
         )
 
 
@@ -358,8 +380,8 @@ def _against_the_law(against_bound: Answer) -> str:
     elif low <= LAW_SLOPE <= high:
         conclusion = "the data are compatible with the law's rate"
         if low <= EXPONENT.null <= high:
-            # An interval that contains 0 and 1 says nothing about the rate, and nothing about the
-            # fall either: single datasets of low d have most of the weight in this b.
+            # An interval that contains 0 and 1 says nothing about the rate, and nothing about
+            # the fall either: single datasets of low d have most of the weight in this b.
             conclusion = "this b is too uncertain to compare with the law's rate"
     return f"Against b = 1, adjusted {adjusted}: {conclusion}."
 
@@ -367,8 +389,8 @@ def _against_the_law(against_bound: Answer) -> str:
 def _above_the_law(fits: ScalingFits) -> str:
     """Return in how many datasets the exponent is above the law's 1, with an exact sign test.
 
-    The sign test gives every dataset the same weight, as the pooled exponent does not. It belongs
-    to no family of tests, so no verdict uses it. It assumes independent datasets.
+    The sign test gives every dataset the same weight, as the pooled exponent does not. It
+    belongs to no family of tests, so no verdict uses it. It assumes independent datasets.
     """
     fit = fits.exponent()
     text = f"b is above 1 in {_of_all_datasets(fit.num_above_bound, len(fit.by_dataset))}"
@@ -465,8 +487,8 @@ def _attacks(fits: ScalingFits) -> Finding:
             p = fit.estimates[0].resampled_p
             num_significant += p is not None and p <= LEVEL
         details.append(
-            f"The rise is significant in {num_significant} of {len(correlations)} combinations of "
-            "attack, epsilon and model, adjusted for their number."
+            f"The rise is significant in {num_significant} of {len(correlations)} "
+            "combinations of attack, epsilon and model, adjusted for their number."
         )
     size = f"The correlation is r = {number(answer.value)}"
     of_interval = ""
@@ -477,7 +499,7 @@ def _attacks(fits: ScalingFits) -> Finding:
         answer,
         size,
         interval(answer.interval),
-        name_of_value=name_of_r,
+        name_of_value="this r",
         claim=claim,
         of_interval=of_interval,
     )
@@ -485,7 +507,7 @@ def _attacks(fits: ScalingFits) -> Finding:
         sentences += ("The law expects a rise.",)
     if one_decides(answer) and len(correlations) > 1 and best.largest_left_out is not None:
         largest = number(best.largest_left_out)
-        sentences += (f"The largest of all {len(correlations)} is then {largest}.",)
+        sentences += (f"The largest r is then {largest}.",)
     return Finding(
         question=question,
         verdict=answer.verdict,
@@ -527,14 +549,15 @@ def of_representations(fits: ScalingFits) -> Finding:
         details.append(f"{num_lacking} more lack one of the two.")
     details += [
         *_by_network(fits),
-        "The bound states no largest ratio d_repr / d_data, so a count of ratios above 1 does not "
-        "test it.",
+        "The bound d_repr ≲ d_data is approximate: it states no largest ratio, so a count of "
+        "ratios above 1 does not test it.",
         "This is exploratory.",
     ]
     notes = []
     by_share = sorted(fit.by_dataset.items(), key=lambda entry: (-entry[1], entry[0]))
     if by_share:
-        # Datasets with the share of the last named one are named too: their order means nothing.
+        # Datasets with the share of the last named one are named too: their order means
+        # nothing.
         _, smallest_named = by_share[:MAX_WORST][-1]
         worst = [(name, part) for name, part in by_share if part >= smallest_named]
         named = listing([f"{name} ({percent(part)})" for name, part in worst])
@@ -552,7 +575,9 @@ def of_representations(fits: ScalingFits) -> Finding:
 
 
 def _of_fitted_networks(fit: RepresentationFit, *, counts_above: bool) -> Iterator[str]:
-    """Yield the same count without the networks that do not fit their own training images.
+    """Yield the same count without the networks that do not fit their training images.
+
+    A network whose train accuracy is unknown is counted.
 
     Args:
         fit: The counts.
@@ -561,25 +586,26 @@ def _of_fitted_networks(fit: RepresentationFit, *, counts_above: bool) -> Iterat
     if not fit.num_unfitted:
         return
     num_fitted = fit.num_points - fit.num_unfitted
+    if not num_fitted:
+        yield "No network here fits its training images."
+        return
     count = fit.num_held - fit.num_held_unfitted
     if counts_above:
         count = num_fitted - count
-    yield f"Where the network fits its training images, it is {count} of {num_fitted}."
+    yield f"Without networks that do not fit their training images, it is {count} of {num_fitted}."
 
 
 def _of_ratio(fit: RepresentationFit) -> Iterator[str]:
     """Yield the median of d_repr / d_data, and its meaning for the approximate bound.
 
-    The bound d_repr ≲ d_data has no stated tolerance. A count of ratios above 1 is therefore no
-    test of it.
+    The bound d_repr ≲ d_data has no stated tolerance. A count of ratios above 1 is therefore
+    no test of it.
     """
     if fit.median_ratio is None:
         return
     yield f"The median d_repr / d_data is {number(fit.median_ratio)}."
     if fit.num_held == fit.num_points:
         yield "This agrees with the bound d_repr ≲ d_data."
-    else:
-        yield "The bound d_repr ≲ d_data is approximate."
 
 
 def _by_network(fits: ScalingFits) -> Iterator[str]:

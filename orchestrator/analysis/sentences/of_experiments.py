@@ -14,8 +14,8 @@ def of_experiment(interventions: Interventions) -> Finding:
     """Return the finding on the effects of changing one property."""
     effects = interventions.effects
     notes = [
-        "Worlds are the replicates: intervals hold for these kinds of images and networks. If "
-        "worlds share classes, the wider of two intervals is given.",
+        "Worlds are the replicates, so intervals hold for these kinds of images and networks. "
+        "If worlds share classes, isweep prints the wider of two intervals.",
         "Arms with exchanged labels also raise the lowest loss that a network can reach.",
     ]
     overall = [effect for effect in effects if not effect.arm]
@@ -38,7 +38,7 @@ def of_experiment(interventions: Interventions) -> Finding:
     if any(effect.tested_on for effect in effects):
         images = "in training images alone"
     return Finding(
-        question=f"When one property is moved, {images}, what follows?",
+        question=f"What happens if one property is changed {images}?",
         verdict="described",
         sentences=(followed(effects),),
         details=(interventions.answer,),

@@ -17,20 +17,22 @@ def nothing_detectable(test: TTest | LargestCorrelation | None, num_tests: int) 
     if test is None or test.can_detect(num_tests):
         return ""
     why = (
-        f"{at_level(num_tests)} this table can detect no effect: resampling cannot give a p below "
-        f"{number(test.smallest_p, 2)}."
+        f"{at_level(num_tests)} this table can detect no effect: resampling cannot give a p "
+        f"below {number(test.smallest_p, 2)}."
     )
     num_others = test.num_others_needed(num_tests)
     if num_others >= max(num_tests, 1):
         return f"{why} Whatever its numbers are, the table cannot decide this question."
     others = plural(num_others, "other test")
-    return f"{why} A verdict is possible only if {others} of the family are significant."
+    verb = "is" if num_others == 1 else "are"
+    return f"{why} A verdict is possible only if {others} of the family {verb} significant."
 
 
 def detectable_slope(test: TTest | LargestCorrelation | None, num_tests: int) -> str:
     """Return the slope that 80 of 100 t tests detect; empty if it is unknown.
 
-    A verdict that also needs a small p by resampling detects this slope less often: "at most 80".
+    If the verdict also needs a small p by resampling, it detects this slope less often. The
+    text is then "at most 80".
     """
     if not isinstance(test, TTest):
         return ""

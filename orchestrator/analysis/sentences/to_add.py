@@ -7,7 +7,7 @@ from math import factorial, prod
 
 from orchestrator.analysis.fits import ScalingFits
 from orchestrator.analysis.inference import LEVEL
-from orchestrator.analysis.law_fits.records import ExponentFit, Fit
+from orchestrator.analysis.law_fits.records import AttackFit, ExponentFit, Fit
 from orchestrator.analysis.results_tables.sharpness_scale import UNEQUAL_SCALES
 from search_spaces.errors import plural
 
@@ -25,11 +25,14 @@ def datasets_to_add(fits: ScalingFits, fit: Fit, numbers: str, reason: str = "")
         return "measure K_F at one image size and number of channels"
     if fit.status == "refused":
         return "train until losses fall below chance level"
+    if not isinstance(fit, AttackFit) and all(one.d_data is None for one in fits.datasets):
+        return "measure d_data with the estimator `mle`"
     num_missing = max(0, fit.num_needed - fit.num_datasets)
     noun = "dataset"
     domains = Counter(dataset.domain for dataset in fits.datasets if dataset.loss is not None)
     if domains and not isinstance(fit, ExponentFit):
-        # Four datasets of one domain have 24 permutations; two and three of two domains have 12.
+        # Four datasets of one domain have 24 permutations; two and three of two domains have
+        # 12.
         (domain, num_of_domain), *other_domains = domains.most_common()
         ways_of_others = prod(factorial(num) for _, num in other_domains)
         while ways_of_others * factorial(num_of_domain + num_missing) < 1 / LEVEL:

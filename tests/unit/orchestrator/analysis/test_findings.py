@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from orchestrator.analysis.answers import Answer, Question
+from orchestrator.analysis.claims import ledger
 from orchestrator.analysis.figures.of_sweeps import dataset_properties, loss_gain_on_sharpness
 from orchestrator.analysis.findings import (
     family,
@@ -409,8 +410,7 @@ def test_a_share_has_its_count_of_points_and_the_mean_over_datasets():
     finding = answers(table)["representation"]
     assert finding.answer.startswith(
         "At 9 of 12 points, the dimension of the network's last hidden layer (d_repr) is at most "
-        "d_data. The median d_repr / d_data is 0.5. The bound d_repr ≲ d_data is approximate. "
-        "With each dataset counting once, that is 75%"
+        "d_data. The median d_repr / d_data is 0.5. With each dataset counting once, that is 75%"
     )
     assert finding.notes[0] == "d_repr is most often above d_data in natural0 (100%)."
     finding_above = answers(table.assign(d_repr_mle=1e9))["representation"]
@@ -486,7 +486,7 @@ def test_datasets_whose_loss_falls_faster_than_the_law_are_counted(fastest):
 
 def test_a_false_verdict_is_said_to_be_likelier_with_dependent_datasets():
     table = synthetic_table(num_natural=4, num_medical=3, trial_std=0.1)
-    assert "It can be higher here" not in family(fit_scaling_laws(table))
+    assert "This chance can be higher here" not in family(fit_scaling_laws(table))
     shown = {
         "natural0": "digits",
         "natural1": "digits",
@@ -498,7 +498,7 @@ def test_a_false_verdict_is_said_to_be_likelier_with_dependent_datasets():
     origins = {name: ImageOrigin(collection=things) for name, things in shown.items()}
     fits = fit_scaling_laws(table, facts=SweepFacts(origins=origins))
     assert (
-        "at most 5 %. It can be higher here: medical0, medical1 and medical2 are not independent, "
+        "at most 5 %. This chance can be higher here: medical0, medical1 and medical2 are not independent, "
         "nor are natural0 and natural1. Intervals" in family(fits)
     )
     assert any("medical2 are not independent: all show one brain." in one for one in fits.caveats)
@@ -755,10 +755,10 @@ def test_networks_that_do_not_fit_their_training_images_are_counted():
     table = synthetic_table(num_natural=3, num_medical=1, models=("a", "b"))
     table["d_repr_mle"] = table["d_data_mle"] * np.where(table["model"] == "a", 2.0, 0.5)
     of_fall = (
-        "At N = 500, 4 of 8 networks do not fit their own training images, so longer training may "
-        "explain a part."
+        "At N = 500, 4 of 8 networks do not fit their training images, so longer training may "
+        "explain part of this."
     )
-    of_count = "Where the network fits its training images, it is 8 of 20."
+    of_count = "Without networks that do not fit their training images, it is 8 of 20."
     of_limits = "In 4 of 24 points the network does not fit its own training images"
     fits = fit_scaling_laws(with_unfitted_networks(table))
     by_question = dict(zip(QUESTIONS, findings(fits), strict=True))
@@ -770,6 +770,61 @@ def test_networks_that_do_not_fit_their_training_images_are_counted():
     text = " ".join([*(finding.answer for finding in findings(fits)), *fits.caveats])
     assert "training images, so" not in text
     assert "not fit" not in text
+
+
+def test_without_any_network_that_fits_its_training_images_no_share_of_zero_points_is_given():
+    table = synthetic_table(num_natural=3, num_medical=1, models=("a",))
+    finding = answers(table.assign(num_classes=2, train_accuracy=0.6))["representation"]
+    assert "No network here fits its training images." in finding.sentences
+    assert "of 0" not in finding.answer
+
+
+def test_the_exponent_is_given_with_d_by_twonn_too():
+    """The exponent is proportional to d, so a TwoNN of 1.5 times the MLE makes it 1.5 times b."""
+    table = clear_law(trial_std=0.3, seed=3)
+    table = table.assign(d_data_twonn=1.5 * table["d_data_mle"])
+    fits = fit_scaling_laws(table)
+    estimate = fits.exponent().estimates[0]
+    bounds = tuple(1.5 * bound for bound in estimate.interval)
+    sentence = (
+        f"b depends on the estimator of d: by TwoNN it is {number(1.5 * estimate.value)} "
+        f"({interval(bounds)}, exploratory)."
+    )
+    assert sentence in answers(table)["exponent"].sentences
+    claims = {
+        claim.question.source: claim for claim in ledger(table, sweep="made", compare=False).entries
+    }
+    assert f"{claims['Thm 1'].note}.".endswith(sentence)
+    assert "TwoNN" not in claims["Thm 4"].note
+    first = table["dataset"] == table["dataset"].min()
+    of_fewer = answers(table.assign(d_data_twonn=table["d_data_twonn"].mask(first)))["exponent"]
+    assert "by TwoNN in 11 datasets it is " in of_fewer.line
+    without = answers(table.drop(columns="d_data_twonn"))["exponent"]
+    assert "TwoNN" not in without.answer
+
+
+def test_without_d_data_the_advice_is_to_measure_it_and_not_to_add_datasets():
+    table = synthetic_table(num_natural=4, num_medical=4).assign(d_data_mle=np.nan)
+    by_question = answers(table)
+    for name in ("dimension", "sharpness", "exponent"):
+        assert by_question[name].to_add == "measure d_data with the estimator `mle`"
+    thm_1 = ledger(table, sweep="made", compare=False).entries[4]
+    assert thm_1.reason == "no point has d_data"
+
+
+def test_a_mean_slope_of_two_datasets_has_no_interval():
+    finding = answers(synthetic_table(num_natural=2, num_medical=0))["fall"]
+    assert "The mean slope of log loss on log N is " in finding.answer
+    assert "interval" not in finding.answer
+
+
+def test_the_first_remark_says_that_images_come_from_the_same_few_pictures():
+    table = synthetic_table(num_natural=4, num_medical=4)
+    origins = {"natural0": ImageOrigin(cut_from="two photographs")}
+    fits = fit_scaling_laws(table, facts=SweepFacts(origins=origins))
+    remark = "In 1 of 8 datasets, training and test images come from the same few pictures."
+    assert fits.caveats[0] == remark
+    assert f"- {remark}" in summary(fits)
 
 
 @pytest.mark.parametrize(
@@ -813,8 +868,8 @@ def test_the_largest_correlation_without_a_dataset_may_be_of_another_attack():
     expected = max(
         np.corrcoef(k_f, [values[name] for name in others])[0, 1] for values in gains.values()
     )
-    assert f"without {outlier}, r of FGSM at " in finding.line
-    assert f"The largest of all {len(gain_columns)} is then {number(expected)}." in finding.line
+    assert f"without {outlier}, this r is " in finding.line
+    assert f"The largest r is then {number(expected)}." in finding.line
 
 
 def test_the_heaviest_dataset_explains_an_uncertain_exponent():

@@ -75,7 +75,7 @@ def test_exploratory_fits_are_made_only_on_request_and_change_no_answer():
     explored = explore_fits(table)
     assert standard.answers == explored.answers
     assert set(map(repr, standard.fits)) <= set(map(repr, explored.fits))
-    assert len(standard.fits) < len(explored.fits) / 1.3
+    assert len(standard.fits) < len(explored.fits)
     assert explored.exponent(model="a").status == "ok"
 
 
@@ -100,7 +100,8 @@ def test_too_few_datasets_are_refused_with_the_number_that_is_needed():
     ).headline()
     assert (
         headline_of_three_datasets.reason
-        == "3 of the 5 datasets that it needs (medical0, natural0 and natural1)"
+        == "the fit needs at least 5 datasets with all its numbers, and there are 3 (medical0, "
+        "natural0 and natural1)"
     )
     assert (headline_of_three_datasets.num_datasets, headline_of_three_datasets.num_needed) == (
         3,
@@ -108,7 +109,9 @@ def test_too_few_datasets_are_refused_with_the_number_that_is_needed():
     )
     fits_of_one_dataset = explore_fits(synthetic_table(num_natural=1, num_medical=0))
     reason = fits_of_one_dataset.exponent().reason
-    assert reason == "1 dataset with two train sizes and d_data, at least 3 needed"
+    assert reason == (
+        "the fit needs at least 3 datasets with two train sizes and d_data, and there is 1"
+    )
 
 
 def test_few_datasets_and_one_seed_are_caveats():
@@ -133,12 +136,12 @@ def test_datasets_of_one_origin_are_a_caveat_as_dependent():
     fits_without_origins = fit_scaling_laws(table)
     fits = fit_scaling_laws(table, facts=SweepFacts(origins=origins))
     assert fits.caveats == (
+        "In 2 of 5 datasets, training and test images come from the same few pictures.",
         "No medical dataset here has several patients, so no result is about patients.",
-        "In 2 of 5 datasets, training and test images come from the same few pictures. Losses on "
-        "new pictures are probably higher.",
         "natural0 and natural2 are not independent: both show handwritten digits.",
         "Intervals over the 5 datasets may be too narrow for other datasets.",
-        "Images are cut from these pictures: medical0 (one volume) and medical1 (one slide).",
+        "Images are cut from these pictures: medical0 (one volume) and medical1 (one slide). "
+        "Losses on new pictures are probably higher.",
         *fits_without_origins.caveats,
     )
     assert fits.answers == fits_without_origins.answers
@@ -214,7 +217,8 @@ def test_below_six_datasets_no_correlation_is_given_and_the_datasets_are_counted
         assert attack_fits
         assert {(fit.status, fit.estimates) for fit in attack_fits} == {("not_enough_data", ())}
         assert {fit.reason for fit in attack_fits} == {
-            f"{num + 1} datasets with K_F and attacks at equal N, at least 6 needed"
+            "the fit needs at least 6 datasets with K_F and attacks at equal N, and there are "
+            f"{num + 1}"
         }
         table_keys = [fit_table.key for fit_table in fit_tables(explore_fits(table))]
         assert "attacks" not in table_keys
@@ -311,7 +315,9 @@ def test_the_exponent_is_shown_for_other_choices_of_d():
     twonn_of_one = table["d_data_twonn"].where(table["dataset"] == "natural0")
     fits_of_one_twonn = explore_fits(table.assign(d_data_twonn=twonn_of_one))
     reason = fits_of_one_twonn.exponent(variant="TwoNN").reason
-    assert reason == "1 dataset with two train sizes and d_data by TwoNN, at least 3 needed"
+    assert reason == (
+        "the fit needs at least 3 datasets with two train sizes and d_data by TwoNN, and there is 1"
+    )
 
 
 def test_refusals_are_one_line_and_never_rows():
@@ -347,7 +353,8 @@ def test_every_count_of_points_at_chance_level_is_equal():
     assert fits.caveats[:2] == (
         f"In {num_at_chance} of 36 points the loss is at least 80% of the loss of guessing (0.555 of 0.693 "
         "for two classes).",
-        f"{num_at_chance} of these hardly separate the classes, so they are at chance level.",
+        f"At {num_at_chance} of these points the network hardly separates the classes, so they are "
+        "at chance level.",
     )
     reason = (
         f"the losses of {num_at_chance} of 36 points are at chance level, which flattens slopes by an "
@@ -432,12 +439,12 @@ def test_a_high_loss_of_a_network_that_learned_is_not_called_chance_level(
     """A network that is right and confident in 70 % of the images has a loss of 0.611."""
     table = synthetic_table(num_natural=2, num_medical=2, trial_std=0.1)
     fits = fit_scaling_laws(table.assign(test_loss=loss, test_accuracy=accuracy, auc=auc))
-    classified = "hardly separate the classes, so they are at chance level"
+    classified = "hardly separates the classes, so they are at chance level"
     if has_learned:
-        classified = "still separate the classes: accuracy or AUROC is well above chance"
+        classified = "still separates the classes: accuracy or AUROC is well above chance"
     text = " ".join(fits.caveats)
     assert "In 12 of 12 points the loss is at least 80% of the loss of guessing" in text
-    assert f"12 of these {classified}" in text
+    assert f"At 12 of these points the network {classified}" in text
     assert fits.num_at_chance_level == (0 if has_learned else 12)
     assert f"{loss}{mark}" in seen_table(fits).rows[0]
 
@@ -471,8 +478,8 @@ def test_curves_that_are_flat_only_at_chance_level_have_no_exponent():
 
     fit_near_chance = exponent_of(1.2)
     assert fit_near_chance.reason == (
-        "0 datasets with two train sizes and d_data whose losses are clear of chance level, at "
-        "least 3 needed"
+        "the fit needs at least 3 datasets with two train sizes and d_data whose losses are clear "
+        "of chance level, and there are 0"
     )
     assert (fit_near_chance.num_curves, fit_near_chance.num_at_chance) == (12, 12)
     fit_of_late_fall = exponent_of(12.0)

@@ -88,7 +88,7 @@ def test_the_answer_names_the_result_for_every_slope(follows, verdict):
 def test_the_first_line_has_the_slope_with_its_interval():
     all_findings = findings(fit_scaling_laws(intervention_table(2.0), arms=ARMS))
     (finding,) = [
-        candidate for candidate in all_findings if "one property is moved" in candidate.question
+        candidate for candidate in all_findings if "one property is changed" in candidate.question
     ]
     slope = find_effect(fit_interventions(intervention_table(2.0), ARMS), "Δ log K_F")
     low, high = (number(bound) for bound in slope.interval)
@@ -168,7 +168,7 @@ def test_the_answer_of_many_base_datasets_comes_before_their_rows(tmp_path):
 def test_an_arm_that_moves_too_little_or_too_much_is_left_out_by_name():
     weak = fit_interventions(intervention_table(1.0, contrast=1.9), ARMS)
     assert "0 of 4 arms" in weak.answer
-    assert "whether log loss follows is undecided (0 worlds" in weak.answer
+    assert "it is undecided whether log loss follows (0 worlds" in weak.answer
     assert "Left out by the gate: w0_contrast, w1_contrast" in weak.answer
     gate = find_gate(weak, "w0_contrast")
     assert (gate.counts, gate.reason) == (False, "K_F moved too little")
@@ -326,7 +326,7 @@ def test_a_condition_that_moves_nothing_gives_no_conclusion():
     assert not any(gate.counts for gate in fit.gates)
     slope = slopes_by_images(fit)["condition", "base"]
     assert (slope.num_worlds, slope.told_from_zero, slope.smaller_than_half) == (0, False, False)
-    assert "cannot be judged (0 worlds, at least 3 with scatter needed" in fit.answer
+    assert "cannot be judged (0 worlds; an interval needs at least 3 worlds" in fit.answer
 
 
 def test_without_an_effect_one_is_detected_in_at_most_five_percent_of_sets():

@@ -10,9 +10,10 @@ from orchestrator.analysis.sentences.methods import methods_paragraph
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import Provenance
+from tasks.trials.training import SGD_MOMENTUM
 
 NO_SPLIT_GROUPS = "no group is in both training and test set"
-PROMISES_OF_THE_SPLIT = (NO_SPLIT_GROUPS, "nested", "the same for all train sizes")
+PROMISES_OF_THE_SPLIT = (NO_SPLIT_GROUPS, "nested", "is the same for all train sizes")
 
 
 def paragraph_of(name: str, records=(), changes=None, *, has_groups: bool = True) -> str:
@@ -22,10 +23,11 @@ def paragraph_of(name: str, records=(), changes=None, *, has_groups: bool = True
     return " ".join(methods_paragraph(plan, by_id, has_groups=has_groups))
 
 
-def record(code_version: str, device: str) -> SimpleNamespace:
+def record(code_version: str, device: str, micro_batch: int | None = None) -> SimpleNamespace:
     """Return the facts of a stored result that the paragraph contains."""
     provenance = Provenance(code_version=code_version, packages={"torch": "2.9.1"})
-    return SimpleNamespace(provenance=provenance, result=SimpleNamespace(device=device))
+    result = SimpleNamespace(device=device, micro_batch=micro_batch)
+    return SimpleNamespace(provenance=provenance, result=result)
 
 
 @pytest.mark.parametrize(
@@ -35,13 +37,13 @@ def record(code_version: str, device: str) -> SimpleNamespace:
         "The images have 8 × 8 pixels.",
         "Each task has two classes. There are 45 pairs of classes.",
         "The networks were trained on 240 images.",
-        "The test set has 100 other images, the same for all train sizes.",
+        "Training sets are stratified by class. Each test set has 100 other images. Where",
         "1 network architecture: small_cnn.",
         "Each network was trained for 30 epochs with Adam with coupled weight decay (learning rate "
         "0.002, weight decay 0.0001, batch size 32).",
         "PGD (steps 20, restarts 5, relative step size 0.1) changed each pixel by at most 32 (in "
         "1/255 of the pixel range).",
-        "Of 45 planned trainings, 0 have a result.",
+        "Results exist for 0 of 45 planned trainings.",
     ],
 )
 def test_the_paragraph_has_the_settings_of_the_sweep_file(sentence):
@@ -83,8 +85,30 @@ def test_samples_for_label_sharpness_are_named_only_where_training_sets_are_larg
 def test_each_version_of_the_code_and_each_device_is_named():
     stored = [record("1.0+a", "cpu"), record("1.0+b", "NVIDIA A100"), record("1.0+a", "cpu")]
     paragraph = paragraph_of("digits-demo", stored)
-    assert "Of 45 planned trainings, 3 have a result." in paragraph
+    assert "Results exist for 3 of 45 planned trainings." in paragraph
     assert "isweep 1.0+a, 1.0+b and PyTorch 2.9.1 on NVIDIA A100, cpu." in paragraph
+
+
+def test_trainings_that_split_their_batches_are_counted():
+    stored = [record("1.0", "cpu"), record("1.0", "cpu", micro_batch=8)]
+    sentence = "For lack of memory, 1 training split each batch into parts, and batch norm used"
+    assert sentence in paragraph_of("digits-demo", stored)
+    assert "split each batch" not in paragraph_of("digits-demo", stored[:1])
+
+
+def test_the_momentum_of_sgd_is_that_of_the_training():
+    paragraph = paragraph_of("demo", changes={"recipe": {"from": "demo", "optimizer": "sgd"}})
+    assert f"with stochastic gradient descent with momentum {SGD_MOMENTUM:g} (" in paragraph
+
+
+def test_another_precision_is_named():
+    paragraph = paragraph_of("demo", changes={"recipe": {"from": "demo", "precision": "bfloat16"}})
+    assert "batch size 32, forward pass in bfloat16)" in paragraph
+    assert "forward pass" not in paragraph_of("demo")
+
+
+def test_train_sizes_are_alternatives():
+    assert "The networks were trained on 60, 120 or 240 images." in paragraph_of("demo")
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ from orchestrator.analysis.limits import SweepFacts
 from orchestrator.analysis.number_formats import interval, number, p_equals
 from orchestrator.analysis.report import write_report
 from orchestrator.analysis.sentences.finding import ASKED_AFTER_SEEING
+from orchestrator.analysis.tables.of_fits import fit_tables
 from orchestrator.analysis.tables.of_trials import pair_table
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.errors import plural
@@ -320,10 +321,10 @@ def test_lost_accuracy_is_in_points_for_pairs_ten_per_cent_further_apart():
         for candidate in findings(fits_of_late_question)
         if "closer together" in candidate.question
     ]
-    assert 'This does not cover a "suggested" answer.' in family(fits_of_late_question)
+    assert 'This chance does not cover a "suggested" answer.' in family(fits_of_late_question)
     assert "suggested" not in family(fits)
     assert late_finding.line == f"{finding.line} {ASKED_AFTER_SEEING}"
-    assert (finding.badge, late_finding.badge) == ("supported", "suggested")
+    assert (finding.verdict, late_finding.verdict) == ("supported", "suggested")
     assert "SUGGESTED: Do attacks cost more accuracy where two" in "\n".join(
         summary(fits_of_late_question)
     )
@@ -369,7 +370,58 @@ def test_a_claim_that_was_asked_after_seeing_the_images_confirms_nothing():
     ).entries
     decided = [claim for claim in claims if claim.is_decided]
     assert decided
+    assert {claim.verdict for claim in decided} == {"suggested"}
     assert all(claim_line(claim).endswith(ASKED_AFTER_SEEING) for claim in decided)
+
+
+def test_a_late_question_has_one_verdict_in_json_in_fit_in_the_table_and_in_claims():
+    rows = with_attack(trial_table(on_k=1.0, noise=0.05))
+    keys = {
+        slope.on: pair_answer(slope).question.key for slope in fit_scaling_laws(rows).class_pairs
+    }
+    facts = SweepFacts(asked_after_seeing=tuple(keys.values()))
+    fits = fit_scaling_laws(rows, facts=facts)
+    before = fit_scaling_laws(rows)
+    in_json = [entry["verdict"] for entry in fits.to_json()["class_pairs"]]
+    expected = []
+    for slope in before.class_pairs:
+        verdict = before.pair_answer(slope).verdict
+        expected.append("suggested" if verdict in ("supported", "contradicted") else verdict)
+    assert in_json == expected
+    assert "suggested" in in_json
+    shown = {finding.question: finding.verdict for finding in findings(fits)}
+    for slope, verdict in zip(fits.class_pairs, in_json, strict=True):
+        question = PAIR_QUESTIONS[slope.on].question.text
+        if question:
+            assert shown[question] == verdict
+    answers_in_table = next(table for table in fit_tables(fits) if table.key == "answers")
+    tested = []
+    for slope, verdict in zip(fits.class_pairs, in_json, strict=True):
+        if slope.p_value is not None:
+            tested.append(verdict)
+    assert [row[-1] for row in answers_in_table.rows] == tested
+    claims = ledger(rows, sweep="pairs", compare=False, facts=facts)
+    by_key = dict(zip(keys.values(), in_json, strict=True))
+    for entry in claims.to_json()["entries"]:
+        if entry["key"] in by_key:
+            assert entry["verdict"] == by_key[entry["key"]]
+    lines = " ".join(claims.lines())
+    num_suggested = sum(entry.verdict == "suggested" for entry in claims.entries)
+    assert f"0 contradicted, {num_suggested} suggested, " in lines
+    assert claims.families.endswith('This chance does not cover a "suggested" answer.')
+
+
+def test_a_late_effect_on_the_other_side_keeps_the_opposite_statement():
+    rows = trial_table(on_k=-1.0, noise=0.05)
+    late = SweepFacts(asked_after_seeing=("pairs_loss",))
+    (finding,) = [
+        one
+        for one in findings(fit_scaling_laws(rows, facts=late))
+        if "higher loss?" in one.question
+    ]
+    assert finding.verdict == "suggested"
+    assert finding.claim == "Sharper labels go with a lower loss."
+    assert finding.line.startswith(f"{finding.claim} Pairs with 10 % higher K_F have ")
 
 
 def test_a_page_of_pairs_shows_its_finding_first_in_a_figure_and_a_table(tmp_path):

@@ -118,7 +118,7 @@ def test_values_outside_the_fitted_ranges_are_named_and_widen_the_interval(noisy
 def test_a_domain_without_a_fit_uses_all_datasets_with_a_warning():
     fits = fit_growth(synthetic_table(num_natural=6, num_medical=1), domain="medical")
     prediction = predict(fits, train_size=1000, **NEW_DATASET)
-    reason = "no fit for medical datasets (only 1 of at least 2 datasets has losses, d_data and K_F"
+    reason = "no fit for medical datasets (1 dataset has losses, d_data and K_F, but a fit needs"
     assert reason in prediction.warning
     assert "all datasets are used" in prediction.warning
 
@@ -383,7 +383,9 @@ def test_too_few_datasets_give_a_value_without_an_interval():
 
 
 def test_a_table_that_cannot_be_fitted_is_an_error_with_its_reason():
-    with pytest.raises(DataError, match="only 1 of at least 2 datasets has losses, d_data and K_F"):
+    with pytest.raises(
+        DataError, match="1 dataset has losses, d_data and K_F, but a fit needs at least 2"
+    ):
         fit_growth(synthetic_table(num_natural=1, num_medical=0))
 
 
