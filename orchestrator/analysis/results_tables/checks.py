@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from orchestrator.analysis.number_formats import listing
 from orchestrator.results.columns import (
@@ -284,19 +285,24 @@ def _with_numbers(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
     return full, tuple(exclusions)
 
 
-def _numbers(cells: pd.Series) -> tuple[pd.Series, dict[str, pd.Series]]:
+def _numbers(cells: pd.Series) -> tuple[pd.Series, dict[str, NDArray[np.bool_]]]:
     """Return a column as float64, and a mask of its unusable values for each reason."""
     name = str(cells.name)
-    values = pd.to_numeric(cells.mask(_is_boolean(cells)), errors="coerce").astype(float)
-    is_no_number = (values.isna() & cells.notna()).to_numpy(copy=True)
-    texts = cells.to_numpy(dtype=object)[is_no_number]
-    is_text = [str(text).strip().lower() not in MISSING_TEXTS for text in texts]
-    is_no_number[is_no_number] = is_text
+    if isinstance(cells.dtype, np.dtype) and cells.dtype.kind in "fiu":
+        values = cells.astype(float)
+        is_no_number = np.zeros(len(cells), dtype=bool)
+    else:
+        values = pd.to_numeric(cells.mask(_is_boolean(cells)), errors="coerce").astype(float)
+        is_no_number = (values.isna() & cells.notna()).to_numpy(copy=True)
+        texts = cells.to_numpy(dtype=object)[is_no_number]
+        is_text = [str(text).strip().lower() not in MISSING_TEXTS for text in texts]
+        is_no_number[is_no_number] = is_text
+    numbers = values.to_numpy()
     unusable = {
-        "not a number": pd.Series(is_no_number, index=values.index),
-        "stored infinity": values.abs() >= LARGEST_VALUE,
+        "not a number": is_no_number,
+        "stored infinity": np.abs(numbers) >= LARGEST_VALUE,
     }
     if name.startswith(POSITIVE_MEASURES) and not name.endswith("_std_error"):
-        unusable["not above zero"] = values <= 0
-        unusable["next to zero"] = (values > 0) & (values < 1 / LARGEST_VALUE)
+        unusable["not above zero"] = numbers <= 0
+        unusable["next to zero"] = (numbers > 0) & (numbers < 1 / LARGEST_VALUE)
     return values, unusable
