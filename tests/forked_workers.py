@@ -53,9 +53,9 @@ def serve(listener: socket.socket, paths: Sequence[str]) -> None:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     num_threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
-    # Errors are left to the workers, which collect the same tests once more.
-    import pytest
+    import pytest  # not on top: the command of a worker needs no pytest
 
+    # Errors are left to the workers, which collect the same tests once more.
     with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
         pytest.main(["--collect-only", "-qq", "-p", "no:cacheprovider", *paths])
     if num_threads is None:
