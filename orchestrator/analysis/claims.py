@@ -85,8 +85,8 @@ ONE_FAMILY = (
 TWO_FAMILIES = (
     "The p-values form two families (Holm). A claim that isweep fit tests too is adjusted "
     "over the tests of isweep fit, any other over all tests of this ledger. If the tests' "
-    "assumptions hold, the chance of any false claim is at most 5 % in each family, and at "
-    "most 10 % in the two families together."
+    "assumptions hold, the chance of any false claim is at most 5 % in each family. In the two "
+    "families together, the chance is at most 10 %."
 )
 """Sentences on a ledger whose tests are of two families."""
 FAMILY_WORDS: dict[Family, str] = {

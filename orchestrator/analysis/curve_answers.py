@@ -60,9 +60,9 @@ CHANCE_MARGIN = 0.05
 """Share of the loss or error at chance level by which a score must be better, if the size of
 the test set is unknown."""
 MEASURED_ASSURANCE = {3: 44, 4: 57, 5: 71}
-"""Number of train sizes of a curve -> percentage of cases in which the number of images for a
-probability of 80 % was large enough (``benchmarks/prediction_rivals.py``, 489 curves of
-losses)."""
+"""Number of train sizes of a curve -> per cent of the cases in which the predicted number of
+images was large enough. The numbers were predicted for a probability of 80 %, from 489 curves of
+losses (``benchmarks/prediction_rivals.py``)."""
 CHANCE_STANDARD_ERRORS = 2.0
 """Number of standard errors of the test set by which a score must be better than chance
 level."""

@@ -83,10 +83,10 @@ class CheckedTable:
     """The usable rows of a table of results.
 
     Attributes:
-        rows: One row per training with the columns of the table, and in addition ``size``,
-            ``score``, ``tested`` (number of test images), ``positives`` (number of test images
+        rows: One row per training with the columns of the table, and five more columns:
+            ``size``, ``score``, ``tested`` (number of test images), ``positives`` (test images
             of the positive class of an AUROC) and ``classes`` (number of classes). The last
-            three are NaN if unknown.
+            three are NaN if they are unknown.
         remarks: Sentences on rows that were left out, and on the use of columns.
     """
 

@@ -389,8 +389,8 @@ def best_score(rows: pd.DataFrame) -> BestScore:
 def next_target(rows: pd.DataFrame) -> Target:
     """Return the score that the best curve is expected to reach with four times the images.
 
-    If no score better than the best score so far is expected, the target is half of the
-    errors, or half of the loss, of the best score. Accuracies are used if all rows have an
+    If the expected score is not better than the best score so far, the target has half the
+    errors, or half the loss, of the best score. Accuracies are used if all rows have an
     accuracy and no network is perfect.
 
     Args:

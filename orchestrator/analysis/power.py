@@ -490,8 +490,9 @@ def experiment_power(
 ) -> ExperimentPower:
     """Return the power of an experiment whose conditions double K_F: the least change that counts.
 
-    As in ``isweep fit``, the interval is the wider one of two: the t interval over base
-    datasets, and a jackknife over the classes that base datasets share.
+    As in ``isweep fit``, two intervals are computed, and the wider one counts. One is the t
+    interval over base datasets. The other one is from a jackknife over the classes that base
+    datasets share.
 
     Args:
         arms: The conditions of the experiment.

@@ -265,7 +265,7 @@ def compare(
 
     Args:
         first: Results of the first sweep, with one row per trial.
-        second: Results of the second sweep, likewise.
+        second: Results of the second sweep, with one row per trial.
         names: Names of the two sweeps.
 
     Raises:

@@ -17,7 +17,7 @@ from importlib import metadata
 from inspect import signature
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cyclopts import (
     App,
@@ -42,6 +42,10 @@ from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.redaction import without_secrets
 from search_spaces.errors import ConfigError, SetupError, SweepError
 from tasks.atomic import without_waiting
+
+if TYPE_CHECKING:
+    from cyclopts.help import HelpPanel
+    from rich.console import Console, ConsoleOptions
 
 log = logging.getLogger(__name__)
 
@@ -268,6 +272,7 @@ def application() -> App:
         name="isweep",
         help="Explain how a dataset's intrinsic properties decide what networks learn from it.",
         help_format="plaintext",
+        help_formatter=_print_panel,
         version=lambda: f"isweep {metadata.version('isweep')}",
         default_parameter=Parameter(negative=(), show_default=False),
     )
@@ -284,6 +289,22 @@ def application() -> App:
             )
     app.register_install_completion_command(group=Group("Shell", sort_key=len(COMMANDS)))
     return app
+
+
+def _print_panel(console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
+    """Print a panel of help with lines as long as the terminal.
+
+    By default cyclopts keeps the line breaks of docstrings, so that lines are broken twice.
+    """
+    # Only help needs these modules, whose import takes 50 ms.
+    from cyclopts.help import DefaultFormatter
+    from rich.text import Text
+
+    for entry in panel.entries:
+        text = getattr(entry.description, "primary_renderable", None)
+        if isinstance(text, Text):
+            entry.description.primary_renderable = Text(" ".join(text.plain.split()))
+    DefaultFormatter()(console, options, panel)
 
 
 def _usage(function: Callable[..., int | None]) -> str | None:

@@ -200,7 +200,8 @@ def _are_places_of_one_pair(labels: pd.DataFrame, first: str, second: str) -> bo
     for a, b in pairs:
         if (b, a) in pairs:
             raise ConfigError(
-                f"{first} and {second} contain a pair in both orders: {a} and {b}, {b} and {a}",
+                f"The columns {first} and {second} contain a pair in both orders: {a} and {b}, "
+                f"{b} and {a}",
                 hint="Write each pair in one order. If equal names in the two columns are "
                 "different groups, rename these groups in one column",
             )

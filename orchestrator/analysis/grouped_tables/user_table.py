@@ -145,7 +145,8 @@ def _check_columns(cells: pd.DataFrame, design: Design, file_name: str) -> None:
     for name in design.columns:
         if design.columns.count(name) > 1:
             raise ConfigError(
-                f"The column {name} is used more than once in response, on, groups and within",
+                f"The column {name} is used more than once in --response, --on, --groups and "
+                "--within",
                 hint="Use every column in only one of these options",
             )
 

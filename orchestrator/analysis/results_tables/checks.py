@@ -286,7 +286,7 @@ def _with_numbers(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
 
 
 def _numbers(cells: pd.Series) -> tuple[pd.Series, dict[str, NDArray[np.bool_]]]:
-    """Return a column as float64, and for each reason, which of its values are unusable."""
+    """Return a column as float64, and a mask of its unusable values for each reason."""
     name = str(cells.name)
     if isinstance(cells.dtype, np.dtype) and cells.dtype.kind in "fiu":
         values = cells.astype(float)

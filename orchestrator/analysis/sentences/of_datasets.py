@@ -563,7 +563,8 @@ def of_representations(fits: ScalingFits) -> Finding:
         named = listing([f"{name} ({percent(part)})" for name, part in worst])
         notes.append(f"d_repr is most often above d_data in {named}.")
     notes.append(
-        "Both are estimates from few points. Other estimators can differ by a factor of 2 or more."
+        "d_repr and d_data are estimates. Other estimators can give values that differ by a factor "
+        "of 2 or more."
     )
     return Finding(
         question=question,

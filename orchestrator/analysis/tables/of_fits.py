@@ -283,8 +283,8 @@ FIT_TABLES = (
         note=(
             "Pearson's r over datasets at equal model and train size, within domains if there "
             "are two, with its 95 % interval. Intervals of single models hold for all of them "
-            "at once; the interval of a pooled row holds for this row alone. p tests a rise, "
-            "and is adjusted over the single models and attacks, not over questions."
+            "at once. The interval of a pooled row holds for this row alone. p tests a rise. It "
+            "is adjusted over the single models and attacks, not over questions."
         ),
         columns={
             "attack": _attack,
