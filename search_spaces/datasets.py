@@ -29,8 +29,8 @@ class ImageOrigin:
 
     Attributes:
         collection: The common subject or origin of several datasets; empty if there is none.
-        cut_from: The few pictures from which training and test images are cut; empty if there are
-            none.
+        cut_from: The few pictures from which training and test images are cut; empty if there
+            are none.
     """
 
     collection: str = ""
@@ -57,14 +57,16 @@ ORIGINS: dict[str, ImageOrigin] = {
     for name, row in _TABLE.items()
     if row.get("collection") or row.get("cut_from")
 }
-"""Origins of the datasets whose images are not independent of each other or of other datasets."""
+"""Origins of the datasets whose images are not independent of each other or of other
+datasets."""
 
 
 def dataset_spec(name: str) -> DatasetSpec:
     """Return the row of the dataset ``name``.
 
     Raises:
-        ConfigError: the table has no such row. The message contains a similar name and all names.
+        ConfigError: the table has no such row. The message contains a similar name and all
+            names.
     """
     if name not in DATASETS:
         raise unknown_name("dataset", name, DATASETS)

@@ -54,8 +54,8 @@ class TooFewImagesError(DataError):
     Args:
         problem: See :class:`SweepError`.
         hint: See :class:`SweepError`.
-        largest_train_size: The largest train size that is possible with this test set; 0 if even
-            the test set is too large.
+        largest_train_size: The largest train size that is possible with this test set; 0 if
+            even the test set is too large.
     """
 
     def __init__(self, problem: str, hint: str = "", largest_train_size: int = 0) -> None:

@@ -5,10 +5,12 @@ Sweep files and messages about them use shorter words than this code:
 ==============  ===========  =======================================================================
 In the code     In the file  Meaning
 ==============  ===========  =======================================================================
-base dataset    ``worlds``   Generated images, or real images that are changed in a known way. An
+base dataset    ``worlds``   Generated images, or real images that are changed in a known way.
+An
                              experiment has several base datasets, which are its replicates.
 parameter       ``dials``    A property of these images that can be set separately.
-condition       ``arms``     Other values of some parameters. A condition is applied to every base
+condition       ``arms``     Other values of some parameters. A condition is applied to every
+base
                              dataset, and the result is compared with the base dataset. Another
                              word for it is *intervention*.
 target          ``moves``    The property that a condition should change.
@@ -16,8 +18,8 @@ kind of images  ``from``     The source that makes the images.
 ==============  ===========  =======================================================================
 
 A condition changes all images before the split, or only the training images after the split
-(:data:`ChangedImages`). In the first case the test images change too, so a higher test loss may
-come from harder test images. In the second case, the test set is that of the base dataset.
+(:data:`ChangedImages`). In the first case the test images change too, so a higher test loss
+may come from harder test images. In the second case, the test set is that of the base dataset.
 """
 
 from __future__ import annotations
@@ -32,12 +34,13 @@ from search_spaces import specs
 BASE = "base"
 """Name of the unchanged base dataset in a list of its conditions."""
 Target = Literal["sharpness", "dimension", "nothing"]
-"""The property that a condition should change: ``sharpness`` for the label sharpness, ``dimension``
-for the intrinsic dimension. ``nothing`` marks a control, which should have no effect."""
+"""The property that a condition should change: ``sharpness`` for the label sharpness,
+``dimension`` for the intrinsic dimension. ``nothing`` marks a control, which should have no
+effect."""
 ImageKind = Literal["generated", "lesions", "digits_even_odd", "pictures"]
-"""Kinds of images that can be generated or changed. Each kind is also the name of the source that
-makes these images. ``digits_even_odd`` has the ten digits of the set ``mnist5k``, in the classes
-even and odd. ``pictures`` has two classes of one of :data:`IMAGE_SETS`."""
+"""Kinds of images that can be generated or changed. Each kind is also the name of the source
+that makes these images. ``digits_even_odd`` has the ten digits of the set ``mnist5k``, in the
+classes even and odd. ``pictures`` has two classes of one of :data:`IMAGE_SETS`."""
 ChangedImages = Literal["all", "training"]
 """Images that a condition changes. ``all``: all images before the split, test images included.
 ``training``: only the training images, after the split."""
@@ -79,14 +82,15 @@ class Parameter:
         """Check a value of the parameter ``name``.
 
         Raises:
-            ValueError: the value is out of range, or a fraction where a whole number is required.
+            ValueError: the value is out of range, or a fraction where a whole number is
+                required.
         """
         is_in_range = self.low <= value <= self.high
         if is_in_range and (not self.is_integer or value == int(value)):
             return
         kind = "a whole number" if self.is_integer else "a number"
         raise ValueError(
-            f"dials.{name} is {value:g}, but must be {kind} from {self.low:g} to {self.high:g}"
+            f"`dials.{name}` is {value:g}, but must be {kind} from {self.low:g} to {self.high:g}"
         )
 
 
@@ -118,8 +122,8 @@ _REACH = Parameter(
     high=1,
     meaning="share of the images to blend; images nearest to an image of another class come first",
 )
-# Sweep files contain the names of these parameters, so the names must not change. Names such as
-# bits, frequency and draw do not explain themselves. Read the meaning.
+# Sweep files contain the names of these parameters, so the names must not change. Names such
+# as bits, frequency and draw do not explain themselves. Read the meaning.
 PARAMETERS: dict[str, dict[str, Parameter]] = {
     "generated": {
         "dimension": Parameter(
@@ -227,9 +231,9 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
 """Parameters by kind of images and name. The source of this kind applies them."""
 
 TRAINING_PARAMETERS: dict[str, Parameter] = {"blend": _BLEND, "reach": _REACH}
-"""Parameters that can change training images after the split, in any base dataset. The image that
-is blended in is always a training image. Every other parameter changes the images or labels of the
-whole dataset before the split."""
+"""Parameters that can change training images after the split, in any base dataset. The image
+that is blended in is always a training image. Every other parameter changes the images or
+labels of the whole dataset before the split."""
 
 
 def check_and_sort_training_parameters(
@@ -238,16 +242,16 @@ def check_and_sort_training_parameters(
     """Check the parameters of a condition that changes training images, and return them sorted.
 
     Raises:
-        ValueError: a parameter does not exist or cannot be set after the split, or its value is not
-            allowed.
+        ValueError: a parameter does not exist or cannot be set after the split, or its value
+            is not allowed.
     """
-    hint = f"With intervene_on: training, set {' or '.join(TRAINING_PARAMETERS)}"
+    hint = f"With `intervene_on: training`, set {' or '.join(TRAINING_PARAMETERS)}"
     for name, value in parameters:
         if not any(name in table for table in PARAMETERS.values()):
-            raise ValueError(f"dials has no parameter {name!r}. {hint}")
+            raise ValueError(f"`dials` has no parameter {name!r}. {hint}")
         if name not in TRAINING_PARAMETERS:
             raise ValueError(
-                f"dials contains {name!r}, which applies to the whole dataset and cannot change "
+                f"`dials` contains {name!r}, which applies to the whole dataset and cannot change "
                 f"training images only. {hint}"
             )
         TRAINING_PARAMETERS[name].check(name, value)
@@ -277,13 +281,14 @@ class GeneratedDatasetSpec(specs.Spec):
         for name, value in self.parameters:
             if name not in table:
                 raise ValueError(
-                    f"{self.kind} has no parameter {name!r} (key dials). Choose from these "
+                    f"images of the kind {self.kind} have no parameter {name!r} (key `dials`). "
+                    "Choose from these "
                     f"parameters: {', '.join(table)}"
                 )
             table[name].check(name, value)
         if self.kind == "generated" and self.value("bits") > self.value("dimension"):
             raise ValueError(
-                f"dials.bits is {self.value('bits'):g}, but dials.dimension is only "
+                f"`dials.bits` is {self.value('bits'):g}, but `dials.dimension` is only "
                 f"{self.value('dimension'):g}. Lower bits, or raise dimension"
             )
         return self
@@ -355,8 +360,8 @@ class ConditionSpec(specs.Spec):
             )
         if not self.parameters:
             raise ValueError(
-                "the arm changes nothing, because its key dials is empty. Set at least one "
-                "parameter under dials"
+                "the arm changes nothing, because its key `dials` is empty. Set at least one "
+                "parameter under `dials`"
             )
         return self
 
@@ -371,9 +376,9 @@ class ExperimentDataset:
         target: property that the condition should change; ``base`` for the base dataset.
         images: kind and parameters of the images before the split.
         intervene_on: images that the conditions of this experiment change.
-        training_parameters: parameters that change the training images after the split. They are
-            empty for a base dataset. They are also empty if conditions change all images. Then
-            ``images`` has the parameters of the condition.
+        training_parameters: parameters that change the training images after the split. They
+            are empty for a base dataset. They are also empty if conditions change all images.
+            Then ``images`` has the parameters of the condition.
     """
 
     base_name: str

@@ -82,8 +82,8 @@ _ROWS = (
 )
 
 MODELS = {row.spec.name: row.spec for row in _ROWS}
-"""Networks by name, as in sweep files. The library ``isweep`` is :mod:`tasks.trials.networks`. An
-architecture has the name of its function there."""
+"""Networks by name, as in sweep files. The library ``isweep`` is :mod:`tasks.trials.networks`.
+An architecture has the name of its function there."""
 ABOUT = {row.spec.name: row.about for row in _ROWS}
 """Description of each network in one line, for people who choose a network."""
 
@@ -116,8 +116,8 @@ def model_spec(choice: ModelChoice | str) -> ModelSpec:
         return spec
     if spec.library not in LIBRARIES:
         raise ConfigError(
-            f"pretrained is set for {choice.from_}, but only networks of torchvision and timm have "
-            "pretrained weights",
+            f"`pretrained` is set for {choice.from_}, but only networks of torchvision and timm "
+            "have pretrained weights",
             hint="Remove `pretrained`. If this is your own function, it can load weights itself",
         )
     # A name has at most 64 characters. The name before the suffix has at most 52.
@@ -186,11 +186,13 @@ def source_files(reference: str) -> dict[str, Path]:
     """Return the source files that define ``package.module:function``, by module name.
 
     These are the file of the module and the files of the modules that it imports, directly or
-    indirectly, from the same top-level package or folder. The files are read, but not run. Files of
-    installed libraries are left out, because the version of a library identifies its code.
+    indirectly, from the same top-level package or folder. The files are read, but not run.
+    Files of installed libraries are left out, because the version of a library identifies its
+    code.
 
     Raises:
-        ConfigError: ``reference`` is not ``package.module:function``, or the module was not found.
+        ConfigError: ``reference`` is not ``package.module:function``, or the module was not
+            found.
     """
     module, colon, function = reference.partition(":")
     if not colon or not _is_dotted_name(module) or not function.isidentifier():
@@ -200,7 +202,8 @@ def source_files(reference: str) -> dict[str, Path]:
     path = _find(module)
     if path is None:
         raise ConfigError(f"The module {module!r} of your network was not found", hint=_HOW_TO_NAME)
-    # The folder of the top-level package. A module outside any package has only its own folder.
+    # The folder of the top-level package. A module outside any package has only its own
+    # folder.
     depth = module.count(".") + (path.name == "__init__.py") - 1
     home = path.parents[max(depth, 0)]
     files = {module: path}

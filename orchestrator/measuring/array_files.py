@@ -27,7 +27,8 @@ MAX_HELD_BYTES = 2 << 30
 ONLY_FOR_ARRAYS = frozenset({"label_map", "pixel_range"})
 """Options of your own data that are allowed for a file of arrays."""
 NUM_PROBED = 64
-"""Number of an image's values that are compared first. Most images differ in one of them."""
+"""Number of values of an image that are compared first. In most images, they are not all
+equal."""
 
 
 def measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Measured:
@@ -47,7 +48,7 @@ def measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Mea
     if unfit:
         raise ConfigError(
             f"{path.name} is a file of arrays, for which {options_text(unfit)} cannot be used",
-            hint="Remove this option",
+            hint=f"Remove {options_text(unfit)}",
         )
     # A .npy file has no kind. Its options are checked as those of an .npz file.
     own_data = own_source(kind or "npz", path, request)
@@ -116,14 +117,14 @@ def own_source(kind: str, path: Path, request: MeasureRequest) -> UserSourceSpec
 
 
 def options_text(names: Iterable[str]) -> str:
-    """Return options as on a command line: ``--label-map, --layout``."""
-    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+    """Return options as on a command line: ``--label-map and --layout``."""
+    return " and ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 def _load_npy(path: Path) -> Images:
     try:
-        # With mmap, a header that declares more data than the file has is an error before memory is
-        # allocated.
+        # With mmap, a header that declares more data than the file has is an error before
+        # memory is allocated.
         return cast("Images", np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
         raise DataError(

@@ -2,13 +2,13 @@
 
 :func:`measure_source` chooses one of three ways by the path of the source:
 
-- Image files and the names of datasets are prepared as for a sweep, in a temporary folder. Then
-  :func:`~tasks.measures.measure.measure_nested` reads the prepared images in blocks.
+- Image files and the names of datasets are prepared as for a sweep, in a temporary folder.
+  Then :func:`~tasks.measures.measure.measure_nested` reads the prepared images in blocks.
 - A folder with prepared images is measured in the same way.
-- The images of an array file are read into memory (:mod:`orchestrator.measuring.array_files`) and
-  rescaled to [0, 255] (:mod:`orchestrator.measuring.arrays`). Then
-  :func:`~tasks.measures.measure.measure_array` measures them. With a class pair or train sizes,
-  prepared images are also read into memory.
+- The images of an array file are read into memory (:mod:`orchestrator.measuring.array_files`)
+  and rescaled to [0, 255] (:mod:`orchestrator.measuring.arrays`). Then
+  :func:`~tasks.measures.measure.measure_array` measures them. With a class pair or train
+  sizes, prepared images are also read into memory.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ DEFAULT_SIDE = 224
 def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths) -> Measured:
     """Read a source and measure it.
 
-    Image files are prepared below the root, and the prepared images are deleted afterwards. The key
-    for hashed file names is kept.
+    Image files are prepared below the root, and the prepared images are deleted afterwards.
+    The key for hashed file names is kept.
 
     Args:
         request: The source and the settings.
@@ -119,9 +119,10 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
 
 
 def _folder_of_classes(folder: Path) -> Path | None:
-    """Return the folder with the class folders if it is the only one below; else None.
+    """Return the folder below ``folder`` that has the class folders, or None.
 
-    It is searched at most two folders below, and has at least two subfolders with images.
+    A folder has class folders if at least two of its subfolders contain images. The search
+    goes at most two levels down, and only into a folder that is the only subfolder.
     """
     for _ in range(MAX_FOLDERS_BELOW):
         subfolders = _subfolders(folder)

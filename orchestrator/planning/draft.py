@@ -33,14 +33,14 @@ from tasks.sources.own.groups import plain_id
 from tasks.sources.pictures import is_image_name
 
 TEST_SHARES = (0.25, 0.15, 0.08, 0.04)
-"""Shares of the images to try for the test set, in this order, until groups and splits allow
-one."""
+"""Shares of the images for the test set. They are tried in this order until the groups and
+splits of the data allow one."""
 MAX_NAMED = 8
 """Largest number of classes in a comment."""
 MAX_NAME = 64
 """Largest number of characters in the name of a sweep or dataset."""
 MAX_TRIED = 20
-"""Largest number of images to open until enough of them can be read."""
+"""Largest number of images that are opened to find :data:`NUM_COMPARED` readable ones."""
 NUM_COMPARED = 5
 """Number of readable images whose sizes are compared."""
 MIN_TRAINED = 8
@@ -137,9 +137,10 @@ def draft_sweep(
 
     Args:
         source: Path of your own images. None for digits.
-        to: File to which the text will be written. The sweep has the name of the file. Relative
-            paths start in the folder of the file.
-        domain: ``natural`` or ``medical``. None to guess from the kind of files and from patients.
+        to: File to which the text will be written. The sweep has the name of the file.
+            Relative paths start in the folder of the file.
+        domain: ``natural`` or ``medical``. None to guess from the kind of files and from
+            patients.
         gpu: True for larger networks and images.
         own_options: Options of your own data, as in ``own`` of a sweep file.
         root: Root with the key that hashes file names in messages. None for no key.
@@ -151,7 +152,7 @@ def draft_sweep(
         raise ConfigError(
             f"The name of a sweep needs a letter from a to z or a digit, but the file name {to} "
             "contains neither",
-            hint="Choose another file name with --out",
+            hint="Choose another file name with `--out`",
         )
     capacity = ON_GPU if gpu else ON_CPU
     stem = as_name(_ascii(to.stem))
@@ -168,7 +169,7 @@ def draft_sweep(
         f"models: {capacity.models}  # `isweep models` lists all models",
         "datasets:  # `isweep datasets` lists more datasets to compare with",
         *dataset.lines,
-        f"train_sizes: {list(dataset.sizes.train_sizes)}  # each contains all smaller sets",
+        f"train_sizes: {list(dataset.sizes.train_sizes)}  # a larger set contains the smaller ones",
         f"test_size: {dataset.sizes.test_size}  # images that are only used for tests; a group "
         "(patient) is never split",
         f"image_size: {capacity.image_size}  # side in pixels{dataset.size_comment}",
@@ -210,7 +211,9 @@ def _describe(
     for option, value in own_options.items():
         fields[option] = _yaml(value)
     entry = ", ".join(f"{name}: {value}" for name, value in fields.items())
-    comment = "" if domain else f"  # domain is a guess{guess.reason}: natural or medical"
+    comment = ""
+    if domain is None:
+        comment = f"  # isweep guessed the domain{guess.reason}; write natural or medical"
     about = "isweep run counts images and groups when it reads the images"
     lines = [f"    own: {{{entry}}}{comment}"]
     sizes = UNKNOWN_SIZES
@@ -278,7 +281,7 @@ class _Image:
 
 
 def _read_some(request: RawRequest, listing: Listing) -> list[_Image]:
-    """Read images at equal distances in the listing, until enough were readable.
+    """Read images at equal distances in the listing, until :data:`NUM_COMPARED` were readable.
 
     Raises:
         DataError: No image that was tried can be read.
@@ -432,7 +435,7 @@ def _sizes(counts: LabelCounts, spec: PreparedSpec, capacity: Capacity) -> Sizes
 
 
 def _rounded(number: int) -> int:
-    """Round down to an even, round number. Two classes of equal size need an even number."""
+    """Round a size down to an even, round number. Classes of equal size need an even number."""
     unit = 2
     if number >= 1000:
         unit = 100

@@ -86,20 +86,21 @@ def _gib(num_bytes: float) -> str:
 
 
 def _too_large(cluster: Mapping[str, Any]) -> str:
-    """Return a warning if models need more memory than their share of a GPU has, or no text."""
+    """Return a warning if models need more memory than their share of a GPU; otherwise no text."""
     if not cluster["too_large"]:
         return ""
     models = []
     for name, num_bytes in cluster["too_large"].items():
         share = min(cluster["shares"][name], 1.0)
-        share_gib = amount(share * cluster["gpu_data"]["memory_gib"])
-        models.append(f"{name} needs {amount(num_bytes / 2**30)} GiB and has {share_gib} GiB")
+        has_gib = amount(share * cluster["gpu_data"]["memory_gib"])
+        needs_gib = amount(num_bytes / 2**30)
+        models.append(f"{name} needs {needs_gib} GiB, but its share has {has_gib} GiB")
     return (
-        f"\nSome trials need more memory than their share of the GPU has: {', '.join(models)}. "
+        f"\nSome trials need more memory than their share of the GPU has: {'; '.join(models)}. "
         "Such a trial runs out of memory and starts again with twice the share, up to a whole "
         "GPU. If a whole GPU is too small, isweep splits the batches of a network without batch "
         "norm. A trial of any other network fails. Choose a larger GPU, or a smaller "
-        "recipe.batch_size."
+        "`recipe.batch_size`."
     )
 
 

@@ -24,10 +24,16 @@ from orchestrator.planning.recipe_files import (
     TUNED,
     tuned_path,
     with_recipe_file,
-    with_tuned_cells,
+    without_unused_rows,
 )
 from orchestrator.planning.sweep_changes import with_changes
-from orchestrator.planning.sweep_mistakes import DATASET, problem_of, raise_problems, unknown_names
+from orchestrator.planning.sweep_mistakes import (
+    DATASET,
+    keys_in_file,
+    problem_of,
+    raise_problems,
+    unknown_names,
+)
 from orchestrator.planning.written_files import is_path, preset_names, preset_text, read_file
 from search_spaces.datasets import own_dataset_spec
 from search_spaces.errors import ConfigError, SweepError, unknown_name
@@ -73,9 +79,11 @@ def load_sweep(
     Args:
         source: The sweep. Text is the name of a preset, or a path if it has a ``/`` or ends in
             ``.yaml`` or ``.yml``. Relative paths in a mapping start in the working directory.
-        changes: New values by dotted key (``recipe.epochs``). They replace values of the sweep.
+        changes: New values by dotted key (``recipe.epochs``). They replace values of the
+            sweep.
         recipes: Folder of the recipes that searches wrote. None if there is none.
-        listings: Cache for listings of your own data. Data are listed if class pairs have names.
+        listings: Cache for listings of your own data. Data are listed if class pairs have
+            names.
 
     Raises:
         ConfigError: The sweep has mistakes. The message lists all mistakes with key and value.
@@ -177,12 +185,12 @@ def _spec_of(document: _Document, changes: Mapping[str, object], recipes: Path |
     tuned = None
     if isinstance(recipe, dict) and isinstance(recipe.get(TUNED), dict):
         tuned = recipe.pop(TUNED)
-        _refuse_changes_of_searched(named_recipe)
+        _refuse_changes_of_tuned(named_recipe)
     if recipe is not None:
         content["recipe"] = recipe
     origin = document.origin
     if changes:
-        origin = f"{origin} with the changed {', '.join(map(str, changes))}"
+        origin = f"{origin} with changed values of {', '.join(map(str, changes))}"
     try:
         spec = SweepSpec.model_validate_json(_plain_json(content, document.origin))
     except ValidationError as error:
@@ -190,20 +198,20 @@ def _spec_of(document: _Document, changes: Mapping[str, object], recipes: Path |
         raise
     raise_problems(unknown_names(spec.model_dump(by_alias=True)))
     if tuned is not None:
-        return with_tuned_cells(spec, tuned)
+        return without_unused_rows(spec, tuned)
     return spec
 
 
-def _refuse_changes_of_searched(recipe: object) -> None:
-    """Raise an error if a sweep replaces values of a searched recipe for all models at once."""
+def _refuse_changes_of_tuned(recipe: object) -> None:
+    """Raise an error if a sweep replaces values of a tuned recipe for all models at once."""
     if not isinstance(recipe, dict):
         return
-    replaced = [f"recipe.{name}" for name in SEARCHED if name in recipe]
+    replaced = [f"`recipe.{name}`" for name in SEARCHED if name in recipe]
     if replaced:
         raise ConfigError(
             f"The sweep sets {', '.join(replaced)} for all models and datasets, but `isweep tune` "
             "chose separate values for each model and dataset in the sweep's recipe",
-            hint="Set the value for some models or datasets in recipe.overrides, or start from "
+            hint="Set the value for some models or datasets in `recipe.overrides`, or start from "
             "another recipe",
         )
 
@@ -222,11 +230,14 @@ def _problems_of(
         )
         return detail["type"] == "too_short" and is_of_item
 
-    problems: list[SweepError] = [
-        problem_of(detail, origin, content) for detail in details if not is_consequence(detail)
-    ]
+    # A value that may have one of several types has an error for each type. Report only the last.
+    problem_at: dict[tuple[int | str, ...], SweepError] = {}
+    for detail in details:
+        if not is_consequence(detail):
+            problem_at[keys_in_file(detail["loc"], content)] = problem_of(detail, origin, content)
+    problems = list(problem_at.values())
     if () not in places and not content.get("datasets") and not content.get("worlds"):
-        problems.append(ConfigError(f"{origin} has no datasets and no worlds", hint=DATASET))
+        problems.append(ConfigError(f"{origin} has neither `datasets` nor `worlds`", hint=DATASET))
     if isinstance(content.get("models"), list) and isinstance(content.get("datasets"), list):
         problems += unknown_names(content)
     return problems
@@ -252,7 +263,7 @@ def _with_absolute_path(choice: DatasetChoice, folder: Path, listings: Listings)
         path = folder.absolute() / Path(choice.user_source.path).expanduser()
     except RuntimeError:
         raise ConfigError(
-            f"datasets.{choice.name}.own.path starts with the home folder of an unknown user: "
+            f"`datasets.{choice.name}.own.path` starts with the home folder of an unknown user: "
             f"{choice.user_source.path}",
             hint="Write the absolute path, which starts with /",
         ) from None

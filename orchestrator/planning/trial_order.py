@@ -28,9 +28,9 @@ def order_trials(
 ) -> list[TrialSpec]:
     """Return trials in their order of start: the longest first, or in batches.
 
-    If the arrays of all trials exceed the budget, trials start batch after batch. The arrays of a
-    batch fit into half of the budget. So the next batch can be loaded while the last trials of a
-    batch still run. Trials of equal length keep their order.
+    If the arrays of all trials exceed the budget, trials start batch after batch. The arrays
+    of a batch fit into half of the budget. So the next batch can be loaded while the last
+    trials of a batch still run. Trials of equal length keep their order.
 
     Args:
         plan: The plan of the trials.

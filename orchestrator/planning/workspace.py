@@ -23,8 +23,8 @@ from tasks.prepared.listings import Listings
 from tasks.prepared.store import PreparedDataset
 
 URL_WITHOUT_HOST = re.compile(r"\w*:(/*|/?[^/].*)")
-"""A storage URL without a bucket or host. The sweep's name would be appended to it, and read as the
-bucket, or as a local folder."""
+"""Pattern of a storage URL without a bucket or host. isweep would append the name of the
+sweep, and this name would then be read as the bucket or as a local folder."""
 
 
 @dataclass
@@ -56,13 +56,13 @@ class Workspace:
         """Read a sweep without creating anything.
 
         Args:
-            source: The sweep, see :func:`orchestrator.planning.sweep_file.load_sweep`, or the name
-                of a sweep that was run below the root.
+            source: The sweep, see :func:`orchestrator.planning.sweep_file.load_sweep`, or the
+                name of a sweep that was run below the root.
             root: The root, see :meth:`RootPaths.at`.
             storage: Folder or URL in which results are stored. None for the root.
             changes: New values by dotted key. They replace values of the sweep.
-            as_run: True to choose the sweep that was run below the root if a preset has the same
-                name.
+            as_run: True to choose the sweep that was run below the root if a preset has the
+                same name.
 
         Raises:
             SweepError: The sweep or one of the arguments is not valid.
@@ -115,8 +115,8 @@ class Workspace:
     def recorded_while_checked(self) -> Iterator[None]:
         """Write the sweep below the root unless the ``with`` block raises an error.
 
-        A new sweep is written before the block, so that other commands can load it meanwhile, and
-        is deleted after an error. A sweep that was run before is replaced after the block.
+        A new sweep is written before the block, so that other commands can load it meanwhile,
+        and is deleted after an error. A sweep that was run before is replaced after the block.
         """
         is_new = not os.path.lexists(self.sweep_paths.sweep_file)
         if is_new:
@@ -168,7 +168,7 @@ def _check_storage(storage: object) -> None:
         return
     if not isinstance(storage, str):
         raise ConfigError(
-            f"storage is {storage!r}, which is not text", hint="Use a folder or a URL"
+            f"`storage` is {storage!r}, which is not text", hint="Use a folder or a URL"
         )
     if URL_WITHOUT_HOST.fullmatch(storage):
         raise ConfigError(

@@ -47,8 +47,8 @@ class Combination:
 
     Attributes:
         model: The model.
-        subsets: One subset per class pair of the dataset. The search uses the first subset. The
-            further trainings of finalists use all subsets.
+        subsets: One subset per class pair of the dataset. The search uses the first subset.
+            The further trainings of finalists use all subsets.
         train_size: Number of images, including the validation images.
         choice: The sweep's recipe. A point replaces three of its fields.
         space: The ranges to search.
@@ -104,8 +104,9 @@ class Combination:
 
         Args:
             point: A point of the search space, or the point of the sweep's recipe.
-            run: 0 for the training during the search. The other runs of finalists have other seeds,
-                class pairs and validation images, so that no choice depends on one split.
+            run: 0 for the training during the search. The other runs of finalists have other
+                seeds, class pairs and validation images, so that no choice depends on one
+                split.
         """
         network = NetworkSpec(
             model=self.model,
@@ -142,8 +143,8 @@ def combinations_to_tune(
 
     Args:
         plan: Plan of the sweep.
-        num_train: Number of training images by subset id. It limits the batch size. If None, the
-            number follows from the validation share.
+        num_train: Number of training images by subset id. It limits the batch size. If None,
+            the number follows from the validation share.
 
     Raises:
         ConfigError: A combination cannot be searched. The message lists all problems.
@@ -171,7 +172,7 @@ def combinations_to_tune(
             if not recipe.epochs:
                 raise ConfigError(
                     f"The recipe of {model_name} on {dataset} has 0 epochs",
-                    hint="Set epochs to 1 or more. A search has to train every combination",
+                    hint="Set `epochs` to 1 or more, because a search trains every combination",
                 )
             space = space_of(models[model_name], recipe.optimizer, tune, min(sizes))
         except SweepError as error:
@@ -198,7 +199,7 @@ def _check_searchable(plan: SweepPlan) -> None:
         raise ConfigError(
             f"The recipe has several values of {', '.join(sweep.recipe.axes)}, but a search "
             "needs exactly one value of each",
-            hint="Set one value in the recipe. Write the ranges of the search under the key tune",
+            hint="Set one value in the recipe. Write the ranges of the search under the key `tune`",
         )
     # Prepared data would show this as well, but only after the preparation.
     if sweep.all_faults:
@@ -206,7 +207,7 @@ def _check_searchable(plan: SweepPlan) -> None:
             f"A search needs corrected data, but the sweep has the faults "
             f"{', '.join(sweep.all_faults)}",
             hint="Run `isweep tune` on a sweep with `data_mode: corrected` and no faults. "
-            "Then use the recipe that the search writes in this sweep",
+            "Then set `recipe` in this sweep to the recipe that the search wrote",
         )
     models = {trial.network.model.name: trial.network.model for trial in plan.trials}
     pretrained = sorted(name for name, model in models.items() if model.pretrained)

@@ -42,7 +42,8 @@ class CombinationOutcome(Finding):
     Attributes:
         model: Name of the model.
         dataset: Name of the dataset.
-        chosen: The chosen finalist, see :func:`_choose`. None if every finalist failed or diverged.
+        chosen: The chosen finalist, see :func:`_choose`. None if every finalist failed or
+            diverged.
         sweep_recipe: The sweep's recipe as a finalist. None if it failed.
         finalists: All finalists, the best first.
         gain: Mean loss of ``sweep_recipe`` minus mean loss of ``chosen``, nat.
@@ -50,7 +51,7 @@ class CombinationOutcome(Finding):
             ``sweep_recipe`` was chosen.
         num_trials: Number of tried points that have a result.
         num_diverged: Number of tried points that diverged.
-        num_failed: Number of points without a result in the last run.
+        num_failed: Number of points that the last command gave up after failures.
         spent: Used budget of the search, in whole trainings.
         finalist_trainings: Further trainings of finalists, in whole trainings.
         budget: Budget of the search, in whole trainings.
@@ -204,8 +205,10 @@ def _outcome(search: CombinationSearch) -> CombinationOutcome:
 def _choose(ranked: Iterable[Candidate], sweep_recipe: Candidate | None) -> Candidate | None:
     """Return the finalist with the lowest mean loss, or the sweep's recipe if it is about as good.
 
-    This is the one-standard-error rule of Breiman et al., "Classification and Regression Trees",
-    1984. The sweep's recipe is chosen unless the gain exceeds its standard error over runs. One run
+    This is the one-standard-error rule of Breiman et al., "Classification and Regression
+    Trees",
+    1984. The sweep's recipe is chosen unless the gain exceeds its standard error over runs.
+          One run
     has no standard error, so the finalist with the lower loss is chosen then.
 
     Args:
@@ -228,7 +231,7 @@ def _candidate(search: CombinationSearch, point: Point) -> Candidate | None:
     """Return a finalist with its runs, or None if a run has no result.
 
     The first run of a finalist is left out if the finalist has other runs. The point became a
-    finalist by its first run, partly by chance.
+    finalist because this run had a low loss, partly by chance.
     """
     results: list[SearchResult] = []
     for run in range(search.tune.seeds):
@@ -236,14 +239,14 @@ def _candidate(search: CombinationSearch, point: Point) -> Candidate | None:
         if result is None:
             return None
         results.append(result)
-    judged = results[1:] or results
-    losses = tuple(result.capped_loss for result in judged)
+    compared = results[1:] or results
+    losses = tuple(result.capped_loss for result in compared)
     return Candidate(
         point=point,
         losses=losses,
         mean=statistics.fmean(losses),
         std_error=_std_error(losses),
-        diverged=sum(result.status == SearchStatus.DIVERGED for result in judged),
+        diverged=sum(result.status == SearchStatus.DIVERGED for result in compared),
     )
 
 

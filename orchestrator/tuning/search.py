@@ -1,8 +1,8 @@
 """Decide which trial a search runs next, from the results so far.
 
-First, the search trains the sweep's recipe of every combination. Then it trains sampled points, one
-combination after the other. Last, it trains finalists again. Finalists of one combination can
-start while the last points of other combinations are still in training.
+First, the search trains the sweep's recipe of every combination. Then it trains sampled
+points, one combination after the other. Last, it trains finalists again. Finalists of one
+combination can start while the last points of other combinations are still in training.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from search_spaces.tuning import Sampler, SearchTrialSpec, TuneSpec
 from tasks.trials.records import SearchResult, SearchStatus
 
 STARTUP_TRIALS = 4
-"""Number of points before the sampler uses a model of the loss. Sampled points are random until
-then."""
+"""Number of points before the sampler uses a model of the loss. Sampled points are random
+until then."""
 MAX_REPEATED_PROPOSALS = 25
 """Number of known points that the sampler may propose in a row before the space counts as
 exhausted."""
@@ -67,8 +67,8 @@ class CombinationStudy:
     def propose(self, repeat: int = 0) -> Point:
         """Return the sampler's next point.
 
-        The point depends only on the seed, on the known points in their order, and on ``repeat``.
-        So a search that was killed and resumed proposes the same points.
+        The point depends only on the seed, on the known points in their order, and on
+        ``repeat``. So a search that was killed and resumed proposes the same points.
 
         Args:
             repeat: Number of proposals since the last point or result was added.
@@ -130,10 +130,10 @@ class RequestedTrial:
         spec: The trial.
         point: Point of the search space.
         role: Reason why the search runs the trial.
-        run: 0 for the training during the search. 1 and up for further trainings of a finalist with
-            other seeds.
-        study_index: Index of the point in the combination's study. None if the point is not in the
-            study.
+        run: 0 for the training during the search. 1 and up for further trainings of a finalist
+            with other seeds.
+        study_index: Index of the point in the combination's study. None if the point is not in
+            the study.
     """
 
     combination: Combination
@@ -236,8 +236,8 @@ class CombinationSearch:
     def complete(self) -> list[tuple[Point, SearchResult]]:
         """Return the points whose training finished without divergence, the best first.
 
-        Points with equal losses are sorted by learning rate, then by the other values, the lowest
-        first.
+        Points with equal losses are sorted by learning rate, then by the other values, the
+        lowest first.
         """
         complete = [
             (point, result)
@@ -316,8 +316,8 @@ class Search:
         """Add the trials of an earlier command. Trials without a result run next.
 
         Args:
-            earlier: Trials in the order in which they were requested. Trials without a result are
-                left out if the search does not need them any more.
+            earlier: Trials in the order in which they were requested. Trials without a result
+                are left out if the search does not need them any more.
         """
         earlier = list(earlier)
         for record, result in earlier:

@@ -99,8 +99,8 @@ TABLE_NOTE = (
     "The validation loss is the mean ± standard error over the runs of one finalist, in nat. The "
     "gain is the loss of the sweep's recipe minus this loss, in the same runs. If no recipe was "
     "better than the sweep's recipe by more than one standard error, the sweep's recipe is kept. "
-    "In the column of trainings, for example, 7 of 10 + 3 means that the search used 7 of at most "
-    "10 trainings, and that finalists were trained 3 more times."
+    "In the last column, for example, 7 of 10 + 3 means that the search used 7 of at most 10 "
+    "trainings, and that finalists were trained 3 more times."
 )
 CAPTION = (
     "The figure shows the validation loss against the learning rate. Weight decay and batch size "
@@ -112,7 +112,7 @@ CAPTION = (
 def outcome_table(outcomes: Iterable[CombinationOutcome], names: Iterable[str] = COLUMNS) -> Table:
     """Return a formatted table with the columns ``names``."""
     columns = {name: COLUMNS[name] for name in names}
-    return laid_out("tuned", "Searched recipes", TABLE_NOTE, outcomes, columns, numeric_from=2)
+    return laid_out("tuned", "Tuned recipes", TABLE_NOTE, outcomes, columns, numeric_from=2)
 
 
 def gain_sentence(outcomes: Iterable[CombinationOutcome]) -> str:
@@ -200,8 +200,8 @@ def _settings_sentence(search: Search) -> str:
         f"The search used the {tune.sampler} sampler with seed {tune.seed} and a budget of "
         f"{tune.num_trainings:g} whole trainings per model and dataset. Of {train_size} training "
         f"images, {tune.validation_share:.0%} were used for validation. No group was split. "
-        f"{tune.finalists} finalists and the sweep's recipe were trained {tune.seeds} times. No "
-        "test image was used."
+        f"{tune.finalists} finalists and the sweep's recipe were trained {tune.seeds} times each. "
+        "No test image was used."
     )
 
 

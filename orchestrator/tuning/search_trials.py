@@ -20,8 +20,8 @@ from tasks.prepared.subsets import TrialData
 from tasks.trials.records import EpochRecord, EpochScore, SearchResult
 
 MAX_WAITING = 2
-"""Largest number of trials that wait for a worker. The search chooses a point when its trial begins
-to wait, so a point that waits is based on fewer results."""
+"""Largest number of trials that wait for a worker. The search chooses a point when its trial
+begins to wait, so a point that waits is based on fewer results."""
 
 
 def perform_search(task: TrialTask) -> Performed:
@@ -96,7 +96,8 @@ class SearchTrials(TrialSource):
         run: Context that all trials share.
         search: The search, which chooses the next trial.
         earlier: Stored trials of the search. New requests and results are added to them.
-        load: Function that reads the arrays of a subset for a train size and a validation split.
+        load: Function that reads the arrays of a subset for a train size and a validation
+            split.
         fingerprints: Content hashes of the datasets by prepared id.
     """
 

@@ -20,7 +20,8 @@ from search_spaces.specs import ModelSpec, NetworkSpec, RecipeSpec, Spec
 from tasks.atomic import write_atomic
 
 WALKED = Path(__file__).with_name("walked.json")
-"""Costs of the networks of all presets by :func:`cost_key`. Planning a preset needs no torch."""
+"""Costs of the networks of all presets by :func:`cost_key`. Planning a preset needs no
+torch."""
 MAX_REMEMBERED = 4096
 """Largest number of costs in the cache of :func:`cost_of`."""
 
@@ -113,8 +114,9 @@ class _Remembered:
 
 
 _REMEMBERED: dict[tuple[int, ...], _Remembered] = {}
-"""Costs by the Python identity of model, recipe and prepared data. The trials of a plan share these
-objects. Hashing their content for each trial would take longer than the rest of the planning."""
+"""Costs by the Python identity of model, recipe and prepared data. The trials of a plan share
+these objects. Hashing their content for each trial would take longer than the rest of the
+planning."""
 
 
 def cost_of(network: NetworkSpec) -> NetworkCost:

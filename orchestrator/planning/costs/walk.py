@@ -1,7 +1,7 @@
 """Count the costs of a network's passes by running them on tensors without data.
 
-PyTorch's fake tensors have shapes, types and lifetimes, but no values. Kernels, memory traffic and
-memory can therefore be counted without a GPU.
+PyTorch's fake tensors have shapes, types and lifetimes, but no values. Kernels, memory traffic
+and memory can therefore be counted without a GPU.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ SHAPE_ONLY = frozenset(
         "view",
     )
 )
-"""Operations that start no kernel: they change shapes, or allocate memory without writing to it."""
+"""Operations that start no kernel: they change shapes, or allocate memory without writing to
+it."""
 IN_PLACE_ADAM = (0, 2, 3)
 """Positions of the arguments that the fused Adam kernel updates: weights and both moments."""
 
@@ -121,7 +122,8 @@ def _build_fake(network: _Network, mode: FakeTensorMode) -> nn.Module:
             warnings.filterwarnings("ignore", message="Accessing the data pointer of Fake")
             return network.build()
     except DataDependentOutputException:
-        # Some transformers and Inceptions of timm and torchvision read values while they are built.
+        # Some transformers and Inceptions of timm and torchvision read values while they are
+        # built.
         module = network.build()
         with FakeCopyMode(mode):
             return copy.deepcopy(module)
@@ -195,8 +197,8 @@ def _walk_with_memory(network: _Network, error: BaseException) -> NetworkCost:
     """Count the costs of your own network on tensors with data.
 
     A network may fail on noise and on black images, but work on the images of a sweep. If its
-    computation depends on pixel values, its costs are guessed as those of one dense layer with the
-    same number of weights.
+    computation depends on pixel values, its costs are guessed as those of one dense layer with
+    the same number of weights.
 
     Args:
         network: The network.

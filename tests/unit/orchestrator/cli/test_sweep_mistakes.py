@@ -36,9 +36,9 @@ def good_with(old, new):
         ),
         (
             good_with("mine", "../x"),
-            "name is '../x', which is not a valid name. Use at most 64 lower",
+            "`name` is '../x', which is not a valid name. Use at most 64 lower",
         ),
-        (good_with("[20, 40]", "many"), "train_sizes is 'many', but should be a list. Write"),
+        (good_with("[20, 40]", "many"), "`train_sizes` is 'many', but should be a list. Write"),
         (
             good_with("[manifold_d4]", PAIR.format("[cat, dog]")),
             "Unknown class of mnist5k 'cat'. Known",

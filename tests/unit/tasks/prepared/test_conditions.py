@@ -196,7 +196,7 @@ def test_nearest_images_of_another_class_equal_those_of_a_slow_search_in_several
         ),
         (
             {"arms": [{"name": "near", "moves": "sharpness", "dials": {"blnd": 0.2}}]},
-            "arm near in world digits: dials has no parameter 'blnd'. With intervene_on: training, set",
+            "arm near in world digits: `dials` has no parameter 'blnd'. With `intervene_on: training`, set",
         ),
         (
             {"arms": [{"name": "far", "moves": "sharpness", "dials": {"blend": 0.7}}]},
@@ -204,7 +204,7 @@ def test_nearest_images_of_another_class_equal_those_of_a_slow_search_in_several
         ),
         (
             {"intervene_on": "all", "arms": []},
-            "further_test_sets is on, but intervene_on is not training",
+            "`further_test_sets` is on, but `intervene_on` is not `training`",
         ),
         (
             {"data_mode": "as_released"},
