@@ -38,7 +38,10 @@ class ImageOrigin:
 
 
 def _row(name: str) -> DatasetSpec:
-    """Return a row of the file. Missing fields are copied from the row that ``of`` refers to."""
+    """Return a row of the file.
+
+    Missing fields are copied from the row that ``of`` refers to.
+    """
     row = _TABLE[name]
     fields = {**_TABLE.get(row.get("of", ""), {}), **row, "name": name}
     for key in _TABLE_KEYS:

@@ -1,4 +1,4 @@
-"""Errors that users can cause. Every other exception is a bug, and its traceback may be printed."""
+"""Errors that users can cause. Any other exception is a bug and may print a traceback."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def invalid(error: ValidationError) -> SweepError:
 
 
 def nearest_path(path: Path) -> str:
-    """Return a hint for a path that does not exist: a similar name in the last existing folder."""
+    """Return a hint for an absent path: a similar name in the last existing folder."""
     try:
         folder = next(parent for parent in path.absolute().parents if parent.is_dir())
         missing = path.absolute().relative_to(folder).parts[0]
@@ -121,7 +121,7 @@ def nearest_path(path: Path) -> str:
 
 
 def plural(count: float, noun: str) -> str:
-    """Format a number with its noun: ``1 trial``, ``2 trials``, ``2 classes``, ``0.5 GPUs``."""
+    """Format a number with its noun: ``1 trial``, ``2 trials``, ``2 classes``."""
     number = f"{count:,.15g}" if isinstance(count, float) else f"{count:,}"
     if count == 1:
         return f"{number} {noun}"

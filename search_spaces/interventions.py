@@ -5,12 +5,10 @@ Sweep files and messages about them use shorter words than this code:
 ==============  ===========  =======================================================================
 In the code     In the file  Meaning
 ==============  ===========  =======================================================================
-base dataset    ``worlds``   Generated images, or real images that are changed in a known way.
-An
+base dataset    ``worlds``   Generated images, or real images that are changed in a known way. An
                              experiment has several base datasets, which are its replicates.
 parameter       ``dials``    A property of these images that can be set separately.
-condition       ``arms``     Other values of some parameters. A condition is applied to every
-base
+condition       ``arms``     Other values of some parameters. A condition is applied to every base
                              dataset, and the result is compared with the base dataset. Another
                              word for it is *intervention*.
 target          ``moves``    The property that a condition should change.
@@ -239,7 +237,7 @@ labels of the whole dataset before the split."""
 def check_and_sort_training_parameters(
     parameters: specs.DatasetParameters,
 ) -> specs.DatasetParameters:
-    """Check the parameters of a condition that changes training images, and return them sorted.
+    """Check and sort the parameters of a condition that changes training images.
 
     Raises:
         ValueError: a parameter does not exist or cannot be set after the split, or its value
@@ -313,7 +311,7 @@ class GeneratedDatasetSpec(specs.Spec):
         return f"{self.value('first'):g}", f"{self.value('second'):g}"
 
     def with_parameters(self, changes: specs.DatasetParameters) -> GeneratedDatasetSpec:
-        """Return a dataset with the values in ``changes``; its other values are those of this one.
+        """Return this dataset with the values in ``changes``.
 
         The result has no name, even if this dataset is a :class:`BaseDatasetSpec`.
         """
@@ -395,5 +393,5 @@ class ExperimentDataset:
 
     @property
     def base_name_in_plans(self) -> str:
-        """Name of the base dataset in plans and results: ``a_base`` for the base dataset ``a``."""
+        """Name of the base dataset in plans and results, such as ``a_base`` for ``a``."""
         return f"{self.base_name}_{BASE}"

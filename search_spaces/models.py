@@ -227,7 +227,7 @@ def _parent_packages(module: str) -> list[str]:
 
 
 def source_texts(reference: str) -> dict[str, str]:
-    """Return the source code of ``reference`` by relative path, to copy it to other machines."""
+    """Return the source files of ``reference`` as text by relative path, to copy them."""
     texts: dict[str, str] = {}
     for name, path in source_files(reference).items():
         relative = name.replace(".", "/")

@@ -1,4 +1,4 @@
-"""The table of training recipes: fields of each recipe, and exceptions for models and datasets.
+"""The table of training recipes, with exceptions for some models and datasets.
 
 The values in the rows ``paper`` and ``released`` come from the released training script
 (section "learning rate, batch size and epochs").

@@ -99,7 +99,7 @@ def check_range(limits: object) -> object:
 
 
 def sorted_pairs(value: object) -> object:
-    """Return a mapping as pairs sorted by key, a list as a tuple, and any other value unchanged.
+    """Return a mapping as sorted pairs, a list as a tuple, any other value unchanged.
 
     Values inside mappings and lists are converted in the same way.
     """
@@ -180,7 +180,7 @@ class ModelSpec(Spec):
 
     @property
     def pretrained_key(self) -> str:
-        """The key of the pretrained weights: networks with equal keys start from the same file."""
+        """The key of the pretrained weights. Equal keys mean the same file of weights."""
         return f"{self.library}-{self.architecture}"
 
 
@@ -533,7 +533,10 @@ class SubsetSpec(Spec):
 
     @property
     def twonn_discard_fraction(self) -> float:
-        """The share of the distance ratios that TwoNN leaves out. These are the largest ratios."""
+        """The share of the distance ratios that TwoNN leaves out.
+
+        These are the largest ratios.
+        """
         if self.prepared.data_mode == "as_released":
             return 0.0
         return 0.1  # as in Facco et al. (2017)
@@ -545,7 +548,7 @@ class SubsetSpec(Spec):
 
 
 class MeasureSpec(Spec):
-    """The measurement of a subset: intrinsic dimension and label sharpness at every train size.
+    """The measurement of intrinsic dimension and label sharpness of a subset.
 
     Attributes:
         subset: subset whose training images are measured. The result is the same for all

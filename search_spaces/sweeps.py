@@ -314,7 +314,7 @@ class ConditionDataset(DatasetChoice):
 
 
 class SweepSpec(specs.Spec):
-    """The content of a sweep file or preset: the grid of trials, their training and measurement.
+    """The content of a sweep file or preset: trials, their training and measurement.
 
     Attributes:
         name: name of the sweep.
@@ -446,7 +446,7 @@ class SweepSpec(specs.Spec):
         return self
 
     def experiment_datasets(self) -> tuple[ExperimentDataset, ...]:
-        """Return the datasets of the experiment: each base dataset, followed by its conditions.
+        """Return the experiment's datasets: each base dataset, then its conditions.
 
         Raises:
             ValueError: a base dataset lacks a parameter of a condition, or the value is not

@@ -1,4 +1,4 @@
-"""Search spaces of the learning-rate search: ranges by model family, and settings of a sweep file.
+"""Search spaces of ``isweep tune``: ranges by model family, and settings of a sweep file.
 
 The ranges are common ones for training from scratch on small datasets. Learning rate and
 weight decay are log-uniform.
@@ -53,7 +53,7 @@ Sampler = Literal["tpe", "gp", "random"]
 
 
 class TuneSpec(Spec):
-    """The settings of ``isweep tune`` in a sweep file. The ids of trials do not depend on them.
+    """The settings of ``isweep tune`` in a sweep file. No trial id depends on them.
 
     Attributes:
         learning_rate: smallest and largest learning rate; None for the range of the model
@@ -148,7 +148,7 @@ _FAMILIES = {"vgg": _VGG, "small_": _HIGH_RATES}
 
 
 def space_of(model: ModelSpec, optimizer: Optimizer, tune: TuneSpec, num_train: int) -> SearchSpace:
-    """Return the search space of one model: the ranges of its family, or those in the sweep file.
+    """Return the ranges to search for a model: those of its family or of the sweep file.
 
     Args:
         model: the model. Its architecture determines the family.

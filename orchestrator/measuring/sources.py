@@ -206,7 +206,7 @@ def _prepare_and_measure(
     executor: Executor,
     paths: RootPaths,
 ) -> Measured:
-    """Measure a dataset after preparing it in a temporary folder, if it is not prepared already.
+    """Measure a dataset. If it is not prepared, first prepare it in a temporary folder.
 
     Args:
         request: The source and the settings.

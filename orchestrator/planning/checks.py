@@ -52,7 +52,7 @@ Images = PreparedDataset | LabelCounts
 
 
 def count_labels(listing: Listing) -> LabelCounts | None:
-    """Return the labels of a listing, or None if they are only known after reading the files."""
+    """Return the labels of a listing, or None if only the files themselves have the labels."""
     if not listing.one_image_per_item or any(item.label is None for item in listing.items):
         return None
     group_ids: dict[str, int] = {}
@@ -145,7 +145,7 @@ def _wrong_class_names(dataset: DatasetSpec, names: tuple[str, ...]) -> list[Swe
     """Return an error if the classes in a sweep differ from the classes of its data."""
     if dataset.label_names in ((), names):
         return []
-    key = f"datasets.{dataset.name}.own.class_names"
+    key = f"`datasets.{dataset.name}.own.class_names`"
     named = ", ".join(dataset.label_names)
     in_data = ", ".join(names[:MAX_NAMED])
     return [
@@ -194,7 +194,7 @@ def _check_pair_of_numbers(subset: SubsetSpec, names: tuple[str, ...]) -> None:
         return
     first, second = subset.class_pair
     raise DataError(
-        f"datasets.{subset.dataset}.class_pairs has the numbers {first} and {second}. isweep "
+        f"`datasets.{subset.dataset}.class_pairs` has the numbers {first} and {second}. isweep "
         "reads numbers as indices from 0, but the classes of this dataset have numbers as names: "
         f"{', '.join(names[:MAX_NAMED])}",
         hint=f"Write class names in quotes, for example `class_pairs: [['{names[0]}', "
@@ -203,7 +203,10 @@ def _check_pair_of_numbers(subset: SubsetSpec, names: tuple[str, ...]) -> None:
 
 
 def _own_sources(workspace: Workspace, raw: Mapping[str, Path]) -> dict[str, Path]:
-    """Return the paths of your own data by dataset. Raise an error if a path does not exist."""
+    """Return the paths of your own data by dataset.
+
+    Raise an error if a path does not exist.
+    """
     problems: list[SweepError] = []
     sources: dict[str, Path] = {}
     for choice in workspace.plan.sweep.datasets:
@@ -215,7 +218,7 @@ def _own_sources(workspace: Workspace, raw: Mapping[str, Path]) -> dict[str, Pat
             hint = "Correct the path. A relative path starts in the folder of the sweep file. "
             problems.append(
                 ConfigError(
-                    f"datasets.{choice.name}.own.path does not exist: {choice.user_source.path}",
+                    f"`datasets.{choice.name}.own.path` does not exist: {choice.user_source.path}",
                     hint=f"{hint}{nearest_path(path)}".rstrip(),
                 )
             )

@@ -400,7 +400,10 @@ def _counts_text(counts: LabelCounts) -> str:
 
 
 def _sizes(counts: LabelCounts, spec: PreparedSpec, capacity: Capacity) -> Sizes:
-    """Return sizes for which there are enough images. Each train size is about half of the next."""
+    """Return sizes for which there are enough images.
+
+    Each train size is about half of the next.
+    """
     num_images = len(counts.classes)
     for share in TEST_SHARES:
         test_size = max(min(capacity.max_tested, round(share * num_images)), 2)
@@ -435,7 +438,10 @@ def _sizes(counts: LabelCounts, spec: PreparedSpec, capacity: Capacity) -> Sizes
 
 
 def _rounded(number: int) -> int:
-    """Round a size down to an even, round number. Classes of equal size need an even number."""
+    """Round a size down to an even, round number.
+
+    Classes of equal size need an even number.
+    """
     unit = 2
     if number >= 1000:
         unit = 100
@@ -445,7 +451,7 @@ def _rounded(number: int) -> int:
 
 
 def _ascii(text: str) -> str:
-    """Return text in ASCII, without accents, or an empty string without any letter or digit."""
+    """Return text in ASCII, without accents. If no letter or digit is left, return no text."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     if any(map(str.isalnum, plain)):
         return plain

@@ -34,7 +34,9 @@ def roughly(value: float) -> str:
 
 
 def estimate_text(document: Mapping[str, Any]) -> str:
-    """Return an estimate as sentences. The first sentence has the number of trials and the time.
+    """Return an estimate as sentences.
+
+    The first sentence has the number of trials and the time.
 
     Args:
         document: Result of :func:`orchestrator.planning.estimate.estimate`, without ``text``.
@@ -86,7 +88,7 @@ def _gib(num_bytes: float) -> str:
 
 
 def _too_large(cluster: Mapping[str, Any]) -> str:
-    """Return a warning if models need more memory than their share of a GPU; otherwise no text."""
+    """Return a warning if models need more memory than their share of a GPU, or no text."""
     if not cluster["too_large"]:
         return ""
     models = []

@@ -220,7 +220,10 @@ def not_a_mapping(origin: str, content: object, hint: str) -> ConfigError:
 
 
 def write_plain(document: object) -> str:
-    """Return plain values as YAML that :func:`read_plain` can read. Short lists are on one line."""
+    """Return plain values as YAML that :func:`read_plain` can read.
+
+    Short lists are on one line.
+    """
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = None
     writer.width = LINE_WIDTH

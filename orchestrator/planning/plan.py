@@ -98,7 +98,10 @@ class SweepPlan:
         return policy == "all"
 
     def num_outputs(self, network: NetworkSpec) -> int:
-        """Return the number of logits of a network. It is 2 if the classes are not known yet."""
+        """Return the number of logits of a network.
+
+        It is 2 if the classes are not known yet.
+        """
         if network.recipe.num_outputs:
             return network.recipe.num_outputs
         subset = network.subset
@@ -216,7 +219,7 @@ def _models(sweep: SweepSpec) -> list[ModelSpec]:
 
 
 def _check_names(kind: str, names: Iterable[str], known_names: Collection[str]) -> None:
-    """Raise an error if recipe.overrides has a model or dataset that the sweep does not have."""
+    """Raise an error if ``recipe.overrides`` has a model or dataset outside the sweep."""
     for name in sorted(names):
         if name not in known_names:
             raise unknown_name(f"{kind} of this sweep", name, known_names)
@@ -278,7 +281,7 @@ def _class_pairs(
 def _check_pairs(pairs: list[ClassPair], dataset: DatasetSpec) -> None:
     """Raise an error for class pairs that appear twice or have classes that do not exist."""
     names = dataset.label_names
-    key = f"datasets.{dataset.name}.class_pairs"
+    key = f"`datasets.{dataset.name}.class_pairs`"
     for pair in pairs:
         if names and max(pair) >= len(names):
             numbered = map("{0[0]} ({0[1]})".format, enumerate(names[:MAX_CLASSES_IN_MESSAGE]))
@@ -300,7 +303,10 @@ def _check_pairs(pairs: list[ClassPair], dataset: DatasetSpec) -> None:
 
 
 def _indices(pair: PairChoice, dataset: DatasetSpec) -> ClassPair:
-    """Return the indices of a pair's classes. Text is a class name, and a number is an index."""
+    """Return the indices of a pair's classes.
+
+    Text is a class name, and a number is an index.
+    """
     names = dataset.label_names
     indices: list[int] = []
     for label in pair:
@@ -339,7 +345,7 @@ class _SubsetToMeasure:
 
 
 def _measures(sweep: SweepSpec, trials: Iterable[TrialSpec]) -> tuple[MeasureSpec, ...]:
-    """Return one measure per subset, or per train size if the images depend on the train size."""
+    """Return one measure per subset, or per train size if the images depend on it."""
     measures: dict[tuple[str, int], _SubsetToMeasure] = {}
     for trial in trials:
         subset = trial.network.subset

@@ -115,7 +115,7 @@ def tuned_path(recipe: object, sweep: object, recipes: Path | None) -> object:
 
 
 def without_unused_rows(sweep: SweepSpec, tuned: dict[str, Any]) -> SweepSpec:
-    """From a tuned recipe, remove the rows of models and datasets that the sweep does not have.
+    """From a tuned recipe, remove rows of models and datasets outside the sweep.
 
     Args:
         sweep: The sweep, with all rows of its tuned recipe.

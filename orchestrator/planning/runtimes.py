@@ -108,7 +108,7 @@ class RuntimeModel:
     share_without_mps: float | None = None
 
     def seconds(self, trial: TrialSpec) -> float:
-        """Return the expected seconds of a trial, on its share of the GPU or on one CPU core."""
+        """Return the expected seconds of a trial on its share of a GPU, or on a CPU core."""
         if self.gpu is None:
             return core_seconds(trial, self.corrections)
         return need_of(trial, self.gpu, self.corrections, self.share).seconds

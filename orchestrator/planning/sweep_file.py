@@ -129,7 +129,10 @@ def _read(source: SweepSource) -> _Document:
 
 @cache
 def _preset(name: str) -> _Document:
-    """Return the content of a preset. Nothing changes it: :func:`with_changes` makes a copy."""
+    """Return the content of a preset.
+
+    Nothing changes it: :func:`with_changes` makes a copy.
+    """
     origin = f"preset {name}"
     return _Document(_parse(preset_text(name), origin), origin)
 
@@ -156,12 +159,15 @@ def _parse(text: str, origin: str) -> dict[str, Any]:
 
 
 def sweep_text(spec: SweepSpec) -> str:
-    """Return the text of a sweep file. A sweep that is read from this text is equal to ``spec``."""
+    """Return the text of a sweep file.
+
+    A sweep that is read from this text is equal to ``spec``.
+    """
     return write_plain(spec.model_dump(mode="json", exclude_unset=True, by_alias=True))
 
 
 def find_modules_in(folder: Path) -> None:
-    """Let Python import modules of your own networks from a folder, after all other folders."""
+    """Let Python import your own networks from a folder, after all other folders."""
     name = str(folder.absolute())
     if name not in sys.path:
         sys.path.append(name)
@@ -255,7 +261,7 @@ def _with_absolute_paths(spec: SweepSpec, folder: Path, listings: Listings) -> S
 
 
 def _with_absolute_path(choice: DatasetChoice, folder: Path, listings: Listings) -> DatasetChoice:
-    """Return a dataset with an absolute path, and with its classes if class pairs have names."""
+    """Return a dataset with an absolute path. If class pairs have names, add its classes."""
     if choice.user_source is None:
         return choice
     check_own_options(own_dataset_spec(choice.name, choice.user_source))

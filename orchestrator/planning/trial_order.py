@@ -1,4 +1,4 @@
-"""Order in which trials start: the longest first, in batches if their arrays exceed the memory."""
+"""Order in which trials start: the longest first, in batches if memory is short."""
 
 from __future__ import annotations
 

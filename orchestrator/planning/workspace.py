@@ -158,7 +158,7 @@ class Workspace:
         return datasets
 
     def look_again(self) -> None:
-        """Clear the cache of :attr:`prepared`, because more datasets may be prepared by now."""
+        """Clear the cache of :attr:`prepared`, because more datasets may be prepared now."""
         self.__dict__.pop("prepared", None)
 
 

@@ -121,7 +121,7 @@ class Combination:
         return SearchTrialSpec(network=network, validation=validation)
 
     def _recipe_at(self, point: Point) -> RecipeSpec:
-        """Return the recipe that a sweep has if this point is in the overrides of its recipe."""
+        """Return the sweep's recipe with the values of a point as an override."""
         if point == self.sweep_point:
             return self.sweep_recipe
         override = RecipeOverride.model_validate(

@@ -203,13 +203,11 @@ def _outcome(search: CombinationSearch) -> CombinationOutcome:
 
 
 def _choose(ranked: Iterable[Candidate], sweep_recipe: Candidate | None) -> Candidate | None:
-    """Return the finalist with the lowest mean loss, or the sweep's recipe if it is about as good.
+    """Return the finalist with the lowest mean loss, or the sweep's recipe if as good.
 
-    This is the one-standard-error rule of Breiman et al., "Classification and Regression
-    Trees",
-    1984. The sweep's recipe is chosen unless the gain exceeds its standard error over runs.
-          One run
-    has no standard error, so the finalist with the lower loss is chosen then.
+    This is the one-standard-error rule of Breiman et al., "Classification and Regression Trees"
+    (1984): the sweep's recipe is chosen unless the gain exceeds its standard error over runs.
+    One run has no standard error, so the finalist with the lower loss is chosen then.
 
     Args:
         ranked: Finalists, the best first.

@@ -40,7 +40,7 @@ SEED_RANGE = 2**32
 
 
 class CombinationStudy:
-    """The points of one combination with their results, from which the sampler proposes new points.
+    """The points of one combination, from whose results the sampler proposes new points.
 
     For every proposal a new Optuna study is built from these points, see
     ``docs/decisions/0012-own-ask-and-tell.md``.
@@ -205,7 +205,7 @@ class CombinationSearch:
 
     @property
     def may_sample(self) -> bool:
-        """True if the budget allows one more training; each running training counts in full."""
+        """True if the budget allows one more training. A running training counts in full."""
         if self.exhausted:
             return False
         planned = self.spent + self.num_searching + 1
@@ -267,7 +267,10 @@ class CombinationSearch:
         return remaining
 
     def sample_point(self) -> Point | None:
-        """Return a new point. Return None and end the sampling if the space has no new point."""
+        """Return a new point.
+
+        Return None and end the sampling if the space has no new point.
+        """
         known_runs = self.known_runs
         for repeat in range(MAX_REPEATED_PROPOSALS):
             point = self.study.propose(repeat)
@@ -277,7 +280,7 @@ class CombinationSearch:
         return None
 
     def check_exhausted(self) -> None:
-        """End the sampling if the space has no new point, so that the search counts as over."""
+        """End the sampling if the space has no new point. Then the search counts as over."""
         if self.may_sample:
             self.sample_point()
 
@@ -367,7 +370,10 @@ class Search:
         return sum(search.num_left for search in self.searches.values())
 
     def add_result(self, trial_id: str, result: SearchResult | None) -> None:
-        """Add the result of a running trial. ``result`` is None if it failed for the last time."""
+        """Add the result of a running trial.
+
+        ``result`` is None if it failed for the last time.
+        """
         trial = self.running_trial(trial_id)
         search = self.searches[trial.key]
         del search.running[trial_id]

@@ -99,8 +99,8 @@ TABLE_NOTE = (
     "The validation loss is the mean ± standard error over the runs of one finalist, in nat. The "
     "gain is the loss of the sweep's recipe minus this loss, in the same runs. If no recipe was "
     "better than the sweep's recipe by more than one standard error, the sweep's recipe is kept. "
-    "In the last column, for example, 7 of 10 + 3 means that the search used 7 of at most 10 "
-    "trainings, and that finalists were trained 3 more times."
+    'In the column "trainings", for example, 7 of 10 + 3 means that the search used 7 of at most '
+    "10 trainings, and that finalists were trained 3 more times."
 )
 CAPTION = (
     "The figure shows the validation loss against the learning rate. Weight decay and batch size "
@@ -134,7 +134,10 @@ def gain_sentence(outcomes: Iterable[CombinationOutcome]) -> str:
 
 
 def trial_table(searches: Iterable[CombinationSearch]) -> pd.DataFrame:
-    """Return one row per tried point with its status and loss. ``shown`` is the capped loss."""
+    """Return one row per tried point with its status and loss.
+
+    ``shown`` is the capped loss.
+    """
     rows = []
     for search in searches:
         model, dataset = search.combination.key

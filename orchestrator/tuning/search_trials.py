@@ -69,7 +69,7 @@ class SearchQueue(TrialQueue):
         return self._search.is_done and not self.retry_at and not self.submitted
 
     def take(self, now: float) -> str | None:
-        """Return the id of the next trial and count it as submitted, or None if none may start."""
+        """Count the next trial as submitted, and return its id. Return None if none may start."""
         retried = super().take(now)
         if retried is not None:
             return retried

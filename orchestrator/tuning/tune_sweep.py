@@ -1,4 +1,4 @@
-"""Stages of ``isweep tune``: prepare data, check splits, search, write the recipe and report."""
+"""Stages of ``isweep tune``: prepare data, check splits, search, write the results."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class _Tuning(Stages):
         return replace(summary, num_unsent_updates=tracker.num_unsent_updates)
 
     def _check_splits(self) -> None:
-        """Check every validation split, and limit batch sizes to the number of training images.
+        """Check all validation splits. Limit batch sizes to the number of training images.
 
         Raises:
             DataError: A subset cannot be split. The message lists all such subsets.
@@ -127,7 +127,7 @@ class _Tuning(Stages):
         self.combinations = combinations_to_tune(self.workspace.plan, num_train)
 
     def _read(self, stored: StoredResults) -> EarlierTrials:
-        """Return the stored trials of these combinations, and print the number of all others."""
+        """Return the stored trials of these combinations. Print the number of all others."""
         earlier = EarlierTrials.read(stored.store, self.combinations, self._fingerprints)
         stored.unreadable += earlier.unreadable
         self.check_stored(stored)

@@ -1,4 +1,4 @@
-"""Read files of ``isweep gpu-check``: measured rates of GPUs, and the gain by sharing a GPU."""
+"""Read files of ``isweep gpu-check``: measured rates of GPUs, and gains by sharing a GPU."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def gpu_check_folders(root: Path) -> tuple[Path, ...]:
 
 
 def read_checks(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Return the summaries of all GPU checks in folders, by the name that a GPU's driver reports.
+    """Return the summaries of all GPU checks, by the name that the GPU's driver reports.
 
     If a GPU was checked several times, the last file of the last folder is used. Damaged files
     and files with impossible numbers are ignored.

@@ -70,12 +70,15 @@ class GpuModel:
         return round(self.context_gib * 2**30)
 
     def time_factor(self, network: str) -> float:
-        """Return the ratio of measured to predicted time of a network's trials, or 1 if unknown."""
+        """Return measured time divided by predicted time of a network, or 1 if unknown."""
         return dict(self.network_factors).get(network, 1.0)
 
     @property
     def bfloat16(self) -> bool:
-        """True if the GPU computes in bfloat16. PyTorch only emulates bfloat16 on older GPUs."""
+        """True if the GPU computes in bfloat16.
+
+        PyTorch only emulates bfloat16 on older GPUs.
+        """
         return self.capability >= BFLOAT16_FROM
 
 
@@ -170,7 +173,7 @@ def gpu_model_from_driver(
 
 
 def _unlisted(name: str, capability: float, processors: int) -> GpuModel:
-    """Return a GPU that is not in the table, with the rates per processor of a GPU in the table."""
+    """Return a GPU outside the table, with the rates per processor of a GPU in the table."""
     older = [gpu for gpu in GPU_MODELS.values() if gpu.capability <= capability]
     like = max(
         older or [GPU_MODELS[OLDEST]],

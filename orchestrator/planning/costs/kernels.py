@@ -1,4 +1,4 @@
-"""Records of the cost of a network's passes: kernels, arithmetic, memory traffic and memory."""
+"""Costs of a network's passes: kernels, arithmetic, memory traffic and memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Kernel:
 
     @property
     def streams(self) -> bool:
-        """True if the operation reads and writes long arrays sequentially, as an optimizer does."""
+        """True if the operation streams through long arrays, as an optimizer does."""
         return self.name.startswith(STREAMING)
 
 

@@ -1,4 +1,4 @@
-"""Predict the memory of a trial on a GPU: CUDA context, tensors and scratch of convolutions."""
+"""Predict the GPU memory of a trial: CUDA context, tensors, scratch of convolutions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def array_bytes(network: NetworkSpec, train_size: int | None = None) -> int:
 
 
 def memory_bytes(cost: PassCost) -> float:
-    """Predict the GPU memory of a process during a pass, in bytes, including its CUDA context."""
+    """Predict the bytes of GPU memory of a process in a pass, with its CUDA context."""
     return CONTEXT_BYTES + TENSOR_FACTOR * cost.peak_bytes + WORKSPACE_FACTOR * cost.workspace_bytes
 
 

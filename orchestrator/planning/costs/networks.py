@@ -1,4 +1,4 @@
-"""Costs of a network: from the table of the package, from the user's cache, or newly counted."""
+"""Costs of a network: from the package's table, from the user's cache, or newly counted."""
 
 from __future__ import annotations
 
@@ -45,9 +45,10 @@ def cost_key(model: ModelSpec, recipe: RecipeSpec, *sizes: int) -> str:
 def network_cost(
     model: ModelSpec, recipe: RecipeSpec, *, channels: int, image_size: int, num_outputs: int = 2
 ) -> NetworkCost:
-    """Return the costs of a network's passes on square images with a side of ``image_size`` pixels.
+    """Return the costs of a network's passes on square images.
 
-    ``num_outputs`` is the number of logits if the recipe sets none.
+    ``image_size`` is the side of the images in pixels. ``num_outputs`` is the number of logits if
+    the recipe sets none.
 
     Raises:
         ConfigError: The network cannot be built with these sizes.
@@ -72,7 +73,7 @@ def network_cost(
 
 @cache
 def _code_version() -> str:
-    """Return a hash of the code that counts costs: versions of torch's packages and our source."""
+    """Return a hash of the code that counts costs: torch's packages and our source files."""
     versions = " ".join(map(metadata.version, ("torch", "torchvision", "timm")))
     code = hashlib.sha256(versions.encode())
     trials = Path(__file__).parents[3] / "tasks" / "trials"
@@ -82,7 +83,10 @@ def _code_version() -> str:
 
 
 def plain_cost(cost: NetworkCost) -> dict[str, Any]:
-    """Return costs as plain values for JSON. Equal kernels are stored once, with their number."""
+    """Return costs as plain values for JSON.
+
+    Equal kernels are stored once, with their number.
+    """
     plain = asdict(cost)
     for name in PASSES:
         kernels = getattr(cost, name).kernels
@@ -154,7 +158,7 @@ def cost_of(network: NetworkSpec) -> NetworkCost:
 
 
 def recipe_of_costs(network: NetworkSpec) -> RecipeSpec:
-    """Return the recipe of a network, with a fixed value for every key that changes no cost."""
+    """Return a network's recipe, with fixed values for the keys that change no cost."""
     # Adam's kernel includes the weight decay. SGD adds it to copies of all gradients.
     has_decay = network.recipe.optimizer == "sgd" and network.recipe.weight_decay
     return network.recipe.model_copy(

@@ -173,7 +173,7 @@ def _walk(network: _Network, module: nn.Module, brightest: float) -> NetworkCost
 
 
 def _walk_step(network: _Network, module: nn.Module, brightest: float) -> PassCost:
-    """Count the cost of a training step after the first, so that the optimizer's moments exist."""
+    """Count the cost of a training step after the first, when the optimizer has its moments."""
     module.train()
     batch_size = network.recipe.batch_size
     images = (torch.rand(batch_size, *network.shape) * brightest).to(torch.uint8)

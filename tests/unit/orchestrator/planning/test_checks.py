@@ -58,7 +58,7 @@ def open_sweep(tmp_path):
         (
             "[[1, 11]]",
             20,
-            "mine.class_pairs has the numbers 1 and 11. .* numbers as names: 1, 11, 21. Write class names in quotes",
+            "mine.class_pairs` has the numbers 1 and 11. .* numbers as names: 1, 11, 21. Write class names in quotes",
         ),
     ],
 )
@@ -77,7 +77,7 @@ def test_class_names_that_the_data_do_not_have_are_refused(open_sweep, tmp_path)
     )
     path.write_text(text, encoding="utf-8")
     with pytest.raises(
-        DataError, match=r"class_names lists 1, 21, but the data have the classes 1, 11, 21\. Rem"
+        DataError, match=r"class_names` lists 1, 21, but the data have the classes 1, 11, 21\. Rem"
     ):
         check_feasible(Workspace.open(str(path), tmp_path / "root"))
 

@@ -93,7 +93,7 @@ def good_with_dataset(text):
         ),
         (
             good_with("datasets: [mnist5k]", "test_sise: 3"),
-            r"test_sise .*\n.* has neither `datasets` nor `wo",
+            r"`test_sise` .*\n.* has neither `datasets` nor `wo",
         ),
         (good_with("mine", '"C:\\Users"'), r"a backslash in double quotes. Write / in a path"),
         (
@@ -174,10 +174,10 @@ def good_with_dataset(text):
             GOOD + "attacks: {epsilons: [0]}",
             r"value 1 of `attacks\.epsilons` is 0, but must be above 0",
         ),
-        (GOOD + "attacks: {epsilons: [1.0, 1.0]}", r"attacks\.epsilons .* 1\.0 more than once"),
+        (GOOD + "attacks: {epsilons: [1.0, 1.0]}", r"`attacks\.epsilons` .* 1\.0 more than once"),
         (
             GOOD + "attacks: {epsilons: [0.03, 0.3]}",
-            r"attacks\.epsilons .*all values are below 0\.5\. .*1/255 .* 8 for 8/255",
+            r"`attacks\.epsilons` .*all values are below 0\.5\. .*1/255 .* 8 for 8/255",
         ),
         (GOOD + "estimators: []", r"`estimators` is empty"),
         (GOOD + "estimators: [mlee]", r"Unknown estimator.*'mlee'.*'mle'"),
@@ -571,11 +571,11 @@ def test_classes_of_a_known_dataset_have_names_and_indices():
     ("pair", "message"),
     [
         (["cat", "dgo"], "Unknown class of cifar10.*'dgo'.*'dog'"),
-        (["cat", 3], r"class_pairs lists the pair \[3, 3\], which contains the same class twice"),
+        (["cat", 3], r"class_pairs` lists the pair \[3, 3\], which contains the same class twice"),
         (["cat", "dog", "frog"], r"datasets\.0\.class_pairs\.0` has more than 2 values"),
         (
             ["cat", "cat"],
-            r"class_pairs lists the pair \[3, 3\], which contains the same class twice",
+            r"class_pairs` lists the pair \[3, 3\], which contains the same class twice",
         ),
         ([True, 3], r"is not a class\. Write the index of a class .* or its name"),
         ([1.5, 3], r"is not a class\. Write the index of a class .* or its name"),
@@ -585,7 +585,7 @@ def test_classes_of_a_known_dataset_have_names_and_indices():
 def test_pairs_that_are_not_two_classes_are_refused(pair, message):
     with pytest.raises(ConfigError, match=message):
         planned_pairs({"name": "cifar10", "class_pairs": [pair]})
-    with pytest.raises(ConfigError, match=r"class_pairs lists the pair \[3, 8\] twice"):
+    with pytest.raises(ConfigError, match=r"class_pairs` lists the pair \[3, 8\] twice"):
         planned_pairs({"name": "mnist5k", "class_pairs": [[3, 8], ["8", 3]]})
 
 
