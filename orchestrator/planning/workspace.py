@@ -16,8 +16,8 @@ from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.planning.sweep_file import SweepSource, find_modules_in, load_sweep, sweep_text
 from orchestrator.planning.written_files import preset_names
 from search_spaces.errors import ConfigError, CorruptStoreError, nearest
-from search_spaces.models import source_texts
 from search_spaces.sweeps import SweepSpec
+from search_spaces.user_code import source_texts
 from tasks.atomic import write_atomic
 from tasks.prepared.listings import Listings
 from tasks.prepared.store import PreparedDataset

@@ -11,7 +11,8 @@ from orchestrator.running.messages import TrialReport
 from orchestrator.running.perform import Performed, TrialTask
 from orchestrator.running.queue import TrialQueue
 from orchestrator.running.trial_source import RunContext, TrialSource
-from orchestrator.tuning.search import EarlierTrials, RequestedTrial, Search
+from orchestrator.tuning.earlier_trials import EarlierTrials
+from orchestrator.tuning.search import RequestedTrial, Search
 from orchestrator.tuning.search_records import RequestRecord, SearchRecord, flat_search
 from search_spaces.errors import SweepError
 from search_spaces.specs import NetworkSpec, SubsetSpec, TrialSpec

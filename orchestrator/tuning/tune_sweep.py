@@ -21,9 +21,10 @@ from orchestrator.running.preparation import check_raw, prepare_own
 from orchestrator.running.progress import Progress
 from orchestrator.running.stages import Stages
 from orchestrator.tuning.combinations import Combination, combinations_to_tune
+from orchestrator.tuning.earlier_trials import EarlierTrials
 from orchestrator.tuning.outcome import TuneSummary, outcomes
 from orchestrator.tuning.recipe import write_recipe
-from orchestrator.tuning.search import EarlierTrials, Search
+from orchestrator.tuning.search import Search
 from orchestrator.tuning.search_records import SearchRecord, flat_search
 from orchestrator.tuning.search_report import write_report
 from search_spaces.errors import DataError, SweepError, collect
