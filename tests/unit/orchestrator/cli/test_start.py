@@ -88,7 +88,9 @@ class TestInit:
         text = (working_folder / "scans.yaml").read_text()
         assert "400 images, 20 groups (patients): 0 200, 1 200" in text
         assert "domain: medical" in text
-        assert "# isweep guessed the domain from the patients; write natural or medical" in text
+        assert (
+            "# isweep guessed the domain from the patients; if it is wrong, write natural" in text
+        )
 
     @pytest.mark.parametrize("kind", ["table", "folder"])
     def test_proposed_groups_are_the_patients_of_dicom_headers(self, run, working_folder, kind):
