@@ -22,8 +22,8 @@ class Candidate(Finding):
 
     Attributes:
         point: Point of the search space.
-        losses: Capped validation losses of the runs, nat. Runs differ in seed, split and class
-            pair. All finalists have the same runs.
+        losses: Validation losses of the runs, nat, see :attr:`SearchResult.capped_loss`. Runs
+            differ in seed, split and class pair. All finalists have the same runs.
         mean: Mean of the losses, nat.
         std_error: Standard error of the mean over runs. None for one run.
         diverged: Number of runs that diverged.

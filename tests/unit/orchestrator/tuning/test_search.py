@@ -319,7 +319,7 @@ def test_batch_sizes_are_limited_to_the_smallest_training_set():
     with_named_sizes = replace(plan, sweep=sweep)
     with pytest.raises(
         ConfigError,
-        match=r"tune\.batch_size contains 32, but a trial of the search has only 17 training",
+        match=r"`tune\.batch_size` contains 32, but a trial of the search has only 17 training",
     ):
         combinations_to_tune(with_named_sizes, num_train)
 
