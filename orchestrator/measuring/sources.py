@@ -104,7 +104,7 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
             "images of .npy files",
             hint="Save images and labels together as .npz, or remove --image-size",
         )
-    own_data = own_source(known_kind(path), path, request)
+    own_data = own_source(data_kind(path), path, request)
     dataset = own_dataset_spec(OWN_NAME, own_data)
     try:
         return _prepare_and_measure(request, dataset, path, executor, paths)
@@ -184,7 +184,7 @@ def _check_options(
         )
 
 
-def known_kind(path: Path) -> str:
+def data_kind(path: Path) -> str:
     """Return the kind of your own data at a path.
 
     Raises:

@@ -19,16 +19,16 @@ from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import ModelSpec, NetworkSpec, RecipeSpec, Spec
 from tasks.atomic import write_atomic
 
-WALKED = Path(__file__).with_name("walked.json")
-"""Costs of the networks of all presets by :func:`cost_key`. Planning a preset needs no
-torch."""
+PRESET_COSTS = Path(__file__).with_name("preset_costs.json")
+"""File with the costs of the networks of all presets, by :func:`cost_key`. With this file,
+planning a preset does not import torch."""
 MAX_REMEMBERED = 4096
 """Largest number of costs in the cache of :func:`cost_of`."""
 
 
 @cache
 def _shipped_costs() -> dict[str, dict[str, Any]]:
-    costs: dict[str, dict[str, Any]] = json.loads(WALKED.read_text(encoding="utf-8"))
+    costs: dict[str, dict[str, Any]] = json.loads(PRESET_COSTS.read_text(encoding="utf-8"))
     return costs
 
 
@@ -61,9 +61,11 @@ def network_cost(
     if can_be_cached:
         with suppress(OSError, ValueError, TypeError, KeyError):
             return _cost_of_plain(json.loads(file.read_text(encoding="utf-8")))
-    from orchestrator.planning.costs.walk import walk_network  # imports torch, which takes seconds
+    from orchestrator.planning.costs.count_costs import (
+        count_costs,  # imports torch, which takes seconds
+    )
 
-    cost = walk_network(model, recipe, channels, image_size, num_outputs)
+    cost = count_costs(model, recipe, channels, image_size, num_outputs)
     if can_be_cached:
         with suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +79,7 @@ def _code_version() -> str:
     versions = " ".join(map(metadata.version, ("torch", "torchvision", "timm")))
     code = hashlib.sha256(versions.encode())
     trials = Path(__file__).parents[3] / "tasks" / "trials"
-    for path in (Path(__file__).with_name("walk.py"), *sorted(trials.glob("*.py"))):
+    for path in (Path(__file__).with_name("count_costs.py"), *sorted(trials.glob("*.py"))):
         code.update(path.read_bytes())
     return code.hexdigest()[:16]
 

@@ -138,7 +138,7 @@ class TestInit:
         text = (working_folder / "My Images (1).yaml").read_text()
         assert "# `isweep plan 'My Images (1).yaml'` checks" in text
         message = run("init", "ü/x.npz", "--out", "図.yaml")[2]
-        assert "Choose another file name with --out" in message
+        assert "Choose another file name with `--out`" in message
 
     def test_an_existing_file_is_never_overwritten(self, run, working_folder):
         (working_folder / "first.yaml").write_text("mine", encoding="utf-8")

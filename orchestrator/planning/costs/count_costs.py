@@ -95,7 +95,7 @@ class _Network:
         )
 
 
-def walk_network(
+def count_costs(
     model: ModelSpec, recipe: RecipeSpec, channels: int, image_size: int, num_outputs: int
 ) -> NetworkCost:
     """Count the costs of a network's passes, see ``costs.networks.network_cost``."""
@@ -107,11 +107,11 @@ def walk_network(
         with fixed_torch_state():
             module = _build_fake(network, mode)
             with mode:
-                return _walk(network, module, WHITE)
+                return _count(network, module, WHITE)
     except (Exception, SystemExit) as error:
         if model.library != "own":
             raise
-        return _walk_with_memory(network, error)
+        return _count_with_data(network, error)
 
 
 def _build_fake(network: _Network, mode: FakeTensorMode) -> nn.Module:
@@ -146,7 +146,7 @@ def _unfused_attention() -> Iterator[None]:
 
 
 @_unfused_attention()
-def _walk(network: _Network, module: nn.Module, brightest: float) -> NetworkCost:
+def _count(network: _Network, module: nn.Module, brightest: float) -> NetworkCost:
     """Count the costs of a network's passes on images with values up to ``brightest``."""
     module.eval()
     evaluation = _PassCounter(module)
@@ -164,7 +164,7 @@ def _walk(network: _Network, module: nn.Module, brightest: float) -> NetworkCost
         num_parameters=num_parameters(module),
         state_bytes=_state_bytes(module),
         forward_flops=evaluation.cost().flops / EVALUATION_PASS,
-        step=_walk_step(network, module, brightest),
+        step=_count_step(network, module, brightest),
         evaluation=evaluation.cost(),
         attack=attack.cost(),
         evaluation_batch=EVALUATION_PASS,
@@ -172,7 +172,7 @@ def _walk(network: _Network, module: nn.Module, brightest: float) -> NetworkCost
     )
 
 
-def _walk_step(network: _Network, module: nn.Module, brightest: float) -> PassCost:
+def _count_step(network: _Network, module: nn.Module, brightest: float) -> PassCost:
     """Count the cost of a training step after the first, when the optimizer has its moments."""
     module.train()
     batch_size = network.recipe.batch_size
@@ -193,7 +193,7 @@ def _walk_step(network: _Network, module: nn.Module, brightest: float) -> PassCo
     return counter.cost()
 
 
-def _walk_with_memory(network: _Network, error: BaseException) -> NetworkCost:
+def _count_with_data(network: _Network, error: BaseException) -> NetworkCost:
     """Count the costs of your own network on tensors with data.
 
     A network may fail on noise and on black images, but work on the images of a sweep. If its
@@ -207,7 +207,7 @@ def _walk_with_memory(network: _Network, error: BaseException) -> NetworkCost:
     for brightest in (WHITE, BLACK):
         try:
             with fixed_torch_state():
-                return _walk(network, network.build(), brightest)
+                return _count(network, network.build(), brightest)
         except (Exception, SystemExit) as raised:
             failure = raised
     if not depends_on_pixels(error):
@@ -218,7 +218,7 @@ def _walk_with_memory(network: _Network, error: BaseException) -> NetworkCost:
     num_pixels = math.prod(network.shape)
     dense = nn.Sequential(nn.Flatten(), nn.Linear(num_pixels, max(2, num_weights // num_pixels)))
     with FakeTensorMode(allow_non_fake_inputs=True):
-        cost = _walk(network, dense, WHITE)
+        cost = _count(network, dense, WHITE)
     return replace(
         cost,
         num_parameters=num_weights,
