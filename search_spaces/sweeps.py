@@ -28,6 +28,7 @@ from pydantic import (
 )
 
 from search_spaces import specs
+from search_spaces.errors import rule_of
 from search_spaces.interventions import (
     BASE,
     BaseDatasetSpec,
@@ -245,7 +246,7 @@ class UserSourceSpec(specs.Spec):
         kind: name of the source in :mod:`tasks.sources` that reads the data.
         path: path of the folder or file.
         title: name of the dataset in text for people.
-        domain: natural or medical. A sweep needs one; a measurement outside a sweep does not.
+        domain: natural or medical. It is None only for a measurement outside a sweep.
         modality: subject and technique of the images, for example ``chest X-ray``.
         channels: number of channels of the raw images.
         class_names: names of the classes by index. If they are empty and class pairs have
@@ -538,5 +539,5 @@ class SweepSpec(specs.Spec):
 def _message(error: ValueError) -> str:
     """Return the message of an error. Pydantic's own text around the message is removed."""
     if isinstance(error, ValidationError):
-        return error.errors()[0]["msg"].removeprefix("Value error, ")
+        return rule_of(error.errors()[0]["msg"])
     return str(error)

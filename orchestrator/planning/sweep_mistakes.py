@@ -12,7 +12,18 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from search_spaces.datasets import DATASETS, dataset_spec
-from search_spaces.errors import ConfigError, SweepError, collect, nearest, plural, unknown_name
+from search_spaces.errors import (
+    COMPARISONS,
+    MAX_SHOWN,
+    ConfigError,
+    SweepError,
+    broken_rule,
+    collect,
+    nearest,
+    plural,
+    rule_of,
+    unknown_name,
+)
 from search_spaces.models import model_spec
 from search_spaces.recipes import RECIPES
 from search_spaces.specs import DEFAULT_ESTIMATORS, NAME_PATTERN
@@ -21,10 +32,6 @@ from tasks.sources import check_own_kind
 
 MAX_PROBLEMS = 20
 """Largest number of problems in a message. All others are only counted."""
-MAX_SHOWN = 200
-"""Largest number of characters of a value in a message."""
-RULE_PREFIX = "Value error, "
-"""Prefix of pydantic's message if one of our own rules is broken."""
 DATASET = "Write, for example, `datasets: [digits]`. `isweep datasets` lists the known datasets"
 MODEL = (
     "Write, for example, `models: [small_cnn]` or `models: [{from: small_cnn, name: mine}]`. "
@@ -41,15 +48,8 @@ EXPECTED_KINDS = {
     "model_type": "keys with values, for example {key: value}",
 }
 """Required form of a value, by pydantic's type of error."""
-COMPARISONS = {
-    "should be greater than or equal to": "must be at least",
-    "should be less than or equal to": "must be at most",
-    "should be greater than": "must be above",
-    "should be less than": "must be below",
-}
-"""Shorter words for pydantic's rules on numbers."""
-PYDANTIC_SUBJECT = "Input "
-"""First word of pydantic's messages. Our messages have the key in its place."""
+NUMBER_RULES = tuple(COMPARISONS.values())
+"""First words of the rules on numbers. A message about a number in a list counts the values."""
 
 
 def raise_problems(problems: list[SweepError]) -> None:
@@ -71,7 +71,7 @@ def problem_of(detail: ErrorDetails, origin: str, document: Mapping[str, Any]) -
     """
     keys = detail["loc"]
     if not keys:  # a rule about several keys
-        return ConfigError(f"{origin}: {detail['msg'].removeprefix(RULE_PREFIX)}")
+        return ConfigError(f"{origin}: {rule_of(detail['msg'])}")
     dotted = ".".join(map(str, keys_in_file(keys, document)))
     if detail["type"] == "extra_forbidden":
         return _unknown_key(detail["loc"], dotted)
@@ -144,17 +144,13 @@ def _wrong_value(detail: ErrorDetails, dotted: str) -> ConfigError:
                 hint = f"Write `[{shown}]`"
         required = EXPECTED_KINDS[kind]
         return ConfigError(f"`{dotted}` is {shown}, but should be {required}", hint=hint)
-    rule = detail["msg"].removeprefix(RULE_PREFIX).removeprefix(PYDANTIC_SUBJECT)
-    place = f"`{dotted}`"
+    rule = rule_of(detail["msg"])
     if isinstance(value, dict):
-        return ConfigError(f"{place}: {rule}")
-    for pydantic_words, words in COMPARISONS.items():
-        if pydantic_words in rule:
-            rule = rule.replace(pydantic_words, words)
-            place = _numbered(dotted)
-    if rule.startswith(("must ", "should ")):
-        return ConfigError(f"{place} is {shown}, but {rule}")
-    return ConfigError(f"{place} is {shown}: {rule[0].lower()}{rule[1:]}")
+        return ConfigError(f"`{dotted}`: {rule}")
+    place = f"`{dotted}`"
+    if rule.startswith(NUMBER_RULES):
+        place = _numbered(dotted)
+    return broken_rule(place, shown, rule)
 
 
 def _numbered(dotted: str) -> str:
