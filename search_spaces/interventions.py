@@ -142,8 +142,8 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
             default=2,
             low=1,
             high=12,
-            meaning="number of coordinates that decide the label; the label is 1 if the sum of "
-            "their band numbers is odd",
+            meaning="number of coordinates that decide the label; the label is 1 if the sum "
+            "of their band numbers is odd",
             is_integer=True,
         ),
         "bands": Parameter(
@@ -249,8 +249,8 @@ def check_and_sort_training_parameters(
             raise ValueError(f"`dials` has no parameter {name!r}. {hint}")
         if name not in TRAINING_PARAMETERS:
             raise ValueError(
-                f"`dials` contains {name!r}, which applies to the whole dataset and cannot change "
-                f"training images only. {hint}"
+                f"`dials` contains {name!r}, which applies to the whole dataset and cannot "
+                f"change training images only. {hint}"
             )
         TRAINING_PARAMETERS[name].check(name, value)
     return tuple(sorted(parameters))
@@ -279,8 +279,8 @@ class GeneratedDatasetSpec(specs.Spec):
         for name, value in self.parameters:
             if name not in table:
                 raise ValueError(
-                    f"images of the kind {self.kind} have no parameter {name!r} (key `dials`). "
-                    "Choose from these "
+                    f"images of the kind {self.kind} have no parameter {name!r} (key "
+                    "`dials`). Choose from these "
                     f"parameters: {', '.join(table)}"
                 )
             table[name].check(name, value)

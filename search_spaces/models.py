@@ -112,8 +112,8 @@ def model_spec(choice: ModelChoice | str) -> ModelSpec:
         return spec
     if spec.library not in LIBRARIES:
         raise ConfigError(
-            f"`pretrained` is set for {choice.from_}, but only networks of torchvision and timm "
-            "have pretrained weights",
+            f"`pretrained` is set for {choice.from_}, but only networks of torchvision and "
+            "timm have pretrained weights",
             hint="Remove `pretrained`. If this is your own function, it can load weights itself",
         )
     # A name has at most 64 characters. The name before the suffix has at most 52.

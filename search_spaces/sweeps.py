@@ -407,8 +407,8 @@ class SweepSpec(specs.Spec):
         datasets = self.list_datasets()
         if len({choice.name for choice in datasets}) < len(datasets):
             raise ValueError(
-                "`datasets` lists a dataset more than once. Write one entry for the dataset, and "
-                "list all its pairs under `class_pairs`"
+                "`datasets` lists a dataset more than once. Write one entry for the dataset, "
+                "and list all its pairs under `class_pairs`"
             )
         return self
 
@@ -421,8 +421,8 @@ class SweepSpec(specs.Spec):
             )
         if self.conditions and not self.base_datasets:
             raise ValueError(
-                "the sweep has `arms`, but no `worlds` that they could change. Add base datasets "
-                "under `worlds`"
+                "the sweep has `arms`, but no `worlds` that they could change. Add base "
+                "datasets under `worlds`"
             )
         base_names = tuple(base.name for base in self.base_datasets)
         specs.check_unique(base_names, field="worlds")
@@ -431,8 +431,8 @@ class SweepSpec(specs.Spec):
         unknown = sorted(requested - set(base_names))
         if unknown:
             raise ValueError(
-                f"`arms` refers to worlds that do not exist: {', '.join(unknown[:20])}. Choose "
-                f"from these worlds: {', '.join(base_names[:20])}"
+                f"`arms` refers to worlds that do not exist: {', '.join(unknown[:20])}. "
+                f"Choose from these worlds: {', '.join(base_names[:20])}"
             )
         if self.further_test_sets and self.intervene_on != "training":
             raise ValueError(
@@ -441,8 +441,8 @@ class SweepSpec(specs.Spec):
             )
         if self.intervene_on == "training" and self.all_faults:
             raise ValueError(
-                "the sweep has `intervene_on: training` and faults of the released code, which "
-                "cannot be combined. Set `data_mode: corrected`, and remove `faults`"
+                "the sweep has `intervene_on: training` and faults of the released code, "
+                "which cannot be combined. Set `data_mode: corrected`, and remove `faults`"
             )
         return self
 

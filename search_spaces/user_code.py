@@ -12,8 +12,8 @@ from pathlib import Path
 from search_spaces.errors import ConfigError
 
 _HOW_TO_NAME = (
-    "Write package.module:function. The module must be installed, or be in the folder of the sweep "
-    "file"
+    "Write package.module:function. The module must be installed, or be in the folder of the "
+    "sweep file"
 )
 
 

@@ -40,8 +40,8 @@ def measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Mea
     kind = detect_own_kind(path)
     if kind is not None and path.stat().st_size > MAX_HELD_BYTES:
         raise ConfigError(
-            f"{path.name} has {path.stat().st_size / 2**30:.1f} GiB, but isweep can measure more "
-            "than 2 GiB of images only after it has resized them",
+            f"{path.name} has {path.stat().st_size / 2**30:.1f} GiB, but isweep can measure "
+            "more than 2 GiB of images only after it has resized them",
             hint="Add --image-size, for example with the side length of the stored images",
         )
     unfit = sorted(set(request.own_options) - ONLY_FOR_ARRAYS)
@@ -81,8 +81,8 @@ def _measure_npy(
     labels = _read_labels(request.labels, own_data)
     if len(labels.codes) != len(images):
         raise DataError(
-            f"{request.labels.name} has {plural(len(labels.codes), 'label')}, but {path.name} has "
-            f"{plural(len(images), 'image')}",
+            f"{request.labels.name} has {plural(len(labels.codes), 'label')}, but {path.name} "
+            f"has {plural(len(images), 'image')}",
             hint="Set --labels to a file with one label per image",
         )
     return _measure_labeled(images, labels, range(len(images)), [], request, executor)
@@ -145,8 +145,8 @@ def _read_labels(path: Path, own_data: UserSourceSpec) -> Labels:
         values = np.array(lines[0].split() if len(lines) == 1 else lines, np.str_)
     if values.ndim != 1 or values.dtype.kind not in "uibfUS":
         raise DataError(
-            f"{path.name} has an array of type {values.dtype} and shape {values.shape} instead of "
-            "one label per image",
+            f"{path.name} has an array of type {values.dtype} and shape {values.shape} "
+            "instead of one label per image",
             hint="Save the labels as a one-dimensional array of numbers or text",
         )
     return name_labels(values.tolist(), own_data, first=0 if is_array else 1)

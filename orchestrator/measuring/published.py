@@ -96,10 +96,10 @@ def describe(measured: Measured) -> list[str]:
             lines.append(
                 f"The label sharpness {sharpness.value:.3g} ({definition}) is "
                 f"{_level(below, len(published))}: "
-                f"higher than {below} of the {len(published)} published values, converted to your "
-                "pixel range, side and channels. By the law, sharper labels give a higher loss "
-                "and a network that is easier to attack. Published values come from a sample of "
-                "pairs, so only the order of magnitude can be compared."
+                f"higher than {below} of the {len(published)} published values, converted to "
+                "your pixel range, side and channels. By the law, sharper labels give a "
+                "higher loss and a network that is easier to attack. Published values come "
+                "from a sample of pairs, so only the order of magnitude can be compared."
             )
     return lines + list(record.notes)
 

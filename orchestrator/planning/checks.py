@@ -151,8 +151,8 @@ def _wrong_class_names(dataset: DatasetSpec, names: tuple[str, ...]) -> list[Swe
     return [
         DataError(
             f"{key} lists {named}, but the data have the classes {in_data}",
-            hint="Remove `class_names`, or set it to the classes of the data, in the order of this "
-            "message",
+            hint="Remove `class_names`, or set it to the classes of the data, in the order of "
+            "this message",
         )
     ]
 
@@ -194,9 +194,9 @@ def _check_pair_of_numbers(subset: SubsetSpec, names: tuple[str, ...]) -> None:
         return
     first, second = subset.class_pair
     raise DataError(
-        f"`datasets.{subset.dataset}.class_pairs` has the numbers {first} and {second}. isweep "
-        "reads numbers as indices from 0, but the classes of this dataset have numbers as names: "
-        f"{', '.join(names[:MAX_NAMED])}",
+        f"`datasets.{subset.dataset}.class_pairs` has the numbers {first} and {second}. "
+        "isweep reads numbers as indices from 0, but the classes of this dataset have numbers "
+        f"as names: {', '.join(names[:MAX_NAMED])}",
         hint=f"Write class names in quotes, for example `class_pairs: [['{names[0]}', "
         f"'{names[1]}']]`",
     )

@@ -163,8 +163,8 @@ def draft_sweep(
         "datasets:  # `isweep datasets` lists more datasets to compare with",
         *dataset.lines,
         f"train_sizes: {list(dataset.sizes.train_sizes)}  # a larger set contains the smaller ones",
-        f"test_size: {dataset.sizes.test_size}  # images that are only used for tests; a group "
-        "(patient) is never split",
+        f"test_size: {dataset.sizes.test_size}  # images that are only used for tests; a "
+        "group (patient) is never split",
         f"image_size: {capacity.image_size}  # side in pixels{dataset.size_comment}",
         f"channels: {dataset.channels}  # use the same number for all datasets, to compare K_F",
         "seeds: [0]  # more seeds give narrower intervals",
@@ -300,8 +300,8 @@ def _sizes(counts: LabelCounts, spec: PreparedSpec, capacity: Capacity) -> Sizes
     largest = _rounded(min(capacity.max_trained, len(order)))
     if largest < MIN_TRAINED:
         raise DataError(
-            f"{spec.dataset} has {plural(num_images, 'image')}. Only {len(order)} of them can be "
-            f"used for training, but a sweep needs at least {MIN_TRAINED}",
+            f"{spec.dataset} has {plural(num_images, 'image')}. Only {len(order)} of them can "
+            f"be used for training, but a sweep needs at least {MIN_TRAINED}",
             hint="Add images or groups. A group (patient) is never split between training and "
             "test set",
         )

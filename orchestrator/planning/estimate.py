@@ -63,8 +63,8 @@ def estimate(
         seconds.append(core_seconds(trial, corrections))
     cpu_seconds = max(sum(seconds) / num_cpus, max(seconds, default=0.0))
     assumptions = (
-        f"CPU times use {CORE_FLOPS / 1e9:g} GFLOP/s per core and {CORE_INTERVAL_S * 1e6:g} µs per "
-        "operation. isweep corrects these times with the finished trials of this sweep"
+        f"CPU times use {CORE_FLOPS / 1e9:g} GFLOP/s per core and {CORE_INTERVAL_S * 1e6:g} "
+        "µs per operation. isweep corrects these times with the finished trials of this sweep"
     )
     document: dict[str, Any] = {
         "trials_left": len(trials),
@@ -128,8 +128,8 @@ def on_gpus(
     gpus_per_trial = max(1, int(share or 1))
     if gpus_per_trial > num_gpus:
         raise ConfigError(
-            f"One trial needs {plural(gpus_per_trial, 'GPU')} (`resources.num_gpus`), but the plan "
-            f"has only {num_gpus}",
+            f"One trial needs {plural(gpus_per_trial, 'GPU')} (`resources.num_gpus`), but the "
+            f"plan has only {num_gpus}",
             hint=f"Plan with `--gpus {gpus_per_trial}`, or lower `resources.num_gpus`",
         )
     jobs: list[Job] = []

@@ -58,8 +58,8 @@ def estimate_text(document: Mapping[str, Any]) -> str:
         recipe = document["refused"][0]
         return (
             f"{left}, which cannot run on {gpus}: the recipe {recipe} needs bfloat16, which a "
-            f"{cluster['gpu']} cannot compute. Add `--set recipe.precision=float32`, or plan for "
-            f"another GPU. Without a GPU the trials take {on_cpus}. {memory}"
+            f"{cluster['gpu']} cannot compute. Add `--set recipe.precision=float32`, or plan "
+            f"for another GPU. Without a GPU the trials take {on_cpus}. {memory}"
         )
     if not cluster["gpu_data"]["timed"]:
         unknown = "the time is unknown. Run `isweep gpu-check` on a GPU of this kind to measure it"
@@ -100,8 +100,8 @@ def _too_large(cluster: Mapping[str, Any]) -> str:
     return (
         f"\nSome trials need more memory than their share of the GPU has: {'; '.join(models)}. "
         "Such a trial runs out of memory and starts again with twice the share, up to a whole "
-        "GPU. If a whole GPU is too small, isweep splits the batches of a network without batch "
-        "norm. A trial of any other network fails. Choose a larger GPU, or a smaller "
+        "GPU. If a whole GPU is too small, isweep splits the batches of a network without "
+        "batch norm. A trial of any other network fails. Choose a larger GPU, or a smaller "
         "`recipe.batch_size`."
     )
 
@@ -118,13 +118,13 @@ def extras_text(document: Mapping[str, Any]) -> str:
     parts.append(_attacks_text(document["attack_shares"]))
     if document["num_measured"]:
         parts.append(
-            f"{plural(document['num_measured'], 'finished trial')} will be measured again with "
-            "stored weights, without training"
+            f"{plural(document['num_measured'], 'finished trial')} will be measured again "
+            "with stored weights, without training"
         )
     if document["num_retrained"]:
         parts.append(
-            f"{plural(document['num_retrained'], 'finished trial')} will be trained again, because "
-            "no weights were stored"
+            f"{plural(document['num_retrained'], 'finished trial')} will be trained again, "
+            "because no weights were stored"
         )
     for name, reason in document["uncounted"].items():
         parts.append(f"the costs of {name} are guessed from its number of weights: {reason}")

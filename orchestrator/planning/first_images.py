@@ -68,8 +68,8 @@ def read_first_images(request: RawRequest, listing: Listing) -> list[FirstImage]
         return images
     counts = ", ".join(map("{0[0]}: {0[1]}".format, reasons.items()))
     raise DataError(
-        f"{request.dataset.name}: none of the {plural(num_tried, 'image')} that were tried can be "
-        f"read ({counts})",
+        f"{request.dataset.name}: none of the {plural(num_tried, 'image')} that were tried "
+        f"can be read ({counts})",
         hint="Repair the images, or convert them to PNG",
     )
 

@@ -197,8 +197,8 @@ def check_outlasts_ray(path: Path, kind: str, option: str) -> None:
     for folder in (target, *target.parents):
         if folder.name.startswith("session_") and (folder.parent / "session_latest").is_symlink():
             raise ConfigError(
-                f"{path} cannot be the {kind}: it is in a session folder of Ray. Ray deletes this "
-                "folder when the cluster ends",
+                f"{path} cannot be the {kind}: it is in a session folder of Ray. Ray deletes "
+                "this folder when the cluster ends",
                 hint=f"With {option}, give the absolute path of a folder outside the session "
                 "folder. Commands of `ray job submit --working-dir` start in the session "
                 "folder, so relative paths are in it",

@@ -49,8 +49,8 @@ def with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:
     path = folder / os.path.expanduser(name)
     if depth > MAX_RECIPE_FILES:
         raise ConfigError(
-            f"{path} is at the end of a chain of more than {MAX_RECIPE_FILES} recipe files. Each "
-            "of them refers to the next with `from`",
+            f"{path} is at the end of a chain of more than {MAX_RECIPE_FILES} recipe files. "
+            "Each of them refers to the next with `from`",
             hint="In one of these files, set `from` to a known recipe",
         )
     text = read_file(path, "recipe file", "known recipe", RECIPES)
@@ -115,7 +115,7 @@ def tuned_path(recipe: object, sweep: object, recipes: Path | None) -> object:
 
 
 def without_unused_rows(sweep: SweepSpec, tuned: dict[str, Any]) -> SweepSpec:
-    """From a tuned recipe, remove rows of models and datasets outside the sweep.
+    """Remove the rows of a tuned recipe whose model or dataset is not in the sweep.
 
     Args:
         sweep: The sweep, with all rows of its tuned recipe.

@@ -108,14 +108,14 @@ def _read(source: SweepSource) -> _Document:
         if os.path.isdir(path):
             raise ConfigError(
                 f"{path} is a folder, not a sweep file",
-                hint="Give the path of a sweep file. If the folder contains your images, write a "
-                f"sweep file with `{shlex.join(['isweep', 'init', str(path)])}`",
+                hint="Give the path of a sweep file. If the folder contains your images, "
+                f"write a sweep file with `{shlex.join(['isweep', 'init', str(path)])}`",
             )
         if path.suffix.lower() in TABLE_SUFFIXES and path.is_file():
             raise ConfigError(
                 f"{path} is a table, not a sweep file",
-                hint=f"For a table of results, use `isweep predict --curve {path}`. For a table of "
-                f"images, write a sweep file with `isweep init {path}`",
+                hint=f"For a table of results, use `isweep predict --curve {path}`. For a "
+                f"table of images, write a sweep file with `isweep init {path}`",
             )
         text = read_file(path, "sweep file", "preset", preset_names())
         document = _Document(_parse(text, str(source)), str(source), path.parent)
@@ -215,10 +215,10 @@ def _refuse_changes_of_tuned(recipe: object) -> None:
     replaced = [f"`recipe.{name}`" for name in SEARCHED if name in recipe]
     if replaced:
         raise ConfigError(
-            f"The sweep sets {', '.join(replaced)} for all models and datasets, but `isweep tune` "
-            "chose separate values for each model and dataset in the sweep's recipe",
-            hint="Set the value for some models or datasets in `recipe.overrides`, or start from "
-            "another recipe",
+            f"The sweep sets {', '.join(replaced)} for all models and datasets, but `isweep "
+            "tune` chose separate values for each model and dataset in the sweep's recipe",
+            hint="Set the value for some models or datasets in `recipe.overrides`, or start "
+            "from another recipe",
         )
 
 
@@ -269,8 +269,8 @@ def _with_absolute_path(choice: DatasetChoice, folder: Path, listings: Listings)
         path = folder.absolute() / Path(choice.user_source.path).expanduser()
     except RuntimeError:
         raise ConfigError(
-            f"`datasets.{choice.name}.own.path` starts with the home folder of an unknown user: "
-            f"{choice.user_source.path}",
+            f"`datasets.{choice.name}.own.path` starts with the home folder of an unknown "
+            f"user: {choice.user_source.path}",
             hint="Write the absolute path, which starts with /",
         ) from None
     own_data = choice.user_source.model_copy(update={"path": str(path)})

@@ -69,8 +69,8 @@ class Workspace:
         """
         if not isinstance(source, (str, Path, Mapping, SweepSpec)):
             raise ConfigError(
-                f"The sweep is of type {type(source).__name__}, but should be a name, a path, the "
-                "content of a sweep file or a SweepSpec",
+                f"The sweep is of type {type(source).__name__}, but should be a name, a path, "
+                "the content of a sweep file or a SweepSpec",
                 hint="Use, for example, 'demo' or './mine.yaml'",
             )
         if not isinstance(changes, (Mapping, NoneType)):
@@ -223,8 +223,8 @@ def _find(
         problem = f"No preset has the name {source!r}, and the root {paths.root} does not exist"
     raise ConfigError(
         problem,
-        hint=f"{nearest(source, names)}`isweep presets` lists the presets, and `isweep ls` lists "
-        "the sweeps of a root",
+        hint=f"{nearest(source, names)}`isweep presets` lists the presets, and `isweep ls` "
+        "lists the sweeps of a root",
     )
 
 

@@ -97,27 +97,27 @@ class CombinationOutcome(Finding):
         again = "and tune again. Finished trials are kept."
         if self.chosen is None and self.num_trials > self.num_diverged:
             return (
-                "every finalist has a further training that failed or diverged, so there is no "
-                f"recipe. Correct the failures, {again}"
+                "every finalist has a further training that failed or diverged, so there is "
+                f"no recipe. Correct the failures, {again}"
             )
         if self.chosen is None:
             return (
-                f"no training finished ({self.num_trials} tried, {self.num_diverged} diverged, "
-                f"{self.num_failed} failed), so there is no recipe. Lower "
+                f"no training finished ({self.num_trials} tried, {self.num_diverged} "
+                f"diverged, {self.num_failed} failed), so there is no recipe. Lower "
                 "tune.learning_rate if trials diverged, correct the failures, or raise "
                 f"tune.budget, {again}"
             )
         if self.chance_loss is not None and self.chosen.mean >= AT_CHANCE_SHARE * self.chance_loss:
             return (
-                f"the validation loss of the best recipe, {self.chosen.mean:.3f}, is hardly below "
-                f"the chance loss, {self.chance_loss:.3f}. "
+                f"the validation loss of the best recipe, {self.chosen.mean:.3f}, is hardly "
+                f"below the chance loss, {self.chance_loss:.3f}. "
                 "Widen tune.learning_rate, raise tune.budget or raise recipe.epochs, and tune "
                 "again."
             )
         if self.sweep_recipe is None:
             return (
-                "the trainings with the sweep's recipe failed, so the gain over this recipe is "
-                f"unknown. Correct the failures, {again}"
+                "the trainings with the sweep's recipe failed, so the gain over this recipe "
+                f"is unknown. Correct the failures, {again}"
             )
         return ""
 

@@ -134,8 +134,8 @@ class _Tuning(Stages):
         self.check_stored(stored)
         if earlier.num_others:
             self.monitor.note(
-                f"isweep does not use {earlier.num_others} stored trials of this sweep, because "
-                "they belong to a search with other settings or data"
+                f"isweep does not use {earlier.num_others} stored trials of this sweep, "
+                "because they belong to a search with other settings or data"
             )
         return earlier
 
