@@ -50,10 +50,10 @@ class AttackPasses:
     """Numbers of passes of one image through the network.
 
     Attributes:
-        shared_gradients: forward and backward passes, once for all epsilons.
+        shared_gradients: forward and backward passes that all epsilons share.
         gradients: forward and backward passes for each epsilon.
-        forwards: forward passes without a backward pass for each epsilon, final scoring
-            included.
+        forwards: forward passes for each epsilon that have no backward pass. The final scoring is
+            one of them.
     """
 
     shared_gradients: int = 0

@@ -1,4 +1,4 @@
-"""Experiments of a sweep file, which change one property of a dataset and leave the others.
+"""Experiments in a sweep file. An experiment changes one property of a dataset and no other.
 
 Sweep files and messages about them use shorter words than this code:
 

@@ -18,9 +18,9 @@ from search_spaces.sweeps import RecipeChoice, RecipeOverride
 
 
 def _exception(models: tuple[str, ...], *datasets: str, **changes: object) -> RecipeOverride:
-    """Return an exception for some models, including their timm versions.
+    """Return other recipe values for some models and for their timm versions.
 
-    Without ``datasets`` it is for all datasets.
+    Without ``datasets``, the values are for all datasets.
     """
     timm_models = tuple(f"timm_{name}" for name in models)
     return RecipeOverride.model_validate(

@@ -105,7 +105,7 @@ def describe(measured: Measured) -> list[str]:
 
 
 def _level(below: int, total: int) -> str:
-    """Return the third of the published values that a value is in: low, medium or high.
+    """Return low, medium or high: the third of the published values in which a value lies.
 
     Args:
         below: Number of published values below the value.

@@ -45,7 +45,7 @@ from tasks.sources.pictures import is_image_name
 OWN_NAME = "own"
 """Name of the dataset that is measured from a path."""
 MAX_FOLDERS_BELOW = 2
-"""Number of folders between the typed folder and the class folders that a message finds."""
+"""Largest number of levels below the given folder where a message looks for class folders."""
 DEFAULT_SIDE = 224
 """Default side of resized images, pixels: the same as in the study."""
 

@@ -129,7 +129,7 @@ def expected_seconds(trials: Iterable[TrialSpec], model: RuntimeModel) -> dict[s
 
 
 def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial], model: RuntimeModel) -> float:
-    """Return the seconds without an epoch or a result after which a trial counts as hung.
+    """Return after how many seconds without a new epoch or a result a trial counts as hung.
 
     The limit is ``max(MIN_LIMIT_S, HANG_FACTOR * seconds)``. ``seconds`` follows from two
     durations of the whole trial. The expected duration comes from :class:`RuntimeModel`. The

@@ -64,7 +64,7 @@ def with_changes(document: Mapping[str, Any], changes: Mapping[str, object]) -> 
 
 
 def _enter(holder: Any, part: str, key: str) -> Any:
-    """Return the value at one part of a dotted key. First make a mapping of a plain name."""
+    """Return the value at one part of a dotted key. A plain name becomes a mapping."""
     place = _place_in(holder, part, key)
     if isinstance(holder, list):
         if isinstance(holder[place], str):

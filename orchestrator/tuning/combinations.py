@@ -79,7 +79,7 @@ class Combination:
 
     @cached_property
     def sweep_recipe(self) -> RecipeSpec:
-        """The sweep's recipe, without any searched value."""
+        """The sweep's recipe, without any value from the search."""
         return recipe_grid(self.choice, *self.key)[0]
 
     def contains(self, point: Point) -> bool:
@@ -147,7 +147,7 @@ def combinations_to_tune(
             the number follows from the validation share.
 
     Raises:
-        ConfigError: A combination cannot be searched. The message lists all problems.
+        ConfigError: A combination cannot be tuned. The message lists all problems.
     """
     _check_searchable(plan)
     sweep = plan.sweep
@@ -193,7 +193,7 @@ def combinations_to_tune(
 
 
 def _check_searchable(plan: SweepPlan) -> None:
-    """Raise an error if a search cannot tune the sweep at any size."""
+    """Raise an error if a search cannot tune the sweep, whatever its train size is."""
     sweep = plan.sweep
     if sweep.recipe.axes:
         raise ConfigError(

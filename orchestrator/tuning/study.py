@@ -26,7 +26,7 @@ SEED_RANGE = 2**32
 class CombinationStudy:
     """The points of one combination, from whose results the sampler proposes new points.
 
-    For every proposal a new Optuna study is built from these points, see
+    For every proposal, a new Optuna study is built from these points, see
     ``docs/decisions/0012-own-ask-and-tell.md``.
 
     Args:

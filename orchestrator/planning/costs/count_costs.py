@@ -133,7 +133,7 @@ def _build_fake(network: _Network, mode: FakeTensorMode) -> nn.Module:
 def _unfused_attention() -> Iterator[None]:
     """Run attention as single operators, because a fused transformer layer is not counted.
 
-    With torch's fused layers, the count had two thirds of the operations of a forward pass of
+    With torch's fused layers, the count had only two thirds of the operations of a forward pass of
     ViT-B/16, and 0.4 % of those of a small ViT.
     """
     was_enabled = torch.backends.mha.get_fastpath_enabled()

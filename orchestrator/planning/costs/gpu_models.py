@@ -35,8 +35,8 @@ class GpuModel:
         name: Name of the GPU on the command line.
         capability: CUDA compute capability.
         processors: Number of streaming multiprocessors.
-        half_tflops: Dense rate in bfloat16, or float16 on GPUs without bfloat16, 1e12
-            operations per second.
+        half_tflops: Dense rate, 1e12 operations per second: in bfloat16, or in float16 on GPUs
+            without bfloat16.
         single_tflops: Rate in float32 without TensorFloat-32, 1e12 operations per second.
         bandwidth: Bandwidth of the memory, GB/s.
         memory_gib: Size of the memory, GiB.
