@@ -52,7 +52,7 @@ Images = PreparedDataset | LabelCounts
 
 
 def count_labels(listing: Listing) -> LabelCounts | None:
-    """Return the labels of a listing, or None if only the files themselves have the labels."""
+    """Return the labels of a listing, or None if the files must be read to know them."""
     if not listing.one_image_per_item or any(item.label is None for item in listing.items):
         return None
     group_ids: dict[str, int] = {}
@@ -179,7 +179,7 @@ def _too_few_images(measure: MeasureSpec, images: Images, is_named: bool) -> lis
             class_names=names,
         )
     except SweepError as error:
-        return [about_subset(subset, names, error)]
+        return [with_subset_name(subset, names, error)]
     return []
 
 
@@ -237,7 +237,7 @@ def names_key(root: Path | None) -> str:
     return hash_key(root / "prepared")
 
 
-def about_subset(subset: SubsetSpec, names: tuple[str, ...], error: SweepError) -> SweepError:
+def with_subset_name(subset: SubsetSpec, names: tuple[str, ...], error: SweepError) -> SweepError:
     """Add the dataset and the classes to the message of a :class:`TooFewImagesError`.
 
     Other errors are returned unchanged, because their messages already name the dataset.

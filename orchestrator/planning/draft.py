@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.planning.checks import LabelCounts, about_subset, count_labels, names_key
+from orchestrator.planning.checks import LabelCounts, count_labels, names_key, with_subset_name
 from orchestrator.planning.first_images import (
     guess_domain,
     read_first_images,
@@ -294,7 +294,7 @@ def _sizes(counts: LabelCounts, spec: PreparedSpec, capacity: Capacity) -> Sizes
             ).train_rows
             break
         except DataError as error:
-            problem = about_subset(subset, counts.label_names, error)
+            problem = with_subset_name(subset, counts.label_names, error)
     else:
         raise problem
     largest = _rounded(min(capacity.max_trained, len(order)))
