@@ -3,9 +3,9 @@
     python keep.py SWEEP [options of isweep run]
 
 Run this script on the head of the cluster, in tmux or as a service (``isweep@.service``).
-docs/cluster.md describes both. The script ends with the exit code of the sweep, or when somebody
-stops the job. While the head does not answer, the script waits. You may kill the script and start
-it again at any time: it then waits for the job that already runs.
+docs/cluster.md describes both. The script ends with the exit code of the sweep, or when
+somebody stops the job. While the head does not answer, the script waits. You may kill the
+script and start it again at any time: it then waits for the job that already runs.
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ if TYPE_CHECKING:
 
 DASHBOARD = "http://127.0.0.1:8265"
 FINAL_EXIT_CODES = (0, 1, 2, 3, 4)
-"""Exit codes after which the sweep is not submitted again. All trials are done (0), or the others
-have failed for good (1). After an error of the user (2), of the machine or the cluster (3), or of
-isweep (4), somebody must repair the cause first."""
+"""Exit codes after which the sweep is not submitted again. Code 0: all trials are done. Code
+1: the remaining trials have failed for good. After an error of the user (2), of the machine or
+the cluster (3), or of isweep (4), somebody must repair the cause first."""
 STOPPED = 130
 """Exit code after somebody stopped the job: that of a program that Ctrl-C ends."""
 MAX_QUICK_FAILURES = 10
-"""Number of quick failures in a row after which the script ends. A failure is quick if the driver
-dies within MIN_RUN_S."""
+"""Number of quick failures in a row after which the script ends. A failure is quick if the
+driver dies within MIN_RUN_S."""
 MIN_RUN_S = 3600.0
-"""Seconds. If a driver that ran for longer dies, the quick failures are counted from 1 again."""
+"""Seconds that a driver must run so that its death is not a quick failure. Its death is then
+the first failure of a new count."""
 POLL_S = 5.0
 """Seconds between two requests to the head, and of the pause after the first quick failure."""
 MAX_PAUSE_S = 300.0
-"""Seconds of the longest pause before the sweep is submitted again. Each quick failure doubles the
-pause."""
+"""Seconds of the longest pause before the sweep is submitted again. Each quick failure doubles
+the pause."""
 
 
 class JobEnd(NamedTuple):
@@ -44,7 +45,7 @@ class JobEnd(NamedTuple):
 
     Attributes:
         exit_code: Exit code of this script. None if the driver died, or if the head was lost.
-        run_s: Seconds during which this script saw the job run.
+        run_s: Seconds from the first to the last answer of the head about the job.
     """
 
     exit_code: int | None
@@ -81,8 +82,8 @@ def main(arguments: list[str]) -> int:
 def driver_command(arguments: list[str]) -> list[str]:
     """Return the command of the driver.
 
-    Ray runs a job in a folder of its own, so the path of the sweep file becomes absolute. Paths in
-    the options are not changed: the user must type absolute paths there.
+    Ray starts the job in another folder, so the path of the sweep file becomes absolute. Paths
+    in the options are not changed, so the user must type absolute paths there.
     """
     sweep, *options = arguments
     file = Path(sweep).expanduser()

@@ -115,7 +115,8 @@ class RecipeChanges(specs.Spec):
     learning_rate: tuple[specs.LearningRate, ...] = ()
     weight_decay: tuple[specs.WeightDecay, ...] = ()
     batch_size: tuple[specs.BatchSize, ...] = ()
-    epochs: tuple[specs.Epochs, ...] = ()
+    # An untrained network would be reported like a trained one.
+    epochs: tuple[Annotated[specs.Epochs, Field(ge=1)], ...] = ()
     precision: tuple[specs.Precision, ...] = ()
     num_outputs: tuple[specs.NumOutputs, ...] = ()
     input_scale: tuple[specs.InputScale, ...] = ()

@@ -14,13 +14,13 @@ import pytest
 from ray.tune.search import Searcher
 
 from orchestrator.machine.cluster import Cluster
-from orchestrator.running import trial_device
 from orchestrator.running.actors import IsweepKeeper
 from orchestrator.running.capacity import Slots
 from orchestrator.running.messages import TrialAssignment, TrialReport
-from orchestrator.running.perform import TrialTask
 from orchestrator.running.queue import ASSIGNMENT
-from orchestrator.running.worker import REPORT
+from orchestrator.running.workers import trial_device
+from orchestrator.running.workers.perform import TrialTask
+from orchestrator.running.workers.worker import REPORT
 from tasks.remote import InlineExecutor
 
 CLUSTER = Cluster(

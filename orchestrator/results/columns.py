@@ -16,11 +16,12 @@ from search_spaces.specs import AttackSpec
 from tasks.trials.records import TrialStatus
 
 Origin = Literal["spec", "run", "network", "d_repr", "attack", "robustness", "measure"]
-"""Origin of a column: the settings of the trial, the run that computed the result, scores of the
-trained network, its representation, attacks, distances to the decision boundary, or measures of the
-training images."""
+"""Origin of a column: the settings of the trial, the run that computed the result, scores of
+the trained network, its representation, attacks, distances to the decision boundary, or
+measures of the training images."""
 Kind = Literal["text", "integer", "number"]
-"""Type of a column's values. In MLflow, text and integers are tags, and numbers are metrics."""
+"""Type of a column's values. In MLflow, text and integers are tags, and numbers are
+metrics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +171,9 @@ R_HAT_TRUE = _robust(
     _PIXELS,
 )
 R_HAT_NOT_FOUND = _robust(
-    "r_hat_not_found", "number of test images without a distance, which the means omit", "images"
+    "r_hat_not_found",
+    "number of test images for which no distance was found; the means leave them out",
+    "images",
 )
 _IN_PIXELS = "intrinsic dimension of the training images in pixel space"
 D_DATA_MLE = _measure("d_data_mle", f"{_IN_PIXELS}, by the maximum-likelihood estimator")
@@ -265,8 +268,8 @@ CODE_VERSION = _run(
 )
 
 COLUMNS = tuple(_DEFINED.values())
-"""Columns of the results table. The columns defined below are in other tables: the report's table
-of measures, with one row per train size, and MLflow's curves over epochs."""
+"""Columns of the results table. The columns defined below are in other tables: the report's
+table of measures, with one row per train size, and MLflow's curves over epochs."""
 LABEL_SHARPNESS_P99 = _measure(
     "label_sharpness_p99",
     "99th percentile over images of 1 / distance to the nearest image with another label",

@@ -80,8 +80,8 @@ class FlatRun:
         series: Points of curves.
         started_ms: Start of the trial, milliseconds since 1970.
         finished_ms: End of the trial, milliseconds since 1970.
-        metrics_ms: Time of the newest metric, milliseconds since 1970. MLflow shows the value with
-            the latest time.
+        metrics_ms: Time of the newest metric, milliseconds since 1970. MLflow shows the value
+            with the latest time.
     """
 
     run_key: str
@@ -145,7 +145,8 @@ def flat_trial(record: TrialRecord, measures: Mapping[tuple[str, int], MeasureRe
 
     Args:
         record: The trial.
-        measures: Result of :func:`.metrics.index_measures`. Measures of other data are ignored.
+        measures: Result of :func:`.metrics.index_measures`. Measures of other data are
+            ignored.
     """
     network = record.spec.network
     result = record.result
@@ -215,8 +216,8 @@ def curve_runs(trials: Iterable[FlatRun]) -> Iterator[FlatRun]:
     """Yield one run per model, recipe and dataset with its learning curve.
 
     Loss and accuracy at step N are means over class pairs and seeds. The tag ``curve`` has the
-    losses as well. MLflow never deletes a point, so a curve whose means have changed needs a new
-    run. A curve with more train sizes does not.
+    losses as well. MLflow never deletes a point, so a curve whose means have changed needs a
+    new run. A curve with more train sizes does not.
     """
     runs_by_curve: defaultdict[tuple[str, ...], list[FlatRun]] = defaultdict(list)
     for run in trials:

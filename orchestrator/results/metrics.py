@@ -48,7 +48,8 @@ def trial_metrics(result: TrialResult, train_size: int = 0) -> dict[str, float]:
 
     Args:
         result: Result of the trial.
-        train_size: Number of training images, to compute the training speed. 0 to leave it out.
+        train_size: Number of training images, to compute the training speed. 0 to leave it
+            out.
     """
     numbers: Numbers = {ENERGY_J: result.energy_j}
     numbers.update(_score_numbers(result))

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-"""Databases that MLflow supports. A URL may also have the driver, as in ``postgresql+psycopg``."""
+"""Databases that MLflow supports. A URL may also have the driver, as in
+``postgresql+psycopg``."""
 SCHEMES = ("http", "https", *DATABASES, "databricks")
 """Schemes of URLs that MLflow supports without a plugin."""
 SQLITE = "sqlite:///"
@@ -38,7 +39,8 @@ def mlflow_uri(paths: RootPaths, uri: str | None) -> str:
 
     Args:
         paths: Paths below the root, which contains the default SQLite file.
-        uri: URI from the user. None for ``MLFLOW_TRACKING_URI`` or, if it is not set, the default.
+        uri: URI from the user. None for ``MLFLOW_TRACKING_URI`` or, if it is not set, the
+            default.
 
     Raises:
         ConfigError: Neither MLflow nor a plugin supports the URI. MLflow no longer supports
@@ -55,8 +57,8 @@ def mlflow_uri(paths: RootPaths, uri: str | None) -> str:
                 hint="Use a URI such as sqlite:////data/mlflow.db or https://…",
             )
         return requested
-    # In a URL, options follow a question mark. Quoting does not help: MLflow would create folders
-    # with the quoted name.
+    # In a URL, options follow a question mark. Quoting does not help: MLflow would create
+    # folders with the quoted name.
     if any(sign in str(paths.root) for sign in "?%"):
         raise SetupError(
             f"The path of the root {paths.root} contains '?' or '%'. MLflow cannot open its "
@@ -118,9 +120,9 @@ def _set_up_mlflow() -> None:
 def _create_database(path: Path) -> None:
     """Create MLflow's tables in a new SQLite file, completely or not at all.
 
-    If a driver is killed while MLflow creates the tables, the file cannot be used. So the tables
-    are first created in a temporary file in the same folder. Each attempt has a new temporary file,
-    because MLflow caches connections by file name.
+    If a driver is killed while MLflow creates the tables, the file cannot be used. So the
+    tables are first created in a temporary file in the same folder. Each attempt has a new
+    temporary file, because MLflow caches connections by file name.
     """
     draft = path.with_name(f".{path.name}-{uuid4().hex[:8]}")
     try:
@@ -135,7 +137,8 @@ def _client(uri: str) -> MlflowClient:
     from mlflow.tracking import MlflowClient
 
     if uri.partition("://")[0].partition("+")[0] in DATABASES:
-        # MLflow would try ten times in 102 s, even with a wrong password. isweep retries itself.
+        # MLflow would try ten times in 102 s, even with a wrong password. isweep retries
+        # itself.
         engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
         sqlalchemy.inspect(engine)
         engine.dispose()

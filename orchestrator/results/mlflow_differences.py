@@ -52,7 +52,8 @@ class _Difference:
 def differences(stored: Iterable[Row], tracked: Iterable[Row], command: str) -> list[str]:
     """Return sentences about differences between rows of MLflow and of the result store.
 
-    A column that only one of them has is a difference, unless it is MLflow's and unknown to isweep.
+    A column that only one of the two has is a difference. The exception is a column in MLflow
+    that isweep does not define.
 
     Args:
         stored: Rows of the result store.

@@ -77,8 +77,8 @@ def first_line(error: Exception, uri: str = "") -> str:
 
     Args:
         error: The error of MLflow, a database or the connection.
-        uri: URI of the MLflow store. Its password is removed from the text. A database driver may
-            quote the password as it is, decoded, or partly as the name of a host.
+        uri: URI of the MLflow store. Its password is removed from the text. A database driver
+            may quote the password as it is, decoded, or partly as the name of a host.
     """
     if isinstance(error, SweepError):
         return error.problem

@@ -1,8 +1,8 @@
 """Texts of MLflow's pages: names of runs, descriptions and views.
 
-A view is a filter, a sort order, columns and a chart of MLflow's table of runs. It is stored as a
-tag of the experiment. A link with the name of a view opens the table in this view. Importing this
-module does not import ``mlflow``.
+A view is a filter, a sort order, columns and a chart of MLflow's table of runs. It is stored
+as a tag of the experiment. A link with the name of a view opens the table in this view.
+Importing this module does not import ``mlflow``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 
 SWEEP_KEY = "sweep"
 """Key of the MLflow run for the sweep as a whole."""
-# The next names are internal to MLflow's front end. If they change, pages open without the view.
+# The next names are internal to MLflow's front end. If they change, pages open without the
+# view.
 VIEW_TAG = "mlflow.sharedViewState."
 """Prefix of the tags of an experiment that contain views."""
 VIEW_KEY = "viewStateShareKey"
@@ -197,7 +198,8 @@ class Page:
             experiment: Id of the experiment.
 
         Returns:
-            Text in Markdown. MLflow shows only the first line until a user opens the description.
+            Text in Markdown. MLflow shows only the first line until a user opens the
+            description.
         """
         pages = f"#/experiments/{experiment}/runs"
         general_links = []
@@ -237,7 +239,9 @@ class Page:
         return {NOTE_TAG: self.note(experiment), **views}
 
     def run_name(self, key: str, tags: Mapping[str, str]) -> str:
-        """Return the name of a run. For a trial it begins with model and N: columns are narrow.
+        """Return the name of a run. For a trial, the name begins with model and N.
+
+        MLflow's table shows only the beginning of a name, because its columns are narrow.
 
         Args:
             key: Key of the run.
@@ -259,7 +263,7 @@ class RunPages(BaseModel):
     """Addresses of the pages of runs.
 
     Attributes:
-        prefix: The address without the run's id, which is its end.
+        prefix: Beginning of each address. The run's id follows.
         runs: MLflow's ids of runs by run key.
     """
 

@@ -1,8 +1,8 @@
 """Write the runs of one sweep to MLflow: one run per run key.
 
-Every call can be repeated after a lost reply. If the reply to the creation of a run was lost, the
-run is searched by its tag before another one is created. If several runs have the same key, the
-oldest one is used, and the others are deleted.
+Every call can be repeated after a lost reply. If the reply to the creation of a run was lost,
+the run is searched by its tag before another one is created. If several runs have the same
+key, the oldest one is used, and the others are deleted.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ class SweepRuns:
     def show_live(self, key: str, live: LiveRun) -> None:
         """Set a run to RUNNING or FAILED, with new tags and the points that were not sent yet.
 
-        An update without tags adds points to a running run. If the run has ended, the update is
-        ignored: the result contains all points.
+        An update without tags adds points to a running run. If the run has ended, the update
+        is ignored: the result contains all points.
         """
         tracked = self._find(key)
         tags = live.tags or {}
@@ -145,8 +145,8 @@ class SweepRuns:
     def show(self, run: FlatRun) -> bool:
         """Set a run to FINISHED with exactly these values.
 
-        MLflow can neither change a param nor delete a point of a metric. If the run in MLflow has
-        other params or points, it is deleted, and a new run is created.
+        MLflow can neither change a param nor delete a point of a metric. If the run in MLflow
+        has other params or points, it is deleted, and a new run is created.
 
         Returns:
             True if MLflow was changed.
@@ -198,8 +198,8 @@ class SweepRuns:
         Args:
             numbers: Final numbers by name. Infinite numbers and NaN are left out.
             folder: Folder of the report. None if there is no report.
-            sent: Function that is called after each file. Each file is sent in a separate call, so
-                that a failure repeats only the remaining files.
+            sent: Function that is called after each file. Each file is sent in a separate
+                call, so that a failure repeats only the remaining files.
         """
         run_id = self._sweep_run().run_id
         data = self.client.get_run(run_id).data
@@ -390,8 +390,8 @@ def _shown_metrics(run: FlatRun) -> dict[str, float]:
 def _has_too_much(run: FlatRun, shown_metrics: Mapping[str, float], data: RunData) -> bool:
     """Return whether a run in MLflow has wrong values that MLflow cannot change.
 
-    These are other params, results of other data, other points of a learning curve, or a metric of
-    isweep that the result lacks.
+    These are other params, results of other data, other points of a learning curve, or a
+    metric of isweep that the result lacks.
     """
     for name, text in run.params.items():
         if data.params.get(name, text) != text:
@@ -480,8 +480,8 @@ def claim_experiment(
 ) -> Experiment:
     """Return the experiment of a sweep, and create it if it does not exist.
 
-    Experiments of other result stores are not used. So the runs of two roots on one server are in
-    separate experiments. See :class:`SweepRuns` for the arguments.
+    Experiments of other result stores are not used. So the runs of two roots on one server are
+    in separate experiments. See :class:`SweepRuns` for the arguments.
     """
     location = ""
     if artifacts:

@@ -37,7 +37,8 @@ def free_port(requested: int | None = None) -> int:
     """Return a free port of this machine.
 
     Args:
-        requested: The port to use. None for MLflow's default port or, if it is in use, any port.
+        requested: The port to use. None for MLflow's default port or, if it is in use, any
+            port.
 
     Raises:
         SetupError: The requested port is in use.
@@ -61,8 +62,8 @@ def serve_pages(uri: str, port: int, log_path: Path) -> Iterator[str]:
     """Serve the pages of an MLflow store during a ``with`` block.
 
     Args:
-        uri: URI of the store. If it is the address of a server, that server is used and no other
-            one is started.
+        uri: URI of the store. If it is the address of a server, that server is used and no
+            other one is started.
         port: Port of this machine.
         log_path: File for the output of the server.
 
@@ -91,7 +92,8 @@ def _start(uri: str, port: int, log_path: Path) -> subprocess.Popen[bytes]:
     settings = {
         # In the environment, because the URI may have a password.
         "MLFLOW_BACKEND_STORE_URI": uri,
-        # MLflow's job workers take 300 MB and evaluate language models, which isweep does not have.
+        # MLflow's job workers take 300 MB and evaluate language models, which isweep does not
+        # have.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     with log_path.open("wb") as log_file:
@@ -152,8 +154,8 @@ def find_sweep_pages(address: str, sweep: str) -> dict[str, dict[str, str]]:
         sweep: Name of the sweep.
 
     Returns:
-        Addresses by experiment and title of the page. If several result stores have a sweep with
-        this name, each has an experiment.
+        Addresses by experiment and title of the page. If several result stores have a sweep
+        with this name, each has an experiment.
     """
     pages = {}
     experiments = connect(address).search_experiments(filter_string=f"name LIKE 'isweep/{sweep}%'")

@@ -22,7 +22,9 @@ END_KEY = "sweep end"
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run, compressed to 2 kB, because 10,000 runs wait if MLflow is down for a night.
+    """The update of a finished run, compressed to 2 kB.
+
+    If MLflow is down for a night, 10,000 such updates may wait.
 
     Attributes:
         compressed: The compressed run.
@@ -56,7 +58,10 @@ class SweepReport:
 
 @dataclass(frozen=True)
 class EndTrials:
-    """The request to end all runs in MLflow whose trials are not running any more."""
+    """The request to end all runs in MLflow whose trials are not running any more.
+
+    It has the key END_KEY, as EndSweep has, so the newer of the two replaces the other.
+    """
 
 
 @dataclass(frozen=True)
@@ -76,42 +81,43 @@ Update = LiveRun | FinishedRun | SweepReport | EndTrials | EndSweep
 class PendingUpdates:
     """The table of updates that MLflow lacks.
 
-    MLflow may refuse an update. The update then stays in the table, because MLflow still lacks it,
-    but it is not sent again. A newer update of the same run replaces it and is sent.
+    The sender may hold back an update, for example if MLflow refuses it. The update then stays
+    in the table, because MLflow still lacks it, but it is not sent again. A newer update of
+    the same run replaces it and is sent.
 
     The table is not thread-safe, so the caller must hold a lock.
     """
 
     def __init__(self) -> None:
         self._updates: dict[str, Update] = {}
-        self._refused_keys = set[str]()
+        self._held_back_keys = set[str]()
 
     def __len__(self) -> int:
-        """Return the number of updates, also of refused ones."""
+        """Return the number of updates, also of those that are held back."""
         return len(self._updates)
 
     def __contains__(self, key: str) -> bool:
-        """Return whether the table has an update with this key, refused or not."""
+        """Return whether the table has an update with this key, held back or not."""
         return key in self._updates
 
     @property
-    def has_refused(self) -> bool:
-        """True if MLflow refused an update of the table."""
-        return bool(self._refused_keys)
+    def has_held_back(self) -> bool:
+        """True if an update of the table is held back."""
+        return bool(self._held_back_keys)
 
     @property
     def has_sendable(self) -> bool:
-        """True if the table has an update that was not refused."""
-        return len(self._updates) > len(self._refused_keys)
+        """True if the table has an update that is not held back."""
+        return len(self._updates) > len(self._held_back_keys)
 
     @property
     def sendable_keys(self) -> set[str]:
-        """Keys of the updates that were not refused."""
-        return self._updates.keys() - self._refused_keys
+        """Keys of the updates that are not held back."""
+        return self._updates.keys() - self._held_back_keys
 
     def is_sendable(self, key: str, update: Update) -> bool:
-        """Return whether an update is still in the table and was not refused."""
-        return self._updates.get(key) is update and key not in self._refused_keys
+        """Return whether an update is still in the table and is not held back."""
+        return self._updates.get(key) is update and key not in self._held_back_keys
 
     def in_sending_order(self) -> list[tuple[str, Update]]:
         """Return all updates with their keys: the report after all runs, and the end last.
@@ -130,24 +136,24 @@ class PendingUpdates:
     def put(self, key: str, update: Update) -> None:
         """Add an update, in place of an older update with the same key."""
         self._updates[key] = update
-        self._refused_keys.discard(key)
+        self._held_back_keys.discard(key)
 
     def remove(self, key: str, update: Update) -> None:
         """Remove an update that was sent, unless a newer update has replaced it."""
         if self._updates.get(key) is update:
             del self._updates[key]
-            self._refused_keys.discard(key)
+            self._held_back_keys.discard(key)
 
     def postpone(self, key: str, update: Update) -> None:
         """Move an update behind all others, unless a newer update has replaced it."""
         if self._updates.get(key) is update:
             self._updates[key] = self._updates.pop(key)
 
-    def refuse(self, key: str, update: Update) -> None:
-        """Mark an update as refused, unless a newer update has replaced it."""
+    def hold_back(self, key: str, update: Update) -> None:
+        """Hold back an update, unless a newer update has replaced it."""
         if self._updates.get(key) is update:
-            self._refused_keys.add(key)
+            self._held_back_keys.add(key)
 
-    def refuse_all(self) -> None:
-        """Mark all updates as refused."""
-        self._refused_keys.update(self._updates)
+    def hold_back_all(self) -> None:
+        """Hold back all updates."""
+        self._held_back_keys.update(self._updates)

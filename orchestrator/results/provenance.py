@@ -25,7 +25,7 @@ PACKAGES = (
     "mlflow",
     "zarr",
 )
-"""Packages that can change the numbers of a result. Their versions are stored with it."""
+"""Packages that can change the numbers of a result. A result contains their versions."""
 SOURCES = ("search_spaces", "tasks", "orchestrator")
 """Packages of isweep whose source files are hashed."""
 GIT_TIMEOUT_S = 10
@@ -36,7 +36,7 @@ _ROOT = _PACKAGE.parent
 
 @dataclass(frozen=True)
 class _SourceFile:
-    """A source file, with its size and time. They change when the file is edited."""
+    """A source file, with its size and its time, which change when the file is edited."""
 
     path: Path
     num_bytes: int
@@ -113,8 +113,8 @@ def _checkout() -> _Checkout:
 
 def _git(*arguments: str) -> str:
     """Return the output of a Git command in the checkout of isweep."""
-    # Git sets GIT_DIR and others for hooks. They would select another repository. GIT_CONFIG_* has
-    # settings such as safe.directory, which containers need.
+    # Git sets GIT_DIR and similar variables for hooks. They would select another repository.
+    # But GIT_CONFIG_* has settings such as safe.directory, which containers need.
     environment = {
         name: value
         for name, value in os.environ.items()

@@ -1,7 +1,8 @@
 """Records that a sweep stores: results of trials, measures of datasets, and failures.
 
 Every kind of record has a schema version. A new optional field does not change the version: an
-older record has the default of the field. A change in the meaning of a field raises the version.
+older record has the default of the field. A change in the meaning of a field raises the
+version.
 """
 
 from __future__ import annotations
@@ -151,8 +152,9 @@ class TrialRecord(ResultRecord):
     Attributes:
         shared_group_share: Share of test images whose group is also in the training set.
         gpu_name: The driver's name of the GPU. Empty on a CPU.
-        measured_at: Time of the latest measurement on the stored network, seconds since 1970. None
-            if nothing was measured after the training. The other times belong to the training.
+        measured_at: Time of the latest measurement on the stored network, seconds since 1970.
+            None if nothing was measured after the training. The other times belong to the
+            training.
     """
 
     file: ClassVar[str] = "result.json"
@@ -219,13 +221,15 @@ class TrialFailure(Finding):
         traceback: Traceback for developers. Empty if the user made a mistake.
         gpu: UUID or number of the failed GPU, with its node. Empty if no GPU failed.
         unfit_node: True if the node assigned a GPU on which the trial cannot compute.
-        device_lost: True if the GPU failed, without a sign that the code of the trial caused it.
+        device_lost: True if the GPU failed, without a sign that the code of the trial caused
+            it.
         capture_failed: True if the network prevented the capture of a step as a CUDA graph.
         no_engine: True if cuDNN has no engine for an operation: memory or a kernel is missing.
         ends_process: True if the worker's process must not be used again.
         memory: Memory that was used up: ``gpu`` or ``machine``. Empty if none was, or if it is
             unknown.
-        held_by_others: Share of this memory, 0 to 1, that other processes used. None if unknown.
+        held_by_others: Share of this memory, 0 to 1, that other processes used. None if
+            unknown.
     """
 
     kind: FailureKind

@@ -30,14 +30,15 @@ class State:
         results: Outlines of planned trials that have all planned measurements.
         trials: Records of all stored results, planned or not.
         measures: Measures of the plan's datasets.
-        failures: Latest failed attempts of planned trials that are not in ``results``. A trial of
-            ``partial`` may have one, if a later measurement of its network failed.
+        failures: Latest failed attempts of planned trials that are not in ``results``. A trial
+            in ``partial`` also has a failure here if a later measurement of its network
+            failed.
         running: Trials that an active driver is running.
-        outdated: Planned trials with a result from other data, or with other settings but the same
-            id.
+        outdated: Planned trials with a result from other data, or with other settings but the
+            same id.
         partial: Outlines of results that lack a planned measurement.
-        unplanned: Ids of stored results that are not in the plan. They stay stored, but are not
-            used.
+        unplanned: Ids of stored results that are not in the plan. They stay stored, but are
+            not used.
         unreadable: Files that cannot be used.
     """
 
@@ -107,7 +108,8 @@ class State:
 
         Returns:
             ``gpu_hours`` is the sum of duration times share of a GPU over trials on a GPU.
-            ``core_hours`` is the sum of duration times cores over all others. ``text`` has both.
+            ``core_hours`` is the sum of duration times cores over all others. ``text``
+            contains both numbers.
         """
         gpu_hours = 0.0
         core_hours = 0.0
@@ -148,7 +150,8 @@ def read_state(workspace: Workspace, running: Iterable[str] = (), *, quick: bool
     Args:
         workspace: Plan and store of the sweep.
         running: Ids of trials that an active driver is running.
-        quick: True to use the index of outlines, for commands that print no number of a network.
+        quick: True to use the index of outlines, for commands that print no number of a
+            network.
     """
     index_path = None
     if quick:
@@ -207,8 +210,8 @@ def compare_with_plan(
 def _planned_measures(workspace: Workspace, stored: StoredResults) -> dict[str, MeasureRecord]:
     """Return the stored measures of the plan.
 
-    A measure at one train size does not depend on the other train sizes. So if a planned measure is
-    missing, return measures of the same subset with other lists of train sizes.
+    A measure at one train size does not depend on the other train sizes. So if a planned
+    measure is missing, return measures of the same subset with other lists of train sizes.
     """
     by_subset: defaultdict[MeasureSpec, dict[str, MeasureRecord]] = defaultdict(dict)
     for measure_id, record in stored.measures.items():

@@ -1,8 +1,8 @@
 """Storage of results and weights: a local folder or an object store.
 
-Both classes have the same methods. A file is written completely or not at all. In a folder, a
-temporary file is flushed and renamed. In an object store, every put is atomic. The lock of a bucket
-also needs conditional puts.
+The classes Folder and Bucket have the same methods. A file is written completely or not at
+all. In a folder, a temporary file is flushed and renamed. In an object store, every put is
+atomic. The lock of a bucket also needs conditional puts.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class RetryWithBackoff:
     """Repeat writes while the storage is full or does not answer. Meanwhile the sweep is paused.
 
     Attributes:
-        say: Function that prints a message. It is called at the start of a pause, every ten minutes
-            during a pause, and at its end.
+        say: Function that prints a message. It is called at the start of a pause, every ten
+            minutes during a pause, and at its end.
         limit_s: Longest pause, seconds.
         clock: Clock for the pauses.
     """
@@ -277,7 +277,8 @@ class Folder:
         Args:
             path: The file.
             data: The new content.
-            durable: True to wait until the file is on the disk. False if a power cut may delete it.
+            durable: True to wait until the file is on the disk. False if a power cut may
+                delete it.
 
         Raises:
             StorageAway: The disk is full or does not answer.
@@ -368,8 +369,9 @@ class Bucket:
         Args:
             path: The file.
             data: The new content.
-            mode: ``"create"`` requires that the file does not exist. ``{"e_tag": tag}`` requires
-                that the file still has this version. ``"overwrite"`` requires nothing.
+            mode: ``"create"`` requires that the file does not exist. ``{"e_tag": tag}``
+                requires that the file still has this version. ``"overwrite"`` requires
+                nothing.
 
         Returns:
             The tag of the new version. None if the requirement was not met.
@@ -464,7 +466,7 @@ def no_conditional_writes(url: str) -> SetupError:
     """Return the error for an object store without conditional writes."""
     return SetupError(
         f"The object store of {url} does not support conditional writes. Without conditional "
-        "writes, two runs could overwrite the results of each other",
+        "writes, two runs could overwrite each other's results",
         hint="Update the server: MinIO supports conditional writes since 2024-10, and Ceph "
         "since Tentacle. Or use another --storage",
     )

@@ -1,8 +1,8 @@
 """The result store of a sweep: one JSON file with a checksum per finished trial or measure.
 
 A file is used only if its checksum is correct, if it is in the folder of its id, and if this
-version of isweep can read its schema version. Only the driver writes records. A record is replaced
-completely or not at all; see :mod:`.storage`.
+version of isweep can read its schema version. Only the driver writes records. A record is
+replaced completely or not at all; see :mod:`.storage`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 R = TypeVar("R", bound=StoredRecord)
 
 MAX_EVENTS = 200
-"""Largest number of events in a trial's history. The oldest events are dropped, because a trial on
-lost nodes is retried without limit."""
+"""Largest number of events in a trial's history. The oldest events are dropped, because a
+trial on lost nodes is retried without limit."""
 CHECKSUM_BYTES = 32
 """Length of the SHA-256 digest at the start of a checkpoint file, bytes."""
 
@@ -46,7 +46,8 @@ class Unreadable:
     Attributes:
         path: Path of the file.
         reason: Reason why it cannot be used.
-        newer: True if a newer version of isweep wrote the file. Such a file must not be replaced.
+        newer: True if a newer version of isweep wrote the file. Such a file must not be
+            replaced.
     """
 
     path: str
@@ -75,8 +76,8 @@ class FileKind(StrEnum):
     PREDICTIONS = "predictions"
     """Predictions for the test images."""
     CHECKPOINT = "checkpoints"
-    """State of an unfinished training, with a checksum. The file is deleted when the trial has a
-    result."""
+    """State of an unfinished training, with a checksum. The file is deleted when the trial has
+    a result."""
 
 
 _FILE_ENDINGS = {
@@ -99,8 +100,8 @@ class Event(Finding):
         what: Kind of the event.
         attempt: Number of the attempt, from 1.
         node: Address of the worker's node.
-        said: Text for users. For a failure: its kind, its reason, and whether the trial is retried.
-            For a finished attempt: the status of the result.
+        said: Text for users. For a failure: its kind, its reason, and whether the trial is
+            retried. For a finished attempt: the status of the result.
     """
 
     at: float
@@ -117,12 +118,12 @@ class ResultStore:
     """The result store of one sweep, at a local path or the URL of an object store.
 
     The folder ``trials/<trial_id>/`` contains ``result.json``, which marks the trial as done,
-    ``failure.json`` for the latest failed attempt, ``history.json`` with the trial's events, and
-    ``attempt-<n>.log``. The folder ``measures/<measure_id>/`` contains ``result.json``. Weights and
-    predictions are written before the result, which contains their checksums.
+    ``failure.json`` for the latest failed attempt, ``history.json`` with the trial's events,
+    and ``attempt-<n>.log``. The folder ``measures/<measure_id>/`` contains ``result.json``.
+    Weights and predictions are written before the result, which contains their checksums.
 
-    If the storage is full, does not answer or refuses access, methods raise a SetupError and change
-    no stored file. For a damaged file they raise a CorruptStoreError.
+    If the storage is full, does not answer or refuses access, methods raise a SetupError and
+    change no stored file. For a damaged file they raise a CorruptStoreError.
     """
 
     def __init__(self, url: str | Storage) -> None:
@@ -245,7 +246,8 @@ class ResultStore:
             file: Checksum of the file, from the trial's record.
 
         Raises:
-            CorruptStoreError: The file does not exist, cannot be read, or has another checksum.
+            CorruptStoreError: The file does not exist, cannot be read, or has another
+                checksum.
         """
         path = self._file_path(kind, trial_id)
         problem = "does not have the checksum in the trial's record"
@@ -306,7 +308,8 @@ class ResultStore:
                 log.warning("The stored file %s is missing or damaged", path)
         return expected.keys() - intact
 
-    # No decision depends on the events and logs of trials. An error of writing them is only logged.
+    # No decision depends on the events and logs of trials. An error of writing them is only
+    # logged.
 
     def log_event(self, trial_id: str, event: Event, attempt_log: str = "") -> None:
         """Add an event to a trial's history.
@@ -386,8 +389,8 @@ def _parse_record(path: str, content: Content, kind: type[R], record_id: str) ->
         record_id: Id in the path of the file.
 
     Raises:
-        _UnusableRecord: The record is damaged, belongs to another id, or was written by a newer
-            version of isweep.
+        _UnusableRecord: The record is damaged, belongs to another id, or was written by a
+            newer version of isweep.
     """
     if isinstance(content, OSError):
         raise _UnusableRecord(path, content.strerror or type(content).__name__)

@@ -19,8 +19,8 @@ from search_spaces.errors import NewerRecordError, plural
 class Records(MutableMapping[str, TrialRecord]):
     """Results of trials by id: outlines in memory, and records in memory or read on demand.
 
-    A record takes 15 to 100 kB as an object. New records are kept in memory as compressed text of 1
-    to 5 kB.
+    A record takes 15 to 100 kB as an object. New records are kept in memory as compressed text
+    of 1 to 5 kB.
 
     Args:
         store: Store from which records are read.
@@ -51,7 +51,7 @@ class Records(MutableMapping[str, TrialRecord]):
         return record
 
     def __setitem__(self, trial_id: str, record: TrialRecord) -> None:
-        # A higher level would take longer and save only 10 %.
+        # A higher level of compression would take longer and save only 10 %.
         self._held[trial_id] = zlib.compress(record.text().encode(), level=1)
         self.outlines[trial_id] = TrialOutline.of(record)
 
@@ -113,8 +113,8 @@ class StoredResults:
         Args:
             url: Folder or URL of the store.
             index_path: File with the outlines of results. None for no index.
-            quick: True to skip results whose outline is in the index. False to read all results,
-                as a run does.
+            quick: True to skip results whose outline is in the index. False to read all
+                results, as a run does.
         """
         store = ResultStore(url)
         index = None
@@ -153,7 +153,7 @@ class StoredResults:
         )
 
     def drop_deleted_results(self) -> int:
-        """Drop results and measures from memory whose file was deleted, and return their number."""
+        """Drop from memory the results and measures whose file was deleted; return their number."""
         lost = self.trials.keys() - self.store.listing(TrialRecord).keys()
         lost_measures = self.measures.keys() - self.store.listing(MeasureRecord).keys()
         for trial_id in lost:
@@ -165,8 +165,8 @@ class StoredResults:
     def mark_damaged_predictions(self, planned: Iterable[str]) -> PredictionLosses:
         """Mark missing or damaged predictions in memory, so that a run computes them again.
 
-        No stored file changes. The stored result of a trial that must be trained again stays until
-        the new result replaces it.
+        No stored file changes. The stored result of a trial that must be trained again stays
+        until the new result replaces it.
 
         Args:
             planned: Ids of the trials to check.

@@ -51,7 +51,7 @@ def make_tracker(
     store_id = store.store_id(create=True)
     database = workspace.paths.mlflow_database
 
-    def open_runs() -> SweepRuns:
+    def connect_sweep() -> SweepRuns:
         from orchestrator.results.mlflow_runs import SweepRuns
 
         artifacts = None
@@ -68,7 +68,7 @@ def make_tracker(
         return runs
 
     is_new = resolved == f"{SQLITE}{database}" and not database.exists()
-    return Tracker(open_runs, print_note, connect_at_first_update=is_new)
+    return Tracker(connect_sweep, print_note, connect_at_first_update=is_new)
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """The tracker of a sweep, which copies the sweep's state to MLflow in the background.
 
-The result store has the results, and MLflow has copies. The methods of :class:`Tracker` add updates
-to a table: running or failed trials, results, and the sweep's report. A newer update of a run
-replaces an older one. :mod:`orchestrator.results.update_sender` sends the updates in a thread.
+The result store has the results, and MLflow has copies. The methods of :class:`Tracker` put
+updates into a table in memory: running or failed trials, results, and the sweep's report. The
+table has one entry for each MLflow run, so a newer update of a run replaces an older one.
+:mod:`orchestrator.results.update_sender` sends the updates in a thread.
 
-The table is only in memory, so a killed driver loses it. ``reconcile`` adds all results of the
-store to the table again. Importing this module does not import ``mlflow``.
+A killed driver loses the table. ``reconcile`` puts all results of the store into the table
+again. Importing this module does not import ``mlflow``.
 """
 
 from __future__ import annotations
@@ -50,13 +51,14 @@ log = logging.getLogger(__name__)
 FIRST_ANSWER_S = 5.0
 """Seconds of the longest wait for MLflow's first answer at the start of a run."""
 FINISHED_SWEEP = WaitLimit(idle_s=60.0)
-"""Limit of the wait for the updates of a finished sweep. Creating MLflow's SQLite file takes 5 s on
-an idle machine."""
+"""Limit of the wait for the updates of a finished sweep. Creating MLflow's SQLite file takes 5
+s on an idle machine."""
 STOPPED_SWEEP = WaitLimit(idle_s=6.0, total_s=30.0)
-"""Limit of the wait for the updates of a stopped sweep. The next start of the sweep sends the rest.
-Together with END_OF_RUNS, a stop takes at most 8 s if MLflow does not answer."""
+"""Limit of the wait for the updates of a stopped sweep. The next start of the sweep sends the
+rest. Together with END_OF_RUNS, a stop takes at most 8 s if MLflow does not answer."""
 LAST_ROUND = WaitLimit(idle_s=15.0, total_s=15.0)
-"""Limit of the last round of a finished sweep, in which each remaining update has one attempt."""
+"""Limit of the last round of a finished sweep, in which each remaining update has one
+attempt."""
 END_OF_RUNS = WaitLimit(idle_s=2.0)
 """Limit of the wait for the end of the runs in MLflow, if other updates could not be sent."""
 MAX_MESSAGE_LENGTH = 4000
@@ -69,27 +71,28 @@ class Tracker:
     Only the methods ``check``, ``reconcile``, ``flush`` and ``close`` wait for MLflow.
 
     Args:
-        open_runs: Function that connects to MLflow and returns the sweep's runs. It is called in
+        connect: Function that connects to MLflow and returns the sweep's runs. It is called in
             the background until it succeeds. None to track nothing.
-        print_note: Function that prints a message for the user, for example if a server does not
-            answer.
+        print_note: Function that prints a message for the user, for example if a server does
+            not answer.
         clock: Clock for pauses and times.
-        connect_at_first_update: True to connect only at the first update. This is for a SQLite file
-            that does not exist yet. There is no server that could refuse the connection.
+        connect_at_first_update: True to connect only at the first update. Use it for a SQLite
+            file that does not exist yet: no server can refuse the connection at the start.
     """
 
     def __init__(
         self,
-        open_runs: Callable[[], SweepRuns] | None = None,
+        connect: Callable[[], SweepRuns] | None = None,
         print_note: Callable[[str], None] = log.info,
         clock: Clock = SYSTEM,
         *,
         connect_at_first_update: bool = False,
     ) -> None:
         self._clock = clock
-        self._sender = UpdateSender(open_runs, print_note, clock)
-        self._is_sweep_run_opened = False
-        # This update connects to MLflow, so that a refusal is reported before any training.
+        self._sender = UpdateSender(connect, print_note, clock)
+        self._has_reopened_sweep_run = False
+        # An empty update changes nothing in MLflow. But the thread must connect to send it, so
+        # that a refusal is reported before any training.
         self._sender.put(SWEEP_KEY, LiveRun())
         if not connect_at_first_update:
             self._sender.start()
@@ -127,7 +130,7 @@ class Tracker:
     def fail_trial(self, failure: FailureRecord) -> None:
         """Show a trial as failed, with the kind and message of the failure."""
         tags = trial_tags(failure.spec, None, CellStatus.FAILED, failure.attempt)
-        # The start of the trial sent the domain, which a failure does not contain.
+        # A failure has no domain. An empty tag would overwrite the one that the start sent.
         del tags[DOMAIN]
         tags["failure_kind"] = str(failure.failure.kind)
         tags["failure_message"] = failure.failure.message[:MAX_MESSAGE_LENGTH]
@@ -142,10 +145,11 @@ class Tracker:
     def _open_sweep_run(self) -> None:
         """Open the sweep's run in MLflow at the first change; an earlier driver may have ended it.
 
-        A driver that changes nothing leaves the run ended, for example if its start is refused.
+        A driver that changes nothing leaves the run ended, for example if its start is
+        refused.
         """
-        if not self._is_sweep_run_opened:
-            self._is_sweep_run_opened = True
+        if not self._has_reopened_sweep_run:
+            self._has_reopened_sweep_run = True
             self._change_state(SWEEP_KEY, tags={}, failed=False)
 
     def _change_state(self, key: str, tags: Mapping[str, str], *, failed: bool) -> None:
@@ -165,7 +169,8 @@ class Tracker:
     def _put(self, key: str, update: Update) -> None:
         """Let the thread send an update, in place of an older update with the same key."""
         self._sender.put(key, update)
-        # Before the first connection there are no runs to end.
+        # Before the first connection there are no runs whose trials have ended. ``close`` does
+        # not send EndSweep before the first connection either.
         if not isinstance(update, EndTrials):
             self._sender.start()
 
@@ -173,7 +178,7 @@ class Tracker:
 
     @property
     def num_unsent_updates(self) -> int:
-        """Number of updates that MLflow lacks: not sent yet, or refused."""
+        """Number of updates that MLflow lacks: not sent yet, or held back."""
         return len(self._sender.pending)
 
     def check(self) -> None:
@@ -197,14 +202,15 @@ class Tracker:
     ) -> dict[str, int]:
         """Correct MLflow so that it has exactly these results and failures, and no running trial.
 
-        All values are compared with MLflow's. If MLflow has several runs of one trial, all but one
-        are deleted. Runs with the status RUNNING are ended.
+        All values are compared with MLflow's. If MLflow has several runs of one trial, all but
+        one are deleted. Runs with the status RUNNING are ended.
 
         Args:
             results: Results of all trials.
-            failures: Failures of trials. Failures of trials with a result are not sent, because
-                only a later measurement of the trained network failed.
-            wait: True to wait until all updates are sent. False to send them in the background.
+            failures: Failures of trials. Failures of trials with a result are not sent,
+                because only a later measurement of the trained network failed.
+            wait: True to wait until all updates are sent. False to send them in the
+                background.
 
         Returns:
             Number of runs that were changed (``replayed``), ended (``closed``), deleted
@@ -225,13 +231,13 @@ class Tracker:
         self._put(END_KEY, EndTrials())
         if not wait:
             return {}
-        if not self.flush() or self._sender.pending.has_refused:
+        if not self.flush() or self._sender.pending.has_held_back:
             error = self._sender.last_error or TimeoutError("there was no reply in time")
             raise no_answer_error(error)
         return {name: count - counts_before[name] for name, count in self._sender.counts.items()}
 
     def flush(self) -> bool:
-        """Wait until all updates are sent, except refused ones; return whether all are sent.
+        """Wait until all updates are sent or held back; return False if some are left.
 
         The wait ends early if MLflow makes no progress for a minute.
         """
@@ -254,15 +260,16 @@ class Tracker:
         There are four phases, each with its own limit:
 
         1. Wait until all updates are sent. The limit is FINISHED_SWEEP or STOPPED_SWEEP.
-        2. If updates of a finished sweep are left, start a last round (LAST_ROUND). Each update has
-           one attempt, so an update that always fails does not block the updates behind it.
-        3. If updates are left, give them up and only end the runs (END_OF_RUNS). If the end of the
-           runs failed in the last round, try the end once more.
+        2. If updates of a finished sweep are left, start a last round (LAST_ROUND). Each
+           update has one attempt, so an update that always fails does not block the updates
+           behind it.
+        3. If updates are left, give them up and only end the runs (END_OF_RUNS). If the end of
+           the runs failed in the last round, try the end once more.
         4. Stop the thread.
 
         Args:
-            ending: New status of the sweep's run. A run that had ended before and was not opened
-                again can only change to FINISHED.
+            ending: New status of the sweep's run. A run that had ended before and was not
+                opened again can only change to FINISHED.
         """
         if not self._sender.is_started:
             return
@@ -286,6 +293,6 @@ class Tracker:
         return self._sender.wait_until_sent(LAST_ROUND)
 
     def _forget_running_trials(self) -> None:
-        """Let the next end of runs also end the runs of the trials that were running."""
+        """Mark no trial as running, so that the next EndTrials or EndSweep ends all runs."""
         with self._sender.changed:
             self._sender.running.clear()

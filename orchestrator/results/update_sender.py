@@ -1,8 +1,24 @@
 """The thread that sends updates to MLflow, and the waits of other threads for it.
 
-The thread works in rounds. A round sends each update of the table once and removes it from the
-table. If an update fails, the round ends. The next round starts after a pause, and sends the failed
-update last. An update that MLflow refuses stays in the table, but is not sent again.
+The thread works in rounds. A round sends each update of the table once, and the next round
+starts after a pause. An update of the table has one of these states:
+
+=========  ======================================  ============================================
+state      event                                   next state
+=========  ======================================  ============================================
+sendable   MLflow stores the update                removed from the table
+sendable   the attempt fails, but a later one may  sendable, behind all others; the round ends
+           succeed
+sendable   MLflow refuses the update               held back
+sendable   MLflow refuses the connection           held back, with all other updates
+sendable   the attempt fails in the last round     held back
+sendable   the sender gives up                     held back
+any        a newer update of the run arrives       replaced; the newer update is sendable
+=========  ======================================  ============================================
+
+An update that is held back stays in the table, because MLflow lacks it, but it is not sent
+again. If an update is replaced while it is being sent, the outcome of its attempt changes
+nothing.
 """
 
 from __future__ import annotations
@@ -22,8 +38,8 @@ from orchestrator.results.mlflow_errors import (
     error_code,
     first_line,
     is_final,
-    no_answer_error,
 )
+from orchestrator.results.outage_notes import OutageNotes
 from orchestrator.results.pending_updates import (
     EndSweep,
     FinishedRun,
@@ -31,7 +47,7 @@ from orchestrator.results.pending_updates import (
     SweepReport,
     Update,
 )
-from orchestrator.results.retry_pauses import RoundPauses
+from orchestrator.results.round_pauses import RoundPauses
 from tasks.clock import Clock
 
 if TYPE_CHECKING:
@@ -39,9 +55,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NUM_FAILURES_AMONG_SUCCESSES = 2
-"""Number of failures of one update, in rounds that stored other updates, before the user is warned
-of this update. A single such failure may be a lost reply."""
 JOIN_S = 1.0
 """Seconds of the longest wait for the end of the thread, which may still wait for a server."""
 
@@ -63,26 +76,28 @@ class UpdateSender:
     """A thread that sends the updates of a table to MLflow.
 
     Args:
-        open_runs: Function that connects to MLflow and returns the sweep's runs. The thread calls
-            this function until it succeeds. None to send nothing: no thread is started then.
+        connect: Function that connects to MLflow and returns the sweep's runs. The thread
+            calls this function until it succeeds. None to send nothing: no thread is started
+            then.
         print_note: Function that prints a message for the user.
         clock: Clock for pauses and times.
 
     Attributes:
         changed: Condition that is notified of new updates and of progress. Its reentrant lock
-            protects this object, also the table and the set of running trials.
+            protects the table, the set of running trials, the pauses and the counter of steps.
         pending: Table of the updates that MLflow lacks.
         running: Keys of the trials that run. Their runs in MLflow stay open.
-        runs: The sweep's runs in MLflow. None without a connection. Only the thread changes them.
-        counts: Number of runs in MLflow by the change that was made to them. ``replayed`` counts
-            results that were sent, ``closed`` runs that were ended, and ``duplicates`` runs that
-            were deleted.
+        runs: The sweep's runs in MLflow. None without a connection. Only the thread changes
+            them.
+        counts: Number of runs in MLflow by the change that was made to them. ``replayed``
+            counts results that were sent, ``closed`` runs that were ended, and ``duplicates``
+            runs that were deleted.
         last_error: The last error of the thread. None if there was no error.
     """
 
     def __init__(
         self,
-        open_runs: Callable[[], SweepRuns] | None,
+        connect: Callable[[], SweepRuns] | None,
         print_note: Callable[[str], None],
         clock: Clock,
     ) -> None:
@@ -92,14 +107,12 @@ class UpdateSender:
         self.runs: SweepRuns | None = None
         self.counts = Counter(replayed=0, closed=0, duplicates=0, up_to_date=0)
         self.last_error: Exception | None = None
-        self._open_runs = open_runs
-        self._print_note = print_note
+        self._connect = connect
+        self._notes = OutageNotes(print_note)
         self._clock = clock
         self._thread: threading.Thread | None = None
         self._pauses = RoundPauses()
-        # Numbers of failures by key, in rounds in which MLflow stored other updates.
-        self._failures_among_successes = Counter[str]()
-        # Updates that were sent or refused, and files of a report that were sent.
+        # The measure of progress: updates that were sent or held back, and files of a report.
         self._num_steps_done = 0
         self._is_last_round = False
         self._is_stopped = False
@@ -114,13 +127,13 @@ class UpdateSender:
     def start(self) -> None:
         """Start the thread at the first call."""
         with self.changed:
-            if self._thread is None and self._open_runs is not None:
-                self._thread = self._clock.thread(partial(self._work, self._open_runs), "mlflow")
+            if self._thread is None and self._connect is not None:
+                self._thread = self._clock.thread(partial(self._work, self._connect), "mlflow")
                 self._thread.start()
 
     def put(self, key: str, update: Update) -> None:
         """Add an update to the table, in place of an older update with the same key."""
-        if self._open_runs is None:
+        if self._connect is None:
             return
         with self.changed:
             self.pending.put(key, update)
@@ -133,16 +146,17 @@ class UpdateSender:
             timeout_s: Seconds of the longest wait.
 
         Returns:
-            The error with which MLflow refused the connection. None if MLflow did not refuse it.
+            The error with which MLflow refused the connection. None if MLflow did not refuse
+            it.
         """
         with self.changed:
             self.changed.wait_for(lambda: self._num_steps_done or self.last_error, timeout_s)
-            if self.runs is None and self.pending.has_refused:
+            if self.runs is None and self.pending.has_held_back:
                 return self.last_error
             return None
 
     def wait_until_sent(self, limit: WaitLimit) -> bool:
-        """Wait until all updates are sent or refused.
+        """Wait until all updates are sent or held back.
 
         Args:
             limit: Limits of the wait.
@@ -169,14 +183,14 @@ class UpdateSender:
         return self.changed.wait_for(lambda: self._num_steps_done > num_before, timeout_s)
 
     def start_last_round(self) -> None:
-        """Let each update have one last attempt. An update that fails in it is not sent again."""
+        """Let each update have one last attempt. An update that fails in it is held back."""
         with self.changed:
             self._is_last_round = True
 
     def give_up_all(self) -> None:
-        """Let no update of the table be sent any more. MLflow still lacks them."""
+        """Hold back all updates of the table. MLflow still lacks them."""
         with self.changed:
-            self.pending.refuse_all()
+            self.pending.hold_back_all()
 
     def stop(self) -> None:
         """Stop the thread. Wait for its end, but not for a server that does not answer."""
@@ -188,22 +202,23 @@ class UpdateSender:
 
     # Methods for the thread.
 
-    def _work(self, open_runs: Callable[[], SweepRuns]) -> None:
+    def _work(self, connect: Callable[[], SweepRuns]) -> None:
         """Send updates in rounds until the thread is stopped; the thread runs this function."""
         while self._wait_for_updates():
-            self._send_round(open_runs)
+            self._send_round(connect)
 
     def _wait_for_updates(self) -> bool:
         """Wait for updates and for the pause; return False if the thread is stopped."""
         with self.changed:
             self.changed.wait_for(lambda: self._is_stopped or self.pending.has_sendable)
+            # The pause ends early if another thread waits for the updates.
             self.changed.wait_for(
                 lambda: self._is_stopped or self._pauses.is_skipped, self._pauses.next_pause_s
             )
             self._pauses.start_round()
             return not self._is_stopped
 
-    def _send_round(self, open_runs: Callable[[], SweepRuns]) -> None:
+    def _send_round(self, connect: Callable[[], SweepRuns]) -> None:
         """Send all updates of the table.
 
         A failure ends the round, except in the last round.
@@ -216,23 +231,23 @@ class UpdateSender:
                 continue
             try:
                 if self.runs is None:
-                    self.runs = open_runs()
+                    self.runs = connect()
                 self._send(self.runs, key, update)
             except Exception as error:
                 log.warning("The update of %s in MLflow failed: %s", key, first_line(error))
-                # Without a connection, the update itself had no attempt.
+                # Without a connection, the update itself was not tried, so it stays sendable.
                 was_last_attempt = self._is_last_round and self.runs is not None
                 if was_last_attempt or is_final(error):
-                    self._note_refusal(error, key, update)
+                    self._hold_back(error, key, update)
                 else:
-                    self._note_failure(error, key, update, others_succeed=others_succeed)
+                    self._send_later(error, key, update, others_succeed=others_succeed)
                     return
             else:
                 others_succeed = True
-                self._note_success(key, update)
+                self._remove(key, update)
 
     def _must_send(self, key: str, update: Update) -> bool:
-        """Return whether the thread works and an update was neither replaced nor refused."""
+        """Return whether the thread works and an update was neither replaced nor held back."""
         with self.changed:
             return not self._is_stopped and self.pending.is_sendable(key, update)
 
@@ -255,33 +270,27 @@ class UpdateSender:
             if isinstance(update, EndSweep):
                 runs.end_sweep(update.status)
 
-    def _note_success(self, key: str, update: Update) -> None:
+    def _remove(self, key: str, update: Update) -> None:
         """Remove an update from the table after it was sent."""
-        if self._pauses.is_warned and not self._is_last_round:
-            self._pauses.is_warned = False
-            self._note_for_user("MLflow answers again")
-        del self._failures_among_successes[key]
+        self._notes.update_succeeded(key, is_last_round=self._is_last_round)
         with self.changed:
             self.pending.remove(key, update)
             self._note_progress()
 
-    def _note_refusal(self, error: Exception, key: str, update: Update) -> None:
-        """Mark an update as refused; mark all updates if MLflow refuses the connection."""
+    def _hold_back(self, error: Exception, key: str, update: Update) -> None:
+        """Hold back an update; hold back all updates if MLflow refuses the connection."""
         with self.changed:
             self.last_error = error
             if self.runs is None:
-                self.pending.refuse_all()
+                self.pending.hold_back_all()
             else:
-                self.pending.refuse(key, update)
+                self.pending.hold_back(key, update)
             self._note_progress()
 
-    def _note_failure(
+    def _send_later(
         self, error: Exception, key: str, update: Update, *, others_succeed: bool
     ) -> None:
-        """Send an update last in the next round, and warn the user if MLflow fails for long.
-
-        If other updates of the round succeeded, MLflow answers, and only this update fails.
-        """
+        """Put an update behind all others, and warn the user if MLflow fails for long."""
         now = self._clock.monotonic()
         with self.changed:
             self.last_error = error
@@ -291,26 +300,8 @@ class UpdateSender:
             self.pending.postpone(key, update)
             self._pauses.note_failure(now)
             self.changed.notify_all()
-        if others_succeed:
-            self._failures_among_successes[key] += 1
-            if self._failures_among_successes[key] == NUM_FAILURES_AMONG_SUCCESSES:
-                self._note_for_user(
-                    f"MLflow stores other updates, but not the update of {key}: "
-                    f"{first_line(error)}. The result store has all results, and isweep tries again"
-                )
-        elif key not in self._failures_among_successes and self._pauses.must_warn(now):
-            self._pauses.is_warned = True
-            problem = no_answer_error(error).problem
-            self._note_for_user(
-                f"{problem}. Results are stored without MLflow, and isweep tries again"
-            )
-
-    def _note_for_user(self, text: str) -> None:
-        """Print a message for the user. An error of the terminal does not stop the thread."""
-        try:
-            self._print_note(text)
-        except Exception as error:
-            log.warning("A message could not be printed (%s): %s", first_line(error), text)
+        failing_s = self._pauses.failing_s(now)
+        self._notes.update_failed(error, key, failing_s=failing_s, others_succeed=others_succeed)
 
     def _note_progress(self) -> None:
         """Count a step that is done, for the threads that wait for progress."""

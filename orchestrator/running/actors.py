@@ -1,8 +1,8 @@
 """Actors on the driver's node: they send images to workers, store files and forward messages.
 
-Each actor is a process that imports this module, so the module imports neither Ray Tune nor torch.
-If an actor is killed, Ray starts it again. Ray repeats unfinished calls of the actors for images
-and files, but not those of the actor for messages.
+Each actor is a process that imports this module, so the module imports neither Ray Tune nor
+torch. If an actor is killed, Ray starts it again. Ray repeats unfinished calls of the actors
+for images and files, but not those of the actor for messages.
 """
 
 from __future__ import annotations
@@ -26,21 +26,24 @@ from tasks.trials.records import EpochRecord, EpochScore, TrialFile
 STORAGE_PREFIXES = ("AWS_", "AZURE_STORAGE_", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_")
 """Prefixes of environment variables with addresses and credentials of object stores."""
 PUBLISH_INTERVAL_S = 0.5
-"""Least seconds between two messages of a trial. Reports of shorter epochs are sent together."""
+"""Least seconds between two messages of a trial. Reports of shorter epochs are sent
+together."""
 POLL_INTERVAL_S = 1.0
 """Seconds between two polls of the driver for messages."""
 POLL_TIMEOUT_S = 2.0
 """Seconds that the driver waits for messages of a worker that has just ended. If the actor for
-messages does not answer in this time, the driver does not wait again before the actor answers."""
+messages does not answer in this time, the driver does not wait again before the actor
+answers."""
 MAX_MESSAGES = 100_000
-"""Largest number of messages between two polls of the driver. Older messages are dropped, because
-each result contains all epochs. Only live displays need the messages."""
+"""Largest number of messages between two polls of the driver. Older messages are dropped,
+because each result contains all epochs. Only live displays need the messages."""
 STORAGE_WAIT_S = 120.0
-"""Seconds during which storing a file is repeated if the storage is full or does not answer. The
-trial waits for it. The limit is shorter than the time after which a trial counts as hung."""
+"""Seconds during which storing a file is repeated if the storage is full or does not answer.
+The trial waits for it. The limit is shorter than the time after which a trial counts as
+hung."""
 CALL_RETRIES = 5
 """Largest number of retries of a call whose actor was killed meanwhile. The number is limited,
-because the call itself may be what kills the actor."""
+because the call itself may kill the actor."""
 NOTE_AFTER_S = 10.0
 """Seconds of waiting for storage after which the user gets a note."""
 
@@ -70,8 +73,8 @@ def start_beside_driver(actor_class: type, *arguments: Any, **options: Any) -> A
     """Start an actor on the driver's node and return its handle.
 
     The actor is not on another node, because every trial would fail if that node was lost. The
-    actor requests no CPU, because it must answer while trials use all CPUs. Its tasks are not in
-    Ray's list of tasks, which shows the trials.
+    actor requests no CPU, because it must answer while trials use all CPUs. Its tasks are not
+    in Ray's list of tasks, which shows the trials.
     """
     on_this_node = NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
@@ -125,12 +128,13 @@ class MessageQueue:
     def poll(self, *, wait: bool = False) -> list[WorkerMessage]:
         """Return the messages that arrived in the driver since the last call.
 
-        Without ``wait``, the driver sends a request to the actor about once a second, and a later
-        call returns the answer.
+        Without ``wait``, the driver sends a request to the actor about once a second, and a
+        later call returns the answer.
 
-        With ``wait``, this call sends the request and returns its answer, which takes milliseconds.
-        This is for the last messages of a worker that has just ended. If the actor is lost, only
-        one call waits for :data:`POLL_TIMEOUT_S`, because the driver starts no trials meanwhile.
+        With ``wait``, this call sends the request and returns its answer, which takes
+        milliseconds. This is for the last messages of a worker that has just ended. If the
+        actor is lost, only one call waits for :data:`POLL_TIMEOUT_S`, because the driver
+        starts no trials meanwhile.
         """
         messages = self._answer(timeout_s=0.0)
         is_due = wait or time.monotonic() - self._polled_at >= POLL_INTERVAL_S
@@ -142,7 +146,7 @@ class MessageQueue:
         return messages
 
     def _answer(self, timeout_s: float) -> list[WorkerMessage]:
-        """Return the messages in the actor's answer; return none if there is no answer in time."""
+        """Return the messages in the actor's answer; empty if there is no answer in time."""
         if self._pending is None or not ray.wait([self._pending], timeout=timeout_s)[0]:
             return []
         pending = self._pending
@@ -206,7 +210,8 @@ class IsweepKeeper:
         """Call a method of :class:`ResultStore`, with retries if the storage does not answer.
 
         Returns:
-            The method's value. For ``put``, the reason as text if the file could not be stored.
+            The method's value. For ``put``, the reason as text if the file could not be
+            stored.
         """
         work = partial(getattr(self._store, method), *arguments)
         if method != "put":
@@ -261,8 +266,8 @@ class ArtifactStore:
 class IsweepArrays:
     """Actor that returns references of images to workers, which wait if there is none yet.
 
-    Each reference is in a list, because Ray would load the images of a bare reference into this
-    process. If the images cannot be read, the list contains the error instead.
+    Each reference is in a list, because Ray would load the images of a bare reference into
+    this process. If the images cannot be read, the list contains the error instead.
     """
 
     def __init__(self) -> None:
@@ -286,5 +291,5 @@ class IsweepArrays:
             return self._references[key]
 
     async def missing(self, keys: list[str]) -> list[str]:
-        """Return the keys that have no reference here."""
+        """Return the keys of which this actor has no reference."""
         return [key for key in keys if key not in self._references]

@@ -23,12 +23,12 @@ class ArrayCache:
     """The images that the driver has put into the object store, by key.
 
     An *array* contains the images that trials with the same key train and test on. The driver
-    stores an array when the first trial that needs the array starts. The driver drops an array when
-    no remaining trial needs it, or when other arrays need the space.
+    stores an array when the first trial that needs the array starts. The driver drops an array
+    when no remaining trial needs it, or when other arrays need the space.
 
-    Workers get the reference of an array from an actor, because the array may not be stored yet
-    when a trial is assigned to its worker. If the actor dies, Ray starts the actor again without
-    references. The driver then sends all references again.
+    Workers get the reference of an array from an actor, because the array may not be stored
+    yet when a trial is assigned to its worker. If the actor dies, Ray starts the actor again
+    without references. The driver then sends all references again.
 
     Args:
         load: reads an array by its key.
@@ -67,13 +67,14 @@ class ArrayCache:
     def add_trial(self, trial_id: str, key: str) -> None:
         """Make the array of a starting trial available to its worker.
 
-        If the array is not stored yet, this call reads it, which takes up to 10 s for 1 GB on busy
-        cores. No other trial starts or ends meanwhile. A thread that reads in the background would
-        need locks: other trials start, end and fail while it makes room and stores the array.
+        If the array is not stored yet, this call reads it, which takes up to 10 s for 1 GB on
+        busy cores. No other trial starts or ends meanwhile. A thread that reads in the
+        background would need locks: other trials start, end and fail while it makes room and
+        stores the array.
 
         Raises:
-            SweepError: the array cannot be read. A DataError is not raised but sent to the workers,
-                because it fails only the trials that use this array.
+            SweepError: the array cannot be read. A DataError is not raised but sent to the
+                workers, because it fails only the trials that use this array.
         """
         self._array_by_trial[trial_id] = key
         if key in self._stored:
@@ -113,8 +114,8 @@ class ArrayCache:
     def check_actor(self) -> None:
         """Check about once a second which references the actor lacks, and send them.
 
-        The actor lacks references after it was killed and started again. This call does not wait
-        for the actor's answer, which a later call processes.
+        The actor lacks references after it was killed and started again. This call does not
+        wait for the actor's answer, which a later call processes.
         """
         if self._awaited_answer is not None:
             if not ray.wait([self._awaited_answer], timeout=0)[0]:
@@ -127,7 +128,7 @@ class ArrayCache:
             self._awaited_answer = self.actor.missing.remote([*self._stored, *self._errors])
 
     def _put_again(self, answer: Any) -> None:
-        """Send the references that the actor lacks by its answer."""
+        """Send the references that the actor lacks according to its answer."""
         try:
             missing: list[str] = ray.get(answer)
         except ray.exceptions.RayError:

@@ -30,7 +30,7 @@ from orchestrator.running.recovery.shortage import shortage_for
 from orchestrator.running.recovery.worker_processes import worker_cpu_seconds
 from orchestrator.running.task_names import MAX_NAMES, trial_tasks_named
 from orchestrator.running.trial_source import RunContext, TrialSource
-from orchestrator.running.worker import TrialTrainable, configured_trainable
+from orchestrator.running.workers.worker import TrialTrainable, configured_trainable
 
 
 class Backend(Protocol):
@@ -48,8 +48,8 @@ class Backend(Protocol):
     def poll(self, *, wait: bool = False) -> list[WorkerMessage]:
         """Return the messages of workers since the last call.
 
-        With ``wait``, the messages include those that were sent until now. If they do not arrive
-        within seconds, a later call returns them.
+        With ``wait``, the messages include those that were sent until now. If they do not
+        arrive within seconds, a later call returns them.
         """
 
     def publish(self, monitor: Progress, requests: Iterable[Mapping[str, float]]) -> None:
@@ -118,8 +118,8 @@ class TuneBackend:
 
     def fit(self, callbacks: tune.Callback, generator: TrialGenerator) -> None:
         """See :class:`Backend`."""
-        # After a failed loop, its error still refers to the loop's actors. Ray frees their CPUs
-        # only when nothing refers to them.
+        # After a failed loop, its error still refers to the loop's actors. Ray frees their
+        # CPUs only when nothing refers to them.
         gc.collect()
         folder_name = f"{self._run.plan.sweep.name}-{uuid.uuid4().hex[:8]}"
         tuner = tune.Tuner(
@@ -219,7 +219,7 @@ def withhold_credentials() -> None:
     """
     from ray.tune.execution import class_cache
 
-    # Private: if a Ray copies variables in another way, this function and docs/security.md must
-    # change.
+    # Private: if a Ray copies variables in another way, this function and docs/security.md
+    # must change.
     copied: Any = getattr(class_cache, "ENV_VARS_TO_PROPAGATE", set())
     copied.difference_update({name for name in copied if name.startswith(STORAGE_PREFIXES)})

@@ -22,8 +22,9 @@ def runtime_model_for(
     """Return the model that predicts time and GPU share of trials on the connected cluster.
 
     Trials share a GPU in three cases: the sweep requests a share, MPS runs on the node, or
-    ``isweep gpu-check`` measured that two trials together are faster. Otherwise each trial gets a
-    whole GPU. If the cluster has several kinds of GPU, the prediction is for the smallest.
+    ``isweep gpu-check`` measured that two trials together are faster. Otherwise each trial
+    gets a whole GPU. If the cluster has several kinds of GPU, the prediction is for the
+    smallest.
 
     Args:
         nodes: the cluster's nodes with GPUs; empty if trials run on CPUs.

@@ -23,7 +23,7 @@ from tasks.atomic import write_atomic
 
 @dataclass(frozen=True)
 class _BuildSizes:
-    """The sizes on which it depends, besides the model, whether a network can be built."""
+    """The values that decide, together with the model, whether a network can be built."""
 
     num_outputs: int
     channels: int
@@ -91,7 +91,8 @@ def fetch_pretrained(
 ) -> dict[str, bytes]:
     """Return the weights that networks start from, and check that the weights fit the networks.
 
-    Downloaded weights are stored below the root, so that all trainings start from the same weights.
+    Downloaded weights are stored below the root, so that all trainings start from the same
+    weights.
 
     Args:
         plan: The plan.

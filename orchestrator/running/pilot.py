@@ -91,8 +91,8 @@ def pilot_sweep(
 ) -> SweepSpec:
     """Return the sweep of a pilot, with the settings of another sweep but without attacks.
 
-    All pilots with the same data and model have the same name. So a second pilot trains only the
-    missing trials.
+    All pilots with the same data and model have the same name. So a second pilot trains only
+    the missing trials.
 
     Args:
         sweep: The sweep with the recipe, image size, channels and split of the pilot.

@@ -1,7 +1,7 @@
 """The data of a run: check raw downloads, prepare datasets, measure subsets, load images.
 
-The user's own data are prepared first, so that their mistakes are reported within seconds. Datasets
-that Python packages contain are prepared in another process while Ray starts.
+The user's own data are prepared first, so that their mistakes are reported within seconds.
+Datasets that Python packages contain are prepared in another process while Ray starts.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ if TYPE_CHECKING:
     from tasks.prepared.subsets import TrialData
 
 PIXEL_RANGE = (0.0, 255.0)
-"""Values of black and white in all prepared images, also in images that are stored as float32."""
+"""Values of black and white in all prepared images, also in images that are stored as
+float32."""
 OWN_DATA_LIMIT_S = 30.0
-"""Seconds during which this process reads the user's own data. A cluster reads the rest. 30 seconds
-are enough for about 5,000 images of 512 x 512 pixels."""
+"""Seconds during which this process reads the user's own data. A cluster reads the remaining
+images. 30 seconds are enough for about 5,000 images of 512 x 512 pixels."""
 BACKGROUND_LIMIT_S = 5.0
-"""Seconds that a run waits for the background preparation before Ray's workers prepare the rest.
-The workers take about as long to start."""
+"""Seconds that a run waits for the background preparation before Ray's workers prepare the
+rest. The workers take about as long to start."""
 LAST_BLOCK_LIMIT_S = 10.0
 """Seconds that the background preparation may take to finish its present block of images."""
 
@@ -97,7 +98,7 @@ def prepare_missing(
         DataError: Some datasets cannot be prepared. One error lists all problems.
     """
     from tasks.prepared.prepare import prepare_dataset
-    from tasks.prepared.record import doubt_lines, total_and_class_lines
+    from tasks.prepared.record import reading_lines, total_and_class_lines
 
     problems: list[SweepError] = []
     flags_before = {key: data.record.flags for key, data in workspace.prepared.items()}
@@ -135,7 +136,7 @@ def prepare_missing(
         # The groups and possible problems are printed only if they are new to the user.
         if folder is not None and flags_before.get(spec.prepared_id) != record.flags:
             totals = total_and_class_lines(record)[0]
-            for line in (totals, *doubt_lines(record)):
+            for line in (totals, *reading_lines(record)):
                 monitor.note(f"{name}: {line.strip()}")
     collect(problems, DataError)
 
@@ -143,8 +144,8 @@ def prepare_missing(
 def prepare_own(workspace: Workspace, options: RunOptions, monitor: Progress) -> None:
     """Prepare the user's own data in this process, for at most :data:`OWN_DATA_LIMIT_S` seconds.
 
-    A cluster prepares the rest later. The files of datasets that are prepared already are listed
-    again to detect changes.
+    A cluster prepares the rest later. The files of datasets that are prepared already are
+    listed again to detect changes.
 
     Raises:
         DataError: Some datasets cannot be prepared. One error lists all problems.
@@ -259,7 +260,7 @@ def _readers(name: str, raw: Path | None, executor: Executor, monitor: Progress)
         return None
     monitor.note(
         f"isweep reads {name} with {plural(readers.num_workers, 'CPU')} on "
-        f"{plural(len(nodes), 'node')} with its raw download"
+        f"{plural(len(nodes), 'node')} that have its raw files"
     )
     return readers.labelled(f"prepare {name}")
 

@@ -38,8 +38,8 @@ def prepare_one(
         preset: The sweep that defines image size, channels and data mode.
         run_options: Root and cluster.
         progress: Shows progress.
-        montage: File for a figure with examples of each label. None draws no figure, because the
-            images may show patients.
+        montage: File for a figure with examples of each label. None draws no figure, because
+            the images may show patients.
         own_options: Options of your own data that replace those of the sweep file.
 
     Raises:

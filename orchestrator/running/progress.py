@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 PRINT_INTERVAL_S = 10.0
 """Seconds between two lines of progress if stderr is no terminal."""
 SAVE_INTERVAL_S = 1.0
-"""Seconds between two updates of the run's file. The start or end of a trial updates the file at
-once."""
+"""Seconds between two updates of the run's file. The start or end of a trial updates the file
+at once."""
 TRIAL_STAGES = ("train", "search")
 """Stages that train networks. Their progress is counted in trials."""
 MAX_TRIALS_SHOWN = 4
@@ -46,8 +46,8 @@ class RunningTrial(BaseModel):
         num_epochs: number of epochs in the recipe; 0 before the first epoch has ended.
         images_per_second: speed of the last epoch; None before the first epoch has ended.
         epochs_per_second: speed of the last epoch; None before the first epoch has ended.
-        seconds_left: remaining seconds of training, estimated from the last epoch; None before the
-            first epoch has ended.
+        seconds_left: remaining seconds of training, estimated from the last epoch; None before
+            the first epoch has ended.
     """
 
     started_at: float = Field(default_factory=time.time)
@@ -85,7 +85,7 @@ class RunState(BaseModel):
 
 
 def read_run(workspace: Workspace) -> RunState | None:
-    """Return the state of a sweep's present run; None if there is none or it is just starting."""
+    """Return the state of a sweep's present run; None if no run has written its state yet."""
     path = workspace.sweep_paths.progress
     holder = holder_pid(workspace.paths.lock)
     if holder is None or not path.exists():
@@ -132,9 +132,9 @@ class Progress:
         detail: text about the present step of the stage.
         step: number of finished steps of the stage.
         total: number of steps of the stage; 0 if unknown.
-        expected: expected seconds of each trial, by trial id, for the estimate of the time left.
-            The mean time of the finished trials would be too large, because long trials start
-            first.
+        expected: expected seconds of each trial, by trial id, for the estimate of the time
+            left. The mean time of the finished trials would be too large, because long trials
+            start first.
     """
 
     console: Console | None = None
@@ -307,7 +307,8 @@ class Progress:
 
         Args:
             expected: expected seconds by trial id.
-            scale: measured over expected seconds of this run's finished trials.
+            scale: measured seconds of this run's finished trials, divided by their expected
+                seconds.
         """
         ended = self._seconds.keys() | self.failed.keys()
         return sum(

@@ -7,8 +7,8 @@ Tune only executes trials. This module chooses the next trial, and
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,8 +35,8 @@ class TrialQueue:
             start after the ``ready`` ones.
         submitted: trials that were passed to Tune and have not ended.
         running: the trials in ``submitted`` that have a worker.
-        stop_error: the error that stops the run, after which no further trial starts; None if there
-            is no such error.
+        stop_error: the error that stops the run, after which no further trial starts; None if
+            there is no such error.
     """
 
     ready: deque[str]
@@ -58,6 +58,18 @@ class TrialQueue:
         """Raise the error that stops the run, if there is one."""
         if self.stop_error is not None:
             raise self.stop_error
+
+    @contextmanager
+    def stop_on_error(self) -> Iterator[None]:
+        """Catch a SweepError of the block, and stop the run with it.
+
+        :meth:`raise_if_stopped` raises the error later. Tune would treat an error that leaves
+        one of its callbacks as a failure of its own.
+        """
+        try:
+            yield
+        except SweepError as error:
+            self.stop(error)
 
     @property
     def is_empty(self) -> bool:
@@ -119,8 +131,8 @@ class TrialGenerator(Searcher):  # type: ignore[misc]  # Ray ships without types
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the configuration of the next trial.
 
-        Returns ``FINISHED`` if no trial is left, and None if none may start yet. ``trial_id`` is
-        Tune's own id, which is not used.
+        Returns ``FINISHED`` if no trial is left, and None if none may start yet. ``trial_id``
+        is Tune's own id, which is not used.
         """
         if self._queue.is_empty:
             return str(Searcher.FINISHED)
@@ -150,8 +162,9 @@ def assignment_of(trial: Any) -> TrialAssignment:
 def free_memory(trial: Any) -> None:
     """Free the memory of an ended Tune trial, whose outcome is in the store.
 
-    Tune keeps all its trials in memory until the last trial ends. Each Tune trial contains copies
-    of its configuration and report, statistics of every number in the report, and a Ray object.
+    Tune keeps all its trials in memory until the last trial ends. Each Tune trial contains
+    copies of its configuration and report, statistics of every number in the report, and a Ray
+    object.
     """
     trial.config[ASSIGNMENT] = None
     # Private: if a Ray lacks these attributes, the driver needs 20 kB more for each trial.

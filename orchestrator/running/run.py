@@ -1,12 +1,13 @@
 """``isweep run``: prepare datasets, measure subsets, train trials, then fit and report.
 
-A stage does only what the store lacks. :func:`run_sweep` calls one function per stage. These
-modules process a trial, one after the other:
+A stage does only the work whose results the store lacks. :func:`run_sweep` calls one function
+per stage. These modules process a trial, one after the other:
 
 1. :mod:`orchestrator.results.state` compares the plan with the store: is the trial done?
 2. :mod:`orchestrator.planning.trial_order` sorts the trials: which is next?
 3. :mod:`orchestrator.running.trials` sends the trial to a worker, and retries it if it fails.
-4. :mod:`orchestrator.running.worker` runs it: :mod:`tasks.trials.trial` trains and measures.
+4. :mod:`orchestrator.running.workers.worker` runs the trial. :mod:`tasks.trials.trial` trains
+   the network and measures it.
 5. :mod:`orchestrator.running.trial_source` builds the record of its result and saves it with
    :mod:`orchestrator.results.store`. :mod:`orchestrator.results.tracking` shows the result in
    MLflow.
@@ -51,8 +52,9 @@ if TYPE_CHECKING:
     from orchestrator.running.actors import ActorHandles
 
 MAX_PRODUCTS_HERE = 10**9
-"""Number of multiplications. If the distances of a subset need more, Ray measures it. Smaller
-subsets take less than a second in this process, and Ray needs as long to start a task."""
+"""Largest number of multiplications for the distances of a subset that this process measures.
+Such a subset takes less than a second, and Ray needs as long to start a task. Ray measures
+larger subsets."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,12 @@ def run_sweep(
 ) -> RunSummary:
     """Run all measures and trials of a sweep that the store lacks, then fit and report.
 
-    A further call resumes a stopped run, runs the new trials of a changed sweep, or repeats trials
-    whose files are damaged.
+    A further call resumes a stopped run, runs the new trials of a changed sweep, or repeats
+    trials whose files are damaged.
 
     Args:
-        source: a preset's name, a sweep file's path or content, or the name of a sweep of the root.
+        source: the name of a preset, the path or content of a sweep file, or the name of a
+            sweep in the root.
         options: where and how to run.
         progress: shows progress; None shows nothing.
         changes: values by dotted key that replace values of the sweep.
@@ -106,8 +109,8 @@ def run_sweep(
 
     Raises:
         SweepError: a user's mistake, or an unusable environment; finished trials are kept.
-        KeyboardInterrupt: the user pressed Ctrl-C. MLflow's runs are closed, and finished trials
-            are kept.
+        KeyboardInterrupt: the user pressed Ctrl-C. MLflow's runs are closed, and finished
+            trials are kept.
     """
     options = options or RunOptions()
     monitor = progress or Progress()
@@ -153,7 +156,8 @@ class _SweepRun(Stages):
         stored: results; set by :func:`_check_before_start`.
         tracker: shows trials in MLflow; set by :func:`run_sweep`.
         pretrained: weights that networks start from, by :attr:`ModelSpec.pretrained_key`.
-        actors: actors of the run, which start while MLflow starts; None if no trial is to be run.
+        actors: actors of the run, which start while MLflow starts; None if no trial is to be
+            run.
     """
 
     stored: StoredResults = field(init=False)
@@ -186,10 +190,10 @@ def _trials_to_run(plan: SweepPlan, state: State) -> list[TrialSpec]:
 def _check_before_start(sweep: _SweepRun) -> None:
     """Lock the root, and check that the run can succeed before Ray and MLflow start.
 
-    ``check_feasible`` is called three times, each time with more known sizes. The first call checks
-    the sweep file, the prepared datasets and the lists of files. Before the second call, the user's
-    own data are prepared, or at least their files are listed. At the third call, in
-    :func:`run_sweep`, all datasets are prepared, so each class has a known size.
+    ``check_feasible`` is called three times, each time with more known sizes. The first call
+    checks the sweep file, the prepared datasets and the lists of files. Before the second
+    call, the user's own data are prepared, or at least their files are listed. At the third
+    call, in :func:`run_sweep`, all datasets are prepared, so each class has a known size.
     """
     sweep.lock_root()
     workspace = sweep.workspace
@@ -237,8 +241,8 @@ def _note_other_sweeps(sweep: _SweepRun, ids_to_run: set[str]) -> None:
         num_shared = len(listing.keys() & ids_to_run)
         if num_shared:
             sweep.monitor.note(
-                f"The sweep {name} of this root has results of {num_shared} of these trials. This "
-                "sweep does not use them: it trains all of its trials"
+                f"The sweep {name} in this root has results of "
+                f"{plural(num_shared, 'trial')} that this run trains. This run does not use them"
             )
 
 
@@ -299,8 +303,8 @@ def _executor_for(sweep: _SweepRun, spec: MeasureSpec, num_products: int) -> Exe
 def _recount_results_after_stop(sweep: _SweepRun) -> None:
     """Count the stored results again, because somebody may have deleted the sweep's folder.
 
-    The results of a remote store are not counted, because the user waits for the end of the command
-    and the store may answer slowly.
+    The results of a remote store are not counted, because the user waits for the end of the
+    command and the store may answer slowly.
     """
     if "://" in sweep.workspace.results_url:
         return

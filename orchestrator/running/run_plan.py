@@ -22,8 +22,8 @@ from search_spaces.errors import ConfigError
 from tasks.sources.base import Listing
 
 NUM_TABLES = 40
-"""Number of simulated result tables for the power in a plan. The standard error of a power is then
-at most 8 percentage points; ``isweep power`` simulates more tables."""
+"""Number of simulated result tables for the power in a plan. The standard error of a power is
+then at most 8 percentage points; ``isweep power`` simulates more tables."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,13 @@ class RunPlan:
 
     Attributes:
         rows: One row per trial, with its status.
-        cost: Cost of the remaining trials (see :func:`orchestrator.planning.estimate.estimate`) and
-            of all other work (see :func:`orchestrator.planning.extra_costs.extras`).
+        cost: Cost of the remaining trials (see
+            :func:`orchestrator.planning.estimate.estimate`) and of all other work (see
+            :func:`orchestrator.planning.extra_costs.extras`).
         measures: One row per measure, with its status.
-        not_prepared: One row per dataset that a run would prepare. For the user's own data the row
-            contains the path, the number of listed files, and the excluded and the doubtful files
-            by reason.
+        not_prepared: One row per dataset that a run would prepare. For the user's own data the
+            row contains the path, the number of listed files, and the excluded and the
+            doubtful files by reason.
         extra_costs: Text about the cost of all work besides training.
     """
 
@@ -56,8 +57,8 @@ def plan_run(
     Args:
         workspace: The sweep.
         gpu: Kind of GPU; None for the GPUs of this machine, if it has any.
-        num_gpus: Number of GPUs; None for the number on this machine. If the machine has no GPU,
-            None is the number that a trial requests.
+        num_gpus: Number of GPUs; None for the number on this machine. If the machine has no
+            GPU, None is the number that a trial requests.
 
     Raises:
         SweepError: The sweep cannot run.
@@ -136,7 +137,7 @@ class PlannedPower(NamedTuple):
 
     Attributes:
         power: Probability of an answer, by question; None if the sweep is too small for all.
-        lines: The same as text, one line per question.
+        lines: The power as text, one line per question.
     """
 
     power: dict[str, object] | None

@@ -57,8 +57,8 @@ class Stages:
         options: where and how to run.
         monitor: shows progress.
         stack: closes the command's resources at its end.
-        gpus_before: this machine with its GPUs before a private cluster starts; empty for a running
-            cluster, and if trials run on CPUs.
+        gpus_before: the GPUs of this machine before a private cluster starts; empty if trials
+            run on CPUs or on a cluster that already runs.
     """
 
     purpose: str
@@ -79,7 +79,8 @@ class Stages:
             # This call raises an error for a wrong address, before MLflow starts.
             mlflow_uri(self.workspace.paths, self.options.mlflow_uri)
         self.workspace.make()
-        # The hash of the source code is cached now, because the code may change while trials run.
+        # The hash of the source code is cached now, because the code may change while trials
+        # run.
         provenance()
         self.monitor.path = self.workspace.sweep_paths.progress
         self.stack.enter_context(explained_silent_end())
@@ -157,8 +158,8 @@ class Stages:
         """Check that trials can run, before Ray starts.
 
         Raises:
-            SweepError: the cluster does not answer, this machine is too small, or its GPUs cannot
-                be used.
+            SweepError: the cluster does not answer, this machine is too small, or its GPUs
+                cannot be used.
         """
         options = self.options
         if options.address is not None:
@@ -191,8 +192,8 @@ class Stages:
         """Return an executor for tasks on the cluster.
 
         Args:
-            reads_files: the tasks read raw downloads or prepared data, so they run on the driver's
-                node; other nodes may lack these files.
+            reads_files: True if the tasks read raw files or prepared data. They then run on
+                the driver's node, because other nodes may lack these files.
         """
         cluster = self.cluster  # The first use starts Ray, which runs the tasks.
         return RayExecutor(
@@ -211,7 +212,7 @@ class Stages:
             self.monitor.note(
                 f"{plural(len(damaged), 'stored file')} cannot be used. For example, "
                 f"{damaged[0].path}: {damaged[0].reason}. This run repeats the trials of these "
-                f"files. {self.workspace.paths.log} lists all of them"
+                f"files. {self.workspace.paths.log} lists all these files"
             )
 
     @property

@@ -14,21 +14,21 @@ from orchestrator.running.queue import trial_id_of
 MAX_NAMES = 1_000
 """Largest number of names. Ray 2.60 stores metrics for each name, about 18 kB in the driver.
 
-This is the memory with Ray's older metrics exporter, which :mod:`orchestrator.machine.cluster` and
-the launch files of this repository select. With the newer exporter and 400 names an idle driver
-grew by 0.15 MB a second, against 0.009 MB with the older one.
-"""
+This is the memory with Ray's older metrics exporter, which :mod:`orchestrator.machine.cluster`
+and the launch files of this repository select. With the newer exporter and 400 names an idle
+driver grew by 0.15 MB a second, against 0.009 MB with the older one. """
 
 
 @contextlib.contextmanager
 def trial_tasks_named(named: set[str], max_names: int = MAX_NAMES) -> Iterator[None]:
     """Give Ray's tasks the names of their trials during a block.
 
-    This uses private attributes of Ray. If a version of Ray lacks them, tasks have Tune's name.
+    This uses private attributes of Ray. If a version of Ray lacks them, tasks have Tune's
+    name.
 
     Args:
-        named: ids of the trials whose tasks have a name. This function adds ids to the set. Pass
-            the same set to later blocks.
+        named: ids of the trials whose tasks have a name. This function adds ids to the set.
+            Pass the same set to later blocks.
         max_names: largest number of names; the tasks of further trials have Tune's name.
     """
     schedule = getattr(TuneController, "_schedule_trial_task", None)

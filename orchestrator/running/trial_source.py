@@ -1,8 +1,8 @@
 """The source of a run's trials, and the context that all its trials share.
 
-:class:`~orchestrator.running.trials.TrialLoop` runs the trials of a :class:`TrialSource`. There are
-two kinds of sources. :class:`SweepTrials` contains all trials of a sweep from the start. A search
-chooses each trial when a worker is free
+:class:`~orchestrator.running.trials.TrialLoop` runs the trials of a :class:`TrialSource`.
+There are two kinds of sources. :class:`SweepTrials` contains all trials of a sweep from the
+start. A search chooses each trial when a worker is free
 (:class:`orchestrator.tuning.search_trials.SearchTrials`).
 """
 
@@ -28,15 +28,16 @@ from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.actors import ActorHandles
 from orchestrator.running.messages import TrialAssignment, TrialReport
-from orchestrator.running.perform import Perform, perform_trial
 from orchestrator.running.progress import Progress
 from orchestrator.running.queue import TrialQueue
+from orchestrator.running.workers.perform import Perform, perform_trial
 from search_spaces.specs import Domain, NetworkSpec, SubsetSpec, TrialSpec
 from tasks.prepared.subsets import TrialData
 from tasks.trials.records import EpochRecord, EpochScore, TrialResult
 
 OBJECT_STORE_SHARE = 0.6
-"""Share of the smallest object store that images may fill. The rest is for measures and for Ray."""
+"""Share of the smallest object store that images may fill. The rest is for measures and for
+Ray."""
 
 
 @dataclass
@@ -53,7 +54,8 @@ class RunContext:
         monitor: shows trials in the terminal.
         runtime_model: predicts the seconds and the GPU share of each trial.
         actors: actors that were started early; None lets the backend start them.
-        small_gpus: driver's names of the GPUs that have less memory than the cluster's largest.
+        small_gpus: driver's names of the GPUs that have less memory than the cluster's
+            largest.
     """
 
     plan: SweepPlan
@@ -164,7 +166,8 @@ class SweepTrials(TrialSource):
     Args:
         run: context that the trials share.
         trials: the trials to run.
-        load: reads the images of a subset; its second argument is the number of training images.
+        load: reads the images of a subset; its second argument is the number of training
+            images.
         state: state of the store; None for an empty store.
         store_url: where workers store weights, predictions and checkpoints; None stores none.
         pretrained: weights that networks start from.
@@ -235,7 +238,8 @@ class SweepTrials(TrialSource):
         fields["gpu_name"] = report.gpu_name
         earlier = self.run.stored.trials.get(trial.trial_id)
         if earlier is not None and not report.trained:
-            # No network was trained: the record has the times and the GPU of the earlier training.
+            # No network was trained: the record has the times and the GPU of the earlier
+            # training.
             fields["gpu_share"] = earlier.gpu_share
             fields["gpu_name"] = earlier.gpu_name
             fields["started_at"] = earlier.started_at

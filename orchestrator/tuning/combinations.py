@@ -169,11 +169,6 @@ def combinations_to_tune(
         sizes = [(num_train or {}).get(name, num_train_by_share) for name in subsets[key]]
         recipe = recipe_grid(sweep.recipe, model_name, dataset)[0]
         try:
-            if not recipe.epochs:
-                raise ConfigError(
-                    f"The recipe of {model_name} on {dataset} has 0 epochs",
-                    hint="Set `epochs` to 1 or more, because a search trains every combination",
-                )
             space = space_of(models[model_name], recipe.optimizer, tune, min(sizes))
         except SweepError as error:
             problems.setdefault(str(error), error)

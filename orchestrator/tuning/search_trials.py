@@ -8,9 +8,9 @@ from typing import cast
 
 from orchestrator.results.flat_runs import CurvePoint, FlatRun
 from orchestrator.running.messages import TrialReport
-from orchestrator.running.perform import Performed, TrialTask
 from orchestrator.running.queue import TrialQueue
 from orchestrator.running.trial_source import RunContext, TrialSource
+from orchestrator.running.workers.perform import Performed, TrialTask
 from orchestrator.tuning.earlier_trials import EarlierTrials
 from orchestrator.tuning.search import RequestedTrial, Search
 from orchestrator.tuning.search_records import RequestRecord, SearchRecord, flat_search

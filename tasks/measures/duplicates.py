@@ -45,15 +45,24 @@ class RowCheck:
 
     Attributes:
         source: Source of the rows. It reads bytes if all values are bytes of one dtype.
-        distinct_rows: Source rows that equal no earlier row, ascending.
+        first_equal_rows: The first row that equals each source row, ``(num_rows,)``.
         conflicts: Pairs ``(row, earlier row)`` of equal images with different labels.
         is_exact: True if ``source`` reads bytes.
     """
 
     source: BlockSource
-    distinct_rows: IntArray
+    first_equal_rows: IntArray
     conflicts: list[tuple[int, int]]
     is_exact: bool
+
+    def distinct_rows(self) -> IntArray:
+        """Return the source rows that equal no earlier row, ascending."""
+        return np.flatnonzero(self.first_equal_rows == np.arange(len(self.first_equal_rows)))
+
+    def num_contradictory(self, num_rows: int) -> int:
+        """Return how many of the first ``num_rows`` rows equal one with another label."""
+        contradicted = [earlier for row, earlier in self.conflicts if row < num_rows]
+        return int(np.isin(self.first_equal_rows[:num_rows], contradicted).sum())
 
 
 def check_rows(
@@ -87,14 +96,13 @@ def check_rows(
         units &= piece.units
         dtypes.add(piece.dtype)
     _check_finite(rows_not_finite, num_rows)
-    first_equal_row = _first_equal_rows(source, keys)
-    conflicts = [] if labels is None else _find_conflicts(labels, first_equal_row)
+    first_equal_rows = _first_equal_rows(source, keys)
+    conflicts = [] if labels is None else _find_conflicts(labels, first_equal_rows)
     is_exact = len(units) > 0 and len(dtypes) == 1
     if is_exact and not is_byte_dtype(dtype):
         # Rows of zeros and ones fit both units. They are then read as whole numbers.
         source = ByteRows(source, max(units))
-    distinct_rows = np.flatnonzero(first_equal_row == np.arange(num_rows))
-    return RowCheck(source, distinct_rows, conflicts, is_exact)
+    return RowCheck(source, first_equal_rows, conflicts, is_exact)
 
 
 def _check_pieces(source: BlockSource, executor: Executor) -> Iterator[tuple[int, PieceCheck]]:

@@ -122,7 +122,7 @@ def measure_nested(
         conflict_pairs=tuple(row_check.conflicts[:MAX_LISTED_CONFLICTS]),
         settings=settings,
         precision=searched.neighbors.precision,
-        notes=_notes(records[-1], scale),
+        notes=_notes(records[-1], row_check.num_contradictory(sizes[-1]), scale),
         calibration=calibration,
     )
 
@@ -289,19 +289,27 @@ def _sharpness_scale(source: BlockSource, settings: MeasureSettings) -> Sharpnes
     )
 
 
-def _notes(record: SizeRecord, scale: SharpnessScale) -> tuple[str, ...]:
-    """Return the remarks on the largest train size."""
+def _notes(record: SizeRecord, num_contradictory: int, scale: SharpnessScale) -> tuple[str, ...]:
+    """Return the remarks on the largest train size.
+
+    Args:
+        record: The measures of this train size.
+        num_contradictory: Number of its images that equal an image with another label.
+        scale: Scale of label sharpness.
+    """
     notes = []
     if record.num_duplicates:
         notes.append(
             f"{record.num_duplicates} of {record.train_size} images are equal to an earlier image. "
             "All measures exclude them, because a distance of zero has no logarithm."
         )
-    if record.num_conflicts:
+    if num_contradictory:
         notes.append(
-            f"{record.num_conflicts} of these have another label than the earlier image. For "
-            "such a pair, label sharpness is infinite. The printed K_F excludes these pairs. The "
-            f"field conflict_pairs of the JSON lists at most {MAX_LISTED_CONFLICTS} of them."
+            f"{num_contradictory} of {record.train_size} images are equal to an image with another "
+            "label. For such a pair, label sharpness is infinite. The printed K_F excludes these "
+            f"pairs. The field conflict_pairs of the JSON lists at most {MAX_LISTED_CONFLICTS} of "
+            "them. isweep run refuses these images if they are more than 0.1 % of all images, "
+            "unless you set --max-skipped-share."
         )
     if record.label_sharpness is not None and scale.pixel_range is None:
         notes.append(

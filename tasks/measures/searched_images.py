@@ -132,8 +132,9 @@ def search_images(
         executor: Executor of the search; None computes in this process.
     """
     # Number of distinct images among the first n images, for each size n.
-    num_distinct = np.searchsorted(row_check.distinct_rows, train_sizes).tolist()
-    source_rows = row_check.distinct_rows[: num_distinct[-1]]
+    distinct_rows = row_check.distinct_rows()
+    num_distinct = np.searchsorted(distinct_rows, train_sizes).tolist()
+    source_rows = distinct_rows[: num_distinct[-1]]
     position_labels = None if image_labels is None else image_labels[source_rows]
     samples, sample_slices = stratified_samples(
         position_labels, num_distinct, settings.sharpness_sample, settings.sharpness_seeds

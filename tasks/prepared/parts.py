@@ -56,6 +56,10 @@ unknown. ``split``: code of the given split. ``digest``: SHA-256 of the prepared
 """
 FORM = "mode, size or conversion of the raw image"
 """Name of the one trait that every image has."""
+COLOR = "colour"
+"""First word of the trait :data:`FORM` of a raw color image, as prepared datasets store it."""
+GRAY = "grey"
+"""First word of the trait :data:`FORM` of a raw gray image, as prepared datasets store it."""
 
 
 class Skip(NamedTuple):
@@ -198,7 +202,7 @@ def _traits(sample: Sample, item: Item, request: RawRequest) -> Iterator[tuple[s
     content of the image.
     """
     height, width = sample.pixels.shape[:2]
-    mode = "colour" if sample.pixels.ndim == 3 else "grey"
+    mode = COLOR if sample.pixels.ndim == 3 else GRAY
     yield FORM, " ".join((mode, f"{height}x{width}", *sample.conversions))
     for name, value in (*sample.traits, *item.traits):
         yield name, request.hashed(value) if value else ""

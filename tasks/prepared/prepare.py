@@ -237,7 +237,9 @@ def _check_images(
         )
     if num_conflicts:
         logger.warning(
-            "%s: %d images equal an image with another label", request.dataset.name, num_conflicts
+            "%s: %d images are equal to an image with another label",
+            request.dataset.name,
+            num_conflicts,
         )
     if not for_training:
         return

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from search_spaces.errors import plural
 from tasks.array_types import Int64Array
-from tasks.prepared.parts import FORM, Part, Skip
+from tasks.prepared.parts import COLOR, FORM, GRAY, Part, Skip
 from tasks.prepared.table import ImageTable, content_fingerprint
 from tasks.sources import OWN_KINDS, current_name
 from tasks.sources.base import Listing, RawRequest, format_counts
@@ -146,6 +146,8 @@ def make_record(
     conversions = Counter[str]()
     for part in parts:
         conversions.update(part.conversions)
+    if current_name(dataset.source) in OWN_KINDS:
+        conversions.update(channel_conversions(parts, spec.channels))
     flags = _count_doubts(request, listing, images, parts, group_counts)
     return PreparedRecord(
         fingerprint=fingerprint_of(request, listing, dtype, images),
@@ -356,6 +358,26 @@ def size_doubts(parts: Sequence[Part], side: int) -> dict[str, int]:
     return flags
 
 
+def channel_conversions(parts: Sequence[Part], channels: int) -> Counter[str]:
+    """Return how many images were changed to the requested number of channels, by conversion.
+
+    Args:
+        parts: Metadata of all images that were read.
+        channels: Number of channels of the prepared images.
+    """
+    raw_mode = GRAY
+    conversion = "gray to 3 equal channels (`channels: 3`)"
+    if channels == 1:
+        raw_mode = COLOR
+        conversion = "color to gray (`channels: 1`)"
+    counts: Counter[str] = Counter()
+    for part in parts:
+        for _, name, value, num_images in part.traits:
+            if name == FORM and value.split()[0] == raw_mode:
+                counts[conversion] += num_images
+    return counts
+
+
 def _table(counts: Mapping[tuple[int, str], int]) -> Int64Array:
     """Return counts by (label, value) as an array ``(num_labels, num_values)``."""
     labels = sorted({label for label, _ in counts})
@@ -394,9 +416,14 @@ def _information(table: Int64Array) -> str:
     return f"{bits:.2f} of {entropy / math.log(2):.2f} bits"
 
 
-def doubt_lines(record: PreparedRecord) -> list[str]:
-    """Return one line for each reason to leave out or skip items, and for each possible problem."""
-    return format_counts(left_out=record.excluded, skipped=record.skipped, doubtful=record.flags)
+def reading_lines(record: PreparedRecord) -> list[str]:
+    """Return lines on the images that were converted, left out or skipped, and on problems."""
+    return format_counts(
+        converted=record.conversions,
+        left_out=record.excluded,
+        skipped=record.skipped,
+        doubtful=record.flags,
+    )
 
 
 def set_lines(
@@ -434,8 +461,7 @@ def preparation_lines(record: PreparedRecord) -> list[str]:
     lines.append(
         f"  prepared: {height}x{width} pixels, {plural(channels, 'channel')}; {record.intensity}"
     )
-    lines += format_counts(converted=record.conversions)
-    lines += doubt_lines(record)
+    lines += reading_lines(record)
     if record.num_duplicates:
         lines.append(
             f"  equal to an earlier image: {record.num_duplicates:,} "

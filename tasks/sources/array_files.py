@@ -128,13 +128,14 @@ class NpzFile:
             raise self.error(f"the array {name!r} is damaged", hint=COPY_AGAIN) from None
         if header.dtype.hasobject:
             raise self.error(
-                f"the array {name} contains pickled Python objects, which isweep does not load "
-                "for reasons of security",
+                f"the array {name!r} contains pickled Python objects, which isweep does not load, "
+                "because they could run code from the file",
                 hint="Save numbers or text instead",
             )
         if header.num_bytes > self._members[name].file_size:
             raise self.error(
-                f"the array {name} has fewer values than its header declares, shape {header.shape}",
+                f"the array {name!r} has fewer values than the shape {header.shape}, which its "
+                "header declares",
                 hint=COPY_AGAIN,
             )
         self._headers[name] = header
@@ -161,8 +162,8 @@ class NpzFile:
         header = self.header(name)
         if header.fortran and header.num_bytes > MAX_WHOLE_BYTES:
             raise self.error(
-                f"the array {name} of shape {header.shape} is in Fortran order and too large to be "
-                "read as a whole",
+                f"the array {name!r} of shape {header.shape} is in Fortran order. isweep can read "
+                "such an array only as a whole, and this one is too large",
                 hint="Save np.ascontiguousarray(array) instead",
             )
         if header.fortran:
@@ -187,7 +188,8 @@ class NpzFile:
             is_intact = False
         if not is_intact:
             raise self.error(
-                "an array of the .npz is damaged: its checksum differs", hint=COPY_AGAIN
+                "an array of the .npz file is damaged, because its checksum differs",
+                hint=COPY_AGAIN,
             )
 
 
@@ -295,12 +297,12 @@ class Hdf5File:
             data = None if is_link else self._file[name]
             if is_link or (isinstance(data, h5py.Dataset) and (data.is_virtual or data.external)):
                 raise self.error(
-                    f"the array {name} is a link, or a view of other files",
+                    f"the array {name!r} is a link, or a view of other files",
                     hint=f"Store the array itself: file[{name!r}] = array",
                 )
             if not isinstance(data, h5py.Dataset):
                 raise self.error(
-                    f"{name} is a group, not an array",
+                    f"{name!r} is a group, not an array",
                     hint="Copy the arrays of this group into the root group of a new file",
                 )
             chunk_bytes = ArrayHeader(data.chunks or (0,), data.dtype).num_bytes

@@ -186,12 +186,12 @@ def _arrays_of_scheme(file: ArrayFile, scheme: NameScheme) -> FoundArrays:
 
 
 def _check_labels_exist(file: ArrayFile, *, check_short_names: bool) -> None:
-    """Check that all arrays of images have labels. Others would be left out silently.
+    """Check that all arrays of images have labels. Images without labels would be ignored silently.
 
     Args:
         file: The array file.
-        check_short_names: Whether an array with a short name, such as ``x``, must have labels. It
-            need not if the file has other images with labels.
+        check_short_names: Whether an array with a short name, such as ``x``, must have labels. If
+            the file has other images with labels, such an array may be something else.
 
     Raises:
         DataError: An array of images has no labels.
@@ -204,8 +204,8 @@ def _check_labels_exist(file: ArrayFile, *, check_short_names: bool) -> None:
             labels_name = scheme.labels.format(split_name)
             if images_name in names and labels_name not in names:
                 raise file.error(
-                    f"the file has {images_name}, but no {labels_name}",
-                    hint=f"Remove the array {images_name} from the file, or add {labels_name}",
+                    f"the file has the array {images_name!r}, but no array {labels_name!r}",
+                    hint=f"Add the array {labels_name!r}, or remove {images_name!r} from the file",
                 )
 
 

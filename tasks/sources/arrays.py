@@ -301,7 +301,7 @@ def _small_array(file: ArrayFile, array_name: str) -> AnyArray:
     header = file.header(array_name)
     if header.num_bytes > MAX_SMALL_ARRAY_BYTES:
         raise file.error(
-            f"the array {array_name} has {header.num_bytes:,} bytes ({header.dtype} "
+            f"the array {array_name!r} has {header.num_bytes:,} bytes ({header.dtype} "
             f"{header.shape}), more than the {MAX_SMALL_ARRAY_BYTES:,} that can be read",
             hint="Save shorter text or smaller numbers",
         )
@@ -309,7 +309,7 @@ def _small_array(file: ArrayFile, array_name: str) -> AnyArray:
         return file.load(array_name)
     except SkipItem as skip:  # the array file raises this error for every damaged array
         raise file.error(
-            f"the array {array_name} cannot be read: {skip.reason}", hint=COPY_AGAIN
+            f"the array {array_name!r} cannot be read: {skip.reason}", hint=COPY_AGAIN
         ) from None
 
 

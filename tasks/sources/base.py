@@ -146,7 +146,8 @@ def _key_in_file(path: Path, *, create: bool) -> str:
         )
     if checksums not in ([], [_checksum(key)]):
         raise SetupError(
-            f"The key for hashes of patient ids is damaged: the checksum in {path} differs",
+            f"The key for hashes of patient ids is damaged: it does not have the checksum that "
+            f"{path} contains",
             hint=hint,
         )
     return key

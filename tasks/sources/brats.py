@@ -57,7 +57,7 @@ MAX_VOXELS = 1 << 24
 """Largest number of voxels of a volume. A volume of BraTS has nine million, and three volumes are
 in memory at once."""
 MAX_SHIFT_MM = 1.0
-"""Largest difference between the affine matrices of a case's volumes."""
+"""Largest difference in mm between the affine matrices of a case's volumes."""
 
 
 class Case(NamedTuple):
@@ -178,7 +178,7 @@ def _listing_key(case: Case) -> tuple[int, list[str], str]:
 
 
 def read_brats(request: RawRequest) -> Reader:
-    """Return a reader of cases, which yields the used slices of a case from bottom to top.
+    """Return a reader that yields the used slices of a case from bottom to top.
 
     The reader raises :class:`SkipItem` if the volumes of a case do not belong together.
     """

@@ -277,7 +277,7 @@ def _read_picture(package: str, name: str) -> Uint8Array:
 
 
 def _patches(image: AnyArray, side: int) -> AnyArray:
-    """Cut an image into patches, row by row. Rests at the right and lower edge are left out.
+    """Cut an image into patches, row by row. Incomplete patches at the edges are left out.
 
     Args:
         image: ``(height, width, ...)``.
@@ -424,7 +424,8 @@ def blended(images: Uint8Array, labels: Int64Array, share: float, reach: float) 
         images: ``(num_images, height, width)`` in [0, 255].
         labels: ``(num_images,)`` of 0 and 1.
         share: Weight of the nearest image. The image itself has the weight ``1 - share``.
-        reach: Share of the images that are blended. Images nearest to the other label come first.
+        reach: Share of the images that are blended. They are the images nearest to an image of the
+            other label.
 
     Returns:
         The images, with rounded pixels.
@@ -525,8 +526,7 @@ def render_slice(
 ) -> Uint8Array:
     """Render a slice of a variation of the head.
 
-    Without the lesion, a slice is the same for ``lesion`` True and False. Only the lesion shows the
-    label.
+    Outside the lesion, a slice does not depend on ``lesion``. So only the lesion shows the label.
 
     Args:
         variation: Number of the variation.

@@ -167,7 +167,7 @@ class Dicom(Header):
     orientation: str
 
     def is_square(self) -> bool:
-        """Return whether the header states that pixels are square. The study uses no others."""
+        """Return whether the header states that pixels are square, as the study requires."""
         if self.spacing is None:
             return False
         row_spacing, column_spacing = self.spacing
@@ -509,7 +509,7 @@ def _spacing(data: FileDataset) -> tuple[float, float] | None:
 
 
 def _rescale(data: FileDataset) -> tuple[float, float] | None:
-    """Return the slope and intercept to Hounsfield units, or None if the header lacks one."""
+    """Return the slope and intercept to Hounsfield units, or None if one of them is missing."""
     slope = data.get("RescaleSlope")
     intercept = data.get("RescaleIntercept")
     if slope is None or intercept is None:
@@ -553,9 +553,9 @@ def _orientation(data: FileDataset) -> str:
 def frame_samples(dicom: Dicom, frames: slice = slice(None)) -> Iterator[Sample]:
     """Yield frames as uint8 pixels in [0, 255].
 
-    As in the study, each frame is scaled by its own maximum. Stored values are scaled, or for CT
-    the Hounsfield units plus 1024: all CT files then have the same zero. Display windows are never
-    applied. MONOCHROME1 is inverted, so that large values are white.
+    As in the study, each frame is scaled by its own maximum. The scaled values are the stored
+    values. For CT, they are Hounsfield units plus 1024, so that all CT files have the same zero.
+    Display windows are never applied. MONOCHROME1 is inverted, so that large values are white.
 
     Args:
         dicom: A decoded file.

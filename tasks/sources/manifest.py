@@ -134,6 +134,7 @@ def list_table(request: RawRequest) -> Listing:
         locator=paths.__getitem__,
         name=row_name,
         numbering=lambda row: counting(table_of(row).numbers),
+        image_path=paths.__getitem__,
         file_split=lambda row: parse_split(table_of(row).folder),
     )
     counts = _mislabeled_folders(joined.cells)
@@ -328,11 +329,11 @@ def _no_label(rows: Sequence[Sequence[str]], request: RawRequest) -> DataError:
     if len(binary) > 1:
         classes = first_of(binary, MAX_NAMED)
         return request.error(
-            f"the table has no column label, but columns of 0 and 1: {classes}",
+            f"the table has no column 'label', but columns of 0 and 1: {classes}",
             hint=f"If these columns are the classes, set `label_columns: [{classes}]`",
         )
     return request.error(
-        f"the table has no column label{header_names(rows[0])}",
+        f"the table has no column 'label'{header_names(rows[0])}",
         hint="Rename the column of labels to label, or set `label_columns: [NAME]` "
         "(--label-columns NAME)",
     )
@@ -454,7 +455,9 @@ def _check_files(rows: Rows, has_volumes: bool, request: RawRequest) -> dict[str
                 "case or Unicode form (macOS changes the Unicode form of names)"
             )
         missing = rows.describe(row for row, path in enumerate(paths) if path in absent)
-        raise request.error(f"the file in the column path does not exist for {missing}", hint=hint)
+        raise request.error(
+            f"the file in the column 'path' does not exist for {missing}", hint=hint
+        )
     is_readable = is_nifti_name if has_volumes else is_single_image_name
     unnamed = {"image without a row in the table": sum(map(is_readable, walked - named))}
     return unnamed | count_hidden({*hidden} - named, is_readable)

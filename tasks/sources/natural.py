@@ -178,7 +178,7 @@ def _stem(path: str) -> str:
 
 
 def _imagenet_class(name: str, tree: RawTree) -> str | None:
-    """Return the class id of a file in the training split; None if it is not one of the ten."""
+    """Return the class id of a training image; None if the image is not in the ten classes."""
     *folders, _ = name.split("/")
     if not OTHER_SPLITS.isdisjoint(folder.casefold() for folder in folders[:-1]):
         return None
@@ -323,8 +323,8 @@ def find_together(request: RawRequest, file_names: Sequence[Iterable[str]]) -> l
     """Return the locators of a dataset's files, which must be in one folder.
 
     Unpacked files are searched first, then archives with the name of the dataset, then all
-    archives. If several folders have the files, those with the name of the dataset are preferred,
-    then those with the fewest folders above.
+    archives. If several folders have the files, folders with the name of the dataset are preferred.
+    Among these, the folder with the fewest folders above is used.
 
     Args:
         request: The dataset and its download.
@@ -478,7 +478,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         """Return a class or function that the pickle imports.
 
         Raises:
-            UnpicklingError: Unpickling an array does not need it.
+            UnpicklingError: An array does not need this class or function.
         """
         if module in PICKLE_MODULES and name in PICKLE_NAMES:
             return super().find_class(module, name)
@@ -509,7 +509,7 @@ def _load_cifar10(_name: str, bodies: list[bytes]) -> LabeledImages:
 
 
 def _load_svhn(_name: str, bodies: list[bytes]) -> LabeledImages:
-    """Return the images and labels of SVHN. Class 10 becomes label 0, the digit.
+    """Return the images and labels of SVHN. Class 10 is the digit 0, so it becomes label 0.
 
     Raises:
         DataError: The file is damaged, or not SVHN's format 2.

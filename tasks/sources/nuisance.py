@@ -26,8 +26,8 @@ MIN_CONTRAST = 0.75
 """Smallest factor by which pixels are multiplied; the largest factor is 1."""
 MIN_BLUR = 0.4 / 28
 MAX_BLUR = 1.2 / 28
-"""Standard deviation of the Gaussian blur, as a share of the image's side. A smaller one would not
-change an 8-bit image."""
+"""Range of the standard deviation of the Gaussian blur, as a share of the image's side. A weaker
+blur would not change an 8-bit image."""
 NUM_COARSE = 10
 NUM_FINE = 80
 """Number of smooth waves in a background. The dimension of a background is its number of waves."""

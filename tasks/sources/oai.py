@@ -11,7 +11,7 @@ release describes its series.
 
 A radiograph is used if it is the bilateral PA fixed-flexion view of the knees. The
 ``SeriesDescription`` of ``contents.csv`` or of the file's header must state this view, and neither
-may state another one.
+may state another view.
 
 The study's detector of knees is not available. Instead, the image of a knee comes from the first of
 these that exists, and the record of the dataset counts each:
@@ -362,7 +362,8 @@ def _unusable_reason(header: Header, description: str, patient: str) -> str:
 
     Args:
         header: The file's header.
-        description: Description of the series in ``contents.csv``: the right view, or empty.
+        description: Description of the series in ``contents.csv``, which states the required view
+            or is empty.
         patient: Patient id in the path of the file.
     """
     if not description and not header.description:

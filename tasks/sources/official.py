@@ -20,7 +20,7 @@ OWN_MAXIMUM = "each image by its own maximum"
 
 
 class IncompleteDownloadError(DataError):
-    """A download lacks a table or all images, both unpacked and in archives."""
+    """The error for a download in which a table or all images are missing."""
 
 
 def download(
@@ -38,7 +38,7 @@ def download(
             :func:`incomplete_download`. If a single image is missing, it skips the item with the
             reason :data:`FILE_MISSING`.
         read: Returns the samples in the bytes of an item's file.
-        wanted: Returns whether to open the archive of a name.
+        wanted: Returns whether to open the archive with this name.
     """
 
     def list_items(request: RawRequest) -> Listing:
@@ -134,7 +134,7 @@ def find_table(
 ) -> str:
     """Return the locator of the table with these columns.
 
-    The name of the table does not decide, because browsers and archives change names.
+    Only the columns decide, because browsers and archives change the names of files.
 
     Args:
         tree: All files of the download.

@@ -37,7 +37,7 @@ EXTENSIONS = (
     ".ppm",
 )
 MAX_PIXELS = 89_478_485
-"""Largest number of pixels of an image. Pillow only warns about a larger image."""
+"""Largest number of pixels of an image. For a larger image, Pillow only prints a warning."""
 MAX_DECODED_BYTES = 256 << 20
 """Largest size of a decoded image in bytes. An RGB image of :data:`MAX_PIXELS` has this size."""
 BYTES_PER_PIXEL = {
@@ -235,7 +235,7 @@ def scale_by_image_maximum(values: AnyArray) -> tuple[Uint8Array, tuple[str, ...
         The uint8 pixels, and the conversion in words; no conversion if nothing changed.
 
     Raises:
-        SkipItem: AnyArray are not finite, or no value is above 0.
+        SkipItem: A value is not finite, or no value is above 0.
     """
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise SkipItem("values not finite")

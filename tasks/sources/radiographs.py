@@ -207,7 +207,7 @@ def _check_studies(table: str, labels: Mapping[str, int], request: RawRequest) -
     """Check that each study has the same label in the table of studies as in its folder's name.
 
     Raises:
-        DataError: A study has another label or is missing, or the table has lines of another form.
+        DataError: The label of a study differs or is missing, or a line cannot be read.
     """
     table_labels: dict[str, int] = {}
     num_odd = 0
@@ -221,8 +221,8 @@ def _check_studies(table: str, labels: Mapping[str, int], request: RawRequest) -
     differing = [study for study, label in labels.items() if table_labels.get(study) != label]
     if num_odd or differing:
         raise request.error(
-            f"{MURA_STUDIES} contradicts the names of the study folders: {num_odd} lines cannot be "
-            "read; number of studies with another label or without a line: "
+            f"{MURA_STUDIES} contradicts the names of the study folders. Number of lines that "
+            f"cannot be read: {num_odd}. Number of studies whose label differs or is missing: "
             f"{first_hashed(request, differing)}",
             hint="Download MURA again",
         )
@@ -306,8 +306,8 @@ def _read_slices(table: str, repeats: Counter[str], request: RawRequest) -> dict
             differing.append(slice_id)
     if differing:
         raise request.error(
-            "the label 'any' is not the largest label of the subtypes. Number of such slices: "
-            f"{first_hashed(request, differing)}",
+            "for some slices, the label 'any' is not the largest label of the subtypes. Number of "
+            f"these slices: {first_hashed(request, differing)}",
             hint=TABLE_AGAIN,
         )
     return slices

@@ -55,7 +55,7 @@ MAX_FILE_BYTES = 384 << 20
 frames has about 100 MiB, and a computed radiograph 30 MiB. With the memory for decoding, a reading
 task needs less than 1 GiB."""
 MAX_DEPTH = 3
-"""Largest number of archives inside each other."""
+"""Largest number of archives that are nested, such as a tar in a tar in a zip."""
 MAX_RATIO = 1040
 """Largest ratio of unpacked to packed size. Deflate reaches at most 1032, so an archive that
 declares more is damaged or hostile."""
@@ -301,7 +301,7 @@ def check_inside(base: Path, path: Path, path_text: str, request: RawRequest) ->
         ) from None
     if not target.is_relative_to(base) or not target.is_file():
         raise request.error(
-            f"{path_text} is a link to a folder or out of the raw folder",
+            f"{path_text} is a link to a folder, or to a file outside the raw folder",
             hint="Replace the link by the file or folder itself",
         )
 

@@ -112,8 +112,8 @@ class TableError(Exception):
     """A table that cannot be read.
 
     Args:
-        problem: What is wrong, without the text of a cell. In the message, the table's name comes
-            before it.
+        problem: What is wrong, without the text of a cell. The message is the name of the table,
+            then this text.
         hint: What to do.
     """
 
@@ -369,7 +369,7 @@ def _check_width(cells: Collection[str]) -> None:
     """Check that a row has at most :data:`MAX_COLUMNS` cells.
 
     Raises:
-        TableError: The row has more.
+        TableError: The row has more cells.
     """
     if len(cells) > MAX_COLUMNS:
         raise TableError(
@@ -446,11 +446,12 @@ def read_columns(
     names = dict.fromkeys((*needed, *optional))
     missing = [name for name in needed if column_key(name) not in keys]
     if missing:
+        listed = ", ".join(map(repr, missing))
         raise _error(
             request,
             path,
-            f"has no column {', '.join(missing)}{header_names(table.rows[0], tuple(names))}",
-            hint=f"Add this column. If it has another name, rename it to {missing[0]}",
+            f"has no column {listed}{header_names(table.rows[0], tuple(names))}",
+            hint=f"Add this column. If it has another name, rename it to {missing[0]!r}",
         )
     repeated = [name for name in names if keys.count(column_key(name)) > 1]
     if repeated:
@@ -496,8 +497,8 @@ def _check_even(path: Path | str, table: TableRows, request: RawRequest) -> None
         raise _error(
             request,
             path,
-            f"has {count} with more or fewer cells than the header, which has {width}; the first "
-            f"is row {ragged[0]} ({counting(table.numbers)})",
+            f"has {count} with more or fewer cells than the header, which has {width} cells. The "
+            f"first of these is row {ragged[0]} ({counting(table.numbers)})",
             hint=f"Write {width} cells in every row",
         )
 

@@ -5,8 +5,9 @@ Files may be in folders with classic or descriptive names, in several manifest f
 in ``.zip``.
 
 **Duke**: the file of a slice is the one whose header has the SOP instance UID in the slice's row of
-the mapping table. To read all headers is slow. The paths in the table are used for a folder if
-the first and the last file in it have the UIDs of their rows. Otherwise all headers are read.
+the mapping table. Reading all headers is slow. Therefore, the paths in the table are used for a
+folder if the first and the last file in it have the UIDs of their rows. Otherwise all headers are
+read.
 
 - Only the fat-saturated pre-contrast series is used. The rows of this series have "pre" in the
   original path.
@@ -155,7 +156,7 @@ dbc = download(list_dbc, read_dbc)
 
 
 def _read_boxes(table: str, request: RawRequest) -> dict[str, list[Box]]:
-    """Return the boxes of each patient. A patient with a box that ends before it starts has none.
+    """Return the boxes of each patient. If a box ends before it starts, its patient gets no boxes.
 
     Raises:
         DataError: A row of the table of boxes cannot be used.
@@ -165,7 +166,7 @@ def _read_boxes(table: str, request: RawRequest) -> dict[str, list[Box]]:
         patient, start, end = (row[column] for column in BOX_COLUMNS)
         if any(map(is_missing, (patient, start, end))):
             raise request.error(
-                "an annotation box lacks its patient, start slice or end slice: a cell is blank",
+                "the patient, start slice or end slice of an annotation box is blank",
                 hint="Download the table of boxes again",
             )
         try:
@@ -483,7 +484,7 @@ class _SeriesFiles:
                 self._by_patient[patient, match["end"]].append(name)
 
     def find(self, series: str, patient: str) -> str | None:
-        """Return the name of a series' file; None if there is none, or several different files."""
+        """Return the name of a series' file; None if there is none, or if several files differ."""
         names = self._by_folder.get(series, [])
         if not names:
             names = self._by_patient.get((patient, series[-5:]), [])

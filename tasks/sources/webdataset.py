@@ -103,6 +103,8 @@ def list_samples(request: RawRequest) -> Listing:
         locator=lambda row: samples[row].locator,
         name=lambda row: request.hashed(samples[row].locator),
         numbering=lambda _: "",
+        image_path=lambda row: samples[row].image,
+        group_hint="add the key `group` to each .json",
         file_split=lambda row: splits[samples[row].shard],
     )
     base_listing = Listing(excluded=excluded, skipped=skipped, intensity=INTENSITY)

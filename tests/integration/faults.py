@@ -35,13 +35,13 @@ from orchestrator.machine.cluster import Cluster, Resources, connect
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.results.stored_results import StoredResults
-from orchestrator.running import trial_device
 from orchestrator.running.backend import TuneBackend
 from orchestrator.running.messages import TrialReport
 from orchestrator.running.progress import Progress
 from orchestrator.running.trial_source import RunContext, SweepTrials
 from orchestrator.running.trials import TrialLoop
-from orchestrator.running.worker import TrialTrainable
+from orchestrator.running.workers import trial_device
+from orchestrator.running.workers.worker import TrialTrainable
 from search_spaces.specs import SubsetSpec
 from search_spaces.sweeps import SweepSpec
 from tasks.prepared.subsets import TrialData

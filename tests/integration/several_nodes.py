@@ -38,7 +38,7 @@ from orchestrator.running.messages import TrialReport
 from orchestrator.running.progress import Progress
 from orchestrator.running.trial_source import RunContext, SweepTrials
 from orchestrator.running.trials import TrialLoop
-from orchestrator.running.worker import TrialTrainable
+from orchestrator.running.workers.worker import TrialTrainable
 from search_spaces.sweeps import SweepSpec
 from tasks.prepared.subsets import TrialData
 from tasks.remote import RayExecutor, nodes_that_see

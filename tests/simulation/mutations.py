@@ -45,6 +45,8 @@ class Mutation(NamedTuple):
 
 QUEUE = "orchestrator/running/queue.py"
 TRIALS = "orchestrator/running/trials.py"
+OUTCOMES = "orchestrator/running/outcomes.py"
+ATTEMPTS = "orchestrator/running/attempts.py"
 RETRIES = "orchestrator/running/recovery/retries.py"
 LOCKS = "orchestrator/machine/locks.py"
 WATCHDOG = "orchestrator/running/recovery/watchdog.py"
@@ -96,15 +98,54 @@ MUTATIONS = tuple(
                 "elif self.retry_at and min(self.retry_at.values()) <= now:",
                 "elif self.retry_at:",
             ),
+            (
+                "what ends a sweep ends it",
+                "        except SweepError as error:\n            self.stop(error)\n",
+                "        except SweepError:\n            pass\n",
+            ),
         ),
         TRIALS: (
+            (
+                "trials that ran when Tune broke are tried again",
+                "        failure = classify_broken_loop(error)\n",
+                "        failure = classify_broken_loop(error)\n"
+                "        self._queue.submitted.clear()\n",
+            ),
+            (
+                "what Tune raises does not end a sweep",
+                "                    self._process_tune_failure(error)\n",
+                "                    raise\n",
+            ),
+            (
+                "what a worker says of its failure counts",
+                "            self._outcomes.process_report(trial_id, outcome)\n        else:\n",
+                "            self._outcomes.process_death(trial_id, NO_RESULT)\n        else:\n",
+            ),
+            (
+                "a trial that waits for its worker when Tune breaks loses no attempt",
+                "        failed_ids = blamed_ids or set(self._queue.running)\n",
+                "        failed_ids = blamed_ids or set(self._queue.submitted)\n",
+            ),
+            (
+                "a memory kill that ends Tune costs its own trial alone",
+                "        failed_ids = blamed_ids or set(self._queue.running)\n",
+                "        failed_ids = set(self._queue.running)\n",
+            ),
+            (
+                "Tune that breaks again and again ends one",
+                " or self._outcomes.num_tune_failures > MAX_TUNE_FAILURES",
+                "",
+            ),
+            ("a lost cluster ends a sweep", "not self._backend.is_up() or ", ""),
+        ),
+        OUTCOMES: (
             (
                 "the end of a trial is no failure of it",
                 "        if trial_id not in self._queue.submitted or self._queue.is_stopped:\n"
                 "            return\n"
-                "        with self._stop_run_on_error():\n"
+                "        with self._queue.stop_on_error():\n"
                 "            self._process_failure(trial_id, failure, process_ended=True)",
-                "        with self._stop_run_on_error():\n"
+                "        with self._queue.stop_on_error():\n"
                 "            self._process_failure(trial_id, failure, process_ended=True)",
             ),
             (
@@ -123,68 +164,26 @@ MUTATIONS = tuple(
                 "",
             ),
             (
-                "trials that ran when Tune broke are tried again",
-                "        failure = classify_broken_loop(error)\n",
-                "        failure = classify_broken_loop(error)\n"
-                "        self._queue.submitted.clear()\n",
-            ),
-            (
-                "what Tune raises does not end a sweep",
-                "                    self._process_tune_failure(error)\n",
-                "                    raise\n",
-            ),
-            (
-                "what a worker says of its failure counts",
-                "            self._process_report(trial_id, outcome)\n        else:\n",
-                "            self._process_missing_report(trial_id, NO_RESULT)\n        else:\n",
-            ),
-            (
-                "a trial that waits for its worker when Tune breaks loses no attempt",
-                "        failed_ids = blamed_ids if blamed_ids else self._queue.running\n",
-                "        failed_ids = blamed_ids if blamed_ids else self._queue.submitted\n",
-            ),
-            (
                 "a trial that is stopped with a memory kill loses no attempt",
-                "        self._attempt(trial_id).number -= 1\n",
+                "        self._attempts.of(trial_id).number -= 1\n",
                 "",
-            ),
-            (
-                "a memory kill that ends Tune costs its own trial alone",
-                "        failed_ids = blamed_ids if blamed_ids else self._queue.running\n",
-                "        failed_ids = self._queue.running\n",
             ),
             (
                 "a report that comes twice counts once",
                 "        if trial_id not in self._queue.submitted or self._queue.is_stopped:\n"
                 "            return\n"
-                "        self._attempt(trial_id).node",
-                "        self._attempt(trial_id).node",
+                "        self._attempts.of(trial_id).node",
+                "        self._attempts.of(trial_id).node",
             ),
             (
                 "a result ends its trial",
-                "        self._num_tune_failures = 0\n        self._remove(trial_id)\n",
-                "        self._num_tune_failures = 0\n",
-            ),
-            (
-                "what ends a sweep ends it",
-                "            self._queue.stop(error)\n\n    def _killer_of",
-                "            pass\n\n    def _killer_of",
+                "        self.num_tune_failures = 0\n        self._remove(trial_id)\n",
+                "        self.num_tune_failures = 0\n",
             ),
             (
                 "Tune that breaks now and then ends no sweep",
-                "        self._num_tune_failures = 0\n        self._remove",
+                "        self.num_tune_failures = 0\n        self._remove",
                 "        self._remove",
-            ),
-            (
-                "Tune that breaks again and again ends one",
-                " or self._num_tune_failures > MAX_TUNE_FAILURES",
-                "",
-            ),
-            ("a lost cluster ends a sweep", "not self._backend.is_up() or ", ""),
-            (
-                "attempts of earlier runs are counted",
-                "Attempt(self._source.earlier_attempts.get(trial_id, 0))",
-                "Attempt(0)",
             ),
             (
                 "arrays go with the last trial that needs them",
@@ -194,6 +193,13 @@ MUTATIONS = tuple(
                     "for_good=True)\n"
                 ),
                 "",
+            ),
+        ),
+        ATTEMPTS: (
+            (
+                "attempts of earlier runs are counted",
+                "Attempt(self._num_earlier.get(trial_id, 0))",
+                "Attempt(0)",
             ),
         ),
         RETRIES: (
@@ -588,8 +594,8 @@ MUTATIONS = tuple(
         RESOURCES: (
             (
                 "a trial that ran out of memory gets more",
-                "        request = self._levels.request(trial, level)\n",
-                "        request = self._levels.request(trial, 0)\n",
+                "        resources = self._levels.request(trial, level)\n",
+                "        resources = self._levels.request(trial, 0)\n",
             ),
             (
                 "a trial whose memory others hold is not given up for it",

@@ -16,7 +16,7 @@ from orchestrator.results.provenance import provenance
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.messages import EpochReport, TrialReport, WorkerLocation
 from orchestrator.running.queue import ASSIGNMENT, trial_id_of
-from orchestrator.running.worker import REPORT
+from orchestrator.running.workers.worker import REPORT
 from tasks.trials.records import SearchResult, TrialResult
 from tests.simulation.outside import Outside
 from tests.simulation.scheduler import Killed, Process, Violation

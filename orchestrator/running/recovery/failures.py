@@ -1,10 +1,11 @@
 """Classification of failed attempts: the cause of each exception, and facts for the next attempt.
 
-A worker classifies the exception that a trial raises (:func:`classify`). If a worker's process has
-died, the driver classifies Ray's message about it (:func:`classify_lost_worker`). Errors of isweep,
-and most errors of Ray, are classified by their type. CUDA and cuDNN raise general types of
-exceptions, and Ray only describes in a text that it killed a worker. Such errors are recognized by
-their text. The texts are in :data:`~orchestrator.machine.gpu_errors.LIBRARY_ERRORS`.
+A worker classifies the exception that a trial raises (:func:`classify`). If a worker's process
+has died, the driver classifies Ray's message about it (:func:`classify_lost_worker`). Errors
+of isweep, and most errors of Ray, are classified by their type. CUDA and cuDNN raise general
+types of exceptions, and Ray only describes in a text that it killed a worker. Such errors are
+recognized by their text. The texts are in
+:data:`~orchestrator.machine.gpu_errors.LIBRARY_ERRORS`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ray.exceptions import RayActorError, RayError
 
 from orchestrator.machine.gpu_errors import LOST_WORKER, library_error, matching_row
 from orchestrator.results.records import FailureKind, TrialFailure
-from orchestrator.running.trial_device import UnusableGpuError
+from orchestrator.running.workers.trial_device import UnusableGpuError
 from search_spaces.errors import ConfigError, SetupError, SweepError
 
 MAX_MESSAGE = 500
@@ -49,7 +50,8 @@ KINDS_BY_TYPE: tuple[tuple[type[BaseException], FailureKind], ...] = (
     (ray.exceptions.RayTaskError, FailureKind.CODE_ERROR),  # an exception in the task's own code
     (RayError, FailureKind.CLUSTER_ERROR),  # every other error of Ray
 )
-"""Kind of failure by the type of the exception. If several rows match, the first row is used."""
+"""Kind of failure by the type of the exception. If several rows match, the first row is
+used."""
 
 
 def classify(error: BaseException) -> TrialFailure:
@@ -122,10 +124,11 @@ def classify_lost_worker(
 
 
 MEMORY_OF_NODE = re.compile(r"was ([\d.]+)GB used / ([\d.]+)GB limit")
-"""Part of Ray's message about a killed worker: used memory and limit of its node (Ray 2.60)."""
+"""Part of Ray's message about a killed worker: used memory and limit of its node (Ray
+2.60)."""
 MEMORY_OF_PROCESS = re.compile(r"^(\d+)\t([\d.]+)\t", re.MULTILINE)
-"""Row of the table in Ray's message about a killed worker, which lists the ten largest processes:
-process id and memory in GB."""
+"""Row of the table in Ray's message about a killed worker, which lists the ten largest
+processes: process id and memory in GB."""
 
 
 def _killed_for_memory(text: str, pid: int) -> TrialFailure:
@@ -160,7 +163,8 @@ def _killed_for_memory(text: str, pid: int) -> TrialFailure:
 def classify_broken_loop(error: BaseException) -> TrialFailure:
     """Return the failure to store for the trials that ran when Tune's loop raised an exception.
 
-    An exception of Ray that caused the exception of the loop is classified in its place.
+    If an exception of Ray caused the exception of the loop, the exception of Ray is
+    classified.
     """
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, RayError):

@@ -1,7 +1,7 @@
 """The reasons why workers failed or died, read from Tune and Ray.
 
-Some reasons are in private attributes of Tune and Ray. The docstring of each function that reads
-one describes what happens if a later version lacks the attribute.
+Some reasons are in private attributes of Tune and Ray. The docstring of each function that
+reads one describes what happens if a later version lacks the attribute.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from orchestrator.running.recovery.failures import classify_lost_worker
 log = logging.getLogger(__name__)
 
 DEATH_CAUSE_TIMEOUT_S = 2.0
-"""Seconds of the longest wait until Ray's head has recorded why a worker died. The head records the
-reason shortly after the error."""
+"""Seconds of the longest wait until Ray's head has recorded why a worker died. The head
+records the reason shortly after the error."""
 REQUEST_INTERVAL_S = 0.1
 """Seconds between two requests to the head."""
 FAILURE_HEADING = "Failure # "
-"""Begin of the line above each error in Tune's error file. All attempts at a trial share the
-file."""
+"""Beginning of the line above each error in Tune's error file. All attempts at a trial share
+the file."""
 
 
 def outcome_of(trial: Any, location: WorkerLocation | None) -> TrialReport | TrialFailure:
-    """Return the report of a failed trial, or Ray's reason why its worker died before a report.
+    """Return the report of a failed trial, or Ray's reason why its worker died without one.
 
     Args:
         trial: Tune's trial.
@@ -55,7 +55,8 @@ def outcome_of(trial: Any, location: WorkerLocation | None) -> TrialReport | Tri
 def _pickled_error(trial: Any) -> Any:
     """Return the exception that Tune stored for a trial; None if no actor or task raised one.
 
-    The attribute is private. If a later Ray lacks it, every failure counts as a worker's crash.
+    The attribute is private. If a later Ray lacks it, every failure counts as a worker's
+    crash.
     """
     with suppress(Exception):
         # Safe to unpickle: this driver wrote the file a moment ago, in its own folder.
@@ -76,8 +77,8 @@ def _dead_nodes(location: WorkerLocation | None) -> set[str]:
     """Return Ray's ids of dead nodes.
 
     If a node dies, Ray's head counts it as alive for a moment longer than its workers. So this
-    function also tries to connect to the node of the trial. It does not connect to the other nodes,
-    because each connection may take two seconds to time out.
+    function also tries to connect to the node of the trial. It does not connect to the other
+    nodes, because each connection may take two seconds to time out.
     """
     dead = set()
     try:
@@ -97,8 +98,8 @@ def _dead_nodes(location: WorkerLocation | None) -> set[str]:
 def eligible_nodes(failure: TrialFailure) -> set[str]:
     """Return addresses of the live nodes that could run a trial which failed because of its node.
 
-    If the trial failed because of different source code, these are the nodes with CPUs. Otherwise
-    these are the nodes with GPUs.
+    If the trial failed because of different source code, these are the nodes with CPUs.
+    Otherwise these are the nodes with GPUs.
     """
     resource = "CPU" if failure.kind == FailureKind.OTHER_CODE else "GPU"
     return {
@@ -111,9 +112,9 @@ def eligible_nodes(failure: TrialFailure) -> set[str]:
 def killed_for_memory(locations: Mapping[str, WorkerLocation]) -> set[str]:
     """Return the ids of the trials whose worker Ray killed because memory ran out.
 
-    The error that ended Tune's loop does not contain the worker's id, so this function reads the
-    state of each worker. It waits at most :data:`DEATH_CAUSE_TIMEOUT_S` seconds, in which no trial
-    runs.
+    The error that ended Tune's loop does not contain the worker's id, so this function reads
+    the state of each worker. It waits at most :data:`DEATH_CAUSE_TIMEOUT_S` seconds, in which
+    no trial runs.
 
     Args:
         locations: location of each trial, by trial id.

@@ -53,9 +53,9 @@ def cause_on_gpu(
     if share_of_others is not None and share_of_others > MAX_SHARE_OF_OTHERS_ON_GPU:
         return MemoryCause.OTHER_PROCESSES
     if num_gpus == 1 and _needs_less_than_half(trial, gpu):
-        # The trial alone fits on the GPU. cuDNN reports a missing kernel and missing memory with
-        # the same error. If the share of other processes was measured and is small, the kernel is
-        # missing.
+        # The trial alone fits on the GPU. cuDNN reports a missing kernel and missing memory
+        # with the same error. If the share of other processes was measured and is small, the
+        # kernel is missing.
         if failure.no_engine and share_of_others is not None:
             return MemoryCause.NO_KERNEL
         # Other processes may have used the memory and freed it before it was measured.

@@ -1,20 +1,22 @@
 """The memory levels of a trial: how its requests change each time that memory runs out.
 
-With a GPU:
+Each level changes the request of the level before:
 
 - Level 0 requests the share of a GPU that the trial is expected to need.
-- The next levels double the share, until the trial has a whole GPU.
+- Level 1 and the next levels double the share, until the trial has a whole GPU.
 - One further level switches CUDA graphs off, because graphs occupy memory. A trial that uses
-  no graphs skips this level.
-- The last levels halve the images of a forward pass, if the batches may be split. Batches of fewer
-  than 4 images are never split.
+  no graphs has no such level.
+- The last levels halve the images of a forward pass, if the batches may be split. Batches of
+  fewer than 4 images are never split.
 
-Without a GPU, level 2 and each further level halve the images of a forward pass. If the sweep
-requests an amount of the machine's memory, every level from 1 on requests twice this amount.
+A trial without a GPU has only level 0, a level 1 for the machine's memory, and the last
+levels. If the sweep requests an amount of the machine's memory, every level from 1 on requests
+twice this amount.
 
-The number of a trial's levels does not change during a run. But two events make the requests of
-some levels equal: a network loses its CUDA graphs, or the run stops using NVIDIA's MPS.
-``next_level`` skips such levels.
+Later events may change the requests of some levels: a network loses its CUDA graphs, the run
+stops using NVIDIA's MPS, or the memory of the largest node changes. The number of levels stays
+the same. Two levels may then have the same request, so ``next_level`` skips levels that change
+nothing.
 """
 
 from __future__ import annotations
@@ -39,8 +41,7 @@ MIN_MICRO_BATCH = 2
 MIN_SPLIT_BATCH = 2 * MIN_MICRO_BATCH
 """Least batch size that can be split into two forward passes of MIN_MICRO_BATCH images."""
 ROUNDING_ERROR = 1e-9
-"""Largest rounding error of a share of a GPU. From 1 - ROUNDING_ERROR on, a share is a whole
-GPU."""
+"""Largest rounding error of a share of a GPU, see :func:`is_whole_gpu`."""
 
 
 def network_key(trial: TrialSpec) -> Hashable:
@@ -49,14 +50,21 @@ def network_key(trial: TrialSpec) -> Hashable:
     return trial.network.model, trial.network.recipe, prepared.image_size, prepared.channels
 
 
+def is_whole_gpu(resources: Resources) -> bool:
+    """Return whether a trial has at least one whole GPU."""
+    return resources.num_gpus >= 1 - ROUNDING_ERROR
+
+
 @dataclass(frozen=True)
 class MemoryLevels:
     """The requests of a run's trials by memory level; the module explains the levels.
 
     Attributes:
         resources: resources that the sweep requests for every trial.
-        runtime_model: predicts the share of each trial. If it has no GPU, all trials get one share.
-        node_memory_bytes: returns the memory of the largest node, the most that a trial requests.
+        runtime_model: predicts the share of a GPU that each trial needs. If its ``gpu`` is
+            None, every trial requests ``resources`` at level 0.
+        node_memory_bytes: returns the memory of the largest node, the most that a trial
+            requests.
         without_graphs: networks whose steps cannot be captured as CUDA graphs, by
             :func:`network_key`. The caller may add networks later.
         min_share: share of a GPU that every trial on a GPU requests at least.
@@ -85,11 +93,15 @@ class MemoryLevels:
             tried: request of the trial's last attempt.
 
         Returns:
-            The lowest level above ``level`` whose request is not ``tried``. None if there is none.
+            The lowest level above ``level`` whose request is not ``tried``. None if there is
+            none.
         """
         requests = self._requests(trial)
-        for higher_level in range(level + 1, len(requests)):
-            if requests[higher_level] != tried:
+        last_level = len(requests) - 1
+        # After the last level, its request is checked once more: it may have changed since
+        # then.
+        for higher_level in range(level + 1, max(level + 1, last_level) + 1):
+            if requests[min(higher_level, last_level)] != tried:
                 return higher_level
         return None
 
@@ -102,13 +114,35 @@ class MemoryLevels:
         return False
 
     def _requests(self, trial: TrialSpec) -> list[Resources]:
-        """Return the requests of a trial by level, which depend on the events so far."""
+        """Return the present requests of a trial by level: those of level 0, level 1, and so on."""
         first = self._planned_request(trial)
-        planned = [first, *self._larger_requests(trial, first)]
-        return [self._after_events(trial, request) for request in planned]
+        request = replace(first, memory_bytes=self._twice_the_memory(first.memory_bytes))
+        next_request = self._next_request(trial, request)
+        requests = [first]
+        if not first.num_gpus or next_request is None:
+            # Level 1 requests only more of the machine's memory.
+            requests.append(request)
+        while next_request is not None:
+            requests.append(next_request)
+            next_request = self._next_request(trial, next_request)
+        return [self._present_request(trial, planned) for planned in requests]
 
-    def _after_events(self, trial: TrialSpec, request: Resources) -> Resources:
+    def _next_request(self, trial: TrialSpec, request: Resources) -> Resources | None:
+        """Return the request that follows ``request``; None if there is no further level."""
+        if request.num_gpus and not is_whole_gpu(request):
+            return replace(request, num_gpus=min(1.0, 2 * request.num_gpus))
+        if request.num_gpus and _uses_graphs(trial, request):
+            return replace(request, fast="off")
+        can_split = trial.network.recipe.batch_size >= MIN_SPLIT_BATCH
+        is_smallest = request.micro_batch == MIN_MICRO_BATCH
+        if can_split and not is_smallest and self.may_split_batches(trial):
+            num_images = request.micro_batch or trial.network.recipe.batch_size
+            return replace(request, micro_batch=max(MIN_MICRO_BATCH, num_images // 2))
+        return None
+
+    def _present_request(self, trial: TrialSpec, planned: Resources) -> Resources:
         """Return a planned request without lost graphs, and with the least share of a GPU."""
+        request = planned
         if network_key(trial) in self.without_graphs:
             request = replace(request, fast="off")
         if request.num_gpus:
@@ -138,29 +172,6 @@ class MemoryLevels:
                 error,
             )
             return self.resources.num_gpus
-
-    def _larger_requests(self, trial: TrialSpec, first: Resources) -> list[Resources]:
-        """Return the requests of a trial from level 1 on; there is at least one."""
-        request = replace(first, memory_bytes=self._twice_the_memory(first.memory_bytes))
-        has_gpu = first.num_gpus > 0
-        requests: list[Resources] = []
-        if not has_gpu:
-            requests.append(request)
-        while 0 < request.num_gpus < 1 - ROUNDING_ERROR:
-            request = replace(request, num_gpus=min(1.0, 2 * request.num_gpus))
-            requests.append(request)
-        if has_gpu and _uses_graphs(trial, request):
-            request = replace(request, fast="off")
-            requests.append(request)
-        num_images = trial.network.recipe.batch_size
-        can_split = num_images >= MIN_SPLIT_BATCH and self.may_split_batches(trial)
-        while can_split and request.micro_batch != MIN_MICRO_BATCH:
-            num_images = max(MIN_MICRO_BATCH, num_images // 2)
-            request = replace(request, micro_batch=num_images)
-            requests.append(request)
-        if not requests:
-            requests.append(request)
-        return requests
 
     def _twice_the_memory(self, memory_bytes: int) -> int:
         """Return twice an amount of memory, limited by the memory of the largest node."""

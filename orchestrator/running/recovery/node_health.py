@@ -9,27 +9,27 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from orchestrator.results.records import FailureKind, TrialFailure
-from orchestrator.running.trial_device import FIRST_QUARANTINE_S
+from orchestrator.running.workers.trial_device import FIRST_QUARANTINE_S
 from search_spaces.errors import SetupError, plural
 
 NODE_UNFIT_AFTER = 4
-"""Lowest score at which a node is unfit. Each trial that fails because of the node adds 1. Trials
-that cannot compute on a GPU are counted for each GPU: the first self-tests of eight GPUs may all
-take too long at once, and each GPU needs a second self-test. Trials that share the GPU and fail
-together count once, see :class:`GpuFailures`."""
+"""Lowest score at which a node is unfit. Each trial that fails because of the node adds 1.
+Trials that cannot compute on a GPU are counted for each GPU: at the start of a run, the
+self-tests of all GPUs of a node may take too long, and each GPU needs a second self-test.
+Trials that share the GPU and fail together count once, see :class:`GpuFailures`."""
 DEVICE_ERROR_WEIGHT = 0.1
-"""Amount that a device error adds to the score of all GPUs of a node. It is less than 1, because
-the trial itself may have caused the error."""
+"""Amount that a device error adds to the score of all GPUs of a node. It is less than 1,
+because the trial itself may have caused the error."""
 MAX_QUARANTINE_DOUBLINGS = 3
 """Largest number of times that the quarantine of a GPU is doubled."""
 
 
 @dataclass
 class GpuFailures:
-    """The failures of one GPU, of which those with one cause count once.
+    """The failures of one GPU; failures with a common cause count once.
 
-    If a GPU fails, all trials that share this GPU fail, one soon after the other. So a failure does
-    not count if its attempt had started before the last failure that counted.
+    If a GPU fails, all trials that share this GPU fail, one soon after the other. So a failure
+    does not count if its attempt had started before the last failure that counted.
 
     Attributes:
         number: number of failures that count.
@@ -57,11 +57,12 @@ class NodeHealth:
     Attributes:
         gpu_failures: failures since the last result on the GPU, by node and
             ``CUDA_VISIBLE_DEVICES``. Ray assigns GPUs by these numbers, so no UUID is needed.
-        unfit_gpus: trials that could not compute on each GPU since the last epoch on the node, by
-            the node's address and then by ``CUDA_VISIBLE_DEVICES``.
-        device_errors: device errors since the last epoch on each node, by the same keys.
-        code_scores: score of each node with different source code, by the node's address, since the
-            last result of the node.
+        unfit_gpus: trials that could not compute on each GPU since the last epoch on the node,
+            by the node's address and then by ``CUDA_VISIBLE_DEVICES``.
+        device_errors: device errors since the last epoch on each node, with the same two keys
+            as ``unfit_gpus``.
+        code_scores: score of each node with different source code, by the node's address,
+            since the last result of the node.
         monotonic: returns the seconds of a clock that nobody can set.
     """
 
@@ -91,13 +92,14 @@ class NodeHealth:
     def count_gpu_failure(self, node: str, gpus: str, started_s: float = math.inf) -> float:
         """Count a failure of a GPU, and return the seconds of its quarantine.
 
-        The quarantine lasts twice as long after each further failure without a result in between.
+        The quarantine lasts twice as long after each further failure without a result in
+        between.
 
         Args:
             node: address of the GPU's node.
             gpus: the trial's ``CUDA_VISIBLE_DEVICES``.
-            started_s: monotonic time of the attempt's start in seconds; infinite if unknown, so
-                that the failure counts.
+            started_s: monotonic time of the attempt's start in seconds; infinite if unknown,
+                so that the failure counts.
         """
         failures = self.gpu_failures[node, gpus]
         failures.add(started_s, self.monotonic())

@@ -14,7 +14,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.running.messages import WorkerLocation
-from orchestrator.running.trial_device import FIRST_QUARANTINE_S
+from orchestrator.running.workers.trial_device import FIRST_QUARANTINE_S
 
 MAX_QUARANTINE_S = FIRST_QUARANTINE_S * 2.0**3
 """Seconds of the longest quarantine: enough for a GPU to cool down or to be reset by hand."""
@@ -56,7 +56,8 @@ def occupy(location: WorkerLocation, seconds: float) -> Any:
     """Occupy a failed share of a GPU with a sleeping Ray task; return the task's reference.
 
     While the failed process still runs, Ray assigns another GPU to the task, which then tries
-    again. If another trial gets the failed GPU first and stays on it, the GPU is not quarantined.
+    again. If another trial gets the failed GPU first and stays on it, the GPU is not
+    quarantined.
     """
     on_node = NodeAffinitySchedulingStrategy(location.node_id, soft=False)
     task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=on_node)(_occupy)

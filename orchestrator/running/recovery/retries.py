@@ -1,7 +1,7 @@
 """Retries: whether a failed trial is tried again in this run, after which pause, and why.
 
-A trial that crashes repeatedly while other trials do not crash is itself the cause. If other trials
-crash too, the cause is the machine or the cluster, and each trial gets more attempts.
+A trial that crashes repeatedly while other trials do not crash is itself the cause. If other
+trials crash too, the cause is the machine or the cluster, and each trial gets more attempts.
 """
 
 from __future__ import annotations
@@ -26,23 +26,24 @@ BASE_RETRIES: dict[FailureKind, int | None] = {
     FailureKind.BAD_DATA: 0,
     FailureKind.CODE_ERROR: 0,
 }
-"""Number of retries of a trial after failures of a kind, in one ``isweep run``; None is no limit.
+"""Number of retries of a trial after failures of a kind, in one ``isweep run``; None is no
+limit.
 
-If other trials crash too, or fail on the same GPU, a trial gets more retries. A new run tries every
-failed trial again."""
+If other trials crash too, or fail on the same GPU, a trial gets more retries. A new run tries
+every failed trial again."""
 MAX_CRASHES_AND_MEMORY_FAILURES = 20
-"""Number of crashes and memory failures of one trial after which the trial is given up, even if
-other trials crash too. Lost nodes do not count."""
+"""Number of crashes and memory failures of one trial after which the trial is given up, even
+if other trials crash too. Lost nodes do not count."""
 MAX_CONSECUTIVE_FAILURES = 200
-"""Number of failed retries in a row, of all trials together, after which nothing is retried: no
-trial works on this cluster."""
+"""Number of failed retries in a row, of all trials together, after which nothing is retried:
+no trial works on this cluster."""
 FIRST_PAUSE_S = 1.0
 """Seconds before the first retry of a trial; each further pause is twice as long."""
 MAX_PAUSE_S = 60.0
 """Seconds of the longest pause before a retry."""
 AMBIGUOUS_KINDS = frozenset((FailureKind.WORKER_CRASH, FailureKind.OUT_OF_MEMORY))
-"""Kinds of failures that either the trial or its machine may cause. If the machine is the cause,
-other trials fail too."""
+"""Kinds of failures that either the trial or its machine may cause. If the machine is the
+cause, other trials fail too."""
 
 
 class Decision(NamedTuple):
@@ -50,8 +51,8 @@ class Decision(NamedTuple):
 
     Attributes:
         pause_s: seconds until the next attempt; None gives the trial up.
-        reason: text for the user: the pause and the number of failures, or why the trial is given
-            up.
+        reason: text for the user: the pause and the number of failures, or why the trial is
+            given up.
     """
 
     pause_s: float | None
@@ -94,8 +95,8 @@ class Retries:
 
     Attributes:
         trials: failures of each trial, by trial id.
-        consecutive_failures: failed retries of all trials since the last result. The first failure
-            of a trial does not count, because a lost node can fail many trials once.
+        consecutive_failures: failed retries of all trials since the last result. The first
+            failure of a trial does not count, because a lost node can fail many trials once.
         trials_by_gpu: ids of the trials that failed on each GPU, by its UUID and node.
     """
 
@@ -184,8 +185,8 @@ class Retries:
     def _num_crashes_of_others(self, trial_id: str) -> int:
         """Return how many worker processes the failures of the other trials ended.
 
-        A trial that ran out of memory in a process that survived does not count: the trial may be
-        too large, which is no sign of a bad machine.
+        A trial that ran out of memory in a process that survived does not count: the trial may
+        be too large, which is no sign of a bad machine.
         """
         all_crashes = sum(trial.num_ended_processes for trial in self.trials.values())
         return all_crashes - self.trials[trial_id].num_ended_processes

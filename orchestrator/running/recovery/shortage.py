@@ -35,8 +35,8 @@ class Advice(NamedTuple):
     """A hint for a failed launch.
 
     Attributes:
-        words: words of the provider's messages, in lower case, without blanks and underscores. The
-            hint is for a message with one of these words.
+        words: words of the provider's messages, in lower case, without blanks and underscores.
+            The hint is for a message with one of these words.
         hint: what the user can do.
     """
 
@@ -52,7 +52,7 @@ ADVICE = (
     Advice(
         ("capacity", "exhausted", "stockout"),
         "Choose another zone or node type in the launch file. To use another type that the file "
-        "already has, lower max_workers of this one",
+        "already has, lower `max_workers` of this type",
     ),
     Advice(
         ("servicelinkedrole",),
@@ -60,7 +60,7 @@ ADVICE = (
     ),
     Advice(
         ("unauthorized", "accessdenied", "forbidden", "permission", "passrole"),
-        "Give the role of the head node the rights of clusters/iam/head.json",
+        "Give the role of the head node the rights in `clusters/iam/head.json`",
     ),
     Advice(
         ("invalidami", "imagenotfound", "errimagepull", "imagepullbackoff"),
@@ -70,7 +70,7 @@ ADVICE = (
 )
 """Hints for failed launches. If several hints match a message, the first one is printed."""
 NO_TYPE_FITS = (
-    "Lower resources in the sweep file, or raise max_workers or the size of a node type in the "
+    "Lower `resources` in the sweep file, or raise `max_workers` or the size of a node type in the "
     "launch file. `ray status` shows all requests."
 )
 """Hint if no launch failed and no node is being launched: each node type is too small, or
@@ -102,9 +102,9 @@ def shortage_for(resources: Resources) -> str:
     elif waits_for_others:
         sentences.append("The sweep continues when these resources are free.")
     else:
-        fixes = "add nodes, or lower resources in the sweep file"
+        fixes = "add nodes, or lower `resources` in the sweep file"
         if resources.num_gpus:
-            fixes = "add nodes, lower resources in the sweep file, or run with --device cpu"
+            fixes = "add nodes, lower `resources` in the sweep file, or run with --device cpu"
         sentences.append(f"This cluster adds no nodes by itself: {fixes}.")
     return " ".join(sentences)
 
@@ -150,7 +150,7 @@ def _kinds_text(request: Collection[str], nodes: Collection[Mapping[str, float]]
 
 
 def autoscaler_report() -> str | None:
-    """Return text about the launches of the cluster's autoscaler; None if there is none."""
+    """Return text about the launches of the autoscaler; None if the cluster has none."""
     address = ray.get_runtime_context().gcs_address
     script = (sys.executable, "-m", "ray.scripts.scripts")
     answer = run_program(*script, "status", "--verbose", "--address", address)
@@ -161,8 +161,8 @@ def status_summary(status: str) -> str | None:
     """Return a summary of the launches that ``ray status --verbose`` lists.
 
     Returns:
-        Sentences about coming nodes, failed launches and what to do. None if the status shows that
-        the cluster has no autoscaler.
+        Sentences about nodes that are being launched, failed launches and what to do. None if
+        the status shows that the cluster has no autoscaler.
     """
     sections: dict[str, list[str]] = {}
     for title, text in STATUS_SECTION.findall(status):

@@ -13,18 +13,18 @@ WARN_AFTER_S = 60.0
 """Seconds without a running trial before the run prints which resources are missing. Also the
 seconds between two such checks."""
 GIVE_UP_AFTER_S = 180.0
-"""Seconds without a running trial and without progress of a worker before the run ends. The limit
-is for private clusters only, because a shared cluster may get free resources later."""
+"""Seconds without a running trial and without progress of a worker before the run ends. The
+limit is for private clusters only, because a shared cluster may get free resources later."""
 MIN_STARTING_CPU_S = 1.0
-"""Least CPU seconds that a starting worker uses between two checks, which are a minute apart. Even
-with 80 busy processes on two cores, each process gets 1.5 s in a minute."""
+"""Least CPU seconds that a starting worker uses between two checks, which are a minute apart.
+Even with 80 busy processes on two cores, each process gets 1.5 s in a minute."""
 MAX_STARTING_S = 1800.0
 """Seconds without a running trial before the run ends, even if workers use CPU time. No import
 takes half an hour."""
 
 
 class StartWait:
-    """The time since a trial ran, while trials wait. All times are monotonic, in seconds.
+    """The time in which trials wait and no trial runs. All times are monotonic, in seconds.
 
     Args:
         note: prints a line for the user.
@@ -100,8 +100,8 @@ class StartWait:
     def _workers_progress(self) -> bool:
         """Return whether a worker process has used CPU time since the last check.
 
-        A process that is newer than the last check does not count, because a worker that crashes at
-        its start also uses CPU time.
+        A process that is newer than the last check does not count, because a worker that
+        crashes at its start also uses CPU time.
         """
         cpu_before = self._cpu_before
         self._cpu_before = self._cpu_seconds()

@@ -12,10 +12,11 @@ from orchestrator.running.recovery.start_wait import StartWait
 from tasks.clock import SYSTEM, Clock
 
 MAX_CHECK_GAP_S = 30.0
-"""Longest normal time between two checks, in seconds. If two checks are further apart, the driver
-itself was suspended, and the time limits of all trials are extended by the gap."""
+"""Longest normal time between two checks, in seconds. If two checks are further apart, the
+driver itself was suspended, and the time limits of all trials are extended by the gap."""
 WORKER_TIMEOUT_S = 60.0
-"""Seconds after which a worker counts as dead if it has not confirmed the start of its trial."""
+"""Seconds after which a worker counts as dead if it has not confirmed the start of its
+trial."""
 
 
 @dataclass
@@ -33,7 +34,7 @@ class _WatchedTrial:
     is_confirmed: bool = False
 
     @property
-    def present_limit_s(self) -> float:
+    def limit_s(self) -> float:
         """Seconds without a message after which the process of the trial is killed."""
         if self.is_confirmed:
             return self.max_silence_s
@@ -46,11 +47,11 @@ class _WatchedTrial:
             return TrialFailure(
                 kind=FailureKind.HUNG,
                 message="the trial ended no epoch and sent no result for "
-                f"{self.present_limit_s:.0f} s, which is far longer than expected",
+                f"{self.limit_s:.0f} s, which is far longer than expected",
             )
         return TrialFailure(
             kind=FailureKind.WORKER_CRASH,
-            message=f"the worker did not answer for {self.present_limit_s:.0f} s, so its process "
+            message=f"the worker did not answer for {self.limit_s:.0f} s, so its process "
             "was killed",
         )
 
@@ -60,9 +61,11 @@ class Watchdog:
 
     Args:
         note: prints a line for the user.
-        killer_of: returns a function that kills a Tune trial's process; None if it has no process.
+        killer_of: returns a function that kills a Tune trial's process; None if it has no
+            process.
         shortage: returns text about the resources that a trial waits for.
-        is_private: True if this run started the cluster. Only then may the watchdog end the run.
+        is_private: True if this run started the cluster. Only then may the watchdog end the
+            run.
         cpu_seconds: returns the CPU seconds of Ray's worker processes on this machine, by id.
         clock: source of the time.
     """
@@ -134,16 +137,22 @@ class Watchdog:
         self._last_check_at = now
         if gap_s > MAX_CHECK_GAP_S:
             self._extend_limits(gap_s, now)
+        self._check_start_wait(trials, submitted, now)
+        for trial in trials:
+            trial_id = trial_id_of(trial)
+            if trial_id in submitted and trial_id not in self._failures:
+                self._end_if_silent(trial_id, self._killer_of(trial), now)
+
+    def _check_start_wait(
+        self, trials: Collection[Any], submitted: Collection[str], now: float
+    ) -> None:
+        """Print why no trial starts; end the run if no trial could start for minutes."""
         if not submitted:
             self._start_wait.note_empty_queue(now)
         elif any(trial.status == "RUNNING" for trial in trials):
             self._start_wait.note_running_trial(now)
         else:
             self._start_wait.check_waiting_trials(now)
-        for trial in trials:
-            trial_id = trial_id_of(trial)
-            if trial_id in submitted and trial_id not in self._failures:
-                self._end_if_silent(trial_id, self._killer_of(trial), now)
 
     def _extend_limits(self, gap_s: float, now: float) -> None:
         """Extend all time limits, because the driver was suspended for ``gap_s`` seconds."""
@@ -155,10 +164,11 @@ class Watchdog:
         """Kill the process of a trial that sent no message within its time limit."""
         if kill is None:
             return
-        # Tune reports the start of a trial when its worker answers, and a worker that ran another
-        # trial before may never answer. So a trial is watched from the first check that sees it.
+        # Tune reports the start of a trial when its worker answers, and a worker that ran
+        # another trial before may never answer. So a trial is watched from the first check
+        # that sees it.
         watched = self._watched.setdefault(trial_id, _WatchedTrial(now, WORKER_TIMEOUT_S))
-        if now - watched.last_message_at <= watched.present_limit_s:
+        if now - watched.last_message_at <= watched.limit_s:
             return
         failure = watched.failure
         if not watched.is_confirmed:

@@ -105,6 +105,8 @@ def list_folder(request: RawRequest) -> Listing:
         # Messages identify an image by its hash. So there are no row numbers to explain.
         numbering=lambda _: "",
         default_group=lambda row: images[row].group,
+        image_path=lambda row: images[row].path.name,
+        group_hint="put all images of a patient into a subfolder of the class",
         file_split=lambda row: images[row].path.split,
     )
     return own_listing(

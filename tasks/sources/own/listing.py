@@ -12,6 +12,7 @@ import numpy as np
 
 from tasks.array_types import Int64Array
 from tasks.sources.base import Item, Listing, RawRequest
+from tasks.sources.nifti import is_nifti_name
 from tasks.sources.own.class_names import sort_labels
 from tasks.sources.own.columns import TRAITS, Cells, Columns
 from tasks.sources.own.groups import (
@@ -20,9 +21,10 @@ from tasks.sources.own.groups import (
     check_no_leak,
     similar_id_flags,
 )
-from tasks.sources.own.hidden_groups import find_group_like
+from tasks.sources.own.hidden_groups import find_group_like, patient_name_doubt
 from tasks.sources.own.labels import find_classes
 from tasks.sources.own.rows import Rows
+from tasks.sources.own.similar_classes import similar_class_flags
 from tasks.sources.own.splits import (
     ITEM_SPLITS,
     SPLIT_WORDS,
@@ -30,6 +32,7 @@ from tasks.sources.own.splits import (
     GivenSplit,
     parse_split,
 )
+from tasks.sources.pictures import is_image_name
 from tasks.sources.tables import MAX_NAMED
 
 HIDDEN = "hidden, by the dot before its name"
@@ -124,6 +127,8 @@ def own_listing(
     flag_counts = dict.fromkeys(dataset_flags, len(splits)) | base_listing.flags
     flag_counts |= _split_flags(rows, splits, excluded[VALIDATION_LEFT_OUT])
     flag_counts |= similar_id_flags(rows, kept_rows)
+    flag_counts |= _patient_name_flags(rows, class_of_row)
+    flag_counts |= similar_class_flags(Counter(kept_classes))
     label_map = dict(request.dataset.label_map)
     absent = [name for name in class_names if label_map.get(name, name) not in index_of_class]
     flag_counts |= named_flags("class without an image", absent, MAX_NAMED)
@@ -163,12 +168,12 @@ def _row_splits(rows: Rows, request: RawRequest) -> list[GivenSplit]:
         splits.append(split)
     if unknown:
         raise request.error(
-            f"the column split has an unknown word for {rows.describe(unknown)}",
+            f"the column 'split' has an unknown word for {rows.describe(unknown)}",
             hint=f"Leave the cell blank, or write one of these words: {', '.join(SPLIT_WORDS)}",
         )
     if contradictory:
         raise request.error(
-            "the column split contradicts the name of the folder or file for "
+            "the column 'split' contradicts the name of the folder or file for "
             f"{rows.describe(contradictory)}",
             hint="Remove the column, or move the files",
         )
@@ -184,6 +189,25 @@ def _split_flags(rows: Rows, splits: Sequence[GivenSplit], num_validation: int) 
     if num_validation and set(splits) - {GivenSplit.VALIDATION} == {GivenSplit.TRAIN}:
         flags[NO_TEST_SPLIT] = num_validation
     return flags
+
+
+def _patient_name_flags(rows: Rows, class_of_row: Sequence[str]) -> dict[str, int]:
+    """Return a flag if the files of images without a group have names that look like patients."""
+    paths = []
+    classes = []
+    for row, class_name in enumerate(class_of_row):
+        path = rows.image_path(row)
+        # DICOM files have patient ids in their headers.
+        has_no_header = is_image_name(path) or is_nifti_name(path)
+        # Without a group, a volume is a group of its own, with its path as id.
+        if has_no_header and rows.group(row) in ("", path):
+            paths.append(path)
+            classes.append(class_name)
+    doubt = patient_name_doubt(paths, classes)
+    if not doubt:
+        return {}
+    text = f"{doubt}: do images of one patient belong together? If so, {rows.group_hint}"
+    return {text: len(paths)}
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,6 +29,9 @@ class Rows:
             row is 0``; empty if rows have no numbers.
         default_group: Returns the group of a row if there is no column ``group``: the row's folder
             or volume.
+        image_path: Returns the path of a row's image file; empty if rows have no files of their
+            own.
+        group_hint: What the user can do to give groups, in words.
         file_split: Returns the split that the name of a row's file or folder states.
         details: Returns the details of a row's item.
     """
@@ -38,6 +41,8 @@ class Rows:
     name: Callable[[int], str] = "row {}".format
     numbering: Callable[[int], str] = lambda _: FROM_ZERO
     default_group: Callable[[int], str] = lambda _: ""
+    image_path: Callable[[int], str] = lambda _: ""
+    group_hint: str = "add a column `group`"
     file_split: Callable[[int], GivenSplit] = lambda _: GivenSplit.NONE
     details: Callable[[int], tuple[str | int | float | None, ...]] = lambda _: ()
 

@@ -50,6 +50,7 @@ results smoke --from-store --where model | --where model does not have the form 
 measure digits --class-pair 3 | --class-pair needs 2 values, but has 1. See
 measure digits --image-size 8 --class-pair 3 3 | The class pair 3 3 contains the same class twice. Choose two
 measure digits --device cuda | Choose another device, for example with `--device cpu`
+plan smoke --set recipe.epochs=0 | `recipe.epochs` is 0, but must be at least 1
 plan smoke --gpus 0 | --gpus is 0, but must be at least 1
 plan smoke --storage foo://x | --storage foo://… is a kind of storage that isweep does not support
 reconcile smoke --mlflow-uri foo://x | Sweep 'smoke' has no results yet

@@ -24,10 +24,10 @@ from orchestrator.machine.processes import ProgramOutput
 from orchestrator.machine.self_test_case import Case
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.running import trial_device
 from orchestrator.running.recovery.failures import classify
-from orchestrator.running.trial_device import TrialDevice
-from orchestrator.running.worker import TrialTrainable
+from orchestrator.running.workers import trial_device
+from orchestrator.running.workers.trial_device import TrialDevice
+from orchestrator.running.workers.worker import TrialTrainable
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
 from tasks.trials import isolation

@@ -36,13 +36,13 @@ from orchestrator.planning.runtimes import (
 )
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import TrialFailure
-from orchestrator.running import trial_device
 from orchestrator.running.gpu_sharing import names_of_small_gpus, runtime_model_for
 from orchestrator.running.recovery.failures import classify
 from orchestrator.running.recovery.memory_verdicts import MAY_RETRY
 from orchestrator.running.recovery.resource_policy import ResourcePolicy
 from orchestrator.running.recovery.retries import BASE_RETRIES, Retries
-from orchestrator.running.worker import TrialTrainable
+from orchestrator.running.workers import trial_device
+from orchestrator.running.workers.worker import TrialTrainable
 from orchestrator.tuning.tune_sweep import tune_sweep
 from search_spaces.errors import SetupError, SweepError
 from search_spaces.sweeps import ResourceSpec

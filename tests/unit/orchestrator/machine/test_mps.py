@@ -33,12 +33,14 @@ from orchestrator.machine.self_test_case import Case
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import FailureKind, TrialFailure
-from orchestrator.running import trial_device
+from orchestrator.running.attempts import Attempt
 from orchestrator.running.messages import WorkerLocation
+from orchestrator.running.outcomes import Outcomes
 from orchestrator.running.queue import TRIAL_ID, TrialQueue
 from orchestrator.running.recovery.memory_verdicts import MAY_RETRY
 from orchestrator.running.recovery.retries import Decision
-from orchestrator.running.trials import Attempt, TrialLoop
+from orchestrator.running.trials import TrialLoop
+from orchestrator.running.workers import trial_device
 from search_spaces.errors import SetupError
 from search_spaces.models import model_spec
 from search_spaces.sweeps import ResourceSpec
@@ -337,7 +339,7 @@ def test_the_gpu_work_of_a_trial_that_hangs_ends_before_its_process_is_killed():
     loop._backend.killer_of.return_value = lambda: calls.append("killed")
     loop._run.cluster.mps.end_clients = calls.append
     location = WorkerLocation("trial-1", "actor", "node", pid=12)
-    loop._attempt.return_value = Attempt(number=1, location=location)
+    loop._attempts.of.return_value = Attempt(number=1, location=location)
     kill = TrialLoop._killer_of(loop, trial)
     assert kill is not None
     assert calls == []
@@ -502,20 +504,20 @@ def test_failures_that_may_have_broken_mps_end_its_use(kind, facts, breaks):
 @pytest.mark.parametrize("kind", [FailureKind.DEVICE_ERROR, FailureKind.CODE_ERROR])
 def test_a_run_stops_using_mps_after_a_device_error(paper, kind):
     trial = paper[0]
-    loop = MagicMock()
-    loop._source.trials = {trial.trial_id: trial}
-    loop._attempt.return_value = Attempt(1)
-    loop._protect_other_trials = partial(TrialLoop._protect_other_trials, loop)
-    loop._resources.failed.return_value = MAY_RETRY
-    loop._stop_using_mps = partial(TrialLoop._stop_using_mps, loop)
-    loop._resources.use_shares_without_mps.return_value = "New trials have a whole GPU each"
-    loop._retries.failed.return_value = Decision(1.0, "retried")
-    TrialLoop._process_failure(loop, trial.trial_id, TrialFailure(kind=kind, message=""))
-    end_calls = loop._run.cluster.mps.stop_using.call_args_list
+    outcomes = MagicMock()
+    outcomes._source.trials = {trial.trial_id: trial}
+    outcomes._attempts.of.return_value = Attempt(1)
+    outcomes._protect_other_trials = partial(Outcomes._protect_other_trials, outcomes)
+    outcomes.resources.failed.return_value = MAY_RETRY
+    outcomes.stop_using_mps = partial(Outcomes.stop_using_mps, outcomes)
+    outcomes.resources.use_shares_without_mps.return_value = "New trials have a whole GPU each"
+    outcomes._retries.failed.return_value = Decision(1.0, "retried")
+    Outcomes._process_failure(outcomes, trial.trial_id, TrialFailure(kind=kind, message=""))
+    end_calls = outcomes._run.cluster.mps.stop_using.call_args_list
     arguments = [call.args for call in end_calls]
     expected = [(f"{trial.trial_id} failed (device_error)", "New trials have a whole GPU each")]
     assert arguments == (expected if kind == FailureKind.DEVICE_ERROR else [])
-    loop._retry_later.assert_called_once_with(trial.trial_id, 1.0)
+    outcomes._retry_later.assert_called_once_with(trial.trial_id, 1.0)
 
 
 def test_the_gpu_work_of_all_trials_ends_before_an_error_that_stops_the_run():
@@ -540,14 +542,15 @@ def test_a_run_stops_using_mps_in_words_after_tune_killed_running_trials(paper, 
     trial_id = paper[0].trial_id
     notes: list[str] = []
     loop = MagicMock()
-    loop._num_tune_failures = 0
+    loop._outcomes.num_tune_failures = 0
     loop._queue = TrialQueue(deque(), submitted={trial_id})
     if is_running:
         loop._queue.running.add(trial_id)
-    loop._run.cluster.mps = PrivateMps(UUIDS, notes.append)
-    loop._run.cluster.mps.folder = Path("/nowhere")
-    loop._resources.use_shares_without_mps.return_value = "New trials have a whole GPU each"
-    loop._stop_using_mps = partial(TrialLoop._stop_using_mps, loop)
+    loop._outcomes._run.cluster.mps = PrivateMps(UUIDS, notes.append)
+    loop._outcomes._run.cluster.mps.folder = Path("/nowhere")
+    shares = "New trials have a whole GPU each"
+    loop._outcomes.resources.use_shares_without_mps.return_value = shares
+    loop._outcomes.stop_using_mps = partial(Outcomes.stop_using_mps, loop._outcomes)
     TrialLoop._process_tune_failure(loop, RuntimeError("a bug in Tune"))
     expected = (
         "New trials of this run do not use NVIDIA's MPS any more: after an error, Ray Tune killed "

@@ -14,7 +14,7 @@ from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, PERMISSION_DENIED
 from sqlalchemy.exc import OperationalError
 
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results import retry_pauses, tracking
+from orchestrator.results import outage_notes, round_pauses, tracking
 from orchestrator.results.flat_runs import CurvePoint, FlatRun, curve_runs, trial_tags
 from orchestrator.results.mlflow_connection import check_tracker, connect, mlflow_uri
 from orchestrator.results.mlflow_differences import differences, tracked_rows
@@ -433,8 +433,8 @@ class TestRunOfTheSweep:
 
 @pytest.fixture
 def short_pauses(monkeypatch):
-    monkeypatch.setattr(retry_pauses, "FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr(retry_pauses, "MAX_PAUSE_S", 0.01)
+    monkeypatch.setattr(round_pauses, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(round_pauses, "MAX_PAUSE_S", 0.01)
 
 
 def test_a_dead_server_loses_no_result_and_unsent_updates_are_counted(
@@ -444,7 +444,7 @@ def test_a_dead_server_loses_no_result_and_unsent_updates_are_counted(
     messages = []
     for name in ("FINISHED_SWEEP", "STOPPED_SWEEP"):
         monkeypatch.setattr(tracking, name, WaitLimit(idle_s=0.3))
-    monkeypatch.setattr(retry_pauses, "WARN_AFTER_S", 0.0)
+    monkeypatch.setattr(outage_notes, "WARN_AFTER_S", 0.0)
     tracker = open_tracker(client, sweep, say=messages.append)
     tracker.flush()
 
@@ -468,7 +468,7 @@ def test_a_dead_server_loses_no_result_and_unsent_updates_are_counted(
 def test_a_server_that_is_down_at_the_start_gets_all_updates_later(
     sweep, monkeypatch, short_pauses
 ):
-    monkeypatch.setattr(retry_pauses, "WARN_AFTER_S", 0.0)
+    monkeypatch.setattr(outage_notes, "WARN_AFTER_S", 0.0)
     client = SimulatedClient()
     up = threading.Event()
     messages = []
@@ -650,7 +650,7 @@ def test_an_update_that_always_fails_is_reported_once_and_not_as_a_server_withou
     sweep, monkeypatch, short_pauses
 ):
     monkeypatch.setattr(tracking, "FINISHED_SWEEP", WaitLimit(idle_s=0.1))
-    monkeypatch.setattr(retry_pauses, "WARN_AFTER_S", 0.0)
+    monkeypatch.setattr(outage_notes, "WARN_AFTER_S", 0.0)
     client = SimulatedClient()
     send = client.log_batch
     messages = []
@@ -681,7 +681,7 @@ def test_an_update_that_always_fails_is_reported_once_and_not_as_a_server_withou
 def test_a_message_that_cannot_be_printed_does_not_stop_the_updates(
     sweep, monkeypatch, short_pauses
 ):
-    monkeypatch.setattr(retry_pauses, "WARN_AFTER_S", 0.0)
+    monkeypatch.setattr(outage_notes, "WARN_AFTER_S", 0.0)
     client = SimulatedClient()
     up = threading.Event()
     warned = threading.Event()

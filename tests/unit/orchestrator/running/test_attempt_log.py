@@ -4,8 +4,8 @@ import logging
 import sys
 import warnings
 
-from orchestrator.running import attempt_log
-from orchestrator.running.attempt_log import AttemptLog, recorded
+from orchestrator.running.workers import attempt_log
+from orchestrator.running.workers.attempt_log import AttemptLog, recorded
 
 
 def test_log_lines_warnings_and_prints_are_in_the_log(capsys):

@@ -12,14 +12,14 @@ from orchestrator.machine.cluster import Resources
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import FailureKind, FailureRecord, TrialFailure
-from orchestrator.running import trial_device
 from orchestrator.running.messages import TrialReport
 from orchestrator.running.recovery.failures import OtherCodeError, classify, classify_lost_worker
 from orchestrator.running.recovery.node_health import NodeHealth
 from orchestrator.running.recovery.resource_policy import ResourcePolicy
 from orchestrator.running.recovery.retries import Retries
-from orchestrator.running.trial_device import UnusableGpuError
-from orchestrator.running.worker import TrialTrainable
+from orchestrator.running.workers import trial_device
+from orchestrator.running.workers.trial_device import UnusableGpuError
+from orchestrator.running.workers.worker import TrialTrainable
 from search_spaces.errors import ConfigError, DataError, SetupError, SweepError
 from tasks.trials.training import CaptureError
 from tests.simulation.schedules import draw, run_seed

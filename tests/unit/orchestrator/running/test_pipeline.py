@@ -162,8 +162,8 @@ def test_results_of_another_sweep_for_the_same_trials_are_reported(rerun, finish
         rerun.run(name="again")
     num_trials = len(finished.plan.trials)
     assert (
-        f"The sweep smoke of this root has results of {num_trials} of these trials. This sweep does "
-        "not use them: it trains all of its trials" in rerun.notes
+        f"The sweep smoke in this root has results of {num_trials} trials that this run trains. "
+        "This run does not use them" in rerun.notes
     )
     first_trial = finished.sweep_paths.folder / "trials" / min(finished.plan.trials_by_id)
     damaged = first_trial / "result.json"
@@ -172,7 +172,7 @@ def test_results_of_another_sweep_for_the_same_trials_are_reported(rerun, finish
         rerun.run()
     (note,) = rerun.notes  # the sweep itself is not reported as another sweep
     assert note.startswith(f"1 stored file cannot be used. For example, {damaged}: it is truncated")
-    assert f"{finished.paths.log} lists all of them" in note
+    assert f"{finished.paths.log} lists all these files" in note
 
 
 def test_a_missing_gpu_is_reported_before_anything_is_prepared(root, monkeypatch):

@@ -126,7 +126,7 @@ def test_a_gpu_whose_memory_others_use_is_retried_and_then_reported_as_theirs(tr
     assert "than a whole GPU has" in decision.hint
 
 
-def test_a_result_at_the_own_level_ends_the_raised_level_that_the_own_level_has_reached():
+def test_a_result_ends_the_raised_level_that_the_needed_level_has_reached():
     sweep = load_sweep(small_sweep("many_seeds", models=["small_mlp"], seeds=[*range(5)]))
     trials = iter(plan_sweep(sweep).trials)
     used_by_others, used_by_the_trial = (
@@ -159,6 +159,22 @@ def test_no_retry_requests_more_memory_than_a_node_has(trials, node_memory, requ
     # Memory is doubled, full GPUs are not.
     expected = Resources(1, 2, requested_memory, fast="off")
     assert policy.start_attempt(trials[0]) == expected
+
+
+def test_a_trial_at_its_last_level_is_retried_if_the_largest_node_has_more_memory_now(trials):
+    """A larger node that joined the cluster once came too late: the verdict was final."""
+    node_memory = [150.0]
+    resources = Resources(1, 0, 100, micro_batch_policy="off")
+    policy = ResourcePolicy(resources, node_memory_bytes=lambda: node_memory[0])
+    requested, hints = [], []
+    for attempt in range(6):
+        requested.append(policy.start_attempt(trials[0]).memory_bytes)
+        if attempt == 4:  # a larger node joins while the attempt runs
+            node_memory[0] = 1000.0
+        hints.append(policy.failed(trials[0], OUT_OF_MEMORY).hint)
+    assert requested == [100, 150, 150, 150, 150, 200]
+    assert hints[:5] == [""] * 5
+    assert "needs more memory than the machine gave" in hints[5]
 
 
 MOSTLY_USED_BY_OTHERS, MOSTLY_USED_BY_THE_TRIAL = (

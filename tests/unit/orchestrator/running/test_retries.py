@@ -5,14 +5,16 @@ import json
 import subprocess
 import sys
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
 from orchestrator.results.records import FailureKind, TrialFailure
+from orchestrator.running.attempts import Attempt, Attempts
 from orchestrator.running.messages import EpochReport, WorkerLocation
+from orchestrator.running.outcomes import Outcomes
 from orchestrator.running.queue import ASSIGNMENT, TRIAL_ID
 from orchestrator.running.recovery import quarantine
 from orchestrator.running.recovery.failures import classify
@@ -27,8 +29,8 @@ from orchestrator.running.recovery.retries import (
     MAX_PAUSE_S,
     Retries,
 )
-from orchestrator.running.trial_device import FIRST_QUARANTINE_S, UnusableGpuError
-from orchestrator.running.trials import Attempt, TrialLoop
+from orchestrator.running.trials import TrialLoop
+from orchestrator.running.workers.trial_device import FIRST_QUARANTINE_S, UnusableGpuError
 from search_spaces.errors import SetupError
 
 CRASH, LOST, DEVICE, MEMORY = (
@@ -177,16 +179,21 @@ def test_device_errors_on_several_gpus_of_a_node_are_counted_together():
         health.count_node_failure("a", lost_device, {"a"}, "7")
 
 
+def attempts_with(attempt):
+    """Return attempts of which each trial has this one."""
+    return SimpleNamespace(of=lambda trial_id: attempt)
+
+
 def test_the_gpu_of_a_failed_trial_is_counted_and_not_only_its_node():
     counted = []
     location = WorkerLocation("t", "actor", "10.0.0.1", gpus="3")
-    loop = SimpleNamespace(
-        _attempt=lambda trial_id: Attempt(1, location, "10.0.0.1", started_s=7.0),
+    outcomes = SimpleNamespace(
+        _attempts=attempts_with(Attempt(1, location, "10.0.0.1", started_s=7.0)),
         _backend=SimpleNamespace(eligible_nodes=lambda failure: {"10.0.0.1"}),
-        _node_health=SimpleNamespace(count_node_failure=lambda *values: counted.append(values)),
+        node_health=SimpleNamespace(count_node_failure=lambda *values: counted.append(values)),
     )
     failure = classify(NO_DRIVER)
-    TrialLoop._report_to_node_health(loop, "t", failure)
+    Outcomes._report_to_node_health(outcomes, "t", failure)
     assert counted == [("10.0.0.1", failure, {"10.0.0.1"}, "3", 7.0)]
 
 
@@ -234,8 +241,8 @@ def test_one_dead_gpu_among_working_gpus_of_a_node_ends_no_sweep():
     failure = classify(NO_DRIVER)
     epoch = EpochReport("cell", 1, None)
     loop = SimpleNamespace(
-        _node_health=health,
-        _attempt=lambda trial_id: Attempt(1, node="a"),
+        _outcomes=SimpleNamespace(node_health=health),
+        _attempts=attempts_with(Attempt(1, node="a")),
         _source=SimpleNamespace(
             trials={"cell": 0}, trained_network=int, curve_points=lambda *message: ()
         ),
@@ -357,11 +364,13 @@ def test_a_gpu_on_which_a_trial_hangs_is_quarantined_and_costs_no_trial_its_atte
     for trial_id in ("a", "b", "b", "b"):
         loop = SimpleNamespace(
             _take_messages=lambda wait: None,
-            _attempt=lambda trial_id: Attempt(
-                1, WorkerLocation(trial_id, "actor", "10.0.0.1", gpus="0")
+            _attempts=attempts_with(
+                Attempt(1, WorkerLocation(trial_id, "actor", "10.0.0.1", gpus="0"))
             ),
             _watchdog=SimpleNamespace(failure=lambda trial_id: hung),
-            _process_missing_report=lambda trial_id, failure: failures.append(failure),
+            _outcomes=SimpleNamespace(
+                process_death=lambda trial_id, failure: failures.append(failure)
+            ),
         )
         loop._hang_failure = lambda trial_id, loop=loop: TrialLoop._hang_failure(loop, trial_id)
         trial = SimpleNamespace(config={TRIAL_ID: trial_id, ASSIGNMENT: None})
@@ -388,7 +397,7 @@ def test_a_gpu_on_which_a_trial_hangs_is_quarantined_and_costs_no_trial_its_atte
 def test_a_hang_counts_against_no_gpu_if_the_gpu_of_the_trial_is_unknown(location):
     hung = TrialFailure(kind="hung", message="neither a result nor an epoch in 600 s")
     loop = SimpleNamespace(
-        _attempt=lambda trial_id: Attempt(1, location),
+        _attempts=attempts_with(Attempt(1, location)),
         _watchdog=SimpleNamespace(failure=lambda trial_id: hung),
     )
     assert TrialLoop._hang_failure(loop, "t") == hung
@@ -396,16 +405,11 @@ def test_a_hang_counts_against_no_gpu_if_the_gpu_of_the_trial_is_unknown(locatio
 
 def test_a_new_attempt_has_no_location_from_the_attempt_before():
     """The GPU of the attempt before once counted for a worker that never answered."""
-    loop = SimpleNamespace(
-        _attempts={"t": Attempt(1, WorkerLocation("t", "actor", "10.0.0.1"), "10.0.0.1")},
-        _source=SimpleNamespace(
-            trials={"t": "spec"}, assignment=lambda trial, resources: (trial, resources)
-        ),
-        _resources=SimpleNamespace(start_attempt=lambda trial: "resources"),
-    )
-    loop._attempt = partial(TrialLoop._attempt, loop)
-    assert TrialLoop._start_attempt(loop, "t") == ("spec", "resources")
-    assert loop._attempts == {"t": Attempt(2)}
+    attempts = Attempts({"t": 4}, MagicMock())
+    attempts.begin("t")
+    attempts.of("t").location = WorkerLocation("t", "actor", "10.0.0.1")
+    attempts.begin("t")
+    assert attempts.of("t") == Attempt(6)
 
 
 def test_a_quarantine_doubles_after_each_failure_until_the_gpu_has_a_result():

@@ -26,7 +26,7 @@ from orchestrator.results.provenance import code_fingerprint
 from orchestrator.results.records import FailureRecord, TrialRecord
 from orchestrator.results.store import ResultStore
 from orchestrator.results.stored_results import StoredResults
-from orchestrator.running import backend, trial_device, trial_source, worker
+from orchestrator.running import backend, trial_source
 from orchestrator.running.backend import TuneBackend
 from orchestrator.running.messages import TrialFailedError, TrialReport
 from orchestrator.running.progress import Progress
@@ -34,7 +34,8 @@ from orchestrator.running.recovery import node_health
 from orchestrator.running.recovery.failures import classify
 from orchestrator.running.trial_source import RunContext, SweepTrials
 from orchestrator.running.trials import TrialLoop
-from orchestrator.running.worker import TrialTrainable
+from orchestrator.running.workers import trial_device, worker
+from orchestrator.running.workers.worker import TrialTrainable
 from search_spaces.errors import DataError, SetupError
 from search_spaces.specs import SubsetSpec, TrialSpec
 from search_spaces.sweeps import SweepSpec

@@ -120,8 +120,10 @@ def test_a_summary_has_the_newest_failures_or_a_possible_reason():
     text = status_summary(status(NO_CAPACITY, "b.", "c", "d", pending="gpu, 1 launching"))
     assert f"gpu, 1 launching. A launch failed: {NO_CAPACITY}. A launch failed: b. " in text
     assert "A launch failed: d" not in text
-    assert text.endswith("the file already has, lower max_workers of this one.")
-    nothing = "No node is being launched. Lower resources in the sweep file, or raise max_workers"
+    assert text.endswith("the file already has, lower `max_workers` of this type.")
+    nothing = (
+        "No node is being launched. Lower `resources` in the sweep file, or raise `max_workers`"
+    )
     assert status_summary(status()).startswith(nothing)
     assert "raise max_workers" not in status_summary(status(pending="gpu, 1 launching"))
     assert status_summary(status(node=f"node_{'3f' * 28}")) is None
@@ -170,10 +172,10 @@ def test_nodes_that_are_each_too_small_are_named(monkeypatch):
     assert without_gpu.startswith(
         f"each trial requests 3 CPU (the cluster has 4, 4 free). {kinds}This cluster adds"
     )
-    assert without_gpu.endswith("add nodes, or lower resources in the sweep file.")
+    assert without_gpu.endswith("add nodes, or lower `resources` in the sweep file.")
     # The cluster has 3 CPUs and 1 GPU, but no node has both.
     assert "0 GPU (2 nodes)" in with_gpu
-    assert with_gpu.endswith("lower resources in the sweep file, or run with --device cpu.")
+    assert with_gpu.endswith("lower `resources` in the sweep file, or run with --device cpu.")
 
 
 @pytest.mark.parametrize(

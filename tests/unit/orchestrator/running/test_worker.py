@@ -17,8 +17,8 @@ from orchestrator.running.actors import (
     MessageQueue,
 )
 from orchestrator.running.messages import TrialAssignment
-from orchestrator.running.perform import TrialTask, perform_trial
-from orchestrator.running.trial_device import TrialDevice, device_for
+from orchestrator.running.workers.perform import TrialTask, perform_trial
+from orchestrator.running.workers.trial_device import TrialDevice, device_for
 from search_spaces.specs import AttackSpec
 from tasks.prepared.subsets import TrialData
 from tasks.trials import trial

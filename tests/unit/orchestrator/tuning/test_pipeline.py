@@ -259,7 +259,7 @@ def test_a_damaged_trial_is_not_used_and_is_requested_again(finished_search, mon
             ConfigError,
             "The recipe has several values of learning_rate",
         ),
-        ({"recipe.epochs": 0}, ConfigError, "The recipe of small_mlp on .* has 0 epochs"),
+        ({"recipe.epochs": 0}, ConfigError, "`recipe.epochs` is 0, but must be at least 1"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_trained(

@@ -155,7 +155,7 @@ def test_duplicates_are_found_exactly(dtype, num_features):
     rows[[5, 30]] = rows[2]
     row_check = check_rows(ArraySource(rows), np.arange(40))
     expected = [next(j for j in range(40) if (rows[j] == rows[i]).all()) for i in range(40)]
-    assert row_check.distinct_rows.tolist() == sorted(set(expected))
+    assert row_check.distinct_rows().tolist() == sorted(set(expected))
     assert set(row_check.conflicts) == {
         (i, first) for i, first in enumerate(expected) if i != first
     }
@@ -178,5 +178,5 @@ def test_rows_with_equal_keys_are_compared_without_loading_all_of_them(monkeypat
     assert dict(checked_rows.conflicts) == {
         i: first_row for i, first_row in enumerate(expected) if i != first_row
     }
-    assert checked_rows.distinct_rows.tolist() == sorted(set(expected))
+    assert checked_rows.distinct_rows().tolist() == sorted(set(expected))
     assert peak_bytes < rows.nbytes / 5

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from search_spaces.specs import PreparedSpec
 from tasks.prepared.parts import FORM, IMAGE, Part, TraitCount
-from tasks.prepared.record import predictive_traits, size_doubts
+from tasks.prepared.record import channel_conversions, predictive_traits, size_doubts
 from tasks.prepared.table import (
     choose_images,
     class_counts_for,
@@ -114,3 +114,17 @@ def test_images_of_other_sizes_are_flagged(sizes, side, expected):
     flags = {flag: number for flag, number in size_doubts([part], side).items() if number}
     assert list(flags.values()) == list(expected.values())
     assert all(flag.startswith(beginning) for flag, beginning in zip(flags, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("channels", "conversion"),
+    [(1, "color to gray (`channels: 1`)"), (3, "gray to 3 equal channels (`channels: 3`)")],
+)
+def test_images_with_another_number_of_channels_are_counted_as_converted(channels, conversion):
+    part = Part()
+    part.traits = [
+        TraitCount(0, FORM, "grey 8x8", 2),
+        TraitCount(0, FORM, "colour 8x8 mode P converted", 2),
+        TraitCount(1, "site", "colour", 5),
+    ]
+    assert channel_conversions([part], channels) == {conversion: 2}

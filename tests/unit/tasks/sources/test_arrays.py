@@ -85,7 +85,7 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, object], str | dict[str,
     "no labels of a split": (
         {**parts(train=slice(12)), "test_images": IMAGES[:4]},
         {},
-        "the file has test_images, but no test_labels",
+        "the file has the array 'test_images', but no array 'test_labels'",
     ),
     "two sets": (of(x=IMAGES, y=LABELS), {}, "the file has several sets of images: images, x"),
     "two sets, one with two arrays of labels": (
@@ -354,13 +354,15 @@ LIES = {
     ),
     "a terabyte": (
         zipped({"images": header(10**12, 8, 8), "labels": b""}),
-        (r"array images has fewer values than its header declares, shape \(1000000000000, 8, 8\)"),
+        (
+            r"array 'images' has fewer values than the shape \(1000000000000, 8, 8\), which its header"
+        ),
     ),
     "many members": (
         zipped({str(number): b"" for number in range(1200)}),
         "more than 1,000 members",
     ),
-    "200 GiB": (zipped(HUGE), "fewer values than its header declares"),
+    "200 GiB": (zipped(HUGE), "fewer values than the shape"),
     "200 GiB, and so the directory": (
         zipped(HUGE, 0xFFFFFFF0),
         ("declares more than its packed size"),
@@ -393,17 +395,17 @@ def virtual() -> h5py.VirtualLayout:
 HDF5 = {
     "a link to another file": (
         lambda file: file.update({"images": h5py.ExternalLink("other.h5", "images")}),
-        ("images is a link, or a view of other files"),
+        ("images' is a link, or a view of other files"),
     ),
     "a link through another file": (
         lambda file: file.update(
             {"x": h5py.ExternalLink("other.h5", "/"), "images": h5py.SoftLink("/x/images")}
         ),
-        "images is a link, or a view of other files",
+        "images' is a link, or a view of other files",
     ),
     "a view of another file": (
         lambda file: file.create_virtual_dataset("images", virtual()),
-        "images is a link, or a view of other files",
+        "images' is a link, or a view of other files",
     ),
     "terabytes that nobody wrote": (
         lambda file: file.create_dataset(

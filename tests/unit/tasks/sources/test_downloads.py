@@ -403,12 +403,12 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
                 next(place for place, line in enumerate(lines[30:], 30) if line.endswith("_any,1")),
             ),
         ),
-        r"'any' is not the largest label of the subtypes\. Number of such slices: 1 \(hashes",
+        r"'any' is not the largest label of the subtypes\. Number of these slices: 1 \(hashes",
     ),
     "tables that disagree": (
         "mura",
         lines_of("train_labeled_studies.csv", lambda lines: swap_label(lines, 0)),
-        r"train_labeled_studies\.csv contradicts the names of the study folders: 0 lines cannot",
+        r"train_labeled_studies\.csv contradicts the names of the study folders\. Number of lines",
     ),
     "a file of another class": (
         "imagenet",

@@ -338,7 +338,7 @@ CASES = {
             *FOUR,
             a,
             b,
-            refused=rf"\d top folders share the names of 2 subfolders, {ASKED}",
+            refused=rf"the same 2 names of subfolders occur in \d top folders, {ASKED}",
         )
         for a, b in (("Smith/cat/", "Jones/dog/"), ("Smith/cat/", "Smith/dog/"))
     },
@@ -379,13 +379,13 @@ def test_a_folder_is_prepared_or_refused_as_stated(prepare, tmp_path, name):
 
 
 LINKS_AND_FILES_ELSEWHERE = {
-    "a link out": (lambda cat: os.symlink(__file__, cat / "x.png"), "out of the raw folder"),
+    "a link out": (lambda cat: os.symlink(__file__, cat / "x.png"), "outside the raw folder"),
     "a link to nothing": (lambda cat: os.symlink("nowhere", cat / "x.png"), "link to"),
     "a link to itself": (lambda cat: os.symlink("x.png", cat / "x.png"), "link to"),
     "a link to its folder": (lambda cat: os.symlink(".", cat / "x.png"), "link to"),
     "a linked class": (
         lambda cat: os.symlink(cat, cat.parent / "horse"),
-        "a link to a folder or out of the",
+        "a link to a folder, or to a file outside the",
     ),
     "a FIFO": (lambda cat: os.mkfifo(cat / "x.png"), "a FIFO, socket or device"),
 }

@@ -15,6 +15,7 @@ from search_spaces.errors import DataError
 from tasks.sources.own.hidden_groups import look_like_groups
 from tasks.sources.tables import unused_flags
 from tests.raw_trees.own import FORMS, image_cells
+from tests.unit.tasks.sources.conftest import write_tree
 
 QUESTION = "repeat like ids of patients: do its images belong together? call it group"
 CLASSES = ("benign", "malignant", "normal")
@@ -257,3 +258,69 @@ def test_class_names_that_label_map_joins_are_one_class(prepare, tmp_path):
     label_map = {"CAT 2": "cat", "DOG 2": "dog"}
     data = prepare("npz", tmp_path / "raw.npz", for_training=False, label_map=label_map)
     assert SCAN_QUESTION in data.record.flags
+
+
+IN_SUBFOLDERS = "If so, put all images of a patient into a subfolder of the class"
+
+
+def pictures_named(root, names):
+    """Write a folder per class: two classes in turn, three names of files each."""
+    paths = []
+    for number, name in enumerate(names):
+        paths.append(f"{'cat' if number // 3 % 2 else 'dog'}/{name}.png")
+    return write_tree(root, *paths)
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["patient_{:03}_{}", "P{:04}_{}", "sub-{:02}_ses-{}", "scan {1} of Patient-{0}", "case{} ({})"],
+)
+def test_file_names_with_a_word_for_patients_raise_a_question(prepare, tmp_path, form):
+    names = [form.format(number // 3, number % 3) for number in range(12)]
+    raw = pictures_named(tmp_path / "raw", names)
+    flags = prepare("folder", raw, for_training=False).record.flags
+    question = "file names look like patients: do images of one patient belong together?"
+    assert flags == {f"{question} {IN_SUBFOLDERS}": 12}
+
+
+@pytest.mark.parametrize("form", ["{:08}_{:03}", "scan-{}-view-{}", "{}.{}"])
+def test_file_names_that_repeat_like_patients_raise_a_question(prepare, tmp_path, form):
+    names = [form.format(100 + number // 3, number % 3) for number in range(60)]
+    raw = pictures_named(tmp_path / "raw", names)
+    flags = prepare("folder", raw, for_training=False).record.flags
+    question = "file names repeat like ids of patients: do images of one patient belong together?"
+    assert flags == {f"{question} {IN_SUBFOLDERS}": 60}
+
+
+@pytest.mark.parametrize("form", ["patient_{0}", "P{0:04}", "IMG_{0:04}", "{0}", "shop{0}_new"])
+def test_file_names_with_different_numbers_raise_no_question(prepare, tmp_path, form):
+    raw = pictures_named(tmp_path / "raw", [form.format(number) for number in range(60)])
+    assert prepare("folder", raw, for_training=False).record.flags == {}
+
+
+def test_names_of_numbered_classes_raise_no_question(prepare, tmp_path):
+    names = [f"{'cat' if number // 3 % 2 else 'dog'}_{number}_{number % 4}" for number in range(60)]
+    raw = pictures_named(tmp_path / "raw", names)
+    assert prepare("folder", raw, for_training=False).record.flags == {}
+
+
+def test_images_with_a_group_raise_no_question(prepare, tmp_path):
+    paths = []
+    for number in range(12):
+        class_name = "cat" if number // 3 % 2 else "dog"
+        paths.append(f"{class_name}/a{number // 3}/P{number // 3:04}_{number % 3}.png")
+    raw = write_tree(tmp_path / "raw", *paths)
+    assert prepare("folder", raw, for_training=False).record.flags == {}
+
+
+@pytest.mark.parametrize("form", ["P{:03}_{}.png", "P{:03}/{}.png"])
+def test_names_in_a_table_of_paths_raise_a_question(prepare, tmp_path, form):
+    paths = [form.format(number // 3, number) for number in range(12)]
+    write_tree(tmp_path, *paths)
+    lines = ["path,label"]
+    for number, path in enumerate(paths):
+        lines.append(f"{path},{'cat' if number // 3 % 2 else 'dog'}")
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    flags = prepare("table", tmp_path / "table.csv", for_training=False).record.flags
+    question = "file names look like patients: do images of one patient belong together?"
+    assert flags == {f"{question} If so, add a column `group`": 12}

@@ -277,12 +277,12 @@ CASES: dict[str, Case] = {
     "None is ours": splits(fill("train", None, "test"), splits=(1, 0, 2) * 4, lacking=(BLANK,)),
     "holdout": splits(
         fill("train", "holdout"),
-        ("the column split has an unknown word for"),
+        ("the column 'split' has an unknown word for"),
         lacking=(("its folders are then the classes'", ("folder",)),),
     ),
     "nan as a split": splits(
         fill("train", "nan"),
-        "the column split has an unknown word for",
+        "the column 'split' has an unknown word for",
         lacking=(BLANK,),
     ),
     "a patient on both sides": Case(

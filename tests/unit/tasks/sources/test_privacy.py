@@ -118,12 +118,14 @@ def test_no_path_or_id_leaves_the_reading_code(kind, broken, allowed, tmp_path, 
         assert CANARY not in PreparedDataset.open(out).record.model_dump_json()
 
 
-NO_HEADER = "has no column path, label; its first line may not be a header"
+NO_HEADER = "has no column 'path', 'label'; its first line may not be a header"
 HEADERS = {
-    "file name,class,centre": ("has no column path, label among file name, class, centre"),
+    "file name,class,centre": ("has no column 'path', 'label' among file name, class, centre"),
     "path;diagnosis;"
-    + "x" * 40: "has no column label among path, diagnosis, xxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
-    "class,a,b,c,d,e,f,g,h,i,j,k": ("has no column path, label among class, a, b, c, d, e, f, g,"),
+    + "x" * 40: "has no column 'label' among path, diagnosis, xxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
+    "class,a,b,c,d,e,f,g,h,i,j,k": (
+        "has no column 'path', 'label' among class, a, b, c, d, e, f, g,"
+    ),
     # Without a header, the first line is data of a patient.
     f"{CANARY}/a.png,well,{CANARY}": NO_HEADER,
     f"{CANARY},1": NO_HEADER,

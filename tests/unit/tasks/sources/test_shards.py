@@ -40,7 +40,7 @@ SIDES = {"splits": [2] * 4 + [1] * 6, "excluded": {"validation split": 2}}
 WHOLE = {"images": slice(12)}
 PATIENTS = [f"p{row // 3}" for row in range(12)]
 ONE_CONFIG = "several configurations of a Hugging Face dataset, each with splits: full, small"
-DENIED = "the column split contradicts the name of the folder or file for 12 images:"
+DENIED = "the column 'split' contradicts the name of the folder or file for 12 images:"
 
 
 def named(form: str) -> Parts:

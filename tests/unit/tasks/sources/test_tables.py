@@ -70,7 +70,7 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     ),
     "empty": (b"", {}, "cannot be read: empty file"),
     "only a header": ("path,label\n", {}, r"the table has a header, but no rows\."),
-    "no path": ("file,label\ncat/0.png,1\n", {}, "has no column path among file, label"),
+    "no path": ("file,label\ncat/0.png,1\n", {}, "has no column 'path' among file, label"),
     **{
         f"two columns {name}": (
             f"path,label,{name},{name}\ncat/0.png,1,2,2\n",
@@ -87,7 +87,7 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     "short lines": (
         "path,label\ncat/0.png\n",
         {},
-        ("row with more or fewer cells than the header, which has 2; the first"),
+        ("row with more or fewer cells than the header, which has 2 cells\\. The first"),
     ),
     "an open quote": (
         'path,label\n"cat/0.png,1\n',
@@ -130,22 +130,22 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     "not there": (
         TEXT + "cat/secret.png,1\n",
         {},
-        r"the file in the column path does not exist for 1 image: row 12 \(the header is",
+        r"the file in the column 'path' does not exist for 1 image: row 12 \(the header is",
     ),
     "no endings": (
         TEXT.replace(".png", ""),
         {},
-        ("the file in the column path does not exist for 10 images: row 2, row 3, row"),
+        ("the file in the column 'path' does not exist for 10 images: row 2, row 3, row"),
     ),
     "in other letters": (
         TEXT.replace("cat/0", "Cat/0") + "cat/é.png,1\n",
         {},
-        r"the file in the column path does not exist for 2 images: row 2, row 12 \(the header",
+        r"the file in the column 'path' does not exist for 2 images: row 2, row 12 \(the header",
     ),
     "longer than any file": (
         TEXT + f"{'x' * 5000}.png,2\n",
         {},
-        r"the file in the column path does not exist for 1 image: row 12 \(the header is",
+        r"the file in the column 'path' does not exist for 1 image: row 12 \(the header is",
     ),
     "up": (TEXT + "../secret.png,1\n", {}, OUT),
     "absolute beside relative": (TEXT + "/etc/passwd,1\n", {}, OUT),
@@ -170,7 +170,7 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     "a column for each class": (
         one_hot(),
         {},
-        "the table has no column label, but columns of 0 and 1: MEL, NV,",
+        "the table has no column 'label', but columns of 0 and 1: MEL, NV,",
     ),
     "a column for each class, as said": (
         one_hot(),
@@ -198,7 +198,7 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     "dx": (
         rows("path,dx", *["dog", "cat"] * 5),
         {},
-        ("the table has no column label among path, dx"),
+        ("the table has no column 'label' among path, dx"),
     ),
     "dx, as said": (rows("path,dx", *["dog", "cat"] * 5), {"label_columns": ("dx",)}, TURNS),
     "a column that is not there": (
@@ -262,7 +262,7 @@ def test_a_row_is_named_as_viewers_of_its_file_number_it_and_located_by_that(
         tmp_path / "raw", {"label": ["cat", "dog"] * 6, "split": [*["train"] * 11, "holdout"]}
     )
     message = check_verdict(
-        "the column split has an unknown word for 1 image:",
+        "the column 'split' has an unknown word for 1 image:",
         lambda: prepare(kind, raw),
     )
     assert ("the first row is 0" in message) == (
@@ -312,7 +312,9 @@ def test_links_out_of_the_folder_matter_only_if_a_row_uses_them(prepare, class_f
     assert prepare("table", class_folder / "labels.csv").num_images == 10
     (class_folder / "linked").symlink_to(class_folder / "cat")
     (class_folder / "labels.csv").write_text(TEXT.replace("cat/0", "linked/0"))
-    with pytest.raises(DataError, match="is a link to a folder or out of the raw folder"):
+    with pytest.raises(
+        DataError, match="is a link to a folder, or to a file outside the raw folder"
+    ):
         prepare("table", class_folder / "labels.csv", name="other")
 
 
@@ -352,7 +354,7 @@ class TestImageFolder:
 SPLITS = {
     "a column that denies its folder": (
         {"train": {"split": "train"}, "test": {"split": "train"}},
-        "column split contradicts the name of the folder or file for 10 images: test",
+        "column 'split' contradicts the name of the folder or file for 10 images: test",
     ),
     "tables on top and in a split": (
         {"train": {}, ".": {}},

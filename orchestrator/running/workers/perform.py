@@ -11,7 +11,7 @@ from typing import NamedTuple
 from orchestrator.results.store import FileKind
 from orchestrator.running.actors import ArtifactStore, MessageQueue
 from orchestrator.running.messages import TrialAssignment
-from orchestrator.running.trial_device import TrialDevice
+from orchestrator.running.workers.trial_device import TrialDevice
 from search_spaces.errors import CorruptStoreError
 from tasks.prepared.subsets import TrialData
 from tasks.trials.records import SearchResult, TrialResult

@@ -1,7 +1,7 @@
 """The worker: a Ray process that runs trials one after the other, without shared state.
 
-A worker reads no file of the driver's disk. If a trial raises an exception, the worker sends a
-report of the failure to the driver.
+A worker reads no file from the driver's disk. If a trial raises an exception, the worker sends
+a report of the failure to the driver.
 """
 
 from __future__ import annotations
@@ -18,32 +18,34 @@ from orchestrator.machine.gpus import torch_gpus
 from orchestrator.machine.mps import breaks_mps, stop_using_from_worker
 from orchestrator.results.provenance import code_fingerprint, provenance
 from orchestrator.results.records import FailureKind, TrialFailure
-from orchestrator.running import trial_device
 from orchestrator.running.actors import ArtifactStore, MessageQueue
-from orchestrator.running.attempt_log import recorded
 from orchestrator.running.messages import (
     TrialAssignment,
     TrialFailedError,
     TrialReport,
     WorkerLocation,
 )
-from orchestrator.running.perform import Perform, TrialTask, perform_trial
 from orchestrator.running.queue import ASSIGNMENT
 from orchestrator.running.recovery.failures import OtherCodeError, classify
+from orchestrator.running.workers import trial_device
+from orchestrator.running.workers.attempt_log import recorded
+from orchestrator.running.workers.perform import Perform, TrialTask, perform_trial
 from search_spaces.errors import SweepError
 from tasks.prepared.subsets import TrialData
 
 REPORT = "report"
 """Key of a trial's only Tune result: its :class:`TrialReport` as JSON text."""
 NODE_FAILURES = (FailureKind.DEVICE_ERROR, FailureKind.OTHER_CODE)
-"""Kinds of failures that the node caused, if the first trial of a process fails with them."""
+"""Kinds of failures. If the first trial of a process fails with one of them, the node is the
+cause."""
 
 
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without types
     """Tune's trainable: each ``step`` runs one trial and returns its :class:`TrialReport`.
 
-    If a trial fails, ``step`` raises :class:`TrialFailedError` with the report. Ray then shows the
-    task as failed. Tune ends the process, so that the failure cannot affect the next trial.
+    If a trial fails, ``step`` raises :class:`TrialFailedError` with the report. Ray then shows
+    the task as failed. Tune ends the process, so that the failure cannot affect the next
+    trial.
     """
 
     def setup(
@@ -163,8 +165,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         """Return the failure for an exception, with facts about the GPU of this process.
 
         If the node caused the failure of a process's first trial, this method waits for
-        ``FIRST_QUARANTINE_S`` seconds. A node that fails at once would otherwise get every trial of
-        the sweep.
+        ``FIRST_QUARANTINE_S`` seconds. A node that fails at once would otherwise get every
+        trial of the sweep.
         """
         failure = classify(error)
         num_gpus = self.assignment.resources.num_gpus

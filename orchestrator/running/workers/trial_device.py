@@ -1,8 +1,8 @@
 """The device of a trial in its worker: the GPU that Ray assigned, or a CPU.
 
-If Ray assigned a GPU, the trial uses this GPU or fails; it never uses a CPU instead. Before the
-first step three things are checked: torch reaches the GPU, the GPU supports the recipe's precision,
-and the GPU passes the self-test with the trial's network.
+If Ray assigned a GPU, the trial uses this GPU or fails; it never uses a CPU instead. Before
+the first step three things are checked: torch reaches the GPU, the GPU supports the recipe's
+precision, and the GPU passes the self-test with the trial's network.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from tasks.trials.records import CONTEXT_BYTES, ComputeOptions
 log = logging.getLogger(__name__)
 
 FIRST_QUARANTINE_S = 120.0
-"""Seconds of a GPU's first quarantine. A worker also waits so long before it reports that its first
-trial failed because of the GPU. A GPU that fails at once would otherwise get every trial of the
-sweep."""
+"""Seconds of a GPU's first quarantine. A worker waits for the same time before it reports that
+its first trial failed because of the GPU. A GPU that fails at once would otherwise get every
+trial of the sweep."""
 
 
 class UnusableGpuError(SetupError):
@@ -39,8 +39,8 @@ class UnusableGpuError(SetupError):
 
     Attributes:
         gpu: text for the GPU and its node.
-        device_lost: False if the GPU works, but computes wrong numbers or lacks bfloat16. True if
-            the GPU or the process that tested it failed.
+        device_lost: False if the GPU works, but computes wrong numbers or lacks bfloat16. True
+            if the GPU or the process that tested it failed.
     """
 
     gpu = ""
@@ -86,8 +86,8 @@ class TrialDevice(ComputeOptions):
     """The device of a trial, and how the trial computes on it.
 
     Attributes:
-        note: why the trial uses no CUDA graphs; empty if it uses graphs, or if the sweep requests
-            no graphs.
+        note: why the trial uses no CUDA graphs; empty if it uses graphs, or if the sweep
+            requests no graphs.
     """
 
     note: str = ""
@@ -133,7 +133,8 @@ def check_numbers(network: NetworkSpec, num_threads: int) -> str:
         num_threads: number of CPU threads that the self-test may use.
 
     Returns:
-        Why trials of the network use plain steps on this GPU; empty if they use captured graphs.
+        Why trials of the network use plain steps on this GPU; empty if they use captured
+        graphs.
 
     Raises:
         UnusableGpuError: the GPU computes wrong numbers, or the self-test could not find out
@@ -195,7 +196,8 @@ def check_gpu(precision: str) -> None:
     The check before a run cannot cover nodes that join the cluster later.
 
     Raises:
-        UnusableGpuError: torch reaches no GPU, or the recipe needs bfloat16 and the GPU lacks it.
+        UnusableGpuError: torch reaches no GPU, or the recipe needs bfloat16 and the GPU lacks
+            it.
     """
     import torch
 
@@ -240,6 +242,6 @@ def held_by_others() -> HeldMemory | None:
 
 
 def gpu_and_node(uuid: str = "") -> str:
-    """Return text for messages about this process's GPU: UUID, or else number, and node."""
+    """Return this process's GPU and node as text; without a UUID, the GPU has its number."""
     number = os.environ.get("CUDA_VISIBLE_DEVICES") or "of no number"
     return f"{uuid or f'GPU {number}'} of node {socket.gethostname()}"

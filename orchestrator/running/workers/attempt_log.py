@@ -13,10 +13,11 @@ from typing import Any, TextIO
 from orchestrator.planning.redaction import without_secrets
 
 HEAD_CHARACTERS = 16_000
-"""Number of characters stored from the begin of a log, with versions, settings and the first
-error."""
+"""Number of characters that are stored from the beginning of a log. They contain versions,
+settings and the first error."""
 TAIL_CHARACTERS = 48_000
-"""Number of characters stored from the end of a log, with the reason why the attempt ended."""
+"""Number of characters that are stored from the end of a log. They contain the reason why the
+attempt ended."""
 
 
 class AttemptLog(io.TextIOBase):
@@ -33,14 +34,14 @@ class AttemptLog(io.TextIOBase):
         self._head += text[:room]
         self._tail += text[room:]
         surplus = len(self._tail) - TAIL_CHARACTERS
-        # The text is not shortened at every write, because each time copies the text.
+        # Shortening copies the text, so the text is not shortened at every write.
         if surplus > TAIL_CHARACTERS // 4:
             self._tail = self._tail[surplus:]
             self._num_left_out += surplus
         return len(text)
 
     def text(self) -> str:
-        """Return the log without secrets. A line has the number of omitted characters."""
+        """Return the log without secrets. If characters are left out, a line says how many."""
         gap = ""
         if self._num_left_out:
             gap = f"\n… {self._num_left_out:,} characters are left out …\n"
@@ -50,8 +51,8 @@ class AttemptLog(io.TextIOBase):
 class _Tee(io.TextIOBase):
     """A stream that also writes to an attempt's log.
 
-    User code may use all methods of the original stream. The log lacks only bytes that are written
-    to ``buffer`` or to the file descriptor.
+    User code may use all methods of the original stream. The log lacks only bytes that are
+    written to ``buffer`` or to the file descriptor.
     """
 
     def __init__(self, stream: TextIO, attempt_log: AttemptLog) -> None:

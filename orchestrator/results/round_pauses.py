@@ -1,7 +1,4 @@
-"""The pauses between rounds of updates to MLflow, with and without a failure.
-
-They grow while MLflow fails.
-"""
+"""The pauses between rounds of updates to MLflow, which grow while MLflow fails."""
 
 from __future__ import annotations
 
@@ -14,27 +11,24 @@ FIRST_PAUSE_S = 0.05
 MAX_PAUSE_S = 15.0
 """Seconds of the longest pause between two retries."""
 PAUSE_GROWTH = 1.6
-"""Factor between the lengths of two pauses, so that a server that is down gets fewer requests."""
-WARN_AFTER_S = 2.0
-"""Seconds without an answer after which a warning is printed."""
+"""Length of a pause divided by the length of the pause before: a server that is down gets
+fewer requests."""
 
 
 @dataclass
 class RoundPauses:
-    """The pause before the next round of updates, and whether the user was warned.
+    """The pause before the next round of updates.
 
     Attributes:
         next_pause_s: Length of the pause before the next round, in seconds.
         is_skipped: True if the next round starts at once, because another thread waits for it.
-        failing_since: Monotonic time of the first failure since the last progress, in seconds. None
-            if MLflow answers.
-        is_warned: True if the user was warned that MLflow does not answer.
+        failing_since: Monotonic time of the first failure since the last progress, in seconds.
+            None if MLflow answers.
     """
 
     next_pause_s: float = 0.0
     is_skipped: bool = False
     failing_since: float | None = None
-    is_warned: bool = False
 
     def skip(self) -> None:
         """Let the next round start at once. If it fails, pauses grow from the shortest again."""
@@ -42,7 +36,7 @@ class RoundPauses:
         self.next_pause_s = FIRST_PAUSE_S
 
     def start_round(self) -> None:
-        """Start a round, and plan the usual pause after it if MLflow answers."""
+        """Start a round. If MLflow answers, the pause after it is GATHER_S."""
         self.is_skipped = False
         if self.failing_since is None:
             self.next_pause_s = GATHER_S
@@ -59,8 +53,8 @@ class RoundPauses:
         """Note that MLflow answers."""
         self.failing_since = None
 
-    def must_warn(self, now: float) -> bool:
-        """Return whether the user must be warned now that MLflow does not answer."""
-        if self.is_warned or self.failing_since is None:
-            return False
-        return now - self.failing_since >= WARN_AFTER_S
+    def failing_s(self, now: float) -> float:
+        """Return for how many seconds MLflow has failed; 0 if it answers."""
+        if self.failing_since is None:
+            return 0.0
+        return now - self.failing_since

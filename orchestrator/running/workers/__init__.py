@@ -1,0 +1,1 @@
+"""The code that runs in a worker: run a trial on its device, and report its result or failure."""
