@@ -680,7 +680,7 @@ def test_a_recipe_file_may_be_in_the_folder_of_the_sweep_file(tmp_path):
         ("{from: smoke, learning_rate: abc}", r"`recipe\.learning_rate` is 'abc', but should be"),
         (
             "{from: smoke, epochs: [1, -1]}",
-            r"value 2 of `recipe\.epochs` is -1, but must be at least 0",
+            r"value 2 of `recipe\.epochs` is -1, but must be at least 1",
         ),
         ("{from: smoke, epochs: '3'}", r"`recipe\.epochs` is '3', but should be"),
         ("{from: smoke, epochs: []}", r"`recipe\.epochs` is \[\]: the list is empty"),
