@@ -26,8 +26,9 @@ from torch._subclasses.fake_tensor import (
 )
 
 from search_spaces.errors import ConfigError, SweepError, plural, unknown_name
-from search_spaces.models import MODELS, code_hash, source_files
+from search_spaces.models import MODELS
 from search_spaces.specs import ModelSpec
+from search_spaces.user_code import code_hash, source_files
 from tasks.trials import networks
 from tasks.trials.isolation import fixed_torch_state, seeded
 from tasks.trials.networks import PoolsFirst
@@ -371,7 +372,7 @@ def install_code(texts: Mapping[str, str]) -> None:
     """Make source code from the driver importable. It replaces other modules of the same name.
 
     Args:
-        texts: source code by relative path, from :func:`search_spaces.models.source_texts`.
+        texts: source code by relative path, from :func:`search_spaces.user_code.source_texts`.
     """
     if not texts:
         return

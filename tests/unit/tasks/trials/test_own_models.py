@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from search_spaces.errors import ConfigError
-from search_spaces.models import code_hash, model_spec, source_files, source_texts
+from search_spaces.models import model_spec
 from search_spaces.sweeps import ModelChoice
+from search_spaces.user_code import code_hash, source_files, source_texts
 from tasks.trials.models import build_model, check_buildable, install_code
 
 NETWORK = """
