@@ -127,8 +127,8 @@ def _check_finite(rows_not_finite: list[int], num_rows: int) -> None:
     if rows_not_finite:
         first_rows = ", ".join(map(str, sorted(rows_not_finite)[:5]))
         raise DataError(
-            f"{len(rows_not_finite)} of {num_rows} rows have values that are NaN or infinite, for "
-            f"example row {first_rows}",
+            f"{len(rows_not_finite)} of {num_rows} rows have values that are NaN or infinite, "
+            f"for example row {first_rows}",
             hint="Remove these rows, or correct their values",
         )
 

@@ -299,8 +299,8 @@ def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
             if may_work_on_other_images(error, model, input_shape):
                 return
             raise ConfigError(
-                f"Your network {spec.architecture} raised {one_line(error)} on a float32 batch "
-                f"of shape {input_shape}",
+                f"Your network {spec.architecture} raised {one_line(error)} on a float32 "
+                f"batch of shape {input_shape}",
                 hint="Correct the forward method of your network",
             ) from error
         if not isinstance(error, AssertionError | RuntimeError | ValueError):
@@ -318,8 +318,8 @@ def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
         network_name = f"Your network {spec.architecture}"
     raise ConfigError(
         f"{network_name} returned {returned} for "
-        f"{plural(num_images, 'image')} and {shape.num_outputs} outputs, but should return one row "
-        "of logits per image",
+        f"{plural(num_images, 'image')} and {shape.num_outputs} outputs, but should return "
+        "one row of logits per image",
         hint="Choose an architecture for classification",
     )
 
