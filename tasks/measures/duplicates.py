@@ -1,8 +1,9 @@
 """Check the rows of a source before they are measured: duplicates, values and dtypes.
 
 A *duplicate* is a row that equals an earlier row. If the labels of the two rows differ, they are a
-*conflict*. Equal rows are found in two steps: rows with equal hash keys are compared by the digests
-of all their values. All rows are read once, in *pieces* that fit into memory.
+*conflict*. Equal rows are found in two steps. First, all rows are read once, in *pieces* that fit
+into memory, and each row gets a hash key of some of its values. Then rows with equal keys are read
+again, and are compared by the digests of all their values.
 
 If all values are whole numbers from 0 to 255, or all are such numbers divided by 255, the rows are
 measured as bytes, because distances between bytes are exact. The number 1 or 1/255 is then the

@@ -254,7 +254,7 @@ def _construct(
     """Return a library's network.
 
     Args:
-        spec: architecture and arguments. An argument in ``fixed`` is not allowed.
+        spec: architecture and arguments.
         shape: sizes, for messages.
         constructor: the library's function.
         defaults: arguments that ``spec`` may replace.
@@ -314,13 +314,14 @@ def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
     if isinstance(logits, Tensor):
         returned = str(tuple(logits.shape))
     network_name = f"{spec.library} {spec.architecture}"
+    hint = "Choose an architecture for classification"
     if spec.library == "own":
         network_name = f"Your network {spec.architecture}"
+        hint = "Correct the forward method of your network"
     raise ConfigError(
-        f"{network_name} returned {returned} for "
-        f"{plural(num_images, 'image')} and {shape.num_outputs} outputs, but should return "
-        "one row of logits per image",
-        hint="Choose an architecture for classification",
+        f"{network_name} returned {returned} for {plural(num_images, 'image')}, but should return "
+        f"logits of the shape ({num_images}, {shape.num_outputs})",
+        hint=hint,
     )
 
 
