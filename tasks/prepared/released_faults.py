@@ -159,9 +159,9 @@ def _pool_indices(candidates: Candidates, spec: SubsetSpec, train_size: int) -> 
     num_images = train_size + spec.test_size
     if num_images % num_classes:
         raise DataError(
-            f"{spec.prepared.dataset} with the faults of the released code: train size + test size "
-            f"must be a multiple of the number of classes, but {train_size} + {spec.test_size} is "
-            f"not a multiple of {num_classes}",
+            f"{spec.prepared.dataset} with the faults of the released code: train size + test "
+            f"size must be a multiple of the number of classes, but {train_size} + "
+            f"{spec.test_size} is not a multiple of {num_classes}",
             hint="Change train_sizes or test_size",
         )
     num_per_class = num_images // num_classes
@@ -171,8 +171,8 @@ def _pool_indices(candidates: Candidates, spec: SubsetSpec, train_size: int) -> 
         if len(members) < num_per_class:
             raise DataError(
                 f"{spec.prepared.dataset} with the faults of the released code: {train_size} "
-                f"training and {spec.test_size} test images need {num_per_class} images of each "
-                f"class, but one class has only {len(members)}",
+                f"training and {spec.test_size} test images need {num_per_class} images of "
+                f"each class, but one class has only {len(members)}",
                 hint="Lower train_sizes or test_size",
             )
         chosen.append(members[:num_per_class])
