@@ -61,7 +61,7 @@ NUMBERS_OF_PROCESSES = (1, 2, 4)
 PAIR_WINDOW_S = 8.0
 """Seconds of the period in which the images of all processes on the GPU are counted."""
 CPU_WINDOW_S = 0.5
-"""Seconds of this period on a CPU."""
+"""Seconds of the period in which the images of all processes on a CPU are counted."""
 NO_MPS = {"CUDA_MPS_PIPE_DIRECTORY": "/nowhere"}
 """Variables for a process without MPS: CUDA uses MPS only if this folder contains its socket."""
 
