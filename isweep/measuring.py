@@ -211,8 +211,8 @@ def measure(
         )
     if image_size is not None or channels != 1:
         raise ConfigError(
-            f"image_size={image_size} and channels={channels} can be used only with image files, "
-            "but the images are an array",
+            f"image_size={image_size} and channels={channels} can be used only with image "
+            "files, but the images are an array",
             hint="Remove these arguments, and resize the array before you call isweep.measure",
         )
     request = MeasureRequest(source="", class_pair=pair, train_sizes=sizes, settings=method)

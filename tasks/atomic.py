@@ -17,21 +17,18 @@ from typing import IO
 
 
 @contextmanager
-def replacing(
-    path: str | os.PathLike[str], *, mode: int = 0o666, durable: bool = True
-) -> Iterator[IO[bytes]]:
+def replacing(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[IO[bytes]]:
     """Open a file that replaces ``path`` when the block ends without an error.
 
     After an error, ``path`` is unchanged.
 
     Args:
         path: path of the file. A missing folder is created.
-        mode: permissions. The umask of the process removes some of them.
         durable: True to wait until the file is on the disk; False for files that may be lost in a
             power failure.
     """
     path = Path(path)
-    with _sibling(path, mode) as (file, temporary):
+    with _sibling(path) as (file, temporary):
         yield file
         if durable:
             _flush(file)
@@ -116,8 +113,11 @@ def without_waiting(path: str, flags: int) -> int:
 
 
 @contextmanager
-def _sibling(path: Path, mode: int) -> Iterator[tuple[IO[bytes], Path]]:
-    """Open a temporary file in the folder of ``path``. Remove the file afterwards."""
+def _sibling(path: Path, mode: int = 0o666) -> Iterator[tuple[IO[bytes], Path]]:
+    """Open a temporary file in the folder of ``path``. Remove the file afterwards.
+
+    The umask of the process removes some of the permissions ``mode``.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:

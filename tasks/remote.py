@@ -21,7 +21,7 @@ MAX_RETRIES = 3
 node ends, or the kernel kills a process to free memory. If the worker of a task dies four times in
 a row, the task is probably the reason."""
 ENDING_S = 1.0
-"""Seconds until a running call is canceled, so that most calls end without being canceled."""
+"""Seconds in which a running call can end by itself before it is canceled."""
 PATIENCE_S = 60.0
 """Seconds that calls wait for CPUs which other work uses, before a note is printed."""
 

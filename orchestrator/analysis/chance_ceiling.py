@@ -60,8 +60,8 @@ def why_flattened(rows: pd.DataFrame) -> str:
     num_at_chance = int(rows[AT_CHANCE_LEVEL].sum())
     num_points = plural(int(rows[LOG_LOSS].count()), "point")
     return (
-        f"the losses of {num_at_chance} of {num_points} are at chance level, which flattens slopes "
-        "by an unknown amount"
+        f"the losses of {num_at_chance} of {num_points} are at chance level, which flattens "
+        "slopes by an unknown amount"
     )
 
 

@@ -78,15 +78,15 @@ from orchestrator.results.columns import (
 from search_spaces.errors import plural
 
 ONE_FAMILY = (
-    "The p-values are adjusted together over the tests of {} (Holm). If the tests' assumptions "
-    "hold, the chance of any false claim is at most 5 %."
+    "The p-values are adjusted together over the tests of {} (Holm). If the tests' "
+    "assumptions hold, the chance of any false claim is at most 5 %."
 )
 """Sentences on a ledger whose tests are all of one family."""
 TWO_FAMILIES = (
-    "The p-values form two families (Holm). A claim that isweep fit tests too is adjusted over the "
-    "tests of isweep fit, any other over all tests of this ledger. If the tests' assumptions hold, "
-    "the chance of any false claim is at most 5 % in each family, and at most 10 % in the two "
-    "families together."
+    "The p-values form two families (Holm). A claim that isweep fit tests too is adjusted "
+    "over the tests of isweep fit, any other over all tests of this ledger. If the tests' "
+    "assumptions hold, the chance of any false claim is at most 5 % in each family. In the two "
+    "families together, the chance is at most 10 %."
 )
 """Sentences on a ledger whose tests are of two families."""
 FAMILY_WORDS: dict[Family, str] = {
@@ -203,9 +203,9 @@ class Ledger:
         claims = laid_out(
             "claims",
             f"The study's claims against {self.sweep}",
-            "Supported or contradicted: the adjusted p is at most 0.05 (Holm), and the interval "
-            f"excludes the null value. Intervals are over {_replicates(self.entries)}. Powers are "
-            f"for Holm's strictest level. {self.families}".rstrip(),
+            "Supported or contradicted: the adjusted p is at most 0.05 (Holm), and the "
+            f"interval excludes the null value. Intervals are over {_replicates(self.entries)}. "
+            f"Powers are for Holm's strictest level. {self.families}".rstrip(),
             self.entries,
             {
                 "no.": lambda answer: answer.question.source,
@@ -240,8 +240,8 @@ class Ledger:
         if of_datasets:
             sources = ", ".join(answer.question.source for answer in of_datasets)
             texts.append(
-                f"NOT TESTABLE  {sources}. These claims compare several datasets. `isweep fit` has "
-                "the answers of the class pairs of this dataset."
+                f"NOT TESTABLE  {sources}. These claims compare several datasets. `isweep "
+                "fit` has the answers of the class pairs of this dataset."
             )
         if self.families:
             texts.append(self.families)
@@ -458,8 +458,8 @@ def _dimension(prepared: Prepared, fits: ScalingFits) -> Answer:
     question = replace(
         answer.question,
         estimand=(
-            f"slope of log loss on 1/d_data{given(terms, INVERSE_D)} (negative where it rises with "
-            "d_data); t and permutation"
+            f"slope of log loss on 1/d_data{given(terms, INVERSE_D)} (negative where it rises "
+            "with d_data); t and permutation"
         ),
     )
     note = ""

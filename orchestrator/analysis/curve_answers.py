@@ -60,9 +60,9 @@ CHANCE_MARGIN = 0.05
 """Share of the loss or error at chance level by which a score must be better, if the size of
 the test set is unknown."""
 MEASURED_ASSURANCE = {3: 44, 4: 57, 5: 71}
-"""Number of train sizes of a curve -> percentage of cases in which the number of images for a
-probability of 80 % was large enough (``benchmarks/prediction_rivals.py``, 489 curves of
-losses)."""
+"""Number of train sizes of a curve -> per cent of the cases in which the predicted number of
+images was large enough. The numbers were predicted for a probability of 80 %, from 489 curves of
+losses (``benchmarks/prediction_rivals.py``)."""
 CHANCE_STANDARD_ERRORS = 2.0
 """Number of standard errors of the test set by which a score must be better than chance
 level."""
@@ -122,8 +122,8 @@ class CurveQuestion:
             )
         if self.metric != "loss" and not 0 < self.target < 1:
             raise ConfigError(
-                f"The target {METRIC_WORDS[self.metric]} is {self.target:g}, but it must be above "
-                "0 and below 1",
+                f"The target {METRIC_WORDS[self.metric]} is {self.target:g}, but it must be "
+                "above 0 and below 1",
                 hint="Give a share: write 90 % as 0.9",
             )
 
@@ -293,10 +293,10 @@ class CurveAnswer:
             doubt = " If you have more classes, add a column num_classes."
         return (
             f"No {word} is clearly better than chance level, {number(chance.score)} for "
-            f"{num_classes} classes. The network has learned nothing yet, and these results cannot "
-            f"show whether more images would help.{doubt} Train with "
-            f"{number(2 * self.largest_size)} images next. If the score stays at chance level, "
-            "check the labels and the recipe."
+            f"{num_classes} classes. The network has learned nothing yet, and these results "
+            f"cannot show whether more images would help.{doubt} Train with "
+            f"{number(2 * self.largest_size)} images next. If the score stays at chance "
+            "level, check the labels and the recipe."
         )
 
     def _score(self) -> str:
@@ -325,9 +325,9 @@ class CurveAnswer:
             change = "gets worse"
         return (
             f"Your {METRIC_WORDS[self.question.metric]} {change} with more images: "
-            f"{self._point_text(first)}, {self._point_text(last)} images. Check the labels and the "
-            "recipe, or train more seeds. The following prediction rests on the curves of other "
-            "datasets."
+            f"{self._point_text(first)}, {self._point_text(last)} images. Check the labels "
+            "and the recipe, or train more seeds. The following prediction rests on the "
+            "curves of other datasets."
         )
 
     def _shape(self) -> str:
@@ -348,9 +348,10 @@ class CurveAnswer:
         if images.assured <= smallest:
             probability = _percent(images.probability_at_smallest)
             return (
-                f"For {goal}: at most {number(smallest)} images are needed, with a probability of "
-                f"{probability}. This is your smallest train size. To see whether fewer images "
-                f"suffice, train with {number(max(1, smallest // 2))} images."
+                f"For {goal}: at most {number(smallest)} images are needed, with a "
+                f"probability of {probability}. This is your smallest train size. To see "
+                f"whether fewer images suffice, train with {number(max(1, smallest // 2))} "
+                "images."
             )
         if np.isfinite(images.assured):
             lead = f"For {goal}: {number(images.assured)} images reach it {sure}."
@@ -358,8 +359,8 @@ class CurveAnswer:
         else:
             at_limit = _percent(images.probability_at_limit)
             lead = (
-                f"For {goal}: even {number(self.limit)} images reach it only with a probability "
-                f"of {at_limit}."
+                f"For {goal}: even {number(self.limit)} images reach it only with a "
+                f"probability of {at_limit}."
             )
             advice = f" Train with {number(2 * self.largest_size)} images, and predict again."
             if images.probability_reachable < LEAST_REACHABLE:
@@ -369,8 +370,8 @@ class CurveAnswer:
     def _guess(self, images: NeededImages) -> str:
         """Return sentences on the median N and its interval, also if they are uncertain."""
         never = (
-            f" With a probability of {_percent(1 - images.probability_reachable)}, no number of "
-            "images reaches it."
+            f" With a probability of {_percent(1 - images.probability_reachable)}, no number "
+            "of images reaches it."
         )
         if images.probability_reachable < LEAST_REACHABLE:
             return never
@@ -454,8 +455,8 @@ def answer(
         raise ConfigError(
             f"{name}: the requested train size of {number(asked_size)} is too far from your "
             f"largest train size of {number(curve.largest_size)}",
-            hint=f"Give a train size of at most {number(limit)} ({MAX_EXTRAPOLATION:g} times your "
-            "largest train size)",
+            hint=f"Give a train size of at most {number(limit)} ({MAX_EXTRAPOLATION:g} times "
+            "your largest train size)",
         )
     num_test_images = question.test_size or curve.points[-1].num_test_images
     score = curve.score_at(asked_size, num_test_images=num_test_images)
@@ -483,6 +484,7 @@ def _needed_images(curve: LearningCurve, target: float, assurance: float) -> Nee
     reachable = curve.probability_met(target, LARGEST_TRAIN_SIZE)
     return NeededImages(
         assured=curve.size_for(target, assurance=assurance),
+        # The median of the N of those curves that reach the target at all.
         middle=curve.size_for(target, assurance=reachable / 2, limit=np.inf),
         low=curve.size_for(target, assurance=TAIL, limit=np.inf),
         high=curve.size_for(target, assurance=1 - TAIL, limit=np.inf),
@@ -602,6 +604,8 @@ def chance_level(rows: pd.DataFrame, metric: Metric) -> ChanceLevel | None:
     num_classes = int(class_counts.max()) if len(class_counts) else 2
     level = score_of_guessing(metric, num_classes)
     for gain, margin in _gains_over_guessing(rows, metric, level):
+        # A score far worse than guessing between the assumed two classes is no chance level
+        # either: there are more classes.
         if gain > margin or (is_assumed and abs(gain) > margin):
             return None
     return ChanceLevel(level, num_classes, is_assumed)
@@ -637,9 +641,10 @@ def _is_chance_unknown(rows: pd.DataFrame, metric: Metric) -> bool:
 def _unknown_chance(names: Sequence[str], metric: Metric) -> str:
     """Return the remark on curves for which :func:`_is_chance_unknown` is true."""
     return (
-        f"{listing(names)}: no {METRIC_WORDS[metric]} is clearly better than chance level for two "
-        f"classes, {number(score_of_guessing(metric, 2))}. If your dataset has two classes, the "
-        "network has learned nothing yet. If it has more classes, add a column num_classes."
+        f"{listing(names)}: no {METRIC_WORDS[metric]} is clearly better than chance level for "
+        f"two classes, {number(score_of_guessing(metric, 2))}. If your dataset has two "
+        "classes, the network has learned nothing yet. If it has more classes, add a column "
+        "num_classes."
     )
 
 
@@ -672,8 +677,8 @@ def _below_chance(rows: pd.DataFrame, question: CurveQuestion) -> list[str]:
     word = METRIC_WORDS[metric]
     chance = f"{number(level)} for {plural(num_classes, 'class')}"
     return [
-        f"A network that guesses reaches the target {word} of {number(target)}, because chance "
-        f"level is {chance}. Choose a target {better} {number(level)}."
+        f"A network that guesses reaches the target {word} of {number(target)}, because "
+        f"chance level is {chance}. Choose a target {better} {number(level)}."
     ]
 
 
@@ -685,8 +690,8 @@ def _below_sizes(rows: pd.DataFrame, question: CurveQuestion) -> list[str]:
     requested = number(question.train_size)
     return [
         f"The requested train size of {requested} is below your smallest train size of "
-        f"{number(smallest)}. The prediction is less reliable there. Train with {requested} images "
-        "to measure the score."
+        f"{number(smallest)}. The prediction is less reliable there. Train with {requested} "
+        "images to measure the score."
     ]
 
 
@@ -697,8 +702,8 @@ def _exact_scores(rows: pd.DataFrame, question: CurveQuestion) -> list[str]:
         return []
     return [
         f"The size of the test set is unknown for {num_unknown} of {plural(len(rows), 'row')}. "
-        "isweep takes these scores as exact, so the intervals do not include the noise of the test "
-        "set. Give the number of test images with --test-size, or in a column test_size."
+        "isweep takes these scores as exact, so the intervals do not include the noise of the "
+        "test set. Give the number of test images with --test-size, or in a column test_size."
     ]
 
 
@@ -710,6 +715,7 @@ def _measured_assurance(curves: Sequence[CurveAnswer]) -> list[str]:
         # enough.
         if curve.images is not None and curve.largest_size < curve.images.assured < np.inf:
             sizes.append(len(curve.points))
+    # Shorter curves than in the benchmark get its value for the shortest ones.
     num_sizes = max(min(sizes, default=max(MEASURED_ASSURANCE) + 1), min(MEASURED_ASSURANCE))
     if num_sizes not in MEASURED_ASSURANCE:
         return []
@@ -728,6 +734,7 @@ def _chance_margin(level: float, metric: Metric, tested: Iterable[float]) -> flo
     # At chance level an AUROC of balanced classes has a variance of about 1/(3 n).
     variance = 1 / (3 * num_test_images) if metric == "auroc" else (1 - level) * level
     if metric != "auroc":
+        # The accuracy of guessing is a mean of independent images.
         variance /= num_test_images
     return float(CHANCE_STANDARD_ERRORS * np.sqrt(variance))
 
@@ -747,8 +754,9 @@ def _has_learned(rows: pd.DataFrame) -> bool:
 def _overconfident(name: str) -> str:
     """Return the remark on a network that has learned, but has losses at chance level."""
     return (
-        f"{name}: the losses are no better than chance level, but its accuracy or AUROC is. The "
-        "network gives wrong probabilities. Predict its accuracy or AUROC instead of its loss."
+        f"{name}: the losses are no better than chance level, but its accuracy or AUROC is. "
+        "The network gives wrong probabilities. Predict its accuracy or AUROC instead of its "
+        "loss."
     )
 
 
@@ -767,6 +775,7 @@ def score_text(score: float, metric: Metric) -> str:
     """Return a score with three figures, or with as many as separate it from a perfect score."""
     text = number(score)
     if metric in RISING_METRICS and text == "1" and score < 1:
+        # 0.99996 needs five decimals, because four would print 1.0000.
         num_decimals = math.ceil(-math.log10(1 - score))
         if num_decimals <= MAX_DECIMALS:
             return f"{score:.{num_decimals}f}"

@@ -83,10 +83,10 @@ class CheckedTable:
     """The usable rows of a table of results.
 
     Attributes:
-        rows: One row per training with the columns of the table, and in addition ``size``,
-            ``score``, ``tested`` (number of test images), ``positives`` (number of test images
+        rows: One row per training with the columns of the table, and five more columns:
+            ``size``, ``score``, ``tested`` (number of test images), ``positives`` (test images
             of the positive class of an AUROC) and ``classes`` (number of classes). The last
-            three are NaN if unknown.
+            three are NaN if they are unknown.
         remarks: Sentences on rows that were left out, and on the use of columns.
     """
 
@@ -124,8 +124,8 @@ def read_curve(path: Path) -> pd.DataFrame:
         ConfigError: If the file cannot be read as a table.
     """
     hint = (
-        "Give a CSV file in UTF-8 with the column train_size and a column of scores: test_loss, "
-        "test_error, test_accuracy or auc"
+        "Give a CSV file in UTF-8 with the column train_size and a column of scores: "
+        "test_loss, test_error, test_accuracy or auc"
     )
     if path.is_dir():
         raise ConfigError(f"{path} is a folder, not a CSV file", hint=hint)
@@ -265,8 +265,8 @@ def _without_repeats(rows: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]
     remarks: tuple[str, ...] = ()
     if num_copies := int(is_copy.sum()):
         remarks = (
-            f"Left out: {plural(num_copies, 'row')} equal to an earlier row. If they are different "
-            f"trainings, write the seed of each training into a column {SEED_COLUMN}.",
+            f"Left out: {plural(num_copies, 'row')} equal to an earlier row. If they are "
+            f"different trainings, write the seed of each training into a column {SEED_COLUMN}.",
         )
     if SEED_COLUMN in unique and unique[SEED_COLUMN].notna().all():
         keys = [name for name in TRAINING_COLUMNS if name in unique]
@@ -276,8 +276,8 @@ def _without_repeats(rows: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]
             same = unique["size"].eq(first["size"]) & has_rival
             lines = ", ".join(str(int(str(row)) + 2) for row in unique.index[same][:4])
             raise DataError(
-                f"Lines {lines} of the table have different scores for the same training (train "
-                "size, model and seed)",
+                f"Lines {lines} of the table have different scores for the same training "
+                "(train size, model and seed)",
                 hint="Keep one of these lines",
             )
     return unique, remarks
@@ -310,8 +310,8 @@ def _scores(table: pd.DataFrame, metric: Metric) -> pd.Series:
             first_cell, cell = table[first_name].iloc[place], table[name].iloc[place]
             line = int(str(table.index[place])) + 2
             raise DataError(
-                f"Line {line} of the table contradicts itself: {first_name} is {first_cell}, and "
-                f"{name} is {cell}",
+                f"Line {line} of the table contradicts itself: {first_name} is {first_cell}, "
+                f"and {name} is {cell}",
                 hint=f"Correct the line, or remove the column {name}",
             )
         scores = scores.fillna(repeated)

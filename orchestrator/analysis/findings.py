@@ -63,7 +63,7 @@ def opening_question(fits: ScalingFits) -> str:
 
 
 def what_was_found(fits: ScalingFits) -> tuple[str, ...]:
-    """Return at most three sentences: what was trained, what was found, and what stayed open."""
+    """Return three texts at most: what was trained, what was found, and what stayed open."""
     if fits.one_dataset is not None:
         return _what_was_trained(fits), fits.one_dataset.best_score.sentence
     by_verdict: dict[str, list[Finding]] = defaultdict(list)
@@ -115,8 +115,8 @@ def _nothing_decided(num_undecided: int) -> str:
     if num_undecided == 1:
         return "The one tested question is undecided: the data neither show nor exclude a relation."
     return (
-        f"All {num_undecided} tested questions are undecided: the data neither show nor exclude "
-        "these relations."
+        f"All {num_undecided} tested questions are undecided: the data neither show nor "
+        "exclude these relations."
     )
 
 
@@ -124,7 +124,12 @@ def _of_the_rest(other_decided: Sequence[Finding], num_undecided: int) -> str:
     """Return a sentence on the other decided findings, and on the undecided questions."""
     if other_decided:
         prefix = _opening(other_decided[0], "Also")
-        return f"{prefix}: {other_decided[0].claim}"
+        text = f"{prefix}: {other_decided[0].claim}"
+        num_more = len(other_decided) - 1
+        if num_more:
+            verb = "was" if num_more == 1 else "were"
+            text += f" {plural(num_more, 'more effect')} {verb} detected."
+        return text
     if num_undecided:
         verb = "is" if num_undecided == 1 else "are"
         return f"{plural(num_undecided, 'other question')} {verb} undecided."

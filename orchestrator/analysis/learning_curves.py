@@ -427,8 +427,8 @@ class LearningCurve:
         num_sizes = len({point.train_size for point in points})
         if num_sizes < MIN_SIZES:
             raise DataError(
-                f"The learning curve has {plural(num_sizes, 'train size')}, but a fit needs at "
-                f"least {MIN_SIZES}",
+                f"The learning curve has {plural(num_sizes, 'train size')}, but a fit needs "
+                f"at least {MIN_SIZES}",
                 hint=f"Train at {MIN_SIZES} sizes or more. Three sizes give a usable interval",
             )
         of_siblings = [

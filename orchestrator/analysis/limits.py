@@ -88,13 +88,13 @@ def _at_chance_level(points: pd.DataFrame) -> Iterator[str]:
     num_points = plural(len(rows_with_loss), "point")
     of_two_classes = f"{AT_CHANCE_SHARE * np.log(2):.3f} of {np.log(2):.3f} for two classes"
     yield (
-        f"In {int(is_high.sum())} of {num_points} the loss is at least {AT_CHANCE_SHARE:.0%} of "
-        f"the loss of guessing ({of_two_classes})."
+        f"In {int(is_high.sum())} of {num_points} the loss is at least {AT_CHANCE_SHARE:.0%} "
+        f"of the loss of guessing ({of_two_classes})."
     )
     if has_learned.any():
         yield (
-            f"At {int(has_learned.sum())} of these points the network still separates the classes: "
-            f"accuracy or AUROC is well above chance{_where(rows_with_loss, has_learned)}."
+            f"At {int(has_learned.sum())} of these points the network still separates the "
+            f"classes: accuracy or AUROC is well above chance{_where(rows_with_loss, has_learned)}."
         )
     if is_at_chance.any():
         yield (
@@ -108,9 +108,9 @@ def _unfitted(points: pd.DataFrame) -> Iterator[str]:
     num_unfitted = int(is_unfitted(points[TRAIN_ACCURACY], points[NUM_CLASSES]).sum())
     if num_unfitted:
         yield (
-            f"In {num_unfitted} of {plural(len(points), 'point')} the network does not fit its own "
-            "training images: train accuracy is less than halfway from chance to 100 %. Longer "
-            "training could lower these losses."
+            f"In {num_unfitted} of {plural(len(points), 'point')} the network does not fit "
+            "its own training images: train accuracy is less than halfway from chance to 100 "
+            "%. Longer training could lower these losses."
         )
 
 
@@ -130,8 +130,8 @@ def num_without_error(points: pd.DataFrame) -> int:
 def of_points_without_error(num_perfect: int, num_points: int) -> str:
     """Return the sentence on points at which no test image is classified wrongly."""
     return (
-        f"In {num_perfect} of {plural(num_points, 'point')} no test image is wrong: there the loss "
-        "measures confidence, not errors."
+        f"In {num_perfect} of {plural(num_points, 'point')} no test image is wrong: there the "
+        "loss measures confidence, not errors."
     )
 
 
@@ -203,8 +203,8 @@ def limits_of_origins(
         # The first remark: a terminal shows as many remarks as fit, and this one is about
         # losses.
         texts.append(
-            f"In {len(cut)} of {plural(len(datasets), 'dataset')}, training and test images come "
-            "from the same few pictures."
+            f"In {len(cut)} of {plural(len(datasets), 'dataset')}, training and test images "
+            "come from the same few pictures."
         )
     medical = [dataset for dataset in datasets if dataset.domain == MEDICAL]
     if medical and all(dataset in cut for dataset in medical):
@@ -222,8 +222,8 @@ def limits_of_origins(
     if cut:
         pictures = [f"{one.dataset} ({origins[one.dataset].cut_from})" for one in cut]
         texts.append(
-            f"Images are cut from these pictures: {listing(pictures)}. Losses on new pictures are "
-            "probably higher."
+            f"Images are cut from these pictures: {listing(pictures)}. Losses on new pictures "
+            "are probably higher."
         )
     return tuple(texts)
 

@@ -77,8 +77,8 @@ LOG_RATIO_RANGE = (-14.0, 9.0)
 """Searched range of the logarithm of a ratio of variances. The lower end means a ratio of
 0."""
 RATIO_STEPS, RATIO_ROUNDS = 13, 4
-"""Number of points per axis of the grid of ratios, and number of grids, each around the best
-point of the one before."""
+"""Number of points per axis of a grid of ratios, and number of grids. Each further grid lies
+around the best point of the grid before."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -278,8 +278,8 @@ def fit_growth(
         doubts.append(f"no fit for {subset} datasets ({reason}), so all datasets are used")
     raise DataError(
         f"No prediction can be computed from this sweep: {reason}",
-        hint="Add datasets (`isweep datasets` lists them) and train sizes to the sweep. Or use "
-        "another sweep that has several datasets and train sizes, such as demo",
+        hint="Add datasets (`isweep datasets` lists them) and train sizes to the sweep. Or "
+        "use another sweep that has several datasets and train sizes, such as demo",
     )
 
 

@@ -242,13 +242,13 @@ class OneDataset:
             is_detected = last.difference[0] > 0
             detected = "the networks differ" if is_detected else "no difference is detected"
             sentences.append(
-                f"Over seeds, {detected}: the loss of {last.runner_up} is {low} to {high} times "
-                f"that of {last.model} (95 % interval)."
+                f"Over seeds, {detected}: the loss of {last.runner_up} is {low} to {high} "
+                f"times that of {last.model} (95 % interval)."
             )
         else:
             sentences.append(
-                f"With {plural(self.num_seeds, 'seed')}, another training could change this. Train "
-                f"{MIN_SEEDS_FOR_INTERVAL} seeds to get an interval."
+                f"With {plural(self.num_seeds, 'seed')}, another training could change this. "
+                f"Train {MIN_SEEDS_FOR_INTERVAL} seeds to get an interval."
             )
         return " ".join(sentences)
 
@@ -259,14 +259,16 @@ class OneDataset:
         if last.test_images_needed is None:
             return ""
         lead = (
-            f"To detect the difference in accuracy between {last.model} and {last.runner_up} in 8 "
-            f"of 10 studies, a test set needs about {number(last.test_images_needed)} images"
+            f"To detect the difference in accuracy between {last.model} and {last.runner_up} "
+            f"in 8 of 10 studies, a test set needs about {number(last.test_images_needed)} "
+            "images"
         )
         if last.paired is not None:
             return f"{lead}, with both networks tested on the same images."
         return (
             f"{lead}. Fewer test images suffice if both networks err on the same images. To "
-            "compare the networks image by image, run the sweep again with --set predictions=true."
+            "compare the networks image by image, run the sweep again with --set "
+            "predictions=true."
         )
 
     @property
@@ -294,8 +296,8 @@ class OneDataset:
         return (
             f"d_data {number(self.d_data)} is higher than that of {num_below} of the "
             f"{len(published)} published datasets. According to the study's law, datasets of "
-            "higher dimension need more images for the same loss. isweep measure also compares "
-            "K_F with published values."
+            "higher dimension need more images for the same loss. isweep measure also "
+            "compares K_F with published values."
         )
 
 
@@ -387,8 +389,8 @@ def best_score(rows: pd.DataFrame) -> BestScore:
 def next_target(rows: pd.DataFrame) -> Target:
     """Return the score that the best curve is expected to reach with four times the images.
 
-    If no score better than the best score so far is expected, the target is half of the
-    errors, or half of the loss, of the best score. Accuracies are used if all rows have an
+    If the expected score is not better than the best score so far, the target has half the
+    errors, or half the loss, of the best score. Accuracies are used if all rows have an
     accuracy and no network is perfect.
 
     Args:
@@ -416,6 +418,8 @@ def _expected_scores(rows: pd.DataFrame, metric: Metric) -> list[float]:
 def _rounded_below(lowest: float, expected: float) -> float | None:
     """Return the expected errors with one or two digits; None if they are not the lowest."""
     for digits in (1, 2):
+        # A round target is easier to remember, but it must still be better than the best so
+        # far.
         rounded = float(f"{expected:.{digits - 1}e}")
         if 0 < rounded < lowest:
             return rounded
@@ -474,6 +478,7 @@ def robustness_by_size(rows: pd.DataFrame) -> tuple[RobustnessAtSize, ...]:
     ]
     if not columns:
         return ()
+    # Of several attacks with the largest epsilon, the one that adds most loss.
     strongest = max(columns, key=lambda column: (column.epsilon, rows[column.name].mean()))
     means = rows.groupby([MODEL, TRAIN_SIZE])[strongest.name].mean().dropna().reset_index()
     gains = []

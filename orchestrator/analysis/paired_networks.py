@@ -81,7 +81,7 @@ def paired_comparison(
         first: Predictions of the first network at one train size, with one row per seed and
             test image. The columns are ``seed``, ``image``, ``label`` and ``logit_0``, …, one
             per class.
-        second: Predictions of the second network, likewise.
+        second: Predictions of the second network, in the same columns.
         seed_column: Name of the column of seeds.
 
     Returns:

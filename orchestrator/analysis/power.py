@@ -68,8 +68,8 @@ EASIER = (
     "question on attacks counts as a test without an effect."
 )
 NO_CLAIM_BETWEEN_WORLDS = (
-    "isweep fit makes no claim about differences between base datasets, because they share images. "
-    "It compares each condition with its base dataset."
+    "isweep fit makes no claim about differences between base datasets, because they share "
+    "images. It compares each condition with its base dataset."
 )
 
 
@@ -327,14 +327,15 @@ class ExperimentPower:
         method = "a t interval over base datasets"
         if self.num_classes:
             method = (
-                f"by the jackknife over the {self.num_classes} classes that base datasets share, "
-                "which is wider than the t interval over base datasets"
+                f"by the jackknife over the {self.num_classes} classes that base datasets "
+                "share, which is wider than the t interval over base datasets"
             )
         return (
-            f"Power with {self.num_worlds} base datasets, if the true slope is {self.slope:g} and "
-            f"every condition passes its checks: {in_hundred(self.from_none)} such experiments "
-            f"distinguish the slope from 0, and {in_hundred(self.from_law)} distinguish it from "
-            f"the law's 1. The interval is about ±{self.half_width:.2f}, {method}."
+            f"Power with {self.num_worlds} base datasets, if the true slope is {self.slope:g} "
+            f"and every condition passes its checks: {in_hundred(self.from_none)} such "
+            f"experiments distinguish the slope from 0, and {in_hundred(self.from_law)} "
+            f"distinguish it from the law's 1. The interval is about ±{self.half_width:.2f}, "
+            f"{method}."
         )
 
 
@@ -394,8 +395,8 @@ class Power:
         if self.gpu_hours is not None:
             cost = f", {amount(self.gpu_hours)} GPU-hours"
         notes = [
-            f"The numbers are shares of {self.num_tables} simulated tables. Their standard error "
-            f"is at most {self._standard_error:.1%}.",
+            f"The numbers are shares of {self.num_tables} simulated tables. Their standard "
+            f"error is at most {self._standard_error:.1%}.",
             EASIER,
         ]
         untested = []
@@ -450,8 +451,8 @@ def power(
         raise unknown_name("effect", effect, tuple(EFFECTS))
     if len(design.datasets) < MIN_DATASETS:
         raise ConfigError(
-            f"The sweep has {plural(len(design.datasets), 'dataset')}, but a power calculation "
-            f"needs at least {MIN_DATASETS}",
+            f"The sweep has {plural(len(design.datasets), 'dataset')}, but a power "
+            f"calculation needs at least {MIN_DATASETS}",
             hint="Add datasets to the sweep",
         )
     if num_tables < 1:
@@ -489,8 +490,9 @@ def experiment_power(
 ) -> ExperimentPower:
     """Return the power of an experiment whose conditions double K_F: the least change that counts.
 
-    As in ``isweep fit``, the interval is the wider one of two: the t interval over base
-    datasets, and a jackknife over the classes that base datasets share.
+    As in ``isweep fit``, two intervals are computed, and the wider one counts. One is the t
+    interval over base datasets. The other one is from a jackknife over the classes that base
+    datasets share.
 
     Args:
         arms: The conditions of the experiment.
@@ -507,8 +509,8 @@ def experiment_power(
     num_worlds = len(num_arms)
     if num_worlds < MIN_WORLDS:
         raise ConfigError(
-            f"The experiment changes K_F of {plural(num_worlds, 'base dataset')} (worlds), but a "
-            f"power calculation needs at least {MIN_WORLDS}",
+            f"The experiment changes K_F of {plural(num_worlds, 'base dataset')} (worlds), "
+            f"but a power calculation needs at least {MIN_WORLDS}",
             hint="Add base datasets to worlds in the sweep file",
         )
     slope = EFFECTS[effect].truth.sharpness

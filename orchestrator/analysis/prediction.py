@@ -88,8 +88,8 @@ class Prediction:
         if self.shorter is not None:
             comparison = "shorter" if self.shorter >= 0 else "longer"
             lines.append(
-                f"The interval is {abs(self.shorter):.0%} {comparison} than without d_data, K_F "
-                "and a pilot."
+                f"The interval is {abs(self.shorter):.0%} {comparison} than without d_data, "
+                "K_F and a pilot."
             )
         if self.warning:
             lines.append(f"Beware: {self.warning}.")
@@ -224,6 +224,7 @@ def size_for(curve: GrowthCurve, target: float) -> tuple[float, OpenInterval | N
         NoPredictionError: If the loss does not fall with N, if it does not reach the target,
             or if it is below the target at every N.
     """
+    # The expected log loss is linear in log N, so two sizes give the whole line.
     first, last = (curve.at(size)[0] for size in (1.0, LARGEST_TRAIN_SIZE))
     slope = (last - first) / np.log(LARGEST_TRAIN_SIZE)
     if slope >= 0:
@@ -263,6 +264,7 @@ def _first_below(
         return None
     after = int(is_reached.argmax())
     before = after - 1
+    # Linear interpolation of log loss over log N.
     share = above[before] / (above[before] - above[after])
     return float(sizes[before] * (sizes[after] / sizes[before]) ** share)
 
@@ -286,6 +288,7 @@ def advice(curve: GrowthCurve, train_size: float) -> list[str]:
         # images.
         first = smallest if num_points == 1 else min(smallest, last / 2)
         sizes = np.geomspace(first, last, num_points)
+        # Any loss will do: the width of the interval does not depend on it.
         pilot = [PilotPoint(size, 1.0) for size in sizes]
         better = GrowthCurve(curve.growth, curve.d_data, curve.label_sharpness, pilot)
         gained = better.shorter(train_size)
@@ -321,8 +324,8 @@ def _measures_doubt(growth: Growth, curve: GrowthCurve, are_comparable: bool) ->
         ]
     if not growth.plain.log_scores:
         return [
-            "there are too few datasets to test whether d_data and K_F improve predictions, so "
-            "neither is used"
+            "there are too few datasets to test whether d_data and K_F improve predictions, "
+            "so neither is used"
         ]
     return [
         "d_data and K_F do not improve the predictions for left-out datasets, so they are not used"
@@ -362,14 +365,14 @@ def _pilot_doubts(growth: Growth, points: Sequence[PilotPoint]) -> list[str]:
     if far_sizes:
         sizes = ", ".join(far_sizes)
         doubts.append(
-            f"the pilot's train size {sizes} is far from the sweep's train sizes {number(low)} to "
-            f"{number(high)}"
+            f"the pilot's train size {sizes} is far from the sweep's train sizes {number(low)} "
+            f"to {number(high)}"
         )
     if at_chance:
         losses = ", ".join(at_chance)
         doubts.append(
-            f"the pilot's test loss {losses} is at chance level or above, so it hardly improves "
-            "the prediction"
+            f"the pilot's test loss {losses} is at chance level or above, so it hardly "
+            "improves the prediction"
         )
     if points and points[-1].test_loss > points[0].test_loss:
         doubts.append("the pilot's test loss rises with its train size")

@@ -164,8 +164,8 @@ def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
     if rows.empty:
         raise ConfigError(
             f"The pilot {where} has no training with a finite loss above 0",
-            hint="Check the column test_loss. If trainings diverged, train again with a smaller "
-            "learning rate",
+            hint="Check the column test_loss. If trainings diverged, train again with a "
+            "smaller learning rate",
         )
     num_lost = num_rows - len(rows)
     if num_lost:

@@ -164,8 +164,8 @@ def score_table(scores: Sequence[Score]) -> Table:
     return laid_out(
         "scorecard",
         "Against every published quantity",
-        "A cell agrees if our value and the published value differ by at most the factor. Only "
-        "cells of this sweep are compared.",
+        "A cell agrees if our value and the published value differ by at most the factor. "
+        "Only cells of this sweep are compared.",
         scores,
         {
             "data mode": "data_mode",
@@ -232,9 +232,9 @@ class SweepComparison:
     def table(self) -> Table:
         """Return the comparison as a table of text."""
         sentences = [
-            "The table shows ratios of geometric means, and for accuracies differences of means. "
-            "Means are over the seeds of a cell, then over the cells of a dataset, then over "
-            "datasets. The 95 % intervals are over datasets.",
+            "The table shows ratios of geometric means, and for accuracies differences of "
+            "means. Means are over the seeds of a cell, then over the cells of a dataset, "
+            "then over datasets. The 95 % intervals are over datasets.",
             f"{self.num_only_first} cells are only in {self.first}, and {self.num_only_second} "
             f"only in {self.second}.",
         ]
@@ -265,7 +265,7 @@ def compare(
 
     Args:
         first: Results of the first sweep, with one row per trial.
-        second: Results of the second sweep, likewise.
+        second: Results of the second sweep, with one row per trial.
         names: Names of the two sweeps.
 
     Raises:

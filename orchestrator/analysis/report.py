@@ -257,8 +257,8 @@ def write_sweep_report(
     except OSError as error:
         raise SetupError(
             f"The report {error.filename} cannot be written: {error.strerror}",
-            hint="Copy the root to a folder in which you may create files, or use `isweep fit`, "
-            "which creates no files",
+            hint="Copy the root to a folder in which you may create files, or use `isweep "
+            "fit`, which creates no files",
         ) from None
 
 

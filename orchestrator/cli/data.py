@@ -168,8 +168,8 @@ def recipes(*, place: Place = Place()) -> None:
         about = f"written by isweep tune: {path}"
         rows.append(dict.fromkeys(names, "") | {"recipe": path.stem, "about": about})
     more = (
-        "To change a recipe, write, for example, `recipe: {from: demo, epochs: 40}` into the sweep "
-        "file. See docs/trials.md."
+        "To change a recipe, write, for example, `recipe: {from: demo, epochs: 40}` into the "
+        "sweep file. See docs/trials.md."
     )
     emit(place, rows, _listed(rows, names, more))
 
@@ -489,9 +489,9 @@ def _samples_line(num_images: int, sharpness: LabelSharpness) -> str:
     maxima = sharpness.sample_values
     sample_size = f"{sharpness.num_images:,} images"
     definition = (
-        "K_F is the maximum of 1/distance over all pairs of images with different labels. K_F of "
-        f"samples is the mean of the maxima in samples of {sample_size}. The study and sweeps use "
-        f"K_F of samples. For at most {sample_size}, both columns are equal."
+        "K_F is the maximum of 1/distance over all pairs of images with different labels. K_F "
+        f"of samples is the mean of the maxima in samples of {sample_size}. The study and "
+        f"sweeps use K_F of samples. For at most {sample_size}, both columns are equal."
     )
     if not maxima:
         return definition
@@ -527,15 +527,15 @@ def locate(
     key_folder = place.paths.root / "prepared"
     if HASH_PATTERN.search(message) and not has_key(place):
         raise ConfigError(
-            f"{key_folder / KEY_FILE} does not exist, but isweep needs the key in this file to "
-            "find the file that belongs to a hash",
+            f"{key_folder / KEY_FILE} does not exist, but isweep needs the key in this file "
+            "to find the file that belongs to a hash",
             hint="Set --root or ISWEEP_ROOT to the root of the command that printed the hash",
         )
     name = locate_file(raw, key_folder, message)
     if name is None:
         raise ConfigError(
             f"No row or file of {raw} matches {message!r}",
-            hint="Give the row number or the hash that is in the message. Use the same --raw and "
-            "--root as the command that printed the message",
+            hint="Give the row number or the hash that is in the message. Use the same --raw "
+            "and --root as the command that printed the message",
         )
     emit(place, {"file": name}, name)

@@ -70,8 +70,8 @@ def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
     if not yes:
         if not (stdout.is_terminal and stderr.is_terminal):
             raise ConfigError(
-                f"isweep cannot ask you to confirm that it may remove {name}, because the command "
-                "does not run in a terminal",
+                f"isweep cannot ask you to confirm that it may remove {name}, because the "
+                "command does not run in a terminal",
                 hint=f"Add --yes to remove {name} without confirmation",
             )
         question = f"Remove {description}, {decimal(row['bytes'])}? This cannot be undone. [y/N] "
@@ -134,8 +134,8 @@ def _page_lines(pages: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
     """Yield the addresses of MLflow's pages, by sweep and question."""
     if not pages:
         yield (
-            "MLflow has no run of a sweep. To send the results of a sweep to MLflow, run `isweep "
-            "reconcile SWEEP`."
+            "MLflow has no run of a sweep. To send the results of a sweep to MLflow, run "
+            "`isweep reconcile SWEEP`."
         )
     for name, address_by_question in pages.items():
         yield name

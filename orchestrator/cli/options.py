@@ -135,8 +135,8 @@ def _named(text: str) -> str:
 def _named_openly(text: str) -> str:
     if PASSWORD.search(_named(text)):
         raise ValueError(
-            "contains a password, and every user of the machine can read command lines. Set the "
-            "environment variable MLFLOW_TRACKING_URI instead"
+            "contains a password, and every user of the machine can read command lines. Set "
+            "the environment variable MLFLOW_TRACKING_URI instead"
         )
     return text
 
@@ -157,8 +157,8 @@ Sweep = Annotated[str, Parameter(name="SWEEP", help=_SWEEP)]
 FromStore = Annotated[bool, Parameter(help="Do not compare the results with MLflow.")]
 Address = Annotated[str | None, NAMED, Parameter(group=CLUSTER, metavar="HOST:PORT")]
 _CHANGE = (
-    "Change one value for this command, such as recipe.epochs=3. Repeat the option for several "
-    "values."
+    "Change one value for this command, such as recipe.epochs=3. Repeat the option for "
+    "several values."
 )
 Changes = Annotated[tuple[str, ...], Parameter(name="--set", metavar="KEY=VALUE", help=_CHANGE)]
 

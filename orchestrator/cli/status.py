@@ -92,8 +92,8 @@ def _status_lines(document: Mapping[str, Any], command: str) -> Iterator[str]:
         yield f"Not used: {item['path']} ({item['reason']})"
     if document["foreign"]:
         yield (
-            f"isweep keeps {plural(len(document['foreign']), 'result')} of trials that are not in "
-            "the plan, but does not use them."
+            f"isweep keeps {plural(len(document['foreign']), 'result')} of trials that are "
+            "not in the plan, but does not use them."
         )
     if document["done"]:
         yield document["cost"]["text"]

@@ -120,8 +120,8 @@ def compare_with_mlflow(sweep: str, workspace: Workspace, state: State, place: P
         tracked = tracked_rows(workspace, place.mlflow_uri, storage)
     except (SetupError, CorruptStoreError) as error:
         print_message(
-            f"The results cannot be compared with MLflow. {error} The command uses the results "
-            "of the result store."
+            f"The results cannot be compared with MLflow. {error} The command uses the "
+            "results of the result store."
         )
         return
     for sentence in differences(state.rows(), tracked, place.hint("reconcile", sweep)):

@@ -106,8 +106,8 @@ def _warn_about_changed_file(sweep: str, work: SweepWork, command: str) -> None:
         if as_run != load_sweep(file, recipes=work.paths.recipes):
             hint = work.again(command, f"./{file}")
             print_message(
-                f"isweep uses the sweep {sweep} as it last ran, but ./{file} is different. To use "
-                f"the file, run `{hint}`."
+                f"isweep uses the sweep {sweep} as it last ran, but ./{file} is different. To "
+                f"use the file, run `{hint}`."
             )
 
 

@@ -18,7 +18,7 @@ from search_spaces.sweeps import UserSourceSpec
 from tasks.prepared.record import set_lines
 from tasks.remote import Executor
 from tasks.sources import source_for
-from tasks.sources.array_files import ARRAY_FILES
+from tasks.sources.arrays.files import ARRAY_FILES
 from tasks.sources.base import format_counts
 from tasks.sources.detect import detect_own_kind
 
@@ -53,7 +53,7 @@ def measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Mea
     own_data = own_source(kind or "npz", path, request)
     if kind is None:
         return _measure_npy(request, path, own_data, executor)
-    from tasks.sources.arrays import load_images  # imports more than a .npy needs
+    from tasks.sources.arrays.listing import load_images  # imports more than a .npy needs
 
     # list_items checks the declared sizes, labels and types before large arrays are read.
     raw = raw_request(own_data)

@@ -37,7 +37,7 @@ from tasks.measures.products import check_device
 from tasks.prepared.store import MARKER, PreparedDataset
 from tasks.remote import Executor
 from tasks.sources import check_raw_folder, own_kinds_text
-from tasks.sources.array_files import ARRAY_FILES
+from tasks.sources.arrays.files import ARRAY_FILES
 from tasks.sources.base import RawRequest
 from tasks.sources.detect import detect_own_kind
 from tasks.sources.pictures import is_image_name

@@ -134,7 +134,7 @@ def columns_of_attack(attack: str, description: str) -> tuple[Column, ...]:
     """Return the columns of one attack at one strength.
 
     Args:
-        attack: The attack and its strength as in column names, ``fgsm_8``.
+        attack: The attack and its strength as in column names, such as ``fgsm_8``.
         description: The attack and its strength as text.
     """
     columns = []

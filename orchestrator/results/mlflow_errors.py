@@ -53,7 +53,7 @@ def is_final(error: Exception) -> bool:
 
 
 def no_answer_error(error: Exception) -> SetupError:
-    """Return the error that MLflow does not answer."""
+    """Return the error for an MLflow store that does not answer."""
     if isinstance(error, SetupError):
         return error
     return SetupError(
@@ -63,7 +63,7 @@ def no_answer_error(error: Exception) -> SetupError:
 
 
 def refused_error(error: Exception) -> SetupError:
-    """Return the error that MLflow refuses the connection."""
+    """Return the error for an MLflow store that refuses the connection."""
     if isinstance(error, SetupError):
         return error
     return Refused(

@@ -271,7 +271,7 @@ class SweepRuns:
         return len(abandoned), num_duplicates
 
     def end_sweep(self, status: str) -> None:
-        """End the sweep's run. If it has ended already, it can only be set to FINISHED."""
+        """End the sweep's run. A run that has ended can only be set to FINISHED."""
         tracked = self._sweep_run()
         if tracked.status in OPEN or (status == "FINISHED" and tracked.status != status):
             self._end(tracked, status)
@@ -379,7 +379,7 @@ def _metric_of(point: CurvePoint) -> Metric:
 
 
 def _shown_metrics(run: FlatRun) -> dict[str, float]:
-    """Return the values of a run's metrics in MLflow. For a curve, this is the last point."""
+    """Return the values of a run's metrics in MLflow. A curve has the value of its last point."""
     shown_metrics = dict(run.metrics)
     for point in sorted(run.series, key=lambda point: (point.step, point.at_ms)):
         if math.isfinite(point.value):
@@ -428,7 +428,7 @@ def _missing_points(
     """Return the points that MLflow lacks.
 
     Args:
-        run: The run. MLflow should have each of its points once.
+        run: The run. MLflow should have each point of the run once.
         shown_metrics: The values that MLflow should show.
         history: Points in MLflow, by metric.
     """

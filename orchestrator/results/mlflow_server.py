@@ -21,7 +21,7 @@ from search_spaces.errors import SetupError
 PORT = 5000
 """MLflow's default port, which is used if it is free."""
 START_S = 240
-"""Longest time for the start of the server, seconds. On a busy machine it took 90 s."""
+"""Longest time for the start of the server, seconds. On a busy machine the start took 90 s."""
 LOOK_EVERY_S = 0.5
 """Seconds between two requests to a starting server."""
 ANSWER_S = 10

@@ -69,7 +69,7 @@ Content = bytes | OSError
 
 @dataclass(frozen=True)
 class _Problem:
-    """Second half of the first sentence of a storage error, and its hint."""
+    """End of the first sentence of a storage error, and the error's hint."""
 
     problem: str
     hint: str
@@ -324,7 +324,7 @@ class Folder:
 
 
 class Bucket:
-    """Storage in a bucket of an object store. ``base`` is the bucket and a path in it."""
+    """Storage in a bucket of an object store. ``base`` is its name, followed by a path in it."""
 
     def __init__(self, store: Any, base: str, prefix: str) -> None:
         self.base = base

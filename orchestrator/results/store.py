@@ -117,10 +117,15 @@ _EVENTS = TypeAdapter(list[Event])
 class ResultStore:
     """The result store of one sweep, at a local path or the URL of an object store.
 
-    The folder ``trials/<trial_id>/`` contains ``result.json``, which marks the trial as done,
-    ``failure.json`` for the latest failed attempt, ``history.json`` with the trial's events,
-    and ``attempt-<n>.log``. The folder ``measures/<measure_id>/`` contains ``result.json``.
-    Weights and predictions are written before the result, which contains their checksums.
+    The folder ``trials/<trial_id>/`` contains these files:
+
+    - ``result.json``: the result. A trial with this file is done.
+    - ``failure.json``: the latest failed attempt of a trial without a result.
+    - ``history.json``: the trial's events.
+    - ``attempt-<n>.log``: the log of the n-th attempt.
+
+    The folder ``measures/<measure_id>/`` contains ``result.json``. Weights and predictions are
+    written before the result, which contains their checksums.
 
     If the storage is full, does not answer or refuses access, methods raise a SetupError and
     change no stored file. For a damaged file they raise a CorruptStoreError.

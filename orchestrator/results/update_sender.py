@@ -16,6 +16,9 @@ sendable   the sender gives up                     held back
 any        a newer update of the run arrives       replaced; the newer update is sendable
 =========  ======================================  ============================================
 
+Other threads can wait until no sendable update is left. A wait has two limits: the time without
+progress, and the time in total.
+
 An update that is held back stays in the table, because MLflow lacks it, but it is not sent
 again. If an update is replaced while it is being sent, the outcome of its attempt changes
 nothing.

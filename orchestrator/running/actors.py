@@ -291,5 +291,5 @@ class IsweepArrays:
             return self._references[key]
 
     async def missing(self, keys: list[str]) -> list[str]:
-        """Return the keys of which this actor has no reference."""
+        """Return the keys for which this actor has no reference."""
         return [key for key in keys if key not in self._references]

@@ -68,7 +68,7 @@ class Backend(Protocol):
         """Return the addresses of nodes that could run a trial which failed because of its node."""
 
     def quarantine(self, location: WorkerLocation, seconds: float) -> None:
-        """Prevent that trials use the GPU of a failed trial, for some seconds."""
+        """Prevent trials from using the GPU of a failed trial for some seconds."""
 
     def killed_for_memory(self, locations: Mapping[str, WorkerLocation]) -> set[str]:
         """Return the ids of the trials whose process was killed because memory ran out."""

@@ -177,10 +177,11 @@ def check_same_start(
         )
         problems.append(
             ConfigError(
-                f"Stored results started from other pretrained weights than {key} on this machine "
-                f"(SHA-256 {hashes[key][:16]}…): {results}",
-                hint=f"Copy the file pretrained/{key}.safetensors from the root in which these "
-                "results were computed. Or give the sweep another name",
+                f"Stored results started from pretrained weights that differ from {key} on this "
+                f"machine (SHA-256 {hashes[key][:16]}…): {results}",
+                hint=f"Copy the file `pretrained/{key}.safetensors` from the root in which these "
+                "results were computed. Or give the sweep another name. It then trains all "
+                "trials again",
             )
         )
     collect(problems)

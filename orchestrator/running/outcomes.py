@@ -102,7 +102,7 @@ class Outcomes:
             self._process_failure(trial_id, failure, process_ended=True)
 
     def requeue_uncounted(self, trial_id: str, failure: TrialFailure, blamed_ids: set[str]) -> None:
-        """Queue a trial again that stopped because Tune failed, without counting the attempt.
+        """Queue a trial again that stopped because Tune failed; its attempt does not count.
 
         Nothing else must be undone: the policies for memory and retries do not know of a
         failure.

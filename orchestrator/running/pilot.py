@@ -1,4 +1,4 @@
-"""A pilot: a few small trainings on a new dataset, whose losses a prediction uses."""
+"""A pilot: a few small trainings on a new dataset, which give the losses for a prediction."""
 
 from __future__ import annotations
 

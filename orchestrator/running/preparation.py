@@ -144,8 +144,8 @@ def prepare_missing(
 def prepare_own(workspace: Workspace, options: RunOptions, monitor: Progress) -> None:
     """Prepare the user's own data in this process, for at most :data:`OWN_DATA_LIMIT_S` seconds.
 
-    A cluster prepares the rest later. The files of datasets that are prepared already are
-    listed again to detect changes.
+    A cluster prepares the remaining datasets later. The files of datasets that are prepared
+    already are listed again to detect changes.
 
     Raises:
         DataError: Some datasets cannot be prepared. One error lists all problems.

@@ -85,8 +85,7 @@ def _choice(name: str, sweep: SweepSpec, own_options: Mapping[str, Any]) -> Data
     if own_options:
         options = ", ".join(f"--{option.replace('_', '-')}" for option in own_options)
         raise ConfigError(
-            f"{options} works only for your own data, but {name} is a known dataset with fixed "
-            "classes",
+            f"{name} is a known dataset with fixed classes, so {options} cannot be used",
             hint=f"Remove {options}",
         )
     return DatasetChoice(name=name)

@@ -4,7 +4,7 @@ A stage does only the work whose results the store lacks. :func:`run_sweep` call
 per stage. These modules process a trial, one after the other:
 
 1. :mod:`orchestrator.results.state` compares the plan with the store: is the trial done?
-2. :mod:`orchestrator.planning.trial_order` sorts the trials: which is next?
+2. :mod:`orchestrator.planning.trial_order` sorts the trials: which trial is next?
 3. :mod:`orchestrator.running.trials` sends the trial to a worker, and retries it if it fails.
 4. :mod:`orchestrator.running.workers.worker` runs the trial. :mod:`tasks.trials.trial` trains
    the network and measures it.
@@ -221,13 +221,13 @@ def _mark_damaged_predictions(sweep: _SweepRun) -> None:
     losses = sweep.stored.mark_damaged_predictions(sweep.workspace.plan.trials_by_id)
     if losses.num_from_weights:
         sweep.monitor.note(
-            "Predictions that are missing or damaged are computed again from stored weights: "
+            "isweep computes missing or damaged predictions again from stored weights, for "
             f"{plural(losses.num_from_weights, 'trial')}"
         )
     if losses.num_retrained:
         sweep.monitor.note(
-            "Trials whose predictions are missing or damaged, and whose weights are not stored or "
-            f"also damaged, are trained again: {losses.num_retrained}"
+            f"isweep trains {plural(losses.num_retrained, 'trial')} again, because predictions are "
+            "missing or damaged and the weights are not stored or are damaged too"
         )
 
 

@@ -23,8 +23,8 @@ driver grew by 0.15 MB a second, against 0.009 MB with the older one. """
 def trial_tasks_named(named: set[str], max_names: int = MAX_NAMES) -> Iterator[None]:
     """Give Ray's tasks the names of their trials during a block.
 
-    This uses private attributes of Ray. If a version of Ray lacks them, tasks have Tune's
-    name.
+    This uses private attributes of Ray. If a version of Ray lacks them, the
+    tasks have the names that Tune gives them.
 
     Args:
         named: ids of the trials whose tasks have a name. This function adds ids to the set.

@@ -19,6 +19,9 @@ running    Tune's loop fails                  as after a failure of the trial
 :class:`~orchestrator.running.outcomes.Outcomes` processes results and failures. Only the
 driver writes the records of trials. Workers store weights, predictions and checkpoints through
 an actor.
+
+An error that must stop the run is first stored in the queue. The next ``on_step_begin`` raises
+it, which ends Tune's loop.
 """
 
 from __future__ import annotations
@@ -209,7 +212,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         free_memory(trial)
 
     def _hang_failure(self, trial_id: str) -> TrialFailure | None:
-        """Return the failure of a trial that hung, with its GPU, which may be the cause."""
+        """Return the failure of a trial that hung, with its GPU; None if the trial did not hang."""
         failure = self._watchdog.failure(trial_id)
         location = self._attempts.of(trial_id).location
         if failure is None or location is None or not location.num_gpus or not location.gpus:

@@ -341,8 +341,9 @@ def _pair_distances(source: BlockSource, chosen_rows: IntArray) -> FloatArray:
 def dimension_grid(estimate: float, ambient: int) -> list[int]:
     """Return the dimensions to simulate.
 
-    They range from well below the raw estimate to the highest dimension with such a raw estimate.
-    The raw estimate is too low by a factor that increases with the dimension (2 at 32, 3 at 70).
+    They range from about half of the raw estimate to the highest dimension that can have this raw
+    estimate. The raw estimate is too low by a factor that increases with the dimension (2 at 32, 3
+    at 70).
 
     Args:
         estimate: The raw MLE.

@@ -1,15 +1,32 @@
 """The closest pairs of points among the pairs that are new at one train size.
 
+:func:`tasks.measures.sharpness.permuted_sharpness` needs these pairs. It permutes the labels of a
+sample, and looks for the closest pair inside the sample that has different labels.
 :mod:`tasks.measures.neighbors` defines positions, train sizes and *new* pairs.
+
+Each tile has one collection of pairs for each train size:
+
+1. `max_pairs_by_size` decides how many pairs to collect, the *capacity* of a collection.
+2. `ClosestPairs.update` adds the pairs of a block that may be among the closest. Between two
+   blocks, a collection has at most twice its capacity, with 16 bytes for each pair.
+3. `ClosestPairs.prune` reduces a collection to its capacity.
+4. `ClosestPairs.merge` joins the collections of two tiles.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from tasks.array_types import AnyArray
+from tasks.array_types import AnyArray, BoolArray
 from tasks.measures.tile_blocks import SquaredDistances, is_at_most, no_pair_value
 
+PAIRS_PER_SAMPLE = 1024
+"""Expected number of collected pairs inside one sample. Of 1,024 pairs, all have equal labels with
+a probability of about 1e-9, even if only 1 % of the images have another label than the rest."""
+MAX_CLOSEST_PAIRS = 1 << 20
+"""Largest capacity of a collection. This number of pairs takes 16 MiB."""
 PAIR_DTYPE = np.dtype(
     [
         ("squared", np.float64),
@@ -20,20 +37,41 @@ PAIR_DTYPE = np.dtype(
 """Dtype of a pair: squared distance, and the positions of both points, the smaller one first."""
 
 
+def max_pairs_by_size(samples: BoolArray, train_sizes: Sequence[int]) -> tuple[int, ...]:
+    """Return the number of closest pairs to collect among the new pairs of each train size.
+
+    A sample of M of n images contains both images of a pair with probability (M/n)². So if
+    ``PAIRS_PER_SAMPLE`` * (n/M)² pairs are collected, ``PAIRS_PER_SAMPLE`` of them lie in a sample
+    on average. The number is at most ``MAX_CLOSEST_PAIRS``.
+
+    Args:
+        samples: ``(num_samples, num_positions)`` masks of the samples.
+        train_sizes: Train sizes, counted in positions.
+
+    Returns:
+        One number for each train size; empty if there are no samples.
+    """
+    if not len(samples):
+        return ()
+    sample_size = int(samples.sum(axis=1).max())
+    max_pairs = []
+    for size in train_sizes:
+        ratio = max(1.0, size / sample_size)
+        max_pairs.append(min(MAX_CLOSEST_PAIRS, int(PAIRS_PER_SAMPLE * ratio**2)))
+    return tuple(max_pairs)
+
+
 class ClosestPairs:
     """A collection of the closest pairs, to which the pairs of blocks are added.
 
-    The collection is complete below a limit: it contains all added pairs whose squared distance is
-    smaller than ``complete_below``.
-
-    `prune` sets the limit to the squared distance of the ``capacity + 1``-th closest pair. It then
-    removes all pairs that are not below the limit. Pairs that are tied with this pair are all
-    removed, because a choice among them would depend on the order of the blocks.
+    The collection contains all added pairs that are closer than a limit. Example with a capacity of
+    2: after pairs with the squared distances 1, 4, 4 and 9 are added, `prune` sets the limit to the
+    third smallest number, 4, and keeps the pair with 1. It removes both pairs with 4, because a
+    choice between them would depend on the order of the blocks.
 
     Attributes:
         capacity: Largest number of pairs after `prune`.
-        complete_below: Squared distance below which the collection is complete; infinite if no
-            pair is missing.
+        complete_below: The limit, a squared distance; infinite if no pair is missing.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -64,8 +102,7 @@ class ClosestPairs:
         """
         if np.isinf(self.complete_below):
             self.complete_below = self._block_limit(squared_distances)
-        # Pairs at exactly the limit are added too. One of them may be the (capacity + 1)-th closest
-        # pair, from which `prune` computes the next limit.
+        # This also adds the pairs at exactly the limit. `prune` removes them.
         is_close = is_at_most(squared_distances, self.complete_below)
         rows, columns = np.divmod(np.flatnonzero(is_close), is_close.shape[1])
         pairs = np.empty(len(rows), PAIR_DTYPE)
@@ -78,11 +115,11 @@ class ClosestPairs:
             self.prune()
 
     def _block_limit(self, squared_distances: SquaredDistances) -> float:
-        """Return a limit with at least ``capacity + 1`` pairs of the block at or below it.
+        """Return a first limit, so that not all pairs of the first block are added.
 
-        The block contains each pair at most twice. So the limit is the squared distance of the
-        ``2 * capacity + 1``-th closest entry. If the block has fewer entries, the limit is
-        infinite.
+        More than ``capacity`` pairs of the block are at or below the limit. The block contains each
+        pair at most twice. So the limit is the squared distance of the ``2 * capacity + 1``-th
+        closest entry. If the block has fewer entries, the limit is infinite.
         """
         rank = 2 * self.capacity
         if squared_distances.size <= rank:
@@ -92,17 +129,17 @@ class ClosestPairs:
             return np.inf
         return float(limit)
 
+    def prune(self) -> None:
+        """Remove all pairs except the closest ones, of which at most ``capacity`` stay."""
+        pairs = self.pairs
+        squared = pairs["squared"]
+        if len(squared) > self.capacity:
+            closest_to_remove = float(np.partition(squared, self.capacity)[self.capacity])
+            self.complete_below = min(self.complete_below, closest_to_remove)
+        self._chunks = [pairs[squared < self.complete_below]]
+
     def merge(self, other: ClosestPairs) -> None:
         """Add the pairs of another collection, and prune."""
         self.complete_below = min(self.complete_below, other.complete_below)
         self._chunks.append(other.pairs)
         self.prune()
-
-    def prune(self) -> None:
-        """Lower the limit so that at most ``capacity`` pairs are below it. Remove all others."""
-        pairs = self.pairs
-        squared = pairs["squared"]
-        if len(squared) > self.capacity:
-            next_closest = float(np.partition(squared, self.capacity)[self.capacity])
-            self.complete_below = min(self.complete_below, next_closest)
-        self._chunks = [pairs[squared < self.complete_below]]

@@ -251,7 +251,7 @@ EXACT_IN_FLOAT32 = (
     np.int16,
     np.bool_,
 )
-"""Dtypes of which float32 represents every value exactly."""
+"""Dtypes whose values float32 represents exactly."""
 
 
 def _center_into(

@@ -32,7 +32,7 @@ FEW_POINTS = 20
 """Number of points below which a record has a remark. With 20 points, the standard error of TwoNN
 is about a quarter of the value."""
 NUM_RESAMPLES = 200
-"""Number of bootstrap resamples. Efron & Tibshirani (1993) recommend it for standard errors."""
+"""Number of bootstrap resamples. Efron & Tibshirani (1993) recommend 200 for standard errors."""
 BLOCK_POINTS = 10
 """Largest number of points in a block. With blocks of 21 or 42 points, standard errors differ by a
 few percent (docs/measures.md)."""
@@ -92,8 +92,8 @@ class IntrinsicDimension:
 class Neighborhoods:
     """The input of an estimator.
 
-    ``distances`` has a row for each usable point only. ``indices`` has a row for every point, and
-    its values count all points as well.
+    ``distances`` has a row for each usable point only. ``indices`` has a row for every point. Its
+    values are indices of all points.
 
     Attributes:
         distances: ``(num_usable, num_neighbors)``, ascending, all positive and finite.

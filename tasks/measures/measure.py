@@ -66,8 +66,8 @@ def measure_nested(
     """Return the measures of nested training sets: the first n images for each train size n.
 
     Args:
-        images: ``(num_images, ...)`` uint8 or any real dtype, in the pixel range to measure in; or
-            a source of such rows.
+        images: ``(num_images, ...)`` uint8 or any real dtype, or a source of such rows. The values
+            are measured as they are, without scaling.
         labels: ``(num_images,)`` integers. None measures intrinsic dimension only.
         train_sizes: Train sizes, in any order.
         executor: Executor of the search for neighbors; None computes in this process.
@@ -158,8 +158,8 @@ def measure_array(
             channels)``, ``(num_images, height, width)`` or ``(num_images, num_features)``; uint8 or
             any real dtype.
         labels: ``(num_images,)`` integers. None measures intrinsic dimension only.
-        train_sizes: Sizes of nested, stratified subsets to measure, besides all images. They do not
-            change the measures of all images. None measures all images only.
+        train_sizes: Sizes of nested, stratified subsets to measure in addition to all images. They
+            do not change the measures of all images. None measures all images only.
         executor: Executor of the search for neighbors; None computes in this process, without Ray.
         settings: Settings of the measure; None for the defaults. The seed of the settings also
             determines the images of the subsets.
@@ -189,9 +189,9 @@ def measure_array(
     result = measure_nested(array, image_labels, [num_images], executor=executor, settings=settings)
     if not smaller_sizes:
         return result
-    # The subsets are measured in a second pass, because their images must come first. The samples
-    # for label sharpness and the blocks of the bootstrap depend on the order of the images, so one
-    # pass would change the measures of all images.
+    # The subsets need another order of the images, in which their images come first. That order
+    # would change the measures of all images: it changes the samples for label sharpness and the
+    # blocks of the bootstrap. So the subsets are measured in a second pass.
     subsets = _measure_subsets(array, image_labels, smaller_sizes, settings, executor)
     return result.model_copy(
         update={

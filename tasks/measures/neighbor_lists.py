@@ -2,7 +2,7 @@
 
 A set consists of the pairs that are new at one train size, or of the pairs inside one sample.
 :mod:`tasks.measures.neighbors` defines positions, train sizes and *new* pairs. If two points are
-equally near, the one at the smaller position comes first. So for points of bytes, a list depends
+equally near, the point at the smaller position comes first. So for points of bytes, a list depends
 neither on the order of the blocks nor on how the blocks were divided over workers. For floats,
 equal distances may be rounded differently in different blocks.
 """
@@ -18,7 +18,8 @@ from tasks.measures.tile_blocks import SquaredDistances, is_at_most
 
 MANY_CANDIDATES = 4
 """If a block has on average more than this number times k candidates per row, only the k nearest
-candidates of each row are kept. With fewer candidates, this would take longer than it saves."""
+candidates of each row are kept. With fewer candidates, this choice would take more time than it
+saves."""
 
 
 class NeighborLists:
@@ -36,17 +37,17 @@ class NeighborLists:
         self.squared = np.full(shape, np.inf)
         self.positions = np.full(shape, -1, np.int64)
 
-    def merge(self, other: NeighborLists, inner: slice) -> None:
+    def merge(self, other: NeighborLists, part: slice) -> None:
         """Merge the lists of some of the positions into these lists, in place.
 
         Args:
             other: Lists of some positions of this object.
-            inner: These positions, as an index of the arrays of this object.
+            part: These positions, as an index of the arrays of this object.
         """
         nearest_new = other.squared[:, 0]
-        kth_nearest = self.squared[inner, -1]
+        kth_nearest = self.squared[part, -1]
         may_change = np.isfinite(nearest_new) & (nearest_new <= kth_nearest)
-        rows = np.arange(len(self.squared))[inner][may_change]
+        rows = np.arange(len(self.squared))[part][may_change]
         self._merge_rows(rows, other.squared[may_change], other.positions[may_change])
 
     def update(

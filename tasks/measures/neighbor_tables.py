@@ -79,17 +79,12 @@ class NestedNeighbors:
     precision: str
 
 
-def make_tables(
-    job: SearchJob,
-    result: SpanResult,
-    train_sizes: Sequence[int],
-) -> NestedNeighbors:
+def make_tables(job: SearchJob, result: SpanResult) -> NestedNeighbors:
     """Return the tables of all train sizes, and the nearest points inside all samples.
 
     Args:
         job: The search.
         result: The result for all positions. This function changes it, so use it only once.
-        train_sizes: Ascending train sizes, counted in positions.
     """
     # ByteRows stores each value divided by its unit, for example 0.2 = 51 * 1/255 as 51. So
     # distances are multiplied by the unit.
@@ -101,7 +96,7 @@ def make_tables(
         sample_squared[sample_index] = nearest.squared[:, 0]
         sample_positions[sample_index] = nearest.positions[:, 0]
     return NestedNeighbors(
-        tables=_tables(result, train_sizes, unit_length),
+        tables=_tables(result, job.train_sizes, unit_length),
         sample_other_label_distances=np.sqrt(sample_squared) * unit_length,
         sample_other_label_positions=sample_positions,
         precision=result.precision,

@@ -14,8 +14,38 @@ A pair with the size index i is *new* at the i-th train size: no smaller trainin
 Example with the train sizes 2 and 4: the pair of the positions 0 and 1 has the size index 0. All
 other pairs of the positions 0 to 3 have the size index 1.
 
-:mod:`tasks.measures.tile_search` first collects results for the new pairs of each train size.
-:mod:`tasks.measures.neighbor_tables` then merges the results of this and all smaller train sizes.
+The steps:
+
+1. :func:`nested_neighbors` chooses the points, and describes the search in a
+   :class:`~tasks.measures.tile_blocks.SearchJob`.
+2. :mod:`tasks.measures.tile_search` cuts the matrix of all pairs into *tiles*, one for each task.
+3. :mod:`tasks.measures.tile_blocks` computes the squared distances of a tile, block by block.
+4. :mod:`tasks.measures.tile_results` adds each block to the results of the new pairs of each train
+   size. It also merges the results of all tiles.
+5. :mod:`tasks.measures.neighbor_tables` merges the results of each train size and all smaller ones.
+
+The whole matrix of distances is never in memory. A process that computes a tile mainly has these
+arrays. Their sizes are upper limits:
+
+============================  ====================  ================================================
+array                         shape                 size
+============================  ====================  ================================================
+bytes: rows                   (2048, num_features)  320 MiB
+bytes: two pieces of columns  (256, num_features)   64 MiB each
+bytes: products on diagonal   (2048, 2048)          16 MiB in int32, 32 MiB in int64
+bytes: distances of a block   (2048, 256)           2 MiB in int32, 4 MiB in int64
+floats: rows and columns      (2048, num_features)  both in the dtype of the source
+floats: two centered copies   (2048, 8192)          64 MiB each in float32, 128 MiB in float64
+floats: distances of a block  (2048, 2048)          16 MiB in float32, 32 MiB in float64
+results: neighbors            (span, k)             16 bytes an entry; per train size
+results: other label          (span, 1)             16 bytes an entry; per train size
+results: other label          (span, 1)             16 bytes an entry; per sample
+results: closest pairs        (num_pairs,)          32 MiB; per train size, only with samples
+============================  ====================  ================================================
+
+If the source is an array without duplicates, rows and columns are views, which need no memory. A
+tile has two spans, its rows and its columns. A span has at most 16,384 positions, or 262,144 if
+there is only one worker. The process that merges the tiles has results for all positions.
 """
 
 from __future__ import annotations
@@ -25,7 +55,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from tasks.array_types import BoolArray, IntArray
+from tasks.array_types import BoolArray, FloatArray, IntArray
+from tasks.measures.closest_pairs import max_pairs_by_size
 from tasks.measures.distances import (
     BlockSource,
     Precision,
@@ -40,16 +71,7 @@ from tasks.measures.tile_search import search_all_tiles
 from tasks.remote import Executor, InlineExecutor
 
 BLOCK_ROWS = 2048
-"""Number of rows in a block. At this size the matrix product takes most of the run time. A worker
-needs about 200 MB of memory."""
-PAIRS_PER_SAMPLE = 1024
-"""Expected number of collected closest pairs inside one sample, which is a subset of the positions.
-:func:`tasks.measures.sharpness.permuted_sharpness` permutes the labels at random, and needs a pair
-with different labels. Of 1,024 pairs, all have equal labels with a probability of about 1e-9, even
-if only 1 % of the images have another label than the rest."""
-MAX_CLOSEST_PAIRS = 1 << 20
-"""Largest number of closest pairs to collect among the new pairs of a train size. They take
-16 MiB."""
+"""Number of rows in a block. At this size the matrix product takes most of the run time."""
 
 
 def nested_neighbors(
@@ -91,66 +113,50 @@ def nested_neighbors(
     """
     executor = executor or InlineExecutor()
     precision = precision or Precision()
+    # The points: bytes are compared in integers, all other numbers in floats.
     source = as_source(points)
     if precision.exact_bytes:
         source = as_bytes(source)
+    dtype = source.read(0, 1).dtype
+    byte_dtype = dtype if precision.exact_bytes and is_byte_dtype(dtype) else None
+    center: FloatArray = np.zeros(0)  # bytes are not centered
+    if byte_dtype is None:
+        center = estimate_center(source)
+    # The positions, with their labels and samples.
     if source_rows is None:
         source_rows = np.arange(source.num_rows)
     source_rows = np.asarray(source_rows)[: train_sizes[-1]]
     num_positions = len(source_rows)
-    dtype = source.read(0, 1).dtype
-    is_exact = precision.exact_bytes and is_byte_dtype(dtype)
-    if samples is None:
-        samples = np.zeros((0, num_positions), bool)
-    if samples.shape[1] != num_positions:
-        raise ValueError(f"masks have {samples.shape[1]} entries for {num_positions} positions")
     label_codes = None
     if labels is not None:
         if len(labels) != source.num_rows:
             raise ValueError(f"{len(labels)} labels for {source.num_rows} source rows")
         label_codes = _label_codes(labels)[source_rows]
+    if samples is None:
+        samples = np.zeros((0, num_positions), bool)
+    if samples.shape[1] != num_positions:
+        raise ValueError(f"masks have {samples.shape[1]} entries for {num_positions} positions")
     # Every unordered pair costs one multiply-add per feature.
     multiply_adds = num_positions**2 / 2 * float(np.prod(source.row_shape))
-    # The training set of size n contains a position if n is larger than the position.
-    positions = np.arange(num_positions)
-    size_indices = np.searchsorted(np.asarray(train_sizes), positions, side="right")
     job = SearchJob(
         source=source,
         source_rows=source_rows,
         label_codes=label_codes,
-        size_indices=size_indices,
+        train_sizes=tuple(train_sizes),
         samples=samples,
-        center=np.zeros(0) if is_exact else estimate_center(source),  # bytes are not centered
-        num_sizes=len(train_sizes),
+        center=center,
         num_neighbors=num_neighbors,
         precision=precision,
         block_rows=block_rows,
         multiply_adds_per_worker=multiply_adds / executor.num_workers,
-        max_pairs_by_size=_max_pairs_by_size(samples, train_sizes),
-        byte_dtype=dtype if is_exact else None,
+        max_pairs_by_size=max_pairs_by_size(samples, train_sizes),
+        byte_dtype=byte_dtype,
     )
     result = search_all_tiles(job, executor)
-    return make_tables(job, result, train_sizes)
+    return make_tables(job, result)
 
 
 def _label_codes(labels: IntArray) -> IntArray:
     """Return labels as numbers from 0, in the narrowest dtype, which is the fastest to compare."""
     classes, codes = np.unique(labels, return_inverse=True)
     return codes.astype(np.min_scalar_type(len(classes)))
-
-
-def _max_pairs_by_size(samples: BoolArray, train_sizes: Sequence[int]) -> tuple[int, ...]:
-    """Return the number of closest pairs to collect among the new pairs of each train size.
-
-    A sample of M of n images contains both images of a pair with probability (M/n)². So if
-    ``PAIRS_PER_SAMPLE`` * (n/M)² pairs are collected, ``PAIRS_PER_SAMPLE`` of them lie in a sample
-    on average. The number is at most ``MAX_CLOSEST_PAIRS``.
-    """
-    if not len(samples):
-        return ()
-    sample_size = int(samples.sum(axis=1).max())
-    max_pairs = []
-    for size in train_sizes:
-        ratio = max(1.0, size / sample_size)
-        max_pairs.append(min(MAX_CLOSEST_PAIRS, int(PAIRS_PER_SAMPLE * ratio**2)))
-    return tuple(max_pairs)

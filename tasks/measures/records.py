@@ -182,7 +182,7 @@ class MeasureResult(Finding):
         settings: Settings of the measure.
         precision: ``"exact integer"`` if all values are bytes and no distance is rounded. Otherwise
             the widest dtype of the products. ``"float64"`` means that some images were too close
-            together for float32, or that it was requested.
+            together for float32, or that the settings request it.
         notes: Remarks for readers.
         calibration: Bias-corrected dimension at the largest size; None if it was not requested.
     """

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,12 +111,10 @@ class SearchJob:
         source: The source of all rows.
         source_rows: ``(num_positions,)`` source row of every position, ascending.
         label_codes: ``(num_positions,)`` labels as numbers, or None to search neighbors only.
-        size_indices: ``(num_positions,)`` size index of each position: the index of the smallest
-            train size that contains it.
+        train_sizes: Ascending train sizes, counted in positions.
         samples: ``(num_samples, num_positions)`` masks of samples. The nearest row with another
             label is also searched inside each sample.
         center: ``(num_features,)``, which is subtracted from rows of floats.
-        num_sizes: Number of train sizes.
         num_neighbors: Number of neighbors per position.
         precision: Precision of the products of floats.
         block_rows: Largest number of rows in a block.
@@ -129,21 +128,27 @@ class SearchJob:
     source: BlockSource
     source_rows: IntArray
     label_codes: IntArray | None
-    size_indices: IntArray
+    train_sizes: tuple[int, ...]
     samples: BoolArray
     center: FloatArray
-    num_sizes: int
     num_neighbors: int
     precision: Precision
     block_rows: int
     multiply_adds_per_worker: float
-    max_pairs_by_size: tuple[int, ...] = ()
-    byte_dtype: np.dtype[Any] | None = None
+    max_pairs_by_size: tuple[int, ...]
+    byte_dtype: np.dtype[Any] | None
 
     @property
     def is_exact(self) -> bool:
         """True if rows are bytes. Distances are then computed in integers."""
         return self.byte_dtype is not None
+
+    @cached_property
+    def size_indices(self) -> IntArray:
+        """``(num_positions,)`` size index of each position."""
+        positions = np.arange(len(self.source_rows))
+        # The training set of size n contains a position if n is larger than the position.
+        return np.searchsorted(self.train_sizes, positions, side="right")
 
     def read(self, span: Span) -> AnyArray:
         """Return the rows of a span, ``(num_positions, num_features)``.

@@ -7,8 +7,8 @@ A search has three kinds of results:
 - the closest pairs (:mod:`tasks.measures.closest_pairs`).
 
 Each train size has its own results, from the pairs that are new at this size. So a block of
-distances is first cut into *sub-blocks*, whose pairs are all new at the same train size. Every sub-
-block updates the results of its train size. At the end, the results of all tiles are merged.
+distances is first cut into *sub-blocks*. All pairs of a sub-block are new at the same train size,
+and update the results of this size. At the end, the results of all tiles are merged.
 
 Example: with the train sizes 2 and 4, the block of the positions 0 to 3 is cut into four
 sub-blocks. The numbers are the size indices of the pairs::
@@ -63,7 +63,7 @@ class SpanResult:
 
     def __init__(self, job: SearchJob, span: Span) -> None:
         num_positions = span.stop - span.start
-        sizes = range(job.num_sizes)
+        sizes = range(len(job.train_sizes))
         self.span = span
         self.neighbors = [NeighborLists(num_positions, job.num_neighbors) for _ in sizes]
         self.other_label_by_size = [NeighborLists(num_positions, 1) for _ in sizes]

@@ -35,7 +35,8 @@ sending the rows takes longer than computing. A worker needs about one second fo
 def search_all_tiles(job: SearchJob, executor: Executor) -> SpanResult:
     """Search all tiles, and return the merged result for all positions."""
     num_positions = len(job.source_rows)
-    # A worker receives the job once. The executor replaces this reference by the job.
+    # Each task gets a reference, which the executor replaces by the job. So a worker receives the
+    # job only once.
     shared_job = executor.share(job)
     tiles = plan_tiles(num_positions, executor.num_workers)
     arguments = [(shared_job, row_span, column_span) for row_span, column_span in tiles]
@@ -65,7 +66,8 @@ def search_tile(job: SearchJob, row_span: Span, column_span: Span) -> list[SpanR
         result.
     """
     check_device(job.precision.device)
-    row_result = column_result = SpanResult(job, row_span)
+    row_result = SpanResult(job, row_span)
+    column_result = row_result  # on the diagonal, rows and columns are the same span
     span_results = [row_result]
     if row_span != column_span:
         column_result = SpanResult(job, column_span)
@@ -73,7 +75,7 @@ def search_tile(job: SearchJob, row_span: Span, column_span: Span) -> list[SpanR
     precision = row_result.precision
     for block in blocks_of_tile(job, row_span, column_span):
         precision = block.precision
-        if block.rows == block.columns:
+        if block.rows == block.columns:  # a point is not its own neighbor
             np.fill_diagonal(block.squared, no_pair_value(block.squared.dtype))
         add_block(job, row_result, column_result, block)
     for result in span_results:

@@ -6,8 +6,8 @@ partner is always a training image, so no test image influences training.
 The images to blend are chosen from *all* training images of the split. The choice does not depend
 on the train sizes of a sweep, so the training sets of all sizes are nested.
 
-A *further test set* consists of the test images of the base dataset, of which a condition blends
-those that are nearest to a training image of another class.
+A *further test set* consists of the test images of the base dataset. A condition blends some of
+them: the test images that are nearest to a training image of another class.
 """
 
 from __future__ import annotations

@@ -100,7 +100,8 @@ def update_record(destination: Path, record: PreparedRecord) -> PreparedRecord:
     """Replace the record of a prepared dataset whose content is equal, and return the new record.
 
     The new record has the hash of the present files, so that they are not compared again. It also
-    has their present possible problems. If the record cannot be written, a warning is logged.
+    lists the possible problems of these files. If the record cannot be written, a warning is
+    logged.
     """
     try:
         replace_record(destination, record)

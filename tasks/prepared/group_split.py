@@ -14,7 +14,7 @@ from tasks.sources.own.splits import GivenSplit
 
 Generator = np.random.Generator
 MIN_TEST_GROUP_SHARE = 0.3
-"""Smallest share of the groups from which test images are drawn. With a smaller share, the test set
+"""Test images are drawn from at least this share of the groups. With a smaller share, the test set
 could consist of a few large groups (patients with many images). 0.3 is the share of test images in
 the study (750 of 2,500 images)."""
 
@@ -105,8 +105,8 @@ def draw_held_out(
     """Draw held-out images, for testing or validation, from the first groups of a random order.
 
     1. The groups are ordered at random.
-    2. The first groups are used, a share of :data:`MIN_TEST_GROUP_SHARE`. More groups are used only
-       if a quota needs them, or if the data have a test split.
+    2. The first groups are used: the share :data:`MIN_TEST_GROUP_SHARE` of all groups. More groups
+       are used only if a quota needs them, or if the data have a test split.
     3. For each class, one image of each of these groups is drawn first, then a second image of
        each, until the quota is met.
 

@@ -94,7 +94,9 @@ def list_raw(request: RawRequest) -> Listing:
     reasons = Counter(reason for _, reason in listing.skipped)
     reasons += Counter(listing.excluded)
     counts = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items())
+    hint = f"Arrange the files in this layout: {dataset.raw_layout}"
+    if current_name(dataset.source) in OWN_KINDS:
+        hint = "docs/datasets.md lists the layouts that isweep reads"
     raise request.error(
-        f"the raw download has no image that can be used ({counts or 'it is empty'})",
-        hint=f"Arrange the files in this layout: {dataset.raw_layout}",
+        f"no image of the raw files can be used ({counts or 'there are no files'})", hint=hint
     )

@@ -1,4 +1,4 @@
-"""Preparing a dataset from its raw download: list, read in parallel tasks, check, publish.
+"""Prepare a dataset from its raw download: list, read in parallel tasks, check and publish.
 
 The store is written to a sibling folder of the destination, and then renamed. Part files are in
 another sibling folder. An interrupted preparation continues from them. Two processes may prepare
@@ -251,7 +251,7 @@ def _check_images(
         hint = "Correct the labels, or raise image_size"
         raise request.error(
             f"{num_conflicts} of {num_images} images are equal to an image with another label, "
-            f"but at most {max_conflict_share:.2%} of the images may be",
+            f"but the limit is {max_conflict_share:.2%} of the images",
             hint=hint + _option_to_allow(num_conflicts, num_images),
         )
 

@@ -1,4 +1,4 @@
-"""The record of a prepared dataset, which markers, logs, MLflow and reports contain."""
+"""The record of a prepared dataset. Markers, logs, MLflow and reports contain this record."""
 
 from __future__ import annotations
 

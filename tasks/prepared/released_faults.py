@@ -125,9 +125,8 @@ def _read_pool(
     if "misaligned_labels" in faults:
         rows = candidates.rows[: len(pool_indices)]  # the first images, of any class
     elif "fixed_imagenet_files" in faults:
-        rows = (
-            pool_indices  # F4: an index in the class pair is used as an index in the whole dataset
-        )
+        # F4: an index in the class pair is used as an index in the whole dataset.
+        rows = pool_indices
     else:
         rows = candidates.rows[pool_indices]
     return candidates._replace(rows=rows, labels=candidates.labels[pool_indices])

@@ -100,7 +100,7 @@ class Subset:
         train_rows: ``(max_train_size,)`` rows of the training images. The training set of size N
             is the first N rows. With two classes, the class counts of every such set differ by at
             most one. With more classes, every such set has the class proportions of all training
-            images, up to rounding. Some faults of the released code violate this.
+            images, up to rounding. Some faults of the released code violate these rules.
         train_labels: ``(max_train_size,)`` labels of these rows, in ``range(num_classes)``.
         test_rows: ``(test_size,)`` rows of the test images, the same for every train size.
         test_labels: ``(test_size,)`` labels of the test images.

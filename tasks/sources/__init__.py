@@ -69,7 +69,7 @@ SOURCES: dict[str, SourceRow] = {
     ),
     "generated": SourceRow("tasks.sources.generated:generated", "none"),
     "hdf5": SourceRow(
-        "tasks.sources.arrays:hdf5",
+        "tasks.sources.arrays.listing:hdf5",
         own_kind=OwnKind(
             "an .h5 or .hdf5 file with arrays images and labels",
             extensions=(".h5", ".hdf5"),
@@ -82,7 +82,7 @@ SOURCES: dict[str, SourceRow] = {
     "manifold": SourceRow("tasks.sources.generated:manifold", "none"),
     "mura": SourceRow("tasks.sources.radiographs:mura"),
     "npz": SourceRow(
-        "tasks.sources.arrays:npz",
+        "tasks.sources.arrays.listing:npz",
         own_kind=OwnKind(
             "an .npz with arrays images and labels, x and y, or MedMNIST's",
             extensions=(".npz",),

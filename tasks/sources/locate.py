@@ -16,7 +16,7 @@ from search_spaces.datasets import own_dataset_spec
 from search_spaces.errors import SweepError
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import UserSourceSpec
-from tasks.sources.array_files import ARRAY_FILES, row_locator
+from tasks.sources.arrays.files import ARRAY_FILES, row_locator
 from tasks.sources.base import HASH_PATTERN, UNKEYED, RawRequest, hash_key
 from tasks.sources.manifest import table_paths
 from tasks.sources.own.splits import is_split_word

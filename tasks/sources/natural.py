@@ -34,7 +34,7 @@ import numpy as np
 
 from search_spaces.errors import DataError, SweepError, plural
 from tasks.array_types import AnyArray, IntArray, Uint8Array
-from tasks.sources.array_files import open_hdf5
+from tasks.sources.arrays.files import open_hdf5
 from tasks.sources.base import Item, Listing, RawRequest, Reader, SkipItem, Source
 from tasks.sources.generated import list_rows, row_reader
 from tasks.sources.official import OWN_MAXIMUM, download, incomplete_download, read_picture

@@ -152,8 +152,9 @@ def pgd(
 
     This is projected gradient descent (Madry et al., ICLR 2018) on a margin loss (f6 of Carlini &
     Wagner, S&P 2017). For a converged network, the gradient of the cross-entropy underflows to zero
-    in float32 (gradient masking). The gradient of the margin does not. The first descent starts at
-    the image. All others start at a random point of the L-infinity ball of radius ``epsilon``.
+    in float32 (gradient masking). The gradient of the margin does not underflow. The first descent
+    starts at the image. All other descents start at a random point of the L-infinity ball of radius
+    ``epsilon``.
 
     Args:
         model: see :class:`AttackFunction`.
@@ -333,8 +334,8 @@ def logit_margins(logits: Tensor, classes: Tensor) -> Tensor:
 def forward_margins(model: nn.Module, pixels: Tensor, classes: Tensor) -> Tensor:
     """Return the logit margins of ``pixels``, ``(num_images,)``, without a backward pass.
 
-    Gradients are enabled nevertheless, because fused attention layers round differently without
-    them. An attack compares these margins with the margins from :func:`margin_gradient`.
+    Gradients are enabled nevertheless, because without gradients, fused attention layers round
+    differently. An attack compares these margins with the margins from :func:`margin_gradient`.
     """
     with torch.enable_grad():
         logits = model(pixels.detach().requires_grad_(True)).float()

@@ -61,8 +61,9 @@ def evaluate(
 def scaled_batch_size(full_batch_size: int, recipe: RecipeSpec, micro_batch: int | None) -> int:
     """Return the batch size of an evaluation or an attack, for a trial with micro batches.
 
-    It is reduced by the same factor as the training batch, ``micro_batch / recipe.batch_size``, and
-    rounded down. It is at least 1. Without micro batches, it is ``full_batch_size``.
+    ``full_batch_size`` is reduced by the same factor as the training batch,
+    ``micro_batch / recipe.batch_size``, and rounded down. The result is at least 1. Without micro
+    batches, the result is ``full_batch_size``.
     """
     images_per_pass = micro_batch or recipe.batch_size
     scaled = full_batch_size * images_per_pass // recipe.batch_size

@@ -222,7 +222,7 @@ def trial_memory(
 
 
 def reset_peak(device: torch.device) -> None:
-    """Start a new measurement of peak memory. For a CPU, this works on Linux only."""
+    """Start a new measurement of peak memory."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -234,8 +234,8 @@ def peak_bytes(device: torch.device) -> int:
     """Return the peak memory in bytes since :func:`reset_peak`.
 
     For a GPU, this is the memory that the process reserved for tensors. For a CPU, it is the
-    resident memory of the process, including libraries and arrays. On systems other than Linux it
-    is the peak since the process started.
+    resident memory of the process, including libraries and arrays. If the system does not report
+    that peak, the result is the peak since the process started.
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
@@ -244,9 +244,7 @@ def peak_bytes(device: torch.device) -> int:
         match = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
         if match:
             return 1024 * int(match[1])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # ru_maxrss is in bytes on macOS, and in KiB on other systems.
-    return peak if sys.platform == "darwin" else 1024 * peak
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _free_cached(device: torch.device) -> None:

@@ -210,8 +210,7 @@ class TrainedNetwork:
                 loss_rule=self.spec.network.recipe.test_loss,
             )
         robustness = None
-        robustness_request = _only(requested, RobustnessMeasurement)
-        if robustness_request is not None:
+        for robustness_request in _of_type(requested, RobustnessMeasurement):  # at most one
             with timer.phase("robustness"):
                 robustness = self._measure_robustness(
                     self.test_images, robustness_request.robustness
@@ -357,17 +356,6 @@ def _of_type(
 ) -> list[MeasurementKind]:
     """Return the requested measurements of one kind."""
     return [measurement for measurement in measurements if isinstance(measurement, kind)]
-
-
-def _only(
-    measurements: Sequence[Measurement], kind: type[MeasurementKind]
-) -> MeasurementKind | None:
-    """Return the only requested measurement of a kind, or None if it is not requested."""
-    of_kind = _of_type(measurements, kind)
-    if not of_kind:
-        return None
-    (measurement,) = of_kind
-    return measurement
 
 
 def _finite_mean(values: Tensor) -> float | None:

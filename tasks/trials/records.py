@@ -163,8 +163,8 @@ class RobustnessRecord(Finding):
         rows: index of each image in the test set, ascending.
         wrong: True for each misclassified image.
         num_not_found: number of images without a radius. ``pred`` does not include them.
-        box_share: share of the images with a radius whose perturbation is at a limit of the pixel
-            range. Without this limit, their radius would be smaller.
+        box_share: of the images with a radius, the share whose perturbation is at a limit of the
+            pixel range. Without this limit, their radius would be smaller.
         num_steps: gradient steps per image.
         num_bisections: number of bisection steps on the line between an image and a differently
             classified image.

@@ -3,8 +3,8 @@
 R is the mean over images of the *radius*. The radius of an image ``x`` is the smallest ``||d||_2``
 of a perturbation ``d`` for which the network classifies ``x + d`` differently from ``x``. The
 pixels of ``x + d`` must be in [0, 255]. The search is similar to DDN (Rony et al., CVPR 2019). It
-finds a differently classified image, so its distance is an upper bound of the radius. Norms are in
-pixel units, which are 1/255 of the pixel range.
+finds a differently classified image. The distance of ``x`` to this image is an upper bound of the
+radius. Norms are in pixel units, which are 1/255 of the pixel range.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RADIUS_RATE = (0.05, 0.001)
 uses 0.05. With smaller changes at the end, the search comes closer to the decision boundary."""
 STEP_SIZE = (1.0, 0.01)
 """Length of a gradient step as a multiple of the current radius, at the first and the last step.
-DDN anneals over the same range, but with absolute lengths, from a radius of 1."""
+DDN uses the same numbers as absolute lengths, and its first radius is 1."""
 SAMPLE_BLOCK = 50
 """Number of sampled images whose distances to the pool are computed in one block."""
 POOL_BLOCK = 256
@@ -34,8 +34,8 @@ POOL_BLOCK = 256
 QUANTILES = (0.05, 0.25, 0.75, 0.95)
 """Quantiles of the radii to report."""
 RANGE_TOLERANCE = 1e-3
-"""Largest distance, in pixel units, of a pixel that counts as being at a limit of the pixel range.
-After float32 rounding, a pixel plus its change may not be exactly at the limit."""
+"""Tolerance in pixel units: a pixel that is at most this far from 0 or 255 counts as being at the
+limit. After float32 rounding, a pixel plus its change may not be exactly at the limit."""
 
 
 def measure_robustness(
@@ -116,9 +116,9 @@ def minimal_perturbations(
     Args:
         model: maps pixels to logits.
         images: float32 pixels in [0, 255], ``(num_images, channels, height, width)``.
-        classes: ``(num_images,)`` int64, the predicted class of each original image. It is not
-            predicted again: for two almost equal logits, another batch size may predict another
-            class, and ``starts`` would be wrong.
+        classes: ``(num_images,)`` int64, the predicted class of each original image. The classes
+            are not predicted again: with another batch size, the other of two almost equal logits
+            may be the larger one. ``starts`` would then be wrong.
         starts: an image of another class for each image; NaN if no such image is known.
         spec: number of gradient steps, and number of bisections before and after the gradient
             steps.
@@ -166,7 +166,7 @@ def nearest_of_another_class(
 ) -> Tensor:
     """Return the nearest image of another class in ``pool``, for every image.
 
-    An image is NaN if no image in the pool has another class.
+    If no image in the pool has another class, the result for this image is NaN.
     """
     flat = images.flatten(1).float()
     blocks = [

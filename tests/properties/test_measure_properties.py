@@ -257,7 +257,7 @@ def test_the_number_of_pairs_equals_a_count_in_a_loop(labels):
 def random_span_result(seed):
     rng = np.random.default_rng(seed)
     job = SimpleNamespace(
-        num_sizes=1,
+        train_sizes=(5,),
         num_neighbors=4,
         samples=(),
         max_pairs_by_size=(6,),

@@ -226,6 +226,7 @@ def _log_ratio(points: pd.DataFrame, column: str, dataset: str, base: str) -> fl
     at_both = means.reindex(columns=[dataset, base]).dropna().sort_index()
     if at_both.empty:
         return None
+    # The rows are sorted by train size, so the last one is the largest common size.
     of_dataset, of_base = at_both.to_numpy(dtype=float)[-1]
     return float(np.log(of_dataset / of_base))
 
@@ -266,6 +267,7 @@ def _changes_of_arm(
         world=arm.world,
         name=arm.name,
         moves=arm.moves,
+        # A change of the response is divided by the change of K_F, if the arm changes K_F.
         by=gate.sharpness_moved if arm.moves == "sharpness" else 1.0,
         at_chance=reaches(start[OF_CHANCE_LOSS], 1.0),
     )
@@ -365,6 +367,7 @@ def _slope(
     is_at_chance = rows["at_chance"].astype(bool)
     is_without = rows[column].isna()
     used = rows[~is_at_chance & ~is_without]
+    # Two points, base and arm, give each slope: Δ log response / Δ log K_F.
     slopes = (used[column] / used["by"]).astype(float)
     by_arm = slopes.groupby([used["world"], used["dataset"]]).mean()
     by_world = dict(by_arm.groupby("world").mean())
@@ -409,6 +412,7 @@ def judged(effect: Effect, shows: Mapping[str, Sequence[str]]) -> Effect:
     for std_error, degrees in tests:
         p_values.append(t_p_values(differences, std_error, degrees))
         intervals.append(t_interval(mean, std_error, degrees))
+    # A conclusion must hold by both methods: the larger p and the longer interval count.
     p_zero, p_theory = np.max(p_values, axis=0).tolist()
     return replace(
         effect,

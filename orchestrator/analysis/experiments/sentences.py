@@ -27,8 +27,8 @@ def experiment_answer(
     of_sharpness = [gate for gate in gates if gate.arm.moves == "sharpness"]
     num_passed = sum(gate.counts for gate in of_sharpness)
     sentences = [
-        f"{num_passed} of {plural(len(of_sharpness), 'arm')} moved K_F by a factor 2 or more and "
-        f"log d by less than {max_change_of_d:g}.",
+        f"{num_passed} of {plural(len(of_sharpness), 'arm')} moved K_F by a factor 2 or more "
+        f"and log d by less than {max_change_of_d:g}.",
         followed(effects),
         *_controls(gates, effects),
     ]
@@ -77,13 +77,13 @@ def _on_all_images(effect: Effect) -> str:
     worlds = _worlds(effect)
     if effect.interval is None:
         return (
-            f"{start}it is undecided whether log {effect.response} follows ({worlds} with such an "
-            "arm; an interval needs at least 3 worlds with scatter)."
+            f"{start}it is undecided whether log {effect.response} follows ({worlds} with "
+            "such an arm; an interval needs at least 3 worlds with scatter)."
         )
     return (
         f"{start}log {effect.response} {_follows(effect)} ({effect.estimand} = "
-        f"{number(effect.value)}, 95 % interval {interval(effect.interval)} over {worlds}; the law "
-        f"says {number(effect.theory)})."
+        f"{number(effect.value)}, 95 % interval {interval(effect.interval)} over {worlds}; "
+        f"the law says {number(effect.theory)})."
     )
 
 
@@ -120,8 +120,8 @@ def _on_training(slopes: Sequence[Effect]) -> Iterator[str]:
         about = f"{_worlds(effect)}; an interval needs at least 3 worlds with scatter"
         if effect.interval is not None:
             about = (
-                f"slope {number(effect.value)}, 95 % interval {interval(effect.interval)} over "
-                f"{_worlds(effect)}"
+                f"slope {number(effect.value)}, 95 % interval {interval(effect.interval)} "
+                f"over {_worlds(effect)}"
             )
         if (effect.trained_on, effect.tested_on) == ("condition", "base"):
             yield (
@@ -131,9 +131,9 @@ def _on_training(slopes: Sequence[Effect]) -> Iterator[str]:
             )
         elif effect.trained_on == "base":
             yield (
-                "In networks that were trained on unchanged images, and tested on changed images, "
-                f"log {effect.response} changes with log K_F ({about}). The K_F of training images "
-                "cannot explain this change."
+                "In networks that were trained on unchanged images, and tested on changed "
+                f"images, log {effect.response} changes with log K_F ({about}). The K_F of "
+                "training images cannot explain this change."
             )
 
 

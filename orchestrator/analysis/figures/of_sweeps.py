@@ -146,8 +146,8 @@ def dataset_properties(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=8)
     return Drawn(
         figure,
-        "Intrinsic dimension and label sharpness of the datasets. Bars show the numbers of the "
-        "summary. Error bars show the range over train sizes and class pairs.",
+        "Intrinsic dimension and label sharpness of the datasets. Bars show the numbers of "
+        "the summary. Error bars show the range over train sizes and class pairs.",
     )
 
 
@@ -276,8 +276,8 @@ def loss_on_train_size(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
         label = "slope of the law's\nbound, −1/d_data"
         handles.append(Line2D([], [], color=BLACK, linestyle="--", label=label))
         caption += (
-            " A dashed line has the slope −1/d_data of the law's bound. The law does not predict "
-            "its height."
+            " A dashed line has the slope −1/d_data of the law's bound. The law does not "
+            "predict its height."
         )
     frame(figure, SIZE_LABEL, LOSS_LABEL, handles)
     return Drawn(figure, f"{caption} Points are means over class pairs and seeds.")
@@ -358,8 +358,8 @@ def accuracy_lost_on_delta(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
     size = int(rows[TRAIN_SIZE].iloc[0])
     return Drawn(
         figure,
-        f"Accuracy lost to {attack_in_words(fits)}, by the distance δ between two classes. There "
-        f"is one dot per class pair and network, at N = {size:,}. {PAIRS_SHARE}",
+        f"Accuracy lost to {attack_in_words(fits)}, by the distance δ between two classes. "
+        f"There is one dot per class pair and network, at N = {size:,}. {PAIRS_SHARE}",
     )
 
 
@@ -419,10 +419,11 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
         caption += " This is one dataset, so K_F differs only through N. A trend shows N, not K_F."
     if has_correlation:
         caption += (
-            " r is the correlation of these values over datasets, at equal model and train size "
-            "and within domains. Each panel has the network with the largest r. The 95 % intervals "
-            "hold for all networks and attacks at once. The verdict is on the largest r of all "
-            "panels. Axes may be logarithmic, but r is computed without logarithms."
+            " r is the correlation of these values over datasets, at equal model and train "
+            "size and within domains. Each panel has the network with the largest r. The 95 % "
+            "intervals hold for all networks and attacks at once. The verdict is on the "
+            "largest r of all panels. Axes may be logarithmic, but r is computed without "
+            "logarithms."
         )
     return Drawn(figure, caption)
 

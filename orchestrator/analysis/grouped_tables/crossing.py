@@ -44,8 +44,9 @@ class CrossingColumn:
             groups = f"{self.num_groups:,} combinations of {listing(design.groups)}"
         return (
             f"Beware: {self.name} recurs in {self.num_recurring:,} of {groups}. Add {self.name} "
-            f"to --groups or --within. If you do not add it, a claim must also hold for dependent "
-            f"rows with the same {self.name}. If {self.name} is a measurement, drop the column."
+            "to --groups or --within. If you do not add it, a claim must also hold for "
+            f"dependent rows with the same {self.name}. If {self.name} is a measurement, drop "
+            "the column."
         )
 
 

@@ -88,6 +88,7 @@ class Groups:
                     kind_of[column] = kind_of[earlier]
                     break
         labels = self._with_distinct_names(labels, kind_of)
+        # Sorted, so that the pair (a, b) is the same unit as (b, a).
         rows = np.sort(labels.to_numpy(str), axis=1)
         units, unit = np.unique(rows, axis=0, return_inverse=True)
         self.unit = unit.reshape(-1)
@@ -104,6 +105,7 @@ class Groups:
         )
         """A matrix ``(G, U)`` that is 1 if a unit belongs to a group, and else 0."""
         self._members.sum_duplicates()
+        # A unit with one group in both places still belongs to it once.
         self._members.data = np.minimum(self._members.data, 1.0)
         self._kinds = []
         for kind in dict.fromkeys(kind_of.values()):
@@ -198,7 +200,8 @@ def _are_places_of_one_pair(labels: pd.DataFrame, first: str, second: str) -> bo
     for a, b in pairs:
         if (b, a) in pairs:
             raise ConfigError(
-                f"{first} and {second} contain a pair in both orders: {a} and {b}, {b} and {a}",
+                f"The columns {first} and {second} contain a pair in both orders: {a} and {b}, "
+                f"{b} and {a}",
                 hint="Write each pair in one order. If equal names in the two columns are "
                 "different groups, rename these groups in one column",
             )

@@ -65,6 +65,7 @@ def standardize(
     deviations = np.sqrt(variances)
     deviations[deviations == 0] = 1.0
     standard = offsets / deviations
+    # A slope in standard units times these factors is a slope in the table's units.
     units = deviations * largest
     return StandardRows(
         design=design,
@@ -100,6 +101,7 @@ def partial_slope(
     weights[place] = 1.0
     overlaps = products[remaining, place]
     explained = np.linalg.lstsq(block, overlaps, rcond=1e-12)[0]
+    # The regressor minus its regression on the others (Frisch & Waugh 1933).
     weights[remaining] = -explained
     variation = float(weights @ products[:, place])
     if variation <= smallest:

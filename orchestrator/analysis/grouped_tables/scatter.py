@@ -1,10 +1,10 @@
 """Scatter of rows in the means of groups, and the slope between groups without this scatter.
 
-The mean of n rows contains their covariance within the group, divided by n. In simulated
-tables of 30 groups with 3 rows each and a slope only within groups, 38 of 100 fits made a
-false claim between groups. The slope between the groups' true means is estimated by
-subtracting the scatter from the products of the means (moment estimator of errors in
-variables; Fuller 1987, chapter 2).
+The mean of n rows contains their covariance within the group, divided by n. We simulated
+tables of 30 groups with 3 rows each, and with a slope only within groups. In these tables, 38
+of 100 fits made a false claim between groups. Therefore the scatter is subtracted from the
+products of the means. This gives the slope between the groups' true means (moment estimator of
+errors in variables; Fuller 1987, chapter 2).
 """
 
 from __future__ import annotations

@@ -79,8 +79,8 @@ def _limits(slope: Slope) -> str:
     text = ""
     if not slope.is_significant and slope.interval is not None:
         text += (
-            f" Slopes from {interval(slope.interval)} (95 % interval) are compatible with these "
-            "data."
+            f" Slopes from {interval(slope.interval)} (95 % interval) are compatible with "
+            "these data."
         )
         power = detectable_slope(slope.test, slope.num_tests)
         if power:
@@ -97,8 +97,8 @@ def _scatter(design: Design, num_groups: int, scatter: MeanScatter) -> str:
     """Return the share of the variance between groups that comes from scatter, in words."""
     share = f"{scatter.share:.1%}" if scatter.share < 0.1 else f"{scatter.share:.0%}"
     text = (
-        f"Of the variance of {scatter.on} between {_units(design, num_groups)}, {share} comes from "
-        "the scatter of rows within groups."
+        f"Of the variance of {scatter.on} between {_units(design, num_groups)}, {share} comes "
+        "from the scatter of rows within groups."
     )
     if scatter.slope is None:
         return f"{text} With so much scatter, no claim is made between groups."
@@ -124,8 +124,8 @@ def pooled_answer(
         f"Over all rows, the correlation r with {pooled.on} is {number(pooled.r)} "
         f"({_small_p(pooled.p_value)}). This p counts the {plural(num_rows, 'row')} of "
         f"{_units(design, num_groups)} as independent. {response_share} of the variance of "
-        f"{design.response} and {column_share} of the variance of {pooled.on} lie between groups, "
-        f"so {mixture}.{_by_group(pooled)}"
+        f"{design.response} and {column_share} of the variance of {pooled.on} lie between "
+        f"groups, so {mixture}.{_by_group(pooled)}"
     )
 
 

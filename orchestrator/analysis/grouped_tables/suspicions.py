@@ -73,9 +73,9 @@ def _missing_codes(values: pd.Series) -> Iterator[str]:
         is_only_negative = code < 0 <= remaining.min()
         if is_distant or is_only_negative:
             yield (
-                f"Beware: {values.name} is {code:g} in {plural(int(is_code.sum()), 'row')}. The "
-                f"fit uses it as a number. If {code:g} means that the value is missing, leave the "
-                "cell empty."
+                f"Beware: {values.name} is {code:g} in {plural(int(is_code.sum()), 'row')}. "
+                f"The fit uses it as a number. If {code:g} means that the value is missing, "
+                "leave the cell empty."
             )
 
 
@@ -88,8 +88,8 @@ def _summary_rows(labels: pd.Series) -> Iterator[str]:
         if words & SUMMARY_WORDS:
             rows = plural(int(num_rows), "row")
             yield (
-                f"Beware: {labels.name} is {label} in {rows}. The fit uses them like other rows. "
-                "If they are sums or means of other rows, remove them."
+                f"Beware: {labels.name} is {label} in {rows}. The fit uses them like other "
+                "rows. If they are sums or means of other rows, remove them."
             )
 
 

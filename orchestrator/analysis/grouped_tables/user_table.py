@@ -130,8 +130,8 @@ def _read_cells(path: Path) -> pd.DataFrame:
     if is_uneven.any():
         num_uneven = plural(int(is_uneven.sum()), "row")
         raise ConfigError(
-            f"{path.name} has {num_uneven} with more or fewer cells than the header, which has "
-            f"{plural(len(names), 'cell')} ({row_numbers(is_uneven)})",
+            f"{path.name} has {num_uneven} with more or fewer cells than the header, which "
+            f"has {plural(len(names), 'cell')} ({row_numbers(is_uneven)})",
             hint=SAVE_AS_CSV,
         )
     return pd.DataFrame(lines[1:], columns=names, dtype=str)
@@ -145,7 +145,8 @@ def _check_columns(cells: pd.DataFrame, design: Design, file_name: str) -> None:
     for name in design.columns:
         if design.columns.count(name) > 1:
             raise ConfigError(
-                f"The column {name} is used more than once in response, on, groups and within",
+                f"The column {name} is used more than once in --response, --on, --groups and "
+                "--within",
                 hint="Use every column in only one of these options",
             )
 
@@ -178,8 +179,8 @@ def _number_faults(is_bad: pd.DataFrame) -> Iterator[ConfigError]:
         limits = f"{1 / MAX_MAGNITUDE:g} and {MAX_MAGNITUDE:g}"
         num_cells = plural(int(mask.sum()), "cell")
         yield ConfigError(
-            f"Column {name} has {num_cells} without a usable number ({row_numbers(mask)} below the "
-            "header)",
+            f"Column {name} has {num_cells} without a usable number ({row_numbers(mask)} "
+            "below the header)",
             hint="Write numbers such as 1234.5, without commas, units or words. If a value is "
             "missing, leave its cell empty. The absolute value of a number must be between "
             f"{limits}",
@@ -208,8 +209,8 @@ def _variation_faults(
         if num_groups < 2:
             yield ConfigError(
                 f"Column {name} has only {plural(num_groups, 'group')}, but a fit needs at least 2",
-                hint="Choose a column whose values mark rows that belong together, for example "
-                "dataset or patient",
+                hint="Choose a column whose values mark rows that belong together, for "
+                "example dataset or patient",
             )
     for name in design.numeric:
         if is_bad[name].any():
@@ -228,7 +229,7 @@ def _variation_faults(
         num_kinds = len(kinds)
     if num_kinds > MAX_KINDS_WITHIN:
         yield ConfigError(
-            f"The columns of --within have {num_kinds:,} combinations of values, but a fit can "
-            f"use at most {MAX_KINDS_WITHIN:,}",
+            f"The columns of --within have {num_kinds:,} combinations of values, but a fit "
+            f"can use at most {MAX_KINDS_WITHIN:,}",
             hint="Choose columns with fewer different values",
         )

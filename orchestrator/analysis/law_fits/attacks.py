@@ -17,7 +17,12 @@ from orchestrator.analysis.inference import (
 )
 from orchestrator.analysis.law_fits.estimates import Estimate, correlation_interval
 from orchestrator.analysis.law_fits.records import AttackFit
-from orchestrator.analysis.law_fits.rows import complete_rows, effects_of, effects_without_each
+from orchestrator.analysis.law_fits.rows import (
+    complete_rows,
+    effects_of,
+    effects_without,
+    effects_without_each,
+)
 from orchestrator.analysis.results_tables.points import ALL, POOLED
 from orchestrator.analysis.results_tables.sharpness_scale import UNEQUAL_SCALES, SharpnessScale
 from orchestrator.results.columns import DATASET, DOMAIN, LABEL_SHARPNESS, attack_columns
@@ -114,6 +119,7 @@ def _correlated(points: pd.DataFrame, tried: Sequence[AttackGain]) -> Iterator[A
     about = _sharpness_by_dataset(points)
     sharpness = about[LABEL_SHARPNESS][gains.index].to_numpy(dtype=float)
     domains = about[DOMAIN][gains.index].to_numpy(dtype=str).tolist()
+    # A pooled row repeats the data of single models, so it is no further test.
     single = [k for k, gain in enumerate(tried) if gain.fit.model != POOLED]
     test = max_correlation_test(gains.to_numpy(dtype=float), sharpness, domains, single)
     largest = np.nanmax([-1.0, *test.r[single]])
@@ -122,6 +128,7 @@ def _correlated(points: pd.DataFrame, tried: Sequence[AttackGain]) -> Iterator[A
             reason = "K_F or the loss gained has the same value everywhere"
             yield replace(gain.fit, reason=reason)
             continue
+        # The domain is given, as in the correlation, and costs one degree per further domain.
         num_domains = about[DOMAIN][gain.gains.index].nunique()
         adjusted_p = None if np.isnan(p) else p
         # The answer reports the largest of several correlations, so intervals are
@@ -186,20 +193,16 @@ def _largest_without(name: str, tested: Sequence[AttackGain], about: pd.DataFram
 
     Returns None if the other datasets share no model and train size without it.
     """
+    sharpness = about[LABEL_SHARPNESS].to_numpy(dtype=float)
+    domains = about[DOMAIN].to_numpy(dtype=str)
     correlations = []
     for gain in tested:
-        rows = gain.rows[gain.rows[DATASET] != name]
-        effects = effects_of(rows, (gain.fit.response,))
-        if effects is None:
+        refit = effects_without(gain.rows, (gain.fit.response,), name)
+        if refit is None:
             return None
-        others = about.loc[effects.index]
-        correlations.append(
-            _correlation(
-                effects[gain.fit.response].to_numpy(dtype=float),
-                others[LABEL_SHARPNESS].to_numpy(dtype=float),
-                others[DOMAIN].to_numpy(dtype=str),
-            )
-        )
+        others, gains = refit
+        places = about.index.get_indexer(pd.Index(others))
+        correlations.append(_correlation(gains[:, 0], sharpness[places], domains[places]))
     return max(correlations, default=None)
 
 

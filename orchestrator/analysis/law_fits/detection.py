@@ -55,7 +55,7 @@ class TTest:
         return self.smallest_p <= verdict_level(num_tests)
 
     def num_others_needed(self, num_tests: int) -> int:
-        """Return how many other tests must be significant before this one can be.
+        """Return the number of other tests that must be significant before this test.
 
         Holm's correction compares the k-th smallest of m p-values with 0.05 / (m − k + 1).
         """
@@ -133,7 +133,7 @@ class LargestCorrelation:
         return max(num_tests, 1) <= len(self.criticals)
 
     def num_others_needed(self, num_tests: int) -> int:
-        """Return how many other tests must be significant before this one can be, by Holm."""
+        """Return the number of other tests that must be significant before this test."""
         return max(num_tests, 1) - min(len(self.criticals), max(num_tests, 1))
 
     def power(self, effect: float, num_tests: int) -> float | None:

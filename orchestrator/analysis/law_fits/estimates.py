@@ -138,6 +138,7 @@ def _with_permutation(
     test = permutation_test(y, x[:, column], np.delete(x, column, axis=1), places)
     if test is None:
         return estimate
+    # Within domains the domain is constant. Any other covariate makes the test approximate.
     is_exact = test.is_complete and covariates <= {IS_MEDICAL}
     return replace(
         estimate,

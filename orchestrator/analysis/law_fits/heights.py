@@ -96,8 +96,8 @@ def fit_height(
     effects = effects_of(rows, columns)
     if effects is None:
         reason = (
-            "the datasets share no model, train size and data mode, so none can be compared at "
-            "equal N"
+            "the datasets share no model, train size and data mode, so none can be compared "
+            "at equal N"
         )
         return replace(unfitted, reason=reason)
     if not effects[LOG_LOSS].any():

@@ -83,6 +83,20 @@ def effects_without_each(rows: pd.DataFrame, columns: Sequence[str]) -> Iterator
             yield str(name), np.asfortranarray(effects)
 
 
+def effects_without(
+    rows: pd.DataFrame, columns: Sequence[str], left_out: str
+) -> tuple[list[str], Array] | None:
+    """Return the effects of the datasets other than ``left_out``, which need not be in the rows.
+
+    Returns:
+        Sorted names of the other datasets, and their effects ``(G, k)``. None if they share no
+        model and train size.
+    """
+    values, cells, datasets, weights = _arrays_of(rows, columns)
+    is_kept = datasets != left_out
+    return dataset_effects(values[is_kept], cells[is_kept], datasets[is_kept], weights[is_kept])
+
+
 def _arrays_of(rows: pd.DataFrame, columns: Sequence[str]) -> tuple[Array, Codes, Codes, Array]:
     """Return columns, cells, datasets and weights, as the arguments of ``dataset_effects``."""
     values = np.array([rows[name].to_numpy(dtype=float) for name in columns])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from orchestrator.analysis.number_formats import listing
 from orchestrator.results.columns import (
@@ -97,8 +98,8 @@ def _check_statuses(table: pd.DataFrame) -> None:
     if unknown:
         raise DataError(
             f"The results table has the unknown status {listing(sorted(unknown))}",
-            hint=f"Write {' or '.join(known_statuses)}, or leave the status blank for trials that "
-            "are done",
+            hint=f"Write {' or '.join(known_statuses)}, or leave the status blank for trials "
+            "that are done",
         )
 
 
@@ -109,8 +110,8 @@ def _check_train_sizes(table: pd.DataFrame) -> None:
     wrong = sizes[is_fraction | _is_boolean(sizes)]
     if len(wrong):
         raise DataError(
-            f"In {plural(len(wrong), 'row')} of the results table, the train size is not a whole "
-            f"number of images, for example {wrong.iloc[0]}",
+            f"In {plural(len(wrong), 'row')} of the results table, the train size is not a "
+            f"whole number of images, for example {wrong.iloc[0]}",
             hint="Give train sizes as numbers of images",
         )
 
@@ -204,8 +205,8 @@ def _check_accuracies(table: pd.DataFrame) -> None:
     if len(wrong):
         trial_id = table.loc[wrong.index[0], TRIAL_ID]
         raise DataError(
-            f"Trial {trial_id!r} has the accuracy {wrong.iloc[0]:g}, which is not a share from 0 "
-            f"to 1 ({plural(len(wrong), 'row')} in all)",
+            f"Trial {trial_id!r} has the accuracy {wrong.iloc[0]:g}, which is not a share "
+            f"from 0 to 1 ({plural(len(wrong), 'row')} in all)",
             hint="Divide percentages by 100",
         )
 
@@ -284,19 +285,24 @@ def _with_numbers(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
     return full, tuple(exclusions)
 
 
-def _numbers(cells: pd.Series) -> tuple[pd.Series, dict[str, pd.Series]]:
-    """Return a column as float64, and for each reason, which of its values are unusable."""
+def _numbers(cells: pd.Series) -> tuple[pd.Series, dict[str, NDArray[np.bool_]]]:
+    """Return a column as float64, and a mask of its unusable values for each reason."""
     name = str(cells.name)
-    values = pd.to_numeric(cells.mask(_is_boolean(cells)), errors="coerce").astype(float)
-    is_no_number = (values.isna() & cells.notna()).to_numpy(copy=True)
-    texts = cells.to_numpy(dtype=object)[is_no_number]
-    is_text = [str(text).strip().lower() not in MISSING_TEXTS for text in texts]
-    is_no_number[is_no_number] = is_text
+    if isinstance(cells.dtype, np.dtype) and cells.dtype.kind in "fiu":
+        values = cells.astype(float)
+        is_no_number = np.zeros(len(cells), dtype=bool)
+    else:
+        values = pd.to_numeric(cells.mask(_is_boolean(cells)), errors="coerce").astype(float)
+        is_no_number = (values.isna() & cells.notna()).to_numpy(copy=True)
+        texts = cells.to_numpy(dtype=object)[is_no_number]
+        is_text = [str(text).strip().lower() not in MISSING_TEXTS for text in texts]
+        is_no_number[is_no_number] = is_text
+    numbers = values.to_numpy()
     unusable = {
-        "not a number": pd.Series(is_no_number, index=values.index),
-        "stored infinity": values.abs() >= LARGEST_VALUE,
+        "not a number": is_no_number,
+        "stored infinity": np.abs(numbers) >= LARGEST_VALUE,
     }
     if name.startswith(POSITIVE_MEASURES) and not name.endswith("_std_error"):
-        unusable["not above zero"] = values <= 0
-        unusable["next to zero"] = (values > 0) & (values < 1 / LARGEST_VALUE)
+        unusable["not above zero"] = numbers <= 0
+        unusable["next to zero"] = (numbers > 0) & (numbers < 1 / LARGEST_VALUE)
     return values, unusable

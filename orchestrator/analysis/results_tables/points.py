@@ -107,11 +107,13 @@ def fitted_points(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
         DIVERGED: full[STATUS] != DONE,
         "no positive train size": ~(full[TRAIN_SIZE] > 0),
     }
+    # Only these two reasons remove a trial. Without a loss, it still has measures.
     is_no_point = pd.DataFrame(unusable).any(axis=1)
     unusable["no test loss"] = full[TEST_LOSS].isna()
     unusable["test loss not above zero, so it has no logarithm"] = full[TEST_LOSS] <= 0
     is_usable = pd.Series(True, index=full.index)
     exclusions = []
+    # Each trial is counted once, under the first reason that applies to it.
     for reason, is_affected in unusable.items():
         count = int((is_usable & is_affected).sum())
         if count:
@@ -119,6 +121,7 @@ def fitted_points(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
         is_usable &= ~is_affected
 
     usable_losses = full[TEST_LOSS].where(is_usable)
+    # The mean over seeds is taken of logarithms, because the law is about log loss.
     trials = full.assign(**{LOG_LOSS: np.log(usable_losses)})
     trials = trials[~is_no_point]
     numbers = []
@@ -143,6 +146,7 @@ def _with_regressors(points: pd.DataFrame) -> pd.DataFrame:
     of_chance_loss = points[LOG_LOSS] - np.log(chance_loss(points[NUM_CLASSES]))
     learned = has_learned(points[TEST_ACCURACY], points[AUC], points[NUM_CLASSES])
     added = {
+        # A dataset with 45 class pairs must not weigh 45 times as much as one without pairs.
         WEIGHT: 1.0 / num_pairs,
         TEST_LOSS: np.exp(points[LOG_LOSS]),
         OF_CHANCE_LOSS: of_chance_loss,

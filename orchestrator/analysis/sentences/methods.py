@@ -112,15 +112,19 @@ def _subsets(plan: SweepPlan, has_groups: bool) -> Iterator[str]:
     if _has_faults(subsets):
         # Each of the following sentences is wrong for some fault of the released code.
         return
-    yield (
-        "Training sets are stratified by class and nested: a larger training set contains the "
-        "smaller ones."
-    )
+    has_sizes = len(train_sizes) > 1
+    if has_sizes:
+        yield (
+            "Training sets are stratified by class and nested: a larger training set contains "
+            "the smaller ones."
+        )
+    else:
+        yield "Training sets are stratified by class."
     test_sizes = _distinct(subsets, "test_size")
     if len(test_sizes) == 1:
-        yield (
-            f"Each test set has {test_sizes[0]:,} other images. It is the same for all train sizes."
-        )
+        yield f"Each test set has {test_sizes[0]:,} other images."
+        if has_sizes:
+            yield "The test set of a dataset is the same for all train sizes."
     if has_groups:
         yield (
             "Where images form groups, such as patients, no group is in both training and test set."
@@ -132,8 +136,8 @@ def _subsets(plan: SweepPlan, has_groups: bool) -> Iterator[str]:
             num_cut += bool(ORIGINS[name].cut_from)
     if num_cut:
         yield (
-            f"In {plural(num_cut, 'dataset')}, training and test images were cut from the same "
-            "few pictures."
+            f"In {plural(num_cut, 'dataset')}, training and test images were cut from the "
+            "same few pictures."
         )
     if plan.further_tests:
         yield "Each network was also tested on changed copies of the test images."
@@ -166,8 +170,10 @@ def _settings(trials: Sequence[TrialSpec]) -> Iterator[str]:
         for model, settings in settings_by_model.items():
             yield f"The network {model} was trained {settings.pop()}."
     else:
-        recipes = ", ".join(_distinct(trials, "network.recipe.name"))
-        yield f"The settings of the training differ between trials (isweep's recipes {recipes})."
+        names = _distinct(trials, "network.recipe.name")
+        noun = "recipe" if len(names) == 1 else "recipes"
+        recipes = f"isweep's {noun} {', '.join(names)}"
+        yield f"The settings of the training differ between trials ({recipes})."
 
 
 def _settings_of(recipe: RecipeSpec) -> str:
@@ -176,8 +182,8 @@ def _settings_of(recipe: RecipeSpec) -> str:
     if recipe.num_outputs is not None:
         outputs = f", {plural(recipe.num_outputs, 'output')}"
     return (
-        f"for {plural(recipe.epochs, 'epoch')} with {OPTIMIZERS[recipe.optimizer]} (learning rate "
-        f"{recipe.learning_rate:g}, weight decay {recipe.weight_decay:g}, batch size "
+        f"for {plural(recipe.epochs, 'epoch')} with {OPTIMIZERS[recipe.optimizer]} (learning "
+        f"rate {recipe.learning_rate:g}, weight decay {recipe.weight_decay:g}, batch size "
         f"{recipe.batch_size}{PRECISIONS[recipe.precision]}{outputs})"
     )
 
@@ -191,9 +197,9 @@ def _measures(measures: Sequence[MeasureSpec], largest_size: int) -> Iterator[st
             measured.append(measure)
     for num_neighbors in _distinct(measured, "num_neighbors"):
         yield (
-            "The intrinsic dimension of the training images is the maximum likelihood estimate "
-            f"from {num_neighbors} nearest neighbors (Levina and Bickel 2004; mean over images as "
-            "in MacKay and Ghahramani 2005)."
+            "The intrinsic dimension of the training images is the maximum likelihood "
+            f"estimate from {num_neighbors} nearest neighbors (Levina and Bickel 2004; mean "
+            "over images as in MacKay and Ghahramani 2005)."
         )
     seeds = _distinct(measures, "sharpness_seeds")
     for sample_size in _distinct(measures, "sharpness_sample"):
@@ -215,8 +221,8 @@ def _attacks(trials: Sequence[TrialSpec]) -> Iterator[str]:
             epsilons.append(f"{epsilon:g}")
         for method in attacks.methods:
             yield (
-                f"On the test images, {method.upper()}{_parameters(attacks, method)} changed each "
-                f"pixel by at most {', '.join(epsilons)} (in 1/255 of the pixel range)."
+                f"On the test images, {method.upper()}{_parameters(attacks, method)} changed "
+                f"each pixel by at most {', '.join(epsilons)} (in 1/255 of the pixel range)."
             )
 
 
@@ -230,7 +236,7 @@ def _parameters(attacks: AttackSpec, method: str) -> str:
 
 def _computation(num_planned: int, done: Sequence[TrialRecord]) -> Iterator[str]:
     """Yield sentences on the number of results, and on the software and devices."""
-    yield f"Of {num_planned:,} planned trainings, {len(done):,} have a result."
+    yield f"Results exist for {len(done):,} of {plural(num_planned, 'planned training')}."
     if done:
         versions = ", ".join(sorted(_distinct(done, "provenance.code_version")))
         torch_versions = set()
@@ -240,8 +246,8 @@ def _computation(num_planned: int, done: Sequence[TrialRecord]) -> Iterator[str]
         num_split = sum(record.result.micro_batch is not None for record in done)
         if num_split:
             yield (
-                f"For lack of memory, {plural(num_split, 'training')} split each batch into parts, "
-                "and batch norm used the statistics of each part."
+                f"For lack of memory, {plural(num_split, 'training')} split each batch into "
+                "parts, and batch norm used the statistics of each part."
             )
         yield (
             f"The trainings used isweep {versions} and PyTorch {', '.join(sorted(torch_versions))} "

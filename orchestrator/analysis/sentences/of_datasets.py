@@ -157,8 +157,8 @@ def _datasets_needed(fit: HeightFit, column: str, effect: float, tests: int) -> 
     if needed is None:
         return "Even the largest practical number of such datasets would not make it 80 of 100."
     return (
-        f"About {needed:,} such datasets would make it 80 of 100. If {WORDS[column]} differs less "
-        "between them, more are needed."
+        f"About {needed:,} such datasets would make it 80 of 100. If {WORDS[column]} differs "
+        "less between them, more are needed."
     )
 
 
@@ -183,7 +183,8 @@ def _domain_gap(offset: Estimate) -> str:
     factor, bounds = multiplied(offset.value, offset.interval, 1.0)
     return (
         f"The loss of medical datasets is {factor} times that of natural ones (95 % interval "
-        f"{interval(bounds)}). This is exploratory: the domains differ in more than d_data and K_F."
+        f"{interval(bounds)}). This is exploratory: the domains differ in more than d_data "
+        "and K_F."
     )
 
 
@@ -265,8 +266,8 @@ def _of_short_training(fit: FallFit) -> Iterator[str]:
         verb, whose = ("does", "its") if fit.num_unfitted == 1 else ("do", "their")
         yield (
             f"At N = {fit.train_sizes[0]:,}, {fit.num_unfitted} of "
-            f"{plural(fit.num_at_smallest, 'network')} {verb} not fit {whose} training images, so "
-            "longer training may explain part of this."
+            f"{plural(fit.num_at_smallest, 'network')} {verb} not fit {whose} training "
+            "images, so longer training may explain part of this."
         )
 
 
@@ -320,8 +321,8 @@ def _exponent(fits: ScalingFits) -> Finding:
         f"b is the slope of log loss on −log N / d within {plural(fit.num_datasets, 'dataset')}.",
         *above_the_law,
         _range_of_exponents(fit),
-        f"At this b and the median d_data, {number(middle)}, doubling N goes with {factor} times "
-        f"the loss (95 % interval {interval(bounds)}).",
+        f"At this b and the median d_data, {number(middle)}, doubling N goes with {factor} "
+        f"times the loss (95 % interval {interval(bounds)}).",
         f"The bound allows a factor of {allowed} or less.",
         *_difference_of_factors(fits.fall(), fit.estimates[0]),
         *heaviest,
@@ -362,8 +363,8 @@ def _of_curves_at_chance(fit: ExponentFit) -> Iterator[str]:
     if fit.num_at_chance:
         num_clear = fit.num_curves - fit.num_at_chance
         yield (
-            f"b is fitted to {num_clear} of {plural(fit.num_curves, 'curve')}, because the others "
-            "are near chance level."
+            f"b is fitted to {num_clear} of {plural(fit.num_curves, 'curve')}, because the "
+            "others are near chance level."
         )
 
 
@@ -486,8 +487,8 @@ def _attacks(fits: ScalingFits) -> Finding:
             p = fit.estimates[0].resampled_p
             num_significant += p is not None and p <= LEVEL
         details.append(
-            f"The rise is significant in {num_significant} of {len(correlations)} combinations of "
-            "attack, epsilon and model, adjusted for their number."
+            f"The rise is significant in {num_significant} of {len(correlations)} "
+            "combinations of attack, epsilon and model, adjusted for their number."
         )
     size = f"The correlation is r = {number(answer.value)}"
     of_interval = ""
@@ -562,7 +563,8 @@ def of_representations(fits: ScalingFits) -> Finding:
         named = listing([f"{name} ({percent(part)})" for name, part in worst])
         notes.append(f"d_repr is most often above d_data in {named}.")
     notes.append(
-        "Both are estimates from few points. Other estimators can differ by a factor of 2 or more."
+        "d_repr and d_data are estimates. Other estimators can give values that differ by a factor "
+        "of 2 or more."
     )
     return Finding(
         question=question,

@@ -17,8 +17,8 @@ def nothing_detectable(test: TTest | LargestCorrelation | None, num_tests: int) 
     if test is None or test.can_detect(num_tests):
         return ""
     why = (
-        f"{at_level(num_tests)} this table can detect no effect: resampling cannot give a p below "
-        f"{number(test.smallest_p, 2)}."
+        f"{at_level(num_tests)} this table can detect no effect: resampling cannot give a p "
+        f"below {number(test.smallest_p, 2)}."
     )
     num_others = test.num_others_needed(num_tests)
     if num_others >= max(num_tests, 1):

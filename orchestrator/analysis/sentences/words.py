@@ -31,20 +31,21 @@ def words_of(fits: ScalingFits) -> Iterator[tuple[str, str]]:
 def _of_data(fits: ScalingFits) -> Iterator[tuple[str, str]]:
     yield (
         "d_data",
-        "Intrinsic dimension of the training images: the number of directions in which an image "
-        "and its neighbors differ. In formulas it is d.",
+        "Intrinsic dimension of the training images: the number of directions in which an "
+        "image and its neighbors differ. In formulas it is d.",
     )
     yield (
         "K_F",
-        "Label sharpness: the largest ratio of label difference to distance of two images, so the "
-        "closest images with different labels decide it. It depends on the pixel range, the image "
-        "size and the number of channels.",
+        "Label sharpness: the largest ratio of label difference to distance of two images, so "
+        "the closest images with different labels decide it. It depends on the pixel range, "
+        "the image size and the number of channels.",
     )
     if fits.class_pairs:
         yield (
             "δ",
-            "The mean distance from a training image to the nearest image with another label (L2, "
-            "in 1/255 of the pixel range). Every image counts, not only the closest pair.",
+            "The mean distance from a training image to the nearest image with another label "
+            "(L2, in 1/255 of the pixel range). Every image counts, not only the closest "
+            "pair.",
         )
     if any("R̂" in slope.on for slope in fits.class_pairs):
         yield (
@@ -66,41 +67,42 @@ def _of_tests(fits: ScalingFits) -> Iterator[tuple[str, str]]:
         replicates = "classes, not pairs or trainings: pairs share classes"
     yield (
         "interval",
-        f"The 95 % interval. Its replicates are {replicates}. It is for one number alone and is "
-        "not adjusted for the number of tests.",
+        f"The 95 % interval. Its replicates are {replicates}. It is for one number alone and "
+        "is not adjusted for the number of tests.",
     )
     if fits.class_pairs:
         yield (
             "jackknife",
-            "A method for intervals. A number is computed again without each class in turn, and "
-            "the interval follows from the scatter of these values.",
+            "A method for intervals. A number is computed again without each class in turn, "
+            "and the interval follows from the scatter of these values.",
         )
     yield (
         "supported, contradicted",
-        "The adjusted p is at most 0.05 and the interval excludes the null value. If the estimate "
-        "is on the expected side, the claim is supported. On the other side, it is contradicted.",
+        "The adjusted p is at most 0.05 and the interval excludes the null value. If the "
+        "estimate is on the expected side, the claim is supported. On the other side, it is "
+        "contradicted.",
     )
     if fits.asked_after_seeing:
         yield (
             "suggested",
-            "The effect was detected as in a supported or contradicted answer. But the question "
-            "was asked after seeing these images, so the answer confirms nothing.",
+            "The effect was detected as in a supported or contradicted answer. But the "
+            "question was asked after seeing these images, so the answer confirms nothing.",
         )
     yield (
         "undecided",
-        "The effect is neither shown nor excluded. The adjusted p is above 0.05, or the interval "
-        "includes the null value.",
+        "The effect is neither shown nor excluded. The adjusted p is above 0.05, or the "
+        "interval includes the null value.",
     )
     yield (
         "described",
-        "The numbers belong to no family of tests, so no verdict follows from them. A p beside "
-        "them is not adjusted.",
+        "The numbers belong to no family of tests, so no verdict follows from them. A p "
+        "beside them is not adjusted.",
     )
     yield "not testable", "The table lacks data that the test needs. The answer says what to add."
     yield (
         "tested against 0, against 1",
-        "0 and 1 are null values: the value without an effect, or the law's bound. In a two-sided "
-        "test, a result on either side counts.",
+        "0 and 1 are null values: the value without an effect, or the law's bound. In a "
+        "two-sided test, a result on either side counts.",
     )
     yield (
         "adjusted p",
@@ -108,8 +110,8 @@ def _of_tests(fits: ScalingFits) -> Iterator[tuple[str, str]]:
     )
     yield (
         "at a significance level of …, … of 100 such studies would detect",
-        "The power: the share of studies with this scatter that would detect an effect of this "
-        "size. The level is 5 % divided by the number of tests, Holm's strictest level.",
+        "The power: the share of studies with this scatter that would detect an effect of "
+        "this size. The level is 5 % divided by the number of tests, Holm's strictest level.",
     )
 
 
@@ -132,12 +134,12 @@ def _of_losses(fits: ScalingFits) -> Iterator[tuple[str, str]]:
     yield (
         "at chance level",
         f"The loss is at least {AT_CHANCE_SHARE:g} ln n for n classes "
-        f"({limits}), and accuracy and AUROC are not well above chance. Guessing has a loss of "
-        "ln n.",
+        f"({limits}), and accuracy and AUROC are not well above chance. Guessing has a loss "
+        "of ln n.",
     )
     yield (
         "over-confident",
-        f"The loss is at least {AT_CHANCE_SHARE:g} ln n for n classes, but accuracy or AUROC is "
-        "well above chance. The loss is also larger than that of a network that is as confident as "
-        "it is accurate.",
+        f"The loss is at least {AT_CHANCE_SHARE:g} ln n for n classes, but accuracy or AUROC "
+        "is well above chance. The loss is also larger than that of a network that is as "
+        "confident as it is accurate.",
     )

@@ -207,9 +207,9 @@ FIT_TABLES = (
         title="Exponent of N within datasets, times d",
         note=(
             "Slope of log test loss on −log N / d. Every curve has its own intercept. Every "
-            "dataset and class pair has one d, measured at its largest N. The law's bound is 1. No "
-            "dependence on N is 0. Curves: number of fitted curves, of all curves. Above 1: number "
-            "of datasets whose own exponent · d is above 1."
+            "dataset and class pair has one d, measured at its largest N. The law's bound is "
+            "1. No dependence on N is 0. Curves: number of fitted curves, of all curves. "
+            "Above 1: number of datasets whose own exponent · d is above 1."
         ),
         notes_on_rows={
             "If a row has fewer curves than all, the other curves reach chance level.": (
@@ -235,8 +235,9 @@ FIT_TABLES = (
         kinds=("fall",),
         title="Fall of the loss with N, dataset by dataset",
         note=(
-            "Slope of log test loss on log N within curves, of all curves with two train sizes. "
-            "The mean counts every dataset once. Its interval is a t interval over datasets."
+            "Slope of log test loss on log N within curves, of all curves with two train "
+            "sizes. The mean counts every dataset once. Its interval is a t interval over "
+            "datasets."
         ),
         columns={
             "datasets": _datasets,
@@ -254,8 +255,8 @@ FIT_TABLES = (
         kinds=("headline", "height"),
         title="Losses of datasets at equal N",
         note=(
-            "Fits to the mean log test loss of each dataset at equal model and train size, with t "
-            "intervals. Without: the value without the most influential dataset."
+            "Fits to the mean log test loss of each dataset at equal model and train size, "
+            "with t intervals. Without: the value without the most influential dataset."
         ),
         notes_on_rows={
             "*: exact permutation p, over all orders of datasets.": _is_exact,
@@ -280,10 +281,10 @@ FIT_TABLES = (
         kinds=("attack",),
         title="Loss gained by attacks, with K_F",
         note=(
-            "Pearson's r over datasets at equal model and train size, within domains if there are "
-            "two, with its 95 % interval. Intervals of single models hold for all of them at once; "
-            "the interval of a pooled row holds for this row alone. p tests a rise, and is "
-            "adjusted over the single models and attacks, not over questions."
+            "Pearson's r over datasets at equal model and train size, within domains if there "
+            "are two, with its 95 % interval. Intervals of single models hold for all of them "
+            "at once. The interval of a pooled row holds for this row alone. p tests a rise. It "
+            "is adjusted over the single models and attacks, not over questions."
         ),
         columns={
             "attack": _attack,
@@ -301,8 +302,8 @@ FIT_TABLES = (
         kinds=("representation",),
         title="d_repr against d_data",
         note=(
-            "Both are maximum likelihood estimates. The ratio is d_repr / d_data. The bound d_repr "
-            "≲ d_data is approximate."
+            "Both are maximum likelihood estimates. The ratio is d_repr / d_data. The bound "
+            "d_repr ≲ d_data is approximate."
         ),
         columns={
             "model": _model,
@@ -356,16 +357,17 @@ def not_fitted(fits: ScalingFits) -> str:
 def answer_table(fits: ScalingFits) -> Table:
     """Return the questions that were tested, with p before and after correction."""
     note = (
-        "p is the larger p of two tests: the t test over datasets, and the permutation (or wild "
-        "cluster bootstrap) test. It is two-sided; for attacks it is one-sided for a rise. "
-        "Intervals are t intervals; for attacks, one interval holds for all correlations. The "
-        "adjusted p is Holm's, over all tests made."
+        "p is the larger p of two tests: the t test over datasets, and the permutation (or "
+        "wild cluster bootstrap) test. It is two-sided; for attacks it is one-sided for a "
+        "rise. Intervals are t intervals; for attacks, one interval holds for all "
+        "correlations. The adjusted p is Holm's, over all tests made."
     )
     if fits.class_pairs:
         note = (
-            "Intervals are from a jackknife over classes, with a t distribution of classes − 1 "
-            "degrees of freedom. For a slope between pairs, p is the larger p of two tests: this t "
-            "test and a permutation of classes. All tests are two-sided. The adjusted p is Holm's."
+            "Intervals are from a jackknife over classes, with a t distribution of classes − "
+            "1 degrees of freedom. For a slope between pairs, p is the larger p of two tests: "
+            "this t test and a permutation of classes. All tests are two-sided. The adjusted "
+            "p is Holm's."
         )
     return laid_out(
         "answers",
@@ -398,10 +400,10 @@ def _effect_table(effects: Sequence[Effect]) -> Table:
     return laid_out(
         "interventions",
         "Effects of changing one property",
-        "Mean over worlds with its 95 % interval: the wider of the t interval and of a jackknife "
-        "over the classes that worlds share. Every arm is compared with the base of its own world "
-        "at equal model and N. Only arms that pass the gate count. Rows of single arms are "
-        "exploratory.",
+        "Mean over worlds with its 95 % interval: the wider of the t interval and of a "
+        "jackknife over the classes that worlds share. Every arm is compared with the base of "
+        "its own world at equal model and N. Only arms that pass the gate count. Rows of "
+        "single arms are exploratory.",
         effects,
         {
             "effect": _effect_words,
@@ -435,9 +437,9 @@ def _gate_table(gates: Sequence[Gate]) -> Table:
     return laid_out(
         "intervention-gates",
         "Changes of K_F and d in each arm",
-        "Ratios of K_F and d to the world's base, at the largest common N. An arm counts if its "
-        "property changed enough (K_F by a factor of 2, d by 1.25). The log of the other property "
-        "must change by less than 0.05.",
+        "Ratios of K_F and d to the world's base, at the largest common N. An arm counts if "
+        "its property changed enough (K_F by a factor of 2, d by 1.25). The log of the other "
+        "property must change by less than 0.05.",
         gates,
         {
             "dataset": lambda gate: gate.arm.dataset,

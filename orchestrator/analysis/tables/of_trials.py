@@ -97,14 +97,14 @@ def seen_table(fits: ScalingFits) -> Table:
     return laid_out(
         "seen",
         "Summary of the data",
-        f"{range_of_losses}d_data is the maximum likelihood estimate at the largest N. K_F, the "
-        "largest 1/distance of images with different labels, is averaged over N and class pairs. "
-        "Losses are in nat: geometric means over models and class pairs at the largest train "
-        "size. At chance "
+        f"{range_of_losses}d_data is the maximum likelihood estimate at the largest N. K_F, "
+        "the largest 1/distance of images with different labels, is averaged over N and class "
+        "pairs. Losses are in nat: geometric means over models and class pairs at the largest "
+        "train size. At chance "
         f"level: the loss is at least {AT_CHANCE_SHARE:g} ln n for n classes "
-        f"({chance_limits}), and accuracy and AUROC are not well above chance. Over-confident: the "
-        "loss is as high, but accuracy or AUROC is well above chance. The loss is also larger than "
-        "that of a network that is as confident as it is accurate.",
+        f"({chance_limits}), and accuracy and AUROC are not well above chance. "
+        "Over-confident: the loss is as high, but accuracy or AUROC is well above chance. The "
+        "loss is also larger than that of a network that is as confident as it is accurate.",
         fits.datasets,
         {
             "dataset": "dataset",
@@ -134,9 +134,9 @@ def pair_table(points: pd.DataFrame, fits: ScalingFits) -> Table | None:
         "class-pairs",
         "Class pairs",
         "The numbers are means over networks at the largest train size, "
-        f"N = {int(points[TRAIN_SIZE].max()):,}. δ is the mean distance of a training image to the "
-        "nearest image of the other class. The closest pair comes first. Accuracy lost is in "
-        "percentage points.",
+        f"N = {int(points[TRAIN_SIZE].max()):,}. δ is the mean distance of a training image "
+        "to the nearest image of the other class. The closest pair comes first. Accuracy lost "
+        "is in percentage points.",
         means.reset_index().to_dict("records"),
         {
             "pair": CLASS_PAIR,
@@ -233,10 +233,10 @@ def best_table(full: pd.DataFrame) -> Table:
     return laid_out(
         "best",
         "Best model per dataset and train size",
-        "The model with the lowest mean test loss over the class pairs and seeds that all models "
-        "have. Means are arithmetic here, and geometric in the summary of the data. Seed spread is "
-        "the standard deviation over seeds. With one seed, or if models differ by less than the "
-        "spread, the order of models means nothing.",
+        "The model with the lowest mean test loss over the class pairs and seeds that all "
+        "models have. Means are arithmetic here, and geometric in the summary of the data. "
+        "Seed spread is the standard deviation over seeds. With one seed, or if models differ "
+        "by less than the spread, the order of models means nothing.",
         _ranked(full).to_dict("records"),
         {
             "dataset": DATASET,

@@ -1,7 +1,7 @@
 """The reasons why workers failed or died, read from Tune and Ray.
 
-Some reasons are in private attributes of Tune and Ray. The docstring of each function that
-reads one describes what happens if a later version lacks the attribute.
+Some reasons are in private attributes of Tune and Ray. Each function that reads such an
+attribute describes what happens if a later version lacks it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ the file."""
 
 
 def outcome_of(trial: Any, location: WorkerLocation | None) -> TrialReport | TrialFailure:
-    """Return the report of a failed trial, or Ray's reason why its worker died without one.
+    """Return the report of a failed trial; without a report, Ray's reason why its worker died.
 
     Args:
         trial: Tune's trial.

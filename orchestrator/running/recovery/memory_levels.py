@@ -79,7 +79,7 @@ class MemoryLevels:
     def request(self, trial: TrialSpec, level: int) -> Resources:
         """Return the request of a trial at a memory level.
 
-        A level above the last one has the last one's request.
+        A level above the last level has the request of the last level.
         """
         requests = self._requests(trial)
         return requests[min(level, len(requests) - 1)]

@@ -144,8 +144,8 @@ class NodeHealth:
         raise SetupError(
             f"{problem} ({plural(len(eligible), 'node')} tried). The last trial failed with: "
             f"{failure.message.rstrip('.')}",
-            hint=f"{hint}Then run the same command again. Finished trials are kept. Check "
-            "every node with `isweep doctor --address ADDRESS`",
+            hint="Check every node with `isweep doctor --address ADDRESS`. "
+            f"{hint}Then run the same command again. Finished trials are kept",
         )
 
     def _gpu_score(self, node: str) -> float:

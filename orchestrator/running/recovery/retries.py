@@ -158,7 +158,8 @@ class Retries:
         if failure.gpu and len(self.trials_by_gpu[failure.gpu]) > 1:
             # The GPU is the cause, so the trial gets the largest number of retries.
             return RetryLimit(
-                most, f"it was retried {most} times, since others failed on {failure.gpu} too"
+                most,
+                f"it was retried {most} times, because other trials also failed on {failure.gpu}",
             )
         num_retries = BASE_RETRIES[kind]
         if num_retries is None:

@@ -29,7 +29,8 @@ class StartWait:
     Args:
         note: prints a line for the user.
         shortage: returns text about the resources that a trial waits for.
-        is_private: True if this run started the cluster. Only then may the wait end the run.
+        is_private: True if this run started the cluster. On a shared cluster, the wait does
+            not end the run.
         cpu_seconds: returns the CPU seconds of Ray's worker processes on this machine, by id.
         now: present time.
     """

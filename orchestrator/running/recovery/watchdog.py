@@ -64,8 +64,8 @@ class Watchdog:
         killer_of: returns a function that kills a Tune trial's process; None if it has no
             process.
         shortage: returns text about the resources that a trial waits for.
-        is_private: True if this run started the cluster. Only then may the watchdog end the
-            run.
+        is_private: True if this run started the cluster. On a shared cluster, the watchdog
+            does not end the run.
         cpu_seconds: returns the CPU seconds of Ray's worker processes on this machine, by id.
         clock: source of the time.
     """

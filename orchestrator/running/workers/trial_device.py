@@ -260,5 +260,8 @@ def held_by_others() -> HeldMemory | None:
 
 def gpu_and_node(uuid: str = "") -> str:
     """Return this process's GPU and node as text; without a UUID, the GPU has its number."""
-    number = os.environ.get("CUDA_VISIBLE_DEVICES") or "of no number"
-    return f"{uuid or f'GPU {number}'} of node {socket.gethostname()}"
+    gpu = uuid
+    if not gpu:
+        number = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpu = f"GPU {number}" if number else "an unknown GPU"
+    return f"{gpu} of node {socket.gethostname()}"

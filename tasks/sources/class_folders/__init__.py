@@ -36,7 +36,9 @@ The modules use these terms:
 The steps, one module each:
 
 - ``scan`` finds the images to use. It calls ``inner_archives`` and ``masks``.
-- ``paths`` finds the wrapper and the splits, and divides the path of an image into its folders.
+- ``upper_folders`` finds the wrapper and the splits.
+- ``paths`` divides the path of an image into its folders.
+- ``split_checks`` refuses splits inside the class folders, or with unusual names.
 - ``layout`` decides whether the top folders are classes or groups.
 - ``listing`` calls these steps and makes the listing.
 """

@@ -16,13 +16,10 @@ from search_spaces.specs import Layout
 from tasks.sources.base import Listing, RawRequest, Source
 from tasks.sources.class_folders.layout import choose_layout
 from tasks.sources.class_folders.masks import is_mask_of
-from tasks.sources.class_folders.paths import (
-    LAYOUT_HINT,
-    TRAIN_AND_TEST,
-    ImagePath,
-    check_no_other_splits,
-)
+from tasks.sources.class_folders.paths import ImagePath
 from tasks.sources.class_folders.scan import OUTSIDE_CLASSES, FolderScan, scan_folder
+from tasks.sources.class_folders.split_checks import LAYOUT_HINT, check_no_other_splits
+from tasks.sources.class_folders.upper_folders import TRAIN_AND_TEST
 from tasks.sources.dicom import INTENSITY, single_reader
 from tasks.sources.own.listing import named_flags, own_listing
 from tasks.sources.own.rows import Rows

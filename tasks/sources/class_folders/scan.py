@@ -14,7 +14,8 @@ from tasks.sources.class_folders.masks import (
     find_masks,
     is_in_mask_subfolder,
 )
-from tasks.sources.class_folders.paths import ImagePath, UpperFolders, find_upper_folders
+from tasks.sources.class_folders.paths import ImagePath, UpperFolders
+from tasks.sources.class_folders.upper_folders import find_upper_folders
 from tasks.sources.dicom import SIGNATURE_BYTES, is_dicom, is_single_image_name
 from tasks.sources.own.listing import count_hidden
 from tasks.sources.own.splits import VALIDATION_LEFT_OUT, GivenSplit

@@ -601,10 +601,13 @@ def test_the_first_screen_has_three_sentences_on_trials_results_and_their_meanin
         findings(published)[2].sentences[0],
         "All 4 tested questions are undecided: the data neither show nor exclude these relations.",
     )
-    sentences_of_clear_law = what_was_found(
-        fit_scaling_laws(clear_law(trial_std=0.02, dataset_std=0.02))
-    )
+    fits_of_clear_law = fit_scaling_laws(clear_law(trial_std=0.02, dataset_std=0.02))
+    sentences_of_clear_law = what_was_found(fits_of_clear_law)
     assert sentences_of_clear_law[1].startswith("Found: The loss rises with ")
+    num_decided = sum(bool(finding.claim) for finding in findings(fits_of_clear_law))
+    assert num_decided > 3
+    num_more = num_decided - 2
+    assert sentences_of_clear_law[2].endswith(f" {num_more} more effects were detected.")
     sentences_of_one_dataset = what_was_found(
         fit_scaling_laws(synthetic_table(num_natural=1, num_medical=0))
     )

@@ -37,13 +37,13 @@ def record(code_version: str, device: str, micro_batch: int | None = None) -> Si
         "The images have 8 × 8 pixels.",
         "Each task has two classes. There are 45 pairs of classes.",
         "The networks were trained on 240 images.",
-        "Each test set has 100 other images. It is the same for all train sizes.",
+        "Training sets are stratified by class. Each test set has 100 other images. Where",
         "1 network architecture: small_cnn.",
         "Each network was trained for 30 epochs with Adam with coupled weight decay (learning rate "
         "0.002, weight decay 0.0001, batch size 32).",
         "PGD (steps 20, restarts 5, relative step size 0.1) changed each pixel by at most 32 (in "
         "1/255 of the pixel range).",
-        "Of 45 planned trainings, 0 have a result.",
+        "Results exist for 0 of 45 planned trainings.",
     ],
 )
 def test_the_paragraph_has_the_settings_of_the_sweep_file(sentence):
@@ -85,7 +85,7 @@ def test_samples_for_label_sharpness_are_named_only_where_training_sets_are_larg
 def test_each_version_of_the_code_and_each_device_is_named():
     stored = [record("1.0+a", "cpu"), record("1.0+b", "NVIDIA A100"), record("1.0+a", "cpu")]
     paragraph = paragraph_of("digits-demo", stored)
-    assert "Of 45 planned trainings, 3 have a result." in paragraph
+    assert "Results exist for 3 of 45 planned trainings." in paragraph
     assert "isweep 1.0+a, 1.0+b and PyTorch 2.9.1 on NVIDIA A100, cpu." in paragraph
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from importlib import metadata
 
 import pytest
+from rich.console import Console
 
 from orchestrator.cli import environment, printing, results
 from orchestrator.cli.app import COMMANDS, SLOW, application, main, parse
@@ -202,6 +203,17 @@ def test_an_unexpected_error_gives_a_message_and_a_line_in_the_log(
     log = (tmp_path / "isweep.log").read_text(encoding="utf-8")
     assert "Traceback" in log
     assert f"ends with exit code {code}" in log
+
+
+def test_help_keeps_no_line_break_of_a_docstring():
+    """On a wide terminal, the text of each option of `isweep predict` is one line."""
+    console = Console(file=io.StringIO(), width=400)
+    application().help_print(["predict"], console=console)
+    rows = [line.strip("│ ") for line in console.file.getvalue().splitlines()]
+    (measured,) = [row for row in rows if row.startswith("--measured")]
+    assert measured.endswith("now. This option replaces --d-data and --label-sharpness.")
+    (domain,) = [row for row in rows if row.startswith("--domain")]
+    assert domain.endswith("Domain of your training set. [choices: natural, medical]")
 
 
 def test_every_help_ends_with_examples_that_are_commands(capsys):

@@ -29,7 +29,7 @@ fit smoke --figure /absent/a.svg | /absent/a.svg cannot be written
 claims smoke --markdown THIS_FILE/a.md | a.md cannot be written: Not a directory. Choose a file in
 init --out /proc/x.yaml | /proc/x.yaml cannot be written
 gpu-check --device cpu --into THIS_FILE | cannot be written
-prepare mnist --label-map 7=one | --label-map works only for your own data, but mnist is a known dataset
+prepare mnist --label-map 7=one | mnist is a known dataset with fixed classes, so --label-map cannot be used
 measure digits --label-map 7=one | The classes and pixel values of digits cannot be changed, so --label-map cannot be used
 measure digits --label-map 7=a 7=b | 7 has two values in --label-map: 7=a and 7=b
 fit t.csv --figure mine.yaml | --figure is 'mine.yaml', but must be a file that ends with .svg or .pdf or

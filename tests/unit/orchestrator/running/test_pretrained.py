@@ -86,8 +86,8 @@ def test_results_from_other_pretrained_weights_of_the_same_name_are_not_mixed(ro
     check_same_start({first: record}, plan, {"torchvision-resnet18": b"old"})
     check_same_start({first: record}, plan, {})
     message = (
-        r"other pretrained weights than torchvision-resnet18 on this machine \(SHA-256 \w{16}…\): "
-        r"\w{16}… in 1 result\. Copy the file pretrained/torchvision-"
+        r"weights that differ from torchvision-resnet18 on this machine \(SHA-256 \w{16}…\): "
+        r"\w{16}… in 1 result\. Copy the file `pretrained/torchvision-"
     )
     with pytest.raises(ConfigError, match=message):
         check_same_start({first: record}, plan, {"torchvision-resnet18": b"new"})

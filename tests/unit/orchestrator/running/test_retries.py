@@ -115,7 +115,9 @@ def test_every_node_has_its_chances_before_the_sweep_ends():
     failure = classify(NO_DRIVER)
     for node in ["a"] * 10 + ["b"] * (NODE_UNFIT_AFTER - 1):
         health.count_node_failure(node, failure, {"a", "b"})
-    last = r"the NVIDIA driver is absent\. Install a driver\. Repair a node"
+    last = (
+        r"the NVIDIA driver is absent\. Install a driver\. Check every node with .* Repair a node"
+    )
     with pytest.raises(SetupError, match=rf"\(2 nodes tried\)\. .* {last}"):
         health.count_node_failure("b", failure, {"a", "b"})
 

@@ -188,7 +188,7 @@ class TestPermuted:
         assert sharpness(images, labels, block_rows=7, **options) == in_one_block
 
     def test_it_is_missing_if_the_closest_unlike_pair_is_not_known(self, images, monkeypatch):
-        monkeypatch.setattr("tasks.measures.neighbors.PAIRS_PER_SAMPLE", 1)
+        monkeypatch.setattr("tasks.measures.closest_pairs.PAIRS_PER_SAMPLE", 1)
         labels = (np.arange(80) < 4).astype(int)
         record = sharpness(images, labels, sharpness_sample=40)
         assert record.value > 0

@@ -195,7 +195,7 @@ def test_identical_images_join_their_groups_and_conflicts_need_permission(
     monkeypatch.setattr(Toy, "reader", twins)
     with pytest.raises(
         DataError,
-        match=r"2 of 40 images are equal to an image with another label, but at most 0\.10%",
+        match=r"2 of 40 images are equal to an image with another label, but the limit is 0\.10%",
     ):
         run(toy, tmp_path / "out")
     assert run(toy, tmp_path / "measured", for_training=False).num_conflicts == 2

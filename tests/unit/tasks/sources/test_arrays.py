@@ -297,9 +297,9 @@ def test_a_block_travels_without_the_others(tmp_path, kind):
 @BOTH
 def test_more_images_than_there_are_is_refused(prepare, tmp_path, kind, monkeypatch):
     """Five megabytes of zeros can be two hundred million images with labels of many gigabytes."""
-    from tasks.sources import arrays
+    from tasks.sources.arrays import listing
 
-    monkeypatch.setattr(arrays, "MAX_IMAGES", 11)
+    monkeypatch.setattr(listing, "MAX_IMAGES", 11)
     with pytest.raises(
         DataError, match=r"the file has 12 images, but isweep can read at most 11\. Save fewer"
     ):

@@ -133,7 +133,9 @@ CASES = {
     "one image in two classes": case(
         *CATS,
         files={f"{name}/x.png": png(picture(99)) for name in ("cat", "dog")},
-        refused=(r"2 of 8 images are equal to an image with another label, but at most 0\.00%"),
+        refused=(
+            r"2 of 8 images are equal to an image with another label, but the limit is 0\.00%"
+        ),
     ),
     ("one image twice in a class"): case(
         *CATS,

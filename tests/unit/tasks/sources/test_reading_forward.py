@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from tasks.sources import source_for
-from tasks.sources.array_files import MAX_CHUNK_BYTES, open_hdf5
+from tasks.sources.arrays.files import MAX_CHUNK_BYTES, open_hdf5
 from tests.raw_trees.own import image_cells, pictures, save_parquet
 from tests.unit.tasks.sources.conftest import request_for
 

@@ -23,10 +23,11 @@ def model_of(name, size=32):
     [
         ("resnet18", 64, ["relu", "layer1", "layer2", "layer3", "layer4"]),
         ("resnet_tiny", 64, ["act1", "layer1", "layer2", "layer3", "layer4"]),
-        (
-            "vgg13",
+        pytest.param(
+            "vgg13",  # 129 million weights
             224,
             ["features.3", "features.8", "features.13", "features.18", "features.23", "avgpool"],
+            marks=pytest.mark.long,
         ),
         ("small_cnn", 32, ["2", "6", "10", "11"]),
         ("small_mlp", 32, []),

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import NoReturn
 
-from tasks.sources.array_files import ArrayFile
+from tasks.sources.arrays.files import ArrayFile
 from tasks.sources.own.splits import GivenSplit, parse_split
 from tasks.sources.tables import MAX_NAMED, column_key, unused_flags
 

@@ -1,0 +1,153 @@
+"""Read the labels and the other columns of an array file as text.
+
+:mod:`tasks.sources.arrays.names` defines columns and roles. A *cell* is the value of one image in a
+column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from search_spaces.datasets import DATASETS
+from search_spaces.errors import DataError
+from tasks.array_types import AnyArray
+from tasks.sources.arrays.files import COPY_AGAIN, ArrayFile
+from tasks.sources.arrays.names import LABEL_COLUMN, ImageArray
+from tasks.sources.base import RawRequest, SkipItem
+from tasks.sources.own.columns import Columns, JoinedTables, find_columns
+from tasks.sources.tables import label_text
+
+MAX_SMALL_ARRAY_BYTES = 1 << 28
+"""Largest size in bytes of an array of labels, groups or names, which is read as a whole."""
+
+
+@dataclass(frozen=True)
+class ArrayCells:
+    """The columns of an array file. The images of all arrays are joined, one array after another.
+
+    Attributes:
+        columns: The columns that are read, by their roles, and the unused columns.
+        used: Cells of the columns that are read.
+        unused: Cells of the unused columns that have one value per image: column -> cells.
+    """
+
+    columns: Columns
+    used: JoinedTables
+    unused: dict[str, list[str]]
+
+
+def read_cells(file: ArrayFile, arrays: Sequence[ImageArray], request: RawRequest) -> ArrayCells:
+    """Find the columns of all arrays of images, and read their cells.
+
+    Raises:
+        DataError: A needed column is missing, has another shape or dtype, or cannot be read.
+    """
+    # The keys are the names of the columns. A dict keeps their order.
+    column_names: dict[str, None] = {}
+    for array in arrays:
+        column_names |= dict.fromkeys(array.array_name_by_column)
+    columns = find_columns(list(column_names), (LABEL_COLUMN, "group", "split"), request)
+    tables = []
+    unused_tables = []
+    for array in arrays:
+        num_images = file.header(array.images_name).shape[0]
+        tables.append(_used_cells(file, array, columns, num_images))
+        unused_tables.append(_unused_cells(file, array, columns, num_images))
+    joined = JoinedTables(tables)
+    return ArrayCells(columns, joined, joined.join(unused_tables))
+
+
+def _used_cells(
+    file: ArrayFile, array: ImageArray, columns: Columns, num_images: int
+) -> dict[str, list[str]]:
+    """Return the columns that are read, as text: role -> cells.
+
+    Raises:
+        DataError: A column has another shape or dtype, or cannot be read.
+    """
+    cells = {}
+    for role, column in columns.name_by_role.items():
+        if column in array.array_name_by_column:
+            array_name = array.array_name_by_column[column]
+            cells[role] = _text_cells(file, array_name, num_images)
+    return cells
+
+
+def _unused_cells(
+    file: ArrayFile, array: ImageArray, columns: Columns, num_images: int
+) -> dict[str, list[str]]:
+    """Return the unused columns that have one value per image, as text: column -> cells."""
+    cells = {}
+    for column in columns.unused:
+        array_name = array.array_name_by_column.get(column)
+        if array_name is None:
+            continue
+        # An array that is not used may be damaged, or have another shape or dtype.
+        with suppress(DataError):
+            cells[column] = _text_cells(file, array_name, num_images)
+    return cells
+
+
+def _text_cells(file: ArrayFile, array_name: str, num_images: int) -> list[str]:
+    """Return an array with one entry per image as text.
+
+    Raises:
+        DataError: The array has another shape or dtype, or cannot be read.
+    """
+    header = file.header(array_name)
+    first_length = header.shape[:1]
+    other_lengths = header.shape[1:]
+    has_one_each = first_length == (num_images,) and set(other_lengths) <= {1}
+    if not (has_one_each and header.has_plain_values):
+        hint = "Save one value per image"
+        if len(header.shape) == 2:
+            hint += ". Images with several values each cannot be used"
+        raise file.error(
+            f"the array {array_name} contains {header.dtype} values of shape {header.shape}, not "
+            f"one number or text for each of the {num_images} images",
+            hint=hint,
+        )
+    values = _small_array(file, array_name).reshape(-1).tolist()
+    # Equal values share one text in memory, because there may be millions of images.
+    texts: dict[object, str] = {}
+    return [texts.setdefault(value, label_text(value)) for value in values]
+
+
+def _small_array(file: ArrayFile, array_name: str) -> AnyArray:
+    """Return all values of an array.
+
+    Raises:
+        DataError: The array has more than :data:`MAX_SMALL_ARRAY_BYTES` bytes, or is damaged.
+    """
+    header = file.header(array_name)
+    if header.num_bytes > MAX_SMALL_ARRAY_BYTES:
+        raise file.error(
+            f"the array {array_name!r} has {header.num_bytes:,} bytes ({header.dtype} "
+            f"{header.shape}), more than the {MAX_SMALL_ARRAY_BYTES:,} that can be read",
+            hint="Save shorter text or smaller numbers",
+        )
+    try:
+        return file.load(array_name)
+    except SkipItem as skip:  # the array file raises this error for every damaged array
+        raise file.error(
+            f"the array {array_name!r} cannot be read: {skip.reason}", hint=COPY_AGAIN
+        ) from None
+
+
+def read_class_names(
+    file: ArrayFile, class_names_array: str | None, labels: Sequence[str], request: RawRequest
+) -> tuple[str, ...]:
+    """Return the class names by label 0, 1, ...; empty if there are none.
+
+    The names come from an array such as ``label_names``. Without such an array, they come from
+    :data:`search_spaces.datasets.DATASETS`, if it has the dataset and all labels are numbers.
+    """
+    if class_names_array is not None:
+        stored = _small_array(file, class_names_array).reshape(-1)
+        return tuple(map(label_text, stored.tolist()))
+    row = DATASETS.get(request.dataset.name)
+    if row is not None and all(map(str.isdecimal, labels)):
+        return row.label_names
+    return ()

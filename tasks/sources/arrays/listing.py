@@ -1,0 +1,245 @@
+"""List and read the images of a user's ``.npz`` or HDF5 file.
+
+An ``.npz`` has the format of ``np.savez``. An HDF5 file has all arrays in its root group.
+
+:func:`list_arrays` makes one item per image:
+
+1. :mod:`tasks.sources.arrays.names` finds the arrays of images, labels and columns by their names.
+2. :mod:`tasks.sources.arrays.pixels` checks the shapes and dtypes of the arrays of images.
+3. :mod:`tasks.sources.arrays.cells` reads all labels, groups, splits and other columns as text.
+   All of this text is in memory at once.
+4. :mod:`tasks.sources.arrays.pixels` chooses the scale of the pixels. For images of floats, it
+   reads all images, one at a time.
+5. :func:`tasks.sources.own.listing.own_listing` makes the items. The *locator* of an image is the
+   name of its array and its row.
+
+:func:`array_reader` then reads the image of one item at a time. :func:`load_images` reads all
+images at once, for `isweep measure`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from search_spaces.errors import DataError
+from tasks.array_types import AnyArray
+from tasks.sources.arrays.cells import read_cells, read_class_names
+from tasks.sources.arrays.files import (
+    COPY_AGAIN,
+    ArrayFile,
+    Hdf5File,
+    NpzFile,
+    array_path,
+    row_locator,
+    row_of_locator,
+)
+from tasks.sources.arrays.names import LABEL_COLUMN, ImageArray, find_arrays, unused_array_flags
+from tasks.sources.arrays.pixels import choose_scale, image_header, to_sample
+from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source
+from tasks.sources.own.class_names import sort_labels
+from tasks.sources.own.columns import JoinedTables
+from tasks.sources.own.listing import own_listing
+from tasks.sources.own.rows import Rows
+from tasks.sources.own.splits import VALIDATION_LEFT_OUT, GivenSplit
+from tasks.sources.pixel_range import Limits
+
+MAX_IMAGES = 10_000_000
+"""Largest number of images in a file. All labels are in memory at once. A damaged header could
+declare many gigabytes of labels."""
+BLOCK_IMAGES = 4096
+"""Number of images that one reading task reads. The number is large, because reading rows in order
+is cheap."""
+
+
+@dataclass(frozen=True)
+class ArrayDetails:
+    """What the reader of an item needs: the item's array, and the scale of its pixels.
+
+    Attributes:
+        images_name: Array name of the image's array.
+        limits: The stored values that become 0 and 255; None as in
+            :class:`tasks.sources.arrays.pixels.Scale`.
+        file_name: Name of the array file if the raw path is a folder; else empty. The name is part
+            of the item. So items of another file in the same folder are different, and their images
+            are read again.
+    """
+
+    images_name: str
+    limits: Limits | None
+    file_name: str = ""
+
+    @classmethod
+    def from_item(cls, item: Item) -> ArrayDetails:
+        """Return the details of an item that :func:`list_arrays` made."""
+        images_name, black, white, *file_names = cast("tuple[Any, ...]", item.details)
+        limits = None if black is None else (black, white)
+        file_name = file_names[0] if file_names else ""
+        return cls(images_name, limits, file_name)
+
+    def to_tuple(self) -> tuple[str | float | None, ...]:
+        """Return the details as an item stores them: array name, black, white, file name.
+
+        Without a file name, the tuple has only three entries. Earlier versions stored these three
+        entries, and stored items must not change.
+        """
+        black, white = self.limits or (None, None)
+        if self.file_name:
+            return self.images_name, black, white, self.file_name
+        return self.images_name, black, white
+
+
+@dataclass(frozen=True)
+class _ArrayRows:
+    """The images of all arrays in one numbering: the second array's images follow the first's.
+
+    Attributes:
+        arrays: The arrays of images.
+        tables: Labels, groups, splits and traits of the images; one table per array.
+        limits: The stored values that become 0 and 255; None as in
+            :class:`tasks.sources.arrays.pixels.Scale`.
+        file_name: Name of the array file, as in :class:`ArrayDetails`.
+    """
+
+    arrays: Sequence[ImageArray]
+    tables: JoinedTables
+    limits: Limits | None
+    file_name: str
+
+    def array_of(self, row: int) -> ImageArray:
+        """Return the array that contains an image."""
+        return self.arrays[self.tables.table_of(row)]
+
+    def locator(self, row: int) -> str:
+        """Return the locator of an image."""
+        return row_locator(self.array_of(row).images_name, self.tables.row_in_table(row))
+
+    def name(self, row: int) -> str:
+        """Return the name of an image in messages."""
+        return f"row {self.locator(row)}"
+
+    def split(self, row: int) -> GivenSplit:
+        """Return the split in the name of an image's array."""
+        return self.array_of(row).split
+
+    def details(self, row: int) -> tuple[str | float | None, ...]:
+        """Return the details of an image's item."""
+        images_name = self.array_of(row).images_name
+        return ArrayDetails(images_name, self.limits, self.file_name).to_tuple()
+
+
+def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
+    """List the images of an array file, one item per image.
+
+    Raises:
+        DataError: An array is missing, has a wrong shape or is damaged; the scale of its values is
+            unclear; or labels, groups or splits break a rule of :mod:`tasks.sources.own`.
+    """
+    found_arrays = find_arrays(file)
+    arrays = found_arrays.arrays
+    headers = [image_header(file, array.images_name) for array in arrays]
+    num_images = sum(header.shape[0] for header in headers)
+    if num_images > MAX_IMAGES:
+        raise request.error(
+            f"the file has {num_images:,} images, but isweep can read at most {MAX_IMAGES:,}",
+            hint="Save fewer images in the file",
+        )
+    cells = read_cells(file, arrays, request)
+    labels = cells.used.cells[LABEL_COLUMN]
+    class_names = read_class_names(file, found_arrays.class_names_array, labels, request)
+    scale = choose_scale(file, arrays, headers, request)
+    file_name = array_path(request).name if request.root().is_dir() else ""
+    images = _ArrayRows(arrays, cells.used, scale.limits, file_name)
+
+    def sort_classes(labels: Iterable[str]) -> list[str]:
+        # The listed class names keep their order. Other classes follow.
+        return [*class_names, *sort_labels(set(labels).difference(class_names))]
+
+    rows = Rows(
+        cells=cells.used.cells,
+        locator=images.locator,
+        name=images.name,
+        file_split=images.split,
+        details=images.details,
+    )
+    base_listing = Listing(
+        dtype="uint8" if scale.limits is None else "float32",
+        block_size=BLOCK_IMAGES,
+        intensity=scale.rule,
+        excluded={VALIDATION_LEFT_OUT: found_arrays.num_validation},
+    )
+    return own_listing(
+        rows,
+        request,
+        columns=cells.columns,
+        unused_cells=cells.unused,
+        dataset_flags=unused_array_flags(file, found_arrays),
+        class_names=class_names,
+        sort_classes=sort_classes,
+        base_listing=base_listing,
+    )
+
+
+def array_reader(file: ArrayFile) -> Reader:
+    """Return a reader of images. The reader is fast if items are read in ascending order."""
+    row_readers = {}
+
+    def read(item: Item) -> list[Sample]:
+        details = ArrayDetails.from_item(item)
+        if details.images_name not in row_readers:
+            row_readers[details.images_name] = file.rows(details.images_name)
+        read_row = row_readers[details.images_name]
+        stored = read_row(row_of_locator(item.locator))
+        return [to_sample(stored, details.limits)]
+
+    return read
+
+
+def load_images(file: ArrayFile, listing: Listing) -> AnyArray:
+    """Return the images of a listing's items as one array, as stored.
+
+    Raises:
+        DataError: The arrays are damaged or have unequal shapes.
+    """
+    rows_by_array: dict[str, list[int]] = {}
+    for item in listing.items:
+        rows = rows_by_array.setdefault(ArrayDetails.from_item(item).images_name, [])
+        rows.append(row_of_locator(item.locator))
+    loaded = []
+    try:
+        for name, rows in rows_by_array.items():
+            array = file.load(name)
+            is_whole_array = rows == list(range(len(array)))
+            loaded.append(array if is_whole_array else array[rows])
+    except SkipItem as skip:
+        raise DataError(f"The arrays cannot be read: {skip.reason}", hint=COPY_AGAIN) from None
+    if len(loaded) == 1:
+        return loaded[0]
+    try:
+        return np.concatenate(loaded)
+    except ValueError:  # the shapes differ
+        shapes = ", ".join(str(file.header(name).shape) for name in rows_by_array)
+        raise DataError(
+            f"Training and test images have different shapes: {shapes}",
+            hint="Save all images with the same shape",
+        ) from None
+
+
+def list_npz(request: RawRequest) -> Listing:
+    """List the images of an ``.npz``, and check the checksums of all its arrays."""
+    file = NpzFile(request)
+    listing = list_arrays(file, request)
+    file.verify_checksums()
+    return listing
+
+
+# tasks.sources.SOURCES refers to npz and hdf5 by these names.
+npz = Source(list_npz, lambda request: array_reader(NpzFile(request)))
+# HDF5 compares the checksum of a chunk, if there is one, when the chunk is read.
+hdf5 = Source(
+    lambda request: list_arrays(Hdf5File(request), request),
+    lambda request: array_reader(Hdf5File(request)),
+)
