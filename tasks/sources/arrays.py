@@ -1,8 +1,8 @@
 """List and read the images of a user's ``.npz`` or HDF5 file.
 
 An ``.npz`` has the format of ``np.savez``. An HDF5 file has all arrays in its root group.
-:mod:`tasks.sources.array_names` finds the arrays of images, labels and columns by their names. The
-*locator* of an image is the name of its array and its row.
+:mod:`tasks.sources.array_names` finds the arrays of images, labels and columns by their names.
+The *locator* of an image is the name of its array and its row.
 
 The shape of an array of images is ``(n, height, width)``, ``(n, height, width, 1 or 3)`` or
 ``(n, 1 or 3, height, width)``. Images of uint8 stay as stored. Each image of other integers is
@@ -49,16 +49,16 @@ from tasks.sources.pixel_range import CLIPPED, Limits, choose_pixel_range, resca
 from tasks.sources.tables import label_text
 
 CHANNELS = (1, 3)
-"""Possible numbers of channels. The channels are the last axis of an image, unless its length is
-neither 1 nor 3. Then they are the first axis."""
+"""Possible numbers of channels. The channels are the last axis of an image, unless its length
+is neither 1 nor 3. Then they are the first axis."""
 MAX_IMAGES = 10_000_000
 """Largest number of images in a file. All labels are in memory at once. A damaged header could
 declare many gigabytes of labels."""
 MAX_SMALL_ARRAY_BYTES = 1 << 28
 """Largest size in bytes of an array of labels, groups or names, which is read as a whole."""
 BLOCK_IMAGES = 4096
-"""Number of images that one reading task reads. The number is large, because reading rows in order
-is cheap."""
+"""Number of images that one reading task reads. The number is large, because reading rows in
+order is cheap."""
 
 
 class Scale(NamedTuple):
@@ -81,9 +81,9 @@ class ArrayDetails:
     Attributes:
         images_name: Array name of the image's array.
         limits: The stored values that become 0 and 255; None as in :class:`Scale`.
-        file_name: Name of the array file if the raw path is a folder; else empty. The name is part
-            of the item. So items of another file in the same folder are different, and their images
-            are read again.
+        file_name: Name of the array file if the raw path is a folder; else empty. The name is
+            part of the item. So items of another file in the same folder are different, and
+            their images are read again.
     """
 
     images_name: str
@@ -101,8 +101,8 @@ class ArrayDetails:
     def to_tuple(self) -> tuple[str | float | None, ...]:
         """Return the details as an item stores them: array name, black, white, file name.
 
-        Without a file name, the tuple has only three entries. Earlier versions stored these three
-        entries, and stored items must not change.
+        Without a file name, the tuple has only three entries. Earlier versions stored these
+        three entries, and stored items must not change.
         """
         black, white = self.limits or (None, None)
         if self.file_name:
@@ -152,8 +152,9 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
     """List the images of an array file, one item per image.
 
     Raises:
-        DataError: An array is missing, has a wrong shape or is damaged; the scale of its values is
-            unclear; or labels, groups or splits break a rule of :mod:`tasks.sources.own`.
+        DataError: An array is missing, has a wrong shape or is damaged; the scale of its
+            values is unclear; or labels, groups or splits break a rule of
+            :mod:`tasks.sources.own`.
     """
     found_arrays = find_arrays(file)
     arrays = found_arrays.arrays

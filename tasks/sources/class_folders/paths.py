@@ -112,8 +112,8 @@ def _find_wrapper(image_names: Iterable[str], *, is_archive: bool) -> str:
 
     An archive often has a wrapper of one or more folders: ``<name>/<name>-v2/<class>/``.
 
-    In a plain folder, a single outer folder may be a class. So it counts as a wrapper only if train
-    and test are directly below it, for example ``data`` in ``<raw>/data/train/...``.
+    In a plain folder, a single outer folder may be a class. So it counts as a wrapper only if
+    train and test are directly below it, for example ``data`` in ``<raw>/data/train/...``.
     """
     wrapper = ""
     # For each image: its folders below the wrapper, and its file name.
@@ -146,8 +146,8 @@ def _has_splits(image_names: Iterable[str], wrapper: str, request: RawRequest) -
     """Return whether the folders below ``wrapper`` are splits. Files beside them are ignored.
 
     Raises:
-        DataError: Some folders are splits, and others are probably splits with unusual names. Or
-            it is unclear whether a folder such as ``train`` is a split or a class.
+        DataError: Some folders are splits, and others are probably splits with unusual names.
+            Or it is unclear whether a folder such as ``train`` is a split or a class.
     """
     subfolders_by_folder: defaultdict[str, set[str]] = defaultdict(set)
     for name in image_names:
@@ -158,8 +158,8 @@ def _has_splits(image_names: Iterable[str], wrapper: str, request: RawRequest) -
     others = set(subfolders_by_folder) - splits
     if not others:
         return bool(splits)
-    # One equal name may be chance. If other folders have several of the same subfolders, they are
-    # probably splits with unusual names.
+    # One equal name may be chance. If other folders have several of the same subfolders, they
+    # are probably splits with unusual names.
     subfolders_of_splits = set().union(*(subfolders_by_folder[folder] for folder in splits))
     subfolders_of_others = set().union(*(subfolders_by_folder[folder] for folder in others))
     have_same_classes = len(subfolders_of_splits & subfolders_of_others) > 1
@@ -185,8 +185,8 @@ def check_no_other_splits(image_paths: Sequence[ImagePath], request: RawRequest)
     """Check that the splits are above the class folders, and have usual names.
 
     Raises:
-        DataError: All subfolders of the top folders are splits. Or at least half of the top folders
-            seem to be splits with other names.
+        DataError: All subfolders of the top folders are splits. Or at least half of the top
+            folders seem to be splits with other names.
     """
     tops = sorted({image.top for image in image_paths})
     subfolders = {image.subfolders[0] for image in image_paths if image.subfolders}

@@ -1,9 +1,9 @@
 """The rules for labels, groups and splits of a user's own images.
 
 A *kind* is a way to store images: one folder per class, a table of paths, array files, Parquet
-files or tars. The module of a kind, such as :mod:`tasks.sources.class_folders.listing`, reads the
-*rows*. A row is one image with the text of its label, group and split. The rules for rows are the
-same for all kinds:
+files or tars. The module of a kind, such as :mod:`tasks.sources.class_folders.listing`, reads
+the *rows*. A row is one image with the text of its label, group and split. The rules for rows
+are the same for all kinds:
 
 - ``columns`` chooses the columns, JSON keys or arrays with the labels, groups and splits.
 - ``rows`` defines the rows and how messages describe them.

@@ -1,8 +1,8 @@
 """Find unused columns, and names of image files, that look like ids of patients.
 
 If such ids are ignored, images of one patient may be in both training and test. An id has two
-signs: several images have the same id, and all images with the same id have the same class. Columns
-such as a scanner or an age also repeat, but their images have different classes.
+signs: several images have the same id, and all images with the same id have the same class.
+Columns such as a scanner or an age also repeat, but their images have different classes.
 
 The search only leads to a question to the user, and it has limits. It does not find the ids of
 
@@ -13,9 +13,9 @@ The search only leads to a question to the user, and it has limits. It does not 
 
 The search also finds columns that determine the class, such as a detailed diagnosis.
 
-In the name of a file, the id is a word for a patient with a number, as in ``patient_003_2.png``. It
-may also be the first word of the name, the name without its last word, or the file's folder. Then
-it must have the two signs of an id in a column.
+In the name of a file, the id is a word for a patient with a number, as in
+``patient_003_2.png``. It may also be the first word of the name, the name without its last
+word, or the file's folder. Then it must have the two signs of an id in a column.
 """
 
 from __future__ import annotations
@@ -29,18 +29,20 @@ from tasks.sources.own.words import NO_IDS
 from tasks.sources.tables import GROUP_WORDS, NOT_ONE_VALUE
 
 MIN_REPEATED_VALUES = 10
-"""Smallest number of repeated values of an id. Fewer values can have one class each by chance."""
+"""Smallest number of repeated values of an id. Fewer values can have one class each by
+chance."""
 MIN_MEAN_VALUES_PER_CLASS = 3
-"""Smallest number of repeated values divided by the number of classes. A column with one value for
-each class, such as the class in another language, has fewer."""
+"""Smallest number of repeated values divided by the number of classes. A column with one value
+for each class, such as the class in another language, has fewer."""
 MIN_SHARE_WITH_ONE_CLASS = 0.9
-"""Smallest share of the repeated values whose images all have one class. A few patients may have
-images of several classes."""
+"""Smallest share of the repeated values whose images all have one class. A few patients may
+have images of several classes."""
 MIN_STANDARD_DEVIATIONS = 3.0
-"""Standard deviations by which the number of values with one class must exceed its mean for random
-classes. If 90 % of all images have one class, most values have one class by chance."""
+"""Standard deviations by which the number of values with one class must exceed its mean for
+random classes. If 90 % of all images have one class, most values have one class by chance."""
 PATIENT_ABBREVIATIONS = ("sub", "subj", "pat", "pt", "p")
-"""Abbreviations of words for a patient in names of files, as in ``sub-01`` (BIDS) and ``P0012``."""
+"""Abbreviations of words for a patient in names of files, as in ``sub-01`` (BIDS) and
+``P0012``."""
 PATIENT_IN_NAME = re.compile(
     rf"(?<![^\W\d_])(?:{'|'.join((*GROUP_WORDS, *PATIENT_ABBREVIATIONS))})[\s_-]*\d+",
     re.IGNORECASE,
