@@ -50,14 +50,17 @@ START_ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options of a run that cannot change a result, such as its folder and its cluster.
+    """Options of a run that change a result at most by rounding, such as folder and cluster.
+
+    This class checks the address only. :mod:`isweep` checks all other values.
 
     Attributes:
         root: folder of all files; None uses ``$ISWEEP_ROOT`` or ``./isweep-root``.
         storage: folder or URL of the result store; None puts the store below the root.
         address: address of a running Ray cluster; None starts a private cluster.
         num_cpus: number of CPUs of the private cluster.
-        device: see :func:`trial_resources`.
+        device: device of the trials: ``auto`` uses GPUs if the cluster has some, ``gpu`` and
+            ``cpu`` use only this device; see :func:`trial_resources`.
         dashboard: True if the private cluster serves its dashboard.
         mlflow_uri: address of MLflow; None uses ``$MLFLOW_TRACKING_URI``, or a SQLite file below
             the root if the variable is not set.
@@ -100,8 +103,8 @@ class _HeadAddress:
         if "://" in address or not host or not is_port:
             raise ConfigError(
                 f"`--address {address}` is not the host:port of the head node of a Ray cluster",
-                hint="Use `--address auto` on the head node itself, or submit the command with "
-                "`ray job submit` from another machine",
+                hint="Use `--address auto` on the head node itself, or submit the command "
+                "with `ray job submit` from another machine",
             )
         # An IPv6 address may be in brackets, which a socket does not accept.
         return cls(host.removeprefix("[").removesuffix("]"), int(port))
@@ -227,7 +230,7 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
 
 
 def cpu_cluster_here(num_cpus: int | None = None) -> Cluster:
-    """Return the size of the largest private cluster on this machine, without its GPUs.
+    """Return the size of the private cluster that :func:`connect` would start, without its GPUs.
 
     This function starts nothing.
     """
@@ -337,36 +340,51 @@ def _gpu_settings() -> dict[str, int]:
 def _private_cluster(ray: Any, mps: PrivateMps | None = None, **settings: Any) -> Iterator[Any]:
     """Start a private cluster for a block, in a temporary folder, with NVIDIA's MPS if it is given.
 
-    If the start fails because the machine is too busy, the start is repeated.
+    If the start fails because the machine is too busy, the start is repeated in a new folder.
     """
     for attempt in range(1, START_ATTEMPTS + 1):
         with contextlib.ExitStack() as stack:
-            folder = stack.enter_context(ray_folders.private_folder())
-            if mps is not None:
-                outer_folder = Path(folder).parent
-                # MPS starts before Ray, whose processes pass the variables of MPS on to the trials.
-                stack.enter_context(mps.running(outer_folder / ray_folders.MPS))
-                # At the end, MPS quits after all workers: it would wait for a remaining worker.
-                stack.callback(ray_folders.THIS_MACHINE.end_ray, outer_folder)
-            # Python reads TMPDIR only once, so this process reads the variable before the change.
-            tempfile.gettempdir()
+            folder = _enter_private_folder(stack, mps)
             try:
-                # TMPDIR is inside the folder, because Ray's dashboard and workers are killed at the
-                # end and leave their temporary files.
-                with signals.own_signals(ray.shutdown), processes.environment(TMPDIR=folder):
-                    context = ray.init(address="local", _temp_dir=folder, **settings)
+                context = _start_ray(ray, folder, settings)
             except Exception as error:
                 reason = (str(error) or type(error).__name__).splitlines()[0]
-                if attempt < START_ATTEMPTS and SLOW_START_TEXT in reason:
-                    log.warning("Ray is started again: %s", reason)
-                    continue
-                raise SetupError(
-                    f"Ray did not start on this machine: {reason}",
-                    hint="If the machine is busy, end other programs and run the same command "
-                    "again. Run `isweep doctor` to look for other causes",
-                ) from error
-            yield context
-            return
+                is_busy = SLOW_START_TEXT in reason
+                if not is_busy or attempt == START_ATTEMPTS:
+                    raise SetupError(
+                        f"Ray did not start on this machine: {reason}",
+                        hint="If the machine is busy, end other programs and run the same "
+                        "command again. Run `isweep doctor` to look for other causes",
+                    ) from error
+                log.warning("Ray is started again: %s", reason)
+            else:
+                yield context
+                return
+
+
+def _enter_private_folder(stack: contextlib.ExitStack, mps: PrivateMps | None) -> str:
+    """Create the temporary folder of a private cluster, start MPS in it, and return the folder.
+
+    When ``stack`` is closed, Ray's processes end first, then MPS ends, and then the folder is
+    removed. In another order, MPS would wait for the processes that use it.
+    """
+    folder = stack.enter_context(ray_folders.private_folder())
+    if mps is not None:
+        outer_folder = Path(folder).parent
+        # MPS starts before Ray, whose processes pass the variables of MPS on to the trials.
+        stack.enter_context(mps.running(outer_folder / ray_folders.MPS))
+        stack.callback(ray_folders.THIS_MACHINE.end_ray, outer_folder)
+    return folder
+
+
+def _start_ray(ray: Any, folder: str, settings: Mapping[str, Any]) -> Any:
+    """Start Ray in a temporary folder, and return Ray's context."""
+    # Python reads TMPDIR only once, so this process reads the variable before the change.
+    tempfile.gettempdir()
+    # TMPDIR is inside the folder, because Ray's dashboard and workers are killed at the end and
+    # leave their temporary files.
+    with signals.own_signals(ray.shutdown), processes.environment(TMPDIR=folder):
+        return ray.init(address="local", _temp_dir=folder, **settings)
 
 
 def _connect_to_running(ray: Any, typed_address: str, **settings: Any) -> Any:
@@ -382,8 +400,8 @@ def _connect_to_running(ray: Any, typed_address: str, **settings: Any) -> Any:
         # Ray's message mentions a missing token. A refused token is only in the error's cause.
         if "InvalidAuthToken" in f"{error!r} {error.__cause__!r}":
             raise SetupError(
-                f"The Ray cluster at {typed_address} refused this machine's token, or this machine "
-                "has no token",
+                f"The Ray cluster at {typed_address} refused this machine's token, or this "
+                "machine has no token",
                 hint=token_hint,
             ) from None
         if isinstance(error, ray.exceptions.AuthenticationError):

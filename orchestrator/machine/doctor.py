@@ -34,12 +34,12 @@ ANSWER_TIMEOUT_S = 60.0
 """Seconds that the nodes of a cluster may take to check themselves."""
 INSTALL_HINT = "To install the same versions on all nodes, run `make wheel` and `ray up`"
 SILENT_HINT = (
-    "Run the same check again, because the first answer may be slow. If the node does not answer "
-    "again, read its logs, or remove the node from the cluster"
+    "Run the same check again, because the first answer may be slow. If the node does not "
+    "answer again, read its logs, or remove the node from the cluster"
 )
 LAUNCH_FILE = "launch file"
-"""Begin of the names of a launch file's checks. A failure of such a check is a mistake of the user,
-not a problem of the machine."""
+"""Beginning of the names of a launch file's checks. A failure of such a check is a mistake of the
+user, not a problem of the machine."""
 NETWORK_FILE_SYSTEMS = (
     "nfs",
     "nfs4",
@@ -194,8 +194,8 @@ def _root(root: str | None) -> Outcome:
     if kind in NETWORK_FILE_SYSTEMS:
         return Outcome(
             False,
-            f"{paths.root} is on a network file system ({kind}), where MLflow's SQLite file cannot "
-            "be locked",
+            f"{paths.root} is on a network file system ({kind}), where MLflow's SQLite file "
+            "cannot be locked",
             "Use an MLflow server with --mlflow-uri, or choose another folder with --root",
         )
     free = shutil.disk_usage(base).free
@@ -248,8 +248,8 @@ def _ray_access(address: str | None) -> Outcome:
             fix += ", and start the cluster's Ray with the same setting"
         return Outcome(
             False,
-            f"RAY_AUTH_MODE is {mode or 'not set'}, so anyone who can connect to the ports can run "
-            "code",
+            f"RAY_AUTH_MODE is {mode or 'not set'}, so anyone who can connect to the ports "
+            "can run code",
             fix,
         )
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
@@ -345,7 +345,8 @@ def look_here() -> NodeAnswer:
     """Return the report of the node on which this function runs, as a Ray task."""
     import ray
 
-    # Private: if a Ray lacks this attribute, use the folder of clusters that `ray up` starts.
+    # This attribute is private. If a version of Ray lacks it, use the folder of clusters that
+    # `ray up` starts.
     node: Any = getattr(ray._private.worker, "_global_node", None)
     session = Path(node.get_session_dir_path() if node else "/tmp/ray/session_latest")
     return NodeAnswer(describe_node(), versions_here(), writable_bytes(session))

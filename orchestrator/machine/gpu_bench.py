@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Set
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -37,6 +38,8 @@ BATCHES_PER_EPOCH = 10
 WARM_UP_EPOCHS = 4
 """Number of epochs at the start whose times are ignored. The first epoch contains three warm-up
 steps and the capture of the CUDA graph."""
+MAX_EPOCHS = 10**6
+"""Epochs of a training that ends when its measurement is over. No measurement lasts so long."""
 
 
 @dataclass(frozen=True)
@@ -158,16 +161,44 @@ class Bench:
         )
         return [record.seconds for record in history]
 
-    def step_seconds(self, model: str, duration_s: float, *, graphs: bool) -> list[float]:
-        """Train for ``duration_s`` seconds; return the mean seconds of a step, for each epoch.
+    def step_seconds(
+        self,
+        model: str,
+        duration_s: float,
+        *,
+        graphs: bool,
+        sample_load: Callable[[], object] = lambda: None,
+    ) -> list[float]:
+        """Train for ``duration_s`` seconds or more; return the mean seconds of a step per epoch.
 
         All batches are full, and the first epochs are ignored.
+
+        Args:
+            model: name of the network.
+            duration_s: least sum of the seconds of all measured epochs.
+            graphs: whether steps are captured as graphs.
+            sample_load: runs in a thread after half of the duration. The training goes on until
+                this function returns, so the GPU computes all the time.
         """
         images, labels = self.images(BATCHES_PER_EPOCH * self.batch_size(model))
-        first_epochs = self.train(model, images, labels, WARM_UP_EPOCHS + 2, graphs=graphs)
-        num_epochs = max(2, int(duration_s / max(min(first_epochs), 1e-6)))
-        epochs = self.train(model, images, labels, WARM_UP_EPOCHS + num_epochs, graphs=graphs)
-        return [seconds / BATCHES_PER_EPOCH for seconds in epochs[WARM_UP_EPOCHS:]]
+        epoch_seconds: list[float] = []
+        samples: list[Future[object]] = []
+
+        with ThreadPoolExecutor(max_workers=1) as pool:
+
+            def measure(record: EpochRecord) -> None:
+                if record.epoch <= WARM_UP_EPOCHS:
+                    return
+                epoch_seconds.append(record.seconds)
+                if not samples and sum(epoch_seconds) >= duration_s / 2:
+                    samples.append(pool.submit(sample_load))
+                is_long_enough = len(epoch_seconds) >= 2 and sum(epoch_seconds) >= duration_s
+                if is_long_enough and samples[0].done():
+                    raise _WindowOver
+
+            with suppress(_WindowOver):
+                self.train(model, images, labels, MAX_EPOCHS, graphs=graphs, on_epoch=measure)
+        return [seconds / BATCHES_PER_EPOCH for seconds in epoch_seconds]
 
     def rate(
         self, model: str, duration_s: float, wait_for_start: Callable[[], None], *, graphs: bool
@@ -193,7 +224,7 @@ class Bench:
                 raise _WindowOver
 
         with suppress(_WindowOver):
-            self.train(model, images, labels, 10**6, graphs=graphs, on_epoch=count)
+            self.train(model, images, labels, MAX_EPOCHS, graphs=graphs, on_epoch=count)
         return len(images) * (len(ends) - 1) / (ends[-1] - ends[0])
 
 

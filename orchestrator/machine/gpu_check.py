@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,9 @@ from orchestrator.machine.gpu_check_parts import (
 from orchestrator.machine.gpus import torch_gpus
 from orchestrator.machine.gpus.records import Gpu
 from orchestrator.machine.gpus.visible import is_logical
-from orchestrator.machine.mps import PrivateMps, mps_runs
+from orchestrator.machine.mps import PrivateMps
 from orchestrator.machine.mps_choice import why_no_mps
+from orchestrator.machine.mps_daemon import end_gpu_work, mps_runs
 from orchestrator.machine.processes import environment, kill_process
 from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
 from search_spaces.errors import ConfigError, SetupError
@@ -49,6 +50,14 @@ PART_TIMEOUT_S = 600.0
 NETWORK_TIMEOUT_S = 120.0
 """Seconds that a part may take in addition for each network. On a slow GPU (T4), which computes in
 float32, we predict about 600 s for all step times, of which each build of a VGG takes 4 to 5 s."""
+PAIR_TIMEOUT_S = 300.0
+"""Seconds that processes which are measured together may take, from their start to their end. On a
+slow GPU (T4), which computes in float32, we predict about 150 s for four VGGs."""
+PART_END_TIMEOUT_S = 60.0
+"""Seconds that a part may take to end after SIGINT. NVIDIA's MPS may need 30 s to end the GPU work
+of its clients, and 20 s to end itself."""
+NUMBERS_OF_PROCESSES = (1, 2, 4)
+"""Numbers of processes that are measured together on a GPU."""
 PAIR_WINDOW_S = 8.0
 """Seconds of the period in which the images of all processes on the GPU are counted."""
 CPU_WINDOW_S = 0.5
@@ -122,7 +131,7 @@ def measured_gain(bench: Bench, model: str) -> dict[str, Any]:
     If some processes fail, the result contains the earlier measurements and the error.
     """
     row: dict[str, Any] = {}
-    numbers = (1, 2, 4) if bench.on_gpu else (1, 2)
+    numbers = NUMBERS_OF_PROCESSES if bench.on_gpu else (1, 2)
     for number in numbers:
         rates, error = _rates_together(bench, model, number)
         if error:
@@ -142,18 +151,32 @@ def _rates_together(bench: Bench, model: str, number: int) -> tuple[list[float],
             _start_part("rate", bench.device.type, bench.graphs, model, str(folder / str(index)))
             for index in range(number)
         ]
-        _release(processes, folder)
-        answers = [_answer(process, PART_TIMEOUT_S) for process in processes]
+        start_s = time.monotonic()
+        try:
+            _release(processes, folder, start_s + PAIR_TIMEOUT_S)
+            answers = [_answer(process, start_s, PAIR_TIMEOUT_S) for process in processes]
+        finally:
+            _end_together(processes)
     error = next((error for _, error in answers if error), "")
     if error:
         return [], error
     return [values["images_per_second"] for values, _ in answers], ""
 
 
-def _release(processes: Iterable[subprocess.Popen[str]], folder: Path) -> None:
-    """Let all processes start to count when each is ready, or when one has ended."""
-    processes = list(processes)
-    deadline = time.monotonic() + PART_TIMEOUT_S
+def _end_together(processes: Iterable[subprocess.Popen[str]]) -> None:
+    """End the processes that still run, and before that their GPU work in NVIDIA's MPS.
+
+    If a process is killed while MPS computes for it, MPS may hang, also for the next measurement.
+    """
+    running = [process for process in processes if process.poll() is None]
+    if running and mps_runs():
+        end_gpu_work({process.pid for process in running})
+    for process in running:
+        kill_process(process)
+
+
+def _release(processes: Collection[subprocess.Popen[str]], folder: Path, deadline: float) -> None:
+    """Let all processes start to count when each is ready, when one has ended, or at a deadline."""
     while time.monotonic() < deadline:
         all_ready = len(list(folder.glob("*.ready"))) == len(processes)
         if all_ready or any(process.poll() is not None for process in processes):
@@ -174,7 +197,7 @@ def rate(bench: Bench, model: str, ready: str) -> Measurements:
 
     def wait_for_others() -> None:
         ready_file.touch()
-        wait_for_file(ready_file.with_name("go"), PART_TIMEOUT_S)
+        wait_for_file(ready_file.with_name("go"), PAIR_TIMEOUT_S)
 
     window_s = PAIR_WINDOW_S if bench.on_gpu else CPU_WINDOW_S
     with bench.as_trials():
@@ -236,8 +259,8 @@ def check(gpu: Gpu | None, folder: Path, say: Callable[[str], None]) -> tuple[Pa
                 result = run_part(part, device, record["parts"])
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"The check was stopped. Its results so far are in {unfinished}. The same command "
-                "starts again from the first part."
+                f"The check was stopped. Its results so far are in {unfinished}. The same "
+                "command starts again from the first part."
             ) from None
         record["parts"][part] = result
         write_atomic(unfinished, json.dumps(record, indent=1).encode())
@@ -276,7 +299,11 @@ def run_part(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, An
             error = f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0]}"
     else:
         graphs = earlier.get("correctness", {}).get("values", {}).get("graphs", [])
-        values, error = _answer(_start_part(part, device, graphs), _timeout_s(part))
+        process = _start_part(part, device, graphs)
+        try:
+            values, error = _answer(process, time.monotonic(), _timeout_s(part))
+        finally:
+            end_part(process)
     error = error or "; ".join(values.get("fails", ()))
     seconds = time.perf_counter() - start
     return {"ok": not error, "seconds": seconds, **nameless({"values": values, "error": error})}
@@ -303,23 +330,34 @@ def _timeout_s(part: str) -> float:
     extra_s_by_part = {
         "correctness": len(PAPER_MODELS) * self_test_verdict.TIMEOUT_S,
         "trial": len(SLOW_PART_MODELS) * gpu_check_parts.TRIAL_TIMEOUT_S,
+        # With MPS and without it.
+        "pairs": 2 * len(SLOW_PART_MODELS) * len(NUMBERS_OF_PROCESSES) * PAIR_TIMEOUT_S,
     }
     for name in ("step_times", "passes", "memory"):
         extra_s_by_part[name] = len(PAPER_MODELS) * NETWORK_TIMEOUT_S
     return PART_TIMEOUT_S + extra_s_by_part.get(part, 0.0)
 
 
-def _answer(process: subprocess.Popen[str], timeout_s: float) -> tuple[dict[str, Any], str]:
-    """Wait for a process; return its values, and the reason if it failed or took too long."""
+def _answer(
+    process: subprocess.Popen[str], start_s: float, timeout_s: float
+) -> tuple[dict[str, Any], str]:
+    """Wait for a process; return its values, and the reason if it failed or took too long.
+
+    A process that took too long still runs.
+
+    Args:
+        process: the process.
+        start_s: start of the time limit, in seconds of the monotonic clock.
+        timeout_s: seconds from this start in which the process must end.
+    """
     error = ""
     try:
-        output, error_output = process.communicate(timeout=timeout_s)
+        left_s = start_s + timeout_s - time.monotonic()
+        output, error_output = process.communicate(timeout=max(0.0, left_s))
     except subprocess.TimeoutExpired as late:
         output = (late.stdout or b"").decode()
         error_output = ""
-        error = f"the part did not end within {timeout_s:g} s"
-    finally:
-        end_group(process)
+        error = f"the process did not end within {timeout_s:g} s"
     if process.returncode and not error:
         lines = error_output.strip().splitlines()
         error = lines[-1] if lines else f"exit code {process.returncode}"
@@ -335,11 +373,21 @@ def _last_values(output: str) -> dict[str, Any]:
     return {}
 
 
-def end_group(process: subprocess.Popen[str]) -> None:
-    """Kill a part's process and its children, because they would disturb the next part."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    kill_process(process)
+def end_part(process: subprocess.Popen[str]) -> None:
+    """End a part's process and its children, because they would disturb the next part.
+
+    A process that still runs first gets SIGINT. So the part can end the MPS that it has started,
+    and the GPU work of its children. After :data:`PART_END_TIMEOUT_S`, all processes are killed.
+    """
+    try:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(PART_END_TIMEOUT_S)
+    finally:  # also after a second Ctrl-C
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        kill_process(process)
 
 
 def nameless(values: Any) -> Any:
@@ -389,6 +437,8 @@ def devices(number: str | None) -> list[Gpu | None]:
 
 def main() -> None:
     """Run one part, or measure a network's images per second; print the values as JSON."""
+    # A program that was started in the background may ignore SIGINT, and its children too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     part, device, graphs, *arguments = sys.argv[1:]
     half = device == "cpu" or torch_gpus.compute_capability() >= BFLOAT16_FROM
     bench = bench_of(device, half=half, graphs=frozenset(filter(None, graphs.split(","))))

@@ -12,10 +12,8 @@ import platform
 import re
 import resource
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +33,7 @@ from orchestrator.machine.gpus import nvidia_smi
 from orchestrator.machine.gpus.records import Gpu
 from orchestrator.machine.gpus.torch_gpus import describe
 from orchestrator.machine.gpus.visible import visible_gpus
-from orchestrator.machine.mps import mps_runs
+from orchestrator.machine.mps_daemon import mps_runs
 from orchestrator.planning.costs.gpu_checks import PACKING_PAYS
 from orchestrator.planning.costs.gpu_models import GpuModel
 from orchestrator.planning.costs.memory import array_bytes, peak_bytes
@@ -70,8 +68,8 @@ RAGGED_SIZES = (
     (130, 257, 63),
     (2, 3, MAX_FEATURES),
 )
-"""Sizes of products of byte matrices: rows of both matrices, and features. The sizes are close to
-torch's limits on CUDA, which are 17 rows and multiples of 8."""
+"""Sizes of products of byte matrices: rows of both matrices, and features. On CUDA, torch needs at
+least 17 rows, and sizes that are multiples of 8. These sizes are close to both limits."""
 FIELDS_AT_REST = (
     "driver_version",
     "vbios_version",
@@ -143,12 +141,8 @@ def visible_gpu_list() -> tuple[Gpu, ...]:
         return ()
     if value is not None:
         return describe(value).gpus
-    slices = nvidia_smi.slice_uuids()
-    if not slices:
-        return describe(None).gpus
-    rows = nvidia_smi.query("uuid,mig.mode.current")
-    uncut = [uuid for uuid, mig in rows if mig != "Enabled"]
-    return describe(",".join(slices + uncut)).gpus
+    uuids = nvidia_smi.slices_and_whole_gpus()
+    return describe(",".join(uuids) if uuids else None).gpus
 
 
 def smi_values(fields: Iterable[str], uuid: str) -> dict[str, str]:
@@ -203,8 +197,8 @@ def context(bench: Bench) -> Measurements:
     if largest > CONTEXT_BYTES:
         yield (
             "note",
-            f"a process uses {largest / 2**30:.2f} GiB besides its tensors. Plans and runs use "
-            f"this number instead of {CONTEXT_BYTES / 2**30:.2f} GiB",
+            f"a process uses {largest / 2**30:.2f} GiB besides its tensors. Plans and runs "
+            f"use this number instead of {CONTEXT_BYTES / 2**30:.2f} GiB",
         )
 
 
@@ -223,7 +217,9 @@ def correctness(bench: Bench) -> Measurements:
             test = self_test.run(case, bench.device).as_fields()
         tests[case.model.name] = test
         yield "self_test", tests
-        if test["wrong"]:
+        if test["doubt"]:
+            fails.append(f"the GPU computed wrongly once: {test['wrong']}. But {test['doubt']}")
+        elif test["wrong"]:
             fails.append(f"the GPU computes wrongly: {test['wrong']}")
         elif test["unchecked"]:
             fails.append(f"it is unknown whether the GPU computes correctly: {test['unchecked']}")
@@ -302,27 +298,11 @@ def wrong_products(bench: Bench) -> Iterator[tuple[int, ...]]:
         right = draw.integers(-128, 128, (num_right, num_features), np.int8)
         left[0] = -128
         right[0] = -128
-        # Of a product of rows with themselves, only the diagonal and the upper triangle are used.
+        # If rows are multiplied with themselves, only the diagonal and the upper triangle are used.
         upper, exact_upper = (np.triu(of(left, left)) for of in (product, blas_product))
         is_right = np.array_equal(upper, exact_upper)
         if not (is_right and np.array_equal(product(left, right), blas_product(left, right))):
             yield sizes
-
-
-@contextmanager
-def load_sampled(uuid: str, after_s: float) -> Iterator[dict[str, str]]:
-    """Run ``nvidia-smi`` once during a block, after ``after_s`` seconds.
-
-    Yields a dictionary that contains the values when the block has ended.
-    """
-    values: dict[str, str] = {}
-    sampler = threading.Timer(after_s, lambda: values.update(smi_values(FIELDS_UNDER_LOAD, uuid)))
-    sampler.start()
-    try:
-        yield values
-    finally:
-        sampler.cancel()
-        sampler.join()
 
 
 def step_times(bench: Bench) -> Measurements:
@@ -347,21 +327,29 @@ def step_times(bench: Bench) -> Measurements:
 def _step_rows(bench: Bench, model: str, duration: float, uuid: str) -> Measurements:
     paths = {"eager_ms": False, "graph_ms": True} if bench.on_gpu else {"eager_ms": False}
     seconds: dict[str, list[float]] = {name: [] for name in paths}
-    for turn in range(2):
+    for _ in range(2):
         for name, graphs in paths.items():
+            load: dict[str, str] = {}
+            sample_load = partial(_add_load, load, uuid)
             with bench.as_trials():
-                if turn == 1 and bench.on_gpu:
-                    with load_sampled(uuid, after_s=duration) as load:
-                        seconds[name] += bench.step_seconds(model, duration, graphs=graphs)
-                    yield f"{name}_load", load
-                else:
-                    seconds[name] += bench.step_seconds(model, duration, graphs=graphs)
+                seconds[name] += bench.step_seconds(
+                    model, duration, graphs=graphs, sample_load=sample_load
+                )
+            if load:
+                # The second value replaces the first one, because the GPU is hotter then.
+                yield f"{name}_load", load
             yield name, 1000 * statistics.median(seconds[name])
     if bench.on_gpu:
         with bench.as_trials():
             torch.backends.cudnn.deterministic = False  # the end of the block restores it
             free = bench.step_seconds(model, duration, graphs=False)
         yield "not_deterministic_ms", 1000 * statistics.median(free)
+
+
+def _add_load(load: dict[str, str], uuid: str) -> None:
+    """Add the values of ``nvidia-smi`` for a GPU to ``load``; add nothing for a CPU."""
+    if uuid:
+        load.update(smi_values(FIELDS_UNDER_LOAD, uuid))
 
 
 def passes(bench: Bench) -> Measurements:

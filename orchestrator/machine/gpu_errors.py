@@ -23,7 +23,7 @@ class LibraryError:
         kind: cause of the failure.
         ends_process: True if the process must end, because later results of it may be wrong.
         memory: which memory ran out; empty if no memory ran out.
-        device_lost: True if the GPU failed without a sign that the code of the trial caused it.
+        device_lost: True if the GPU failed, and probably not because of the trial's code.
         capture_failed: True if a step could not be captured as a CUDA graph.
         no_engine: True if cuDNN has no engine for an operation. Either the memory for the
             operation was missing, or cuDNN has no kernel for the operation on this GPU.
@@ -63,47 +63,39 @@ LIBRARY_ERRORS = (
     ),
     # The machine's memory.
     LibraryError("MemoryError", "", FailureKind.OUT_OF_MEMORY, memory="machine"),
-    LibraryError(
-        LOST_WORKER, "running low on memory", FailureKind.OUT_OF_MEMORY, memory="machine"
-    ),  # Ray's memory killer
+    # Ray kills a worker if memory is short.
+    LibraryError(LOST_WORKER, "running low on memory", FailureKind.OUT_OF_MEMORY, memory="machine"),
     # A GPU's memory; the process can continue.
     _gpu_memory("OutOfMemoryError", "", ends_process=False),  # PyTorch's allocator
+    # Usually, there is no room for cuDNN's workspace: pytorch#108645.
     LibraryError(
         "RuntimeError",
         "unable to find an engine",
         FailureKind.OUT_OF_MEMORY,
         memory="gpu",
         no_engine=True,
-    ),  # as a rule no room for a workspace: pytorch#108645
-    _gpu_memory(
-        "RuntimeError", "NVML_SUCCESS ==", ends_process=False
-    ),  # on slices (MIG), where NVML does not list the processes: pytorch#112377
-    _gpu_memory(
-        "RuntimeError", "STATUS_ALLOC_FAILED", ends_process=False
-    ),  # cuBLAS and cuDNN allocate memory without PyTorch's allocator
+    ),
+    # On slices (MIG), NVML does not list the processes: pytorch#112377.
+    _gpu_memory("RuntimeError", "NVML_SUCCESS ==", ends_process=False),
+    # cuBLAS and cuDNN allocate memory without PyTorch's allocator.
+    _gpu_memory("RuntimeError", "STATUS_ALLOC_FAILED", ends_process=False),
     _gpu_memory("RuntimeError", "DEVICE_ALLOCATION_FAILED", ends_process=False),  # cuDNN 9
     # A GPU's memory; the process is unusable. These errors come from loading modules, capturing
     # graphs and pinned memory, without PyTorch's allocator, which would try again.
-    _gpu_memory(
-        "RuntimeError", "CUBLAS_STATUS_NOT_INITIALIZED", ends_process=True
-    ),  # cublasCreate gets no memory
-    _gpu_memory(
-        "RuntimeError", "CUDNN_STATUS_NOT_INITIALIZED", ends_process=True
-    ),  # cudnnCreate gets no memory
-    _gpu_memory(
-        "RuntimeError", "CUDA error: out of memory", ends_process=True
-    ),  # cudaErrorMemoryAllocation
-    _gpu_memory(
-        "RuntimeError", "CUDA driver error: out of memory", ends_process=True
-    ),  # c10/cuda/driver_api.h
-    _gpu_memory(
-        "RuntimeError", "HIP error: out of memory", ends_process=True
-    ),  # hipErrorOutOfMemory
+    # cublasCreate gets no memory.
+    _gpu_memory("RuntimeError", "CUBLAS_STATUS_NOT_INITIALIZED", ends_process=True),
+    # cudnnCreate gets no memory.
+    _gpu_memory("RuntimeError", "CUDNN_STATUS_NOT_INITIALIZED", ends_process=True),
+    # cudaErrorMemoryAllocation
+    _gpu_memory("RuntimeError", "CUDA error: out of memory", ends_process=True),
+    # c10/cuda/driver_api.h
+    _gpu_memory("RuntimeError", "CUDA driver error: out of memory", ends_process=True),
+    # hipErrorOutOfMemory
+    _gpu_memory("RuntimeError", "HIP error: out of memory", ends_process=True),
     # A failed GPU.
     _lost_device("DeferredCudaCallError", ""),
-    LibraryError(
-        "RuntimeError", "device-side assert", FailureKind.DEVICE_ERROR, ends_process=True
-    ),  # the trial's own code may be the cause, such as a label outside the classes
+    # The trial's own code may be the cause, for example with a label outside the classes.
+    LibraryError("RuntimeError", "device-side assert", FailureKind.DEVICE_ERROR, ends_process=True),
     _lost_device("AcceleratorError", ""),  # CUDA repeats this error until the process ends
     _lost_device("RuntimeError", "cudaGetDeviceCount()"),  # torch.cuda._lazy_init
     _lost_device("RuntimeError", "CUDA unknown error"),  # c10/cuda/CUDAFunctions.cpp

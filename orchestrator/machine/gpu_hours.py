@@ -90,7 +90,10 @@ class MeasuredTimes:
 
 
 def _relative(name: str, measured: Collection[str]) -> str | None:
-    """Return a measured network for the times of a network: the same, or one of its family."""
+    """Return the measured network whose times stand for a network; None if there is none.
+
+    This is the network itself, or one of its family, such as resnet18 for resnet50.
+    """
     if name in measured:
         return name
     family = name.rstrip("0123456789")

@@ -1,6 +1,6 @@
 """Problems with a cluster's GPUs that prevent trials, reported before anything starts.
 
-A GPU with a screen is usable if the largest trial fits beside the memory of other processes.
+A GPU that also drives a screen can be used if its free memory suffices for the largest trial.
 """
 
 from __future__ import annotations
@@ -183,9 +183,7 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, needed: float = 0.0) -> 
     if any(gpu.mig for gpu in node.gpus) and "MIG-" not in node.visible:
         yield Problem(
             f"{prefix}: a GPU is divided into slices (MIG), but Ray counts it as one GPU",
-            "List the slices with `nvidia-smi -L`. Start Ray there with "
-            "CUDA_VISIBLE_DEVICES=MIG-...,MIG-... and their number as --num-gpus, and set "
-            "`resources.num_gpus: 1`",
+            _slices_hint(node.slices),
         )
         return
     if len(node.gpus) < node.num_ray_gpus:
@@ -193,6 +191,22 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, needed: float = 0.0) -> 
     for gpu in node.gpus:
         for problem in _problems_of(gpu, node, share, needed):
             yield replace(problem, text=f"{prefix}: {gpu.name} {gpu.uuid}{problem.text}")
+
+
+def _slices_hint(slices: tuple[str, ...]) -> str:
+    """Return how to use the slices (MIG) of a node, with the UUIDs ready to paste."""
+    value = ",".join(slices)
+    number = str(len(slices))
+    hint = ""
+    if not slices:
+        hint = "List the slices with `nvidia-smi -L`. "
+        value = "MIG-...,MIG-..."
+        number = "NUMBER"
+    return (
+        f"{hint}Before you start isweep on that node, type `export "
+        f"CUDA_VISIBLE_DEVICES={value}`. If you start Ray there yourself, type this line "
+        f"before `ray start`, and add `--num-gpus={number}`. Set `resources.num_gpus: 1`"
+    )
 
 
 def _unreached(node: NodeGpus) -> Problem:
@@ -205,7 +219,7 @@ def _unreached(node: NodeGpus) -> Problem:
     )
     if node.torch_message:
         text += f": {node.torch_message}"
-    hint = driver_hint(node.driver, node.cuda, node.torch_message)
+    hint = driver_hint(node.driver, node.cuda, node.torch_message, is_wsl=node.is_wsl)
     if node.gpus:
         hint = f"Start isweep, or Ray on that node, with CUDA_VISIBLE_DEVICES={_uuids(node.gpus)}"
     return Problem(text, hint)
@@ -238,8 +252,15 @@ def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Itera
     # A trial that does not even fit an empty GPU gets plain steps or smaller batches later.
     needed = min(needed, (1 - MAX_SHARE_OF_OTHERS_ON_GPU) * gpu.memory_bytes)
     if gpu.memory_bytes - gpu.held_bytes < needed:
+        end_others = "End the processes that `nvidia-smi` lists on that node"
+        if node.is_wsl:
+            # nvidia-smi in Linux counts the memory of Windows, but does not list its programs.
+            end_others = (
+                "Close programs in Windows that use the GPU: the Task Manager shows them on "
+                "the tab Details in the column `Dedicated GPU memory`"
+            )
         yield Problem(
-            f": other processes use {gpu.held_bytes / 2**30:.1f} of {gpu.memory_gib:.1f} GiB, but "
-            f"the largest trial needs up to {needed / 2**30:.1f} GiB",
-            f"End the processes that `nvidia-smi` lists on that node, or {hide}",
+            f": other processes use {gpu.held_bytes / 2**30:.1f} of {gpu.memory_gib:.1f} GiB, "
+            f"but the largest trial needs up to {needed / 2**30:.1f} GiB",
+            f"{end_others}. Or {hide}",
         )

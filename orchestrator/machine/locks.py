@@ -199,10 +199,10 @@ class _LockFile:
                 time.sleep(LOCK_PAUSE_S)
             except OSError as error:
                 raise SetupError(
-                    f"{self._path} cannot be locked, so two commands could change the same files: "
-                    f"{error.strerror or error}",
-                    hint="Use a folder on a local disk, or mount the file system with locks (NFS: "
-                    "without the option nolock)",
+                    f"{self._path} cannot be locked, so two commands could change the same "
+                    f"files: {error.strerror or error}",
+                    hint="Use a folder on a local disk, or mount the file system with locks "
+                    "(NFS: without the option nolock)",
                 ) from None
             else:
                 return True
@@ -368,8 +368,8 @@ class Lease:
         """Wait until a lease has expired, and raise an error if its driver renews it."""
         holder = _holder_text(lease.fields, "another command")
         self._say(
-            f"{self._url} is or was in use by {holder}. isweep waits up to {EXPIRES_S:,.0f} s to "
-            "see whether that command is still running"
+            f"{self._url} is or was in use by {holder}. isweep waits up to {EXPIRES_S:,.0f} s "
+            "to see whether that command is still running"
         )
         deadline = self._clock.monotonic() + EXPIRES_S
         while self._clock.monotonic() < deadline:
@@ -392,8 +392,8 @@ class Lease:
                 self._away_since = self._clock.monotonic()
                 reason = error.problem if isinstance(error, SetupError) else error
                 self._say(
-                    f"The storage does not answer: {reason}. isweep stores the results of finished "
-                    "trials when it answers again"
+                    f"The storage does not answer: {reason}. isweep stores the results of "
+                    "finished trials when it answers again"
                 )
             return None
         if self._away_since:
@@ -403,8 +403,8 @@ class Lease:
         if is_ours:
             return None
         return InUseError(
-            f"Another command now uses {self._url}, because this command had not renewed its lock "
-            f"for {EXPIRES_S:g} s",
+            f"Another command now uses {self._url}, because this command had not renewed its "
+            f"lock for {EXPIRES_S:g} s",
             hint="Wait until the other command ends, then run this command again. Finished "
             "trials are kept",
         )

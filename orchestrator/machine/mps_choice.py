@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.machine.gpus import nvidia_smi
 from orchestrator.machine.gpus.records import Gpu, NodeGpus
-from orchestrator.machine.mps import CONTROL
+from orchestrator.machine.mps_daemon import CONTROL
 from orchestrator.planning.costs.gpu_checks import PACKING_PAYS
 from orchestrator.planning.costs.gpu_models import GpuModel
 from orchestrator.planning.costs.needs import need_of
@@ -21,9 +21,9 @@ from search_spaces.specs import TrialSpec
 from search_spaces.sweeps import ResourceSpec
 
 VOLTA = 7.0
-"""Oldest compute capability with which each process under MPS has its own address space."""
+"""Lowest compute capability with which each process under MPS has its own address space."""
 MIN_SAVED_S = 120.0
-"""Fewest predicted seconds that MPS must save. The start of MPS takes 5 to 20 s."""
+"""If MPS saves fewer predicted seconds, it is not started. Its start takes 5 to 20 s."""
 
 
 def seconds_alone(trials: Iterable[TrialSpec], gpu: GpuModel) -> float:

@@ -1,7 +1,8 @@
 """Temporary folders of private Ray clusters, and their removal after a run was killed.
 
-Each private cluster has its own folder, which its run locks until it ends. A folder without a
-locked file belongs to a killed run, so its processes are killed and the folder is removed.
+Each private cluster has its own folder. Until the run of the cluster ends, it locks a file in this
+folder. A folder without a locked file belongs to a killed run. So the processes of the killed run
+are killed, and the folder is removed.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def log_messages_of_ray() -> None:
 
     If a raylet is lost, Ray would print the last 40 lines of the raylet's log, with color codes.
     """
-    # Private: if a Ray lacks this module, these lines appear on the terminal.
+    # This module is private. If a version of Ray lacks it, these lines appear on the terminal.
     with contextlib.suppress(ImportError, AttributeError):
         worker: Any = importlib.import_module("ray._private.worker")
 
@@ -114,7 +114,8 @@ def log_messages_of_ray() -> None:
 
 def read_settings_again() -> None:
     """Make Ray read the environment variables again, because Ray may have been imported before."""
-    # Private: if a Ray lacks these modules, a notebook must import isweep before Ray.
+    # These modules are private. If a version of Ray lacks them, a notebook must import isweep
+    # before Ray.
     with contextlib.suppress(ImportError, AttributeError):
         raylet: Any = importlib.import_module("ray._raylet")
         # First the mode, then the cached token, as in Ray's own tests of authentication.

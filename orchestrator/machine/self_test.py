@@ -4,15 +4,20 @@ The test has two parts.
 
 1. **Arithmetic.** Compare the first loss and the first gradient of all weights with float32 on the
    CPU. All trainings on a GPU use the same kernels, so only another device can reveal a wrong
-   kernel. A GPU that fails this part must not be used.
+   kernel. If the GPU fails, the comparison is repeated with a new copy of the network. A GPU that
+   has failed must not be used, even if it passes the second comparison. The verdict then contains
+   this doubt.
 2. **Graphs.** Train the network three times from the same start: without CUDA graphs (plain
    steps), with CUDA graphs, and without them again. The two plain trainings show how much the GPU
-   varies between equal trainings. If the training with graphs differs by more, fails or is slower,
-   trials use plain steps.
+   varies between equal trainings. If the training with graphs differs by more, the three trainings
+   are repeated, and the largest differences of both repetitions count. If graphs still differ by
+   more, or if graphs fail or are slower, trials use plain steps.
 
 ``python -m orchestrator.machine.self_test DEVICE CASE`` runs the test in a separate process,
 because a failed capture can end the process. If the GPU passes the first part, the command prints
-:data:`~.self_test_case.COMPARED_LINE`. At the end, the command prints the verdict as JSON.
+:data:`~.self_test_case.COMPARED_LINE`. If the GPU fails the first comparison, the command prints a
+preliminary verdict, which counts if the process ends during the second comparison. At the end, the
+command prints the verdict as JSON.
 """
 
 from __future__ import annotations
@@ -54,7 +59,7 @@ LEAST_LOSS_NOISE = 1e-5
 LEAST_WEIGHT_NOISE = 1e-6
 """Difference of a weight that is always allowed: a hundredth of an Adam step."""
 LEAST_SPREAD = 0.05
-"""Share of a plain epoch's seconds by which epochs with graphs may always be slower."""
+"""Epochs with graphs may always be slower than plain epochs by this share of their seconds."""
 DROPOUT_LOSS_TOLERANCE = 0.2
 """Largest difference of the last epoch's loss, in nat, between trainings with different dropout
 masks."""
@@ -187,8 +192,8 @@ class Arithmetic:
         subject = f"{self.model} in {self.precision}"
         if not abs(self.loss - self.cpu_loss) <= limits.loss:
             return (
-                f"{subject}: the first loss is {self.loss:.4f}, but {self.cpu_loss:.4f} on the CPU "
-                f"(largest allowed difference {limits.loss:.4f})"
+                f"{subject}: the first loss is {self.loss:.4f}, but {self.cpu_loss:.4f} on "
+                f"the CPU (largest allowed difference {limits.loss:.4f})"
             )
         if not self.cosine >= limits.cosine:
             return (
@@ -197,8 +202,8 @@ class Arithmetic:
             )
         if not limits.least_ratio <= self.norm_ratio <= limits.largest_ratio:
             return (
-                f"{subject}: the first gradient is {self.norm_ratio:.3f} times as long as on the "
-                f"CPU ({limits.least_ratio:g} to {limits.largest_ratio:g} is allowed)"
+                f"{subject}: the first gradient is {self.norm_ratio:.3f} times as long as on "
+                f"the CPU ({limits.least_ratio:g} to {limits.largest_ratio:g} is allowed)"
             )
         return ""
 
@@ -218,6 +223,13 @@ class Difference:
     def exceeds(self, least_noise: float) -> bool:
         """Return whether graphs differ by more than noise explains; true for NaN."""
         return not self.graphs <= NOISE_FACTOR * max(self.noise, least_noise)
+
+    def largest_with(self, other: Difference) -> Difference:
+        """Return the largest differences of two samples; NaN if one of them is NaN."""
+        return Difference(
+            noise=_largest([self.noise, other.noise]),
+            graphs=_largest([self.graphs, other.graphs]),
+        )
 
 
 @dataclass(frozen=True)
@@ -256,10 +268,22 @@ class TrainingComparison:
         ):
             if difference.exceeds(least_noise):
                 return (
-                    f"{self.model}: captured graphs change a {name} by {difference.graphs:.1e}; "
-                    f"two plain trainings differ by {difference.noise:.1e}"
+                    f"{self.model}: captured graphs change a {name} by "
+                    f"{difference.graphs:.1e}; two plain trainings differ by "
+                    f"{difference.noise:.1e}"
                 )
         return ""
+
+    def with_earlier(self, earlier: TrainingComparison) -> TrainingComparison:
+        """Return this comparison with the largest differences of this and an earlier sample.
+
+        Two plain trainings can be equal by chance. Then the noise of one sample is too small, and
+        correct graphs seem to differ. The times remain those of this sample.
+        """
+        weights = self.weights
+        if weights is not None and earlier.weights is not None:
+            weights = weights.largest_with(earlier.weights)
+        return replace(self, losses=self.losses.largest_with(earlier.losses), weights=weights)
 
     @property
     def slowness(self) -> str:
@@ -282,16 +306,20 @@ class Verdict:
         plain_because: why trials use plain steps, in one line; empty if they use graphs.
         is_final: False if an error or other load on the GPU caused the verdict. A later test may
             then have another verdict.
+        doubt: how the second comparison with the CPU ended, if it did not confirm that the GPU
+            computes wrongly. Empty if the second comparison confirmed it, and if the GPU computes
+            correctly.
         unchecked: the error of the GPU that ended the comparison with the CPU, in one line. It is
             then unknown whether the GPU computes correctly. Empty if there was no such error.
         seconds: duration of the whole test.
-        arithmetic: comparisons with the CPU.
+        arithmetic: comparisons with the CPU, also those of the second comparison.
         trainings: comparisons of graphs with plain steps.
     """
 
     wrong: str
     plain_because: str
     is_final: bool
+    doubt: str = ""
     unchecked: str = ""
     seconds: float = 0.0
     arithmetic: tuple[Arithmetic, ...] = ()
@@ -308,7 +336,10 @@ class Verdict:
 
 
 def run(
-    case: Case, device: torch.device, on_compared: Callable[[], object] = lambda: None
+    case: Case,
+    device: torch.device,
+    on_compared: Callable[[], object] = lambda: None,
+    on_wrong: Callable[[Verdict], object] = lambda verdict: None,
 ) -> Verdict:
     """Test one network on a device; an exception becomes a part of the verdict.
 
@@ -316,11 +347,14 @@ def run(
         case: the network and its settings.
         device: the GPU, or a CPU.
         on_compared: called when the device has passed the comparison with the CPU.
+        on_wrong: called with a preliminary verdict when the device has failed the comparison,
+            before the comparison is repeated.
     """
     start = time.perf_counter()
     if device.type == "cuda" and compute_capability() < BFLOAT16_FROM:
         case = replace(case, precision="float32")
     arithmetic: list[Arithmetic] = []
+    repeated: list[Arithmetic] = []
     trainings: list[TrainingComparison] = []
     error_text = ""
     unchecked = ""
@@ -334,7 +368,10 @@ def run(
             arithmetic += compare_with_cpu(case, device)
             is_compared = True
             # If the device computes wrongly, a comparison of graphs on it is useless.
-            if not any(comparison.problem for comparison in arithmetic):
+            if _wrong_in(arithmetic):
+                on_wrong(_wrong_verdict(arithmetic, [], error_text=""))
+                repeated += compare_with_cpu(case, device)
+            else:
                 on_compared()
                 trainings += compare_trainings(case, device)
                 error_text = frozen_dropout(device)
@@ -345,23 +382,56 @@ def run(
         is_device_error = library_row is not None and library_row.kind == FailureKind.DEVICE_ERROR
         if is_device_error and not is_compared:
             unchecked = error_text
-    verdict = _verdict(arithmetic, trainings, error_text)
+    if _wrong_in(arithmetic):
+        verdict = _wrong_verdict(arithmetic, repeated, error_text)
+    else:
+        verdict = replace(_verdict_on_graphs(trainings, error_text), arithmetic=tuple(arithmetic))
     return replace(verdict, unchecked=unchecked, seconds=time.perf_counter() - start)
 
 
-def _verdict(
-    arithmetic: Sequence[Arithmetic],
-    trainings: Sequence[TrainingComparison],
-    error_text: str,
+def _wrong_in(arithmetic: Sequence[Arithmetic]) -> str:
+    """Return what a device computes wrongly, in one line; empty if nothing is wrong."""
+    return "; ".join(filter(None, (comparison.problem for comparison in arithmetic)))
+
+
+def _wrong_verdict(
+    arithmetic: Sequence[Arithmetic], repeated: Sequence[Arithmetic], error_text: str
 ) -> Verdict:
-    wrong = "; ".join(filter(None, (comparison.problem for comparison in arithmetic)))
+    """Return the verdict on a device that has computed wrongly at least once.
+
+    The verdict is final even if the second comparison finds no difference: trials never use a
+    device that has computed wrongly.
+
+    Args:
+        arithmetic: the first comparison with the CPU.
+        repeated: the second comparison; empty if it has not ended.
+        error_text: the error that ended the second comparison; empty if there was none.
+    """
+    wrong = _wrong_in(arithmetic)
+    doubt = ""
+    if error_text:
+        doubt = f"the second comparison with the CPU failed: {error_text}"
+    elif not repeated:
+        doubt = "the second comparison with the CPU did not end"
+    elif not _wrong_in(repeated):
+        doubt = "the second comparison with the CPU found no difference"
+    return Verdict(
+        wrong=wrong,
+        plain_because=wrong,
+        is_final=True,
+        doubt=doubt,
+        arithmetic=(*arithmetic, *repeated),
+    )
+
+
+def _verdict_on_graphs(trainings: Sequence[TrainingComparison], error_text: str) -> Verdict:
+    """Return the verdict on a device that computes correctly, as far as it was compared."""
     different = "; ".join(filter(None, (comparison.problem for comparison in trainings)))
     slow = _slowness_of(trainings)
     return Verdict(
-        wrong=wrong,
-        plain_because=wrong or error_text or different or slow,
-        is_final=bool(wrong or different) or not (error_text or slow),
-        arithmetic=tuple(arithmetic),
+        wrong="",
+        plain_because=error_text or different or slow,
+        is_final=bool(different) or not (error_text or slow),
         trainings=tuple(trainings),
     )
 
@@ -507,10 +577,16 @@ def compare_trainings(case: Case, device: torch.device) -> list[TrainingComparis
     only without dropout; with dropout only losses are compared.
     """
     images, labels = noise(case.num_images, case.image_size, case.channels)
-    comparisons = [_compare(case, images, labels, device, dropout=0.0)]
-    library_model = built(case, dropout=None)
-    if _has_dropout(library_model):
-        comparisons.append(_compare(case, images, labels, device, dropout=None))
+    dropouts: list[float | None] = [0.0]
+    if _has_dropout(built(case, dropout=None)):
+        dropouts.append(None)
+    comparisons = []
+    for dropout in dropouts:
+        comparison = _compare(case, images, labels, device, dropout=dropout)
+        if comparison.problem:
+            second = _compare(case, images, labels, device, dropout=dropout)
+            comparison = second.with_earlier(comparison)
+        comparisons.append(comparison)
     return comparisons
 
 
@@ -595,9 +671,12 @@ def _largest_difference(first: Sequence[float], second: Sequence[float]) -> floa
     """
     if len(first) != len(second):
         return math.inf
-    differences = [abs(left - right) for left, right in zip(first, second, strict=True)]
-    # Python's max() may ignore NaN.
-    return float(torch.tensor(differences, dtype=torch.float64).max())
+    return _largest([abs(left - right) for left, right in zip(first, second, strict=True)])
+
+
+def _largest(values: Sequence[float]) -> float:
+    """Return the largest value; NaN if a value is NaN, which Python's ``max`` may ignore."""
+    return float(torch.tensor(values, dtype=torch.float64).max())
 
 
 def _largest_change(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
@@ -649,7 +728,7 @@ def noise(num_images: int, side: int, channels: int = 1) -> tuple[Tensor, Tensor
 def built(case: Case, dropout: float | None = None) -> PixelModel:
     """Return the case's network from a fixed start, on the CPU.
 
-    ``dropout`` replaces the network's own dropout, unless it is None.
+    If ``dropout`` is not None, it replaces the network's own dropout.
     """
     return build_model(
         case.model,
@@ -663,14 +742,17 @@ def built(case: Case, dropout: float | None = None) -> PixelModel:
 
 
 def main() -> None:
-    """Run the case of the command line, and print the verdict as JSON."""
+    """Run the case of the command line, and print each verdict as a line of JSON."""
     device_name, case_text = sys.argv[1:]
 
     def print_compared() -> None:
         print(COMPARED_LINE, flush=True)  # noqa: T201
 
-    verdict = run(Case.from_json(case_text), torch.device(device_name), print_compared)
-    print(json.dumps(verdict.as_fields()), flush=True)  # noqa: T201
+    def print_verdict(verdict: Verdict) -> None:
+        print(json.dumps(verdict.as_fields()), flush=True)  # noqa: T201
+
+    case = Case.from_json(case_text)
+    print_verdict(run(case, torch.device(device_name), print_compared, print_verdict))
 
 
 if __name__ == "__main__":

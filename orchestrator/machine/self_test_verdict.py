@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.machine.gpus import nvidia_smi
-from orchestrator.machine.mps import end_work_of_child
+from orchestrator.machine.mps_worker import end_work_of_child
 from orchestrator.machine.processes import run_program
 from orchestrator.machine.self_test_case import COMPARED_LINE, Case
 from orchestrator.planning.paths import user_cache
@@ -51,6 +51,8 @@ class KeptVerdict:
         is_final: True if the verdict stays valid; False if a later test replaces it.
         tested_at: time of the test in seconds since 1970.
         file: file of the verdict.
+        doubt: how the second comparison with the CPU ended, if it did not confirm that the GPU
+            computes wrongly; otherwise empty.
         unchecked: why the GPU was not compared with the CPU, so that no trial may use the GPU
             before a further test; empty if it was compared.
         valid_for_s: seconds for which the verdict is valid if it is not final.
@@ -61,6 +63,7 @@ class KeptVerdict:
     is_final: bool
     tested_at: float
     file: Path
+    doubt: str = ""
     unchecked: str = ""
     valid_for_s: float = UNFINISHED_FOR_S
 
@@ -106,6 +109,7 @@ def verdict_of(uuid: str, case: Case) -> KeptVerdict:
             "wrong": verdict.wrong,
             "plain_because": verdict.plain_because,
             "is_final": verdict.is_final,
+            "doubt": verdict.doubt,
             "unchecked": verdict.unchecked,
             "tested_at": verdict.tested_at,
             "valid_for_s": verdict.valid_for_s,
@@ -150,6 +154,7 @@ def _read(file: Path) -> KeptVerdict | None:
             is_final=bool(fields["is_final"]),
             tested_at=float(fields["tested_at"]),
             file=file,
+            doubt=str(fields.get("doubt", "")),
             unchecked=str(fields["unchecked"]),
             valid_for_s=float(fields["valid_for_s"]),
         )
@@ -166,6 +171,7 @@ def _tested(case: Case, file: Path) -> KeptVerdict:
         is_final=fields["is_final"],
         tested_at=time.time(),
         file=file,
+        doubt=fields["doubt"],
         unchecked=fields["unchecked"],
     )
 
@@ -190,11 +196,9 @@ def run_test(case: Case) -> dict[str, Any]:
         before_kill=end_work_of_child,
     )
     # CUDA can end the process with an error at its exit, after the verdict was printed.
-    output = program.output or program.partial_output
-    with suppress(ValueError, IndexError):
-        fields = json.loads(output.splitlines()[-1])
-        if isinstance(fields, dict):
-            return fields
+    fields = _last_verdict(program.output or program.partial_output)
+    if fields:
+        return fields
     name = case.model.name
     reason = program.error or "the process printed no verdict"
     if COMPARED_LINE in program.partial_output:
@@ -203,4 +207,23 @@ def run_test(case: Case) -> dict[str, Any]:
     else:
         problem = f"{name}: the self-test ended before it had compared GPU and CPU: {reason}"
         unchecked = problem
-    return {"wrong": "", "plain_because": problem, "is_final": False, "unchecked": unchecked}
+    return {
+        "wrong": "",
+        "plain_because": problem,
+        "is_final": False,
+        "doubt": "",
+        "unchecked": unchecked,
+    }
+
+
+def _last_verdict(output: str) -> dict[str, Any]:
+    """Return the last verdict that the process of a self-test printed; empty if it printed none.
+
+    The process may be killed while it prints a line, or a library may print more lines.
+    """
+    for line in reversed(output.splitlines()):
+        with suppress(ValueError):
+            fields = json.loads(line)
+            if isinstance(fields, dict) and "wrong" in fields:
+                return fields
+    return {}

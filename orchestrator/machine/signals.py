@@ -195,7 +195,7 @@ class Watch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End the checks. If one failed, raise its error in place of the block's exception."""
+        """End the checks. If a check failed, raise its error in place of the block's exception."""
         self.end()
         if self.lost is not None and error is not None:
             raise self.lost from error

@@ -22,8 +22,8 @@ def explained_silent_end() -> Iterator[None]:
     If the process ends before, the kernel closes the pipe without a line.
     """
     message = (
-        "isweep: the command ended without a message. Somebody or the system killed its process, "
-        "or Ray ended it after its own processes had died. Finished trials are kept. "
+        "isweep: the command ended without a message. Somebody or the system killed its "
+        "process, or Ray ended it after its own processes had died. Finished trials are kept. "
         f"{run_again_hint()}"
     )
     # In a session of its own, the shell does not receive Ctrl-C.

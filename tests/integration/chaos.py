@@ -240,11 +240,11 @@ TABLE_FIGURES = {
     "done_at_pause": "paused after {} trials",
     "done_at_stop": "unreachable after {} trials",
 }
-"""Results of a case that the table of docs/failures.md shows, as text of their number."""
+"""Results of a case that the table of docs/fault-tests.md shows, as text of their number."""
 
 
 def table(verdicts: Document) -> str:
-    """Return the cases as the Markdown table of docs/failures.md."""
+    """Return the cases as the Markdown table of docs/fault-tests.md."""
     rows = ["| case | passed | result |", "|---|---|---|"]
     for name in CASES:
         verdict = verdicts.get(name)

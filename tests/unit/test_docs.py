@@ -109,7 +109,7 @@ PAGES = {
     ),
     "explanation": (
         *("concepts", "bounds", "study", "findings", "findings-evidence"),
-        *("architecture", "decisions/index"),
+        *("predictions", "layer-dimension", "fault-tests", "architecture", "decisions/index"),
     ),
     "reference": (
         *("reference/python", "reference/commands", "reference/sweep-file", "results-columns"),
@@ -209,7 +209,7 @@ def test_the_picture_of_the_architecture_names_every_folder():
 
 def test_the_table_of_long_fault_runs_is_that_of_its_results():
     text = (ROOT / "benchmarks" / "results" / "chaos.json").read_text(encoding="utf-8")
-    page = (ROOT / "docs" / "failures.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "fault-tests.md").read_text(encoding="utf-8")
     assert table(json.loads(text)) in page
 
 
@@ -235,8 +235,8 @@ def test_readme_is_read_in_two_minutes():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
 
 
-def test_the_page_on_needed_images_gives_the_errors_of_the_committed_benchmark():
-    page = (ROOT / "docs" / "how-many-images.md").read_text(encoding="utf-8")
+def test_the_page_on_predictions_gives_the_errors_of_the_committed_benchmark():
+    page = (ROOT / "docs" / "predictions.md").read_text(encoding="utf-8")
     text = (ROOT / "benchmarks/results/prediction_rivals.json").read_text(encoding="utf-8")
     for row in json.loads(text)["errors"]:
         if row["points"] < 5:
@@ -245,8 +245,8 @@ def test_the_page_on_needed_images_gives_the_errors_of_the_committed_benchmark()
             assert f"({row['best rival']})" in page
 
 
-def test_the_page_on_needed_images_gives_the_shares_of_numbers_that_were_large_enough():
-    page = (ROOT / "docs" / "how-many-images.md").read_text(encoding="utf-8")
+def test_the_page_on_predictions_gives_the_shares_of_numbers_that_were_large_enough():
+    page = (ROOT / "docs" / "predictions.md").read_text(encoding="utf-8")
     results = (ROOT / "benchmarks/results/prediction_rivals.json").read_text(encoding="utf-8")
     rows = pd.DataFrame(json.loads(results)["needed sizes"]).query("probability == 0.8")
     predicted = []

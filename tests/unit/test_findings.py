@@ -260,7 +260,7 @@ def test_findings_give_the_effects_on_training_images_of_the_tables(numbers):
     ]
     assert f"A1 falls from {end_slopes[0]:.2f} to {end_slopes[1]:.2f}" in text
     scatter = np.std([*results["by_world"][f"{primary}, loss"].values()], ddof=1)
-    assert f"The slopes of base datasets scatter by {scatter:.2f}" in text
+    assert f"The standard deviation of the slopes of base datasets is {scatter:.2f}" in text
     assert f"{results['counted']} of {results['worlds']} base datasets" in text
     robustness = results[f"{primary}, r_hat"]
     assert (loss["told from 0"], loss["smaller than half"]) == (True, True)

@@ -25,7 +25,26 @@ HINTS_BY_WORDS = {
 cudaErrorStubLibrary, of a dead MPS server, and of cudaErrorSystemNotReady."""
 
 
-def driver_hint(driver: str, cuda: str | None, reason: str = "", capability: float = 0.0) -> str:
+WSL_DRIVER_HINT = (
+    ". Linux runs inside Windows (WSL), so install the driver in Windows, and none in Linux. "
+    "Then type `wsl --shutdown` in Windows"
+)
+"""WSL uses the driver of Windows. A driver in Linux would hide it (NVIDIA, "CUDA on WSL User
+Guide", section "Getting Started with CUDA on WSL")."""
+WSL_PACKAGES_HINT = (
+    ". Linux runs inside Windows (WSL): if a package of NVIDIA's driver is installed in "
+    "Linux, remove this package, because it hides the driver of Windows"
+)
+
+
+def driver_hint(
+    driver: str,
+    cuda: str | None,
+    reason: str = "",
+    capability: float = 0.0,
+    *,
+    is_wsl: bool = False,
+) -> str:
     """Return a hint for a driver and a torch that do not work together.
 
     Args:
@@ -33,22 +52,31 @@ def driver_hint(driver: str, cuda: str | None, reason: str = "", capability: flo
         cuda: CUDA version that torch was built for; None or empty for a torch without CUDA.
         reason: torch's message about why it can use no GPU.
         capability: compute capability of the GPU; 0 if unknown.
+        is_wsl: whether Linux runs inside Windows (WSL).
     """
     for words, hint in HINTS_BY_WORDS.items():
         if words in reason:
             return hint
+    wsl_driver_hint = ""
+    wsl_packages_hint = ""
+    if is_wsl:
+        wsl_driver_hint = WSL_DRIVER_HINT
+        wsl_packages_hint = WSL_PACKAGES_HINT
     if not driver:
-        return "Install NVIDIA's driver"
+        return f"Install NVIDIA's driver{wsl_driver_hint}"
     if not cuda:
         return "Install a torch with CUDA (`pip install torch`)"
     branch = int(driver.partition(".")[0])
     cuda_major = int(cuda.partition(".")[0])
     needed_branch = OLDEST_DRIVER_BRANCH.get(cuda_major, 0)
     if branch >= needed_branch:
-        return "Run `nvidia-smi`, and correct the error that it prints. The driver is new enough"
+        return (
+            "Run `nvidia-smi`, and correct the error that it prints. The driver is new enough"
+            f"{wsl_packages_hint}"
+        )
     hint = (
-        f"Install a driver of branch {needed_branch} or later for CUDA {cuda} (the present one is "
-        f"{driver})"
+        f"Install a driver of branch {needed_branch} or later for CUDA {cuda} (the present "
+        f"one is {driver})"
     )
     # The capability 0 is unknown.
     has_cu126_kernels = (
@@ -56,12 +84,12 @@ def driver_hint(driver: str, cuda: str | None, reason: str = "", capability: flo
     )
     if branch >= OLDEST_DRIVER_BRANCH[12] and has_cu126_kernels:
         hint += (
-            f", or install torch {LAST_CU126_TORCH} or earlier from PyTorch's cu126 wheels, which "
-            "work with the present driver"
+            f", or install torch {LAST_CU126_TORCH} or earlier from PyTorch's cu126 wheels, "
+            "which work with the present driver"
         )
         if not capability:
             hint += ". These wheels do not support RTX 50 and B200"
-    return hint
+    return hint + wsl_driver_hint
 
 
 def torch_hint(capability: float) -> str:

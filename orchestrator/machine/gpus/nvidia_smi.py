@@ -27,7 +27,7 @@ MIB = 2**20
 
 
 def run(*options: str) -> ProgramOutput:
-    """Run ``nvidia-smi`` and return its output. If it hangs once, it is not run again."""
+    """Run ``nvidia-smi`` and return its output. After it has hung once, it is not run again."""
     tool = shutil.which("nvidia-smi") or str(WSL / "nvidia-smi")
     warning = threading.Timer(WARN_AFTER_S, _print_that_we_wait)
     warning.daemon = True
@@ -56,7 +56,7 @@ def query(fields: str, *options: str) -> list[list[str]]:
     rows = []
     for line in answer.output.splitlines():
         row = [word.strip() for word in line.split(",")]
-        # A line with another number of values is a warning.
+        # Other lines are warnings of nvidia-smi.
         if len(row) == num_fields:
             rows.append(row)
     return rows
@@ -82,6 +82,20 @@ def driver_version() -> str:
         texts.append(DRIVER.read_text(encoding="utf-8"))
     version = re.search(r"(?<!\S)\d+(\.\d+)+(?!\S)", "\n".join(texts))
     return version[0] if version else ""
+
+
+def slices_and_whole_gpus() -> list[str]:
+    """Return the UUIDs of all slices (MIG), and of all GPUs that are not divided into slices.
+
+    The list is empty if the machine has no slices.
+    """
+    uuids = slice_uuids()
+    if not uuids:
+        return []
+    for uuid, mig_mode in query("uuid,mig.mode.current"):
+        if mig_mode != "Enabled":
+            uuids.append(uuid)
+    return uuids
 
 
 def slice_uuids() -> list[str]:

@@ -65,6 +65,8 @@ class NodeGpus:
             compute at the same time.
         visible: the value of ``CUDA_VISIBLE_DEVICES`` with which Ray was started on the node;
             empty if the variable was empty or not set.
+        slices: UUIDs of all slices (MIG) and undivided GPUs, if torch reaches a slice; else empty.
+        is_wsl: True if Linux runs inside Windows (WSL), whose driver the GPUs use.
         num_ray_gpus: number of GPUs that Ray assigns on the node.
         logical: True if the node's GPUs are for scheduling only (for tests, see
             ``ISWEEP_LOGICAL_GPUS``).
@@ -79,6 +81,8 @@ class NodeGpus:
     cuda: str = ""
     mps: bool = False
     visible: str = ""
+    slices: tuple[str, ...] = ()
+    is_wsl: bool = False
     num_ray_gpus: float = 0.0
     logical: bool = False
     torch_message: str = ""

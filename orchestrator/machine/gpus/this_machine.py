@@ -29,7 +29,7 @@ class GpusForPlans(NamedTuple):
 
 
 class _ListedGpu(NamedTuple):
-    """A row of ``nvidia-smi``.
+    """A GPU in the output of ``nvidia-smi``.
 
     Attributes:
         name: the driver's name of the GPU.
@@ -44,58 +44,71 @@ class _ListedGpu(NamedTuple):
     memory_mib: str
     mig_mode: str
 
-    def describes_gpu_fully(self) -> bool:
-        """Return whether this row has all that plans need. If not, torch must describe the GPU."""
-        if not self.memory_mib.isdigit():
+    @property
+    def has_memory_size(self) -> bool:
+        """True if the row has the GPU's memory as a number."""
+        return self.memory_mib.isdigit()
+
+    @property
+    def is_complete(self) -> bool:
+        """True if the row has all that plans need. If not, torch must describe the GPU."""
+        if not self.has_memory_size:
             return False
         if self.mig_mode == "Enabled":
             return False  # nvidia-smi describes the whole GPU, not its slices
         # A plan needs the compute capability and the processors of a GPU that no table lists.
         return listed_gpu_model(self.name) is not None
 
+    def as_gpu(self) -> Gpu:
+        """Return the GPU of a row that has a memory size."""
+        return Gpu(self.name, self.uuid, int(self.memory_mib) * nvidia_smi.MIB)
+
 
 def gpus_here() -> list[Gpu]:
     """Return this machine's visible GPUs and slices (MIG).
 
     Torch takes seconds to start, so torch is used only if ``nvidia-smi`` does not suffice. If
-    ``CUDA_VISIBLE_DEVICES`` has numbers, the UUIDs may be wrong: see :func:`_gpus_with_ids`.
+    ``CUDA_VISIBLE_DEVICES`` has numbers, the UUIDs may be wrong: see :func:`_from_nvidia_smi`.
     """
     ids = visible_gpus()
     if is_logical() or ids == []:
         return []
-    rows = nvidia_smi.query("name,uuid,memory.total,mig.mode.current")
+    fields = "name,uuid,memory.total,mig.mode.current"
+    rows = list(map(_ListedGpu._make, nvidia_smi.query(fields)))
     if not rows and not nvidia_smi.has_devices():
         return []
-    gpus = []
-    suffices = True
-    for values in rows:
-        row = _ListedGpu(*values)
-        suffices = suffices and row.describes_gpu_fully()
-        if row.memory_mib.isdigit():
-            gpus.append(Gpu(row.name, row.uuid, int(row.memory_mib) * nvidia_smi.MIB))
-    if suffices and gpus:
-        chosen = _gpus_with_ids(gpus, ids)
-        if chosen is not None:
-            return chosen
-    described = torch_gpus.describe(os.environ.get("CUDA_VISIBLE_DEVICES")).gpus
-    # If torch can use no GPU, return the GPUs of nvidia-smi: the caller must see that there are
-    # GPUs. Each trial then reports why torch cannot use them.
-    return list(described) or gpus
+    gpus = _from_nvidia_smi(rows, ids)
+    if gpus is not None:
+        return gpus
+    described = torch_gpus.describe(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if described.gpus:
+        return list(described.gpus)
+    # Torch can use no GPU. The caller must see that there are GPUs: each trial then reports why
+    # torch cannot use them.
+    return [row.as_gpu() for row in rows if row.has_memory_size]
 
 
-def _gpus_with_ids(gpus: list[Gpu], ids: list[str] | None) -> list[Gpu] | None:
-    """Return the GPUs that CUDA uses for these ids. For numbers, only count and model are right.
+def _from_nvidia_smi(rows: list[_ListedGpu], ids: list[str] | None) -> list[Gpu] | None:
+    """Return the GPUs that CUDA uses, according to ``nvidia-smi``.
 
     CUDA may number the GPUs in another order than ``nvidia-smi``. So the UUIDs for a number may be
-    those of another GPU of the same model.
+    those of another GPU of the same model. The model and the count of the GPUs are right.
 
     Args:
-        gpus: all GPUs of the machine.
-        ids: numbers or UUIDs; None stands for all GPUs.
+        rows: all GPUs of the machine.
+        ids: numbers or UUIDs of the visible GPUs; None stands for all GPUs.
 
     Returns:
-        The GPUs. None for numbers on a machine with several models of GPU.
+        The GPUs. None if torch must describe them: there are no rows, a row is not complete, or
+        there are numbers and several models of GPU.
     """
+    gpus = []
+    for row in rows:
+        if not row.is_complete:
+            return None
+        gpus.append(row.as_gpu())
+    if not gpus:
+        return None
     if ids is None:
         return gpus
     num_models = len({gpu.name for gpu in gpus})
@@ -136,17 +149,19 @@ def check_driver() -> None:
         raise ConfigError(
             f"CUDA_VISIBLE_DEVICES={value} contains a GPU that this machine does not have, or "
             "contains the same GPU twice",
-            hint=f"Set the variable to numbers or UUIDs from this list: {gpus}. To use all GPUs, "
-            "unset the variable. To run on CPUs, set the variable to an empty value",
+            hint=f"Set the variable to numbers or UUIDs from this list: {gpus}. To use all "
+            "GPUs, unset the variable. To run on CPUs, set the variable to an empty value",
         )
     version = nvidia_smi.driver_version()
     driver = f"driver {version}" if version else "driver"
+    restart = "Restart the machine if the driver was updated since the last start"
+    if nvidia_smi.is_wsl_with_gpu():
+        restart = "Type `wsl --shutdown` in Windows, and start Linux again"
     raise SetupError(
         f"This machine has a GPU, but NVIDIA's {driver} does not answer: nvidia-smi: "
         f"{listing.error or 'no GPU is listed'}",
-        hint="Restart the machine if the driver was updated since the last start. In a container, "
-        "request the driver capabilities compute,utility. To run on CPUs, set "
-        "CUDA_VISIBLE_DEVICES=",
+        hint=f"{restart}. In a container, request the driver capabilities compute,utility. To "
+        "run on CPUs, set CUDA_VISIBLE_DEVICES=",
     )
 
 

@@ -24,7 +24,7 @@ from orchestrator.machine.gpus.visible import (
     visible_at_start_of_parent,
     visible_gpus,
 )
-from orchestrator.machine.mps import mps_runs
+from orchestrator.machine.mps_daemon import mps_runs
 from orchestrator.machine.processes import run_program
 
 IMPORT_TIMEOUT_S = 300.0
@@ -84,7 +84,8 @@ def describe(visible: str | None) -> NodeGpus:
         return replace(node, error=program.error or "the process printed no description of GPUs")
     fields: dict[str, Any] = json.loads(descriptions[-1])
     gpus = tuple(Gpu(**gpu) for gpu in fields.pop("gpus"))
-    return replace(node, gpus=gpus, **fields)
+    slices = tuple(fields.pop("slices", ()))
+    return replace(node, gpus=gpus, slices=slices, **fields)
 
 
 def _describe_slices(ids: list[str]) -> NodeGpus:
@@ -92,6 +93,7 @@ def _describe_slices(ids: list[str]) -> NodeGpus:
     with ThreadPoolExecutor() as pool:
         # Each of these describes one slice.
         nodes = list(pool.map(describe, ids))
+    # The first slice with an error stands for the node.
     failing = (node for node in nodes if node.error or node.torch_message)
     reported = next(failing, nodes[0])
     gpus: list[Gpu] = []
@@ -116,11 +118,13 @@ def print_gpus() -> None:
     # counts the GPUs that NVML lists.
     num_gpus = 0 if torch_message else torch.cuda.device_count()
     gpus = []
+    has_slices = False
     for index in range(num_gpus):
         properties = torch.cuda.get_device_properties(index)
         uuid = _uuid(properties)
         state = rows_by_uuid.get(uuid, _GpuState(uuid))
         is_slice = "MIG" in properties.name or state.mig_mode == "Enabled"
+        has_slices = has_slices or is_slice
         held_bytes = bytes_held_in_slice
         if state.used_mib.isdigit() and not is_slice:
             held_bytes = int(state.used_mib) * nvidia_smi.MIB
@@ -137,8 +141,11 @@ def print_gpus() -> None:
             has_kernels=_has_kernels(capability, torch.cuda.get_arch_list()),
         )
         gpus.append(asdict(gpu))
+    slices = nvidia_smi.slices_and_whole_gpus() if has_slices else []
     fields = {
         "gpus": gpus,
+        "slices": slices,
+        "is_wsl": nvidia_smi.is_wsl_with_gpu(),
         "driver": nvidia_smi.driver_version(),
         "torch_message": torch_message,
         "torch": torch.__version__,
@@ -186,7 +193,7 @@ def _has_kernels(capability: float, built_for: Collection[str]) -> bool:
         is_same_major = int(built_capability) == int(capability)
         if built_capability <= capability and (kind == "compute" or is_same_major):
             return True
-    return not built_for
+    return not built_for  # An empty list means that the kernels are unknown.
 
 
 def compute_capability() -> float:

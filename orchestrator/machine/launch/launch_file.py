@@ -1,7 +1,8 @@
 """Checks of a launch file for ``ray up``, before machines start that cost money.
 
-The checks use Ray's schema and botocore's validation. They also detect mistakes that these miss:
-unfilled places, missing files, open ports, too many rights, and nodes and disks that stay.
+The checks use Ray's schema and botocore's validation. They also detect mistakes that both miss:
+placeholders that nobody has filled in, missing files, open ports, too many permissions, and nodes
+and disks that remain after the end of the cluster.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ COMPARE_HINT = (
 )
 TOKEN_HINT = 'Make a token with the commands under "Tokens" in docs/cluster.md'
 SECRET_HINT = (
-    "Remove the secret from this file. With file_mounts, copy the secret to the nodes as a file "
-    "of mode 600. Or give the machine a role"
+    "Remove the secret from this file. With file_mounts, copy the secret to the nodes as a "
+    "file of mode 600. Or give the machine a role"
 )
 WHEEL_HINT = "Run `make wheel`"
 MAX_FILE_BYTES = 100_000

@@ -112,8 +112,8 @@ def _aws_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
     if node_type.is_head and market == "spot":
         yield Mistake(
             f"{place}.InstanceMarketOptions",
-            "the head is a spot instance. If AWS terminates it, the sweep ends and the root on its "
-            "disk is lost",
+            "the head is a spot instance. If AWS terminates it, the sweep ends and the root "
+            "on its disk is lost",
             "Use spot instances for workers only",
         )
     if not request.get("ImageId"):
@@ -200,8 +200,8 @@ def _gcp_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
     if not networks or not all(is_named):
         yield Mistake(
             f"{place}.networkInterfaces",
-            "the subnet is missing, so the project's default network is used, which opens SSH to "
-            "the internet",
+            "the subnet is missing, so the project's default network is used, which opens SSH "
+            "to the internet",
             "Set subnetwork to your subnet",
         )
     scheduling = request.get("scheduling") or {}
@@ -213,8 +213,8 @@ def _gcp_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
     if node_type.is_head:
         yield Mistake(
             f"{place}.scheduling",
-            "the head is a spot machine. If Google stops it, the sweep ends and the root on its "
-            "disk is lost",
+            "the head is a spot machine. If Google stops it, the sweep ends and the root on "
+            "its disk is lost",
             "Use spot machines for workers only",
         )
     if scheduling.get("instanceTerminationAction") != "DELETE":
@@ -248,8 +248,8 @@ def own_mistakes(config: Config) -> Iterator[Mistake]:
     if starts and not any("RAY_enable_autoscaler_v2=0" in command for command in starts):
         yield Mistake(
             "head_start_ray_commands",
-            "Ray uses version 2 of its autoscaler by default, which never starts the last machine "
-            "of worker_ips",
+            "Ray uses version 2 of its autoscaler by default, which never starts the last "
+            "machine of worker_ips",
             "Put RAY_enable_autoscaler_v2=0 before `ray start`",
         )
     for name in (head, *workers):

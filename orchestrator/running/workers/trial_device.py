@@ -18,9 +18,11 @@ from orchestrator.machine.cluster import Resources
 from orchestrator.machine.gpu_errors import library_error
 from orchestrator.machine.gpus import nvidia_smi, torch_gpus
 from orchestrator.machine.gpus.driver_hints import driver_hint
+from orchestrator.machine.gpus.records import GpuInUse
 from orchestrator.machine.gpus.visible import is_logical
-from orchestrator.machine.mps import avoid_stopped_mps
+from orchestrator.machine.mps_worker import avoid_stopped_mps
 from orchestrator.machine.self_test_case import Case
+from orchestrator.machine.self_test_verdict import KeptVerdict
 from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
 from search_spaces.errors import SetupError
 from search_spaces.specs import NetworkSpec
@@ -143,28 +145,43 @@ def check_numbers(network: NetworkSpec, num_threads: int) -> str:
     gpu = torch_gpus.gpu_in_use()
     verdict = self_test_verdict.verdict_of(gpu.uuid, Case.of_network(network, num_threads))
     if verdict.wrong:
-        raise UnusableGpuError.of(
-            gpu_and_node(gpu.uuid),
-            f"{gpu.name} computes wrongly: {verdict.wrong}",
-            "Use another GPU, driver or torch version, or hide this GPU with "
-            f"CUDA_VISIBLE_DEVICES. To test the GPU again, delete {verdict.file}",
-            device_lost=False,
-        )
+        raise _wrong_gpu(gpu, verdict)
     if verdict.unchecked:
         raise UnusableGpuError.of(
             gpu_and_node(gpu.uuid),
             f"it is unknown whether {gpu.name} computes correctly: {verdict.unchecked}",
-            "The next trial on this GPU repeats the self-test. If the self-test takes too long, "
-            "end other programs, or raise resources.num_cpus. If it fails, run `isweep gpu-check`",
+            "The next trial on this GPU repeats the self-test. If the self-test takes too "
+            "long, end other programs, or raise resources.num_cpus. If it fails, run `isweep "
+            "gpu-check`",
         )
     if not verdict.plain_because:
         return ""
     note = (
-        f"Trials on {gpu.uuid} ({gpu.name}) of node {socket.gethostname()} use plain steps instead "
-        f"of captured graphs: {verdict.plain_because}"
+        f"Trials on {gpu.uuid} ({gpu.name}) of node {socket.gethostname()} use plain steps "
+        f"instead of captured graphs: {verdict.plain_because}"
     )
     log.warning("%s", note)
     return note
+
+
+def _wrong_gpu(gpu: GpuInUse, verdict: KeptVerdict) -> UnusableGpuError:
+    """Return the error for a GPU that computed wrongly in one or both comparisons with the CPU."""
+    reason = f"{gpu.name} computes wrongly: {verdict.wrong}"
+    hint = "Use another GPU, driver or torch version"
+    if verdict.doubt:
+        reason = f"{gpu.name} computed wrongly once: {verdict.wrong}. But {verdict.doubt}"
+        hint = (
+            "isweep does not use a GPU that computed wrongly even once. Heat, overclocking or "
+            "a defect may be the cause: check the GPU's temperature, remove overclocking, and "
+            "restart the machine"
+        )
+    return UnusableGpuError.of(
+        gpu_and_node(gpu.uuid),
+        reason,
+        f"{hint}, or hide this GPU with CUDA_VISIBLE_DEVICES. To test the GPU again, delete "
+        f"{verdict.file}",
+        device_lost=False,
+    )
 
 
 def check_computes() -> None:
@@ -185,8 +202,8 @@ def check_computes() -> None:
         raise UnusableGpuError.of(
             gpu_and_node(torch_gpus.gpu_in_use().uuid),
             str(error).splitlines()[0],
-            "Run `nvidia-smi` there to see the state of the GPU. Reset the GPU, or hide it with "
-            "CUDA_VISIBLE_DEVICES",
+            "Run `nvidia-smi` there to see the state of the GPU. Reset the GPU, or hide it "
+            "with CUDA_VISIBLE_DEVICES",
         ) from error
 
 
@@ -205,12 +222,12 @@ def check_gpu(precision: str) -> None:
         driver = nvidia_smi.driver_version()
         reason = torch_gpus.why_no_gpu()
         cuda = torch.version.cuda
-        hint = driver_hint(driver, cuda, reason)
+        hint = driver_hint(driver, cuda, reason, is_wsl=nvidia_smi.is_wsl_with_gpu())
         explanation = f" ({reason})" if reason else ""
         raise UnusableGpuError.of(
             gpu_and_node(),
-            f"the NVIDIA driver is {driver or 'absent'}, and torch {torch.__version__} was built "
-            f"for CUDA {cuda or 'none'}{explanation}",
+            f"the NVIDIA driver is {driver or 'absent'}, and torch {torch.__version__} was "
+            f"built for CUDA {cuda or 'none'}{explanation}",
             f"{hint}, or run with --device cpu",
         )
     if precision != "bfloat16":
@@ -220,10 +237,10 @@ def check_gpu(precision: str) -> None:
         gpu = torch_gpus.gpu_in_use()
         raise UnusableGpuError.of(
             gpu_and_node(gpu.uuid),
-            f"the recipe needs bfloat16, which {gpu.name} with compute capability {capability} "
-            "does not have",
-            "Remove nodes with such GPUs from the cluster, or choose a recipe with `precision: "
-            "float32`",
+            f"the recipe needs bfloat16, which {gpu.name} with compute capability "
+            f"{capability} does not have",
+            "Remove nodes with such GPUs from the cluster, or choose a recipe with "
+            "`precision: float32`",
             device_lost=False,
         )
 

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from orchestrator.machine import doctor, gpu_problems, mps, processes, self_test_verdict
+from orchestrator.machine import doctor, gpu_problems, mps_daemon, processes, self_test_verdict
 from orchestrator.machine.cluster import Resources, cpu_cluster_here, trial_resources
 from orchestrator.machine.gpus import driver_hints, nvidia_smi, this_machine, torch_gpus
 from orchestrator.machine.gpus.records import Gpu, GpuInUse, NodeGpus
@@ -109,6 +109,20 @@ def test_the_hint_makes_driver_and_torch_compatible(driver, cuda, hint):
 
 
 @pytest.mark.parametrize(
+    ("driver", "words"),
+    [
+        ("", "install the driver in Windows, and none in Linux"),
+        ("551.23", "install the driver in Windows, and none in Linux"),
+        ("581.29", "if a package of NVIDIA's driver is installed in Linux, remove this package"),
+    ],
+)
+def test_the_hint_in_wsl_installs_no_driver_in_linux(driver, words):
+    """A driver in Linux would hide that of Windows, and torch would find no GPU."""
+    assert words in driver_hints.driver_hint(driver, "13.0", is_wsl=True)
+    assert "WSL" not in driver_hints.driver_hint(driver, "13.0")
+
+
+@pytest.mark.parametrize(
     ("capability", "is_offered"),
     [(0.0, True), (3.7, False), (5.0, True), (9.0, True), (10.0, False)],
 )
@@ -187,6 +201,17 @@ def test_a_gpu_that_computes_wrongly_is_never_used(verdict, fast, is_custom):
     assert failure.unfit_node
     assert not failure.device_lost  # so the other GPUs continue to use MPS
     assert failure.gpu == f"GPU-3f of node {socket.gethostname()}"
+
+
+def test_a_gpu_that_computed_wrongly_once_is_not_used_and_the_message_names_the_doubt(verdict):
+    verdict["wrong"] = "resnet18: the first loss is 3.1000, on the CPU 0.6900"
+    verdict["doubt"] = "the second comparison with the CPU found no difference"
+    with pytest.raises(trial_device.UnusableGpuError) as caught:
+        device_for(1.0, "auto")
+    text = str(caught.value)
+    assert f"RTX 4090 computed wrongly once: {verdict['wrong']}. But {verdict['doubt']}" in text
+    assert "check the GPU's temperature, remove overclocking, and restart the machine" in text
+    assert text.endswith("To test the GPU again, delete /cache/verdict.json.")
 
 
 @pytest.mark.usefixtures("verdict")
@@ -355,7 +380,7 @@ def test_a_mistyped_choice_of_gpus_never_means_cpus_silently(tmp_path, monkeypat
         this_machine.check_driver()
 
 
-def mps_daemon(folder):
+def listening_mps(folder):
     """Return a socket that listens at the path at which CUDA looks for the MPS daemon."""
     daemon = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     daemon.bind(str(folder / "control"))
@@ -367,18 +392,18 @@ def test_mps_runs_while_its_daemon_listens_and_not_if_only_the_socket_file_is_le
     tmp_path, monkeypatch
 ):
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
-    assert not mps.mps_runs()
-    with mps_daemon(tmp_path):
-        assert mps.mps_runs()
+    assert not mps_daemon.mps_runs()
+    with listening_mps(tmp_path):
+        assert mps_daemon.mps_runs()
     assert (tmp_path / "control").is_socket()
-    assert not mps.mps_runs()
+    assert not mps_daemon.mps_runs()
     (tmp_path / "control").unlink()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as seqpacket_daemon:
         seqpacket_daemon.bind(str(tmp_path / "control"))
         seqpacket_daemon.listen()
-        assert mps.mps_runs()
+        assert mps_daemon.mps_runs()
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path / ("far" * 50)))
-    assert not mps.mps_runs()
+    assert not mps_daemon.mps_runs()
 
 
 def test_gpus_in_wsl_are_detected_without_path_and_device_files(tmp_path, monkeypatch):
@@ -618,6 +643,7 @@ def test_every_mig_slice_is_described_with_the_memory_that_others_use(
         (gpu.uuid, gpu.memory_gib, gpu.held_bytes / 2**30, gpu.processors) for gpu in node.gpus
     ]
     assert described == [("MIG-1", 39, 0, 42), ("MIG-2", 9.5, 3, 14)]
+    assert node.slices == ("MIG-1", "MIG-2")
     (problem,) = gpu_problems.gpu_problems(node, needed=8 * 2**30)
     assert problem.text == (
         "node a: NVIDIA A100-SXM4-80GB MIG 1g.10gb MIG-2: other processes use 3.0 of "

@@ -7,6 +7,7 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -20,7 +21,7 @@ from orchestrator.machine import (
     gpu_bench,
     gpu_check,
     gpu_check_parts,
-    mps,
+    mps_daemon,
     self_test,
     self_test_verdict,
 )
@@ -45,9 +46,9 @@ from orchestrator.running.recovery.resource_policy import ResourcePolicy
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.models import PAPER_MODELS, model_spec
 from tasks.measures.products import blas_product
-from tasks.trials.records import CONTEXT_BYTES
+from tasks.trials.records import CONTEXT_BYTES, EpochRecord
 from tasks.trials.training import CaptureError
-from tests.unit.orchestrator.machine.test_devices import mps_daemon
+from tests.unit.orchestrator.machine.test_devices import listening_mps
 
 TINY = Case(model_spec("small_cnn"), 8, num_images=18, image_size=16)
 
@@ -242,11 +243,11 @@ def test_pairs_are_measured_with_and_without_mps(tmp_path, monkeypatch, mps_runs
     """CUDA uses MPS only if a variable names the folder of its daemon."""
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
     if mps_runs:
-        daemon = mps_daemon(tmp_path)  # noqa: F841 (it listens as long as this name exists)
+        daemon = listening_mps(tmp_path)  # noqa: F841 (it listens as long as this name exists)
     monkeypatch.setattr(
         gpu_check,
         "measured_gain",
-        lambda bench, model: {"1": 9.0, "gain": 1.5 if mps.mps_runs() else 1},
+        lambda bench, model: {"1": 9.0, "gain": 1.5 if mps_daemon.mps_runs() else 1},
     )
     expected = {"mps": mps_runs, "without_mps": {"small_cnn": {"1": 9.0, "gain": 1}}}
     if mps_runs:
@@ -278,9 +279,11 @@ def test_mps_that_does_not_run_is_started_to_measure_a_pair(tmp_path, monkeypatc
     monkeypatch.setattr(nvidia_smi, "WSL", tmp_path)
     monkeypatch.setattr("orchestrator.machine.mps_choice.shutil.which", lambda name: name)
     monkeypatch.setattr(gpu_check, "PrivateMps", SimulatedMps)
-    monkeypatch.setattr(gpu_check, "measured_gain", lambda *_: {"1": 1.0, "mps": mps.mps_runs()})
+    monkeypatch.setattr(
+        gpu_check, "measured_gain", lambda *_: {"1": 1.0, "mps": mps_daemon.mps_runs()}
+    )
     bench = replace(bench_of("cpu"), device=torch.device("cuda"))
-    with mps_daemon(tmp_path):
+    with listening_mps(tmp_path):
         values = dict(gpu_check.pairs(bench))
     assert (values["mps"], values["mps_note"]) == (False, "MPS was started for this measurement")
     assert {row["mps"] for row in values["with_mps"].values()} == {True}
@@ -293,12 +296,12 @@ def exclusive_gpu(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
 
     def rates(bench, model, number):
-        if mps.mps_runs():
+        if mps_daemon.mps_runs():
             return [50.0] * number, ""
         return [], "AcceleratorError: CUDA error: CUDA-capable device(s) is/are busy or unavailable"
 
     monkeypatch.setattr(gpu_check, "_rates_together", rates)
-    with mps_daemon(tmp_path):
+    with listening_mps(tmp_path):
         yield
 
 
@@ -363,6 +366,69 @@ def test_no_process_waits_for_one_that_dies_before_it_is_warm(monkeypatch):
     assert gpu_check._rates_together(bench_of("cpu"), "small_cnn", 2) == ([], "exit code 1")
 
 
+def test_a_process_that_is_measured_too_long_is_killed_after_its_gpu_work_has_ended(
+    tmp_path, monkeypatch
+):
+    """NVIDIA's MPS may hang if a client is killed while the GPU computes for it."""
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(gpu_check, "PAIR_TIMEOUT_S", 0.2)
+    processes = []
+    ended = []
+
+    def start(*_):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(["sleep", "600"], **pipes))
+        return processes[-1]
+
+    def end_gpu_work(pids):
+        assert all(process.poll() is None for process in processes)
+        ended.append(pids)
+
+    monkeypatch.setattr(gpu_check, "_start_part", start)
+    monkeypatch.setattr(gpu_check, "end_gpu_work", end_gpu_work)
+    with listening_mps(tmp_path):
+        rates, error = gpu_check._rates_together(bench_of("cpu"), "small_cnn", 2)
+    assert rates == []
+    assert error == "the process did not end within 0.2 s"
+    assert ended == [{process.pid for process in processes}]
+    assert [process.returncode for process in processes] == [-9, -9]
+    processes.clear()
+    gpu_check._rates_together(bench_of("cpu"), "small_cnn", 2)
+    assert len(ended) == 1  # without MPS, nothing must end before
+    assert [process.returncode for process in processes] == [-9, -9]
+
+
+def test_a_part_that_takes_too_long_can_clean_up_before_it_is_killed():
+    """So it ends NVIDIA's MPS, also if the check was started in the background without SIGINT."""
+    code = (
+        "import signal, time; from orchestrator.machine import gpu_check as g\n"
+        "def measure(bench):\n"
+        "    try:\n"
+        "        print('started', flush=True); time.sleep(600)\n"
+        "    finally:\n"
+        "        print('cleaned up', flush=True)\n"
+        "    yield\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "g.PARTS['host'] = measure; g.main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "host", "cpu", ""],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        process_group=0,
+    )
+    with process.stdout:
+        assert process.stdout.readline() == "started\n"
+        gpu_check.end_part(process)
+        assert process.stdout.read() == "cleaned up\n"
+
+
+def test_the_part_with_pairs_ends_later_than_its_processes():
+    num_measurements = 2 * len(bench_of("cuda").slow_part_models) * 3
+    assert gpu_check._timeout_s("pairs") > num_measurements * gpu_check.PAIR_TIMEOUT_S
+
+
 @pytest.mark.parametrize("graphs", [["small_cnn"], []])
 def test_parts_after_the_self_test_use_the_steps_of_trials(cpu_as_gpu, monkeypatch, graphs):
     """If no step can be captured, memory and real trials are measured without graphs."""
@@ -370,7 +436,8 @@ def test_parts_after_the_self_test_use_the_steps_of_trials(cpu_as_gpu, monkeypat
     trainings = []
     earlier = {"correctness": {"values": {"graphs": graphs}}}
     monkeypatch.setattr(gpu_check, "_start_part", lambda *words: started.append(words))
-    monkeypatch.setattr(gpu_check, "_answer", lambda process, timeout_s: ({}, ""))
+    monkeypatch.setattr(gpu_check, "_answer", lambda *_: ({}, ""))
+    monkeypatch.setattr(gpu_check, "end_part", lambda process: None)
     run_part("memory", "cuda", earlier)
     run_part("host", "cuda", {})
     assert started == [("memory", "cuda", graphs), ("host", "cuda", [])]
@@ -412,7 +479,7 @@ def test_a_process_that_dies_is_a_part_that_failed(monkeypatch, part, device):
     [
         ("raise OSError('capture failed')", "OSError: capture failed"),
         ("os._exit(7)", "exit code 7"),
-        ("time.sleep(999)", "the part did not end within 0.1 s"),
+        ("time.sleep(999)", "the process did not end within 0.1 s"),
     ],
 )
 def test_a_part_keeps_its_measurements_however_it_ends(monkeypatch, last_statement, error):
@@ -446,7 +513,8 @@ def timed_steps(cpu_as_gpu, monkeypatch):
     monkeypatch.setattr(gpu_check_parts, "STEP_SECONDS", 0.0)
     monkeypatch.setattr(nvidia_smi, "query", lambda field, gpu: [[f"{field} of {gpu}"]])
 
-    def step_seconds(bench, model, duration_s, *, graphs):
+    def step_seconds(bench, model, duration_s, *, graphs, sample_load=lambda: None):
+        sample_load()
         order.append((model, graphs, torch.backends.cudnn.deterministic))
         if model == "broken" and graphs:
             raise CaptureError("a step could not be captured")
@@ -474,6 +542,32 @@ def test_plain_steps_and_graphs_are_timed_in_turn_with_the_load_of_the_gpu(timed
     assert times["fails"] == []
 
 
+def test_the_load_is_sampled_in_the_middle_of_the_training_which_lasts_until_then(monkeypatch):
+    """A VGG is built on the CPU for seconds, in which the GPU is idle."""
+    epochs = []
+    sampled_at = []
+    epoch_40_has_ended = threading.Event()
+
+    def train(bench, model, images, labels, num_epochs, *, graphs, on_epoch):
+        for epoch in range(1, num_epochs):
+            epochs.append(epoch)
+            if epoch == 40:
+                epoch_40_has_ended.set()
+            on_epoch(EpochRecord(epoch, 0.7, 0.5, seconds=1.0))
+            time.sleep(0.001)
+
+    def sample_load():
+        sampled_at.append(len(epochs))
+        assert epoch_40_has_ended.wait(60)
+
+    monkeypatch.setattr(Bench, "train", train)
+    seconds = bench_of("cpu").step_seconds("small_cnn", 10.0, graphs=False, sample_load=sample_load)
+    # Half of ten measured seconds, after the warm-up.
+    assert sampled_at[0] >= gpu_bench.WARM_UP_EPOCHS + 5
+    assert epochs[-1] >= 40
+    assert seconds == [1.0 / gpu_bench.BATCHES_PER_EPOCH] * (epochs[-1] - gpu_bench.WARM_UP_EPOCHS)
+
+
 def test_a_network_whose_graphs_fail_keeps_its_plain_times_and_stops_no_other(timed_steps):
     bench = replace(bench_of("cpu"), models=("broken", "small_cnn"))
     times = dict(gpu_check_parts.step_times(bench))
@@ -491,7 +585,7 @@ def test_each_network_is_tested_although_one_fails_and_every_difference_is_named
         "resnet50": self_test.Verdict("", slow.slowness, is_final=False, trainings=(slow,)),
         "vgg13": self_test.Verdict("vgg13: the first loss is nan", "the same", is_final=True),
         "vgg16": self_test.Verdict("", "vgg16: a weight differs by 1.0e-03", is_final=True),
-        "vgg19": self_test.Verdict("", "", is_final=True),
+        "vgg19": self_test.Verdict("vgg19: a loss", "the same", True, doubt="later it was right"),
     }
     tested = []
 
@@ -509,11 +603,12 @@ def test_each_network_is_tested_although_one_fails_and_every_difference_is_named
     networks = [trial.network for trial in bench_of("cuda").trials]
     batch_sizes = {network.model.name: network.recipe.batch_size for network in networks}
     assert {case.model.name: case.batch_size for case in tested} == batch_sizes
-    assert correctness["graphs"] == ["resnet34", "vgg19"]
+    assert correctness["graphs"] == ["resnet34"]
     assert correctness["fails"] == [
         "trials cannot use graphs: resnet18: CaptureError: unsupported",
         "the GPU computes wrongly: vgg13: the first loss is nan",
         "trials cannot use graphs: vgg16: a weight differs by 1.0e-03",
+        "the GPU computed wrongly once: vgg19: a loss. But later it was right",
     ]
     assert len(correctness["self_test"]) == 6
 
@@ -675,7 +770,7 @@ def test_processes_of_a_part_end_with_the_part():
     process = subprocess.Popen([sys.executable, "-c", code], **pipes, process_group=0)
     with process.stdin, process.stdout:
         assert process.stdout.readline() == "started\n"
-        gpu_check.end_group(process)
+        gpu_check.end_part(process)
         assert process.stdout.read() == ""  # returns when no process has the pipe open
 
 
@@ -751,7 +846,7 @@ def test_the_verdict_names_the_networks_that_a_part_did_not_reach():
 
 def test_a_self_test_that_hangs_has_its_own_limit_and_the_next_network_is_tested(monkeypatch):
     """Six networks shared one limit: the first that hung took the results of the others."""
-    passing_verdict = {"wrong": "", "plain_because": "", "is_final": True, "unchecked": ""}
+    passing_verdict = self_test.Verdict("", "", is_final=True).as_fields()
     outputs = {
         "resnet18": ProgramOutput(json.dumps(passing_verdict)),
         "resnet34": ProgramOutput("", "no answer in 300 s", timed_out=True),

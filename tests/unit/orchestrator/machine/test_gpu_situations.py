@@ -213,7 +213,27 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
             r"the compute mode Exclusive_Process, so trials cannot share this GPU, but each trial requests only 0\.5 GPU",
         ),
         (node(replace(A100, compute_mode="Prohibited")), 1.0, "the compute mode Prohibited"),
-        (node(MIG, visible="0"), 1.0, "divided into slices"),
+        (
+            node(MIG, visible="0"),
+            1.0,
+            "divided into slices .* List the slices with `nvidia-smi -L`",
+        ),
+        (
+            node(MIG, visible="0", slices=("MIG-1", "MIG-2", "GPU-2")),
+            1.0,
+            r"type `export CUDA_VISIBLE_DEVICES=MIG-1,MIG-2,GPU-2`\. .*`--num-gpus=3`\. Set "
+            "`resources.num_gpus: 1`",
+        ),
+        (
+            node(replace(RTX4090, held_bytes=20 * GIB), is_wsl=True),
+            1.0,
+            r"Close programs in Windows that use the GPU: .* Or hide this GPU",
+        ),
+        (
+            node(driver="551.23", is_wsl=True, num_ray_gpus=1.0),
+            1.0,
+            r"branch 580 or later .* install the driver in Windows, and none in Linux",
+        ),
         (
             node(replace(A100, held_bytes=75 * GIB)),
             1.0,

@@ -16,18 +16,17 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from orchestrator.machine import cluster, mps, mps_choice, self_test_verdict
+from orchestrator.machine import cluster, mps, mps_choice, mps_daemon, self_test_verdict
 from orchestrator.machine.gpus import nvidia_smi
-from orchestrator.machine.mps import (
-    PIPES,
-    PRIVATE_FOLDER,
-    PrivateMps,
-    avoid_stopped_mps,
-    breaks_mps,
-    end_work_of_child,
-    stop_using_from_worker,
-)
+from orchestrator.machine.mps import PrivateMps, breaks_mps
 from orchestrator.machine.mps_choice import why_no_mps
+from orchestrator.machine.mps_daemon import PIPES
+from orchestrator.machine.mps_worker import (
+    PRIVATE_FOLDER,
+    avoid_stopped_mps,
+    end_work_of_child,
+    stop_using_mps,
+)
 from orchestrator.machine.ray_folders import private_folder, remove_leftovers
 from orchestrator.machine.self_test_case import Case
 from orchestrator.planning.plan import plan_sweep
@@ -88,7 +87,7 @@ UUIDS = ("GPU-1", "GPU-2")
 @pytest.fixture
 def mps_folder(tmp_path, monkeypatch) -> Path:
     """Put a stand-in for nvidia-cuda-mps-control on PATH; return the folder for MPS."""
-    program = tmp_path / "bin" / mps.CONTROL
+    program = tmp_path / "bin" / mps_daemon.CONTROL
     program.parent.mkdir()
     program.write_text(CONTROL_SCRIPT.replace("{python}", sys.executable), encoding="utf-8")
     program.chmod(0o755)
@@ -248,26 +247,26 @@ def daemon_with_a_silent_client(monkeypatch, seconds_per_command: float) -> list
         if command.startswith("get_client_list") and len(commands) == 2:
             return "11\n12\n13"
         if command == "terminate_client 4711 12":
-            return mps.SUCCESS
-        raise mps._NoAnswerError("busy")
+            return mps_daemon.SUCCESS
+        raise mps_daemon.NoAnswerError("busy")
 
     clock = SimpleNamespace(monotonic=lambda: seconds_per_command * len(commands))
-    monkeypatch.setattr(mps, "_ask_daemon", ask)
-    monkeypatch.setattr(mps, "time", clock)
+    monkeypatch.setattr(mps_daemon, "ask_daemon", ask)
+    monkeypatch.setattr(mps_daemon, "time", clock)
     return commands
 
 
 def test_mps_ends_the_gpu_work_of_the_other_clients_if_one_has_no_answer(monkeypatch, caplog):
     commands = daemon_with_a_silent_client(monkeypatch, 1.0)
-    assert not mps._end_clients({11, 12})
+    assert not mps_daemon.end_gpu_work({11, 12})
     assert "terminate_client 4711 12" in commands
     assert "terminate_client 4711 13" not in commands
     assert "did not end the GPU work of process 11: busy" in caplog.text
 
 
 def test_the_end_of_gpu_work_has_a_total_time_limit(monkeypatch, caplog):
-    commands = daemon_with_a_silent_client(monkeypatch, mps.COMMAND_TIMEOUT_S)
-    assert not mps._end_clients(None)
+    commands = daemon_with_a_silent_client(monkeypatch, mps_daemon.COMMAND_TIMEOUT_S)
+    assert not mps_daemon.end_gpu_work(None)
     assert "terminate_client 4711 11" in commands
     assert "terminate_client 4711 12" not in commands
     assert "takes too long to end the GPU work" in caplog.text
@@ -359,13 +358,13 @@ def test_a_start_of_mps_that_is_interrupted_leaves_no_daemon(mps_folder, monkeyp
         original_init(process, *args, **options)
         started.append(process)
 
-    program = Path(shutil.which(mps.CONTROL))
+    program = Path(shutil.which(mps_daemon.CONTROL))
     program.write_text("#!/bin/sh\nexec sleep 600\n")
     output_file = mps_folder.parent / "start.log"
     monkeypatch.setattr(subprocess.Popen, "__init__", remember)
     monkeypatch.setattr(subprocess.Popen, "wait", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        mps._start_daemon(output_file)
+        mps_daemon.start_daemon(output_file)
     (process,) = started
     assert process.returncode == -signal.SIGKILL
 
@@ -373,7 +372,7 @@ def test_a_start_of_mps_that_is_interrupted_leaves_no_daemon(mps_folder, monkeyp
 def simulate_start_failure(name: str, monkeypatch) -> None:
     """Make the start of MPS fail in one way."""
     if name == "no program":
-        monkeypatch.setattr(mps, "CONTROL", "nvidia-cuda-mps-absent")
+        monkeypatch.setattr(mps_daemon, "CONTROL", "nvidia-cuda-mps-absent")
     elif name == "refused":
         monkeypatch.setenv("FAKE_START_ERROR", "Cannot find MPS control daemon process")
     elif name == "process fails":
@@ -386,7 +385,7 @@ def simulate_start_failure(name: str, monkeypatch) -> None:
     elif name == "not used":
         monkeypatch.setenv("FAKE_SERVERS", "")
     elif name == "no shell":
-        monkeypatch.setattr(mps, "SHELL", "absent-shell")
+        monkeypatch.setattr(mps_daemon, "SHELL", "absent-shell")
     elif name == "long path":
         monkeypatch.setattr(mps, "MAX_PIPES_LENGTH", 10)
 
@@ -411,7 +410,7 @@ def test_if_mps_does_not_start_the_run_continues_and_a_note_gives_the_reason(
     notes: list[str] = []
     service = PrivateMps(UUIDS, notes.append)
     daemon_pids = []
-    original_start = mps._start_daemon
+    original_start = mps_daemon.start_daemon
 
     def start_daemon(output_file: Path) -> str:
         problem = original_start(output_file)
@@ -419,7 +418,7 @@ def test_if_mps_does_not_start_the_run_continues_and_a_note_gives_the_reason(
             daemon_pids.append(daemon_pid(mps_folder))
         return problem
 
-    monkeypatch.setattr(mps, "_start_daemon", start_daemon)
+    monkeypatch.setattr(mps_daemon, "start_daemon", start_daemon)
     with service.running(mps_folder):
         assert PIPES not in os.environ
         assert "CUDA_VISIBLE_DEVICES" not in os.environ
@@ -442,7 +441,7 @@ def test_new_processes_compute_without_mps_after_the_end_of_its_use(mps_folder):
         avoid_stopped_mps()
         # CUDA computes without MPS if this folder contains no socket. gpu-check relies on it too.
         assert not Path(os.environ[PIPES]).exists()
-        assert not mps.mps_runs()
+        assert not mps_daemon.mps_runs()
     assert len(notes) == 2
     assert "do not use NVIDIA's MPS any more: trial-1 failed (device_error)" in notes[1]
     assert notes[1].endswith("isweep retries these trials. New trials have a whole GPU each")
@@ -450,11 +449,11 @@ def test_new_processes_compute_without_mps_after_the_end_of_its_use(mps_folder):
 
 def test_a_worker_with_a_broken_gpu_ends_the_use_of_mps_itself(mps_folder):
     with PrivateMps(UUIDS, print).running(mps_folder):
-        stop_using_from_worker()
+        stop_using_mps()
         avoid_stopped_mps()
-        assert not mps.mps_runs()
+        assert not mps_daemon.mps_runs()
     assert PRIVATE_FOLDER not in os.environ
-    stop_using_from_worker()  # without MPS of the run this changes nothing
+    stop_using_mps()  # without MPS of the run this changes nothing
 
 
 def test_leaving_ended_mps_changes_nothing_in_a_process_without_it(monkeypatch, tmp_path):

@@ -52,22 +52,23 @@ CORRECT_ARITHMETIC = Arithmetic("resnet18", "bfloat16", 0.69, 0.70, 0.92, 1.0, B
 def replace_kernel(monkeypatch):
     """``replace_kernel(owner, name, function)`` replaces a kernel of torch by a wrong one.
 
-    Only the network that computes as the device uses the wrong one, not the reference."""
+    Only the network that computes as the device uses the wrong one, not the reference. The first
+    ``num_wrong`` comparisons use it."""
 
-    def replace_by_wrong(owner, name, wrong_kernel):
+    def replace_by_wrong(owner, name, wrong_kernel, num_wrong=2):
         original_kernel = getattr(owner, name)
-        # The references are in float32, with perturbed weights, and in bfloat16.
-        num_left = {"references": 3}
+        # The references are in float32, with perturbed weights, and in bfloat16. Then the device
+        # computes in float32 and in bfloat16.
+        is_wrong = iter([False, False, False, True, True] * num_wrong)
         original_gradient = self_test._gradient
 
-        def gradient_and_count(model, images, labels, precision):
-            is_reference = num_left["references"] > 0
-            num_left["references"] -= 1
+        def gradient(model, images, labels, precision):
+            kernel = wrong_kernel if next(is_wrong, False) else original_kernel
             with monkeypatch.context() as patch:
-                patch.setattr(owner, name, original_kernel if is_reference else wrong_kernel)
+                patch.setattr(owner, name, kernel)
                 return original_gradient(model, images, labels, precision)
 
-        monkeypatch.setattr(self_test, "_gradient", gradient_and_count)
+        monkeypatch.setattr(self_test, "_gradient", gradient)
 
     return replace_by_wrong
 
@@ -163,24 +164,70 @@ def test_perturbed_weights_are_restored():
     assert all(map(torch.equal, model.parameters(), weights_before))
 
 
+RESNET_TINY = Case(model_spec("resnet_tiny"), 8, num_images=18, image_size=32)
+
+
+class WrongBackward(torch.autograd.Function):
+    """A ReLU whose forward pass is correct, and whose backward pass is wrong."""
+
+    @staticmethod
+    def forward(context, images):
+        context.shape = images.shape
+        return torch.relu(images)
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient.roll(1, dims=-1)
+
+
+def wrong_relu(images, inplace=False):
+    return WrongBackward.apply(images)
+
+
 def test_a_kernel_with_a_wrong_gradient_but_a_correct_loss_is_found(replace_kernel):
     """The forward pass is correct, the backward pass wrong, without an error: pytorch#188344."""
+    replace_kernel(F, "relu", wrong_relu)
+    verdict = run(RESNET_TINY, CPU)
+    assert "the first gradient has another direction than on the CPU" in verdict.wrong
+    assert (verdict.plain_because, verdict.is_final, verdict.doubt) == (verdict.wrong, True, "")
+    # Both comparisons are in the verdict, each in float32 and in bfloat16.
+    assert [bool(comparison.problem) for comparison in verdict.arithmetic] == [True] * 4
+    assert verdict.trainings == ()
 
-    class WrongBackward(torch.autograd.Function):
-        @staticmethod
-        def forward(context, images):
-            context.shape = images.shape
-            return torch.relu(images)
 
-        @staticmethod
-        def backward(context, gradient):
-            return gradient.roll(1, dims=-1)
-
-    replace_kernel(F, "relu", lambda images, inplace=False: WrongBackward.apply(images))
-    verdict = run(Case(model_spec("resnet_tiny"), 8, num_images=18, image_size=32), CPU)
+def test_a_gpu_that_is_wrong_in_only_one_of_two_comparisons_stays_out_and_the_doubt_is_named(
+    replace_kernel,
+):
+    replace_kernel(F, "relu", wrong_relu, num_wrong=1)
+    preliminary = []
+    compared = []
+    verdict = run(RESNET_TINY, CPU, lambda: compared.append(True), preliminary.append)
     assert "the first gradient has another direction than on the CPU" in verdict.wrong
     assert (verdict.plain_because, verdict.is_final) == (verdict.wrong, True)
-    assert verdict.trainings == ()
+    assert verdict.doubt == "the second comparison with the CPU found no difference"
+    assert (compared, verdict.trainings) == ([], ())
+    # This verdict counts if the process ends during the second comparison.
+    assert [(early.wrong, early.is_final) for early in preliminary] == [(verdict.wrong, True)]
+    assert preliminary[0].doubt == "the second comparison with the CPU did not end"
+
+
+def test_an_error_in_the_second_comparison_does_not_acquit_the_gpu(replace_kernel, monkeypatch):
+    replace_kernel(F, "relu", wrong_relu)
+    original_compare = self_test.compare_with_cpu
+    compared_cases = []
+
+    def compare_or_fail(case, device):
+        compared_cases.append(case)
+        if len(compared_cases) == 2:
+            raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
+        return original_compare(case, device)
+
+    monkeypatch.setattr(self_test, "compare_with_cpu", compare_or_fail)
+    verdict = run(RESNET_TINY, CPU)
+    assert verdict.wrong
+    assert (verdict.is_final, verdict.unchecked) == (True, "")
+    assert verdict.doubt.startswith("the second comparison with the CPU failed: resnet_tiny: ")
+    assert "uncorrectable ECC error" in verdict.doubt
 
 
 @pytest.mark.parametrize(
@@ -285,6 +332,37 @@ def test_graphs_that_differ_by_more_than_noise_are_named(changes, message):
     problem = replace(SOUND_TRAINING, **changes).problem
     assert message in problem
     assert bool(problem) == bool(message)
+
+
+def sample(weight_noise, weight_change):
+    """Return a comparison of three trainings in which graphs change a weight by this amount."""
+    return replace(SOUND_TRAINING, weights=Difference(weight_noise, weight_change))
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ([sample(1e-5, 3e-5)], ""),
+        # The two plain trainings of the first sample were equal by chance.
+        ([sample(0.0, 3e-5), sample(1e-5, 1e-5)], ""),
+        (
+            [sample(0.0, 3e-5), sample(5e-6, 1e-5)],
+            "vgg13: captured graphs change a weight by 3.0e-05; two plain trainings differ by "
+            "5.0e-06",
+        ),
+        # A graph that is wrong only sometimes is not used either.
+        ([sample(0.0, 1.0), sample(1e-5, 1e-5)], "captured graphs change a weight by 1.0e+00"),
+        ([sample(0.0, math.nan), sample(1e-5, 1e-5)], "captured graphs change a weight by nan"),
+        ([sample(0.0, 3e-5), sample(math.nan, 1e-5)], "two plain trainings differ by nan"),
+    ],
+)
+def test_graphs_are_given_up_only_after_two_samples(monkeypatch, samples, message):
+    remaining_samples = iter(samples)
+    monkeypatch.setattr(self_test, "_compare", lambda *_, **__: next(remaining_samples))
+    (comparison,) = self_test.compare_trainings(TINY, CPU)
+    assert message in comparison.problem
+    assert bool(comparison.problem) == bool(message)
+    assert next(remaining_samples, None) is None
 
 
 def fail_to_capture(model):

@@ -4,6 +4,7 @@ import json
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -19,7 +20,16 @@ VGG = Case(model_spec("vgg13"), 6)
 
 
 @pytest.fixture
-def simulated_tests(tmp_path, monkeypatch):
+def simulated_machine(tmp_path, monkeypatch):
+    """Simulate a driver and an empty cache; return a function that starts a new process."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(nvidia_smi, "driver_version", lambda: "580.65")
+    start_new_process(monkeypatch)
+    return partial(start_new_process, monkeypatch)
+
+
+@pytest.fixture
+def simulated_tests(simulated_machine, monkeypatch):
     """The list of tested cases, and the outcome of the next tests."""
     tested_cases = []
     outcome = {"wrong": "", "plain_because": "", "is_final": True}
@@ -28,10 +38,7 @@ def simulated_tests(tmp_path, monkeypatch):
         tested_cases.append(case)
         return KeptVerdict(**outcome, tested_at=time.time(), file=file)
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(self_test_verdict, "_tested", simulate_test)
-    monkeypatch.setattr(self_test_verdict, "_verdicts_of_this_process", {})
-    monkeypatch.setattr(nvidia_smi, "driver_version", lambda: "580.65")
     return tested_cases, outcome
 
 
@@ -123,7 +130,7 @@ def test_a_verdict_that_cannot_be_saved_costs_one_test_per_process(
 
 def test_the_verdict_is_the_last_line_of_the_output(monkeypatch, tmp_path):
     fields = {"wrong": "", "plain_because": "vgg13: OutOfMemoryError", "is_final": False}
-    fields["unchecked"] = ""
+    fields |= {"doubt": "", "unchecked": ""}
     monkeypatch.setattr(
         self_test_verdict,
         "run_program",
@@ -164,10 +171,23 @@ ENDINGS = [
 def test_a_printed_verdict_counts_although_the_process_fails_at_its_exit(
     self_test_program, tmp_path, ends
 ):
-    fields = {"wrong": "", "plain_because": "", "is_final": True, "unchecked": ""}
+    fields = {"wrong": "", "plain_because": "", "is_final": True, "doubt": "", "unchecked": ""}
     self_test_program(json.dumps(fields), ends)
     verdict = self_test_verdict._tested(VGG, tmp_path / "verdict.json")
     assert (verdict.plain_because, verdict.unchecked, verdict.is_final) == ("", "", True)
+
+
+@pytest.mark.parametrize("ends", ["exec sleep 600", "kill -SEGV $$"])
+def test_a_gpu_that_computed_wrongly_stays_out_if_the_second_comparison_does_not_end(
+    self_test_program, simulated_machine, ends
+):
+    fields = {"wrong": "vgg13: the first loss is nan", "plain_because": "the same"}
+    fields |= {"is_final": True, "doubt": "the second comparison did not end", "unchecked": ""}
+    self_test_program(f"{json.dumps(fields)}\na warning of a library", ends)
+    verdict = verdict_of("GPU-1", VGG)
+    assert (verdict.wrong, verdict.doubt) == (fields["wrong"], fields["doubt"])
+    simulated_machine()  # the next process reads the verdict from its file
+    assert replace(verdict_of("GPU-1", VGG), tested_at=verdict.tested_at) == verdict
 
 
 @pytest.mark.parametrize(("ends", "reason"), ENDINGS)

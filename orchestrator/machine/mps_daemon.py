@@ -1,0 +1,230 @@
+"""The programs of NVIDIA's multi-process service (MPS): start, commands and end of the daemon.
+
+``nvidia-cuda-mps-control -d`` starts a daemon. When the first process uses a GPU, the daemon starts
+a server. A process finds the daemon by a socket in the folder ``CUDA_MPS_PIPE_DIRECTORY``. Without
+such a socket, CUDA computes without MPS.
+
+Source of all facts about MPS: NVIDIA, "Multi-Process Service", https://docs.nvidia.com/deploy/mps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from orchestrator.machine.processes import (
+    exit_codes_kept,
+    kill_process,
+    process_state,
+    run_program,
+)
+
+log = logging.getLogger(__name__)
+
+CONTROL = "nvidia-cuda-mps-control"
+"""The program that starts the daemon, and that sends commands to a running daemon."""
+PIPES = "CUDA_MPS_PIPE_DIRECTORY"
+"""Environment variable with the folder of the daemon's socket."""
+DEFAULT_PIPES = "/tmp/nvidia-mps"
+"""Folder of the socket if this variable is not set."""
+LOGS = "CUDA_MPS_LOG_DIRECTORY"
+"""Environment variable with the folder of the log files of the daemon and the server."""
+START_TIMEOUT_S = 30.0
+"""Seconds that the daemon may take to start."""
+CONNECT_TIMEOUT_S = 5.0
+"""Seconds that the daemon may take to accept a connection."""
+COMMAND_TIMEOUT_S = 10.0
+"""Seconds that the daemon may take to list processes, or to end the GPU work of one client."""
+END_CLIENTS_TIMEOUT_S = 30.0
+"""Seconds after which no further client's GPU work is ended: three commands without an answer. The
+clients are killed all the same."""
+SUCCESS = "CUDA_SUCCESS"
+"""Text that the daemon's program prints if ``terminate_client`` has ended a client's GPU work."""
+SHELL = "sh"
+"""The shell that ends the daemon when this process has ended."""
+QUIT_AT_END_OF_INPUT = f"read -r _; echo 'quit -t 10' | {CONTROL}"
+"""Shell command that waits for the end of its standard input, and then ends the daemon. MPS waits
+up to 10 s for the end of its clients."""
+QUIT_TIMEOUT_S = 20.0
+"""Seconds that the daemon may take to end; it ends its servers by force after 10 s."""
+
+
+def mps_runs() -> bool:
+    """Return whether NVIDIA's multi-process service (MPS) answers on its socket.
+
+    The file of the socket does not suffice, because it stays after the service has died.
+    """
+    folder = Path(os.environ.get(PIPES, DEFAULT_PIPES))
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(CONNECT_TIMEOUT_S)
+        try:
+            client.connect(str(folder / "control"))
+        except OSError as error:
+            # EPROTOTYPE: the service listens on another type of socket.
+            return error.errno == errno.EPROTOTYPE
+    return True
+
+
+class NoAnswerError(Exception):
+    """Raised if the daemon does not execute a command."""
+
+
+def ask_daemon(command: str) -> str:
+    """Send a command to the daemon, and return its answer.
+
+    Raises:
+        NoAnswerError: the command failed, or took longer than :data:`COMMAND_TIMEOUT_S`.
+    """
+    answer = run_program(CONTROL, timeout_s=COMMAND_TIMEOUT_S, input_text=f"{command}\n")
+    if answer.error:
+        raise NoAnswerError(f"`{command}`: {answer.error}")
+    return answer.output
+
+
+def end_gpu_work(pids: Collection[int] | None) -> bool:
+    """End the GPU work of clients; return whether it has ended, and log a warning if not.
+
+    If the daemon does not answer about one client, the next client is tried, until
+    :data:`END_CLIENTS_TIMEOUT_S` seconds have passed.
+
+    Args:
+        pids: ids of the clients or of their parents; None ends the GPU work of all clients.
+    """
+    last_start_s = time.monotonic() + END_CLIENTS_TIMEOUT_S
+    try:
+        clients = [
+            (server, client)
+            for server in process_ids("get_server_list")
+            for client in process_ids(f"get_client_list {server}")
+        ]
+    except NoAnswerError as error:
+        log.warning("NVIDIA's MPS cannot end the GPU work of processes: %s", error)
+        return False
+    all_ended = True
+    for server, client in clients:
+        if not _is_listed(client, pids):
+            continue
+        if time.monotonic() >= last_start_s:
+            log.warning(
+                "NVIDIA's MPS takes too long to end the GPU work of processes. isweep kills "
+                "the remaining processes while they may compute"
+            )
+            return False
+        all_ended = _terminate(server, client) and all_ended
+    return all_ended
+
+
+def _is_listed(client: int, pids: Collection[int] | None) -> bool:
+    """Return whether a client or its parent is in a list of process ids; None lists all clients."""
+    if pids is None or client in pids:
+        return True
+    state = process_state(client)
+    return state is not None and state.parent in pids
+
+
+def _terminate(server: int, client: int) -> bool:
+    """End the GPU work of a client; return whether it has ended, and log a warning if not.
+
+    The daemon's program can print an error and exit with code 0. So the work has ended only if the
+    program prints CUDA_SUCCESS, or if the daemon does not list the client any more.
+    """
+    try:
+        reply = ask_daemon(f"terminate_client {server} {client}")
+    except NoAnswerError as error:
+        reply = str(error)
+    if SUCCESS in reply:
+        return True
+    try:
+        if client not in process_ids(f"get_client_list {server}"):
+            return True
+    except NoAnswerError as error:
+        reply = reply or str(error)
+    log.warning(
+        "NVIDIA's MPS did not end the GPU work of process %d: %s",
+        client,
+        reply or "the process is still a client",
+    )
+    return False
+
+
+def process_ids(command: str) -> list[int]:
+    """Return the process ids that the daemon lists, one a line, after a command.
+
+    Raises:
+        NoAnswerError: the daemon does not answer.
+    """
+    lines = ask_daemon(command).split()
+    return [int(line) for line in lines if line.isdigit()]
+
+
+def start_daemon(output_file: Path) -> str:
+    """Start the daemon; return why it failed, empty if it started.
+
+    The daemon may keep its output open, so the output is a file and not a pipe to this process.
+    """
+    with contextlib.ExitStack() as stack:
+        output = stack.enter_context(open(output_file, "w", encoding="utf-8"))
+        stack.enter_context(exit_codes_kept())
+        try:
+            process = subprocess.Popen(
+                [CONTROL, "-d"],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                text=True,
+                start_new_session=True,
+            )
+        except OSError as error:
+            return error.strerror or type(error).__name__
+        try:
+            exit_code = process.wait(START_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            kill_process(process)
+            return f"no answer in {START_TIMEOUT_S:g} s"
+        except BaseException:  # After Ctrl-C, no daemon must start that nobody ends.
+            kill_process(process)
+            raise
+    if exit_code == 0:
+        return ""
+    lines = output_file.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next(filter(None, reversed(lines)), f"exit code {exit_code}")
+
+
+@contextlib.contextmanager
+def daemon_ends_with_this_process(output_file: Path) -> Iterator[None]:
+    """End the daemon after a block, also if this process is killed in the block.
+
+    A shell waits for the end of its standard input, a pipe from this process. The kernel closes the
+    pipe when this process ends in any way.
+
+    Args:
+        output_file: file for the output of the shell.
+    """
+    with open(output_file, "w", encoding="utf-8") as output:
+        # In a session of its own, the shell does not receive Ctrl-C.
+        shell = subprocess.Popen(
+            [SHELL, "-c", QUIT_AT_END_OF_INPUT],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            text=True,
+            start_new_session=True,
+        )
+    try:
+        yield
+    finally:
+        if shell.stdin is not None:
+            shell.stdin.close()
+        try:
+            shell.wait(QUIT_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            # The processes of the daemon are killed when the cluster's folder is removed.
+            kill_process(shell)
+            log.warning("NVIDIA's MPS did not end within %g s", QUIT_TIMEOUT_S)

@@ -1,0 +1,64 @@
+"""What a trial's process does with the MPS that the run has started.
+
+The run puts its private folder of MPS into the variable ``ISWEEP_MPS_FOLDER``. If the run stops
+using MPS, a file in this folder tells new processes to compute without MPS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from orchestrator.machine.mps_daemon import PIPES, end_gpu_work
+
+PRIVATE_FOLDER = "ISWEEP_MPS_FOLDER"
+"""Environment variable of a run's processes with the folder of MPS that the run started."""
+STOP_MARK = "isweep-mps-stopped"
+"""File in this folder. If it exists, the run has stopped using MPS."""
+
+
+def avoid_stopped_mps() -> None:
+    """Make this process compute without MPS if its run has stopped using MPS.
+
+    This has an effect only before the process uses CUDA.
+    """
+    folder = os.environ.get(PRIVATE_FOLDER)
+    if folder and Path(folder, STOP_MARK).exists():
+        # CUDA computes without MPS if it finds no socket in this folder.
+        os.environ[PIPES] = str(Path(folder, "no-socket"))
+
+
+def stop_using_mps() -> None:
+    """Stop using MPS in the whole run, if the run started it.
+
+    A worker calls this before it waits with a broken GPU. Until the driver learns of the failure,
+    MPS would refuse new processes on every GPU.
+    """
+    folder = os.environ.get(PRIVATE_FOLDER)
+    if folder:
+        mark_stopped(Path(folder))
+
+
+def end_work_of_child(pid: int) -> None:
+    """End the GPU work of a child of a worker, if it uses the MPS of the run.
+
+    The child must be killed afterwards. If the daemon does not end the work, the run stops using
+    MPS.
+    """
+    folder = os.environ.get(PRIVATE_FOLDER)
+    # After avoid_stopped_mps(), this process and its children compute without MPS.
+    uses_mps = bool(folder) and os.environ.get(PIPES) == socket_folder(Path(str(folder)))
+    if uses_mps and not end_gpu_work({pid}):
+        stop_using_mps()
+
+
+def socket_folder(folder: Path) -> str:
+    """Return the folder of the socket in a private folder of MPS."""
+    return str(folder / "pipe")
+
+
+def mark_stopped(folder: Path) -> None:
+    """Let new processes of a run compute without MPS."""
+    with contextlib.suppress(OSError):  # the folder is gone if the cluster is lost
+        (folder / STOP_MARK).touch()
