@@ -8,7 +8,9 @@ are the same for all kinds:
 - ``columns`` chooses the columns, JSON keys or arrays with the labels, groups and splits.
 - ``rows`` defines the rows and how messages describe them.
 - ``labels`` turns labels into classes, and ``class_names`` rejects implausible class names.
+- ``similar_classes`` reports classes of which one may be a misspelling of the other.
 - ``groups`` rejects implausible group ids, and groups that are in both training and test.
+- ``hidden_groups`` finds unused columns and names of files that look like ids of patients.
 - ``splits`` lists the words for splits, and ``words`` those for missing and unknown values.
 - ``listing`` applies all rules and makes the items.
 """
