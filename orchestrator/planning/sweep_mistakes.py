@@ -14,7 +14,7 @@ from search_spaces.errors import ConfigError, SweepError, collect, nearest, plur
 from search_spaces.models import model_spec
 from search_spaces.recipes import RECIPES
 from search_spaces.specs import DEFAULT_ESTIMATORS, NAME_PATTERN
-from search_spaces.sweeps import RecipeChoice, SweepSpec
+from search_spaces.sweeps import DatasetChoice, RecipeChoice, SweepSpec
 from tasks.sources import check_own_kind
 
 MAX_PROBLEMS = 20
@@ -39,13 +39,17 @@ EXPECTED_KINDS = {
     "model_type": "keys with values, for example {key: value}",
 }
 """Required form of a value, by pydantic's type of error."""
-COMPARISONS = {
+PLAIN_RULES = {
     "should be greater than or equal to": "must be at least",
     "should be less than or equal to": "must be at most",
     "should be greater than": "must be above",
     "should be less than": "must be below",
+    "should be a valid integer": "must be a whole number",
+    "should be a valid number": "must be a number",
+    "should be a valid boolean": "must be true or false",
+    "should be a valid string": "must be text",
 }
-"""Shorter words for pydantic's rules on numbers."""
+"""Plainer words for pydantic's rules."""
 PYDANTIC_SUBJECT = "Input "
 """First word of pydantic's messages. Our messages have the key in its place."""
 
@@ -108,7 +112,7 @@ def _wrong_value(detail: ErrorDetails, dotted: str) -> ConfigError:
                 hint = f"Write [{shown}]"
         return ConfigError(f"{dotted} is {shown}, but should be {EXPECTED_KINDS[kind]}", hint=hint)
     rule = detail["msg"].removeprefix(RULE_PREFIX).removeprefix(PYDANTIC_SUBJECT)
-    for pydantic_words, words in COMPARISONS.items():
+    for pydantic_words, words in PLAIN_RULES.items():
         if pydantic_words in rule:
             rule = rule.replace(pydantic_words, words)
             dotted = _numbered(dotted)
@@ -134,6 +138,11 @@ def _unknown_key(keys: tuple[int | str, ...], dotted: str) -> ConfigError:
             model = _model_in(field.annotation) or model
     if len(keys) == 1 and keys[0] in RecipeChoice.model_fields:
         return ConfigError(f"{dotted} is a key of recipe, not of the sweep itself", hint=RECIPE)
+    if len(keys) == 1 and keys[0] in _fields_by_key(DatasetChoice):
+        return ConfigError(
+            f"{dotted} is a key of each entry of datasets, not of the sweep itself",
+            hint="Change it in the sweep file, below the name of the dataset",
+        )
     known_keys = list(_fields_by_key(model))
     similar = nearest(str(keys[-1]), known_keys)
     return ConfigError(

@@ -41,7 +41,7 @@ def test_all_mistakes_are_reported_at_once():
     message = str(caught.value)
     assert "3 problems found" in message
     assert "epoch is not a known key" in message
-    assert "train_sizes.1 is 'x', but should be a valid integer" in message
+    assert "value 2 of train_sizes is 'x', but must be a whole number" in message
     assert re.search("'resnet19'.*'resnet18'", message)
 
 
@@ -66,10 +66,10 @@ def good_with_dataset(text):
         (good_with("smoke", "smok"), r"Unknown recipe.*'smok'.*'smoke'"),
         (good_with("[20, 40]", "[]"), r"train_sizes is empty\. Add at least one value"),
         (good_with("[20, 40]", "[20, 20]"), r"train_sizes lists 20 more than once"),
-        (good_with("size: 20", "size: '20'"), r"test_size is '20', but should be a valid integer"),
+        (good_with("size: 20", "size: '20'"), r"test_size is '20', but must be a whole number"),
         (
             good_with("size: 20", "size: 12:30"),
-            r"test_size is '12:30', but should be a valid integer",
+            r"test_size is '12:30', but must be a whole number",
         ),
         (good_with("test_size: 20", "seeds: [-1]"), r"`test_size` is missing"),
         (
@@ -137,11 +137,15 @@ def good_with_dataset(text):
         ),
         (
             GOOD + "worlds: [{name: g, from: generated, dials: {gap: true}}]",
-            r"^worlds\.0\.dials\.0\.1 is True, but should be a valid number",
+            r"^value 2 of worlds\.0\.dials\.0 is True, but must be a number",
         ),
         (
             GOOD + "arms: [{name: a, moves: nothing, dials: {gap: 9}, world: [g]}]",
             r"^arms\.0\.world is not a known key\. Did you mean 'worlds'\? .*: name, moves, dials, ",
+        ),
+        (
+            GOOD + "own: {domain: natural}",
+            r"^own is a key of each entry of datasets, not of the sweep itself\. Change it in the",
         ),
         (GOOD + "base_datasets: []", r"^base_datasets is not a known key"),
         (
@@ -168,7 +172,7 @@ def good_with_dataset(text):
         (GOOD + "estimators: []", r"estimators is empty"),
         (GOOD + "estimators: [mlee]", r"Unknown estimator.*'mlee'.*'mle'"),
         (GOOD + f"seeds: [{2**63}]", r"value 1 of seeds is .*must be below 9223372036854775808"),
-        (GOOD + "calibrate: no", r"calibrate is 'no', but should be a valid boolean"),
+        (GOOD + "calibrate: no", r"calibrate is 'no', but must be true or false"),
         (GOOD + "<<: {calibrate: true}", r"'<<' without quotes\. Put the text in quotes"),
         (
             GOOD + "learning_rate: 0.1",
