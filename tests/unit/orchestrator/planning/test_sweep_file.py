@@ -190,7 +190,7 @@ def good_with_dataset(text):
         (GOOD + "description: \0", r"unacceptable character #x0000"),
         (GOOD + 'description: "\\ud800"', r"has the character '\\ud800', which cannot be saved"),
     ],
-    ids=range(46),
+    ids=range(47),
 )
 def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
     with pytest.raises(ConfigError, match=f"(?s){message}"):
@@ -234,7 +234,7 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
         ),
         (
             GOOD.replace("20, 40", "x, " * 900),
-            r"train_sizes\.19 is (?s:.)*The sweep has 880 more problems like these",
+            r"value 20 of train_sizes is (?s:.)*The sweep has 880 more problems like these",
         ),
         ("[" * 90_000, r"line 1, column 21 has more than 20 levels of nesting"),
         ("a: 'x" + "b " * 40_000, r"line 1, column 4 has a quote that is not closed"),
@@ -664,12 +664,12 @@ def test_a_recipe_file_may_be_in_the_folder_of_the_sweep_file(tmp_path):
             "{from: smoke, learning_rat: 1}",
             r"recipe\.learning_rat is not a known key\. Did you mean 'learning_rate'",
         ),
-        ("{from: smoke, learning_rate: abc}", r"recipe\.learning_rate is 'abc', but should be"),
+        ("{from: smoke, learning_rate: abc}", r"recipe\.learning_rate is 'abc', but must be"),
         (
             "{from: smoke, epochs: [1, -1]}",
-            r"value 2 of recipe\.epochs is -1, but must be at least 0",
+            r"value 2 of recipe\.epochs is -1, but must be at least 1",
         ),
-        ("{from: smoke, epochs: '3'}", r"recipe\.epochs is '3', but should be"),
+        ("{from: smoke, epochs: '3'}", r"recipe\.epochs is '3', but must be"),
         ("{from: smoke, epochs: []}", r"recipe\.epochs is \[\]: the list is empty"),
         ("{from: smoke, epochs: [3, 3]}", "epochs lists 3 more than once"),
         (
