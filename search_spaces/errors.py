@@ -17,13 +17,17 @@ RULE_PREFIX = "Value error, "
 """Prefix of pydantic's message if one of our own rules is broken."""
 PYDANTIC_SUBJECT = "Input "
 """First word of pydantic's messages. Our messages have the key in its place."""
-COMPARISONS = {
+PLAIN_RULES = {
     "should be greater than or equal to": "must be at least",
     "should be less than or equal to": "must be at most",
     "should be greater than": "must be above",
     "should be less than": "must be below",
+    "should be a valid integer": "must be a whole number",
+    "should be a valid number": "must be a number",
+    "should be a valid boolean": "must be true or false",
+    "should be a valid string": "must be text",
 }
-"""Shorter words for pydantic's rules on numbers."""
+"""Plainer words for pydantic's rules."""
 
 
 class SweepError(Exception):
@@ -121,7 +125,7 @@ def rule_of(message: str) -> str:
     """Return the rule in pydantic's message about a value, such as ``must be at least 1``."""
     rule = message.removeprefix(RULE_PREFIX).removeprefix(PYDANTIC_SUBJECT)
     rule = rule.partition(" for <class")[0]  # the name of a Python type helps no user
-    for pydantic_words, words in COMPARISONS.items():
+    for pydantic_words, words in PLAIN_RULES.items():
         rule = rule.replace(pydantic_words, words)
     return rule
 

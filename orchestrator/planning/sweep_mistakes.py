@@ -13,8 +13,8 @@ from pydantic_core import ErrorDetails
 
 from search_spaces.datasets import DATASETS, dataset_spec
 from search_spaces.errors import (
-    COMPARISONS,
     MAX_SHOWN,
+    PLAIN_RULES,
     ConfigError,
     SweepError,
     broken_rule,
@@ -27,7 +27,7 @@ from search_spaces.errors import (
 from search_spaces.models import model_spec
 from search_spaces.recipes import RECIPES
 from search_spaces.specs import DEFAULT_ESTIMATORS, NAME_PATTERN
-from search_spaces.sweeps import RecipeChoice, SweepSpec
+from search_spaces.sweeps import DatasetChoice, RecipeChoice, SweepSpec
 from tasks.sources import check_own_kind
 
 MAX_PROBLEMS = 20
@@ -48,8 +48,8 @@ EXPECTED_KINDS = {
     "model_type": "keys with values, for example {key: value}",
 }
 """Required form of a value, by pydantic's type of error."""
-NUMBER_RULES = tuple(COMPARISONS.values())
-"""First words of the rules on numbers. A message about a number in a list counts the values."""
+VALUE_RULES = tuple(PLAIN_RULES.values())
+"""First words of the rules on single values. A message about a value in a list gives its place."""
 
 
 def raise_problems(problems: list[SweepError]) -> None:
@@ -148,7 +148,7 @@ def _wrong_value(detail: ErrorDetails, dotted: str) -> ConfigError:
     if isinstance(value, dict):
         return ConfigError(f"`{dotted}`: {rule}")
     place = f"`{dotted}`"
-    if rule.startswith(NUMBER_RULES):
+    if rule.startswith(VALUE_RULES):
         place = _numbered(dotted)
     return broken_rule(place, shown, rule)
 
@@ -170,6 +170,11 @@ def _unknown_key(keys: tuple[int | str, ...], dotted: str) -> ConfigError:
             model = _model_in(field.annotation) or model
     if len(keys) == 1 and keys[0] in RecipeChoice.model_fields:
         return ConfigError(f"`{dotted}` is a key of `recipe`, not of the sweep itself", hint=RECIPE)
+    if len(keys) == 1 and keys[0] in _fields_by_key(DatasetChoice):
+        return ConfigError(
+            f"`{dotted}` is a key of each entry of `datasets`, not of the sweep itself",
+            hint="Change it in the sweep file, below the name of the dataset",
+        )
     known_keys = list(_fields_by_key(model))
     similar = nearest(str(keys[-1]), known_keys)
     return ConfigError(

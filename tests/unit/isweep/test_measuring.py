@@ -228,7 +228,7 @@ FOUR_LABELS = [0, 1, 2, 0]
             "digits",
             None,
             {"image_size": "x"},
-            "`image_size` is 'x', but should be a valid integer",
+            "`image_size` is 'x', but must be a whole number",
         ),
         (".", None, {"own": "x"}, "own is 'x', which is not a mapping"),
         (".", None, {"root": 3}, "root is 3, which is not the path of a folder"),

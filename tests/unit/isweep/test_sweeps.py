@@ -76,15 +76,15 @@ def test_a_sweep_that_never_ran_has_no_results(root):
         ),
         (SMALL, {"cpus": 4}, "option.*'cpus'.*[Dd]id you mean 'num_cpus'"),
         (SMALL, {"num_cpus": 0}, "`num_cpus` is 0, but must be at least 1"),
-        (SMALL, {"num_cpus": "two"}, "`num_cpus` is 'two', but should be a valid integer"),
+        (SMALL, {"num_cpus": "two"}, "`num_cpus` is 'two', but must be a whole number"),
         (
             SMALL,
             {"device": "cuda"},
             "`device` is 'cuda', but should be 'auto', 'cpu' or 'gpu'",
         ),
-        (SMALL, {"address": 5}, "`address` is 5, but should be a valid string"),
+        (SMALL, {"address": 5}, "`address` is 5, but must be text"),
         (SMALL, {"address": "ray://x:1"}, "--address ray://x:1` is not the host:port"),
-        (SMALL, {"mlflow_uri": 5}, "`mlflow_uri` is 5, but should be a valid string"),
+        (SMALL, {"mlflow_uri": 5}, "`mlflow_uri` is 5, but must be text"),
         (SMALL, {"raw": {"manifold_d4": 3}}, "`raw.manifold_d4` is 3, which is not a valid path"),
         (
             SMALL,

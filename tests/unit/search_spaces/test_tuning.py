@@ -62,7 +62,7 @@ def test_a_batch_larger_than_the_set_is_refused(batch_sizes, num_train, message_
         ({"weight_decay": 1e-3}, r"`tune\.weight_decay` is 0\.001, but should be a list"),
         (
             {"weight_decay": [1e-3, "a"]},
-            r"`tune\.weight_decay\.1` is 'a', but should be a valid number",
+            r"value 2 of `tune\.weight_decay` is 'a', but must be a number",
         ),
         ({"batch_size": []}, r"tune\.batch_size"),
         ({"batch_size": [8, 8]}, r"`tune\.batch_size` is .* lists 8 more than once"),

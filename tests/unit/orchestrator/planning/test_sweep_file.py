@@ -41,7 +41,7 @@ def test_all_mistakes_are_reported_at_once():
     message = str(caught.value)
     assert "3 problems found" in message
     assert "`epoch` is not a known key" in message
-    assert "`train_sizes.1` is 'x', but should be a valid integer" in message
+    assert "value 2 of `train_sizes` is 'x', but must be a whole number" in message
     assert re.search("'resnet19'.*'resnet18'", message)
 
 
@@ -68,11 +68,11 @@ def good_with_dataset(text):
         (good_with("[20, 40]", "[20, 20]"), r"`train_sizes` lists 20 more than once"),
         (
             good_with("size: 20", "size: '20'"),
-            r"`test_size` is '20', but should be a valid integer",
+            r"`test_size` is '20', but must be a whole number",
         ),
         (
             good_with("size: 20", "size: 12:30"),
-            r"`test_size` is '12:30', but should be a valid integer",
+            r"`test_size` is '12:30', but must be a whole number",
         ),
         (good_with("test_size: 20", "seeds: [-1]"), r"`test_size` is missing"),
         (
@@ -143,7 +143,7 @@ def good_with_dataset(text):
         ),
         (
             GOOD + "worlds: [{name: g, from: generated, dials: {gap: true}}]",
-            r"^`worlds\.0\.dials\.gap` is True, but should be a valid number",
+            r"^`worlds\.0\.dials\.gap` is True, but must be a number",
         ),
         (
             GOOD + "worlds: [{name: g, from: generated, dials: {gap: 900}}]",
@@ -151,7 +151,7 @@ def good_with_dataset(text):
         ),
         (
             GOOD + "attacks: {methods: [pgd], parameters: {pgd: {num_steps: many}}}",
-            r"^`attacks\.parameters\.pgd\.num_steps` is 'many', but should be a valid number\.$",
+            r"^`attacks\.parameters\.pgd\.num_steps` is 'many', but must be a number\.$",
         ),
         (
             GOOD + "arms: [{name: a, moves: nothing, dials: {gap: 9}, world: [g]}]",
@@ -182,8 +182,12 @@ def good_with_dataset(text):
         (GOOD + "estimators: []", r"`estimators` is empty"),
         (GOOD + "estimators: [mlee]", r"Unknown estimator.*'mlee'.*'mle'"),
         (GOOD + f"seeds: [{2**63}]", r"value 1 of `seeds` is .*must be below 9223372036854775808"),
-        (GOOD + "calibrate: no", r"`calibrate` is 'no', but should be a valid boolean"),
+        (GOOD + "calibrate: no", r"`calibrate` is 'no', but must be true or false"),
         (GOOD + "<<: {calibrate: true}", r"'<<' without quotes\. Put the text in quotes"),
+        (
+            GOOD + "own: {domain: natural}",
+            r"^`own` is a key of each entry of `datasets`, not of the sweep itself\. Change it in the",
+        ),
         (
             GOOD + "learning_rate: 0.1",
             r"^`learning_rate` is a key of `recipe`, .* Write, for example, `recipe: {f",
@@ -244,7 +248,7 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
         ),
         (
             GOOD.replace("20, 40", "x, " * 900),
-            r"`train_sizes\.19` is (?s:.)*The sweep has 880 more problems like these",
+            r"value 20 of `train_sizes` is (?s:.)*The sweep has 880 more problems like these",
         ),
         ("[" * 90_000, r"line 1, column 21 has more than 20 levels of nesting"),
         ("a: 'x" + "b " * 40_000, r"line 1, column 4 has a quote that is not closed"),
@@ -677,12 +681,12 @@ def test_a_recipe_file_may_be_in_the_folder_of_the_sweep_file(tmp_path):
             "{from: smoke, learning_rat: 1}",
             r"`recipe\.learning_rat` is not a known key\. Did you mean 'learning_rate'",
         ),
-        ("{from: smoke, learning_rate: abc}", r"`recipe\.learning_rate` is 'abc', but should be"),
+        ("{from: smoke, learning_rate: abc}", r"`recipe\.learning_rate` is 'abc', but must be"),
         (
             "{from: smoke, epochs: [1, -1]}",
             r"value 2 of `recipe\.epochs` is -1, but must be at least 1",
         ),
-        ("{from: smoke, epochs: '3'}", r"`recipe\.epochs` is '3', but should be"),
+        ("{from: smoke, epochs: '3'}", r"`recipe\.epochs` is '3', but must be"),
         ("{from: smoke, epochs: []}", r"`recipe\.epochs` is \[\]: the list is empty"),
         ("{from: smoke, epochs: [3, 3]}", "`epochs` lists 3 more than once"),
         (
