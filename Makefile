@@ -26,8 +26,7 @@ demo: $(STAMP)
 	  '  isweep init ./my-images       # a sweep file for your own images'
 
 # Four workers, since much of a test is waiting; a file stays whole, since its tests share fixtures; the long ones
-# come first (tests/conftest.py), and files that share a Ray cluster go to one worker (tests/shared_ray.py). The
-# workers are forked from one process, which has imported all modules (tests/forked_workers.py). Hundreds
+# come first (tests/conftest.py), and files that share a Ray cluster go to one worker (tests/shared_ray.py). Hundreds
 # of processes import the same modules, so their bytecode is kept also where the environment says otherwise.
 test: export PYTHONDONTWRITEBYTECODE :=
 test: $(STAMP)

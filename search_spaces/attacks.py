@@ -1,7 +1,7 @@
 """The table of adversarial attacks: the function, the parameters and the cost of each attack.
 
-An attack is one function and one row in :data:`ATTACKS`. Sweep files, ids and plans need the row
-without the function. So this module does not import torch or the functions.
+An attack is one function and one row in :data:`ATTACKS`. Sweep files, ids and plans need the
+row without the function. So this module does not import torch or the functions.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ class AttackParameter:
     """A keyword argument of an attack's function. A sweep file may set it.
 
     Attributes:
-        default: value if a sweep file sets none. If the default is an int, only whole numbers are
-            allowed.
+        default: value if a sweep file sets none. If the default is an int, only whole numbers
+            are allowed.
         low: smallest allowed value.
         high: largest allowed value.
         meaning: meaning of the parameter, with its unit.
@@ -50,9 +50,10 @@ class AttackPasses:
     """Numbers of passes of one image through the network.
 
     Attributes:
-        shared_gradients: forward and backward passes, once for all epsilons.
+        shared_gradients: forward and backward passes that all epsilons share.
         gradients: forward and backward passes for each epsilon.
-        forwards: forward passes without a backward pass for each epsilon, final scoring included.
+        forwards: forward passes for each epsilon that have no backward pass. The final scoring is
+            one of them.
     """
 
     shared_gradients: int = 0
@@ -67,12 +68,12 @@ class AttackMethod:
     Attributes:
         function: ``module:function`` that computes the attack.
             :class:`tasks.trials.attacks.AttackFunction` lists the arguments of this function.
-        passes: function that returns the cost for one image. It is called with the values of all
-            parameters.
-        parameters: keyword arguments of the function that a sweep file may set, by name. Only
-            values that differ from the default enter a trial's id.
-        versions: the values of :data:`search_spaces.specs.ATTACK_VERSION` at which the numbers of
-            this attack changed. Results of an older version are measured again.
+        passes: function that returns the cost for one image. It is called with the values of
+            all parameters.
+        parameters: keyword arguments of the function that a sweep file may set, by name. A
+            trial's id depends only on values that differ from the default.
+        versions: the values of :data:`search_spaces.specs.ATTACK_VERSION` at which the numbers
+            of this attack changed. Results of an older version are measured again.
     """
 
     function: str
@@ -121,7 +122,8 @@ ATTACKS: dict[str, AttackMethod] = {
                 0.1, 0.001, 2, "length of a step as a fraction of epsilon"
             ),
         },
-        # Version 2 returns the iterate with the smallest margin; version 1 returned the last one.
+        # Version 2 returns the iterate with the smallest margin; version 1 returned the last
+        # one.
         versions=(1, 2),
     ),
 }

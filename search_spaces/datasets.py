@@ -29,8 +29,8 @@ class ImageOrigin:
 
     Attributes:
         collection: The common subject or origin of several datasets; empty if there is none.
-        cut_from: The few pictures from which training and test images are cut; empty if there are
-            none.
+        cut_from: The few pictures from which training and test images are cut; empty if there
+            are none.
     """
 
     collection: str = ""
@@ -38,7 +38,10 @@ class ImageOrigin:
 
 
 def _row(name: str) -> DatasetSpec:
-    """Return a row of the file. Missing fields are copied from the row that ``of`` refers to."""
+    """Return a row of the file.
+
+    Missing fields are copied from the row that ``of`` refers to.
+    """
     row = _TABLE[name]
     fields = {**_TABLE.get(row.get("of", ""), {}), **row, "name": name}
     for key in _TABLE_KEYS:
@@ -57,14 +60,16 @@ ORIGINS: dict[str, ImageOrigin] = {
     for name, row in _TABLE.items()
     if row.get("collection") or row.get("cut_from")
 }
-"""Origins of the datasets whose images are not independent of each other or of other datasets."""
+"""Origins of the datasets whose images are not independent of each other or of other
+datasets."""
 
 
 def dataset_spec(name: str) -> DatasetSpec:
     """Return the row of the dataset ``name``.
 
     Raises:
-        ConfigError: the table has no such row. The message contains a similar name and all names.
+        ConfigError: the table has no such row. The message contains a similar name and all
+            names.
     """
     if name not in DATASETS:
         raise unknown_name("dataset", name, DATASETS)

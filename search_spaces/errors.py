@@ -1,4 +1,4 @@
-"""Errors that users can cause. Every other exception is a bug, and its traceback may be printed."""
+"""Errors that users can cause. Any other exception is a bug and may print a traceback."""
 
 from __future__ import annotations
 
@@ -10,6 +10,24 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+
+MAX_SHOWN = 200
+"""Largest number of characters of a value in a message."""
+RULE_PREFIX = "Value error, "
+"""Prefix of pydantic's message if one of our own rules is broken."""
+PYDANTIC_SUBJECT = "Input "
+"""First word of pydantic's messages. Our messages have the key in its place."""
+PLAIN_RULES = {
+    "should be greater than or equal to": "must be at least",
+    "should be less than or equal to": "must be at most",
+    "should be greater than": "must be above",
+    "should be less than": "must be below",
+    "should be a valid integer": "must be a whole number",
+    "should be a valid number": "must be a number",
+    "should be a valid boolean": "must be true or false",
+    "should be a valid string": "must be text",
+}
+"""Plainer words for pydantic's rules."""
 
 
 class SweepError(Exception):
@@ -54,8 +72,8 @@ class TooFewImagesError(DataError):
     Args:
         problem: See :class:`SweepError`.
         hint: See :class:`SweepError`.
-        largest_train_size: The largest train size that is possible with this test set; 0 if even
-            the test set is too large.
+        largest_train_size: The largest train size that is possible with this test set; 0 if
+            even the test set is too large.
     """
 
     def __init__(self, problem: str, hint: str = "", largest_train_size: int = 0) -> None:
@@ -100,13 +118,36 @@ def invalid(error: ValidationError) -> SweepError:
     """Return a ConfigError for the first problem that pydantic reports."""
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
-    message = problem["msg"]
-    value = repr(problem["input"])[:200]
-    return ConfigError(f"{key} is {value}: {message[0].lower()}{message[1:]}")
+    return broken_rule(f"`{key}`", repr(problem["input"]), rule_of(problem["msg"]))
+
+
+def rule_of(message: str) -> str:
+    """Return the rule in pydantic's message about a value, such as ``must be at least 1``."""
+    rule = message.removeprefix(RULE_PREFIX).removeprefix(PYDANTIC_SUBJECT)
+    rule = rule.partition(" for <class")[0]  # the name of a Python type helps no user
+    for pydantic_words, words in PLAIN_RULES.items():
+        rule = rule.replace(pydantic_words, words)
+    return rule
+
+
+def broken_rule(place: str, value: str, rule: str) -> ConfigError:
+    """Return the error that a value breaks a rule.
+
+    Args:
+        place: The key of the value, in backticks.
+        value: The value as text. Only its first characters are part of the message.
+        rule: Result of :func:`rule_of`.
+    """
+    shown = value[:MAX_SHOWN]
+    if rule.startswith(("must ", "should ")):
+        return ConfigError(f"{place} is {shown}, but {rule}")
+    if rule.startswith("is "):
+        return ConfigError(f"{place} is {shown}, which {rule}")
+    return ConfigError(f"{place} is {shown}: {rule[0].lower()}{rule[1:]}")
 
 
 def nearest_path(path: Path) -> str:
-    """Return a hint for a path that does not exist: a similar name in the last existing folder."""
+    """Return a hint for an absent path: a similar name in the last existing folder."""
     try:
         folder = next(parent for parent in path.absolute().parents if parent.is_dir())
         missing = path.absolute().relative_to(folder).parts[0]
@@ -121,7 +162,7 @@ def nearest_path(path: Path) -> str:
 
 
 def plural(count: float, noun: str) -> str:
-    """Format a number with its noun: ``1 trial``, ``2 trials``, ``2 classes``, ``0.5 GPUs``."""
+    """Format a number with its noun: ``1 trial``, ``2 trials``, ``2 classes``."""
     number = f"{count:,.15g}" if isinstance(count, float) else f"{count:,}"
     if count == 1:
         return f"{number} {noun}"

@@ -1,13 +1,13 @@
 """Fingerprints: hashes of the content of values, computed from canonical JSON.
 
 Two values have equal fingerprints if and only if their canonical JSON is equal. JSON cannot
-represent a function, a set, NaN, a numpy scalar or other objects. Such a value is an error; it is
-not converted to a string.
+represent a function, a set, NaN, a numpy scalar or other objects. Such a value is an error; it
+is not converted to a string.
 
-The JSON of a spec leaves out fields that have their default. So a new field with a default changes
-no id. If a default changes, the same id would mean something else. Then the ``schema_version`` of
-this kind of spec must be increased. The JSON always contains the ``schema_version``. See
-``docs/decisions/0006-identity-that-lasts.md``.
+The JSON of a spec leaves out fields that have their default. So a new field with a default
+changes no id. If a default changes, the same id would mean something else. Then the
+``schema_version`` of this kind of spec must be increased. The JSON always contains the
+``schema_version``. See ``docs/decisions/0006-identity-that-lasts.md``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from functools import cache, lru_cache
 from pydantic import BaseModel
 
 ID_HEX_DIGITS = 12
-"""Hex digits of a hash in an id. The probability that two of a million ids are equal is 0.2 %."""
+"""Hex digits of a hash in an id. Of a million ids, two are equal with a probability of 0.2 %."""
 VERSION_FIELD = "schema_version"
 """Name of the field that the JSON of a spec always contains."""
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
@@ -31,8 +31,8 @@ _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=Fals
 def canonical_json(value: object) -> str:
     """Return the canonical JSON of a value: sorted keys, no spaces, shortest exact floats.
 
-    ``1``, ``1.0`` and ``True`` are three different values. A tuple and a list with equal items are
-    the same value.
+    ``1``, ``1.0`` and ``True`` are three different values. A tuple and a list with equal items
+    are the same value.
 
     Raises:
         TypeError: JSON cannot represent a part of the value. The message shows this part.

@@ -1,4 +1,4 @@
-"""Experiments of a sweep file, which change one property of a dataset and leave the others.
+"""Experiments in a sweep file. An experiment changes one property of a dataset and no other.
 
 Sweep files and messages about them use shorter words than this code:
 
@@ -16,8 +16,8 @@ kind of images  ``from``     The source that makes the images.
 ==============  ===========  =======================================================================
 
 A condition changes all images before the split, or only the training images after the split
-(:data:`ChangedImages`). In the first case the test images change too, so a higher test loss may
-come from harder test images. In the second case, the test set is that of the base dataset.
+(:data:`ChangedImages`). In the first case the test images change too, so a higher test loss
+may come from harder test images. In the second case, the test set is that of the base dataset.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ from search_spaces import specs
 BASE = "base"
 """Name of the unchanged base dataset in a list of its conditions."""
 Target = Literal["sharpness", "dimension", "nothing"]
-"""The property that a condition should change: ``sharpness`` for the label sharpness, ``dimension``
-for the intrinsic dimension. ``nothing`` marks a control, which should have no effect."""
+"""The property that a condition should change: ``sharpness`` for the label sharpness,
+``dimension`` for the intrinsic dimension. ``nothing`` marks a control, which should have no
+effect."""
 ImageKind = Literal["generated", "lesions", "digits_even_odd", "pictures"]
-"""Kinds of images that can be generated or changed. Each kind is also the name of the source that
-makes these images. ``digits_even_odd`` has the ten digits of the set ``mnist5k``, in the classes
-even and odd. ``pictures`` has two classes of one of :data:`IMAGE_SETS`."""
+"""Kinds of images that can be generated or changed. Each kind is also the name of the source
+that makes these images. ``digits_even_odd`` has the ten digits of the set ``mnist5k``, in the
+classes even and odd. ``pictures`` has two classes of one of :data:`IMAGE_SETS`."""
 ChangedImages = Literal["all", "training"]
 """Images that a condition changes. ``all``: all images before the split, test images included.
 ``training``: only the training images, after the split."""
@@ -79,14 +80,15 @@ class Parameter:
         """Check a value of the parameter ``name``.
 
         Raises:
-            ValueError: the value is out of range, or a fraction where a whole number is required.
+            ValueError: the value is out of range, or a fraction where a whole number is
+                required.
         """
         is_in_range = self.low <= value <= self.high
         if is_in_range and (not self.is_integer or value == int(value)):
             return
         kind = "a whole number" if self.is_integer else "a number"
         raise ValueError(
-            f"dials.{name} is {value:g}, but must be {kind} from {self.low:g} to {self.high:g}"
+            f"`dials.{name}` is {value:g}, but must be {kind} from {self.low:g} to {self.high:g}"
         )
 
 
@@ -118,8 +120,8 @@ _REACH = Parameter(
     high=1,
     meaning="share of the images to blend; images nearest to an image of another class come first",
 )
-# Sweep files contain the names of these parameters, so the names must not change. Names such as
-# bits, frequency and draw do not explain themselves. Read the meaning.
+# Sweep files contain the names of these parameters, so the names must not change. Names such
+# as bits, frequency and draw do not explain themselves. Read the meaning.
 PARAMETERS: dict[str, dict[str, Parameter]] = {
     "generated": {
         "dimension": Parameter(
@@ -140,8 +142,8 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
             default=2,
             low=1,
             high=12,
-            meaning="number of coordinates that decide the label; the label is 1 if the sum of "
-            "their band numbers is odd",
+            meaning="number of coordinates that decide the label; the label is 1 if the sum "
+            "of their band numbers is odd",
             is_integer=True,
         ),
         "bands": Parameter(
@@ -227,28 +229,28 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
 """Parameters by kind of images and name. The source of this kind applies them."""
 
 TRAINING_PARAMETERS: dict[str, Parameter] = {"blend": _BLEND, "reach": _REACH}
-"""Parameters that can change training images after the split, in any base dataset. The image that
-is blended in is always a training image. Every other parameter changes the images or labels of the
-whole dataset before the split."""
+"""Parameters that can change training images after the split, in any base dataset. The image
+that is blended in is always a training image. Every other parameter changes the images or
+labels of the whole dataset before the split."""
 
 
 def check_and_sort_training_parameters(
     parameters: specs.DatasetParameters,
 ) -> specs.DatasetParameters:
-    """Check the parameters of a condition that changes training images, and return them sorted.
+    """Check and sort the parameters of a condition that changes training images.
 
     Raises:
-        ValueError: a parameter does not exist or cannot be set after the split, or its value is not
-            allowed.
+        ValueError: a parameter does not exist or cannot be set after the split, or its value
+            is not allowed.
     """
-    hint = f"With intervene_on: training, set {' or '.join(TRAINING_PARAMETERS)}"
+    hint = f"With `intervene_on: training`, set {' or '.join(TRAINING_PARAMETERS)}"
     for name, value in parameters:
         if not any(name in table for table in PARAMETERS.values()):
-            raise ValueError(f"dials has no parameter {name!r}. {hint}")
+            raise ValueError(f"`dials` has no parameter {name!r}. {hint}")
         if name not in TRAINING_PARAMETERS:
             raise ValueError(
-                f"dials contains {name!r}, which applies to the whole dataset and cannot change "
-                f"training images only. {hint}"
+                f"`dials` contains {name!r}, which applies to the whole dataset and cannot "
+                f"change training images only. {hint}"
             )
         TRAINING_PARAMETERS[name].check(name, value)
     return tuple(sorted(parameters))
@@ -277,13 +279,14 @@ class GeneratedDatasetSpec(specs.Spec):
         for name, value in self.parameters:
             if name not in table:
                 raise ValueError(
-                    f"{self.kind} has no parameter {name!r} (key dials). Choose from these "
+                    f"images of the kind {self.kind} have no parameter {name!r} (key "
+                    "`dials`). Choose from these "
                     f"parameters: {', '.join(table)}"
                 )
             table[name].check(name, value)
         if self.kind == "generated" and self.value("bits") > self.value("dimension"):
             raise ValueError(
-                f"dials.bits is {self.value('bits'):g}, but dials.dimension is only "
+                f"`dials.bits` is {self.value('bits'):g}, but `dials.dimension` is only "
                 f"{self.value('dimension'):g}. Lower bits, or raise dimension"
             )
         return self
@@ -308,7 +311,7 @@ class GeneratedDatasetSpec(specs.Spec):
         return f"{self.value('first'):g}", f"{self.value('second'):g}"
 
     def with_parameters(self, changes: specs.DatasetParameters) -> GeneratedDatasetSpec:
-        """Return a dataset with the values in ``changes``; its other values are those of this one.
+        """Return this dataset with the values in ``changes``.
 
         The result has no name, even if this dataset is a :class:`BaseDatasetSpec`.
         """
@@ -355,8 +358,8 @@ class ConditionSpec(specs.Spec):
             )
         if not self.parameters:
             raise ValueError(
-                "the arm changes nothing, because its key dials is empty. Set at least one "
-                "parameter under dials"
+                "the arm changes nothing, because its key `dials` is empty. Set at least one "
+                "parameter under `dials`"
             )
         return self
 
@@ -371,9 +374,9 @@ class ExperimentDataset:
         target: property that the condition should change; ``base`` for the base dataset.
         images: kind and parameters of the images before the split.
         intervene_on: images that the conditions of this experiment change.
-        training_parameters: parameters that change the training images after the split. They are
-            empty for a base dataset. They are also empty if conditions change all images. Then
-            ``images`` has the parameters of the condition.
+        training_parameters: parameters that change the training images after the split. They
+            are empty for a base dataset. They are also empty if conditions change all images.
+            Then ``images`` has the parameters of the condition.
     """
 
     base_name: str
@@ -390,5 +393,5 @@ class ExperimentDataset:
 
     @property
     def base_name_in_plans(self) -> str:
-        """Name of the base dataset in plans and results: ``a_base`` for the base dataset ``a``."""
+        """Name of the base dataset in plans and results, such as ``a_base`` for ``a``."""
         return f"{self.base_name}_{BASE}"

@@ -1,7 +1,7 @@
-"""The table of training recipes: fields of each recipe, and exceptions for models and datasets.
+"""The table of training recipes, with exceptions for some models and datasets.
 
-The values in the rows ``paper`` and ``released`` come from the released training script (section
-"learning rate, batch size and epochs").
+The values in the rows ``paper`` and ``released`` come from the released training script
+(section "learning rate, batch size and epochs").
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from search_spaces.sweeps import RecipeChoice, RecipeOverride
 
 
 def _exception(models: tuple[str, ...], *datasets: str, **changes: object) -> RecipeOverride:
-    """Return an exception for some models, including their timm versions.
+    """Return other recipe values for some models and for their timm versions.
 
-    Without ``datasets`` it is for all datasets.
+    Without ``datasets``, the values are for all datasets.
     """
     timm_models = tuple(f"timm_{name}" for name in models)
     return RecipeOverride.model_validate(
@@ -46,7 +46,8 @@ class Recipe:
 
     Attributes:
         about: description in one line, for people who choose a recipe.
-        fields: fields of :class:`~search_spaces.specs.RecipeSpec` that differ from their defaults.
+        fields: fields of :class:`~search_spaces.specs.RecipeSpec` that differ from their
+            defaults.
         exceptions: other values for some models and datasets. Later ones replace earlier ones.
     """
 
@@ -56,9 +57,9 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    # Optimizer, learning rates, batch sizes and epochs are those of the released code. Three things
-    # are corrected: one logit per class, bfloat16 instead of unscaled float16, and the loss as the
-    # mean over examples.
+    # Optimizer, learning rates, batch sizes and epochs are those of the released code. Three
+    # things are corrected: one logit per class, bfloat16 instead of unscaled float16, and the
+    # loss as the mean over examples.
     "paper": Recipe(
         "the training of the study, with its faults corrected; for GPUs",
         {"precision": "bfloat16"},
@@ -69,8 +70,9 @@ RECIPES: dict[str, Recipe] = {
         {"precision": "float16_unscaled", "num_outputs": 1000, "test_loss": "mean_of_batch_means"},
         _RELEASED,
     ),
-    # Inputs are scaled to [0, 1]. There are enough steps to fit a few hundred images. The constant
-    # learning rate is low, so that batch norm's running statistics agree with the final weights.
+    # Inputs are scaled to [0, 1]. There are enough steps to fit a few hundred images. The
+    # constant learning rate is low, so that batch norm's running statistics agree with the
+    # final weights.
     "demo": Recipe(
         "short training on small images, for CPUs",
         {"epochs": 20, "learning_rate": 5e-4, "batch_size": 32, "input_scale": 1 / 255},
@@ -115,8 +117,8 @@ def _overridden_fields(
 def recipe_grid(choice: RecipeChoice, model: str, dataset: str) -> tuple[RecipeSpec, ...]:
     """Return the recipes of ``choice`` for one model and dataset, one for each grid point.
 
-    If the fields of a grid point are those of the recipe in the table, the result has the name of
-    that recipe. Trials then have the same ids as without a grid.
+    If the fields of a grid point are those of the recipe in the table, the result has the name
+    of that recipe. Trials then have the same ids as without a grid.
     """
     base = recipe_spec(choice.from_, model, dataset)
     axes = choice.changes
@@ -128,7 +130,8 @@ def recipe_grid(choice: RecipeChoice, model: str, dataset: str) -> tuple[RecipeS
         different = {key: value for key, value in changes.items() if value != getattr(base, key)}
         suffixes = [f"{key}={str(different[key]).lower()}" for key in sorted(different)]
         name = "+".join([base.name, *suffixes])
-        # An override can make grid points equal. They have one name, so they become one recipe.
+        # An override can make grid points equal. They have one name, so they become one
+        # recipe.
         grid[name] = RecipeSpec.model_validate({**base.model_dump(), **different, "name": name})
     return tuple(grid.values())
 
@@ -142,13 +145,13 @@ RELEASED_TRAIN_SIZES = (500, 750, 1000, 1250, 1500, 1750)
 def released_pairs() -> dict[tuple[str, str, int], ClassPair]:
     """Return the class pairs of the released script by (model, natural dataset, train size).
 
-    The script seeds Python's random generator once. Then it draws two classes for each key, in the
-    order of its loops (``docs/faults.md``, F8). For ImageNet the script draws again if both classes
-    together have fewer than N + 750 images. A second draw would change all later pairs. This
-    function cannot know whether that happened.
+    The script seeds Python's random generator once. Then it draws two classes for each key, in
+    the order of its loops (``docs/faults.md``, F8). For ImageNet the script draws again if
+    both classes together have fewer than N + 750 images. A second draw would change all later
+    pairs. This function cannot know whether that happened.
 
-    The first class of a pair has label 0. ImageNet's pairs are indices into all 1,000 classes, but
-    the images are always tench and goldfish (F4).
+    The first class of a pair has label 0. ImageNet's pairs are indices into all 1,000 classes,
+    but the images are always tench and goldfish (F4).
 
     Example:
         >>> released_pairs()["vgg13", "mnist", 500]

@@ -1,8 +1,9 @@
 """Specs: frozen records that define a study, from datasets and networks to measurements.
 
-A spec is validated when it is created. Unknown fields are errors. Two specs are the same if their
-contents are equal, see :mod:`search_spaces.fingerprint`. Resources, paths and numbers of workers
-cannot change a result. So they are not part of a :class:`TrialSpec` or :class:`MeasureSpec`.
+A spec is validated when it is created. Unknown fields are errors. Two specs are the same if
+their contents are equal, see :mod:`search_spaces.fingerprint`. Resources, paths and numbers of
+workers cannot change a result. So they are not part of a :class:`TrialSpec` or
+:class:`MeasureSpec`.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from search_spaces.attacks import ATTACKS, Number
 from search_spaces.errors import nearest
 from search_spaces.fingerprint import derive_seed, fingerprint, readable_id
 
-# Each kind of result has a version. A higher version means that all stored results of this kind are
-# computed again. Results of other kinds are not.
+# Each kind of result has a version. A higher version means that all stored results of this
+# kind are computed again. Results of other kinds are not.
 #
 # An id is a hash of a spec, but a field with its default value is not part of the hash. So:
 # - A new field with a default changes no id, and needs no new version.
@@ -38,9 +39,9 @@ from search_spaces.fingerprint import derive_seed, fingerprint, readable_id
 # - The Python name of a field is part of the hash, so a renamed field changes ids.
 PREPARED_VERSION = 1
 NETWORK_VERSION = 1
-# ATTACK_VERSION counts the changes of all attacks together. A row of search_spaces.attacks.ATTACKS
-# lists the versions at which the results of this attack changed. So if one attack changes, the
-# results of the other attacks are not computed again.
+# ATTACK_VERSION counts the changes of all attacks together. A row of
+# search_spaces.attacks.ATTACKS lists the versions at which the results of this attack changed.
+# So if one attack changes, the results of the other attacks are not computed again.
 ATTACK_VERSION = 2
 REPRESENTATION_VERSION = 1
 ROBUSTNESS_VERSION = 1
@@ -74,9 +75,9 @@ def check_unique(values: tuple[Value, ...], *, field: str = "") -> tuple[Value, 
     """
     repeated = sorted(str(value) for value, count in Counter(values).items() if count > 1)
     if repeated:
+        name = f"`{field}`" if field else "it"
         raise ValueError(
-            f"{field or 'it'} lists {', '.join(repeated[:20])} more than once. "
-            "List every value once"
+            f"{name} lists {', '.join(repeated[:20])} more than once. List every value once"
         )
     return values
 
@@ -98,7 +99,7 @@ def check_range(limits: object) -> object:
 
 
 def sorted_pairs(value: object) -> object:
-    """Return a mapping as pairs sorted by key, a list as a tuple, and any other value unchanged.
+    """Return a mapping as sorted pairs, a list as a tuple, any other value unchanged.
 
     Values inside mappings and lists are converted in the same way.
     """
@@ -128,8 +129,8 @@ Fault = Literal[
     "resize_without_antialias",
     "wrapped_pixel_cast",
 ]
-"""The nine faults of the released code that change data. ``docs/faults.md`` explains these and all
-other faults by number, F1 to F34."""
+"""The nine faults of the released code that change data. ``docs/faults.md`` explains these and
+all other faults by number, F1 to F34."""
 
 RELEASED_FAULTS: tuple[Fault, ...] = get_args(Fault)
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -138,8 +139,8 @@ RELEASED_SEED = 1337
 DEFAULT_ESTIMATORS = ("mle", "twonn", "gride")
 """Default estimators of d_data."""
 DatasetParameters = tuple[tuple[str, float], ...]
-"""Pairs (parameter, value) of a generated or changed dataset. :mod:`search_spaces.interventions`
-defines the parameters."""
+"""Pairs (parameter, value) of a generated or changed dataset.
+:mod:`search_spaces.interventions` defines the parameters."""
 NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
@@ -166,8 +167,8 @@ class ModelSpec(Spec):
         architecture: name in the library; ``package.module:function`` for a user's function.
         arguments: pairs (name, value) of the constructor's keyword arguments, sorted by name.
         code: hash of the source code of a user's function; empty for other networks.
-        pretrained: True to start from the pretrained weights of the library; False to start from
-            random weights.
+        pretrained: True to start from the pretrained weights of the library; False to start
+            from random weights.
     """
 
     name: Name
@@ -179,13 +180,13 @@ class ModelSpec(Spec):
 
     @property
     def pretrained_key(self) -> str:
-        """The key of the pretrained weights: networks with equal keys start from the same file."""
+        """The key of the pretrained weights. Equal keys mean the same file of weights."""
         return f"{self.library}-{self.architecture}"
 
 
 Layout = Literal["class/group", "group/class"]
-"""Order of two folder levels. ``class/group``: every class folder has a folder for each patient.
-``group/class``: every patient folder has a folder for each class."""
+"""Order of two folder levels. ``class/group``: every class folder has a folder for each
+patient. ``group/class``: every patient folder has a folder for each class."""
 
 Origin = Literal["real", "derived", "semi-synthetic", "generated"]
 """Origin of images. ``derived``: real images, cut into patches or labeled by a rule.
@@ -214,16 +215,16 @@ class DatasetSpec(Spec):
         class_pairs: pairs of classes that presets use; empty if there are only two classes.
         images_per_class: number of images of each class, if an installed package contains the
             dataset; empty if the data must be read to count them.
-        max_images_per_class: largest number of images of each class in the prepared dataset, drawn
-            in whole groups with a seed; None for all images.
+        max_images_per_class: largest number of images of each class in the prepared dataset,
+            drawn in whole groups with a seed; None for all images.
         label_map: pairs (label in the data, class) for a user's data.
-        label_columns: the label column of a user's table, or one column of 0 and 1 for each class;
-            empty to recognize the column by its name.
+        label_columns: the label column of a user's table, or one column of 0 and 1 for each
+            class; empty to recognize the column by its name.
         layout: order of a user's folder levels; None if the folders show it.
-        pixel_range: pixel values of black and white in a user's data; None if the files contain
-            them.
-        dials: parameters of a generated or changed dataset. Ids and stored records contain the name
-            ``dials``, so this field cannot be renamed.
+        pixel_range: pixel values of black and white in a user's data; None if the files
+            contain them.
+        dials: parameters of a generated or changed dataset. Ids and stored records contain the
+            name ``dials``, so this field cannot be renamed.
     """
 
     name: Name
@@ -273,10 +274,10 @@ class RecipeSpec(Spec):
         batch_size: number of images in one optimization step.
         epochs: number of passes over the training images.
         precision: number format of the forward pass, see :class:`tasks.trials.training.Step`.
-        num_outputs: number of logits; None for one logit per class. The released code used the 1000
-            logits of torchvision's networks.
-        input_scale: factor on pixels in [0, 255]. It is applied inside the model, so attacks work
-            in pixel units.
+        num_outputs: number of logits; None for one logit per class. The released code used the
+            1000 logits of torchvision's networks.
+        input_scale: factor on pixels in [0, 255]. It is applied inside the model, so attacks
+            work in pixel units.
         dropout: dropout probability; None for the default of the library (0.5 in torchvision's
             VGGs).
         test_loss: rule for averaging losses, see :func:`tasks.trials.evaluation.mean_loss`.
@@ -360,16 +361,16 @@ class AttackSpec(Spec):
     parameters: Annotated[
         AttackParameters, BeforeValidator(sorted_pairs), AfterValidator(_changed_parameters)
     ] = ()
-    """Parameters whose values differ from their defaults, by method. In a sweep file they are a
-    mapping."""
+    """Parameters whose values differ from their defaults, by method. In a sweep file they are
+    a mapping."""
 
     @model_validator(mode="after")
     def _check_parameters(self) -> Self:
         unused = sorted({method for method, _ in self.parameters} - set(self.methods))
         if unused:
             raise ValueError(
-                f"parameters contains {', '.join(unused)}, but methods does not. Add the attack "
-                "to methods, or remove its parameters"
+                f"`parameters` contains {', '.join(unused)}, but `methods` does not. Add the "
+                "attack to `methods`, or remove its parameters"
             )
         return self
 
@@ -418,8 +419,8 @@ class RepresentationSpec(Spec):
     Attributes:
         estimators: names of estimators.
         num_neighbors: number of nearest neighbors of each image.
-        stages: True to measure the activations after every stage of the network, and not only those
-            of the last hidden layer.
+        stages: True to measure the activations after every stage of the network, and not only
+            those of the last hidden layer.
     """
 
     estimators: Estimators = ("mle", "twonn")
@@ -461,8 +462,8 @@ class TrainingCondition(Spec):
     """A condition of an experiment that changes training images after the split.
 
     The condition does not change test images. A sweep file defines the condition
-    (:class:`~search_spaces.interventions.ConditionSpec`). In the list of datasets, a base dataset
-    with this condition is a :class:`~search_spaces.sweeps.ConditionDataset`.
+    (:class:`~search_spaces.interventions.ConditionSpec`). In the list of datasets, a base
+    dataset with this condition is a :class:`~search_spaces.sweeps.ConditionDataset`.
 
     Attributes:
         dataset: name of the condition's dataset in plans and results.
@@ -489,9 +490,9 @@ class FurtherTest(Spec):
 class SubsetSpec(Spec):
     """A subset of a prepared dataset: its training images of every size, and its test images.
 
-    The training sets of all sizes are prefixes of one stratified permutation. They share one test
-    set. So a subset does not depend on the train sizes of a sweep. Some faults of the released code
-    are exceptions (:attr:`depends_on_size`).
+    The training sets of all sizes are prefixes of one stratified permutation. They share one
+    test set. So a subset does not depend on the train sizes of a sweep. Some faults of the
+    released code are exceptions (:attr:`depends_on_size`).
 
     Attributes:
         prepared: the prepared dataset.
@@ -532,7 +533,10 @@ class SubsetSpec(Spec):
 
     @property
     def twonn_discard_fraction(self) -> float:
-        """The share of the distance ratios that TwoNN leaves out. These are the largest ratios."""
+        """The share of the distance ratios that TwoNN leaves out.
+
+        These are the largest ratios.
+        """
         if self.prepared.data_mode == "as_released":
             return 0.0
         return 0.1  # as in Facco et al. (2017)
@@ -544,16 +548,19 @@ class SubsetSpec(Spec):
 
 
 class MeasureSpec(Spec):
-    """The measurement of a subset: intrinsic dimension and label sharpness at every train size.
+    """The measurement of intrinsic dimension and label sharpness of a subset.
 
     Attributes:
-        subset: subset whose training images are measured. The result is the same for all models.
+        subset: subset whose training images are measured. The result is the same for all
+            models.
         train_sizes: numbers of training images.
         num_neighbors: number of nearest neighbors of each image.
         estimators: names of estimators of intrinsic dimension.
-        sharpness_sample: number of images in a sample for label sharpness; None for all images.
+        sharpness_sample: number of images in a sample for label sharpness; None for all
+            images.
         sharpness_seeds: seeds of the samples, one sample for each seed.
-        calibrate: True to also compute intrinsic dimensions with a bias corrected by simulation.
+        calibrate: True to also compute intrinsic dimensions with a bias corrected by
+            simulation.
     """
 
     schema_version: int = MEASURE_VERSION
@@ -627,8 +634,8 @@ class RepresentationMeasurement(Spec):
     d_repr is the intrinsic dimension of the representation of the training set.
 
     Attributes:
-        stages: True for one estimate after every stage of the network; False for a single estimate,
-            at the last hidden layer.
+        stages: True for one estimate after every stage of the network; False for a single
+            estimate, at the last hidden layer.
     """
 
     schema_version: int
@@ -670,8 +677,8 @@ Measurement = (
 class TrialSpec(Spec):
     """A trial: a network and its measurements after training.
 
-    A trial has the id and the seed of its network. So a trial with additional measurements has the
-    same id and the same network.
+    A trial has the id and the seed of its network. So a trial with additional measurements has
+    the same id and the same network.
     """
 
     network: NetworkSpec
@@ -701,7 +708,8 @@ class TrialSpec(Spec):
         """All measurements of the network, one for each number or group of numbers."""
         representation = self.representation
         measurements: list[Measurement] = []
-        # The last hidden layer is always measured. With ``stages``, all stages are measured too.
+        # The last hidden layer is always measured. With ``stages``, all stages are measured
+        # too.
         stage_options = [False]
         if representation.stages:
             stage_options.append(True)

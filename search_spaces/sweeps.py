@@ -3,11 +3,12 @@
 A sweep file lists datasets in two ways:
 
 - ``datasets`` has :class:`DatasetChoice` entries: rows of the table of datasets, or user data.
-- ``base_datasets`` has :class:`BaseDatasetSpec` entries, to which ``conditions`` are applied. An
-  :class:`ExperimentDataset` is one base dataset, with one condition or without.
+- ``base_datasets`` has :class:`BaseDatasetSpec` entries, to which ``conditions`` are applied.
+  An :class:`ExperimentDataset` is one base dataset, with one condition or without.
 
-:meth:`SweepSpec.list_datasets` converts both to :class:`DatasetChoice` entries, which the planner
-reads. A :class:`ConditionDataset` is such an entry for a condition that changes training images.
+:meth:`SweepSpec.list_datasets` converts both to :class:`DatasetChoice` entries, which the
+planner reads. A :class:`ConditionDataset` is such an entry for a condition that changes
+training images.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pydantic import (
 )
 
 from search_spaces import specs
+from search_spaces.errors import rule_of
 from search_spaces.interventions import (
     BASE,
     BaseDatasetSpec,
@@ -55,9 +57,11 @@ PairChoice = tuple[ClassChoice, ClassChoice]
 """A pair of classes in a sweep file, each an index from 0 or a name."""
 
 MAX_SUBSET_SIZE = 10**9
-"""Largest train or test size. A larger number is a typing error: no dataset has so many images."""
+"""Largest train or test size. A larger number is a typing error: no dataset has so many
+images."""
 MIN_SHARE = 0.0001
-"""Smallest share of a core or GPU. Ray counts in units of 0.0001 and starts no task with less."""
+"""Smallest share of a core or GPU. Ray counts in units of 0.0001 and starts no task with
+less."""
 
 
 class _TableEntry(specs.Spec):
@@ -204,13 +208,15 @@ class ResourceSpec(specs.Spec):
             threads.
         num_gpus: number of GPUs, or a fraction of one GPU; None to predict it for each trial.
         memory_bytes: main memory that Ray reserves, bytes; 0 reserves none.
-        fast: ``on`` trains with CUDA graphs on a GPU. ``auto`` does so only if a self-test showed
-            that CUDA graphs are faster and compute the same numbers as training without them.
-        micro_batches: ``on`` splits a batch into parts if the batch does not fit in the memory of a
-            whole GPU. ``auto`` does the same, but not for networks with batch norm, because
-            splitting changes their results.
+        fast: ``on`` trains with CUDA graphs on a GPU. ``auto`` does so only if a self-test
+            showed that CUDA graphs are faster and compute the same numbers as training without
+            them.
+        micro_batches: ``on`` splits a batch into parts if the batch does not fit in the memory
+            of a whole GPU. ``auto`` does the same, but not for networks with batch norm,
+            because splitting changes their results.
         mps: ``auto`` starts NVIDIA's multi-process service (MPS) if isweep starts its own Ray
-            cluster and ``isweep gpu-check`` measured that MPS saves time. ``never`` starts no MPS.
+            cluster and ``isweep gpu-check`` measured that MPS saves time. ``never`` starts no
+            MPS.
     """
 
     num_cpus: Annotated[float, Field(ge=MIN_SHARE)] = 1.0
@@ -241,18 +247,18 @@ class UserSourceSpec(specs.Spec):
         kind: name of the source in :mod:`tasks.sources` that reads the data.
         path: path of the folder or file.
         title: name of the dataset in text for people.
-        domain: natural or medical. A sweep needs one; a measurement outside a sweep does not.
+        domain: natural or medical. It is None only for a measurement outside a sweep.
         modality: subject and technique of the images, for example ``chest X-ray``.
         channels: number of channels of the raw images.
-        class_names: names of the classes by index. If they are empty and class pairs have names,
-            the names are read from the data.
+        class_names: names of the classes by index. If they are empty and class pairs have
+            names, the names are read from the data.
         label_map: name of the class by label in the data, if a class has several spellings.
-        label_columns: the label column of a table, or one column of 0 and 1 for each class. It is
-            needed only if the columns do not have one of the usual names.
+        label_columns: the label column of a table, or one column of 0 and 1 for each class. It
+            is needed only if the columns do not have one of the usual names.
         layout: order of the folder levels for classes and patients. It is needed only if the
             folders do not show the order.
-        pixel_range: pixel values of black and white, for floating-point or signed images. It is
-            needed only if the files do not contain these values.
+        pixel_range: pixel values of black and white, for floating-point or signed images. It
+            is needed only if the files do not contain these values.
     """
 
     kind: specs.Name
@@ -273,10 +279,12 @@ class DatasetChoice(specs.Spec):
 
     Attributes:
         name: name in the table of datasets, or a new name for user data or generated data.
-        class_pairs: pairs of classes, one binary task for each; None for the pairs in the table.
-        user_source: the user's data; None for other datasets. In a sweep file, the key is ``own``.
-        generated: kind and parameters of a generated or changed dataset; None for other datasets.
-            In a sweep file, the key is ``made``.
+        class_pairs: pairs of classes, one binary task for each; None for the pairs in the
+            table.
+        user_source: the user's data; None for other datasets. In a sweep file, the key is
+            ``own``.
+        generated: kind and parameters of a generated or changed dataset; None for other
+            datasets. In a sweep file, the key is ``made``.
     """
 
     name: specs.Name
@@ -287,9 +295,9 @@ class DatasetChoice(specs.Spec):
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
         if self.user_source is not None and self.generated is not None:
-            raise ValueError("the dataset has the keys own and made. Remove one of them")
+            raise ValueError("the dataset has the keys `own` and `made`. Remove one of them")
         if self.user_source is not None and self.user_source.domain is None:
-            raise ValueError("own has no domain. Add `domain: natural` or `domain: medical`")
+            raise ValueError("`own` has no domain. Add `domain: natural` or `domain: medical`")
         return self
 
 
@@ -308,24 +316,24 @@ class ConditionDataset(DatasetChoice):
 
 
 class SweepSpec(specs.Spec):
-    """The content of a sweep file or preset: the grid of trials, their training and measurement.
+    """The content of a sweep file or preset: trials, their training and measurement.
 
     Attributes:
         name: name of the sweep.
         description: text for people.
-        asked_after_seeing: exploratory (post hoc) questions of the report, by their keys. They were
-            asked after results on these images had been seen. Their answers describe these data,
-            but confirm nothing.
+        asked_after_seeing: exploratory (post hoc) questions of the report, by their keys. They
+            were asked after results on these images had been seen. Their answers describe
+            these data, but confirm nothing.
         models: networks of the grid.
         datasets: datasets of the grid.
         base_datasets: base datasets of an experiment, see :mod:`search_spaces.interventions`.
-        conditions: conditions of the experiment. Every condition of every base dataset is another
-            dataset of the grid, with the name ``<base dataset>_<condition>``.
+        conditions: conditions of the experiment. Every condition of every base dataset is
+            another dataset of the grid, with the name ``<base dataset>_<condition>``.
         intervene_on: images that conditions change. ``all``: all images before the split.
             ``training``: the training images after the split, so test images never change.
-        further_test_sets: True to test networks also on changed test images. The network of a base
-            dataset is tested on the changed test images of every condition. The network of a
-            condition is tested on the changed test images of its own condition.
+        further_test_sets: True to test networks also on changed test images. The network of a
+            base dataset is tested on the changed test images of every condition. The network
+            of a condition is tested on the changed test images of its own condition.
         train_sizes: numbers of training images.
         test_size: number of test images.
         image_size: side of the square images, in pixels.
@@ -334,21 +342,22 @@ class SweepSpec(specs.Spec):
         seeds: seeds of the networks, one network for each seed.
         split_seed: seed of the split into training and test images.
         recipe: training recipe of the networks.
-        data_mode: ``as_released`` switches on all faults of the released code, and ``faults`` is
-            then ignored.
+        data_mode: ``as_released`` switches on all faults of the released code, and ``faults``
+            is then ignored.
         faults: faults of the released code that are switched on if data_mode is ``corrected``.
         attacks: adversarial attacks on the test images.
         robustness: settings of the measurement of R; None if R is not measured.
-        keep_weights: networks whose weights are stored: ``all``, ``none``, or ``last`` for networks
-            of the largest train size. It does not enter a trial's id.
-        d_repr_stages: True to measure d_repr after every stage of a network; False to measure it
-            only at the last hidden layer.
+        keep_weights: networks whose weights are stored: ``all``, ``none``, or ``last`` for
+            networks of the largest train size. The ids of trials do not depend on it.
+        d_repr_stages: True to measure d_repr after every stage of a network; False to measure
+            it only at the last hidden layer.
         predictions: True to store the logits of every network for the test images.
         num_neighbors: number of nearest neighbors for intrinsic dimensions.
         estimators: estimators of d_data.
-        sharpness_sample: number of images in a sample for label sharpness; None for all images.
-        calibrate: True to also compute d_data with a bias corrected by simulation, for the report.
-            This takes about a minute for each subset.
+        sharpness_sample: number of images in a sample for label sharpness; None for all
+            images.
+        calibrate: True to also compute d_data with a bias corrected by simulation, for the
+            report. This takes about a minute for each subset.
         resources: resources of each trial.
         tune: settings of ``isweep tune``. They do not change the sweep.
     """
@@ -392,15 +401,15 @@ class SweepSpec(specs.Spec):
         repeated = sorted(choice.from_ for choice, count in counts.items() if count > 1)
         if repeated:
             raise ValueError(
-                f"models lists {', '.join(repeated[:20])} more than once. List every model once"
+                f"`models` lists {', '.join(repeated[:20])} more than once. List every model once"
             )
         for field in ("train_sizes", "seeds", "faults"):
             specs.check_unique(getattr(self, field), field=field)
         datasets = self.list_datasets()
         if len({choice.name for choice in datasets}) < len(datasets):
             raise ValueError(
-                "datasets lists a dataset more than once. Write one entry for the dataset, and "
-                "list all its pairs under class_pairs"
+                "`datasets` lists a dataset more than once. Write one entry for the dataset, "
+                "and list all its pairs under `class_pairs`"
             )
         return self
 
@@ -408,11 +417,13 @@ class SweepSpec(specs.Spec):
     def _check_experiment(self) -> Self:
         """Check that base datasets and conditions are consistent."""
         if not self.datasets and not self.base_datasets:
-            raise ValueError("the sweep has neither datasets nor worlds. Add one of these two keys")
+            raise ValueError(
+                "the sweep has neither `datasets` nor `worlds`. Add one of these two keys"
+            )
         if self.conditions and not self.base_datasets:
             raise ValueError(
-                "the sweep has arms, but no worlds that they could change. Add base datasets "
-                "under worlds"
+                "the sweep has `arms`, but no `worlds` that they could change. Add base "
+                "datasets under `worlds`"
             )
         base_names = tuple(base.name for base in self.base_datasets)
         specs.check_unique(base_names, field="worlds")
@@ -421,23 +432,23 @@ class SweepSpec(specs.Spec):
         unknown = sorted(requested - set(base_names))
         if unknown:
             raise ValueError(
-                f"arms refer to worlds that do not exist: {', '.join(unknown[:20])}. Choose from "
-                f"these worlds: {', '.join(base_names[:20])}"
+                f"`arms` refers to worlds that do not exist: {', '.join(unknown[:20])}. "
+                f"Choose from these worlds: {', '.join(base_names[:20])}"
             )
         if self.further_test_sets and self.intervene_on != "training":
             raise ValueError(
-                "further_test_sets is on, but intervene_on is not training. Set `intervene_on: "
-                "training`, or remove further_test_sets"
+                "`further_test_sets` is on, but `intervene_on` is not `training`. Set "
+                "`intervene_on: training`, or remove `further_test_sets`"
             )
         if self.intervene_on == "training" and self.all_faults:
             raise ValueError(
-                "the sweep has `intervene_on: training` and faults of the released code, which "
-                "cannot be combined. Set `data_mode: corrected`, and remove faults"
+                "the sweep has `intervene_on: training` and faults of the released code, "
+                "which cannot be combined. Set `data_mode: corrected`, and remove `faults`"
             )
         return self
 
     def experiment_datasets(self) -> tuple[ExperimentDataset, ...]:
-        """Return the datasets of the experiment: each base dataset, followed by its conditions.
+        """Return the experiment's datasets: each base dataset, then its conditions.
 
         Raises:
             ValueError: a base dataset lacks a parameter of a condition, or the value is not
@@ -502,8 +513,8 @@ class SweepSpec(specs.Spec):
     def further_tests(self) -> dict[str, tuple[specs.FurtherTest, ...]]:
         """The further test sets by the name of a dataset.
 
-        A base dataset has a further test set for each of its conditions. The dataset of a condition
-        has only the further test set of this condition.
+        A base dataset has a further test set for each of its conditions. The dataset of a
+        condition has only the further test set of this condition.
         """
         tests: dict[str, tuple[specs.FurtherTest, ...]] = {}
         if not self.further_test_sets:
@@ -529,5 +540,5 @@ class SweepSpec(specs.Spec):
 def _message(error: ValueError) -> str:
     """Return the message of an error. Pydantic's own text around the message is removed."""
     if isinstance(error, ValidationError):
-        return error.errors()[0]["msg"].removeprefix("Value error, ")
+        return rule_of(error.errors()[0]["msg"])
     return str(error)

@@ -1,20 +1,21 @@
-"""Search spaces of the learning-rate search: ranges by model family, and settings of a sweep file.
+"""Search spaces of ``isweep tune``: ranges by model family, and settings of a sweep file.
 
-The ranges are common ones for training from scratch on small datasets. Learning rate and weight
-decay are log-uniform.
+The ranges are common ones for training from scratch on small datasets. Learning rate and
+weight decay are log-uniform.
 
-- Adam, default: learning rate 1e-5 to 1e-2. This range contains Adam's default of 1e-3 (Kingma &
-  Ba, ICLR 2015), which the released code uses for ResNets.
-- Adam, VGGs without batch norm: learning rate 1e-6 to 1e-3. The released code uses 1e-4, and 1e-6
-  on SVHN.
-- Adam, isweep's small networks: learning rate 1e-4 to 1e-1. These networks can be trained at rates
-  that are too high for deep networks.
+- Adam, default: learning rate 1e-5 to 1e-2. This range contains Adam's default of 1e-3 (Kingma
+  & Ba, ICLR 2015), which the released code uses for ResNets.
+- Adam, VGGs without batch norm: learning rate 1e-6 to 1e-3. The released code uses 1e-4, and
+  1e-6 on SVHN.
+- Adam, isweep's small networks: learning rate 1e-4 to 1e-1. These networks can be trained at
+  rates that are too high for deep networks.
 - SGD: learning rate 1e-4 to 1e-1, the range of Brigato et al., "Tune It or Don't Use It:
-  Benchmarking Data-Efficient Image Classification", arXiv 2108.13122. The protocol is also theirs:
-  random and Bayesian search, and selection on a validation split of the training images. Their
-  early stopping is left out.
+  Benchmarking Data-Efficient Image Classification", arXiv 2108.13122. The protocol is also
+  theirs: random and Bayesian search, and selection on a validation split of the training
+  images. Their early stopping is left out.
 - Weight decay: 1e-6 to 1e-2.
-- Batch size: 8 to 64 images. VGGs have smaller batches, because the released code uses 6 images.
+- Batch size: 8 to 64 images. VGGs have smaller batches, because the released code uses 6
+  images.
 """
 
 from __future__ import annotations
@@ -52,22 +53,25 @@ Sampler = Literal["tpe", "gp", "random"]
 
 
 class TuneSpec(Spec):
-    """The settings of ``isweep tune`` in a sweep file. They do not enter a trial's id.
+    """The settings of ``isweep tune`` in a sweep file. No trial id depends on them.
 
     Attributes:
-        learning_rate: smallest and largest learning rate; None for the range of the model family.
-        weight_decay: smallest and largest weight decay; None for the range of the model family.
+        learning_rate: smallest and largest learning rate; None for the range of the model
+            family.
+        weight_decay: smallest and largest weight decay; None for the range of the model
+            family.
         batch_size: batch sizes of the search; None for those of the model family.
         budget: number of trainings for each combination of model and dataset, as a share of
             :data:`GRID_RATES`. A diverged training counts only in part.
         train_size: number of images for training and validation together; None for the largest
             train size of the sweep.
-        validation_share: share of these images that are validation images, in whole groups.
-        finalists: number of best trials that are trained again before the choice. The recipe of the
-            sweep is trained again too.
-        seeds: number of trainings of each finalist, including the one in the search. Each training
-            has another seed, another split and the next class pair of the dataset. If a finalist
-            has several trainings, only those after the first are compared.
+        validation_share: share of validation images among the images of ``train_size``. A group is
+            never split.
+        finalists: number of best trials that are trained again before the choice. The recipe
+            of the sweep is trained again too.
+        seeds: number of trainings of each finalist, including the one in the search. Each
+            training has another seed, another split and the next class pair of the dataset. If
+            a finalist has several trainings, only those after the first are compared.
         sampler: algorithm that proposes points of the search space.
         seed: seed of the sampler.
     """
@@ -101,8 +105,8 @@ class ValidationSpec(Spec):
     """A validation split of the training images.
 
     Attributes:
-        share: share of the training images that are validation images. A trial is trained on the
-            other images.
+        share: share of the training images that are validation images. A trial is trained on
+            the other images.
         split: index of the random split, which seeds it.
     """
 
@@ -145,31 +149,31 @@ _FAMILIES = {"vgg": _VGG, "small_": _HIGH_RATES}
 
 
 def space_of(model: ModelSpec, optimizer: Optimizer, tune: TuneSpec, num_train: int) -> SearchSpace:
-    """Return the search space of one model: the ranges of its family, or those in the sweep file.
+    """Return the ranges to search for a model: those of its family or of the sweep file.
 
     Args:
         model: the model. Its architecture determines the family.
         optimizer: the optimizer. SGD has one search space for all models.
         tune: ranges in the sweep file, which replace those of the family.
-        num_train: number of training images of a trial. Larger batch sizes of the family are left
-            out.
+        num_train: number of training images of a trial. Larger batch sizes of the family are
+            left out.
 
     Raises:
-        ConfigError: every batch size of the family is too large, or a batch size in the sweep file
-            is too large.
+        ConfigError: every batch size of the family is too large, or a batch size in the sweep
+            file is too large.
     """
     family = _family(model, optimizer)
     fitting = tuple(size for size in family.batch_size if size <= num_train)
     batch_sizes = tune.batch_size or fitting
     if not batch_sizes or max(batch_sizes) > num_train:
         if tune.batch_size:
-            problem = f"The list tune.batch_size contains {max(tune.batch_size)}"
+            problem = f"The list `tune.batch_size` contains {max(tune.batch_size)}"
         else:
             problem = f"The smallest batch size of the search is {min(family.batch_size)}"
         raise ConfigError(
             f"{problem}, but a trial of the search has only {num_train} training images",
-            hint="Set tune.batch_size to smaller values, raise tune.train_size, or lower "
-            "tune.validation_share",
+            hint="Set `tune.batch_size` to smaller values, raise `tune.train_size`, or lower "
+            "`tune.validation_share`",
         )
     return SearchSpace(
         learning_rate=tune.learning_rate or family.learning_rate,

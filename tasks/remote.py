@@ -186,8 +186,8 @@ class RayExecutor(InlineExecutor):
                 if not finished:
                     self._note(
                         f"{task_name}: no task has finished for {PATIENCE_S:.0f} s. Each task "
-                        f"needs 1 CPU of {self._place}. If other work uses all CPUs, the tasks "
-                        "start as soon as a CPU is free."
+                        f"needs 1 CPU of {self._place}. If other work uses all CPUs, the "
+                        "tasks start as soon as a CPU is free."
                     )
                 timeout_s = None
                 for reference in finished:
@@ -285,8 +285,8 @@ def _get(reference: Any, name: str) -> Any:
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError) as error:
         raise SetupError(
             f"The worker of the task {name!r} died {MAX_RETRIES + 1} times",
-            hint="Check the kernel log of the node for processes that were killed to free memory, "
-            "and use fewer workers",
+            hint="Check the kernel log of the node for processes that were killed to free "
+            "memory, and use fewer workers",
         ) from error
     except ray.exceptions.OutOfMemoryError as error:
         raise SetupError(

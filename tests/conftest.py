@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import hypothesis
 import pytest
 
 from orchestrator.machine.cluster import Cluster
-from tests.forked_workers import ROOT, forking_process
 from tests.in_process import train_in_process
 from tests.mlflow_tables import copied_tables
 from tests.shared_ray import SHARED, ByFileOrCluster, group_of
@@ -30,6 +29,8 @@ hypothesis.settings.load_profile("isweep")
 
 # Several processes share two cores: a thread of OpenMP that waits must not use a core.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# For the same reason, NumPy uses one thread.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # By default Ray's workers have a low priority. Tests without Ray would then take all cores.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
@@ -129,19 +130,6 @@ def pytest_collection_finish() -> None:
     """Turn garbage collection on again, without the objects that exist now."""
     gc.freeze()
     gc.enable()
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_setupnodes(config: pytest.Config, specs: Sequence[Any]) -> None:
-    """Fork the workers of pytest-xdist from one process, which has collected the tests."""
-    # The process needs Linux, and paths of the command line that are relative to the repository.
-    if sys.platform != "linux" or Path.cwd() != ROOT:
-        return
-    ending = contextlib.ExitStack()
-    config.add_cleanup(ending.close)
-    command = ending.enter_context(forking_process(config.args))
-    for spec in specs:
-        spec.python = command
 
 
 @pytest.hookimpl(optionalhook=True)

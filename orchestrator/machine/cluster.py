@@ -208,7 +208,11 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
     share = 1.0 if spec.num_gpus is None else spec.num_gpus
     use_gpus = device == "gpu" or (device == "auto" and cluster.num_gpus > 0)
     request = Resources(
-        spec.num_cpus, share if use_gpus else 0.0, spec.memory_bytes, spec.fast, spec.micro_batches
+        num_cpus=spec.num_cpus,
+        num_gpus=share if use_gpus else 0.0,
+        memory_bytes=spec.memory_bytes,
+        fast=spec.fast,
+        micro_batch_policy=spec.micro_batches,
     )
     if not cluster.is_private:
         return request

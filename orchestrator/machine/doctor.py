@@ -188,7 +188,9 @@ def _root(root: str | None) -> Outcome:
     base = next(folder for folder in (paths.root, *paths.root.parents) if folder.is_dir())
     if not os.access(base, os.W_OK):
         return Outcome(
-            False, f"{base} cannot be written", "Choose another folder with --root or ISWEEP_ROOT"
+            False,
+            f"{base} cannot be written",
+            "Choose another folder with --root or ISWEEP_ROOT",
         )
     kind = _file_system(base)
     if kind in NETWORK_FILE_SYSTEMS:
@@ -226,7 +228,8 @@ def _result_store(url: str) -> Outcome:
         base = next(folder for folder in folders if folder.exists())
         if base.is_dir() and os.access(base, os.W_OK):
             return Outcome(True, f"{files.base}")
-        return Outcome(False, f"{base} cannot be written", "Choose another folder with --storage")
+        fix = "Choose another folder with --storage"
+        return Outcome(False, f"{base} cannot be written", fix)
     folder = f"{files.base}/.doctor-{uuid.uuid4().hex}"
     files.write(f"{folder}/probe/probe.json", b"{}")
     is_listed = any(files.find(folder, "probe.json"))

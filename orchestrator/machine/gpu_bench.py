@@ -201,7 +201,12 @@ class Bench:
         return [seconds / BATCHES_PER_EPOCH for seconds in epoch_seconds]
 
     def rate(
-        self, model: str, duration_s: float, wait_for_start: Callable[[], None], *, graphs: bool
+        self,
+        model: str,
+        duration_s: float,
+        wait_for_start: Callable[[], None],
+        *,
+        graphs: bool,
     ) -> float:
         """Return the images per second of a training during a period of time.
 

@@ -61,7 +61,7 @@ NUMBERS_OF_PROCESSES = (1, 2, 4)
 PAIR_WINDOW_S = 8.0
 """Seconds of the period in which the images of all processes on the GPU are counted."""
 CPU_WINDOW_S = 0.5
-"""Seconds of this period on a CPU."""
+"""Seconds of the period in which the images of all processes on a CPU are counted."""
 NO_MPS = {"CUDA_MPS_PIPE_DIRECTORY": "/nowhere"}
 """Variables for a process without MPS: CUDA uses MPS only if this folder contains its socket."""
 
@@ -175,7 +175,11 @@ def _end_together(processes: Iterable[subprocess.Popen[str]]) -> None:
         kill_process(process)
 
 
-def _release(processes: Collection[subprocess.Popen[str]], folder: Path, deadline: float) -> None:
+def _release(
+    processes: Collection[subprocess.Popen[str]],
+    folder: Path,
+    deadline: float,
+) -> None:
     """Let all processes start to count when each is ready, when one has ended, or at a deadline."""
     while time.monotonic() < deadline:
         all_ready = len(list(folder.glob("*.ready"))) == len(processes)
@@ -306,7 +310,8 @@ def run_part(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, An
             end_part(process)
     error = error or "; ".join(values.get("fails", ()))
     seconds = time.perf_counter() - start
-    return {"ok": not error, "seconds": seconds, **nameless({"values": values, "error": error})}
+    nameless_result = nameless({"values": values, "error": error})
+    return {"ok": not error, "seconds": seconds, **nameless_result}
 
 
 def _start_part(

@@ -217,12 +217,14 @@ def correctness(bench: Bench) -> Measurements:
             test = self_test.run(case, bench.device).as_fields()
         tests[case.model.name] = test
         yield "self_test", tests
+        wrong = test["wrong"]
+        unchecked = test["unchecked"]
         if test["doubt"]:
-            fails.append(f"the GPU computed wrongly once: {test['wrong']}. But {test['doubt']}")
-        elif test["wrong"]:
-            fails.append(f"the GPU computes wrongly: {test['wrong']}")
-        elif test["unchecked"]:
-            fails.append(f"it is unknown whether the GPU computes correctly: {test['unchecked']}")
+            fails.append(f"the GPU computed wrongly once: {wrong}. But {test['doubt']}")
+        elif wrong:
+            fails.append(f"the GPU computes wrongly: {wrong}")
+        elif unchecked:
+            fails.append(f"it is unknown whether the GPU computes correctly: {unchecked}")
         elif test["plain_because"] and not test.get("is_only_slow"):
             fails.append(f"trials cannot use graphs: {test['plain_because']}")
     yield "graphs", [name for name, test in tests.items() if not test["plain_because"]]
@@ -412,7 +414,14 @@ def _small_trial(bench: Bench, model: str, *, graphs: bool) -> None:
         evaluate(trained, images, labels)
 
     train(
-        trained, images, labels, recipe, seed=0, device=bench.device, on_epoch=look, graphs=graphs
+        trained,
+        images,
+        labels,
+        recipe,
+        seed=0,
+        device=bench.device,
+        on_epoch=look,
+        graphs=graphs,
     )
     run_clean_pass(trained, images, labels, batch_size=attack_batch_size(recipe))
 
@@ -504,7 +513,8 @@ def faults(bench: Bench) -> Measurements:
             # cuDNN uses a smaller workspace if memory is short.
             yield f"{name}_note", "half of the peak memory was enough, so no error was tested"
         elif kind != "out_of_memory":
-            fails.append(f"an out-of-memory error in {name} is recorded as {kind or 'no failure'}")
+            recorded_as = kind or "no failure"
+            fails.append(f"an out-of-memory error in {name} is recorded as {recorded_as}")
     yield "fails", fails
 
 
@@ -539,7 +549,8 @@ def summary(bench: Bench, parts: Mapping[str, Any]) -> Measurements:
     hours = measured_hours(bench.trials, times)
     if hours is not None:
         # With these factors, plans and runs use the measured time of each network.
-        yield "row", asdict(replace(row, network_factors=network_factors(bench.trials, times, row)))
+        row = replace(row, network_factors=network_factors(bench.trials, times, row))
+        yield "row", asdict(row)
     yield "hours", hours
     if hours is None:
         note = "the hours are unknown, because step_times, passes or trial lacks a network"

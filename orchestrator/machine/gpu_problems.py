@@ -71,7 +71,8 @@ def _offers_gpus(node: dict[str, Any]) -> bool:
 
 
 def ask_nodes(
-    question: Callable[[], object], is_asked: Callable[[dict[str, Any]], bool] = lambda node: True
+    question: Callable[[], object],
+    is_asked: Callable[[dict[str, Any]], bool] = lambda node: True,
 ) -> dict[Any, dict[str, Any]]:
     """Start a task on every live node of the connected cluster, or on some of them.
 
@@ -119,7 +120,8 @@ def refuse(
             hints[problem.hint] = None
     if texts:
         raise SetupError(
-            "; ".join(texts), hint=f"{'. '.join(hints)}. Use --device cpu to run on CPUs instead"
+            "; ".join(texts),
+            hint=f"{'. '.join(hints)}. Use --device cpu to run on CPUs instead",
         )
     _refuse_without_bfloat16(nodes, trials)
 
@@ -257,7 +259,7 @@ def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Itera
             # nvidia-smi in Linux counts the memory of Windows, but does not list its programs.
             end_others = (
                 "Close programs in Windows that use the GPU: the Task Manager shows them on "
-                "the tab Details in the column `Dedicated GPU memory`"
+                "the tab Details in the column `Dedicated GPU memory`, which you may have to add"
             )
         yield Problem(
             f": other processes use {gpu.held_bytes / 2**30:.1f} of {gpu.memory_gib:.1f} GiB, "

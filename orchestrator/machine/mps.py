@@ -34,8 +34,8 @@ characters, and the daemon ends without a message if it is longer."""
 ATTACH_TIMEOUT_S = 120.0
 """Seconds that a process may take to import torch and to compute on every GPU through MPS."""
 BREAKING_KINDS = (FailureKind.DEVICE_ERROR, FailureKind.HUNG, FailureKind.WORKER_CRASH)
-"""Failures of trials after which MPS may be unusable. isweep kills the process of a trial that
-hung."""
+"""Failures of trials after which MPS may be unusable. A trial that hung is in the list, because
+isweep kills its process, which may be computing."""
 ATTACH = """
 import torch
 for index in range(torch.cuda.device_count()):
@@ -136,7 +136,7 @@ class PrivateMps:
 
         Args:
             folder: folder for the socket and the logs.
-            stack: ends the daemon when it is closed.
+            stack: gets the callbacks that end the daemon.
 
         Returns:
             Why MPS does not work; empty if it works.
@@ -177,11 +177,11 @@ def breaks_mps(failure: TrialFailure) -> bool:
 
     After a fatal error on a GPU, MPS ends all processes that use the GPU, and refuses new ones
     meanwhile. If a process dies while the GPU computes for it, MPS and the other processes can
-    hang. A GPU that a self-test refuses for its wrong numbers does not end any process, so the
-    other GPUs continue to use MPS.
+    hang.
     """
     if failure.capture_failed:
-        return False
+        return False  # the process ends by itself, and the GPU works
     # Ray kills a process to free the machine's memory.
     was_killed = failure.memory == "machine"
+    # A GPU that only computes wrong numbers has no such failure: no process ends because of it.
     return was_killed or failure.device_lost or failure.kind in BREAKING_KINDS

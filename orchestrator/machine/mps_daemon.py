@@ -33,7 +33,7 @@ CONTROL = "nvidia-cuda-mps-control"
 PIPES = "CUDA_MPS_PIPE_DIRECTORY"
 """Environment variable with the folder of the daemon's socket."""
 DEFAULT_PIPES = "/tmp/nvidia-mps"
-"""Folder of the socket if this variable is not set."""
+"""Folder of the socket if ``CUDA_MPS_PIPE_DIRECTORY`` is not set."""
 LOGS = "CUDA_MPS_LOG_DIRECTORY"
 """Environment variable with the folder of the log files of the daemon and the server."""
 START_TIMEOUT_S = 30.0
@@ -43,8 +43,8 @@ CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 10.0
 """Seconds that the daemon may take to list processes, or to end the GPU work of one client."""
 END_CLIENTS_TIMEOUT_S = 30.0
-"""Seconds after which no further client's GPU work is ended: three commands without an answer. The
-clients are killed all the same."""
+"""Seconds after which isweep does not end the GPU work of a further client. This is the time of
+three commands without an answer. isweep then kills the remaining clients."""
 SUCCESS = "CUDA_SUCCESS"
 """Text that the daemon's program prints if ``terminate_client`` has ended a client's GPU work."""
 SHELL = "sh"

@@ -13,9 +13,9 @@ from pathlib import Path
 from orchestrator.machine.mps_daemon import PIPES, end_gpu_work
 
 PRIVATE_FOLDER = "ISWEEP_MPS_FOLDER"
-"""Environment variable of a run's processes with the folder of MPS that the run started."""
+"""Environment variable that tells the processes of a run the private folder of the run's MPS."""
 STOP_MARK = "isweep-mps-stopped"
-"""File in this folder. If it exists, the run has stopped using MPS."""
+"""Name of a file in the private folder. If the file exists, the run has stopped using MPS."""
 
 
 def avoid_stopped_mps() -> None:

@@ -164,7 +164,9 @@ def watch_servers(ray: Any, *, is_private: bool) -> Iterator[None]:
     servers = {
         "gcs_server": _Server("The head of the Ray cluster", host, int(port)),
         "raylet": _Server(
-            "The raylet of this node", this_node["NodeManagerAddress"], this_node["NodeManagerPort"]
+            "The raylet of this node",
+            this_node["NodeManagerAddress"],
+            this_node["NodeManagerPort"],
         ),
     }
     lost_after_s = PRIVATE_LOST_AFTER_S if is_private else SHARED_LOST_AFTER_S

@@ -27,7 +27,8 @@ MAX_HELD_BYTES = 2 << 30
 ONLY_FOR_ARRAYS = frozenset({"label_map", "pixel_range"})
 """Options of your own data that are allowed for a file of arrays."""
 NUM_PROBED = 64
-"""Number of an image's values that are compared first. Most images differ in one of them."""
+"""Number of values of an image that are compared first. In most images, they are not all
+equal."""
 
 
 def measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Measured:
@@ -39,15 +40,15 @@ def measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Mea
     kind = detect_own_kind(path)
     if kind is not None and path.stat().st_size > MAX_HELD_BYTES:
         raise ConfigError(
-            f"{path.name} has {path.stat().st_size / 2**30:.1f} GiB, but isweep can measure more "
-            "than 2 GiB of images only after it has resized them",
+            f"{path.name} has {path.stat().st_size / 2**30:.1f} GiB, but isweep can measure "
+            "more than 2 GiB of images only after it has resized them",
             hint="Add --image-size, for example with the side length of the stored images",
         )
     unfit = sorted(set(request.own_options) - ONLY_FOR_ARRAYS)
     if unfit:
         raise ConfigError(
             f"{path.name} is a file of arrays, for which {options_text(unfit)} cannot be used",
-            hint="Remove this option",
+            hint=f"Remove {options_text(unfit)}",
         )
     # A .npy file has no kind. Its options are checked as those of an .npz file.
     own_data = own_source(kind or "npz", path, request)
@@ -80,8 +81,8 @@ def _measure_npy(
     labels = _read_labels(request.labels, own_data)
     if len(labels.codes) != len(images):
         raise DataError(
-            f"{request.labels.name} has {plural(len(labels.codes), 'label')}, but {path.name} has "
-            f"{plural(len(images), 'image')}",
+            f"{request.labels.name} has {plural(len(labels.codes), 'label')}, but {path.name} "
+            f"has {plural(len(images), 'image')}",
             hint="Set --labels to a file with one label per image",
         )
     return _measure_labeled(images, labels, range(len(images)), [], request, executor)
@@ -116,14 +117,14 @@ def own_source(kind: str, path: Path, request: MeasureRequest) -> UserSourceSpec
 
 
 def options_text(names: Iterable[str]) -> str:
-    """Return options as on a command line: ``--label-map, --layout``."""
-    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+    """Return options as on a command line: ``--label-map and --layout``."""
+    return " and ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 def _load_npy(path: Path) -> Images:
     try:
-        # With mmap, a header that declares more data than the file has is an error before memory is
-        # allocated.
+        # With mmap, a header that declares more data than the file has is an error before
+        # memory is allocated.
         return cast("Images", np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
         raise DataError(
@@ -144,8 +145,8 @@ def _read_labels(path: Path, own_data: UserSourceSpec) -> Labels:
         values = np.array(lines[0].split() if len(lines) == 1 else lines, np.str_)
     if values.ndim != 1 or values.dtype.kind not in "uibfUS":
         raise DataError(
-            f"{path.name} has an array of type {values.dtype} and shape {values.shape} instead of "
-            "one label per image",
+            f"{path.name} has an array of type {values.dtype} and shape {values.shape} "
+            "instead of one label per image",
             hint="Save the labels as a one-dimensional array of numbers or text",
         )
     return name_labels(values.tolist(), own_data, first=0 if is_array else 1)

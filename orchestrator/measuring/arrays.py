@@ -70,8 +70,9 @@ def rescale_and_measure(
 ) -> Measured:
     """Measure images in memory after rescaling them to [0, 255], as in a prepared dataset.
 
-    Only floating-point images, and images whose black and white are given, are rescaled. Whole
-    numbers, and points ``(num_points, num_features)``, are measured as they are.
+    Floating-point images are rescaled. Images of whole numbers are rescaled if the request has
+    the values of black and white. Points ``(num_points, num_features)`` are rescaled in the
+    same case. All other data are measured as they are.
     """
     rescaled = _rescale(data.images, request.settings.pixel_range)
     if rescaled.is_rescaled:
@@ -150,8 +151,8 @@ def rows_of_pair(labels: Codes, names: Names, pair: tuple[str, str]) -> Codes:
     Args:
         labels: ``(num_images,)`` class indices.
         names: Names of the classes, by index.
-        pair: The two classes, as names or else as indices. For labels 1, 2, 3 the indices are 0, 1,
-            2.
+        pair: The two classes, as names or else as indices. For labels 1, 2, 3 the indices are
+            0, 1, 2.
 
     Raises:
         ConfigError: A class does not exist, or both classes are the same.

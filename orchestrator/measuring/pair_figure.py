@@ -46,8 +46,8 @@ def _stretched(image: Images) -> Images:
     pixels = pixels.squeeze()
     if pixels.ndim < 2:
         raise DataError(
-            f"The pair cannot be drawn, because the data are rows of {pixels.size} numbers, not "
-            "images",
+            f"The pair cannot be drawn, because the data are rows of {pixels.size} numbers, "
+            "not images",
             hint="Remove --show-pair",
         )
     low = float(pixels.min())

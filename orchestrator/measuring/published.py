@@ -21,9 +21,9 @@ THREE_CHANNELS = ("cifar10", "svhn", "imagenet")
 def published_rows(record: MeasureResult) -> list[dict[str, Any]]:
     """Return one row for each of the study's eleven datasets, at the nearest train size.
 
-    The published label sharpness is a maximum over about 2,000 sampled pairs of images with 224 x
-    224 pixels in [0, 255]. It is converted to the pixel range, side and channels of the record. It
-    is None if the record does not have its pixel range or side.
+    The published label sharpness is a maximum over about 2,000 sampled pairs of images with
+    224 x 224 pixels in [0, 255]. It is converted to the pixel range, side and channels of the
+    record. It is None if the record does not have its pixel range or side.
     """
     size = record.sizes[-1].train_size
     nearest: dict[str, dict[str, str]] = {}
@@ -96,16 +96,16 @@ def describe(measured: Measured) -> list[str]:
             lines.append(
                 f"The label sharpness {sharpness.value:.3g} ({definition}) is "
                 f"{_level(below, len(published))}: "
-                f"higher than {below} of the {len(published)} published values, converted to your "
-                "pixel range, side and channels. By the law, sharper labels give a higher loss "
-                "and a network that is easier to attack. Published values come from a sample of "
-                "pairs, so this comparison is only an order of magnitude."
+                f"higher than {below} of the {len(published)} published values, converted to "
+                "your pixel range, side and channels. By the law, sharper labels give a "
+                "higher loss and a network that is easier to attack. Published values come "
+                "from a sample of pairs, so only the order of magnitude can be compared."
             )
     return lines + list(record.notes)
 
 
 def _level(below: int, total: int) -> str:
-    """Return the third of the published values that a value is in: low, medium or high.
+    """Return low, medium or high: the third of the published values in which a value lies.
 
     Args:
         below: Number of published values below the value.

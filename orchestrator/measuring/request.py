@@ -25,13 +25,13 @@ class MeasureRequest:
 
     Attributes:
         source: A path, or the name of a known dataset.
-        labels: Label file for a ``.npy`` file. It is a ``.npy`` file or text with one label per
-            line. Without labels only the intrinsic dimension is measured.
+        labels: Label file for a ``.npy`` file. It is a ``.npy`` file or text with one label
+            per line. Without labels only the intrinsic dimension is measured.
         raw: Folder with the raw download of a known dataset.
         own_options: Options of your own data: ``label_map`` (label in the data -> class),
             ``label_columns``, ``layout``.
-        class_pair: Names of the two classes to measure. None measures all classes. A number that is
-            not a name is an index of the classes.
+        class_pair: Names of the two classes to measure. None measures all classes. A number
+            that is not the name of a class is the index of a class.
         max_skipped_share: Largest share of image files that may be unusable.
         train_sizes: Sizes of nested, stratified subsets to measure in addition to all images.
         image_size: Side after resizing, pixels. None does not resize arrays, and resizes image

@@ -22,8 +22,8 @@ lock."""
 def scratch_folder(parent: Path) -> Iterator[Path]:
     """Yield the path of a temporary folder, and delete the folder and its parts afterwards.
 
-    First, delete folders of killed processes. Each process locks a file next to its folder. If the
-    lock is free, the process has ended.
+    First, delete folders of killed processes. Each process locks a file next to its folder. If
+    the lock is free, the process has ended.
 
     Args:
         parent: Folder of the prepared datasets. It also has the key for hashed file names.

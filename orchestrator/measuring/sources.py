@@ -2,13 +2,13 @@
 
 :func:`measure_source` chooses one of three ways by the path of the source:
 
-- Image files and the names of datasets are prepared as for a sweep, in a temporary folder. Then
-  :func:`~tasks.measures.measure.measure_nested` reads the prepared images in blocks.
+- Image files and the names of datasets are prepared as for a sweep, in a temporary folder.
+  Then :func:`~tasks.measures.measure.measure_nested` reads the prepared images in blocks.
 - A folder with prepared images is measured in the same way.
-- The images of an array file are read into memory (:mod:`orchestrator.measuring.array_files`) and
-  rescaled to [0, 255] (:mod:`orchestrator.measuring.arrays`). Then
-  :func:`~tasks.measures.measure.measure_array` measures them. With a class pair or train sizes,
-  prepared images are also read into memory.
+- The images of an array file are read into memory (:mod:`orchestrator.measuring.array_files`)
+  and rescaled to [0, 255] (:mod:`orchestrator.measuring.arrays`). Then
+  :func:`~tasks.measures.measure.measure_array` measures them. With a class pair or train
+  sizes, prepared images are also read into memory.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from tasks.sources.pictures import is_image_name
 OWN_NAME = "own"
 """Name of the dataset that is measured from a path."""
 MAX_FOLDERS_BELOW = 2
-"""Number of folders between the typed folder and the class folders that a message finds."""
+"""Largest number of levels below the given folder where a message looks for class folders."""
 DEFAULT_SIDE = 224
 """Default side of resized images, pixels: the same as in the study."""
 
@@ -53,8 +53,8 @@ DEFAULT_SIDE = 224
 def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths) -> Measured:
     """Read a source and measure it.
 
-    Image files are prepared below the root, and the prepared images are deleted afterwards. The key
-    for hashed file names is kept.
+    Image files are prepared below the root, and the prepared images are deleted afterwards.
+    The key for hashed file names is kept.
 
     Args:
         request: The source and the settings.
@@ -104,7 +104,7 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
             "images of .npy files",
             hint="Save images and labels together as .npz, or remove --image-size",
         )
-    own_data = own_source(known_kind(path), path, request)
+    own_data = own_source(data_kind(path), path, request)
     dataset = own_dataset_spec(OWN_NAME, own_data)
     try:
         return _prepare_and_measure(request, dataset, path, executor, paths)
@@ -119,9 +119,10 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
 
 
 def _folder_of_classes(folder: Path) -> Path | None:
-    """Return the folder with the class folders if it is the only one below; else None.
+    """Return the folder below ``folder`` that has the class folders, or None.
 
-    It is searched at most two folders below, and has at least two subfolders with images.
+    A folder has class folders if at least two of its subfolders contain images. The search
+    goes at most two levels down, and only into a folder that is the only subfolder.
     """
     for _ in range(MAX_FOLDERS_BELOW):
         subfolders = _subfolders(folder)
@@ -183,7 +184,7 @@ def _check_options(
         )
 
 
-def known_kind(path: Path) -> str:
+def data_kind(path: Path) -> str:
     """Return the kind of your own data at a path.
 
     Raises:
@@ -205,7 +206,7 @@ def _prepare_and_measure(
     executor: Executor,
     paths: RootPaths,
 ) -> Measured:
-    """Measure a dataset after preparing it in a temporary folder, if it is not prepared already.
+    """Measure a dataset. If it is not prepared, first prepare it in a temporary folder.
 
     Args:
         request: The source and the settings.

@@ -21,6 +21,7 @@ from search_spaces.errors import (
 )
 from search_spaces.specs import DatasetSpec, MeasureSpec, PreparedSpec, SubsetSpec
 from tasks.prepared.parts import SPLIT_CODES
+from tasks.prepared.released_faults import check_no_given_split
 from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import make_subset
 from tasks.sources.base import UNKEYED, Listing, RawRequest, hash_key
@@ -51,7 +52,7 @@ Images = PreparedDataset | LabelCounts
 
 
 def count_labels(listing: Listing) -> LabelCounts | None:
-    """Return the labels of a listing, or None if they are only known after reading the files."""
+    """Return the labels of a listing, or None if the files must be read to know them."""
     if not listing.one_image_per_item or any(item.label is None for item in listing.items):
         return None
     group_ids: dict[str, int] = {}
@@ -63,9 +64,14 @@ def count_labels(listing: Listing) -> LabelCounts | None:
     return LabelCounts(
         np.array([item.label for item in listing.items], np.int64),
         np.array(groups, np.int64),
-        np.array([SPLIT_CODES[item.split] for item in listing.items], np.int8),
+        _split_codes(listing),
         listing.label_names,
     )
+
+
+def _split_codes(listing: Listing) -> NDArray[np.int8]:
+    """Return the code of the split that the data state for each item of a listing."""
+    return np.array([SPLIT_CODES[item.split] for item in listing.items], np.int8)
 
 
 def check_feasible(
@@ -73,15 +79,16 @@ def check_feasible(
 ) -> dict[str, Listing]:
     """Raise an error if the data of a sweep are absent, contradictory or too few.
 
-    If your own data are not prepared yet, list their files to check labels, groups, splits and file
-    names. No image is opened.
+    If your own data are not prepared yet, list their files to check labels, groups, splits and
+    file names. No image is opened.
 
     Args:
         workspace: The sweep.
-        raw: Folders of your own data by dataset. Your other datasets have their paths in the sweep.
+        raw: Folders with your own data, by the name of the dataset. They replace the paths in
+            the sweep.
 
     Returns:
-        The new listings, by prepared id.
+        The listings of data that are not prepared yet, by prepared id.
 
     Raises:
         SweepError: The data have at least one problem. The message lists all problems.
@@ -93,34 +100,39 @@ def check_feasible(
     unopened: dict[str, Listing] = {}
     for spec in plan.prepared:
         dataset = plan.datasets[spec.dataset]
-        images_there: Images | None = workspace.prepared.get(spec.prepared_id)
-        if images_there is None:
-            images_there = _shipped_labels(dataset, spec)
-        if images_there is None and spec.dataset in sources:
+        dataset_images: Images | None = workspace.prepared.get(spec.prepared_id)
+        if dataset_images is None:
+            dataset_images = _shipped_labels(dataset, spec)
+        if dataset_images is None and spec.dataset in sources:
             key = names_key(workspace.paths.root)
             try:
                 request = RawRequest(dataset, spec, sources[spec.dataset], key)
                 listing = workspace.listings.of(request)
                 unopened[spec.prepared_id] = listing
-                images_there = count_labels(listing)
+                dataset_images = count_labels(listing)
+                if dataset_images is None:
+                    # Only the splits are known. If the labels are known too, make_subset
+                    # checks the splits below.
+                    check_no_given_split(spec, _split_codes(listing))
             except SweepError as error:
                 problems.append(error)
-        images[spec.prepared_id] = images_there
-        if images_there is not None and spec.dataset in sources:
-            problems += _wrong_class_names(dataset, images_there.label_names)
+        images[spec.prepared_id] = dataset_images
+        if dataset_images is not None and spec.dataset in sources:
+            problems += _wrong_class_names(dataset, dataset_images.label_names)
     for measure in plan.measures:
-        images_there = images[measure.subset.prepared.prepared_id]
-        if images_there is not None:
+        dataset_images = images[measure.subset.prepared.prepared_id]
+        if dataset_images is not None:
             is_named = bool(plan.datasets[measure.subset.dataset].label_names)
-            problems += _too_few_images(measure, images_there, is_named)
+            problems += _too_few_images(measure, dataset_images, is_named)
     collect(problems, DataError)
     return unopened
 
 
 def _shipped_labels(dataset: DatasetSpec, spec: PreparedSpec) -> LabelCounts | None:
-    """Return the labels of a dataset with known numbers of images per class, or None.
+    """Return the labels of a dataset that an installed package contains, or None.
 
-    Every image is assumed to be its own group, which is the best case.
+    The table of datasets has the number of images of each class. Every image is assumed to be
+    its own group, because this allows the largest sets.
     """
     if not dataset.images_per_class or spec.dials:
         return None
@@ -133,14 +145,14 @@ def _wrong_class_names(dataset: DatasetSpec, names: tuple[str, ...]) -> list[Swe
     """Return an error if the classes in a sweep differ from the classes of its data."""
     if dataset.label_names in ((), names):
         return []
-    key = f"datasets.{dataset.name}.own.class_names"
+    key = f"`datasets.{dataset.name}.own.class_names`"
     named = ", ".join(dataset.label_names)
     in_data = ", ".join(names[:MAX_NAMED])
     return [
         DataError(
             f"{key} lists {named}, but the data have the classes {in_data}",
-            hint="Remove class_names, or set it to the classes of the data, in the order of this "
-            "message",
+            hint="Remove `class_names`, or set it to the classes of the data, in the order of "
+            "this message",
         )
     ]
 
@@ -167,14 +179,14 @@ def _too_few_images(measure: MeasureSpec, images: Images, is_named: bool) -> lis
             class_names=names,
         )
     except SweepError as error:
-        return [about_subset(subset, names, error)]
+        return [with_subset_name(subset, names, error)]
     return []
 
 
 def _check_pair_of_numbers(subset: SubsetSpec, names: tuple[str, ...]) -> None:
     """Raise an error if a number in a class pair could mean an index or the name of a class.
 
-    This is so if the names of the classes are numbers, but not 0, 1, 2 and so on.
+    A number is ambiguous if the names of the classes are numbers other than 0, 1, 2 and so on.
     """
     are_indices = names == tuple(map(str, range(len(names))))
     are_numbers = all(name.lstrip("-").isdigit() for name in names)
@@ -182,16 +194,19 @@ def _check_pair_of_numbers(subset: SubsetSpec, names: tuple[str, ...]) -> None:
         return
     first, second = subset.class_pair
     raise DataError(
-        f"datasets.{subset.dataset}.class_pairs has the numbers {first} and {second}. isweep "
-        "reads numbers as indices from 0, but the classes of this dataset have numbers as names: "
-        f"{', '.join(names[:MAX_NAMED])}",
+        f"`datasets.{subset.dataset}.class_pairs` has the numbers {first} and {second}. "
+        "isweep reads numbers as indices from 0, but the classes of this dataset have numbers "
+        f"as names: {', '.join(names[:MAX_NAMED])}",
         hint=f"Write class names in quotes, for example `class_pairs: [['{names[0]}', "
         f"'{names[1]}']]`",
     )
 
 
 def _own_sources(workspace: Workspace, raw: Mapping[str, Path]) -> dict[str, Path]:
-    """Return the paths of your own data by dataset. Raise an error if a path does not exist."""
+    """Return the paths of your own data by dataset.
+
+    Raise an error if a path does not exist.
+    """
     problems: list[SweepError] = []
     sources: dict[str, Path] = {}
     for choice in workspace.plan.sweep.datasets:
@@ -203,7 +218,7 @@ def _own_sources(workspace: Workspace, raw: Mapping[str, Path]) -> dict[str, Pat
             hint = "Correct the path. A relative path starts in the folder of the sweep file. "
             problems.append(
                 ConfigError(
-                    f"datasets.{choice.name}.own.path does not exist: {choice.user_source.path}",
+                    f"`datasets.{choice.name}.own.path` does not exist: {choice.user_source.path}",
                     hint=f"{hint}{nearest_path(path)}".rstrip(),
                 )
             )
@@ -214,18 +229,18 @@ def _own_sources(workspace: Workspace, raw: Mapping[str, Path]) -> dict[str, Pat
 def names_key(root: Path | None) -> str:
     """Return the key for the hashes of file names in messages.
 
-    ``isweep locate`` needs the same key to find the files. Without a writable root, the result is
-    :data:`UNKEYED`.
+    ``isweep locate`` needs the same key to find the files. Without a writable root, the result
+    is :data:`UNKEYED`.
     """
     if root is None or not os.access(root, os.W_OK):
         return UNKEYED
     return hash_key(root / "prepared")
 
 
-def about_subset(subset: SubsetSpec, names: tuple[str, ...], error: SweepError) -> SweepError:
+def with_subset_name(subset: SubsetSpec, names: tuple[str, ...], error: SweepError) -> SweepError:
     """Add the dataset and the classes to the message of a :class:`TooFewImagesError`.
 
-    Other errors are returned unchanged, because their messages have the dataset and classes.
+    Other errors are returned unchanged, because their messages already name the dataset.
     """
     if not isinstance(error, TooFewImagesError):
         return error

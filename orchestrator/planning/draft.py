@@ -6,15 +6,20 @@ import json
 import os
 import shlex
 import unicodedata
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from orchestrator.planning.checks import LabelCounts, about_subset, count_labels, names_key
+from orchestrator.planning.checks import LabelCounts, count_labels, names_key, with_subset_name
+from orchestrator.planning.first_images import (
+    guess_domain,
+    read_first_images,
+    size_comment,
+    with_patients,
+)
 from orchestrator.planning.sweep_file import parse_sweep
 from orchestrator.planning.written_files import preset_names
 from search_spaces.datasets import DATASETS, own_dataset_spec
@@ -23,32 +28,20 @@ from search_spaces.models import as_name
 from search_spaces.specs import PreparedSpec, SubsetSpec
 from search_spaces.sweeps import UserSourceSpec
 from tasks.prepared.listings import list_raw
-from tasks.prepared.record import MIN_ENLARGED
 from tasks.prepared.subsets import make_subset
-from tasks.sources import own_kinds_text, source_for
-from tasks.sources.base import Item, Listing, RawRequest, Sample, SkipItem
+from tasks.sources import own_kinds_text
+from tasks.sources.base import RawRequest
 from tasks.sources.detect import detect_own_kind
-from tasks.sources.dicom import is_dicom_name, read_header
-from tasks.sources.own.groups import plain_id
-from tasks.sources.pictures import is_image_name
 
 TEST_SHARES = (0.25, 0.15, 0.08, 0.04)
-"""Shares of the images to try for the test set, in this order, until groups and splits allow
-one."""
+"""Shares of the images for the test set. They are tried in this order until the groups and
+splits of the data allow one."""
 MAX_NAMED = 8
 """Largest number of classes in a comment."""
 MAX_NAME = 64
 """Largest number of characters in the name of a sweep or dataset."""
-MAX_TRIED = 20
-"""Largest number of images to open until enough of them can be read."""
-NUM_COMPARED = 5
-"""Number of readable images whose sizes are compared."""
 MIN_TRAINED = 8
 """Smallest number of training images."""
-MAX_HEADERS = 2_000
-"""Largest number of DICOM headers to read. This takes about ten seconds."""
-MEDICAL_ENDINGS = (".dcm", ".dicom", ".ima", ".nii", ".nii.gz")
-"""Endings of the names of medical image files."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +130,10 @@ def draft_sweep(
 
     Args:
         source: Path of your own images. None for digits.
-        to: File to which the text will be written. The sweep has the name of the file. Relative
-            paths start in the folder of the file.
-        domain: ``natural`` or ``medical``. None to guess from the kind of files and from patients.
+        to: File to which the text will be written. The sweep has the name of the file.
+            Relative paths start in the folder of the file.
+        domain: ``natural`` or ``medical``. None to guess from the kind of files and from
+            patients.
         gpu: True for larger networks and images.
         own_options: Options of your own data, as in ``own`` of a sweep file.
         root: Root with the key that hashes file names in messages. None for no key.
@@ -151,7 +145,7 @@ def draft_sweep(
         raise ConfigError(
             f"The name of a sweep needs a letter from a to z or a digit, but the file name {to} "
             "contains neither",
-            hint="Choose another file name with --out",
+            hint="Choose another file name with `--out`",
         )
     capacity = ON_GPU if gpu else ON_CPU
     stem = as_name(_ascii(to.stem))
@@ -168,9 +162,9 @@ def draft_sweep(
         f"models: {capacity.models}  # `isweep models` lists all models",
         "datasets:  # `isweep datasets` lists more datasets to compare with",
         *dataset.lines,
-        f"train_sizes: {list(dataset.sizes.train_sizes)}  # each contains all smaller sets",
-        f"test_size: {dataset.sizes.test_size}  # images that are only used for tests; a group "
-        "(patient) is never split",
+        f"train_sizes: {list(dataset.sizes.train_sizes)}  # a larger set contains the smaller ones",
+        f"test_size: {dataset.sizes.test_size}  # images that are only used for tests; a "
+        "group (patient) is never split",
         f"image_size: {capacity.image_size}  # side in pixels{dataset.size_comment}",
         f"channels: {dataset.channels}  # use the same number for all datasets, to compare K_F",
         "seeds: [0]  # more seeds give narrower intervals",
@@ -196,11 +190,11 @@ def _describe(
     """Return the part of a sweep file that describes your own images."""
     request = _request(source, capacity, own_options, key)
     listing = list_raw(request)
-    images = _read_some(request, listing)
+    images = read_first_images(request, listing)
     counts = count_labels(listing)
     # None if labels are only known after reading the files, or if there are too many headers.
-    with_patients = None if counts is None else _with_patients(counts, request, listing)
-    guess = _guess_domain(request, images, listing)
+    counts_with_patients = None if counts is None else with_patients(counts, request, listing)
+    guess = guess_domain(request, images, listing)
     fields = {
         "kind": request.dataset.source,
         "path": _yaml(_relative(source, to)),
@@ -210,26 +204,30 @@ def _describe(
     for option, value in own_options.items():
         fields[option] = _yaml(value)
     entry = ", ".join(f"{name}: {value}" for name, value in fields.items())
-    comment = "" if domain else f"  # domain is a guess{guess.reason}: natural or medical"
+    domain_comment = ""
+    if domain is None:
+        domain_comment = (
+            f"  # isweep guessed the domain{guess.reason}; if it is wrong, write natural or medical"
+        )
     about = "isweep run counts images and groups when it reads the images"
-    lines = [f"    own: {{{entry}}}{comment}"]
+    lines = [f"    own: {{{entry}}}{domain_comment}"]
     sizes = UNKNOWN_SIZES
-    if with_patients is not None:
-        about = _counts_text(with_patients)
-        if with_patients is not counts:
+    if counts_with_patients is not None:
+        about = _counts_text(counts_with_patients)
+        if counts_with_patients is not counts:
             about += "; groups are the patients in the DICOM headers"
-        if len(with_patients.label_names) > 2:
-            pair = ", ".join(map(_yaml, with_patients.label_names[:2]))
+        if len(counts_with_patients.label_names) > 2:
+            pair = ", ".join(map(_yaml, counts_with_patients.label_names[:2]))
             lines.append(
                 f"    # class_pairs: [[{pair}]]  # remove the first # to use only two classes"
             )
-        sizes = _sizes(with_patients, request.spec, capacity)
+        sizes = _sizes(counts_with_patients, request.spec, capacity)
     head = [f"  - name: {request.dataset.name}", f"    # {about}"]
     for flag, count in listing.flags.items():
         if count:
             head.append(f"    # doubtful: {flag}")
-    size_comment = _size_comment(images, capacity.image_size)
-    return _Dataset([*head, *lines], int(fields["channels"]), sizes, size_comment)
+    comment = size_comment(images, capacity.image_size)
+    return _Dataset([*head, *lines], int(fields["channels"]), sizes, size_comment=comment)
 
 
 def _request(
@@ -260,125 +258,6 @@ def _relative(source: Path, to: Path) -> str:
     return f"./{path}"
 
 
-@dataclass(frozen=True)
-class _Image:
-    """Properties of one image from which values of the sweep file are guessed.
-
-    Attributes:
-        height: Height, pixels.
-        width: Width, pixels.
-        is_color: False if all channels are equal.
-        is_medical: True if the file has a medical format.
-    """
-
-    height: int
-    width: int
-    is_color: bool
-    is_medical: bool
-
-
-def _read_some(request: RawRequest, listing: Listing) -> list[_Image]:
-    """Read images at equal distances in the listing, until enough were readable.
-
-    Raises:
-        DataError: No image that was tried can be read.
-    """
-    num_tried = min(len(listing.items), MAX_TRIED)
-    reader = source_for(request.dataset.source).reader(request)
-    images: list[_Image] = []
-    reasons: Counter[str] = Counter()
-    for number in range(num_tried):
-        item = listing.items[number * len(listing.items) // num_tried]
-        try:
-            sample = next(iter(reader(item)))
-        except SkipItem as skip:
-            reasons[skip.reason] += 1
-        except StopIteration:
-            reasons["no image"] += 1
-        else:
-            images.append(_image(sample, item, request))
-        if len(images) == NUM_COMPARED:
-            break
-    if images:
-        return images
-    counts = ", ".join(map("{0[0]}: {0[1]}".format, reasons.items()))
-    raise DataError(
-        f"{request.dataset.name}: none of the {plural(num_tried, 'image')} that were tried can be "
-        f"read ({counts})",
-        hint="Repair the images, or convert them to PNG",
-    )
-
-
-def _image(sample: Sample, item: Item, request: RawRequest) -> _Image:
-    pixels = sample.pixels
-    has_colors = pixels.ndim == 3 and bool((pixels[..., :1] != pixels).any())
-    is_medical = item.locator.lower().endswith(MEDICAL_ENDINGS)
-    if request.dataset.source == "folder" and not is_image_name(item.locator):
-        is_medical = True  # in a folder, a file without an ending is DICOM
-    return _Image(pixels.shape[0], pixels.shape[1], has_colors, is_medical)
-
-
-@dataclass(frozen=True)
-class _DomainGuess:
-    """A guess whether images are natural or medical, with the reason for a comment."""
-
-    domain: str
-    reason: str
-
-
-def _guess_domain(request: RawRequest, images: Sequence[_Image], listing: Listing) -> _DomainGuess:
-    if images[0].is_medical:
-        return _DomainGuess("medical", " from the format of the files")
-    if any(item.group for item in listing.items):
-        return _DomainGuess("medical", " from the patients")
-    return _DomainGuess("natural", "")
-
-
-def _size_comment(images: Sequence[_Image], side: int) -> str:
-    """Return a comment on images whose size differs from ``side``, the side after resizing."""
-    shapes = sorted({(image.height, image.width) for image in images})
-    first = f"{shapes[0][0]}x{shapes[0][1]}"
-    comments = []
-    if MIN_ENLARGED * min(shapes[0]) <= side:
-        comments.append(f"your images are {first} and will be enlarged; consider {min(shapes[0])}")
-    if len(shapes) > 1:
-        last = f"{shapes[-1][0]}x{shapes[-1][1]}"
-        comments.append(
-            f"your images have sizes from {first} to {last}; check that all have the same scale"
-        )
-    if any(height != width for height, width in shapes):
-        comments.append("your images are not square and will be stretched")
-    return "".join(f"; {comment}" for comment in comments)
-
-
-def _with_patients(
-    counts: LabelCounts, request: RawRequest, listing: Listing
-) -> LabelCounts | None:
-    """Return counts with the patients in DICOM headers as groups, as in the prepared dataset.
-
-    Return the same object if no header has a patient. Return None if there are too many files.
-    """
-    in_folder = request.dataset.source == "folder"
-    locators: dict[int, str] = {}
-    for row, item in enumerate(listing.items):
-        # In a folder, files without an ending are DICOM files.
-        is_dicom = is_dicom_name(item.locator) or (in_folder and not is_image_name(item.locator))
-        if is_dicom and not item.group:
-            locators[row] = item.locator
-    if len(locators) > MAX_HEADERS:
-        return None
-    groups = counts.groups.copy()
-    group_of_patient: dict[str, int] = {}
-    for row, locator in locators.items():
-        header = read_header(request.base(), locator)
-        patient = plain_id(header.known_patient()) if header else ""
-        if patient:
-            groups[row] = group_of_patient.setdefault(patient, int(groups[row]))
-    if not group_of_patient:
-        return counts
-    return replace(counts, groups=groups)
-
-
 def _counts_text(counts: LabelCounts) -> str:
     """Return the numbers of images, groups and images per class as text."""
     num_images = len(counts.classes)
@@ -397,7 +276,10 @@ def _counts_text(counts: LabelCounts) -> str:
 
 
 def _sizes(counts: LabelCounts, spec: PreparedSpec, capacity: Capacity) -> Sizes:
-    """Return sizes for which there are enough images. Each train size is about half of the next."""
+    """Return sizes for which there are enough images.
+
+    Each train size is about half of the next.
+    """
     num_images = len(counts.classes)
     for share in TEST_SHARES:
         test_size = max(min(capacity.max_tested, round(share * num_images)), 2)
@@ -412,14 +294,14 @@ def _sizes(counts: LabelCounts, spec: PreparedSpec, capacity: Capacity) -> Sizes
             ).train_rows
             break
         except DataError as error:
-            problem = about_subset(subset, counts.label_names, error)
+            problem = with_subset_name(subset, counts.label_names, error)
     else:
         raise problem
     largest = _rounded(min(capacity.max_trained, len(order)))
     if largest < MIN_TRAINED:
         raise DataError(
-            f"{spec.dataset} has {plural(num_images, 'image')}. Only {len(order)} of them can be "
-            f"used for training, but a sweep needs at least {MIN_TRAINED}",
+            f"{spec.dataset} has {plural(num_images, 'image')}. Only {len(order)} of them can "
+            f"be used for training, but a sweep needs at least {MIN_TRAINED}",
             hint="Add images or groups. A group (patient) is never split between training and "
             "test set",
         )
@@ -432,7 +314,10 @@ def _sizes(counts: LabelCounts, spec: PreparedSpec, capacity: Capacity) -> Sizes
 
 
 def _rounded(number: int) -> int:
-    """Round down to an even, round number. Two classes of equal size need an even number."""
+    """Round a size down to an even, round number.
+
+    Classes of equal size need an even number.
+    """
     unit = 2
     if number >= 1000:
         unit = 100
@@ -442,7 +327,7 @@ def _rounded(number: int) -> int:
 
 
 def _ascii(text: str) -> str:
-    """Return text in ASCII, without accents, or an empty string without any letter or digit."""
+    """Return text in ASCII, without accents. If no letter or digit is left, return no text."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     if any(map(str.isalnum, plain)):
         return plain

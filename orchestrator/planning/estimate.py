@@ -43,16 +43,16 @@ def estimate(
         measured_trials: Finished trials of the sweep.
         gpu: The kind of GPU to plan for. None for CPUs only.
         num_gpus: Number of GPUs. None for the number that one trial needs.
-        share: Share of a GPU that the sweep sets for each trial. None or 0 for the share that each
-            trial is predicted to need.
+        share: Share of a GPU that the sweep sets for each trial. None or 0 for the share that
+            each trial is predicted to need.
         num_cpus: Number of CPU cores that trials share if there is no GPU.
 
     Returns:
-        A document for ``isweep plan --json``. ``gpu_hours``, ``cluster`` (see :func:`on_gpus`) and
-        ``hours_one_at_a_time`` are None without a GPU. ``cpu_core_hours`` is the work of all
-        trials. ``cpu_hours`` is the time until the last trial ends on ``num_cpus`` cores.
-        ``memory_bytes`` is the memory of the largest trial. ``refused`` lists recipes that the GPU
-        cannot compute. ``assumptions`` and ``text`` are sentences.
+        A document for ``isweep plan --json``. ``gpu_hours``, ``cluster`` (see :func:`on_gpus`)
+        and ``hours_one_at_a_time`` are None without a GPU. ``cpu_core_hours`` is the work of
+        all trials. ``cpu_hours`` is the time until the last trial ends on ``num_cpus`` cores.
+        ``memory_bytes`` is the memory of the largest trial. ``refused`` lists recipes that the
+        GPU cannot compute. ``assumptions`` and ``text`` are sentences.
     """
     corrections = corrections_for(gpu, measured_trials)
     memory = 0.0
@@ -63,8 +63,8 @@ def estimate(
         seconds.append(core_seconds(trial, corrections))
     cpu_seconds = max(sum(seconds) / num_cpus, max(seconds, default=0.0))
     assumptions = (
-        f"CPU times use {CORE_FLOPS / 1e9:g} GFLOP/s per core and {CORE_INTERVAL_S * 1e6:g} µs per "
-        "operation. Finished trials of this sweep correct the times"
+        f"CPU times use {CORE_FLOPS / 1e9:g} GFLOP/s per core and {CORE_INTERVAL_S * 1e6:g} "
+        "µs per operation. isweep corrects these times with the finished trials of this sweep"
     )
     document: dict[str, Any] = {
         "trials_left": len(trials),
@@ -119,8 +119,8 @@ def on_gpus(
 
     Returns:
         A document. ``hours`` is the time until the last trial ends. ``shares`` has the largest
-        share of each model. ``too_large`` has the memory, in bytes, of each model that needs more
-        than its share has.
+        share of each model. ``too_large`` has the memory, in bytes, of each model that needs
+        more than its share has.
 
     Raises:
         ConfigError: One trial needs more GPUs than the plan has.
@@ -128,9 +128,9 @@ def on_gpus(
     gpus_per_trial = max(1, int(share or 1))
     if gpus_per_trial > num_gpus:
         raise ConfigError(
-            f"One trial needs {plural(gpus_per_trial, 'GPU')} (resources.num_gpus), but the plan "
-            f"has only {num_gpus}",
-            hint=f"Plan with `--gpus {gpus_per_trial}`, or lower resources.num_gpus",
+            f"One trial needs {plural(gpus_per_trial, 'GPU')} (`resources.num_gpus`), but the "
+            f"plan has only {num_gpus}",
+            hint=f"Plan with `--gpus {gpus_per_trial}`, or lower `resources.num_gpus`",
         )
     jobs: list[Job] = []
     shares: dict[str, float] = {}
@@ -143,7 +143,7 @@ def on_gpus(
         if need.memory_bytes > min(need.share, 1.0) * gpu.memory_gib * 2**30:
             too_large[name] = max(need.memory_bytes, too_large.get(name, 0.0))
     num_places = num_gpus // gpus_per_trial
-    # The longest first, so that no long trial starts when all others have ended.
+    # Start the longest trials first: a long trial that starts last would run alone.
     longest_first = sorted(jobs, key=lambda job: (-job.seconds, job.name))
     simulated = replay(longest_first, num_places)
     return {

@@ -34,7 +34,9 @@ def roughly(value: float) -> str:
 
 
 def estimate_text(document: Mapping[str, Any]) -> str:
-    """Return an estimate as sentences. The first sentence has the number of trials and the time.
+    """Return an estimate as sentences.
+
+    The first sentence has the number of trials and the time.
 
     Args:
         document: Result of :func:`orchestrator.planning.estimate.estimate`, without ``text``.
@@ -56,8 +58,8 @@ def estimate_text(document: Mapping[str, Any]) -> str:
         recipe = document["refused"][0]
         return (
             f"{left}, which cannot run on {gpus}: the recipe {recipe} needs bfloat16, which a "
-            f"{cluster['gpu']} cannot compute. Add `--set recipe.precision=float32`, or plan for "
-            f"another GPU. Without a GPU the trials take {on_cpus}. {memory}"
+            f"{cluster['gpu']} cannot compute. Add `--set recipe.precision=float32`, or plan "
+            f"for another GPU. Without a GPU the trials take {on_cpus}. {memory}"
         )
     if not cluster["gpu_data"]["timed"]:
         unknown = "the time is unknown. Run `isweep gpu-check` on a GPU of this kind to measure it"
@@ -86,20 +88,21 @@ def _gib(num_bytes: float) -> str:
 
 
 def _too_large(cluster: Mapping[str, Any]) -> str:
-    """Return a warning if models need more memory than their share of a GPU has, or no text."""
+    """Return a warning if models need more memory than their share of a GPU, or no text."""
     if not cluster["too_large"]:
         return ""
     models = []
     for name, num_bytes in cluster["too_large"].items():
         share = min(cluster["shares"][name], 1.0)
-        share_gib = amount(share * cluster["gpu_data"]["memory_gib"])
-        models.append(f"{name} needs {amount(num_bytes / 2**30)} GiB and has {share_gib} GiB")
+        has_gib = amount(share * cluster["gpu_data"]["memory_gib"])
+        needs_gib = amount(num_bytes / 2**30)
+        models.append(f"{name} needs {needs_gib} GiB, but its share has {has_gib} GiB")
     return (
-        f"\nSome trials need more memory than their share of the GPU has: {', '.join(models)}. "
+        f"\nSome trials need more memory than their share of the GPU has: {'; '.join(models)}. "
         "Such a trial runs out of memory and starts again with twice the share, up to a whole "
-        "GPU. If a whole GPU is too small, isweep splits the batches of a network without batch "
-        "norm. A trial of any other network fails. Choose a larger GPU, or a smaller "
-        "recipe.batch_size."
+        "GPU. If a whole GPU is too small, isweep splits the batches of a network without "
+        "batch norm. A trial of any other network fails. Choose a larger GPU, or a smaller "
+        "`recipe.batch_size`."
     )
 
 
@@ -115,13 +118,13 @@ def extras_text(document: Mapping[str, Any]) -> str:
     parts.append(_attacks_text(document["attack_shares"]))
     if document["num_measured"]:
         parts.append(
-            f"{plural(document['num_measured'], 'finished trial')} will be measured again with "
-            "stored weights, without training"
+            f"{plural(document['num_measured'], 'finished trial')} will be measured again "
+            "with stored weights, without training"
         )
     if document["num_retrained"]:
         parts.append(
-            f"{plural(document['num_retrained'], 'finished trial')} will be trained again, because "
-            "no weights were stored"
+            f"{plural(document['num_retrained'], 'finished trial')} will be trained again, "
+            "because no weights were stored"
         )
     for name, reason in document["uncounted"].items():
         parts.append(f"the costs of {name} are guessed from its number of weights: {reason}")

@@ -21,13 +21,13 @@ def extras(plan: SweepPlan, incomplete: Collection[bool]) -> dict[str, Any]:
 
     Args:
         plan: The plan.
-        incomplete: One value for every finished trial that lacks a measurement. True if its weights
-            are stored, so that it is only measured. False if it must be trained again.
+        incomplete: One value for every finished trial that lacks a measurement. True if its
+            weights are stored, so that it is only measured. False if it must be trained again.
 
     Returns:
-        A document for ``isweep plan --json``. ``attack_shares`` has the operations of each kind of
-        attack, divided by the operations of training. ``uncounted`` has the reason for each model
-        whose costs are guessed.
+        A document for ``isweep plan --json``. ``attack_shares`` has the operations of each
+        kind of attack, divided by the operations of training. ``uncounted`` has the reason for
+        each model whose costs are guessed.
     """
     attacks: Counter[str] = Counter()
     training = 0.0

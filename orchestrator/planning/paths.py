@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from search_spaces.specs import PreparedSpec
 
 DEFAULT_ROOT = "isweep-root"
-"""The root if neither ``--root`` nor ``ISWEEP_ROOT`` is set; relative to the working directory."""
+"""The root if neither ``--root`` nor ``ISWEEP_ROOT`` is set; relative to the working
+directory."""
 
 
 def user_cache(name: str) -> Path:
@@ -56,12 +57,13 @@ class SweepPaths:
     run_pages = _Below("run-pages.json")
     """URLs of the trials' pages in MLflow at the last run. The file may be deleted."""
     code = _Below("code")
-    """Source code of your own networks at the last run. Commands import it if they get the sweep by
-    its name."""
+    """Source code of your own networks at the last run. Commands import it if they get the
+    sweep by its name."""
     report = _Below("report")
     """Folder of the report."""
     report_hash = _Below("report.sha256")
-    """Hash of the report's inputs and files. If it is unchanged, the report is not built again."""
+    """Hash of the report's inputs and files. If it is unchanged, the report is not built
+    again."""
     search_report = _Below("search/report")
     """Folder of a search's report."""
 
@@ -91,7 +93,8 @@ class RootPaths:
         """Return the paths of a root without creating anything.
 
         Args:
-            root: The root. None for ``$ISWEEP_ROOT`` or, if that is not set, ``./isweep-root``.
+            root: The root. None for ``$ISWEEP_ROOT`` or, if that is not set,
+                ``./isweep-root``.
 
         Raises:
             ConfigError: The root is a file.
@@ -114,7 +117,8 @@ class RootPaths:
         """Check that a run could create the root or write to it, without creating anything.
 
         Raises:
-            SetupError: The root, or the folder in which it would be created, cannot be written.
+            SetupError: The root, or the folder in which it would be created, cannot be
+                written.
         """
         existing = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
         if not os.access(existing, os.W_OK | os.X_OK):
@@ -130,8 +134,8 @@ class RootPaths:
         """
         check_outlasts_ray(self.root, "root", "--root")
         try:
-            # Prepared images may show patients. Users who share a root must create it themselves
-            # first, with the file modes that they need.
+            # Prepared images may show patients. Users who share a root must create it
+            # themselves first, with the file modes that they need.
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             probe = self.root / f".writable-{os.getpid()}"
             probe.touch()
@@ -193,8 +197,8 @@ def check_outlasts_ray(path: Path, kind: str, option: str) -> None:
     for folder in (target, *target.parents):
         if folder.name.startswith("session_") and (folder.parent / "session_latest").is_symlink():
             raise ConfigError(
-                f"{path} cannot be the {kind}: it is in a session folder of Ray. Ray deletes this "
-                "folder when the cluster ends",
+                f"{path} cannot be the {kind}: it is in a session folder of Ray. Ray deletes "
+                "this folder when the cluster ends",
                 hint=f"With {option}, give the absolute path of a folder outside the session "
                 "folder. Commands of `ray job submit --working-dir` start in the session "
                 "folder, so relative paths are in it",

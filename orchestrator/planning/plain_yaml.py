@@ -1,7 +1,8 @@
 """YAML 1.2 with plain values only: no anchors, tags or dates, and a limited size.
 
-In YAML 1.2, ``1e-3`` is a number, and ``no`` and ``12:30`` are text. Everything that a sweep file
-does not need is an error. So no value is guessed, and a hostile file cannot use up the memory.
+In YAML 1.2, ``1e-3`` is a number, and ``no`` and ``12:30`` are text. Everything that a sweep
+file does not need is an error. So no value is guessed, and a hostile file cannot use up the
+memory.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class _ParserError:
         words: Part of the parser's message.
         meaning: The error in simple words. It follows the line and column in our message.
         hint: What the user should do.
-        at_start: True to report the place where the faulty part begins. False to report the place
-            where the parser stopped.
+        at_start: True to report the place where the faulty part begins. False to report the
+            place where the parser stopped.
     """
 
     words: str
@@ -167,8 +168,8 @@ def read_plain(text: str, origin: str) -> object:
         origin: Name of the document in messages.
 
     Raises:
-        ConfigError: The text is not YAML, or has a part that is not a plain value. The message has
-            the line and column.
+        ConfigError: The text is not YAML, or has a part that is not a plain value. The message
+            has the line and column.
     """
     reader = YAML(typ="safe", pure=True)
     reader.Parser = partial(_PlainParser, origin=origin)
@@ -219,7 +220,10 @@ def not_a_mapping(origin: str, content: object, hint: str) -> ConfigError:
 
 
 def write_plain(document: object) -> str:
-    """Return plain values as YAML that :func:`read_plain` can read. Short lists are on one line."""
+    """Return plain values as YAML that :func:`read_plain` can read.
+
+    Short lists are on one line.
+    """
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = None
     writer.width = LINE_WIDTH
@@ -245,7 +249,7 @@ class _Refusal:
 class _PlainParser(Parser):
     """A YAML parser that raises an error at the first part that is not a plain value.
 
-    Checking while the document is loaded takes two thirds of the time of a check before loading.
+    This check during loading takes two thirds of the time of a separate check before loading.
 
     Args:
         loader: The YAML reader that uses this parser.
@@ -262,7 +266,7 @@ class _PlainParser(Parser):
         """Return the next part of the document.
 
         Raises:
-            ConfigError: The part is not allowed. No value has been made of it yet.
+            ConfigError: The part is not allowed. The parser has not built a value from it yet.
         """
         event: Event = super().get_event()
         self._num_events += 1

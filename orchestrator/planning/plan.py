@@ -45,7 +45,7 @@ class CellStatus(StrEnum):
     RUNNING = "running"
     FAILED = "failed"
     STALE = "stale"
-    """The trial has a result, but from other data than are prepared now, or with other settings."""
+    """The trial has a result, but its data or its settings differ from the present ones."""
     PENDING = "pending"
 
 
@@ -83,8 +83,8 @@ class SweepPlan:
     def load_size(self, subset: SubsetSpec, train_size: int) -> int:
         """Return the number of training images to load for a trial.
 
-        Trials of all train sizes share their images. The exception is a sweep that repeats one
-        fault of the published study: for each train size, the study drew other images.
+        Trials of all train sizes share their images. The exception is a sweep with a fault of
+        the released code that makes the images depend on the train size.
         """
         if subset.depends_on_size:
             return train_size
@@ -98,7 +98,10 @@ class SweepPlan:
         return policy == "all"
 
     def num_outputs(self, network: NetworkSpec) -> int:
-        """Return the number of logits of a network. It is 2 if the classes are not known yet."""
+        """Return the number of logits of a network.
+
+        It is 2 if the classes are not known yet.
+        """
         if network.recipe.num_outputs:
             return network.recipe.num_outputs
         subset = network.subset
@@ -133,7 +136,7 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
     if num_trials > MAX_TRIALS:
         raise ConfigError(
             f"The sweep has {num_trials:,} trials, more than the limit of {MAX_TRIALS:,}",
-            hint="Shorten a list of the sweep, for example seeds or train_sizes",
+            hint="Shorten a list of the sweep, for example `seeds` or `train_sizes`",
         )
     further_tests = sweep.further_tests
     trials = tuple(
@@ -216,7 +219,7 @@ def _models(sweep: SweepSpec) -> list[ModelSpec]:
 
 
 def _check_names(kind: str, names: Iterable[str], known_names: Collection[str]) -> None:
-    """Raise an error if recipe.overrides has a model or dataset that the sweep does not have."""
+    """Raise an error if ``recipe.overrides`` has a model or dataset outside the sweep."""
     for name in sorted(names):
         if name not in known_names:
             raise unknown_name(f"{kind} of this sweep", name, known_names)
@@ -278,7 +281,7 @@ def _class_pairs(
 def _check_pairs(pairs: list[ClassPair], dataset: DatasetSpec) -> None:
     """Raise an error for class pairs that appear twice or have classes that do not exist."""
     names = dataset.label_names
-    key = f"datasets.{dataset.name}.class_pairs"
+    key = f"`datasets.{dataset.name}.class_pairs`"
     for pair in pairs:
         if names and max(pair) >= len(names):
             numbered = map("{0[0]} ({0[1]})".format, enumerate(names[:MAX_CLASSES_IN_MESSAGE]))
@@ -291,7 +294,7 @@ def _check_pairs(pairs: list[ClassPair], dataset: DatasetSpec) -> None:
                 f"{key} lists the pair {list(pair)}, which contains the same class twice",
                 hint="Write two different classes",
             )
-        # A pair in the other order is the same task. It would count twice in every fit.
+        # The pair in reverse order is the same task, so it would count twice in every fit.
         if pairs.count(pair) + pairs.count(pair[::-1]) > 1:
             raise ConfigError(
                 f"{key} lists the pair {list(pair)} twice (the order of the classes is ignored)",
@@ -300,7 +303,10 @@ def _check_pairs(pairs: list[ClassPair], dataset: DatasetSpec) -> None:
 
 
 def _indices(pair: PairChoice, dataset: DatasetSpec) -> ClassPair:
-    """Return the indices of a pair's classes. Text is a class name, and a number is an index."""
+    """Return the indices of a pair's classes.
+
+    Text is a class name, and a number is an index.
+    """
     names = dataset.label_names
     indices: list[int] = []
     for label in pair:
@@ -313,9 +319,9 @@ def _indices(pair: PairChoice, dataset: DatasetSpec) -> ClassPair:
 def _redrawn(subset: SubsetSpec, model: str, train_size: int, dataset: DatasetSpec) -> SubsetSpec:
     """Return the subset with the class pair that the study's released script drew for a trial.
 
-    If the sweep does not repeat this fault (F8 in ``docs/faults.md``), return the subset unchanged.
-    ImageNet's pair is also unchanged: for ImageNet the script read the same files for every pair of
-    the 1,000 classes (F4).
+    If the sweep does not repeat this fault (F8 in ``docs/faults.md``), return the subset
+    unchanged. ImageNet's pair is also unchanged, because the script read the same files for
+    every pair of ImageNet's 1,000 classes (F4).
     """
     if "redrawn_class_pairs" not in subset.prepared.faults:
         return subset
@@ -339,7 +345,7 @@ class _SubsetToMeasure:
 
 
 def _measures(sweep: SweepSpec, trials: Iterable[TrialSpec]) -> tuple[MeasureSpec, ...]:
-    """Return one measure per subset, or per subset and train size if sizes share no images."""
+    """Return one measure per subset, or per train size if the images depend on it."""
     measures: dict[tuple[str, int], _SubsetToMeasure] = {}
     for trial in trials:
         subset = trial.network.subset

@@ -1,6 +1,6 @@
 """Read recipe files, and recipes that ``isweep tune`` wrote below the root.
 
-A recipe that ``isweep tune`` wrote is called a searched recipe here. It has one row per model and
+A recipe that ``isweep tune`` wrote is called a tuned recipe here. It has one row per model and
 dataset. Rows for models or datasets that a sweep does not have are left out.
 """
 
@@ -21,8 +21,8 @@ from search_spaces.sweeps import RecipeOverride, SweepSpec
 MAX_RECIPE_FILES = 5
 """Largest number of recipe files in a chain of ``from`` keys."""
 TUNED = "tuned"
-"""Name of the recipe that was searched for the same sweep. In a recipe file, key of the results of
-the search."""
+"""Name of the recipe that ``isweep tune`` wrote for the same sweep. In a recipe file, it is
+the key of the results of the search."""
 SEARCHED = ("learning_rate", "weight_decay", "batch_size")
 """Values of a recipe that a search chooses."""
 MAX_NAMED = 20
@@ -33,8 +33,8 @@ def with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:
     """Replace the path of a recipe file by its content.
 
     Args:
-        recipe: The recipe in a sweep file: a name, a path, or a mapping with ``from``. Other values
-            of the mapping replace values of the recipe file.
+        recipe: The recipe in a sweep file: a name, a path, or a mapping with ``from``. Other
+            values of the mapping replace values of the recipe file.
         folder: Folder in which relative paths start.
         depth: Number of recipe files before this one in the chain of ``from`` keys.
     """
@@ -44,12 +44,13 @@ def with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:
     name = outer.get("from")
     if not isinstance(name, str) or not is_path(name):
         return recipe
-    # expanduser leaves the home folder of an unknown user as it is. Such a path does not exist.
+    # expanduser leaves the home folder of an unknown user as it is. Such a path does not
+    # exist.
     path = folder / os.path.expanduser(name)
     if depth > MAX_RECIPE_FILES:
         raise ConfigError(
-            f"{path} is at the end of a chain of more than {MAX_RECIPE_FILES} recipe files. Each "
-            "of them refers to the next with `from`",
+            f"{path} is at the end of a chain of more than {MAX_RECIPE_FILES} recipe files. "
+            "Each of them refers to the next with `from`",
             hint="In one of these files, set `from` to a known recipe",
         )
     text = read_file(path, "recipe file", "known recipe", RECIPES)
@@ -77,15 +78,15 @@ def with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:
 
 
 def tuned_path(recipe: object, sweep: object, recipes: Path | None) -> object:
-    """Replace the name of a searched recipe by the path of its file.
+    """Replace the name of a tuned recipe by the path of its file.
 
     Args:
         recipe: The recipe in a sweep file.
         sweep: Name of the sweep.
-        recipes: Folder of the searched recipes. None if there is no root.
+        recipes: Folder of the tuned recipes. None if there is no root.
 
     Raises:
-        ConfigError: The name is that of a searched recipe, but its file does not exist.
+        ConfigError: The name is that of a tuned recipe, but its file does not exist.
     """
     name = recipe.get("from") if isinstance(recipe, dict) else recipe
     if recipes is None or not isinstance(name, str) or name in RECIPES or is_path(name):
@@ -113,11 +114,11 @@ def tuned_path(recipe: object, sweep: object, recipes: Path | None) -> object:
     )
 
 
-def with_tuned_cells(sweep: SweepSpec, tuned: dict[str, Any]) -> SweepSpec:
-    """Remove the rows of models and datasets that a sweep lacks from the recipe of a search.
+def without_unused_rows(sweep: SweepSpec, tuned: dict[str, Any]) -> SweepSpec:
+    """Remove the rows of a tuned recipe whose model or dataset is not in the sweep.
 
     Args:
-        sweep: The sweep, with all rows of its searched recipe.
+        sweep: The sweep, with all rows of its tuned recipe.
         tuned: Results of the search, as stored in the recipe file.
 
     Raises:
@@ -146,7 +147,7 @@ def with_tuned_cells(sweep: SweepSpec, tuned: dict[str, Any]) -> SweepSpec:
         )
 
     def is_wanted(row: RecipeOverride) -> bool:
-        # A searched row has exactly one model and one dataset. A user wrote the other rows.
+        # A row of a search has exactly one model and one dataset. A user wrote the other rows.
         if len(row.models) != 1 or len(row.datasets) != 1:
             return True
         return row.models[0] in models and row.datasets[0] in datasets

@@ -19,8 +19,8 @@ messages need."""
 def without_secrets(text: str) -> str:
     """Return text without secrets.
 
-    In URLs, remove the part before the host and the part after the question mark. Remove the values
-    of environment variables with secret names, except for paths of existing files.
+    In URLs, remove the part before the host and the part after the question mark. Remove the
+    values of environment variables with secret names, except for paths of existing files.
     """
     text = re.sub(r"://[^/\s]*@", "://…@", text)
     text = re.sub(r"\?[^\s'\"]*=[^\s'\"]*", "?…", text)

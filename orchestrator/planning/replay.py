@@ -10,7 +10,8 @@ from heapq import heappop, heappush
 from typing import NamedTuple
 
 LOOK_AHEAD = 16
-"""Number of trials that wait for a GPU at the same time. Later trials are not considered yet."""
+"""Largest number of trials that wait for a GPU at the same time. Later trials are not
+considered yet."""
 ROUNDING = 1e-9
 """Tolerance in comparisons of shares and of seconds."""
 
@@ -36,8 +37,9 @@ class Replay:
 
     Attributes:
         makespan: Seconds until the last job has ended.
-        lower_bound: Seconds below which no order of the jobs can end. They are the larger of two
-            numbers: the longest job, and all work spread evenly over the GPUs.
+        lower_bound: Seconds that every order of the jobs needs. They are the larger of two
+            numbers: the seconds of the longest job, and the work of all jobs divided by the
+                number of GPUs.
         utilisation: Fraction of the GPUs' time that jobs use.
         starts: Seconds at which each job starts, by the name of the job.
     """
@@ -88,8 +90,8 @@ def replay(jobs: Sequence[Job], num_gpus: int) -> Replay:
     """Simulate jobs that start on GPUs in the given order.
 
     A job starts on the fullest GPU with room for its share. As in Ray, a share is never split
-    between two GPUs. A job that fits on no GPU waits. Meanwhile, later jobs that fit may start. At
-    most :data:`LOOK_AHEAD` jobs wait at the same time.
+    between two GPUs. A job that fits on no GPU waits. Meanwhile, later jobs that fit may
+    start. At most :data:`LOOK_AHEAD` jobs wait at the same time.
 
     Args:
         jobs: The jobs, in the order in which they should start.

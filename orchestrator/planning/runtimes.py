@@ -17,13 +17,14 @@ from search_spaces.specs import TrialSpec
 from tasks.trials.records import CONTEXT_BYTES
 
 HANG_FACTOR = 20
-"""A trial counts as hung after this many times its expected seconds. The factor is large because
-other work may slow a machine down."""
+"""A trial counts as hung after this many times its expected seconds. The factor is large
+because other work may slow a machine down."""
 UNTIMED_FACTOR = 5
-"""Factor on the expected seconds on a kind of GPU whose times cannot be predicted."""
+"""Factor by which the expected seconds are multiplied if the times on this kind of GPU cannot
+be predicted."""
 MIN_LIMIT_S = 600.0
-"""Smallest number of seconds before a trial counts as hung. Before the first epoch, libraries and
-arrays are loaded and the GPU is started."""
+"""Smallest number of seconds before a trial counts as hung. Before the first epoch, libraries
+and arrays are loaded and the GPU is started."""
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def corrections_for(gpu: GpuModel | None, trials: Iterable[MeasuredTrial]) -> Co
 def _is_model(name: str, gpu: GpuModel) -> bool:
     """Return whether a driver's name of a GPU means this kind of GPU."""
     like = listed_gpu_model(name)
-    # A slice, or a GPU that is not in the table, has the driver's name in a plan.
+    # In a plan, a MIG slice or a GPU outside the table has the name that its driver reports.
     return gpu.name == (name if like is None else like.name)
 
 
@@ -107,7 +108,7 @@ class RuntimeModel:
     share_without_mps: float | None = None
 
     def seconds(self, trial: TrialSpec) -> float:
-        """Return the expected seconds of a trial, on its share of the GPU or on one CPU core."""
+        """Return the expected seconds of a trial on its share of a GPU, or on a CPU core."""
         if self.gpu is None:
             return core_seconds(trial, self.corrections)
         return need_of(trial, self.gpu, self.corrections, self.share).seconds
@@ -120,22 +121,24 @@ def expected_seconds(trials: Iterable[TrialSpec], model: RuntimeModel) -> dict[s
         try:
             seconds[trial.trial_id] = model.seconds(trial)
         except SweepError as error:
-            # The longest trials start first. So this trial fails at once and reports the error.
+            # Trials with the longest expected time start first. So this trial fails at once
+            # and reports the error.
             log.warning("%s: %s", trial.trial_id, error)
             seconds[trial.trial_id] = math.inf
     return seconds
 
 
 def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial], model: RuntimeModel) -> float:
-    """Return the seconds without an epoch or a result after which a trial counts as hung.
+    """Return after how many seconds without a new epoch or a result a trial counts as hung.
 
-    The limit is ``max(MIN_LIMIT_S, HANG_FACTOR * seconds)``. ``seconds`` follows from two durations
-    of the whole trial. The expected duration comes from :class:`RuntimeModel`. The scaled duration
-    is that of the slowest finished trial of the same model, scaled to the size of this trial.
+    The limit is ``max(MIN_LIMIT_S, HANG_FACTOR * seconds)``. ``seconds`` follows from two
+    durations of the whole trial. The expected duration comes from :class:`RuntimeModel`. The
+    scaled duration is that of the slowest finished trial of the same model, scaled to the size
+    of this trial.
 
     - On a GPU, ``seconds`` is the larger of the two durations.
-    - On a CPU, ``seconds`` is the scaled duration. If no trial of the model has finished, it is the
-      expected duration.
+    - On a CPU, ``seconds`` is the scaled duration. If no trial of the model has finished, it
+      is the expected duration.
 
     The limit is infinite for a network whose operations cannot be counted.
     """

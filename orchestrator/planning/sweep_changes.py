@@ -42,8 +42,8 @@ def with_changes(document: Mapping[str, Any], changes: Mapping[str, object]) -> 
 
     Args:
         document: Content of a sweep file. It is not modified.
-        changes: New values by dotted key, for example ``recipe.epochs``. A number in a key is an
-            index of a list, from 0.
+        changes: New values by dotted key, for example ``recipe.epochs``. A number in a key is
+            an index of a list, from 0.
 
     Raises:
         ConfigError: A key refers to nothing in the document.
@@ -52,7 +52,7 @@ def with_changes(document: Mapping[str, Any], changes: Mapping[str, object]) -> 
     for key, value in changes.items():
         if not isinstance(key, str):
             raise ConfigError(
-                f"changes has the key {key!r}, which is not text",
+                f"`changes` has the key {key!r}, which is not text",
                 hint="Write dotted keys, for example changes={'recipe.epochs': 3}",
             )
         *parents, last = key.split(".")
@@ -64,7 +64,7 @@ def with_changes(document: Mapping[str, Any], changes: Mapping[str, object]) -> 
 
 
 def _enter(holder: Any, part: str, key: str) -> Any:
-    """Return the value at one part of a dotted key. A plain name is first replaced by a mapping."""
+    """Return the value at one part of a dotted key. A plain name becomes a mapping."""
     place = _place_in(holder, part, key)
     if isinstance(holder, list):
         if isinstance(holder[place], str):
@@ -81,7 +81,7 @@ def _place_in(holder: Any, part: str, key: str) -> Any:
         return part
     if not isinstance(holder, list):
         raise ConfigError(
-            f"`--set {key}` cannot set the key {part}, because the value above this key is "
+            f"`--set {key}` cannot set the key `{part}`, because the value above this key is "
             f"{holder!r}, which has no keys",
             hint=EXAMPLE,
         )

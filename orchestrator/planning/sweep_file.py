@@ -24,10 +24,16 @@ from orchestrator.planning.recipe_files import (
     TUNED,
     tuned_path,
     with_recipe_file,
-    with_tuned_cells,
+    without_unused_rows,
 )
 from orchestrator.planning.sweep_changes import with_changes
-from orchestrator.planning.sweep_mistakes import DATASET, problem_of, raise_problems, unknown_names
+from orchestrator.planning.sweep_mistakes import (
+    DATASET,
+    keys_in_file,
+    problem_of,
+    raise_problems,
+    unknown_names,
+)
 from orchestrator.planning.written_files import is_path, preset_names, preset_text, read_file
 from search_spaces.datasets import own_dataset_spec
 from search_spaces.errors import ConfigError, SweepError, unknown_name
@@ -73,9 +79,11 @@ def load_sweep(
     Args:
         source: The sweep. Text is the name of a preset, or a path if it has a ``/`` or ends in
             ``.yaml`` or ``.yml``. Relative paths in a mapping start in the working directory.
-        changes: New values by dotted key (``recipe.epochs``). They replace values of the sweep.
+        changes: New values by dotted key (``recipe.epochs``). They replace values of the
+            sweep.
         recipes: Folder of the recipes that searches wrote. None if there is none.
-        listings: Cache for listings of your own data. Data are listed if class pairs have names.
+        listings: Cache for listings of your own data. Data are listed if class pairs have
+            names.
 
     Raises:
         ConfigError: The sweep has mistakes. The message lists all mistakes with key and value.
@@ -100,14 +108,14 @@ def _read(source: SweepSource) -> _Document:
         if os.path.isdir(path):
             raise ConfigError(
                 f"{path} is a folder, not a sweep file",
-                hint="Give the path of a sweep file. If the folder contains your images, write a "
-                f"sweep file with `{shlex.join(['isweep', 'init', str(path)])}`",
+                hint="Give the path of a sweep file. If the folder contains your images, "
+                f"write a sweep file with `{shlex.join(['isweep', 'init', str(path)])}`",
             )
         if path.suffix.lower() in TABLE_SUFFIXES and path.is_file():
             raise ConfigError(
                 f"{path} is a table, not a sweep file",
-                hint=f"For a table of results, use `isweep predict --curve {path}`. For a table of "
-                f"images, write a sweep file with `isweep init {path}`",
+                hint=f"For a table of results, use `isweep predict --curve {path}`. For a "
+                f"table of images, write a sweep file with `isweep init {path}`",
             )
         text = read_file(path, "sweep file", "preset", preset_names())
         document = _Document(_parse(text, str(source)), str(source), path.parent)
@@ -121,7 +129,10 @@ def _read(source: SweepSource) -> _Document:
 
 @cache
 def _preset(name: str) -> _Document:
-    """Return the content of a preset. Nothing changes it: :func:`with_changes` makes a copy."""
+    """Return the content of a preset.
+
+    Nothing changes it: :func:`with_changes` makes a copy.
+    """
     origin = f"preset {name}"
     return _Document(_parse(preset_text(name), origin), origin)
 
@@ -148,12 +159,15 @@ def _parse(text: str, origin: str) -> dict[str, Any]:
 
 
 def sweep_text(spec: SweepSpec) -> str:
-    """Return the text of a sweep file. A sweep that is read from this text is equal to ``spec``."""
+    """Return the text of a sweep file.
+
+    A sweep that is read from this text is equal to ``spec``.
+    """
     return write_plain(spec.model_dump(mode="json", exclude_unset=True, by_alias=True))
 
 
 def find_modules_in(folder: Path) -> None:
-    """Let Python import modules of your own networks from a folder, after all other folders."""
+    """Let Python import your own networks from a folder, after all other folders."""
     name = str(folder.absolute())
     if name not in sys.path:
         sys.path.append(name)
@@ -177,12 +191,12 @@ def _spec_of(document: _Document, changes: Mapping[str, object], recipes: Path |
     tuned = None
     if isinstance(recipe, dict) and isinstance(recipe.get(TUNED), dict):
         tuned = recipe.pop(TUNED)
-        _refuse_changes_of_searched(named_recipe)
+        _refuse_changes_of_tuned(named_recipe)
     if recipe is not None:
         content["recipe"] = recipe
     origin = document.origin
     if changes:
-        origin = f"{origin} with the changed {', '.join(map(str, changes))}"
+        origin = f"{origin} with changed values of {', '.join(map(str, changes))}"
     try:
         spec = SweepSpec.model_validate_json(_plain_json(content, document.origin))
     except ValidationError as error:
@@ -190,21 +204,21 @@ def _spec_of(document: _Document, changes: Mapping[str, object], recipes: Path |
         raise
     raise_problems(unknown_names(spec.model_dump(by_alias=True)))
     if tuned is not None:
-        return with_tuned_cells(spec, tuned)
+        return without_unused_rows(spec, tuned)
     return spec
 
 
-def _refuse_changes_of_searched(recipe: object) -> None:
-    """Raise an error if a sweep replaces values of a searched recipe for all models at once."""
+def _refuse_changes_of_tuned(recipe: object) -> None:
+    """Raise an error if a sweep replaces values of a tuned recipe for all models at once."""
     if not isinstance(recipe, dict):
         return
-    replaced = [f"recipe.{name}" for name in SEARCHED if name in recipe]
+    replaced = [f"`recipe.{name}`" for name in SEARCHED if name in recipe]
     if replaced:
         raise ConfigError(
-            f"The sweep sets {', '.join(replaced)} for all models and datasets, but `isweep tune` "
-            "chose separate values for each model and dataset in the sweep's recipe",
-            hint="Set the value for some models or datasets in recipe.overrides, or start from "
-            "another recipe",
+            f"The sweep sets {', '.join(replaced)} for all models and datasets, but `isweep "
+            "tune` chose separate values for each model and dataset in the sweep's recipe",
+            hint="Set the value for some models or datasets in `recipe.overrides`, or start "
+            "from another recipe",
         )
 
 
@@ -222,11 +236,14 @@ def _problems_of(
         )
         return detail["type"] == "too_short" and is_of_item
 
-    problems: list[SweepError] = [
-        problem_of(detail, origin, content) for detail in details if not is_consequence(detail)
-    ]
+    # A value that may have one of several types has an error for each type. Report only the last.
+    problem_at: dict[tuple[int | str, ...], SweepError] = {}
+    for detail in details:
+        if not is_consequence(detail):
+            problem_at[keys_in_file(detail["loc"], content)] = problem_of(detail, origin, content)
+    problems = list(problem_at.values())
     if () not in places and not content.get("datasets") and not content.get("worlds"):
-        problems.append(ConfigError(f"{origin} has no datasets and no worlds", hint=DATASET))
+        problems.append(ConfigError(f"{origin} has neither `datasets` nor `worlds`", hint=DATASET))
     if isinstance(content.get("models"), list) and isinstance(content.get("datasets"), list):
         problems += unknown_names(content)
     return problems
@@ -244,7 +261,7 @@ def _with_absolute_paths(spec: SweepSpec, folder: Path, listings: Listings) -> S
 
 
 def _with_absolute_path(choice: DatasetChoice, folder: Path, listings: Listings) -> DatasetChoice:
-    """Return a dataset with an absolute path, and with its classes if class pairs have names."""
+    """Return a dataset with an absolute path. If class pairs have names, add its classes."""
     if choice.user_source is None:
         return choice
     check_own_options(own_dataset_spec(choice.name, choice.user_source))
@@ -252,8 +269,8 @@ def _with_absolute_path(choice: DatasetChoice, folder: Path, listings: Listings)
         path = folder.absolute() / Path(choice.user_source.path).expanduser()
     except RuntimeError:
         raise ConfigError(
-            f"datasets.{choice.name}.own.path starts with the home folder of an unknown user: "
-            f"{choice.user_source.path}",
+            f"`datasets.{choice.name}.own.path` starts with the home folder of an unknown "
+            f"user: {choice.user_source.path}",
             hint="Write the absolute path, which starts with /",
         ) from None
     own_data = choice.user_source.model_copy(update={"path": str(path)})

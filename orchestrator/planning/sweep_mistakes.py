@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Number
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -10,19 +12,26 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from search_spaces.datasets import DATASETS, dataset_spec
-from search_spaces.errors import ConfigError, SweepError, collect, nearest, plural, unknown_name
+from search_spaces.errors import (
+    MAX_SHOWN,
+    PLAIN_RULES,
+    ConfigError,
+    SweepError,
+    broken_rule,
+    collect,
+    nearest,
+    plural,
+    rule_of,
+    unknown_name,
+)
 from search_spaces.models import model_spec
 from search_spaces.recipes import RECIPES
 from search_spaces.specs import DEFAULT_ESTIMATORS, NAME_PATTERN
-from search_spaces.sweeps import RecipeChoice, SweepSpec
+from search_spaces.sweeps import DatasetChoice, RecipeChoice, SweepSpec
 from tasks.sources import check_own_kind
 
 MAX_PROBLEMS = 20
 """Largest number of problems in a message. All others are only counted."""
-MAX_SHOWN = 200
-"""Largest number of characters of a value in a message."""
-RULE_PREFIX = "Value error, "
-"""Prefix of pydantic's message if one of our own rules is broken."""
 DATASET = "Write, for example, `datasets: [digits]`. `isweep datasets` lists the known datasets"
 MODEL = (
     "Write, for example, `models: [small_cnn]` or `models: [{from: small_cnn, name: mine}]`. "
@@ -39,15 +48,8 @@ EXPECTED_KINDS = {
     "model_type": "keys with values, for example {key: value}",
 }
 """Required form of a value, by pydantic's type of error."""
-COMPARISONS = {
-    "should be greater than or equal to": "must be at least",
-    "should be less than or equal to": "must be at most",
-    "should be greater than": "must be above",
-    "should be less than": "must be below",
-}
-"""Shorter words for pydantic's rules on numbers."""
-PYDANTIC_SUBJECT = "Input "
-"""First word of pydantic's messages. Our messages have the key in its place."""
+VALUE_RULES = tuple(PLAIN_RULES.values())
+"""First words of the rules on single values. A message about a value in a list gives its place."""
 
 
 def raise_problems(problems: list[SweepError]) -> None:
@@ -69,11 +71,8 @@ def problem_of(detail: ErrorDetails, origin: str, document: Mapping[str, Any]) -
     """
     keys = detail["loc"]
     if not keys:  # a rule about several keys
-        return ConfigError(f"{origin}: {detail['msg'].removeprefix(RULE_PREFIX)}")
-    recipe: Any = document.get("recipe")
-    if keys[0] == "recipe" and len(keys) == 3 and not isinstance(recipe[keys[1]], list):
-        keys = keys[:2]  # the file has one value instead of a list with one value
-    dotted = ".".join(map(str, keys))
+        return ConfigError(f"{origin}: {rule_of(detail['msg'])}")
+    dotted = ".".join(map(str, keys_in_file(keys, document)))
     if detail["type"] == "extra_forbidden":
         return _unknown_key(detail["loc"], dotted)
     if detail["type"] == "missing":
@@ -81,6 +80,43 @@ def problem_of(detail: ErrorDetails, origin: str, document: Mapping[str, Any]) -
         hint = {"recipe": RECIPE, "models": MODEL}.get(str(keys[0]), f"Add this {kind}")
         return ConfigError(f"The {kind} `{dotted}` is missing", hint=hint)
     return _wrong_value(detail, dotted)
+
+
+def keys_in_file(keys: Sequence[int | str], document: Mapping[str, Any]) -> tuple[int | str, ...]:
+    """Return the keys of a value as the user wrote them in the sweep file.
+
+    Pydantic's keys differ in three cases. A mapping such as ``dials`` is converted to pairs. A
+    single value of the recipe is converted to a list. If a value may have one of several types,
+    the name of a type follows the key.
+
+    Args:
+        keys: Pydantic's keys.
+        document: Content of the file.
+    """
+    in_file: list[int | str] = []
+    content: Any = document
+    remaining = deque(keys)
+    while remaining:
+        key = remaining.popleft()
+        if isinstance(content, str | Number):
+            break  # the file has a single value here
+        if isinstance(key, str) and isinstance(content, list | tuple):
+            continue  # the name of a type
+        if isinstance(key, int) and isinstance(content, Mapping):
+            key = sorted(content, key=str)[key]
+            if remaining:
+                remaining.popleft()  # the position in the pair: 0 for the key, 1 for the value
+        in_file.append(key)
+        content = _value_at(content, key)
+    return tuple(in_file)
+
+
+def _value_at(content: Any, key: int | str) -> Any:
+    """Return a value of a mapping or list, or None if it is missing."""
+    try:
+        return content[key]
+    except (KeyError, IndexError, TypeError):
+        return None
 
 
 def _wrong_value(detail: ErrorDetails, dotted: str) -> ConfigError:
@@ -91,38 +127,38 @@ def _wrong_value(detail: ErrorDetails, dotted: str) -> ConfigError:
     if isinstance(value, dict):
         shown = f"a mapping with the keys {', '.join(map(str, value))}"[:MAX_SHOWN]
     if kind == "too_short" and detail["ctx"]["min_length"] == 1:
-        return ConfigError(f"{dotted} is empty", hint="Add at least one value")
+        return ConfigError(f"`{dotted}` is empty", hint="Add at least one value")
     if kind == "too_long":
         limit = detail["ctx"]["max_length"]
-        return ConfigError(f"{dotted} has more than {limit} values", hint="Shorten the list")
+        return ConfigError(f"`{dotted}` has more than {limit} values", hint="Shorten the list")
     if kind == "string_pattern_mismatch" and detail["ctx"]["pattern"] == NAME_PATTERN:
         return ConfigError(
-            f"{dotted} is {shown}, which is not a valid name",
+            f"`{dotted}` is {shown}, which is not a valid name",
             hint="Use at most 64 lower case letters, digits, - and _, and begin with a letter",
         )
     if kind in EXPECTED_KINDS:
         hint = ""
         if EXPECTED_KINDS[kind] == "a list":
-            hint = "Write the values in brackets, for example [a, b]"
+            hint = "Write the values in brackets, for example `[a, b]`"
             if isinstance(value, (int, float)):
-                hint = f"Write [{shown}]"
-        return ConfigError(f"{dotted} is {shown}, but should be {EXPECTED_KINDS[kind]}", hint=hint)
-    rule = detail["msg"].removeprefix(RULE_PREFIX).removeprefix(PYDANTIC_SUBJECT)
-    for pydantic_words, words in COMPARISONS.items():
-        if pydantic_words in rule:
-            rule = rule.replace(pydantic_words, words)
-            dotted = _numbered(dotted)
-    if rule.startswith(("must ", "should ")):
-        return ConfigError(f"{dotted} is {shown}, but {rule}")
-    return ConfigError(f"{dotted} is {shown}: {rule[0].lower()}{rule[1:]}")
+                hint = f"Write `[{shown}]`"
+        required = EXPECTED_KINDS[kind]
+        return ConfigError(f"`{dotted}` is {shown}, but should be {required}", hint=hint)
+    rule = rule_of(detail["msg"])
+    if isinstance(value, dict):
+        return ConfigError(f"`{dotted}`: {rule}")
+    place = f"`{dotted}`"
+    if rule.startswith(VALUE_RULES):
+        place = _numbered(dotted)
+    return broken_rule(place, shown, rule)
 
 
 def _numbered(dotted: str) -> str:
-    """Return a dotted key as words if it ends with an index: ``value 1 of seeds``."""
+    """Return a dotted key in backticks. An index at its end becomes the number of a value."""
     name, _, last = dotted.rpartition(".")
     if not last.isdecimal():
-        return dotted
-    return f"value {int(last) + 1} of {name}"
+        return f"`{dotted}`"
+    return f"value {int(last) + 1} of `{name}`"
 
 
 def _unknown_key(keys: tuple[int | str, ...], dotted: str) -> ConfigError:
@@ -133,11 +169,16 @@ def _unknown_key(keys: tuple[int | str, ...], dotted: str) -> ConfigError:
         if field is not None:
             model = _model_in(field.annotation) or model
     if len(keys) == 1 and keys[0] in RecipeChoice.model_fields:
-        return ConfigError(f"{dotted} is a key of recipe, not of the sweep itself", hint=RECIPE)
+        return ConfigError(f"`{dotted}` is a key of `recipe`, not of the sweep itself", hint=RECIPE)
+    if len(keys) == 1 and keys[0] in _fields_by_key(DatasetChoice):
+        return ConfigError(
+            f"`{dotted}` is a key of each entry of `datasets`, not of the sweep itself",
+            hint="Change it in the sweep file, below the name of the dataset",
+        )
     known_keys = list(_fields_by_key(model))
     similar = nearest(str(keys[-1]), known_keys)
     return ConfigError(
-        f"{dotted} is not a known key",
+        f"`{dotted}` is not a known key",
         hint=f"{similar}Use one of these keys: {', '.join(known_keys)}",
     )
 

@@ -1,4 +1,4 @@
-"""Order in which trials start: the longest first, in batches if their arrays exceed the memory."""
+"""Order in which trials start: the longest first, in batches if memory is short."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def order_trials(
 ) -> list[TrialSpec]:
     """Return trials in their order of start: the longest first, or in batches.
 
-    If the arrays of all trials exceed the budget, trials start batch after batch. The arrays of a
-    batch fit into half of the budget. So the next batch can be loaded while the last trials of a
-    batch still run. Trials of equal length keep their order.
+    If the arrays of all trials exceed the budget, trials start batch after batch. The arrays
+    of a batch fit into half of the budget. So the next batch can be loaded while the last
+    trials of a batch still run. Trials of equal length keep their order.
 
     Args:
         plan: The plan of the trials.

@@ -16,15 +16,15 @@ from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.planning.sweep_file import SweepSource, find_modules_in, load_sweep, sweep_text
 from orchestrator.planning.written_files import preset_names
 from search_spaces.errors import ConfigError, CorruptStoreError, nearest
-from search_spaces.models import source_texts
 from search_spaces.sweeps import SweepSpec
+from search_spaces.user_code import source_texts
 from tasks.atomic import write_atomic
 from tasks.prepared.listings import Listings
 from tasks.prepared.store import PreparedDataset
 
 URL_WITHOUT_HOST = re.compile(r"\w*:(/*|/?[^/].*)")
-"""A storage URL without a bucket or host. The sweep's name would be appended to it, and read as the
-bucket, or as a local folder."""
+"""Pattern of a storage URL without a bucket or host. isweep would append the name of the
+sweep, and this name would then be read as the bucket or as a local folder."""
 
 
 @dataclass
@@ -56,21 +56,21 @@ class Workspace:
         """Read a sweep without creating anything.
 
         Args:
-            source: The sweep, see :func:`orchestrator.planning.sweep_file.load_sweep`, or the name
-                of a sweep that was run below the root.
+            source: The sweep, see :func:`orchestrator.planning.sweep_file.load_sweep`, or the
+                name of a sweep that was run below the root.
             root: The root, see :meth:`RootPaths.at`.
             storage: Folder or URL in which results are stored. None for the root.
             changes: New values by dotted key. They replace values of the sweep.
-            as_run: True to choose the sweep that was run below the root if a preset has the same
-                name.
+            as_run: True to choose the sweep that was run below the root if a preset has the
+                same name.
 
         Raises:
             SweepError: The sweep or one of the arguments is not valid.
         """
         if not isinstance(source, (str, Path, Mapping, SweepSpec)):
             raise ConfigError(
-                f"The sweep is of type {type(source).__name__}, but should be a name, a path, the "
-                "content of a sweep file or a SweepSpec",
+                f"The sweep is of type {type(source).__name__}, but should be a name, a path, "
+                "the content of a sweep file or a SweepSpec",
                 hint="Use, for example, 'demo' or './mine.yaml'",
             )
         if not isinstance(changes, (Mapping, NoneType)):
@@ -115,8 +115,8 @@ class Workspace:
     def recorded_while_checked(self) -> Iterator[None]:
         """Write the sweep below the root unless the ``with`` block raises an error.
 
-        A new sweep is written before the block, so that other commands can load it meanwhile, and
-        is deleted after an error. A sweep that was run before is replaced after the block.
+        A new sweep is written before the block, so that other commands can load it meanwhile,
+        and is deleted after an error. A sweep that was run before is replaced after the block.
         """
         is_new = not os.path.lexists(self.sweep_paths.sweep_file)
         if is_new:
@@ -158,7 +158,7 @@ class Workspace:
         return datasets
 
     def look_again(self) -> None:
-        """Clear the cache of :attr:`prepared`, because more datasets may be prepared by now."""
+        """Clear the cache of :attr:`prepared`, because more datasets may be prepared now."""
         self.__dict__.pop("prepared", None)
 
 
@@ -168,7 +168,7 @@ def _check_storage(storage: object) -> None:
         return
     if not isinstance(storage, str):
         raise ConfigError(
-            f"storage is {storage!r}, which is not text", hint="Use a folder or a URL"
+            f"`storage` is {storage!r}, which is not text", hint="Use a folder or a URL"
         )
     if URL_WITHOUT_HOST.fullmatch(storage):
         raise ConfigError(
@@ -223,8 +223,8 @@ def _find(
         problem = f"No preset has the name {source!r}, and the root {paths.root} does not exist"
     raise ConfigError(
         problem,
-        hint=f"{nearest(source, names)}`isweep presets` lists the presets, and `isweep ls` lists "
-        "the sweeps of a root",
+        hint=f"{nearest(source, names)}`isweep presets` lists the presets, and `isweep ls` "
+        "lists the sweeps of a root",
     )
 
 

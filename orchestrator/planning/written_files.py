@@ -10,7 +10,8 @@ from orchestrator.planning.plain_yaml import read_text
 from search_spaces.errors import ConfigError, nearest_path
 
 MAX_FILE_BYTES = 1_000_000
-"""Size limit of a sweep or recipe file, bytes. A sweep of 100,000 trials needs a few kilobytes."""
+"""Size limit of a sweep or recipe file, bytes. A sweep of 100,000 trials needs a few
+kilobytes."""
 
 
 def preset_names() -> list[str]:

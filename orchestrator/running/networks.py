@@ -16,8 +16,8 @@ from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.results.records import TrialRecord
 from search_spaces.errors import ConfigError, SweepError, collect, plural
-from search_spaces.models import source_texts
 from search_spaces.specs import ModelSpec, NetworkSpec, TrialSpec
+from search_spaces.user_code import source_texts
 from tasks.atomic import write_atomic
 
 

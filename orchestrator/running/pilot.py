@@ -160,7 +160,7 @@ def _recipe_of_model(sweep: SweepSpec, model: str) -> RecipeChoice:
 
 def _dataset(source: str, path: Path, domain: Domain | None, channels: int) -> dict[str, Any]:
     """Return the dataset of a pilot in the form of a sweep file."""
-    from orchestrator.measuring.sources import known_kind
+    from orchestrator.measuring.sources import data_kind
 
     if source in DATASETS and not path.exists():
         return {"name": source}
@@ -170,7 +170,7 @@ def _dataset(source: str, path: Path, domain: Domain | None, channels: int) -> d
             hint="Use a folder or file of images, the name of a dataset, or a CSV file of results",
         )
     source_fields = {
-        "kind": known_kind(path),
+        "kind": data_kind(path),
         "path": str(path),
         "domain": domain or "natural",
         "channels": channels,

@@ -47,8 +47,8 @@ class Combination:
 
     Attributes:
         model: The model.
-        subsets: One subset per class pair of the dataset. The search uses the first subset. The
-            further trainings of finalists use all subsets.
+        subsets: One subset per class pair of the dataset. The search uses the first subset.
+            The further trainings of finalists use all subsets.
         train_size: Number of images, including the validation images.
         choice: The sweep's recipe. A point replaces three of its fields.
         space: The ranges to search.
@@ -79,7 +79,7 @@ class Combination:
 
     @cached_property
     def sweep_recipe(self) -> RecipeSpec:
-        """The sweep's recipe, without any searched value."""
+        """The sweep's recipe, without any value from the search."""
         return recipe_grid(self.choice, *self.key)[0]
 
     def contains(self, point: Point) -> bool:
@@ -104,8 +104,9 @@ class Combination:
 
         Args:
             point: A point of the search space, or the point of the sweep's recipe.
-            run: 0 for the training during the search. The other runs of finalists have other seeds,
-                class pairs and validation images, so that no choice depends on one split.
+            run: 0 for the training during the search. The other runs of finalists have other
+                seeds, class pairs and validation images, so that no choice depends on one
+                split.
         """
         network = NetworkSpec(
             model=self.model,
@@ -120,7 +121,7 @@ class Combination:
         return SearchTrialSpec(network=network, validation=validation)
 
     def _recipe_at(self, point: Point) -> RecipeSpec:
-        """Return the recipe that a sweep has if this point is in the overrides of its recipe."""
+        """Return the sweep's recipe with the values of a point as an override."""
         if point == self.sweep_point:
             return self.sweep_recipe
         override = RecipeOverride.model_validate(
@@ -142,11 +143,11 @@ def combinations_to_tune(
 
     Args:
         plan: Plan of the sweep.
-        num_train: Number of training images by subset id. It limits the batch size. If None, the
-            number follows from the validation share.
+        num_train: Number of training images by subset id. It limits the batch size. If None,
+            the number follows from the validation share.
 
     Raises:
-        ConfigError: A combination cannot be searched. The message lists all problems.
+        ConfigError: A combination cannot be tuned. The message lists all problems.
     """
     _check_searchable(plan)
     sweep = plan.sweep
@@ -187,13 +188,13 @@ def combinations_to_tune(
 
 
 def _check_searchable(plan: SweepPlan) -> None:
-    """Raise an error if a search cannot tune the sweep at any size."""
+    """Raise an error if a search cannot tune the sweep, whatever its train size is."""
     sweep = plan.sweep
     if sweep.recipe.axes:
         raise ConfigError(
             f"The recipe has several values of {', '.join(sweep.recipe.axes)}, but a search "
             "needs exactly one value of each",
-            hint="Set one value in the recipe. Write the ranges of the search under the key tune",
+            hint="Set one value in the recipe. Write the ranges of the search under the key `tune`",
         )
     # Prepared data would show this as well, but only after the preparation.
     if sweep.all_faults:
@@ -201,7 +202,7 @@ def _check_searchable(plan: SweepPlan) -> None:
             f"A search needs corrected data, but the sweep has the faults "
             f"{', '.join(sweep.all_faults)}",
             hint="Run `isweep tune` on a sweep with `data_mode: corrected` and no faults. "
-            "Then use the recipe that the search writes in this sweep",
+            "Then set `recipe` in this sweep to the recipe that the search wrote",
         )
     models = {trial.network.model.name: trial.network.model for trial in plan.trials}
     pretrained = sorted(name for name, model in models.items() if model.pretrained)

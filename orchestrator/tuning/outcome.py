@@ -22,8 +22,8 @@ class Candidate(Finding):
 
     Attributes:
         point: Point of the search space.
-        losses: Capped validation losses of the runs, nat. Runs differ in seed, split and class
-            pair. All finalists have the same runs.
+        losses: Validation losses of the runs, nat, see :attr:`SearchResult.capped_loss`. Runs
+            differ in seed, split and class pair. All finalists have the same runs.
         mean: Mean of the losses, nat.
         std_error: Standard error of the mean over runs. None for one run.
         diverged: Number of runs that diverged.
@@ -42,7 +42,8 @@ class CombinationOutcome(Finding):
     Attributes:
         model: Name of the model.
         dataset: Name of the dataset.
-        chosen: The chosen finalist, see :func:`_choose`. None if every finalist failed or diverged.
+        chosen: The chosen finalist, see :func:`_choose`. None if every finalist failed or
+            diverged.
         sweep_recipe: The sweep's recipe as a finalist. None if it failed.
         finalists: All finalists, the best first.
         gain: Mean loss of ``sweep_recipe`` minus mean loss of ``chosen``, nat.
@@ -50,7 +51,7 @@ class CombinationOutcome(Finding):
             ``sweep_recipe`` was chosen.
         num_trials: Number of tried points that have a result.
         num_diverged: Number of tried points that diverged.
-        num_failed: Number of points without a result in the last run.
+        num_failed: Number of points that the last command gave up after failures.
         spent: Used budget of the search, in whole trainings.
         finalist_trainings: Further trainings of finalists, in whole trainings.
         budget: Budget of the search, in whole trainings.
@@ -96,27 +97,27 @@ class CombinationOutcome(Finding):
         again = "and tune again. Finished trials are kept."
         if self.chosen is None and self.num_trials > self.num_diverged:
             return (
-                "every finalist has a further training that failed or diverged, so there is no "
-                f"recipe. Correct the failures, {again}"
+                "every finalist has a further training that failed or diverged, so there is "
+                f"no recipe. Correct the failures, {again}"
             )
         if self.chosen is None:
             return (
-                f"no training finished ({self.num_trials} tried, {self.num_diverged} diverged, "
-                f"{self.num_failed} failed), so there is no recipe. Lower "
+                f"no training finished ({self.num_trials} tried, {self.num_diverged} "
+                f"diverged, {self.num_failed} failed), so there is no recipe. Lower "
                 "tune.learning_rate if trials diverged, correct the failures, or raise "
                 f"tune.budget, {again}"
             )
         if self.chance_loss is not None and self.chosen.mean >= AT_CHANCE_SHARE * self.chance_loss:
             return (
-                f"the validation loss of the best recipe, {self.chosen.mean:.3f}, is hardly below "
-                f"the chance loss, {self.chance_loss:.3f}. "
+                f"the validation loss of the best recipe, {self.chosen.mean:.3f}, is hardly "
+                f"below the chance loss, {self.chance_loss:.3f}. "
                 "Widen tune.learning_rate, raise tune.budget or raise recipe.epochs, and tune "
                 "again."
             )
         if self.sweep_recipe is None:
             return (
-                "the trainings with the sweep's recipe failed, so the gain over this recipe is "
-                f"unknown. Correct the failures, {again}"
+                "the trainings with the sweep's recipe failed, so the gain over this recipe "
+                f"is unknown. Correct the failures, {again}"
             )
         return ""
 
@@ -202,11 +203,11 @@ def _outcome(search: CombinationSearch) -> CombinationOutcome:
 
 
 def _choose(ranked: Iterable[Candidate], sweep_recipe: Candidate | None) -> Candidate | None:
-    """Return the finalist with the lowest mean loss, or the sweep's recipe if it is about as good.
+    """Return the finalist with the lowest mean loss, or the sweep's recipe if as good.
 
-    This is the one-standard-error rule of Breiman et al., "Classification and Regression Trees",
-    1984. The sweep's recipe is chosen unless the gain exceeds its standard error over runs. One run
-    has no standard error, so the finalist with the lower loss is chosen then.
+    This is the one-standard-error rule of Breiman et al., "Classification and Regression Trees"
+    (1984): the sweep's recipe is chosen unless the gain exceeds its standard error over runs.
+    One run has no standard error, so the finalist with the lower loss is chosen then.
 
     Args:
         ranked: Finalists, the best first.
@@ -228,7 +229,7 @@ def _candidate(search: CombinationSearch, point: Point) -> Candidate | None:
     """Return a finalist with its runs, or None if a run has no result.
 
     The first run of a finalist is left out if the finalist has other runs. The point became a
-    finalist by its first run, partly by chance.
+    finalist because this run had a low loss, partly by chance.
     """
     results: list[SearchResult] = []
     for run in range(search.tune.seeds):
@@ -236,14 +237,14 @@ def _candidate(search: CombinationSearch, point: Point) -> Candidate | None:
         if result is None:
             return None
         results.append(result)
-    judged = results[1:] or results
-    losses = tuple(result.capped_loss for result in judged)
+    compared = results[1:] or results
+    losses = tuple(result.capped_loss for result in compared)
     return Candidate(
         point=point,
         losses=losses,
         mean=statistics.fmean(losses),
         std_error=_std_error(losses),
-        diverged=sum(result.status == SearchStatus.DIVERGED for result in judged),
+        diverged=sum(result.status == SearchStatus.DIVERGED for result in compared),
     )
 
 

@@ -60,8 +60,8 @@ def write_recipe(
     except OSError as error:
         raise SetupError(
             f"The recipe {path} cannot be written: {error.strerror}",
-            hint="Free some space or correct the permissions. Then run the same command again. "
-            "Finished trials are kept",
+            hint="Free some space or correct the permissions. Then run the same command "
+            "again. Finished trials are kept",
         ) from None
 
 
@@ -77,8 +77,8 @@ def _evidence(
         "sweep": sweep.name,
         "train_size": sweep.tune.train_size or max(sweep.train_sizes),
         "settings": sweep.tune.model_dump(mode="json", exclude_none=True),
-        "loss": "validation cross-entropy in nat, mean over runs; each run has another seed and "
-        "class pair",
+        "loss": "validation cross-entropy in nat, mean over runs; each run has another seed "
+        "and class pair",
         # Existing recipe files have this key, so it must not change.
         "cells": combinations,
         "made_by": {

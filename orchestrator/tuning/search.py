@@ -1,124 +1,29 @@
 """Decide which trial a search runs next, from the results so far.
 
-First, the search trains the sweep's recipe of every combination. Then it trains sampled points, one
-combination after the other. Last, it trains finalists again. Finalists of one combination can
-start while the last points of other combinations are still in training.
+First, the search trains the sweep's recipe of every combination. Then it trains sampled
+points, one combination after the other. Last, it trains finalists again. Finalists of one
+combination can start while the last points of other combinations are still in training.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
 
-import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState
-
-from orchestrator.results.store import ResultStore, Unreadable
 from orchestrator.tuning.combinations import Combination, CombinationKey, Point
-from orchestrator.tuning.search_records import RequestRecord, Role, SearchRecord
-from search_spaces.fingerprint import derive_seed
-from search_spaces.tuning import Sampler, SearchTrialSpec, TuneSpec
+from orchestrator.tuning.earlier_trials import EarlierTrial
+from orchestrator.tuning.search_records import Role
+from orchestrator.tuning.study import CombinationStudy
+from search_spaces.tuning import SearchTrialSpec, TuneSpec
 from tasks.trials.records import SearchResult, SearchStatus
 
-STARTUP_TRIALS = 4
-"""Number of points before the sampler uses a model of the loss. Sampled points are random until
-then."""
 MAX_REPEATED_PROPOSALS = 25
 """Number of known points that the sampler may propose in a row before the space counts as
 exhausted."""
 BUDGET_TOLERANCE = 1e-9
 """Tolerance of the budget in whole trainings. Sums of fractions are not exact."""
-SEED_RANGE = 2**32
-"""Upper limit of the seeds of Optuna's samplers."""
-
-
-class CombinationStudy:
-    """The points of one combination with their results, from which the sampler proposes new points.
-
-    For every proposal a new Optuna study is built from these points, see
-    ``docs/decisions/0012-own-ask-and-tell.md``.
-
-    Args:
-        combination: The combination to search.
-        sampler: The sampler that proposes points.
-        seed: Seed of the whole search.
-    """
-
-    def __init__(self, combination: Combination, sampler: Sampler, seed: int = 0) -> None:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._combination = combination
-        self._sampler = sampler
-        self._seed = seed
-        space = combination.space
-        self._space: dict[str, BaseDistribution] = {
-            "learning_rate": FloatDistribution(*space.learning_rate, log=True),
-            "weight_decay": FloatDistribution(*space.weight_decay, log=True),
-            "batch_size": CategoricalDistribution(space.batch_size),
-        }
-        self.trials: list[FrozenTrial] = []
-
-    def propose(self, repeat: int = 0) -> Point:
-        """Return the sampler's next point.
-
-        The point depends only on the seed, on the known points in their order, and on ``repeat``.
-        So a search that was killed and resumed proposes the same points.
-
-        Args:
-            repeat: Number of proposals since the last point or result was added.
-        """
-        key = list(self._combination.key)
-        seed = derive_seed("sampler", self._seed, key, len(self.trials), repeat) % SEED_RANGE
-        study = optuna.create_study(sampler=make_sampler(self._sampler, seed))
-        study.add_trials(self.trials)
-        proposed = study.ask(self._space).params
-        # Four digits, so that values copied from a table are exactly the values that were run.
-        rounded = {name: type(value)(f"{value:.4g}") for name, value in proposed.items()}
-        return self._combination.clip(Point.model_validate(rounded))
-
-    def ask(self, point: Point) -> int:
-        """Add a running point of the search space, and return its index."""
-        self.trials.append(self._trial(point.model_dump(), TrialState.RUNNING))
-        return len(self.trials) - 1
-
-    def tell(self, index: int, result: SearchResult | None) -> None:
-        """Add the result of a point. ``result`` is None if the trial failed."""
-        params = self.trials[index].params
-        if result is None:
-            self.trials[index] = self._trial(params, TrialState.FAIL)
-        else:
-            self.trials[index] = self._trial(params, TrialState.COMPLETE, result.capped_loss)
-
-    def add(self, point: Point, result: SearchResult) -> None:
-        """Add a finished point that an earlier command requested."""
-        trial = self._trial(point.model_dump(), TrialState.COMPLETE, result.capped_loss)
-        self.trials.append(trial)
-
-    def _trial(
-        self, params: dict[str, Any], state: TrialState, value: float | None = None
-    ) -> FrozenTrial:
-        return optuna.create_trial(
-            state=state, value=value, params=params, distributions=self._space
-        )
-
-
-def make_sampler(name: Sampler, seed: int) -> BaseSampler:
-    """Return an Optuna sampler. ``benchmarks/search.py`` compares the samplers."""
-    if name == "random":
-        return RandomSampler(seed=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        if name == "gp":
-            return GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
-        return TPESampler(
-            seed=seed, multivariate=True, constant_liar=True, n_startup_trials=STARTUP_TRIALS
-        )
 
 
 @dataclass(frozen=True)
@@ -130,10 +35,10 @@ class RequestedTrial:
         spec: The trial.
         point: Point of the search space.
         role: Reason why the search runs the trial.
-        run: 0 for the training during the search. 1 and up for further trainings of a finalist with
-            other seeds.
-        study_index: Index of the point in the combination's study. None if the point is not in the
-            study.
+        run: 0 for the training during the search. 1 and up for further trainings of a finalist
+            with other seeds.
+        study_index: Index of the point in the combination's study. None if the point is not in
+            the study.
     """
 
     combination: Combination
@@ -147,13 +52,6 @@ class RequestedTrial:
     def key(self) -> CombinationKey:
         """Names of the trial's model and dataset."""
         return self.combination.key
-
-
-class EarlierTrial(NamedTuple):
-    """A trial that an earlier command requested, with its result or None."""
-
-    record: RequestRecord | SearchRecord
-    result: SearchResult | None
 
 
 @dataclass
@@ -205,7 +103,7 @@ class CombinationSearch:
 
     @property
     def may_sample(self) -> bool:
-        """True if the budget allows one more training; each running training counts in full."""
+        """True if the budget allows one more training. A running training counts in full."""
         if self.exhausted:
             return False
         planned = self.spent + self.num_searching + 1
@@ -236,8 +134,8 @@ class CombinationSearch:
     def complete(self) -> list[tuple[Point, SearchResult]]:
         """Return the points whose training finished without divergence, the best first.
 
-        Points with equal losses are sorted by learning rate, then by the other values, the lowest
-        first.
+        Points with equal losses are sorted by learning rate, then by the other values, the
+        lowest first.
         """
         complete = [
             (point, result)
@@ -267,7 +165,10 @@ class CombinationSearch:
         return remaining
 
     def sample_point(self) -> Point | None:
-        """Return a new point. Return None and end the sampling if the space has no new point."""
+        """Return a new point.
+
+        Return None and end the sampling if the space has no new point.
+        """
         known_runs = self.known_runs
         for repeat in range(MAX_REPEATED_PROPOSALS):
             point = self.study.propose(repeat)
@@ -277,7 +178,7 @@ class CombinationSearch:
         return None
 
     def check_exhausted(self) -> None:
-        """End the sampling if the space has no new point, so that the search counts as over."""
+        """End the sampling if the space has no new point. Then the search counts as over."""
         if self.may_sample:
             self.sample_point()
 
@@ -316,8 +217,8 @@ class Search:
         """Add the trials of an earlier command. Trials without a result run next.
 
         Args:
-            earlier: Trials in the order in which they were requested. Trials without a result are
-                left out if the search does not need them any more.
+            earlier: Trials in the order in which they were requested. Trials without a result
+                are left out if the search does not need them any more.
         """
         earlier = list(earlier)
         for record, result in earlier:
@@ -367,7 +268,10 @@ class Search:
         return sum(search.num_left for search in self.searches.values())
 
     def add_result(self, trial_id: str, result: SearchResult | None) -> None:
-        """Add the result of a running trial. ``result`` is None if it failed for the last time."""
+        """Add the result of a running trial.
+
+        ``result`` is None if it failed for the last time.
+        """
         trial = self.running_trial(trial_id)
         search = self.searches[trial.key]
         del search.running[trial_id]
@@ -397,78 +301,3 @@ class Search:
         trial = RequestedTrial(combination, spec, point, role, run, study_index)
         search.running[spec.trial_id] = trial
         return trial
-
-
-@dataclass(frozen=True)
-class EarlierTrials:
-    """The stored trials of a search, by trial id.
-
-    Attributes:
-        requests: Trials that were requested.
-        records: Trials with a result, in the order in which they ended.
-        num_others: Number of results for another train size, recipe, split or version of the
-            prepared data. They stay in the store, but are not used.
-        unreadable: Files that cannot be used.
-    """
-
-    requests: dict[str, RequestRecord]
-    records: dict[str, SearchRecord]
-    num_others: int
-    unreadable: list[Unreadable]
-
-    @classmethod
-    def read(
-        cls,
-        store: ResultStore,
-        combinations: Iterable[Combination],
-        fingerprints: Mapping[str, str],
-    ) -> EarlierTrials:
-        """Read the stored trials of combinations.
-
-        Args:
-            store: Result store of the search.
-            combinations: The combinations with their present settings.
-            fingerprints: Content hashes of the datasets by prepared id.
-        """
-        by_key = {combination.key: combination for combination in combinations}
-
-        def belongs(record: RequestRecord | SearchRecord) -> bool:
-            combination = by_key.get(record.key)
-            if combination is None or combination.trial(record.point, record.run) != record.spec:
-                return False
-            prepared_id = record.spec.network.subset.prepared.prepared_id
-            return fingerprints.get(prepared_id) == record.data_fingerprint
-
-        requests = store.scan(RequestRecord)
-        results = store.scan(SearchRecord)
-        records = sorted(
-            filter(belongs, results.records.values()), key=lambda record: record.finished_at
-        )
-        return cls(
-            requests={
-                record.trial_id: record for record in filter(belongs, requests.records.values())
-            },
-            records={record.trial_id: record for record in records},
-            num_others=len(results.records) - len(records),
-            unreadable=requests.unreadable + results.unreadable,
-        )
-
-    def trials(self) -> list[EarlierTrial]:
-        """Return all trials in the order in which they were requested.
-
-        The order of results without a request is unknown. They come first.
-        """
-        every: dict[str, RequestRecord | SearchRecord] = {**self.records, **self.requests}
-        trials = []
-        for record in sorted(every.values(), key=_request_number):
-            result = None
-            if record.trial_id in self.records:
-                result = self.records[record.trial_id].result
-            trials.append(EarlierTrial(record, result))
-        return trials
-
-
-def _request_number(record: RequestRecord | SearchRecord) -> int:
-    if isinstance(record, RequestRecord):
-        return record.number
-    return -1

@@ -43,7 +43,8 @@ class _SearchTrialRecord(StoredRecord):
 
     Attributes:
         role: Reason why the search runs the trial.
-        run: 0 for the training during the search, 1 and up for further trainings of a finalist.
+        run: 0 for the training during the search, 1 and up for further trainings of a
+            finalist.
         spec: The trial.
         data_fingerprint: Content hash of the prepared dataset.
     """
@@ -127,9 +128,9 @@ def search_standing(workspace: Workspace) -> dict[str, Any] | None:
     """Return a summary of the stored trials of a sweep's search, including finalists.
 
     Returns:
-        Numbers of ``trials``, of ``failed`` trials and of ``unreadable`` files, numbers of trials
-        ``by_status``, the paths of ``recipe`` and ``report`` or None, and a ``text`` to print.
-        None if the sweep has no search.
+        Numbers of ``trials``, of ``failed`` trials and of ``unreadable`` files, numbers of
+        trials ``by_status``, the paths of ``recipe`` and ``report`` or None, and a ``text`` to
+        print. None if the sweep has no search.
     """
     store = ResultStore(workspace.search_url)
     results = store.scan(SearchRecord)

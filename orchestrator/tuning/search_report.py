@@ -96,23 +96,24 @@ COLUMNS: dict[str, Callable[[CombinationOutcome], str]] = {
 BRIEF = ("model", "dataset", "learning rate", "weight decay", "batch", "validation loss", "gain")
 """Columns of the table in a terminal."""
 TABLE_NOTE = (
-    "The validation loss is the mean ± standard error over the runs of one finalist, in nat. The "
-    "gain is the loss of the sweep's recipe minus this loss, in the same runs. If no recipe was "
-    "better than the sweep's recipe by more than one standard error, the sweep's recipe is kept. "
-    "In the column of trainings, for example, 7 of 10 + 3 means that the search used 7 of at most "
+    "The validation loss is the mean ± standard error over the runs of one finalist, in nat. "
+    "The gain is the loss of the sweep's recipe minus this loss, in the same runs. If no "
+    "recipe was better than the sweep's recipe by more than one standard error, the sweep's "
+    "recipe is kept. "
+    'In the column "trainings", for example, 7 of 10 + 3 means that the search used 7 of at most '
     "10 trainings, and that finalists were trained 3 more times."
 )
 CAPTION = (
-    "The figure shows the validation loss against the learning rate. Weight decay and batch size "
-    "differ between points. Diverged trials and losses above twice the chance loss are drawn at "
-    "twice the chance loss."
+    "The figure shows the validation loss against the learning rate. Weight decay and batch "
+    "size differ between points. Diverged trials and losses above twice the chance loss are "
+    "drawn at twice the chance loss."
 )
 
 
 def outcome_table(outcomes: Iterable[CombinationOutcome], names: Iterable[str] = COLUMNS) -> Table:
     """Return a formatted table with the columns ``names``."""
     columns = {name: COLUMNS[name] for name in names}
-    return laid_out("tuned", "Searched recipes", TABLE_NOTE, outcomes, columns, numeric_from=2)
+    return laid_out("tuned", "Tuned recipes", TABLE_NOTE, outcomes, columns, numeric_from=2)
 
 
 def gain_sentence(outcomes: Iterable[CombinationOutcome]) -> str:
@@ -126,15 +127,19 @@ def gain_sentence(outcomes: Iterable[CombinationOutcome]) -> str:
     dataset_means = list(map(statistics.fmean, gains_by_dataset.values()))
     mean, _, bounds = mean_interval(np.array(dataset_means))
     return (
-        f"The validation loss is {number(mean)} nat lower than with the sweep's recipe (mean over "
-        f"{len(gains_by_dataset)} datasets, 95 % interval {interval(bounds)}). Both recipes were "
-        "trained with the same seeds and splits. The chosen recipe is the best of several on these "
-        "splits, so its loss is slightly underestimated. No test image was used."
+        f"The validation loss is {number(mean)} nat lower than with the sweep's recipe (mean "
+        f"over {len(gains_by_dataset)} datasets, 95 % interval {interval(bounds)}). Both "
+        "recipes were trained with the same seeds and splits. The chosen recipe is the best "
+        "of several on these splits, so its loss is slightly underestimated. No test image "
+        "was used."
     )
 
 
 def trial_table(searches: Iterable[CombinationSearch]) -> pd.DataFrame:
-    """Return one row per tried point with its status and loss. ``shown`` is the capped loss."""
+    """Return one row per tried point with its status and loss.
+
+    ``shown`` is the capped loss.
+    """
     rows = []
     for search in searches:
         model, dataset = search.combination.key
@@ -198,10 +203,10 @@ def _settings_sentence(search: Search) -> str:
     train_size = next(iter(search.searches.values())).combination.train_size
     return (
         f"The search used the {tune.sampler} sampler with seed {tune.seed} and a budget of "
-        f"{tune.num_trainings:g} whole trainings per model and dataset. Of {train_size} training "
-        f"images, {tune.validation_share:.0%} were used for validation. No group was split. "
-        f"{tune.finalists} finalists and the sweep's recipe were trained {tune.seeds} times. No "
-        "test image was used."
+        f"{tune.num_trainings:g} whole trainings per model and dataset. Of {train_size} "
+        f"training images, {tune.validation_share:.0%} were used for validation. No group was "
+        f"split. {tune.finalists} finalists and the sweep's recipe were trained {tune.seeds} "
+        "times each. No test image was used."
     )
 
 

@@ -11,7 +11,8 @@ from orchestrator.running.messages import TrialReport
 from orchestrator.running.queue import TrialQueue
 from orchestrator.running.trial_source import RunContext, TrialSource
 from orchestrator.running.workers.perform import Performed, TrialTask
-from orchestrator.tuning.search import EarlierTrials, RequestedTrial, Search
+from orchestrator.tuning.earlier_trials import EarlierTrials
+from orchestrator.tuning.search import RequestedTrial, Search
 from orchestrator.tuning.search_records import RequestRecord, SearchRecord, flat_search
 from search_spaces.errors import SweepError
 from search_spaces.specs import NetworkSpec, SubsetSpec, TrialSpec
@@ -20,8 +21,8 @@ from tasks.prepared.subsets import TrialData
 from tasks.trials.records import EpochRecord, EpochScore, SearchResult
 
 MAX_WAITING = 2
-"""Largest number of trials that wait for a worker. The search chooses a point when its trial begins
-to wait, so a point that waits is based on fewer results."""
+"""Largest number of trials that wait for a worker. The search chooses a point when its trial
+begins to wait, so a point that waits is based on fewer results."""
 
 
 def perform_search(task: TrialTask) -> Performed:
@@ -69,7 +70,7 @@ class SearchQueue(TrialQueue):
         return self._search.is_done and not self.retry_at and not self.submitted
 
     def take(self, now: float) -> str | None:
-        """Return the id of the next trial and count it as submitted, or None if none may start."""
+        """Count the next trial as submitted, and return its id. Return None if none may start."""
         retried = super().take(now)
         if retried is not None:
             return retried
@@ -96,7 +97,8 @@ class SearchTrials(TrialSource):
         run: Context that all trials share.
         search: The search, which chooses the next trial.
         earlier: Stored trials of the search. New requests and results are added to them.
-        load: Function that reads the arrays of a subset for a train size and a validation split.
+        load: Function that reads the arrays of a subset for a train size and a validation
+            split.
         fingerprints: Content hashes of the datasets by prepared id.
     """
 

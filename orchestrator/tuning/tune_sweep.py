@@ -1,4 +1,4 @@
-"""Stages of ``isweep tune``: prepare data, check splits, search, write the recipe and report."""
+"""Stages of ``isweep tune``: prepare data, check splits, search, write the results."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from orchestrator.running.preparation import check_raw, prepare_own
 from orchestrator.running.progress import Progress
 from orchestrator.running.stages import Stages
 from orchestrator.tuning.combinations import Combination, combinations_to_tune
+from orchestrator.tuning.earlier_trials import EarlierTrials
 from orchestrator.tuning.outcome import TuneSummary, outcomes
 from orchestrator.tuning.recipe import write_recipe
-from orchestrator.tuning.search import EarlierTrials, Search
+from orchestrator.tuning.search import Search
 from orchestrator.tuning.search_records import SearchRecord, flat_search
 from orchestrator.tuning.search_report import write_report
 from search_spaces.errors import DataError, SweepError, collect
@@ -101,7 +102,7 @@ class _Tuning(Stages):
         return replace(summary, num_unsent_updates=tracker.num_unsent_updates)
 
     def _check_splits(self) -> None:
-        """Check every validation split, and limit batch sizes to the number of training images.
+        """Check all validation splits. Limit batch sizes to the number of training images.
 
         Raises:
             DataError: A subset cannot be split. The message lists all such subsets.
@@ -127,14 +128,14 @@ class _Tuning(Stages):
         self.combinations = combinations_to_tune(self.workspace.plan, num_train)
 
     def _read(self, stored: StoredResults) -> EarlierTrials:
-        """Return the stored trials of these combinations, and print the number of all others."""
+        """Return the stored trials of these combinations. Print the number of all others."""
         earlier = EarlierTrials.read(stored.store, self.combinations, self._fingerprints)
         stored.unreadable += earlier.unreadable
         self.check_stored(stored)
         if earlier.num_others:
             self.monitor.note(
-                f"isweep does not use {earlier.num_others} stored trials of this sweep, because "
-                "they belong to a search with other settings or data"
+                f"isweep does not use {earlier.num_others} stored trials of this sweep, "
+                "because they belong to a search with other settings or data"
             )
         return earlier
 

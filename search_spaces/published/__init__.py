@@ -1,4 +1,4 @@
-"""Tables of numbers of the published study. README.md in this folder describes their precision."""
+"""Tables of published numbers. README.md in this folder describes their precision."""
 
 from __future__ import annotations
 

@@ -396,13 +396,14 @@ def posterior(
         )
     if value > HIGH_DIMENSION:
         notes.append(
-            f"Above {HIGH_DIMENSION} dimensions, the correction depends on the simulated shapes. "
-            "It was too low for images of known dimension, and too high for curved sheets."
+            f"Above {HIGH_DIMENSION} dimensions, the correction depends on the simulated "
+            "shapes. It was too low for images of known dimension, and too high for curved "
+            "sheets."
         )
     if density[-4:].sum() > tail and grid[-1] < np.log(ambient):
         notes.append(
-            "The interval includes the largest simulated dimension, so the true dimension may be "
-            "higher."
+            "The interval includes the largest simulated dimension, so the true dimension may "
+            "be higher."
         )
     family_weights = weights.sum(axis=1).tolist()
     return CalibratedDimension(

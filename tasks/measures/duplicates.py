@@ -1,8 +1,9 @@
 """Check the rows of a source before they are measured: duplicates, values and dtypes.
 
 A *duplicate* is a row that equals an earlier row. If the labels of the two rows differ, they are a
-*conflict*. Equal rows are found in two steps: rows with equal hash keys are compared by the digests
-of all their values. All rows are read once, in *pieces* that fit into memory.
+*conflict*. Equal rows are found in two steps. First, all rows are read once, in *pieces* that fit
+into memory, and each row gets a hash key of some of its values. Then rows with equal keys are read
+again, and are compared by the digests of all their values.
 
 If all values are whole numbers from 0 to 255, or all are such numbers divided by 255, the rows are
 measured as bytes, because distances between bytes are exact. The number 1 or 1/255 is then the
@@ -127,8 +128,8 @@ def _check_finite(rows_not_finite: list[int], num_rows: int) -> None:
     if rows_not_finite:
         first_rows = ", ".join(map(str, sorted(rows_not_finite)[:5]))
         raise DataError(
-            f"{len(rows_not_finite)} of {num_rows} rows have values that are NaN or infinite, for "
-            f"example row {first_rows}",
+            f"{len(rows_not_finite)} of {num_rows} rows have values that are NaN or infinite, "
+            f"for example row {first_rows}",
             hint="Remove these rows, or correct their values",
         )
 

@@ -422,17 +422,18 @@ ESTIMATORS: dict[str, Estimator] = {
         fit=fit_mle,
         required_neighbors=lambda num_neighbors: num_neighbors,
         convention=(
-            "Levina-Bickel with the MacKay-Ghahramani mean of inverses, inner sum divided by k-2 "
-            "as in the code of Konz & Mazurowski 2024; value_k_minus_1: divided by k-1 as printed "
-            "there, which is unbiased where inverses are averaged; std_error by the delta method"
+            "Levina-Bickel with the MacKay-Ghahramani mean of inverses, inner sum divided by "
+            "k-2 as in the code of Konz & Mazurowski 2024; value_k_minus_1: divided by k-1 as "
+            "printed there, which is unbiased where inverses are averaged; std_error by the "
+            "delta method"
         ),
     ),
     "twonn": Estimator(
         fit=fit_twonn,
         required_neighbors=lambda num_neighbors: 2,
         convention=(
-            "Facco et al. 2017, fit through the origin, {discard_fraction:g} of the largest ratios "
-            "discarded (0: only the last point); std_error d/sqrt(n)"
+            "Facco et al. 2017, fit through the origin, {discard_fraction:g} of the largest "
+            "ratios discarded (0: only the last point); std_error d/sqrt(n)"
         ),
         parameters={"discard_fraction": 0.1},
     ),
@@ -541,7 +542,7 @@ def _estimate_one(
     details = fit.details | dict(parameters)
     if num_fitted < FEW_POINTS:
         details["remark"] = (
-            f"is based on {plural(num_fitted, 'point')}. Below {FEW_POINTS} points, the dimension "
-            "is very uncertain."
+            f"is based on {plural(num_fitted, 'point')}. Below {FEW_POINTS} points, the "
+            "dimension is very uncertain."
         )
     return replace(record, value=fit.value, std_error=fit.std_error, details=details)

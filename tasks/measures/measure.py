@@ -289,7 +289,11 @@ def _sharpness_scale(source: BlockSource, settings: MeasureSettings) -> Sharpnes
     )
 
 
-def _notes(record: SizeRecord, num_contradictory: int, scale: SharpnessScale) -> tuple[str, ...]:
+def _notes(
+    record: SizeRecord,
+    num_contradictory: int,
+    scale: SharpnessScale,
+) -> tuple[str, ...]:
     """Return the remarks on the largest train size.
 
     Args:
@@ -300,21 +304,21 @@ def _notes(record: SizeRecord, num_contradictory: int, scale: SharpnessScale) ->
     notes = []
     if record.num_duplicates:
         notes.append(
-            f"{record.num_duplicates} of {record.train_size} images are equal to an earlier image. "
-            "All measures exclude them, because a distance of zero has no logarithm."
+            f"{record.num_duplicates} of {record.train_size} images are equal to an earlier "
+            "image. All measures exclude them, because a distance of zero has no logarithm."
         )
     if num_contradictory:
         notes.append(
-            f"{num_contradictory} of {record.train_size} images are equal to an image with another "
-            "label. For such a pair, label sharpness is infinite. The printed K_F excludes these "
-            f"pairs. The field conflict_pairs of the JSON lists at most {MAX_LISTED_CONFLICTS} of "
-            "them. isweep run refuses these images if they are more than 0.1 % of all images, "
-            "unless you set --max-skipped-share."
+            f"{num_contradictory} of {record.train_size} images are equal to an image with "
+            "another label. For such a pair, label sharpness is infinite. The printed K_F "
+            "excludes these pairs. The field conflict_pairs of the JSON lists at most "
+            f"{MAX_LISTED_CONFLICTS} of them. isweep run refuses these images if they are "
+            "more than 0.1 % of all images, unless you set --max-skipped-share."
         )
     if record.label_sharpness is not None and scale.pixel_range is None:
         notes.append(
-            "The pixel range of these images is not known, so K_F cannot be compared with other "
-            "datasets. Set the pixel range with --pixel-range (in Python: pixel_range)."
+            "The pixel range of these images is not known, so K_F cannot be compared with "
+            "other datasets. Set the pixel range with --pixel-range (in Python: pixel_range)."
         )
     for name, dimension in record.d_data.items():
         if "remark" in dimension.details:

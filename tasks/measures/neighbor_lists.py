@@ -86,7 +86,11 @@ class NeighborLists:
         self.squared[rows] = np.take_along_axis(all_squared, nearest, axis=1)
         self.positions[rows] = np.take_along_axis(all_positions, nearest, axis=1)
 
-    def _candidate_mask(self, result_rows: slice, squared_distances: SquaredDistances) -> BoolArray:
+    def _candidate_mask(
+        self,
+        result_rows: slice,
+        squared_distances: SquaredDistances,
+    ) -> BoolArray:
         """Return True for each entry of a block that may be one of the k nearest of its row.
 
         An entry at exactly the k-th distance is a candidate too, because its position may be

@@ -68,7 +68,8 @@ class NestedNeighbors:
     Attributes:
         tables: One table per train size, ascending.
         sample_other_label_distances: ``(num_samples, num_positions)`` distances to the nearest
-            point of the same sample with another label, infinite for positions outside the sample.
+            point with another label inside the same sample, infinite for positions outside the
+            sample.
         sample_other_label_positions: Positions of these points, -1 outside the sample.
         precision: ``EXACT`` for bytes. For floats, the widest dtype that a product needed.
     """

@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def plain_json(fields: Mapping[str, Any], left_out_if_none: Sequence[str] = ()) -> dict[str, Any]:
+def plain_json(
+    fields: Mapping[str, Any],
+    left_out_if_none: Sequence[str] = (),
+) -> dict[str, Any]:
     """Return the fields of a record as plain JSON, with lists for tuples.
 
     Args:

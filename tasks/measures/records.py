@@ -108,8 +108,8 @@ class MeasureSettings:
         self._check("pixel_range", are_numbers, "two numbers, (black, white)")
         if not limits[0] < limits[1]:
             raise ConfigError(
-                f"pixel_range is {self.pixel_range!r}, but the first number must be lower than "
-                "the second",
+                f"pixel_range is {self.pixel_range!r}, but the first number must be lower "
+                "than the second",
                 hint="Write the lower number first, even if it is the value of white. No "
                 "measure changes if black and white are exchanged",
             )
@@ -396,8 +396,8 @@ def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
         )
     if source.num_rows == 0 or 0 in source.row_shape:
         raise DataError(
-            f"The {source.num_rows} images have the shape {source.row_shape}, so they contain no "
-            "pixel",
+            f"The {source.num_rows} images have the shape {source.row_shape}, so they contain "
+            "no pixel",
             hint=SHAPES,
         )
     return source

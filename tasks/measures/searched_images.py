@@ -72,7 +72,11 @@ class SearchedImages:
             sample_masks=self.samples[sample_slice, positions],
         )
 
-    def _closest_pair(self, distances: FloatArray, table: NeighborTable) -> tuple[int, int] | None:
+    def _closest_pair(
+        self,
+        distances: FloatArray,
+        table: NeighborTable,
+    ) -> tuple[int, int] | None:
         """Return the source rows of the closest pair with different labels; None without a pair.
 
         Args:

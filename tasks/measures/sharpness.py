@@ -352,13 +352,13 @@ def _undefined_reason(
     num_classes = len(np.unique(labels))
     if num_classes < 2:
         return (
-            f"{plural(len(labels), 'distinct image')} of {plural(num_classes, 'class')}, but label "
-            "sharpness needs images of at least two classes"
+            f"{plural(len(labels), 'distinct image')} of {plural(num_classes, 'class')}, but "
+            "label sharpness needs images of at least two classes"
         )
     if num_pairs == 0:
         return (
-            "a sample contains images of one class only, because the other classes are too rare. "
-            "Use all images (`--sharpness-sample 0`, in Python sharpness_sample=None)"
+            "a sample contains images of one class only, because the other classes are too "
+            "rare. Use all images (`--sharpness-sample 0`, in Python sharpness_sample=None)"
         )
     if pair_distance <= 0:
         return "two images with different labels have the distance 0 after rounding"
@@ -384,8 +384,8 @@ def conversion_factor(source: SharpnessScale, target: SharpnessScale) -> float:
     """
     if source.sample != target.sample:
         raise DataError(
-            f"A label sharpness from samples of {_sample_text(source.sample)} cannot be converted "
-            f"to samples of {_sample_text(target.sample)}",
+            f"A label sharpness from samples of {_sample_text(source.sample)} cannot be "
+            f"converted to samples of {_sample_text(target.sample)}",
             hint="Measure both datasets again with the same sharpness_sample",
         )
     return _largest_distance(source) / _largest_distance(target)

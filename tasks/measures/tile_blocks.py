@@ -161,8 +161,8 @@ class SearchJob:
         rows = self.source.read(first, int(source_rows[-1]) + 1)
         if self.is_exact and rows.dtype != self.byte_dtype:
             raise DataError(
-                f"Row 0 has the dtype {self.byte_dtype}, but the rows from row {first} on have "
-                f"the dtype {rows.dtype}",
+                f"Row 0 has the dtype {self.byte_dtype}, but the rows from row {first} on "
+                f"have the dtype {rows.dtype}",
                 hint="Convert all rows to the same dtype",
             )
         if len(rows) > len(source_rows):  # duplicates have no position, so they are skipped

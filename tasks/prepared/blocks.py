@@ -168,8 +168,8 @@ def _read_elsewhere(
     num_refused = len(parts.missing())
     if num_refused:
         logger.warning(
-            "%d blocks of images are read on the driver's node, because the files on other nodes "
-            "are different",
+            "%d blocks of images are read on the driver's node, because the files on other "
+            "nodes are different",
             num_refused,
         )
 

@@ -192,8 +192,8 @@ def _too_few_images(
     hint = "Lower test_size, or add images"
     if (splits == GivenSplit.TRAIN).any():
         hint += (
-            ". isweep does not test on images of your training split, or on other images of the "
-            "same groups. Move some groups to your test split, or remove the split"
+            ". isweep does not test on images of your training split, or on other images of "
+            "the same groups. Move some groups to your test split, or remove the split"
         )
     return TooFewImagesError(
         f"Class {class_name} needs {plural(quota, 'test image')}, but {num_allowed} of its "

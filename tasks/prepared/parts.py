@@ -111,7 +111,12 @@ class Part:
     traits: list[TraitCount] = field(default_factory=list)
 
 
-def read_part(request: RawRequest, items: Sequence[Item], stem: Path, dtype: PixelType) -> Part:
+def read_part(
+    request: RawRequest,
+    items: Sequence[Item],
+    stem: Path,
+    dtype: PixelType,
+) -> Part:
     """Read one block of items, write its part files, and return the metadata.
 
     Args:

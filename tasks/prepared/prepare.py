@@ -250,8 +250,8 @@ def _check_images(
     if is_corrected and num_conflicts > max_conflict_share * num_images:
         hint = "Correct the labels, or raise image_size"
         raise request.error(
-            f"{num_conflicts} of {num_images} images are equal to an image with another label, "
-            f"but the limit is {max_conflict_share:.2%} of the images",
+            f"{num_conflicts} of {num_images} images are equal to an image with another "
+            f"label, but the limit is {max_conflict_share:.2%} of the images",
             hint=hint + _option_to_allow(num_conflicts, num_images),
         )
 
@@ -264,8 +264,8 @@ def _check_groups(images: ImageTable, request: RawRequest) -> None:
     largest = int(group_sizes.max())
     if largest > MAX_GROUP_SHARE * num_images and num_images > 2:
         raise request.error(
-            f"one group (patient) has {largest} of {num_images} images, so the images cannot be "
-            "split into a training and a test set",
+            f"one group (patient) has {largest} of {num_images} images, so the images cannot "
+            "be split into a training and a test set",
             hint="Use a different group id for every patient",
         )
     # With one group per class, every class is in only one set. One image per class is allowed.

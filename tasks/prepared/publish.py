@@ -165,14 +165,18 @@ def write_shard(
         rows.append(np.array(part_images[row]))
         if digest(rows[-1]) != expected.tobytes():
             raise CorruptStoreError(
-                f"The temporary file of part {part} of the dataset has changed since isweep wrote "
-                "it",
+                f"The temporary file of part {part} of the dataset has changed since isweep "
+                "wrote it",
                 hint=f"Delete the folder {stems[part].parent.name} and prepare the dataset again",
             )
     write_rows(folder, "images", start, np.stack(rows))
 
 
-def _move_into_place(folder: Path, destination: Path, record: PreparedRecord) -> PreparedRecord:
+def _move_into_place(
+    folder: Path,
+    destination: Path,
+    record: PreparedRecord,
+) -> PreparedRecord:
     """Rename a store to its destination.
 
     An undamaged store at the destination is not replaced: equal specs and files result in equal

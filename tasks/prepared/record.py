@@ -185,7 +185,12 @@ def make_record(
     )
 
 
-def fingerprint_of(request: RawRequest, listing: Listing, dtype: str, images: ImageTable) -> str:
+def fingerprint_of(
+    request: RawRequest,
+    listing: Listing,
+    dtype: str,
+    images: ImageTable,
+) -> str:
     """Return the fingerprint of a prepared dataset, see :class:`PreparedRecord`."""
     spec = request.spec
     shape = (len(images.labels), spec.channels, spec.image_size, spec.image_size)

@@ -33,8 +33,8 @@ import numpy as np
 from search_spaces.datasets import DATASETS
 from search_spaces.errors import DataError
 from search_spaces.fingerprint import derive_seed
-from search_spaces.specs import RELEASED_SEED, SubsetSpec
-from tasks.array_types import Int64Array
+from search_spaces.specs import RELEASED_SEED, PreparedSpec, SubsetSpec
+from tasks.array_types import Int8Array, Int64Array
 from tasks.prepared.group_split import Candidates, GroupSplit, split_by_group
 from tasks.sources.own.splits import GivenSplit
 
@@ -64,7 +64,7 @@ def split_with_faults(
         DataError: A fault makes the images depend on N, but ``max_train_size`` is None. Or the
             images come from a pool, and a user's data state a split. Or there are too few images.
     """
-    faults = _relevant_faults(spec)
+    faults = _relevant_faults(spec.prepared)
     has_wrong_labels = not faults.isdisjoint(WRONG_LABEL_FAULTS)
     if not has_wrong_labels and "test_set_depends_on_size" not in faults:
         return _split_by_group_with_faults(candidates, spec, faults, train_size=None)
@@ -76,17 +76,17 @@ def split_with_faults(
         )
     is_released_split = faults >= RELEASED_SPLIT_FAULTS
     if has_wrong_labels or is_released_split:
-        _check_no_given_split(candidates, spec)
+        check_no_given_split(spec.prepared, candidates.splits)
         candidates = _read_pool(candidates, spec, faults, max_train_size)
     if is_released_split:
         return _released_split(candidates, spec.test_size)
     return _split_by_group_with_faults(candidates, spec, faults, max_train_size)
 
 
-def _relevant_faults(spec: SubsetSpec) -> set[str]:
+def _relevant_faults(spec: PreparedSpec) -> set[str]:
     """Return the faults of the spec that the released code has for this dataset."""
-    faults: set[str] = set(spec.prepared.faults)
-    dataset = spec.prepared.dataset
+    faults: set[str] = set(spec.faults)
+    dataset = spec.dataset
     is_read_by_name = dataset in READ_BY_FILE_NAME
     if not is_read_by_name:
         faults.discard("fixed_imagenet_files")
@@ -97,20 +97,36 @@ def _relevant_faults(spec: SubsetSpec) -> set[str]:
     return faults
 
 
-def _check_no_given_split(candidates: Candidates, spec: SubsetSpec) -> None:
-    """Check that a user's data do not state a split, which the pool would ignore.
+def check_no_given_split(spec: PreparedSpec, splits: Int8Array) -> None:
+    """Check that a user's data do not state a split, if the faults of the spec would ignore it.
+
+    Args:
+        spec: The prepared dataset, with its faults.
+        splits: ``(num_images,)`` :class:`GivenSplit` of each image.
 
     Raises:
-        DataError: The data state a split.
+        DataError: The data state a split, and the images come from a pool.
     """
-    is_user_data = spec.prepared.dataset not in DATASETS
-    if is_user_data and (candidates.splits != GivenSplit.NONE).any():
-        raise DataError(
-            f"{spec.prepared.dataset} has its own split into training and test images, but the "
-            f"faults {', '.join(sorted(spec.prepared.faults))} ignore it",
-            hint="Set `data_mode: corrected` without these faults, or remove the split from the "
-            "data",
-        )
+    faults = _relevant_faults(spec)
+    ignoring = faults & WRONG_LABEL_FAULTS
+    if not ignoring and faults >= RELEASED_SPLIT_FAULTS:
+        ignoring = set(RELEASED_SPLIT_FAULTS)
+    is_user_data = spec.dataset not in DATASETS
+    if not ignoring or not is_user_data or not (splits != GivenSplit.NONE).any():
+        return
+    setting = "`data_mode: as_released`"
+    hint = "Set `data_mode: corrected`"
+    if spec.data_mode != "as_released":
+        names = ", ".join(sorted(ignoring))
+        setting = f"`faults: [{names}]`"
+        hint = f"Remove {names} from `faults`"
+        if len(ignoring) > 1:
+            hint = f"Remove one of {names} from `faults`"
+    raise DataError(
+        f"{spec.dataset}: the data state which images are for training and which are for tests. "
+        f"{setting} would ignore this split",
+        hint=f"{hint}, or remove the split from the data",
+    )
 
 
 def _read_pool(
@@ -143,9 +159,9 @@ def _pool_indices(candidates: Candidates, spec: SubsetSpec, train_size: int) -> 
     num_images = train_size + spec.test_size
     if num_images % num_classes:
         raise DataError(
-            f"{spec.prepared.dataset} with the faults of the released code: train size + test size "
-            f"must be a multiple of the number of classes, but {train_size} + {spec.test_size} is "
-            f"not a multiple of {num_classes}",
+            f"{spec.prepared.dataset} with the faults of the released code: train size + test "
+            f"size must be a multiple of the number of classes, but {train_size} + "
+            f"{spec.test_size} is not a multiple of {num_classes}",
             hint="Change train_sizes or test_size",
         )
     num_per_class = num_images // num_classes
@@ -155,8 +171,8 @@ def _pool_indices(candidates: Candidates, spec: SubsetSpec, train_size: int) -> 
         if len(members) < num_per_class:
             raise DataError(
                 f"{spec.prepared.dataset} with the faults of the released code: {train_size} "
-                f"training and {spec.test_size} test images need {num_per_class} images of each "
-                f"class, but one class has only {len(members)}",
+                f"training and {spec.test_size} test images need {num_per_class} images of "
+                f"each class, but one class has only {len(members)}",
                 hint="Lower train_sizes or test_size",
             )
         chosen.append(members[:num_per_class])

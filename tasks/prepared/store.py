@@ -63,7 +63,13 @@ class FileDigest(NamedTuple):
     sha256: str
 
 
-def create_store(folder: Path, *, num_images: int, image_shape: tuple[int, ...], dtype: str) -> int:
+def create_store(
+    folder: Path,
+    *,
+    num_images: int,
+    image_shape: tuple[int, ...],
+    dtype: str,
+) -> int:
     """Create the empty arrays of a store, and return the number of images in a shard.
 
     Several tasks may write at the same time with :func:`write_rows`, each to a different shard.
@@ -123,7 +129,11 @@ def flush_and_hash(path: Path) -> FileDigest:
     return FileDigest(path.stat().st_size, sha256)
 
 
-def write_marker(folder: Path, record: PreparedRecord, digests: Mapping[str, FileDigest]) -> None:
+def write_marker(
+    folder: Path,
+    record: PreparedRecord,
+    digests: Mapping[str, FileDigest],
+) -> None:
     """Write the marker, which makes a store complete. All folders are flushed to the disk first.
 
     Args:
@@ -163,7 +173,12 @@ class PreparedDataset:
     object contains only the path, so a task opens the dataset on its own node.
     """
 
-    def __init__(self, path: Path, record: PreparedRecord, files: Mapping[str, FileDigest]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        record: PreparedRecord,
+        files: Mapping[str, FileDigest],
+    ) -> None:
         self.path = path
         self.record = record
         self._files = files
@@ -356,8 +371,8 @@ def _marker_body(folder: Path) -> Any:
     schema = body["schema"]
     if schema != STORE_SCHEMA:
         raise CorruptStoreError(
-            f"{marker_name} has schema {schema!r}, but this version of isweep reads only schema "
-            f"{STORE_SCHEMA}",
+            f"{marker_name} has schema {schema!r}, but this version of isweep reads only "
+            f"schema {STORE_SCHEMA}",
             hint=REMAKE_HINT,
         )
     if stored_fingerprint != fingerprint(body):

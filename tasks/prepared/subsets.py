@@ -134,8 +134,8 @@ class Subset:
         """
         if train_size > self.max_train_size:
             raise DataError(
-                f"The subset has only {self.max_train_size} training images, but the train size "
-                f"is {train_size}",
+                f"The subset has only {self.max_train_size} training images, but the train "
+                f"size is {train_size}",
                 hint=f"Lower the train size to at most {self.max_train_size}",
             )
         rows = np.concatenate([self.train_rows[:train_size], self.test_rows])
@@ -213,7 +213,11 @@ def make_subset(
     return subset
 
 
-def _check_classes(classes: Int64Array, subset_classes: Sequence[int], spec: SubsetSpec) -> None:
+def _check_classes(
+    classes: Int64Array,
+    subset_classes: Sequence[int],
+    spec: SubsetSpec,
+) -> None:
     """Raise a DataError if a class of the subset has no images, or if there is only one class."""
     empty = [str(index) for index in subset_classes if not (classes == index).any()]
     if empty:
@@ -244,8 +248,8 @@ def _check_train_size(subset: Subset, train_size: int) -> None:
     if largest > 1:
         hint = f"Lower train_sizes to at most {largest}, or lower test_size"
     raise TooFewImagesError(
-        f"the train size {train_size} is too large: with {len(subset.test_rows)} test images, at "
-        f"most {largest} images are left for training ({images_of_class})",
+        f"the train size {train_size} is too large: with {len(subset.test_rows)} test images, "
+        f"at most {largest} images are left for training ({images_of_class})",
         hint=hint,
         largest_train_size=largest,
     )
@@ -356,8 +360,8 @@ def _too_few_groups_error(
     for name, num_groups, num_images in classes:
         counts.append(f"class {name}: {plural(num_groups, 'group')}, {plural(num_images, 'image')}")
     return DataError(
-        f"{_describe(spec)}: the training images have too few groups (patients) for a validation "
-        f"split ({'; '.join(counts)})",
+        f"{_describe(spec)}: the training images have too few groups (patients) for a "
+        f"validation split ({'; '.join(counts)})",
         hint="Raise tune.train_size, lower tune.validation_share, or leave this dataset out "
         "of the search",
     )
@@ -388,8 +392,8 @@ def load_validation(
         raise DataError(
             f"A search needs unchanged images, but the condition of {spec.dataset} changes "
             "training images",
-            hint=f"Run `isweep tune` on the base dataset {spec.prepared.dataset}, and write the "
-            "recipe that it chooses to this sweep file",
+            hint=f"Run `isweep tune` on the base dataset {spec.prepared.dataset}, and write "
+            "the recipe that it chooses to this sweep file",
         )
     split = split_validation(prepared, spec, train_size, validation)
     return split.load(prepared, split.max_train_size)

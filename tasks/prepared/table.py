@@ -148,7 +148,12 @@ def gather(parts: Sequence[Part]) -> ImageTable:
     )
 
 
-def keep_per_class(labels: Int64Array, groups: Int64Array, spec: PreparedSpec, limit: int) -> Rows:
+def keep_per_class(
+    labels: Int64Array,
+    groups: Int64Array,
+    spec: PreparedSpec,
+    limit: int,
+) -> Rows:
     """Choose whole groups of images until each class has ``limit`` images.
 
     Groups are chosen in a seeded order. With the fault ``first_k_selection`` (F6 in

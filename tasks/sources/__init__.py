@@ -1,9 +1,9 @@
 """The table of dataset sources, and checks that do not import any source.
 
 To add a source, write a module with a :class:`tasks.sources.base.Source` and add a row to
-:data:`SOURCES`. The row contains the module and the name of the ``Source`` in it. Another package
-registers a source by an entry point in the group ``isweep.sources``. The entry point is a
-``Source``, or any object or class with the same two attributes.
+:data:`SOURCES`. The row contains the module and the name of the ``Source`` in it. Another
+package registers a source by an entry point in the group ``isweep.sources``. The entry point
+is a ``Source``, or any object or class with the same two attributes.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ class SourceRow:
     """One row of the table of sources.
 
     Attributes:
-        target: ``module:attribute`` of the :class:`Source`. The module is imported on first use.
-        download: ``required`` if the user must give the path of a raw download; ``fetched`` if the
-            source can also download it; ``none`` if the source reads no download.
+        target: ``module:attribute`` of the :class:`Source`. The module is imported on first
+            use.
+        download: ``required`` if the user must give the path of a raw download; ``fetched`` if
+            the source can also download it; ``none`` if the source reads no download.
         own_kind: Facts about the kind if the source reads a user's own data; else None.
     """
 

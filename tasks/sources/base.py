@@ -1,11 +1,11 @@
 """The interface of a dataset source, which lists items and reads the images of an item.
 
-The main process lists the items once. Worker tasks read them. An item is one thing to open, such as
-a file, a volume or a row of an array file, so that nothing is opened twice.
+The main process lists the items once. Worker tasks read them. An item is one thing to open,
+such as a file, a volume or a row of an array file, so that nothing is opened twice.
 
 Items and samples contain raw locators and group ids, which may name patients.
-:mod:`tasks.prepared.parts` replaces them by keyed hashes before they are stored, logged or shown in
-a message.
+:mod:`tasks.prepared.parts` replaces them by keyed hashes before they are stored, logged or
+shown in a message.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ KEY_FILE = ".hash_key"
 KEY_VARIABLE = "ISWEEP_HASH_KEY"
 """Environment variable with a key of the user, which replaces the key in the file."""
 UNKEYED = "unkeyed"
-"""The key if there is no folder of prepared datasets. Everybody knows this key, so its hashes hide
-nothing, and messages must not show them."""
+"""The key if there is no folder of prepared datasets. Everybody knows this key, so its hashes
+hide nothing, and messages must not show them."""
 MIN_KEY_LENGTH = 16
 """Smallest number of characters of a key. A shorter key, and then every id, could be found by
 trying all keys."""
@@ -52,9 +52,9 @@ Split = Literal["", "train", "test"]
 def hash_key(folder: Path, *, create: bool = True) -> str:
     """Return the key of the hashes that replace file names and patient ids.
 
-    The key is the value of :data:`KEY_VARIABLE`. Without this variable, it is a random key that is
-    written once to ``folder`` (mode 0600), with its checksum. With the key, anyone can find the id
-    behind a hash by hashing all possible ids. Without the key, nobody can.
+    The key is the value of :data:`KEY_VARIABLE`. Without this variable, it is a random key
+    that is written once to ``folder`` (mode 0600), with its checksum. With the key, anyone can
+    find the id behind a hash by hashing all possible ids. Without the key, nobody can.
 
     Args:
         folder: The folder of the prepared datasets.
@@ -98,8 +98,8 @@ def hash_key(folder: Path, *, create: bool = True) -> str:
 def _key_in_file(path: Path, *, create: bool) -> str:
     """Return the key in a file.
 
-    The file contains the key, a blank and the checksum of the key. Files of older versions contain
-    only the key.
+    The file contains the key, a blank and the checksum of the key. Files of older versions
+    contain only the key.
 
     Raises:
         SetupError: The file is missing or damaged, or cannot be read.
@@ -182,7 +182,8 @@ class RawRequest:
 
     Attributes:
         dataset: Row of the table of datasets, or a row made for a user's own data.
-        spec: The preparation for which the data are read. A few sources use its task or faults.
+        spec: The preparation for which the data are read. A few sources use its task or
+            faults.
         raw: Folder or file of the download; None if the user gave none.
         key: Key of the hashes in messages, see :func:`hash_key`.
     """
@@ -263,11 +264,11 @@ class Item:
     """One thing to open: a file, an archive member, a volume or a row of an array file.
 
     Attributes:
-        locator: Path of the item below the raw folder, see :mod:`tasks.sources.raw`. Only its hash
-            is logged.
+        locator: Path of the item below the raw folder, see :mod:`tasks.sources.raw`. Only its
+            hash is logged.
         label: Class index; None if it is known only after reading (slices of a volume).
-        group: Id of a patient, or of another group of images that a split must not divide; empty
-            if the item is a group of its own.
+        group: Id of a patient, or of another group of images that a split must not divide;
+            empty if the item is a group of its own.
         split: The split that the data state; empty without one.
         details: Further values that the reader needs. Only JSON values are allowed.
         traits: Pairs (name, value) as in :class:`Sample`, from columns of a table.
@@ -285,21 +286,21 @@ class Item:
 class Sample:
     """One image that was read from an item.
 
-    The mode and size of ``pixels`` and all ``traits`` are compared between the classes. If one of
-    them predicts the label, the dataset is flagged. The values of traits are stored as keyed
-    hashes.
+    The mode and size of ``pixels`` and all ``traits`` are compared between the classes. If one
+    of them predicts the label, the dataset is flagged. The values of traits are stored as
+    keyed hashes.
 
     Attributes:
         pixels: ``(height, width)`` or ``(height, width, 3)``; uint8, or float32 in [0, 255].
         label: Class index if only the reader knows it; None to use the label of the item.
         group: Group id if only the reader knows it; empty to use the group of the item.
-        conversions: Changes to the stored values in words, such as ``"MONOCHROME1 inverted"``. The
-            record of the dataset counts them.
+        conversions: Changes to the stored values in words, such as ``"MONOCHROME1 inverted"``.
+            The record of the dataset counts them.
         flags: Doubts about the image in words. The record of the dataset counts them.
-        traits: Pairs (name, value), such as ``("manufacturer", "X")``, that must not predict the
-            label.
-        patient: Patient id in the file's header. If a patient is in several groups, the dataset is
-            flagged.
+        traits: Pairs (name, value), such as ``("manufacturer", "X")``, that must not predict
+            the label.
+        patient: Patient id in the file's header. If a patient is in several groups, the
+            dataset is flagged.
     """
 
     pixels: AnyArray
@@ -316,12 +317,13 @@ class Listing:
     """All items of a raw download, in the order in which they are stored.
 
     Attributes:
-        items: All items. The order of items depends only on the raw files, not on the file system.
+        items: All items. The order of items depends only on the raw files, not on the file
+            system.
         label_names: Names of the classes. A label is an index into this tuple.
         dtype: Type of the prepared pixels.
         block_size: Number of items that one reading task reads.
-        excluded: Reason -> number of items that the rules of the dataset leave out. Excluded items
-            are not errors.
+        excluded: Reason -> number of items that the rules of the dataset leave out. Excluded
+            items are not errors.
         skipped: Pairs (locator, reason) of items that cannot be used.
         intensity: The rule by which raw values become pixels in [0, 255], in words.
         flags: Doubt about the whole dataset -> number of items that it concerns.
@@ -353,8 +355,8 @@ class SkipItem(Exception):
 
 
 Reader = Callable[[Item], Iterable[Sample]]
-"""A function that reads the images of one item. For an item without images, the function raises
-:class:`SkipItem`."""
+"""A function that reads the images of one item. For an item without images, the function
+raises :class:`SkipItem`."""
 
 
 @dataclass(frozen=True)
@@ -366,8 +368,8 @@ class Source:
     Attributes:
         list_items: Lists all items without reading pixels. If the download does not have the
             expected layout, this function raises DataError.
-        reader: Returns the :data:`Reader` of a request. This function is called once per task and
-            may open files that several items share.
+        reader: Returns the :data:`Reader` of a request. This function is called once per task
+            and may open files that several items share.
     """
 
     list_items: Callable[[RawRequest], Listing]

@@ -1,20 +1,22 @@
 """Source of BraTS. An item is a case, whose volumes are FLAIR, T2 and a segmentation.
 
-A case consists of ``<case>_flair``, ``<case>_t2`` and ``<case>_seg`` in one folder, as ``.nii`` or
-``.nii.gz``, unpacked or in ``.zip`` or ``.tar.gz``. The folder may be at any depth:
+A case consists of ``<case>_flair``, ``<case>_t2`` and ``<case>_seg`` in one folder, as
+``.nii`` or ``.nii.gz``, unpacked or in ``.zip`` or ``.tar.gz``. The folder may be at any
+depth:
 
 - ``MICCAI_BraTS_2018_Data_Training/{HGG,LGG}/`` is the layout of the challenge.
-- ``MICCAI_BraTS2020_TrainingData/`` is the layout of the 2020 release and of Kaggle's copy of it.
-  In this release, the segmentation of case 355 is called ``W39_1998.09.19_Segm.nii``.
+- ``MICCAI_BraTS2020_TrainingData/`` is the layout of the 2020 release and of Kaggle's copy of
+  it. In this release, the segmentation of case 355 is called ``W39_1998.09.19_Segm.nii``.
 - Some downloads put each file into a folder with the name of the file.
 
-The images are axial slices of FLAIR. As in the study's code, a volume is clipped to its 0.1 and
-99.9 percentiles and scaled to [0, 255]. A slice is used if its brain mask, computed from T2, is one
-connected region of at least 7,000 pixels (of 240 x 240). The label of a slice with tumor is 1.
+The images are axial slices of FLAIR. As in the study's code, a volume is clipped to its 0.1
+and 99.9 percentiles and scaled to [0, 255]. A slice is used if its brain mask, computed from
+T2, is one connected region of at least 7,000 pixels (of 240 x 240). The label of a slice with
+tumor is 1.
 
-Slice i, counted upward, is left out if some but not all of the slices i to i+9 contain tumor. By
-this rule, the nine slices below a tumor and the last nine slices of a tumor are left out. Slices
-directly above a tumor are used and have label 0.
+Slice i, counted upward, is left out if some but not all of the slices i to i+9 contain tumor.
+By this rule, the nine slices below a tumor and the last nine slices of a tumor are left out.
+Slices directly above a tumor are used and have label 0.
 """
 
 from __future__ import annotations
@@ -45,17 +47,18 @@ GRADES = ("HGG", "LGG")
 SEGMENTATION_VALUES = (0, 1, 2, 4)
 """Labels of a segmentation: 0 is no tumor."""
 WINDOW_SLICES = 10
-"""Number of slices that must all contain tumor or all contain none, so that the lowest of them is
-used."""
+"""Number of slices that must all contain tumor or all contain none, so that the lowest of them
+is used."""
 MIN_BRAIN_PIXELS = 7000
 """Smallest number of pixels of the brain mask in a slice of :data:`FULL_SLICE_PIXELS`."""
 FULL_SLICE_PIXELS = 240 * 240
-"""Number of pixels of a slice of BraTS. For other sizes, the brain mask needs the same share."""
+"""Number of pixels of a slice of BraTS. For other sizes, the brain mask needs the same
+share."""
 BRAIN_RADIUS = 2
 """Radius in pixels of the disk by which the brain mask is eroded and closed."""
 MAX_VOXELS = 1 << 24
-"""Largest number of voxels of a volume. A volume of BraTS has nine million, and three volumes are
-in memory at once."""
+"""Largest number of voxels of a volume. A volume of BraTS has nine million, and three volumes
+are in memory at once."""
 MAX_SHIFT_MM = 1.0
 """Largest difference in mm between the affine matrices of a case's volumes."""
 
@@ -143,7 +146,8 @@ def _check_one_release(cases: Iterable[str], request: RawRequest) -> None:
 def _find_cases(tree: RawTree) -> dict[Case, dict[str, str]]:
     """Return the files of each case by kind, in the order of the listing.
 
-    The names of files decide the case, because a folder may be renamed or contain several cases.
+    The names of files decide the case, because a folder may be renamed or contain several
+    cases.
     """
     cases: defaultdict[Case, dict[str, str]] = defaultdict(dict)
     misnamed_segmentations: dict[str, str] = {}
@@ -238,8 +242,8 @@ def _slices(flair: Volume, t2: Float32Array, has_tumor: BoolArray) -> Iterator[S
 def _has_one_brain(t2: Float32Array, min_pixels: float) -> bool:
     """Return whether the brain mask of a slice is one connected region of enough pixels.
 
-    The steps are those of the study's code: erode, close, find edges (Roberts), fill, and count
-    regions.
+    The steps are those of the study's code: erode, close, find edges (Roberts), fill, and
+    count regions.
     """
     from scipy import ndimage
 

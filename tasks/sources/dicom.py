@@ -1,12 +1,12 @@
 """Read DICOM files: check the tags and the declared sizes, then decode the pixels.
 
-Formats: DICOM PS3.3 (image pixel module), PS3.5 (encoding), PS3.6 (tags) and PS3.10 (file format),
-as read by pydicom; frame headers of JPEG and JPEG-LS (ITU-T T.81 B.2.2, T.87 C.2.2) and JPEG 2000
-(T.800 A.5.1).
+Formats: DICOM PS3.3 (image pixel module), PS3.5 (encoding), PS3.6 (tags) and PS3.10 (file
+format), as read by pydicom; frame headers of JPEG and JPEG-LS (ITU-T T.81 B.2.2, T.87 C.2.2)
+and JPEG 2000 (T.800 A.5.1).
 
-The value of a tag may contain a patient's name. No message, log line or exception of this module
-contains such a value. pydicom's own warnings and log lines are turned off, because they may contain
-such values.
+The value of a tag may contain a patient's name. No message, log line or exception of this
+module contains such a value. pydicom's own warnings and log lines are turned off, because they
+may contain such values.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ MAX_HEADER_BYTES = 1 << 20
 MAX_PIXEL_BYTES = 256 << 20
 """Largest size of a decoded file in bytes. An ultrasound of 300 frames has about 100 MiB."""
 MAX_PACKED_FRAME_BYTES = 64 << 20
-"""Largest size of a decoded frame in bytes, if the frame is compressed. A mammogram has 62 MiB. An
-RLE decoder needs ten times the size of the frame."""
+"""Largest size of a decoded frame in bytes, if the frame is compressed. A mammogram has 62
+MiB. An RLE decoder needs ten times the size of the frame."""
 REQUIRED_TAGS = (
     "Rows",
     "Columns",
@@ -84,8 +84,8 @@ TRAIT_TAGS = {
     "modality": "Modality",
     "series description": "SeriesDescription",
 }
-"""Name of a trait in a dataset's record -> DICOM tag. A trait must not predict the label, because a
-network could then learn the trait instead of the disease."""
+"""Name of a trait in a dataset's record -> DICOM tag. A trait must not predict the label,
+because a network could then learn the trait instead of the disease."""
 DEFLATED_SYNTAX = b"1.2.840.10008.1.2.1.99"
 DICOM_EXTENSIONS = (".dcm", ".dicom", ".ima")
 INTENSITY = (
@@ -98,8 +98,8 @@ SQUARE_TOLERANCE = 1e-6
 NO_PATIENT = "no patient id in the header: the split cannot be by patient"
 
 SOF_MARKERS = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
-"""Start-of-frame markers of JPEG and JPEG-LS. The segment after the marker declares the frame's
-size."""
+"""Start-of-frame markers of JPEG and JPEG-LS. The segment after the marker declares the
+frame's size."""
 STANDALONE_MARKERS = frozenset({0x01, *range(0xD0, 0xDA)})
 """JPEG markers that no segment of data follows."""
 FILL_BYTE = 0xFF
@@ -144,8 +144,8 @@ class Dicom(Header):
     """A decoded DICOM file: its stored values and the tags that sources need.
 
     Attributes:
-        values: ``(num_frames, height, width)`` stored values, or ``(num_frames, height, width, 3)``
-            RGB uint8.
+        values: ``(num_frames, height, width)`` stored values, or
+            ``(num_frames, height, width, 3)`` RGB uint8.
         spacing: Row and column spacing in mm; None if the header has none.
         inverted: True for MONOCHROME1, where small values are white.
         rescale: Slope and intercept that turn stored values into Hounsfield units; None if the
@@ -153,8 +153,8 @@ class Dicom(Header):
         flags: Doubts about the file, in words.
         traits: Pairs (name, value), such as the manufacturer, that must not predict the label.
         laterality: R, L or B; empty if the header has none.
-        orientation: The direction of the rows, which begins with L or R; empty if the header has
-            none.
+        orientation: The direction of the rows, which begins with L or R; empty if the header
+            has none.
     """
 
     values: AnyArray
@@ -262,7 +262,8 @@ def decode_dicom(body: bytes, *, frames: int | None = None) -> Dicom:
         frames: The required number of frames; None accepts any number.
 
     Raises:
-        SkipItem: The file cannot be used. The reason may contain names of tags, never their values.
+        SkipItem: The file cannot be used. The reason may contain names of tags, never their
+            values.
         SetupError: pydicom is not installed.
     """
     try:
@@ -275,8 +276,8 @@ def decode_dicom(body: bytes, *, frames: int | None = None) -> Dicom:
     if not is_dicom(body):
         raise SkipItem("no DICOM preamble")
     if DEFLATED_SYNTAX in body[:MAX_HEADER_BYTES]:
-        # pydicom would inflate the whole file before its declared size could be checked. No public
-        # dataset that we read uses this transfer syntax.
+        # pydicom would inflate the whole file before its declared size could be checked. No
+        # public dataset that we read uses this transfer syntax.
         raise SkipItem("deflated transfer syntax")
     with _silent_pydicom():
         try:
@@ -302,8 +303,8 @@ def _check_declared_pixels(data: FileDataset) -> None:
     """Check the tags that determine how much memory a decoder reserves.
 
     Raises:
-        SkipItem: The image has an unsupported type, too many pixels, or not the declared number of
-            bytes.
+        SkipItem: The image has an unsupported type, too many pixels, or not the declared
+            number of bytes.
     """
     try:
         rows = int(data.Rows)
@@ -554,8 +555,9 @@ def frame_samples(dicom: Dicom, frames: slice = slice(None)) -> Iterator[Sample]
     """Yield frames as uint8 pixels in [0, 255].
 
     As in the study, each frame is scaled by its own maximum. The scaled values are the stored
-    values. For CT, they are Hounsfield units plus 1024, so that all CT files have the same zero.
-    Display windows are never applied. MONOCHROME1 is inverted, so that large values are white.
+    values. For CT, they are Hounsfield units plus 1024, so that all CT files have the same
+    zero. Display windows are never applied. MONOCHROME1 is inverted, so that large values are
+    white.
 
     Args:
         dicom: A decoded file.
@@ -593,8 +595,8 @@ def frame_samples(dicom: Dicom, frames: slice = slice(None)) -> Iterator[Sample]
 def single_reader(request: RawRequest) -> Reader:
     """Return a reader of pictures and of DICOM files with one frame.
 
-    If an item has no group, its group is the patient id of the DICOM header. If the header has no
-    patient id either, the sample is flagged. Patient ids are normalized by
+    If an item has no group, its group is the patient id of the DICOM header. If the header has
+    no patient id either, the sample is flagged. Patient ids are normalized by
     :func:`tasks.sources.own.groups.plain_id`, because headers spell the same id differently.
 
     The reader raises :class:`SkipItem` if a file is not an image or has several frames.

@@ -1,9 +1,9 @@
 """Generated images of two classes, whose intrinsic dimension and distances are known.
 
-There are two sources, ``manifold`` and ``generated``. In both, an image is made from a point, whose
-coordinates decide the image and the label. Each coordinate has two patterns, ``A_j`` and ``B_j``:
-orthonormal cosine patterns of low frequency, ``(side, side)``. A coordinate moves the image along a
-circle in the plane of its two patterns.
+There are two sources, ``manifold`` and ``generated``. In both, an image is made from a point,
+whose coordinates decide the image and the label. Each coordinate has two patterns, ``A_j`` and
+``B_j``: orthonormal cosine patterns of low frequency, ``(side, side)``. A coordinate moves the
+image along a circle in the plane of its two patterns.
 
 **Source manifold** makes the datasets ``manifold_d4`` and ``manifold_d12``; the number is the
 intrinsic dimension d. A point ``z`` is uniform in the d-dimensional unit cube. With angles
@@ -12,17 +12,17 @@ intrinsic dimension d. A point ``z`` is uniform in the d-dimensional unit cube. 
     127.5 + amplitude * sum over j of (cos(t_j) * A_j + sin(t_j) * B_j)
     amplitude = MAX_DEVIATION * side / (2 * sqrt(2) * d)
 
-The label is the sign of ``f(z) = sum_j cos(2 pi z_j) / sqrt(d)``. Points with ``|f| < MARGIN`` are
-not drawn. The label sharpness is therefore at most ``1 / (MARGIN * amplitude)``:
+The label is the sign of ``f(z) = sum_j cos(2 pi z_j) / sqrt(d)``. Points with ``|f| < MARGIN``
+are not drawn. The label sharpness is therefore at most ``1 / (MARGIN * amplitude)``:
 
 1. Two points with different labels differ by at least ``2 * MARGIN`` in f.
-2. The slope of f is at most ``2 pi``. The two points therefore differ by at least ``MARGIN / pi``
-   in z.
-3. A distance along the manifold is the distance of the points times ``pi * amplitude``, here at
-   least ``MARGIN * amplitude``.
+2. The slope of f is at most ``2 pi``. The two points therefore differ by at least
+   ``MARGIN / pi`` in z.
+3. A distance along the manifold is the distance of the points times ``pi * amplitude``, here
+   at least ``MARGIN * amplitude``.
 
-The distance of two images is the chord of an arc along the manifold. At this distance, the chord is
-shorter than the arc by less than 0.05 %.
+The distance of two images is the chord of an arc along the manifold. At this distance, the
+chord is shorter than the arc by less than 0.05 %.
 
 **Source generated** makes base datasets of experiments. Each parameter changes one of these:
 the label, the distance between classes, or the number of images. A point has ``dimension`` and
@@ -38,14 +38,14 @@ interval of a coordinate that decides the label is cut into bands with gaps betw
     [ half 0 ] fine_gap [ half 1 ]   gap * contrast   [ half 2 ] fine_gap [ half 3 ]
     `--------- band 0 ----------'                     `--------- band 1 ----------'
 
-- The first ``bits`` <= ``dimension`` coordinates decide the label. The other coordinates, and all
-  ``nuisance`` coordinates, do not.
+- The first ``bits`` <= ``dimension`` coordinates decide the label. The other coordinates, and
+  all ``nuisance`` coordinates, do not.
 - ``bands`` is the number of bands of a coordinate. Each band consists of two halves.
-- ``gap`` times ``contrast`` is the distance between bands, and ``fine_gap`` the distance between
-  halves. No image lies in a gap.
+- ``gap`` times ``contrast`` is the distance between bands, and ``fine_gap`` the distance
+  between halves. No image lies in a gap.
 - ``frequency`` 1: the label is the parity of the sum of the point's band numbers over the
-  coordinates that decide the label. ``frequency`` 2: it is the parity of the sum of the numbers of
-  its halves. The images are the same.
+  coordinates that decide the label. ``frequency`` 2: it is the parity of the sum of the
+  numbers of its halves. The images are the same.
 - ``num_images`` is the number of images, and ``draw`` the seed of the points.
 
 The functions at the end of this module are shared with other sources of images in memory.
@@ -72,8 +72,8 @@ Points = Float64Array
 Labels = Int64Array
 """Class indices, ``(num_images,)``."""
 ITEMS_PER_BLOCK = 8_000
-"""Number of items that one task reads. The number is large, because every worker process loads the
-whole array. A large dataset such as MNIST still has several blocks for several workers."""
+"""Number of items that one task reads. The number is large, because every worker process loads
+the whole array. A large dataset such as MNIST still has several blocks for several workers."""
 DIMENSIONS = {"manifold_d4": 4, "manifold_d12": 12}
 """Name of a manifold dataset -> its intrinsic dimension."""
 NUM_IMAGES = 3000
@@ -86,8 +86,8 @@ LENGTH = 240.0
 """Range of a coordinate of ``generated`` without its gaps. The unit is the L2 distance between
 images of 16 x 16 pixels in [0, 255]."""
 RADIUS = LENGTH
-"""Radius of the circle on which a coordinate of ``generated`` moves an image, in the same unit. The
-range of a coordinate without gaps is then an angle of one radian."""
+"""Radius of the circle on which a coordinate of ``generated`` moves an image, in the same
+unit. The range of a coordinate without gaps is then an angle of one radian."""
 REFERENCE_SIDE = 16
 """Side in pixels of the images whose distances are the unit of :data:`LENGTH`."""
 GRAY = 127.5
@@ -152,8 +152,8 @@ def manifold_images(points: Points, side: int) -> Float32Array:
         ``(num_images, side, side)`` in [0, 255].
     """
     angles = np.pi * points
-    # An entry of a pattern is at most 2 / side, and |cos| + |sin| is at most sqrt(2). With this
-    # amplitude, all coordinates together change a pixel by at most MAX_DEVIATION.
+    # An entry of a pattern is at most 2 / side, and |cos| + |sin| is at most sqrt(2). With
+    # this amplitude, all coordinates together change a pixel by at most MAX_DEVIATION.
     amplitude = MAX_DEVIATION * side / (2 * np.sqrt(2) * points.shape[1])
     images = _add_patterns(np.cos(angles), np.sin(angles), amplitude, side)
     return images.astype(np.float32)
@@ -255,8 +255,8 @@ def _geometry(request: RawRequest) -> Geometry:
 def generated_points(geometry: Geometry) -> tuple[Points, Labels]:
     """Draw the points of ``generated`` and their labels. Coordinates are centered on 0."""
     num_images = geometry.num_images
-    # Nuisance coordinates have a random stream of their own, so that their number does not change
-    # the other coordinates.
+    # Nuisance coordinates have a random stream of their own, so that their number does not
+    # change the other coordinates.
     rng = np.random.default_rng(derive_seed("generated", geometry.draw))
     nuisance_rng = np.random.default_rng(derive_seed("generated nuisance", geometry.draw))
     unit_coordinates = rng.random((num_images, geometry.dimension))
@@ -312,9 +312,9 @@ def parameter_value(request: RawRequest, name: str) -> float:
 def flip_labels(labels: Labels, request: RawRequest) -> Labels:
     """Exchange 0 and 1 in some labels.
 
-    The number of exchanged labels is the share ``flip_share`` of all labels, plus ``flipped``. The
-    first labels in a random order are exchanged. The seed of this order is ``len(labels)``. A
-    larger share therefore flips all labels that a smaller share flips.
+    The number of exchanged labels is the share ``flip_share`` of all labels, plus ``flipped``.
+    The first labels in a random order are exchanged. The seed of this order is
+    ``len(labels)``. A larger share therefore flips all labels that a smaller share flips.
     """
     num_flipped = round(parameter_value(request, "flip_share") * len(labels))
     num_flipped += int(parameter_value(request, "flipped"))
@@ -326,7 +326,10 @@ def flip_labels(labels: Labels, request: RawRequest) -> Labels:
 
 
 def scale_pixels(images: Images, request: RawRequest) -> Images:
-    """Multiply pixels by the parameter ``pixel_scale``. If it is not 1, the result is float32."""
+    """Multiply pixels by the parameter ``pixel_scale``.
+
+    If it is not 1, the result is float32.
+    """
     factor = parameter_value(request, "pixel_scale")
     if factor == 1:
         return images

@@ -1,7 +1,7 @@
 """Find the file, archive member or row for a hash or row number in a message.
 
-Messages and records contain the keyed hash of a file instead of its name. For a row, they contain
-its number, which is not confidential.
+Messages and records contain the keyed hash of a file instead of its name. For a row, they
+contain its number, which is not confidential.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from tasks.sources.raw import (
 )
 
 ROW_PATTERN = re.compile(r"(?:(?P<word>[\w-]+) )?row (?:(?P<array>\w+)/)?(?P<number>\d+)")
-"""Pattern of a row in a message: ``row 12``; ``train row 12`` for a table in the folder ``train``;
-or ``row test_images/12`` for an array file."""
+"""Pattern of a row in a message: ``row 12``; ``train row 12`` for a table in the folder
+``train``; or ``row test_images/12`` for an array file."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ def locate(raw: Path, key_folder: Path, text: str) -> str | None:
     Args:
         raw: Folder or file of the raw data.
         key_folder: Folder of the prepared datasets, which contains the key of the hashes.
-        text: A hash (16 hex digits), ``row 12``, a row number alone, or a line with one of these.
+        text: A hash (16 hex digits), ``row 12``, a row number alone, or a line with one of
+            these.
 
     Returns:
         The locator, see :mod:`tasks.sources.raw`; None if nothing matches.
@@ -79,7 +80,10 @@ def locate(raw: Path, key_folder: Path, text: str) -> str | None:
 
 
 def _row_in(text: str) -> _Row | None:
-    """Return the row in a text, or None. Hashes are ignored, because they may end with digits."""
+    """Return the row in a text, or None.
+
+    Hashes are ignored, because they may end with digits.
+    """
     is_number = text.strip().isdigit()
     match = ROW_PATTERN.search(f"row {text}" if is_number else HASH_PATTERN.sub("", text))
     if match is None:

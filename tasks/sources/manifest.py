@@ -1,15 +1,17 @@
 """List a user's images by a table of their paths: pictures, DICOM files or NIfTI volumes.
 
-The table has the columns ``path`` and ``label``, and may have ``group`` and ``split``. Either all
-paths are relative to the table's folder, or all are absolute. Two other layouts are read too:
+The table has the columns ``path`` and ``label``, and may have ``group`` and ``split``. Either
+all paths are relative to the table's folder, or all are absolute. Two other layouts are read
+too:
 
-- ``metadata.csv``, ``.jsonl`` or ``.parquet`` with a column ``file_name``, in the raw folder or in
-  each of its folders ``train`` and ``test`` (``imagefolder`` of Hugging Face's ``datasets``).
+- ``metadata.csv``, ``.jsonl`` or ``.parquet`` with a column ``file_name``, in the raw folder
+  or in each of its folders ``train`` and ``test`` (``imagefolder`` of Hugging Face's
+  ``datasets``).
 - A column of 0 and 1 for each class instead of ``label`` (the ISIC challenges).
 
-A column ``slice`` chooses one axial slice of a volume, counted from 0 at the feet. A volume may
-then have several rows. If there is no column ``group``, each volume is a group, and all DICOM files
-with the same patient id in their headers are a group.
+A column ``slice`` chooses one axial slice of a volume, counted from 0 at the feet. A volume
+may then have several rows. If there is no column ``group``, each volume is a group, and all
+DICOM files with the same patient id in their headers are a group.
 
 The kind ``table`` also reads Parquet files that contain the images themselves, see
 :mod:`tasks.sources.parquet_images`.
@@ -108,8 +110,8 @@ def list_table(request: RawRequest) -> Listing:
     """List the images of a table, one item per row, in the table's order.
 
     Raises:
-        DataError: The table cannot be read, a path is not a file or leads out of the raw folder, or
-            labels, groups or splits break a rule of :mod:`tasks.sources.own`.
+        DataError: The table cannot be read, a path is not a file or leads out of the raw
+            folder, or labels, groups or splits break a rule of :mod:`tasks.sources.own`.
     """
     files = _table_files(request)
     if not files:
@@ -255,8 +257,8 @@ def _table_files(request: RawRequest) -> list[TableFile]:
     """Find the tables of paths.
 
     Returns:
-        The raw file, the table in the raw folder, or the table in the folder of each split. Empty
-        if there is none, because Parquet files may then contain the images themselves.
+        The raw file, the table in the raw folder, or the table in the folder of each split.
+        Empty if there is none, because Parquet files may then contain the images themselves.
 
     Raises:
         DataError: There are several tables, and it is unclear which to read.
@@ -385,8 +387,8 @@ def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
     """Return the slice of every row. None means all slices that the reader of volumes chooses.
 
     Raises:
-        DataError: A slice is not a number, the rows of a volume have different groups, or only some
-            rows of a volume have a slice.
+        DataError: A slice is not a number, the rows of a volume have different groups, or only
+            some rows of a volume have a slice.
     """
     paths = rows.cells["path"]
     cells = rows.cells.get("slice", [""] * len(paths))
@@ -438,8 +440,8 @@ def _check_files(rows: Rows, has_volumes: bool, request: RawRequest) -> dict[str
     hidden: list[str] = []
     others: list[str] = []
     # Files without a row may be anything, such as the links of a virtual environment. The walk
-    # leaves out hidden files and links out of the raw folder. If the table lists such a path, it is
-    # checked below.
+    # leaves out hidden files and links out of the raw folder. If the table lists such a path,
+    # it is checked below.
     walked = set(walk(folder, request, hidden=hidden, others=others, strict=False))
     base = folder.resolve()
     _check_links(named, set(others), base, request)
@@ -496,8 +498,8 @@ def _is_plain_file(path: Path) -> bool:
 def _mislabeled_folders(cells: Cells) -> dict[str, int]:
     """Count rows whose image lies in a folder with the name of another class.
 
-    Folders may have the names of classes by chance. Rows are therefore counted only if most images
-    lie in a folder with the name of their class.
+    Folders may have the names of classes by chance. Rows are therefore counted only if most
+    images lie in a folder with the name of their class.
 
     Returns:
         A flag and the count; empty if no rows are counted.

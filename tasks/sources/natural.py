@@ -2,17 +2,17 @@
 
 As in the study, only the training files are read. The files may be unpacked or in archives.
 
-- MNIST and Fashion-MNIST: the IDX format of Yann LeCun's page ("THE IDX FILE FORMAT"). File names
-  are those of this page and torchvision, of mirrors that have a dot in them, or of Kaggle's copy.
-  The files of both datasets have the same names. The name of the folder, and the first labels of
-  the official files, distinguish the two datasets.
+- MNIST and Fashion-MNIST: the IDX format of Yann LeCun's page ("THE IDX FILE FORMAT"). File
+  names are those of this page and torchvision, of mirrors that have a dot in them, or of
+  Kaggle's copy. The files of both datasets have the same names. The name of the folder, and
+  the first labels of the official files, distinguish the two datasets.
 - CIFAR-10: https://www.cs.toronto.edu/~kriz/cifar.html. The files are pickles, from which only
   numpy arrays are loaded.
-- SVHN, format 2: http://ufldl.stanford.edu/housenumbers/, in MATLAB 5 or in MATLAB 7.3, which is
-  HDF5 with all axes reversed. Class 10 is the digit 0.
+- SVHN, format 2: http://ufldl.stanford.edu/housenumbers/, in MATLAB 5 or in MATLAB 7.3, which
+  is HDF5 with all axes reversed. Class 10 is the digit 0.
 - ImageNet: Kaggle's ``ILSVRC/Data/CLS-LOC/train/<class id>/``, torchvision's
-  ``train/<class id>/``, or ``ILSVRC2012_img_train.tar``, a tar with one tar per class. Only the ten
-  classes of the table of datasets are read.
+  ``train/<class id>/``, or ``ILSVRC2012_img_train.tar``, a tar with one tar per class. Only
+  the ten classes of the table of datasets are read.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ IMAGENET_CLASSES = (
     "n03445777",
     "n03888257",
 )
-"""Ids of ten of the thousand classes, in the order of the class names in the table of datasets. The
-released code always used the first two."""
+"""Ids of ten of the thousand classes, in the order of the class names in the table of
+datasets. The released code always used the first two."""
 OTHER_SPLITS = frozenset({"val", "test", "validation"})
 OTHER_SPLIT_FILE = re.compile(r"ILSVRC\d*_(?:val|test)_", re.IGNORECASE)
 """Pattern of the names of validation and test images, which may be in class folders too."""
@@ -62,7 +62,8 @@ SMALLEST_CLASS = 732
 """Number of training images of the smallest class of ILSVRC 2012."""
 
 COPY_MARK = re.compile(r"(?:[ _-]?\(\d+\)| copy(?: \d+)?| \d+)(?=(?:\.\w+)*$)")
-"""Text that browsers and file managers add to the name of a second copy, before its extensions."""
+"""Text that browsers and file managers add to the name of a second copy, before its
+extensions."""
 CACHE_VARIABLE = "ISWEEP_DOWNLOADS"
 """Environment variable with the folder for downloads of torchvision."""
 MAX_SVHN_VALUES = 1 << 30
@@ -79,10 +80,12 @@ IDX_LABELS = "train-labels-idx1-ubyte"
 BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 SVHN_FILE = "train_32x32.mat"
 OTHER_IDX = ("kmnist", "kuzushiji", "emnist", "qmnist")
-"""Words in folder names of other datasets whose files have the same names as those of MNIST."""
+"""Words in folder names of other datasets whose files have the same names as those of
+MNIST."""
 PICKLE_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray", "numpy")
 PICKLE_NAMES = ("_reconstruct", "ndarray", "dtype")
-"""Names that the pickles of CIFAR-10 may import from these modules; all others are rejected."""
+"""Names that the pickles of CIFAR-10 may import from these modules; all others are
+rejected."""
 
 
 class DownloadName(NamedTuple):
@@ -122,8 +125,8 @@ class LabeledImages(NamedTuple):
 def list_imagenet(tree: RawTree, request: RawRequest) -> Listing:
     """List all images of the ten classes, in the order of classes and file names.
 
-    The class of an image is the name of its folder or of the archive of its class. If a file is in
-    two copies of the training split, it is listed once.
+    The class of an image is the name of its folder or of the archive of its class. If a file
+    is in two copies of the training split, it is listed once.
 
     Raises:
         DataError: A class has no image, or a file is in the folder of another class.
@@ -211,8 +214,9 @@ class ArrayFiles:
     Attributes:
         file_names: For each file, its possible names in lower case.
         description: The files in words, for messages.
-        load: Returns the images and labels in the files. The arguments are the name of the dataset
-            and the bytes of each file. For damaged files, the function raises DataError.
+        load: Returns the images and labels in the files. The arguments are the name of the
+            dataset and the bytes of each file. For damaged files, the function raises
+            DataError.
     """
 
     file_names: Sequence[Iterable[str]]
@@ -256,7 +260,8 @@ def _loaded(
 ) -> LabeledImages:
     """Load and check the arrays of a dataset.
 
-    The result is cached. A change of ``_stamps``, the time and size of each file, loads them again.
+    The result is cached. A change of ``_stamps``, the time and size of each file, loads them
+    again.
 
     Raises:
         DataError: The arrays are damaged.
@@ -292,7 +297,9 @@ def _read_file(base: Path, name: str, locator: str) -> bytes:
 
 
 def with_download(request: RawRequest) -> RawRequest:
-    """Return the request with a raw folder. Without a raw folder, torchvision downloads the files.
+    """Return the request with a raw folder.
+
+    Without a raw folder, torchvision downloads the files.
 
     Files are downloaded once, into the folder ``ISWEEP_DOWNLOADS`` or the user's cache.
 
@@ -323,8 +330,8 @@ def find_together(request: RawRequest, file_names: Sequence[Iterable[str]]) -> l
     """Return the locators of a dataset's files, which must be in one folder.
 
     Unpacked files are searched first, then archives with the name of the dataset, then all
-    archives. If several folders have the files, folders with the name of the dataset are preferred.
-    Among these, the folder with the fewest folders above is used.
+    archives. If several folders have the files, folders with the name of the dataset are
+    preferred. Among these, the folder with the fewest folders above is used.
 
     Args:
         request: The dataset and its download.
@@ -472,7 +479,10 @@ def read_idx(body: bytes, name: str, *, dimensions: int) -> Uint8Array:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """An unpickler that only accepts numpy arrays. Other classes could run code from the file."""
+    """An unpickler that only accepts numpy arrays.
+
+    Other classes could run code from the file.
+    """
 
     def find_class(self, module: str, name: str) -> object:
         """Return a class or function that the pickle imports.

@@ -26,18 +26,19 @@ MAX_VOXELS = 1 << 26
 MAX_RAW_BYTES = 256 << 20
 """Largest size in bytes of the voxels as stored."""
 MAX_UNPACKED_BYTES = MAX_RAW_BYTES + (8 << 20)
-"""Largest number of bytes to unpack: the voxels, the header and extensions. A gzip bomb may contain
-far more bytes, which are not read."""
+"""Largest number of bytes to unpack: the voxels, the header and extensions. A gzip bomb may
+contain far more bytes, which are not read."""
 NIBABEL_CLASSES = {
     b"\x5c\x01\0\0": "Nifti1Image",
     b"\0\0\x01\x5c": "Nifti1Image",
     b"\x1c\x02\0\0": "Nifti2Image",
     b"\0\0\x02\x1c": "Nifti2Image",
 }
-"""First four bytes of a file -> nibabel's class for its format. The first four bytes are the size
-of the header, in either byte order."""
+"""First four bytes of a file -> nibabel's class for its format. The first four bytes are the
+size of the header, in either byte order."""
 CLIP_PERCENTILES = (0.1, 99.9)
-"""Percentiles of a volume between which values are clipped, as in the study's code for BraTS."""
+"""Percentiles of a volume between which values are clipped, as in the study's code for
+BraTS."""
 VOLUME_INTENSITY = (
     "clipped to 0.1 and 99.9 percentiles of the volume, then each slice by its own maximum"
 )
@@ -77,8 +78,8 @@ def decode_nifti(body: bytes, *, max_voxels: int = MAX_VOXELS) -> Volume:
         max_voxels: Largest number of voxels that the header may declare.
 
     Raises:
-        SkipItem: The file is damaged, too large or not a 3-D volume, has no orientation, or has
-            values that are not finite.
+        SkipItem: The file is damaged, too large or not a 3-D volume, has no orientation, or
+            has values that are not finite.
         SetupError: nibabel is not installed.
     """
     try:
@@ -180,8 +181,8 @@ def intensity_range(values: Float32Array) -> FloatArray:
 def volume_reader(request: RawRequest) -> Reader:
     """Return a reader of axial slices as uint8 images in [0, 255].
 
-    An item's only detail is the index of its slice. If the index is None, ten slices are read, at
-    equal distances in the middle half of the volume.
+    An item's only detail is the index of its slice. If the index is None, ten slices are read,
+    at equal distances in the middle half of the volume.
     """
     base = request.base()
 

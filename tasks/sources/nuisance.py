@@ -1,10 +1,10 @@
 """Nuisance factors: properties that vary between images and contain no information on the label.
 
-A picture of a digit has an intrinsic dimension of about 7. Nuisance factors raise the dimension and
-leave the label unchanged: it is still the digit. Every factor is continuous. The values of a factor
-are drawn per image from a seed, independently of the labels. If the parameter ``factors`` is ``n``,
-the first ``n`` factors of :data:`FACTORS` are applied. The values of a factor are the same for
-every ``n``: level 4 is level 2 with two more factors.
+A picture of a digit has an intrinsic dimension of about 7. Nuisance factors raise the
+dimension and leave the label unchanged: it is still the digit. Every factor is continuous. The
+values of a factor are drawn per image from a seed, independently of the labels. If the
+parameter ``factors`` is ``n``, the first ``n`` factors of :data:`FACTORS` are applied. The
+values of a factor are the same for every ``n``: level 4 is level 2 with two more factors.
 """
 
 from __future__ import annotations
@@ -21,25 +21,28 @@ FACTORS = ("shift", "rotation", "contrast", "coarse background", "blur", "fine b
 MAX_SHIFT = 0.09
 """Largest shift along either axis, as a share of the image's side: 2.5 of 28 pixels."""
 MAX_TURN = np.radians(25)
-"""Largest rotation in radians, in both directions. After 25 degrees a 6 does not look like a 9."""
+"""Largest rotation in radians, in both directions. After 25 degrees a 6 does not look like a
+9."""
 MIN_CONTRAST = 0.75
 """Smallest factor by which pixels are multiplied; the largest factor is 1."""
 MIN_BLUR = 0.4 / 28
 MAX_BLUR = 1.2 / 28
-"""Range of the standard deviation of the Gaussian blur, as a share of the image's side. A weaker
-blur would not change an 8-bit image."""
+"""Range of the standard deviation of the Gaussian blur, as a share of the image's side. A
+weaker blur would not change an 8-bit image."""
 NUM_COARSE = 10
 NUM_FINE = 80
-"""Number of smooth waves in a background. The dimension of a background is its number of waves."""
+"""Number of smooth waves in a background. The dimension of a background is its number of
+waves."""
 FIRST_FINE = 30
-"""Number of waves with a lower frequency than all fine waves. Waves between the coarse and the fine
-ones are not used. They look like strokes of digits, so they would make the task harder."""
+"""Number of waves with a lower frequency than all fine waves. Waves between the coarse and the
+fine ones are not used. They look like strokes of digits, so they would make the task
+harder."""
 BACKGROUND_LIGHT = 0.6
 """Lightest background as a share of white. Digits are brighter than this in most images."""
 COARSE_WEIGHT = 0.08
 FINE_WEIGHT = 0.13
-"""Standard deviation of a wave's weight. With these weights, pairs of MNIST's digits at 10 x 10
-pixels have about 3 times the dimension."""
+"""Standard deviation of a wave's weight. With these weights, pairs of MNIST's digits at 10 x
+10 pixels have about 3 times the dimension."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,8 @@ def blur(images: Float64Array, widths: Float64Array) -> Float64Array:
     side = images.shape[1]
     position = np.arange(side)
     squared_distance = (position[:, None] - position) ** 2
-    # The lower limit avoids a division by 0. A Gaussian of this width does not change the image.
+    # The lower limit avoids a division by 0. A Gaussian of this width does not change the
+    # image.
     variance = np.maximum(side * widths, 1e-3)[:, None, None] ** 2
     weights = np.exp(-squared_distance / (2 * variance))
     weights /= weights.sum(axis=2, keepdims=True)

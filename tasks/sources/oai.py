@@ -6,15 +6,15 @@ The download has one of two layouts (OAI "Image Release" notes):
   contain half of the baseline each. The released code read only ``0.E.1``.
 - The S3 form, with one ``<barcode>.tar.gz`` per series.
 
-The table ``kxr_sq_bu00``, as text, CSV or SAS, contains the grades. The ``contents.csv`` of each
-release describes its series.
+The table ``kxr_sq_bu00``, as text, CSV or SAS, contains the grades. The ``contents.csv`` of
+each release describes its series.
 
 A radiograph is used if it is the bilateral PA fixed-flexion view of the knees. The
-``SeriesDescription`` of ``contents.csv`` or of the file's header must state this view, and neither
-may state another view.
+``SeriesDescription`` of ``contents.csv`` or of the file's header must state this view, and
+neither may state another view.
 
-The study's detector of knees is not available. Instead, the image of a knee comes from the first of
-these that exists, and the record of the dataset counts each:
+The study's detector of knees is not available. Instead, the image of a knee comes from the
+first of these that exists, and the record of the dataset counts each:
 
 1. The file ``crops/<ID>_<R|L>.png``, called a ready crop.
 2. A crop around the center in ``knee_centers.csv``: row and column in pixels of the file.
@@ -41,7 +41,8 @@ from tasks.sources.raw import RawTree, read_locator
 from tasks.sources.tables import column_key, column_keys, read_table
 
 READING_PROJECT = "15"
-"""The project whose Kellgren-Lawrence grades are used. Other projects graded some knees again."""
+"""The project whose Kellgren-Lawrence grades are used. Other projects graded some knees
+again."""
 MIN_ARTHRITIS_GRADE = 2
 """Smallest Kellgren-Lawrence grade of label 1."""
 SIDES = {"1": "R", "2": "L"}
@@ -64,8 +65,8 @@ RADIOGRAPH = re.compile(
 )
 NO_RADIOGRAPH_EXTENSIONS = (".tar.gz", ".tgz", ".csv", ".txt")
 VISIT = re.compile(r"(\d+)(?:\.[A-Z]\.\d+|m)")
-"""Name of a release: ``<visit>.<kind>.<n>``, or ``00m``, ``12m`` and so on in the S3 form. Visit 0
-is the baseline."""
+"""Name of a release: ``<visit>.<kind>.<n>``, or ``00m``, ``12m`` and so on in the S3 form.
+Visit 0 is the baseline."""
 RELEASED_SERIES = "0.E.1"
 """The release that the released code read."""
 FIXED_FLEXION = "fixed flexion knee"
@@ -159,9 +160,9 @@ def list_oai(request: RawRequest) -> Listing:
 def _open_tree(request: RawRequest) -> RawTree:
     """Open the download and the archives in it that may contain needed radiographs.
 
-    The archive of a series is not opened if ``contents.csv`` describes another view. If there are
-    unpacked radiographs and grades, only archives of single series are opened, because each of them
-    may be a further patient.
+    The archive of a series is not opened if ``contents.csv`` describes another view. If there
+    are unpacked radiographs and grades, only archives of single series are opened, because
+    each of them may be a further patient.
     """
     tree = RawTree(request)
     if not tree.archives or not request.root().is_dir():
@@ -261,7 +262,8 @@ def read_centers(
     """Return the centers of knees in ``knee_centers.csv``; empty if there is no such table.
 
     Raises:
-        DataError: A row has no side, a center lies outside its radiograph, or a knee has two rows.
+        DataError: A row has no side, a center lies outside its radiograph, or a knee has two
+            rows.
     """
     centers: dict[Knee, Center] = {}
     wrong_rows: list[str] = []
@@ -362,8 +364,8 @@ def _unusable_reason(header: Header, description: str, patient: str) -> str:
 
     Args:
         header: The file's header.
-        description: Description of the series in ``contents.csv``, which states the required view
-            or is empty.
+        description: Description of the series in ``contents.csv``, which states the required
+            view or is empty.
         patient: Patient id in the path of the file.
     """
     if not description and not header.description:
@@ -398,8 +400,8 @@ def _knee_samples(dicom: Dicom, item: Item) -> Iterator[Sample]:
     """Yield each graded knee of a radiograph, in pixels of 0.2 mm.
 
     The item's details are "radiograph", then the label, row and column of the right knee, then
-    those of the left knee. The label is None for a knee without a grade. The row and column are
-    None for a knee without a given center.
+    those of the left knee. The label is None for a knee without a grade. The row and column
+    are None for a knee without a given center.
     """
     from PIL import Image
 
@@ -438,8 +440,8 @@ def _checked_spacing(dicom: Dicom) -> tuple[float, float]:
     """Return the row and column spacing in mm of a radiograph of both knees.
 
     Raises:
-        SkipItem: The radiograph has several frames, color, only one knee or no spacing, or its left
-            and right are exchanged.
+        SkipItem: The radiograph has several frames, color, only one knee or no spacing, or its
+            left and right are exchanged.
     """
     if len(dicom.values) != 1 or dicom.values.ndim != 3:
         raise SkipItem("not one gray frame")
@@ -453,7 +455,10 @@ def _checked_spacing(dicom: Dicom) -> tuple[float, float]:
 
 
 def _crop(pixels: Uint8Array, center: Center) -> Uint8Array:
-    """Return a square crop around a center. The crop is shifted if it would leave the image."""
+    """Return a square crop around a center.
+
+    The crop is shifted if it would leave the image.
+    """
     window = []
     for position, side in zip(center, pixels.shape, strict=True):
         size = min(CROP_PIXELS, side)
@@ -467,10 +472,10 @@ def find_centers(pixels: Uint8Array) -> tuple[Center, Center]:
 
     The column and the row of a center are estimated in each half of the image:
 
-    - The column is the middle of the leg: the center of mass of the columns' brightness above the
-      median.
-    - The row is at the bony edges of the joint: where the brightness near the column changes most
-      from row to row, in the middle half of the height.
+    - The column is the middle of the leg: the center of mass of the columns' brightness above
+      the median.
+    - The row is at the bony edges of the joint: where the brightness near the column changes
+      most from row to row, in the middle half of the height.
 
     The heuristic was developed on drawn legs. Check the crops before you use them.
 

@@ -35,8 +35,8 @@ def download(
 
     Args:
         list_tree: Lists the items of a tree. If a table or all images are missing, it raises
-            :func:`incomplete_download`. If a single image is missing, it skips the item with the
-            reason :data:`FILE_MISSING`.
+            :func:`incomplete_download`. If a single image is missing, it skips the item with
+            the reason :data:`FILE_MISSING`.
         read: Returns the samples in the bytes of an item's file.
         wanted: Returns whether to open the archive with this name.
     """

@@ -1,8 +1,9 @@
 """List and read a user's images in Parquet files, which contain the images and their labels.
 
-The layout is that of the ``datasets`` documentation, "Image dataset" and ``Features``. A column
-``image`` has the type ``struct<bytes: binary, path: string>`` or ``binary``. The schema's metadata
-may contain class names under the key ``huggingface``, which must be the same in all files.
+The layout is that of the ``datasets`` documentation, "Image dataset" and ``Features``. A
+column ``image`` has the type ``struct<bytes: binary, path: string>`` or ``binary``. The
+schema's metadata may contain class names under the key ``huggingface``, which must be the same
+in all files.
 
 ``<raw>`` is one file or a folder of files. As in partitions of pandas and Spark, a folder
 ``split=train`` is a column ``split`` of the files in it.
@@ -72,8 +73,8 @@ def _image_files(names: Iterable[str], request: RawRequest) -> list[str]:
     """Return the names that are Parquet files.
 
     Raises:
-        DataError: There are none, or they belong to several configs. Configs are several versions
-            of the same dataset.
+        DataError: There are none, or they belong to several configs. Configs are several
+            versions of the same dataset.
     """
     files = list(filter(is_parquet_name, names))
     if not files:
@@ -227,8 +228,8 @@ def _check_header(file_text: str, header: Sequence[str], columns: Columns) -> No
 def _column_texts(file: Any, columns: Columns, partitions: dict[str, str]) -> dict[str, list[str]]:
     """Return the columns as text: name in the file -> cells.
 
-    Columns that are not read are included if they have one number or text in each cell. Images are
-    left out.
+    Columns that are not read are included if they have one number or text in each cell. Images
+    are left out.
     """
     texts: dict[str, list[str]] = {name: [] for name in columns.labels}
     for name in _single_columns(file.schema_arrow):
@@ -299,8 +300,8 @@ def _open(path: Path) -> Any:
 class ParquetReader:
     """A reader of the images in Parquet rows, which is fast if items are read in ascending order.
 
-    A file is read forward, a few rows at a time. If an earlier row is needed, the file is opened
-    again.
+    A file is read forward, a few rows at a time. If an earlier row is needed, the file is
+    opened again.
     """
 
     def __init__(self, request: RawRequest) -> None:

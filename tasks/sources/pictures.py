@@ -1,7 +1,7 @@
 """Decode pictures such as PNG and JPEG to gray or RGB pixels in [0, 255], and resize images.
 
-Formats: as read by Pillow; TIFF tags by TIFF 6.0, orientation by Exif 2.3. The declared size of a
-picture is checked before its pixels are decoded.
+Formats: as read by Pillow; TIFF tags by TIFF 6.0, orientation by Exif 2.3. The declared size
+of a picture is checked before its pixels are decoded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
-"""Formats that are read. Other formats of Pillow are unsafe: to read EPS, it starts Ghostscript."""
+"""Formats that are read. Other formats of Pillow are unsafe: to read EPS, it starts
+Ghostscript."""
 EXTENSIONS = (
     ".png",
     ".jpg",
@@ -39,7 +40,8 @@ EXTENSIONS = (
 MAX_PIXELS = 89_478_485
 """Largest number of pixels of an image. For a larger image, Pillow only prints a warning."""
 MAX_DECODED_BYTES = 256 << 20
-"""Largest size of a decoded image in bytes. An RGB image of :data:`MAX_PIXELS` has this size."""
+"""Largest size of a decoded image in bytes. An RGB image of :data:`MAX_PIXELS` has this
+size."""
 BYTES_PER_PIXEL = {
     "1": 1,
     "L": 1,
@@ -57,8 +59,8 @@ MAX_BYTES_PER_PIXEL = 4
 TRANSPARENT_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 STRIP_ROWS = 256
 STRIP_VALUES = 1 << 22
-"""Number of rows, or of values, that are converted at once. Copies of a whole image would need too
-much memory."""
+"""Number of rows, or of values, that are converted at once. Copies of a whole image would need
+too much memory."""
 MIN_SIDE = 4
 """Smallest number of pixels of the shorter side."""
 TILE_WIDTH = 322
@@ -81,13 +83,13 @@ def is_image_name(name: str) -> bool:
 def decode_image(body: bytes) -> Sample:
     """Decode the bytes of an image file to uint8 gray or RGB.
 
-    Transparent pixels are blended with black. Palettes, CMYK and 1-bit images become RGB or gray.
-    The EXIF orientation is applied. As in the study, images with more than 8 bits are scaled by
-    their own maximum. The field ``conversions`` of the sample lists these changes.
+    Transparent pixels are blended with black. Palettes, CMYK and 1-bit images become RGB or
+    gray. The EXIF orientation is applied. As in the study, images with more than 8 bits are
+    scaled by their own maximum. The field ``conversions`` of the sample lists these changes.
 
     Raises:
-        SkipItem: The file is not an image, or the image is damaged, too large, too small, animated
-            or not finite.
+        SkipItem: The file is not an image, or the image is damaged, too large, too small,
+            animated or not finite.
         SetupError: Pillow is set to accept truncated images.
     """
     from PIL import Image, ImageFile, UnidentifiedImageError
@@ -100,8 +102,8 @@ def decode_image(body: bytes) -> Sample:
         )
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        # Pillow warns about unusual EXIF and palette data. It raises an error if it cannot decode
-        # the image.
+        # Pillow warns about unusual EXIF and palette data. It raises an error if it cannot
+        # decode the image.
         warnings.simplefilter("ignore", UserWarning)
         try:
             with Image.open(io.BytesIO(body), formats=FORMATS) as image:
@@ -245,7 +247,8 @@ def scale_by_image_maximum(values: AnyArray) -> tuple[Uint8Array, tuple[str, ...
     if values.dtype == np.uint8 and maximum == 255:
         return np.asarray(values, dtype=np.uint8), ()
     pixels = np.empty(values.shape, np.uint8)
-    # A value times 255 fits into 32 bits. Integers are exact, and five times as fast as floats.
+    # A value times 255 fits into 32 bits. Integers are exact, and five times as fast as
+    # floats.
     is_small_integer = values.dtype.kind in "ui" and maximum < 1 << 24
     # Strips save memory, because a float needs eight times the memory of a uint8 pixel.
     step = max(1, STRIP_VALUES // max(1, values[:1].size))

@@ -1,8 +1,8 @@
 """Choose the values of black and white for images of floats, and scale images to [0, 255].
 
-A file of floats does not state the scale of its pixels. One scale is chosen for all images of a
-dataset: the user's ``pixel_range``, or a scale that follows from their values. If the values do not
-decide the scale, an error asks the user for it.
+A file of floats does not state the scale of its pixels. One scale is chosen for all images of
+a dataset: the user's ``pixel_range``, or a scale that follows from their values. If the values
+do not decide the scale, an error asks the user for it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Limits = tuple[float, float]
 CLIPPED = "values outside pixel_range clipped"
 """Flag of an image with values outside ``pixel_range``."""
 MAX_CLIPPED_SHARE = 0.9
-"""Largest share of values that may lie outside ``pixel_range``. The share is large, because most
-values of a CT image are air and the table, which a CT window clips."""
+"""Largest share of values that may lie outside ``pixel_range``. The share is large, because
+most values of a CT image are air and the table, which a CT window clips."""
 MIN_FILLED_SHARE = 1e-4
 """Smallest share of ``pixel_range`` that the values must span."""
 
@@ -34,8 +34,8 @@ def rescale_to_255(values: AnyArray, limits: Limits) -> tuple[AnyArray, AnyArray
         limits: The values of black and white.
 
     Returns:
-        The values as float32 in [0, 255], and a boolean array of the same shape that is True for
-        clipped values.
+        The values as float32 in [0, 255], and a boolean array of the same shape that is True
+        for clipped values.
     """
     low = np.float32(limits[0])
     high = np.float32(limits[1])
@@ -124,8 +124,8 @@ def choose_pixel_range(
         The values that become 0 and 255, and the rule in words.
 
     Raises:
-        DataError: The values do not decide the scale, the arrays seem to have different scales, or
-            ``pixel_range`` does not fit the values.
+        DataError: The values do not decide the scale, the arrays seem to have different
+            scales, or ``pixel_range`` does not fit the values.
     """
     values = _range_of(arrays, pixel_range)
     if pixel_range is not None:
@@ -134,7 +134,8 @@ def choose_pixel_range(
         return pixel_range, f"[{low:g}, {high:g}] (pixel_range) to [0, 255], clipped"
     if values.low >= 0 and values.high <= 1:
         return (0.0, 1.0), "floats in [0, 1], times 255"
-    # Images with 8 bits have values above 127.5. If all values are smaller, the scale is unclear.
+    # Images with 8 bits have values above 127.5. If all values are smaller, the scale is
+    # unclear.
     is_8_bit = values.low >= 0 and 127.5 < values.high <= 255
     if is_8_bit and any(-np.inf < high <= 1 for high in values.highs):
         raise DataError(

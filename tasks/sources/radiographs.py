@@ -7,20 +7,21 @@
 - AIMI's ``CheXpert-v1.0 batch 1 (validate & csv)/train.csv``, and images in
   ``batch 2 (train 1)/patient<id>/...`` to batch 4.
 
-Label 1 means that the finding is 1. Label 0 means that it is -1 (uncertain) or blank. As in the
-study, rows with an explicit 0 are left out. Label 0 is therefore "uncertain or not mentioned", not
-"healthy".
+Label 1 means that the finding is 1. Label 0 means that it is -1 (uncertain) or blank. As in
+the study, rows with an explicit 0 are left out. Label 0 is therefore "uncertain or not
+mentioned", not "healthy".
 
 **MURA** has a folder ``MURA-v1.1/`` with ``train_image_paths.csv``, which has no header (the
 competition's page). The label of a study is in the name of its folder and in
 ``train_labeled_studies.csv``. Both labels must agree.
 
-**RSNA 2019, stage 2**, has the layout of the Kaggle competition's data page. The file of a slice is
-found by the slice's id, in any folder of the training split. The SOP instance UID in its header
-must be the same id. The label ``any`` must be the largest of the labels of the five subtypes. The
-group is the patient id in the DICOM header. In corrected data, a slice is Hounsfield units plus
-1024, scaled by its own maximum. With the fault ``wrapped_pixel_cast``, the stored values are scaled
-and cast as in the released code (F16): negative values wrap around to arbitrary gray.
+**RSNA 2019, stage 2**, has the layout of the Kaggle competition's data page. The file of a
+slice is found by the slice's id, in any folder of the training split. The SOP instance UID in
+its header must be the same id. The label ``any`` must be the largest of the labels of the five
+subtypes. The group is the patient id in the DICOM header. In corrected data, a slice is
+Hounsfield units plus 1024, scaled by its own maximum. With the fault ``wrapped_pixel_cast``,
+the stored values are scaled and cast as in the released code (F16): negative values wrap
+around to arbitrary gray.
 """
 
 from __future__ import annotations
@@ -76,9 +77,9 @@ TABLE_AGAIN = "Download the table again"
 class _Images:
     """The images of a tree that the rows of a table list.
 
-    A row and an image belong together if a pattern matches the same text in the path of both. If
-    there are several such images, one below the table's folder is used, because a download may
-    contain several releases.
+    A row and an image belong together if a pattern matches the same text in the path of both.
+    If there are several such images, one below the table's folder is used, because a download
+    may contain several releases.
     """
 
     def __init__(self, tree: RawTree, table: str, pattern: re.Pattern[str]) -> None:
@@ -168,8 +169,8 @@ def list_mura(tree: RawTree, request: RawRequest) -> Listing:
     """List the images of the table, in the order of its lines. Hidden files are left out.
 
     Raises:
-        DataError: The table is missing, has lines that cannot be used, or contradicts the table of
-            studies.
+        DataError: The table is missing, has lines that cannot be used, or contradicts the
+            table of studies.
     """
     tables = find_named(tree, MURA_TABLE)
     if not tables:

@@ -1,19 +1,20 @@
 """Read files and archive members below the raw folder, with a limit on memory.
 
-A *locator* is the path of a file relative to the raw folder. The locator of an archive member is
-``archive!/member``. For an archive in an archive (ILSVRC has a tar of tars), ``!/`` is repeated.
+A *locator* is the path of a file relative to the raw folder. The locator of an archive member
+is ``archive!/member``. For an archive in an archive (ILSVRC has a tar of tars), ``!/`` is
+repeated.
 
-Nothing is unpacked to disk. Every process keeps archives open after their first use. A compressed
-tar is only read forward, which is fast if members are read in stored order.
+Nothing is unpacked to disk. Every process keeps archives open after their first use. A
+compressed tar is only read forward, which is fast if members are read in stored order.
 
-Archives may be damaged or hostile. Declared sizes and names are checked before an archive is read.
-These archives are refused:
+Archives may be damaged or hostile. Declared sizes and names are checked before an archive is
+read. These archives are refused:
 
 - archives with links, repeated names, encryption, or names that lead out of the archive;
 - archives with members that declare more bytes than their packed size can contain.
 
-Formats: APPNOTE.TXT 6.3, POSIX.1-2001 and GNU tar, as read by :mod:`zipfile` and :mod:`tarfile`;
-RFC 1952, bzip2 and XZ 1.1, as read by :mod:`gzip`, :mod:`bz2` and :mod:`lzma`.
+Formats: APPNOTE.TXT 6.3, POSIX.1-2001 and GNU tar, as read by :mod:`zipfile` and
+:mod:`tarfile`; RFC 1952, bzip2 and XZ 1.1, as read by :mod:`gzip`, :mod:`bz2` and :mod:`lzma`.
 """
 
 from __future__ import annotations
@@ -51,9 +52,9 @@ FILE_MANAGER_NAMES = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 """Names of files and folders that file managers leave behind."""
 GONE = "file is gone or unreadable"
 MAX_FILE_BYTES = 384 << 20
-"""Largest size in bytes of a file or archive member, which is read as a whole. An ultrasound of 300
-frames has about 100 MiB, and a computed radiograph 30 MiB. With the memory for decoding, a reading
-task needs less than 1 GiB."""
+"""Largest size in bytes of a file or archive member, which is read as a whole. An ultrasound
+of 300 frames has about 100 MiB, and a computed radiograph 30 MiB. With the memory for
+decoding, a reading task needs less than 1 GiB."""
 MAX_DEPTH = 3
 """Largest number of archives that are nested, such as a tar in a tar in a zip."""
 MAX_RATIO = 1040
@@ -62,12 +63,12 @@ declares more is damaged or hostile."""
 MAX_MEMBERS = 5_000_000
 """Largest number of members of an archive."""
 MAX_XZ_MEMORY = 256 << 20
-"""Largest memory in bytes for unpacking xz. The strongest preset (-9) needs 65 MiB, but a damaged
-header may require 4 GiB."""
+"""Largest memory in bytes for unpacking xz. The strongest preset (-9) needs 65 MiB, but a
+damaged header may require 4 GiB."""
 PLAIN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""Supported packing methods of a zip. :mod:`zipfile` reads other methods without a limit on memory:
-bzip2 may unpack a chunk to 45,000 times its size, and the header of an LZMA member decides how much
-memory is reserved."""
+"""Supported packing methods of a zip. :mod:`zipfile` reads other methods without a limit on
+memory: bzip2 may unpack a chunk to 45,000 times its size, and the header of an LZMA member
+decides how much memory is reserved."""
 DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -201,23 +202,23 @@ def walk(
 ) -> Iterator[str]:
     """Yield the names of all plain files below a folder, in sorted order.
 
-    Names are relative to the folder, with ``/`` as separator. Names are sorted part by part, so
-    that all files of a folder follow each other. Hidden files and folders, and those that file
-    managers leave behind, are left out.
+    Names are relative to the folder, with ``/`` as separator. Names are sorted part by part,
+    so that all files of a folder follow each other. Hidden files and folders, and those that
+    file managers leave behind, are left out.
 
     Args:
         root: The folder.
         request: For errors.
         folders: List to which the names of all folders are appended, or None.
-        hidden: List to which the names that are left out are appended, or None. Names of folders
-            end with a slash.
+        hidden: List to which the names that are left out are appended, or None. Names of
+            folders end with a slash.
         others: List to which the names of links and special files are appended, or None.
-        strict: Whether links out of the folder and special files are errors. Otherwise their names
-            are yielded too, and folders that cannot be listed count as empty.
+        strict: Whether links out of the folder and special files are errors. Otherwise their
+            names are yielded too, and folders that cannot be listed count as empty.
 
     Raises:
-        DataError: There is a link out of the folder or to a folder, a FIFO, socket or device, or a
-            folder that cannot be listed.
+        DataError: There is a link out of the folder or to a folder, a FIFO, socket or device,
+            or a folder that cannot be listed.
     """
     base = root.resolve()
     pending = _entries(base, "", request, strict)
@@ -318,8 +319,8 @@ def plain_name(name: str) -> str | None:
 def _checked_member(name: str) -> tuple[str, str]:
     """Return a member's name as :func:`plain_name` returns it, and the hidden part of the name.
 
-    The hidden part is the path up to the first hidden folder, with a final slash, or the whole name
-    of a hidden file. The hidden part is empty if nothing is hidden.
+    The hidden part is the path up to the first hidden folder, with a final slash, or the whole
+    name of a hidden file. The hidden part is empty if nothing is hidden.
 
     Raises:
         RefusedArchive: The name leads out of the archive.
@@ -493,8 +494,8 @@ class TarArchive:
                 while not self._is_complete and self._read_header():
                     pass
         except (RefusedArchive, *DAMAGE) as error:
-            # A second call would continue after the rejected member, so the archive is opened again
-            # next time.
+            # A second call would continue after the rejected member, so the archive is opened
+            # again next time.
             _opened.cache_clear()
             if isinstance(error, RefusedArchive):
                 raise
@@ -544,15 +545,18 @@ class TarArchive:
 
 
 def _unpacked(file: IO[bytes], name: str) -> Any:
-    """Return a seekable stream of the unpacked tar. The file's extension decides the method."""
+    """Return a seekable stream of the unpacked tar.
+
+    The file's extension decides the method.
+    """
     lower_name = name.lower()
     if lower_name.endswith(GZIP):
         return gzip.GzipFile(fileobj=file)
     if lower_name.endswith(BZIP2):
         return bz2.BZ2File(file)
     if lower_name.endswith(XZ):
-        # LZMAFile has no limit on memory. A decompressor with a limit therefore unpacks one byte
-        # first, and raises an error if the header asks for more.
+        # LZMAFile has no limit on memory. A decompressor with a limit therefore unpacks one
+        # byte first, and raises an error if the header asks for more.
         probe = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_XZ_MEMORY)
         probe.decompress(file.read(1 << 16), 1)
         file.seek(0)
@@ -624,9 +628,9 @@ class _ArchivePath:
 class RawTree:
     """The names of all files below a raw folder or archive, as if archives were unpacked in place.
 
-    The folder is searched once. If a name is both a file on the disk and a member of an archive,
-    the file on the disk is used. Archives in a folder are opened only on request, because a
-    download is often complete without them.
+    The folder is searched once. If a name is both a file on the disk and a member of an
+    archive, the file on the disk is used. Archives in a folder are opened only on request,
+    because a download is often complete without them.
 
     If two archives contain the same name, the file of the second archive is listed under its
     locator, which contains :data:`MARK`. An archive comes before all archives inside others.
@@ -646,8 +650,9 @@ class RawTree:
 
         Args:
             request: The request, with the raw folder or archive.
-            is_wanted: Returns whether to open the archive with a name. By default, every archive is
-                opened if the raw data are an archive, and none if they are a folder.
+            is_wanted: Returns whether to open the archive with a name. By default, every
+                archive is opened if the raw data are an archive, and none if they are a
+                folder.
 
         Raises:
             DataError: A file or archive must not be read, see :func:`walk` and
@@ -672,8 +677,8 @@ class RawTree:
         for name in filter(opens, self.archives):
             folder = name.rpartition("/")[0] if root.is_dir() else ""
             archives.append(_ArchivePath(name, (), folder))
-        # One level of archives after the other: a file has its own name even if an archive that is
-        # deeper inside others contains the same name.
+        # One level of archives after the other: a file has its own name even if an archive
+        # that is deeper inside others contains the same name.
         while archives:
             inner_archives = []
             for archive in archives:

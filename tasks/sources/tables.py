@@ -1,11 +1,11 @@
 """Read tables of several formats. All cells are text, so that ids keep their leading zeros.
 
-A table is text with a delimiter, JSON lines (https://jsonlines.org), xlsx (ECMA-376, as read by
-openpyxl), Parquet, or SAS (as read by :func:`pandas.read_sas`). ``metadata.jsonl`` and
+A table is text with a delimiter, JSON lines (https://jsonlines.org), xlsx (ECMA-376, as read
+by openpyxl), Parquet, or SAS (as read by :func:`pandas.read_sas`). ``metadata.jsonl`` and
 ``metadata.parquet`` follow the ``datasets`` documentation ("Create an image dataset").
 
-The argument ``path`` of the functions below is the path of a table, or its locator below the raw
-folder. A table with a locator may be in an archive.
+The argument ``path`` of the functions below is the path of a table, or its locator below the
+raw folder. A table with a locator may be in an archive.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ COLUMNS = {
     ),
     "split": ("splits", "set", "subset", "partition", "fold_name"),
 }
-"""Role of a column, JSON key or array -> names other than the role itself. These names are searched
-if no column has the name of the role."""
+"""Role of a column, JSON key or array -> names other than the role itself. These names are
+searched if no column has the name of the role."""
 GROUP_WORDS = ("patient", "subject", "participant", "person", "case", "lesion", "group")
 """Beginnings of the names of columns that may contain the groups of images."""
 ATTRIBUTE_WORDS = ("age", "sex", "gender", "weight", "height", "size", "width", "position")
-"""Names of columns that describe a patient or an image. Their values are never ids of groups."""
+"""Names of columns that describe a patient or an image. Their values are never ids of
+groups."""
 MAX_COLUMNS = 1_000
 """Largest number of columns of a table."""
 MAX_UNPACKED_BYTES = 1 << 30
@@ -59,12 +60,12 @@ ROWS_AT_ONCE = 256
 MAX_PEEKED_ROWS = 1_000
 """Number of rows of an unread sheet that are searched for a cell that is not blank."""
 NOT_ONE_VALUE = "several values"
-"""Text that replaces a list, an object or bytes in a cell. None of these can be a path, label or
-group."""
+"""Text that replaces a list, an object or bytes in a cell. None of these can be a path, label
+or group."""
 DELIMITERS = (",", ";", "\t", "|")
 HEADER_NAME = re.compile(r"[^\W\d](?:[^\W\d]|[ -])*")
-"""Name of a column that messages may show: words without digits, which cannot be an id, a date or a
-path."""
+"""Name of a column that messages may show: words without digits, which cannot be an id, a date
+or a path."""
 MANIFESTS = ("manifest.csv", "manifest.tsv", "metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Usual file names of a table in a folder of images."""
 MAX_NAMED = 10
@@ -77,14 +78,14 @@ MAX_NAME_LENGTH = 30
 class TableRows:
     """The rows of a table as text.
 
-    Messages number the rows as a program that shows the file does. Spreadsheets and text editors
-    count all rows, also the header and blank rows. Rows of JSON lines are counted by line. Rows of
-    Parquet are counted from 0, as in pandas.
+    Messages number the rows as a program that shows the file does. Spreadsheets and text
+    editors count all rows, also the header and blank rows. Rows of JSON lines are counted by
+    line. Rows of Parquet are counted from 0, as in pandas.
 
     Attributes:
         rows: The header, then all rows that are not blank.
-        numbers: Number of each of these rows in messages. A header that is not a row of the file
-            has the number before that of the first row.
+        numbers: Number of each of these rows in messages. A header that is not a row of the
+            file has the number before that of the first row.
         other_sheets: Number of sheets of a workbook that have a filled cell and are not read.
     """
 
@@ -112,8 +113,8 @@ class TableError(Exception):
     """A table that cannot be read.
 
     Args:
-        problem: What is wrong, without the text of a cell. The message is the name of the table,
-            then this text.
+        problem: What is wrong, without the text of a cell. The message is the name of the
+            table, then this text.
         hint: What to do.
     """
 
@@ -144,8 +145,8 @@ def read_xlsx(body: bytes) -> TableRows:
     stream = io.BytesIO(body)
     book = openpyxl.load_workbook(stream, read_only=True, data_only=True, keep_links=False)
     sheet = book.worksheets[0]
-    # Without this, openpyxl pads every row to the declared width of the sheet, which may be wrong
-    # and very large.
+    # Without this, openpyxl pads every row to the declared width of the sheet, which may be
+    # wrong and very large.
     sheet.reset_dimensions()
     rows = []
     numbers = []
@@ -426,8 +427,8 @@ def read_columns(
 ) -> dict[str, list[str]]:
     """Return columns of a table: name -> the text of its cells.
 
-    The names of columns are compared by their :func:`column_key`. No message contains a cell below
-    the header.
+    The names of columns are compared by their :func:`column_key`. No message contains a cell
+    below the header.
 
     Args:
         path: Path or locator of the table, for errors.
@@ -548,8 +549,8 @@ def column_key(name: str) -> str:
 def unused_flags(names: Sequence[str], group_like: Collection[str] = ()) -> list[str]:
     """Return flags for columns that are not read.
 
-    A column that may contain groups gets a flag of its own. If its groups are ignored, images of
-    one patient may be in both training and test.
+    A column that may contain groups gets a flag of its own. If its groups are ignored, images
+    of one patient may be in both training and test.
 
     Args:
         names: Names of the columns.

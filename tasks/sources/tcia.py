@@ -1,13 +1,13 @@
 """Sources of two collections of TCIA: Duke breast MRI and the ultrasound of Prostate-MRI-US-Biopsy.
 
 The layouts are those of the collections' pages at TCIA. The tables are found by their columns.
-Files may be in folders with classic or descriptive names, in several manifest folders, renamed, or
-in ``.zip``.
+Files may be in folders with classic or descriptive names, in several manifest folders,
+renamed, or in ``.zip``.
 
-**Duke**: the file of a slice is the one whose header has the SOP instance UID in the slice's row of
-the mapping table. Reading all headers is slow. Therefore, the paths in the table are used for a
-folder if the first and the last file in it have the UIDs of their rows. Otherwise all headers are
-read.
+**Duke**: the file of a slice is the one whose header has the SOP instance UID in the slice's
+row of the mapping table. Reading all headers is slow. Therefore, the paths in the table are
+used for a folder if the first and the last file in it have the UIDs of their rows. Otherwise
+all headers are read.
 
 - Only the fat-saturated pre-contrast series is used. The rows of this series have "pre" in the
   original path.
@@ -16,9 +16,10 @@ read.
 - The number of a slice is that of the original file name, because the boxes use this number.
 
 **Prostate** (F10): the file of a series is in a folder whose name is the UID of the series,
-``US_<uid>``, or ends with the last five digits of the UID. Otherwise it is the file whose header
-has the UID. Frames from one quarter to three quarters of the volume are used. In corrected data,
-the score of a series is the highest score of its targets, so that no frame has two labels (F33).
+``US_<uid>``, or ends with the last five digits of the UID. Otherwise it is the file whose
+header has the UID. Frames from one quarter to three quarters of the volume are used. In
+corrected data, the score of a series is the highest score of its targets, so that no frame has
+two labels (F33).
 """
 
 from __future__ import annotations
@@ -156,7 +157,9 @@ dbc = download(list_dbc, read_dbc)
 
 
 def _read_boxes(table: str, request: RawRequest) -> dict[str, list[Box]]:
-    """Return the boxes of each patient. If a box ends before it starts, its patient gets no boxes.
+    """Return the boxes of each patient.
+
+    If a box ends before it starts, its patient gets no boxes.
 
     Raises:
         DataError: A row of the table of boxes cannot be used.
@@ -285,8 +288,8 @@ def _doubtful_slices(
 ) -> list[int]:
     """Return the indices of slices whose file may have another UID than the table.
 
-    The paths of a folder are correct if the headers of its first and last file have the UIDs of the
-    table.
+    The paths of a folder are correct if the headers of its first and last file have the UIDs
+    of the table.
     """
     indices_by_folder: defaultdict[str, list[int]] = defaultdict(list)
     for index, file in enumerate(files):

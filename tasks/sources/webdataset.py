@@ -1,14 +1,14 @@
 """List a user's images in WebDataset tars, which are called shards.
 
-The layout is that of the README of ``webdataset/webdataset``. A sample consists of all files with
-the same name up to the first dot. The image has the extension ``.jpg``, ``.png`` or that of another
-picture format. A ``.cls`` file contains the class as text. A ``.json`` file may contain the class
-under ``label`` or another name in :data:`tasks.sources.tables.COLUMNS`, and also a group and a
-split.
+The layout is that of the README of ``webdataset/webdataset``. A sample consists of all files
+with the same name up to the first dot. The image has the extension ``.jpg``, ``.png`` or that
+of another picture format. A ``.cls`` file contains the class as text. A ``.json`` file may
+contain the class under ``label`` or another name in :data:`tasks.sources.tables.COLUMNS`, and
+also a group and a split.
 
-``<raw>`` is one shard or a folder of shards. If the ``.json`` of a sample has no split, the split
-is a word in the name of the shard (``train-000000.tar``, ``skin-test-0.tar``) or of the shard's
-folder.
+``<raw>`` is one shard or a folder of shards. If the ``.json`` of a sample has no split, the
+split is a word in the name of the shard (``train-000000.tar``, ``skin-test-0.tar``) or of the
+shard's folder.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def list_samples(request: RawRequest) -> Listing:
     """List the samples of all shards in stored order.
 
     Raises:
-        DataError: A shard is damaged or unsafe, a sample has two images or two labels, or labels,
-            groups or splits break a rule of :mod:`tasks.sources.own`.
+        DataError: A shard is damaged or unsafe, a sample has two images or two labels, or
+            labels, groups or splits break a rule of :mod:`tasks.sources.own`.
     """
     root = request.root()
     hidden: list[str] = []

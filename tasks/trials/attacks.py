@@ -342,7 +342,11 @@ def forward_margins(model: nn.Module, pixels: Tensor, classes: Tensor) -> Tensor
         return logit_margins(logits, classes).detach()
 
 
-def margin_gradient(model: nn.Module, pixels: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+def margin_gradient(
+    model: nn.Module,
+    pixels: Tensor,
+    classes: Tensor,
+) -> tuple[Tensor, Tensor]:
     """Return the logit margins of ``pixels``, and their gradients with respect to the pixels."""
     pixels = pixels.detach().requires_grad_(True)
     with torch.enable_grad():

@@ -58,7 +58,11 @@ def evaluate(
     return Evaluation(mean_loss(torch.cat(losses), loss_rule), accuracy)
 
 
-def scaled_batch_size(full_batch_size: int, recipe: RecipeSpec, micro_batch: int | None) -> int:
+def scaled_batch_size(
+    full_batch_size: int,
+    recipe: RecipeSpec,
+    micro_batch: int | None,
+) -> int:
     """Return the batch size of an evaluation or an attack, for a trial with micro batches.
 
     ``full_batch_size`` is reduced by the same factor as the training batch,

@@ -26,8 +26,9 @@ from torch._subclasses.fake_tensor import (
 )
 
 from search_spaces.errors import ConfigError, SweepError, plural, unknown_name
-from search_spaces.models import MODELS, code_hash, source_files
+from search_spaces.models import MODELS
 from search_spaces.specs import ModelSpec
+from search_spaces.user_code import code_hash, source_files
 from tasks.trials import networks
 from tasks.trials.isolation import fixed_torch_state, seeded
 from tasks.trials.networks import PoolsFirst
@@ -254,7 +255,7 @@ def _construct(
     """Return a library's network.
 
     Args:
-        spec: architecture and arguments. An argument in ``fixed`` is not allowed.
+        spec: architecture and arguments.
         shape: sizes, for messages.
         constructor: the library's function.
         defaults: arguments that ``spec`` may replace.
@@ -299,8 +300,8 @@ def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
             if may_work_on_other_images(error, model, input_shape):
                 return
             raise ConfigError(
-                f"Your network {spec.architecture} raised {one_line(error)} on a float32 batch "
-                f"of shape {input_shape}",
+                f"Your network {spec.architecture} raised {one_line(error)} on a float32 "
+                f"batch of shape {input_shape}",
                 hint="Correct the forward method of your network",
             ) from error
         if not isinstance(error, AssertionError | RuntimeError | ValueError):
@@ -314,13 +315,14 @@ def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
     if isinstance(logits, Tensor):
         returned = str(tuple(logits.shape))
     network_name = f"{spec.library} {spec.architecture}"
+    hint = "Choose an architecture for classification"
     if spec.library == "own":
         network_name = f"Your network {spec.architecture}"
+        hint = "Correct the forward method of your network"
     raise ConfigError(
-        f"{network_name} returned {returned} for "
-        f"{plural(num_images, 'image')} and {shape.num_outputs} outputs, but should return one row "
-        "of logits per image",
-        hint="Choose an architecture for classification",
+        f"{network_name} returned {returned} for {plural(num_images, 'image')}, but should return "
+        f"logits of the shape ({num_images}, {shape.num_outputs})",
+        hint=hint,
     )
 
 
@@ -371,7 +373,7 @@ def install_code(texts: Mapping[str, str]) -> None:
     """Make source code from the driver importable. It replaces other modules of the same name.
 
     Args:
-        texts: source code by relative path, from :func:`search_spaces.models.source_texts`.
+        texts: source code by relative path, from :func:`search_spaces.user_code.source_texts`.
     """
     if not texts:
         return

@@ -117,8 +117,8 @@ def minimal_perturbations(
         model: maps pixels to logits.
         images: float32 pixels in [0, 255], ``(num_images, channels, height, width)``.
         classes: ``(num_images,)`` int64, the predicted class of each original image. The classes
-            are not predicted again: with another batch size, the other of two almost equal logits
-            may be the larger one. ``starts`` would then be wrong.
+            are not predicted again: with another batch size, rounding may change the order of two
+            almost equal logits. ``starts`` would then be wrong.
         starts: an image of another class for each image; NaN if no such image is known.
         spec: number of gradient steps, and number of bisections before and after the gradient
             steps.

@@ -184,8 +184,8 @@ def run_search_trial(
     """
     if network.model.pretrained:
         raise ConfigError(
-            f"The model {network.model.name} has `pretrained: true`, but trainings of a search "
-            "start from random weights",
+            f"The model {network.model.name} has `pretrained: true`, but trainings of a "
+            "search start from random weights",
             hint="Remove the key `pretrained` from this model",
         )
     num_train = len(data.train_images)
@@ -480,7 +480,11 @@ class _Trial:
             features=features,
         )
 
-    def check_reproduces_test_loss(self, restored: TrainedNetwork, earlier: TrialResult) -> None:
+    def check_reproduces_test_loss(
+        self,
+        restored: TrainedNetwork,
+        earlier: TrialResult,
+    ) -> None:
         """Check that the network with stored weights has the same test loss as after its training.
 
         The losses differ if the file belongs to another network. They also differ if the output of
@@ -497,8 +501,8 @@ class _Trial:
             loss, trained_loss, rel_tol=RESTORED_TOLERANCE, abs_tol=RESTORED_TOLERANCE
         ):
             raise CorruptStoreError(
-                f"With its stored weights, the network has the test loss {loss:.6g}, but after "
-                f"training it had {trained_loss:.6g}",
+                f"With its stored weights, the network has the test loss {loss:.6g}, but "
+                f"after training it had {trained_loss:.6g}",
                 hint="Change the network so that its output depends only on parameters and buffers",
             )
 
@@ -592,13 +596,13 @@ def _check_arrays(
     # A comparison with NaN is false, so NaN raises an error too.
     if images.dtype != np.uint8 and not (images.min() >= 0 and images.max() <= 255):
         raise DataError(
-            f"The pixels of the {name} images are between {images.min()} and {images.max()}, but "
-            "must be between 0 and 255",
+            f"The pixels of the {name} images are between {images.min()} and {images.max()}, "
+            "but must be between 0 and 255",
             hint="Scale the images to [0, 255], and prepare the dataset again",
         )
     if not (labels.min() >= 0 and labels.max() < num_classes):
         raise DataError(
-            f"The labels of the {name} images are between {labels.min()} and {labels.max()}, but "
-            f"the classes are numbered from 0 to {num_classes - 1}",
+            f"The labels of the {name} images are between {labels.min()} and {labels.max()}, "
+            f"but the classes are numbered from 0 to {num_classes - 1}",
             hint="Prepare the dataset again, or correct num_classes",
         )

@@ -83,11 +83,11 @@ def download(spec: ModelSpec) -> bytes:
     except OSError as error:  # from urllib, from the Hugging Face Hub, or from a full disk
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise SetupError(
-            f"The pretrained weights of {spec.library} {spec.architecture} cannot be downloaded: "
-            f"{lines[0][:300]}",
+            f"The pretrained weights of {spec.library} {spec.architecture} cannot be "
+            f"downloaded: {lines[0][:300]}",
             hint="Run the sweep once on a machine with an internet connection. Then copy the "
-            "folder `pretrained/` of its root folder (isweep-root) into the root folder of this "
-            "machine. Or remove the key `pretrained` from the model",
+            "folder `pretrained/` of its root folder (isweep-root) into the root folder of "
+            "this machine. Or remove the key `pretrained` from the model",
         ) from error
     return to_bytes(network)
 
@@ -178,8 +178,8 @@ def start_from(network: nn.Module, data: bytes, spec: ModelSpec) -> None:
         raise ConfigError(
             f"The pretrained weights of {spec.library} {spec.architecture} are not a valid "
             f"safetensors file: {error}",
-            hint=f"Delete the file pretrained/{spec.pretrained_key}.safetensors in the root. The "
-            "next run downloads the weights again",
+            hint=f"Delete the file pretrained/{spec.pretrained_key}.safetensors in the root. "
+            "The next run downloads the weights again",
         ) from error
     state = network.state_dict()
     layers: list[str] = []
@@ -202,8 +202,8 @@ def start_from(network: nn.Module, data: bytes, spec: ModelSpec) -> None:
     if misfits:
         names = ", ".join(sorted(misfits)[:3])
         raise ConfigError(
-            f"The pretrained weights do not fit {spec.library} {spec.architecture}, because these "
-            f"tensors are missing or have another shape: {names}",
+            f"The pretrained weights do not fit {spec.library} {spec.architecture}, because "
+            f"these tensors are missing or have another shape: {names}",
             hint="Use the image_size and the arguments with which the weights were trained, "
             "or remove the key `pretrained` from the model",
         )

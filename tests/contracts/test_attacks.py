@@ -188,7 +188,7 @@ def test_a_message_names_the_wrong_parameter_of_a_sweep_file(written, message):
 
 def test_parameters_of_an_attack_that_is_not_requested_are_refused():
     text = SWEEP.format("fgsm").replace("epsilons", "parameters: {pgd: {num_steps: 3}}, epsilons")
-    with pytest.raises(ConfigError, match="parameters contains pgd, but methods does not"):
+    with pytest.raises(ConfigError, match="`parameters` contains pgd, but `methods` does not"):
         parse_sweep(text, origin="sweep")
 
 

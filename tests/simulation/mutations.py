@@ -65,6 +65,8 @@ STORAGE = "orchestrator/results/storage.py"
 SIGNALS = "orchestrator/machine/signals.py"
 RAY_FOLDERS = "orchestrator/machine/ray_folders.py"
 SEARCH = "orchestrator/tuning/search.py"
+STUDY = "orchestrator/tuning/study.py"
+EARLIER_TRIALS = "orchestrator/tuning/earlier_trials.py"
 TUNING = "orchestrator/tuning/search_trials.py"
 NODE_HEALTH = "orchestrator/running/recovery/node_health.py"
 RESOURCES = "orchestrator/running/recovery/resource_policy.py"
@@ -565,24 +567,28 @@ MUTATIONS = tuple(
             ),
             ("finalists are trained with other seeds", "range(1, self.tune.seeds)", "range(1, 1)"),
             (
-                "a search uses no results of other data",
-                "            return fingerprints.get(prepared_id) == record.data_fingerprint\n",
-                "            return True\n",
-            ),
-            (
                 "a search is told each point once",
                 "            elif record.run == 0 and search.combination.contains(record.point):\n",
                 "            elif search.combination.contains(record.point):\n",
             ),
             (
-                "a killed search asks for what an unbroken one does",
-                "len(self.trials), repeat) % SEED_RANGE",
-                "len(self.trials), repeat, id(self)) % SEED_RANGE",
-            ),
-            (
                 "finalists are those of the whole search",
                 "            if search.is_over:\n                for point, run",
                 "            if True:\n                for point, run",
+            ),
+        ),
+        EARLIER_TRIALS: (
+            (
+                "a search uses no results of other data",
+                "            return fingerprints.get(prepared_id) == record.data_fingerprint\n",
+                "            return True\n",
+            ),
+        ),
+        STUDY: (
+            (
+                "a killed search asks for what an unbroken one does",
+                "len(self.trials), repeat) % SEED_RANGE",
+                "len(self.trials), repeat, id(self)) % SEED_RANGE",
             ),
         ),
         RESOURCES: (

@@ -18,10 +18,12 @@ from orchestrator.results.stored_results import StoredResults
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.trial_source import RunContext, SweepTrials, TrialSource
 from orchestrator.tuning.combinations import Combination, Point, combinations_to_tune
+from orchestrator.tuning.earlier_trials import EarlierTrials
 from orchestrator.tuning.outcome import outcomes
-from orchestrator.tuning.search import CombinationSearch, CombinationStudy, EarlierTrials, Search
+from orchestrator.tuning.search import CombinationSearch, Search
 from orchestrator.tuning.search_records import Role, SearchRecord, flat_search
 from orchestrator.tuning.search_trials import SearchTrials
+from orchestrator.tuning.study import CombinationStudy
 from search_spaces.sweeps import SweepSpec
 from tasks.trials.records import SearchResult, SearchStatus, TrialResult, ValidationScore
 from tests.unit.orchestrator.results.examples import diverged, trial_result

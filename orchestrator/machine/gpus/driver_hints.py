@@ -23,11 +23,9 @@ HINTS_BY_WORDS = {
 }
 """Hints if torch cannot use a GPU, by a part of CUDA's message. The messages are those of
 cudaErrorStubLibrary, of a dead MPS server, and of cudaErrorSystemNotReady."""
-
-
 WSL_DRIVER_HINT = (
-    ". Linux runs inside Windows (WSL), so install the driver in Windows, and none in Linux. "
-    "Then type `wsl --shutdown` in Windows"
+    ". Linux runs inside Windows (WSL): install the driver in Windows, and do not install "
+    "one in Linux. Then type `wsl --shutdown` in Windows"
 )
 """WSL uses the driver of Windows. A driver in Linux would hide it (NVIDIA, "CUDA on WSL User
 Guide", section "Getting Started with CUDA on WSL")."""

@@ -76,7 +76,10 @@ def describe(visible: str | None) -> NodeGpus:
         timeout_s=IMPORT_TIMEOUT_S,
     )
     node = NodeGpus(
-        socket.gethostname(), mps=mps_runs(), visible=visible or "", logical=is_logical(), error=""
+        socket.gethostname(),
+        mps=mps_runs(),
+        visible=visible or "",
+        logical=is_logical(),
     )
     # A library may print other lines before and after the description.
     descriptions = [line for line in program.output.splitlines() if line.startswith('{"')]

@@ -157,7 +157,10 @@ def _values(value: object, place: str = "") -> Iterator[tuple[str, object]]:
 
 
 def _text_mistakes(config: Config) -> Iterator[Mistake]:
-    """Yield unfilled places, and secrets, because ``ray up`` copies the file to the head."""
+    """Yield placeholders that nobody has filled in, and secrets.
+
+    A secret must not be in the file, because ``ray up`` copies the file to the head.
+    """
     earlier_texts = set[str]()
     for place, value in _values(config):
         if not isinstance(value, str):

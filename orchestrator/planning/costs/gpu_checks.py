@@ -1,4 +1,4 @@
-"""Read files of ``isweep gpu-check``: measured rates of GPUs, and the gain by sharing a GPU."""
+"""Read files of ``isweep gpu-check``: measured rates of GPUs, and gains by sharing a GPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 from orchestrator.planning.costs.gpu_models import GpuModel
 
 PACKING_PAYS = 1.1
-"""Trials share a GPU if two trials together process at least this many times the images of one."""
+"""Smallest gain for which trials share a GPU. The gain is the number of images per second of
+two trials together, divided by the number of one trial alone."""
 RATES = tuple(field.name for field in fields(GpuModel) if field.type == "float")
 """Columns of the table of GPUs that a check can measure."""
 GAINS = ("pair_gain", "pair_gain_mps")
@@ -22,17 +23,17 @@ GAINS = ("pair_gain", "pair_gain_mps")
 def gpu_check_folders(root: Path) -> tuple[Path, ...]:
     """Return the folders with files of ``isweep gpu-check``.
 
-    If both folders contain a file for a model of GPU, the file in the root counts, because later
-    folders have priority.
+    If both folders contain a file for a model of GPU, the file in the root counts, because
+    later folders have priority.
     """
     return Path(__file__).parents[3] / "benchmarks" / "results" / "gpu", root / "gpu"
 
 
 def read_checks(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Return the summaries of all GPU checks in folders, by the name that a GPU's driver reports.
+    """Return the summaries of all GPU checks, by the name that the GPU's driver reports.
 
-    If a GPU was checked several times, the last file of the last folder is used. Damaged files and
-    files with impossible numbers are ignored.
+    If a GPU was checked several times, the last file of the last folder is used. Damaged files
+    and files with impossible numbers are ignored.
     """
     checks: dict[str, dict[str, Any]] = {}
     for folder in folders:
@@ -54,8 +55,8 @@ def read_checks(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
 def packing_pays(name: str, checks: Mapping[str, Mapping[str, Any]], *, mps: bool) -> bool:
     """Return whether trials should share a GPU.
 
-    If two trials on one GPU of this kind were measured, the measured gain decides. Otherwise trials
-    share a GPU if and only if MPS runs.
+    If two trials on one GPU of this kind were measured, the measured gain decides. Otherwise
+    trials share a GPU if and only if MPS runs.
     """
     summary = checks.get(name) or {}
     gain = summary.get("pair_gain_mps" if mps else "pair_gain")

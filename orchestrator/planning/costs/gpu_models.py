@@ -1,8 +1,8 @@
 """Table of GPUs: rates and memory from the data sheet, and the shares that training reaches.
 
-The shares of the rates are fitted to published training throughput with images of 224 x 224 pixels,
-or are assumed. The column ``origin`` of ``gpu_models.csv`` states the source of each row. ``isweep
-gpu-check`` measures the shares on your own GPU.
+The shares of the rates are fitted to published training throughput with images of 224 x 224
+pixels, or are assumed. The column ``origin`` of ``gpu_models.csv`` states the source of each
+row. ``isweep gpu-check`` measures the shares on your own GPU.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from tasks.trials.records import CONTEXT_BYTES
 BFLOAT16_FROM = 8.0
 """Lowest CUDA compute capability that computes in bfloat16."""
 OLDEST = "v100"
-"""GPU of the table with the rates for all GPUs that are older than those of the table."""
+"""GPU whose rates are used for every GPU that is older than all GPUs of the table."""
 NOT_WHOLE = frozenset({"mig", "laptop", "max", "d"})
-"""Words in a driver's name of a GPU that is smaller than the GPU of the same number in the table: a
-MIG slice, and the variants Laptop, Max-Q and D."""
+"""Words in a driver's name of a GPU that is smaller than the GPU of the same number in the
+table: a MIG slice, and the variants Laptop, Max-Q and D."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class GpuModel:
         name: Name of the GPU on the command line.
         capability: CUDA compute capability.
         processors: Number of streaming multiprocessors.
-        half_tflops: Dense rate in bfloat16, or float16 on GPUs without bfloat16, 1e12 operations
-            per second.
+        half_tflops: Dense rate, 1e12 operations per second: in bfloat16, or in float16 on GPUs
+            without bfloat16.
         single_tflops: Rate in float32 without TensorFloat-32, 1e12 operations per second.
         bandwidth: Bandwidth of the memory, GB/s.
         memory_gib: Size of the memory, GiB.
@@ -44,8 +44,8 @@ class GpuModel:
         bandwidth_efficiency: Share of the bandwidth that training reaches.
         origin: Source of these numbers, as text.
         timed: False if the time of a trial on this GPU cannot be predicted.
-        network_factors: Ratio of measured to predicted time of a network's trials, by the name of
-            the network. Only ``isweep gpu-check`` measures these factors.
+        network_factors: Ratio of measured to predicted time of a network's trials, by the name
+            of the network. Only ``isweep gpu-check`` measures these factors.
         context_gib: Memory that a process needs besides its tensors, GiB. ``isweep gpu-check``
             replaces this value if it measures a larger one.
     """
@@ -70,12 +70,15 @@ class GpuModel:
         return round(self.context_gib * 2**30)
 
     def time_factor(self, network: str) -> float:
-        """Return the ratio of measured to predicted time of a network's trials, or 1 if unknown."""
+        """Return measured time divided by predicted time of a network, or 1 if unknown."""
         return dict(self.network_factors).get(network, 1.0)
 
     @property
     def bfloat16(self) -> bool:
-        """True if the GPU computes in bfloat16. PyTorch only emulates bfloat16 on older GPUs."""
+        """True if the GPU computes in bfloat16.
+
+        PyTorch only emulates bfloat16 on older GPUs.
+        """
         return self.capability >= BFLOAT16_FROM
 
 
@@ -117,8 +120,8 @@ def gpu_model(name: str) -> GpuModel:
 def listed_gpu_model(name: str) -> GpuModel | None:
     """Return the GPU of the table that has the name from a driver or from Ray, or None.
 
-    If several GPUs fit, return the one with the least memory. MIG slices and smaller variants of a
-    GPU are not in the table.
+    If several GPUs fit, return the one with the least memory. MIG slices and smaller variants
+    of a GPU are not in the table.
     """
     words = re.split("[-_ ]+", name.lower())
     words += [first + second for first, second in pairwise(words)]  # "RTX 3090" is rtx3090
@@ -143,9 +146,9 @@ def gpu_model_from_driver(
 ) -> GpuModel:
     """Return the kind of a GPU from the data that its driver reports.
 
-    A GPU that is not in the table, for example a MIG slice, gets the rates per processor of the
-    slowest GPU with the same compute capability. If no GPU in the table has this capability, the
-    rates are those of the next lower capability in the table.
+    A GPU that is not in the table, for example a MIG slice, gets the rates per processor of
+    the slowest GPU with the same compute capability. If no GPU in the table has this
+    capability, the rates are those of the next lower capability in the table.
 
     Args:
         name: Name of the GPU, as the driver reports it.
@@ -170,7 +173,7 @@ def gpu_model_from_driver(
 
 
 def _unlisted(name: str, capability: float, processors: int) -> GpuModel:
-    """Return a GPU that is not in the table, with the rates per processor of a GPU in the table."""
+    """Return a GPU outside the table, with the rates per processor of a GPU in the table."""
     older = [gpu for gpu in GPU_MODELS.values() if gpu.capability <= capability]
     like = max(
         older or [GPU_MODELS[OLDEST]],

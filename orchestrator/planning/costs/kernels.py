@@ -1,4 +1,4 @@
-"""Records of the cost of a network's passes: kernels, arithmetic, memory traffic and memory."""
+"""Costs of a network's passes: kernels, arithmetic, memory traffic and memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class Kernel:
 
     Attributes:
         name: PyTorch's name of the operation.
-        flops: Arithmetic operations of a convolution or matrix product. 0 for all other kernels.
+        flops: Arithmetic operations of a convolution or matrix product. 0 for all other
+            kernels.
         num_bytes: Bytes that the operation reads and writes.
     """
 
@@ -35,7 +36,7 @@ class Kernel:
 
     @property
     def streams(self) -> bool:
-        """True if the operation reads and writes long arrays sequentially, as an optimizer does."""
+        """True if the operation streams through long arrays, as an optimizer does."""
         return self.name.startswith(STREAMING)
 
 
@@ -75,12 +76,12 @@ class NetworkCost:
         forward_flops: Arithmetic operations of a forward pass of one image.
         step: Cost of a training step on a whole batch.
         evaluation: Cost of a forward pass of ``evaluation_batch`` images in float32.
-        attack: Cost of a forward and a backward pass to the pixels of ``attack_batch`` images in
-            float32.
+        attack: Cost of a forward and a backward pass to the pixels of ``attack_batch`` images
+            in float32.
         evaluation_batch: Number of images in a pass of the evaluation.
         attack_batch: Number of images in a pass of an attack.
-        uncounted: Reason why the passes could not be counted, or an empty string. The costs are
-            then those of one dense layer with the same number of weights.
+        uncounted: Reason why the passes could not be counted, or an empty string. The costs
+            are then those of one dense layer with the same number of weights.
     """
 
     num_parameters: int

@@ -1,4 +1,4 @@
-"""Predict the memory of a trial on a GPU: CUDA context, tensors and scratch of convolutions."""
+"""Predict the GPU memory of a trial: CUDA context, tensors, scratch of convolutions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from search_spaces.specs import NetworkSpec
 from tasks.trials.records import CONTEXT_BYTES, scored_epochs
 
 TENSOR_FACTOR = 1.1
-"""Memory that the allocator reserves, divided by the bytes of tensors. Both factors are fitted to
-published measurements of ResNet-50 and VGG-16 on an A100 with batches of 32 to 128. Predictions are
-0.89 to 1.10 times the measured memory."""
+"""Memory that the allocator reserves, divided by the bytes of tensors. This factor and
+:data:`WORKSPACE_FACTOR` are fitted to published measurements of ResNet-50 and VGG-16 on an
+A100 with batches of 32 to 128. Predictions are 0.89 to 1.10 times the measured memory."""
 WORKSPACE_FACTOR = 2.0
-"""Scratch memory of convolutions, divided by the bytes of input and output of the largest one."""
+"""Scratch memory of all convolutions, divided by the bytes of the input and output of the
+largest convolution."""
 
 
 def array_bytes(network: NetworkSpec, train_size: int | None = None) -> int:
@@ -30,7 +31,7 @@ def array_bytes(network: NetworkSpec, train_size: int | None = None) -> int:
 
 
 def memory_bytes(cost: PassCost) -> float:
-    """Predict the GPU memory of a process during a pass, in bytes, including its CUDA context."""
+    """Predict the bytes of GPU memory of a process in a pass, with its CUDA context."""
     return CONTEXT_BYTES + TENSOR_FACTOR * cost.peak_bytes + WORKSPACE_FACTOR * cost.workspace_bytes
 
 
@@ -39,7 +40,8 @@ def peak_bytes(network: NetworkSpec) -> float:
     cost = cost_of(network)
     passes = [cost.step, cost.evaluation, cost.attack]
     if scored_epochs(network.recipe.epochs):
-        # The test set is evaluated between two epochs, while the memory of the training is in use.
+        # The test set is evaluated between two epochs, while the memory of the training is in
+        # use.
         during_training = cost.evaluation.peak_bytes + _training_bytes(network, cost)
         passes.append(replace(cost.evaluation, peak_bytes=during_training))
     return array_bytes(network) + max(memory_bytes(part) for part in passes)
@@ -54,7 +56,8 @@ def _training_bytes(network: NetworkSpec, cost: NetworkCost) -> int:
     if network.model.library == "own":
         # Without a CUDA graph, activations are freed after each step.
         return moments + gradients
-    # A CUDA graph keeps the memory of its step. A last batch of another size has a second graph.
+    # A CUDA graph keeps the memory of its step. A last batch of another size has a second
+    # graph.
     activations = max(0, cost.step.peak_bytes - cost.state_bytes - moments - gradients)
     last_batch = network.train_size % recipe.batch_size
     if network.train_size < recipe.batch_size or not last_batch:

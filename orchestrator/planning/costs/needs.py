@@ -22,23 +22,24 @@ from search_spaces.specs import TrialSpec
 from tasks.trials.records import CONTEXT_BYTES
 
 TRIAL_SECONDS = 3.0
-"""Seconds per trial besides its passes: to build the network, copy images, measure d_repr and store
-the result. Assumed."""
+"""Seconds per trial besides its passes: to build the network, copy images, measure d_repr and
+store the result. Assumed."""
 CORE_TRIAL_SECONDS = 0.5
 """Seconds per trial besides its passes, on a CPU core. Assumed."""
 CORE_FLOPS = 100e9
 """Arithmetic operations per second of one CPU core, for models without a measurement
 (benchmarks/training_throughput.py)."""
 CORE_INTERVAL_S = 30e-6
-"""Seconds of an operation on a CPU core besides its arithmetic. A step of small_cnn on 32 images of
-32 x 32 pixels has 52 operations and 0.12 GFLOP, and takes 2.9 ms
+"""Seconds of an operation on a CPU core besides its arithmetic. A step of small_cnn on 32
+images of 32 x 32 pixels has 52 operations and 0.12 GFLOP, and takes 2.9 ms
 (benchmarks/results/training_throughput_epyc.json)."""
 MEMORY_MARGIN = 1.15
-"""Memory of a share divided by predicted memory. If a share is too small, its trial runs out of
-memory."""
+"""Memory of a share divided by predicted memory. If a share is too small, its trial runs out
+of memory."""
 BUSY_ENOUGH = 0.95
-"""Fraction of the time in which a GPU computes, from which on a further trial on the GPU gains
-nothing. A second process uses the idle time of the first process for sure only under MPS."""
+"""Fraction of the time in which a GPU computes. At this fraction, one more trial on the GPU
+gains nothing. A second process is sure to use the idle time of the first process only under
+MPS."""
 SHARE_STEP = 100
 """Number of steps in a whole GPU: the share of a trial is a number of hundredths of a GPU."""
 MIN_UNTIMED_SHARE = 0.25
@@ -51,9 +52,10 @@ class Corrections:
 
     Attributes:
         memory: The largest ratio of peak memory, on any GPU. It is 1 for a model not listed.
-        seconds: The median ratio of seconds, on one kind of GPU. It is 1 for a model not listed.
-        core_seconds: The median ratio of seconds on a CPU core. For a model not listed, it is the
-            median over the listed models.
+        seconds: The median ratio of seconds, on one kind of GPU. It is 1 for a model not
+            listed.
+        core_seconds: The median ratio of seconds on a CPU core. For a model not listed, it is
+            the median over the listed models.
     """
 
     memory: Mapping[str, float] = field(default_factory=dict)
@@ -101,8 +103,9 @@ def need_of(
         trial: The trial.
         gpu: The kind of GPU.
         corrections: Ratios of measured to predicted values of finished trials.
-        given: The share of a GPU that the trial gets. If None or 0, the share is the smallest one
-            that suffices for the trial's memory and for as many trials as keep one GPU busy.
+        given: The share of a GPU that the trial gets. If None or 0, the share is the larger of
+            two shares. The first is enough for the trial's memory. The second is 1/n, if n
+            such trials together keep a GPU busy.
     """
     corrections = corrections or Corrections()
     passes = _timed_passes(trial, gpu)
@@ -142,7 +145,7 @@ def _share(gpu: GpuModel, busy: float, memory: float) -> float:
 
     Args:
         gpu: The kind of GPU.
-        busy: Fraction of the trial's time in which a whole GPU would compute.
+        busy: Fraction of the trial's time in which the GPU computes, if the trial has a whole GPU.
         memory: Peak memory of the trial, bytes.
     """
     num_together = max(1, math.ceil(BUSY_ENOUGH / busy))

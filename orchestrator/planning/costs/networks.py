@@ -1,4 +1,4 @@
-"""Costs of a network: from the table of the package, from the user's cache, or newly counted."""
+"""Costs of a network: from the package's table, from the user's cache, or newly counted."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import ModelSpec, NetworkSpec, RecipeSpec, Spec
 from tasks.atomic import write_atomic
 
-WALKED = Path(__file__).with_name("walked.json")
-"""Costs of the networks of all presets by :func:`cost_key`. Planning a preset needs no torch."""
+PRESET_COSTS = Path(__file__).with_name("preset_costs.json")
+"""File with the costs of the networks of all presets, by :func:`cost_key`. With this file,
+planning a preset does not import torch."""
 MAX_REMEMBERED = 4096
 """Largest number of costs in the cache of :func:`cost_of`."""
 
 
 @cache
 def _shipped_costs() -> dict[str, dict[str, Any]]:
-    costs: dict[str, dict[str, Any]] = json.loads(WALKED.read_text(encoding="utf-8"))
+    costs: dict[str, dict[str, Any]] = json.loads(PRESET_COSTS.read_text(encoding="utf-8"))
     return costs
 
 
@@ -44,9 +45,10 @@ def cost_key(model: ModelSpec, recipe: RecipeSpec, *sizes: int) -> str:
 def network_cost(
     model: ModelSpec, recipe: RecipeSpec, *, channels: int, image_size: int, num_outputs: int = 2
 ) -> NetworkCost:
-    """Return the costs of a network's passes on square images with a side of ``image_size`` pixels.
+    """Return the costs of a network's passes on square images.
 
-    ``num_outputs`` is the number of logits if the recipe sets none.
+    ``image_size`` is the side of the images in pixels. ``num_outputs`` is the number of logits if
+    the recipe sets none.
 
     Raises:
         ConfigError: The network cannot be built with these sizes.
@@ -59,9 +61,11 @@ def network_cost(
     if can_be_cached:
         with suppress(OSError, ValueError, TypeError, KeyError):
             return _cost_of_plain(json.loads(file.read_text(encoding="utf-8")))
-    from orchestrator.planning.costs.walk import walk_network  # imports torch, which takes seconds
+    from orchestrator.planning.costs.count_costs import (
+        count_costs,  # imports torch, which takes seconds
+    )
 
-    cost = walk_network(model, recipe, channels, image_size, num_outputs)
+    cost = count_costs(model, recipe, channels, image_size, num_outputs)
     if can_be_cached:
         with suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -71,17 +75,20 @@ def network_cost(
 
 @cache
 def _code_version() -> str:
-    """Return a hash of the code that counts costs: versions of torch's packages and our source."""
+    """Return a hash of the code that counts costs: torch's packages and our source files."""
     versions = " ".join(map(metadata.version, ("torch", "torchvision", "timm")))
     code = hashlib.sha256(versions.encode())
     trials = Path(__file__).parents[3] / "tasks" / "trials"
-    for path in (Path(__file__).with_name("walk.py"), *sorted(trials.glob("*.py"))):
+    for path in (Path(__file__).with_name("count_costs.py"), *sorted(trials.glob("*.py"))):
         code.update(path.read_bytes())
     return code.hexdigest()[:16]
 
 
 def plain_cost(cost: NetworkCost) -> dict[str, Any]:
-    """Return costs as plain values for JSON. Equal kernels are stored once, with their number."""
+    """Return costs as plain values for JSON.
+
+    Equal kernels are stored once, with their number.
+    """
     plain = asdict(cost)
     for name in PASSES:
         kernels = getattr(cost, name).kernels
@@ -113,8 +120,9 @@ class _Remembered:
 
 
 _REMEMBERED: dict[tuple[int, ...], _Remembered] = {}
-"""Costs by the Python identity of model, recipe and prepared data. The trials of a plan share these
-objects. Hashing their content for each trial would take longer than the rest of the planning."""
+"""Costs by the Python identity of model, recipe and prepared data. The trials of a plan share
+these objects. Hashing their content for each trial would take longer than the rest of the
+planning."""
 
 
 def cost_of(network: NetworkSpec) -> NetworkCost:
@@ -140,8 +148,8 @@ def cost_of(network: NetworkSpec) -> NetworkCost:
     except (Exception, SystemExit) as error:  # code of the user's network may raise anything
         first_line = str(error).partition("\n")[0]
         raise ConfigError(
-            f"{network.model.library} {network.model.architecture} fails in training, evaluation "
-            "or an attack with every image that isweep tried: "
+            f"{network.model.library} {network.model.architecture} fails in training, "
+            "evaluation or an attack with every image that isweep tried: "
             f"{type(error).__name__}: {first_line}",
             hint="Choose another model. Or run the model alone in Python to find the error",
         ) from error
@@ -152,7 +160,7 @@ def cost_of(network: NetworkSpec) -> NetworkCost:
 
 
 def recipe_of_costs(network: NetworkSpec) -> RecipeSpec:
-    """Return the recipe of a network, with a fixed value for every key that changes no cost."""
+    """Return a network's recipe, with fixed values for the keys that change no cost."""
     # Adam's kernel includes the weight decay. SGD adds it to copies of all gradients.
     has_decay = network.recipe.optimizer == "sgd" and network.recipe.weight_decay
     return network.recipe.model_copy(

@@ -1,7 +1,7 @@
 """Predict the time of one pass of a network on a GPU, kernel by kernel.
 
-The time of a kernel is the time of its arithmetic or of its memory traffic: the longer of the two.
-It is at least the interval between the starts of two kernels.
+The time of a kernel is the time of its arithmetic or of its memory traffic: the longer of the
+two. It is at least the interval between the starts of two kernels.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ EAGER_INTERVAL_S = 10e-6
 GRAPH_INTERVAL_S = 3e-6
 """Seconds between the starts of two kernels in a CUDA graph. Assumed, not measured."""
 SINGLE_EFFICIENCY = 0.7
-"""Training is assumed to reach at least this share of the float32 rate. Float32 units come closer
-to the rate of their data sheet than tensor cores."""
+"""Training is assumed to reach at least this share of the float32 rate. Float32 units come
+closer to the rate of their data sheet than tensor cores."""
 
 
 class PassTime(NamedTuple):

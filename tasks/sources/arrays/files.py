@@ -2,9 +2,9 @@
 
 Formats: NEP 1 (``numpy.lib.format``) in a zip; HDF5 as read by h5py.
 
-A file may be damaged or hostile. Nothing is unpickled. Declared sizes are checked before values are
-read, and images are read one by one. Links and external or virtual datasets of HDF5 are rejected,
-because they may read other files.
+A file may be damaged or hostile. Nothing is unpickled. Declared sizes are checked before
+values are read, and images are read one by one. Links and external or virtual datasets of HDF5
+are rejected, because they may read other files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ MAX_WHOLE_BYTES = 512 << 20
 MAX_MEMBERS = 1000
 """Largest number of arrays in an ``.npz``."""
 MAX_CHUNK_BYTES = 256 << 20
-"""Largest size in bytes of an HDF5 chunk, which is unpacked as a whole to read one of its rows."""
+"""Largest size in bytes of an HDF5 chunk, which is unpacked as a whole to read one of its
+rows."""
 COPY_AGAIN = "Save or copy the file again"
 
 
@@ -65,8 +66,8 @@ class ArrayHeader:
 
 
 ReadRow = Callable[[int], AnyArray]
-"""A function that reads one row of an array by its index. For a damaged row, the function raises
-:class:`SkipItem`."""
+"""A function that reads one row of an array by its index. For a damaged row, the function
+raises :class:`SkipItem`."""
 
 
 def array_path(request: RawRequest) -> Path:
@@ -116,8 +117,8 @@ class NpzFile:
         """Return the header of an array. A second call does not read the file again.
 
         Raises:
-            DataError: The array is damaged, contains Python objects, or declares more values than
-                it has.
+            DataError: The array is damaged, contains Python objects, or declares more values
+                than it has.
         """
         if name in self._headers:
             return self._headers[name]
@@ -197,9 +198,9 @@ class NpzFile:
 def _npy_rows(path: Path, member: str, size: int, time_ns: int) -> ReadRow:
     """Return a reader of a member's rows, which has one row in memory at a time.
 
-    The reader is cached until the file's size or time changes. A process reads blocks of rows in
-    ascending order, and a cached reader continues after the last block. A new reader would have to
-    unpack all earlier rows again.
+    The reader is cached until the file's size or time changes. A process reads blocks of rows
+    in ascending order, and a cached reader continues after the last block. A new reader would
+    have to unpack all earlier rows again.
     """
     try:
         file = zipfile.ZipFile(path).open(member)  # noqa: SIM115
@@ -226,7 +227,8 @@ def _npy_rows(path: Path, member: str, size: int, time_ns: int) -> ReadRow:
 
 def _npy_header(file: IO[bytes]) -> ArrayHeader:
     version = np.lib.format.read_magic(file)
-    # Versions 2 and 3 differ only in the encoding of field names, which plain arrays do not have.
+    # Versions 2 and 3 differ only in the encoding of field names, which plain arrays do not
+    # have.
     if version == (1, 0):
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     else:
@@ -256,8 +258,8 @@ def open_hdf5(file: Path | IO[bytes], name: str) -> Any:
             hint="Run `pip install 'isweep[formats]'`",
         ) from error
     try:
-        # h5py unpacks a chunk again for each of its rows unless it fits into this cache, which has
-        # 1 MiB by default.
+        # h5py unpacks a chunk again for each of its rows unless it fits into this cache, which
+        # has 1 MiB by default.
         return h5py.File(file, "r", rdcc_nbytes=MAX_CHUNK_BYTES)
     except (OSError, RuntimeError, ValueError):
         raise DataError(
@@ -287,7 +289,8 @@ class Hdf5File:
         """Return the shape and dtype of a dataset.
 
         Raises:
-            DataError: The dataset is damaged, not an array, in another file, or without values.
+            DataError: The dataset is damaged, not an array, in another file, or without
+                values.
         """
         import h5py
 
@@ -315,8 +318,8 @@ class Hdf5File:
                 f"the array {name!r} has chunks of {chunk_bytes:,} bytes, more than 256 MiB",
                 hint="Save the array with smaller chunks",
             )
-        # HDF5 returns zeros for chunks that were never written, and a header may declare terabytes
-        # of them.
+        # HDF5 returns zeros for chunks that were never written, and a header may declare
+        # terabytes of them.
         if 0 not in header.shape and not stored_bytes:
             raise self.error(
                 f"the array {name!r} is empty: no values were written into it",

@@ -3,10 +3,10 @@
 An *array name* is the name of an array in the file. The array names of PatchCamelyon, MedMNIST
 (``medmnist/dataset.py``), Keras (``mnist.npz``) and scikit-learn are recognized.
 
-Every other array except the class names counts as a *column*, with one value per image. The name of
-a column is its array name without the split. An exception is the array of labels: its column is
-always called ``label``. Another column with this name is not read. The *role* of a column is its
-use, see :mod:`tasks.sources.own.columns`. Example:
+Every other array except the class names counts as a *column*, with one value per image. The
+name of a column is its array name without the split. An exception is the array of labels: its
+column is always called ``label``. Another column with this name is not read. The *role* of a
+column is its use, see :mod:`tasks.sources.own.columns`. Example:
 
 ==================  ==========  =====
 array name          column      role
@@ -129,7 +129,8 @@ def find_arrays(file: ArrayFile) -> FoundArrays:
     """Find the arrays of images to read, and their columns.
 
     Raises:
-        DataError: There are no arrays of images, or several sets of them, or images without labels.
+        DataError: There are no arrays of images, or several sets of them, or images without
+            labels.
     """
     names = set(file.names())
     by_scheme = [_arrays_of_scheme(file, scheme) for scheme in SCHEMES]
@@ -186,12 +187,14 @@ def _arrays_of_scheme(file: ArrayFile, scheme: NameScheme) -> FoundArrays:
 
 
 def _check_labels_exist(file: ArrayFile, *, check_short_names: bool) -> None:
-    """Check that all arrays of images have labels. Images without labels would be ignored silently.
+    """Check that all arrays of images have labels.
+
+    Images without labels would be ignored silently.
 
     Args:
         file: The array file.
-        check_short_names: Whether an array with a short name, such as ``x``, must have labels. If
-            the file has other images with labels, such an array may be something else.
+        check_short_names: Whether an array with a short name, such as ``x``, must have labels.
+            If the file has other images with labels, such an array may be something else.
 
     Raises:
         DataError: An array of images has no labels.
@@ -238,8 +241,8 @@ def _refuse_several_sets(
 def unused_array_flags(file: ArrayFile, found_arrays: FoundArrays) -> list[str]:
     """Return flags for the arrays that are not images, columns or class names.
 
-    A flag is a warning in the record of the prepared dataset. All arrays of a validation split are
-    left out on purpose, so they need no flag.
+    A flag is a warning in the record of the prepared dataset. All arrays of a validation split
+    are left out on purpose, so they need no flag.
     """
     names = set(file.names())
     expected: set[str | None] = {found_arrays.class_names_array}

@@ -1,8 +1,8 @@
 """Find the images of inner archives that repeat images beside the archive.
 
-If ``raw.zip`` contains ``a/1.png`` and ``a/copy.zip``, and ``copy.zip`` contains only ``1.png``,
-the image in ``copy.zip`` is left out. If ``copy.zip`` contains only ``2.png``, this image is read.
-An inner archive at the top of ``raw.zip`` is always read.
+If ``raw.zip`` contains ``a/1.png`` and ``a/copy.zip``, and ``copy.zip`` contains only
+``1.png``, the image in ``copy.zip`` is left out. If ``copy.zip`` contains only ``2.png``, this
+image is read. An inner archive at the top of ``raw.zip`` is always read.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class ArchivePath:
     """The path of an image or of an inner archive, divided at the archives that contain it.
 
     Attributes:
-        parts: The archives, from ``<raw>`` to the innermost one, then the path of the file in it.
-            They are ``("raw.zip", "a/copy.zip", "1.png")`` for an image in ``copy.zip``, and
-            ``("raw.zip", "a/copy.zip")`` for ``copy.zip`` itself.
+        parts: The archives, from ``<raw>`` to the innermost one, then the path of the file in
+            it. They are ``("raw.zip", "a/copy.zip", "1.png")`` for an image in ``copy.zip``,
+            and ``("raw.zip", "a/copy.zip")`` for ``copy.zip`` itself.
     """
 
     parts: tuple[str, ...]
@@ -52,7 +52,8 @@ def find_repeated(tree: RawTree, image_names: Sequence[str], request: RawRequest
     """Return the names of images in inner archives that repeat the images beside the archive.
 
     Raises:
-        DataError: Only some images of an inner archive can repeat images beside it, by file name.
+        DataError: Only some images of an inner archive can repeat images beside it, by file
+            name.
     """
     if not request.root().is_file():  # archives in a folder are not opened
         return set()

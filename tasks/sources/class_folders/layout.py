@@ -16,11 +16,11 @@ from tasks.sources.pictures import is_image_name
 from tasks.sources.raw import RawTree
 
 MAX_CLASSES_BELOW_GROUPS = 20
-"""Largest number of different subfolder names that may be classes. If there are more names, the
-subfolders are patients, so the layout is ``class/group``."""
+"""Largest number of different subfolder names that may be classes. If there are more names,
+the subfolders are patients, so the layout is ``class/group``."""
 MAX_HEADERS = 200
-"""Number of DICOM headers that are read to choose the layout. Each subfolder has an equal share of
-them, but at least one header is read in each."""
+"""Number of DICOM headers that are read to choose the layout. Each subfolder has an equal
+share of them, but at least one header is read in each."""
 
 
 class LayoutChoice(NamedTuple):
@@ -83,8 +83,8 @@ def _layout_by_headers(
     no                   no                      None: the headers contradict both
     ===================  ======================  =================================
 
-    The layout is also None if there are fewer than two patients, or if a patient id is missing or a
-    placeholder.
+    The layout is also None if there are fewer than two patients, or if a patient id is missing
+    or a placeholder.
     """
     tops_by_patient: defaultdict[str, set[str]] = defaultdict(set)
     subfolders_by_patient: defaultdict[str, set[str | None]] = defaultdict(set)

@@ -216,8 +216,8 @@ def _flag_empty_folders(
 ) -> dict[str, int]:
     """Return flags for top folders without an image: flag -> number of folders.
 
-    Classes are flagged by name. Groups are only counted, because a group's name may be a patient's.
-    Folders of masks need no images, so they get no flag.
+    Classes are flagged by name. Groups are only counted, because a group's name may be a
+    patient's. Folders of masks need no images, so they get no flag.
     """
     with_images = {image.path.top_path for image in images}
     all_folders = set(map(str.casefold, tree.folders))

@@ -19,8 +19,9 @@ MASK_NAME = re.compile(r"(.+?)[ _-](?:mask|masks|seg|segmentation)(?:[ _-]?\d+)?
 def find_masks(image_names: Sequence[str]) -> set[str]:
     """Return the masks among the images.
 
-    A file is a mask if its image is beside it: ``cats/1_mask.png`` beside ``cats/1.png``. All files
-    in a folder are masks if the folder of the images is beside it: ``cats_mask`` beside ``cats``.
+    A file is a mask if its image is beside it: ``cats/1_mask.png`` beside ``cats/1.png``. All
+    files in a folder are masks if the folder of the images is beside it: ``cats_mask`` beside
+    ``cats``.
     """
     # Masks and images may have different extensions.
     image_paths = {_without_extension(name).casefold() for name in image_names}
@@ -40,12 +41,14 @@ def find_files_in_mask_folders(
 ) -> set[str]:
     """Return the images in a folder called ``masks`` or ``segmentations``, at any level.
 
-    A folder called ``mask`` counts only if a folder such as ``images`` is beside it. If all images
-    are in folders of masks, the result is empty, because these folders must contain the classes.
+    A folder called ``mask`` counts only if a folder such as ``images`` is beside it. If all
+    images are in folders of masks, the result is empty, because these folders must contain the
+    classes.
 
     Args:
         image_names: Names of all images.
-        class_labels: Names of folders that the user calls classes. They are not folders of masks.
+        class_labels: Names of folders that the user calls classes. They are not folders of
+            masks.
     """
     folders: set[str] = set()
     for name in image_names:
@@ -89,7 +92,10 @@ def is_mask_of(path: str, other_paths: Collection[str]) -> bool:
 
 
 def _without_extension(name: str) -> str:
-    """Return the path of a file without its extension. Digits after a dot are not an extension."""
+    """Return the path of a file without its extension.
+
+    Digits after a dot are not an extension.
+    """
     folder, slash, file_name = name.rpartition("/")
     stem, dot, extension = file_name.rpartition(".")
     if not dot or extension.isdigit():

@@ -47,11 +47,11 @@ def scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
     """Choose the images to use, and divide their paths into folders.
 
     Raises:
-        DataError: Some folders are splits, and others are probably splits with unusual names. Or
-            it is unclear whether an inner archive repeats images.
+        DataError: Some folders are splits, and others are probably splits with unusual names.
+            Or it is unclear whether an inner archive repeats images.
     """
-    # Only images, without repeated ones, decide about the wrapper and the splits. So other files
-    # and repeated images are removed first.
+    # Only images, without repeated ones, decide about the wrapper and the splits. So other
+    # files and repeated images are removed first.
     image_names = []
     for name in tree:
         if is_single_image_name(name) or _is_bare_dicom(tree, name, request):

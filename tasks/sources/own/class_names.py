@@ -30,13 +30,14 @@ INITIALS = {
     "p": "positive",
     "+": "positive",
 }
-"""Abbreviation -> the full word. An abbreviation counts as a spelling of the full word only if the
-full word is also a class."""
+"""Abbreviation -> the full word. An abbreviation counts as a spelling of the full word only if
+the full word is also a class."""
 QUOTES = "'\"`\u2018\u2019\u201c\u201d"
 SEPARATOR = re.compile(r"[|;,&+/]")
 """Characters that separate the classes in a label of several classes."""
 MISSING_CODES = (99, 255, 999, 9999, 65535)
-"""Numbers that often mean "unknown" if all other labels are far smaller; 255 is -1 in a byte."""
+"""Numbers that often mean "unknown" if all other labels are far smaller; 255 is -1 in a
+byte."""
 MAX_LABEL_LENGTH = 200
 """Largest number of characters of a class name."""
 LABEL_MAP_HINT = "assign classes to these labels with --label-map (in a sweep file: label_map)"
@@ -59,8 +60,8 @@ def check_class_names(names: Iterable[str], request: RawRequest) -> None:
     - blanks, hyphens and underscores between words;
     - the way in which a number, a truth value, positive or negative is written.
 
-    A list of several classes and a word for "unknown" are class names only if ``label_map`` maps a
-    label to them.
+    A list of several classes and a word for "unknown" are class names only if ``label_map``
+    maps a label to them.
 
     Raises:
         DataError: A rule is broken. The message shows the names, which are not confidential.

@@ -1,8 +1,8 @@
 """Choose the columns of a user's data that are read, and join the columns of several files.
 
-A *column* is a column of a table, a key of JSON objects, or an array with one entry per image. The
-*role* of a column is its use: ``path``, ``image``, ``label``, ``group``, ``split``, or one of
-:data:`TRAITS`. A column may have the name of its role or one of several other names, which
+A *column* is a column of a table, a key of JSON objects, or an array with one entry per image.
+The *role* of a column is its use: ``path``, ``image``, ``label``, ``group``, ``split``, or one
+of :data:`TRAITS`. A column may have the name of its role or one of several other names, which
 :data:`tasks.sources.tables.COLUMNS` lists.
 """
 
@@ -18,8 +18,8 @@ from tasks.sources.base import RawRequest
 from tasks.sources.tables import COLUMNS, column_key, unused_flags
 
 TRAITS = ("site", "scanner", "manufacturer", "model", "view", "device")
-"""Roles of columns that must not predict the label. If the data have such a column, the preparation
-checks it."""
+"""Roles of columns that must not predict the label. If the data have such a column, the
+preparation checks it."""
 ONE_HOT = {
     "0": False,
     "0.0": False,
@@ -97,9 +97,10 @@ def find_columns(
         more: Names of further columns that the kind reads itself. These columns get no flag.
 
     Raises:
-        DataError: Several columns could be the label, group or split. Choosing one by chance might
-            train on the wrong label. Or a chosen column other than the label has the same name as
-            another one, except for case and punctuation. Or ``label_columns`` repeats a name.
+        DataError: Several columns could be the label, group or split. Choosing one by chance
+            might train on the wrong label. Or a chosen column other than the label has the
+            same name as another one, except for case and punctuation. Or ``label_columns``
+            repeats a name.
     """
     given_labels = request.dataset.label_columns
     if len(set(given_labels)) < len(given_labels):
@@ -152,7 +153,8 @@ def _choose_column(
         doubts: List to which doubts about the choice are added, in words.
 
     Raises:
-        DataError: Several columns have other names for the role, and none has the name of the role.
+        DataError: Several columns have other names for the role, and none has the name of the
+            role.
     """
     exact = by_key.get(column_key(role))
     keys = dict.fromkeys(map(column_key, COLUMNS[role]))
@@ -181,8 +183,8 @@ def _choose_column(
 def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> Columns:
     """Return the columns of a dataset of several files.
 
-    The columns that are read, and the doubts, are those of the first file. A column is unused if it
-    is unused in any file.
+    The columns that are read, and the doubts, are those of the first file. A column is unused
+    if it is unused in any file.
 
     Raises:
         DataError: A file has other column names than the first file.
@@ -263,7 +265,8 @@ class JoinedTables:
     A table has the columns of a table file, of a Parquet file, or of one array of images.
 
     Attributes:
-        cells: The columns of all rows. Cells are blank in the rows of a table without the column.
+        cells: The columns of all rows. Cells are blank in the rows of a table without the
+            column.
     """
 
     def __init__(self, tables: Sequence[Cells]) -> None:
@@ -272,7 +275,10 @@ class JoinedTables:
         self.cells = self.join(tables)
 
     def join(self, tables: Sequence[Cells]) -> dict[str, list[str]]:
-        """Return further columns of the same tables, joined. Missing columns have blank cells."""
+        """Return further columns of the same tables, joined.
+
+        Missing columns have blank cells.
+        """
         joined = {}
         for name in dict.fromkeys(chain(*tables)):
             column: list[str] = []

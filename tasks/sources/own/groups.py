@@ -37,7 +37,8 @@ def check_groups(rows: Rows, request: RawRequest) -> None:
         )
     counts = Counter(groups)
     commonest, count = counts.most_common(1)[0]
-    # One patient may have the id 0. If more than half of all rows have it, it is a placeholder.
+    # One patient may have the id 0. If more than half of all rows have it, it is a
+    # placeholder.
     is_placeholder = commonest.casefold() in PLACEHOLDERS and 2 * count > len(groups)
     if len(counts) < 2 or is_placeholder:
         raise request.error(
@@ -123,8 +124,8 @@ def similar_id_flags(rows: Rows, kept_rows: Sequence[int]) -> dict[str, int]:
 def plain_id(group: str) -> str:
     """Return a normalized patient id, which is equal for all spellings of one id.
 
-    The normalized id is in NFKC and lower case, without invisible characters and extra blanks. Its
-    last number has no leading zeros and no final ``.0``.
+    The normalized id is in NFKC and lower case, without invisible characters and extra blanks.
+    Its last number has no leading zeros and no final ``.0``.
     """
     visible = [char for char in group if unicodedata.category(char) != "Cf"]
     text = unicodedata.normalize("NFKC", "".join(visible)).casefold()

@@ -1,8 +1,8 @@
 """Find unused columns, and names of image files, that look like ids of patients.
 
 If such ids are ignored, images of one patient may be in both training and test. An id has two
-signs: several images have the same id, and all images with the same id have the same class. Columns
-such as a scanner or an age also repeat, but their images have different classes.
+signs: several images have the same id, and all images with the same id have the same class.
+Columns such as a scanner or an age also repeat, but their images have different classes.
 
 The search only leads to a question to the user, and it has limits. It does not find the ids of
 
@@ -13,9 +13,9 @@ The search only leads to a question to the user, and it has limits. It does not 
 
 The search also finds columns that determine the class, such as a detailed diagnosis.
 
-In the name of a file, the id is a word for a patient with a number, as in ``patient_003_2.png``. It
-may also be the first word of the name, the name without its last word, or the file's folder. Then
-it must have the two signs of an id in a column.
+In the name of a file, the id is a word for a patient with a number, as in
+``patient_003_2.png``. It may also be the first word of the name, the name without its last
+word, or the file's folder. Then it must have the two signs of an id in a column.
 """
 
 from __future__ import annotations
@@ -23,29 +23,33 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from tasks.sources.own.words import NO_IDS
 from tasks.sources.tables import GROUP_WORDS, NOT_ONE_VALUE
 
 MIN_REPEATED_VALUES = 10
-"""Smallest number of repeated values of an id. Fewer values can have one class each by chance."""
+"""Smallest number of repeated values of an id. Fewer values can have one class each by
+chance."""
 MIN_MEAN_VALUES_PER_CLASS = 3
-"""Smallest number of repeated values divided by the number of classes. A column with one value for
-each class, such as the class in another language, has fewer."""
+"""Smallest number of repeated values divided by the number of classes. A column with one value
+for each class, such as the class in another language, has fewer."""
 MIN_SHARE_WITH_ONE_CLASS = 0.9
-"""Smallest share of the repeated values whose images all have one class. A few patients may have
-images of several classes."""
+"""Smallest share of the repeated values whose images all have one class. A few patients may
+have images of several classes."""
 MIN_STANDARD_DEVIATIONS = 3.0
-"""Standard deviations by which the number of values with one class must exceed its mean for random
-classes. If 90 % of all images have one class, most values have one class by chance."""
-PATIENT_ABBREVIATIONS = ("sub", "subj", "pat", "pt", "p")
-"""Abbreviations of words for a patient in names of files, as in ``sub-01`` (BIDS) and ``P0012``."""
-PATIENT_IN_NAME = re.compile(
-    rf"(?<![^\W\d_])(?:{'|'.join((*GROUP_WORDS, *PATIENT_ABBREVIATIONS))})[\s_-]*\d+",
-    re.IGNORECASE,
+"""Standard deviations by which the number of values with one class must exceed its mean for
+random classes. If 90 % of all images have one class, most values have one class by chance."""
+PATIENT_ABBREVIATIONS = ("sub", "subj", "pat", "pt")
+"""Abbreviations of words for a patient in names of files, as in ``sub-01`` (BIDS)."""
+PATIENT_IN_PATH = re.compile(
+    rf"(?:(?:^|(?<=/))p|(?<![^\W\d_])(?:{'|'.join((*GROUP_WORDS, *PATIENT_ABBREVIATIONS))}))"
+    r"[\s_-]*\d+"
 )
-"""A word for a patient with a number, in the name of a file or folder."""
+"""A word for a patient with a number, in a path in lower case. ``p0012`` counts only at the start
+of a name, because ``scan_p1`` may be a page."""
+WORD_SEPARATOR = re.compile(r"[\W_]+")
+"""The characters between two words of a file's name."""
 MIN_SHARE_WITH_PATIENT = 0.5
 """Smallest share of the file names that contain a word for a patient with a number."""
 
@@ -121,41 +125,29 @@ def patient_name_doubt(paths: Sequence[str], classes: Sequence[str]) -> str:
         paths: Path of the file of each image that has no group.
         classes: Class of each image.
     """
-    ids = list(filter(None, map(_patient_in_path, paths)))
-    # If each patient has one image, no patient can be in both training and test.
-    if len(ids) > MIN_SHARE_WITH_PATIENT * len(paths) and len(set(ids)) < len(ids):
+    ids = []
+    parts = []
+    for path in paths:
+        patients = PATIENT_IN_PATH.findall(path.lower())
+        if patients:
+            ids.append(patients[-1])
+        parts.append(_name_parts(path))
+    # If each patient has one image, no patient can be in both training and test. The folders of
+    # classes may have such names too.
+    is_repeated = len(set(classes)) < len(set(ids)) < len(ids)
+    if is_repeated and len(ids) > MIN_SHARE_WITH_PATIENT * len(paths):
         return "file names look like patients"
-    if any(look_like_groups(list(map(part, paths)), classes) for part in NAME_PARTS):
+    if any(look_like_groups(values, classes) for values in zip(*parts, strict=True)):
         return "file names repeat like ids of patients"
     return ""
 
 
-def _patient_in_path(path: str) -> str:
-    """Return the patient in the name of a file or of its nearest folder; empty without one."""
-    for name in reversed(path.split("/")):
-        patient = PATIENT_IN_NAME.search(name)
-        if patient:
-            return patient[0].casefold()
-    return ""
+def _name_parts(path: str) -> tuple[str, str, str]:
+    """Return the parts of a path that may be an id. An empty part is not an id.
 
-
-def _words(path: str) -> list[str]:
-    """Return the words in a file's name without its extension."""
-    stem = path.rpartition("/")[2].partition(".")[0]
-    return re.split(r"[\W_]+", stem)
-
-
-def _first_word(path: str) -> str:
-    return _words(path)[0]
-
-
-def _without_last_word(path: str) -> str:
-    return " ".join(_words(path)[:-1])
-
-
-def _folder(path: str) -> str:
-    return path.rpartition("/")[0]
-
-
-NAME_PARTS: tuple[Callable[[str], str], ...] = (_first_word, _without_last_word, _folder)
-"""The parts of a path that may be an id. An empty part is not an id."""
+    Returns:
+        The first word of the file's name, the name without its last word, and the folder.
+    """
+    folder, _, name = path.rpartition("/")
+    words = WORD_SEPARATOR.split(name.partition(".")[0])
+    return words[0], " ".join(words[:-1]), folder

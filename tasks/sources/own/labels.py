@@ -1,8 +1,8 @@
 """Find the class of each row of a user's data.
 
-A *raw label* is the label of a row in the data, as text. A *class* is the name that images of one
-class have in plans and results. Three things decide the class: the raw label, ``label_map``, and a
-list of class names in the data.
+A *raw label* is the label of a row in the data, as text. A *class* is the name that images of
+one class have in plans and results. Three things decide the class: the raw label,
+``label_map``, and a list of class names in the data.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ def find_classes(rows: Rows, request: RawRequest, class_names: Sequence[str] = (
     The first of these rules that applies to a raw label decides its class:
 
     1. If ``label_map`` has the raw label, the class is the one in ``label_map``.
-    2. If the data contain a list of class names, the raw label is an index into this list, from 0.
-       The class is the name with this index. If ``label_map`` has this name, the class is the one
-       in ``label_map``.
+    2. If the data contain a list of class names, the raw label is an index into this list,
+       from 0. The class is the name with this index. If ``label_map`` has this name, the class
+       is the one in ``label_map``.
     3. The class is the raw label.
 
     Args:
         rows: The rows. Only their raw labels are used.
         request: The request, with the dataset's ``label_map``.
-        class_names: Class names that the data list, in the order of their indices 0, 1, ...; empty
-            if the data list none.
+        class_names: Class names that the data list, in the order of their indices 0, 1, ...;
+            empty if the data list none.
 
     Raises:
-        DataError: A raw label is missing, a list, bytes, or not an index into ``class_names``. Or
-            ``class_names`` has a class twice. Or ``label_map`` has a label that the data lack. Or
-            a class name breaks a rule of :func:`check_class_names`.
+        DataError: A raw label is missing, a list, bytes, or not an index into ``class_names``.
+            Or ``class_names`` has a class twice. Or ``label_map`` has a label that the data
+            lack. Or a class name breaks a rule of :func:`check_class_names`.
     """
     raw_labels = rows.cells["label"]
     label_map = dict(request.dataset.label_map)
@@ -89,8 +89,8 @@ def _class_of(
     Raises:
         DataError: The data list class names, and the raw label is not an index into this list.
     """
-    # Users do not write the blanks around a label into label_map. Without label_map, blanks stay,
-    # so that check_class_names can report two spellings of a class.
+    # Users do not write the blanks around a label into label_map. Without label_map, blanks
+    # stay, so that check_class_names can report two spellings of a class.
     mapped_class = label_map.get(raw_label.strip())
     if mapped_class is not None:
         return mapped_class

@@ -85,8 +85,8 @@ def own_listing(
         rows: The rows that the kind read.
         request: The dataset, and the key of hashes in messages.
         columns: The choice of columns; None if the data have no columns.
-        unused_cells: The columns that are not read, by name, if they have one value per row. Unless
-            there are groups, the values are searched for ids of patients.
+        unused_cells: The columns that are not read, by name, if they have one value per row.
+            Unless there are groups, the values are searched for ids of patients.
         dataset_flags: Further doubts about the whole dataset, in words.
         class_names: Names of the labels 0, 1, ... if the data have such names.
         sort_classes: Sorts the names of the classes.
@@ -146,8 +146,8 @@ def own_listing(
 def _row_splits(rows: Rows, request: RawRequest) -> list[GivenSplit]:
     """Return the split of every row.
 
-    The split is the one in the column ``split``. If that cell is blank or there is no such column,
-    the split is the one in the name of the row's file or folder.
+    The split is the one in the column ``split``. If that cell is blank or there is no such
+    column, the split is the one in the name of the row's file or folder.
 
     Raises:
         DataError: A cell is not a word for a split, or contradicts the name of the row's file.
@@ -212,7 +212,9 @@ def _patient_name_flags(rows: Rows, class_of_row: Sequence[str]) -> dict[str, in
 
 @dataclass(frozen=True, eq=False)
 class RowItems(Sequence[Item]):
-    """The items of the rows. An item is made when it is read, because a list of all would be large.
+    """The items of the rows.
+
+    An item is made when it is read, because a list of all would be large.
 
     Attributes:
         rows: All rows.

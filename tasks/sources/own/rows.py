@@ -25,12 +25,12 @@ class Rows:
             :data:`TRAITS`.
         locator: Returns the locator of a row's image.
         name: Returns the name of a row in messages, which contains no id and no file name.
-        numbering: Returns how the rows in a row's file are counted, in words, such as ``the first
-            row is 0``; empty if rows have no numbers.
-        default_group: Returns the group of a row if there is no column ``group``: the row's folder
-            or volume.
-        image_path: Returns the path of a row's image file; empty if rows have no files of their
-            own.
+        numbering: Returns how the rows in a row's file are counted, in words, such as
+            ``the first row is 0``; empty if rows have no numbers.
+        default_group: Returns the group of a row if there is no column ``group``: the row's
+            folder or volume.
+        image_path: Returns the path of a row's image file; empty if rows have no files of
+            their own.
         group_hint: What the user can do to give groups, in words.
         file_split: Returns the split that the name of a row's file or folder states.
         details: Returns the details of a row's item.

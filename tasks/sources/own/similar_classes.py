@@ -1,6 +1,7 @@
 """Find pairs of class names of which one may be a misspelling of the other.
 
-Such names are reported, but never joined or refused: ``typical`` and ``atypical`` are two classes.
+Such names are reported, but never joined or refused: ``typical`` and ``atypical`` are two
+classes.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from search_spaces.errors import plural
 from tasks.sources.tables import MAX_NAMED
 
 MAX_COMPARED_CLASSES = 300
-"""Largest number of classes whose names are compared. 1,000 classes have 500,000 pairs of names,
-which would take seconds."""
+"""Largest number of classes whose names are compared. 1,000 classes have 500,000 pairs of
+names, which would take seconds."""
 MIN_WORD_LENGTH = 4
 """Smallest number of letters of a word that may be a misspelling. Shorter words with different
 letters, such as ``cat`` and ``bat``, are usually different classes."""

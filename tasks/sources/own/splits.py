@@ -15,8 +15,8 @@ from tasks.sources.base import RawRequest, Split
 class GivenSplit(IntEnum):
     """The split that the data state for an image.
 
-    The values are the codes in the array ``splits`` of a prepared dataset. This array contains no
-    ``VALIDATION``, because images of a validation split are left out.
+    The values are the codes in the array ``splits`` of a prepared dataset. This array contains
+    no ``VALIDATION``, because images of a validation split are left out.
     """
 
     NONE = 0
@@ -38,15 +38,15 @@ SPLIT_WORDS = {
 }
 """Word in lower case -> split."""
 VALIDATION_LEFT_OUT = "validation split"
-"""Reason for leaving out a row. The study trains without validation images. A hyperparameter search
-draws its validation images from the training images."""
+"""Reason for leaving out a row. The study trains without validation images. A hyperparameter
+search draws its validation images from the training images."""
 
 
 def parse_split(word: str) -> GivenSplit:
     """Return the split of a word, in any letter case; ``NONE`` if the word is not one for a split.
 
-    The prefix ``partial-`` is ignored: the Hugging Face Hub stores the first files of a large split
-    in a folder ``partial-train``.
+    The prefix ``partial-`` is ignored: the Hugging Face Hub stores the first files of a large
+    split in a folder ``partial-train``.
     """
     return SPLIT_WORDS.get(word.strip().casefold().removeprefix("partial-"), GivenSplit.NONE)
 
@@ -64,8 +64,8 @@ def is_split_word(word: str) -> bool:
 def split_of_file(name: str, request: RawRequest) -> GivenSplit:
     """Return the split in a file's name, or else the split in the name of the nearest folder.
 
-    Examples are ``train-00000-of-00002.parquet``, ``skin_test_01.tar`` and ``val/0000.tar``. If the
-    raw data are this file alone, its name is ignored.
+    Examples are ``train-00000-of-00002.parquet``, ``skin_test_01.tar`` and ``val/0000.tar``.
+    If the raw data are this file alone, its name is ignored.
 
     Raises:
         DataError: The name contains the words of two splits.

@@ -64,7 +64,7 @@ def test_a_sweep_that_never_ran_has_no_results(root):
     [
         ("dmo", {}, "the name 'dmo', .* Did you mean 'demo'"),
         ("./absent.yaml", {}, "The sweep file absent.yaml does not exist"),
-        ({**SMALL, "model": []}, {}, r"model is not a known key\. Did you mean 'models'"),
+        ({**SMALL, "model": []}, {}, r"`model` is not a known key\. Did you mean 'models'"),
         ({**SMALL, "models": [3j]}, {}, "a value that is not allowed in a sweep file: 3j"),
         ({**SMALL, "recipe": "smke"}, {}, "Unknown recipe"),
         (SMALL, {"changes": {"models.7": "x"}}, "index 7, but the list has the indices 0 to 1"),
@@ -72,20 +72,20 @@ def test_a_sweep_that_never_ran_has_no_results(root):
         (
             SMALL,
             {"changes": {"train_size": [10]}},
-            r"train_size is not a known key\. Did you mean 'train_sizes'",
+            r"`train_size` is not a known key\. Did you mean 'train_sizes'",
         ),
         (SMALL, {"cpus": 4}, "option.*'cpus'.*[Dd]id you mean 'num_cpus'"),
-        (SMALL, {"num_cpus": 0}, "num_cpus is 0: input should be greater than or equal to 1"),
-        (SMALL, {"num_cpus": "two"}, "num_cpus is 'two': input should be a valid integer"),
+        (SMALL, {"num_cpus": 0}, "`num_cpus` is 0, but must be at least 1"),
+        (SMALL, {"num_cpus": "two"}, "`num_cpus` is 'two', but must be a whole number"),
         (
             SMALL,
             {"device": "cuda"},
-            "device is 'cuda': input should be 'auto', 'cpu' or 'gpu'",
+            "`device` is 'cuda', but should be 'auto', 'cpu' or 'gpu'",
         ),
-        (SMALL, {"address": 5}, "address is 5: input should be a valid string"),
+        (SMALL, {"address": 5}, "`address` is 5, but must be text"),
         (SMALL, {"address": "ray://x:1"}, "--address ray://x:1` is not the host:port"),
-        (SMALL, {"mlflow_uri": 5}, "mlflow_uri is 5: input should be a valid string"),
-        (SMALL, {"raw": {"manifold_d4": 3}}, "raw.manifold_d4 is 3: input is not a valid path"),
+        (SMALL, {"mlflow_uri": 5}, "`mlflow_uri` is 5, but must be text"),
+        (SMALL, {"raw": {"manifold_d4": 3}}, "`raw.manifold_d4` is 3, which is not a valid path"),
         (
             SMALL,
             {"raw": {"manifold_d4": "/absent"}},
@@ -94,10 +94,10 @@ def test_a_sweep_that_never_ran_has_no_results(root):
         (
             SMALL,
             {"max_skipped_share": 2},
-            "max_skipped_share is 2: input should be less than or equal to 1",
+            "`max_skipped_share` is 2, but must be at most 1",
         ),
         (SMALL, {"progress": "loud"}, "progress is 'loud', which is neither True nor False"),
-        (SMALL, {"changes": {3: 4}}, "changes has the key 3, which is not text"),
+        (SMALL, {"changes": {3: 4}}, "`changes` has the key 3, which is not text"),
         (
             SMALL,
             {"changes": {"seeds": {1, 2}}},
@@ -160,7 +160,7 @@ def test_the_best_of_absent_results_is_refused(root, wrong, monkeypatch):
     [
         (
             lambda: isweep.open("smoke", storage=5),
-            "storage is 5, which is not text",
+            "`storage` is 5, which is not text",
         ),
         (lambda: isweep.open("smoke", root=""), "root is '', which is not the path of a folder"),
         (lambda: isweep.open("smoke", root=3), "root is 3, which is not the path of a folder"),

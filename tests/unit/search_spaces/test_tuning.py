@@ -33,7 +33,7 @@ def test_the_optimiser_decides_before_the_family_and_a_sweep_over_both():
 @pytest.mark.parametrize(
     ("batch_sizes", "num_train", "message_part"),
     [
-        ((8, 64), 45, "tune.batch_size contains 64, but a trial of the search has only 45"),
+        ((8, 64), 45, "`tune.batch_size` contains 64, but a trial of the search has only 45"),
         (None, 3, "smallest batch size of the search is 8, but a trial of the search has only 3"),
     ],
 )
@@ -45,33 +45,39 @@ def test_a_batch_larger_than_the_set_is_refused(batch_sizes, num_train, message_
 @pytest.mark.parametrize(
     ("tune_block", "message"),
     [
-        ({"learning_rate": [1e-3, 1e-5]}, r"tune\.learning_rate is \[.*must be two rising numbers"),
-        ({"learning_rate": [1e-3, 1e-3]}, r"tune\.learning_rate is \[.*must be two rising numbers"),
+        (
+            {"learning_rate": [1e-3, 1e-5]},
+            r"`tune\.learning_rate` is \[.*must be two rising numbers",
+        ),
+        (
+            {"learning_rate": [1e-3, 1e-3]},
+            r"`tune\.learning_rate` is \[.*must be two rising numbers",
+        ),
         (
             {"learning_rate": [0, 1e-3]},
-            r"value 1 of tune\.learning_rate is 0, but must be above 0",
+            r"value 1 of `tune\.learning_rate` is 0, but must be above 0",
         ),
-        ({"learning_rate": [1e-3]}, r"tune\.learning_rate is \[.*must be two rising numbers"),
-        ({"weight_decay": []}, r"tune\.weight_decay is \[\], but must be two rising numbers"),
-        ({"weight_decay": 1e-3}, r"tune\.weight_decay is 0\.001, but should be a list"),
+        ({"learning_rate": [1e-3]}, r"`tune\.learning_rate` is \[.*must be two rising numbers"),
+        ({"weight_decay": []}, r"`tune\.weight_decay` is \[\], but must be two rising numbers"),
+        ({"weight_decay": 1e-3}, r"`tune\.weight_decay` is 0\.001, but should be a list"),
         (
             {"weight_decay": [1e-3, "a"]},
-            r"tune\.weight_decay\.1 is 'a', but should be a valid number",
+            r"value 2 of `tune\.weight_decay` is 'a', but must be a number",
         ),
         ({"batch_size": []}, r"tune\.batch_size"),
-        ({"batch_size": [8, 8]}, r"tune\.batch_size is .* lists 8 more than once"),
+        ({"batch_size": [8, 8]}, r"`tune\.batch_size` is .* lists 8 more than once"),
         (
             {"budget": 0.03},
-            r"tune\.budget is 0\.03, but must be at least 0\.04",
+            r"`tune\.budget` is 0\.03, but must be at least 0\.04",
         ),
-        ({"budget": -1}, r"tune\.budget is -1, but must be at least 0\.04"),
+        ({"budget": -1}, r"`tune\.budget` is -1, but must be at least 0\.04"),
         (
             {"validation_share": 0.9},
-            r"tune\.validation_share is 0\.9, but must be at most 0\.5",
+            r"`tune\.validation_share` is 0\.9, but must be at most 0\.5",
         ),
-        ({"sampler": "tbe"}, r"tune\.sampler is 'tbe', but should be 'tpe', 'gp' or 'random'"),
-        ({"seed": -1}, r"tune\.seed is -1, but must be at least 0"),
-        ({"bugdet": 0.2}, r"tune\.bugdet is not a known key\. Did you mean 'budget'\?"),
+        ({"sampler": "tbe"}, r"`tune\.sampler` is 'tbe', but should be 'tpe', 'gp' or 'random'"),
+        ({"seed": -1}, r"`tune\.seed` is -1, but must be at least 0"),
+        ({"bugdet": 0.2}, r"`tune\.bugdet` is not a known key\. Did you mean 'budget'\?"),
     ],
 )
 def test_a_wrong_tune_key_is_refused_with_its_name(tune_block, message):

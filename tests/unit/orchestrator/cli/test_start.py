@@ -88,7 +88,9 @@ class TestInit:
         text = (working_folder / "scans.yaml").read_text()
         assert "400 images, 20 groups (patients): 0 200, 1 200" in text
         assert "domain: medical" in text
-        assert "# domain is a guess from the patients: natural or medical" in text
+        assert (
+            "# isweep guessed the domain from the patients; if it is wrong, write natural" in text
+        )
 
     @pytest.mark.parametrize("kind", ["table", "folder"])
     def test_proposed_groups_are_the_patients_of_dicom_headers(self, run, working_folder, kind):
@@ -136,7 +138,7 @@ class TestInit:
         text = (working_folder / "My Images (1).yaml").read_text()
         assert "# `isweep plan 'My Images (1).yaml'` checks" in text
         message = run("init", "ü/x.npz", "--out", "図.yaml")[2]
-        assert "Choose another file name with --out" in message
+        assert "Choose another file name with `--out`" in message
 
     def test_an_existing_file_is_never_overwritten(self, run, working_folder):
         (working_folder / "first.yaml").write_text("mine", encoding="utf-8")

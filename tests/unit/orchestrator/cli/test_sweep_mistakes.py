@@ -36,19 +36,19 @@ def good_with(old, new):
         ),
         (
             good_with("mine", "../x"),
-            "name is '../x', which is not a valid name. Use at most 64 lower",
+            "`name` is '../x', which is not a valid name. Use at most 64 lower",
         ),
-        (good_with("[20, 40]", "many"), "train_sizes is 'many', but should be a list. Write"),
+        (good_with("[20, 40]", "many"), "`train_sizes` is 'many', but should be a list. Write"),
         (
             good_with("[manifold_d4]", PAIR.format("[cat, dog]")),
             "Unknown class of mnist5k 'cat'. Known",
         ),
         (
             good_with("[manifold_d4]", PAIR.format("[3, 3]")),
-            "class_pairs lists the pair [3, 3], which contains the same class twice. Write two different classes",
+            "class_pairs` lists the pair [3, 3], which contains the same class twice. Write two different classes",
         ),
-        (good_with("[manifold_d4]", YOUR_DATA), "datasets.a.own.path does not exist: "),
-        (GOOD + "attacks: {methods: [fgms]}\n", "attacks.methods.0 is 'fgms'"),
+        (good_with("[manifold_d4]", YOUR_DATA), "datasets.a.own.path` does not exist: "),
+        (GOOD + "attacks: {methods: [fgms]}\n", "`attacks.methods.0` is 'fgms'"),
     ],
 )
 def test_plan_refuses_a_mistake_in_a_sweep_file(run, root, tmp_path, text, message):

@@ -35,7 +35,7 @@ def sweep(tmp_path):
 def test_tune_refuses_a_batch_larger_than_the_training_set(run, sweep):
     code, out, err = run("tune", sweep(tune={"batch_size": [128]}))
     assert (code, out) == (2, "")
-    reason = "tune.batch_size contains 128, but a trial of the search has only 60 training images"
+    reason = "`tune.batch_size` contains 128, but a trial of the search has only 60 training images"
     assert reason in err
 
 

@@ -15,7 +15,7 @@ plan | `isweep plan` needs SWEEP, which is missing. See `isweep plan --help`
 plan smoke --gpus | --gpus needs a value, which is missing
 measure digits --image-size 8 --image-size 16 | The option --image-size is given more than once. Remove all
 plan smoke --set seeds | `--set seeds` has no value. Write a key of the sweep file and its value
-plan smoke --set 'seed=[1]' | seed is not a known key. Did you mean 'seeds'?
+plan smoke --set 'seed=[1]' | `seed` is not a known key. Did you mean 'seeds'?
 plan smoke --set 'seeds=[1' | --set seeds, line 1, column 1 has a bracket that is not closed
 status --watch | --watch needs the name of a sweep. Type the name before the option, for example `isweep status paper --watch`
 frobnicate | Unknown command "frobnicate". Did you mean "locate"?
@@ -50,7 +50,7 @@ results smoke --from-store --where model | --where model does not have the form 
 measure digits --class-pair 3 | --class-pair needs 2 values, but has 1. See
 measure digits --image-size 8 --class-pair 3 3 | The class pair 3 3 contains the same class twice. Choose two
 measure digits --device cuda | Choose another device, for example with `--device cpu`
-plan smoke --set recipe.epochs=0 | recipe.epochs is 0, but must be at least 1
+plan smoke --set recipe.epochs=0 | `recipe.epochs` is 0, but must be at least 1
 plan smoke --gpus 0 | --gpus is 0, but must be at least 1
 plan smoke --storage foo://x | --storage foo://… is a kind of storage that isweep does not support
 reconcile smoke --mlflow-uri foo://x | Sweep 'smoke' has no results yet
@@ -59,15 +59,15 @@ predict smoke --measured absent.json --train-size 100 | The record absent.json c
 pln smoke | Unknown command "pln". Did you mean "plan"?
 resume smoke | There is no command resume. Type `isweep run SWEEP`
 plan a b | `isweep plan` does not accept b. See `isweep plan --help`.
-plan smoke --set seeds=0 | seeds is 0, but should be a list. Write [0].
+plan smoke --set seeds=0 | `seeds` is 0, but should be a list. Write `[0]`.
 predict smoke --target-acc 0.9 | Unknown option: --target-acc. Did you mean --target-accuracy? See
 predict smoke --target-accuracy 95 | The target accuracy is 95, but it must be above 0 and below 1
 predict smoke --target-accuracy 900% | The target accuracy is 9, but it must be above 0 and below 1
 predict --curve missing.csv --target-accuracy 90% | missing.csv cannot be read as a CSV file
 predict smoke --target-accuracy 1 | The target accuracy is 1, but it must be above 0 and below 1
 measure digits --device gpu | torch has no device gpu. Did you mean `--device cuda`?
-plan smoke --set train_sizes=[-220] | value 1 of train_sizes is -220, but must be at least 2
-plan smoke --set seeds=[0,0] | preset smoke with the changed seeds: seeds lists 0 more than once
+plan smoke --set train_sizes=[-220] | value 1 of `train_sizes` is -220, but must be at least 2
+plan smoke --set seeds=[0,0] | preset smoke with changed values of seeds: `seeds` lists 0 more than once
 init ./mine.yaml | mine.yaml is a sweep file, but isweep init needs images. Give a folder
 plan smoke --rot x | Unknown option: --rot. Did you mean --root?
 run smoke --no-quiet | Unknown option: --no-quiet. Did you mean --quiet?
@@ -110,7 +110,7 @@ status smoke --trial small_mlp-manifold_d5 | No trial id of the sweep begins or 
 status --trial x | --trial needs the name of a sweep
 plan smoke --set 'seeds=[1]' --set 'seeds=[2]' | `--set seeds` has two values: [1] and [2]. Use
 run smoke --raw mnist=/a --raw mnist=/b | mnist has two values in --raw: mnist=/a and mnist=/b.
-plan smoke --set recipe.epoch=3 | recipe.epoch is not a known key. Did you mean 'epochs'?
+plan smoke --set recipe.epoch=3 | `recipe.epoch` is not a known key. Did you mean 'epochs'?
 """
 
 

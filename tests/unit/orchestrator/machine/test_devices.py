@@ -111,8 +111,8 @@ def test_the_hint_makes_driver_and_torch_compatible(driver, cuda, hint):
 @pytest.mark.parametrize(
     ("driver", "words"),
     [
-        ("", "install the driver in Windows, and none in Linux"),
-        ("551.23", "install the driver in Windows, and none in Linux"),
+        ("", "install the driver in Windows, and do not install one in Linux"),
+        ("551.23", "install the driver in Windows, and do not install one in Linux"),
         ("581.29", "if a package of NVIDIA's driver is installed in Linux, remove this package"),
     ],
 )

@@ -232,7 +232,7 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
         (
             node(driver="551.23", is_wsl=True, num_ray_gpus=1.0),
             1.0,
-            r"branch 580 or later .* install the driver in Windows, and none in Linux",
+            r"branch 580 or later .* install the driver in Windows, and do not install one in Linux",
         ),
         (
             node(replace(A100, held_bytes=75 * GIB)),

@@ -58,7 +58,7 @@ def open_sweep(tmp_path):
         (
             "[[1, 11]]",
             20,
-            "mine.class_pairs has the numbers 1 and 11. .* numbers as names: 1, 11, 21. Write class names in quotes",
+            "mine.class_pairs` has the numbers 1 and 11. .* numbers as names: 1, 11, 21. Write class names in quotes",
         ),
     ],
 )
@@ -77,7 +77,7 @@ def test_class_names_that_the_data_do_not_have_are_refused(open_sweep, tmp_path)
     )
     path.write_text(text, encoding="utf-8")
     with pytest.raises(
-        DataError, match=r"class_names lists 1, 21, but the data have the classes 1, 11, 21\. Rem"
+        DataError, match=r"class_names` lists 1, 21, but the data have the classes 1, 11, 21\. Rem"
     ):
         check_feasible(Workspace.open(str(path), tmp_path / "root"))
 
@@ -112,6 +112,41 @@ def test_arrays_with_groups_in_training_and_test_are_refused(open_sweep, tmp_pat
     ):
         check_feasible(Workspace.open(str(tmp_path / "sweep.yaml"), tmp_path / "root"))
     assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize("data", ["folder", "volumes"])
+def test_a_stated_split_that_the_released_code_ignores_is_refused(tmp_path, data):
+    own = {"kind": "folder", "path": str(tmp_path / "images"), "domain": "medical"}
+    for split in ("train", "test"):
+        for name in ("ant", "bee"):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for place in range(30):
+                (folder / f"{place}.png").touch()
+    if data == "volumes":  # the number of their slices is unknown before the files are read
+        own = {"kind": "table", "path": str(tmp_path / "scans.csv"), "domain": "medical"}
+        rows = ["path,label,split"]
+        for name in ("a", "b", "c", "d"):
+            (tmp_path / f"{name}.nii").touch()
+            rows.append(f"{name}.nii,{name in 'ab'},{'train' if name in 'ac' else 'test'}")
+        (tmp_path / "scans.csv").write_text("\n".join(rows), encoding="utf-8")
+    sweep = {
+        "name": "released",
+        "models": ["small_cnn"],
+        "datasets": [{"name": "mine", "own": own}],
+        "train_sizes": [10, 20],
+        "test_size": 10,
+        "image_size": 16,
+        "recipe": "smoke",
+        "data_mode": "as_released",
+    }
+
+    with pytest.raises(
+        DataError,
+        match=r"^mine: the data state which images are for training .*\. `data_mode: as_released` "
+        "would ignore this split. Set `data_mode: corrected`, or remove the split from the data",
+    ):
+        check_feasible(Workspace.open(sweep, tmp_path / "root"))
 
 
 @pytest.mark.parametrize(

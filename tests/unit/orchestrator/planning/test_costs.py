@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from orchestrator.planning.costs.count_costs import _PassCounter, _unfused_attention
 from orchestrator.planning.costs.memory import (
     TENSOR_FACTOR,
     WORKSPACE_FACTOR,
@@ -12,7 +13,6 @@ from orchestrator.planning.costs.memory import (
     peak_bytes,
 )
 from orchestrator.planning.costs.networks import cost_of, network_cost
-from orchestrator.planning.costs.walk import _PassCounter, _unfused_attention
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import parse_sweep
 from search_spaces.models import model_spec
@@ -128,16 +128,18 @@ def test_a_share_has_room_for_an_evaluation_between_two_epochs(model, optimizer)
         )
         images = torch.zeros(40, *shape, dtype=torch.uint8)
         pixels = torch.zeros(EVALUATION_PASS, *shape)
-        walk = _PassCounter(built)
-        with walk:
+        counter = _PassCounter(built)
+        with counter:
             step = Step(built, images, torch.zeros(40, dtype=torch.int64), recipe)
             for _ in range(2):
                 step(torch.arange(8))
-            training_bytes = walk._alive_bytes
+            training_bytes = counter._alive_bytes
             with torch.no_grad():
                 built.eval()(pixels)
     cost = cost_of(planned)
-    largest = max(walk._peak_bytes, training_bytes + cost.evaluation.peak_bytes - cost.state_bytes)
+    largest = max(
+        counter._peak_bytes, training_bytes + cost.evaluation.peak_bytes - cost.state_bytes
+    )
     expected = (
         CONTEXT_BYTES + TENSOR_FACTOR * largest + WORKSPACE_FACTOR * cost.evaluation.workspace_bytes
     )

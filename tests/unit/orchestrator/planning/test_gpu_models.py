@@ -11,11 +11,11 @@ from functools import cache
 import pytest
 from torch import nn
 
+from orchestrator.planning.costs.count_costs import count_costs
 from orchestrator.planning.costs.gpu_models import GPU_MODELS, gpu_model, listed_gpu_model
 from orchestrator.planning.costs.kernels import Kernel, PassCost
 from orchestrator.planning.costs.memory import memory_bytes
 from orchestrator.planning.costs.pass_times import pass_time
-from orchestrator.planning.costs.walk import walk_network
 from search_spaces.errors import ConfigError
 from search_spaces.models import model_spec
 from search_spaces.specs import RecipeSpec
@@ -45,7 +45,7 @@ MEMORY_GB |= {("vgg16", 32): 6.69, ("vgg16", 128): 21.87}
 
 def step(model, batch, precision="bfloat16"):
     recipe = RecipeSpec(name="published", batch_size=batch, precision=precision)
-    return walk_network(model_spec(model), recipe, 3, 224, 1000).step
+    return count_costs(model_spec(model), recipe, 3, 224, 1000).step
 
 
 @cache

@@ -46,7 +46,7 @@ def test_the_plan_is_the_product_of_models_subsets_sizes_and_seeds():
 
 
 def test_a_class_that_does_not_exist_is_refused():
-    message = r"class_pairs lists the pair \[3, 12\], but the classes are 0 to 9\. Choose from"
+    message = r"class_pairs` lists the pair \[3, 12\], but the classes are 0 to 9\. Choose from"
     with pytest.raises(ConfigError, match=message):
         plan_sweep(sweep(datasets=({"name": "mnist5k", "class_pairs": ((3, 12),)},)))
 

@@ -40,8 +40,8 @@ def test_all_mistakes_are_reported_at_once():
         parse(text)
     message = str(caught.value)
     assert "3 problems found" in message
-    assert "epoch is not a known key" in message
-    assert "train_sizes.1 is 'x', but should be a valid integer" in message
+    assert "`epoch` is not a known key" in message
+    assert "value 2 of `train_sizes` is 'x', but must be a whole number" in message
     assert re.search("'resnet19'.*'resnet18'", message)
 
 
@@ -60,21 +60,24 @@ def good_with_dataset(text):
     [
         (
             good_with("mine", "Mine!"),
-            r"name is 'Mine!', which is not a valid name\. Use at most 64 lower case letters",
+            r"`name` is 'Mine!', which is not a valid name\. Use at most 64 lower case letters",
         ),
         (good_with("[mnist5k]", "[mnist5]"), r"Unknown dataset.*'mnist5'.*'mnist5k'"),
         (good_with("smoke", "smok"), r"Unknown recipe.*'smok'.*'smoke'"),
-        (good_with("[20, 40]", "[]"), r"train_sizes is empty\. Add at least one value"),
-        (good_with("[20, 40]", "[20, 20]"), r"train_sizes lists 20 more than once"),
-        (good_with("size: 20", "size: '20'"), r"test_size is '20', but should be a valid integer"),
+        (good_with("[20, 40]", "[]"), r"`train_sizes` is empty\. Add at least one value"),
+        (good_with("[20, 40]", "[20, 20]"), r"`train_sizes` lists 20 more than once"),
+        (
+            good_with("size: 20", "size: '20'"),
+            r"`test_size` is '20', but must be a whole number",
+        ),
         (
             good_with("size: 20", "size: 12:30"),
-            r"test_size is '12:30', but should be a valid integer",
+            r"`test_size` is '12:30', but must be a whole number",
         ),
         (good_with("test_size: 20", "seeds: [-1]"), r"`test_size` is missing"),
         (
             good_with("test_size: 20", "tset_size: 20"),
-            r"tset_size is not a known key. Did you mean 'test_size'\?",
+            r"`tset_size` is not a known key. Did you mean 'test_size'\?",
         ),
         (
             good_with("name: mine", "name: mine\nname: other"),
@@ -90,15 +93,18 @@ def good_with_dataset(text):
         ),
         (
             good_with("datasets: [mnist5k]", "test_sise: 3"),
-            r"test_sise .*\n.* has no datasets and no wo",
+            r"`test_sise` .*\n.* has neither `datasets` nor `wo",
         ),
         (good_with("mine", '"C:\\Users"'), r"a backslash in double quotes. Write / in a path"),
         (
             good_with("models: [small_cnn]", "models: [{name: mine}]"),
             r"0\.from` is missing\. Write, for example, `models",
         ),
-        (good_with("name: mine", "name: mine\n5: 6"), r"5 is not a known key"),
-        (good_with("[mnist5k]", "[mnist5k, mnist5k]"), r"datasets lists a dataset more than once"),
+        (good_with("name: mine", "name: mine\n5: 6"), r"`5` is not a known key"),
+        (
+            good_with("[mnist5k]", "[mnist5k, mnist5k]"),
+            r"`datasets` lists a dataset more than once",
+        ),
         (good_with("size: 28", "size: 1e400"), r"image_size"),
         (
             good_with_dataset("name: mnist5k, own: {kind: folder, path: x, domain: medical}"),
@@ -107,7 +113,7 @@ def good_with_dataset(text):
         (
             good_with_dataset("name: mine, own: {kind: csv, path: x, domain: medical, modalty: x}"),
             (
-                r"^datasets\.0\.own\.modalty is not a known key\. Did you mean 'modality'\? Use one "
+                r"^`datasets\.0\.own\.modalty` is not a known key\. Did you mean 'modality'\? Use one "
                 r"of these keys: kind, path"
             ),
         ),
@@ -121,58 +127,70 @@ def good_with_dataset(text):
         ),
         (
             good_with_dataset("name: mine, own: {kind: csv, path: x, domain: null}"),
-            r"own has no domain\. Add `domain: natural`",
+            r"`own` has no domain\. Add `domain: natural`",
         ),
         (
             GOOD + "resources: {cpus: 1}",
-            r"resources\.cpus is not a known key\. Did you mean 'num_cpus'\? Use",
+            r"`resources\.cpus` is not a known key\. Did you mean 'num_cpus'\? Use",
         ),
         (
             GOOD + "resources: {num_gpus: 0.00001}",
-            r"num_gpus is 1e-05, but must be 0, or at least 0\.0001 of a GPU",
+            r"`resources.num_gpus` is 1e-05, but must be 0, or at least 0\.0001 of a GPU",
         ),
         (
             GOOD + "worlds: [{name: g, from: generated, dial: {gap: 9}}]",
-            r"^worlds\.0\.dial is not a known key\. Did you mean 'dials'\? .*: from, dials, name\.",
+            r"^`worlds\.0\.dial` is not a known key\. Did you mean 'dials'\? .*: from, dials, name\.",
         ),
         (
             GOOD + "worlds: [{name: g, from: generated, dials: {gap: true}}]",
-            r"^worlds\.0\.dials\.0\.1 is True, but should be a valid number",
+            r"^`worlds\.0\.dials\.gap` is True, but must be a number",
+        ),
+        (
+            GOOD + "worlds: [{name: g, from: generated, dials: {gap: 900}}]",
+            r"^`worlds\.0`: `dials\.gap` is 900, but must be a number from 0 to 400\.$",
+        ),
+        (
+            GOOD + "attacks: {methods: [pgd], parameters: {pgd: {num_steps: many}}}",
+            r"^`attacks\.parameters\.pgd\.num_steps` is 'many', but must be a number\.$",
         ),
         (
             GOOD + "arms: [{name: a, moves: nothing, dials: {gap: 9}, world: [g]}]",
-            r"^arms\.0\.world is not a known key\. Did you mean 'worlds'\? .*: name, moves, dials, ",
+            r"^`arms\.0\.world` is not a known key\. Did you mean 'worlds'\? .*: name, moves, dials, ",
         ),
-        (GOOD + "base_datasets: []", r"^base_datasets is not a known key"),
+        (GOOD + "base_datasets: []", r"^`base_datasets` is not a known key"),
         (
             GOOD + "resources: {num_cpus: 0.00001}",
-            r"num_cpus is 1e-05, but must be at least 0\.0001",
+            r"`resources.num_cpus` is 1e-05, but must be at least 0\.0001",
         ),
         (
             GOOD + "resources: {num_gpus: 1.5}",
-            r"num_gpus is 1\.5, but must be a fraction below 1 or a whole number, ",
+            r"`resources.num_gpus` is 1\.5, but must be a fraction below 1 or a whole number, ",
         ),
         (
             GOOD + "attacks: {models: 1}",
-            r"attacks\.models is not a known key\. .*these keys: methods, epsilons, parameters\.",
+            r"`attacks\.models` is not a known key\. .*these keys: methods, epsilons, parameters\.",
         ),
         (
             GOOD + "attacks: {epsilons: [0]}",
-            r"value 1 of attacks\.epsilons is 0, but must be above 0",
+            r"value 1 of `attacks\.epsilons` is 0, but must be above 0",
         ),
-        (GOOD + "attacks: {epsilons: [1.0, 1.0]}", r"attacks\.epsilons .* 1\.0 more than once"),
+        (GOOD + "attacks: {epsilons: [1.0, 1.0]}", r"`attacks\.epsilons` .* 1\.0 more than once"),
         (
             GOOD + "attacks: {epsilons: [0.03, 0.3]}",
-            r"attacks\.epsilons .*all values are below 0\.5\. .*1/255 .* 8 for 8/255",
+            r"`attacks\.epsilons` .*all values are below 0\.5\. .*1/255 .* 8 for 8/255",
         ),
-        (GOOD + "estimators: []", r"estimators is empty"),
+        (GOOD + "estimators: []", r"`estimators` is empty"),
         (GOOD + "estimators: [mlee]", r"Unknown estimator.*'mlee'.*'mle'"),
-        (GOOD + f"seeds: [{2**63}]", r"value 1 of seeds is .*must be below 9223372036854775808"),
-        (GOOD + "calibrate: no", r"calibrate is 'no', but should be a valid boolean"),
+        (GOOD + f"seeds: [{2**63}]", r"value 1 of `seeds` is .*must be below 9223372036854775808"),
+        (GOOD + "calibrate: no", r"`calibrate` is 'no', but must be true or false"),
         (GOOD + "<<: {calibrate: true}", r"'<<' without quotes\. Put the text in quotes"),
         (
+            GOOD + "own: {domain: natural}",
+            r"^`own` is a key of each entry of `datasets`, not of the sweep itself\. Change it in the",
+        ),
+        (
             GOOD + "learning_rate: 0.1",
-            r"^learning_rate is a key of recipe, .* Write, for example, `recipe: {f",
+            r"^`learning_rate` is a key of `recipe`, .* Write, for example, `recipe: {f",
         ),
         (
             GOOD + "description: !!binary aGVsbG8=",
@@ -186,7 +204,7 @@ def good_with_dataset(text):
         (GOOD + "description: \0", r"unacceptable character #x0000"),
         (GOOD + 'description: "\\ud800"', r"has the character '\\ud800', which cannot be saved"),
     ],
-    ids=range(46),
+    ids=range(48),
 )
 def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
     with pytest.raises(ConfigError, match=f"(?s){message}"):
@@ -230,13 +248,13 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
         ),
         (
             GOOD.replace("20, 40", "x, " * 900),
-            r"train_sizes\.19 is (?s:.)*The sweep has 880 more problems like these",
+            r"value 20 of `train_sizes` is (?s:.)*The sweep has 880 more problems like these",
         ),
         ("[" * 90_000, r"line 1, column 21 has more than 20 levels of nesting"),
         ("a: 'x" + "b " * 40_000, r"line 1, column 4 has a quote that is not closed"),
         (
             GOOD.replace("name: mine", 'name: "a\\0b"'),
-            r"name is 'a\\x00b', which is not a valid name",
+            r"`name` is 'a\\x00b', which is not a valid name",
         ),
         (
             "%YAML 1.1\n---\n" + GOOD + "calibrate: no",
@@ -250,7 +268,7 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
         ("{{a: 1}: 2}", r"unhashable key"),
         (
             GOOD.replace("20, 40", "9" * 30),
-            r"value 1 of train_sizes is 9+, but must be at most 1000000000",
+            r"value 1 of `train_sizes` is 9+, but must be at most 1000000000",
         ),
         (
             GOOD.replace("smoke", "/etc/passwd"),
@@ -273,7 +291,7 @@ def test_words_stay_text_and_numbers_with_an_exponent_are_numbers():
 
 def test_a_wrong_dataset_gives_no_second_message():
     with pytest.raises(
-        ConfigError, match=r"^datasets\.0\.nam is not a known key\. Did you mean 'name'"
+        ConfigError, match=r"^`datasets\.0\.nam` is not a known key\. Did you mean 'name'"
     ) as caught:
         parse(GOOD.replace("[mnist5k]", "[{name: mnist5k, nam: x}]"))
     assert "is empty" not in str(caught.value)
@@ -303,7 +321,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
         "absent": r"The sweep file .*absent\.yaml does not exist\. .*use a preset: .*demo",
         "binary": r"binary\.yaml is not UTF-8 text: .*\. Save the file as UTF-8",
         "big": "big.yaml has 1,000,001 bytes, but a sweep file can have at most 1,000,000",
-        "home": "own.path starts with the home folder of an unknown user: ~nobody-of",
+        "home": "own.path` starts with the home folder of an unknown user: ~nobody-of",
     }.items():
         with pytest.raises(ConfigError, match=message):
             load_sweep(str(tmp_path / f"{name}.yaml"))
@@ -485,7 +503,7 @@ def test_a_recorded_sweep_keeps_its_recipe(recipes, tmp_path):
 def test_a_tuned_value_cannot_be_changed_for_all_without_effect(recipes, field):
     """The overrides of the tuned recipe would replace the value; those of the sweep come last."""
     value = 8 if field == "batch_size" else 0.5
-    message = rf"The sweep sets recipe\.{field} for all .*\. Set the value for some"
+    message = rf"The sweep sets `recipe\.{field}` for all .*\. Set the value for some"
     for name in ("tuned", str(recipes / "tuned-mine.yaml")):
         with pytest.raises(ConfigError, match=message):
             load_sweep({**MINE, "recipe": {"from": name, field: value}}, recipes=recipes)
@@ -521,7 +539,10 @@ def test_changes_do_not_modify_the_document():
     [
         ("datasets.1.name", "`--set datasets.1.name` has the index 1, but the list has the ind"),
         ("datasets.x", "the index x, but the list has the indices 0 to 0"),
-        ("name.first", "cannot set the key first, because the value above this key is 'a', which"),
+        (
+            "name.first",
+            "cannot set the key `first`, because the value above this key is 'a', which",
+        ),
     ],
 )
 def test_keys_that_do_not_exist_are_refused(key, message):
@@ -554,11 +575,11 @@ def test_classes_of_a_known_dataset_have_names_and_indices():
     ("pair", "message"),
     [
         (["cat", "dgo"], "Unknown class of cifar10.*'dgo'.*'dog'"),
-        (["cat", 3], r"class_pairs lists the pair \[3, 3\], which contains the same class twice"),
-        (["cat", "dog", "frog"], r"datasets\.0\.class_pairs\.0 has more than 2 values"),
+        (["cat", 3], r"class_pairs` lists the pair \[3, 3\], which contains the same class twice"),
+        (["cat", "dog", "frog"], r"datasets\.0\.class_pairs\.0` has more than 2 values"),
         (
             ["cat", "cat"],
-            r"class_pairs lists the pair \[3, 3\], which contains the same class twice",
+            r"class_pairs` lists the pair \[3, 3\], which contains the same class twice",
         ),
         ([True, 3], r"is not a class\. Write the index of a class .* or its name"),
         ([1.5, 3], r"is not a class\. Write the index of a class .* or its name"),
@@ -568,7 +589,7 @@ def test_classes_of_a_known_dataset_have_names_and_indices():
 def test_pairs_that_are_not_two_classes_are_refused(pair, message):
     with pytest.raises(ConfigError, match=message):
         planned_pairs({"name": "cifar10", "class_pairs": [pair]})
-    with pytest.raises(ConfigError, match=r"class_pairs lists the pair \[3, 8\] twice"):
+    with pytest.raises(ConfigError, match=r"class_pairs` lists the pair \[3, 8\] twice"):
         planned_pairs({"name": "mnist5k", "class_pairs": [[3, 8], ["8", 3]]})
 
 
@@ -658,16 +679,16 @@ def test_a_recipe_file_may_be_in_the_folder_of_the_sweep_file(tmp_path):
         ("{from: papers}", "Unknown recipe.*'papers'.*'paper'"),
         (
             "{from: smoke, learning_rat: 1}",
-            r"recipe\.learning_rat is not a known key\. Did you mean 'learning_rate'",
+            r"`recipe\.learning_rat` is not a known key\. Did you mean 'learning_rate'",
         ),
-        ("{from: smoke, learning_rate: abc}", r"recipe\.learning_rate is 'abc', but should be"),
+        ("{from: smoke, learning_rate: abc}", r"`recipe\.learning_rate` is 'abc', but must be"),
         (
             "{from: smoke, epochs: [1, -1]}",
-            r"value 2 of recipe\.epochs is -1, but must be at least 1",
+            r"value 2 of `recipe\.epochs` is -1, but must be at least 1",
         ),
-        ("{from: smoke, epochs: '3'}", r"recipe\.epochs is '3', but should be"),
-        ("{from: smoke, epochs: []}", r"recipe\.epochs is \[\]: the list is empty"),
-        ("{from: smoke, epochs: [3, 3]}", "epochs lists 3 more than once"),
+        ("{from: smoke, epochs: '3'}", r"`recipe\.epochs` is '3', but must be"),
+        ("{from: smoke, epochs: []}", r"`recipe\.epochs` is \[\]: the list is empty"),
+        ("{from: smoke, epochs: [3, 3]}", "`epochs` lists 3 more than once"),
         (
             "{epochs: 3}",
             r"`recipe\.from` is missing\. Write, for example, `recipe: {from: demo, epochs: 3}",
@@ -701,8 +722,8 @@ def test_a_wrong_recipe_is_refused_with_one_message(recipe, message):
             "Unknown model.*'resnet81'.*'resnet18'.*torchvision:NAME",
         ),
         ("['nowhere.net:build']", "nowhere"),
-        ("[{frm: small_cnn}]", r"models\.0\.frm is not a known key"),
-        ("[small_cnn, small_cnn]", "models lists small_cnn more than once"),
+        ("[{frm: small_cnn}]", r"`models\.0\.frm` is not a known key"),
+        ("[small_cnn, small_cnn]", "`models` lists small_cnn more than once"),
         (
             "[small_cnn, {from: small_mlp, name: small_cnn}]",
             "The list `models` has these names more than once: small_cnn",

@@ -239,13 +239,13 @@ def test_a_damaged_trial_is_not_used_and_is_requested_again(finished_search, mon
         (
             {"tune.batch_size": [64]},
             ConfigError,
-            "tune.batch_size contains 64, but a trial of the search has only 60 training",
+            "`tune.batch_size` contains 64, but a trial of the search has only 60 training",
         ),
         # The shares leave 31 images, of which 30 have equal numbers of both classes.
         (
             {"tune.batch_size": [31], "tune.train_size": 41},
             ConfigError,
-            "tune.batch_size contains 31, but a trial of the search has only 30 training",
+            "`tune.batch_size` contains 31, but a trial of the search has only 30 training",
         ),
         ({"tune.learning_rate": [1e-2, 1e-3]}, ConfigError, "two rising numbers"),
         ({"tune.train_size": 10**6}, SweepError, "1000000|1,000,000"),
@@ -259,7 +259,7 @@ def test_a_damaged_trial_is_not_used_and_is_requested_again(finished_search, mon
             ConfigError,
             "The recipe has several values of learning_rate",
         ),
-        ({"recipe.epochs": 0}, ConfigError, "recipe.epochs is 0, but must be at least 1"),
+        ({"recipe.epochs": 0}, ConfigError, "`recipe.epochs` is 0, but must be at least 1"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_trained(

@@ -14,9 +14,10 @@ from orchestrator.planning.trial_order import array_key
 from orchestrator.results.store import ResultStore
 from orchestrator.tuning.combinations import Point, combinations_to_tune
 from orchestrator.tuning.outcome import outcomes
-from orchestrator.tuning.search import CombinationStudy, Search
+from orchestrator.tuning.search import Search
 from orchestrator.tuning.search_records import Role, SearchRecord
 from orchestrator.tuning.search_trials import MAX_WAITING
+from orchestrator.tuning.study import CombinationStudy
 from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import fingerprint
 from search_spaces.tuning import TuneSpec
@@ -318,7 +319,7 @@ def test_batch_sizes_are_limited_to_the_smallest_training_set():
     with_named_sizes = replace(plan, sweep=sweep)
     with pytest.raises(
         ConfigError,
-        match=r"tune\.batch_size contains 32, but a trial of the search has only 17 training",
+        match=r"`tune\.batch_size` contains 32, but a trial of the search has only 17 training",
     ):
         combinations_to_tune(with_named_sizes, num_train)
 

@@ -112,18 +112,28 @@ def test_what_the_released_code_could_not_do_is_refused(faults, size, message):
 
 
 @pytest.mark.parametrize(
-    "faults",
+    ("faults", "message"),
     [
-        ("misaligned_labels",),
-        ("image_level_split", "first_k_selection", "test_set_depends_on_size"),
-        RELEASED_FAULTS,
+        (
+            ("misaligned_labels", "unequal_channels"),
+            r"^mine: the data state .* for tests\. `faults: \[misaligned_labels\]` would ignore this "
+            "split. Remove misaligned_labels from `faults`, or remove the split from the data",
+        ),
+        (
+            ("image_level_split", "first_k_selection", "test_set_depends_on_size"),
+            "Remove one of first_k_selection, image_level_split, test_set_depends_on_size from `faults`,",
+        ),
+        (
+            RELEASED_FAULTS,
+            "`data_mode: as_released` would ignore this split. Set `data_mode: corrected`, or",
+        ),
     ],
 )
-def test_faults_that_would_ignore_the_split_of_user_data_are_refused(faults):
+def test_faults_that_would_ignore_the_split_of_user_data_are_refused(faults, message):
     splits = np.where(np.arange(900) % 3 == 0, GivenSplit.TEST, GivenSplit.TRAIN).astype(np.int8)
     data_with_split = spec(dataset="mine", faults=faults)
 
-    with pytest.raises(DataError, match="mine has its own split into training and test images"):
+    with pytest.raises(DataError, match=message):
         make_subset(LABELS, np.arange(900), data_with_split, splits, max_train_size=60)
 
 

@@ -292,7 +292,9 @@ def test_file_names_that_repeat_like_patients_raise_a_question(prepare, tmp_path
     assert flags == {f"{question} {IN_SUBFOLDERS}": 60}
 
 
-@pytest.mark.parametrize("form", ["patient_{0}", "P{0:04}", "IMG_{0:04}", "{0}", "shop{0}_new"])
+@pytest.mark.parametrize(
+    "form", ["patient_{0}", "P{0:04}", "IMG_{0:04}", "{0}", "shop{0}_new", "doc{0}_p1"]
+)
 def test_file_names_with_different_numbers_raise_no_question(prepare, tmp_path, form):
     raw = pictures_named(tmp_path / "raw", [form.format(number) for number in range(60)])
     assert prepare("folder", raw, for_training=False).record.flags == {}
@@ -324,3 +326,8 @@ def test_names_in_a_table_of_paths_raise_a_question(prepare, tmp_path, form):
     flags = prepare("table", tmp_path / "table.csv", for_training=False).record.flags
     question = "file names look like patients: do images of one patient belong together?"
     assert flags == {f"{question} If so, add a column `group`": 12}
+
+
+def test_names_of_class_folders_raise_no_question(prepare, tmp_path):
+    raw = write_tree(tmp_path / "raw", "case 1/", "case 2/")
+    assert prepare("folder", raw, for_training=False).record.flags == {}

@@ -145,5 +145,7 @@ def test_factors_raise_the_dimension_threefold():
 
 @pytest.mark.parametrize("value", [-1, 7, 2.5])
 def test_an_unknown_number_of_factors_is_refused(value):
-    with pytest.raises(ValueError, match=r"dials.factors is .* must be a whole number from 0 to 6"):
+    with pytest.raises(
+        ValueError, match=r"`dials.factors` is .* must be a whole number from 0 to 6"
+    ):
         GeneratedDatasetSpec.model_validate({"from": "pictures", "dials": {"factors": value}})

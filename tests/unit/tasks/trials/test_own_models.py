@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from search_spaces.errors import ConfigError
-from search_spaces.models import code_hash, model_spec, source_files, source_texts
+from search_spaces.models import model_spec
 from search_spaces.sweeps import ModelChoice
+from search_spaces.user_code import code_hash, source_files, source_texts
 from tasks.trials.models import build_model, check_buildable, install_code
 
 NETWORK = """
@@ -112,8 +113,14 @@ def test_code_that_changed_since_the_plan_is_refused(folder):
     ("function", "message"),
     [
         ("raises", "Your function mynets:raises raised KeyError: 'no such weights'"),
-        ("wrong_shape", r"returned \(2, 3\) for 2 images and 2 outputs"),
-        ("mixes", r"returned \(1, 2\) for 2 images and 2 outputs"),
+        (
+            "wrong_shape",
+            r"returned \(2, 3\) for 2 images, but should return logits of the shape \(2, 2\)\. Correct",
+        ),
+        (
+            "mixes",
+            r"returned \(1, 2\) for 2 images, but should return logits of the shape \(2, 2\)\. Correct",
+        ),
         ("exits", "Your function mynets:exits raised SystemExit: 3"),
         ("frozen", r"Your network mynets:frozen has no parameters to train\."),
         (

@@ -1,6 +1,6 @@
-"""Test that the shipped costs are those of a walk through the network.
+"""Test that the shipped costs are those of a new count.
 
-``python -m tests.unit.orchestrator.planning.test_walked`` writes the table of costs again.
+``python -m tests.unit.orchestrator.planning.test_preset_costs`` writes the table of costs again.
 """
 
 import json
@@ -10,16 +10,16 @@ from functools import cache
 
 import pytest
 
+from orchestrator.planning.costs import count_costs as counting
 from orchestrator.planning.costs import networks as costs_of_networks
-from orchestrator.planning.costs import walk
+from orchestrator.planning.costs.count_costs import count_costs
 from orchestrator.planning.costs.networks import (
-    WALKED,
+    PRESET_COSTS,
     cost_key,
     network_cost,
     plain_cost,
     recipe_of_costs,
 )
-from orchestrator.planning.costs.walk import walk_network
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.models import model_spec
@@ -51,16 +51,16 @@ def write():
         print(
             f"{model.name}, batch {recipe.batch_size}, {recipe.precision}, {sizes}", file=sys.stderr
         )
-        plain = plain_cost(walk_network(model, recipe, *sizes))
+        plain = plain_cost(count_costs(model, recipe, *sizes))
         fields = ",\n  ".join(
             f"{json.dumps(name)}: {json.dumps(value)}" for name, value in plain.items()
         )
         lines.append(f' "{key}": {{\n  {fields}\n }}')
-    WALKED.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    PRESET_COSTS.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 def test_the_table_has_every_network_of_the_presets_and_no_other():
-    assert set(json.loads(WALKED.read_text())) == set(networks())
+    assert set(json.loads(PRESET_COSTS.read_text())) == set(networks())
 
 
 @pytest.mark.parametrize(
@@ -74,34 +74,34 @@ def test_the_table_has_every_network_of_the_presets_and_no_other():
         for key, (model, _, sizes) in networks().items()
     ],
 )
-def test_shipped_costs_are_those_of_a_walk(key):
+def test_shipped_costs_are_those_of_a_new_count(key):
     """Another version of PyTorch may have other kernels, but their sums must agree."""
     model, recipe, sizes = networks()[key]
     shipped = network_cost(model, recipe, channels=sizes[0], image_size=sizes[1])
-    walked = walk_network(model, recipe, *sizes)
+    counted = count_costs(model, recipe, *sizes)
     for name in ("num_parameters", "state_bytes", "evaluation_batch", "attack_batch", "uncounted"):
-        assert getattr(shipped, name) == getattr(walked, name)
-    assert shipped.forward_flops == pytest.approx(walked.forward_flops, rel=0.02)
+        assert getattr(shipped, name) == getattr(counted, name)
+    assert shipped.forward_flops == pytest.approx(counted.forward_flops, rel=0.02)
     for part in ("step", "evaluation", "attack"):
         shipped_pass = getattr(shipped, part)
-        walked_pass = getattr(walked, part)
+        counted_pass = getattr(counted, part)
         for name in ("flops", "num_launches", "peak_bytes", "workspace_bytes"):
-            expected = pytest.approx(getattr(walked_pass, name), rel=0.02)
+            expected = pytest.approx(getattr(counted_pass, name), rel=0.02)
             assert getattr(shipped_pass, name) == expected, (part, name)
         num_bytes = sum(kernel.num_bytes for kernel in shipped_pass.kernels)
-        expected_bytes = sum(kernel.num_bytes for kernel in walked_pass.kernels)
+        expected_bytes = sum(kernel.num_bytes for kernel in counted_pass.kernels)
         assert num_bytes == pytest.approx(expected_bytes, rel=0.02), part
 
 
-def test_a_network_is_walked_once_and_again_if_its_stored_cost_is_damaged(tmp_path, monkeypatch):
+def test_a_network_is_counted_once_and_again_if_its_stored_cost_is_damaged(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    walks = []
+    counts = []
 
-    def count_walk(*arguments):
-        walks.append(arguments)
-        return walk_network(*arguments)
+    def record_count(*arguments):
+        counts.append(arguments)
+        return count_costs(*arguments)
 
-    monkeypatch.setattr(walk, "walk_network", count_walk)
+    monkeypatch.setattr(counting, "count_costs", record_count)
 
     def cost():
         network_cost.cache_clear()
@@ -109,14 +109,14 @@ def test_a_network_is_walked_once_and_again_if_its_stored_cost_is_damaged(tmp_pa
         return plain_cost(network_cost(model_spec("small_mlp"), recipe, channels=1, image_size=20))
 
     first = cost()
-    assert (cost(), len(walks)) == (first, 1)
+    assert (cost(), len(counts)) == (first, 1)
     (file,) = tmp_path.rglob("*.json")
     for text in ("{}", "[]", "", '{"step": 1, "evaluation": 1, "attack": 1}'):
         file.write_text(text, encoding="utf-8")
         assert cost() == first
-    assert len(walks) == 5
+    assert len(counts) == 5
     monkeypatch.setattr(costs_of_networks, "_code_version", lambda: "another torch")
-    assert (cost(), len(walks)) == (first, 6)
+    assert (cost(), len(counts)) == (first, 6)
 
 
 def test_a_plan_of_a_preset_needs_no_torch(tmp_path):

@@ -1,7 +1,7 @@
 """Count the costs of a network's passes by running them on tensors without data.
 
-PyTorch's fake tensors have shapes, types and lifetimes, but no values. Kernels, memory traffic and
-memory can therefore be counted without a GPU.
+PyTorch's fake tensors have shapes, types and lifetimes, but no values. Kernels, memory traffic
+and memory can therefore be counted without a GPU.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ SHAPE_ONLY = frozenset(
         "view",
     )
 )
-"""Operations that start no kernel: they change shapes, or allocate memory without writing to it."""
+"""Operations that start no kernel: they change shapes, or allocate memory without writing to
+it."""
 IN_PLACE_ADAM = (0, 2, 3)
 """Positions of the arguments that the fused Adam kernel updates: weights and both moments."""
 
@@ -94,7 +95,7 @@ class _Network:
         )
 
 
-def walk_network(
+def count_costs(
     model: ModelSpec, recipe: RecipeSpec, channels: int, image_size: int, num_outputs: int
 ) -> NetworkCost:
     """Count the costs of a network's passes, see ``costs.networks.network_cost``."""
@@ -106,11 +107,11 @@ def walk_network(
         with fixed_torch_state():
             module = _build_fake(network, mode)
             with mode:
-                return _walk(network, module, WHITE)
+                return _count(network, module, WHITE)
     except (Exception, SystemExit) as error:
         if model.library != "own":
             raise
-        return _walk_with_memory(network, error)
+        return _count_with_data(network, error)
 
 
 def _build_fake(network: _Network, mode: FakeTensorMode) -> nn.Module:
@@ -121,7 +122,8 @@ def _build_fake(network: _Network, mode: FakeTensorMode) -> nn.Module:
             warnings.filterwarnings("ignore", message="Accessing the data pointer of Fake")
             return network.build()
     except DataDependentOutputException:
-        # Some transformers and Inceptions of timm and torchvision read values while they are built.
+        # Some transformers and Inceptions of timm and torchvision read values while they are
+        # built.
         module = network.build()
         with FakeCopyMode(mode):
             return copy.deepcopy(module)
@@ -131,7 +133,7 @@ def _build_fake(network: _Network, mode: FakeTensorMode) -> nn.Module:
 def _unfused_attention() -> Iterator[None]:
     """Run attention as single operators, because a fused transformer layer is not counted.
 
-    With torch's fused layers, the count had two thirds of the operations of a forward pass of
+    With torch's fused layers, the count had only two thirds of the operations of a forward pass of
     ViT-B/16, and 0.4 % of those of a small ViT.
     """
     was_enabled = torch.backends.mha.get_fastpath_enabled()
@@ -144,7 +146,7 @@ def _unfused_attention() -> Iterator[None]:
 
 
 @_unfused_attention()
-def _walk(network: _Network, module: nn.Module, brightest: float) -> NetworkCost:
+def _count(network: _Network, module: nn.Module, brightest: float) -> NetworkCost:
     """Count the costs of a network's passes on images with values up to ``brightest``."""
     module.eval()
     evaluation = _PassCounter(module)
@@ -162,7 +164,7 @@ def _walk(network: _Network, module: nn.Module, brightest: float) -> NetworkCost
         num_parameters=num_parameters(module),
         state_bytes=_state_bytes(module),
         forward_flops=evaluation.cost().flops / EVALUATION_PASS,
-        step=_walk_step(network, module, brightest),
+        step=_count_step(network, module, brightest),
         evaluation=evaluation.cost(),
         attack=attack.cost(),
         evaluation_batch=EVALUATION_PASS,
@@ -170,8 +172,8 @@ def _walk(network: _Network, module: nn.Module, brightest: float) -> NetworkCost
     )
 
 
-def _walk_step(network: _Network, module: nn.Module, brightest: float) -> PassCost:
-    """Count the cost of a training step after the first, so that the optimizer's moments exist."""
+def _count_step(network: _Network, module: nn.Module, brightest: float) -> PassCost:
+    """Count the cost of a training step after the first, when the optimizer has its moments."""
     module.train()
     batch_size = network.recipe.batch_size
     images = (torch.rand(batch_size, *network.shape) * brightest).to(torch.uint8)
@@ -191,12 +193,12 @@ def _walk_step(network: _Network, module: nn.Module, brightest: float) -> PassCo
     return counter.cost()
 
 
-def _walk_with_memory(network: _Network, error: BaseException) -> NetworkCost:
+def _count_with_data(network: _Network, error: BaseException) -> NetworkCost:
     """Count the costs of your own network on tensors with data.
 
     A network may fail on noise and on black images, but work on the images of a sweep. If its
-    computation depends on pixel values, its costs are guessed as those of one dense layer with the
-    same number of weights.
+    computation depends on pixel values, its costs are guessed as those of one dense layer with
+    the same number of weights.
 
     Args:
         network: The network.
@@ -205,7 +207,7 @@ def _walk_with_memory(network: _Network, error: BaseException) -> NetworkCost:
     for brightest in (WHITE, BLACK):
         try:
             with fixed_torch_state():
-                return _walk(network, network.build(), brightest)
+                return _count(network, network.build(), brightest)
         except (Exception, SystemExit) as raised:
             failure = raised
     if not depends_on_pixels(error):
@@ -216,7 +218,7 @@ def _walk_with_memory(network: _Network, error: BaseException) -> NetworkCost:
     num_pixels = math.prod(network.shape)
     dense = nn.Sequential(nn.Flatten(), nn.Linear(num_pixels, max(2, num_weights // num_pixels)))
     with FakeTensorMode(allow_non_fake_inputs=True):
-        cost = _walk(network, dense, WHITE)
+        cost = _count(network, dense, WHITE)
     return replace(
         cost,
         num_parameters=num_weights,

@@ -1,0 +1,145 @@
+"""Guess values of a first sweep file from a few of your images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from orchestrator.planning.checks import LabelCounts
+from search_spaces.errors import DataError, plural
+from tasks.prepared.record import MIN_ENLARGED
+from tasks.sources import source_for
+from tasks.sources.base import Item, Listing, RawRequest, Sample, SkipItem
+from tasks.sources.dicom import is_dicom_name, read_header
+from tasks.sources.own.groups import plain_id
+from tasks.sources.pictures import is_image_name
+
+MAX_TRIED = 20
+"""Largest number of images that are opened to find :data:`NUM_COMPARED` readable ones."""
+NUM_COMPARED = 5
+"""Number of readable images whose sizes are compared."""
+MAX_HEADERS = 2_000
+"""Largest number of DICOM headers to read. This takes about ten seconds."""
+MEDICAL_ENDINGS = (".dcm", ".dicom", ".ima", ".nii", ".nii.gz")
+"""Endings of the names of medical image files."""
+
+
+@dataclass(frozen=True)
+class FirstImage:
+    """Properties of one image from which values of the sweep file are guessed.
+
+    Attributes:
+        height: Height, pixels.
+        width: Width, pixels.
+        is_color: False if all channels are equal.
+        is_medical: True if the file has a medical format.
+    """
+
+    height: int
+    width: int
+    is_color: bool
+    is_medical: bool
+
+
+def read_first_images(request: RawRequest, listing: Listing) -> list[FirstImage]:
+    """Read images at equal distances in the listing, until :data:`NUM_COMPARED` were readable.
+
+    Raises:
+        DataError: No image that was tried can be read.
+    """
+    num_tried = min(len(listing.items), MAX_TRIED)
+    reader = source_for(request.dataset.source).reader(request)
+    images: list[FirstImage] = []
+    reasons: Counter[str] = Counter()
+    for number in range(num_tried):
+        item = listing.items[number * len(listing.items) // num_tried]
+        try:
+            sample = next(iter(reader(item)))
+        except SkipItem as skip:
+            reasons[skip.reason] += 1
+        except StopIteration:
+            reasons["no image"] += 1
+        else:
+            images.append(_image(sample, item, request))
+        if len(images) == NUM_COMPARED:
+            break
+    if images:
+        return images
+    counts = ", ".join(map("{0[0]}: {0[1]}".format, reasons.items()))
+    raise DataError(
+        f"{request.dataset.name}: none of the {plural(num_tried, 'image')} that were tried "
+        f"can be read ({counts})",
+        hint="Repair the images, or convert them to PNG",
+    )
+
+
+def _image(sample: Sample, item: Item, request: RawRequest) -> FirstImage:
+    pixels = sample.pixels
+    has_colors = pixels.ndim == 3 and bool((pixels[..., :1] != pixels).any())
+    is_medical = item.locator.lower().endswith(MEDICAL_ENDINGS)
+    if request.dataset.source == "folder" and not is_image_name(item.locator):
+        is_medical = True  # in a folder, a file without an ending is DICOM
+    return FirstImage(pixels.shape[0], pixels.shape[1], has_colors, is_medical)
+
+
+@dataclass(frozen=True)
+class DomainGuess:
+    """A guess whether images are natural or medical, with the reason for a comment."""
+
+    domain: str
+    reason: str
+
+
+def guess_domain(
+    request: RawRequest, images: Sequence[FirstImage], listing: Listing
+) -> DomainGuess:
+    """Guess whether images are natural or medical. Images of patients are medical."""
+    if images[0].is_medical:
+        return DomainGuess("medical", " from the format of the files")
+    if any(item.group for item in listing.items):
+        return DomainGuess("medical", " from the patients")
+    return DomainGuess("natural", "")
+
+
+def size_comment(images: Sequence[FirstImage], side: int) -> str:
+    """Return a comment on images whose size differs from ``side``, the side after resizing."""
+    shapes = sorted({(image.height, image.width) for image in images})
+    first = f"{shapes[0][0]}x{shapes[0][1]}"
+    comments = []
+    if MIN_ENLARGED * min(shapes[0]) <= side:
+        comments.append(f"your images are {first} and will be enlarged; consider {min(shapes[0])}")
+    if len(shapes) > 1:
+        last = f"{shapes[-1][0]}x{shapes[-1][1]}"
+        comments.append(
+            f"your images have sizes from {first} to {last}; check that all have the same scale"
+        )
+    if any(height != width for height, width in shapes):
+        comments.append("your images are not square and will be stretched")
+    return "".join(f"; {comment}" for comment in comments)
+
+
+def with_patients(counts: LabelCounts, request: RawRequest, listing: Listing) -> LabelCounts | None:
+    """Return counts with the patients in DICOM headers as groups, as in the prepared dataset.
+
+    Return the same object if no header has a patient. Return None if there are too many files.
+    """
+    in_folder = request.dataset.source == "folder"
+    locators: dict[int, str] = {}
+    for row, item in enumerate(listing.items):
+        # In a folder, files without an ending are DICOM files.
+        is_dicom = is_dicom_name(item.locator) or (in_folder and not is_image_name(item.locator))
+        if is_dicom and not item.group:
+            locators[row] = item.locator
+    if len(locators) > MAX_HEADERS:
+        return None
+    groups = counts.groups.copy()
+    group_of_patient: dict[str, int] = {}
+    for row, locator in locators.items():
+        header = read_header(request.base(), locator)
+        patient = plain_id(header.known_patient()) if header else ""
+        if patient:
+            groups[row] = group_of_patient.setdefault(patient, int(groups[row]))
+    if not group_of_patient:
+        return counts
+    return replace(counts, groups=groups)

@@ -1,0 +1,94 @@
+"""Read the trials of a search that earlier commands requested or finished."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from orchestrator.results.store import ResultStore, Unreadable
+from orchestrator.tuning.combinations import Combination
+from orchestrator.tuning.search_records import RequestRecord, SearchRecord
+from tasks.trials.records import SearchResult
+
+
+class EarlierTrial(NamedTuple):
+    """A trial that an earlier command requested, with its result or None."""
+
+    record: RequestRecord | SearchRecord
+    result: SearchResult | None
+
+
+@dataclass(frozen=True)
+class EarlierTrials:
+    """The stored trials of a search, by trial id.
+
+    Attributes:
+        requests: Trials that were requested.
+        records: Trials with a result, in the order in which they ended.
+        num_others: Number of results for another train size, recipe, split or version of the
+            prepared data. They stay in the store, but are not used.
+        unreadable: Files that cannot be used.
+    """
+
+    requests: dict[str, RequestRecord]
+    records: dict[str, SearchRecord]
+    num_others: int
+    unreadable: list[Unreadable]
+
+    @classmethod
+    def read(
+        cls,
+        store: ResultStore,
+        combinations: Iterable[Combination],
+        fingerprints: Mapping[str, str],
+    ) -> EarlierTrials:
+        """Read the stored trials of combinations.
+
+        Args:
+            store: Result store of the search.
+            combinations: The combinations with their present settings.
+            fingerprints: Content hashes of the datasets by prepared id.
+        """
+        by_key = {combination.key: combination for combination in combinations}
+
+        def belongs(record: RequestRecord | SearchRecord) -> bool:
+            combination = by_key.get(record.key)
+            if combination is None or combination.trial(record.point, record.run) != record.spec:
+                return False
+            prepared_id = record.spec.network.subset.prepared.prepared_id
+            return fingerprints.get(prepared_id) == record.data_fingerprint
+
+        requests = store.scan(RequestRecord)
+        results = store.scan(SearchRecord)
+        records = sorted(
+            filter(belongs, results.records.values()), key=lambda record: record.finished_at
+        )
+        return cls(
+            requests={
+                record.trial_id: record for record in filter(belongs, requests.records.values())
+            },
+            records={record.trial_id: record for record in records},
+            num_others=len(results.records) - len(records),
+            unreadable=requests.unreadable + results.unreadable,
+        )
+
+    def trials(self) -> list[EarlierTrial]:
+        """Return all trials in the order in which they were requested.
+
+        The order of results without a request is unknown. They come first.
+        """
+        every: dict[str, RequestRecord | SearchRecord] = {**self.records, **self.requests}
+        trials = []
+        for record in sorted(every.values(), key=_request_number):
+            result = None
+            if record.trial_id in self.records:
+                result = self.records[record.trial_id].result
+            trials.append(EarlierTrial(record, result))
+        return trials
+
+
+def _request_number(record: RequestRecord | SearchRecord) -> int:
+    if isinstance(record, RequestRecord):
+        return record.number
+    return -1
