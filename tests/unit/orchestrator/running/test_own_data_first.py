@@ -73,7 +73,7 @@ def move_away(images: Path) -> None:
     [
         (corrupt, r"2 of 60 items cannot be used \(not an image: 2\)"),
         (copy_into_other_class, "4 of 60 images are equal to an image with another label"),
-        (move_away, r"datasets\.mine\.own\.path does not exist:"),
+        (move_away, r"`datasets\.mine\.own\.path` does not exist:"),
     ],
 )
 def test_problems_of_your_files_are_reported_before_ray_and_mlflow_start(

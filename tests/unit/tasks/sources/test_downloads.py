@@ -337,7 +337,11 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
         other_views(False),
         {"view not described anywhere": 9, "images": 23},
     ),
-    "no knees": ("oai", only_other_views, rf"no image that can be used .*{OTHER_VIEW}: 9"),
+    "no knees": (
+        "oai",
+        only_other_views,
+        rf"no image of the raw files can be used .*{OTHER_VIEW}: 9",
+    ),
     "a header against the table": ("oai", knee("9000007", "PA Hand"), {OTHER_VIEW: 1}),
     "another patient": (
         "oai",

@@ -183,7 +183,7 @@ PARQUET: dict[
         {},
         ("has the columns image, but needs image and label"),
     ),
-    "no image": ({"label": [0, 1]}, None, {}, "has no column path among label"),
+    "no image": ({"label": [0, 1]}, None, {}, "has no column 'path' among label"),
     "several images in a row": (
         ROWS | {"image": [[cell] for cell in image_cells()]},
         None,

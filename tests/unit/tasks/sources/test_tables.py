@@ -204,7 +204,7 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     "a column that is not there": (
         TEXT,
         {"label_columns": ("age",)},
-        "has no column age among path, label",
+        "has no column 'age' among path, label",
     ),
     # groups
     "groups that are the classes": (
