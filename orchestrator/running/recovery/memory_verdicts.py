@@ -29,7 +29,7 @@ class MemoryLimit:
     """The memory that is too little for a trial.
 
     Attributes:
-        clause_end: text after "the trial needs more memory than".
+        clause_end: end of the sentence "... needs more memory than".
         fix: text about what the user can do.
     """
 
@@ -61,8 +61,8 @@ def too_little_memory(
     )
     if suggest_splitting:
         hint = (
-            f"{hint}. Or set `resources.micro_batches: on`. isweep then splits each batch. "
-            "Batch norm then uses the statistics of smaller batches"
+            f"{hint}. Or set `resources.micro_batches: on`. isweep then splits each batch, "
+            "and batch norm uses the statistics of smaller batches"
         )
     return MemoryVerdict(is_final=True, hint=hint)
 
