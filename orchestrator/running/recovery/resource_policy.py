@@ -29,9 +29,11 @@ A trial's first 4 failures by other processes do not raise its own start level, 
 processes may end. Its request may still change if the start level of its network rises.
 Failures by other processes on whole GPUs and on the machine are counted together.
 
-On a GPU, the verdict is final if no higher level changes the request. For the memory of the
-machine, two more conditions must hold. The failed attempt had at least level 4
-(:data:`MIN_FINAL_MACHINE_LEVEL`), and other processes are not the cause.
+On a GPU, the verdict is final if no higher level changes the request. On a small GPU, it is not
+final: the same request is repeated, because Ray may run it on a larger GPU. For the memory of
+the machine, the verdict is final under three conditions. No higher level changes the request,
+the failed attempt had at least level 4 (:data:`MIN_FINAL_MACHINE_LEVEL`), and other processes
+are not the cause.
 """
 
 from __future__ import annotations
@@ -199,6 +201,9 @@ class ResourcePolicy:
             if levels.keeps_start_level:
                 return MAY_RETRY
         if next_level is None:
+            if gpu_name in self.small_gpus:
+                # The trial may fit on a larger GPU. ``Retries`` limits the number of attempts.
+                return MAY_RETRY
             return self._too_little_memory(trial, SHARED_GPU if is_by_others else WHOLE_GPU)
         levels.start_level = next_level
         # On a small GPU only this trial goes up: others may run on a larger GPU.
