@@ -39,7 +39,7 @@ class MemoryLimit:
 
 MACHINE = MemoryLimit("the machine gave", "Choose a larger machine")
 WHOLE_GPU = MemoryLimit("a whole GPU has", "Choose a larger GPU")
-SHARED_GPU = MemoryLimit(
+OCCUPIED_GPU = MemoryLimit(
     "other processes leave on the GPU", "End the other processes, choose another GPU"
 )
 

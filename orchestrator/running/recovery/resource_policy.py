@@ -55,7 +55,7 @@ from orchestrator.running.recovery.memory_levels import (
 from orchestrator.running.recovery.memory_verdicts import (
     MACHINE,
     MAY_RETRY,
-    SHARED_GPU,
+    OCCUPIED_GPU,
     WHOLE_GPU,
     MemoryLimit,
     MemoryVerdict,
@@ -204,7 +204,7 @@ class ResourcePolicy:
             if gpu_name in self.small_gpus:
                 # The trial may fit on a larger GPU. ``Retries`` limits the number of attempts.
                 return MAY_RETRY
-            return self._too_little_memory(trial, SHARED_GPU if is_by_others else WHOLE_GPU)
+            return self._too_little_memory(trial, OCCUPIED_GPU if is_by_others else WHOLE_GPU)
         levels.start_level = next_level
         # On a small GPU only this trial goes up: others may run on a larger GPU.
         if cause == MemoryCause.TRIAL and gpu_name not in self.small_gpus:
