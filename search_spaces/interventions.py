@@ -234,7 +234,7 @@ that is blended in is always a training image. Every other parameter changes the
 labels of the whole dataset before the split."""
 
 
-def check_and_sort_training_parameters(
+def checked_training_parameters(
     parameters: specs.DatasetParameters,
 ) -> specs.DatasetParameters:
     """Check and sort the parameters of a condition that changes training images.
@@ -330,7 +330,8 @@ class BaseDatasetSpec(GeneratedDatasetSpec):
 
     def without_name(self) -> GeneratedDatasetSpec:
         """Return the same dataset without its name."""
-        return self.with_parameters(())  # the result has no name
+        # with_parameters always returns a GeneratedDatasetSpec, which has no name.
+        return self.with_parameters(())
 
 
 class ConditionSpec(specs.Spec):
@@ -392,6 +393,6 @@ class ExperimentDataset:
         return f"{self.base_name}_{self.condition_name}"
 
     @property
-    def base_name_in_plans(self) -> str:
+    def base_dataset_name(self) -> str:
         """Name of the base dataset in plans and results, such as ``a_base`` for ``a``."""
         return f"{self.base_name}_{BASE}"

@@ -71,13 +71,13 @@ class NestedNeighbors:
             point with another label inside the same sample, infinite for positions outside the
             sample.
         sample_other_label_positions: Positions of these points, -1 outside the sample.
-        precision: ``EXACT`` for bytes. For floats, the widest dtype that a product needed.
+        arithmetic: ``EXACT`` for bytes. For floats, the widest dtype that a product needed.
     """
 
     tables: list[NeighborTable]
     sample_other_label_distances: FloatArray
     sample_other_label_positions: IntArray
-    precision: str
+    arithmetic: str
 
 
 def make_tables(job: SearchJob, result: SpanResult) -> NestedNeighbors:
@@ -100,7 +100,7 @@ def make_tables(job: SearchJob, result: SpanResult) -> NestedNeighbors:
         tables=_tables(result, job.train_sizes, unit_length),
         sample_other_label_distances=np.sqrt(sample_squared) * unit_length,
         sample_other_label_positions=sample_positions,
-        precision=result.precision,
+        arithmetic=result.arithmetic,
     )
 
 
