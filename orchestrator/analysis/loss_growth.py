@@ -118,7 +118,8 @@ class Growth:
         center: Mean of log N, which is subtracted from log N.
         informed: The prior with terms in d_data and K_F.
         plain: The prior without d_data and K_F.
-        scale: The scale of K_F.
+        scale: The image scales on which K_F was measured, and whether K_F may be compared over
+            datasets.
         ranges: Smallest and largest N, d_data and K_F of the fit, by column.
         num_classes: Largest number of classes, from which chance level is computed.
         doubts: Warnings, as sentences without a final period.

@@ -143,8 +143,8 @@ def draft_sweep(
     """
     if not _ascii(to.stem):
         raise ConfigError(
-            f"The name of a sweep needs a letter from a to z or a digit, but the file name {to} "
-            "contains neither",
+            f"isweep names the sweep after its file, but {to.stem!r} contains no letter from a to "
+            "z and no digit",
             hint="Choose another file name with `--out`",
         )
     capacity = ON_GPU if gpu else ON_CPU

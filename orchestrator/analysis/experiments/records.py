@@ -32,7 +32,8 @@ class Arm:
     Attributes:
         dataset: Name of the dataset.
         world: Name of the world.
-        moves: The property that it should change.
+        moves: The property that this condition should change, or ``nothing``; ``base`` for a base
+            dataset.
         name: Name of the condition, the same in all worlds.
         shows: Classes that its images show.
         intervene_on: Whether all images are changed, or training images alone.

@@ -86,7 +86,7 @@ def partial_slope(
     """Return the slope of column 0 on column ``place``, given all other columns.
 
     Args:
-        products: Matrix of sums of products of all columns.
+        products: Symmetric matrix. Entry (i, j) is the sum over rows of column i times column j.
         place: Index of the regressor, from 1.
         smallest: Sum of squares below which the variation of the regressor is rounding.
 
