@@ -30,7 +30,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from search_spaces import specs
 
 BASE = "base"
-"""Name of the unchanged base dataset in a list of its conditions."""
+"""Name of the base dataset itself, where the name of a condition is expected."""
 Target = Literal["sharpness", "dimension", "nothing"]
 """The property that a condition should change: ``sharpness`` for the label sharpness,
 ``dimension`` for the intrinsic dimension. ``nothing`` marks a control, which should have no
@@ -118,7 +118,7 @@ _REACH = Parameter(
     default=1,
     low=0,
     high=1,
-    meaning="share of the images to blend; images nearest to an image of another class come first",
+    meaning="share of the images to blend, from those nearest to an image of another class",
 )
 # Sweep files contain the names of these parameters, so the names must not change. Names such
 # as bits, frequency and draw do not explain themselves. Read the meaning.

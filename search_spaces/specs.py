@@ -99,9 +99,9 @@ def check_range(limits: object) -> object:
 
 
 def sorted_pairs(value: object) -> object:
-    """Return a mapping as sorted pairs, a list as a tuple, any other value unchanged.
+    """Return mappings as tuples of pairs sorted by key, and lists as tuples, at every depth.
 
-    Values inside mappings and lists are converted in the same way.
+    Any other value is returned unchanged.
     """
     if isinstance(value, Mapping):
         value = sorted(value.items())

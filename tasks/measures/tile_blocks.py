@@ -240,22 +240,23 @@ def _byte_blocks(
     held_rows = max(held_rows // piece_rows, 1) * piece_rows
     product = choose_product(job.multiply_adds_per_worker, job.precision.device)
     # Each piece is read again for every set of held rows, but its norms are computed only once.
-    norms: dict[Span, IntArray] = {}
+    norms_by_piece: dict[Span, IntArray] = {}
     with ThreadPoolExecutor(1) as pool:
         for held_span in cut_span(rows, held_rows):
-            a = job.read(held_span)
+            held = job.read(held_span)
             later_columns = columns
             if rows == columns:
                 later_columns = Span(held_span.stop, columns.stop)
-                products = gram(a, a, product)
-                norms_a: IntArray = products.diagonal().astype(np.int64)
-                yield from _blocks_within(products, norms_a, held_span, piece_rows)
+                products = gram(held, held, product)
+                held_norms: IntArray = products.diagonal().astype(np.int64)
+                yield from _blocks_within(products, held_norms, held_span, piece_rows)
             else:
-                norms_a = squared_norms(a, product)
-            for piece, b in job.stream(cut_span(later_columns, piece_rows), pool):
-                if piece not in norms:
-                    norms[piece] = squared_norms(b, product)
-                squared = expand(gram(a, b, product), norms_a, norms[piece])
+                held_norms = squared_norms(held, product)
+            for piece, columns_of_piece in job.stream(cut_span(later_columns, piece_rows), pool):
+                if piece not in norms_by_piece:
+                    norms_by_piece[piece] = squared_norms(columns_of_piece, product)
+                products = gram(held, columns_of_piece, product)
+                squared = expand(products, held_norms, norms_by_piece[piece])
                 yield TileBlock(held_span, piece, squared, EXACT)
 
 

@@ -99,9 +99,9 @@ def add_block(
     sides = [(row_result, block)]
     if block.rows != block.columns:  # a block on the diagonal already contains each pair twice
         sides.append((column_result, block.transposed()))
-    # Both sides can be added at the same time. They change different positions, and only the block
-    # above the diagonal adds closest pairs: `_add_sub_block` ignores the transposed block. The
-    # threads are those of the matrix products, which are idle now.
+    # Both sides can be added at the same time, because they change different positions. Closest
+    # pairs are added only for the block above the diagonal, not for the transposed one, see
+    # `_add_sub_block`. The threads are those of the matrix products, which are idle now.
     in_threads(lambda side: _add_side(job, *side), sides)
 
 

@@ -148,7 +148,8 @@ class TrainedNetwork:
         test_images: the test images, on the device of the model.
         test_labels: labels of the test images, on the device of the model.
         gradient_batch_size: images per pass that also computes the gradient of the pixels.
-        features: last hidden layer of the training images; None if it is not computed yet.
+        features: activations of the last hidden layer for the training images; None if they are
+            not computed yet.
     """
 
     model: PixelModel
