@@ -206,7 +206,7 @@ class TrainedNetwork:
                 self.test_images,
                 self.test_labels,
                 _of_type(requested, AttackRequest),
-                self.clean_pass,
+                self.clean_pass,  # already computed for the test loss
                 batch_size=self.gradient_batch_size,
                 loss_rule=self.spec.network.recipe.test_loss,
             )
