@@ -247,7 +247,7 @@ def _computation(num_planned: int, done: Sequence[TrialRecord]) -> Iterator[str]
         if num_split:
             yield (
                 f"For lack of memory, {plural(num_split, 'training')} split each batch into "
-                "parts, and batch norm used the statistics of each part."
+                "parts. Batch norm, where a network has it, then used the statistics of each part."
             )
         yield (
             f"The trainings used isweep {versions} and PyTorch {', '.join(sorted(torch_versions))} "

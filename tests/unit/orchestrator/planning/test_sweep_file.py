@@ -182,6 +182,25 @@ def good_with_dataset(text):
         (GOOD + "estimators: []", r"`estimators` is empty"),
         (GOOD + "estimators: [mlee]", r"Unknown estimator.*'mlee'.*'mle'"),
         (GOOD + f"seeds: [{2**63}]", r"value 1 of `seeds` is .*must be below 9223372036854775808"),
+        (GOOD + "estimators: mle", r"^`estimators` is 'mle', but should be a list"),
+        (
+            GOOD.replace(
+                "datasets: [",
+                "datasets: [{name: m, own: {path: x, domain: natural, "
+                "label_map: {10: cat, 9: 7, 8: dog}}}, ",
+                1,
+            ),
+            r"`datasets\.0\.own\.label_map\.9` is 7, but must be text",
+        ),
+        (
+            GOOD.replace(
+                "datasets: [",
+                "datasets: [{name: m, own: {path: x, domain: natural, "
+                "label_map: {0: cat, 1: dog, '1': x}}}, ",
+                1,
+            ),
+            r"has the key '1' twice in one mapping, once as a number and once as text",
+        ),
         (GOOD + "calibrate: no", r"`calibrate` is 'no', but must be true or false"),
         (GOOD + "<<: {calibrate: true}", r"'<<' without quotes\. Put the text in quotes"),
         (
@@ -204,7 +223,7 @@ def good_with_dataset(text):
         (GOOD + "description: \0", r"unacceptable character #x0000"),
         (GOOD + 'description: "\\ud800"', r"has the character '\\ud800', which cannot be saved"),
     ],
-    ids=range(49),
+    ids=range(52),
 )
 def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
     with pytest.raises(ConfigError, match=f"(?s){message}"):
