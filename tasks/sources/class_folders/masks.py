@@ -17,21 +17,30 @@ MASK_NAME = re.compile(r"(.+?)[ _-](?:mask|masks|seg|segmentation)(?:[ _-]?\d+)?
 """Name of a mask. The first group of the pattern is the name of the image."""
 
 
-def find_masks(image_names: Sequence[str]) -> set[str]:
+def find_masks(image_names: Sequence[str], class_labels: Collection[str]) -> set[str]:
     """Return the masks among the images.
 
     A file is a mask if its image is beside it: ``cats/1_mask.png`` beside ``cats/1.png``. All
     files in a folder are masks if the folder of the images is beside it: ``cats_mask`` beside
     ``cats``.
+
+    Args:
+        image_names: Names of all images.
+        class_labels: Names of folders that the user calls classes. They are not folders of
+            masks.
     """
     # Masks and images may have different extensions.
     lower_stems = {_without_extension(name).casefold() for name in image_names}
     folders: set[str] = set()
     for name in image_names:
         folders.update(_folders_above(name.casefold()))
+    mask_folders = set()
+    for folder in set().union(*map(_folders_above, image_names)):
+        if folder.rpartition("/")[2] not in class_labels and is_mask_of(folder, folders):
+            mask_folders.add(folder)
     masks = set()
     for name in image_names:
-        is_in_mask_folder = any(is_mask_of(folder, folders) for folder in _folders_above(name))
+        is_in_mask_folder = not mask_folders.isdisjoint(_folders_above(name))
         if is_in_mask_folder or is_mask_of(_without_extension(name), lower_stems):
             masks.add(name)
     return masks

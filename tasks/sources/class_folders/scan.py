@@ -67,8 +67,10 @@ def scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
         name for name in distinct_names if name not in files_in_mask_folders
     ]
     upper_folders = find_upper_folders(names_without_mask_folders, request)
+    is_group_on_top = request.dataset.layout == "group/class"
     mask_folders = set()
-    masks = find_masks(distinct_names)
+    tops_with_masks = set()
+    masks = find_masks(distinct_names, class_labels)
     distinct_image_names = set(distinct_names)
     excluded: Counter[str] = Counter()
     image_paths = []
@@ -86,15 +88,18 @@ def scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
         elif name in masks:
             # Masks in a class of masks are counted here too.
             excluded["a mask beside its image"] += 1
+            tops_with_masks.add(path.top)
         elif name in files_in_mask_folders or is_in_mask_subfolder(path):
             excluded["in a folder of masks"] += 1
             # If the user gave no layout, ``class/group`` is assumed here.
-            is_group_on_top = request.dataset.layout == "group/class"
             class_folder = path.first_subfolder if is_group_on_top else path.top
             if class_folder is not None and class_folder.casefold() in MASK_FOLDER_NAMES:
                 mask_folders.add(class_folder)
         else:
             image_paths.append(path)
+    if not is_group_on_top:
+        # Top folders of masks alone, such as ``cats_mask``.
+        mask_folders |= tops_with_masks - {path.top for path in image_paths}
     excluded.update(count_hidden(tree.hidden, is_single_image_name))
     return FolderScan(image_paths, excluded, upper_folders, mask_folders)
 
