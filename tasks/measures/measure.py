@@ -47,7 +47,7 @@ from tasks.measures.sharpness import (
     permuted_sharpness,
     summarize,
 )
-from tasks.measures.tile_blocks import widest_precision
+from tasks.measures.tile_blocks import widest_arithmetic
 from tasks.prepared.group_split import stratified_order
 from tasks.remote import Executor
 
@@ -123,7 +123,7 @@ def measure_nested(
         sizes=tuple(records),
         conflict_pairs=tuple(row_check.conflicts[:MAX_LISTED_CONFLICTS]),
         settings=settings,
-        precision=searched.neighbors.precision,
+        precision=searched.neighbors.arithmetic,
         notes=_notes(records[-1], row_check.num_contradictory(sizes[-1]), scale),
         calibration=calibration,
     )
@@ -198,7 +198,7 @@ def measure_array(
     return result.model_copy(
         update={
             "sizes": (*subsets.sizes, *result.sizes),
-            "precision": widest_precision(subsets.precision, result.precision),
+            "precision": widest_arithmetic(subsets.precision, result.precision),
         }
     )
 

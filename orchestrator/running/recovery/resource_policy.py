@@ -26,8 +26,9 @@ A small GPU is one with less memory than the cluster's largest GPU. After each o
 4 failures by other processes, the same request is repeated, because these processes may end.
 Such failures on whole GPUs and on the machine are counted together.
 
-If no higher level changes the request, the trial gets a final verdict. For the memory of the
-machine, a verdict is final only from level 4 (:data:`MIN_FINAL_LEVEL`) on, and only if no
+If no higher level changes the request, the trial gets a final verdict. On a small GPU, the verdict
+is not final: the same request is repeated, because Ray may run it on a larger GPU. For the memory
+of the machine, a verdict is final only from level 4 (:data:`MIN_FINAL_LEVEL`) on, and only if no
 other processes use this memory.
 """
 
@@ -194,6 +195,9 @@ class ResourcePolicy:
             if levels.gets_same_request:
                 return MAY_RETRY
         if next_level is None:
+            if gpu_name in self.small_gpus:
+                # The trial may fit on a larger GPU. ``Retries`` limits the number of attempts.
+                return MAY_RETRY
             return self._too_little_memory(trial, SHARED_GPU if is_by_others else WHOLE_GPU)
         levels.start_level = next_level
         # On a small GPU only this trial goes up: others may run on a larger GPU.

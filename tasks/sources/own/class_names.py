@@ -95,7 +95,7 @@ def _check_printable(classes: set[str], request: RawRequest) -> None:
 
 
 def _check_numbers(classes: set[str], request: RawRequest) -> None:
-    """Check that labels which are all numbers are class numbers.
+    """If all labels are numbers, check that they number classes.
 
     Raises:
         DataError: The numbers are measurements, or one of them seems to be a code for unknown.
