@@ -374,6 +374,11 @@ def _paths_from_base(
             paths.append(Path(os.path.relpath(cell, base)).as_posix())
             continue
         name = plain_name(cell)
+        if name is None and "\\" in cell and plain_name(cell.replace("\\", "/").lstrip("/")):
+            raise request.error(
+                f"the path in {row_name(row)} is written with backslashes and is not relative",
+                hint=r"Write / instead of \, and use paths relative to the folder of the table",
+            )
         if name is None:
             raise request.error(
                 f"the path in {row_name(row)} leads out of the raw folder",
