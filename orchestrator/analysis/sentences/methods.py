@@ -66,7 +66,7 @@ def methods_paragraph(
 def _images(plan: SweepPlan) -> Iterator[str]:
     """Yield sentences on the datasets and the preparation of their images."""
     subsets = _distinct(plan.trials, "network.subset")
-    experiment = plan.sweep.experiment_datasets()
+    experiment = plan.sweep.list_experiment_datasets()
     if experiment:
         worlds = _distinct(experiment, "base_name")
         yield (
