@@ -38,7 +38,7 @@ def shown_digits() -> dict[str, tuple[str, ...]]:
     return {
         arm.base_name: arm.images.digit_classes
         for name in SWEEPS
-        for arm in load_sweep(name).experiment_datasets()
+        for arm in load_sweep(name).list_experiment_datasets()
         if arm.target == "base"
     }
 

@@ -22,8 +22,12 @@ from orchestrator.measuring.request import LabeledImages, Measured, MeasureReque
 from orchestrator.measuring.sources import measure_source
 from orchestrator.planning.paths import RootPaths
 from search_spaces.errors import ConfigError, DataError, plural, unknown_name
+from tasks.measures.measure import CONFLICT
 from tasks.measures.records import MeasureResult, MeasureSettings, as_sizes, one_array
 from tasks.remote import InlineExecutor
+
+ARGUMENTS = ("train_sizes", "class_pair", "image_size", "channels", "own", "root")
+"""Keyword arguments of :func:`measure` besides the settings."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -109,6 +113,8 @@ class Measurement(Measured, Displayed):
         duplicates = self.record.sizes[-1].num_duplicates
         if duplicates:
             parts.append(f"{plural(duplicates, 'duplicate')} left out")
+        if self.record.sizes[-1].num_conflicts:
+            parts += [note.partition(".")[0] for note in self.record.notes if CONFLICT in note]
         return "Measurement: " + ", ".join(parts)
 
     def _repr_html_(self) -> str:
@@ -187,14 +193,14 @@ def measure(
     known_settings = MeasureSettings.__dataclass_fields__
     for name in settings:
         if name not in known_settings:
-            raise unknown_name("setting", name, known_settings)
+            raise unknown_name("setting", name, [*known_settings, *ARGUMENTS])
     method = MeasureSettings(**settings)
     sizes = as_sizes(train_sizes)
     pair = _two_names(class_pair)
     if isinstance(images, (str, Path)):
         request = MeasureRequest(
             source=str(images),
-            labels=_label_file(labels),
+            labels=_label_file(images, labels),
             own_options=_source_options(own),
             class_pair=pair,
             train_sizes=sizes,
@@ -240,12 +246,18 @@ def _measure_arrays(
     return Measurement(**vars(measured))
 
 
-def _label_file(labels: object) -> Path | None:
+def _label_file(images: str | Path, labels: object) -> Path | None:
     """Return the path of a file of labels; a file of images has no other kind of labels."""
     if labels is None:
         return None
     if isinstance(labels, (str, Path)):
         return Path(labels)
+    if Path(images).expanduser().is_dir():
+        raise ConfigError(
+            f"The images are a folder, but labels of type {type(labels).__name__} were passed too",
+            hint="Remove labels. The folder itself contains the labels, for example as "
+            "names of its subfolders",
+        )
     raise ConfigError(
         f"The images are a file, but the labels are of type {type(labels).__name__}",
         hint="Pass the path of a file with the labels",

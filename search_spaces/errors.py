@@ -198,4 +198,4 @@ def unknown_name(kind: str, name: object, table: Iterable[str] | Iterable[int]) 
     kinds = f"{_plural_noun(noun.replace(' or ', 's or '))}{of}{owner}"
     listed = ", ".join(str(entry) for entry in names) or "none"
     hint = f"{nearest(str(name), names)}Known {kinds}: {listed}"
-    return ConfigError(f"Unknown {kind} {str(name)!r}", hint=hint)
+    return ConfigError(f"Unknown {noun} {str(name)!r}{of}{owner}", hint=hint)

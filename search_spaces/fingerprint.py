@@ -57,7 +57,8 @@ def readable_id(slug_parts: list[str], value: object) -> str:
         'resnet18-mnist-3-8-n500-5041bf1f713d'
     """
     if isinstance(value, BaseModel):
-        digest = _hash_of_model(_SameObject(value))
+        # The hash is cached, because the id of a spec is needed many times.
+        digest = _hash_of_model(_ByIdentity(value))
     else:
         digest = fingerprint(value)
     slugs = [slug for slug in map(_slug, slug_parts) if slug]
@@ -83,7 +84,7 @@ def _plain(value: object, place: str) -> object:
     if value is None or type(value) in (bool, int, str):
         return value
     if isinstance(value, BaseModel):
-        return _plain_model(_SameObject(value), place)
+        return _plain_model(_ByIdentity(value), place)
     if type(value) is float:
         if not math.isfinite(value):
             raise TypeError(f"{place} is {value!r}. Only finite numbers have a fingerprint")
@@ -100,11 +101,12 @@ def _plain(value: object, place: str) -> object:
     )
 
 
-class _SameObject:
-    """A cache key that is equal only for the same object, not for an equal one.
+class _ByIdentity:
+    """A cache key that compares specs by identity (``is``), not by value.
 
     Equal specs may have different JSON, because 1, 1.0 and True are equal in Python. Specs are
-    frozen, so the JSON of one object never changes.
+    frozen, so the JSON of one object never changes. The key holds its spec, so no other object
+    gets the same ``id()`` while the key is in the cache.
     """
 
     def __init__(self, model: BaseModel) -> None:
@@ -114,11 +116,11 @@ class _SameObject:
         return id(self.model)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _SameObject) and self.model is other.model
+        return isinstance(other, _ByIdentity) and self.model is other.model
 
 
 @lru_cache(maxsize=4096)
-def _plain_model(key: _SameObject, place: str) -> dict[str, object]:
+def _plain_model(key: _ByIdentity, place: str) -> dict[str, object]:
     """Return a spec as JSON values.
 
     Results are cached: thousands of trials share a subset, a recipe and a model.
@@ -126,7 +128,7 @@ def _plain_model(key: _SameObject, place: str) -> dict[str, object]:
     plain: dict[str, object] = {}
     kind: type[BaseModel] = type(key.model)
     defaults = _defaults(kind)
-    for name in type(key.model).model_fields:
+    for name in kind.model_fields:
         value = _plain(getattr(key.model, name), f"{place}.{name}")
         # The JSON texts are compared, because 1, 1.0 and True are equal in Python.
         if name not in defaults or _encode(value) != defaults[name]:
@@ -135,7 +137,7 @@ def _plain_model(key: _SameObject, place: str) -> dict[str, object]:
 
 
 @lru_cache(maxsize=4096)
-def _hash_of_model(key: _SameObject) -> str:
+def _hash_of_model(key: _ByIdentity) -> str:
     return fingerprint(key.model)
 
 

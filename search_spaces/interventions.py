@@ -30,7 +30,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from search_spaces import specs
 
 BASE = "base"
-"""Name of the unchanged base dataset in a list of its conditions."""
+"""Name of the base dataset itself, where the name of a condition is expected."""
 Target = Literal["sharpness", "dimension", "nothing"]
 """The property that a condition should change: ``sharpness`` for the label sharpness,
 ``dimension`` for the intrinsic dimension. ``nothing`` marks a control, which should have no
@@ -118,7 +118,7 @@ _REACH = Parameter(
     default=1,
     low=0,
     high=1,
-    meaning="share of the images to blend; images nearest to an image of another class come first",
+    meaning="share of the images to blend, from those nearest to an image of another class",
 )
 # Sweep files contain the names of these parameters, so the names must not change. Names such
 # as bits, frequency and draw do not explain themselves. Read the meaning.
@@ -234,7 +234,7 @@ that is blended in is always a training image. Every other parameter changes the
 labels of the whole dataset before the split."""
 
 
-def check_and_sort_training_parameters(
+def checked_training_parameters(
     parameters: specs.DatasetParameters,
 ) -> specs.DatasetParameters:
     """Check and sort the parameters of a condition that changes training images.
@@ -330,7 +330,8 @@ class BaseDatasetSpec(GeneratedDatasetSpec):
 
     def without_name(self) -> GeneratedDatasetSpec:
         """Return the same dataset without its name."""
-        return self.with_parameters(())  # the result has no name
+        # with_parameters always returns a GeneratedDatasetSpec, which has no name.
+        return self.with_parameters(())
 
 
 class ConditionSpec(specs.Spec):
@@ -392,6 +393,6 @@ class ExperimentDataset:
         return f"{self.base_name}_{self.condition_name}"
 
     @property
-    def base_name_in_plans(self) -> str:
+    def base_dataset_name(self) -> str:
         """Name of the base dataset in plans and results, such as ``a_base`` for ``a``."""
         return f"{self.base_name}_{BASE}"

@@ -39,9 +39,9 @@ from search_spaces.fingerprint import derive_seed, fingerprint, readable_id
 # - The Python name of a field is part of the hash, so a renamed field changes ids.
 PREPARED_VERSION = 1
 NETWORK_VERSION = 1
-# ATTACK_VERSION counts the changes of all attacks together. A row of
-# search_spaces.attacks.ATTACKS lists the versions at which the results of this attack changed.
-# So if one attack changes, the results of the other attacks are not computed again.
+# ATTACK_VERSION is one counter for all attacks. If any attack changes, raise it by 1, and add
+# the new number to the row of the changed attack in search_spaces.attacks.ATTACKS. The results
+# of the other attacks are then not computed again.
 ATTACK_VERSION = 2
 REPRESENTATION_VERSION = 1
 ROBUSTNESS_VERSION = 1
@@ -92,16 +92,16 @@ def check_range(limits: object) -> object:
         return limits
     numbers = [limit for limit in limits if isinstance(limit, int | float)]
     # If a limit is not a number, pydantic raises the error.
-    is_not_rising = len(numbers) == 2 and numbers[0] >= numbers[1]
-    if len(limits) != 2 or is_not_rising:
+    is_empty_range = len(numbers) == 2 and numbers[0] >= numbers[1]
+    if len(limits) != 2 or is_empty_range:
         raise ValueError("must be two rising numbers: the smallest allowed value, then the largest")
     return tuple(limits)
 
 
 def sorted_pairs(value: object) -> object:
-    """Return a mapping as sorted pairs, a list as a tuple, any other value unchanged.
+    """Return mappings as tuples of pairs sorted by key, and lists as tuples, at every depth.
 
-    Values inside mappings and lists are converted in the same way.
+    Any other value is returned unchanged.
     """
     if isinstance(value, Mapping):
         value = sorted(value.items())
@@ -379,14 +379,14 @@ class AttackSpec(Spec):
         changed = dict(self.parameters).get(method, ())
         return ATTACKS[method].values(dict(changed))
 
-    def measurements(self, attack_version: int = ATTACK_VERSION) -> list[AttackMeasurement]:
-        """Return one measurement for each method and epsilon, grouped by method."""
+    def measurements(self, attack_version: int = ATTACK_VERSION) -> list[AttackRequest]:
+        """Return one request for each method and epsilon, grouped by method."""
         changed = dict(self.parameters)
-        measurements: list[AttackMeasurement] = []
+        measurements: list[AttackRequest] = []
         for method in self.methods:
             for epsilon in self.epsilons:
                 measurements.append(
-                    AttackMeasurement(
+                    AttackRequest(
                         schema_version=ATTACKS[method].version_at(attack_version),
                         method=method,
                         epsilon=epsilon,
@@ -397,7 +397,7 @@ class AttackSpec(Spec):
 
 
 class RobustnessSpec(Spec):
-    """The measurement of adversarial robustness R, see :mod:`tasks.trials.robustness`.
+    """The settings of adversarial robustness R, see :mod:`tasks.trials.robustness`.
 
     Attributes:
         num_images: number of test images in a fixed sample.
@@ -580,8 +580,9 @@ class MeasureSpec(Spec):
 
     @property
     def derived_seed(self) -> int:
-        """The seed of the estimators and of the calibration. The train sizes do not change it.
+        """The seed of the estimators and of the calibration.
 
+        It depends only on the subset, ``num_neighbors`` and ``sharpness_sample``.
         Samples for label sharpness have separate seeds (``sharpness_seeds``). The permutations
         of the labels always have the seed 0.
         """
@@ -618,8 +619,8 @@ class NetworkSpec(Spec):
         return derive_seed("network", fingerprint(self))
 
 
-class AttackMeasurement(Spec):
-    """One attack at one epsilon."""
+class AttackRequest(Spec):
+    """A request for the results of one attack at one epsilon."""
 
     schema_version: int
     method: str
@@ -628,8 +629,8 @@ class AttackMeasurement(Spec):
     """Parameters whose values differ from their defaults."""
 
 
-class RepresentationMeasurement(Spec):
-    """The estimates of d_repr by one estimator.
+class RepresentationRequest(Spec):
+    """A request for the estimates of d_repr by one estimator.
 
     d_repr is the intrinsic dimension of the representation of the training set.
 
@@ -644,34 +645,35 @@ class RepresentationMeasurement(Spec):
     stages: bool = False
 
 
-class RobustnessMeasurement(Spec):
-    """The adversarial robustness R of a network."""
+class RobustnessRequest(Spec):
+    """A request for the adversarial robustness R of a network."""
 
     schema_version: int
     robustness: RobustnessSpec
 
 
-class PredictionMeasurement(Spec):
-    """The logits of every test image."""
+class PredictionRequest(Spec):
+    """A request to store the logits of every test image."""
 
     schema_version: int
 
 
-class FurtherTestMeasurement(Spec):
-    """Loss and accuracy on a further test set; also R if R is measured."""
+class FurtherTestRequest(Spec):
+    """A request for loss and accuracy on a further test set; also for R if R is measured."""
 
     schema_version: int
     test: FurtherTest
     robustness: RobustnessSpec | None = None
 
 
-Measurement = (
-    AttackMeasurement
-    | RepresentationMeasurement
-    | RobustnessMeasurement
-    | PredictionMeasurement
-    | FurtherTestMeasurement
+MeasurementRequest = (
+    AttackRequest
+    | RepresentationRequest
+    | RobustnessRequest
+    | PredictionRequest
+    | FurtherTestRequest
 )
+"""A request for one measurement of a trained network. A trial stores its result."""
 
 
 class TrialSpec(Spec):
@@ -704,10 +706,15 @@ class TrialSpec(Spec):
         return self.network.derived_seed
 
     @property
-    def measurements(self) -> tuple[Measurement, ...]:
-        """All measurements of the network, one for each number or group of numbers."""
+    def measurements(self) -> tuple[MeasurementRequest, ...]:
+        """The requests for all measurements of the network.
+
+        There is one request for each estimator of d_repr, or two with ``stages``. There is one for
+        each attack and epsilon, and one for each further test set. R has one, and so do the
+        predictions.
+        """
         representation = self.representation
-        measurements: list[Measurement] = []
+        measurements: list[MeasurementRequest] = []
         # The last hidden layer is always measured. With ``stages``, all stages are measured
         # too.
         stage_options = [False]
@@ -716,7 +723,7 @@ class TrialSpec(Spec):
         for stages in stage_options:
             for estimator in representation.estimators:
                 measurements.append(
-                    RepresentationMeasurement(
+                    RepresentationRequest(
                         schema_version=self.representation_version,
                         estimator=estimator,
                         num_neighbors=representation.num_neighbors,
@@ -726,22 +733,22 @@ class TrialSpec(Spec):
         measurements += self.attacks.measurements(self.attack_version)
         if self.robustness is not None:
             measurements.append(
-                RobustnessMeasurement(
+                RobustnessRequest(
                     schema_version=self.robustness_version, robustness=self.robustness
                 )
             )
         if self.predictions:
-            measurements.append(PredictionMeasurement(schema_version=self.predictions_version))
+            measurements.append(PredictionRequest(schema_version=self.predictions_version))
         for test in self.further_tests:
             measurements.append(
-                FurtherTestMeasurement(
+                FurtherTestRequest(
                     schema_version=self.further_tests_version, test=test, robustness=self.robustness
                 )
             )
         return tuple(measurements)
 
-    def missing_for(self, requested: TrialSpec) -> tuple[Measurement, ...]:
-        """Return the measurements in ``requested`` that a trial of this spec lacks."""
+    def missing_for(self, requested: TrialSpec) -> tuple[MeasurementRequest, ...]:
+        """Return the requests in ``requested`` for which a trial of this spec has no result."""
         if self == requested:
             return ()
         present = set(self.measurements)

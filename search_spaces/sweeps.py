@@ -2,9 +2,14 @@
 
 A sweep file lists datasets in two ways:
 
-- ``datasets`` has :class:`DatasetChoice` entries: rows of the table of datasets, or user data.
-- ``base_datasets`` has :class:`BaseDatasetSpec` entries, to which ``conditions`` are applied.
-  An :class:`ExperimentDataset` is one base dataset, with one condition or without.
+- The key ``datasets`` has :class:`DatasetChoice` entries: rows of the table of datasets, or
+  user data.
+- The key ``worlds`` (in code ``base_datasets``) has :class:`BaseDatasetSpec` entries. The
+  entries of the key ``arms`` (in code ``conditions``) are applied to them. An
+  :class:`ExperimentDataset` is one base dataset, with one condition or without.
+
+A class with a name that ends with ``Choice`` is an entry as the user writes it. The planner
+makes a spec from it.
 
 :meth:`SweepSpec.list_datasets` converts both to :class:`DatasetChoice` entries, which the
 planner reads. A :class:`ConditionDataset` is such an entry for a condition that changes
@@ -36,7 +41,7 @@ from search_spaces.interventions import (
     ConditionSpec,
     ExperimentDataset,
     GeneratedDatasetSpec,
-    check_and_sort_training_parameters,
+    checked_training_parameters,
 )
 from search_spaces.tuning import TuneSpec
 
@@ -64,7 +69,7 @@ MIN_SHARE = 0.0001
 less."""
 
 
-class _TableEntry(specs.Spec):
+class _TableReference(specs.Spec):
     """A reference to a named entry of a table, with fields that replace fields of the entry.
 
     If a sweep file has text instead of a mapping, the text is the value of ``from``.
@@ -82,7 +87,7 @@ class _TableEntry(specs.Spec):
         return value
 
 
-class ModelChoice(_TableEntry):
+class ModelChoice(_TableReference):
     """A network of a sweep.
 
     Attributes:
@@ -172,7 +177,7 @@ class RecipeOverride(RecipeChanges):
         return self
 
 
-class RecipeChoice(RecipeChanges, _TableEntry):
+class RecipeChoice(RecipeChanges, _TableReference):
     """The recipe of a sweep.
 
     The value of a field comes from the last of these that sets it:
@@ -302,9 +307,9 @@ class DatasetChoice(specs.Spec):
 
 
 class ConditionDataset(DatasetChoice):
-    """A dataset that shares the prepared images of its base dataset.
+    """A base dataset whose training images a condition changes after the split.
 
-    After the split, a condition changes the training images.
+    It uses the prepared images of its base dataset.
 
     Attributes:
         base: name of the base dataset.
@@ -447,7 +452,7 @@ class SweepSpec(specs.Spec):
             )
         return self
 
-    def experiment_datasets(self) -> tuple[ExperimentDataset, ...]:
+    def list_experiment_datasets(self) -> tuple[ExperimentDataset, ...]:
         """Return the experiment's datasets: each base dataset, then its conditions.
 
         Raises:
@@ -477,7 +482,7 @@ class SweepSpec(specs.Spec):
         training_parameters: specs.DatasetParameters = ()
         try:
             if self.intervene_on == "training":
-                training_parameters = check_and_sort_training_parameters(condition.parameters)
+                training_parameters = checked_training_parameters(condition.parameters)
             else:
                 images = images.with_parameters(condition.parameters)
         except ValueError as error:
@@ -495,13 +500,14 @@ class SweepSpec(specs.Spec):
     def list_datasets(self) -> tuple[DatasetChoice, ...]:
         """Return the datasets of the grid, followed by the datasets of the experiment."""
         choices = list(self.datasets)
-        for dataset in self.experiment_datasets():
+        for dataset in self.list_experiment_datasets():
             name = dataset.dataset_name
             if dataset.training_parameters:
                 condition_dataset = ConditionDataset(
                     name=name,
+                    # `made` is the key of the field `generated` in sweep files.
                     made=dataset.images,
-                    base=dataset.base_name_in_plans,
+                    base=dataset.base_dataset_name,
                     parameters=dataset.training_parameters,
                 )
                 choices.append(condition_dataset)
@@ -519,13 +525,13 @@ class SweepSpec(specs.Spec):
         tests: dict[str, tuple[specs.FurtherTest, ...]] = {}
         if not self.further_test_sets:
             return tests
-        for dataset in self.experiment_datasets():
+        for dataset in self.list_experiment_datasets():
             if dataset.training_parameters:
                 test = specs.FurtherTest(
                     name=dataset.condition_name, parameters=dataset.training_parameters
                 )
                 tests[dataset.dataset_name] = (test,)
-                base_dataset = dataset.base_name_in_plans
+                base_dataset = dataset.base_dataset_name
                 tests[base_dataset] = (*tests.get(base_dataset, ()), test)
         return tests
 

@@ -10,7 +10,12 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.number_formats import listing
-from orchestrator.analysis.results_tables.chance_level import AT_CHANCE_SHARE, is_unfitted, reaches
+from orchestrator.analysis.results_tables.chance_level import (
+    AT_CHANCE_SHARE,
+    chance_loss,
+    is_unfitted,
+    reaches,
+)
 from orchestrator.analysis.results_tables.dataset_summaries import DatasetSummary
 from orchestrator.analysis.results_tables.points import AT_CHANCE_LEVEL, LOG_LOSS, OF_CHANCE_LOSS
 from orchestrator.results.columns import (
@@ -86,10 +91,14 @@ def _at_chance_level(points: pd.DataFrame) -> Iterator[str]:
     is_at_chance = rows_with_loss[AT_CHANCE_LEVEL] > 0
     has_learned = is_high & ~is_at_chance
     num_points = plural(len(rows_with_loss), "point")
-    of_two_classes = f"{AT_CHANCE_SHARE * np.log(2):.3f} of {np.log(2):.3f} for two classes"
+    chance_limits = []
+    for loss in sorted(chance_loss(rows_with_loss[NUM_CLASSES]).unique()):
+        num_classes = round(np.exp(loss))
+        count = "two" if num_classes == 2 else num_classes
+        chance_limits.append(f"{AT_CHANCE_SHARE * loss:.3f} of {loss:.3f} for {count} classes")
     yield (
         f"In {int(is_high.sum())} of {num_points} the loss is at least {AT_CHANCE_SHARE:.0%} "
-        f"of the loss of guessing ({of_two_classes})."
+        f"of the loss of guessing ({listing(chance_limits)})."
     )
     if has_learned.any():
         yield (

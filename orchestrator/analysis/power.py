@@ -593,7 +593,7 @@ def design_of(plan: SweepPlan) -> Design:
     A dataset without a domain counts as natural. In an experiment, only base datasets count.
     """
     copies = set()
-    for arm in plan.sweep.experiment_datasets():
+    for arm in plan.sweep.list_experiment_datasets():
         if arm.target != "base":
             copies.add(arm.dataset_name)
     pairs: dict[str, set[ClassPair | None]] = {}
@@ -628,7 +628,7 @@ def planned_power(
     gpu_seconds = sum(need_of(trial, gpu).gpu_seconds for trial in plan.trials)
     experiment = None
     arms = []
-    for arm in plan.sweep.experiment_datasets():
+    for arm in plan.sweep.list_experiment_datasets():
         arms.append(
             Arm(
                 arm.dataset_name,

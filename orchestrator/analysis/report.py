@@ -98,7 +98,7 @@ def results_table(
 def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
     """Return the datasets of the sweep's experiment; empty without an experiment."""
     arms = []
-    for arm in workspace.plan.sweep.experiment_datasets():
+    for arm in workspace.plan.sweep.list_experiment_datasets():
         arms.append(
             Arm(
                 dataset=arm.dataset_name,

@@ -274,6 +274,14 @@ class TableOptions:
         from orchestrator.analysis.grouped_tables.fit import fit_user_table
         from orchestrator.analysis.grouped_tables.user_table import read_user_table
 
+        if not path.exists() and path.name == str(path) and not path.suffix:
+            raise ConfigError(
+                f"There is no table {path}. A sweep takes none of the options --response, --on, "
+                "--groups, --within and --figure",
+                hint=f"If {path} is a sweep, type `{place.hint('fit', str(path))}`. To fit its "
+                f"results as a table, write them with `{place.hint('results', str(path))} --csv "
+                f"{path}.csv`. If {path} is a table, add the extension of its file",
+            )
         if not self.response or not self.on or not self.groups:
             raise ConfigError(
                 f"A fit of the table {path} needs --response, --on and --groups",

@@ -174,7 +174,7 @@ def plan(
     table = _trial_table(run_plan)
     if not all_:
         table = _count_table(run_plan)
-    obstacles = _obstacles(workspace, run_plan.not_prepared)
+    obstacles = _obstacles(workspace, run_plan)
     costs = [run_plan.cost["text"], run_plan.extra_costs, *power_lines]
     emit(place, document, table, _summary_lines(run_plan), obstacles, costs)
 
@@ -243,9 +243,10 @@ def _range_text(values: Sequence[object]) -> str:
     return f"{distinct[0]} to {distinct[-1]} ({len(distinct)})"
 
 
-def _obstacles(workspace: Workspace, unprepared: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+def _obstacles(workspace: Workspace, run_plan: RunPlan) -> Iterator[str]:
     """Yield lines on the obstacles to a run on this machine."""
     from orchestrator.machine.cluster import cpu_cluster_here, trial_resources
+    from orchestrator.planning.checks import small_size_notes
     from tasks.sources.base import format_counts
 
     try:
@@ -256,8 +257,16 @@ def _obstacles(workspace: Workspace, unprepared: Iterable[Mapping[str, Any]]) ->
         trial_resources(workspace.plan.sweep.resources, cpu_cluster_here(), "cpu")
     except ConfigError as error:
         yield f"This machine cannot run the sweep: {error}"
+    for name, num_changed in run_plan.changed.items():
+        yield (
+            f"The files of {name} have other names, sizes or times than the files from which "
+            f"{name} was prepared in this root. `isweep run` reads these {num_changed:,} files "
+            "again, and stops if their images, labels or groups are different. If they are other "
+            "data, give the dataset another name, or use another --root."
+        )
+    yield from small_size_notes(workspace.plan)
     known_datasets = []
-    for item in unprepared:
+    for item in run_plan.not_prepared:
         if not item["own"]:
             known_datasets.append(item["dataset"])
             continue

@@ -299,7 +299,7 @@ def connect(
         stack.enter_context(watch_servers(ray, is_private=is_private))
         if mps is not None:
             # After Ctrl-C, Ray kills workers while the GPU computes for them.
-            stack.callback(mps.end_clients)
+            stack.callback(mps.end_gpu_work)
         yield replace(_cluster_info(ray, context, is_private=is_private), mps=mps)
 
 

@@ -360,7 +360,7 @@ def _answer(
         left_s = start_s + timeout_s - time.monotonic()
         output, error_output = process.communicate(timeout=max(0.0, left_s))
     except subprocess.TimeoutExpired as late:
-        output = (late.stdout or b"").decode()
+        output = (late.stdout or b"").decode(errors="replace")
         error_output = ""
         error = f"the process did not end within {timeout_s:g} s"
     if process.returncode and not error:

@@ -10,7 +10,7 @@ first ends the GPU work of this client with MPS's command ``terminate_client``, 
 process.
 
 Others kill clients too, without a call to isweep before: Ray if the memory of the machine runs out,
-and Ray Tune after an error of its own. After such an event, the run *stops using* MPS: processes
+and Ray Tune after an error of its own. After such an event, the run *abandons* MPS: processes
 that use MPS continue, and new processes compute without MPS.
 """
 
@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.machine import mps_daemon
-from orchestrator.machine.mps_daemon import LOGS, PIPES
-from orchestrator.machine.mps_worker import PRIVATE_FOLDER, mark_stopped, socket_folder
+from orchestrator.machine.mps_daemon import LOGS_VARIABLE, PIPES_VARIABLE
+from orchestrator.machine.mps_worker import PRIVATE_FOLDER, mark_abandoned, socket_folder
 from orchestrator.machine.processes import environment, run_program
 from orchestrator.results.records import FailureKind, TrialFailure
 
@@ -36,7 +36,7 @@ ATTACH_TIMEOUT_S = 120.0
 BREAKING_KINDS = (FailureKind.DEVICE_ERROR, FailureKind.HUNG, FailureKind.WORKER_CRASH)
 """Failures of trials after which MPS may be unusable. A trial that hung is in the list, because
 isweep kills its process, which may be computing."""
-ATTACH = """
+ATTACH_PROGRAM = """
 import torch
 for index in range(torch.cuda.device_count()):
     torch.ones(1, device=f"cuda:{index}").item()
@@ -55,13 +55,13 @@ class PrivateMps:
             mean another GPU; a UUID always means the same one.
         note: shows a message to the user.
         folder: folder of the socket and the logs while MPS runs; None if MPS does not run.
-        no_new_clients: True if the run has stopped using MPS: new processes compute without it.
+        is_abandoned: True if the run has abandoned MPS: new processes compute without it.
     """
 
     uuids: tuple[str, ...]
     note: Callable[[str], None]
     folder: Path | None = field(default=None, init=False)
-    no_new_clients: bool = field(default=False, init=False)
+    is_abandoned: bool = field(default=False, init=False)
 
     @contextlib.contextmanager
     def running(self, folder: Path) -> Iterator[None]:
@@ -85,7 +85,7 @@ class PrivateMps:
                 )
             else:
                 self.folder = folder
-                self.no_new_clients = False
+                self.is_abandoned = False
                 self.note(
                     "Started NVIDIA's MPS for this sweep, so that several trials share each GPU"
                 )
@@ -97,36 +97,36 @@ class PrivateMps:
     @property
     def is_used(self) -> bool:
         """True if new processes use MPS."""
-        return self.folder is not None and not self.no_new_clients
+        return self.folder is not None and not self.is_abandoned
 
-    def stop_using(self, reason: str, consequence: str) -> None:
-        """Stop using MPS: new processes compute without it, others continue.
+    def abandon(self, reason: str, consequence: str) -> None:
+        """Abandon MPS: new processes compute without it, others continue.
 
         A fatal error of one process also ends the other processes that use MPS on the same GPU. So
-        a run stops using MPS after the first such error.
+        a run abandons MPS after the first such error.
 
         Args:
             reason: why, for the message.
             consequence: sentence about the shares of new trials, for the message.
         """
-        if self.folder is None or self.no_new_clients:
+        if self.folder is None or self.is_abandoned:
             return
-        self.no_new_clients = True
-        mark_stopped(self.folder)
+        self.is_abandoned = True
+        mark_abandoned(self.folder)
         self.note(
             f"New trials of this run do not use NVIDIA's MPS any more: {reason}. With MPS, "
-            "this can also end other trials on the same GPU. isweep retries these trials. "
-            f"{consequence}"
+            "such a failure can also end other trials on the same GPU. isweep retries these "
+            f"trials. {consequence}"
         )
 
-    def end_clients(self, pids: Collection[int] | None = None) -> None:
+    def end_gpu_work(self, pids: Collection[int] | None = None) -> None:
         """End the GPU work of clients, which must be killed afterwards.
 
         If the daemon does not do it, a warning is logged, and the clients can be killed anyway.
 
         Args:
-            pids: ids of processes. Their children are clients too: a self-test runs in a child of
-                a worker. None ends the GPU work of all clients.
+            pids: ids of workers. Their children count too, because a self-test runs in a child of a
+                worker. None ends the GPU work of all clients.
         """
         if self.folder is not None:
             mps_daemon.end_gpu_work(pids)
@@ -149,8 +149,8 @@ class PrivateMps:
         logs.mkdir()
         visible = ",".join(self.uuids)
         variables = {
-            PIPES: pipes,
-            LOGS: str(logs),
+            PIPES_VARIABLE: pipes,
+            LOGS_VARIABLE: str(logs),
             PRIVATE_FOLDER: str(folder),
             "CUDA_VISIBLE_DEVICES": visible,
         }
@@ -160,28 +160,27 @@ class PrivateMps:
         if problem:
             return f"`{mps_daemon.CONTROL} -d` failed: {problem}"
         attached = run_program(
-            sys.executable, "-P", "-c", ATTACH, visible=visible, timeout_s=ATTACH_TIMEOUT_S
+            sys.executable, "-P", "-c", ATTACH_PROGRAM, visible=visible, timeout_s=ATTACH_TIMEOUT_S
         )
         if attached.output.splitlines()[-1:] != [str(len(self.uuids))]:
             problem = attached.error or f"a process computed on {attached.output or 'no'} GPUs"
             return f"no process could compute through it: {problem}"
         try:
             has_server = bool(mps_daemon.process_ids("get_server_list"))
-        except mps_daemon.NoAnswerError as error:
+        except mps_daemon.CommandFailedError as error:
             return f"no process uses it: {error}"
         return "" if has_server else "no process uses it: no server runs"
 
 
-def breaks_mps(failure: TrialFailure) -> bool:
+def may_break_mps(failure: TrialFailure) -> bool:
     """Return whether MPS may be unusable after a trial failed.
 
     After a fatal error on a GPU, MPS ends all processes that use the GPU, and refuses new ones
     meanwhile. If a process dies while the GPU computes for it, MPS and the other processes can
-    hang.
+    hang. A GPU that computes wrong numbers does not count, because no process ends.
     """
     if failure.capture_failed:
         return False  # the process ends by itself, and the GPU works
     # Ray kills a process to free the machine's memory.
     was_killed = failure.memory == "machine"
-    # A GPU that only computes wrong numbers has no such failure: no process ends because of it.
     return was_killed or failure.device_lost or failure.kind in BREAKING_KINDS

@@ -26,8 +26,8 @@ MIN_SAVED_S = 120.0
 """If MPS saves fewer predicted seconds, it is not started. Its start takes 5 to 20 s."""
 
 
-def seconds_alone(trials: Iterable[TrialSpec], gpu: GpuModel) -> float:
-    """Return the predicted seconds of trials on one GPU, one trial at a time.
+def seconds_in_sequence(trials: Iterable[TrialSpec], gpu: GpuModel) -> float:
+    """Return the predicted seconds of trials that run on one GPU one after the other.
 
     Trials of networks whose operations cannot be counted are ignored.
     """
@@ -106,10 +106,10 @@ def _why_no_gain(
     model = gpu.model(checks)
     if measured is None:
         return "the gain by MPS is unknown; `isweep gpu-check` measures it"
-    ratio = float(measured)
-    if ratio < PACKING_PAYS:
-        return f"MPS would make the trials only {ratio:.2f} times as fast"
-    saved_s = seconds_alone(trials, model) * (1 - 1 / ratio) / num_gpus
+    gain = float(measured)
+    if gain < PACKING_PAYS:
+        return f"MPS would make the trials only {gain:.2f} times as fast"
+    saved_s = seconds_in_sequence(trials, model) * (1 - 1 / gain) / num_gpus
     if model.timed and saved_s < MIN_SAVED_S:
         return f"MPS would save only {saved_s:.0f} s"
     return ""

@@ -30,11 +30,11 @@ log = logging.getLogger(__name__)
 
 CONTROL = "nvidia-cuda-mps-control"
 """The program that starts the daemon, and that sends commands to a running daemon."""
-PIPES = "CUDA_MPS_PIPE_DIRECTORY"
+PIPES_VARIABLE = "CUDA_MPS_PIPE_DIRECTORY"
 """Environment variable with the folder of the daemon's socket."""
 DEFAULT_PIPES = "/tmp/nvidia-mps"
 """Folder of the socket if ``CUDA_MPS_PIPE_DIRECTORY`` is not set."""
-LOGS = "CUDA_MPS_LOG_DIRECTORY"
+LOGS_VARIABLE = "CUDA_MPS_LOG_DIRECTORY"
 """Environment variable with the folder of the log files of the daemon and the server."""
 START_TIMEOUT_S = 30.0
 """Seconds that the daemon may take to start."""
@@ -43,8 +43,8 @@ CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 10.0
 """Seconds that the daemon may take to list processes, or to end the GPU work of one client."""
 END_CLIENTS_TIMEOUT_S = 30.0
-"""Seconds after which isweep does not end the GPU work of a further client. This is the time of
-three commands without an answer. isweep then kills the remaining clients."""
+"""Seconds after which isweep ends the GPU work of no further client, and kills the remaining
+clients. Three commands without an answer take this long."""
 SUCCESS = "CUDA_SUCCESS"
 """Text that the daemon's program prints if ``terminate_client`` has ended a client's GPU work."""
 SHELL = "sh"
@@ -61,7 +61,7 @@ def mps_runs() -> bool:
 
     The file of the socket does not suffice, because it stays after the service has died.
     """
-    folder = Path(os.environ.get(PIPES, DEFAULT_PIPES))
+    folder = Path(os.environ.get(PIPES_VARIABLE, DEFAULT_PIPES))
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(CONNECT_TIMEOUT_S)
         try:
@@ -72,7 +72,7 @@ def mps_runs() -> bool:
     return True
 
 
-class NoAnswerError(Exception):
+class CommandFailedError(Exception):
     """Raised if the daemon does not execute a command."""
 
 
@@ -80,11 +80,11 @@ def ask_daemon(command: str) -> str:
     """Send a command to the daemon, and return its answer.
 
     Raises:
-        NoAnswerError: the command failed, or took longer than :data:`COMMAND_TIMEOUT_S`.
+        CommandFailedError: the command failed, or took longer than :data:`COMMAND_TIMEOUT_S`.
     """
     answer = run_program(CONTROL, timeout_s=COMMAND_TIMEOUT_S, input_text=f"{command}\n")
     if answer.error:
-        raise NoAnswerError(f"`{command}`: {answer.error}")
+        raise CommandFailedError(f"`{command}`: {answer.error}")
     return answer.output
 
 
@@ -97,21 +97,21 @@ def end_gpu_work(pids: Collection[int] | None) -> bool:
     Args:
         pids: ids of the clients or of their parents; None ends the GPU work of all clients.
     """
-    last_start_s = time.monotonic() + END_CLIENTS_TIMEOUT_S
+    deadline_s = time.monotonic() + END_CLIENTS_TIMEOUT_S
     try:
         clients = [
             (server, client)
             for server in process_ids("get_server_list")
             for client in process_ids(f"get_client_list {server}")
         ]
-    except NoAnswerError as error:
+    except CommandFailedError as error:
         log.warning("NVIDIA's MPS cannot end the GPU work of processes: %s", error)
         return False
     all_ended = True
     for server, client in clients:
-        if not _is_listed(client, pids):
+        if not _is_or_has_parent_in(client, pids):
             continue
-        if time.monotonic() >= last_start_s:
+        if time.monotonic() >= deadline_s:
             log.warning(
                 "NVIDIA's MPS takes too long to end the GPU work of processes. isweep kills "
                 "the remaining processes while they may compute"
@@ -121,7 +121,7 @@ def end_gpu_work(pids: Collection[int] | None) -> bool:
     return all_ended
 
 
-def _is_listed(client: int, pids: Collection[int] | None) -> bool:
+def _is_or_has_parent_in(client: int, pids: Collection[int] | None) -> bool:
     """Return whether a client or its parent is in a list of process ids; None lists all clients."""
     if pids is None or client in pids:
         return True
@@ -137,14 +137,14 @@ def _terminate(server: int, client: int) -> bool:
     """
     try:
         reply = ask_daemon(f"terminate_client {server} {client}")
-    except NoAnswerError as error:
+    except CommandFailedError as error:
         reply = str(error)
     if SUCCESS in reply:
         return True
     try:
         if client not in process_ids(f"get_client_list {server}"):
             return True
-    except NoAnswerError as error:
+    except CommandFailedError as error:
         reply = reply or str(error)
     log.warning(
         "NVIDIA's MPS did not end the GPU work of process %d: %s",
@@ -158,7 +158,7 @@ def process_ids(command: str) -> list[int]:
     """Return the process ids that the daemon lists, one a line, after a command.
 
     Raises:
-        NoAnswerError: the daemon does not answer.
+        CommandFailedError: the daemon does not answer.
     """
     lines = ask_daemon(command).split()
     return [int(line) for line in lines if line.isdigit()]

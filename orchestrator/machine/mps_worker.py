@@ -1,7 +1,7 @@
 """What a trial's process does with the MPS that the run has started.
 
-The run puts its private folder of MPS into the variable ``ISWEEP_MPS_FOLDER``. If the run stops
-using MPS, a file in this folder tells new processes to compute without MPS.
+The run puts its private folder of MPS into the variable ``ISWEEP_MPS_FOLDER``. If the run abandons
+MPS, a file in this folder tells new processes to compute without MPS.
 """
 
 from __future__ import annotations
@@ -10,47 +10,46 @@ import contextlib
 import os
 from pathlib import Path
 
-from orchestrator.machine.mps_daemon import PIPES, end_gpu_work
+from orchestrator.machine.mps_daemon import PIPES_VARIABLE, end_gpu_work
 
 PRIVATE_FOLDER = "ISWEEP_MPS_FOLDER"
 """Environment variable that tells the processes of a run the private folder of the run's MPS."""
-STOP_MARK = "isweep-mps-stopped"
-"""Name of a file in the private folder. If the file exists, the run has stopped using MPS."""
+ABANDONED_MARK = "isweep-mps-stopped"
+"""Name of a file in the private folder. If the file exists, the run has abandoned MPS."""
 
 
-def avoid_stopped_mps() -> None:
-    """Make this process compute without MPS if its run has stopped using MPS.
+def avoid_abandoned_mps() -> None:
+    """Make this process compute without MPS if its run has abandoned MPS.
 
     This has an effect only before the process uses CUDA.
     """
     folder = os.environ.get(PRIVATE_FOLDER)
-    if folder and Path(folder, STOP_MARK).exists():
+    if folder and Path(folder, ABANDONED_MARK).exists():
         # CUDA computes without MPS if it finds no socket in this folder.
-        os.environ[PIPES] = str(Path(folder, "no-socket"))
+        os.environ[PIPES_VARIABLE] = str(Path(folder, "no-socket"))
 
 
-def stop_using_mps() -> None:
-    """Stop using MPS in the whole run, if the run started it.
+def abandon_mps() -> None:
+    """Abandon MPS in the whole run, if the run started it.
 
     A worker calls this before it waits with a broken GPU. Until the driver learns of the failure,
     MPS would refuse new processes on every GPU.
     """
     folder = os.environ.get(PRIVATE_FOLDER)
     if folder:
-        mark_stopped(Path(folder))
+        mark_abandoned(Path(folder))
 
 
 def end_work_of_child(pid: int) -> None:
     """End the GPU work of a child of a worker, if it uses the MPS of the run.
 
-    The child must be killed afterwards. If the daemon does not end the work, the run stops using
-    MPS.
+    The child must be killed afterwards. If the daemon does not end the work, the run abandons MPS.
     """
     folder = os.environ.get(PRIVATE_FOLDER)
-    # After avoid_stopped_mps(), this process and its children compute without MPS.
-    uses_mps = bool(folder) and os.environ.get(PIPES) == socket_folder(Path(str(folder)))
+    # If this process avoided MPS with avoid_abandoned_mps(), its children avoid it too.
+    uses_mps = bool(folder) and os.environ.get(PIPES_VARIABLE) == socket_folder(Path(str(folder)))
     if uses_mps and not end_gpu_work({pid}):
-        stop_using_mps()
+        abandon_mps()
 
 
 def socket_folder(folder: Path) -> str:
@@ -58,7 +57,7 @@ def socket_folder(folder: Path) -> str:
     return str(folder / "pipe")
 
 
-def mark_stopped(folder: Path) -> None:
+def mark_abandoned(folder: Path) -> None:
     """Let new processes of a run compute without MPS."""
     with contextlib.suppress(OSError):  # the folder is gone if the cluster is lost
-        (folder / STOP_MARK).touch()
+        (folder / ABANDONED_MARK).touch()

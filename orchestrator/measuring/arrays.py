@@ -90,7 +90,12 @@ def _rescale(images: Images, limits: tuple[float, float] | None) -> _Rescaled:
         limits: Values of black and white. None if the user gave none.
     """
     # These import more than points need.
-    from tasks.sources.pixel_range import CLIPPED, choose_pixel_range, rescale_to_255
+    from tasks.sources.pixel_range import (
+        CLIPPED,
+        check_not_divided,
+        choose_pixel_range,
+        rescale_to_255,
+    )
 
     kind = images.dtype.kind
     shape = "x".join(map(str, images.shape[1:]))
@@ -98,6 +103,8 @@ def _rescale(images: Images, limits: tuple[float, float] | None) -> _Rescaled:
     if images.dtype != np.uint8 and kind in "uif" and images.size:
         values += f" in [{images.min():g}, {images.max():g}]"
     can_rescale = kind in "uif"
+    if limits is None and images.dtype == np.uint8 and images.ndim > 2:
+        check_not_divided("images", images)
     if limits is None:
         # Black and white of whole numbers are unknown.
         can_rescale = kind == "f" and images.ndim > 2

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.workspace import Workspace
 from search_spaces.errors import (
     ConfigError,
@@ -20,12 +22,18 @@ from search_spaces.errors import (
     nearest_path,
 )
 from search_spaces.specs import DatasetSpec, MeasureSpec, PreparedSpec, SubsetSpec
+from tasks.prepared.changes import changed_data_error
 from tasks.prepared.parts import SPLIT_CODES
+from tasks.prepared.preparation import Preparation
+from tasks.prepared.record import PreparedRecord
 from tasks.prepared.released_faults import check_no_given_split
 from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import make_subset
 from tasks.sources.base import UNKEYED, Listing, RawRequest, hash_key
 
+MIN_TEST_SIZE = 25
+"""Smallest number of test images without a note. The standard error of an accuracy is then at
+most 0.1."""
 MAX_NAMED = 20
 """Largest number of classes in a message."""
 
@@ -79,8 +87,8 @@ def check_feasible(
 ) -> dict[str, Listing]:
     """Raise an error if the data of a sweep are absent, contradictory or too few.
 
-    If your own data are not prepared yet, list their files to check labels, groups, splits and
-    file names. No image is opened.
+    The files of your own data are listed to check labels, groups, splits and file names. If such a
+    dataset is prepared already, its files must still fit it. No image is opened.
 
     Args:
         workspace: The sweep.
@@ -100,13 +108,22 @@ def check_feasible(
     unopened: dict[str, Listing] = {}
     for spec in plan.prepared:
         dataset = plan.datasets[spec.dataset]
-        dataset_images: Images | None = workspace.prepared.get(spec.prepared_id)
+        prepared = workspace.prepared.get(spec.prepared_id)
+        dataset_images: Images | None = prepared
         if dataset_images is None:
             dataset_images = _shipped_labels(dataset, spec)
-        if dataset_images is None and spec.dataset in sources:
-            key = names_key(workspace.paths.root)
+        if prepared is not None and spec.dataset in sources:
             try:
-                request = RawRequest(dataset, spec, sources[spec.dataset], key)
+                request = _request(workspace, spec, sources[spec.dataset])
+                _check_same_data(workspace, request, prepared.record)
+            except SweepError as error:
+                problems.append(error)
+                # The prepared images belong to other files, so do not check them.
+                images[spec.prepared_id] = None
+                continue
+        if dataset_images is None and spec.dataset in sources:
+            try:
+                request = _request(workspace, spec, sources[spec.dataset])
                 listing = workspace.listings.of(request)
                 unopened[spec.prepared_id] = listing
                 dataset_images = count_labels(listing)
@@ -126,6 +143,75 @@ def check_feasible(
             problems += _too_few_images(measure, dataset_images, is_named)
     collect(problems, DataError)
     return unopened
+
+
+def _request(workspace: Workspace, spec: PreparedSpec, source: Path) -> RawRequest:
+    """Return the request for a dataset of your own."""
+    key = names_key(workspace.paths.root)
+    return RawRequest(workspace.plan.datasets[spec.dataset], spec, source, key)
+
+
+def _check_same_data(workspace: Workspace, request: RawRequest, record: PreparedRecord) -> None:
+    """Raise an error if a prepared dataset cannot come from the files of a request.
+
+    Only classes and numbers of images are compared. A run also compares the images.
+
+    Raises:
+        DataError: The files cannot be listed, their classes differ, or a class has fewer files than
+            prepared images.
+    """
+    listing = workspace.listings.of(request)
+    change = ""
+    if listing.label_names != record.label_names:
+        new = ", ".join(listing.label_names[:MAX_NAMED])
+        old = ", ".join(record.label_names[:MAX_NAMED])
+        change = f"the classes are {new}, but the prepared dataset has the classes {old}"
+    counts = count_labels(listing)
+    if not change and counts is not None and not request.spec.dials:
+        num_files = np.bincount(counts.classes, minlength=len(counts.label_names))
+        for name, count in zip(counts.label_names, num_files.tolist(), strict=True):
+            num_prepared = record.num_images_per_label.get(name, 0)
+            if count < num_prepared and not change:
+                change = f"class {name} has {count:,} files, but {num_prepared:,} prepared images"
+    if change:
+        raise changed_data_error(request, change, workspace.paths.prepared(request.spec))
+
+
+def changed_own_data(workspace: Workspace) -> dict[str, int]:
+    """Return prepared datasets whose files changed, with the number of files.
+
+    The names, sizes or times of these files are not those of the preparation. A run then reads
+    all files again, and refuses them if they contain other images. Call :func:`check_feasible`
+    before.
+    """
+    sources = _own_sources(workspace, {})
+    num_files: dict[str, int] = {}
+    for spec in workspace.plan.prepared:
+        prepared = workspace.prepared.get(spec.prepared_id)
+        if prepared is None or spec.dataset not in sources:
+            continue
+        request = _request(workspace, spec, sources[spec.dataset])
+        listing = workspace.listings.of(request)
+        if Preparation(request, listing, listing.dtype).raw_id() != prepared.record.raw_id:
+            num_files[spec.dataset] = len(listing.items)
+    return num_files
+
+
+def small_size_notes(plan: SweepPlan) -> Iterator[str]:
+    """Yield sentences on a very small test set, and on batches with all training images."""
+    test_size = plan.sweep.test_size
+    if test_size < MIN_TEST_SIZE:
+        yield (
+            f"With test_size {test_size}, the standard error of an accuracy can be "
+            f"{0.5 / math.sqrt(test_size):.2g}. Choose a larger test_size, if there are enough "
+            "images."
+        )
+    batch_sizes = {trial.network.recipe.batch_size for trial in plan.trials}
+    if batch_sizes and min(batch_sizes) > plan.largest_size:
+        yield (
+            f"The batch size, {min(batch_sizes):,}, is larger than the largest train size, "
+            f"{plan.largest_size:,}. Each epoch then has only one training step."
+        )
 
 
 def _shipped_labels(dataset: DatasetSpec, spec: PreparedSpec) -> LabelCounts | None:

@@ -9,6 +9,7 @@ import json
 import os
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -295,8 +296,20 @@ def _plain_json(document: object, origin: str) -> bytes:
             return value.tolist()
         raise TypeError(repr(value)[:200])
 
+    def check_keys(pairs: list[tuple[str, object]]) -> None:
+        counts = Counter(key for key, _ in pairs)
+        repeated = next((key for key, count in counts.items() if count > 1), None)
+        if repeated is not None:
+            raise ConfigError(
+                f"{origin} has the key {repeated!r} twice in one mapping, once as a number and "
+                "once as text",
+                hint="Remove one of them",
+            )
+
     try:
-        return json.dumps(document, ensure_ascii=False, default=plain).encode()
+        text = json.dumps(document, ensure_ascii=False, default=plain)
+        json.loads(text, object_pairs_hook=check_keys)
+        return text.encode()
     except TypeError as error:
         raise ConfigError(
             f"{origin} has a value that is not allowed in a sweep file: {error}",

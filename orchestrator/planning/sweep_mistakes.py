@@ -72,14 +72,15 @@ def problem_of(detail: ErrorDetails, origin: str, document: Mapping[str, Any]) -
     keys = detail["loc"]
     if not keys:  # a rule about several keys
         return ConfigError(f"{origin}: {rule_of(detail['msg'])}")
-    dotted = ".".join(map(str, keys_in_file(keys, document)))
+    file_keys = keys_in_file(keys, document)
+    dotted = ".".join(map(str, file_keys))
     if detail["type"] == "extra_forbidden":
         return _unknown_key(detail["loc"], dotted)
     if detail["type"] == "missing":
         kind = "value" if isinstance(detail["loc"][-1], int) else "key"
         hint = {"recipe": RECIPE, "models": MODEL}.get(str(keys[0]), f"Add this {kind}")
         return ConfigError(f"The {kind} `{dotted}` is missing", hint=hint)
-    return _wrong_value(detail, dotted)
+    return _wrong_value(detail, file_keys)
 
 
 def keys_in_file(keys: Sequence[int | str], document: Mapping[str, Any]) -> tuple[int | str, ...]:
@@ -106,7 +107,8 @@ def keys_in_file(keys: Sequence[int | str], document: Mapping[str, Any]) -> tupl
             key = sorted(content, key=str)[key]
             if remaining:
                 remaining.popleft()  # the position in the pair: 0 for the key, 1 for the value
-        in_file.append(key)
+        # A key of a mapping is text, even if the file has a number: it is no index of a list.
+        in_file.append(str(key) if isinstance(content, Mapping) else key)
         content = _value_at(content, key)
     return tuple(in_file)
 
@@ -119,8 +121,9 @@ def _value_at(content: Any, key: int | str) -> Any:
         return None
 
 
-def _wrong_value(detail: ErrorDetails, dotted: str) -> ConfigError:
-    """Return the error that the value at a dotted key breaks a rule of the sweep file."""
+def _wrong_value(detail: ErrorDetails, keys: Sequence[int | str]) -> ConfigError:
+    """Return the error that the value at some keys breaks a rule of the sweep file."""
+    dotted = ".".join(map(str, keys))
     kind = detail["type"]
     value = detail["input"]
     shown = repr(value)[:MAX_SHOWN]
@@ -149,16 +152,16 @@ def _wrong_value(detail: ErrorDetails, dotted: str) -> ConfigError:
         return ConfigError(f"`{dotted}`: {rule}")
     place = f"`{dotted}`"
     if rule.startswith(VALUE_RULES):
-        place = _numbered(dotted)
+        place = _numbered(keys)
     return broken_rule(place, shown, rule)
 
 
-def _numbered(dotted: str) -> str:
-    """Return a dotted key in backticks. An index at its end becomes the number of a value."""
-    name, _, last = dotted.rpartition(".")
-    if not last.isdecimal():
-        return f"`{dotted}`"
-    return f"value {int(last) + 1} of `{name}`"
+def _numbered(keys: Sequence[int | str]) -> str:
+    """Return dotted keys in backticks. An index of a list becomes the number of a value."""
+    *names, last = keys
+    if isinstance(last, int):
+        return f"value {last + 1} of `{'.'.join(map(str, names))}`"
+    return f"`{'.'.join(map(str, keys))}`"
 
 
 def _unknown_key(keys: tuple[int | str, ...], dotted: str) -> ConfigError:
@@ -226,7 +229,8 @@ def unknown_names(document: dict[str, Any]) -> list[SweepError]:
         is_listed = own_data is None and choice.get("made") is None
         check(dataset_spec if is_listed else _check_free_name, choice.get("name"))
     check(_check_recipe, document.get("recipe"))
-    for name in document.get("estimators") or ():
+    estimators = document.get("estimators")
+    for name in estimators if isinstance(estimators, list | tuple) else ():
         check(_check_estimator, name)
     return problems
 

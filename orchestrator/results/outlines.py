@@ -19,7 +19,7 @@ from pathlib import Path
 from pydantic import ConfigDict
 
 from orchestrator.results.records import TrialRecord, missing_measurements
-from search_spaces.specs import Measurement, TrialSpec
+from search_spaces.specs import MeasurementRequest, TrialSpec
 from tasks.finding import Finding
 from tasks.trials.records import TrialStatus
 
@@ -56,7 +56,7 @@ class TrialOutline(Finding):
     has_predictions: bool
     peak_bytes: int
 
-    def lacks(self, requested: TrialSpec) -> tuple[Measurement, ...]:
+    def lacks(self, requested: TrialSpec) -> tuple[MeasurementRequest, ...]:
         """Return the measurements of ``requested`` that the result lacks."""
         lost_predictions = self.has_weights and not self.has_predictions
         return missing_measurements(self.spec, requested, lost_predictions=lost_predictions)

@@ -12,7 +12,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from search_spaces.specs import Domain, Measurement, MeasureSpec, PredictionMeasurement, TrialSpec
+from search_spaces.specs import (
+    Domain,
+    MeasurementRequest,
+    MeasureSpec,
+    PredictionRequest,
+    TrialSpec,
+)
 from tasks.finding import Finding
 from tasks.measures.records import MeasureResult
 from tasks.trials.records import SearchResult, TrialResult
@@ -166,7 +172,7 @@ class TrialRecord(ResultRecord):
     measured_at: float | None = None
     result: TrialResult
 
-    def lacks(self, requested: TrialSpec) -> tuple[Measurement, ...]:
+    def lacks(self, requested: TrialSpec) -> tuple[MeasurementRequest, ...]:
         """Return the measurements of ``requested`` that the result lacks."""
         has_weights = self.result.weights is not None
         has_predictions = self.result.predictions is not None
@@ -176,7 +182,7 @@ class TrialRecord(ResultRecord):
 
 def missing_measurements(
     performed: TrialSpec, requested: TrialSpec, *, lost_predictions: bool
-) -> tuple[Measurement, ...]:
+) -> tuple[MeasurementRequest, ...]:
     """Return the measurements of ``requested`` that a trial lacks.
 
     Args:
@@ -191,7 +197,7 @@ def missing_measurements(
     predictions = [
         measurement
         for measurement in requested.measurements
-        if isinstance(measurement, PredictionMeasurement)
+        if isinstance(measurement, PredictionRequest)
     ]
     return lacking + tuple(item for item in predictions if item not in lacking)
 

@@ -19,8 +19,8 @@ class Attempt:
     Attributes:
         number: number of attempts at the trial so far, in all runs.
         location: where the attempt runs; None until its worker has sent this.
-        node: address of the attempt's node; empty if unknown. A report contains it too, so it
-            may be known without a location.
+        node: address of the attempt's node; empty if unknown. The report of an attempt also sets
+            it, so it may be known while ``location`` is None.
         started_s: monotonic time at which Tune started the attempt, in seconds; infinite
             before.
     """

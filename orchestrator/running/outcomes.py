@@ -7,14 +7,16 @@ follows:
 - The retries decide whether the trial starts again, and after which pause.
 - The node health decides how long a failed GPU is not used, and when no node can run trials.
 
-Each outcome then appears in MLflow, in the terminal and in the trial's event log.
+Each outcome then appears in MLflow, in the terminal and in the trial's event log. Only the
+driver writes the records of trials. Workers store weights, predictions and checkpoints through
+an actor.
 """
 
 from __future__ import annotations
 
 from typing import cast
 
-from orchestrator.machine.mps import breaks_mps
+from orchestrator.machine.mps import may_break_mps
 from orchestrator.planning.redaction import without_secrets
 from orchestrator.results.records import FailureRecord, TrialFailure
 from orchestrator.running.attempts import Attempts
@@ -101,29 +103,32 @@ class Outcomes:
         with self._queue.stop_on_error():
             self._process_failure(trial_id, failure, process_ended=True)
 
-    def requeue_uncounted(self, trial_id: str, failure: TrialFailure, blamed_ids: set[str]) -> None:
+    def requeue_without_count(
+        self, trial_id: str, failure: TrialFailure, killed_ids: set[str]
+    ) -> None:
         """Queue a trial again that stopped because Tune failed; its attempt does not count.
 
-        Nothing else must be undone: the policies for memory and retries do not know of a
-        failure.
+        Only the number of the attempt must be undone: the policies for memory and retries were
+        not informed of a failure.
 
         Args:
-            trial_id: id of a trial that had no worker yet, or that did not cause the failure.
+            trial_id: id of a trial that had no worker yet, or whose worker Ray did not kill.
             failure: the failure of Tune's loop.
-            blamed_ids: ids of the trials that caused the failure; empty if unknown.
+            killed_ids: ids of the trials whose workers Ray killed because memory ran out; may be
+                empty.
         """
-        reason = f"Ray Tune ended: {failure.message} {', '.join(sorted(blamed_ids))}".strip()
+        reason = f"Ray Tune ended: {failure.message} {', '.join(sorted(killed_ids))}".strip()
         self._attempts.log_event(trial_id, "stopped", reason)
         self._attempts.of(trial_id).number -= 1
         self._retry_later(trial_id, 0.0)
         self._run.monitor.trial_stopped(trial_id)
 
-    def stop_using_mps(self, reason: str) -> None:
+    def abandon_mps(self, reason: str) -> None:
         """Let new trials compute without NVIDIA's MPS, and request shares that pay without it."""
         mps = self._run.cluster.mps
         if mps is not None and mps.is_used:
             consequence = self.resources.use_shares_without_mps()
-            mps.stop_using(reason, consequence)
+            mps.abandon(reason, consequence)
 
     def _report_to_node_health(self, trial_id: str, failure: TrialFailure) -> None:
         """Report a failure to the node health, which counts it if the node caused it.
@@ -208,7 +213,7 @@ class Outcomes:
         self._attempts.log_event(trial_id, "failed", f"{failure.kind}: {message}", log_text)
 
     def _protect_other_trials(self, trial_id: str, failure: TrialFailure) -> None:
-        """Quarantine the GPU and stop using MPS, if the failure shows that they are broken."""
+        """Quarantine the GPU and abandon MPS, if the failure shows that they are broken."""
         attempt = self._attempts.of(trial_id)
         location = attempt.location
         if failure.gpu and location is not None:
@@ -216,8 +221,8 @@ class Outcomes:
                 location.node, location.gpus, attempt.started_s
             )
             self._backend.quarantine(location, seconds)
-        if breaks_mps(failure):
-            self.stop_using_mps(f"{trial_id} failed ({failure.kind})")
+        if may_break_mps(failure):
+            self.abandon_mps(f"{trial_id} failed ({failure.kind})")
 
     def _remove(self, trial_id: str) -> None:
         """Remove a trial that has a result, or that gets no further attempt."""

@@ -127,7 +127,7 @@ def prepare_missing(
                 executor=named_executor,
                 max_skipped_share=options.max_skipped_share,
                 on_progress=show,
-                readers=_readers(name, folder, named_executor, monitor),
+                other_nodes=_readers(name, folder, named_executor, monitor),
                 listings=workspace.listings,
             )
         except SweepError as error:

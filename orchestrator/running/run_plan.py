@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from orchestrator.machine.gpus.this_machine import check_driver, smallest_gpu_here
-from orchestrator.planning.checks import check_feasible
+from orchestrator.planning.checks import changed_own_data, check_feasible
 from orchestrator.planning.costs.gpu_checks import gpu_check_folders
 from orchestrator.planning.costs.gpu_models import gpu_model
 from orchestrator.planning.estimate import estimate
@@ -39,6 +39,8 @@ class RunPlan:
         not_prepared: One row per dataset that a run would prepare. For the user's own data the
             row contains the path, the number of listed files, and the excluded and the
             doubtful files by reason.
+        changed: Number of files of the user's own datasets whose files changed since their
+            preparation, by dataset.
         extra_costs: Text about the cost of all work besides training.
     """
 
@@ -46,6 +48,7 @@ class RunPlan:
     cost: dict[str, Any]
     measures: list[dict[str, Any]]
     not_prepared: list[dict[str, Any]]
+    changed: dict[str, int]
     extra_costs: str
 
 
@@ -87,6 +90,7 @@ def plan_run(
         cost={**cost, **besides},
         measures=_measure_rows(workspace, state),
         not_prepared=_not_prepared(workspace, unopened),
+        changed=changed_own_data(workspace),
         extra_costs=extras_text(besides),
     )
 

@@ -16,9 +16,11 @@ running    failure, and it is not retried     ended
 running    Tune's loop fails                  as after a failure of the trial
 =========  =================================  ===================================
 
-:class:`~orchestrator.running.outcomes.Outcomes` processes results and failures. Only the
-driver writes the records of trials. Workers store weights, predictions and checkpoints through
-an actor.
+One failure of Tune's loop differs from the table: Ray killed workers because memory ran out. Then
+only the trials of these workers have failed. All other submitted and running trials wait again, and
+their attempts do not count.
+
+:class:`~orchestrator.running.outcomes.Outcomes` processes results and failures.
 
 An error that must stop the run is first stored in the queue. The next ``on_step_begin`` raises
 it, which ends Tune's loop.
@@ -132,7 +134,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     # Calls from Tune. It passes its own trial objects by the keywords `trial` and `trials`.
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Make a trial's images available to its worker, and show that it runs.
+        """Start the time limit of a trial, give its images to its worker, and show that it runs.
 
         For the first trial with these images, this call may read the images for seconds.
         """
@@ -176,7 +178,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         """
         mps = self._run.cluster.mps
         if self._queue.is_stopped and mps is not None:
-            mps.end_clients()
+            mps.end_gpu_work()
         self._queue.raise_if_stopped()
 
     def on_trial_result(
@@ -195,6 +197,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         trial_id = trial_id_of(trial)
         self._take_messages(wait=True)
         location = self._attempts.of(trial_id).location
+        # A process that the watchdog killed looks like a crash, so the watchdog is asked first.
         outcome = self._hang_failure(trial_id) or self._backend.outcome_of(trial, location)
         if isinstance(outcome, TrialReport):
             self._outcomes.process_report(trial_id, outcome)
@@ -213,7 +216,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
 
     def _hang_failure(self, trial_id: str) -> TrialFailure | None:
         """Return the failure of a trial that hung, with its GPU; None if the trial did not hang."""
-        failure = self._watchdog.failure(trial_id)
+        failure = self._watchdog.failure_of(trial_id)
         location = self._attempts.of(trial_id).location
         if failure is None or location is None or not location.num_gpus or not location.gpus:
             return failure
@@ -234,21 +237,21 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             "Ray Tune failed (%d times in a row)", self._outcomes.num_tune_failures, exc_info=error
         )
         failure = classify_broken_loop(error)
-        blamed_ids: set[str] = set()
+        killed_ids: set[str] = set()
         if failure.kind == FailureKind.OUT_OF_MEMORY:
-            blamed_ids = self._killed_for_memory()
+            killed_ids = self._killed_for_memory()
         # If Ray killed no worker, all trials with a worker count as failed.
-        failed_ids = blamed_ids or set(self._queue.running)
+        failed_ids = killed_ids or set(self._queue.running)
         if self._queue.running:
             # Tune calls nothing of isweep before it kills the processes.
-            self._outcomes.stop_using_mps(
-                "after an error, Ray Tune killed trials while they computed"
+            self._outcomes.abandon_mps(
+                "Ray Tune failed, and may have killed trials while they computed"
             )
         for trial_id in sorted(self._queue.submitted):
             if trial_id in failed_ids:
                 self._outcomes.process_death(trial_id, failure)
             else:
-                self._outcomes.requeue_uncounted(trial_id, failure, blamed_ids)
+                self._outcomes.requeue_without_count(trial_id, failure, killed_ids)
         if not self._backend.is_up() or self._outcomes.num_tune_failures > MAX_TUNE_FAILURES:
             run_error = SetupError(
                 f"Ray Tune cannot run trials: {failure.message}",
@@ -279,13 +282,18 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             return kill
 
         def end_work_and_kill() -> None:
-            mps.end_clients({location.pid})
+            mps.end_gpu_work({location.pid})
             kill()
 
         return end_work_and_kill
 
     def _take_messages(self, *, wait: bool = False) -> None:
-        """Process workers' messages: locations, epochs, and notes to the user."""
+        """Process workers' messages: locations, epochs, and notes to the user.
+
+        Args:
+            wait: True to wait for the answer of the queue of messages, so that no message that
+                was already sent is missed.
+        """
         now_ms = round(self._clock.time() * 1000)
         for message in self._backend.poll(wait=wait):
             trial_id = message.trial_id

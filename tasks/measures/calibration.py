@@ -4,10 +4,13 @@ If the dimension is high for the number of points, estimates from neighbor dista
 This bias also depends on the shape of the data. Data of different shapes also differ in other
 statistics of the distances, so the correction uses these statistics. It has three steps:
 
-1. Compute four statistics of the data: ``ln d`` by MLE; the change of ``ln d`` from k/2 to k
-   neighbors; the spread of ``ln T_k`` over points, relative to its spread at uniform density; and
-   the coefficient of variation of the distances between random pairs. T_k is the distance to the
-   k-th nearest neighbor.
+1. Compute four statistics of the data. T_k is the distance to the k-th nearest neighbor.
+
+   - ``ln d`` by MLE.
+   - The change of ``ln d`` from k/2 to k neighbors.
+   - ``ln`` of the spread of ``ln T_k`` over points, relative to its spread at uniform density.
+   - ``ln`` of the coefficient of variation of the distances between random pairs.
+
 2. Simulate the same statistics for each family of manifolds, with the same number of points, over a
    grid of dimensions. Between the dimensions of the grid, interpolate the statistics in ln d.
 3. Compute a posterior distribution of d by Bayes' rule, with a uniform prior over families and
@@ -130,7 +133,7 @@ PAIR_SLICE = 32
 HIGH_DIMENSION = 16
 """Dimension above which a note is added. For data outside all families, intervals above this
 dimension miss the true dimension more often than `LEVEL` allows."""
-MISFIT = 13.28
+MAX_MISFIT = 13.28
 """Misfit above which a note is added: the 99 % quantile of the chi-square distribution with four
 degrees of freedom."""
 
@@ -214,10 +217,10 @@ def calibrate(
         chosen_rows = np.sort(rng.choice(chosen_rows, MAX_POINTS, replace=False))
     num_points = len(chosen_rows)
     undefined = CalibratedDimension(None, None, None, num_points, num_neighbors, LEVEL, {})
-    least_points = 4 * num_neighbors
-    if num_points < least_points:
+    min_points = 4 * num_neighbors
+    if num_points < min_points:
         reason = (
-            f"the correction needs at least {least_points} distinct points, but there are "
+            f"the correction needs at least {min_points} distinct points, but there are "
             f"{num_points}"
         )
         return replace(undefined, reason=reason)
@@ -265,6 +268,8 @@ def statistics(
     variation = pair_distances.std() / pair_distances.mean()
     if min(inverse_at_half, inverse, spread, variation) <= 0:
         return None
+    # At uniform density, the standard deviation of ln T_k is about 1 / (d * sqrt(k)).
+    # `inverse` is 1 / d.
     relative_spread = spread / inverse * np.sqrt(num_neighbors)
     return np.array(
         [
@@ -364,7 +369,7 @@ def posterior(
     simulations: Simulations,
     num_points: int,
     num_neighbors: int,
-    ambient: int,
+    num_columns: int,
 ) -> CalibratedDimension:
     """Return the corrected dimension for the statistics of the data (step 3).
 
@@ -373,23 +378,24 @@ def posterior(
         simulations: Statistics of simulated manifolds.
         num_points: Number of points of the data, for the record.
         num_neighbors: k of the MLE, for the record.
-        ambient: Number of columns, which is the upper limit of the value and the interval.
+        num_columns: Number of columns, which is the upper limit of the value and the interval.
     """
     log_dimensions = simulations.log_dimensions
     grid = np.linspace(log_dimensions[0], log_dimensions[-1], 400)
     curves, noise = _curves(simulations, grid)
     weights, misfit = _weights(observed, curves, noise, VALUE_SPREAD)
     log_value = weights.sum(axis=0) @ grid
-    value = min(float(np.exp(log_value)), ambient)
-    cautious_weights, _ = _weights(observed, curves, noise, INTERVAL_SPREAD)
-    density = cautious_weights.sum(axis=0)
+    value = min(float(np.exp(log_value)), num_columns)
+    interval_weights, _ = _weights(observed, curves, noise, INTERVAL_SPREAD)
+    density = interval_weights.sum(axis=0)
     tail = (1 - LEVEL) / 2
-    # The limits are clipped at the end. A grid that stops at ``ambient`` would be wrong for data
-    # that fill all their columns.
+    last_percent = density[-4:]  # the last 1 % of the grid
+    # The limits are clipped at the end. A grid that stops at ``num_columns`` would be wrong
+    # for data that fill all their columns.
     log_ends = np.interp([tail, 1 - tail], density.cumsum(), grid)
-    low, high = np.minimum(np.exp(log_ends), ambient).tolist()
+    low, high = np.minimum(np.exp(log_ends), num_columns).tolist()
     notes = []
-    if misfit > MISFIT:
+    if misfit > MAX_MISFIT:
         notes.append(
             "The distances do not resemble those of any simulated family, so the corrected "
             "dimension may be wrong."
@@ -400,7 +406,7 @@ def posterior(
             "shapes. It was too low for images of known dimension, and too high for curved "
             "sheets."
         )
-    if density[-4:].sum() > tail and grid[-1] < np.log(ambient):
+    if last_percent.sum() > tail and grid[-1] < np.log(num_columns):
         notes.append(
             "The interval includes the largest simulated dimension, so the true dimension may "
             "be higher."
@@ -441,6 +447,8 @@ def _weights(
     centered = np.where(is_missing[..., None], 0, curves)
     centered -= centered.sum(axis=0) / num_present[:, None]
     centered[is_missing] = 0
+    # A missing family counts as a family without deviation: the sum is divided by the number
+    # of all families.
     between = np.einsum("fgi,fgj->gij", centered, centered) / len(curves)
     covariance = noise + spread * between + INTERPOLATION_ERROR**2 * np.eye(4)
     residual = np.where(is_missing[..., None], 0, observed - curves)

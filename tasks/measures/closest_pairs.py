@@ -20,11 +20,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from tasks.array_types import AnyArray, BoolArray
-from tasks.measures.tile_blocks import SquaredDistances, is_at_most, no_pair_value
+from tasks.measures.tile_blocks import SquaredDistances, is_pair_within, no_pair_value
 
 PAIRS_PER_SAMPLE = 1024
-"""Expected number of collected pairs inside one sample. Of 1,024 pairs, all have equal labels with
-a probability of about 1e-9, even if only 1 % of the images have another label than the rest."""
+"""Expected number of collected pairs inside one sample. If 1 % of the images have another
+label than the rest, 1,024 random pairs all have equal labels with probability 0.9802^1024,
+about 1e-9."""
 MAX_CLOSEST_PAIRS = 1 << 20
 """Largest capacity of a collection. This number of pairs takes 16 MiB."""
 PAIR_DTYPE = np.dtype(
@@ -71,12 +72,12 @@ class ClosestPairs:
 
     Attributes:
         capacity: Largest number of pairs after `prune`.
-        complete_below: The limit, a squared distance; infinite if no pair is missing.
+        limit: The limit, a squared distance; infinite if no pair is missing.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.complete_below = np.inf
+        self.limit = np.inf
         self._chunks = [np.zeros(0, PAIR_DTYPE)]
 
     @property
@@ -100,10 +101,10 @@ class ClosestPairs:
             first_row_position: Position of the block's first row.
             first_column_position: Position of the block's first column.
         """
-        if np.isinf(self.complete_below):
-            self.complete_below = self._block_limit(squared_distances)
+        if np.isinf(self.limit):
+            self.limit = self._block_limit(squared_distances)
         # This also adds the pairs at exactly the limit. `prune` removes them.
-        is_close = is_at_most(squared_distances, self.complete_below)
+        is_close = is_pair_within(squared_distances, self.limit)
         rows, columns = np.divmod(np.flatnonzero(is_close), is_close.shape[1])
         pairs = np.empty(len(rows), PAIR_DTYPE)
         pairs["squared"] = squared_distances[rows, columns]
@@ -117,9 +118,9 @@ class ClosestPairs:
     def _block_limit(self, squared_distances: SquaredDistances) -> float:
         """Return a first limit, so that not all pairs of the first block are added.
 
-        More than ``capacity`` pairs of the block are at or below the limit. The block contains each
-        pair at most twice. So the limit is the squared distance of the ``2 * capacity + 1``-th
-        closest entry. If the block has fewer entries, the limit is infinite.
+        The limit is the squared distance of the ``2 * capacity + 1``-th closest entry. A block
+        may contain each pair twice, so more than ``capacity`` pairs are at or below the limit.
+        If the block has fewer entries, the limit is infinite.
         """
         rank = 2 * self.capacity
         if squared_distances.size <= rank:
@@ -135,11 +136,11 @@ class ClosestPairs:
         squared = pairs["squared"]
         if len(squared) > self.capacity:
             closest_to_remove = float(np.partition(squared, self.capacity)[self.capacity])
-            self.complete_below = min(self.complete_below, closest_to_remove)
-        self._chunks = [pairs[squared < self.complete_below]]
+            self.limit = min(self.limit, closest_to_remove)
+        self._chunks = [pairs[squared < self.limit]]
 
     def merge(self, other: ClosestPairs) -> None:
         """Add the pairs of another collection, and prune."""
-        self.complete_below = min(self.complete_below, other.complete_below)
+        self.limit = min(self.limit, other.limit)
         self._chunks.append(other.pairs)
         self.prune()

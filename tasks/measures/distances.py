@@ -382,10 +382,11 @@ def as_bytes(source: BlockSource) -> BlockSource:
 
 
 def byte_units(rows: AnyArray) -> set[float]:
-    """Return the ``UNITS`` for which every value is a whole number from 0 to 255 times the unit.
+    """Return the units in which every value is a whole number.
 
-    For the unit 1/255, every value must be exactly the float that a division by 255 returns.
-    float16 is too coarse for this unit.
+    These are the ``UNITS`` for which each value of ``rows`` is k times the unit, with a whole
+    number k from 0 to 255. For the unit 1/255, every value must be exactly the float that a
+    division by 255 returns. float16 is too coarse for this unit.
     """
     if is_byte_dtype(rows.dtype):
         return {1.0}

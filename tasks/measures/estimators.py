@@ -405,9 +405,9 @@ def gride_at_scale(
         curvature = (logs**2 / (4 * np.sinh(half) ** 2)).sum()
         return float(num_points / dimension**2 + power * curvature)
 
-    # The score is decreasing and convex in d. So every Newton step ends below the root or at it.
-    # Steps from below converge to the root. The start, about d / ln 2, is above the root. The first
-    # step may end below zero, so each step is limited to half of the value.
+    # The score is decreasing and convex in d. The start, about d / ln 2, is above the root.
+    # The first Newton step ends below the root. It may end below zero, so each step is limited
+    # to half of the value. All steps from below converge to the root.
     value = num_points / total
     for _ in range(100):
         step = max(score(value) / information(value), -value / 2)

@@ -47,12 +47,14 @@ from tasks.measures.sharpness import (
     permuted_sharpness,
     summarize,
 )
-from tasks.measures.tile_blocks import widest_precision
+from tasks.measures.tile_blocks import widest_arithmetic
 from tasks.prepared.group_split import stratified_order
 from tasks.remote import Executor
 
 MAX_LISTED_CONFLICTS = 10
 """Largest number of conflicts that a result lists."""
+CONFLICT = "are equal to an image with another label"
+"""Words of the note on conflicts."""
 
 
 def measure_nested(
@@ -121,7 +123,7 @@ def measure_nested(
         sizes=tuple(records),
         conflict_pairs=tuple(row_check.conflicts[:MAX_LISTED_CONFLICTS]),
         settings=settings,
-        precision=searched.neighbors.precision,
+        precision=searched.neighbors.arithmetic,
         notes=_notes(records[-1], row_check.num_contradictory(sizes[-1]), scale),
         calibration=calibration,
     )
@@ -196,7 +198,7 @@ def measure_array(
     return result.model_copy(
         update={
             "sizes": (*subsets.sizes, *result.sizes),
-            "precision": widest_precision(subsets.precision, result.precision),
+            "precision": widest_arithmetic(subsets.precision, result.precision),
         }
     )
 
@@ -309,8 +311,8 @@ def _notes(
         )
     if num_contradictory:
         notes.append(
-            f"{num_contradictory} of {record.train_size} images are equal to an image with "
-            "another label. For such a pair, label sharpness is infinite. The printed K_F "
+            f"{num_contradictory} of {record.train_size} images {CONFLICT}. For "
+            "such a pair, label sharpness is infinite. The printed K_F "
             "excludes these pairs. The field conflict_pairs of the JSON lists at most "
             f"{MAX_LISTED_CONFLICTS} of them. isweep run refuses these images if they are "
             "more than 0.1 % of all images, unless you set --max-skipped-share."

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from tasks.array_types import BoolArray, FloatArray, IntArray
-from tasks.measures.tile_blocks import SquaredDistances, is_at_most
+from tasks.measures.tile_blocks import SquaredDistances, is_pair_within
 
-MANY_CANDIDATES = 4
+MAX_CANDIDATES_PER_NEIGHBOR = 4
 """If a block has on average more than this number times k candidates per row, only the k nearest
 candidates of each row are kept. With fewer candidates, this choice would take more time than it
 saves."""
@@ -45,8 +45,8 @@ class NeighborLists:
             part: These positions, as an index of the arrays of this object.
         """
         nearest_new = other.squared[:, 0]
-        kth_nearest = self.squared[part, -1]
-        may_change = np.isfinite(nearest_new) & (nearest_new <= kth_nearest)
+        kth_squared = self.squared[part, -1]
+        may_change = np.isfinite(nearest_new) & (nearest_new <= kth_squared)
         rows = np.arange(len(self.squared))[part][may_change]
         self._merge_rows(rows, other.squared[may_change], other.positions[may_change])
 
@@ -96,17 +96,17 @@ class NeighborLists:
         An entry at exactly the k-th distance is a candidate too, because its position may be
         smaller.
         """
-        kth_nearest = self.squared[result_rows, -1]
-        is_candidate = is_at_most(squared_distances, kth_nearest[:, None])
+        kth_squared = self.squared[result_rows, -1]
+        is_candidate = is_pair_within(squared_distances, kth_squared[:, None])
         num_rows, num_columns = squared_distances.shape
         k = self.squared.shape[1]
-        has_many = np.count_nonzero(is_candidate) > MANY_CANDIDATES * num_rows * k
+        has_many = np.count_nonzero(is_candidate) > MAX_CANDIDATES_PER_NEIGHBOR * num_rows * k
         if not has_many or k >= num_columns:
             return is_candidate
         # This happens in the first blocks of a train size, while the lists are nearly empty.
-        kth_in_block = np.partition(squared_distances, k - 1, axis=1)[:, k - 1]
-        limits = np.minimum(kth_nearest, kth_in_block)
-        return is_at_most(squared_distances, limits[:, None])
+        kth_squared_in_block = np.partition(squared_distances, k - 1, axis=1)[:, k - 1]
+        limits = np.minimum(kth_squared, kth_squared_in_block)
+        return is_pair_within(squared_distances, limits[:, None])
 
 
 class PaddedEntries(NamedTuple):

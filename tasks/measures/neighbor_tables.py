@@ -71,13 +71,13 @@ class NestedNeighbors:
             point with another label inside the same sample, infinite for positions outside the
             sample.
         sample_other_label_positions: Positions of these points, -1 outside the sample.
-        precision: ``EXACT`` for bytes. For floats, the widest dtype that a product needed.
+        arithmetic: ``EXACT`` for bytes. For floats, the widest dtype that a product needed.
     """
 
     tables: list[NeighborTable]
     sample_other_label_distances: FloatArray
     sample_other_label_positions: IntArray
-    precision: str
+    arithmetic: str
 
 
 def make_tables(job: SearchJob, result: SpanResult) -> NestedNeighbors:
@@ -100,7 +100,7 @@ def make_tables(job: SearchJob, result: SpanResult) -> NestedNeighbors:
         tables=_tables(result, job.train_sizes, unit_length),
         sample_other_label_distances=np.sqrt(sample_squared) * unit_length,
         sample_other_label_positions=sample_positions,
-        precision=result.precision,
+        arithmetic=result.arithmetic,
     )
 
 
@@ -117,21 +117,22 @@ def _tables(
         unit_length: Factor from the distances of the search to those of the tables.
     """
     all_positions = slice(None)
-    # After step i of the loop, these lists are those of the i-th train size.
-    neighbors = result.neighbors[0]
-    other_label = result.other_label_by_size[0]
+    # These lists are merged in place. After step i of the loop, they are those of the i-th train
+    # size.
+    merged_neighbors = result.neighbors[0]
+    merged_other_label = result.other_label_by_size[0]
     tables = []
     for size_index, size in enumerate(train_sizes):
         if size_index > 0:
-            neighbors.merge(result.neighbors[size_index], all_positions)
-            other_label.merge(result.other_label_by_size[size_index], all_positions)
+            merged_neighbors.merge(result.neighbors[size_index], all_positions)
+            merged_other_label.merge(result.other_label_by_size[size_index], all_positions)
         tables.append(
             NeighborTable(
-                distances=np.sqrt(neighbors.squared[:size]) * unit_length,
-                # Later sizes change these positions in place.
-                neighbor_positions=neighbors.positions[:size].copy(),
-                other_label_distances=np.sqrt(other_label.squared[:size, 0]) * unit_length,
-                other_label_positions=other_label.positions[:size, 0].copy(),
+                distances=np.sqrt(merged_neighbors.squared[:size]) * unit_length,
+                # Later sizes change these positions in place. The distances are new arrays.
+                neighbor_positions=merged_neighbors.positions[:size].copy(),
+                other_label_distances=np.sqrt(merged_other_label.squared[:size, 0]) * unit_length,
+                other_label_positions=merged_other_label.positions[:size, 0].copy(),
                 closest_pairs=_pair_list(result.closest_pairs[: size_index + 1], unit_length),
             )
         )
@@ -150,7 +151,7 @@ def _pair_list(pairs_by_size: Sequence[ClosestPairs], unit_length: float) -> Pai
     closest = ClosestPairs(sum(new_pairs.capacity for new_pairs in pairs_by_size))
     for new_pairs in pairs_by_size:
         closest.merge(new_pairs)
-    order = np.argsort(closest.pairs["squared"])
-    pairs = closest.pairs[order]
+    pairs = closest.pairs
+    pairs = pairs[np.argsort(pairs["squared"])]
     distances = np.sqrt(pairs["squared"]) * unit_length
     return PairList(distances, pairs["first"], pairs["second"])

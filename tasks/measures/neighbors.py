@@ -4,8 +4,8 @@ A *point* is an image, or another array of numbers. Three kinds of index occur h
 modules below:
 
 - A *source row* is an index of the points of the source.
-- A *position* is an index of the points that are measured, in the same order. It does not count
-  duplicates of earlier points, because these are not measured.
+- A *position* is an index of the measured points: the chosen source rows, in the same order.
+  Callers leave out duplicates of earlier points.
 - A *size index* i stands for the i-th train size, from 0. The train sizes are ascending. The
   training set of size n has the positions ``0 .. n-1``. A point or a pair has the size index of
   the first train size whose training set contains it.
@@ -24,8 +24,10 @@ The steps:
    size. It also merges the results of all tiles.
 5. :mod:`tasks.measures.neighbor_tables` merges the results of each train size and all smaller ones.
 
-The whole matrix of distances is never in memory. A process that computes a tile mainly has these
-arrays. Their sizes are upper limits:
+The whole matrix of distances is never in memory. A tile has two spans, its rows and its
+columns. A span has at most 16,384 positions, or 262,144 if there is only one worker. For
+bytes, the columns are read in *pieces* of at most 256 rows. A process that computes a tile
+mainly has these arrays. Their sizes are upper limits:
 
 ============================  ====================  ================================================
 array                         shape                 size
@@ -43,9 +45,8 @@ results: other label          (span, 1)             16 bytes an entry; per sampl
 results: closest pairs        (num_pairs,)          32 MiB; per train size, only with samples
 ============================  ====================  ================================================
 
-If the source is an array without duplicates, rows and columns are views, which need no memory. A
-tile has two spans, its rows and its columns. A span has at most 16,384 positions, or 262,144 if
-there is only one worker. The process that merges the tiles has results for all positions.
+If the source is an array without duplicates, rows and columns are views, which need no memory.
+The process that merges the tiles has results for all positions.
 """
 
 from __future__ import annotations

@@ -327,7 +327,8 @@ def one_array(name: str, values: Any) -> AnyArray:
         values: An array, or a list of arrays or numbers.
 
     Raises:
-        DataError: If a value is masked, if the shapes differ, or if there is only one value.
+        DataError: If a value is masked, if the shapes differ, or if ``values`` is a single
+            number.
     """
     _check_unmasked(name, values)
     try:
@@ -394,12 +395,13 @@ def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
             f"Images have the shape ({source.num_rows},), but an axis for the pixels is missing",
             hint=SHAPES,
         )
-    if source.num_rows == 0 or 0 in source.row_shape:
+    shape = (source.num_rows, *source.row_shape)
+    if source.num_rows == 0:
         raise DataError(
-            f"The {source.num_rows} images have the shape {source.row_shape}, so they contain "
-            "no pixel",
-            hint=SHAPES,
+            f"The array of shape {shape} contains no images", hint="Pass at least one image"
         )
+    if 0 in shape:
+        raise DataError(f"The array of shape {shape} contains images without pixels", hint=SHAPES)
     return source
 
 

@@ -25,7 +25,7 @@ from tasks.remote import Executor
 NEAR_MINIMUM = 1 + 4e-5
 """Distances up to this factor times the smallest one are computed again in float64, because one of
 them may be the true minimum. Each distance has a relative error of up to 1e-5. So two equal
-distances are computed as numbers that differ by at most 2e-5. The limit is twice that."""
+distances are computed as numbers that differ by at most 2e-5. The factor allows twice that."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class SearchedImages:
         sample_slice = self.sample_slices[size_index]
         distances = table.other_label_distances.copy()
         sample_distances = search.sample_other_label_distances[sample_slice, positions].copy()
-        if search.precision != EXACT:
+        if search.arithmetic != EXACT:
             self._refine_minimum(distances, table.other_label_positions)
             partners = search.sample_other_label_positions[sample_slice, positions]
             for sample_index in range(len(sample_distances)):

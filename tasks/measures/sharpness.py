@@ -59,8 +59,9 @@ class SharpnessScale:
 class LabelSharpness:
     """A label sharpness with its range over samples and its scale.
 
-    The maximum of 1/distance is computed in each of several samples. If there are not more images
-    than a sample has, all images are the only sample. Stored records use the names of the fields.
+    The maximum of 1/distance is computed in each of several samples. If the number of images
+    is at most the sample size, all images form the only sample. Stored records use the names
+    of the fields.
 
     Attributes:
         value: The mean, over samples, of the maximum of 1/distance. Unit: 1/pixel value. None if it
@@ -209,7 +210,7 @@ def summarize(
     Returns:
         The record, without the permuted baseline. Its value is None if no pair in a sample has
         different labels, or if the distance of the closest such pair is zero or infinite. The
-        record then has a reason. The maximum over all images may be defined nevertheless.
+        record then has a reason. ``pair_value`` may be defined nevertheless.
     """
     sampled_labels = labels
     if len(nearest.sample_masks):

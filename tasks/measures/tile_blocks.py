@@ -36,9 +36,10 @@ from tasks.measures.distances import (
 from tasks.measures.products import choose_product
 
 EXACT = "exact integer"
-"""The ``precision`` of distances that were computed in integers."""
-PRECISIONS = (EXACT, "float32", "float64")
-"""All values of ``precision``, from the narrowest to the widest."""
+"""The ``arithmetic`` of distances that were computed in integers."""
+ARITHMETICS = (EXACT, "float32", "float64")
+"""All values of ``arithmetic``. If blocks needed different ones, the result has the last of
+them in this order."""
 PIECE_ROWS = 256
 """Largest number of rows in a piece. With small pieces, a tile on the diagonal computes little more
 than half of its square. A block also stays in the processor's cache while it is added to the
@@ -52,9 +53,9 @@ SquaredDistances = AnyArray
 """Squared distances of a block, ``(num_rows, num_columns)``, float32, float64, int32 or int64."""
 
 
-def widest_precision(first: str, second: str) -> str:
-    """Return the wider of two ``PRECISIONS``."""
-    return max(first, second, key=PRECISIONS.index)
+def widest_arithmetic(first: str, second: str) -> str:
+    """Return the later of two ``ARITHMETICS``."""
+    return max(first, second, key=ARITHMETICS.index)
 
 
 class Span(NamedTuple):
@@ -86,13 +87,13 @@ def no_pair_value(dtype: np.dtype[Any]) -> Any:
     return dtype.type(2**47)
 
 
-def is_at_most(squared_distances: SquaredDistances, limits: FloatArray | float) -> BoolArray:
-    """Return True for each entry of a block that is a pair and is at most a limit.
+def is_pair_within(squared_distances: SquaredDistances, limits: FloatArray | float) -> BoolArray:
+    """Return True for each entry of a block that is a pair and whose distance is within a limit.
 
     Args:
         squared_distances: ``(num_rows, num_columns)``.
-        limits: One limit, or one per row, ``(num_rows, 1)``. An infinite limit admits every
-            pair, but not the entries that mark "no pair".
+        limits: One limit, or one per row, ``(num_rows, 1)``. A distance may equal its limit.
+            An infinite limit selects every pair, but not the entries that mark "no pair".
     """
     dtype = squared_distances.dtype
     largest = float(no_pair_value(dtype)) - 1
@@ -184,16 +185,16 @@ class SearchJob:
 
 
 class TileBlock(NamedTuple):
-    """The squared distances between two spans, and the widest precision of its tile so far."""
+    """The squared distances between two spans, and the widest arithmetic of its tile so far."""
 
     rows: Span
     columns: Span
     squared: SquaredDistances
-    precision: str
+    arithmetic: str
 
     def transposed(self) -> TileBlock:
         """Return the same distances from columns to rows."""
-        return TileBlock(self.columns, self.rows, self.squared.T, self.precision)
+        return TileBlock(self.columns, self.rows, self.squared.T, self.arithmetic)
 
 
 def blocks_of_tile(job: SearchJob, rows: Span, columns: Span) -> Iterator[TileBlock]:
@@ -239,22 +240,23 @@ def _byte_blocks(
     held_rows = max(held_rows // piece_rows, 1) * piece_rows
     product = choose_product(job.multiply_adds_per_worker, job.precision.device)
     # Each piece is read again for every set of held rows, but its norms are computed only once.
-    norms: dict[Span, IntArray] = {}
+    norms_by_piece: dict[Span, IntArray] = {}
     with ThreadPoolExecutor(1) as pool:
         for held_span in cut_span(rows, held_rows):
-            a = job.read(held_span)
+            held = job.read(held_span)
             later_columns = columns
             if rows == columns:
                 later_columns = Span(held_span.stop, columns.stop)
-                products = gram(a, a, product)
-                norms_a: IntArray = products.diagonal().astype(np.int64)
-                yield from _blocks_within(products, norms_a, held_span, piece_rows)
+                products = gram(held, held, product)
+                held_norms: IntArray = products.diagonal().astype(np.int64)
+                yield from _blocks_within(products, held_norms, held_span, piece_rows)
             else:
-                norms_a = squared_norms(a, product)
-            for piece, b in job.stream(cut_span(later_columns, piece_rows), pool):
-                if piece not in norms:
-                    norms[piece] = squared_norms(b, product)
-                squared = expand(gram(a, b, product), norms_a, norms[piece])
+                held_norms = squared_norms(held, product)
+            for piece, columns_of_piece in job.stream(cut_span(later_columns, piece_rows), pool):
+                if piece not in norms_by_piece:
+                    norms_by_piece[piece] = squared_norms(columns_of_piece, product)
+                products = gram(held, columns_of_piece, product)
+                squared = expand(products, held_norms, norms_by_piece[piece])
                 yield TileBlock(held_span, piece, squared, EXACT)
 
 
@@ -281,6 +283,7 @@ def _blocks_within(
             above = earlier.relative_to(held_span)
             squared = expand(products[above, inside], norms[above], norms[inside])
             yield TileBlock(earlier, piece, squared, EXACT)
+        # Entries below the diagonal may be missing, so the upper triangle is mirrored.
         symmetric = np.triu(products[inside, inside])
         symmetric += np.triu(symmetric, 1).T
         squared = expand(symmetric, norms[inside], norms[inside])

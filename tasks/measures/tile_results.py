@@ -41,7 +41,7 @@ from tasks.measures.tile_blocks import (
     Span,
     SquaredDistances,
     TileBlock,
-    widest_precision,
+    widest_arithmetic,
 )
 
 
@@ -58,7 +58,7 @@ class SpanResult:
             one neighbor.
         closest_pairs: The closest of the new pairs of each train size; empty if no closest pairs
             are requested.
-        precision: The widest precision that a product has needed.
+        arithmetic: The widest arithmetic that a product has needed.
     """
 
     def __init__(self, job: SearchJob, span: Span) -> None:
@@ -69,7 +69,7 @@ class SpanResult:
         self.other_label_by_size = [NeighborLists(num_positions, 1) for _ in sizes]
         self.other_label_by_sample = [NeighborLists(num_positions, 1) for _ in job.samples]
         self.closest_pairs = [ClosestPairs(max_pairs) for max_pairs in job.max_pairs_by_size]
-        self.precision = EXACT if job.is_exact else job.precision.dtype
+        self.arithmetic = EXACT if job.is_exact else job.precision.dtype
 
     def merge(self, other: SpanResult) -> None:
         """Merge the result of a part of this span into this result, in place."""
@@ -78,7 +78,7 @@ class SpanResult:
             lists.merge(other_lists, part)
         for pairs, other_pairs in zip(self.closest_pairs, other.closest_pairs, strict=True):
             pairs.merge(other_pairs)
-        self.precision = widest_precision(self.precision, other.precision)
+        self.arithmetic = widest_arithmetic(self.arithmetic, other.arithmetic)
 
     def _all_lists(self) -> list[NeighborLists]:
         return [*self.neighbors, *self.other_label_by_size, *self.other_label_by_sample]
@@ -99,9 +99,9 @@ def add_block(
     sides = [(row_result, block)]
     if block.rows != block.columns:  # a block on the diagonal already contains each pair twice
         sides.append((column_result, block.transposed()))
-    # Both sides can be added at the same time. They change different positions, and only the block
-    # above the diagonal adds closest pairs: `_add_sub_block` ignores the transposed block. The
-    # threads are those of the matrix products, which are idle now.
+    # Both sides can be added at the same time, because they change different positions. Closest
+    # pairs are added only for the block above the diagonal, not for the transposed one, see
+    # `_add_sub_block`. The threads are those of the matrix products, which are idle now.
     in_threads(lambda side: _add_side(job, *side), sides)
 
 

@@ -72,15 +72,15 @@ def search_tile(job: SearchJob, row_span: Span, column_span: Span) -> list[SpanR
     if row_span != column_span:
         column_result = SpanResult(job, column_span)
         span_results.append(column_result)
-    precision = row_result.precision
+    arithmetic = row_result.arithmetic
     for block in blocks_of_tile(job, row_span, column_span):
-        precision = block.precision
+        arithmetic = block.arithmetic
         if block.rows == block.columns:  # a point is not its own neighbor
             np.fill_diagonal(block.squared, no_pair_value(block.squared.dtype))
         add_block(job, row_result, column_result, block)
     for result in span_results:
-        # The last block has the widest precision, because precision never narrows within a tile.
-        result.precision = precision
+        # The last block has the widest arithmetic, which never narrows within a tile.
+        result.arithmetic = arithmetic
         for pairs in result.closest_pairs:
             pairs.prune()
     return span_results

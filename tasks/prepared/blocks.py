@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from search_spaces.errors import DataError
-from tasks.prepared.parts import Image, Part, load_part, read_block, read_part, save_part
+from tasks.prepared.parts import (
+    Image,
+    Part,
+    load_part,
+    prepare_and_save_block,
+    prepare_block,
+    save_part,
+)
 from tasks.prepared.preparation import Preparation
 from tasks.prepared.table import ImageTable, Rows
 from tasks.sources.base import Item, RawRequest
@@ -99,7 +106,7 @@ def read_blocks(
     preparation: Preparation,
     blocks: Sequence[Block],
     executor: Executor,
-    readers: Executor | None,
+    other_nodes: Executor | None,
     on_progress: Progress,
 ) -> list[Part]:
     """Read every block that has no part yet.
@@ -108,9 +115,9 @@ def read_blocks(
         preparation: The dataset and its raw files.
         blocks: The blocks.
         executor: Runs tasks on nodes that have the raw download and the folder of the parts.
-        readers: Runs tasks on other nodes, which may have the raw download. Such a task reads a
-            block only if the node's files have the listed names, sizes and times. This process
-            writes the part. ``executor`` reads all other blocks.
+        other_nodes: Runs tasks on other nodes, which may have the raw download. Such a task
+            reads a block only if the node's files have the listed names, sizes and times. This
+            process writes the part. ``executor`` reads all other blocks.
         on_progress: Function that is called after every block.
 
     Returns:
@@ -119,14 +126,14 @@ def read_blocks(
     parts = _Parts(blocks, on_progress)
     for index, block in enumerate(blocks):
         parts.add(index, load_part(block.stem))
-    if readers is not None and preparation.request.raw is not None:
-        _read_elsewhere(preparation, blocks, parts, readers)
+    if other_nodes is not None and preparation.request.raw is not None:
+        _read_elsewhere(preparation, blocks, parts, other_nodes)
     missing = parts.missing()
     calls = (
         (preparation.request, blocks[index].items, blocks[index].stem, preparation.dtype)
         for index in missing
     )
-    for call_index, part in executor.map_unordered(read_part, calls):
+    for call_index, part in executor.map_unordered(prepare_and_save_block, calls):
         parts.add(missing[call_index], part)
     return parts.in_order()
 
@@ -143,13 +150,13 @@ def read_again(
     """
     parts = _Parts(blocks, on_progress)
     for index, block in enumerate(blocks):
-        part, _ = read_block(preparation.request, block.items, preparation.dtype)
+        part, _ = prepare_block(preparation.request, block.items, preparation.dtype)
         parts.add(index, part)
     return parts.in_order()
 
 
 def _read_elsewhere(
-    preparation: Preparation, blocks: Sequence[Block], parts: _Parts, readers: Executor
+    preparation: Preparation, blocks: Sequence[Block], parts: _Parts, other_nodes: Executor
 ) -> None:
     """Read missing parts on nodes that have the same files. Write these parts in this process."""
     missing = parts.missing()
@@ -158,7 +165,9 @@ def _read_elsewhere(
     for index in missing:
         block = blocks[index]
         calls.append((shared, block.items, block.stem.name))
-    for call_index, result in readers.map_unordered(read_if_same, calls, spread=True):
+    for call_index, result in other_nodes.map_unordered(
+        prepare_block_if_files_match, calls, spread=True
+    ):
         if result is None:
             continue
         part, images = result
@@ -174,7 +183,7 @@ def _read_elsewhere(
         )
 
 
-def read_if_same(
+def prepare_block_if_files_match(
     preparation: Preparation, items: Sequence[Item], name: str
 ) -> tuple[Part, list[Image]] | None:
     """Read a block if this node has the listed files; otherwise return None."""
@@ -182,7 +191,7 @@ def read_if_same(
         is_same = preparation.part_name(items) == name
     except (DataError, OSError):
         return None
-    return read_block(preparation.request, items, preparation.dtype) if is_same else None
+    return prepare_block(preparation.request, items, preparation.dtype) if is_same else None
 
 
 def reading_order(request: RawRequest, items: Sequence[Item]) -> Rows | None:
@@ -193,8 +202,9 @@ def reading_order(request: RawRequest, items: Sequence[Item]) -> Rows | None:
         items: The listed items.
 
     Returns:
-        The indices of the items. Items of a compressed tar are in the order of the tar. None if no
-        compressed tar contains several items.
+        The indices of the items: first all other items, in listed order; then the items of
+        each compressed tar, in the order of the tar. None if no compressed tar contains
+        several items.
     """
     tars = [_packed_tar(item.locator) for item in items]
     positions: dict[Tar, dict[str, int]] = {}
@@ -223,8 +233,10 @@ def _packed_tar(locator: str) -> Tar:
     return ()
 
 
-def listed_order(images: ImageTable, parts: Sequence[Part], order: Rows | None) -> ImageTable:
-    """Return images in the order of the listed items.
+def restore_listed_order(
+    images: ImageTable, parts: Sequence[Part], order: Rows | None
+) -> ImageTable:
+    """Return images in the order of the listed items, after a reading in another order.
 
     Args:
         images: The images in the order of reading.
@@ -233,10 +245,12 @@ def listed_order(images: ImageTable, parts: Sequence[Part], order: Rows | None) 
     """
     if order is None:
         return images
+    # The place of each image's item in the order of reading.
     read_positions = []
     start = 0
     for part in parts:
         read_positions.append(start + part.rows["item"])
         start += part.num_items
+    # `order` has the place in the listing of each place in the order of reading.
     listed_positions = order[np.concatenate(read_positions)]
     return images.take(np.argsort(listed_positions, kind="stable"))

@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from search_spaces.errors import plural
+from search_spaces.errors import DataError, plural
 from tasks.prepared.blocks import Block
 from tasks.prepared.parts import Part, digest
 from tasks.prepared.preparation import Preparation
 from tasks.prepared.record import PreparedRecord, fingerprint_of
 from tasks.prepared.store import PreparedDataset, replace_record
 from tasks.prepared.table import ImageTable
+from tasks.sources.base import RawRequest
 
 logger = logging.getLogger(__name__)
 ROWS_AT_ONCE = 256
@@ -78,21 +79,32 @@ def check_same_content(
         )
     if not changes:
         changes.append("the images are equal, but their labels, order, groups or splits differ")
-    hint = (
-        "Restore the old files, or choose another name for the new data, or another --root. "
-        f"To replace the prepared data, delete the folder {destination}. All trials of this "
-        "dataset are then trained again"
-    )
+    hint = ""
     if request.spec.max_images_per_class is not None:
         hint += (
             ". With max_images_per_class, isweep chooses other images if you add or remove a file"
         )
     if new_locators or new_skips:
         hint += ". To find the file of a hash, run `isweep locate HASH --raw DIR`"
-    raise request.error(
-        "the files or label_map have changed since the dataset was prepared "
-        f"({'; '.join(changes)})",
-        hint=hint,
+    raise changed_data_error(request, "; ".join(changes), destination, hint)
+
+
+def changed_data_error(
+    request: RawRequest, changes: str, destination: Path, hint: str = ""
+) -> DataError:
+    """Return the error that the files of a dataset are not those of its preparation.
+
+    Args:
+        request: The dataset and its raw files as they are now.
+        changes: The differences in words.
+        destination: The folder of the prepared dataset.
+        hint: Further sentences for the hint. They begin with a period.
+    """
+    return request.error(
+        f"the files or label_map have changed since the dataset was prepared ({changes})",
+        hint="Restore the old files, or choose another name for the new data, or another --root. "
+        f"To replace the prepared data, delete the folder {destination}. All trials of this "
+        f"dataset are then trained again{hint}",
     )
 
 

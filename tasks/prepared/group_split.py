@@ -76,7 +76,8 @@ def split_by_group(
     Args:
         candidates: The images to split.
         test_size: Number of test images.
-        rng: Random generator for the order of images and groups; None for stored order (F6).
+        rng: Random generator for the order of images and groups; None keeps the stored
+            order, as the released code does (fault F6).
         groups: ``(num_candidates,)`` group ids. They are ``candidates.groups``, or one group per
             image if the split ignores groups.
         balanced: True for equal numbers of images of all classes; False for proportional numbers.
@@ -140,7 +141,7 @@ def draw_held_out(
     min_groups = int(np.ceil(MIN_TEST_GROUP_SHARE * num_groups))
     has_test_split = bool((splits == GivenSplit.TEST).any())
     if has_test_split:
-        min_groups = num_groups
+        min_groups = num_groups  # the user chose the test images, so all their groups are used
     drawn = []
     for label, quota in enumerate(quotas.tolist()):
         class_images = eligible[labels[eligible] == label]
@@ -172,7 +173,8 @@ def _one_per_group_first(
     Args:
         class_images: Indices of the images of one class, in the order of their groups' ranks.
         ranks: ``(num_images,)`` rank of the group of each image, from 0.
-        min_groups: Number of groups from which images are chosen; more if the quota needs more.
+        min_groups: Smallest number of groups to choose from, in the order of their ranks. If
+            the quota needs more groups, more are used.
         quota: Number of images to choose.
     """
     if quota == 0:
@@ -209,7 +211,8 @@ def stratified_order(
 
     The weight of a class is its number of images. If ``balanced``, all weights are 1, so the
     classes alternate. The j-th image of a class, from 0, has the key (j + 1/2) / weight. Images are
-    sorted by this key.
+    sorted by this key. Example with 4 images of class A and 2 of class B: the keys are 1/8,
+    3/8, 5/8 and 7/8 for A, and 1/4 and 3/4 for B. The order is A B A A B A.
 
     Args:
         labels: ``(num_images,)`` labels.

@@ -15,9 +15,9 @@ from tasks.sources.base import HASH_PATTERN, UNKEYED, Listing, RawRequest
 
 PATIENTS_AS_CLASSES = "classes are numbered like patients; if they are, give the folder above"
 """Possible problem of a folder: its subfolders may be patients instead of classes."""
-MIN_NUMBERED = 5
+MIN_NUMBERED_CLASSES = 5
 """Smallest number of classes with numbered names that are assumed to be patients."""
-NUMBERED = re.compile(r"(.*\D)\d+")
+NUMBERED_NAME = re.compile(r"(.*\D)\d+")
 """A name that ends with a word or letter and a number: p07, patient_12."""
 
 Key = tuple[DatasetSpec, PreparedSpec | None, str | None]
@@ -60,13 +60,13 @@ def _key(request: RawRequest) -> Key:
     return dataset, None if is_own else request.spec, raw
 
 
-def are_like_patients(class_names: Sequence[str]) -> bool:
+def look_like_patients(class_names: Sequence[str]) -> bool:
     """Return whether class names look like patients: one word with different numbers."""
     words = set()
     for name in class_names:
-        numbered = NUMBERED.fullmatch(name)
+        numbered = NUMBERED_NAME.fullmatch(name)
         words.add(numbered[1] if numbered else name)
-    return len(class_names) >= MIN_NUMBERED and len(words) == 1
+    return len(class_names) >= MIN_NUMBERED_CLASSES and len(words) == 1
 
 
 def list_raw(request: RawRequest) -> Listing:
@@ -81,13 +81,14 @@ def list_raw(request: RawRequest) -> Listing:
     try:
         listing = source_for(dataset.source).list_items(request)
     except DataError as error:
-        # isweep locate needs hashes that were made with the key of a root.
+        # `isweep locate` finds only hashes that were made with the key of a root. So without a
+        # key (`isweep measure`), this hint is left out.
         if request.key == UNKEYED or not HASH_PATTERN.search(error.problem):
             raise
         hints = [error.hint, "To find the file of a hash, run `isweep locate HASH --raw DIR`"]
         raise DataError(error.problem, hint=". ".join(filter(None, hints))) from None
     if listing.items:
-        if current_name(dataset.source) == "folder" and are_like_patients(listing.label_names):
+        if current_name(dataset.source) == "folder" and look_like_patients(listing.label_names):
             flags = {**listing.flags, PATIENTS_AS_CLASSES: len(listing.items)}
             return replace(listing, flags=flags)
         return listing

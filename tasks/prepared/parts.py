@@ -40,7 +40,7 @@ Image = AnyArray
 PixelType = Literal["uint8", "float32"]
 SPLIT_CODES: dict[Split, GivenSplit] = {split: code for code, split in ITEM_SPLITS.items()}
 """Code of a given split by its name in an item."""
-IMAGE = np.dtype(
+METADATA_DTYPE = np.dtype(
     [
         ("item", "<i4"),
         ("label", "<i8"),
@@ -54,12 +54,14 @@ IMAGE = np.dtype(
 ``group``: keyed hash of the group. ``patient``: keyed hash of the patient in the image header, 0 if
 unknown. ``split``: code of the given split. ``digest``: SHA-256 of the prepared pixels.
 """
-FORM = "mode, size or conversion of the raw image"
-"""Name of the one trait that every image has."""
+FORMAT_TRAIT = "mode, size or conversion of the raw image"
+"""Name of the trait that every image has: its color mode, size and conversions."""
 COLOR = "colour"
-"""First word of the trait :data:`FORM` of a raw color image, as prepared datasets store it."""
+"""First word of the :data:`FORMAT_TRAIT` of a raw color image. Prepared datasets store it, so
+do not change its spelling."""
 GRAY = "grey"
-"""First word of the trait :data:`FORM` of a raw gray image, as prepared datasets store it."""
+"""First word of the :data:`FORMAT_TRAIT` of a raw gray image. It is stored like
+:data:`COLOR`."""
 
 
 class Skip(NamedTuple):
@@ -80,7 +82,7 @@ class TraitCount(NamedTuple):
     Attributes:
         label: Class index.
         name: Name of the trait.
-        value: Keyed hash of the value. The trait :data:`FORM` has its plain value.
+        value: Keyed hash of the value. The trait :data:`FORMAT_TRAIT` has its plain value.
         num_images: Number of images.
     """
 
@@ -92,11 +94,12 @@ class TraitCount(NamedTuple):
 
 @dataclass
 class Part:
-    """Metadata of the images of one block of items.
+    """Metadata of the images of one block of items. The images are in a file of their own.
 
     Attributes:
         num_items: Number of items in the block.
-        rows: ``(num_images,)`` metadata of type :data:`IMAGE`, in the order of the items.
+        rows: ``(num_images,)`` metadata of type :data:`METADATA_DTYPE`, in the order of the
+            items.
         skipped: Items that cannot be used.
         conversions: Conversions of pixels, with the number of converted images.
         flags: Possible problems of the images, with the number of affected images.
@@ -104,14 +107,14 @@ class Part:
     """
 
     num_items: int = 0
-    rows: NDArray[np.void] = field(default_factory=lambda: np.zeros(0, IMAGE))
+    rows: NDArray[np.void] = field(default_factory=lambda: np.zeros(0, METADATA_DTYPE))
     skipped: list[Skip] = field(default_factory=list)
     conversions: Counter[str] = field(default_factory=Counter)
     flags: Counter[str] = field(default_factory=Counter)
     traits: list[TraitCount] = field(default_factory=list)
 
 
-def read_part(
+def prepare_and_save_block(
     request: RawRequest,
     items: Sequence[Item],
     stem: Path,
@@ -125,12 +128,12 @@ def read_part(
         stem: Path of the part files without file extension.
         dtype: Type of the prepared pixels.
     """
-    part, images = read_block(request, items, dtype)
+    part, images = prepare_block(request, items, dtype)
     save_part(stem, part, images)
     return part
 
 
-def read_block(
+def prepare_block(
     request: RawRequest, items: Sequence[Item], dtype: PixelType
 ) -> tuple[Part, list[Image]]:
     """Read one block of items. Return the metadata of the images, and the images in order."""
@@ -140,27 +143,27 @@ def read_block(
     traits: Counter[tuple[int, str, str]] = Counter()
     reader = source_for(request.dataset.source).reader(request)
     for position, item in enumerate(items):
-        locator = keyed_hash(request.key, item.locator)
+        locator_hash = keyed_hash(request.key, item.locator)
         try:
             prepared = _read_item(reader, item, request, dtype)
         except SkipItem as skip:
-            part.skipped.append(Skip(hash_text(locator), skip.reason))
+            part.skipped.append(Skip(hash_text(locator_hash), skip.reason))
             continue
         for image, label, sample in prepared:
             images.append(image)
-            group = locator  # an image without a group is the only image of its group
+            group_hash = locator_hash  # an image without a group is the only image of its group
             if sample.group or item.group:
-                group = keyed_hash(request.key, sample.group or item.group)
-            patient = 0
+                group_hash = keyed_hash(request.key, sample.group or item.group)
+            patient_hash = 0
             if sample.patient:
-                patient = keyed_hash(request.key, sample.patient)
+                patient_hash = keyed_hash(request.key, sample.patient)
             split = SPLIT_CODES[item.split]
-            rows.append((position, label, group, patient, split, digest(image)))
+            rows.append((position, label, group_hash, patient_hash, split, digest(image)))
             part.conversions.update(sample.conversions)
             part.flags.update(sample.flags)
             for name, value in _traits(sample, item, request):
                 traits[label, name, value] += 1
-    part.rows = np.array(rows, IMAGE)
+    part.rows = np.array(rows, METADATA_DTYPE)
     part.traits = [TraitCount(*trait, count) for trait, count in sorted(traits.items())]
     return part, images
 
@@ -208,7 +211,7 @@ def _traits(sample: Sample, item: Item, request: RawRequest) -> Iterator[tuple[s
     """
     height, width = sample.pixels.shape[:2]
     mode = COLOR if sample.pixels.ndim == 3 else GRAY
-    yield FORM, " ".join((mode, f"{height}x{width}", *sample.conversions))
+    yield FORMAT_TRAIT, " ".join((mode, f"{height}x{width}", *sample.conversions))
     for name, value in (*sample.traits, *item.traits):
         yield name, request.hashed(value) if value else ""
 
@@ -234,7 +237,7 @@ def load_part(stem: Path) -> Part | None:
     """Return the metadata of a finished part; None if the part must be read again."""
     try:
         metadata = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
-        metadata["rows"] = np.frombuffer(bytes.fromhex(metadata["rows"]), IMAGE)
+        metadata["rows"] = np.frombuffer(bytes.fromhex(metadata["rows"]), METADATA_DTYPE)
         metadata["skipped"] = [Skip(*fields) for fields in metadata["skipped"]]
         metadata["traits"] = [TraitCount(*fields) for fields in metadata["traits"]]
         part = Part(**metadata)

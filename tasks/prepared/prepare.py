@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,13 @@ from search_spaces.datasets import DATASETS
 from search_spaces.errors import SweepError
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from tasks.prepared.blocks import (
+    Block,
     Progress,
     cut_blocks,
-    listed_order,
     read_again,
     read_blocks,
     reading_order,
+    restore_listed_order,
 )
 from tasks.prepared.changes import check_same_content, update_record
 from tasks.prepared.listings import Listings
@@ -37,7 +39,14 @@ from tasks.prepared.parts import Part, PixelType, Skip
 from tasks.prepared.preparation import Preparation
 from tasks.prepared.publish import build_and_publish, published_record
 from tasks.prepared.record import PreparedRecord, make_record
-from tasks.prepared.table import ImageTable, choose_images, gather, keep_per_class, number_groups
+from tasks.prepared.table import (
+    ImageTable,
+    Rows,
+    choose_images,
+    gather,
+    keep_per_class,
+    number_groups,
+)
 from tasks.remote import Executor, InlineExecutor
 from tasks.sources.base import Item, Listing, RawRequest, hash_key
 
@@ -58,15 +67,16 @@ def prepare_dataset(
     max_skipped_share: float = 0.001,
     for_training: bool = True,
     on_progress: Progress = lambda read, total: None,
-    readers: Executor | None = None,
+    other_nodes: Executor | None = None,
     listings: Listings | None = None,
 ) -> PreparedRecord:
     """Prepare a dataset into a folder.
 
     If the destination has a finished preparation, its record is returned at once. For user data,
     the raw files are first checked for changes. If the listing, sizes or times of files differ, all
-    images are read again and compared. If they are equal, the record is updated, because the raw
-    data may have other possible problems now. A damaged preparation is prepared again.
+    images are read again and compared. If they are equal, only the record is written again,
+    because its flags and skipped items may have changed. A damaged preparation is prepared
+    again.
 
     Args:
         spec: Task, image size, channels and faults.
@@ -76,15 +86,16 @@ def prepare_dataset(
             files until the store is complete.
         executor: Runs the reading and writing tasks. ``raw`` and ``destination`` must exist on all
             its nodes.
-        max_skipped_share: Largest share of listed items that may be unusable. Unless it is 0, one
-            unusable item is always allowed. If corrected data are prepared for training, it is also
-            the largest share of images that may equal an image with another label.
+        max_skipped_share: Limit for two shares. The first is the share of listed items that
+            are unusable. Unless the limit is 0, one unusable item is always allowed. The
+            second is the share of images that equal an image with another label. It is limited
+            only if corrected data are prepared for training.
         for_training: True to raise an error if the images cannot be split into training and test
             images. For example, one group (patient) has most images, each class has only one group,
             or too many equal images have different labels. Measuring needs no split.
         on_progress: Function that is called after every block of items.
-        readers: Runs reading tasks on more nodes, on which ``destination`` need not exist; see
-            :func:`~tasks.prepared.blocks.read_blocks`.
+        other_nodes: Runs reading tasks on more nodes, on which ``destination`` need not exist;
+            see :func:`~tasks.prepared.blocks.read_blocks`.
         listings: Listings that the command has already created; None if there are none.
 
     Returns:
@@ -113,31 +124,88 @@ def prepare_dataset(
         items = [items[index] for index in order]
     parts_folder = destination.with_name(f".{destination.name}.parts")
     blocks = cut_blocks(preparation, items, parts_folder)
+    reading = _Reading(preparation, raw_id, blocks, order)
     if finished is not None:
-        # Without this comparison, changed data would be used silently. So it has no time limit.
+        # Every image is read again, however long it takes. Otherwise changed data would be
+        # used silently.
         parts = read_again(preparation, blocks, on_progress)
-        images = choose_images(listed_order(gather(parts), parts, order), spec)
-        check_same_content(finished, destination, preparation, images, parts, blocks)
-        num_skipped = len(listing.skipped) + sum(len(part.skipped) for part in parts)
-        if num_skipped <= finished.num_skipped:
-            max_skipped_share = 1.0  # as many items were left out at the preparation
-        skipped = _collect_skips(request, listing, parts, max_skipped_share)
-        record = make_record(request, listing, dtype, images, parts, skipped, raw_id)
-        return update_record(destination, record.model_copy(update={"seconds": finished.seconds}))
+        return _update_if_unchanged(reading, parts, finished, destination, max_skipped_share)
     try:
-        parts = read_blocks(preparation, blocks, executor, readers, on_progress)
+        parts = read_blocks(preparation, blocks, executor, other_nodes, on_progress)
         skipped = _collect_skips(request, listing, parts, max_skipped_share)
-        images = choose_images(listed_order(gather(parts), parts, order), spec)
+        images = reading.images(parts)
         _check_images(images, request, max_skipped_share, for_training=for_training)
-        record = make_record(request, listing, dtype, images, parts, skipped, raw_id)
+        record = reading.record(images, parts, skipped)
         stems = [block.stem for block in blocks]
         return build_and_publish(record, images, stems, destination, executor, started)
     except FileNotFoundError:
         # Another process published the same dataset and removed the parts.
-        finished = published_record(destination, spec)
-        if finished is None:
+        published = published_record(destination, spec)
+        if published is None:
             raise
-        return finished
+        return published
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """The blocks that a preparation reads, and their order.
+
+    Attributes:
+        preparation: The common input of all reading tasks.
+        raw_id: Hash of the raw files, see
+            :meth:`~tasks.prepared.preparation.Preparation.raw_id`.
+        blocks: The blocks, in the order of reading.
+        order: The order of reading, see :func:`~tasks.prepared.blocks.reading_order`.
+    """
+
+    preparation: Preparation
+    raw_id: str
+    blocks: list[Block]
+    order: Rows | None
+
+    def images(self, parts: Sequence[Part]) -> ImageTable:
+        """Return the images to use, in the order of the listing."""
+        listed_images = restore_listed_order(gather(parts), parts, self.order)
+        return choose_images(listed_images, self.preparation.request.spec)
+
+    def record(
+        self, images: ImageTable, parts: Sequence[Part], skipped: list[Skip]
+    ) -> PreparedRecord:
+        """Return the record of the prepared dataset."""
+        preparation = self.preparation
+        return make_record(
+            preparation.request,
+            preparation.listing,
+            preparation.dtype,
+            images,
+            parts,
+            skipped,
+            self.raw_id,
+        )
+
+
+def _update_if_unchanged(
+    reading: _Reading,
+    parts: Sequence[Part],
+    finished: PreparedRecord,
+    destination: Path,
+    max_skipped_share: float,
+) -> PreparedRecord:
+    """Check that the raw files still have the prepared images, and write the record again.
+
+    Raises:
+        DataError: The images have changed since the preparation.
+    """
+    preparation = reading.preparation
+    listing = preparation.listing
+    images = reading.images(parts)
+    check_same_content(finished, destination, preparation, images, parts, reading.blocks)
+    num_skipped = len(listing.skipped) + sum(len(part.skipped) for part in parts)
+    # The preparation has already allowed as many items as it skipped.
+    allowed_share = 1.0 if num_skipped <= finished.num_skipped else max_skipped_share
+    skipped = _collect_skips(preparation.request, listing, parts, allowed_share)
+    record = reading.record(images, parts, skipped)
+    return update_record(destination, record.model_copy(update={"seconds": finished.seconds}))
 
 
 def prepare_from_stdin() -> None:
@@ -152,7 +220,7 @@ def prepare_from_stdin() -> None:
     """
 
     def end_if_closed() -> None:
-        # The caller writes only one line, so stdin can be read again only after it was closed.
+        # The caller writes only one line. So if stdin is readable again, it has been closed.
         is_readable, _, _ = select.select([sys.stdin], [], [], 0)
         if is_readable:
             sys.exit()

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from search_spaces.errors import plural
 from tasks.array_types import Int64Array
-from tasks.prepared.parts import COLOR, FORM, GRAY, Part, Skip
+from tasks.prepared.parts import COLOR, FORMAT_TRAIT, GRAY, Part, Skip
 from tasks.prepared.table import ImageTable, content_fingerprint
 from tasks.sources import OWN_KINDS, current_name
 from tasks.sources.base import Listing, RawRequest, format_counts
@@ -33,7 +33,7 @@ MIN_ENLARGED = 2
 MIN_STRETCHED = 1.5
 """Smallest ratio of the sides of an image for which stretching to a square is reported."""
 SIZE = re.compile(r"\b(\d+)x(\d+)\b")
-"""Pattern of the height and width of a raw image in a value of the trait ``FORM``."""
+"""Pattern of the height and width of a raw image in a value of the trait ``FORMAT_TRAIT``."""
 SINGLE_VALUED = ("modality", "series description", "pixel spacing", "rescale slope")
 """Traits that should have the same value for all images of a dataset."""
 
@@ -337,7 +337,7 @@ def size_doubts(parts: Sequence[Part], side: int) -> dict[str, int]:
     counts: Counter[tuple[int, int]] = Counter()
     for part in parts:
         for _, name, value, num_images in part.traits:
-            if name == FORM:
+            if name == FORMAT_TRAIT:
                 size = SIZE.search(value)
                 if size:
                     counts[int(size[1]), int(size[2])] += num_images
@@ -378,7 +378,7 @@ def channel_conversions(parts: Sequence[Part], channels: int) -> Counter[str]:
     counts: Counter[str] = Counter()
     for part in parts:
         for _, name, value, num_images in part.traits:
-            if name == FORM and value.split()[0] == raw_mode:
+            if name == FORMAT_TRAIT and value.split()[0] == raw_mode:
                 counts[conversion] += num_images
     return counts
 

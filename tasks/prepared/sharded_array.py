@@ -89,7 +89,7 @@ class ShardedArrayReader:
             )
         rows = self._allocate(len(indices))
         # The checksum covers the whole chunk, so the rows before and after the requested ones are
-        # read too. Both are read into scratch, because their values are not used.
+        # read too. Their values are not used, so both may overwrite the same scratch memory.
         scratch = self._allocate(self.chunk_rows)
         for request in self._chunk_requests(indices):
             requested_rows = rows[request.part]
@@ -115,8 +115,8 @@ class ShardedArrayReader:
         3      12         3:4   13
         =====  =========  ====  ==========
 
-        The file of a shard is closed after its last chunk. So each chunk must be read before the
-        next request.
+        Read each chunk before the next request: the file of a shard is closed after its last
+        chunk.
 
         Args:
             sorted_indices: Indices of the requested rows, in ascending order.

@@ -318,6 +318,7 @@ def split_validation(
         raise too_few_groups()
     balanced = num_classes == 2
     size = max(round(validation.share * len(labels)), num_classes)
+    # At least one validation image of each class.
     quotas = np.maximum(class_counts_for(images_per_class, size, balanced=balanced), 1)
     no_splits = np.full(len(rows), GivenSplit.NONE, np.int8)
     rng = np.random.default_rng(derive_seed("validation", spec, train_size, validation))

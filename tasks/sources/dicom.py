@@ -287,6 +287,8 @@ def decode_dicom(body: bytes, *, frames: int | None = None) -> Dicom:
                 missing_tags = ["TransferSyntaxUID"]
         except Exception:  # any type of exception, and its text may contain tag values
             raise SkipItem("damaged DICOM header") from None
+        if "PixelData" in missing_tags:
+            raise SkipItem("DICOM without pixel data")
         if missing_tags:
             raise SkipItem(f"no {missing_tags[0]}")
         _check_declared_pixels(data)

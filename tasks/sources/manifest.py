@@ -54,11 +54,11 @@ from tasks.sources.tables import (
     MANIFESTS,
     MAX_NAMED,
     NOT_ONE_VALUE,
-    counting,
-    header_names,
+    cells_of_columns,
+    describe_header,
+    describe_numbering,
     read_columns,
     read_table_rows,
-    unused_cells,
 )
 
 COLUMNS_READ = ("path", "label", "group", "split")
@@ -135,7 +135,7 @@ def list_table(request: RawRequest) -> Listing:
         cells=joined.cells,
         locator=paths.__getitem__,
         name=row_name,
-        numbering=lambda row: counting(table_of(row).numbers),
+        numbering=lambda row: describe_numbering(table_of(row).numbers),
         image_path=paths.__getitem__,
         file_split=lambda row: parse_split(table_of(row).folder),
     )
@@ -301,7 +301,7 @@ def _read(file: TableFile, request: RawRequest) -> PathTable:
             data[name] = list(map(str.strip, column))
 
     def row_name(row: int) -> str:
-        return f"{_row_name(file.folder, table.numbers, row)} ({counting(table.numbers)})"
+        return f"{_row_name(file.folder, table.numbers, row)} ({describe_numbering(table.numbers)})"
 
     cells = dict(columns.cells(data, request, row_name))
     cells["path"] = _paths_from_base(data[path_column], file.folder, row_name, request)
@@ -313,7 +313,7 @@ def _read(file: TableFile, request: RawRequest) -> PathTable:
         other_sheets=table.other_sheets,
         columns=columns,
         cells=cells,
-        unused_cells=unused_cells(table, columns.unused),
+        unused_cells=cells_of_columns(table, columns.unused),
     )
 
 
@@ -335,7 +335,7 @@ def _no_label(rows: Sequence[Sequence[str]], request: RawRequest) -> DataError:
             hint=f"If these columns are the classes, set `label_columns: [{classes}]`",
         )
     return request.error(
-        f"the table has no column 'label'{header_names(rows[0])}",
+        f"the table has no column 'label'{describe_header(rows[0])}",
         hint="Rename the column of labels to label, or set `label_columns: [NAME]` "
         "(--label-columns NAME)",
     )
@@ -374,6 +374,11 @@ def _paths_from_base(
             paths.append(Path(os.path.relpath(cell, base)).as_posix())
             continue
         name = plain_name(cell)
+        if name is None and "\\" in cell and plain_name(cell.replace("\\", "/").lstrip("/")):
+            raise request.error(
+                f"the path in {row_name(row)} is written with backslashes and is not relative",
+                hint=r"Write / instead of \, and use paths relative to the folder of the table",
+            )
         if name is None:
             raise request.error(
                 f"the path in {row_name(row)} leads out of the raw folder",

@@ -291,8 +291,9 @@ def _read_file(base: Path, name: str, locator: str) -> bytes:
         return read_locator(base, locator)
     except SkipItem as skip:
         raise DataError(
-            f"{name}: {locator.rpartition('/')[2]} cannot be read: {skip.reason}",
-            hint="Download the file again, or remove the damaged copy",
+            f"{name}: the file {locator.rpartition('/')[2]} cannot be read ({skip.reason})",
+            hint="Download it again. If the folder also contains an undamaged copy, delete the "
+            "damaged one instead",
         ) from None
 
 

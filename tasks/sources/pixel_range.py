@@ -22,6 +22,10 @@ CLIPPED = "values outside pixel_range clipped"
 MAX_CLIPPED_SHARE = 0.9
 """Largest share of values that may lie outside ``pixel_range``. The share is large, because
 most values of a CT image are air and the table, which a CT window clips."""
+MAX_DIM_SHARE = 0.05
+"""Largest share of images without a value above 1, if other images have 8 bits. A larger share
+was probably saved on the scale of 0 to 1. A few almost black images are usual, such as the first
+slices of a volume."""
 MIN_FILLED_SHARE = 1e-4
 """Smallest share of ``pixel_range`` that the values must span."""
 
@@ -51,12 +55,16 @@ class _ValueRange:
     Attributes:
         low: Smallest value.
         highs: Largest value of each array; ``-inf`` for an array without finite values.
+        num_images: Number of images with finite values that are not all 0.
+        num_dim: Number of these images without a value above 1.
         num_values: Number of finite values.
         num_clipped: Number of values outside ``pixel_range``; 0 without a ``pixel_range``.
     """
 
     low: float
     highs: list[float]
+    num_images: int
+    num_dim: int
     num_values: int
     num_clipped: int
 
@@ -90,7 +98,7 @@ class _ValueRange:
 
 def _range_of(arrays: Iterable[Iterable[AnyArray]], pixel_range: Limits | None) -> _ValueRange:
     """Return the range of the values of all images, which are read one by one."""
-    values = _ValueRange(np.inf, [], 0, 0)
+    values = _ValueRange(np.inf, [], 0, 0, 0, 0)
     for images in arrays:
         high = -np.inf
         for image in images:
@@ -98,7 +106,11 @@ def _range_of(arrays: Iterable[Iterable[AnyArray]], pixel_range: Limits | None) 
             if not finite.size:
                 continue
             values.low = min(values.low, float(finite.min()))
-            high = max(high, float(finite.max()))
+            image_high = float(finite.max())
+            high = max(high, image_high)
+            if finite.any():
+                values.num_images += 1
+                values.num_dim += image_high <= 1
             values.num_values += finite.size
             if pixel_range is not None:
                 _, is_clipped = rescale_to_255(finite, pixel_range)
@@ -144,6 +156,14 @@ def choose_pixel_range(
             hint="Save both sets on the same scale. If they already have the same scale, set "
             f"{values.suggested_pixel_range}",
         )
+    if is_8_bit and values.num_dim > MAX_DIM_SHARE * values.num_images:
+        raise DataError(
+            f"{name}: the images seem to have different scales. In {values.num_dim:,} of "
+            f"{values.num_images:,} images, no value is above 1, but in other images values are "
+            f"as large as {values.high:.9g}",
+            hint="Save all images on the same scale. If they already have the same scale, set "
+            f"{values.suggested_pixel_range}",
+        )
     if is_8_bit:
         return (0.0, 255.0), "floats in [0, 255] as stored"
     raise DataError(
@@ -151,6 +171,30 @@ def choose_pixel_range(
         hint="Set the values of black and white. A range that contains all values is "
         f"{values.suggested_pixel_range}",
     )
+
+
+def check_not_divided(name: str, images: Iterable[AnyArray]) -> None:
+    """Check that images of the type uint8 have other values than 0 and 1.
+
+    Args:
+        name: Name of the dataset, for messages.
+        images: The images. They are read until one has a value above 1.
+
+    Raises:
+        DataError: All values are 0 or 1, so white is 1 instead of 255.
+    """
+    high = 0
+    for image in images:
+        high = max(high, int(image.max(initial=0)))
+        if high > 1:
+            return
+    if high == 1:
+        raise DataError(
+            f"{name}: all values of the images are 0 or 1. The images were probably divided by 255 "
+            "and then stored as whole numbers",
+            hint="If so, save the images before the division, or as floats. If the images are "
+            "really black and white, multiply them by 255",
+        )
 
 
 def _check_pixel_range(name: str, values: _ValueRange, pixel_range: Limits) -> None:

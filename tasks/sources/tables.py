@@ -40,7 +40,9 @@ COLUMNS = {
     "split": ("splits", "set", "subset", "partition", "fold_name"),
 }
 """Role of a column, JSON key or array -> names other than the role itself. These names are
-searched if no column has the name of the role."""
+searched if no column has the name of the role. A column ``image`` contains paths where the
+role ``path`` is read (tables of paths), and images where the role ``image`` is read (Parquet files
+with images)."""
 GROUP_WORDS = ("patient", "subject", "participant", "person", "case", "lesion", "group")
 """Beginnings of the names of columns that may contain the groups of images."""
 ATTRIBUTE_WORDS = ("age", "sex", "gender", "weight", "height", "size", "width", "position")
@@ -84,8 +86,9 @@ class TableRows:
 
     Attributes:
         rows: The header, then all rows that are not blank.
-        numbers: Number of each of these rows in messages. A header that is not a row of the
-            file has the number before that of the first row.
+        numbers: For each of these rows, the row number that messages print. If the file has no
+            header row (JSON lines, Parquet), ``numbers[0]`` is one less than the number of the
+            first row.
         other_sheets: Number of sheets of a workbook that have a filled cell and are not read.
     """
 
@@ -94,8 +97,8 @@ class TableRows:
     other_sheets: int = 0
 
 
-def counting(numbers: Sequence[int]) -> str:
-    """Return how a table's rows are counted, in words for messages.
+def describe_numbering(numbers: Sequence[int]) -> str:
+    """Return how the rows of a table are numbered, in words for messages.
 
     Args:
         numbers: The numbers of its rows, see :class:`TableRows`.
@@ -451,7 +454,7 @@ def read_columns(
         raise _error(
             request,
             path,
-            f"has no column {listed}{header_names(table.rows[0], tuple(names))}",
+            f"has no column {listed}{describe_header(table.rows[0], tuple(names))}",
             hint=f"Add this column. If it has another name, rename it to {missing[0]!r}",
         )
     repeated = [name for name in names if keys.count(column_key(name)) > 1]
@@ -462,7 +465,7 @@ def read_columns(
             f"has several columns named {', '.join(repeated)}",
             hint="Rename all but one of them",
         )
-    _check_even(path, table, request)
+    _check_row_lengths(path, table, request)
     columns = {}
     for name in names:
         if column_key(name) in keys:
@@ -471,7 +474,7 @@ def read_columns(
     return columns
 
 
-def unused_cells(table: TableRows, names: Sequence[str]) -> dict[str, list[str]]:
+def cells_of_columns(table: TableRows, names: Sequence[str]) -> dict[str, list[str]]:
     """Return the named columns of a table that occur once: name -> the text of its cells."""
     header = table.rows[0]
     columns = {}
@@ -482,7 +485,7 @@ def unused_cells(table: TableRows, names: Sequence[str]) -> dict[str, list[str]]
     return columns
 
 
-def _check_even(path: Path | str, table: TableRows, request: RawRequest) -> None:
+def _check_row_lengths(path: Path | str, table: TableRows, request: RawRequest) -> None:
     """Check that every row has as many cells as the header.
 
     Raises:
@@ -499,7 +502,7 @@ def _check_even(path: Path | str, table: TableRows, request: RawRequest) -> None
             request,
             path,
             f"has {count} with more or fewer cells than the header, which has {width} cells. The "
-            f"first of these is row {ragged[0]} ({counting(table.numbers)})",
+            f"first of these is row {ragged[0]} ({describe_numbering(table.numbers)})",
             hint=f"Write {width} cells in every row",
         )
 
@@ -509,7 +512,7 @@ def read_table_rows(path: Path | str, request: RawRequest) -> TableRows:
 
     Args:
         path: Path or locator of the table. The extension decides the format.
-        request: The raw folder of locators, and for errors.
+        request: Gives the raw folder of locators, and makes errors.
 
     Raises:
         DataError: The table cannot be read, or has another format than its extension.
@@ -546,7 +549,7 @@ def column_key(name: str) -> str:
     return re.sub(r"[\s_-]+", "", name).casefold()
 
 
-def unused_flags(names: Sequence[str], group_like: Collection[str] = ()) -> list[str]:
+def flags_for_unused_columns(names: Sequence[str], group_like: Collection[str] = ()) -> list[str]:
     """Return flags for columns that are not read.
 
     A column that may contain groups gets a flag of its own. If its groups are ignored, images
@@ -598,8 +601,10 @@ def _error(request: RawRequest, path: Path | str, problem: str, *, hint: str = "
     return request.error(f"table {request.hashed(PurePath(path).name)} {problem}", hint=hint)
 
 
-def header_names(row: Sequence[str], expected_names: Sequence[str] = ()) -> str:
-    """Format the names in a header for a message, unless the line may contain data.
+def describe_header(row: Sequence[str], expected_names: Sequence[str] = ()) -> str:
+    """Return the end of a message about missing columns: the names in the header.
+
+    Unless the line is surely a header, the end says that it may not be one.
 
     If a table has no header, its first line contains the data of a patient, which must not be
     shown. The line is shown only if it meets both conditions:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.attacks import ATTACKS, Number
-from search_spaces.specs import AttackMeasurement, RecipeSpec, TestLoss
+from search_spaces.specs import AttackRequest, RecipeSpec, TestLoss
 from tasks.trials.evaluation import (
     Evaluation,
     evaluation_mode,
@@ -63,8 +63,9 @@ def attack_batch_size(recipe: RecipeSpec, micro_batch: int | None = None) -> int
     """Return the batch size of an attack, which needs about as much memory as a training pass.
 
     An attack stores float32 activations. They need twice the memory of a training in bfloat16. So
-    the batch size is half of the training's batch size, and at least 8. With micro batches, the
-    batch size of an attack is reduced by the same factor as the training batch.
+    the batch size is half of the training's batch size, and at least 8. This rule is the same
+    for recipes in float32. With micro batches, the batch size of an attack is reduced by the
+    same factor as the training batch.
     """
     full_batch_size = max(8, recipe.batch_size // 2)
     return scaled_batch_size(full_batch_size, recipe, micro_batch)
@@ -241,7 +242,7 @@ def attack_all(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    attacks: Sequence[AttackMeasurement],
+    attacks: Sequence[AttackRequest],
     clean: CleanPass,
     *,
     batch_size: int,
@@ -285,7 +286,7 @@ def attack_all(
 
 
 def _attack_record(
-    attack: AttackMeasurement,
+    attack: AttackRequest,
     clean: CleanPass,
     outcomes: Sequence[AttackOutcome],
     loss_rule: TestLoss,

@@ -20,12 +20,12 @@ from torch import Tensor
 from search_spaces.errors import DataError
 from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import (
-    AttackMeasurement,
-    FurtherTestMeasurement,
-    Measurement,
-    PredictionMeasurement,
-    RepresentationMeasurement,
-    RobustnessMeasurement,
+    AttackRequest,
+    FurtherTestRequest,
+    MeasurementRequest,
+    PredictionRequest,
+    RepresentationRequest,
+    RobustnessRequest,
     RobustnessSpec,
     TrialSpec,
 )
@@ -148,7 +148,8 @@ class TrainedNetwork:
         test_images: the test images, on the device of the model.
         test_labels: labels of the test images, on the device of the model.
         gradient_batch_size: images per pass that also computes the gradient of the pixels.
-        features: last hidden layer of the training images; None if it is not computed yet.
+        features: activations of the last hidden layer for the training images; None if they are
+            not computed yet.
     """
 
     model: PixelModel
@@ -169,7 +170,7 @@ class TrainedNetwork:
 
     def measure(
         self,
-        requested: Sequence[Measurement],
+        requested: Sequence[MeasurementRequest],
         timer: PhaseTimer,
         store_predictions: StoreFile | None,
     ) -> MeasurementResults:
@@ -185,7 +186,7 @@ class TrainedNetwork:
         """
         last_layer_estimators: list[str] = []
         stage_estimators: list[str] = []
-        for request in _of_type(requested, RepresentationMeasurement):
+        for request in _of_type(requested, RepresentationRequest):
             if request.stages:
                 stage_estimators.append(request.estimator)
             else:
@@ -195,7 +196,7 @@ class TrainedNetwork:
             d_repr_stages = self._measure_d_repr_stages(stage_estimators)
         predictions = None
         predictions_note = ""
-        if _of_type(requested, PredictionMeasurement):
+        if _of_type(requested, PredictionRequest):
             predictions, predictions_note = store_if_requested(
                 store_predictions, self._predictions_file
             )
@@ -204,13 +205,13 @@ class TrainedNetwork:
                 self.model,
                 self.test_images,
                 self.test_labels,
-                _of_type(requested, AttackMeasurement),
-                self.clean_pass,
+                _of_type(requested, AttackRequest),
+                self.clean_pass,  # already computed for the test loss
                 batch_size=self.gradient_batch_size,
                 loss_rule=self.spec.network.recipe.test_loss,
             )
         robustness = None
-        for robustness_request in _of_type(requested, RobustnessMeasurement):  # at most one
+        for robustness_request in _of_type(requested, RobustnessRequest):  # at most one
             with timer.phase("robustness"):
                 robustness = self._measure_robustness(
                     self.test_images, robustness_request.robustness
@@ -220,7 +221,7 @@ class TrainedNetwork:
             d_repr_stages=d_repr_stages,
             attacks=tuple(attacks),
             robustness=robustness,
-            further_tests=self._measure_further_tests(_of_type(requested, FurtherTestMeasurement)),
+            further_tests=self._measure_further_tests(_of_type(requested, FurtherTestRequest)),
             predictions=predictions,
             predictions_note=predictions_note,
         )
@@ -295,7 +296,7 @@ class TrainedNetwork:
         )
 
     def _measure_further_tests(
-        self, requested: Sequence[FurtherTestMeasurement]
+        self, requested: Sequence[FurtherTestRequest]
     ) -> tuple[FurtherTestRecord, ...]:
         """Return the scores of the network on further test sets.
 
@@ -348,14 +349,12 @@ class TrainedNetwork:
         )
 
 
-MeasurementKind = TypeVar("MeasurementKind", bound=Measurement)
+RequestKind = TypeVar("RequestKind", bound=MeasurementRequest)
 
 
-def _of_type(
-    measurements: Sequence[Measurement], kind: type[MeasurementKind]
-) -> list[MeasurementKind]:
-    """Return the requested measurements of one kind."""
-    return [measurement for measurement in measurements if isinstance(measurement, kind)]
+def _of_type(requests: Sequence[MeasurementRequest], kind: type[RequestKind]) -> list[RequestKind]:
+    """Return the requests of one kind."""
+    return [request for request in requests if isinstance(request, kind)]
 
 
 def _finite_mean(values: Tensor) -> float | None:

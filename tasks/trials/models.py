@@ -68,7 +68,7 @@ class PixelModel(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Shape:
+class _BuildOptions:
     """The input and output sizes of a network, and its dropout.
 
     Attributes:
@@ -120,7 +120,7 @@ def build_model(
         ConfigError: the library has no such architecture, the image is too small for it, or the
             recipe has dropout and the network has no dropout layers.
     """
-    shape = _Shape(num_outputs, in_channels, image_size, dropout)
+    shape = _BuildOptions(num_outputs, in_channels, image_size, dropout)
     with seeded(seed):
         network = _BUILDERS[spec.library](spec, shape)
     if dropout is not None and spec.library != "timm":  # timm takes dropout as an argument
@@ -142,7 +142,7 @@ def num_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def _build_torchvision(spec: ModelSpec, shape: _Shape) -> nn.Module:
+def _build_torchvision(spec: ModelSpec, shape: _BuildOptions) -> nn.Module:
     """Build a classifier of torchvision without pretrained weights."""
     import torchvision
 
@@ -168,7 +168,7 @@ def _build_torchvision(spec: ModelSpec, shape: _Shape) -> nn.Module:
     return network
 
 
-def _build_timm(spec: ModelSpec, shape: _Shape) -> nn.Module:
+def _build_timm(spec: ModelSpec, shape: _BuildOptions) -> nn.Module:
     """Build a classifier of timm without pretrained weights."""
     import timm
 
@@ -194,7 +194,7 @@ def _build_timm(spec: ModelSpec, shape: _Shape) -> nn.Module:
     )
 
 
-def _build_isweep(spec: ModelSpec, shape: _Shape) -> nn.Module:
+def _build_isweep(spec: ModelSpec, shape: _BuildOptions) -> nn.Module:
     """Build a network of :mod:`tasks.trials.networks`."""
     function = getattr(networks, spec.architecture, None)
     if function is None:
@@ -247,7 +247,7 @@ def _set_dropout(spec: ModelSpec, network: nn.Module, probability: float) -> Non
 
 def _construct(
     spec: ModelSpec,
-    shape: _Shape,
+    shape: _BuildOptions,
     constructor: Callable[..., nn.Module],
     defaults: dict[str, object],
     **fixed: object,
@@ -281,7 +281,7 @@ def _construct(
     return network
 
 
-def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
+def _check_forward(spec: ModelSpec, model: PixelModel, shape: _BuildOptions) -> None:
     """Raise a ConfigError if the model does not return one row of logits per image.
 
     A forward pass also fails if the image is too small. No library has a table of the smallest
@@ -351,7 +351,7 @@ def check_buildable(
         )
 
 
-def _does_not_fit(spec: ModelSpec, shape: _Shape, error: Exception) -> ConfigError:
+def _does_not_fit(spec: ModelSpec, shape: _BuildOptions, error: Exception) -> ConfigError:
     """Return the error for a network that cannot be built for images of this size."""
     reason = type(error).__name__
     if str(error):
@@ -394,7 +394,7 @@ def _code_folder(texts: tuple[tuple[str, str], ...]) -> Path:
     return folder
 
 
-def _build_own(spec: ModelSpec, shape: _Shape) -> nn.Module:
+def _build_own(spec: ModelSpec, shape: _BuildOptions) -> nn.Module:
     """Call a user's function, ``package.module:function``, and return its network.
 
     ``spec.code`` is the hash of the source code at the time of planning. If it is empty, the source
@@ -412,12 +412,18 @@ def _build_own(spec: ModelSpec, shape: _Shape) -> nn.Module:
         )
     module_name, _, name = reference.partition(":")
     try:
-        function = getattr(_import_hashed(module_name, reference), name)
+        function = getattr(_import_hashed(module_name, reference), name, None)
     except (Exception, SystemExit) as error:
         raise ConfigError(
             f"Your network {reference} cannot be imported: {one_line(error)}",
             hint=f"Correct the error. `python -c 'import {module_name}'` shows its traceback",
         ) from error
+    if function is None:
+        raise ConfigError(
+            f"Your network {reference} was not found: the module {module_name} has no function "
+            f"{name}",
+            hint="Correct the name",
+        )
     try:
         network = function(
             num_outputs=shape.num_outputs,
@@ -466,7 +472,9 @@ def may_work_on_other_images(
 ) -> bool:
     """Return whether a network that failed on black images may work on other images.
 
-    Such a network is accepted. A trial then fails only if its own images cause an error.
+    The result is True if the failure depends on pixel values: the network asked for values, or
+    it runs on tensors without values. Such a network is accepted. A trial then fails only if
+    its own images cause an error.
     """
     if depends_on_pixels(error):
         return True
@@ -496,7 +504,7 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:300]}"
 
 
-_BUILDERS: dict[str, Callable[[ModelSpec, _Shape], nn.Module]] = {
+_BUILDERS: dict[str, Callable[[ModelSpec, _BuildOptions], nn.Module]] = {
     "torchvision": _build_torchvision,
     "timm": _build_timm,
     "isweep": _build_isweep,

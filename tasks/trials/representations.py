@@ -5,7 +5,8 @@ the same as in the released code of Konz & Mazurowski (ICLR 2024):
 
 - For ResNets it is the output of ``layer4``, after its last ReLU and before pooling, flattened.
 - For VGGs it is the output of the second fully connected layer, before its ReLU.
-- For any other network it is the input of the final classifier.
+- For any other network it is the input of the final classifier: the last Linear or Conv2d
+  module that the network registers.
 
 Activations are computed in evaluation mode, without gradients and without augmentation. The
 released code computes them in training mode and with augmentation.
@@ -42,7 +43,7 @@ class FeatureLayer:
     """The input or the output of a submodule. ``module`` is the name of the submodule."""
 
     module: str
-    side: Literal["input", "output"]
+    end: Literal["input", "output"]
 
 
 FEATURE_LAYERS = {
@@ -116,7 +117,7 @@ def collect_features(model: nn.Module, num_images: int) -> Iterator[Features]:
         features.add(output)
 
     module = network.get_submodule(layer.module)
-    if layer.side == "input":
+    if layer.end == "input":
         handle = module.register_forward_pre_hook(add_input)
     else:
         handle = module.register_forward_hook(add_output)
@@ -192,9 +193,9 @@ def _finite(estimate: IntrinsicDimension) -> IntrinsicDimension:
 
 # The rest of this module: representations after every stage of a network.
 
-BATCH_SIZE = 32
-"""Images per forward pass of :class:`StageRows`."""
-BLOCK_BYTES = 256 << 20
+STAGE_BATCH_SIZE = 32
+"""Number of images in a forward pass of :class:`StageRows`."""
+STAGE_BLOCK_BYTES = 256 << 20
 """Bytes of one block of activations in float32. The search for neighbors needs memory for two
 blocks, and for centered copies of a part of them."""
 
@@ -203,8 +204,12 @@ def list_stages(model: nn.Module, image: Tensor) -> tuple[str, ...]:
     """Return the names of the modules whose outputs end the stages, from input to output.
 
     If the network has timm's list of stages, the names come from this list. Otherwise, a stage
-    consists of all modules whose outputs have the same spatial size, if this size is above one
-    pixel. The stage ends with the last of these modules at the outermost level.
+    consists of all modules whose outputs have the same side, if this side is above one pixel. The
+    stage ends with the module that has the fewest dots in its name. If several have, it ends with
+    the one that finishes last.
+
+    Example: for a torchvision ResNet and images of 224 pixels, the stages end with ``relu``
+    (112 pixels), ``layer1`` (56), ``layer2`` (28), ``layer3`` (14) and ``layer4`` (7).
     """
     network = getattr(model, "network", model)
     modules = dict(network.named_modules())
@@ -234,7 +239,7 @@ def _spatial_sizes(
     def watch(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
         def note_size(module: nn.Module, inputs: object, output: object) -> None:
             if isinstance(output, Tensor) and output.dim() == 4:
-                size = _side(output)
+                size = _side_in_pixels(output)
                 if size > 1:
                     sizes.append((name, size))
 
@@ -250,7 +255,7 @@ def _spatial_sizes(
     return sizes
 
 
-def _side(output: Tensor) -> int:
+def _side_in_pixels(output: Tensor) -> int:
     """Return the side of square activations.
 
     In torchvision's Swin and ConvNeXt networks, the last axis has the channels. In all other
@@ -291,15 +296,15 @@ class StageRows:
     def block_rows(self) -> int:
         """The number of images whose activations are in memory at the same time."""
         row_bytes = 4 * math.prod(self.row_shape)
-        return max(1, min(BLOCK_ROWS, BLOCK_BYTES // row_bytes))
+        return max(1, min(BLOCK_ROWS, STAGE_BLOCK_BYTES // row_bytes))
 
     def read(self, start: int, stop: int) -> Float32Array:
         """Return the activations of images ``start`` to ``stop``, float32."""
         rows = np.empty((stop - start, *self.row_shape), np.float32)
-        for first in range(start - start % BATCH_SIZE, stop, BATCH_SIZE):
-            batch = self._activations(self.images[first : first + BATCH_SIZE])
+        for first in range(start - start % STAGE_BATCH_SIZE, stop, STAGE_BATCH_SIZE):
+            batch = self._activations(self.images[first : first + STAGE_BATCH_SIZE])
             low = max(first, start)
-            high = min(first + BATCH_SIZE, stop)
+            high = min(first + STAGE_BATCH_SIZE, stop)
             rows[low - start : high - start] = batch[low - first : high - first]
         return rows
 

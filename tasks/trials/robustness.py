@@ -3,8 +3,8 @@
 R is the mean over images of the *radius*. The radius of an image ``x`` is the smallest ``||d||_2``
 of a perturbation ``d`` for which the network classifies ``x + d`` differently from ``x``. The
 pixels of ``x + d`` must be in [0, 255]. The search is similar to DDN (Rony et al., CVPR 2019). It
-finds a differently classified image. The distance of ``x`` to this image is an upper bound of the
-radius. Norms are in pixel units, which are 1/255 of the pixel range.
+returns an image near ``x`` that is classified differently. The distance of ``x`` to this image
+is an upper bound of the radius. Norms are in pixel units, which are 1/255 of the pixel range.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ POOL_BLOCK = 256
 QUANTILES = (0.05, 0.25, 0.75, 0.95)
 """Quantiles of the radii to report."""
 RANGE_TOLERANCE = 1e-3
-"""Tolerance in pixel units: a pixel that is at most this far from 0 or 255 counts as being at the
-limit. After float32 rounding, a pixel plus its change may not be exactly at the limit."""
+"""Tolerance in pixel units. After float32 rounding, a pixel plus its change may not be exactly
+0 or 255. So a pixel at most this far from 0 or 255 counts as being at the limit."""
 
 
 def measure_robustness(
@@ -67,15 +67,15 @@ def measure_robustness(
     sample_classes = pool_classes[len(train_images) + sample]
     radii: list[Tensor] = []
     at_pixel_limit: list[Tensor] = []
-    for start in range(0, len(sample), SAMPLE_BLOCK):
-        block = slice(start, start + SAMPLE_BLOCK)
+    for block_start in range(0, len(sample), SAMPLE_BLOCK):
+        block = slice(block_start, block_start + SAMPLE_BLOCK)
         pixels = images[sample[block]].to(torch.float32, copy=True)
         classes = sample_classes[block]
-        starts = nearest_of_another_class(pixels, classes, pool, pool_classes)
-        for first in range(0, len(pixels), batch_size):
-            batch = slice(first, first + batch_size)
+        starting_images = nearest_of_another_class(pixels, classes, pool, pool_classes)
+        for batch_start in range(0, len(pixels), batch_size):
+            batch = slice(batch_start, batch_start + batch_size)
             perturbations = minimal_perturbations(
-                model, pixels[batch], classes[batch], starts[batch], spec
+                model, pixels[batch], classes[batch], starting_images[batch], spec
             )
             radii.append(_norms(perturbations.double()))
             at_pixel_limit.append(
@@ -131,7 +131,7 @@ def minimal_perturbations(
         best = _bisect(model, images, classes, starts - images, spec.num_bisections)
         best_norms = _norms(best).nan_to_num(math.inf)
         # Without a start, the first radius is the norm of the image.
-        radii = torch.where(best_norms.isinf(), _norms(images).clamp_min(1.0), best_norms)
+        sphere_radii = torch.where(best_norms.isinf(), _norms(images).clamp_min(1.0), best_norms)
         perturbations = torch.zeros_like(images)
         for step in range(spec.num_steps):
             margins, gradient = margin_gradient(model, images + perturbations, classes)
@@ -142,14 +142,16 @@ def minimal_perturbations(
             best_norms = torch.where(is_better, norms, best_norms)
             rate = _annealed(RADIUS_RATE, step, spec.num_steps)
             step_size = _annealed(STEP_SIZE, step, spec.num_steps)
-            shrunk = torch.minimum(radii, best_norms) * (1 - rate)
-            radii = torch.where(is_adversarial, shrunk, radii * (1 + rate))
-            descent = expand_like(step_size * radii, images) * _unit(gradient.nan_to_num(0.0))
+            shrunk = torch.minimum(sphere_radii, best_norms) * (1 - rate)
+            sphere_radii = torch.where(is_adversarial, shrunk, sphere_radii * (1 + rate))
+            descent = expand_like(step_size * sphere_radii, images) * _unit(
+                gradient.nan_to_num(0.0)
+            )
             directions = perturbations - descent
             # If the gradient at the original image is zero, go toward the starting point.
             has_no_direction = expand_like(_norms(directions) == 0, images)
             directions = torch.where(has_no_direction, best.nan_to_num(0.0), directions)
-            on_sphere = images + _unit(directions) * expand_like(radii, images)
+            on_sphere = images + _unit(directions) * expand_like(sphere_radii, images)
             perturbations = on_sphere.clamp(0, PIXEL_MAX) - images
         return _bisect(model, images, classes, best, spec.num_bisections)
 
@@ -222,12 +224,15 @@ def _robustness_record(
 
     Args:
         radii: ``(num_images,)`` radius of each sampled image, NaN if the search found none.
-        at_pixel_limit: ``(num_images,)`` True if a limit of the pixel range increases the radius.
+        at_pixel_limit: ``(num_images,)`` True for images at a limit of the pixel range, see
+            :func:`_is_at_pixel_limit`.
         is_wrong: ``(num_images,)`` True for misclassified images.
         rows: ``(num_images,)`` index of each image in the test set.
         num_values: number of pixel values of an image.
         spec: numbers of steps, for the record.
     """
+    # The record has stored names: `pred`, `true`, `wrong` and `box_share`, see
+    # RobustnessRecord.
     has_radius = np.isfinite(radii)
     reason = "the network predicted the same class for all images in the search"
     share_at_limit = None

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import ConfigError, CorruptStoreError, DataError
 from search_spaces.fingerprint import derive_seed
-from search_spaces.specs import Measurement, NetworkSpec, TestLoss, TrialSpec
+from search_spaces.specs import MeasurementRequest, NetworkSpec, TestLoss, TrialSpec
 from tasks.prepared.subsets import TrialData
 from tasks.trials.attacks import attack_batch_size
 from tasks.trials.checkpoints import Checkpoints
@@ -128,7 +128,7 @@ def measure_trial(
     data: TrialData,
     weights: bytes,
     earlier: TrialResult,
-    requested: Sequence[Measurement],
+    requested: Sequence[MeasurementRequest],
     compute: ComputeOptions = ON_ONE_THREAD,
     *,
     store_predictions: StoreFile | None = None,

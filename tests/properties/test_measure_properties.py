@@ -131,7 +131,7 @@ def test_bytes_give_the_tables_of_python_integers_to_the_last_bit(
             executor=ManyWorkers(num_workers, seed),
             samples=members,
         )
-    assert search.precision == "exact integer"
+    assert search.arithmetic == "exact integer"
     unit = 1.0
     if kind == "quotients" and set(np.unique(rows)) <= {0, 255}:
         rows = rows // 255  # quotients of 0 and 255 are the whole numbers 0 and 1
@@ -357,7 +357,7 @@ def test_closest_pairs_are_complete_below_their_limit_after_every_block(seed, st
             collection.update(squared[block], row, column)
             is_added[block] = True
             pairs = collection.pairs
-            is_close = np.triu(is_added & (squared < collection.complete_below), 1)
+            is_close = np.triu(is_added & (squared < collection.limit), 1)
             assert set(zip(*np.nonzero(is_close), strict=True)) <= set(
                 zip(pairs["first"], pairs["second"], strict=True)
             )

@@ -123,12 +123,12 @@ MUTATIONS = tuple(
             ),
             (
                 "a trial that waits for its worker when Tune breaks loses no attempt",
-                "        failed_ids = blamed_ids or set(self._queue.running)\n",
-                "        failed_ids = blamed_ids or set(self._queue.submitted)\n",
+                "        failed_ids = killed_ids or set(self._queue.running)\n",
+                "        failed_ids = killed_ids or set(self._queue.submitted)\n",
             ),
             (
                 "a memory kill that ends Tune costs its own trial alone",
-                "        failed_ids = blamed_ids or set(self._queue.running)\n",
+                "        failed_ids = killed_ids or set(self._queue.running)\n",
                 "        failed_ids = set(self._queue.running)\n",
             ),
             (
@@ -210,8 +210,8 @@ MUTATIONS = tuple(
             ),
             (
                 "a lost node is tried again",
-                '            return RetryLimit(None, "a lost node is not the trial\'s fault")',
-                '            return RetryLimit(0, "a lost node is not the trial\'s fault")',
+                '            return RetryLimit(None, "")',
+                '            return RetryLimit(0, "")',
             ),
             (
                 "a broken network is not tried again",
@@ -599,8 +599,8 @@ MUTATIONS = tuple(
             ),
             (
                 "a trial whose memory others hold is not given up for it",
-                "if is_by_others or has_next or level < MIN_FINAL_LEVEL:\n",
-                "if has_next or level < MIN_FINAL_LEVEL:\n",
+                "if is_by_others or has_next or level < MIN_FINAL_MACHINE_LEVEL:\n",
+                "if has_next or level < MIN_FINAL_MACHINE_LEVEL:\n",
             ),
         ),
     }.items()

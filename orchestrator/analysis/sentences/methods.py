@@ -66,7 +66,7 @@ def methods_paragraph(
 def _images(plan: SweepPlan) -> Iterator[str]:
     """Yield sentences on the datasets and the preparation of their images."""
     subsets = _distinct(plan.trials, "network.subset")
-    experiment = plan.sweep.experiment_datasets()
+    experiment = plan.sweep.list_experiment_datasets()
     if experiment:
         worlds = _distinct(experiment, "base_name")
         yield (
@@ -247,7 +247,7 @@ def _computation(num_planned: int, done: Sequence[TrialRecord]) -> Iterator[str]
         if num_split:
             yield (
                 f"For lack of memory, {plural(num_split, 'training')} split each batch into "
-                "parts, and batch norm used the statistics of each part."
+                "parts. Batch norm, where a network has it, then used the statistics of each part."
             )
         yield (
             f"The trainings used isweep {versions} and PyTorch {', '.join(sorted(torch_versions))} "

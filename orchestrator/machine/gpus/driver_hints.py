@@ -23,6 +23,17 @@ HINTS_BY_WORDS = {
 }
 """Hints if torch cannot use a GPU, by a part of CUDA's message. The messages are those of
 cudaErrorStubLibrary, of a dead MPS server, and of cudaErrorSystemNotReady."""
+UNKNOWN_ERROR = "CUDA unknown error"
+"""Part of torch's message for cudaErrorUnknown. After the machine has slept, new processes get this
+message until the kernel module `nvidia_uvm` is loaded again (pytorch#49081)."""
+RELOAD_MODULE_HINT = (
+    "Type `sudo modprobe -r nvidia_uvm && sudo modprobe nvidia_uvm`, or restart the machine"
+)
+REINSTALL_TORCH = "pip uninstall --yes torch torchvision && pip install torch torchvision"
+"""Command that replaces torch. Without the first part, pip keeps an installed torch of the same
+version, for example one without CUDA."""
+REINSTALL_CU126_TORCH = f"{REINSTALL_TORCH} --index-url https://download.pytorch.org/whl/cu126"
+"""Command that replaces torch by the last one with wheels for CUDA 12.6."""
 WSL_DRIVER_HINT = (
     ". Linux runs inside Windows (WSL): install the driver in Windows, and do not install "
     "one in Linux. Then type `wsl --shutdown` in Windows"
@@ -55,6 +66,9 @@ def driver_hint(
     for words, hint in HINTS_BY_WORDS.items():
         if words in reason:
             return hint
+    # In WSL, Linux does not have this kernel module.
+    if UNKNOWN_ERROR in reason and not is_wsl:
+        return RELOAD_MODULE_HINT
     wsl_driver_hint = ""
     wsl_packages_hint = ""
     if is_wsl:
@@ -63,7 +77,7 @@ def driver_hint(
     if not driver:
         return f"Install NVIDIA's driver{wsl_driver_hint}"
     if not cuda:
-        return "Install a torch with CUDA (`pip install torch`)"
+        return f"Install a torch with CUDA (`{REINSTALL_TORCH}`)"
     branch = int(driver.partition(".")[0])
     cuda_major = int(cuda.partition(".")[0])
     needed_branch = OLDEST_DRIVER_BRANCH.get(cuda_major, 0)
@@ -86,14 +100,18 @@ def driver_hint(
             "which work with the present driver"
         )
         if not capability:
-            hint += ". These wheels do not support RTX 50 and B200"
+            hint += ", but not with RTX 50 and B200"
+        hint += f" (`{REINSTALL_CU126_TORCH}`)"
     return hint + wsl_driver_hint
 
 
 def torch_hint(capability: float) -> str:
     """Return a hint on which torch has kernels for a GPU of this compute capability."""
     if capability >= FIRST_CAPABILITY_OF_CUDA13:
-        return "Install the newest torch"
+        return f"Install the newest torch (`{REINSTALL_TORCH}`)"
     if capability >= FIRST_CAPABILITY_OF_CU126:
-        return f"Install torch {LAST_CU126_TORCH} or earlier from PyTorch's cu126 wheels"
+        return (
+            f"Install torch {LAST_CU126_TORCH} or earlier from PyTorch's cu126 wheels "
+            f"(`{REINSTALL_CU126_TORCH}`)"
+        )
     return "Use a newer GPU"

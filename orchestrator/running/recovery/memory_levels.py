@@ -3,18 +3,19 @@
 Each level changes the request of the level before:
 
 - Level 0 requests the share of a GPU that the trial is expected to need.
-- Level 1 and the next levels double the share, until the trial has a whole GPU.
+- The next levels double the share, until the trial has a whole GPU.
 - One further level switches CUDA graphs off, because graphs occupy memory. A trial that uses
   no graphs has no such level.
-- The last levels halve the images of a forward pass, if the batches may be split. Batches of
-  fewer than 4 images are never split.
+- The last levels halve the micro-batch, the images of one forward pass, if the batches may be
+  split. Batches of fewer than 4 images are never split.
 
 A trial without a GPU has only level 0, a level 1 for the machine's memory, and the last
-levels. If the sweep requests an amount of the machine's memory, every level from 1 on requests
-twice this amount.
+levels. If a trial on a GPU has no other level after level 0, it also has a level 1 for the
+machine's memory. If the sweep requests an amount of the machine's memory, every level from 1 on
+requests twice this amount.
 
 Later events may change the requests of some levels: a network loses its CUDA graphs, the run
-stops using NVIDIA's MPS, or the memory of the largest node changes. The number of levels stays
+abandons NVIDIA's MPS, or the memory of the largest node changes. The number of levels stays
 the same. Two levels may then have the same request, so ``next_level`` skips levels that change
 nothing.
 """
@@ -67,7 +68,8 @@ class MemoryLevels:
             requests.
         without_graphs: networks whose steps cannot be captured as CUDA graphs, by
             :func:`network_key`. The caller may add networks later.
-        min_share: share of a GPU that every trial on a GPU requests at least.
+        min_share: least share of a GPU that a trial on a GPU requests; 0 until the run abandons
+            NVIDIA's MPS.
     """
 
     resources: Resources
@@ -98,9 +100,10 @@ class MemoryLevels:
         """
         requests = self._requests(trial)
         last_level = len(requests) - 1
-        # After the last level, its request is checked once more: it may have changed since
-        # then.
-        for higher_level in range(level + 1, max(level + 1, last_level) + 1):
+        # If `level` is the last level or above, the last request counts as the next level: an
+        # event may have changed it since the attempt.
+        highest_level = max(level + 1, last_level)
+        for higher_level in range(level + 1, highest_level + 1):
             if requests[min(higher_level, last_level)] != tried:
                 return higher_level
         return None
@@ -116,16 +119,17 @@ class MemoryLevels:
     def _requests(self, trial: TrialSpec) -> list[Resources]:
         """Return the present requests of a trial by level: those of level 0, level 1, and so on."""
         first = self._planned_request(trial)
-        request = replace(first, memory_bytes=self._twice_the_memory(first.memory_bytes))
-        next_request = self._next_request(trial, request)
+        memory_bytes = self._twice_the_memory(first.memory_bytes)
+        with_more_memory = replace(first, memory_bytes=memory_bytes)
+        next_request = self._next_request(trial, with_more_memory)
         requests = [first]
         if not first.num_gpus or next_request is None:
             # Level 1 requests only more of the machine's memory.
-            requests.append(request)
+            requests.append(with_more_memory)
         while next_request is not None:
             requests.append(next_request)
             next_request = self._next_request(trial, next_request)
-        return [self._present_request(trial, planned) for planned in requests]
+        return [self._after_events(trial, request) for request in requests]
 
     def _next_request(self, trial: TrialSpec, request: Resources) -> Resources | None:
         """Return the request that follows ``request``; None if there is no further level."""
@@ -140,9 +144,8 @@ class MemoryLevels:
             return replace(request, micro_batch=max(MIN_MICRO_BATCH, num_images // 2))
         return None
 
-    def _present_request(self, trial: TrialSpec, planned: Resources) -> Resources:
-        """Return a planned request without lost graphs, and with the least share of a GPU."""
-        request = planned
+    def _after_events(self, trial: TrialSpec, request: Resources) -> Resources:
+        """Return a request without lost graphs, and with the least share of a GPU."""
         if network_key(trial) in self.without_graphs:
             request = replace(request, fast="off")
         if request.num_gpus:

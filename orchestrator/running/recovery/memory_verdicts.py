@@ -29,7 +29,7 @@ class MemoryLimit:
     """The memory that is too little for a trial.
 
     Attributes:
-        clause_end: text after "the trial needs more memory than".
+        clause_end: end of the sentence "... needs more memory than".
         fix: text about what the user can do.
     """
 
@@ -39,7 +39,7 @@ class MemoryLimit:
 
 MACHINE = MemoryLimit("the machine gave", "Choose a larger machine")
 WHOLE_GPU = MemoryLimit("a whole GPU has", "Choose a larger GPU")
-SHARED_GPU = MemoryLimit(
+OCCUPIED_GPU = MemoryLimit(
     "other processes leave on the GPU", "End the other processes, choose another GPU"
 )
 
@@ -61,8 +61,8 @@ def too_little_memory(
     )
     if suggest_splitting:
         hint = (
-            f"{hint}. Or set `resources.micro_batches: on`. isweep then splits each batch. "
-            "Batch norm then uses the statistics of smaller batches"
+            f"{hint}. Or set `resources.micro_batches: on`. isweep then splits each batch, "
+            "and batch norm uses the statistics of smaller batches"
         )
     return MemoryVerdict(is_final=True, hint=hint)
 

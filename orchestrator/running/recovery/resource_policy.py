@@ -14,7 +14,6 @@ cause            memory of      whose start level rises
 no cuDNN kernel  a GPU          nobody's: the verdict is final
 other processes  a whole GPU    the trial's, from its 5th such failure on; the failure also
                                 counts for the state of the network
-other processes  part of a GPU  the trial's
 unknown          a whole GPU    the trial's
 the trial        a small GPU    the trial's
 the trial        another GPU    the trial's and the network's
@@ -22,13 +21,19 @@ other processes  the machine    the trial's, from its 5th such failure on
 the trial        the machine    the trial's
 ===============  =============  ===========================================================
 
-A small GPU is one with less memory than the cluster's largest GPU. After each of a trial's first
-4 failures by other processes, the same request is repeated, because these processes may end.
-Such failures on whole GPUs and on the machine are counted together.
+A small GPU is one with less memory than the cluster's largest GPU. A trial on a part of a GPU
+has a fixed memory limit, so other processes are never the cause there. On the machine, the
+other trials of the sweep also count as other processes.
 
-If no higher level changes the request, the trial gets a final verdict. For the memory of the
-machine, a verdict is final only from level 4 (:data:`MIN_FINAL_LEVEL`) on, and only if no
-other processes use this memory.
+A trial's first 4 failures by other processes do not raise its own start level, because these
+processes may end. Its request may still change if the start level of its network rises.
+Failures by other processes on whole GPUs and on the machine are counted together.
+
+On a GPU, the verdict is final if no higher level changes the request. On a small GPU, it is not
+final: the same request is repeated, because Ray may run it on a larger GPU. For the memory of
+the machine, the verdict is final under three conditions. No higher level changes the request,
+the failed attempt had at least level 4 (:data:`MIN_FINAL_MACHINE_LEVEL`), and other processes
+are not the cause.
 """
 
 from __future__ import annotations
@@ -45,13 +50,12 @@ from orchestrator.running.recovery.memory_causes import MemoryCause, cause_on_gp
 from orchestrator.running.recovery.memory_levels import (
     MIN_SPLIT_BATCH,
     MemoryLevels,
-    is_whole_gpu,
     network_key,
 )
 from orchestrator.running.recovery.memory_verdicts import (
     MACHINE,
     MAY_RETRY,
-    SHARED_GPU,
+    OCCUPIED_GPU,
     WHOLE_GPU,
     MemoryLimit,
     MemoryVerdict,
@@ -61,7 +65,7 @@ from orchestrator.running.recovery.memory_verdicts import (
 from orchestrator.running.recovery.start_levels import NetworkLevels, TrialLevels
 from search_spaces.specs import TrialSpec
 
-MIN_FINAL_LEVEL = 4
+MIN_FINAL_MACHINE_LEVEL = 4
 """Lowest memory level at which a failure for lack of the machine's memory may be final. At a
 lower level an unchanged request may still succeed, when other trials of the machine need
 less."""
@@ -94,8 +98,9 @@ class ResourcePolicy:
             GPU. A failure on such a GPU changes no other trial, because Ray may run it on a
             larger one.
         last_requests: request of each trial's last attempt, by trial id.
-        trials: start level of each trial, by trial id.
-        networks: start level of each network, by :func:`network_key`.
+        trial_levels: start level of each trial and the number of its failures by other
+            processes, by trial id.
+        network_levels: start level of each network, by :func:`network_key`.
         without_graphs: networks whose steps cannot be captured as CUDA graphs, by
             :func:`network_key`.
     """
@@ -105,8 +110,8 @@ class ResourcePolicy:
     node_memory_bytes: Callable[[], float] = lambda: math.inf
     small_gpus: frozenset[str] = frozenset()
     last_requests: dict[str, LastRequest] = field(default_factory=dict)
-    trials: dict[str, TrialLevels] = field(default_factory=lambda: defaultdict(TrialLevels))
-    networks: dict[Hashable, NetworkLevels] = field(
+    trial_levels: dict[str, TrialLevels] = field(default_factory=lambda: defaultdict(TrialLevels))
+    network_levels: dict[Hashable, NetworkLevels] = field(
         default_factory=lambda: defaultdict(NetworkLevels)
     )
     without_graphs: set[Hashable] = field(default_factory=set)
@@ -162,17 +167,19 @@ class ResourcePolicy:
             if failure.capture_failed:
                 self.without_graphs.add(network_key(trial))
             return MAY_RETRY
+        # Without a GPU only the machine's memory can run out, even if the failure does not say so.
         if failure.memory == "machine" or not self.resources.num_gpus:
             return self._machine_failed(trial, failure)
         return self._gpu_failed(trial, failure, gpu_name)
 
     def _network(self, trial: TrialSpec) -> NetworkLevels:
         """Return the start level of a trial's network."""
-        return self.networks[network_key(trial)]
+        return self.network_levels[network_key(trial)]
 
     def _start_level(self, trial: TrialSpec) -> int:
         """Return the memory level at which the next attempt at a trial starts."""
-        return max(self.trials[trial.trial_id].start_level, self._network(trial).start_level)
+        own_level = self.trial_levels[trial.trial_id].start_level
+        return max(own_level, self._network(trial).start_level)
 
     def _next_level(self, trial: TrialSpec) -> int | None:
         """Return the next level that changes a trial's last request; None if there is none."""
@@ -180,21 +187,24 @@ class ResourcePolicy:
         return self._levels.next_level(trial, last.level, last.resources)
 
     def _gpu_failed(self, trial: TrialSpec, failure: TrialFailure, gpu_name: str) -> MemoryVerdict:
-        """Process a failure for lack of GPU memory: rows 1 to 6 of the module's table."""
+        """Process a failure for lack of GPU memory: rows 1 to 5 of the module's table."""
         resources = self.last_requests[trial.trial_id].resources
         next_level = self._next_level(trial)
         cause = cause_on_gpu(trial, failure, resources.num_gpus, self.runtime_model.gpu)
         if cause == MemoryCause.NO_KERNEL:
             return no_kernel(trial)
-        levels = self.trials[trial.trial_id]
+        levels = self.trial_levels[trial.trial_id]
         is_by_others = cause == MemoryCause.OTHER_PROCESSES
-        if is_by_others and is_whole_gpu(resources):
+        if is_by_others:
             self._network(trial).failed_by_others(next_level)
             levels.num_failures_by_others += 1
-            if levels.gets_same_request:
+            if levels.keeps_start_level:
                 return MAY_RETRY
         if next_level is None:
-            return self._too_little_memory(trial, SHARED_GPU if is_by_others else WHOLE_GPU)
+            if gpu_name in self.small_gpus:
+                # The trial may fit on a larger GPU. ``Retries`` limits the number of attempts.
+                return MAY_RETRY
+            return self._too_little_memory(trial, OCCUPIED_GPU if is_by_others else WHOLE_GPU)
         levels.start_level = next_level
         # On a small GPU only this trial goes up: others may run on a larger GPU.
         if cause == MemoryCause.TRIAL and gpu_name not in self.small_gpus:
@@ -202,23 +212,24 @@ class ResourcePolicy:
         return MAY_RETRY
 
     def _machine_failed(self, trial: TrialSpec, failure: TrialFailure) -> MemoryVerdict:
-        """Process a failure for lack of the machine's memory: rows 7 and 8 of the table.
+        """Process a failure for lack of the machine's memory: rows 6 and 7 of the table.
 
         If other processes use the memory, the verdict is never final, because the processes
         may end. ``Retries`` limits the number of attempts.
         """
-        levels = self.trials[trial.trial_id]
+        levels = self.trial_levels[trial.trial_id]
         level = self.last_requests[trial.trial_id].level
         is_by_others = cause_on_machine(failure) == MemoryCause.OTHER_PROCESSES
         if is_by_others:
             levels.num_failures_by_others += 1
-            if levels.gets_same_request:
+            if levels.keeps_start_level:
                 return MAY_RETRY
-        # The next level may have the same request. The trial may still fit later, when other
-        # trials need less memory.
+        # The level rises even if the next level has the same request: the trial may still fit
+        # later, when other trials need less memory. So MIN_FINAL_MACHINE_LEVEL limits the number
+        # of such attempts.
         levels.start_level = level + 1
         has_next = self._next_level(trial) is not None
-        if is_by_others or has_next or level < MIN_FINAL_LEVEL:
+        if is_by_others or has_next or level < MIN_FINAL_MACHINE_LEVEL:
             return MAY_RETRY
         return self._too_little_memory(trial, MACHINE)
 

@@ -15,7 +15,7 @@ from orchestrator.results.records import FailureKind, TrialFailure
 BASE_RETRIES: dict[FailureKind, int | None] = {
     FailureKind.LOST_NODE: None,  # not the trial's fault; only MAX_CONSECUTIVE_FAILURES limits it
     FailureKind.WORKER_CRASH: 2,  # if only this trial crashes three times, it is the cause
-    FailureKind.OUT_OF_MEMORY: 19,  # each with more memory or after a pause; see ResourcePolicy
+    FailureKind.OUT_OF_MEMORY: 19,  # each may request more memory; see ResourcePolicy
     FailureKind.CLUSTER_ERROR: 5,  # mostly lost nodes, but perhaps a cluster that never works
     FailureKind.DEVICE_ERROR: 3,  # in a new process, usually on another device
     FailureKind.HUNG: 1,
@@ -41,7 +41,7 @@ FIRST_PAUSE_S = 1.0
 """Seconds before the first retry of a trial; each further pause is twice as long."""
 MAX_PAUSE_S = 60.0
 """Seconds of the longest pause before a retry."""
-AMBIGUOUS_KINDS = frozenset((FailureKind.WORKER_CRASH, FailureKind.OUT_OF_MEMORY))
+CRASH_AND_MEMORY_KINDS = frozenset((FailureKind.WORKER_CRASH, FailureKind.OUT_OF_MEMORY))
 """Kinds of failures that either the trial or its machine may cause. If the machine is the
 cause, other trials fail too."""
 
@@ -64,7 +64,8 @@ class RetryLimit(NamedTuple):
 
     Attributes:
         num_retries: number of retries; None is no limit.
-        reason: why the trial is given up after this number of retries.
+        reason: why the trial is given up after this number of retries; empty if there is no
+            limit.
     """
 
     num_retries: int | None
@@ -86,7 +87,7 @@ class TrialFailures:
     @property
     def num_crashes_and_memory_failures(self) -> int:
         """Number of failures that either the trial or its machine may have caused."""
-        return sum(self.by_kind[kind] for kind in AMBIGUOUS_KINDS)
+        return sum(self.by_kind[kind] for kind in CRASH_AND_MEMORY_KINDS)
 
 
 @dataclass
@@ -138,9 +139,11 @@ class Retries:
                 )
         if is_final:
             return Decision(None, "every further attempt would fail as well")
-        num_ambiguous = trial.num_crashes_and_memory_failures
-        if num_ambiguous >= MAX_CRASHES_AND_MEMORY_FAILURES:
-            return Decision(None, f"the trial crashed or ran out of memory {num_ambiguous} times")
+        num_crash_or_memory = trial.num_crashes_and_memory_failures
+        if num_crash_or_memory >= MAX_CRASHES_AND_MEMORY_FAILURES:
+            return Decision(
+                None, f"the trial crashed or ran out of memory {num_crash_or_memory} times"
+            )
         num_of_kind = trial.by_kind[failure.kind]
         limit = self._limit(trial_id, failure)
         if limit.num_retries is not None and num_of_kind > limit.num_retries:
@@ -154,29 +157,31 @@ class Retries:
     def _limit(self, trial_id: str, failure: TrialFailure) -> RetryLimit:
         """Return how often a trial is tried again after a kind of failure."""
         kind = failure.kind
-        most = MAX_CRASHES_AND_MEMORY_FAILURES - 1
+        max_retries = MAX_CRASHES_AND_MEMORY_FAILURES - 1
         if failure.gpu and len(self.trials_by_gpu[failure.gpu]) > 1:
             # The GPU is the cause, so the trial gets the largest number of retries.
             return RetryLimit(
-                most,
-                f"it was retried {most} times, because other trials also failed on {failure.gpu}",
+                max_retries,
+                f"it was retried {max_retries} times, because other trials also failed on "
+                f"{failure.gpu}",
             )
         num_retries = BASE_RETRIES[kind]
         if num_retries is None:
-            return RetryLimit(None, "a lost node is not the trial's fault")
+            return RetryLimit(None, "")
         if num_retries == 0:
             return RetryLimit(0, f"a retry would fail with {kind} again")
-        if kind not in AMBIGUOUS_KINDS:
+        if kind not in CRASH_AND_MEMORY_KINDS:
             return RetryLimit(
                 num_retries, f"a trial with {kind} is retried at most {num_retries} times"
             )
         num_other_crashes = self._num_crashes_of_others(trial_id)
         if num_other_crashes < 2:
             return RetryLimit(
-                num_retries, "other trials have not crashed, so this trial is the cause"
+                num_retries,
+                "at most one crash of another trial happened, so this trial is the cause",
             )
         # One more retry for every two crashes of other trials: the machine is a likely cause.
-        num_retries = min(num_retries + num_other_crashes // 2, most)
+        num_retries = min(num_retries + num_other_crashes // 2, max_retries)
         return RetryLimit(
             num_retries,
             f"it was retried {num_retries} times, and other trials crashed {num_other_crashes} "
@@ -184,7 +189,7 @@ class Retries:
         )
 
     def _num_crashes_of_others(self, trial_id: str) -> int:
-        """Return how many worker processes the failures of the other trials ended.
+        """Return the number of worker processes that ended when another trial failed.
 
         A trial that ran out of memory in a process that survived does not count: the trial may
         be too large, which is no sign of a bad machine.

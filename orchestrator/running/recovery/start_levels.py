@@ -1,33 +1,38 @@
-"""The start levels: the memory levels at which the next attempts at a trial may start.
+"""The start levels: the lowest memory levels at which the next attempts at a trial may start.
 
 A trial has a start level of its own, and so has its network. A *network* here means all trials
 that need the same GPU memory. Two events concern all trials of a network:
 
 - A trial itself needed more GPU memory than it requested. The other trials will need as much,
-  so the *needed level* of the network rises.
+  so the *needed level* of the network rises. If an attempt at a lower level succeeds, the
+  needed level falls to the level of this attempt.
 - Other processes used the memory of a whole GPU in many attempts. All trials of the network
   then start at a *raised level*, until a result shows that these processes have ended.
 
 The second event is counted, and switches between three states:
 
-=======  ===================================  =============================
-state    event                                next state
-=======  ===================================  =============================
-NORMAL   failure by others, the 1st to 4th    NORMAL
-NORMAL   failure by others, the 5th           RAISED
-NORMAL   result                               NORMAL, the count starts anew
-RAISED   failure by others                    RAISED, perhaps higher
-RAISED   result at the raised level           RECHECK
-RAISED   result below the raised level        NORMAL, the count starts anew
-RECHECK  failure by others                    RAISED, perhaps higher
-RECHECK  result at the raised level           RECHECK
-RECHECK  result below the raised level        NORMAL, the count starts anew
-=======  ===================================  =============================
+=======  =================================  =============================
+state    event                              next state
+=======  =================================  =============================
+NORMAL   failure by others, the 1st to 4th  NORMAL
+NORMAL   failure by others, the 5th         RAISED
+NORMAL   result                             NORMAL, the count starts anew
+RAISED   failure by others                  RAISED, perhaps higher
+RAISED   result with a raised request       RECHECK
+RAISED   any other result                   NORMAL, the count starts anew
+RECHECK  failure by others                  RAISED, perhaps higher
+RECHECK  result with a raised request       RECHECK
+RECHECK  any other result                   NORMAL, the count starts anew
+=======  =================================  =============================
 
 A failure by others is a failure for lack of memory on a whole GPU that other processes caused.
-In the states NORMAL and RECHECK, trials start at the needed level. A result at the raised
-level shows only that this level suffices. A result below it shows that the other processes
-have ended. If the needed level has risen to the raised level, every result leads to NORMAL.
+In the state RECHECK one such failure suffices, because the other processes were there shortly
+before.
+
+In the states NORMAL and RECHECK, trials start at the needed level. A *result with a raised
+request* comes from an attempt at the raised level or above, while the raised level is above
+the needed level. It shows only that the raised level suffices. Any other result shows that
+trials do not need the raised level.
 """
 
 from __future__ import annotations
@@ -36,8 +41,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 MAX_REPEATS_AFTER_OTHERS = 4
-"""After each of the first 4 memory failures by other processes, the same request is repeated,
-because these processes may end. Each later failure raises the level."""
+"""Number of memory failures by other processes that do not raise a start level, because these
+processes may end. Later failures raise it."""
 
 
 @dataclass
@@ -54,8 +59,8 @@ class TrialLevels:
     num_failures_by_others: int = 0
 
     @property
-    def gets_same_request(self) -> bool:
-        """True if the last failure by other processes does not change the next request."""
+    def keeps_start_level(self) -> bool:
+        """True if the failures by other processes so far do not raise the trial's start level."""
         return self.num_failures_by_others <= MAX_REPEATS_AFTER_OTHERS
 
 
@@ -76,17 +81,17 @@ class NetworkLevels:
 
     Attributes:
         needed_level: level that one of the trials needed, without other processes.
-        raised_level: start level in the state RAISED, if it is above the needed level; 0 in
-            the state NORMAL, and if no higher level is known.
+        raised_level: level at which trials start in the state RAISED, unless the needed level
+            is higher; 0 if there is no such level.
         state: the state of the network.
-        num_failures_by_others: number of failures by other processes since the last result. It
-            is used only in the state NORMAL.
+        num_since_result: number of failures by other processes since the last result. It is
+            used only in the state NORMAL.
     """
 
     needed_level: int = 0
     raised_level: int = 0
     state: NetworkState = NetworkState.NORMAL
-    num_failures_by_others: int = 0
+    num_since_result: int = 0
 
     @property
     def start_level(self) -> int:
@@ -101,15 +106,15 @@ class NetworkLevels:
 
     def finished(self, level: int) -> None:
         """Process the result of an attempt that started at this level."""
-        # An attempt that started before the needed level rose shows that this was not
-        # necessary.
+        # An attempt may have started before the needed level rose. Its result shows that the
+        # lower level suffices.
         self.needed_level = min(self.needed_level, level)
         if self.needed_level < self.raised_level <= level:
             self.state = NetworkState.RECHECK
             return
         self.state = NetworkState.NORMAL
         self.raised_level = 0
-        self.num_failures_by_others = 0
+        self.num_since_result = 0
 
     def failed_by_others(self, next_level: int | None) -> None:
         """Process a failure that other processes caused on a whole GPU.
@@ -118,8 +123,8 @@ class NetworkLevels:
             next_level: next level of the failed trial; None if no level changes its request.
         """
         if self.state == NetworkState.NORMAL:
-            self.num_failures_by_others += 1
-            if self.num_failures_by_others <= MAX_REPEATS_AFTER_OTHERS:
+            self.num_since_result += 1
+            if self.num_since_result <= MAX_REPEATS_AFTER_OTHERS:
                 return
         self.state = NetworkState.RAISED
         if next_level is not None:

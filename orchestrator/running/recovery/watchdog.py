@@ -41,7 +41,7 @@ class _WatchedTrial:
         return min(self.max_silence_s, WORKER_TIMEOUT_S)
 
     @property
-    def failure(self) -> TrialFailure:
+    def failure_if_killed(self) -> TrialFailure:
         """The failure of the trial if its process is killed now."""
         if self.is_confirmed:
             return TrialFailure(
@@ -64,9 +64,10 @@ class Watchdog:
         killer_of: returns a function that kills a Tune trial's process; None if it has no
             process.
         shortage: returns text about the resources that a trial waits for.
-        is_private: True if this run started the cluster. On a shared cluster, the watchdog
-            does not end the run.
-        cpu_seconds: returns the CPU seconds of Ray's worker processes on this machine, by id.
+        is_private: True if this run started the cluster. On a shared cluster, the run does not
+            end if no trial starts.
+        cpu_seconds: returns the CPU seconds of Ray's worker processes on this machine, by
+            process id. They show whether workers that start still make progress.
         clock: source of the time.
     """
 
@@ -115,7 +116,7 @@ class Watchdog:
         self._watched.pop(trial_id, None)
         self._failures.pop(trial_id, None)
 
-    def failure(self, trial_id: str) -> TrialFailure | None:
+    def failure_of(self, trial_id: str) -> TrialFailure | None:
         """Return the failure of a trial's last attempt; None if the watchdog did not end it.
 
         The failure is known until the trial is removed.
@@ -164,13 +165,12 @@ class Watchdog:
         """Kill the process of a trial that sent no message within its time limit."""
         if kill is None:
             return
-        # Tune reports the start of a trial when its worker answers, and a worker that ran
-        # another trial before may never answer. So a trial is watched from the first check
-        # that sees it.
+        # `add` is called only when the trial's worker answers. A reused worker may never answer,
+        # so the time limit may already begin here.
         watched = self._watched.setdefault(trial_id, _WatchedTrial(now, WORKER_TIMEOUT_S))
         if now - watched.last_message_at <= watched.limit_s:
             return
-        failure = watched.failure
+        failure = watched.failure_if_killed
         if not watched.is_confirmed:
             self._note(f"{trial_id}: {failure.message}")
         self._failures[trial_id] = failure

@@ -20,7 +20,7 @@ from orchestrator.machine.gpus import nvidia_smi, torch_gpus
 from orchestrator.machine.gpus.driver_hints import driver_hint
 from orchestrator.machine.gpus.records import GpuInUse
 from orchestrator.machine.gpus.visible import is_logical
-from orchestrator.machine.mps_worker import avoid_stopped_mps
+from orchestrator.machine.mps_worker import avoid_abandoned_mps
 from orchestrator.machine.self_test_case import Case
 from orchestrator.machine.self_test_verdict import KeptVerdict
 from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
@@ -104,7 +104,7 @@ def device_for(resources: Resources, network: NetworkSpec) -> TrialDevice:
     device = TrialDevice(num_threads=resources.num_threads, micro_batch=resources.micro_batch)
     if not resources.num_gpus or is_logical():
         return device
-    avoid_stopped_mps()
+    avoid_abandoned_mps()
     check_gpu(network.recipe.precision)
     # The self-test runs first: a GPU in exclusive mode accepts one process at a time.
     plain_because = check_numbers(network, resources.num_threads)

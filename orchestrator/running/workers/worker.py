@@ -15,8 +15,8 @@ from ray import tune
 from ray.tune.result import DONE
 
 from orchestrator.machine.gpus import torch_gpus
-from orchestrator.machine.mps import breaks_mps
-from orchestrator.machine.mps_worker import stop_using_mps
+from orchestrator.machine.mps import may_break_mps
+from orchestrator.machine.mps_worker import abandon_mps
 from orchestrator.results.provenance import code_fingerprint, provenance
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.actors import ArtifactStore, MessageQueue
@@ -186,8 +186,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             if failure.kind == FailureKind.DEVICE_ERROR and not failure.capture_failed:
                 facts["gpu"] = gpu
         failure = failure.model_copy(update={**facts, "message": message})
-        if breaks_mps(failure):
-            stop_using_mps()
+        if may_break_mps(failure):
+            abandon_mps()
         is_by_node = failure.kind in NODE_FAILURES and not failure.capture_failed
         if not self._has_finished_a_trial and (is_by_node or failure.unfit_node):
             time.sleep(trial_device.FIRST_QUARANTINE_S)

@@ -26,7 +26,7 @@ from typing import NoReturn
 
 from tasks.sources.arrays.files import ArrayFile
 from tasks.sources.own.splits import GivenSplit, parse_split
-from tasks.sources.tables import MAX_NAMED, column_key, unused_flags
+from tasks.sources.tables import MAX_NAMED, column_key, flags_for_unused_columns
 
 LABEL_COLUMN = "label"
 """Name of the column of labels, and of its role."""
@@ -251,4 +251,4 @@ def unused_array_flags(file: ArrayFile, found_arrays: FoundArrays) -> list[str]:
     for scheme in SPLIT_SCHEMES:
         for split_name in VALIDATION_NAMES:
             expected.update(scheme.columns(names, split_name).values())
-    return unused_flags(sorted(names - expected))
+    return flags_for_unused_columns(sorted(names - expected))

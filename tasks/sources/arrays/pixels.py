@@ -7,7 +7,7 @@ pixels in [0, 255]. The rule depends on the dtype, and on the user's option ``pi
 ==============  ===============  =============================================================
 stored as       ``pixel_range``  rule
 ==============  ===============  =============================================================
-uint8           not set          The values are used as stored.
+uint8           not set          The values are used as stored. They must not be only 0 and 1.
 other integers  not set          Each image is scaled by its own maximum.
 floats          not set          All images are scaled in the same way, which follows from the
                                  values of all images.
@@ -20,6 +20,8 @@ any number      set              All images are scaled by ``pixel_range``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +31,13 @@ from tasks.sources.arrays.files import COPY_AGAIN, ArrayFile, ArrayHeader
 from tasks.sources.arrays.names import ImageArray
 from tasks.sources.base import RawRequest, Sample, SkipItem
 from tasks.sources.pictures import negative_flags, scale_by_image_maximum
-from tasks.sources.pixel_range import CLIPPED, Limits, choose_pixel_range, rescale_to_255
+from tasks.sources.pixel_range import (
+    CLIPPED,
+    Limits,
+    check_not_divided,
+    choose_pixel_range,
+    rescale_to_255,
+)
 
 CHANNELS = (1, 3)
 """Possible numbers of channels. The channels are the last axis of an image, unless its length is
@@ -83,7 +91,8 @@ def choose_scale(
     """Return the scale of all images. Images of floats are read to find their range.
 
     Raises:
-        DataError: The arrays have several types, or the scale of their values is unclear.
+        DataError: The arrays have several types, the scale of their values is unclear, or all
+            values of uint8 images are 0 or 1.
     """
     pixel_range = request.dataset.pixel_range
     dtypes = {header.dtype.newbyteorder("=") for header in headers}
@@ -95,6 +104,9 @@ def choose_scale(
             hint="Save all images as the same type",
         )
     if pixel_range is None and dtypes == {np.dtype(np.uint8)}:
+        all_images = chain.from_iterable(_images_by_array(file, arrays, headers))
+        with suppress(SkipItem):  # the preparation names the damaged image
+            check_not_divided(request.dataset.name, all_images)
         return Scale(None, "as stored, 8 bits")
     if pixel_range is None and "f" not in kinds:
         return Scale(None, "whole numbers, scaled by own maximum")

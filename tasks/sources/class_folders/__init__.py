@@ -11,21 +11,28 @@ not in an archive needs no extension.
 - Layout ``group/class``: the groups are above the classes, ``<raw>/<group>/<class>/image.png``. The
   user's option ``layout`` chooses the layout. Without this option, both layouts are possible if
   every name of a subfolder occurs in several top folders. Then the patient ids in DICOM headers
-  decide.
+  decide. Otherwise the layout is ``class/group``.
 - Splits: ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...``. Images in a folder ``val``
   beside them are left out and counted.
 - Masks are left out and counted. A mask is a file in a folder called ``masks`` (COVID-19
   Radiography Database), a file beside its image (BUSI has ``x_mask.png`` beside ``x.png``), or a
   file in a class of masks or its subfolders (``cats_mask`` beside ``cats``).
-- Classes with unusual names: a folder called ``masks`` or ``segmentations`` is a class only if the
-  user's option ``label_map`` has its name. In the layout ``group/class``, the same applies to
-  ``mask``, ``segmentation`` and ``images``. In the default layout, a top folder called ``mask`` is
-  a class unless a folder ``images`` is beside it.
+- Classes with unusual names: a class may have one of these names if the user's option
+  ``label_map`` has it. Without this option:
+
+  ============================  =====================================  ======================
+  Folder in place of a class    Default layout                         Layout ``group/class``
+  ============================  =====================================  ======================
+  ``masks``, ``segmentations``  no class, unless all images are in     no class
+                                such folders
+  ``mask``, ``segmentation``    class, unless ``images`` is beside it  no class
+  ``images``                    class                                  no class
+  ============================  =====================================  ======================
 
 The modules use these terms:
 
-- *Wrapper*: the folder that contains all classes or splits. Several
-  folders around the classes, each alone in the one above, count as one wrapper.
+- *Wrapper*: the folder that contains all classes or splits. Several folders around the
+  classes, each alone in the one above, count as one wrapper.
 - *Top folder*: the first folder of an image's path, after the wrapper and the split are removed. It
   is a class or a group, depending on the layout.
 - *Inner archive*: an archive inside the archive ``<raw>``.

@@ -97,11 +97,11 @@ def _layout_by_headers(
         subfolders_by_patient[patient].add(image.first_subfolder)
     if len(tops_by_patient) < 2:
         return None
-    have_one_top = all(len(tops) == 1 for tops in tops_by_patient.values())
+    each_has_one_top = all(len(tops) == 1 for tops in tops_by_patient.values())
     have_one_subfolder = all(len(names) == 1 for names in subfolders_by_patient.values())
-    if have_one_top and not have_one_subfolder:
+    if each_has_one_top and not have_one_subfolder:
         return "group/class"
-    if have_one_subfolder and not have_one_top:
+    if have_one_subfolder and not each_has_one_top:
         return "class/group"
     return None
 

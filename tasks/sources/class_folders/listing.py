@@ -18,7 +18,7 @@ from tasks.sources.class_folders.layout import choose_layout
 from tasks.sources.class_folders.masks import is_mask_of
 from tasks.sources.class_folders.paths import ImagePath
 from tasks.sources.class_folders.scan import OUTSIDE_CLASSES, FolderScan, scan_folder
-from tasks.sources.class_folders.split_checks import LAYOUT_HINT, check_no_other_splits
+from tasks.sources.class_folders.split_checks import LAYOUT_HINT, check_splits_are_above_classes
 from tasks.sources.class_folders.upper_folders import TRAIN_AND_TEST
 from tasks.sources.dicom import INTENSITY, single_reader
 from tasks.sources.own.listing import named_flags, own_listing
@@ -77,17 +77,17 @@ def list_folder(request: RawRequest) -> Listing:
         )
     tree = RawTree(request)
     scan = scan_folder(tree, request)
-    check_no_other_splits(scan.image_paths, request)
+    check_splits_are_above_classes(scan.image_paths, request)
     _check_distinct_names(tree, scan.image_paths, request)
     layout, layout_flags = choose_layout(scan.image_paths, tree, request)
     images = _images_of_classes(scan.image_paths, layout)
     num_without_class = len(scan.image_paths) - len(images)
     excluded = scan.excluded + Counter({OUTSIDE_CLASSES: num_without_class})
-    not_classes = scan.mask_folders | _image_folders(scan.image_paths, layout)
-    _check_two_classes(images, not_classes, excluded[OUTSIDE_CLASSES], tree, request)
+    left_out_folders = scan.mask_folders | _images_folders_in_groups(scan.image_paths, layout)
+    _check_two_classes(images, left_out_folders, excluded[OUTSIDE_CLASSES], tree, request)
     # Flag -> number of images or folders that it concerns.
     flags = _flag_empty_folders(tree, images, scan, layout)
-    for name in sorted(not_classes):
+    for name in sorted(left_out_folders):
         flags[f"folder left out; to use it as a class: --label-map {quote(f'{name}={name}')}"] = 1
     num_nested_deeper = sum(len(image.path.subfolders) > 1 for image in images)
     if num_nested_deeper:
@@ -130,7 +130,7 @@ def _images_of_classes(image_paths: Sequence[ImagePath], layout: Layout) -> list
     return images
 
 
-def _image_folders(image_paths: Sequence[ImagePath], layout: Layout) -> set[str]:
+def _images_folders_in_groups(image_paths: Sequence[ImagePath], layout: Layout) -> set[str]:
     """Return the names of folders such as ``images`` that lie in a group in place of a class."""
     names = set()
     for path in image_paths:
@@ -141,7 +141,7 @@ def _image_folders(image_paths: Sequence[ImagePath], layout: Layout) -> set[str]
 
 def _check_two_classes(
     images: Sequence[ClassImage],
-    not_classes: Iterable[str],
+    left_out_folders: Iterable[str],
     num_outside: int,
     tree: RawTree,
     request: RawRequest,
@@ -150,7 +150,7 @@ def _check_two_classes(
 
     Args:
         images: The images of all classes.
-        not_classes: Names of folders that lie where class folders lie, but are left out.
+        left_out_folders: Names of folders that lie where class folders lie, but are left out.
         num_outside: Number of images outside class folders.
         tree: All files.
         request: The dataset.
@@ -170,7 +170,7 @@ def _check_two_classes(
     if not is_archive and classes == tops and all(image.group for image in images):
         for name in tops:
             hints.append(f"If the classes are the subfolders of {name!r}, use the path of {name!r}")
-    for name in sorted(not_classes):
+    for name in sorted(left_out_folders):
         option = quote(f"{name}={name}")
         hints.append(
             f"The folder {name!r} was left out, because folders of this name usually contain no "

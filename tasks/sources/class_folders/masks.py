@@ -7,31 +7,41 @@ from collections.abc import Collection, Sequence
 
 from tasks.sources.class_folders.paths import NOT_GROUP_FOLDERS, ImagePath
 
-MASK_FOLDERS = frozenset({"mask", "masks", "segmentation", "segmentations"})
-"""Names of folders of masks below the top folders, in lower case."""
-TOP_MASK_FOLDERS = frozenset({"masks", "segmentations"})
-"""Names of folders of masks at any level, in lower case. A top folder called ``mask`` may be a
-class, for example of faces with a mask."""
+MASK_FOLDER_NAMES = frozenset({"mask", "masks", "segmentation", "segmentations"})
+"""Names of folders of masks, in lower case. A folder called ``mask`` or ``segmentation``
+counts only below a top folder, or if a folder such as ``images`` is beside it. Otherwise it
+may be a class, for example of faces with a mask."""
+UNAMBIGUOUS_MASK_FOLDER_NAMES = frozenset({"masks", "segmentations"})
+"""Names of folders of masks that count at any level, in lower case."""
 MASK_NAME = re.compile(r"(.+?)[ _-](?:mask|masks|seg|segmentation)(?:[ _-]?\d+)?", re.IGNORECASE)
 """Name of a mask. The first group of the pattern is the name of the image."""
 
 
-def find_masks(image_names: Sequence[str]) -> set[str]:
+def find_masks(image_names: Sequence[str], class_labels: Collection[str]) -> set[str]:
     """Return the masks among the images.
 
     A file is a mask if its image is beside it: ``cats/1_mask.png`` beside ``cats/1.png``. All
     files in a folder are masks if the folder of the images is beside it: ``cats_mask`` beside
     ``cats``.
+
+    Args:
+        image_names: Names of all images.
+        class_labels: Names of folders that the user calls classes. They are not folders of
+            masks.
     """
     # Masks and images may have different extensions.
-    image_paths = {_without_extension(name).casefold() for name in image_names}
+    lower_stems = {_without_extension(name).casefold() for name in image_names}
     folders: set[str] = set()
     for name in image_names:
         folders.update(_folders_above(name.casefold()))
+    mask_folders = set()
+    for folder in set().union(*map(_folders_above, image_names)):
+        if folder.rpartition("/")[2] not in class_labels and is_mask_of(folder, folders):
+            mask_folders.add(folder)
     masks = set()
     for name in image_names:
-        is_in_mask_folder = any(is_mask_of(folder, folders) for folder in _folders_above(name))
-        if is_in_mask_folder or is_mask_of(_without_extension(name), image_paths):
+        is_in_mask_folder = not mask_folders.isdisjoint(_folders_above(name))
+        if is_in_mask_folder or is_mask_of(_without_extension(name), lower_stems):
             masks.add(name)
     return masks
 
@@ -41,9 +51,9 @@ def find_files_in_mask_folders(
 ) -> set[str]:
     """Return the images in a folder called ``masks`` or ``segmentations``, at any level.
 
-    A folder called ``mask`` counts only if a folder such as ``images`` is beside it. If all
-    images are in folders of masks, the result is empty, because these folders must contain the
-    classes.
+    A folder called ``mask`` or ``segmentation`` counts only if a folder such as ``images`` is
+    beside it. If all images are in folders of masks, the result is empty, because these folders
+    must contain the classes.
 
     Args:
         image_names: Names of all images.
@@ -57,9 +67,11 @@ def find_files_in_mask_folders(
     mask_folders = set()
     for folder in folders:
         parent, slash, last = folder.rpartition("/")
-        beside = {f"{parent}{slash}{other}".casefold() for other in NOT_GROUP_FOLDERS}
-        has_images_beside = not beside.isdisjoint(lower_folders)
-        mask_names = MASK_FOLDERS if has_images_beside else TOP_MASK_FOLDERS
+        possible_image_folders = {
+            f"{parent}{slash}{other}".casefold() for other in NOT_GROUP_FOLDERS
+        }
+        has_images_beside = not possible_image_folders.isdisjoint(lower_folders)
+        mask_names = MASK_FOLDER_NAMES if has_images_beside else UNAMBIGUOUS_MASK_FOLDER_NAMES
         if last not in class_labels and last.casefold() in mask_names:
             mask_folders.add(folder)
     if not mask_folders:
@@ -74,7 +86,7 @@ def find_files_in_mask_folders(
 def is_in_mask_subfolder(path: ImagePath) -> bool:
     """Return whether a subfolder of the top folder has a name such as ``masks``."""
     below_class = path.subfolders[1:] if path.is_subfolder_class else path.subfolders
-    return not MASK_FOLDERS.isdisjoint(map(str.casefold, below_class))
+    return not MASK_FOLDER_NAMES.isdisjoint(map(str.casefold, below_class))
 
 
 def is_mask_of(path: str, other_paths: Collection[str]) -> bool:

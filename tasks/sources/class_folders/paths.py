@@ -71,15 +71,15 @@ class UpperFolders:
             return None
         top, *subfolders = folders
         is_subfolder_class = bool(subfolders) and subfolders[0] in self.subfolder_classes
-        class_and_groups = []
+        kept_subfolders = []
         for depth, folder in enumerate(subfolders):
             is_class = depth == 0 and is_subfolder_class
             if is_class or folder.casefold() not in NOT_GROUP_FOLDERS:
-                class_and_groups.append(folder)
+                kept_subfolders.append(folder)
         return ImagePath(
             name=name,
             top_path=above_top + top,
-            subfolders=tuple(class_and_groups),
+            subfolders=tuple(kept_subfolders),
             split=split,
             is_subfolder_class=is_subfolder_class,
         )

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from tasks.sources.base import RawRequest
 from tasks.sources.class_folders.inner_archives import find_repeated
 from tasks.sources.class_folders.masks import (
-    MASK_FOLDERS,
+    MASK_FOLDER_NAMES,
     find_files_in_mask_folders,
     find_masks,
     is_in_mask_subfolder,
@@ -33,8 +33,8 @@ class FolderScan:
         image_paths: The images that are not left out.
         excluded: Reason -> number of files that are left out.
         upper_folders: The wrapper and the splits.
-        mask_folders: Names of folders that are left out as masks although they lie where class
-            folders lie.
+        mask_folders: Names of folders that are left out as masks. They lie where class folders
+            lie, so the user may have meant them as classes.
     """
 
     image_paths: list[ImagePath]
@@ -58,14 +58,20 @@ def scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
             image_names.append(name)
     repeated = find_repeated(tree, image_names, request)
     distinct_names = [name for name in image_names if name not in repeated]
+    # There are three kinds of masks: files in a folder called ``masks`` at any level, a mask
+    # beside its image, and files in a subfolder such as ``mask`` below a class.
     class_labels = dict(request.dataset.label_map)
     files_in_mask_folders = find_files_in_mask_folders(distinct_names, class_labels)
     # Masks may lie beside the wrapper, so they do not decide about it either.
-    names_outside = [name for name in distinct_names if name not in files_in_mask_folders]
-    upper_folders = find_upper_folders(names_outside, request)
+    names_without_mask_folders = [
+        name for name in distinct_names if name not in files_in_mask_folders
+    ]
+    upper_folders = find_upper_folders(names_without_mask_folders, request)
+    is_group_on_top = request.dataset.layout == "group/class"
     mask_folders = set()
-    masks = find_masks(distinct_names)
-    used_names = set(distinct_names)
+    tops_with_masks = set()
+    masks = find_masks(distinct_names, class_labels)
+    distinct_image_names = set(distinct_names)
     excluded: Counter[str] = Counter()
     image_paths = []
     for name in tree:
@@ -73,7 +79,7 @@ def scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
         # If several conditions apply to a file, the first one is the reason that is counted.
         if name in repeated:
             excluded["in an archive beside images"] += 1
-        elif name not in used_names:
+        elif name not in distinct_image_names:
             excluded["not an image by its extension"] += 1
         elif path is None:
             excluded[OUTSIDE_CLASSES] += 1
@@ -82,15 +88,18 @@ def scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
         elif name in masks:
             # Masks in a class of masks are counted here too.
             excluded["a mask beside its image"] += 1
+            tops_with_masks.add(path.top)
         elif name in files_in_mask_folders or is_in_mask_subfolder(path):
             excluded["in a folder of masks"] += 1
-            # The layout may be unknown: then the top folders are probably the classes.
-            is_group_on_top = request.dataset.layout == "group/class"
+            # If the user gave no layout, ``class/group`` is assumed here.
             class_folder = path.first_subfolder if is_group_on_top else path.top
-            if class_folder is not None and class_folder.casefold() in MASK_FOLDERS:
+            if class_folder is not None and class_folder.casefold() in MASK_FOLDER_NAMES:
                 mask_folders.add(class_folder)
         else:
             image_paths.append(path)
+    if not is_group_on_top:
+        # Top folders of masks alone, such as ``cats_mask``.
+        mask_folders |= tops_with_masks - {path.top for path in image_paths}
     excluded.update(count_hidden(tree.hidden, is_single_image_name))
     return FolderScan(image_paths, excluded, upper_folders, mask_folders)
 

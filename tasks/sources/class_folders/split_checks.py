@@ -17,14 +17,14 @@ SPLIT_WORD_IN_NAME = re.compile(
     r"""
     (?<![A-Za-z])                                     # no letter before the word
     (?i:train(?:ing)?|trn|test(?:ing)?|tst|val(?:id|idation)?)
-    (?=[A-Z]?(?![A-Za-z]))                            # at most one capital letter after it
+    (?=[A-Z]?(?![A-Za-z]))                            # at most one capital letter after it: trainA
     """,
     re.VERBOSE,
 )
 """The word for a split in a longer name, such as ``seg_train``, ``test-set`` or ``trainA``."""
 
 
-def check_no_other_splits(image_paths: Sequence[ImagePath], request: RawRequest) -> None:
+def check_splits_are_above_classes(image_paths: Sequence[ImagePath], request: RawRequest) -> None:
     """Check that the splits are above the class folders, and have usual names.
 
     Raises:
@@ -39,19 +39,19 @@ def check_no_other_splits(image_paths: Sequence[ImagePath], request: RawRequest)
             "should be above them",
             hint=LAYOUT_HINT,
         )
-    with_split_word = []
+    tops_with_split_word = []
     splits = set()
     for top in tops:
         top_splits = parse_splits(SPLIT_WORD_IN_NAME.findall(top))
         splits |= top_splits
         if top_splits:
-            with_split_word.append(top)
+            tops_with_split_word.append(top)
     # A class may be called "test strip". The top folders count as splits only if their names
     # contain "train" and another split, and if at least half of them have such a name.
-    is_majority = 2 * len(with_split_word) >= len(tops)
+    is_majority = 2 * len(tops_with_split_word) >= len(tops)
     if GivenSplit.TRAIN in splits and len(splits) > 1 and is_majority:
         raise request.error(
             "the top folders are neither classes nor splits called train, test and val: "
-            f"{', '.join(with_split_word[:5])}",
+            f"{', '.join(tops_with_split_word[:5])}",
             hint=f"Rename the splits, and put the class folders into them. {LAYOUT_HINT}",
         )

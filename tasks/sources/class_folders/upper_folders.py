@@ -3,17 +3,21 @@
 The wrapper is found first. Then the names of the folders directly below it decide whether these
 folders are splits:
 
-=========================  =======================================================================
-folders below the wrapper  result
-=========================  =======================================================================
-``cats``, ``dogs``         They are top folders.
-``train``, ``test``        They are splits.
-``train, test, extra``     Error: ``extra`` is probably a split too, or does not belong here.
-``train``, ``extra``       Error if they have two or more subfolders with the same names, because
-                           ``extra`` is then probably a split too. Error if ``train`` has two or
-                           more subfolders and ``label_map`` does not name it, because it may be a
-                           split or a class. Otherwise, they are top folders.
-=========================  =======================================================================
+==============================  ==============================================================
+folders below the wrapper       result
+==============================  ==============================================================
+``cats``, ``dogs``              They are top folders.
+``train``, ``test``             They are splits.
+``train``, ``test``, ``extra``  Error: ``extra`` is probably a split too, or does not belong
+                                here.
+``train``, ``extra``            The first of these rules that applies:
+
+                                1. Both have two or more subfolders with the same names.
+                                   Error: ``extra`` is probably a split too.
+                                2. ``train`` has two or more subfolders, and ``label_map`` does
+                                   not name it. Error: it may be a split or a class.
+                                3. They are top folders.
+==============================  ==============================================================
 """
 
 from __future__ import annotations
@@ -54,7 +58,7 @@ def _find_wrapper(image_names: Iterable[str], *, is_archive: bool) -> str:
     wrapper = ""
     # For each image: its folders below the wrapper, and its file name.
     paths = [name.split("/") for name in image_names]
-    while _have_wrapper(paths):
+    while _begin_with_wrapper(paths):
         wrapper += f"{paths[0][0]}/"
         paths = [path[1:] for path in paths]
     if is_archive or _has_train_and_test(path[0] for path in paths):
@@ -62,7 +66,7 @@ def _find_wrapper(image_names: Iterable[str], *, is_archive: bool) -> str:
     return ""
 
 
-def _have_wrapper(paths: Sequence[list[str]]) -> bool:
+def _begin_with_wrapper(paths: Sequence[list[str]]) -> bool:
     """Return whether all paths begin with one folder that can be a wrapper.
 
     The folder is not a split. At least a class folder and an image are below it.

@@ -95,7 +95,7 @@ def _check_printable(classes: set[str], request: RawRequest) -> None:
 
 
 def _check_numbers(classes: set[str], request: RawRequest) -> None:
-    """Check that labels which are all numbers are class numbers.
+    """If all labels are numbers, check that they number classes.
 
     Raises:
         DataError: The numbers are measurements, or one of them seems to be a code for unknown.
@@ -181,6 +181,17 @@ def _check_one_spelling(classes: set[str], request: RawRequest) -> None:
     for alike in spellings.values():
         if len(alike) > 1:
             doubtful.append(" / ".join(map(repr, sorted(alike))))
+    by_form: defaultdict[str, list[str]] = defaultdict(list)
+    for name in sorted(classes):
+        by_form[unicodedata.normalize("NFC", name)].append(name)
+    for same_form in by_form.values():
+        if len(same_form) > 1:
+            raise request.error(
+                f"these class names look the same but differ in their Unicode characters: "
+                f"{' / '.join(map(ascii, same_form))}",
+                hint="Rename the folders or labels, so that each class has one spelling. A file "
+                "system or program often stores an accent as a character of its own",
+            )
     if doubtful:
         raise request.error(
             f"these class names differ only in spelling: {first_of(doubtful)}",

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 
 from tasks.sources.base import RawRequest
-from tasks.sources.tables import COLUMNS, column_key, unused_flags
+from tasks.sources.tables import COLUMNS, column_key, flags_for_unused_columns
 
 TRAITS = ("site", "scanner", "manufacturer", "model", "view", "device")
 """Roles of columns that must not predict the label. If the data have such a column, the
@@ -57,7 +57,7 @@ class Columns:
         Args:
             group_like: The unused columns whose values look like ids of patients.
         """
-        return (*self.doubts, *unused_flags(self.unused, group_like))
+        return (*self.doubts, *flags_for_unused_columns(self.unused, group_like))
 
     def cells(self, data: Cells, request: RawRequest, row_name: Callable[[int], str]) -> Cells:
         """Return the columns that are read, by role. One-hot labels become one column.

@@ -73,7 +73,7 @@ def check_id_spellings(rows: Rows, kept_rows: Sequence[int], request: RawRequest
         )
 
 
-def check_no_leak(
+def check_no_group_in_both_splits(
     rows: Rows, kept_rows: Sequence[int], splits: Sequence[GivenSplit], request: RawRequest
 ) -> None:
     """Check that no group is in both training and test.

@@ -18,7 +18,7 @@ from tasks.sources.own.columns import TRAITS, Cells, Columns
 from tasks.sources.own.groups import (
     check_groups,
     check_id_spellings,
-    check_no_leak,
+    check_no_group_in_both_splits,
     similar_id_flags,
 )
 from tasks.sources.own.hidden_groups import find_group_like, patient_name_doubt
@@ -82,12 +82,12 @@ def own_listing(
     """Return the listing of a user's data, with an item for every row outside a validation split.
 
     Args:
-        rows: The rows that the kind read.
+        rows: The rows that the source read.
         request: The dataset, and the key of hashes in messages.
         columns: The choice of columns; None if the data have no columns.
         unused_cells: The columns that are not read, by name, if they have one value per row.
             Unless there are groups, the values are searched for ids of patients.
-        dataset_flags: Further doubts about the whole dataset, in words.
+        dataset_flags: Further flags of the whole dataset, in words.
         class_names: Names of the labels 0, 1, ... if the data have such names.
         sort_classes: Sorts the names of the classes.
         base_listing: A listing without items and classes. The result is this listing with the
@@ -117,7 +117,7 @@ def own_listing(
         )
     index_of_class = {name: index for index, name in enumerate(classes)}
     check_id_spellings(rows, kept_rows, request)
-    check_no_leak(rows, kept_rows, splits, request)
+    check_no_group_in_both_splits(rows, kept_rows, splits, request)
     excluded = Counter(base_listing.excluded) + Counter({VALIDATION_LEFT_OUT: num_validation})
     if columns is not None:
         group_like = []

@@ -101,6 +101,41 @@ def test_a_file_whose_parts_may_have_two_scales_is_refused(images, tmp_path):
         isweep.measure(tmp_path / "mixed.npz")
 
 
+def test_images_on_two_scales_are_refused_with_their_number(images):
+    floats = images.astype(np.float32)
+    floats[::2] /= 255
+    message = "different scales. In 30 of 60 images, no value is above 1, but .* as large as 255"
+    with pytest.raises(SweepError, match=message):
+        isweep.measure(floats, LABELS)
+    assert isweep.measure(floats, LABELS, pixel_range=(0, 255)).num_images == 60
+
+
+def test_a_few_almost_black_images_are_accepted(images):
+    floats = images.astype(np.float32)
+    floats[:2] /= 255
+    floats[3:6] = 0
+    assert isweep.measure(floats, LABELS).num_images == 60
+
+
+def test_images_divided_by_255_and_stored_as_whole_numbers_are_refused(images, tmp_path):
+    divided = (images / 255 + 0.5).astype(np.uint8)
+    np.savez(tmp_path / "divided.npz", images=divided, labels=np.array(LABELS))
+    message = "all values of the images are 0 or 1. The images were probably divided by 255"
+    with pytest.raises(SweepError, match=message):
+        isweep.measure(divided, LABELS)
+    with pytest.raises(SweepError, match=message):
+        isweep.measure(tmp_path / "divided.npz", root=tmp_path / "root")
+    white = isweep.measure(divided * 255, LABELS).label_sharpness
+    assert isweep.measure(divided, LABELS, pixel_range=(0, 1)).label_sharpness == white
+
+
+def test_equal_images_with_different_labels_are_counted_in_the_summary(images):
+    repeated = images.copy()
+    repeated[1] = repeated[0]
+    summary = repr(isweep.measure(repeated, LABELS))
+    assert summary.endswith("2 of 60 images are equal to an image with another label")
+
+
 def test_a_value_just_below_black_does_not_mean_another_scale(images, record):
     floats = images / 255
     floats[0, 0, 0] = -(2.0**-23)
@@ -138,6 +173,8 @@ FOUR_LABELS = [0, 1, 2, 0]
             {},
             "absent is neither an existing path nor a known dataset. Give a folder",
         ),
+        (".", [1, 2], {}, "The images are a folder, but labels of type list .*Remove labels"),
+        (FOUR_IMAGES, None, {"train_size": [2]}, "'train_size'. Did you mean 'train_sizes'"),
         ("x.npy", [1, 2], {}, "The images are a file, but the labels are of type list"),
         (FOUR_IMAGES, [1], {}, r"The labels have the shape \(1,\), but there are 4 images"),
         (FOUR_IMAGES, [None] * 4, {}, "own: the label is missing for"),

@@ -151,7 +151,7 @@ def test_the_best_of_absent_results_is_refused(root, wrong, monkeypatch):
     with pytest.raises(isweep.SweepError, match="of these results"):
         sweep.best(**wrong)
     monkeypatch.setitem(vars(sweep), "table", pd.concat([table, table.assign(train_size=60)]))
-    with pytest.raises(isweep.SweepError, match="Unknown train size of these results '11'"):
+    with pytest.raises(isweep.SweepError, match="Unknown train size '11' of these results"):
         sweep.best(train_size=11)
 
 

@@ -32,13 +32,13 @@ HASHED = {
     "SubsetSpec": ["NETWORK", "MEASURE"],
     "NetworkSpec": ["NETWORK"],
     "MeasureSpec": ["MEASURE"],
-    "AttackMeasurement": ["ATTACK"],
-    "RepresentationMeasurement": ["REPRESENTATION"],
-    "RobustnessMeasurement": ["ROBUSTNESS"],
+    "AttackRequest": ["ATTACK"],
+    "RepresentationRequest": ["REPRESENTATION"],
+    "RobustnessRequest": ["ROBUSTNESS"],
     "RobustnessSpec": ["ROBUSTNESS"],
-    "PredictionMeasurement": ["PREDICTIONS"],
+    "PredictionRequest": ["PREDICTIONS"],
     "FurtherTest": ["FURTHER_TEST"],
-    "FurtherTestMeasurement": ["FURTHER_TEST", "ROBUSTNESS"],
+    "FurtherTestRequest": ["FURTHER_TEST", "ROBUSTNESS"],
 }
 
 
@@ -83,7 +83,10 @@ def test_a_new_spec_or_attack_has_its_defaults_committed():
 
 def test_every_spec_that_an_id_is_made_of_is_covered():
     """Every spec that is a field of a spec with a schema version is hashed, too."""
-    spec_names, pending = set(), [specs.NetworkSpec, specs.MeasureSpec, *specs.Measurement.__args__]
+    spec_names, pending = (
+        set(),
+        [specs.NetworkSpec, specs.MeasureSpec, *specs.MeasurementRequest.__args__],
+    )
     while pending:
         spec = pending.pop()
         spec_names.add(spec.__name__)

@@ -60,6 +60,12 @@ def test_a_problem_that_two_checks_report_is_printed_once():
             ["a12", "b"],
             "Unknown model 'a13'. Did you mean 'a12'? Known models: a12, b.",
         ),
+        (
+            "class of mnist",
+            "x",
+            ["b"],
+            "Unknown class 'x' of mnist. Known classes of mnist: b.",
+        ),
     ],
 )
 def test_unknown_names_show_the_nearest_and_all_numbers_in_their_order(

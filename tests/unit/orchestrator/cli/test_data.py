@@ -355,6 +355,10 @@ def test_labels_that_are_negative_numbers_can_be_mapped(measure_json, write_npz)
     ("labels", "message"),
     [
         (["cat", "CAT", "dog"], "these class names differ only in spelling: 'CAT' / 'cat'"),
+        (
+            ["caf\u00e9", "cafe\u0301", "dog"],
+            r"differ in their Unicode characters: 'cafe\u0301' / 'caf\xe9'. Rename",
+        ),
         ([0.0, float("nan"), 1.0], "the label is missing for 20 images: row "),
         ([-1, 0, 1], "If the label is a class, add --label-map=-1=NAME"),
         ([[0], [1], [1]], "of type int64 and shape (60, 1) instead of one label per image. Save"),

@@ -230,6 +230,14 @@ def test_fit_accepts_any_table(run, tmp_path):
     assert "needs --response, --on and --groups. For example, type `isweep fit" in err
 
 
+def test_fit_of_a_sweep_refuses_the_options_of_a_table(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run("fit", "mine", "--response", "loss", "--on", "d", "--groups", "dataset")
+    assert code == 2
+    assert "There is no table mine. A sweep takes none of the options --response," in err
+    assert "If mine is a sweep, type `isweep fit mine" in err
+
+
 def test_claims_of_the_published_numbers_and_power_of_a_plan(run, tmp_path):
     files = [tmp_path / "ledger.md", tmp_path / "ledger.tex"]
     words = ("--markdown", str(files[0]), "--latex", str(files[1]))

@@ -41,7 +41,7 @@ def good_with(old, new):
         (good_with("[20, 40]", "many"), "`train_sizes` is 'many', but should be a list. Write"),
         (
             good_with("[manifold_d4]", PAIR.format("[cat, dog]")),
-            "Unknown class of mnist5k 'cat'. Known",
+            "Unknown class 'cat' of mnist5k. Known",
         ),
         (
             good_with("[manifold_d4]", PAIR.format("[3, 3]")),
@@ -91,7 +91,7 @@ def test_plan_refuses_images_too_small_for_a_network(run, tmp_path, caplog):
             "resources.memory_bytes: 99,999,999,999,999, but this machine has",
         ),
         ("", ["--device", "gpu"], "resources.num_gpus: 1, but this machine has 0. Lower"),
-        ("", ["--raw", "mnist=x"], "Unknown dataset of this sweep 'mnist'"),
+        ("", ["--raw", "mnist=x"], "Unknown dataset 'mnist' of this sweep"),
         (
             "",
             ["--raw", "manifold_d4=/absent"],

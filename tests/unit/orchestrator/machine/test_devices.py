@@ -94,13 +94,24 @@ def test_trials_on_a_node_without_working_cuda_fail_with_node_driver_and_torch()
     ("driver", "cuda", "hint"),
     [
         ("", "13.0", "Install NVIDIA's driver"),
-        ("580.1", None, "Install a torch with CUDA"),
+        (
+            "580.1",
+            None,
+            r"Install a torch with CUDA \(`pip uninstall --yes torch torchvision && pip install "
+            r"torch torchvision`\)$",
+        ),
         (
             "470.82",
             "12.6",
             r"a driver of branch 525 or later for CUDA 12\.6 \(the present one is 470\.82\)$",
         ),
-        ("550.1", "13.0", "branch 580 .* or install torch 2.14 or earlier from PyTorch's cu126"),
+        (
+            "550.1",
+            "13.0",
+            r"branch 580 .* or install torch 2\.14 or earlier from PyTorch's cu126 wheels, which work "
+            r"with the present driver, but not with RTX 50 and B200 \(`pip uninstall --yes torch "
+            r"torchvision && pip install torch torchvision --index-url https:\S+/whl/cu126`\)$",
+        ),
         ("580.65", "13.0", "The driver is new enough"),
     ],
 )
@@ -120,6 +131,15 @@ def test_the_hint_in_wsl_installs_no_driver_in_linux(driver, words):
     """A driver in Linux would hide that of Windows, and torch would find no GPU."""
     assert words in driver_hints.driver_hint(driver, "13.0", is_wsl=True)
     assert "WSL" not in driver_hints.driver_hint(driver, "13.0")
+
+
+def test_the_hint_in_wsl_loads_no_kernel_module():
+    """WSL uses the driver of Windows, so Linux has no module `nvidia_uvm` to load again."""
+    reason = "CUDA unknown error - this may be due to an incorrectly set up environment"
+    assert "modprobe" in driver_hints.driver_hint("581.29", "13.0", reason)
+    hint = driver_hints.driver_hint("581.29", "13.0", reason, is_wsl=True)
+    assert "remove this package" in hint
+    assert "modprobe" not in hint
 
 
 @pytest.mark.parametrize(
@@ -432,7 +452,11 @@ def test_gpus_in_wsl_are_detected_without_path_and_device_files(tmp_path, monkey
             "Remove the folder of CUDA's stubs from LD_LIBRARY_PATH",
         ),
         ("Error 802: system not yet initialized", "Start nvidia-fabricmanager"),
-        ("CUDA unknown error", "Run `nvidia-smi`"),
+        (
+            "CUDA unknown error",
+            "Type `sudo modprobe -r nvidia_uvm && sudo modprobe nvidia_uvm`, or restart the machine",
+        ),
+        ("Error 304: OS call failed", "Run `nvidia-smi`"),
     ],
 )
 def test_the_error_of_torch_explains_why_it_can_use_no_gpu(without_cuda, monkeypatch, error, hint):

@@ -40,7 +40,11 @@ from orchestrator.running.gpu_sharing import names_of_small_gpus, runtime_model_
 from orchestrator.running.recovery.failures import classify
 from orchestrator.running.recovery.memory_verdicts import MAY_RETRY
 from orchestrator.running.recovery.resource_policy import ResourcePolicy
-from orchestrator.running.recovery.retries import BASE_RETRIES, Retries
+from orchestrator.running.recovery.retries import (
+    BASE_RETRIES,
+    MAX_CRASHES_AND_MEMORY_FAILURES,
+    Retries,
+)
 from orchestrator.running.workers import trial_device
 from orchestrator.running.workers.worker import TrialTrainable
 from orchestrator.tuning.tune_sweep import tune_sweep
@@ -258,12 +262,14 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
         (
             node(replace(A100, capability=12.0, has_kernels=False)),
             1.0,
-            r"12\.0, which torch 2\.13\.0 does not support\. Install the newest torch, or hide",
+            r"12\.0, which torch 2\.13\.0 does not support\. Install the newest torch \(`pip "
+            r"uninstall --yes torch torchvision && pip install torch torchvision`\), or hide",
         ),
         (
             node(replace(A100, capability=7.0, has_kernels=False)),
             1.0,
-            r"does not support\. Install torch 2\.14 or earlier from PyTorch's cu126 wheels, or hide",
+            r"does not support\. Install torch 2\.14 or earlier from PyTorch's cu126 wheels \(`pip "
+            r"uninstall .* --index-url https:\S+/whl/cu126`\), or hide",
         ),
         (
             node(replace(A100, capability=3.7, has_kernels=False)),
@@ -565,6 +571,32 @@ def test_lack_of_memory_on_a_small_gpu_changes_no_other_trial_of_its_network(pla
     # The largest GPU of the cluster decides for all of them.
     assert policy.failed(second, MEMORY_USED_BY_TRIAL, A100.name) == MAY_RETRY
     assert policy.start_attempt(third).fast == "off"
+
+
+def test_a_trial_that_no_setting_fits_into_a_small_gpu_is_retried_for_a_larger_one(plan):
+    """A small second GPU once gave a trial up for which the larger GPU had room."""
+    small = Gpu("NVIDIA small", "GPU-small", 4 * GIB, capability=8.0)
+    nodes = [node(A100), node(small)]
+    policy = ResourcePolicy(
+        Resources(1, 1.0, micro_batch_policy="off"),
+        runtime_model_for(nodes, plan.sweep.resources, ()),
+        small_gpus=names_of_small_gpus(nodes),
+    )
+    trial = trials_of_model(plan, "vgg19")[0]
+    retries = Retries()
+    num_attempts = 0
+    is_retried = True
+    while is_retried:
+        policy.start_attempt(trial)
+        assert policy.failed(trial, MEMORY_USED_BY_TRIAL, small.name) == MAY_RETRY
+        num_attempts += 1
+        is_retried = retries.failed(trial.trial_id, MEMORY_USED_BY_TRIAL).pause_s is not None
+    assert num_attempts == MAX_CRASHES_AND_MEMORY_FAILURES
+
+    verdict = policy.failed(trial, MEMORY_USED_BY_TRIAL, A100.name)
+
+    assert verdict.is_final
+    assert "needs more memory than a whole GPU has" in verdict.hint
 
 
 def test_gpus_of_equal_memory_are_all_large():

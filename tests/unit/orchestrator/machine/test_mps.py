@@ -18,14 +18,14 @@ import pytest
 
 from orchestrator.machine import cluster, mps, mps_choice, mps_daemon, self_test_verdict
 from orchestrator.machine.gpus import nvidia_smi
-from orchestrator.machine.mps import PrivateMps, breaks_mps
+from orchestrator.machine.mps import PrivateMps, may_break_mps
 from orchestrator.machine.mps_choice import why_no_mps
-from orchestrator.machine.mps_daemon import PIPES
+from orchestrator.machine.mps_daemon import PIPES_VARIABLE
 from orchestrator.machine.mps_worker import (
     PRIVATE_FOLDER,
-    avoid_stopped_mps,
+    abandon_mps,
+    avoid_abandoned_mps,
     end_work_of_child,
-    stop_using_mps,
 )
 from orchestrator.machine.ray_folders import private_folder, remove_leftovers
 from orchestrator.machine.self_test_case import Case
@@ -92,9 +92,9 @@ def mps_folder(tmp_path, monkeypatch) -> Path:
     program.write_text(CONTROL_SCRIPT.replace("{python}", sys.executable), encoding="utf-8")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    monkeypatch.setattr(mps, "ATTACH", "print(2)")
+    monkeypatch.setattr(mps, "ATTACH_PROGRAM", "print(2)")
     monkeypatch.setattr(mps, "MAX_PIPES_LENGTH", 200)  # the folders of pytest are long
-    monkeypatch.delenv(PIPES, raising=False)
+    monkeypatch.delenv(PIPES_VARIABLE, raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return tmp_path / "mps"
 
@@ -117,12 +117,12 @@ def test_mps_runs_inside_the_block_for_the_gpus_of_these_uuids(mps_folder):
         pid = daemon_pid(mps_folder)
         assert is_alive(pid)
         assert service.folder == mps_folder
-        assert os.environ[PIPES] == str(mps_folder / "pipe")
+        assert os.environ[PIPES_VARIABLE] == str(mps_folder / "pipe")
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-1,GPU-2"
         assert (mps_folder / "visible").read_text() == "GPU-1,GPU-2"
     assert not is_alive(pid)
     assert service.folder is None
-    assert PIPES not in os.environ
+    assert PIPES_VARIABLE not in os.environ
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
     assert notes == ["Started NVIDIA's MPS for this sweep, so that several trials share each GPU"]
 
@@ -139,14 +139,14 @@ def test_mps_ends_after_ctrl_c_and_after_an_error(mps_folder, error):
     with pytest.raises(error, match="stop"):
         run()
     assert not is_alive(daemon_pids[0])
-    assert PIPES not in os.environ
+    assert PIPES_VARIABLE not in os.environ
 
 
 DRIVER_SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 from orchestrator.machine import mps
-mps.ATTACH = "print(2)"
+mps.ATTACH_PROGRAM = "print(2)"
 mps.MAX_PIPES_LENGTH = 200
 with mps.PrivateMps(("GPU-1", "GPU-2"), lambda text: None).running(Path(sys.argv[1])):
     print(Path(sys.argv[1], "pipe", "nvidia-cuda-mps-control.pid").read_text(), flush=True)
@@ -178,7 +178,7 @@ def test_the_next_run_kills_programs_of_mps_that_a_killed_run_left(tmp_path, mon
             subprocess.Popen(
                 ["nvidia-cuda-mps-server", "600"],
                 executable="/bin/sleep",
-                env={**os.environ, PIPES: str(pipes)},
+                env={**os.environ, PIPES_VARIABLE: str(pipes)},
             )
         )
     process_of_killed_run, other_process = processes
@@ -208,9 +208,9 @@ END_BOTH = [
 @pytest.mark.parametrize(("pids", "ended"), [(None, [11, 12]), ({12, 99}, [12]), ({99}, [])])
 def test_mps_ends_the_gpu_work_of_the_processes_that_are_killed_next(mps_folder, pids, ended):
     service = PrivateMps(UUIDS, print)
-    service.end_clients(pids)  # MPS does not run, so nothing is asked
+    service.end_gpu_work(pids)  # MPS does not run, so nothing is asked
     with service.running(mps_folder):
-        service.end_clients(pids)
+        service.end_gpu_work(pids)
         expected = [*LIST_CLIENTS]
         for client in ended:
             expected += [f"terminate_client 4711 {client}", "get_client_list 4711"]
@@ -230,7 +230,7 @@ def test_a_command_that_mps_refuses_is_logged_and_the_process_can_be_killed(
     service = PrivateMps(UUIDS, print)
     with service.running(mps_folder):
         monkeypatch.setenv("FAKE_REFUSES", refused)
-        service.end_clients()
+        service.end_gpu_work()
         assert len(commands_of(mps_folder)) == num_commands
     assert message in caplog.text
     assert f"Failed to {refused}" in caplog.text
@@ -248,7 +248,7 @@ def daemon_with_a_silent_client(monkeypatch, seconds_per_command: float) -> list
             return "11\n12\n13"
         if command == "terminate_client 4711 12":
             return mps_daemon.SUCCESS
-        raise mps_daemon.NoAnswerError("busy")
+        raise mps_daemon.CommandFailedError("busy")
 
     clock = SimpleNamespace(monotonic=lambda: seconds_per_command * len(commands))
     monkeypatch.setattr(mps_daemon, "ask_daemon", ask)
@@ -283,7 +283,7 @@ def test_the_exit_code_of_mps_does_not_show_whether_the_gpu_work_has_ended(
     monkeypatch.setenv("FAKE_REPLY", reply)
     service = PrivateMps(UUIDS, print)
     with service.running(mps_folder):
-        service.end_clients({11})
+        service.end_gpu_work({11})
     warning = "NVIDIA's MPS did not end the GPU work of process 11: Failed to terminate client"
     assert (warning in caplog.text) is is_logged
 
@@ -294,7 +294,7 @@ def test_the_gpu_work_of_a_self_test_ends_with_that_of_its_worker(mps_folder, mo
     monkeypatch.setenv("FAKE_CLIENTS", f"11 {child.pid}")
     service = PrivateMps(UUIDS, print)
     with service.running(mps_folder):
-        service.end_clients({os.getpid()})
+        service.end_gpu_work({os.getpid()})
         commands = commands_of(mps_folder)
     child.kill()
     child.wait()
@@ -312,8 +312,8 @@ def test_a_run_stops_using_mps_if_the_gpu_work_of_a_killed_child_does_not_end(
     with PrivateMps(UUIDS, print).running(mps_folder):
         end_work_of_child(12)
         assert commands_of(mps_folder)[2] == "terminate_client 4711 12"
-        avoid_stopped_mps()
-        assert (os.environ[PIPES] == str(mps_folder / "pipe")) is work_ends
+        avoid_abandoned_mps()
+        assert (os.environ[PIPES_VARIABLE] == str(mps_folder / "pipe")) is work_ends
         num_commands = len(commands_of(mps_folder))
         end_work_of_child(12)
         # A process that avoids MPS has no children with GPU work in MPS.
@@ -336,7 +336,7 @@ def test_the_gpu_work_of_a_trial_that_hangs_ends_before_its_process_is_killed():
     trial = SimpleNamespace(config={TRIAL_ID: "trial-1"})
     loop = MagicMock()
     loop._backend.killer_of.return_value = lambda: calls.append("killed")
-    loop._run.cluster.mps.end_clients = calls.append
+    loop._run.cluster.mps.end_gpu_work = calls.append
     location = WorkerLocation("trial-1", "actor", "node", pid=12)
     loop._attempts.of.return_value = Attempt(number=1, location=location)
     kill = TrialLoop._killer_of(loop, trial)
@@ -376,11 +376,11 @@ def simulate_start_failure(name: str, monkeypatch) -> None:
     elif name == "refused":
         monkeypatch.setenv("FAKE_START_ERROR", "Cannot find MPS control daemon process")
     elif name == "process fails":
-        monkeypatch.setattr(mps, "ATTACH", "raise SystemExit('Error 807: not ready')")
+        monkeypatch.setattr(mps, "ATTACH_PROGRAM", "raise SystemExit('Error 807: not ready')")
     elif name == "fewer GPUs":
-        monkeypatch.setattr(mps, "ATTACH", "print(1)")
+        monkeypatch.setattr(mps, "ATTACH_PROGRAM", "print(1)")
     elif name == "hangs":
-        monkeypatch.setattr(mps, "ATTACH", "import time; time.sleep(600)")
+        monkeypatch.setattr(mps, "ATTACH_PROGRAM", "import time; time.sleep(600)")
         monkeypatch.setattr(mps, "ATTACH_TIMEOUT_S", 0.2)
     elif name == "not used":
         monkeypatch.setenv("FAKE_SERVERS", "")
@@ -420,7 +420,7 @@ def test_if_mps_does_not_start_the_run_continues_and_a_note_gives_the_reason(
 
     monkeypatch.setattr(mps_daemon, "start_daemon", start_daemon)
     with service.running(mps_folder):
-        assert PIPES not in os.environ
+        assert PIPES_VARIABLE not in os.environ
         assert "CUDA_VISIBLE_DEVICES" not in os.environ
         assert service.folder is None
         assert not any(is_alive(pid) for pid in daemon_pids)
@@ -432,15 +432,15 @@ def test_if_mps_does_not_start_the_run_continues_and_a_note_gives_the_reason(
 def test_new_processes_compute_without_mps_after_the_end_of_its_use(mps_folder):
     notes: list[str] = []
     service = PrivateMps(UUIDS, notes.append)
-    service.stop_using("nothing runs", "")
+    service.abandon("nothing runs", "")
     with service.running(mps_folder):
-        avoid_stopped_mps()
-        assert os.environ[PIPES] == str(mps_folder / "pipe")
-        service.stop_using("trial-1 failed (device_error)", "New trials have a whole GPU each")
-        service.stop_using("trial-2 failed (device_error)", "New trials have a whole GPU each")
-        avoid_stopped_mps()
+        avoid_abandoned_mps()
+        assert os.environ[PIPES_VARIABLE] == str(mps_folder / "pipe")
+        service.abandon("trial-1 failed (device_error)", "New trials have a whole GPU each")
+        service.abandon("trial-2 failed (device_error)", "New trials have a whole GPU each")
+        avoid_abandoned_mps()
         # CUDA computes without MPS if this folder contains no socket. gpu-check relies on it too.
-        assert not Path(os.environ[PIPES]).exists()
+        assert not Path(os.environ[PIPES_VARIABLE]).exists()
         assert not mps_daemon.mps_runs()
     assert len(notes) == 2
     assert "do not use NVIDIA's MPS any more: trial-1 failed (device_error)" in notes[1]
@@ -449,20 +449,20 @@ def test_new_processes_compute_without_mps_after_the_end_of_its_use(mps_folder):
 
 def test_a_worker_with_a_broken_gpu_ends_the_use_of_mps_itself(mps_folder):
     with PrivateMps(UUIDS, print).running(mps_folder):
-        stop_using_mps()
-        avoid_stopped_mps()
+        abandon_mps()
+        avoid_abandoned_mps()
         assert not mps_daemon.mps_runs()
     assert PRIVATE_FOLDER not in os.environ
-    stop_using_mps()  # without MPS of the run this changes nothing
+    abandon_mps()  # without MPS of the run this changes nothing
 
 
 def test_leaving_ended_mps_changes_nothing_in_a_process_without_it(monkeypatch, tmp_path):
-    monkeypatch.delenv(PIPES, raising=False)
-    avoid_stopped_mps()
-    assert PIPES not in os.environ
-    monkeypatch.setenv(PIPES, str(tmp_path))
-    avoid_stopped_mps()
-    assert os.environ[PIPES] == str(tmp_path)
+    monkeypatch.delenv(PIPES_VARIABLE, raising=False)
+    avoid_abandoned_mps()
+    assert PIPES_VARIABLE not in os.environ
+    monkeypatch.setenv(PIPES_VARIABLE, str(tmp_path))
+    avoid_abandoned_mps()
+    assert os.environ[PIPES_VARIABLE] == str(tmp_path)
 
 
 def test_a_worker_leaves_ended_mps_before_it_uses_cuda(monkeypatch):
@@ -472,7 +472,7 @@ def test_a_worker_leaves_ended_mps_before_it_uses_cuda(monkeypatch):
         calls.append("cuda")
         raise RuntimeError("no more is needed here")
 
-    monkeypatch.setattr(trial_device, "avoid_stopped_mps", lambda: calls.append("left"))
+    monkeypatch.setattr(trial_device, "avoid_abandoned_mps", lambda: calls.append("left"))
     monkeypatch.setattr(trial_device, "check_gpu", check_gpu)
     monkeypatch.setattr(trial_device, "is_logical", lambda: False)
     network = plan_sweep(load_sweep("demo")).trials[0].network
@@ -497,7 +497,7 @@ def test_a_worker_leaves_ended_mps_before_it_uses_cuda(monkeypatch):
     ],
 )
 def test_failures_that_may_have_broken_mps_end_its_use(kind, facts, breaks):
-    assert breaks_mps(TrialFailure(kind=kind, message="", **facts)) is breaks
+    assert may_break_mps(TrialFailure(kind=kind, message="", **facts)) is breaks
 
 
 @pytest.mark.parametrize("kind", [FailureKind.DEVICE_ERROR, FailureKind.CODE_ERROR])
@@ -508,11 +508,11 @@ def test_a_run_stops_using_mps_after_a_device_error(paper, kind):
     outcomes._attempts.of.return_value = Attempt(1)
     outcomes._protect_other_trials = partial(Outcomes._protect_other_trials, outcomes)
     outcomes.resources.failed.return_value = MAY_RETRY
-    outcomes.stop_using_mps = partial(Outcomes.stop_using_mps, outcomes)
+    outcomes.abandon_mps = partial(Outcomes.abandon_mps, outcomes)
     outcomes.resources.use_shares_without_mps.return_value = "New trials have a whole GPU each"
     outcomes._retries.failed.return_value = Decision(1.0, "retried")
     Outcomes._process_failure(outcomes, trial.trial_id, TrialFailure(kind=kind, message=""))
-    end_calls = outcomes._run.cluster.mps.stop_using.call_args_list
+    end_calls = outcomes._run.cluster.mps.abandon.call_args_list
     arguments = [call.args for call in end_calls]
     expected = [(f"{trial.trial_id} failed (device_error)", "New trials have a whole GPU each")]
     assert arguments == (expected if kind == FailureKind.DEVICE_ERROR else [])
@@ -525,7 +525,7 @@ def test_the_gpu_work_of_all_trials_ends_before_an_error_that_stops_the_run():
     error = SetupError("The disk is full")
     loop = MagicMock()
     loop._queue = TrialQueue(deque(), stop_error=error)
-    loop._run.cluster.mps.end_clients = lambda: calls.append("GPU work ended")
+    loop._run.cluster.mps.end_gpu_work = lambda: calls.append("GPU work ended")
     loop._raise_if_stopped = partial(TrialLoop._raise_if_stopped, loop)
     with pytest.raises(SetupError, match="The disk is full"):
         TrialLoop.on_step_begin(loop, 1, [])
@@ -549,12 +549,12 @@ def test_a_run_stops_using_mps_in_words_after_tune_killed_running_trials(paper, 
     loop._outcomes._run.cluster.mps.folder = Path("/nowhere")
     shares = "New trials have a whole GPU each"
     loop._outcomes.resources.use_shares_without_mps.return_value = shares
-    loop._outcomes.stop_using_mps = partial(Outcomes.stop_using_mps, loop._outcomes)
+    loop._outcomes.abandon_mps = partial(Outcomes.abandon_mps, loop._outcomes)
     TrialLoop._process_tune_failure(loop, RuntimeError("a bug in Tune"))
     expected = (
-        "New trials of this run do not use NVIDIA's MPS any more: after an error, Ray Tune killed "
-        "trials while they computed. With MPS, this can also end other trials on the same GPU. "
-        "isweep retries these trials. New trials have a whole GPU each"
+        "New trials of this run do not use NVIDIA's MPS any more: Ray Tune failed, and may have "
+        "killed trials while they computed. With MPS, such a failure can also end other trials on "
+        "the same GPU. isweep retries these trials. New trials have a whole GPU each"
     )
     assert notes == ([expected] if is_running else [])
 
@@ -571,7 +571,7 @@ class SimulatedRay:
         self.worker: subprocess.Popen[bytes] | None = None
 
     def init(self, **settings: object) -> SimpleNamespace:
-        self.folder = Path(os.environ[PIPES]).parent
+        self.folder = Path(os.environ[PIPES_VARIABLE]).parent
         session = str(settings["_temp_dir"])
         # As in Ray, the worker's command line contains the folder.
         command = [sys.executable, "-c", WAITING_WORKER, f"{session}/session"]

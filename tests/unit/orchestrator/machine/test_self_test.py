@@ -226,8 +226,26 @@ def test_an_error_in_the_second_comparison_does_not_acquit_the_gpu(replace_kerne
     verdict = run(RESNET_TINY, CPU)
     assert verdict.wrong
     assert (verdict.is_final, verdict.unchecked) == (True, "")
-    assert verdict.doubt.startswith("the second comparison with the CPU failed: resnet_tiny: ")
+    assert verdict.doubt.startswith("a later comparison with the CPU failed: resnet_tiny: ")
     assert "uncorrectable ECC error" in verdict.doubt
+
+
+def test_an_error_in_bfloat16_does_not_hide_a_wrong_result_in_float32(replace_kernel, monkeypatch):
+    replace_kernel(F, "relu", wrong_relu)
+    original_gradient = self_test._gradient
+    precisions = []
+
+    def gradient_or_error(model, images, labels, precision):
+        precisions.append(precision)
+        if len(precisions) == 5:  # after three references on the CPU, and float32 on the device
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        return original_gradient(model, images, labels, precision)
+
+    monkeypatch.setattr(self_test, "_gradient", gradient_or_error)
+    verdict = run(RESNET_TINY, CPU)
+    assert verdict.wrong
+    assert (verdict.is_final, verdict.unchecked) == (True, "")
+    assert "illegal memory access" in verdict.doubt
 
 
 @pytest.mark.parametrize(
@@ -280,7 +298,7 @@ def test_a_network_without_a_usable_gradient_gives_no_verdict(monkeypatch):
         "_gradient",
         lambda *_: self_test.Gradient(math.nan, [torch.zeros(3)]),
     )
-    assert compare_with_cpu(TINY, CPU) == []
+    assert not list(compare_with_cpu(TINY, CPU))
 
 
 def test_a_network_with_random_layers_is_compared_in_evaluation_mode(monkeypatch):
@@ -302,7 +320,7 @@ def test_a_network_with_random_layers_is_compared_in_evaluation_mode(monkeypatch
 
     monkeypatch.setattr(self_test, "_gradient", gradient_and_mode)
     monkeypatch.setattr(self_test, "built", lambda case, dropout=None: NetworkWithDropout())
-    results = compare_with_cpu(TINY, CPU)
+    results = list(compare_with_cpu(TINY, CPU))
     assert not any(modes)
     assert [arithmetic.problem for arithmetic in results] == ["", ""]
 

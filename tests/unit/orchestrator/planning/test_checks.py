@@ -1,15 +1,23 @@
 """Test what planning refuses about your own data, from the paths and names of their files alone."""
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 
-from orchestrator.planning.checks import check_feasible
+from orchestrator.planning.checks import changed_own_data, check_feasible, small_size_notes
 from orchestrator.planning.workspace import Workspace
 from search_spaces.datasets import DATASETS
 from search_spaces.errors import DataError, SweepError
 from search_spaces.specs import PreparedSpec
+from search_spaces.sweeps import UserSourceSpec
+from tasks.prepared.prepare import prepare_dataset
+from tasks.remote import InlineExecutor
 from tasks.sources import source_for
 from tasks.sources.base import RawRequest
+from tests.small_sweep import small_sweep
+from tests.unit.tasks.sources.conftest import picture, png
 
 SWEEP = """
 name: counted
@@ -188,3 +196,81 @@ def test_a_packaged_dataset_has_the_number_of_images_of_its_row(dataset, tmp_pat
     listing = source_for(dataset.source).list_items(RawRequest(dataset, spec, tmp_path))
     images_per_class = np.bincount([item.label for item in listing.items])
     assert images_per_class.tolist() == list(dataset.images_per_class)
+
+
+@pytest.fixture
+def open_prepared(tmp_path):
+    """Return a function that opens a sweep of the prepared table of a folder, which may change."""
+    source = UserSourceSpec(kind="folder", path=str(tmp_path / "raw"), domain="medical")
+    for number in range(60):
+        path = tmp_path / "raw" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(picture(number, (16, 16))))
+    datasets = [{"name": "mine", "own": source.model_dump(exclude_defaults=True)}]
+    sweep = small_sweep("changed", datasets=datasets, train_sizes=[20], test_size=10)
+
+    def open_again() -> Workspace:
+        return Workspace.open(sweep, str(tmp_path / "root"))
+
+    workspace = open_again()
+    for spec in workspace.plan.prepared:
+        prepare_dataset(
+            spec,
+            workspace.plan.datasets["mine"],
+            raw=tmp_path / "raw",
+            destination=workspace.paths.prepared(spec),
+            executor=InlineExecutor(),
+        )
+    return open_again
+
+
+def test_unchanged_files_of_a_prepared_dataset_are_planned_without_a_note(open_prepared):
+    workspace = open_prepared()
+    assert check_feasible(workspace) == {}
+    assert changed_own_data(workspace) == {}
+
+
+def test_other_data_under_the_name_of_a_prepared_dataset_are_refused(open_prepared, tmp_path):
+    (tmp_path / "raw" / "b").rename(tmp_path / "raw" / "c")
+    message = r"changed .*the classes are a, c, but the prepared dataset has the classes a, b\)"
+    with pytest.raises(DataError, match=message):
+        check_feasible(open_prepared())
+
+
+def test_fewer_files_than_prepared_images_are_refused(open_prepared, tmp_path):
+    (tmp_path / "raw" / "b" / "1.png").unlink()
+    message = r"\(class b has 29 files, but 30 prepared images\)\. Restore .*another name"
+    with pytest.raises(DataError, match=message):
+        check_feasible(open_prepared())
+
+
+def test_files_that_cannot_be_listed_are_refused_although_the_name_is_prepared(
+    open_prepared, tmp_path
+):
+    shutil.rmtree(tmp_path / "raw" / "b")
+    with pytest.raises(DataError, match="mine: "):
+        check_feasible(open_prepared())
+
+
+def test_files_with_other_times_are_counted_for_a_note(open_prepared, tmp_path):
+    os.utime(tmp_path / "raw" / "b" / "1.png", (1, 1))
+    workspace = open_prepared()
+    assert check_feasible(workspace) == {}
+    assert changed_own_data(workspace) == {"mine": 60}
+
+
+@pytest.mark.parametrize(
+    ("changes", "notes"),
+    [
+        ({"test_size": 4}, ["With test_size 4, the standard error of an accuracy can be 0.25."]),
+        ({"test_size": 25}, []),
+        (
+            {"test_size": 25, "recipe": {"from": "smoke", "batch_size": 4096}},
+            ["The batch size, 4,096, is larger than the largest train size, 20."],
+        ),
+    ],
+)
+def test_a_small_test_set_and_a_large_batch_are_noted(tmp_path, changes, notes):
+    sweep = small_sweep("small", train_sizes=[20], **changes)
+    lines = list(small_size_notes(Workspace.open(sweep, str(tmp_path)).plan))
+    assert [line[: len(note)] for line, note in zip(lines, notes, strict=True)] == notes

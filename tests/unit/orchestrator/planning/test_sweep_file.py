@@ -182,6 +182,25 @@ def good_with_dataset(text):
         (GOOD + "estimators: []", r"`estimators` is empty"),
         (GOOD + "estimators: [mlee]", r"Unknown estimator.*'mlee'.*'mle'"),
         (GOOD + f"seeds: [{2**63}]", r"value 1 of `seeds` is .*must be below 9223372036854775808"),
+        (GOOD + "estimators: mle", r"^`estimators` is 'mle', but should be a list"),
+        (
+            GOOD.replace(
+                "datasets: [",
+                "datasets: [{name: m, own: {path: x, domain: natural, "
+                "label_map: {10: cat, 9: 7, 8: dog}}}, ",
+                1,
+            ),
+            r"`datasets\.0\.own\.label_map\.9` is 7, but must be text",
+        ),
+        (
+            GOOD.replace(
+                "datasets: [",
+                "datasets: [{name: m, own: {path: x, domain: natural, "
+                "label_map: {0: cat, 1: dog, '1': x}}}, ",
+                1,
+            ),
+            r"has the key '1' twice in one mapping, once as a number and once as text",
+        ),
         (GOOD + "calibrate: no", r"`calibrate` is 'no', but must be true or false"),
         (GOOD + "<<: {calibrate: true}", r"'<<' without quotes\. Put the text in quotes"),
         (
@@ -204,7 +223,7 @@ def good_with_dataset(text):
         (GOOD + "description: \0", r"unacceptable character #x0000"),
         (GOOD + 'description: "\\ud800"', r"has the character '\\ud800', which cannot be saved"),
     ],
-    ids=range(49),
+    ids=range(52),
 )
 def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
     with pytest.raises(ConfigError, match=f"(?s){message}"):
@@ -574,7 +593,7 @@ def test_classes_of_a_known_dataset_have_names_and_indices():
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
-        (["cat", "dgo"], "Unknown class of cifar10.*'dgo'.*'dog'"),
+        (["cat", "dgo"], "Unknown class 'dgo' of cifar10.*'dog'"),
         (["cat", 3], r"class_pairs` lists the pair \[3, 3\], which contains the same class twice"),
         (["cat", "dog", "frog"], r"datasets\.0\.class_pairs\.0` has more than 2 values"),
         (
@@ -605,7 +624,7 @@ def test_classes_of_your_data_with_numbers_as_names_are_named_as_text(own_source
     assert planned_pairs({"name": "mine", "own": own_source, "class_pairs": [["3", "8"]]}) == [
         (0, 2)
     ]
-    with pytest.raises(ConfigError, match=r"Unknown class of mine.*'4'"):
+    with pytest.raises(ConfigError, match=r"Unknown class '4' of mine"):
         planned_pairs({"name": "mine", "own": own_source, "class_pairs": [["3", "4"]]})
 
 
@@ -698,10 +717,13 @@ def test_a_recipe_file_may_be_in_the_folder_of_the_sweep_file(tmp_path):
             "the override has more than one value for epochs",
         ),
         ("{from: smoke, overrides: [{models: [small_cnn]}]}", "the override changes nothing"),
-        ("{from: smoke, overrides: [{models: [vgg13], epochs: 1}]}", "Unknown model of this sweep"),
+        (
+            "{from: smoke, overrides: [{models: [vgg13], epochs: 1}]}",
+            "Unknown model 'vgg13' of this sweep",
+        ),
         (
             "{from: smoke, overrides: [{datasets: [mnist], epochs: 1}]}",
-            "Unknown dataset of this sweep",
+            "Unknown dataset 'mnist' of this sweep",
         ),
         (
             "./nowhere.yaml",

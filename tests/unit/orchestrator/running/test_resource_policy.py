@@ -155,7 +155,7 @@ def test_a_result_ends_the_raised_level_that_the_needed_level_has_reached():
 @pytest.mark.parametrize(("node_memory", "requested_memory"), [(150, 150), (1000, 200), (90, 100)])
 def test_no_retry_requests_more_memory_than_a_node_has(trials, node_memory, requested_memory):
     policy = ResourcePolicy(Resources(1, 2, 100), node_memory_bytes=lambda: node_memory)
-    policy.trials[trials[0].trial_id].start_level = 1
+    policy.trial_levels[trials[0].trial_id].start_level = 1
     # Memory is doubled, full GPUs are not.
     expected = Resources(1, 2, requested_memory, fast="off")
     assert policy.start_attempt(trials[0]) == expected

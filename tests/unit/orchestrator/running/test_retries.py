@@ -47,7 +47,9 @@ def test_a_trial_that_alone_crashes_is_given_up_after_three_times():
         retries.finished()
     assert [decision.pause_s for decision in decisions] == [1.0, 2.0, None]
     assert decisions[0].reason == "retried in 1 s; worker_crash 1 of at most 3"
-    assert decisions[-1].reason == "other trials have not crashed, so this trial is the cause"
+    assert decisions[-1].reason == (
+        "at most one crash of another trial happened, so this trial is the cause"
+    )
 
 
 def test_a_trial_gets_more_attempts_if_other_trials_crash_too():
@@ -369,7 +371,7 @@ def test_a_gpu_on_which_a_trial_hangs_is_quarantined_and_costs_no_trial_its_atte
             _attempts=attempts_with(
                 Attempt(1, WorkerLocation(trial_id, "actor", "10.0.0.1", gpus="0"))
             ),
-            _watchdog=SimpleNamespace(failure=lambda trial_id: hung),
+            _watchdog=SimpleNamespace(failure_of=lambda trial_id: hung),
             _outcomes=SimpleNamespace(
                 process_death=lambda trial_id, failure: failures.append(failure)
             ),
@@ -400,7 +402,7 @@ def test_a_hang_counts_against_no_gpu_if_the_gpu_of_the_trial_is_unknown(locatio
     hung = TrialFailure(kind="hung", message="neither a result nor an epoch in 600 s")
     loop = SimpleNamespace(
         _attempts=attempts_with(Attempt(1, location)),
-        _watchdog=SimpleNamespace(failure=lambda trial_id: hung),
+        _watchdog=SimpleNamespace(failure_of=lambda trial_id: hung),
     )
     assert TrialLoop._hang_failure(loop, "t") == hung
 

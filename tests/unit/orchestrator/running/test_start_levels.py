@@ -66,7 +66,7 @@ def test_only_a_result_below_the_raised_level_shows_that_the_others_have_ended(
     network.finished(level)
     assert (network.state.name, network.start_level) == (next_state, start_level)
     if next_state == "NORMAL":
-        assert (network.raised_level, network.num_failures_by_others) == (0, 0)
+        assert (network.raised_level, network.num_since_result) == (0, 0)
 
 
 @pytest.mark.parametrize("state", ["RAISED", "RECHECK"])

@@ -248,12 +248,12 @@ def ragged():
         (
             np.zeros((0, 1, 4, 4), np.uint8),
             [],
-            r"The 0 images have the shape \(1, 4, 4\), so they contain no pixel",
+            r"The array of shape \(0, 1, 4, 4\) contains no images",
         ),
         (
             np.zeros((5, 1, 0, 4), np.uint8),
             [0] * 5,
-            r"The 5 images have the shape \(1, 0, 4\), so they contain no pixel",
+            r"The array of shape \(5, 1, 0, 4\) contains images without pixels",
         ),
         (
             np.zeros((5, 4)),

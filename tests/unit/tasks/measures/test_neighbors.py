@@ -56,11 +56,11 @@ def test_distances_of_every_size_match_brute_force(name, dtype, exact_bytes):
 def test_many_close_pairs_switch_to_float64_and_are_noted():
     sheet = np.random.default_rng(0).random((1000, 1))
     search = nested_neighbors(sheet, None, [1000], 5, block_rows=300)
-    assert search.precision == "float64"
+    assert search.arithmetic == "float64"
     np.testing.assert_allclose(
         search.tables[0].distances, reference.neighbor_distances(sheet, 5), rtol=1e-7
     )
-    assert nested_neighbors(cases()["far from the origin"], None, [150], 5).precision == "float32"
+    assert nested_neighbors(cases()["far from the origin"], None, [150], 5).arithmetic == "float32"
 
 
 def test_distances_of_long_rows_are_exact_to_five_digits():

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from search_spaces.errors import DataError
-from tasks.prepared.listings import Listings, are_like_patients
+from tasks.prepared.listings import Listings, look_like_patients
 from tasks.sources.class_folders import listing
 from tests.unit.tasks.sources.conftest import request_for, write_tree
 
@@ -104,4 +104,4 @@ def test_cleared_listings_are_made_again(raw, listing_requests):
     ],
 )
 def test_classes_that_are_numbered_like_patients_are_a_question(names, expected):
-    assert are_like_patients(names) == expected
+    assert look_like_patients(names) == expected

@@ -21,7 +21,7 @@ from search_spaces.errors import DataError
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import UserSourceSpec
 from tasks.prepared import blocks, publish
-from tasks.prepared.parts import read_part
+from tasks.prepared.parts import prepare_and_save_block
 from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.store import PreparedDataset, flush_and_hash
 from tasks.remote import InlineExecutor
@@ -275,7 +275,11 @@ def test_a_killed_preparation_resumes_with_the_remaining_images(tmp_path, monkey
         return
     assert num_parts >= read // 20
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 48 * 48 * 20)
-    monkeypatch.setattr(blocks, "read_part", lambda *block: reads.append(1) or read_part(*block))
+    monkeypatch.setattr(
+        blocks,
+        "prepare_and_save_block",
+        lambda *block: reads.append(1) or prepare_and_save_block(*block),
+    )
     run(dataset_spec("mri_lesion"), destination, spec=LESIONS)
     data = PreparedDataset.open(destination)
     data.verify()
@@ -327,7 +331,7 @@ def test_a_block_is_read_on_another_node_only_if_its_files_are_the_same(
     row = own_dataset_spec("mine", UserSourceSpec(kind="folder", path=str(raw), domain="natural"))
     spec, stores = SPEC.model_copy(update={"dataset": "mine"}), []
     for name, readers in (("spread", Elsewhere(disk)), ("here", None)):
-        options = {"executor": InlineExecutor(), "readers": readers}
+        options = {"executor": InlineExecutor(), "other_nodes": readers}
         prepare_dataset(spec, row, raw=raw, destination=tmp_path / name, **options)
         stores.append(PreparedDataset.open(tmp_path / name))
         if readers:

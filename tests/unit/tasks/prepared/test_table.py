@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search_spaces.specs import PreparedSpec
-from tasks.prepared.parts import FORM, IMAGE, Part, TraitCount
+from tasks.prepared.parts import FORMAT_TRAIT, METADATA_DTYPE, Part, TraitCount
 from tasks.prepared.record import channel_conversions, predictive_traits, size_doubts
 from tasks.prepared.table import (
     choose_images,
@@ -54,7 +54,7 @@ def test_equal_images_join_their_groups_with_at_most_200_bytes_per_image():
 
     def part(seed: int) -> Part:
         rng = np.random.default_rng(seed)
-        rows = np.frombuffer(rng.bytes(IMAGE.itemsize * size), IMAGE).copy()
+        rows = np.frombuffer(rng.bytes(METADATA_DTYPE.itemsize * size), METADATA_DTYPE).copy()
         rows["label"], rows["patient"] = rng.integers(0, 2, size), 0
         rows["digest"][:2] = np.zeros(2, "V32")  # equal to one another, over all parts
         return Part(num_items=size, rows=rows)
@@ -92,7 +92,7 @@ def test_a_trait_that_predicts_the_label_is_flagged_with_its_mutual_information(
 
 
 def test_traits_with_rare_values_or_a_weak_association_are_not_flagged():
-    rare = [(row % 2, FORM, f"size {row}", 1) for row in range(40)]
+    rare = [(row % 2, FORMAT_TRAIT, f"size {row}", 1) for row in range(40)]
     weak = [(0, "site", "a", 21), (0, "site", "b", 19), (1, "site", "a", 19), (1, "site", "b", 21)]
     assert predictive_traits([part(*rare), part(*weak)]) == {}
     assert predictive_traits([]) == {}
@@ -110,7 +110,9 @@ def test_traits_with_rare_values_or_a_weak_association_are_not_flagged():
 )
 def test_images_of_other_sizes_are_flagged(sizes, side, expected):
     part = Part(num_items=40)
-    part.traits = [TraitCount(0, FORM, f"grey {size}", number) for size, number in sizes.items()]
+    part.traits = [
+        TraitCount(0, FORMAT_TRAIT, f"grey {size}", number) for size, number in sizes.items()
+    ]
     flags = {flag: number for flag, number in size_doubts([part], side).items() if number}
     assert list(flags.values()) == list(expected.values())
     assert all(flag.startswith(beginning) for flag, beginning in zip(flags, expected, strict=True))
@@ -123,8 +125,8 @@ def test_images_of_other_sizes_are_flagged(sizes, side, expected):
 def test_images_with_another_number_of_channels_are_counted_as_converted(channels, conversion):
     part = Part()
     part.traits = [
-        TraitCount(0, FORM, "grey 8x8", 2),
-        TraitCount(0, FORM, "colour 8x8 mode P converted", 2),
+        TraitCount(0, FORMAT_TRAIT, "grey 8x8", 2),
+        TraitCount(0, FORMAT_TRAIT, "colour 8x8 mode P converted", 2),
         TraitCount(1, "site", "colour", 5),
     ]
     assert channel_conversions([part], channels) == {conversion: 2}

@@ -235,16 +235,30 @@ CASES = {
             "cat/0_mask.png",
             "cat/0-mask_1.PNG",
             "cat/0 seg.png",
-            "cat_masks/0.png",
-            "cat_masks/images/0.png",
-            "Cat_Masks/p1/visit/0.png",
         )
     },
+    **{
+        f"mask {mask}": case(
+            *CATS,
+            mask,
+            excluded={"a mask beside its image": 1},
+            flags=left_out(mask.partition("/")[0]),
+            **TWO,
+        )
+        for mask in ("cat_masks/0.png", "cat_masks/images/0.png", "Cat_Masks/p1/visit/0.png")
+    },
+    "a class with the name of another class's masks, as said": case(
+        *CATS,
+        "cat_mask/",
+        label_map={"cat_mask": "cat_mask"},
+        classes=("cat", "cat_mask", "dog"),
+        excluded={},
+    ),
     "a class of masks in a split": case(
         *SPLIT,
         "train/cat_masks/p1/0.png",
         excluded={"a mask beside its image": 1},
-        flags={},
+        flags=left_out("cat_masks"),
         **TWO,
     ),
     "a class with the name of a mask": case(

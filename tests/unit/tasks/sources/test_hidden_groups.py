@@ -13,7 +13,7 @@ from PIL import Image
 
 from search_spaces.errors import DataError
 from tasks.sources.own.hidden_groups import look_like_groups
-from tasks.sources.tables import unused_flags
+from tasks.sources.tables import flags_for_unused_columns
 from tests.raw_trees.own import FORMS, image_cells
 from tests.unit.tasks.sources.conftest import write_tree
 
@@ -104,7 +104,7 @@ def test_unknown_ids_and_single_images_do_not_look_like_groups():
 
 @pytest.mark.parametrize("name", ["age", "PatientAge", "patient_sex", "Weight"])
 def test_a_description_of_the_patient_raises_no_question(name):
-    flags = unused_flags([name], group_like=[name])
+    flags = flags_for_unused_columns([name], group_like=[name])
     assert flags == [f"columns not used: {name}"]
 
 

@@ -147,6 +147,11 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
         {},
         r"the file in the column 'path' does not exist for 1 image: row 12 \(the header is",
     ),
+    "backslashes": (
+        TEXT + "\\scans\\secret.png,1\n",
+        {},
+        r"row 12 .* written with backslashes and is not relative\. Write / instead of",
+    ),
     "up": (TEXT + "../secret.png,1\n", {}, OUT),
     "absolute beside relative": (TEXT + "/etc/passwd,1\n", {}, OUT),
     "a drive": (TEXT + "C:\\secret.png,1\n", {}, OUT),

@@ -133,7 +133,7 @@ def test_code_that_changed_since_the_plan_is_refused(folder):
         ),
         (
             "missing",
-            "Your network mynets:missing cannot be imported: AttributeError: module 'mynets' has",
+            "network mynets:missing was not found: the module mynets has no function missing",
         ),
     ],
 )

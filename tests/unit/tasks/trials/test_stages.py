@@ -109,7 +109,7 @@ def test_blocks_change_no_dimension(monkeypatch):
     images = pixels_of(120, side=size)
     rows = StageRows(model, "2", images)
     in_one_block = intrinsic_dimension(rows.read(0, 120), num_neighbors=10)
-    monkeypatch.setattr("tasks.trials.representations.BLOCK_BYTES", 4 * 8 * size * size * 50)
+    monkeypatch.setattr("tasks.trials.representations.STAGE_BLOCK_BYTES", 4 * 8 * size * size * 50)
     assert rows.block_rows == 50
     in_blocks = intrinsic_dimension(rows, num_neighbors=10, block_rows=rows.block_rows)
     for name in in_one_block:
