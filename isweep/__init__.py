@@ -27,6 +27,13 @@ _load_name, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 if TYPE_CHECKING:
     __version__: str
 
+_REPLACEMENTS = {
+    "fit": "isweep.open('demo').fits, or for a table of your own the command `isweep fit`",
+    "report": "isweep.open('demo').report",
+    "results": "isweep.open('demo').table",
+}
+"""Commands that are no functions of this module -> what to use in Python."""
+
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
@@ -35,6 +42,8 @@ def __getattr__(name: str) -> object:
         return version("isweep")
     if name in __all__ or name.startswith("_"):
         return _load_name(name)
+    if name in _REPLACEMENTS:
+        raise AttributeError(f"isweep has no attribute {name!r}. Use {_REPLACEMENTS[name]}.")
     raise AttributeError(
         f"isweep has no attribute {name!r}. Use one of {', '.join(__all__)}, as in "
         "isweep.open('demo').table."

@@ -12,6 +12,7 @@ from isweep.display import Displayed
 from orchestrator.analysis.curve_answers import CurveAnswer, CurveQuestion, answers
 from orchestrator.analysis.curve_tables import errors_with_source, metric_of, read_curve
 from orchestrator.analysis.learning_curves import DEFAULT_ASSURANCE, Metric
+from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
     from isweep.sweeps import Sweep
@@ -85,7 +86,8 @@ def learning_curves(
         One answer per network and class pair.
 
     Raises:
-        SweepError: If the results lack the score, or have too few train sizes.
+        SweepError: If the results are of another type, lack the score, or have too few train
+            sizes.
 
     Example:
         >>> import isweep, pandas as pd
@@ -94,15 +96,24 @@ def learning_curves(
         >>> 240 < curves.answers[0].images.assured < 4000
         True
     """
+    from isweep.sweeps import Sweep
+
     if isinstance(results, (str, Path)):
         table = read_curve(Path(results))
         source = str(results)
     elif isinstance(results, pd.DataFrame):
         table = results
         source = "results"
-    else:
+    elif isinstance(results, Sweep):
         table = results.table
         source = f"sweep {results.name}"
+    else:
+        raise ConfigError(
+            f"results is of type {type(results).__name__}, but must be a sweep, a DataFrame, or "
+            "the path of a CSV file",
+            hint="Pass isweep.open('NAME'), or pandas.DataFrame({'train_size': [...], "
+            "'test_accuracy': [...]})",
+        )
     with errors_with_source(source):
         if metric is None:
             metric = metric_of(table)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
@@ -42,6 +42,8 @@ from orchestrator.analysis.learning_curves import (
 from orchestrator.analysis.number_formats import listing, number
 from search_spaces.errors import ConfigError, DataError, plural, unknown_name
 
+USABLE_SIZES = 3
+"""Smallest number of train sizes that gives a usable interval."""
 LIKELY, UNLIKELY = 0.9, 0.1
 """Limits of the probability that a curve has flattened. From ``LIKELY`` on, isweep prints that
 the curve has flattened. Up to ``UNLIKELY``, isweep prints that the score probably still
@@ -136,11 +138,14 @@ class ChanceLevel:
         score: The score at chance level.
         num_classes: Number of classes.
         is_assumed: Whether the number of classes is unknown and two are assumed.
+        better_metric: Another metric of the same trainings that is better than chance level;
+            None if there is none.
     """
 
     score: float
     num_classes: int
     is_assumed: bool
+    better_metric: Metric | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +193,7 @@ class CurveAnswer:
         chance: Chance level, if no score is clearly better; else None.
         num_siblings: Number of curves of other networks on the same images.
         prior_sources: Sets of curves to which the prior was fitted.
+        caution: Sentences to read before the prediction; empty if there are none.
     """
 
     name: str
@@ -201,6 +207,7 @@ class CurveAnswer:
     chance: ChanceLevel | None
     num_siblings: int
     prior_sources: tuple[str, ...]
+    caution: str = ""
 
     @property
     def smallest_size(self) -> float:
@@ -256,7 +263,10 @@ class CurveAnswer:
 
     def lines(self) -> list[str]:
         """Return the answer in sentences."""
-        lines = [f"{self.name}: {self.measured_line}", f"  {self.expected_line}"]
+        lines = [f"{self.name}: {self.measured_line}"]
+        if self.caution:
+            lines.append(f"  {self.caution}")
+        lines.append(f"  {self.expected_line}")
         if self.images_line:
             lines.append(f"  {self.images_line}")
         return lines
@@ -291,9 +301,23 @@ class CurveAnswer:
         if chance.is_assumed:
             num_classes = "two"
             doubt = " If you have more classes, add a column num_classes."
-        return (
+        at_chance = (
             f"No {word} is clearly better than chance level, {number(chance.score)} for "
-            f"{num_classes} classes. The network has learned nothing yet, and these results "
+            f"{num_classes} classes."
+        )
+        if chance.better_metric is not None:
+            better = METRIC_WORDS[chance.better_metric]
+            return (
+                f"{at_chance} The {better} is better than chance level, so the network has "
+                f"learned something. Predict the {better} instead: use "
+                f"--target-{chance.better_metric} (in Python: metric={chance.better_metric!r})."
+            )
+        if self.question.metric == "auroc" and all(
+            point.score < chance.score for point in self.points
+        ):
+            doubt = " An AUROC below 0.5 often means that the classes are exchanged."
+        return (
+            f"{at_chance} The network has learned nothing yet, and these results "
             f"cannot show whether more images would help.{doubt} Train with "
             f"{number(2 * self.largest_size)} images next. If the score stays at chance "
             "level, check the labels and the recipe."
@@ -431,6 +455,7 @@ def answer(
     *,
     siblings: Sequence[Sequence[CurvePoint]] = (),
     chance: ChanceLevel | None = None,
+    caution: str = "",
 ) -> CurveAnswer:
     """Return the answer of one learning curve.
 
@@ -440,6 +465,7 @@ def answer(
         question: The question.
         siblings: Trainings of other networks on the same images, one sequence per network.
         chance: Chance level, if no point is clearly better; else None.
+        caution: Sentences to read before the prediction.
 
     Raises:
         DataError: If there are fewer than two train sizes, or a score is out of range.
@@ -477,6 +503,7 @@ def answer(
         chance=chance,
         num_siblings=len(siblings),
         prior_sources=curve.prior.sources,
+        caution=caution,
     )
 
 
@@ -514,7 +541,8 @@ def answers(table: pd.DataFrame, question: CurveQuestion, model: str | None = No
     Raises:
         ConfigError: If the table has no network of that name, or no column of networks.
         DataError: If the table lacks these columns, a value is not a number or out of range,
-            no training is finished, or no curve has two train sizes.
+            no training is finished, rows of a curve have different numbers of classes, or no
+            curve has two train sizes.
     """
     if model is not None and MODEL_COLUMN not in table:
         raise ConfigError(
@@ -526,7 +554,7 @@ def answers(table: pd.DataFrame, question: CurveQuestion, model: str | None = No
         raise unknown_name("model", model, models)
     checked = checked_table(table, question.metric, question.test_size)
     parts = _curves_of(checked.rows)
-    curves, failures, undecided = [], [], []
+    curves, failures = [], []
     remarks = [
         *_below_chance(checked.rows, question),
         *_below_sizes(checked.rows, question),
@@ -541,15 +569,31 @@ def answers(table: pd.DataFrame, question: CurveQuestion, model: str | None = No
             for sibling in parts
             if sibling is not part and sibling.images == part.images
         ]
+        _check_classes(part)
         chance = chance_level(part.rows, question.metric)
-        if chance is not None and _has_learned(part.rows):
-            remarks.append(_overconfident(part.name))
-            chance = None
-        elif chance is None and _is_chance_unknown(part.rows, question.metric):
-            undecided.append(part.name)
+        caution = ""
+        if chance is not None:
+            better_metrics = _better_than_chance(part.rows, question.metric)
+            if better_metrics and question.metric == "loss":
+                # The loss of an overconfident network still shows what more images bring.
+                remarks.append(_overconfident(part.name, better_metrics))
+                chance = None
+            elif better_metrics:
+                chance = replace(chance, better_metric=better_metrics[0])
+        elif _is_chance_unknown(part.rows, question.metric):
+            caution = _unknown_chance(question.metric)
         points = curve_points(part.rows)
         try:
-            curves.append(answer(points, part.name, question, siblings=siblings, chance=chance))
+            curves.append(
+                answer(
+                    points,
+                    part.name,
+                    question,
+                    siblings=siblings,
+                    chance=chance,
+                    caution=caution,
+                )
+            )
         except DataError as error:
             failures.append(error)
     if not curves and failures:
@@ -559,9 +603,8 @@ def answers(table: pd.DataFrame, question: CurveQuestion, model: str | None = No
             f"No training of {model} has {with_article(question.metric)}",
             hint="Fill in the scores of the trainings",
         )
-    if undecided:
-        remarks.append(_unknown_chance(undecided, question.metric))
     remarks += _measured_assurance(curves)
+    remarks += _few_sizes(curves)
     return CurveReport(tuple(curves), (*remarks, *(f"{error}" for error in failures)))
 
 
@@ -586,6 +629,17 @@ def _curves_of(rows: pd.DataFrame) -> list[_CurveRows]:
         values = dict(zip(names, map(str, key), strict=True))
         parts.append(_CurveRows(" ".join(values.values()), values.get(PAIR_COLUMN, ""), part))
     return parts
+
+
+def _check_classes(curve: _CurveRows) -> None:
+    """Check that all rows of a curve have the same number of classes, if they have one."""
+    class_counts = curve.rows["classes"].dropna().drop_duplicates()
+    if len(class_counts) > 1:
+        raise DataError(
+            f"{curve.name}: the learning curve has rows with different numbers of classes: "
+            f"{listing([number(count) for count in sorted(class_counts)])}",
+            hint="Keep the rows with one number of classes, or correct the column num_classes",
+        )
 
 
 def chance_level(rows: pd.DataFrame, metric: Metric) -> ChanceLevel | None:
@@ -638,13 +692,13 @@ def _is_chance_unknown(rows: pd.DataFrame, metric: Metric) -> bool:
     return all(gain <= margin for gain, margin in gains)
 
 
-def _unknown_chance(names: Sequence[str], metric: Metric) -> str:
-    """Return the remark on curves for which :func:`_is_chance_unknown` is true."""
+def _unknown_chance(metric: Metric) -> str:
+    """Return the caution of a curve for which :func:`_is_chance_unknown` is true."""
     return (
-        f"{listing(names)}: no {METRIC_WORDS[metric]} is clearly better than chance level for "
+        f"No {METRIC_WORDS[metric]} is clearly better than chance level for "
         f"two classes, {number(score_of_guessing(metric, 2))}. If your dataset has two "
-        "classes, the network has learned nothing yet. If it has more classes, add a column "
-        "num_classes."
+        "classes, the network has learned nothing yet, and the following numbers mean nothing. "
+        "If it has more classes, add a column num_classes."
     )
 
 
@@ -726,6 +780,20 @@ def _measured_assurance(curves: Sequence[CurveAnswer]) -> list[str]:
     ]
 
 
+def _few_sizes(curves: Sequence[CurveAnswer]) -> list[str]:
+    """Return a remark on predictions from fewer train sizes than a usable interval needs."""
+    names = []
+    for curve in curves:
+        if curve.chance is None and len(curve.points) < USABLE_SIZES:
+            names.append(curve.name)
+    if not names:
+        return []
+    return [
+        f"{listing(names)}: the prediction rests on only 2 train sizes. Train with one more "
+        "train size: three sizes give a usable interval."
+    ]
+
+
 def _chance_margin(level: float, metric: Metric, tested: Iterable[float]) -> float:
     """Return the distance from chance level beyond which a network has learned something."""
     num_test_images = float(np.min(list(tested)))
@@ -739,24 +807,41 @@ def _chance_margin(level: float, metric: Metric, tested: Iterable[float]) -> flo
     return float(CHANCE_STANDARD_ERRORS * np.sqrt(variance))
 
 
-def _has_learned(rows: pd.DataFrame) -> bool:
-    """Return whether the accuracy or AUROC of a curve is better than chance."""
-    for metric in ("accuracy", "auroc"):
-        for name in SCORE_COLUMNS[metric]:
-            if name in rows:
-                scores = pd.to_numeric(rows[name], errors="coerce")
-                with_score = rows.assign(score=scores).dropna(subset=["score"])
-                if len(with_score) and chance_level(with_score, metric) is None:
-                    return True
-    return False
+def _better_than_chance(rows: pd.DataFrame, metric: Metric) -> list[Metric]:
+    """Return other metrics of a curve that are better than chance level.
+
+    Args:
+        rows: Rows of one curve from :func:`checked_table`.
+        metric: A metric at chance level. It has no better metric if it is the AUROC.
+    """
+    candidates: dict[Metric, tuple[Metric, ...]] = {
+        "loss": ("accuracy", "auroc"),
+        "error": ("auroc",),
+        "accuracy": ("auroc",),
+        # A network that always chooses the most frequent class also has an accuracy above
+        # 1 / num_classes, so the accuracy says nothing against an AUROC at chance level.
+        "auroc": (),
+    }
+    better = []
+    for candidate in candidates[metric]:
+        for name in SCORE_COLUMNS[candidate]:
+            if name not in rows or candidate in better:
+                continue
+            scores = pd.to_numeric(rows[name], errors="coerce")
+            with_score = rows.assign(score=scores).dropna(subset=["score"])
+            if len(with_score) and chance_level(with_score, candidate) is None:
+                better.append(candidate)
+    return better
 
 
-def _overconfident(name: str) -> str:
+def _overconfident(name: str, better_metrics: Sequence[Metric]) -> str:
     """Return the remark on a network that has learned, but has losses at chance level."""
+    words = [METRIC_WORDS[metric] for metric in better_metrics]
+    verb = "is" if len(words) == 1 else "are"
     return (
-        f"{name}: the losses are no better than chance level, but its accuracy or AUROC is. "
-        "The network gives wrong probabilities. Predict its accuracy or AUROC instead of its "
-        "loss."
+        f"{name}: the losses are no better than chance level, but its {listing(words)} {verb}. "
+        f"The network gives wrong probabilities. Predict its {listing(words, 'or')} instead of "
+        "its loss."
     )
 
 

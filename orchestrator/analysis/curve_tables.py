@@ -23,6 +23,7 @@ from orchestrator.analysis.learning_curves import (
     CurvePoint,
     Metric,
 )
+from orchestrator.analysis.number_formats import number
 from orchestrator.analysis.prediction_inputs import separator_of
 from search_spaces.errors import ConfigError, DataError, nearest, plural
 
@@ -66,8 +67,27 @@ name."""
 SIMILAR_NAMES = 0.75
 """Smallest similarity (from 0 to 1) of an unknown column and a suggested one. The names
 "classes" and "num_classes" have a similarity of 0.78; "val_size" and "test_size" have 0.59."""
-MIXED_COLUMNS = ("dataset", "image_size", "channels", "data_mode")
+MIXED_COLUMNS = ("dataset", "image_size", "channels", "data_mode", "split")
 """Columns that must have a single value in a table of learning curves."""
+NETWORK_COLUMNS = ("network", "architecture", "backbone")
+"""Names that users give to the column of networks, which isweep calls ``model``."""
+SETTING_COLUMNS = (
+    *NETWORK_COLUMNS,
+    "recipe",
+    "epoch",
+    "epochs",
+    "num_epochs",
+    "batch_size",
+    "learning_rate",
+    "lr",
+    "optimizer",
+    "weight_decay",
+    "dropout",
+    "augmentation",
+    "pretrained",
+)
+"""Columns of settings that change a training. Trainings with different settings are no
+repeats, so they must not be averaged."""
 SWEEP_SUFFIXES = (".yaml", ".yml")
 """Extensions of sweep files."""
 THOUSANDS_POINT = re.compile(r"\s*[1-9]\d{0,2}(\.\d{3})+\s*")
@@ -153,6 +173,18 @@ def read_curve(path: Path) -> pd.DataFrame:
         ) from None
     names = [name.strip().lower() for name in map(str, table.columns)]
     typed = [name.strip().lower() for name in header.iloc[0].dropna()]
+    has_size_column = any(size_column.lower() in names for size_column in SIZE_COLUMNS)
+    if not has_size_column and any(map(_is_numeral, typed)):
+        raise ConfigError(
+            f"{path} has no header: its first line is {', '.join(typed)}",
+            hint="Write the names of the columns into the first line, for example "
+            "train_size,test_accuracy",
+        )
+    if len(names) == 1:
+        raise ConfigError(
+            f"{path} has only one column: its first line is {names[0]!r}",
+            hint="Separate the cells of each line by commas, semicolons or tabs",
+        )
     repeated = sorted({name for name in typed if typed.count(name) > 1})
     if repeated:
         raise ConfigError(
@@ -161,6 +193,15 @@ def read_curve(path: Path) -> pd.DataFrame:
         )
     table = table.set_axis(names, axis=1).apply(lambda cells: cells.str.strip())
     return table if separator != ";" else _with_decimal_points(table)
+
+
+def _is_numeral(cell: str) -> bool:
+    """Return whether a cell is a number, with a decimal point or a decimal comma."""
+    try:
+        float(cell.replace(",", "."))
+    except ValueError:
+        return False
+    return True
 
 
 def _with_decimal_points(table: pd.DataFrame) -> pd.DataFrame:
@@ -214,6 +255,7 @@ def checked_table(
             f"Line {line} of the table has a score, but no {size_column}",
             hint=f"Fill in the {size_column}, or remove the line",
         )
+    _check_size_columns(rows, size_column)
     rows["score"] = scores[is_usable]
     rows["tested"] = _test_sizes(rows, num_test_images)
     rows["classes"] = np.nan
@@ -231,6 +273,8 @@ def checked_table(
             "a number of 1 or more",
             lambda value: value >= 1,
         )
+        if metric == "auroc":
+            _check_positives(rows)
     elif metric == "auroc":
         # With several classes, an AUROC is the mean over one-against-rest AUROCs.
         rows["positives"] = np.floor(rows["tested"] / rows["classes"])
@@ -241,17 +285,94 @@ def checked_table(
                 f"The table contains trainings of more than one {name}: {', '.join(values)}",
                 hint=f"Keep the rows with one {name}",
             )
+    _check_settings(rows)
     rows, repeated = _without_repeats(rows)
     return CheckedTable(rows, (*remarks, *repeated))
 
 
 def _test_sizes(rows: pd.DataFrame, num_test_images: int | None) -> pd.Series:
-    if num_test_images is not None:
-        return pd.Series(float(num_test_images), index=rows.index)
+    """Return the number of test images of each row; NaN if it is unknown.
+
+    Raises:
+        DataError: If a cell is no number, or differs from ``num_test_images``.
+    """
     for name in TEST_SIZE_COLUMNS:
-        if name in rows:
-            return _numbers(rows[name], name, "a number of 2 or more", lambda value: value >= 2)
-    return pd.Series(np.nan, index=rows.index)
+        if name not in rows:
+            continue
+        sizes = _numbers(rows[name], name, "a number of 2 or more", lambda value: value >= 2)
+        if num_test_images is None:
+            return sizes
+        differs = sizes.notna() & sizes.ne(num_test_images)
+        if differs.any():
+            raise DataError(
+                f"Line {_first_line(differs)} of the table has {name} "
+                f"{number(sizes[differs].iloc[0])}, but --test-size (in Python: test_size) is "
+                f"{number(num_test_images)}",
+                hint=f"Leave out --test-size to use the column {name}, or correct the column",
+            )
+    if num_test_images is None:
+        return pd.Series(np.nan, index=rows.index)
+    return pd.Series(float(num_test_images), index=rows.index)
+
+
+def _first_line(is_wrong: pd.Series) -> int:
+    """Return the line in the file of the first wrong row. Line 1 is the header."""
+    return int(is_wrong.index[is_wrong][0]) + 2
+
+
+def _check_size_columns(rows: pd.DataFrame, size_column: str) -> None:
+    """Check that all columns of the train size have the same numbers."""
+    for name in SIZE_COLUMNS:
+        if name not in rows or name == size_column:
+            continue
+        sizes = pd.to_numeric(rows[name], errors="coerce")
+        differs = sizes.notna() & sizes.ne(rows["size"])
+        if differs.any():
+            raise DataError(
+                f"Line {_first_line(differs)} of the table has {size_column} "
+                f"{number(rows['size'][differs].iloc[0])}, but {name} "
+                f"{number(sizes[differs].iloc[0])}. Both columns may be the train size",
+                hint=f"Remove the column {name}, or rename it, if it is not the train size. "
+                f"Otherwise remove the column {size_column}",
+            )
+
+
+def _check_positives(rows: pd.DataFrame) -> None:
+    """Check that the test set of an AUROC also has images that are not positive."""
+    differs = rows["positives"].ge(rows["tested"])
+    if differs.any():
+        first = rows[differs].iloc[0]
+        raise DataError(
+            f"Line {_first_line(differs)} of the table has {POSITIVES_COLUMN} "
+            f"{number(first['positives'])}, but the test set has {number(first['tested'])} images",
+            hint=f"Write the number of test images of the positive class into {POSITIVES_COLUMN}. "
+            "It must be smaller than the number of all test images",
+        )
+
+
+def _check_settings(rows: pd.DataFrame) -> None:
+    """Check that trainings whose scores are averaged have the same settings."""
+    curve_columns = [name for name in (MODEL_COLUMN, PAIR_COLUMN) if name in rows]
+    for name in SETTING_COLUMNS:
+        if name not in rows:
+            continue
+        for _, repeats in rows.groupby(["size", *curve_columns], dropna=False):
+            if not varies(repeats, name):
+                continue
+            values = [str(value) for value in repeats[name].unique()[:5]]
+            lines = ", ".join(str(int(str(row)) + 2) for row in repeats.index[:4])
+            hint = (
+                f"Keep the rows with one value of {name}. To get a curve for each value, write "
+                f"a name for each value into the column {MODEL_COLUMN}, for example "
+                f"{name}-{values[0]}"
+            )
+            if name in NETWORK_COLUMNS and MODEL_COLUMN not in rows:
+                hint = f"Rename the column {name} to {MODEL_COLUMN}"
+            raise DataError(
+                f"Lines {lines} of the table have the same train size, but different values of "
+                f"{name}: {', '.join(values)}. Only repeats with the same settings are averaged",
+                hint=hint,
+            )
 
 
 def _without_repeats(rows: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -342,21 +463,21 @@ def _numbers(
     is_empty = cells.isna() | cells.astype(str).str.strip().eq("")
     numbers = pd.to_numeric(cells, errors="coerce")
     counts_images = column in (*SIZE_COLUMNS, *TEST_SIZE_COLUMNS)
-    for row, cell, number, empty in zip(cells.index, cells, numbers, is_empty, strict=True):
+    for row, cell, value, empty in zip(cells.index, cells, numbers, is_empty, strict=True):
         if empty:
             continue
         line = int(row)
         if counts_images and isinstance(cell, str) and THOUSANDS_POINT.fullmatch(cell):
             raise _thousands_error(cell, line, column)
-        if pd.isna(number) or not is_allowed(float(number)):
-            value = repr(cell) if pd.isna(number) else str(cell).strip()
+        if pd.isna(value) or not is_allowed(float(value)):
+            text = repr(cell) if pd.isna(value) else str(cell).strip()
             hint = "Correct the cell"
             if isinstance(cell, str) and DECIMAL_COMMA.fullmatch(cell):
                 hint = f"Write {cell.strip().replace(',', '.')}, with a decimal point"
             if counts_images and isinstance(cell, str) and THOUSANDS_COMMA.fullmatch(cell):
                 hint = f"Write {cell.strip().replace(',', '')}, without commas"
             raise DataError(
-                f"Line {line + 2} of the table has {column} {value}, but {column} must be {rule}",
+                f"Line {line + 2} of the table has {column} {text}, but {column} must be {rule}",
                 hint=hint,
             )
     return numbers.astype(float)

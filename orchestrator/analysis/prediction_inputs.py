@@ -34,6 +34,8 @@ from search_spaces.errors import ConfigError, plural, unknown_name
 PILOT_HINT = (
     "Give a CSV file with the columns train_size and test_loss, as `isweep results --csv` writes it"
 )
+TABLE_SUFFIXES = (".csv", ".tsv")
+"""Extensions of tables, which are no records of a measurement."""
 RECORD_HINT = "Write a record with `isweep measure SOURCE --json > record.json`"
 
 
@@ -209,6 +211,11 @@ def read_record(path: Path) -> dict[str, Any]:
         hint = RECORD_HINT
         if not path.suffix:
             hint = f"{RECORD_HINT}. If {path} is a sweep, write sweep='{path}'"
+        if path.suffix.lower() in TABLE_SUFFIXES:
+            hint = (
+                f"{RECORD_HINT}. If {path} is a table of train sizes and scores, use `isweep "
+                f"predict --curve {path}` (in Python: isweep.learning_curves('{path}'))"
+            )
         raise ConfigError(f"The record {path} cannot be read: {reason}", hint=hint) from None
     if not isinstance(record, dict) or "d_data" not in record:
         raise ConfigError(f"The record {path} has no d_data", hint=RECORD_HINT)

@@ -302,9 +302,10 @@ def _print_curves(
         lines.append(f"To see how many images a target needs, add for example {option}.")
     sources = ", ".join(report.curves[0].prior_sources)
     lines.append(f"The prior of rates and floors comes from the learning curves of {sources}.")
+    cautions = [f"{curve.name}: {curve.caution}" for curve in report.curves if curve.caution]
     document = {
         "curves": [curve.to_json() for curve in report.curves],
-        "remarks": list(report.remarks),
+        "remarks": [*cautions, *report.remarks],
     }
     emit(work, document, lines)
 

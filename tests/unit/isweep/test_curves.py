@@ -42,3 +42,38 @@ def test_a_message_names_the_file_of_a_wrong_cell(tmp_path):
 def test_a_message_names_an_unknown_network():
     with pytest.raises(isweep.SweepError, match=r"model.*'vgg'"):
         isweep.learning_curves(TABLE.assign(model="resnet"), model="vgg")
+
+
+@pytest.mark.parametrize("results", [TABLE.to_dict("list"), [(60, 0.7)], TABLE.to_numpy(), None])
+def test_results_of_another_type_are_refused(results):
+    with pytest.raises(
+        isweep.SweepError,
+        match=r"results is of type \w+, but must be a sweep, a DataFrame, or the path of a CSV "
+        r"file\. Pass isweep\.open",
+    ):
+        isweep.learning_curves(results)
+
+
+@pytest.mark.parametrize("argument", ["target", "target_accuracy"])
+def test_an_unknown_argument_of_predict_leads_to_learning_curves(argument):
+    with pytest.raises(
+        isweep.SweepError,
+        match=rf"isweep\.predict has no argument '{argument}'.*use isweep\.learning_curves",
+    ):
+        isweep.predict("results.csv", **{argument: 0.9})
+
+
+def test_a_table_in_place_of_a_record_leads_to_learning_curves(tmp_path):
+    file = tmp_path / "results.csv"
+    TABLE.to_csv(file, index=False)
+    with pytest.raises(
+        isweep.SweepError, match=r"cannot be read: .*isweep\.learning_curves\('.*results\.csv'\)"
+    ):
+        isweep.predict(file, TABLE, target_loss=0.3)
+
+
+def test_the_command_fit_has_a_replacement_in_python():
+    with pytest.raises(
+        AttributeError, match=r"no attribute 'fit'\. Use isweep\.open\('demo'\)\.fits"
+    ):
+        isweep.fit("mine")

@@ -220,7 +220,10 @@ def test_a_table_has_a_curve_for_each_network_and_pair():
     report = answers(table, CurveQuestion())
     assert [curve.name for curve in report.curves] == ["a 0-1", "b 0-1"]
     assert report.remarks[0] == "Left out: 1 of 6 rows (no test loss)."
-    assert "a 0-2: The learning curve has 1 train size" in report.remarks[1]
+    assert report.remarks[1].startswith(
+        "a 0-1 and b 0-1: the prediction rests on only 2 train sizes."
+    )
+    assert "a 0-2: The learning curve has 1 train size" in report.remarks[2]
     (curve_of_b,) = answers(one_pair, CurveQuestion(), "b").curves
     assert (curve_of_b.name, curve_of_b.num_siblings) == ("b", 1)
     with pytest.raises(ConfigError, match=r"model .*'c'"):
@@ -348,14 +351,18 @@ def test_a_remark_says_that_scores_without_a_test_size_are_taken_as_exact():
 
 def test_a_remark_asks_for_the_number_of_classes_if_chance_level_depends_on_it():
     table = pd.DataFrame({"train_size": [50, 100, 200], "test_loss": [1.9, 1.8, 1.75]})
-    (remark,) = answers(table, CurveQuestion(target=0.5)).remarks
-    assert remark.startswith(
-        "curve: no test loss is clearly better than chance level for two classes, 0.693."
+    (curve_answer,) = answers(table, CurveQuestion(target=0.5)).curves
+    # The caution is read before the numbers that it concerns.
+    assert curve_answer.lines()[1].startswith(
+        "  No test loss is clearly better than chance level for two classes, 0.693."
     )
-    assert remark.endswith("add a column num_classes.")
-    assert answers(table.assign(num_classes=10), CurveQuestion()).remarks == ()
+    assert curve_answer.lines()[1].endswith("add a column num_classes.")
+    assert "images expect" in curve_answer.lines()[2]
+    with_classes = answers(table.assign(num_classes=10), CurveQuestion())
+    assert with_classes.curves[0].caution == ""
     # A loss that is better than guessing among two classes is better for every number of classes.
-    assert answers(table.assign(test_loss=[0.9, 0.7, 0.5]), CurveQuestion()).remarks == ()
+    learned = answers(table.assign(test_loss=[0.9, 0.7, 0.5]), CurveQuestion())
+    assert learned.curves[0].caution == ""
 
 
 def test_a_path_that_is_no_readable_csv_file_is_refused(tmp_path):
@@ -523,7 +530,137 @@ def test_high_losses_of_a_network_that_learned_are_not_chance_level():
     )
     report = answers(table, CurveQuestion())
     assert report.curves[0].chance is None
-    assert "The network gives wrong probabilities" in report.remarks[0]
+    assert report.remarks[0].endswith(
+        "but its accuracy is. The network gives wrong probabilities. "
+        "Predict its accuracy instead of its loss."
+    )
+
+
+@pytest.mark.parametrize("aurocs", [[0.86, 0.92, 0.96], [0.5, 0.51, 0.49], None])
+def test_an_accuracy_at_chance_level_is_not_excused_by_another_score(aurocs):
+    table = pd.DataFrame(
+        {
+            "train_size": [50, 100, 200],
+            "test_loss": [1.386, 1.35, 1.32],
+            "test_accuracy": [0.25, 0.25, 0.255],
+            "num_classes": 4,
+            "test_size": 200,
+        }
+    )
+    if aurocs is not None:
+        table["auc"] = aurocs
+    report = answers(table, CurveQuestion("accuracy", target=0.95))
+    (curve_answer,) = report.curves
+    text = curve_answer.expected_line
+    assert text.startswith("No accuracy is clearly better than chance level, 0.25 for 4 classes.")
+    assert curve_answer.images is None
+    assert not any("wrong probabilities" in remark for remark in report.remarks)
+    has_good_auroc = aurocs == [0.86, 0.92, 0.96]
+    assert ("The AUROC is better than chance level" in text) == has_good_auroc
+    assert ("use --target-auroc (in Python: metric='auroc')" in text) == has_good_auroc
+    assert ("The network has learned nothing yet" in text) != has_good_auroc
+
+
+def test_an_accuracy_above_chance_does_not_excuse_an_auroc_at_chance_level():
+    # The most frequent class has 90 % of the images.
+    table = pd.DataFrame(
+        {"train_size": [50, 100, 200], "auc": [0.49, 0.51, 0.5], "accuracy": 0.9, "test_size": 200}
+    )
+    (curve_answer,) = answers(table, CurveQuestion("auroc")).curves
+    assert curve_answer.expected_line.startswith("No AUROC is clearly better than chance level")
+
+
+@pytest.mark.parametrize(("aurocs", "is_exchanged"), [([0.3, 0.25], True), ([0.3, 0.51], False)])
+def test_an_auroc_below_one_half_throughout_suggests_exchanged_classes(aurocs, is_exchanged):
+    table = pd.DataFrame({"train_size": [50, 100], "auc": aurocs, "test_size": 100})
+    (curve_answer,) = answers(table, CurveQuestion("auroc")).curves
+    hint = "An AUROC below 0.5 often means that the classes are exchanged."
+    assert (hint in curve_answer.expected_line) == is_exchanged
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "train_size,accuracy,split\n50,.9,train\n50,.6,test\n100,.9,train\n100,.7,test\n",
+            r"more than one split: test, train\. Keep the rows with one split",
+        ),
+        (
+            "train_size,accuracy,epochs\n50,.5,1\n50,.6,9\n100,.7,9\n",
+            "Lines 2, 3 .* same train size, but different values of epochs: 1, 9.*column model",
+        ),
+        (
+            "train_size,accuracy,backbone\n50,.5,vgg\n50,.6,resnet\n100,.7,vgg\n",
+            "Rename the column backbone to model",
+        ),
+        (
+            "train_size,N,accuracy\n100,10,.6\n200,20,.7\n",
+            "Line 2 of the table has train_size 100, but n 10.*Remove the column n",
+        ),
+        (
+            "train_size,accuracy,num_classes\n50,.6,4\n100,.7,2\n",
+            "different numbers of classes: 2 and 4",
+        ),
+    ],
+)
+def test_rows_that_do_not_belong_to_one_curve_are_refused(text, reason, tmp_path):
+    with pytest.raises(DataError, match=reason):
+        answers_of_csv(tmp_path, text)
+
+
+def test_a_setting_that_differs_between_sizes_or_networks_is_accepted(tmp_path):
+    rows = "train_size,N,accuracy,lr,model\n50,50,.6,1,a\n100,100,.7,2,a\n50,50,.5,3,b\n"
+    report = answers_of_csv(tmp_path, rows + "100,100,.6,4,b\n")
+    assert [len(curve.points) for curve in report.curves] == [2, 2]
+
+
+@pytest.mark.parametrize("column", ["test_size", "num_test_images"])
+def test_a_test_size_that_contradicts_the_table_is_refused(column):
+    table = pd.DataFrame({"train_size": [50, 100], "accuracy": [0.6, 0.7], column: [np.nan, 50]})
+    with pytest.raises(
+        DataError,
+        match=rf"Line 3 of the table has {column} 50, but --test-size .* is 400\. Leave out",
+    ):
+        answers(table, CurveQuestion("accuracy", test_size=400))
+    assert answers(table, CurveQuestion("accuracy", test_size=50)).curves
+
+
+@pytest.mark.parametrize("num_positives", [200, 900])
+def test_as_many_positives_as_test_images_are_refused(num_positives):
+    table = pd.DataFrame(
+        {"train_size": [50, 100], "auc": [0.6, 0.7], "num_positives": num_positives}
+    )
+    with pytest.raises(
+        DataError, match=f"num_positives {num_positives}, but the test set has 200 images"
+    ):
+        answers(table, CurveQuestion("auroc", test_size=200))
+
+
+def test_a_remark_says_that_two_train_sizes_are_few():
+    table = pd.DataFrame({"train_size": [50, 100], "test_loss": [0.6, 0.5]})
+    (remark,) = answers(table, CurveQuestion()).remarks
+    assert remark == (
+        "curve: the prediction rests on only 2 train sizes. Train with one more train size: "
+        "three sizes give a usable interval."
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "train_size test_accuracy\n100 0.6\n200 0.7\n",
+            "only one column: .*'train_size test_accuracy'. Separate the cells of each line by",
+        ),
+        ("100,0.6\n200,0.7\n", "no header: its first line is 100, 0.6. Write the names of"),
+        ("100;0,6;cnn\n200;0,7;cnn\n", "no header: its first line is 100, 0,6, cnn"),
+    ],
+)
+def test_a_file_without_header_or_separator_is_refused_with_its_first_line(text, reason, tmp_path):
+    file = tmp_path / "curve.csv"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=reason):
+        read_curve(file)
 
 
 def test_other_networks_on_the_same_images_inform_a_curve():

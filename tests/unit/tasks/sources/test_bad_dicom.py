@@ -59,7 +59,10 @@ def damaged_rle() -> bytes:
 SKIPPED = {
     "B34 no preamble": (lambda: body()[132:], "no DICOM preamble"),
     "B35 random bytes": (lambda: np.random.default_rng(1).bytes(5000), "no DICOM preamble"),
-    "B36 cut in the header": (lambda: body()[:600], "damaged DICOM header|no "),
+    "B36 cut in the header": (
+        lambda: body()[:600],
+        "damaged DICOM header|no |DICOM without pixel data",
+    ),
     "B37 cut in the pixels": (lambda: body()[:-200], "less pixel data|damaged"),
     "B38 padded": (lambda: shipped("MR_small_padded.dcm"), "more pixel data than declared"),
     "B38 more pixels": (

@@ -84,7 +84,7 @@ def splits(values: list[object], refused: str | None = None, **more) -> Case:
 
 NO_LABEL = "the label is missing for 4 images:"
 UNKNOWN_CODE = "which often means unknown"
-ONE_SPELLING = "these class names differ only in spelling:"
+ONE_SPELLING = "these class names (differ only in spelling|look the same but differ)"
 APART = "rows have the same group id"
 EVERY_GROUP = (
     "the group id is blank, NaN, None, a word that means unknown, or more than one value, for"
