@@ -95,12 +95,7 @@ def predict(
     from orchestrator.analysis.report import arms_of
 
     if unknown:
-        raise ConfigError(
-            f"isweep.predict has no argument {next(iter(unknown))!r}",
-            hint="Use train_size or target_loss. For a target accuracy, error rate or AUROC, or "
-            "for a table of your own results, use isweep.learning_curves(results, "
-            "metric='accuracy', target=0.9)",
-        )
+        raise _unknown_argument(next(iter(unknown)))
     numbers = {
         "d_data": d_data,
         "label_sharpness": label_sharpness,
@@ -160,3 +155,13 @@ def _pilot(
     if not points:
         return None
     return lambda: Pilot(points)
+
+
+def _unknown_argument(name: str) -> ConfigError:
+    """Return the error that :func:`predict` has no argument of this name."""
+    return ConfigError(
+        f"isweep.predict has no argument {name!r}",
+        hint="Use train_size or target_loss. For a target accuracy, error rate or AUROC, or "
+        "for a table of your own results, use isweep.learning_curves(results, "
+        "metric='accuracy', target=0.9)",
+    )

@@ -528,6 +528,22 @@ def _without_gain(score: Estimate, points: Sequence[CurvePoint]) -> Estimate:
     return Estimate(value=mean, low=min(score.low, mean), high=max(score.high, mean))
 
 
+def _check_model(model: str, table: pd.DataFrame) -> None:
+    """Check that a table has a network of this name.
+
+    Raises:
+        ConfigError: If it has no network of that name, or no column of networks.
+    """
+    if MODEL_COLUMN not in table:
+        raise ConfigError(
+            f"The table has no column {MODEL_COLUMN}, so the model {model} cannot be selected",
+            hint=f"Add the column {MODEL_COLUMN} to the table, or select no model",
+        )
+    models = sorted({str(name) for name in table[MODEL_COLUMN]})
+    if model not in models:
+        raise unknown_name("model", model, models)
+
+
 def answers(table: pd.DataFrame, question: CurveQuestion, model: str | None = None) -> CurveReport:
     """Return an answer for each network and class pair of a table.
 
@@ -544,14 +560,8 @@ def answers(table: pd.DataFrame, question: CurveQuestion, model: str | None = No
             no training is finished, rows of a curve have different numbers of classes, or no
             curve has two train sizes.
     """
-    if model is not None and MODEL_COLUMN not in table:
-        raise ConfigError(
-            f"The table has no column {MODEL_COLUMN}, so the model {model} cannot be selected",
-            hint=f"Add the column {MODEL_COLUMN} to the table, or select no model",
-        )
-    models = sorted({str(name) for name in table.get(MODEL_COLUMN, ())})
-    if model is not None and model not in models:
-        raise unknown_name("model", model, models)
+    if model is not None:
+        _check_model(model, table)
     checked = checked_table(table, question.metric, question.test_size)
     parts = _curves_of(checked.rows)
     curves, failures = [], []
