@@ -18,7 +18,7 @@ from pathlib import Path
 from harness import Result, median, run
 
 import isweep
-from orchestrator.analysis.class_pairs import DROP_ON_DELTA, pair_answer
+from orchestrator.analysis.class_pairs import DROP_ON_DELTA
 
 MOST_DEMO_S = 90
 """Longest acceptable wall time of the demo on two idle cores, in seconds."""
@@ -80,7 +80,7 @@ def finding_of_digits(root: Path, wall_s: int) -> Result:
         "value": slope.value,
         "interval": slope.interval,
         "adjusted_p": slope.adjusted_p,
-        "verdict": pair_answer(slope).verdict,
+        "verdict": fits.pair_answer(slope).verdict,
     }
 
 

@@ -22,7 +22,6 @@ from orchestrator.measuring.request import LabeledImages, Measured, MeasureReque
 from orchestrator.measuring.sources import measure_source
 from orchestrator.planning.paths import RootPaths
 from search_spaces.errors import ConfigError, DataError, plural, unknown_name
-from tasks.measures.measure import CONFLICT
 from tasks.measures.records import MeasureResult, MeasureSettings, as_sizes, one_array
 from tasks.remote import InlineExecutor
 
@@ -110,11 +109,11 @@ class Measurement(Measured, Displayed):
         if self.label_names:
             parts.append(plural(len(self.label_names), "class"))
         parts += _numbers_in_words(self.record)
-        duplicates = self.record.sizes[-1].num_duplicates
-        if duplicates:
-            parts.append(f"{plural(duplicates, 'duplicate')} left out")
-        if self.record.sizes[-1].num_conflicts:
-            parts += [note.partition(".")[0] for note in self.record.notes if CONFLICT in note]
+        largest = self.record.sizes[-1]
+        if largest.num_duplicates:
+            parts.append(f"{plural(largest.num_duplicates, 'duplicate')} left out")
+        if largest.num_conflicts:
+            parts.append(f"{largest.num_conflicts} of them with another label")
         return "Measurement: " + ", ".join(parts)
 
     def _repr_html_(self) -> str:

@@ -31,7 +31,6 @@ def predict(
     target_loss: float | None = None,
     pilot: Sequence[tuple[float, float]] | str | Path = (),
     root: str | Path | None = None,
-    **unknown: object,
 ) -> Prediction:
     """Predict the test loss on a new dataset, or the number of images that a test loss needs.
 
@@ -54,15 +53,14 @@ def predict(
         pilot: Small trainings of ``model`` on the new dataset: pairs of train size and test
             loss, or the path of a CSV file with these columns.
         root: Folder of all results; None for ``$ISWEEP_ROOT`` or ``./isweep-root``.
-        unknown: Always an error: there are no further arguments.
 
     Returns:
         The prediction for one training, with its 90 % interval. If the interval is too wide to
         be useful, ``value`` is None and ``warning`` has the reason.
 
     Raises:
-        SweepError: If an argument is unknown, if a number is missing, or if the sweep has too few
-            datasets or another scale of K_F.
+        SweepError: If a number is missing, or if the sweep has too few datasets or another
+            scale of K_F.
 
     Example:
         >>> import isweep, pandas as pd
@@ -94,8 +92,6 @@ def predict(
     from orchestrator.analysis.prediction_inputs import read_record
     from orchestrator.analysis.report import arms_of
 
-    if unknown:
-        raise _unknown_argument(next(iter(unknown)))
     numbers = {
         "d_data": d_data,
         "label_sharpness": label_sharpness,
@@ -155,13 +151,3 @@ def _pilot(
     if not points:
         return None
     return lambda: Pilot(points)
-
-
-def _unknown_argument(name: str) -> ConfigError:
-    """Return the error that :func:`predict` has no argument of this name."""
-    return ConfigError(
-        f"isweep.predict has no argument {name!r}",
-        hint="Use train_size or target_loss. For a target accuracy, error rate or AUROC, or "
-        "for a table of your own results, use isweep.learning_curves(results, "
-        "metric='accuracy', target=0.9)",
-    )

@@ -30,7 +30,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from search_spaces import specs
 
 BASE = "base"
-"""Name of the base dataset itself, where the name of a condition is expected."""
+"""Value that names the base dataset itself in a field for the name of a condition."""
 Target = Literal["sharpness", "dimension", "nothing"]
 """The property that a condition should change: ``sharpness`` for the label sharpness,
 ``dimension`` for the intrinsic dimension. ``nothing`` marks a control, which should have no

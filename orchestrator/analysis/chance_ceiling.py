@@ -31,8 +31,8 @@ MIN_POINTS_AT_CEILING = 2
 """Smallest number of points of a ceiling, because a single point may be one failed
 training."""
 CLEAR_SHARE = 1 / 3
-"""Largest geometric mean of a curve's losses, as a share of the chance loss, that is clear of
-the ceiling. At this share, a loss that bends as x → tanh x, or 1 − exp(−x), has lost 7 or 19 %
+"""A curve is clear of the ceiling if the geometric mean of its losses is at most this share of
+the chance loss. At this share, a loss that bends as x → tanh x, or 1 − exp(−x), has lost 7 or 19 %
 of its slope."""
 
 

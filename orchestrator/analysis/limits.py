@@ -6,13 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.number_formats import listing
 from orchestrator.analysis.results_tables.chance_level import (
     AT_CHANCE_SHARE,
-    chance_loss,
+    chance_limits_in_words,
     is_unfitted,
     reaches,
 )
@@ -91,14 +90,10 @@ def _at_chance_level(points: pd.DataFrame) -> Iterator[str]:
     is_at_chance = rows_with_loss[AT_CHANCE_LEVEL] > 0
     has_learned = is_high & ~is_at_chance
     num_points = plural(len(rows_with_loss), "point")
-    chance_limits = []
-    for loss in sorted(chance_loss(rows_with_loss[NUM_CLASSES]).unique()):
-        num_classes = round(np.exp(loss))
-        count = "two" if num_classes == 2 else num_classes
-        chance_limits.append(f"{AT_CHANCE_SHARE * loss:.3f} of {loss:.3f} for {count} classes")
+    chance_limits = chance_limits_in_words(rows_with_loss[NUM_CLASSES].fillna(0))
     yield (
         f"In {int(is_high.sum())} of {num_points} the loss is at least {AT_CHANCE_SHARE:.0%} "
-        f"of the loss of guessing ({listing(chance_limits)})."
+        f"of the loss of guessing: {chance_limits}."
     )
     if has_learned.any():
         yield (

@@ -23,8 +23,8 @@ from tasks.prepared.listings import Listings
 from tasks.prepared.store import PreparedDataset
 
 URL_WITHOUT_HOST = re.compile(r"\w*:(/*|/?[^/].*)")
-"""Pattern of a storage URL without a bucket or host. isweep would append the name of the
-sweep, and this name would then be read as the bucket or as a local folder."""
+"""Pattern of a storage URL without a bucket or host. Such a URL is refused: isweep appends the
+name of the sweep to the URL, and the storage would read this name as a bucket or a folder."""
 
 
 @dataclass

@@ -127,7 +127,7 @@ def prepare_missing(
                 executor=named_executor,
                 max_skipped_share=options.max_skipped_share,
                 on_progress=show,
-                other_nodes=_readers(name, folder, named_executor, monitor),
+                other_nodes=_other_nodes(name, folder, named_executor, monitor),
                 listings=workspace.listings,
             )
         except SweepError as error:
@@ -245,7 +245,9 @@ def _packaged_datasets(workspace: Workspace, options: RunOptions) -> list[tuple[
     return pairs
 
 
-def _readers(name: str, raw: Path | None, executor: Executor, monitor: Progress) -> Executor | None:
+def _other_nodes(
+    name: str, raw: Path | None, executor: Executor, monitor: Progress
+) -> Executor | None:
     """Return an executor that reads images on several nodes, if that is faster; None otherwise.
 
     Only nodes with a copy of the raw download can read it.

@@ -53,8 +53,6 @@ from tasks.remote import Executor
 
 MAX_LISTED_CONFLICTS = 10
 """Largest number of conflicts that a result lists."""
-CONFLICT = "are equal to an image with another label"
-"""Words of the note on conflicts."""
 
 
 def measure_nested(
@@ -311,8 +309,8 @@ def _notes(
         )
     if num_contradictory:
         notes.append(
-            f"{num_contradictory} of {record.train_size} images {CONFLICT}. For "
-            "such a pair, label sharpness is infinite. The printed K_F "
+            f"{num_contradictory} of {record.train_size} images are equal to an image with "
+            "another label. For such a pair, label sharpness is infinite. The printed K_F "
             "excludes these pairs. The field conflict_pairs of the JSON lists at most "
             f"{MAX_LISTED_CONFLICTS} of them. isweep run refuses these images if they are "
             "more than 0.1 % of all images, unless you set --max-skipped-share."

@@ -79,18 +79,18 @@ def check_same_content(
         )
     if not changes:
         changes.append("the images are equal, but their labels, order, groups or splits differ")
-    hint = ""
+    hints = []
     if request.spec.max_images_per_class is not None:
-        hint += (
-            ". With max_images_per_class, isweep chooses other images if you add or remove a file"
+        hints.append(
+            "With max_images_per_class, isweep chooses other images if you add or remove a file"
         )
     if new_locators or new_skips:
-        hint += ". To find the file of a hash, run `isweep locate HASH --raw DIR`"
-    raise changed_data_error(request, "; ".join(changes), destination, hint)
+        hints.append("To find the file of a hash, run `isweep locate HASH --raw DIR`")
+    raise changed_data_error(request, "; ".join(changes), destination, hints)
 
 
 def changed_data_error(
-    request: RawRequest, changes: str, destination: Path, hint: str = ""
+    request: RawRequest, changes: str, destination: Path, further_hints: Sequence[str] = ()
 ) -> DataError:
     """Return the error that the files of a dataset are not those of its preparation.
 
@@ -98,13 +98,16 @@ def changed_data_error(
         request: The dataset and its raw files as they are now.
         changes: The differences in words.
         destination: The folder of the prepared dataset.
-        hint: Further sentences for the hint. They begin with a period.
+        further_hints: Further sentences of the hint.
     """
+    hint = (
+        "Restore the old files, or choose another name for the new data, or another --root. "
+        f"To replace the prepared data, delete the folder {destination}. All trials of this "
+        "dataset are then trained again"
+    )
     return request.error(
         f"the files or label_map have changed since the dataset was prepared ({changes})",
-        hint="Restore the old files, or choose another name for the new data, or another --root. "
-        f"To replace the prepared data, delete the folder {destination}. All trials of this "
-        f"dataset are then trained again{hint}",
+        hint=". ".join([hint, *further_hints]),
     )
 
 

@@ -63,9 +63,9 @@ STAIN = np.array(
 """Optical density of hematoxylin, eosin and DAB in red, green and blue (Ruifrok & Johnston
 2001)."""
 OUTER_SHARE = 0.4
-"""Share of the patches in each of the two classes of a labeling rule: those with the smallest
-and those with the largest amounts. The class of the patches between is unclear, so they are
-left out."""
+"""Share of the patches that a labeling rule puts into each of its two classes. One class has the
+patches with the smallest amounts, the other class those with the largest amounts. All other
+patches are left out, because their class is unclear."""
 MAX_BLANK_RANGE = 4
 """Largest range of the values of a blank image, in gray values of 255."""
 MIN_LIT = 40

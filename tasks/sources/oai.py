@@ -41,8 +41,8 @@ from tasks.sources.raw import RawTree, read_locator
 from tasks.sources.tables import column_key, column_keys, read_table
 
 READING_PROJECT = "15"
-"""The project whose Kellgren-Lawrence grades are used. Other projects graded some knees
-again."""
+"""Reading project whose Kellgren-Lawrence grades are used. Other projects graded some of the
+same knees again."""
 MIN_ARTHRITIS_GRADE = 2
 """Smallest Kellgren-Lawrence grade of label 1."""
 SIDES = {"1": "R", "2": "L"}

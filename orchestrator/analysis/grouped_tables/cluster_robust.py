@@ -212,7 +212,7 @@ def wild_bootstrap(fitted: Coefficient, clusters: Codes) -> BootstrapTest:
         clusters: Code of each row's cluster, counted from 0, ``(n,)``.
     """
     direction = fitted.direction
-    # The residuals under the null hypothesis: the coefficient's part is put back.
+    # Under the null hypothesis the coefficient is 0, so its part of the fit becomes residual.
     restricted = fitted.residuals + fitted.value * direction
     scores = _sums(clusters, direction * restricted)
     column_sums = _sums(clusters, fitted.columns * restricted[:, None])

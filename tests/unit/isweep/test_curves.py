@@ -54,15 +54,6 @@ def test_results_of_another_type_are_refused(results):
         isweep.learning_curves(results)
 
 
-@pytest.mark.parametrize("argument", ["target", "target_accuracy"])
-def test_an_unknown_argument_of_predict_leads_to_learning_curves(argument):
-    with pytest.raises(
-        isweep.SweepError,
-        match=rf"isweep\.predict has no argument '{argument}'.*use isweep\.learning_curves",
-    ):
-        isweep.predict("results.csv", **{argument: 0.9})
-
-
 def test_a_table_in_place_of_a_record_leads_to_learning_curves(tmp_path):
     file = tmp_path / "results.csv"
     TABLE.to_csv(file, index=False)

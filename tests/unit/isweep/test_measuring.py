@@ -133,7 +133,7 @@ def test_equal_images_with_different_labels_are_counted_in_the_summary(images):
     repeated = images.copy()
     repeated[1] = repeated[0]
     summary = repr(isweep.measure(repeated, LABELS))
-    assert summary.endswith("2 of 60 images are equal to an image with another label")
+    assert summary.endswith("1 duplicate left out, 1 of them with another label")
 
 
 def test_a_value_just_below_black_does_not_mean_another_scale(images, record):

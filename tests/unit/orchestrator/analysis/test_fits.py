@@ -351,8 +351,8 @@ def test_every_count_of_points_at_chance_level_is_equal():
     fits = explore_fits(limited)
     assert fits.num_at_chance_level == num_at_chance
     assert fits.caveats[:2] == (
-        f"In {num_at_chance} of 36 points the loss is at least 80% of the loss of guessing (0.555 of 0.693 "
-        "for two classes).",
+        f"In {num_at_chance} of 36 points the loss is at least 80% of the loss of guessing: "
+        "0.555 for 2 classes.",
         f"At {num_at_chance} of these points the network hardly separates the classes, so they are "
         "at chance level.",
     )

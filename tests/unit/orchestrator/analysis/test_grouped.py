@@ -472,7 +472,7 @@ def write_table(tmp_path, table, name="t.csv"):
             lambda t: t.assign(loss=np.inf, d="x"),
             ["Column loss has 116 cells", "Column d has 116 cells"],
         ),
-        (lambda t: t.drop(columns="d"), ["column of t.csv", "'d'"]),
+        (lambda t: t.drop(columns="d"), ["Unknown column 'd' of t.csv"]),
     ],
 )
 def test_all_problems_of_a_table_are_in_one_message(tmp_path, change, messages):

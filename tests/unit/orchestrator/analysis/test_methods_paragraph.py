@@ -91,7 +91,10 @@ def test_each_version_of_the_code_and_each_device_is_named():
 
 def test_trainings_that_split_their_batches_are_counted():
     stored = [record("1.0", "cpu"), record("1.0", "cpu", micro_batch=8)]
-    sentence = "For lack of memory, 1 training split each batch into parts, and batch norm used"
+    sentence = (
+        "For lack of memory, 1 training split each batch into parts. Batch norm, where a network "
+        "has it, then used the statistics of each part."
+    )
     assert sentence in paragraph_of("digits-demo", stored)
     assert "split each batch" not in paragraph_of("digits-demo", stored[:1])
 

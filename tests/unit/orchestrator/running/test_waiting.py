@@ -320,7 +320,7 @@ def test_a_trial_is_ended_at_its_limit_and_not_before(events, reason):
                 clock.now += 10
                 watch.check(RUNNING_TRIALS, {"cell"})
         assert len(killed) == (number == len(events))
-    assert watch.failure("cell").message.startswith(reason)
+    assert watch.failure_of("cell").message.startswith(reason)
     assert messages == ([f"cell: {reason}"] if "answer" in reason else [])
 
 
@@ -343,7 +343,7 @@ def test_a_retry_after_a_hang_is_watched_before_tune_reports_its_start():
     wait(80)  # the worker of the first attempt does not answer
     assert len(killed) == 1
     watch.remove("cell")
-    assert watch.failure("cell") is None
+    assert watch.failure_of("cell") is None
 
     wait(80)  # neither does that of the retry
 
