@@ -17,9 +17,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from orchestrator.machine import self_test
 from orchestrator.machine.gpu_errors import library_error
-from orchestrator.machine.self_test_case import SMALL_CASES, Case
+from orchestrator.machine.self_test.case import SMALL_CASES, Case
+from orchestrator.machine.self_test.network import built, noise
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.models import PAPER_MODELS
@@ -98,13 +98,13 @@ class Bench:
 
     def images(self, num_images: int) -> tuple[Tensor, Tensor]:
         """Return images of random noise with one channel, and labels, on the device."""
-        images, labels = self_test.noise(num_images, self.image_size)
+        images, labels = noise(num_images, self.image_size)
         return images.to(self.device), labels.to(self.device)
 
     def built(self, model: str) -> PixelModel:
         """Return a network on the device, in the memory layout of its training."""
         spec = self.network(model).model
-        network = self_test.built(Case(spec, 1, image_size=self.image_size))
+        network = built(Case(spec, 1, image_size=self.image_size))
         network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network
 

@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator.machine import gpu_check_parts, self_test_verdict
+from orchestrator.machine import gpu_check_parts
 from orchestrator.machine.gpu_bench import SLOW_PART_MODELS, Bench, bench_of
 from orchestrator.machine.gpu_check_parts import (
     Measurements,
@@ -39,6 +39,7 @@ from orchestrator.machine.mps import PrivateMps
 from orchestrator.machine.mps_choice import why_no_mps
 from orchestrator.machine.mps_daemon import end_gpu_work, mps_runs
 from orchestrator.machine.processes import environment, kill_process
+from orchestrator.machine.self_test import stored_verdicts
 from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.models import PAPER_MODELS
@@ -333,7 +334,7 @@ def _start_part(
 def _timeout_s(part: str) -> float:
     """Return the seconds that a part may take; more for a part that measures many networks."""
     extra_s_by_part = {
-        "correctness": len(PAPER_MODELS) * self_test_verdict.TIMEOUT_S,
+        "correctness": len(PAPER_MODELS) * stored_verdicts.TIMEOUT_S,
         "trial": len(SLOW_PART_MODELS) * gpu_check_parts.TRIAL_TIMEOUT_S,
         # With MPS and without it.
         "pairs": 2 * len(SLOW_PART_MODELS) * len(NUMBERS_OF_PROCESSES) * PAIR_TIMEOUT_S,

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
-from orchestrator.machine import self_test, self_test_verdict
 from orchestrator.machine.cluster import connect, cpu_cluster_here
 from orchestrator.machine.gpu_bench import Bench
 from orchestrator.machine.gpu_hours import FULL_SIZE, MeasuredTimes, measured_hours, network_factors
@@ -34,6 +33,7 @@ from orchestrator.machine.gpus.records import Gpu
 from orchestrator.machine.gpus.torch_gpus import describe
 from orchestrator.machine.gpus.visible import visible_gpus
 from orchestrator.machine.mps_daemon import mps_runs
+from orchestrator.machine.self_test import program, stored_verdicts
 from orchestrator.planning.costs.gpu_checks import PACKING_PAYS
 from orchestrator.planning.costs.gpu_models import GpuModel
 from orchestrator.planning.costs.memory import array_bytes, peak_bytes
@@ -212,9 +212,9 @@ def correctness(bench: Bench) -> Measurements:
     tests: dict[str, dict[str, Any]] = {}
     for case in bench.self_test_cases():
         if bench.on_gpu:
-            test = self_test_verdict.run_test(case)
+            test = stored_verdicts.run_test(case)
         else:
-            test = self_test.run(case, bench.device).as_fields()
+            test = program.run(case, bench.device).as_fields()
         tests[case.model.name] = test
         yield "self_test", tests
         wrong = test["wrong"]

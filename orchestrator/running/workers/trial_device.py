@@ -13,7 +13,6 @@ import socket
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from orchestrator.machine import self_test_verdict
 from orchestrator.machine.cluster import Resources
 from orchestrator.machine.gpu_errors import library_error
 from orchestrator.machine.gpus import nvidia_smi, torch_gpus
@@ -21,8 +20,9 @@ from orchestrator.machine.gpus.driver_hints import driver_hint
 from orchestrator.machine.gpus.records import GpuInUse
 from orchestrator.machine.gpus.visible import is_logical
 from orchestrator.machine.mps_worker import avoid_abandoned_mps
-from orchestrator.machine.self_test_case import Case
-from orchestrator.machine.self_test_verdict import KeptVerdict
+from orchestrator.machine.self_test import stored_verdicts
+from orchestrator.machine.self_test.case import Case
+from orchestrator.machine.self_test.stored_verdicts import KeptVerdict
 from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
 from search_spaces.errors import SetupError
 from search_spaces.specs import NetworkSpec
@@ -143,7 +143,7 @@ def check_numbers(network: NetworkSpec, num_threads: int) -> str:
             whether it does. So no trial may use the GPU.
     """
     gpu = torch_gpus.gpu_in_use()
-    verdict = self_test_verdict.verdict_of(gpu.uuid, Case.of_network(network, num_threads))
+    verdict = stored_verdicts.verdict_of(gpu.uuid, Case.of_network(network, num_threads))
     if verdict.wrong:
         raise _wrong_gpu(gpu, verdict)
     if verdict.unchecked:

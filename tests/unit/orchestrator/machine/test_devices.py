@@ -15,13 +15,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from orchestrator.machine import doctor, gpu_problems, mps_daemon, processes, self_test_verdict
+from orchestrator.machine import doctor, gpu_problems, mps_daemon, processes
 from orchestrator.machine.cluster import Resources, cpu_cluster_here, trial_resources
 from orchestrator.machine.gpus import driver_hints, nvidia_smi, this_machine, torch_gpus
 from orchestrator.machine.gpus.records import Gpu, GpuInUse, NodeGpus
 from orchestrator.machine.gpus.visible import LOGICAL_GPUS
 from orchestrator.machine.processes import ProgramOutput
-from orchestrator.machine.self_test_case import Case
+from orchestrator.machine.self_test import stored_verdicts
+from orchestrator.machine.self_test.case import Case
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.running.recovery.failures import classify
@@ -201,9 +202,9 @@ def verdict(without_cuda, monkeypatch):
 
     def stored_verdict(uuid, case):
         tested_cases.append(case)
-        return self_test_verdict.KeptVerdict(**fields, file=Path("/cache/verdict.json"))
+        return stored_verdicts.KeptVerdict(**fields, file=Path("/cache/verdict.json"))
 
-    monkeypatch.setattr(self_test_verdict, "verdict_of", stored_verdict)
+    monkeypatch.setattr(stored_verdicts, "verdict_of", stored_verdict)
     return fields
 
 

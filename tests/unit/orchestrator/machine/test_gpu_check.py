@@ -22,8 +22,6 @@ from orchestrator.machine import (
     gpu_check,
     gpu_check_parts,
     mps_daemon,
-    self_test,
-    self_test_verdict,
 )
 from orchestrator.machine.cluster import Resources
 from orchestrator.machine.gpu_bench import Bench, bench_of
@@ -33,7 +31,10 @@ from orchestrator.machine.gpus import nvidia_smi, torch_gpus
 from orchestrator.machine.gpus.records import Gpu, NodeGpus
 from orchestrator.machine.gpus.visible import LOGICAL_GPUS
 from orchestrator.machine.processes import ProgramOutput, environment
-from orchestrator.machine.self_test_case import COMPARED_LINE, Case
+from orchestrator.machine.self_test import program, stored_verdicts
+from orchestrator.machine.self_test.case import COMPARED_LINE, Case
+from orchestrator.machine.self_test.graph_trainings import Difference, TrainingComparison
+from orchestrator.machine.self_test.verdict import Verdict
 from orchestrator.planning.costs.gpu_checks import gpu_check_folders, packing_pays, read_checks
 from orchestrator.planning.costs.gpu_models import GPU_MODELS, GpuModel, gpu_model_from_driver
 from orchestrator.planning.costs.needs import need_of
@@ -577,15 +578,15 @@ def test_a_network_whose_graphs_fail_keeps_its_plain_times_and_stops_no_other(ti
 
 
 def test_each_network_is_tested_although_one_fails_and_every_difference_is_named(monkeypatch):
-    equal = self_test.Difference(0.0, 0.0)
-    slow = self_test.TrainingComparison("resnet50", equal, equal, plain_s=1, again_s=1, graph_s=2)
+    equal = Difference(0.0, 0.0)
+    slow = TrainingComparison("resnet50", equal, equal, plain_s=1, again_s=1, graph_s=2)
     verdicts = {
-        "resnet18": self_test.Verdict("", "resnet18: CaptureError: unsupported", is_final=False),
-        "resnet34": self_test.Verdict("", "", is_final=True),
-        "resnet50": self_test.Verdict("", slow.slowness, is_final=False, trainings=(slow,)),
-        "vgg13": self_test.Verdict("vgg13: the first loss is nan", "the same", is_final=True),
-        "vgg16": self_test.Verdict("", "vgg16: a weight differs by 1.0e-03", is_final=True),
-        "vgg19": self_test.Verdict("vgg19: a loss", "the same", True, doubt="later it was right"),
+        "resnet18": Verdict("", "resnet18: CaptureError: unsupported", is_final=False),
+        "resnet34": Verdict("", "", is_final=True),
+        "resnet50": Verdict("", slow.slowness, is_final=False, trainings=(slow,)),
+        "vgg13": Verdict("vgg13: the first loss is nan", "the same", is_final=True),
+        "vgg16": Verdict("", "vgg16: a weight differs by 1.0e-03", is_final=True),
+        "vgg19": Verdict("vgg19: a loss", "the same", True, doubt="later it was right"),
     }
     tested = []
 
@@ -593,7 +594,7 @@ def test_each_network_is_tested_although_one_fails_and_every_difference_is_named
         tested.append(case)
         return verdicts[case.model.name]
 
-    monkeypatch.setattr(self_test, "run", run)
+    monkeypatch.setattr(program, "run", run)
     cases = bench_of("cuda").self_test_cases()
     bench = bench_of("cpu")
     monkeypatch.setattr(Bench, "self_test_cases", lambda bench: cases)
@@ -846,7 +847,7 @@ def test_the_verdict_names_the_networks_that_a_part_did_not_reach():
 
 def test_a_self_test_that_hangs_has_its_own_limit_and_the_next_network_is_tested(monkeypatch):
     """Six networks shared one limit: the first that hung took the results of the others."""
-    passing_verdict = self_test.Verdict("", "", is_final=True).as_fields()
+    passing_verdict = Verdict("", "", is_final=True).as_fields()
     outputs = {
         "resnet18": ProgramOutput(json.dumps(passing_verdict)),
         "resnet34": ProgramOutput("", "no answer in 300 s", timed_out=True),
@@ -863,11 +864,11 @@ def test_a_self_test_that_hangs_has_its_own_limit_and_the_next_network_is_tested
     cases = tuple(replace(TINY, model=model_spec(name)) for name in outputs)
     monkeypatch.setattr(Bench, "on_gpu", True)
     monkeypatch.setattr(Bench, "self_test_cases", lambda bench: cases)
-    monkeypatch.setattr(self_test_verdict, "run_program", run_program)
+    monkeypatch.setattr(stored_verdicts, "run_program", run_program)
     monkeypatch.setattr(gpu_check_parts, "_attack_and_features", lambda bench: (1.0, 0.0))
     monkeypatch.setattr(gpu_check_parts, "wrong_products", lambda bench: [])
     values = dict(gpu_check_parts.correctness(bench))
-    assert limits == [self_test_verdict.TIMEOUT_S] * 4
+    assert limits == [stored_verdicts.TIMEOUT_S] * 4
     assert values["graphs"] == ["resnet18", "vgg16"]
     unknown = "resnet34: the self-test ended before it had compared GPU and CPU"
     no_graphs = "vgg13: the self-test ended before it had tested graphs"
@@ -875,7 +876,7 @@ def test_a_self_test_that_hangs_has_its_own_limit_and_the_next_network_is_tested
         f"it is unknown whether the GPU computes correctly: {unknown}: no answer in 300 s",
         f"trials cannot use graphs: {no_graphs}: no answer in 300 s",
     ]
-    longest = len(PAPER_MODELS) * self_test_verdict.TIMEOUT_S
+    longest = len(PAPER_MODELS) * stored_verdicts.TIMEOUT_S
     assert gpu_check._timeout_s("correctness") > longest
 
 

@@ -16,7 +16,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from orchestrator.machine import cluster, mps, mps_choice, mps_daemon, self_test_verdict
+from orchestrator.machine import cluster, mps, mps_choice, mps_daemon
 from orchestrator.machine.gpus import nvidia_smi
 from orchestrator.machine.mps import PrivateMps, may_break_mps
 from orchestrator.machine.mps_choice import why_no_mps
@@ -28,7 +28,8 @@ from orchestrator.machine.mps_worker import (
     end_work_of_child,
 )
 from orchestrator.machine.ray_folders import private_folder, remove_leftovers
-from orchestrator.machine.self_test_case import Case
+from orchestrator.machine.self_test import stored_verdicts
+from orchestrator.machine.self_test.case import Case
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import FailureKind, TrialFailure
@@ -322,11 +323,11 @@ def test_a_run_stops_using_mps_if_the_gpu_work_of_a_killed_child_does_not_end(
 
 def test_the_gpu_work_of_a_self_test_ends_before_it_is_killed_for_its_time(monkeypatch):
     states: list[bool] = []
-    monkeypatch.setattr(self_test_verdict, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(stored_verdicts, "TIMEOUT_S", 0.2)
     monkeypatch.setattr(
-        self_test_verdict, "end_work_of_child", lambda pid: states.append(is_alive(pid))
+        stored_verdicts, "end_work_of_child", lambda pid: states.append(is_alive(pid))
     )
-    fields = self_test_verdict.run_test(Case(model_spec("small_cnn"), 8, image_size=16))
+    fields = stored_verdicts.run_test(Case(model_spec("small_cnn"), 8, image_size=16))
     assert "no answer in 0.2 s" in fields["unchecked"]
     assert states == [True]
 

@@ -12,19 +12,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from orchestrator.machine import self_test
-from orchestrator.machine.self_test import (
+from orchestrator.machine.self_test import gradients, graph_trainings, program
+from orchestrator.machine.self_test.case import COMPARED_LINE, Case
+from orchestrator.machine.self_test.gradients import (
     Arithmetic,
-    Difference,
     Gradient,
-    TrainingComparison,
     bfloat16_tolerance,
     compare_with_cpu,
     float32_tolerance,
-    frozen_dropout,
-    run,
 )
-from orchestrator.machine.self_test_case import COMPARED_LINE, Case
+from orchestrator.machine.self_test.graph_trainings import (
+    Difference,
+    TrainingComparison,
+    compare_trainings,
+    frozen_dropout,
+)
+from orchestrator.machine.self_test.network import built, noise
+from orchestrator.machine.self_test.program import run
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.models import PAPER_MODELS, model_spec
@@ -60,7 +64,7 @@ def replace_kernel(monkeypatch):
         # The references are in float32, with perturbed weights, and in bfloat16. Then the device
         # computes in float32 and in bfloat16.
         is_wrong = iter([False, False, False, True, True] * num_wrong)
-        original_gradient = self_test._gradient
+        original_gradient = gradients._gradient
 
         def gradient(model, images, labels, precision):
             kernel = wrong_kernel if next(is_wrong, False) else original_kernel
@@ -68,7 +72,7 @@ def replace_kernel(monkeypatch):
                 patch.setattr(owner, name, kernel)
                 return original_gradient(model, images, labels, precision)
 
-        monkeypatch.setattr(self_test, "_gradient", gradient)
+        monkeypatch.setattr(gradients, "_gradient", gradient)
 
     return replace_by_wrong
 
@@ -149,9 +153,9 @@ def test_the_tolerance_of_float32_follows_the_network():
 
 
 def test_perturbed_weights_are_restored():
-    model = self_test.built(TINY, dropout=0.0)
+    model = built(TINY, dropout=0.0)
     weights_before = [weight.detach().clone() for weight in model.parameters()]
-    with self_test._perturbed(model):
+    with gradients._perturbed(model):
         changes = [
             float(
                 (
@@ -213,7 +217,7 @@ def test_a_gpu_that_is_wrong_in_only_one_of_two_comparisons_stays_out_and_the_do
 
 def test_an_error_in_the_second_comparison_does_not_acquit_the_gpu(replace_kernel, monkeypatch):
     replace_kernel(F, "relu", wrong_relu)
-    original_compare = self_test.compare_with_cpu
+    original_compare = program.compare_with_cpu
     compared_cases = []
 
     def compare_or_fail(case, device):
@@ -222,7 +226,7 @@ def test_an_error_in_the_second_comparison_does_not_acquit_the_gpu(replace_kerne
             raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
         return original_compare(case, device)
 
-    monkeypatch.setattr(self_test, "compare_with_cpu", compare_or_fail)
+    monkeypatch.setattr(program, "compare_with_cpu", compare_or_fail)
     verdict = run(RESNET_TINY, CPU)
     assert verdict.wrong
     assert (verdict.is_final, verdict.unchecked) == (True, "")
@@ -232,7 +236,7 @@ def test_an_error_in_the_second_comparison_does_not_acquit_the_gpu(replace_kerne
 
 def test_an_error_in_bfloat16_does_not_hide_a_wrong_result_in_float32(replace_kernel, monkeypatch):
     replace_kernel(F, "relu", wrong_relu)
-    original_gradient = self_test._gradient
+    original_gradient = gradients._gradient
     precisions = []
 
     def gradient_or_error(model, images, labels, precision):
@@ -241,7 +245,7 @@ def test_an_error_in_bfloat16_does_not_hide_a_wrong_result_in_float32(replace_ke
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
         return original_gradient(model, images, labels, precision)
 
-    monkeypatch.setattr(self_test, "_gradient", gradient_or_error)
+    monkeypatch.setattr(gradients, "_gradient", gradient_or_error)
     verdict = run(RESNET_TINY, CPU)
     assert verdict.wrong
     assert (verdict.is_final, verdict.unchecked) == (True, "")
@@ -260,7 +264,7 @@ def test_only_an_error_of_the_gpu_itself_leaves_its_arithmetic_unchecked(
     monkeypatch, error, is_unchecked
 ):
     """Memory may be short beside other trials, and a CPU may lack an operation."""
-    original_gradient = self_test._gradient
+    original_gradient = gradients._gradient
     precisions = []
 
     def gradient_or_error(model, images, labels, precision):
@@ -270,7 +274,7 @@ def test_only_an_error_of_the_gpu_itself_leaves_its_arithmetic_unchecked(
         return original_gradient(model, images, labels, precision)
 
     comparisons = []
-    monkeypatch.setattr(self_test, "_gradient", gradient_or_error)
+    monkeypatch.setattr(gradients, "_gradient", gradient_or_error)
     verdict = run(TINY, CPU, lambda: comparisons.append(True))
     assert comparisons == []
     assert str(error).splitlines()[0] in verdict.plain_because
@@ -286,7 +290,7 @@ def test_the_comparison_uses_the_number_of_threads_of_the_case(monkeypatch):
         threads.append(torch.get_num_threads())
         raise ValueError("no more is needed here")
 
-    monkeypatch.setattr(self_test, "compare_with_cpu", compare_with_cpu)
+    monkeypatch.setattr(program, "compare_with_cpu", compare_with_cpu)
     for num_threads in (1, 2):
         run(replace(TINY, num_threads=num_threads), CPU)
     assert threads == [1, 2]
@@ -294,9 +298,9 @@ def test_the_comparison_uses_the_number_of_threads_of_the_case(monkeypatch):
 
 def test_a_network_without_a_usable_gradient_gives_no_verdict(monkeypatch):
     monkeypatch.setattr(
-        self_test,
+        gradients,
         "_gradient",
-        lambda *_: self_test.Gradient(math.nan, [torch.zeros(3)]),
+        lambda *_: Gradient(math.nan, [torch.zeros(3)]),
     )
     assert not list(compare_with_cpu(TINY, CPU))
 
@@ -304,7 +308,7 @@ def test_a_network_without_a_usable_gradient_gives_no_verdict(monkeypatch):
 def test_a_network_with_random_layers_is_compared_in_evaluation_mode(monkeypatch):
     """Stochastic depth and own dropout layers draw other numbers on a GPU."""
     modes = []
-    original_gradient = self_test._gradient
+    original_gradient = gradients._gradient
 
     def gradient_and_mode(model, *arguments):
         modes.append(model.training)
@@ -318,8 +322,8 @@ def test_a_network_with_random_layers_is_compared_in_evaluation_mode(monkeypatch
         def forward(self, images):
             return self.layer(F.dropout(images.flatten(1), 0.5, self.training))
 
-    monkeypatch.setattr(self_test, "_gradient", gradient_and_mode)
-    monkeypatch.setattr(self_test, "built", lambda case, dropout=None: NetworkWithDropout())
+    monkeypatch.setattr(gradients, "_gradient", gradient_and_mode)
+    monkeypatch.setattr(gradients, "built", lambda case, dropout=None: NetworkWithDropout())
     results = list(compare_with_cpu(TINY, CPU))
     assert not any(modes)
     assert [arithmetic.problem for arithmetic in results] == ["", ""]
@@ -376,8 +380,8 @@ def sample(weight_noise, weight_change):
 )
 def test_graphs_are_given_up_only_after_two_samples(monkeypatch, samples, message):
     remaining_samples = iter(samples)
-    monkeypatch.setattr(self_test, "_compare", lambda *_, **__: next(remaining_samples))
-    (comparison,) = self_test.compare_trainings(TINY, CPU)
+    monkeypatch.setattr(graph_trainings, "_compare", lambda *_, **__: next(remaining_samples))
+    (comparison,) = compare_trainings(TINY, CPU)
     assert message in comparison.problem
     assert bool(comparison.problem) == bool(message)
     assert next(remaining_samples, None) is None
@@ -410,7 +414,7 @@ def test_graphs_that_change_a_weight_or_cannot_be_captured_are_not_used(
             harm(model)
         return history
 
-    monkeypatch.setattr(self_test, "train", train_with_error)
+    monkeypatch.setattr(graph_trainings, "train", train_with_error)
     verdict = run(TINY, CPU)
     assert verdict.plain_because.startswith(reason)
     assert (verdict.wrong, verdict.is_final) == ("", is_final)
@@ -436,7 +440,7 @@ def test_graphs_that_are_slower_by_more_than_noise_are_not_used_for_now(
 ):
     training = replace(SOUND_TRAINING, plain_s=plain_s, again_s=again_s, graph_s=graph_s)
     assert training.slowness == message
-    monkeypatch.setattr(self_test, "compare_trainings", lambda case, device: [training])
+    monkeypatch.setattr(program, "compare_trainings", lambda case, device: [training])
     verdict = run(TINY, CPU)
     assert (verdict.plain_because, verdict.is_final) == (message, not message)
     assert verdict.is_only_slow == bool(message)
@@ -458,7 +462,7 @@ def test_dropout_in_a_graph_must_draw_new_numbers_in_each_replay():
 
 def test_networks_with_dropout_are_also_compared_with_it():
     squeezenet = ModelSpec(name="squeezenet", library="torchvision", architecture="squeezenet1_1")
-    results = self_test.compare_trainings(Case(squeezenet, 4, num_images=10, image_size=32), CPU)
+    results = compare_trainings(Case(squeezenet, 4, num_images=10, image_size=32), CPU)
     assert [comparison.weights is None for comparison in results] == [False, True]
     assert all(comparison.problem == "" for comparison in results)
 
@@ -480,7 +484,7 @@ def test_a_case_has_the_network_and_settings_of_its_trial():
 
 def test_the_module_prints_the_verdict_as_a_program():
     process = subprocess.run(
-        [sys.executable, "-m", "orchestrator.machine.self_test", "cpu", TINY.to_json()],
+        [sys.executable, "-m", "orchestrator.machine.self_test.program", "cpu", TINY.to_json()],
         capture_output=True,
         text=True,
         check=True,
@@ -498,13 +502,13 @@ def test_a_cpu_without_bfloat16_instructions_rounds_about_as_much_as_one_with_th
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("this CPU has no instructions for bfloat16")
     case = Case(model_spec(name), 8, image_size=64)
-    model = self_test.built(case, dropout=0.0)
+    model = built(case, dropout=0.0)
     weights_before = [weight.detach().clone() for weight in model.parameters()]
-    images, labels = self_test.noise(8, 64, 1)
-    float32 = self_test._gradient(model, images, labels, "float32")
-    bfloat16 = self_test._bfloat16_gradient(model, images, labels)
+    images, labels = noise(8, 64, 1)
+    float32 = gradients._gradient(model, images, labels, "float32")
+    bfloat16 = gradients._bfloat16_gradient(model, images, labels)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    emulated_bfloat16 = self_test._bfloat16_gradient(model, images, labels)
+    emulated_bfloat16 = gradients._bfloat16_gradient(model, images, labels)
     assert 1 - emulated_bfloat16.cosine(float32) == pytest.approx(
         1 - bfloat16.cosine(float32), rel=0.5, abs=0.02
     )

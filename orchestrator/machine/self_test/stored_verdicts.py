@@ -23,7 +23,7 @@ from typing import Any
 from orchestrator.machine.gpus import nvidia_smi
 from orchestrator.machine.mps_worker import end_work_of_child
 from orchestrator.machine.processes import run_program
-from orchestrator.machine.self_test_case import COMPARED_LINE, Case
+from orchestrator.machine.self_test.case import COMPARED_LINE, Case
 from orchestrator.planning.paths import user_cache
 from orchestrator.results.provenance import provenance
 from search_spaces.fingerprint import fingerprint
@@ -43,7 +43,7 @@ MAX_UNFINISHED_FOR_S = 86_400.0
 
 @dataclass(frozen=True)
 class KeptVerdict:
-    """The stored part of a self-test's verdict, see :class:`~.self_test.Verdict`.
+    """The stored part of a self-test's verdict, see :class:`~.verdict.Verdict`.
 
     Attributes:
         wrong: what the GPU computes wrongly; empty if it computes correctly.
@@ -180,7 +180,7 @@ def run_test(case: Case) -> dict[str, Any]:
     """Run the self-test in a separate process, on the GPU of this process.
 
     Returns:
-        The fields of a :class:`~.self_test.Verdict`. If the process ends without a verdict, the
+        The fields of a :class:`~.verdict.Verdict`. If the process ends without a verdict, the
         fields contain the reason, and the measured values are missing.
     """
     program = run_program(
@@ -188,7 +188,7 @@ def run_test(case: Case) -> dict[str, Any]:
         # The user's working folder may contain a file tasks.py, which Python would import instead.
         "-P",
         "-m",
-        "orchestrator.machine.self_test",
+        "orchestrator.machine.self_test.program",
         "cuda",
         case.to_json(),
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),

@@ -8,11 +8,11 @@ from functools import partial
 
 import pytest
 
-from orchestrator.machine import self_test_verdict
 from orchestrator.machine.gpus import nvidia_smi
 from orchestrator.machine.processes import ProgramOutput
-from orchestrator.machine.self_test_case import COMPARED_LINE, Case
-from orchestrator.machine.self_test_verdict import KeptVerdict, verdict_of
+from orchestrator.machine.self_test import stored_verdicts
+from orchestrator.machine.self_test.case import COMPARED_LINE, Case
+from orchestrator.machine.self_test.stored_verdicts import KeptVerdict, verdict_of
 from search_spaces.models import model_spec
 
 RESNET = Case(model_spec("resnet18"), 40)
@@ -38,13 +38,13 @@ def simulated_tests(simulated_machine, monkeypatch):
         tested_cases.append(case)
         return KeptVerdict(**outcome, tested_at=time.time(), file=file)
 
-    monkeypatch.setattr(self_test_verdict, "_tested", simulate_test)
+    monkeypatch.setattr(stored_verdicts, "_tested", simulate_test)
     return tested_cases, outcome
 
 
 def start_new_process(monkeypatch):
     """Forget what this process knows, as another process would not know it."""
-    monkeypatch.setattr(self_test_verdict, "_verdicts_of_this_process", {})
+    monkeypatch.setattr(stored_verdicts, "_verdicts_of_this_process", {})
 
 
 def test_each_network_is_tested_once_per_gpu_and_driver(simulated_tests, monkeypatch):
@@ -132,11 +132,11 @@ def test_the_verdict_is_the_last_line_of_the_output(monkeypatch, tmp_path):
     fields = {"wrong": "", "plain_because": "vgg13: OutOfMemoryError", "is_final": False}
     fields |= {"doubt": "", "unchecked": ""}
     monkeypatch.setattr(
-        self_test_verdict,
+        stored_verdicts,
         "run_program",
         lambda *command, **options: ProgramOutput(f"a warning\n{json.dumps(fields)}"),
     )
-    verdict = self_test_verdict._tested(VGG, tmp_path / "verdict.json")
+    verdict = stored_verdicts._tested(VGG, tmp_path / "verdict.json")
     assert (verdict.plain_because, verdict.is_final) == ("vgg13: OutOfMemoryError", False)
 
 
@@ -154,8 +154,8 @@ def self_test_program(tmp_path, monkeypatch):
         program = tmp_path / "self-test"
         program.write_text(SELF_TEST.format(prints=f"echo '{prints}'", ends=ends))
         program.chmod(0o755)
-        monkeypatch.setattr(self_test_verdict.sys, "executable", str(program))
-        monkeypatch.setattr(self_test_verdict, "TIMEOUT_S", 1.0 if "sleep" in ends else 60.0)
+        monkeypatch.setattr(stored_verdicts.sys, "executable", str(program))
+        monkeypatch.setattr(stored_verdicts, "TIMEOUT_S", 1.0 if "sleep" in ends else 60.0)
 
     return replace_program
 
@@ -173,7 +173,7 @@ def test_a_printed_verdict_counts_although_the_process_fails_at_its_exit(
 ):
     fields = {"wrong": "", "plain_because": "", "is_final": True, "doubt": "", "unchecked": ""}
     self_test_program(json.dumps(fields), ends)
-    verdict = self_test_verdict._tested(VGG, tmp_path / "verdict.json")
+    verdict = stored_verdicts._tested(VGG, tmp_path / "verdict.json")
     assert (verdict.plain_because, verdict.unchecked, verdict.is_final) == ("", "", True)
 
 
@@ -195,7 +195,7 @@ def test_a_self_test_that_ends_before_the_comparison_proves_nothing_about_the_gp
     self_test_program, tmp_path, ends, reason
 ):
     self_test_program("a warning of a library", ends)
-    verdict = self_test_verdict._tested(VGG, tmp_path / "verdict.json")
+    verdict = stored_verdicts._tested(VGG, tmp_path / "verdict.json")
     expected = f"vgg13: the self-test ended before it had compared GPU and CPU: {reason}"
     assert verdict.unchecked == expected
     assert (verdict.wrong, verdict.is_valid) == ("", False)
@@ -206,7 +206,7 @@ def test_after_the_comparison_with_the_cpu_only_graphs_are_in_doubt(
     self_test_program, tmp_path, ends, reason
 ):
     self_test_program(COMPARED_LINE, ends)
-    verdict = self_test_verdict._tested(VGG, tmp_path / "verdict.json")
+    verdict = stored_verdicts._tested(VGG, tmp_path / "verdict.json")
     expected = f"vgg13: the self-test ended before it had tested graphs: {reason}"
     assert verdict.plain_because == expected
     assert (verdict.wrong, verdict.unchecked) == ("", "")
@@ -232,19 +232,19 @@ def test_a_process_that_waited_for_a_test_uses_its_verdict(simulated_tests, monk
     tested_cases, outcome = simulated_tests
     outcome |= {"unchecked": "no answer in 300 s", "is_final": False}
     waiting = []
-    original_lock = self_test_verdict._locked
+    original_lock = stored_verdicts._locked
 
     @contextmanager
     def lock_after_other_test(path):
         if not waiting:
             waiting.append(path)
             # Another process tests the GPU while this process waits.
-            monkeypatch.setattr(self_test_verdict, "_verdicts_of_this_process", {})
+            monkeypatch.setattr(stored_verdicts, "_verdicts_of_this_process", {})
             verdict_of("GPU-1", RESNET)
             start_new_process(monkeypatch)
         with original_lock(path):
             yield
 
-    monkeypatch.setattr(self_test_verdict, "_locked", lock_after_other_test)
+    monkeypatch.setattr(stored_verdicts, "_locked", lock_after_other_test)
     assert verdict_of("GPU-1", RESNET).unchecked == "no answer in 300 s"
     assert len(tested_cases) == 1

@@ -1,0 +1,273 @@
+"""The comparison of a network's first loss and gradient with float32 on the CPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from orchestrator.machine.self_test.case import Case
+from orchestrator.machine.self_test.network import _draws, built, noise
+from tasks.trials.image_tensors import as_pixels
+from tasks.trials.models import PixelModel
+from tasks.trials.training import autocast, has_batch_norm
+
+BATCH_NORM_IMAGES = 8
+"""Number of images for the compared gradient of networks with batch norm. With fewer images, batch
+norm divides by very small variances."""
+PLAIN_IMAGES = 2
+"""Images for the compared gradient of networks without batch norm, whose gradients take ten times
+as long on a CPU."""
+INNER_PRODUCT_CHUNK = 2**24
+"""Number of weights to convert to float64 at once, 128 MB; a VGG has 140 million weights."""
+FLOAT32_ERROR = 1e-4
+"""Relative error of a correct convolution in float32, as large as with cuDNN's Winograd kernels."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest allowed differences of a device from float32 on the CPU.
+
+    Attributes:
+        loss: absolute difference of the first loss, in nat.
+        cosine: lower limit of the cosine of the two gradients over all weights.
+        least_ratio: lower limit of the ratio of the two gradients' norms.
+        largest_ratio: upper limit of that ratio.
+    """
+
+    loss: float
+    cosine: float
+    least_ratio: float
+    largest_ratio: float
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The first loss and gradient of a network.
+
+    Attributes:
+        loss: loss of the first batch, in nat.
+        of_weights: gradient of each weight tensor, stored on the CPU.
+    """
+
+    loss: float
+    of_weights: list[Tensor]
+
+    @property
+    def norm(self) -> float:
+        """Euclidean norm of the gradient over all weights."""
+        return math.sqrt(_inner_product(self.of_weights, self.of_weights))
+
+    def cosine(self, reference: Gradient) -> float:
+        """Return the cosine of the angle to another gradient; NaN if one of them is zero."""
+        norms = self.norm * reference.norm
+        if norms > 0:
+            return _inner_product(self.of_weights, reference.of_weights) / norms
+        return math.nan
+
+
+def _inner_product(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+    total = 0.0
+    for left, right in zip(first, second, strict=True):
+        chunks = zip(
+            torch.split(left.flatten(), INNER_PRODUCT_CHUNK),
+            torch.split(right.flatten(), INNER_PRODUCT_CHUNK),
+            strict=True,
+        )
+        total += sum(float(a.double() @ b.double()) for a, b in chunks)
+    return total
+
+
+def float32_tolerance(perturbed: Gradient, expected: Gradient) -> Tolerance:
+    """Return the tolerance for a device that computes in float32 without TensorFloat-32.
+
+    Args:
+        perturbed: loss and gradient on the CPU with weights that :func:`_perturbed` changed.
+        expected: loss and gradient on the CPU with the original weights.
+    """
+    length_error = abs(perturbed.norm / expected.norm - 1)
+    return Tolerance(
+        loss=1e-3 + 3 * abs(perturbed.loss - expected.loss),
+        cosine=_least_cosine(perturbed.cosine(expected), margin=0.01),
+        least_ratio=0.95 - 2 * length_error,
+        largest_ratio=1.05 + 2 * length_error,
+    )
+
+
+def bfloat16_tolerance(rounded: Gradient, expected: Gradient) -> Tolerance:
+    """Return the tolerance in bfloat16, from the effect of rounding on the CPU with this network.
+
+    The effect of rounding on the gradient's direction depends on the network. At 224 pixels, the
+    cosine between bfloat16 and float32 on the CPU is 0.92 for ResNet-18, 0.74 for ResNet-34, 0.13
+    for ResNet-50 and 0.88 to 0.93 for VGGs. The norms differ by at most 3 % for all of them. So the
+    limit of the cosine depends on the network, and the limits of the norm do not. An H100 with a
+    wrong kernel had a ratio of norms of 0.26 (pytorch#150700).
+    """
+    return Tolerance(
+        loss=0.02 + 3 * abs(rounded.loss - expected.loss),
+        cosine=_least_cosine(rounded.cosine(expected), margin=0.05),
+        least_ratio=0.7,
+        largest_ratio=1.4,
+    )
+
+
+def _least_cosine(cpu_cosine: float, margin: float) -> float:
+    """Return the lower limit of a cosine, from the cosine that rounding causes on the CPU."""
+    if math.isnan(cpu_cosine):
+        return -1.0
+    return 1 - 2 * (1 - cpu_cosine) - margin
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Comparison of a network's first loss and gradient on a device with float32 on the CPU.
+
+    Attributes:
+        model: name of the network.
+        precision: precision on the device.
+        loss: loss on the device, in nat.
+        cpu_loss: loss in float32 on the CPU, in nat.
+        cosine: cosine of the angle between the two gradients over all weights.
+        norm_ratio: norm of the gradient on the device, divided by that on the CPU.
+        tolerance: largest allowed differences.
+    """
+
+    model: str
+    precision: str
+    loss: float
+    cpu_loss: float
+    cosine: float
+    norm_ratio: float
+    tolerance: Tolerance
+
+    @property
+    def problem(self) -> str:
+        """The difference that is too large, as a line of text; empty if there is none.
+
+        NaN counts as too large.
+        """
+        limits = self.tolerance
+        subject = f"{self.model} in {self.precision}"
+        if not abs(self.loss - self.cpu_loss) <= limits.loss:
+            return (
+                f"{subject}: the first loss is {self.loss:.4f}, but {self.cpu_loss:.4f} on "
+                f"the CPU (largest allowed difference {limits.loss:.4f})"
+            )
+        if not self.cosine >= limits.cosine:
+            return (
+                f"{subject}: the first gradient has another direction than on the CPU (cosine "
+                f"{self.cosine:.3f}, at least {limits.cosine:.3f} is allowed)"
+            )
+        if not limits.least_ratio <= self.norm_ratio <= limits.largest_ratio:
+            return (
+                f"{subject}: the first gradient is {self.norm_ratio:.3f} times as long as on "
+                f"the CPU ({limits.least_ratio:g} to {limits.largest_ratio:g} is allowed)"
+            )
+        return ""
+
+
+def compare_with_cpu(case: Case, device: torch.device) -> Iterator[Arithmetic]:
+    """Yield the comparisons of first loss and gradient on a device with float32 on the CPU.
+
+    The device computes in float32, as evaluation and attacks do, and also in bfloat16 if the recipe
+    trains in bfloat16. Float16 is not compared: without scaling it loses small gradients on every
+    device.
+    """
+    model = built(case, dropout=0.0)
+    num_images = BATCH_NORM_IMAGES if has_batch_norm(model) else PLAIN_IMAGES
+    images, labels = noise(num_images, case.image_size, case.channels)
+    if _draws(model, images):
+        # For example stochastic depth. In evaluation mode nothing is random.
+        model.eval()
+    expected = _gradient(model, images, labels, "float32")
+    if not (math.isfinite(expected.loss) and 0 < expected.norm < math.inf):
+        return  # this network cannot be compared
+    with _perturbed(model):
+        perturbed = _gradient(model, images, labels, "float32")
+    tolerances = {"float32": float32_tolerance(perturbed, expected)}
+    # A gradient of VGG has 0.56 GB.
+    del perturbed
+    if case.precision == "bfloat16":
+        rounded = _bfloat16_gradient(model, images, labels)
+        tolerances["bfloat16"] = bfloat16_tolerance(rounded, expected)
+        del rounded
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for precision, tolerance in tolerances.items():
+        actual = _gradient(model, images.to(device), labels.to(device), precision)
+        yield Arithmetic(
+            model=case.model.name,
+            precision=precision,
+            loss=actual.loss,
+            cpu_loss=expected.loss,
+            cosine=actual.cosine(expected),
+            norm_ratio=actual.norm / expected.norm,
+            tolerance=tolerance,
+        )
+
+
+def _bfloat16_gradient(model: PixelModel, images: Tensor, labels: Tensor) -> Gradient:
+    """Return loss and gradient in bfloat16 on the CPU.
+
+    A CPU without instructions for bfloat16 needs up to 40 times as long (52 s of processor time
+    instead of 1.3 s for vgg13). Such a CPU computes in float32, with weights and outputs rounded to
+    bfloat16. The tolerance needs only the size of the rounding errors, not their exact values.
+    """
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return _gradient(model, images, labels, "bfloat16")
+    with _rounded_to_bfloat16(model):
+        return _gradient(model, images, labels, "float32")
+
+
+@contextmanager
+def _rounded_to_bfloat16(model: PixelModel) -> Iterator[None]:
+    """Round weights, and outputs of convolutions and linear layers, to bfloat16 during a block."""
+    originals = [weight.detach().clone() for weight in model.parameters()]
+    hooks = [
+        layer.register_forward_hook(lambda layer, inputs, output: output.bfloat16().float())
+        for layer in model.modules()
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)
+    ]
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(weight.bfloat16())
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        with torch.no_grad():
+            for weight, original in zip(model.parameters(), originals, strict=True):
+                weight.copy_(original)
+
+
+@contextmanager
+def _perturbed(model: PixelModel) -> Iterator[None]:
+    """Change each weight by a random relative error of :data:`FLOAT32_ERROR` during a block."""
+    generator = torch.Generator().manual_seed(0)
+    originals = [weight.detach().clone() for weight in model.parameters()]
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1 + FLOAT32_ERROR * torch.randn(weight.shape, generator=generator))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, original in zip(model.parameters(), originals, strict=True):
+                weight.copy_(original)
+
+
+def _gradient(model: PixelModel, images: Tensor, labels: Tensor, precision: str) -> Gradient:
+    """Return loss and gradient of a batch, in the model's present mode (training or evaluation)."""
+    model.zero_grad(set_to_none=True)
+    with autocast(precision, images.device):
+        logits = model(as_pixels(images))
+    loss = F.cross_entropy(logits.float(), labels)
+    torch.autograd.backward(loss)
+    gradients = [weight.grad.cpu() for weight in model.parameters() if weight.grad is not None]
+    model.zero_grad(set_to_none=True)
+    return Gradient(float(loss.detach()), gradients)

@@ -1,0 +1,273 @@
+"""The comparison of trainings with CUDA graphs and with plain steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from orchestrator.machine.self_test.case import Case
+from orchestrator.machine.self_test.gradients import PLAIN_IMAGES
+from orchestrator.machine.self_test.network import _draws, built, noise
+from search_spaces.specs import RecipeSpec
+from tasks.trials.models import PixelModel
+from tasks.trials.training import Capture, capture_graph, train
+
+NUM_EPOCHS = 6
+"""Number of epochs of each training. The smaller last batch of an epoch is captured in the fourth
+epoch, and replayed in the fifth and the sixth."""
+LEARNING_RATE = 1e-4
+"""Learning rate of each training."""
+NOISE_FACTOR = 4.0
+"""Largest allowed ratio of two differences: of graphs from plain steps, and of two plain trainings.
+"""
+LEAST_LOSS_NOISE = 1e-5
+"""Difference of an epoch's loss, in nat, that is always allowed: about 100 roundings in float32."""
+LEAST_WEIGHT_NOISE = 1e-6
+"""Difference of a weight that is always allowed: a hundredth of an Adam step."""
+LEAST_SPREAD = 0.05
+"""Epochs with graphs may always be slower than plain epochs by this share of their seconds."""
+DROPOUT_LOSS_TOLERANCE = 0.2
+"""Largest difference of the last epoch's loss, in nat, between trainings with different dropout
+masks."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Largest differences between trainings.
+
+    Attributes:
+        noise: difference between the two plain trainings.
+        graphs: difference between the training with graphs and the first plain training.
+    """
+
+    noise: float
+    graphs: float
+
+    def exceeds(self, least_noise: float) -> bool:
+        """Return whether graphs differ by more than noise explains; true for NaN."""
+        return not self.graphs <= NOISE_FACTOR * max(self.noise, least_noise)
+
+    def largest_with(self, other: Difference) -> Difference:
+        """Return the largest differences of two samples; NaN if one of them is NaN."""
+        return Difference(
+            noise=_largest([self.noise, other.noise]),
+            graphs=_largest([self.graphs, other.graphs]),
+        )
+
+
+@dataclass(frozen=True)
+class TrainingComparison:
+    """Comparison of three trainings of one network from the same start.
+
+    Attributes:
+        model: name of the network.
+        losses: largest differences of an epoch's loss, in nat.
+        weights: largest differences of a weight; None if training draws random numbers.
+        plain_s: seconds of an epoch of the first plain training.
+        again_s: seconds of an epoch of the second plain training.
+        graph_s: seconds of an epoch with graphs, without captures.
+    """
+
+    model: str
+    losses: Difference
+    weights: Difference | None
+    plain_s: float
+    again_s: float
+    graph_s: float
+
+    @property
+    def problem(self) -> str:
+        """Text about a difference between graphs and plain steps; empty if there is none."""
+        if self.weights is None:
+            if not self.losses.graphs <= max(DROPOUT_LOSS_TOLERANCE, 2 * self.losses.noise):
+                return (
+                    f"{self.model}: with dropout, captured graphs change the loss by "
+                    f"{self.losses.graphs:.1e}"
+                )
+            return ""
+        for name, difference, least_noise in (
+            ("loss", self.losses, LEAST_LOSS_NOISE),
+            ("weight", self.weights, LEAST_WEIGHT_NOISE),
+        ):
+            if difference.exceeds(least_noise):
+                return (
+                    f"{self.model}: captured graphs change a {name} by "
+                    f"{difference.graphs:.1e}; two plain trainings differ by "
+                    f"{difference.noise:.1e}"
+                )
+        return ""
+
+    def with_earlier(self, earlier: TrainingComparison) -> TrainingComparison:
+        """Return this comparison with the largest differences of this and an earlier sample.
+
+        Two plain trainings can be equal by chance. Then the noise of one sample is too small, and
+        correct graphs seem to differ. The times remain those of this sample.
+        """
+        weights = self.weights
+        if weights is not None and earlier.weights is not None:
+            weights = weights.largest_with(earlier.weights)
+        return replace(self, losses=self.losses.largest_with(earlier.losses), weights=weights)
+
+    @property
+    def slowness(self) -> str:
+        """Text about graphs that are slower than plain steps; empty if they are not slower."""
+        tolerance = max(abs(self.plain_s - self.again_s), LEAST_SPREAD * self.plain_s)
+        if self.graph_s <= max(self.plain_s, self.again_s) + tolerance:
+            return ""
+        return (
+            f"captured graphs take {self.graph_s:.2f} s an epoch; plain steps take "
+            f"{self.plain_s:.2f} s and {self.again_s:.2f} s"
+        )
+
+
+def compare_trainings(case: Case, device: torch.device) -> list[TrainingComparison]:
+    """Train a network with CUDA graphs and with plain steps, and compare the two.
+
+    If the network has dropout, do this twice: first without dropout, then with it.
+
+    Graphs and plain steps draw different random numbers, which is no error. So weights are compared
+    only without dropout; with dropout only losses are compared.
+    """
+    images, labels = noise(case.num_images, case.image_size, case.channels)
+    dropouts: list[float | None] = [0.0]
+    if _has_dropout(built(case, dropout=None)):
+        dropouts.append(None)
+    comparisons = []
+    for dropout in dropouts:
+        comparison = _compare(case, images, labels, device, dropout=dropout)
+        if comparison.problem:
+            second = _compare(case, images, labels, device, dropout=dropout)
+            comparison = second.with_earlier(comparison)
+        comparisons.append(comparison)
+    return comparisons
+
+
+def _has_dropout(model: PixelModel) -> bool:
+    return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+
+
+@dataclass(frozen=True)
+class _Training:
+    losses: list[float]
+    weights: list[Tensor]
+    epoch_s: float
+
+
+def _compare(
+    case: Case, images: Tensor, labels: Tensor, device: torch.device, *, dropout: float | None
+) -> TrainingComparison:
+    # Graphs run between the plain trainings: if another load grows meanwhile, it affects both.
+    plain = _trained(case, images, labels, device, dropout, graphs=False)
+    graphs = _trained(case, images, labels, device, dropout, graphs=True)
+    graphs_change = _largest_change(plain.weights, graphs.weights)
+    # The weights of a VGG have 0.56 GB.
+    graphs.weights.clear()
+    again = _trained(case, images, labels, device, dropout, graphs=False)
+    losses = Difference(
+        noise=_largest_difference(plain.losses, again.losses),
+        graphs=_largest_difference(plain.losses, graphs.losses),
+    )
+    weights = None
+    if dropout is None or _draws(built(case, dropout), images[:PLAIN_IMAGES]):
+        # Only the last loss, because the first losses depend on few random numbers.
+        losses = Difference(
+            noise=abs(plain.losses[-1] - again.losses[-1]),
+            graphs=_largest_difference(plain.losses[-1:], graphs.losses[-1:]),
+        )
+    else:
+        weights = Difference(
+            noise=_largest_change(plain.weights, again.weights),
+            graphs=graphs_change,
+        )
+    return TrainingComparison(
+        model=case.model.name,
+        losses=losses,
+        weights=weights,
+        plain_s=plain.epoch_s,
+        again_s=again.epoch_s,
+        graph_s=graphs.epoch_s,
+    )
+
+
+def _trained(
+    case: Case,
+    images: Tensor,
+    labels: Tensor,
+    device: torch.device,
+    dropout: float | None,
+    *,
+    graphs: bool,
+) -> _Training:
+    """Train from the fixed start, and measure an epoch after all captures."""
+    model = built(case, dropout)
+    recipe = RecipeSpec.model_validate(
+        {
+            "name": "self-test",
+            "epochs": NUM_EPOCHS,
+            "batch_size": case.batch_size,
+            "learning_rate": LEARNING_RATE,
+            "optimizer": case.optimizer,
+            "input_scale": 1 / 255,
+            "precision": case.precision,
+        }
+    )
+    history = train(model, images, labels, recipe, seed=0, device=device, graphs=graphs)
+    return _Training(
+        losses=[record.train_loss for record in history],
+        weights=[value.detach().float().cpu() for value in model.state_dict().values()],
+        epoch_s=min(record.seconds for record in history[-2:]),
+    )
+
+
+def _largest_difference(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return the largest difference of two series of losses.
+
+    It is infinite if one training ended early, and NaN if a loss is NaN.
+    """
+    if len(first) != len(second):
+        return math.inf
+    return _largest([abs(left - right) for left, right in zip(first, second, strict=True)])
+
+
+def _largest(values: Sequence[float]) -> float:
+    """Return the largest value; NaN if a value is NaN, which Python's ``max`` may ignore."""
+    return float(torch.tensor(values, dtype=torch.float64).max())
+
+
+def _largest_change(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+    changes = [(left - right).abs().max() for left, right in zip(first, second, strict=True)]
+    return float(torch.stack(changes).max())
+
+
+def frozen_dropout(
+    device: torch.device,
+    capture: Capture = capture_graph,
+) -> str:
+    """Return text if a graph's dropout repeats its mask or drops a wrong share; else empty."""
+    if device.type != "cuda" and capture is capture_graph:
+        return ""
+    ones = torch.ones(10_000, device=device)
+    dropped = torch.empty_like(ones)
+
+    def draw() -> None:
+        dropped.copy_(F.dropout(ones, 0.5))
+
+    draw()
+    replay = capture(draw)
+    masks = []
+    for _ in range(2):
+        replay()
+        masks.append((dropped > 0).cpu())
+    kept_share = float(torch.stack(masks).float().mean())
+    # 0.07 is twenty times the standard error of 20,000 draws.
+    if torch.equal(*masks) or abs(kept_share - 0.5) > 0.07:
+        return (
+            "dropout in a captured graph repeats its random numbers, or keeps a share of "
+            f"{kept_share:.2f} instead of 0.5"
+        )
+    return ""
