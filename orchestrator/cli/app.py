@@ -55,6 +55,13 @@ EXIT_BUG = 4
 """Exit code after an error in isweep itself, not in the command line or the machine."""
 MAX_COMPLETED = 3
 """Largest number of options in a message on an abbreviated option."""
+REPLACEMENTS: dict[tuple[str, ...], str] = {
+    ("results", "--metric"): (
+        "`isweep results SWEEP --best` ranks the models by test loss. To rank them by another "
+        "score, use isweep.open('SWEEP').best(metric='test_accuracy') in Python"
+    )
+}
+"""Command and an option that exists only in Python -> what to use."""
 
 COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
     "Start": {
@@ -231,6 +238,11 @@ def parse_error(error: CycloptsError, words: Sequence[str]) -> ConfigError:
     elif error.argument is not None and error.argument.name not in message:
         message = f"{error.argument.name} {message}"
     hint = f"See `{' '.join(['isweep', *(error.command_chain or ()), '--help'])}`"
+    if isinstance(error, UnknownOptionError):
+        typed = (error.token.keyword or error.token.value).partition("=")[0]
+        replacement = REPLACEMENTS.get((*(error.command_chain or ()), typed))
+        if replacement is not None:
+            return ConfigError(message.partition(". Did you mean ")[0], hint=replacement)
     message, did_you_mean, name = message.partition(". Did you mean ")
     completed = _completed_options(error)
     if completed:
