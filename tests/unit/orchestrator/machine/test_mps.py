@@ -512,7 +512,7 @@ def test_a_run_stops_using_mps_after_a_device_error(paper, kind):
     outcomes._protect_other_trials = partial(Outcomes._protect_other_trials, outcomes)
     outcomes.resources.failed.return_value = MAY_RETRY
     outcomes.abandon_mps = partial(Outcomes.abandon_mps, outcomes)
-    outcomes.resources.use_shares_without_mps.return_value = "New trials have a whole GPU each"
+    outcomes.resources.shares_without_mps_text = "New trials have a whole GPU each"
     outcomes._retries.failed.return_value = Decision(1.0, "retried")
     Outcomes._process_failure(outcomes, trial.trial_id, TrialFailure(kind=kind, message=""))
     end_calls = outcomes._run.cluster.mps.abandon.call_args_list
@@ -551,7 +551,7 @@ def test_a_run_stops_using_mps_in_words_after_tune_killed_running_trials(paper, 
     loop._outcomes._run.cluster.mps = PrivateMps(UUIDS, notes.append)
     loop._outcomes._run.cluster.mps.folder = Path("/nowhere")
     shares = "New trials have a whole GPU each"
-    loop._outcomes.resources.use_shares_without_mps.return_value = shares
+    loop._outcomes.resources.shares_without_mps_text = shares
     loop._outcomes.abandon_mps = partial(Outcomes.abandon_mps, loop._outcomes)
     TrialLoop._process_tune_failure(loop, RuntimeError("a bug in Tune"))
     expected = (
