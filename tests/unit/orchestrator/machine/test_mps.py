@@ -327,7 +327,9 @@ def test_the_gpu_work_of_a_self_test_ends_before_it_is_killed_for_its_time(monke
     monkeypatch.setattr(
         stored_verdicts, "end_work_of_child", lambda pid: states.append(is_alive(pid))
     )
-    fields = stored_verdicts.run_test(Case(model_spec("small_cnn"), 8, image_size=16))
+    fields = stored_verdicts.run_in_separate_process(
+        Case(model_spec("small_cnn"), 8, image_size=16)
+    )
     assert "no answer in 0.2 s" in fields["unchecked"]
     assert states == [True]
 
