@@ -212,9 +212,9 @@ def correctness(bench: Bench) -> Measurements:
     tests: dict[str, dict[str, Any]] = {}
     for case in bench.self_test_cases():
         if bench.on_gpu:
-            test = stored_verdicts.run_test(case)
+            test = stored_verdicts.run_in_separate_process(case)
         else:
-            test = program.run(case, bench.device).as_fields()
+            test = program.run_self_test(case, bench.device).as_fields()
         tests[case.model.name] = test
         yield "self_test", tests
         wrong = test["wrong"]

@@ -127,8 +127,8 @@ class Outcomes:
         """Let new trials compute without NVIDIA's MPS, and request shares that pay without it."""
         mps = self._run.cluster.mps
         if mps is not None and mps.is_used:
-            consequence = self.resources.use_shares_without_mps()
-            mps.abandon(reason, consequence)
+            self.resources.use_shares_without_mps()
+            mps.abandon(reason, self.resources.shares_without_mps_text)
 
     def _report_to_node_health(self, trial_id: str, failure: TrialFailure) -> None:
         """Report a failure to the node health, which counts it if the node caused it.

@@ -51,6 +51,7 @@ from orchestrator.running.messages import (
 from orchestrator.running.outcomes import Outcomes
 from orchestrator.running.queue import TrialGenerator, assignment_of, free_memory, trial_id_of
 from orchestrator.running.recovery.failures import classify_broken_loop
+from orchestrator.running.recovery.start_wait import StartWait
 from orchestrator.running.recovery.watchdog import Watchdog
 from orchestrator.running.trial_source import RunContext, TrialSource
 from orchestrator.running.workers.worker import REPORT
@@ -91,14 +92,14 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._backend = backend or TuneBackend(run, source)
         self._clock = clock
         self._attempts = Attempts(source.earlier_attempts, run.stored.store, clock)
-        self._watchdog = Watchdog(
+        start_wait = StartWait(
             run.monitor.note,
-            self._killer_of,
             self._backend.shortage,
             is_private=run.cluster.is_private,
             cpu_seconds=self._backend.worker_cpu_seconds,
-            clock=clock,
+            now=clock.monotonic(),
         )
+        self._watchdog = Watchdog(run.monitor.note, self._killer_of, start_wait, clock)
         self._outcomes = Outcomes(run, source, self._backend, self._attempts, self._watchdog, clock)
 
     def __getstate__(self) -> dict[str, Any]:

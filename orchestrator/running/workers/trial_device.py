@@ -22,7 +22,7 @@ from orchestrator.machine.gpus.visible import is_logical
 from orchestrator.machine.mps_worker import avoid_abandoned_mps
 from orchestrator.machine.self_test import stored_verdicts
 from orchestrator.machine.self_test.case import Case
-from orchestrator.machine.self_test.stored_verdicts import KeptVerdict
+from orchestrator.machine.self_test.stored_verdicts import StoredVerdict
 from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
 from search_spaces.errors import SetupError
 from search_spaces.specs import NetworkSpec
@@ -164,7 +164,7 @@ def check_numbers(network: NetworkSpec, num_threads: int) -> str:
     return note
 
 
-def _wrong_gpu(gpu: GpuInUse, verdict: KeptVerdict) -> UnusableGpuError:
+def _wrong_gpu(gpu: GpuInUse, verdict: StoredVerdict) -> UnusableGpuError:
     """Return the error for a GPU that computed wrongly in one or both comparisons with the CPU."""
     reason = f"{gpu.name} computes wrongly: {verdict.wrong}"
     hint = "Use another GPU, driver or torch version"

@@ -202,7 +202,7 @@ def verdict(without_cuda, monkeypatch):
 
     def stored_verdict(uuid, case):
         tested_cases.append(case)
-        return stored_verdicts.KeptVerdict(**fields, file=Path("/cache/verdict.json"))
+        return stored_verdicts.StoredVerdict(**fields, file=Path("/cache/verdict.json"))
 
     monkeypatch.setattr(stored_verdicts, "verdict_of", stored_verdict)
     return fields
