@@ -183,6 +183,14 @@ class ModelSpec(Spec):
         """The key of the pretrained weights. Equal keys mean the same file of weights."""
         return f"{self.library}-{self.architecture}"
 
+    @property
+    def keyword_arguments(self) -> dict[str, object]:
+        """The arguments as keyword arguments, with lists in place of tuples."""
+        arguments: dict[str, object] = {}
+        for name, value in self.arguments:
+            arguments[name] = list(value) if isinstance(value, tuple) else value
+        return arguments
+
 
 Layout = Literal["class/group", "group/class"]
 """Order of two folder levels. ``class/group``: every class folder has a folder for each

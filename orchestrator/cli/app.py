@@ -238,14 +238,12 @@ def parse_error(error: CycloptsError, words: Sequence[str]) -> ConfigError:
     elif error.argument is not None and error.argument.name not in message:
         message = f"{error.argument.name} {message}"
     hint = f"See `{' '.join(['isweep', *(error.command_chain or ()), '--help'])}`"
-    if isinstance(error, UnknownOptionError):
-        typed = (error.token.keyword or error.token.value).partition("=")[0]
-        replacement = REPLACEMENTS.get((*(error.command_chain or ()), typed))
-        if replacement is not None:
-            return ConfigError(message.partition(". Did you mean ")[0], hint=replacement)
     message, did_you_mean, name = message.partition(". Did you mean ")
     completed = _completed_options(error)
-    if completed:
+    replacement = REPLACEMENTS.get((*(error.command_chain or ()), _typed_option(error)))
+    if replacement is not None:
+        hint = replacement
+    elif completed:
         hint = f"Did you mean {' or '.join(completed)}? {hint}"
     elif did_you_mean:
         hint = f"Did you mean {name} {hint}"
@@ -267,11 +265,18 @@ def _missing_values(error: MissingArgumentError) -> str:
     return f"{command} needs {name}, which is missing"
 
 
+def _typed_option(error: CycloptsError) -> str:
+    """Return an unknown option as it was typed, without its value; empty for other errors."""
+    if not isinstance(error, UnknownOptionError):
+        return ""
+    return (error.token.keyword or error.token.value).partition("=")[0]
+
+
 def _completed_options(error: CycloptsError) -> list[str]:
     """Return the options that begin with an unknown option; empty if there are many or none."""
     if not isinstance(error, UnknownOptionError):
         return []
-    typed = (error.token.keyword or error.token.value).partition("=")[0]
+    typed = _typed_option(error)
     names = {name for argument in error.argument_collection for name in argument.names}
     completed = sorted(name for name in names if name.startswith(typed))
     return completed if len(completed) <= MAX_COMPLETED else []
