@@ -34,7 +34,7 @@ from orchestrator.machine.gpus.torch_gpus import describe
 from orchestrator.machine.gpus.visible import visible_gpus
 from orchestrator.machine.mps_daemon import mps_runs
 from orchestrator.machine.self_test import program, stored_verdicts
-from orchestrator.planning.costs.gpu_checks import PACKING_PAYS
+from orchestrator.planning.costs.gpu_checks import MIN_SHARING_GAIN
 from orchestrator.planning.costs.gpu_models import GpuModel
 from orchestrator.planning.costs.memory import array_bytes, peak_bytes
 from orchestrator.planning.costs.networks import cost_of
@@ -571,7 +571,7 @@ def _sharing(pairs: Mapping[str, Any]) -> Measurements:
     usable = [gains["with_mps"]] if runs_mps else gains.values()
     gain = max((gain for gain in usable if gain is not None), default=None)
     # A run decides in the same way: without a measurement, trials share a GPU if MPS runs.
-    shares = runs_mps if gain is None else gain >= PACKING_PAYS
+    shares = runs_mps if gain is None else gain >= MIN_SHARING_GAIN
     yield "num_gpus", "left out: trials share a GPU" if shares else 1
 
 
