@@ -292,6 +292,8 @@ class DatasetChoice(specs.Spec):
             datasets. In a sweep file, the key is ``made``.
     """
 
+    model_config = ConfigDict(populate_by_name=True)
+
     name: specs.Name
     class_pairs: tuple[PairChoice, ...] | None = None
     user_source: UserSourceSpec | None = Field(default=None, alias="own")
@@ -505,14 +507,13 @@ class SweepSpec(specs.Spec):
             if dataset.training_parameters:
                 condition_dataset = ConditionDataset(
                     name=name,
-                    # `made` is the key of the field `generated` in sweep files.
-                    made=dataset.images,
+                    generated=dataset.images,
                     base=dataset.base_dataset_name,
                     parameters=dataset.training_parameters,
                 )
                 choices.append(condition_dataset)
             else:
-                choices.append(DatasetChoice(name=name, made=dataset.images))
+                choices.append(DatasetChoice(name=name, generated=dataset.images))
         return tuple(choices)
 
     @property
