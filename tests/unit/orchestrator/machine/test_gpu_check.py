@@ -47,8 +47,8 @@ from orchestrator.running.recovery.resource_policy import ResourcePolicy
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.models import PAPER_MODELS, model_spec
 from tasks.measures.products import blas_product
+from tasks.trials.cuda_graphs import CaptureError
 from tasks.trials.records import CONTEXT_BYTES, EpochRecord
-from tasks.trials.training import CaptureError
 from tests.unit.orchestrator.machine.test_devices import listening_mps
 
 TINY = Case(model_spec("small_cnn"), 8, num_images=18, image_size=16)

@@ -50,7 +50,7 @@ from orchestrator.running.workers.worker import TrialTrainable
 from orchestrator.tuning.tune_sweep import tune_sweep
 from search_spaces.errors import SetupError, SweepError
 from search_spaces.sweeps import ResourceSpec
-from tasks.trials.training import CaptureError
+from tasks.trials.cuda_graphs import CaptureError
 from tests.small_sweep import small_sweep
 from tests.unit.orchestrator.machine.test_devices import simulate_nvidia_smi
 

@@ -34,7 +34,8 @@ from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.models import PAPER_MODELS, model_spec
 from search_spaces.specs import ModelSpec
-from tasks.trials.training import CaptureError, train
+from tasks.trials.cuda_graphs import CaptureError
+from tasks.trials.training import train
 
 CPU = torch.device("cpu")
 TINY = Case(model_spec("small_cnn"), 8, num_images=18, image_size=16)
