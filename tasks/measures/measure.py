@@ -30,16 +30,14 @@ from tasks.measures.distances import (
 )
 from tasks.measures.duplicates import check_rows
 from tasks.measures.estimators import IntrinsicDimension, estimate
-from tasks.measures.records import (
-    MeasureResult,
-    MeasureSettings,
-    SizeRecord,
-    as_array,
+from tasks.measures.input_checks import (
     as_channels_first,
-    check_labels,
-    check_train_sizes,
+    checked_images,
+    checked_labels,
     checked_source,
+    checked_train_sizes,
 )
+from tasks.measures.records import MeasureResult, MeasureSettings, SizeRecord
 from tasks.measures.searched_images import SearchedImages, search_images
 from tasks.measures.sharpness import (
     LabelSharpness,
@@ -82,8 +80,8 @@ def measure_nested(
     """
     settings = settings or MeasureSettings()
     source = checked_source(images)
-    image_labels = None if labels is None else check_labels(labels, source.num_rows)
-    sizes = check_train_sizes(train_sizes, source.num_rows)
+    image_labels = None if labels is None else checked_labels(labels, source.num_rows)
+    sizes = checked_train_sizes(train_sizes, source.num_rows)
     row_check = check_rows(source, image_labels, executor=executor)
     precision = Precision(settings.dtype, settings.device, exact_bytes=row_check.is_exact)
     searched = search_images(row_check, image_labels, sizes, precision, settings, executor)
@@ -179,12 +177,12 @@ def measure_array(
         900
     """
     settings = settings or MeasureSettings()
-    array = as_channels_first(as_array(images))
+    array = as_channels_first(checked_images(images))
     num_images = len(array)
-    image_labels = None if labels is None else check_labels(labels, num_images)
+    image_labels = None if labels is None else checked_labels(labels, num_images)
     smaller_sizes: list[int] = []
     if train_sizes is not None:
-        sizes = check_train_sizes(train_sizes, num_images)
+        sizes = checked_train_sizes(train_sizes, num_images)
         smaller_sizes = [size for size in sizes if size < num_images]
     result = measure_nested(array, image_labels, [num_images], executor=executor, settings=settings)
     if not smaller_sizes:

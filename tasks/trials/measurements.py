@@ -45,14 +45,10 @@ from tasks.trials.records import (
     TrialFile,
     TrialResult,
 )
-from tasks.trials.representations import (
-    StageRows,
-    estimate_dimension,
-    extract_features,
-    list_stages,
-)
+from tasks.trials.representations import estimate_dimension, extract_features
 from tasks.trials.robustness import measure_robustness
 from tasks.trials.scores import to_parquet
+from tasks.trials.stages import StageRows, list_stages
 
 StoreFile = Callable[[bytes], TrialFile | str]
 """Function that stores the content of a file with the result of the trial. It returns the checksum

@@ -386,8 +386,8 @@ MUTATIONS = tuple(
             ),
             (
                 "a stop waits 8 s for MLflow",
-                "self._sender.wait_until_sent(STOPPED_SWEEP)",
-                "self._sender.wait_until_sent(FINISHED_SWEEP)",
+                "self._sender.wait_until_none_sendable(STOPPED_SWEEP)",
+                "self._sender.wait_until_none_sendable(FINISHED_SWEEP)",
             ),
         ),
         SENDER: (

@@ -196,7 +196,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
     def _images(self) -> TrialData:
         """Prepare the process for computing, and return the trial's images."""
         from tasks.trials.isolation import keep_freed_memory
-        from tasks.trials.models import install_code
+        from tasks.trials.user_networks import install_code
 
         keep_freed_memory()
         # The reference is in a list; see ArrayCache.

@@ -327,7 +327,9 @@ def test_the_gpu_work_of_a_self_test_ends_before_it_is_killed_for_its_time(monke
     monkeypatch.setattr(
         stored_verdicts, "end_work_of_child", lambda pid: states.append(is_alive(pid))
     )
-    fields = stored_verdicts.run_test(Case(model_spec("small_cnn"), 8, image_size=16))
+    fields = stored_verdicts.run_in_separate_process(
+        Case(model_spec("small_cnn"), 8, image_size=16)
+    )
     assert "no answer in 0.2 s" in fields["unchecked"]
     assert states == [True]
 
@@ -475,7 +477,7 @@ def test_a_worker_leaves_ended_mps_before_it_uses_cuda(monkeypatch):
 
     monkeypatch.setattr(trial_device, "avoid_abandoned_mps", lambda: calls.append("left"))
     monkeypatch.setattr(trial_device, "check_gpu", check_gpu)
-    monkeypatch.setattr(trial_device, "is_logical", lambda: False)
+    monkeypatch.setattr(trial_device, "gpus_are_only_scheduled", lambda: False)
     network = plan_sweep(load_sweep("demo")).trials[0].network
     with pytest.raises(RuntimeError, match="no more"):
         trial_device.device_for(cluster.Resources(1, 0.5), network)

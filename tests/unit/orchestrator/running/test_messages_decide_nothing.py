@@ -21,7 +21,7 @@ from orchestrator.running.workers import trial_device
 from orchestrator.running.workers.trial_device import UnusableGpuError
 from orchestrator.running.workers.worker import TrialTrainable
 from search_spaces.errors import ConfigError, DataError, SetupError, SweepError
-from tasks.trials.training import CaptureError
+from tasks.trials.cuda_graphs import CaptureError
 from tests.simulation.schedules import draw, run_seed
 from tests.simulation.workers import SimulatedBackend
 from tests.small_sweep import small_sweep

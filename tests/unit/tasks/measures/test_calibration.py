@@ -4,14 +4,9 @@ import numpy as np
 import pytest
 
 from tasks.measures import calibration
-from tasks.measures.calibration import (
-    MANIFOLDS,
-    calibrate,
-    dimension_grid,
-    posterior,
-    simulate,
-    simulate_one,
-)
+from tasks.measures.calibration import calibrate, dimension_grid, simulate, simulate_one
+from tasks.measures.dimension_posterior import posterior
+from tasks.measures.manifolds import MANIFOLDS
 from tasks.measures.measure import intrinsic_dimension
 from tasks.remote import InlineExecutor
 
@@ -66,7 +61,7 @@ def coverage(trials, families_of):
             families=tuple(simulations.families[i] for i in chosen),
             statistics=simulations.statistics[chosen],
         )
-        low, high = posterior(observed, family_simulations, 400, 20, 1000).interval
+        low, high = posterior(observed, family_simulations, 1000).interval
         covered.append(low * 0.99 <= dimension <= high * 1.01)
     return np.mean(covered)
 

@@ -5,7 +5,6 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from search_spaces.errors import ConfigError
-from tasks.measures.calibration import MANIFOLDS
 from tasks.measures.estimators import (
     BLOCK_POINTS,
     ESTIMATORS,
@@ -16,6 +15,7 @@ from tasks.measures.estimators import (
     neighborhood_blocks,
     table_width,
 )
+from tasks.measures.manifolds import MANIFOLDS
 from tasks.measures.measure import intrinsic_dimension, measure_array
 from tasks.measures.neighbor_tables import NeighborTable
 from tasks.measures.neighbors import nested_neighbors

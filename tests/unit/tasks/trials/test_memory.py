@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tasks.trials.cuda_graphs import CaptureError
 from tasks.trials.isolation import peak_bytes, reset_peak, trial_memory
 from tasks.trials.records import CONTEXT_BYTES
-from tasks.trials.training import CaptureError
 
 CPU = torch.device("cpu")
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")

@@ -6,7 +6,7 @@ from search_spaces.errors import ConfigError
 from tasks.trials.isolation import deterministic
 from tasks.trials.models import num_parameters
 from tasks.trials.networks import PoolsFirst
-from tasks.trials.training import autocast
+from tasks.trials.steps import autocast
 from tests.unit.tasks.trials.conftest import built, equal
 
 

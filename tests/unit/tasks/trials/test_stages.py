@@ -8,7 +8,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from search_spaces.models import model_spec
 from tasks.measures.measure import intrinsic_dimension
 from tasks.trials.models import build_model
-from tasks.trials.representations import StageRows, list_stages
+from tasks.trials.stages import StageRows, list_stages
 from tasks.trials.trial import measure_trial, run_trial
 from tests.unit.tasks.trials.conftest import pixels_of, trial_spec
 
@@ -109,7 +109,7 @@ def test_blocks_change_no_dimension(monkeypatch):
     images = pixels_of(120, side=size)
     rows = StageRows(model, "2", images)
     in_one_block = intrinsic_dimension(rows.read(0, 120), num_neighbors=10)
-    monkeypatch.setattr("tasks.trials.representations.STAGE_BLOCK_BYTES", 4 * 8 * size * size * 50)
+    monkeypatch.setattr("tasks.trials.stages.STAGE_BLOCK_BYTES", 4 * 8 * size * size * 50)
     assert rows.block_rows == 50
     in_blocks = intrinsic_dimension(rows, num_neighbors=10, block_rows=rows.block_rows)
     for name in in_one_block:
