@@ -202,7 +202,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
 
         keep_freed_memory()
         # The reference is in a list, because Ray would load the images of a bare reference into the
-        # reference into the process of the actor.
+        # process of the actor.
         (reference,) = ray.get(self._arrays.take.remote(self.assignment.array))
         if isinstance(reference, SweepError):
             raise reference
