@@ -309,7 +309,8 @@ def test_a_new_process_waits_in_quarantine_before_it_reports_an_unusable_gpu(mon
         worker = SimpleNamespace(
             _has_finished_a_trial=has_run, assignment=SimpleNamespace(resources=Resources(1, 1.0))
         )
-        TrialTrainable._failure(worker, error)
+        failure = TrialTrainable._failure(worker, error)
+        TrialTrainable._delay_broken_node(worker, failure)
     assert pauses == [trial_device.FIRST_QUARANTINE_S]
 
 
