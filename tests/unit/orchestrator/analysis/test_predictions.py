@@ -271,6 +271,7 @@ def test_a_prediction_with_a_pilot_is_the_conditional_gaussian():
     assert prediction.shorter > curve_without_pilot.shorter(3000)
 
 
+@pytest.mark.long
 def test_the_prior_is_that_of_a_mixed_model():
     table = synthetic_table(
         num_natural=15,
@@ -511,6 +512,7 @@ def inverse_law(num_datasets, unit=1):
     return pd.DataFrame(rows)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_datasets", [4, 6])
 def test_no_unit_of_n_changes_a_prediction_from_few_datasets(num_datasets):
     """Below five datasets, 1/d is not in the fit.
@@ -527,6 +529,7 @@ def test_no_unit_of_n_changes_a_prediction_from_few_datasets(num_datasets):
     assert ones.interval == pytest.approx((6000, 6000), rel=0.1)
 
 
+@pytest.mark.long
 def test_a_prediction_from_all_models_together_has_a_warning():
     table = synthetic_table(models=("a", "b"), trial_std=0.1)
     together = predict(fit_growth(table), train_size=1000, **NEW_DATASET)

@@ -41,6 +41,7 @@ def test_a_stage_ends_where_the_spatial_size_changes(name, size, expected):
     assert list(list_stages(model_of(name, size), images)) == expected
 
 
+@pytest.mark.long
 def test_activations_equal_torchvisions_extractor_in_blocks_of_any_size():
     model = model_of("resnet18", 64)
     images = pixels_of(40, side=64)
