@@ -46,7 +46,9 @@ def noisy():
     return fit_growth(table)
 
 
-@pytest.mark.parametrize("domain", [None, "natural", "medical"])
+@pytest.mark.parametrize(
+    "domain", [None, pytest.param("natural", marks=pytest.mark.long), "medical"]
+)
 @pytest.mark.parametrize("model", ["resnet18", "pooled"])
 def test_an_exact_law_predicts_exactly(model, domain):
     growth = fit_growth(exact_table(num_natural=6), model=model, domain=domain)
@@ -305,7 +307,11 @@ def table_and_fits():
 
 @pytest.mark.parametrize(
     ("name", "factor"),
-    [("train_size", 100), ("label_sharpness", 17.0), ("test_loss", 1 / np.log(2))],
+    [
+        ("train_size", 100),
+        pytest.param("label_sharpness", 17.0, marks=pytest.mark.long),
+        ("test_loss", 1 / np.log(2)),
+    ],
 )
 def test_no_unit_changes_a_prediction(table_and_fits, name, factor):
     table, fits = table_and_fits

@@ -232,11 +232,17 @@ def test_a_figure_of_an_earlier_report_that_has_no_data_now_is_removed(tmp_path)
     [
         synthetic_table().head(0),
         synthetic_table(num_natural=1, num_medical=0).head(1),
-        synthetic_table(num_natural=1, num_medical=1, train_sizes=(64,)),
+        pytest.param(
+            synthetic_table(num_natural=1, num_medical=1, train_sizes=(64,)),
+            marks=pytest.mark.long,
+        ),
         synthetic_table(num_natural=1, num_medical=1).assign(test_loss=np.nan, status="diverged"),
-        synthetic_table(num_natural=1, num_medical=1)[
-            ["trial_id", "model", "dataset", "domain", "train_size", "test_loss"]
-        ],
+        pytest.param(
+            synthetic_table(num_natural=1, num_medical=1)[
+                ["trial_id", "model", "dataset", "domain", "train_size", "test_loss"]
+            ],
+            marks=pytest.mark.long,
+        ),
     ],
     ids=["empty", "one trial", "one size", "all diverged", "losses only"],
 )
