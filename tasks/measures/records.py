@@ -64,15 +64,15 @@ class MeasureSettings:
         """
         self._check_whole("num_neighbors", 3)
         self._check_whole("block_rows", 1)
+        self._check_whole("seed", 0)
         sample = self.sharpness_sample
-        has_sample = sample is None or _is_whole(sample, 2)
+        is_valid_sample = sample is None or _is_whole(sample, 2)
         self._check(
-            "sharpness_sample", has_sample, "a whole number, 2 or more, or None for all images"
+            "sharpness_sample", is_valid_sample, "a whole number, 2 or more, or None for all images"
         )
-        self._check("seed", _is_whole(self.seed, 0), "a whole number, 0 or more")
         seeds = _as_tuple(self.sharpness_seeds)
-        are_seeds = len(seeds) > 0 and all(_is_whole(seed, 0) for seed in seeds)
-        self._check("sharpness_seeds", are_seeds, "whole numbers, 0 or more")
+        are_valid_seeds = len(seeds) > 0 and all(_is_whole(seed, 0) for seed in seeds)
+        self._check("sharpness_seeds", are_valid_seeds, "whole numbers, 0 or more")
         self._check_pixel_range()
         self._check("dtype", self.dtype in ("float32", "float64"), "float32 or float64")
         fraction = self.discard_fraction
@@ -80,21 +80,17 @@ class MeasureSettings:
         self._check("discard_fraction", is_fraction, "a number in [0, 1)")
         self._check_estimators()
 
-    def _check(
-        self,
-        name: str,
-        is_valid: bool,
-        rule: str,
-    ) -> None:
+    def _check(self, name: str, is_valid: bool, rule: str) -> None:
+        """Raise a ConfigError with the rule of a setting if its value is not valid."""
         if not is_valid:
             raise ConfigError(
                 f"The setting {name} is {getattr(self, name)!r}, which is not valid",
                 hint=f"Choose {rule}",
             )
 
-    def _check_whole(self, name: str, least: int) -> None:
-        is_valid = _is_whole(getattr(self, name), least)
-        self._check(name, is_valid, f"a whole number, {least} or more")
+    def _check_whole(self, name: str, minimum: int) -> None:
+        is_valid = _is_whole(getattr(self, name), minimum)
+        self._check(name, is_valid, f"a whole number, {minimum} or more")
 
     def _check_pixel_range(self) -> None:
         """Check that the pixel range is two numbers, the lower one first."""
@@ -114,12 +110,11 @@ class MeasureSettings:
     def _check_estimators(self) -> None:
         """Check that the estimators are known names without repetition."""
         names = _as_tuple(self.estimators)
-        are_names = not isinstance(self.estimators, str) and all(
-            isinstance(name, str) for name in names
-        )
-        are_once = len({*names}) == len(names) > 0
+        are_texts = all(isinstance(name, str) for name in names)
+        is_list = not isinstance(self.estimators, str) and len(names) > 0
+        are_distinct = are_texts and len(set(names)) == len(names)
         rule = "a list of different names, for example ('mle', 'twonn')"
-        self._check("estimators", are_names and are_once, rule)
+        self._check("estimators", is_list and are_distinct, rule)
         table_width(self.estimators, self.num_neighbors)
 
     def to_json(self) -> dict[str, Any]:
@@ -127,10 +122,11 @@ class MeasureSettings:
         return plain_json(vars(self))
 
 
-def _is_whole(value: Any, least: int) -> bool:
+def _is_whole(value: Any, minimum: int) -> bool:
+    """Return whether a value is a whole number of at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         return False
-    return int(value) >= least
+    return int(value) >= minimum
 
 
 def _as_tuple(values: Any) -> tuple[Any, ...]:
@@ -226,7 +222,7 @@ class MeasureResult(Finding):
         }
 
     def renumbered(self, order: IntArray) -> MeasureResult:
-        """Return the same result, with pairs as rows of the user's images.
+        """Return the same result, with row numbers of the user's images in all pairs.
 
         Args:
             order: ``(num_images,)`` row in the user's images of each measured row.

@@ -812,3 +812,24 @@ def test_recipes_that_vary_within_a_combination_separate_the_models():
     rows = [fields | {"data_mode": "corrected", "recipe": recipe} for recipe in recipes]
     table = split_by_recipe(pd.DataFrame(rows))
     assert list(table["model"]) == ["vgg13 (learning_rate=0.001)", "vgg13 (learning_rate=as given)"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("user_source", {"kind": "folder", "path": "x", "domain": "natural"}),
+        ("generated", {"from": "generated"}),
+    ],
+)
+def test_the_name_of_a_field_in_the_code_is_not_a_key_of_a_sweep_file(key, value):
+    document = {
+        "name": "x",
+        "models": ["small_cnn"],
+        "datasets": [{"name": "a", key: value}],
+        "train_sizes": [10],
+        "test_size": 10,
+        "image_size": 16,
+        "recipe": "demo",
+    }
+    with pytest.raises(ConfigError, match=rf"`datasets\.0\.{key}` is not a known key"):
+        load_sweep(document)
