@@ -717,9 +717,9 @@ class TrialSpec(Spec):
     def measurements(self) -> tuple[MeasurementRequest, ...]:
         """The requests for all measurements of the network.
 
-        There is one request for each estimator of d_repr, or two with ``stages``. There is one for
-        each attack and epsilon, and one for each further test set. R has one, and so do the
-        predictions.
+        There is one request for each estimator of d_repr, or two with ``stages``. There is one
+        for each attack and epsilon, and one for each further test set. R has one, and so do
+        the predictions.
         """
         representation = self.representation
         measurements: list[MeasurementRequest] = []

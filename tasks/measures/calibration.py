@@ -1,8 +1,8 @@
 """Bias-corrected intrinsic dimension, by simulating manifolds of known dimension.
 
-If the dimension is high for the number of points, estimates from neighbor distances are too low.
-This bias also depends on the shape of the data. Data of different shapes also differ in other
-statistics of the distances, so the correction uses these statistics. It has three steps:
+If the dimension is high for the number of points, estimates from neighbor distances are too
+low. This bias also depends on the shape of the data. Data of different shapes also differ in
+other statistics of the distances, so the correction uses these statistics. It has three steps:
 
 1. Compute four statistics of the data (:func:`statistics`). T_k is the distance to the k-th
    nearest neighbor.
@@ -13,11 +13,11 @@ statistics of the distances, so the correction uses these statistics. It has thr
    - ``ln`` of the coefficient of variation of the distances between random pairs.
 
 2. Simulate the same statistics for each family of manifolds in :mod:`tasks.measures.manifolds`
-   (:func:`simulate`). The number of points is the same, and the dimensions form a grid. Between
-   the dimensions of the grid, interpolate the statistics in ln d.
+   (:func:`simulate`). The number of points is the same, and the dimensions form a grid.
+   Between the dimensions of the grid, interpolate the statistics in ln d.
 3. Compute a posterior distribution of d by Bayes' rule
-   (:mod:`tasks.measures.dimension_posterior`), with a uniform prior over families and
-   ln d. The covariance of the likelihood is the noise of the simulated statistics, plus a factor
+   (:mod:`tasks.measures.dimension_posterior`), with a uniform prior over families and ln d.
+   The covariance of the likelihood is the noise of the simulated statistics, plus a factor
    times their spread between families at this dimension. The spread is added because real data
    belong to none of the families. The value is the posterior mean of ln d with the factor
    `VALUE_SPREAD`. The interval is the central part of the posterior with the larger factor
@@ -62,8 +62,8 @@ DIMENSIONS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 NUM_REPEATS = 3
 """Number of simulated samples for each family and dimension."""
 MAX_POINTS = 2500
-"""Largest number of points to simulate. If the data have more points, this number of them is drawn
-at random. More points would take minutes, and the bias is smaller for more points."""
+"""Largest number of points to simulate. If the data have more points, this number of them is
+drawn at random. More points would take minutes, and the bias is smaller for more points."""
 PAIR_ROWS = 256
 """Number of points whose pairwise distances determine the coefficient of variation."""
 PAIR_SLICE = 32
@@ -72,8 +72,8 @@ HIGH_DIMENSION = 16
 """Dimension above which a note is added. For data outside all families, intervals above this
 dimension miss the true dimension more often than `LEVEL` allows."""
 MAX_MISFIT = 13.28
-"""Misfit above which a note is added: the 99 % quantile of the chi-square distribution with four
-degrees of freedom."""
+"""Misfit above which a note is added: the 99 % quantile of the chi-square distribution with
+four degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ def calibrate(
     Args:
         rows: ``(num_rows, ...)`` array, or a source.
         num_neighbors: k of the MLE.
-        source_rows: Rows to use, ascending, without duplicates; None for all. If there are more
-            than ``MAX_POINTS``, this number of rows is drawn at random.
+        source_rows: Rows to use, ascending, without duplicates; None for all. If there are
+            more than ``MAX_POINTS``, this number of rows is drawn at random.
         families: Names of the families to simulate.
         executor: Executor of the simulations; None runs them in this process.
         precision: Precision of the products; None for float32.
@@ -213,7 +213,8 @@ def statistics(
         num_neighbors: k of the MLE.
 
     Returns:
-        None if fewer than two points have only positive distances, or if all distances are equal.
+        None if fewer than two points have only positive distances, or if all distances are
+        equal.
     """
     is_positive = table.distances[:, 0] > 0
     log_distances = np.log(table.distances[is_positive, :num_neighbors])
@@ -303,9 +304,9 @@ def _pair_distances(source: BlockSource, chosen_rows: IntArray) -> FloatArray:
 def dimension_grid(estimate: float, num_columns: int) -> list[int]:
     """Return the dimensions to simulate.
 
-    They range from about half of the raw estimate to the highest dimension that can have this raw
-    estimate. The raw estimate is too low by a factor that increases with the dimension (2 at 32, 3
-    at 70).
+    They range from about half of the raw estimate to the highest dimension that can have this
+    raw estimate. The raw estimate is too low by a factor that increases with the dimension (2
+    at 32, 3 at 70).
 
     Args:
         estimate: The raw MLE.

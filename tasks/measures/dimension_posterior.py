@@ -1,7 +1,7 @@
 """Posterior distribution of an intrinsic dimension, from the statistics of simulated manifolds.
 
-This is step 3 of :mod:`tasks.measures.calibration`. The distribution is computed for every family
-of manifolds, at values of ln d on a fine grid:
+This is step 3 of :mod:`tasks.measures.calibration`. The distribution is computed for every
+family of manifolds, at values of ln d on a fine grid:
 
 1. :func:`_interpolate` computes the statistics that each family has on average, on this grid.
 2. :func:`_weights` compares them with the statistics of the data in a normal likelihood. The
@@ -9,8 +9,8 @@ of manifolds, at values of ln d on a fine grid:
    the likelihoods.
 3. :func:`posterior` summarizes the distribution by a value and an interval.
 
-In this module, ``f`` in an einsum is a family, ``g`` a grid value, ``r`` a repeat, ``n`` a pair
-of family and dimension, and ``i`` and ``j`` are statistics.
+In this module, ``f`` in an einsum is a family, ``g`` a grid value, ``r`` a repeat, ``n`` a
+pair of family and dimension, and ``i`` and ``j`` are statistics.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ posterior is there, it may continue above the grid."""
 LEVEL = 0.9
 """Probability that the interval contains the dimension."""
 VALUE_SPREAD = 0.3
-"""Factor on the spread between families, for the value. With a small factor the values are best,
-but intervals are too narrow for data outside all families. Both factors were chosen on simulated
-families that were left out one at a time, and on the benchmark manifolds (docs/measures.md)."""
+"""Factor on the spread between families, for the value. With a small factor the values are
+best, but intervals are too narrow for data outside all families. Both factors were chosen on
+simulated families that were left out one at a time, and on the benchmark manifolds
+(docs/measures.md)."""
 INTERVAL_SPREAD = 6.0
 """Factor on the spread between families, for the interval."""
 INTERPOLATION_ERROR = 0.01
-"""Standard deviation of the error of interpolation between grid dimensions, for each statistic."""
+"""Standard deviation of the error of interpolation between grid dimensions, for each
+statistic."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class Simulations:
     Attributes:
         families: Names of the families.
         log_dimensions: ``(num_dimensions,)`` grid of ln d.
-        statistics: ``(num_families, num_dimensions, num_repeats, NUM_STATISTICS)``, NaN where a
-            family does not exist in a dimension.
+        statistics: ``(num_families, num_dimensions, num_repeats, NUM_STATISTICS)``, NaN where
+            a family does not exist in a dimension.
     """
 
     families: tuple[str, ...]
@@ -62,11 +64,12 @@ class Posterior:
 
     Attributes:
         value: Exponential of the posterior mean of ln d, at most the number of columns.
-        interval: Central interval with the probability ``LEVEL``. It always includes ``value``.
+        interval: Central interval with the probability ``LEVEL``. It always includes
+            ``value``.
         family_probabilities: Posterior probability by the name of a family.
         misfit: Smallest misfit of a family and dimension, a chi-square value.
-        may_be_higher: True if the interval reaches the largest simulated dimension, and the data
-            have more columns.
+        may_be_higher: True if the interval reaches the largest simulated dimension, and the
+            data have more columns.
     """
 
     value: float
@@ -94,8 +97,8 @@ def posterior(observed: FloatArray, simulations: Simulations, num_columns: int) 
     interval_weights, _ = _weights(observed, curves, noise, INTERVAL_SPREAD)
     density = interval_weights.sum(axis=0)
     tail = (1 - LEVEL) / 2
-    # The limits are clipped only now. A grid that ends at ``num_columns`` would be wrong for data
-    # that fill all their columns.
+    # The limits are clipped only now. A grid that ends at ``num_columns`` would be wrong for
+    # data that fill all their columns.
     log_limits = np.interp([tail, 1 - tail], density.cumsum(), grid)
     low, high = np.minimum(np.exp(log_limits), num_columns).tolist()
     is_cut_off = density[-NUM_END:].sum() > tail
@@ -122,7 +125,8 @@ def _weights(
         spread: Factor on the covariance between families.
 
     Returns:
-        ``(num_families, NUM_GRID)`` probabilities, and the smallest misfit, a chi-square value.
+        ``(num_families, NUM_GRID)`` probabilities, and the smallest misfit, a chi-square
+        value.
     """
     is_missing = np.asarray(np.isnan(curves).any(axis=2))
     between = _covariance_between_families(curves, is_missing)
@@ -151,7 +155,8 @@ def _covariance_between_families(curves: FloatArray, is_missing: BoolArray) -> F
     deviations = np.where(is_missing[..., None], 0, curves)
     deviations -= deviations.sum(axis=0) / num_present[:, None]
     deviations[is_missing] = 0
-    # A missing family counts as a family at the mean, so the divisor is the number of all families.
+    # A missing family counts as a family at the mean, so the divisor is the number of all
+    # families.
     covariances: FloatArray = np.einsum("fgi,fgj->gij", deviations, deviations) / len(curves)
     return covariances
 
@@ -164,7 +169,8 @@ def _interpolate(simulations: Simulations, grid: FloatArray) -> FloatArray:
         grid: ``(NUM_GRID,)`` values of ln d.
 
     Returns:
-        ``(num_families, NUM_GRID, NUM_STATISTICS)`` means, NaN outside the dimensions of a family.
+        ``(num_families, NUM_GRID, NUM_STATISTICS)`` means, NaN outside the dimensions of a
+        family.
     """
     means = simulations.statistics.mean(axis=2)
     curves = np.full((len(means), len(grid), NUM_STATISTICS), np.nan)

@@ -9,8 +9,9 @@ import numpy as np
 from tasks.array_types import FloatArray
 
 Manifold = Callable[[int, int, np.random.Generator], FloatArray]
-"""Function that draws points. Its arguments are the number of points, the dimension and a random
-generator. It returns ``(num_points, num_columns)``. Each family has its own number of columns."""
+"""Function that draws points. Its arguments are the number of points, the dimension and a
+random generator. It returns ``(num_points, num_columns)``. Each family has its own number of
+columns."""
 
 
 def _on_sphere(num_points: int, dimension: int, rng: np.random.Generator) -> FloatArray:
@@ -42,7 +43,8 @@ MANIFOLDS: dict[str, Manifold] = {
     "ball": lambda num_points, dimension, rng: (
         _on_sphere(num_points, dimension - 1, rng) * rng.random((num_points, 1)) ** (1 / dimension)
     ),
-    # A normal distribution whose standard deviations decrease from 1 to 1/4 over the directions.
+    # A normal distribution whose standard deviations decrease from 1 to 1/4 over the
+    # directions.
     "skewed_gaussian": lambda num_points, dimension, rng: (
         rng.normal(size=(num_points, dimension)) * np.geomspace(1, 0.25, dimension)
     ),
@@ -50,7 +52,8 @@ MANIFOLDS: dict[str, Manifold] = {
     "beta_cloud": lambda num_points, dimension, rng: rng.beta(
         10, 0.5, size=(num_points, dimension)
     ),
-    # A curved cube whose coordinates are wound around each other, as in Hein & Audibert (2005).
+    # A curved cube whose coordinates are wound around each other, as in Hein & Audibert
+    # (2005).
     "curled": _curled,
     # A rolled-up sheet. Above dimension 2 it has further flat directions as wide as the sheet.
     "swiss_roll": _swiss_roll,

@@ -25,15 +25,15 @@ class MeasureSettings:
     """The settings of a measure. Every setting can change a result, at least in its last digits.
 
     Attributes:
-        num_neighbors: Number of neighbors k of ``mle``, 20 as in Konz & Mazurowski. ``gride`` uses
-            the largest power of two up to k. ``twonn`` always uses 2 neighbors.
+        num_neighbors: Number of neighbors k of ``mle``, 20 as in Konz & Mazurowski. ``gride``
+            uses the largest power of two up to k. ``twonn`` always uses 2 neighbors.
         estimators: Names of estimators of intrinsic dimension.
-        discard_fraction: Parameter of TwoNN: 0.1 as in Facco et al., 0 as in the code of Konz &
-            Mazurowski.
+        discard_fraction: Parameter of TwoNN: 0.1 as in Facco et al., 0 as in the code of Konz
+            & Mazurowski.
         sharpness_sample: Number of images in a sample for label sharpness, 1000 as in Konz &
             Mazurowski. None uses all images, without samples.
-        sharpness_seeds: Seeds of the samples, for train sizes above ``sharpness_sample``. There is
-            one sample per seed.
+        sharpness_seeds: Seeds of the samples, for train sizes above ``sharpness_sample``.
+            There is one sample per seed.
         pixel_range: Pixel values of black and white, for the record. None uses the range of an
             unsigned integer dtype.
         dtype: ``"float32"`` or ``"float64"``, for the matrix products.
@@ -141,7 +141,8 @@ class SizeRecord:
 
     Attributes:
         train_size: Number of images, including duplicates.
-        num_duplicates: Number of images that equal an earlier image. All measures exclude them.
+        num_duplicates: Number of images that equal an earlier image. All measures exclude
+            them.
         num_conflicts: Number of duplicates whose label differs from that of the earlier image.
         d_data: Intrinsic dimension by the name of the estimator.
         label_sharpness: Label sharpness; None if there are no labels.
@@ -170,14 +171,15 @@ class MeasureResult(Finding):
 
     Attributes:
         sizes: One record per train size, ascending, at least one.
-        conflict_pairs: Pairs ``(row, earlier row)`` of equal images with different labels. Only the
-            first pairs are listed.
+        conflict_pairs: Pairs ``(row, earlier row)`` of equal images with different labels.
+            Only the first pairs are listed.
         settings: Settings of the measure.
-        precision: ``"exact integer"`` if all values are bytes and no distance is rounded. Otherwise
-            the widest dtype of the products. ``"float64"`` means that some images were too close
-            together for float32, or that the settings request it.
+        precision: ``"exact integer"`` if all values are bytes and no distance is rounded.
+            Otherwise the widest dtype of the products. ``"float64"`` means that some images
+            were too close together for float32, or that the settings request it.
         notes: Remarks for readers.
-        calibration: Bias-corrected dimension at the largest size; None if it was not requested.
+        calibration: Bias-corrected dimension at the largest size; None if it was not
+            requested.
     """
 
     sizes: tuple[SizeRecord, ...]

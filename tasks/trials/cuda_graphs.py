@@ -1,9 +1,9 @@
 """Capture and replay of training steps as CUDA graphs.
 
-With the study's batches of 6 to 40 images, a ResNet's step spends most of its time on the launch
-of 274 to 687 kernels. A graph launches all of them at once. A graph always reads and writes the
-same memory. So the images, labels and weights of a step must stay at the same address. Gradients
-are allocated in the graph's own memory.
+With the study's batches of 6 to 40 images, a ResNet's step spends most of its time on the
+launch of 274 to 687 kernels. A graph launches all of them at once. A graph always reads and
+writes the same memory. So the images, labels and weights of a step must stay at the same
+address. Gradients are allocated in the graph's own memory.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 WARM_UP_STEPS = 3
-"""Number of steps before a capture, as PyTorch's CUDA graph notes recommend. These steps are normal
-steps of the training."""
+"""Number of steps before a capture, as PyTorch's CUDA graph notes recommend. These steps are
+normal steps of the training."""
 
 
 class CaptureError(RuntimeError):
@@ -28,10 +28,11 @@ class CaptureError(RuntimeError):
 
 
 TakeStep = Callable[[Tensor], None]
-"""Function that takes one training step on the images with these indices, ``(batch_size,)``."""
+"""Function that takes one training step on the images with these indices,
+``(batch_size,)``."""
 Replay = Callable[[], None]
-"""Function that replays a captured graph. On a machine without a GPU, tests use functions that run
-the work itself."""
+"""Function that replays a captured graph. On a machine without a GPU, tests use functions that
+run the work itself."""
 Capture = Callable[[Callable[[], None]], Replay]
 """Function that captures a piece of work without running it, as :func:`capture_graph` does."""
 
@@ -64,8 +65,8 @@ class CapturedSteps:
     :data:`WARM_UP_STEPS` batches of each size run without a graph. They are normal steps: a
     training with graphs takes the same steps as a training without graphs.
 
-    All graphs exist until the training ends. If one graph were deleted earlier, the other graphs of
-    its stream would lose the workspace of cuBLAS (pytorch#193402).
+    All graphs exist until the training ends. If one graph were deleted earlier, the other
+    graphs of its stream would lose the workspace of cuBLAS (pytorch#193402).
 
     Args:
         step: the step to capture, such as a :class:`tasks.trials.steps.Step`.
@@ -75,7 +76,8 @@ class CapturedSteps:
     def __init__(self, step: TakeStep, capture: Capture = capture_graph) -> None:
         self._step = step
         self._capture = capture
-        # The keys are batch sizes. A graph reads its rows from the same tensor at every replay.
+        # The keys are batch sizes. A graph reads its rows from the same tensor at every
+        # replay.
         self._rows: dict[int, Tensor] = {}
         self._replays: dict[int, Replay] = {}
         self._num_batches: dict[int, int] = {}
@@ -90,7 +92,8 @@ class CapturedSteps:
             return
         if size not in self._replays:
             self._rows[size] = rows.clone()
-            # A capture does not run the step. The replay below runs it, also for this first batch.
+            # A capture does not run the step. The replay below runs it, also for this first
+            # batch.
             self._replays[size] = self._capture(lambda: self._step(self._rows[size]))
         self._rows[size].copy_(rows)
         self._replays[size]()
@@ -100,8 +103,8 @@ class CapturedSteps:
 def side_stream(device: torch.device) -> Iterator[None]:
     """Run a block of code on a side stream. On a CPU, run it without a stream.
 
-    The block starts after the earlier work of the current stream. The current stream then waits for
-    the work of the block.
+    The block starts after the earlier work of the current stream. The current stream then
+    waits for the work of the block.
     """
     if device.type != "cuda":
         yield
@@ -115,6 +118,6 @@ def side_stream(device: torch.device) -> Iterator[None]:
 
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    # There is one side stream per process: streams cannot share cached memory, and cuBLAS allocates
-    # a workspace for each stream.
+    # There is one side stream per process: streams cannot share cached memory, and cuBLAS
+    # allocates a workspace for each stream.
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

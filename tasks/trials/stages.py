@@ -32,9 +32,9 @@ def list_stages(model: nn.Module, image: Tensor) -> tuple[str, ...]:
     """Return the names of the modules whose outputs end the stages, from input to output.
 
     If the network has timm's list of stages, the names come from this list. Otherwise, a stage
-    consists of all modules whose outputs have the same side, if this side is above one pixel. The
-    stage ends with the module that has the fewest dots in its name. If several have, it ends with
-    the one that finishes last.
+    consists of all modules whose outputs have the same side, if this side is above one pixel.
+    The stage ends with the module that has the fewest dots in its name. If several have, it
+    ends with the one that finishes last.
 
     Example: for a torchvision ResNet and images of 224 pixels, the stages end with ``relu``
     (112 pixels), ``layer1`` (56), ``layer2`` (28), ``layer3`` (14) and ``layer4`` (7).
@@ -49,7 +49,8 @@ def list_stages(model: nn.Module, image: Tensor) -> tuple[str, ...]:
     for name, size in _spatial_sizes(model, modules, image):
         previous = last_modules.get(size)
         if previous is None or name.count(".") <= previous.count("."):
-            # Remove the key first, so that the order of the keys is the order of the stage ends.
+            # Remove the key first, so that the order of the keys is the order of the stage
+            # ends.
             last_modules.pop(size, None)
             last_modules[size] = name
     return tuple(last_modules.values())

@@ -1,9 +1,9 @@
 """One training step: forward pass, backward pass and weight update on one batch.
 
-All training images are on the device as one tensor, and a batch is a selection of its rows. Pixels
-have their stored type (normally uint8). Each batch is converted to float32, channels last. Images
-are ``(num_images, channels, height, width)`` with pixels in [0, 255]; labels are ``(num_images,)``
-int64. Both are on the device of the model. The model maps pixels to logits.
+All training images are on the device as one tensor, and a batch is a selection of its rows.
+Pixels have their stored type (normally uint8). Each batch is converted to float32, channels
+last. Images are ``(num_images, channels, height, width)`` with pixels in [0, 255]; labels are
+``(num_images,)`` int64. Both are on the device of the model. The model maps pixels to logits.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Step:
     """A training step: forward pass, backward pass and weight update on one batch of images.
 
     With the precision ``bfloat16``, the forward pass runs under autocast in bfloat16. With
-    ``float16_unscaled``, the forward pass runs under autocast in float16, and the gradients are not
-    scaled. The released code does the same on a GPU. Small gradients may then become zero. On a
-    CPU, float16 kernels are slow and round in other places. So the results are similar to the
-    released results, but not equal. Weights, gradients, the update and the loss are float32 in
-    every precision.
+    ``float16_unscaled``, the forward pass runs under autocast in float16, and the gradients
+    are not scaled. The released code does the same on a GPU. Small gradients may then become
+    zero. On a CPU, float16 kernels are slow and round in other places. So the results are
+    similar to the released results, but not equal. Weights, gradients, the update and the loss
+    are float32 in every precision.
 
     Args:
         model: the model, which is trained in place.
@@ -39,8 +39,8 @@ class Step:
         recipe: optimizer, rates and precision.
         micro_batch: images per forward pass; None for the whole batch. The weights are still
             updated once per batch, but batch norm uses the statistics of each micro batch.
-        capturable: True if a CUDA graph will capture the step. The optimizer then counts its steps
-            on the device.
+        capturable: True if a CUDA graph will capture the step. The optimizer then counts its
+            steps on the device.
     """
 
     def __init__(
@@ -66,8 +66,8 @@ class Step:
     def __call__(self, rows: Tensor) -> None:
         """Take one step on the images with these indices, ``(batch_size,)`` int64.
 
-        A CUDA graph may capture this method, so no operation here may wait for the device or read
-        a number from it.
+        A CUDA graph may capture this method, so no operation here may wait for the device or
+        read a number from it.
         """
         # For small networks, this is faster than zero_grad, which also runs hooks.
         for parameter in self._parameters:
@@ -97,8 +97,8 @@ class Step:
         This is the only method that waits for the GPU.
 
         Args:
-            num_images: number of images in all steps since the last call. A step that runs as a
-                CUDA graph cannot count them, because the replay runs no Python code.
+            num_images: number of images in all steps since the last call. A step that runs as
+                a CUDA graph cannot count them, because the replay runs no Python code.
         """
         loss = float(self._loss_sum) / num_images
         accuracy = int(self._num_correct) / num_images
@@ -110,9 +110,9 @@ class Step:
 def split_batches(rows: Tensor, batch_size: int) -> list[Tensor]:
     """Divide ``rows`` into batches of ``batch_size`` rows. The last batch may be smaller.
 
-    Batch norm cannot compute the variance of one image. So if one row is left over, it is added to
-    the batch before it, which then has ``batch_size + 1`` rows. With a ``batch_size`` of 1, every
-    batch has one row.
+    Batch norm cannot compute the variance of one image. So if one row is left over, it is
+    added to the batch before it, which then has ``batch_size + 1`` rows. With a ``batch_size``
+    of 1, every batch has one row.
     """
     batches = list(torch.split(rows, batch_size))
     has_single_row_left = len(batches) > 1 and len(batches[-1]) == 1
@@ -141,8 +141,8 @@ def make_optimizer(
     decay = recipe.weight_decay
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=rate, momentum=SGD_MOMENTUM, weight_decay=decay)
-    # Adam adds the weight decay to the gradient, as in the released code. AdamW subtracts it from
-    # the weights.
+    # Adam adds the weight decay to the gradient, as in the released code. AdamW subtracts it
+    # from the weights.
     optimizer = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
     return optimizer(parameters, lr=rate, weight_decay=decay, fused=True, capturable=capturable)
 

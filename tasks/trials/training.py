@@ -1,11 +1,11 @@
 """Training of a network, with all training images on the device as one tensor.
 
-The datasets of this study are small: 1,750 images of 224x224 are 88 MB as bytes. They are copied to
-the device once. A batch is a selection of rows of this tensor. So there are no loaders and no
-worker processes, and no epoch decodes images.
+The datasets of this study are small: 1,750 images of 224x224 are 88 MB as bytes. They are
+copied to the device once. A batch is a selection of rows of this tensor. So there are no
+loaders and no worker processes, and no epoch decodes images.
 
-:mod:`tasks.trials.steps` takes one step on any device. On a GPU, :mod:`tasks.trials.cuda_graphs`
-can capture this step as a CUDA graph and replay it.
+:mod:`tasks.trials.steps` takes one step on any device. On a GPU,
+:mod:`tasks.trials.cuda_graphs` can capture this step as a CUDA graph and replay it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def train(
         micro_batch: images per forward pass, see :class:`~tasks.trials.steps.Step`.
         checkpoints: restores a state at the start, and saves states between epochs. With None,
             nothing is restored or saved.
-        graphs: True to capture the steps as CUDA graphs and replay them. It has no effect on a CPU.
+        graphs: True to capture the steps as CUDA graphs and replay them. It has no effect on a
+            CPU.
 
     Returns:
         One record per epoch. If the mean loss of an epoch is NaN or infinite, its record is
