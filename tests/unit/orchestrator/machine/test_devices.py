@@ -789,6 +789,7 @@ def test_a_module_of_the_working_folder_does_not_hide_the_gpus(tmp_path, monkeyp
     assert torch_gpus.describe("").error == ""
 
 
+@pytest.mark.long
 def test_a_node_is_described_by_another_process():
     node = torch_gpus.describe(None)
     assert (node.gpus, node.torch) == ((), torch.__version__)
