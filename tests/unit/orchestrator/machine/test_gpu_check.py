@@ -399,6 +399,7 @@ def test_a_process_that_is_measured_too_long_is_killed_after_its_gpu_work_has_en
     assert [process.returncode for process in processes] == [-9, -9]
 
 
+@pytest.mark.long
 def test_a_part_that_takes_too_long_can_clean_up_before_it_is_killed():
     """So it ends NVIDIA's MPS, also if the check was started in the background without SIGINT."""
     code = (

@@ -466,6 +466,7 @@ def test_dropout_in_a_graph_must_draw_new_numbers_in_each_replay():
     )
 
 
+@pytest.mark.long
 def test_networks_with_dropout_are_also_compared_with_it():
     squeezenet = ModelSpec(name="squeezenet", library="torchvision", architecture="squeezenet1_1")
     results = compare_trainings(Case(squeezenet, 4, num_images=10, image_size=32), CPU)
@@ -488,6 +489,7 @@ def test_a_case_has_the_network_and_settings_of_its_trial():
     assert case_of_own_model.model.name == "resnet18"
 
 
+@pytest.mark.long
 def test_the_module_prints_the_verdict_as_a_program():
     process = subprocess.run(
         [sys.executable, "-m", "orchestrator.machine.self_test.program", "cpu", TINY.to_json()],

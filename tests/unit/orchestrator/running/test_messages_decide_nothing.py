@@ -112,9 +112,12 @@ def test_a_worker_waits_after_a_kind_of_error_and_not_after_words(monkeypatch):
         _gpu_uuid="GPU-1",
     )
     for error in (ValueError(REWORDED), DataError(REWORDED)):
-        assert TrialTrainable._failure(worker, error).gpu == ""
+        failure = TrialTrainable._failure(worker, error)
+        assert failure.gpu == ""
+        TrialTrainable._delay_broken_node(worker, failure)
     assert pauses == []
-    TrialTrainable._failure(worker, UnusableGpuError.of("GPU-1", "words", "other words"))
+    failure = TrialTrainable._failure(worker, UnusableGpuError.of("GPU-1", "words", "other words"))
+    TrialTrainable._delay_broken_node(worker, failure)
     assert pauses == [trial_device.FIRST_QUARANTINE_S]
 
 

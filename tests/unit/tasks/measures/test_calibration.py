@@ -77,6 +77,7 @@ def test_intervals_cover_most_shapes_that_were_not_simulated(trials):
     assert coverage(trials, lambda family: [name for name in MANIFOLDS if name != family]) >= 0.88
 
 
+@pytest.mark.long
 def test_a_high_dimension_is_noted_as_resting_on_the_simulated_shapes():
     low, high = (
         calibrate(MANIFOLDS["hypercube"](300, d, np.random.default_rng(0)), families=FLAT).notes
@@ -98,6 +99,7 @@ def test_does_not_depend_on_unit_or_embedding():
     assert rescaled_estimate.interval == pytest.approx(estimate.interval, rel=1e-3)
 
 
+@pytest.mark.long
 def test_is_seeded_and_json():
     points = embedded(MANIFOLDS["hypersphere"](200, 4, np.random.default_rng(0)))
     first, again = (calibrate(points, families=FLAT, seed=5) for _ in range(2))

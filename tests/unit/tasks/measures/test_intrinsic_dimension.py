@@ -252,6 +252,7 @@ def test_refuses_an_estimator_that_is_not_known(names):
         table_width(names, 20)
 
 
+@pytest.mark.long
 def test_values_do_not_depend_on_the_number_of_threads():
     num_points = 60_000  # BLAS divides products of this length over threads
     distances = np.sort(np.random.default_rng(0).random((num_points, 4)) + 0.5, axis=1)

@@ -128,6 +128,7 @@ def test_a_gpu_that_cannot_release_memory_hides_no_failure(gpu, monkeypatch):
         pass
 
 
+@pytest.mark.long
 @LINUX
 def test_a_worker_that_reuses_pages_has_fewer_page_faults_and_releases_them_after_a_trial():
     # One process measures both, because it imports torch: without reused pages, then with them.

@@ -18,7 +18,7 @@ def test_one_channel_and_two_outputs_change_only_the_first_and_the_last_layer(li
     )
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, pytest.param(3, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("library", "architecture", "image_size"),
     [
