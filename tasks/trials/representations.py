@@ -58,7 +58,11 @@ network of one library must not import the other library."""
 
 
 def feature_layer(network: nn.Module) -> FeatureLayer:
-    """Return the last hidden layer of ``network``."""
+    """Return the last hidden layer of ``network``.
+
+    The classifier of a network that is not in :data:`FEATURE_LAYERS` is its last Linear or Conv2d
+    module in the order of registration. The order of the forward pass does not matter.
+    """
     network_class = type(network)
     layer = FEATURE_LAYERS.get(f"{network_class.__module__}.{network_class.__qualname__}")
     if layer is not None:
@@ -70,11 +74,18 @@ def feature_layer(network: nn.Module) -> FeatureLayer:
     return FeatureLayer(classifier, "input")
 
 
+def network_of(model: nn.Module) -> nn.Module:
+    """Return the network inside a :class:`~tasks.trials.models.PixelModel`, or the model itself."""
+    network: nn.Module = getattr(model, "network", model)
+    return network
+
+
 class Features:
     """The activations of the last hidden layer, collected batch by batch.
 
     Attributes:
-        array: ``(num_images, num_features)`` float32, in the order of the forward passes.
+        array: ``(num_images, num_features)`` float32, in the order of the forward passes. It
+            exists only after the first call of :meth:`add`, which shows the number of features.
     """
 
     array: Float32Array
@@ -108,7 +119,7 @@ def collect_features(model: nn.Module, num_images: int) -> Iterator[Features]:
         model: the model that runs in the block.
         num_images: number of images of all forward passes together.
     """
-    network = getattr(model, "network", model)
+    network = network_of(model)
     layer = feature_layer(network)
     features = Features(num_images)
 
@@ -181,7 +192,13 @@ def estimate_dimension(
         undefined: dict[str, IntrinsicDimension] = {}
         for name in estimators:
             undefined[name] = IntrinsicDimension(
-                name, None, None, source.num_rows, num_neighbors, "", reason=str(error)
+                estimator=name,
+                value=None,
+                std_error=None,
+                num_points=source.num_rows,
+                num_neighbors=num_neighbors,
+                convention="",
+                reason=str(error),
             )
         return undefined
     return {name: _finite(estimate) for name, estimate in estimates.items()}

@@ -20,6 +20,7 @@ from tasks.array_types import Float32Array
 from tasks.measures.neighbors import BLOCK_ROWS
 from tasks.trials.evaluation import evaluation_mode
 from tasks.trials.image_tensors import as_pixels
+from tasks.trials.representations import network_of
 
 STAGE_BATCH_SIZE = 32
 """Number of images in a forward pass of :class:`StageRows`."""
@@ -39,7 +40,7 @@ def list_stages(model: nn.Module, image: Tensor) -> tuple[str, ...]:
     Example: for a torchvision ResNet and images of 224 pixels, the stages end with ``relu``
     (112 pixels), ``layer1`` (56), ``layer2`` (28), ``layer3`` (14) and ``layer4`` (7).
     """
-    network = getattr(model, "network", model)
+    network = network_of(model)
     modules = dict(network.named_modules())
     timm_stages = getattr(network, "feature_info", None)
     if isinstance(timm_stages, list) and timm_stages:
@@ -145,8 +146,8 @@ class StageRows:
             # The tensor is copied, because later layers may change it in place.
             outputs.append(output.detach().float().cpu().clone())
 
-        network = getattr(self.model, "network", self.model)
-        handle = network.get_submodule(self.module).register_forward_hook(keep_copy)
+        stage_end = network_of(self.model).get_submodule(self.module)
+        handle = stage_end.register_forward_hook(keep_copy)
         try:
             with torch.no_grad(), evaluation_mode(self.model):
                 self.model(as_pixels(images))
