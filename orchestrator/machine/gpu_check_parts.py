@@ -45,10 +45,11 @@ from tasks.measures.products import MAX_FEATURES, blas_product, choose_product, 
 from tasks.prepared.subsets import TrialData
 from tasks.trials import isolation
 from tasks.trials.attacks import attack_batch_size, run_clean_pass
+from tasks.trials.cuda_graphs import capture_graph
 from tasks.trials.evaluation import evaluate
 from tasks.trials.records import CONTEXT_BYTES, ComputeOptions
 from tasks.trials.representations import extract_features
-from tasks.trials.training import capture_graph, train
+from tasks.trials.training import train
 from tasks.trials.trial import run_trial
 
 Measurements = Iterator[tuple[str, Any]]

@@ -188,9 +188,9 @@ CHANNELS = (1, 3, 4)
 def as_channels_first(array: AnyArray) -> AnyArray:
     """Return images of shape ``(n, h, w)`` or ``(n, h, w, c)`` as ``(n, c, h, w)``.
 
-    The last of four axes is the channels if its length is 1, 3 or 4, and the length of the second
-    axis is another number. Any other array is returned unchanged. The order of the axes changes no
-    distance.
+    The last of four axes is the channels if its length is 1, 3 or 4, and the length of the
+    second axis is another number. Any other array is returned unchanged. The order of the axes
+    changes no distance.
     """
     if array.ndim == 3:
         return array[:, None]

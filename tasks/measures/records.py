@@ -25,15 +25,15 @@ class MeasureSettings:
     """The settings of a measure. Every setting can change a result, at least in its last digits.
 
     Attributes:
-        num_neighbors: Number of neighbors k of ``mle``, 20 as in Konz & Mazurowski. ``gride`` uses
-            the largest power of two up to k. ``twonn`` always uses 2 neighbors.
+        num_neighbors: Number of neighbors k of ``mle``, 20 as in Konz & Mazurowski. ``gride``
+            uses the largest power of two up to k. ``twonn`` always uses 2 neighbors.
         estimators: Names of estimators of intrinsic dimension.
-        discard_fraction: Parameter of TwoNN: 0.1 as in Facco et al., 0 as in the code of Konz &
-            Mazurowski.
+        discard_fraction: Parameter of TwoNN: 0.1 as in Facco et al., 0 as in the code of Konz
+            & Mazurowski.
         sharpness_sample: Number of images in a sample for label sharpness, 1000 as in Konz &
             Mazurowski. None uses all images, without samples.
-        sharpness_seeds: Seeds of the samples, for train sizes above ``sharpness_sample``. There is
-            one sample per seed.
+        sharpness_seeds: Seeds of the samples, for train sizes above ``sharpness_sample``.
+            There is one sample per seed.
         pixel_range: Pixel values of black and white, for the record. None uses the range of an
             unsigned integer dtype.
         dtype: ``"float32"`` or ``"float64"``, for the matrix products.
@@ -64,15 +64,15 @@ class MeasureSettings:
         """
         self._check_whole("num_neighbors", 3)
         self._check_whole("block_rows", 1)
+        self._check_whole("seed", 0)
         sample = self.sharpness_sample
-        has_sample = sample is None or _is_whole(sample, 2)
+        is_valid_sample = sample is None or _is_whole(sample, 2)
         self._check(
-            "sharpness_sample", has_sample, "a whole number, 2 or more, or None for all images"
+            "sharpness_sample", is_valid_sample, "a whole number, 2 or more, or None for all images"
         )
-        self._check("seed", _is_whole(self.seed, 0), "a whole number, 0 or more")
         seeds = _as_tuple(self.sharpness_seeds)
-        are_seeds = len(seeds) > 0 and all(_is_whole(seed, 0) for seed in seeds)
-        self._check("sharpness_seeds", are_seeds, "whole numbers, 0 or more")
+        are_valid_seeds = len(seeds) > 0 and all(_is_whole(seed, 0) for seed in seeds)
+        self._check("sharpness_seeds", are_valid_seeds, "whole numbers, 0 or more")
         self._check_pixel_range()
         self._check("dtype", self.dtype in ("float32", "float64"), "float32 or float64")
         fraction = self.discard_fraction
@@ -80,21 +80,17 @@ class MeasureSettings:
         self._check("discard_fraction", is_fraction, "a number in [0, 1)")
         self._check_estimators()
 
-    def _check(
-        self,
-        name: str,
-        is_valid: bool,
-        rule: str,
-    ) -> None:
+    def _check(self, name: str, is_valid: bool, rule: str) -> None:
+        """Raise a ConfigError with the rule of a setting if its value is not valid."""
         if not is_valid:
             raise ConfigError(
                 f"The setting {name} is {getattr(self, name)!r}, which is not valid",
                 hint=f"Choose {rule}",
             )
 
-    def _check_whole(self, name: str, least: int) -> None:
-        is_valid = _is_whole(getattr(self, name), least)
-        self._check(name, is_valid, f"a whole number, {least} or more")
+    def _check_whole(self, name: str, minimum: int) -> None:
+        is_valid = _is_whole(getattr(self, name), minimum)
+        self._check(name, is_valid, f"a whole number, {minimum} or more")
 
     def _check_pixel_range(self) -> None:
         """Check that the pixel range is two numbers, the lower one first."""
@@ -114,12 +110,11 @@ class MeasureSettings:
     def _check_estimators(self) -> None:
         """Check that the estimators are known names without repetition."""
         names = _as_tuple(self.estimators)
-        are_names = not isinstance(self.estimators, str) and all(
-            isinstance(name, str) for name in names
-        )
-        are_once = len({*names}) == len(names) > 0
+        are_texts = all(isinstance(name, str) for name in names)
+        is_list = not isinstance(self.estimators, str) and len(names) > 0
+        are_distinct = are_texts and len(set(names)) == len(names)
         rule = "a list of different names, for example ('mle', 'twonn')"
-        self._check("estimators", are_names and are_once, rule)
+        self._check("estimators", is_list and are_distinct, rule)
         table_width(self.estimators, self.num_neighbors)
 
     def to_json(self) -> dict[str, Any]:
@@ -127,10 +122,11 @@ class MeasureSettings:
         return plain_json(vars(self))
 
 
-def _is_whole(value: Any, least: int) -> bool:
+def _is_whole(value: Any, minimum: int) -> bool:
+    """Return whether a value is a whole number of at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         return False
-    return int(value) >= least
+    return int(value) >= minimum
 
 
 def _as_tuple(values: Any) -> tuple[Any, ...]:
@@ -145,7 +141,8 @@ class SizeRecord:
 
     Attributes:
         train_size: Number of images, including duplicates.
-        num_duplicates: Number of images that equal an earlier image. All measures exclude them.
+        num_duplicates: Number of images that equal an earlier image. All measures exclude
+            them.
         num_conflicts: Number of duplicates whose label differs from that of the earlier image.
         d_data: Intrinsic dimension by the name of the estimator.
         label_sharpness: Label sharpness; None if there are no labels.
@@ -174,14 +171,15 @@ class MeasureResult(Finding):
 
     Attributes:
         sizes: One record per train size, ascending, at least one.
-        conflict_pairs: Pairs ``(row, earlier row)`` of equal images with different labels. Only the
-            first pairs are listed.
+        conflict_pairs: Pairs ``(row, earlier row)`` of equal images with different labels.
+            Only the first pairs are listed.
         settings: Settings of the measure.
-        precision: ``"exact integer"`` if all values are bytes and no distance is rounded. Otherwise
-            the widest dtype of the products. ``"float64"`` means that some images were too close
-            together for float32, or that the settings request it.
+        precision: ``"exact integer"`` if all values are bytes and no distance is rounded.
+            Otherwise the widest dtype of the products. ``"float64"`` means that some images
+            were too close together for float32, or that the settings request it.
         notes: Remarks for readers.
-        calibration: Bias-corrected dimension at the largest size; None if it was not requested.
+        calibration: Bias-corrected dimension at the largest size; None if it was not
+            requested.
     """
 
     sizes: tuple[SizeRecord, ...]
@@ -226,7 +224,7 @@ class MeasureResult(Finding):
         }
 
     def renumbered(self, order: IntArray) -> MeasureResult:
-        """Return the same result, with pairs as rows of the user's images.
+        """Return the same result, with row numbers of the user's images in all pairs.
 
         Args:
             order: ``(num_images,)`` row in the user's images of each measured row.

@@ -1,9 +1,9 @@
 """Networks built from a :class:`~search_spaces.specs.ModelSpec`.
 
-A network comes from torchvision, from timm, from :mod:`tasks.trials.networks`, or from a user's
-``package.module:function``. Every model takes float pixels in [0, 255] of shape ``(num_images,
-channels, height, width)``. The scaling of pixels is part of the model, so the epsilon of an attack
-is in pixel units.
+A network comes from torchvision, from timm, from :mod:`tasks.trials.networks`, or from a
+user's ``package.module:function``. Every model takes float pixels in [0, 255] of shape
+``(num_images, channels, height, width)``. The scaling of pixels is part of the model, so the
+epsilon of an attack is in pixel units.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from tasks.trials.weights import Normalization, normalization, start_from
 class PixelModel(nn.Module):
     """A network with its input scaling: ``network(pixels * input_scale)``.
 
-    If ``normalized`` is not None, the model is ``network((pixels / 255 - mean) / std)`` instead.
-    ``input_scale`` is then not used. Pretrained weights need the mean and std of their training.
+    If ``normalized`` is not None, the model is ``network((pixels / 255 - mean) / std)``
+    instead. ``input_scale`` is then not used. Pretrained weights need the mean and std of
+    their training.
     """
 
     mean: Tensor
@@ -91,9 +92,10 @@ def build_model(
 ) -> PixelModel:
     """Build a network whose random weights depend only on ``seed`` and the other arguments.
 
-    The architecture may be any classification architecture of torchvision or timm. For one-channel
-    images, the first convolution of a torchvision network is replaced. The new convolution has
-    PyTorch's default initialization, as in the released code of Konz & Mazurowski (ICLR 2024).
+    The architecture may be any classification architecture of torchvision or timm. For
+    one-channel images, the first convolution of a torchvision network is replaced. The new
+    convolution has PyTorch's default initialization, as in the released code of Konz &
+    Mazurowski (ICLR 2024).
 
     Args:
         spec: library, architecture and arguments.
@@ -103,12 +105,12 @@ def build_model(
         dropout: probability in all dropout layers; None for the default of the library.
         seed: seed of the random weights.
         image_size: side of the square images, in pixels.
-        pretrained: initial weights of a pretrained network, as the content of a safetensors file;
-            None for random weights.
+        pretrained: initial weights of a pretrained network, as the content of a safetensors
+            file; None for random weights.
 
     Raises:
-        ConfigError: the library has no such architecture, the image is too small for it, or the
-            recipe has dropout and the network has no dropout layers.
+        ConfigError: the library has no such architecture, the image is too small for it, or
+            the recipe has dropout and the network has no dropout layers.
     """
     options = _BuildOptions(num_outputs, in_channels, image_size, dropout)
     with seeded(seed):
@@ -141,8 +143,8 @@ def _build_torchvision(spec: ModelSpec, options: _BuildOptions) -> nn.Module:
         raise unknown_name("torchvision architecture", spec.architecture, architectures)
     defaults: dict[str, object] = {}
     if spec.architecture in ("googlenet", "inception_v3"):
-        # The first option switches off auxiliary outputs. The second prevents a warning about a
-        # changed default.
+        # The first option switches off auxiliary outputs. The second prevents a warning about
+        # a changed default.
         defaults = {"aux_logits": False, "init_weights": True}
     elif spec.architecture.startswith("vit_"):
         defaults = {"image_size": options.image_size}
@@ -272,7 +274,8 @@ def _construct(
             hint="Correct the arguments of this model",
         ) from error
     if type(network).__name__ == "VGG":
-        # During training, the network then runs each max-pooling before its ReLU, which is faster.
+        # During training, the network then runs each max-pooling before its ReLU, which is
+        # faster.
         network.features.__class__ = PoolsFirst
     return network
 
@@ -292,7 +295,8 @@ def _check_forward(spec: ModelSpec, model: PixelModel, options: _BuildOptions) -
         with torch.no_grad():
             logits = model(images)
     except (Exception, SystemExit) as error:
-        # A user's network may fail in any way. A library's network fails if the image is too small.
+        # A user's network may fail in any way. A library's network fails if the image is too
+        # small.
         if is_user_network:
             check_user_failure(spec, model, images, error)
             return
@@ -323,9 +327,9 @@ def check_buildable(
 ) -> None:
     """Check that a network can be built, before data are prepared or a network is trained.
 
-    Networks of libraries are built on torch's meta device, which needs no memory. The first forward
-    pass on this device imports compilers, which takes two seconds. So the small networks of isweep,
-    and networks of users, are built on the CPU.
+    Networks of libraries are built on torch's meta device, which needs no memory. The first
+    forward pass on this device imports compilers, which takes two seconds. So the small
+    networks of isweep, and networks of users, are built on the CPU.
 
     Raises:
         ConfigError: see :func:`build_model`.

@@ -1,9 +1,10 @@
 """Representations of a trained network. Their intrinsic dimension is d_repr.
 
-A representation is the activations of one layer for all training images. The last hidden layer is
-the same as in the released code of Konz & Mazurowski (ICLR 2024):
+A representation is the activations of one layer for all training images. The last hidden layer
+is the same as in the released code of Konz & Mazurowski (ICLR 2024):
 
-- For ResNets it is the output of ``layer4``, after its last ReLU and before pooling, flattened.
+- For ResNets it is the output of ``layer4``, after its last ReLU and before pooling,
+  flattened.
 - For VGGs it is the output of the second fully connected layer, before its ReLU.
 - For any other network it is the input of the final classifier: the last Linear or Conv2d
   module that the network registers.
@@ -11,8 +12,9 @@ the same as in the released code of Konz & Mazurowski (ICLR 2024):
 Activations are computed in evaluation mode, without gradients and without augmentation. The
 released code computes them in training mode and with augmentation.
 
-A model is a :class:`~tasks.trials.models.PixelModel` or a network without input scaling. Images are
-``(num_images, channels, height, width)`` with pixels in [0, 255], on the device of the model.
+A model is a :class:`~tasks.trials.models.PixelModel` or a network without input scaling.
+Images are ``(num_images, channels, height, width)`` with pixels in [0, 255], on the device of
+the model.
 """
 
 from __future__ import annotations
@@ -56,7 +58,11 @@ network of one library must not import the other library."""
 
 
 def feature_layer(network: nn.Module) -> FeatureLayer:
-    """Return the last hidden layer of ``network``."""
+    """Return the last hidden layer of ``network``.
+
+    The classifier of a network that is not in :data:`FEATURE_LAYERS` is its last Linear or Conv2d
+    module in the order of registration. The order of the forward pass does not matter.
+    """
     network_class = type(network)
     layer = FEATURE_LAYERS.get(f"{network_class.__module__}.{network_class.__qualname__}")
     if layer is not None:
@@ -68,11 +74,18 @@ def feature_layer(network: nn.Module) -> FeatureLayer:
     return FeatureLayer(classifier, "input")
 
 
+def network_of(model: nn.Module) -> nn.Module:
+    """Return the network inside a :class:`~tasks.trials.models.PixelModel`, or the model itself."""
+    network: nn.Module = getattr(model, "network", model)
+    return network
+
+
 class Features:
     """The activations of the last hidden layer, collected batch by batch.
 
     Attributes:
-        array: ``(num_images, num_features)`` float32, in the order of the forward passes.
+        array: ``(num_images, num_features)`` float32, in the order of the forward passes. It
+            exists only after the first call of :meth:`add`, which shows the number of features.
     """
 
     array: Float32Array
@@ -86,8 +99,9 @@ class Features:
         """Flatten a batch of activations and add it."""
         features = activations.detach().flatten(1)
         if self._block is None:
-            # This memory is not pinned. A ResNet-50 needs a gigabyte, and pinning it takes longer
-            # than copying it. WSL cannot pin so much memory at once (microsoft/WSL#8447).
+            # This memory is not pinned. A ResNet-50 needs a gigabyte, and pinning it takes
+            # longer than copying it. WSL cannot pin so much memory at once
+            # (microsoft/WSL#8447).
             shape = (self._num_images, features.shape[1])
             self._block = torch.empty(shape, dtype=torch.float32)
             self.array = self._block.numpy()
@@ -105,7 +119,7 @@ def collect_features(model: nn.Module, num_images: int) -> Iterator[Features]:
         model: the model that runs in the block.
         num_images: number of images of all forward passes together.
     """
-    network = getattr(model, "network", model)
+    network = network_of(model)
     layer = feature_layer(network)
     features = Features(num_images)
 
@@ -131,8 +145,8 @@ def extract_features(
 ) -> Float32Array:
     """Return the last hidden layer of every image, ``(num_images, num_features)`` float32.
 
-    For images of 224 pixels, a ResNet-18 or ResNet-34 has 25,088 features, a ResNet-50 has 100,352,
-    and a VGG has 4,096. ``batch_size`` only changes speed and memory.
+    For images of 224 pixels, a ResNet-18 or ResNet-34 has 25,088 features, a ResNet-50 has
+    100,352, and a VGG has 4,096. ``batch_size`` only changes speed and memory.
     """
     with collect_features(model, len(images)) as features, torch.no_grad(), evaluation_mode(model):
         for start in range(0, len(images), batch_size):
@@ -152,7 +166,8 @@ def estimate_dimension(
     """Return estimates of d_repr, the intrinsic dimension of representations.
 
     Args:
-        features: ``(num_images, num_features)``, or a source that computes them block by block.
+        features: ``(num_images, num_features)``, or a source that computes them block by
+            block.
         estimators: names in :data:`tasks.measures.estimators.ESTIMATORS`.
         num_neighbors: number of nearest neighbors of each image.
         discard_fraction: share of the largest distance ratios that TwoNN leaves out.
@@ -177,7 +192,13 @@ def estimate_dimension(
         undefined: dict[str, IntrinsicDimension] = {}
         for name in estimators:
             undefined[name] = IntrinsicDimension(
-                name, None, None, source.num_rows, num_neighbors, "", reason=str(error)
+                estimator=name,
+                value=None,
+                std_error=None,
+                num_points=source.num_rows,
+                num_neighbors=num_neighbors,
+                convention="",
+                reason=str(error),
             )
         return undefined
     return {name: _finite(estimate) for name, estimate in estimates.items()}

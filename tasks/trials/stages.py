@@ -20,6 +20,7 @@ from tasks.array_types import Float32Array
 from tasks.measures.neighbors import BLOCK_ROWS
 from tasks.trials.evaluation import evaluation_mode
 from tasks.trials.image_tensors import as_pixels
+from tasks.trials.representations import network_of
 
 STAGE_BATCH_SIZE = 32
 """Number of images in a forward pass of :class:`StageRows`."""
@@ -32,14 +33,14 @@ def list_stages(model: nn.Module, image: Tensor) -> tuple[str, ...]:
     """Return the names of the modules whose outputs end the stages, from input to output.
 
     If the network has timm's list of stages, the names come from this list. Otherwise, a stage
-    consists of all modules whose outputs have the same side, if this side is above one pixel. The
-    stage ends with the module that has the fewest dots in its name. If several have, it ends with
-    the one that finishes last.
+    consists of all modules whose outputs have the same side, if this side is above one pixel.
+    The stage ends with the module that has the fewest dots in its name. If several have, it
+    ends with the one that finishes last.
 
     Example: for a torchvision ResNet and images of 224 pixels, the stages end with ``relu``
     (112 pixels), ``layer1`` (56), ``layer2`` (28), ``layer3`` (14) and ``layer4`` (7).
     """
-    network = getattr(model, "network", model)
+    network = network_of(model)
     modules = dict(network.named_modules())
     timm_stages = getattr(network, "feature_info", None)
     if isinstance(timm_stages, list) and timm_stages:
@@ -49,7 +50,8 @@ def list_stages(model: nn.Module, image: Tensor) -> tuple[str, ...]:
     for name, size in _spatial_sizes(model, modules, image):
         previous = last_modules.get(size)
         if previous is None or name.count(".") <= previous.count("."):
-            # Remove the key first, so that the order of the keys is the order of the stage ends.
+            # Remove the key first, so that the order of the keys is the order of the stage
+            # ends.
             last_modules.pop(size, None)
             last_modules[size] = name
     return tuple(last_modules.values())
@@ -144,8 +146,8 @@ class StageRows:
             # The tensor is copied, because later layers may change it in place.
             outputs.append(output.detach().float().cpu().clone())
 
-        network = getattr(self.model, "network", self.model)
-        handle = network.get_submodule(self.module).register_forward_hook(keep_copy)
+        stage_end = network_of(self.model).get_submodule(self.module)
+        handle = stage_end.register_forward_hook(keep_copy)
         try:
             with torch.no_grad(), evaluation_mode(self.model):
                 self.model(as_pixels(images))

@@ -1,7 +1,7 @@
 """Networks of users: functions ``package.module:function`` that return a network.
 
-The driver sends their source code to every machine that runs a trial. :func:`install_code` makes
-it importable there.
+The driver sends their source code to every machine that runs a trial. :func:`install_code`
+makes it importable there.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ def build_user_network(
 ) -> nn.Module:
     """Call a user's function, ``package.module:function``, and return its network.
 
-    ``spec.code`` is the hash of the source code at the time of planning. If it is empty, the source
-    code is not checked.
+    ``spec.code`` is the hash of the source code at the time of planning. If it is empty, the
+    source code is not checked.
 
     Raises:
-        ConfigError: the source code has changed or cannot be imported, the function does not exist
-            or fails, or the returned network cannot be trained.
+        ConfigError: the source code has changed or cannot be imported, the function does not
+            exist or fails, or the returned network cannot be trained.
     """
     reference = spec.architecture
     if spec.code and code_hash(reference) != spec.code:
@@ -135,8 +135,8 @@ def check_user_failure(
 ) -> None:
     """Raise a ConfigError if a network that failed on ``images`` would fail on all images.
 
-    A network may fail because of the values of the pixels. Then it may work on other images, so
-    it is accepted. A trial fails later only if its own images cause an error.
+    A network may fail because of the values of the pixels. Then it may work on other images,
+    so it is accepted. A trial fails later only if its own images cause an error.
     """
     if depends_on_pixels(error) or _may_run_without_values(model, images.shape):
         return

@@ -23,7 +23,7 @@ from orchestrator.machine.self_test.network import (
 )
 from tasks.trials.image_tensors import as_pixels
 from tasks.trials.models import PixelModel
-from tasks.trials.training import autocast, has_batch_norm
+from tasks.trials.steps import autocast, has_batch_norm
 
 BATCH_NORM_IMAGES = 8
 """Number of images for the compared gradient of networks with batch norm. With fewer images, batch

@@ -22,8 +22,9 @@ from orchestrator.machine.self_test.network import (
     random_images,
 )
 from search_spaces.specs import RecipeSpec
+from tasks.trials.cuda_graphs import Capture, capture_graph
 from tasks.trials.models import PixelModel
-from tasks.trials.training import Capture, capture_graph, train
+from tasks.trials.training import train
 
 NUM_EPOCHS = 6
 """Number of epochs of each training. The smaller last batch of an epoch is captured in the fourth

@@ -10,7 +10,7 @@ from orchestrator.analysis.sentences.methods import methods_paragraph
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import Provenance
-from tasks.trials.training import SGD_MOMENTUM
+from tasks.trials.steps import SGD_MOMENTUM
 
 NO_SPLIT_GROUPS = "no group is in both training and test set"
 PROMISES_OF_THE_SPLIT = (NO_SPLIT_GROUPS, "nested", "is the same for all train sizes")

@@ -229,6 +229,7 @@ def report_page(rows, fits, folder):
     return unescape(path.read_text("utf-8"))
 
 
+@pytest.mark.long
 def test_questions_between_datasets_are_answered_over_pairs(tmp_path):
     rows = trial_table(on_k=1.0, noise=0.05)
     fits = fit_scaling_laws(rows)
@@ -298,6 +299,7 @@ def with_attack(rows):
     return rows.assign(pgd_32_accuracy_drop=drop, pgd_32_loss_gain=drop)
 
 
+@pytest.mark.long
 def test_lost_accuracy_is_in_points_for_pairs_ten_per_cent_further_apart():
     rows = with_attack(trial_table(noise=0.1))
     fits = fit_scaling_laws(rows)
@@ -337,6 +339,7 @@ def test_lost_accuracy_is_in_points_for_pairs_ten_per_cent_further_apart():
     assert first_step.startswith("Ask the suggested questions again, on images that")
 
 
+@pytest.mark.long
 def test_the_ledger_counts_a_suggested_relation_apart_from_a_supported_one():
     """A question that was asked after seeing the images confirms nothing, in `claims` as in `fit`."""
     rows = with_attack(trial_table(noise=0.1))
@@ -378,6 +381,7 @@ def test_a_claim_that_was_asked_after_seeing_the_images_confirms_nothing():
     assert all(claim_line(claim).endswith(ASKED_AFTER_SEEING) for claim in decided)
 
 
+@pytest.mark.long
 def test_a_late_question_has_one_verdict_in_json_in_fit_in_the_table_and_in_claims():
     rows = with_attack(trial_table(on_k=1.0, noise=0.05))
     keys = {

@@ -309,7 +309,8 @@ def test_a_new_process_waits_in_quarantine_before_it_reports_an_unusable_gpu(mon
         worker = SimpleNamespace(
             _has_finished_a_trial=has_run, assignment=SimpleNamespace(resources=Resources(1, 1.0))
         )
-        TrialTrainable._failure(worker, error)
+        failure = TrialTrainable._failure(worker, error)
+        TrialTrainable._delay_broken_node(worker, failure)
     assert pauses == [trial_device.FIRST_QUARANTINE_S]
 
 
@@ -788,6 +789,7 @@ def test_a_module_of_the_working_folder_does_not_hide_the_gpus(tmp_path, monkeyp
     assert torch_gpus.describe("").error == ""
 
 
+@pytest.mark.long
 def test_a_node_is_described_by_another_process():
     node = torch_gpus.describe(None)
     assert (node.gpus, node.torch) == ((), torch.__version__)

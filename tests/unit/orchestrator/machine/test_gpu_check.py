@@ -47,8 +47,8 @@ from orchestrator.running.recovery.resource_policy import ResourcePolicy
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.models import PAPER_MODELS, model_spec
 from tasks.measures.products import blas_product
+from tasks.trials.cuda_graphs import CaptureError
 from tasks.trials.records import CONTEXT_BYTES, EpochRecord
-from tasks.trials.training import CaptureError
 from tests.unit.orchestrator.machine.test_devices import listening_mps
 
 TINY = Case(model_spec("small_cnn"), 8, num_images=18, image_size=16)
@@ -399,6 +399,7 @@ def test_a_process_that_is_measured_too_long_is_killed_after_its_gpu_work_has_en
     assert [process.returncode for process in processes] == [-9, -9]
 
 
+@pytest.mark.long
 def test_a_part_that_takes_too_long_can_clean_up_before_it_is_killed():
     """So it ends NVIDIA's MPS, also if the check was started in the background without SIGINT."""
     code = (

@@ -547,7 +547,7 @@ def test_a_run_stops_using_mps_in_words_after_tune_killed_running_trials(paper, 
     loop._outcomes.num_tune_failures = 0
     loop._queue = TrialQueue(deque(), submitted={trial_id})
     if is_running:
-        loop._queue.running.add(trial_id)
+        loop._queue.start(trial_id)
     loop._outcomes._run.cluster.mps = PrivateMps(UUIDS, notes.append)
     loop._outcomes._run.cluster.mps.folder = Path("/nowhere")
     shares = "New trials have a whole GPU each"

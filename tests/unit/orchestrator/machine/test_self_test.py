@@ -34,7 +34,8 @@ from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.models import PAPER_MODELS, model_spec
 from search_spaces.specs import ModelSpec
-from tasks.trials.training import CaptureError, train
+from tasks.trials.cuda_graphs import CaptureError
+from tasks.trials.training import train
 
 CPU = torch.device("cpu")
 TINY = Case(model_spec("small_cnn"), 8, num_images=18, image_size=16)
@@ -465,6 +466,7 @@ def test_dropout_in_a_graph_must_draw_new_numbers_in_each_replay():
     )
 
 
+@pytest.mark.long
 def test_networks_with_dropout_are_also_compared_with_it():
     squeezenet = ModelSpec(name="squeezenet", library="torchvision", architecture="squeezenet1_1")
     results = compare_trainings(Case(squeezenet, 4, num_images=10, image_size=32), CPU)
@@ -487,6 +489,7 @@ def test_a_case_has_the_network_and_settings_of_its_trial():
     assert case_of_own_model.model.name == "resnet18"
 
 
+@pytest.mark.long
 def test_the_module_prints_the_verdict_as_a_program():
     process = subprocess.run(
         [sys.executable, "-m", "orchestrator.machine.self_test.program", "cpu", TINY.to_json()],

@@ -33,7 +33,12 @@ def model_of(name, size=32):
         ("small_mlp", 32, []),
         # Channels last.
         ("torchvision:swin_t", 64, ["features.1", "features.3", "features.5", "permute"]),
-        ("torchvision:convnext_tiny", 64, ["features.1", "features.3", "features.5", "features"]),
+        pytest.param(
+            "torchvision:convnext_tiny",
+            64,
+            ["features.1", "features.3", "features.5", "features"],
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_a_stage_ends_where_the_spatial_size_changes(name, size, expected):
@@ -41,6 +46,7 @@ def test_a_stage_ends_where_the_spatial_size_changes(name, size, expected):
     assert list(list_stages(model_of(name, size), images)) == expected
 
 
+@pytest.mark.long
 def test_activations_equal_torchvisions_extractor_in_blocks_of_any_size():
     model = model_of("resnet18", 64)
     images = pixels_of(40, side=64)
