@@ -32,8 +32,9 @@ test: export PYTHONDONTWRITEBYTECODE :=
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not chaos and not long"
 
-# Tests that take many seconds of processor time: simulations of levels and powers, networks of the study in full, the
-# tutorial, MLflow's page, the dashboard of a private cluster.
+# Tests that take seconds of processor time and whose promise a quicker test holds too, or that repeat one promise for
+# many inputs: simulations of levels and powers, further networks of the study, further layouts of a dataset, the
+# tutorial, MLflow's page, private clusters. Run them before a release; they also run every week.
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "long and not chaos"
 

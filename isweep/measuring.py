@@ -22,7 +22,8 @@ from orchestrator.measuring.request import LabeledImages, Measured, MeasureReque
 from orchestrator.measuring.sources import measure_source
 from orchestrator.planning.paths import RootPaths
 from search_spaces.errors import ConfigError, DataError, plural, unknown_name
-from tasks.measures.records import MeasureResult, MeasureSettings, as_sizes, one_array
+from tasks.measures.input_checks import checked_array, whole_train_sizes
+from tasks.measures.records import MeasureResult, MeasureSettings
 from tasks.remote import InlineExecutor
 
 ARGUMENTS = ("train_sizes", "class_pair", "image_size", "channels", "own", "root")
@@ -194,7 +195,7 @@ def measure(
         if name not in known_settings:
             raise unknown_name("setting", name, [*known_settings, *ARGUMENTS])
     method = MeasureSettings(**settings)
-    sizes = as_sizes(train_sizes)
+    sizes = whole_train_sizes(train_sizes)
     pair = _two_names(class_pair)
     if isinstance(images, (str, Path)):
         request = MeasureRequest(
@@ -228,11 +229,11 @@ def _measure_arrays(
     images: npt.ArrayLike, labels: npt.ArrayLike | None, request: MeasureRequest
 ) -> Measurement:
     """Measure an array of images with an array of as many labels."""
-    image_array = one_array("Images", images)
+    image_array = checked_array("Images", images)
     if labels is None:
         measured = rescale_and_measure(LabeledImages(image_array), request, InlineExecutor())
         return Measurement(**vars(measured))
-    label_array = one_array("Labels", labels)
+    label_array = checked_array("Labels", labels)
     if label_array.shape != (len(image_array),):
         raise DataError(
             f"The labels have the shape {label_array.shape}, but there are "

@@ -52,8 +52,8 @@ class AttackPasses:
     Attributes:
         shared_gradients: forward and backward passes that all epsilons share.
         gradients: forward and backward passes for each epsilon.
-        forwards: forward passes for each epsilon that have no backward pass. The final scoring is
-            one of them.
+        forwards: forward passes for each epsilon that have no backward pass. The final scoring
+            is one of them.
     """
 
     shared_gradients: int = 0

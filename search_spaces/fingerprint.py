@@ -22,7 +22,8 @@ from functools import cache, lru_cache
 from pydantic import BaseModel
 
 ID_HEX_DIGITS = 12
-"""Hex digits of a hash in an id. Of a million ids, two are equal with a probability of 0.2 %."""
+"""Hex digits of a hash in an id. Of a million ids, two are equal with a probability of 0.2
+%."""
 VERSION_FIELD = "schema_version"
 """Name of the field that the JSON of a spec always contains."""
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode

@@ -183,6 +183,14 @@ class ModelSpec(Spec):
         """The key of the pretrained weights. Equal keys mean the same file of weights."""
         return f"{self.library}-{self.architecture}"
 
+    @property
+    def keyword_arguments(self) -> dict[str, object]:
+        """The arguments as keyword arguments, with lists in place of tuples."""
+        arguments: dict[str, object] = {}
+        for name, value in self.arguments:
+            arguments[name] = list(value) if isinstance(value, tuple) else value
+        return arguments
+
 
 Layout = Literal["class/group", "group/class"]
 """Order of two folder levels. ``class/group``: every class folder has a folder for each
@@ -273,7 +281,7 @@ class RecipeSpec(Spec):
         weight_decay: factor of the weight decay.
         batch_size: number of images in one optimization step.
         epochs: number of passes over the training images.
-        precision: number format of the forward pass, see :class:`tasks.trials.training.Step`.
+        precision: number format of the forward pass, see :class:`tasks.trials.steps.Step`.
         num_outputs: number of logits; None for one logit per class. The released code used the
             1000 logits of torchvision's networks.
         input_scale: factor on pixels in [0, 255]. It is applied inside the model, so attacks
@@ -709,9 +717,9 @@ class TrialSpec(Spec):
     def measurements(self) -> tuple[MeasurementRequest, ...]:
         """The requests for all measurements of the network.
 
-        There is one request for each estimator of d_repr, or two with ``stages``. There is one for
-        each attack and epsilon, and one for each further test set. R has one, and so do the
-        predictions.
+        There is one request for each estimator of d_repr, or two with ``stages``. There is one
+        for each attack and epsilon, and one for each further test set. R has one, and so do
+        the predictions.
         """
         representation = self.representation
         measurements: list[MeasurementRequest] = []

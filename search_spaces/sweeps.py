@@ -8,12 +8,17 @@ A sweep file lists datasets in two ways:
   entries of the key ``arms`` (in code ``conditions``) are applied to them. An
   :class:`ExperimentDataset` is one base dataset, with one condition or without.
 
-A class with a name that ends with ``Choice`` is an entry as the user writes it. The planner
-makes a spec from it.
-
 :meth:`SweepSpec.list_datasets` converts both to :class:`DatasetChoice` entries, which the
 planner reads. A :class:`ConditionDataset` is such an entry for a condition that changes
 training images.
+
+A ``...Choice`` is an entry as the user writes it, and the planner makes a spec from it:
+
+- :class:`ModelChoice` becomes a :class:`~search_spaces.specs.ModelSpec`.
+- :class:`RecipeChoice` becomes one or more :class:`~search_spaces.specs.RecipeSpec`.
+- :class:`DatasetChoice` becomes a :class:`~search_spaces.specs.DatasetSpec`.
+
+If a key of the file differs from the name of its field, the key is the alias of the field.
 """
 
 from __future__ import annotations
@@ -292,6 +297,8 @@ class DatasetChoice(specs.Spec):
             datasets. In a sweep file, the key is ``made``.
     """
 
+    model_config = ConfigDict(populate_by_name=True)
+
     name: specs.Name
     class_pairs: tuple[PairChoice, ...] | None = None
     user_source: UserSourceSpec | None = Field(default=None, alias="own")
@@ -505,18 +512,17 @@ class SweepSpec(specs.Spec):
             if dataset.training_parameters:
                 condition_dataset = ConditionDataset(
                     name=name,
-                    # `made` is the key of the field `generated` in sweep files.
-                    made=dataset.images,
+                    generated=dataset.images,
                     base=dataset.base_dataset_name,
                     parameters=dataset.training_parameters,
                 )
                 choices.append(condition_dataset)
             else:
-                choices.append(DatasetChoice(name=name, made=dataset.images))
+                choices.append(DatasetChoice(name=name, generated=dataset.images))
         return tuple(choices)
 
     @property
-    def further_tests(self) -> dict[str, tuple[specs.FurtherTest, ...]]:
+    def further_tests_by_dataset(self) -> dict[str, tuple[specs.FurtherTest, ...]]:
         """The further test sets by the name of a dataset.
 
         A base dataset has a further test set for each of its conditions. The dataset of a

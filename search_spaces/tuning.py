@@ -65,8 +65,8 @@ class TuneSpec(Spec):
             :data:`GRID_RATES`. A diverged training counts only in part.
         train_size: number of images for training and validation together; None for the largest
             train size of the sweep.
-        validation_share: share of validation images among the images of ``train_size``. A group is
-            never split.
+        validation_share: share of validation images among the images of ``train_size``. A
+            group is never split.
         finalists: number of best trials that are trained again before the choice. The recipe
             of the sweep is trained again too.
         seeds: number of trainings of each finalist, including the one in the search. Each

@@ -24,6 +24,8 @@ import isweep
 from benchmarks.harness import source
 from orchestrator.analysis.findings import what_was_found
 from orchestrator.analysis.fits import ScalingFits
+from orchestrator.analysis.law_fits.exponents import TWONN
+from orchestrator.analysis.number_formats import number
 
 REPOSITORY = Path(__file__).parents[1]
 README = REPOSITORY / "README.md"
@@ -60,6 +62,12 @@ def answers_of(fits: ScalingFits) -> dict[str, Any]:
     for answer in fits.answers:
         if answer.adjusted_p is not None:
             p_values[answer.question.key] = answer.adjusted_p
+    exponents = {}
+    for estimator, fit in (("MLE", fits.exponent()), (TWONN, fits.exponent(variant=TWONN))):
+        exponent = fit.estimate("exponent")
+        assert exponent is not None
+        exponents[estimator] = [exponent.value, *exponent.interval]
+    fall = fits.fall()
     return {
         "name": "demo",
         "num_datasets": len(fits.datasets),
@@ -67,7 +75,24 @@ def answers_of(fits: ScalingFits) -> dict[str, Any]:
         "num_at_chance_level": fits.num_at_chance_level,
         "adjusted_p": p_values,
         "summary": [*what_was_found(fits)],
+        "exponents": exponents,
+        "smallest_train_size": fall.train_sizes[0],
+        "num_at_smallest": fall.num_at_smallest,
+        "num_unfitted": fall.num_unfitted,
     }
+
+
+def remark_on_the_fall(document: dict[str, Any]) -> str:
+    """Return what README says of the fall of the loss and of its rate, in one line."""
+    rates = ", ".join(
+        f"{number(value)} ({number(low)} to {number(high)}) with {estimator}"
+        for estimator, (value, low, high) in document["exponents"].items()
+    )
+    return (
+        f"at N = {document['smallest_train_size']}, {document['num_unfitted']} of "
+        f"{document['num_at_smallest']} networks do not fit even their training images. "
+        f"The rate b depends on the estimator of d_data: {rates}"
+    )
 
 
 def save_figures(folder: Path) -> None:

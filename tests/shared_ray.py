@@ -25,9 +25,7 @@ def group(file: str) -> str:
     uses_cluster = path.is_file() and "ray_local" in path.read_text(encoding="utf-8")
     if not uses_cluster:
         return file
-    # The files in `running` take as long as all other files: on two clusters both end together.
-    num_parts = 4 if "running" in path.parts else 2
-    folder = "/".join(Path(file).parts[:num_parts])
+    folder = "/".join(Path(file).parts[:2])
     return f"Ray of {folder}"
 
 

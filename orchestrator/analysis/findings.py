@@ -146,8 +146,10 @@ def next_steps(fits: ScalingFits, predict: str = "") -> tuple[str, ...]:
     """
     steps = []
     answers = {slope.on: fits.pair_answer(slope) for slope in fits.class_pairs}
-    if any(answer.verdict == "suggested" for answer in answers.values()):
-        steps.append("Ask the suggested question again, on images that you have not seen yet.")
+    num_suggested = sum(finding.verdict == "suggested" for finding in of_class_pairs(fits))
+    if num_suggested:
+        noun = "question" if num_suggested == 1 else "questions"
+        steps.append(f"Ask the suggested {noun} again, on images that you have not seen yet.")
     elif DROP_ON_DELTA in answers:
         if answers[DROP_ON_DELTA].verdict == "supported":
             steps.append(

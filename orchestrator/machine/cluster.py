@@ -19,7 +19,7 @@ from pydantic import Field
 from orchestrator.machine import processes, ray_folders, signals
 from orchestrator.machine.gpus.nvidia_smi import has_devices
 from orchestrator.machine.gpus.this_machine import check_driver, gpus_here
-from orchestrator.machine.gpus.visible import is_logical, visible_gpus
+from orchestrator.machine.gpus.visible import gpus_are_only_scheduled, visible_gpus
 from orchestrator.machine.mps import PrivateMps
 from orchestrator.machine.ray_settings import (
     apply_settings,
@@ -50,9 +50,9 @@ START_ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options of a run that change a result at most by rounding, such as folder and cluster.
+    """Options about where a run works. They change a result at most by rounding.
 
-    This class checks the address only. :mod:`isweep` checks all other values.
+    This class checks the address only. :mod:`isweep` checks the limits in the annotations.
 
     Attributes:
         root: folder of all files; None uses ``$ISWEEP_ROOT`` or ``./isweep-root``.
@@ -145,7 +145,8 @@ class Cluster:
         dashboard: URL of the dashboard; empty if there is none or the cluster is shared.
         is_private: True for a private cluster, which the command started on this machine.
         memory_bytes: memory of all nodes that Ray may assign.
-        mps: NVIDIA's MPS of a private cluster; None if the cluster was connected without it.
+        mps: NVIDIA's MPS of a private cluster; None if no start of MPS was requested. Its
+            ``folder`` shows whether MPS runs.
     """
 
     num_cpus: float
@@ -170,7 +171,7 @@ class Resources:
         micro_batch_policy: whether batches may be split, ``micro_batches`` of
             :class:`~search_spaces.sweeps.ResourceSpec`.
         micro_batch: largest number of images in a forward pass; None for whole batches.
-        context_bytes: bytes of the share of a GPU that the trial cannot use for tensors.
+        context_bytes: bytes of the CUDA context, which a share of a GPU contains besides tensors.
     """
 
     num_cpus: float
@@ -193,7 +194,7 @@ class Resources:
 
 
 def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto") -> Resources:
-    """Return the resources that each trial requests on a cluster.
+    """Return the resources that each trial requests, and check that a private cluster has them.
 
     Args:
         spec: resources in the sweep file.
@@ -276,31 +277,51 @@ def connect(
         SweepError: Ray does not answer, does not start, refuses this machine, or is too old.
     """
     apply_settings()
-    head = None if address is None else resolve_head(address)
+    is_private = address is None
     with contextlib.ExitStack() as stack:
-        if head is None:
-            _check_bash()
-            ray_folders.remove_leftovers()
-            stack.enter_context(private_environment(token_file))
-        with signals.stop_held():
-            ray = _imported_ray()
-        settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if job:
-            settings["job_config"] = ray.job_config.JobConfig(metadata=dict(job))
-        if head is not None:
-            with signals.own_signals(ray.shutdown):
-                context = _connect_to_running(ray, str(address), address=head, **settings)
+        if address is None:
+            ray, context = stack.enter_context(
+                _started_cluster(num_cpus, token_file, job, mps, dashboard=dashboard)
+            )
         else:
-            settings["num_cpus"] = num_cpus or len(os.sched_getaffinity(0))
-            settings |= _gpu_settings()
-            settings["include_dashboard"] = dashboard
-            context = stack.enter_context(_private_cluster(ray, mps, **settings))
-        is_private = head is None
+            ray, context = _connect_to_running(address, job)
         stack.enter_context(watch_servers(ray, is_private=is_private))
         if mps is not None:
             # After Ctrl-C, Ray kills workers while the GPU computes for them.
             stack.callback(mps.end_gpu_work)
         yield replace(_cluster_info(ray, context, is_private=is_private), mps=mps)
+
+
+@contextlib.contextmanager
+def _started_cluster(
+    num_cpus: int | None,
+    token_file: Path | None,
+    job: Mapping[str, str] | None,
+    mps: PrivateMps | None,
+    *,
+    dashboard: bool,
+) -> Iterator[tuple[Any, Any]]:
+    """Start a private cluster for a block, and return Ray's module and context.
+
+    The arguments are those of :func:`connect`.
+    """
+    _check_bash()
+    ray_folders.remove_leftovers()
+    with private_environment(token_file):
+        ray = _imported_ray()
+        settings = _driver_settings(ray, job) | _gpu_settings()
+        settings["num_cpus"] = num_cpus or len(os.sched_getaffinity(0))
+        settings["include_dashboard"] = dashboard
+        with _private_cluster(ray, mps, **settings) as context:
+            yield ray, context
+
+
+def _driver_settings(ray: Any, job: Mapping[str, str] | None) -> dict[str, Any]:
+    """Return Ray's settings for both kinds of clusters: few messages, and texts about the job."""
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if job:
+        settings["job_config"] = ray.job_config.JobConfig(metadata=dict(job))
+    return settings
 
 
 def _check_bash() -> None:
@@ -314,15 +335,16 @@ def _check_bash() -> None:
 
 def _imported_ray() -> Any:
     """Import Ray with isweep's settings, and raise a SetupError if its version is too old."""
-    import ray
+    with signals.stop_held():
+        import ray
 
-    if tuple(int(part) for part in ray.__version__.split(".")[:2]) < MIN_RAY:
-        raise SetupError(
-            f"Ray {ray.__version__} runs code from everybody who can connect to its ports",
-            hint="Update Ray to 2.56 or later: run `pip install -U 'ray[default,tune]'`",
-        )
-    read_settings_again()
-    log_messages_of_ray()
+        if tuple(int(part) for part in ray.__version__.split(".")[:2]) < MIN_RAY:
+            raise SetupError(
+                f"Ray {ray.__version__} runs code from everybody who can connect to its ports",
+                hint="Update Ray to 2.56 or later: run `pip install -U 'ray[default,tune]'`",
+            )
+        read_settings_again()
+        log_messages_of_ray()
     return ray
 
 
@@ -332,7 +354,7 @@ def _gpu_settings() -> dict[str, int]:
     Ray counts wrongly in three cases. It counts all slices (MIG) of a GPU as one GPU. It counts one
     GPU if ``CUDA_VISIBLE_DEVICES=-1`` hides all of them. It hangs if the driver hangs.
     """
-    if is_logical():
+    if gpus_are_only_scheduled():
         return {}
     gpus = gpus_here()
     if gpus or visible_gpus() == [] or has_devices():
@@ -377,13 +399,13 @@ def _enter_private_folder(stack: contextlib.ExitStack, mps: PrivateMps | None) -
         outer_folder = Path(folder).parent
         # MPS starts before Ray, whose processes pass the variables of MPS on to the trials.
         stack.enter_context(mps.running(outer_folder / ray_folders.MPS))
-        stack.callback(ray_folders.THIS_MACHINE.end_ray, outer_folder)
+        stack.callback(ray_folders.THIS_MACHINE.end_ray_processes, outer_folder)
     return folder
 
 
 def _start_ray(ray: Any, folder: str, settings: Mapping[str, Any]) -> Any:
     """Start Ray in a temporary folder, and return Ray's context."""
-    # Python reads TMPDIR only once, so this process reads the variable before the change.
+    # Python stores TMPDIR at its first use. This call makes it store the present value.
     tempfile.gettempdir()
     # TMPDIR is inside the folder, because Ray's dashboard and workers are killed at the end and
     # leave their temporary files.
@@ -391,10 +413,18 @@ def _start_ray(ray: Any, folder: str, settings: Mapping[str, Any]) -> Any:
         return ray.init(address="local", _temp_dir=folder, **settings)
 
 
-def _connect_to_running(ray: Any, typed_address: str, **settings: Any) -> Any:
-    """Connect to a running cluster, and raise a SetupError with a hint if this fails."""
+def _connect_to_running(address: str, job: Mapping[str, str] | None) -> tuple[Any, Any]:
+    """Connect to a running cluster, and return Ray's module and context.
+
+    Raises:
+        SetupError: the cluster does not answer, or does not accept this machine.
+    """
+    head = resolve_head(address)
+    ray = _imported_ray()
+    settings = _driver_settings(ray, job)
     try:
-        return ray.init(**settings)
+        with signals.own_signals(ray.shutdown):
+            return ray, ray.init(address=head, **settings)
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         token_hint = (
@@ -404,17 +434,17 @@ def _connect_to_running(ray: Any, typed_address: str, **settings: Any) -> Any:
         # Ray's message mentions a missing token. A refused token is only in the error's cause.
         if "InvalidAuthToken" in f"{error!r} {error.__cause__!r}":
             raise SetupError(
-                f"The Ray cluster at {typed_address} refused this machine's token, or this "
+                f"The Ray cluster at {address} refused this machine's token, or this "
                 "machine has no token",
                 hint=token_hint,
             ) from None
         if isinstance(error, ray.exceptions.AuthenticationError):
             raise SetupError(
-                f"The Ray cluster at {typed_address} needs a token: {reason.partition('. ')[0]}",
+                f"The Ray cluster at {address} needs a token: {reason.partition('. ')[0]}",
                 hint=token_hint,
             ) from None
         raise SetupError(
-            f"The Ray cluster at {typed_address} did not accept this machine: {reason}",
+            f"The Ray cluster at {address} did not accept this machine: {reason}",
             hint="Run isweep on a node of the cluster, with the cluster's version of Ray. In "
             "--address, write the port of the head node (6379 by default), not the port of "
             "the dashboard (8265 by default)",

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from orchestrator.machine.gpu_errors import library_error
 from orchestrator.machine.self_test.case import SMALL_CASES, Case
-from orchestrator.machine.self_test.network import built, noise
+from orchestrator.machine.self_test.network import build_network, random_images
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.models import PAPER_MODELS
@@ -97,14 +97,14 @@ class Bench:
         return tuple(Case.of_network(self.network(model), num_threads) for model in self.models)
 
     def images(self, num_images: int) -> tuple[Tensor, Tensor]:
-        """Return images of random noise with one channel, and labels, on the device."""
-        images, labels = noise(num_images, self.image_size)
+        """Return random images with one channel, and labels, on the device."""
+        images, labels = random_images(num_images, self.image_size)
         return images.to(self.device), labels.to(self.device)
 
     def built(self, model: str) -> PixelModel:
         """Return a network on the device, in the memory layout of its training."""
         spec = self.network(model).model
-        network = built(Case(spec, 1, image_size=self.image_size))
+        network = build_network(Case(spec, 1, image_size=self.image_size))
         network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network
 

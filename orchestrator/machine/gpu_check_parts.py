@@ -34,7 +34,7 @@ from orchestrator.machine.gpus.torch_gpus import describe
 from orchestrator.machine.gpus.visible import visible_gpus
 from orchestrator.machine.mps_daemon import mps_runs
 from orchestrator.machine.self_test import program, stored_verdicts
-from orchestrator.planning.costs.gpu_checks import PACKING_PAYS
+from orchestrator.planning.costs.gpu_checks import MIN_SHARING_GAIN
 from orchestrator.planning.costs.gpu_models import GpuModel
 from orchestrator.planning.costs.memory import array_bytes, peak_bytes
 from orchestrator.planning.costs.networks import cost_of
@@ -45,10 +45,11 @@ from tasks.measures.products import MAX_FEATURES, blas_product, choose_product, 
 from tasks.prepared.subsets import TrialData
 from tasks.trials import isolation
 from tasks.trials.attacks import attack_batch_size, run_clean_pass
+from tasks.trials.cuda_graphs import capture_graph
 from tasks.trials.evaluation import evaluate
 from tasks.trials.records import CONTEXT_BYTES, ComputeOptions
 from tasks.trials.representations import extract_features
-from tasks.trials.training import capture_graph, train
+from tasks.trials.training import train
 from tasks.trials.trial import run_trial
 
 Measurements = Iterator[tuple[str, Any]]
@@ -212,9 +213,9 @@ def correctness(bench: Bench) -> Measurements:
     tests: dict[str, dict[str, Any]] = {}
     for case in bench.self_test_cases():
         if bench.on_gpu:
-            test = stored_verdicts.run_test(case)
+            test = stored_verdicts.run_in_separate_process(case)
         else:
-            test = program.run(case, bench.device).as_fields()
+            test = program.run_self_test(case, bench.device).as_fields()
         tests[case.model.name] = test
         yield "self_test", tests
         wrong = test["wrong"]
@@ -570,7 +571,7 @@ def _sharing(pairs: Mapping[str, Any]) -> Measurements:
     usable = [gains["with_mps"]] if runs_mps else gains.values()
     gain = max((gain for gain in usable if gain is not None), default=None)
     # A run decides in the same way: without a measurement, trials share a GPU if MPS runs.
-    shares = runs_mps if gain is None else gain >= PACKING_PAYS
+    shares = runs_mps if gain is None else gain >= MIN_SHARING_GAIN
     yield "num_gpus", "left out: trials share a GPU" if shares else 1
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator.machine.gpus import nvidia_smi
 from orchestrator.machine.gpus.records import Gpu, NodeGpus
 from orchestrator.machine.mps_daemon import CONTROL
-from orchestrator.planning.costs.gpu_checks import PACKING_PAYS
+from orchestrator.planning.costs.gpu_checks import MIN_SHARING_GAIN
 from orchestrator.planning.costs.gpu_models import GpuModel
 from orchestrator.planning.costs.needs import need_of
 from search_spaces.errors import SweepError
@@ -107,7 +107,7 @@ def _why_no_gain(
     if measured is None:
         return "the gain by MPS is unknown; `isweep gpu-check` measures it"
     gain = float(measured)
-    if gain < PACKING_PAYS:
+    if gain < MIN_SHARING_GAIN:
         return f"MPS would make the trials only {gain:.2f} times as fast"
     saved_s = seconds_in_sequence(trials, model) * (1 - 1 / gain) / num_gpus
     if model.timed and saved_s < MIN_SAVED_S:

@@ -74,12 +74,12 @@ class RayFolders:
 
     def remove(self, folder: Path) -> None:
         """Kill the processes that belong to a folder, then remove the folder."""
-        self.end_ray(folder)
+        self.end_ray_processes(folder)
         # MPS ends after the workers, which use it.
         _kill_processes(folder, _belongs_to_mps)
         shutil.rmtree(folder, ignore_errors=True)
 
-    def end_ray(self, folder: Path) -> None:
+    def end_ray_processes(self, folder: Path) -> None:
         """Kill Ray's processes that belong to a folder.
 
         Workers must be killed too. In many containers process 1 does not remove a dead raylet from

@@ -71,9 +71,9 @@ class SweepPlan:
         return {trial.trial_id: trial for trial in self.trials}
 
     @cached_property
-    def further_tests(self) -> dict[str, tuple[FurtherTest, ...]]:
+    def further_tests_by_dataset(self) -> dict[str, tuple[FurtherTest, ...]]:
         """Further test sets by the name of their dataset."""
-        return self.sweep.further_tests
+        return self.sweep.further_tests_by_dataset
 
     @cached_property
     def largest_size(self) -> int:
@@ -138,7 +138,7 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
             f"The sweep has {num_trials:,} trials, more than the limit of {MAX_TRIALS:,}",
             hint="Shorten a list of the sweep, for example `seeds` or `train_sizes`",
         )
-    further_tests = sweep.further_tests
+    further_tests = sweep.further_tests_by_dataset
     trials = tuple(
         TrialSpec(
             network=network,

@@ -199,7 +199,10 @@ def _spec_of(document: _Document, changes: Mapping[str, object], recipes: Path |
     if changes:
         origin = f"{origin} with changed values of {', '.join(map(str, changes))}"
     try:
-        spec = SweepSpec.model_validate_json(_plain_json(content, document.origin))
+        # A key of a sweep file is an alias of a field. The name of the field is not a key.
+        spec = SweepSpec.model_validate_json(
+            _plain_json(content, document.origin), by_alias=True, by_name=False
+        )
     except ValidationError as error:
         raise_problems(_problems_of(error.errors(), content, origin))
         raise

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.redaction import without_secrets
-from orchestrator.results.mlflow_errors import Refused, first_line, is_final
+from orchestrator.results.mlflow_errors import Refused, first_line, is_refusal
 from search_spaces.errors import ConfigError, SetupError
 from tasks.atomic import place_once
 
@@ -97,7 +97,7 @@ def connect(uri: str) -> MlflowClient:
             _create_database(path)
         return _client(uri)
     except Exception as error:
-        kind = Refused if is_final(error) else SetupError
+        kind = Refused if is_refusal(error) else SetupError
         reason = first_line(error, uri)
         problem = f"The MLflow store {without_secrets(uri)} does not answer: {reason}"
         raise kind(problem, hint=_fix(error, reason)) from None

@@ -1,4 +1,4 @@
-"""Decide which errors of MLflow are final, and shorten their text for messages.
+"""Decide which errors of MLflow are refusals, and shorten their text for messages.
 
 Importing this module does not import ``mlflow``.
 """
@@ -11,21 +11,21 @@ from urllib.parse import unquote
 from orchestrator.planning.redaction import without_secrets
 from search_spaces.errors import ConfigError, SetupError, SweepError
 
-FINAL_CODES = {
+REFUSAL_CODES = {
     "INVALID_PARAMETER_VALUE",
     "BAD_REQUEST",
     "PERMISSION_DENIED",
     "UNAUTHENTICATED",
     "CUSTOMER_UNAUTHORIZED",
 }
-"""MLflow's codes of final errors: another attempt would fail as well."""
+"""MLflow's codes of refusals: another attempt would fail as well."""
 MISSING_CODE = "RESOURCE_DOES_NOT_EXIST"
 """MLflow's error code for a run that does not exist, for example after a restored backup."""
-FINAL_WORDS = re.compile(
+REFUSAL_WORDS = re.compile(
     r"error code 40[0134]|password authentication failed|Access denied"
     r"|(database|role) \S+ does not exist"
 )
-"""Words in final errors without a code: MLflow passes on errors of databases as text."""
+"""Words in refusals without a code: MLflow passes on errors of databases as text."""
 MAX_SEARCHED = 600
 """Number of characters of an error's text that are searched for these words."""
 MAX_LENGTH = 300
@@ -41,15 +41,15 @@ def error_code(error: Exception) -> str:
     return str(getattr(error, "error_code", ""))
 
 
-def is_final(error: Exception) -> bool:
-    """Return whether a repeated call would fail with the same error."""
+def is_refusal(error: Exception) -> bool:
+    """Return whether MLflow refused a call, so that a repeated call would fail as well."""
     if isinstance(error, SweepError):
         return isinstance(error, Refused | ConfigError)
     if isinstance(error, ModuleNotFoundError):
         return True  # the Python driver of a database is not installed
-    if error_code(error) in FINAL_CODES:
+    if error_code(error) in REFUSAL_CODES:
         return True
-    return bool(FINAL_WORDS.search(str(error)[:MAX_SEARCHED]))
+    return bool(REFUSAL_WORDS.search(str(error)[:MAX_SEARCHED]))
 
 
 def no_answer_error(error: Exception) -> SetupError:

@@ -22,7 +22,7 @@ END_KEY = "sweep end"
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """The update of a finished run, compressed to 2 kB.
+    """The update of a finished run, compressed to about 2 kB.
 
     If MLflow is down for a night, 10,000 such updates may wait.
 
@@ -60,7 +60,7 @@ class SweepReport:
 class EndTrials:
     """The request to end all runs in MLflow whose trials are not running any more.
 
-    It has the key END_KEY, as EndSweep has, so the newer of the two replaces the other.
+    EndTrials and EndSweep have the key END_KEY, so the newer of the two replaces the other.
     """
 
 

@@ -21,23 +21,26 @@ class RoundPauses:
 
     Attributes:
         next_pause_s: Length of the pause before the next round, in seconds.
-        is_skipped: True if the next round starts at once, because another thread waits for it.
+        starts_at_once: True if the next round starts at once, because another thread waits for it.
         failing_since: Monotonic time of the first failure since the last progress, in seconds.
             None if MLflow answers.
     """
 
     next_pause_s: float = 0.0
-    is_skipped: bool = False
+    starts_at_once: bool = False
     failing_since: float | None = None
 
     def skip(self) -> None:
-        """Let the next round start at once. If it fails, pauses grow from the shortest again."""
-        self.is_skipped = True
+        """Let the next round start at once, without a pause.
+
+        If the round fails, the pauses after it are short again and grow.
+        """
+        self.starts_at_once = True
         self.next_pause_s = FIRST_PAUSE_S
 
     def start_round(self) -> None:
         """Start a round. If MLflow answers, the pause after it is GATHER_S."""
-        self.is_skipped = False
+        self.starts_at_once = False
         if self.failing_since is None:
             self.next_pause_s = GATHER_S
 

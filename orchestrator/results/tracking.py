@@ -1,8 +1,9 @@
 """The tracker of a sweep, which copies the sweep's state to MLflow in the background.
 
 The result store has the results, and MLflow has copies. The methods of :class:`Tracker` put
-updates into a table in memory: running or failed trials, results, and the sweep's report. The
-table has one entry for each MLflow run, so a newer update of a run replaces an older one.
+updates into a table in memory. An update shows a trial as running or failed, a result, or the
+sweep's report. The table has one entry for each MLflow run, so a newer update of a run replaces an
+older one.
 :mod:`orchestrator.results.update_sender` sends the updates in a thread.
 
 A killed driver loses the table. ``reconcile`` puts all results of the store into the table
@@ -55,7 +56,7 @@ FINISHED_SWEEP = WaitLimit(idle_s=60.0)
 s on an idle machine."""
 STOPPED_SWEEP = WaitLimit(idle_s=6.0, total_s=30.0)
 """Limit of the wait for the updates of a stopped sweep. The next start of the sweep sends the
-rest. Together with END_OF_RUNS, a stop takes at most 8 s if MLflow does not answer."""
+rest. If MLflow does not answer, a stop waits 6 s here and 2 s because of END_OF_RUNS."""
 LAST_ROUND = WaitLimit(idle_s=15.0, total_s=15.0)
 """Limit of the last round of a finished sweep, in which each remaining update has one
 attempt."""
@@ -91,8 +92,8 @@ class Tracker:
         self._clock = clock
         self._sender = UpdateSender(connect, print_note, clock)
         self._has_reopened_sweep_run = False
-        # An empty update changes nothing in MLflow. But the thread must connect to send it, so
-        # that a refusal is reported before any training.
+        # The empty update makes the thread connect, so that a refusal is reported before any
+        # training.
         self._sender.put(SWEEP_KEY, LiveRun())
         if not connect_at_first_update:
             self._sender.start()
@@ -101,14 +102,14 @@ class Tracker:
 
     def start_trial(self, trial_id: str, tags: Mapping[str, str]) -> None:
         """Show a trial as running. A trial that failed before continues its run in MLflow."""
-        with self._sender.changed:
-            self._open_sweep_run()
+        with self._sender.lock:
+            self._reopen_sweep_run()
             self._sender.running.add(trial_id)
             self._change_state(trial_id, tags, failed=False)
 
     def log_points(self, trial_id: str, points: Sequence[CurvePoint]) -> None:
         """Add points to the curves of a running trial."""
-        with self._sender.changed:
+        with self._sender.lock:
             if trial_id in self._sender.running:
                 self._add_points(trial_id, points)
 
@@ -116,14 +117,14 @@ class Tracker:
         """Add numbers of trials by state to the curves of the sweep's run."""
         at_ms = milliseconds(self._clock.time())
         points = [CurvePoint(name, step, value, at_ms) for name, value in counts.items()]
-        with self._sender.changed:
-            self._open_sweep_run()
+        with self._sender.lock:
+            self._reopen_sweep_run()
             self._add_points(SWEEP_KEY, points)
 
     def finish(self, run: FlatRun) -> None:
         """Send the result of a trial, or a learning curve."""
-        with self._sender.changed:
-            self._open_sweep_run()
+        with self._sender.lock:
+            self._reopen_sweep_run()
             self._sender.running.discard(run.run_key)
             self._put(run.run_key, FinishedRun.of(run))
 
@@ -134,7 +135,7 @@ class Tracker:
         del tags[DOMAIN]
         tags["failure_kind"] = str(failure.failure.kind)
         tags["failure_message"] = failure.failure.message[:MAX_MESSAGE_LENGTH]
-        with self._sender.changed:
+        with self._sender.lock:
             self._sender.running.discard(failure.trial_id)
             self._change_state(failure.trial_id, tags, failed=True)
 
@@ -142,8 +143,8 @@ class Tracker:
         """Send the final numbers of the sweep and the files of its report to the sweep's run."""
         self._put(REPORT_KEY, SweepReport(numbers, folder))
 
-    def _open_sweep_run(self) -> None:
-        """Open the sweep's run in MLflow at the first change; an earlier driver may have ended it.
+    def _reopen_sweep_run(self) -> None:
+        """Set the sweep's run to RUNNING at the first change: an earlier driver may have ended it.
 
         A driver that changes nothing leaves the run ended, for example if its start is
         refused.
@@ -169,8 +170,8 @@ class Tracker:
     def _put(self, key: str, update: Update) -> None:
         """Let the thread send an update, in place of an older update with the same key."""
         self._sender.put(key, update)
-        # Before the first connection there are no runs whose trials have ended. ``close`` does
-        # not send EndSweep before the first connection either.
+        # EndTrials alone must not start the thread: a driver without a thread has opened no run
+        # that must end.
         if not isinstance(update, EndTrials):
             self._sender.start()
 
@@ -241,7 +242,7 @@ class Tracker:
 
         The wait ends early if MLflow makes no progress for a minute.
         """
-        return self._sender.wait_until_sent(FINISHED_SWEEP)
+        return self._sender.wait_until_none_sendable(FINISHED_SWEEP)
 
     def save_run_pages(self, path: Path) -> None:
         """Write the addresses of all known runs to a file, so that reports can link to them."""
@@ -259,12 +260,12 @@ class Tracker:
 
         There are four phases, each with its own limit:
 
-        1. Wait until all updates are sent. The limit is FINISHED_SWEEP or STOPPED_SWEEP.
+        1. Wait until no sendable update is left. The limit is FINISHED_SWEEP or STOPPED_SWEEP.
         2. If updates of a finished sweep are left, start a last round (LAST_ROUND). Each
            update has one attempt, so an update that always fails does not block the updates
            behind it.
-        3. If updates are left, give them up and only end the runs (END_OF_RUNS). If the end of
-           the runs failed in the last round, try the end once more.
+        3. If sendable updates are left, give them up and only end the runs (END_OF_RUNS). Do
+           this also if the end of the runs was held back.
         4. Stop the thread.
 
         Args:
@@ -277,22 +278,23 @@ class Tracker:
         self._put(END_KEY, EndSweep(ending))
         try:
             if ending == "FINISHED":
-                all_sent = self.flush() or self._send_last_round()
+                none_sendable = self.flush() or self._send_last_round()
             else:
-                all_sent = self._sender.wait_until_sent(STOPPED_SWEEP)
-            if not all_sent or END_KEY in self._sender.pending:
+                none_sendable = self._sender.wait_until_none_sendable(STOPPED_SWEEP)
+            # The end itself may have been held back in phase 1 or 2.
+            if not none_sendable or END_KEY in self._sender.pending:
                 self._sender.give_up_all()
                 self._put(END_KEY, EndSweep(ending))
-                self._sender.wait_until_sent(END_OF_RUNS)
+                self._sender.wait_until_none_sendable(END_OF_RUNS)
         finally:
             self._sender.stop()
 
     def _send_last_round(self) -> bool:
-        """Let each update have one last attempt; return whether every update had one in time."""
-        self._sender.start_last_round()
-        return self._sender.wait_until_sent(LAST_ROUND)
+        """Give each update one last attempt; return whether every update had one in time."""
+        self._sender.mark_last_round()
+        return self._sender.wait_until_none_sendable(LAST_ROUND)
 
     def _forget_running_trials(self) -> None:
         """Mark no trial as running, so that the next EndTrials or EndSweep ends all runs."""
-        with self._sender.changed:
+        with self._sender.lock:
             self._sender.running.clear()

@@ -19,9 +19,8 @@ any        a newer update of the run arrives       replaced; the newer update is
 Other threads can wait until no sendable update is left. A wait has two limits: the time without
 progress, and the time in total.
 
-An update that is held back stays in the table, because MLflow lacks it, but it is not sent
-again. If an update is replaced while it is being sent, the outcome of its attempt changes
-nothing.
+:class:`~orchestrator.results.pending_updates.PendingUpdates` explains updates that are held back.
+If an update is replaced while it is being sent, the outcome of its attempt changes nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from orchestrator.results.mlflow_errors import (
     MISSING_CODE,
     error_code,
     first_line,
-    is_final,
+    is_refusal,
 )
 from orchestrator.results.outage_notes import OutageNotes
 from orchestrator.results.pending_updates import (
@@ -86,8 +85,9 @@ class UpdateSender:
         clock: Clock for pauses and times.
 
     Attributes:
-        changed: Condition that is notified of new updates and of progress. Its reentrant lock
-            protects the table, the set of running trials, the pauses and the counter of steps.
+        lock: Condition with a reentrant lock. The lock protects ``pending``, ``running``, the
+            pauses and the number of steps. Waiting threads are notified of new updates and of
+            progress.
         pending: Table of the updates that MLflow lacks.
         running: Keys of the trials that run. Their runs in MLflow stay open.
         runs: The sweep's runs in MLflow. None without a connection. Only the thread changes
@@ -104,7 +104,7 @@ class UpdateSender:
         print_note: Callable[[str], None],
         clock: Clock,
     ) -> None:
-        self.changed = clock.condition()
+        self.lock = clock.condition()
         self.pending = PendingUpdates()
         self.running = set[str]()
         self.runs: SweepRuns | None = None
@@ -115,8 +115,8 @@ class UpdateSender:
         self._clock = clock
         self._thread: threading.Thread | None = None
         self._pauses = RoundPauses()
-        # The measure of progress: updates that were sent or held back, and files of a report.
-        self._num_steps_done = 0
+        # Number of updates that were sent or held back, and of files of a report that were sent.
+        self._num_progress_steps = 0
         self._is_last_round = False
         self._is_stopped = False
 
@@ -129,7 +129,7 @@ class UpdateSender:
 
     def start(self) -> None:
         """Start the thread at the first call."""
-        with self.changed:
+        with self.lock:
             if self._thread is None and self._connect is not None:
                 self._thread = self._clock.thread(partial(self._work, self._connect), "mlflow")
                 self._thread.start()
@@ -138,9 +138,9 @@ class UpdateSender:
         """Add an update to the table, in place of an older update with the same key."""
         if self._connect is None:
             return
-        with self.changed:
+        with self.lock:
             self.pending.put(key, update)
-            self.changed.notify_all()
+            self.lock.notify_all()
 
     def wait_for_connection(self, timeout_s: float) -> Exception | None:
         """Wait for MLflow's first answer.
@@ -152,26 +152,27 @@ class UpdateSender:
             The error with which MLflow refused the connection. None if MLflow did not refuse
             it.
         """
-        with self.changed:
-            self.changed.wait_for(lambda: self._num_steps_done or self.last_error, timeout_s)
+        with self.lock:
+            self.lock.wait_for(lambda: self._num_progress_steps or self.last_error, timeout_s)
             if self.runs is None and self.pending.has_held_back:
                 return self.last_error
             return None
 
-    def wait_until_sent(self, limit: WaitLimit) -> bool:
-        """Wait until all updates are sent or held back.
+    def wait_until_none_sendable(self, limit: WaitLimit) -> bool:
+        """Wait until no sendable update is left: all were sent or held back.
 
         Args:
             limit: Limits of the wait.
 
         Returns:
-            True if no update is left that could be sent.
+            True if no sendable update is left.
         """
         end = self._clock.monotonic() + limit.total_s
+        # `reconcile` may have added only EndTrials, which starts no thread.
         self.start()
-        with self.changed:
+        with self.lock:
             self._pauses.skip()
-            self.changed.notify_all()
+            self.lock.notify_all()
             while self.pending.has_sendable and self._thread is not None:
                 wait_s = min(limit.idle_s, end - self._clock.monotonic())
                 if not self._thread.is_alive() or not self._wait_for_progress(wait_s):
@@ -182,24 +183,24 @@ class UpdateSender:
         """Wait until MLflow makes progress; return False if it makes none in time."""
         if timeout_s <= 0:
             return False
-        num_before = self._num_steps_done
-        return self.changed.wait_for(lambda: self._num_steps_done > num_before, timeout_s)
+        num_before = self._num_progress_steps
+        return self.lock.wait_for(lambda: self._num_progress_steps > num_before, timeout_s)
 
-    def start_last_round(self) -> None:
-        """Let each update have one last attempt. An update that fails in it is held back."""
-        with self.changed:
+    def mark_last_round(self) -> None:
+        """Make the next attempt of each update its last: an update that fails is held back."""
+        with self.lock:
             self._is_last_round = True
 
     def give_up_all(self) -> None:
         """Hold back all updates of the table. MLflow still lacks them."""
-        with self.changed:
+        with self.lock:
             self.pending.hold_back_all()
 
     def stop(self) -> None:
         """Stop the thread. Wait for its end, but not for a server that does not answer."""
-        with self.changed:
+        with self.lock:
             self._is_stopped = True
-            self.changed.notify_all()
+            self.lock.notify_all()
         if self._thread is not None:
             self._thread.join(JOIN_S)
 
@@ -212,11 +213,11 @@ class UpdateSender:
 
     def _wait_for_updates(self) -> bool:
         """Wait for updates and for the pause; return False if the thread is stopped."""
-        with self.changed:
-            self.changed.wait_for(lambda: self._is_stopped or self.pending.has_sendable)
+        with self.lock:
+            self.lock.wait_for(lambda: self._is_stopped or self.pending.has_sendable)
             # The pause ends early if another thread waits for the updates.
-            self.changed.wait_for(
-                lambda: self._is_stopped or self._pauses.is_skipped, self._pauses.next_pause_s
+            self.lock.wait_for(
+                lambda: self._is_stopped or self._pauses.starts_at_once, self._pauses.next_pause_s
             )
             self._pauses.start_round()
             return not self._is_stopped
@@ -226,7 +227,7 @@ class UpdateSender:
 
         A failure ends the round, except in the last round.
         """
-        with self.changed:
+        with self.lock:
             updates = self.pending.in_sending_order()
         others_succeed = False
         for key, update in updates:
@@ -238,11 +239,12 @@ class UpdateSender:
                 self._send(self.runs, key, update)
             except Exception as error:
                 log.warning("The update of %s in MLflow failed: %s", key, first_line(error))
-                # Without a connection, the update itself was not tried, so it stays sendable.
+                # If the connection failed, the update was not tried, so this was no attempt.
                 was_last_attempt = self._is_last_round and self.runs is not None
-                if was_last_attempt or is_final(error):
+                if was_last_attempt or is_refusal(error):
                     self._hold_back(error, key, update)
                 else:
+                    self._forget_missing_runs(error)
                     self._send_later(error, key, update, others_succeed=others_succeed)
                     return
             else:
@@ -251,7 +253,7 @@ class UpdateSender:
 
     def _must_send(self, key: str, update: Update) -> bool:
         """Return whether the thread works and an update was neither replaced nor held back."""
-        with self.changed:
+        with self.lock:
             return not self._is_stopped and self.pending.is_sendable(key, update)
 
     def _send(self, runs: SweepRuns, key: str, update: Update) -> None:
@@ -266,7 +268,7 @@ class UpdateSender:
         elif isinstance(update, SweepReport):
             runs.show_report(update.numbers, update.folder, self._note_progress)
         else:
-            with self.changed:
+            with self.lock:
                 open_keys = self.running | self.pending.sendable_keys
             closed, duplicates = runs.end_running(open_keys)
             self.counts.update(closed=closed, duplicates=duplicates)
@@ -276,13 +278,13 @@ class UpdateSender:
     def _remove(self, key: str, update: Update) -> None:
         """Remove an update from the table after it was sent."""
         self._notes.update_succeeded(key, is_last_round=self._is_last_round)
-        with self.changed:
+        with self.lock:
             self.pending.remove(key, update)
             self._note_progress()
 
     def _hold_back(self, error: Exception, key: str, update: Update) -> None:
         """Hold back an update; hold back all updates if MLflow refuses the connection."""
-        with self.changed:
+        with self.lock:
             self.last_error = error
             if self.runs is None:
                 self.pending.hold_back_all()
@@ -290,25 +292,30 @@ class UpdateSender:
                 self.pending.hold_back(key, update)
             self._note_progress()
 
+    def _forget_missing_runs(self, error: Exception) -> None:
+        """Forget the sweep's runs if one of them is missing, so that the thread reads them again.
+
+        Runs are missing after MLflow was restored to an older state.
+        """
+        if error_code(error) == MISSING_CODE:
+            self.runs = None
+
     def _send_later(
         self, error: Exception, key: str, update: Update, *, others_succeed: bool
     ) -> None:
         """Put an update behind all others, and warn the user if MLflow fails for long."""
         now = self._clock.monotonic()
-        with self.changed:
+        with self.lock:
             self.last_error = error
-            if error_code(error) == MISSING_CODE:
-                # MLflow was restored to an older state, so the runs must be read again.
-                self.runs = None
             self.pending.postpone(key, update)
             self._pauses.note_failure(now)
-            self.changed.notify_all()
+            self.lock.notify_all()
         failing_s = self._pauses.failing_s(now)
         self._notes.update_failed(error, key, failing_s=failing_s, others_succeed=others_succeed)
 
     def _note_progress(self) -> None:
         """Count a step that is done, for the threads that wait for progress."""
-        with self.changed:
-            self._num_steps_done += 1
+        with self.lock:
+            self._num_progress_steps += 1
             self._pauses.note_progress()
-            self.changed.notify_all()
+            self.lock.notify_all()

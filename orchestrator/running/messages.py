@@ -126,6 +126,11 @@ class WorkerLocation(NamedTuple):
     num_gpus: float = 1.0
     pid: int = 0
 
+    @property
+    def has_gpu(self) -> bool:
+        """True if the worker has a GPU, or a share of one."""
+        return bool(self.num_gpus and self.gpus)
+
     @classmethod
     def here(cls, trial_id: str) -> WorkerLocation:
         """Return the location of this process, which must be a worker."""

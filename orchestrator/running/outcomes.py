@@ -73,7 +73,7 @@ class Outcomes:
         self._watchdog = watchdog
         self._clock = clock
         self._retries = Retries()
-        self._shown_gpu_notes = {""}  # The empty note is never shown.
+        self._shown_gpu_notes = set[str]()
 
     def process_report(self, trial_id: str, report: TrialReport) -> None:
         """Process a worker's report of a result or a failure."""
@@ -92,11 +92,11 @@ class Outcomes:
                 )
                 # Only reported failures count for the node: a crash has no report, and it does
                 # not show that its node is unfit.
-                self._report_to_node_health(trial_id, outcome)
+                self._count_node_failure(trial_id, outcome)
             else:
                 self._process_result(trial_id, report)
 
-    def process_death(self, trial_id: str, failure: TrialFailure) -> None:
+    def process_unreported_end(self, trial_id: str, failure: TrialFailure) -> None:
         """Process an attempt that ended without a report: crashed, hung, or stopped with Tune."""
         if trial_id not in self._queue.submitted or self._queue.is_stopped:
             return
@@ -127,11 +127,11 @@ class Outcomes:
         """Let new trials compute without NVIDIA's MPS, and request shares that pay without it."""
         mps = self._run.cluster.mps
         if mps is not None and mps.is_used:
-            consequence = self.resources.use_shares_without_mps()
-            mps.abandon(reason, consequence)
+            self.resources.use_shares_without_mps()
+            mps.abandon(reason, self.resources.shares_without_mps_text)
 
-    def _report_to_node_health(self, trial_id: str, failure: TrialFailure) -> None:
-        """Report a failure to the node health, which counts it if the node caused it.
+    def _count_node_failure(self, trial_id: str, failure: TrialFailure) -> None:
+        """Count a failure of a node, if the node caused it.
 
         Raises:
             SetupError: no node can run trials.
@@ -157,7 +157,7 @@ class Outcomes:
         self._run.monitor.trial_finished(trial_id, status)
         self._show_counts()
         self._attempts.log_event(trial_id, "finished", str(status), report.log)
-        if report.gpu_note not in self._shown_gpu_notes:  # once for each GPU
+        if report.gpu_note and report.gpu_note not in self._shown_gpu_notes:  # once for each GPU
             self._shown_gpu_notes.add(report.gpu_note)
             self._run.monitor.note(report.gpu_note)
 
@@ -183,6 +183,7 @@ class Outcomes:
         verdict = self.resources.failed(trial, failure, gpu_name)
         failure = _without_secrets(failure, verdict.hint)
         number = self._attempts.of(trial_id).number
+        # The failure is stored first: if the driver is killed now, the attempt still counts.
         record = FailureRecord(trial_id=trial_id, spec=trial, attempt=number, failure=failure)
         self._run.stored.save(record)
         self._backend.count_failure(failure.kind)

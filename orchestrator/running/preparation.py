@@ -334,7 +334,7 @@ def load_arrays(workspace: Workspace, subset: SubsetSpec, train_size: int) -> Tr
         indices = make_subset(
             data.classes, data.groups, subset, data.splits, max_train_size=train_size
         )
-        tests = workspace.plan.further_tests.get(subset.dataset, ())
+        tests = workspace.plan.further_tests_by_dataset.get(subset.dataset, ())
         return load_subset(data, indices, subset, train_size, tests)
     except (OSError, KeyError, ValueError) as error:
         raise DataError(

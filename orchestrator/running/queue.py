@@ -32,7 +32,7 @@ class TrialQueue:
     Attributes:
         ready: trials that may start now, in their order.
         retry_at: monotonic time, in seconds, of each failed trial's next attempt. These trials
-            start after the ``ready`` ones.
+            start after all ``ready`` trials, even if their time comes earlier.
         submitted: trials that were passed to Tune and have not ended.
         running: the trials in ``submitted`` that have a worker.
         stop_error: the error that stops the run, after which no further trial starts; None if
@@ -72,7 +72,7 @@ class TrialQueue:
             self.stop(error)
 
     @property
-    def is_empty(self) -> bool:
+    def is_finished(self) -> bool:
         """True if no trial is left, or if the run stops with an error."""
         if self.is_stopped:
             return True
@@ -91,6 +91,10 @@ class TrialQueue:
             return None
         self.submitted.add(trial_id)
         return trial_id
+
+    def start(self, trial_id: str) -> None:
+        """Count a submitted trial as running, because it has a worker."""
+        self.running.add(trial_id)
 
     def remove(self, trial_id: str) -> None:
         """Remove a submitted trial that has a result, or that gets no further attempt."""
@@ -134,7 +138,7 @@ class TrialGenerator(Searcher):  # type: ignore[misc]  # Ray ships without types
         Returns ``FINISHED`` if no trial is left, and None if none may start yet. ``trial_id``
         is Tune's own id, which is not used.
         """
-        if self._queue.is_empty:
+        if self._queue.is_finished:
             return str(Searcher.FINISHED)
         next_id = self._queue.take(self._clock.monotonic())
         if next_id is None:
@@ -144,8 +148,11 @@ class TrialGenerator(Searcher):  # type: ignore[misc]  # Ray ships without types
     def on_trial_complete(self, *_: Any, **__: Any) -> None:
         """Do nothing: :class:`~orchestrator.running.trials.TrialLoop` handles ended trials."""
 
-    # Saving and restoring do nothing as well: isweep resumes a run from its own store.
-    save = restore = on_trial_complete
+    def save(self, *_: Any, **__: Any) -> None:
+        """Save nothing: isweep resumes a run from its own store."""
+
+    def restore(self, *_: Any, **__: Any) -> None:
+        """Restore nothing: isweep resumes a run from its own store."""
 
 
 def trial_id_of(trial: Any) -> str:

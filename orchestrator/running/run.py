@@ -5,10 +5,12 @@ per stage. These modules process a trial, one after the other:
 
 1. :mod:`orchestrator.results.state` compares the plan with the store: is the trial done?
 2. :mod:`orchestrator.planning.trial_order` sorts the trials: which trial is next?
-3. :mod:`orchestrator.running.trials` sends the trial to a worker, and retries it if it fails.
+3. :mod:`orchestrator.running.trials` sends the trial to a worker.
 4. :mod:`orchestrator.running.workers.worker` runs the trial. :mod:`tasks.trials.trial` trains
    the network and measures it.
-5. :mod:`orchestrator.running.trial_source` builds the record of its result and saves it with
+5. :mod:`orchestrator.running.outcomes` processes its result or failure, and decides whether a
+   failed trial is tried again.
+6. :mod:`orchestrator.running.trial_source` builds the record of its result and saves it with
    :mod:`orchestrator.results.store`. :mod:`orchestrator.results.tracking` shows the result in
    MLflow.
 """
@@ -52,9 +54,9 @@ if TYPE_CHECKING:
     from orchestrator.running.actors import ActorHandles
 
 MAX_PRODUCTS_HERE = 10**9
-"""Largest number of multiplications for the distances of a subset that this process measures.
-Such a subset takes less than a second, and Ray needs as long to start a task. Ray measures
-larger subsets."""
+"""This process measures a subset itself if the distances between its images need at most this
+many multiplications. It takes less than a second, and Ray needs as long to start a task. Ray
+measures larger subsets."""
 
 
 @dataclass(frozen=True)
@@ -167,12 +169,12 @@ class _SweepRun(Stages):
 
     @property
     def state(self) -> State:
-        """The state of the sweep: its plan compared with the store, which only this run writes."""
+        """The state of the sweep: its plan compared with the stored results, anew at each use."""
         return compare_with_plan(self.workspace, self.stored)
 
     @property
     def trials_to_train(self) -> list[TrialSpec]:
-        """The trials of the plan without a result from the present data."""
+        """The trials to run, except those whose stored result lacks only measurements."""
         state = self.state
         trials = _trials_to_run(self.workspace.plan, state)
         return [trial for trial in trials if trial.trial_id not in state.partial]
@@ -213,21 +215,22 @@ def _check_before_start(sweep: _SweepRun) -> None:
         check_feasible(workspace, options.raw)
     if ids_to_run:
         _note_other_sweeps(sweep, ids_to_run)
+    # Until here, a store that does not answer is reported at once. From now on, the run waits.
     sweep.stored.retry = RetryWithBackoff(sweep.monitor.note)
 
 
 def _mark_damaged_predictions(sweep: _SweepRun) -> None:
     """Mark missing and damaged predictions, so that this run computes them again."""
-    losses = sweep.stored.mark_damaged_predictions(sweep.workspace.plan.trials_by_id)
-    if losses.num_from_weights:
+    damaged = sweep.stored.mark_damaged_predictions(sweep.workspace.plan.trials_by_id)
+    if damaged.num_from_weights:
         sweep.monitor.note(
             "isweep computes missing or damaged predictions again from stored weights, for "
-            f"{plural(losses.num_from_weights, 'trial')}"
+            f"{plural(damaged.num_from_weights, 'trial')}"
         )
-    if losses.num_retrained:
+    if damaged.num_retrained:
         sweep.monitor.note(
-            f"isweep trains {plural(losses.num_retrained, 'trial')} again, because predictions are "
-            "missing or damaged and the weights are not stored or are damaged too"
+            f"isweep trains {plural(damaged.num_retrained, 'trial')} again, because predictions "
+            "are missing or damaged and the weights are not stored or are damaged too"
         )
 
 
@@ -260,7 +263,7 @@ def _start_services(sweep: _SweepRun) -> None:
     packaged_datasets = preparation.BackgroundPreparation(workspace, sweep.options, sweep.monitor)
     sweep.stack.callback(packaged_datasets.end)
     if _trials_to_run(workspace.plan, state):
-        cluster = sweep.cluster  # This first use starts Ray, or connects to it.
+        cluster = sweep.start_cluster()
         # This call raises an error if a trial requests more than the cluster has.
         trial_resources(workspace.plan.sweep.resources, cluster, sweep.options.device)
         if sweep.options.address:
@@ -270,6 +273,7 @@ def _start_services(sweep: _SweepRun) -> None:
         sweep.actors = ActorHandles(workspace.results_url)
         # The actors start while Ray Tune is imported, which takes a second.
         importlib.import_module("orchestrator.running.trials")
+    # Wait for these datasets: the call at the end of the command only ends the process.
     packaged_datasets.end(preparation.BACKGROUND_LIMIT_S)
     sweep.tracker.check()
 

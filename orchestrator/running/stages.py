@@ -20,7 +20,7 @@ from orchestrator.machine.cluster import (
 from orchestrator.machine.gpu_problems import refuse, survey
 from orchestrator.machine.gpus.records import NodeGpus
 from orchestrator.machine.gpus.this_machine import gpus_here
-from orchestrator.machine.gpus.visible import is_logical
+from orchestrator.machine.gpus.visible import gpus_are_only_scheduled
 from orchestrator.machine.locks import locked
 from orchestrator.machine.mps import PrivateMps
 from orchestrator.machine.mps_choice import why_no_mps
@@ -57,8 +57,8 @@ class Stages:
         options: where and how to run.
         monitor: shows progress.
         stack: closes the command's resources at its end.
-        gpus_before: the GPUs of this machine before a private cluster starts; empty if trials
-            run on CPUs or on a cluster that already runs.
+        local_gpus: the GPUs of this machine, for a private cluster; empty before
+            :meth:`check_machine`, and if trials run on CPUs or on a cluster that already runs.
     """
 
     purpose: str
@@ -66,7 +66,8 @@ class Stages:
     options: RunOptions
     monitor: Progress
     stack: ExitStack
-    gpus_before: list[NodeGpus] = field(default_factory=list, init=False)
+    local_gpus: list[NodeGpus] = field(default_factory=list, init=False)
+    _cluster: Cluster | None = field(default=None, init=False)
 
     @property
     def trials_to_train(self) -> Sequence[TrialSpec]:
@@ -89,9 +90,10 @@ class Stages:
         self.monitor.stage("start", "MLflow" if self.options.tracking else "")
         remove_orphans(self.workspace.paths)
 
-    @cached_property
-    def cluster(self) -> Cluster:
-        """The cluster. The first use starts Ray, or connects to a running cluster."""
+    def start_cluster(self) -> Cluster:
+        """Return the cluster. The first call starts Ray, or connects to a running cluster."""
+        if self._cluster is not None:
+            return self._cluster
         plan = self.workspace.plan
         paths = self.workspace.paths
         self.monitor.stage("start", "Ray")
@@ -108,21 +110,21 @@ class Stages:
             },
             mps=self._private_mps(),
         )
-        cluster = self.stack.enter_context(connection)
-        self._show_cluster(cluster)
-        return cluster
+        self._cluster = self.stack.enter_context(connection)
+        self._show_cluster(self._cluster)
+        return self._cluster
 
     def _private_mps(self) -> PrivateMps | None:
         """Return NVIDIA's MPS for a private cluster; None if the cluster must not start it."""
-        if not self.gpus_before:
+        if not self.local_gpus:
             return None
         resources = self.workspace.plan.sweep.resources
         checks = read_checks(gpu_check_folders(self.workspace.paths.root))
-        reason = why_no_mps(self.gpus_before, resources, self.trials_to_train, checks)
+        reason = why_no_mps(self.local_gpus, resources, self.trials_to_train, checks)
         if reason:
             log.info("NVIDIA's MPS is not started: %s", reason)
             return None
-        uuids = tuple(gpu.uuid for node in self.gpus_before for gpu in node.gpus)
+        uuids = tuple(gpu.uuid for node in self.local_gpus for gpu in node.gpus)
         return PrivateMps(uuids, self.monitor.note)
 
     def _show_cluster(self, cluster: Cluster) -> None:
@@ -145,14 +147,17 @@ class Stages:
 
     @cached_property
     def nodes(self) -> list[NodeGpus]:
-        """The cluster's nodes with GPUs; empty if trials run on CPUs."""
-        if self.options.device == "cpu" or not self.cluster.num_gpus:
+        """The cluster's nodes with GPUs; empty if trials run on CPUs. The first use starts Ray."""
+        if self.options.device == "cpu":
             return []
-        if self.gpus_before:
-            mps = self.cluster.mps
-            has_mps = mps is not None and mps.folder is not None
-            return [replace(node, mps=node.mps or has_mps) for node in self.gpus_before]
-        return survey(self.cluster.num_gpus, is_private=self.cluster.is_private)
+        cluster = self.start_cluster()
+        if not cluster.num_gpus:
+            return []
+        if self.local_gpus:
+            # The cluster may have started MPS after these GPUs were listed.
+            has_mps = cluster.mps is not None and cluster.mps.folder is not None
+            return [replace(node, mps=node.mps or has_mps) for node in self.local_gpus]
+        return survey(cluster.num_gpus, is_private=cluster.is_private)
 
     def check_machine(self) -> None:
         """Check that trials can run, before Ray starts.
@@ -166,14 +171,15 @@ class Stages:
             resolve_head(options.address)
             return
         num_gpus = 0 if options.device == "cpu" else len(gpus_here())
-        device = "cpu" if num_gpus or is_logical() else options.device
-        # This call raises an error if a trial requests more than this machine has.
+        # The GPUs are checked below, so only the CPUs and the memory are checked here. This call
+        # raises an error if a trial requests more than this machine has.
+        device = "cpu" if num_gpus or gpus_are_only_scheduled() else options.device
         trial_resources(
             self.workspace.plan.sweep.resources, cpu_cluster_here(options.num_cpus), device
         )
         if num_gpus:
-            self.gpus_before = survey(num_gpus, is_private=True)
-            self.check_gpus(self.gpus_before)
+            self.local_gpus = survey(num_gpus, is_private=True)
+            self.check_gpus(self.local_gpus)
 
     def check_gpus(self, nodes: list[NodeGpus]) -> None:
         """Check that the sweep's trials can run on the GPUs of these nodes.
@@ -195,7 +201,7 @@ class Stages:
             reads_files: True if the tasks read raw files or prepared data. They then run on
                 the driver's node, because other nodes may lack these files.
         """
-        cluster = self.cluster  # The first use starts Ray, which runs the tasks.
+        cluster = self.start_cluster()
         return RayExecutor(
             driver_node_only=reads_files and not cluster.is_private, note=self.monitor.note
         )
@@ -216,18 +222,20 @@ class Stages:
             )
 
     @property
-    def missing(self) -> list[PreparedSpec]:
+    def unprepared(self) -> list[PreparedSpec]:
         """The datasets that are not prepared yet."""
         prepared = self.workspace.prepared
         return [spec for spec in self.workspace.plan.prepared if spec.prepared_id not in prepared]
 
     def prepare_datasets(self) -> None:
-        """Prepare the datasets that are missing."""
-        missing = self.missing
-        if not missing:
+        """Prepare the datasets that are not prepared yet."""
+        unprepared = self.unprepared
+        if not unprepared:
             return
         executor = self.executor(reads_files=True)
-        preparation.prepare_missing(self.workspace, missing, self.options, executor, self.monitor)
+        preparation.prepare_missing(
+            self.workspace, unprepared, self.options, executor, self.monitor
+        )
         self.workspace.look_again()
 
     def run_context(
@@ -244,7 +252,7 @@ class Stages:
             plan: the plan of the sweep or the search.
             stored: results of the plan.
             tracker: shows the plan's trials in MLflow.
-            trials: typical trials of the run, at least one.
+            trials: trials whose mean request decides how many trials run at once; at least one.
             measured: finished trials, which correct the predictions.
         """
         from orchestrator.running.capacity import slots_for
@@ -252,9 +260,10 @@ class Stages:
         from orchestrator.running.recovery.resource_policy import ResourcePolicy
         from orchestrator.running.trial_source import RunContext
 
+        cluster = self.start_cluster()
         requested = plan.sweep.resources
         folders = gpu_check_folders(self.workspace.paths.root)
-        resources = trial_resources(requested, self.cluster, self.options.device)
+        resources = trial_resources(requested, cluster, self.options.device)
         runtime_model = runtime_model_for(self.nodes, requested, measured, folders)
         slots = slots_for(ResourcePolicy(resources, runtime_model).mean_request(trials))
         self.monitor.slots = slots.num_trials
@@ -263,7 +272,7 @@ class Stages:
         return RunContext(
             plan,
             self.workspace.paths,
-            self.cluster,
+            cluster,
             resources,
             stored,
             tracker,

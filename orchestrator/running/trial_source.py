@@ -78,6 +78,12 @@ class RunContext:
 class TrialSource:
     """The trials of a run, and everything that differs between a sweep and a search.
 
+    A subclass sets :attr:`perform`, and defines :meth:`load_array` and :meth:`store_result`. It
+    overrides another method only if its trials differ there.
+
+    Several trials may use the same images, which are in memory only once. These images are an
+    *array*, and its key is a text.
+
     Args:
         run: context that the trials share.
         queue: the waiting trials.
@@ -86,24 +92,24 @@ class TrialSource:
     Attributes:
         perform: function that runs a trial in a worker.
         store_url: where workers store weights, predictions and checkpoints; None stores none.
-        num_uses: number of trials that use each array of images, by its key; None if unknown.
+        num_uses: number of trials that use each array, by its key; None if unknown.
         pretrained: weights that networks start from, by :attr:`ModelSpec.pretrained_key`.
         earlier_attempts: number of attempts in earlier runs, by trial id.
     """
 
     perform: Perform
-    store_url: str | None = None
-    num_uses: Counter[str] | None = None
-    pretrained: Mapping[str, bytes] = {}
 
     def __init__(self, run: RunContext, queue: TrialQueue, trials: dict[str, TrialSpec]) -> None:
         self.run = run
         self.queue = queue
         self.trials = trials
+        self.store_url: str | None = None
+        self.num_uses: Counter[str] | None = None
+        self.pretrained: Mapping[str, bytes] = {}
         self.earlier_attempts: dict[str, int] = {}
 
     def load_array(self, key: str) -> TrialData:
-        """Read the images of a key.
+        """Read the images of the array with this key.
 
         Raises:
             DataError: the images cannot be read; only the trials that use them fail.
@@ -115,7 +121,7 @@ class TrialSource:
         raise NotImplementedError
 
     def array_of(self, trial: TrialSpec) -> str:
-        """Return the key of a trial's images."""
+        """Return the key of a trial's array."""
         return array_key(self.run.plan, trial)
 
     def assignment(self, trial: TrialSpec, resources: Resources) -> TrialAssignment:
@@ -139,14 +145,18 @@ class TrialSource:
         }
 
     def domain_of(self, trial: TrialSpec) -> Domain | None:
-        """Return the domain of a trial's images."""
+        """Return the domain of a trial's images, natural or medical; None if unknown."""
         return self.run.plan.datasets[trial.network.subset.dataset].domain
 
     def give_up(self, trial_id: str) -> None:
         """Handle a trial that failed and gets no further attempt in this run."""
 
     def trained_network(self, trial: TrialSpec) -> NetworkSpec:
-        """Return a trial's network; its ``train_size`` is the number of images that train it."""
+        """Return a trial's network with the number of images that train it as ``train_size``.
+
+        A trial of a search is trained on fewer images than its network says, because some of
+        them are used for validation.
+        """
         return trial.network
 
     def curve_points(
@@ -233,19 +243,22 @@ class SweepTrials(TrialSource):
     def store_result(self, trial: TrialSpec, report: TrialReport, attempt: int) -> FlatRun:
         """See :class:`TrialSource`."""
         result = cast("TrialResult", report.outcome)
-        fields = self.record_fields(trial, report, attempt)
-        fields["shared_group_share"] = report.shared_group_share
-        fields["gpu_name"] = report.gpu_name
+        record = TrialRecord(
+            **self.record_fields(trial, report, attempt),
+            shared_group_share=report.shared_group_share,
+            gpu_name=report.gpu_name,
+        )
         earlier = self.run.stored.trials.get(trial.trial_id)
         if earlier is not None and not report.trained:
-            # No network was trained: the record has the times and the GPU of the earlier
-            # training.
-            fields["gpu_share"] = earlier.gpu_share
-            fields["gpu_name"] = earlier.gpu_name
-            fields["started_at"] = earlier.started_at
-            fields["finished_at"] = earlier.finished_at
-            fields["measured_at"] = report.finished_at
-        record = TrialRecord(**fields)
+            # The stored network was only measured, so its training keeps its times and its GPU.
+            changes = {
+                "gpu_share": earlier.gpu_share,
+                "gpu_name": earlier.gpu_name,
+                "started_at": earlier.started_at,
+                "finished_at": earlier.finished_at,
+                "measured_at": report.finished_at,
+            }
+            record = record.model_copy(update=changes)
         self.run.stored.save(record)
         self._note_files(trial.trial_id, "weights", result.weights_note)
         self._note_files(trial.trial_id, "predictions", result.predictions_note)

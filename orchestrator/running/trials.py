@@ -51,6 +51,7 @@ from orchestrator.running.messages import (
 from orchestrator.running.outcomes import Outcomes
 from orchestrator.running.queue import TrialGenerator, assignment_of, free_memory, trial_id_of
 from orchestrator.running.recovery.failures import classify_broken_loop
+from orchestrator.running.recovery.start_wait import StartWait
 from orchestrator.running.recovery.watchdog import Watchdog
 from orchestrator.running.trial_source import RunContext, TrialSource
 from orchestrator.running.workers.worker import REPORT
@@ -91,14 +92,14 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._backend = backend or TuneBackend(run, source)
         self._clock = clock
         self._attempts = Attempts(source.earlier_attempts, run.stored.store, clock)
-        self._watchdog = Watchdog(
+        start_wait = StartWait(
             run.monitor.note,
-            self._killer_of,
             self._backend.shortage,
             is_private=run.cluster.is_private,
             cpu_seconds=self._backend.worker_cpu_seconds,
-            clock=clock,
+            now=clock.monotonic(),
         )
+        self._watchdog = Watchdog(run.monitor.note, self._killer_of, start_wait, clock)
         self._outcomes = Outcomes(run, source, self._backend, self._attempts, self._watchdog, clock)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -114,16 +115,16 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         arrays = self._backend.arrays
         # A forced end of the process skips the end of `with` blocks, so it needs its own call.
         with at_forced_end(arrays.close), closing(arrays):
-            while not self._queue.is_empty:
+            while not self._queue.is_finished:
                 generator = TrialGenerator(self._queue, self._start_attempt, self._clock)
                 try:
                     self._backend.fit(self, generator)
                 except Exception as error:
                     self._process_tune_failure(error)
                 self._queue.raise_if_stopped()
-                # These trials did not report before Tune ended.
+                # Tune may end before all submitted trials have reported.
                 for trial_id in sorted(self._queue.submitted):
-                    self._outcomes.process_death(trial_id, NO_RESULT)
+                    self._outcomes.process_unreported_end(trial_id, NO_RESULT)
 
     def _start_attempt(self, trial_id: str) -> TrialAssignment:
         """Start an attempt at a trial: count it, and return the assignment for its worker."""
@@ -139,19 +140,19 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         For the first trial with these images, this call may read the images for seconds.
         """
         trial_id = trial_id_of(trial)
-        planned_trial = self._source.trials[trial_id]
-        self._queue.running.add(trial_id)
-        self._attempts.of(trial_id).started_s = self._clock.monotonic()
+        spec = self._source.trials[trial_id]
+        attempt = self._attempts.of(trial_id)
+        self._queue.start(trial_id)
+        attempt.started_s = self._clock.monotonic()
         with self._queue.stop_on_error():
-            self._backend.arrays.add_trial(trial_id, self._source.array_of(planned_trial))
+            self._backend.arrays.add_trial(trial_id, self._source.array_of(spec))
         if self._queue.is_stopped:
             return
-        domain = self._source.domain_of(planned_trial)
-        number = self._attempts.of(trial_id).number
-        tags = trial_tags(planned_trial, domain, CellStatus.RUNNING, number)
+        self._watchdog.add(trial_id, self._source.time_limit_s(spec))
+        domain = self._source.domain_of(spec)
+        tags = trial_tags(spec, domain, CellStatus.RUNNING, attempt.number)
         self._run.tracker.start_trial(trial_id, tags)
         self._run.monitor.trial_started(trial_id)
-        self._watchdog.add(trial_id, self._source.time_limit_s(planned_trial))
         self._attempts.log_event(trial_id, "started")
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -197,12 +198,14 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         trial_id = trial_id_of(trial)
         self._take_messages(wait=True)
         location = self._attempts.of(trial_id).location
-        # A process that the watchdog killed looks like a crash, so the watchdog is asked first.
-        outcome = self._hang_failure(trial_id) or self._backend.outcome_of(trial, location)
+        outcome: TrialReport | TrialFailure | None = self._hang_failure(trial_id)
+        if outcome is None:
+            # The watchdog did not kill the process; such a process would look like a crash.
+            outcome = self._backend.outcome_of(trial, location)
         if isinstance(outcome, TrialReport):
             self._outcomes.process_report(trial_id, outcome)
         else:
-            self._outcomes.process_death(trial_id, outcome)
+            self._outcomes.process_unreported_end(trial_id, outcome)
         free_memory(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -211,14 +214,14 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         Tune calls this method after the last ``on_trial_result``. A trial that has reported is
         not submitted any more, so this call changes nothing.
         """
-        self._outcomes.process_death(trial_id_of(trial), NO_RESULT)
+        self._outcomes.process_unreported_end(trial_id_of(trial), NO_RESULT)
         free_memory(trial)
 
     def _hang_failure(self, trial_id: str) -> TrialFailure | None:
         """Return the failure of a trial that hung, with its GPU; None if the trial did not hang."""
         failure = self._watchdog.failure_of(trial_id)
         location = self._attempts.of(trial_id).location
-        if failure is None or location is None or not location.num_gpus or not location.gpus:
+        if failure is None or location is None or not location.has_gpu:
             return failure
         gpu = f"GPU {location.gpus} of node {location.node}"
         return failure.model_copy(update={"gpu": gpu, "message": f"{failure.message} ({gpu})"})
@@ -249,7 +252,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             )
         for trial_id in sorted(self._queue.submitted):
             if trial_id in failed_ids:
-                self._outcomes.process_death(trial_id, failure)
+                self._outcomes.process_unreported_end(trial_id, failure)
             else:
                 self._outcomes.requeue_without_count(trial_id, failure, killed_ids)
         if not self._backend.is_up() or self._outcomes.num_tune_failures > MAX_TUNE_FAILURES:

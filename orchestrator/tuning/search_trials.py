@@ -63,7 +63,7 @@ class SearchQueue(TrialQueue):
         self._store_request = store_request
 
     @property
-    def is_empty(self) -> bool:
+    def is_finished(self) -> bool:
         """True if the search is done, or has ended with an error."""
         if self.is_stopped:
             return True

@@ -71,7 +71,7 @@ class _Tuning(Stages):
         check_raw(workspace, options.raw)
         check_feasible(workspace, options.raw)
         recipe = workspace.paths.tuned_recipe(workspace.plan.sweep.name)
-        if self.missing and not recipe.exists():
+        if self.unprepared and not recipe.exists():
             self.check_machine()
         prepare_own(workspace, options, self.monitor)
         self.prepare_datasets()

@@ -1,7 +1,7 @@
 """The closest pairs of points among the pairs that are new at one train size.
 
-:func:`tasks.measures.sharpness.permuted_sharpness` needs these pairs. It permutes the labels of a
-sample, and looks for the closest pair inside the sample that has different labels.
+:func:`tasks.measures.sharpness.permuted_sharpness` needs these pairs. It permutes the labels
+of a sample, and looks for the closest pair inside the sample that has different labels.
 :mod:`tasks.measures.neighbors` defines positions, train sizes and *new* pairs.
 
 Each tile has one collection of pairs for each train size:
@@ -35,15 +35,16 @@ PAIR_DTYPE = np.dtype(
         ("second", np.int32),
     ]
 )
-"""Dtype of a pair: squared distance, and the positions of both points, the smaller one first."""
+"""Dtype of a pair: squared distance, and the positions of both points, the smaller one
+first."""
 
 
 def max_pairs_by_size(samples: BoolArray, train_sizes: Sequence[int]) -> tuple[int, ...]:
     """Return the number of closest pairs to collect among the new pairs of each train size.
 
     A sample of M of n images contains both images of a pair with probability (M/n)². So if
-    ``PAIRS_PER_SAMPLE`` * (n/M)² pairs are collected, ``PAIRS_PER_SAMPLE`` of them lie in a sample
-    on average. The number is at most ``MAX_CLOSEST_PAIRS``.
+    ``PAIRS_PER_SAMPLE`` * (n/M)² pairs are collected, ``PAIRS_PER_SAMPLE`` of them lie in a
+    sample on average. The number is at most ``MAX_CLOSEST_PAIRS``.
 
     Args:
         samples: ``(num_samples, num_positions)`` masks of the samples.
@@ -65,10 +66,10 @@ def max_pairs_by_size(samples: BoolArray, train_sizes: Sequence[int]) -> tuple[i
 class ClosestPairs:
     """A collection of the closest pairs, to which the pairs of blocks are added.
 
-    The collection contains all added pairs that are closer than a limit. Example with a capacity of
-    2: after pairs with the squared distances 1, 4, 4 and 9 are added, `prune` sets the limit to the
-    third smallest number, 4, and keeps the pair with 1. It removes both pairs with 4, because a
-    choice between them would depend on the order of the blocks.
+    The collection contains all added pairs that are closer than a limit. Example with a
+    capacity of 2: after pairs with the squared distances 1, 4, 4 and 9 are added, `prune` sets
+    the limit to the third smallest number, 4, and keeps the pair with 1. It removes both pairs
+    with 4, because a choice between them would depend on the order of the blocks.
 
     Attributes:
         capacity: Largest number of pairs after `prune`.
@@ -93,8 +94,8 @@ class ClosestPairs:
     ) -> None:
         """Add the closest pairs of a block.
 
-        A block on the diagonal contains each pair twice. Only the entry whose row comes before its
-        column is added.
+        A block on the diagonal contains each pair twice. Only the entry whose row comes before
+        its column is added.
 
         Args:
             squared_distances: ``(num_rows, num_columns)``.

@@ -3,16 +3,18 @@
 All distances come from one fast matrix product, by the expanded form
 ``|a-b|² = |a|² + |b|² - 2ab``. There are two methods.
 
-**Bytes.** This method is used if every pixel value is a byte. Bytes are stored as uint8, as whole
-numbers up to 255 of any dtype, or as such numbers divided by 255. All terms are then integers, and
-nothing is rounded. So the result does not depend on block size, order, threads or machine.
+**Bytes.** This method is used if every pixel value is a byte. Bytes are stored as uint8, as
+whole numbers up to 255 of any dtype, or as such numbers divided by 255. All terms are then
+integers, and nothing is rounded. So the result does not depend on block size, order, threads
+or machine.
 
-**Floats.** This method is used for all other rows. The expanded form loses digits if two rows are
-much closer to each other than to the origin. Therefore the rows are centered first. Products are
-summed in float32 inside a chunk of features, and in float64 over chunks. If the squared distance of
-a pair is a small fraction of ``|a|² + |b|²``, the distance is computed again from the differences,
-in float64. Some blocks have many such pairs, for example if the data have few dimensions. The whole
-block is then computed again in float64 and checked by the same rule.
+**Floats.** This method is used for all other rows. The expanded form loses digits if two rows
+are much closer to each other than to the origin. Therefore the rows are centered first.
+Products are summed in float32 inside a chunk of features, and in float64 over chunks. If the
+squared distance of a pair is a small fraction of ``|a|² + |b|²``, the distance is computed
+again from the differences, in float64. Some blocks have many such pairs, for example if the
+data have few dimensions. The whole block is then computed again in float64 and checked by the
+same rule.
 """
 
 from __future__ import annotations
@@ -28,14 +30,14 @@ from tasks.array_types import AnyArray, Bytes, FloatArray, IntArray
 from tasks.measures.products import MAX_FEATURES, Product
 
 CLOSE_FRACTION = {"float32": 0.02, "float64": 1e-8}
-"""Fraction of ``|a|² + |b|²`` below which a squared distance is computed again, by dtype. Below
-this fraction, the relative error of the expanded form may exceed 1e-5 (float32) or 1e-7 (float64).
-Both fractions were measured, and tests check them on difficult data."""
+"""Fraction of ``|a|² + |b|²`` below which a squared distance is computed again, by dtype.
+Below this fraction, the relative error of the expanded form may exceed 1e-5 (float32) or 1e-7
+(float64). Both fractions were measured, and tests check them on difficult data."""
 UNDERFLOW = {"float32": 1e-30, "float64": 1e-280}
 """Squared distance below which a product may have underflowed, by dtype."""
 CLOSE_PAIRS_PER_ROW = 8
-"""Number of close pairs per row above which the whole block is computed again in float64. With more
-close pairs, this is faster than computing each of them again."""
+"""Number of close pairs per row above which the whole block is computed again in float64. With
+more close pairs, this is faster than computing each of them again."""
 DIRECT_BYTES = 32 << 20
 """Bytes of one batch of pairs whose distances are computed from their differences."""
 SLICE_ROWS = 64
@@ -95,7 +97,8 @@ class Precision:
     Attributes:
         dtype: ``"float32"`` or ``"float64"``, for products within one chunk of features.
         device: ``"cpu"`` (numpy's BLAS) or a torch device such as ``"cuda"``.
-        chunk_features: Number of features in a chunk. It bounds the memory of the centered copies.
+        chunk_features: Number of features in a chunk. It bounds the memory of the centered
+            copies.
         exact_bytes: True to measure rows of bytes in integers, for any ``dtype``.
     """
 
@@ -142,15 +145,15 @@ def squared_distances(
 
     Args:
         a: ``(num_a, num_features)``, any real dtype.
-        b: ``(num_b, num_features)``. None computes the distances between the rows of ``a``, in half
-            of the time.
+        b: ``(num_b, num_features)``. None computes the distances between the rows of ``a``, in
+            half of the time.
         center: ``(num_features,)`` float64, subtracted from both blocks.
         precision: Precision of the products.
 
     Returns:
         Squared distances ``(num_a, num_b)``, and the dtype that was needed. The dtype is
-        ``"float64"`` if too many pairs were too close for float32. If there are more blocks, the
-        caller saves time by requesting this dtype for them.
+        ``"float64"`` if too many pairs were too close for float32. If there are more blocks,
+        the caller saves time by requesting this dtype for them.
     """
     squared, norms_a, norms_b = _expanded(a, b, center, precision)
     close_rows, close_columns = _close_pairs(squared, norms_a, norms_b, precision.dtype)
@@ -216,7 +219,8 @@ def _expanded(
     gram_matrix = np.zeros((len(a), num_b), sum_dtype)
     norms_a = np.zeros(len(a))
     norms_b = np.zeros(num_b)
-    # Buffers are allocated once: allocating memory for every chunk takes as long as filling it.
+    # Buffers are allocated once: allocating memory for every chunk takes as long as filling
+    # it.
     buffer_a = np.empty((len(a), width), dtype)
     buffer_b = np.empty((num_b, width), dtype)  # uses no memory until it is written
     product = gram_matrix if has_one_chunk else np.empty(gram_matrix.shape, dtype)
@@ -304,8 +308,8 @@ def _close_pairs(
     fraction = CLOSE_FRACTION[dtype]
     floor = UNDERFLOW[dtype]
     largest_norms = norms_a.max(initial=0.0) + norms_b.max(initial=0.0)
-    # This quick check uses the largest possible limit, because most blocks have no close pair. The
-    # comparisons are negated, so that NaN counts as close. An overflow causes NaN.
+    # This quick check uses the largest possible limit, because most blocks have no close pair.
+    # The comparisons are negated, so that NaN counts as close. An overflow causes NaN.
     candidates = np.flatnonzero(~(squared >= max(fraction * largest_norms, floor)))
     rows, columns = np.divmod(candidates, max(squared.shape[1], 1))
     sums = norms_a[rows] + norms_b[columns]
@@ -315,17 +319,17 @@ def _close_pairs(
 
 
 UNITS = (1.0, 1 / 255)
-"""Possible steps between two gray levels: 1 for levels from 0 to 255, 1/255 for levels from 0 to
-1."""
+"""Possible steps between two gray levels: 1 for levels from 0 to 255, 1/255 for levels from 0
+to 1."""
 INT32_FEATURES = (2**31 - 1) // 255**2
-"""Largest number of features for which squared distances of bytes fit into int32. For longer rows,
-squared distances are int64."""
+"""Largest number of features for which squared distances of bytes fit into int32. For longer
+rows, squared distances are int64."""
 NORM_ROWS = 64
-"""Number of rows in a product whose diagonal contains the squared norms. Only the diagonal is used.
-This is still faster than a sum of squares in integers."""
+"""Number of rows in a product whose diagonal contains the squared norms. Only the diagonal is
+used. This is still faster than a sum of squares in integers."""
 PIECE_VALUES = 1 << 15
-"""Number of values that are converted to bytes at a time. All steps of a conversion then use the
-processor's cache."""
+"""Number of values that are converted to bytes at a time. All steps of a conversion then use
+the processor's cache."""
 
 
 def is_byte_dtype(dtype: np.dtype[Any]) -> bool:
@@ -410,8 +414,8 @@ def _fill_levels(
     """Convert ``rows`` to gray levels, and write them into ``out``.
 
     Returns:
-        True if every value is a gray level. The conversion stops at the first piece that contains
-        another value.
+        True if every value is a gray level. The conversion stops at the first piece that
+        contains another value.
     """
     divisor = rows.dtype.type(255)
     row_values = int(np.prod(rows.shape[1:]))
@@ -420,7 +424,8 @@ def _fill_levels(
     # Casting NaN or a large value has an undefined result, which never equals the value.
     with np.errstate(invalid="ignore", over="ignore"):
         for top in range(0, len(rows), height):
-            # Only a few rows are flattened at a time: flatten copies rows that are not contiguous.
+            # Only a few rows are flattened at a time: flatten copies rows that are not
+            # contiguous.
             values_in = flatten(rows[top : top + height])
             levels_out = flatten(out[top : top + height])
             for left in range(0, row_values, width):

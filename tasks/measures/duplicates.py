@@ -1,13 +1,13 @@
 """Check the rows of a source before they are measured: duplicates, values and dtypes.
 
-A *duplicate* is a row that equals an earlier row. If the labels of the two rows differ, they are a
-*conflict*. Equal rows are found in two steps. First, all rows are read once, in *pieces* that fit
-into memory, and each row gets a hash key of some of its values. Then rows with equal keys are read
-again, and are compared by the digests of all their values.
+A *duplicate* is a row that equals an earlier row. If the labels of the two rows differ, they
+are a *conflict*. Equal rows are found in two steps. First, all rows are read once, in *pieces*
+that fit into memory, and each row gets a hash key of some of its values. Then rows with equal
+keys are read again, and are compared by the digests of all their values.
 
-If all values are whole numbers from 0 to 255, or all are such numbers divided by 255, the rows are
-measured as bytes, because distances between bytes are exact. The number 1 or 1/255 is then the
-*unit* of the rows.
+If all values are whole numbers from 0 to 255, or all are such numbers divided by 255, the rows
+are measured as bytes, because distances between bytes are exact. The number 1 or 1/255 is then
+the *unit* of the rows.
 """
 
 from __future__ import annotations
@@ -173,8 +173,8 @@ def check_piece(source: BlockSource, start: int, stop: int) -> PieceCheck:
     units = byte_units(rows)
     rows_not_finite: list[int] = []
     if rows.dtype.kind == "f" and not units:
-        # If the sum of a row is finite, all its values are finite. The values of other rows are
-        # checked one by one.
+        # If the sum of a row is finite, all its values are finite. The values of other rows
+        # are checked one by one.
         with np.errstate(over="ignore", invalid="ignore"):
             sums = rows.sum(axis=1)
             suspects = np.flatnonzero(~np.isfinite(sums))
@@ -186,9 +186,9 @@ def check_piece(source: BlockSource, start: int, stop: int) -> PieceCheck:
 def _hash_keys(rows: AnyArray) -> IntArray:
     """Return a 64-bit key of every row, ``(num_rows,)``.
 
-    The key is a linear hash: a sum of some values of the row, each multiplied by a random number.
-    The choice of values and the random numbers are the same for all rows. Equal rows have equal
-    keys. Different rows rarely do, unless they are equal in all chosen values.
+    The key is a linear hash: a sum of some values of the row, each multiplied by a random
+    number. The choice of values and the random numbers are the same for all rows. Equal rows
+    have equal keys. Different rows rarely do, unless they are equal in all chosen values.
     """
     rng = np.random.default_rng(KEY_SEED)
     num_features = rows.shape[1]

@@ -1,13 +1,13 @@
 """Intrinsic dimension from neighbor distances: MLE, TwoNN and Gride, with standard errors.
 
 T_j(x) is the distance from x to its j-th nearest other point. Every estimator reads a table of
-these distances and returns a record. If no finite dimension fits, the value is None, and the record
-has a reason. A value is never NaN or infinite.
+these distances and returns a record. If no finite dimension fits, the value is None, and the
+record has a reason. A value is never NaN or infinite.
 
-An estimator is one function and one row of `ESTIMATORS`. The neighborhoods of close points overlap.
-A bootstrap of single points would therefore underestimate the standard error, so the bootstrap
-draws disjoint blocks of neighboring points. Gride has no bootstrap. Its standard error is computed
-from the observed information.
+An estimator is one function and one row of `ESTIMATORS`. The neighborhoods of close points
+overlap. A bootstrap of single points would therefore underestimate the standard error, so the
+bootstrap draws disjoint blocks of neighboring points. Gride has no bootstrap. Its standard
+error is computed from the observed information.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from tasks.measures.neighbor_tables import NeighborTable
 from tasks.measures.plain_json import plain_json
 
 EQUAL_LOG_RATIO = 1e-5
-"""Largest mean log ratio of distances that counts as zero. Distances have a relative error of up to
-1e-5."""
+"""Largest mean log ratio of distances that counts as zero. Distances have a relative error of
+up to 1e-5."""
 EQUALLY_FAR = "all neighbors are equally far to within rounding, which fits no finite dimension"
 FEW_POINTS = 20
-"""Number of points below which a record has a remark. With 20 points, the standard error of TwoNN
-is about a quarter of the value."""
+"""Number of points below which a record has a remark. With 20 points, the standard error of
+TwoNN is about a quarter of the value."""
 NUM_RESAMPLES = 200
-"""Number of bootstrap resamples. Efron & Tibshirani (1993) recommend 200 for standard errors."""
+"""Number of bootstrap resamples. Efron & Tibshirani (1993) recommend 200 for standard
+errors."""
 BLOCK_POINTS = 10
-"""Largest number of points in a block. With blocks of 21 or 42 points, standard errors differ by a
-few percent (docs/measures.md)."""
+"""Largest number of points in a block. With blocks of 21 or 42 points, standard errors differ
+by a few percent (docs/measures.md)."""
 
 DrawCounts = FloatArray
 """Number of times that a resample contains each point, ``(num_points,)``."""
@@ -55,11 +56,12 @@ class IntrinsicDimension:
             discarded ratios, because they are part of the empirical distribution.
         num_neighbors: Number of neighbors per point.
         convention: The formula, in words.
-        num_dropped: Number of points that are not in the estimate. Such a point has a neighbor at
-            distance zero or too few neighbors, or the two distances that Gride compares are equal.
+        num_dropped: Number of points that are not in the estimate. Such a point has a neighbor
+            at distance zero or too few neighbors, or the two distances that Gride compares are
+            equal.
         reason: Reason why ``value`` is None.
-        details: Further output of this estimator, such as the estimate at each scale. It includes
-            the estimator's parameters, and possibly a ``remark`` for readers.
+        details: Further output of this estimator, such as the estimate at each scale. It
+            includes the estimator's parameters, and possibly a ``remark`` for readers.
     """
 
     estimator: str
@@ -92,13 +94,13 @@ class IntrinsicDimension:
 class Neighborhoods:
     """The input of an estimator.
 
-    ``distances`` has a row for each usable point only. ``indices`` has a row for every point. Its
-    values are indices of all points.
+    ``distances`` has a row for each usable point only. ``indices`` has a row for every point.
+    Its values are indices of all points.
 
     Attributes:
         distances: ``(num_usable, num_neighbors)``, ascending, all positive and finite.
-        indices: ``(num_points, num_neighbors)`` neighbors of all points, -1 where there are fewer
-            neighbors.
+        indices: ``(num_points, num_neighbors)`` neighbors of all points, -1 where there are
+            fewer neighbors.
         is_usable: ``(num_points,)`` mask of the points that have a row in ``distances``.
         parameters: The estimator's own parameters, by name.
         seed: Seed of the bootstrap.
@@ -121,9 +123,11 @@ class Fit:
     """The output of an estimator.
 
     Attributes:
-        value: The dimension; None if all neighbors are equally far, which fits no finite dimension.
+        value: The dimension; None if all neighbors are equally far, which fits no finite
+            dimension.
         std_error: Standard error by a formula.
-        num_ties: Number of usable points that are not in the estimate because of equal distances.
+        num_ties: Number of usable points that are not in the estimate because of equal
+            distances.
         details: Further output as plain JSON.
     """
 
@@ -142,8 +146,8 @@ class Estimator:
         required_neighbors: Returns the number of neighbors to read if ``num_neighbors`` are
             requested.
         convention: The formula in words, with parameters in braces.
-        parameters: The estimator's own parameters and their values. Results are stored under the
-            name of the row. So another set of values needs a row with another name.
+        parameters: The estimator's own parameters and their values. Results are stored under
+            the name of the row. So another set of values needs a row with another name.
     """
 
     fit: Callable[[Neighborhoods], Fit]
@@ -177,8 +181,8 @@ def inverse_dimensions(
 def neighborhood_blocks(indices: AnyArray) -> IntArray:
     """Divide points into disjoint blocks of at most ``BLOCK_POINTS`` neighboring points.
 
-    The points are visited in order. A point that is in no block yet starts a new block. Its nearest
-    neighbors that are in no block yet are added to this block.
+    The points are visited in order. A point that is in no block yet starts a new block. Its
+    nearest neighbors that are in no block yet are added to this block.
 
     Args:
         indices: ``(num_points, num_neighbors)`` neighbors, -1 where there are fewer neighbors.
@@ -207,14 +211,15 @@ def block_std_error(
     """Return the block-bootstrap standard error of a statistic.
 
     Args:
-        statistic: Computes a value, or None, from the number of times that each point was drawn.
+        statistic: Computes a value, or None, from the number of times that each point was
+            drawn.
         blocks: ``(num_points,)`` block of every point, numbered by any integers.
         seed: Seed of the resamples.
         num_resamples: Number of resamples.
 
     Returns:
-        The standard deviation over resamples. None if there are fewer than two blocks, or fewer
-        than two resamples gave a finite value.
+        The standard deviation over resamples. None if there are fewer than two blocks, or
+        fewer than two resamples gave a finite value.
     """
     distinct_blocks, block_of_point = np.unique(blocks, return_inverse=True)
     num_blocks = len(distinct_blocks)
@@ -238,12 +243,13 @@ def fit_mle(neighborhoods: Neighborhoods) -> Fit:
 
     ``d = 1 / mean_x( 1/(k - 2) · Σ_{j<k} ln(T_k / T_j) )``
 
-    ``value`` divides by k - 2, as the code of Konz & Mazurowski does. ``value_k_minus_1`` divides
-    by k - 1. The mean inverse is then an unbiased estimate of 1/d. ``curve`` lists both values for
-    every k from 3 on.
+    ``value`` divides by k - 2, as the code of Konz & Mazurowski does. ``value_k_minus_1``
+    divides by k - 1. The mean inverse is then an unbiased estimate of 1/d. ``curve`` lists
+    both values for every k from 3 on.
 
     The standard error is that of the delta method, ``d² · sd(inverse) / √n``. It assumes
-    independent points, and is about a quarter too small. ``std_error_bootstrap`` corrects this.
+    independent points, and is about a quarter too small. ``std_error_bootstrap`` corrects
+    this.
     """
     log_distances = np.log(neighborhoods.distances)
     num_points, k = log_distances.shape
@@ -284,12 +290,12 @@ def fit_twonn(neighborhoods: Neighborhoods) -> Fit:
     """Estimate by the ratio of two neighbors: slope of ``-ln(1 - F(μ))`` on ``ln μ`` (Facco 2017).
 
     μ is ``T_2/T_1``, and F is its empirical distribution ``i/n``. The slope is fitted by least
-    squares through the origin. The fit leaves out the fraction ``discard_fraction`` of the largest
-    μ, 0.1 in Facco et al. If the fraction is 0, the fit leaves out only the last point, where F =
-    1, as in the code of Konz & Mazurowski.
+    squares through the origin. The fit leaves out the fraction ``discard_fraction`` of the
+    largest μ, 0.1 in Facco et al. If the fraction is 0, the fit leaves out only the last
+    point, where F = 1, as in the code of Konz & Mazurowski.
 
-    The standard error ``d/√n`` is that of maximum likelihood for independent ratios. It is about a
-    quarter too small for this slope. ``std_error_bootstrap`` corrects this.
+    The standard error ``d/√n`` is that of maximum likelihood for independent ratios. It is
+    about a quarter too small for this slope. ``std_error_bootstrap`` corrects this.
     """
     discard_fraction = neighborhoods.parameters["discard_fraction"]
     distances = neighborhoods.distances
@@ -329,8 +335,8 @@ def _twonn_slope(
     x = log_ratios[:num_fitted]
     y = -np.log1p(-distribution[:num_fitted])
     weight = weights[:num_fitted]
-    # These are not dot products: the last digits of a long dot product in BLAS depend on the number
-    # of threads.
+    # These are not dot products: the last digits of a long dot product in BLAS depend on the
+    # number of threads.
     sum_xx = float((weight * x * x).sum())
     if sum_xx <= 0:
         return None
@@ -340,14 +346,14 @@ def _twonn_slope(
 def fit_gride(neighborhoods: Neighborhoods) -> Fit:
     """Estimate by generalized ratios: likelihood of ``T_{2n}/T_n``, n = 1, 2, 4, ... (Denti 2022).
 
-    Let n1 = n, n2 = 2n, and μ = T_{n2}/T_{n1}. If the points have a locally constant density in d
-    dimensions, the density of μ is
+    Let n1 = n, n2 = 2n, and μ = T_{n2}/T_{n1}. If the points have a locally constant density
+    in d dimensions, the density of μ is
 
     ``d · (μ^d - 1)^(n2-n1-1) / (μ^((n2-1)d+1) · B(n2-n1, n1))``
 
-    with the beta function B. ``value`` is the estimate at the largest scale. ``curve`` lists the
-    estimate at every scale, with the mean distance and the standard error from the observed
-    information.
+    with the beta function B. ``value`` is the estimate at the largest scale. ``curve`` lists
+    the estimate at every scale, with the mean distance and the standard error from the
+    observed information.
     """
     distances = neighborhoods.distances
     curve = []
@@ -482,11 +488,11 @@ def estimate(
 
     Args:
         table: Table with `table_width` neighbors per point.
-        num_neighbors: Number of neighbors k of the MLE, 3 or more. Gride uses the largest power of
-            two up to k. TwoNN always uses 2 neighbors.
+        num_neighbors: Number of neighbors k of the MLE, 3 or more. Gride uses the largest
+            power of two up to k. TwoNN always uses 2 neighbors.
         estimators: Names in `ESTIMATORS`.
-        parameters: Values that replace those in `ESTIMATORS`, by the parameter's name. Names that
-            no estimator has are ignored.
+        parameters: Values that replace those in `ESTIMATORS`, by the parameter's name. Names
+            that no estimator has are ignored.
         seed: Seed of the bootstrap.
 
     Returns:

@@ -1,9 +1,9 @@
 """Intrinsic dimension and label sharpness of a dataset, at each train size.
 
-The distance of two equal images is zero, and the logarithm and the inverse of zero are undefined.
-So all measures exclude each image that equals an earlier image, a *duplicate*. Duplicates are
-counted. If a duplicate has another label than the earlier image, the two are a *conflict*, which is
-also listed.
+The distance of two equal images is zero, and the logarithm and the inverse of zero are
+undefined. So all measures exclude each image that equals an earlier image, a *duplicate*.
+Duplicates are counted. If a duplicate has another label than the earlier image, the two are a
+*conflict*, which is also listed.
 
 The steps of a measure:
 
@@ -30,16 +30,14 @@ from tasks.measures.distances import (
 )
 from tasks.measures.duplicates import check_rows
 from tasks.measures.estimators import IntrinsicDimension, estimate
-from tasks.measures.records import (
-    MeasureResult,
-    MeasureSettings,
-    SizeRecord,
-    as_array,
+from tasks.measures.input_checks import (
     as_channels_first,
-    check_labels,
-    check_train_sizes,
+    checked_images,
+    checked_labels,
     checked_source,
+    checked_train_sizes,
 )
+from tasks.measures.records import MeasureResult, MeasureSettings, SizeRecord
 from tasks.measures.searched_images import SearchedImages, search_images
 from tasks.measures.sharpness import (
     LabelSharpness,
@@ -66,8 +64,8 @@ def measure_nested(
     """Return the measures of nested training sets: the first n images for each train size n.
 
     Args:
-        images: ``(num_images, ...)`` uint8 or any real dtype, or a source of such rows. The values
-            are measured as they are, without scaling.
+        images: ``(num_images, ...)`` uint8 or any real dtype, or a source of such rows. The
+            values are measured as they are, without scaling.
         labels: ``(num_images,)`` integers. None measures intrinsic dimension only.
         train_sizes: Train sizes, in any order.
         executor: Executor of the search for neighbors; None computes in this process.
@@ -82,8 +80,8 @@ def measure_nested(
     """
     settings = settings or MeasureSettings()
     source = checked_source(images)
-    image_labels = None if labels is None else check_labels(labels, source.num_rows)
-    sizes = check_train_sizes(train_sizes, source.num_rows)
+    image_labels = None if labels is None else checked_labels(labels, source.num_rows)
+    sizes = checked_train_sizes(train_sizes, source.num_rows)
     row_check = check_rows(source, image_labels, executor=executor)
     precision = Precision(settings.dtype, settings.device, exact_bytes=row_check.is_exact)
     searched = search_images(row_check, image_labels, sizes, precision, settings, executor)
@@ -155,18 +153,19 @@ def measure_array(
 
     Args:
         images: ``(num_images, channels, height, width)``, ``(num_images, height, width,
-            channels)``, ``(num_images, height, width)`` or ``(num_images, num_features)``; uint8 or
-            any real dtype.
+            channels)``, ``(num_images, height, width)`` or ``(num_images, num_features)``;
+            uint8 or any real dtype.
         labels: ``(num_images,)`` integers. None measures intrinsic dimension only.
-        train_sizes: Sizes of nested, stratified subsets to measure in addition to all images. They
-            do not change the measures of all images. None measures all images only.
-        executor: Executor of the search for neighbors; None computes in this process, without Ray.
+        train_sizes: Sizes of nested, stratified subsets to measure in addition to all images.
+            They do not change the measures of all images. None measures all images only.
+        executor: Executor of the search for neighbors; None computes in this process, without
+            Ray.
         settings: Settings of the measure; None for the defaults. The seed of the settings also
             determines the images of the subsets.
 
     Returns:
-        The measures at each size. ``isweep measure --json`` prints their ``to_json()``. Pairs in
-        the result are rows of ``images``.
+        The measures at each size. ``isweep measure --json`` prints their ``to_json()``. Pairs
+        in the result are rows of ``images``.
 
     Raises:
         DataError: If the images, labels or train sizes cannot be used.
@@ -179,19 +178,19 @@ def measure_array(
         900
     """
     settings = settings or MeasureSettings()
-    array = as_channels_first(as_array(images))
+    array = as_channels_first(checked_images(images))
     num_images = len(array)
-    image_labels = None if labels is None else check_labels(labels, num_images)
+    image_labels = None if labels is None else checked_labels(labels, num_images)
     smaller_sizes: list[int] = []
     if train_sizes is not None:
-        sizes = check_train_sizes(train_sizes, num_images)
+        sizes = checked_train_sizes(train_sizes, num_images)
         smaller_sizes = [size for size in sizes if size < num_images]
     result = measure_nested(array, image_labels, [num_images], executor=executor, settings=settings)
     if not smaller_sizes:
         return result
-    # The subsets need another order of the images, in which their images come first. That order
-    # would change the measures of all images: it changes the samples for label sharpness and the
-    # blocks of the bootstrap. So the subsets are measured in a second pass.
+    # The subsets need another order of the images, in which their images come first. That
+    # order would change the measures of all images: it changes the samples for label sharpness
+    # and the blocks of the bootstrap. So the subsets are measured in a second pass.
     subsets = _measure_subsets(array, image_labels, smaller_sizes, settings, executor)
     return result.model_copy(
         update={
@@ -237,16 +236,16 @@ def intrinsic_dimension(
 ) -> dict[str, IntrinsicDimension]:
     """Estimate the intrinsic dimension of any array of points.
 
-    For example, the points are the activations of a network's last hidden layer. Their intrinsic
-    dimension is d_repr.
+    For example, the points are the activations of a network's last hidden layer. Their
+    intrinsic dimension is d_repr.
 
     Args:
         features: ``(num_points, ...)`` real numbers, in any order.
         settings: Fields of `MeasureSettings`.
 
     Returns:
-        One record per estimator. Points that equal an earlier point are excluded. Their number is
-        ``num_duplicates`` in the details.
+        One record per estimator. Points that equal an earlier point are excluded. Their number
+        is ``num_duplicates`` in the details.
 
     Raises:
         DataError: If the features are not real numbers, or not finite.
@@ -270,8 +269,8 @@ def intrinsic_dimension(
 def _sharpness_scale(source: BlockSource, settings: MeasureSettings) -> SharpnessScale:
     """Return the scale of label sharpness for these images and settings.
 
-    If the settings have no pixel range, it follows from the dtype: [0, 1] for booleans, and from 0
-    to the largest number for unsigned integers. For other dtypes it is unknown.
+    If the settings have no pixel range, it follows from the dtype: [0, 1] for booleans, and
+    from 0 to the largest number for unsigned integers. For other dtypes it is unknown.
     """
     shape = source.row_shape
     pixel_range = settings.pixel_range

@@ -1,10 +1,10 @@
 """The nearest points of each position, among one set of pairs.
 
 A set consists of the pairs that are new at one train size, or of the pairs inside one sample.
-:mod:`tasks.measures.neighbors` defines positions, train sizes and *new* pairs. If two points are
-equally near, the point at the smaller position comes first. So for points of bytes, a list depends
-neither on the order of the blocks nor on how the blocks were divided over workers. For floats,
-equal distances may be rounded differently in different blocks.
+:mod:`tasks.measures.neighbors` defines positions, train sizes and *new* pairs. If two points
+are equally near, the point at the smaller position comes first. So for points of bytes, a list
+depends neither on the order of the blocks nor on how the blocks were divided over workers. For
+floats, equal distances may be rounded differently in different blocks.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from tasks.array_types import BoolArray, FloatArray, IntArray
 from tasks.measures.tile_blocks import SquaredDistances, is_pair_within
 
 MAX_CANDIDATES_PER_NEIGHBOR = 4
-"""If a block has on average more than this number times k candidates per row, only the k nearest
-candidates of each row are kept. With fewer candidates, this choice would take more time than it
-saves."""
+"""If a block has on average more than this number times k candidates per row, only the k
+nearest candidates of each row are kept. With fewer candidates, this choice would take more
+time than it saves."""
 
 
 class NeighborLists:
     """A list of the k nearest points for each position in a span of positions.
 
     Attributes:
-        squared: ``(num_positions, k)`` squared distances, ascending, infinite where there are fewer
+        squared: ``(num_positions, k)`` squared distances, ascending, infinite where there are
+            fewer than k neighbors.
+        positions: ``(num_positions, k)`` positions of the neighbors, -1 where there are fewer
             than k neighbors.
-        positions: ``(num_positions, k)`` positions of the neighbors, -1 where there are fewer than
-            k neighbors.
     """
 
     def __init__(self, num_positions: int, num_neighbors: int) -> None:
@@ -113,8 +113,10 @@ class PaddedEntries(NamedTuple):
     """Chosen entries of a block, row by row. All rows are padded to the length of the longest row.
 
     Attributes:
-        rows: ``(num_chosen_rows,)`` the block's rows with at least one chosen entry, ascending.
-        positions: ``(num_chosen_rows, longest)`` positions of the entries' columns, -1 for padding.
+        rows: ``(num_chosen_rows,)`` the block's rows with at least one chosen entry,
+            ascending.
+        positions: ``(num_chosen_rows, longest)`` positions of the entries' columns, -1 for
+            padding.
         squared: ``(num_chosen_rows, longest)`` the entries as float64, infinite for padding.
     """
 
@@ -151,8 +153,8 @@ def _gather_entries(
 def _chosen_by_row(is_chosen: BoolArray) -> tuple[IntArray, IntArray]:
     """Return the row and the column of each true entry of a mask, sorted by row.
 
-    The mask is searched in the order of its memory, because np.flatnonzero then takes a tenth of
-    the time of np.nonzero.
+    The mask is searched in the order of its memory, because np.flatnonzero then takes a tenth
+    of the time of np.nonzero.
     """
     is_row_major = is_chosen.strides[0] >= is_chosen.strides[1]
     if is_row_major:

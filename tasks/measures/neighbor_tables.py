@@ -39,8 +39,8 @@ class NeighborTable:
     """For each of the first ``num_positions`` points, the nearest neighbors among these points.
 
     Attributes:
-        distances: ``(num_positions, num_neighbors)`` L2 distances, ascending, infinite where there
-            are fewer neighbors.
+        distances: ``(num_positions, num_neighbors)`` L2 distances, ascending, infinite where
+            there are fewer neighbors.
         neighbor_positions: Positions of the neighbors, -1 where there are fewer neighbors.
         other_label_distances: ``(num_positions,)`` distances to the nearest point with another
             label, infinite where there is no such point.
@@ -117,8 +117,8 @@ def _tables(
         unit_length: Factor from the distances of the search to those of the tables.
     """
     all_positions = slice(None)
-    # These lists are merged in place. After step i of the loop, they are those of the i-th train
-    # size.
+    # These lists are merged in place. After step i of the loop, they are those of the i-th
+    # train size.
     merged_neighbors = result.neighbors[0]
     merged_other_label = result.other_label_by_size[0]
     tables = []

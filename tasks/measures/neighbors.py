@@ -7,22 +7,24 @@ modules below:
 - A *position* is an index of the measured points: the chosen source rows, in the same order.
   Callers leave out duplicates of earlier points.
 - A *size index* i stands for the i-th train size, from 0. The train sizes are ascending. The
-  training set of size n has the positions ``0 .. n-1``. A point or a pair has the size index of
-  the first train size whose training set contains it.
+  training set of size n has the positions ``0 .. n-1``. A point or a pair has the size index
+  of the first train size whose training set contains it.
 
-A pair with the size index i is *new* at the i-th train size: no smaller training set contains it.
-Example with the train sizes 2 and 4: the pair of the positions 0 and 1 has the size index 0. All
-other pairs of the positions 0 to 3 have the size index 1.
+A pair with the size index i is *new* at the i-th train size: no smaller training set contains
+it. Example with the train sizes 2 and 4: the pair of the positions 0 and 1 has the size index
+0. All other pairs of the positions 0 to 3 have the size index 1.
 
 The steps:
 
 1. :func:`nested_neighbors` chooses the points, and describes the search in a
    :class:`~tasks.measures.tile_blocks.SearchJob`.
-2. :mod:`tasks.measures.tile_search` cuts the matrix of all pairs into *tiles*, one for each task.
+2. :mod:`tasks.measures.tile_search` cuts the matrix of all pairs into *tiles*, one for each
+   task.
 3. :mod:`tasks.measures.tile_blocks` computes the squared distances of a tile, block by block.
-4. :mod:`tasks.measures.tile_results` adds each block to the results of the new pairs of each train
-   size. It also merges the results of all tiles.
-5. :mod:`tasks.measures.neighbor_tables` merges the results of each train size and all smaller ones.
+4. :mod:`tasks.measures.tile_results` adds each block to the results of the new pairs of each
+   train size. It also merges the results of all tiles.
+5. :mod:`tasks.measures.neighbor_tables` merges the results of each train size and all smaller
+   ones.
 
 The whole matrix of distances is never in memory. A tile has two spans, its rows and its
 columns. A span has at most 16,384 positions, or 262,144 if there is only one worker. For
@@ -93,19 +95,19 @@ def nested_neighbors(
     relative error of at most 1e-5 in float32 and 1e-7 in float64.
 
     Args:
-        points: ``(num_source_rows, ...)`` array, or a source. The points of a smaller train size
-            come first.
+        points: ``(num_source_rows, ...)`` array, or a source. The points of a smaller train
+            size come first.
         labels: ``(num_source_rows,)`` integers, by source row; None to search neighbors only.
         train_sizes: Ascending train sizes, counted in positions.
         num_neighbors: Number of neighbors per point, at least 1.
         executor: Executor of the tiles; None computes them in this process.
-        precision: Precision of the products. None computes bytes in integers, and other numbers in
-            float32.
+        precision: Precision of the products. None computes bytes in integers, and other
+            numbers in float32.
         block_rows: Number of rows in a block. Memory grows with the square of this number.
         source_rows: ``(num_positions,)`` source rows to measure, ascending; None for all. All
             indices in the result are positions, which are indices into this array.
-        samples: ``(num_samples, num_positions)`` masks, True for the positions in a sample. The
-            nearest point with another label is also searched inside each sample.
+        samples: ``(num_samples, num_positions)`` masks, True for the positions in a sample.
+            The nearest point with another label is also searched inside each sample.
 
     Raises:
         DataError: If the first row of a source is bytes, and a later row has another dtype.

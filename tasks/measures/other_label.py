@@ -1,10 +1,10 @@
 """The nearest point with another label, for each position.
 
-The results are :class:`~tasks.measures.neighbor_lists.NeighborLists` with one neighbor for each
-position. Entries between rows with equal labels are masked first: they are replaced by a number
-that is larger than all squared distances (:func:`~tasks.measures.tile_blocks.no_pair_value`).
-Entries outside a sample are masked in the same way. The smallest entry of a row then belongs to the
-nearest point with another label.
+The results are :class:`~tasks.measures.neighbor_lists.NeighborLists` with one neighbor for
+each position. Entries between rows with equal labels are masked first: they are replaced by a
+number that is larger than all squared distances
+(:func:`~tasks.measures.tile_blocks.no_pair_value`). Entries outside a sample are masked in the
+same way. The smallest entry of a row then belongs to the nearest point with another label.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def update_nearest(
         nearest: The lists.
         result_rows: ``(num_rows,)`` the block's rows, as indices of the arrays of ``nearest``.
         column_positions: ``(num_columns,)`` positions of the block's columns, ascending.
-        masked_squared: ``(num_rows, num_columns)`` squared distances, masked as described in this
-            module.
+        masked_squared: ``(num_rows, num_columns)`` squared distances, masked as described in
+            this module.
     """
     # argmin returns the first of several equal entries, which has the smallest position.
     nearest_columns = masked_squared.argmin(axis=1)
@@ -65,8 +65,8 @@ def mask_equal_labels(label_codes: IntArray, block: TileBlock) -> SquaredDistanc
 def _mask_columns(squared_distances: SquaredDistances, is_masked: BoolArray) -> None:
     """Replace all entries of some columns by the value that marks "no pair", in place.
 
-    max(distance, 0) keeps a distance, and max(distance, value) replaces it by the value. np.maximum
-    takes a tenth of the time of an assignment to the masked columns.
+    max(distance, 0) keeps a distance, and max(distance, value) replaces it by the value.
+    np.maximum takes a tenth of the time of an assignment to the masked columns.
     """
     dtype = squared_distances.dtype
     lower_bounds = np.where(is_masked, no_pair_value(dtype), dtype.type(0))

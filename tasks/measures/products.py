@@ -1,8 +1,9 @@
 """Exact matrix products ``a @ b.T`` of rows of bytes, by the fastest library on this machine.
 
-All implementations return the same integers. The table lists billions of multiply-adds per second
-on one core of an Intel Xeon with AVX-512 VNNI, measured with ``benchmarks/measures.py products``.
-For the column of older instructions, the newer ones were switched off in each library.
+All implementations return the same integers. The table lists billions of multiply-adds per
+second on one core of an Intel Xeon with AVX-512 VNNI, measured with ``benchmarks/measures.py
+products``. For the column of older instructions, the newer ones were switched off in each
+library.
 
 =================  ============  ====================  =====================
 implementation     AVX-512 VNNI  AVX-512 or AVX2 only  price
@@ -12,11 +13,11 @@ numkong            120 to 170    37                    none
 float32 by BLAS    60            60 (AVX2: 33)         none
 =================  ============  ====================  =====================
 
-On a processor with 8-bit instructions, torch computes large products and numkong computes small
-products, because the import of torch takes time. The 8-bit instructions are VNNI, AMX and SDOT. We
-did not time AMX and SDOT. ``_int_mm`` is a private function of torch. All other processors multiply
-in float32. Each implementation is tested on random bytes before its first use. An implementation
-that is missing or wrong is not used.
+On a processor with 8-bit instructions, torch computes large products and numkong computes
+small products, because the import of torch takes time. The 8-bit instructions are VNNI, AMX
+and SDOT. We did not time AMX and SDOT. ``_int_mm`` is a private function of torch. All other
+processors multiply in float32. Each implementation is tested on random bytes before its first
+use. An implementation that is missing or wrong is not used.
 """
 
 from __future__ import annotations
@@ -43,21 +44,23 @@ shifted by -128 (see `to_signed`), which changes no distance. If ``a is b``, ent
 diagonal may be missing."""
 
 MAX_FEATURES = 131_071
-"""Largest number of features of a row. The sum of this many products of two signed bytes is below
-2³¹."""
+"""Largest number of features of a row. The sum of this many products of two signed bytes is
+below 2³¹."""
 FLOAT32_FEATURES = 1_024
-"""Number of features in one float32 product. The sum is at most 2²⁴, and float32 represents all
-integers up to 2²⁴."""
+"""Number of features in one float32 product. The sum is at most 2²⁴, and float32 represents
+all integers up to 2²⁴."""
 NUMKONG_FEATURES = 4_096
-"""Number of features in one call of numkong. Rows of this length stay in the processor's cache."""
+"""Number of features in one call of numkong. Rows of this length stay in the processor's
+cache."""
 NUMKONG_COLUMNS = 64
-"""Number of columns of the product in one call of numkong. They stay in the processor's cache."""
+"""Number of columns of the product in one call of numkong. They stay in the processor's
+cache."""
 TORCH_COLUMNS = 256
 """Number of columns in one torch product of rows with themselves. With a smaller number, fewer
 entries below the diagonal are computed."""
 TORCH_IMPORT_WORK = 4e11
-"""Number of multiply-adds per thread above which torch's faster products save more time than the
-import of torch takes. The import also needs 190 MiB of memory."""
+"""Number of multiply-adds per thread above which torch's faster products save more time than
+the import of torch takes. The import also needs 190 MiB of memory."""
 BYTE_INSTRUCTIONS = {
     "icelake",
     "alder",
@@ -68,22 +71,23 @@ BYTE_INSTRUCTIONS = {
     "svesdot",
     "sme",
 }
-"""Names, in numkong, of the processor features that multiply 8-bit integers in one instruction."""
+"""Names, in numkong, of the processor features that multiply 8-bit integers in one
+instruction."""
 SELF_TEST_SHAPES = [
     (1, 1, 1),
     (3, 5, 17),
     (2, 3, MAX_FEATURES),
     (133, 70, 9000),
 ]
-"""Shapes ``(num_a, num_b, num_features)`` of the self-test. The libraries run different code for
-odd, round, small and large shapes."""
+"""Shapes ``(num_a, num_b, num_features)`` of the self-test. The libraries run different code
+for odd, round, small and large shapes."""
 
 
 def num_threads() -> int:
     """Return the number of threads that this process may use.
 
-    The number is ``OMP_NUM_THREADS`` if it is set, otherwise the number of available cores. Ray
-    sets this variable for its workers.
+    The number is ``OMP_NUM_THREADS`` if it is set, otherwise the number of available cores.
+    Ray sets this variable for its workers.
     """
     requested = os.environ.get("OMP_NUM_THREADS", "")
     if requested.isdecimal():
@@ -136,8 +140,9 @@ def wide_product(a: Bytes, b: Bytes) -> IntArray:
 def numkong_product(a: Bytes, b: Bytes) -> IntArray:
     """Return ``a @ b.T``, computed by the processor's 8-bit instructions in all threads.
 
-    Each thread multiplies other features, because threads then share no input. If there are more
-    threads than pieces of features, several threads multiply the same features for other columns.
+    Each thread multiplies other features, because threads then share no input. If there are
+    more threads than pieces of features, several threads multiply the same features for other
+    columns.
     """
     import numkong
 
@@ -192,8 +197,8 @@ def _thread_pool(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="measures")
 
 
-# A forked child process does not have the threads of its parent, so it must not use the parent's
-# pools.
+# A forked child process does not have the threads of its parent, so it must not use the
+# parent's pools.
 os.register_at_fork(after_in_child=_thread_pool.cache_clear)
 
 
@@ -204,9 +209,10 @@ def torch_product(
 ) -> IntArray:
     """Return ``a @ b.T``, computed by 8-bit instructions in all of torch's threads, or on a GPU.
 
-    On a GPU, ``_int_mm`` needs sizes that are multiples of 8, and at least 17 rows. Therefore rows
-    and features are padded with zeros, and the padded rows are removed from the product. On a CPU,
-    only features are padded, because torch 2.13 computes wrong products of one feature.
+    On a GPU, ``_int_mm`` needs sizes that are multiples of 8, and at least 17 rows. Therefore
+    rows and features are padded with zeros, and the padded rows are removed from the product.
+    On a CPU, only features are padded, because torch 2.13 computes wrong products of one
+    feature.
     """
     import torch
 
@@ -239,8 +245,8 @@ def choose_product(work: float, device: str = "cpu") -> Product:
     """Return the fastest implementation that is exact on this machine.
 
     Args:
-        work: Number of multiply-adds of this process. torch is imported only for a large number. If
-            torch is imported already, it is also used for a small number.
+        work: Number of multiply-adds of this process. torch is imported only for a large
+            number. If torch is imported already, it is also used for a small number.
         device: ``"cpu"`` or a torch device.
     """
     candidates: list[tuple[str, Product]] = []
@@ -295,8 +301,9 @@ _exactness: dict[str, bool] = {}
 def is_exact(name: str, product: Product) -> bool:
     """Return whether an implementation runs on this machine and passes the self-test.
 
-    The self-test runs once per process. It detects two known errors. Instructions older than VNNI
-    saturate if many large values have the same sign. Some BLAS libraries round factors to 16 bits.
+    The self-test runs once per process. It detects two known errors. Instructions older than
+    VNNI saturate if many large values have the same sign. Some BLAS libraries round factors to
+    16 bits.
     """
     if name not in _exactness:
         rng = np.random.default_rng(0)
@@ -315,19 +322,21 @@ def _is_right(
 ) -> bool:
     """Return whether ``product(a, b)`` equals ``a @ b.T`` for random bytes.
 
-    The check is ``(a bᵀ) r = a (bᵀ r)`` for a random vector r (Freivalds 1977). Entries of r have
-    20 bits. So a wrong product passes the check with a probability of at most 2⁻²⁰.
+    The check is ``(a bᵀ) r = a (bᵀ r)`` for a random vector r (Freivalds 1977). Entries of r
+    have 20 bits. So a wrong product passes the check with a probability of at most 2⁻²⁰.
     """
     a: Any = rng.integers(-128, 128, (num_a, num_features), np.int8)
     b: Any = rng.integers(-128, 128, (num_b, num_features), np.int8)
-    # One row of each factor has only the smallest or the largest byte, whose sums saturate first.
+    # One row of each factor has only the smallest or the largest byte, whose sums saturate
+    # first.
     extremes = np.array([-128, 127], np.int8)
     a[0] = -128
     b[-1] = rng.choice(extremes)
     weights = rng.integers(1, 1 << 20, num_b)
     try:
         weighted = product(a, b).astype(np.int64) @ weights
-    # A broken library, or a library that is too new for this processor, may raise any exception.
+    # A broken library, or a library that is too new for this processor, may raise any
+    # exception.
     except Exception as error:
         logger.info("8-bit products by %s failed, so %s is not used: %s", name, name, error)
         return False

@@ -1,22 +1,19 @@
-"""Settings and results of a measure, and checks of the images and labels that a user passes."""
+"""Settings and results of a measure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import field_validator
 
-from search_spaces.errors import ConfigError, DataError
+from search_spaces.errors import ConfigError
 from search_spaces.specs import DEFAULT_ESTIMATORS
-from tasks.array_types import AnyArray, IntArray
+from tasks.array_types import IntArray
 from tasks.finding import Finding
 from tasks.measures.calibration import CalibratedDimension
-from tasks.measures.distances import BlockSource, as_source
 from tasks.measures.estimators import IntrinsicDimension, table_width
 from tasks.measures.neighbors import BLOCK_ROWS
 from tasks.measures.plain_json import plain_json
@@ -28,15 +25,15 @@ class MeasureSettings:
     """The settings of a measure. Every setting can change a result, at least in its last digits.
 
     Attributes:
-        num_neighbors: Number of neighbors k of ``mle``, 20 as in Konz & Mazurowski. ``gride`` uses
-            the largest power of two up to k. ``twonn`` always uses 2 neighbors.
+        num_neighbors: Number of neighbors k of ``mle``, 20 as in Konz & Mazurowski. ``gride``
+            uses the largest power of two up to k. ``twonn`` always uses 2 neighbors.
         estimators: Names of estimators of intrinsic dimension.
-        discard_fraction: Parameter of TwoNN: 0.1 as in Facco et al., 0 as in the code of Konz &
-            Mazurowski.
+        discard_fraction: Parameter of TwoNN: 0.1 as in Facco et al., 0 as in the code of Konz
+            & Mazurowski.
         sharpness_sample: Number of images in a sample for label sharpness, 1000 as in Konz &
             Mazurowski. None uses all images, without samples.
-        sharpness_seeds: Seeds of the samples, for train sizes above ``sharpness_sample``. There is
-            one sample per seed.
+        sharpness_seeds: Seeds of the samples, for train sizes above ``sharpness_sample``.
+            There is one sample per seed.
         pixel_range: Pixel values of black and white, for the record. None uses the range of an
             unsigned integer dtype.
         dtype: ``"float32"`` or ``"float64"``, for the matrix products.
@@ -67,15 +64,15 @@ class MeasureSettings:
         """
         self._check_whole("num_neighbors", 3)
         self._check_whole("block_rows", 1)
+        self._check_whole("seed", 0)
         sample = self.sharpness_sample
-        has_sample = sample is None or _is_whole(sample, 2)
+        is_valid_sample = sample is None or _is_whole(sample, 2)
         self._check(
-            "sharpness_sample", has_sample, "a whole number, 2 or more, or None for all images"
+            "sharpness_sample", is_valid_sample, "a whole number, 2 or more, or None for all images"
         )
-        self._check("seed", _is_whole(self.seed, 0), "a whole number, 0 or more")
         seeds = _as_tuple(self.sharpness_seeds)
-        are_seeds = len(seeds) > 0 and all(_is_whole(seed, 0) for seed in seeds)
-        self._check("sharpness_seeds", are_seeds, "whole numbers, 0 or more")
+        are_valid_seeds = len(seeds) > 0 and all(_is_whole(seed, 0) for seed in seeds)
+        self._check("sharpness_seeds", are_valid_seeds, "whole numbers, 0 or more")
         self._check_pixel_range()
         self._check("dtype", self.dtype in ("float32", "float64"), "float32 or float64")
         fraction = self.discard_fraction
@@ -83,21 +80,17 @@ class MeasureSettings:
         self._check("discard_fraction", is_fraction, "a number in [0, 1)")
         self._check_estimators()
 
-    def _check(
-        self,
-        name: str,
-        is_valid: bool,
-        rule: str,
-    ) -> None:
+    def _check(self, name: str, is_valid: bool, rule: str) -> None:
+        """Raise a ConfigError with the rule of a setting if its value is not valid."""
         if not is_valid:
             raise ConfigError(
                 f"The setting {name} is {getattr(self, name)!r}, which is not valid",
                 hint=f"Choose {rule}",
             )
 
-    def _check_whole(self, name: str, least: int) -> None:
-        is_valid = _is_whole(getattr(self, name), least)
-        self._check(name, is_valid, f"a whole number, {least} or more")
+    def _check_whole(self, name: str, minimum: int) -> None:
+        is_valid = _is_whole(getattr(self, name), minimum)
+        self._check(name, is_valid, f"a whole number, {minimum} or more")
 
     def _check_pixel_range(self) -> None:
         """Check that the pixel range is two numbers, the lower one first."""
@@ -117,12 +110,11 @@ class MeasureSettings:
     def _check_estimators(self) -> None:
         """Check that the estimators are known names without repetition."""
         names = _as_tuple(self.estimators)
-        are_names = not isinstance(self.estimators, str) and all(
-            isinstance(name, str) for name in names
-        )
-        are_once = len({*names}) == len(names) > 0
+        are_texts = all(isinstance(name, str) for name in names)
+        is_list = not isinstance(self.estimators, str) and len(names) > 0
+        are_distinct = are_texts and len(set(names)) == len(names)
         rule = "a list of different names, for example ('mle', 'twonn')"
-        self._check("estimators", are_names and are_once, rule)
+        self._check("estimators", is_list and are_distinct, rule)
         table_width(self.estimators, self.num_neighbors)
 
     def to_json(self) -> dict[str, Any]:
@@ -130,10 +122,11 @@ class MeasureSettings:
         return plain_json(vars(self))
 
 
-def _is_whole(value: Any, least: int) -> bool:
+def _is_whole(value: Any, minimum: int) -> bool:
+    """Return whether a value is a whole number of at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         return False
-    return int(value) >= least
+    return int(value) >= minimum
 
 
 def _as_tuple(values: Any) -> tuple[Any, ...]:
@@ -148,7 +141,8 @@ class SizeRecord:
 
     Attributes:
         train_size: Number of images, including duplicates.
-        num_duplicates: Number of images that equal an earlier image. All measures exclude them.
+        num_duplicates: Number of images that equal an earlier image. All measures exclude
+            them.
         num_conflicts: Number of duplicates whose label differs from that of the earlier image.
         d_data: Intrinsic dimension by the name of the estimator.
         label_sharpness: Label sharpness; None if there are no labels.
@@ -177,14 +171,15 @@ class MeasureResult(Finding):
 
     Attributes:
         sizes: One record per train size, ascending, at least one.
-        conflict_pairs: Pairs ``(row, earlier row)`` of equal images with different labels. Only the
-            first pairs are listed.
+        conflict_pairs: Pairs ``(row, earlier row)`` of equal images with different labels.
+            Only the first pairs are listed.
         settings: Settings of the measure.
-        precision: ``"exact integer"`` if all values are bytes and no distance is rounded. Otherwise
-            the widest dtype of the products. ``"float64"`` means that some images were too close
-            together for float32, or that the settings request it.
+        precision: ``"exact integer"`` if all values are bytes and no distance is rounded.
+            Otherwise the widest dtype of the products. ``"float64"`` means that some images
+            were too close together for float32, or that the settings request it.
         notes: Remarks for readers.
-        calibration: Bias-corrected dimension at the largest size; None if it was not requested.
+        calibration: Bias-corrected dimension at the largest size; None if it was not
+            requested.
     """
 
     sizes: tuple[SizeRecord, ...]
@@ -229,7 +224,7 @@ class MeasureResult(Finding):
         }
 
     def renumbered(self, order: IntArray) -> MeasureResult:
-        """Return the same result, with pairs as rows of the user's images.
+        """Return the same result, with row numbers of the user's images in all pairs.
 
         Args:
             order: ``(num_images,)`` row in the user's images of each measured row.
@@ -247,179 +242,3 @@ class MeasureResult(Finding):
             sizes.append(replace(size, label_sharpness=sharpness))
         pairs = tuple(original(pair) for pair in self.conflict_pairs)
         return self.model_copy(update={"sizes": tuple(sizes), "conflict_pairs": pairs})
-
-
-def check_labels(labels: npt.ArrayLike, num_images: int) -> IntArray:
-    """Return labels as ``(num_images,)`` int64.
-
-    Args:
-        labels: ``(num_images,)`` or ``(num_images, 1)`` whole numbers of any real dtype.
-        num_images: Number of images, which must be the number of labels.
-
-    Raises:
-        DataError: If the number of labels differs, or a label is not a whole number.
-    """
-    array = np.asarray(labels)
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    if array.ndim != 1 or len(array) != num_images:
-        raise DataError(
-            f"Labels have the shape {array.shape}, but there are {num_images} images",
-            hint="Pass one label per image",
-        )
-    if array.dtype.kind not in "biuf":
-        raise DataError(
-            f"Labels have the dtype {array.dtype}, but must be whole numbers",
-            hint="Number the classes 0, 1, 2 and so on",
-        )
-    if array.dtype.kind == "f":
-        # NaN and infinity are not whole numbers, and larger numbers do not fit into int64.
-        fits_int64 = np.abs(array) < 2.0**63
-        is_whole = fits_int64 & (array == np.rint(array))
-        if not is_whole.all():
-            row = int(np.argmin(is_whole))
-            raise DataError(
-                f"The label of row {row} is {array[row]}, which is not a whole number",
-                hint="Number the classes 0, 1, 2 and so on",
-            )
-    return array.astype(np.int64)
-
-
-def as_sizes(train_sizes: Sequence[int]) -> tuple[int, ...]:
-    """Return train sizes as plain integers, in the same order.
-
-    Raises:
-        DataError: If the train sizes are not a list of whole numbers.
-    """
-    if isinstance(train_sizes, str) or not isinstance(train_sizes, Iterable):
-        raise DataError(
-            f"train_sizes is {train_sizes!r}, which is not a list",
-            hint="Pass a list of sizes, for example [500, 1000]",
-        )
-    if any(not isinstance(size, Real) or size % 1 for size in train_sizes):
-        raise DataError(
-            f"train_sizes is {list(train_sizes)}, but not all of these are whole numbers",
-            hint="Pass whole numbers only",
-        )
-    return tuple(int(size) for size in train_sizes)
-
-
-def check_train_sizes(train_sizes: Sequence[int], num_images: int) -> list[int]:
-    """Return the train sizes in ascending order, without repetition.
-
-    Raises:
-        DataError: If there is no train size, or one is not between 1 and ``num_images``.
-    """
-    sizes = sorted(set(as_sizes(train_sizes)))
-    if not sizes or sizes[0] < 1 or sizes[-1] > num_images:
-        raise DataError(
-            f"train_sizes is {list(train_sizes)}, but there are {num_images} images",
-            hint=f"Choose train sizes from 1 to {num_images}, or add images",
-        )
-    return sizes
-
-
-def one_array(name: str, values: Any) -> AnyArray:
-    """Return values as one array.
-
-    Args:
-        name: Name of the values for messages, with a capital letter: "Images" or "Labels".
-        values: An array, or a list of arrays or numbers.
-
-    Raises:
-        DataError: If a value is masked, if the shapes differ, or if ``values`` is a single
-            number.
-    """
-    _check_unmasked(name, values)
-    try:
-        array = np.asarray(values)
-    except ValueError:  # nested sequences of different lengths
-        raise DataError(
-            f"{name} have different shapes, so they do not form one array",
-            hint=f"Convert all {name.lower()} to the same shape",
-        ) from None
-    if array.ndim == 0:
-        raise DataError(
-            f"{name} cannot be converted to an array: {array}",
-            hint="Pass an array, or a list of arrays",
-        )
-    return array
-
-
-def _check_unmasked(name: str, values: Any) -> None:
-    if not isinstance(values, (list, tuple)):
-        values = [values]
-    for part in values:
-        # The attribute is checked, because importing numpy.ma for isinstance would take long.
-        mask = getattr(part, "mask", None)
-        if isinstance(mask, (np.ndarray, np.bool_)) and mask.any():
-            hint = "Replace the masked values with .filled(VALUE), or leave these images out"
-            raise DataError(f"{name} contain masked values", hint=hint)
-
-
-def as_array(images: npt.ArrayLike) -> AnyArray:
-    """Return images as one array.
-
-    Raises:
-        DataError: If the shapes differ, if a value is masked, or if values are not numbers.
-    """
-    array = one_array("Images", images)
-    if array.dtype == object:
-        images_seen = array.ravel()[:1000]
-        shapes = sorted({np.shape(image) for image in images_seen})
-        if shapes == [()]:
-            raise DataError(
-                "Images have the dtype object, but must be real numbers",
-                hint="Convert the images, for example with .astype(float)",
-            )
-        raise DataError(
-            f"Images have different shapes: {shapes[:5]}",
-            hint="Resize all images to the same shape",
-        )
-    return array
-
-
-SHAPES = "Pass an array of shape (num_images, height, width) or (num_images, num_features)"
-
-
-def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
-    """Return images as a source of rows.
-
-    Raises:
-        DataError: If there is no image, if an image has no pixel, or if the array has only one
-            axis.
-    """
-    source = images if isinstance(images, BlockSource) else as_source(as_array(images))
-    if len(source.row_shape) == 0:
-        raise DataError(
-            f"Images have the shape ({source.num_rows},), but an axis for the pixels is missing",
-            hint=SHAPES,
-        )
-    shape = (source.num_rows, *source.row_shape)
-    if source.num_rows == 0:
-        raise DataError(
-            f"The array of shape {shape} contains no images", hint="Pass at least one image"
-        )
-    if 0 in shape:
-        raise DataError(f"The array of shape {shape} contains images without pixels", hint=SHAPES)
-    return source
-
-
-CHANNELS = (1, 3, 4)
-"""Possible numbers of channels: gray, RGB, and RGB with transparency."""
-
-
-def as_channels_first(array: AnyArray) -> AnyArray:
-    """Return images of shape ``(n, h, w)`` or ``(n, h, w, c)`` as ``(n, c, h, w)``.
-
-    The last of four axes is the channels if its length is 1, 3 or 4, and the length of the second
-    axis is another number. Any other array is returned unchanged. The order of the axes changes no
-    distance.
-    """
-    if array.ndim == 3:
-        return array[:, None]
-    if array.ndim == 4:
-        _, second, _, last = array.shape
-        if last in CHANNELS and second not in CHANNELS:
-            return np.ascontiguousarray(np.moveaxis(array, 3, 1))
-    return array

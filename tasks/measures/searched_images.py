@@ -1,7 +1,7 @@
 """Search the neighbors of all distinct images, and the distances to images with another label.
 
-A source row is an index of all images. A position is an index of the distinct images only. Train
-sizes are counted in images by the caller, and in distinct images here.
+A source row is an index of all images. A position is an index of the distinct images only.
+Train sizes are counted in images by the caller, and in distinct images here.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from tasks.measures.tile_blocks import EXACT
 from tasks.remote import Executor
 
 NEAR_MINIMUM = 1 + 4e-5
-"""Distances up to this factor times the smallest one are computed again in float64, because one of
-them may be the true minimum. Each distance has a relative error of up to 1e-5. So two equal
-distances are computed as numbers that differ by at most 2e-5. The factor allows twice that."""
+"""Distances up to this factor times the smallest one are computed again in float64, because
+one of them may be the true minimum. Each distance has a relative error of up to 1e-5. So two
+equal distances are computed as numbers that differ by at most 2e-5. The factor allows twice
+that."""
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,16 @@
 """Label sharpness K_F: how fast the label changes from one image to another.
 
-``K_F = max over pairs with different labels of 1 / |x_i - x_j|₂`` (Konz & Mazurowski 2024). F is
-the function that maps an image to its label. The paper has the numerator |y_i - y_j|. For two
-classes it is 1 for every pair with different labels. We also use 1 for more than two classes.
+``K_F = max over pairs with different labels of 1 / |x_i - x_j|₂`` (Konz & Mazurowski 2024). F
+is the function that maps an image to its label. The paper has the numerator |y_i - y_j|. For
+two classes it is 1 for every pair with different labels. We also use 1 for more than two
+classes.
 
-The *nearest other-label distance* of an image is its distance to the nearest image with another
-label. So K_F is one over the smallest nearest other-label distance.
+The *nearest other-label distance* of an image is its distance to the nearest image with
+another label. So K_F is one over the smallest nearest other-label distance.
 
-K_F has the unit 1/pixel value. It is larger for a smaller pixel range, smaller images and fewer
-channels. Compare values of K_F only if they were measured on the same scale (pixel range, side,
-channels and sample size).
+K_F has the unit 1/pixel value. It is larger for a smaller pixel range, smaller images and
+fewer channels. Compare values of K_F only if they were measured on the same scale (pixel
+range, side, channels and sample size).
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ PERCENTILES = (99.9, 99.0, 95.0)
 NUM_PERMUTATIONS = 100
 """Number of random permutations of the labels in each sample."""
 MAX_SEARCHED_PAIRS = 4096
-"""Largest number of pairs that are searched, in each permutation of the labels, for a pair with
-different labels. It limits the time of a permutation."""
+"""Largest number of pairs that are searched, in each permutation of the labels, for a pair
+with different labels. It limits the time of a permutation."""
 FIRST_PAIRS = 64
 """Number of closest pairs that are searched first, for speed. A pair with different labels is
 nearly always among them."""
@@ -46,7 +47,8 @@ class SharpnessScale:
         pixel_range: Pixel values of black and white; None if unknown.
         side: Height and width in pixels; None if the rows are not images.
         channels: Number of channels; the number of features if the rows are not images.
-        sample: Number of images in a sample; None for all images. Stored records use this name.
+        sample: Number of images in a sample; None for all images. Stored records use this
+            name.
     """
 
     pixel_range: tuple[float, float] | None
@@ -64,23 +66,23 @@ class LabelSharpness:
     of the fields.
 
     Attributes:
-        value: The mean, over samples, of the maximum of 1/distance. Unit: 1/pixel value. None if it
-            is undefined.
+        value: The mean, over samples, of the maximum of 1/distance. Unit: 1/pixel value. None
+            if it is undefined.
         convention: Scale of the measurement.
         num_pairs: Number of pairs with different labels in one sample.
         num_images: Number of images in one sample.
-        pair: Rows of the two closest images with different labels, among all images of this train
-            size.
+        pair: Rows of the two closest images with different labels, among all images of this
+            train size.
         pair_value: 1/distance of ``pair``. This is the maximum over all images.
         sample_values: The maximum of 1/distance in each sample.
-        percentiles: Percentiles over images of 1 / nearest other-label distance, averaged over the
-            samples. The key ``"mean"`` has the mean over images.
-        permuted: Baseline: the mean of ``value`` over random permutations of the labels; None if it
-            is unknown.
+        percentiles: Percentiles over images of 1 / nearest other-label distance, averaged over
+            the samples. The key ``"mean"`` has the mean over images.
+        permuted: Baseline: the mean of ``value`` over random permutations of the labels; None
+            if it is unknown.
         reason: Reason why ``value`` is None.
-        mean_unlike_distance: δ, the nearest other-label distance, averaged over the images of each
-            sample and then over the samples. Unit: pixel values. None if ``value`` is None, and in
-            old records without this field.
+        mean_unlike_distance: δ, the nearest other-label distance, averaged over the images of
+            each sample and then over the samples. Unit: pixel values. None if ``value`` is
+            None, and in old records without this field.
     """
 
     value: float | None
@@ -122,8 +124,8 @@ def stratified_samples(
 ) -> tuple[BoolArray, list[slice]]:
     """Draw the samples in which the maximum of 1/distance is computed.
 
-    Each sample contains the classes in the same proportions as the images of its train size. The
-    numbers of images are rounded by the method of the largest remainder.
+    Each sample contains the classes in the same proportions as the images of its train size.
+    The numbers of images are rounded by the method of the largest remainder.
 
     Args:
         labels: ``(num_images,)``; None draws no samples.
@@ -171,10 +173,10 @@ class OtherLabelDistances:
         distances: ``(num_images,)`` distances among all images.
         pair: Rows of the closest pair with different labels; None if no such pair has a finite
             distance.
-        pair_distance: Distance of ``pair``, which is the smallest of ``distances``. Its relative
-            error is at most 1e-6.
-        sample_distances: ``(num_samples, num_images)`` distances inside each sample, infinite for
-            images outside the sample. ``num_samples`` is 0 if all images are used.
+        pair_distance: Distance of ``pair``, which is the smallest of ``distances``. Its
+            relative error is at most 1e-6.
+        sample_distances: ``(num_samples, num_images)`` distances inside each sample, infinite
+            for images outside the sample. ``num_samples`` is 0 if all images are used.
         sample_masks: ``(num_samples, num_images)``, True for the images of each sample.
     """
 
@@ -261,18 +263,19 @@ def permuted_sharpness(
 ) -> float | None:
     """Return the mean label sharpness over random permutations of the labels.
 
-    K_F of permuted labels is 1 / the distance of the closest pair with different labels. A search
-    of all pairs for each permutation would be slow. So only these pairs are searched, at most
-    `MAX_SEARCHED_PAIRS`, in ascending order of distance:
+    K_F of permuted labels is 1 / the distance of the closest pair with different labels. A
+    search of all pairs for each permutation would be slow. So only these pairs are searched,
+    at most `MAX_SEARCHED_PAIRS`, in ascending order of distance:
 
-    - Inside a sample, the collected closest pairs of the table are searched. All other pairs are
-      farther apart, so the first pair is the closest one.
-    - Among all images, the pairs in the lists of nearest neighbors are searched. The lists contain
-      most pairs twice, so only about half of the searched pairs are different. The closest pair (a,
-      b) is missed only if neither image is in the other image's list.
+    - Inside a sample, the collected closest pairs of the table are searched. All other pairs
+      are farther apart, so the first pair is the closest one.
+    - Among all images, the pairs in the lists of nearest neighbors are searched. The lists
+      contain most pairs twice, so only about half of the searched pairs are different. The
+      closest pair (a, b) is missed only if neither image is in the other image's list.
 
-    A pair at the distance 0 is skipped, because 1/0 is infinite. Equal images were excluded before,
-    so the distance 0 is a rounding error. The permutations are drawn with a fixed seed.
+    A pair at the distance 0 is skipped, because 1/0 is infinite. Equal images were excluded
+    before, so the distance 0 is a rounding error. The permutations are drawn with a fixed
+    seed.
 
     Args:
         table: Neighbors and closest pairs of this train size.
@@ -281,8 +284,8 @@ def permuted_sharpness(
             ``num_samples`` is 0 to use all images.
 
     Returns:
-        The mean over permutations and samples. Unit: 1/pixel value. None if, for any permutation of
-        any sample, all searched pairs have equal labels.
+        The mean over permutations and samples. Unit: 1/pixel value. None if, for any
+        permutation of any sample, all searched pairs have equal labels.
     """
     rng = np.random.default_rng(0)
     if len(sample_masks):
@@ -371,8 +374,8 @@ def _undefined_reason(
 def conversion_factor(source: SharpnessScale, target: SharpnessScale) -> float:
     """Return the factor that converts a label sharpness from one scale to another.
 
-    The factor follows from ``K_F ∝ 1/(range · √(height · width · channels))``. It is exact for the
-    pixel range and for repeated channels. For the side, the factor neglects the blur of
+    The factor follows from ``K_F ∝ 1/(range · √(height · width · channels))``. It is exact for
+    the pixel range and for repeated channels. For the side, the factor neglects the blur of
     interpolation: bilinear resizing from 28 to 224 pixels shortens distances by about 8 %.
 
     Args:
@@ -380,8 +383,8 @@ def conversion_factor(source: SharpnessScale, target: SharpnessScale) -> float:
         target: Scale to convert to.
 
     Raises:
-        DataError: If a side or a pixel range is unknown, or if the sample sizes differ. There is no
-            factor between different sample sizes.
+        DataError: If a side or a pixel range is unknown, or if the sample sizes differ. There
+            is no factor between different sample sizes.
     """
     if source.sample != target.sample:
         raise DataError(

@@ -1,14 +1,15 @@
 """The squared distances of one tile of pairs, block by block.
 
 A *tile* contains the pairs of one span of rows with one span of columns. Rows and columns are
-positions, which :mod:`tasks.measures.neighbors` defines. One task computes one tile. A *block* is
-the part of a tile whose distances are in memory at the same time.
+positions, which :mod:`tasks.measures.neighbors` defines. One task computes one tile. A *block*
+is the part of a tile whose distances are in memory at the same time.
 
 There are two kinds of blocks:
 
-- Distances between rows of bytes are computed in integers. As many rows as fit into memory stay
-  there: the *held rows*. The columns are read in small *pieces*. While one piece is multiplied, a
-  thread reads the next piece. A block contains the distances from the held rows to one piece.
+- Distances between rows of bytes are computed in integers. As many rows as fit into memory
+  stay there: the *held rows*. The columns are read in small *pieces*. While one piece is
+  multiplied, a thread reads the next piece. A block contains the distances from the held rows
+  to one piece.
 - Distances between rows of any other dtype are computed in floats, in square blocks.
 """
 
@@ -41,16 +42,17 @@ ARITHMETICS = (EXACT, "float32", "float64")
 """All values of ``arithmetic``. If blocks needed different ones, the result has the last of
 them in this order."""
 PIECE_ROWS = 256
-"""Largest number of rows in a piece. With small pieces, a tile on the diagonal computes little more
-than half of its square. A block also stays in the processor's cache while it is added to the
-results."""
+"""Largest number of rows in a piece. With small pieces, a tile on the diagonal computes little
+more than half of its square. A block also stays in the processor's cache while it is added to
+the results."""
 PIECE_BYTES = 64 << 20
 """Largest size of a piece in bytes. Two pieces are in memory at a time."""
 HELD_BYTES = 320 << 20
 """Largest size of the held rows in bytes; 2,048 rows of 3 x 224 x 224 fit."""
 
 SquaredDistances = AnyArray
-"""Squared distances of a block, ``(num_rows, num_columns)``, float32, float64, int32 or int64."""
+"""Squared distances of a block, ``(num_rows, num_columns)``, float32, float64, int32 or
+int64."""
 
 
 def widest_arithmetic(first: str, second: str) -> str:
@@ -77,8 +79,8 @@ class Span(NamedTuple):
 def no_pair_value(dtype: np.dtype[Any]) -> Any:
     """Return the entry that marks "no pair" in a block of this dtype, as a number of this dtype.
 
-    The number is above every squared distance. Two bytes differ by at most 255, so ``2**47`` is
-    large enough for rows of up to 2e9 features. float64 represents the integers exactly.
+    The number is above every squared distance. Two bytes differ by at most 255, so ``2**47``
+    is large enough for rows of up to 2e9 features. float64 represents the integers exactly.
     """
     if dtype.kind == "f":
         return dtype.type(np.inf)
@@ -113,16 +115,16 @@ class SearchJob:
         source_rows: ``(num_positions,)`` source row of every position, ascending.
         label_codes: ``(num_positions,)`` labels as numbers, or None to search neighbors only.
         train_sizes: Ascending train sizes, counted in positions.
-        samples: ``(num_samples, num_positions)`` masks of samples. The nearest row with another
-            label is also searched inside each sample.
+        samples: ``(num_samples, num_positions)`` masks of samples. The nearest row with
+            another label is also searched inside each sample.
         center: ``(num_features,)``, which is subtracted from rows of floats.
         num_neighbors: Number of neighbors per position.
         precision: Precision of the products of floats.
         block_rows: Largest number of rows in a block.
-        multiply_adds_per_worker: Number of multiply-adds of the whole search, divided by the number
-            of workers. It decides which library multiplies.
-        max_pairs_by_size: Largest number of closest pairs to collect among the new pairs of each
-            train size; empty for none.
+        multiply_adds_per_worker: Number of multiply-adds of the whole search, divided by the
+            number of workers. It decides which library multiplies.
+        max_pairs_by_size: Largest number of closest pairs to collect among the new pairs of
+            each train size; empty for none.
         byte_dtype: Dtype of rows of bytes; None if distances are computed in floats.
     """
 
@@ -231,15 +233,16 @@ def _byte_blocks(
 ) -> Iterator[TileBlock]:
     """Yield the blocks of a tile of bytes.
 
-    The held rows are multiplied with every piece of the columns. In a tile on the diagonal, the
-    held rows are multiplied with themselves and with the columns after them.
+    The held rows are multiplied with every piece of the columns. In a tile on the diagonal,
+    the held rows are multiplied with themselves and with the columns after them.
     """
     num_features = int(np.prod(job.source.row_shape))
     piece_rows = min(PIECE_ROWS, job.block_rows, max(PIECE_BYTES // num_features, 1))
     held_rows = min(job.block_rows, max(HELD_BYTES // num_features, 1))
     held_rows = max(held_rows // piece_rows, 1) * piece_rows
     product = choose_product(job.multiply_adds_per_worker, job.precision.device)
-    # Each piece is read again for every set of held rows, but its norms are computed only once.
+    # Each piece is read again for every set of held rows, but its norms are computed only
+    # once.
     norms_by_piece: dict[Span, IntArray] = {}
     with ThreadPoolExecutor(1) as pool:
         for held_span in cut_span(rows, held_rows):

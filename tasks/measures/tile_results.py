@@ -7,8 +7,8 @@ A search has three kinds of results:
 - the closest pairs (:mod:`tasks.measures.closest_pairs`).
 
 Each train size has its own results, from the pairs that are new at this size. So a block of
-distances is first cut into *sub-blocks*. All pairs of a sub-block are new at the same train size,
-and update the results of this size. At the end, the results of all tiles are merged.
+distances is first cut into *sub-blocks*. All pairs of a sub-block are new at the same train
+size, and update the results of this size. At the end, the results of all tiles are merged.
 
 Example: with the train sizes 2 and 4, the block of the positions 0 to 3 is cut into four
 sub-blocks. The numbers are the size indices of the pairs::
@@ -52,12 +52,12 @@ class SpanResult:
         span: The positions whose nearest points are searched. Closest pairs are not stored by
             position.
         neighbors: Nearest neighbors in the new pairs of each train size.
-        other_label_by_size: Nearest point with another label in the new pairs of each train size,
-            as lists with one neighbor.
-        other_label_by_sample: Nearest point with another label inside each sample, as lists with
-            one neighbor.
-        closest_pairs: The closest of the new pairs of each train size; empty if no closest pairs
-            are requested.
+        other_label_by_size: Nearest point with another label in the new pairs of each train
+            size, as lists with one neighbor.
+        other_label_by_sample: Nearest point with another label inside each sample, as lists
+            with one neighbor.
+        closest_pairs: The closest of the new pairs of each train size; empty if no closest
+            pairs are requested.
         arithmetic: The widest arithmetic that a product has needed.
     """
 
@@ -92,16 +92,17 @@ def add_block(
     Args:
         job: The search.
         row_result: The result of the tile's rows.
-        column_result: The result of the tile's columns; the same object as ``row_result`` for a
-            tile on the diagonal.
+        column_result: The result of the tile's columns; the same object as ``row_result`` for
+            a tile on the diagonal.
         block: A block of the tile.
     """
     sides = [(row_result, block)]
     if block.rows != block.columns:  # a block on the diagonal already contains each pair twice
         sides.append((column_result, block.transposed()))
-    # Both sides can be added at the same time, because they change different positions. Closest
-    # pairs are added only for the block above the diagonal, not for the transposed one, see
-    # `_add_sub_block`. The threads are those of the matrix products, which are idle now.
+    # Both sides can be added at the same time, because they change different positions.
+    # Closest pairs are added only for the block above the diagonal, not for the transposed
+    # one, see `_add_sub_block`. The threads are those of the matrix products, which are idle
+    # now.
     in_threads(lambda side: _add_side(job, *side), sides)
 
 
@@ -146,8 +147,8 @@ def _add_sub_block(
     result_rows = rows.relative_to(result.span)
     squared = block.squared[sub_block]
     result.neighbors[size_index].update(result_rows, columns.start, squared)
-    # Each pair occurs twice, above and below the diagonal. So closest pairs are added only from
-    # sub-blocks on and above the diagonal.
+    # Each pair occurs twice, above and below the diagonal. So closest pairs are added only
+    # from sub-blocks on and above the diagonal.
     if result.closest_pairs and rows.start <= columns.start:
         result.closest_pairs[size_index].update(squared, rows.start, columns.start)
     if masked_squared is not None:

@@ -1,8 +1,8 @@
 """Search all pairs of a job, tile by tile, on one or many workers.
 
-The matrix of all pairs is cut into tiles. One task computes one tile. The rows of a tile are one
-span of positions. Its columns are the same span, or a later one. Distances are symmetric, so each
-distance is computed once and used for both of its positions.
+The matrix of all pairs is cut into tiles. One task computes one tile. The rows of a tile are
+one span of positions. Its columns are the same span, or a later one. Distances are symmetric,
+so each distance is computed once and used for both of its positions.
 :mod:`tasks.measures.tile_blocks` computes the distances of a tile, and
 :mod:`tasks.measures.tile_results` collects the nearest points.
 """
@@ -23,20 +23,22 @@ from tasks.remote import Executor
 TILE_ROWS = 16384
 """Largest number of rows or columns of a tile. It limits the size of a task's result."""
 TILE_ROWS_INLINE = 1 << 18
-"""Largest number of rows or columns of a tile with one worker. The result of a task is then not
-transferred, so it may be larger."""
+"""Largest number of rows or columns of a tile with one worker. The result of a task is then
+not transferred, so it may be larger."""
 TILES_PER_WORKER = 5
-"""Smallest number of tiles per worker. With fewer tiles, workers would wait for the last tile."""
+"""Smallest number of tiles per worker. With fewer tiles, workers would wait for the last
+tile."""
 MIN_MULTIPLY_ADDS_TO_SPREAD = 1e11
 """Number of multiply-adds per worker above which tasks also go to other nodes. With less work,
-sending the rows takes longer than computing. A worker needs about one second for this number."""
+sending the rows takes longer than computing. A worker needs about one second for this
+number."""
 
 
 def search_all_tiles(job: SearchJob, executor: Executor) -> SpanResult:
     """Search all tiles, and return the merged result for all positions."""
     num_positions = len(job.source_rows)
-    # Each task gets a reference, which the executor replaces by the job. So a worker receives the
-    # job only once.
+    # Each task gets a reference, which the executor replaces by the job. So a worker receives
+    # the job only once.
     shared_job = executor.share(job)
     tiles = plan_tiles(num_positions, executor.num_workers)
     arguments = [(shared_job, row_span, column_span) for row_span, column_span in tiles]
@@ -62,8 +64,8 @@ def search_tile(job: SearchJob, row_span: Span, column_span: Span) -> list[SpanR
         column_span: Positions of the tile's columns.
 
     Returns:
-        The result of the rows and the result of the columns. A tile on the diagonal has only one
-        result.
+        The result of the rows and the result of the columns. A tile on the diagonal has only
+        one result.
     """
     check_device(job.precision.device)
     row_result = SpanResult(job, row_span)
@@ -90,8 +92,8 @@ def plan_tiles(num_positions: int, num_workers: int) -> list[tuple[Span, Span]]:
     """Cut the upper triangle of the matrix of all pairs into tiles.
 
     Returns:
-        Row span and column span of every tile. Tiles off the diagonal take twice as long, so they
-        come first. The short tiles at the end then keep all workers busy.
+        Row span and column span of every tile. Tiles off the diagonal take twice as long, so
+        they come first. The short tiles at the end then keep all workers busy.
     """
     if num_workers == 1:
         num_spans = math.ceil(num_positions / TILE_ROWS_INLINE)

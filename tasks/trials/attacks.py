@@ -1,9 +1,9 @@
 """Adversarial attacks on a trained network.
 
-Pixels are in [0, 255], and epsilon has the same unit: epsilon 2 (often written 2/255) changes a
-pixel by at most 2. All passes are float32 and in evaluation mode. Images are ``(num_images,
-channels, height, width)``; labels are ``(num_images,)`` int64. An attack is one function in this
-module and one row in :data:`search_spaces.attacks.ATTACKS`.
+Pixels are in [0, 255], and epsilon has the same unit: epsilon 2 (often written 2/255) changes
+a pixel by at most 2. All passes are float32 and in evaluation mode. Images are ``(num_images,
+channels, height, width)``; labels are ``(num_images,)`` int64. An attack is one function in
+this module and one row in :data:`search_spaces.attacks.ATTACKS`.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class CleanPass:
         logits: ``(num_images, num_outputs)``.
         losses: ``(num_images,)`` cross-entropy in nats.
         is_correct: ``(num_images,)`` bool, True for images that are classified correctly.
-        gradient_sign: int8, in the shape of the images: the sign of the gradient of each image's
-            loss with respect to its pixels.
+        gradient_sign: int8, in the shape of the images: the sign of the gradient of each
+            image's loss with respect to its pixels.
     """
 
     logits: Tensor
@@ -62,10 +62,10 @@ class CleanPass:
 def attack_batch_size(recipe: RecipeSpec, micro_batch: int | None = None) -> int:
     """Return the batch size of an attack, which needs about as much memory as a training pass.
 
-    An attack stores float32 activations. They need twice the memory of a training in bfloat16. So
-    the batch size is half of the training's batch size, and at least 8. This rule is the same
-    for recipes in float32. With micro batches, the batch size of an attack is reduced by the
-    same factor as the training batch.
+    An attack stores float32 activations. They need twice the memory of a training in bfloat16.
+    So the batch size is half of the training's batch size, and at least 8. This rule is the
+    same for recipes in float32. With micro batches, the batch size of an attack is reduced by
+    the same factor as the training batch.
     """
     full_batch_size = max(8, recipe.batch_size // 2)
     return scaled_batch_size(full_batch_size, recipe, micro_batch)
@@ -81,8 +81,8 @@ def run_clean_pass(
             pixels.requires_grad_(True)
             with torch.enable_grad():
                 logits = model(pixels).float()
-                # The sum has the same gradient signs as the mean. For the mean, small gradients
-                # are divided by the batch size and could underflow.
+                # The sum has the same gradient signs as the mean. For the mean, small
+                # gradients are divided by the batch size and could underflow.
                 loss = F.cross_entropy(logits, batch_labels, reduction="sum")
                 (gradient,) = torch.autograd.grad(loss, pixels)
             logits = logits.detach()
@@ -105,8 +105,8 @@ class AttackBatch:
         pixels: float32 in [0, 255], ``(num_images, channels, height, width)``.
         labels: ``(num_images,)`` int64, the true labels.
         gradient_sign: see :class:`CleanPass`. Only FGSM uses it.
-        rows: ``(num_images,)`` int64, the index of each image in the test set. The seed of a random
-            start depends on it.
+        rows: ``(num_images,)`` int64, the index of each image in the test set. The seed of a
+            random start depends on it.
     """
 
     pixels: Tensor
@@ -134,8 +134,9 @@ class AttackFunction(Protocol):
 def fgsm(model: nn.Module, batch: AttackBatch, epsilon: float) -> Tensor:
     """Change every pixel by ``epsilon`` in the direction that increases the loss.
 
-    This is the fast gradient sign method (Goodfellow et al., ICLR 2015), as in Konz & Mazurowski
-    (ICLR 2024). It is one untargeted step away from the true labels. Pixels stay within [0, 255].
+    This is the fast gradient sign method (Goodfellow et al., ICLR 2015), as in Konz &
+    Mazurowski (ICLR 2024). It is one untargeted step away from the true labels. Pixels stay
+    within [0, 255].
     """
     return (batch.pixels + epsilon * batch.gradient_sign).clamp(0, PIXEL_MAX)
 
@@ -151,11 +152,11 @@ def pgd(
 ) -> Tensor:
     """Minimize the logit margin by gradient descent. Return the copies with the smallest margin.
 
-    This is projected gradient descent (Madry et al., ICLR 2018) on a margin loss (f6 of Carlini &
-    Wagner, S&P 2017). For a converged network, the gradient of the cross-entropy underflows to zero
-    in float32 (gradient masking). The gradient of the margin does not underflow. The first descent
-    starts at the image. All other descents start at a random point of the L-infinity ball of radius
-    ``epsilon``.
+    This is projected gradient descent (Madry et al., ICLR 2018) on a margin loss (f6 of
+    Carlini & Wagner, S&P 2017). For a converged network, the gradient of the cross-entropy
+    underflows to zero in float32 (gradient masking). The gradient of the margin does not
+    underflow. The first descent starts at the image. All other descents start at a random
+    point of the L-infinity ball of radius ``epsilon``.
 
     Args:
         model: see :class:`AttackFunction`.
@@ -188,7 +189,8 @@ class _BestCandidates:
     """The candidate with the smallest margin so far, for every image of a batch.
 
     Attributes:
-        images: the candidates, in the shape of the pixels; before the first update, the images.
+        images: the candidates, in the shape of the pixels; before the first update, the
+            images.
     """
 
     def __init__(self, batch: AttackBatch) -> None:
@@ -336,7 +338,8 @@ def forward_margins(model: nn.Module, pixels: Tensor, classes: Tensor) -> Tensor
     """Return the logit margins of ``pixels``, ``(num_images,)``, without a backward pass.
 
     Gradients are enabled nevertheless, because without gradients, fused attention layers round
-    differently. An attack compares these margins with the margins from :func:`margin_gradient`.
+    differently. An attack compares these margins with the margins from
+    :func:`margin_gradient`.
     """
     with torch.enable_grad():
         logits = model(pixels.detach().requires_grad_(True)).float()

@@ -21,11 +21,11 @@ CHECKPOINT_INTERVAL_S = 300.0
 class Checkpoints:
     """The checkpoints of one training. They are saved between epochs, and restored at the start.
 
-    A checkpoint contains the weights, the state of the optimizer, the random states of batch order
-    and dropout, and the records of the finished epochs. On a CPU, the epochs after a restart have
-    the same results, to the last bit, as without the interruption. A training that began on a CPU
-    does not continue on a GPU, and a training that began on a GPU does not continue on a CPU. The
-    results of such a training would belong to neither device.
+    A checkpoint contains the weights, the state of the optimizer, the random states of batch
+    order and dropout, and the records of the finished epochs. On a CPU, the epochs after a
+    restart have the same results, to the last bit, as without the interruption. A training
+    that began on a CPU does not continue on a GPU, and a training that began on a GPU does not
+    continue on a CPU. The results of such a training would belong to neither device.
 
     Args:
         read: returns the latest complete state, or None if there is no state.
@@ -33,8 +33,8 @@ class Checkpoints:
         interval_s: smallest number of seconds between two checkpoints.
 
     Attributes:
-        test_history: scores on the test images so far. The caller appends to this list. Checkpoints
-            contain it.
+        test_history: scores on the test images so far. The caller appends to this list.
+            Checkpoints contain it.
     """
 
     def __init__(
@@ -66,7 +66,8 @@ class Checkpoints:
             device: the device of the training.
 
         Returns:
-            The records of the finished epochs; empty if the training must start from the beginning.
+            The records of the finished epochs; empty if the training must start from the
+            beginning.
         """
         data = self._read()
         if data is None:

@@ -65,9 +65,9 @@ def scaled_batch_size(
 ) -> int:
     """Return the batch size of an evaluation or an attack, for a trial with micro batches.
 
-    ``full_batch_size`` is reduced by the same factor as the training batch,
-    ``micro_batch / recipe.batch_size``, and rounded down. The result is at least 1. Without micro
-    batches, the result is ``full_batch_size``.
+    ``full_batch_size`` is reduced by the same factor as the training batch, ``micro_batch /
+    recipe.batch_size``, and rounded down. The result is at least 1. Without micro batches, the
+    result is ``full_batch_size``.
     """
     images_per_pass = micro_batch or recipe.batch_size
     scaled = full_batch_size * images_per_pass // recipe.batch_size
@@ -94,8 +94,8 @@ def mean_loss(losses: Tensor, loss_rule: TestLoss) -> float:
 
     With the rule ``mean_over_examples``, every image has the same weight. With
     ``mean_of_batch_means``, the rule of the released code, every batch of
-    :data:`RELEASED_EVAL_BATCH` images has the same weight. So the images of a smaller last batch
-    have a larger weight.
+    :data:`RELEASED_EVAL_BATCH` images has the same weight. So the images of a smaller last
+    batch have a larger weight.
     """
     losses = losses.double()
     if loss_rule == "mean_of_batch_means":

@@ -14,8 +14,8 @@ from tasks.array_types import AnyArray
 def to_device(array: AnyArray, device: torch.device | str = "cpu") -> Tensor:
     """Return ``array`` as a tensor on ``device``.
 
-    On a CPU, the tensor shares the memory of the array and must not be changed. The array may be
-    read-only, as arrays in Ray's object store are.
+    On a CPU, the tensor shares the memory of the array and must not be changed. The array may
+    be read-only, as arrays in Ray's object store are.
     """
     with warnings.catch_warnings():
         # torch warns about read-only arrays, but the tensor is never changed.

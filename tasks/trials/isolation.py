@@ -33,7 +33,8 @@ def _flushes_denormals() -> bool:
 
 def _default_device() -> torch.device | None:
     device = torch.get_default_device()
-    # For a CPU this is None, because with a default device torch checks the device in every call.
+    # For a CPU this is None, because with a default device torch checks the device in every
+    # call.
     return None if device.type == "cpu" else device
 
 
@@ -65,8 +66,9 @@ _SETTINGS = (
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """Run a block with seeded random generators, and restore their states afterwards.
 
-    These are torch's generators for the CPU and for ``device``, and the global generators of Python
-    and NumPy. isweep itself does not use the global generators, but a user's network may use them.
+    These are torch's generators for the CPU and for ``device``, and the global generators of
+    Python and NumPy. isweep itself does not use the global generators, but a user's network
+    may use them.
     """
     device = torch.device(device)
     gpus = [device] if device.type == "cuda" else []
@@ -110,14 +112,14 @@ def fixed_torch_state(seed: int = 0, device: torch.device | str = "cpu") -> Iter
 def deterministic(device: torch.device | str = "cpu", num_threads: int = 1) -> Iterator[None]:
     """Run a block with a fixed number of threads and deterministic kernels.
 
-    All settings are restored afterwards. On a CPU, the same work with the same ``num_threads`` has
-    the same results to the last bit. With another number of threads, sums are divided differently,
-    so the last digits may change.
+    All settings are restored afterwards. On a CPU, the same work with the same ``num_threads``
+    has the same results to the last bit. With another number of threads, sums are divided
+    differently, so the last digits may change.
 
     On a GPU, cuDNN uses deterministic kernels. Autotuning is off, because it may choose other
-    kernels in every run. Kernels outside cuDNN may still add numbers in any order, so results are
-    equal only to within rounding. TensorFloat-32, which cuDNN uses by default, is off too, because
-    it rounds to 10 bits of mantissa.
+    kernels in every run. Kernels outside cuDNN may still add numbers in any order, so results
+    are equal only to within rounding. TensorFloat-32, which cuDNN uses by default, is off too,
+    because it rounds to 10 bits of mantissa.
     """
     device = torch.device(device)
     with ExitStack() as restore:
@@ -133,7 +135,8 @@ def deterministic(device: torch.device | str = "cpu", num_threads: int = 1) -> I
             restore.callback(
                 torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled()
             )
-            # The deterministic mode fills every new tensor, which is for debugging and takes time.
+            # The deterministic mode fills every new tensor, which is for debugging and takes
+            # time.
             mode: Any = torch.utils.deterministic
             restore.callback(
                 setattr, mode, "fill_uninitialized_memory", mode.fill_uninitialized_memory
@@ -154,23 +157,23 @@ _MAP_FROM_BYTES = (2**30, 32 * 2**20)
 """Sizes in bytes from which glibc maps each tensor separately. They are tried in this order,
 because an older glibc accepts only the second size."""
 _KEEP_UP_TO_BYTES = 2**31 - 1
-"""Bytes of freed memory that glibc does not return to the system. This is the largest value that
-``mallopt`` accepts."""
+"""Bytes of freed memory that glibc does not return to the system. This is the largest value
+that ``mallopt`` accepts."""
 
 _OUT_OF_MEMORY = re.compile(
     r"DefaultCPUAllocator|std::bad_alloc|could not create a (primitive|memory object)$"
 )
-"""Pattern of torch's messages if the machine has too little memory. The messages come from torch's
-allocator, from C++, and from oneDNN, which creates kernels. These errors have no exception type of
-their own."""
+"""Pattern of torch's messages if the machine has too little memory. The messages come from
+torch's allocator, from C++, and from oneDNN, which creates kernels. These errors have no
+exception type of their own."""
 
 
 def keep_freed_memory() -> bool:
     """Configure glibc to reuse freed memory for the next training step.
 
-    By default, glibc returns the memory of every large tensor to the system, and each step requests
-    new memory, which the system fills with zeros. For a VGG with images of 64 pixels, this takes a
-    third to a half of the time of a step. Results do not change.
+    By default, glibc returns the memory of every large tensor to the system, and each step
+    requests new memory, which the system fills with zeros. For a VGG with images of 64 pixels,
+    this takes a third to a half of the time of a step. Results do not change.
 
     Returns:
         True if glibc has accepted the configuration.
@@ -192,9 +195,10 @@ def trial_memory(
 
     Args:
         device: device of the trial.
-        gpu_fraction: share of the GPU's memory that this process may use in the block, including
-            its CUDA context; None sets no limit. PyTorch's allocator checks the limit before it
-            allocates memory for tensors. It does not count memory that other libraries allocate.
+        gpu_fraction: share of the GPU's memory that this process may use in the block,
+            including its CUDA context; None sets no limit. PyTorch's allocator checks the
+            limit before it allocates memory for tensors. It does not count memory that other
+            libraries allocate.
         context_bytes: bytes of the share that are not available for tensors.
 
     Raises:
@@ -209,8 +213,8 @@ def trial_memory(
     try:
         yield
     except BaseException as error:
-        # The frames of the traceback refer to the tensors. They are cleared, because otherwise the
-        # memory of the device would still be full for the next trial.
+        # The frames of the traceback refer to the tensors. They are cleared, because otherwise
+        # the memory of the device would still be full for the next trial.
         traceback.clear_frames(error.__traceback__)
         gc.collect()
         with suppress(RuntimeError):  # an error of a failing GPU must not replace the first error
@@ -234,8 +238,8 @@ def peak_bytes(device: torch.device) -> int:
     """Return the peak memory in bytes since :func:`reset_peak`.
 
     For a GPU, this is the memory that the process reserved for tensors. For a CPU, it is the
-    resident memory of the process, including libraries and arrays. If the system does not report
-    that peak, the result is the peak since the process started.
+    resident memory of the process, including libraries and arrays. If the system does not
+    report that peak, the result is the peak since the process started.
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))

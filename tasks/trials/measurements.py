@@ -1,9 +1,9 @@
 """Measurements on a trained network.
 
-They are the intrinsic dimension of its representations (*d_repr*), attacks, robustness, predictions
-on the test images, and scores on *further test sets*. A further test set consists of the test
-images of a base dataset. A condition has blended some of these images with a training image of
-another class.
+They are the intrinsic dimension of its representations (*d_repr*), attacks, robustness,
+predictions on the test images, and scores on *further test sets*. A further test set consists
+of the test images of a base dataset. A condition has blended some of these images with a
+training image of another class.
 """
 
 from __future__ import annotations
@@ -45,18 +45,15 @@ from tasks.trials.records import (
     TrialFile,
     TrialResult,
 )
-from tasks.trials.representations import (
-    StageRows,
-    estimate_dimension,
-    extract_features,
-    list_stages,
-)
+from tasks.trials.representations import estimate_dimension, extract_features
 from tasks.trials.robustness import measure_robustness
 from tasks.trials.scores import to_parquet
+from tasks.trials.stages import StageRows, list_stages
 
 StoreFile = Callable[[bytes], TrialFile | str]
-"""Function that stores the content of a file with the result of the trial. It returns the checksum
-and size of the stored file. If the file cannot be stored, it returns the reason as text."""
+"""Function that stores the content of a file with the result of the trial. It returns the
+checksum and size of the stored file. If the file cannot be stored, it returns the reason as
+text."""
 
 
 def store_if_requested(
@@ -85,9 +82,9 @@ def store_if_requested(
 class MeasurementResults:
     """The results of the requested measurements on one trained network.
 
-    :class:`~tasks.trials.records.TrialResult` has fields with the same names and describes them. A
-    field is empty or None if its measurement was not requested. :meth:`added_to` then does not
-    change this field of the earlier result.
+    :class:`~tasks.trials.records.TrialResult` has fields with the same names and describes
+    them. A field is empty or None if its measurement was not requested. :meth:`added_to` then
+    does not change this field of the earlier result.
     """
 
     d_repr: dict[str, IntrinsicDimension]
@@ -148,8 +145,8 @@ class TrainedNetwork:
         test_images: the test images, on the device of the model.
         test_labels: labels of the test images, on the device of the model.
         gradient_batch_size: images per pass that also computes the gradient of the pixels.
-        features: activations of the last hidden layer for the training images; None if they are
-            not computed yet.
+        features: activations of the last hidden layer for the training images; None if they
+            are not computed yet.
     """
 
     model: PixelModel
@@ -178,7 +175,8 @@ class TrainedNetwork:
 
         Args:
             requested: the measurements to make.
-            timer: measures the seconds of the phases ``d_repr``, ``attack`` and ``robustness``.
+            timer: measures the seconds of the phases ``d_repr``, ``attack`` and
+                ``robustness``.
             store_predictions: stores the predictions if ``requested`` contains them.
 
         Raises:
@@ -281,9 +279,9 @@ class TrainedNetwork:
 
     def _measure_robustness(self, images: Tensor, spec: RobustnessSpec) -> RobustnessRecord:
         """Measure robustness on ``images``, which have the labels of the test images."""
-        # The seed depends on the subset only. So networks with the same subset are measured on the
-        # same images, also if their conditions differ. Do not change the text "r_hat", an old name
-        # of the robustness: the choice of images depends on this text.
+        # The seed depends on the subset only. So networks with the same subset are measured on
+        # the same images, also if their conditions differ. Do not change the text "r_hat", an
+        # old name of the robustness: the choice of images depends on this text.
         seed = derive_seed("r_hat", self.spec.network.subset.without_condition)
         return measure_robustness(
             self.model,

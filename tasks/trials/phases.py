@@ -28,8 +28,8 @@ class PhaseTimer:
     def phase(self, name: str) -> Iterator[None]:
         """Measure the seconds of a block, until the GPU has finished its work."""
         start = time.perf_counter()
-        # A phase that diverged is timed too. After any other error, no time is recorded, because
-        # waiting for a failed GPU would raise a second error.
+        # A phase that diverged is timed too. After any other error, no time is recorded,
+        # because waiting for a failed GPU would raise a second error.
         diverged = None
         try:
             yield

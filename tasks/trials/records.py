@@ -20,10 +20,11 @@ CAP_OF_CHANCE = 2.0
 """Largest loss in a search, in multiples of the chance loss. A larger loss is replaced by this
 value, because a larger loss says nothing more about the learning rate."""
 EVALUATION_PASS = 16
-"""Images per float32 forward pass. With so few images, the pass needs less memory than training."""
+"""Images per float32 forward pass. With so few images, the pass needs less memory than
+training."""
 CONTEXT_BYTES = int(0.7 * 2**30)
-"""Bytes that a process needs on a GPU besides its tensors, for its CUDA context and kernels. The
-reported values are 0.3 to 0.9 GiB (pytorch#58466, #107667). We did not measure it."""
+"""Bytes that a process needs on a GPU besides its tensors, for its CUDA context and kernels.
+The reported values are 0.3 to 0.9 GiB (pytorch#58466, #107667). We did not measure it."""
 NUM_SCORED_EPOCHS = 10
 """Approximate number of epochs after which a training evaluates the test images."""
 
@@ -131,15 +132,16 @@ class RadiusSummary(Finding):
     range.
 
     Attributes:
-        num_images: number of images with a radius. All other numbers describe these images only.
+        num_images: number of images with a radius. All other numbers describe these images
+            only.
         mean: mean radius, which is the robustness R of the paper's theorem.
-        std_error: standard deviation divided by the square root of ``num_images``; None for one
-            image.
+        std_error: standard deviation divided by the square root of ``num_images``; None for
+            one image.
         median: median radius.
         geometric_mean: exp of the mean log radius; None if a radius is 0.
         quantiles: radius by quantile. The keys are ``0.05``, ``0.25``, ``0.75`` and ``0.95``.
-        mean_per_pixel: ``mean`` divided by the square root of the number of pixel values. It can be
-            compared between image sizes.
+        mean_per_pixel: ``mean`` divided by the square root of the number of pixel values. It
+            can be compared between image sizes.
     """
 
     num_images: int
@@ -155,19 +157,20 @@ class RobustnessRecord(Finding):
     """The adversarial robustness R of one network, see :mod:`tasks.trials.robustness`.
 
     Attributes:
-        pred: distances to the nearest image that is not classified as the predicted class; None if
-            no image has a radius.
-        true: distances to the nearest image that is not classified as the true class. The distance
-            is 0 for every misclassified image, even if it has no radius. None if ``pred`` is None.
+        pred: distances to the nearest image that is not classified as the predicted class;
+            None if no image has a radius.
+        true: distances to the nearest image that is not classified as the true class. The
+            distance is 0 for every misclassified image, even if it has no radius. None if
+            ``pred`` is None.
         radii: radius of each image; None if no differently classified image was found.
         rows: index of each image in the test set, ascending.
         wrong: True for each misclassified image.
         num_not_found: number of images without a radius. ``pred`` does not include them.
-        box_share: of the images with a radius, the share whose perturbation is at a limit of the
-            pixel range. Without this limit, their radius would be smaller.
+        box_share: of the images with a radius, the share whose perturbation is at a limit of
+            the pixel range. Without this limit, their radius would be smaller.
         num_steps: gradient steps per image.
-        num_bisections: number of bisection steps on the line between an image and a differently
-            classified image.
+        num_bisections: number of bisection steps on the line between an image and a
+            differently classified image.
         reason: reason why ``pred`` is None; otherwise empty.
     """
 
@@ -188,10 +191,12 @@ class ClassificationScores(Finding):
 
     Attributes:
         balanced_accuracy: mean over the classes of the accuracy on their images.
-        auc: area under the ROC curve. For more than two classes, it is the mean of the areas of
-            each class against the rest. None if fewer than two classes have images.
-        per_class_accuracy: accuracy on the images of each class; None for a class without images.
-        calibration_error: expected calibration error (ECE) of the largest probability, in 15 bins.
+        auc: area under the ROC curve. For more than two classes, it is the mean of the areas
+            of each class against the rest. None if fewer than two classes have images.
+        per_class_accuracy: accuracy on the images of each class; None for a class without
+            images.
+        calibration_error: expected calibration error (ECE) of the largest probability, in 15
+            bins.
     """
 
     balanced_accuracy: float
@@ -211,9 +216,9 @@ class EpochScore(Finding):
 def scored_epochs(num_epochs: int) -> frozenset[int]:
     """Return about ten epochs after which the test images are evaluated.
 
-    The last epoch is not included, because the trained network is always evaluated. In a hundred
-    epochs, ten evaluations add a few percent to the time of the training on a CPU. On a GPU, they
-    add up to 10 %, because a GPU computes float32 slowly.
+    The last epoch is not included, because the trained network is always evaluated. In a
+    hundred epochs, ten evaluations add a few percent to the time of the training on a CPU. On
+    a GPU, they add up to 10 %, because a GPU computes float32 slowly.
     """
     interval = max(1, num_epochs // NUM_SCORED_EPOCHS)
     return frozenset(range(interval, num_epochs, interval))
@@ -234,8 +239,8 @@ class TrialStatus(StrEnum):
 
     DONE = "done"
     DIVERGED = "diverged"
-    """A loss of the training or of the trained network was NaN or infinite. This is a result, not a
-    failure."""
+    """A loss of the training or of the trained network was NaN or infinite. This is a result,
+    not a failure."""
 
 
 @dataclass(frozen=True)
@@ -244,8 +249,8 @@ class EpochRecord:
 
     Attributes:
         epoch: number of the epoch, from 1.
-        train_loss: mean cross-entropy over the images of the epoch, in nats. It is NaN or infinite
-            if the training diverged. A result does not contain such a record.
+        train_loss: mean cross-entropy over the images of the epoch, in nats. It is NaN or
+            infinite if the training diverged. A result does not contain such a record.
         train_accuracy: accuracy over the images of the epoch.
         seconds: wall time.
     """
@@ -263,7 +268,8 @@ class EpochRecord:
 
 def attack_name(method: str, epsilon: float) -> str:
     """Return the name of an attack in column names, for example ``fgsm_1`` or ``fgsm_0.5``."""
-    # The number has all digits and no exponent, so that two strengths never have the same name.
+    # The number has all digits and no exponent, so that two strengths never have the same
+    # name.
     return f"{method}_{Decimal(repr(epsilon)).normalize():f}"
 
 
@@ -273,16 +279,16 @@ class AttackRecord(Finding):
     Attributes:
         method: name in :data:`search_spaces.attacks.ATTACKS`.
         epsilon: largest change of a pixel, in 1/255 of the pixel range.
-        loss: mean loss on the attacked images, in nats; None if the attacked or the clean loss is
-            not finite.
+        loss: mean loss on the attacked images, in nats; None if the attacked or the clean loss
+            is not finite.
         loss_gain: ``loss`` minus the loss on the clean images; None if ``loss`` is None.
         accuracy: accuracy on the attacked images.
         accuracy_drop: accuracy on the clean images minus ``accuracy``.
         robust_accuracy: share of the images that are classified correctly before and after the
             attack.
-        num_unchanged: number of images that the attack did not change, because their gradient is
-            exactly 0 (gradient masking). The gradient of a very confident network is often 0.
-            Such a network seems robust, but is not.
+        num_unchanged: number of images that the attack did not change, because their gradient
+            is exactly 0 (gradient masking). The gradient of a very confident network is often
+            0. Such a network seems robust, but is not.
         reason: reason why ``loss`` is None; otherwise empty.
         parameters: parameters of the method whose value is not the default.
     """
@@ -315,11 +321,11 @@ class FurtherTestRecord(Finding):
         num_moved: number of blended images.
         loss: mean cross-entropy over all images, in nats; None if it is not finite.
         accuracy: accuracy over all images.
-        moved_loss: mean loss over the blended images; None if it is not finite, or if no image is
-            blended.
+        moved_loss: mean loss over the blended images; None if it is not finite, or if no image
+            is blended.
         moved_accuracy: accuracy over the blended images; None if no image is blended.
-        unmoved_loss: mean loss over the other images; None if it is not finite, or if all images
-            are blended.
+        unmoved_loss: mean loss over the other images; None if it is not finite, or if all
+            images are blended.
         unmoved_accuracy: accuracy over the other images; None if all images are blended.
         robustness: adversarial robustness R on the images with the same indices as in
             ``TrialResult.robustness``; None if it was not requested.
@@ -382,32 +388,35 @@ class TrialResult(Finding):
     Attributes:
         reason: reason why the trial diverged; empty if it did not diverge.
         seed: seed from which all other seeds of the trial are derived.
-        num_threads: number of torch threads on the CPU. Another number may change the last digits.
+        num_threads: number of torch threads on the CPU. Another number may change the last
+            digits.
         scores: scores of the trained network; None if the trial diverged.
         d_repr: intrinsic dimension of the last hidden layer, by the name of the estimator. An
             undefined dimension has a reason.
-        d_repr_stages: intrinsic dimension after every stage of the network; empty if it was not
-            requested, or if the network has no stages.
+        d_repr_stages: intrinsic dimension after every stage of the network; empty if it was
+            not requested, or if the network has no stages.
         history: one record for each epoch of training.
         test_history: scores on the test images after some epochs, see :func:`scored_epochs`.
             ``scores`` contains the scores after the last epoch.
-        best_epoch: epoch of ``test_history`` with the smallest test loss. It is chosen with the
-            test images, so the loss of this epoch must not be reported as a result.
+        best_epoch: epoch of ``test_history`` with the smallest test loss. It is chosen with
+            the test images, so the loss of this epoch must not be reported as a result.
         robustness: adversarial robustness R; None if it was not requested.
         weights: file of the trained network's weights; None if no weights are stored.
         weights_note: reason why requested weights are not stored.
         further_tests: scores on further test sets; empty if they were not requested.
         predictions: file of the logits of all test images; None if no predictions are stored.
         predictions_note: reason why requested predictions are not stored.
-        peak_memory_bytes: on a GPU, the memory that the process reserved for tensors. On a CPU, the
-            resident memory of the process, including libraries and arrays.
+        peak_memory_bytes: on a GPU, the memory that the process reserved for tensors. On a
+            CPU, the resident memory of the process, including libraries and arrays.
         pretrained: SHA-256 of the pretrained weights; empty for random initial weights.
-        energy_j: joules that the GPU used during the trial, from the counter of the GPU. If the
-            trial shared the GPU, the number includes the other processes, so it is an upper bound.
+        energy_j: joules that the GPU used during the trial, from the counter of the GPU. If
+            the trial shared the GPU, the number includes the other processes, so it is an
+            upper bound.
         energy_note: reason why ``energy_j`` is None.
         micro_batch: images per training pass if memory was short; None for whole batches.
         step_path: method of the training steps: ``eager`` (Python starts every kernel) or
-            ``graph`` (captured CUDA graphs are replayed). Empty in old records without this field.
+            ``graph`` (captured CUDA graphs are replayed). Empty in old records without this
+            field.
     """
 
     status: TrialStatus

@@ -1,10 +1,11 @@
 """Adversarial robustness R of a trained network.
 
-R is the mean over images of the *radius*. The radius of an image ``x`` is the smallest ``||d||_2``
-of a perturbation ``d`` for which the network classifies ``x + d`` differently from ``x``. The
-pixels of ``x + d`` must be in [0, 255]. The search is similar to DDN (Rony et al., CVPR 2019). It
-returns an image near ``x`` that is classified differently. The distance of ``x`` to this image
-is an upper bound of the radius. Norms are in pixel units, which are 1/255 of the pixel range.
+R is the mean over images of the *radius*. The radius of an image ``x`` is the smallest
+``||d||_2`` of a perturbation ``d`` for which the network classifies ``x + d`` differently from
+``x``. The pixels of ``x + d`` must be in [0, 255]. The search is similar to DDN (Rony et al.,
+CVPR 2019). It returns an image near ``x`` that is classified differently. The distance of
+``x`` to this image is an upper bound of the radius. Norms are in pixel units, which are 1/255
+of the pixel range.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from tasks.trials.evaluation import evaluation_mode
 from tasks.trials.records import RadiusSummary, RobustnessRecord
 
 RADIUS_RATE = (0.05, 0.001)
-"""Relative change of the radius per step (gamma of DDN), at the first and the last step. DDN always
-uses 0.05. With smaller changes at the end, the search comes closer to the decision boundary."""
+"""Relative change of the radius per step (gamma of DDN), at the first and the last step. DDN
+always uses 0.05. With smaller changes at the end, the search comes closer to the decision
+boundary."""
 STEP_SIZE = (1.0, 0.01)
-"""Length of a gradient step as a multiple of the current radius, at the first and the last step.
-DDN uses the same numbers as absolute lengths, and its first radius is 1."""
+"""Length of a gradient step as a multiple of the current radius, at the first and the last
+step. DDN uses the same numbers as absolute lengths, and its first radius is 1."""
 SAMPLE_BLOCK = 50
 """Number of sampled images whose distances to the pool are computed in one block."""
 POOL_BLOCK = 256
@@ -109,16 +111,16 @@ def minimal_perturbations(
 ) -> Tensor:
     """Return a small perturbation of every image that changes its predicted class.
 
-    Each step of the search follows the gradient to a smaller logit margin, and then projects the
-    image onto a sphere around the original image. If the class has changed, the next sphere is
-    smaller. Otherwise it is larger.
+    Each step of the search follows the gradient to a smaller logit margin, and then projects
+    the image onto a sphere around the original image. If the class has changed, the next
+    sphere is smaller. Otherwise it is larger.
 
     Args:
         model: maps pixels to logits.
         images: float32 pixels in [0, 255], ``(num_images, channels, height, width)``.
-        classes: ``(num_images,)`` int64, the predicted class of each original image. The classes
-            are not predicted again: with another batch size, rounding may change the order of two
-            almost equal logits. ``starts`` would then be wrong.
+        classes: ``(num_images,)`` int64, the predicted class of each original image. The
+            classes are not predicted again: with another batch size, rounding may change the
+            order of two almost equal logits. ``starts`` would then be wrong.
         starts: an image of another class for each image; NaN if no such image is known.
         spec: number of gradient steps, and number of bisections before and after the gradient
             steps.
@@ -243,8 +245,8 @@ def _robustness_record(
         # A misclassified image needs no perturbation, even if the search found none.
         true_radii = np.where(is_wrong, 0.0, radii)
         true = summarize_radii(true_radii[np.isfinite(true_radii)], num_values)
-    # Without any radius, ``true`` stays None. A mean over the misclassified images only would be 0,
-    # even if the network is very robust on all other images.
+    # Without any radius, ``true`` stays None. A mean over the misclassified images only would
+    # be 0, even if the network is very robust on all other images.
     return RobustnessRecord(
         pred=summarize_radii(radii[has_radius], num_values),
         true=true,

@@ -23,8 +23,8 @@ def classification_scores(
     """Return the classification scores of logits.
 
     Args:
-        logits: ``(num_images, num_outputs)``. There may be more outputs than classes. A prediction
-            of an additional output is always wrong.
+        logits: ``(num_images, num_outputs)``. There may be more outputs than classes. A
+            prediction of an additional output is always wrong.
         labels: ``(num_images,)``, from 0 to ``num_classes - 1``.
         num_classes: number of classes of the dataset or class pair.
     """
@@ -47,8 +47,8 @@ def classification_scores(
 def area_under_curve(scores: NDArray[np.floating], positive: BoolArray) -> float | None:
     """Return the area under the ROC curve.
 
-    It is the share of pairs of a positive and a negative image in which the positive image has the
-    higher score. Pairs with equal scores count half.
+    It is the share of pairs of a positive and a negative image in which the positive image has
+    the higher score. Pairs with equal scores count half.
 
     Args:
         scores: ``(num_images,)``.
@@ -61,9 +61,9 @@ def area_under_curve(scores: NDArray[np.floating], positive: BoolArray) -> float
     num_negative = len(positive) - num_positive
     if num_positive == 0 or num_negative == 0:
         return None
-    # This is the Mann-Whitney U statistic, divided by the number of pairs. Equal scores have the
-    # mean of their ranks. scipy.stats has the same function, but its import takes a second in each
-    # worker.
+    # This is the Mann-Whitney U statistic, divided by the number of pairs. Equal scores have
+    # the mean of their ranks. scipy.stats has the same function, but its import takes a second
+    # in each worker.
     _, value_index, counts = np.unique(scores, return_inverse=True, return_counts=True)
     mean_ranks = counts.cumsum() - (counts - 1) / 2
     rank_sum = float(mean_ranks[value_index][positive].sum())
@@ -73,8 +73,8 @@ def area_under_curve(scores: NDArray[np.floating], positive: BoolArray) -> float
 def calibration_error(confidences: NDArray[np.floating], is_correct: BoolArray) -> float:
     """Return the expected calibration error (ECE).
 
-    It is the mean difference between confidence and accuracy over bins of confidence, weighted by
-    the number of images in each bin.
+    It is the mean difference between confidence and accuracy over bins of confidence, weighted
+    by the number of images in each bin.
 
     Args:
         confidences: ``(num_images,)`` largest probability of each image.
@@ -123,8 +123,8 @@ def to_parquet(logits: Float32Array, labels: Int64Array, rows: Int64Array | None
     Args:
         logits: ``(num_images, num_outputs)``.
         labels: ``(num_images,)``.
-        rows: ``(num_images,)`` row of each image in the prepared dataset, for the column ``image``.
-            If it is None, ``image`` is the index in the test set.
+        rows: ``(num_images,)`` row of each image in the prepared dataset, for the column
+            ``image``. If it is None, ``image`` is the index in the test set.
     """
     images = np.arange(len(labels)) if rows is None else rows
     table = pd.DataFrame({"image": images, "label": labels})

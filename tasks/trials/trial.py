@@ -1,9 +1,9 @@
 """One trial as a pure function of a spec and images. It returns a result record.
 
-Only callbacks of the caller read and write files. At the end, the random state, the thread counts
-and the determinism settings of the process are restored. On a CPU, the same spec, data and
-``num_threads`` have the same results to the last bit. Earlier trials in the process do not change
-the results.
+Only callbacks of the caller read and write files. At the end, the random state, the thread
+counts and the determinism settings of the process are restored. On a CPU, the same spec, data
+and ``num_threads`` have the same results to the last bit. Earlier trials in the process do not
+change the results.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ from tasks.trials.training import train
 from tasks.trials.weights import load_into, to_bytes
 
 RESTORED_TOLERANCE = 1e-3
-"""Largest difference, relative or absolute, between the test loss of a network after its training
-and after loading its stored weights. Another device or number of threads changes the loss by far
-less."""
+"""Largest difference, relative or absolute, between the test loss of a network after its
+training and after loading its stored weights. Another device or number of threads changes the
+loss by far less."""
 
 
 def run_trial(
@@ -77,32 +77,34 @@ def run_trial(
 ) -> TrialResult:
     """Train and evaluate one network, and make the measurements of its trial.
 
-    If a loss diverges, the result has the status ``diverged`` and no scores. This is not an error.
+    If a loss diverges, the result has the status ``diverged`` and no scores. This is not an
+    error.
 
     Args:
         spec: the network, its recipe, the number of images, and the measurements.
-        data: the arrays of the subset, which may be read-only. The first ``train_size`` training
-            images are used.
+        data: the arrays of the subset, which may be read-only. The first ``train_size``
+            training images are used.
         compute: device, threads and memory.
         on_epoch: called with the record of every finished epoch.
         on_score: called with the scores on the test images after each epoch in
             :func:`scored_epochs`, before ``on_epoch``.
         store_weights: stores the weights of the trained network.
         store_predictions: stores the predictions, a Parquet file, if ``spec`` requests them.
-        checkpoints: restores the state of an interrupted training, and saves the state after some
-            epochs. With None, nothing is restored or saved.
-        pretrained_weights: content of the file of initial weights, for a pretrained network; None
-            for random initial weights.
+        checkpoints: restores the state of an interrupted training, and saves the state after
+            some epochs. With None, nothing is restored or saved.
+        pretrained_weights: content of the file of initial weights, for a pretrained network;
+            None for random initial weights.
 
     Raises:
         ConfigError: the spec cannot be run. For example, the image is too small for the
-            architecture, there are fewer outputs than classes, or the batch is too small for batch
-            norm.
-        DataError: there are fewer training images than requested, or pixels or labels are out of
-            range.
-        CaptureError: training steps cannot be captured as CUDA graphs. The process must then end.
-        torch.OutOfMemoryError: the trial needs more memory than the GPU, or the trial's share of
-            it, has left. The trial's memory is freed before the error is raised.
+            architecture, there are fewer outputs than classes, or the batch is too small for
+            batch norm.
+        DataError: there are fewer training images than requested, or pixels or labels are out
+            of range.
+        CaptureError: training steps cannot be captured as CUDA graphs. The process must then
+            end.
+        torch.OutOfMemoryError: the trial needs more memory than the GPU, or the trial's share
+            of it, has left. The trial's memory is freed before the error is raised.
         MemoryError: the trial needs more memory than the machine has left.
     """
     check_inputs(spec.network, data)
@@ -141,15 +143,15 @@ def measure_trial(
         spec: the network, with all its measurements.
         data: the arrays of the subset.
         weights: the stored weights of the network.
-        earlier: the earlier result of the network. Measurements that are not in ``requested`` stay
-            as they are.
+        earlier: the earlier result of the network. Measurements that are not in ``requested``
+            stay as they are.
         requested: the measurements to make now.
         compute: device, threads and memory.
         store_predictions: see :func:`run_trial`.
 
     Raises:
-        CorruptStoreError: the weights belong to another network, or do not reproduce the stored
-            test loss.
+        CorruptStoreError: the weights belong to another network, or do not reproduce the
+            stored test loss.
         ConfigError: see :func:`run_trial`. The other errors of that function can occur too.
     """
     check_inputs(spec.network, data)
@@ -171,14 +173,14 @@ def run_search_trial(
 ) -> SearchResult:
     """Train one candidate of a learning-rate search, and validate it after every epoch.
 
-    A validation split divides the training images of the sweep's trial into training and validation
-    images. The network is built, seeded and trained as in the sweep, but on these training images
-    only. The errors are those of :func:`run_trial`.
+    A validation split divides the training images of the sweep's trial into training and
+    validation images. The network is built, seeded and trained as in the sweep, but on these
+    training images only. The errors are those of :func:`run_trial`.
 
     Args:
         network: the network as in the sweep.
-        data: the validation split, from :func:`tasks.prepared.subsets.load_validation`. Its test
-            images are the validation images.
+        data: the validation split, from :func:`tasks.prepared.subsets.load_validation`. Its
+            test images are the validation images.
         compute: device, threads and memory.
         on_epoch: called with the record of every epoch after its validation.
     """
@@ -283,7 +285,8 @@ class _Trial:
     ) -> Iterator[_Trial]:
         """Yield a trial, and then restore the random state and the settings of the process.
 
-        The random state is seeded first, because some networks draw random numbers in evaluation.
+        The random state is seeded first, because some networks draw random numbers in
+        evaluation.
         """
         device = torch.device(compute.device)
         with (
@@ -312,8 +315,8 @@ class _Trial:
             self.build(pretrained_weights)
         test_history: list[EpochScore] = []
         if checkpoints is not None:
-            # The same list object: checkpoints save the scores that are appended to it, and restore
-            # them after an interruption.
+            # The same list object: checkpoints save the scores that are appended to it, and
+            # restore them after an interruption.
             test_history = checkpoints.test_history
 
         def evaluate_epoch(record: EpochRecord) -> None:
@@ -376,8 +379,8 @@ class _Trial:
         """Train the network, and set ``train_history``.
 
         Raises:
-            Diverged: the training loss of an epoch is NaN or infinite, or ``on_epoch`` raised this
-                error.
+            Diverged: the training loss of an epoch is NaN or infinite, or ``on_epoch`` raised
+                this error.
         """
         history = train(
             self.model,
@@ -399,10 +402,11 @@ class _Trial:
     def evaluate_network(self) -> TrainedNetwork:
         """Compute losses and accuracies of the trained network, and set ``scores``.
 
-        The network runs once over the training images and once over the test images. The first pass
-        also collects the features of the last hidden layer. The second pass also computes the
-        gradients for attacks. For gradients, some layers use other kernels. So the last digits of
-        the test loss may differ from the result of :func:`~tasks.trials.evaluation.evaluate`.
+        The network runs once over the training images and once over the test images. The first
+        pass also collects the features of the last hidden layer. The second pass also computes
+        the gradients for attacks. For gradients, some layers use other kernels. So the last
+        digits of the test loss may differ from the result of
+        :func:`~tasks.trials.evaluation.evaluate`.
 
         Returns:
             The trained network, with the features and the gradients of these passes.
@@ -456,8 +460,8 @@ class _Trial:
         Raises:
             Diverged: the loss is NaN or infinite.
         """
-        # A search compares candidates with the plain mean. The rule of a recipe serves to reproduce
-        # published test losses.
+        # A search compares candidates with the plain mean. The rule of a recipe serves to
+        # reproduce published test losses.
         scores = self._evaluate_held_out("mean_over_examples")
         if not math.isfinite(scores.loss):
             raise Diverged(f"the validation loss was {scores.loss} after epoch {epoch}")
@@ -487,8 +491,8 @@ class _Trial:
     ) -> None:
         """Check that the network with stored weights has the same test loss as after its training.
 
-        The losses differ if the file belongs to another network. They also differ if the output of
-        a user's network depends on more than its weights.
+        The losses differ if the file belongs to another network. They also differ if the
+        output of a user's network depends on more than its weights.
 
         Raises:
             CorruptStoreError: the test loss differs.
@@ -523,11 +527,12 @@ class _Trial:
             status: end of the trial.
             test_history: scores on the test images after some epochs.
             meter: meter of the trial's energy.
-            pretrained_weights: initial weights of a pretrained network; None for random weights.
+            pretrained_weights: initial weights of a pretrained network; None for random
+                weights.
             reason: reason why the trial diverged; empty if it did not diverge.
             weights: stored file of the trained network's weights.
-            weights_missing_reason: reason why requested weights are not stored; empty if they are
-                stored or not requested.
+            weights_missing_reason: reason why requested weights are not stored; empty if they
+                are stored or not requested.
         """
         pretrained_sha256 = ""
         if pretrained_weights is not None:
@@ -562,8 +567,8 @@ def check_inputs(network: NetworkSpec, data: TrialData) -> None:
 
     Raises:
         ConfigError: there are fewer outputs than classes.
-        DataError: there are fewer training images than requested, or pixels or labels are out of
-            range.
+        DataError: there are fewer training images than requested, or pixels or labels are out
+            of range.
     """
     if network.train_size > len(data.train_images):
         raise DataError(

@@ -96,9 +96,9 @@ def download(spec: ModelSpec) -> bytes:
 def _offline_if_unreachable() -> Iterator[None]:
     """Run a block in which the Hugging Face Hub is used only if its server is reachable.
 
-    If the server is not reachable, the client may use its cache only. Otherwise, it would request
-    every possible file name six times, with longer and longer pauses. Without a connection, this
-    takes 46 s.
+    If the server is not reachable, the client may use its cache only. Otherwise, it would
+    request every possible file name six times, with longer and longer pauses. Without a
+    connection, this takes 46 s.
     """
     from huggingface_hub import constants, get_session
 
@@ -165,8 +165,8 @@ def start_from(network: nn.Module, data: bytes, spec: ModelSpec) -> None:
     """Load pretrained weights into a network.
 
     If the classifier has another number of outputs, its weights stay random. For one-channel
-    images, the weights of the first convolution are summed over the three colors, as in timm. So a
-    gray image has the same output as an RGB image with three equal channels.
+    images, the weights of the first convolution are summed over the three colors, as in timm.
+    So a gray image has the same output as an RGB image with three equal channels.
 
     Raises:
         ConfigError: the weights do not fit the network, for example because a transformer was

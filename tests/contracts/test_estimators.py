@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from search_spaces.specs import DEFAULT_ESTIMATORS, MEASURE_VERSION, REPRESENTATION_VERSION
-from tasks.measures.calibration import MANIFOLDS
 from tasks.measures.estimators import ESTIMATORS, FEW_POINTS, IntrinsicDimension, estimate
+from tasks.measures.manifolds import MANIFOLDS
 from tasks.measures.measure import intrinsic_dimension
 from tasks.measures.neighbors import nested_neighbors
 

@@ -31,7 +31,7 @@ def build(name: str, *, num_outputs=1000, in_channels=3, image_size=224, seed=0,
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 class TestModel:
-    @pytest.mark.parametrize("channels", [1, 3])
+    @pytest.mark.parametrize("channels", [1, pytest.param(3, marks=pytest.mark.long)])
     def test_one_row_of_logits_per_image(self, name, channels):
         model = build(name, num_outputs=2, in_channels=channels, image_size=64)
         with torch.device("meta"):

@@ -187,6 +187,7 @@ def test_status_plan_and_results_as_json(root, sweep):
     assert len(rows) == NUM_TRIALS
 
 
+@pytest.mark.long
 def test_fit_report_reconcile_and_files(root, sweep, tmp_path):
     assert isinstance(isweep_json("fit", sweep, root=root), dict)
     assert Path(isweep_json("report", sweep, root=root)["report"]).exists()
@@ -203,6 +204,7 @@ def test_fit_report_reconcile_and_files(root, sweep, tmp_path):
     assert len(pd.read_csv(csv)) == len(pd.read_parquet(parquet)) == NUM_TRIALS
 
 
+@pytest.mark.long
 def test_a_pilot_on_own_images_is_trained_once(root, sweep, tmp_path, in_process, monkeypatch):
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 2
@@ -257,6 +259,7 @@ def test_the_report_is_attached_to_the_parent_run(root):
     assert {"report.html", "results.csv"} <= names
 
 
+@pytest.mark.long
 def test_a_lost_tracking_store_is_rebuilt_from_the_results(root, sweep, tmp_path):
     uri = f"sqlite:///{tmp_path / 'other.db'}"
     counts = isweep_json("reconcile", sweep, "--mlflow-uri", uri, root=root)
@@ -328,7 +331,9 @@ def test_the_python_of_the_documents_runs(root, tmp_path, monkeypatch, in_proces
     exec(text + CHECKS_OF_THE_SWEEP, {})
 
 
-@pytest.mark.parametrize("function", ["run", "compare", "Sweep.best", "tune"])
+@pytest.mark.parametrize(
+    "function", [pytest.param("run", marks=pytest.mark.long), "compare", "Sweep.best", "tune"]
+)
 def test_the_example_of_a_function_gives_its_output(root, monkeypatch, in_process, function):
     import isweep as front
 
@@ -339,6 +344,7 @@ def test_the_example_of_a_function_gives_its_output(root, monkeypatch, in_proces
     assert doctest.DocTestRunner().run(example).failed == 0
 
 
+@pytest.mark.long
 def test_a_plan_of_other_seeds_reuses_results_and_has_its_own_curves(root, sweep, tmp_path):
     extended = write_sweep(tmp_path, SWEEP.replace("[0, 1, 2]", "[0, 1, 2, 3]"))
     status = isweep_json("status", extended, root=root)

@@ -77,6 +77,7 @@ def test_predicting_a_size_inverts_predicting_a_loss(seed, size, d_data, sharpne
     assert predicted_size == pytest.approx(size, rel=1e-3)
 
 
+@pytest.mark.long
 @FEW_EXAMPLES
 @given(
     seed=SEEDS,

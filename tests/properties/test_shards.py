@@ -38,7 +38,7 @@ def in_one_shard(tmp_path_factory):
     return prepare_digits(10_000, 10_000, 10_000, tmp_path_factory.mktemp("digits") / "one")
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(
     chunk_rows=st.integers(5, 300),
     shard_rows=st.integers(20, 600),

@@ -77,7 +77,7 @@ def skip_if_refused(create):
         assume(False)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(random_toys(), st.integers(2, 30), st.integers(0, 5), st.booleans())
 def test_a_subset_is_disjoint_by_group_nested_and_stratified(data, test_size, seed, all_classes):
     class_pair = None if all_classes else (1, 0)

@@ -16,7 +16,10 @@ NUM_SEEDS = 30
 CHUNK = 10
 
 
-@pytest.mark.parametrize("first", range(0, NUM_SEEDS, CHUNK))
+@pytest.mark.parametrize(
+    "first",
+    [0, *(pytest.param(first, marks=pytest.mark.long) for first in range(CHUNK, NUM_SEEDS, CHUNK))],
+)
 def test_seeded_schedules_break_no_promise(first, request):
     requested_seed = request.config.getoption("--seed")
     if requested_seed is not None:

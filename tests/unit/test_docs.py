@@ -13,7 +13,7 @@ from orchestrator.analysis.curve_answers import MEASURED_ASSURANCE
 from orchestrator.cli.app import parse
 from search_spaces.errors import SweepError
 from search_spaces.sweeps import SweepSpec, UserSourceSpec
-from tests.demo_page import RESULT, filled
+from tests.demo_page import RESULT, filled, remark_on_the_fall
 from tests.integration.chaos import table
 
 ROOT = Path(__file__).parents[2]
@@ -218,6 +218,7 @@ def test_readme_shows_the_output_and_answers_of_the_demos_committed_run():
     assert filled(text, json.loads(RESULT.read_text(encoding="utf-8"))) == text
     quiet = json.loads((RESULT.parent / "front_demo.json").read_text(encoding="utf-8"))["ours"]
     words = " ".join(text.split())
+    assert remark_on_the_fall(json.loads(RESULT.read_text(encoding="utf-8"))) in words
     assert f"`isweep run demo` ({quiet['first_s']:.0f} s on two idle cores)" in words
 
 

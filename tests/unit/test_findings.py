@@ -83,6 +83,7 @@ def findings_text():
     return " ".join(" ".join(page.read_text(encoding="utf-8").split()) for page in pages)
 
 
+@pytest.mark.long
 def test_findings_give_the_slopes_free_of_scale_and_the_needed_classes(numbers):
     text = findings_text()
     slopes_free_of_scale = [
@@ -131,7 +132,9 @@ def test_the_script_scores_rules_as_the_registered_analysis(numbers):
             assert adjusted_p == pytest.approx(rival["adjusted_p"], rel=1e-5)
 
 
-@pytest.mark.parametrize("sweep", ["interventions_many", "interventions_digits"])
+@pytest.mark.parametrize(
+    "sweep", [pytest.param("interventions_many", marks=pytest.mark.long), "interventions_digits"]
+)
 def test_the_script_agrees_with_the_products_effects_of_base_datasets(numbers, sweep, tmp_path):
     arms = arms_of(Workspace.open(sweep.replace("_", "-"), tmp_path))
     product = fit_interventions(read_csv(RESULTS / f"{sweep}.csv.gz"), arms)
@@ -173,6 +176,7 @@ def training_effects(tmp_path_factory):
     return fit_interventions(pd.concat(tables, ignore_index=True), arms)
 
 
+@pytest.mark.long
 def test_the_script_agrees_with_the_products_effects_on_training_images(numbers, training_effects):
     results = numbers["interventions on training images"]
     committed = json.loads((RESULTS / "interventions_training.json").read_text(encoding="utf-8"))

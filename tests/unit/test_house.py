@@ -123,6 +123,7 @@ def test_functions_are_short():
     assert not too_long, "separate what is done from how it is done"
 
 
+@cache
 def signs(source: str) -> Counter[str]:
     """Count signs of packed code in a module, and its lines of code without text and comments."""
     tree = tree_of(source)

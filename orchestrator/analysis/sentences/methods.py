@@ -139,7 +139,7 @@ def _subsets(plan: SweepPlan, has_groups: bool) -> Iterator[str]:
             f"In {plural(num_cut, 'dataset')}, training and test images were cut from the "
             "same few pictures."
         )
-    if plan.further_tests:
+    if plan.further_tests_by_dataset:
         yield "Each network was also tested on changed copies of the test images."
 
 

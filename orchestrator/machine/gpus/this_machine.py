@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from orchestrator.machine.gpus import nvidia_smi, torch_gpus
 from orchestrator.machine.gpus.records import Gpu
-from orchestrator.machine.gpus.visible import hides_all_gpus, is_logical, visible_gpus
+from orchestrator.machine.gpus.visible import gpus_are_only_scheduled, hides_all_gpus, visible_gpus
 from orchestrator.planning.costs.gpu_checks import read_checks
 from orchestrator.planning.costs.gpu_models import GpuModel, listed_gpu_model
 from search_spaces.errors import ConfigError, SetupError
@@ -28,12 +28,12 @@ class GpusForPlans(NamedTuple):
     number: int
 
 
-class _ListedGpu(NamedTuple):
-    """A GPU in the output of ``nvidia-smi``.
+class _SmiRow(NamedTuple):
+    """A row about a GPU in the output of ``nvidia-smi``.
 
     Attributes:
         name: the driver's name of the GPU.
-        uuid: GPU-...
+        uuid: UUID of the GPU, for example ``GPU-1a2b...``.
         memory_mib: total memory in MiB. A GPU that shares the machine's memory (GB10) has no
             number.
         mig_mode: ``Enabled`` if the GPU has slices (MIG).
@@ -68,13 +68,14 @@ def gpus_here() -> list[Gpu]:
     """Return this machine's visible GPUs and slices (MIG).
 
     Torch takes seconds to start, so torch is used only if ``nvidia-smi`` does not suffice. If
-    ``CUDA_VISIBLE_DEVICES`` has numbers, the UUIDs may be wrong: see :func:`_from_nvidia_smi`.
+    ``CUDA_VISIBLE_DEVICES`` has numbers, do not use the UUIDs: they may belong to other GPUs of the
+    same model, see :func:`_from_nvidia_smi`.
     """
     ids = visible_gpus()
-    if is_logical() or ids == []:
+    if gpus_are_only_scheduled() or ids == []:
         return []
     fields = "name,uuid,memory.total,mig.mode.current"
-    rows = list(map(_ListedGpu._make, nvidia_smi.query(fields)))
+    rows = list(map(_SmiRow._make, nvidia_smi.query(fields)))
     if not rows and not nvidia_smi.has_devices():
         return []
     gpus = _from_nvidia_smi(rows, ids)
@@ -88,7 +89,7 @@ def gpus_here() -> list[Gpu]:
     return [row.as_gpu() for row in rows if row.has_memory_size]
 
 
-def _from_nvidia_smi(rows: list[_ListedGpu], ids: list[str] | None) -> list[Gpu] | None:
+def _from_nvidia_smi(rows: list[_SmiRow], ids: list[str] | None) -> list[Gpu] | None:
     """Return the GPUs that CUDA uses, according to ``nvidia-smi``.
 
     CUDA may number the GPUs in another order than ``nvidia-smi``. So the UUIDs for a number may be
@@ -140,7 +141,7 @@ def check_driver() -> None:
         ConfigError: ``CUDA_VISIBLE_DEVICES`` lists no GPU of this machine.
         SetupError: the driver does not answer.
     """
-    if is_logical() or hides_all_gpus() or not nvidia_smi.has_devices() or gpus_here():
+    if gpus_are_only_scheduled() or hides_all_gpus() or not nvidia_smi.has_devices() or gpus_here():
         return
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
     listing = nvidia_smi.run("-L")
@@ -165,7 +166,7 @@ def check_driver() -> None:
     )
 
 
-def smallest_gpu_here(check_folders: Iterable[Path]) -> GpusForPlans:
+def weakest_gpu_here(check_folders: Iterable[Path]) -> GpusForPlans:
     """Return the kind of GPU for plans on this machine, and the number of GPUs.
 
     If the machine has several kinds of GPU, the returned kind combines them: it has the speed and

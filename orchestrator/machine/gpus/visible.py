@@ -22,7 +22,7 @@ HIDING_VALUES = ("", "-1", "none", "void", "nodevfiles")
 """Values of ``CUDA_VISIBLE_DEVICES`` with which people hide all GPUs."""
 
 
-def is_logical() -> bool:
+def gpus_are_only_scheduled() -> bool:
     """Return whether GPUs are for scheduling only; see :data:`LOGICAL_GPUS`."""
     return os.environ.get(LOGICAL_GPUS) == "1"
 

@@ -12,7 +12,7 @@ from search_spaces.specs import ModelSpec, NetworkSpec
 NUM_IMAGES = 100
 """Number of images in full batches: enough for three warm-up steps, a capture and replays."""
 
-COMPARED_LINE = "The GPU was compared with the CPU."
+PASSED_LINE = "The GPU was compared with the CPU."
 """Line that the process of a self-test prints after the GPU has passed the comparison with the CPU.
 If the process is killed afterwards, the GPU is known to compute correctly."""
 

@@ -1,4 +1,8 @@
-"""The comparison of trainings with CUDA graphs and with plain steps."""
+"""The second part of the self-test: compare trainings with CUDA graphs and with plain steps.
+
+A network is trained three times from the same start: with plain steps, with graphs, and with plain
+steps again. The two plain trainings show how much the GPU varies between equal trainings.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,15 @@ from torch import Tensor
 
 from orchestrator.machine.self_test.case import Case
 from orchestrator.machine.self_test.gradients import PLAIN_IMAGES
-from orchestrator.machine.self_test.network import _draws, built, noise
+from orchestrator.machine.self_test.network import (
+    build_network,
+    is_random_in_training,
+    random_images,
+)
 from search_spaces.specs import RecipeSpec
+from tasks.trials.cuda_graphs import Capture, capture_graph
 from tasks.trials.models import PixelModel
-from tasks.trials.training import Capture, capture_graph, train
+from tasks.trials.training import train
 
 NUM_EPOCHS = 6
 """Number of epochs of each training. The smaller last batch of an epoch is captured in the fourth
@@ -23,22 +32,32 @@ epoch, and replayed in the fifth and the sixth."""
 LEARNING_RATE = 1e-4
 """Learning rate of each training."""
 NOISE_FACTOR = 4.0
-"""Largest allowed ratio of two differences: of graphs from plain steps, and of two plain trainings.
-"""
+"""Largest difference of graphs from plain steps, divided by the difference of two plain trainings.
+Two plain trainings are a small sample, so the factor leaves room."""
 LEAST_LOSS_NOISE = 1e-5
 """Difference of an epoch's loss, in nat, that is always allowed: about 100 roundings in float32."""
 LEAST_WEIGHT_NOISE = 1e-6
-"""Difference of a weight that is always allowed: a hundredth of an Adam step."""
+"""Difference of a weight that is always allowed: a hundredth of LEARNING_RATE, which is about the
+length of a step of Adam."""
 LEAST_SPREAD = 0.05
 """Epochs with graphs may always be slower than plain epochs by this share of their seconds."""
 DROPOUT_LOSS_TOLERANCE = 0.2
-"""Largest difference of the last epoch's loss, in nat, between trainings with different dropout
-masks."""
+"""Difference of the last epoch's loss, in nat, that is always allowed between trainings with
+different random numbers, for example different dropout masks."""
+RANDOM_NOISE_FACTOR = 2
+"""NOISE_FACTOR for trainings with different random numbers. Their differences are large, so a
+smaller factor suffices."""
+DROPOUT_RATE = 0.5
+"""Share of the values that the test of a graph's dropout drops."""
+NUM_DROPOUT_VALUES = 10_000
+"""Number of values in the test of a graph's dropout."""
+MAX_DROPOUT_ERROR = 0.07
+"""Largest error of the share of dropped values in two draws: twenty times its standard error."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Largest differences between trainings.
+    """Largest differences between trainings, in losses or in weights.
 
     Attributes:
         noise: difference between the two plain trainings.
@@ -67,7 +86,8 @@ class TrainingComparison:
     Attributes:
         model: name of the network.
         losses: largest differences of an epoch's loss, in nat.
-        weights: largest differences of a weight; None if training draws random numbers.
+        weights: largest differences of a weight. None if the training draws random numbers: graphs
+            and plain steps draw different ones, so their weights must differ.
         plain_s: seconds of an epoch of the first plain training.
         again_s: seconds of an epoch of the second plain training.
         graph_s: seconds of an epoch with graphs, without captures.
@@ -84,7 +104,9 @@ class TrainingComparison:
     def problem(self) -> str:
         """Text about a difference between graphs and plain steps; empty if there is none."""
         if self.weights is None:
-            if not self.losses.graphs <= max(DROPOUT_LOSS_TOLERANCE, 2 * self.losses.noise):
+            if not self.losses.graphs <= max(
+                DROPOUT_LOSS_TOLERANCE, RANDOM_NOISE_FACTOR * self.losses.noise
+            ):
                 return (
                     f"{self.model}: with dropout, captured graphs change the loss by "
                     f"{self.losses.graphs:.1e}"
@@ -129,61 +151,76 @@ def compare_trainings(case: Case, device: torch.device) -> list[TrainingComparis
     """Train a network with CUDA graphs and with plain steps, and compare the two.
 
     If the network has dropout, do this twice: first without dropout, then with it.
-
-    Graphs and plain steps draw different random numbers, which is no error. So weights are compared
-    only without dropout; with dropout only losses are compared.
     """
-    images, labels = noise(case.num_images, case.image_size, case.channels)
+    images, labels = random_images(case.num_images, case.image_size, case.channels)
     dropouts: list[float | None] = [0.0]
-    if _has_dropout(built(case, dropout=None)):
+    if _has_dropout(build_network(case, dropout=None)):
         dropouts.append(None)
     comparisons = []
     for dropout in dropouts:
-        comparison = _compare(case, images, labels, device, dropout=dropout)
+        comparison = _train_three_times(case, images, labels, device, dropout=dropout)
         if comparison.problem:
-            second = _compare(case, images, labels, device, dropout=dropout)
+            second = _train_three_times(case, images, labels, device, dropout=dropout)
             comparison = second.with_earlier(comparison)
         comparisons.append(comparison)
     return comparisons
 
 
 def _has_dropout(model: PixelModel) -> bool:
+    """Return whether a network has a dropout layer that drops values."""
     return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
 
 
 @dataclass(frozen=True)
 class _Training:
+    """The result of one training.
+
+    Attributes:
+        losses: mean loss of each epoch, in nat.
+        weights: all values of the trained network's state, in float32 on the CPU.
+        epoch_s: seconds of the faster of the last two epochs, which contain no capture.
+    """
+
     losses: list[float]
     weights: list[Tensor]
     epoch_s: float
 
 
-def _compare(
+def _train_three_times(
     case: Case, images: Tensor, labels: Tensor, device: torch.device, *, dropout: float | None
 ) -> TrainingComparison:
+    """Train a network without graphs, with graphs, and without graphs again.
+
+    Args:
+        case: the network and its settings.
+        images: training images, ``(num_images, channels, side, side)`` uint8.
+        labels: labels of the images, ``(num_images,)`` int64.
+        device: device of the trainings.
+        dropout: replaces the network's own dropout; None keeps it.
+    """
     # Graphs run between the plain trainings: if another load grows meanwhile, it affects both.
-    plain = _trained(case, images, labels, device, dropout, graphs=False)
-    graphs = _trained(case, images, labels, device, dropout, graphs=True)
+    plain = _train_once(case, images, labels, device, dropout, graphs=False)
+    graphs = _train_once(case, images, labels, device, dropout, graphs=True)
     graphs_change = _largest_change(plain.weights, graphs.weights)
     # The weights of a VGG have 0.56 GB.
     graphs.weights.clear()
-    again = _trained(case, images, labels, device, dropout, graphs=False)
-    losses = Difference(
-        noise=_largest_difference(plain.losses, again.losses),
-        graphs=_largest_difference(plain.losses, graphs.losses),
-    )
+    again = _train_once(case, images, labels, device, dropout, graphs=False)
     weights = None
-    if dropout is None or _draws(built(case, dropout), images[:PLAIN_IMAGES]):
-        # Only the last loss, because the first losses depend on few random numbers.
-        losses = Difference(
-            noise=abs(plain.losses[-1] - again.losses[-1]),
-            graphs=_largest_difference(plain.losses[-1:], graphs.losses[-1:]),
-        )
+    epochs = slice(None)
+    if dropout is None or is_random_in_training(
+        build_network(case, dropout), images[:PLAIN_IMAGES]
+    ):
+        # Only the last epoch, because the first losses depend on few random numbers.
+        epochs = slice(-1, None)
     else:
         weights = Difference(
             noise=_largest_change(plain.weights, again.weights),
             graphs=graphs_change,
         )
+    losses = Difference(
+        noise=_largest_difference(plain.losses[epochs], again.losses[epochs]),
+        graphs=_largest_difference(plain.losses[epochs], graphs.losses[epochs]),
+    )
     return TrainingComparison(
         model=case.model.name,
         losses=losses,
@@ -194,7 +231,7 @@ def _compare(
     )
 
 
-def _trained(
+def _train_once(
     case: Case,
     images: Tensor,
     labels: Tensor,
@@ -203,8 +240,8 @@ def _trained(
     *,
     graphs: bool,
 ) -> _Training:
-    """Train from the fixed start, and measure an epoch after all captures."""
-    model = built(case, dropout)
+    """Train the network from its fixed start."""
+    model = build_network(case, dropout)
     recipe = RecipeSpec.model_validate(
         {
             "name": "self-test",
@@ -240,22 +277,26 @@ def _largest(values: Sequence[float]) -> float:
 
 
 def _largest_change(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+    """Return the largest difference of two lists of tensors; NaN if a value is NaN."""
     changes = [(left - right).abs().max() for left, right in zip(first, second, strict=True)]
     return float(torch.stack(changes).max())
 
 
-def frozen_dropout(
-    device: torch.device,
-    capture: Capture = capture_graph,
-) -> str:
-    """Return text if a graph's dropout repeats its mask or drops a wrong share; else empty."""
+def dropout_problem(device: torch.device, capture: Capture = capture_graph) -> str:
+    """Return text if a graph's dropout repeats its mask or drops a wrong share; else empty.
+
+    Args:
+        device: device of the graph. A CPU has no graphs, so it is only tested with another
+            ``capture``.
+        capture: function that captures a graph. Tests replace it.
+    """
     if device.type != "cuda" and capture is capture_graph:
         return ""
-    ones = torch.ones(10_000, device=device)
+    ones = torch.ones(NUM_DROPOUT_VALUES, device=device)
     dropped = torch.empty_like(ones)
 
     def draw() -> None:
-        dropped.copy_(F.dropout(ones, 0.5))
+        dropped.copy_(F.dropout(ones, DROPOUT_RATE))
 
     draw()
     replay = capture(draw)
@@ -263,11 +304,11 @@ def frozen_dropout(
     for _ in range(2):
         replay()
         masks.append((dropped > 0).cpu())
-    kept_share = float(torch.stack(masks).float().mean())
-    # 0.07 is twenty times the standard error of 20,000 draws.
-    if torch.equal(*masks) or abs(kept_share - 0.5) > 0.07:
+    remaining_share = float(torch.stack(masks).float().mean())
+    is_wrong_share = abs(remaining_share - (1 - DROPOUT_RATE)) > MAX_DROPOUT_ERROR
+    if torch.equal(*masks) or is_wrong_share:
         return (
             "dropout in a captured graph repeats its random numbers, or keeps a share of "
-            f"{kept_share:.2f} instead of 0.5"
+            f"{remaining_share:.2f} instead of {1 - DROPOUT_RATE:g}"
         )
     return ""

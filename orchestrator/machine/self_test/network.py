@@ -11,7 +11,7 @@ from tasks.trials.isolation import seeded
 from tasks.trials.models import PixelModel, build_model
 
 
-def built(case: Case, dropout: float | None = None) -> PixelModel:
+def build_network(case: Case, dropout: float | None = None) -> PixelModel:
     """Return the case's network from a fixed start, on the CPU.
 
     If ``dropout`` is not None, it replaces the network's own dropout.
@@ -27,8 +27,8 @@ def built(case: Case, dropout: float | None = None) -> PixelModel:
     )
 
 
-def noise(num_images: int, side: int, channels: int = 1) -> tuple[Tensor, Tensor]:
-    """Return images of random noise with a fixed seed, and alternating labels 0 and 1.
+def random_images(num_images: int, side: int, channels: int = 1) -> tuple[Tensor, Tensor]:
+    """Return random images with a fixed seed, and alternating labels 0 and 1.
 
     Returns:
         Images ``(num_images, channels, side, side)`` uint8, and labels ``(num_images,)`` int64.
@@ -39,8 +39,12 @@ def noise(num_images: int, side: int, channels: int = 1) -> tuple[Tensor, Tensor
     return images, torch.arange(num_images) % 2
 
 
-def _draws(model: PixelModel, images: Tensor) -> bool:
-    """Return whether a network draws random numbers in training: compare two passes on the CPU."""
+def is_random_in_training(model: PixelModel, images: Tensor) -> bool:
+    """Return whether a network draws random numbers in training mode.
+
+    Two passes with different seeds are compared on the CPU. Afterwards, the network is in training
+    mode.
+    """
     with torch.no_grad():
         outputs = []
         for seed in (1, 2):

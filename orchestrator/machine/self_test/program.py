@@ -1,21 +1,18 @@
-"""The self-test of a GPU with one network: is it correct, and can trials use CUDA graphs?
+"""The self-test of a GPU with one network, and the program that runs it in a separate process.
 
 The test has two parts.
 
-1. **Arithmetic.** Compare the first loss and the first gradient of all weights with float32 on the
-   CPU. All trainings on a GPU use the same kernels, so only another device can reveal a wrong
+1. :mod:`~.gradients` compares the first loss and the first gradient of all weights with float32 on
+   the CPU. All trainings on a GPU use the same kernels, so only another device can reveal a wrong
    kernel. If the GPU fails, the comparison is repeated with a new copy of the network. A GPU that
    has failed must not be used, even if it passes the second comparison. The verdict then contains
    this doubt.
-2. **Graphs.** Train the network three times from the same start: without CUDA graphs (plain
-   steps), with CUDA graphs, and without them again. The two plain trainings show how much the GPU
-   varies between equal trainings. If the training with graphs differs by more, the three trainings
-   are repeated, and the largest differences of both repetitions count. If graphs still differ by
-   more, or if graphs fail or are slower, trials use plain steps.
+2. :mod:`~.graph_trainings` trains the network with and without CUDA graphs. If graphs differ, fail
+   or are slower, trials use plain steps.
 
 ``python -m orchestrator.machine.self_test.program DEVICE CASE`` runs the test in a separate
 process, because a failed capture can end the process. If the GPU passes the first part, the command
-prints :data:`~.case.COMPARED_LINE`. If the GPU fails the first comparison, the command prints a
+prints :data:`~.case.PASSED_LINE`. If the GPU fails the first comparison, the command prints a
 preliminary verdict, which counts if the process ends during the second comparison. At the end, the
 command prints the verdict as JSON.
 """
@@ -25,35 +22,41 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 
 from orchestrator.machine.gpu_errors import library_error
 from orchestrator.machine.gpus.torch_gpus import compute_capability
-from orchestrator.machine.self_test.case import COMPARED_LINE, Case
-from orchestrator.machine.self_test.gradients import Arithmetic, compare_with_cpu
+from orchestrator.machine.self_test.case import PASSED_LINE, Case
+from orchestrator.machine.self_test.gradients import GradientComparison, compare_with_cpu
 from orchestrator.machine.self_test.graph_trainings import (
     TrainingComparison,
     compare_trainings,
-    frozen_dropout,
+    dropout_problem,
 )
 from orchestrator.machine.self_test.verdict import (
+    CpuResult,
+    GraphResult,
     Verdict,
-    _verdict_on_graphs,
-    _wrong_in,
-    _wrong_verdict,
+    error_verdict,
+    graph_verdict,
+    wrong_verdict,
 )
 from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
 from orchestrator.results.records import FailureKind
 from tasks.trials.isolation import deterministic, fixed_torch_state, trial_memory
 
+MAX_ERROR_LENGTH = 300
+"""Largest number of characters of an error's first line in a verdict, which messages repeat."""
 
-def run(
+
+def run_self_test(
     case: Case,
     device: torch.device,
-    on_compared: Callable[[], object] = lambda: None,
+    on_passed: Callable[[], object] = lambda: None,
     on_wrong: Callable[[Verdict], object] = lambda verdict: None,
 ) -> Verdict:
     """Test one network on a device; an exception becomes a part of the verdict.
@@ -61,63 +64,94 @@ def run(
     Args:
         case: the network and its settings.
         device: the GPU, or a CPU.
-        on_compared: called when the device has passed the comparison with the CPU.
+        on_passed: called when the device has passed the comparison with the CPU.
         on_wrong: called with a preliminary verdict when the device has failed the comparison,
             before the comparison is repeated.
     """
     start = time.perf_counter()
     if device.type == "cuda" and compute_capability() < BFLOAT16_FROM:
         case = replace(case, precision="float32")
-    arithmetic: list[Arithmetic] = []
-    repeated: list[Arithmetic] = []
-    trainings: list[TrainingComparison] = []
-    error_text = ""
-    unchecked = ""
-    is_compared = False
+    verdict = _verdict(case, device, on_passed, on_wrong)
+    return replace(verdict, seconds=time.perf_counter() - start)
+
+
+def _verdict(
+    case: Case,
+    device: torch.device,
+    on_passed: Callable[[], object],
+    on_wrong: Callable[[Verdict], object],
+) -> Verdict:
+    """Run the parts of the test that are needed, and return the verdict without its duration."""
+    first = _run_cpu_comparison(case, device)
+    if first.problem:
+        # A comparison of graphs on a device that computes wrongly is useless.
+        second = None
+        if not first.error_text:
+            on_wrong(wrong_verdict(first))
+            second = _run_cpu_comparison(case, device)
+        return wrong_verdict(first, second)
+    if first.error_text:
+        return error_verdict(first)
+    on_passed()
+    return graph_verdict(first, _run_graph_trainings(case, device))
+
+
+def _run_cpu_comparison(case: Case, device: torch.device) -> CpuResult:
+    """Compare loss and gradient with the CPU, in each precision until an error."""
+    comparisons: list[GradientComparison] = []
     try:
-        with (
-            trial_memory(device),
-            fixed_torch_state(0, device),
-            deterministic(device, case.num_threads),
-        ):
+        with _trial_settings(case, device):
             # One by one: if a later comparison fails, a wrong result before it still counts.
             for comparison in compare_with_cpu(case, device):
-                arithmetic.append(comparison)
-            is_compared = True
-            # If the device computes wrongly, a comparison of graphs on it is useless.
-            if _wrong_in(arithmetic):
-                on_wrong(_wrong_verdict(arithmetic, [], error_text=""))
-                repeated += compare_with_cpu(case, device)
-            else:
-                on_compared()
-                trainings += compare_trainings(case, device)
-                error_text = frozen_dropout(device)
-    except Exception as error:  # A driver, a library or a capture may raise any exception.
-        first_line = (str(error).splitlines() or [""])[0][:300]
-        error_text = f"{case.model.name}: {type(error).__name__}: {first_line}"
+                comparisons.append(comparison)
+    except Exception as error:  # A driver or a library may raise any exception.
         library_row = library_error(error)
-        is_device_error = library_row is not None and library_row.kind == FailureKind.DEVICE_ERROR
-        if is_device_error and not is_compared and not _wrong_in(arithmetic):
-            unchecked = error_text
-    if _wrong_in(arithmetic):
-        verdict = _wrong_verdict(arithmetic, repeated, error_text)
-    else:
-        verdict = replace(_verdict_on_graphs(trainings, error_text), arithmetic=tuple(arithmetic))
-    return replace(verdict, unchecked=unchecked, seconds=time.perf_counter() - start)
+        is_gpu_error = library_row is not None and library_row.kind == FailureKind.DEVICE_ERROR
+        return CpuResult(tuple(comparisons), _error_text(case, error), is_gpu_error)
+    return CpuResult(tuple(comparisons))
+
+
+def _run_graph_trainings(case: Case, device: torch.device) -> GraphResult:
+    """Train with and without graphs, and test dropout in a graph."""
+    trainings: list[TrainingComparison] = []
+    try:
+        with _trial_settings(case, device):
+            trainings += compare_trainings(case, device)
+            error_text = dropout_problem(device)
+    except Exception as error:  # A driver, a library or a capture may raise any exception.
+        error_text = _error_text(case, error)
+    return GraphResult(tuple(trainings), error_text)
+
+
+@contextmanager
+def _trial_settings(case: Case, device: torch.device) -> Iterator[None]:
+    """Run a block with the settings of a trial, and free its memory afterwards."""
+    with (
+        trial_memory(device),
+        fixed_torch_state(0, device),
+        deterministic(device, case.num_threads),
+    ):
+        yield
+
+
+def _error_text(case: Case, error: Exception) -> str:
+    """Return the network, and the type and the first line of an error."""
+    first_line = (str(error).splitlines() or [""])[0][:MAX_ERROR_LENGTH]
+    return f"{case.model.name}: {type(error).__name__}: {first_line}"
 
 
 def main() -> None:
     """Run the case of the command line, and print each verdict as a line of JSON."""
     device_name, case_text = sys.argv[1:]
 
-    def print_compared() -> None:
-        print(COMPARED_LINE, flush=True)  # noqa: T201
+    def print_passed() -> None:
+        print(PASSED_LINE, flush=True)  # noqa: T201
 
     def print_verdict(verdict: Verdict) -> None:
         print(json.dumps(verdict.as_fields()), flush=True)  # noqa: T201
 
     case = Case.from_json(case_text)
-    print_verdict(run(case, torch.device(device_name), print_compared, print_verdict))
+    print_verdict(run_self_test(case, torch.device(device_name), print_passed, print_verdict))
 
 
 if __name__ == "__main__":

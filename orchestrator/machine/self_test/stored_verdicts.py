@@ -23,7 +23,7 @@ from typing import Any
 from orchestrator.machine.gpus import nvidia_smi
 from orchestrator.machine.mps_worker import end_work_of_child
 from orchestrator.machine.processes import run_program
-from orchestrator.machine.self_test.case import COMPARED_LINE, Case
+from orchestrator.machine.self_test.case import PASSED_LINE, Case
 from orchestrator.planning.paths import user_cache
 from orchestrator.results.provenance import provenance
 from search_spaces.fingerprint import fingerprint
@@ -42,19 +42,19 @@ MAX_UNFINISHED_FOR_S = 86_400.0
 
 
 @dataclass(frozen=True)
-class KeptVerdict:
+class StoredVerdict:
     """The stored part of a self-test's verdict, see :class:`~.verdict.Verdict`.
 
     Attributes:
-        wrong: what the GPU computes wrongly; empty if it computes correctly.
-        plain_because: why trials use no CUDA graphs; empty if they use graphs.
+        wrong: text that describes what the GPU computes wrongly; empty if it computes correctly.
+        plain_because: text with the reason why trials use plain steps; empty if they use graphs.
         is_final: True if the verdict stays valid; False if a later test replaces it.
         tested_at: time of the test in seconds since 1970.
         file: file of the verdict.
-        doubt: how the second comparison with the CPU ended, if it did not confirm that the GPU
-            computes wrongly; otherwise empty.
-        unchecked: why the GPU was not compared with the CPU, so that no trial may use the GPU
-            before a further test; empty if it was compared.
+        doubt: why the wrong result is in doubt, as text: the second comparison with the CPU found
+            no difference, failed or did not end. Empty otherwise.
+        unchecked: why the GPU was not compared with the CPU, as text. No trial may then use the GPU
+            before a further test. Empty if the GPU was compared.
         valid_for_s: seconds for which the verdict is valid if it is not final.
     """
 
@@ -75,11 +75,11 @@ class KeptVerdict:
         return self.is_final or time.time() - self.tested_at < self.valid_for_s
 
 
-_verdicts_of_this_process: dict[Path, KeptVerdict] = {}
+_verdicts_of_this_process: dict[Path, StoredVerdict] = {}
 """Verdicts by file. If the home folder is read-only, each process tests a network only once."""
 
 
-def verdict_of(uuid: str, case: Case) -> KeptVerdict:
+def verdict_of(uuid: str, case: Case) -> StoredVerdict:
     """Return the stored verdict for a GPU and a network, or the verdict of a new test."""
     about = provenance()
     versions = [
@@ -135,7 +135,7 @@ def _locked(path: Path) -> Iterator[None]:
             file.close()
 
 
-def _latest_verdict(file: Path) -> KeptVerdict | None:
+def _latest_verdict(file: Path) -> StoredVerdict | None:
     """Return the last verdict of this process or of another one; None if there is none."""
     stored = _read(file)
     own = _verdicts_of_this_process.get(file)
@@ -144,11 +144,11 @@ def _latest_verdict(file: Path) -> KeptVerdict | None:
     return max(stored, own, key=lambda verdict: verdict.tested_at)
 
 
-def _read(file: Path) -> KeptVerdict | None:
+def _read(file: Path) -> StoredVerdict | None:
     """Return the verdict in a file; None if it is missing or cannot be read."""
     try:
         fields: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return KeptVerdict(
+        return StoredVerdict(
             wrong=str(fields["wrong"]),
             plain_because=str(fields["plain_because"]),
             is_final=bool(fields["is_final"]),
@@ -162,10 +162,10 @@ def _read(file: Path) -> KeptVerdict | None:
         return None
 
 
-def _tested(case: Case, file: Path) -> KeptVerdict:
+def _tested(case: Case, file: Path) -> StoredVerdict:
     """Test the GPU of this process, and return the part of the verdict that is stored."""
-    fields = run_test(case)
-    return KeptVerdict(
+    fields = run_in_separate_process(case)
+    return StoredVerdict(
         wrong=fields["wrong"],
         plain_because=fields["plain_because"],
         is_final=fields["is_final"],
@@ -176,7 +176,7 @@ def _tested(case: Case, file: Path) -> KeptVerdict:
     )
 
 
-def run_test(case: Case) -> dict[str, Any]:
+def run_in_separate_process(case: Case) -> dict[str, Any]:
     """Run the self-test in a separate process, on the GPU of this process.
 
     Returns:
@@ -201,7 +201,7 @@ def run_test(case: Case) -> dict[str, Any]:
         return fields
     name = case.model.name
     reason = program.error or "the process printed no verdict"
-    if COMPARED_LINE in program.partial_output:
+    if PASSED_LINE in program.partial_output:
         problem = f"{name}: the self-test ended before it had tested graphs: {reason}"
         unchecked = ""
     else:

@@ -29,9 +29,10 @@ from orchestrator.planning.costs.kernels import Kernel, NetworkCost, PassCost
 from search_spaces.specs import ModelSpec, RecipeSpec
 from tasks.trials.attacks import attack_batch_size
 from tasks.trials.isolation import fixed_torch_state
-from tasks.trials.models import build_model, depends_on_pixels, num_parameters, one_line
+from tasks.trials.models import build_model, num_parameters
 from tasks.trials.records import EVALUATION_PASS
-from tasks.trials.training import Step
+from tasks.trials.steps import Step
+from tasks.trials.user_networks import depends_on_pixels, one_line
 
 ALLOCATION_BYTES = 512
 """PyTorch's CUDA allocator rounds the size of every block up to a multiple of this, bytes."""
@@ -189,7 +190,7 @@ def _count_step(network: _Network, module: nn.Module, brightest: float) -> PassC
                 parameter.grad = None
         step.optimizer.step()
         counter.kernels.clear()
-        step.run(rows)
+        step(rows)
     return counter.cost()
 
 

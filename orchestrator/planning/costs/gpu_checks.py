@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.planning.costs.gpu_models import GpuModel
 
-PACKING_PAYS = 1.1
+MIN_SHARING_GAIN = 1.1
 """Smallest gain for which trials share a GPU. The gain is the number of images per second of
 two trials together, divided by the number of one trial alone."""
 RATES = tuple(field.name for field in fields(GpuModel) if field.type == "float")
@@ -62,4 +62,4 @@ def packing_pays(name: str, checks: Mapping[str, Mapping[str, Any]], *, mps: boo
     gain = summary.get("pair_gain_mps" if mps else "pair_gain")
     if gain is None:
         return mps
-    return float(gain) >= PACKING_PAYS
+    return float(gain) >= MIN_SHARING_GAIN

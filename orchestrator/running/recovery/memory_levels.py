@@ -99,12 +99,11 @@ class MemoryLevels:
             none.
         """
         requests = self._requests(trial)
-        last_level = len(requests) - 1
-        # If `level` is the last level or above, the last request counts as the next level: an
-        # event may have changed it since the attempt.
-        highest_level = max(level + 1, last_level)
-        for higher_level in range(level + 1, highest_level + 1):
-            if requests[min(higher_level, last_level)] != tried:
+        # Above the last level, its request is compared once more: an event may have changed it
+        # since the attempt.
+        higher_requests = requests[level + 1 :] or requests[-1:]
+        for higher_level, request in enumerate(higher_requests, start=level + 1):
+            if request != tried:
                 return higher_level
         return None
 

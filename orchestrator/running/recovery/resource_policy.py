@@ -13,7 +13,7 @@ cause            memory of      whose start level rises
 ===============  =============  ===========================================================
 no cuDNN kernel  a GPU          nobody's: the verdict is final
 other processes  a whole GPU    the trial's, from its 5th such failure on; the failure also
-                                counts for the state of the network
+                                counts for the network
 unknown          a whole GPU    the trial's
 the trial        a small GPU    the trial's
 the trial        another GPU    the trial's and the network's
@@ -29,11 +29,13 @@ A trial's first 4 failures by other processes do not raise its own start level, 
 processes may end. Its request may still change if the start level of its network rises.
 Failures by other processes on whole GPUs and on the machine are counted together.
 
-On a GPU, the verdict is final if no higher level changes the request. On a small GPU, it is not
-final: the same request is repeated, because Ray may run it on a larger GPU. For the memory of
-the machine, the verdict is final under three conditions. No higher level changes the request,
-the failed attempt had at least level 4 (:data:`MIN_FINAL_MACHINE_LEVEL`), and other processes
-are not the cause.
+A failure has a final verdict, after which the trial is given up, in three cases:
+
+- cuDNN has no kernel for the network.
+- On a GPU, no higher level changes the request. Two such failures are not final: one on a small
+  GPU, because Ray may run the trial on a larger GPU, and the first 4 by other processes.
+- On the machine, no higher level changes the request, the failed attempt had at least level 4
+  (:data:`MIN_FINAL_MACHINE_LEVEL`), and other processes are not the cause.
 """
 
 from __future__ import annotations
@@ -47,11 +49,7 @@ from orchestrator.machine.cluster import Resources
 from orchestrator.planning.runtimes import RuntimeModel
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.recovery.memory_causes import MemoryCause, cause_on_gpu, cause_on_machine
-from orchestrator.running.recovery.memory_levels import (
-    MIN_SPLIT_BATCH,
-    MemoryLevels,
-    network_key,
-)
+from orchestrator.running.recovery.memory_levels import MIN_SPLIT_BATCH, MemoryLevels, network_key
 from orchestrator.running.recovery.memory_verdicts import (
     MACHINE,
     MAY_RETRY,
@@ -128,16 +126,16 @@ class ResourcePolicy:
         self.last_requests[trial.trial_id] = LastRequest(level, resources)
         return resources
 
-    def use_shares_without_mps(self) -> str:
-        """Let all attempts that start later request the shares that pay without NVIDIA's MPS.
-
-        Returns:
-            A sentence for the user about the shares.
-        """
+    def use_shares_without_mps(self) -> None:
+        """Let all attempts that start later request the shares that pay without NVIDIA's MPS."""
         share = self.runtime_model.share_without_mps
         if share is not None:
             self._levels = replace(self._levels, min_share=share)
-        if share == 1:
+
+    @property
+    def shares_without_mps_text(self) -> str:
+        """Sentence for the user about the shares that trials request without NVIDIA's MPS."""
+        if self.runtime_model.share_without_mps == 1:
             return "New trials have a whole GPU each"
         return "Trials share a GPU as before, but they compute in turn"
 
@@ -188,12 +186,13 @@ class ResourcePolicy:
 
     def _gpu_failed(self, trial: TrialSpec, failure: TrialFailure, gpu_name: str) -> MemoryVerdict:
         """Process a failure for lack of GPU memory: rows 1 to 5 of the module's table."""
-        resources = self.last_requests[trial.trial_id].resources
-        next_level = self._next_level(trial)
-        cause = cause_on_gpu(trial, failure, resources.num_gpus, self.runtime_model.gpu)
+        share = self.last_requests[trial.trial_id].resources.num_gpus
+        cause = cause_on_gpu(trial, failure, share, self.runtime_model.gpu)
         if cause == MemoryCause.NO_KERNEL:
             return no_kernel(trial)
         levels = self.trial_levels[trial.trial_id]
+        next_level = self._next_level(trial)
+        is_on_small_gpu = gpu_name in self.small_gpus
         is_by_others = cause == MemoryCause.OTHER_PROCESSES
         if is_by_others:
             self._network(trial).failed_by_others(next_level)
@@ -201,13 +200,13 @@ class ResourcePolicy:
             if levels.keeps_start_level:
                 return MAY_RETRY
         if next_level is None:
-            if gpu_name in self.small_gpus:
+            if is_on_small_gpu:
                 # The trial may fit on a larger GPU. ``Retries`` limits the number of attempts.
                 return MAY_RETRY
             return self._too_little_memory(trial, OCCUPIED_GPU if is_by_others else WHOLE_GPU)
         levels.start_level = next_level
-        # On a small GPU only this trial goes up: others may run on a larger GPU.
-        if cause == MemoryCause.TRIAL and gpu_name not in self.small_gpus:
+        # On a small GPU only this trial's level rises: other trials may run on a larger GPU.
+        if cause == MemoryCause.TRIAL and not is_on_small_gpu:
             self._network(trial).raise_needed_level(next_level)
         return MAY_RETRY
 
@@ -224,9 +223,9 @@ class ResourcePolicy:
             levels.num_failures_by_others += 1
             if levels.keeps_start_level:
                 return MAY_RETRY
-        # The level rises even if the next level has the same request: the trial may still fit
-        # later, when other trials need less memory. So MIN_FINAL_MACHINE_LEVEL limits the number
-        # of such attempts.
+        # Each failure raises the level by one, even if the request stays the same: the trial may
+        # fit later, when other trials need less memory. MIN_FINAL_MACHINE_LEVEL limits the number
+        # of these attempts.
         levels.start_level = level + 1
         has_next = self._next_level(trial) is not None
         if is_by_others or has_next or level < MIN_FINAL_MACHINE_LEVEL:

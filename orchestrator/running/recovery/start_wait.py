@@ -31,7 +31,8 @@ class StartWait:
         shortage: returns text about the resources that a trial waits for.
         is_private: True if this run started the cluster. On a shared cluster, the wait does
             not end the run.
-        cpu_seconds: returns the CPU seconds of Ray's worker processes on this machine, by id.
+        cpu_seconds: returns the CPU seconds of Ray's worker processes on this machine, by
+            process id. They show whether workers that start still make progress.
         now: present time.
     """
 

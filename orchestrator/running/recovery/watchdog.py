@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,17 +57,14 @@ class _WatchedTrial:
 
 
 class Watchdog:
-    """The time limits for a run's trials, and for the wait until a trial starts.
+    """The time limits of a run's trials.
 
     Args:
         note: prints a line for the user.
         killer_of: returns a function that kills a Tune trial's process; None if it has no
             process.
-        shortage: returns text about the resources that a trial waits for.
-        is_private: True if this run started the cluster. On a shared cluster, the run does not
-            end if no trial starts.
-        cpu_seconds: returns the CPU seconds of Ray's worker processes on this machine, by
-            process id. They show whether workers that start still make progress.
+        start_wait: the wait until a trial starts. The watchdog checks it too, because both must
+            know when the driver was suspended.
         clock: source of the time.
     """
 
@@ -75,25 +72,16 @@ class Watchdog:
         self,
         note: Callable[[str], None],
         killer_of: Callable[[Any], Callable[[], object] | None],
-        shortage: Callable[[], str],
-        *,
-        is_private: bool,
-        cpu_seconds: Callable[[], Mapping[int, float]] = dict,
+        start_wait: StartWait,
         clock: Clock = SYSTEM,
     ) -> None:
         self._note = note
         self._killer_of = killer_of
+        self._start_wait = start_wait
         self._clock = clock
         self._watched: dict[str, _WatchedTrial] = {}
         self._failures: dict[str, TrialFailure] = {}
         self._last_check_at = clock.monotonic()
-        self._start_wait = StartWait(
-            note,
-            shortage,
-            is_private=is_private,
-            cpu_seconds=cpu_seconds,
-            now=self._last_check_at,
-        )
 
     def add(self, trial_id: str, max_silence_s: float) -> None:
         """Add a trial that starts now.
@@ -165,9 +153,11 @@ class Watchdog:
         """Kill the process of a trial that sent no message within its time limit."""
         if kill is None:
             return
-        # `add` is called only when the trial's worker answers. A reused worker may never answer,
-        # so the time limit may already begin here.
-        watched = self._watched.setdefault(trial_id, _WatchedTrial(now, WORKER_TIMEOUT_S))
+        if trial_id not in self._watched:
+            # `add` is called when the trial's worker answers. A reused worker may never answer,
+            # so its time limit begins here.
+            self._watched[trial_id] = _WatchedTrial(now, WORKER_TIMEOUT_S)
+        watched = self._watched[trial_id]
         if now - watched.last_message_at <= watched.limit_s:
             return
         failure = watched.failure_if_killed

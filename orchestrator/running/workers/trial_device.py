@@ -18,11 +18,11 @@ from orchestrator.machine.gpu_errors import library_error
 from orchestrator.machine.gpus import nvidia_smi, torch_gpus
 from orchestrator.machine.gpus.driver_hints import driver_hint
 from orchestrator.machine.gpus.records import GpuInUse
-from orchestrator.machine.gpus.visible import is_logical
+from orchestrator.machine.gpus.visible import gpus_are_only_scheduled
 from orchestrator.machine.mps_worker import avoid_abandoned_mps
 from orchestrator.machine.self_test import stored_verdicts
 from orchestrator.machine.self_test.case import Case
-from orchestrator.machine.self_test.stored_verdicts import KeptVerdict
+from orchestrator.machine.self_test.stored_verdicts import StoredVerdict
 from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
 from search_spaces.errors import SetupError
 from search_spaces.specs import NetworkSpec
@@ -102,7 +102,7 @@ def device_for(resources: Resources, network: NetworkSpec) -> TrialDevice:
         UnusableGpuError: the trial cannot compute on the GPU that Ray assigned.
     """
     device = TrialDevice(num_threads=resources.num_threads, micro_batch=resources.micro_batch)
-    if not resources.num_gpus or is_logical():
+    if not resources.num_gpus or gpus_are_only_scheduled():
         return device
     avoid_abandoned_mps()
     check_gpu(network.recipe.precision)
@@ -164,7 +164,7 @@ def check_numbers(network: NetworkSpec, num_threads: int) -> str:
     return note
 
 
-def _wrong_gpu(gpu: GpuInUse, verdict: KeptVerdict) -> UnusableGpuError:
+def _wrong_gpu(gpu: GpuInUse, verdict: StoredVerdict) -> UnusableGpuError:
     """Return the error for a GPU that computed wrongly in one or both comparisons with the CPU."""
     reason = f"{gpu.name} computes wrongly: {verdict.wrong}"
     hint = "Use another GPU, driver or torch version"
@@ -249,7 +249,7 @@ def held_by_others() -> HeldMemory | None:
     """Return the memory that other processes use on this process's GPU; None if it is unknown."""
     import torch
 
-    if is_logical():
+    if gpus_are_only_scheduled():
         return None
     reserved = torch.cuda.memory_reserved()  # 0 before this process has a context
     with suppress(RuntimeError, AssertionError):

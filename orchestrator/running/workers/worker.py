@@ -110,6 +110,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
                 self._has_finished_a_trial = True
             except (Exception, SystemExit) as error:  # A user's network may raise SystemExit.
                 failure = self._failure(error)
+                self._delay_broken_node(failure)
                 report = TrialReport(
                     started_at=started_at,
                     finished_at=started_at,
@@ -163,12 +164,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         )
 
     def _failure(self, error: BaseException) -> TrialFailure:
-        """Return the failure for an exception, with facts about the GPU of this process.
-
-        If the node caused the failure of a process's first trial, this method waits for
-        ``FIRST_QUARANTINE_S`` seconds. A node that fails at once would otherwise get every
-        trial of the sweep.
-        """
+        """Return the failure for an exception, with facts about the GPU of this process."""
         failure = classify(error)
         num_gpus = self.assignment.resources.num_gpus
         facts: dict[str, Any] = {}
@@ -188,18 +184,25 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         failure = failure.model_copy(update={**facts, "message": message})
         if may_break_mps(failure):
             abandon_mps()
+        return failure
+
+    def _delay_broken_node(self, failure: TrialFailure) -> None:
+        """Wait for FIRST_QUARANTINE_S seconds if the node caused a process's first trial to fail.
+
+        A node that fails at once would otherwise get every trial of the sweep.
+        """
         is_by_node = failure.kind in NODE_FAILURES and not failure.capture_failed
         if not self._has_finished_a_trial and (is_by_node or failure.unfit_node):
             time.sleep(trial_device.FIRST_QUARANTINE_S)
-        return failure
 
     def _images(self) -> TrialData:
         """Prepare the process for computing, and return the trial's images."""
         from tasks.trials.isolation import keep_freed_memory
-        from tasks.trials.models import install_code
+        from tasks.trials.user_networks import install_code
 
         keep_freed_memory()
-        # The reference is in a list; see ArrayCache.
+        # The reference is in a list, because Ray would load the images of a bare reference into the
+        # process of the actor.
         (reference,) = ray.get(self._arrays.take.remote(self.assignment.array))
         if isinstance(reference, SweepError):
             raise reference

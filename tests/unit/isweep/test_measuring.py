@@ -276,6 +276,7 @@ def test_a_mistake_is_refused_with_its_hint(images, labels, options, message):
         isweep.measure(images, labels, **options)
 
 
+@pytest.mark.long
 def test_predict_takes_a_record_and_its_file(record, fits, tmp_path):
     path = tmp_path / "record.json"
     path.write_text(json.dumps(record.to_json()), encoding="utf-8")

@@ -96,6 +96,7 @@ def test_the_approximate_bound_on_d_repr_is_described_without_a_test(published, 
     assert [finding.verdict for finding in described] == [entry(claims, "Thm 5").verdict]
 
 
+@pytest.mark.long
 def test_a_described_claim_does_not_make_the_other_tests_stricter(law):
     """Without d_repr neither Theorem 5 nor Theorem 4 has a number: only the latter is a test."""
     with_both = entry(ledger(law, sweep="made", compare=False), "Fig. 2b")
@@ -105,6 +106,7 @@ def test_a_described_claim_does_not_make_the_other_tests_stricter(law):
     )
 
 
+@pytest.mark.long
 def test_a_correlation_that_rests_on_one_dataset_names_its_attack_and_network(law):
     """The largest r without the dataset is that of an analysis of the table without it."""
     names = [f"natural{k}" for k in range(3)] + [f"medical{k}" for k in range(4)]
@@ -143,6 +145,7 @@ def test_families_are_named_only_if_they_are_used(published):
     assert ledger(nothing, sweep="made", compare=False).families == ""
 
 
+@pytest.mark.long
 def test_datasets_that_are_not_independent_are_named_as_in_fit(law):
     names = sorted(law[c.DATASET].unique())
     origin = ImageOrigin(collection="scans of one archive")
@@ -220,6 +223,7 @@ def test_no_claim_is_decided_over_base_datasets_that_share_images(law):
     )
 
 
+@pytest.mark.long
 def test_a_headline_question_has_one_verdict_in_the_ledger_and_in_fit(published, law):
     """Ledger and fit have the same estimate, p-value, adjusted p and verdict.
 
@@ -253,6 +257,7 @@ def test_claims_that_are_no_headline_question_are_adjusted_over_the_whole_ledger
             assert claim.adjusted_p <= largest
 
 
+@pytest.mark.long
 def test_every_adjusted_p_has_its_number_of_tests(published, law):
     """Headline questions are one family; all other claims count every test of the ledger."""
     for table, claims in ((published_table(), published), (law, ledger(law, sweep="made"))):
@@ -273,6 +278,7 @@ def test_every_adjusted_p_has_its_number_of_tests(published, law):
             )
 
 
+@pytest.mark.long
 def test_a_claim_has_the_same_power_in_the_ledger_and_the_findings(law):
     noise = np.exp(np.random.default_rng(3).normal(0, 2, len(law)))
     noisy = law.assign(**{c.TEST_LOSS: law[c.TEST_LOSS] * noise})

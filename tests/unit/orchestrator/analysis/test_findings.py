@@ -124,6 +124,7 @@ def power_by_scipy(effect, error, degrees, level):
     return distribution_of_t.sf(bound) + distribution_of_t.cdf(-bound)
 
 
+@pytest.mark.long
 def test_the_datasets_needed_detect_the_effect_in_80_of_100_drawn_studies():
     """Studies of new datasets with normal properties, by the fit and permutation of the answers."""
     spread, scatter = 0.6, 0.9
@@ -201,6 +202,7 @@ def test_a_steep_fall_of_sets_that_differ_in_d_is_never_called_no_fall():
     assert "No fall" not in " ".join(finding.answer for finding in findings_by_question.values())
 
 
+@pytest.mark.long
 def test_the_power_of_the_largest_correlation_uses_its_level_and_is_one_sided():
     """Compare with draws: how often the largest of several permuted correlations is exceeded."""
     rng = np.random.default_rng(4)
@@ -383,6 +385,7 @@ def test_a_question_that_cannot_be_tested_names_the_data_to_add():
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("natural", "medical", "to_add"), [(2, 2, 2), (3, 2, 1), (2, 3, 1)])
 def test_the_data_to_add_allow_enough_permutations(natural, medical, to_add):
     """Two and three datasets have 12 permutations, too few for p = 0.05; two and four have 48."""
@@ -420,6 +423,7 @@ def test_a_share_has_its_count_of_points_and_the_mean_over_datasets():
     assert note.startswith("At 3 of 3 points, the dimension of the network's last")
 
 
+@pytest.mark.long
 def test_the_share_of_points_below_d_data_is_counted_for_each_network():
     table = synthetic_table(num_natural=3, num_medical=1, models=("a", "b"))
     table["d_repr_mle"] = table["d_data_mle"] * np.where(table["model"] == "a", 2.0, 0.5)
@@ -449,6 +453,7 @@ def test_the_short_answer_compares_the_exponent_with_the_law(slope, trial_std, c
     assert f"Against b = 1, adjusted {p_equals(adjusted_p)}: {conclusion}." in line
 
 
+@pytest.mark.long
 def test_an_exponent_whose_interval_contains_0_and_1_is_not_compared():
     """With losses that scatter by a factor, b could be 1, and could be 0."""
     table = clear_law(size_slope=1.0, trial_std=1.0, seed=1)
@@ -504,6 +509,7 @@ def test_a_false_verdict_is_said_to_be_likelier_with_dependent_datasets():
     assert any("medical2 are not independent: all show one brain." in one for one in fits.caveats)
 
 
+@pytest.mark.long
 def test_trials_of_several_versions_of_the_code_are_a_remark():
     table = synthetic_table(trial_std=0.1)
     one = fit_scaling_laws(table.assign(code_version="a"))
@@ -513,6 +519,7 @@ def test_trials_of_several_versions_of_the_code_are_a_remark():
     assert "The trials come from 2 versions of the code." in two.caveats
 
 
+@pytest.mark.long
 def test_the_figure_on_attacks_shows_the_correlation_of_the_verdict():
     table = synthetic_table(num_natural=6, num_medical=6, models=("a", "b"))
     fits = fit_scaling_laws(table)
@@ -782,6 +789,7 @@ def test_without_any_network_that_fits_its_training_images_no_share_of_zero_poin
     assert "of 0" not in finding.answer
 
 
+@pytest.mark.long
 def test_the_exponent_is_given_with_d_by_twonn_too():
     """The exponent is proportional to d, so a TwoNN of 1.5 times the MLE makes it 1.5 times b."""
     table = clear_law(trial_std=0.3, seed=3)
@@ -875,6 +883,7 @@ def test_the_largest_correlation_without_a_dataset_may_be_of_another_attack():
     assert f"The largest r is then {number(expected)}." in finding.line
 
 
+@pytest.mark.long
 def test_the_heaviest_dataset_explains_an_uncertain_exponent():
     table = clear_law(size_slope=1.0, trial_std=1.0, seed=1)
     weights = fit_scaling_laws(table).exponent().estimates[0].weights

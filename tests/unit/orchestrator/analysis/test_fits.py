@@ -79,6 +79,7 @@ def test_exploratory_fits_are_made_only_on_request_and_change_no_answer():
     assert explored.exponent(model="a").status == "ok"
 
 
+@pytest.mark.long
 def test_other_models_change_no_fit_of_one_model():
     table = synthetic_table(num_natural=3, num_medical=3, trial_std=0.3, models=("a", "b"))
     fits_of_one_model = explore_fits(table[table["model"] == "a"])
@@ -209,6 +210,7 @@ def test_an_unrecorded_scale_counts_as_a_different_scale():
     assert "unrecorded channels" in scale.note
 
 
+@pytest.mark.long
 def test_below_six_datasets_no_correlation_is_given_and_the_datasets_are_counted():
     """Fisher's z is not accurate for five datasets, and three datasets once gave r = 1."""
     for num in (1, 2, 4):
@@ -260,6 +262,7 @@ def test_claims_take_the_larger_of_both_p_values_and_are_adjusted_for_their_numb
     assert all(answer.is_decided == (answer.adjusted_p <= 0.05) for answer in fits.answers)
 
 
+@pytest.mark.long
 def test_an_answer_has_the_same_verdict_in_the_table_and_on_the_page():
     """The p of an attack is one-sided and its interval two-sided: a verdict needs both."""
     k = np.random.default_rng(0).uniform(1, 2, (10, 7))
@@ -298,6 +301,7 @@ def test_trials_without_a_loss_still_count_for_representations():
     assert fits.representation().num_points == len(table)
 
 
+@pytest.mark.long
 def test_the_exponent_is_shown_for_other_choices_of_d():
     table = synthetic_table(num_natural=5, num_medical=5, trial_std=0.1)
     table = table.assign(

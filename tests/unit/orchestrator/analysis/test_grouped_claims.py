@@ -199,6 +199,7 @@ def test_a_slope_within_groups_of_three_rows_is_no_claim_between_them():
     assert claims_of_means >= 25
 
 
+@pytest.mark.long
 def test_a_slope_between_groups_of_three_rows_is_detected_without_bias():
     design = Design("y", ("x",), ("g",))
     fits = [fit_groups(few_rows(seed, between=-1.0), design) for seed in range(40)]

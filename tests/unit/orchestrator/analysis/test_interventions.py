@@ -121,6 +121,7 @@ def test_base_datasets_are_the_replicates_of_a_paired_t_test():
     assert slope.p_theory == pytest.approx(stats.ttest_1samp(values, 1.0).pvalue)
 
 
+@pytest.mark.long
 def test_an_interval_over_base_datasets_that_share_classes_is_the_wider_of_two():
     pairs = ("01", "23", "40", "12")
     arms = tuple(replace(arm, shows=tuple(pairs[int(arm.world[1])])) for arm in ARMS)
@@ -329,6 +330,7 @@ def test_a_condition_that_moves_nothing_gives_no_conclusion():
     assert "cannot be judged (0 worlds; an interval needs at least 3 worlds" in fit.answer
 
 
+@pytest.mark.long
 def test_without_an_effect_one_is_detected_in_at_most_five_percent_of_sets():
     """Check the committed 4,000 drawn sets for each slope, and draw 300 again."""
     path = Path(__file__).parents[4] / "benchmarks/results/interventions_training_drawn.json"

@@ -56,6 +56,7 @@ def test_a_curve_without_scatter_is_continued_by_its_formula():
     assert curve.size_for(0.3, assurance=0.5) == pytest.approx(exact_size, rel=0.03)
 
 
+@pytest.mark.long
 def test_intervals_cover_nine_in_ten_curves_drawn_from_their_prior():
     generator = np.random.default_rng(7)
     prior = replace(EXACT, log_noise=-1.5, log_misfit=-6.0)

@@ -10,7 +10,7 @@ from orchestrator.analysis.sentences.methods import methods_paragraph
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import Provenance
-from tasks.trials.training import SGD_MOMENTUM
+from tasks.trials.steps import SGD_MOMENTUM
 
 NO_SPLIT_GROUPS = "no group is in both training and test set"
 PROMISES_OF_THE_SPLIT = (NO_SPLIT_GROUPS, "nested", "is the same for all train sizes")
@@ -39,9 +39,9 @@ def record(code_version: str, device: str, micro_batch: int | None = None) -> Si
         "The networks were trained on 240 images.",
         "Training sets are stratified by class. Each test set has 100 other images. Where",
         "1 network architecture: small_cnn.",
-        "Each network was trained for 30 epochs with Adam with coupled weight decay (learning rate "
+        "Each network was trained for 15 epochs with Adam with coupled weight decay (learning rate "
         "0.002, weight decay 0.0001, batch size 32).",
-        "PGD (steps 20, restarts 5, relative step size 0.1) changed each pixel by at most 32 (in "
+        "PGD (steps 20, restarts 2, relative step size 0.1) changed each pixel by at most 32 (in "
         "1/255 of the pixel range).",
         "Results exist for 0 of 45 planned trainings.",
     ],

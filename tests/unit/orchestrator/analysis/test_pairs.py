@@ -15,6 +15,7 @@ from scipy import stats
 from orchestrator.analysis.claims import PAIRS, claim_line, ledger
 from orchestrator.analysis.class_pairs import (
     AT_DELTA,
+    DROP,
     DROP_AT_DELTA,
     DROP_ON_DELTA,
     EXPONENT,
@@ -228,6 +229,7 @@ def report_page(rows, fits, folder):
     return unescape(path.read_text("utf-8"))
 
 
+@pytest.mark.long
 def test_questions_between_datasets_are_answered_over_pairs(tmp_path):
     rows = trial_table(on_k=1.0, noise=0.05)
     fits = fit_scaling_laws(rows)
@@ -297,6 +299,7 @@ def with_attack(rows):
     return rows.assign(pgd_32_accuracy_drop=drop, pgd_32_loss_gain=drop)
 
 
+@pytest.mark.long
 def test_lost_accuracy_is_in_points_for_pairs_ten_per_cent_further_apart():
     rows = with_attack(trial_table(noise=0.1))
     fits = fit_scaling_laws(rows)
@@ -331,8 +334,12 @@ def test_lost_accuracy_is_in_points_for_pairs_ten_per_cent_further_apart():
     steps = next_steps(fits_of_late_question)
     assert "Ask the suggested question again, on images that you have not seen yet." in steps
     assert not [step for step in steps if step.startswith("Expect")]
+    two_late = SweepFacts(asked_after_seeing=("pairs_exponent", "pairs_drop_on_delta"))
+    (first_step, *_) = next_steps(fit_scaling_laws(rows, facts=two_late))
+    assert first_step.startswith("Ask the suggested questions again, on images that")
 
 
+@pytest.mark.long
 def test_the_ledger_counts_a_suggested_relation_apart_from_a_supported_one():
     """A question that was asked after seeing the images confirms nothing, in `claims` as in `fit`."""
     rows = with_attack(trial_table(noise=0.1))
@@ -374,6 +381,7 @@ def test_a_claim_that_was_asked_after_seeing_the_images_confirms_nothing():
     assert all(claim_line(claim).endswith(ASKED_AFTER_SEEING) for claim in decided)
 
 
+@pytest.mark.long
 def test_a_late_question_has_one_verdict_in_json_in_fit_in_the_table_and_in_claims():
     rows = with_attack(trial_table(on_k=1.0, noise=0.05))
     keys = {
@@ -572,7 +580,7 @@ def test_the_answer_at_equal_delta_says_that_k_f_and_delta_can_hardly_be_separat
     assert "The slope of accuracy lost on log K_F is " in " ".join(finding.details)
 
 
-def test_the_digits_demo_names_the_questions_that_came_after_its_results():
+def test_the_digits_demo_has_only_questions_that_came_after_results_on_its_images():
     asked = load_sweep("digits-demo").asked_after_seeing
-    late = (DROP_ON_DELTA, LOSS_AT_DELTA, DROP_AT_DELTA)
+    late = (LOSS, DROP, DROP_ON_DELTA, LOSS_AT_DELTA, DROP_AT_DELTA)
     assert asked == tuple(PAIR_QUESTIONS[name].question.key for name in late)

@@ -46,7 +46,9 @@ def noisy():
     return fit_growth(table)
 
 
-@pytest.mark.parametrize("domain", [None, "natural", "medical"])
+@pytest.mark.parametrize(
+    "domain", [None, pytest.param("natural", marks=pytest.mark.long), "medical"]
+)
 @pytest.mark.parametrize("model", ["resnet18", "pooled"])
 def test_an_exact_law_predicts_exactly(model, domain):
     growth = fit_growth(exact_table(num_natural=6), model=model, domain=domain)
@@ -271,6 +273,7 @@ def test_a_prediction_with_a_pilot_is_the_conditional_gaussian():
     assert prediction.shorter > curve_without_pilot.shorter(3000)
 
 
+@pytest.mark.long
 def test_the_prior_is_that_of_a_mixed_model():
     table = synthetic_table(
         num_natural=15,
@@ -304,7 +307,11 @@ def table_and_fits():
 
 @pytest.mark.parametrize(
     ("name", "factor"),
-    [("train_size", 100), ("label_sharpness", 17.0), ("test_loss", 1 / np.log(2))],
+    [
+        ("train_size", 100),
+        pytest.param("label_sharpness", 17.0, marks=pytest.mark.long),
+        ("test_loss", 1 / np.log(2)),
+    ],
 )
 def test_no_unit_changes_a_prediction(table_and_fits, name, factor):
     table, fits = table_and_fits
@@ -511,6 +518,7 @@ def inverse_law(num_datasets, unit=1):
     return pd.DataFrame(rows)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_datasets", [4, 6])
 def test_no_unit_of_n_changes_a_prediction_from_few_datasets(num_datasets):
     """Below five datasets, 1/d is not in the fit.
@@ -527,6 +535,7 @@ def test_no_unit_of_n_changes_a_prediction_from_few_datasets(num_datasets):
     assert ones.interval == pytest.approx((6000, 6000), rel=0.1)
 
 
+@pytest.mark.long
 def test_a_prediction_from_all_models_together_has_a_warning():
     table = synthetic_table(models=("a", "b"), trial_std=0.1)
     together = predict(fit_growth(table), train_size=1000, **NEW_DATASET)

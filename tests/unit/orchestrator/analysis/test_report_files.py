@@ -152,6 +152,7 @@ def test_fits_are_stored_completely(folder, fits):
     assert json.loads((folder / "fits.json").read_text(encoding="utf-8")) == fits.to_json()
 
 
+@pytest.mark.long
 def test_the_same_input_gives_the_same_bytes(folder, table, fits, tmp_path):
     write_report(table, fits, tmp_path, sweep="<b>&demo", summary=SUMMARY)
     for path in folder.rglob("*"):
@@ -188,6 +189,7 @@ def test_a_report_that_is_stopped_leaves_every_file_complete(
     assert (tmp_path / "report.html").read_bytes() == (folder / "report.html").read_bytes()
 
 
+@pytest.mark.long
 def test_names_with_dollar_signs_are_drawn_as_text(tmp_path):
     table = synthetic_table(num_natural=2, num_medical=0, trial_std=0.2, train_sizes=(500, 1000))
     named = table.assign(dataset=table["dataset"] + r" $\frac{$", model=r"$\sqrt{$")
@@ -230,11 +232,17 @@ def test_a_figure_of_an_earlier_report_that_has_no_data_now_is_removed(tmp_path)
     [
         synthetic_table().head(0),
         synthetic_table(num_natural=1, num_medical=0).head(1),
-        synthetic_table(num_natural=1, num_medical=1, train_sizes=(64,)),
+        pytest.param(
+            synthetic_table(num_natural=1, num_medical=1, train_sizes=(64,)),
+            marks=pytest.mark.long,
+        ),
         synthetic_table(num_natural=1, num_medical=1).assign(test_loss=np.nan, status="diverged"),
-        synthetic_table(num_natural=1, num_medical=1)[
-            ["trial_id", "model", "dataset", "domain", "train_size", "test_loss"]
-        ],
+        pytest.param(
+            synthetic_table(num_natural=1, num_medical=1)[
+                ["trial_id", "model", "dataset", "domain", "train_size", "test_loss"]
+            ],
+            marks=pytest.mark.long,
+        ),
     ],
     ids=["empty", "one trial", "one size", "all diverged", "losses only"],
 )
@@ -244,6 +252,7 @@ def test_a_report_of_little_data_explains_what_is_not_possible(table, tmp_path):
     assert not re.search(r"\bnan\b", re.sub(r"base64,[^\"]*", "", page))
 
 
+@pytest.mark.long
 def test_a_sweep_is_scored_against_published_numbers_of_matching_datasets_only(page, tmp_path):
     assert "Against every published quantity" not in page
     table = published_table()

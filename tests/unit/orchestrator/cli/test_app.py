@@ -74,6 +74,7 @@ def test_completion_names_every_command(shell):
             assert function.__name__.replace("_", "-") in script
 
 
+@pytest.mark.long
 def test_bash_completes_names_of_files_too(tmp_path):
     script = tmp_path / "isweep"
     script.write_text(application().generate_completion(shell="bash"), encoding="utf-8")
@@ -100,6 +101,7 @@ def test_a_closed_stderr_does_not_end_a_run():
     assert process.returncode == 0
 
 
+@pytest.mark.long
 def test_output_into_a_closed_pipe_is_not_an_error(root):
     command = f"{sys.executable} -m orchestrator.cli plan paper --root {root} --json | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
@@ -107,7 +109,10 @@ def test_output_into_a_closed_pipe_is_not_an_error(root):
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "closed",
+    [*(pytest.param(one, marks=pytest.mark.long) for one in (">&-", "2>&-")), "<&- >&- 2>&-"],
+)
 def test_a_command_without_output_streams_works_and_no_file_replaces_them(root, closed):
     code = (
         "import os, sys\nfrom orchestrator.cli.app import main\ncode = main(sys.argv[1:])\n"

@@ -118,6 +118,7 @@ def test_a_fit_fits_one_screen_and_shows_its_tables_on_request(output_for):
         assert title not in summary
 
 
+@pytest.mark.long
 def test_class_pairs_of_a_sweep_and_of_any_table_are_fitted(run, output_for, tmp_path):
     table = read_csv(Path(__file__).parents[4] / "benchmarks" / "results" / "digit_pairs.csv.gz")
     out = output_for(table, "fit")

@@ -86,6 +86,7 @@ def test_plan_and_status_of_a_sweep_that_never_ran(run, tmp_path):
     assert hint in err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("width", [80, 60])
 def test_long_lines_break_between_words_and_never_inside_commands(run, root, monkeypatch, width):
     monkeypatch.setattr(printing.stdout, "width", width)

@@ -349,7 +349,11 @@ class TestAddress:
         ("settings", "message"),
         [
             ({}, "no authentication token was found"),
-            ({"RAY_AUTH_TOKEN_PATH": "/dev/null"}, "cannot be opened or is empty: /dev/null"),
+            pytest.param(
+                {"RAY_AUTH_TOKEN_PATH": "/dev/null"},
+                "cannot be opened or is empty: /dev/null",
+                marks=pytest.mark.long,
+            ),
         ],
     )
     def test_a_missing_token_is_an_error(self, tmp_path, settings, message):
@@ -567,11 +571,12 @@ def test_ray_is_started_again_after_a_timeout_and_no_folder_is_left(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.skipif(not AVAILABLE, reason=REASON)
 @pytest.mark.parametrize(
     ("order", "dashboard"),
-    [("ray first", "none"), pytest.param("ray later", "dashboard", marks=pytest.mark.long)],
+    [("ray first", "none"), ("ray later", "dashboard")],
 )
 def test_a_private_cluster_is_private_and_leaves_no_files(tmp_path, order, dashboard):
     environment = {

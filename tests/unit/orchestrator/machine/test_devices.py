@@ -202,7 +202,7 @@ def verdict(without_cuda, monkeypatch):
 
     def stored_verdict(uuid, case):
         tested_cases.append(case)
-        return stored_verdicts.KeptVerdict(**fields, file=Path("/cache/verdict.json"))
+        return stored_verdicts.StoredVerdict(**fields, file=Path("/cache/verdict.json"))
 
     monkeypatch.setattr(stored_verdicts, "verdict_of", stored_verdict)
     return fields
@@ -309,7 +309,8 @@ def test_a_new_process_waits_in_quarantine_before_it_reports_an_unusable_gpu(mon
         worker = SimpleNamespace(
             _has_finished_a_trial=has_run, assignment=SimpleNamespace(resources=Resources(1, 1.0))
         )
-        TrialTrainable._failure(worker, error)
+        failure = TrialTrainable._failure(worker, error)
+        TrialTrainable._delay_broken_node(worker, failure)
     assert pauses == [trial_device.FIRST_QUARANTINE_S]
 
 
@@ -433,7 +434,7 @@ def test_gpus_in_wsl_are_detected_without_path_and_device_files(tmp_path, monkey
     monkeypatch.setattr(nvidia_smi, "WSL", tmp_path)
     simulate_nvidia_smi(tmp_path, monkeypatch, ["NVIDIA GeForce RTX 4090, GPU-1, 24564, [N/A]"])
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    assert this_machine.smallest_gpu_here(())[0].name == "rtx4090"
+    assert this_machine.weakest_gpu_here(())[0].name == "rtx4090"
     (tmp_path / "nvidia-smi").unlink()
     this_machine.check_driver()  # no GPU, no driver
     (tmp_path / "libcuda.so.1").touch()
@@ -556,7 +557,7 @@ def test_nvidia_smi_describes_gpus_without_torch(tmp_path, monkeypatch):
     simulate_nvidia_smi(
         tmp_path, monkeypatch, ["NVIDIA L4, GPU-1, 23034, [N/A]", "NVIDIA L4, GPU-2, 23034, [N/A]"]
     )
-    gpu, number = this_machine.smallest_gpu_here(())
+    gpu, number = this_machine.weakest_gpu_here(())
     assert (gpu.name, gpu.memory_gib, number) == ("l4", pytest.approx(22.5, abs=0.1), 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert len(this_machine.gpus_here()) == 1
@@ -567,7 +568,7 @@ def test_nvidia_smi_describes_gpus_without_torch(tmp_path, monkeypatch):
     assert [gpu.uuid for gpu in this_machine.gpus_here()] == ["GPU-2"]
     for hidden in ("", "-1", "NoDevFiles", "-1,0"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-        assert this_machine.smallest_gpu_here(()) == (None, 0)
+        assert this_machine.weakest_gpu_here(()) == (None, 0)
 
 
 def test_a_plan_uses_the_visible_one_of_two_gpu_models(tmp_path, monkeypatch):
@@ -579,7 +580,7 @@ def test_a_plan_uses_the_visible_one_of_two_gpu_models(tmp_path, monkeypatch):
     for visible, model, number in ((None, "t4", 2), ("0", "h100-pcie", 1), ("GPU-1", "t4", 1)):
         if visible is not None:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        gpu_model, num_gpus = this_machine.smallest_gpu_here(())
+        gpu_model, num_gpus = this_machine.weakest_gpu_here(())
         assert (gpu_model.name, num_gpus) == (model, number)
 
 
@@ -676,7 +677,7 @@ def test_every_mig_slice_is_described_with_the_memory_that_others_use(
     )
     assert nvidia_smi.slice_uuids() == ["MIG-1", "MIG-2"]
     monkeypatch.setattr(torch_gpus, "describe", lambda visible: node)
-    model, num_gpus = this_machine.smallest_gpu_here(())
+    model, num_gpus = this_machine.weakest_gpu_here(())
     assert model.name == "NVIDIA A100-SXM4-80GB MIG 1g.10gb"
     assert (model.memory_gib, model.timed) == (9.5, False)
     assert num_gpus == 2
@@ -687,7 +688,7 @@ def test_a_gpu_that_shares_the_memory_of_the_machine_is_described_by_torch(tmp_p
     simulate_nvidia_smi(tmp_path, monkeypatch, ["NVIDIA GB10, GPU-1, [N/A], [N/A]"])
     node = NodeGpus("a", (Gpu("NVIDIA GB10", "GPU-1", 119 * 2**30),))
     monkeypatch.setattr(torch_gpus, "describe", lambda visible: node)
-    assert this_machine.smallest_gpu_here(())[0].memory_gib == 119
+    assert this_machine.weakest_gpu_here(())[0].memory_gib == 119
 
 
 def test_a_warning_of_nvidia_smi_is_not_a_gpu(tmp_path, monkeypatch):
@@ -736,7 +737,7 @@ def test_gpus_that_torch_can_use_need_no_nvidia_smi(tmp_path, monkeypatch, a_dev
     node = NodeGpus("a", (Gpu("NVIDIA L4", "GPU-1", 2**34),))
     monkeypatch.setattr(torch_gpus, "describe", lambda visible: node)
     this_machine.check_driver()
-    assert this_machine.smallest_gpu_here(())[1] == 1
+    assert this_machine.weakest_gpu_here(())[1] == 1
 
 
 def test_a_node_whose_torch_does_not_start_has_a_problem(monkeypatch):
@@ -788,6 +789,7 @@ def test_a_module_of_the_working_folder_does_not_hide_the_gpus(tmp_path, monkeyp
     assert torch_gpus.describe("").error == ""
 
 
+@pytest.mark.long
 def test_a_node_is_described_by_another_process():
     node = torch_gpus.describe(None)
     assert (node.gpus, node.torch) == ((), torch.__version__)

@@ -32,9 +32,9 @@ from orchestrator.machine.gpus.records import Gpu, NodeGpus
 from orchestrator.machine.gpus.visible import LOGICAL_GPUS
 from orchestrator.machine.processes import ProgramOutput, environment
 from orchestrator.machine.self_test import program, stored_verdicts
-from orchestrator.machine.self_test.case import COMPARED_LINE, Case
+from orchestrator.machine.self_test.case import PASSED_LINE, Case
 from orchestrator.machine.self_test.graph_trainings import Difference, TrainingComparison
-from orchestrator.machine.self_test.verdict import Verdict
+from orchestrator.machine.self_test.verdict import PlainCause, Verdict
 from orchestrator.planning.costs.gpu_checks import gpu_check_folders, packing_pays, read_checks
 from orchestrator.planning.costs.gpu_models import GPU_MODELS, GpuModel, gpu_model_from_driver
 from orchestrator.planning.costs.needs import need_of
@@ -47,8 +47,8 @@ from orchestrator.running.recovery.resource_policy import ResourcePolicy
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.models import PAPER_MODELS, model_spec
 from tasks.measures.products import blas_product
+from tasks.trials.cuda_graphs import CaptureError
 from tasks.trials.records import CONTEXT_BYTES, EpochRecord
-from tasks.trials.training import CaptureError
 from tests.unit.orchestrator.machine.test_devices import listening_mps
 
 TINY = Case(model_spec("small_cnn"), 8, num_images=18, image_size=16)
@@ -399,6 +399,7 @@ def test_a_process_that_is_measured_too_long_is_killed_after_its_gpu_work_has_en
     assert [process.returncode for process in processes] == [-9, -9]
 
 
+@pytest.mark.long
 def test_a_part_that_takes_too_long_can_clean_up_before_it_is_killed():
     """So it ends NVIDIA's MPS, also if the check was started in the background without SIGINT."""
     code = (
@@ -581,12 +582,14 @@ def test_each_network_is_tested_although_one_fails_and_every_difference_is_named
     equal = Difference(0.0, 0.0)
     slow = TrainingComparison("resnet50", equal, equal, plain_s=1, again_s=1, graph_s=2)
     verdicts = {
-        "resnet18": Verdict("", "resnet18: CaptureError: unsupported", is_final=False),
-        "resnet34": Verdict("", "", is_final=True),
-        "resnet50": Verdict("", slow.slowness, is_final=False, trainings=(slow,)),
-        "vgg13": Verdict("vgg13: the first loss is nan", "the same", is_final=True),
-        "vgg16": Verdict("", "vgg16: a weight differs by 1.0e-03", is_final=True),
-        "vgg19": Verdict("vgg19: a loss", "the same", True, doubt="later it was right"),
+        "resnet18": Verdict("", "resnet18: CaptureError: unsupported", PlainCause.ERROR),
+        "resnet34": Verdict(),
+        "resnet50": Verdict("", slow.slowness, PlainCause.SLOW_GRAPHS, trainings=(slow,)),
+        "vgg13": Verdict("vgg13: the first loss is nan", "the same", PlainCause.WRONG_GPU),
+        "vgg16": Verdict("", "vgg16: a weight differs", PlainCause.DIFFERENT_GRAPHS),
+        "vgg19": Verdict(
+            "vgg19: a loss", "the same", PlainCause.WRONG_GPU, doubt="later it was right"
+        ),
     }
     tested = []
 
@@ -594,7 +597,7 @@ def test_each_network_is_tested_although_one_fails_and_every_difference_is_named
         tested.append(case)
         return verdicts[case.model.name]
 
-    monkeypatch.setattr(program, "run", run)
+    monkeypatch.setattr(program, "run_self_test", run)
     cases = bench_of("cuda").self_test_cases()
     bench = bench_of("cpu")
     monkeypatch.setattr(Bench, "self_test_cases", lambda bench: cases)
@@ -608,7 +611,7 @@ def test_each_network_is_tested_although_one_fails_and_every_difference_is_named
     assert correctness["fails"] == [
         "trials cannot use graphs: resnet18: CaptureError: unsupported",
         "the GPU computes wrongly: vgg13: the first loss is nan",
-        "trials cannot use graphs: vgg16: a weight differs by 1.0e-03",
+        "trials cannot use graphs: vgg16: a weight differs",
         "the GPU computed wrongly once: vgg19: a loss. But later it was right",
     ]
     assert len(correctness["self_test"]) == 6
@@ -847,11 +850,11 @@ def test_the_verdict_names_the_networks_that_a_part_did_not_reach():
 
 def test_a_self_test_that_hangs_has_its_own_limit_and_the_next_network_is_tested(monkeypatch):
     """Six networks shared one limit: the first that hung took the results of the others."""
-    passing_verdict = Verdict("", "", is_final=True).as_fields()
+    passing_verdict = Verdict().as_fields()
     outputs = {
         "resnet18": ProgramOutput(json.dumps(passing_verdict)),
         "resnet34": ProgramOutput("", "no answer in 300 s", timed_out=True),
-        "vgg13": ProgramOutput("", "no answer in 300 s", True, f"{COMPARED_LINE}\n"),
+        "vgg13": ProgramOutput("", "no answer in 300 s", True, f"{PASSED_LINE}\n"),
         "vgg16": ProgramOutput(json.dumps(passing_verdict)),
     }
     limits = []

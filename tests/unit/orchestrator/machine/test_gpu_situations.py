@@ -17,7 +17,7 @@ from orchestrator.machine.cluster import Resources, RunOptions
 from orchestrator.machine.gpu_problems import refuse, survey
 from orchestrator.machine.gpus import torch_gpus
 from orchestrator.machine.gpus.records import Gpu, NodeGpus
-from orchestrator.machine.gpus.this_machine import smallest_gpu_here
+from orchestrator.machine.gpus.this_machine import weakest_gpu_here
 from orchestrator.machine.gpus.visible import LOGICAL_GPUS
 from orchestrator.planning.costs.gpu_checks import packing_pays
 from orchestrator.planning.costs.gpu_models import GPU_MODELS
@@ -50,7 +50,7 @@ from orchestrator.running.workers.worker import TrialTrainable
 from orchestrator.tuning.tune_sweep import tune_sweep
 from search_spaces.errors import SetupError, SweepError
 from search_spaces.sweeps import ResourceSpec
-from tasks.trials.training import CaptureError
+from tasks.trials.cuda_graphs import CaptureError
 from tests.small_sweep import small_sweep
 from tests.unit.orchestrator.machine.test_devices import simulate_nvidia_smi
 
@@ -178,7 +178,7 @@ def test_the_plan_of_each_situation(plan, tmp_path, monkeypatch, name):
     monkeypatch.setattr(torch_gpus, "describe", lambda visible: situation.node)
     if situation.visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", situation.visible)
-    model, number = smallest_gpu_here(())
+    model, number = weakest_gpu_here(())
     assert (model.name, number) == (situation.model, len(situation.node.gpus))
     text = estimate(plan.trials, (), gpu=model, num_gpus=number)["text"]
     assert re.search(situation.plan, text)
@@ -758,7 +758,9 @@ def test_the_time_limit_of_a_trial_depends_on_its_gpu(trials):
 def test_a_step_that_cannot_be_captured_does_not_count_against_its_gpu(monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("rests"))
     error = CaptureError("a step could not be captured: AcceleratorError: operation not permitted")
-    failure = TrialTrainable._failure(worker_with(1.0, has_run=False), error)
+    worker = worker_with(1.0, has_run=False)
+    failure = TrialTrainable._failure(worker, error)
+    TrialTrainable._delay_broken_node(worker, failure)
     assert (failure.kind, failure.ends_process) == ("device_error", True)
     assert (failure.gpu, failure.device_lost) == ("", False)
 
@@ -767,7 +769,9 @@ def test_a_field_names_a_lost_gpu_and_its_worker_waits_in_quarantine(monkeypatch
     pauses = []
     monkeypatch.setattr("time.sleep", pauses.append)
     error = torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
-    failure = TrialTrainable._failure(worker_with(1.0, has_run=False), error)
+    worker = worker_with(1.0, has_run=False)
+    failure = TrialTrainable._failure(worker, error)
+    TrialTrainable._delay_broken_node(worker, failure)
     assert failure.gpu == trial_device.gpu_and_node("GPU-1")
     assert (failure.device_lost, failure.ends_process) == (True, True)
     assert pauses == [trial_device.FIRST_QUARANTINE_S]

@@ -327,7 +327,9 @@ def test_the_gpu_work_of_a_self_test_ends_before_it_is_killed_for_its_time(monke
     monkeypatch.setattr(
         stored_verdicts, "end_work_of_child", lambda pid: states.append(is_alive(pid))
     )
-    fields = stored_verdicts.run_test(Case(model_spec("small_cnn"), 8, image_size=16))
+    fields = stored_verdicts.run_in_separate_process(
+        Case(model_spec("small_cnn"), 8, image_size=16)
+    )
     assert "no answer in 0.2 s" in fields["unchecked"]
     assert states == [True]
 
@@ -475,7 +477,7 @@ def test_a_worker_leaves_ended_mps_before_it_uses_cuda(monkeypatch):
 
     monkeypatch.setattr(trial_device, "avoid_abandoned_mps", lambda: calls.append("left"))
     monkeypatch.setattr(trial_device, "check_gpu", check_gpu)
-    monkeypatch.setattr(trial_device, "is_logical", lambda: False)
+    monkeypatch.setattr(trial_device, "gpus_are_only_scheduled", lambda: False)
     network = plan_sweep(load_sweep("demo")).trials[0].network
     with pytest.raises(RuntimeError, match="no more"):
         trial_device.device_for(cluster.Resources(1, 0.5), network)
@@ -510,7 +512,7 @@ def test_a_run_stops_using_mps_after_a_device_error(paper, kind):
     outcomes._protect_other_trials = partial(Outcomes._protect_other_trials, outcomes)
     outcomes.resources.failed.return_value = MAY_RETRY
     outcomes.abandon_mps = partial(Outcomes.abandon_mps, outcomes)
-    outcomes.resources.use_shares_without_mps.return_value = "New trials have a whole GPU each"
+    outcomes.resources.shares_without_mps_text = "New trials have a whole GPU each"
     outcomes._retries.failed.return_value = Decision(1.0, "retried")
     Outcomes._process_failure(outcomes, trial.trial_id, TrialFailure(kind=kind, message=""))
     end_calls = outcomes._run.cluster.mps.abandon.call_args_list
@@ -545,11 +547,11 @@ def test_a_run_stops_using_mps_in_words_after_tune_killed_running_trials(paper, 
     loop._outcomes.num_tune_failures = 0
     loop._queue = TrialQueue(deque(), submitted={trial_id})
     if is_running:
-        loop._queue.running.add(trial_id)
+        loop._queue.start(trial_id)
     loop._outcomes._run.cluster.mps = PrivateMps(UUIDS, notes.append)
     loop._outcomes._run.cluster.mps.folder = Path("/nowhere")
     shares = "New trials have a whole GPU each"
-    loop._outcomes.resources.use_shares_without_mps.return_value = shares
+    loop._outcomes.resources.shares_without_mps_text = shares
     loop._outcomes.abandon_mps = partial(Outcomes.abandon_mps, loop._outcomes)
     TrialLoop._process_tune_failure(loop, RuntimeError("a bug in Tune"))
     expected = (

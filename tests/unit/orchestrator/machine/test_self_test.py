@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from orchestrator.machine.self_test import gradients, graph_trainings, program
-from orchestrator.machine.self_test.case import COMPARED_LINE, Case
+from orchestrator.machine.self_test.case import PASSED_LINE, Case
 from orchestrator.machine.self_test.gradients import (
-    Arithmetic,
     Gradient,
+    GradientComparison,
     bfloat16_tolerance,
     compare_with_cpu,
     float32_tolerance,
@@ -25,15 +25,17 @@ from orchestrator.machine.self_test.graph_trainings import (
     Difference,
     TrainingComparison,
     compare_trainings,
-    frozen_dropout,
+    dropout_problem,
 )
-from orchestrator.machine.self_test.network import built, noise
-from orchestrator.machine.self_test.program import run
+from orchestrator.machine.self_test.network import build_network, random_images
+from orchestrator.machine.self_test.program import run_self_test
+from orchestrator.machine.self_test.verdict import PlainCause
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.models import PAPER_MODELS, model_spec
 from search_spaces.specs import ModelSpec
-from tasks.trials.training import CaptureError, train
+from tasks.trials.cuda_graphs import CaptureError
+from tasks.trials.training import train
 
 CPU = torch.device("cpu")
 TINY = Case(model_spec("small_cnn"), 8, num_images=18, image_size=16)
@@ -49,7 +51,9 @@ def gradient_with_cosine(cosine, loss=0.70):
 
 BFLOAT16_TOLERANCE = bfloat16_tolerance(gradient_with_cosine(0.92, loss=0.699), EXPECTED)
 FLOAT32_TOLERANCE = float32_tolerance(gradient_with_cosine(1.0), EXPECTED)
-CORRECT_ARITHMETIC = Arithmetic("resnet18", "bfloat16", 0.69, 0.70, 0.92, 1.0, BFLOAT16_TOLERANCE)
+CORRECT_COMPARISON = GradientComparison(
+    "resnet18", "bfloat16", 0.69, 0.70, 0.92, 1.0, BFLOAT16_TOLERANCE
+)
 
 
 @pytest.fixture
@@ -78,9 +82,9 @@ def replace_kernel(monkeypatch):
 
 
 def test_a_sound_device_computes_correctly_and_its_trainings_are_equal():
-    verdict = run(TINY, CPU)
+    verdict = run_self_test(TINY, CPU)
     assert verdict.wrong == ""
-    assert verdict.is_only_slow == bool(verdict.plain_because)
+    assert verdict.cause in (None, PlainCause.SLOW_GRAPHS)
     assert [arithmetic.precision for arithmetic in verdict.arithmetic] == ["float32", "bfloat16"]
     float32 = verdict.arithmetic[0]
     assert (float32.loss, float32.cosine, float32.norm_ratio) == pytest.approx(
@@ -123,7 +127,7 @@ def test_a_sound_device_computes_correctly_and_its_trainings_are_equal():
     ],
 )
 def test_a_wrong_first_loss_or_gradient_is_named(changes, message):
-    problem = replace(CORRECT_ARITHMETIC, **changes).problem
+    problem = replace(CORRECT_COMPARISON, **changes).problem
     assert message in problem
     assert bool(problem) == bool(message)
 
@@ -135,7 +139,7 @@ def test_the_tolerance_of_the_direction_follows_the_rounding():
         tolerance = bfloat16_tolerance(gradient_with_cosine(cosine), EXPECTED)
         assert tolerance.cosine < cosine - 0.05
         assert (
-            replace(CORRECT_ARITHMETIC, loss=0.7, cosine=cosine, tolerance=tolerance).problem == ""
+            replace(CORRECT_COMPARISON, loss=0.7, cosine=cosine, tolerance=tolerance).problem == ""
         )
     assert bfloat16_tolerance(gradient_with_cosine(0.922), EXPECTED).cosine > 0.75
     unknown = Gradient(0.7, [torch.zeros(2)])
@@ -153,7 +157,7 @@ def test_the_tolerance_of_float32_follows_the_network():
 
 
 def test_perturbed_weights_are_restored():
-    model = built(TINY, dropout=0.0)
+    model = build_network(TINY, dropout=0.0)
     weights_before = [weight.detach().clone() for weight in model.parameters()]
     with gradients._perturbed(model):
         changes = [
@@ -191,7 +195,7 @@ def wrong_relu(images, inplace=False):
 def test_a_kernel_with_a_wrong_gradient_but_a_correct_loss_is_found(replace_kernel):
     """The forward pass is correct, the backward pass wrong, without an error: pytorch#188344."""
     replace_kernel(F, "relu", wrong_relu)
-    verdict = run(RESNET_TINY, CPU)
+    verdict = run_self_test(RESNET_TINY, CPU)
     assert "the first gradient has another direction than on the CPU" in verdict.wrong
     assert (verdict.plain_because, verdict.is_final, verdict.doubt) == (verdict.wrong, True, "")
     # Both comparisons are in the verdict, each in float32 and in bfloat16.
@@ -204,12 +208,12 @@ def test_a_gpu_that_is_wrong_in_only_one_of_two_comparisons_stays_out_and_the_do
 ):
     replace_kernel(F, "relu", wrong_relu, num_wrong=1)
     preliminary = []
-    compared = []
-    verdict = run(RESNET_TINY, CPU, lambda: compared.append(True), preliminary.append)
+    passed = []
+    verdict = run_self_test(RESNET_TINY, CPU, lambda: passed.append(True), preliminary.append)
     assert "the first gradient has another direction than on the CPU" in verdict.wrong
     assert (verdict.plain_because, verdict.is_final) == (verdict.wrong, True)
     assert verdict.doubt == "the second comparison with the CPU found no difference"
-    assert (compared, verdict.trainings) == ([], ())
+    assert (passed, verdict.trainings) == ([], ())
     # This verdict counts if the process ends during the second comparison.
     assert [(early.wrong, early.is_final) for early in preliminary] == [(verdict.wrong, True)]
     assert preliminary[0].doubt == "the second comparison with the CPU did not end"
@@ -227,7 +231,7 @@ def test_an_error_in_the_second_comparison_does_not_acquit_the_gpu(replace_kerne
         return original_compare(case, device)
 
     monkeypatch.setattr(program, "compare_with_cpu", compare_or_fail)
-    verdict = run(RESNET_TINY, CPU)
+    verdict = run_self_test(RESNET_TINY, CPU)
     assert verdict.wrong
     assert (verdict.is_final, verdict.unchecked) == (True, "")
     assert verdict.doubt.startswith("a later comparison with the CPU failed: resnet_tiny: ")
@@ -246,7 +250,7 @@ def test_an_error_in_bfloat16_does_not_hide_a_wrong_result_in_float32(replace_ke
         return original_gradient(model, images, labels, precision)
 
     monkeypatch.setattr(gradients, "_gradient", gradient_or_error)
-    verdict = run(RESNET_TINY, CPU)
+    verdict = run_self_test(RESNET_TINY, CPU)
     assert verdict.wrong
     assert (verdict.is_final, verdict.unchecked) == (True, "")
     assert "illegal memory access" in verdict.doubt
@@ -273,10 +277,10 @@ def test_only_an_error_of_the_gpu_itself_leaves_its_arithmetic_unchecked(
             raise error
         return original_gradient(model, images, labels, precision)
 
-    comparisons = []
+    passed = []
     monkeypatch.setattr(gradients, "_gradient", gradient_or_error)
-    verdict = run(TINY, CPU, lambda: comparisons.append(True))
-    assert comparisons == []
+    verdict = run_self_test(TINY, CPU, lambda: passed.append(True))
+    assert passed == []
     assert str(error).splitlines()[0] in verdict.plain_because
     assert bool(verdict.unchecked) is is_unchecked
     assert (verdict.wrong, verdict.is_final) == ("", False)
@@ -292,7 +296,7 @@ def test_the_comparison_uses_the_number_of_threads_of_the_case(monkeypatch):
 
     monkeypatch.setattr(program, "compare_with_cpu", compare_with_cpu)
     for num_threads in (1, 2):
-        run(replace(TINY, num_threads=num_threads), CPU)
+        run_self_test(replace(TINY, num_threads=num_threads), CPU)
     assert threads == [1, 2]
 
 
@@ -323,7 +327,7 @@ def test_a_network_with_random_layers_is_compared_in_evaluation_mode(monkeypatch
             return self.layer(F.dropout(images.flatten(1), 0.5, self.training))
 
     monkeypatch.setattr(gradients, "_gradient", gradient_and_mode)
-    monkeypatch.setattr(gradients, "built", lambda case, dropout=None: NetworkWithDropout())
+    monkeypatch.setattr(gradients, "build_network", lambda case, dropout=None: NetworkWithDropout())
     results = list(compare_with_cpu(TINY, CPU))
     assert not any(modes)
     assert [arithmetic.problem for arithmetic in results] == ["", ""]
@@ -380,7 +384,9 @@ def sample(weight_noise, weight_change):
 )
 def test_graphs_are_given_up_only_after_two_samples(monkeypatch, samples, message):
     remaining_samples = iter(samples)
-    monkeypatch.setattr(graph_trainings, "_compare", lambda *_, **__: next(remaining_samples))
+    monkeypatch.setattr(
+        graph_trainings, "_train_three_times", lambda *_, **__: next(remaining_samples)
+    )
     (comparison,) = compare_trainings(TINY, CPU)
     assert message in comparison.problem
     assert bool(comparison.problem) == bool(message)
@@ -415,7 +421,7 @@ def test_graphs_that_change_a_weight_or_cannot_be_captured_are_not_used(
         return history
 
     monkeypatch.setattr(graph_trainings, "train", train_with_error)
-    verdict = run(TINY, CPU)
+    verdict = run_self_test(TINY, CPU)
     assert verdict.plain_because.startswith(reason)
     assert (verdict.wrong, verdict.is_final) == ("", is_final)
     assert graphs_used[:2] == [False, True]
@@ -441,9 +447,9 @@ def test_graphs_that_are_slower_by_more_than_noise_are_not_used_for_now(
     training = replace(SOUND_TRAINING, plain_s=plain_s, again_s=again_s, graph_s=graph_s)
     assert training.slowness == message
     monkeypatch.setattr(program, "compare_trainings", lambda case, device: [training])
-    verdict = run(TINY, CPU)
+    verdict = run_self_test(TINY, CPU)
     assert (verdict.plain_because, verdict.is_final) == (message, not message)
-    assert verdict.is_only_slow == bool(message)
+    assert verdict.as_fields()["is_only_slow"] == bool(message)
 
 
 def test_dropout_in_a_graph_must_draw_new_numbers_in_each_replay():
@@ -453,13 +459,14 @@ def test_dropout_in_a_graph_must_draw_new_numbers_in_each_replay():
     def capture_that_repeats(draw):
         return lambda: None
 
-    assert frozen_dropout(CPU) == ""
-    assert frozen_dropout(CPU, capture_that_runs_again) == ""
-    assert "dropout in a captured graph repeats its random numbers" in frozen_dropout(
+    assert dropout_problem(CPU) == ""
+    assert dropout_problem(CPU, capture_that_runs_again) == ""
+    assert "dropout in a captured graph repeats its random numbers" in dropout_problem(
         CPU, capture_that_repeats
     )
 
 
+@pytest.mark.long
 def test_networks_with_dropout_are_also_compared_with_it():
     squeezenet = ModelSpec(name="squeezenet", library="torchvision", architecture="squeezenet1_1")
     results = compare_trainings(Case(squeezenet, 4, num_images=10, image_size=32), CPU)
@@ -482,6 +489,7 @@ def test_a_case_has_the_network_and_settings_of_its_trial():
     assert case_of_own_model.model.name == "resnet18"
 
 
+@pytest.mark.long
 def test_the_module_prints_the_verdict_as_a_program():
     process = subprocess.run(
         [sys.executable, "-m", "orchestrator.machine.self_test.program", "cpu", TINY.to_json()],
@@ -489,7 +497,7 @@ def test_the_module_prints_the_verdict_as_a_program():
         text=True,
         check=True,
     )
-    assert COMPARED_LINE in process.stdout.splitlines()
+    assert PASSED_LINE in process.stdout.splitlines()
     verdict = json.loads(process.stdout.splitlines()[-1])
     assert (verdict["wrong"], verdict["unchecked"]) == ("", "")
     assert {"plain_because", "is_final", "seconds", "arithmetic", "trainings"} <= set(verdict)
@@ -502,9 +510,9 @@ def test_a_cpu_without_bfloat16_instructions_rounds_about_as_much_as_one_with_th
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("this CPU has no instructions for bfloat16")
     case = Case(model_spec(name), 8, image_size=64)
-    model = built(case, dropout=0.0)
+    model = build_network(case, dropout=0.0)
     weights_before = [weight.detach().clone() for weight in model.parameters()]
-    images, labels = noise(8, 64, 1)
+    images, labels = random_images(8, 64, 1)
     float32 = gradients._gradient(model, images, labels, "float32")
     bfloat16 = gradients._bfloat16_gradient(model, images, labels)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)

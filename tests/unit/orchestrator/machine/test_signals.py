@@ -73,9 +73,12 @@ def run_script(script, **options):
     ("script", "name", "output"),
     [
         # A stop in a finaliser is raised at the next step, and one during an import after it.
+        (SIGNAL_IN_FINALISER, "SIGINT", "the interrupt was lost\n"),
         *(
-            (SIGNAL_IN_FINALISER, name, "the interrupt was lost\n")
-            for name in ("SIGINT", "SIGTERM", "SIGHUP")
+            pytest.param(
+                SIGNAL_IN_FINALISER, name, "the interrupt was lost\n", marks=pytest.mark.long
+            )
+            for name in ("SIGTERM", "SIGHUP")
         ),
         *(
             (SIGNAL_WHILE_HELD, name, "imported whole\n")

@@ -11,8 +11,8 @@ import pytest
 from orchestrator.machine.gpus import nvidia_smi
 from orchestrator.machine.processes import ProgramOutput
 from orchestrator.machine.self_test import stored_verdicts
-from orchestrator.machine.self_test.case import COMPARED_LINE, Case
-from orchestrator.machine.self_test.stored_verdicts import KeptVerdict, verdict_of
+from orchestrator.machine.self_test.case import PASSED_LINE, Case
+from orchestrator.machine.self_test.stored_verdicts import StoredVerdict, verdict_of
 from search_spaces.models import model_spec
 
 RESNET = Case(model_spec("resnet18"), 40)
@@ -36,7 +36,7 @@ def simulated_tests(simulated_machine, monkeypatch):
 
     def simulate_test(case, file):
         tested_cases.append(case)
-        return KeptVerdict(**outcome, tested_at=time.time(), file=file)
+        return StoredVerdict(**outcome, tested_at=time.time(), file=file)
 
     monkeypatch.setattr(stored_verdicts, "_tested", simulate_test)
     return tested_cases, outcome
@@ -205,7 +205,7 @@ def test_a_self_test_that_ends_before_the_comparison_proves_nothing_about_the_gp
 def test_after_the_comparison_with_the_cpu_only_graphs_are_in_doubt(
     self_test_program, tmp_path, ends, reason
 ):
-    self_test_program(COMPARED_LINE, ends)
+    self_test_program(PASSED_LINE, ends)
     verdict = stored_verdicts._tested(VGG, tmp_path / "verdict.json")
     expected = f"vgg13: the self-test ended before it had tested graphs: {reason}"
     assert verdict.plain_because == expected

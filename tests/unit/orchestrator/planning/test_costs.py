@@ -20,7 +20,7 @@ from search_spaces.specs import ModelSpec, RecipeSpec
 from tasks.trials.attacks import attack_batch_size
 from tasks.trials.models import build_model
 from tasks.trials.records import CONTEXT_BYTES, EVALUATION_PASS
-from tasks.trials.training import Step
+from tasks.trials.steps import Step
 
 # Multiply-adds of one 3 x 224 x 224 image in 1e9 and parameters in 1e6, as torchvision publishes
 # them.

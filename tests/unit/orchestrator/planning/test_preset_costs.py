@@ -119,6 +119,7 @@ def test_a_network_is_counted_once_and_again_if_its_stored_cost_is_damaged(tmp_p
     assert (cost(), len(counts)) == (first, 6)
 
 
+@pytest.mark.long
 def test_a_plan_of_a_preset_needs_no_torch(tmp_path):
     script = """
 import sys

@@ -262,7 +262,7 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
         ),
         (GOOD + "seeds: [" + "1" * 90_000 + "]", r"is not YAML: Exceeds the limit"),
         (
-            GOOD.replace("small_cnn", ", ".join(f"x{i}" for i in range(9_000))),
+            GOOD.replace("small_cnn", ", ".join(f"x{i}" for i in range(2_000))),
             r"'x19'(?s:.)*The sweep has 1 more problem like these",
         ),
         (
@@ -812,3 +812,24 @@ def test_recipes_that_vary_within_a_combination_separate_the_models():
     rows = [fields | {"data_mode": "corrected", "recipe": recipe} for recipe in recipes]
     table = split_by_recipe(pd.DataFrame(rows))
     assert list(table["model"]) == ["vgg13 (learning_rate=0.001)", "vgg13 (learning_rate=as given)"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("user_source", {"kind": "folder", "path": "x", "domain": "natural"}),
+        ("generated", {"from": "generated"}),
+    ],
+)
+def test_the_name_of_a_field_in_the_code_is_not_a_key_of_a_sweep_file(key, value):
+    document = {
+        "name": "x",
+        "models": ["small_cnn"],
+        "datasets": [{"name": "a", key: value}],
+        "train_sizes": [10],
+        "test_size": 10,
+        "image_size": 16,
+        "recipe": "demo",
+    }
+    with pytest.raises(ConfigError, match=rf"`datasets\.0\.{key}` is not a known key"):
+        load_sweep(document)

@@ -272,6 +272,7 @@ def long_record(trial_id="long", num_epochs=100):
     return trial_record(trial_result().model_copy(update={"history": epochs}), trial_id=trial_id)
 
 
+@pytest.mark.long
 def test_stored_results_need_less_than_a_fifth_of_the_memory_of_their_records(tmp_path):
     stored = StoredResults.read(str(tmp_path))
     spec = trial_spec()
@@ -297,6 +298,7 @@ def test_stored_results_need_less_than_a_fifth_of_the_memory_of_their_records(tm
         stored.trials["a"]
 
 
+@pytest.mark.long
 def test_runs_that_wait_for_mlflow_need_less_than_a_fifth_of_their_memory(monkeypatch):
     monkeypatch.setattr("orchestrator.results.tracking.STOPPED_SWEEP", WaitLimit(idle_s=0.0))
 

@@ -44,6 +44,7 @@ def test_a_saved_record_of_every_kind_is_read_back(store, record):
     assert store.scan(FailureRecord).records == {}
 
 
+@pytest.mark.long
 def test_every_damage_of_a_record_is_detected(tmp_path):
     """Each single-byte change and each truncation of a file is refused or changes nothing."""
     store = ResultStore(str(tmp_path))

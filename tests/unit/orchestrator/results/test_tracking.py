@@ -664,7 +664,7 @@ def test_an_update_that_always_fails_is_reported_once_and_not_as_a_server_withou
         send(run_id, metrics, params, tags)
 
     client.log_batch = fail_for_one_result
-    with tracker._sender.changed:  # both updates are sent in one round
+    with tracker._sender.lock:  # both updates are sent in one round
         tracker.finish(finished_run("first", 0.5))
         tracker.finish(finished_run("bad", 0.125))
     for index in range(5):

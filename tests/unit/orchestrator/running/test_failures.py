@@ -16,7 +16,7 @@ from orchestrator.running.recovery.failures import (
 )
 from orchestrator.running.recovery.retries import BASE_RETRIES, Retries
 from search_spaces.errors import ConfigError, CorruptStoreError, DataError, SetupError
-from tasks.trials.training import CaptureError
+from tasks.trials.cuda_graphs import CaptureError
 
 LOST_OBJECT = rex.ObjectLostError("a" * 56, "owner", "site")
 

@@ -21,7 +21,7 @@ from orchestrator.running.workers import trial_device
 from orchestrator.running.workers.trial_device import UnusableGpuError
 from orchestrator.running.workers.worker import TrialTrainable
 from search_spaces.errors import ConfigError, DataError, SetupError, SweepError
-from tasks.trials.training import CaptureError
+from tasks.trials.cuda_graphs import CaptureError
 from tests.simulation.schedules import draw, run_seed
 from tests.simulation.workers import SimulatedBackend
 from tests.small_sweep import small_sweep
@@ -112,9 +112,12 @@ def test_a_worker_waits_after_a_kind_of_error_and_not_after_words(monkeypatch):
         _gpu_uuid="GPU-1",
     )
     for error in (ValueError(REWORDED), DataError(REWORDED)):
-        assert TrialTrainable._failure(worker, error).gpu == ""
+        failure = TrialTrainable._failure(worker, error)
+        assert failure.gpu == ""
+        TrialTrainable._delay_broken_node(worker, failure)
     assert pauses == []
-    TrialTrainable._failure(worker, UnusableGpuError.of("GPU-1", "words", "other words"))
+    failure = TrialTrainable._failure(worker, UnusableGpuError.of("GPU-1", "words", "other words"))
+    TrialTrainable._delay_broken_node(worker, failure)
     assert pauses == [trial_device.FIRST_QUARANTINE_S]
 
 

@@ -89,6 +89,7 @@ def test_predictions_requested_later_train_nothing_and_are_made_again_if_damaged
     assert stored.trials[second].result.predictions is None
 
 
+@pytest.mark.long
 def test_a_trial_with_damaged_predictions_and_damaged_weights_counts_as_trained_again(root, caplog):
     run_sweep(SWEEP, RunOptions(root=root, tracking=False), changes={"predictions": True})
     workspace = Workspace.open(SWEEP, root)

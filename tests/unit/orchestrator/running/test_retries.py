@@ -197,7 +197,7 @@ def test_the_gpu_of_a_failed_trial_is_counted_and_not_only_its_node():
         node_health=SimpleNamespace(count_node_failure=lambda *values: counted.append(values)),
     )
     failure = classify(NO_DRIVER)
-    Outcomes._report_to_node_health(outcomes, "t", failure)
+    Outcomes._count_node_failure(outcomes, "t", failure)
     assert counted == [("10.0.0.1", failure, {"10.0.0.1"}, "3", 7.0)]
 
 
@@ -373,7 +373,7 @@ def test_a_gpu_on_which_a_trial_hangs_is_quarantined_and_costs_no_trial_its_atte
             ),
             _watchdog=SimpleNamespace(failure_of=lambda trial_id: hung),
             _outcomes=SimpleNamespace(
-                process_death=lambda trial_id, failure: failures.append(failure)
+                process_unreported_end=lambda trial_id, failure: failures.append(failure)
             ),
         )
         loop._hang_failure = lambda trial_id, loop=loop: TrialLoop._hang_failure(loop, trial_id)

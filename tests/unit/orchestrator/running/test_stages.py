@@ -31,7 +31,7 @@ def test_an_executor_is_returned_after_ray_is_connected(monkeypatch, reads_files
         events.append("executor")
         return options
 
-    monkeypatch.setattr(Stages, "cluster", property(connect))
+    monkeypatch.setattr(Stages, "start_cluster", connect)
     monkeypatch.setattr(stages, "RayExecutor", executor)
     monitor: Any = SimpleNamespace(note=print)
     absent: Any = None
@@ -57,6 +57,6 @@ def test_mps_is_chosen_for_the_trials_that_are_left_to_train(monkeypatch, tmp_pa
     monkeypatch.setattr(_SweepRun, "state", state)
     absent: Any = None
     run = _SweepRun("run", workspace, options=absent, monitor=absent, stack=ExitStack())
-    run.gpus_before = [node(H100)]
+    run.local_gpus = [node(H100)]
     assert run._private_mps() is None
     assert counted == [outdated, *other_ids]

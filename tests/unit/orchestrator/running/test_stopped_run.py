@@ -46,6 +46,7 @@ def test_a_stopped_run_counts_its_stored_results_as_kept(root):
     assert not [note for note in monitor.notes if "removed" in note]
 
 
+@pytest.mark.long
 def test_a_stopped_run_whose_folder_was_deleted_counts_no_result_as_kept(root):
     folder = Workspace.open(SWEEP, root).sweep_paths.folder
     monitor = stopped_run(root, lambda: shutil.rmtree(folder))

@@ -26,6 +26,7 @@ from orchestrator.running.recovery.shortage import (
     shortage_for,
     status_summary,
 )
+from orchestrator.running.recovery.start_wait import StartWait
 from orchestrator.running.recovery.watchdog import Watchdog
 from search_spaces.errors import SetupError
 from tests.steady_clock import SteadyClock
@@ -203,13 +204,21 @@ def test_resources_that_are_not_free_are_reported_as_used_by_others(
     assert ("add nodes, " in message) is not is_used_by_others
 
 
+def watchdog(
+    clock, note=print, kill=None, shortage=lambda: "", *, is_private=False, cpu_seconds=dict
+):
+    """Return a watchdog that kills every trial with the function ``kill``."""
+    start_wait = StartWait(
+        note, shortage, is_private=is_private, cpu_seconds=cpu_seconds, now=clock.monotonic()
+    )
+    return Watchdog(note, lambda trial: kill, start_wait, clock)
+
+
 def test_the_reason_is_reported_after_a_minute_and_again_only_if_it_changes():
     clock = SteadyClock()
     messages = []
     reasons = ["no capacity"]
-    watch = Watchdog(
-        messages.append, lambda trial: None, lambda: reasons[0], is_private=False, clock=clock
-    )
+    watch = watchdog(clock, note=messages.append, shortage=lambda: reasons[0])
     pending = [SimpleNamespace(status="PENDING", config={TRIAL_ID: "cell"})]
     running = [SimpleNamespace(status="RUNNING", config={TRIAL_ID: "cell"})]
 
@@ -307,7 +316,7 @@ def test_a_trial_is_ended_at_its_limit_and_not_before(events, reason):
     def kill():
         killed.append(clock.now)
 
-    watch = Watchdog(messages.append, lambda trial: kill, lambda: "", is_private=False, clock=clock)
+    watch = watchdog(clock, note=messages.append, kill=kill)
     for number, event in enumerate(events, 1):
         if event == STARTED:
             watch.add("cell", 100.0)
@@ -327,13 +336,7 @@ def test_a_trial_is_ended_at_its_limit_and_not_before(events, reason):
 def test_a_retry_after_a_hang_is_watched_before_tune_reports_its_start():
     clock = SteadyClock()
     killed = []
-    watch = Watchdog(
-        print,
-        lambda trial: lambda: killed.append(clock.now),
-        lambda: "",
-        is_private=False,
-        clock=clock,
-    )
+    watch = watchdog(clock, kill=lambda: killed.append(clock.now))
 
     def wait(seconds):
         for _ in range(seconds // 10):
@@ -356,15 +359,9 @@ def second_of_end(cpu_seconds, *, is_private=True, seconds=4000):
     ``cpu_seconds`` returns the CPU time of each worker process at a second.
     """
     clock = SteadyClock()
-    notes = []
     start = clock.now
-    watch = Watchdog(
-        notes.append,
-        lambda trial: None,
-        lambda: "nothing is free",
-        is_private=is_private,
-        cpu_seconds=lambda: cpu_seconds(clock.now - start),
-        clock=clock,
+    watch = watchdog(
+        clock, is_private=is_private, cpu_seconds=lambda: cpu_seconds(clock.now - start)
     )
     pending = [SimpleNamespace(config={TRIAL_ID: "cell"}, status="PENDING")]
     while clock.now - start < seconds:

@@ -118,7 +118,7 @@ def run_one_start(
                 return
             if len(running) < workers:
                 running.append(waiting.pop(0))
-                queue.running.add(running[-1])
+                queue.start(running[-1])
 
     for _ in range(max_results):
         start_trials()

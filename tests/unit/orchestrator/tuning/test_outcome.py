@@ -258,6 +258,7 @@ def test_the_gain_is_the_mean_over_datasets_with_its_interval(search):
     assert gain_sentence(without_gain).startswith("No combination has both")
 
 
+@pytest.mark.long
 def test_a_search_without_trials_has_no_page_and_one_that_diverged_has_a_page_with_counts(
     tmp_path,
 ):

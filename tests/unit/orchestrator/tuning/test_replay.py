@@ -15,6 +15,7 @@ from tests.search_table import read_table, replay
 TABLE = Path(__file__).parents[3] / "data" / "search_table.csv"
 
 
+@pytest.mark.long
 def test_a_search_is_near_the_grid_for_a_fifth_of_its_cost():
     """The median regret is at most 0.01 nat. benchmarks/search.py has more seeds and searches."""
     table = read_table(TABLE)

@@ -90,7 +90,7 @@ def test_the_chosen_rate_is_near_the_best():
     ("sampler", "workers"),
     [
         ("tpe", 2),
-        ("random", 1),
+        pytest.param("random", 1, marks=pytest.mark.long),
         pytest.param("tpe", 1, marks=pytest.mark.long),
         pytest.param("random", 2, marks=pytest.mark.long),
     ],

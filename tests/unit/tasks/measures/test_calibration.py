@@ -4,14 +4,9 @@ import numpy as np
 import pytest
 
 from tasks.measures import calibration
-from tasks.measures.calibration import (
-    MANIFOLDS,
-    calibrate,
-    dimension_grid,
-    posterior,
-    simulate,
-    simulate_one,
-)
+from tasks.measures.calibration import calibrate, dimension_grid, simulate, simulate_one
+from tasks.measures.dimension_posterior import posterior
+from tasks.measures.manifolds import MANIFOLDS
 from tasks.measures.measure import intrinsic_dimension
 from tasks.remote import InlineExecutor
 
@@ -66,7 +61,7 @@ def coverage(trials, families_of):
             families=tuple(simulations.families[i] for i in chosen),
             statistics=simulations.statistics[chosen],
         )
-        low, high = posterior(observed, family_simulations, 400, 20, 1000).interval
+        low, high = posterior(observed, family_simulations, 1000).interval
         covered.append(low * 0.99 <= dimension <= high * 1.01)
     return np.mean(covered)
 
@@ -82,6 +77,7 @@ def test_intervals_cover_most_shapes_that_were_not_simulated(trials):
     assert coverage(trials, lambda family: [name for name in MANIFOLDS if name != family]) >= 0.88
 
 
+@pytest.mark.long
 def test_a_high_dimension_is_noted_as_resting_on_the_simulated_shapes():
     low, high = (
         calibrate(MANIFOLDS["hypercube"](300, d, np.random.default_rng(0)), families=FLAT).notes
@@ -103,6 +99,7 @@ def test_does_not_depend_on_unit_or_embedding():
     assert rescaled_estimate.interval == pytest.approx(estimate.interval, rel=1e-3)
 
 
+@pytest.mark.long
 def test_is_seeded_and_json():
     points = embedded(MANIFOLDS["hypersphere"](200, 4, np.random.default_rng(0)))
     first, again = (calibrate(points, families=FLAT, seed=5) for _ in range(2))

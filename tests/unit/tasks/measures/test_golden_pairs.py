@@ -64,7 +64,11 @@ def brute_force(images, labels):
 
 @pytest.mark.parametrize(
     ("dtype", "num_pairs"),
-    [(np.uint8, 9), pytest.param(np.uint8, 45, marks=pytest.mark.long), (np.float32, 9)],
+    [
+        (np.uint8, 9),
+        pytest.param(np.uint8, 45, marks=pytest.mark.long),
+        pytest.param(np.float32, 9, marks=pytest.mark.long),
+    ],
 )
 def test_mnist_pairs_equal_the_golden_record_to_the_last_bit(dtype, num_pairs):
     golden = json.loads(GOLDEN.read_text())

@@ -5,7 +5,6 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from search_spaces.errors import ConfigError
-from tasks.measures.calibration import MANIFOLDS
 from tasks.measures.estimators import (
     BLOCK_POINTS,
     ESTIMATORS,
@@ -16,6 +15,7 @@ from tasks.measures.estimators import (
     neighborhood_blocks,
     table_width,
 )
+from tasks.measures.manifolds import MANIFOLDS
 from tasks.measures.measure import intrinsic_dimension, measure_array
 from tasks.measures.neighbor_tables import NeighborTable
 from tasks.measures.neighbors import nested_neighbors
@@ -252,6 +252,7 @@ def test_refuses_an_estimator_that_is_not_known(names):
         table_width(names, 20)
 
 
+@pytest.mark.long
 def test_values_do_not_depend_on_the_number_of_threads():
     num_points = 60_000  # BLAS divides products of this length over threads
     distances = np.sort(np.random.default_rng(0).random((num_points, 4)) + 0.5, axis=1)

@@ -163,6 +163,7 @@ class TestPermuted:
         # Five standard errors of a mean of 100 permutations.
         assert record.permuted == pytest.approx(mean, abs=5 * spread / np.sqrt(100))
 
+    @pytest.mark.long
     @pytest.mark.parametrize("kind", ["bytes", "floats"])
     def test_a_small_sample_of_unevenly_dense_images_is_not_biased(self, kind):
         """Half of the images are dense: the closest pairs of a sample are not among the 20 nearest
@@ -279,6 +280,7 @@ def test_what_has_no_sharpness_has_no_mean_unlike_distance():
     assert "mean_unlike_distance" not in record.to_json()
 
 
+@pytest.mark.long
 def test_mean_unlike_distances_of_digits_are_those_of_the_committed_table():
     """The table has five decimals. Its distances use all images of a pair, and pixels from 0 to 1."""
     table = Path(__file__).parents[4] / "benchmarks/results/digit_pairs_tail.csv"

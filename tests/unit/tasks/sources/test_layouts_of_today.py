@@ -249,8 +249,17 @@ CHANGES = {
 }
 
 
-SLOW = ("dbc: slips", "dbc: two manifests", "oai: series archives", "prostate: two manifests")
-"""Changes of series of DICOM files, which take seconds each; others of these sets are quick."""
+SLOW = (
+    *("dbc: slips", "dbc: two manifests", "dbc: renamed"),
+    *("oai: series archives", "prostate: two manifests"),
+    *("brats: zip", "imagenet: zip", "cifar10: unpacked"),
+    *(f"{name}: zip" for name in ("cifar10", "fashion_mnist", "svhn")),
+    *(f"{name}: upper case" for name in ("cifar10", "svhn", "rsna")),
+    *(f"{name}: wrapped" for name in ("cifar10", "fashion_mnist", "svhn")),
+    *(f"{name}: copies" for name in ("cifar10", "svhn")),
+    *("prostate: table of today", "prostate: table of a browser"),
+)
+"""Changes of which each is slow, or is made to the files of another dataset too."""
 
 
 @pytest.mark.parametrize(
@@ -279,6 +288,7 @@ def test_an_archive_given_as_the_raw_download_is_read(
     assert_equal(official(name, archive), untouched(name))
 
 
+@pytest.mark.long
 def test_grades_in_a_sas_table_are_those_of_the_text_table(tree, official, untouched, monkeypatch):
     """pandas reads the SAS form; no writer of it is at hand, so its reader is replaced by the same
     table."""

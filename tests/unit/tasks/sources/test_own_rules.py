@@ -18,7 +18,7 @@ from search_spaces.sweeps import UserSourceSpec
 from tasks.sources.detect import detect_own_kind
 from tests.raw_trees.own import COUNT, FORMS, Columns
 
-OFTEN = ("csv", "parquet", "npz", "folder")
+OFTEN = ("csv", "parquet", "folder")
 """The forms of file that `make test` tries with every content; the others hold a table too."""
 
 BLANK = ("cannot be a folder's name", ("folder",))

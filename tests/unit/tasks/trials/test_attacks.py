@@ -237,6 +237,7 @@ def test_a_loss_that_is_not_finite_is_left_out_and_the_reason_names_it(brightnes
     assert (record.loss is None) == (record.loss_gain is None) == bool(reason)
 
 
+@pytest.mark.long
 def test_losses_do_not_depend_on_the_batch_size():
     model, images, labels = small_network().eval(), pixels(9).float(), torch.arange(9) % 3
     spec = AttackSpec(methods=("pgd",), epsilons=(4.0,))

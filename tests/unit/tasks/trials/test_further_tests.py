@@ -36,6 +36,7 @@ def further_data(data):
     return replace(data, further_tests=(near_images, unchanged_images))
 
 
+@pytest.mark.long
 def test_losses_of_moved_and_unmoved_images_are_those_of_a_forward_pass(further_data):
     spec = trial_spec(epochs=3).model_copy(
         update={"further_tests": (NEAR, NULL), "robustness": RobustnessSpec(num_images=5)}

@@ -9,7 +9,7 @@ from search_spaces.errors import CorruptStoreError
 from search_spaces.specs import AttackSpec, RobustnessSpec
 from tasks.trials.checkpoints import Checkpoints
 from tasks.trials.records import EpochRecord, scored_epochs
-from tasks.trials.training import make_optimizer
+from tasks.trials.steps import make_optimizer
 from tasks.trials.trial import measure_trial, run_trial
 from tasks.trials.weights import load_into, to_bytes
 from tests.unit.tasks.trials.conftest import Killed, Shelf, equal, killed_at, numbers, trial_spec

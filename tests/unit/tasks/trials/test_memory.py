@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tasks.trials.cuda_graphs import CaptureError
 from tasks.trials.isolation import peak_bytes, reset_peak, trial_memory
 from tasks.trials.records import CONTEXT_BYTES
-from tasks.trials.training import CaptureError
 
 CPU = torch.device("cpu")
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
@@ -128,6 +128,7 @@ def test_a_gpu_that_cannot_release_memory_hides_no_failure(gpu, monkeypatch):
         pass
 
 
+@pytest.mark.long
 @LINUX
 def test_a_worker_that_reuses_pages_has_fewer_page_faults_and_releases_them_after_a_trial():
     # One process measures both, because it imports torch: without reused pages, then with them.

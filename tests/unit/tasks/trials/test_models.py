@@ -6,7 +6,7 @@ from search_spaces.errors import ConfigError
 from tasks.trials.isolation import deterministic
 from tasks.trials.models import num_parameters
 from tasks.trials.networks import PoolsFirst
-from tasks.trials.training import autocast
+from tasks.trials.steps import autocast
 from tests.unit.tasks.trials.conftest import built, equal
 
 
@@ -18,7 +18,7 @@ def test_one_channel_and_two_outputs_change_only_the_first_and_the_last_layer(li
     )
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, pytest.param(3, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("library", "architecture", "image_size"),
     [

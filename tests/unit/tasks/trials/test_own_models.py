@@ -8,7 +8,8 @@ from search_spaces.errors import ConfigError
 from search_spaces.models import model_spec
 from search_spaces.sweeps import ModelChoice
 from search_spaces.user_code import code_hash, source_files, source_texts
-from tasks.trials.models import build_model, check_buildable, install_code
+from tasks.trials.models import build_model, check_buildable
+from tasks.trials.user_networks import install_code
 
 NETWORK = """
 from torch import nn

@@ -45,7 +45,7 @@ def guo_calibration_error(probabilities, labels):
     return sum(gaps)
 
 
-@pytest.mark.parametrize("num_classes", [2, 3])
+@pytest.mark.parametrize("num_classes", [pytest.param(2, marks=pytest.mark.long), 3])
 def test_all_scores_can_be_computed_from_the_predictions(num_classes):
     data, files, stored = synthetic_data(num_classes), [], TrialFile(sha256="0" * 64, num_bytes=1)
     spec = trial_spec(epochs=40)

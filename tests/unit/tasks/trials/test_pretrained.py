@@ -70,6 +70,7 @@ def test_one_channel_takes_the_sum_of_the_colours_as_timm_does():
     assert torch.allclose(first.weight, expected)
 
 
+@pytest.mark.long
 def test_weights_that_do_not_fit_are_refused(resnet18):
     with pytest.raises(
         ConfigError,

@@ -36,7 +36,10 @@ def test_resnets_of_timm_give_layer4_before_pooling_flattened():
 
 @pytest.mark.parametrize(
     ("library", "architecture", "side", "count"),
-    [("torchvision", "resnet18", 224, 512 * 7 * 7), ("timm", "vgg11", 32, 4096)],
+    [
+        ("torchvision", "resnet18", 224, 512 * 7 * 7),
+        pytest.param("timm", "vgg11", 32, 4096, marks=pytest.mark.long),
+    ],
 )
 def test_number_of_features(library, architecture, side, count):
     assert extract_features(scaled(architecture, library), pixels_of(1, side=side)).shape == (

@@ -146,6 +146,7 @@ def trained(request):
     return model.eval(), images, labels
 
 
+@pytest.mark.long
 def test_radii_of_trained_networks_are_as_small_as_those_of_the_best_attacks(trained):
     foolbox = pytest.importorskip("foolbox")
     model, images, labels = trained

@@ -8,7 +8,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from search_spaces.models import model_spec
 from tasks.measures.measure import intrinsic_dimension
 from tasks.trials.models import build_model
-from tasks.trials.representations import StageRows, list_stages
+from tasks.trials.stages import StageRows, list_stages
 from tasks.trials.trial import measure_trial, run_trial
 from tests.unit.tasks.trials.conftest import pixels_of, trial_spec
 
@@ -33,7 +33,12 @@ def model_of(name, size=32):
         ("small_mlp", 32, []),
         # Channels last.
         ("torchvision:swin_t", 64, ["features.1", "features.3", "features.5", "permute"]),
-        ("torchvision:convnext_tiny", 64, ["features.1", "features.3", "features.5", "features"]),
+        pytest.param(
+            "torchvision:convnext_tiny",
+            64,
+            ["features.1", "features.3", "features.5", "features"],
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_a_stage_ends_where_the_spatial_size_changes(name, size, expected):
@@ -41,6 +46,7 @@ def test_a_stage_ends_where_the_spatial_size_changes(name, size, expected):
     assert list(list_stages(model_of(name, size), images)) == expected
 
 
+@pytest.mark.long
 def test_activations_equal_torchvisions_extractor_in_blocks_of_any_size():
     model = model_of("resnet18", 64)
     images = pixels_of(40, side=64)
@@ -109,7 +115,7 @@ def test_blocks_change_no_dimension(monkeypatch):
     images = pixels_of(120, side=size)
     rows = StageRows(model, "2", images)
     in_one_block = intrinsic_dimension(rows.read(0, 120), num_neighbors=10)
-    monkeypatch.setattr("tasks.trials.representations.STAGE_BLOCK_BYTES", 4 * 8 * size * size * 50)
+    monkeypatch.setattr("tasks.trials.stages.STAGE_BLOCK_BYTES", 4 * 8 * size * size * 50)
     assert rows.block_rows == 50
     in_blocks = intrinsic_dimension(rows, num_neighbors=10, block_rows=rows.block_rows)
     for name in in_one_block:

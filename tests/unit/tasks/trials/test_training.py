@@ -11,7 +11,8 @@ from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import RecipeSpec
 from tasks.trials.evaluation import evaluate, evaluation_mode
 from tasks.trials.image_tensors import to_device
-from tasks.trials.training import split_batches, train
+from tasks.trials.steps import split_batches
+from tasks.trials.training import train
 
 
 def recipe(**changes):

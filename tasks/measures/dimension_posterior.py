@@ -1,0 +1,201 @@
+"""Posterior distribution of an intrinsic dimension, from the statistics of simulated manifolds.
+
+This is step 3 of :mod:`tasks.measures.calibration`. The distribution is computed for every
+family of manifolds, at values of ln d on a fine grid:
+
+1. :func:`_interpolate` computes the statistics that each family has on average, on this grid.
+2. :func:`_weights` compares them with the statistics of the data in a normal likelihood. The
+   prior is uniform over families and ln d, so the posterior probabilities are proportional to
+   the likelihoods.
+3. :func:`posterior` summarizes the distribution by a value and an interval.
+
+In this module, ``f`` in an einsum is a family, ``g`` a grid value, ``r`` a repeat, ``n`` a
+pair of family and dimension, and ``i`` and ``j`` are statistics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tasks.array_types import BoolArray, FloatArray
+
+NUM_STATISTICS = 4
+"""Number of statistics of a dataset, see :func:`tasks.measures.calibration.statistics`."""
+NUM_GRID = 400
+"""Number of values of ln d at which the posterior distribution is computed."""
+NUM_END = 4
+"""Number of values at the upper end of the grid, 1 % of :data:`NUM_GRID`. If too much of the
+posterior is there, it may continue above the grid."""
+LEVEL = 0.9
+"""Probability that the interval contains the dimension."""
+VALUE_SPREAD = 0.3
+"""Factor on the spread between families, for the value. With a small factor the values are
+best, but intervals are too narrow for data outside all families. Both factors were chosen on
+simulated families that were left out one at a time, and on the benchmark manifolds
+(docs/measures.md)."""
+INTERVAL_SPREAD = 6.0
+"""Factor on the spread between families, for the interval."""
+INTERPOLATION_ERROR = 0.01
+"""Standard deviation of the error of interpolation between grid dimensions, for each
+statistic."""
+
+
+@dataclass(frozen=True)
+class Simulations:
+    """The statistics of simulated manifolds.
+
+    Attributes:
+        families: Names of the families.
+        log_dimensions: ``(num_dimensions,)`` grid of ln d.
+        statistics: ``(num_families, num_dimensions, num_repeats, NUM_STATISTICS)``, NaN where
+            a family does not exist in a dimension.
+    """
+
+    families: tuple[str, ...]
+    log_dimensions: FloatArray
+    statistics: FloatArray
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """The posterior distribution of an intrinsic dimension.
+
+    Attributes:
+        value: Exponential of the posterior mean of ln d, at most the number of columns.
+        interval: Central interval with the probability ``LEVEL``. It always includes
+            ``value``.
+        family_probabilities: Posterior probability by the name of a family.
+        misfit: Smallest misfit of a family and dimension, a chi-square value.
+        may_be_higher: True if the interval reaches the largest simulated dimension, and the
+            data have more columns.
+    """
+
+    value: float
+    interval: tuple[float, float]
+    family_probabilities: dict[str, float]
+    misfit: float
+    may_be_higher: bool
+
+
+def posterior(observed: FloatArray, simulations: Simulations, num_columns: int) -> Posterior:
+    """Return the posterior distribution of the dimension, given the statistics of the data.
+
+    Args:
+        observed: ``(NUM_STATISTICS,)`` statistics of the data.
+        simulations: Statistics of simulated manifolds.
+        num_columns: Number of columns, which is the upper limit of the value and the interval.
+    """
+    log_dimensions = simulations.log_dimensions
+    grid = np.linspace(log_dimensions[0], log_dimensions[-1], NUM_GRID)
+    curves = _interpolate(simulations, grid)
+    noise = _noise(simulations)
+    value_weights, misfit = _weights(observed, curves, noise, VALUE_SPREAD)
+    mean_log_dimension = value_weights.sum(axis=0) @ grid
+    value = min(float(np.exp(mean_log_dimension)), num_columns)
+    interval_weights, _ = _weights(observed, curves, noise, INTERVAL_SPREAD)
+    density = interval_weights.sum(axis=0)
+    tail = (1 - LEVEL) / 2
+    # The limits are clipped only now. A grid that ends at ``num_columns`` would be wrong for
+    # data that fill all their columns.
+    log_limits = np.interp([tail, 1 - tail], density.cumsum(), grid)
+    low, high = np.minimum(np.exp(log_limits), num_columns).tolist()
+    is_cut_off = density[-NUM_END:].sum() > tail
+    probabilities = value_weights.sum(axis=1).tolist()
+    return Posterior(
+        value=value,
+        interval=(min(low, value), max(high, value)),
+        family_probabilities=dict(zip(simulations.families, probabilities, strict=True)),
+        misfit=misfit,
+        may_be_higher=bool(is_cut_off and grid[-1] < np.log(num_columns)),
+    )
+
+
+def _weights(
+    observed: FloatArray, curves: FloatArray, noise: FloatArray, spread: float
+) -> tuple[FloatArray, float]:
+    """Return the posterior probability of each family and grid value, and the smallest misfit.
+
+    Args:
+        observed: ``(NUM_STATISTICS,)`` statistics of the data.
+        curves: ``(num_families, NUM_GRID, NUM_STATISTICS)`` means of the families, NaN where a
+            family was not simulated.
+        noise: ``(NUM_STATISTICS, NUM_STATISTICS)`` covariance, see :func:`_noise`.
+        spread: Factor on the covariance between families.
+
+    Returns:
+        ``(num_families, NUM_GRID)`` probabilities, and the smallest misfit, a chi-square
+        value.
+    """
+    is_missing = np.asarray(np.isnan(curves).any(axis=2))
+    between = _covariance_between_families(curves, is_missing)
+    interpolation = INTERPOLATION_ERROR**2 * np.eye(NUM_STATISTICS)
+    covariance = noise + spread * between + interpolation
+    residual = np.where(is_missing[..., None], 0, observed - curves)
+    misfit = np.einsum("fgi,gij,fgj->fg", residual, np.linalg.inv(covariance), residual)
+    misfit[is_missing] = np.inf
+    # The logarithm of a normal density, without its constant.
+    log_weights = -0.5 * misfit - 0.5 * np.linalg.slogdet(covariance)[1]
+    weights = np.exp(log_weights - log_weights.max())
+    return weights / weights.sum(), float(misfit.min())
+
+
+def _covariance_between_families(curves: FloatArray, is_missing: BoolArray) -> FloatArray:
+    """Return the covariance of the families' means at each grid value.
+
+    Args:
+        curves: ``(num_families, NUM_GRID, NUM_STATISTICS)`` means of the families.
+        is_missing: ``(num_families, NUM_GRID)``, True where a family was not simulated.
+
+    Returns:
+        ``(NUM_GRID, NUM_STATISTICS, NUM_STATISTICS)`` covariances.
+    """
+    num_present = np.maximum((~is_missing).sum(axis=0), 1)
+    deviations = np.where(is_missing[..., None], 0, curves)
+    deviations -= deviations.sum(axis=0) / num_present[:, None]
+    deviations[is_missing] = 0
+    # A missing family counts as a family at the mean, so the divisor is the number of all
+    # families.
+    covariances: FloatArray = np.einsum("fgi,fgj->gij", deviations, deviations) / len(curves)
+    return covariances
+
+
+def _interpolate(simulations: Simulations, grid: FloatArray) -> FloatArray:
+    """Return the mean statistics of each family, interpolated in ln d.
+
+    Args:
+        simulations: Statistics over the simulated dimensions.
+        grid: ``(NUM_GRID,)`` values of ln d.
+
+    Returns:
+        ``(num_families, NUM_GRID, NUM_STATISTICS)`` means, NaN outside the dimensions of a
+        family.
+    """
+    means = simulations.statistics.mean(axis=2)
+    curves = np.full((len(means), len(grid), NUM_STATISTICS), np.nan)
+    for curve, mean in zip(curves, means, strict=True):
+        is_present = np.isfinite(mean).all(axis=1)
+        present_at = simulations.log_dimensions[is_present]
+        for column in range(NUM_STATISTICS):
+            values = mean[is_present, column]
+            curve[:, column] = np.interp(grid, present_at, values, left=np.nan, right=np.nan)
+    return curves
+
+
+def _noise(simulations: Simulations) -> FloatArray:
+    """Return the ``(4, 4)`` covariance of the difference between an observation and a mean.
+
+    It is the covariance between the repeats, pooled over all families and dimensions.
+    """
+    samples = simulations.statistics
+    num_repeats = samples.shape[2]
+    means = samples.mean(axis=2, keepdims=True)
+    deviations = (samples - means).reshape(-1, num_repeats, NUM_STATISTICS)
+    is_simulated = np.isfinite(deviations).all(axis=(1, 2))
+    deviations = deviations[is_simulated]
+    degrees_of_freedom = max(len(deviations) * (num_repeats - 1), 1)
+    covariance = np.einsum("nri,nrj->ij", deviations, deviations) / degrees_of_freedom
+    # The observation is compared with the mean of all repeats. Both are noisy.
+    noise: FloatArray = covariance * (1 + 1 / num_repeats)
+    return noise

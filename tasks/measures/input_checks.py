@@ -1,0 +1,194 @@
+"""Checks of the images, labels and train sizes that a user passes to a measure.
+
+A function ``checked_...`` returns the value in the type that the measures need, or raises a
+DataError with a hint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from search_spaces.errors import DataError
+from tasks.array_types import AnyArray, IntArray
+from tasks.measures.distances import BlockSource, as_source
+
+
+def checked_labels(labels: npt.ArrayLike, num_images: int) -> IntArray:
+    """Return labels as ``(num_images,)`` int64.
+
+    Args:
+        labels: ``(num_images,)`` or ``(num_images, 1)`` whole numbers of any real dtype.
+        num_images: Number of images, which must be the number of labels.
+
+    Raises:
+        DataError: If the number of labels differs, or a label is not a whole number.
+    """
+    array = np.asarray(labels)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1 or len(array) != num_images:
+        raise DataError(
+            f"Labels have the shape {array.shape}, but there are {num_images} images",
+            hint="Pass one label per image",
+        )
+    if array.dtype.kind not in "biuf":
+        raise DataError(
+            f"Labels have the dtype {array.dtype}, but must be whole numbers",
+            hint="Number the classes 0, 1, 2 and so on",
+        )
+    if array.dtype.kind == "f":
+        # NaN and infinity are not whole numbers, and larger numbers do not fit into int64.
+        fits_int64 = np.abs(array) < 2.0**63
+        is_whole = fits_int64 & (array == np.rint(array))
+        if not is_whole.all():
+            row = int(np.argmin(is_whole))
+            raise DataError(
+                f"The label of row {row} is {array[row]}, which is not a whole number",
+                hint="Number the classes 0, 1, 2 and so on",
+            )
+    return array.astype(np.int64)
+
+
+def whole_train_sizes(train_sizes: Sequence[int]) -> tuple[int, ...]:
+    """Return train sizes as plain integers, in the same order.
+
+    Raises:
+        DataError: If the train sizes are not a list of whole numbers.
+    """
+    if isinstance(train_sizes, str) or not isinstance(train_sizes, Iterable):
+        raise DataError(
+            f"train_sizes is {train_sizes!r}, which is not a list",
+            hint="Pass a list of sizes, for example [500, 1000]",
+        )
+    if any(not isinstance(size, Real) or size % 1 for size in train_sizes):
+        raise DataError(
+            f"train_sizes is {list(train_sizes)}, but not all of these are whole numbers",
+            hint="Pass whole numbers only",
+        )
+    return tuple(int(size) for size in train_sizes)
+
+
+def checked_train_sizes(train_sizes: Sequence[int], num_images: int) -> list[int]:
+    """Return the train sizes in ascending order, without repetition.
+
+    Raises:
+        DataError: If there is no train size, or one is not between 1 and ``num_images``.
+    """
+    sizes = sorted(set(whole_train_sizes(train_sizes)))
+    if not sizes or sizes[0] < 1 or sizes[-1] > num_images:
+        raise DataError(
+            f"train_sizes is {list(train_sizes)}, but there are {num_images} images",
+            hint=f"Choose train sizes from 1 to {num_images}, or add images",
+        )
+    return sizes
+
+
+def checked_array(name: str, values: Any) -> AnyArray:
+    """Return values as one array.
+
+    Args:
+        name: Name of the values for messages, with a capital letter: "Images" or "Labels".
+        values: An array, or a list of arrays or numbers.
+
+    Raises:
+        DataError: If a value is masked, if the shapes differ, or if ``values`` is a single
+            number.
+    """
+    _check_unmasked(name, values)
+    try:
+        array = np.asarray(values)
+    except ValueError:  # nested sequences of different lengths
+        raise DataError(
+            f"{name} have different shapes, so they do not form one array",
+            hint=f"Convert all {name.lower()} to the same shape",
+        ) from None
+    if array.ndim == 0:
+        raise DataError(
+            f"{name} cannot be converted to an array: {array}",
+            hint="Pass an array, or a list of arrays",
+        )
+    return array
+
+
+def _check_unmasked(name: str, values: Any) -> None:
+    if not isinstance(values, (list, tuple)):
+        values = [values]
+    for part in values:
+        # The attribute is checked, because importing numpy.ma for isinstance would take long.
+        mask = getattr(part, "mask", None)
+        if isinstance(mask, (np.ndarray, np.bool_)) and mask.any():
+            hint = "Replace the masked values with .filled(VALUE), or leave these images out"
+            raise DataError(f"{name} contain masked values", hint=hint)
+
+
+def checked_images(images: npt.ArrayLike) -> AnyArray:
+    """Return images as one array.
+
+    Raises:
+        DataError: If the shapes differ, if a value is masked, or if values are not numbers.
+    """
+    array = checked_array("Images", images)
+    if array.dtype == object:
+        images_seen = array.ravel()[:1000]
+        shapes = sorted({np.shape(image) for image in images_seen})
+        if shapes == [()]:
+            raise DataError(
+                "Images have the dtype object, but must be real numbers",
+                hint="Convert the images, for example with .astype(float)",
+            )
+        raise DataError(
+            f"Images have different shapes: {shapes[:5]}",
+            hint="Resize all images to the same shape",
+        )
+    return array
+
+
+SHAPES = "Pass an array of shape (num_images, height, width) or (num_images, num_features)"
+
+
+def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
+    """Return images as a source of rows.
+
+    Raises:
+        DataError: If there is no image, if an image has no pixel, or if the array has only one
+            axis.
+    """
+    source = images if isinstance(images, BlockSource) else as_source(checked_images(images))
+    if len(source.row_shape) == 0:
+        raise DataError(
+            f"Images have the shape ({source.num_rows},), but an axis for the pixels is missing",
+            hint=SHAPES,
+        )
+    shape = (source.num_rows, *source.row_shape)
+    if source.num_rows == 0:
+        raise DataError(
+            f"The array of shape {shape} contains no images", hint="Pass at least one image"
+        )
+    if 0 in shape:
+        raise DataError(f"The array of shape {shape} contains images without pixels", hint=SHAPES)
+    return source
+
+
+CHANNELS = (1, 3, 4)
+"""Possible numbers of channels: gray, RGB, and RGB with transparency."""
+
+
+def as_channels_first(array: AnyArray) -> AnyArray:
+    """Return images of shape ``(n, h, w)`` or ``(n, h, w, c)`` as ``(n, c, h, w)``.
+
+    The last of four axes is the channels if its length is 1, 3 or 4, and the length of the
+    second axis is another number. Any other array is returned unchanged. The order of the axes
+    changes no distance.
+    """
+    if array.ndim == 3:
+        return array[:, None]
+    if array.ndim == 4:
+        _, second, _, last = array.shape
+        if last in CHANNELS and second not in CHANNELS:
+            return np.ascontiguousarray(np.moveaxis(array, 3, 1))
+    return array

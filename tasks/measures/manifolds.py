@@ -1,0 +1,63 @@
+"""Families of manifolds of known dimension, from which :mod:`tasks.measures.calibration` draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from tasks.array_types import FloatArray
+
+Manifold = Callable[[int, int, np.random.Generator], FloatArray]
+"""Function that draws points. Its arguments are the number of points, the dimension and a
+random generator. It returns ``(num_points, num_columns)``. Each family has its own number of
+columns."""
+
+
+def _on_sphere(num_points: int, dimension: int, rng: np.random.Generator) -> FloatArray:
+    points = rng.normal(size=(num_points, dimension + 1))
+    on_sphere: FloatArray = points / np.linalg.norm(points, axis=1, keepdims=True)
+    return on_sphere
+
+
+def _curled(num_points: int, dimension: int, rng: np.random.Generator) -> FloatArray:
+    angles = 2 * np.pi * rng.random((num_points, dimension))
+    radii = np.roll(angles, -1, axis=1)
+    return np.concatenate([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
+
+
+def _swiss_roll(num_points: int, dimension: int, rng: np.random.Generator) -> FloatArray:
+    angle = 1.5 * np.pi * (1 + 2 * rng.random((num_points, 1)))
+    flat = 21 * rng.random((num_points, dimension - 1))
+    return np.concatenate([angle * np.cos(angle), angle * np.sin(angle), flat], axis=1)
+
+
+MANIFOLDS: dict[str, Manifold] = {
+    # The unit sphere: no edge, constant curvature.
+    "hypersphere": _on_sphere,
+    # The unit cube: flat. In a high dimension, nearly all points are near an edge.
+    "hypercube": lambda num_points, dimension, rng: rng.random((num_points, dimension)),
+    # A normal distribution: flat, and dense in the middle.
+    "gaussian": lambda num_points, dimension, rng: rng.normal(size=(num_points, dimension)),
+    # The unit ball: flat, with one smooth edge.
+    "ball": lambda num_points, dimension, rng: (
+        _on_sphere(num_points, dimension - 1, rng) * rng.random((num_points, 1)) ** (1 / dimension)
+    ),
+    # A normal distribution whose standard deviations decrease from 1 to 1/4 over the
+    # directions.
+    "skewed_gaussian": lambda num_points, dimension, rng: (
+        rng.normal(size=(num_points, dimension)) * np.geomspace(1, 0.25, dimension)
+    ),
+    # Beta(10, 1/2) coordinates, as in Hein & Audibert's benchmark: the density is very uneven.
+    "beta_cloud": lambda num_points, dimension, rng: rng.beta(
+        10, 0.5, size=(num_points, dimension)
+    ),
+    # A curved cube whose coordinates are wound around each other, as in Hein & Audibert
+    # (2005).
+    "curled": _curled,
+    # A rolled-up sheet. Above dimension 2 it has further flat directions as wide as the sheet.
+    "swiss_roll": _swiss_roll,
+}
+"""The simulated families, by name."""
+FROM_DIMENSION_2 = ("swiss_roll", "ball")
+"""Families that do not exist in dimension 1."""
