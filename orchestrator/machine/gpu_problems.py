@@ -227,8 +227,22 @@ def _unreached(node: NodeGpus) -> Problem:
     return Problem(text, hint)
 
 
+def _needed_on(gpu: Gpu, needed: float) -> float:
+    """Return the bytes of free memory that a GPU must have.
+
+    A trial that does not even fit an empty GPU gets plain steps or smaller batches later.
+    """
+    return min(needed, (1 - MAX_SHARE_OF_OTHERS_ON_GPU) * gpu.memory_bytes)
+
+
+def _has_room(gpu: Gpu, needed: float) -> bool:
+    return gpu.memory_bytes - gpu.held_bytes >= _needed_on(gpu, needed)
+
+
 def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Iterator[Problem]:
-    usable = [peer for peer in node.gpus if peer != gpu and peer.has_kernels]
+    usable = [
+        peer for peer in node.gpus if peer != gpu and peer.has_kernels and _has_room(peer, needed)
+    ]
     hide = "hide this GPU with CUDA_VISIBLE_DEVICES"
     if usable:
         hide += f"={_uuids(usable)}"
@@ -251,9 +265,7 @@ def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Itera
             "Run `nvidia-smi --compute-mode=0` on that node, start MPS there, or set "
             "`resources.num_gpus: 1`",
         )
-    # A trial that does not even fit an empty GPU gets plain steps or smaller batches later.
-    needed = min(needed, (1 - MAX_SHARE_OF_OTHERS_ON_GPU) * gpu.memory_bytes)
-    if gpu.memory_bytes - gpu.held_bytes < needed:
+    if not _has_room(gpu, needed):
         end_others = "End the processes that `nvidia-smi` lists on that node"
         if node.is_wsl:
             # nvidia-smi in Linux counts the memory of Windows, but does not list its programs.
@@ -263,6 +275,6 @@ def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Itera
             )
         yield Problem(
             f": other processes use {gpu.held_bytes / 2**30:.1f} of {gpu.memory_gib:.1f} GiB, "
-            f"but the largest trial needs up to {needed / 2**30:.1f} GiB",
+            f"but the largest trial needs up to {_needed_on(gpu, needed) / 2**30:.1f} GiB",
             f"{end_others}. Or {hide}",
         )

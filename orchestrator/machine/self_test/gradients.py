@@ -52,10 +52,12 @@ FLOAT32_COSINE_MARGIN = 0.01
 the CPU."""
 FLOAT32_NORM_MARGIN = 0.05
 """Relative difference of the gradient's norm in float32 that is always allowed."""
-BFLOAT16_LOSS_MARGIN = 0.02
-"""Difference of the loss in bfloat16, in nat, that is always allowed. It exceeds the error that a
-wrong kernel of an H100 caused, 0.009 (pytorch#150700), so only the gradient reveals such a kernel.
-"""
+BFLOAT16_LOSS_MARGIN = 0.08
+"""Difference of the loss in bfloat16, in nat, that is always allowed. It is twice the largest
+change that bfloat16 made to ResNet-50's loss in 12 measurements on a CPU with bfloat16
+instructions, 0.039. The size of this change is a matter of chance, so one measurement of it on the
+CPU is no limit. A wrong kernel of an H100 changed the loss by 0.009 (pytorch#150700): only the
+gradient reveals such a kernel."""
 BFLOAT16_COSINE_MARGIN = 0.05
 """Value of 1 - cosine in bfloat16 that is always allowed."""
 BFLOAT16_NORM_RATIOS = (0.7, 1.4)

@@ -311,13 +311,20 @@ def test_on_a_gpu_too_small_for_the_largest_trial_others_may_use_only_a_tenth(pl
 GTX1050 = Gpu("NVIDIA GeForce GTX 1050", "GPU-1050", 2 * GIB, capability=6.1, has_kernels=False)
 
 
-@pytest.mark.parametrize(
-    "unusable_gpu", [GTX1050, replace(RTX4090, uuid="GPU-full", held_bytes=23 * GIB)]
-)
+FULL = replace(RTX4090, uuid="GPU-full", held_bytes=23 * GIB)
+
+
+@pytest.mark.parametrize("unusable_gpu", [GTX1050, FULL])
 def test_the_hint_hides_an_unusable_gpu_by_naming_the_others(plan, unusable_gpu):
     hint = "hide this GPU with CUDA_VISIBLE_DEVICES=GPU-4090,GPU-a10g"
     with pytest.raises(SetupError, match=hint):
         refuse([node(RTX4090, unusable_gpu, A10G)], plan.trials, share=1.0, alone=True)
+
+
+def test_the_hint_names_no_gpu_that_would_be_refused_itself(plan):
+    with pytest.raises(SetupError) as error:
+        refuse([node(RTX4090, GTX1050, FULL, A10G)], plan.trials, share=1.0, alone=True)
+    assert error.value.hint.count("CUDA_VISIBLE_DEVICES=GPU-4090,GPU-a10g") == 2
 
 
 def test_the_hint_hides_an_old_gpu_by_naming_the_new_one(plan):
