@@ -835,17 +835,10 @@ def test_the_name_of_a_field_in_the_code_is_not_a_key_of_a_sweep_file(key, value
         load_sweep(document)
 
 
-def test_a_key_without_a_blank_after_its_colon_is_one_problem_with_its_fix(tmp_path):
-    text = """
-name: mine
-models: [small_cnn]
-train_sizes: [20, 40]
-image_size: 28
-recipe: demo
-datasets:
-  - name: scans
-    own: {kind: images, path:./mini}
-"""
-    with pytest.raises(ConfigError, match=r"Put a blank after the colon: `path: \./mini`") as caught:
-        load_sweep(text)
-    assert "is missing" not in str(caught.value)
+def test_a_key_without_a_blank_after_its_colon_is_one_problem_with_its_fix():
+    text = GOOD.replace("[mnist5k]", "[{name: scans, own: {kind: folder, path:./mini}}]")
+    with pytest.raises(
+        ConfigError, match=r"Put a blank after the colon: `path: \./mini`"
+    ) as caught:
+        parse(text)
+    assert "`datasets.0.own.path` is missing" not in str(caught.value)
