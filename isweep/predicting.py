@@ -220,7 +220,8 @@ def predict(
         raise ConfigError(
             f"measured is of type {type(measured).__name__}, but must be a measurement, a "
             "record, or the path of a record",
-            hint="Pass the result of isweep.measure(images, labels)",
+            hint="Pass the result of isweep.measure(images, labels). To predict scores from a "
+            "table or a sweep of one dataset, use isweep.learning_curves(results, target=0.9)",
         )
     prediction, _ = predict_sweep(record, growth, _pilot(pilot, model), **numbers)
     return prediction

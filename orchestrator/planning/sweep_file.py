@@ -103,7 +103,10 @@ def _read(source: SweepSource) -> _Document:
     if isinstance(source, SweepSpec):
         source = source.model_dump(mode="json", exclude_unset=True, by_alias=True)
     if isinstance(source, Mapping):
-        return _Document(dict(source), "the sweep")
+        origin = "the sweep"
+        # Tuples and arrays become lists here, because only lists are checked for shorthands.
+        content = json.loads(_plain_json(dict(source), origin))
+        return _Document(content, origin)
     if isinstance(source, Path) or is_path(source):
         path = Path(source)
         if os.path.isdir(path):
@@ -334,4 +337,9 @@ def _plain_json(document: object, origin: str) -> bytes:
         raise ConfigError(
             f"{origin} has the character {letter}, which cannot be saved as UTF-8",
             hint="Remove the character",
+        ) from None
+    except (ValueError, RecursionError):  # a circular reference, or more levels than JSON allows
+        raise ConfigError(
+            f"{origin} has a list or mapping that contains itself, or too many nested levels",
+            hint="Write each value in full, with fewer levels",
         ) from None

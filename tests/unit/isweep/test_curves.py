@@ -58,9 +58,18 @@ def test_a_table_in_place_of_a_record_leads_to_learning_curves(tmp_path):
     file = tmp_path / "results.csv"
     TABLE.to_csv(file, index=False)
     with pytest.raises(
-        isweep.SweepError, match=r"cannot be read: .*isweep\.learning_curves\('.*results\.csv'\)"
+        isweep.SweepError,
+        match=r"csv is a table, not the record .*isweep\.learning_curves\('.*results\.csv'\)",
     ):
         isweep.predict(file, TABLE, target_loss=0.3)
+
+
+def test_a_frame_of_scores_in_place_of_a_record_leads_to_learning_curves():
+    with pytest.raises(
+        isweep.SweepError,
+        match=r"measured is of type DataFrame, .*isweep\.learning_curves\(results",
+    ):
+        isweep.predict(TABLE, target_loss=0.3)
 
 
 def test_the_command_fit_has_a_replacement_in_python():
