@@ -149,10 +149,7 @@ def predict(
         >>> 0.2 < answer.value < 0.37
         True
     """
-    from orchestrator.analysis.loss_growth import fit_growth
     from orchestrator.analysis.predict_sweep import predict_sweep
-    from orchestrator.analysis.prediction_inputs import read_record
-    from orchestrator.analysis.report import arms_of
 
     numbers = {
         "d_data": d_data,
@@ -198,33 +195,55 @@ def predict(
         )
 
     def growth() -> Growth:
-        if isinstance(sweep, pd.DataFrame):
-            return fit_growth(sweep, model=model, domain=domain)
-        if isinstance(sweep, Fits):
-            return fit_growth(sweep.table, model=model, domain=domain, arms=sweep.arms)
-        opened = sweep
-        if not isinstance(opened, Sweep):
-            opened = open(opened, root=root)
-        arms = arms_of(opened.workspace)
-        return fit_growth(opened.results(), model=model, domain=domain, arms=arms)
+        return _fitted_growth(sweep, model, domain, root)
+
+    prediction, _ = predict_sweep(_record_of(measured), growth, _pilot(pilot, model), **numbers)
+    return prediction
+
+
+def _fitted_growth(
+    sweep: Sweep | Fits | pd.DataFrame | str,
+    model: str,
+    domain: str | None,
+    root: str | Path | None,
+) -> Growth:
+    """Fit the growth of the test loss to the results of a sweep."""
+    from orchestrator.analysis.loss_growth import fit_growth
+    from orchestrator.analysis.report import arms_of
+
+    if isinstance(sweep, pd.DataFrame):
+        return fit_growth(sweep, model=model, domain=domain)
+    if isinstance(sweep, Fits):
+        return fit_growth(sweep.table, model=model, domain=domain, arms=sweep.arms)
+    opened = sweep
+    if not isinstance(opened, Sweep):
+        opened = open(opened, root=root)
+    arms = arms_of(opened.workspace)
+    return fit_growth(opened.results(), model=model, domain=domain, arms=arms)
+
+
+def _record_of(measured: object) -> dict[str, Any]:
+    """Return the record of a measurement; empty without a measurement.
+
+    Raises:
+        ConfigError: If the measurement is of another type, or a file that is no record.
+    """
+    from orchestrator.analysis.prediction_inputs import read_record
 
     if measured is None:
-        record: dict[str, Any] = {}
-    elif isinstance(measured, (str, Path)):
-        record = dict(read_record(Path(measured)))
-    elif isinstance(measured, Measurement):
-        record = measured.to_json()
-    elif isinstance(measured, dict):
-        record = measured
-    else:
-        raise ConfigError(
-            f"measured is of type {type(measured).__name__}, but must be a measurement, a "
-            "record, or the path of a record",
-            hint="Pass the result of isweep.measure(images, labels). To predict scores from a "
-            "table or a sweep of one dataset, use isweep.learning_curves(results, target=0.9)",
-        )
-    prediction, _ = predict_sweep(record, growth, _pilot(pilot, model), **numbers)
-    return prediction
+        return {}
+    if isinstance(measured, (str, Path)):
+        return dict(read_record(Path(measured)))
+    if isinstance(measured, Measurement):
+        return measured.to_json()
+    if isinstance(measured, dict):
+        return measured
+    raise ConfigError(
+        f"measured is of type {type(measured).__name__}, but must be a measurement, a "
+        "record, or the path of a record",
+        hint="Pass the result of isweep.measure(images, labels). To predict scores from a "
+        "table or a sweep of one dataset, use isweep.learning_curves(results, target=0.9)",
+    )
 
 
 def _check_one_question(targets: Mapping[Metric, float], excess: Sequence[str]) -> None:
