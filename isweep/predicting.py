@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -157,9 +158,7 @@ def predict(
         "train_size": train_size,
         "target_loss": target_loss,
     }
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, (Real, type(None))):
-            raise ConfigError(f"{name} is {value!r}, which is not a number", hint="Pass a number")
+    _check_numbers(numbers)
     curve_targets: dict[Metric, float | None] = {
         "error": target_error,
         "accuracy": target_accuracy,
@@ -187,18 +186,27 @@ def predict(
             assurance=DEFAULT_ASSURANCE if assurance is None else assurance,
             test_size=test_size,
         )
+    _check_no_curve_options(assurance, test_size)
+    growth = partial(_fitted_growth, sweep, model, domain, root)
+    prediction, _ = predict_sweep(_record_of(measured), growth, _pilot(pilot, model), **numbers)
+    return prediction
+
+
+def _check_numbers(numbers: Mapping[str, object]) -> None:
+    """Check that all given arguments are numbers, by their names. None is no given argument."""
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, (Real, type(None))):
+            raise ConfigError(f"{name} is {value!r}, which is not a number", hint="Pass a number")
+
+
+def _check_no_curve_options(assurance: float | None, test_size: int | None) -> None:
+    """Check that no option of learning curves is given for a new dataset."""
     if assurance is not None or test_size is not None:
         raise ConfigError(
             "assurance and test_size have no effect without target_error, target_accuracy or "
             "target_auroc",
             hint="Add one of these targets, or remove assurance and test_size",
         )
-
-    def growth() -> Growth:
-        return _fitted_growth(sweep, model, domain, root)
-
-    prediction, _ = predict_sweep(_record_of(measured), growth, _pilot(pilot, model), **numbers)
-    return prediction
 
 
 def _fitted_growth(
