@@ -236,8 +236,19 @@ def _problems_of(
     places = [detail["loc"] for detail in details]
 
     def is_consequence(detail: ErrorDetails) -> bool:
-        """Return whether a list is too short only because its items are wrong."""
+        """Return whether another mistake explains this one.
+
+        A list is too short because its items are wrong. A key is missing because it is written
+        without a blank after its colon, such as ``path:./images``.
+        """
         place = detail["loc"]
+        if detail["type"] == "missing":
+            *parents, name = place
+            return any(
+                other[:-1] == tuple(parents) and str(other[-1]).startswith(f"{name}:")
+                for other in places
+                if other
+            )
         is_of_item = any(
             len(longer) > len(place) and longer[: len(place)] == place for longer in places
         )

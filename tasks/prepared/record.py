@@ -284,8 +284,8 @@ def predictive_traits(parts: Sequence[Part]) -> dict[str, int]:
     If a trait predicts the label, a network may learn the trait instead of the image content.
     A trait is predictive if both of these conditions hold:
 
-    - Guessing the label from the trait is right more often than guessing the largest class, by
-      at least :data:`MIN_GAIN` of all images.
+    - The share of images whose label can be guessed from the trait exceeds the share of the
+      largest class by more than :data:`MIN_GAIN`.
     - The p value of a G-test of association is below :data:`MAX_P`.
 
     A trait with fewer than :data:`MIN_IMAGES_PER_VALUE` images per value is not tested.

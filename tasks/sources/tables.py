@@ -515,7 +515,7 @@ def read_table_rows(path: Path | str, request: RawRequest) -> TableRows:
         request: Gives the raw folder of locators, and makes errors.
 
     Raises:
-        DataError: The table cannot be read, or has another format than its extension.
+        DataError: The table cannot be read, or its format does not match its extension.
     """
     text = TableFormat(read_text, "text")
     table_format = READERS.get(PurePath(path).suffix.lower(), text)
