@@ -234,6 +234,14 @@ def _measure_arrays(
         measured = rescale_and_measure(LabeledImages(image_array), request, InlineExecutor())
         return Measurement(**vars(measured))
     label_array = checked_array("Labels", labels)
+    num_labels = len(label_array)
+    is_last_axis = image_array.ndim > 1 and image_array.shape[-1] == num_labels
+    if label_array.ndim == 1 and num_labels != len(image_array) and is_last_axis:
+        raise DataError(
+            f"The array of images has the shape {image_array.shape}, and there are {num_labels} "
+            "labels, so its last axis seems to count the images",
+            hint="Make it the first axis, with numpy.moveaxis(images, -1, 0)",
+        )
     if label_array.shape != (len(image_array),):
         raise DataError(
             f"The labels have the shape {label_array.shape}, but there are "

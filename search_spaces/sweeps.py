@@ -341,7 +341,7 @@ class SweepSpec(specs.Spec):
         base_datasets: base datasets of an experiment, see :mod:`search_spaces.interventions`.
         conditions: conditions of the experiment. Every condition of every base dataset is
             another dataset of the grid, with the name ``<base dataset>_<condition>``.
-        intervene_on: images that conditions change. ``all``: all images before the split.
+        intervene_on: which images the conditions change. ``all``: all images before the split.
             ``training``: the training images after the split, so test images never change.
         further_test_sets: True to test networks also on changed test images. The network of a
             base dataset is tested on the changed test images of every condition. The network

@@ -67,6 +67,11 @@ name."""
 SIMILAR_NAMES = 0.75
 """Smallest similarity (from 0 to 1) of an unknown column and a suggested one. The names
 "classes" and "num_classes" have a similarity of 0.78; "val_size" and "test_size" have 0.59."""
+TRAINING_SCORE = re.compile(
+    r"(train|training)[ _-]?(acc|accuracy|loss|log_loss|error|error_rate|auc|auroc)", re.IGNORECASE
+)
+"""Pattern of the names of scores on training images. They do not show how well a network
+generalizes, so a hint must never suggest them as test scores."""
 MIXED_COLUMNS = ("dataset", "image_size", "channels", "data_mode", "split")
 """Columns that must have a single value in a table of learning curves."""
 NETWORK_COLUMNS = ("network", "architecture", "backbone")
@@ -88,6 +93,8 @@ SETTING_COLUMNS = (
 )
 """Columns of settings that change a training. Trainings with different settings are no
 repeats, so they must not be averaged."""
+WORKBOOK_SUFFIXES = (".xlsx", ".xlsm", ".xls")
+"""Extensions of Excel workbooks."""
 SWEEP_SUFFIXES = (".yaml", ".yml")
 """Extensions of sweep files."""
 THOUSANDS_POINT = re.compile(r"\s*[1-9]\d{0,2}(\.\d{3})+\s*")
@@ -153,6 +160,11 @@ def read_curve(path: Path) -> pd.DataFrame:
         raise ConfigError(
             f"{path} is a sweep file, not a CSV file of results",
             hint=f"Leave out --curve: type `isweep predict {path}`",
+        )
+    if path.suffix.lower() in WORKBOOK_SUFFIXES and path.is_file():
+        raise ConfigError(
+            f"{path} is an Excel workbook, not a CSV file",
+            hint="Save the sheet of results as CSV (UTF-8), and give this CSV file",
         )
     try:
         separator = separator_of(path)
@@ -507,7 +519,24 @@ def metric_of(table: pd.DataFrame) -> Metric:
     present = ", ".join(map(str, table.columns[:12]))
     raise DataError(
         f"The table has no column of scores. Its columns are {present}",
-        hint=f"Rename the column of scores to one of {accepted}",
+        hint=_training_score_hint(table, f"one of {accepted}")
+        or f"Rename the column of scores to one of {accepted}",
+    )
+
+
+def _training_score_hint(table: pd.DataFrame, required: str) -> str:
+    """Return that scores on training images cannot be used; empty without such a column.
+
+    Args:
+        table: A table of results without the required score.
+        required: The column of scores to add.
+    """
+    training_scores = [name for name in map(str, table.columns) if TRAINING_SCORE.fullmatch(name)]
+    if not training_scores:
+        return ""
+    return (
+        f"The scores in the column {training_scores[0]} are measured on training images, so they "
+        f"cannot be used. Measure the scores on test images, and add them as {required}"
     )
 
 
@@ -597,9 +626,10 @@ def _column(table: pd.DataFrame, names: Sequence[str], content: str) -> str:
 def _missing_column(table: pd.DataFrame, name: str, content: str) -> DataError:
     columns = [str(column) for column in table.columns]
     present = ", ".join(columns[:12])
+    candidates = [column for column in columns if not TRAINING_SCORE.fullmatch(column)]
     return DataError(
         f"The table has no column of the {content}. Its columns are {present}",
-        hint=f"{nearest(name, columns)}Rename the column to {name}",
+        hint=f"{nearest(name, candidates)}Rename the column to {name}",
     )
 
 
@@ -617,4 +647,5 @@ def _missing_score(table: pd.DataFrame, metric: Metric) -> DataError:
                 hint=f"Use --target-{other} (in Python: metric={other!r}), or add a column "
                 f"{SCORE_COLUMNS[metric][0]}",
             )
-    return error
+    hint = _training_score_hint(table, f"the column {SCORE_COLUMNS[metric][0]}")
+    return DataError(error.problem, hint=hint or error.hint)

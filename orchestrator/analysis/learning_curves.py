@@ -754,7 +754,8 @@ def log_loss_of(point: CurvePoint, metric: Metric) -> float:
     if point.num_test_images is None:
         if _errors_of(point.score, metric) == 0:
             raise DataError(
-                "One training has no errors, so isweep needs the size of the test set",
+                "One training has a perfect score on its test set, so isweep needs the number of "
+                "test images",
                 hint="Give the number of test images with --test-size",
             )
         return log_of_score(point.score, metric)

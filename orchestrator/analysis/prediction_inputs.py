@@ -211,11 +211,12 @@ def read_record(path: Path) -> dict[str, Any]:
         hint = RECORD_HINT
         if not path.suffix:
             hint = f"{RECORD_HINT}. If {path} is a sweep, write sweep='{path}'"
-        if path.suffix.lower() in TABLE_SUFFIXES:
-            hint = (
-                f"{RECORD_HINT}. If {path} is a table of train sizes and scores, use `isweep "
-                f"predict --curve {path}` (in Python: isweep.learning_curves('{path}'))"
-            )
+        if path.suffix.lower() in TABLE_SUFFIXES and isinstance(error, ValueError):
+            raise ConfigError(
+                f"{path} is a table, not the record of a measurement",
+                hint="If its columns are train sizes and scores, use `isweep predict --curve "
+                f"{path}` (in Python: isweep.learning_curves('{path}')). {RECORD_HINT}",
+            ) from None
         raise ConfigError(f"The record {path} cannot be read: {reason}", hint=hint) from None
     if not isinstance(record, dict) or "d_data" not in record:
         raise ConfigError(f"The record {path} has no d_data", hint=RECORD_HINT)

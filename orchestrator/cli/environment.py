@@ -53,7 +53,8 @@ def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
     if place.storage:
         raise ConfigError(
             f"`isweep rm` removes sweeps only from the root, not from --storage {place.storage}",
-            hint="Remove the sweep's folder with the tools of the storage",
+            hint="Remove the sweep's folder with the storage provider's own tool, such as "
+            "`aws s3 rm`",
         )
     removable = {row["name"]: row for row in list_root(place.paths) if row["removable"]}
     if name not in removable:

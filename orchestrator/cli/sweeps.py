@@ -246,7 +246,7 @@ def _range_text(values: Sequence[object]) -> str:
 def _obstacles(workspace: Workspace, run_plan: RunPlan) -> Iterator[str]:
     """Yield lines on the obstacles to a run on this machine."""
     from orchestrator.machine.cluster import cpu_cluster_here, trial_resources
-    from orchestrator.planning.checks import small_size_notes
+    from orchestrator.planning.checks import learning_rate_notes, small_size_notes
     from tasks.sources.base import format_counts
 
     try:
@@ -257,14 +257,17 @@ def _obstacles(workspace: Workspace, run_plan: RunPlan) -> Iterator[str]:
         trial_resources(workspace.plan.sweep.resources, cpu_cluster_here(), "cpu")
     except ConfigError as error:
         yield f"This machine cannot run the sweep: {error}"
-    for name, num_changed in run_plan.changed.items():
+    for name, listing in run_plan.changed.items():
         yield (
             f"The files of {name} have other names, sizes or times than the files from which "
-            f"{name} was prepared in this root. `isweep run` reads these {num_changed:,} files "
-            "again, and stops if their images, labels or groups are different. If they are other "
-            "data, give the dataset another name, or use another --root."
+            f"{name} was prepared in this root. `isweep run` reads these "
+            f"{len(listing.items):,} files again, and stops if their images, labels or groups are "
+            "different. If they are other data, give the dataset another name, or use another "
+            "--root."
         )
+        yield from format_counts(left_out=listing.excluded, doubtful=listing.flags)
     yield from small_size_notes(workspace.plan)
+    yield from learning_rate_notes(workspace.plan)
     known_datasets = []
     for item in run_plan.not_prepared:
         if not item["own"]:

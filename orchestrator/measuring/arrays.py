@@ -70,9 +70,9 @@ def rescale_and_measure(
 ) -> Measured:
     """Measure images in memory after rescaling them to [0, 255], as in a prepared dataset.
 
-    Floating-point images are rescaled. Images of whole numbers are rescaled if the request has
-    the values of black and white. Points ``(num_points, num_features)`` are rescaled in the
-    same case. All other data are measured as they are.
+    Floating-point images are rescaled. Images of whole numbers, and points ``(num_points,
+    num_features)``, are rescaled only if the request has the values of black and white. All
+    other data are measured as they are.
     """
     rescaled = _rescale(data.images, request.settings.pixel_range)
     if rescaled.is_rescaled:

@@ -34,6 +34,11 @@ from tasks.sources.base import UNKEYED, Listing, RawRequest, hash_key
 MIN_TEST_SIZE = 25
 """Smallest number of test images without a note. The standard error of an accuracy is then at
 most 0.1."""
+ADAM_OPTIMIZERS = ("adam", "adamw")
+HIGH_ADAM_RATE = 1.0
+"""Smallest learning rate of Adam with a note. Adam moves each weight by about the learning rate
+in each step, and weights are usually below 1. The recipes of isweep use at most 0.002, and a
+tuning tries at most 0.1."""
 MAX_NAMED = 20
 """Largest number of classes in a message."""
 
@@ -177,15 +182,15 @@ def _check_same_data(workspace: Workspace, request: RawRequest, record: Prepared
         raise changed_data_error(request, change, workspace.paths.prepared(request.spec))
 
 
-def changed_own_data(workspace: Workspace) -> dict[str, int]:
-    """Return prepared datasets whose files changed, with the number of files.
+def changed_own_data(workspace: Workspace) -> dict[str, Listing]:
+    """Return prepared datasets whose files changed, with the list of their present files.
 
     The names, sizes or times of these files are not those of the preparation. A run then reads
     all files again, and refuses them if they contain other images. Call :func:`check_feasible`
     before.
     """
     sources = _own_sources(workspace, {})
-    num_files: dict[str, int] = {}
+    listings: dict[str, Listing] = {}
     for spec in workspace.plan.prepared:
         prepared = workspace.prepared.get(spec.prepared_id)
         if prepared is None or spec.dataset not in sources:
@@ -193,8 +198,8 @@ def changed_own_data(workspace: Workspace) -> dict[str, int]:
         request = _request(workspace, spec, sources[spec.dataset])
         listing = workspace.listings.of(request)
         if Preparation(request, listing, listing.dtype).raw_id() != prepared.record.raw_id:
-            num_files[spec.dataset] = len(listing.items)
-    return num_files
+            listings[spec.dataset] = listing
+    return listings
 
 
 def small_size_notes(plan: SweepPlan) -> Iterator[str]:
@@ -211,6 +216,20 @@ def small_size_notes(plan: SweepPlan) -> Iterator[str]:
         yield (
             f"The batch size, {min(batch_sizes):,}, is larger than the largest train size, "
             f"{plan.largest_size:,}. Each epoch then has only one training step."
+        )
+
+
+def learning_rate_notes(plan: SweepPlan) -> Iterator[str]:
+    """Yield a sentence on learning rates that are far above the usual ones of Adam."""
+    rates = {
+        trial.network.recipe.learning_rate
+        for trial in plan.trials
+        if trial.network.recipe.optimizer in ADAM_OPTIMIZERS
+    }
+    if rates and max(rates) >= HIGH_ADAM_RATE:
+        yield (
+            f"The learning rate of {max(rates):g} is very high for Adam, and the training will "
+            "probably diverge. Usual learning rates of Adam are 1e-5 to 1e-2."
         )
 
 

@@ -103,7 +103,10 @@ def _read(source: SweepSource) -> _Document:
     if isinstance(source, SweepSpec):
         source = source.model_dump(mode="json", exclude_unset=True, by_alias=True)
     if isinstance(source, Mapping):
-        return _Document(dict(source), "the sweep")
+        origin = "the sweep"
+        # Tuples and arrays become lists here, because only lists are checked for shorthands.
+        content = json.loads(_plain_json(dict(source), origin))
+        return _Document(content, origin)
     if isinstance(source, Path) or is_path(source):
         path = Path(source)
         if os.path.isdir(path):
@@ -233,8 +236,19 @@ def _problems_of(
     places = [detail["loc"] for detail in details]
 
     def is_consequence(detail: ErrorDetails) -> bool:
-        """Return whether a list is too short only because its items are wrong."""
+        """Return whether another mistake explains this one.
+
+        A list is too short because its items are wrong. A key is missing because it is written
+        without a blank after its colon, such as ``path:./images``.
+        """
         place = detail["loc"]
+        if detail["type"] == "missing":
+            *parents, name = place
+            return any(
+                other[:-1] == tuple(parents) and str(other[-1]).startswith(f"{name}:")
+                for other in places
+                if other
+            )
         is_of_item = any(
             len(longer) > len(place) and longer[: len(place)] == place for longer in places
         )
@@ -323,4 +337,9 @@ def _plain_json(document: object, origin: str) -> bytes:
         raise ConfigError(
             f"{origin} has the character {letter}, which cannot be saved as UTF-8",
             hint="Remove the character",
+        ) from None
+    except (ValueError, RecursionError):  # a circular reference, or more levels than JSON allows
+        raise ConfigError(
+            f"{origin} has a list or mapping that contains itself, or too many nested levels",
+            hint="Write each value in full, with fewer levels",
         ) from None

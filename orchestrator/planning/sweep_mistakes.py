@@ -48,6 +48,8 @@ EXPECTED_KINDS = {
     "model_type": "keys with values, for example {key: value}",
 }
 """Required form of a value, by pydantic's type of error."""
+MAX_SEED_COUNT = 10
+"""Largest number for `seeds` that may mean a number of seeds. More repetitions are rare."""
 VALUE_RULES = tuple(PLAIN_RULES.values())
 """First words of the rules on single values. A message about a value in a list gives its place."""
 
@@ -144,7 +146,7 @@ def _wrong_value(detail: ErrorDetails, keys: Sequence[int | str]) -> ConfigError
         if EXPECTED_KINDS[kind] == "a list":
             hint = "Write the values in brackets, for example `[a, b]`"
             if isinstance(value, (int, float)):
-                hint = f"Write `[{shown}]`"
+                hint = _list_hint(value, keys)
         required = EXPECTED_KINDS[kind]
         return ConfigError(f"`{dotted}` is {shown}, but should be {required}", hint=hint)
     rule = rule_of(detail["msg"])
@@ -154,6 +156,18 @@ def _wrong_value(detail: ErrorDetails, keys: Sequence[int | str]) -> ConfigError
     if rule.startswith(VALUE_RULES):
         place = _numbered(keys)
     return broken_rule(place, shown, rule)
+
+
+def _list_hint(value: float, keys: Sequence[int | str]) -> str:
+    """Return how to write a single number as a list. A number of seeds may mean how many."""
+    hint = f"Write `[{value!r}]`"
+    # A larger number, for example 42, is rarely the number of repetitions.
+    if list(keys) == ["seeds"] and value in range(2, MAX_SEED_COUNT + 1):
+        hint = (
+            f"For {value} seeds, write `{list(range(int(value)))}`. For the one seed {value}, "
+            f"write `[{value}]`"
+        )
+    return hint
 
 
 def _numbered(keys: Sequence[int | str]) -> str:
@@ -179,6 +193,12 @@ def _unknown_key(keys: tuple[int | str, ...], dotted: str) -> ConfigError:
             hint="Change it in the sweep file, below the name of the dataset",
         )
     known_keys = list(_fields_by_key(model))
+    name, colon, value = str(keys[-1]).partition(":")
+    if colon and name in known_keys:
+        return ConfigError(
+            f"`{dotted}` has no blank after its first colon, so YAML reads all of it as a key",
+            hint=f"Put a blank after the colon: `{name}: {value}`",
+        )
     similar = nearest(str(keys[-1]), known_keys)
     return ConfigError(
         f"`{dotted}` is not a known key",

@@ -214,7 +214,7 @@ def _find(
     if os.path.isfile(f"{source}.yaml"):
         raise ConfigError(
             f"No preset or sweep has the name {source}, but the file {source}.yaml exists",
-            hint=f"To use this file, write ./{source}.yaml",
+            hint=f"To use this file, give its path: ./{source}.yaml",
         )
     names = {*presets, *paths.sweep_names()}
     if paths.root.exists():

@@ -39,7 +39,7 @@ class RunPlan:
         not_prepared: One row per dataset that a run would prepare. For the user's own data the
             row contains the path, the number of listed files, and the excluded and the
             doubtful files by reason.
-        changed: Number of files of the user's own datasets whose files changed since their
+        changed: Present files of the user's own datasets whose files changed since their
             preparation, by dataset.
         extra_costs: Text about the cost of all work besides training.
     """
@@ -48,7 +48,7 @@ class RunPlan:
     cost: dict[str, Any]
     measures: list[dict[str, Any]]
     not_prepared: list[dict[str, Any]]
-    changed: dict[str, int]
+    changed: dict[str, Listing]
     extra_costs: str
 
 

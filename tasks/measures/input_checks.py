@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from numbers import Real
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -133,8 +134,14 @@ def checked_images(images: npt.ArrayLike) -> AnyArray:
         DataError: If the shapes differ, if a value is masked, or if values are not numbers.
     """
     array = checked_array("Images", images)
+    images_seen = array.ravel()[:1000]
+    if any(isinstance(image, (str, PurePath)) for image in images_seen):
+        raise DataError(
+            "Images contain texts or paths, but must be pixel values",
+            hint="For image files, pass the path of their folder, or of a CSV file with the "
+            "columns path and label. If the texts are numbers, convert them with .astype(float)",
+        )
     if array.dtype == object:
-        images_seen = array.ravel()[:1000]
         shapes = sorted({np.shape(image) for image in images_seen})
         if shapes == [()]:
             raise DataError(

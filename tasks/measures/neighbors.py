@@ -95,8 +95,8 @@ def nested_neighbors(
     relative error of at most 1e-5 in float32 and 1e-7 in float64.
 
     Args:
-        points: ``(num_source_rows, ...)`` array, or a source. The points of a smaller train
-            size come first.
+        points: ``(num_source_rows, ...)`` array, or a source. The training set of size n is its
+            first n points.
         labels: ``(num_source_rows,)`` integers, by source row; None to search neighbors only.
         train_sizes: Ascending train sizes, counted in positions.
         num_neighbors: Number of neighbors per point, at least 1.

@@ -13,12 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from search_spaces.errors import DataError, plural
-from tasks.prepared.blocks import Block
-from tasks.prepared.parts import Part, digest
-from tasks.prepared.preparation import Preparation
+from tasks.prepared.parts import digest
+from tasks.prepared.reading import Reading
 from tasks.prepared.record import PreparedRecord, fingerprint_of
 from tasks.prepared.store import PreparedDataset, replace_record
-from tasks.prepared.table import ImageTable
 from tasks.sources.base import RawRequest
 
 logger = logging.getLogger(__name__)
@@ -27,32 +25,21 @@ ROWS_AT_ONCE = 256
 images need 150 MB of memory."""
 
 
-def check_same_content(
-    finished: PreparedRecord,
-    destination: Path,
-    preparation: Preparation,
-    images: ImageTable,
-    parts: Sequence[Part],
-    blocks: Sequence[Block],
-) -> None:
+def check_same_content(finished: PreparedRecord, destination: Path, reading: Reading) -> None:
     """Check that the raw files still contain the prepared dataset.
 
     Args:
         finished: The record of the prepared dataset.
         destination: The folder of the prepared dataset.
-        preparation: The dataset and its raw files as they are now.
-        images: The images that were read from the raw files now.
-        parts: Metadata of the images, by block.
-        blocks: The items of each part.
+        reading: The images that were read from the raw files now.
 
     Raises:
         DataError: The content is different. The message contains the number of changed images.
         CorruptStoreError: The prepared dataset is damaged.
     """
-    request = preparation.request
-    if fingerprint_of(request, preparation.listing, preparation.dtype, images) == (
-        finished.fingerprint
-    ):
+    request = reading.preparation.request
+    images = reading.images
+    if fingerprint_of(reading.preparation, images) == finished.fingerprint:
         return
     num_left_by_digest = Counter(_stored_digests(destination))
     new_locators = []
@@ -60,8 +47,8 @@ def check_same_content(
         if num_left_by_digest[image_digest.tobytes()]:
             num_left_by_digest[image_digest.tobytes()] -= 1
         else:
-            item = blocks[part].items[parts[part].rows[row]["item"]]
-            new_locators.append(item.locator)
+            item_index = reading.parts[part].rows[row]["item"]
+            new_locators.append(reading.blocks[part].items[item_index].locator)
     changes = []
     if new_locators:
         first = request.hashed(new_locators[0])
@@ -70,7 +57,7 @@ def check_same_content(
     if num_missing:
         changes.append(f"{plural(num_missing, 'prepared image')} not found in the files")
     new_skips = []
-    for part_read in parts:
+    for part_read in reading.parts:
         new_skips += [skip for skip in part_read.skipped if skip not in finished.skipped_items]
     if new_skips:
         first_skip = f"{new_skips[0].locator} ({new_skips[0].reason})"

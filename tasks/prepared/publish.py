@@ -17,6 +17,7 @@ from search_spaces.errors import CorruptStoreError, DataError
 from search_spaces.specs import PreparedSpec
 from tasks.atomic import remove_folder, sync_folder
 from tasks.prepared.parts import Image, digest, open_images
+from tasks.prepared.reading import Reading
 from tasks.prepared.record import PreparedRecord
 from tasks.prepared.store import (
     MARKER,
@@ -72,8 +73,7 @@ def published_record(destination: Path, spec: PreparedSpec) -> PreparedRecord | 
 
 def build_and_publish(
     record: PreparedRecord,
-    images: ImageTable,
-    stems: Sequence[Path],
+    reading: Reading,
     destination: Path,
     executor: Executor,
     started: float,
@@ -82,8 +82,7 @@ def build_and_publish(
 
     Args:
         record: The record without the duration.
-        images: The images to write, with the part and row of each image.
-        stems: Paths of the part files without file extension.
+        reading: The images to write, and their part files.
         destination: The folder of the store.
         executor: Runs the writing tasks.
         started: Value of ``time.monotonic()`` when the preparation began.
@@ -92,8 +91,9 @@ def build_and_publish(
         The record of the store at the destination.
     """
     folder = destination.parent / f".{destination.name}.{secrets.token_hex(4)}"
+    stems = [block.stem for block in reading.blocks]
     try:
-        _write_arrays(folder, record, images, stems, executor)
+        _write_arrays(folder, record, reading.images, stems, executor)
         paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         file_digests = {}
         calls = [(path,) for path in paths]

@@ -13,9 +13,11 @@ from pydantic import BaseModel, ConfigDict
 from search_spaces.errors import plural
 from tasks.array_types import Int64Array
 from tasks.prepared.parts import COLOR, FORMAT_TRAIT, GRAY, Part, Skip
+from tasks.prepared.preparation import Preparation
+from tasks.prepared.reading import Reading
 from tasks.prepared.table import ImageTable, content_fingerprint
 from tasks.sources import OWN_KINDS, current_name
-from tasks.sources.base import Listing, RawRequest, format_counts
+from tasks.sources.base import format_counts
 from tasks.sources.own.splits import GivenSplit
 
 MAX_LISTED = 50
@@ -116,28 +118,19 @@ class PreparedRecord(BaseModel):
     label_rule: str = ""
 
 
-def make_record(
-    request: RawRequest,
-    listing: Listing,
-    dtype: str,
-    images: ImageTable,
-    parts: Sequence[Part],
-    skipped: Sequence[Skip],
-    raw_id: str,
-) -> PreparedRecord:
+def make_record(reading: Reading, skipped: Sequence[Skip]) -> PreparedRecord:
     """Build the record of a prepared dataset.
 
     Args:
-        request: The dataset and its raw files.
-        listing: The raw listing.
-        dtype: Type of the prepared pixels.
-        images: The images of the prepared dataset.
-        parts: Metadata of all images that were read.
+        reading: The images that were read.
         skipped: Items that could not be listed or read.
-        raw_id: Hash of the raw listing.
     """
-    spec = request.spec
-    dataset = request.dataset
+    preparation = reading.preparation
+    spec = preparation.request.spec
+    dataset = preparation.request.dataset
+    listing = preparation.listing
+    images = reading.images
+    parts = reading.parts
     names = listing.label_names
     num_images = len(images.labels)
     shape = (num_images, spec.channels, spec.image_size, spec.image_size)
@@ -148,11 +141,11 @@ def make_record(
         conversions.update(part.conversions)
     if current_name(dataset.source) in OWN_KINDS:
         conversions.update(channel_conversions(parts, spec.channels))
-    flags = _count_doubts(request, listing, images, parts, group_counts)
+    flags = _count_doubts(reading, group_counts)
     return PreparedRecord(
-        fingerprint=fingerprint_of(request, listing, dtype, images),
+        fingerprint=fingerprint_of(preparation, images),
         prepared_id=spec.prepared_id,
-        raw_id=raw_id,
+        raw_id=reading.raw_id,
         dataset=dataset.name,
         source=dataset.source,
         title=dataset.title,
@@ -179,37 +172,35 @@ def make_record(
         num_conflicts=images.num_conflicts,
         intensity=listing.intensity,
         pixel_range=(0.0, 255.0),
-        dtype=dtype,
+        dtype=preparation.dtype,
         shape=shape,
         seconds=0.0,
     )
 
 
-def fingerprint_of(
-    request: RawRequest,
-    listing: Listing,
-    dtype: str,
-    images: ImageTable,
-) -> str:
+def fingerprint_of(preparation: Preparation, images: ImageTable) -> str:
     """Return the fingerprint of a prepared dataset, see :class:`PreparedRecord`."""
-    spec = request.spec
+    spec = preparation.request.spec
     shape = (len(images.labels), spec.channels, spec.image_size, spec.image_size)
     header: dict[str, object] = {
-        "dtype": dtype,
+        "dtype": preparation.dtype,
         "shape": shape,
-        "label_names": listing.label_names,
+        "label_names": preparation.listing.label_names,
     }
     return content_fingerprint(images, header)
 
 
-def _count_doubts(
-    request: RawRequest,
-    listing: Listing,
-    images: ImageTable,
-    parts: Sequence[Part],
-    group_counts: Int64Array,
-) -> Counter[str]:
-    """Return possible problems of the data, with the number of affected images or items."""
+def _count_doubts(reading: Reading, group_counts: Int64Array) -> Counter[str]:
+    """Return possible problems of the data, with the number of affected images or items.
+
+    Args:
+        reading: The images that were read.
+        group_counts: ``(num_labels,)`` number of groups with an image of each label.
+    """
+    request = reading.preparation.request
+    listing = reading.preparation.listing
+    images = reading.images
+    parts = reading.parts
     flags = Counter(listing.flags)
     for part in parts:
         flags.update(part.flags)
@@ -291,8 +282,8 @@ def predictive_traits(parts: Sequence[Part]) -> dict[str, int]:
     If a trait predicts the label, a network may learn the trait instead of the image content. A
     trait is predictive if both of these conditions hold:
 
-    - Guessing the label from the trait is right more often than guessing the largest class, by at
-      least :data:`MIN_GAIN` of all images.
+    - The share of images whose label can be guessed from the trait exceeds the share of the
+      largest class by more than :data:`MIN_GAIN`.
     - The p value of a G-test of association is below :data:`MAX_P`.
 
     A trait with fewer than :data:`MIN_IMAGES_PER_VALUE` images per value is not tested.

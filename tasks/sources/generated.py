@@ -296,8 +296,8 @@ def generated_images(points: Points, side: int) -> Float32Array:
     images = _add_patterns(np.sin(angles), np.cos(angles) - 1, amplitude, side)
     if images.min() < 0 or images.max() > 255:
         raise ConfigError(
-            f"With these parameters, the generated images have pixels from {images.min():.0f} to "
-            f"{images.max():.0f}, but pixels must lie in 0 to 255",
+            f"With these parameters, the generated images have pixel values from "
+            f"{images.min():.0f} to {images.max():.0f}, but pixel values must be between 0 and 255",
             hint="Use fewer coordinates or bands, or smaller gaps",
         )
     return images.astype(np.float32)

@@ -192,8 +192,8 @@ def check_not_divided(name: str, images: Iterable[AnyArray]) -> None:
         raise DataError(
             f"{name}: all values of the images are 0 or 1. The images were probably divided by 255 "
             "and then stored as whole numbers",
-            hint="If so, save the images before the division, or as floats. If the images are "
-            "really black and white, multiply them by 255",
+            hint="If so, save the images before the division, or as floats. If every "
+            "pixel is really black or white, without grays, multiply the images by 255",
         )
 
 

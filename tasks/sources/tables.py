@@ -515,7 +515,7 @@ def read_table_rows(path: Path | str, request: RawRequest) -> TableRows:
         request: Gives the raw folder of locators, and makes errors.
 
     Raises:
-        DataError: The table cannot be read, or has another format than its extension.
+        DataError: The table cannot be read, or its format does not match its extension.
     """
     text = TableFormat(read_text, "text")
     table_format = READERS.get(PurePath(path).suffix.lower(), text)
@@ -597,8 +597,11 @@ KNOWN_KEYS = frozenset(
 
 
 def _error(request: RawRequest, path: Path | str, problem: str, *, hint: str = "") -> DataError:
-    """Return an error about a table, with the hash of the table's name."""
-    return request.error(f"table {request.hashed(PurePath(path).name)} {problem}", hint=hint)
+    """Return an error about a table, with the hash of the table's name unless it is the source."""
+    subject = f"table {request.hashed(PurePath(path).name)}"
+    if request.raw is not None and PurePath(path) == request.raw:
+        subject = "the table"
+    return request.error(f"{subject} {problem}", hint=hint)
 
 
 def describe_header(row: Sequence[str], expected_names: Sequence[str] = ()) -> str:

@@ -18,7 +18,7 @@ def datasets_to_add(fits: ScalingFits, fit: Fit, numbers: str, reason: str = "")
     Args:
         fits: All fits.
         fit: The fit that could not be made or tested.
-        numbers: The numbers that each dataset must have, in words.
+        numbers: What each dataset must have, for example ``losses and d_data``.
         reason: Why the fit could not be tested; empty if it could not be made.
     """
     if UNEQUAL_SCALES in (fit.reason, reason):

@@ -71,6 +71,7 @@ def _used_cells(
     for role, column in columns.name_by_role.items():
         if column in array.array_name_by_column:
             array_name = array.array_name_by_column[column]
+            _check_first_axis(file, array.images_name, array_name)
             cells[role] = _text_cells(file, array_name, num_images)
     return cells
 
@@ -88,6 +89,20 @@ def _unused_cells(
         with suppress(DataError):
             cells[column] = _text_cells(file, array_name, num_images)
     return cells
+
+
+def _check_first_axis(file: ArrayFile, images_name: str, array_name: str) -> None:
+    """Raise an error if the last axis of the images, not the first one, fits an array of cells."""
+    images_shape = file.header(images_name).shape
+    cells_shape = file.header(array_name).shape
+    if len(cells_shape) != 1 or cells_shape == images_shape[:1]:
+        return
+    if len(images_shape) > 2 and cells_shape == images_shape[-1:]:
+        raise file.error(
+            f"the array {images_name} has the shape {images_shape}, and the array {array_name} has "
+            f"{cells_shape[0]} values, so the last axis of {images_name} seems to count the images",
+            hint=f"Make it the first axis, with numpy.moveaxis({images_name}, -1, 0)",
+        )
 
 
 def _text_cells(file: ArrayFile, array_name: str, num_images: int) -> list[str]:

@@ -9,7 +9,8 @@ folders below the wrapper       result
 ``cats``, ``dogs``              They are top folders.
 ``train``, ``test``             They are splits.
 ``train``, ``test``, ``extra``  Error: ``extra`` is probably a split too, or does not belong
-                                here.
+                                here. If ``label_map`` names ``train`` and ``test``, they are
+                                top folders, unless ``extra`` has the same subfolders.
 ``train``, ``extra``            The first of these rules that applies:
 
                                 1. Both have two or more subfolders with the same names.
@@ -123,13 +124,14 @@ def _check_folders_beside_splits(
     subfolders_of_others = set().union(*(subfolders_by_folder[folder] for folder in others))
     # One equal name may be chance.
     have_same_classes = len(subfolders_of_splits & subfolders_of_others) > 1
-    if have_same_classes or _has_train_and_test(splits):
+    class_labels = dict(request.dataset.label_map)
+    are_classes = splits.issubset(class_labels)
+    if have_same_classes or (_has_train_and_test(splits) and not are_classes):
         raise request.error(
             f"some top folders are splits ({', '.join(sorted(splits))}), and others are not "
             f"({first_of(sorted(others))})",
             hint="Move the other folders elsewhere, or use the path of one split",
         )
-    class_labels = dict(request.dataset.label_map)
     for folder in sorted(splits.difference(class_labels)):
         if len(subfolders_by_folder[folder] - NOT_GROUP_FOLDERS) > 1:
             raise request.error(

@@ -211,7 +211,14 @@ FOUR_LABELS = [0, 1, 2, 0]
             {},
             r"Images have the shape \(0,\), but an axis for the pixels is missing\. Pass an array of shape",
         ),
-        (np.array([["a"]]), None, {}, "Images have the dtype"),
+        (np.array([["a"]]), None, {}, "Images contain texts or paths"),
+        (
+            np.zeros((8, 6, 4)),
+            [0, 1, 0, 1],
+            {},
+            r"has the shape \(8, 6, 4\), and there are 4 labels, so its last axis seems to count "
+            r"the images\. Make it the first axis, with numpy\.moveaxis\(images, -1, 0\)",
+        ),
         (
             FOUR_IMAGES,
             None,

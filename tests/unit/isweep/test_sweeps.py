@@ -59,6 +59,10 @@ def test_a_sweep_that_never_ran_has_no_results(root):
             get_result()
 
 
+CIRCLE: list[object] = []
+CIRCLE.append(CIRCLE)
+
+
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
@@ -66,6 +70,21 @@ def test_a_sweep_that_never_ran_has_no_results(root):
         ("./absent.yaml", {}, "The sweep file absent.yaml does not exist"),
         ({**SMALL, "model": []}, {}, r"`model` is not a known key\. Did you mean 'models'"),
         ({**SMALL, "models": [3j]}, {}, "a value that is not allowed in a sweep file: 3j"),
+        (
+            {**SMALL, "models": (name for name in ["small_cnn"])},
+            {},
+            "a value that is not allowed in a sweep file: <generator",
+        ),
+        (
+            {**SMALL, "datasets": CIRCLE},
+            {},
+            r"the sweep has a list or mapping that contains itself, or too many nested levels\. Write",
+        ),
+        (
+            {**SMALL, "datasets": np.array(["mnist"]), "model": []},
+            {},
+            r"`model` is not a known key\. Did you mean 'models'",
+        ),
         ({**SMALL, "recipe": "smke"}, {}, "Unknown recipe"),
         (SMALL, {"changes": {"models.7": "x"}}, "index 7, but the list has the indices 0 to 1"),
         (SMALL, {"changes": {"name.x.y": 1}}, "'small', which has no keys"),
@@ -108,6 +127,13 @@ def test_a_sweep_that_never_ran_has_no_results(root):
 def test_a_wrong_argument_of_run_is_refused_with_its_hint(root, source, options, message):
     with pytest.raises(isweep.SweepError, match=message):
         isweep.run(source, root=root, **options)
+
+
+@pytest.mark.parametrize("names", [("manifold_d4",), np.array(["manifold_d4"])])
+def test_datasets_may_be_a_tuple_or_an_array_of_names(root, names):
+    plan = isweep.plan({**SMALL, "datasets": names}, root=root)
+    listed_plan = isweep.plan({**SMALL, "datasets": ["manifold_d4"]}, root=root)
+    assert plan.table.equals(listed_plan.table)
 
 
 def test_numbers_of_numpy_are_numbers(root):

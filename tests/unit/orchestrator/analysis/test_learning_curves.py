@@ -397,6 +397,50 @@ def test_scores_that_do_not_improve_get_a_remark():
     assert "Your test loss stays the same with more images" in unchanged.lines()[1]
 
 
+@pytest.mark.parametrize(
+    ("scores", "num_test_images", "is_noted"),
+    [
+        ([0.6, 0.67, 0.78, 0.73], None, True),
+        ([0.6, 0.5, 0.78, 0.82], None, True),
+        ([0.6, 0.67, 0.78, 0.77], None, False),
+        ([0.6, 0.67, 0.78, 0.73], 100, False),  # two standard errors are 0.12
+        ([0.6, 0.67, 0.78, 0.73], 2000, True),
+        ([0.9, 0.97, 0.999, 0.998], None, False),
+    ],
+)
+def test_a_step_that_makes_the_score_clearly_worse_gets_a_remark(scores, num_test_images, is_noted):
+    points = [
+        CurvePoint(train_size=size, score=score, num_test_images=num_test_images)
+        for size, score in zip([105, 210, 840, 4200], scores, strict=True)
+    ]
+    line = answer(points, "net", CurveQuestion("accuracy")).expected_line
+    assert ("The accuracy gets clearly worse between two train sizes" in line) == is_noted
+    if scores[2:] == [0.78, 0.73] and is_noted:
+        assert "sizes: 0.78 at 840 and 0.73 at 4,200 images. Check both rows for typing" in line
+
+
+@pytest.mark.parametrize("column", ["train_accuracy", "training_acc", "train_loss"])
+def test_scores_on_training_images_are_never_suggested(column):
+    table = pd.DataFrame({"train_size": [50, 100, 200], column: [0.7, 0.8, 0.9]})
+    hint = rf"The scores in the column {column} are measured on training images"
+    for metric in ("accuracy", "loss"):
+        with pytest.raises(DataError, match=hint) as caught:
+            answers(table, CurveQuestion(metric))
+        assert "Rename" not in str(caught.value)
+        assert "Did you mean" not in str(caught.value)
+    with pytest.raises(DataError, match=hint):
+        metric_of(table)
+
+
+def test_a_workbook_of_results_is_to_be_saved_as_csv(tmp_path):
+    file = tmp_path / "curve.xlsx"
+    file.write_bytes(b"PK\x03\x04\xff\xfe")
+    with pytest.raises(ConfigError, match=r"is an Excel workbook, not a CSV file\. Save the sheet"):
+        read_curve(file)
+    with pytest.raises(ConfigError, match="cannot be read as a CSV file"):
+        read_curve(tmp_path / "absent.xlsx")
+
+
 def test_a_target_that_is_already_met_needs_no_more_images():
     question = CurveQuestion(target=0.9)
     curve_answer = answer(curve_points([100, 200, 400], [0.5, 0.4, 0.3]), "net", question)

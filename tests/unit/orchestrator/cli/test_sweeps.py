@@ -9,8 +9,13 @@ import pytest
 
 from orchestrator.cli import printing
 from orchestrator.cli.app import parse
+from orchestrator.cli.sweeps import _obstacles
 from orchestrator.machine.locks import exclusive
 from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.workspace import Workspace
+from orchestrator.running.run_plan import RunPlan
+from tasks.sources.base import Item, Listing
+from tests.small_sweep import small_sweep
 
 SWEEP = """
 name: mine
@@ -250,3 +255,18 @@ def test_failures_are_grouped_by_reason():
         "failed (setup) 5 ×: no disk  [t0, t1, t2 and 2 more]",
         "failed (bad_data) 1 ×: no images  [u]",
     ]
+
+
+def test_plan_notes_doubts_about_changed_files_of_a_prepared_dataset(tmp_path):
+    workspace = Workspace.open(small_sweep("changed"), str(tmp_path))
+    listing = Listing(
+        items=[Item("a.png", 0)] * 60, excluded={"no label": 3}, flags={"column MRN not used": 60}
+    )
+    run_plan = RunPlan(
+        rows=[], cost={}, measures=[], not_prepared=[], changed={"mine": listing}, extra_costs=""
+    )
+    lines = list(_obstacles(workspace, run_plan))
+    note = next(place for place, line in enumerate(lines) if "have other names, sizes" in line)
+    assert "reads these 60 files again" in lines[note]
+    assert lines[note + 1] == "  left out: no label, 3"
+    assert lines[note + 2] == "  doubtful: column MRN not used, 60"

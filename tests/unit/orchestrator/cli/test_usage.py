@@ -60,6 +60,8 @@ pln smoke | Unknown command "pln". Did you mean "plan"?
 resume smoke | There is no command resume. Type `isweep run SWEEP`
 plan a b | `isweep plan` does not accept b. See `isweep plan --help`.
 plan smoke --set seeds=0 | `seeds` is 0, but should be a list. Write `[0]`.
+plan smoke --set seeds=3 | `seeds` is 3, but should be a list. For 3 seeds, write `[0, 1, 2]`. For the one seed 3, write `[3]`.
+plan smoke --set seeds=42 | `seeds` is 42, but should be a list. Write `[42]`.
 predict smoke --target-acc 0.9 | Unknown option: --target-acc. Did you mean --target-accuracy? See
 predict smoke --target-accuracy 95 | The target accuracy is 95, but it must be above 0 and below 1
 predict smoke --target-accuracy 900% | The target accuracy is 9, but it must be above 0 and below 1
@@ -69,6 +71,7 @@ measure digits --device gpu | torch has no device gpu. Did you mean `--device cu
 plan smoke --set train_sizes=[-220] | value 1 of `train_sizes` is -220, but must be at least 2
 plan smoke --set seeds=[0,0] | preset smoke with changed values of seeds: `seeds` lists 0 more than once
 init ./mine.yaml | mine.yaml is a sweep file, but isweep init needs images. Give a folder
+results smoke --best --metric auc | Unknown option: --metric. `isweep results SWEEP --best` ranks
 plan smoke --rot x | Unknown option: --rot. Did you mean --root?
 run smoke --no-quiet | Unknown option: --no-quiet. Did you mean --quiet?
 plan smoke -j | Unknown option: -j

@@ -6,7 +6,12 @@ import shutil
 import numpy as np
 import pytest
 
-from orchestrator.planning.checks import changed_own_data, check_feasible, small_size_notes
+from orchestrator.planning.checks import (
+    changed_own_data,
+    check_feasible,
+    learning_rate_notes,
+    small_size_notes,
+)
 from orchestrator.planning.workspace import Workspace
 from search_spaces.datasets import DATASETS
 from search_spaces.errors import DataError, SweepError
@@ -256,7 +261,8 @@ def test_files_with_other_times_are_counted_for_a_note(open_prepared, tmp_path):
     os.utime(tmp_path / "raw" / "b" / "1.png", (1, 1))
     workspace = open_prepared()
     assert check_feasible(workspace) == {}
-    assert changed_own_data(workspace) == {"mine": 60}
+    (listing,) = changed_own_data(workspace).values()
+    assert len(listing.items) == 60
 
 
 @pytest.mark.parametrize(
@@ -274,3 +280,19 @@ def test_a_small_test_set_and_a_large_batch_are_noted(tmp_path, changes, notes):
     sweep = small_sweep("small", train_sizes=[20], **changes)
     lines = list(small_size_notes(Workspace.open(sweep, str(tmp_path)).plan))
     assert [line[: len(note)] for line, note in zip(lines, notes, strict=True)] == notes
+
+
+@pytest.mark.parametrize(
+    ("recipe", "num_notes"),
+    [
+        ({"learning_rate": 1.0}, 1),
+        ({"learning_rate": 10.0, "optimizer": "adamw"}, 1),
+        ({"learning_rate": 0.1}, 0),
+        ({"learning_rate": 1.0, "optimizer": "sgd"}, 0),
+    ],
+)
+def test_a_learning_rate_of_one_or_more_with_adam_is_noted(tmp_path, recipe, num_notes):
+    sweep = small_sweep("fast", recipe={"from": "demo", **recipe})
+    notes = list(learning_rate_notes(Workspace.open(sweep, str(tmp_path)).plan))
+    assert len(notes) == num_notes
+    assert all("is very high for Adam" in note for note in notes)

@@ -833,3 +833,12 @@ def test_the_name_of_a_field_in_the_code_is_not_a_key_of_a_sweep_file(key, value
     }
     with pytest.raises(ConfigError, match=rf"`datasets\.0\.{key}` is not a known key"):
         load_sweep(document)
+
+
+def test_a_key_without_a_blank_after_its_colon_is_one_problem_with_its_fix():
+    text = GOOD.replace("[mnist5k]", "[{name: scans, own: {kind: folder, path:./mini}}]")
+    with pytest.raises(
+        ConfigError, match=r"Put a blank after the colon: `path: \./mini`"
+    ) as caught:
+        parse(text)
+    assert "`datasets.0.own.path` is missing" not in str(caught.value)

@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from search_spaces.errors import ConfigError, DataError
@@ -309,12 +311,23 @@ def ragged():
         (
             np.array([["a"], ["b"]]),
             [0, 1],
-            "Images have the dtype <U1, but must be real numbers of at most 64 bits",
+            "Images contain texts or paths, but must be pixel values",
         ),
         (
             np.array([[1, 2], [3, 4]], object),
             [0, 1],
             "Images have the dtype object, but must be real numbers",
+        ),
+        (
+            ["cat/1.png", "cat/2.png"],
+            [0, 1],
+            "For image files, pass the path of their folder, or of a CSV file",
+        ),
+        ([Path("1.png")], [0], "Images contain texts or paths, but must be pixel values"),
+        (
+            pd.DataFrame({"path": ["1.png", "2.png"], "label": [0, 1]}),
+            [0, 1],
+            "Images contain texts or paths, but must be pixel values",
         ),
         (np.float32(5), [0], r"Images cannot be converted to an array: 5\.0"),
         (

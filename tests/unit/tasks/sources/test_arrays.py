@@ -169,6 +169,12 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, object], str | dict[str,
         {},
         r"contains int64 values of shape \(12,\), not one number or text for each of the 5 images",
     ),
+    "images along the last axis": (
+        of(np.moveaxis(IMAGES, 0, -1)),
+        {},
+        r"array images has the shape \(8, 8, 12\), and the array labels has 12 values, so the last "
+        r"axis of images seems to count the images\. Make it the first axis",
+    ),
     # shapes and values
     "one image": (of(IMAGES[0]), {}, SHAPE),
     "no image": (of(IMAGES[:0], LABELS[:0]), {}, SHAPE),

@@ -58,6 +58,16 @@ CASES = {
         classes=("car", "train"),
         groups=3,
     ),
+    "classes called train and test beside other classes": case(
+        *("train/", "test/", "bus/", "car/", "ship/"),
+        label_map={"train": "train", "test": "crash test"},
+        classes=("bus", "car", "crash test", "ship", "train"),
+    ),
+    "splits with a class called train and one called test": case(
+        *cross(("train", "test", "extra"), ("train", "test")),
+        label_map={"train": "train", "test": "test"},
+        refused=NOT_BOTH,
+    ),
     "archives and a compressed table": case(
         "a.tar.gz", "labels.csv.gz", refused=r"(?s)^(?!.*NIfTI).*The folder contains archives"
     ),

@@ -70,7 +70,11 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     ),
     "empty": (b"", {}, "cannot be read: empty file"),
     "only a header": ("path,label\n", {}, r"the table has a header, but no rows\."),
-    "no path": ("file,label\ncat/0.png,1\n", {}, "has no column 'path' among file, label"),
+    "no path": (
+        "file,label\ncat/0.png,1\n",
+        {},
+        "the table has no column 'path' among file, label",
+    ),
     **{
         f"two columns {name}": (
             f"path,label,{name},{name}\ncat/0.png,1,2,2\n",
