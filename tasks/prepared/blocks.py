@@ -1,7 +1,7 @@
 """Blocks of items: divide a listing, read the blocks in parallel tasks, return the parts in order.
 
-Every block has part files, from which an interrupted preparation continues. A block may be read on
-a node with another disk, if the same files are on that disk.
+Every block has part files, from which an interrupted preparation continues. A block may be
+read on a node with another disk, if the same files are on that disk.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Block(NamedTuple):
 
     Attributes:
         items: The items.
-        stem: Path of the part files without file extension. The name is a hash of everything that
-            changes the content of the part.
+        stem: Path of the part files without file extension. The name is a hash of everything
+            that changes the content of the part.
     """
 
     items: Sequence[Item]

@@ -1,9 +1,9 @@
 """Part files: the result of one reading task. An interrupted preparation continues from them.
 
-A part consists of two files. ``<name>.npy`` contains the prepared images of one block of items, in
-order. ``<name>.json`` contains the metadata of these images, with hashed ids. The second file is
-written last, and atomically. Equal inputs result in equal parts. So two processes that prepare the
-same data at the same time may overwrite each other's parts.
+A part consists of two files. ``<name>.npy`` contains the prepared images of one block of
+items, in order. ``<name>.json`` contains the metadata of these images, with hashed ids. The
+second file is written last, and atomically. Equal inputs result in equal parts. So two
+processes that prepare the same data at the same time may overwrite each other's parts.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ METADATA_DTYPE = np.dtype(
     ]
 )
 """Metadata of an image. ``item``: index of the item in the block. ``label``: class index.
-``group``: keyed hash of the group. ``patient``: keyed hash of the patient in the image header, 0 if
-unknown. ``split``: code of the given split. ``digest``: SHA-256 of the prepared pixels.
+``group``: keyed hash of the group. ``patient``: keyed hash of the patient in the image header,
+0 if unknown. ``split``: code of the given split. ``digest``: SHA-256 of the prepared pixels.
 """
 FORMAT_TRAIT = "mode, size or conversion of the raw image"
 """Name of the trait that every image has: its color mode, size and conversions."""

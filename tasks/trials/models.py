@@ -316,8 +316,8 @@ def _check_forward(spec: ModelSpec, model: PixelModel, options: _BuildOptions) -
         network_name = f"Your network {spec.architecture}"
         hint = CORRECT_FORWARD
     raise ConfigError(
-        f"{network_name} returned {returned} for {plural(num_images, 'image')}, but should return "
-        f"logits of the shape ({num_images}, {options.num_outputs})",
+        f"{network_name} returned {returned} for {plural(num_images, 'image')}, but should "
+        f"return logits of the shape ({num_images}, {options.num_outputs})",
         hint=hint,
     )
 
