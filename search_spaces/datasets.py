@@ -94,7 +94,7 @@ def own_dataset_spec(name: str, user_data: UserSourceSpec) -> DatasetSpec:
         source=user_data.kind,
         description="user data",
         terms="terms of the user data",
-        raw_layout="see docs/datasets.md",
+        raw_layout="see docs/reference/data-formats.md",
         groups="groups in the user data",
         label_map=tuple(sorted(user_data.label_map.items())),
     )

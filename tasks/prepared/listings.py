@@ -98,7 +98,7 @@ def list_raw(request: RawRequest) -> Listing:
     counts = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items())
     hint = f"Arrange the files in this layout: {dataset.raw_layout}"
     if current_name(dataset.source) in OWN_KINDS:
-        hint = "docs/datasets.md lists the layouts that isweep reads"
+        hint = "docs/reference/data-formats.md lists the layouts that isweep reads"
     raise request.error(
         f"no image of the raw files can be used ({counts or 'there are no files'})", hint=hint
     )

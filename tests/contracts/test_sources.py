@@ -230,7 +230,7 @@ def test_every_dataset_has_a_source_in_the_table(name):
 
 @pytest.mark.parametrize("kind", OWN_KINDS)
 def test_every_kind_is_documented_with_valid_options(kind):
-    text = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
+    text = (Path(__file__).parents[2] / "docs/reference/data-formats.md").read_text()
     assert f"| `{kind}` |" in text
     assert set(OWN_KINDS[kind].options) <= set(OWN_OPTIONS) <= UserSourceSpec.model_fields.keys()
 
