@@ -44,8 +44,8 @@ from search_spaces.interventions import (
     BaseDatasetSpec,
     ChangedImages,
     ConditionSpec,
+    ControlledDatasetSpec,
     ExperimentDataset,
-    GeneratedDatasetSpec,
     checked_training_parameters,
 )
 from search_spaces.tuning import TuneSpec
@@ -302,7 +302,7 @@ class DatasetChoice(specs.Spec):
     name: specs.Name
     class_pairs: tuple[PairChoice, ...] | None = None
     user_source: UserSourceSpec | None = Field(default=None, alias="own")
-    generated: GeneratedDatasetSpec | None = Field(default=None, alias="made")
+    generated: ControlledDatasetSpec | None = Field(default=None, alias="made")
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:

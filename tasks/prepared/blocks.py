@@ -160,11 +160,11 @@ def _read_elsewhere(
 ) -> None:
     """Read missing parts on nodes that have the same files. Write these parts in this process."""
     missing = parts.missing()
-    shared = preparation.for_other_node()
+    portable = preparation.for_other_node()
     calls = []
     for index in missing:
         block = blocks[index]
-        calls.append((shared, block.items, block.stem.name))
+        calls.append((portable, block.items, block.stem.name))
     for call_index, result in other_nodes.map_unordered(
         prepare_block_if_files_match, calls, spread=True
     ):
@@ -174,19 +174,23 @@ def _read_elsewhere(
         index = missing[call_index]
         save_part(blocks[index].stem, part, images)
         parts.add(index, part)
-    num_refused = len(parts.missing())
-    if num_refused:
+    num_missing = len(parts.missing())
+    if num_missing:
         logger.warning(
-            "%d blocks of images are read on the driver's node, because the files on other "
-            "nodes are different",
-            num_refused,
+            "%d blocks of images could not be read on other nodes, because these nodes do not "
+            "have the same raw files",
+            num_missing,
         )
 
 
 def prepare_block_if_files_match(
     preparation: Preparation, items: Sequence[Item], name: str
 ) -> tuple[Part, list[Image]] | None:
-    """Read a block if this node has the listed files; otherwise return None."""
+    """Read a block if this node has the listed files; otherwise return None.
+
+    The name of a part is a hash of its items, and of the sizes and times of their files. So an
+    equal name means equal files.
+    """
     try:
         is_same = preparation.part_name(items) == name
     except (DataError, OSError):
