@@ -99,9 +99,9 @@ SOURCES: dict[str, SourceRow] = {
     "table": SourceRow(
         "tasks.sources.manifest:table",
         own_kind=OwnKind(
-            "a table (.csv, .tsv, .xlsx, .jsonl, .parquet) with path and label of pictures, DICOM "
-            "files or NIfTI volumes; or .parquet files with the images in them (Hugging Face "
-            "datasets)",
+            "a table (.csv, .tsv, .xlsx, .jsonl, .parquet) with path and label of pictures, "
+            "DICOM files or NIfTI volumes; or .parquet files with the images in them (Hugging "
+            "Face datasets)",
             extensions=(".csv", ".tsv", ".xlsx", ".jsonl", ".ndjson", ".json", ".parquet"),
             options=("label_columns",),
             former_names=("csv", "dicom_csv", "nifti_csv", "parquet"),

@@ -350,7 +350,10 @@ class TrainedNetwork:
 RequestKind = TypeVar("RequestKind", bound=MeasurementRequest)
 
 
-def _of_type(requests: Sequence[MeasurementRequest], kind: type[RequestKind]) -> list[RequestKind]:
+def _of_type(
+    requests: Sequence[MeasurementRequest],
+    kind: type[RequestKind],
+) -> list[RequestKind]:
     """Return the requests of one kind."""
     return [request for request in requests if isinstance(request, kind)]
 

@@ -323,7 +323,12 @@ def _check_forward(spec: ModelSpec, model: PixelModel, options: _BuildOptions) -
 
 
 def check_buildable(
-    spec: ModelSpec, *, num_outputs: int, in_channels: int, image_size: int, dropout: float | None
+    spec: ModelSpec,
+    *,
+    num_outputs: int,
+    in_channels: int,
+    image_size: int,
+    dropout: float | None,
 ) -> None:
     """Check that a network can be built, before data are prepared or a network is trained.
 

@@ -18,7 +18,10 @@ from tasks.sources.class_folders.layout import choose_layout
 from tasks.sources.class_folders.masks import is_mask_of
 from tasks.sources.class_folders.paths import ImagePath
 from tasks.sources.class_folders.scan import OUTSIDE_CLASSES, FolderScan, scan_folder
-from tasks.sources.class_folders.split_checks import LAYOUT_HINT, check_splits_are_above_classes
+from tasks.sources.class_folders.split_checks import (
+    LAYOUT_HINT,
+    check_splits_are_above_classes,
+)
 from tasks.sources.class_folders.upper_folders import TRAIN_AND_TEST
 from tasks.sources.dicom import INTENSITY, single_reader
 from tasks.sources.own.listing import named_flags, own_listing
@@ -31,8 +34,8 @@ TABLE_EXTENSIONS = (".csv", ".tsv", ".xlsx", ".jsonl")
 """Extensions of files that may be the table of labels."""
 HINT_BY_EXTENSIONS = {
     TABLE_EXTENSIONS: (
-        "If the table in this folder lists the images, set kind to table and use the path of the "
-        "table"
+        "If the table in this folder lists the images, set kind to table and use the path of "
+        "the table"
     ),
     ARCHIVES: (
         "The folder contains archives: use the path of one archive, or unpack the archives here"
@@ -73,7 +76,8 @@ def list_folder(request: RawRequest) -> Listing:
     root = request.root()
     if root.is_file() and not is_archive_name(root.name):
         raise request.error(
-            "the source is a file, not a folder", hint="Use the path of a folder, a .zip or a .tar"
+            "the source is a file, not a folder",
+            hint="Use the path of a folder, a .zip or a .tar",
         )
     tree = RawTree(request)
     scan = scan_folder(tree, request)
@@ -173,8 +177,9 @@ def _check_two_classes(
     for name in sorted(left_out_folders):
         option = quote(f"{name}={name}")
         hints.append(
-            f"The folder {name!r} was left out, because folders of this name usually contain no "
-            f"class. If it is a class, add --label-map {option} (in a sweep file: label_map)"
+            f"The folder {name!r} was left out, because folders of this name usually contain "
+            f"no class. If it is a class, add --label-map {option} (in a sweep file: "
+            "label_map)"
         )
     hints.append(LAYOUT_HINT)
     for hint_extensions, hint in HINT_BY_EXTENSIONS.items():
