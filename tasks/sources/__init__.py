@@ -62,7 +62,7 @@ SOURCES: dict[str, SourceRow] = {
     "dbc": SourceRow("tasks.sources.tcia:dbc"),
     "digits_even_odd": SourceRow("tasks.sources.demo:digits_even_odd", "none"),
     "folder": SourceRow(
-        "tasks.sources.class_folders.listing:folder",
+        "tasks.sources.class_folders.listing:FOLDER_SOURCE",
         own_kind=OwnKind(
             "a folder (or a .zip or .tar of one) with one subfolder of images per class",
             options=("layout",),

@@ -76,6 +76,20 @@ MAX_NAME_LENGTH = 30
 """Largest number of characters of a column's name in a message or flag."""
 
 
+def column_key(name: str) -> str:
+    """Return a column's name in lower case, without blanks, ``_`` and ``-``.
+
+    Two names are the same column if their keys are equal.
+    """
+    return re.sub(r"[\s_-]+", "", name).casefold()
+
+
+KNOWN_KEYS = frozenset(
+    column_key(name) for column, aliases in COLUMNS.items() for name in (column, *aliases)
+)
+"""Keys of all names in :data:`COLUMNS`. They show whether a line is a header."""
+
+
 @dataclass(frozen=True)
 class TableRows:
     """The rows of a table as text.
@@ -545,14 +559,6 @@ def column_keys(path: Path | str, request: RawRequest) -> set[str]:
     return set(map(column_key, rows[0] if rows else ()))
 
 
-def column_key(name: str) -> str:
-    """Return a column's name in lower case, without blanks, ``_`` and ``-``.
-
-    Two names are the same column if their keys are equal.
-    """
-    return re.sub(r"[\s_-]+", "", name).casefold()
-
-
 def flags_for_unused_columns(
     names: Sequence[str],
     group_like: Collection[str] = (),
@@ -596,11 +602,6 @@ def is_name_of_attribute(name: str) -> bool:
     for word in GROUP_WORDS:
         key = key.removeprefix(word)
     return key in ATTRIBUTE_WORDS
-
-
-KNOWN_KEYS = frozenset(
-    column_key(name) for column, aliases in COLUMNS.items() for name in (column, *aliases)
-)
 
 
 def _error(

@@ -92,7 +92,7 @@ def list_folder(request: RawRequest) -> Listing:
     # Flag -> number of images or folders that it concerns.
     flags = _flag_empty_folders(tree, images, scan, layout)
     for name in sorted(left_out_folders):
-        flags[f"folder left out; to use it as a class: --label-map {quote(f'{name}={name}')}"] = 1
+        flags[f"folder left out; to use it as a class: {_option_for_class(name)}"] = 1
     num_nested_deeper = sum(len(image.path.subfolders) > 1 for image in images)
     if num_nested_deeper:
         flags["in a deeper folder, counted to its group"] = num_nested_deeper
@@ -118,9 +118,6 @@ def list_folder(request: RawRequest) -> Listing:
         sort_classes=sorted,
         base_listing=Listing(flags=flags, excluded=excluded, intensity=INTENSITY),
     )
-
-
-folder = Source(list_folder, single_reader)
 
 
 def _images_of_classes(image_paths: Sequence[ImagePath], layout: Layout) -> list[ClassImage]:
@@ -175,10 +172,9 @@ def _check_two_classes(
         for name in tops:
             hints.append(f"If the classes are the subfolders of {name!r}, use the path of {name!r}")
     for name in sorted(left_out_folders):
-        option = quote(f"{name}={name}")
         hints.append(
             f"The folder {name!r} was left out, because folders of this name usually contain "
-            f"no class. If it is a class, add --label-map {option} (in a sweep file: "
+            f"no class. If it is a class, add {_option_for_class(name)} (in a sweep file: "
             "label_map)"
         )
     hints.append(LAYOUT_HINT)
@@ -195,6 +191,11 @@ def _check_two_classes(
         "images outside class folders, but two classes are needed",
         hint=". ".join(hints),
     )
+
+
+def _option_for_class(name: str) -> str:
+    """Return the option that uses a left-out folder as a class."""
+    return f"--label-map {quote(f'{name}={name}')}"
 
 
 def _check_distinct_names(
@@ -229,7 +230,7 @@ def _flag_empty_folders(
     upper_folders = scan.upper_folders
     empty_folders = []
     for folder_path in tree.folders:
-        path = upper_folders.divide(f"{folder_path}/")  # as for a file in this folder
+        path = upper_folders.divide_folder(folder_path)
         if path is None or path.top_path != folder_path:
             continue  # not a top folder
         is_used = not upper_folders.has_splits or path.split in TRAIN_AND_TEST
@@ -240,3 +241,6 @@ def _flag_empty_folders(
     if layout == "class/group":
         return named_flags("class folder without an image", empty_folders, MAX_NAMED_FOLDERS)
     return {"folder without an image": len(empty_folders)} if empty_folders else {}
+
+
+FOLDER_SOURCE = Source(list_folder, single_reader)
