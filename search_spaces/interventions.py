@@ -118,7 +118,7 @@ _REACH = Parameter(
     default=1,
     low=0,
     high=1,
-    meaning="share of the images to blend, from those nearest to an image of another class",
+    meaning="share of the images to blend. Images nearest to another class are blended first",
 )
 # Sweep files contain the names of these parameters, so the names must not change. Names such
 # as bits, frequency and draw do not explain themselves. Read the meaning.

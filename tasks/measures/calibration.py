@@ -4,7 +4,7 @@ If the dimension is high for the number of points, estimates from neighbor dista
 low. This bias also depends on the shape of the data. Data of different shapes also differ in
 other statistics of the distances, so the correction uses these statistics. It has three steps:
 
-1. Compute four statistics of the data (:func:`statistics`). T_k is the distance to the k-th
+1. Compute four statistics of the data (:func:`shape_statistics`). T_k is the distance to the k-th
    nearest neighbor.
 
    - ``ln d`` by MLE.
@@ -155,7 +155,7 @@ def calibrate(
         source_rows=chosen_rows,
     )
     pair_distances = _pair_distances(source, chosen_rows)
-    observed = statistics(search.tables[0], pair_distances, num_neighbors)
+    observed = shape_statistics(search.tables[0], pair_distances, num_neighbors)
     if observed is None:
         reason = "all neighbor distances are zero or equal"
         return _undefined(num_points, num_neighbors, reason)
@@ -214,7 +214,7 @@ def _notes(result: Posterior) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def statistics(
+def shape_statistics(
     table: NeighborTable,
     pair_distances: FloatArray,
     num_neighbors: int,
@@ -295,7 +295,7 @@ def simulate_one(
     rng = np.random.default_rng([*seed, dimension, family_key])
     source = as_source(MANIFOLDS[family](num_points, dimension, rng))
     table = nested_neighbors(source, None, [num_points], num_neighbors).tables[0]
-    return statistics(table, _pair_distances(source, np.arange(num_points)), num_neighbors)
+    return shape_statistics(table, _pair_distances(source, np.arange(num_points)), num_neighbors)
 
 
 def _pair_distances(source: BlockSource, chosen_rows: IntArray) -> FloatArray:

@@ -38,7 +38,7 @@ Progress = Callable[[int, int], None]
 
 BLOCK_BYTES = 64 << 20
 """Largest number of bytes of prepared images in one block, for any block size of the source."""
-Tar = tuple[str, ...]
+TarPath = tuple[str, ...]
 """The path of a compressed tar: a file, then archives inside it; empty if there is none."""
 
 
@@ -115,9 +115,10 @@ def read_blocks(
         preparation: The dataset and its raw files.
         blocks: The blocks.
         executor: Runs tasks on nodes that have the raw download and the folder of the parts.
-        other_nodes: Runs tasks on other nodes, which may have the raw download. Such a task
+        other_nodes: Runs tasks on nodes that may have a copy of the raw files. Such a task
             reads a block only if the node's files have the listed names, sizes and times. This
-            process writes the part. ``executor`` reads all other blocks.
+            process then writes the part. ``executor`` reads the blocks that no other node could
+            read. None if there are no other nodes.
         on_progress: Function that is called after every block.
 
     Returns:
@@ -210,8 +211,8 @@ def reading_order(request: RawRequest, items: Sequence[Item]) -> Rows | None:
         each compressed tar, in the order of the tar. None if no compressed tar contains
         several items.
     """
-    tars = [_packed_tar(item.locator) for item in items]
-    positions: dict[Tar, dict[str, int]] = {}
+    tars = [_compressed_tar(item.locator) for item in items]
+    positions: dict[TarPath, dict[str, int]] = {}
     for tar, count in sorted(Counter(tars).items()):
         if tar and count > 1:
             with suppress(RefusedArchive):
@@ -220,17 +221,17 @@ def reading_order(request: RawRequest, items: Sequence[Item]) -> Rows | None:
                 positions[tar] = {member: position for position, member in enumerate(members)}
     if not positions:
         return None
-    keys: list[tuple[Tar, int, int]] = []
+    keys: list[tuple[TarPath, int, int]] = []
     for index, (tar, item) in enumerate(zip(tars, items, strict=True)):
         if tar in positions:
             member = split_locator(item.locator)[-1]
             keys.append((tar, positions[tar].get(member, 0), index))
         else:
-            keys.append(((), index, index))
+            keys.append(((), index, index))  # () sorts before every tar
     return np.array([index for _, _, index in sorted(keys)], dtype=np.intp)
 
 
-def _packed_tar(locator: str) -> Tar:
+def _compressed_tar(locator: str) -> TarPath:
     *archives, _ = split_locator(locator)
     if archives and archives[-1].lower().endswith(PACKED_TARS):
         return tuple(archives)
@@ -255,6 +256,6 @@ def restore_listed_order(
     for part in parts:
         read_positions.append(start + part.rows["item"])
         start += part.num_items
-    # `order` has the place in the listing of each place in the order of reading.
+    # order[p] is the place in the listing of the item that was read as the p-th, from p = 0.
     listed_positions = order[np.concatenate(read_positions)]
     return images.take(np.argsort(listed_positions, kind="stable"))
