@@ -18,7 +18,7 @@ import numpy as np
 from search_spaces.errors import DataError
 from tasks.prepared.parts import (
     Image,
-    Part,
+    PartMetadata,
     load_part,
     prepare_and_save_block,
     prepare_block,
@@ -75,18 +75,18 @@ def cut_blocks(preparation: Preparation, items: Sequence[Item], folder: Path) ->
 
 
 class _Parts:
-    """The parts of blocks, which are added in any order."""
+    """The metadata of the parts of all blocks, which are added in any order."""
 
     def __init__(self, blocks: Sequence[Block], on_progress: Progress) -> None:
         self._blocks = blocks
         self._on_progress = on_progress
-        self._by_index: dict[int, Part] = {}
+        self._by_index: dict[int, PartMetadata] = {}
         self._num_items = sum(len(block.items) for block in blocks)
         self._num_read = 0
         on_progress(0, self._num_items)
 
-    def add(self, index: int, part: Part | None) -> None:
-        """Add the part of a block, unless ``part`` is None."""
+    def add(self, index: int, part: PartMetadata | None) -> None:
+        """Add the metadata of a block's part, unless ``part`` is None."""
         if part is None:
             return
         self._by_index[index] = part
@@ -97,8 +97,8 @@ class _Parts:
         """Return the indices of the blocks that have no part yet."""
         return [index for index in range(len(self._blocks)) if index not in self._by_index]
 
-    def in_order(self) -> list[Part]:
-        """Return the parts in the order of the blocks."""
+    def in_order(self) -> list[PartMetadata]:
+        """Return the metadata of the parts, in the order of the blocks."""
         return [self._by_index[index] for index in range(len(self._blocks))]
 
 
@@ -108,7 +108,7 @@ def read_blocks(
     executor: Executor,
     other_nodes: Executor | None,
     on_progress: Progress,
-) -> list[Part]:
+) -> list[PartMetadata]:
     """Read every block that has no part yet.
 
     Args:
@@ -117,12 +117,12 @@ def read_blocks(
         executor: Runs tasks on nodes that have the raw download and the folder of the parts.
         other_nodes: Runs tasks on nodes that may have a copy of the raw files. Such a task
             reads a block only if the node's files have the listed names, sizes and times. This
-            process then writes the part. ``executor`` reads the blocks that no other node could
-            read. None if there are no other nodes.
+            process then writes the part. ``executor`` reads the blocks that no other node
+            could read. None if there are no other nodes.
         on_progress: Function that is called after every block.
 
     Returns:
-        The parts in the order of the blocks.
+        The metadata of the parts, in the order of the blocks.
     """
     parts = _Parts(blocks, on_progress)
     for index, block in enumerate(blocks):
@@ -141,8 +141,8 @@ def read_blocks(
 
 def read_again(
     preparation: Preparation, blocks: Sequence[Block], on_progress: Progress
-) -> list[Part]:
-    """Read every block in this process, and return only the parts. No part files are written.
+) -> list[PartMetadata]:
+    """Read every block in this process, and return only the metadata. No part files are written.
 
     Args:
         preparation: The dataset and its raw files.
@@ -186,7 +186,7 @@ def _read_elsewhere(
 
 def prepare_block_if_files_match(
     preparation: Preparation, items: Sequence[Item], name: str
-) -> tuple[Part, list[Image]] | None:
+) -> tuple[PartMetadata, list[Image]] | None:
     """Read a block if this node has the listed files; otherwise return None.
 
     The name of a part is a hash of its items, and of the sizes and times of their files. So an
@@ -239,13 +239,13 @@ def _compressed_tar(locator: str) -> TarPath:
 
 
 def restore_listed_order(
-    images: ImageTable, parts: Sequence[Part], order: Rows | None
+    images: ImageTable, parts: Sequence[PartMetadata], order: Rows | None
 ) -> ImageTable:
     """Return images in the order of the listed items, after a reading in another order.
 
     Args:
         images: The images in the order of reading.
-        parts: The parts that contain the images.
+        parts: The metadata of the parts that contain the images.
         order: The order of reading, see :func:`reading_order`.
     """
     if order is None:
