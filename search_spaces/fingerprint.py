@@ -22,8 +22,8 @@ from functools import cache, lru_cache
 from pydantic import BaseModel
 
 ID_HEX_DIGITS = 12
-"""Hex digits of a hash in an id. Of a million ids, two are equal with a probability of 0.2
-%."""
+"""Hex digits of a hash in an id. Of a million ids, two are equal with a probability of
+0.2 %."""
 VERSION_FIELD = "schema_version"
 """Name of the field that the JSON of a spec always contains."""
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
@@ -106,8 +106,8 @@ class _ByIdentity:
     """A cache key that compares specs by identity (``is``), not by value.
 
     Equal specs may have different JSON, because 1, 1.0 and True are equal in Python. Specs are
-    frozen, so the JSON of one object never changes. The key holds its spec, so no other object
-    gets the same ``id()`` while the key is in the cache.
+    frozen, so the JSON of one object never changes. The key keeps its spec alive, so the ``id()``
+    of this spec is not used again.
     """
 
     def __init__(self, model: BaseModel) -> None:

@@ -416,11 +416,18 @@ class SweepSpec(specs.Spec):
             )
         for field in ("train_sizes", "seeds", "faults"):
             specs.check_unique(getattr(self, field), field=field)
-        datasets = self.list_datasets()
-        if len({choice.name for choice in datasets}) < len(datasets):
+        repeated = _repeated_names(self.datasets)
+        if repeated:
             raise ValueError(
-                "`datasets` lists a dataset more than once. Write one entry for the dataset, "
-                "and list all its pairs under `class_pairs`"
+                f"`datasets` lists {', '.join(repeated[:20])} more than once. Write one entry for "
+                "each dataset, and list all its pairs under `class_pairs`"
+            )
+        repeated = _repeated_names(self.list_datasets())
+        if repeated:
+            raise ValueError(
+                f"the sweep has several datasets with the name {', '.join(repeated[:20])}. "
+                "`worlds` and `arms` make datasets with names such as `<world>_<arm>`. Rename a "
+                "world, an arm or a dataset"
             )
         return self
 
@@ -546,6 +553,12 @@ class SweepSpec(specs.Spec):
         if self.data_mode == "as_released":
             return specs.RELEASED_FAULTS
         return tuple(sorted(self.faults))
+
+
+def _repeated_names(choices: tuple[DatasetChoice, ...]) -> list[str]:
+    """Return the names that several of these datasets have, sorted."""
+    counts = Counter(choice.name for choice in choices)
+    return sorted(name for name, count in counts.items() if count > 1)
 
 
 def _message(error: ValueError) -> str:

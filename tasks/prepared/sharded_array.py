@@ -72,13 +72,13 @@ class ShardedArrayReader:
         if isinstance(indices, range):
             return self._read_range(indices)
         rows = self._allocate(len(indices))
-        chunk_rows = self._allocate(self.chunk_rows)
+        chunk_buffer = self._allocate(self.chunk_rows)
         order = np.argsort(indices, kind="stable")
         sorted_indices = indices[order]
         for request in self._chunk_requests(sorted_indices):
-            request.read(chunk_rows)
+            request.read(chunk_buffer)
             indices_in_chunk = sorted_indices[request.part] - request.first_row
-            rows[order[request.part]] = chunk_rows[indices_in_chunk]
+            rows[order[request.part]] = chunk_buffer[indices_in_chunk]
         return rows
 
     def _read_range(self, indices: range) -> AnyArray:
@@ -117,8 +117,8 @@ class ShardedArrayReader:
         3      12         3:4   13
         =====  =========  ====  ==========
 
-        Read each chunk before the next request: the file of a shard is closed after its last
-        chunk.
+        Read a chunk before you take the next request. The file of a shard is closed after its
+        last request.
 
         Args:
             sorted_indices: Indices of the requested rows, in ascending order.
@@ -206,6 +206,7 @@ def _fill_and_check(file: IO[bytes], *targets: AnyArray) -> None:
     import google_crc32c
 
     checksum = 0
+    # Each target is hashed before the next is filled, because two targets may share memory.
     for target in filter(len, targets):  # empty arrays have no bytes
         target_bytes = target.view(np.uint8).reshape(-1)
         unfilled = target_bytes.data

@@ -72,6 +72,7 @@ def check_class_names(names: Iterable[str], request: RawRequest) -> None:
     _check_numbers(classes, request)
     _check_no_unknown_word(unmapped, request)
     _check_no_list(classes, unmapped, request)
+    _check_unicode_forms(classes, request)
     _check_one_spelling(classes, request)
 
 
@@ -95,7 +96,7 @@ def _check_printable(classes: set[str], request: RawRequest) -> None:
 
 
 def _check_numbers(classes: set[str], request: RawRequest) -> None:
-    """If all labels are numbers, check that they number classes.
+    """If all class names are numbers, check that they are class numbers, not measurements.
 
     Raises:
         DataError: The numbers are measurements, or one of them seems to be a code for unknown.
@@ -166,21 +167,12 @@ def _check_no_list(classes: set[str], unmapped: set[str], request: RawRequest) -
         )
 
 
-def _check_one_spelling(classes: set[str], request: RawRequest) -> None:
-    """Check that no two names are spellings of the same class.
+def _check_unicode_forms(classes: set[str], request: RawRequest) -> None:
+    """Check that no two names look the same but differ in their Unicode characters.
 
     Raises:
-        DataError: A class has two spellings.
+        DataError: Two names look the same.
     """
-    words = {name.strip().casefold() for name in classes}
-    spellings: defaultdict[str, set[str]] = defaultdict(set)
-    for name in classes:
-        word = INITIALS.get(name.strip().casefold(), "")
-        spellings[_spelling_key(word if word in words else name)].add(name)
-    doubtful = []
-    for alike in spellings.values():
-        if len(alike) > 1:
-            doubtful.append(" / ".join(map(repr, sorted(alike))))
     by_form: defaultdict[str, list[str]] = defaultdict(list)
     for name in sorted(classes):
         by_form[unicodedata.normalize("NFC", name)].append(name)
@@ -192,9 +184,26 @@ def _check_one_spelling(classes: set[str], request: RawRequest) -> None:
                 hint="Rename the folders or labels, so that each class has one spelling. A "
                 "file system or program often stores an accent as a character of its own",
             )
-    if doubtful:
+
+
+def _check_one_spelling(classes: set[str], request: RawRequest) -> None:
+    """Check that no two names are spellings of the same class.
+
+    Raises:
+        DataError: A class has two spellings.
+    """
+    words = {name.strip().casefold() for name in classes}
+    spellings: defaultdict[str, set[str]] = defaultdict(set)
+    for name in classes:
+        full_word = INITIALS.get(name.strip().casefold(), "")
+        spellings[_spelling_key(full_word if full_word in words else name)].add(name)
+    repeated = []
+    for alike in spellings.values():
+        if len(alike) > 1:
+            repeated.append(" / ".join(map(repr, sorted(alike))))
+    if repeated:
         raise request.error(
-            f"these class names differ only in spelling: {first_of(doubtful)}",
+            f"these class names differ only in spelling: {first_of(repeated)}",
             hint=f"Spell each class the same way everywhere, or {LABEL_MAP_HINT}",
         )
 

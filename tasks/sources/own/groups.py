@@ -106,11 +106,11 @@ def similar_id_flags(rows: Rows, kept_rows: Sequence[int]) -> dict[str, int]:
     Such ids may be spellings of one id, so the flag has the number of their rows.
     """
     num_rows_by_group = Counter(map(rows.group, kept_rows))
-    num_rows_by_id: defaultdict[tuple[tuple[str, str], ...], list[int]] = defaultdict(list)
+    counts_by_words: defaultdict[tuple[tuple[str, str], ...], list[int]] = defaultdict(list)
     for group, num_rows in num_rows_by_group.items():
-        num_rows_by_id[_words_and_numbers(group)].append(num_rows)
+        counts_by_words[_words_and_numbers(group)].append(num_rows)
     num_doubtful = 0
-    for words, counts in num_rows_by_id.items():
+    for words, counts in counts_by_words.items():
         if words and len(counts) > 1:
             num_doubtful += sum(counts)
     if not num_doubtful:
@@ -135,8 +135,8 @@ def plain_id(group: str) -> str:
 
 
 def _words_and_numbers(group: str) -> tuple[tuple[str, str], ...]:
-    """Return the words and numbers of an id, each as a pair (number, word) in which one is empty.
+    """Return the words and numbers of an id, as pairs (number, word) in which one is empty.
 
-    The numbers have no leading zeros.
+    The numbers have no leading zeros. For example, p-07 gives ``(("", "p"), ("7", ""))``.
     """
     return tuple(re.findall(r"0*(\d+)|([^\W\d_]+)", plain_id(group)))

@@ -55,8 +55,9 @@ def count_hidden(names: Iterable[str], is_readable: Callable[[str], bool]) -> di
     """
     count = 0
     for name in names:
-        if PurePath(name).name.startswith("."):
-            count += name.endswith("/") or is_readable(name)
+        is_hidden = PurePath(name).name.startswith(".")
+        if is_hidden and (name.endswith("/") or is_readable(name)):
+            count += 1
     return {HIDDEN: count}
 
 

@@ -74,7 +74,10 @@ def split_of_file(name: str, request: RawRequest) -> GivenSplit:
         return GivenSplit.NONE
     *folders, file_name = name.split("/")
     # The word may be a part of a file's name, but must be the whole name of a folder.
-    for words in (re.split(r"[\W_]+", file_name), *([folder] for folder in reversed(folders))):
+    words_by_part = [re.split(r"[\W_]+", file_name)]
+    for folder in reversed(folders):
+        words_by_part.append([folder])
+    for words in words_by_part:
         splits = parse_splits(words)
         if len(splits) > 1:
             raise request.error(

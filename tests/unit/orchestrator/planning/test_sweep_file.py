@@ -103,7 +103,7 @@ def good_with_dataset(text):
         (good_with("name: mine", "name: mine\n5: 6"), r"`5` is not a known key"),
         (
             good_with("[mnist5k]", "[mnist5k, mnist5k]"),
-            r"`datasets` lists a dataset more than once",
+            r"`datasets` lists mnist5k more than once",
         ),
         (good_with("size: 28", "size: 1e400"), r"image_size"),
         (
@@ -222,8 +222,15 @@ def good_with_dataset(text):
         (GOOD + "description: =", r"line 9, column 14 has '=' without quotes"),
         (GOOD + "description: \0", r"unacceptable character #x0000"),
         (GOOD + 'description: "\\ud800"', r"has the character '\\ud800', which cannot be saved"),
+        (
+            GOOD
+            + "worlds: [{name: a, from: generated}, {name: a_b, from: generated}]\n"
+            + "arms: [{name: b_c, moves: nothing, dials: {gap: 9}},"
+            + " {name: c, moves: nothing, dials: {gap: 8}}]",
+            r"the sweep has several datasets with the name a_b_c\. .* Rename a world, an arm or",
+        ),
     ],
-    ids=range(52),
+    ids=range(53),
 )
 def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
     with pytest.raises(ConfigError, match=f"(?s){message}"):
