@@ -19,7 +19,7 @@ from pydantic import Field
 from orchestrator.machine import processes, ray_folders, signals
 from orchestrator.machine.gpus.nvidia_smi import has_devices
 from orchestrator.machine.gpus.this_machine import check_driver, gpus_here
-from orchestrator.machine.gpus.visible import gpus_are_only_scheduled, visible_gpus
+from orchestrator.machine.gpus.visible import gpus_are_simulated, visible_gpus
 from orchestrator.machine.mps import PrivateMps
 from orchestrator.machine.ray_settings import (
     apply_settings,
@@ -354,7 +354,7 @@ def _gpu_settings() -> dict[str, int]:
     Ray counts wrongly in three cases. It counts all slices (MIG) of a GPU as one GPU. It counts one
     GPU if ``CUDA_VISIBLE_DEVICES=-1`` hides all of them. It hangs if the driver hangs.
     """
-    if gpus_are_only_scheduled():
+    if gpus_are_simulated():
         return {}
     gpus = gpus_here()
     if gpus or visible_gpus() == [] or has_devices():

@@ -477,7 +477,7 @@ def test_a_worker_leaves_ended_mps_before_it_uses_cuda(monkeypatch):
 
     monkeypatch.setattr(trial_device, "avoid_abandoned_mps", lambda: calls.append("left"))
     monkeypatch.setattr(trial_device, "check_gpu", check_gpu)
-    monkeypatch.setattr(trial_device, "gpus_are_only_scheduled", lambda: False)
+    monkeypatch.setattr(trial_device, "gpus_are_simulated", lambda: False)
     network = plan_sweep(load_sweep("demo")).trials[0].network
     with pytest.raises(RuntimeError, match="no more"):
         trial_device.device_for(cluster.Resources(1, 0.5), network)
