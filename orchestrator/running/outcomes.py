@@ -124,7 +124,7 @@ class Outcomes:
         self._run.monitor.trial_stopped(trial_id)
 
     def abandon_mps(self, reason: str) -> None:
-        """Let new trials compute without NVIDIA's MPS, with the shares that are fastest then."""
+        """Let new trials compute without NVIDIA's MPS, with the shares planned for this case."""
         mps = self._run.cluster.mps
         if mps is not None and mps.is_used:
             self.resources.use_shares_without_mps()

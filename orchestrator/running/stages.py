@@ -48,8 +48,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Stages:
-    """The shared stages of a command that runs a sweep or a search.
+class SweepCommand:
+    """A command that runs a sweep or a search, with the stages that both have.
 
     Attributes:
         purpose: the command as text for people.
@@ -115,7 +115,7 @@ class Stages:
         return self._cluster
 
     def _private_mps(self) -> PrivateMps | None:
-        """Return NVIDIA's MPS for a private cluster; None if the cluster must not start it."""
+        """Return NVIDIA's MPS for a private cluster; None if MPS must not be started."""
         if not self.local_gpus:
             return None
         resources = self.workspace.plan.sweep.resources
@@ -253,7 +253,7 @@ class Stages:
             stored: results of the plan.
             tracker: shows the plan's trials in MLflow.
             trials: trials whose mean request decides how many trials run at once; at least one.
-            measured: finished trials, which correct the predictions.
+            measured: times and memory of finished trials, which correct the predicted ones.
         """
         from orchestrator.running.capacity import slots_for
         from orchestrator.running.gpu_sharing import names_of_small_gpus, runtime_model_for

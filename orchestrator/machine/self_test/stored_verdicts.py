@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.machine.gpus import nvidia_smi
-from orchestrator.machine.mps_worker import end_work_of_child
+from orchestrator.machine.mps_worker import end_gpu_work_of_child
 from orchestrator.machine.processes import run_program
 from orchestrator.machine.self_test.case import PASSED_LINE, Case
 from orchestrator.planning.paths import user_cache
@@ -203,7 +203,7 @@ def run_in_separate_process(case: Case) -> dict[str, Any]:
         case.to_json(),
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
         timeout_s=TIMEOUT_S,
-        before_kill=end_work_of_child,
+        before_kill=end_gpu_work_of_child,
     )
     # CUDA can end the process with an error at its exit, after the verdict was printed.
     fields = _last_verdict(program.output or program.partial_output)

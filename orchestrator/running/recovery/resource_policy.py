@@ -127,7 +127,7 @@ class ResourcePolicy:
         return resources
 
     def use_shares_without_mps(self) -> None:
-        """Let later attempts request the GPU shares that are fastest without NVIDIA's MPS."""
+        """Let later attempts request the GPU shares that are planned without NVIDIA's MPS."""
         share = self.runtime_model.share_without_mps
         if share is not None:
             self._levels = replace(self._levels, min_share=share)
