@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 from search_spaces.errors import unknown_name
-from search_spaces.interventions import GeneratedDatasetSpec
+from search_spaces.interventions import ControlledDatasetSpec
 from search_spaces.specs import DatasetParameters, DatasetSpec
 from search_spaces.sweeps import UserSourceSpec
 
@@ -94,14 +94,14 @@ def own_dataset_spec(name: str, user_data: UserSourceSpec) -> DatasetSpec:
         source=user_data.kind,
         description="user data",
         terms="terms of the user data",
-        raw_layout="see docs/datasets.md",
+        raw_layout="see docs/reference/data-formats.md",
         groups="groups in the user data",
         label_map=tuple(sorted(user_data.label_map.items())),
     )
 
 
 def made_dataset_spec(
-    name: str, images: GeneratedDatasetSpec, condition: DatasetParameters = ()
+    name: str, images: ControlledDatasetSpec, condition: DatasetParameters = ()
 ) -> DatasetSpec:
     """Return a row for a generated or changed dataset.
 

@@ -1,8 +1,9 @@
 """Atomic files: after a crash or a power failure, a file is complete or does not exist.
 
-A temporary file is written in the same folder, flushed to the disk and renamed. Then the folder is
-flushed too, because a power failure undoes a rename that is only in memory. Temporary files have
-random names, so two processes can write the same file. The content that is renamed last remains.
+A temporary file is written in the same folder, flushed to the disk and renamed. Then the
+folder is flushed too, because a power failure undoes a rename that is only in memory.
+Temporary files have random names, so two processes can write the same file. The content that
+is renamed last remains.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def replacing(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator
 
     Args:
         path: path of the file. A missing folder is created.
-        durable: True to wait until the file is on the disk; False for files that may be lost in a
-            power failure.
+        durable: True to wait until the file is on the disk; False for files that may be lost
+            in a power failure.
     """
     path = Path(path)
     with _sibling(path) as (file, temporary):
@@ -48,8 +49,8 @@ def write_atomic(path: str | os.PathLike[str], data: bytes, *, durable: bool = T
 def write_once(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o666) -> None:
     """Write ``data`` to ``path`` unless the file exists.
 
-    If several processes write at the same time, the content of the first one remains. On a file
-    system without hard links, a reader may see an incomplete file for a moment.
+    If several processes write at the same time, the content of the first one remains. On a
+    file system without hard links, a reader may see an incomplete file for a moment.
     """
     path = Path(path)
     with _sibling(path, mode) as (file, temporary):

@@ -17,9 +17,9 @@ from typing import Any
 from search_spaces.errors import SetupError, SweepError
 
 MAX_RETRIES = 3
-"""Number of attempts after the first one. A worker can die for reasons outside the task: a spot
-node ends, or the kernel kills a process to free memory. If the worker of a task dies four times in
-a row, the task is probably the reason."""
+"""Number of attempts after the first one. A worker can die for reasons outside the task: a
+spot node ends, or the kernel kills a process to free memory. If the worker of a task dies four
+times in a row, the task is probably the reason."""
 ENDING_S = 1.0
 """Seconds in which a running call can end by itself before it is canceled."""
 PATIENCE_S = 60.0
@@ -33,8 +33,8 @@ class InlineExecutor:
         before_call: called before each call. It may raise an exception to stop.
 
     Attributes:
-        num_workers: number of calls that run at the same time. Callers divide their work by this
-            number.
+        num_workers: number of calls that run at the same time. Callers divide their work by
+            this number.
     """
 
     num_workers = 1
@@ -78,12 +78,12 @@ class RayExecutor(InlineExecutor):
     """An executor that runs calls as Ray tasks on the cluster to which ``ray.init`` has connected.
 
     Args:
-        driver_node_only: True to run every task on the node of this process. Tasks that read or
-            write files need this if the nodes do not share a file system. If Ray was started
-            without CPUs on this node, tasks use the CPUs of the machine.
+        driver_node_only: True to run every task on the node of this process. Tasks that read
+            or write files need this if the nodes do not share a file system. If Ray was
+            started without CPUs on this node, tasks use the CPUs of the machine.
         nodes: ids of the nodes on which tasks may run; None for all nodes.
-        note: called with a message if tasks wait for CPUs that other work uses, at most once for
-            each map. Ray itself prints nothing.
+        note: called with a message if tasks wait for CPUs that other work uses, at most once
+            for each map. Ray itself prints nothing.
 
     Raises:
         SetupError: Ray is not connected.
@@ -100,7 +100,8 @@ class RayExecutor(InlineExecutor):
 
         if not ray.is_initialized():
             raise SetupError(
-                "Ray is not connected, so no work can be sent to it", hint="Call ray.init() first"
+                "Ray is not connected, so no work can be sent to it",
+                hint="Call ray.init() first",
             )
         self.driver_node_only = driver_node_only
         self._note = note
@@ -114,8 +115,8 @@ class RayExecutor(InlineExecutor):
             self._placement = {"scheduling_strategy": _on_node(node)}
             num_cpus = num_cpus_by_node()[node]
             if num_cpus < 1:
-                # Only this node has the files, but Ray was started without CPUs on it. A task that
-                # reserves a CPU would wait for ever.
+                # Only this node has the files, but Ray was started without CPUs on it. A task
+                # that reserves a CPU would wait for ever.
                 self._placement["num_cpus"] = 0
                 num_cpus = len(os.sched_getaffinity(0))
         elif nodes is not None:
@@ -150,10 +151,11 @@ class RayExecutor(InlineExecutor):
 
         Args:
             function: function that workers can import.
-            argument_tuples: one tuple for each call. They are read only as fast as calls finish.
-            spread: True to distribute calls over the nodes; False for Ray's default, which uses the
-                nearest node first. True is faster if a call takes longer than sending its
-                arguments.
+            argument_tuples: one tuple for each call. They are read only as fast as calls
+                finish.
+            spread: True to distribute calls over the nodes; False for Ray's default, which
+                uses the nearest node first. True is faster if a call takes longer than sending
+                its arguments.
 
         Raises:
             SweepError: a call raised this error.
@@ -203,9 +205,9 @@ class RayExecutor(InlineExecutor):
     def _note_after_s(self) -> float | None:
         """Return the seconds after which a note is printed; None if there are free CPUs.
 
-        This method must be called before the first task, because tasks reserve CPUs. Ray cannot
-        report the free CPUs of a single node. So if tasks are limited to some nodes, a note is
-        always possible.
+        This method must be called before the first task, because tasks reserve CPUs. Ray
+        cannot report the free CPUs of a single node. So if tasks are limited to some nodes, a
+        note is always possible.
         """
         import ray
 
@@ -261,7 +263,8 @@ def _end(calls: list[Any]) -> None:
     """Wait for :data:`ENDING_S` seconds, then cancel the calls that are still running.
 
     If a call is canceled at the moment in which it ends, Ray aborts this process: "Tried to
-    complete task that was not pending" (ray-project/ray#54798 fixes another cause of this error).
+    complete task that was not pending" (ray-project/ray#54798 fixes another cause of this
+    error).
     """
     import ray
 

@@ -346,7 +346,8 @@ def measure(
 
     Args:
         source: Folder with a folder per class, table of paths, file of arrays, shards,
-            prepared folder, or name of a dataset. docs/datasets.md describes all these inputs.
+            prepared folder, or name of a dataset. docs/reference/data-formats.md describes these
+            inputs. `isweep datasets` lists the names of datasets.
         show_pair: Draw the two images that determine K_F into this file.
         address: Address of a running Ray cluster.
         num_cpus: Number of CPUs to use. With 1 (default), Ray is not started.

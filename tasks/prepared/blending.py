@@ -1,13 +1,13 @@
 """Blend images after the split, for the conditions of an experiment.
 
-To blend an image is to mix it with its *partner*: the nearest training image of another class. The
-partner is always a training image, so no test image influences training.
+To blend an image is to mix it with its *partner*: the nearest training image of another class.
+The partner is always a training image, so no test image influences training.
 
-The images to blend are chosen from *all* training images of the split. The choice does not depend
-on the train sizes of a sweep, so the training sets of all sizes are nested.
+The images to blend are chosen from *all* training images of the split. The choice does not
+depend on the train sizes of a sweep, so the training sets of all sizes are nested.
 
-A *further test set* consists of the test images of the base dataset. A condition blends some of
-them: the test images that are nearest to a training image of another class.
+A *further test set* consists of the test images of the base dataset. A condition blends some
+of them: the test images that are nearest to a training image of another class.
 """
 
 from __future__ import annotations
@@ -65,13 +65,14 @@ def load_subset(
         subset: The split of ``spec``. The split does not depend on the condition.
         spec: The subset and its condition.
         train_size: Number of training images.
-        further_tests: One condition for each further test set. It is applied to the test images.
+        further_tests: One condition for each further test set. It is applied to the test
+            images.
     """
     data = subset.load(prepared, train_size)
     if spec.condition is None and not further_tests:
         return data
-    # The images to blend and their partners are chosen from all training images, not only from the
-    # first train_size.
+    # The images to blend and their partners are chosen from all training images, not only from
+    # the first train_size.
     training = LabeledImages(prepared.read_rows(subset.train_rows), subset.train_labels)
     if spec.condition is not None:
         blended = blend_images(training, training, spec.condition.parameters)
@@ -123,10 +124,11 @@ def find_nearest_of_other_class(
     Images of the same class are never neighbors. So a training image does not find itself.
 
     Returns:
-        ``(num_images,)`` indices into ``training``, and ``(num_images,)`` squared distances. For
-        float pixels, a distance of 0 may be computed as slightly less than 0.
+        ``(num_images,)`` indices into ``training``, and ``(num_images,)`` squared distances.
+        For float pixels, a distance of 0 may be computed as slightly less than 0.
     """
-    # In float64 the products of whole pixel values are exact, so ties do not depend on the machine.
+    # In float64 the products of whole pixel values are exact, so ties do not depend on the
+    # machine.
     rows = originals.images.reshape(len(originals.images), -1).astype(np.float64)
     training_rows = training.images.reshape(len(training.images), -1).astype(np.float64)
     training_squared_norms = np.square(training_rows).sum(axis=1)

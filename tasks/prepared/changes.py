@@ -1,8 +1,8 @@
 """Compare raw files that may have changed with the dataset that was prepared from them.
 
 A copy, a checkout or a restored backup changes the times of files, but not the images. So a
-prepared dataset is refused only if its images, labels, groups or splits are different. Otherwise
-only its record is updated.
+prepared dataset is refused only if its images, labels, groups or splits are different.
+Otherwise only its record is updated.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from tasks.sources.base import RawRequest
 
 logger = logging.getLogger(__name__)
 ROWS_AT_ONCE = 256
-"""Number of prepared images that are read at the same time. With 224 pixels and 3 channels, float32
-images need 150 MB of memory."""
+"""Number of prepared images that are read at the same time. With 224 pixels and 3 channels,
+float32 images need 150 MB of memory."""
 
 
 def check_same_content(finished: PreparedRecord, destination: Path, reading: Reading) -> None:
@@ -101,9 +101,9 @@ def changed_data_error(
 def update_record(destination: Path, record: PreparedRecord) -> PreparedRecord:
     """Replace the record of a prepared dataset whose content is equal, and return the new record.
 
-    The new record has the hash of the present files, so that they are not compared again. It also
-    lists the possible problems of these files. If the record cannot be written, a warning is
-    logged.
+    The new record has the hash of the present files, so that they are not compared again. It
+    also lists the possible problems of these files. If the record cannot be written, a warning
+    is logged.
     """
     try:
         replace_record(destination, record)

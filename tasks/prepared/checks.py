@@ -33,7 +33,8 @@ def collect_skips(reading: Reading, max_share: float) -> list[Skip]:
 
     Args:
         reading: The listing and its parts.
-        max_share: Largest share of such items. Unless it is 0, one such item is always allowed.
+        max_share: Largest share of such items. Unless it is 0, one such item is always
+            allowed.
 
     Raises:
         DataError: There are too many such items.
@@ -95,8 +96,8 @@ def check_images(
     if not for_training:
         return
     _check_groups(images, request)
-    # With the faults of the released code, one frame has several labels (F33 in docs/faults.md), so
-    # equal images with different labels are expected.
+    # With the faults of the released code, one frame has several labels (F33 in
+    # docs/faults.md), so equal images with different labels are expected.
     is_corrected = request.spec.data_mode == "corrected"
     if is_corrected and num_conflicts > max_conflict_share * num_images:
         hint = "Correct the labels, or raise image_size"
@@ -111,7 +112,8 @@ def _check_groups(images: ImageTable, request: RawRequest) -> None:
     """Raise a DataError if a group is too large, or if groups and classes are the same."""
     num_images = len(images.labels)
     _, group_sizes = np.unique(images.groups, return_counts=True)
-    # A group is only in one set of the split. With a large group, the other set has too few images.
+    # A group is only in one set of the split. With a large group, the other set has too few
+    # images.
     largest = int(group_sizes.max())
     if largest > MAX_GROUP_SHARE * num_images and num_images > MAX_EXAMPLE_IMAGES:
         raise request.error(
@@ -133,8 +135,8 @@ def _check_groups(images: ImageTable, request: RawRequest) -> None:
 
 
 def _option_to_allow(count: int, total: int) -> str:
-    """Return a hint with the option that allows ``count`` of ``total``; empty if the share is 50 %
-    or more.
+    """Return a hint with the option that allows ``count`` of ``total``; empty if the share is
+    50 % or more.
     """
     percent = math.ceil(1000 * count / total) / 10
     return f". To allow as many, set --max-skipped-share {percent:g}%" if percent < 50 else ""

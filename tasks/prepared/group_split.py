@@ -14,9 +14,9 @@ from tasks.sources.own.splits import GivenSplit
 
 Generator = np.random.Generator
 MIN_TEST_GROUP_SHARE = 0.3
-"""Test images are drawn from at least this share of the groups. With a smaller share, the test set
-could consist of a few large groups (patients with many images). 0.3 is the share of test images in
-the study (750 of 2,500 images)."""
+"""Test images are drawn from at least this share of the groups. With a smaller share, the test
+set could consist of a few large groups (patients with many images). 0.3 is the share of test
+images in the study (750 of 2,500 images)."""
 
 
 class Candidates(NamedTuple):
@@ -53,8 +53,8 @@ class GroupSplit(NamedTuple):
 
     Attributes:
         candidates: The images that were split.
-        train: Indices of the training images in ``candidates.rows``. The training set of size N is
-            the first N of them.
+        train: Indices of the training images in ``candidates.rows``. The training set of size
+            N is the first N of them.
         test: Indices of the test images in ``candidates.rows``.
     """
 
@@ -78,9 +78,10 @@ def split_by_group(
         test_size: Number of test images.
         rng: Random generator for the order of images and groups; None keeps the stored
             order, as the released code does (fault F6).
-        groups: ``(num_candidates,)`` group ids. They are ``candidates.groups``, or one group per
-            image if the split ignores groups.
-        balanced: True for equal numbers of images of all classes; False for proportional numbers.
+        groups: ``(num_candidates,)`` group ids. They are ``candidates.groups``, or one group
+            per image if the split ignores groups.
+        balanced: True for equal numbers of images of all classes; False for proportional
+            numbers.
     """
     labels = candidates.labels
     class_names = candidates.class_names
@@ -106,8 +107,8 @@ def draw_held_out(
     """Draw held-out images, for testing or validation, from the first groups of a random order.
 
     1. The groups are ordered at random.
-    2. The first groups are used: the share :data:`MIN_TEST_GROUP_SHARE` of all groups. More groups
-       are used only if a quota needs them, or if the data have a test split.
+    2. The first groups are used: the share :data:`MIN_TEST_GROUP_SHARE` of all groups. More
+       groups are used only if a quota needs them, or if the data have a test split.
     3. For each class, one image of each of these groups is drawn first, then a second image of
        each, until the quota is met.
 
@@ -117,8 +118,8 @@ def draw_held_out(
         labels: ``(num_images,)`` labels.
         group_numbers: ``(num_images,)`` group numbers, from 0.
         quotas: ``(num_classes,)`` number of images to draw for each label.
-        splits: ``(num_images,)`` splits that the data state. If the data have a test split, only
-            its images are drawn.
+        splits: ``(num_images,)`` splits that the data state. If the data have a test split,
+            only its images are drawn.
         rng: Random generator for the order of groups and images; None for stored order.
         class_names: Name of each class in messages, by label.
 
@@ -154,8 +155,8 @@ def draw_held_out(
 def _may_be_tested(group_numbers: Int64Array, splits: Int8Array) -> BoolArray:
     """Return a mask of the images that may be test images, ``(num_images,)``.
 
-    A group with an image of the data's training split is a training group. If the data have a test
-    split, only its images may be test images.
+    A group with an image of the data's training split is a training group. If the data have a
+    test split, only its images may be test images.
     """
     training_groups = group_numbers[splits == GivenSplit.TRAIN]
     is_allowed = ~np.isin(group_numbers, training_groups)
@@ -210,9 +211,9 @@ def stratified_order(
     """Order images so that every prefix contains all classes in proportion.
 
     The weight of a class is its number of images. If ``balanced``, all weights are 1, so the
-    classes alternate. The j-th image of a class, from 0, has the key (j + 1/2) / weight. Images are
-    sorted by this key. Example with 4 images of class A and 2 of class B: the keys are 1/8,
-    3/8, 5/8 and 7/8 for A, and 1/4 and 3/4 for B. The order is A B A A B A.
+    classes alternate. The j-th image of a class, from 0, has the key (j + 1/2) / weight.
+    Images are sorted by this key. Example with 4 images of class A and 2 of class B: the keys
+    are 1/8, 3/8, 5/8 and 7/8 for A, and 1/4 and 3/4 for B. The order is A B A A B A.
 
     Args:
         labels: ``(num_images,)`` labels.

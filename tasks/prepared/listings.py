@@ -26,9 +26,9 @@ Key = tuple[DatasetSpec, PreparedSpec | None, str | None]
 class Listings:
     """The listings that one command has created so far.
 
-    A listing of user data is needed to read a sweep file, to check a plan and to prepare the data.
-    For millions of files it may take minutes. Do not reuse this object for another command, because
-    files may change in between.
+    A listing of user data is needed to read a sweep file, to check a plan and to prepare the
+    data. For millions of files it may take minutes. Do not reuse this object for another
+    command, because files may change in between.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,8 @@ def _key(request: RawRequest) -> Key:
     # For user data, class names are read from the listing.
     dataset = request.dataset.model_copy(update={"label_names": ()})
     is_own = current_name(request.dataset.source) in OWN_KINDS
-    # The listing of user data does not depend on the spec. Other listings may depend on the task.
+    # The listing of user data does not depend on the spec. Other listings may depend on the
+    # task.
     return dataset, None if is_own else request.spec, raw
 
 
@@ -73,8 +74,8 @@ def list_raw(request: RawRequest) -> Listing:
     """List a raw download.
 
     Raises:
-        DataError: The download is not as its source expects, or has no items. The message lists the
-            reasons for which items were left out.
+        DataError: The download is not as its source expects, or has no items. The message
+            lists the reasons for which items were left out.
     """
     dataset = request.dataset
     check_own_options(dataset)
@@ -97,7 +98,7 @@ def list_raw(request: RawRequest) -> Listing:
     counts = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items())
     hint = f"Arrange the files in this layout: {dataset.raw_layout}"
     if current_name(dataset.source) in OWN_KINDS:
-        hint = "docs/datasets.md lists the layouts that isweep reads"
+        hint = "docs/reference/data-formats.md lists the layouts that isweep reads"
     raise request.error(
         f"no image of the raw files can be used ({counts or 'there are no files'})", hint=hint
     )

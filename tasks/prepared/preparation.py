@@ -45,8 +45,8 @@ class Preparation:
     def raw_id(self) -> str:
         """Return a hash that changes if the raw files or their possible problems may have changed.
 
-        Items do not contain the possible problems of the whole dataset, such as a column that is
-        not read. So these problems and the skipped items are hashed too.
+        Items do not contain the possible problems of the whole dataset, such as a column that
+        is not read. So these problems and the skipped items are hashed too.
         """
         items_id = self.id_of(self.listing.items)
         flags = self.listing.flags
@@ -59,8 +59,8 @@ class Preparation:
     def part_name(self, items: Sequence[Item]) -> str:
         """Return the name of the part files of items.
 
-        The name depends on the hash key. Parts that were made with another key have other hashes
-        for the same groups, so they must not be used together.
+        The name depends on the hash key. Parts that were made with another key have other
+        hashes for the same groups, so they must not be used together.
         """
         key = self.request.key.encode()[: hashlib.blake2b.MAX_KEY_SIZE]
         name = hashlib.blake2b(self.id_of(items).encode(), key=key, digest_size=16)
@@ -69,8 +69,8 @@ class Preparation:
     def id_of(self, items: Sequence[Item]) -> str:
         """Return a hash of items and of all settings that change their prepared images.
 
-        The hash includes sizes and times of files, so a replaced file is read again. An item may
-        need several files. Its details contain the names of the other files.
+        The hash includes sizes and times of files, so a replaced file is read again. An item
+        may need several files. Its details contain the names of the other files.
         """
         request = self.request
         stamp = _file_stamps(None if request.raw is None else request.base())
@@ -93,7 +93,8 @@ class Preparation:
 def _file_stamps(base: Path | None) -> Callable[[str], tuple[int, int] | None]:
     """Return a function that maps the name of a file below ``base`` to its size and time.
 
-    If there is no such file, the function returns None. A detail of an item need not be a file.
+    If there is no such file, the function returns None. A detail of an item need not be a
+    file.
     """
 
     @lru_cache(maxsize=MAX_CACHED_STAMPS)

@@ -1,8 +1,9 @@
 """Prepare a dataset from its raw download: list, read in parallel tasks, check and publish.
 
-The store is written to a sibling folder of the destination, and then renamed. Part files are in
-another sibling folder. An interrupted preparation continues from them. Two processes may prepare
-the same data at the same time: the first one renames its store, and the other returns that store.
+The store is written to a sibling folder of the destination, and then renamed. Part files are
+in another sibling folder. An interrupted preparation continues from them. Two processes may
+prepare the same data at the same time: the first one renames its store, and the other returns
+that store.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ def prepare_dataset(
 ) -> PreparedRecord:
     """Prepare a dataset into a folder.
 
-    If the destination has a finished preparation, its record is returned at once. For user data,
-    the raw files are first checked for changes. If the listing, sizes or times of files differ,
-    all images are read again and compared. If they are equal, only the record is written again,
-    because its flags and skipped items may have changed.
+    If the destination has a finished preparation, its record is returned at once. For user
+    data, the raw files are first checked for changes. If the listing, sizes or times of files
+    differ, all images are read again and compared. If they are equal, only the record is
+    written again, because its flags and skipped items may have changed.
 
     If the destination has a damaged preparation, the dataset is prepared again.
 
@@ -56,17 +57,18 @@ def prepare_dataset(
         spec: Task, image size, channels and faults.
         dataset: The row of the dataset, from the table or for user data.
         raw: Folder or file of the raw download; None for sources that need no download.
-        destination: Folder of the store. The parent folder also contains the hash key, and the part
-            files until the store is complete.
-        executor: Runs the reading and writing tasks. ``raw`` and ``destination`` must exist on all
-            its nodes.
-        max_skipped_share: Limit for two shares. The first is the share of listed items that
-            are unusable. Unless the limit is 0, one unusable item is always allowed. The
-            second is the share of images that equal an image with another label. It is limited
-            only if corrected data are prepared for training.
-        for_training: True to raise an error if the images cannot be split into training and test
-            images. For example, one group (patient) has most images, each class has only one group,
-            or too many equal images have different labels. Measuring needs no split.
+        destination: Folder of the store. The parent folder also contains the hash key, and the
+            part files until the store is complete.
+        executor: Runs the reading and writing tasks. ``raw`` and ``destination`` must exist on
+            all its nodes.
+        max_skipped_share: Largest share of listed items that may be unusable. Unless it is 0,
+            one unusable item is always allowed. The same number limits the share of images that
+            equal an image with another label. This second limit applies only to corrected data
+            for training.
+        for_training: True to raise an error if the images cannot be split into training and
+            test images. For example, one group (patient) has most images, each class has only
+            one group, or too many equal images have different labels. Measuring needs no
+            split.
         on_progress: Function that is called after every block of items.
         other_nodes: Runs reading tasks on more nodes, on which ``destination`` need not exist;
             see :func:`~tasks.prepared.blocks.read_blocks`.
@@ -76,10 +78,11 @@ def prepare_dataset(
         The record of the store at the destination.
 
     Raises:
-        DataError: The raw download is not as expected, has too many unusable items, or has changed
-            since the preparation.
+        DataError: The raw download is not as expected, has too many unusable items, or has
+            changed since the preparation.
     """
     finished = published_record(destination, spec)
+    # Only the raw files of user data may change.
     if finished is not None and (raw is None or dataset.name in DATASETS):
         return finished
     started = time.monotonic()
@@ -124,7 +127,7 @@ def _update_if_unchanged(
         DataError: The images have changed since the preparation.
     """
     check_same_content(finished, destination, reading)
-    # The preparation has already allowed as many items as it skipped.
+    # The preparation was accepted with its skipped items, so the limit applies only to more.
     has_more_skips = count_skips(reading) > finished.num_skipped
     skipped = collect_skips(reading, max_skipped_share if has_more_skips else 1.0)
     record = make_record(reading, skipped)
@@ -134,12 +137,13 @@ def _update_if_unchanged(
 def prepare_from_stdin() -> None:
     """Prepare the datasets that are listed in one line on stdin. Stop if stdin is closed.
 
-    ``isweep run`` starts this function in a second process, to prepare datasets while it starts.
+    ``isweep run`` starts this function in a second process, to prepare datasets while it
+    starts.
 
-    The line is a JSON list with three items: the folder of prepared datasets, the share of items
-    that may be unusable, and pairs of specs (preparation, dataset). The name of each dataset is
-    printed before its preparation. Errors are ignored here, because the caller will prepare the
-    dataset again and report the error.
+    The line is a JSON list with three items: the folder of prepared datasets, the share of
+    items that may be unusable, and pairs of specs (preparation, dataset). The name of each
+    dataset is printed before its preparation. Errors are ignored here, because the caller will
+    prepare the dataset again and report the error.
     """
 
     def end_if_closed() -> None:

@@ -150,7 +150,8 @@ def write_shard(
         folder: The folder of the store.
         stems: Paths of the part files without file extension.
         start: Row of the first image in the store.
-        part_rows: ``(num_images, 2)`` index of each image's part, and row of the image in the part.
+        part_rows: ``(num_images, 2)`` index of each image's part, and row of the image in the
+            part.
         digests: ``(num_images,)`` SHA-256 of each image, computed when the image was read.
 
     Raises:
@@ -179,8 +180,8 @@ def _move_into_place(
 ) -> PreparedRecord:
     """Rename a store to its destination.
 
-    An undamaged store at the destination is not replaced: equal specs and files result in equal
-    content.
+    An undamaged store at the destination is not replaced: equal specs and files result in
+    equal content.
     """
     for _ in range(MAX_ATTEMPTS):
         try:

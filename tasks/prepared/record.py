@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from search_spaces.errors import plural
 from tasks.array_types import Int64Array
-from tasks.prepared.parts import COLOR, FORMAT_TRAIT, GRAY, Part, Skip
+from tasks.prepared.parts import COLOR, FORMAT_TRAIT, GRAY, PartMetadata, Skip
 from tasks.prepared.preparation import Preparation
 from tasks.prepared.reading import Reading
 from tasks.prepared.table import ImageTable, content_fingerprint
@@ -44,9 +44,9 @@ class PreparedRecord(BaseModel):
     """A summary of a prepared dataset and its origin. It contains nothing that identifies a person.
 
     Attributes:
-        fingerprint: SHA-256 of the content: pixels, labels, groups, splits, label names and dtype.
-            It does not depend on sharding, the number of workers, the hash key, or the time and
-            place of the preparation.
+        fingerprint: SHA-256 of the content: pixels, labels, groups, splits, label names and
+            dtype. It does not depend on sharding, the number of workers, the hash key, or the
+            time and place of the preparation.
         prepared_id: Id of the preparation's spec, which is the name of the store's folder.
         raw_id: Hash of the raw listing with sizes and times of files. If it differs, all
             images are read again and compared.
@@ -54,7 +54,8 @@ class PreparedRecord(BaseModel):
         source: Name of the source in :mod:`tasks.sources` that read the dataset.
         title: Name of the dataset in text for people.
         modality: Subject and technique of the images, for example ``chest X-ray``.
-        domain: ``natural`` or ``medical``; None for user data that were measured without a domain.
+        domain: ``natural`` or ``medical``; None for user data that were measured without a
+            domain.
         task: Name of the label set, if a download has several label sets.
         data_mode: ``corrected``, or ``as_released`` with the faults of the released code.
         faults: Faults of the released code that are switched on, see ``docs/faults.md``.
@@ -70,9 +71,10 @@ class PreparedRecord(BaseModel):
         skipped_items: The first skipped items, as pairs (keyed hash of the locator, reason).
         conversions: Conversions of pixels, with the number of converted images.
         flags: Possible problems of the data, with the number of affected images or items.
-        num_duplicates: Number of images whose pixels equal those of an earlier image. Their groups
-            were joined.
-        num_conflicts: Number of images whose pixels equal those of an image with another label.
+        num_duplicates: Number of images whose pixels equal those of an earlier image. Their
+            groups were joined.
+        num_conflicts: Number of images whose pixels equal those of an image with another
+            label.
         intensity: The rule that converted raw values to pixels.
         pixel_range: Pixel values of black and white.
         dtype: Type of the stored pixels.
@@ -222,7 +224,7 @@ def _groups_per_label(images: ImageTable, num_labels: int) -> Int64Array:
     return counts
 
 
-def _split_doubts(images: ImageTable, parts: Sequence[Part]) -> dict[str, int]:
+def _split_doubts(images: ImageTable, parts: Sequence[PartMetadata]) -> dict[str, int]:
     """Return possible problems of the groups, with the number of affected images.
 
     There are two such problems:
@@ -276,11 +278,11 @@ def _class_doubts(
     return flags
 
 
-def predictive_traits(parts: Sequence[Part]) -> dict[str, int]:
+def predictive_traits(parts: Sequence[PartMetadata]) -> dict[str, int]:
     """Return traits that predict the label, and traits that should not have several values.
 
-    If a trait predicts the label, a network may learn the trait instead of the image content. A
-    trait is predictive if both of these conditions hold:
+    If a trait predicts the label, a network may learn the trait instead of the image content.
+    A trait is predictive if both of these conditions hold:
 
     - The share of images whose label can be guessed from the trait exceeds the share of the
       largest class by more than :data:`MIN_GAIN`.
@@ -290,8 +292,8 @@ def predictive_traits(parts: Sequence[Part]) -> dict[str, int]:
 
     Returns:
         Possible problems with a number of images. For a predictive trait, it is the number of
-        images that are guessed right. For a trait with several values, it is the number of images
-        that do not have the most frequent value.
+        images that are guessed right. For a trait with several values, it is the number of
+        images that do not have the most frequent value.
     """
     counts_by_trait: defaultdict[str, Counter[tuple[int, str]]] = defaultdict(Counter)
     for part in parts:
@@ -315,7 +317,7 @@ def predictive_traits(parts: Sequence[Part]) -> dict[str, int]:
     return flags
 
 
-def size_doubts(parts: Sequence[Part], side: int) -> dict[str, int]:
+def size_doubts(parts: Sequence[PartMetadata], side: int) -> dict[str, int]:
     """Return possible problems of image sizes: enlargement, stretching, and different sizes.
 
     Enlarging interpolates pixels. So d_data of enlarged images is lower than d_data of the raw
@@ -354,7 +356,7 @@ def size_doubts(parts: Sequence[Part], side: int) -> dict[str, int]:
     return flags
 
 
-def channel_conversions(parts: Sequence[Part], channels: int) -> Counter[str]:
+def channel_conversions(parts: Sequence[PartMetadata], channels: int) -> Counter[str]:
     """Return how many images were changed to the requested number of channels, by conversion.
 
     Args:

@@ -1,24 +1,25 @@
 """Choose training and test images with the faults of the study's released code.
 
-The code that was published with the study chooses images wrongly in some cases. To reproduce the
-study's results, a subset spec can switch on these faults. ``docs/faults.md`` lists all faults by
-number. This module repeats F3 to F7:
+The code that was published with the study chooses images wrongly in some cases. To reproduce
+the study's results, a subset spec can switch on these faults. ``docs/faults.md`` lists all
+faults by number. This module repeats F3 to F7:
 
-- ``misaligned_labels`` (F3, natural-image datasets that the code reads into memory): If a class has
-  more images than needed, the code deletes the labels of the surplus images, but not these images.
-  The next labels then belong to the wrong images.
-- ``fixed_imagenet_files`` (F4, ImageNet): The code numbers the images of the class pair from 0. It
-  then uses these numbers as indices into the list of all images. So it always reads the first
-  images of ImageNet, for every class pair.
-- ``image_level_split`` (F5): Images of one group may be in the training set and in the test set.
+- ``misaligned_labels`` (F3, natural-image datasets that the code reads into memory): If a
+  class has more images than needed, the code deletes the labels of the surplus images, but not
+  these images. The next labels then belong to the wrong images.
+- ``fixed_imagenet_files`` (F4, ImageNet): The code numbers the images of the class pair
+  from 0. It then uses these numbers as indices into the list of all images. So it always reads
+  the first images of ImageNet, for every class pair.
+- ``image_level_split`` (F5): Images of one group may be in the training set and in the test
+  set.
 - ``first_k_selection`` (F6): Images are chosen in stored order, instead of a random order.
 - ``test_set_depends_on_size`` (F7): The split depends on the train size N, so every N has a
   different test set.
 
-With F3, with F4, or with F5, F6 and F7 together, images are chosen only from a *pool*: the first
-images of each class, N + ``test_size`` in total. The released code does not read a split that the
-data state, so a user's data with such a split are an error here. Example of F3 with a pool of two
-images per class. The pool is full before image 5::
+With F3, with F4, or with F5, F6 and F7 together, images are chosen only from a *pool*: the
+first images of each class, N + ``test_size`` in total. The released code does not read a split
+that the data state, so a user's data with such a split are an error here. Example of F3 with a
+pool of two images per class. The pool is full before image 5::
 
     images of the class pair    1  2  3  4  5
     true labels                 0  0  0  1  1
@@ -39,11 +40,11 @@ from tasks.prepared.group_split import Candidates, GroupSplit, split_by_group
 from tasks.sources.own.splits import GivenSplit
 
 READ_BY_FILE_NAME = ("imagenet",)
-"""Natural-image datasets that the released code reads by file name. Fault F4 occurs only in these
-datasets. Fault F3 occurs only in the other natural-image datasets."""
+"""Natural-image datasets that the released code reads by file name. Fault F4 occurs only in
+these datasets. Fault F3 occurs only in the other natural-image datasets."""
 WRONG_LABEL_FAULTS = frozenset({"misaligned_labels", "fixed_imagenet_files"})
-"""Faults F3 and F4. A dataset has at most one of them. With either fault, some images have labels
-of other images."""
+"""Faults F3 and F4. A dataset has at most one of them. With either fault, some images have
+labels of other images."""
 RELEASED_SPLIT_FAULTS = frozenset(
     {"image_level_split", "first_k_selection", "test_set_depends_on_size"}
 )
@@ -62,7 +63,8 @@ def split_with_faults(
 
     Raises:
         DataError: A fault makes the images depend on N, but ``max_train_size`` is None. Or the
-            images come from a pool, and a user's data state a split. Or there are too few images.
+            images come from a pool, and a user's data state a split. Or there are too few
+            images.
     """
     faults = _relevant_faults(spec.prepared)
     has_wrong_labels = not faults.isdisjoint(WRONG_LABEL_FAULTS)
@@ -123,8 +125,8 @@ def check_no_given_split(spec: PreparedSpec, splits: Int8Array) -> None:
         if len(ignoring) > 1:
             hint = f"Remove one of {names} from `faults`"
     raise DataError(
-        f"{spec.dataset}: the data state which images are for training and which are for tests. "
-        f"{setting} would ignore this split",
+        f"{spec.dataset}: the data state which images are for training and which are for "
+        f"tests. {setting} would ignore this split",
         hint=f"{hint}, or remove the split from the data",
     )
 
@@ -152,8 +154,8 @@ def _pool_indices(candidates: Candidates, spec: SubsetSpec, train_size: int) -> 
     """Return the indices of the first candidates of each class, in ascending order.
 
     Raises:
-        DataError: N + ``test_size`` is not a multiple of the number of classes, or a class has too
-            few images.
+        DataError: N + ``test_size`` is not a multiple of the number of classes, or a class has
+            too few images.
     """
     num_classes = len(candidates.class_names)
     num_images = train_size + spec.test_size

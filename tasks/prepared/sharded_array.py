@@ -30,16 +30,16 @@ INDEX_ENTRY_BYTES = 16
 class ShardedArrayReader:
     """A fast reader for the rows of a sharded, uncompressed zarr array.
 
-    Rows are read directly into the result, and their checksums are verified. The zarr package reads
-    the same files at half the rate.
+    Rows are read directly into the result, and their checksums are verified. The zarr package
+    reads the same files at half the rate.
 
     Files have the layout of the zarr 3 sharding codec::
 
         shard 0:  chunk 0, crc | chunk 1, crc | ... | (offset, length) of each chunk, crc
         shard 1:  chunk k, crc | ...
 
-    Each chunk has ``chunk_rows`` rows. The last chunk of the array is padded to this size. The part
-    at the end of a shard is its *index*. ``crc`` is the crc32c of the bytes before it.
+    Each chunk has ``chunk_rows`` rows. The last chunk of the array is padded to this size. The
+    part at the end of a shard is its *index*. ``crc`` is the crc32c of the bytes before it.
 
     Attributes:
         folder: The folder ``c`` of the array.
@@ -61,8 +61,8 @@ class ShardedArrayReader:
         """Return rows in the order of ``indices``.
 
         Args:
-            indices: Indices of rows. With a range, rows are read without an extra copy. The step of
-                a range must be 1.
+            indices: Indices of rows. With a range, rows are read without an extra copy. The
+                step of a range must be 1.
 
         Raises:
             IndexError: An index is out of range.
@@ -88,8 +88,9 @@ class ShardedArrayReader:
                 f"{indices} has the step {indices.step}, not 1. Convert it to an array first"
             )
         rows = self._allocate(len(indices))
-        # The checksum covers the whole chunk, so the rows before and after the requested ones are
-        # read too. Their values are not used, so both may overwrite the same scratch memory.
+        # The checksum covers the whole chunk, so the rows before and after the requested ones
+        # are read too. Their values are not used, so both may overwrite the same scratch
+        # memory.
         scratch = self._allocate(self.chunk_rows)
         for request in self._chunk_requests(indices):
             requested_rows = rows[request.part]
@@ -105,7 +106,8 @@ class ShardedArrayReader:
     def _chunk_requests(self, sorted_indices: RowIndices) -> Iterator[_ChunkRequest]:
         """Yield the requested rows, chunk by chunk.
 
-        For example, with chunks of 4 rows, the sorted indices 3, 5, 6 and 13 need three requests:
+        For example, with chunks of 4 rows, the sorted indices 3, 5, 6 and 13 need three
+        requests:
 
         =====  =========  ====  ==========
         chunk  first row  part  row indices
@@ -147,7 +149,8 @@ class ShardedArrayReader:
         """Open the file of a shard, and read its index.
 
         Yields:
-            The file, and ``(chunks_per_shard, 2)`` offset and length of each chunk in the file.
+            The file, and ``(chunks_per_shard, 2)`` offset and length of each chunk in the
+            file.
         """
         # The zarr package calls the file of shard 3 of a 4-d array c/3/0/0/0.
         path = self.folder.joinpath(str(shard), *("0" for _ in self.row_shape))

@@ -5,8 +5,8 @@ Layout of the folder::
     zarr.json  images/  labels/  groups/  splits/    the arrays
     complete.json                                    the record; sizes and SHA-256 of all files
 
-``complete.json`` is the *marker*. It is written last. A folder without an undamaged marker is not a
-prepared dataset.
+``complete.json`` is the *marker*. It is written last. A folder without an undamaged marker is
+not a prepared dataset.
 
 - Opening a dataset checks the fingerprint of the marker and the sizes of all files.
 - Reading rows checks the crc32c of their chunks.
@@ -36,18 +36,18 @@ from tasks.prepared.sharded_array import RowIndices, ShardedArrayReader
 STORE_SCHEMA = 1
 MARKER = "complete.json"
 CHUNK_BYTES = 8 << 20
-"""Size in bytes of a chunk, the unit of checksums and of reading. We measured 1 to 40 MB; 8 MB was
-fastest."""
+"""Size in bytes of a chunk, the unit of checksums and of reading. We measured 1 to 40 MB; 8 MB
+was fastest."""
 SHARD_BYTES = 64 << 20
-"""Size in bytes of a shard, which is a file. Network file systems and object stores are slow with
-many small files."""
+"""Size in bytes of a shard, which is a file. Network file systems and object stores are slow
+with many small files."""
 METADATA_ARRAYS = {
     "labels": "int64",
     "groups": "int64",
     "splits": "int8",
 }
-"""Data types of the arrays with one number per image, by name. The array ``labels`` has the class
-index of each image."""
+"""Data types of the arrays with one number per image, by name. The array ``labels`` has the
+class index of each image."""
 REMAKE_HINT = "Delete the folder of this dataset, and prepare the dataset again"
 
 
@@ -72,7 +72,8 @@ def create_store(
 ) -> int:
     """Create the empty arrays of a store, and return the number of images in a shard.
 
-    Several tasks may write at the same time with :func:`write_rows`, each to a different shard.
+    Several tasks may write at the same time with :func:`write_rows`, each to a different
+    shard.
 
     Args:
         folder: The folder of the new store.
@@ -169,8 +170,8 @@ class PreparedDataset:
     """A complete prepared dataset. Arrays are read when they are used.
 
     The measures read blocks of rows from this object: it follows the protocol
-    :class:`~tasks.measures.distances.BlockSource`, in which a row is an image. The pickle of this
-    object contains only the path, so a task opens the dataset on its own node.
+    :class:`~tasks.measures.distances.BlockSource`, in which a row is an image. The pickle of
+    this object contains only the path, so a task opens the dataset on its own node.
     """
 
     def __init__(

@@ -1,18 +1,18 @@
 """Training and test images of a prepared dataset: class pairs, group-wise split, nested sizes.
 
-Test images are drawn first, from groups in a seeded order. Training images come only from the other
-groups, so no group is in both sets. The training images have one fixed order. The training set of
-size N is the first N images in this order.
+Test images are drawn first, from groups in a seeded order. Training images come only from the
+other groups, so no group is in both sets. The training images have one fixed order. The
+training set of size N is the first N images in this order.
 
 A *class* is an index into all classes of the prepared dataset. A *label* is an index into the
-classes of the subset, in ``range(num_classes)``. Networks are trained on labels. For the class pair
-(3, 8), images of class 3 have label 0, and images of class 8 have label 1.
+classes of the subset, in ``range(num_classes)``. Networks are trained on labels. For the class
+pair (3, 8), images of class 3 have label 0, and images of class 8 have label 1.
 
-A *given split* is a split that the data state, such as an official test set. If the data have one,
-test images are drawn only from its test images.
+A *given split* is a split that the data state, such as an official test set. If the data have
+one, test images are drawn only from its test images.
 
-:mod:`tasks.prepared.group_split` draws and orders the images. A spec can switch on faults of the
-code that was released with the paper (``docs/faults.md``). Then
+:mod:`tasks.prepared.group_split` draws and orders the images. A spec can switch on faults of
+the code that was released with the paper (``docs/faults.md``). Then
 :mod:`tasks.prepared.released_faults` chooses the images.
 """
 
@@ -42,8 +42,8 @@ from tasks.prepared.table import class_counts_for, number_groups
 from tasks.sources.own.splits import GivenSplit
 
 MIN_IMAGES_PER_CLASS = 2
-"""Smallest number of training images of each class that a validation split must leave. The number
-is a convention: no class is learned from a single image."""
+"""Smallest number of training images of each class that a validation split must leave. The
+number is a convention: no class is learned from a single image."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,10 @@ class FurtherTestImages:
 
     Attributes:
         name: Name of the condition.
-        images: ``(test_size, channels, height, width)``, with dtype and range of the test images.
-        is_blended: ``(test_size,)`` mask of the images that the condition changed. Labels never
-            change.
+        images: ``(test_size, channels, height, width)``, with dtype and range of the test
+            images.
+        is_blended: ``(test_size,)`` mask of the images that the condition changed. Labels
+            never change.
     """
 
     name: str
@@ -74,8 +75,8 @@ class TrialData:
         test_labels: ``(test_size,)`` labels in ``range(num_classes)``.
         num_classes: Number of classes.
         data_fingerprint: Fingerprint of the prepared dataset from which the images come.
-        shared_group_share: Share of test images whose group is also in the training set; 0 without
-            faults.
+        shared_group_share: Share of test images whose group is also in the training set; 0
+            without faults.
         test_rows: ``(test_size,)`` rows of the test images in the prepared dataset; None if
             unknown.
         further_tests: The further test sets that the trial measures.
@@ -97,16 +98,17 @@ class Subset:
     """Rows of a prepared dataset for training and testing.
 
     Attributes:
-        train_rows: ``(max_train_size,)`` rows of the training images. The training set of size N
-            is the first N rows. With two classes, the class counts of every such set differ by at
-            most one. With more classes, every such set has the class proportions of all training
-            images, up to rounding. Some faults of the released code violate these rules.
+        train_rows: ``(max_train_size,)`` rows of the training images. The training set of size
+            N is the first N rows. With two classes, the class counts of every such set differ
+            by at most one. With more classes, every such set has the class proportions of all
+            training images, up to rounding. Some faults of the released code violate these
+            rules.
         train_labels: ``(max_train_size,)`` labels of these rows, in ``range(num_classes)``.
         test_rows: ``(test_size,)`` rows of the test images, the same for every train size.
         test_labels: ``(test_size,)`` labels of the test images.
         class_names: Name of each class in messages, by label.
-        shared_group_share: Share of test images whose group is also in the training set; 0 without
-            faults.
+        shared_group_share: Share of test images whose group is also in the training set; 0
+            without faults.
     """
 
     train_rows: Int64Array
@@ -163,19 +165,21 @@ def make_subset(
 ) -> Subset:
     """Split the images of one class pair, or of a whole dataset, by groups.
 
-    The order of the images depends on ``classes``, on the groups and on the subset spec, but not on
-    train sizes. Some faults of the released code are an exception: they make the choice depend on
-    ``max_train_size``. Then this function must be called once for every train size.
+    The order of the images depends on ``classes``, on the groups and on the subset spec, but
+    not on train sizes. Some faults of the released code are an exception: they make the choice
+    depend on ``max_train_size``. Then this function must be called once for every train size.
 
     Args:
         classes: ``(num_images,)`` class index of each image.
         groups: ``(num_images,)`` group ids. Only equality of ids matters.
-        spec: The subset spec: the class pair, the size of the test set, the seed and the faults.
-        splits: ``(num_images,)`` given splits, see :class:`GivenSplit`; None if there are none.
-        max_train_size: The largest train size. The subset must have at least this many training
-            images.
-        class_names: Names of all classes of the dataset, for messages. If empty, messages contain
-            class indices.
+        spec: The subset spec: the class pair, the size of the test set, the seed and the
+            faults.
+        splits: ``(num_images,)`` given splits, see :class:`GivenSplit`; None if there are
+            none.
+        max_train_size: The largest train size. The subset must have at least this many
+            training images.
+        class_names: Names of all classes of the dataset, for messages. If empty, messages
+            contain class indices.
 
     Raises:
         DataError: A class has no images, or there are too few images.
@@ -204,8 +208,8 @@ def make_subset(
             balanced=len(subset_classes) == 2,
         )
         subset = _subset_from_split(split)
-        # This cannot happen if this module is correct. An assert statement would not be checked
-        # with python -O.
+        # This cannot happen if this module is correct. An assert statement would not be
+        # checked with python -O.
         if subset.shared_group_share:
             raise AssertionError("the training set and the test set share a group")
     if max_train_size is not None:
@@ -283,12 +287,13 @@ def split_validation(
         validation: The share of validation images, and the index of the random split.
 
     Returns:
-        A subset whose ``test_rows`` are the validation images. Its training images are all from
-        other groups.
+        A subset whose ``test_rows`` are the validation images. Its training images are all
+        from other groups.
 
     Raises:
-        DataError: A class has too few groups for two sets. Or the spec switches on faults of the
-            released code. Such faults can put one group into the training and the test set.
+        DataError: A class has too few groups for two sets. Or the spec switches on faults of
+            the released code. Such faults can put one group into the training and the test
+            set.
     """
     if spec.prepared.faults:
         raise DataError(

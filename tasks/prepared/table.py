@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from search_spaces.fingerprint import canonical_json, derive_seed
 from search_spaces.specs import PreparedSpec
 from tasks.array_types import AnyArray, Int8Array, Int64Array, IntArray
-from tasks.prepared.parts import Part
+from tasks.prepared.parts import PartMetadata
 
 Rows = NDArray[np.intp]
 """Indices of rows of an array."""
@@ -30,8 +30,8 @@ def distinct(values: AnyArray) -> tuple[Rows, Rows]:
         values: ``(num_values,)`` values of any type that can be sorted.
 
     Returns:
-        ``(num_distinct,)`` first row of each distinct value, and ``(num_values,)`` number of the
-        value in each row.
+        ``(num_distinct,)`` first row of each distinct value, and ``(num_values,)`` number of
+        the value in each row.
     """
     order = np.argsort(values, kind="stable")
     is_new = np.ones(len(order), bool)
@@ -59,8 +59,8 @@ def number_groups(groups: AnyArray) -> Int64Array:
 def class_counts_for(available: Int64Array, size: int, *, balanced: bool) -> Int64Array:
     """Return the number of images of each class in a set of ``size`` images.
 
-    The numbers are rounded by the method of largest remainders. If remainders are equal, earlier
-    classes have more images.
+    The numbers are rounded by the method of largest remainders. If remainders are equal,
+    earlier classes have more images.
 
     Args:
         available: ``(num_classes,)`` number of images of each class in the dataset.
@@ -98,9 +98,11 @@ class ImageTable:
     Attributes:
         labels: ``(num_images,)`` class indices.
         groups: ``(num_images,)`` keyed hashes of groups.
-        splits: ``(num_images,)`` given splits, see :class:`~tasks.sources.own.splits.GivenSplit`.
+        splits: ``(num_images,)`` given splits, see
+            :class:`~tasks.sources.own.splits.GivenSplit`.
         digests: ``(num_images,)`` SHA-256 of each image.
-        part_rows: ``(num_images, 2)`` index of each image's part, and row of the image in the part.
+        part_rows: ``(num_images, 2)`` index of each image's part, and row of the image in the
+            part.
         num_duplicates: Number of images that equal an earlier image.
         num_conflicts: Number of images that equal an image with another label.
     """
@@ -124,11 +126,11 @@ class ImageTable:
         )
 
 
-def gather(parts: Sequence[Part]) -> ImageTable:
+def gather(parts: Sequence[PartMetadata]) -> ImageTable:
     """Return one table of the images of all parts, in order.
 
-    The ``rows`` of the parts become views of this table, so that the metadata of millions of images
-    are in memory only once.
+    The ``rows`` of the parts become views of this table, so that the metadata of millions of
+    images are in memory only once.
     """
     table = np.concatenate([part.rows for part in parts])
     part_rows = np.empty((len(table), 2), np.int32)
@@ -230,7 +232,8 @@ def join_groups(groups: Int64Array, image_numbers: Rows) -> Int64Array:
 
     ids, group = np.unique(groups[twins], return_inverse=True)
     _, image = np.unique(image_numbers[twins], return_inverse=True)
-    # The nodes of the graph are groups and repeated images. Edges connect groups with their images.
+    # The nodes of the graph are groups and repeated images. Edges connect groups with their
+    # images.
     num_nodes = len(ids) + int(image.max()) + 1
     edges = (np.ones(len(group), np.int8), (group, len(ids) + image))
     graph = coo_array(edges, shape=(num_nodes, num_nodes))

@@ -53,15 +53,15 @@ FEATURE_LAYERS = {
     "torchvision.models.vgg.VGG": FeatureLayer("classifier.3", "output"),
     "timm.models.vgg.VGG": FeatureLayer("pre_logits.fc2", "output"),
 }
-"""Last hidden layer by the class of a network. The keys are names of classes, not classes: a
-network of one library must not import the other library."""
+"""Last hidden layer by the class of a network. The keys are names of classes, so that a network
+of one library does not import the other library."""
 
 
 def feature_layer(network: nn.Module) -> FeatureLayer:
     """Return the last hidden layer of ``network``.
 
-    The classifier of a network that is not in :data:`FEATURE_LAYERS` is its last Linear or Conv2d
-    module in the order of registration. The order of the forward pass does not matter.
+    The classifier of a network that is not in :data:`FEATURE_LAYERS` is its last Linear or
+    Conv2d module in the order of registration. The order of the forward pass does not matter.
     """
     network_class = type(network)
     layer = FEATURE_LAYERS.get(f"{network_class.__module__}.{network_class.__qualname__}")
@@ -85,7 +85,8 @@ class Features:
 
     Attributes:
         array: ``(num_images, num_features)`` float32, in the order of the forward passes. It
-            exists only after the first call of :meth:`add`, which shows the number of features.
+            exists only after the first call of :meth:`add`, which shows the number of
+            features.
     """
 
     array: Float32Array

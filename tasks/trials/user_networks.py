@@ -83,8 +83,8 @@ def build_user_network(
         ) from error
     if function is None:
         raise ConfigError(
-            f"Your network {reference} was not found: the module {module_name} has no function "
-            f"{name}",
+            f"Your network {reference} was not found: the module {module_name} has no "
+            f"function {name}",
             hint="Correct the name",
         )
     try:

@@ -105,15 +105,16 @@ PAGES = {
     "how-to": (
         *("measure-images", "sweep-of-my-data", "how-many-images", "read-the-report"),
         *("read-results", "fit-a-table", "datasets", "trials", "tuning", "cluster"),
-        *("monitoring", "failures", "first-gpu", "gpu", "security", "hospital"),
+        *("monitoring", "failures", "first-gpu", "gpu", "hospital"),
     ),
     "explanation": (
-        *("concepts", "bounds", "study", "findings", "findings-evidence"),
+        *("concepts", "bounds", "trust-fits", "study", "findings", "findings-evidence"),
         *("predictions", "layer-dimension", "fault-tests", "architecture", "decisions/index"),
     ),
     "reference": (
-        *("reference/python", "reference/commands", "reference/sweep-file", "results-columns"),
-        *("measures", "fits", "faults", "glossary"),
+        *("reference/python", "reference/commands", "reference/sweep-file"),
+        *("reference/data-formats", "reference/public-datasets", "results-columns"),
+        *("measures", "fits", "faults", "security", "glossary"),
     ),
 }
 
