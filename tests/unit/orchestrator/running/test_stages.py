@@ -56,7 +56,7 @@ def test_mps_is_chosen_for_the_trials_that_are_left_to_train(monkeypatch, tmp_pa
         return "no MPS is needed here"
 
     monkeypatch.setattr(stages, "why_no_mps", why_no_mps)
-    monkeypatch.setattr(_SweepRun, "state", state)
+    monkeypatch.setattr(_SweepRun, "compute_state", lambda _: state)
     absent: Any = None
     run = _SweepRun("run", workspace, options=absent, monitor=absent, stack=ExitStack())
     run.local_gpus = [node(H100)]
