@@ -4,8 +4,8 @@ If the dimension is high for the number of points, estimates from neighbor dista
 low. This bias also depends on the shape of the data. Data of different shapes also differ in
 other statistics of the distances, so the correction uses these statistics. It has three steps:
 
-1. Compute four statistics of the data (:func:`shape_statistics`). T_k is the distance to the k-th
-   nearest neighbor.
+1. Compute four statistics of the data (:func:`shape_statistics`). T_k is the distance to the
+   k-th nearest neighbor.
 
    - ``ln d`` by MLE.
    - The change of ``ln d`` from k/2 to k neighbors.

@@ -70,9 +70,9 @@ class ClosestPairs:
     until the next `prune`.
 
     Example with a capacity of 2: after pairs with the squared distances 1, 4, 4 and 9 are
-    added, `prune` sets the limit to the third smallest number, 4, and keeps the pair with 1. It
-    removes both pairs with 4, because a choice between them would depend on the order of the
-    blocks.
+    added, `prune` sets the limit to the third smallest number, 4, and keeps the pair with 1.
+    It removes both pairs with 4, because a choice between them would depend on the order of
+    the blocks.
 
     Attributes:
         capacity: Largest number of pairs after `prune`.

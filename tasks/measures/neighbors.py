@@ -29,8 +29,8 @@ The steps:
 The whole matrix of distances is never in memory. A tile has two spans, its rows and its
 columns. A span has at most 16,384 positions, or 262,144 if there is only one worker. For
 bytes, the columns are read in *pieces* of at most 256 rows, see
-:mod:`tasks.measures.tile_blocks`. A process that computes a tile mainly has these arrays. Their
-sizes are upper limits:
+:mod:`tasks.measures.tile_blocks`. A process that computes a tile mainly has these arrays.
+Their sizes are upper limits:
 
 ============================  ====================  ================================================
 array                         shape                 size
@@ -96,8 +96,8 @@ def nested_neighbors(
     a relative error of at most 1e-5 in float32 and 1e-7 in float64.
 
     Args:
-        points: ``(num_source_rows, ...)`` array, or a source. The training set of size n is its
-            first n points.
+        points: ``(num_source_rows, ...)`` array, or a source. The training set of size n is
+            its first n points.
         labels: ``(num_source_rows,)`` integers, by source row; None to search neighbors only.
         train_sizes: Ascending train sizes, counted in positions.
         num_neighbors: Number of neighbors per point, at least 1.

@@ -117,8 +117,8 @@ def read_blocks(
         executor: Runs tasks on nodes that have the raw download and the folder of the parts.
         other_nodes: Runs tasks on nodes that may have a copy of the raw files. Such a task
             reads a block only if the node's files have the listed names, sizes and times. This
-            process then writes the part. ``executor`` reads the blocks that no other node could
-            read. None if there are no other nodes.
+            process then writes the part. ``executor`` reads the blocks that no other node
+            could read. None if there are no other nodes.
         on_progress: Function that is called after every block.
 
     Returns:

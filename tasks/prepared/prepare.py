@@ -62,9 +62,9 @@ def prepare_dataset(
         executor: Runs the reading and writing tasks. ``raw`` and ``destination`` must exist on
             all its nodes.
         max_skipped_share: Largest share of listed items that may be unusable. Unless it is 0,
-            one unusable item is always allowed. The same number limits the share of images that
-            equal an image with another label. This second limit applies only to corrected data
-            for training.
+            one unusable item is always allowed. The same number limits the share of images
+            that equal an image with another label. This second limit applies only to corrected
+            data for training.
         for_training: True to raise an error if the images cannot be split into training and
             test images. For example, one group (patient) has most images, each class has only
             one group, or too many equal images have different labels. Measuring needs no

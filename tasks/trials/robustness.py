@@ -162,12 +162,13 @@ def _next_sphere_radii(
 ) -> Tensor:
     """Return the radius of the next sphere around each image.
 
-    If the current image is adversarial, the next radius is smaller than both the current radius
-    and the best norm. Otherwise it is larger than the current radius.
+    If the current image is adversarial, the next radius is smaller than both the current
+    radius and the best norm. Otherwise it is larger than the current radius.
 
     Args:
         sphere_radii: ``(num_images,)`` radii of the current spheres.
-        best_norms: ``(num_images,)`` norms of the best perturbations; infinite if there is none.
+        best_norms: ``(num_images,)`` norms of the best perturbations; infinite if there is
+            none.
         is_adversarial: ``(num_images,)`` True if the current image has another class.
         rate: relative change of the radius.
     """

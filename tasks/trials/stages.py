@@ -88,8 +88,8 @@ def _output_sides(
 def _side_in_pixels(output: Tensor) -> int:
     """Return the side of square activations.
 
-    If only the last axis differs from the others, it has the channels, as in torchvision's Swin
-    and ConvNeXt networks. Otherwise the second axis has the channels.
+    If only the last axis differs from the others, it has the channels, as in torchvision's
+    Swin and ConvNeXt networks. Otherwise the second axis has the channels.
     """
     _, first, second, third = output.shape
     has_channels_last = first == second != third

@@ -2,22 +2,24 @@
 
 ``<raw>`` is the folder or archive that the user gives. The default layout is called
 ``class/group``. The path of an image is ``<raw>/<class>/image.png``, as in torchvision's
-``ImageFolder`` and timm's folder reader. Images are pictures or DICOM files. A DICOM file that is
-not in an archive needs no extension.
+``ImageFolder`` and timm's folder reader. Images are pictures or DICOM files. A DICOM file that
+is not in an archive needs no extension.
 
-- Groups: all images in a subfolder of a class, ``<raw>/<class>/<group>/image.png``, are one group.
-  Images in deeper folders belong to the same group. Equal group names in different classes are one
-  group. A folder called ``images`` is not a group (Tiny ImageNet has such folders).
-- Layout ``group/class``: the groups are above the classes, ``<raw>/<group>/<class>/image.png``. The
-  user's option ``layout`` chooses the layout. Without this option, both layouts are possible if
-  three conditions hold: all images lie in subfolders, the subfolders have 2 to 20 different
-  names, and each name occurs in several top folders. Then the patient ids in DICOM headers
-  decide. Otherwise the layout is ``class/group``.
-- Splits: ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...``. Images in a folder ``val``
-  beside them are left out and counted.
+- Groups: all images in a subfolder of a class, ``<raw>/<class>/<group>/image.png``, are one
+  group. Images in deeper folders belong to the same group. Equal group names in different
+  classes are one group. A folder called ``images`` is not a group (Tiny ImageNet has such
+  folders).
+- Layout ``group/class``: the groups are above the classes,
+  ``<raw>/<group>/<class>/image.png``. The user's option ``layout`` chooses the layout. Without
+  this option, both layouts are possible if three conditions hold: all images lie in
+  subfolders, the subfolders have 2 to 20 different names, and each name occurs in several top
+  folders. Then the patient ids in DICOM headers decide. Otherwise the layout is
+  ``class/group``.
+- Splits: ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...``. Images in a folder
+  ``val`` beside them are left out and counted.
 - Masks are left out and counted. A mask is a file in a folder called ``masks`` (COVID-19
-  Radiography Database), a file beside its image (BUSI has ``x_mask.png`` beside ``x.png``), or a
-  file in a class of masks or its subfolders (``cats_mask`` beside ``cats``).
+  Radiography Database), a file beside its image (BUSI has ``x_mask.png`` beside ``x.png``), or
+  a file in a class of masks or its subfolders (``cats_mask`` beside ``cats``).
 - Classes with unusual names: a class may have one of these names if the user's option
   ``label_map`` has it. Without this option:
 
@@ -34,12 +36,12 @@ The modules use these terms:
 
 - *Wrapper*: the folder that contains all classes or splits. Several folders around the
   classes, each alone in the one above, count as one wrapper.
-- *Top folder*: the first folder of an image's path, after the wrapper and the split are removed. It
-  is a class or a group, depending on the layout.
+- *Top folder*: the first folder of an image's path, after the wrapper and the split are
+  removed. It is a class or a group, depending on the layout.
 - *Inner archive*: an archive inside the archive ``<raw>``.
 - *Name* of a file: its path below ``<raw>``, as if all archives were unpacked in place.
-- *Locator* of a file: its stored address, in which ``!/`` separates an archive from the path in it:
-  ``raw.zip!/cats/1.png``.
+- *Locator* of a file: its stored address, in which ``!/`` separates an archive from the path
+  in it: ``raw.zip!/cats/1.png``.
 
 The steps, one module each:
 

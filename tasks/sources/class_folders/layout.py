@@ -59,7 +59,8 @@ def choose_layout(
         tops = set().union(*tops_by_subfolder.values())
         raise request.error(
             f"the same {len(tops_by_subfolder)} names of subfolders occur in {len(tops)} top "
-            "folders, so it is unclear whether the top folders or the subfolders are the classes",
+            "folders, so it is unclear whether the top folders or the subfolders are the "
+            "classes",
             hint="If the top folders are the classes, set `layout: class/group` (--layout). "
             "If the subfolders are the classes, set `layout: group/class`. If the top "
             "folders are folds, use the path of one fold",

@@ -149,8 +149,8 @@ def _mask_folders(
     Args:
         mask_paths: Reason for leaving out masks -> paths of these masks.
         image_paths: Paths of the images that are not left out.
-        is_group_on_top: Whether the user chose the layout ``group/class``. If the user chose no
-            layout, ``class/group`` is assumed here.
+        is_group_on_top: Whether the user chose the layout ``group/class``. If the user chose
+            no layout, ``class/group`` is assumed here.
     """
     mask_folders = set()
     for path in mask_paths[IN_MASK_FOLDER]:
