@@ -43,7 +43,7 @@ class Preparation:
         )
 
     def raw_id(self) -> str:
-        """Return a hash that changes if the raw files or their possible problems may have changed.
+        """Return a hash of the items, files, flags and skipped items.
 
         Items do not contain the possible problems of the whole dataset, such as a column that
         is not read. So these problems and the skipped items are hashed too.
@@ -53,6 +53,7 @@ class Preparation:
         skipped = list(self.listing.skipped)
         if not flags and not skipped:
             return items_id
+        # If the text of a flag changes, a run reads all images of such a dataset again.
         text = repr((items_id, flags, skipped))
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
