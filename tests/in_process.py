@@ -111,7 +111,7 @@ def train_in_process() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("orchestrator.running.stages.connect", connect_in_process)
         patch.setattr(
-            "orchestrator.running.stages.Stages.executor", lambda *_, **__: InlineExecutor()
+            "orchestrator.running.stages.SweepCommand.executor", lambda *_, **__: InlineExecutor()
         )
         patch.setattr("orchestrator.running.actors.ActorHandles", lambda url: None)
         patch.setattr("orchestrator.running.capacity.slots_for", lambda request: Slots(1, ""))

@@ -19,7 +19,7 @@ from pydantic import Field
 from orchestrator.machine import processes, ray_folders, signals
 from orchestrator.machine.gpus.nvidia_smi import has_devices
 from orchestrator.machine.gpus.this_machine import check_driver, gpus_here
-from orchestrator.machine.gpus.visible import gpus_are_only_scheduled, visible_gpus
+from orchestrator.machine.gpus.visible import gpus_are_simulated, visible_gpus
 from orchestrator.machine.mps import PrivateMps
 from orchestrator.machine.ray_settings import (
     apply_settings,
@@ -111,7 +111,7 @@ class _HeadAddress:
 
 
 def resolve_head(address: str) -> str:
-    """Check that a Ray head answers, and return its address with an IP address, as gRPC needs it.
+    """Check that a Ray head answers, and return ``IP:port`` of the head, as gRPC needs it.
 
     Raises:
         SetupError: the head does not answer. Without this check Ray would wait.
@@ -130,7 +130,8 @@ def resolve_head(address: str) -> str:
             hint="Start the cluster (`ray up cluster.yaml`), or remove --address to run on "
             "this machine",
         ) from None
-    return address if ":" in peer else f"{peer}:{head.port}"
+    is_ipv6 = ":" in peer
+    return address if is_ipv6 else f"{peer}:{head.port}"
 
 
 @dataclass(frozen=True)
@@ -281,7 +282,7 @@ def connect(
     with contextlib.ExitStack() as stack:
         if address is None:
             ray, context = stack.enter_context(
-                _started_cluster(num_cpus, token_file, job, mps, dashboard=dashboard)
+                _private_cluster(num_cpus, token_file, job, mps, dashboard=dashboard)
             )
         else:
             ray, context = _connect_to_running(address, job)
@@ -293,7 +294,7 @@ def connect(
 
 
 @contextlib.contextmanager
-def _started_cluster(
+def _private_cluster(
     num_cpus: int | None,
     token_file: Path | None,
     job: Mapping[str, str] | None,
@@ -312,7 +313,7 @@ def _started_cluster(
         settings = _driver_settings(ray, job) | _gpu_settings()
         settings["num_cpus"] = num_cpus or len(os.sched_getaffinity(0))
         settings["include_dashboard"] = dashboard
-        with _private_cluster(ray, mps, **settings) as context:
+        with _started_with_retries(ray, mps, **settings) as context:
             yield ray, context
 
 
@@ -354,25 +355,29 @@ def _gpu_settings() -> dict[str, int]:
     Ray counts wrongly in three cases. It counts all slices (MIG) of a GPU as one GPU. It counts one
     GPU if ``CUDA_VISIBLE_DEVICES=-1`` hides all of them. It hangs if the driver hangs.
     """
-    if gpus_are_only_scheduled():
+    if gpus_are_simulated():
         return {}
     gpus = gpus_here()
-    if gpus or visible_gpus() == [] or has_devices():
+    all_are_hidden = visible_gpus() == []
+    driver_may_hang = not gpus and not all_are_hidden and has_devices()
+    if gpus or all_are_hidden or driver_may_hang:
         return {"num_gpus": len(gpus)}
     return {}
 
 
 @contextlib.contextmanager
-def _private_cluster(ray: Any, mps: PrivateMps | None = None, **settings: Any) -> Iterator[Any]:
+def _started_with_retries(
+    ray: Any, mps: PrivateMps | None = None, **settings: Any
+) -> Iterator[Any]:
     """Start a private cluster for a block, in a temporary folder, with NVIDIA's MPS if it is given.
 
     If the start fails because the machine is too busy, the start is repeated in a new folder.
     """
     for attempt in range(1, START_ATTEMPTS + 1):
         with contextlib.ExitStack() as stack:
-            folder = _enter_private_folder(stack, mps)
+            folder = _enter_folder_with_mps(stack, mps)
             try:
-                context = _start_ray(ray, folder, settings)
+                context = _start_ray_once(ray, folder, settings)
             except Exception as error:
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 is_busy = SLOW_START_TEXT in reason
@@ -388,7 +393,7 @@ def _private_cluster(ray: Any, mps: PrivateMps | None = None, **settings: Any) -
                 return
 
 
-def _enter_private_folder(stack: contextlib.ExitStack, mps: PrivateMps | None) -> str:
+def _enter_folder_with_mps(stack: contextlib.ExitStack, mps: PrivateMps | None) -> str:
     """Create the temporary folder of a private cluster, start MPS in it, and return the folder.
 
     When ``stack`` is closed, Ray's processes end first, then MPS ends, and then the folder is
@@ -403,7 +408,7 @@ def _enter_private_folder(stack: contextlib.ExitStack, mps: PrivateMps | None) -
     return folder
 
 
-def _start_ray(ray: Any, folder: str, settings: Mapping[str, Any]) -> Any:
+def _start_ray_once(ray: Any, folder: str, settings: Mapping[str, Any]) -> Any:
     """Start Ray in a temporary folder, and return Ray's context."""
     # Python stores TMPDIR at its first use. This call makes it store the present value.
     tempfile.gettempdir()

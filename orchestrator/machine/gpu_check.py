@@ -34,7 +34,7 @@ from orchestrator.machine.gpu_check_parts import (
 )
 from orchestrator.machine.gpus import torch_gpus
 from orchestrator.machine.gpus.records import Gpu
-from orchestrator.machine.gpus.visible import gpus_are_only_scheduled
+from orchestrator.machine.gpus.visible import gpus_are_simulated
 from orchestrator.machine.mps import PrivateMps
 from orchestrator.machine.mps_choice import why_no_mps
 from orchestrator.machine.mps_daemon import end_gpu_work, mps_runs
@@ -423,7 +423,7 @@ def devices(number: str | None) -> list[Gpu | None]:
     """
     if number == "cpu":
         return [None]
-    reached = () if gpus_are_only_scheduled() else visible_gpu_list()
+    reached = () if gpus_are_simulated() else visible_gpu_list()
     by_number: dict[str, Gpu | None] = {str(index): gpu for index, gpu in enumerate(reached)}
     if not by_number:
         raise SetupError(

@@ -16,7 +16,7 @@ from typing import Any
 from orchestrator.machine.gpus import torch_gpus
 from orchestrator.machine.gpus.driver_hints import driver_hint, torch_hint
 from orchestrator.machine.gpus.records import Gpu, NodeGpus
-from orchestrator.machine.gpus.visible import gpus_are_only_scheduled
+from orchestrator.machine.gpus.visible import gpus_are_simulated
 from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
 from orchestrator.planning.costs.memory import peak_bytes
 from orchestrator.planning.costs.needs import MEMORY_MARGIN
@@ -49,7 +49,7 @@ def survey(num_gpus: float, *, is_private: bool) -> list[NodeGpus]:
         num_gpus: number of GPUs that Ray assigns on a private cluster.
         is_private: whether the cluster is private, so that this machine is its only node.
     """
-    if gpus_are_only_scheduled():
+    if gpus_are_simulated():
         return []
     if is_private:
         if not num_gpus:

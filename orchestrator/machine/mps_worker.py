@@ -15,7 +15,8 @@ from orchestrator.machine.mps_daemon import PIPES_VARIABLE, end_gpu_work
 PRIVATE_FOLDER = "ISWEEP_MPS_FOLDER"
 """Environment variable that tells the processes of a run the private folder of the run's MPS."""
 ABANDONED_MARK = "isweep-mps-stopped"
-"""Name of a file in the private folder. If the file exists, the run has abandoned MPS."""
+"""Name of a file in the private folder. If the file exists, new processes of the run do not use
+MPS."""
 
 
 def avoid_abandoned_mps() -> None:
@@ -29,27 +30,29 @@ def avoid_abandoned_mps() -> None:
         os.environ[PIPES_VARIABLE] = str(Path(folder, "no-socket"))
 
 
-def abandon_mps() -> None:
-    """Abandon MPS in the whole run, if the run started it.
+def abandon_mps_in_run() -> None:
+    """Make new processes of the whole run compute without MPS, if the run started it.
 
-    A worker calls this before it waits with a broken GPU. Until the driver learns of the failure,
-    MPS would refuse new processes on every GPU.
+    A worker with a broken GPU calls this at once. The driver learns of the failure later, and until
+    then MPS would refuse new processes on every GPU.
     """
     folder = os.environ.get(PRIVATE_FOLDER)
     if folder:
         mark_abandoned(Path(folder))
 
 
-def end_work_of_child(pid: int) -> None:
+def end_gpu_work_of_child(pid: int) -> None:
     """End the GPU work of a child of a worker, if it uses the MPS of the run.
 
     The child must be killed afterwards. If the daemon does not end the work, the run abandons MPS.
     """
     folder = os.environ.get(PRIVATE_FOLDER)
+    if not folder:
+        return
     # If this process avoided MPS with avoid_abandoned_mps(), its children avoid it too.
-    uses_mps = bool(folder) and os.environ.get(PIPES_VARIABLE) == socket_folder(Path(str(folder)))
+    uses_mps = os.environ.get(PIPES_VARIABLE) == socket_folder(Path(folder))
     if uses_mps and not end_gpu_work({pid}):
-        abandon_mps()
+        abandon_mps_in_run()
 
 
 def socket_folder(folder: Path) -> str:
@@ -58,6 +61,6 @@ def socket_folder(folder: Path) -> str:
 
 
 def mark_abandoned(folder: Path) -> None:
-    """Let new processes of a run compute without MPS."""
+    """Create the file that lets new processes of a run compute without MPS."""
     with contextlib.suppress(OSError):  # the folder is gone if the cluster is lost
         (folder / ABANDONED_MARK).touch()

@@ -78,7 +78,8 @@ class Tracker:
             not answer.
         clock: Clock for pauses and times.
         connect_at_first_update: True to connect only at the first update. Use it for a SQLite
-            file that does not exist yet: no server can refuse the connection at the start.
+            file that does not exist yet: nothing can refuse this connection, so an early
+            connection is useless.
     """
 
     def __init__(
@@ -264,13 +265,13 @@ class Tracker:
         2. If updates of a finished sweep are left, start a last round (LAST_ROUND). Each
            update has one attempt, so an update that always fails does not block the updates
            behind it.
-        3. If sendable updates are left, give them up and only end the runs (END_OF_RUNS). Do
+        3. If sendable updates are left, hold them back and only end the runs (END_OF_RUNS). Do
            this also if the end of the runs was held back.
         4. Stop the thread.
 
         Args:
-            ending: New status of the sweep's run. A run that had ended before and was not
-                opened again can only change to FINISHED.
+            ending: New status of the sweep's run. If the run had ended before this command
+                and was not opened again, only FINISHED changes its status.
         """
         if not self._sender.is_started:
             return
@@ -283,7 +284,7 @@ class Tracker:
                 none_sendable = self._sender.wait_until_none_sendable(STOPPED_SWEEP)
             # The end itself may have been held back in phase 1 or 2.
             if not none_sendable or END_KEY in self._sender.pending:
-                self._sender.give_up_all()
+                self._sender.hold_back_all()
                 self._put(END_KEY, EndSweep(ending))
                 self._sender.wait_until_none_sendable(END_OF_RUNS)
         finally:

@@ -191,8 +191,8 @@ class UpdateSender:
         with self.lock:
             self._is_last_round = True
 
-    def give_up_all(self) -> None:
-        """Hold back all updates of the table. MLflow still lacks them."""
+    def hold_back_all(self) -> None:
+        """Hold back all updates of the table: the sender gives them up, and MLflow lacks them."""
         with self.lock:
             self.pending.hold_back_all()
 
@@ -239,9 +239,9 @@ class UpdateSender:
                 self._send(self.runs, key, update)
             except Exception as error:
                 log.warning("The update of %s in MLflow failed: %s", key, first_line(error))
-                # If the connection failed, the update was not tried, so this was no attempt.
-                was_last_attempt = self._is_last_round and self.runs is not None
-                if was_last_attempt or is_refusal(error):
+                # Without a connection the update was not tried, so this was no attempt.
+                was_tried = self.runs is not None
+                if (was_tried and self._is_last_round) or is_refusal(error):
                     self._hold_back(error, key, update)
                 else:
                     self._forget_missing_runs(error)
@@ -268,6 +268,7 @@ class UpdateSender:
         elif isinstance(update, SweepReport):
             runs.show_report(update.numbers, update.folder, self._note_progress)
         else:
+            # Runs with an update that is still sendable stay open for it.
             with self.lock:
                 open_keys = self.running | self.pending.sendable_keys
             closed, duplicates = runs.end_running(open_keys)

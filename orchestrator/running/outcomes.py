@@ -108,8 +108,8 @@ class Outcomes:
     ) -> None:
         """Queue a trial again that stopped because Tune failed; its attempt does not count.
 
-        Only the number of the attempt must be undone: the policies for memory and retries were
-        not informed of a failure.
+        Only the number of the attempt must be undone: the policies for memory and retries have
+        counted no failure.
 
         Args:
             trial_id: id of a trial that had no worker yet, or whose worker Ray did not kill.
@@ -124,7 +124,7 @@ class Outcomes:
         self._run.monitor.trial_stopped(trial_id)
 
     def abandon_mps(self, reason: str) -> None:
-        """Let new trials compute without NVIDIA's MPS, and request shares that pay without it."""
+        """Let new trials compute without NVIDIA's MPS, with the shares planned for this case."""
         mps = self._run.cluster.mps
         if mps is not None and mps.is_used:
             self.resources.use_shares_without_mps()

@@ -43,7 +43,7 @@ from orchestrator.results.tracking import Tracker
 from orchestrator.running import preparation
 from orchestrator.running.networks import check_models, check_same_start, fetch_pretrained
 from orchestrator.running.progress import Progress
-from orchestrator.running.stages import Stages
+from orchestrator.running.stages import SweepCommand
 from search_spaces.errors import SweepError, plural
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import MeasureSpec, TrialSpec, pair_name
@@ -121,7 +121,7 @@ def run_sweep(
         purpose = f"isweep run {workspace.plan.sweep.name}"
         sweep = _SweepRun(purpose, workspace, options, monitor, stack)
         _check_before_start(sweep)
-        state = sweep.state
+        state = sweep.compute_state()
         tracker = make_tracker(
             workspace,
             sweep.stored.store,
@@ -151,7 +151,7 @@ def run_sweep(
 
 
 @dataclass
-class _SweepRun(Stages):
+class _SweepRun(SweepCommand):
     """A run of a sweep, with the objects that its stages share.
 
     Attributes:
@@ -167,15 +167,14 @@ class _SweepRun(Stages):
     pretrained: dict[str, bytes] = field(default_factory=dict)
     actors: ActorHandles | None = None
 
-    @property
-    def state(self) -> State:
-        """The state of the sweep: its plan compared with the stored results, anew at each use."""
+    def compute_state(self) -> State:
+        """Compare the sweep's plan with the stored results, and return the sweep's state."""
         return compare_with_plan(self.workspace, self.stored)
 
     @property
     def trials_to_train(self) -> list[TrialSpec]:
         """The trials to run, except those whose stored result lacks only measurements."""
-        state = self.state
+        state = self.compute_state()
         trials = _trials_to_run(self.workspace.plan, state)
         return [trial for trial in trials if trial.trial_id not in state.partial]
 
@@ -207,7 +206,9 @@ def _check_before_start(sweep: _SweepRun) -> None:
             _mark_damaged_predictions(sweep)
         preparation.check_raw(workspace, options.raw)
         check_feasible(workspace, options.raw)
-        ids_to_run = {trial.trial_id for trial in _trials_to_run(workspace.plan, sweep.state)}
+        ids_to_run = {
+            trial.trial_id for trial in _trials_to_run(workspace.plan, sweep.compute_state())
+        }
         if ids_to_run:
             sweep.check_machine()
         check_models(workspace.plan, sweep.stored.trials)
@@ -255,7 +256,7 @@ def _start_services(sweep: _SweepRun) -> None:
     Meanwhile another process prepares the datasets of Python packages.
     """
     workspace = sweep.workspace
-    state = sweep.state
+    state = sweep.compute_state()
     sweep.pretrained = fetch_pretrained(
         workspace.plan, state.results, workspace.paths, sweep.monitor.note
     )
@@ -281,7 +282,7 @@ def _start_services(sweep: _SweepRun) -> None:
 def _measure(sweep: _SweepRun) -> None:
     """Measure the subsets that are not measured yet."""
     plan = sweep.workspace.plan
-    done = sweep.state.measures
+    done = sweep.compute_state().measures
     subsets_to_measure = [spec for spec in plan.measures if spec.measure_id not in done]
     if subsets_to_measure:
         sweep.monitor.stage("measure", "", len(subsets_to_measure))
@@ -315,7 +316,7 @@ def _recount_results_after_stop(sweep: _SweepRun) -> None:
     with suppress(OSError, SweepError):
         num_lost = sweep.stored.drop_deleted_results()
         if num_lost:
-            sweep.monitor.done = len(sweep.state.results)
+            sweep.monitor.done = len(sweep.compute_state().results)
             sweep.monitor.note(
                 f"{num_lost} finished results were removed from the store while this command ran"
             )
@@ -324,7 +325,7 @@ def _recount_results_after_stop(sweep: _SweepRun) -> None:
 def _train(sweep: _SweepRun) -> None:
     """Run the trials that have no complete result."""
     plan = sweep.workspace.plan
-    state = sweep.state
+    state = sweep.compute_state()
     trials_to_run = _trials_to_run(plan, state)
     sweep.monitor.planned = len(plan.trials)
     sweep.monitor.done = len(state.results)
@@ -362,7 +363,7 @@ def _report(sweep: _SweepRun) -> RunSummary:
             f"{num_lost} finished results were removed from the store while this command ran. Run "
             "the same command again to compute them again"
         )
-    state = sweep.state
+    state = sweep.compute_state()
     # The runs of earlier trials in MLflow get the new measures too.
     tracker.reconcile(state.flat_runs(), state.failures.values(), wait=False)
     tracker.save_run_pages(workspace.sweep_paths.run_pages)

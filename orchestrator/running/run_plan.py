@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from orchestrator.machine.gpus.this_machine import check_driver, weakest_gpu_here
+from orchestrator.machine.gpus.this_machine import check_driver, weakest_gpu_model
 from orchestrator.planning.checks import changed_own_data, check_feasible
 from orchestrator.planning.costs.gpu_checks import gpu_check_folders
 from orchestrator.planning.costs.gpu_models import gpu_model
@@ -66,7 +66,7 @@ def plan_run(
     Raises:
         SweepError: The sweep cannot run.
     """
-    model, num_here = weakest_gpu_here(gpu_check_folders(workspace.paths.root))
+    model, num_here = weakest_gpu_model(gpu_check_folders(workspace.paths.root))
     if gpu is not None:
         model = gpu_model(gpu)
     elif num_here:

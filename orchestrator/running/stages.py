@@ -20,7 +20,7 @@ from orchestrator.machine.cluster import (
 from orchestrator.machine.gpu_problems import refuse, survey
 from orchestrator.machine.gpus.records import NodeGpus
 from orchestrator.machine.gpus.this_machine import gpus_here
-from orchestrator.machine.gpus.visible import gpus_are_only_scheduled
+from orchestrator.machine.gpus.visible import gpus_are_simulated
 from orchestrator.machine.locks import locked
 from orchestrator.machine.mps import PrivateMps
 from orchestrator.machine.mps_choice import why_no_mps
@@ -48,8 +48,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Stages:
-    """The shared stages of a command that runs a sweep or a search.
+class SweepCommand:
+    """A command that runs a sweep or a search, with the stages that both have.
 
     Attributes:
         purpose: the command as text for people.
@@ -115,7 +115,7 @@ class Stages:
         return self._cluster
 
     def _private_mps(self) -> PrivateMps | None:
-        """Return NVIDIA's MPS for a private cluster; None if the cluster must not start it."""
+        """Return NVIDIA's MPS for a private cluster; None if MPS must not be started."""
         if not self.local_gpus:
             return None
         resources = self.workspace.plan.sweep.resources
@@ -173,7 +173,7 @@ class Stages:
         num_gpus = 0 if options.device == "cpu" else len(gpus_here())
         # The GPUs are checked below, so only the CPUs and the memory are checked here. This call
         # raises an error if a trial requests more than this machine has.
-        device = "cpu" if num_gpus or gpus_are_only_scheduled() else options.device
+        device = "cpu" if num_gpus or gpus_are_simulated() else options.device
         trial_resources(
             self.workspace.plan.sweep.resources, cpu_cluster_here(options.num_cpus), device
         )
@@ -253,7 +253,7 @@ class Stages:
             stored: results of the plan.
             tracker: shows the plan's trials in MLflow.
             trials: trials whose mean request decides how many trials run at once; at least one.
-            measured: finished trials, which correct the predictions.
+            measured: times and memory of finished trials, which correct the predicted ones.
         """
         from orchestrator.running.capacity import slots_for
         from orchestrator.running.gpu_sharing import names_of_small_gpus, runtime_model_for
@@ -265,7 +265,7 @@ class Stages:
         folders = gpu_check_folders(self.workspace.paths.root)
         resources = trial_resources(requested, cluster, self.options.device)
         runtime_model = runtime_model_for(self.nodes, requested, measured, folders)
-        slots = slots_for(ResourcePolicy(resources, runtime_model).mean_request(trials))
+        slots = slots_for(ResourcePolicy(resources, runtime_model).request_with_mean_share(trials))
         self.monitor.slots = slots.num_trials
         if slots.note:
             self.monitor.note(slots.note)

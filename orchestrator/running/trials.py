@@ -3,22 +3,24 @@
 Ray Tune only executes trials: it calls the loop's methods when a trial starts, ends or fails.
 Each trial of the queue has one of these states:
 
-=========  =================================  ===================================
-state      event                              next state
-=========  =================================  ===================================
-waiting    Tune asks for a trial              submitted; the attempt is counted
-submitted  its worker answers                 running
-submitted  result or failure                  as in the state running
-submitted  Tune's loop fails                  waiting; the attempt does not count
-running    result                             ended
-running    failure, and it may be retried     waiting for the end of a pause
-running    failure, and it is not retried     ended
-running    Tune's loop fails                  as after a failure of the trial
-=========  =================================  ===================================
+=========  ===============================================  ===================================
+state      event                                            next state
+=========  ===============================================  ===================================
+waiting    Tune asks for a trial                            submitted; the attempt is counted
+submitted  its worker answers                               running
+submitted  result or failure                                as in the state running
+submitted  Tune's loop fails                                waiting; the attempt does not count
+submitted  Tune's loop fails, Ray killed this worker        as after a failure of the trial
+running    result                                           ended
+running    failure, and it may be retried                   waiting for the end of a pause
+running    failure, and it is not retried                   ended
+running    Tune's loop fails, Ray killed no worker          as after a failure of the trial
+running    Tune's loop fails, Ray killed this worker        as after a failure of the trial
+running    Tune's loop fails, Ray killed only other         waiting; the attempt does not count
+           workers
+=========  ===============================================  ===================================
 
-One failure of Tune's loop differs from the table: Ray killed workers because memory ran out. Then
-only the trials of these workers have failed. All other submitted and running trials wait again, and
-their attempts do not count.
+In this table, Ray kills workers only because memory ran out.
 
 :class:`~orchestrator.running.outcomes.Outcomes` processes results and failures.
 
@@ -61,8 +63,8 @@ from tasks.clock import SYSTEM, Clock
 log = logging.getLogger(__name__)
 
 MAX_TUNE_FAILURES = 5
-"""Largest number of failures of Tune's loop, without a finished trial in between, after which
-the loop is started again. The next failure ends the run."""
+"""Number of times in a row that Tune's loop may fail without a finished trial. The next failure
+ends the run."""
 NO_RESULT = TrialFailure(
     kind=FailureKind.WORKER_CRASH, message="Ray Tune ended without a result for this trial"
 )
@@ -198,9 +200,9 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         trial_id = trial_id_of(trial)
         self._take_messages(wait=True)
         location = self._attempts.of(trial_id).location
-        outcome: TrialReport | TrialFailure | None = self._hang_failure(trial_id)
+        outcome: TrialReport | TrialFailure | None = self._watchdog_failure(trial_id)
         if outcome is None:
-            # The watchdog did not kill the process; such a process would look like a crash.
+            # Ask Ray only now: to Ray, a process that the watchdog killed looks like a crash.
             outcome = self._backend.outcome_of(trial, location)
         if isinstance(outcome, TrialReport):
             self._outcomes.process_report(trial_id, outcome)
@@ -217,8 +219,12 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._outcomes.process_unreported_end(trial_id_of(trial), NO_RESULT)
         free_memory(trial)
 
-    def _hang_failure(self, trial_id: str) -> TrialFailure | None:
-        """Return the failure of a trial that hung, with its GPU; None if the trial did not hang."""
+    def _watchdog_failure(self, trial_id: str) -> TrialFailure | None:
+        """Return the failure for which the watchdog ended the last attempt, with the trial's GPU.
+
+        Returns:
+            The failure. None if the watchdog did not end the attempt.
+        """
         failure = self._watchdog.failure_of(trial_id)
         location = self._attempts.of(trial_id).location
         if failure is None or location is None or not location.has_gpu:
@@ -246,7 +252,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         # If Ray killed no worker, all trials with a worker count as failed.
         failed_ids = killed_ids or set(self._queue.running)
         if self._queue.running:
-            # Tune calls nothing of isweep before it kills the processes.
+            # Tune kills the processes without a call to isweep, so their GPU work was not ended.
             self._outcomes.abandon_mps(
                 "Ray Tune failed, and may have killed trials while they computed"
             )

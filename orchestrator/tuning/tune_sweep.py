@@ -19,7 +19,7 @@ from orchestrator.results.tracking import Tracker
 from orchestrator.running.networks import check_models
 from orchestrator.running.preparation import check_raw, prepare_own
 from orchestrator.running.progress import Progress
-from orchestrator.running.stages import Stages
+from orchestrator.running.stages import SweepCommand
 from orchestrator.tuning.combinations import Combination, combinations_to_tune
 from orchestrator.tuning.earlier_trials import EarlierTrials
 from orchestrator.tuning.outcome import TuneSummary, outcomes
@@ -55,7 +55,7 @@ def tune_sweep(
 
 
 @dataclass
-class _Tuning(Stages):
+class _Tuning(SweepCommand):
     """The stages of a search that tunes ``combinations``."""
 
     combinations: tuple[Combination, ...]

@@ -235,7 +235,7 @@ MUTATIONS = tuple(
             ),
             (
                 "where others die too, a trial that dies gets more attempts",
-                "        trial.num_ended_processes += process_ended\n",
+                "        trial.num_lost_processes += process_ended\n",
                 "",
             ),
             (

@@ -10,17 +10,17 @@ from typing import NamedTuple
 
 from orchestrator.machine.gpus import nvidia_smi, torch_gpus
 from orchestrator.machine.gpus.records import Gpu
-from orchestrator.machine.gpus.visible import gpus_are_only_scheduled, hides_all_gpus, visible_gpus
+from orchestrator.machine.gpus.visible import gpus_are_simulated, hides_all_gpus, visible_gpus
 from orchestrator.planning.costs.gpu_checks import read_checks
 from orchestrator.planning.costs.gpu_models import GpuModel, listed_gpu_model
 from search_spaces.errors import ConfigError, SetupError
 
 
-class GpusForPlans(NamedTuple):
+class PlannedGpus(NamedTuple):
     """The GPUs of a machine, as plans count them.
 
     Attributes:
-        model: kind of GPU, for which hours and memory are predicted; None without a GPU.
+        model: GPU model for which hours and memory are predicted; None without a GPU.
         number: number of GPUs.
     """
 
@@ -51,12 +51,13 @@ class _SmiRow(NamedTuple):
 
     @property
     def is_complete(self) -> bool:
-        """True if the row has all that plans need. If not, torch must describe the GPU."""
+        """True if the row has all facts that plans need. If not, torch must describe the GPU."""
         if not self.has_memory_size:
             return False
         if self.mig_mode == "Enabled":
             return False  # nvidia-smi describes the whole GPU, not its slices
-        # A plan needs the compute capability and the processors of a GPU that no table lists.
+        # For a GPU that no table lists, plans need its compute capability and its number of
+        # processors, which only torch knows.
         return listed_gpu_model(self.name) is not None
 
     def as_gpu(self) -> Gpu:
@@ -67,12 +68,13 @@ class _SmiRow(NamedTuple):
 def gpus_here() -> list[Gpu]:
     """Return this machine's visible GPUs and slices (MIG).
 
-    Torch takes seconds to start, so torch is used only if ``nvidia-smi`` does not suffice. If
-    ``CUDA_VISIBLE_DEVICES`` has numbers, do not use the UUIDs: they may belong to other GPUs of the
-    same model, see :func:`_from_nvidia_smi`.
+    Torch takes seconds to start, so torch is used only if ``nvidia-smi`` does not suffice.
+
+    Do not use the UUIDs of these GPUs if ``CUDA_VISIBLE_DEVICES`` has numbers. The UUIDs may then
+    belong to other GPUs of the same model, see :func:`_from_nvidia_smi`.
     """
     ids = visible_gpus()
-    if gpus_are_only_scheduled() or ids == []:
+    if gpus_are_simulated() or ids == []:
         return []
     fields = "name,uuid,memory.total,mig.mode.current"
     rows = list(map(_SmiRow._make, nvidia_smi.query(fields)))
@@ -119,7 +121,7 @@ def _from_nvidia_smi(rows: list[_SmiRow], ids: list[str] | None) -> list[Gpu] | 
             return None
         gpu = _gpu_with_id(gpus, gpu_id)
         if gpu is None:
-            break  # CUDA ignores everything from the first number or UUID without a GPU
+            break  # CUDA stops at the first number or UUID that matches no GPU
         chosen.append(gpu)
     return chosen
 
@@ -141,7 +143,7 @@ def check_driver() -> None:
         ConfigError: ``CUDA_VISIBLE_DEVICES`` lists no GPU of this machine.
         SetupError: the driver does not answer.
     """
-    if gpus_are_only_scheduled() or hides_all_gpus() or not nvidia_smi.has_devices() or gpus_here():
+    if gpus_are_simulated() or hides_all_gpus() or not nvidia_smi.has_devices() or gpus_here():
         return
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
     listing = nvidia_smi.run("-L")
@@ -166,11 +168,11 @@ def check_driver() -> None:
     )
 
 
-def weakest_gpu_here(check_folders: Iterable[Path]) -> GpusForPlans:
-    """Return the kind of GPU for plans on this machine, and the number of GPUs.
+def weakest_gpu_model(check_folders: Iterable[Path]) -> PlannedGpus:
+    """Return the GPU model for plans on this machine, and the number of GPUs.
 
-    If the machine has several kinds of GPU, the returned kind combines them: it has the speed and
-    the memory of the kind with the least memory, and the lowest compute capability of all kinds.
+    If the machine has several models, the returned model combines them. It has the speed and the
+    memory of the model with the least memory, and the lowest compute capability of all models.
 
     Args:
         check_folders: folders with files of ``isweep gpu-check``.
@@ -178,7 +180,7 @@ def weakest_gpu_here(check_folders: Iterable[Path]) -> GpusForPlans:
     checks = read_checks(check_folders)
     models = [gpu.model(checks) for gpu in gpus_here()]
     if not models:
-        return GpusForPlans(None, 0)
+        return PlannedGpus(None, 0)
     smallest = min(models, key=lambda model: (model.memory_gib, model.half_tflops))
     oldest = min(models, key=lambda model: model.capability)
-    return GpusForPlans(replace(smallest, capability=oldest.capability), len(models))
+    return PlannedGpus(replace(smallest, capability=oldest.capability), len(models))

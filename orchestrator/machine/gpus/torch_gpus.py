@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from orchestrator.machine.gpus import nvidia_smi
 from orchestrator.machine.gpus.records import Gpu, GpuInUse, NodeGpus
 from orchestrator.machine.gpus.visible import (
-    gpus_are_only_scheduled,
+    gpus_are_simulated,
     listed_gpus,
     visible_at_start_of_parent,
     visible_gpus,
@@ -79,7 +79,7 @@ def describe(visible: str | None) -> NodeGpus:
         socket.gethostname(),
         mps=mps_runs(),
         visible=visible or "",
-        logical=gpus_are_only_scheduled(),
+        logical=gpus_are_simulated(),
     )
     # A library may print other lines before and after the description.
     descriptions = [line for line in program.output.splitlines() if line.startswith('{"')]

@@ -22,8 +22,8 @@ HIDING_VALUES = ("", "-1", "none", "void", "nodevfiles")
 """Values of ``CUDA_VISIBLE_DEVICES`` with which people hide all GPUs."""
 
 
-def gpus_are_only_scheduled() -> bool:
-    """Return whether GPUs are for scheduling only; see :data:`LOGICAL_GPUS`."""
+def gpus_are_simulated() -> bool:
+    """Return whether GPUs exist only in Ray's scheduling, for tests; see :data:`LOGICAL_GPUS`."""
     return os.environ.get(LOGICAL_GPUS) == "1"
 
 

@@ -1,7 +1,7 @@
 """The first part of the self-test: compare a network's first loss and gradient with the CPU.
 
 The reference is float32 on the CPU. The tolerances follow from the network: its gradient is also
-computed on the CPU with rounded numbers, and the GPU may differ by some times as much.
+computed on the CPU with rounded numbers, and the GPU may differ by a few times as much.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from tasks.trials.steps import autocast, has_batch_norm
 BATCH_NORM_IMAGES = 8
 """Number of images for the compared gradient of networks with batch norm. With fewer images, batch
 norm divides by very small variances."""
-PLAIN_IMAGES = 2
-"""Images for the compared gradient of networks without batch norm, whose gradients take ten times
-as long on a CPU."""
+NO_BATCH_NORM_IMAGES = 2
+"""Number of images for the compared gradient of networks without batch norm, whose gradients take
+ten times as long on a CPU."""
 INNER_PRODUCT_CHUNK = 2**24
-"""Number of weights to convert to float64 at once, 128 MB; a VGG has 140 million weights."""
+"""Number of weights to convert to float64 at once: 128 MB in float64. A VGG has 140 million
+weights."""
 FLOAT32_ERROR = 1e-4
 """Relative error of a correct convolution in float32, as large as with cuDNN's Winograd kernels."""
 LOSS_FACTOR = 3
@@ -55,8 +56,8 @@ FLOAT32_NORM_MARGIN = 0.05
 BFLOAT16_LOSS_MARGIN = 0.08
 """Difference of the loss in bfloat16, in nat, that is always allowed. It is twice the largest
 change that bfloat16 made to ResNet-50's loss in 12 measurements on a CPU with bfloat16
-instructions, 0.039. The size of this change is a matter of chance, so one measurement of it on the
-CPU is no limit. A wrong kernel of an H100 changed the loss by 0.009 (pytorch#150700): only the
+instructions, 0.039. The change varies by chance, so a single measurement on the CPU is not a
+reliable limit. A wrong kernel of an H100 changed the loss by 0.009 (pytorch#150700): only the
 gradient reveals such a kernel."""
 BFLOAT16_COSINE_MARGIN = 0.05
 """Value of 1 - cosine in bfloat16 that is always allowed."""
@@ -158,9 +159,10 @@ def bfloat16_tolerance(rounded: Gradient, expected: Gradient) -> Tolerance:
 
 
 def _least_cosine(rounded_cosine: float, margin: float) -> float:
-    """Return the lower limit of a cosine: the rounding on the CPU, DIRECTION_FACTOR, and a margin.
+    """Return the lower limit of a cosine.
 
-    If the cosine of the rounded gradient is NaN, every direction is allowed.
+    The value of 1 - cosine may be DIRECTION_FACTOR times as large as for the rounded gradient, plus
+    a margin. If the cosine of the rounded gradient is NaN, every direction is allowed.
     """
     if math.isnan(rounded_cosine):
         return -1.0
@@ -220,10 +222,10 @@ def compare_with_cpu(case: Case, device: torch.device) -> Iterator[GradientCompa
 
     The device computes in float32, as evaluation and attacks do, and also in bfloat16 if the recipe
     trains in bfloat16. Float16 is not compared: without scaling it loses small gradients on every
-    device.
+    device. If the reference is not finite, or its gradient is zero, nothing is yielded.
     """
     model = build_network(case, dropout=0.0)
-    num_images = BATCH_NORM_IMAGES if has_batch_norm(model) else PLAIN_IMAGES
+    num_images = BATCH_NORM_IMAGES if has_batch_norm(model) else NO_BATCH_NORM_IMAGES
     images, labels = random_images(num_images, case.image_size, case.channels)
     if is_random_in_training(model, images):
         # The network has stochastic depth, for example. In evaluation mode nothing is random.

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from orchestrator.machine.self_test.case import Case
-from orchestrator.machine.self_test.gradients import PLAIN_IMAGES
+from orchestrator.machine.self_test.gradients import NO_BATCH_NORM_IMAGES
 from orchestrator.machine.self_test.network import (
     build_network,
     is_random_in_training,
@@ -32,14 +32,15 @@ epoch, and replayed in the fifth and the sixth."""
 LEARNING_RATE = 1e-4
 """Learning rate of each training."""
 NOISE_FACTOR = 4.0
-"""Largest difference of graphs from plain steps, divided by the difference of two plain trainings.
+"""Graphs may differ from plain steps by this factor times the difference of two plain trainings.
 Two plain trainings are a small sample, so the factor leaves room."""
 LEAST_LOSS_NOISE = 1e-5
-"""Difference of an epoch's loss, in nat, that is always allowed: about 100 roundings in float32."""
+"""Least noise of an epoch's loss that is assumed, in nat: about 100 roundings in float32. Graphs
+may always differ from plain steps by NOISE_FACTOR times this noise."""
 LEAST_WEIGHT_NOISE = 1e-6
-"""Difference of a weight that is always allowed: a hundredth of LEARNING_RATE, which is about the
-length of a step of Adam."""
-LEAST_SPREAD = 0.05
+"""Least noise of a weight that is assumed: a hundredth of LEARNING_RATE, which is about the length
+of a step of Adam. Graphs may always differ from plain steps by NOISE_FACTOR times this noise."""
+SPEED_MARGIN = 0.05
 """Epochs with graphs may always be slower than plain epochs by this share of their seconds."""
 DROPOUT_LOSS_TOLERANCE = 0.2
 """Difference of the last epoch's loss, in nat, that is always allowed between trainings with
@@ -68,10 +69,14 @@ class Difference:
     graphs: float
 
     def exceeds(self, least_noise: float) -> bool:
-        """Return whether graphs differ by more than noise explains; true for NaN."""
+        """Return whether graphs differ by more than noise explains; true for NaN.
+
+        Args:
+            least_noise: noise that is assumed if the two plain trainings differ by less.
+        """
         return not self.graphs <= NOISE_FACTOR * max(self.noise, least_noise)
 
-    def largest_with(self, other: Difference) -> Difference:
+    def merged_with(self, other: Difference) -> Difference:
         """Return the largest differences of two samples; NaN if one of them is NaN."""
         return Difference(
             noise=_largest([self.noise, other.noise]),
@@ -104,14 +109,14 @@ class TrainingComparison:
     def problem(self) -> str:
         """Text about a difference between graphs and plain steps; empty if there is none."""
         if self.weights is None:
-            if not self.losses.graphs <= max(
-                DROPOUT_LOSS_TOLERANCE, RANDOM_NOISE_FACTOR * self.losses.noise
-            ):
-                return (
-                    f"{self.model}: with dropout, captured graphs change the loss by "
-                    f"{self.losses.graphs:.1e}"
-                )
-            return ""
+            # The training draws random numbers, so only the losses can be compared.
+            largest_allowed = max(DROPOUT_LOSS_TOLERANCE, RANDOM_NOISE_FACTOR * self.losses.noise)
+            if self.losses.graphs <= largest_allowed:
+                return ""
+            return (
+                f"{self.model}: in trainings with random numbers (such as dropout), captured "
+                f"graphs change the loss by {self.losses.graphs:.1e}"
+            )
         for name, difference, least_noise in (
             ("loss", self.losses, LEAST_LOSS_NOISE),
             ("weight", self.weights, LEAST_WEIGHT_NOISE),
@@ -124,7 +129,7 @@ class TrainingComparison:
                 )
         return ""
 
-    def with_earlier(self, earlier: TrainingComparison) -> TrainingComparison:
+    def merged_with(self, earlier: TrainingComparison) -> TrainingComparison:
         """Return this comparison with the largest differences of this and an earlier sample.
 
         Two plain trainings can be equal by chance. Then the noise of one sample is too small, and
@@ -132,13 +137,13 @@ class TrainingComparison:
         """
         weights = self.weights
         if weights is not None and earlier.weights is not None:
-            weights = weights.largest_with(earlier.weights)
-        return replace(self, losses=self.losses.largest_with(earlier.losses), weights=weights)
+            weights = weights.merged_with(earlier.weights)
+        return replace(self, losses=self.losses.merged_with(earlier.losses), weights=weights)
 
     @property
     def slowness(self) -> str:
         """Text about graphs that are slower than plain steps; empty if they are not slower."""
-        tolerance = max(abs(self.plain_s - self.again_s), LEAST_SPREAD * self.plain_s)
+        tolerance = max(abs(self.plain_s - self.again_s), SPEED_MARGIN * self.plain_s)
         if self.graph_s <= max(self.plain_s, self.again_s) + tolerance:
             return ""
         return (
@@ -161,7 +166,7 @@ def compare_trainings(case: Case, device: torch.device) -> list[TrainingComparis
         comparison = _train_three_times(case, images, labels, device, dropout=dropout)
         if comparison.problem:
             second = _train_three_times(case, images, labels, device, dropout=dropout)
-            comparison = second.with_earlier(comparison)
+            comparison = second.merged_with(comparison)
         comparisons.append(comparison)
     return comparisons
 
@@ -208,7 +213,7 @@ def _train_three_times(
     weights = None
     epochs = slice(None)
     if dropout is None or is_random_in_training(
-        build_network(case, dropout), images[:PLAIN_IMAGES]
+        build_network(case, dropout), images[:NO_BATCH_NORM_IMAGES]
     ):
         # Only the last epoch, because the first losses depend on few random numbers.
         epochs = slice(-1, None)

@@ -4,9 +4,9 @@ The test has two parts.
 
 1. :mod:`~.gradients` compares the first loss and the first gradient of all weights with float32 on
    the CPU. All trainings on a GPU use the same kernels, so only another device can reveal a wrong
-   kernel. If the GPU fails, the comparison is repeated with a new copy of the network. A GPU that
-   has failed must not be used, even if it passes the second comparison. The verdict then contains
-   this doubt.
+   kernel. If the GPU fails, the comparison is repeated with a new copy of the network. If the
+   GPU passes the second comparison, it is still not used, but the verdict says that its first
+   result is in doubt.
 2. :mod:`~.graph_trainings` trains the network with and without CUDA graphs. If graphs differ, fail
    or are slower, trials use plain steps.
 
@@ -41,9 +41,9 @@ from orchestrator.machine.self_test.verdict import (
     CpuResult,
     GraphResult,
     Verdict,
-    error_verdict,
-    graph_verdict,
-    wrong_verdict,
+    verdict_after_error,
+    verdict_on_graphs,
+    verdict_on_wrong_gpu,
 )
 from orchestrator.planning.costs.gpu_models import BFLOAT16_FROM
 from orchestrator.results.records import FailureKind
@@ -71,11 +71,11 @@ def run_self_test(
     start = time.perf_counter()
     if device.type == "cuda" and compute_capability() < BFLOAT16_FROM:
         case = replace(case, precision="float32")
-    verdict = _verdict(case, device, on_passed, on_wrong)
+    verdict = _run_parts(case, device, on_passed, on_wrong)
     return replace(verdict, seconds=time.perf_counter() - start)
 
 
-def _verdict(
+def _run_parts(
     case: Case,
     device: torch.device,
     on_passed: Callable[[], object],
@@ -87,13 +87,13 @@ def _verdict(
         # A comparison of graphs on a device that computes wrongly is useless.
         second = None
         if not first.error_text:
-            on_wrong(wrong_verdict(first))
+            on_wrong(verdict_on_wrong_gpu(first))
             second = _run_cpu_comparison(case, device)
-        return wrong_verdict(first, second)
+        return verdict_on_wrong_gpu(first, second)
     if first.error_text:
-        return error_verdict(first)
+        return verdict_after_error(first)
     on_passed()
-    return graph_verdict(first, _run_graph_trainings(case, device))
+    return verdict_on_graphs(first, _run_graph_trainings(case, device))
 
 
 def _run_cpu_comparison(case: Case, device: torch.device) -> CpuResult:
@@ -105,8 +105,8 @@ def _run_cpu_comparison(case: Case, device: torch.device) -> CpuResult:
             for comparison in compare_with_cpu(case, device):
                 comparisons.append(comparison)
     except Exception as error:  # A driver or a library may raise any exception.
-        library_row = library_error(error)
-        is_gpu_error = library_row is not None and library_row.kind == FailureKind.DEVICE_ERROR
+        known_error = library_error(error)
+        is_gpu_error = known_error is not None and known_error.kind == FailureKind.DEVICE_ERROR
         return CpuResult(tuple(comparisons), _error_text(case, error), is_gpu_error)
     return CpuResult(tuple(comparisons))
 
@@ -117,10 +117,10 @@ def _run_graph_trainings(case: Case, device: torch.device) -> GraphResult:
     try:
         with _trial_settings(case, device):
             trainings += compare_trainings(case, device)
-            error_text = dropout_problem(device)
+            problem = dropout_problem(device)
     except Exception as error:  # A driver, a library or a capture may raise any exception.
-        error_text = _error_text(case, error)
-    return GraphResult(tuple(trainings), error_text)
+        return GraphResult(tuple(trainings), error_text=_error_text(case, error))
+    return GraphResult(tuple(trainings), dropout_problem=problem)
 
 
 @contextmanager

@@ -14,14 +14,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator.machine.gpus import nvidia_smi
-from orchestrator.machine.mps_worker import end_work_of_child
+from orchestrator.machine.mps_worker import end_gpu_work_of_child
 from orchestrator.machine.processes import run_program
 from orchestrator.machine.self_test.case import PASSED_LINE, Case
 from orchestrator.planning.paths import user_cache
@@ -32,13 +32,14 @@ from tasks.atomic import write_atomic
 TIMEOUT_S = 300.0
 """Seconds that a test may take. A trial counts as hung after 600 s or more, and it may first wait
 for the test of another process."""
-UNFINISHED_FOR_S = 600.0
-"""Seconds for which a verdict is valid at first if an error or other load on the GPU caused it.
-Trials use no CUDA graphs in this time, so they take about a fifth longer. A test takes less than a
-minute, or :data:`TIMEOUT_S` if it never ends. So each further test without a final verdict doubles
-the validity."""
-MAX_UNFINISHED_FOR_S = 86_400.0
-"""Longest validity of such a verdict: a day. A test of five minutes then costs little time."""
+FIRST_VALIDITY_S = 600.0
+"""Seconds for which the first verdict that is not final is valid. An error or other load on the GPU
+caused such a verdict. Trials use no CUDA graphs in this time, so they take about a fifth longer. A
+test takes less than a minute, or :data:`TIMEOUT_S` if it never ends. So each further test without a
+final verdict doubles the validity."""
+MAX_VALIDITY_S = 86_400.0
+"""Longest validity of a verdict that is not final, in seconds: a day. A test of five minutes then
+costs little time."""
 
 
 @dataclass(frozen=True)
@@ -46,31 +47,60 @@ class StoredVerdict:
     """The stored part of a self-test's verdict, see :class:`~.verdict.Verdict`.
 
     Attributes:
-        wrong: text that describes what the GPU computes wrongly; empty if it computes correctly.
-        plain_because: text with the reason why trials use plain steps; empty if they use graphs.
+        gpu_problem: what the GPU computes wrongly; empty if it computes correctly.
+        reason_for_plain_steps: why trials use plain steps; empty if they use graphs.
         is_final: True if the verdict stays valid; False if a later test replaces it.
         tested_at: time of the test in seconds since 1970.
         file: file of the verdict.
-        doubt: why the wrong result is in doubt, as text: the second comparison with the CPU found
-            no difference, failed or did not end. Empty otherwise.
-        unchecked: why the GPU was not compared with the CPU, as text. No trial may then use the GPU
+        reason_for_doubt: why ``gpu_problem`` is in doubt; empty if it is not in doubt.
+        comparison_error: why the GPU was not compared with the CPU. No trial may then use the GPU
             before a further test. Empty if the GPU was compared.
         valid_for_s: seconds for which the verdict is valid if it is not final.
     """
 
-    wrong: str
-    plain_because: str
+    gpu_problem: str
+    reason_for_plain_steps: str
     is_final: bool
     tested_at: float
     file: Path
-    doubt: str = ""
-    unchecked: str = ""
-    valid_for_s: float = UNFINISHED_FOR_S
+    reason_for_doubt: str = ""
+    comparison_error: str = ""
+    valid_for_s: float = FIRST_VALIDITY_S
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any], file: Path) -> StoredVerdict:
+        """Return the verdict from the fields of its file.
+
+        Raises:
+            KeyError, TypeError, ValueError: the fields are not those of a verdict.
+        """
+        return cls(
+            gpu_problem=str(fields["wrong"]),
+            reason_for_plain_steps=str(fields["plain_because"]),
+            is_final=bool(fields["is_final"]),
+            tested_at=float(fields["tested_at"]),
+            file=file,
+            reason_for_doubt=str(fields.get("doubt", "")),
+            comparison_error=str(fields["unchecked"]),
+            valid_for_s=float(fields["valid_for_s"]),
+        )
+
+    def as_fields(self) -> dict[str, Any]:
+        """Return the fields of the verdict's file, by key."""
+        return {
+            "wrong": self.gpu_problem,
+            "plain_because": self.reason_for_plain_steps,
+            "is_final": self.is_final,
+            "doubt": self.reason_for_doubt,
+            "unchecked": self.comparison_error,
+            "tested_at": self.tested_at,
+            "valid_for_s": self.valid_for_s,
+        }
 
     @property
     def is_valid(self) -> bool:
         """True if the verdict can be used without a new test."""
-        if self.unchecked:
+        if self.comparison_error:
             return False
         return self.is_final or time.time() - self.tested_at < self.valid_for_s
 
@@ -79,18 +109,22 @@ _verdicts_of_this_process: dict[Path, StoredVerdict] = {}
 """Verdicts by file. If the home folder is read-only, each process tests a network only once."""
 
 
-def verdict_of(uuid: str, case: Case) -> StoredVerdict:
-    """Return the stored verdict for a GPU and a network, or the verdict of a new test."""
-    about = provenance()
-    versions = [
+def read_or_run_self_test(uuid: str, case: Case) -> StoredVerdict:
+    """Return the stored verdict for a GPU and a network, or the verdict of a new test.
+
+    A new test takes up to :data:`TIMEOUT_S`.
+    """
+    software = provenance()
+    gpu_and_versions = [
         uuid,
         nvidia_smi.driver_version(),
-        about.packages.get("torch", ""),
-        about.code_version,
+        software.packages.get("torch", ""),
+        software.code_version,
     ]
-    # The batch size is not part of the key: a search tries many batch sizes with one network.
+    # The batch size is not part of the key, because a search tries many batch sizes with one
+    # network. The optimizer and the number of threads are not part of it either.
     network = [case.model, case.image_size, case.channels, case.precision]
-    key = fingerprint([*versions, *network])[:12]
+    key = fingerprint([*gpu_and_versions, *network])[:12]
     file = user_cache("gpus") / f"self-test-{uuid}-{case.model.name}-{key}.json"
     requested_at = time.time()
     with _locked(file.with_name(f"self-test-{uuid}.lock")):
@@ -99,22 +133,13 @@ def verdict_of(uuid: str, case: Case) -> StoredVerdict:
         if verdict is not None and (verdict.is_valid or verdict.tested_at >= requested_at):
             return verdict
         earlier = verdict
-        verdict = _tested(case, file)
-        if earlier is not None and not earlier.unchecked:
-            # Only a verdict that was not final is followed by a second test.
-            valid_for_s = min(2 * earlier.valid_for_s, MAX_UNFINISHED_FOR_S)
+        verdict = _run_test(case, file)
+        if earlier is not None and not earlier.comparison_error:
+            # `earlier` was not final: otherwise there would be no second test.
+            valid_for_s = min(2 * earlier.valid_for_s, MAX_VALIDITY_S)
             verdict = replace(verdict, valid_for_s=valid_for_s)
         _verdicts_of_this_process[file] = verdict
-        fields = {
-            "wrong": verdict.wrong,
-            "plain_because": verdict.plain_because,
-            "is_final": verdict.is_final,
-            "doubt": verdict.doubt,
-            "unchecked": verdict.unchecked,
-            "tested_at": verdict.tested_at,
-            "valid_for_s": verdict.valid_for_s,
-            "versions": versions,
-        }
+        fields = {**verdict.as_fields(), "versions": gpu_and_versions}
         with suppress(OSError):
             write_atomic(file, json.dumps(fields).encode())
     return verdict
@@ -148,31 +173,16 @@ def _read(file: Path) -> StoredVerdict | None:
     """Return the verdict in a file; None if it is missing or cannot be read."""
     try:
         fields: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return StoredVerdict(
-            wrong=str(fields["wrong"]),
-            plain_because=str(fields["plain_because"]),
-            is_final=bool(fields["is_final"]),
-            tested_at=float(fields["tested_at"]),
-            file=file,
-            doubt=str(fields.get("doubt", "")),
-            unchecked=str(fields["unchecked"]),
-            valid_for_s=float(fields["valid_for_s"]),
-        )
+        return StoredVerdict.from_fields(fields, file)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _tested(case: Case, file: Path) -> StoredVerdict:
+def _run_test(case: Case, file: Path) -> StoredVerdict:
     """Test the GPU of this process, and return the part of the verdict that is stored."""
     fields = run_in_separate_process(case)
-    return StoredVerdict(
-        wrong=fields["wrong"],
-        plain_because=fields["plain_because"],
-        is_final=fields["is_final"],
-        tested_at=time.time(),
-        file=file,
-        doubt=fields["doubt"],
-        unchecked=fields["unchecked"],
+    return StoredVerdict.from_fields(
+        {**fields, "tested_at": time.time(), "valid_for_s": FIRST_VALIDITY_S}, file
     )
 
 
@@ -180,8 +190,8 @@ def run_in_separate_process(case: Case) -> dict[str, Any]:
     """Run the self-test in a separate process, on the GPU of this process.
 
     Returns:
-        The fields of a :class:`~.verdict.Verdict`. If the process ends without a verdict, the
-        fields contain the reason, and the measured values are missing.
+        The result of :meth:`~.verdict.Verdict.as_fields`. If the process ends without a verdict,
+        the fields contain the reason, and the measured values are missing.
     """
     program = run_program(
         sys.executable,
@@ -193,7 +203,7 @@ def run_in_separate_process(case: Case) -> dict[str, Any]:
         case.to_json(),
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
         timeout_s=TIMEOUT_S,
-        before_kill=end_work_of_child,
+        before_kill=end_gpu_work_of_child,
     )
     # CUDA can end the process with an error at its exit, after the verdict was printed.
     fields = _last_verdict(program.output or program.partial_output)
@@ -203,16 +213,16 @@ def run_in_separate_process(case: Case) -> dict[str, Any]:
     reason = program.error or "the process printed no verdict"
     if PASSED_LINE in program.partial_output:
         problem = f"{name}: the self-test ended before it had tested graphs: {reason}"
-        unchecked = ""
+        comparison_error = ""
     else:
         problem = f"{name}: the self-test ended before it had compared GPU and CPU: {reason}"
-        unchecked = problem
+        comparison_error = problem
     return {
         "wrong": "",
         "plain_because": problem,
         "is_final": False,
         "doubt": "",
-        "unchecked": unchecked,
+        "unchecked": comparison_error,
     }
 
 

@@ -37,15 +37,17 @@ class GraphResult:
 
     Attributes:
         trainings: comparisons of trainings; empty if an error ended them.
-        error_text: an error, or the problem of dropout in a graph, in one line; empty if there was
-            none.
+        error_text: the error that ended this part early, in one line; empty if there was none.
+        dropout_problem: what is wrong with dropout in a graph, in one line; empty if nothing is
+            wrong.
     """
 
     trainings: tuple[TrainingComparison, ...] = ()
     error_text: str = ""
+    dropout_problem: str = ""
 
 
-class PlainCause(Enum):
+class PlainStepsCause(Enum):
     """Why trials use plain steps instead of graphs."""
 
     WRONG_GPU = auto()
@@ -60,28 +62,28 @@ class PlainCause(Enum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict of a self-test. The names of most fields are keys in files of ``gpu-check``.
+    """The verdict of a self-test.
 
     Attributes:
-        wrong: text that describes what the GPU computes wrongly, in one line; empty if it computes
-            correctly.
-        plain_because: text with the reason why trials use plain steps, in one line; empty if they
-            use graphs.
+        gpu_problem: what the GPU computes wrongly, in one line; empty if it computes correctly.
+        reason_for_plain_steps: why trials use plain steps, in one line; empty if they use graphs.
         cause: the kind of this reason; None if trials use graphs.
-        doubt: why the wrong result is in doubt, as text: the second comparison with the CPU found
-            no difference, failed or did not end. Empty otherwise.
-        unchecked: the error of the GPU that ended the comparison with the CPU, in one line. It is
-            then unknown whether the GPU computes correctly. Empty if there was no such error.
+        reason_for_doubt: why ``gpu_problem`` is in doubt, in one line: the second comparison with
+            the CPU found no difference, failed or did not end, or an error ended the first
+            comparison after it found the problem. Empty if the second comparison confirmed the
+            problem, or if there is no problem.
+        comparison_error: the error of the GPU that ended the comparison with the CPU, in one line.
+            It is then unknown whether the GPU computes correctly. Empty if there was no such error.
         seconds: duration of the whole test.
         arithmetic: comparisons with the CPU, also those of the second comparison.
         trainings: comparisons of graphs with plain steps.
     """
 
-    wrong: str = ""
-    plain_because: str = ""
-    cause: PlainCause | None = None
-    doubt: str = ""
-    unchecked: str = ""
+    gpu_problem: str = ""
+    reason_for_plain_steps: str = ""
+    cause: PlainStepsCause | None = None
+    reason_for_doubt: str = ""
+    comparison_error: str = ""
     seconds: float = 0.0
     arithmetic: tuple[GradientComparison, ...] = ()
     trainings: tuple[TrainingComparison, ...] = ()
@@ -92,18 +94,24 @@ class Verdict:
 
         A later test may then have another verdict.
         """
-        return self.cause not in (PlainCause.ERROR, PlainCause.SLOW_GRAPHS)
+        return self.cause not in (PlainStepsCause.ERROR, PlainStepsCause.SLOW_GRAPHS)
 
     def as_fields(self) -> dict[str, Any]:
         """Return the verdict as JSON types, by key of the file of ``gpu-check``."""
-        fields = asdict(self)
-        del fields["cause"]
-        fields["is_final"] = self.is_final
-        fields["is_only_slow"] = self.cause == PlainCause.SLOW_GRAPHS
-        return fields
+        return {
+            "wrong": self.gpu_problem,
+            "plain_because": self.reason_for_plain_steps,
+            "doubt": self.reason_for_doubt,
+            "unchecked": self.comparison_error,
+            "seconds": self.seconds,
+            "arithmetic": tuple(map(asdict, self.arithmetic)),
+            "trainings": tuple(map(asdict, self.trainings)),
+            "is_final": self.is_final,
+            "is_only_slow": self.cause == PlainStepsCause.SLOW_GRAPHS,
+        }
 
 
-def wrong_verdict(first: CpuResult, second: CpuResult | None = None) -> Verdict:
+def verdict_on_wrong_gpu(first: CpuResult, second: CpuResult | None = None) -> Verdict:
     """Return the verdict on a device that has computed wrongly at least once.
 
     The verdict is final even if the second comparison finds no difference: trials never use a
@@ -117,54 +125,57 @@ def wrong_verdict(first: CpuResult, second: CpuResult | None = None) -> Verdict:
     if second is not None:
         comparisons += second.comparisons
     return Verdict(
-        wrong=first.problem,
-        plain_because=first.problem,
-        cause=PlainCause.WRONG_GPU,
-        doubt=_doubt(first, second),
+        gpu_problem=first.problem,
+        reason_for_plain_steps=first.problem,
+        cause=PlainStepsCause.WRONG_GPU,
+        reason_for_doubt=_reason_for_doubt(first, second),
         arithmetic=comparisons,
     )
 
 
-def _doubt(first: CpuResult, second: CpuResult | None) -> str:
+def _reason_for_doubt(first: CpuResult, second: CpuResult | None) -> str:
     """Return why a wrong result is in doubt; empty if the second comparison confirmed it."""
-    last = second or first
-    if last.error_text:
-        return f"a later comparison with the CPU failed: {last.error_text}"
     if second is None:
+        if first.error_text:
+            # One precision was wrong, and the comparison of the next precision failed.
+            return f"a later comparison with the CPU failed: {first.error_text}"
         return "the second comparison with the CPU did not end"
+    if second.error_text:
+        return f"a later comparison with the CPU failed: {second.error_text}"
     if not second.problem:
         return "the second comparison with the CPU found no difference"
     return ""
 
 
-def error_verdict(result: CpuResult) -> Verdict:
+def verdict_after_error(result: CpuResult) -> Verdict:
     """Return the verdict if an error ended the comparison before it found a problem.
 
-    Only an error of the GPU itself leaves the device unchecked. Other errors do not count against
-    it: memory may be short because of other trials, and a CPU may lack an operation.
+    Only an error of the GPU itself becomes ``comparison_error``. Other errors do not count against
+    the GPU: memory may be short because of other trials, and a CPU may lack an operation.
     """
     return Verdict(
-        plain_because=result.error_text,
-        cause=PlainCause.ERROR,
-        unchecked=result.error_text if result.is_gpu_error else "",
+        reason_for_plain_steps=result.error_text,
+        cause=PlainStepsCause.ERROR,
+        comparison_error=result.error_text if result.is_gpu_error else "",
         arithmetic=result.comparisons,
     )
 
 
-def graph_verdict(result: CpuResult, graphs: GraphResult) -> Verdict:
+def verdict_on_graphs(result: CpuResult, graphs: GraphResult) -> Verdict:
     """Return the verdict on a device that has passed the comparison with the CPU."""
     different = _join(comparison.problem for comparison in graphs.trainings)
     slow = _join(comparison.slowness for comparison in graphs.trainings)
+    error_text = graphs.error_text or graphs.dropout_problem
     cause = None
     # A difference makes the verdict final, also if an error followed it.
     if different:
-        cause = PlainCause.DIFFERENT_GRAPHS
-    elif graphs.error_text:
-        cause = PlainCause.ERROR
+        cause = PlainStepsCause.DIFFERENT_GRAPHS
+    elif error_text:
+        cause = PlainStepsCause.ERROR
     elif slow:
-        cause = PlainCause.SLOW_GRAPHS
+        cause = PlainStepsCause.SLOW_GRAPHS
     return Verdict(
-        plain_because=graphs.error_text or different or slow,
+        reason_for_plain_steps=error_text or different or slow,
         cause=cause,
         arithmetic=result.comparisons,
         trainings=graphs.trainings,

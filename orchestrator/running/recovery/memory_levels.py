@@ -9,10 +9,9 @@ Each level changes the request of the level before:
 - The last levels halve the micro-batch, the images of one forward pass, if the batches may be
   split. Batches of fewer than 4 images are never split.
 
-A trial without a GPU has only level 0, a level 1 for the machine's memory, and the last
-levels. If a trial on a GPU has no other level after level 0, it also has a level 1 for the
-machine's memory. If the sweep requests an amount of the machine's memory, every level from 1 on
-requests twice this amount.
+If the sweep requests an amount of the machine's memory, every level from 1 on requests twice this
+amount, limited by the memory of the largest node. If a trial has no GPU, or if nothing else can
+change after level 0, level 1 changes only the machine's memory.
 
 Later events may change the requests of some levels: a network loses its CUDA graphs, the run
 abandons NVIDIA's MPS, or the memory of the largest node changes. The number of levels stays
@@ -66,7 +65,7 @@ class MemoryLevels:
             None, every trial requests ``resources`` at level 0.
         node_memory_bytes: returns the memory of the largest node, the most that a trial
             requests.
-        without_graphs: networks whose steps cannot be captured as CUDA graphs, by
+        networks_without_graphs: networks whose steps cannot be captured as CUDA graphs, by
             :func:`network_key`. The caller may add networks later.
         min_share: least share of a GPU that a trial on a GPU requests; 0 until the run abandons
             NVIDIA's MPS.
@@ -75,7 +74,7 @@ class MemoryLevels:
     resources: Resources
     runtime_model: RuntimeModel
     node_memory_bytes: Callable[[], float]
-    without_graphs: Collection[Hashable]
+    networks_without_graphs: Collection[Hashable]
     min_share: float = 0.0
 
     def request(self, trial: TrialSpec, level: int) -> Resources:
@@ -95,15 +94,16 @@ class MemoryLevels:
             tried: request of the trial's last attempt.
 
         Returns:
-            The lowest level above ``level`` whose request is not ``tried``. None if there is
-            none.
+            The lowest level above ``level`` whose request is not ``tried``. It may be above the
+            last level, with the request of the last level. None if there is no such level.
         """
         requests = self._requests(trial)
-        # Above the last level, its request is compared once more: an event may have changed it
-        # since the attempt.
-        higher_requests = requests[level + 1 :] or requests[-1:]
-        for higher_level, request in enumerate(higher_requests, start=level + 1):
-            if request != tried:
+        last_level = len(requests) - 1
+        if level >= last_level:
+            # An event may have changed the request of the last level since the attempt.
+            return level + 1 if requests[last_level] != tried else None
+        for higher_level in range(level + 1, len(requests)):
+            if requests[higher_level] != tried:
                 return higher_level
         return None
 
@@ -117,18 +117,18 @@ class MemoryLevels:
 
     def _requests(self, trial: TrialSpec) -> list[Resources]:
         """Return the present requests of a trial by level: those of level 0, level 1, and so on."""
-        first = self._planned_request(trial)
-        memory_bytes = self._twice_the_memory(first.memory_bytes)
-        with_more_memory = replace(first, memory_bytes=memory_bytes)
+        planned = self._planned_request(trial)
+        memory_bytes = self._twice_the_memory(planned.memory_bytes)
+        with_more_memory = replace(planned, memory_bytes=memory_bytes)
         next_request = self._next_request(trial, with_more_memory)
-        requests = [first]
-        if not first.num_gpus or next_request is None:
+        requests = [planned]
+        if not planned.num_gpus or next_request is None:
             # Level 1 requests only more of the machine's memory.
             requests.append(with_more_memory)
         while next_request is not None:
             requests.append(next_request)
             next_request = self._next_request(trial, next_request)
-        return [self._after_events(trial, request) for request in requests]
+        return [self._with_later_changes(trial, request) for request in requests]
 
     def _next_request(self, trial: TrialSpec, request: Resources) -> Resources | None:
         """Return the request that follows ``request``; None if there is no further level."""
@@ -143,9 +143,9 @@ class MemoryLevels:
             return replace(request, micro_batch=max(MIN_MICRO_BATCH, num_images // 2))
         return None
 
-    def _after_events(self, trial: TrialSpec, request: Resources) -> Resources:
-        """Return a request without lost graphs, and with the least share of a GPU."""
-        if network_key(trial) in self.without_graphs:
+    def _with_later_changes(self, trial: TrialSpec, request: Resources) -> Resources:
+        """Return a request with the changes of later events: lost graphs, and the least share."""
+        if network_key(trial) in self.networks_without_graphs:
             request = replace(request, fast="off")
         if request.num_gpus:
             request = replace(request, num_gpus=max(request.num_gpus, self.min_share))

@@ -25,9 +25,9 @@ A small GPU is one with less memory than the cluster's largest GPU. A trial on a
 has a fixed memory limit, so other processes are never the cause there. On the machine, the
 other trials of the sweep also count as other processes.
 
-A trial's first 4 failures by other processes do not raise its own start level, because these
-processes may end. Its request may still change if the start level of its network rises.
-Failures by other processes on whole GPUs and on the machine are counted together.
+The first 4 failures by other processes change no start level of the trial, because these processes
+may end. Its request may still change if the start level of its network rises. Failures by other
+processes on whole GPUs and on the machine are counted together.
 
 A failure has a final verdict, after which the trial is given up, in three cases:
 
@@ -99,7 +99,7 @@ class ResourcePolicy:
         trial_levels: start level of each trial and the number of its failures by other
             processes, by trial id.
         network_levels: start level of each network, by :func:`network_key`.
-        without_graphs: networks whose steps cannot be captured as CUDA graphs, by
+        networks_without_graphs: networks whose steps cannot be captured as CUDA graphs, by
             :func:`network_key`.
     """
 
@@ -112,11 +112,11 @@ class ResourcePolicy:
     network_levels: dict[Hashable, NetworkLevels] = field(
         default_factory=lambda: defaultdict(NetworkLevels)
     )
-    without_graphs: set[Hashable] = field(default_factory=set)
+    networks_without_graphs: set[Hashable] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._levels = MemoryLevels(
-            self.resources, self.runtime_model, self.node_memory_bytes, self.without_graphs
+            self.resources, self.runtime_model, self.node_memory_bytes, self.networks_without_graphs
         )
 
     def start_attempt(self, trial: TrialSpec) -> Resources:
@@ -127,7 +127,7 @@ class ResourcePolicy:
         return resources
 
     def use_shares_without_mps(self) -> None:
-        """Let all attempts that start later request the shares that pay without NVIDIA's MPS."""
+        """Let later attempts request the GPU shares that are planned without NVIDIA's MPS."""
         share = self.runtime_model.share_without_mps
         if share is not None:
             self._levels = replace(self._levels, min_share=share)
@@ -139,8 +139,12 @@ class ResourcePolicy:
             return "New trials have a whole GPU each"
         return "Trials share a GPU as before, but they compute in turn"
 
-    def mean_request(self, trials: Collection[TrialSpec]) -> Resources:
-        """Return the mean of the next requests of ``trials``, which must not be empty."""
+    def request_with_mean_share(self, trials: Collection[TrialSpec]) -> Resources:
+        """Return the sweep's request with the mean GPU share of the trials' next requests.
+
+        Args:
+            trials: the trials; at least one.
+        """
         requests = [self._levels.request(trial, self._start_level(trial)) for trial in trials]
         mean_share = sum(request.num_gpus for request in requests) / len(requests)
         return replace(self.resources, num_gpus=mean_share)
@@ -163,7 +167,7 @@ class ResourcePolicy:
         """
         if failure.kind != FailureKind.OUT_OF_MEMORY:
             if failure.capture_failed:
-                self.without_graphs.add(network_key(trial))
+                self.networks_without_graphs.add(network_key(trial))
             return MAY_RETRY
         # Without a GPU only the machine's memory can run out, even if the failure does not say so.
         if failure.memory == "machine" or not self.resources.num_gpus:
@@ -197,7 +201,7 @@ class ResourcePolicy:
         if is_by_others:
             self._network(trial).failed_by_others(next_level)
             levels.num_failures_by_others += 1
-            if levels.keeps_start_level:
+            if levels.ignores_failures_by_others:
                 return MAY_RETRY
         if next_level is None:
             if is_on_small_gpu:
@@ -221,7 +225,7 @@ class ResourcePolicy:
         is_by_others = cause_on_machine(failure) == MemoryCause.OTHER_PROCESSES
         if is_by_others:
             levels.num_failures_by_others += 1
-            if levels.keeps_start_level:
+            if levels.ignores_failures_by_others:
                 return MAY_RETRY
         # Each failure raises the level by one, even if the request stays the same: the trial may
         # fit later, when other trials need less memory. MIN_FINAL_MACHINE_LEVEL limits the number

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from orchestrator.results.records import FailureKind, TrialFailure
 
 BASE_RETRIES: dict[FailureKind, int | None] = {
-    FailureKind.LOST_NODE: None,  # not the trial's fault; only MAX_CONSECUTIVE_FAILURES limits it
+    FailureKind.LOST_NODE: None,  # not the trial's fault; MAX_FAILED_RETRIES_IN_A_ROW limits it
     FailureKind.WORKER_CRASH: 2,  # if only this trial crashes three times, it is the cause
     FailureKind.OUT_OF_MEMORY: 19,  # each may request more memory; see ResourcePolicy
     FailureKind.CLUSTER_ERROR: 5,  # mostly lost nodes, but perhaps a cluster that never works
@@ -34,7 +34,7 @@ every failed trial again."""
 MAX_CRASHES_AND_MEMORY_FAILURES = 20
 """Number of crashes and memory failures of one trial after which the trial is given up, even
 if other trials crash too. Lost nodes do not count."""
-MAX_CONSECUTIVE_FAILURES = 200
+MAX_FAILED_RETRIES_IN_A_ROW = 200
 """Number of failed retries in a row, of all trials together, after which nothing is retried:
 no trial works on this cluster."""
 FIRST_PAUSE_S = 1.0
@@ -78,11 +78,12 @@ class TrialFailures:
 
     Attributes:
         by_kind: number of failures by kind.
-        num_ended_processes: number of worker processes that these failures ended.
+        num_lost_processes: number of worker processes that died in these failures, or that must
+            not be used again.
     """
 
     by_kind: Counter[FailureKind] = field(default_factory=Counter)
-    num_ended_processes: int = 0
+    num_lost_processes: int = 0
 
     @property
     def num_crashes_and_memory_failures(self) -> int:
@@ -96,18 +97,19 @@ class Retries:
 
     Attributes:
         trials: failures of each trial, by trial id.
-        consecutive_failures: failed retries of all trials since the last result. The first
-            failure of a trial does not count, because a lost node can fail many trials once.
+        num_failed_retries_in_a_row: number of failed retries of all trials since the last result.
+            The first failure of a trial does not count, because a lost node can fail many trials
+            once.
         trials_by_gpu: ids of the trials that failed on each GPU, by its UUID and node.
     """
 
     trials: dict[str, TrialFailures] = field(default_factory=lambda: defaultdict(TrialFailures))
-    consecutive_failures: int = 0
+    num_failed_retries_in_a_row: int = 0
     trials_by_gpu: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     def finished(self) -> None:
         """Process a result of any trial, which shows that the cluster works."""
-        self.consecutive_failures = 0
+        self.num_failed_retries_in_a_row = 0
 
     def failed(
         self,
@@ -127,15 +129,15 @@ class Retries:
         """
         trial = self.trials[trial_id]
         trial.by_kind[failure.kind] += 1
-        trial.num_ended_processes += process_ended
+        trial.num_lost_processes += process_ended
         if failure.gpu:
             self.trials_by_gpu[failure.gpu].add(trial_id)
         num_failures = trial.by_kind.total()
         if num_failures > 1:
-            self.consecutive_failures += 1
-            if self.consecutive_failures > MAX_CONSECUTIVE_FAILURES:
+            self.num_failed_retries_in_a_row += 1
+            if self.num_failed_retries_in_a_row > MAX_FAILED_RETRIES_IN_A_ROW:
                 return Decision(
-                    None, f"{MAX_CONSECUTIVE_FAILURES} retries of trials failed in a row"
+                    None, f"{MAX_FAILED_RETRIES_IN_A_ROW} retries of trials failed in a row"
                 )
         if is_final:
             return Decision(None, "every further attempt would fail as well")
@@ -174,25 +176,25 @@ class Retries:
             return RetryLimit(
                 num_retries, f"a trial with {kind} is retried at most {num_retries} times"
             )
-        num_other_crashes = self._num_crashes_of_others(trial_id)
-        if num_other_crashes < 2:
+        num_lost_by_others = self._num_processes_lost_by_others(trial_id)
+        if num_lost_by_others < 2:
             return RetryLimit(
                 num_retries,
                 "at most one crash of another trial happened, so this trial is the cause",
             )
-        # One more retry for every two crashes of other trials: the machine is a likely cause.
-        num_retries = min(num_retries + num_other_crashes // 2, max_retries)
+        # One more retry for every two lost processes of others: the machine is a likely cause.
+        num_retries = min(num_retries + num_lost_by_others // 2, max_retries)
         return RetryLimit(
             num_retries,
-            f"it was retried {num_retries} times, and other trials crashed {num_other_crashes} "
+            f"it was retried {num_retries} times, and other trials crashed {num_lost_by_others} "
             "times",
         )
 
-    def _num_crashes_of_others(self, trial_id: str) -> int:
-        """Return the number of worker processes that ended when another trial failed.
+    def _num_processes_lost_by_others(self, trial_id: str) -> int:
+        """Return the number of worker processes that were lost when another trial failed.
 
         A trial that ran out of memory in a process that survived does not count: the trial may
         be too large, which is no sign of a bad machine.
         """
-        all_crashes = sum(trial.num_ended_processes for trial in self.trials.values())
-        return all_crashes - self.trials[trial_id].num_ended_processes
+        num_lost = sum(trial.num_lost_processes for trial in self.trials.values())
+        return num_lost - self.trials[trial_id].num_lost_processes

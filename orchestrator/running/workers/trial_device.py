@@ -18,7 +18,7 @@ from orchestrator.machine.gpu_errors import library_error
 from orchestrator.machine.gpus import nvidia_smi, torch_gpus
 from orchestrator.machine.gpus.driver_hints import driver_hint
 from orchestrator.machine.gpus.records import GpuInUse
-from orchestrator.machine.gpus.visible import gpus_are_only_scheduled
+from orchestrator.machine.gpus.visible import gpus_are_simulated
 from orchestrator.machine.mps_worker import avoid_abandoned_mps
 from orchestrator.machine.self_test import stored_verdicts
 from orchestrator.machine.self_test.case import Case
@@ -102,12 +102,12 @@ def device_for(resources: Resources, network: NetworkSpec) -> TrialDevice:
         UnusableGpuError: the trial cannot compute on the GPU that Ray assigned.
     """
     device = TrialDevice(num_threads=resources.num_threads, micro_batch=resources.micro_batch)
-    if not resources.num_gpus or gpus_are_only_scheduled():
+    if not resources.num_gpus or gpus_are_simulated():
         return device
     avoid_abandoned_mps()
     check_gpu(network.recipe.precision)
     # The self-test runs first: a GPU in exclusive mode accepts one process at a time.
-    plain_because = check_numbers(network, resources.num_threads)
+    reason_for_plain_steps = check_numbers(network, resources.num_threads)
     check_computes()
     gpu_fraction = None
     if resources.num_gpus < 1:
@@ -124,7 +124,7 @@ def device_for(resources: Resources, network: NetworkSpec) -> TrialDevice:
     if resources.fast == "off" or network.model.library == "own":
         # A user's network may contain code that a CUDA graph does not repeat.
         return device
-    return replace(device, graphs=not plain_because, note=plain_because)
+    return replace(device, graphs=not reason_for_plain_steps, note=reason_for_plain_steps)
 
 
 def check_numbers(network: NetworkSpec, num_threads: int) -> str:
@@ -143,22 +143,22 @@ def check_numbers(network: NetworkSpec, num_threads: int) -> str:
             whether it does. So no trial may use the GPU.
     """
     gpu = torch_gpus.gpu_in_use()
-    verdict = stored_verdicts.verdict_of(gpu.uuid, Case.of_network(network, num_threads))
-    if verdict.wrong:
+    verdict = stored_verdicts.read_or_run_self_test(gpu.uuid, Case.of_network(network, num_threads))
+    if verdict.gpu_problem:
         raise _wrong_gpu(gpu, verdict)
-    if verdict.unchecked:
+    if verdict.comparison_error:
         raise UnusableGpuError.of(
             gpu_and_node(gpu.uuid),
-            f"it is unknown whether {gpu.name} computes correctly: {verdict.unchecked}",
+            f"it is unknown whether {gpu.name} computes correctly: {verdict.comparison_error}",
             "The next trial on this GPU repeats the self-test. If the self-test takes too "
             "long, end other programs, or raise resources.num_cpus. If it fails, run `isweep "
             "gpu-check`",
         )
-    if not verdict.plain_because:
+    if not verdict.reason_for_plain_steps:
         return ""
     note = (
         f"Trials on {gpu.uuid} ({gpu.name}) of node {socket.gethostname()} use plain steps "
-        f"instead of captured graphs: {verdict.plain_because}"
+        f"instead of captured graphs: {verdict.reason_for_plain_steps}"
     )
     log.warning("%s", note)
     return note
@@ -166,10 +166,13 @@ def check_numbers(network: NetworkSpec, num_threads: int) -> str:
 
 def _wrong_gpu(gpu: GpuInUse, verdict: StoredVerdict) -> UnusableGpuError:
     """Return the error for a GPU that computed wrongly in one or both comparisons with the CPU."""
-    reason = f"{gpu.name} computes wrongly: {verdict.wrong}"
+    reason = f"{gpu.name} computes wrongly: {verdict.gpu_problem}"
     hint = "Use another GPU, driver or torch version"
-    if verdict.doubt:
-        reason = f"{gpu.name} computed wrongly once: {verdict.wrong}. But {verdict.doubt}"
+    if verdict.reason_for_doubt:
+        reason = (
+            f"{gpu.name} computed wrongly once: {verdict.gpu_problem}. But "
+            f"{verdict.reason_for_doubt}"
+        )
         hint = (
             "isweep does not use a GPU that computed wrongly even once. Heat, overclocking or "
             "a defect may be the cause: check the GPU's temperature, remove overclocking, and "
@@ -249,7 +252,7 @@ def held_by_others() -> HeldMemory | None:
     """Return the memory that other processes use on this process's GPU; None if it is unknown."""
     import torch
 
-    if gpus_are_only_scheduled():
+    if gpus_are_simulated():
         return None
     reserved = torch.cuda.memory_reserved()  # 0 before this process has a context
     with suppress(RuntimeError, AssertionError):

@@ -16,7 +16,7 @@ from ray.tune.result import DONE
 
 from orchestrator.machine.gpus import torch_gpus
 from orchestrator.machine.mps import may_break_mps
-from orchestrator.machine.mps_worker import abandon_mps
+from orchestrator.machine.mps_worker import abandon_mps_in_run
 from orchestrator.results.provenance import code_fingerprint, provenance
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.actors import ArtifactStore, MessageQueue
@@ -183,7 +183,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
                 facts["gpu"] = gpu
         failure = failure.model_copy(update={**facts, "message": message})
         if may_break_mps(failure):
-            abandon_mps()
+            abandon_mps_in_run()
         return failure
 
     def _delay_broken_node(self, failure: TrialFailure) -> None:

@@ -25,7 +25,7 @@ from orchestrator.machine import processes, server_watch, signals
 from orchestrator.machine.cluster import (
     Cluster,
     RunOptions,
-    _private_cluster,
+    _started_with_retries,
     connect,
     resolve_head,
     trial_resources,
@@ -563,7 +563,7 @@ def test_ray_is_started_again_after_a_timeout_and_no_folder_is_left(
         ending = pytest.raises(SetupError, match=message)
     elif expected_error is KeyboardInterrupt:
         ending = pytest.raises(KeyboardInterrupt)
-    with ending, _private_cluster(ray, num_cpus=1):
+    with ending, _started_with_retries(ray, num_cpus=1):
         assert [folder.exists() for folder in folders] == [False, False, True]
     # After Ctrl-C, Ray is shut down at once. After an error, it is started three times at most.
     expected = (1, 1) if expected_error is KeyboardInterrupt else (3, 0)

@@ -197,25 +197,30 @@ def verdict(without_cuda, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch_gpus, "gpu_in_use", lambda: GpuInUse("RTX 4090", "GPU-3f"))
     monkeypatch.setattr(trial_device, "check_computes", lambda: None)
-    fields = {"wrong": "", "plain_because": "", "is_final": True, "tested_at": 0.0}
+    fields = {
+        "gpu_problem": "",
+        "reason_for_plain_steps": "",
+        "is_final": True,
+        "tested_at": 0.0,
+    }
     tested_cases.clear()
 
     def stored_verdict(uuid, case):
         tested_cases.append(case)
         return stored_verdicts.StoredVerdict(**fields, file=Path("/cache/verdict.json"))
 
-    monkeypatch.setattr(stored_verdicts, "verdict_of", stored_verdict)
+    monkeypatch.setattr(stored_verdicts, "read_or_run_self_test", stored_verdict)
     return fields
 
 
 @pytest.mark.parametrize("fast", ["auto", "on", "off"])
 @pytest.mark.parametrize("is_custom", [True, False])
 def test_a_gpu_that_computes_wrongly_is_never_used(verdict, fast, is_custom):
-    verdict["wrong"] = "resnet18: the first loss is 3.1000, on the CPU 0.6900"
+    verdict["gpu_problem"] = "resnet18: the first loss is 3.1000, on the CPU 0.6900"
     with pytest.raises(SetupError, match=r"GPU-3f of node .*: RTX 4090 computes wrongly") as caught:
         device_for(1.0, fast, is_custom=is_custom)
     text = str(caught.value)
-    assert verdict["wrong"] in text
+    assert verdict["gpu_problem"] in text
     assert text.endswith("To test the GPU again, delete /cache/verdict.json.")
     failure = classify(caught.value)
     # So the GPU is quarantined and the trial goes elsewhere, as with a GPU that does not answer.
@@ -225,12 +230,15 @@ def test_a_gpu_that_computes_wrongly_is_never_used(verdict, fast, is_custom):
 
 
 def test_a_gpu_that_computed_wrongly_once_is_not_used_and_the_message_names_the_doubt(verdict):
-    verdict["wrong"] = "resnet18: the first loss is 3.1000, on the CPU 0.6900"
-    verdict["doubt"] = "the second comparison with the CPU found no difference"
+    verdict["gpu_problem"] = "resnet18: the first loss is 3.1000, on the CPU 0.6900"
+    verdict["reason_for_doubt"] = "the second comparison with the CPU found no difference"
     with pytest.raises(trial_device.UnusableGpuError) as caught:
         device_for(1.0, "auto")
     text = str(caught.value)
-    assert f"RTX 4090 computed wrongly once: {verdict['wrong']}. But {verdict['doubt']}" in text
+    assert (
+        f"RTX 4090 computed wrongly once: {verdict['gpu_problem']}. But {verdict['reason_for_doubt']}"
+        in text
+    )
     assert "check the GPU's temperature, remove overclocking, and restart the machine" in text
     assert text.endswith("To test the GPU again, delete /cache/verdict.json.")
 
@@ -253,7 +261,7 @@ def test_the_context_that_a_run_plans_for_reaches_the_trial(verdict):
 
 @pytest.mark.parametrize("fast", ["auto", "on", "off"])
 def test_a_gpu_that_was_not_compared_with_the_cpu_is_not_used(verdict, fast):
-    verdict["unchecked"] = "no answer in 300 s"
+    verdict["comparison_error"] = "no answer in 300 s"
     words = (
         r"it is unknown whether RTX 4090 computes correctly: no answer in 300 s\. The next trial"
     )
@@ -266,7 +274,7 @@ def test_a_gpu_that_was_not_compared_with_the_cpu_is_not_used(verdict, fast):
 
 
 def test_plain_steps_are_explained_in_one_line(verdict, caplog):
-    verdict["plain_because"] = "vgg13: a weight differs by 1.0e-03"
+    verdict["reason_for_plain_steps"] = "vgg13: a weight differs by 1.0e-03"
     assert device_for(1.0).graphs is False
     gpu = f"GPU-3f (RTX 4090) of node {socket.gethostname()}"
     reason = "vgg13: a weight differs by 1.0e-03"
@@ -434,7 +442,7 @@ def test_gpus_in_wsl_are_detected_without_path_and_device_files(tmp_path, monkey
     monkeypatch.setattr(nvidia_smi, "WSL", tmp_path)
     simulate_nvidia_smi(tmp_path, monkeypatch, ["NVIDIA GeForce RTX 4090, GPU-1, 24564, [N/A]"])
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    assert this_machine.weakest_gpu_here(())[0].name == "rtx4090"
+    assert this_machine.weakest_gpu_model(())[0].name == "rtx4090"
     (tmp_path / "nvidia-smi").unlink()
     this_machine.check_driver()  # no GPU, no driver
     (tmp_path / "libcuda.so.1").touch()
@@ -557,7 +565,7 @@ def test_nvidia_smi_describes_gpus_without_torch(tmp_path, monkeypatch):
     simulate_nvidia_smi(
         tmp_path, monkeypatch, ["NVIDIA L4, GPU-1, 23034, [N/A]", "NVIDIA L4, GPU-2, 23034, [N/A]"]
     )
-    gpu, number = this_machine.weakest_gpu_here(())
+    gpu, number = this_machine.weakest_gpu_model(())
     assert (gpu.name, gpu.memory_gib, number) == ("l4", pytest.approx(22.5, abs=0.1), 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert len(this_machine.gpus_here()) == 1
@@ -568,7 +576,7 @@ def test_nvidia_smi_describes_gpus_without_torch(tmp_path, monkeypatch):
     assert [gpu.uuid for gpu in this_machine.gpus_here()] == ["GPU-2"]
     for hidden in ("", "-1", "NoDevFiles", "-1,0"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-        assert this_machine.weakest_gpu_here(()) == (None, 0)
+        assert this_machine.weakest_gpu_model(()) == (None, 0)
 
 
 def test_a_plan_uses_the_visible_one_of_two_gpu_models(tmp_path, monkeypatch):
@@ -580,7 +588,7 @@ def test_a_plan_uses_the_visible_one_of_two_gpu_models(tmp_path, monkeypatch):
     for visible, model, number in ((None, "t4", 2), ("0", "h100-pcie", 1), ("GPU-1", "t4", 1)):
         if visible is not None:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        gpu_model, num_gpus = this_machine.weakest_gpu_here(())
+        gpu_model, num_gpus = this_machine.weakest_gpu_model(())
         assert (gpu_model.name, num_gpus) == (model, number)
 
 
@@ -677,7 +685,7 @@ def test_every_mig_slice_is_described_with_the_memory_that_others_use(
     )
     assert nvidia_smi.slice_uuids() == ["MIG-1", "MIG-2"]
     monkeypatch.setattr(torch_gpus, "describe", lambda visible: node)
-    model, num_gpus = this_machine.weakest_gpu_here(())
+    model, num_gpus = this_machine.weakest_gpu_model(())
     assert model.name == "NVIDIA A100-SXM4-80GB MIG 1g.10gb"
     assert (model.memory_gib, model.timed) == (9.5, False)
     assert num_gpus == 2
@@ -688,7 +696,7 @@ def test_a_gpu_that_shares_the_memory_of_the_machine_is_described_by_torch(tmp_p
     simulate_nvidia_smi(tmp_path, monkeypatch, ["NVIDIA GB10, GPU-1, [N/A], [N/A]"])
     node = NodeGpus("a", (Gpu("NVIDIA GB10", "GPU-1", 119 * 2**30),))
     monkeypatch.setattr(torch_gpus, "describe", lambda visible: node)
-    assert this_machine.weakest_gpu_here(())[0].memory_gib == 119
+    assert this_machine.weakest_gpu_model(())[0].memory_gib == 119
 
 
 def test_a_warning_of_nvidia_smi_is_not_a_gpu(tmp_path, monkeypatch):
@@ -737,7 +745,7 @@ def test_gpus_that_torch_can_use_need_no_nvidia_smi(tmp_path, monkeypatch, a_dev
     node = NodeGpus("a", (Gpu("NVIDIA L4", "GPU-1", 2**34),))
     monkeypatch.setattr(torch_gpus, "describe", lambda visible: node)
     this_machine.check_driver()
-    assert this_machine.weakest_gpu_here(())[1] == 1
+    assert this_machine.weakest_gpu_model(())[1] == 1
 
 
 def test_a_node_whose_torch_does_not_start_has_a_problem(monkeypatch):

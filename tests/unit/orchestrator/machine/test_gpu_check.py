@@ -34,7 +34,7 @@ from orchestrator.machine.processes import ProgramOutput, environment
 from orchestrator.machine.self_test import program, stored_verdicts
 from orchestrator.machine.self_test.case import PASSED_LINE, Case
 from orchestrator.machine.self_test.graph_trainings import Difference, TrainingComparison
-from orchestrator.machine.self_test.verdict import PlainCause, Verdict
+from orchestrator.machine.self_test.verdict import PlainStepsCause, Verdict
 from orchestrator.planning.costs.gpu_checks import gpu_check_folders, packing_pays, read_checks
 from orchestrator.planning.costs.gpu_models import GPU_MODELS, GpuModel, gpu_model_from_driver
 from orchestrator.planning.costs.needs import need_of
@@ -582,13 +582,16 @@ def test_each_network_is_tested_although_one_fails_and_every_difference_is_named
     equal = Difference(0.0, 0.0)
     slow = TrainingComparison("resnet50", equal, equal, plain_s=1, again_s=1, graph_s=2)
     verdicts = {
-        "resnet18": Verdict("", "resnet18: CaptureError: unsupported", PlainCause.ERROR),
+        "resnet18": Verdict("", "resnet18: CaptureError: unsupported", PlainStepsCause.ERROR),
         "resnet34": Verdict(),
-        "resnet50": Verdict("", slow.slowness, PlainCause.SLOW_GRAPHS, trainings=(slow,)),
-        "vgg13": Verdict("vgg13: the first loss is nan", "the same", PlainCause.WRONG_GPU),
-        "vgg16": Verdict("", "vgg16: a weight differs", PlainCause.DIFFERENT_GRAPHS),
+        "resnet50": Verdict("", slow.slowness, PlainStepsCause.SLOW_GRAPHS, trainings=(slow,)),
+        "vgg13": Verdict("vgg13: the first loss is nan", "the same", PlainStepsCause.WRONG_GPU),
+        "vgg16": Verdict("", "vgg16: a weight differs", PlainStepsCause.DIFFERENT_GRAPHS),
         "vgg19": Verdict(
-            "vgg19: a loss", "the same", PlainCause.WRONG_GPU, doubt="later it was right"
+            "vgg19: a loss",
+            "the same",
+            PlainStepsCause.WRONG_GPU,
+            reason_for_doubt="later it was right",
         ),
     }
     tested = []

@@ -17,7 +17,7 @@ from orchestrator.machine.cluster import Resources, RunOptions
 from orchestrator.machine.gpu_problems import refuse, survey
 from orchestrator.machine.gpus import torch_gpus
 from orchestrator.machine.gpus.records import Gpu, NodeGpus
-from orchestrator.machine.gpus.this_machine import weakest_gpu_here
+from orchestrator.machine.gpus.this_machine import weakest_gpu_model
 from orchestrator.machine.gpus.visible import LOGICAL_GPUS
 from orchestrator.planning.costs.gpu_checks import packing_pays
 from orchestrator.planning.costs.gpu_models import GPU_MODELS
@@ -178,7 +178,7 @@ def test_the_plan_of_each_situation(plan, tmp_path, monkeypatch, name):
     monkeypatch.setattr(torch_gpus, "describe", lambda visible: situation.node)
     if situation.visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", situation.visible)
-    model, number = weakest_gpu_here(())
+    model, number = weakest_gpu_model(())
     assert (model.name, number) == (situation.model, len(situation.node.gpus))
     text = estimate(plan.trials, (), gpu=model, num_gpus=number)["text"]
     assert re.search(situation.plan, text)
@@ -504,7 +504,7 @@ def test_a_step_that_cannot_be_captured_is_retried_plainly_with_the_same_share(p
         assert policy.failed(trial, classify(error)) == MAY_RETRY
         if context is None:
             assert policy.start_attempt(trial) == replace(before, fast="off")
-            policy.without_graphs.clear()
+            policy.networks_without_graphs.clear()
     # After lack of memory the trial gets more memory or waits, before its network loses its graphs.
     after = policy.start_attempt(trial)
     assert (after.num_gpus, after.fast) == (min(1.0, 2 * before.num_gpus), "auto")
@@ -790,7 +790,7 @@ def test_the_gpu_share_of_a_sweep_file_is_used_unchanged():
     runtimes = runtime_model_for([node(A100)], sweep.resources, ())
     assert (runtimes.gpu.name, runtimes.share) == ("a100", 0.25)
     policy = ResourcePolicy(Resources(1, 0.25), runtimes)
-    assert policy.mean_request(plan_sweep(sweep).trials).num_gpus == 0.25
+    assert policy.request_with_mean_share(plan_sweep(sweep).trials).num_gpus == 0.25
 
 
 def test_nodes_with_logical_gpus_are_left_out_of_the_survey(monkeypatch):

@@ -23,9 +23,9 @@ from orchestrator.machine.mps_choice import why_no_mps
 from orchestrator.machine.mps_daemon import PIPES_VARIABLE
 from orchestrator.machine.mps_worker import (
     PRIVATE_FOLDER,
-    abandon_mps,
+    abandon_mps_in_run,
     avoid_abandoned_mps,
-    end_work_of_child,
+    end_gpu_work_of_child,
 )
 from orchestrator.machine.ray_folders import private_folder, remove_leftovers
 from orchestrator.machine.self_test import stored_verdicts
@@ -309,14 +309,14 @@ def test_a_run_stops_using_mps_if_the_gpu_work_of_a_killed_child_does_not_end(
 ):
     if not work_ends:
         monkeypatch.setenv("FAKE_REPLY", "Failed to terminate client")
-    end_work_of_child(12)  # MPS does not run, so nothing is asked
+    end_gpu_work_of_child(12)  # MPS does not run, so nothing is asked
     with PrivateMps(UUIDS, print).running(mps_folder):
-        end_work_of_child(12)
+        end_gpu_work_of_child(12)
         assert commands_of(mps_folder)[2] == "terminate_client 4711 12"
         avoid_abandoned_mps()
         assert (os.environ[PIPES_VARIABLE] == str(mps_folder / "pipe")) is work_ends
         num_commands = len(commands_of(mps_folder))
-        end_work_of_child(12)
+        end_gpu_work_of_child(12)
         # A process that avoids MPS has no children with GPU work in MPS.
         assert (len(commands_of(mps_folder)) > num_commands) is work_ends
 
@@ -325,7 +325,7 @@ def test_the_gpu_work_of_a_self_test_ends_before_it_is_killed_for_its_time(monke
     states: list[bool] = []
     monkeypatch.setattr(stored_verdicts, "TIMEOUT_S", 0.2)
     monkeypatch.setattr(
-        stored_verdicts, "end_work_of_child", lambda pid: states.append(is_alive(pid))
+        stored_verdicts, "end_gpu_work_of_child", lambda pid: states.append(is_alive(pid))
     )
     fields = stored_verdicts.run_in_separate_process(
         Case(model_spec("small_cnn"), 8, image_size=16)
@@ -452,11 +452,11 @@ def test_new_processes_compute_without_mps_after_the_end_of_its_use(mps_folder):
 
 def test_a_worker_with_a_broken_gpu_ends_the_use_of_mps_itself(mps_folder):
     with PrivateMps(UUIDS, print).running(mps_folder):
-        abandon_mps()
+        abandon_mps_in_run()
         avoid_abandoned_mps()
         assert not mps_daemon.mps_runs()
     assert PRIVATE_FOLDER not in os.environ
-    abandon_mps()  # without MPS of the run this changes nothing
+    abandon_mps_in_run()  # without MPS of the run this changes nothing
 
 
 def test_leaving_ended_mps_changes_nothing_in_a_process_without_it(monkeypatch, tmp_path):
@@ -477,7 +477,7 @@ def test_a_worker_leaves_ended_mps_before_it_uses_cuda(monkeypatch):
 
     monkeypatch.setattr(trial_device, "avoid_abandoned_mps", lambda: calls.append("left"))
     monkeypatch.setattr(trial_device, "check_gpu", check_gpu)
-    monkeypatch.setattr(trial_device, "gpus_are_only_scheduled", lambda: False)
+    monkeypatch.setattr(trial_device, "gpus_are_simulated", lambda: False)
     network = plan_sweep(load_sweep("demo")).trials[0].network
     with pytest.raises(RuntimeError, match="no more"):
         trial_device.device_for(cluster.Resources(1, 0.5), network)
@@ -634,7 +634,7 @@ def test_mps_quits_when_no_worker_is_left(mps_folder, monkeypatch, tmp_path):
             workers_at_quit.append(ray.worker.wait(10))
 
     monkeypatch.setattr(PrivateMps, "running", observed)
-    with cluster._private_cluster(ray, PrivateMps(UUIDS, print)):
+    with cluster._started_with_retries(ray, PrivateMps(UUIDS, print)):
         assert ray.worker.poll() is None
     assert workers_at_quit == [-signal.SIGKILL]
 

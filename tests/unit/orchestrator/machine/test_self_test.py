@@ -29,7 +29,7 @@ from orchestrator.machine.self_test.graph_trainings import (
 )
 from orchestrator.machine.self_test.network import build_network, random_images
 from orchestrator.machine.self_test.program import run_self_test
-from orchestrator.machine.self_test.verdict import PlainCause
+from orchestrator.machine.self_test.verdict import PlainStepsCause
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.models import PAPER_MODELS, model_spec
@@ -83,8 +83,8 @@ def replace_kernel(monkeypatch):
 
 def test_a_sound_device_computes_correctly_and_its_trainings_are_equal():
     verdict = run_self_test(TINY, CPU)
-    assert verdict.wrong == ""
-    assert verdict.cause in (None, PlainCause.SLOW_GRAPHS)
+    assert verdict.gpu_problem == ""
+    assert verdict.cause in (None, PlainStepsCause.SLOW_GRAPHS)
     assert [arithmetic.precision for arithmetic in verdict.arithmetic] == ["float32", "bfloat16"]
     float32 = verdict.arithmetic[0]
     assert (float32.loss, float32.cosine, float32.norm_ratio) == pytest.approx(
@@ -102,7 +102,7 @@ def test_a_sound_device_computes_correctly_and_its_trainings_are_equal():
     ("changes", "message"),
     [
         ({}, ""),
-        ({"loss": 0.73}, "resnet18 in bfloat16: the first loss is 0.7300, but 0.7000 on the CPU"),
+        ({"loss": 0.83}, "resnet18 in bfloat16: the first loss is 0.8300, but 0.7000 on the CPU"),
         ({"loss": math.nan}, "the first loss is nan"),
         (
             {"cosine": 0.5},
@@ -196,8 +196,12 @@ def test_a_kernel_with_a_wrong_gradient_but_a_correct_loss_is_found(replace_kern
     """The forward pass is correct, the backward pass wrong, without an error: pytorch#188344."""
     replace_kernel(F, "relu", wrong_relu)
     verdict = run_self_test(RESNET_TINY, CPU)
-    assert "the first gradient has another direction than on the CPU" in verdict.wrong
-    assert (verdict.plain_because, verdict.is_final, verdict.doubt) == (verdict.wrong, True, "")
+    assert "the first gradient has another direction than on the CPU" in verdict.gpu_problem
+    assert (verdict.reason_for_plain_steps, verdict.is_final, verdict.reason_for_doubt) == (
+        verdict.gpu_problem,
+        True,
+        "",
+    )
     # Both comparisons are in the verdict, each in float32 and in bfloat16.
     assert [bool(comparison.problem) for comparison in verdict.arithmetic] == [True] * 4
     assert verdict.trainings == ()
@@ -210,13 +214,15 @@ def test_a_gpu_that_is_wrong_in_only_one_of_two_comparisons_stays_out_and_the_do
     preliminary = []
     passed = []
     verdict = run_self_test(RESNET_TINY, CPU, lambda: passed.append(True), preliminary.append)
-    assert "the first gradient has another direction than on the CPU" in verdict.wrong
-    assert (verdict.plain_because, verdict.is_final) == (verdict.wrong, True)
-    assert verdict.doubt == "the second comparison with the CPU found no difference"
+    assert "the first gradient has another direction than on the CPU" in verdict.gpu_problem
+    assert (verdict.reason_for_plain_steps, verdict.is_final) == (verdict.gpu_problem, True)
+    assert verdict.reason_for_doubt == "the second comparison with the CPU found no difference"
     assert (passed, verdict.trainings) == ([], ())
     # This verdict counts if the process ends during the second comparison.
-    assert [(early.wrong, early.is_final) for early in preliminary] == [(verdict.wrong, True)]
-    assert preliminary[0].doubt == "the second comparison with the CPU did not end"
+    assert [(early.gpu_problem, early.is_final) for early in preliminary] == [
+        (verdict.gpu_problem, True)
+    ]
+    assert preliminary[0].reason_for_doubt == "the second comparison with the CPU did not end"
 
 
 def test_an_error_in_the_second_comparison_does_not_acquit_the_gpu(replace_kernel, monkeypatch):
@@ -232,10 +238,12 @@ def test_an_error_in_the_second_comparison_does_not_acquit_the_gpu(replace_kerne
 
     monkeypatch.setattr(program, "compare_with_cpu", compare_or_fail)
     verdict = run_self_test(RESNET_TINY, CPU)
-    assert verdict.wrong
-    assert (verdict.is_final, verdict.unchecked) == (True, "")
-    assert verdict.doubt.startswith("a later comparison with the CPU failed: resnet_tiny: ")
-    assert "uncorrectable ECC error" in verdict.doubt
+    assert verdict.gpu_problem
+    assert (verdict.is_final, verdict.comparison_error) == (True, "")
+    assert verdict.reason_for_doubt.startswith(
+        "a later comparison with the CPU failed: resnet_tiny: "
+    )
+    assert "uncorrectable ECC error" in verdict.reason_for_doubt
 
 
 def test_an_error_in_bfloat16_does_not_hide_a_wrong_result_in_float32(replace_kernel, monkeypatch):
@@ -251,9 +259,9 @@ def test_an_error_in_bfloat16_does_not_hide_a_wrong_result_in_float32(replace_ke
 
     monkeypatch.setattr(gradients, "_gradient", gradient_or_error)
     verdict = run_self_test(RESNET_TINY, CPU)
-    assert verdict.wrong
-    assert (verdict.is_final, verdict.unchecked) == (True, "")
-    assert "illegal memory access" in verdict.doubt
+    assert verdict.gpu_problem
+    assert (verdict.is_final, verdict.comparison_error) == (True, "")
+    assert "illegal memory access" in verdict.reason_for_doubt
 
 
 @pytest.mark.parametrize(
@@ -281,9 +289,9 @@ def test_only_an_error_of_the_gpu_itself_leaves_its_arithmetic_unchecked(
     monkeypatch.setattr(gradients, "_gradient", gradient_or_error)
     verdict = run_self_test(TINY, CPU, lambda: passed.append(True))
     assert passed == []
-    assert str(error).splitlines()[0] in verdict.plain_because
-    assert bool(verdict.unchecked) is is_unchecked
-    assert (verdict.wrong, verdict.is_final) == ("", False)
+    assert str(error).splitlines()[0] in verdict.reason_for_plain_steps
+    assert bool(verdict.comparison_error) is is_unchecked
+    assert (verdict.gpu_problem, verdict.is_final) == ("", False)
 
 
 def test_the_comparison_uses_the_number_of_threads_of_the_case(monkeypatch):
@@ -349,7 +357,8 @@ def test_a_network_with_random_layers_is_compared_in_evaluation_mode(monkeypatch
         ({"weights": None, "losses": Difference(0.05, 0.19)}, ""),
         (
             {"weights": None, "losses": Difference(0.0, 0.21)},
-            "vgg13: with dropout, captured graphs change the loss by 2.1e-01",
+            "vgg13: in trainings with random numbers (such as dropout), captured graphs "
+            "change the loss by 2.1e-01",
         ),
         ({"weights": None, "losses": Difference(0.0, math.nan)}, "change the loss by nan"),
     ],
@@ -422,8 +431,8 @@ def test_graphs_that_change_a_weight_or_cannot_be_captured_are_not_used(
 
     monkeypatch.setattr(graph_trainings, "train", train_with_error)
     verdict = run_self_test(TINY, CPU)
-    assert verdict.plain_because.startswith(reason)
-    assert (verdict.wrong, verdict.is_final) == ("", is_final)
+    assert verdict.reason_for_plain_steps.startswith(reason)
+    assert (verdict.gpu_problem, verdict.is_final) == ("", is_final)
     assert graphs_used[:2] == [False, True]
 
 
@@ -448,7 +457,7 @@ def test_graphs_that_are_slower_by_more_than_noise_are_not_used_for_now(
     assert training.slowness == message
     monkeypatch.setattr(program, "compare_trainings", lambda case, device: [training])
     verdict = run_self_test(TINY, CPU)
-    assert (verdict.plain_because, verdict.is_final) == (message, not message)
+    assert (verdict.reason_for_plain_steps, verdict.is_final) == (message, not message)
     assert verdict.as_fields()["is_only_slow"] == bool(message)
 
 

@@ -60,8 +60,8 @@ def test_attempts_after_the_end_of_mps_request_the_share_that_pays_without_it(
 def test_the_mean_request_is_the_mean_of_the_shares(trials):
     policy = ResourcePolicy(Resources(1, 0.25), RuntimeModel(A100))
     shares = [policy.start_attempt(trial).num_gpus for trial in trials]
-    assert policy.mean_request(trials) == Resources(1, sum(shares) / len(shares))
-    assert ResourcePolicy(Resources(2, 0)).mean_request(trials) == Resources(2, 0)
+    assert policy.request_with_mean_share(trials) == Resources(1, sum(shares) / len(shares))
+    assert ResourcePolicy(Resources(2, 0)).request_with_mean_share(trials) == Resources(2, 0)
 
 
 OUT_OF_MEMORY = TrialFailure(kind="out_of_memory", message="CUDA out of memory")
@@ -127,7 +127,7 @@ def test_a_gpu_whose_memory_others_use_is_retried_and_then_reported_as_theirs(tr
     assert "than a whole GPU has" in decision.hint
 
 
-def test_a_result_ends_the_raised_level_that_the_needed_level_has_reached():
+def test_a_result_ends_the_crowded_level_that_the_needed_level_has_reached():
     sweep = load_sweep(small_sweep("many_seeds", models=["small_mlp"], seeds=[*range(5)]))
     trials = iter(plan_sweep(sweep).trials)
     used_by_others, used_by_the_trial = (

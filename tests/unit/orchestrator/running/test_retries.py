@@ -376,7 +376,9 @@ def test_a_gpu_on_which_a_trial_hangs_is_quarantined_and_costs_no_trial_its_atte
                 process_unreported_end=lambda trial_id, failure: failures.append(failure)
             ),
         )
-        loop._hang_failure = lambda trial_id, loop=loop: TrialLoop._hang_failure(loop, trial_id)
+        loop._watchdog_failure = lambda trial_id, loop=loop: TrialLoop._watchdog_failure(
+            loop, trial_id
+        )
         trial = SimpleNamespace(config={TRIAL_ID: trial_id, ASSIGNMENT: None})
         TrialLoop.on_trial_error(loop, 0, [], trial)
         failure = failures[-1]
@@ -404,7 +406,7 @@ def test_a_hang_counts_against_no_gpu_if_the_gpu_of_the_trial_is_unknown(locatio
         _attempts=attempts_with(Attempt(1, location)),
         _watchdog=SimpleNamespace(failure_of=lambda trial_id: hung),
     )
-    assert TrialLoop._hang_failure(loop, "t") == hung
+    assert TrialLoop._watchdog_failure(loop, "t") == hung
 
 
 def test_a_new_attempt_has_no_location_from_the_attempt_before():

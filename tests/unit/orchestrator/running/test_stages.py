@@ -1,4 +1,4 @@
-"""Tests of :class:`Stages`: the connection to Ray, and the choice of MPS."""
+"""Tests of :class:`SweepCommand`: the connection to Ray, and the choice of MPS."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.planning.workspace import Workspace
 from orchestrator.results.state import State
 from orchestrator.running import stages
 from orchestrator.running.run import _SweepRun
-from orchestrator.running.stages import Stages
+from orchestrator.running.stages import SweepCommand
 from search_spaces.specs import TrialSpec
 from tests.unit.orchestrator.machine.test_gpu_situations import H100, node
 
@@ -23,7 +23,7 @@ def test_an_executor_is_returned_after_ray_is_connected(monkeypatch, reads_files
     """Ray may not be connected yet: if all trials are done, a large measure is the first task."""
     events: list[str] = []
 
-    def connect(_: Stages) -> SimpleNamespace:
+    def connect(_: SweepCommand) -> SimpleNamespace:
         events.append("connected")
         return SimpleNamespace(is_private=is_local)
 
@@ -31,11 +31,13 @@ def test_an_executor_is_returned_after_ray_is_connected(monkeypatch, reads_files
         events.append("executor")
         return options
 
-    monkeypatch.setattr(Stages, "start_cluster", connect)
+    monkeypatch.setattr(SweepCommand, "start_cluster", connect)
     monkeypatch.setattr(stages, "RayExecutor", executor)
     monitor: Any = SimpleNamespace(note=print)
     absent: Any = None
-    command = Stages("run", workspace=absent, options=absent, monitor=monitor, stack=ExitStack())
+    command = SweepCommand(
+        "run", workspace=absent, options=absent, monitor=monitor, stack=ExitStack()
+    )
     options: Any = command.executor(reads_files=reads_files)
     assert events == ["connected", "executor"]
     assert options["driver_node_only"] == (reads_files and not is_local)
@@ -54,7 +56,7 @@ def test_mps_is_chosen_for_the_trials_that_are_left_to_train(monkeypatch, tmp_pa
         return "no MPS is needed here"
 
     monkeypatch.setattr(stages, "why_no_mps", why_no_mps)
-    monkeypatch.setattr(_SweepRun, "state", state)
+    monkeypatch.setattr(_SweepRun, "compute_state", lambda _: state)
     absent: Any = None
     run = _SweepRun("run", workspace, options=absent, monitor=absent, stack=ExitStack())
     run.local_gpus = [node(H100)]
