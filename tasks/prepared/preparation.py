@@ -43,10 +43,10 @@ class Preparation:
         )
 
     def raw_id(self) -> str:
-        """Return a hash of the items, files, flags and skipped items.
+        """Return a hash of the items, the sizes and times of files, the flags and skipped items.
 
-        Items do not contain the possible problems of the whole dataset, such as a column that
-        is not read. So these problems and the skipped items are hashed too.
+        Items do not contain the flags of the whole dataset, such as one for a column that is
+        not read. So the flags and the skipped items are hashed too.
         """
         items_id = self.id_of(self.listing.items)
         flags = self.listing.flags
