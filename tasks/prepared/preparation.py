@@ -43,16 +43,17 @@ class Preparation:
         )
 
     def raw_id(self) -> str:
-        """Return a hash that changes if the raw files or their possible problems may have changed.
+        """Return a hash of the items, the sizes and times of files, the flags and skipped items.
 
-        Items do not contain the possible problems of the whole dataset, such as a column that
-        is not read. So these problems and the skipped items are hashed too.
+        Items do not contain the flags of the whole dataset, such as one for a column that is
+        not read. So the flags and the skipped items are hashed too.
         """
         items_id = self.id_of(self.listing.items)
         flags = self.listing.flags
         skipped = list(self.listing.skipped)
         if not flags and not skipped:
             return items_id
+        # If the text of a flag changes, a run reads all images of such a dataset again.
         text = repr((items_id, flags, skipped))
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 

@@ -39,10 +39,9 @@ COLUMNS = {
     ),
     "split": ("splits", "set", "subset", "partition", "fold_name"),
 }
-"""Role of a column, JSON key or array -> names other than the role itself. These names are
-searched if no column has the name of the role. A column ``image`` contains paths where the
-role ``path`` is read (tables of paths), and images where the role ``image`` is read (Parquet
-files with images)."""
+"""Role of a column, JSON key or array -> its other names. They are tried if no column has the
+name of the role. The name ``image`` is in two roles: tables of paths use the role ``path``, and
+Parquet files with images use the role ``image``."""
 GROUP_WORDS = ("patient", "subject", "participant", "person", "case", "lesion", "group")
 """Beginnings of the names of columns that may contain the groups of images."""
 ATTRIBUTE_WORDS = ("age", "sex", "gender", "weight", "height", "size", "width", "position")
