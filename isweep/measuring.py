@@ -25,6 +25,7 @@ from search_spaces.errors import ConfigError, DataError, plural, unknown_name
 from tasks.measures.input_checks import checked_array, whole_train_sizes
 from tasks.measures.records import MeasureResult, MeasureSettings
 from tasks.remote import InlineExecutor
+from tasks.sources.arrays.cells import counts_images_on_last_axis
 
 ARGUMENTS = ("train_sizes", "class_pair", "image_size", "channels", "own", "root")
 """Keyword arguments of :func:`measure` besides the settings."""
@@ -234,12 +235,10 @@ def _measure_arrays(
         measured = rescale_and_measure(LabeledImages(image_array), request, InlineExecutor())
         return Measurement(**vars(measured))
     label_array = checked_array("Labels", labels)
-    num_labels = len(label_array)
-    is_last_axis = image_array.ndim > 1 and image_array.shape[-1] == num_labels
-    if label_array.ndim == 1 and num_labels != len(image_array) and is_last_axis:
+    if counts_images_on_last_axis(image_array.shape, label_array.shape):
         raise DataError(
-            f"The array of images has the shape {image_array.shape}, and there are {num_labels} "
-            "labels, so its last axis seems to count the images",
+            f"The array of images has the shape {image_array.shape}, and there are "
+            f"{plural(len(label_array), 'label')}, so its last axis seems to count the images",
             hint="Make it the first axis, with numpy.moveaxis(images, -1, 0)",
         )
     if label_array.shape != (len(image_array),):

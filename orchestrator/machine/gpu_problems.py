@@ -190,9 +190,15 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, needed: float = 0.0) -> 
         return
     if len(node.gpus) < node.num_ray_gpus:
         yield _unreached(node)
-    for gpu in node.gpus:
-        for problem in _problems_of(gpu, node, share, needed):
-            yield replace(problem, text=f"{prefix}: {gpu.name} {gpu.uuid}{problem.text}")
+    problems_by_gpu = [(gpu, [*_problems_of(gpu, node, share, needed)]) for gpu in node.gpus]
+    usable = [gpu for gpu, problems in problems_by_gpu if not problems]
+    hide = ""
+    if usable:
+        hide = f". Or hide this GPU with CUDA_VISIBLE_DEVICES={_uuids(usable)}"
+    for gpu, problems in problems_by_gpu:
+        for problem in problems:
+            text = f"{prefix}: {gpu.name} {gpu.uuid}{problem.text}"
+            yield Problem(text, problem.hint + hide)
 
 
 def _slices_hint(slices: tuple[str, ...]) -> str:
@@ -240,17 +246,11 @@ def _has_room(gpu: Gpu, needed: float) -> bool:
 
 
 def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Iterator[Problem]:
-    usable = [
-        peer for peer in node.gpus if peer != gpu and peer.has_kernels and _has_room(peer, needed)
-    ]
-    hide = "hide this GPU with CUDA_VISIBLE_DEVICES"
-    if usable:
-        hide += f"={_uuids(usable)}"
     if not gpu.has_kernels:
         yield Problem(
             f" has the compute capability {gpu.capability}, which torch {node.torch} does not "
             "support",
-            f"{torch_hint(gpu.capability)}, or {hide}",
+            torch_hint(gpu.capability),
         )
     is_shared = share < 1 and not node.mps
     if gpu.compute_mode == "Prohibited":
@@ -276,5 +276,5 @@ def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Itera
         yield Problem(
             f": other processes use {gpu.held_bytes / 2**30:.1f} of {gpu.memory_gib:.1f} GiB, "
             f"but the largest trial needs up to {_needed_on(gpu, needed) / 2**30:.1f} GiB",
-            f"{end_others}. Or {hide}",
+            end_others,
         )

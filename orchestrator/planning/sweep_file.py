@@ -186,6 +186,9 @@ def _spec_of(document: _Document, changes: Mapping[str, object], recipes: Path |
         recipes: Folder of the recipes that searches wrote.
     """
     content = with_changes(document.content, changes)
+    if changes:
+        # Tuples and arrays become lists, as in a mapping.
+        content = json.loads(_plain_json(content, document.origin))
     if isinstance(content.get("datasets"), list):
         for index, choice in enumerate(content["datasets"]):
             if isinstance(choice, str):

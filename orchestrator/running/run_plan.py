@@ -156,8 +156,10 @@ def describe_power(workspace: Workspace) -> PlannedPower:
     try:
         power = planned_power(workspace.plan, num_tables=NUM_TABLES)
     except ConfigError as error:
-        too_small = f"The study's questions compare datasets. {error}"
-        return PlannedPower(None, [_shown_by(workspace), too_small])
+        lines = [_shown_by(workspace)]
+        if not any(choice.class_pairs for choice in workspace.plan.sweep.datasets):
+            lines.append(f"The study's questions compare datasets. {error}")
+        return PlannedPower(None, lines)
     return PlannedPower(asdict(power), power.lines())
 
 

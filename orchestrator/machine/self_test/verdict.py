@@ -175,7 +175,7 @@ def verdict_on_graphs(result: CpuResult, graphs: GraphResult) -> Verdict:
     elif slow:
         cause = PlainStepsCause.SLOW_GRAPHS
     return Verdict(
-        reason_for_plain_steps=error_text or different or slow,
+        reason_for_plain_steps=different or error_text or slow,
         cause=cause,
         arithmetic=result.comparisons,
         trainings=graphs.trainings,

@@ -23,6 +23,10 @@ MAX_SMALL_ARRAY_BYTES = 1 << 28
 """Largest size in bytes of an array of labels, groups or names, which is read as a whole."""
 
 
+MAX_CHANNELS = 4
+"""Largest number of channels of an image: red, green, blue and alpha."""
+
+
 @dataclass(frozen=True)
 class ArrayCells:
     """The columns of an array file. The images of all arrays are joined, one array after another.
@@ -75,7 +79,8 @@ def _used_cells(
     for role, column in columns.name_by_role.items():
         if column in array.array_name_by_column:
             array_name = array.array_name_by_column[column]
-            _check_first_axis(file, array.images_name, array_name)
+            if role == LABEL_COLUMN:
+                _check_first_axis(file, array.images_name, array_name)
             cells[role] = _text_cells(file, array_name, num_images)
     return cells
 
@@ -95,16 +100,28 @@ def _unused_cells(
     return cells
 
 
+def counts_images_on_last_axis(
+    images_shape: tuple[int, ...], labels_shape: tuple[int, ...]
+) -> bool:
+    """Return whether the last axis of an array seems to count its images, as in MATLAB files.
+
+    It has as many entries as there are labels, more than any number of channels, and more than the
+    first axis. So images with the labels of only one batch are not meant.
+    """
+    num_labels = labels_shape[:1]
+    if set(labels_shape[1:]) > {1} or len(images_shape) < 3 or num_labels != images_shape[-1:]:
+        return False
+    return images_shape[-1] > max(images_shape[0], MAX_CHANNELS)
+
+
 def _check_first_axis(file: ArrayFile, images_name: str, array_name: str) -> None:
-    """Raise an error if the last axis of the images, not the first one, fits an array of cells."""
+    """Raise an error if the last axis of the images, not the first one, fits their labels."""
     images_shape = file.header(images_name).shape
-    cells_shape = file.header(array_name).shape
-    if len(cells_shape) != 1 or cells_shape == images_shape[:1]:
-        return
-    if len(images_shape) > 2 and cells_shape == images_shape[-1:]:
+    labels_shape = file.header(array_name).shape
+    if counts_images_on_last_axis(images_shape, labels_shape):
         raise file.error(
             f"the array {images_name} has the shape {images_shape}, and the array "
-            f"{array_name} has {cells_shape[0]} values, so the last axis of {images_name} "
+            f"{array_name} has {labels_shape[0]} values, so the last axis of {images_name} "
             "seems to count the images",
             hint=f"Make it the first axis, with numpy.moveaxis({images_name}, -1, 0)",
         )

@@ -213,10 +213,16 @@ FOUR_LABELS = [0, 1, 2, 0]
         ),
         (np.array([["a"]]), None, {}, "Images contain texts or paths"),
         (
-            np.zeros((8, 6, 4)),
-            [0, 1, 0, 1],
+            np.zeros((9, 6, 8)),
+            [0, 1] * 4,
             {},
-            r"has the shape \(8, 6, 4\), and there are 4 labels, so its last axis seems to count "
+            r"The labels have the shape \(8,\), but there are 9 images\. Pass a flat list",
+        ),
+        (
+            np.zeros((4, 6, 8)),
+            [0, 1] * 4,
+            {},
+            r"has the shape \(4, 6, 8\), and there are 8 labels, so its last axis seems to count "
             r"the images\. Make it the first axis, with numpy\.moveaxis\(images, -1, 0\)",
         ),
         (

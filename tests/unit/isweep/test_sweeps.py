@@ -136,6 +136,12 @@ def test_datasets_may_be_a_tuple_or_an_array_of_names(root, names):
     assert plan.table.equals(listed_plan.table)
 
 
+@pytest.mark.parametrize("names", [("digits",), np.array(["digits"])])
+def test_changed_datasets_may_be_a_tuple_or_an_array_of_names(names):
+    (choice,) = load_sweep("demo", {"datasets": names}).datasets
+    assert choice.name == "digits"
+
+
 def test_numbers_of_numpy_are_numbers(root):
     changes = {"seeds": np.arange(2), "recipe.epochs": np.int64(3)}
     changed_plan = isweep.plan(SMALL, root=root, changes=changes)

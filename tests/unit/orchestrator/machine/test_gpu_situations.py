@@ -231,7 +231,7 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
         (
             node(replace(RTX4090, held_bytes=20 * GIB), is_wsl=True),
             1.0,
-            r"Close programs in Windows that use the GPU: .* Or hide this GPU",
+            r"Close programs in Windows that use the GPU: .*, which you may have to add\. Use ",
         ),
         (
             node(driver="551.23", is_wsl=True, num_ray_gpus=1.0),
@@ -263,18 +263,18 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
             node(replace(A100, capability=12.0, has_kernels=False)),
             1.0,
             r"12\.0, which torch 2\.13\.0 does not support\. Install the newest torch \(`pip "
-            r"uninstall --yes torch torchvision && pip install torch torchvision`\), or hide",
+            r"uninstall --yes torch torchvision && pip install torch torchvision`\)\. Use --device",
         ),
         (
             node(replace(A100, capability=7.0, has_kernels=False)),
             1.0,
             r"does not support\. Install torch 2\.14 or earlier from PyTorch's cu126 wheels \(`pip "
-            r"uninstall .* --index-url https:\S+/whl/cu126`\), or hide",
+            r"uninstall .* --index-url https:\S+/whl/cu126`\)\. Use --device",
         ),
         (
             node(replace(A100, capability=3.7, has_kernels=False)),
             1.0,
-            r"3\.7, which torch 2\.13\.0 does not support\. Use a newer GPU, or hide",
+            r"3\.7, which torch 2\.13\.0 does not support\. Use a newer GPU\. Use --device",
         ),
     ],
 )
@@ -322,9 +322,10 @@ def test_the_hint_hides_an_unusable_gpu_by_naming_the_others(plan, unusable_gpu)
 
 
 def test_the_hint_names_no_gpu_that_would_be_refused_itself(plan):
+    prohibited = replace(H100, compute_mode="Prohibited")
     with pytest.raises(SetupError) as error:
-        refuse([node(RTX4090, GTX1050, FULL, A10G)], plan.trials, share=1.0, alone=True)
-    assert error.value.hint.count("CUDA_VISIBLE_DEVICES=GPU-4090,GPU-a10g") == 2
+        refuse([node(RTX4090, GTX1050, FULL, A10G, prohibited)], plan.trials, share=1.0, alone=True)
+    assert error.value.hint.count("CUDA_VISIBLE_DEVICES=GPU-4090,GPU-a10g.") == 3
 
 
 def test_the_hint_hides_an_old_gpu_by_naming_the_new_one(plan):
