@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 from search_spaces.errors import unknown_name
-from search_spaces.interventions import GeneratedDatasetSpec
+from search_spaces.interventions import ControlledDatasetSpec
 from search_spaces.specs import DatasetParameters, DatasetSpec
 from search_spaces.sweeps import UserSourceSpec
 
@@ -101,7 +101,7 @@ def own_dataset_spec(name: str, user_data: UserSourceSpec) -> DatasetSpec:
 
 
 def made_dataset_spec(
-    name: str, images: GeneratedDatasetSpec, condition: DatasetParameters = ()
+    name: str, images: ControlledDatasetSpec, condition: DatasetParameters = ()
 ) -> DatasetSpec:
     """Return a row for a generated or changed dataset.
 

@@ -30,7 +30,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from search_spaces import specs
 
 BASE = "base"
-"""Value that names the base dataset itself in a field for the name of a condition."""
+"""Name that stands in place of a condition's name for the unchanged base dataset."""
 Target = Literal["sharpness", "dimension", "nothing"]
 """The property that a condition should change: ``sharpness`` for the label sharpness,
 ``dimension`` for the intrinsic dimension. ``nothing`` marks a control, which should have no
@@ -118,7 +118,7 @@ _REACH = Parameter(
     default=1,
     low=0,
     high=1,
-    meaning="share of the images to blend, from those nearest to an image of another class",
+    meaning="share of the images to blend. Images nearest to another class are blended first",
 )
 # Sweep files contain the names of these parameters, so the names must not change. Names such
 # as bits, frequency and draw do not explain themselves. Read the meaning.
@@ -260,8 +260,8 @@ ParameterMapping = Annotated[specs.DatasetParameters, BeforeValidator(specs.sort
 """Pairs (name of a parameter, value). In a sweep file they are a mapping."""
 
 
-class GeneratedDatasetSpec(specs.Spec):
-    """A generated or changed dataset.
+class ControlledDatasetSpec(specs.Spec):
+    """A dataset of generated images, or of real images that are changed in a known way.
 
     Attributes:
         kind: kind of the images.
@@ -310,16 +310,16 @@ class GeneratedDatasetSpec(specs.Spec):
             return ()
         return f"{self.value('first'):g}", f"{self.value('second'):g}"
 
-    def with_parameters(self, changes: specs.DatasetParameters) -> GeneratedDatasetSpec:
+    def with_parameters(self, changes: specs.DatasetParameters) -> ControlledDatasetSpec:
         """Return this dataset with the values in ``changes``.
 
         The result has no name, even if this dataset is a :class:`BaseDatasetSpec`.
         """
         merged = {**dict(self.parameters), **dict(changes)}
-        return GeneratedDatasetSpec(kind=self.kind, parameters=tuple(sorted(merged.items())))
+        return ControlledDatasetSpec(kind=self.kind, parameters=tuple(sorted(merged.items())))
 
 
-class BaseDatasetSpec(GeneratedDatasetSpec):
+class BaseDatasetSpec(ControlledDatasetSpec):
     """A base dataset: one replicate of an experiment, to which conditions are applied.
 
     Attributes:
@@ -328,9 +328,9 @@ class BaseDatasetSpec(GeneratedDatasetSpec):
 
     name: specs.Name
 
-    def without_name(self) -> GeneratedDatasetSpec:
+    def without_name(self) -> ControlledDatasetSpec:
         """Return the same dataset without its name."""
-        # with_parameters always returns a GeneratedDatasetSpec, which has no name.
+        # with_parameters always returns a ControlledDatasetSpec, which has no name.
         return self.with_parameters(())
 
 
@@ -383,7 +383,7 @@ class ExperimentDataset:
     base_name: str
     condition_name: str
     target: Literal["base"] | Target
-    images: GeneratedDatasetSpec
+    images: ControlledDatasetSpec
     intervene_on: ChangedImages
     training_parameters: specs.DatasetParameters = ()
 

@@ -4,6 +4,9 @@ A spec is validated when it is created. Unknown fields are errors. Two specs are
 their contents are equal, see :mod:`search_spaces.fingerprint`. Resources, paths and numbers of
 workers cannot change a result. So they are not part of a :class:`TrialSpec` or
 :class:`MeasureSpec`.
+
+*d_data* is the intrinsic dimension of images. *d_repr* is the intrinsic dimension of the
+activations of a network for these images.
 """
 
 from __future__ import annotations
@@ -136,6 +139,7 @@ RELEASED_FAULTS: tuple[Fault, ...] = get_args(Fault)
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """A seed of random numbers. It must fit into a signed integer of 64 bits."""
 RELEASED_SEED = 1337
+"""The seed in the released code."""
 DEFAULT_ESTIMATORS = ("mle", "twonn", "gride")
 """Default estimators of d_data."""
 DatasetParameters = tuple[tuple[str, float], ...]
@@ -320,7 +324,7 @@ def _check_method(name: str) -> str:
     return name
 
 
-def _changed_parameters(by_method: AttackParameters) -> AttackParameters:
+def _check_and_drop_defaults(by_method: AttackParameters) -> AttackParameters:
     """Check all parameters of attacks. Return those whose values differ from their defaults.
 
     Raises:
@@ -367,7 +371,7 @@ class AttackSpec(Spec):
     ] = (1.0, 2.0, 4.0, 8.0)
     """Largest changes of a pixel, in units of 1/255 of the pixel range."""
     parameters: Annotated[
-        AttackParameters, BeforeValidator(sorted_pairs), AfterValidator(_changed_parameters)
+        AttackParameters, BeforeValidator(sorted_pairs), AfterValidator(_check_and_drop_defaults)
     ] = ()
     """Parameters whose values differ from their defaults, by method. In a sweep file they are
     a mapping."""
@@ -419,6 +423,7 @@ class RobustnessSpec(Spec):
 
 
 KeepWeights = Literal["all", "last", "none"]
+"""Networks whose weights are stored: all, those of the largest train size, or none."""
 
 
 class RepresentationSpec(Spec):
@@ -756,7 +761,7 @@ class TrialSpec(Spec):
         return tuple(measurements)
 
     def missing_for(self, requested: TrialSpec) -> tuple[MeasurementRequest, ...]:
-        """Return the requests in ``requested`` for which a trial of this spec has no result."""
+        """Return the requests of the spec ``requested`` that this spec does not contain."""
         if self == requested:
             return ()
         present = set(self.measurements)

@@ -1,22 +1,20 @@
 """The format of a sweep file. :mod:`orchestrator.planning` makes trials and measures from it.
 
-A sweep file lists datasets in two ways:
+These keys of the file become specs of :mod:`search_spaces.specs`:
 
-- The key ``datasets`` has :class:`DatasetChoice` entries: rows of the table of datasets, or
-  user data.
-- The key ``worlds`` (in code ``base_datasets``) has :class:`BaseDatasetSpec` entries. The
-  entries of the key ``arms`` (in code ``conditions``) are applied to them. An
-  :class:`ExperimentDataset` is one base dataset, with one condition or without.
+============  ======================  =======================================================
+Key           Class of an entry       The planner makes from it
+============  ======================  =======================================================
+``models``    :class:`ModelChoice`    one ``ModelSpec``
+``recipe``    :class:`RecipeChoice`   one or more ``RecipeSpec``
+``datasets``  :class:`DatasetChoice`  one ``DatasetSpec``, from the table of datasets or from
+                                      user data
+============  ======================  =======================================================
 
-:meth:`SweepSpec.list_datasets` converts both to :class:`DatasetChoice` entries, which the
-planner reads. A :class:`ConditionDataset` is such an entry for a condition that changes
-training images.
-
-A ``...Choice`` is an entry as the user writes it, and the planner makes a spec from it:
-
-- :class:`ModelChoice` becomes a :class:`~search_spaces.specs.ModelSpec`.
-- :class:`RecipeChoice` becomes one or more :class:`~search_spaces.specs.RecipeSpec`.
-- :class:`DatasetChoice` becomes a :class:`~search_spaces.specs.DatasetSpec`.
+An experiment lists its datasets in another way. The key ``worlds`` (in code ``base_datasets``)
+has its base datasets. The key ``arms`` (in code ``conditions``) has the conditions that are
+applied to them. :meth:`SweepSpec.list_datasets` converts them to :class:`DatasetChoice` entries
+too. The entry is a :class:`ConditionDataset` if a condition changes only training images.
 
 If a key of the file differs from the name of its field, the key is the alias of the field.
 """
@@ -44,8 +42,8 @@ from search_spaces.interventions import (
     BaseDatasetSpec,
     ChangedImages,
     ConditionSpec,
+    ControlledDatasetSpec,
     ExperimentDataset,
-    GeneratedDatasetSpec,
     checked_training_parameters,
 )
 from search_spaces.tuning import TuneSpec
@@ -63,8 +61,9 @@ def _check_class(value: object) -> int | str:
 
 
 ClassChoice = Annotated[int | str, PlainValidator(_check_class)]
+"""A class in a sweep file: its index from 0, or its name."""
 PairChoice = tuple[ClassChoice, ClassChoice]
-"""A pair of classes in a sweep file, each an index from 0 or a name."""
+"""A pair of classes in a sweep file."""
 
 MAX_SUBSET_SIZE = 10**9
 """Largest train or test size. A larger number is a typing error: no dataset has so many
@@ -302,7 +301,7 @@ class DatasetChoice(specs.Spec):
     name: specs.Name
     class_pairs: tuple[PairChoice, ...] | None = None
     user_source: UserSourceSpec | None = Field(default=None, alias="own")
-    generated: GeneratedDatasetSpec | None = Field(default=None, alias="made")
+    generated: ControlledDatasetSpec | None = Field(default=None, alias="made")
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
@@ -333,9 +332,9 @@ class SweepSpec(specs.Spec):
     Attributes:
         name: name of the sweep.
         description: text for people.
-        asked_after_seeing: exploratory (post hoc) questions of the report, by their keys. They
-            were asked after results on these images had been seen. Their answers describe
-            these data, but confirm nothing.
+        asked_after_seeing: keys of the report's exploratory (post hoc) questions, which were
+            asked after results on these images had been seen. Their answers describe these
+            data, but confirm nothing.
         models: networks of the grid.
         datasets: datasets of the grid.
         base_datasets: base datasets of an experiment, see :mod:`search_spaces.interventions`.

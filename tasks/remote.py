@@ -100,7 +100,8 @@ class RayExecutor(InlineExecutor):
 
         if not ray.is_initialized():
             raise SetupError(
-                "Ray is not connected, so no work can be sent to it", hint="Call ray.init() first"
+                "Ray is not connected, so no work can be sent to it",
+                hint="Call ray.init() first",
             )
         self.driver_node_only = driver_node_only
         self._note = note

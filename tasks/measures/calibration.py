@@ -4,7 +4,7 @@ If the dimension is high for the number of points, estimates from neighbor dista
 low. This bias also depends on the shape of the data. Data of different shapes also differ in
 other statistics of the distances, so the correction uses these statistics. It has three steps:
 
-1. Compute four statistics of the data (:func:`statistics`). T_k is the distance to the k-th
+1. Compute four statistics of the data (:func:`shape_statistics`). T_k is the distance to the k-th
    nearest neighbor.
 
    - ``ln d`` by MLE.
@@ -17,18 +17,18 @@ other statistics of the distances, so the correction uses these statistics. It h
    Between the dimensions of the grid, interpolate the statistics in ln d.
 3. Compute a posterior distribution of d by Bayes' rule
    (:mod:`tasks.measures.dimension_posterior`), with a uniform prior over families and ln d.
-   The covariance of the likelihood is the noise of the simulated statistics, plus a factor
-   times their spread between families at this dimension. The spread is added because real data
-   belong to none of the families. The value is the posterior mean of ln d with the factor
-   `VALUE_SPREAD`. The interval is the central part of the posterior with the larger factor
-   `INTERVAL_SPREAD`.
+   The covariance of the likelihood is the sum of two terms. The first term is the noise of the
+   simulated statistics. The second term is their spread between families at this dimension,
+   times a factor. It is added because real data belong to none of the families. The value is
+   the posterior mean of ln d with the factor `VALUE_SPREAD`. The interval is the central part
+   of the posterior with the larger factor `INTERVAL_SPREAD`.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -67,7 +67,7 @@ drawn at random. More points would take minutes, and the bias is smaller for mor
 PAIR_ROWS = 256
 """Number of points whose pairwise distances determine the coefficient of variation."""
 PAIR_SLICE = 32
-"""Number of points that are read at a time for these distances."""
+"""Number of neighboring points in each slice of these points."""
 HIGH_DIMENSION = 16
 """Dimension above which a note is added. For data outside all families, intervals above this
 dimension miss the true dimension more often than `LEVEL` allows."""
@@ -138,14 +138,13 @@ def calibrate(
         rng = np.random.default_rng(seed)
         chosen_rows = np.sort(rng.choice(chosen_rows, MAX_POINTS, replace=False))
     num_points = len(chosen_rows)
-    undefined = CalibratedDimension(None, None, None, num_points, num_neighbors, LEVEL, {})
     min_points = 4 * num_neighbors
     if num_points < min_points:
         reason = (
             f"the correction needs at least {min_points} distinct points, but there are "
             f"{num_points}"
         )
-        return replace(undefined, reason=reason)
+        return _undefined(num_points, num_neighbors, reason)
     search = nested_neighbors(
         source,
         None,
@@ -156,9 +155,10 @@ def calibrate(
         source_rows=chosen_rows,
     )
     pair_distances = _pair_distances(source, chosen_rows)
-    observed = statistics(search.tables[0], pair_distances, num_neighbors)
+    observed = shape_statistics(search.tables[0], pair_distances, num_neighbors)
     if observed is None:
-        return replace(undefined, reason="all neighbor distances are zero or equal")
+        reason = "all neighbor distances are zero or equal"
+        return _undefined(num_points, num_neighbors, reason)
     num_columns = int(np.prod(source.row_shape))
     uncorrected = float(np.exp(observed[0]))
     dimensions = dimension_grid(uncorrected, num_columns)
@@ -175,6 +175,20 @@ def calibrate(
         level=LEVEL,
         families=result.family_probabilities,
         notes=_notes(result),
+    )
+
+
+def _undefined(num_points: int, num_neighbors: int, reason: str) -> CalibratedDimension:
+    """Return a dimension that could not be computed, with the reason."""
+    return CalibratedDimension(
+        value=None,
+        interval=None,
+        uncorrected=None,
+        num_points=num_points,
+        num_neighbors=num_neighbors,
+        level=LEVEL,
+        families={},
+        reason=reason,
     )
 
 
@@ -200,7 +214,7 @@ def _notes(result: Posterior) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def statistics(
+def shape_statistics(
     table: NeighborTable,
     pair_distances: FloatArray,
     num_neighbors: int,
@@ -281,13 +295,14 @@ def simulate_one(
     rng = np.random.default_rng([*seed, dimension, family_key])
     source = as_source(MANIFOLDS[family](num_points, dimension, rng))
     table = nested_neighbors(source, None, [num_points], num_neighbors).tables[0]
-    return statistics(table, _pair_distances(source, np.arange(num_points)), num_neighbors)
+    return shape_statistics(table, _pair_distances(source, np.arange(num_points)), num_neighbors)
 
 
 def _pair_distances(source: BlockSource, chosen_rows: IntArray) -> FloatArray:
     """Return all distances between about ``PAIR_ROWS`` of the chosen rows, ``(num_pairs,)``.
 
-    The rows are in slices that are spread over all chosen rows.
+    These rows lie in slices of `PAIR_SLICE` neighbors. The slices are evenly spread over all
+    chosen rows.
     """
     last_start = max(len(chosen_rows) - PAIR_SLICE, 0)
     num_slices = PAIR_ROWS // PAIR_SLICE
@@ -301,19 +316,19 @@ def _pair_distances(source: BlockSource, chosen_rows: IntArray) -> FloatArray:
     return np.sqrt(squared[np.triu_indices(len(rows), 1)])
 
 
-def dimension_grid(estimate: float, num_columns: int) -> list[int]:
+def dimension_grid(uncorrected: float, num_columns: int) -> list[int]:
     """Return the dimensions to simulate.
 
-    They range from about half of the raw estimate to the highest dimension that can have this
-    raw estimate. The raw estimate is too low by a factor that increases with the dimension (2
-    at 32, 3 at 70).
+    They range from about half of the uncorrected dimension to the highest dimension that can
+    have this uncorrected dimension. The uncorrected dimension is too low by a factor that
+    increases with the dimension: about 2 at dimension 32, and 3 at dimension 70.
 
     Args:
-        estimate: The raw MLE.
+        uncorrected: The uncorrected dimension, by MLE.
         num_columns: Number of columns. The dimension cannot exceed it.
     """
-    low = estimate / 2
-    high = 3 * estimate + 0.05 * estimate**2
+    low = uncorrected / 2
+    high = 3 * uncorrected + 0.05 * uncorrected**2
     inside = [dimension for dimension in DIMENSIONS if low <= dimension <= min(high, num_columns)]
     lowest = min([*inside, num_columns + 1])
     below = [dimension for dimension in DIMENSIONS if dimension < lowest][-1:]

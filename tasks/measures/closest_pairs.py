@@ -66,10 +66,13 @@ def max_pairs_by_size(samples: BoolArray, train_sizes: Sequence[int]) -> tuple[i
 class ClosestPairs:
     """A collection of the closest pairs, to which the pairs of blocks are added.
 
-    The collection contains all added pairs that are closer than a limit. Example with a
-    capacity of 2: after pairs with the squared distances 1, 4, 4 and 9 are added, `prune` sets
-    the limit to the third smallest number, 4, and keeps the pair with 1. It removes both pairs
-    with 4, because a choice between them would depend on the order of the blocks.
+    The collection contains every added pair below a limit. Pairs at the limit may be present
+    until the next `prune`.
+
+    Example with a capacity of 2: after pairs with the squared distances 1, 4, 4 and 9 are
+    added, `prune` sets the limit to the third smallest number, 4, and keeps the pair with 1. It
+    removes both pairs with 4, because a choice between them would depend on the order of the
+    blocks.
 
     Attributes:
         capacity: Largest number of pairs after `prune`.
@@ -104,7 +107,6 @@ class ClosestPairs:
         """
         if np.isinf(self.limit):
             self.limit = self._block_limit(squared_distances)
-        # This also adds the pairs at exactly the limit. `prune` removes them.
         is_close = is_pair_within(squared_distances, self.limit)
         rows, columns = np.divmod(np.flatnonzero(is_close), is_close.shape[1])
         pairs = np.empty(len(rows), PAIR_DTYPE)
@@ -119,15 +121,15 @@ class ClosestPairs:
     def _block_limit(self, squared_distances: SquaredDistances) -> float:
         """Return a first limit, so that not all pairs of the first block are added.
 
-        The limit is the squared distance of the ``2 * capacity + 1``-th closest entry. A block
-        may contain each pair twice, so more than ``capacity`` pairs are at or below the limit.
-        If the block has fewer entries, the limit is infinite.
+        More than ``capacity`` pairs of the block are at or below this limit. A block on the
+        diagonal contains each pair twice, so the limit is the ``2 * capacity + 1``-th smallest
+        squared distance. If the block has fewer pairs, the limit is infinite.
         """
         rank = 2 * self.capacity
         if squared_distances.size <= rank:
             return np.inf
         limit = np.partition(squared_distances, rank, axis=None)[rank]
-        if limit == no_pair_value(squared_distances.dtype):
+        if limit == no_pair_value(squared_distances.dtype):  # fewer pairs than the rank
             return np.inf
         return float(limit)
 
@@ -136,8 +138,8 @@ class ClosestPairs:
         pairs = self.pairs
         squared = pairs["squared"]
         if len(squared) > self.capacity:
-            closest_to_remove = float(np.partition(squared, self.capacity)[self.capacity])
-            self.limit = min(self.limit, closest_to_remove)
+            new_limit = float(np.partition(squared, self.capacity)[self.capacity])
+            self.limit = min(self.limit, new_limit)
         self._chunks = [pairs[squared < self.limit]]
 
     def merge(self, other: ClosestPairs) -> None:

@@ -287,10 +287,11 @@ def _inverse(mean: float) -> float | None:
 
 
 def fit_twonn(neighborhoods: Neighborhoods) -> Fit:
-    """Estimate by the ratio of two neighbors: slope of ``-ln(1 - F(μ))`` on ``ln μ`` (Facco 2017).
+    """Estimate the dimension by TwoNN, from the ratio of two neighbor distances (Facco 2017).
 
-    μ is ``T_2/T_1``, and F is its empirical distribution ``i/n``. The slope is fitted by least
-    squares through the origin. The fit leaves out the fraction ``discard_fraction`` of the
+    The estimate is the slope of a regression of ``-ln(1 - F(μ))`` on ``ln μ``. μ is
+    ``T_2/T_1``, and F is its empirical distribution ``i/n``. The regression is least squares
+    through the origin. The fit leaves out the fraction ``discard_fraction`` of the
     largest μ, 0.1 in Facco et al. If the fraction is 0, the fit leaves out only the last
     point, where F = 1, as in the code of Konz & Mazurowski.
 
@@ -330,7 +331,8 @@ def _twonn_slope(
     distribution = np.cumsum(weights) / weights.sum()
     # With the tolerance, the comparison i/n <= 1 - f has the result of exact arithmetic.
     num_below = np.searchsorted(distribution, 1 - discard_fraction + 1e-12, side="right")
-    num_below_one = np.searchsorted(distribution, 1 - 1e-12)  # F = 1 has no logarithm
+    # Where F = 1, -ln(1 - F) is infinite.
+    num_below_one = np.searchsorted(distribution, 1 - 1e-12)
     num_fitted = int(min(num_below, num_below_one))
     x = log_ratios[:num_fitted]
     y = -np.log1p(-distribution[:num_fitted])

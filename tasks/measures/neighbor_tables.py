@@ -68,9 +68,9 @@ class NestedNeighbors:
     Attributes:
         tables: One table per train size, ascending.
         sample_other_label_distances: ``(num_samples, num_positions)`` distances to the nearest
-            point with another label inside the same sample, infinite for positions outside the
-            sample.
-        sample_other_label_positions: Positions of these points, -1 outside the sample.
+            point with another label inside the same sample. They are infinite for positions
+            outside the sample, and where the sample has no such point.
+        sample_other_label_positions: Positions of these points, -1 where there is none.
         arithmetic: ``EXACT`` for bytes. For floats, the widest dtype that a product needed.
     """
 
@@ -87,8 +87,8 @@ def make_tables(job: SearchJob, result: SpanResult) -> NestedNeighbors:
         job: The search.
         result: The result for all positions. This function changes it, so use it only once.
     """
-    # ByteRows stores each value divided by its unit, for example 0.2 = 51 * 1/255 as 51. So
-    # distances are multiplied by the unit.
+    # Bytes may stand for fractions: 51 stands for 0.2 = 51/255. Distances are then multiplied
+    # by the unit of the bytes, 1/255.
     unit_length = job.source.unit if isinstance(job.source, ByteRows) else 1.0
     # Without samples, these arrays have the shape (0, num_positions).
     sample_squared = np.zeros(job.samples.shape)

@@ -28,8 +28,9 @@ The steps:
 
 The whole matrix of distances is never in memory. A tile has two spans, its rows and its
 columns. A span has at most 16,384 positions, or 262,144 if there is only one worker. For
-bytes, the columns are read in *pieces* of at most 256 rows. A process that computes a tile
-mainly has these arrays. Their sizes are upper limits:
+bytes, the columns are read in *pieces* of at most 256 rows, see
+:mod:`tasks.measures.tile_blocks`. A process that computes a tile mainly has these arrays. Their
+sizes are upper limits:
 
 ============================  ====================  ================================================
 array                         shape                 size
@@ -41,10 +42,10 @@ bytes: distances of a block   (2048, 256)           2 MiB in int32, 4 MiB in int
 floats: rows and columns      (2048, num_features)  both in the dtype of the source
 floats: two centered copies   (2048, 8192)          64 MiB each in float32, 128 MiB in float64
 floats: distances of a block  (2048, 2048)          16 MiB in float32, 32 MiB in float64
-results: neighbors            (span, k)             16 bytes an entry; per train size
-results: other label          (span, 1)             16 bytes an entry; per train size
-results: other label          (span, 1)             16 bytes an entry; per sample
-results: closest pairs        (num_pairs,)          32 MiB; per train size, only with samples
+results: neighbors            (span, k)             16 bytes an entry, for each train size
+results: other label, size    (span, 1)             16 bytes an entry, for each train size
+results: other label, sample  (span, 1)             16 bytes an entry, for each sample
+results: closest pairs        (num_pairs,)          32 MiB, for each train size; only with samples
 ============================  ====================  ================================================
 
 If the source is an array without duplicates, rows and columns are views, which need no memory.
@@ -91,8 +92,8 @@ def nested_neighbors(
 ) -> NestedNeighbors:
     """Return for each train size the nearest neighbors of its points inside the training set.
 
-    The distances of points of bytes are square roots of exact integers. Other distances have a
-    relative error of at most 1e-5 in float32 and 1e-7 in float64.
+    For points of bytes, squared distances are computed as exact integers. Other distances have
+    a relative error of at most 1e-5 in float32 and 1e-7 in float64.
 
     Args:
         points: ``(num_source_rows, ...)`` array, or a source. The training set of size n is its
@@ -101,7 +102,7 @@ def nested_neighbors(
         train_sizes: Ascending train sizes, counted in positions.
         num_neighbors: Number of neighbors per point, at least 1.
         executor: Executor of the tiles; None computes them in this process.
-        precision: Precision of the products. None computes bytes in integers, and other
+        precision: Options of the matrix products. None computes bytes in integers, and other
             numbers in float32.
         block_rows: Number of rows in a block. Memory grows with the square of this number.
         source_rows: ``(num_positions,)`` source rows to measure, ascending; None for all. All

@@ -115,7 +115,7 @@ class MeasureSettings:
         are_distinct = are_texts and len(set(names)) == len(names)
         rule = "a list of different names, for example ('mle', 'twonn')"
         self._check("estimators", is_list and are_distinct, rule)
-        table_width(self.estimators, self.num_neighbors)
+        table_width(self.estimators, self.num_neighbors)  # raises an error for an unknown name
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON."""
@@ -172,11 +172,12 @@ class MeasureResult(Finding):
     Attributes:
         sizes: One record per train size, ascending, at least one.
         conflict_pairs: Pairs ``(row, earlier row)`` of equal images with different labels.
-            Only the first pairs are listed.
+            At most ten pairs are listed.
         settings: Settings of the measure.
-        precision: ``"exact integer"`` if all values are bytes and no distance is rounded.
-            Otherwise the widest dtype of the products. ``"float64"`` means that some images
-            were too close together for float32, or that the settings request it.
+        precision: The `NestedNeighbors.arithmetic` of the search; the name ``precision`` is
+            stored. It is ``"exact integer"`` if all values are bytes and no distance is
+            rounded. Otherwise it is the widest dtype of the products. ``"float64"`` means that
+            some images were too close together for float32, or that the settings request it.
         notes: Remarks for readers.
         calibration: Bias-corrected dimension at the largest size; None if it was not
             requested.
@@ -212,8 +213,9 @@ class MeasureResult(Finding):
         An undefined estimate is a null value with its reason.
         """
         largest = self.sizes[-1].to_json()
+        num_images = largest.pop("train_size")
         return {
-            "num_images": largest.pop("train_size"),
+            "num_images": num_images,
             **largest,
             "conflict_pairs": [list(pair) for pair in self.conflict_pairs],
             "calibration": None if self.calibration is None else self.calibration.to_json(),

@@ -82,7 +82,7 @@ class SearchedImages:
 
         Args:
             distances: ``(num_positions,)`` distances to the nearest image with another label.
-            table: The neighbors, with the position of this image.
+            table: The table whose ``other_label_positions`` belong to ``distances``.
         """
         if not np.isfinite(distances).any():
             return None
@@ -136,21 +136,21 @@ def search_images(
         settings: Settings of the measure.
         executor: Executor of the search; None computes in this process.
     """
-    # Number of distinct images among the first n images, for each size n.
     distinct_rows = row_check.distinct_rows()
-    num_distinct = np.searchsorted(distinct_rows, train_sizes).tolist()
-    source_rows = distinct_rows[: num_distinct[-1]]
+    # Number of distinct images among the first n images, for each size n.
+    distinct_sizes = np.searchsorted(distinct_rows, train_sizes).tolist()
+    source_rows = distinct_rows[: distinct_sizes[-1]]
     position_labels = None if image_labels is None else image_labels[source_rows]
     samples, sample_slices = stratified_samples(
-        position_labels, num_distinct, settings.sharpness_sample, settings.sharpness_seeds
+        position_labels, distinct_sizes, settings.sharpness_sample, settings.sharpness_seeds
     )
-    width = table_width(settings.estimators, settings.num_neighbors)
-    width = min(width, len(source_rows) - 1)
+    num_neighbors = table_width(settings.estimators, settings.num_neighbors)
+    num_neighbors = min(num_neighbors, len(source_rows) - 1)
     neighbors = nested_neighbors(
         row_check.source,
         image_labels,
-        num_distinct,
-        max(width, 1),
+        distinct_sizes,
+        max(num_neighbors, 1),
         executor=executor,
         precision=precision,
         block_rows=settings.block_rows,

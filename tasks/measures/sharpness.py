@@ -68,7 +68,7 @@ class LabelSharpness:
     Attributes:
         value: The mean, over samples, of the maximum of 1/distance. Unit: 1/pixel value. None
             if it is undefined.
-        convention: Scale of the measurement.
+        convention: The scale of the measurement. The name is stored.
         num_pairs: Number of pairs with different labels in one sample.
         num_images: Number of images in one sample.
         pair: Rows of the two closest images with different labels, among all images of this
@@ -339,7 +339,7 @@ def _first_with_different_labels(
         first: ``(num_pairs,)`` index of one image of each pair.
         second: ``(num_pairs,)`` index of the other image.
     """
-    # Search a few pairs first, for speed. Search all pairs only if that fails.
+    # Search a few pairs first, for speed. If all of them have equal labels, search all pairs.
     for num_pairs in (FIRST_PAIRS, len(first)):
         is_different = labels[first[:num_pairs]] != labels[second[:num_pairs]]
         if is_different.any():

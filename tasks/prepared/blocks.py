@@ -18,7 +18,7 @@ import numpy as np
 from search_spaces.errors import DataError
 from tasks.prepared.parts import (
     Image,
-    Part,
+    PartMetadata,
     load_part,
     prepare_and_save_block,
     prepare_block,
@@ -38,7 +38,7 @@ Progress = Callable[[int, int], None]
 
 BLOCK_BYTES = 64 << 20
 """Largest number of bytes of prepared images in one block, for any block size of the source."""
-Tar = tuple[str, ...]
+TarPath = tuple[str, ...]
 """The path of a compressed tar: a file, then archives inside it; empty if there is none."""
 
 
@@ -75,18 +75,18 @@ def cut_blocks(preparation: Preparation, items: Sequence[Item], folder: Path) ->
 
 
 class _Parts:
-    """The parts of blocks, which are added in any order."""
+    """The metadata of the parts of all blocks, which are added in any order."""
 
     def __init__(self, blocks: Sequence[Block], on_progress: Progress) -> None:
         self._blocks = blocks
         self._on_progress = on_progress
-        self._by_index: dict[int, Part] = {}
+        self._by_index: dict[int, PartMetadata] = {}
         self._num_items = sum(len(block.items) for block in blocks)
         self._num_read = 0
         on_progress(0, self._num_items)
 
-    def add(self, index: int, part: Part | None) -> None:
-        """Add the part of a block, unless ``part`` is None."""
+    def add(self, index: int, part: PartMetadata | None) -> None:
+        """Add the metadata of a block's part, unless ``part`` is None."""
         if part is None:
             return
         self._by_index[index] = part
@@ -97,8 +97,8 @@ class _Parts:
         """Return the indices of the blocks that have no part yet."""
         return [index for index in range(len(self._blocks)) if index not in self._by_index]
 
-    def in_order(self) -> list[Part]:
-        """Return the parts in the order of the blocks."""
+    def in_order(self) -> list[PartMetadata]:
+        """Return the metadata of the parts, in the order of the blocks."""
         return [self._by_index[index] for index in range(len(self._blocks))]
 
 
@@ -108,20 +108,21 @@ def read_blocks(
     executor: Executor,
     other_nodes: Executor | None,
     on_progress: Progress,
-) -> list[Part]:
+) -> list[PartMetadata]:
     """Read every block that has no part yet.
 
     Args:
         preparation: The dataset and its raw files.
         blocks: The blocks.
         executor: Runs tasks on nodes that have the raw download and the folder of the parts.
-        other_nodes: Runs tasks on other nodes, which may have the raw download. Such a task
+        other_nodes: Runs tasks on nodes that may have a copy of the raw files. Such a task
             reads a block only if the node's files have the listed names, sizes and times. This
-            process writes the part. ``executor`` reads all other blocks.
+            process then writes the part. ``executor`` reads the blocks that no other node could
+            read. None if there are no other nodes.
         on_progress: Function that is called after every block.
 
     Returns:
-        The parts in the order of the blocks.
+        The metadata of the parts, in the order of the blocks.
     """
     parts = _Parts(blocks, on_progress)
     for index, block in enumerate(blocks):
@@ -140,8 +141,8 @@ def read_blocks(
 
 def read_again(
     preparation: Preparation, blocks: Sequence[Block], on_progress: Progress
-) -> list[Part]:
-    """Read every block in this process, and return only the parts. No part files are written.
+) -> list[PartMetadata]:
+    """Read every block in this process, and return only the metadata. No part files are written.
 
     Args:
         preparation: The dataset and its raw files.
@@ -160,11 +161,11 @@ def _read_elsewhere(
 ) -> None:
     """Read missing parts on nodes that have the same files. Write these parts in this process."""
     missing = parts.missing()
-    shared = preparation.for_other_node()
+    portable = preparation.for_other_node()
     calls = []
     for index in missing:
         block = blocks[index]
-        calls.append((shared, block.items, block.stem.name))
+        calls.append((portable, block.items, block.stem.name))
     for call_index, result in other_nodes.map_unordered(
         prepare_block_if_files_match, calls, spread=True
     ):
@@ -174,19 +175,23 @@ def _read_elsewhere(
         index = missing[call_index]
         save_part(blocks[index].stem, part, images)
         parts.add(index, part)
-    num_refused = len(parts.missing())
-    if num_refused:
+    num_missing = len(parts.missing())
+    if num_missing:
         logger.warning(
-            "%d blocks of images are read on the driver's node, because the files on other "
-            "nodes are different",
-            num_refused,
+            "%d blocks of images could not be read on other nodes, because these nodes do not "
+            "have the same raw files",
+            num_missing,
         )
 
 
 def prepare_block_if_files_match(
     preparation: Preparation, items: Sequence[Item], name: str
-) -> tuple[Part, list[Image]] | None:
-    """Read a block if this node has the listed files; otherwise return None."""
+) -> tuple[PartMetadata, list[Image]] | None:
+    """Read a block if this node has the listed files; otherwise return None.
+
+    The name of a part is a hash of its items, and of the sizes and times of their files. So an
+    equal name means equal files.
+    """
     try:
         is_same = preparation.part_name(items) == name
     except (DataError, OSError):
@@ -206,8 +211,8 @@ def reading_order(request: RawRequest, items: Sequence[Item]) -> Rows | None:
         each compressed tar, in the order of the tar. None if no compressed tar contains
         several items.
     """
-    tars = [_packed_tar(item.locator) for item in items]
-    positions: dict[Tar, dict[str, int]] = {}
+    tars = [_compressed_tar(item.locator) for item in items]
+    positions: dict[TarPath, dict[str, int]] = {}
     for tar, count in sorted(Counter(tars).items()):
         if tar and count > 1:
             with suppress(RefusedArchive):
@@ -216,17 +221,17 @@ def reading_order(request: RawRequest, items: Sequence[Item]) -> Rows | None:
                 positions[tar] = {member: position for position, member in enumerate(members)}
     if not positions:
         return None
-    keys: list[tuple[Tar, int, int]] = []
+    keys: list[tuple[TarPath, int, int]] = []
     for index, (tar, item) in enumerate(zip(tars, items, strict=True)):
         if tar in positions:
             member = split_locator(item.locator)[-1]
             keys.append((tar, positions[tar].get(member, 0), index))
         else:
-            keys.append(((), index, index))
+            keys.append(((), index, index))  # () sorts before every tar
     return np.array([index for _, _, index in sorted(keys)], dtype=np.intp)
 
 
-def _packed_tar(locator: str) -> Tar:
+def _compressed_tar(locator: str) -> TarPath:
     *archives, _ = split_locator(locator)
     if archives and archives[-1].lower().endswith(PACKED_TARS):
         return tuple(archives)
@@ -234,13 +239,13 @@ def _packed_tar(locator: str) -> Tar:
 
 
 def restore_listed_order(
-    images: ImageTable, parts: Sequence[Part], order: Rows | None
+    images: ImageTable, parts: Sequence[PartMetadata], order: Rows | None
 ) -> ImageTable:
     """Return images in the order of the listed items, after a reading in another order.
 
     Args:
         images: The images in the order of reading.
-        parts: The parts that contain the images.
+        parts: The metadata of the parts that contain the images.
         order: The order of reading, see :func:`reading_order`.
     """
     if order is None:
@@ -251,6 +256,6 @@ def restore_listed_order(
     for part in parts:
         read_positions.append(start + part.rows["item"])
         start += part.num_items
-    # `order` has the place in the listing of each place in the order of reading.
+    # order[p] is the place in the listing of the item that was read as the p-th, from p = 0.
     listed_positions = order[np.concatenate(read_positions)]
     return images.take(np.argsort(listed_positions, kind="stable"))

@@ -93,8 +93,8 @@ class TraitCount(NamedTuple):
 
 
 @dataclass
-class Part:
-    """Metadata of the images of one block of items. The images are in a file of their own.
+class PartMetadata:
+    """The metadata of the images of one part. The images are in a file of their own.
 
     Attributes:
         num_items: Number of items in the block.
@@ -119,7 +119,7 @@ def prepare_and_save_block(
     items: Sequence[Item],
     stem: Path,
     dtype: PixelType,
-) -> Part:
+) -> PartMetadata:
     """Read one block of items, write its part files, and return the metadata.
 
     Args:
@@ -135,9 +135,9 @@ def prepare_and_save_block(
 
 def prepare_block(
     request: RawRequest, items: Sequence[Item], dtype: PixelType
-) -> tuple[Part, list[Image]]:
+) -> tuple[PartMetadata, list[Image]]:
     """Read one block of items. Return the metadata of the images, and the images in order."""
-    part = Part(num_items=len(items))
+    part = PartMetadata(num_items=len(items))
     images: list[Image] = []
     rows: list[tuple[int, int, int, int, int, bytes]] = []
     traits: Counter[tuple[int, str, str]] = Counter()
@@ -223,7 +223,7 @@ def digest(image: Image) -> bytes:
     return hashlib.sha256(values.data).digest()
 
 
-def save_part(stem: Path, part: Part, images: Sequence[Image]) -> None:
+def save_part(stem: Path, part: PartMetadata, images: Sequence[Image]) -> None:
     """Write the two files of a part, the images first."""
     if images:
         with replacing(stem.with_suffix(".npy")) as file:
@@ -233,14 +233,14 @@ def save_part(stem: Path, part: Part, images: Sequence[Image]) -> None:
     write_atomic(stem.with_suffix(".json"), text.encode())
 
 
-def load_part(stem: Path) -> Part | None:
+def load_part(stem: Path) -> PartMetadata | None:
     """Return the metadata of a finished part; None if the part must be read again."""
     try:
         metadata = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
         metadata["rows"] = np.frombuffer(bytes.fromhex(metadata["rows"]), METADATA_DTYPE)
         metadata["skipped"] = [Skip(*fields) for fields in metadata["skipped"]]
         metadata["traits"] = [TraitCount(*fields) for fields in metadata["traits"]]
-        part = Part(**metadata)
+        part = PartMetadata(**metadata)
         has_all_images = not len(part.rows) or len(open_images(stem)) == len(part.rows)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None

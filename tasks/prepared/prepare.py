@@ -61,10 +61,10 @@ def prepare_dataset(
             part files until the store is complete.
         executor: Runs the reading and writing tasks. ``raw`` and ``destination`` must exist on
             all its nodes.
-        max_skipped_share: Limit for two shares. The first is the share of listed items that
-            are unusable. Unless the limit is 0, one unusable item is always allowed. The
-            second is the share of images that equal an image with another label. It is limited
-            only if corrected data are prepared for training.
+        max_skipped_share: Largest share of listed items that may be unusable. Unless it is 0,
+            one unusable item is always allowed. The same number limits the share of images that
+            equal an image with another label. This second limit applies only to corrected data
+            for training.
         for_training: True to raise an error if the images cannot be split into training and
             test images. For example, one group (patient) has most images, each class has only
             one group, or too many equal images have different labels. Measuring needs no
@@ -82,6 +82,7 @@ def prepare_dataset(
             changed since the preparation.
     """
     finished = published_record(destination, spec)
+    # Only the raw files of user data may change.
     if finished is not None and (raw is None or dataset.name in DATASETS):
         return finished
     started = time.monotonic()
@@ -126,7 +127,7 @@ def _update_if_unchanged(
         DataError: The images have changed since the preparation.
     """
     check_same_content(finished, destination, reading)
-    # The preparation has already allowed as many items as it skipped.
+    # The preparation was accepted with its skipped items, so the limit applies only to more.
     has_more_skips = count_skips(reading) > finished.num_skipped
     skipped = collect_skips(reading, max_skipped_share if has_more_skips else 1.0)
     record = make_record(reading, skipped)

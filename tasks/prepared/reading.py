@@ -10,7 +10,7 @@ import numpy as np
 
 from search_spaces.specs import PreparedSpec
 from tasks.prepared.blocks import Block, cut_blocks, reading_order, restore_listed_order
-from tasks.prepared.parts import Part
+from tasks.prepared.parts import PartMetadata
 from tasks.prepared.preparation import Preparation
 from tasks.prepared.table import (
     ImageTable,
@@ -40,11 +40,11 @@ class ReadingPlan:
     blocks: list[Block]
     order: Rows | None
 
-    def add_parts(self, parts: Sequence[Part]) -> Reading:
+    def add_parts(self, parts: Sequence[PartMetadata]) -> Reading:
         """Return the reading that has these parts.
 
         Args:
-            parts: The parts of all blocks, in the order of the blocks.
+            parts: The metadata of the parts, in the order of the blocks.
         """
         listed_images = restore_listed_order(gather(parts), parts, self.order)
         images = choose_images(listed_images, self.preparation.request.spec)
@@ -59,14 +59,14 @@ class Reading:
         preparation: The common input of all reading tasks.
         raw_id: Hash of the raw files before they were read.
         blocks: The blocks, in the order of reading.
-        parts: The part of each block.
+        parts: The metadata of each block's part.
         images: The images to use, in the order of the listing.
     """
 
     preparation: Preparation
     raw_id: str
     blocks: Sequence[Block]
-    parts: Sequence[Part]
+    parts: Sequence[PartMetadata]
     images: ImageTable
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from search_spaces.errors import plural
 from tasks.array_types import Int64Array
-from tasks.prepared.parts import COLOR, FORMAT_TRAIT, GRAY, Part, Skip
+from tasks.prepared.parts import COLOR, FORMAT_TRAIT, GRAY, PartMetadata, Skip
 from tasks.prepared.preparation import Preparation
 from tasks.prepared.reading import Reading
 from tasks.prepared.table import ImageTable, content_fingerprint
@@ -224,7 +224,7 @@ def _groups_per_label(images: ImageTable, num_labels: int) -> Int64Array:
     return counts
 
 
-def _split_doubts(images: ImageTable, parts: Sequence[Part]) -> dict[str, int]:
+def _split_doubts(images: ImageTable, parts: Sequence[PartMetadata]) -> dict[str, int]:
     """Return possible problems of the groups, with the number of affected images.
 
     There are two such problems:
@@ -278,7 +278,7 @@ def _class_doubts(
     return flags
 
 
-def predictive_traits(parts: Sequence[Part]) -> dict[str, int]:
+def predictive_traits(parts: Sequence[PartMetadata]) -> dict[str, int]:
     """Return traits that predict the label, and traits that should not have several values.
 
     If a trait predicts the label, a network may learn the trait instead of the image content.
@@ -317,7 +317,7 @@ def predictive_traits(parts: Sequence[Part]) -> dict[str, int]:
     return flags
 
 
-def size_doubts(parts: Sequence[Part], side: int) -> dict[str, int]:
+def size_doubts(parts: Sequence[PartMetadata], side: int) -> dict[str, int]:
     """Return possible problems of image sizes: enlargement, stretching, and different sizes.
 
     Enlarging interpolates pixels. So d_data of enlarged images is lower than d_data of the raw
@@ -356,7 +356,7 @@ def size_doubts(parts: Sequence[Part], side: int) -> dict[str, int]:
     return flags
 
 
-def channel_conversions(parts: Sequence[Part], channels: int) -> Counter[str]:
+def channel_conversions(parts: Sequence[PartMetadata], channels: int) -> Counter[str]:
     """Return how many images were changed to the requested number of channels, by conversion.
 
     Args:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from search_spaces.fingerprint import canonical_json, derive_seed
 from search_spaces.specs import PreparedSpec
 from tasks.array_types import AnyArray, Int8Array, Int64Array, IntArray
-from tasks.prepared.parts import Part
+from tasks.prepared.parts import PartMetadata
 
 Rows = NDArray[np.intp]
 """Indices of rows of an array."""
@@ -126,7 +126,7 @@ class ImageTable:
         )
 
 
-def gather(parts: Sequence[Part]) -> ImageTable:
+def gather(parts: Sequence[PartMetadata]) -> ImageTable:
     """Return one table of the images of all parts, in order.
 
     The ``rows`` of the parts become views of this table, so that the metadata of millions of

@@ -62,7 +62,7 @@ SOURCES: dict[str, SourceRow] = {
     "dbc": SourceRow("tasks.sources.tcia:dbc"),
     "digits_even_odd": SourceRow("tasks.sources.demo:digits_even_odd", "none"),
     "folder": SourceRow(
-        "tasks.sources.class_folders.listing:folder",
+        "tasks.sources.class_folders.listing:FOLDER_SOURCE",
         own_kind=OwnKind(
             "a folder (or a .zip or .tar of one) with one subfolder of images per class",
             options=("layout",),
@@ -99,9 +99,9 @@ SOURCES: dict[str, SourceRow] = {
     "table": SourceRow(
         "tasks.sources.manifest:table",
         own_kind=OwnKind(
-            "a table (.csv, .tsv, .xlsx, .jsonl, .parquet) with path and label of pictures, DICOM "
-            "files or NIfTI volumes; or .parquet files with the images in them (Hugging Face "
-            "datasets)",
+            "a table (.csv, .tsv, .xlsx, .jsonl, .parquet) with path and label of pictures, "
+            "DICOM files or NIfTI volumes; or .parquet files with the images in them (Hugging "
+            "Face datasets)",
             extensions=(".csv", ".tsv", ".xlsx", ".jsonl", ".ndjson", ".json", ".parquet"),
             options=("label_columns",),
             former_names=("csv", "dicom_csv", "nifti_csv", "parquet"),

@@ -75,8 +75,9 @@ def hash_key(folder: Path, *, create: bool = True) -> str:
             raise SetupError(
                 "isweep replaces patient ids by hashes, but has no permission to use the file "
                 f"{path} with the key for these hashes",
-                hint=f"Change the permissions of the folder {folder} and of this file, or choose "
-                "another --root. Do not delete the file, because other users may need its key",
+                hint=f"Change the permissions of the folder {folder} and of this file, or "
+                "choose another --root. Do not delete the file, because other users may "
+                "need its key",
             ) from None
     length = len(key.strip())
     if length < MIN_KEY_LENGTH:
@@ -107,8 +108,8 @@ def _key_in_file(path: Path, *, create: bool) -> str:
     """
     restore = f"Restore {path} from a backup. If the key was in {KEY_VARIABLE}, set this variable"
     hint = (
-        f"{restore}. Without a backup, delete the file: isweep then writes a new key, but isweep "
-        "locate finds no file for older hashes"
+        f"{restore}. Without a backup, delete the file: isweep then writes a new key, but "
+        "isweep locate finds no file for older hashes"
     )
     if not path.exists():
         if not create:
@@ -118,9 +119,9 @@ def _key_in_file(path: Path, *, create: bool) -> str:
             )
         if any(path.parent.glob(PREPARED_RECORDS)):
             logger.warning(
-                "%s is missing, so a new key is written. isweep locate finds no file for hashes in "
-                "older messages and records. To use the old key, restore this file from a backup, "
-                "or set %s",
+                "%s is missing, so a new key is written. isweep locate finds no file for "
+                "hashes in older messages and records. To use the old key, restore this file "
+                "from a backup, or set %s",
                 path,
                 KEY_VARIABLE,
             )
@@ -146,7 +147,7 @@ def _key_in_file(path: Path, *, create: bool) -> str:
         )
     if checksums not in ([], [_checksum(key)]):
         raise SetupError(
-            f"The key for hashes of patient ids is damaged: it does not have the checksum that "
+            "The key for hashes of patient ids is damaged: it does not have the checksum that "
             f"{path} contains",
             hint=hint,
         )

@@ -63,9 +63,9 @@ STAIN = np.array(
 """Optical density of hematoxylin, eosin and DAB in red, green and blue (Ruifrok & Johnston
 2001)."""
 OUTER_SHARE = 0.4
-"""Share of the patches that a labeling rule puts into each of its two classes. One class has the
-patches with the smallest amounts, the other class those with the largest amounts. All other
-patches are left out, because their class is unclear."""
+"""Share of the patches that a labeling rule puts into each of its two classes. One class has
+the patches with the smallest amounts, the other class those with the largest amounts. All
+other patches are left out, because their class is unclear."""
 MAX_BLANK_RANGE = 4
 """Largest range of the values of a blank image, in gray values of 255."""
 MIN_LIT = 40
@@ -407,8 +407,8 @@ def _two_classes(request: RawRequest) -> Images:
     if len(np.unique(images.labels[rows])) < 2:
         num_classes = int(images.labels.max()) + 1
         raise ConfigError(
-            f"first and second are {first:g} and {second:g}, but must be two different classes "
-            f"of the {num_classes} classes of the set",
+            f"first and second are {first:g} and {second:g}, but must be two different "
+            f"classes of the {num_classes} classes of the set",
             hint=f"Choose two different numbers from 0 to {num_classes - 1}",
         )
     pair = images.take(rows)
@@ -602,7 +602,11 @@ def _target_box(
     return tuple(map(slice, first, stop))
 
 
-def _interpolate(plane: Float32Array, rows: Float64Array, columns: Float64Array) -> Float32Array:
+def _interpolate(
+    plane: Float32Array,
+    rows: Float64Array,
+    columns: Float64Array,
+) -> Float32Array:
     """Return the values of a plane at positions between its pixels, by linear interpolation.
 
     Outside the plane, values are 0. The result equals that of scipy's ``map_coordinates`` in

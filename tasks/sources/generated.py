@@ -194,8 +194,8 @@ def low_frequency_patterns(count: int, side: int) -> Float64Array:
     """
     if count >= side * side:
         raise ConfigError(
-            f"image_size is {side}, which gives {side * side} pixels, but the dataset needs images "
-            f"of more than {count} pixels",
+            f"image_size is {side}, which gives {side * side} pixels, but the dataset needs "
+            f"images of more than {count} pixels",
             hint="Choose a larger image_size, or data with a smaller dimension",
         )
     frequencies = np.arange(side)
@@ -296,8 +296,9 @@ def generated_images(points: Points, side: int) -> Float32Array:
     images = _add_patterns(np.sin(angles), np.cos(angles) - 1, amplitude, side)
     if images.min() < 0 or images.max() > 255:
         raise ConfigError(
-            f"With these parameters, the generated images have pixel values from "
-            f"{images.min():.0f} to {images.max():.0f}, but pixel values must be between 0 and 255",
+            "With these parameters, the generated images have pixel values from "
+            f"{images.min():.0f} to {images.max():.0f}, but pixel values must be between 0 "
+            "and 255",
             hint="Use fewer coordinates or bands, or smaller gaps",
         )
     return images.astype(np.float32)

@@ -123,7 +123,10 @@ def list_table(request: RawRequest) -> Listing:
     joined = JoinedTables([table.cells for table in tables])
     paths = joined.cells["path"]
     if not paths:
-        raise request.error("the table has a header, but no rows", hint="Add a row for each image")
+        raise request.error(
+            "the table has a header, but no rows",
+            hint="Add a row for each image",
+        )
     has_volumes = _has_volumes(paths, request)
 
     def table_of(row: int) -> PathTable:
@@ -180,8 +183,8 @@ def _has_volumes(paths: Sequence[str], request: RawRequest) -> bool:
     num_volumes = sum(map(is_nifti_name, paths))
     if 0 < num_volumes < len(paths):
         raise request.error(
-            f"{num_volumes} of the table's {len(paths)} rows are NIfTI volumes, and the others are "
-            "pictures",
+            f"{num_volumes} of the table's {len(paths)} rows are NIfTI volumes, and the "
+            "others are pictures",
             hint="Make two tables, one with the volumes and one with the pictures",
         )
     return num_volumes > 0
@@ -362,8 +365,8 @@ def _paths_from_base(
     if NOT_ONE_VALUE in cells:
         raise request.error(
             f"the path in {row_name(cells.index(NOT_ONE_VALUE))} is a list or bytes, not one text",
-            hint="Write one file name in each row, or store the images themselves as bytes in a "
-            "Parquet column",
+            hint="Write one file name in each row, or store the images themselves as bytes "
+            "in a Parquet column",
         )
     base = request.base().resolve()
     are_absolute = bool(cells) and all(PurePosixPath(cell).is_absolute() for cell in cells)
@@ -462,8 +465,8 @@ def _check_files(rows: Rows, has_volumes: bool, request: RawRequest) -> dict[str
         num_similar = len({*map(plain_id, absent)} & {*map(plain_id, walked)})
         if num_similar:
             hint += (
-                f". For {num_similar} of these paths, a file exists whose name has another letter "
-                "case or Unicode form (macOS changes the Unicode form of names)"
+                f". For {num_similar} of these paths, a file exists whose name has another "
+                "letter case or Unicode form (macOS changes the Unicode form of names)"
             )
         missing = rows.describe(row for row, path in enumerate(paths) if path in absent)
         raise request.error(

@@ -39,7 +39,14 @@ from tasks.sources.base import Item, Listing, RawRequest, Reader, SkipItem, Sour
 from tasks.sources.generated import list_rows, row_reader
 from tasks.sources.official import OWN_MAXIMUM, download, incomplete_download, read_picture
 from tasks.sources.pictures import is_image_name
-from tasks.sources.raw import MARK, MAX_FILE_BYTES, RawTree, gunzipped, read_locator, split_locator
+from tasks.sources.raw import (
+    MARK,
+    MAX_FILE_BYTES,
+    RawTree,
+    gunzipped,
+    read_locator,
+    split_locator,
+)
 
 IMAGENET_CLASSES = (
     "n01440764",
@@ -162,8 +169,8 @@ def list_imagenet(tree: RawTree, request: RawRequest) -> Listing:
             flags[flag] = len(files)
     if num_misplaced:
         raise request.error(
-            f"for {plural(num_misplaced, 'file')}, the class in the file name differs from the "
-            "class of the folder",
+            f"for {plural(num_misplaced, 'file')}, the class in the file name differs from "
+            "the class of the folder",
             hint="Unpack the archives again",
         )
     return Listing(
@@ -292,8 +299,8 @@ def _read_file(base: Path, name: str, locator: str) -> bytes:
     except SkipItem as skip:
         raise DataError(
             f"{name}: the file {locator.rpartition('/')[2]} cannot be read ({skip.reason})",
-            hint="Download it again. If the folder also contains an undamaged copy, delete the "
-            "damaged one instead",
+            hint="Download it again. If the folder also contains an undamaged copy, delete "
+            "the damaged one instead",
         ) from None
 
 
@@ -327,7 +334,10 @@ def with_download(request: RawRequest) -> RawRequest:
     return replace(request, raw=folder)
 
 
-def find_together(request: RawRequest, file_names: Sequence[Iterable[str]]) -> list[str] | None:
+def find_together(
+    request: RawRequest,
+    file_names: Sequence[Iterable[str]],
+) -> list[str] | None:
     """Return the locators of a dataset's files, which must be in one folder.
 
     Unpacked files are searched first, then archives with the name of the dataset, then all
@@ -474,7 +484,8 @@ def read_idx(body: bytes, name: str, *, dimensions: int) -> Uint8Array:
     if surplus:
         amount = "fewer" if surplus < 0 else "more"
         raise DataError(
-            f"{name} has {amount} bytes than its header declares", hint="Download the file again"
+            f"{name} has {amount} bytes than its header declares",
+            hint="Download the file again",
         )
     return np.frombuffer(body, np.uint8, offset=header_bytes).reshape(shape)
 
@@ -531,14 +542,14 @@ def _load_svhn(_name: str, bodies: list[bytes]) -> LabeledImages:
         raise
     except Exception as error:  # for damaged files, any type of exception
         raise DataError(
-            f"svhn: {SVHN_FILE} is damaged, or is not the file of format 2 with cropped digits "
-            f"({type(error).__name__})",
+            f"svhn: {SVHN_FILE} is damaged, or is not the file of format 2 with cropped "
+            f"digits ({type(error).__name__})",
             hint="Download the file again",
         ) from None
     if images.shape[:3] != (32, 32, 3) or images.dtype != np.uint8:
         raise DataError(
-            f"svhn: the array X of {SVHN_FILE} has type {images.dtype} and shape {images.shape}, "
-            "not uint8 and (32, 32, 3, n)",
+            f"svhn: the array X of {SVHN_FILE} has type {images.dtype} and shape "
+            f"{images.shape}, not uint8 and (32, 32, 3, n)",
             hint="Download the file of format 2, which has cropped digits",
         )
     digits = labels.reshape(-1).astype(np.int64)

@@ -33,9 +33,23 @@ import numpy as np
 
 from search_spaces.errors import plural
 from tasks.array_types import Float32Array, Uint8Array
-from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source, first_of
+from tasks.sources.base import (
+    Item,
+    Listing,
+    RawRequest,
+    Reader,
+    Sample,
+    SkipItem,
+    Source,
+    first_of,
+)
 from tasks.sources.dicom import Dicom, Header, decode_dicom, frame_samples, read_header
-from tasks.sources.official import IncompleteDownloadError, find_named, find_table, read_picture
+from tasks.sources.official import (
+    IncompleteDownloadError,
+    find_named,
+    find_table,
+    read_picture,
+)
 from tasks.sources.own.words import is_missing
 from tasks.sources.raw import RawTree, read_locator
 from tasks.sources.tables import column_key, column_keys, read_table
@@ -218,8 +232,8 @@ def read_grades(table: str, request: RawRequest) -> tuple[dict[Knee, int], Count
     if num_odd:
         rows_text = plural(num_odd, "row")
         raise request.error(
-            f"in {rows_text} of the table {GRADE_TABLE}, the side is not 1 or 2, or the knee has "
-            "two grades with different labels",
+            f"in {rows_text} of the table {GRADE_TABLE}, the side is not 1 or 2, or the knee "
+            "has two grades with different labels",
             hint="Download the table again",
         )
     return labels, excluded
@@ -281,8 +295,8 @@ def read_centers(
         rows_text = plural(len(wrong_rows), "row")
         listed = first_of(wrong_rows, MAX_LISTED_ROWS)
         raise request.error(
-            f"in {rows_text} of {CENTERS_TABLE} ({listed}), the side is not R or L, the center "
-            "lies outside the image, or the knee has an earlier row",
+            f"in {rows_text} of {CENTERS_TABLE} ({listed}), the side is not R or L, the "
+            "center lies outside the image, or the knee has an earlier row",
             hint="Correct these rows. The header is row 1. The unit is pixels of the DICOM file",
         )
     return centers

@@ -68,7 +68,11 @@ def read_picture(body: bytes, _item: Item, _request: RawRequest) -> tuple[Sample
     return (replace(sample, pixels=pixels, conversions=(*sample.conversions, *conversions)),)
 
 
-def incomplete_download(request: RawRequest, part: str, tree: RawTree) -> IncompleteDownloadError:
+def incomplete_download(
+    request: RawRequest,
+    part: str,
+    tree: RawTree,
+) -> IncompleteDownloadError:
     """Return the error for a download that lacks a part.
 
     Args:

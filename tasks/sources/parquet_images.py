@@ -24,7 +24,13 @@ import numpy as np
 from search_spaces.errors import DataError
 from tasks.sources.base import Item, Listing, RawRequest, Sample, SkipItem
 from tasks.sources.dicom import INTENSITY
-from tasks.sources.own.columns import Cells, Columns, JoinedTables, common_columns, find_columns
+from tasks.sources.own.columns import (
+    Cells,
+    Columns,
+    JoinedTables,
+    common_columns,
+    find_columns,
+)
 from tasks.sources.own.listing import count_hidden, own_listing
 from tasks.sources.own.rows import FROM_ZERO, Rows
 from tasks.sources.own.splits import GivenSplit, is_split_word, split_of_file
@@ -79,8 +85,8 @@ def _image_files(names: Iterable[str], request: RawRequest) -> list[str]:
     files = list(filter(is_parquet_name, names))
     if not files:
         raise request.error(
-            f"the folder has neither {MANIFESTS[0]}, nor one table in each split, nor a Parquet "
-            "file",
+            f"the folder has neither {MANIFESTS[0]}, nor one table in each split, nor a "
+            "Parquet file",
             hint=TABLE_HINT,
         )
     configs = set()
@@ -115,8 +121,8 @@ def list_parquet(request: RawRequest) -> Listing:
         splits.append(split_of_file(name, request))
         if content.label_names != label_names:
             raise request.error(
-                f"the class names in {request.hashed(name)} are missing, or differ from those in "
-                "the first file",
+                f"the class names in {request.hashed(name)} are missing, or differ from those "
+                "in the first file",
                 hint="Write all files with the method to_parquet of the package `datasets`",
             )
     files = JoinedTables([content.cells for content in contents])
@@ -225,7 +231,11 @@ def _check_header(file_text: str, header: Sequence[str], columns: Columns) -> No
         )
 
 
-def _column_texts(file: Any, columns: Columns, partitions: dict[str, str]) -> dict[str, list[str]]:
+def _column_texts(
+    file: Any,
+    columns: Columns,
+    partitions: dict[str, str],
+) -> dict[str, list[str]]:
     """Return the columns as text: name in the file -> cells.
 
     Columns that are not read are included if they have one number or text in each cell. Images

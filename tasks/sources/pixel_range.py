@@ -24,8 +24,8 @@ MAX_CLIPPED_SHARE = 0.9
 most values of a CT image are air and the table, which a CT window clips."""
 MAX_DIM_SHARE = 0.05
 """Largest share of images without a value above 1, if other images have 8 bits. A larger share
-was probably saved on the scale of 0 to 1. A few almost black images are usual, such as the first
-slices of a volume."""
+was probably saved on the scale of 0 to 1. A few almost black images are usual, such as the
+first slices of a volume."""
 MIN_FILLED_SHARE = 1e-4
 """Smallest share of ``pixel_range`` that the values must span."""
 
@@ -151,16 +151,17 @@ def choose_pixel_range(
     is_8_bit = values.low >= 0 and 127.5 < values.high <= 255
     if is_8_bit and any(-np.inf < high <= 1 for high in values.highs):
         raise DataError(
-            f"{name}: training and test images seem to have different scales. In one of the two "
-            f"sets, no value is above 1. In both together, the values are in {values.text}",
+            f"{name}: training and test images seem to have different scales. In one of the "
+            "two sets, no value is above 1. In both together, the values are in "
+            f"{values.text}",
             hint="Save both sets on the same scale. If they already have the same scale, set "
             f"{values.suggested_pixel_range}",
         )
     if is_8_bit and values.num_dim > MAX_DIM_SHARE * values.num_images:
         raise DataError(
             f"{name}: the images seem to have different scales. In {values.num_dim:,} of "
-            f"{values.num_images:,} images, no value is above 1, but in other images values are "
-            f"as large as {values.high:.9g}",
+            f"{values.num_images:,} images, no value is above 1, but in other images values "
+            f"are as large as {values.high:.9g}",
             hint="Save all images on the same scale. If they already have the same scale, set "
             f"{values.suggested_pixel_range}",
         )
@@ -190,8 +191,8 @@ def check_not_divided(name: str, images: Iterable[AnyArray]) -> None:
             return
     if high == 1:
         raise DataError(
-            f"{name}: all values of the images are 0 or 1. The images were probably divided by 255 "
-            "and then stored as whole numbers",
+            f"{name}: all values of the images are 0 or 1. The images were probably divided "
+            "by 255 and then stored as whole numbers",
             hint="If so, save the images before the division, or as floats. If every "
             "pixel is really black or white, without grays, multiply the images by 255",
         )
@@ -208,13 +209,13 @@ def _check_pixel_range(name: str, values: _ValueRange, pixel_range: Limits) -> N
     if values.num_clipped > MAX_CLIPPED_SHARE * values.num_values:
         share = values.num_clipped / values.num_values
         raise DataError(
-            f"{name}: {share:.1%} of the values lie outside pixel_range [{low:g}, {high:g}]; all "
-            f"values lie in {values.text}",
+            f"{name}: {share:.1%} of the values lie outside pixel_range [{low:g}, {high:g}]; "
+            f"all values lie in {values.text}",
             hint=hint,
         )
     if 0 < values.high - values.low < MIN_FILLED_SHARE * (high - low):
         raise DataError(
-            f"{name}: the values lie in {values.text}, which is less than {MIN_FILLED_SHARE:.2%} "
-            f"of pixel_range [{low:g}, {high:g}]",
+            f"{name}: the values lie in {values.text}, which is less than "
+            f"{MIN_FILLED_SHARE:.2%} of pixel_range [{low:g}, {high:g}]",
             hint=hint,
         )

@@ -270,7 +270,11 @@ def list_rsna(tree: RawTree, request: RawRequest) -> Listing:
     )
 
 
-def _read_slices(table: str, repeats: Counter[str], request: RawRequest) -> dict[str, SliceLabels]:
+def _read_slices(
+    table: str,
+    repeats: Counter[str],
+    request: RawRequest,
+) -> dict[str, SliceLabels]:
     """Return the labels of each slice.
 
     Args:
@@ -297,8 +301,8 @@ def _read_slices(table: str, repeats: Counter[str], request: RawRequest) -> dict
     if num_odd:
         rows = plural(num_odd, "row")
         raise request.error(
-            f"in {rows} of the table {RSNA_TABLE}, the ID is not ID_<hex>_<subtype>, the label is "
-            "not 0 or 1, or a slice has two labels",
+            f"in {rows} of the table {RSNA_TABLE}, the ID is not ID_<hex>_<subtype>, the "
+            "label is not 0 or 1, or a slice has two labels",
             hint=TABLE_AGAIN,
         )
     differing = []
@@ -307,8 +311,8 @@ def _read_slices(table: str, repeats: Counter[str], request: RawRequest) -> dict
             differing.append(slice_id)
     if differing:
         raise request.error(
-            "for some slices, the label 'any' is not the largest label of the subtypes. Number of "
-            f"these slices: {first_hashed(request, differing)}",
+            "for some slices, the label 'any' is not the largest label of the subtypes. "
+            f"Number of these slices: {first_hashed(request, differing)}",
             hint=TABLE_AGAIN,
         )
     return slices

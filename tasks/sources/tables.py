@@ -41,8 +41,8 @@ COLUMNS = {
 }
 """Role of a column, JSON key or array -> names other than the role itself. These names are
 searched if no column has the name of the role. A column ``image`` contains paths where the
-role ``path`` is read (tables of paths), and images where the role ``image`` is read (Parquet files
-with images)."""
+role ``path`` is read (tables of paths), and images where the role ``image`` is read (Parquet
+files with images)."""
 GROUP_WORDS = ("patient", "subject", "participant", "person", "case", "lesion", "group")
 """Beginnings of the names of columns that may contain the groups of images."""
 ATTRIBUTE_WORDS = ("age", "sex", "gender", "weight", "height", "size", "width", "position")
@@ -79,6 +79,20 @@ MAX_NAMED = 10
 """Largest number of names in one message or flag."""
 MAX_NAME_LENGTH = 30
 """Largest number of characters of a column's name in a message or flag."""
+
+
+def column_key(name: str) -> str:
+    """Return a column's name in lower case, without blanks, ``_`` and ``-``.
+
+    Two names are the same column if their keys are equal.
+    """
+    return re.sub(r"[\s_-]+", "", name).casefold()
+
+
+KNOWN_KEYS = frozenset(
+    column_key(name) for column, aliases in COLUMNS.items() for name in (column, *aliases)
+)
+"""Keys of all names in :data:`COLUMNS`. They show whether a line is a header."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +199,8 @@ def read_xlsx(body: bytes) -> TableRows:
         import openpyxl
     except ImportError:
         raise TableError(
-            "needs openpyxl, which is not installed", hint="Run `pip install 'isweep[medical]'`"
+            "needs openpyxl, which is not installed",
+            hint="Run `pip install 'isweep[medical]'`",
         ) from None
     parts = open_zip(io.BytesIO(body), MAX_WORKBOOK_PARTS).infolist()
     if sum(part.file_size for part in parts) > MAX_UNPACKED_BYTES:
@@ -381,8 +396,8 @@ def read_text(body: bytes) -> TableRows:
                 numbers.append(number)
     except csv.Error:
         raise TableError(
-            f"has an unclosed quote, or a cell of more than {MAX_CELL_LENGTH:,} characters, in the "
-            f"row after row {number}",
+            f"has an unclosed quote, or a cell of more than {MAX_CELL_LENGTH:,} characters, "
+            f"in the row after row {number}",
             hint="Close the quote, or shorten the cell",
         ) from None
     while rows and rows[0][0].startswith("#") and KNOWN_KEYS.isdisjoint(map(column_key, rows[0])):
@@ -566,8 +581,8 @@ def _check_row_lengths(path: Path | str, table: TableRows, request: RawRequest) 
         raise _error(
             request,
             path,
-            f"has {count} with more or fewer cells than the header, which has {width} cells. The "
-            f"first of these is row {ragged[0]} ({describe_numbering(table.numbers)})",
+            f"has {count} with more or fewer cells than the header, which has {width} cells. "
+            f"The first of these is row {ragged[0]} ({describe_numbering(table.numbers)})",
             hint=f"Write {width} cells in every row",
         )
 
@@ -593,7 +608,10 @@ def read_table_rows(path: Path | str, request: RawRequest) -> TableRows:
         raise _error(request, path, f"cannot be read: {skip.reason}", hint=SAVE_AGAIN) from None
     except Exception as error:  # readers raise any type, and the text may contain cells
         raise _error(
-            request, path, f"is not {table_format.name} ({type(error).__name__})", hint=SAVE_AGAIN
+            request,
+            path,
+            f"is not {table_format.name} ({type(error).__name__})",
+            hint=SAVE_AGAIN,
         ) from None
 
 
@@ -606,15 +624,10 @@ def column_keys(path: Path | str, request: RawRequest) -> set[str]:
     return set(map(column_key, rows[0] if rows else ()))
 
 
-def column_key(name: str) -> str:
-    """Return a column's name in lower case, without blanks, ``_`` and ``-``.
-
-    Two names are the same column if their keys are equal.
-    """
-    return re.sub(r"[\s_-]+", "", name).casefold()
-
-
-def flags_for_unused_columns(names: Sequence[str], group_like: Collection[str] = ()) -> list[str]:
+def flags_for_unused_columns(
+    names: Sequence[str],
+    group_like: Collection[str] = (),
+) -> list[str]:
     """Return flags for columns that are not read.
 
     A column that may contain groups gets a flag of its own. If its groups are ignored, images
@@ -656,12 +669,13 @@ def is_name_of_attribute(name: str) -> bool:
     return key in ATTRIBUTE_WORDS
 
 
-KNOWN_KEYS = frozenset(
-    column_key(name) for column, aliases in COLUMNS.items() for name in (column, *aliases)
-)
-
-
-def _error(request: RawRequest, path: Path | str, problem: str, *, hint: str = "") -> DataError:
+def _error(
+    request: RawRequest,
+    path: Path | str,
+    problem: str,
+    *,
+    hint: str = "",
+) -> DataError:
     """Return an error about a table, with the hash of the table's name unless it is the source."""
     subject = f"table {request.hashed(PurePath(path).name)}"
     if request.raw is not None and PurePath(path) == request.raw:

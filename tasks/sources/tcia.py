@@ -241,7 +241,11 @@ def _labeled_slices(
     return slices
 
 
-def _slice_files(slices: Sequence[Slice], tree: RawTree, request: RawRequest) -> list[str | None]:
+def _slice_files(
+    slices: Sequence[Slice],
+    tree: RawTree,
+    request: RawRequest,
+) -> list[str | None]:
     """Return the file of each slice, found by the paths in the table or by the UIDs in headers.
 
     A slice without a file gets None.
@@ -325,7 +329,10 @@ def _files_of_patients(patients: set[str], tree: RawTree) -> list[str]:
 
 
 def _by_header(
-    tag: Literal["instance", "series"], names: Iterable[str], tree: RawTree, request: RawRequest
+    tag: Literal["instance", "series"],
+    names: Iterable[str],
+    tree: RawTree,
+    request: RawRequest,
 ) -> dict[str, list[str]]:
     """Read the headers of all files, and return the names of the files by UID.
 

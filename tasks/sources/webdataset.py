@@ -153,8 +153,8 @@ def _samples(shard: str, request: RawRequest, hidden: list[str]) -> list[_Sample
         ) from None
     except (ValueError, RecursionError):
         raise request.error(
-            f"{request.hashed(f'{shard}{MARK}{member}')} is a .cls that is not UTF-8 text, or a "
-            ".json that is not JSON or has a key twice",
+            f"{request.hashed(f'{shard}{MARK}{member}')} is a .cls that is not UTF-8 text, or "
+            "a .json that is not JSON or has a key twice",
             hint="Correct the file, and write the shard again",
         ) from None
     return list(samples.values())

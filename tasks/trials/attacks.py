@@ -163,7 +163,8 @@ def pgd(
         batch: see :class:`AttackFunction`.
         epsilon: radius of the L-infinity ball around an image, in the unit of the pixels.
         num_steps: number of gradient steps in one descent.
-        num_restarts: number of descents, including the first descent.
+        num_restarts: number of descents, including the first: 1 means no restart. The name is
+            stored.
         relative_step_size: length of a step as a fraction of ``epsilon``.
     """
     low = (batch.pixels - epsilon).clamp_min(0)
@@ -189,8 +190,8 @@ class _BestCandidates:
     """The candidate with the smallest margin so far, for every image of a batch.
 
     Attributes:
-        images: the candidates, in the shape of the pixels; before the first update, the
-            images.
+        images: the best candidate for each image. Before the first update, it is the image
+            itself.
     """
 
     def __init__(self, batch: AttackBatch) -> None:

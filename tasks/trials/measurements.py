@@ -84,7 +84,7 @@ class MeasurementResults:
 
     :class:`~tasks.trials.records.TrialResult` has fields with the same names and describes
     them. A field is empty or None if its measurement was not requested. :meth:`added_to` then
-    does not change this field of the earlier result.
+    keeps the value of this field in the earlier result.
     """
 
     d_repr: dict[str, IntrinsicDimension]
@@ -204,7 +204,7 @@ class TrainedNetwork:
                 self.test_images,
                 self.test_labels,
                 _of_type(requested, AttackRequest),
-                self.clean_pass,  # already computed for the test loss
+                self.clean_pass,  # cached: the test loss needed it before
                 batch_size=self.gradient_batch_size,
                 loss_rule=self.spec.network.recipe.test_loss,
             )
@@ -350,7 +350,10 @@ class TrainedNetwork:
 RequestKind = TypeVar("RequestKind", bound=MeasurementRequest)
 
 
-def _of_type(requests: Sequence[MeasurementRequest], kind: type[RequestKind]) -> list[RequestKind]:
+def _of_type(
+    requests: Sequence[MeasurementRequest],
+    kind: type[RequestKind],
+) -> list[RequestKind]:
     """Return the requests of one kind."""
     return [request for request in requests if isinstance(request, kind)]
 

@@ -255,8 +255,8 @@ def _construct(
         options: sizes, for messages.
         constructor: the library's function.
         defaults: keyword arguments that ``spec`` may replace.
-        fixed: keyword arguments that ``spec`` must not contain. If it does, Python raises the
-            TypeError of a repeated keyword.
+        fixed: keyword arguments that ``spec`` must not contain. If ``spec`` contains one,
+            Python raises a TypeError, which becomes a ConfigError here.
 
     Raises:
         ConfigError: the arguments or the image size do not fit the network.
@@ -299,6 +299,7 @@ def _check_forward(spec: ModelSpec, model: PixelModel, options: _BuildOptions) -
         # small.
         if is_user_network:
             check_user_failure(spec, model, images, error)
+            # The network may work on other images, so it is accepted.
             return
         if isinstance(error, AssertionError | RuntimeError | ValueError):
             raise _does_not_fit(spec, options, error) from error
@@ -323,7 +324,12 @@ def _check_forward(spec: ModelSpec, model: PixelModel, options: _BuildOptions) -
 
 
 def check_buildable(
-    spec: ModelSpec, *, num_outputs: int, in_channels: int, image_size: int, dropout: float | None
+    spec: ModelSpec,
+    *,
+    num_outputs: int,
+    in_channels: int,
+    image_size: int,
+    dropout: float | None,
 ) -> None:
     """Check that a network can be built, before data are prepared or a network is trained.
 

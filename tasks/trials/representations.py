@@ -53,8 +53,8 @@ FEATURE_LAYERS = {
     "torchvision.models.vgg.VGG": FeatureLayer("classifier.3", "output"),
     "timm.models.vgg.VGG": FeatureLayer("pre_logits.fc2", "output"),
 }
-"""Last hidden layer by the class of a network. The keys are names of classes, not classes: a
-network of one library must not import the other library."""
+"""Last hidden layer by the class of a network. The keys are names of classes, so that a network
+of one library does not import the other library."""
 
 
 def feature_layer(network: nn.Module) -> FeatureLayer:

@@ -4,8 +4,8 @@ R is the mean over images of the *radius*. The radius of an image ``x`` is the s
 ``||d||_2`` of a perturbation ``d`` for which the network classifies ``x + d`` differently from
 ``x``. The pixels of ``x + d`` must be in [0, 255]. The search is similar to DDN (Rony et al.,
 CVPR 2019). It returns an image near ``x`` that is classified differently. The distance of
-``x`` to this image is an upper bound of the radius. Norms are in pixel units, which are 1/255
-of the pixel range.
+``x`` to this image is an upper bound of the radius. Below, *radius* means this upper bound.
+Norms are in units of one gray level, which is 1/255 of the pixel range.
 """
 
 from __future__ import annotations
@@ -138,24 +138,47 @@ def minimal_perturbations(
         for step in range(spec.num_steps):
             margins, gradient = margin_gradient(model, images + perturbations, classes)
             is_adversarial = (margins < 0) & ~gradient.flatten(1).isnan().any(1)
+
             norms = _norms(perturbations)
             is_better = is_adversarial & (norms < best_norms)
             best = torch.where(expand_like(is_better, images), perturbations, best)
             best_norms = torch.where(is_better, norms, best_norms)
+
             rate = _annealed(RADIUS_RATE, step, spec.num_steps)
-            step_size = _annealed(STEP_SIZE, step, spec.num_steps)
-            shrunk = torch.minimum(sphere_radii, best_norms) * (1 - rate)
-            sphere_radii = torch.where(is_adversarial, shrunk, sphere_radii * (1 + rate))
-            descent = expand_like(step_size * sphere_radii, images) * _unit(
-                gradient.nan_to_num(0.0)
-            )
-            directions = perturbations - descent
-            # If the gradient at the original image is zero, go toward the starting point.
+            sphere_radii = _next_sphere_radii(sphere_radii, best_norms, is_adversarial, rate)
+
+            step_lengths = _annealed(STEP_SIZE, step, spec.num_steps) * sphere_radii
+            unit_gradient = _unit(gradient.nan_to_num(0.0))
+            directions = perturbations - expand_like(step_lengths, images) * unit_gradient
+            # If the gradient at the original image is zero, go toward the best image so far.
             has_no_direction = expand_like(_norms(directions) == 0, images)
             directions = torch.where(has_no_direction, best.nan_to_num(0.0), directions)
-            on_sphere = images + _unit(directions) * expand_like(sphere_radii, images)
-            perturbations = on_sphere.clamp(0, PIXEL_MAX) - images
+            perturbations = _project_onto_sphere(images, directions, sphere_radii)
         return _bisect(model, images, classes, best, spec.num_bisections)
+
+
+def _next_sphere_radii(
+    sphere_radii: Tensor, best_norms: Tensor, is_adversarial: Tensor, rate: float
+) -> Tensor:
+    """Return the radius of the next sphere around each image.
+
+    If the current image is adversarial, the next radius is smaller than both the current radius
+    and the best norm. Otherwise it is larger than the current radius.
+
+    Args:
+        sphere_radii: ``(num_images,)`` radii of the current spheres.
+        best_norms: ``(num_images,)`` norms of the best perturbations; infinite if there is none.
+        is_adversarial: ``(num_images,)`` True if the current image has another class.
+        rate: relative change of the radius.
+    """
+    shrunk = torch.minimum(sphere_radii, best_norms) * (1 - rate)
+    return torch.where(is_adversarial, shrunk, sphere_radii * (1 + rate))
+
+
+def _project_onto_sphere(images: Tensor, directions: Tensor, sphere_radii: Tensor) -> Tensor:
+    """Return the perturbations with these directions and norms, clipped to the pixel range."""
+    on_sphere = images + _unit(directions) * expand_like(sphere_radii, images)
+    return on_sphere.clamp(0, PIXEL_MAX) - images
 
 
 def _annealed(first_and_last: tuple[float, float], step: int, num_steps: int) -> float:
@@ -236,17 +259,18 @@ def _robustness_record(
     # The record has stored names: `pred`, `true`, `wrong` and `box_share`, see
     # RobustnessRecord.
     has_radius = np.isfinite(radii)
-    reason = "the network predicted the same class for all images in the search"
     share_at_limit = None
     true = None
-    if has_radius.any():
+    if not has_radius.any():
+        reason = "the network predicted the same class for all images in the search"
+    else:
         reason = ""
         share_at_limit = float(at_pixel_limit[has_radius].mean())
         # A misclassified image needs no perturbation, even if the search found none.
         true_radii = np.where(is_wrong, 0.0, radii)
         true = summarize_radii(true_radii[np.isfinite(true_radii)], num_values)
-    # Without any radius, ``true`` stays None. A mean over the misclassified images only would
-    # be 0, even if the network is very robust on all other images.
+    # If no sampled image has a radius, `true` stays None. The mean of the zeros of the
+    # misclassified images would say nothing about the other images.
     return RobustnessRecord(
         pred=summarize_radii(radii[has_radius], num_values),
         true=true,

@@ -34,8 +34,8 @@ def list_stages(model: nn.Module, image: Tensor) -> tuple[str, ...]:
 
     If the network has timm's list of stages, the names come from this list. Otherwise, a stage
     consists of all modules whose outputs have the same side, if this side is above one pixel.
-    The stage ends with the module that has the fewest dots in its name. If several have, it
-    ends with the one that finishes last.
+    The stage ends with the module of the highest level, which has the fewest dots in its name.
+    If several modules have this level, the stage ends with the module that finishes last.
 
     Example: for a torchvision ResNet and images of 224 pixels, the stages end with ``relu``
     (112 pixels), ``layer1`` (56), ``layer2`` (28), ``layer3`` (14) and ``layer4`` (7).
@@ -47,33 +47,33 @@ def list_stages(model: nn.Module, image: Tensor) -> tuple[str, ...]:
         names = [row["module"] for row in timm_stages if row.get("module") in modules]
         return tuple(dict.fromkeys(names))
     last_modules: dict[int, str] = {}
-    for name, size in _spatial_sizes(model, modules, image):
-        previous = last_modules.get(size)
+    for name, side in _output_sides(model, modules, image):
+        previous = last_modules.get(side)
         if previous is None or name.count(".") <= previous.count("."):
             # Remove the key first, so that the order of the keys is the order of the stage
             # ends.
-            last_modules.pop(size, None)
-            last_modules[size] = name
+            last_modules.pop(side, None)
+            last_modules[side] = name
     return tuple(last_modules.values())
 
 
-def _spatial_sizes(
+def _output_sides(
     model: nn.Module, modules: dict[str, nn.Module], image: Tensor
 ) -> list[tuple[str, int]]:
     """Return the names of the modules with a spatial output, and the side of the output in pixels.
 
     The modules are in the order in which they finish a forward pass.
     """
-    sizes: list[tuple[str, int]] = []
+    sides: list[tuple[str, int]] = []
 
     def watch(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        def note_size(module: nn.Module, inputs: object, output: object) -> None:
+        def note_side(module: nn.Module, inputs: object, output: object) -> None:
             if isinstance(output, Tensor) and output.dim() == 4:
-                size = _side_in_pixels(output)
-                if size > 1:
-                    sizes.append((name, size))
+                side = _side_in_pixels(output)
+                if side > 1:
+                    sides.append((name, side))
 
-        return module.register_forward_hook(note_size)
+        return module.register_forward_hook(note_side)
 
     handles = [watch(name, module) for name, module in modules.items() if name]
     try:
@@ -82,14 +82,14 @@ def _spatial_sizes(
     finally:
         for handle in handles:
             handle.remove()
-    return sizes
+    return sides
 
 
 def _side_in_pixels(output: Tensor) -> int:
     """Return the side of square activations.
 
-    In torchvision's Swin and ConvNeXt networks, the last axis has the channels. In all other
-    networks, the second axis has the channels.
+    If only the last axis differs from the others, it has the channels, as in torchvision's Swin
+    and ConvNeXt networks. Otherwise the second axis has the channels.
     """
     _, first, second, third = output.shape
     has_channels_last = first == second != third

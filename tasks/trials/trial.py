@@ -324,7 +324,9 @@ class _Trial:
                 scores = self._evaluate_held_out(self.recipe.test_loss)
                 if math.isfinite(scores.loss):
                     score = EpochScore(
-                        epoch=record.epoch, test_loss=scores.loss, test_accuracy=scores.accuracy
+                        epoch=record.epoch,
+                        test_loss=scores.loss,
+                        test_accuracy=scores.accuracy,
                     )
                     test_history.append(score)
                     if on_score is not None:

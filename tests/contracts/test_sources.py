@@ -18,7 +18,7 @@ import pytest
 from search_spaces.datasets import DATASETS, MADE, made_dataset_spec, own_dataset_spec
 from search_spaces.errors import DataError
 from search_spaces.specs import DatasetSpec, PreparedSpec
-from search_spaces.sweeps import GeneratedDatasetSpec, UserSourceSpec
+from search_spaces.sweeps import ControlledDatasetSpec, UserSourceSpec
 from tasks.prepared.prepare import prepare_dataset
 from tasks.remote import InlineExecutor
 from tasks.sources import OWN_KINDS, OWN_OPTIONS, SOURCES, needs_download, source_for
@@ -36,7 +36,7 @@ def dataset_of(name: str) -> DatasetSpec:
     if name in DATASETS:
         return DATASETS[name]
     if name in MADE:
-        return made_dataset_spec("made", GeneratedDatasetSpec(kind=name))
+        return made_dataset_spec("made", ControlledDatasetSpec(kind=name))
     kind = name.removeprefix("own ")
     return own_dataset_spec("mine", UserSourceSpec(kind=kind, path="x", domain="natural"))
 

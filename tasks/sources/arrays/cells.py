@@ -1,7 +1,7 @@
 """Read the labels and the other columns of an array file as text.
 
-:mod:`tasks.sources.arrays.names` defines columns and roles. A *cell* is the value of one image in a
-column.
+:mod:`tasks.sources.arrays.names` defines columns and roles. A *cell* is the value of one image
+in a column.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ class ArrayCells:
     unused: dict[str, list[str]]
 
 
-def read_cells(file: ArrayFile, arrays: Sequence[ImageArray], request: RawRequest) -> ArrayCells:
+def read_cells(
+    file: ArrayFile,
+    arrays: Sequence[ImageArray],
+    request: RawRequest,
+) -> ArrayCells:
     """Find the columns of all arrays of images, and read their cells.
 
     Raises:
@@ -99,8 +103,9 @@ def _check_first_axis(file: ArrayFile, images_name: str, array_name: str) -> Non
         return
     if len(images_shape) > 2 and cells_shape == images_shape[-1:]:
         raise file.error(
-            f"the array {images_name} has the shape {images_shape}, and the array {array_name} has "
-            f"{cells_shape[0]} values, so the last axis of {images_name} seems to count the images",
+            f"the array {images_name} has the shape {images_shape}, and the array "
+            f"{array_name} has {cells_shape[0]} values, so the last axis of {images_name} "
+            "seems to count the images",
             hint=f"Make it the first axis, with numpy.moveaxis({images_name}, -1, 0)",
         )
 
@@ -120,8 +125,8 @@ def _text_cells(file: ArrayFile, array_name: str, num_images: int) -> list[str]:
         if len(header.shape) == 2:
             hint += ". Images with several values each cannot be used"
         raise file.error(
-            f"the array {array_name} contains {header.dtype} values of shape {header.shape}, not "
-            f"one number or text for each of the {num_images} images",
+            f"the array {array_name} contains {header.dtype} values of shape {header.shape}, "
+            f"not one number or text for each of the {num_images} images",
             hint=hint,
         )
     values = _small_array(file, array_name).reshape(-1).tolist()

@@ -129,14 +129,14 @@ class NpzFile:
             raise self.error(f"the array {name!r} is damaged", hint=COPY_AGAIN) from None
         if header.dtype.hasobject:
             raise self.error(
-                f"the array {name!r} contains pickled Python objects, which isweep does not load, "
-                "because they could run code from the file",
+                f"the array {name!r} contains pickled Python objects, which isweep does not "
+                "load, because they could run code from the file",
                 hint="Save numbers or text instead",
             )
         if header.num_bytes > self._members[name].file_size:
             raise self.error(
-                f"the array {name!r} has fewer values than the shape {header.shape}, which its "
-                "header declares",
+                f"the array {name!r} has fewer values than the shape {header.shape}, which "
+                "its header declares",
                 hint=COPY_AGAIN,
             )
         self._headers[name] = header
@@ -163,8 +163,8 @@ class NpzFile:
         header = self.header(name)
         if header.fortran and header.num_bytes > MAX_WHOLE_BYTES:
             raise self.error(
-                f"the array {name!r} of shape {header.shape} is in Fortran order. isweep can read "
-                "such an array only as a whole, and this one is too large",
+                f"the array {name!r} of shape {header.shape} is in Fortran order. isweep can "
+                "read such an array only as a whole, and this one is too large",
                 hint="Save np.ascontiguousarray(array) instead",
             )
         if header.fortran:

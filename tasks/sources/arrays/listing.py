@@ -4,14 +4,15 @@ An ``.npz`` has the format of ``np.savez``. An HDF5 file has all arrays in its r
 
 :func:`list_arrays` makes one item per image:
 
-1. :mod:`tasks.sources.arrays.names` finds the arrays of images, labels and columns by their names.
+1. :mod:`tasks.sources.arrays.names` finds the arrays of images, labels and columns by their
+   names.
 2. :mod:`tasks.sources.arrays.pixels` checks the shapes and dtypes of the arrays of images.
-3. :mod:`tasks.sources.arrays.cells` reads all labels, groups, splits and other columns as text.
-   All of this text is in memory at once.
+3. :mod:`tasks.sources.arrays.cells` reads all labels, groups, splits and other columns as
+   text. All of this text is in memory at once.
 4. :mod:`tasks.sources.arrays.pixels` chooses the scale of the pixels. For images of floats, it
    reads all images, one at a time.
-5. :func:`tasks.sources.own.listing.own_listing` makes the items. The *locator* of an image is the
-   name of its array and its row.
+5. :func:`tasks.sources.own.listing.own_listing` makes the items. The *locator* of an image is
+   the name of its array and its row.
 
 :func:`array_reader` then reads the image of one item at a time. :func:`load_images` reads all
 images at once, for `isweep measure`.
@@ -37,7 +38,12 @@ from tasks.sources.arrays.files import (
     row_locator,
     row_of_locator,
 )
-from tasks.sources.arrays.names import LABEL_COLUMN, ImageArray, find_arrays, unused_array_flags
+from tasks.sources.arrays.names import (
+    LABEL_COLUMN,
+    ImageArray,
+    find_arrays,
+    unused_array_flags,
+)
 from tasks.sources.arrays.pixels import choose_scale, image_header, to_sample
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source
 from tasks.sources.own.class_names import sort_labels
@@ -51,8 +57,8 @@ MAX_IMAGES = 10_000_000
 """Largest number of images in a file. All labels are in memory at once. A damaged header could
 declare many gigabytes of labels."""
 BLOCK_IMAGES = 4096
-"""Number of images that one reading task reads. The number is large, because reading rows in order
-is cheap."""
+"""Number of images that one reading task reads. The number is large, because reading rows in
+order is cheap."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +69,9 @@ class ArrayDetails:
         images_name: Array name of the image's array.
         limits: The stored values that become 0 and 255; None as in
             :class:`tasks.sources.arrays.pixels.Scale`.
-        file_name: Name of the array file if the raw path is a folder; else empty. The name is part
-            of the item. So items of another file in the same folder are different, and their images
-            are read again.
+        file_name: Name of the array file if the raw path is a folder; else empty. The name is
+            part of the item. So items of another file in the same folder are different, and
+            their images are read again.
     """
 
     images_name: str
@@ -83,8 +89,8 @@ class ArrayDetails:
     def to_tuple(self) -> tuple[str | float | None, ...]:
         """Return the details as an item stores them: array name, black, white, file name.
 
-        Without a file name, the tuple has only three entries. Earlier versions stored these three
-        entries, and stored items must not change.
+        Without a file name, the tuple has only three entries. Earlier versions stored these
+        three entries, and stored items must not change.
         """
         black, white = self.limits or (None, None)
         if self.file_name:
@@ -135,8 +141,9 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
     """List the images of an array file, one item per image.
 
     Raises:
-        DataError: An array is missing, has a wrong shape or is damaged; the scale of its values is
-            unclear; or labels, groups or splits break a rule of :mod:`tasks.sources.own`.
+        DataError: An array is missing, has a wrong shape or is damaged; the scale of its
+            values is unclear; or labels, groups or splits break a rule of
+            :mod:`tasks.sources.own`.
     """
     found_arrays = find_arrays(file)
     arrays = found_arrays.arrays

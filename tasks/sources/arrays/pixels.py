@@ -40,8 +40,8 @@ from tasks.sources.pixel_range import (
 )
 
 CHANNELS = (1, 3)
-"""Possible numbers of channels. The channels are the last axis of an image, unless its length is
-neither 1 nor 3. Then they are the first axis."""
+"""Possible numbers of channels. The channels are the last axis of an image, unless its length
+is neither 1 nor 3. Then they are the first axis."""
 
 
 class Scale(NamedTuple):
@@ -76,8 +76,8 @@ def image_header(file: ArrayFile, images_name: str) -> ArrayHeader:
     if header.dtype.kind == "b":
         hint = 'Convert the values to numbers first: images.astype("uint8") * 255'
     raise file.error(
-        f"the array {images_name} contains {header.dtype} values of shape {shape}, which are not "
-        "images",
+        f"the array {images_name} contains {header.dtype} values of shape {shape}, which are "
+        "not images",
         hint=hint,
     )
 

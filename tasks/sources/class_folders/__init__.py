@@ -10,7 +10,8 @@ not in an archive needs no extension.
   group. A folder called ``images`` is not a group (Tiny ImageNet has such folders).
 - Layout ``group/class``: the groups are above the classes, ``<raw>/<group>/<class>/image.png``. The
   user's option ``layout`` chooses the layout. Without this option, both layouts are possible if
-  every name of a subfolder occurs in several top folders. Then the patient ids in DICOM headers
+  three conditions hold: all images lie in subfolders, the subfolders have 2 to 20 different
+  names, and each name occurs in several top folders. Then the patient ids in DICOM headers
   decide. Otherwise the layout is ``class/group``.
 - Splits: ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...``. Images in a folder ``val``
   beside them are left out and counted.

@@ -48,7 +48,7 @@ def choose_layout(
     tops_by_subfolder: defaultdict[str | None, set[str]] = defaultdict(set)
     for image in image_paths:
         tops_by_subfolder[image.first_subfolder].add(image.top)
-    # Both layouts are possible if the subfolders may be classes too.
+    # The subfolders may be the classes if all three conditions hold.
     all_in_subfolders = None not in tops_by_subfolder
     has_few_subfolder_names = 1 < len(tops_by_subfolder) <= MAX_CLASSES_BELOW_GROUPS
     every_name_is_shared = all(len(tops) > 1 for tops in tops_by_subfolder.values())

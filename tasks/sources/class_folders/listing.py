@@ -18,7 +18,10 @@ from tasks.sources.class_folders.layout import choose_layout
 from tasks.sources.class_folders.masks import is_mask_of
 from tasks.sources.class_folders.paths import ImagePath
 from tasks.sources.class_folders.scan import OUTSIDE_CLASSES, FolderScan, scan_folder
-from tasks.sources.class_folders.split_checks import LAYOUT_HINT, check_splits_are_above_classes
+from tasks.sources.class_folders.split_checks import (
+    LAYOUT_HINT,
+    check_splits_are_above_classes,
+)
 from tasks.sources.class_folders.upper_folders import TRAIN_AND_TEST
 from tasks.sources.dicom import INTENSITY, single_reader
 from tasks.sources.own.listing import named_flags, own_listing
@@ -31,8 +34,8 @@ TABLE_EXTENSIONS = (".csv", ".tsv", ".xlsx", ".jsonl")
 """Extensions of files that may be the table of labels."""
 HINT_BY_EXTENSIONS = {
     TABLE_EXTENSIONS: (
-        "If the table in this folder lists the images, set kind to table and use the path of the "
-        "table"
+        "If the table in this folder lists the images, set kind to table and use the path of "
+        "the table"
     ),
     ARCHIVES: (
         "The folder contains archives: use the path of one archive, or unpack the archives here"
@@ -73,7 +76,8 @@ def list_folder(request: RawRequest) -> Listing:
     root = request.root()
     if root.is_file() and not is_archive_name(root.name):
         raise request.error(
-            "the source is a file, not a folder", hint="Use the path of a folder, a .zip or a .tar"
+            "the source is a file, not a folder",
+            hint="Use the path of a folder, a .zip or a .tar",
         )
     tree = RawTree(request)
     scan = scan_folder(tree, request)
@@ -88,7 +92,7 @@ def list_folder(request: RawRequest) -> Listing:
     # Flag -> number of images or folders that it concerns.
     flags = _flag_empty_folders(tree, images, scan, layout)
     for name in sorted(left_out_folders):
-        flags[f"folder left out; to use it as a class: --label-map {quote(f'{name}={name}')}"] = 1
+        flags[f"folder left out; to use it as a class: {_option_for_class(name)}"] = 1
     num_nested_deeper = sum(len(image.path.subfolders) > 1 for image in images)
     if num_nested_deeper:
         flags["in a deeper folder, counted to its group"] = num_nested_deeper
@@ -114,9 +118,6 @@ def list_folder(request: RawRequest) -> Listing:
         sort_classes=sorted,
         base_listing=Listing(flags=flags, excluded=excluded, intensity=INTENSITY),
     )
-
-
-folder = Source(list_folder, single_reader)
 
 
 def _images_of_classes(image_paths: Sequence[ImagePath], layout: Layout) -> list[ClassImage]:
@@ -171,10 +172,10 @@ def _check_two_classes(
         for name in tops:
             hints.append(f"If the classes are the subfolders of {name!r}, use the path of {name!r}")
     for name in sorted(left_out_folders):
-        option = quote(f"{name}={name}")
         hints.append(
-            f"The folder {name!r} was left out, because folders of this name usually contain no "
-            f"class. If it is a class, add --label-map {option} (in a sweep file: label_map)"
+            f"The folder {name!r} was left out, because folders of this name usually contain "
+            f"no class. If it is a class, add {_option_for_class(name)} (in a sweep file: "
+            "label_map)"
         )
     hints.append(LAYOUT_HINT)
     for hint_extensions, hint in HINT_BY_EXTENSIONS.items():
@@ -190,6 +191,11 @@ def _check_two_classes(
         "images outside class folders, but two classes are needed",
         hint=". ".join(hints),
     )
+
+
+def _option_for_class(name: str) -> str:
+    """Return the option that uses a left-out folder as a class."""
+    return f"--label-map {quote(f'{name}={name}')}"
 
 
 def _check_distinct_names(
@@ -224,7 +230,7 @@ def _flag_empty_folders(
     upper_folders = scan.upper_folders
     empty_folders = []
     for folder_path in tree.folders:
-        path = upper_folders.divide(f"{folder_path}/")  # as for a file in this folder
+        path = upper_folders.divide_folder(folder_path)
         if path is None or path.top_path != folder_path:
             continue  # not a top folder
         is_used = not upper_folders.has_splits or path.split in TRAIN_AND_TEST
@@ -235,3 +241,6 @@ def _flag_empty_folders(
     if layout == "class/group":
         return named_flags("class folder without an image", empty_folders, MAX_NAMED_FOLDERS)
     return {"folder without an image": len(empty_folders)} if empty_folders else {}
+
+
+FOLDER_SOURCE = Source(list_folder, single_reader)

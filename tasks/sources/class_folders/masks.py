@@ -52,8 +52,8 @@ def find_files_in_mask_folders(
     """Return the images in a folder called ``masks`` or ``segmentations``, at any level.
 
     A folder called ``mask`` or ``segmentation`` counts only if a folder such as ``images`` is
-    beside it. If all images are in folders of masks, the result is empty, because these folders
-    must contain the classes.
+    beside it. If all images are in folders of masks, the result is empty, because these
+    folders must contain the classes.
 
     Args:
         image_names: Names of all images.

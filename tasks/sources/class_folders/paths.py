@@ -83,3 +83,7 @@ class UpperFolders:
             split=split,
             is_subfolder_class=is_subfolder_class,
         )
+
+    def divide_folder(self, folder_path: str) -> ImagePath | None:
+        """Divide the path of a folder like that of a file in this folder."""
+        return self.divide(f"{folder_path}/")

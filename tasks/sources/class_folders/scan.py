@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -23,6 +24,10 @@ from tasks.sources.raw import RawTree, split_locator
 
 OUTSIDE_CLASSES = "outside the class folders"
 """Reason for leaving out an image."""
+MASK_BESIDE_IMAGE = "a mask beside its image"
+"""Reason for leaving out a mask that lies beside its image."""
+IN_MASK_FOLDER = "in a folder of masks"
+"""Reason for leaving out a file in a folder of masks."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,45 @@ class FolderScan:
     excluded: Counter[str]
     upper_folders: UpperFolders
     mask_folders: set[str]
+
+
+@dataclass(frozen=True)
+class _FileSets:
+    """Sets of file names in a raw folder. They decide which files are left out.
+
+    Attributes:
+        repeated: Images in inner archives that repeat the images beside the archive.
+        images: Images that are not repeated.
+        masks: Masks that lie beside their image.
+        in_mask_folders: Images in a folder called ``masks``, at any level.
+    """
+
+    repeated: Collection[str]
+    images: Collection[str]
+    masks: Collection[str]
+    in_mask_folders: Collection[str]
+
+    def reason_to_leave_out(self, name: str, path: ImagePath | None) -> str | None:
+        """Return the first reason that applies to a file; None if the file is used.
+
+        Args:
+            name: Name of the file.
+            path: Its path, divided into folders; None if the file has no top folder.
+        """
+        if name in self.repeated:
+            return "in an archive beside images"
+        if name not in self.images:
+            return "not an image by its extension"
+        if path is None:
+            return OUTSIDE_CLASSES
+        if path.split is GivenSplit.VALIDATION:
+            return VALIDATION_LEFT_OUT
+        if name in self.masks:
+            # Masks in a class of masks have this reason too.
+            return MASK_BESIDE_IMAGE
+        if name in self.in_mask_folders or is_in_mask_subfolder(path):
+            return IN_MASK_FOLDER
+        return None
 
 
 def scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
@@ -67,41 +111,57 @@ def scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
         name for name in distinct_names if name not in files_in_mask_folders
     ]
     upper_folders = find_upper_folders(names_without_mask_folders, request)
-    is_group_on_top = request.dataset.layout == "group/class"
-    mask_folders = set()
-    tops_with_masks = set()
-    masks = find_masks(distinct_names, class_labels)
-    distinct_image_names = set(distinct_names)
+    file_sets = _FileSets(
+        repeated=repeated,
+        images=set(distinct_names),
+        masks=find_masks(distinct_names, class_labels),
+        in_mask_folders=files_in_mask_folders,
+    )
     excluded: Counter[str] = Counter()
-    image_paths = []
+    image_paths: list[ImagePath] = []
+    mask_paths: dict[str, list[ImagePath]] = {MASK_BESIDE_IMAGE: [], IN_MASK_FOLDER: []}
     for name in tree:
         path = upper_folders.divide(name)
-        # If several conditions apply to a file, the first one is the reason that is counted.
-        if name in repeated:
-            excluded["in an archive beside images"] += 1
-        elif name not in distinct_image_names:
-            excluded["not an image by its extension"] += 1
-        elif path is None:
-            excluded[OUTSIDE_CLASSES] += 1
-        elif path.split is GivenSplit.VALIDATION:
-            excluded[VALIDATION_LEFT_OUT] += 1
-        elif name in masks:
-            # Masks in a class of masks are counted here too.
-            excluded["a mask beside its image"] += 1
-            tops_with_masks.add(path.top)
-        elif name in files_in_mask_folders or is_in_mask_subfolder(path):
-            excluded["in a folder of masks"] += 1
-            # If the user gave no layout, ``class/group`` is assumed here.
-            class_folder = path.first_subfolder if is_group_on_top else path.top
-            if class_folder is not None and class_folder.casefold() in MASK_FOLDER_NAMES:
-                mask_folders.add(class_folder)
-        else:
+        reason = file_sets.reason_to_leave_out(name, path)
+        if reason is not None:
+            excluded[reason] += 1
+        if path is None:
+            continue
+        if reason is None:
             image_paths.append(path)
-    if not is_group_on_top:
-        # Top folders of masks alone, such as ``cats_mask``.
-        mask_folders |= tops_with_masks - {path.top for path in image_paths}
+        elif reason in mask_paths:
+            mask_paths[reason].append(path)
+    mask_folders = _mask_folders(
+        mask_paths, image_paths, is_group_on_top=request.dataset.layout == "group/class"
+    )
     excluded.update(count_hidden(tree.hidden, is_single_image_name))
     return FolderScan(image_paths, excluded, upper_folders, mask_folders)
+
+
+def _mask_folders(
+    mask_paths: Mapping[str, Iterable[ImagePath]],
+    image_paths: Iterable[ImagePath],
+    *,
+    is_group_on_top: bool,
+) -> set[str]:
+    """Return the names of folders of masks that lie where class folders lie.
+
+    Args:
+        mask_paths: Reason for leaving out masks -> paths of these masks.
+        image_paths: Paths of the images that are not left out.
+        is_group_on_top: Whether the user chose the layout ``group/class``. If the user chose no
+            layout, ``class/group`` is assumed here.
+    """
+    mask_folders = set()
+    for path in mask_paths[IN_MASK_FOLDER]:
+        class_folder = path.first_subfolder if is_group_on_top else path.top
+        if class_folder is not None and class_folder.casefold() in MASK_FOLDER_NAMES:
+            mask_folders.add(class_folder)
+    if not is_group_on_top:
+        # Top folders of masks alone, such as ``cats_mask``.
+        tops_with_masks = {path.top for path in mask_paths[MASK_BESIDE_IMAGE]}
+        mask_folders |= tops_with_masks - {path.top for path in image_paths}
+    return mask_folders
 
 
 def _is_bare_dicom(tree: RawTree, name: str, request: RawRequest) -> bool:

@@ -24,19 +24,22 @@ SPLIT_WORD_IN_NAME = re.compile(
 """The word for a split in a longer name, such as ``seg_train``, ``test-set`` or ``trainA``."""
 
 
-def check_splits_are_above_classes(image_paths: Sequence[ImagePath], request: RawRequest) -> None:
+def check_splits_are_above_classes(
+    image_paths: Sequence[ImagePath],
+    request: RawRequest,
+) -> None:
     """Check that the splits are above the class folders, and have usual names.
 
     Raises:
-        DataError: All subfolders of the top folders are splits. Or at least half of the top folders
-            seem to be splits with other names.
+        DataError: All subfolders of the top folders are splits. Or at least half of the top
+            folders seem to be splits with other names.
     """
     tops = sorted({image.top for image in image_paths})
     subfolders = {image.subfolders[0] for image in image_paths if image.subfolders}
     if len(tops) > 1 and subfolders and all(map(is_split_word, subfolders)):
         raise request.error(
-            f"the splits {', '.join(sorted(subfolders)[:5])} are inside the class folders, but "
-            "should be above them",
+            f"the splits {', '.join(sorted(subfolders)[:5])} are inside the class folders, "
+            "but should be above them",
             hint=LAYOUT_HINT,
         )
     tops_with_split_word = []

@@ -1,7 +1,7 @@
 """Find the wrapper and the splits, which are the folders above the top folders.
 
-The wrapper is found first. Then the names of the folders directly below it decide whether these
-folders are splits:
+The wrapper is found first. Then the names of the folders directly below it decide whether
+these folders are splits:
 
 ==============================  ==============================================================
 folders below the wrapper       result
@@ -53,8 +53,8 @@ def _find_wrapper(image_names: Iterable[str], *, is_archive: bool) -> str:
 
     An archive often has a wrapper of one or more folders: ``<name>/<name>-v2/<class>/``.
 
-    In a plain folder, a single outer folder may be a class. So it counts as a wrapper only if train
-    and test are directly below it, for example ``data`` in ``<raw>/data/train/...``.
+    In a plain folder, a single outer folder may be a class. So it counts as a wrapper only if
+    train and test are directly below it, for example ``data`` in ``<raw>/data/train/...``.
     """
     wrapper = ""
     # For each image: its folders below the wrapper, and its file name.
@@ -135,8 +135,9 @@ def _check_folders_beside_splits(
     for folder in sorted(splits.difference(class_labels)):
         if len(subfolders_by_folder[folder] - NOT_GROUP_FOLDERS) > 1:
             raise request.error(
-                f"it is unclear whether the folder {folder} is a split or a class: it has several "
-                f"subfolders, and the folder {first_of(sorted(others))} beside it is not a split",
-                hint="If it is a split, move the other folders elsewhere. If it is a class, add it "
-                f"to label_map (for isweep measure: --label-map {folder}={folder})",
+                f"it is unclear whether the folder {folder} is a split or a class: it has "
+                f"several subfolders, and the folder {first_of(sorted(others))} beside it is "
+                "not a split",
+                hint="If it is a split, move the other folders elsewhere. If it is a class, "
+                f"add it to label_map (for isweep measure: --label-map {folder}={folder})",
             )

@@ -111,8 +111,8 @@ def _check_numbers(classes: set[str], request: RawRequest) -> None:
     fractions = [number for number in numbers if number % 1]
     if fractions:
         raise request.error(
-            f"the labels seem to be measurements, not classes. They are {len(numbers)} different "
-            f"numbers, such as {fractions[0]:.6g}",
+            f"the labels seem to be measurements, not classes. They are {len(numbers)} "
+            f"different numbers, such as {fractions[0]:.6g}",
             hint="Assign a class to each number with --label-map (in a sweep file: label_map)",
         )
     if len(numbers) < 3:
@@ -189,8 +189,8 @@ def _check_one_spelling(classes: set[str], request: RawRequest) -> None:
             raise request.error(
                 f"these class names look the same but differ in their Unicode characters: "
                 f"{' / '.join(map(ascii, same_form))}",
-                hint="Rename the folders or labels, so that each class has one spelling. A file "
-                "system or program often stores an accent as a character of its own",
+                hint="Rename the folders or labels, so that each class has one spelling. A "
+                "file system or program often stores an accent as a character of its own",
             )
     if doubtful:
         raise request.error(

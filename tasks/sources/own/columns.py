@@ -204,7 +204,11 @@ def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> 
     return replace(columns, unused=tuple(unused))
 
 
-def _unused_columns(header: Sequence[str], roles: Sequence[str], used: Sequence[str]) -> list[str]:
+def _unused_columns(
+    header: Sequence[str],
+    roles: Sequence[str],
+    used: Sequence[str],
+) -> list[str]:
     """Return the names of columns that are not read and have no doubt.
 
     Args:

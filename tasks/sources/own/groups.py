@@ -67,8 +67,8 @@ def check_id_spellings(rows: Rows, kept_rows: Sequence[int], request: RawRequest
     if doubtful:
         first_images = f"{first_of(map(rows.name, doubtful))}{rows.describe_numbering(doubtful)}"
         raise request.error(
-            f"{len(doubtful)} group ids differ only in spelling (such as p0 and P0, or 7, 07 and "
-            f"7.0); the first images with these ids are {first_images}",
+            f"{len(doubtful)} group ids differ only in spelling (such as p0 and P0, or 7, 07 "
+            f"and 7.0); the first images with these ids are {first_images}",
             hint="Spell each patient's id the same way everywhere",
         )
 

@@ -46,8 +46,8 @@ PATIENT_IN_PATH = re.compile(
     rf"(?:(?:^|(?<=/))p|(?<![^\W\d_])(?:{'|'.join((*GROUP_WORDS, *PATIENT_ABBREVIATIONS))}))"
     r"[\s_-]*\d+"
 )
-"""A word for a patient with a number, in a path in lower case. ``p0012`` counts only at the start
-of a name, because ``scan_p1`` may be a page."""
+"""A word for a patient with a number, in a path in lower case. ``p0012`` counts only at the
+start of a name, because ``scan_p1`` may be a page."""
 WORD_SEPARATOR = re.compile(r"[\W_]+")
 """The characters between two words of a file's name."""
 MIN_SHARE_WITH_PATIENT = 0.5
@@ -132,8 +132,8 @@ def patient_name_doubt(paths: Sequence[str], classes: Sequence[str]) -> str:
         if patients:
             ids.append(patients[-1])
         parts.append(_name_parts(path))
-    # If each patient has one image, no patient can be in both training and test. The folders of
-    # classes may have such names too.
+    # If each patient has one image, no patient can be in both training and test. The folders
+    # of classes may have such names too.
     is_repeated = len(set(classes)) < len(set(ids)) < len(ids)
     if is_repeated and len(ids) > MIN_SHARE_WITH_PATIENT * len(paths):
         return "file names look like patients"

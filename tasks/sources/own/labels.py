@@ -17,7 +17,11 @@ from tasks.sources.own.words import is_missing
 from tasks.sources.tables import MAX_NAMED, NOT_ONE_VALUE
 
 
-def find_classes(rows: Rows, request: RawRequest, class_names: Sequence[str] = ()) -> list[str]:
+def find_classes(
+    rows: Rows,
+    request: RawRequest,
+    class_names: Sequence[str] = (),
+) -> list[str]:
     """Return the class of each row.
 
     The first of these rules that applies to a raw label decides its class:
@@ -70,8 +74,8 @@ def find_classes(rows: Rows, request: RawRequest, class_names: Sequence[str] = (
     if missing_labels:
         raise request.error(
             f"the label is missing for {rows.describe_rows_with_label(missing_labels)}",
-            hint="Give these images a class, or remove them. To use a blank label, NaN or NA as a "
-            "class, add it to label_map",
+            hint="Give these images a class, or remove them. To use a blank label, NaN or "
+            "NA as a class, add it to label_map",
         )
     check_class_names(set(class_by_label.values()), request)
     return [class_by_label[raw_label] for raw_label in raw_labels]
@@ -111,7 +115,11 @@ def _is_index(raw_label: str, length: int) -> bool:
     return raw_label.isascii() and raw_label.isdigit() and int(raw_label) < length
 
 
-def _check_label_map(label_map: Mapping[str, str], labels: set[str], request: RawRequest) -> None:
+def _check_label_map(
+    label_map: Mapping[str, str],
+    labels: set[str],
+    request: RawRequest,
+) -> None:
     """Check that the data have every label of ``label_map``.
 
     Without this check, a misspelled label would be ignored silently.

@@ -180,7 +180,11 @@ def _row_splits(rows: Rows, request: RawRequest) -> list[GivenSplit]:
     return splits
 
 
-def _split_flags(rows: Rows, splits: Sequence[GivenSplit], num_validation: int) -> dict[str, int]:
+def _split_flags(
+    rows: Rows,
+    splits: Sequence[GivenSplit],
+    num_validation: int,
+) -> dict[str, int]:
     """Return flags about the splits: doubt -> number of rows that it concerns."""
     flags = {}
     num_without = splits.count(GivenSplit.NONE)

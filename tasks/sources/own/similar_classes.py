@@ -37,8 +37,8 @@ def similar_class_flags(num_images: Mapping[str, int]) -> dict[str, int]:
         if name != name.strip():
             option = quote(f"{name.strip()}={name.strip()}")
             flags[
-                f"class name {name!r} with a blank at its start or end; to remove the blank, set "
-                f"label_map (--label-map {option})"
+                f"class name {name!r} with a blank at its start or end; to remove the blank, "
+                f"set label_map (--label-map {option})"
             ] = num_images[name]
     if len(num_images) > MAX_COMPARED_CLASSES:
         return flags

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-# All words are in lower case. There are four sets, because a word such as "anonymous" may be the
-# name of a class, but is not the id of a patient:
+# All words are in lower case. There are four sets, because a word such as "anonymous" may be
+# the name of a class, but is not the id of a patient:
 # - MISSING: words that programs write for a missing value.
 # - UNKNOWN: words that people write if they do not know a value.
 #   A word of these two sets is a label only if label_map contains it. It is never an id.

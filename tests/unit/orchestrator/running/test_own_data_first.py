@@ -85,14 +85,14 @@ def test_problems_of_your_files_are_reported_before_ray_and_mlflow_start(
 
 
 def test_a_command_lists_your_files_once(sweep, start_sweep, monkeypatch):
-    source = listing.folder
+    source = listing.FOLDER_SOURCE
     requests: list[RawRequest] = []
 
     def list_items(request: RawRequest) -> Listing:
         requests.append(request)
         return source.list_items(request)
 
-    monkeypatch.setattr(listing, "folder", replace(source, list_items=list_items))
+    monkeypatch.setattr(listing, "FOLDER_SOURCE", replace(source, list_items=list_items))
     sweep["datasets"][0]["class_pairs"] = [["a", "b"]]  # the sweep file needs the class names
     for num_commands in (1, 2):  # the second command checks whether prepared files changed
         with pytest.raises(AssertionError, match="Ray or MLflow starts"):

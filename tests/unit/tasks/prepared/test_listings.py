@@ -16,13 +16,13 @@ from tests.unit.tasks.sources.conftest import request_for, write_tree
 def listing_requests(monkeypatch) -> list[object]:
     """Record the requests for which the source of class folders makes a listing."""
     requests: list[object] = []
-    source = listing.folder
+    source = listing.FOLDER_SOURCE
 
     def list_items(request):
         requests.append(request)
         return source.list_items(request)
 
-    monkeypatch.setattr(listing, "folder", replace(source, list_items=list_items))
+    monkeypatch.setattr(listing, "FOLDER_SOURCE", replace(source, list_items=list_items))
     return requests
 
 

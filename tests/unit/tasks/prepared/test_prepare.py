@@ -339,7 +339,7 @@ def test_a_block_is_read_on_another_node_only_if_its_files_are_the_same(
     assert_equal(*stores)
     assert stores[0].fingerprint == stores[1].fingerprint
     warning = (
-        f"{refused} blocks of images are read on the driver's node, because the files on other nodes are "
-        "different"
+        f"{refused} blocks of images could not be read on other nodes, because these nodes do not have "
+        "the same raw files"
     )
     assert (warning in caplog.text) == (refused > 0)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search_spaces.specs import PreparedSpec
-from tasks.prepared.parts import FORMAT_TRAIT, METADATA_DTYPE, Part, TraitCount
+from tasks.prepared.parts import FORMAT_TRAIT, METADATA_DTYPE, PartMetadata, TraitCount
 from tasks.prepared.record import channel_conversions, predictive_traits, size_doubts
 from tasks.prepared.table import (
     choose_images,
@@ -52,12 +52,12 @@ def test_equal_images_join_their_groups_with_at_most_200_bytes_per_image():
     """The tables of millions of small images must fit into memory."""
     num_parts, size = 24, 4096
 
-    def part(seed: int) -> Part:
+    def part(seed: int) -> PartMetadata:
         rng = np.random.default_rng(seed)
         rows = np.frombuffer(rng.bytes(METADATA_DTYPE.itemsize * size), METADATA_DTYPE).copy()
         rows["label"], rows["patient"] = rng.integers(0, 2, size), 0
         rows["digest"][:2] = np.zeros(2, "V32")  # equal to one another, over all parts
-        return Part(num_items=size, rows=rows)
+        return PartMetadata(num_items=size, rows=rows)
 
     before = np.concatenate([part(seed).rows["group"] for seed in range(num_parts)])
     tracemalloc.start()
@@ -76,8 +76,8 @@ def test_equal_images_join_their_groups_with_at_most_200_bytes_per_image():
     np.testing.assert_array_equal(np.delete(images.groups, twins), np.delete(before, twins))
 
 
-def part(*traits: tuple[int, str, str, int]) -> Part:
-    return Part(traits=list(traits))
+def part(*traits: tuple[int, str, str, int]) -> PartMetadata:
+    return PartMetadata(traits=list(traits))
 
 
 def test_a_trait_that_predicts_the_label_is_flagged_with_its_mutual_information():
@@ -109,7 +109,7 @@ def test_traits_with_rare_values_or_a_weak_association_are_not_flagged():
     ],
 )
 def test_images_of_other_sizes_are_flagged(sizes, side, expected):
-    part = Part(num_items=40)
+    part = PartMetadata(num_items=40)
     part.traits = [
         TraitCount(0, FORMAT_TRAIT, f"grey {size}", number) for size, number in sizes.items()
     ]
@@ -123,7 +123,7 @@ def test_images_of_other_sizes_are_flagged(sizes, side, expected):
     [(1, "color to gray (`channels: 1`)"), (3, "gray to 3 equal channels (`channels: 3`)")],
 )
 def test_images_with_another_number_of_channels_are_counted_as_converted(channels, conversion):
-    part = Part()
+    part = PartMetadata()
     part.traits = [
         TraitCount(0, FORMAT_TRAIT, "grey 8x8", 2),
         TraitCount(0, FORMAT_TRAIT, "colour 8x8 mode P converted", 2),

@@ -11,7 +11,7 @@ from skimage.color import rgb2hed
 
 from search_spaces.datasets import DATASETS, made_dataset_spec
 from search_spaces.errors import ConfigError, SetupError
-from search_spaces.interventions import GeneratedDatasetSpec
+from search_spaces.interventions import ControlledDatasetSpec
 from search_spaces.specs import PreparedSpec
 from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.record import preparation_lines
@@ -131,7 +131,7 @@ def test_a_missing_package_is_reported_as_a_setup_error(name, monkeypatch):
 def pictures(**parameters: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the pixels and labels of a generated dataset of two classes."""
     dataset = made_dataset_spec(
-        "world", GeneratedDatasetSpec.model_validate({"from": "pictures", "dials": parameters})
+        "world", ControlledDatasetSpec.model_validate({"from": "pictures", "dials": parameters})
     )
     request = RawRequest(
         dataset, PreparedSpec(dataset="world", image_size=16, channels=1, dials=dataset.dials)

@@ -7,7 +7,7 @@ from scipy.stats import kstest
 
 from search_spaces.datasets import made_dataset_spec
 from search_spaces.specs import PreparedSpec
-from search_spaces.sweeps import GeneratedDatasetSpec
+from search_spaces.sweeps import ControlledDatasetSpec
 from tasks.measures.measure import intrinsic_dimension
 from tasks.sources import nuisance, source_for
 from tasks.sources.base import RawRequest
@@ -24,7 +24,7 @@ def some_images(count=60):
 def generated_images(parameters):
     """Return the images of a generated dataset in stored order, and their labels."""
     dataset = made_dataset_spec(
-        "made", GeneratedDatasetSpec.model_validate({"from": "pictures", **parameters})
+        "made", ControlledDatasetSpec.model_validate({"from": "pictures", **parameters})
     )
     spec = PreparedSpec(dataset=dataset.name, task=dataset.task, image_size=28, channels=1)
     request = RawRequest(dataset, spec, None, key="k")
@@ -148,4 +148,4 @@ def test_an_unknown_number_of_factors_is_refused(value):
     with pytest.raises(
         ValueError, match=r"`dials.factors` is .* must be a whole number from 0 to 6"
     ):
-        GeneratedDatasetSpec.model_validate({"from": "pictures", "dials": {"factors": value}})
+        ControlledDatasetSpec.model_validate({"from": "pictures", "dials": {"factors": value}})
