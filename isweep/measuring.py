@@ -116,11 +116,13 @@ class Measurement(Measured, Displayed):
             parts.append(f"{plural(largest.num_duplicates, 'duplicate')} left out")
         if largest.num_conflicts:
             parts.append(f"{largest.num_conflicts} of them with another label")
-        return "Measurement: " + ", ".join(parts)
+        summary = "Measurement: " + ", ".join(parts)
+        return "\n".join((summary, *(f"Doubtful: {doubt}." for doubt in self.doubts)))
 
     def _repr_html_(self) -> str:
-        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.record.notes)
-        return f"{super()._repr_html_()}<ul>{notes}</ul>"
+        notes = [*self.record.notes, *(f"Doubtful: {doubt}." for doubt in self.doubts)]
+        listed = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
+        return f"{super()._repr_html_()}<ul>{listed}</ul>"
 
 
 def _numbers_in_words(record: MeasureResult) -> list[str]:

@@ -22,6 +22,9 @@ from tasks.remote import Executor
 
 PREPARED_RANGE = (0.0, 255.0)
 """Pixel values of black and white in all prepared images."""
+MAX_DIVIDED_TWICE = 1.01
+"""Largest value in [0, 255] of images that were probably divided by 255 twice. It is 1 gray level,
+plus a margin for rounding."""
 MAX_NAMED = 20
 """Largest number of classes in a message."""
 
@@ -58,11 +61,13 @@ class _Rescaled:
         images: ``(num_images, ...)``, in [0, 255] if they were rescaled.
         lines: Lines for users that describe the type and the values of the images.
         is_rescaled: Whether the values were rescaled to [0, 255].
+        doubts: Sentences of these lines that are repeated in a printed measurement.
     """
 
     images: Images
     lines: list[str]
     is_rescaled: bool
+    doubts: tuple[str, ...] = ()
 
 
 def rescale_and_measure(
@@ -79,7 +84,8 @@ def rescale_and_measure(
         settings = replace(request.settings, pixel_range=PREPARED_RANGE)
         request = replace(request, settings=settings)
     data = replace(data, images=rescaled.images)
-    return replace(measure_arrays(data, request, executor), image_lines=tuple(rescaled.lines))
+    measured = measure_arrays(data, request, executor)
+    return replace(measured, image_lines=tuple(rescaled.lines), doubts=rescaled.doubts)
 
 
 def _rescale(images: Images, limits: tuple[float, float] | None) -> _Rescaled:
@@ -121,7 +127,24 @@ def _rescale(images: Images, limits: tuple[float, float] | None) -> _Rescaled:
     lines = [f"  {shape}, {values}: {rule}"]
     if num_cut:
         lines.append(f"  doubtful: {CLIPPED}, {num_cut:,}")
-    return _Rescaled(pixels, lines, is_rescaled=True)
+    doubts = _brightness_doubts(float(pixels.max()))
+    lines += [f"  doubtful: {doubt}" for doubt in doubts]
+    return _Rescaled(pixels, lines, is_rescaled=True, doubts=doubts)
+
+
+def _brightness_doubts(brightest: float) -> tuple[str, ...]:
+    """Return a sentence if images are so dark that they were probably divided by 255 twice.
+
+    Args:
+        brightest: The largest value of all images, rescaled to [0, 255].
+    """
+    if not 0 < brightest <= MAX_DIVIDED_TWICE:
+        return ()
+    share = brightest / PREPARED_RANGE[1]
+    return (
+        f"the brightest pixel has only {share:.2%} of the brightness of white. If the images were "
+        "divided by 255 twice, divide them only once",
+    )
 
 
 def with_pair(

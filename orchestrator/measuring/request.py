@@ -79,6 +79,7 @@ class Measured:
         preparation: Record of the read and skipped images. None for arrays.
         image_lines: Lines that describe the images of an array: classes, images that were left
             out, and doubtful images.
+        doubts: Sentences of these lines that the printed measurement repeats.
     """
 
     record: MeasureResult
@@ -87,3 +88,4 @@ class Measured:
     label_names: Names = ()
     preparation: dict[str, Any] | None = None
     image_lines: Names = ()
+    doubts: Names = ()

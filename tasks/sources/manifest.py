@@ -51,9 +51,11 @@ from tasks.sources.parquet_images import (
 )
 from tasks.sources.raw import MARK, check_inside, plain_name, walk
 from tasks.sources.tables import (
+    COLUMNS,
     MANIFESTS,
     MAX_NAMED,
     NOT_ONE_VALUE,
+    TableRows,
     cells_of_columns,
     describe_header,
     describe_numbering,
@@ -292,7 +294,7 @@ def _read(file: TableFile, request: RawRequest) -> PathTable:
     header = next(iter(table.rows), [])
     columns = find_columns(header, COLUMNS_READ, request, more=("slice",))
     if table.rows and not columns.labels:
-        raise _no_label(table.rows, request)
+        raise _no_label(table, request)
     path_column = columns.name_by_role.get("path", "path")
     # Without a column, the usual name is in the error message.
     label_columns = columns.labels or ("label",)
@@ -313,20 +315,20 @@ def _read(file: TableFile, request: RawRequest) -> PathTable:
     return PathTable(
         folder=file.folder,
         numbers=table.numbers,
-        other_sheets=table.other_sheets,
+        other_sheets=len(table.other_sheets),
         columns=columns,
         cells=cells,
         unused_cells=cells_of_columns(table, columns.unused),
     )
 
 
-def _no_label(rows: Sequence[Sequence[str]], request: RawRequest) -> DataError:
+def _no_label(table: TableRows, request: RawRequest) -> DataError:
     """Return the error for a table without a column of labels.
 
     The message lists the columns of 0 and 1, which may be one-hot labels.
     """
     binary = []
-    for header, *cells in zip(*rows, strict=False):
+    for header, *cells in zip(*table.rows, strict=False):
         name = header.strip()
         values = {cell.strip().casefold() for cell in cells}
         if values and values <= ONE_HOT.keys() and name.casefold() not in ONE_HOT:
@@ -337,9 +339,11 @@ def _no_label(rows: Sequence[Sequence[str]], request: RawRequest) -> DataError:
             f"the table has no column 'label', but columns of 0 and 1: {classes}",
             hint=f"If these columns are the classes, set `label_columns: [{classes}]`",
         )
+    sheet_text, sheet_hint = table.describe_sheet_with(("label", *COLUMNS["label"]))
     return request.error(
-        f"the table has no column 'label'{describe_header(rows[0])}",
-        hint="Rename the column of labels to label, or set `label_columns: [NAME]` "
+        f"the table has no column 'label'{describe_header(table.rows[0])}{sheet_text}",
+        hint=sheet_hint
+        or "Rename the column of labels to label, or set `label_columns: [NAME]` "
         "(--label-columns NAME)",
     )
 

@@ -57,6 +57,8 @@ BYTES_PER_PIXEL = {
 MAX_BYTES_PER_PIXEL = 4
 """Bytes of a decoded pixel in all other modes."""
 TRANSPARENT_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
+ONLY_ALPHA = "constant colors, content only in the alpha channel"
+"""Reason to skip an image that becomes constant on black, although its alpha channel varies."""
 STRIP_ROWS = 256
 STRIP_VALUES = 1 << 22
 """Number of rows, or of values, that are converted at once. Copies of a whole image would need
@@ -204,17 +206,27 @@ def _convert(image: Image) -> Sample:
 
 
 def _blended_on_black(image: Image) -> Uint8Array:
-    """Return the RGB pixels of a transparent image on black. Strips of rows save memory."""
+    """Return the RGB pixels of a transparent image on black. Strips of rows save memory.
+
+    Raises:
+        SkipItem: All pixels become equal, because only the alpha channel has content.
+    """
     from PIL import Image as Pillow
 
     width, height = image.size
     pixels = np.empty((height, width, 3), np.uint8)
+    is_constant = True
+    alpha_extremes: set[object] = set()
     for top in range(0, height, STRIP_ROWS):
         bottom = min(top + STRIP_ROWS, height)
         strip = image.crop((0, top, width, bottom)).convert("RGBA")
         black = Pillow.new("RGBA", strip.size, (0, 0, 0, 255))
         blended = Pillow.alpha_composite(black, strip)
         pixels[top:bottom] = np.asarray(blended.convert("RGB"))
+        is_constant = is_constant and bool((pixels[top:bottom] == pixels[0, 0]).all())
+        alpha_extremes.update(strip.getchannel("A").getextrema())
+    if is_constant and len(alpha_extremes) > 1:
+        raise SkipItem(ONLY_ALPHA)
     return pixels
 
 

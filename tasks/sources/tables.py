@@ -67,6 +67,11 @@ DELIMITERS = (",", ";", "\t", "|")
 HEADER_NAME = re.compile(r"[^\W\d](?:[^\W\d]|[ -])*")
 """Name of a column that messages may show: words without digits, which cannot be an id, a date
 or a path."""
+SHEET_NAME = re.compile(
+    r"(sheet|table|tabelle|data|info|notes?|readme|images?|labels?|train|test)\s?\d{0,2}",
+    re.IGNORECASE,
+)
+"""Name of a sheet that messages may show: a usual word, which cannot be the name of a patient."""
 MANIFESTS = ("manifest.csv", "manifest.tsv", "metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Usual file names of a table in a folder of images."""
 MAX_NAMED = 10
@@ -90,6 +95,28 @@ KNOWN_KEYS = frozenset(
 
 
 @dataclass(frozen=True)
+class Sheet:
+    """A sheet of a workbook.
+
+    Attributes:
+        number: Its place in the workbook, counted from 1.
+        name: Its name, which may be the name of a patient.
+        header: The cells of its first row that is not blank. Empty for a blank sheet.
+    """
+
+    number: int
+    name: str
+    header: Sequence[str]
+
+    @property
+    def shown(self) -> str:
+        """The number, for messages. The name is added only if it cannot identify a patient."""
+        if SHEET_NAME.fullmatch(self.name):
+            return f"sheet {self.number} ({self.name})"
+        return f"sheet {self.number}"
+
+
+@dataclass(frozen=True)
 class TableRows:
     """The rows of a table as text.
 
@@ -102,12 +129,33 @@ class TableRows:
         numbers: For each of these rows, the row number that messages print. If the file has no
             header row (JSON lines, Parquet), ``numbers[0]`` is one less than the number of the
             first row.
-        other_sheets: Number of sheets of a workbook that have a filled cell and are not read.
+        sheet: The sheet of a workbook with these rows. None for other files.
+        other_sheets: The sheets of the workbook that have a filled cell and are not read.
     """
 
     rows: list[list[str]]
     numbers: Sequence[int]
-    other_sheets: int = 0
+    sheet: Sheet | None = None
+    other_sheets: Sequence[Sheet] = ()
+
+    def describe_sheet_with(self, names: Collection[str]) -> tuple[str, str]:
+        """Return a text and a hint if an unread sheet has one of the named columns.
+
+        The text ends a message about a missing column. Both are empty if no sheet has one.
+        """
+        if self.sheet is None:
+            return "", ""
+        keys = set(map(column_key, names))
+        for sheet in self.other_sheets:
+            columns = [name.strip() for name in sheet.header if column_key(name) in keys]
+            if columns:
+                text = (
+                    f". isweep read only {self.sheet.shown} of the workbook. The column "
+                    f"{columns[0]!r} is in {sheet.shown}"
+                )
+                hint = f"Make {sheet.shown} the first sheet, or save this sheet as CSV"
+                return text, hint
+        return "", ""
 
 
 def describe_numbering(numbers: Sequence[int]) -> str:
@@ -179,15 +227,23 @@ def read_xlsx(body: bytes) -> TableRows:
     width = max(map(len, rows), default=0)
     for row in rows:
         row += [""] * (width - len(row))
-    other_sheets = sum(map(_is_filled, book.worksheets[1:]))
-    return TableRows(rows, numbers, other_sheets)
+    other_sheets = []
+    for number, other in enumerate(book.worksheets[1:], 2):
+        header = _first_filled_row(other)
+        if header:
+            other_sheets.append(Sheet(number, other.title, header))
+    first_sheet = Sheet(1, sheet.title, next(iter(rows), []))
+    return TableRows(rows, numbers, first_sheet, other_sheets)
 
 
-def _is_filled(sheet: Any) -> bool:
-    """Return whether a cell in the first rows of a sheet is not blank."""
+def _first_filled_row(sheet: Any) -> list[str]:
+    """Return the first row of a sheet with a cell that is not blank; empty if there is none."""
     sheet.reset_dimensions()
-    first_rows = islice(sheet.iter_rows(values_only=True), MAX_PEEKED_ROWS)
-    return any("".join(map(cell_text, row)).strip() for row in first_rows)
+    for row in islice(sheet.iter_rows(values_only=True), MAX_PEEKED_ROWS):
+        cells = list(map(cell_text, row))
+        if "".join(cells).strip():
+            return cells
+    return []
 
 
 def read_sas(body: bytes) -> TableRows:
@@ -459,17 +515,26 @@ def read_columns(
             lengths.
     """
     if not table.rows:
-        raise _error(request, path, "is empty", hint="Use a table with a header and rows")
+        sheet_text, sheet_hint = table.describe_sheet_with(needed)
+        raise _error(
+            request,
+            path,
+            f"is empty{sheet_text}",
+            hint=sheet_hint or "Use a table with a header and rows",
+        )
     keys = list(map(column_key, table.rows[0]))
     names = dict.fromkeys((*needed, *optional))
     missing = [name for name in needed if column_key(name) not in keys]
     if missing:
         listed = ", ".join(map(repr, missing))
+        sheet_text, sheet_hint = table.describe_sheet_with(missing)
+        header_text = describe_header(table.rows[0], tuple(names))
         raise _error(
             request,
             path,
-            f"has no column {listed}{describe_header(table.rows[0], tuple(names))}",
-            hint=f"Add this column. If it has another name, rename it to {missing[0]!r}",
+            f"has no column {listed}{header_text}{sheet_text}",
+            hint=sheet_hint
+            or f"Add this column. If it has another name, rename it to {missing[0]!r}",
         )
     repeated = [name for name in names if keys.count(column_key(name)) > 1]
     if repeated:

@@ -101,6 +101,18 @@ def test_a_file_whose_parts_may_have_two_scales_is_refused(images, tmp_path):
         isweep.measure(tmp_path / "mixed.npz")
 
 
+def test_images_that_are_almost_black_are_doubtful_but_dark_images_are_not(images):
+    doubt = "the brightest pixel has only 0.39% of the brightness of white. If the images were "
+    for floats in (images / 255 / 255, (images / 255 / 255).astype(np.float32)):
+        measurement = isweep.measure(floats, LABELS)
+        assert measurement.image_lines[-1].startswith(f"  doubtful: {doubt}")
+        assert f"\nDoubtful: {doubt}divided by 255 twice" in repr(measurement)
+        assert doubt in measurement._repr_html_()
+    for share in (1, 0.2, 0.05):
+        dark = isweep.measure(images / 255 * share, LABELS)
+        assert "oubtful" not in repr(dark) + "".join(dark.image_lines)
+
+
 def test_images_on_two_scales_are_refused_with_their_number(images):
     floats = images.astype(np.float32)
     floats[::2] /= 255

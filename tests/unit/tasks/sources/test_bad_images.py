@@ -59,7 +59,21 @@ def float_tiff(value: float) -> bytes:
     return encode(Image.fromarray(values), "TIFF")
 
 
+def transparent(color: int, alpha: np.ndarray, mode: str) -> bytes:
+    """A picture of one color, in RGBA or in gray with alpha."""
+    colors = [np.full_like(alpha, color)] * (3 if mode == "RGBA" else 1)
+    return png(np.stack([*colors, alpha], axis=-1))
+
+
 SKIPPED = {
+    "a picture in the alpha channel": (
+        lambda: transparent(0, picture(1, (300, 12)), "RGBA"),
+        "^constant colors, content only in the alpha channel$",
+    ),
+    "a gray picture in the alpha channel": (
+        lambda: transparent(0, picture(1), "LA"),
+        "^constant colors, content only in the alpha channel$",
+    ),
     "B2 web page": (lambda: b"<html><body>404</body></html>", "not an image"),
     "B3 text": (lambda: b"hello", "not an image"),
     "B4 half a JPEG": (lambda: jpeg()[: len(jpeg()) // 2], "damaged image"),
@@ -138,6 +152,14 @@ def test_pixels_are_converted_and_that_is_recorded(name):
     sample = decode_image(body)
     np.testing.assert_allclose(sample.pixels.astype(int), pixels, atol=1)
     assert sample.conversions[0] == note
+
+
+def test_one_color_is_not_skipped_for_its_alpha_channel_if_blending_shows_the_content():
+    alpha = picture(1)
+    white = decode_image(transparent(255, alpha, "RGBA")).pixels
+    np.testing.assert_array_equal(white, np.repeat(alpha[..., None], 3, axis=-1))
+    black = decode_image(transparent(0, np.full_like(alpha, 128), "RGBA")).pixels
+    assert not black.any()  # constant in the alpha channel too: skipped as a constant image
 
 
 @pytest.mark.parametrize(

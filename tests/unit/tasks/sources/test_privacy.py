@@ -10,6 +10,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from search_spaces.datasets import dataset_spec, own_dataset_spec
@@ -21,6 +22,7 @@ from tasks.prepared.store import PreparedDataset
 from tasks.remote import InlineExecutor
 from tasks.sources.base import hash_key, hash_text, keyed_hash
 from tasks.sources.locate import locate
+from tasks.sources.manifest import list_table
 from tasks.sources.tables import read_table
 from tests.raw_trees.dicoms import make_dicom, save_dicom
 from tests.raw_trees.medical import _brain
@@ -139,6 +141,30 @@ def test_a_message_shows_header_names_but_no_line_of_data(header, tmp_path):
     path.write_text(header + "\n" + header + "\n")
     with pytest.raises(DataError, match=HEADERS[header]) as caught:
         read_table(path, request_for("csv", path), ("path", "label"))
+    assert CANARY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (("Info", "Data"), "sheet 1 (Info)|The column 'class' is in sheet 2 (Data)"),
+        ((CANARY, f"{CANARY} Hans"), "sheet 1|The column 'class' is in sheet 2"),
+    ],
+)
+def test_a_message_says_which_sheet_has_the_labels_without_private_names(names, shown, tmp_path):
+    path = tmp_path / "book.xlsx"
+    notes = pd.DataFrame({f"{CANARY} note": [CANARY]})
+    table = pd.DataFrame({"path": [f"{CANARY}.png"], "class": [CANARY]})
+    with pd.ExcelWriter(path) as writer:
+        notes.to_excel(writer, sheet_name=names[0], index=False)
+        table.to_excel(writer, sheet_name=names[1], index=False)
+    with pytest.raises(DataError, match="the table has no column 'label'; its first") as caught:
+        list_table(request_for("table", path))
+    read, labels = shown.split("|")
+    assert f". isweep read only {read} of the workbook. {labels}. Make sheet 2" in str(caught.value)
+    assert CANARY not in str(caught.value)
+    with pytest.raises(DataError, match="Make sheet 2") as caught:
+        read_table(path, request_for("csv", path), ("path",))
     assert CANARY not in str(caught.value)
 
 
