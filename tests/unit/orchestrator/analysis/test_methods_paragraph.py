@@ -41,7 +41,7 @@ def record(code_version: str, device: str, micro_batch: int | None = None) -> Si
         "1 network architecture: small_cnn.",
         "Each network was trained for 15 epochs with Adam with coupled weight decay (learning rate "
         "0.002, weight decay 0.0001, batch size 32).",
-        "PGD (steps 20, restarts 2, relative step size 0.1) changed each pixel by at most 32 (in "
+        "PGD (steps 20, restarts 1, relative step size 0.1) changed each pixel by at most 32 (in "
         "1/255 of the pixel range).",
         "Results exist for 0 of 45 planned trainings.",
     ],
