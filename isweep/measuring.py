@@ -22,10 +22,13 @@ from orchestrator.measuring.request import LabeledImages, Measured, MeasureReque
 from orchestrator.measuring.sources import measure_source
 from orchestrator.planning.paths import RootPaths
 from search_spaces.errors import ConfigError, DataError, plural, unknown_name
-from tasks.measures.input_checks import checked_array, whole_train_sizes
+from tasks.measures.input_checks import (
+    checked_array,
+    counts_images_on_last_axis,
+    whole_train_sizes,
+)
 from tasks.measures.records import MeasureResult, MeasureSettings
 from tasks.remote import InlineExecutor
-from tasks.sources.arrays.cells import counts_images_on_last_axis
 
 ARGUMENTS = ("train_sizes", "class_pair", "image_size", "channels", "own", "root")
 """Keyword arguments of :func:`measure` besides the settings."""

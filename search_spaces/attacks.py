@@ -70,6 +70,8 @@ class AttackMethod:
             :class:`tasks.trials.attacks.AttackFunction` lists the arguments of this function.
         passes: function that returns the cost for one image. It is called with the values of
             all parameters.
+        effect: what the attack does to an image, for the page of a report. "That size" is the
+            strength epsilon.
         parameters: keyword arguments of the function that a sweep file may set, by name. A
             trial's id depends only on values that differ from the default.
         versions: the values of :data:`search_spaces.specs.ATTACK_VERSION` at which the numbers
@@ -78,6 +80,7 @@ class AttackMethod:
 
     function: str
     passes: Callable[[Mapping[str, Number]], AttackPasses]
+    effect: str
     parameters: Mapping[str, AttackParameter] = field(default_factory=dict)
     versions: tuple[int, ...] = (1,)
 
@@ -105,10 +108,17 @@ def _pgd_passes(values: Mapping[str, Number]) -> AttackPasses:
 
 
 ATTACKS: dict[str, AttackMethod] = {
-    "fgsm": AttackMethod("tasks.trials.attacks:fgsm", _fgsm_passes),
+    "fgsm": AttackMethod(
+        "tasks.trials.attacks:fgsm",
+        _fgsm_passes,
+        effect="every pixel changes by that size, in the direction that raises the loss (fast "
+        "gradient sign method)",
+    ),
     "pgd": AttackMethod(
         "tasks.trials.attacks:pgd",
         _pgd_passes,
+        effect="every pixel changes by at most that size, in several small steps that each raise "
+        "the loss (projected gradient descent)",
         parameters={
             "num_steps": AttackParameter(20, 1, 10_000, "number of gradient steps in one descent"),
             "num_restarts": AttackParameter(

@@ -105,7 +105,7 @@ SHARED = "the worlds share images, so they are not independent datasets; isweep 
 """Reason for *not testable*, if a claim on several datasets meets an experiment."""
 NO_CLAIM_OF_PAPERS = "isweep fit supports or contradicts {} beyond these claims."
 """Sentence on decided relations of class pairs that are not a claim of the study."""
-ONLY_SUGGESTED = "isweep fit suggests {} (asked after seeing these images; not confirmed)."
+ONLY_SUGGESTED = "isweep fit suggests {} (results were known before; not confirmed)."
 """Sentence on decided relations of questions that were asked after the images had been
 seen."""
 LAYERS = f"the dimension of layers before the last is {NOT_MEASURED}"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from numbers import Real
 from typing import Any
 
@@ -39,8 +38,6 @@ from orchestrator.analysis.learning_curves import (
     Estimate,
     LearningCurve,
     Metric,
-    log_loss_of,
-    test_variance,
 )
 from orchestrator.analysis.number_formats import listing, number
 from search_spaces.errors import ConfigError, DataError, plural, unknown_name
@@ -68,17 +65,6 @@ MEASURED_ASSURANCE = {3: 44, 4: 57, 5: 71}
 """Number of train sizes of a curve -> per cent of the cases in which the predicted number of
 images was large enough. The numbers were predicted for a probability of 80 %, from 489 curves of
 losses (``benchmarks/prediction_rivals.py``)."""
-CLEAR_RISE = 0.2
-"""Smallest relative rise of an error from one train size to the next that gets a remark. With all
-limits together, 1 of 500 real curves gets a remark if the size of the test set is known. If it is
-unknown, 9 of 289 do. The curves are those of ``benchmarks/learning_curve_prior.py``."""
-MIN_CLEAR_RISE = 0.02
-"""Smallest rise of an error that gets a remark, if the size of the test set is unknown."""
-CLEAR_LOSS_RISE = 2.0
-"""Smallest relative rise of a loss that gets a remark. Losses near 0 vary much between seeds. Of
-539 real curves, 1 gets a remark; with the limit of an error, 206 would."""
-MIN_CLEAR_LOSS_RISE = 0.1
-"""Smallest rise of a loss, in nat, that gets a remark."""
 CHANCE_STANDARD_ERRORS = 2.0
 """Number of standard errors of the test set by which a score must be better than chance
 level."""
@@ -301,7 +287,7 @@ class CurveAnswer:
         if self.chance is not None:
             return self._at_chance(self.chance)
         if self._has_improved():
-            return f"{self._score()} {self._shape()}{self._dip()}"
+            return f"{self._score()} {self._shape()}"
         return f"{self._fall()} {self._score()}"
 
     @property
@@ -366,23 +352,6 @@ class CurveAnswer:
             f"{self._point_text(first)}, {self._point_text(last)} images. Check the labels "
             "and the recipe, or train more seeds. The following prediction rests on the "
             "curves of other datasets."
-        )
-
-    def _dip(self) -> str:
-        """Return a sentence on the largest step that makes the score clearly worse, or nothing."""
-        metric = self.question.metric
-        largest_rise = 0.0
-        steps = ""
-        for before, after in pairwise(self.points):
-            rise = _errors(after.score, metric) - _errors(before.score, metric)
-            if rise > max(largest_rise, _unexplained_rise(before, after, metric)):
-                largest_rise = rise
-                steps = f"{self._point_text(before)} and {self._point_text(after)} images"
-        if not steps:
-            return ""
-        return (
-            f" The {METRIC_WORDS[metric]} gets clearly worse between two train sizes: {steps}. "
-            "Check both rows for typing errors, or train more seeds."
         )
 
     def _shape(self) -> str:
@@ -890,26 +859,6 @@ def _is_number(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
     return bool(np.isfinite(float(value)))
-
-
-def _unexplained_rise(before: CurvePoint, after: CurvePoint, metric: Metric) -> float:
-    """Return the rise of an error (or loss) beyond which chance is no likely explanation.
-
-    Args:
-        before: The point with fewer images.
-        after: The point with more images.
-        metric: The score of both points.
-    """
-    if metric == "loss":
-        return max(CLEAR_LOSS_RISE * before.score, MIN_CLEAR_LOSS_RISE)
-    # This estimate is above 0 even if a known test set has no error.
-    errors = math.exp(log_loss_of(before, metric))
-    # The variances are those of the log error.
-    log_variance = test_variance(before, metric) + test_variance(after, metric)
-    noise = errors * math.expm1(CHANCE_STANDARD_ERRORS * math.sqrt(log_variance))
-    limit = max(CLEAR_RISE * errors, noise)
-    is_noise_unknown = None in (before.num_test_images, after.num_test_images)
-    return max(limit, MIN_CLEAR_RISE) if is_noise_unknown else limit
 
 
 def _errors(score: float, metric: Metric) -> float:

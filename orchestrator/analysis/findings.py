@@ -30,6 +30,15 @@ from search_spaces.errors import plural
 
 MAX_SUMMARY_LINES = 39
 """Lines of a summary: with the line that names ``--all`` they fill a terminal of 40 lines."""
+CHANCE_OF_FALSE_CLAIM = (
+    f"If their assumptions hold, the chance of any false claim is at most {per_cent_of(LEVEL)}."
+)
+"""Sentence on what the adjustment of p-values (Holm) promises for a family of tests."""
+ALL_ARE_LATE = (
+    "Results on these images were known when these questions or their settings were chosen, so "
+    "none of the answers is a claim."
+)
+"""Sentence in place of this promise if no question is older than the results."""
 NOT_OF_SUGGESTED = 'This chance does not cover a "suggested" answer.'
 """Sentence on the family of tests if an answer is suggested: its question came after the
 data."""
@@ -75,7 +84,7 @@ def what_was_found(fits: ScalingFits) -> tuple[str, ...]:
     num_undecided = len(by_verdict["undecided"])
     trained = _what_was_trained(fits)
     if decided:
-        prefix = _opening(decided[0], "Found")
+        prefix = _opening(decided[0], "Found", "Suggested, not confirmed")
         rest = _of_the_rest(decided[1:], num_undecided)
         return trained, f"{prefix}: {decided[0].claim}", rest
     if num_undecided:
@@ -89,9 +98,9 @@ def what_was_found(fits: ScalingFits) -> tuple[str, ...]:
     return trained, "No question could be tested.", "Each answer says what to add to the sweep."
 
 
-def _opening(decided: Finding, if_asked_before: str) -> str:
-    """Return the words before the first finding. They say so if it is only suggested."""
-    return "Suggested, not confirmed" if decided.verdict == "suggested" else if_asked_before
+def _opening(decided: Finding, if_confirmed: str, if_suggested: str) -> str:
+    """Return the words before a finding."""
+    return if_suggested if decided.verdict == "suggested" else if_confirmed
 
 
 def _what_was_trained(fits: ScalingFits) -> str:
@@ -123,7 +132,7 @@ def _nothing_decided(num_undecided: int) -> str:
 def _of_the_rest(other_decided: Sequence[Finding], num_undecided: int) -> str:
     """Return a sentence on the other decided findings, and on the undecided questions."""
     if other_decided:
-        prefix = _opening(other_decided[0], "Also")
+        prefix = _opening(other_decided[0], "Also", "Also suggested")
         text = f"{prefix}: {other_decided[0].claim}"
         num_more = len(other_decided) - 1
         if num_more:
@@ -195,26 +204,30 @@ def family(fits: ScalingFits) -> str:
     if fits.one_dataset:
         return "These answers describe one dataset. Nothing was tested on several datasets."
     if fits.class_pairs:
-        tests = sum(slope.adjusted_p is not None for slope in fits.class_pairs)
-        at_delta = [slope for slope in fits.class_pairs if slope.on in AT_DELTA]
-        num_at_delta = sum(slope.adjusted_p is not None for slope in at_delta)
-        sentences = [_of_holm(tests, num_at_delta, "at equal δ")]
-        if any(finding.verdict == "suggested" for finding in of_class_pairs(fits)):
-            sentences.append(NOT_OF_SUGGESTED)
+        tested = [slope for slope in fits.class_pairs if slope.adjusted_p is not None]
+        num_at_delta = sum(slope.on in AT_DELTA for slope in tested)
+        sentences = [_of_tests(len(tested), num_at_delta, "at equal δ")]
+        if tested and all(fits.pair_answer(slope).is_late for slope in tested):
+            sentences.append(ALL_ARE_LATE)
+        else:
+            sentences.append(CHANCE_OF_FALSE_CLAIM)
+            if any(finding.verdict == "suggested" for finding in of_class_pairs(fits)):
+                sentences.append(NOT_OF_SUGGESTED)
         return " ".join([*sentences, "Intervals are over classes, which pairs share."])
     tests = num_tests(fits.answers)
     if not tests:
         return "No headline question could be tested; everything here is exploratory."
     of_exponent = [fits.answer(EXPONENT), fits.answer(BELOW_BOUND)]
     sentences = [
-        _of_holm(tests, num_tests(of_exponent), "on the law's rate"),
+        _of_tests(tests, num_tests(of_exponent), "on the law's rate"),
+        CHANCE_OF_FALSE_CLAIM,
         *of_dependent_datasets(fits),
     ]
     return " ".join([*sentences, "Intervals are over datasets. All else is exploratory."])
 
 
-def _of_holm(tests: int, num_of_one_question: int, place: str) -> str:
-    """Return sentences on the number of tests, and on the chance of a false verdict among them.
+def _of_tests(tests: int, num_of_one_question: int, place: str) -> str:
+    """Return a sentence on the number of tests.
 
     Args:
         tests: Number of tests that are adjusted together.
@@ -226,9 +239,7 @@ def _of_holm(tests: int, num_of_one_question: int, place: str) -> str:
     if num_of_one_question > 1:
         of_one_question = f"; {num_of_one_question} are {place}"
     return (
-        f"The verdicts rest on {plural(tests, 'test')}, adjusted together (Holm){of_one_question}. "
-        "If their assumptions hold, the chance of any false claim is at most "
-        f"{per_cent_of(LEVEL)}."
+        f"The verdicts rest on {plural(tests, 'test')}, adjusted together (Holm){of_one_question}."
     )
 
 

@@ -467,7 +467,7 @@ def trial_data(
         rows[SEED_STD] = rows.groupby(keys, dropna=False)[TEST_LOSS].transform("std")
     trial_ids = [str(trial_id) for trial_id in rows[TRIAL_ID]]
     rows["device"] = [devices.get(trial_id, "") for trial_id in trial_ids]
-    titles = {name: WORDS[name] for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
+    titles = {name: WORDS.get(name, name) for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
     titles |= {"device": "device", TRIAL_ID: "trial"}
     shown_columns = []
     for name in titles:

@@ -55,13 +55,6 @@ EXIT_BUG = 4
 """Exit code after an error in isweep itself, not in the command line or the machine."""
 MAX_COMPLETED = 3
 """Largest number of options in a message on an abbreviated option."""
-REPLACEMENTS: dict[tuple[str, ...], str] = {
-    ("results", "--metric"): (
-        "`isweep results SWEEP --best` ranks the models by test loss. To rank them by another "
-        "score, use isweep.open('SWEEP').best(metric='test_accuracy') in Python"
-    )
-}
-"""Command and an option that exists only in Python -> what to use."""
 
 COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
     "Start": {
@@ -240,10 +233,7 @@ def parse_error(error: CycloptsError, words: Sequence[str]) -> ConfigError:
     hint = f"See `{' '.join(['isweep', *(error.command_chain or ()), '--help'])}`"
     message, did_you_mean, name = message.partition(". Did you mean ")
     completed = _completed_options(error)
-    replacement = REPLACEMENTS.get((*(error.command_chain or ()), _typed_option(error)))
-    if replacement is not None:
-        hint = replacement
-    elif completed:
+    if completed:
         hint = f"Did you mean {' or '.join(completed)}? {hint}"
     elif did_you_mean:
         hint = f"Did you mean {name} {hint}"
@@ -265,18 +255,11 @@ def _missing_values(error: MissingArgumentError) -> str:
     return f"{command} needs {name}, which is missing"
 
 
-def _typed_option(error: CycloptsError) -> str:
-    """Return an unknown option as it was typed, without its value; empty for other errors."""
-    if not isinstance(error, UnknownOptionError):
-        return ""
-    return (error.token.keyword or error.token.value).partition("=")[0]
-
-
 def _completed_options(error: CycloptsError) -> list[str]:
     """Return the options that begin with an unknown option; empty if there are many or none."""
     if not isinstance(error, UnknownOptionError):
         return []
-    typed = _typed_option(error)
+    typed = (error.token.keyword or error.token.value).partition("=")[0]
     names = {name for argument in error.argument_collection for name in argument.names}
     completed = sorted(name for name in names if name.startswith(typed))
     return completed if len(completed) <= MAX_COMPLETED else []

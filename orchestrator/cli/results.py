@@ -87,7 +87,7 @@ class RowOptions:
         sort: Sort rows by this column, e.g. loss. The smallest value comes first.
         mean: Show means over seeds, one row for each model, dataset and size.
         best: Show the best model and the runner-up by mean test loss, for each dataset and
-            size.
+            size. In Python, `isweep.open('NAME').best(metric='auc')` ranks by another score.
         search: Show the trials of isweep tune instead of the sweep's trials.
     """
 

@@ -31,7 +31,7 @@ def avoid_abandoned_mps() -> None:
 
 
 def abandon_mps_in_run() -> None:
-    """Make new processes of the whole run compute without MPS, if the run started it.
+    """Let no new process of this run use MPS, if the run itself started MPS.
 
     A worker with a broken GPU calls this at once. The driver learns of the failure later, and until
     then MPS would refuse new processes on every GPU.

@@ -199,3 +199,17 @@ def as_channels_first(array: AnyArray) -> AnyArray:
         if last in CHANNELS and second not in CHANNELS:
             return np.ascontiguousarray(np.moveaxis(array, 3, 1))
     return array
+
+
+def counts_images_on_last_axis(
+    images_shape: tuple[int, ...], labels_shape: tuple[int, ...]
+) -> bool:
+    """Return whether the last axis of an array seems to count its images, as in MATLAB files.
+
+    It has as many entries as there are labels, more than any number of channels, and more than the
+    first axis. So images with the labels of only one batch are not meant.
+    """
+    num_labels = labels_shape[:1]
+    if set(labels_shape[1:]) > {1} or len(images_shape) < 3 or num_labels != images_shape[-1:]:
+        return False
+    return images_shape[-1] > max(images_shape[0], *CHANNELS)

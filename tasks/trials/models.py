@@ -9,6 +9,7 @@ epsilon of an attack is in pixel units.
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces.errors import ConfigError, plural, unknown_name
-from search_spaces.models import MODELS
 from search_spaces.specs import ModelSpec
 from tasks.trials import networks
 from tasks.trials.isolation import fixed_torch_state, seeded
@@ -190,7 +190,11 @@ def _build_isweep(spec: ModelSpec, options: _BuildOptions) -> nn.Module:
     """Build a network of :mod:`tasks.trials.networks`."""
     function = getattr(networks, spec.architecture, None)
     if function is None:
-        architectures = [row.architecture for row in MODELS.values() if row.library == "isweep"]
+        architectures = [
+            name
+            for name, member in inspect.getmembers(networks, inspect.isfunction)
+            if not name.startswith("_")
+        ]
         raise unknown_name("isweep architecture", spec.architecture, architectures)
     network: nn.Module = function(
         num_outputs=options.num_outputs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from search_spaces.specs import DEFAULT_ESTIMATORS, MEASURE_VERSION, REPRESENTATION_VERSION
+from tasks.measures import estimators
 from tasks.measures.estimators import ESTIMATORS, FEW_POINTS, IntrinsicDimension, estimate
 from tasks.measures.manifolds import MANIFOLDS
 from tasks.measures.measure import intrinsic_dimension
@@ -117,3 +119,12 @@ class TestEstimator:
             assert records["variant"].value != original.value
             assert records["variant"].details[parameter] == value / 2
             assert records[name] == original
+
+
+def test_the_function_and_row_in_contributing_are_an_estimator(monkeypatch):
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (example,) = re.findall("```python\n(def fit_.*?)```", text, re.DOTALL)
+    monkeypatch.setitem(ESTIMATORS, "mean_ratio", None)
+    exec(example, vars(estimators) | {})
+    assert measure("mean_ratio", points_on_sphere(4)).value == pytest.approx(4, rel=0.25)
+    assert measure("mean_ratio", np.eye(50)).value is None

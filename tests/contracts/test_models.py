@@ -13,7 +13,10 @@ from search_spaces.specs import RecipeSpec
 from tasks.trials.models import build_model, num_parameters
 from tasks.trials.representations import extract_features, feature_layer
 
-SMALL = ["resnet10t", "resnet_tiny", "small_cnn", "small_mlp"]
+SMALL = sorted(
+    ["resnet10t", "resnet_tiny", *(name for name, row in MODELS.items() if row.library == "isweep")]
+)
+"""The networks that tests build with numbers on a CPU."""
 
 
 def build(name: str, *, num_outputs=1000, in_channels=3, image_size=224, seed=0, device="meta"):

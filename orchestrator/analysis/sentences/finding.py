@@ -26,9 +26,10 @@ from orchestrator.analysis.sentences.of_power import (
 from search_spaces.errors import plural
 
 ASKED_AFTER_SEEING = (
-    "This question was asked after seeing these images, so the answer confirms nothing."
+    "Results on these images were known when this question or its settings were chosen, so the "
+    "answer confirms nothing."
 )
-"""Sentence on an answer whose question came after the data."""
+"""Sentence on an answer whose question, or the settings of its sweep, came after results."""
 NO_RELATION = "No relation was detected."
 """First sentence of an undecided answer whose interval includes the null value."""
 LABEL_SHARPNESS_MEANS = (

@@ -10,14 +10,7 @@ from orchestrator.analysis.results_tables.chance_level import (
     chance_limits_in_words,
 )
 from orchestrator.results.columns import attack_columns
-
-METHODS = {
-    "fgsm": "every pixel changes by that size, in the direction that raises the loss (fast "
-    "gradient sign method)",
-    "pgd": "every pixel changes by at most that size, in several small steps that each raise the "
-    "loss (projected gradient descent)",
-}
-"""Name of an attack -> its effect on an image."""
+from search_spaces.attacks import ATTACKS
 
 
 def words_of(fits: ScalingFits) -> Iterator[tuple[str, str]]:
@@ -85,8 +78,9 @@ def _of_tests(fits: ScalingFits) -> Iterator[tuple[str, str]]:
     if fits.asked_after_seeing:
         yield (
             "suggested",
-            "The effect was detected as in a supported or contradicted answer. But the "
-            "question was asked after seeing these images, so the answer confirms nothing.",
+            "The effect was detected as in a supported or contradicted answer. But results on "
+            "these images were known when the question or its settings were chosen, so the answer "
+            "confirms nothing.",
         )
     yield (
         "undecided",
@@ -120,8 +114,9 @@ def _of_attacks(fits: ScalingFits) -> Iterator[tuple[str, str]]:
     for column in attack_columns(dict.fromkeys(fit.response for fit in fits.attacks)):
         named.setdefault(column.attack, column.words)
     for method, words in named.items():
-        if method in METHODS:
-            yield words, f"An attack: {METHODS[method]}. Sizes are in 1/255 of the pixel range."
+        if method in ATTACKS:
+            effect = ATTACKS[method].effect
+            yield words, f"An attack: {effect}. Sizes are in 1/255 of the pixel range."
 
 
 def _of_losses(fits: ScalingFits) -> Iterator[tuple[str, str]]:

@@ -59,7 +59,7 @@ def run_self_test(
     on_passed: Callable[[], object] = lambda: None,
     on_wrong: Callable[[Verdict], object] = lambda verdict: None,
 ) -> Verdict:
-    """Test one network on a device; an exception becomes a part of the verdict.
+    """Test one network on a device. If the test fails with an exception, the verdict says so.
 
     Args:
         case: the network and its settings.

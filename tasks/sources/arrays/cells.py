@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from search_spaces.datasets import DATASETS
 from search_spaces.errors import DataError
 from tasks.array_types import AnyArray
+from tasks.measures.input_checks import counts_images_on_last_axis
 from tasks.sources.arrays.files import COPY_AGAIN, ArrayFile
 from tasks.sources.arrays.names import LABEL_COLUMN, ImageArray
 from tasks.sources.base import RawRequest, SkipItem
@@ -21,10 +22,6 @@ from tasks.sources.tables import label_text
 
 MAX_SMALL_ARRAY_BYTES = 1 << 28
 """Largest size in bytes of an array of labels, groups or names, which is read as a whole."""
-
-
-MAX_CHANNELS = 4
-"""Largest number of channels of an image: red, green, blue and alpha."""
 
 
 @dataclass(frozen=True)
@@ -98,20 +95,6 @@ def _unused_cells(
         with suppress(DataError):
             cells[column] = _text_cells(file, array_name, num_images)
     return cells
-
-
-def counts_images_on_last_axis(
-    images_shape: tuple[int, ...], labels_shape: tuple[int, ...]
-) -> bool:
-    """Return whether the last axis of an array seems to count its images, as in MATLAB files.
-
-    It has as many entries as there are labels, more than any number of channels, and more than the
-    first axis. So images with the labels of only one batch are not meant.
-    """
-    num_labels = labels_shape[:1]
-    if set(labels_shape[1:]) > {1} or len(images_shape) < 3 or num_labels != images_shape[-1:]:
-        return False
-    return images_shape[-1] > max(images_shape[0], MAX_CHANNELS)
 
 
 def _check_first_axis(file: ArrayFile, images_name: str, array_name: str) -> None:

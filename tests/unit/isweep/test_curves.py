@@ -77,34 +77,3 @@ def test_the_command_fit_has_a_replacement_in_python():
         AttributeError, match=r"no attribute 'fit'\. Use isweep\.open\('demo'\)\.fits"
     ):
         isweep.fit("mine")
-
-
-def test_predict_answers_a_target_accuracy_as_learning_curves_do(tmp_path):
-    file = tmp_path / "results.csv"
-    TABLE.to_csv(file, index=False)
-    expected = repr(isweep.learning_curves(file, metric="accuracy", target=0.9, test_size=400))
-    for results in (file, str(file), TABLE):
-        curves = isweep.predict(results, target_accuracy=0.9, test_size=400)
-        assert isinstance(curves, isweep.LearningCurves)
-        assert repr(curves) == expected
-
-
-def test_predict_opens_a_sweep_by_name_for_a_target_accuracy(tmp_path):
-    with pytest.raises(isweep.SweepError, match="'absent'"):
-        isweep.predict("absent", target_accuracy=0.9, root=tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("results", "options", "message"),
-    [
-        (TABLE, {"target_error": 0.1, "target_accuracy": 0.9}, "target_error and target_accuracy "),
-        (TABLE, {"target_error": 0.1, "d_data": 9.0}, "target_error cannot be used .* with d_data"),
-        (TABLE, {"target_error": 0.1, "pilot": [(50, 0.6)]}, "cannot be used .* with pilot"),
-        (TABLE, {"target_error": 0.1, "sweep": "mine"}, "cannot be used .* with sweep"),
-        ({"d_data": 9}, {"target_error": 0.1}, "first argument is of type dict"),
-        (None, {"test_size": 400, "train_size": 9}, "no effect without target_error"),
-    ],
-)
-def test_predict_refuses_arguments_of_two_questions(results, options, message):
-    with pytest.raises(isweep.SweepError, match=message):
-        isweep.predict(results, **options)

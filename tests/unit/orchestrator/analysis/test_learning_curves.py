@@ -397,53 +397,6 @@ def test_scores_that_do_not_improve_get_a_remark():
     assert "Your test loss stays the same with more images" in unchanged.lines()[1]
 
 
-@pytest.mark.parametrize(
-    ("scores", "num_test_images", "is_noted"),
-    [
-        ([0.6, 0.67, 0.78, 0.73], None, True),
-        ([0.6, 0.5, 0.78, 0.82], None, True),
-        ([0.6, 0.67, 0.78, 0.77], None, False),
-        ([0.6, 0.67, 0.78, 0.73], 100, False),  # two standard errors are 0.12
-        ([0.6, 0.67, 0.78, 0.73], 2000, True),
-        ([0.9, 0.97, 0.999, 0.998], None, False),
-    ],
-)
-def test_a_step_that_makes_the_score_clearly_worse_gets_a_remark(scores, num_test_images, is_noted):
-    points = [
-        CurvePoint(train_size=size, score=score, num_test_images=num_test_images)
-        for size, score in zip([105, 210, 840, 4200], scores, strict=True)
-    ]
-    line = answer(points, "net", CurveQuestion("accuracy")).expected_line
-    assert ("The accuracy gets clearly worse between two train sizes" in line) == is_noted
-    if scores[2:] == [0.78, 0.73] and is_noted:
-        assert "sizes: 0.78 at 840 and 0.73 at 4,200 images. Check both rows for typing" in line
-
-
-@pytest.mark.parametrize(
-    ("losses", "is_noted"),
-    [
-        ([0.6, 0.2, 0.5, 0.1], False),  # seeds alone change losses as much
-        ([0.6, 0.02, 0.08, 0.01], False),
-        ([0.6, 0.2, 0.7, 0.1], True),
-        ([0.6, 0.05, 0.14, 0.01], False),
-        ([0.6, 0.4, 3.5, 0.3], True),
-    ],
-)
-def test_only_a_large_rise_of_a_loss_gets_a_remark(losses, is_noted):
-    points = curve_points([105, 210, 840, 4200], losses)
-    line = answer(points, "net", CurveQuestion("loss")).expected_line
-    assert ("loss gets clearly worse between two train sizes" in line) == is_noted
-
-
-def test_one_error_in_a_small_test_set_gets_no_remark():
-    points = [
-        CurvePoint(train_size=size, score=score, num_test_images=100)
-        for size, score in zip([105, 210, 840], [0.9, 1.0, 0.99], strict=True)
-    ]
-    line = answer(points, "net", CurveQuestion("accuracy")).expected_line
-    assert "gets clearly worse" not in line
-
-
 @pytest.mark.parametrize("column", ["train_accuracy", "training_acc", "train_loss"])
 def test_scores_on_training_images_are_never_suggested(column):
     table = pd.DataFrame({"train_size": [50, 100, 200], column: [0.7, 0.8, 0.9]})

@@ -30,7 +30,15 @@ from orchestrator.analysis.class_pairs import (
     fit_pairs,
     pair_answer,
 )
-from orchestrator.analysis.findings import family, findings, next_steps, summary
+from orchestrator.analysis.findings import (
+    ALL_ARE_LATE,
+    CHANCE_OF_FALSE_CLAIM,
+    family,
+    findings,
+    next_steps,
+    summary,
+    what_was_found,
+)
 from orchestrator.analysis.fits import fit_scaling_laws, prepare
 from orchestrator.analysis.grouped_tables.design import Design
 from orchestrator.analysis.grouped_tables.fit import fit_groups
@@ -337,6 +345,16 @@ def test_lost_accuracy_is_in_points_for_pairs_ten_per_cent_further_apart():
     two_late = SweepFacts(asked_after_seeing=("pairs_exponent", "pairs_drop_on_delta"))
     (first_step, *_) = next_steps(fit_scaling_laws(rows, facts=two_late))
     assert first_step.startswith("Ask the suggested questions again, on images that")
+    all_late = SweepFacts(
+        asked_after_seeing=tuple(question.question.key for question in PAIR_QUESTIONS.values())
+    )
+    fits_of_late_questions = fit_scaling_laws(rows, facts=all_late)
+    assert ALL_ARE_LATE in family(fits_of_late_questions)
+    assert CHANCE_OF_FALSE_CLAIM not in family(fits_of_late_questions)
+    assert CHANCE_OF_FALSE_CLAIM in family(fits_of_late_question)
+    _, found, others = what_was_found(fits_of_late_questions)
+    assert found.startswith("Suggested, not confirmed: ")
+    assert others.startswith("Also suggested: ")
 
 
 @pytest.mark.long
@@ -356,9 +374,7 @@ def test_the_ledger_counts_a_suggested_relation_apart_from_a_supported_one():
     )
     one_late = SweepFacts(asked_after_seeing=("pairs_drop_on_delta",))
     remarks = ledger(rows, sweep="pairs", compare=False, facts=one_late).remarks
-    suggested = (
-        "isweep fit suggests 1 more relation (asked after seeing these images; not confirmed)."
-    )
+    suggested = "isweep fit suggests 1 more relation (results were known before; not confirmed)."
     assert remarks[-1] == suggested
     assert remarks[:-1] == (
         f"isweep fit supports or contradicts {plural(num_decided - 1, 'relation')} beyond these "

@@ -71,7 +71,6 @@ measure digits --device gpu | torch has no device gpu. Did you mean `--device cu
 plan smoke --set train_sizes=[-220] | value 1 of `train_sizes` is -220, but must be at least 2
 plan smoke --set seeds=[0,0] | preset smoke with changed values of seeds: `seeds` lists 0 more than once
 init ./mine.yaml | mine.yaml is a sweep file, but isweep init needs images. Give a folder
-results smoke --best --metric auc | Unknown option: --metric. `isweep results SWEEP --best` ranks
 plan smoke --rot x | Unknown option: --rot. Did you mean --root?
 run smoke --no-quiet | Unknown option: --no-quiet. Did you mean --quiet?
 plan smoke -j | Unknown option: -j
