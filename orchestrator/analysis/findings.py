@@ -18,7 +18,7 @@ from orchestrator.analysis.inference import LEVEL
 from orchestrator.analysis.number_formats import listing, per_cent_of
 from orchestrator.analysis.one_dataset import MIN_SEEDS_FOR_INTERVAL
 from orchestrator.analysis.sentences.finding import Finding
-from orchestrator.analysis.sentences.of_class_pairs import of_class_pairs
+from orchestrator.analysis.sentences.of_class_pairs import all_are_late, of_class_pairs
 from orchestrator.analysis.sentences.of_datasets import (
     FALL_QUESTION,
     datasets_needed_for_sharpness,
@@ -207,7 +207,7 @@ def family(fits: ScalingFits) -> str:
         tested = [slope for slope in fits.class_pairs if slope.adjusted_p is not None]
         num_at_delta = sum(slope.on in AT_DELTA for slope in tested)
         sentences = [_of_tests(len(tested), num_at_delta, "at equal δ")]
-        if tested and all(fits.pair_answer(slope).is_late for slope in tested):
+        if all_are_late(fits):
             sentences.append(ALL_ARE_LATE)
         else:
             sentences.append(CHANCE_OF_FALSE_CLAIM)

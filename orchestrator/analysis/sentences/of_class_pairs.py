@@ -42,6 +42,15 @@ STEP = 1.1
 """Factor between the K_F or δ of two pairs in a sentence. All data with a slope span 10 %."""
 
 
+def all_are_late(fits: ScalingFits) -> bool:
+    """Return whether results were known before every tested question to class pairs was chosen.
+
+    One sentence below all answers then says so, in place of a sentence in each answer.
+    """
+    tested = [slope for slope in fits.class_pairs if slope.adjusted_p is not None]
+    return bool(tested) and all(fits.pair_answer(slope).is_late for slope in tested)
+
+
 def of_class_pairs(fits: ScalingFits) -> Iterator[Finding]:
     """Yield a finding per question to class pairs, and one on all slopes at equal δ."""
     d_data = None
@@ -65,7 +74,7 @@ def of_class_pairs(fits: ScalingFits) -> Iterator[Finding]:
                     finding = finding.with_sentence(without)
             if slope.on == DROP_ON_DELTA:
                 finding = finding.with_sentence(DELTA_MEANS)
-            if answer.is_late and finding.verdict != "not testable":
+            if answer.is_late and finding.verdict != "not testable" and not all_are_late(fits):
                 finding = finding.with_sentence(ASKED_AFTER_SEEING)
             if finding.verdict == "not testable":
                 if slope.on == EXPONENT_BEYOND and untested:
@@ -211,7 +220,7 @@ def _at_equal_delta(fits: ScalingFits, slopes: Sequence[Slope]) -> Finding:
     if adjusted_ps:
         smallest = min(adjusted_ps)
         sentences.append(f"The smallest adjusted p of these slopes is {p_value(smallest)}.")
-    if any(answer.is_late for answer in answers.values()):
+    if any(answer.is_late for answer in answers.values()) and not all_are_late(fits):
         sentences.append(ASKED_AFTER_SEEING)
     return Finding(
         question=question,

@@ -350,6 +350,9 @@ def test_lost_accuracy_is_in_points_for_pairs_ten_per_cent_further_apart():
     )
     fits_of_late_questions = fit_scaling_laws(rows, facts=all_late)
     assert ALL_ARE_LATE in family(fits_of_late_questions)
+    assert ASKED_AFTER_SEEING not in "".join(
+        finding.line for finding in findings(fits_of_late_questions)
+    )
     assert CHANCE_OF_FALSE_CLAIM not in family(fits_of_late_questions)
     assert CHANCE_OF_FALSE_CLAIM in family(fits_of_late_question)
     _, found, others = what_was_found(fits_of_late_questions)
