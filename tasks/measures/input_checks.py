@@ -177,7 +177,9 @@ def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
             f"The array of shape {shape} contains no images", hint="Pass at least one image"
         )
     if 0 in shape:
-        raise DataError(f"The array of shape {shape} contains images without pixels", hint=_SHAPE_HINT)
+        raise DataError(
+            f"The array of shape {shape} contains images without pixels", hint=_SHAPE_HINT
+        )
     return source
 
 
