@@ -95,10 +95,10 @@ def test_every_node_of_a_cluster_is_checked_or_has_a_reason(ray_local, monkeypat
     assert node["num_cpus"] == ray.cluster_resources()["CPU"]
     assert node["free_disk_bytes"] > 0
 
-    def fail_to_look() -> None:
+    def fail_to_report() -> None:
         raise ModuleNotFoundError("No module named 'orchestrator'")
 
-    monkeypatch.setattr(doctor, "report_this_node", fail_to_look)
+    monkeypatch.setattr(doctor, "report_this_node", fail_to_report)
     (check,) = check_nodes()
     assert (
         check["detail"]
@@ -107,7 +107,7 @@ def test_every_node_of_a_cluster_is_checked_or_has_a_reason(ray_local, monkeypat
     assert "run `make wheel` and `ray up`" in check["fix"]
     monkeypatch.setattr(doctor, "ANSWER_TIMEOUT_S", 0.0)
     (check,) = check_nodes()
-    assert check["detail"] == "the node did not report within 0 s"
+    assert check["detail"] == "the node did not answer within 0 s"
     assert check["fix"].startswith("Run the same check again")
 
 
