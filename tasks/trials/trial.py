@@ -113,10 +113,10 @@ def run_trial(
         MemoryError: the trial needs more memory than the machine has left.
     """
     check_inputs(spec.network, data)
-    model_name = spec.network.model.name
-    if spec.network.model.pretrained and pretrained_weights is None:
+    model = spec.network.model
+    if model.pretrained and pretrained_weights is None:
         raise ConfigError(
-            f"The model {model_name} has `pretrained: true`, but the weights were not passed",
+            f"The model {model.name} has `pretrained: true`, but the weights were not passed",
             hint="Pass pretrained_weights=tasks.trials.weights.download(spec.network.model)",
         )
     with _Trial.isolated(spec, data, compute) as trial:

@@ -269,7 +269,7 @@ def random_span_result(seed):
     for _ in range(3):
         columns = int(rng.integers(1, 6))
         squared = rng.integers(0, 4, (5, columns)).astype(float)  # few values: many ties
-        partial.neighbors[0].update(slice(0, 5), int(rng.integers(0, 100)) * 10, squared)
+        partial.neighbors_by_size[0].update(slice(0, 5), int(rng.integers(0, 100)) * 10, squared)
         update_nearest(
             partial.other_label_by_size[0],
             np.arange(5),
