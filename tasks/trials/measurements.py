@@ -184,16 +184,12 @@ class TrainedNetwork:
         Raises:
             DataError: the trial has no images for a requested further test set.
         """
-        last_layer_estimators: list[str] = []
-        stage_estimators: list[str] = []
-        for request in _of_type(requested, RepresentationRequest):
-            if request.stages:
-                stage_estimators.append(request.estimator)
-            else:
-                last_layer_estimators.append(request.estimator)
+        representations = _of_type(requested, RepresentationRequest)
+        of_last_layer = [request.estimator for request in representations if not request.stages]
+        of_stages = [request.estimator for request in representations if request.stages]
         with timer.phase("d_repr"):
-            d_repr = self._measure_d_repr(last_layer_estimators)
-            d_repr_stages = self._measure_d_repr_stages(stage_estimators)
+            d_repr = self._measure_d_repr(of_last_layer)
+            d_repr_stages = self._measure_d_repr_stages(of_stages)
         predictions = NOT_REQUESTED
         if _of_type(requested, PredictionRequest):
             predictions = store_if_requested(store_predictions, self._predictions_file)

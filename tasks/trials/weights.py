@@ -187,10 +187,8 @@ def start_from(network: nn.Module, data: bytes, spec: ModelSpec) -> None:
             "The next run downloads the weights again",
         ) from error
     state = network.state_dict()
-    layers: list[str] = []
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            layers.append(name)
+    modules = network.named_modules()
+    layers = [name for name, module in modules if isinstance(module, nn.Linear | nn.Conv2d)]
     first_weight = f"{layers[0]}.weight"
     classifier = layers[-1]
     if first_weight in pretrained:
