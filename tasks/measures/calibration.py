@@ -317,10 +317,11 @@ def _pair_distances(source: BlockSource, chosen_rows: IntArray) -> FloatArray:
 
 
 def dimension_grid(uncorrected: float, num_columns: int) -> list[int]:
-    """Return the dimensions to simulate: those near the true dimension, and one more on each side.
+    """Return the dimensions to simulate.
 
-    The uncorrected dimension is too low by a factor that increases with the dimension: about 2
-    at dimension 32, and 3 at dimension 70. The range allows for a larger factor.
+    They are the possible true dimensions, and one more on each side. The uncorrected dimension
+    is too low by a factor that increases with the dimension: about 2 at dimension 32, and 3 at
+    dimension 70. The range allows for a larger factor.
 
     Args:
         uncorrected: The uncorrected dimension, by MLE.

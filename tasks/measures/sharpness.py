@@ -274,8 +274,8 @@ def permuted_sharpness(
     search of all pairs for each permutation would be slow. So only some pairs are searched, in
     ascending order of distance:
 
-    - Inside a sample: the closest pairs of the table. All other pairs are farther apart, so the
-      first pair with different labels is the closest one.
+    - Inside a sample: the closest pairs of the table. All other pairs are farther apart, so
+      the first pair with different labels is the closest one.
     - Among all images: the pairs in the lists of nearest neighbors. The closest pair (a, b) is
       missed only if neither image is in the other image's list.
 

@@ -269,8 +269,8 @@ def _robustness_record(
         true_radii = np.where(is_wrong, 0.0, radii)
         true = summarize_radii(true_radii[np.isfinite(true_radii)], num_values)
     else:
-        # `true` stays None, because the zeros of the misclassified images say nothing about the
-        # other images.
+        # `true` stays None, because the zeros of the misclassified images say nothing about
+        # the other images.
         reason = "the network predicted the same class for all images in the search"
     return RobustnessRecord(
         pred=summarize_radii(radii[has_radius], num_values),
