@@ -35,7 +35,7 @@ from tasks.trials.isolation import (
 )
 from tasks.trials.measurements import (
     NOT_REQUESTED,
-    StoredFile,
+    StorageResult,
     StoreFile,
     TrainedNetwork,
     store_if_requested,
@@ -143,7 +143,7 @@ def run_trial(
             return trial.result(TrialStatus.DIVERGED, meter, reason=str(diverged))
         weights = store_if_requested(store_weights, lambda: to_bytes(trial.model))
         measurements = trained.measure(spec.measurements, trial.timer, store_predictions)
-        return measurements.added_to(trial.result(TrialStatus.DONE, meter, weights=weights))
+        return measurements.add_to(trial.result(TrialStatus.DONE, meter, weights=weights))
 
 
 def measure_trial(
@@ -182,7 +182,7 @@ def measure_trial(
         trained = trial.trained_network()
         trial.check_reproduces_test_loss(trained, earlier)
         measurements = trained.measure(requested, trial.timer, store_predictions)
-        return measurements.added_to(earlier)
+        return measurements.add_to(earlier)
 
 
 def run_search_trial(
@@ -488,7 +488,7 @@ class _Trial:
         meter: EnergyMeter,
         *,
         reason: str = "",
-        weights: StoredFile = NOT_REQUESTED,
+        weights: StorageResult = NOT_REQUESTED,
     ) -> TrialResult:
         """Return the result without measurements.
 
