@@ -78,9 +78,8 @@ def find_repeated(tree: RawTree, image_names: Sequence[str], request: RawRequest
         if 0 < num_repeats < len(names):
             hashed_path = request.hashed(MARK.join(archive.parts[1:]))
             raise request.error(
-                f"the inner archive {hashed_path} has {len(names)} images, but only {num_repeats} "
-                "of their file names also exist beside the archive, so it is unclear whether the "
-                "archive is a copy",
+                f"the inner archive {hashed_path} has {len(names)} images. By file name, only "
+                f"{num_repeats} of them can be copies of images beside the archive",
                 hint="Unpack the images that are missing beside the archive, if you want to use "
                 "them. Then remove the archive",
             )
