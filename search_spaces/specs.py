@@ -29,7 +29,7 @@ from pydantic import (
 )
 
 from search_spaces.attacks import ATTACKS, Number
-from search_spaces.errors import nearest
+from search_spaces.errors import did_you_mean
 from search_spaces.fingerprint import derive_seed, fingerprint, readable_id
 
 # Each kind of result has a version. A higher version means that all stored results of this
@@ -319,7 +319,7 @@ def _check_epsilons(epsilons: tuple[float, ...]) -> tuple[float, ...]:
 
 def _check_method(name: str) -> str:
     if name not in ATTACKS:
-        hint = f"{nearest(name, ATTACKS)}Known attacks: {', '.join(sorted(ATTACKS))}"
+        hint = f"{did_you_mean(name, ATTACKS)}Known attacks: {', '.join(sorted(ATTACKS))}"
         raise ValueError(f"no attack has this name. {hint}")
     return name
 

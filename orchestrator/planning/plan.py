@@ -218,11 +218,11 @@ def _models(sweep: SweepSpec) -> list[ModelSpec]:
     return models
 
 
-def _check_names(kind: str, names: Iterable[str], known_names: Collection[str]) -> None:
+def _check_names(noun: str, names: Iterable[str], known_names: Collection[str]) -> None:
     """Raise an error if ``recipe.overrides`` has a model or dataset outside the sweep."""
     for name in sorted(names):
         if name not in known_names:
-            raise unknown_name(f"{kind} of this sweep", name, known_names)
+            raise unknown_name(noun, name, known_names, of="this sweep")
 
 
 def _dataset(choice: DatasetChoice) -> DatasetSpec:
@@ -311,7 +311,7 @@ def _indices(pair: PairChoice, dataset: DatasetSpec) -> ClassPair:
     indices: list[int] = []
     for label in pair:
         if isinstance(label, str) and label not in names:
-            raise unknown_name(f"class of {dataset.name}", label, names)
+            raise unknown_name("class", label, names, of=dataset.name)
         indices.append(names.index(label) if isinstance(label, str) else label)
     return indices[0], indices[1]
 

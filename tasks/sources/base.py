@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from search_spaces.errors import DataError, SetupError, nearest_path
+from search_spaces.errors import DataError, SetupError, missing_path_hint
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from tasks.array_types import AnyArray
 from tasks.atomic import write_once
@@ -227,7 +227,7 @@ class RawRequest:
         except FileNotFoundError:
             raise DataError(
                 f"The raw download {self.raw} of {name} was not found",
-                hint=f"{nearest_path(self.raw)} {layout}".lstrip(),
+                hint=f"{missing_path_hint(self.raw)} {layout}".lstrip(),
             ) from None
         except (OSError, ValueError) as error:
             reason = (
