@@ -514,43 +514,53 @@ def read_columns(
         DataError: The table is empty, columns are missing or repeated, or rows have different
             lengths.
     """
-    if not table.rows:
-        sheet_text, sheet_hint = table.describe_sheet_with(needed)
-        raise _error(
-            request,
-            path,
-            f"is empty{sheet_text}",
-            hint=sheet_hint or "Use a table with a header and rows",
-        )
-    keys = list(map(column_key, table.rows[0]))
     names = dict.fromkeys((*needed, *optional))
-    missing = [name for name in needed if column_key(name) not in keys]
-    if missing:
-        listed = ", ".join(map(repr, missing))
-        sheet_text, sheet_hint = table.describe_sheet_with(missing)
-        header_text = describe_header(table.rows[0], tuple(names))
-        raise _error(
-            request,
-            path,
-            f"has no column {listed}{header_text}{sheet_text}",
-            hint=sheet_hint
-            or f"Add this column. If it has another name, rename it to {missing[0]!r}",
-        )
-    repeated = [name for name in names if keys.count(column_key(name)) > 1]
-    if repeated:
-        raise _error(
-            request,
-            path,
-            f"has several columns named {', '.join(repeated)}",
-            hint="Rename all but one of them",
-        )
-    _check_row_lengths(path, table, request)
+    try:
+        _check_columns(table, needed, list(names))
+        _check_row_lengths(table)
+    except TableError as error:
+        raise _error(request, path, error.problem, hint=error.hint) from None
+    keys = list(map(column_key, table.rows[0]))
     columns = {}
     for name in names:
         if column_key(name) in keys:
             index = keys.index(column_key(name))
             columns[name] = [row[index] for row in table.rows[1:]]
     return columns
+
+
+def _check_columns(table: TableRows, needed: Sequence[str], names: Sequence[str]) -> None:
+    """Check that a table has all needed columns, and no column twice.
+
+    Args:
+        table: The rows of the table.
+        needed: Names of columns that the table must have.
+        names: Names of all columns that are read.
+
+    Raises:
+        TableError: The table is empty, or columns are missing or repeated.
+    """
+    if not table.rows:
+        sheet_text, sheet_hint = table.describe_sheet_with(needed)
+        raise TableError(
+            f"is empty{sheet_text}", hint=sheet_hint or "Use a table with a header and rows"
+        )
+    keys = list(map(column_key, table.rows[0]))
+    missing = [name for name in needed if column_key(name) not in keys]
+    if missing:
+        listed = ", ".join(map(repr, missing))
+        sheet_text, sheet_hint = table.describe_sheet_with(missing)
+        header_text = describe_header(table.rows[0], names)
+        raise TableError(
+            f"has no column {listed}{header_text}{sheet_text}",
+            hint=sheet_hint
+            or f"Add this column. If it has another name, rename it to {missing[0]!r}",
+        )
+    repeated = [name for name in names if keys.count(column_key(name)) > 1]
+    if repeated:
+        raise TableError(
+            f"has several columns named {', '.join(repeated)}", hint="Rename all but one of them"
+        )
 
 
 def cells_of_columns(table: TableRows, names: Sequence[str]) -> dict[str, list[str]]:
@@ -564,11 +574,11 @@ def cells_of_columns(table: TableRows, names: Sequence[str]) -> dict[str, list[s
     return columns
 
 
-def _check_row_lengths(path: Path | str, table: TableRows, request: RawRequest) -> None:
+def _check_row_lengths(table: TableRows) -> None:
     """Check that every row has as many cells as the header.
 
     Raises:
-        DataError: A row has another number of cells.
+        TableError: A row has another number of cells.
     """
     width = len(table.rows[0])
     ragged = []
@@ -577,9 +587,7 @@ def _check_row_lengths(path: Path | str, table: TableRows, request: RawRequest) 
             ragged.append(number)
     if ragged:
         count = plural(len(ragged), "row")
-        raise _error(
-            request,
-            path,
+        raise TableError(
             f"has {count} with more or fewer cells than the header, which has {width} cells. "
             f"The first of these is row {ragged[0]} ({describe_numbering(table.numbers)})",
             hint=f"Write {width} cells in every row",
@@ -606,12 +614,8 @@ def read_table_rows(path: Path | str, request: RawRequest) -> TableRows:
     except SkipItem as skip:
         raise _error(request, path, f"cannot be read: {skip.reason}", hint=SAVE_AGAIN) from None
     except Exception as error:  # readers raise any type, and the text may contain cells
-        raise _error(
-            request,
-            path,
-            f"is not {table_format.name} ({type(error).__name__})",
-            hint=SAVE_AGAIN,
-        ) from None
+        problem = f"is not {table_format.name} ({type(error).__name__})"
+        raise _error(request, path, problem, hint=SAVE_AGAIN) from None
 
 
 def column_keys(path: Path | str, request: RawRequest) -> set[str]:

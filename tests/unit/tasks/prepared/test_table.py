@@ -14,8 +14,8 @@ from tasks.prepared.table import (
     choose_images,
     class_counts_for,
     content_fingerprint,
-    gather,
     join_groups,
+    join_parts,
 )
 
 SPEC = PreparedSpec(dataset="mine", image_size=8, channels=1)
@@ -64,7 +64,7 @@ def test_equal_images_join_their_groups_with_at_most_200_bytes_per_image():
     try:
         parts = [part(seed) for seed in range(num_parts)]
         tracemalloc.reset_peak()
-        images = choose_images(gather(parts), SPEC)
+        images = choose_images(join_parts(parts), SPEC)
         content_fingerprint(images, {})
         peak = tracemalloc.get_traced_memory()[1]
     finally:
