@@ -279,9 +279,8 @@ class ControlledDatasetSpec(specs.Spec):
         for name, value in self.parameters:
             if name not in table:
                 raise ValueError(
-                    f"images of the kind {self.kind} have no parameter {name!r} (key "
-                    "`dials`). Choose from these "
-                    f"parameters: {', '.join(table)}"
+                    f"images of the kind {self.kind} have no parameter {name!r} (key `dials`). "
+                    f"Choose from these parameters: {', '.join(table)}"
                 )
             table[name].check(name, value)
         if self.kind == "generated" and self.value("bits") > self.value("dimension"):

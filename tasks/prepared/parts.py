@@ -68,11 +68,11 @@ class Skip(NamedTuple):
     """An item that cannot be used.
 
     Attributes:
-        locator: Keyed hash of the item's locator, as text.
+        locator_hash: Keyed hash of the item's locator, as text.
         reason: The reason why the item cannot be used.
     """
 
-    locator: str
+    locator_hash: str
     reason: str
 
 

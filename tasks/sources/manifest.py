@@ -340,13 +340,13 @@ def _no_label(table: TableRows, request: RawRequest) -> DataError:
             f"the table has no column 'label', but columns of 0 and 1: {classes}",
             hint=f"If these columns are the classes, set `label_columns: [{classes}]`",
         )
-    sheet_text, sheet_hint = table.describe_sheet_with(("label", *COLUMNS["label"]))
-    return request.error(
-        f"the table has no column 'label'{describe_header(table.rows[0])}{sheet_text}",
-        hint=sheet_hint
-        or "Rename the column of labels to label, or set `label_columns: [NAME]` "
+    error = table.error_without(
+        ("label", *COLUMNS["label"]),
+        f"has no column 'label'{describe_header(table.rows[0])}",
+        hint="Rename the column of labels to label, or set `label_columns: [NAME]` "
         "(--label-columns NAME)",
     )
+    return request.error(f"the table {error.problem}", hint=error.hint)
 
 
 def _paths_from_base(

@@ -138,24 +138,24 @@ class TableRows:
     sheet: Sheet | None = None
     other_sheets: Sequence[Sheet] = ()
 
-    def describe_sheet_with(self, names: Collection[str]) -> tuple[str, str]:
-        """Return a text and a hint if an unread sheet has one of the named columns.
+    def error_without(self, names: Collection[str], problem: str, *, hint: str) -> TableError:
+        """Return the error that columns are missing, with the unread sheet that has one of them.
 
-        The text ends a message about a missing column. Both are empty if no sheet has one.
+        Args:
+            names: Names of the missing columns.
+            problem: The problem in words, see :class:`TableError`.
+            hint: The hint if no unread sheet has one of the columns.
         """
-        if self.sheet is None:
-            return "", ""
         keys = set(map(column_key, names))
         for sheet in self.other_sheets:
             columns = [name.strip() for name in sheet.header if column_key(name) in keys]
-            if columns:
-                text = (
-                    f". isweep read only {self.sheet.shown} of the workbook. The column "
-                    f"{columns[0]!r} is in {sheet.shown}"
+            if self.sheet is not None and columns:
+                return TableError(
+                    f"{problem}. isweep read only {self.sheet.shown} of the workbook. The column "
+                    f"{columns[0]!r} is in {sheet.shown}",
+                    hint=f"Make {sheet.shown} the first sheet, or save this sheet as CSV",
                 )
-                hint = f"Make {sheet.shown} the first sheet, or save this sheet as CSV"
-                return text, hint
-        return "", ""
+        return TableError(problem, hint=hint)
 
 
 def describe_numbering(numbers: Sequence[int]) -> str:
@@ -541,20 +541,16 @@ def _check_columns(table: TableRows, needed: Sequence[str], names: Sequence[str]
         TableError: The table is empty, or columns are missing or repeated.
     """
     if not table.rows:
-        sheet_text, sheet_hint = table.describe_sheet_with(needed)
-        raise TableError(
-            f"is empty{sheet_text}", hint=sheet_hint or "Use a table with a header and rows"
-        )
+        hint = "Use a table with a header and rows"
+        raise table.error_without(needed, "is empty", hint=hint)
     keys = list(map(column_key, table.rows[0]))
     missing = [name for name in needed if column_key(name) not in keys]
     if missing:
         listed = ", ".join(map(repr, missing))
-        sheet_text, sheet_hint = table.describe_sheet_with(missing)
-        header_text = describe_header(table.rows[0], names)
-        raise TableError(
-            f"has no column {listed}{header_text}{sheet_text}",
-            hint=sheet_hint
-            or f"Add this column. If it has another name, rename it to {missing[0]!r}",
+        raise table.error_without(
+            missing,
+            f"has no column {listed}{describe_header(table.rows[0], names)}",
+            hint=f"Add this column. If it has another name, rename it to {missing[0]!r}",
         )
     repeated = [name for name in names if keys.count(column_key(name)) > 1]
     if repeated:
