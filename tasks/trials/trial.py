@@ -350,7 +350,7 @@ class _Trial:
         weights, weights_missing_reason = store_if_requested(
             store_weights, lambda: to_bytes(self.model)
         )
-        measurements = trained.measure(self.spec.measurements, self.timer, store_predictions)
+        measurements = trained.measure(self.spec.requests, self.timer, store_predictions)
         result = self._result(
             TrialStatus.DONE,
             test_history,
