@@ -52,7 +52,7 @@ def _row(name: str) -> DatasetSpec:
 
 DATASETS = {name: _row(name) for name, row in _TABLE.items() if "made" not in row}
 """Datasets by name, as in sweep files."""
-MADE = {name: _row(name) for name, row in _TABLE.items() if "made" in row}
+GENERATED = {name: _row(name) for name, row in _TABLE.items() if "made" in row}
 """Rows for generated or changed datasets, by kind of images. All datasets of a kind have these
 fields."""
 
@@ -77,7 +77,7 @@ def dataset_spec(name: str) -> DatasetSpec:
     return DATASETS[name]
 
 
-def own_dataset_spec(name: str, user_data: UserSourceSpec) -> DatasetSpec:
+def user_dataset_spec(name: str, user_data: UserSourceSpec) -> DatasetSpec:
     """Return a row for a user's data.
 
     If ``user_data`` has no class names, preparation reads them from the data.
@@ -101,7 +101,7 @@ def own_dataset_spec(name: str, user_data: UserSourceSpec) -> DatasetSpec:
     )
 
 
-def made_dataset_spec(
+def generated_dataset_spec(
     name: str, images: ControlledDatasetSpec, condition: DatasetParameters = ()
 ) -> DatasetSpec:
     """Return a row for a generated or changed dataset.
@@ -111,7 +111,7 @@ def made_dataset_spec(
         images: kind and parameters of the images.
         condition: parameters that change the training images after the split.
     """
-    row = MADE[images.kind]
+    row = GENERATED[images.kind]
     parameters = _parameter_list(images.changed_parameters) or "default parameters"
     description = f"{row.description} ({parameters})"
     if condition:

@@ -234,10 +234,10 @@ that is blended in is always a training image. Every other parameter changes the
 labels of the whole dataset before the split."""
 
 
-def checked_training_parameters(
+def check_training_parameters(
     parameters: specs.DatasetParameters,
 ) -> specs.DatasetParameters:
-    """Check and sort the parameters of a condition that changes training images.
+    """Return the parameters of a condition that changes training images, checked and sorted.
 
     Raises:
         ValueError: a parameter does not exist or cannot be set after the split, or its value

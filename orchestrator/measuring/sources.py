@@ -29,7 +29,7 @@ from orchestrator.measuring.arrays import (
 from orchestrator.measuring.request import LabeledImages, Measured, MeasureRequest
 from orchestrator.measuring.scratch import scratch_folder
 from orchestrator.planning.paths import RootPaths
-from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
+from search_spaces.datasets import DATASETS, dataset_spec, user_dataset_spec
 from search_spaces.errors import (
     ConfigError,
     DataError,
@@ -111,7 +111,7 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
             hint="Save images and labels together as .npz, or remove --image-size",
         )
     own_data = own_source(data_kind(path), path, request)
-    dataset = own_dataset_spec(OWN_NAME, own_data)
+    dataset = user_dataset_spec(OWN_NAME, own_data)
     try:
         return _prepare_and_measure(request, dataset, path, executor, paths)
     except DataError as error:

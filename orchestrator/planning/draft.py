@@ -22,7 +22,7 @@ from orchestrator.planning.first_images import (
 )
 from orchestrator.planning.sweep_file import parse_sweep
 from orchestrator.planning.written_files import preset_names
-from search_spaces.datasets import DATASETS, own_dataset_spec
+from search_spaces.datasets import DATASETS, user_dataset_spec
 from search_spaces.errors import ConfigError, DataError, missing_path_hint, plural
 from search_spaces.models import as_name
 from search_spaces.specs import PreparedSpec, SubsetSpec
@@ -247,7 +247,7 @@ def _request(
     name = f"my_{stem}"[:MAX_NAME] if stem in DATASETS else stem
     own_data = UserSourceSpec(kind=kind, path=str(source), domain=None, **own_options)
     spec = PreparedSpec(dataset=name, image_size=capacity.image_size, channels=1)
-    return RawRequest(own_dataset_spec(name, own_data), spec, source, key)
+    return RawRequest(user_dataset_spec(name, own_data), spec, source, key)
 
 
 def _relative(source: Path, to: Path) -> str:

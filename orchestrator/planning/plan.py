@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 
-from search_spaces.datasets import dataset_spec, made_dataset_spec, own_dataset_spec
+from search_spaces.datasets import dataset_spec, generated_dataset_spec, user_dataset_spec
 from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.models import model_spec
 from search_spaces.recipes import recipe_grid, released_pairs
@@ -229,9 +229,9 @@ def _dataset(choice: DatasetChoice) -> DatasetSpec:
     """Return the dataset of a choice: generated, the user's own, or a known one."""
     if choice.generated is not None:
         condition = choice.parameters if isinstance(choice, ConditionDataset) else ()
-        return made_dataset_spec(choice.name, choice.generated, condition)
+        return generated_dataset_spec(choice.name, choice.generated, condition)
     if choice.user_source is not None:
-        return own_dataset_spec(choice.name, choice.user_source)
+        return user_dataset_spec(choice.name, choice.user_source)
     return dataset_spec(choice.name)
 
 

@@ -297,7 +297,7 @@ class Sample:
         group: Group id if only the reader knows it; empty to use the group of the item.
         conversions: Changes to the stored values in words, such as ``"MONOCHROME1 inverted"``.
             The record of the dataset counts them.
-        flags: Doubts about the image in words. The record of the dataset counts them.
+        flags: Possible problems of the image, in words. The record of the dataset counts them.
         traits: Pairs (name, value), such as ``("manufacturer", "X")``, that must not predict
             the label.
         patient: Patient id in the file's header. If a patient is in several groups, the
@@ -327,7 +327,7 @@ class Listing:
             items are not errors.
         skipped: Pairs (locator, reason) of items that cannot be used.
         intensity: The rule by which raw values become pixels in [0, 255], in words.
-        flags: Doubt about the whole dataset -> number of items that it concerns.
+        flags: Possible problem of the dataset, in words -> number of items that it concerns.
         one_image_per_item: Whether every item is one image. Images can then be counted without
             reading them.
     """

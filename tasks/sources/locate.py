@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
-from search_spaces.datasets import own_dataset_spec
+from search_spaces.datasets import user_dataset_spec
 from search_spaces.errors import SweepError
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import UserSourceSpec
@@ -68,7 +68,7 @@ def locate(raw: Path, key_folder: Path, text: str) -> str | None:
     hashed = HASH_PATTERN.search(text)
     row = _row_in(text)
     key = hash_key(key_folder, create=False) if hashed else UNKEYED
-    dataset = own_dataset_spec("own", UserSourceSpec(kind="folder", path=str(raw), domain=None))
+    dataset = user_dataset_spec("own", UserSourceSpec(kind="folder", path=str(raw), domain=None))
     spec = PreparedSpec(dataset="own", image_size=8, channels=1)
     request = RawRequest(dataset, spec, raw, key)
     if hashed is None:

@@ -43,7 +43,7 @@ from tasks.sources.raw import (
     MARK,
     MAX_FILE_BYTES,
     RawTree,
-    gunzipped,
+    gunzip,
     read_locator,
     split_locator,
 )
@@ -463,7 +463,7 @@ def read_idx(body: bytes, name: str, *, dimensions: int) -> Uint8Array:
         DataError: The file is damaged, or has another format or number of axes.
     """
     try:
-        body = gunzipped(body, MAX_FILE_BYTES)
+        body = gunzip(body, MAX_FILE_BYTES)
     except SkipItem as skip:
         raise DataError(
             f"{name} is damaged: {skip.reason}", hint="Download the file again"

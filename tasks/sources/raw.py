@@ -172,7 +172,7 @@ def read_plain(path: Path, max_bytes: int = MAX_FILE_BYTES, *, cut: bool = False
         raise SkipItem(GONE) from None
 
 
-def gunzipped(body: bytes, max_bytes: int) -> bytes:
+def gunzip(body: bytes, max_bytes: int) -> bytes:
     """Unpack gzip data, and return other data unchanged.
 
     Args:
@@ -430,7 +430,7 @@ class TarArchive:
         # Number of bytes that further members may declare.
         self._bytes_left = MAX_RATIO * (file.seek(0, io.SEEK_END) + 1)
         file.seek(0)
-        self._file = _unpacked(file, name)
+        self._file = _unpacking_stream(file, name)
         self._archive = tarfile.open(fileobj=self._file, mode="r:")  # noqa: SIM115
         self._members: dict[str, tarfile.TarInfo] = {}
         self.hidden: dict[str, None] = {}
@@ -496,7 +496,7 @@ class TarArchive:
         except (RefusedArchive, *DAMAGE) as error:
             # A second call would continue after the rejected member, so the archive is opened
             # again next time.
-            _opened.cache_clear()
+            _open_cached.cache_clear()
             if isinstance(error, RefusedArchive):
                 raise
             raise DamagedArchive() from None
@@ -544,7 +544,7 @@ class TarArchive:
         return stream
 
 
-def _unpacked(file: IO[bytes], name: str) -> Any:
+def _unpacking_stream(file: IO[bytes], name: str) -> Any:
     """Return a seekable stream of the unpacked tar.
 
     The file's extension decides the method.
@@ -583,15 +583,15 @@ def open_archive(path: Path, inner: tuple[str, ...] = ()) -> Archive:
         raise RefusedArchive("archive is gone or unreadable") from None
     if not stat.S_ISREG(status.st_mode):
         raise RefusedArchive("not a plain file")
-    return _opened(str(path), inner, status.st_size, status.st_mtime_ns)
+    return _open_cached(str(path), inner, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=16)
-def _opened(path: str, inner: tuple[str, ...], size: int, time_ns: int) -> Archive:
+def _open_cached(path: str, inner: tuple[str, ...], size: int, time_ns: int) -> Archive:
     name = inner[-1] if inner else path
     try:
         if inner:
-            stream = _opened(path, inner[:-1], size, time_ns).open(name)
+            stream = _open_cached(path, inner[:-1], size, time_ns).open(name)
         else:
             stream = Path(path).open("rb")  # noqa: SIM115
         if name.lower().endswith(".zip"):
