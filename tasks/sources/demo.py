@@ -392,7 +392,8 @@ def read_pictures(request: RawRequest) -> Reader:
     return row_reader(scale_pixels(mixed, request))
 
 
-digits_even_odd = pictures = Source(list_pictures, read_pictures)
+pictures = Source(list_pictures, read_pictures)
+digits_even_odd = pictures
 
 
 def _two_classes(request: RawRequest) -> Images:

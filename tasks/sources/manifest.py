@@ -171,7 +171,7 @@ def list_table(request: RawRequest) -> Listing:
         dataset_flags=dataset_flags,
         base_listing=base_listing,
     )
-    _check_named_once(rows, slices, request)
+    _check_no_repeats(rows, slices, request)
     return listing
 
 
@@ -191,7 +191,7 @@ def _has_volumes(paths: Sequence[str], request: RawRequest) -> bool:
     return num_volumes > 0
 
 
-def _check_named_once(rows: Rows, slices: Sequence[int | None], request: RawRequest) -> None:
+def _check_no_repeats(rows: Rows, slices: Sequence[int | None], request: RawRequest) -> None:
     """Check that no image has two rows. A repeated image would be used twice.
 
     Raises:
@@ -295,7 +295,7 @@ def _read_table(file: TableFile, request: RawRequest) -> PathTable:
     header = next(iter(table.rows), [])
     columns = find_columns(header, COLUMNS_READ, request, more=("slice",))
     if table.rows and not columns.labels:
-        raise _no_label(table, request)
+        raise _no_label_error(table, request)
     path_column = columns.name_by_role.get("path", "path")
     # An empty table has no columns. The error message then contains the usual names.
     label_columns = columns.labels or ("label",)
@@ -323,7 +323,7 @@ def _read_table(file: TableFile, request: RawRequest) -> PathTable:
     )
 
 
-def _no_label(table: TableRows, request: RawRequest) -> DataError:
+def _no_label_error(table: TableRows, request: RawRequest) -> DataError:
     """Return the error for a table without a column of labels.
 
     The message lists the columns of 0 and 1, which may be one-hot labels.

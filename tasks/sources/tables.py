@@ -109,8 +109,8 @@ class Sheet:
     header: Sequence[str]
 
     @property
-    def shown(self) -> str:
-        """The number, for messages. The name is added only if it cannot identify a patient."""
+    def text(self) -> str:
+        """The sheet in messages: its number, and its name if this cannot identify a patient."""
         if SHEET_NAME.fullmatch(self.name):
             return f"sheet {self.number} ({self.name})"
         return f"sheet {self.number}"
@@ -151,9 +151,9 @@ class TableRows:
             columns = [name.strip() for name in sheet.header if column_key(name) in keys]
             if self.sheet is not None and columns:
                 return TableError(
-                    f"{problem}. isweep read only {self.sheet.shown} of the workbook. The column "
-                    f"{columns[0]!r} is in {sheet.shown}",
-                    hint=f"Make {sheet.shown} the first sheet, or save this sheet as CSV",
+                    f"{problem}. isweep read only {self.sheet.text} of the workbook. The column "
+                    f"{columns[0]!r} is in {sheet.text}",
+                    hint=f"Make {sheet.text} the first sheet, or save this sheet as CSV",
                 )
         return TableError(problem, hint=hint)
 
@@ -683,12 +683,10 @@ def _error(
 
 
 def describe_header(row: Sequence[str], expected_names: Sequence[str] = ()) -> str:
-    """Return the end of a message about missing columns: the names in the header.
+    """Return the names in a table's first line, as the end of a message about missing columns.
 
-    Unless the line is surely a header, the end says that it may not be one.
-
-    If a table has no header, its first line contains the data of a patient, which must not be
-    shown. The line is shown only if it meets both conditions:
+    If the line may not be a header, the text says so and contains no name, because the line may
+    contain the data of a patient. The line is a header if it meets both conditions:
 
     - It has no digit, dot or slash, which ids, dates, class numbers and paths have.
     - It contains a name in :data:`COLUMNS` or ``expected_names``.

@@ -262,7 +262,7 @@ def _find_files(
     if uncertain:
         patients = {slices[index].patient for index in uncertain}
         names = _files_of_patients(patients, tree)
-        names_by_instance = _by_header("instance", names, tree, request)
+        names_by_instance = _names_by_uid("instance", names, tree, request)
         for index in uncertain:
             same_instance = names_by_instance.get(slices[index].instance, ())
             files[index] = next(iter(same_instance), None)
@@ -328,7 +328,7 @@ def _files_of_patients(patients: set[str], tree: RawTree) -> list[str]:
     return names if missing else below_patients
 
 
-def _by_header(
+def _names_by_uid(
     tag: Literal["instance", "series"],
     names: Iterable[str],
     tree: RawTree,
@@ -504,7 +504,7 @@ class _SeriesFiles:
         if name is not None:
             return name
         if self._by_header is None:
-            self._by_header = _by_header("series", self._names, self._tree, self._request)
+            self._by_header = _names_by_uid("series", self._names, self._tree, self._request)
         return self._single_name(self._by_header.get(series, ()))
 
     def _header(self, name: str) -> Header | None:
