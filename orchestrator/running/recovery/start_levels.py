@@ -52,7 +52,7 @@ class TrialLevels:
 
 @dataclass
 class NetworkLevels:
-    """The start level of all trials of one network.
+    """The start level that all trials of one network share.
 
     Attributes:
         needed_level: level that one of the trials needed, without other processes.
