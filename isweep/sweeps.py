@@ -145,7 +145,7 @@ class Sweep(Displayed):
         return cast(Path, write_sweep_report(self.workspace, self.state))
 
     def results(self) -> pd.DataFrame:
-        """Return the table of results, which has at least one row.
+        """Return the table of results. It has at least one row.
 
         Raises:
             SweepError: If no trial has a result yet.

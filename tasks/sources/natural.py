@@ -232,7 +232,7 @@ class ArrayFiles:
     load: Callable[[str, list[bytes]], LabeledImages]
 
     def source(self) -> Source:
-        """Return the source of this dataset, which loads the arrays once per process."""
+        """Return the source of this dataset. It loads the arrays once per process."""
         return Source(self._list_items, self._reader)
 
     def _list_items(self, request: RawRequest) -> Listing:
@@ -337,7 +337,7 @@ def find_together(
     request: RawRequest,
     file_names: Sequence[Collection[str]],
 ) -> list[str] | None:
-    """Return the locators of a dataset's files, which must be in one folder.
+    """Return the locators of a dataset's files. All files must be in one folder.
 
     Unpacked files are searched first, then archives with the dataset's word in their name,
     then all archives. If several folders have the files, folders with this word are preferred.

@@ -150,7 +150,7 @@ class ResourcePolicy:
         return replace(self.resources, num_gpus=mean_share)
 
     def finished(self, trial: TrialSpec) -> None:
-        """Process a result, which shows that the attempt's level suffices for its network."""
+        """Process a result: the attempt's level suffices for its network."""
         level = self.last_requests[trial.trial_id].level
         self._network(trial).finished(level)
 
