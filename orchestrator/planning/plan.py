@@ -76,6 +76,12 @@ class SweepPlan:
         return self.sweep.further_tests_by_dataset
 
     @cached_property
+    def own_paths(self) -> dict[str, str]:
+        """Paths of the user's own data, by dataset."""
+        choices = self.sweep.datasets
+        return {choice.name: choice.user_source.path for choice in choices if choice.user_source}
+
+    @cached_property
     def largest_size(self) -> int:
         """Largest train size of the sweep."""
         return max(self.sweep.train_sizes)
