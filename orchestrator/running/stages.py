@@ -270,13 +270,13 @@ class SweepCommand:
         if slots.note:
             self.monitor.note(slots.note)
         return RunContext(
-            plan,
-            self.workspace.paths,
-            cluster,
-            resources,
-            stored,
-            tracker,
-            self.monitor,
-            runtime_model,
+            plan=plan,
+            paths=self.workspace.paths,
+            cluster=cluster,
+            resources=resources,
+            stored=stored,
+            tracker=tracker,
+            monitor=self.monitor,
+            runtime_model=runtime_model,
             small_gpus=names_of_small_gpus(self.nodes),
         )
