@@ -38,7 +38,7 @@ MAX_CLASSES_IN_MESSAGE = 20
 """Largest number of classes in a message."""
 
 
-class CellStatus(StrEnum):
+class PlannedStatus(StrEnum):
     """Status of a planned trial."""
 
     DONE = "done"
@@ -182,7 +182,7 @@ def _networks(
                         )
 
 
-def plan_rows(plan: SweepPlan, statuses: Mapping[str, CellStatus]) -> list[dict[str, str | int]]:
+def plan_rows(plan: SweepPlan, statuses: Mapping[str, PlannedStatus]) -> list[dict[str, str | int]]:
     """Return one row of plain values per trial, for tables and JSON.
 
     Args:
@@ -201,7 +201,7 @@ def plan_rows(plan: SweepPlan, statuses: Mapping[str, CellStatus]) -> list[dict[
                 "train_size": network.train_size,
                 "seed": network.seed,
                 "recipe": network.recipe.name,
-                "status": statuses.get(trial_id, CellStatus.PENDING),
+                "status": statuses.get(trial_id, PlannedStatus.PENDING),
             }
         )
     return rows

@@ -158,7 +158,7 @@ def prepare_own(workspace: Workspace, options: RunOptions, monitor: Progress) ->
 
     with suppress(TimeoutError):
         prepare_missing(workspace, specs, options, InlineExecutor(check_time), monitor)
-    workspace.look_again()
+    workspace.forget_prepared()
 
 
 class BackgroundPreparation:
@@ -207,7 +207,7 @@ class BackgroundPreparation:
         self._wait_then(wait_s, process.stdin.close)
         self._wait_then(LAST_BLOCK_LIMIT_S, process.kill)
         process.wait()
-        self._workspace.look_again()
+        self._workspace.forget_prepared()
 
     def _wait_then(self, limit_s: float, end: Callable[[], object]) -> None:
         """Wait for the end of the process; call ``end`` if it still runs after the limit."""

@@ -14,7 +14,7 @@ from orchestrator.planning.costs.gpu_models import gpu_model
 from orchestrator.planning.estimate import estimate
 from orchestrator.planning.estimate_text import extras_text
 from orchestrator.planning.extra_costs import extras
-from orchestrator.planning.plan import CellStatus, plan_rows
+from orchestrator.planning.plan import PlannedStatus, plan_rows
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.state import State, read_state
 from orchestrator.running.progress import running_trials
@@ -107,7 +107,7 @@ def _measure_rows(workspace: Workspace, state: State) -> list[dict[str, Any]]:
                 "measure_id": measure.measure_id,
                 "dataset": measure.subset.dataset,
                 "train_sizes": list(measure.train_sizes),
-                "status": CellStatus.DONE if is_done else CellStatus.PENDING,
+                "status": PlannedStatus.DONE if is_done else PlannedStatus.PENDING,
             }
         )
     return rows
