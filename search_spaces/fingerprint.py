@@ -88,7 +88,7 @@ def _plain(value: object, place: str) -> object:
         return _plain_model(_ByIdentity(value), place)
     if type(value) is float:
         if not math.isfinite(value):
-            raise TypeError(f"{place} is {value!r}. Only finite numbers have a fingerprint")
+            raise TypeError(f"{place} is {value!r}. Choose a finite number")
         return value
     if isinstance(value, (list, tuple)):
         return [_plain(item, f"{place}[{index}]") for index, item in enumerate(value)]

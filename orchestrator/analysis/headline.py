@@ -106,7 +106,7 @@ def headline_answers(
 
 
 def _find(fits: Iterable[AnyFit], kind: type[Fit], variant: str) -> AnyFit | None:
-    """Return the fit of a kind or variant to all models and both domains; None without one."""
+    """Return the fit of a kind or variant to all models and both domains; None if there is none."""
     for fit in fits:
         if not isinstance(fit, kind) or (fit.model, fit.subset) != (POOLED, ALL):
             continue

@@ -276,8 +276,8 @@ class TableOptions:
 
         if not path.exists() and path.name == str(path) and not path.suffix:
             raise ConfigError(
-                f"There is no table {path}. A sweep takes none of the options --response, --on, "
-                "--groups, --within and --figure",
+                f"There is no table {path}. The options --response, --on, --groups, --within and "
+                "--figure are for tables, not for sweeps",
                 hint=f"If {path} is a sweep, type `{place.hint('fit', str(path))}`. To fit its "
                 f"results as a table, write them with `{place.hint('results', str(path))} --csv "
                 f"{path}.csv`. If {path} is a table, add the extension of its file",

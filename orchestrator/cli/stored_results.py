@@ -39,7 +39,7 @@ class FitInputs:
         table: The results table.
         arms: The arms of an experiment; empty for other sweeps.
         facts: Facts about the sweep that limit what its fits can answer.
-        predictions: Stored predictions for each test image; None without any.
+        predictions: Stored predictions for each test image; None if there are none.
     """
 
     table: pd.DataFrame

@@ -260,8 +260,8 @@ def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Itera
         )
     elif "Exclusive" in gpu.compute_mode and is_shared:
         yield Problem(
-            f" has the compute mode {gpu.compute_mode}, so trials cannot share this GPU, but "
-            f"each trial requests only {share:g} GPU",
+            f" cannot be shared in the compute mode {gpu.compute_mode}, but each trial requests "
+            f"only {share:g} GPU",
             "Run `nvidia-smi --compute-mode=0` on that node, start MPS there, or set "
             "`resources.num_gpus: 1`",
         )

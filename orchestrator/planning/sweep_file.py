@@ -263,7 +263,7 @@ def _with_absolute_path(choice: DatasetChoice, folder: Path, listings: Listings)
         raise ConfigError(
             f"`datasets.{choice.name}.own.path` starts with the home folder of an unknown "
             f"user: {choice.user_source.path}",
-            hint="Write the absolute path, which starts with /",
+            hint="Write the absolute path. It starts with /",
         ) from None
     own_data = choice.user_source.model_copy(update={"path": str(path)})
     pairs = choice.class_pairs or ()

@@ -74,7 +74,7 @@ class Combination:
 
     @cached_property
     def sweep_point(self) -> Point:
-        """Point of the sweep's recipe, with which every point is compared."""
+        """The values in the sweep's recipe. All other points are compared with this point."""
         return Point.of(self.sweep_recipe)
 
     @cached_property

@@ -29,7 +29,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -65,9 +64,10 @@ MAX_POINTS = 2500
 """Largest number of points to simulate. If the data have more points, this number of them is
 drawn at random. More points would take minutes, and the bias is smaller for more points."""
 PAIR_ROWS = 256
-"""Number of points whose pairwise distances determine the coefficient of variation."""
+"""Number of points whose pairwise distances determine the coefficient of variation. They are
+chosen in slices of consecutive rows."""
 PAIR_SLICE = 32
-"""Number of neighboring points in each slice of these points."""
+"""Number of points in such a slice."""
 HIGH_DIMENSION = 16
 """Dimension above which a note is added. For data outside all families, intervals above this
 dimension miss the true dimension more often than `LEVEL` allows."""
@@ -263,21 +263,21 @@ def simulate(
     seed: int = 0,
 ) -> Simulations:
     """Simulate the statistics of ``NUM_REPEATS`` samples for every family and dimension."""
-    shape = len(families), len(dimensions), NUM_REPEATS
-    result = np.full((*shape, NUM_STATISTICS), np.nan)
+    grid_shape = len(families), len(dimensions), NUM_REPEATS
+    statistics = np.full((*grid_shape, NUM_STATISTICS), np.nan)
     grid_indices = []
     arguments = []
-    for grid_index in product(*map(range, shape)):
-        family = families[grid_index[0]]
-        dimension = dimensions[grid_index[1]]
+    for family_index, dimension_index, repeat in np.ndindex(grid_shape):
+        family = families[family_index]
+        dimension = dimensions[dimension_index]
         if dimension >= 2 or family not in FROM_DIMENSION_2:
-            grid_indices.append(grid_index)
-            arguments.append((family, dimension, num_points, num_neighbors, [seed, grid_index[2]]))
+            grid_indices.append((family_index, dimension_index, repeat))
+            arguments.append((family, dimension, num_points, num_neighbors, [seed, repeat]))
     for index, values in executor.map_unordered(simulate_one, arguments):
         if values is not None:
-            result[grid_indices[index]] = values
+            statistics[grid_indices[index]] = values
     log_dimensions = np.log(np.asarray(dimensions, float))
-    return Simulations(tuple(families), log_dimensions, result)
+    return Simulations(tuple(families), log_dimensions, statistics)
 
 
 def simulate_one(
@@ -301,8 +301,7 @@ def simulate_one(
 def _pair_distances(source: BlockSource, chosen_rows: IntArray) -> FloatArray:
     """Return all distances between about ``PAIR_ROWS`` of the chosen rows, ``(num_pairs,)``.
 
-    These rows lie in slices of `PAIR_SLICE` neighbors. The slices are evenly spread over all
-    chosen rows.
+    These are slices of `PAIR_SLICE` consecutive rows, evenly spread over all chosen rows.
     """
     last_start = max(len(chosen_rows) - PAIR_SLICE, 0)
     num_slices = PAIR_ROWS // PAIR_SLICE

@@ -23,9 +23,9 @@ from tasks.array_types import AnyArray, BoolArray
 from tasks.measures.tile_blocks import SquaredDistances, is_pair_within, no_pair_value
 
 PAIRS_PER_SAMPLE = 1024
-"""Expected number of collected pairs inside one sample. If 1 % of the images have another
-label than the rest, 1,024 random pairs all have equal labels with probability 0.9802^1024,
-about 1e-9."""
+"""Expected number of collected pairs inside one sample, so that one of them nearly always has
+different labels. Even if only 1 % of the images have another label than the rest, 1,024 random
+pairs all have equal labels with probability (0.99² + 0.01²)^1024, about 1e-9."""
 MAX_CLOSEST_PAIRS = 1 << 20
 """Largest capacity of a collection. This number of pairs takes 16 MiB."""
 PAIR_DTYPE = np.dtype(
@@ -121,9 +121,9 @@ class ClosestPairs:
     def _block_limit(self, squared_distances: SquaredDistances) -> float:
         """Return a first limit, so that not all pairs of the first block are added.
 
-        More than ``capacity`` pairs of the block are at or below this limit. A block on the
-        diagonal contains each pair twice, so the limit is the ``2 * capacity + 1``-th smallest
-        squared distance. If the block has fewer pairs, the limit is infinite.
+        The limit is the ``2 * capacity + 1``-th smallest squared distance of the block. So more
+        than ``capacity`` pairs are at or below it, even if the block is on the diagonal and
+        contains each pair twice. If the block has fewer pairs, the limit is infinite.
         """
         rank = 2 * self.capacity
         if squared_distances.size <= rank:

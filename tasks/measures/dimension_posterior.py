@@ -113,7 +113,7 @@ def posterior(observed: FloatArray, simulations: Simulations, num_columns: int) 
 
 
 def _weights(
-    observed: FloatArray, curves: FloatArray, noise: FloatArray, spread: float
+    observed: FloatArray, curves: FloatArray, noise: FloatArray, spread_factor: float
 ) -> tuple[FloatArray, float]:
     """Return the posterior probability of each family and grid value, and the smallest misfit.
 
@@ -122,7 +122,7 @@ def _weights(
         curves: ``(num_families, NUM_GRID, NUM_STATISTICS)`` means of the families, NaN where a
             family was not simulated.
         noise: ``(NUM_STATISTICS, NUM_STATISTICS)`` covariance, see :func:`_noise`.
-        spread: Factor on the covariance between families.
+        spread_factor: Factor on the covariance between families.
 
     Returns:
         ``(num_families, NUM_GRID)`` probabilities, and the smallest misfit, a chi-square
@@ -131,7 +131,7 @@ def _weights(
     is_missing = np.asarray(np.isnan(curves).any(axis=2))
     between = _covariance_between_families(curves, is_missing)
     interpolation = INTERPOLATION_ERROR**2 * np.eye(NUM_STATISTICS)
-    covariance = noise + spread * between + interpolation
+    covariance = noise + spread_factor * between + interpolation
     residual = np.where(is_missing[..., None], 0, observed - curves)
     misfit = np.einsum("fgi,gij,fgj->fg", residual, np.linalg.inv(covariance), residual)
     misfit[is_missing] = np.inf
@@ -184,9 +184,10 @@ def _interpolate(simulations: Simulations, grid: FloatArray) -> FloatArray:
 
 
 def _noise(simulations: Simulations) -> FloatArray:
-    """Return the ``(4, 4)`` covariance of the difference between an observation and a mean.
+    """Return the covariance of the difference between an observation and a mean.
 
-    It is the covariance between the repeats, pooled over all families and dimensions.
+    It is the covariance between the repeats, ``(NUM_STATISTICS, NUM_STATISTICS)``, pooled over
+    all families and dimensions.
     """
     samples = simulations.statistics
     num_repeats = samples.shape[2]

@@ -1,33 +1,25 @@
-"""Exact squared distances between two blocks of rows.
+"""Sources of rows, and squared distances between rows of floats.
 
-All distances come from one fast matrix product, by the expanded form
-``|a-b|² = |a|² + |b|² - 2ab``. There are two methods.
+All distances of a block come from one fast matrix product, by the expanded form
+``|a-b|² = |a|² + |b|² - 2ab``. It loses digits if two rows are much closer to each other than to
+the origin. Therefore the rows are centered first. Products are summed in float32 inside a chunk
+of features, and in float64 over chunks. If the squared distance of a pair is a small fraction of
+``|a|² + |b|²``, the distance is computed again from the differences, in float64. Some blocks have
+many such pairs, for example if the data have few dimensions. The whole block is then computed
+again in float64 and checked by the same rule.
 
-**Bytes.** This method is used if every pixel value is a byte. Bytes are stored as uint8, as
-whole numbers up to 255 of any dtype, or as such numbers divided by 255. All terms are then
-integers, and nothing is rounded. So the result does not depend on block size, order, threads
-or machine.
-
-**Floats.** This method is used for all other rows. The expanded form loses digits if two rows
-are much closer to each other than to the origin. Therefore the rows are centered first.
-Products are summed in float32 inside a chunk of features, and in float64 over chunks. If the
-squared distance of a pair is a small fraction of ``|a|² + |b|²``, the distance is computed
-again from the differences, in float64. Some blocks have many such pairs, for example if the
-data have few dimensions. The whole block is then computed again in float64 and checked by the
-same rule.
+Distances between rows of bytes are exact, see :mod:`tasks.measures.byte_rows`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from tasks.array_types import AnyArray, Bytes, FloatArray, IntArray
-from tasks.measures.products import MAX_FEATURES, Product
+from tasks.array_types import AnyArray, FloatArray, IntArray
 
 CLOSE_FRACTION = {"float32": 0.02, "float64": 1e-8}
 """Fraction of ``|a|² + |b|²`` below which a squared distance is computed again, by dtype.
@@ -40,6 +32,16 @@ CLOSE_PAIRS_PER_ROW = 8
 more close pairs, this is faster than computing each of them again."""
 DIRECT_BYTES = 32 << 20
 """Bytes of one batch of pairs whose distances are computed from their differences."""
+EXACT_IN_FLOAT32 = (
+    np.float32,
+    np.float16,
+    np.uint8,
+    np.int8,
+    np.uint16,
+    np.int16,
+    np.bool_,
+)
+"""Dtypes whose values float32 represents exactly."""
 SLICE_ROWS = 64
 """Number of rows in a slice. The center is estimated from a few slices."""
 NUM_SLICES = 8
@@ -151,11 +153,11 @@ def squared_distances(
         precision: Precision of the products.
 
     Returns:
-        Squared distances ``(num_a, num_b)``, and the dtype that was needed. The dtype is
-        ``"float64"`` if too many pairs were too close for float32. If there are more blocks,
-        the caller saves time by requesting this dtype for them.
+        Squared distances ``(num_a, num_b)``, and the dtype that was needed. It is
+        ``"float64"`` if too many pairs were too close for float32. Then later blocks will
+        probably need float64 too, so the caller saves time if it requests float64 for them.
     """
-    squared, norms_a, norms_b = _expanded(a, b, center, precision)
+    squared, norms_a, norms_b = _expanded_form(a, b, center, precision)
     close_rows, close_columns = _close_pairs(squared, norms_a, norms_b, precision.dtype)
     if b is None:
         above_diagonal = close_rows < close_columns
@@ -203,7 +205,7 @@ def direct_squared_distances(
     return result
 
 
-def _expanded(
+def _expanded_form(
     a: AnyArray,
     b: AnyArray | None,
     center: FloatArray,
@@ -244,18 +246,6 @@ def _expanded(
         gram_matrix += norms_a[:, None].astype(gram_matrix.dtype)
         gram_matrix += norms_b.astype(gram_matrix.dtype)
         return gram_matrix.astype(dtype, copy=False), norms_a, norms_b
-
-
-EXACT_IN_FLOAT32 = (
-    np.float32,
-    np.float16,
-    np.uint8,
-    np.int8,
-    np.uint16,
-    np.int16,
-    np.bool_,
-)
-"""Dtypes whose values float32 represents exactly."""
 
 
 def _center_into(
@@ -316,188 +306,3 @@ def _close_pairs(
     limits = np.maximum(fraction * sums, floor)
     is_close = ~(squared[rows, columns] >= limits)
     return rows[is_close], columns[is_close]
-
-
-UNITS = (1.0, 1 / 255)
-"""Possible steps between two gray levels: 1 for levels from 0 to 255, 1/255 for levels from 0
-to 1."""
-INT32_FEATURES = (2**31 - 1) // 255**2
-"""Largest number of features for which squared distances of bytes fit into int32. For longer
-rows, squared distances are int64."""
-NORM_ROWS = 64
-"""Number of rows in a product whose diagonal contains the squared norms. Only the diagonal is
-used. This is still faster than a sum of squares in integers."""
-PIECE_VALUES = 1 << 15
-"""Number of values that are converted to bytes at a time. All steps of a conversion then use
-the processor's cache."""
-
-
-def is_byte_dtype(dtype: np.dtype[Any]) -> bool:
-    """Return whether all values of this dtype are bytes."""
-    return dtype in (np.uint8, np.int8, np.bool_)
-
-
-@dataclass(frozen=True)
-class ByteRows:
-    """A source that reads the values of another source as bytes.
-
-    Attributes:
-        source: Source whose values are all a byte times ``unit``.
-        unit: One of ``UNITS``.
-    """
-
-    source: BlockSource
-    unit: float
-
-    @property
-    def num_rows(self) -> int:
-        """Number of rows."""
-        return self.source.num_rows
-
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """Shape of one row."""
-        return self.source.row_shape
-
-    def read(self, start: int, stop: int) -> AnyArray:
-        """Return rows ``start`` to ``stop`` as bytes, ``(stop - start, *row_shape)``."""
-        rows = self.source.read(start, stop)
-        if is_byte_dtype(rows.dtype):
-            return rows
-        levels = np.empty(rows.shape, np.uint8)
-        _fill_levels(levels, rows, self.unit)
-        return levels
-
-
-def as_bytes(source: BlockSource) -> BlockSource:
-    """Return a source of bytes if a source is an array in memory that contains only bytes.
-
-    The array may have any dtype. It is read once. Any other source is returned unchanged.
-    """
-    if not isinstance(source, ArraySource) or not source.array.size:
-        return source
-    if is_byte_dtype(source.array.dtype):
-        return source
-    levels = np.empty(source.array.shape, np.uint8)  # uses no memory until it is written
-    for unit in _possible_units(source.array.dtype):
-        if _fill_levels(levels, source.array, unit):
-            return ByteRows(ArraySource(levels), unit)
-    return source
-
-
-def byte_units(rows: AnyArray) -> set[float]:
-    """Return the units in which every value is a whole number.
-
-    These are the ``UNITS`` for which each value of ``rows`` is k times the unit, with a whole
-    number k from 0 to 255. For the unit 1/255, every value must be exactly the float that a
-    division by 255 returns. float16 is too coarse for this unit.
-    """
-    if is_byte_dtype(rows.dtype):
-        return {1.0}
-    levels = np.empty(rows.shape, np.uint8)
-    return {unit for unit in _possible_units(rows.dtype) if _fill_levels(levels, rows, unit)}
-
-
-def _possible_units(dtype: np.dtype[Any]) -> tuple[float, ...]:
-    if dtype.kind not in "biuf" or dtype.itemsize > 8:
-        return ()
-    if dtype.kind == "f" and dtype.itemsize >= 4:
-        return UNITS
-    return UNITS[:1]  # the unit 1/255 needs floats of 32 bits
-
-
-def _fill_levels(
-    out: IntArray,
-    rows: AnyArray,
-    unit: float,
-) -> bool:
-    """Convert ``rows`` to gray levels, and write them into ``out``.
-
-    Returns:
-        True if every value is a gray level. The conversion stops at the first piece that
-        contains another value.
-    """
-    divisor = rows.dtype.type(255)
-    row_values = int(np.prod(rows.shape[1:]))
-    width = max(1, min(row_values, PIECE_VALUES))
-    height = max(1, PIECE_VALUES // width)
-    # Casting NaN or a large value has an undefined result, which never equals the value.
-    with np.errstate(invalid="ignore", over="ignore"):
-        for top in range(0, len(rows), height):
-            # Only a few rows are flattened at a time: flatten copies rows that are not
-            # contiguous.
-            values_in = flatten(rows[top : top + height])
-            levels_out = flatten(out[top : top + height])
-            for left in range(0, row_values, width):
-                values = values_in[:, left : left + width]
-                if unit == 1:
-                    levels = values.astype(np.uint8)
-                    is_equal = levels == values
-                else:
-                    levels = np.rint(values * divisor).astype(np.uint8)
-                    is_equal = levels.astype(rows.dtype) / divisor == values
-                if not is_equal.all():
-                    return False
-                levels_out[:, left : left + width] = levels
-    return True
-
-
-def squared_norms(rows: Bytes, product: Product) -> IntArray:
-    """Return ``|a|²`` of every row of bytes, ``(num_rows,)``."""
-    norms = np.empty(len(rows), np.int64)
-    for start in range(0, len(rows), NORM_ROWS):
-        strip = rows[start : start + NORM_ROWS]
-        norms[start : start + NORM_ROWS] = gram(strip, strip, product).diagonal()
-    return norms
-
-
-def gram(
-    a: Bytes,
-    b: Bytes,
-    product: Product,
-) -> IntArray:
-    """Return the products of the rows of two blocks of bytes.
-
-    Args:
-        a: ``(num_a, num_features)``, at least one feature.
-        b: ``(num_b, num_features)``. If ``b is a``, entries below the diagonal may be missing.
-        product: Multiplies rows of at most ``MAX_FEATURES`` features.
-
-    Returns:
-        ``(num_a, num_b)``, int32 for at most ``INT32_FEATURES`` features, otherwise int64.
-    """
-    num_features = a.shape[1]
-    dtype = np.int32 if num_features <= INT32_FEATURES else np.int64
-    num_parts = -(-num_features // MAX_FEATURES)
-    edges = (np.arange(num_parts + 1) * num_features // num_parts).tolist()
-    total: IntArray = np.zeros((0, 0), dtype)
-    for start, stop in pairwise(edges):
-        left = a[:, start:stop]
-        right = left if a is b else b[:, start:stop]
-        part = product(left, right)
-        if start == 0:
-            total = part.astype(dtype, copy=False)
-        else:
-            np.add(total, part, out=total)
-    return total
-
-
-def expand(
-    products: IntArray,
-    norms_a: IntArray,
-    norms_b: IntArray,
-) -> IntArray:
-    """Convert products of rows to squared distances, in place.
-
-    Args:
-        products: ``(num_a, num_b)`` result of `gram`.
-        norms_a: ``(num_a,)`` squared norms of the rows of a.
-        norms_b: ``(num_b,)`` squared norms of the rows of b.
-
-    Returns:
-        ``products``, which now contains the squared distances.
-    """
-    products *= -2
-    products += norms_a[:, None].astype(products.dtype)
-    products += norms_b.astype(products.dtype)
-    return products

@@ -5,9 +5,8 @@ are a *conflict*. Equal rows are found in two steps. First, all rows are read on
 that fit into memory, and each row gets a hash key of some of its values. Then rows with equal
 keys are read again, and are compared by the digests of all their values.
 
-If all values are whole numbers from 0 to 255, or all are such numbers divided by 255, the rows
-are measured as bytes, because distances between bytes are exact. The number 1 or 1/255 is then
-the *unit* of the rows.
+All values are checked too. :mod:`tasks.measures.byte_rows` says which values can be measured as
+bytes.
 """
 
 from __future__ import annotations
@@ -21,19 +20,12 @@ import numpy as np
 
 from search_spaces.errors import DataError
 from tasks.array_types import AnyArray, IntArray
-from tasks.measures.distances import (
-    UNITS,
-    BlockSource,
-    ByteRows,
-    as_bytes,
-    byte_units,
-    flatten,
-    is_byte_dtype,
-)
+from tasks.measures.byte_rows import UNITS, ByteRows, as_bytes, byte_units, is_byte_dtype
+from tasks.measures.distances import BlockSource, flatten
 from tasks.remote import Executor, InlineExecutor
 
 PIECE_BYTES = 256 << 20
-"""Largest size in bytes of the rows that are read at a time, counted as float64."""
+"""Largest size of the rows that are read at a time, in bytes, if their values are float64."""
 KEY_VALUES = 512
 """Number of values of a row from which its hash key is computed."""
 KEY_SEED = 20240501
@@ -61,9 +53,12 @@ class RowCheck:
         return np.flatnonzero(self.first_equal_rows == np.arange(len(self.first_equal_rows)))
 
     def num_contradictory(self, num_rows: int) -> int:
-        """Return how many of the first ``num_rows`` rows equal one with another label."""
-        contradicted = [earlier for row, earlier in self.conflicts if row < num_rows]
-        return int(np.isin(self.first_equal_rows[:num_rows], contradicted).sum())
+        """Return how many of the first ``num_rows`` rows equal a row with another label.
+
+        These are all rows that equal the earlier row of a conflict.
+        """
+        earlier_rows = [earlier for row, earlier in self.conflicts if row < num_rows]
+        return int(np.isin(self.first_equal_rows[:num_rows], earlier_rows).sum())
 
 
 def check_rows(
@@ -89,7 +84,7 @@ def check_rows(
     keys = np.empty(num_rows, np.uint64)
     rows_not_finite: list[int] = []
     units = set(UNITS)
-    # A piece is read as one dtype. It may differ from the dtype of the first row.
+    # All rows of a piece have one dtype. It may differ from the dtype of the first row.
     dtypes = {dtype.str}
     for start, piece in _check_pieces(source, executor):
         keys[start : start + len(piece.keys)] = piece.keys
@@ -134,10 +129,10 @@ def _check_finite(rows_not_finite: list[int], num_rows: int) -> None:
         )
 
 
-def _find_conflicts(labels: AnyArray, first_equal_row: IntArray) -> list[tuple[int, int]]:
+def _find_conflicts(labels: AnyArray, first_equal_rows: IntArray) -> list[tuple[int, int]]:
     """Return the pairs ``(row, first equal row)`` of equal rows with different labels."""
-    rows = np.flatnonzero(labels != labels[first_equal_row])
-    earlier_rows = first_equal_row[rows].tolist()
+    rows = np.flatnonzero(labels != labels[first_equal_rows])
+    earlier_rows = first_equal_rows[rows].tolist()
     return list(zip(rows.tolist(), earlier_rows, strict=True))
 
 
@@ -216,7 +211,7 @@ def _first_equal_rows(source: BlockSource, keys: IntArray) -> IntArray:
 
     Two rows with equal keys are equal if the digests of all their values are equal.
     """
-    first_equal_row = np.arange(len(keys))
+    first_equal_rows = np.arange(len(keys))
     order = np.argsort(keys, kind="stable")
     edges = np.flatnonzero(np.diff(keys[order])) + 1
     for group in np.split(order, edges):
@@ -226,5 +221,5 @@ def _first_equal_rows(source: BlockSource, keys: IntArray) -> IntArray:
         for row in np.sort(group).tolist():
             values = _without_minus_zero(source.read(row, row + 1))
             digest = hashlib.blake2b(values.data, digest_size=32).digest()
-            first_equal_row[row] = first_by_digest.setdefault(digest, row)
-    return first_equal_row
+            first_equal_rows[row] = first_by_digest.setdefault(digest, row)
+    return first_equal_rows

@@ -134,15 +134,15 @@ def checked_images(images: npt.ArrayLike) -> AnyArray:
         DataError: If the shapes differ, if a value is masked, or if values are not numbers.
     """
     array = checked_array("Images", images)
-    images_seen = array.ravel()[:1000]
-    if any(isinstance(image, (str, PurePath)) for image in images_seen):
+    first_values = array.ravel()[:1000]
+    if any(isinstance(value, (str, PurePath)) for value in first_values):
         raise DataError(
             "Images contain texts or paths, but must be pixel values",
             hint="For image files, pass the path of their folder, or of a CSV file with the "
             "columns path and label. If the texts are numbers, convert them with .astype(float)",
         )
     if array.dtype == object:
-        shapes = sorted({np.shape(image) for image in images_seen})
+        shapes = sorted({np.shape(value) for value in first_values})
         if shapes == [()]:
             raise DataError(
                 "Images have the dtype object, but must be real numbers",
@@ -155,7 +155,7 @@ def checked_images(images: npt.ArrayLike) -> AnyArray:
     return array
 
 
-SHAPES = "Pass an array of shape (num_images, height, width) or (num_images, num_features)"
+_SHAPE_HINT = "Pass an array of shape (num_images, height, width) or (num_images, num_features)"
 
 
 def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
@@ -169,7 +169,7 @@ def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
     if len(source.row_shape) == 0:
         raise DataError(
             f"Images have the shape ({source.num_rows},), but an axis for the pixels is missing",
-            hint=SHAPES,
+            hint=_SHAPE_HINT,
         )
     shape = (source.num_rows, *source.row_shape)
     if source.num_rows == 0:
@@ -177,7 +177,9 @@ def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
             f"The array of shape {shape} contains no images", hint="Pass at least one image"
         )
     if 0 in shape:
-        raise DataError(f"The array of shape {shape} contains images without pixels", hint=SHAPES)
+        raise DataError(
+            f"The array of shape {shape} contains images without pixels", hint=_SHAPE_HINT
+        )
     return source
 
 
@@ -206,10 +208,10 @@ def counts_images_on_last_axis(
 ) -> bool:
     """Return whether the last axis of an array seems to count its images, as in MATLAB files.
 
-    It has as many entries as there are labels, more than any number of channels, and more than the
-    first axis. So images with the labels of only one batch are not meant.
+    It does if its length is the number of labels, and is above both the length of the first axis
+    and any number of channels. If the first axis is longer, labels are missing instead.
     """
-    num_labels = labels_shape[:1]
-    if set(labels_shape[1:]) > {1} or len(images_shape) < 3 or num_labels != images_shape[-1:]:
+    if set(labels_shape[1:]) > {1} or len(images_shape) < 3:
         return False
-    return images_shape[-1] > max(images_shape[0], *CHANNELS)
+    length = images_shape[-1]
+    return labels_shape[:1] == (length,) and length > max(images_shape[0], *CHANNELS)

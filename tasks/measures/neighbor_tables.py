@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from tasks.array_types import FloatArray, IntArray
+from tasks.measures.byte_rows import ByteRows
 from tasks.measures.closest_pairs import ClosestPairs
-from tasks.measures.distances import ByteRows
 from tasks.measures.tile_blocks import SearchJob
 from tasks.measures.tile_results import SpanResult
 

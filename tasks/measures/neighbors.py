@@ -60,15 +60,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.array_types import BoolArray, FloatArray, IntArray
+from tasks.measures.byte_rows import as_bytes, is_byte_dtype
 from tasks.measures.closest_pairs import max_pairs_by_size
-from tasks.measures.distances import (
-    BlockSource,
-    Precision,
-    as_bytes,
-    as_source,
-    estimate_center,
-    is_byte_dtype,
-)
+from tasks.measures.distances import BlockSource, Precision, as_source, estimate_center
 from tasks.measures.neighbor_tables import NestedNeighbors, make_tables
 from tasks.measures.tile_blocks import SearchJob
 from tasks.measures.tile_search import search_all_tiles

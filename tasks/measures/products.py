@@ -5,13 +5,13 @@ second on one core of an Intel Xeon with AVX-512 VNNI, measured with ``benchmark
 products``. For the column of older instructions, the newer ones were switched off in each
 library.
 
-=================  ============  ====================  =====================
-implementation     AVX-512 VNNI  AVX-512 or AVX2 only  price
-=================  ============  ====================  =====================
-torch._int_mm      310           wrong: sums saturate  1.1 s to import torch
+=================  ============  ====================  ===============
+implementation     AVX-512 VNNI  AVX-512 or AVX2 only  cost of import
+=================  ============  ====================  ===============
+torch._int_mm      310           wrong: sums saturate  1.1 s
 numkong            120 to 170    37                    none
 float32 by BLAS    60            60 (AVX2: 33)         none
-=================  ============  ====================  =====================
+=================  ============  ====================  ===============
 
 On a processor with 8-bit instructions, torch computes large products and numkong computes
 small products, because the import of torch takes time. The 8-bit instructions are VNNI, AMX
@@ -23,12 +23,12 @@ use. An implementation that is missing or wrong is not used.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from itertools import product as pairs_of
 from typing import Any
 
 import numpy as np
@@ -129,7 +129,7 @@ def blas_product(a: Bytes, b: Bytes) -> IntArray:
     return total
 
 
-def wide_product(a: Bytes, b: Bytes) -> IntArray:
+def integer_product(a: Bytes, b: Bytes) -> IntArray:
     """Return ``a @ b.T``, computed in integers. It is slow, and used only if all others fail."""
     left = to_signed(a)
     right = to_signed(b)
@@ -140,46 +140,45 @@ def wide_product(a: Bytes, b: Bytes) -> IntArray:
 def numkong_product(a: Bytes, b: Bytes) -> IntArray:
     """Return ``a @ b.T``, computed by the processor's 8-bit instructions in all threads.
 
-    Each thread multiplies other features, because threads then share no input. If there are
-    more threads than pieces of features, several threads multiply the same features for other
-    columns.
+    The features are cut into chunks, and the columns of the product into blocks. With t feature
+    threads, a thread multiplies every t-th chunk, and adds to the total of its feature thread.
+    Such threads share no input. If there are more threads than chunks, several threads share
+    the chunks of one feature thread, and each of them computes other blocks of columns.
     """
     import numkong
 
     num_features = a.shape[1]
-    num_column_blocks = -(-len(b) // NUMKONG_COLUMNS)
     feature_threads = max(min(num_threads(), num_features // NUMKONG_FEATURES), 1)
-    column_threads = max(min(num_threads() // feature_threads, num_column_blocks), 1)
-    num_rounds = -(-num_features // (feature_threads * NUMKONG_FEATURES))
-    # Features of one call: the same for all calls, and a multiple of a register's 64 bytes.
-    width = -(-num_features // (feature_threads * num_rounds * 64)) * 64
+    num_rounds = math.ceil(num_features / (feature_threads * NUMKONG_FEATURES))
+    # All chunks have the same width, a multiple of a register's 64 bytes.
+    width = math.ceil(num_features / (feature_threads * num_rounds * 64)) * 64
+    chunk_starts = range(0, num_features, width)
+    block_starts = range(0, len(b), NUMKONG_COLUMNS)
+    column_threads = max(min(num_threads() // feature_threads, len(block_starts)), 1)
     totals = np.zeros((feature_threads, len(a), len(b)), np.int32)
 
-    def add_products(share: tuple[int, int]) -> None:
-        """Add the products of one thread's features and columns to its total."""
-        feature_thread, column_thread = share
-        total = totals[feature_thread]
+    def add_products(thread: tuple[int, int]) -> None:
+        """Add the products of one thread's chunks and blocks of columns to its total."""
+        feature_thread, column_thread = thread
         buffer_a = np.empty(len(a) * width, np.int8)
         buffer_b = np.empty(len(b) * width, np.int8)
-        for start in range(feature_thread * width, num_features, feature_threads * width):
+        for start in chunk_starts[feature_thread::feature_threads]:
             features = slice(start, start + width)
             left = to_signed(a[:, features], buffer_a)
             right = left if a is b else to_signed(b[:, features], buffer_b)
-            first_column = column_thread * NUMKONG_COLUMNS
-            for column in range(first_column, len(b), column_threads * NUMKONG_COLUMNS):
-                columns = slice(column, column + NUMKONG_COLUMNS)
-                rows = left
-                if a is b:
-                    rows = left[: columns.stop]
+            for first_column in block_starts[column_thread::column_threads]:
+                columns = slice(first_column, first_column + NUMKONG_COLUMNS)
+                # If ``a is b``, rows below the block are not needed.
+                rows = slice(columns.stop if a is b else None)
                 packed = numkong.dots_pack(right[columns])
-                products = numkong.dots_packed(rows, packed)
-                total[: len(rows), columns] += np.asarray(products)
+                products = numkong.dots_packed(left[rows], packed)
+                totals[feature_thread, rows, columns] += np.asarray(products)
 
-    in_threads(add_products, list(pairs_of(range(feature_threads), range(column_threads))))
-    product: IntArray = totals[0]
+    in_threads(add_products, list(np.ndindex(feature_threads, column_threads)))
+    total: IntArray = totals[0]
     if feature_threads > 1:
-        product = totals.sum(axis=0, dtype=np.int32)
-    return product
+        total = totals.sum(axis=0, dtype=np.int32)
+    return total
 
 
 def in_threads(function: Callable[[Any], None], shares: Sequence[Any]) -> None:
@@ -260,7 +259,7 @@ def choose_product(work: float, device: str = "cpu") -> Product:
     for name, product in candidates:
         if is_exact(name, product):
             return product
-    return wide_product
+    return integer_product
 
 
 def check_device(device: str) -> None:
@@ -307,12 +306,12 @@ def is_exact(name: str, product: Product) -> bool:
     """
     if name not in _exactness:
         rng = np.random.default_rng(0)
-        checks = (_is_right(name, product, rng, *shape) for shape in SELF_TEST_SHAPES)
+        checks = (_passes_self_test(name, product, rng, *shape) for shape in SELF_TEST_SHAPES)
         _exactness[name] = all(checks)
     return _exactness[name]
 
 
-def _is_right(
+def _passes_self_test(
     name: str,
     product: Product,
     rng: np.random.Generator,

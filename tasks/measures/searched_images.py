@@ -1,4 +1,4 @@
-"""Search the neighbors of all distinct images, and the distances to images with another label.
+"""The distinct images of a dataset, their nearest neighbors and other-label distances.
 
 A source row is an index of all images. A position is an index of the distinct images only.
 Train sizes are counted in images by the caller, and in distinct images here.
@@ -22,11 +22,9 @@ from tasks.measures.sharpness import OtherLabelDistances, stratified_samples
 from tasks.measures.tile_blocks import EXACT
 from tasks.remote import Executor
 
-NEAR_MINIMUM = 1 + 4e-5
-"""Distances up to this factor times the smallest one are computed again in float64, because
-one of them may be the true minimum. Each distance has a relative error of up to 1e-5. So two
-equal distances are computed as numbers that differ by at most 2e-5. The factor allows twice
-that."""
+MINIMUM_TOLERANCE = 1 + 4e-5
+"""Factor on the smallest distance, up to which distances are computed again in float64. One of
+them may be the true minimum, because each distance has a relative error of up to 1e-5."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +60,9 @@ class SearchedImages:
         sample_distances = search.sample_other_label_distances[sample_slice, positions].copy()
         if search.arithmetic != EXACT:
             self._refine_minimum(distances, table.other_label_positions)
-            partners = search.sample_other_label_positions[sample_slice, positions]
-            for sample_index in range(len(sample_distances)):
-                self._refine_minimum(sample_distances[sample_index], partners[sample_index])
+            sample_partners = search.sample_other_label_positions[sample_slice, positions]
+            for of_sample, partners in zip(sample_distances, sample_partners, strict=True):
+                self._refine_minimum(of_sample, partners)
         return OtherLabelDistances(
             distances=distances,
             pair=self._closest_pair(distances, table),
@@ -98,7 +96,7 @@ class SearchedImages:
             distances: ``(num_positions,)``, infinite where there is no other image.
             partners: ``(num_positions,)`` positions of the other images.
         """
-        limit = distances.min(initial=np.inf) * NEAR_MINIMUM
+        limit = distances.min(initial=np.inf) * MINIMUM_TOLERANCE
         candidates = np.flatnonzero(np.isfinite(distances) & (distances <= limit))
         refined: dict[tuple[int, int], float] = {}  # most pairs occur twice
         for position in candidates.tolist():

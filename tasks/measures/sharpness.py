@@ -144,17 +144,24 @@ def stratified_samples(
     for size in train_sizes:
         num_masks_before = len(masks)
         if labels is not None and sample_size is not None and size > sample_size:
-            class_indices = np.unique(labels[:size], return_inverse=True)[1]
-            quotas = class_counts_for(np.bincount(class_indices), sample_size, balanced=False)
             for seed in seeds:
-                rng = np.random.default_rng([seed, size])
                 mask = np.zeros(num_images, bool)
-                for class_index, quota in enumerate(quotas):
-                    members = np.flatnonzero(class_indices == class_index)
-                    mask[rng.choice(members, quota, replace=False)] = True
+                mask[_draw_sample(labels[:size], sample_size, seed)] = True
                 masks.append(mask)
         slices.append(slice(num_masks_before, len(masks)))
     return np.array(masks, bool).reshape(len(masks), num_images), slices
+
+
+def _draw_sample(labels: AnyArray, sample_size: int, seed: int) -> IntArray:
+    """Return the indices of one stratified sample, from the labels of all its candidates."""
+    class_indices = np.unique(labels, return_inverse=True)[1]
+    quotas = class_counts_for(np.bincount(class_indices), sample_size, balanced=False)
+    rng = np.random.default_rng([seed, len(labels)])
+    members_by_class = []
+    for class_index, quota in enumerate(quotas):
+        members = np.flatnonzero(class_indices == class_index)
+        members_by_class.append(rng.choice(members, quota, replace=False))
+    return np.concatenate(members_by_class)
 
 
 def count_pairs(labels: AnyArray) -> int:
@@ -264,18 +271,15 @@ def permuted_sharpness(
     """Return the mean label sharpness over random permutations of the labels.
 
     K_F of permuted labels is 1 / the distance of the closest pair with different labels. A
-    search of all pairs for each permutation would be slow. So only these pairs are searched,
-    at most `MAX_SEARCHED_PAIRS`, in ascending order of distance:
+    search of all pairs for each permutation would be slow. So only some pairs are searched, in
+    ascending order of distance:
 
-    - Inside a sample, the collected closest pairs of the table are searched. All other pairs
-      are farther apart, so the first pair is the closest one.
-    - Among all images, the pairs in the lists of nearest neighbors are searched. The lists
-      contain most pairs twice, so only about half of the searched pairs are different. The
-      closest pair (a, b) is missed only if neither image is in the other image's list.
+    - Inside a sample: the closest pairs of the table. All other pairs are farther apart, so the
+      first pair with different labels is the closest one.
+    - Among all images: the pairs in the lists of nearest neighbors. The closest pair (a, b) is
+      missed only if neither image is in the other image's list.
 
-    A pair at the distance 0 is skipped, because 1/0 is infinite. Equal images were excluded
-    before, so the distance 0 is a rounding error. The permutations are drawn with a fixed
-    seed.
+    The permutations are drawn with a fixed seed.
 
     Args:
         table: Neighbors and closest pairs of this train size.
@@ -295,21 +299,32 @@ def permuted_sharpness(
     else:
         masks = np.ones((1, len(labels)), bool)
         pairs = listed_pairs(table)
-    is_positive = pairs.distances > 0
     values = []
     for is_member in masks:
-        is_inside = is_positive & is_member[pairs.first] & is_member[pairs.second]
-        searched = np.flatnonzero(is_inside)[:MAX_SEARCHED_PAIRS]
-        index_in_sample = np.cumsum(is_member) - 1
-        first = index_in_sample[pairs.first[searched]]
-        second = index_in_sample[pairs.second[searched]]
+        sample_pairs = _pairs_inside_sample(pairs, is_member)
         sample_labels = labels[is_member]
         for _ in range(NUM_PERMUTATIONS):
-            closest = _first_with_different_labels(rng.permutation(sample_labels), first, second)
+            closest = _first_with_different_labels(rng.permutation(sample_labels), sample_pairs)
             if closest is None:
                 return None
-            values.append(1 / float(pairs.distances[searched[closest]]))
+            values.append(1 / float(sample_pairs.distances[closest]))
     return float(np.mean(values))
+
+
+def _pairs_inside_sample(pairs: PairList, is_member: BoolArray) -> PairList:
+    """Return the first `MAX_SEARCHED_PAIRS` pairs inside a sample, as indices of its images.
+
+    A pair at the distance 0 is skipped, because 1/0 is infinite. Equal images were excluded
+    before, so the distance 0 is a rounding error.
+    """
+    is_inside = (pairs.distances > 0) & is_member[pairs.first] & is_member[pairs.second]
+    searched = np.flatnonzero(is_inside)[:MAX_SEARCHED_PAIRS]
+    index_in_sample = np.cumsum(is_member) - 1
+    return PairList(
+        distances=pairs.distances[searched],
+        first=index_in_sample[pairs.first[searched]],
+        second=index_in_sample[pairs.second[searched]],
+    )
 
 
 def listed_pairs(table: NeighborTable) -> PairList:
@@ -327,21 +342,11 @@ def listed_pairs(table: NeighborTable) -> PairList:
     return PairList(distances[order], first[order], second[order])
 
 
-def _first_with_different_labels(
-    labels: AnyArray,
-    first: IntArray,
-    second: IntArray,
-) -> int | None:
-    """Return the index of the first pair with different labels; None if no pair has them.
-
-    Args:
-        labels: ``(num_images,)``.
-        first: ``(num_pairs,)`` index of one image of each pair.
-        second: ``(num_pairs,)`` index of the other image.
-    """
+def _first_with_different_labels(labels: AnyArray, pairs: PairList) -> int | None:
+    """Return the index of the first pair with different labels; None if no pair has them."""
     # Search a few pairs first, for speed. If all of them have equal labels, search all pairs.
-    for num_pairs in (FIRST_PAIRS, len(first)):
-        is_different = labels[first[:num_pairs]] != labels[second[:num_pairs]]
+    for num_pairs in (FIRST_PAIRS, len(pairs.first)):
+        is_different = labels[pairs.first[:num_pairs]] != labels[pairs.second[:num_pairs]]
         if is_different.any():
             return int(is_different.argmax())
     return None

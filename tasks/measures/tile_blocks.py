@@ -15,25 +15,19 @@ There are two kinds of blocks:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from search_spaces.errors import DataError
 from tasks.array_types import AnyArray, BoolArray, Bytes, FloatArray, IntArray
-from tasks.measures.distances import (
-    BlockSource,
-    Precision,
-    expand,
-    flatten,
-    gram,
-    squared_distances,
-    squared_norms,
-)
+from tasks.measures.byte_rows import row_products, squared_norms, to_squared_distances
+from tasks.measures.distances import BlockSource, Precision, flatten, squared_distances
 from tasks.measures.products import choose_product
 
 EXACT = "exact integer"
@@ -173,17 +167,17 @@ class SearchJob:
         return flatten(rows)
 
     def stream(
-        self, spans: Iterator[Span], pool: ThreadPoolExecutor
+        self, spans: Sequence[Span], pool: ThreadPoolExecutor
     ) -> Iterator[tuple[Span, Bytes]]:
         """Yield each span with its rows, while a thread already reads the next span."""
-        current: tuple[Span, Future[Bytes]] | None = None
-        for span in spans:
-            following = span, pool.submit(self.read, span)
-            if current is not None:
-                yield current[0], current[1].result()
-            current = following
-        if current is not None:
-            yield current[0], current[1].result()
+        if not spans:
+            return
+        reading: Future[Bytes] = pool.submit(self.read, spans[0])
+        for span, next_span in zip_longest(spans, spans[1:]):
+            rows = reading.result()
+            if next_span is not None:
+                reading = pool.submit(self.read, next_span)
+            yield span, rows
 
 
 class TileBlock(NamedTuple):
@@ -239,7 +233,7 @@ def _byte_blocks(
     num_features = int(np.prod(job.source.row_shape))
     piece_rows = min(PIECE_ROWS, job.block_rows, max(PIECE_BYTES // num_features, 1))
     held_rows = min(job.block_rows, max(HELD_BYTES // num_features, 1))
-    held_rows = max(held_rows // piece_rows, 1) * piece_rows
+    held_rows = max(held_rows // piece_rows, 1) * piece_rows  # whole pieces
     product = choose_product(job.multiply_adds_per_worker, job.precision.device)
     # Each piece is read again for every set of held rows, but its norms are computed only
     # once.
@@ -247,19 +241,19 @@ def _byte_blocks(
     with ThreadPoolExecutor(1) as pool:
         for held_span in cut_span(rows, held_rows):
             held = job.read(held_span)
-            later_columns = columns
+            other_columns = columns
             if rows == columns:
-                later_columns = Span(held_span.stop, columns.stop)
-                products = gram(held, held, product)
+                other_columns = Span(held_span.stop, columns.stop)
+                products = row_products(held, held, product)
                 held_norms: IntArray = products.diagonal().astype(np.int64)
                 yield from _blocks_within(products, held_norms, held_span, piece_rows)
             else:
                 held_norms = squared_norms(held, product)
-            for piece, columns_of_piece in job.stream(cut_span(later_columns, piece_rows), pool):
+            for piece, columns_of_piece in job.stream(cut_span(other_columns, piece_rows), pool):
                 if piece not in norms_by_piece:
                     norms_by_piece[piece] = squared_norms(columns_of_piece, product)
-                products = gram(held, columns_of_piece, product)
-                squared = expand(products, held_norms, norms_by_piece[piece])
+                products = row_products(held, columns_of_piece, product)
+                squared = to_squared_distances(products, held_norms, norms_by_piece[piece])
                 yield TileBlock(held_span, piece, squared, EXACT)
 
 
@@ -277,23 +271,22 @@ def _blocks_within(
         held_span: Positions of the held rows.
         piece_rows: Number of columns of a block.
     """
-    # `expand` overwrites products in place. No product is used twice, because blocks do not
-    # overlap.
+    # The products are overwritten. Blocks do not overlap, so no product is needed twice.
     for piece in cut_span(held_span, piece_rows):
         inside = piece.relative_to(held_span)
         if piece.start > held_span.start:
             earlier = Span(held_span.start, piece.start)
             above = earlier.relative_to(held_span)
-            squared = expand(products[above, inside], norms[above], norms[inside])
+            squared = to_squared_distances(products[above, inside], norms[above], norms[inside])
             yield TileBlock(earlier, piece, squared, EXACT)
         # Entries below the diagonal may be missing, so the upper triangle is mirrored.
         symmetric = np.triu(products[inside, inside])
         symmetric += np.triu(symmetric, 1).T
-        squared = expand(symmetric, norms[inside], norms[inside])
+        squared = to_squared_distances(symmetric, norms[inside], norms[inside])
         yield TileBlock(piece, piece, squared, EXACT)
 
 
-def cut_span(span: Span, step: int) -> Iterator[Span]:
+def cut_span(span: Span, step: int) -> list[Span]:
     """Cut a span into parts of ``step`` positions; the last part may be shorter."""
-    for start in range(span.start, span.stop, step):
-        yield Span(start, min(start + step, span.stop))
+    starts = range(span.start, span.stop, step)
+    return [Span(start, min(start + step, span.stop)) for start in starts]

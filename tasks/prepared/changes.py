@@ -109,8 +109,8 @@ def update_record(destination: Path, record: PreparedRecord) -> PreparedRecord:
         replace_record(destination, record)
     except OSError as error:
         logger.warning(
-            "%s: the new times of files cannot be stored, so the next start reads all images "
-            "again: %s",
+            "%s: the new modification times of the files cannot be stored, so the next start "
+            "reads all images again: %s",
             record.dataset,
             error.strerror,
         )

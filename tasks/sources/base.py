@@ -270,7 +270,7 @@ class Item:
         label: Class index; None if it is known only after reading (slices of a volume).
         group: Id of a patient, or of another group of images that a split must not divide;
             empty if the item is a group of its own.
-        split: The split that the data state; empty without one.
+        split: The split that the data state; empty if there is none.
         details: Further values that the reader needs. Only JSON values are allowed.
         traits: Pairs (name, value) as in :class:`Sample`, from columns of a table.
     """

@@ -514,7 +514,7 @@ def _mislabeled_folders(cells: Cells) -> dict[str, int]:
     images lie in a folder with the name of their class.
 
     Returns:
-        A flag and the count; empty if no rows are counted.
+        Flag -> number of rows; empty if no rows are counted.
     """
     labels = cells["label"]
     classes = set(labels)

@@ -550,7 +550,7 @@ def _load_svhn(_name: str, bodies: list[bytes]) -> LabeledImages:
         raise DataError(
             f"svhn: the array X of {SVHN_FILE} has type {images.dtype} and shape "
             f"{images.shape}, not uint8 and (32, 32, 3, n)",
-            hint="Download the file of format 2, which has cropped digits",
+            hint="Download the file of format 2: it has cropped digits",
         )
     digits = labels.reshape(-1).astype(np.int64)
     digits[digits == 10] = 0

@@ -232,8 +232,8 @@ def read_grades(table: str, request: RawRequest) -> tuple[dict[Knee, int], Count
     if num_odd:
         rows_text = plural(num_odd, "row")
         raise request.error(
-            f"in {rows_text} of the table {GRADE_TABLE}, the side is not 1 or 2, or the knee "
-            "has two grades with different labels",
+            f"in {rows_text} of the table {GRADE_TABLE}, the side is not 1 or 2, or an earlier "
+            "row gives the same knee a different label",
             hint="Download the table again",
         )
     return labels, excluded
@@ -393,7 +393,7 @@ def _unusable_reason(header: Header, description: str, patient: str) -> str:
 
 
 def read_oai(request: RawRequest) -> Reader:
-    """Return a reader of radiographs, which show two knees, and of ready crops."""
+    """Return a reader for radiographs with two knees and for crops with one knee."""
     base = request.base()
 
     def read(item: Item) -> Iterator[Sample]:

@@ -56,26 +56,30 @@ checksum and size of the stored file. If the file cannot be stored, it returns t
 text."""
 
 
-def store_if_requested(
-    store: StoreFile | None, content: Callable[[], bytes]
-) -> tuple[TrialFile | None, str]:
-    """Store a file, unless ``store`` is None.
+@dataclass(frozen=True)
+class StoredFile:
+    """A file that is stored with the result of a trial.
 
-    Args:
-        store: stores the file; None if the file was not requested.
-        content: computes the content of the file.
-
-    Returns:
-        - ``(file, "")`` if the file was stored.
-        - ``(None, reason)`` if it could not be stored.
-        - ``(None, "")`` if ``store`` is None.
+    Attributes:
+        file: checksum and size; None if the file is not stored.
+        missing_reason: reason why a requested file is not stored; otherwise empty.
     """
+
+    file: TrialFile | None = None
+    missing_reason: str = ""
+
+
+NOT_REQUESTED = StoredFile()
+
+
+def store_if_requested(store: StoreFile | None, content: Callable[[], bytes]) -> StoredFile:
+    """Store a file, unless ``store`` is None. ``content`` computes the content of the file."""
     if store is None:
-        return None, ""
+        return NOT_REQUESTED
     stored = store(content())
     if isinstance(stored, TrialFile):
-        return stored, ""
-    return None, stored
+        return StoredFile(file=stored)
+    return StoredFile(missing_reason=stored)
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,8 @@ class MeasurementResults:
     """The results of the requested measurements on one trained network.
 
     :class:`~tasks.trials.records.TrialResult` has fields with the same names and describes
-    them. A field is empty or None if its measurement was not requested. :meth:`added_to` then
-    keeps the value of this field in the earlier result.
+    them. A field is empty, None or :data:`NOT_REQUESTED` if its measurement was not requested.
+    :meth:`added_to` then keeps the value of this field in the earlier result.
     """
 
     d_repr: dict[str, IntrinsicDimension]
@@ -92,15 +96,13 @@ class MeasurementResults:
     attacks: tuple[AttackRecord, ...]
     robustness: RobustnessRecord | None
     further_tests: tuple[FurtherTestRecord, ...]
-    predictions: TrialFile | None
-    predictions_note: str
+    predictions: StoredFile
 
     def added_to(self, earlier: TrialResult) -> TrialResult:
         """Return a copy of an earlier result, with these measurements added or replaced."""
         predictions_note = earlier.predictions_note
-        were_predictions_requested = self.predictions is not None or self.predictions_note != ""
-        if were_predictions_requested:
-            predictions_note = self.predictions_note
+        if self.predictions != NOT_REQUESTED:
+            predictions_note = self.predictions.missing_reason
         # A new measurement replaces an earlier one with the same name.
         attacks = {attack.name: attack for attack in (*earlier.attacks, *self.attacks)}
         further_tests = {test.name: test for test in (*earlier.further_tests, *self.further_tests)}
@@ -111,7 +113,7 @@ class MeasurementResults:
                 "attacks": tuple(attacks.values()),
                 "robustness": self.robustness or earlier.robustness,
                 "further_tests": tuple(further_tests.values()),
-                "predictions": self.predictions or earlier.predictions,
+                "predictions": self.predictions.file or earlier.predictions,
                 "predictions_note": predictions_note,
             }
         )
@@ -192,12 +194,9 @@ class TrainedNetwork:
         with timer.phase("d_repr"):
             d_repr = self._measure_d_repr(last_layer_estimators)
             d_repr_stages = self._measure_d_repr_stages(stage_estimators)
-        predictions = None
-        predictions_note = ""
+        predictions = NOT_REQUESTED
         if _of_type(requested, PredictionRequest):
-            predictions, predictions_note = store_if_requested(
-                store_predictions, self._predictions_file
-            )
+            predictions = store_if_requested(store_predictions, self._predictions_file)
         with timer.phase("attack"):
             attacks = attack_all(
                 self.model,
@@ -221,7 +220,6 @@ class TrainedNetwork:
             robustness=robustness,
             further_tests=self._measure_further_tests(_of_type(requested, FurtherTestRequest)),
             predictions=predictions,
-            predictions_note=predictions_note,
         )
 
     def _predictions_file(self) -> bytes:

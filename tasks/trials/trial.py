@@ -33,7 +33,13 @@ from tasks.trials.isolation import (
     peak_bytes,
     trial_memory,
 )
-from tasks.trials.measurements import StoreFile, TrainedNetwork, store_if_requested
+from tasks.trials.measurements import (
+    NOT_REQUESTED,
+    StoredFile,
+    StoreFile,
+    TrainedNetwork,
+    store_if_requested,
+)
 from tasks.trials.models import PixelModel, build_model, num_parameters
 from tasks.trials.phases import Diverged, PhaseTimer
 from tasks.trials.records import (
@@ -46,7 +52,6 @@ from tasks.trials.records import (
     SearchResult,
     SearchStatus,
     Timings,
-    TrialFile,
     TrialResult,
     TrialStatus,
     ValidationScore,
@@ -115,14 +120,30 @@ def run_trial(
             hint="Pass pretrained_weights=tasks.trials.weights.download(spec.network.model)",
         )
     with _Trial.isolated(spec, data, compute) as trial:
-        return trial.run(
-            on_epoch=on_epoch,
-            on_score=on_score,
-            store_weights=store_weights,
-            store_predictions=store_predictions,
-            checkpoints=checkpoints,
-            pretrained_weights=pretrained_weights,
-        )
+        meter = EnergyMeter(trial.device)
+        with trial.timer.phase("build"):
+            trial.build(pretrained_weights)
+        if checkpoints is not None:
+            # The same list object: checkpoints save the scores that are appended to it, and
+            # restore them after an interruption.
+            trial.test_history = checkpoints.test_history
+
+        def evaluate_epoch(record: EpochRecord) -> None:
+            if record.epoch in scored_epochs(trial.recipe.epochs):
+                trial.score_epoch(record.epoch, on_score)
+            if on_epoch is not None:
+                on_epoch(record)
+
+        try:
+            with trial.timer.phase("train"):
+                trial.fit(evaluate_epoch, checkpoints)
+            with trial.timer.phase("evaluate"):
+                trained = trial.evaluate_network()
+        except Diverged as diverged:
+            return trial.result(TrialStatus.DIVERGED, meter, reason=str(diverged))
+        weights = store_if_requested(store_weights, lambda: to_bytes(trial.model))
+        measurements = trained.measure(spec.measurements, trial.timer, store_predictions)
+        return measurements.added_to(trial.result(TrialStatus.DONE, meter, weights=weights))
 
 
 def measure_trial(
@@ -203,6 +224,7 @@ def run_search_trial(
 
         status = SearchStatus.COMPLETE
         reason = ""
+        num_epochs = network.recipe.epochs
         try:
             trial.fit(validate_epoch)
             if not validation_history:  # the recipe has 0 epochs
@@ -210,11 +232,8 @@ def run_search_trial(
         except Diverged as diverged:
             status = SearchStatus.DIVERGED
             reason = str(diverged)
-        num_epochs = len(validation_history)
-        if status is SearchStatus.DIVERGED:
-            num_epochs += 1  # the epoch that diverged is not in the history
-        if network.recipe.epochs == 0:
-            num_epochs = 0  # the initial weights were validated without training
+            # The epoch that diverged was trained, but is not in the history.
+            num_epochs = min(num_epochs, len(validation_history) + 1)
         return SearchResult(
             status=status,
             reason=reason,
@@ -253,6 +272,8 @@ class _Trial:
         model: the network itself. It exists after :meth:`build`.
         scores: scores of the trained network; None before the evaluation.
         train_history: records of the finished epochs that did not diverge.
+        test_history: scores on the test images after some epochs.
+        pretrained_sha256: checksum of pretrained initial weights; empty for random weights.
         timer: seconds of each finished phase.
     """
 
@@ -276,6 +297,8 @@ class _Trial:
         self.eval_batch_size = scaled_batch_size(EVALUATION_PASS, self.recipe, compute.micro_batch)
         self.scores: NetworkScores | None = None
         self.train_history: list[EpochRecord] = []
+        self.test_history: list[EpochScore] = []
+        self.pretrained_sha256 = ""
         self.timer = PhaseTimer(self.device)
 
     @classmethod
@@ -296,73 +319,10 @@ class _Trial:
         ):
             yield cls(spec, data, compute)
 
-    def run(
-        self,
-        *,
-        on_epoch: Callable[[EpochRecord], None] | None,
-        on_score: Callable[[EpochScore], None] | None,
-        store_weights: StoreFile | None,
-        store_predictions: StoreFile | None,
-        checkpoints: Checkpoints | None,
-        pretrained_weights: bytes | None,
-    ) -> TrialResult:
-        """Run all phases in order. Stop early if a loss diverges.
-
-        The arguments and the result are those of :func:`run_trial`.
-        """
-        meter = EnergyMeter(self.device)
-        with self.timer.phase("build"):
-            self.build(pretrained_weights)
-        test_history: list[EpochScore] = []
-        if checkpoints is not None:
-            # The same list object: checkpoints save the scores that are appended to it, and
-            # restore them after an interruption.
-            test_history = checkpoints.test_history
-
-        def evaluate_epoch(record: EpochRecord) -> None:
-            if record.epoch in scored_epochs(self.recipe.epochs):
-                scores = self._evaluate_held_out(self.recipe.test_loss)
-                if math.isfinite(scores.loss):
-                    score = EpochScore(
-                        epoch=record.epoch,
-                        test_loss=scores.loss,
-                        test_accuracy=scores.accuracy,
-                    )
-                    test_history.append(score)
-                    if on_score is not None:
-                        on_score(score)
-            if on_epoch is not None:
-                on_epoch(record)
-
-        try:
-            with self.timer.phase("train"):
-                self.fit(evaluate_epoch, checkpoints)
-            with self.timer.phase("evaluate"):
-                trained = self.evaluate_network()
-        except Diverged as diverged:
-            return self._result(
-                TrialStatus.DIVERGED,
-                test_history,
-                meter=meter,
-                pretrained_weights=pretrained_weights,
-                reason=str(diverged),
-            )
-        weights, weights_missing_reason = store_if_requested(
-            store_weights, lambda: to_bytes(self.model)
-        )
-        measurements = trained.measure(self.spec.measurements, self.timer, store_predictions)
-        result = self._result(
-            TrialStatus.DONE,
-            test_history,
-            meter=meter,
-            pretrained_weights=pretrained_weights,
-            weights=weights,
-            weights_missing_reason=weights_missing_reason,
-        )
-        return measurements.added_to(result)
-
     def build(self, pretrained_weights: bytes | None = None) -> None:
         """Build the network with seeded random weights, or with pretrained weights."""
+        if pretrained_weights is not None:
+            self.pretrained_sha256 = hashlib.sha256(pretrained_weights).hexdigest()
         _, num_channels, image_size, _ = self.data.train_images.shape
         self.model = build_model(
             self.network_spec.model,
@@ -456,6 +416,16 @@ class _Trial:
             batch_size=self.eval_batch_size,
         )
 
+    def score_epoch(self, epoch: int, on_score: Callable[[EpochScore], None] | None) -> None:
+        """Add the scores on the test images to ``test_history``, unless the loss is not finite."""
+        scores = self._evaluate_held_out(self.recipe.test_loss)
+        if not math.isfinite(scores.loss):
+            return
+        score = EpochScore(epoch=epoch, test_loss=scores.loss, test_accuracy=scores.accuracy)
+        self.test_history.append(score)
+        if on_score is not None:
+            on_score(score)
+
     def validate(self, epoch: int) -> ValidationScore:
         """Return the scores on the validation images after an epoch.
 
@@ -512,36 +482,25 @@ class _Trial:
                 hint="Change the network so that its output depends only on parameters and buffers",
             )
 
-    def _result(
+    def result(
         self,
         status: TrialStatus,
-        test_history: Sequence[EpochScore],
-        *,
         meter: EnergyMeter,
-        pretrained_weights: bytes | None,
+        *,
         reason: str = "",
-        weights: TrialFile | None = None,
-        weights_missing_reason: str = "",
+        weights: StoredFile = NOT_REQUESTED,
     ) -> TrialResult:
         """Return the result without measurements.
 
         Args:
             status: end of the trial.
-            test_history: scores on the test images after some epochs.
             meter: meter of the trial's energy.
-            pretrained_weights: initial weights of a pretrained network; None for random
-                weights.
             reason: reason why the trial diverged; empty if it did not diverge.
-            weights: stored file of the trained network's weights.
-            weights_missing_reason: reason why requested weights are not stored; empty if they
-                are stored or not requested.
+            weights: file of the trained network's weights.
         """
-        pretrained_sha256 = ""
-        if pretrained_weights is not None:
-            pretrained_sha256 = hashlib.sha256(pretrained_weights).hexdigest()
         energy_j, energy_missing_reason = meter.read()
         # The best epoch only describes the training. Its loss is not reported as a result.
-        best = min(test_history, key=lambda score: score.test_loss, default=None)
+        best = min(self.test_history, key=lambda score: score.test_loss, default=None)
         return TrialResult(
             status=status,
             reason=reason,
@@ -550,13 +509,13 @@ class _Trial:
             num_threads=self.compute.num_threads,
             scores=self.scores,
             history=tuple(self.train_history),
-            test_history=tuple(test_history),
+            test_history=tuple(self.test_history),
             best_epoch=None if best is None else best.epoch,
-            weights=weights,
-            weights_note=weights_missing_reason,
+            weights=weights.file,
+            weights_note=weights.missing_reason,
             timings=Timings(**self.timer.seconds),
             peak_memory_bytes=peak_bytes(self.device),
-            pretrained=pretrained_sha256,
+            pretrained=self.pretrained_sha256,
             energy_j=energy_j,
             energy_note=energy_missing_reason,
             micro_batch=self.compute.micro_batch,

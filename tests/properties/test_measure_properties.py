@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.measures import tile_blocks
+from tasks.measures.byte_rows import as_bytes
 from tasks.measures.closest_pairs import ClosestPairs
-from tasks.measures.distances import ArraySource, Precision, as_bytes
+from tasks.measures.distances import ArraySource, Precision
 from tasks.measures.estimators import ESTIMATORS, estimate
 from tasks.measures.measure import measure_nested
 from tasks.measures.neighbors import nested_neighbors

@@ -162,12 +162,12 @@ def _check_columns(table: pd.DataFrame) -> None:
     if missing:
         raise DataError(
             f"The results table has no column {', '.join(missing)}",
-            hint="Add the missing columns, which docs/results-columns.md describes",
+            hint="Add the missing columns. docs/results-columns.md describes them",
         )
     repeated = sorted(set(map(str, table.columns[table.columns.duplicated()])))
     if repeated:
         raise DataError(
-            f"The results table has more than one column {', '.join(repeated)}",
+            f"The results table has more than one column with the name {', '.join(repeated)}",
             hint="Keep one column of each name",
         )
 

@@ -71,10 +71,10 @@ class Tolerance:
     """Limits for the differences of a device from float32 on the CPU.
 
     Attributes:
-        loss: upper limit of the absolute difference of the first loss, in nat.
-        cosine: lower limit of the cosine of the two gradients over all weights.
-        least_ratio: lower limit of the ratio of the two gradients' norms.
-        largest_ratio: upper limit of that ratio.
+        loss: largest allowed distance of the device's first loss from the CPU's, in nat.
+        cosine: smallest allowed cosine of the angle between the two gradients.
+        least_ratio: smallest allowed norm of the device's gradient, divided by the CPU's norm.
+        largest_ratio: largest allowed value of the same ratio.
     """
 
     loss: float

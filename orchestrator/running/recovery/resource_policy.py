@@ -25,8 +25,9 @@ A small GPU is one with less memory than the cluster's largest GPU. A trial on a
 has a fixed memory limit, so other processes are never the cause there. On the machine, the
 other trials of the sweep also count as other processes.
 
-The first 4 failures by other processes do not raise the trial's start level, because these
-processes may end. Failures on whole GPUs and on the machine are counted together.
+The first 4 failures that other processes cause do not change the trial's start level, because
+these processes may end. The trial's request may still change if the start level of its network
+rises. Failures on whole GPUs and on the machine are counted together.
 
 If no higher level changes the request, the trial is given up, with three exceptions:
 
@@ -92,11 +93,11 @@ class ResourcePolicy:
         node_memory_bytes: returns the memory of the largest node, the most that a trial
             requests.
         small_gpus: driver's names of the GPUs that have less memory than the cluster's largest
-            GPU. A failure on such a GPU changes no other trial, because Ray may run it on a
-            larger one.
+            GPU. A failure on such a GPU does not change the requests of other trials, because
+            Ray may run them on a larger GPU.
         last_requests: request of each trial's last attempt, by trial id.
-        trial_levels: start level of each trial and the number of its failures by other
-            processes, by trial id.
+        trial_levels: start level of each trial, and the number of its memory failures that
+            other processes caused, by trial id.
         network_levels: start level of each network, by :func:`network_key`.
         networks_without_graphs: networks whose steps cannot be captured as CUDA graphs, by
             :func:`network_key`.

@@ -49,7 +49,7 @@ class TrialLevels:
 
 @dataclass
 class NetworkLevels:
-    """The start level of all trials of one network.
+    """The start level that all trials of one network share.
 
     Attributes:
         needed_level: level that is enough on a GPU without other processes.

@@ -58,7 +58,7 @@ class ClassImage:
     Attributes:
         path: Path of the image.
         class_name: Name of the class folder.
-        group: Name of the group folder; empty without one.
+        group: Name of the group folder; empty if there is none.
     """
 
     path: ImagePath

@@ -53,7 +53,7 @@ class _FileSets:
     """Sets of file names in a raw folder. They decide which files are left out.
 
     Attributes:
-        repeated: Images in inner archives that repeat the images beside the archive.
+        repeated: Images in inner archives that also lie beside the archive, by file name.
         images: Images that are not repeated.
         masks: Masks that lie beside their image.
         in_mask_folders: Images in a folder called ``masks``, at any level.

@@ -97,10 +97,9 @@ def find_columns(
         more: Names of further columns that the kind reads itself. These columns get no flag.
 
     Raises:
-        DataError: Several columns could be the label, group or split. Choosing one by chance
-            might train on the wrong label. Or a chosen column other than the label has the
-            same name as another one, except for case and punctuation. Or ``label_columns``
-            repeats a name.
+        DataError: Several columns could be the label, group or split, so a random choice might
+            be wrong. Or a column differs from a chosen column, which is not the label, only in
+            the case and punctuation of its name. Or ``label_columns`` repeats a name.
     """
     given_labels = request.dataset.label_columns
     if len(set(given_labels)) < len(given_labels):

@@ -214,7 +214,7 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
         (
             node(replace(A100, compute_mode="Exclusive_Process")),
             0.5,
-            r"the compute mode Exclusive_Process, so trials cannot share this GPU, but each trial requests only 0\.5 GPU",
+            r"cannot be shared in the compute mode Exclusive_Process, but each trial requests only 0\.5 GPU",
         ),
         (node(replace(A100, compute_mode="Prohibited")), 1.0, "the compute mode Prohibited"),
         (

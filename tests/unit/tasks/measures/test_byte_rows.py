@@ -3,15 +3,15 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from tasks.measures.distances import (
+from tasks.measures.byte_rows import (
     INT32_FEATURES,
-    ArraySource,
     ByteRows,
     as_bytes,
-    expand,
-    gram,
+    row_products,
     squared_norms,
+    to_squared_distances,
 )
+from tasks.measures.distances import ArraySource
 from tasks.measures.products import MAX_FEATURES, to_signed
 from tasks.measures.tile_blocks import no_pair_value
 from tests.unit.tasks.measures.test_products import PRODUCTS
@@ -125,7 +125,7 @@ def test_black_against_white_is_exact_at_every_limit(product, num_features):
     rows[1] = 255
     rows[2, ::2] = 255
     norms = squared_norms(rows, product)
-    squared_distances = expand(gram(rows, rows[:], product), norms, norms)
+    squared_distances = to_squared_distances(row_products(rows, rows[:], product), norms, norms)
     all_differ, half_differ = 255**2 * num_features, 255**2 * ((num_features + 1) // 2)
     assert squared_distances.tolist() == [
         [0, all_differ, half_differ],

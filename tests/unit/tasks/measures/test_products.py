@@ -16,12 +16,12 @@ from tasks.measures.products import (
     TORCH_IMPORT_WORK,
     blas_product,
     choose_product,
+    integer_product,
     is_exact,
     num_threads,
     numkong_product,
     to_signed,
     torch_product,
-    wide_product,
 )
 
 SHAPES = [
@@ -35,7 +35,7 @@ SHAPES = [
 ]
 # A product that fails its self-test is not used either.
 PRODUCTS = [
-    wide_product,
+    integer_product,
     *(
         pytest.param(
             product, id=name, marks=pytest.mark.skipif(not is_exact(name, product), reason="wrong")
@@ -131,7 +131,7 @@ def test_a_blas_that_rounds_to_16_bits_is_not_used(monkeypatch):
     assert choose_product(1e15) is products.blas_product is blas_product
     monkeypatch.setattr(products, "_exactness", {})
     monkeypatch.setattr(products, "blas_product", rounds)
-    assert choose_product(1e15) is wide_product
+    assert choose_product(1e15) is integer_product
 
 
 @pytest.mark.usefixtures("new_processor")
