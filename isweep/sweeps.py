@@ -13,7 +13,7 @@ import pandas as pd
 
 from isweep.display import Displayed, PrintedTable
 from isweep.measuring import root_text
-from orchestrator.planning.plan import CellStatus
+from orchestrator.planning.plan import PlannedStatus
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
 from search_spaces.errors import DataError, plural
@@ -256,7 +256,7 @@ class Plan(Displayed):
 
     def summary(self) -> pd.DataFrame:
         """Return one row per model and dataset: the numbers of planned and done trials."""
-        rows = self.table.assign(done=self.table["status"] == CellStatus.DONE)
+        rows = self.table.assign(done=self.table["status"] == PlannedStatus.DONE)
         groups = rows.groupby(["model", "dataset"], sort=False, as_index=False)
         return groups.agg(trials=("done", "size"), done=("done", "sum"))
 

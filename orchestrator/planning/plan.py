@@ -38,7 +38,7 @@ MAX_CLASSES_IN_MESSAGE = 20
 """Largest number of classes in a message."""
 
 
-class CellStatus(StrEnum):
+class PlannedStatus(StrEnum):
     """Status of a planned trial."""
 
     DONE = "done"
@@ -74,6 +74,12 @@ class SweepPlan:
     def further_tests_by_dataset(self) -> dict[str, tuple[FurtherTest, ...]]:
         """Further test sets by the name of their dataset."""
         return self.sweep.further_tests_by_dataset
+
+    @cached_property
+    def own_paths(self) -> dict[str, str]:
+        """Paths of the user's own data, by dataset."""
+        choices = self.sweep.datasets
+        return {choice.name: choice.user_source.path for choice in choices if choice.user_source}
 
     @cached_property
     def largest_size(self) -> int:
@@ -176,7 +182,7 @@ def _networks(
                         )
 
 
-def plan_rows(plan: SweepPlan, statuses: Mapping[str, CellStatus]) -> list[dict[str, str | int]]:
+def plan_rows(plan: SweepPlan, statuses: Mapping[str, PlannedStatus]) -> list[dict[str, str | int]]:
     """Return one row of plain values per trial, for tables and JSON.
 
     Args:
@@ -195,7 +201,7 @@ def plan_rows(plan: SweepPlan, statuses: Mapping[str, CellStatus]) -> list[dict[
                 "train_size": network.train_size,
                 "seed": network.seed,
                 "recipe": network.recipe.name,
-                "status": statuses.get(trial_id, CellStatus.PENDING),
+                "status": statuses.get(trial_id, PlannedStatus.PENDING),
             }
         )
     return rows

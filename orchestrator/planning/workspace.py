@@ -148,7 +148,7 @@ class Workspace:
 
     @cached_property
     def prepared(self) -> dict[str, PreparedDataset]:
-        """Undamaged prepared datasets, by prepared id. :meth:`look_again` updates them."""
+        """Undamaged prepared datasets, by prepared id. They are opened once."""
         datasets: dict[str, PreparedDataset] = {}
         for spec in self.plan.prepared:
             folder = self.paths.prepared(spec)
@@ -157,8 +157,8 @@ class Workspace:
                     datasets[spec.prepared_id] = PreparedDataset.open(folder)
         return datasets
 
-    def look_again(self) -> None:
-        """Clear the cache of :attr:`prepared`, because more datasets may be prepared now."""
+    def forget_prepared(self) -> None:
+        """Open :attr:`prepared` again at its next use: more datasets may be prepared now."""
         self.__dict__.pop("prepared", None)
 
 
