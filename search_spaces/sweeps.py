@@ -44,7 +44,7 @@ from search_spaces.interventions import (
     ConditionSpec,
     ControlledDatasetSpec,
     ExperimentDataset,
-    checked_training_parameters,
+    check_training_parameters,
 )
 from search_spaces.tuning import TuneSpec
 
@@ -495,7 +495,7 @@ class SweepSpec(specs.Spec):
         training_parameters: specs.DatasetParameters = ()
         try:
             if self.intervene_on == "training":
-                training_parameters = checked_training_parameters(condition.parameters)
+                training_parameters = check_training_parameters(condition.parameters)
             else:
                 images = images.with_parameters(condition.parameters)
         except ValueError as error:

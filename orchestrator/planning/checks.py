@@ -18,8 +18,8 @@ from search_spaces.errors import (
     DataError,
     SweepError,
     TooFewImagesError,
-    collect,
-    nearest_path,
+    missing_path_hint,
+    raise_all,
 )
 from search_spaces.specs import DatasetSpec, MeasureSpec, PreparedSpec, SubsetSpec
 from tasks.prepared.changes import changed_data_error
@@ -136,7 +136,7 @@ def check_feasible(
         if measured_images is not None:
             names_are_known = bool(plan.datasets[measure.subset.dataset].label_names)
             problems += _too_few_images(measure, measured_images, names_are_known)
-    collect(problems, DataError)
+    raise_all(problems, DataError)
     return new_listings
 
 
@@ -325,10 +325,10 @@ def _own_sources(workspace: Workspace, raw: Mapping[str, Path]) -> dict[str, Pat
             problems.append(
                 ConfigError(
                     f"`datasets.{name}.own.path` does not exist: {own_path}",
-                    hint=f"{hint}{nearest_path(path)}".rstrip(),
+                    hint=f"{hint}{missing_path_hint(path)}".rstrip(),
                 )
             )
-    collect(problems, ConfigError)
+    raise_all(problems, ConfigError)
     return sources
 
 

@@ -22,8 +22,8 @@ from orchestrator.planning.first_images import (
 )
 from orchestrator.planning.sweep_file import parse_sweep
 from orchestrator.planning.written_files import preset_names
-from search_spaces.datasets import DATASETS, own_dataset_spec
-from search_spaces.errors import ConfigError, DataError, nearest_path, plural
+from search_spaces.datasets import DATASETS, user_dataset_spec
+from search_spaces.errors import ConfigError, DataError, missing_path_hint, plural
 from search_spaces.models import as_name
 from search_spaces.specs import PreparedSpec, SubsetSpec
 from search_spaces.sweeps import UserSourceSpec
@@ -233,7 +233,7 @@ def _request(
 ) -> RawRequest:
     """Return the request with which to list and read your own images."""
     if not source.exists():
-        hint = f"Give a folder, a table or a file of arrays. {nearest_path(source)}"
+        hint = f"Give a folder, a table or a file of arrays. {missing_path_hint(source)}"
         raise ConfigError(f"{source} does not exist", hint=hint.rstrip())
     kind = detect_own_kind(source)
     if kind is None:
@@ -245,7 +245,7 @@ def _request(
     name = f"my_{stem}"[:MAX_NAME] if stem in DATASETS else stem
     own_data = UserSourceSpec(kind=kind, path=str(source), domain=None, **own_options)
     spec = PreparedSpec(dataset=name, image_size=capacity.image_size, channels=1)
-    return RawRequest(own_dataset_spec(name, own_data), spec, source, key)
+    return RawRequest(user_dataset_spec(name, own_data), spec, source, key)
 
 
 def _relative(source: Path, to: Path) -> str:

@@ -30,7 +30,7 @@ from orchestrator.planning.sweep_mistakes import (
     unknown_names,
 )
 from orchestrator.planning.written_files import is_path, preset_names, preset_text, read_file
-from search_spaces.datasets import own_dataset_spec
+from search_spaces.datasets import user_dataset_spec
 from search_spaces.errors import ConfigError, SweepError, unknown_name
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import DatasetChoice, SweepSpec
@@ -256,7 +256,7 @@ def _with_absolute_path(choice: DatasetChoice, folder: Path, listings: Listings)
     """Return a dataset with an absolute path. If class pairs have names, add its classes."""
     if choice.user_source is None:
         return choice
-    check_own_options(own_dataset_spec(choice.name, choice.user_source))
+    check_own_options(user_dataset_spec(choice.name, choice.user_source))
     try:
         path = folder.absolute() / Path(choice.user_source.path).expanduser()
     except RuntimeError:
@@ -271,7 +271,7 @@ def _with_absolute_path(choice: DatasetChoice, folder: Path, listings: Listings)
     if has_names and not own_data.class_names:
         # All classes are needed to convert names to indices. Size and channels do not matter.
         prepared = PreparedSpec(dataset=choice.name, image_size=4, channels=own_data.channels)
-        request = RawRequest(own_dataset_spec(choice.name, own_data), prepared, path)
+        request = RawRequest(user_dataset_spec(choice.name, own_data), prepared, path)
         own_data = own_data.model_copy(update={"class_names": listings.of(request).label_names})
     return choice.model_copy(update={"user_source": own_data})
 

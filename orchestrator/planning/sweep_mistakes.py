@@ -18,9 +18,9 @@ from search_spaces.errors import (
     ConfigError,
     SweepError,
     broken_rule,
-    collect,
-    nearest,
+    did_you_mean,
     plural,
+    raise_all,
     rule_of,
     unknown_name,
 )
@@ -55,7 +55,7 @@ def raise_problems(problems: list[SweepError]) -> None:
     num_more = len(problems) - len(shown)
     if num_more:
         shown.append(ConfigError(f"The sweep has {plural(num_more, 'more problem')} like these"))
-    collect(shown)
+    raise_all(shown)
 
 
 def problem_of(detail: ErrorDetails, origin: str, document: Mapping[str, Any]) -> ConfigError:
@@ -195,7 +195,7 @@ def _unknown_key(keys: tuple[int | str, ...], dotted: str) -> ConfigError:
             f"`{dotted}` has no blank after its first colon, so YAML reads all of it as a key",
             hint=f"Put a blank after the colon: `{name}: {value}`",
         )
-    similar = nearest(str(keys[-1]), known_keys)
+    similar = did_you_mean(str(keys[-1]), known_keys)
     return ConfigError(
         f"`{dotted}` is not a known key",
         hint=f"{similar}Use one of these keys: {', '.join(known_keys)}",

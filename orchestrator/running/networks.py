@@ -15,7 +15,7 @@ from orchestrator.planning.costs.networks import cost_of, is_in_preset
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.results.records import TrialRecord
-from search_spaces.errors import ConfigError, SweepError, collect, plural
+from search_spaces.errors import ConfigError, SweepError, plural, raise_all
 from search_spaces.specs import ModelSpec, NetworkSpec, TrialSpec
 from search_spaces.user_code import source_texts
 from tasks.atomic import write_atomic
@@ -70,7 +70,7 @@ def check_models(plan: SweepPlan, done: Collection[str]) -> None:
                 cost_of(network)
         except SweepError as error:
             problems.append(error)
-    collect(problems)
+    raise_all(problems)
 
 
 def user_code(trials: Iterable[TrialSpec]) -> dict[str, str]:
@@ -134,7 +134,7 @@ def fetch_pretrained(
         except SweepError as error:
             problems.append(error)
     if problems:
-        collect(problems, type(problems[0]))
+        raise_all(problems, type(problems[0]))
     return weights
 
 
@@ -185,4 +185,4 @@ def check_same_start(
                 "trials again",
             )
         )
-    collect(problems)
+    raise_all(problems)

@@ -145,7 +145,7 @@ def _check_model(model: str, models: Mapping[str, ModelChoice]) -> None:
             "the columns train_size and test_loss",
         )
     if model not in models:
-        raise unknown_name("model of the sweep", model, models)
+        raise unknown_name("model", model, models, of="the sweep")
 
 
 def _recipe_of_model(sweep: SweepSpec, model: str) -> RecipeChoice:

@@ -23,7 +23,7 @@ from orchestrator.planning.workspace import Workspace
 from orchestrator.results.provenance import provenance
 from orchestrator.results.records import MeasureRecord
 from orchestrator.running.progress import Progress
-from search_spaces.errors import DataError, SweepError, collect, plural, unknown_name
+from search_spaces.errors import DataError, SweepError, plural, raise_all, unknown_name
 from search_spaces.specs import (
     DatasetSpec,
     MeasureSpec,
@@ -64,7 +64,7 @@ def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
     datasets = workspace.plan.datasets
     for name in raw:
         if name not in datasets:
-            raise unknown_name("dataset of this sweep", name, datasets)
+            raise unknown_name("dataset", name, datasets, of="this sweep")
     problems: list[SweepError] = []
     for spec in workspace.plan.prepared:
         dataset = datasets[spec.dataset]
@@ -76,7 +76,7 @@ def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
             check_raw_folder(RawRequest(dataset, spec, folder), needed=is_needed)
         except SweepError as error:
             problems.append(error)
-    collect(problems, DataError)
+    raise_all(problems, DataError)
 
 
 def prepare_missing(
@@ -131,7 +131,7 @@ def prepare_missing(
             totals = total_and_class_lines(record)[0]
             for line in (totals, *reading_lines(record)):
                 monitor.note(f"{name}: {line.strip()}")
-    collect(problems, DataError)
+    raise_all(problems, DataError)
 
 
 def _show_items(monitor: Progress, name: str, done: int, total: int) -> None:

@@ -56,7 +56,7 @@ def collect_skips(reading: Reading, max_share: float) -> list[Skip]:
     max_skipped = max(max_share * total, 1) if max_share else 0
     if len(skipped) <= max_skipped:
         return skipped
-    listed = "; ".join(f"{locator} {reason}" for locator, reason in skipped[:MAX_LISTED_SKIPS])
+    listed = "; ".join(f"{skip.locator_hash} {skip.reason}" for skip in skipped[:MAX_LISTED_SKIPS])
     hint = "Find the file of a hash with `isweep locate HASH --raw DIR`, and repair or remove it"
     raise request.error(
         f"{len(skipped)} of {total:,} items cannot be used ({counts}), but at most "

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -12,7 +12,7 @@ from tasks.sources.class_folders.inner_archives import find_repeated
 from tasks.sources.class_folders.masks import (
     MASK_FOLDER_NAMES,
     find_files_in_mask_folders,
-    find_masks,
+    find_masks_beside_images,
     is_in_mask_subfolder,
 )
 from tasks.sources.class_folders.paths import ImagePath, UpperFolders
@@ -105,21 +105,19 @@ def scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
     # There are three kinds of masks: files in a folder called ``masks`` at any level, a mask
     # beside its image, and files in a subfolder such as ``mask`` below a class.
     class_labels = dict(request.dataset.label_map)
-    files_in_mask_folders = find_files_in_mask_folders(distinct_names, class_labels)
+    in_mask_folders = find_files_in_mask_folders(distinct_names, class_labels)
     # Masks may lie beside the wrapper, so they do not decide about it either.
-    names_without_mask_folders = [
-        name for name in distinct_names if name not in files_in_mask_folders
-    ]
-    upper_folders = find_upper_folders(names_without_mask_folders, request)
+    deciding_names = [name for name in distinct_names if name not in in_mask_folders]
+    upper_folders = find_upper_folders(deciding_names, request)
     file_sets = _FileSets(
         repeated=repeated,
         images=set(distinct_names),
-        masks=find_masks(distinct_names, class_labels),
-        in_mask_folders=files_in_mask_folders,
+        masks=find_masks_beside_images(distinct_names, class_labels),
+        in_mask_folders=in_mask_folders,
     )
     excluded: Counter[str] = Counter()
     image_paths: list[ImagePath] = []
-    mask_paths: dict[str, list[ImagePath]] = {MASK_BESIDE_IMAGE: [], IN_MASK_FOLDER: []}
+    excluded_paths: defaultdict[str, list[ImagePath]] = defaultdict(list)
     for name in tree:
         path = upper_folders.divide(name)
         reason = file_sets.reason_to_leave_out(name, path)
@@ -129,37 +127,42 @@ def scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
             continue
         if reason is None:
             image_paths.append(path)
-        elif reason in mask_paths:
-            mask_paths[reason].append(path)
+        else:
+            excluded_paths[reason].append(path)
     mask_folders = _mask_folders(
-        mask_paths, image_paths, is_group_on_top=request.dataset.layout == "group/class"
+        files_in_folders=excluded_paths[IN_MASK_FOLDER],
+        masks_beside_images=excluded_paths[MASK_BESIDE_IMAGE],
+        image_paths=image_paths,
+        is_group_on_top=request.dataset.layout == "group/class",
     )
     excluded.update(count_hidden(tree.hidden, is_single_image_name))
     return FolderScan(image_paths, excluded, upper_folders, mask_folders)
 
 
 def _mask_folders(
-    mask_paths: Mapping[str, Iterable[ImagePath]],
-    image_paths: Iterable[ImagePath],
     *,
+    files_in_folders: Iterable[ImagePath],
+    masks_beside_images: Iterable[ImagePath],
+    image_paths: Iterable[ImagePath],
     is_group_on_top: bool,
 ) -> set[str]:
     """Return the names of folders of masks that lie where class folders lie.
 
     Args:
-        mask_paths: Reason for leaving out masks -> paths of these masks.
+        files_in_folders: Paths of the files in folders of masks.
+        masks_beside_images: Paths of the masks that lie beside their image.
         image_paths: Paths of the images that are not left out.
         is_group_on_top: Whether the user chose the layout ``group/class``. If the user chose
             no layout, ``class/group`` is assumed here.
     """
     mask_folders = set()
-    for path in mask_paths[IN_MASK_FOLDER]:
+    for path in files_in_folders:
         class_folder = path.first_subfolder if is_group_on_top else path.top
         if class_folder is not None and class_folder.casefold() in MASK_FOLDER_NAMES:
             mask_folders.add(class_folder)
     if not is_group_on_top:
         # Top folders of masks alone, such as ``cats_mask``.
-        tops_with_masks = {path.top for path in mask_paths[MASK_BESIDE_IMAGE]}
+        tops_with_masks = {path.top for path in masks_beside_images}
         mask_folders |= tops_with_masks - {path.top for path in image_paths}
     return mask_folders
 
