@@ -10,7 +10,7 @@ import numpy as np
 
 from tasks.prepared.parts import Skip
 from tasks.prepared.reading import Reading
-from tasks.prepared.table import ImageTable
+from tasks.prepared.table import ImageTable, count_groups
 from tasks.sources.base import RawRequest
 
 logger = logging.getLogger(__name__)
@@ -123,11 +123,9 @@ def _check_groups(images: ImageTable, request: RawRequest) -> None:
         )
     # With one group per class, every class is in only one set.
     labels = np.unique(images.labels)
-    num_groups_by_class = []
-    for label in labels:
-        num_groups_by_class.append(len(np.unique(images.groups[images.labels == label])))
+    groups_per_class = count_groups(images.labels, images.groups, int(labels[-1]) + 1)
     is_example = num_images == len(labels)  # one image per class, as in a tiny example
-    if len(labels) > 1 and max(num_groups_by_class) == 1 and not is_example:
+    if len(labels) > 1 and groups_per_class.max() == 1 and not is_example:
         raise request.error(
             f"each of the {len(labels)} classes has only one group (patient)",
             hint="Write ids of patients, not of classes, in the group column or as subfolder names",

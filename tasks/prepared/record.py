@@ -15,7 +15,7 @@ from tasks.array_types import Int64Array
 from tasks.prepared.parts import COLOR, FORMAT_TRAIT, GRAY, PartMetadata, Skip
 from tasks.prepared.preparation import Preparation
 from tasks.prepared.reading import Reading
-from tasks.prepared.table import ImageTable, content_fingerprint, distinct
+from tasks.prepared.table import ImageTable, content_fingerprint, count_groups, distinct
 from tasks.sources import OWN_KINDS, current_name
 from tasks.sources.base import format_counts
 from tasks.sources.own.splits import GivenSplit
@@ -138,7 +138,7 @@ def make_record(reading: Reading, skipped: Sequence[Skip]) -> PreparedRecord:
     num_images = len(images.labels)
     shape = (num_images, spec.channels, spec.image_size, spec.image_size)
     image_counts = np.bincount(images.labels, minlength=len(names))
-    group_counts = _groups_per_label(images, len(names))
+    group_counts = count_groups(images.labels, images.groups, len(names))
     conversions = Counter[str]()
     for part in parts:
         conversions.update(part.conversions)
@@ -214,15 +214,6 @@ def _count_flags(reading: Reading, group_counts: Int64Array) -> Counter[str]:
     flags.update(_group_flags(images, parts))
     flags.update(_class_flags(images, listing.label_names, group_counts))
     return flags
-
-
-def _groups_per_label(images: ImageTable, num_labels: int) -> Int64Array:
-    """Return the number of groups with an image of each label, ``(num_labels,)``."""
-    counts = np.zeros(num_labels, np.int64)
-    for label in range(num_labels):
-        groups = images.groups[images.labels == label]
-        counts[label] = len(np.unique(groups))
-    return counts
 
 
 def _group_flags(images: ImageTable, parts: Sequence[PartMetadata]) -> dict[str, int]:

@@ -38,7 +38,7 @@ from tasks.prepared.group_split import (
 )
 from tasks.prepared.released_faults import split_with_faults
 from tasks.prepared.store import PreparedDataset
-from tasks.prepared.table import class_counts_for, number_groups
+from tasks.prepared.table import class_counts_for, count_groups, number_groups
 from tasks.sources.own.splits import GivenSplit
 
 MIN_IMAGES_PER_CLASS = 2
@@ -309,14 +309,12 @@ def split_validation(
     labels = subset.train_labels[:train_size]
     group_numbers = number_groups(prepared.groups[rows])
     num_classes = subset.num_classes
-    groups_per_class = []
-    for label in range(num_classes):
-        groups_per_class.append(len(np.unique(group_numbers[labels == label])))
+    groups_per_class = count_groups(labels, group_numbers, num_classes)
     images_per_class = np.bincount(labels, minlength=num_classes)
     too_few_groups = _too_few_groups_error(
-        spec, subset.class_names, groups_per_class, images_per_class.tolist()
+        spec, subset.class_names, groups_per_class.tolist(), images_per_class.tolist()
     )
-    if min(groups_per_class) < 2:
+    if groups_per_class.min() < 2:
         raise too_few_groups
     balanced = num_classes == 2
     size = max(round(validation.share * len(labels)), num_classes)

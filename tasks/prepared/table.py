@@ -91,6 +91,20 @@ def count_earlier(values: Int64Array) -> Int64Array:
     return before
 
 
+def count_groups(labels: Int64Array, groups: Int64Array, num_labels: int) -> Int64Array:
+    """Return the number of groups with an image of each label, ``(num_labels,)``.
+
+    Args:
+        labels: ``(num_images,)`` labels.
+        groups: ``(num_images,)`` group ids.
+        num_labels: Number of labels. Labels are below it.
+    """
+    counts = np.zeros(num_labels, np.int64)
+    for label in range(num_labels):
+        counts[label] = len(np.unique(groups[labels == label]))
+    return counts
+
+
 @dataclass
 class ImageTable:
     """Metadata of all images of a preparation.

@@ -74,7 +74,7 @@ TEST_FOLDER = re.compile(r"(?:^|[/_ -])test", re.IGNORECASE)
 TABLE_AGAIN = "Download the table again"
 
 
-class _Images:
+class _ListedImages:
     """The images of a tree that the rows of a table list.
 
     A row and an image belong together if a pattern matches the same text in the path of both.
@@ -143,7 +143,7 @@ def list_chexpert(tree: RawTree, request: RawRequest) -> Listing:
         raise incomplete_download(request, CHEXPERT_TABLE, tree)
     table = min(tables, key=lambda name: (name.count("/"), "small" in name, name))
     finding = FINDINGS[request.spec.task]
-    images = _Images(tree, table, CHEXPERT_IMAGE)
+    images = _ListedImages(tree, table, CHEXPERT_IMAGE)
     num_invalid = 0
     for row in read_table(tree.locator(table), request, ("Path", finding)):
         cell = row[finding].removesuffix(".0")
@@ -175,7 +175,7 @@ def list_mura(tree: RawTree, request: RawRequest) -> Listing:
     tables = find_named(tree, MURA_TABLE)
     if not tables:
         raise incomplete_download(request, MURA_TABLE, tree)
-    images = _Images(tree, tables[0], MURA_IMAGE)
+    images = _ListedImages(tree, tables[0], MURA_IMAGE)
     labels: dict[str, int] = {}
     num_invalid = 0
     for path, *_ in read_table_rows(tree.locator(tables[0]), request).rows:

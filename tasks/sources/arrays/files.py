@@ -296,9 +296,10 @@ class Hdf5File:
 
         try:
             # A soft link is rejected too, because it may lead to an external link.
-            is_link = not isinstance(self._file.get(name, getlink=True), h5py.HardLink)
-            data = None if is_link else self._file[name]
-            if is_link or (isinstance(data, h5py.Dataset) and (data.is_virtual or data.external)):
+            link = self._file.get(name, getlink=True)
+            data = self._file[name] if isinstance(link, h5py.HardLink) else None
+            is_view = isinstance(data, h5py.Dataset) and (data.is_virtual or data.external)
+            if data is None or is_view:
                 raise self.error(
                     f"the array {name!r} is a link, or a view of other files",
                     hint=f"Store the array itself: file[{name!r}] = array",

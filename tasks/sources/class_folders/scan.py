@@ -54,13 +54,13 @@ class _FileSets:
 
     Attributes:
         repeated: Images in inner archives that also lie beside the archive, by file name.
-        images: Images that are not repeated.
+        distinct_images: Images that are not repeated.
         masks: Masks that lie beside their image.
         in_mask_folders: Images in a folder called ``masks``, at any level.
     """
 
     repeated: Collection[str]
-    images: Collection[str]
+    distinct_images: Collection[str]
     masks: Collection[str]
     in_mask_folders: Collection[str]
 
@@ -73,7 +73,7 @@ class _FileSets:
         """
         if name in self.repeated:
             return "in an archive beside images"
-        if name not in self.images:
+        if name not in self.distinct_images:
             return "not an image by its extension"
         if path is None:
             return OUTSIDE_CLASSES
@@ -111,27 +111,24 @@ def scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
     upper_folders = find_upper_folders(deciding_names, request)
     file_sets = _FileSets(
         repeated=repeated,
-        images=set(distinct_names),
+        distinct_images=set(distinct_names),
         masks=find_masks_beside_images(distinct_names, class_labels),
         in_mask_folders=in_mask_folders,
     )
     excluded: Counter[str] = Counter()
-    image_paths: list[ImagePath] = []
-    excluded_paths: defaultdict[str, list[ImagePath]] = defaultdict(list)
+    # The key None has the paths of the images to use.
+    paths_by_reason: defaultdict[str | None, list[ImagePath]] = defaultdict(list)
     for name in tree:
         path = upper_folders.divide(name)
         reason = file_sets.reason_to_leave_out(name, path)
         if reason is not None:
             excluded[reason] += 1
-        if path is None:
-            continue
-        if reason is None:
-            image_paths.append(path)
-        else:
-            excluded_paths[reason].append(path)
+        if path is not None:
+            paths_by_reason[reason].append(path)
+    image_paths = paths_by_reason[None]
     mask_folders = _mask_folders(
-        files_in_folders=excluded_paths[IN_MASK_FOLDER],
-        masks_beside_images=excluded_paths[MASK_BESIDE_IMAGE],
+        files_in_folders=paths_by_reason[IN_MASK_FOLDER],
+        masks_beside_images=paths_by_reason[MASK_BESIDE_IMAGE],
         image_paths=image_paths,
         is_group_on_top=request.dataset.layout == "group/class",
     )

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
+from typing import NamedTuple
 
 from tasks.sources.base import RawRequest
 from tasks.sources.tables import COLUMNS, column_key, flags_for_unused_columns
@@ -113,9 +114,10 @@ def find_columns(
     for role in roles:
         if role == "label" and given_labels:
             continue
-        name = _choose_column(role, name_by_key, request, doubts)
-        if name is not None:
-            name_by_role[role] = name
+        choice = _choose_column(role, name_by_key, request)
+        if choice is not None:
+            name_by_role[role] = choice.name
+            doubts += choice.doubts
     for trait in TRAITS:
         if trait in name_by_key:
             name_by_role[trait] = name_by_key[trait]
@@ -136,13 +138,22 @@ def find_columns(
     return Columns(name_by_role, labels, tuple(doubts), tuple(unused))
 
 
+class _Choice(NamedTuple):
+    """The column with a role.
+
+    Attributes:
+        name: Name of the column in the data.
+        doubts: Doubts about the choice, in words.
+    """
+
+    name: str
+    doubts: list[str]
+
+
 def _choose_column(
-    role: str,
-    name_by_key: Mapping[str, str],
-    request: RawRequest,
-    doubts: list[str],
-) -> str | None:
-    """Return the name of the column with a role; None if there is no such column.
+    role: str, name_by_key: Mapping[str, str], request: RawRequest
+) -> _Choice | None:
+    """Return the column with a role; None if there is no such column.
 
     A column with the name of the role is preferred to columns with other names.
 
@@ -150,22 +161,17 @@ def _choose_column(
         role: The role.
         name_by_key: Key of a column's name -> the name, for all columns of the data.
         request: For errors.
-        doubts: List to which doubts about the choice are added, in words.
 
     Raises:
         DataError: Several columns have other names for the role, and none has the name of the
             role.
     """
     exact = name_by_key.get(column_key(role))
-    keys = dict.fromkeys(map(column_key, COLUMNS[role]))
-    aliases = []
-    for key in keys:
-        if key in name_by_key and key != column_key(role):
-            aliases.append(name_by_key[key])
+    alias_keys = dict.fromkeys(map(column_key, COLUMNS[role]))
+    aliases = [name_by_key[key] for key in alias_keys if key in name_by_key]
     if exact is not None:
-        for alias in aliases:
-            doubts.append(f"column {alias} not used, since there is {role}")
-        return exact
+        doubts = [f"column {alias} not used, since there is {role}" for alias in aliases]
+        return _Choice(exact, doubts)
     if not aliases:
         return None
     if len(aliases) > 1:
@@ -174,10 +180,9 @@ def _choose_column(
             hint=f"Rename the right column to {role}",
         )
     alias = aliases[0]
-    is_plural = column_key(alias) == f"{role}s"
-    if not is_plural:  # the plural of a role is not doubtful
-        doubts.append(f"column {alias} read as {role}")
-    return alias
+    if column_key(alias) == f"{role}s":  # the plural of a role is not doubtful
+        return _Choice(alias, [])
+    return _Choice(alias, [f"column {alias} read as {role}"])
 
 
 def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> Columns:
