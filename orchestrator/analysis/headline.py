@@ -1,7 +1,7 @@
 """The study's questions to several datasets, and their answers from the fits.
 
-Four questions have five tests: the exponent of N is tested against no fall and against the
-law's bound. The five p-values are adjusted together (Holm).
+Four questions have five tests: the exponent of N has two tests, against 0 (the loss does not
+fall) and against the law's bound. The five p-values are adjusted together (Holm).
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def read_fit_inputs(sweep: str, place: Place, *, from_store: bool) -> FitInputs:
 
 
 def read_results(sweep: str, place: Place, *, from_store: bool) -> tuple[Workspace, State]:
-    """Return a sweep and the state of its result store, which has at least one result.
+    """Return a sweep and the state of its result store. The store has at least one result.
 
     Args:
         sweep: Name or path of the sweep.

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.planning.plan import CellStatus
+from orchestrator.planning.plan import PlannedStatus
 from orchestrator.results.columns import DOMAIN
 from orchestrator.results.flat_runs import (
     CurvePoint,
@@ -131,7 +131,7 @@ class Tracker:
 
     def fail_trial(self, failure: FailureRecord) -> None:
         """Show a trial as failed, with the kind and message of the failure."""
-        tags = trial_tags(failure.spec, None, CellStatus.FAILED, failure.attempt)
+        tags = trial_tags(failure.spec, None, PlannedStatus.FAILED, failure.attempt)
         # A failure has no domain. An empty tag would overwrite the one that the start sent.
         del tags[DOMAIN]
         tags["failure_kind"] = str(failure.failure.kind)

@@ -131,7 +131,7 @@ def _add_sub_block(
     rows: Span,
     columns: Span,
 ) -> None:
-    """Add a sub-block, whose pairs are all new at the same train size.
+    """Add a sub-block. All its pairs are new at the same train size.
 
     Args:
         job: The search.

@@ -388,11 +388,12 @@ def read_pictures(request: RawRequest) -> Reader:
         pair = [int(parameter_value(request, name)) for name in ("set", "first", "second")]
         seed = derive_seed("nuisance factors", *pair)
         pixels = vary(pixels, int(parameter_value(request, "factors")), seed)
-    mixed = blended(pixels, images.labels, parameter_value(request, "blend"), reach)
+    mixed = blend(pixels, images.labels, parameter_value(request, "blend"), reach)
     return row_reader(scale_pixels(mixed, request))
 
 
-digits_even_odd = pictures = Source(list_pictures, read_pictures)
+pictures = Source(list_pictures, read_pictures)
+digits_even_odd = pictures
 
 
 def _two_classes(request: RawRequest) -> Images:
@@ -420,7 +421,7 @@ def _dtype(request: RawRequest) -> Literal["uint8", "float32"]:
     return "uint8" if parameter_value(request, "pixel_scale") == 1 else "float32"
 
 
-def blended(images: Uint8Array, labels: Int64Array, share: float, reach: float) -> Uint8Array:
+def blend(images: Uint8Array, labels: Int64Array, share: float, reach: float) -> Uint8Array:
     """Blend images with their nearest image of the other label.
 
     Args:

@@ -19,7 +19,7 @@ from search_spaces.errors import SetupError
 from tasks.array_types import Float32Array, Float64Array, FloatArray
 from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.pictures import scale_by_image_maximum
-from tasks.sources.raw import gunzipped, read_locator
+from tasks.sources.raw import gunzip, read_locator
 
 MAX_VOXELS = 1 << 26
 """Largest number of voxels of a volume: 256 slices of 512 x 512, or 256 MiB as float32."""
@@ -89,7 +89,7 @@ def decode_nifti(body: bytes, *, max_voxels: int = MAX_VOXELS) -> Volume:
             hint="Run `pip install 'isweep[medical]'`",
         ) from error
     logging.getLogger("nibabel").setLevel(logging.CRITICAL + 1)
-    stream = io.BytesIO(gunzipped(body, MAX_UNPACKED_BYTES))
+    stream = io.BytesIO(gunzip(body, MAX_UNPACKED_BYTES))
     class_name = NIBABEL_CLASSES.get(stream.read(4))
     if class_name is None:
         raise SkipItem("no NIfTI volume")

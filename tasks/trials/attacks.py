@@ -60,7 +60,7 @@ class CleanPass:
 
 
 def attack_batch_size(recipe: RecipeSpec, micro_batch: int | None = None) -> int:
-    """Return the batch size of an attack, which needs about as much memory as a training pass.
+    """Return the batch size at which an attack needs about as much memory as a training pass.
 
     An attack stores float32 activations. They need twice the memory of a training in bfloat16.
     So the batch size is half of the training's batch size, and at least 8. This rule is the

@@ -142,7 +142,7 @@ def run_trial(
         except Diverged as diverged:
             return trial.result(TrialStatus.DIVERGED, meter, reason=str(diverged))
         weights = store_if_requested(store_weights, lambda: to_bytes(trial.model))
-        measurements = trained.measure(spec.measurements, trial.timer, store_predictions)
+        measurements = trained.measure(spec.requests, trial.timer, store_predictions)
         return measurements.add_to(trial.result(TrialStatus.DONE, meter, weights=weights))
 
 

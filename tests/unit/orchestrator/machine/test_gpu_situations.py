@@ -809,7 +809,7 @@ def test_nodes_with_logical_gpus_are_left_out_of_the_survey(monkeypatch):
 def test_the_time_of_finished_trials_on_a_slice_corrects_others_on_the_same_slice(trials):
     trial = trials["vgg16"]
     model = MIG.model()
-    seconds = 3 * need_of(trial, model, given=1.0).seconds
+    seconds = 3 * need_of(trial, model, set_share=1.0).seconds
     measured = MeasuredTrial(trial, seconds=seconds, on_gpu=True, share=1.0, gpu=MIG.name)
     assert corrections_for(model, [measured]).seconds == {"vgg16": pytest.approx(3)}
     assert corrections_for(ADA.model(), [measured]).seconds == {}
