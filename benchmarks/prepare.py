@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from harness import Result, run
 
-from search_spaces.datasets import dataset_spec, own_dataset_spec
+from search_spaces.datasets import dataset_spec, user_dataset_spec
 from search_spaces.specs import RELEASED_FAULTS, Fault, PreparedSpec, SubsetSpec
 from search_spaces.sweeps import UserSourceSpec
 from tasks.measures.measure import measure_array
@@ -39,7 +39,7 @@ try:
 except ImportError:  # the rooms of earlier revisions
     from tasks.preparation.prepare import prepare_dataset
     from tasks.prepared.dataset import PreparedDataset
-from search_spaces.datasets import dataset_spec, own_dataset_spec
+from search_spaces.datasets import dataset_spec, user_dataset_spec
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import UserSourceSpec
 from tasks.remote import InlineExecutor
@@ -50,7 +50,7 @@ def prepare(raw, made):
     spec = PreparedSpec(dataset="mri_lesion", image_size=32, channels=1, max_images_per_class=most)
     row = dataset_spec("mri_lesion")
     if kind:
-        row = own_dataset_spec("bench", UserSourceSpec(kind=kind, path=raw, domain="natural"))
+        row = user_dataset_spec("bench", UserSourceSpec(kind=kind, path=raw, domain="natural"))
         spec = PreparedSpec(dataset="bench", image_size=224, channels=1)
     raw = Path(raw) if kind else None
     prepare_dataset(spec, row, raw=raw, destination=Path(made), executor=InlineExecutor())
@@ -255,7 +255,7 @@ def with_faults(
     row, raw = dataset_spec(name), None
     if name == "mnist5k":
         raw = shuffled_digits(out)
-        row = own_dataset_spec(
+        row = user_dataset_spec(
             "mnist5k_shuffled", UserSourceSpec(kind="npz", path="", domain="natural")
         )
     folder = out / spec.prepared_id

@@ -176,7 +176,7 @@ def table(*, path: Path = TABLE, root: str = "isweep-root") -> Result:
         if spec.prepared_id not in workspace.prepared:
             dataset, folder = workspace.plan.datasets[spec.dataset], workspace.paths.prepared(spec)
             prepare_dataset(spec, dataset, raw=None, destination=folder, executor=InlineExecutor())
-    workspace.look_again()
+    workspace.forget_prepared()
     validation = ValidationSpec(share=TuneSpec().validation_share)
     done = set()
     if path.exists():

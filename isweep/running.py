@@ -15,7 +15,7 @@ from isweep.measuring import root_text
 from isweep.sweeps import Sweep
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
-from search_spaces.errors import ConfigError, invalid, unknown_name
+from search_spaces.errors import ConfigError, pydantic_error, unknown_name
 
 if TYPE_CHECKING:
     from orchestrator import RunOptions
@@ -161,7 +161,7 @@ def _run_options(root: str | Path | None, options: Mapping[str, Any]) -> RunOpti
     try:
         return TypeAdapter(RunOptions).validate_python(values)
     except ValidationError as error:
-        raise invalid(error) from None
+        raise pydantic_error(error) from None
 
 
 def _progress(is_printed: bool) -> Progress:

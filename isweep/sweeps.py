@@ -13,7 +13,7 @@ import pandas as pd
 
 from isweep.display import Displayed, PrintedTable
 from isweep.measuring import root_text
-from orchestrator.planning.plan import CellStatus
+from orchestrator.planning.plan import PlannedStatus
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
 from search_spaces.errors import DataError, plural
@@ -145,7 +145,7 @@ class Sweep(Displayed):
         return cast(Path, write_sweep_report(self.workspace, self.state))
 
     def results(self) -> pd.DataFrame:
-        """Return the table of results, which has at least one row.
+        """Return the table of results. It has at least one row.
 
         Raises:
             SweepError: If no trial has a result yet.
@@ -256,7 +256,7 @@ class Plan(Displayed):
 
     def summary(self) -> pd.DataFrame:
         """Return one row per model and dataset: the numbers of planned and done trials."""
-        rows = self.table.assign(done=self.table["status"] == CellStatus.DONE)
+        rows = self.table.assign(done=self.table["status"] == PlannedStatus.DONE)
         groups = rows.groupby(["model", "dataset"], sort=False, as_index=False)
         return groups.agg(trials=("done", "size"), done=("done", "sum"))
 

@@ -30,10 +30,7 @@ class AttackParameter:
     meaning: str
 
     def problem(self, value: object) -> str:
-        """Return the end of a sentence: the reason why ``value`` is not allowed.
-
-        Returns an empty text if the value is allowed.
-        """
+        """Return why ``value`` is not allowed, as the end of a sentence; empty if it is allowed."""
         allowed_types: tuple[type, ...] = (int, float)
         kind = "a number"
         if isinstance(self.default, int):
@@ -70,8 +67,8 @@ class AttackMethod:
             :class:`tasks.trials.attacks.AttackFunction` lists the arguments of this function.
         passes: function that returns the cost for one image. It is called with the values of
             all parameters.
-        effect: what the attack does to an image, for the page of a report. "That size" is the
-            strength epsilon.
+        effect: what the attack does to an image, in words of a report. The words "that size"
+            in this text mean the strength epsilon.
         parameters: keyword arguments of the function that a sweep file may set, by name. A
             trial's id depends only on values that differ from the default.
         versions: the values of :data:`search_spaces.specs.ATTACK_VERSION` at which the numbers

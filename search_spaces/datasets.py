@@ -20,16 +20,17 @@ _TABLE: dict[str, dict[str, Any]] = tomllib.loads(
     (files("search_spaces") / "datasets.toml").read_text(encoding="utf-8")
 )
 _TABLE_KEYS = ("of", "made", "collection", "cut_from")
-"""Keys of a row that are not fields of a DatasetSpec. ``datasets.toml`` explains them."""
+"""Keys of a row that are no fields of a DatasetSpec. ``datasets.toml`` explains them."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageOrigin:
-    """An origin that makes a dataset's images depend on other images.
+    """The reason why images are not independent of each other or of another dataset's images.
 
     Attributes:
-        collection: The common subject or origin of several datasets; empty if there is none.
-        cut_from: The few pictures from which training and test images are cut; empty if there
+        collection: The subject or origin that several datasets have in common; empty if there
+            is none.
+        cut_from: The few pictures from which all images of the dataset are cut; empty if there
             are none.
     """
 
@@ -38,9 +39,9 @@ class ImageOrigin:
 
 
 def _row(name: str) -> DatasetSpec:
-    """Return a row of the file.
+    """Return a row of ``datasets.toml``.
 
-    Missing fields are copied from the row that ``of`` refers to.
+    Missing fields are copied from the row with the name in the key ``of``.
     """
     row = _TABLE[name]
     fields = {**_TABLE.get(row.get("of", ""), {}), **row, "name": name}
@@ -51,8 +52,9 @@ def _row(name: str) -> DatasetSpec:
 
 DATASETS = {name: _row(name) for name, row in _TABLE.items() if "made" not in row}
 """Datasets by name, as in sweep files."""
-MADE = {name: _row(name) for name, row in _TABLE.items() if "made" in row}
-"""Common fields of all generated or changed datasets of one kind, by kind."""
+GENERATED = {name: _row(name) for name, row in _TABLE.items() if "made" in row}
+"""Rows for generated or changed datasets, by kind of images. All datasets of a kind have these
+fields."""
 
 
 ORIGINS: dict[str, ImageOrigin] = {
@@ -60,8 +62,7 @@ ORIGINS: dict[str, ImageOrigin] = {
     for name, row in _TABLE.items()
     if row.get("collection") or row.get("cut_from")
 }
-"""Origins of the datasets whose images are not independent of each other or of other
-datasets."""
+"""The reasons by dataset. Datasets with independent images are not in this table."""
 
 
 def dataset_spec(name: str) -> DatasetSpec:
@@ -76,7 +77,7 @@ def dataset_spec(name: str) -> DatasetSpec:
     return DATASETS[name]
 
 
-def own_dataset_spec(name: str, user_data: UserSourceSpec) -> DatasetSpec:
+def user_dataset_spec(name: str, user_data: UserSourceSpec) -> DatasetSpec:
     """Return a row for a user's data.
 
     If ``user_data`` has no class names, preparation reads them from the data.
@@ -100,7 +101,7 @@ def own_dataset_spec(name: str, user_data: UserSourceSpec) -> DatasetSpec:
     )
 
 
-def made_dataset_spec(
+def generated_dataset_spec(
     name: str, images: ControlledDatasetSpec, condition: DatasetParameters = ()
 ) -> DatasetSpec:
     """Return a row for a generated or changed dataset.
@@ -110,7 +111,7 @@ def made_dataset_spec(
         images: kind and parameters of the images.
         condition: parameters that change the training images after the split.
     """
-    row = MADE[images.kind]
+    row = GENERATED[images.kind]
     parameters = _parameter_list(images.changed_parameters) or "default parameters"
     description = f"{row.description} ({parameters})"
     if condition:

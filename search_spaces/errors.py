@@ -100,7 +100,7 @@ def _sentence(text: str) -> str:
     return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
-def collect(problems: Iterable[SweepError], error: type[SweepError] = ConfigError) -> None:
+def raise_all(problems: Iterable[SweepError], error: type[SweepError] = ConfigError) -> None:
     """Raise one ``error`` with a line for each problem. Return if there are no problems.
 
     Several checks may find the same problem, so equal messages count once.
@@ -114,7 +114,7 @@ def collect(problems: Iterable[SweepError], error: type[SweepError] = ConfigErro
     raise error(f"{plural(len(problems), 'problem')} found:{lines}")
 
 
-def invalid(error: ValidationError) -> SweepError:
+def pydantic_error(error: ValidationError) -> SweepError:
     """Return a ConfigError for the first problem that pydantic reports."""
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
@@ -146,8 +146,8 @@ def broken_rule(place: str, value: str, rule: str) -> ConfigError:
     return ConfigError(f"{place} is {shown}: {rule[0].lower()}{rule[1:]}")
 
 
-def nearest_path(path: Path) -> str:
-    """Return a hint for an absent path: a similar name in the last existing folder."""
+def missing_path_hint(path: Path) -> str:
+    """Return a hint for a path that does not exist: a similar name in its last existing folder."""
     try:
         folder = next(parent for parent in path.absolute().parents if parent.is_dir())
         missing = path.absolute().relative_to(folder).parts[0]
@@ -173,10 +173,10 @@ def _plural_noun(noun: str) -> str:
     return f"{noun}es" if noun.endswith("s") else f"{noun}s"
 
 
-def nearest(name: str, candidates: Iterable[object]) -> str:
-    """Return the hint ``Did you mean 'demo'? `` with a space at its end.
+def did_you_mean(name: str, candidates: Iterable[object]) -> str:
+    """Return a question such as ``Did you mean 'demo'? ``; empty if no candidate is similar.
 
-    The hint is empty if no candidate is similar to ``name``.
+    The question ends with a space, so that another sentence can follow.
     """
     values = {str(value): value for value in candidates}
     similar = difflib.get_close_matches(name, values, n=1)
@@ -185,17 +185,20 @@ def nearest(name: str, candidates: Iterable[object]) -> str:
     return f"Did you mean {values[similar[0]]!r}? "
 
 
-def unknown_name(kind: str, name: object, table: Iterable[str] | Iterable[int]) -> ConfigError:
+def unknown_name(
+    noun: str, name: object, table: Iterable[str] | Iterable[int], *, of: str = ""
+) -> ConfigError:
     """Return the error for an unknown name, with a similar name and all known names.
 
     Args:
-        kind: kind of the named thing, in the singular: ``model``, or ``class of mnist``.
+        noun: word for the named thing, in the singular: ``model``.
         name: the unknown name.
-        table: all names of the table.
+        table: all known names.
+        of: owner of the known names, such as ``this sweep``; empty if they are the same for
+            everyone.
     """
     names = sorted(table)
-    noun, of, owner = kind.partition(" of ")
-    kinds = f"{_plural_noun(noun.replace(' or ', 's or '))}{of}{owner}"
+    owner = f" of {of}" if of else ""
     listed = ", ".join(str(entry) for entry in names) or "none"
-    hint = f"{nearest(str(name), names)}Known {kinds}: {listed}"
-    return ConfigError(f"Unknown {noun} {str(name)!r}{of}{owner}", hint=hint)
+    hint = f"{did_you_mean(str(name), names)}Known {_plural_noun(noun)}{owner}: {listed}"
+    return ConfigError(f"Unknown {noun} {str(name)!r}{owner}", hint=hint)

@@ -42,7 +42,7 @@ def canonical_json(value: object) -> str:
         >>> canonical_json({"b": 1.0, "a": (1, True, None)})
         '{"a":[1,true,null],"b":1.0}'
     """
-    return _encode(_plain(value, "value"))
+    return _encode(_json_value(value, "value"))
 
 
 def fingerprint(value: object) -> str:
@@ -59,7 +59,7 @@ def readable_id(slug_parts: list[str], value: object) -> str:
     """
     if isinstance(value, BaseModel):
         # The hash is cached, because the id of a spec is needed many times.
-        digest = _hash_of_model(_ByIdentity(value))
+        digest = _hash_of_model(_IdentityKey(value))
     else:
         digest = fingerprint(value)
     slugs = [slug for slug in map(_slug, slug_parts) if slug]
@@ -80,29 +80,29 @@ def derive_seed(*parts: object) -> int:
     return int(fingerprint(list(parts))[:16], 16) >> 1
 
 
-def _plain(value: object, place: str) -> object:
+def _json_value(value: object, place: str) -> object:
     """Return ``value`` as JSON values. ``place`` is its name in messages."""
     if value is None or type(value) in (bool, int, str):
         return value
     if isinstance(value, BaseModel):
-        return _plain_model(_ByIdentity(value), place)
+        return _json_object(_IdentityKey(value), place)
     if type(value) is float:
         if not math.isfinite(value):
-            raise TypeError(f"{place} is {value!r}. Only finite numbers have a fingerprint")
+            raise TypeError(f"{place} is {value!r}. Choose a finite number")
         return value
     if isinstance(value, (list, tuple)):
-        return [_plain(item, f"{place}[{index}]") for index, item in enumerate(value)]
+        return [_json_value(item, f"{place}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, Mapping):
         if not all(type(key) is str for key in value):
             raise TypeError(f"{place} has a key that is not a string. Convert its keys to strings")
-        return {key: _plain(item, f"{place}.{key}") for key, item in value.items()}
+        return {key: _json_value(item, f"{place}.{key}") for key, item in value.items()}
     raise TypeError(
         f"{place} is of type {type(value).__name__}, which JSON cannot represent. "
         "Use numbers, strings, lists, mappings or a spec"
     )
 
 
-class _ByIdentity:
+class _IdentityKey:
     """A cache key that compares specs by identity (``is``), not by value.
 
     Equal specs may have different JSON, because 1, 1.0 and True are equal in Python. Specs are
@@ -117,11 +117,11 @@ class _ByIdentity:
         return id(self.model)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ByIdentity) and self.model is other.model
+        return isinstance(other, _IdentityKey) and self.model is other.model
 
 
 @lru_cache(maxsize=4096)
-def _plain_model(key: _ByIdentity, place: str) -> dict[str, object]:
+def _json_object(key: _IdentityKey, place: str) -> dict[str, object]:
     """Return a spec as JSON values.
 
     Results are cached: thousands of trials share a subset, a recipe and a model.
@@ -130,7 +130,7 @@ def _plain_model(key: _ByIdentity, place: str) -> dict[str, object]:
     kind: type[BaseModel] = type(key.model)
     defaults = _defaults(kind)
     for name in kind.model_fields:
-        value = _plain(getattr(key.model, name), f"{place}.{name}")
+        value = _json_value(getattr(key.model, name), f"{place}.{name}")
         # The JSON texts are compared, because 1, 1.0 and True are equal in Python.
         if name not in defaults or _encode(value) != defaults[name]:
             plain[name] = value
@@ -138,7 +138,7 @@ def _plain_model(key: _ByIdentity, place: str) -> dict[str, object]:
 
 
 @lru_cache(maxsize=4096)
-def _hash_of_model(key: _ByIdentity) -> str:
+def _hash_of_model(key: _IdentityKey) -> str:
     return fingerprint(key.model)
 
 
@@ -152,5 +152,5 @@ def _defaults(kind: type[BaseModel]) -> dict[str, str]:
     for name, field in kind.model_fields.items():
         if name != VERSION_FIELD and not field.is_required():
             default = field.get_default(call_default_factory=True)
-            defaults[name] = _encode(_plain(default, name))
+            defaults[name] = _encode(_json_value(default, name))
     return defaults

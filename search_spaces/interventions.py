@@ -234,10 +234,10 @@ that is blended in is always a training image. Every other parameter changes the
 labels of the whole dataset before the split."""
 
 
-def checked_training_parameters(
+def check_training_parameters(
     parameters: specs.DatasetParameters,
 ) -> specs.DatasetParameters:
-    """Check and sort the parameters of a condition that changes training images.
+    """Return the parameters of a condition that changes training images, checked and sorted.
 
     Raises:
         ValueError: a parameter does not exist or cannot be set after the split, or its value
@@ -279,9 +279,8 @@ class ControlledDatasetSpec(specs.Spec):
         for name, value in self.parameters:
             if name not in table:
                 raise ValueError(
-                    f"images of the kind {self.kind} have no parameter {name!r} (key "
-                    "`dials`). Choose from these "
-                    f"parameters: {', '.join(table)}"
+                    f"images of the kind {self.kind} have no parameter {name!r} (key `dials`). "
+                    f"Choose from these parameters: {', '.join(table)}"
                 )
             table[name].check(name, value)
         if self.kind == "generated" and self.value("bits") > self.value("dimension"):

@@ -139,7 +139,14 @@ def _library_spec(library: str, architecture: str) -> ModelSpec:
 
 
 def _with_changes(base: ModelSpec, choice: ModelChoice) -> ModelSpec:
-    """Return ``base`` with the arguments and the name in ``choice``."""
+    """Return ``base`` with the arguments and the name in ``choice``.
+
+    Without both, the result is the network of the table with this architecture, or else
+    ``base``.
+
+    Raises:
+        ConfigError: a network of isweep gets arguments.
+    """
     if choice.arguments and base.library == "isweep":
         names = ", ".join(key for key, _ in choice.arguments)
         raise ConfigError(

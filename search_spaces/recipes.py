@@ -105,7 +105,7 @@ def _overridden_fields(
     """Return the fields that overrides change for one model on one dataset."""
     fields: dict[str, object] = {}
     for override in overrides:
-        # An empty list of names means all.
+        # An empty list of names means all. Every field of an override has one value.
         matches_model = not override.models or model in override.models
         matches_dataset = not override.datasets or dataset in override.datasets
         if matches_model and matches_dataset:
@@ -125,14 +125,13 @@ def recipe_grid(choice: RecipeChoice, model: str, dataset: str) -> tuple[RecipeS
     overridden = _overridden_fields(choice.overrides, model, dataset)
     grid: dict[str, RecipeSpec] = {}
     for point in itertools.product(*axes.values()):
-        changes: dict[str, object] = dict(zip(axes, point, strict=True))
-        changes.update(overridden)
-        different = {key: value for key, value in changes.items() if value != getattr(base, key)}
-        suffixes = [f"{key}={str(different[key]).lower()}" for key in sorted(different)]
+        values: dict[str, object] = {**dict(zip(axes, point, strict=True)), **overridden}
+        changes = {key: value for key, value in values.items() if value != getattr(base, key)}
+        suffixes = [f"{key}={str(changes[key]).lower()}" for key in sorted(changes)]
         name = "+".join([base.name, *suffixes])
         # An override can make grid points equal. They have one name, so they become one
         # recipe.
-        grid[name] = RecipeSpec.model_validate({**base.model_dump(), **different, "name": name})
+        grid[name] = RecipeSpec.model_validate({**base.model_dump(), **changes, "name": name})
     return tuple(grid.values())
 
 

@@ -29,7 +29,7 @@ from pydantic import (
 )
 
 from search_spaces.attacks import ATTACKS, Number
-from search_spaces.errors import nearest
+from search_spaces.errors import did_you_mean
 from search_spaces.fingerprint import derive_seed, fingerprint, readable_id
 
 # Each kind of result has a version. A higher version means that all stored results of this
@@ -319,7 +319,7 @@ def _check_epsilons(epsilons: tuple[float, ...]) -> tuple[float, ...]:
 
 def _check_method(name: str) -> str:
     if name not in ATTACKS:
-        hint = f"{nearest(name, ATTACKS)}Known attacks: {', '.join(sorted(ATTACKS))}"
+        hint = f"{did_you_mean(name, ATTACKS)}Known attacks: {', '.join(sorted(ATTACKS))}"
         raise ValueError(f"no attack has this name. {hint}")
     return name
 
@@ -391,13 +391,13 @@ class AttackSpec(Spec):
         changed = dict(self.parameters).get(method, ())
         return ATTACKS[method].values(dict(changed))
 
-    def measurements(self, attack_version: int = ATTACK_VERSION) -> list[AttackRequest]:
+    def requests(self, attack_version: int = ATTACK_VERSION) -> list[AttackRequest]:
         """Return one request for each method and epsilon, grouped by method."""
         changed = dict(self.parameters)
-        measurements: list[AttackRequest] = []
+        requests: list[AttackRequest] = []
         for method in self.methods:
             for epsilon in self.epsilons:
-                measurements.append(
+                requests.append(
                     AttackRequest(
                         schema_version=ATTACKS[method].version_at(attack_version),
                         method=method,
@@ -405,7 +405,7 @@ class AttackSpec(Spec):
                         parameters=changed.get(method, ()),
                     )
                 )
-        return measurements
+        return requests
 
 
 class RobustnessSpec(Spec):
@@ -719,7 +719,7 @@ class TrialSpec(Spec):
         return self.network.derived_seed
 
     @property
-    def measurements(self) -> tuple[MeasurementRequest, ...]:
+    def requests(self) -> tuple[MeasurementRequest, ...]:
         """The requests for all measurements of the network.
 
         There is one request for each estimator of d_repr, or two with ``stages``. There is one
@@ -727,7 +727,7 @@ class TrialSpec(Spec):
         the predictions.
         """
         representation = self.representation
-        measurements: list[MeasurementRequest] = []
+        requests: list[MeasurementRequest] = []
         # The last hidden layer is always measured. With ``stages``, all stages are measured
         # too.
         stage_options = [False]
@@ -735,7 +735,7 @@ class TrialSpec(Spec):
             stage_options.append(True)
         for stages in stage_options:
             for estimator in representation.estimators:
-                measurements.append(
+                requests.append(
                     RepresentationRequest(
                         schema_version=self.representation_version,
                         estimator=estimator,
@@ -743,28 +743,26 @@ class TrialSpec(Spec):
                         stages=stages,
                     )
                 )
-        measurements += self.attacks.measurements(self.attack_version)
+        requests += self.attacks.requests(self.attack_version)
         if self.robustness is not None:
-            measurements.append(
+            requests.append(
                 RobustnessRequest(
                     schema_version=self.robustness_version, robustness=self.robustness
                 )
             )
         if self.predictions:
-            measurements.append(PredictionRequest(schema_version=self.predictions_version))
+            requests.append(PredictionRequest(schema_version=self.predictions_version))
         for test in self.further_tests:
-            measurements.append(
+            requests.append(
                 FurtherTestRequest(
                     schema_version=self.further_tests_version, test=test, robustness=self.robustness
                 )
             )
-        return tuple(measurements)
+        return tuple(requests)
 
     def missing_for(self, requested: TrialSpec) -> tuple[MeasurementRequest, ...]:
-        """Return the requests of the spec ``requested`` that this spec does not contain."""
+        """Return the requests that ``requested`` has and this spec does not have."""
         if self == requested:
             return ()
-        present = set(self.measurements)
-        return tuple(
-            measurement for measurement in requested.measurements if measurement not in present
-        )
+        present = set(self.requests)
+        return tuple(request for request in requested.requests if request not in present)

@@ -44,7 +44,7 @@ from search_spaces.interventions import (
     ConditionSpec,
     ControlledDatasetSpec,
     ExperimentDataset,
-    checked_training_parameters,
+    check_training_parameters,
 )
 from search_spaces.tuning import TuneSpec
 
@@ -416,16 +416,16 @@ class SweepSpec(specs.Spec):
             )
         for field in ("train_sizes", "seeds", "faults"):
             specs.check_unique(getattr(self, field), field=field)
-        repeated = _repeated_names(self.datasets)
-        if repeated:
+        repeated_names = _repeated_names(self.datasets)
+        if repeated_names:
             raise ValueError(
-                f"`datasets` lists {', '.join(repeated[:20])} more than once. Write one entry for "
+                f"`datasets` lists {repeated_names} more than once. Write one entry for "
                 "each dataset, and list all its pairs under `class_pairs`"
             )
-        repeated = _repeated_names(self.list_datasets())
-        if repeated:
+        repeated_names = _repeated_names(self.list_datasets())
+        if repeated_names:
             raise ValueError(
-                f"the sweep has several datasets with the name {', '.join(repeated[:20])}. "
+                f"the sweep has several datasets with the name {repeated_names}. "
                 "`worlds` and `arms` make datasets with names such as `<world>_<arm>`. Rename a "
                 "world, an arm or a dataset"
             )
@@ -495,7 +495,7 @@ class SweepSpec(specs.Spec):
         training_parameters: specs.DatasetParameters = ()
         try:
             if self.intervene_on == "training":
-                training_parameters = checked_training_parameters(condition.parameters)
+                training_parameters = check_training_parameters(condition.parameters)
             else:
                 images = images.with_parameters(condition.parameters)
         except ValueError as error:
@@ -555,10 +555,11 @@ class SweepSpec(specs.Spec):
         return tuple(sorted(self.faults))
 
 
-def _repeated_names(choices: tuple[DatasetChoice, ...]) -> list[str]:
-    """Return the names that several of these datasets have, sorted."""
+def _repeated_names(choices: tuple[DatasetChoice, ...]) -> str:
+    """Return the first 20 names that several of these datasets have, joined by commas."""
     counts = Counter(choice.name for choice in choices)
-    return sorted(name for name, count in counts.items() if count > 1)
+    repeated = sorted(name for name, count in counts.items() if count > 1)
+    return ", ".join(repeated[:20])
 
 
 def _message(error: ValueError) -> str:

@@ -163,13 +163,15 @@ def space_of(model: ModelSpec, optimizer: Optimizer, tune: TuneSpec, num_train: 
             file is too large.
     """
     family = _family(model, optimizer)
-    fitting = tuple(size for size in family.batch_size if size <= num_train)
-    batch_sizes = tune.batch_size or fitting
-    if not batch_sizes or max(batch_sizes) > num_train:
-        if tune.batch_size:
-            problem = f"The list `tune.batch_size` contains {max(tune.batch_size)}"
-        else:
-            problem = f"The smallest batch size of the search is {min(family.batch_size)}"
+    if tune.batch_size is None:
+        batch_sizes = tuple(size for size in family.batch_size if size <= num_train)
+        is_too_large = not batch_sizes
+        problem = f"The smallest batch size of the search is {min(family.batch_size)}"
+    else:
+        batch_sizes = tune.batch_size
+        is_too_large = max(batch_sizes) > num_train
+        problem = f"The list `tune.batch_size` contains {max(batch_sizes)}"
+    if is_too_large:
         raise ConfigError(
             f"{problem}, but a trial of the search has only {num_train} training images",
             hint="Set `tune.batch_size` to smaller values, raise `tune.train_size`, or lower "

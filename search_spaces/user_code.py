@@ -34,13 +34,15 @@ def source_files(reference: str) -> dict[str, Path]:
         raise ConfigError(
             f"{reference!r} is not of the form package.module:function", hint=_HOW_TO_NAME
         )
-    path = _find(module)
+    path = _find_module(module)
     if path is None:
         raise ConfigError(f"The module {module!r} of your network was not found", hint=_HOW_TO_NAME)
-    # The folder of the top-level package. A module outside any package has only its own
-    # folder.
-    depth = module.count(".") + (path.name == "__init__.py") - 1
-    home = path.parents[max(depth, 0)]
+    # The number of packages that contain the file.
+    num_packages = module.count(".")
+    if path.name == "__init__.py":
+        num_packages += 1
+    # The folder of the top-level package. A module outside any package has its own folder.
+    home = path.parents[max(num_packages - 1, 0)]
     files = {module: path}
     pending = [module]
     while pending:
@@ -48,11 +50,10 @@ def source_files(reference: str) -> dict[str, Path]:
         for name in (*_parent_packages(current), *_imported_names(current, files[current])):
             if name in files:
                 continue
-            path = _find(name)
-            if path is None or home not in path.parents or "site-packages" in path.parts:
-                continue
-            files[name] = path
-            pending.append(name)
+            path = _find_module(name)
+            if path is not None and home in path.parents and "site-packages" not in path.parts:
+                files[name] = path
+                pending.append(name)
     return files
 
 
@@ -80,10 +81,10 @@ def code_hash(reference: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _find(module: str) -> Path | None:
+def _find_module(module: str) -> Path | None:
     """Return the file of a module without running its package; None if there is no file."""
     top, *submodules = module.split(".")
-    path = _find_in(sys.path, [top, *submodules])
+    path = _find_below(sys.path, [top, *submodules])
     if path is not None:
         return path
     # A package can be installed in other ways than as a folder on sys.path. Only the top-level
@@ -95,13 +96,13 @@ def _find(module: str) -> Path | None:
     if spec is None:
         return None
     if submodules:
-        return _find_in(spec.submodule_search_locations or (), submodules)
+        return _find_below(spec.submodule_search_locations or (), submodules)
     if spec.origin and spec.origin.endswith(".py"):
         return Path(spec.origin)
     return None
 
 
-def _find_in(folders: Iterable[str], parts: list[str]) -> Path | None:
+def _find_below(folders: Iterable[str], parts: list[str]) -> Path | None:
     for folder in folders:
         base = Path(folder or ".").joinpath(*parts)
         for path in (base.with_suffix(".py"), base / "__init__.py"):

@@ -262,9 +262,9 @@ def nodes_that_see(path: Path) -> list[str]:
 def _end(calls: list[Any]) -> None:
     """Wait for :data:`ENDING_S` seconds, then cancel the calls that are still running.
 
-    If a call is canceled at the moment in which it ends, Ray aborts this process: "Tried to
-    complete task that was not pending" (ray-project/ray#54798 fixes another cause of this
-    error).
+    If a call is canceled at the moment in which it ends, Ray aborts this process with the error
+    "Tried to complete task that was not pending". The fix in ray-project/ray#54798 concerns
+    another cause of this error.
     """
     import ray
 

@@ -94,8 +94,8 @@ class Tested:
     """A number with its interval and the test of its null value.
 
     Attributes:
-        value: The estimate; None without one.
-        interval: 95 % interval; None without one.
+        value: The estimate; None if there is none.
+        interval: 95 % interval; None if there is none.
         p_value: p against the null value before correction, with the sides of the question.
         adjusted_p: p after Holm's correction for the tests of its family.
         num_tests: Number of tests of the family; 0 without correction.

@@ -54,7 +54,7 @@ def has_ceiling(rows: pd.DataFrame) -> bool:
 
 
 def why_flattened(rows: pd.DataFrame) -> str:
-    """Return the reason why slopes over these points would be too small; empty without one."""
+    """Return the reason why slopes over these points would be too small; empty if there is none."""
     if not has_ceiling(rows):
         return ""
     num_at_chance = int(rows[AT_CHANCE_LEVEL].sum())

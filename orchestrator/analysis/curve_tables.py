@@ -25,7 +25,7 @@ from orchestrator.analysis.learning_curves import (
 )
 from orchestrator.analysis.number_formats import number
 from orchestrator.analysis.prediction_inputs import separator_of
-from search_spaces.errors import ConfigError, DataError, nearest, plural
+from search_spaces.errors import ConfigError, DataError, did_you_mean, plural
 
 METRIC_WORDS: Mapping[Metric, str] = {
     "loss": "test loss",
@@ -629,7 +629,7 @@ def _missing_column(table: pd.DataFrame, name: str, content: str) -> DataError:
     candidates = [column for column in columns if not TRAINING_SCORE.fullmatch(column)]
     return DataError(
         f"The table has no column of the {content}. Its columns are {present}",
-        hint=f"{nearest(name, candidates)}Rename the column to {name}",
+        hint=f"{did_you_mean(name, candidates)}Rename the column to {name}",
     )
 
 

@@ -89,7 +89,7 @@ class ScalingFits:
         num_without_error: Number of points at which no test image is classified wrongly.
         caveats: Sentences on what cannot be concluded.
         class_pairs: Slopes over the class pairs of one dataset.
-        interventions: Results of an experiment; None without one.
+        interventions: Results of an experiment; None if there is none.
         one_dataset: Answers of a table of one dataset; None with several.
         asked_after_seeing: Keys of questions that were asked after somebody had seen the data.
         sharpness_with_delta: r of log K_F with log δ over class pairs; None without class
@@ -241,7 +241,7 @@ class Prepared:
     """A checked table and its points.
 
     Attributes:
-        full: All trials, without the changed copies of an experiment.
+        full: All trials, except those on the changed datasets of an experiment.
         points: Trials averaged over seeds.
         scale: Whether K_F may be compared over datasets.
         excluded: Counts of excluded rows and values, with the reasons.
@@ -307,7 +307,7 @@ def fit_scaling_laws(
         explore: Whether to add fits of single models, of single domains, and with d from other
             numbers of neighbors. No answer uses these fits.
         predictions: Stored predictions for each test image, which compare the networks of one
-            dataset; None without any.
+            dataset; None if there are none.
         facts: Facts about the sweep that limit its answers.
 
     Raises:

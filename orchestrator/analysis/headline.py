@@ -1,7 +1,7 @@
 """The study's questions to several datasets, and their answers from the fits.
 
-Four questions have five tests: the exponent of N is tested against no fall and against the
-law's bound. The five p-values are adjusted together (Holm).
+Four questions have five tests: the exponent of N has two tests, against 0 (the loss does not
+fall) and against the law's bound. The five p-values are adjusted together (Holm).
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def headline_answers(
 
 
 def _find(fits: Iterable[AnyFit], kind: type[Fit], variant: str) -> AnyFit | None:
-    """Return the fit of a kind or variant to all models and both domains; None without one."""
+    """Return the fit of a kind or variant to all models and both domains; None if there is none."""
     for fit in fits:
         if not isinstance(fit, kind) or (fit.model, fit.subset) != (POOLED, ALL):
             continue

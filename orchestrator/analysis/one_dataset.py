@@ -164,14 +164,15 @@ class OneDataset:
     Attributes:
         dataset: Name of the dataset.
         best_score: The lowest mean test loss of all networks and train sizes.
-        best: The best network at each train size, sorted by size; empty with a single network.
+        best: The best network at each train size, sorted by size; empty if there is only
+            one network.
         curves: The learning curve of each network: its test losses.
-        target: A score that is better than the best score so far; None without learning
-            curves.
+        target: A score that is better than the best score so far; None if there are no
+            learning curves.
         target_curves: The learning curve of each network, with the number of images that
             reaches the target.
-        robustness: Added loss under the strongest small attack, for each network and train
-            size.
+        robustness: The loss that the strongest attack up to 8/255 adds, for each network and
+            train size.
         d_data: Intrinsic dimension at the largest train size with a value.
         num_seeds: Number of seeds of the sweep.
         why_no_curves: The reason why there are no learning curves; empty if there are some.
@@ -436,7 +437,7 @@ def best_network(rows: pd.DataFrame, predictions: pd.DataFrame | None = None) ->
 
     Args:
         rows: Trainings of one train size.
-        predictions: Stored predictions of the sweep; None without any.
+        predictions: Stored predictions of the sweep; None if there are none.
     """
     means = rows.groupby(MODEL)[TEST_LOSS].mean().sort_values()
     if len(means) < 2:

@@ -354,7 +354,7 @@ class Power:
             key.
         has_attacks: Whether the question on attacks counts in the correction.
         gpu_hours: Cost of the plan, in GPU-hours; None without a plan.
-        experiment: Power of the plan's experiment; None without one.
+        experiment: Power of the plan's experiment; None if there is none.
     """
 
     effect: str

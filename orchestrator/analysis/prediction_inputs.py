@@ -149,7 +149,7 @@ def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
         rows = table[table[MODEL] == model]
         if rows.empty:
             models = sorted(map(str, table[MODEL].unique()))
-            raise unknown_name(f"model of the pilot {where}", model, models)
+            raise unknown_name("model", model, models, of=f"the pilot {where}")
         num_others = len(table) - len(rows)
         if num_others:
             notes.append(f"Left out of the pilot: {plural(num_others, 'training')} of other models")

@@ -29,7 +29,7 @@ def select_rows(table: pd.DataFrame, wanted: Mapping[str, object]) -> pd.DataFra
         text = _text(value)
         if text not in set(texts):
             values = table[column].dropna().unique().tolist()
-            raise unknown_name(f"{column.replace('_', ' ')} of these results", text, values)
+            raise unknown_name(column.replace("_", " "), text, values, of="these results")
         table = table[texts == text]
     return table
 

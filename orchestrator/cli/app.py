@@ -370,7 +370,7 @@ def _run(command: partial[int | None]) -> int:
         _print_error(
             SweepError(
                 f"This is a bug in isweep ({type(error).__name__}: {first_line})",
-                hint="Report the traceback, which is in the file isweep.log of the root. "
+                hint="Report the traceback. It is in the file isweep.log of the root. "
                 "Finished trials are kept",
             )
         )

@@ -40,7 +40,7 @@ from orchestrator.cli.printing import (
     stdout,
     write_file,
 )
-from search_spaces.errors import ConfigError, nearest_path
+from search_spaces.errors import ConfigError, missing_path_hint
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -524,7 +524,7 @@ def locate(
     from tasks.sources.locate import locate as locate_file
 
     if not raw.exists():
-        raise ConfigError(f"--raw {raw} does not exist", hint=nearest_path(raw))
+        raise ConfigError(f"--raw {raw} does not exist", hint=missing_path_hint(raw))
     key_folder = place.paths.root / "prepared"
     if HASH_PATTERN.search(message) and not has_key(place):
         raise ConfigError(

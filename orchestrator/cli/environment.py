@@ -16,7 +16,7 @@ from rich.text import Text
 
 from orchestrator.cli.options import Address, File, Place, whole, writable
 from orchestrator.cli.printing import cell, emit, grid, print_message, stderr, stdout
-from search_spaces.errors import ConfigError, nearest, unknown_name
+from search_spaces.errors import ConfigError, did_you_mean, unknown_name
 
 
 def ls(*, place: Place = Place()) -> None:
@@ -60,7 +60,7 @@ def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
     if name not in removable:
         hint = f"See `{place.hint('ls')}`"
         if removable:
-            hint = f"{nearest(name, removable)}Choose one of {', '.join(removable)}. {hint}"
+            hint = f"{did_you_mean(name, removable)}Choose one of {', '.join(removable)}. {hint}"
         raise ConfigError(
             f"The root {place.paths.root} has no sweep or prepared data named {name!r}", hint=hint
         )
@@ -110,7 +110,7 @@ def ui(
             hint="Run a sweep first",
         )
     if sweep is not None and sweep not in names:
-        raise unknown_name(f"sweep of {paths.root}", sweep, names)
+        raise unknown_name("sweep", sweep, names, of=str(paths.root))
     if sweep is not None:
         names = [sweep]
     try:

@@ -55,7 +55,7 @@ def has_key(place: Place) -> bool:
 
 
 def _name_of(file_hash: str, sources: Iterable[Path], place: Place) -> str | None:
-    """Return the name of the file with this hash in one of the sources; None without one."""
+    """Return the name of the file with this hash in one of the sources; None if there is none."""
     from tasks.sources.locate import locate
 
     key_folder = place.paths.root / "prepared"

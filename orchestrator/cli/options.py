@@ -69,7 +69,7 @@ def real(least: float = -math.inf, most: float = math.inf, *, share: bool = Fals
 
 
 def ending(*endings: str) -> Parameter:
-    """Return a parser of the path of a file to write, which must have one of these endings.
+    """Return a parser for the path of a file to write. The path must have one of these endings.
 
     Without the check, a typing error could overwrite a file of another kind.
     """

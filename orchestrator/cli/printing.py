@@ -200,7 +200,7 @@ def end_waiting() -> None:
 
 
 def progress(work: Work) -> RunProgress:
-    """Return the display of a run's progress, which prints nothing with ``--quiet``."""
+    """Return the display of a run's progress. With ``--quiet``, it prints nothing."""
     from orchestrator.running.progress import Progress as RunProgress
 
     end_waiting()  # the run has a display of its own

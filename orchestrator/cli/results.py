@@ -25,7 +25,7 @@ from orchestrator.cli.stored_results import (
     read_results,
     read_table,
 )
-from search_spaces.errors import ConfigError, nearest, plural
+from search_spaces.errors import ConfigError, did_you_mean, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -164,7 +164,7 @@ def _column(name: str, table: pd.DataFrame) -> str:
     for column in columns:
         if SHORT.get(column) == name:
             return column
-    hint = nearest(name, [*SHORT.values(), *columns])
+    hint = did_you_mean(name, [*SHORT.values(), *columns])
     raise ConfigError(
         f"The table has no column {name!r}",
         hint=f"{hint}docs/results-columns.md lists all columns",
@@ -276,8 +276,8 @@ class TableOptions:
 
         if not path.exists() and path.name == str(path) and not path.suffix:
             raise ConfigError(
-                f"There is no table {path}. A sweep takes none of the options --response, --on, "
-                "--groups, --within and --figure",
+                f"There is no table {path}. The options --response, --on, --groups, --within and "
+                "--figure are for tables, not for sweeps",
                 hint=f"If {path} is a sweep, type `{place.hint('fit', str(path))}`. To fit its "
                 f"results as a table, write them with `{place.hint('results', str(path))} --csv "
                 f"{path}.csv`. If {path} is a table, add the extension of its file",

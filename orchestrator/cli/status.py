@@ -13,7 +13,7 @@ from rich.text import Text
 
 from orchestrator.cli.options import Place, Sweep
 from orchestrator.cli.printing import cell, emit, end_waiting, grid, print_message, stderr, stdout
-from search_spaces.errors import ConfigError, SweepError, collect, nearest, plural
+from search_spaces.errors import ConfigError, SweepError, did_you_mean, plural, raise_all
 
 if TYPE_CHECKING:
     from orchestrator.planning.workspace import Workspace
@@ -126,7 +126,7 @@ def _print_all(place: Place) -> None:
         start = place.hint("run", "demo")
         emit(place, documents, f"No sweep has run below this root. Start with `{start}`.")
     if errors:
-        collect(errors, type(errors[0]))
+        raise_all(errors, type(errors[0]))
 
 
 def grouped_failures(failures: Iterable[Mapping[str, str]]) -> Iterator[str]:
@@ -224,7 +224,7 @@ def _full_id(workspace: Workspace, text: str) -> str:
     if len(matches) == 1:
         return matches[0]
     if not matches:
-        hint = f"{nearest(text, trial_ids)}List the ids with `isweep plan --all`"
+        hint = f"{did_you_mean(text, trial_ids)}List the ids with `isweep plan --all`"
         raise ConfigError(f"No trial id of the sweep begins or ends with {text!r}", hint=hint)
     listed = ", ".join(matches[:3])
     if len(matches) > 3:

@@ -39,7 +39,7 @@ class FitInputs:
         table: The results table.
         arms: The arms of an experiment; empty for other sweeps.
         facts: Facts about the sweep that limit what its fits can answer.
-        predictions: Stored predictions for each test image; None without any.
+        predictions: Stored predictions for each test image; None if there are none.
     """
 
     table: pd.DataFrame
@@ -66,7 +66,7 @@ def read_fit_inputs(sweep: str, place: Place, *, from_store: bool) -> FitInputs:
 
 
 def read_results(sweep: str, place: Place, *, from_store: bool) -> tuple[Workspace, State]:
-    """Return a sweep and the state of its result store, which has at least one result.
+    """Return a sweep and the state of its result store. The store has at least one result.
 
     Args:
         sweep: Name or path of the sweep.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from orchestrator.planning.plan import CellStatus
+from orchestrator.planning.plan import PlannedStatus
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.state import read_state
 from orchestrator.results.store import Event, ResultStore
@@ -32,11 +32,11 @@ def sweep_status(workspace: Workspace) -> dict[str, Any]:
     unfinished = {name: trial for name, trial in trials.items() if name not in state.results}
     return {
         "planned": counts.total(),
-        "done": counts[CellStatus.DONE],
-        "failed": counts[CellStatus.FAILED],
-        "running": counts[CellStatus.RUNNING],
-        "pending": counts[CellStatus.PENDING] + counts[CellStatus.STALE],
-        "stale": counts[CellStatus.STALE],
+        "done": counts[PlannedStatus.DONE],
+        "failed": counts[PlannedStatus.FAILED],
+        "running": counts[PlannedStatus.RUNNING],
+        "pending": counts[PlannedStatus.PENDING] + counts[PlannedStatus.STALE],
+        "stale": counts[PlannedStatus.STALE],
         "diverged": num_diverged,
         "now": now,
         "seconds_left": seconds_left,

@@ -181,9 +181,9 @@ def plan(
 
 def _num_done(rows: Iterable[Mapping[str, Any]]) -> int:
     """Return the number of trials or measures that are done."""
-    from orchestrator.planning.plan import CellStatus
+    from orchestrator.planning.plan import PlannedStatus
 
-    return sum(row["status"] == CellStatus.DONE for row in rows)
+    return sum(row["status"] == PlannedStatus.DONE for row in rows)
 
 
 def _trial_table(run_plan: RunPlan) -> Shown:
@@ -197,14 +197,14 @@ def _trial_table(run_plan: RunPlan) -> Shown:
 
 def _count_table(run_plan: RunPlan) -> Shown:
     """Return a table of done and planned trials, with datasets as rows and models as columns."""
-    from orchestrator.planning.plan import CellStatus
+    from orchestrator.planning.plan import PlannedStatus
 
     num_planned: Counter[tuple[str | int, str | int]] = Counter()
     num_done: Counter[tuple[str | int, str | int]] = Counter()
     for row in run_plan.rows:
         combination = (row["dataset"], row["model"])
         num_planned[combination] += 1
-        num_done[combination] += row["status"] == CellStatus.DONE
+        num_done[combination] += row["status"] == PlannedStatus.DONE
     datasets = list(dict.fromkeys(dataset for dataset, _ in num_planned))
     models = list(dict.fromkeys(model for _, model in num_planned))
     table = grid("done/planned", *(escape(str(model)) for model in models), numeric_from=1)

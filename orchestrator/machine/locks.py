@@ -180,7 +180,7 @@ class _LockFile:
         return os.path.samestat(os.fstat(self._files[-1].fileno()), at_path)
 
     def _open(self) -> TextIO:
-        """Return the open lock file, which is created if it does not exist."""
+        """Return the open lock file. If it does not exist, create it."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             return open(self._path, "a+", encoding="utf-8", opener=_open_no_link)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from orchestrator.measuring.arrays import rescale_and_measure
 from orchestrator.measuring.labels import Labels, name_labels, raw_request
 from orchestrator.measuring.request import Images, LabeledImages, Measured, MeasureRequest
-from search_spaces.errors import ConfigError, DataError, invalid, nearest_path, plural
+from search_spaces.errors import ConfigError, DataError, missing_path_hint, plural, pydantic_error
 from search_spaces.sweeps import UserSourceSpec
 from tasks.prepared.record import set_lines
 from tasks.remote import Executor
@@ -76,7 +76,7 @@ def _measure_npy(
     if request.labels is None:
         return rescale_and_measure(LabeledImages(images), request, executor)
     if not request.labels.exists():
-        hint = f"Correct --labels. {nearest_path(request.labels)}".rstrip()
+        hint = f"Correct --labels. {missing_path_hint(request.labels)}".rstrip()
         raise ConfigError(f"The label file {request.labels} does not exist", hint=hint)
     labels = _read_labels(request.labels, own_data)
     if len(labels.codes) != len(images):
@@ -113,7 +113,7 @@ def own_source(kind: str, path: Path, request: MeasureRequest) -> UserSourceSpec
     try:
         return UserSourceSpec.model_validate({**fields, **request.own_options})
     except ValidationError as error:
-        raise invalid(error) from None
+        raise pydantic_error(error) from None
 
 
 def options_text(names: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.measuring.request import Codes, Names
-from search_spaces.datasets import own_dataset_spec
+from search_spaces.datasets import user_dataset_spec
 from search_spaces.errors import DataError
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import UserSourceSpec
@@ -74,4 +74,4 @@ def name_labels(
 def raw_request(own_data: UserSourceSpec) -> RawRequest:
     """Return a request that lists your own data."""
     spec = PreparedSpec(dataset="own", image_size=UNUSED_SIDE, channels=1)
-    return RawRequest(own_dataset_spec("own", own_data), spec, Path(own_data.path))
+    return RawRequest(user_dataset_spec("own", own_data), spec, Path(own_data.path))

@@ -29,8 +29,14 @@ from orchestrator.measuring.arrays import (
 from orchestrator.measuring.request import LabeledImages, Measured, MeasureRequest
 from orchestrator.measuring.scratch import scratch_folder
 from orchestrator.planning.paths import RootPaths
-from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
-from search_spaces.errors import ConfigError, DataError, SetupError, invalid, nearest_path
+from search_spaces.datasets import DATASETS, dataset_spec, user_dataset_spec
+from search_spaces.errors import (
+    ConfigError,
+    DataError,
+    SetupError,
+    missing_path_hint,
+    pydantic_error,
+)
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from tasks.measures.measure import measure_nested
 from tasks.measures.products import check_device
@@ -105,7 +111,7 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
             hint="Save images and labels together as .npz, or remove --image-size",
         )
     own_data = own_source(data_kind(path), path, request)
-    dataset = own_dataset_spec(OWN_NAME, own_data)
+    dataset = user_dataset_spec(OWN_NAME, own_data)
     try:
         return _prepare_and_measure(request, dataset, path, executor, paths)
     except DataError as error:
@@ -156,7 +162,7 @@ def _check_exists(path: Path, source: str) -> None:
         )
     hint = (
         f"Give a folder, a file or a known dataset: {', '.join(sorted(DATASETS))}. "
-        f"{nearest_path(path)}"
+        f"{missing_path_hint(path)}"
     )
     raise ConfigError(
         f"{source} is neither an existing path nor a known dataset", hint=hint.rstrip()
@@ -227,7 +233,7 @@ def _prepare_and_measure(
     try:
         spec = PreparedSpec.model_validate(fields)
     except ValidationError as error:
-        raise invalid(error) from None
+        raise pydantic_error(error) from None
     check_raw_folder(RawRequest(dataset, spec, raw))
     if raw is None and (paths.prepared(spec) / MARKER).exists():
         return _measure_prepared(request, PreparedDataset.open(paths.prepared(spec)), executor)

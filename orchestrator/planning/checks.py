@@ -18,8 +18,8 @@ from search_spaces.errors import (
     DataError,
     SweepError,
     TooFewImagesError,
-    collect,
-    nearest_path,
+    missing_path_hint,
+    raise_all,
 )
 from search_spaces.specs import DatasetSpec, MeasureSpec, PreparedSpec, SubsetSpec
 from tasks.prepared.changes import changed_data_error
@@ -52,12 +52,14 @@ class LabelCounts:
         groups: ``(num_images,)`` group ids. An image without a group has a unique id.
         splits: ``(num_images,)`` codes of the splits that the data define.
         label_names: Names of the classes, by index.
+        has_patients: True if patients in DICOM headers are groups.
     """
 
     classes: NDArray[np.int64]
     groups: NDArray[np.int64]
     splits: NDArray[np.int8]
     label_names: tuple[str, ...]
+    has_patients: bool = False
 
 
 Images = PreparedDataset | LabelCounts
@@ -110,44 +112,32 @@ def check_feasible(
     sources = _own_sources(workspace, raw or {})
     problems: list[SweepError] = []
     images: dict[str, Images | None] = {}
-    unopened: dict[str, Listing] = {}
+    new_listings: dict[str, Listing] = {}
     for spec in plan.prepared:
         dataset = plan.datasets[spec.dataset]
         prepared = workspace.prepared.get(spec.prepared_id)
-        dataset_images: Images | None = prepared
-        if dataset_images is None:
-            dataset_images = _shipped_labels(dataset, spec)
-        if prepared is not None and spec.dataset in sources:
-            try:
-                request = _request(workspace, spec, sources[spec.dataset])
-                _check_same_data(workspace, request, prepared.record)
-            except SweepError as error:
-                problems.append(error)
-                # The prepared images belong to other files, so do not check them.
-                images[spec.prepared_id] = None
-                continue
-        if dataset_images is None and spec.dataset in sources:
-            try:
-                request = _request(workspace, spec, sources[spec.dataset])
-                listing = workspace.listings.of(request)
-                unopened[spec.prepared_id] = listing
-                dataset_images = count_labels(listing)
-                if dataset_images is None:
-                    # Only the splits are known. If the labels are known too, make_subset
-                    # checks the splits below.
-                    check_no_given_split(spec, _split_codes(listing))
-            except SweepError as error:
-                problems.append(error)
-        images[spec.prepared_id] = dataset_images
-        if dataset_images is not None and spec.dataset in sources:
-            problems += _wrong_class_names(dataset, dataset_images.label_names)
+        if spec.dataset not in sources:
+            images[spec.prepared_id] = prepared or _shipped_labels(dataset, spec)
+            continue
+        try:
+            request = _request(workspace, spec, sources[spec.dataset])
+            listing = workspace.listings.of(request)
+            own_images = _own_images(workspace, request, listing, prepared)
+        except SweepError as error:
+            problems.append(error)
+            continue
+        images[spec.prepared_id] = own_images
+        if prepared is None:
+            new_listings[spec.prepared_id] = listing
+        if own_images is not None:
+            problems += _wrong_class_names(dataset, own_images.label_names)
     for measure in plan.measures:
-        dataset_images = images[measure.subset.prepared.prepared_id]
-        if dataset_images is not None:
-            is_named = bool(plan.datasets[measure.subset.dataset].label_names)
-            problems += _too_few_images(measure, dataset_images, is_named)
-    collect(problems, DataError)
-    return unopened
+        measured_images = images.get(measure.subset.prepared.prepared_id)
+        if measured_images is not None:
+            names_are_known = bool(plan.datasets[measure.subset.dataset].label_names)
+            problems += _too_few_images(measure, measured_images, names_are_known)
+    raise_all(problems, DataError)
+    return new_listings
 
 
 def _request(workspace: Workspace, spec: PreparedSpec, source: Path) -> RawRequest:
@@ -156,30 +146,44 @@ def _request(workspace: Workspace, spec: PreparedSpec, source: Path) -> RawReque
     return RawRequest(workspace.plan.datasets[spec.dataset], spec, source, key)
 
 
-def _check_same_data(workspace: Workspace, request: RawRequest, record: PreparedRecord) -> None:
-    """Raise an error if a prepared dataset cannot come from the files of a request.
-
-    Only classes and numbers of images are compared. A run also compares the images.
+def _own_images(
+    workspace: Workspace, request: RawRequest, listing: Listing, prepared: PreparedDataset | None
+) -> Images | None:
+    """Return the images of your own data. None if the files must be read to know the labels.
 
     Raises:
-        DataError: The files cannot be listed, their classes differ, or a class has fewer files than
-            prepared images.
+        DataError: The files do not fit the prepared dataset, or their splits cannot be used.
     """
-    listing = workspace.listings.of(request)
-    change = ""
+    if prepared is None:
+        counts = count_labels(listing)
+        if counts is None:
+            # Only the splits are known. If the labels are known too, make_subset checks the splits.
+            check_no_given_split(request.spec, _split_codes(listing))
+        return counts
+    change = _change_of_classes(request.spec, listing, prepared.record)
+    if change:
+        raise changed_data_error(request, change, workspace.paths.prepared(request.spec))
+    return prepared
+
+
+def _change_of_classes(spec: PreparedSpec, listing: Listing, record: PreparedRecord) -> str:
+    """Return why a prepared dataset cannot come from the listed files, or an empty text.
+
+    Only classes and numbers of images are compared. A run also compares the images.
+    """
     if listing.label_names != record.label_names:
         new = ", ".join(listing.label_names[:MAX_NAMED])
         old = ", ".join(record.label_names[:MAX_NAMED])
-        change = f"the classes are {new}, but the prepared dataset has the classes {old}"
+        return f"the classes are {new}, but the prepared dataset has the classes {old}"
     counts = count_labels(listing)
-    if not change and counts is not None and not request.spec.dials:
-        num_files = np.bincount(counts.classes, minlength=len(counts.label_names))
-        for name, count in zip(counts.label_names, num_files.tolist(), strict=True):
-            num_prepared = record.num_images_per_label.get(name, 0)
-            if count < num_prepared and not change:
-                change = f"class {name} has {count:,} files, but {num_prepared:,} prepared images"
-    if change:
-        raise changed_data_error(request, change, workspace.paths.prepared(request.spec))
+    if counts is None or spec.dials:
+        return ""
+    num_files = np.bincount(counts.classes, minlength=len(counts.label_names))
+    for name, count in zip(counts.label_names, num_files.tolist(), strict=True):
+        num_prepared = record.num_images_per_label.get(name, 0)
+        if count < num_prepared:
+            return f"class {name} has {count:,} files, but {num_prepared:,} prepared images"
+    return ""
 
 
 def changed_own_data(workspace: Workspace) -> dict[str, Listing]:
@@ -262,18 +266,20 @@ def _wrong_class_names(dataset: DatasetSpec, names: tuple[str, ...]) -> list[Swe
     ]
 
 
-def _too_few_images(measure: MeasureSpec, images: Images, is_named: bool) -> list[SweepError]:
+def _too_few_images(
+    measure: MeasureSpec, images: Images, names_are_known: bool
+) -> list[SweepError]:
     """Return an error if there are too few images for the subset of a measure.
 
     Args:
         measure: The measure of the subset, with its train sizes.
         images: The images, or their labels.
-        is_named: True if the names of the classes were known when the sweep was planned.
+        names_are_known: True if the names of the classes were known when the sweep was planned.
     """
     subset = measure.subset
     names = images.label_names
     try:
-        if not is_named:
+        if not names_are_known:
             _check_pair_of_numbers(subset, names)
         make_subset(
             images.classes,
@@ -308,26 +314,21 @@ def _check_pair_of_numbers(subset: SubsetSpec, names: tuple[str, ...]) -> None:
 
 
 def _own_sources(workspace: Workspace, raw: Mapping[str, Path]) -> dict[str, Path]:
-    """Return the paths of your own data by dataset.
-
-    Raise an error if a path does not exist.
-    """
+    """Return the paths of your own data by dataset. Raise an error if a path does not exist."""
     problems: list[SweepError] = []
     sources: dict[str, Path] = {}
-    for choice in workspace.plan.sweep.datasets:
-        if choice.user_source is None:
-            continue
-        path = raw.get(choice.name) or Path(choice.user_source.path)
-        sources[choice.name] = path
-        if choice.name not in raw and not path.exists():
+    for name, own_path in workspace.plan.own_paths.items():
+        path = raw.get(name) or Path(own_path)
+        sources[name] = path
+        if name not in raw and not path.exists():
             hint = "Correct the path. A relative path starts in the folder of the sweep file. "
             problems.append(
                 ConfigError(
-                    f"`datasets.{choice.name}.own.path` does not exist: {choice.user_source.path}",
-                    hint=f"{hint}{nearest_path(path)}".rstrip(),
+                    f"`datasets.{name}.own.path` does not exist: {own_path}",
+                    hint=f"{hint}{missing_path_hint(path)}".rstrip(),
                 )
             )
-    collect(problems, ConfigError)
+    raise_all(problems, ConfigError)
     return sources
 
 

@@ -22,8 +22,8 @@ from orchestrator.planning.first_images import (
 )
 from orchestrator.planning.sweep_file import parse_sweep
 from orchestrator.planning.written_files import preset_names
-from search_spaces.datasets import DATASETS, own_dataset_spec
-from search_spaces.errors import ConfigError, DataError, nearest_path, plural
+from search_spaces.datasets import DATASETS, user_dataset_spec
+from search_spaces.errors import ConfigError, DataError, missing_path_hint, plural
 from search_spaces.models import as_name
 from search_spaces.specs import PreparedSpec, SubsetSpec
 from search_spaces.sweeps import UserSourceSpec
@@ -191,43 +191,41 @@ def _describe(
     request = _request(source, capacity, own_options, key)
     listing = list_raw(request)
     images = read_first_images(request, listing)
-    counts = count_labels(listing)
-    # None if labels are only known after reading the files, or if there are too many headers.
-    counts_with_patients = None if counts is None else with_patients(counts, request, listing)
+    channels = 3 if images[0].is_color else 1
     guess = guess_domain(request, images, listing)
-    fields = {
+    fields: dict[str, object] = {
         "kind": request.dataset.source,
         "path": _yaml(_relative(source, to)),
         "domain": domain or guess.domain,
-        "channels": 3 if images[0].is_color else 1,
+        "channels": channels,
     }
     for option, value in own_options.items():
         fields[option] = _yaml(value)
-    entry = ", ".join(f"{name}: {value}" for name, value in fields.items())
-    domain_comment = ""
+    own_line = f"    own: {{{', '.join(f'{name}: {value}' for name, value in fields.items())}}}"
     if domain is None:
-        domain_comment = (
+        own_line += (
             f"  # isweep guessed the domain{guess.reason}; if it is wrong, write natural or medical"
         )
-    about = "isweep run counts images and groups when it reads the images"
-    lines = [f"    own: {{{entry}}}{domain_comment}"]
+    counts = count_labels(listing)
+    if counts is not None:
+        counts = with_patients(counts, request, listing)
     sizes = UNKNOWN_SIZES
-    if counts_with_patients is not None:
-        about = _counts_text(counts_with_patients)
-        if counts_with_patients is not counts:
-            about += "; groups are the patients in the DICOM headers"
-        if len(counts_with_patients.label_names) > 2:
-            pair = ", ".join(map(_yaml, counts_with_patients.label_names[:2]))
-            lines.append(
-                f"    # class_pairs: [[{pair}]]  # remove the first # to use only two classes"
-            )
-        sizes = _sizes(counts_with_patients, request.spec, capacity)
-    head = [f"  - name: {request.dataset.name}", f"    # {about}"]
+    counts_comment = "isweep run counts images and groups when it reads the images"
+    class_names: tuple[str, ...] = ()
+    # None if labels are only known after reading the files, or if there are too many headers.
+    if counts is not None:
+        sizes = _sizes(counts, request.spec, capacity)
+        counts_comment = _counts_text(counts)
+        class_names = counts.label_names
+    lines = [f"  - name: {request.dataset.name}", f"    # {counts_comment}"]
     for flag, count in listing.flags.items():
         if count:
-            head.append(f"    # doubtful: {flag}")
-    comment = size_comment(images, capacity.image_size)
-    return _Dataset([*head, *lines], int(fields["channels"]), sizes, size_comment=comment)
+            lines.append(f"    # doubtful: {flag}")
+    lines.append(own_line)
+    if len(class_names) > 2:
+        pair = ", ".join(map(_yaml, class_names[:2]))
+        lines.append(f"    # class_pairs: [[{pair}]]  # remove the first # to use only two classes")
+    return _Dataset(lines, channels, sizes, size_comment(images, capacity.image_size))
 
 
 def _request(
@@ -235,7 +233,7 @@ def _request(
 ) -> RawRequest:
     """Return the request with which to list and read your own images."""
     if not source.exists():
-        hint = f"Give a folder, a table or a file of arrays. {nearest_path(source)}"
+        hint = f"Give a folder, a table or a file of arrays. {missing_path_hint(source)}"
         raise ConfigError(f"{source} does not exist", hint=hint.rstrip())
     kind = detect_own_kind(source)
     if kind is None:
@@ -247,7 +245,7 @@ def _request(
     name = f"my_{stem}"[:MAX_NAME] if stem in DATASETS else stem
     own_data = UserSourceSpec(kind=kind, path=str(source), domain=None, **own_options)
     spec = PreparedSpec(dataset=name, image_size=capacity.image_size, channels=1)
-    return RawRequest(own_dataset_spec(name, own_data), spec, source, key)
+    return RawRequest(user_dataset_spec(name, own_data), spec, source, key)
 
 
 def _relative(source: Path, to: Path) -> str:
@@ -272,45 +270,49 @@ def _counts_text(counts: LabelCounts) -> str:
     named = ", ".join(classes[:MAX_NAMED])
     if len(classes) > MAX_NAMED:
         named += f" and {len(classes) - MAX_NAMED} more classes"
-    return f"{plural(num_images, 'image')}, {groups}: {named}"
+    text = f"{plural(num_images, 'image')}, {groups}: {named}"
+    if counts.has_patients:
+        text += "; groups are the patients in the DICOM headers"
+    return text
 
 
 def _sizes(counts: LabelCounts, spec: PreparedSpec, capacity: Capacity) -> Sizes:
-    """Return sizes for which there are enough images.
-
-    Each train size is about half of the next.
-    """
+    """Return sizes for which there are enough images."""
     num_images = len(counts.classes)
     for share in TEST_SHARES:
         test_size = max(min(capacity.max_tested, round(share * num_images)), 2)
         subset = SubsetSpec(prepared=spec, class_pair=None, test_size=test_size)
         try:
-            order = make_subset(
+            rows = make_subset(
                 counts.classes,
                 counts.groups,
                 subset,
                 counts.splits,
                 class_names=counts.label_names,
             ).train_rows
-            break
         except DataError as error:
             problem = with_subset_name(subset, counts.label_names, error)
-    else:
-        raise problem
-    largest = _rounded(min(capacity.max_trained, len(order)))
-    if largest < MIN_TRAINED:
-        raise DataError(
-            f"{spec.dataset} has {plural(num_images, 'image')}. Only {len(order)} of them can "
-            f"be used for training, but a sweep needs at least {MIN_TRAINED}",
-            hint="Add images or groups. A group (patient) is never split between training and "
-            "test set",
-        )
-    train_sizes: list[int] = []
+        else:
+            largest = _rounded(min(capacity.max_trained, len(rows)))
+            if largest >= MIN_TRAINED:
+                return Sizes(_train_sizes(largest), test_size)
+            raise DataError(
+                f"{spec.dataset} has {plural(num_images, 'image')}. Only {len(rows)} of them can "
+                f"be used for training, but a sweep needs at least {MIN_TRAINED}",
+                hint="Add images or groups. A group (patient) is never split between training and "
+                "test set",
+            )
+    raise problem
+
+
+def _train_sizes(largest: int) -> tuple[int, ...]:
+    """Return up to three train sizes. Each is about half of the next."""
+    sizes: list[int] = []
     for divisor in (4, 2, 1):
-        train_size = _rounded(largest // divisor)
-        if train_size >= MIN_TRAINED and train_size not in train_sizes:
-            train_sizes.append(train_size)
-    return Sizes(tuple(train_sizes), test_size)
+        size = _rounded(largest // divisor)
+        if size >= MIN_TRAINED and size not in sizes:
+            sizes.append(size)
+    return tuple(sizes)
 
 
 def _rounded(number: int) -> int:

@@ -122,7 +122,7 @@ def size_comment(images: Sequence[FirstImage], side: int) -> str:
 def with_patients(counts: LabelCounts, request: RawRequest, listing: Listing) -> LabelCounts | None:
     """Return counts with the patients in DICOM headers as groups, as in the prepared dataset.
 
-    Return the same object if no header has a patient. Return None if there are too many files.
+    Return None if there are too many headers to read.
     """
     in_folder = request.dataset.source == "folder"
     locators: dict[int, str] = {}
@@ -140,6 +140,4 @@ def with_patients(counts: LabelCounts, request: RawRequest, listing: Listing) ->
         patient = plain_id(header.known_patient()) if header else ""
         if patient:
             groups[row] = group_of_patient.setdefault(patient, int(groups[row]))
-    if not group_of_patient:
-        return counts
-    return replace(counts, groups=groups)
+    return replace(counts, groups=groups, has_patients=bool(group_of_patient))

@@ -100,17 +100,16 @@ class RootPaths:
             ConfigError: The root is a file.
             SetupError: The path cannot be a folder, or cannot be read.
         """
-        named = root or os.environ.get("ISWEEP_ROOT") or DEFAULT_ROOT
+        path = Path(root or os.environ.get("ISWEEP_ROOT") or DEFAULT_ROOT)
         try:
-            path = Path(named).expanduser().absolute()
-            named = path
-            existing = next(folder for folder in (path, *path.parents) if folder.exists())
+            path = path.expanduser().absolute()
+            existing = _existing_folder(path)
             if not existing.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, f"{existing} is a file")
             if not os.access(existing, os.R_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except (OSError, RuntimeError, ValueError) as error:
-            raise _unusable_root(named, error) from None
+            raise _unusable_root(path, error) from None
         return cls(path)
 
     def check_writable(self) -> None:
@@ -120,7 +119,7 @@ class RootPaths:
             SetupError: The root, or the folder in which it would be created, cannot be
                 written.
         """
-        existing = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
+        existing = _existing_folder(self.root)
         if not os.access(existing, os.W_OK | os.X_OK):
             error = PermissionError(errno.EACCES, f"{existing} cannot be written")
             raise _unusable_root(self.root, error)
@@ -167,13 +166,18 @@ class RootPaths:
         return SweepPaths(self.root / "sweeps" / name)
 
 
-def _unusable_root(path: str | Path, error: Exception) -> SweepError:
+def _existing_folder(path: Path) -> Path:
+    """Return a path if it exists, or else the innermost folder above it that exists."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def _unusable_root(path: Path, error: Exception) -> SweepError:
     """Return an error that a path cannot be the root, with the reason."""
     reason: object = error
     if isinstance(error, OSError) and error.strerror:
         reason = error.strerror
     if isinstance(error, FileNotFoundError):  # a folder of the system, such as /proc
-        reason = f"no folder can be created in {Path(path).parent}"
+        reason = f"no folder can be created in {path.parent}"
     # A file in its place is a mistake of the user, not a fault of the machine.
     kind = ConfigError if isinstance(error, NotADirectoryError) else SetupError
     return kind(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 
-from search_spaces.datasets import dataset_spec, made_dataset_spec, own_dataset_spec
+from search_spaces.datasets import dataset_spec, generated_dataset_spec, user_dataset_spec
 from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.models import model_spec
 from search_spaces.recipes import recipe_grid, released_pairs
@@ -38,7 +38,7 @@ MAX_CLASSES_IN_MESSAGE = 20
 """Largest number of classes in a message."""
 
 
-class CellStatus(StrEnum):
+class PlannedStatus(StrEnum):
     """Status of a planned trial."""
 
     DONE = "done"
@@ -74,6 +74,12 @@ class SweepPlan:
     def further_tests_by_dataset(self) -> dict[str, tuple[FurtherTest, ...]]:
         """Further test sets by the name of their dataset."""
         return self.sweep.further_tests_by_dataset
+
+    @cached_property
+    def own_paths(self) -> dict[str, str]:
+        """Paths of the user's own data, by dataset."""
+        choices = self.sweep.datasets
+        return {choice.name: choice.user_source.path for choice in choices if choice.user_source}
 
     @cached_property
     def largest_size(self) -> int:
@@ -176,7 +182,7 @@ def _networks(
                         )
 
 
-def plan_rows(plan: SweepPlan, statuses: Mapping[str, CellStatus]) -> list[dict[str, str | int]]:
+def plan_rows(plan: SweepPlan, statuses: Mapping[str, PlannedStatus]) -> list[dict[str, str | int]]:
     """Return one row of plain values per trial, for tables and JSON.
 
     Args:
@@ -195,7 +201,7 @@ def plan_rows(plan: SweepPlan, statuses: Mapping[str, CellStatus]) -> list[dict[
                 "train_size": network.train_size,
                 "seed": network.seed,
                 "recipe": network.recipe.name,
-                "status": statuses.get(trial_id, CellStatus.PENDING),
+                "status": statuses.get(trial_id, PlannedStatus.PENDING),
             }
         )
     return rows
@@ -218,20 +224,20 @@ def _models(sweep: SweepSpec) -> list[ModelSpec]:
     return models
 
 
-def _check_names(kind: str, names: Iterable[str], known_names: Collection[str]) -> None:
+def _check_names(noun: str, names: Iterable[str], known_names: Collection[str]) -> None:
     """Raise an error if ``recipe.overrides`` has a model or dataset outside the sweep."""
     for name in sorted(names):
         if name not in known_names:
-            raise unknown_name(f"{kind} of this sweep", name, known_names)
+            raise unknown_name(noun, name, known_names, of="this sweep")
 
 
 def _dataset(choice: DatasetChoice) -> DatasetSpec:
     """Return the dataset of a choice: generated, the user's own, or a known one."""
     if choice.generated is not None:
         condition = choice.parameters if isinstance(choice, ConditionDataset) else ()
-        return made_dataset_spec(choice.name, choice.generated, condition)
+        return generated_dataset_spec(choice.name, choice.generated, condition)
     if choice.user_source is not None:
-        return own_dataset_spec(choice.name, choice.user_source)
+        return user_dataset_spec(choice.name, choice.user_source)
     return dataset_spec(choice.name)
 
 
@@ -311,7 +317,7 @@ def _indices(pair: PairChoice, dataset: DatasetSpec) -> ClassPair:
     indices: list[int] = []
     for label in pair:
         if isinstance(label, str) and label not in names:
-            raise unknown_name(f"class of {dataset.name}", label, names)
+            raise unknown_name("class", label, names, of=dataset.name)
         indices.append(names.index(label) if isinstance(label, str) else label)
     return indices[0], indices[1]
 

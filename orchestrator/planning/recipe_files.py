@@ -7,6 +7,7 @@ dataset. Rows for models or datasets that a sweep does not have are left out.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +30,49 @@ MAX_NAMED = 20
 """Largest number of combinations of model and dataset in a message."""
 
 
-def with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:
-    """Replace the path of a recipe file by its content.
+@dataclass(frozen=True)
+class ResolvedRecipe:
+    """A recipe of a sweep file, with the content of the recipe files that it refers to.
+
+    Attributes:
+        recipe: The recipe: a name, or a mapping.
+        tuned: Results of the search that wrote the recipe. None if no search wrote it.
+    """
+
+    recipe: Any
+    tuned: dict[str, Any] | None = None
+
+
+def resolve_recipe(
+    recipe: Any, sweep: object, folder: Path, recipes: Path | None
+) -> ResolvedRecipe:
+    """Replace the path of a recipe file, or the name of a tuned recipe, by its content.
 
     Args:
         recipe: The recipe in a sweep file: a name, a path, or a mapping with ``from``. Other
             values of the mapping replace values of the recipe file.
+        sweep: Name of the sweep.
         folder: Folder in which relative paths start.
-        depth: Number of recipe files before this one in the chain of ``from`` keys.
+        recipes: Folder of the tuned recipes. None if there is no root.
+
+    Raises:
+        ConfigError: A file is absent or wrong, or the sweep replaces values of a tuned recipe.
     """
-    outer: object = {"from": recipe} if isinstance(recipe, str) else recipe
-    if not isinstance(outer, dict):
-        return recipe
-    name = outer.get("from")
-    if not isinstance(name, str) or not is_path(name):
+    resolved = _with_recipe_file(_tuned_path(recipe, sweep, recipes), folder)
+    if not isinstance(resolved, dict) or not isinstance(resolved.get(TUNED), dict):
+        return ResolvedRecipe(resolved)
+    _refuse_changes_of_tuned(recipe)
+    tuned = resolved.pop(TUNED)
+    return ResolvedRecipe(resolved, tuned)
+
+
+def _with_recipe_file(recipe: Any, folder: Path, depth: int = 0) -> Any:
+    """Replace the path of a recipe file by its content.
+
+    ``depth`` is the number of recipe files before this one in the chain of ``from`` keys.
+    """
+    name = _base_name(recipe)
+    if name is None or not is_path(name):
         return recipe
     # expanduser leaves the home folder of an unknown user as it is. Such a path does not
     # exist.
@@ -53,43 +83,40 @@ def with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:
             "Each of them refers to the next with `from`",
             hint="In one of these files, set `from` to a known recipe",
         )
-    text = read_file(path, "recipe file", "known recipe", RECIPES)
-    inner = read_plain(text, str(path))
-    if isinstance(inner, dict):
-        inner = with_recipe_file(inner, path.parent, depth + 1)
-    if not isinstance(inner, dict):
-        raise not_a_mapping(str(path), inner, RECIPE)
-    beside_path = dict(outer)
-    del beside_path["from"]
-    merged = {**inner, **beside_path}
-    overrides: list[object] = []
-    for place, part in ((str(path), inner), ("The recipe of the sweep", outer)):
-        rows = part.get("overrides", [])
-        if not isinstance(rows, list):
-            raise ConfigError(
-                f"{place} has `overrides`, which is not a list",
-                hint="Write, for example, "
-                "`overrides: [{models: [small_cnn], learning_rate: 0.01}]`",
-            )
-        overrides += rows
+    base = read_plain(read_file(path, "recipe file", "known recipe", RECIPES), str(path))
+    if not isinstance(base, dict):
+        raise not_a_mapping(str(path), base, RECIPE)
+    base = _with_recipe_file(base, path.parent, depth + 1)
+    changes = dict(recipe) if isinstance(recipe, dict) else {}
+    changes.pop("from", None)
+    merged = {**base, **changes}
+    overrides = _overrides(base, str(path)) + _overrides(changes, "The recipe of the sweep")
     if overrides:
         merged["overrides"] = overrides
     return merged
 
 
-def tuned_path(recipe: object, sweep: object, recipes: Path | None) -> object:
-    """Replace the name of a tuned recipe by the path of its file.
-
-    Args:
-        recipe: The recipe in a sweep file.
-        sweep: Name of the sweep.
-        recipes: Folder of the tuned recipes. None if there is no root.
-
-    Raises:
-        ConfigError: The name is that of a tuned recipe, but its file does not exist.
-    """
+def _base_name(recipe: Any) -> str | None:
+    """Return the name or path from which a recipe starts. None if it has none."""
     name = recipe.get("from") if isinstance(recipe, dict) else recipe
-    if recipes is None or not isinstance(name, str) or name in RECIPES or is_path(name):
+    return name if isinstance(name, str) else None
+
+
+def _overrides(recipe: dict[str, Any], origin: str) -> list[Any]:
+    """Return the overrides of a recipe. ``origin`` is the name of the recipe in messages."""
+    overrides = recipe.get("overrides", [])
+    if isinstance(overrides, list):
+        return overrides
+    raise ConfigError(
+        f"{origin} has `overrides`, which is not a list",
+        hint="Write, for example, `overrides: [{models: [small_cnn], learning_rate: 0.01}]`",
+    )
+
+
+def _tuned_path(recipe: Any, sweep: object, recipes: Path | None) -> Any:
+    """Replace the name of a tuned recipe by the path of its file, which must exist."""
+    name = _base_name(recipe)
+    if recipes is None or name is None or name in RECIPES or is_path(name):
         return recipe
     stem = f"{TUNED}-{sweep}" if name == TUNED else name
     path = recipes / f"{stem}.yaml"
@@ -97,21 +124,35 @@ def tuned_path(recipe: object, sweep: object, recipes: Path | None) -> object:
         if isinstance(recipe, dict):
             return {**recipe, "from": str(path)}
         return str(path)
-    if name != TUNED and not name.startswith(f"{TUNED}-"):
+    if not stem.startswith(f"{TUNED}-"):
         return recipe  # unknown names are reported later, with all other mistakes
-    hint = f"Run `isweep tune {name.removeprefix(f'{TUNED}-')}` first"
+    hint = f"Run `isweep tune {stem.removeprefix(f'{TUNED}-')}` first"
     if name == TUNED:
         hint = (
             f"Run `isweep tune {sweep} --set recipe=NAME` first, where NAME is the recipe to "
             "compare with"
         )
-    searched = ", ".join(sorted(file.stem for file in recipes.glob("*.yaml")))
-    if searched:
-        hint += f", or choose a recipe that a search has written into this root: {searched}"
+    written_names = ", ".join(sorted(file.stem for file in recipes.glob("*.yaml")))
+    if written_names:
+        hint += f", or choose a recipe that a search has written into this root: {written_names}"
     raise ConfigError(
         f"`isweep tune` writes the recipe {name}, but its file {path} does not exist",
         hint=hint,
     )
+
+
+def _refuse_changes_of_tuned(recipe: Any) -> None:
+    """Raise an error if a sweep replaces values of a tuned recipe for all models at once."""
+    if not isinstance(recipe, dict):
+        return
+    replaced = [f"`recipe.{name}`" for name in SEARCHED if name in recipe]
+    if replaced:
+        raise ConfigError(
+            f"The sweep sets {', '.join(replaced)} for all models and datasets, but `isweep "
+            "tune` chose separate values for each model and dataset in the sweep's recipe",
+            hint="Set the value for some models or datasets in `recipe.overrides`, or start "
+            "from another recipe",
+        )
 
 
 def without_unused_rows(sweep: SweepSpec, tuned: dict[str, Any]) -> SweepSpec:
@@ -126,16 +167,12 @@ def without_unused_rows(sweep: SweepSpec, tuned: dict[str, Any]) -> SweepSpec:
     """
     models = {model_spec(choice).name for choice in sweep.models}
     datasets = {choice.name for choice in sweep.datasets}
-    combinations = tuned.get("cells")
-    searched = set()
-    for combination in combinations if isinstance(combinations, list) else ():
-        if isinstance(combination, dict) and "not_tuned" not in combination:
-            searched.add((str(combination.get("model")), str(combination.get("dataset"))))
+    tuned_combinations = _tuned_combinations(tuned)
     missing = [
         f"{model} on {dataset}"
         for model in sorted(models)
         for dataset in sorted(datasets)
-        if (model, dataset) not in searched
+        if (model, dataset) not in tuned_combinations
     ]
     if missing:
         searched_sweep = tuned.get("sweep")
@@ -154,3 +191,15 @@ def without_unused_rows(sweep: SweepSpec, tuned: dict[str, Any]) -> SweepSpec:
 
     rows = tuple(filter(is_wanted, sweep.recipe.overrides))
     return sweep.model_copy(update={"recipe": sweep.recipe.model_copy(update={"overrides": rows})})
+
+
+def _tuned_combinations(tuned: dict[str, Any]) -> set[tuple[str, str]]:
+    """Return the pairs of model and dataset for which a search has values."""
+    rows = tuned.get("cells")
+    if not isinstance(rows, list):
+        return set()
+    return {
+        (str(row.get("model")), str(row.get("dataset")))
+        for row in rows
+        if isinstance(row, dict) and "not_tuned" not in row
+    }

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from orchestrator.planning.costs.gpu_models import GpuModel, listed_gpu_model
 from orchestrator.planning.costs.memory import peak_bytes
 from orchestrator.planning.costs.needs import Corrections, core_seconds, need_of
-from orchestrator.planning.costs.networks import has_cost
+from orchestrator.planning.costs.networks import is_counted
 from search_spaces.errors import SweepError
 from search_spaces.specs import TrialSpec
 from tasks.trials.records import CONTEXT_BYTES
@@ -63,7 +63,7 @@ def corrections_for(gpu: GpuModel | None, trials: Iterable[MeasuredTrial]) -> Co
     for trial in trials:
         network = trial.spec.network
         name = network.model.name
-        if not has_cost(network):
+        if not is_counted(network):
             continue
         if trial.peak_bytes and trial.on_gpu:
             ratio = (CONTEXT_BYTES + trial.peak_bytes) / peak_bytes(network)
@@ -74,7 +74,7 @@ def corrections_for(gpu: GpuModel | None, trials: Iterable[MeasuredTrial]) -> Co
             ratio = trial.seconds * trial.share / core_seconds(trial.spec)
             seconds_on_cores.setdefault(name, []).append(ratio)
         elif gpu is not None and _is_model(trial.gpu, gpu):
-            ratio = trial.seconds / need_of(trial.spec, gpu, given=trial.share).seconds
+            ratio = trial.seconds / need_of(trial.spec, gpu, set_share=trial.share).seconds
             seconds.setdefault(name, []).append(ratio)
     return Corrections(memory, _medians(seconds), _medians(seconds_on_cores))
 
@@ -142,7 +142,7 @@ def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial], model: Run
 
     The limit is infinite for a network whose operations cannot be counted.
     """
-    if not has_cost(trial.network):
+    if not is_counted(trial.network):
         return math.inf
     ratios = [
         done.seconds / core_seconds(done.spec)

@@ -20,13 +20,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from orchestrator.planning.plain_yaml import not_a_mapping, read_plain, write_plain
-from orchestrator.planning.recipe_files import (
-    SEARCHED,
-    TUNED,
-    tuned_path,
-    with_recipe_file,
-    without_unused_rows,
-)
+from orchestrator.planning.recipe_files import resolve_recipe, without_unused_rows
 from orchestrator.planning.sweep_changes import with_changes
 from orchestrator.planning.sweep_mistakes import (
     DATASET,
@@ -36,7 +30,7 @@ from orchestrator.planning.sweep_mistakes import (
     unknown_names,
 )
 from orchestrator.planning.written_files import is_path, preset_names, preset_text, read_file
-from search_spaces.datasets import own_dataset_spec
+from search_spaces.datasets import user_dataset_spec
 from search_spaces.errors import ConfigError, SweepError, unknown_name
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import DatasetChoice, SweepSpec
@@ -193,14 +187,11 @@ def _spec_of(document: _Document, changes: Mapping[str, object], recipes: Path |
         for index, choice in enumerate(content["datasets"]):
             if isinstance(choice, str):
                 content["datasets"][index] = {"name": choice}
-    named_recipe = tuned_path(content.pop("recipe", None), content.get("name"), recipes)
-    recipe = with_recipe_file(named_recipe, document.folder)
-    tuned = None
-    if isinstance(recipe, dict) and isinstance(recipe.get(TUNED), dict):
-        tuned = recipe.pop(TUNED)
-        _refuse_changes_of_tuned(named_recipe)
-    if recipe is not None:
-        content["recipe"] = recipe
+    resolved = resolve_recipe(
+        content.pop("recipe", None), content.get("name"), document.folder, recipes
+    )
+    if resolved.recipe is not None:
+        content["recipe"] = resolved.recipe
     origin = document.origin
     if changes:
         origin = f"{origin} with changed values of {', '.join(map(str, changes))}"
@@ -213,23 +204,9 @@ def _spec_of(document: _Document, changes: Mapping[str, object], recipes: Path |
         raise_problems(_problems_of(error.errors(), content, origin))
         raise
     raise_problems(unknown_names(spec.model_dump(by_alias=True)))
-    if tuned is not None:
-        return without_unused_rows(spec, tuned)
+    if resolved.tuned is not None:
+        return without_unused_rows(spec, resolved.tuned)
     return spec
-
-
-def _refuse_changes_of_tuned(recipe: object) -> None:
-    """Raise an error if a sweep replaces values of a tuned recipe for all models at once."""
-    if not isinstance(recipe, dict):
-        return
-    replaced = [f"`recipe.{name}`" for name in SEARCHED if name in recipe]
-    if replaced:
-        raise ConfigError(
-            f"The sweep sets {', '.join(replaced)} for all models and datasets, but `isweep "
-            "tune` chose separate values for each model and dataset in the sweep's recipe",
-            hint="Set the value for some models or datasets in `recipe.overrides`, or start "
-            "from another recipe",
-        )
 
 
 def _problems_of(
@@ -237,30 +214,10 @@ def _problems_of(
 ) -> list[SweepError]:
     """Return all mistakes of a sweep file: pydantic's errors and unknown names."""
     places = [detail["loc"] for detail in details]
-
-    def is_consequence(detail: ErrorDetails) -> bool:
-        """Return whether another mistake explains this one.
-
-        A list is too short because its items are wrong. A key is missing because it is written
-        without a blank after its colon, such as ``path:./images``.
-        """
-        place = detail["loc"]
-        if detail["type"] == "missing":
-            *parents, name = place
-            return any(
-                other[:-1] == tuple(parents) and str(other[-1]).startswith(f"{name}:")
-                for other in places
-                if other
-            )
-        is_of_item = any(
-            len(longer) > len(place) and longer[: len(place)] == place for longer in places
-        )
-        return detail["type"] == "too_short" and is_of_item
-
     # A value that may have one of several types has an error for each type. Report only the last.
     problem_at: dict[tuple[int | str, ...], SweepError] = {}
     for detail in details:
-        if not is_consequence(detail):
+        if not _is_consequence(detail, places):
             problem_at[keys_in_file(detail["loc"], content)] = problem_of(detail, origin, content)
     problems = list(problem_at.values())
     if () not in places and not content.get("datasets") and not content.get("worlds"):
@@ -268,6 +225,20 @@ def _problems_of(
     if isinstance(content.get("models"), list) and isinstance(content.get("datasets"), list):
         problems += unknown_names(content)
     return problems
+
+
+def _is_consequence(detail: ErrorDetails, places: list[tuple[int | str, ...]]) -> bool:
+    """Return whether an error has the same cause as an error at another of ``places``."""
+    place = detail["loc"]
+    if detail["type"] == "too_short":
+        # The list is too short because its items are wrong.
+        return any(len(other) > len(place) and other[: len(place)] == place for other in places)
+    if detail["type"] == "missing":
+        # The key has no blank after its colon, such as ``path:./images``.
+        *parents, name = place
+        siblings = [other[-1] for other in places if other and list(other[:-1]) == parents]
+        return any(str(sibling).startswith(f"{name}:") for sibling in siblings)
+    return False
 
 
 def _with_absolute_paths(spec: SweepSpec, folder: Path, listings: Listings) -> SweepSpec:
@@ -285,14 +256,14 @@ def _with_absolute_path(choice: DatasetChoice, folder: Path, listings: Listings)
     """Return a dataset with an absolute path. If class pairs have names, add its classes."""
     if choice.user_source is None:
         return choice
-    check_own_options(own_dataset_spec(choice.name, choice.user_source))
+    check_own_options(user_dataset_spec(choice.name, choice.user_source))
     try:
         path = folder.absolute() / Path(choice.user_source.path).expanduser()
     except RuntimeError:
         raise ConfigError(
             f"`datasets.{choice.name}.own.path` starts with the home folder of an unknown "
             f"user: {choice.user_source.path}",
-            hint="Write the absolute path, which starts with /",
+            hint="Write the absolute path. It starts with /",
         ) from None
     own_data = choice.user_source.model_copy(update={"path": str(path)})
     pairs = choice.class_pairs or ()
@@ -300,7 +271,7 @@ def _with_absolute_path(choice: DatasetChoice, folder: Path, listings: Listings)
     if has_names and not own_data.class_names:
         # All classes are needed to convert names to indices. Size and channels do not matter.
         prepared = PreparedSpec(dataset=choice.name, image_size=4, channels=own_data.channels)
-        request = RawRequest(own_dataset_spec(choice.name, own_data), prepared, path)
+        request = RawRequest(user_dataset_spec(choice.name, own_data), prepared, path)
         own_data = own_data.model_copy(update={"class_names": listings.of(request).label_names})
     return choice.model_copy(update={"user_source": own_data})
 

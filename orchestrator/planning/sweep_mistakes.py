@@ -18,9 +18,9 @@ from search_spaces.errors import (
     ConfigError,
     SweepError,
     broken_rule,
-    collect,
-    nearest,
+    did_you_mean,
     plural,
+    raise_all,
     rule_of,
     unknown_name,
 )
@@ -41,13 +41,8 @@ RECIPE = (
     "Write, for example, `recipe: {from: demo, epochs: 3}`. `isweep recipes` lists the known "
     "recipes"
 )
-EXPECTED_KINDS = {
-    "tuple_type": "a list",
-    "list_type": "a list",
-    "dict_type": "keys with values, for example {key: value}",
-    "model_type": "keys with values, for example {key: value}",
-}
-"""Required form of a value, by pydantic's type of error."""
+EXAMPLES: dict[int | str, str] = {"recipe": RECIPE, "models": MODEL}
+"""Hints for missing values, by the first key."""
 MAX_SEED_COUNT = 10
 """Largest number for `seeds` that may mean a number of seeds. More repetitions are rare."""
 VALUE_RULES = tuple(PLAIN_RULES.values())
@@ -60,7 +55,7 @@ def raise_problems(problems: list[SweepError]) -> None:
     num_more = len(problems) - len(shown)
     if num_more:
         shown.append(ConfigError(f"The sweep has {plural(num_more, 'more problem')} like these"))
-    collect(shown)
+    raise_all(shown)
 
 
 def problem_of(detail: ErrorDetails, origin: str, document: Mapping[str, Any]) -> ConfigError:
@@ -77,10 +72,10 @@ def problem_of(detail: ErrorDetails, origin: str, document: Mapping[str, Any]) -
     file_keys = keys_in_file(keys, document)
     dotted = ".".join(map(str, file_keys))
     if detail["type"] == "extra_forbidden":
-        return _unknown_key(detail["loc"], dotted)
+        return _unknown_key(keys, dotted)
     if detail["type"] == "missing":
-        kind = "value" if isinstance(detail["loc"][-1], int) else "key"
-        hint = {"recipe": RECIPE, "models": MODEL}.get(str(keys[0]), f"Add this {kind}")
+        kind = "value" if isinstance(keys[-1], int) else "key"
+        hint = EXAMPLES.get(keys[0], f"Add this {kind}")
         return ConfigError(f"The {kind} `{dotted}` is missing", hint=hint)
     return _wrong_value(detail, file_keys)
 
@@ -106,9 +101,10 @@ def keys_in_file(keys: Sequence[int | str], document: Mapping[str, Any]) -> tupl
         if isinstance(key, str) and isinstance(content, list | tuple):
             continue  # the name of a type
         if isinstance(key, int) and isinstance(content, Mapping):
+            # Pydantic's keys are the number of a pair, then 0 for its key or 1 for its value.
             key = sorted(content, key=str)[key]
             if remaining:
-                remaining.popleft()  # the position in the pair: 0 for the key, 1 for the value
+                remaining.popleft()
         # A key of a mapping is text, even if the file has a number: it is no index of a list.
         in_file.append(str(key) if isinstance(content, Mapping) else key)
         content = _value_at(content, key)
@@ -141,14 +137,13 @@ def _wrong_value(detail: ErrorDetails, keys: Sequence[int | str]) -> ConfigError
             f"`{dotted}` is {shown}, which is not a valid name",
             hint="Use at most 64 lower case letters, digits, - and _, and begin with a letter",
         )
-    if kind in EXPECTED_KINDS:
-        hint = ""
-        if EXPECTED_KINDS[kind] == "a list":
-            hint = "Write the values in brackets, for example `[a, b]`"
-            if isinstance(value, (int, float)):
-                hint = _list_hint(value, keys)
-        required = EXPECTED_KINDS[kind]
-        return ConfigError(f"`{dotted}` is {shown}, but should be {required}", hint=hint)
+    if kind in ("tuple_type", "list_type"):
+        hint = _list_hint(value, keys)
+        return ConfigError(f"`{dotted}` is {shown}, but should be a list", hint=hint)
+    if kind in ("dict_type", "model_type"):
+        return ConfigError(
+            f"`{dotted}` is {shown}, but should be keys with values, for example {{key: value}}"
+        )
     rule = rule_of(detail["msg"])
     if isinstance(value, dict):
         return ConfigError(f"`{dotted}`: {rule}")
@@ -158,16 +153,17 @@ def _wrong_value(detail: ErrorDetails, keys: Sequence[int | str]) -> ConfigError
     return broken_rule(place, shown, rule)
 
 
-def _list_hint(value: float, keys: Sequence[int | str]) -> str:
-    """Return how to write a single number as a list. A number of seeds may mean how many."""
-    hint = f"Write `[{value!r}]`"
+def _list_hint(value: object, keys: Sequence[int | str]) -> str:
+    """Return how to write a value as a list. A number of seeds may mean how many."""
+    if not isinstance(value, (int, float)):
+        return "Write the values in brackets, for example `[a, b]`"
     # A larger number, for example 42, is rarely the number of repetitions.
     if list(keys) == ["seeds"] and value in range(2, MAX_SEED_COUNT + 1):
-        hint = (
+        return (
             f"For {value} seeds, write `{list(range(int(value)))}`. For the one seed {value}, "
             f"write `[{value}]`"
         )
-    return hint
+    return f"Write `[{value!r}]`"
 
 
 def _numbered(keys: Sequence[int | str]) -> str:
@@ -199,7 +195,7 @@ def _unknown_key(keys: tuple[int | str, ...], dotted: str) -> ConfigError:
             f"`{dotted}` has no blank after its first colon, so YAML reads all of it as a key",
             hint=f"Put a blank after the colon: `{name}: {value}`",
         )
-    similar = nearest(str(keys[-1]), known_keys)
+    similar = did_you_mean(str(keys[-1]), known_keys)
     return ConfigError(
         f"`{dotted}` is not a known key",
         hint=f"{similar}Use one of these keys: {', '.join(known_keys)}",
@@ -231,7 +227,7 @@ def unknown_names(document: dict[str, Any]) -> list[SweepError]:
     problems: list[SweepError] = []
 
     def check(rule: Callable[[str], object], choice: object) -> None:
-        name = choice.get("from", choice.get("from_")) if isinstance(choice, dict) else choice
+        name = choice.get("from") if isinstance(choice, dict) else choice
         if isinstance(name, str) and len(problems) <= MAX_PROBLEMS:
             try:
                 rule(name)
@@ -250,8 +246,9 @@ def unknown_names(document: dict[str, Any]) -> list[SweepError]:
         check(dataset_spec if is_listed else _check_free_name, choice.get("name"))
     check(_check_recipe, document.get("recipe"))
     estimators = document.get("estimators")
-    for name in estimators if isinstance(estimators, list | tuple) else ():
-        check(_check_estimator, name)
+    if isinstance(estimators, list | tuple):
+        for name in estimators:
+            check(_check_estimator, name)
     return problems
 
 

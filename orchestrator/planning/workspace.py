@@ -15,7 +15,7 @@ from orchestrator.planning.paths import RootPaths, SweepPaths, check_outlasts_ra
 from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.planning.sweep_file import SweepSource, find_modules_in, load_sweep, sweep_text
 from orchestrator.planning.written_files import preset_names
-from search_spaces.errors import ConfigError, CorruptStoreError, nearest
+from search_spaces.errors import ConfigError, CorruptStoreError, did_you_mean
 from search_spaces.sweeps import SweepSpec
 from search_spaces.user_code import source_texts
 from tasks.atomic import write_atomic
@@ -148,7 +148,7 @@ class Workspace:
 
     @cached_property
     def prepared(self) -> dict[str, PreparedDataset]:
-        """Undamaged prepared datasets, by prepared id. :meth:`look_again` updates them."""
+        """Undamaged prepared datasets, by prepared id. They are opened once."""
         datasets: dict[str, PreparedDataset] = {}
         for spec in self.plan.prepared:
             folder = self.paths.prepared(spec)
@@ -157,8 +157,8 @@ class Workspace:
                     datasets[spec.prepared_id] = PreparedDataset.open(folder)
         return datasets
 
-    def look_again(self) -> None:
-        """Clear the cache of :attr:`prepared`, because more datasets may be prepared now."""
+    def forget_prepared(self) -> None:
+        """Open :attr:`prepared` again at its next use: more datasets may be prepared now."""
         self.__dict__.pop("prepared", None)
 
 
@@ -223,7 +223,7 @@ def _find(
         problem = f"No preset has the name {source!r}, and the root {paths.root} does not exist"
     raise ConfigError(
         problem,
-        hint=f"{nearest(source, names)}`isweep presets` lists the presets, and `isweep ls` "
+        hint=f"{did_you_mean(source, names)}`isweep presets` lists the presets, and `isweep ls` "
         "lists the sweeps of a root",
     )
 

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from orchestrator.planning.plain_yaml import read_text
-from search_spaces.errors import ConfigError, nearest_path
+from search_spaces.errors import ConfigError, missing_path_hint
 
 MAX_FILE_BYTES = 1_000_000
 """Size limit of a sweep or recipe file, bytes. A sweep of 100,000 trials needs a few
@@ -51,5 +51,6 @@ def read_file(path: Path, kind: str, named_kind: str, names: Iterable[str]) -> s
     try:
         return read_text(path, kind, MAX_FILE_BYTES)
     except FileNotFoundError:
-        hint = f"Correct the path, or use a {named_kind}: {', '.join(names)}. {nearest_path(path)}"
+        listed = ", ".join(names)
+        hint = f"Correct the path, or use a {named_kind}: {listed}. {missing_path_hint(path)}"
         raise ConfigError(f"The {kind} {path} does not exist", hint=hint.rstrip()) from None

@@ -196,7 +196,7 @@ def missing_measurements(
         return lacking
     predictions = [
         measurement
-        for measurement in requested.measurements
+        for measurement in requested.requests
         if isinstance(measurement, PredictionRequest)
     ]
     return lacking + tuple(item for item in predictions if item not in lacking)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.planning.estimate_text import amount
-from orchestrator.planning.plan import CellStatus, SweepPlan
+from orchestrator.planning.plan import PlannedStatus, SweepPlan
 from orchestrator.planning.runtimes import MeasuredTrial
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.flat_runs import FlatRun, flat_trial
@@ -52,17 +52,17 @@ class State:
     unplanned: frozenset[str] = frozenset()
     unreadable: list[Unreadable] = field(default_factory=list)
 
-    def status(self, trial_id: str) -> CellStatus:
+    def status(self, trial_id: str) -> PlannedStatus:
         """Return the status of a planned trial."""
         if trial_id in self.results:
-            return CellStatus.DONE
+            return PlannedStatus.DONE
         if trial_id in self.running:
-            return CellStatus.RUNNING
+            return PlannedStatus.RUNNING
         if trial_id in self.failures:
-            return CellStatus.FAILED
+            return PlannedStatus.FAILED
         if trial_id in self.outdated:
-            return CellStatus.STALE
-        return CellStatus.PENDING
+            return PlannedStatus.STALE
+        return PlannedStatus.PENDING
 
     def counts(self, plan: SweepPlan) -> dict[str, int]:
         """Return the numbers of planned, done, failed and diverged trials."""

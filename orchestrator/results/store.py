@@ -137,7 +137,7 @@ class ResultStore:
         self._files = open_storage(url)
 
     def save(self, record: StoredRecord) -> str:
-        """Write a record, and return the stamp of its file, which changes with every write.
+        """Write a record, and return the stamp of its file. The stamp changes with every write.
 
         After a trial's result is written, its failure is deleted.
         """

@@ -36,7 +36,7 @@ def make_tracker(
     is_enabled: bool = True,
     print_note: Callable[[str], None] = log.info,
 ) -> Tracker:
-    """Return a sweep's tracker, which connects to MLflow in the background.
+    """Return a sweep's tracker. It connects to MLflow in the background.
 
     Args:
         workspace: The sweep.

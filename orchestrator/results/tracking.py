@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.planning.plan import CellStatus
+from orchestrator.planning.plan import PlannedStatus
 from orchestrator.results.columns import DOMAIN
 from orchestrator.results.flat_runs import (
     CurvePoint,
@@ -76,7 +76,7 @@ class Tracker:
             the background until it succeeds. None to track nothing.
         print_note: Function that prints a message for the user, for example if a server does
             not answer.
-        clock: Clock for pauses and times.
+        clock: Clock that measures and waits.
         connect_at_first_update: True to connect only at the first update. Use it for a SQLite
             file that does not exist yet: nothing can refuse this connection, so an early
             connection is useless.
@@ -131,7 +131,7 @@ class Tracker:
 
     def fail_trial(self, failure: FailureRecord) -> None:
         """Show a trial as failed, with the kind and message of the failure."""
-        tags = trial_tags(failure.spec, None, CellStatus.FAILED, failure.attempt)
+        tags = trial_tags(failure.spec, None, PlannedStatus.FAILED, failure.attempt)
         # A failure has no domain. An empty tag would overwrite the one that the start sent.
         del tags[DOMAIN]
         tags["failure_kind"] = str(failure.failure.kind)
@@ -239,7 +239,7 @@ class Tracker:
         return {name: count - counts_before[name] for name, count in self._sender.counts.items()}
 
     def flush(self) -> bool:
-        """Wait until all updates are sent or held back; return False if some are left.
+        """Wait until each update is sent or held back; return False if the wait ended earlier.
 
         The wait ends early if MLflow makes no progress for a minute.
         """

@@ -82,7 +82,7 @@ class UpdateSender:
             calls this function until it succeeds. None to send nothing: no thread is started
             then.
         print_note: Function that prints a message for the user.
-        clock: Clock for pauses and times.
+        clock: Clock that measures and waits.
 
     Attributes:
         lock: Condition with a reentrant lock. The lock protects ``pending``, ``running``, the

@@ -113,8 +113,10 @@ class MessageQueue:
 
     def __init__(self) -> None:
         self.actor = start_beside_driver(IsweepEpochs, max_restarts=-1)
-        self._pending: Any = None
-        self._polled_at = 0.0
+        # Ray's reference of the actor's answer; None if no answer is awaited.
+        self._awaited_answer: Any = None
+        self._answered_at = 0.0
+        # True from the first wait that failed until the actor answers.
         self._is_silent = False
 
     def publish(self, message: WorkerMessage) -> None:
@@ -137,24 +139,24 @@ class MessageQueue:
         starts no trials meanwhile.
         """
         messages = self._answer(timeout_s=0.0)
-        is_due = wait or time.monotonic() - self._polled_at >= POLL_INTERVAL_S
-        if self._pending is None and is_due:
-            self._pending = self.actor.take.remote()
+        is_due = wait or time.monotonic() - self._answered_at >= POLL_INTERVAL_S
+        if self._awaited_answer is None and is_due:
+            self._awaited_answer = self.actor.take.remote()
         if wait and not self._is_silent:
             messages = messages + self._answer(timeout_s=POLL_TIMEOUT_S)
-            self._is_silent = self._pending is not None
+            self._is_silent = self._awaited_answer is not None
         return messages
 
     def _answer(self, timeout_s: float) -> list[WorkerMessage]:
         """Return the messages in the actor's answer; empty if there is no answer in time."""
-        if self._pending is None or not ray.wait([self._pending], timeout=timeout_s)[0]:
+        answer = self._awaited_answer
+        if answer is None or not ray.wait([answer], timeout=timeout_s)[0]:
             return []
-        pending = self._pending
-        self._pending = None
+        self._awaited_answer = None
         self._is_silent = False
-        self._polled_at = time.monotonic()
+        self._answered_at = time.monotonic()
         try:
-            messages: list[WorkerMessage] = ray.get(pending)
+            messages: list[WorkerMessage] = ray.get(answer)
         except ray.exceptions.RayError:
             return []  # The actor died. Ray starts it again.
         return messages

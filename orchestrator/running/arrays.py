@@ -52,9 +52,10 @@ class ArrayCache:
         self._num_remaining = None if num_uses is None else Counter(num_uses)
         self._end = end
         self._array_by_trial: dict[str, str] = {}
-        # Reference and bytes of each stored array, by key; the one that was used last is last.
-        self._stored: dict[str, tuple[Any, int]] = {}
-        self._errors: dict[str, SweepError] = {}
+        # Bytes of each stored array, by key; the array that was used last is last.
+        self._sizes: dict[str, int] = {}
+        # The reference of each stored array, or the error of an unreadable array, by key.
+        self._contents: dict[str, Any] = {}
         # Ray's reference of the actor's answer; None if no answer is awaited.
         self._awaited_answer: Any = None
         self._checked_at = time.monotonic()
@@ -62,7 +63,7 @@ class ArrayCache:
     @property
     def num_bytes(self) -> int:
         """Bytes of all arrays that are stored now."""
-        return sum(size for _, size in self._stored.values())
+        return sum(self._sizes.values())
 
     def add_trial(self, trial_id: str, key: str) -> None:
         """Make the array of a starting trial available to its worker.
@@ -77,23 +78,21 @@ class ArrayCache:
                 workers, because it fails only the trials that use this array.
         """
         self._array_by_trial[trial_id] = key
-        if key in self._stored:
-            self._stored[key] = self._stored.pop(key)
+        if key in self._sizes:
+            self._sizes[key] = self._sizes.pop(key)  # now the last key
             return
         try:
             data = self._load(key)
         except SweepError as error:
             # The worker gets the error instead of the array, because it would wait forever.
-            self._errors[key] = error
             self._send(key, error)
             if isinstance(error, DataError):
                 return
             raise
-        self._errors.pop(key, None)
         size = data.train_images.nbytes + data.test_images.nbytes
         self._make_room(size)
         reference = ray.put(data)
-        self._stored[key] = (reference, size)
+        self._sizes[key] = size
         self._send(key, reference)
 
     def remove_trial(self, trial_id: str, key: str, *, for_good: bool) -> None:
@@ -122,12 +121,12 @@ class ArrayCache:
                 return
             answer = self._awaited_answer
             self._awaited_answer = None
-            self._put_again(answer)
+            self._send_missing(answer)
         elif time.monotonic() - self._checked_at >= CHECK_INTERVAL_S:
             self._checked_at = time.monotonic()
-            self._awaited_answer = self.actor.missing.remote([*self._stored, *self._errors])
+            self._awaited_answer = self.actor.missing.remote(list(self._contents))
 
-    def _put_again(self, answer: Any) -> None:
+    def _send_missing(self, answer: Any) -> None:
         """Send the references that the actor lacks according to its answer."""
         try:
             missing: list[str] = ray.get(answer)
@@ -138,25 +137,25 @@ class ArrayCache:
                 "The Ray actor that distributes the images was lost. A new actor replaces it"
             )
         for key in missing:
-            if key in self._stored:
-                self._send(key, self._stored[key][0])
-            elif key in self._errors:
-                self._send(key, self._errors[key])
+            if key in self._contents:
+                self._send(key, self._contents[key])
 
     def close(self) -> None:
         """Drop all arrays."""
-        self._stored.clear()
+        self._sizes.clear()
+        self._contents.clear()
         self._end()
 
     def _send(self, key: str, content: Any) -> None:
-        """Send the actor the reference of an array, or the error of an array that is unreadable."""
+        """Send the actor the reference of an array, or the error of an unreadable array."""
+        self._contents[key] = content
         # The content is in a list, because Ray would load the array into the actor's process.
         ray.get(self.actor.put.remote(key, [content]))
 
     def _make_room(self, size: int) -> None:
         """Drop arrays that no trial uses now, until an array of ``size`` bytes fits."""
         in_use = set(self._array_by_trial.values())
-        idle = [key for key in self._stored if key not in in_use]
+        idle = [key for key in self._sizes if key not in in_use]
         for key in idle:
             if self.num_bytes + size <= self._max_bytes:
                 return
@@ -164,5 +163,6 @@ class ArrayCache:
 
     def _drop(self, key: str) -> None:
         """Drop a stored array, in the driver and in the actor."""
-        if self._stored.pop(key, None) is not None:
+        if self._sizes.pop(key, None) is not None:
+            del self._contents[key]
             self.actor.drop.remote(key)

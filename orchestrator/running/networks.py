@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from orchestrator.planning.costs.networks import cost_of, was_built
+from orchestrator.planning.costs.networks import cost_of, is_in_preset
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.results.records import TrialRecord
-from search_spaces.errors import ConfigError, SweepError, collect, plural
+from search_spaces.errors import ConfigError, SweepError, plural, raise_all
 from search_spaces.specs import ModelSpec, NetworkSpec, TrialSpec
 from search_spaces.user_code import source_texts
 from tasks.atomic import write_atomic
@@ -45,7 +45,7 @@ def check_models(plan: SweepPlan, done: Collection[str]) -> None:
     for trial_id, trial in plan.trials_by_id.items():
         network = trial.network
         num_outputs = plan.num_outputs(network)
-        if trial_id in done or was_built(network, num_outputs):
+        if trial_id in done or is_in_preset(network, num_outputs):
             continue
         prepared = network.subset.prepared
         dropout = network.recipe.dropout
@@ -70,7 +70,7 @@ def check_models(plan: SweepPlan, done: Collection[str]) -> None:
                 cost_of(network)
         except SweepError as error:
             problems.append(error)
-    collect(problems)
+    raise_all(problems)
 
 
 def user_code(trials: Iterable[TrialSpec]) -> dict[str, str]:
@@ -106,15 +106,15 @@ def fetch_pretrained(
     Raises:
         SweepError: Some weights are missing or do not fit. One error lists all problems.
     """
-    image_sizes: dict[ModelSpec, set[tuple[int, int]]] = {}
+    input_sizes: dict[ModelSpec, set[tuple[int, int]]] = {}
     for trial_id, trial in plan.trials_by_id.items():
         model = trial.network.model
         prepared = trial.network.subset.prepared
         if model.pretrained and trial_id not in done:
-            image_sizes.setdefault(model, set()).add((prepared.channels, prepared.image_size))
+            input_sizes.setdefault(model, set()).add((prepared.channels, prepared.image_size))
     weights: dict[str, bytes] = {}
     problems: list[SweepError] = []
-    for model, sizes in image_sizes.items():
+    for model, sizes in input_sizes.items():
         from tasks.trials.models import build_model  # imports torch, which takes seconds
 
         try:
@@ -133,7 +133,8 @@ def fetch_pretrained(
                 )
         except SweepError as error:
             problems.append(error)
-    collect(problems, type(problems[0]) if problems else SweepError)
+    if problems:
+        raise_all(problems, type(problems[0]))
     return weights
 
 
@@ -184,4 +185,4 @@ def check_same_start(
                 "trials again",
             )
         )
-    collect(problems)
+    raise_all(problems)

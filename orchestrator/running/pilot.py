@@ -31,7 +31,7 @@ def run_pilot(
     model: str,
     options: RunOptions,
     progress: Progress | None = None,
-    **sizes: Any,
+    **pilot_options: Any,
 ) -> Pilot:
     """Train the missing trials of a pilot, and return its losses and measures.
 
@@ -41,7 +41,7 @@ def run_pilot(
         model: Name of the model to train.
         options: How to run the trainings.
         progress: Shows progress.
-        sizes: ``train_sizes``, ``test_size`` and ``domain`` of :func:`pilot_sweep`.
+        pilot_options: ``train_sizes``, ``test_size`` and ``domain`` of :func:`pilot_sweep`.
 
     Raises:
         SweepError: The pilot cannot be trained, or no training has finished.
@@ -51,7 +51,7 @@ def run_pilot(
     from orchestrator.analysis.report import results_table
     from orchestrator.running.run import run_sweep
 
-    spec = pilot_sweep(sweep, source, model, **sizes)
+    spec = pilot_sweep(sweep, source, model, **pilot_options)
     try:
         summary = run_sweep(spec, options, progress=progress)
     except TooFewImagesError as error:
@@ -145,7 +145,7 @@ def _check_model(model: str, models: Mapping[str, ModelChoice]) -> None:
             "the columns train_size and test_loss",
         )
     if model not in models:
-        raise unknown_name("model of the sweep", model, models)
+        raise unknown_name("model", model, models, of="the sweep")
 
 
 def _recipe_of_model(sweep: SweepSpec, model: str) -> RecipeChoice:

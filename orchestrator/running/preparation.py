@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from orchestrator.planning.workspace import Workspace
 from orchestrator.results.provenance import provenance
 from orchestrator.results.records import MeasureRecord
 from orchestrator.running.progress import Progress
-from search_spaces.errors import DataError, SweepError, collect, plural, unknown_name
+from search_spaces.errors import DataError, SweepError, plural, raise_all, unknown_name
 from search_spaces.specs import (
     DatasetSpec,
     MeasureSpec,
@@ -63,7 +64,7 @@ def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
     datasets = workspace.plan.datasets
     for name in raw:
         if name not in datasets:
-            raise unknown_name("dataset of this sweep", name, datasets)
+            raise unknown_name("dataset", name, datasets, of="this sweep")
     problems: list[SweepError] = []
     for spec in workspace.plan.prepared:
         dataset = datasets[spec.dataset]
@@ -75,7 +76,7 @@ def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
             check_raw_folder(RawRequest(dataset, spec, folder), needed=is_needed)
         except SweepError as error:
             problems.append(error)
-    collect(problems, DataError)
+    raise_all(problems, DataError)
 
 
 def prepare_missing(
@@ -102,22 +103,14 @@ def prepare_missing(
 
     problems: list[SweepError] = []
     flags_before = {key: data.record.flags for key, data in workspace.prepared.items()}
-    own_paths = {
-        choice.name: Path(choice.user_source.path)
-        for choice in workspace.plan.sweep.datasets
-        if choice.user_source
-    }
     for spec in missing:
         name = spec.dataset
         monitor.stage("prepare", name)
-        folder = options.raw.get(name) or own_paths.get(name)
-        if folder is not None:
-            folder = folder.expanduser().absolute()
+        folder = None
+        path = options.raw.get(name) or workspace.plan.own_paths.get(name)
+        if path is not None:
+            folder = Path(path).expanduser().absolute()
         named_executor = executor.labelled(f"prepare {name}")
-
-        def show(done: int, total: int, name: str = name) -> None:
-            monitor.advance(f"{name} {done:,}/{total:,} items")
-
         try:
             record = prepare_dataset(
                 spec,
@@ -126,7 +119,7 @@ def prepare_missing(
                 destination=workspace.paths.prepared(spec),
                 executor=named_executor,
                 max_skipped_share=options.max_skipped_share,
-                on_progress=show,
+                on_progress=partial(_show_items, monitor, name),
                 other_nodes=_other_nodes(name, folder, named_executor, monitor),
                 listings=workspace.listings,
             )
@@ -138,7 +131,12 @@ def prepare_missing(
             totals = total_and_class_lines(record)[0]
             for line in (totals, *reading_lines(record)):
                 monitor.note(f"{name}: {line.strip()}")
-    collect(problems, DataError)
+    raise_all(problems, DataError)
+
+
+def _show_items(monitor: Progress, name: str, done: int, total: int) -> None:
+    """Show how many items of a dataset are read."""
+    monitor.advance(f"{name} {done:,}/{total:,} items")
 
 
 def prepare_own(workspace: Workspace, options: RunOptions, monitor: Progress) -> None:
@@ -150,8 +148,8 @@ def prepare_own(workspace: Workspace, options: RunOptions, monitor: Progress) ->
     Raises:
         DataError: Some datasets cannot be prepared. One error lists all problems.
     """
-    own_names = {choice.name for choice in workspace.plan.sweep.datasets if choice.user_source}
-    specs = [spec for spec in workspace.plan.prepared if spec.dataset in own_names]
+    plan = workspace.plan
+    specs = [spec for spec in plan.prepared if spec.dataset in plan.own_paths]
     end = time.monotonic() + OWN_DATA_LIMIT_S
 
     def check_time() -> None:
@@ -160,7 +158,7 @@ def prepare_own(workspace: Workspace, options: RunOptions, monitor: Progress) ->
 
     with suppress(TimeoutError):
         prepare_missing(workspace, specs, options, InlineExecutor(check_time), monitor)
-    workspace.look_again()
+    workspace.forget_prepared()
 
 
 class BackgroundPreparation:
@@ -209,7 +207,7 @@ class BackgroundPreparation:
         self._wait_then(wait_s, process.stdin.close)
         self._wait_then(LAST_BLOCK_LIMIT_S, process.kill)
         process.wait()
-        self._workspace.look_again()
+        self._workspace.forget_prepared()
 
     def _wait_then(self, limit_s: float, end: Callable[[], object]) -> None:
         """Wait for the end of the process; call ``end`` if it still runs after the limit."""
@@ -235,12 +233,12 @@ def _packaged_datasets(workspace: Workspace, options: RunOptions) -> list[tuple[
     Returns:
         For each dataset, its :class:`PreparedSpec` and its :class:`DatasetSpec` as JSON text.
     """
-    own_names = {choice.name for choice in workspace.plan.sweep.datasets if choice.user_source}
+    plan = workspace.plan
     pairs: list[tuple[str, str]] = []
-    for spec in workspace.plan.prepared:
-        is_brought_by_user = spec.dataset in own_names or spec.dataset in options.raw
-        if spec.prepared_id not in workspace.prepared and not is_brought_by_user:
-            dataset = workspace.plan.datasets[spec.dataset]
+    for spec in plan.prepared:
+        is_packaged = spec.dataset not in plan.own_paths and spec.dataset not in options.raw
+        if is_packaged and spec.prepared_id not in workspace.prepared:
+            dataset = plan.datasets[spec.dataset]
             pairs.append((spec.model_dump_json(), dataset.model_dump_json()))
     return pairs
 

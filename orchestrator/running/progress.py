@@ -58,7 +58,7 @@ class RunningTrial(BaseModel):
     seconds_left: float | None = None
 
     def text(self, duration: str) -> str:
-        """Return a line of text about the trial, which begins with ``duration``."""
+        """Return a line of text about the trial. The line begins with ``duration``."""
         if self.images_per_second is None or self.seconds_left is None:
             return duration
         left = format_duration(self.seconds_left)

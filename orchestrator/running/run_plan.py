@@ -14,7 +14,7 @@ from orchestrator.planning.costs.gpu_models import gpu_model
 from orchestrator.planning.estimate import estimate
 from orchestrator.planning.estimate_text import extras_text
 from orchestrator.planning.extra_costs import extras
-from orchestrator.planning.plan import CellStatus, plan_rows
+from orchestrator.planning.plan import PlannedStatus, plan_rows
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.state import State, read_state
 from orchestrator.running.progress import running_trials
@@ -73,7 +73,7 @@ def plan_run(
         num_gpus = num_gpus or num_here
     else:
         check_driver()
-    unopened = check_feasible(workspace)
+    new_listings = check_feasible(workspace)
     state = read_state(workspace, running_trials(workspace), quick=True)
     trials = workspace.plan.trials_by_id
     cost = estimate(
@@ -84,14 +84,16 @@ def plan_run(
         share=workspace.plan.sweep.resources.num_gpus,
         num_cpus=len(os.sched_getaffinity(0)),
     )
-    besides = extras(workspace.plan, [partial.has_weights for partial in state.partial.values()])
+    extra_costs = extras(
+        workspace.plan, [partial.has_weights for partial in state.partial.values()]
+    )
     return RunPlan(
         rows=plan_rows(workspace.plan, {trial_id: state.status(trial_id) for trial_id in trials}),
-        cost={**cost, **besides},
+        cost={**cost, **extra_costs},
         measures=_measure_rows(workspace, state),
-        not_prepared=_not_prepared(workspace, unopened),
+        not_prepared=_not_prepared(workspace, new_listings),
         changed=changed_own_data(workspace),
-        extra_costs=extras_text(besides),
+        extra_costs=extras_text(extra_costs),
     )
 
 
@@ -105,29 +107,26 @@ def _measure_rows(workspace: Workspace, state: State) -> list[dict[str, Any]]:
                 "measure_id": measure.measure_id,
                 "dataset": measure.subset.dataset,
                 "train_sizes": list(measure.train_sizes),
-                "status": CellStatus.DONE if is_done else CellStatus.PENDING,
+                "status": PlannedStatus.DONE if is_done else PlannedStatus.PENDING,
             }
         )
     return rows
 
 
-def _not_prepared(workspace: Workspace, unopened: Mapping[str, Listing]) -> list[dict[str, Any]]:
+def _not_prepared(
+    workspace: Workspace, new_listings: Mapping[str, Listing]
+) -> list[dict[str, Any]]:
     """Return one row per dataset that a run would prepare."""
-    paths = {
-        choice.name: choice.user_source.path
-        for choice in workspace.plan.sweep.datasets
-        if choice.user_source
-    }
     rows: list[dict[str, Any]] = []
     for spec in workspace.plan.prepared:
         if spec.prepared_id in workspace.prepared:
             continue
-        listing = unopened.get(spec.prepared_id)
+        listing = new_listings.get(spec.prepared_id)
         rows.append(
             {
                 "dataset": spec.dataset,
                 "prepared_id": spec.prepared_id,
-                "own": paths.get(spec.dataset),
+                "own": workspace.plan.own_paths.get(spec.dataset),
                 "unopened": None if listing is None else len(listing.items),
                 "left_out": {} if listing is None else listing.excluded,
                 "doubtful": {} if listing is None else listing.flags,
@@ -156,14 +155,14 @@ def describe_power(workspace: Workspace) -> PlannedPower:
     try:
         power = planned_power(workspace.plan, num_tables=NUM_TABLES)
     except ConfigError as error:
-        lines = [_shown_by(workspace)]
+        lines = [_results_text(workspace)]
         if not any(choice.class_pairs for choice in workspace.plan.sweep.datasets):
             lines.append(f"The study's questions compare datasets. {error}")
         return PlannedPower(None, lines)
     return PlannedPower(asdict(power), power.lines())
 
 
-def _shown_by(workspace: Workspace) -> str:
+def _results_text(workspace: Workspace) -> str:
     """Return text about the results of a sweep that is too small to test the study's questions."""
     sweep = workspace.plan.sweep
     summary = "This sweep will show the test loss of each model"

@@ -192,6 +192,7 @@ class SweepCommand:
         plan = self.workspace.plan
         share = plan.sweep.resources.num_gpus
         if share is None:
+            # This check only asks whether trials share a GPU. By default they do so under MPS.
             share = 0.5 if any(node.mps for node in nodes) else 1.0
         if share:
             check_gpus_fit(nodes, plan.trials, share=share, alone=self.options.address is None)
@@ -238,7 +239,7 @@ class SweepCommand:
         preparation.prepare_missing(
             self.workspace, unprepared, self.options, executor, self.monitor
         )
-        self.workspace.look_again()
+        self.workspace.forget_prepared()
 
     def run_context(
         self,
@@ -272,13 +273,13 @@ class SweepCommand:
         if slots.note:
             self.monitor.note(slots.note)
         return RunContext(
-            plan,
-            self.workspace.paths,
-            cluster,
-            resources,
-            stored,
-            tracker,
-            self.monitor,
-            runtime_model,
+            plan=plan,
+            paths=self.workspace.paths,
+            cluster=cluster,
+            resources=resources,
+            stored=stored,
+            tracker=tracker,
+            monitor=self.monitor,
+            runtime_model=runtime_model,
             small_gpus=names_of_small_gpus(self.nodes),
         )

@@ -206,16 +206,13 @@ class SweepTrials(TrialSource):
         self.num_uses = Counter(self.array_of(trial) for trial in trials)
         self._load = load
         self._network_by_array = {self.array_of(trial): trial.network for trial in trials}
-        self._incomplete: frozenset[str] = frozenset()
-        self._measured = []
-        self._measures = index_measures(())
-        if state is not None:
-            self._incomplete = frozenset(state.partial)
-            self._measured = state.measured_trials()
-            self._measures = index_measures(state.measures.values())
-            self.earlier_attempts = {
-                trial_id: record.attempt for trial_id, record in state.failures.items()
-            }
+        state = state or State(results={})
+        self.earlier_attempts = {
+            trial_id: record.attempt for trial_id, record in state.failures.items()
+        }
+        self._incomplete = frozenset(state.partial)
+        self._measured = state.measured_trials()
+        self._measures = index_measures(state.measures.values())
 
     def load_array(self, key: str) -> TrialData:
         """See :class:`TrialSource`."""

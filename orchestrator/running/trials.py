@@ -38,7 +38,7 @@ from typing import Any
 from ray import tune
 
 from orchestrator.machine.signals import at_forced_end, raise_if_stop_requested
-from orchestrator.planning.plan import CellStatus
+from orchestrator.planning.plan import PlannedStatus
 from orchestrator.results.flat_runs import trial_tags
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.attempts import Attempts
@@ -152,7 +152,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             return
         self._watchdog.add(trial_id, self._source.time_limit_s(spec))
         domain = self._source.domain_of(spec)
-        tags = trial_tags(spec, domain, CellStatus.RUNNING, attempt.number)
+        tags = trial_tags(spec, domain, PlannedStatus.RUNNING, attempt.number)
         self._run.tracker.start_trial(trial_id, tags)
         self._run.monitor.trial_started(trial_id)
         self._attempts.log_event(trial_id, "started")

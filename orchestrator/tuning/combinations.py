@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from orchestrator.planning.plan import SweepPlan
-from search_spaces.errors import ConfigError, SweepError, collect
+from search_spaces.errors import ConfigError, SweepError, raise_all
 from search_spaces.recipes import recipe_grid
 from search_spaces.specs import (
     BatchSize,
@@ -74,7 +74,7 @@ class Combination:
 
     @cached_property
     def sweep_point(self) -> Point:
-        """Point of the sweep's recipe, with which every point is compared."""
+        """The values in the sweep's recipe. All other points are compared with this point."""
         return Point.of(self.sweep_recipe)
 
     @cached_property
@@ -183,7 +183,7 @@ def combinations_to_tune(
                 validation=ValidationSpec(share=tune.validation_share),
             )
         )
-    collect(problems.values())
+    raise_all(problems.values())
     return tuple(combinations)
 
 

@@ -31,7 +31,7 @@ class Role(StrEnum):
     """Reason why a search runs a trial."""
 
     OWN = "own"
-    """Trial with the sweep's recipe, with which all points are compared."""
+    """Trial with the sweep's recipe. All other trials are compared with it."""
     SAMPLED = "sampled"
     """Trial at a point that the sampler proposed."""
     FINALIST = "finalist"

@@ -27,7 +27,7 @@ from orchestrator.tuning.recipe import write_recipe
 from orchestrator.tuning.search import Search
 from orchestrator.tuning.search_records import SearchRecord, flat_search
 from orchestrator.tuning.search_report import write_report
-from search_spaces.errors import DataError, SweepError, collect
+from search_spaces.errors import DataError, SweepError, raise_all
 from search_spaces.specs import SubsetSpec
 from search_spaces.tuning import SearchTrialSpec, ValidationSpec
 from tasks.prepared.subsets import TrialData, load_validation, split_validation
@@ -124,7 +124,7 @@ class _Tuning(SweepCommand):
                 continue
             size = split.max_train_size
             num_train[subset_id] = min(size, num_train.get(subset_id, size))
-        collect(problems.values(), DataError)
+        raise_all(problems.values(), DataError)
         self.combinations = combinations_to_tune(self.workspace.plan, num_train)
 
     def _read(self, stored: StoredResults) -> EarlierTrials:

@@ -1,11 +1,11 @@
 """Rows of bytes, and exact squared distances between them.
 
-Rows of the dtypes uint8, int8 and bool are bytes. Rows of another dtype are measured as bytes if
-every value is a whole number from 0 to 255 times a *unit*, which is 1 or 1/255.
+Rows of the dtypes uint8, int8 and bool are bytes. Rows of another dtype are measured as bytes
+if every value is a whole number from 0 to 255 times a *unit*, which is 1 or 1/255.
 
-Distances come from the expanded form ``|a-b|² = |a|² + |b|² - 2ab``. All terms are integers, and
-nothing is rounded. So the result does not depend on block size, order, threads or machine. The
-caller multiplies the distances by the unit.
+Distances come from the expanded form ``|a-b|² = |a|² + |b|² - 2ab``. All terms are integers,
+and nothing is rounded. So the result does not depend on block size, order, threads or machine.
+The caller multiplies the distances by the unit.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ other statistics of the distances, so the correction uses these statistics. It h
 from __future__ import annotations
 
 import zlib
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -318,19 +319,16 @@ def _pair_distances(source: BlockSource, chosen_rows: IntArray) -> FloatArray:
 def dimension_grid(uncorrected: float, num_columns: int) -> list[int]:
     """Return the dimensions to simulate.
 
-    They range from about half of the uncorrected dimension to the highest dimension that can
-    have this uncorrected dimension. The uncorrected dimension is too low by a factor that
-    increases with the dimension: about 2 at dimension 32, and 3 at dimension 70.
+    They are the possible true dimensions, and one more on each side. The uncorrected dimension
+    is too low by a factor that increases with the dimension: about 2 at dimension 32, and 3 at
+    dimension 70. The range allows for a larger factor.
 
     Args:
         uncorrected: The uncorrected dimension, by MLE.
         num_columns: Number of columns. The dimension cannot exceed it.
     """
     low = uncorrected / 2
-    high = 3 * uncorrected + 0.05 * uncorrected**2
-    inside = [dimension for dimension in DIMENSIONS if low <= dimension <= min(high, num_columns)]
-    lowest = min([*inside, num_columns + 1])
-    below = [dimension for dimension in DIMENSIONS if dimension < lowest][-1:]
-    highest = max([*below, *inside])
-    above = [dimension for dimension in DIMENSIONS if dimension > highest][:1]
-    return [*below, *inside, *above]
+    high = max(3 * uncorrected + 0.05 * uncorrected**2, 1)
+    stop = bisect_right(DIMENSIONS, min(high, num_columns))
+    start = min(bisect_left(DIMENSIONS, low), stop)
+    return list(DIMENSIONS[max(start - 1, 0) : stop + 1])

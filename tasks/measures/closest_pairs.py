@@ -121,9 +121,9 @@ class ClosestPairs:
     def _block_limit(self, squared_distances: SquaredDistances) -> float:
         """Return a first limit, so that not all pairs of the first block are added.
 
-        The limit is the ``2 * capacity + 1``-th smallest squared distance of the block. So more
-        than ``capacity`` pairs are at or below it, even if the block is on the diagonal and
-        contains each pair twice. If the block has fewer pairs, the limit is infinite.
+        The limit is the ``2 * capacity + 1``-th smallest squared distance of the block. So
+        more than ``capacity`` pairs are at or below it, even if the block is on the diagonal
+        and contains each pair twice. If the block has fewer pairs, the limit is infinite.
         """
         rank = 2 * self.capacity
         if squared_distances.size <= rank:

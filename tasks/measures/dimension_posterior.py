@@ -4,9 +4,9 @@ This is step 3 of :mod:`tasks.measures.calibration`. The distribution is compute
 family of manifolds, at values of ln d on a fine grid:
 
 1. :func:`_interpolate` computes the statistics that each family has on average, on this grid.
-2. :func:`_weights` compares them with the statistics of the data in a normal likelihood. The
-   prior is uniform over families and ln d, so the posterior probabilities are proportional to
-   the likelihoods.
+2. :func:`_probabilities` compares them with the statistics of the data in a normal
+   likelihood. The prior is uniform over families and ln d, so the posterior probabilities are
+   proportional to the likelihoods.
 3. :func:`posterior` summarizes the distribution by a value and an interval.
 
 In this module, ``f`` in an einsum is a family, ``g`` a grid value, ``r`` a repeat, ``n`` a
@@ -91,28 +91,28 @@ def posterior(observed: FloatArray, simulations: Simulations, num_columns: int) 
     grid = np.linspace(log_dimensions[0], log_dimensions[-1], NUM_GRID)
     curves = _interpolate(simulations, grid)
     noise = _noise(simulations)
-    value_weights, misfit = _weights(observed, curves, noise, VALUE_SPREAD)
-    mean_log_dimension = value_weights.sum(axis=0) @ grid
+    value_probabilities, misfit = _probabilities(observed, curves, noise, VALUE_SPREAD)
+    mean_log_dimension = value_probabilities.sum(axis=0) @ grid
     value = min(float(np.exp(mean_log_dimension)), num_columns)
-    interval_weights, _ = _weights(observed, curves, noise, INTERVAL_SPREAD)
-    density = interval_weights.sum(axis=0)
+    interval_probabilities, _ = _probabilities(observed, curves, noise, INTERVAL_SPREAD)
+    density = interval_probabilities.sum(axis=0)
     tail = (1 - LEVEL) / 2
     # The limits are clipped only now. A grid that ends at ``num_columns`` would be wrong for
     # data that fill all their columns.
     log_limits = np.interp([tail, 1 - tail], density.cumsum(), grid)
     low, high = np.minimum(np.exp(log_limits), num_columns).tolist()
     is_cut_off = density[-NUM_END:].sum() > tail
-    probabilities = value_weights.sum(axis=1).tolist()
+    family_probabilities = value_probabilities.sum(axis=1).tolist()
     return Posterior(
         value=value,
         interval=(min(low, value), max(high, value)),
-        family_probabilities=dict(zip(simulations.families, probabilities, strict=True)),
+        family_probabilities=dict(zip(simulations.families, family_probabilities, strict=True)),
         misfit=misfit,
         may_be_higher=bool(is_cut_off and grid[-1] < np.log(num_columns)),
     )
 
 
-def _weights(
+def _probabilities(
     observed: FloatArray, curves: FloatArray, noise: FloatArray, spread_factor: float
 ) -> tuple[FloatArray, float]:
     """Return the posterior probability of each family and grid value, and the smallest misfit.
@@ -136,9 +136,9 @@ def _weights(
     misfit = np.einsum("fgi,gij,fgj->fg", residual, np.linalg.inv(covariance), residual)
     misfit[is_missing] = np.inf
     # The logarithm of a normal density, without its constant.
-    log_weights = -0.5 * misfit - 0.5 * np.linalg.slogdet(covariance)[1]
-    weights = np.exp(log_weights - log_weights.max())
-    return weights / weights.sum(), float(misfit.min())
+    log_likelihood = -0.5 * misfit - 0.5 * np.linalg.slogdet(covariance)[1]
+    likelihood = np.exp(log_likelihood - log_likelihood.max())
+    return likelihood / likelihood.sum(), float(misfit.min())
 
 
 def _covariance_between_families(curves: FloatArray, is_missing: BoolArray) -> FloatArray:

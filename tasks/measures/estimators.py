@@ -375,7 +375,7 @@ def fit_gride(neighborhoods: Neighborhoods) -> Fit:
             }
         )
         n1 *= 2
-    return Fit(fit.value, fit.std_error, fit.num_ties, {"curve": curve})
+    return replace(fit, details={"curve": curve})
 
 
 def gride_at_scale(

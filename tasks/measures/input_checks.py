@@ -208,8 +208,8 @@ def counts_images_on_last_axis(
 ) -> bool:
     """Return whether the last axis of an array seems to count its images, as in MATLAB files.
 
-    It does if its length is the number of labels, and is above both the length of the first axis
-    and any number of channels. If the first axis is longer, labels are missing instead.
+    It does if its length is the number of labels, and is above both the length of the first
+    axis and any number of channels. If the first axis is longer, labels are missing instead.
     """
     if set(labels_shape[1:]) > {1} or len(images_shape) < 3:
         return False

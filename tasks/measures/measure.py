@@ -227,7 +227,7 @@ def _measure_subsets(
     subsets = measure_nested(
         array[order], ordered_labels, sizes, executor=executor, settings=uncalibrated
     )
-    return subsets.renumbered(order)
+    return subsets.renumber(order)
 
 
 def intrinsic_dimension(
@@ -257,8 +257,7 @@ def intrinsic_dimension(
         True
     """
     source = checked_source(features)
-    chosen = MeasureSettings(**settings)
-    result = measure_nested(source, None, [source.num_rows], settings=chosen)
+    result = measure_nested(source, None, [source.num_rows], settings=MeasureSettings(**settings))
     num_duplicates = result.sizes[0].num_duplicates
     return {
         name: replace(record, details=record.details | {"num_duplicates": num_duplicates})

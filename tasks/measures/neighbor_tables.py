@@ -119,12 +119,12 @@ def _tables(
     all_positions = slice(None)
     # These lists are merged in place. After step i of the loop, they are those of the i-th
     # train size.
-    merged_neighbors = result.neighbors[0]
+    merged_neighbors = result.neighbors_by_size[0]
     merged_other_label = result.other_label_by_size[0]
     tables = []
     for size_index, size in enumerate(train_sizes):
         if size_index > 0:
-            merged_neighbors.merge(result.neighbors[size_index], all_positions)
+            merged_neighbors.merge(result.neighbors_by_size[size_index], all_positions)
             merged_other_label.merge(result.other_label_by_size[size_index], all_positions)
         tables.append(
             NeighborTable(
@@ -133,7 +133,7 @@ def _tables(
                 neighbor_positions=merged_neighbors.positions[:size].copy(),
                 other_label_distances=np.sqrt(merged_other_label.squared[:size, 0]) * unit_length,
                 other_label_positions=merged_other_label.positions[:size, 0].copy(),
-                closest_pairs=_pair_list(result.closest_pairs[: size_index + 1], unit_length),
+                closest_pairs=_pair_list(result.pairs_by_size[: size_index + 1], unit_length),
             )
         )
     return tables

@@ -140,10 +140,10 @@ def integer_product(a: Bytes, b: Bytes) -> IntArray:
 def numkong_product(a: Bytes, b: Bytes) -> IntArray:
     """Return ``a @ b.T``, computed by the processor's 8-bit instructions in all threads.
 
-    The features are cut into chunks, and the columns of the product into blocks. With t feature
-    threads, a thread multiplies every t-th chunk, and adds to the total of its feature thread.
-    Such threads share no input. If there are more threads than chunks, several threads share
-    the chunks of one feature thread, and each of them computes other blocks of columns.
+    The features are cut into chunks. Each of t threads multiplies every t-th chunk, because
+    threads with different features share no input, and each has a total of its own. If there
+    are more threads than chunks, several threads multiply the same chunks, and divide the
+    columns of the product among themselves.
     """
     import numkong
 

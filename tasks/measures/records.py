@@ -225,14 +225,14 @@ class MeasureResult(Finding):
             "settings": self.settings.to_json(),
         }
 
-    def renumbered(self, order: IntArray) -> MeasureResult:
+    def renumber(self, order: IntArray) -> MeasureResult:
         """Return the same result, with row numbers of the user's images in all pairs.
 
         Args:
             order: ``(num_images,)`` row in the user's images of each measured row.
         """
 
-        def original(pair: tuple[int, int]) -> tuple[int, int]:
+        def original_pair(pair: tuple[int, int]) -> tuple[int, int]:
             first, second = sorted(int(order[row]) for row in pair)
             return first, second
 
@@ -240,7 +240,7 @@ class MeasureResult(Finding):
         for size in self.sizes:
             sharpness = size.label_sharpness
             if sharpness is not None and sharpness.pair is not None:
-                sharpness = replace(sharpness, pair=original(sharpness.pair))
+                sharpness = replace(sharpness, pair=original_pair(sharpness.pair))
             sizes.append(replace(size, label_sharpness=sharpness))
-        pairs = tuple(original(pair) for pair in self.conflict_pairs)
+        pairs = tuple(original_pair(pair) for pair in self.conflict_pairs)
         return self.model_copy(update={"sizes": tuple(sizes), "conflict_pairs": pairs})

@@ -98,17 +98,12 @@ class SearchedImages:
         """
         limit = distances.min(initial=np.inf) * MINIMUM_TOLERANCE
         candidates = np.flatnonzero(np.isfinite(distances) & (distances <= limit))
-        refined: dict[tuple[int, int], float] = {}  # most pairs occur twice
+        only_row = np.zeros(1, np.intp)
         for position in candidates.tolist():
-            partner = int(partners[position])
-            pair = min(position, partner), max(position, partner)
-            if pair not in refined:
-                first_image = self._read(pair[0])
-                second_image = self._read(pair[1])
-                only_row = np.zeros(1, np.intp)
-                squared = direct_squared_distances(first_image, second_image, only_row, only_row)
-                refined[pair] = float(np.sqrt(squared[0]))
-            distances[position] = refined[pair]
+            image = self._read(position)
+            partner_image = self._read(int(partners[position]))
+            squared = direct_squared_distances(image, partner_image, only_row, only_row)
+            distances[position] = np.sqrt(squared[0])
 
     def _read(self, position: int) -> AnyArray:
         """Return the image at a position, as ``(1, num_features)``."""

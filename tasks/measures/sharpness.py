@@ -157,11 +157,11 @@ def _draw_sample(labels: AnyArray, sample_size: int, seed: int) -> IntArray:
     class_indices = np.unique(labels, return_inverse=True)[1]
     quotas = class_counts_for(np.bincount(class_indices), sample_size, balanced=False)
     rng = np.random.default_rng([seed, len(labels)])
-    members_by_class = []
+    chosen = []
     for class_index, quota in enumerate(quotas):
         members = np.flatnonzero(class_indices == class_index)
-        members_by_class.append(rng.choice(members, quota, replace=False))
-    return np.concatenate(members_by_class)
+        chosen.append(rng.choice(members, quota, replace=False))
+    return np.concatenate(chosen)
 
 
 def count_pairs(labels: AnyArray) -> int:
@@ -274,8 +274,8 @@ def permuted_sharpness(
     search of all pairs for each permutation would be slow. So only some pairs are searched, in
     ascending order of distance:
 
-    - Inside a sample: the closest pairs of the table. All other pairs are farther apart, so the
-      first pair with different labels is the closest one.
+    - Inside a sample: the closest pairs of the table. All other pairs are farther apart, so
+      the first pair with different labels is the closest one.
     - Among all images: the pairs in the lists of nearest neighbors. The closest pair (a, b) is
       missed only if neither image is in the other image's list.
 
@@ -320,11 +320,9 @@ def _pairs_inside_sample(pairs: PairList, is_member: BoolArray) -> PairList:
     is_inside = (pairs.distances > 0) & is_member[pairs.first] & is_member[pairs.second]
     searched = np.flatnonzero(is_inside)[:MAX_SEARCHED_PAIRS]
     index_in_sample = np.cumsum(is_member) - 1
-    return PairList(
-        distances=pairs.distances[searched],
-        first=index_in_sample[pairs.first[searched]],
-        second=index_in_sample[pairs.second[searched]],
-    )
+    first = index_in_sample[pairs.first[searched]]
+    second = index_in_sample[pairs.second[searched]]
+    return PairList(pairs.distances[searched], first, second)
 
 
 def listed_pairs(table: NeighborTable) -> PairList:

@@ -51,12 +51,12 @@ class SpanResult:
     Attributes:
         span: The positions whose nearest points are searched. Closest pairs are not stored by
             position.
-        neighbors: Nearest neighbors in the new pairs of each train size.
+        neighbors_by_size: Nearest neighbors in the new pairs of each train size.
         other_label_by_size: Nearest point with another label in the new pairs of each train
             size, as lists with one neighbor.
         other_label_by_sample: Nearest point with another label inside each sample, as lists
             with one neighbor.
-        closest_pairs: The closest of the new pairs of each train size; empty if no closest
+        pairs_by_size: The closest of the new pairs of each train size; empty if no closest
             pairs are requested.
         arithmetic: The widest arithmetic that a product has needed.
     """
@@ -65,10 +65,10 @@ class SpanResult:
         num_positions = span.stop - span.start
         sizes = range(len(job.train_sizes))
         self.span = span
-        self.neighbors = [NeighborLists(num_positions, job.num_neighbors) for _ in sizes]
+        self.neighbors_by_size = [NeighborLists(num_positions, job.num_neighbors) for _ in sizes]
         self.other_label_by_size = [NeighborLists(num_positions, 1) for _ in sizes]
         self.other_label_by_sample = [NeighborLists(num_positions, 1) for _ in job.samples]
-        self.closest_pairs = [ClosestPairs(max_pairs) for max_pairs in job.max_pairs_by_size]
+        self.pairs_by_size = [ClosestPairs(max_pairs) for max_pairs in job.max_pairs_by_size]
         self.arithmetic = EXACT if job.is_exact else job.precision.dtype
 
     def merge(self, other: SpanResult) -> None:
@@ -76,12 +76,12 @@ class SpanResult:
         part = other.span.relative_to(self.span)
         for lists, other_lists in zip(self._all_lists(), other._all_lists(), strict=True):
             lists.merge(other_lists, part)
-        for pairs, other_pairs in zip(self.closest_pairs, other.closest_pairs, strict=True):
+        for pairs, other_pairs in zip(self.pairs_by_size, other.pairs_by_size, strict=True):
             pairs.merge(other_pairs)
         self.arithmetic = widest_arithmetic(self.arithmetic, other.arithmetic)
 
     def _all_lists(self) -> list[NeighborLists]:
-        return [*self.neighbors, *self.other_label_by_size, *self.other_label_by_sample]
+        return [*self.neighbors_by_size, *self.other_label_by_size, *self.other_label_by_sample]
 
 
 def add_block(
@@ -131,7 +131,7 @@ def _add_sub_block(
     rows: Span,
     columns: Span,
 ) -> None:
-    """Add a sub-block, whose pairs are all new at the same train size.
+    """Add a sub-block. All its pairs are new at the same train size.
 
     Args:
         job: The search.
@@ -146,11 +146,11 @@ def _add_sub_block(
     sub_block = (rows.relative_to(block.rows), columns.relative_to(block.columns))
     result_rows = rows.relative_to(result.span)
     squared = block.squared[sub_block]
-    result.neighbors[size_index].update(result_rows, columns.start, squared)
+    result.neighbors_by_size[size_index].update(result_rows, columns.start, squared)
     # Each pair occurs twice, above and below the diagonal. So closest pairs are added only
     # from sub-blocks on and above the diagonal.
-    if result.closest_pairs and rows.start <= columns.start:
-        result.closest_pairs[size_index].update(squared, rows.start, columns.start)
+    if result.pairs_by_size and rows.start <= columns.start:
+        result.pairs_by_size[size_index].update(squared, rows.start, columns.start)
     if masked_squared is not None:
         update_nearest(
             result.other_label_by_size[size_index],

@@ -83,7 +83,7 @@ def search_tile(job: SearchJob, row_span: Span, column_span: Span) -> list[SpanR
     for result in span_results:
         # The last block has the widest arithmetic, which never narrows within a tile.
         result.arithmetic = arithmetic
-        for pairs in result.closest_pairs:
+        for pairs in result.pairs_by_size:
             pairs.prune()
     return span_results
 

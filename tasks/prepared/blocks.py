@@ -1,7 +1,7 @@
-"""Blocks of items: divide a listing, read the blocks in parallel tasks, return the parts in order.
+"""Divide listed items into blocks, and read the blocks in parallel tasks.
 
-Every block has part files, from which an interrupted preparation continues. A block may be
-read on a node with another disk, if the same files are on that disk.
+Every block has part files, from which an interrupted preparation continues. A node with another
+disk may read a block if the same raw files are on that disk.
 """
 
 from __future__ import annotations
@@ -80,26 +80,24 @@ class _Parts:
     def __init__(self, blocks: Sequence[Block], on_progress: Progress) -> None:
         self._blocks = blocks
         self._on_progress = on_progress
-        self._by_index: dict[int, PartMetadata] = {}
+        self._by_stem: dict[Path, PartMetadata] = {}
         self._num_items = sum(len(block.items) for block in blocks)
         self._num_read = 0
         on_progress(0, self._num_items)
 
-    def add(self, index: int, part: PartMetadata | None) -> None:
-        """Add the metadata of a block's part, unless ``part`` is None."""
-        if part is None:
-            return
-        self._by_index[index] = part
-        self._num_read += len(self._blocks[index].items)
+    def add(self, block: Block, part: PartMetadata) -> None:
+        """Add the metadata of a block's part."""
+        self._by_stem[block.stem] = part
+        self._num_read += len(block.items)
         self._on_progress(self._num_read, self._num_items)
 
-    def missing(self) -> list[int]:
-        """Return the indices of the blocks that have no part yet."""
-        return [index for index in range(len(self._blocks)) if index not in self._by_index]
+    def missing_blocks(self) -> list[Block]:
+        """Return the blocks that have no part yet."""
+        return [block for block in self._blocks if block.stem not in self._by_stem]
 
     def in_order(self) -> list[PartMetadata]:
         """Return the metadata of the parts, in the order of the blocks."""
-        return [self._by_index[index] for index in range(len(self._blocks))]
+        return [self._by_stem[block.stem] for block in self._blocks]
 
 
 def read_blocks(
@@ -125,17 +123,16 @@ def read_blocks(
         The metadata of the parts, in the order of the blocks.
     """
     parts = _Parts(blocks, on_progress)
-    for index, block in enumerate(blocks):
-        parts.add(index, load_part(block.stem))
+    for block in blocks:
+        part = load_part(block.stem)
+        if part is not None:
+            parts.add(block, part)
     if other_nodes is not None and preparation.request.raw is not None:
-        _read_elsewhere(preparation, blocks, parts, other_nodes)
-    missing = parts.missing()
-    calls = (
-        (preparation.request, blocks[index].items, blocks[index].stem, preparation.dtype)
-        for index in missing
-    )
-    for call_index, part in executor.map_unordered(prepare_and_save_block, calls):
-        parts.add(missing[call_index], part)
+        _read_on_other_nodes(preparation, parts, other_nodes)
+    missing = parts.missing_blocks()
+    calls = ((preparation.request, block.items, block.stem, preparation.dtype) for block in missing)
+    for index, part in executor.map_unordered(prepare_and_save_block, calls):
+        parts.add(missing[index], part)
     return parts.in_order()
 
 
@@ -150,32 +147,24 @@ def read_again(
         on_progress: Function that is called after every block.
     """
     parts = _Parts(blocks, on_progress)
-    for index, block in enumerate(blocks):
+    for block in blocks:
         part, _ = prepare_block(preparation.request, block.items, preparation.dtype)
-        parts.add(index, part)
+        parts.add(block, part)
     return parts.in_order()
 
 
-def _read_elsewhere(
-    preparation: Preparation, blocks: Sequence[Block], parts: _Parts, other_nodes: Executor
-) -> None:
+def _read_on_other_nodes(preparation: Preparation, parts: _Parts, other_nodes: Executor) -> None:
     """Read missing parts on nodes that have the same files. Write these parts in this process."""
-    missing = parts.missing()
+    missing = parts.missing_blocks()
     portable = preparation.for_other_node()
-    calls = []
-    for index in missing:
-        block = blocks[index]
-        calls.append((portable, block.items, block.stem.name))
-    for call_index, result in other_nodes.map_unordered(
-        prepare_block_if_files_match, calls, spread=True
-    ):
-        if result is None:
-            continue
-        part, images = result
-        index = missing[call_index]
-        save_part(blocks[index].stem, part, images)
-        parts.add(index, part)
-    num_missing = len(parts.missing())
+    calls = [(portable, block.items, block.stem.name) for block in missing]
+    results = other_nodes.map_unordered(prepare_block_if_files_match, calls, spread=True)
+    for index, result in results:
+        if result is not None:
+            part, images = result
+            save_part(missing[index].stem, part, images)
+            parts.add(missing[index], part)
+    num_missing = len(parts.missing_blocks())
     if num_missing:
         logger.warning(
             "%d blocks of images could not be read on other nodes, because these nodes do not "
@@ -200,7 +189,7 @@ def prepare_block_if_files_match(
 
 
 def reading_order(request: RawRequest, items: Sequence[Item]) -> Rows | None:
-    """Return the order in which items should be read: compressed tars can only be read forward.
+    """Return an order of reading in which every compressed tar is read forward.
 
     Args:
         request: The dataset and its raw files.
@@ -221,14 +210,15 @@ def reading_order(request: RawRequest, items: Sequence[Item]) -> Rows | None:
                 positions[tar] = {member: position for position, member in enumerate(members)}
     if not positions:
         return None
-    keys: list[tuple[TarPath, int, int]] = []
-    for index, (tar, item) in enumerate(zip(tars, items, strict=True)):
-        if tar in positions:
-            member = split_locator(item.locator)[-1]
-            keys.append((tar, positions[tar].get(member, 0), index))
-        else:
-            keys.append(((), index, index))  # () sorts before every tar
-    return np.array([index for _, _, index in sorted(keys)], dtype=np.intp)
+
+    def place(index: int) -> tuple[TarPath, int]:
+        """Return the tar and the position in it; for other items, the index in the listing."""
+        if tars[index] not in positions:
+            return (), index  # () sorts before every tar
+        member = split_locator(items[index].locator)[-1]
+        return tars[index], positions[tars[index]].get(member, 0)
+
+    return np.array(sorted(range(len(items)), key=place), dtype=np.intp)
 
 
 def _compressed_tar(locator: str) -> TarPath:

@@ -60,7 +60,7 @@ def check_same_content(finished: PreparedRecord, destination: Path, reading: Rea
     for part_read in reading.parts:
         new_skips += [skip for skip in part_read.skipped if skip not in finished.skipped_items]
     if new_skips:
-        first_skip = f"{new_skips[0].locator} ({new_skips[0].reason})"
+        first_skip = f"{new_skips[0].locator_hash} ({new_skips[0].reason})"
         changes.append(
             f"{plural(len(new_skips), 'item')} cannot be used, the first is {first_skip}"
         )
@@ -109,8 +109,8 @@ def update_record(destination: Path, record: PreparedRecord) -> PreparedRecord:
         replace_record(destination, record)
     except OSError as error:
         logger.warning(
-            "%s: the new times of files cannot be stored, so the next start reads all images "
-            "again: %s",
+            "%s: the new modification times of the files cannot be stored, so the next start "
+            "reads all images again: %s",
             record.dataset,
             error.strerror,
         )

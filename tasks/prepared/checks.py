@@ -10,7 +10,7 @@ import numpy as np
 
 from tasks.prepared.parts import Skip
 from tasks.prepared.reading import Reading
-from tasks.prepared.table import ImageTable
+from tasks.prepared.table import ImageTable, count_groups
 from tasks.sources.base import RawRequest
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def collect_skips(reading: Reading, max_share: float) -> list[Skip]:
     max_skipped = max(max_share * total, 1) if max_share else 0
     if len(skipped) <= max_skipped:
         return skipped
-    listed = "; ".join(f"{locator} {reason}" for locator, reason in skipped[:MAX_LISTED_SKIPS])
+    listed = "; ".join(f"{skip.locator_hash} {skip.reason}" for skip in skipped[:MAX_LISTED_SKIPS])
     hint = "Find the file of a hash with `isweep locate HASH --raw DIR`, and repair or remove it"
     raise request.error(
         f"{len(skipped)} of {total:,} items cannot be used ({counts}), but at most "
@@ -123,11 +123,9 @@ def _check_groups(images: ImageTable, request: RawRequest) -> None:
         )
     # With one group per class, every class is in only one set.
     labels = np.unique(images.labels)
-    num_groups_by_class = []
-    for label in labels:
-        num_groups_by_class.append(len(np.unique(images.groups[images.labels == label])))
+    groups_per_class = count_groups(images.labels, images.groups, int(labels[-1]) + 1)
     is_example = num_images == len(labels)  # one image per class, as in a tiny example
-    if len(labels) > 1 and max(num_groups_by_class) == 1 and not is_example:
+    if len(labels) > 1 and groups_per_class.max() == 1 and not is_example:
         raise request.error(
             f"each of the {len(labels)} classes has only one group (patient)",
             hint="Write ids of patients, not of classes, in the group column or as subfolder names",

@@ -68,11 +68,11 @@ class Skip(NamedTuple):
     """An item that cannot be used.
 
     Attributes:
-        locator: Keyed hash of the item's locator, as text.
+        locator_hash: Keyed hash of the item's locator, as text.
         reason: The reason why the item cannot be used.
     """
 
-    locator: str
+    locator_hash: str
     reason: str
 
 
@@ -151,12 +151,10 @@ def prepare_block(
             continue
         for image, label, sample in prepared:
             images.append(image)
-            group_hash = locator_hash  # an image without a group is the only image of its group
-            if sample.group or item.group:
-                group_hash = keyed_hash(request.key, sample.group or item.group)
-            patient_hash = 0
-            if sample.patient:
-                patient_hash = keyed_hash(request.key, sample.patient)
+            group = sample.group or item.group
+            # Without a group, the images of an item are a group.
+            group_hash = keyed_hash(request.key, group) if group else locator_hash
+            patient_hash = keyed_hash(request.key, sample.patient) if sample.patient else 0
             split = SPLIT_CODES[item.split]
             rows.append((position, label, group_hash, patient_hash, split, digest(image)))
             part.conversions.update(sample.conversions)

@@ -82,8 +82,8 @@ def prepare_dataset(
             changed since the preparation.
     """
     finished = published_record(destination, spec)
-    # Only the raw files of user data may change.
-    if finished is not None and (raw is None or dataset.name in DATASETS):
+    is_user_data = raw is not None and dataset.name not in DATASETS
+    if finished is not None and not is_user_data:  # the raw files never change
         return finished
     started = time.monotonic()
     request = RawRequest(dataset, spec, raw, hash_key(destination.parent))

@@ -16,7 +16,7 @@ from tasks.prepared.table import (
     ImageTable,
     Rows,
     choose_images,
-    gather,
+    join_parts,
     keep_per_class,
     number_groups,
 )
@@ -46,7 +46,7 @@ class ReadingPlan:
         Args:
             parts: The metadata of the parts, in the order of the blocks.
         """
-        listed_images = restore_listed_order(gather(parts), parts, self.order)
+        listed_images = restore_listed_order(join_parts(parts), parts, self.order)
         images = choose_images(listed_images, self.preparation.request.spec)
         return Reading(self.preparation, self.raw_id, self.blocks, parts, images)
 

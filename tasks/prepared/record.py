@@ -15,7 +15,7 @@ from tasks.array_types import Int64Array
 from tasks.prepared.parts import COLOR, FORMAT_TRAIT, GRAY, PartMetadata, Skip
 from tasks.prepared.preparation import Preparation
 from tasks.prepared.reading import Reading
-from tasks.prepared.table import ImageTable, content_fingerprint
+from tasks.prepared.table import ImageTable, content_fingerprint, count_groups, distinct
 from tasks.sources import OWN_KINDS, current_name
 from tasks.sources.base import format_counts
 from tasks.sources.own.splits import GivenSplit
@@ -70,7 +70,8 @@ class PreparedRecord(BaseModel):
         skipped: Number of items that could not be listed or read, by reason.
         skipped_items: The first skipped items, as pairs (keyed hash of the locator, reason).
         conversions: Conversions of pixels, with the number of converted images.
-        flags: Possible problems of the data, with the number of affected images or items.
+        flags: Flags, which are possible problems of the data in words, with the number of
+            affected images or items.
         num_duplicates: Number of images whose pixels equal those of an earlier image. Their
             groups were joined.
         num_conflicts: Number of images whose pixels equal those of an image with another
@@ -137,13 +138,13 @@ def make_record(reading: Reading, skipped: Sequence[Skip]) -> PreparedRecord:
     num_images = len(images.labels)
     shape = (num_images, spec.channels, spec.image_size, spec.image_size)
     image_counts = np.bincount(images.labels, minlength=len(names))
-    group_counts = _groups_per_label(images, len(names))
+    group_counts = count_groups(images.labels, images.groups, len(names))
     conversions = Counter[str]()
     for part in parts:
         conversions.update(part.conversions)
     if current_name(dataset.source) in OWN_KINDS:
         conversions.update(channel_conversions(parts, spec.channels))
-    flags = _count_doubts(reading, group_counts)
+    flags = _count_flags(reading, group_counts)
     return PreparedRecord(
         fingerprint=fingerprint_of(preparation, images),
         prepared_id=spec.prepared_id,
@@ -192,8 +193,8 @@ def fingerprint_of(preparation: Preparation, images: ImageTable) -> str:
     return content_fingerprint(images, header)
 
 
-def _count_doubts(reading: Reading, group_counts: Int64Array) -> Counter[str]:
-    """Return possible problems of the data, with the number of affected images or items.
+def _count_flags(reading: Reading, group_counts: Int64Array) -> Counter[str]:
+    """Return all flags, with the number of affected images or items.
 
     Args:
         reading: The images that were read.
@@ -206,28 +207,17 @@ def _count_doubts(reading: Reading, group_counts: Int64Array) -> Counter[str]:
     flags = Counter(listing.flags)
     for part in parts:
         flags.update(part.flags)
-    flags.update(predictive_traits(parts))
+    flags.update(trait_flags(parts))
     # The image sizes of the study's datasets are known, so only user data are checked.
     if current_name(request.dataset.source) in OWN_KINDS:
-        flags.update(size_doubts(parts, request.spec.image_size))
-    flags.update(_split_doubts(images, parts))
-    flags.update(_class_doubts(images, listing.label_names, group_counts))
+        flags.update(size_flags(parts, request.spec.image_size))
+    flags.update(_group_flags(images, parts))
+    flags.update(_class_flags(images, listing.label_names, group_counts))
     return flags
 
 
-def _groups_per_label(images: ImageTable, num_labels: int) -> Int64Array:
-    """Return the number of groups with an image of each label, ``(num_labels,)``."""
-    counts = np.zeros(num_labels, np.int64)
-    for label in range(num_labels):
-        groups = images.groups[images.labels == label]
-        counts[label] = len(np.unique(groups))
-    return counts
-
-
-def _split_doubts(images: ImageTable, parts: Sequence[PartMetadata]) -> dict[str, int]:
-    """Return possible problems of the groups, with the number of affected images.
-
-    There are two such problems:
+def _group_flags(images: ImageTable, parts: Sequence[PartMetadata]) -> dict[str, int]:
+    """Return two flags, with the number of affected images.
 
     - A test image of a given split is in the same group as a training image.
     - The images of a patient, according to the image headers, are in several groups.
@@ -235,29 +225,25 @@ def _split_doubts(images: ImageTable, parts: Sequence[PartMetadata]) -> dict[str
     is_training = images.splits == GivenSplit.TRAIN
     is_test = images.splits == GivenSplit.TEST
     in_training_group = np.isin(images.groups, images.groups[is_training])
-    pairs = []
-    for part in parts:
-        rows = part.rows[part.rows["patient"] != 0]
-        pairs.append(np.stack([rows["patient"], rows["group"]], 1))
-    distinct_pairs, images_per_pair = np.unique(np.concatenate(pairs), axis=0, return_counts=True)
-    _, patient, num_groups = np.unique(
-        distinct_pairs[:, 0], return_inverse=True, return_counts=True
-    )
-    in_several_groups = num_groups[patient] > 1
+    patients = np.concatenate([part.rows["patient"] for part in parts])
+    groups = np.concatenate([part.rows["group"] for part in parts])
+    first_rows, patient_numbers = distinct(patients)
+    in_other_group = groups != groups[first_rows[patient_numbers]]
+    in_several_groups = np.isin(patients, patients[in_other_group & (patients != 0)])
     return {
         "test images that are not used, because their group is in training": int(
             (in_training_group & is_test).sum()
         ),
         "patient in the image header with several groups; check that each group is a patient": int(
-            images_per_pair[in_several_groups].sum()
+            in_several_groups.sum()
         ),
     }
 
 
-def _class_doubts(
+def _class_flags(
     images: ImageTable, names: Sequence[str], group_counts: Int64Array
 ) -> dict[str, int]:
-    """Return possible problems of classes: only one group, no image, or only one given split.
+    """Return flags for classes with one group, without an image, or in only one given split.
 
     A class in only one split can mean that the labels of this split start at 1 instead of 0.
     """
@@ -278,8 +264,8 @@ def _class_doubts(
     return flags
 
 
-def predictive_traits(parts: Sequence[PartMetadata]) -> dict[str, int]:
-    """Return traits that predict the label, and traits that should not have several values.
+def trait_flags(parts: Sequence[PartMetadata]) -> dict[str, int]:
+    """Return flags for traits that predict the label, and for traits with unexpected values.
 
     If a trait predicts the label, a network may learn the trait instead of the image content.
     A trait is predictive if both of these conditions hold:
@@ -291,9 +277,9 @@ def predictive_traits(parts: Sequence[PartMetadata]) -> dict[str, int]:
     A trait with fewer than :data:`MIN_IMAGES_PER_VALUE` images per value is not tested.
 
     Returns:
-        Possible problems with a number of images. For a predictive trait, it is the number of
-        images that are guessed right. For a trait with several values, it is the number of
-        images that do not have the most frequent value.
+        Flags with a number of images. For a predictive trait, it is the number of images that
+        are guessed right. For a trait that should have one value but has several, it is the
+        number of images that do not have the most frequent value.
     """
     counts_by_trait: defaultdict[str, Counter[tuple[int, str]]] = defaultdict(Counter)
     for part in parts:
@@ -301,7 +287,7 @@ def predictive_traits(parts: Sequence[PartMetadata]) -> dict[str, int]:
             counts_by_trait[name][label, value] += num_images
     flags: dict[str, int] = {}
     for name, counts in counts_by_trait.items():
-        table = _table(counts)
+        table = _contingency_table(counts)
         num_values = table.shape[1]
         if name in SINGLE_VALUED and num_values > 1:
             num_unusual = table.sum() - table.sum(0).max()
@@ -312,13 +298,23 @@ def predictive_traits(parts: Sequence[PartMetadata]) -> dict[str, int]:
         if min(table.shape) < 2 or not is_large_enough:
             continue
         if gain > MIN_GAIN * table.sum() and _g_test(table) < MAX_P:
-            share = f"right for {num_right / table.sum():.0%}, {_information(table)}"
+            share = f"right for {num_right / table.sum():.0%}, {_format_information(table)}"
             flags[f"{name} predicts the label ({share})"] = num_right
     return flags
 
 
-def size_doubts(parts: Sequence[PartMetadata], side: int) -> dict[str, int]:
-    """Return possible problems of image sizes: enlargement, stretching, and different sizes.
+def _count_formats(parts: Sequence[PartMetadata]) -> Counter[str]:
+    """Return the number of images by the value of the trait :data:`FORMAT_TRAIT`."""
+    counts: Counter[str] = Counter()
+    for part in parts:
+        for trait in part.traits:
+            if trait.name == FORMAT_TRAIT:
+                counts[trait.value] += trait.num_images
+    return counts
+
+
+def size_flags(parts: Sequence[PartMetadata], side: int) -> dict[str, int]:
+    """Return flags for images that are enlarged or stretched, and for different image sizes.
 
     Enlarging interpolates pixels. So d_data of enlarged images is lower than d_data of the raw
     images.
@@ -328,12 +324,10 @@ def size_doubts(parts: Sequence[PartMetadata], side: int) -> dict[str, int]:
         side: Side of the prepared images, pixels.
     """
     counts: Counter[tuple[int, int]] = Counter()
-    for part in parts:
-        for _, name, value, num_images in part.traits:
-            if name == FORMAT_TRAIT:
-                size = SIZE.search(value)
-                if size:
-                    counts[int(size[1]), int(size[2])] += num_images
+    for image_format, num_images in _count_formats(parts).items():
+        size = SIZE.search(image_format)
+        if size is not None:
+            counts[int(size[1]), int(size[2])] += num_images
     num_enlarged = 0
     num_stretched = 0
     for (height, width), num_images in counts.items():
@@ -369,14 +363,13 @@ def channel_conversions(parts: Sequence[PartMetadata], channels: int) -> Counter
         raw_mode = COLOR
         conversion = "color to gray (`channels: 1`)"
     counts: Counter[str] = Counter()
-    for part in parts:
-        for _, name, value, num_images in part.traits:
-            if name == FORMAT_TRAIT and value.split()[0] == raw_mode:
-                counts[conversion] += num_images
+    for image_format, num_images in _count_formats(parts).items():
+        if image_format.split()[0] == raw_mode:
+            counts[conversion] += num_images
     return counts
 
 
-def _table(counts: Mapping[tuple[int, str], int]) -> Int64Array:
+def _contingency_table(counts: Mapping[tuple[int, str], int]) -> Int64Array:
     """Return counts by (label, value) as an array ``(num_labels, num_values)``."""
     labels = sorted({label for label, _ in counts})
     values = sorted({value for _, value in counts})
@@ -405,7 +398,7 @@ def _g_test(table: Int64Array) -> float:
     return float(chdtrc(degrees, g))
 
 
-def _information(table: Int64Array) -> str:
+def _format_information(table: Int64Array) -> str:
     """Format the mutual information of a trait and the label, and the entropy of the label."""
     from scipy.special import entr
 
@@ -415,7 +408,7 @@ def _information(table: Int64Array) -> str:
 
 
 def reading_lines(record: PreparedRecord) -> list[str]:
-    """Return lines on the images that were converted, left out or skipped, and on problems."""
+    """Return lines on the images that were converted, left out or skipped, and on flags."""
     return format_counts(
         converted=record.conversions,
         left_out=record.excluded,
@@ -439,7 +432,7 @@ def set_lines(
 
 
 def total_and_class_lines(record: PreparedRecord) -> list[str]:
-    """Return a line with the number of images, classes and groups, then a line for each class."""
+    """Return the lines of :func:`set_lines`, with a hint if every image is its own group."""
     totals, *classes = set_lines(
         record.num_images_per_label, record.num_groups_per_label.values(), record.num_groups
     )

@@ -67,8 +67,8 @@ def split_with_faults(
             images.
     """
     faults = _relevant_faults(spec.prepared)
-    has_wrong_labels = not faults.isdisjoint(WRONG_LABEL_FAULTS)
-    if not has_wrong_labels and "test_set_depends_on_size" not in faults:
+    has_pool = bool(_pool_faults(faults))
+    if not has_pool and "test_set_depends_on_size" not in faults:
         return _split_by_group_with_faults(candidates, spec, faults, train_size=None)
     if max_train_size is None:
         raise DataError(
@@ -76,11 +76,10 @@ def split_with_faults(
             "on the train size",
             hint="Call make_subset with max_train_size, once for every train size",
         )
-    is_released_split = faults >= RELEASED_SPLIT_FAULTS
-    if has_wrong_labels or is_released_split:
+    if has_pool:
         check_no_given_split(spec.prepared, candidates.splits)
         candidates = _read_pool(candidates, spec, faults, max_train_size)
-    if is_released_split:
+    if faults >= RELEASED_SPLIT_FAULTS:
         return _released_split(candidates, spec.test_size)
     return _split_by_group_with_faults(candidates, spec, faults, max_train_size)
 
@@ -99,8 +98,16 @@ def _relevant_faults(spec: PreparedSpec) -> set[str]:
     return faults
 
 
+def _pool_faults(faults: set[str]) -> set[str]:
+    """Return the faults because of which images come from a pool; empty if they do not."""
+    pool_faults = faults & WRONG_LABEL_FAULTS
+    if not pool_faults and faults >= RELEASED_SPLIT_FAULTS:
+        return set(RELEASED_SPLIT_FAULTS)
+    return pool_faults
+
+
 def check_no_given_split(spec: PreparedSpec, splits: Int8Array) -> None:
-    """Check that a user's data do not state a split, if the faults of the spec would ignore it.
+    """Check that the faults of the spec would not ignore a split that a user's data state.
 
     Args:
         spec: The prepared dataset, with its faults.
@@ -109,20 +116,17 @@ def check_no_given_split(spec: PreparedSpec, splits: Int8Array) -> None:
     Raises:
         DataError: The data state a split, and the images come from a pool.
     """
-    faults = _relevant_faults(spec)
-    ignoring = faults & WRONG_LABEL_FAULTS
-    if not ignoring and faults >= RELEASED_SPLIT_FAULTS:
-        ignoring = set(RELEASED_SPLIT_FAULTS)
+    pool_faults = _pool_faults(_relevant_faults(spec))
     is_user_data = spec.dataset not in DATASETS
-    if not ignoring or not is_user_data or not (splits != GivenSplit.NONE).any():
+    if not pool_faults or not is_user_data or not (splits != GivenSplit.NONE).any():
         return
     setting = "`data_mode: as_released`"
     hint = "Set `data_mode: corrected`"
     if spec.data_mode != "as_released":
-        names = ", ".join(sorted(ignoring))
+        names = ", ".join(sorted(pool_faults))
         setting = f"`faults: [{names}]`"
         hint = f"Remove {names} from `faults`"
-        if len(ignoring) > 1:
+        if len(pool_faults) > 1:
             hint = f"Remove one of {names} from `faults`"
     raise DataError(
         f"{spec.dataset}: the data state which images are for training and which are for "

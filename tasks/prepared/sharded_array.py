@@ -180,7 +180,7 @@ class _ChunkRequest(NamedTuple):
     part: slice
 
     def read(self, *targets: AnyArray) -> None:
-        """Read the whole chunk into arrays, which are consecutive parts of the chunk.
+        """Read the whole chunk into arrays. Each array gets the next part of the chunk.
 
         Raises:
             ValueError: The length or the checksum of the chunk is wrong.

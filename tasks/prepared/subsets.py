@@ -38,7 +38,7 @@ from tasks.prepared.group_split import (
 )
 from tasks.prepared.released_faults import split_with_faults
 from tasks.prepared.store import PreparedDataset
-from tasks.prepared.table import class_counts_for, number_groups
+from tasks.prepared.table import class_counts_for, count_groups, number_groups
 from tasks.sources.own.splits import GivenSplit
 
 MIN_IMAGES_PER_CLASS = 2
@@ -309,18 +309,13 @@ def split_validation(
     labels = subset.train_labels[:train_size]
     group_numbers = number_groups(prepared.groups[rows])
     num_classes = subset.num_classes
-    groups_per_class = []
-    for label in range(num_classes):
-        groups_per_class.append(len(np.unique(group_numbers[labels == label])))
+    groups_per_class = count_groups(labels, group_numbers, num_classes)
     images_per_class = np.bincount(labels, minlength=num_classes)
-
-    def too_few_groups() -> DataError:
-        return _too_few_groups_error(
-            spec, subset.class_names, groups_per_class, images_per_class.tolist()
-        )
-
-    if min(groups_per_class) < 2:
-        raise too_few_groups()
+    too_few_groups = _too_few_groups_error(
+        spec, subset.class_names, groups_per_class.tolist(), images_per_class.tolist()
+    )
+    if groups_per_class.min() < 2:
+        raise too_few_groups
     balanced = num_classes == 2
     size = max(round(validation.share * len(labels)), num_classes)
     # At least one validation image of each class.
@@ -334,7 +329,7 @@ def split_validation(
     # All images of a drawn group leave the training set.
     num_trainable_per_class = np.bincount(labels[trainable], minlength=num_classes)
     if num_trainable_per_class.min() < MIN_IMAGES_PER_CLASS:
-        raise too_few_groups()
+        raise too_few_groups
     # None keeps the order of the training images, which is already random.
     train = stratified_order(labels, trainable, None, balanced=balanced)
     _check_no_shared_group(
@@ -373,15 +368,15 @@ def _too_few_groups_error(
     )
 
 
-def _check_no_shared_group(groups: Int64Array, parts: dict[str, Int64Array]) -> None:
+def _check_no_shared_group(groups: Int64Array, rows_of_sets: dict[str, Int64Array]) -> None:
     """Raise an AssertionError if two sets of a search share a group.
 
     Args:
         groups: ``(num_images,)`` group ids of all images.
-        parts: Rows of each set, by the name of the set.
+        rows_of_sets: Rows of each set, by the name of the set.
     """
-    for first, second in itertools.combinations(parts, 2):
-        if np.isin(groups[parts[first]], groups[parts[second]]).any():
+    for first, second in itertools.combinations(rows_of_sets, 2):
+        if np.isin(groups[rows_of_sets[first]], groups[rows_of_sets[second]]).any():
             # An assert statement would not be checked with python -O.
             raise AssertionError(f"the {first} and the {second} set of a search share a group")
 

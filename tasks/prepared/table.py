@@ -91,6 +91,20 @@ def count_earlier(values: Int64Array) -> Int64Array:
     return before
 
 
+def count_groups(labels: Int64Array, groups: Int64Array, num_labels: int) -> Int64Array:
+    """Return the number of groups with an image of each label, ``(num_labels,)``.
+
+    Args:
+        labels: ``(num_images,)`` labels.
+        groups: ``(num_images,)`` group ids.
+        num_labels: Number of labels. Labels are below it.
+    """
+    counts = np.zeros(num_labels, np.int64)
+    for label in range(num_labels):
+        counts[label] = len(np.unique(groups[labels == label]))
+    return counts
+
+
 @dataclass
 class ImageTable:
     """Metadata of all images of a preparation.
@@ -126,7 +140,7 @@ class ImageTable:
         )
 
 
-def gather(parts: Sequence[PartMetadata]) -> ImageTable:
+def join_parts(parts: Sequence[PartMetadata]) -> ImageTable:
     """Return one table of the images of all parts, in order.
 
     The ``rows`` of the parts become views of this table, so that the metadata of millions of
@@ -223,27 +237,27 @@ def join_groups(groups: Int64Array, image_numbers: Rows) -> Int64Array:
     Returns:
         ``(num_images,)`` group ids. Joined groups have the smallest of their ids.
     """
-    has_twin = np.bincount(image_numbers)[image_numbers] > 1
-    twins = np.flatnonzero(has_twin)
-    if not len(twins):
+    is_repeated = np.bincount(image_numbers)[image_numbers] > 1
+    repeated = np.flatnonzero(is_repeated)
+    if not len(repeated):
         return groups
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    ids, group = np.unique(groups[twins], return_inverse=True)
-    _, image = np.unique(image_numbers[twins], return_inverse=True)
-    # The nodes of the graph are groups and repeated images. Edges connect groups with their
+    group_ids, group_nodes = np.unique(groups[repeated], return_inverse=True)
+    _, image_nodes = np.unique(image_numbers[repeated], return_inverse=True)
+    # The nodes of the graph are groups, then repeated images. Edges connect groups with their
     # images.
-    num_nodes = len(ids) + int(image.max()) + 1
-    edges = (np.ones(len(group), np.int8), (group, len(ids) + image))
+    num_nodes = len(group_ids) + int(image_nodes.max()) + 1
+    edges = (np.ones(len(repeated), np.int8), (group_nodes, len(group_ids) + image_nodes))
     graph = coo_array(edges, shape=(num_nodes, num_nodes))
-    _, component = connected_components(graph, directed=False)
+    _, components = connected_components(graph, directed=False)
     # The ids are sorted, so the first id of a component is the smallest.
-    _, first, number = np.unique(component[: len(ids)], return_index=True, return_inverse=True)
-    joined_ids = ids[first[number]]
-    # Groups without repeated images are not in ids, so their ids do not change.
-    nearest_id = np.minimum(np.searchsorted(ids, groups), len(ids) - 1)
-    joined: Int64Array = np.where(ids[nearest_id] == groups, joined_ids[nearest_id], groups)
+    first_nodes, component_numbers = distinct(components[: len(group_ids)])
+    joined_ids = group_ids[first_nodes[component_numbers]]
+    # Groups without repeated images are not in group_ids, so their ids do not change.
+    nearest = np.minimum(np.searchsorted(group_ids, groups), len(group_ids) - 1)
+    joined: Int64Array = np.where(group_ids[nearest] == groups, joined_ids[nearest], groups)
     return joined
 
 

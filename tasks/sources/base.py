@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from search_spaces.errors import DataError, SetupError, nearest_path
+from search_spaces.errors import DataError, SetupError, missing_path_hint
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from tasks.array_types import AnyArray
 from tasks.atomic import write_once
@@ -227,7 +227,7 @@ class RawRequest:
         except FileNotFoundError:
             raise DataError(
                 f"The raw download {self.raw} of {name} was not found",
-                hint=f"{nearest_path(self.raw)} {layout}".lstrip(),
+                hint=f"{missing_path_hint(self.raw)} {layout}".lstrip(),
             ) from None
         except (OSError, ValueError) as error:
             reason = (
@@ -270,7 +270,7 @@ class Item:
         label: Class index; None if it is known only after reading (slices of a volume).
         group: Id of a patient, or of another group of images that a split must not divide;
             empty if the item is a group of its own.
-        split: The split that the data state; empty without one.
+        split: The split that the data state; empty if there is none.
         details: Further values that the reader needs. Only JSON values are allowed.
         traits: Pairs (name, value) as in :class:`Sample`, from columns of a table.
     """
@@ -297,7 +297,7 @@ class Sample:
         group: Group id if only the reader knows it; empty to use the group of the item.
         conversions: Changes to the stored values in words, such as ``"MONOCHROME1 inverted"``.
             The record of the dataset counts them.
-        flags: Doubts about the image in words. The record of the dataset counts them.
+        flags: Possible problems of the image, in words. The record of the dataset counts them.
         traits: Pairs (name, value), such as ``("manufacturer", "X")``, that must not predict
             the label.
         patient: Patient id in the file's header. If a patient is in several groups, the
@@ -327,7 +327,7 @@ class Listing:
             items are not errors.
         skipped: Pairs (locator, reason) of items that cannot be used.
         intensity: The rule by which raw values become pixels in [0, 255], in words.
-        flags: Doubt about the whole dataset -> number of items that it concerns.
+        flags: Possible problem of the dataset, in words -> number of items that it concerns.
         one_image_per_item: Whether every item is one image. Images can then be counted without
             reading them.
     """

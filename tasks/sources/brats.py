@@ -110,7 +110,8 @@ def list_brats(request: RawRequest) -> Listing:
                 details=locators,
             )
     if not items:
-        raise incomplete_download(request, "case folders with <case>_{flair,t2,seg}.nii[.gz]", tree)
+        files_text = "<case>_flair, <case>_t2 and <case>_seg (.nii or .nii.gz)"
+        raise incomplete_download(request, f"case folders with the files {files_text}", tree)
     _check_one_release(items, request)
     skipped = []
     for case in incomplete:

@@ -138,14 +138,14 @@ def faces() -> Images:
 
 @cache
 def textures() -> Images:
-    """Return patches of 32 x 32 of ``grass.png``, ``gravel.png`` and ``brick.png``, 512 x 512."""
+    """Return patches of 32 x 32 pixels of ``grass.png``, ``gravel.png`` and ``brick.png``."""
     names = ("grass", "gravel", "brick")
     return _one_class_each([_read_picture("skimage", f"data/{name}.png") for name in names], 32)
 
 
 @cache
 def photographs() -> Images:
-    """Return patches of 32 x 32 of ``china.jpg`` (a temple) and ``flower.jpg`` (a dahlia)."""
+    """Return patches of 32 x 32 pixels of ``china.jpg``, a temple, and ``flower.jpg``, a dahlia."""
     temple = _read_picture("sklearn", "datasets/images/china.jpg")
     dahlia = _read_picture("sklearn", "datasets/images/flower.jpg")
     return _one_class_each([temple, dahlia], 32)
@@ -153,7 +153,7 @@ def photographs() -> Images:
 
 @cache
 def histology() -> Images:
-    """Return patches of 20 x 20 of ``ihc.png``, colon tissue of 512 x 512.
+    """Return patches of 20 x 20 pixels of ``ihc.png``, an image of stained colon tissue.
 
     The label depends on the amount of the stain DAB in a patch.
     """
@@ -169,7 +169,7 @@ def histology() -> Images:
 
 @cache
 def retina() -> Images:
-    """Return patches of 32 x 32 of ``retina.jpg``, a fundus of 1411 x 1411.
+    """Return patches of 32 x 32 pixels of ``retina.jpg``, a photograph of a retina.
 
     The label depends on the amount of vessels in a patch. Vessels are dark and thinner than 15
     pixels in the green channel, so that a closing by 15 x 15 pixels fills them.
@@ -388,11 +388,12 @@ def read_pictures(request: RawRequest) -> Reader:
         pair = [int(parameter_value(request, name)) for name in ("set", "first", "second")]
         seed = derive_seed("nuisance factors", *pair)
         pixels = vary(pixels, int(parameter_value(request, "factors")), seed)
-    mixed = blended(pixels, images.labels, parameter_value(request, "blend"), reach)
+    mixed = blend(pixels, images.labels, parameter_value(request, "blend"), reach)
     return row_reader(scale_pixels(mixed, request))
 
 
-digits_even_odd = pictures = Source(list_pictures, read_pictures)
+pictures = Source(list_pictures, read_pictures)
+digits_even_odd = pictures
 
 
 def _two_classes(request: RawRequest) -> Images:
@@ -420,7 +421,7 @@ def _dtype(request: RawRequest) -> Literal["uint8", "float32"]:
     return "uint8" if parameter_value(request, "pixel_scale") == 1 else "float32"
 
 
-def blended(images: Uint8Array, labels: Int64Array, share: float, reach: float) -> Uint8Array:
+def blend(images: Uint8Array, labels: Int64Array, share: float, reach: float) -> Uint8Array:
     """Blend images with their nearest image of the other label.
 
     Args:

@@ -150,7 +150,7 @@ class Dicom(Header):
         inverted: True for MONOCHROME1, where small values are white.
         rescale: Slope and intercept that turn stored values into Hounsfield units; None if the
             header has none.
-        flags: Doubts about the file, in words.
+        flags: Possible problems of the file, in words.
         traits: Pairs (name, value), such as the manufacturer, that must not predict the label.
         laterality: R, L or B; empty if the header has none.
         orientation: The direction of the rows, which begins with L or R; empty if the header
@@ -293,7 +293,7 @@ def decode_dicom(body: bytes, *, frames: int | None = None) -> Dicom:
             raise SkipItem(f"no {missing_tags[0]}")
         _check_declared_pixels(data)
         values = _stored_values(data)
-        dicom = _with_header_facts(data, values)
+        dicom = _decoded_file(data, values)
     if dicom.rescale is not None and dicom.rescale[0] == 0:
         raise SkipItem("rescale slope 0")
     if frames is not None and len(dicom.values) != frames:
@@ -478,7 +478,7 @@ def _without_overlays(values: AnyArray, stored_bits: int, *, signed: bool) -> An
     return integers
 
 
-def _with_header_facts(data: FileDataset, values: AnyArray) -> Dicom:
+def _decoded_file(data: FileDataset, values: AnyArray) -> Dicom:
     """Return the decoded file with the tags that sources need.
 
     Raises:

@@ -235,7 +235,7 @@ def list_generated(request: RawRequest) -> Listing:
 
 
 def read_generated(request: RawRequest) -> Reader:
-    """Return a reader of the generated images, which are made at the prepared size."""
+    """Return a reader that generates the images at the prepared size."""
     points, _ = generated_points(_geometry(request))
     images = generated_images(points, request.spec.image_size)
     return row_reader(scale_pixels(images, request))

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
-from search_spaces.datasets import own_dataset_spec
+from search_spaces.datasets import user_dataset_spec
 from search_spaces.errors import SweepError
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import UserSourceSpec
@@ -20,14 +20,14 @@ from tasks.sources.arrays.files import ARRAY_FILES, row_locator
 from tasks.sources.base import HASH_PATTERN, UNKEYED, RawRequest, hash_key
 from tasks.sources.manifest import table_paths
 from tasks.sources.own.splits import is_split_word
-from tasks.sources.parquet_images import holds_images, num_rows
+from tasks.sources.parquet_images import count_rows, holds_images
 from tasks.sources.raw import (
     MARK,
     MAX_DEPTH,
     RefusedArchive,
     is_archive_name,
     open_archive,
-    walk,
+    search_folder,
 )
 
 ROW_PATTERN = re.compile(r"(?:(?P<word>[\w-]+) )?row (?:(?P<array>\w+)/)?(?P<number>\d+)")
@@ -68,7 +68,7 @@ def locate(raw: Path, key_folder: Path, text: str) -> str | None:
     hashed = HASH_PATTERN.search(text)
     row = _row_in(text)
     key = hash_key(key_folder, create=False) if hashed else UNKEYED
-    dataset = own_dataset_spec("own", UserSourceSpec(kind="folder", path=str(raw), domain=None))
+    dataset = user_dataset_spec("own", UserSourceSpec(kind="folder", path=str(raw), domain=None))
     spec = PreparedSpec(dataset="own", image_size=8, channels=1)
     request = RawRequest(dataset, spec, raw, key)
     if hashed is None:
@@ -112,16 +112,16 @@ def _locators(raw: Path, request: RawRequest) -> Iterator[str]:
     base = raw if raw.is_dir() else raw.parent
     holds_items = raw.suffix.lower() in (*ARRAY_FILES, ".parquet") or is_archive_name(raw.name)
     if raw.is_file() and holds_items:
-        names: Iterator[str] = iter([raw.name])
+        names = [raw.name]
     else:
-        names = walk(base, request, strict=False)
+        names = search_folder(base, request, strict=False).files
     for name in names:
         yield name
         extension = PurePath(name).suffix.lower()
         if is_archive_name(name):
             yield from _members(base / name, name, ())
         elif extension == ".parquet":
-            for row in range(num_rows(base / name)):
+            for row in range(count_rows(base / name)):
                 yield f"{name}{MARK}{row}"
         elif extension in ARRAY_FILES:
             yield from _array_rows(base / name, request)

@@ -49,7 +49,7 @@ from tasks.sources.parquet_images import (
     is_parquet_name,
     list_parquet,
 )
-from tasks.sources.raw import MARK, check_inside, plain_name, walk
+from tasks.sources.raw import MARK, check_inside, plain_name, search_folder
 from tasks.sources.tables import (
     COLUMNS,
     MANIFESTS,
@@ -118,7 +118,7 @@ def list_table(request: RawRequest) -> Listing:
     files = _table_files(request)
     if not files:
         return list_parquet(request)
-    tables = [_read(file, request) for file in files]
+    tables = [_read_table(file, request) for file in files]
     columns = common_columns([table.columns for table in tables], request)
     joined = JoinedTables([table.cells for table in tables])
     paths = joined.cells["path"]
@@ -141,27 +141,28 @@ def list_table(request: RawRequest) -> Listing:
         locator=paths.__getitem__,
         name=row_name,
         numbering=lambda row: describe_numbering(table_of(row).numbers),
+        default_group=lambda row: paths[row] if has_volumes else "",
         image_path=paths.__getitem__,
         file_split=lambda row: parse_split(table_of(row).folder),
     )
-    counts = _mislabeled_folders(joined.cells)
-    counts["sheet of the workbook that is not read"] = sum(table.other_sheets for table in tables)
     dataset_flags = []
-    base_listing = Listing(flags=counts, intensity=INTENSITY)
     slices: list[int | None] = [None] * len(paths)
     if has_volumes:
-        rows = replace(rows, default_group=paths.__getitem__)
         slices = _slices(rows, request)
         rows = replace(rows, details=lambda row: (slices[row],))
+    elif "slice" in joined.cells:
+        dataset_flags.append("columns not used: slice")
+    flags = _mislabeled_folders(joined.cells)
+    flags["sheet of the workbook that is not read"] = sum(table.other_sheets for table in tables)
+    excluded = _check_files(rows, has_volumes, request)
+    base_listing = Listing(flags=flags, excluded=excluded, intensity=INTENSITY)
+    if has_volumes:
         base_listing = replace(
             base_listing,
             intensity=VOLUME_INTENSITY,
             block_size=VOLUMES_AT_ONCE,
             one_image_per_item=None not in slices,
         )
-    elif "slice" in joined.cells:
-        dataset_flags.append("columns not used: slice")
-    base_listing = replace(base_listing, excluded=_check_files(rows, has_volumes, request))
     listing = own_listing(
         rows,
         request,
@@ -170,7 +171,7 @@ def list_table(request: RawRequest) -> Listing:
         dataset_flags=dataset_flags,
         base_listing=base_listing,
     )
-    _check_named_once(rows, slices, request)
+    _check_no_repeats(rows, slices, request)
     return listing
 
 
@@ -190,7 +191,7 @@ def _has_volumes(paths: Sequence[str], request: RawRequest) -> bool:
     return num_volumes > 0
 
 
-def _check_named_once(rows: Rows, slices: Sequence[int | None], request: RawRequest) -> None:
+def _check_no_repeats(rows: Rows, slices: Sequence[int | None], request: RawRequest) -> None:
     """Check that no image has two rows. A repeated image would be used twice.
 
     Raises:
@@ -288,15 +289,15 @@ def _table_files(request: RawRequest) -> list[TableFile]:
     return files
 
 
-def _read(file: TableFile, request: RawRequest) -> PathTable:
+def _read_table(file: TableFile, request: RawRequest) -> PathTable:
     """Read the needed columns of a table."""
     table = read_table_rows(file.path, request)
     header = next(iter(table.rows), [])
     columns = find_columns(header, COLUMNS_READ, request, more=("slice",))
     if table.rows and not columns.labels:
-        raise _no_label(table, request)
+        raise _no_label_error(table, request)
     path_column = columns.name_by_role.get("path", "path")
-    # Without a column, the usual name is in the error message.
+    # An empty table has no columns. The error message then contains the usual names.
     label_columns = columns.labels or ("label",)
     needed = (path_column, *label_columns)
     optional = (*columns.name_by_role.values(), "slice")
@@ -322,7 +323,7 @@ def _read(file: TableFile, request: RawRequest) -> PathTable:
     )
 
 
-def _no_label(table: TableRows, request: RawRequest) -> DataError:
+def _no_label_error(table: TableRows, request: RawRequest) -> DataError:
     """Return the error for a table without a column of labels.
 
     The message lists the columns of 0 and 1, which may be one-hot labels.
@@ -339,13 +340,13 @@ def _no_label(table: TableRows, request: RawRequest) -> DataError:
             f"the table has no column 'label', but columns of 0 and 1: {classes}",
             hint=f"If these columns are the classes, set `label_columns: [{classes}]`",
         )
-    sheet_text, sheet_hint = table.describe_sheet_with(("label", *COLUMNS["label"]))
-    return request.error(
-        f"the table has no column 'label'{describe_header(table.rows[0])}{sheet_text}",
-        hint=sheet_hint
-        or "Rename the column of labels to label, or set `label_columns: [NAME]` "
+    error = table.error_without(
+        ("label", *COLUMNS["label"]),
+        f"has no column 'label'{describe_header(table.rows[0])}",
+        hint="Rename the column of labels to label, or set `label_columns: [NAME]` "
         "(--label-columns NAME)",
     )
+    return request.error(f"the table {error.problem}", hint=error.hint)
 
 
 def _paths_from_base(
@@ -404,26 +405,26 @@ def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
     """
     paths = rows.cells["path"]
     cells = rows.cells.get("slice", [""] * len(paths))
-    odd = [row for row, cell in enumerate(cells) if not SLICE.fullmatch(cell)]
-    if odd:
+    invalid_rows = [row for row, cell in enumerate(cells) if not SLICE.fullmatch(cell)]
+    if invalid_rows:
         raise request.error(
             "the column 'slice' does not contain a whole number of 0 or more for "
-            f"{rows.describe(odd)}",
+            f"{rows.describe(invalid_rows)}",
             hint="Write the number of the axial slice, counted from 0 at the feet",
         )
-    groups: defaultdict[str, set[str]] = defaultdict(set)
+    groups_of_volume: defaultdict[str, set[str]] = defaultdict(set)
     has_slice: defaultdict[str, set[bool]] = defaultdict(set)
     for row, path in enumerate(paths):
-        groups[path].add(rows.group(row))
+        groups_of_volume[path].add(rows.group(row))
         has_slice[path].add(cells[row] != "")
-    num_several = sum(len(ids) > 1 for ids in groups.values())
-    if num_several:
-        volumes = plural(num_several, "volume")
+    num_in_several_groups = sum(len(groups) > 1 for groups in groups_of_volume.values())
+    if num_in_several_groups:
+        volumes = plural(num_in_several_groups, "volume")
         raise request.error(
             f"the slices of {volumes} are in several groups",
             hint="Write the same group in all rows of a volume, because a volume shows one patient",
         )
-    num_mixed = sum(len(answers) > 1 for answers in has_slice.values())
+    num_mixed = sum(len(values) > 1 for values in has_slice.values())
     if num_mixed:
         volumes = plural(num_mixed, "volume")
         raise request.error(
@@ -446,56 +447,66 @@ def _check_files(rows: Rows, has_volumes: bool, request: RawRequest) -> dict[str
     Raises:
         DataError: A path is not a file, or is a link out of the raw folder.
     """
-    folder = request.base()
     paths = rows.cells["path"]
-    named = set(paths)
-    hidden: list[str] = []
-    others: list[str] = []
-    # Files without a row may be anything, such as the links of a virtual environment. The walk
-    # leaves out hidden files and links out of the raw folder. If the table lists such a path,
-    # it is checked below.
-    walked = set(walk(folder, request, hidden=hidden, others=others, strict=False))
-    base = folder.resolve()
-    _check_links(named, set(others), base, request)
-    absent = {name for name in named.difference(walked) if not _is_plain_file(base / name)}
-    if absent:
-        hint = "Write paths relative to the folder of the table"
-        if not any(PurePosixPath(name).suffix for name in absent):
-            hint += ", with their extension such as .jpg"
-        num_similar = len({*map(plain_id, absent)} & {*map(plain_id, walked)})
-        if num_similar:
-            hint += (
-                f". For {num_similar} of these paths, a file exists whose name has another "
-                "letter case or Unicode form (macOS changes the Unicode form of names)"
-            )
-        missing = rows.describe(row for row, path in enumerate(paths) if path in absent)
+    listed = set(paths)
+    # Files without a row may be anything, such as the links of a virtual environment. So the
+    # search is not strict, and leaves out hidden files. If the table lists such a path, it is
+    # checked below.
+    content = search_folder(request.base(), request, strict=False)
+    files = set(content.files)
+    base = request.base().resolve()
+    _check_links(listed, set(content.special), base, request)
+    missing = {name for name in listed - files if not _is_plain_file(base / name)}
+    if missing:
+        missing_rows = rows.describe(row for row, path in enumerate(paths) if path in missing)
         raise request.error(
-            f"the file in the column 'path' does not exist for {missing}", hint=hint
+            f"the file in the column 'path' does not exist for {missing_rows}",
+            hint=_missing_files_hint(missing, files),
         )
     is_readable = is_nifti_name if has_volumes else is_single_image_name
-    unnamed = {"image without a row in the table": sum(map(is_readable, walked - named))}
-    return unnamed | count_hidden({*hidden} - named, is_readable)
+    num_unlisted = sum(map(is_readable, files - listed))
+    hidden_counts = count_hidden(set(content.hidden) - listed, is_readable)
+    return {"image without a row in the table": num_unlisted, **hidden_counts}
 
 
-def _check_links(named: set[str], others: set[str], base: Path, request: RawRequest) -> None:
+def _missing_files_hint(missing: set[str], files: set[str]) -> str:
+    """Return a hint for paths in the table that are not files.
+
+    Args:
+        missing: These paths.
+        files: Names of all files in the raw folder.
+    """
+    hint = "Write paths relative to the folder of the table"
+    if not any(PurePosixPath(name).suffix for name in missing):
+        hint += ", with their extension such as .jpg"
+    num_similar = len({*map(plain_id, missing)} & {*map(plain_id, files)})
+    if num_similar:
+        hint += (
+            f". For {num_similar} of these paths, a file exists whose name has another "
+            "letter case or Unicode form (macOS changes the Unicode form of names)"
+        )
+    return hint
+
+
+def _check_links(listed: set[str], special: set[str], base: Path, request: RawRequest) -> None:
     """Check that the paths in the table use no link out of the raw folder and no special file.
 
     Args:
-        named: The paths in the table.
-        others: The names of links and special files in the raw folder.
+        listed: The paths in the table.
+        special: The names of links and special files in the raw folder.
         base: The raw folder as an absolute path without links.
         request: For errors.
 
     Raises:
         DataError: A path is such a link or special file, or lies behind a link to a folder.
     """
-    if not others:
+    if not special:
         return
     used = set()
-    for name in named:
+    for name in listed:
         for path in (PurePosixPath(name), *PurePosixPath(name).parents):
             used.add(str(path))
-    for name in sorted(used & others):
+    for name in sorted(used & special):
         check_inside(base, base / name, request.hashed(name), request)
 
 
@@ -514,7 +525,7 @@ def _mislabeled_folders(cells: Cells) -> dict[str, int]:
     images lie in a folder with the name of their class.
 
     Returns:
-        A flag and the count; empty if no rows are counted.
+        Flag -> number of rows; empty if no rows are counted.
     """
     labels = cells["label"]
     classes = set(labels)

@@ -24,7 +24,7 @@ import os
 import pickle
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -43,7 +43,7 @@ from tasks.sources.raw import (
     MARK,
     MAX_FILE_BYTES,
     RawTree,
-    gunzipped,
+    gunzip,
     read_locator,
     split_locator,
 )
@@ -100,13 +100,14 @@ class DownloadName(NamedTuple):
 
     Attributes:
         torchvision: Name of torchvision's class that downloads the dataset.
-        hint: Word in the names of the dataset's folders and archives, in lower case.
-        excluded: Words in folder names of other datasets whose files have the same names.
+        word: Word in the names of the dataset's folders and archives, in lower case.
+        excluded_words: Words in folder names of other datasets whose files have the same
+            names.
     """
 
     torchvision: str
-    hint: str
-    excluded: tuple[str, ...] = ()
+    word: str
+    excluded_words: tuple[str, ...] = ()
 
 
 DOWNLOADS = {
@@ -226,12 +227,12 @@ class ArrayFiles:
             DataError.
     """
 
-    file_names: Sequence[Iterable[str]]
+    file_names: Sequence[Collection[str]]
     description: str
     load: Callable[[str, list[bytes]], LabeledImages]
 
     def source(self) -> Source:
-        """Return the source of this dataset, which loads the arrays once per process."""
+        """Return the source of this dataset. It loads the arrays once per process."""
         return Source(self._list_items, self._reader)
 
     def _list_items(self, request: RawRequest) -> Listing:
@@ -258,17 +259,17 @@ class ArrayFiles:
         base = request.base()
         stats = [(base / split_locator(locator)[0]).stat() for locator in locators]
         stamps = tuple((stat.st_mtime_ns, stat.st_size) for stat in stats)
-        return _loaded(self, base, request.dataset.name, tuple(locators), stamps)
+        return _load_arrays(self, base, request.dataset.name, tuple(locators), stamps)
 
 
 @lru_cache(maxsize=4)
-def _loaded(
+def _load_arrays(
     files: ArrayFiles, base: Path, name: str, locators: tuple[str, ...], _stamps: object
 ) -> LabeledImages:
     """Load and check the arrays of a dataset.
 
-    The result is cached. A change of ``_stamps``, the time and size of each file, loads them
-    again.
+    The result is cached. If ``_stamps``, the time and size of each file, change, the files are
+    loaded again.
 
     Raises:
         DataError: The arrays are damaged.
@@ -305,9 +306,7 @@ def _read_file(base: Path, name: str, locator: str) -> bytes:
 
 
 def with_download(request: RawRequest) -> RawRequest:
-    """Return the request with a raw folder.
-
-    Without a raw folder, torchvision downloads the files.
+    """Return the request with a raw folder: that of the user, or torchvision's download.
 
     Files are downloaded once, into the folder ``ISWEEP_DOWNLOADS`` or the user's cache.
 
@@ -336,13 +335,13 @@ def with_download(request: RawRequest) -> RawRequest:
 
 def find_together(
     request: RawRequest,
-    file_names: Sequence[Iterable[str]],
+    file_names: Sequence[Collection[str]],
 ) -> list[str] | None:
-    """Return the locators of a dataset's files, which must be in one folder.
+    """Return the locators of a dataset's files. All files must be in one folder.
 
-    Unpacked files are searched first, then archives with the name of the dataset, then all
-    archives. If several folders have the files, folders with the name of the dataset are
-    preferred. Among these, the folder with the fewest folders above is used.
+    Unpacked files are searched first, then archives with the dataset's word in their name,
+    then all archives. If several folders have the files, folders with this word are preferred.
+    Among these, the folder with the fewest folders above is used.
 
     Args:
         request: The dataset and its download.
@@ -354,52 +353,48 @@ def find_together(
     Raises:
         DataError: Several folders have such files, and the files differ.
     """
-    _, hint, excluded_words = DOWNLOADS[request.dataset.name]
-    steps: list[Callable[[str], bool]] = [
-        lambda archive: False,
-        lambda archive: hint in archive.casefold(),
-        lambda archive: True,
-    ]
-    for is_wanted in steps:
+    download_name = DOWNLOADS[request.dataset.name]
+
+    def has_word(name: str) -> bool:
+        return download_name.word in name.casefold()
+
+    for is_wanted in (lambda _: False, has_word, lambda _: True):
         tree = RawTree(request, is_wanted)
-        candidates = _whole_folders(tree, file_names, excluded_words)
-        hinted = [locators for locators in candidates if hint in locators[0].casefold()]
-        candidates = hinted or candidates
-        if len(candidates) > 1:
-            _check_equal(candidates, request)
-        if candidates:
-            return candidates[0]
+        copies = _complete_copies(tree, file_names, download_name.excluded_words)
+        copies = [locators for locators in copies if has_word(locators[0])] or copies
+        if len(copies) > 1:
+            _check_equal(copies, request)
+        if copies:
+            return copies[0]
     return None
 
 
-def _whole_folders(
-    tree: RawTree, file_names: Sequence[Iterable[str]], excluded_words: Sequence[str]
+def _complete_copies(
+    tree: RawTree, file_names: Sequence[Collection[str]], excluded_words: Sequence[str]
 ) -> list[list[str]]:
     """Return the locators of the files in each folder that has all files.
 
     Folders with the fewest folders above come first.
     """
-    kinds = list(map(frozenset, file_names))
-    folders: defaultdict[str, dict[int, str]] = defaultdict(dict)
+    locators_by_folder: defaultdict[str, dict[int, str]] = defaultdict(dict)
     for name in tree:
         if any(word in name.casefold() for word in excluded_words):
             continue
         folder, _, file = name.rpartition("/")
         file = COPY_MARK.sub("", file.casefold())
-        for kind, names in enumerate(kinds):
+        for index, names in enumerate(file_names):
             if file in names:
-                files = folders[_without_own_folder(folder, names)]
-                files.setdefault(kind, tree.locator(name))
-    complete = [folder for folder, files in folders.items() if len(files) == len(kinds)]
-    complete.sort(key=lambda folder: (folder.count("/") + bool(folder), folder))
-    candidates = []
-    for folder in complete:
-        files = folders[folder]
-        candidates.append([files[kind] for kind in range(len(kinds))])
-    return candidates
+                locators = locators_by_folder[_without_file_folder(folder, names)]
+                locators.setdefault(index, tree.locator(name))
+    copies = []
+    for folder in sorted(locators_by_folder, key=lambda name: (name.count("/") + bool(name), name)):
+        locators = locators_by_folder[folder]
+        if len(locators) == len(file_names):
+            copies.append([locators[index] for index in range(len(file_names))])
+    return copies
 
 
-def _without_own_folder(folder: str, file_names: frozenset[str]) -> str:
+def _without_file_folder(folder: str, file_names: Collection[str]) -> str:
     """Return the folder of a file, without a last folder that has the name of the file.
 
     Kaggle puts each file into such a folder.
@@ -411,14 +406,14 @@ def _without_own_folder(folder: str, file_names: frozenset[str]) -> str:
     return folder
 
 
-def _check_equal(candidates: Sequence[Sequence[str]], request: RawRequest) -> None:
+def _check_equal(copies: Sequence[Sequence[str]], request: RawRequest) -> None:
     """Check that several copies of a download have the same bytes.
 
     Raises:
         DataError: Two copies have different bytes.
     """
     digests = set()
-    for locators in candidates:
+    for locators in copies:
         total = hashlib.sha256()
         for locator in locators:
             body = _read_file(request.base(), request.dataset.name, locator)
@@ -426,7 +421,7 @@ def _check_equal(candidates: Sequence[Sequence[str]], request: RawRequest) -> No
         digests.add(total.digest())
     if len(digests) > 1:
         raise request.error(
-            f"the raw folder contains {len(candidates)} different downloads",
+            f"the raw folder contains {len(copies)} different downloads",
             hint="Set --raw to the folder of the right download",
         )
 
@@ -468,7 +463,7 @@ def read_idx(body: bytes, name: str, *, dimensions: int) -> Uint8Array:
         DataError: The file is damaged, or has another format or number of axes.
     """
     try:
-        body = gunzipped(body, MAX_FILE_BYTES)
+        body = gunzip(body, MAX_FILE_BYTES)
     except SkipItem as skip:
         raise DataError(
             f"{name} is damaged: {skip.reason}", hint="Download the file again"
@@ -550,7 +545,7 @@ def _load_svhn(_name: str, bodies: list[bytes]) -> LabeledImages:
         raise DataError(
             f"svhn: the array X of {SVHN_FILE} has type {images.dtype} and shape "
             f"{images.shape}, not uint8 and (32, 32, 3, n)",
-            hint="Download the file of format 2, which has cropped digits",
+            hint="Download the file of format 2: it has cropped digits",
         )
     digits = labels.reshape(-1).astype(np.int64)
     digits[digits == 10] = 0

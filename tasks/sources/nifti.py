@@ -19,7 +19,7 @@ from search_spaces.errors import SetupError
 from tasks.array_types import Float32Array, Float64Array, FloatArray
 from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.pictures import scale_by_image_maximum
-from tasks.sources.raw import gunzipped, read_locator
+from tasks.sources.raw import gunzip, read_locator
 
 MAX_VOXELS = 1 << 26
 """Largest number of voxels of a volume: 256 slices of 512 x 512, or 256 MiB as float32."""
@@ -37,8 +37,7 @@ NIBABEL_CLASSES = {
 """First four bytes of a file -> nibabel's class for its format. The first four bytes are the
 size of the header, in either byte order."""
 CLIP_PERCENTILES = (0.1, 99.9)
-"""Percentiles of a volume between which values are clipped, as in the study's code for
-BraTS."""
+"""Percentiles of a volume. Values outside are clipped, as in the study's code for BraTS."""
 VOLUME_INTENSITY = (
     "clipped to 0.1 and 99.9 percentiles of the volume, then each slice by its own maximum"
 )
@@ -90,7 +89,7 @@ def decode_nifti(body: bytes, *, max_voxels: int = MAX_VOXELS) -> Volume:
             hint="Run `pip install 'isweep[medical]'`",
         ) from error
     logging.getLogger("nibabel").setLevel(logging.CRITICAL + 1)
-    stream = io.BytesIO(gunzipped(body, MAX_UNPACKED_BYTES))
+    stream = io.BytesIO(gunzip(body, MAX_UNPACKED_BYTES))
     class_name = NIBABEL_CLASSES.get(stream.read(4))
     if class_name is None:
         raise SkipItem("no NIfTI volume")

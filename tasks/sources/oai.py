@@ -160,8 +160,8 @@ def list_oai(request: RawRequest) -> Listing:
             knee = Knee(patient, side)
             details += [grades.get(knee), *centers.get(knee, (None, None))]
         items.append(Item(radiograph.locator, None, patient, details=tuple(details)))
-    num_without = sum(knee.patient not in radiographs for knee in grades)
-    excluded["graded knee without a radiograph"] = num_without
+    num_without_radiograph = sum(knee.patient not in radiographs for knee in grades)
+    excluded["graded knee without a radiograph"] = num_without_radiograph
     return Listing(
         items,
         request.dataset.label_names,
@@ -213,7 +213,7 @@ def read_grades(table: str, request: RawRequest) -> tuple[dict[Knee, int], Count
     """
     labels: dict[Knee, int] = {}
     excluded = Counter[str]()
-    num_odd = 0
+    num_invalid = 0
     for row in read_table(table, request, GRADE_COLUMNS):
         side = SIDES.get(row["SIDE"][:1])
         grade = re.match(r"[0-4](?=\D|$)", row["V00XRKL"])  # SAS writes "2: minimal"
@@ -221,19 +221,19 @@ def read_grades(table: str, request: RawRequest) -> tuple[dict[Knee, int], Count
         if project != READING_PROJECT:
             excluded["another reading project"] += 1
         elif side is None:
-            num_odd += 1
+            num_invalid += 1
         elif grade is None:
             excluded["knee without a grade"] += 1
         else:
             label = int(int(grade[0]) >= MIN_ARTHRITIS_GRADE)
             knee = Knee(row["ID"].removesuffix(".0"), side)
             if labels.setdefault(knee, label) != label:
-                num_odd += 1
-    if num_odd:
-        rows_text = plural(num_odd, "row")
+                num_invalid += 1
+    if num_invalid:
+        rows_text = plural(num_invalid, "row")
         raise request.error(
-            f"in {rows_text} of the table {GRADE_TABLE}, the side is not 1 or 2, or the knee "
-            "has two grades with different labels",
+            f"in {rows_text} of the table {GRADE_TABLE}, the side is not 1 or 2, or an earlier "
+            "row gives the same knee a different label",
             hint="Download the table again",
         )
     return labels, excluded
@@ -281,16 +281,18 @@ def read_centers(
     """
     centers: dict[Knee, Center] = {}
     wrong_rows: list[str] = []
-    for name in find_named(tree, CENTERS_TABLE)[:1]:
-        rows = read_table(tree.locator(name), request, ("id", "side", "row", "column"))
-        for number, row in enumerate(rows, 2):
-            patient = row["id"].removesuffix(".0")
-            knee = Knee(patient, SIDE_WORDS.get(row["side"].casefold(), ""))
-            center = _center(row, radiographs.get(patient))
-            if center is None or is_missing(patient) or not knee.side or knee in centers:
-                wrong_rows.append(str(number))
-            else:
-                centers[knee] = center
+    tables = find_named(tree, CENTERS_TABLE)
+    if not tables:
+        return centers
+    rows = read_table(tree.locator(tables[0]), request, ("id", "side", "row", "column"))
+    for number, row in enumerate(rows, 2):
+        patient = row["id"].removesuffix(".0")
+        knee = Knee(patient, SIDE_WORDS.get(row["side"].casefold(), ""))
+        center = _center(row, radiographs.get(patient))
+        if center is None or is_missing(patient) or not knee.side or knee in centers:
+            wrong_rows.append(str(number))
+        else:
+            centers[knee] = center
     if wrong_rows:
         rows_text = plural(len(wrong_rows), "row")
         listed = first_of(wrong_rows, MAX_LISTED_ROWS)
@@ -393,7 +395,7 @@ def _unusable_reason(header: Header, description: str, patient: str) -> str:
 
 
 def read_oai(request: RawRequest) -> Reader:
-    """Return a reader of radiographs, which show two knees, and of ready crops."""
+    """Return a reader for radiographs with two knees and for crops with one knee."""
     base = request.base()
 
     def read(item: Item) -> Iterator[Sample]:
@@ -430,11 +432,9 @@ def _knee_samples(dicom: Dicom, item: Item) -> Iterator[Sample]:
     image = Image.fromarray(sample.pixels)
     bicubic = Image.Resampling.BICUBIC  # as in the study
     fine = np.asarray(image.resize((width, height), bicubic))
-    _, *facts = item.details
     # The patient's right knee is on the left side of the image.
-    right_and_left = facts[:3], facts[3:]
-    for center, knee in zip(find_centers(fine), right_and_left, strict=True):
-        label, row, column = knee
+    right_and_left = item.details[1:4], item.details[4:]
+    for center, (label, row, column) in zip(find_centers(fine), right_and_left, strict=True):
         if label is None:
             continue
         method = "knee: cropped by content"

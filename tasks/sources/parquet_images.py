@@ -35,7 +35,7 @@ from tasks.sources.own.listing import count_hidden, own_listing
 from tasks.sources.own.rows import FROM_ZERO, Rows
 from tasks.sources.own.splits import GivenSplit, is_split_word, split_of_file
 from tasks.sources.pictures import decode_image
-from tasks.sources.raw import MARK, raw_names
+from tasks.sources.raw import MARK, raw_content
 from tasks.sources.tables import MANIFESTS, cell_text
 
 ROWS_AT_ONCE = 32
@@ -67,7 +67,7 @@ def is_parquet_name(name: str) -> bool:
     return name.lower().endswith(".parquet")
 
 
-def num_rows(path: Path) -> int:
+def count_rows(path: Path) -> int:
     """Return the number of rows of a file; 0 if it is damaged."""
     try:
         return int(_open(path).metadata.num_rows)
@@ -110,51 +110,50 @@ def list_parquet(request: RawRequest) -> Listing:
         DataError: A file is damaged, files differ in their columns or class names, or labels,
             groups or splits break a rule of :mod:`tasks.sources.own`.
     """
-    hidden: list[str] = []
-    all_names = raw_names(request, hidden)
-    names = _image_files(all_names, request)
-    contents = [_read_labels(name, request) for name in names]
-    columns = common_columns([content.columns for content in contents], request)
-    label_names = contents[0].label_names
+    folder_content = raw_content(request)
+    names = _image_files(folder_content.files, request)
+    tables = [_read_table(name, request) for name in names]
+    columns = common_columns([table.columns for table in tables], request)
+    label_names = tables[0].label_names
     splits = []
-    for name, content in zip(names, contents, strict=True):
+    for name, table in zip(names, tables, strict=True):
         splits.append(split_of_file(name, request))
-        if content.label_names != label_names:
+        if table.label_names != label_names:
             raise request.error(
                 f"the class names in {request.hashed(name)} are missing, or differ from those "
                 "in the first file",
                 hint="Write all files with the method to_parquet of the package `datasets`",
             )
-    files = JoinedTables([content.cells for content in contents])
+    joined = JoinedTables([table.cells for table in tables])
 
     def locator(row: int) -> str:
-        return f"{names[files.table_of(row)]}{MARK}{files.row_in_table(row)}"
+        return f"{names[joined.table_of(row)]}{MARK}{joined.row_in_table(row)}"
 
     def row_name(row: int) -> str:
-        name = names[files.table_of(row)]
-        return f"row {files.row_in_table(row)} of {request.hashed(name)}"
+        name = names[joined.table_of(row)]
+        return f"row {joined.row_in_table(row)} of {request.hashed(name)}"
 
     rows = Rows(
-        cells=files.cells,
+        cells=joined.cells,
         locator=locator,
         name=row_name,
-        file_split=lambda row: splits[files.table_of(row)],
+        file_split=lambda row: splits[joined.table_of(row)],
     )
-    excluded = count_hidden(hidden, is_parquet_name)
-    excluded["not a .parquet by its extension"] = len(all_names) - len(names)
+    excluded = count_hidden(folder_content.hidden, is_parquet_name)
+    excluded["not a .parquet by its extension"] = len(folder_content.files) - len(names)
     base_listing = Listing(excluded=excluded, intensity=INTENSITY)
     return own_listing(
         rows,
         request,
         columns=columns,
-        unused_cells=files.join([content.unused_cells for content in contents]),
+        unused_cells=joined.join([table.unused_cells for table in tables]),
         class_names=label_names,
         base_listing=base_listing,
     )
 
 
 @dataclass(frozen=True)
-class _FileContent:
+class _ParquetTable:
     """The columns of a Parquet file, without its images.
 
     Attributes:
@@ -170,30 +169,30 @@ class _FileContent:
     label_names: tuple[str, ...]
 
 
-def _read_labels(name: str, request: RawRequest) -> _FileContent:
-    """Read the needed columns of a file, without its images.
+def _read_table(name: str, request: RawRequest) -> _ParquetTable:
+    """Read the columns of a file, without its images.
 
     Raises:
         DataError: The file is damaged, or has no columns of images and labels.
     """
     import pyarrow as pa
 
-    file_text = f"{request.dataset.name}: {request.hashed(name)}"
+    subject = f"{request.dataset.name}: {request.hashed(name)}"
     try:
         file = _open(request.base() / name)
         partitions = _partitions(name)
         header = [*file.schema_arrow.names, *partitions]
         columns = find_columns(header, COLUMNS_READ, request)
-        _check_header(file_text, header, columns)
+        _check_header(subject, header, columns)
         texts = _column_texts(file, columns, partitions)
     except (SkipItem, OSError, pa.ArrowException, MemoryError):
         raise DataError(
-            f"{file_text} cannot be read: {DAMAGED}", hint="Write or copy the file again"
+            f"{subject} cannot be read: {DAMAGED}", hint="Write or copy the file again"
         ) from None
     cells = columns.cells(texts, request, lambda row: f"row {row} ({FROM_ZERO})")
     unused_cells = {name: texts[name] for name in columns.unused if name in texts}
     label_names = _label_names(file.schema_arrow, columns.labels[0])
-    return _FileContent(columns, cells, unused_cells, label_names)
+    return _ParquetTable(columns, cells, unused_cells, label_names)
 
 
 def _partitions(name: str) -> dict[str, str]:
@@ -209,8 +208,13 @@ def _partitions(name: str) -> dict[str, str]:
     return partitions
 
 
-def _check_header(file_text: str, header: Sequence[str], columns: Columns) -> None:
+def _check_header(subject: str, header: Sequence[str], columns: Columns) -> None:
     """Check that a file has one column of images and each column of labels once.
+
+    Args:
+        subject: The dataset and the hash of the file, for messages.
+        header: Names of all columns.
+        columns: The columns that are read.
 
     Raises:
         DataError: A column is missing or repeated.
@@ -218,7 +222,7 @@ def _check_header(file_text: str, header: Sequence[str], columns: Columns) -> No
     needed = {*columns.labels, columns.name_by_role.get("image", "")}
     if not columns.labels or not needed <= set(header):
         raise DataError(
-            f"{file_text} has the columns {', '.join(header[:10])}, but needs image and label",
+            f"{subject} has the columns {', '.join(header[:10])}, but needs image and label",
             hint="Rename the columns to image and label, or set `label_columns: [NAME]` "
             "(--label-columns NAME)",
         )
@@ -226,7 +230,7 @@ def _check_header(file_text: str, header: Sequence[str], columns: Columns) -> No
     repeated = sorted(name for name in used if header.count(name) > 1)
     if repeated:
         raise DataError(
-            f"{file_text} has several columns named {', '.join(repeated)}",
+            f"{subject} has several columns named {', '.join(repeated)}",
             hint="Rename all but one of them",
         )
 
@@ -241,13 +245,10 @@ def _column_texts(
     Columns that are not read are included if they have one number or text in each cell. Images
     are left out.
     """
-    texts: dict[str, list[str]] = {name: [] for name in columns.labels}
-    for name in _single_columns(file.schema_arrow):
-        if name in columns.unused:
-            texts[name] = []
-    for role, name in columns.name_by_role.items():
-        if role not in ("image", "label"):
-            texts[name] = []
+    names = list(columns.labels)
+    names += [name for role, name in columns.name_by_role.items() if role not in ("image", "label")]
+    names += [name for name in _single_columns(file.schema_arrow) if name in columns.unused]
+    texts: dict[str, list[str]] = {name: [] for name in names}
     stored = [name for name in texts if name not in partitions]
     for batch in file.iter_batches(batch_size=LABELS_AT_ONCE, columns=stored):
         for name, values in batch.to_pydict().items():
@@ -328,13 +329,14 @@ class ParquetReader:
             SkipItem: The row has no image, or the file is damaged.
         """
         name, _, row = item.locator.rpartition(MARK)
-        value = self._value(name, int(row))
+        value = self._read_value(name, int(row))
         body = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(body, bytes) or not body:
             raise SkipItem("no image bytes in the row")
         return [decode_image(body)]
 
-    def _value(self, name: str, row: int) -> Any:
+    def _read_value(self, name: str, row: int) -> Any:
+        """Return the image column of one row."""
         import pyarrow as pa
 
         try:
@@ -350,9 +352,7 @@ class ParquetReader:
     def _open_at(self, name: str, row: int) -> None:
         """Open a file at the row group that contains a row."""
         file = _open(self._base / name)
-        column = find_columns(file.schema_arrow.names, COLUMNS_READ, self._request).name_by_role[
-            "image"
-        ]
+        columns = find_columns(file.schema_arrow.names, COLUMNS_READ, self._request)
         num_groups = file.metadata.num_row_groups
         sizes = [file.metadata.row_group(group).num_rows for group in range(num_groups)]
         ends = np.cumsum(sizes)
@@ -360,7 +360,7 @@ class ParquetReader:
         batches = file.iter_batches(
             batch_size=ROWS_AT_ONCE,
             row_groups=range(first, num_groups),
-            columns=[column],
+            columns=[columns.name_by_role["image"]],
             use_threads=False,
         )
         self._values = (value for batch in batches for value in batch.column(0).to_pylist())

@@ -178,9 +178,10 @@ def _convert(image: Image) -> Sample:
 
     conversions = []
     flags = []
-    stored = str(getattr(image, "tile", ""))  # contains the stored mode; removed by image.load
+    # Pillow's decoder arguments contain the stored mode. They are removed by image.load.
+    decoder_arguments = str(getattr(image, "tile", ""))
     image.load()
-    if ";16" in stored and image.mode in ("RGB", "RGBA", "LA"):
+    if ";16" in decoder_arguments and image.mode in ("RGB", "RGBA", "LA"):
         # Pillow drops the low byte of each value.
         flags.append("16-bit channels cut to their high byte")
     if image.getexif().get(ORIENTATION, 1) not in (0, 1):
@@ -188,7 +189,7 @@ def _convert(image: Image) -> Sample:
         conversions.append("EXIF orientation applied")
     if image.mode in TRANSPARENT_MODES or "transparency" in image.info:
         conversions.append(f"mode {image.mode} blended on black")
-        pixels = _blended_on_black(image)
+        pixels = _blend_on_black(image)
     elif image.mode.startswith(("I", "F")):
         values = np.asarray(image)
         if _tiff_tag(image, PHOTOMETRIC) == WHITE_IS_ZERO:
@@ -205,7 +206,7 @@ def _convert(image: Image) -> Sample:
     return Sample(pixels, conversions=tuple(conversions), flags=tuple(flags))
 
 
-def _blended_on_black(image: Image) -> Uint8Array:
+def _blend_on_black(image: Image) -> Uint8Array:
     """Return the RGB pixels of a transparent image on black. Strips of rows save memory.
 
     Raises:
@@ -305,7 +306,7 @@ def to_prepared(
     resized = []
     for index in range(planes.shape[2]):  # one plane at a time saves memory
         plane: Float32Array = np.asarray(planes[..., index], np.float32)
-        resized.append(_resized(plane, image_size, antialias=antialias))
+        resized.append(_resize(plane, image_size, antialias=antialias))
     stacked = np.stack(resized * (channels // len(resized)))
     if dtype == "float32":
         return stacked
@@ -321,21 +322,21 @@ def _luma(pixels: AnyArray) -> AnyArray:
     return np.concatenate(strips)
 
 
-def _resized(plane: Float32Array, side: int, *, antialias: bool) -> Float32Array:
+def _resize(plane: Float32Array, side: int, *, antialias: bool) -> Float32Array:
     """Resize one channel to a square by bilinear interpolation."""
     from PIL import Image
 
     if plane.shape == (side, side):
         return plane
     if not antialias:
-        return _bilinear(_bilinear(plane, side).T, side).T
+        return _resize_first_axis(_resize_first_axis(plane, side).T, side).T
     # To shrink an image, Pillow widens the filter. This is the antialiasing.
     image = Image.fromarray(np.ascontiguousarray(plane))
     return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR), dtype=np.float32)
 
 
-def _bilinear(plane: Float32Array, size: int) -> Float32Array:
-    """Resize the first axis as torch does without antialias: interpolate at half-pixel centers."""
+def _resize_first_axis(plane: Float32Array, size: int) -> Float32Array:
+    """Interpolate at half-pixel centers along the first axis, as torch does without antialias."""
     half = np.float32(0.5)
     scale = np.float32(plane.shape[0] / size)
     coordinate = (np.arange(size, dtype=np.float32) + half) * scale - half

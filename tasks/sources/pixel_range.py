@@ -97,7 +97,7 @@ class _ValueRange:
 
 
 def _range_of(arrays: Iterable[Iterable[AnyArray]], pixel_range: Limits | None) -> _ValueRange:
-    """Return the range of the values of all images, which are read one by one."""
+    """Return the range of the values of all images. The images are read one by one."""
     values = _ValueRange(np.inf, [], 0, 0, 0, 0)
     for images in arrays:
         high = -np.inf

@@ -74,7 +74,7 @@ TEST_FOLDER = re.compile(r"(?:^|[/_ -])test", re.IGNORECASE)
 TABLE_AGAIN = "Download the table again"
 
 
-class _Images:
+class _ListedImages:
     """The images of a tree that the rows of a table list.
 
     A row and an image belong together if a pattern matches the same text in the path of both.
@@ -143,17 +143,17 @@ def list_chexpert(tree: RawTree, request: RawRequest) -> Listing:
         raise incomplete_download(request, CHEXPERT_TABLE, tree)
     table = min(tables, key=lambda name: (name.count("/"), "small" in name, name))
     finding = FINDINGS[request.spec.task]
-    images = _Images(tree, table, CHEXPERT_IMAGE)
-    num_odd = 0
+    images = _ListedImages(tree, table, CHEXPERT_IMAGE)
+    num_invalid = 0
     for row in read_table(tree.locator(table), request, ("Path", finding)):
         cell = row[finding].removesuffix(".0")
         match = CHEXPERT_IMAGE.search(row["Path"].replace("\\", "/"))
         if match is None or cell not in FINDING_LABELS:
-            num_odd += 1
+            num_invalid += 1
         else:
             images.add(match, FINDING_LABELS[cell])
-    if num_odd:
-        rows = plural(num_odd, "row")
+    if num_invalid:
+        rows = plural(num_invalid, "row")
         raise request.error(
             f"in {rows} of {CHEXPERT_TABLE}, the label is not 1, 0, -1 or blank, or the path "
             "contains no patient<id>",
@@ -175,19 +175,19 @@ def list_mura(tree: RawTree, request: RawRequest) -> Listing:
     tables = find_named(tree, MURA_TABLE)
     if not tables:
         raise incomplete_download(request, MURA_TABLE, tree)
-    images = _Images(tree, tables[0], MURA_IMAGE)
+    images = _ListedImages(tree, tables[0], MURA_IMAGE)
     labels: dict[str, int] = {}
-    num_odd = 0
+    num_invalid = 0
     for path, *_ in read_table_rows(tree.locator(tables[0]), request).rows:
         match = MURA_IMAGE.search(path.strip().replace("\\", "/"))
         if match is None:
-            num_odd += 1
+            num_invalid += 1
             continue
         label = int(match["label"] == "positive")
         labels[match["study"]] = label
         images.add(match, label)
-    if num_odd:
-        lines = plural(num_odd, "line")
+    if num_invalid:
+        lines = plural(num_invalid, "line")
         raise request.error(
             f"in {lines} of {MURA_TABLE}, the path is not "
             ".../train/XR_<PART>/patient<id>/study<n>_<label>/<image>",
@@ -211,19 +211,19 @@ def _check_studies(table: str, labels: Mapping[str, int], request: RawRequest) -
         DataError: The label of a study differs or is missing, or a line cannot be read.
     """
     table_labels: dict[str, int] = {}
-    num_odd = 0
+    num_invalid = 0
     for cells in read_table_rows(table, request).rows:
         match = MURA_STUDY.search(cells[0].strip())
         label = cells[1].strip() if len(cells) == 2 else ""
         if match is None or label not in ("0", "1"):
-            num_odd += 1
+            num_invalid += 1
         else:
             table_labels[match[1]] = int(label)
     differing = [study for study, label in labels.items() if table_labels.get(study) != label]
-    if num_odd or differing:
+    if num_invalid or differing:
         raise request.error(
             f"{MURA_STUDIES} contradicts the names of the study folders. Number of lines that "
-            f"cannot be read: {num_odd}. Number of studies whose label differs or is missing: "
+            f"cannot be read: {num_invalid}. Number of studies whose label differs or is missing: "
             f"{first_hashed(request, differing)}",
             hint="Download MURA again",
         )
@@ -286,20 +286,20 @@ def _read_slices(
         DataError: A row has another form, or the labels of a slice contradict each other.
     """
     slices: defaultdict[str, SliceLabels] = defaultdict(dict)
-    num_odd = 0
+    num_invalid = 0
     for row in read_table(table, request, ("ID", "Label")):
         match = RSNA_ROW.fullmatch(row["ID"])
         if match is None or row["Label"] not in ("0", "1"):
-            num_odd += 1
+            num_invalid += 1
             continue
         slice_id, subtype = match.groups()
         label = int(row["Label"])
         if subtype in slices[slice_id]:
             repeats[subtype] += 1
         if slices[slice_id].setdefault(subtype, label) != label:
-            num_odd += 1
-    if num_odd:
-        rows = plural(num_odd, "row")
+            num_invalid += 1
+    if num_invalid:
+        rows = plural(num_invalid, "row")
         raise request.error(
             f"in {rows} of the table {RSNA_TABLE}, the ID is not ID_<hex>_<subtype>, the "
             "label is not 0 or 1, or a slice has two labels",

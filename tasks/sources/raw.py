@@ -31,7 +31,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
@@ -172,7 +172,7 @@ def read_plain(path: Path, max_bytes: int = MAX_FILE_BYTES, *, cut: bool = False
         raise SkipItem(GONE) from None
 
 
-def gunzipped(body: bytes, max_bytes: int) -> bytes:
+def gunzip(body: bytes, max_bytes: int) -> bytes:
     """Unpack gzip data, and return other data unchanged.
 
     Args:
@@ -191,68 +191,68 @@ def gunzipped(body: bytes, max_bytes: int) -> bytes:
         raise SkipItem("damaged gzip file") from None
 
 
-def walk(
-    root: Path,
-    request: RawRequest,
-    folders: list[str] | None = None,
-    hidden: list[str] | None = None,
-    *,
-    others: list[str] | None = None,
-    strict: bool = True,
-) -> Iterator[str]:
-    """Yield the names of all plain files below a folder, in sorted order.
+@dataclass(frozen=True)
+class FolderContent:
+    """The names of everything below a folder.
 
-    Names are relative to the folder, with ``/`` as separator. Names are sorted part by part,
-    so that all files of a folder follow each other. Hidden files and folders, and those that
-    file managers leave behind, are left out.
+    Names are relative to the folder, with ``/`` as separator. They are sorted part by part, so
+    that all files of a folder follow each other.
+
+    Attributes:
+        files: Names of all plain files and links.
+        folders: Names of all folders.
+        hidden: Names of hidden files and folders, and of those that file managers leave
+            behind. They and their content are in no other list. Names of folders end with a
+            slash.
+        special: The names in ``files`` that are links or special files.
+    """
+
+    files: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
+    special: list[str] = field(default_factory=list)
+
+
+def search_folder(root: Path, request: RawRequest, *, strict: bool = True) -> FolderContent:
+    """Return the names of everything below a folder.
 
     Args:
         root: The folder.
         request: For errors.
-        folders: List to which the names of all folders are appended, or None.
-        hidden: List to which the names that are left out are appended, or None. Names of
-            folders end with a slash.
-        others: List to which the names of links and special files are appended, or None.
         strict: Whether links out of the folder and special files are errors. Otherwise their
-            names are yielded too, and folders that cannot be listed count as empty.
+            names are returned too, and folders that cannot be listed count as empty.
 
     Raises:
         DataError: There is a link out of the folder or to a folder, a FIFO, socket or device,
             or a folder that cannot be listed.
     """
     base = root.resolve()
+    content = FolderContent()
     pending = _entries(base, "", request, strict)
     while pending:
         name, entry = pending.pop()
         is_folder = entry.is_dir(follow_symlinks=False)
         if is_hidden(entry.name):
-            if hidden is not None:
-                hidden.append(f"{name}/" if is_folder else name)
+            content.hidden.append(f"{name}/" if is_folder else name)
             continue
         if is_folder:
-            if folders is not None:
-                folders.append(name)
+            content.folders.append(name)
             pending += _entries(Path(entry.path), f"{name}/", request, strict)
             continue
+        content.files.append(name)
         if not entry.is_file(follow_symlinks=False):
-            if others is not None:
-                others.append(name)
+            content.special.append(name)
             if strict:
                 check_inside(base, Path(entry.path), request.hashed(name), request)
-        yield name
+    return content
 
 
-def raw_names(request: RawRequest, hidden: list[str]) -> list[str]:
-    """Return the names of all files in the raw folder, or the name of the raw file.
-
-    Args:
-        request: The raw folder or file.
-        hidden: List to which hidden names are appended, see :func:`walk`.
-    """
+def raw_content(request: RawRequest) -> FolderContent:
+    """Return the content of the raw folder, or the name of the raw file."""
     root = request.root()
     if root.is_file():
-        return [root.name]
-    return list(walk(root, request, hidden=hidden))
+        return FolderContent(files=[root.name])
+    return search_folder(root, request)
 
 
 def _entries(
@@ -430,7 +430,7 @@ class TarArchive:
         # Number of bytes that further members may declare.
         self._bytes_left = MAX_RATIO * (file.seek(0, io.SEEK_END) + 1)
         file.seek(0)
-        self._file = _unpacked(file, name)
+        self._file = _unpacking_stream(file, name)
         self._archive = tarfile.open(fileobj=self._file, mode="r:")  # noqa: SIM115
         self._members: dict[str, tarfile.TarInfo] = {}
         self.hidden: dict[str, None] = {}
@@ -496,7 +496,7 @@ class TarArchive:
         except (RefusedArchive, *DAMAGE) as error:
             # A second call would continue after the rejected member, so the archive is opened
             # again next time.
-            _opened.cache_clear()
+            _open_cached.cache_clear()
             if isinstance(error, RefusedArchive):
                 raise
             raise DamagedArchive() from None
@@ -544,7 +544,7 @@ class TarArchive:
         return stream
 
 
-def _unpacked(file: IO[bytes], name: str) -> Any:
+def _unpacking_stream(file: IO[bytes], name: str) -> Any:
     """Return a seekable stream of the unpacked tar.
 
     The file's extension decides the method.
@@ -583,15 +583,15 @@ def open_archive(path: Path, inner: tuple[str, ...] = ()) -> Archive:
         raise RefusedArchive("archive is gone or unreadable") from None
     if not stat.S_ISREG(status.st_mode):
         raise RefusedArchive("not a plain file")
-    return _opened(str(path), inner, status.st_size, status.st_mtime_ns)
+    return _open_cached(str(path), inner, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=16)
-def _opened(path: str, inner: tuple[str, ...], size: int, time_ns: int) -> Archive:
+def _open_cached(path: str, inner: tuple[str, ...], size: int, time_ns: int) -> Archive:
     name = inner[-1] if inner else path
     try:
         if inner:
-            stream = _opened(path, inner[:-1], size, time_ns).open(name)
+            stream = _open_cached(path, inner[:-1], size, time_ns).open(name)
         else:
             stream = Path(path).open("rb")  # noqa: SIM115
         if name.lower().endswith(".zip"):
@@ -655,28 +655,26 @@ class RawTree:
                 folder.
 
         Raises:
-            DataError: A file or archive must not be read, see :func:`walk` and
+            DataError: A file or archive must not be read, see :func:`search_folder` and
                 :func:`open_archive`.
         """
-        root = request.root()
-        is_archive = root.is_file()
+        is_archive = request.root().is_file()
 
         def opens(name: str) -> bool:
             return is_archive if is_wanted is None else is_wanted(name)
 
-        self.folders: list[str] = []
-        self.hidden: list[str] = []
+        content = raw_content(request)
+        self.folders = content.folders
+        self.hidden = content.hidden
         self._request = request
         self._locators: dict[str, str] = {}
-        if root.is_dir():
-            self._locators = {name: name for name in walk(root, request, self.folders, self.hidden)}
-            self.archives = list(filter(is_archive_name, self._locators))
-        else:
-            self.archives = [root.name]
+        self.archives = content.files
+        if not is_archive:
+            self._locators = {name: name for name in content.files}
+            self.archives = list(filter(is_archive_name, content.files))
         archives = []
         for name in filter(opens, self.archives):
-            folder = name.rpartition("/")[0] if root.is_dir() else ""
-            archives.append(_ArchivePath(name, (), folder))
+            archives.append(_ArchivePath(name, (), name.rpartition("/")[0]))
         # One level of archives after the other: a file has its own name even if an archive
         # that is deeper inside others contains the same name.
         while archives:

@@ -109,8 +109,8 @@ class Sheet:
     header: Sequence[str]
 
     @property
-    def shown(self) -> str:
-        """The number, for messages. The name is added only if it cannot identify a patient."""
+    def text(self) -> str:
+        """The sheet in messages: its number, and its name if this cannot identify a patient."""
         if SHEET_NAME.fullmatch(self.name):
             return f"sheet {self.number} ({self.name})"
         return f"sheet {self.number}"
@@ -138,24 +138,24 @@ class TableRows:
     sheet: Sheet | None = None
     other_sheets: Sequence[Sheet] = ()
 
-    def describe_sheet_with(self, names: Collection[str]) -> tuple[str, str]:
-        """Return a text and a hint if an unread sheet has one of the named columns.
+    def error_without(self, names: Collection[str], problem: str, *, hint: str) -> TableError:
+        """Return the error that columns are missing, with the unread sheet that has one of them.
 
-        The text ends a message about a missing column. Both are empty if no sheet has one.
+        Args:
+            names: Names of the missing columns.
+            problem: The problem in words, see :class:`TableError`.
+            hint: The hint if no unread sheet has one of the columns.
         """
-        if self.sheet is None:
-            return "", ""
         keys = set(map(column_key, names))
         for sheet in self.other_sheets:
             columns = [name.strip() for name in sheet.header if column_key(name) in keys]
-            if columns:
-                text = (
-                    f". isweep read only {self.sheet.shown} of the workbook. The column "
-                    f"{columns[0]!r} is in {sheet.shown}"
+            if self.sheet is not None and columns:
+                return TableError(
+                    f"{problem}. isweep read only {self.sheet.text} of the workbook. The column "
+                    f"{columns[0]!r} is in {sheet.text}",
+                    hint=f"Make {sheet.text} the first sheet, or save this sheet as CSV",
                 )
-                hint = f"Make {sheet.shown} the first sheet, or save this sheet as CSV"
-                return text, hint
-        return "", ""
+        return TableError(problem, hint=hint)
 
 
 def describe_numbering(numbers: Sequence[int]) -> str:
@@ -514,43 +514,49 @@ def read_columns(
         DataError: The table is empty, columns are missing or repeated, or rows have different
             lengths.
     """
-    if not table.rows:
-        sheet_text, sheet_hint = table.describe_sheet_with(needed)
-        raise _error(
-            request,
-            path,
-            f"is empty{sheet_text}",
-            hint=sheet_hint or "Use a table with a header and rows",
-        )
-    keys = list(map(column_key, table.rows[0]))
     names = dict.fromkeys((*needed, *optional))
-    missing = [name for name in needed if column_key(name) not in keys]
-    if missing:
-        listed = ", ".join(map(repr, missing))
-        sheet_text, sheet_hint = table.describe_sheet_with(missing)
-        header_text = describe_header(table.rows[0], tuple(names))
-        raise _error(
-            request,
-            path,
-            f"has no column {listed}{header_text}{sheet_text}",
-            hint=sheet_hint
-            or f"Add this column. If it has another name, rename it to {missing[0]!r}",
-        )
-    repeated = [name for name in names if keys.count(column_key(name)) > 1]
-    if repeated:
-        raise _error(
-            request,
-            path,
-            f"has several columns named {', '.join(repeated)}",
-            hint="Rename all but one of them",
-        )
-    _check_row_lengths(path, table, request)
+    try:
+        _check_columns(table, needed, list(names))
+        _check_row_lengths(table)
+    except TableError as error:
+        raise _error(request, path, error.problem, hint=error.hint) from None
+    keys = list(map(column_key, table.rows[0]))
     columns = {}
     for name in names:
         if column_key(name) in keys:
             index = keys.index(column_key(name))
             columns[name] = [row[index] for row in table.rows[1:]]
     return columns
+
+
+def _check_columns(table: TableRows, needed: Sequence[str], names: Sequence[str]) -> None:
+    """Check that a table has all needed columns, and no column twice.
+
+    Args:
+        table: The rows of the table.
+        needed: Names of columns that the table must have.
+        names: Names of all columns that are read.
+
+    Raises:
+        TableError: The table is empty, or columns are missing or repeated.
+    """
+    if not table.rows:
+        hint = "Use a table with a header and rows"
+        raise table.error_without(needed, "is empty", hint=hint)
+    keys = list(map(column_key, table.rows[0]))
+    missing = [name for name in needed if column_key(name) not in keys]
+    if missing:
+        listed = ", ".join(map(repr, missing))
+        raise table.error_without(
+            missing,
+            f"has no column {listed}{describe_header(table.rows[0], names)}",
+            hint=f"Add this column. If it has another name, rename it to {missing[0]!r}",
+        )
+    repeated = [name for name in names if keys.count(column_key(name)) > 1]
+    if repeated:
+        raise TableError(
+            f"has several columns named {', '.join(repeated)}", hint="Rename all but one of them"
+        )
 
 
 def cells_of_columns(table: TableRows, names: Sequence[str]) -> dict[str, list[str]]:
@@ -564,11 +570,11 @@ def cells_of_columns(table: TableRows, names: Sequence[str]) -> dict[str, list[s
     return columns
 
 
-def _check_row_lengths(path: Path | str, table: TableRows, request: RawRequest) -> None:
+def _check_row_lengths(table: TableRows) -> None:
     """Check that every row has as many cells as the header.
 
     Raises:
-        DataError: A row has another number of cells.
+        TableError: A row has another number of cells.
     """
     width = len(table.rows[0])
     ragged = []
@@ -577,9 +583,7 @@ def _check_row_lengths(path: Path | str, table: TableRows, request: RawRequest) 
             ragged.append(number)
     if ragged:
         count = plural(len(ragged), "row")
-        raise _error(
-            request,
-            path,
+        raise TableError(
             f"has {count} with more or fewer cells than the header, which has {width} cells. "
             f"The first of these is row {ragged[0]} ({describe_numbering(table.numbers)})",
             hint=f"Write {width} cells in every row",
@@ -606,12 +610,8 @@ def read_table_rows(path: Path | str, request: RawRequest) -> TableRows:
     except SkipItem as skip:
         raise _error(request, path, f"cannot be read: {skip.reason}", hint=SAVE_AGAIN) from None
     except Exception as error:  # readers raise any type, and the text may contain cells
-        raise _error(
-            request,
-            path,
-            f"is not {table_format.name} ({type(error).__name__})",
-            hint=SAVE_AGAIN,
-        ) from None
+        problem = f"is not {table_format.name} ({type(error).__name__})"
+        raise _error(request, path, problem, hint=SAVE_AGAIN) from None
 
 
 def column_keys(path: Path | str, request: RawRequest) -> set[str]:
@@ -683,12 +683,10 @@ def _error(
 
 
 def describe_header(row: Sequence[str], expected_names: Sequence[str] = ()) -> str:
-    """Return the end of a message about missing columns: the names in the header.
+    """Return the names in a table's first line, as the end of a message about missing columns.
 
-    Unless the line is surely a header, the end says that it may not be one.
-
-    If a table has no header, its first line contains the data of a patient, which must not be
-    shown. The line is shown only if it meets both conditions:
+    If the line may not be a header, the text says so and contains no name, because the line may
+    contain the data of a patient. The line is a header if it meets both conditions:
 
     - It has no digit, dot or slash, which ids, dates, class numbers and paths have.
     - It contains a name in :data:`COLUMNS` or ``expected_names``.

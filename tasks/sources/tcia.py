@@ -115,16 +115,16 @@ def list_dbc(tree: RawTree, request: RawRequest) -> Listing:
         flags["slices found by file names only: the table has no SOP instance UIDs"] = len(slices)
     items: dict[str, Item] = {}
     labels: list[tuple[str, int | None]] = []
-    for labeled, name in zip(slices, _slice_files(slices, tree, request), strict=True):
+    for mri_slice, name in zip(slices, _find_files(slices, tree, request), strict=True):
         if name is None:
-            skipped.append((labeled.row[ORIGINAL], FILE_MISSING))
+            skipped.append((mri_slice.row[ORIGINAL], FILE_MISSING))
             continue
-        labels.append((name, labeled.label))
+        labels.append((name, mri_slice.label))
         item = Item(
             locator=tree.locator(name),
-            label=labeled.label,
-            group=labeled.patient,
-            details=(labeled.instance,),
+            label=mri_slice.label,
+            group=mri_slice.patient,
+            details=(mri_slice.instance,),
         )
         items.setdefault(name, item)
     return Listing(
@@ -241,7 +241,7 @@ def _labeled_slices(
     return slices
 
 
-def _slice_files(
+def _find_files(
     slices: Sequence[Slice],
     tree: RawTree,
     request: RawRequest,
@@ -250,26 +250,26 @@ def _slice_files(
 
     A slice without a file gets None.
     """
-    names_by_path: dict[str, str] = {}
+    name_by_path: dict[str, str] = {}
     for name in tree:
-        above, collection, below = name.partition(COLLECTION)
-        names_by_path.setdefault((below if collection else above).casefold(), name)
+        path_in_collection = name.partition(COLLECTION)[2]
+        name_by_path.setdefault((path_in_collection or name).casefold(), name)
     files: list[str | None] = []
-    for labeled in slices:
-        matches = filter(None, map(names_by_path.get, _paths(labeled.row)))
+    for mri_slice in slices:
+        matches = filter(None, map(name_by_path.get, _possible_paths(mri_slice.row)))
         files.append(next(matches, None))
-    doubtful = _doubtful_slices(slices, files, tree, request)
-    if doubtful:
-        patients = {slices[index].patient for index in doubtful}
+    uncertain = _uncertain_slices(slices, files, tree, request)
+    if uncertain:
+        patients = {slices[index].patient for index in uncertain}
         names = _files_of_patients(patients, tree)
-        names_by_instance = _by_header("instance", names, tree, request)
-        for index in doubtful:
+        names_by_instance = _names_by_uid("instance", names, tree, request)
+        for index in uncertain:
             same_instance = names_by_instance.get(slices[index].instance, ())
             files[index] = next(iter(same_instance), None)
     return files
 
 
-def _paths(row: Mapping[str, str]) -> Iterator[str]:
+def _possible_paths(row: Mapping[str, str]) -> Iterator[str]:
     """Yield the possible paths of a row's file, in lower case.
 
     The number of a slice is padded with zeros differently in different downloads.
@@ -287,13 +287,13 @@ def _paths(row: Mapping[str, str]) -> Iterator[str]:
                 yield f"{folder}/{match[1]}{digits.zfill(width)}{match[3]}".casefold()
 
 
-def _doubtful_slices(
+def _uncertain_slices(
     slices: Sequence[Slice], files: Sequence[str | None], tree: RawTree, request: RawRequest
 ) -> list[int]:
-    """Return the indices of slices whose file may have another UID than the table.
+    """Return the indices of slices that have no file, or whose file may be another slice.
 
-    The paths of a folder are correct if the headers of its first and last file have the UIDs
-    of the table.
+    The files of a folder are correct if the headers of its first and last file have the UIDs
+    in the table. A slice without a UID in the table is never returned: no header can decide.
     """
     indices_by_folder: defaultdict[str, list[int]] = defaultdict(list)
     for index, file in enumerate(files):
@@ -308,11 +308,11 @@ def _doubtful_slices(
         header = read_header(request.base(), tree.locator(file))
         return header is None or header.instance == instance
 
-    doubtful: list[int] = []
+    uncertain: list[int] = []
     for folder, indices in indices_by_folder.items():
         if not folder or not all(map(agrees, {indices[0], indices[-1]})):
-            doubtful += [index for index in indices if slices[index].instance]
-    return doubtful
+            uncertain += [index for index in indices if slices[index].instance]
+    return uncertain
 
 
 def _files_of_patients(patients: set[str], tree: RawTree) -> list[str]:
@@ -328,7 +328,7 @@ def _files_of_patients(patients: set[str], tree: RawTree) -> list[str]:
     return names if missing else below_patients
 
 
-def _by_header(
+def _names_by_uid(
     tag: Literal["instance", "series"],
     names: Iterable[str],
     tree: RawTree,
@@ -490,32 +490,33 @@ class _SeriesFiles:
                 continue
             if match["uid"]:
                 self._by_folder[match["uid"]].append(name)
-            for patient in folders if match["end"] else ():
-                self._by_patient[patient, match["end"]].append(name)
+            else:
+                for patient in folders:
+                    self._by_patient[patient, match["end"]].append(name)
 
     def find(self, series: str, patient: str) -> str | None:
         """Return the name of a series' file; None if there is none, or if several files differ."""
         names = self._by_folder.get(series, [])
         if not names:
             names = self._by_patient.get((patient, series[-5:]), [])
-            names = [name for name in names if self._may_be(series, name)]
-        name = self._only(names)
+            names = [name for name in names if self._may_have_series(name, series)]
+        name = self._single_name(names)
         if name is not None:
             return name
         if self._by_header is None:
-            self._by_header = _by_header("series", self._names, self._tree, self._request)
-        return self._only(self._by_header.get(series, ()))
+            self._by_header = _names_by_uid("series", self._names, self._tree, self._request)
+        return self._single_name(self._by_header.get(series, ()))
 
     def _header(self, name: str) -> Header | None:
         """Return the header of a file; None if it cannot be read."""
         return read_header(self._request.base(), self._tree.locator(name))
 
-    def _may_be(self, series: str, name: str) -> bool:
+    def _may_have_series(self, name: str, series: str) -> bool:
         """Return whether a file's header does not state another series."""
         header = self._header(name)
         return header is None or header.series in ("", series)
 
-    def _only(self, names: Sequence[str]) -> str | None:
+    def _single_name(self, names: Sequence[str]) -> str | None:
         """Return the only name, or the first name if all files are copies of one file.
 
         A raw folder has copies if two downloads in it overlap.

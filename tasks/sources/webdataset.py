@@ -22,7 +22,7 @@ from tasks.sources.own.columns import find_columns
 from tasks.sources.own.listing import count_hidden, own_listing
 from tasks.sources.own.rows import Rows
 from tasks.sources.own.splits import split_of_file
-from tasks.sources.raw import MARK, TARS, Archive, open_archive, raw_names
+from tasks.sources.raw import MARK, TARS, Archive, open_archive, raw_content
 from tasks.sources.tables import cell_text, read_json
 
 MAX_LABEL_BYTES = 1 << 16
@@ -62,9 +62,8 @@ def list_samples(request: RawRequest) -> Listing:
             labels, groups or splits break a rule of :mod:`tasks.sources.own`.
     """
     root = request.root()
-    hidden: list[str] = []
-    names = raw_names(request, hidden)
-    shards = [name for name in names if root.is_file() or _is_shard(name)]
+    content = raw_content(request)
+    shards = [name for name in content.files if root.is_file() or _is_shard(name)]
     if not shards:
         raise request.error("the folder has no .tar shards", hint=EXPECTED)
     hidden_members: list[str] = []
@@ -76,9 +75,9 @@ def list_samples(request: RawRequest) -> Listing:
         header |= dict.fromkeys(sample.values)
     columns = find_columns([*header], ("label", "group", "split"), request)
     label_column = columns.labels[0] if columns.labels else ""
-    excluded = Counter(count_hidden(hidden, _is_shard))
+    excluded = Counter(count_hidden(content.hidden, _is_shard))
     excluded.update(count_hidden(hidden_members, is_single_image_name))
-    excluded["not a .tar by its extension"] = len(names) - len(shards)
+    excluded["not a .tar by its extension"] = len(content.files) - len(shards)
     skipped = []
     samples = []
     for sample in all_samples:

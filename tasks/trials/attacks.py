@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -60,7 +60,7 @@ class CleanPass:
 
 
 def attack_batch_size(recipe: RecipeSpec, micro_batch: int | None = None) -> int:
-    """Return the batch size of an attack, which needs about as much memory as a training pass.
+    """Return the batch size at which an attack needs about as much memory as a training pass.
 
     An attack stores float32 activations. They need twice the memory of a training in bfloat16.
     So the batch size is half of the training's batch size, and at least 8. This rule is the
@@ -226,6 +226,13 @@ def attack_function(method: str) -> AttackFunction:
     return cast(AttackFunction, getattr(importlib.import_module(module_name), name))
 
 
+def _with_parameters(attack: AttackRequest) -> Callable[[nn.Module, AttackBatch], Tensor]:
+    """Return the function of an attack, with its epsilon and parameters."""
+    function = attack_function(attack.method)
+    parameters = ATTACKS[attack.method].values(dict(attack.parameters))
+    return lambda model, batch: function(model, batch, attack.epsilon, **parameters)
+
+
 @dataclass(frozen=True)
 class AttackOutcome:
     """The result of one attack at one epsilon, for each image of a batch.
@@ -265,7 +272,7 @@ def attack_all(
     Returns:
         One record for each attack.
     """
-    functions = [attack_function(attack.method) for attack in attacks]
+    functions = [_with_parameters(attack) for attack in attacks]
     # For each attack, the outcome of each batch.
     outcomes_by_attack: list[list[AttackOutcome]] = [[] for _ in attacks]
     signs = torch.split(clean.gradient_sign, batch_size)
@@ -274,11 +281,8 @@ def attack_all(
     with evaluation_mode(model), torch.no_grad():
         for (pixels, batch_labels), batch_signs, batch_rows in parts:
             batch = AttackBatch(pixels, batch_labels, batch_signs, batch_rows)
-            for attack, function, outcomes in zip(
-                attacks, functions, outcomes_by_attack, strict=True
-            ):
-                values = ATTACKS[attack.method].values(dict(attack.parameters))
-                adversarial = function(model, batch, attack.epsilon, **values)
+            for function, outcomes in zip(functions, outcomes_by_attack, strict=True):
+                adversarial = function(model, batch)
                 losses, is_correct = scores_per_image(model(adversarial), batch_labels)
                 is_unchanged = (adversarial == pixels).flatten(1).all(dim=1)
                 outcomes.append(AttackOutcome(losses, is_correct, is_unchanged))
@@ -297,14 +301,14 @@ def _attack_record(
     """Combine the outcomes of one attack on all batches into its record."""
     is_correct = torch.cat([outcome.is_correct for outcome in outcomes])
     is_unchanged = torch.cat([outcome.is_unchanged for outcome in outcomes])
-    before = clean.evaluation(loss_rule)
+    clean_scores = clean.evaluation(loss_rule)
     loss = mean_loss(torch.cat([outcome.losses for outcome in outcomes]), loss_rule)
     accuracy = float(is_correct.double().mean())
     # The share of the images that are classified correctly before and after the attack.
     robust_accuracy = float((is_correct & clean.is_correct).double().mean())
     loss_missing_reason = ""
-    if not math.isfinite(before.loss):
-        loss_missing_reason = f"the loss on the clean images is {before.loss}"
+    if not math.isfinite(clean_scores.loss):
+        loss_missing_reason = f"the loss on the clean images is {clean_scores.loss}"
     elif not math.isfinite(loss):
         loss_missing_reason = f"the loss on the attacked images is {loss}"
     return AttackRecord(
@@ -312,9 +316,9 @@ def _attack_record(
         epsilon=attack.epsilon,
         parameters=dict(attack.parameters),
         loss=None if loss_missing_reason else loss,
-        loss_gain=None if loss_missing_reason else loss - before.loss,
+        loss_gain=None if loss_missing_reason else loss - clean_scores.loss,
         accuracy=accuracy,
-        accuracy_drop=before.accuracy - accuracy,
+        accuracy_drop=clean_scores.accuracy - accuracy,
         robust_accuracy=robust_accuracy,
         num_unchanged=int(is_unchanged.sum()),
         reason=loss_missing_reason,

@@ -22,10 +22,9 @@ class Checkpoints:
     """The checkpoints of one training. They are saved between epochs, and restored at the start.
 
     A checkpoint contains the weights, the state of the optimizer, the random states of batch
-    order and dropout, and the records of the finished epochs. On a CPU, the epochs after a
-    restart have the same results, to the last bit, as without the interruption. A training
-    that began on a CPU does not continue on a GPU, and a training that began on a GPU does not
-    continue on a CPU. The results of such a training would belong to neither device.
+    order and dropout, and the records of the finished epochs. On a CPU, an interrupted training
+    has exactly the results of an uninterrupted one. A training that began on a CPU does not
+    continue on a GPU, and vice versa, because its results would belong to neither device.
 
     Args:
         read: returns the latest complete state, or None if there is no state.

@@ -128,25 +128,30 @@ def deterministic(device: torch.device | str = "cpu", num_threads: int = 1) -> I
                 enabled=True, benchmark=False, deterministic=True, allow_tf32=False
             )
             restore.enter_context(flags)
-            matmul = torch.backends.cuda.matmul
-            restore.callback(setattr, matmul, "allow_tf32", matmul.allow_tf32)
-            matmul.allow_tf32 = False
+            restore.enter_context(_attribute(torch.backends.cuda.matmul, "allow_tf32", False))
         else:
-            restore.callback(
-                torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled()
-            )
-            # The deterministic mode fills every new tensor, which is for debugging and takes
-            # time.
-            mode: Any = torch.utils.deterministic
-            restore.callback(
-                setattr, mode, "fill_uninitialized_memory", mode.fill_uninitialized_memory
-            )
-            mode.fill_uninitialized_memory = False
+            was_enabled = torch.are_deterministic_algorithms_enabled()
+            restore.callback(torch.use_deterministic_algorithms, was_enabled)
             torch.use_deterministic_algorithms(True)
+            # By default, this mode fills every new tensor, which is for debugging and takes
+            # time.
+            mode = torch.utils.deterministic
+            restore.enter_context(_attribute(mode, "fill_uninitialized_memory", False))
         restore.callback(torch.set_num_threads, torch.get_num_threads())
         restore.enter_context(threadpool_limits(num_threads))
         torch.set_num_threads(num_threads)
         yield
+
+
+@contextmanager
+def _attribute(owner: Any, name: str, value: object) -> Iterator[None]:
+    """Run a block with another value of an attribute."""
+    value_before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, value_before)
 
 
 _M_TRIM_THRESHOLD = -1
@@ -284,17 +289,17 @@ class EnergyMeter:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._problem = ""
+        self._missing_reason = ""
         self._start: int | None = None
         if device.type != "cuda":
-            self._problem = "the trial ran on a CPU, whose energy isweep does not measure"
+            self._missing_reason = "the trial ran on a CPU, whose energy isweep does not measure"
             return
         try:
             uuid = torch.cuda.get_device_properties(device).uuid
             self._gpu = NvmlGpu(f"GPU-{uuid}")
             self._start = self._gpu.millijoules()
         except (OSError, AttributeError) as error:  # NVML or one of its functions is missing
-            self._problem = f"the GPU's energy cannot be read: {error}"
+            self._missing_reason = f"the GPU's energy cannot be read: {error}"
 
     def read(self) -> tuple[float | None, str]:
         """Return the energy in joules, and the reason if it is unknown.
@@ -304,7 +309,7 @@ class EnergyMeter:
             - ``(None, reason)`` if it cannot be read.
         """
         if self._start is None:
-            return None, self._problem
+            return None, self._missing_reason
         try:
             return (self._gpu.millijoules() - self._start) / 1000, ""
         except OSError as error:

@@ -57,8 +57,8 @@ text."""
 
 
 @dataclass(frozen=True)
-class StoredFile:
-    """A file that is stored with the result of a trial.
+class StorageResult:
+    """The result of storing a file with the result of a trial.
 
     Attributes:
         file: checksum and size; None if the file is not stored.
@@ -69,17 +69,18 @@ class StoredFile:
     missing_reason: str = ""
 
 
-NOT_REQUESTED = StoredFile()
+NOT_REQUESTED = StorageResult()
+"""The result for a file that was not requested."""
 
 
-def store_if_requested(store: StoreFile | None, content: Callable[[], bytes]) -> StoredFile:
+def store_if_requested(store: StoreFile | None, content: Callable[[], bytes]) -> StorageResult:
     """Store a file, unless ``store`` is None. ``content`` computes the content of the file."""
     if store is None:
         return NOT_REQUESTED
     stored = store(content())
     if isinstance(stored, TrialFile):
-        return StoredFile(file=stored)
-    return StoredFile(missing_reason=stored)
+        return StorageResult(file=stored)
+    return StorageResult(missing_reason=stored)
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class MeasurementResults:
 
     :class:`~tasks.trials.records.TrialResult` has fields with the same names and describes
     them. A field is empty, None or :data:`NOT_REQUESTED` if its measurement was not requested.
-    :meth:`added_to` then keeps the value of this field in the earlier result.
+    :meth:`add_to` then keeps the value of this field in the earlier result.
     """
 
     d_repr: dict[str, IntrinsicDimension]
@@ -96,9 +97,9 @@ class MeasurementResults:
     attacks: tuple[AttackRecord, ...]
     robustness: RobustnessRecord | None
     further_tests: tuple[FurtherTestRecord, ...]
-    predictions: StoredFile
+    predictions: StorageResult
 
-    def added_to(self, earlier: TrialResult) -> TrialResult:
+    def add_to(self, earlier: TrialResult) -> TrialResult:
         """Return a copy of an earlier result, with these measurements added or replaced."""
         predictions_note = earlier.predictions_note
         if self.predictions != NOT_REQUESTED:
@@ -184,16 +185,12 @@ class TrainedNetwork:
         Raises:
             DataError: the trial has no images for a requested further test set.
         """
-        last_layer_estimators: list[str] = []
-        stage_estimators: list[str] = []
-        for request in _of_type(requested, RepresentationRequest):
-            if request.stages:
-                stage_estimators.append(request.estimator)
-            else:
-                last_layer_estimators.append(request.estimator)
+        representations = _of_type(requested, RepresentationRequest)
+        of_last_layer = [request.estimator for request in representations if not request.stages]
+        of_stages = [request.estimator for request in representations if request.stages]
         with timer.phase("d_repr"):
-            d_repr = self._measure_d_repr(last_layer_estimators)
-            d_repr_stages = self._measure_d_repr_stages(stage_estimators)
+            d_repr = self._measure_d_repr(of_last_layer)
+            d_repr_stages = self._measure_d_repr_stages(of_stages)
         predictions = NOT_REQUESTED
         if _of_type(requested, PredictionRequest):
             predictions = store_if_requested(store_predictions, self._predictions_file)

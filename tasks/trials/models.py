@@ -28,9 +28,8 @@ from tasks.trials.weights import Normalization, normalization, start_from
 class PixelModel(nn.Module):
     """A network with its input scaling: ``network(pixels * input_scale)``.
 
-    If ``normalized`` is not None, the model is ``network((pixels / 255 - mean) / std)``
-    instead. ``input_scale`` is then not used. Pretrained weights need the mean and std of
-    their training.
+    Pretrained weights need the mean and std of their training. So if ``normalized`` is not
+    None, the model is ``network((pixels / 255 - mean) / std)`` instead.
     """
 
     mean: Tensor
@@ -252,7 +251,7 @@ def _construct(
     defaults: dict[str, object],
     **fixed: object,
 ) -> nn.Module:
-    """Return a library's network.
+    """Return a library's network. A VGG runs its max-poolings first, see :class:`PoolsFirst`.
 
     Args:
         spec: architecture and arguments.
@@ -278,8 +277,6 @@ def _construct(
             hint="Correct the arguments of this model",
         ) from error
     if type(network).__name__ == "VGG":
-        # During training, the network then runs each max-pooling before its ReLU, which is
-        # faster.
         network.features.__class__ = PoolsFirst
     return network
 

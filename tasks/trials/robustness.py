@@ -262,16 +262,16 @@ def _robustness_record(
     has_radius = np.isfinite(radii)
     share_at_limit = None
     true = None
-    if not has_radius.any():
-        reason = "the network predicted the same class for all images in the search"
-    else:
-        reason = ""
+    reason = ""
+    if has_radius.any():
         share_at_limit = float(at_pixel_limit[has_radius].mean())
         # A misclassified image needs no perturbation, even if the search found none.
         true_radii = np.where(is_wrong, 0.0, radii)
         true = summarize_radii(true_radii[np.isfinite(true_radii)], num_values)
-    # If no sampled image has a radius, `true` stays None. The mean of the zeros of the
-    # misclassified images would say nothing about the other images.
+    else:
+        # `true` stays None, because the zeros of the misclassified images say nothing about
+        # the other images.
+        reason = "the network predicted the same class for all images in the search"
     return RobustnessRecord(
         pred=summarize_radii(radii[has_radius], num_values),
         true=true,

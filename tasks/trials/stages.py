@@ -50,8 +50,8 @@ def list_stages(model: nn.Module, image: Tensor) -> tuple[str, ...]:
     for name, side in _output_sides(model, modules, image):
         previous = last_modules.get(side)
         if previous is None or name.count(".") <= previous.count("."):
-            # Remove the key first, so that the order of the keys is the order of the stage
-            # ends.
+            # A key that is removed and added again becomes the last one. So the keys are in
+            # the order in which the stages end.
             last_modules.pop(side, None)
             last_modules[side] = name
     return tuple(last_modules.values())
@@ -64,18 +64,16 @@ def _output_sides(
 
     The modules are in the order in which they finish a forward pass.
     """
+    names = {module: name for name, module in modules.items() if name}
     sides: list[tuple[str, int]] = []
 
-    def watch(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        def note_side(module: nn.Module, inputs: object, output: object) -> None:
-            if isinstance(output, Tensor) and output.dim() == 4:
-                side = _side_in_pixels(output)
-                if side > 1:
-                    sides.append((name, side))
+    def add_side(module: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.dim() == 4:
+            side = _side_in_pixels(output)
+            if side > 1:
+                sides.append((names[module], side))
 
-        return module.register_forward_hook(note_side)
-
-    handles = [watch(name, module) for name, module in modules.items() if name]
+    handles = [module.register_forward_hook(add_side) for module in names]
     try:
         with torch.no_grad(), evaluation_mode(model):
             model(as_pixels(image))

@@ -35,7 +35,7 @@ from tasks.trials.isolation import (
 )
 from tasks.trials.measurements import (
     NOT_REQUESTED,
-    StoredFile,
+    StorageResult,
     StoreFile,
     TrainedNetwork,
     store_if_requested,
@@ -113,10 +113,10 @@ def run_trial(
         MemoryError: the trial needs more memory than the machine has left.
     """
     check_inputs(spec.network, data)
-    model_name = spec.network.model.name
-    if spec.network.model.pretrained and pretrained_weights is None:
+    model = spec.network.model
+    if model.pretrained and pretrained_weights is None:
         raise ConfigError(
-            f"The model {model_name} has `pretrained: true`, but the weights were not passed",
+            f"The model {model.name} has `pretrained: true`, but the weights were not passed",
             hint="Pass pretrained_weights=tasks.trials.weights.download(spec.network.model)",
         )
     with _Trial.isolated(spec, data, compute) as trial:
@@ -142,8 +142,8 @@ def run_trial(
         except Diverged as diverged:
             return trial.result(TrialStatus.DIVERGED, meter, reason=str(diverged))
         weights = store_if_requested(store_weights, lambda: to_bytes(trial.model))
-        measurements = trained.measure(spec.measurements, trial.timer, store_predictions)
-        return measurements.added_to(trial.result(TrialStatus.DONE, meter, weights=weights))
+        measurements = trained.measure(spec.requests, trial.timer, store_predictions)
+        return measurements.add_to(trial.result(TrialStatus.DONE, meter, weights=weights))
 
 
 def measure_trial(
@@ -182,7 +182,7 @@ def measure_trial(
         trained = trial.trained_network()
         trial.check_reproduces_test_loss(trained, earlier)
         measurements = trained.measure(requested, trial.timer, store_predictions)
-        return measurements.added_to(earlier)
+        return measurements.add_to(earlier)
 
 
 def run_search_trial(
@@ -488,7 +488,7 @@ class _Trial:
         meter: EnergyMeter,
         *,
         reason: str = "",
-        weights: StoredFile = NOT_REQUESTED,
+        weights: StorageResult = NOT_REQUESTED,
     ) -> TrialResult:
         """Return the result without measurements.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -18,8 +19,12 @@ from search_spaces.specs import ModelSpec
 ANSWER_TIMEOUT_S = 5.0
 """Seconds after which the server of pretrained weights counts as unreachable."""
 
-Normalization = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and standard deviation of each channel, for pixels in [0, 1]."""
+
+class Normalization(NamedTuple):
+    """Mean and standard deviation of each channel, for pixels in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 def to_bytes(model: nn.Module) -> bytes:
@@ -135,7 +140,7 @@ def normalization(spec: ModelSpec, in_channels: int = 3) -> Normalization:
     if in_channels != 1:
         return three_channels
     mean, std = three_channels
-    return (sum(mean) / len(mean),), (sum(std) / len(std),)
+    return Normalization((sum(mean) / len(mean),), (sum(std) / len(std),))
 
 
 def _library_normalization(spec: ModelSpec) -> Normalization | None:
@@ -152,13 +157,13 @@ def _library_normalization(spec: ModelSpec) -> Normalization | None:
         config = timm.get_pretrained_cfg(spec.architecture)
         if config is None or not config.has_weights:
             return None
-        return tuple(config.mean), tuple(config.std)
+        return Normalization(tuple(config.mean), tuple(config.std))
     import torchvision
 
     if spec.architecture not in torchvision.models.list_models(module=torchvision.models):
         return None
     transforms = torchvision.models.get_model_weights(spec.architecture).DEFAULT.transforms()
-    return tuple(transforms.mean), tuple(transforms.std)
+    return Normalization(tuple(transforms.mean), tuple(transforms.std))
 
 
 def start_from(network: nn.Module, data: bytes, spec: ModelSpec) -> None:
@@ -182,22 +187,20 @@ def start_from(network: nn.Module, data: bytes, spec: ModelSpec) -> None:
             "The next run downloads the weights again",
         ) from error
     state = network.state_dict()
-    layers: list[str] = []
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            layers.append(name)
+    modules = network.named_modules()
+    layers = [name for name, module in modules if isinstance(module, nn.Linear | nn.Conv2d)]
     first_weight = f"{layers[0]}.weight"
-    head = layers[-1]
+    classifier = layers[-1]
     if first_weight in pretrained:
         has_colors = pretrained[first_weight].shape[1] == 3
         if has_colors and state[first_weight].shape[1] == 1:
             pretrained[first_weight] = pretrained[first_weight].sum(1, keepdim=True)
-    fitting: dict[str, Tensor] = {}
+    used_weights: dict[str, Tensor] = {}
     misfits: list[str] = []
     for name, value in state.items():
         if name in pretrained and pretrained[name].shape == value.shape:
-            fitting[name] = pretrained[name]
-        elif name.rpartition(".")[0] != head:
+            used_weights[name] = pretrained[name]
+        elif name.rpartition(".")[0] != classifier:
             misfits.append(name)
     if misfits:
         names = ", ".join(sorted(misfits)[:3])
@@ -207,4 +210,4 @@ def start_from(network: nn.Module, data: bytes, spec: ModelSpec) -> None:
             hint="Use the image_size and the arguments with which the weights were trained, "
             "or remove the key `pretrained` from the model",
         )
-    network.load_state_dict(fitting, strict=False)
+    network.load_state_dict(used_weights, strict=False)

@@ -91,7 +91,7 @@ class TestAttack:
         assert spec.missing_for(spec) == ()
         versions = {
             measurement.schema_version
-            for measurement in spec.measurements
+            for measurement in spec.requests
             if hasattr(measurement, "epsilon")
         }
         assert versions == {max(ATTACKS[method].versions)}

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from search_spaces.datasets import DATASETS, MADE, made_dataset_spec, own_dataset_spec
+from search_spaces.datasets import DATASETS, GENERATED, generated_dataset_spec, user_dataset_spec
 from search_spaces.errors import DataError
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from search_spaces.sweeps import ControlledDatasetSpec, UserSourceSpec
@@ -27,7 +27,7 @@ from tests.raw_trees import WRITERS, write_raw_tree
 from tests.raw_trees.own import OWN_WRITERS
 
 OWN = [f"own {kind}" for kind in OWN_KINDS]
-NAMES = sorted([*DATASETS, *MADE, *OWN])
+NAMES = sorted([*DATASETS, *GENERATED, *OWN])
 MAX_ITEMS_READ = 12
 
 
@@ -35,10 +35,10 @@ def dataset_of(name: str) -> DatasetSpec:
     """Return the dataset of a row, or a user's dataset of a kind."""
     if name in DATASETS:
         return DATASETS[name]
-    if name in MADE:
-        return made_dataset_spec("made", ControlledDatasetSpec(kind=name))
+    if name in GENERATED:
+        return generated_dataset_spec("made", ControlledDatasetSpec(kind=name))
     kind = name.removeprefix("own ")
-    return own_dataset_spec("mine", UserSourceSpec(kind=kind, path="x", domain="natural"))
+    return user_dataset_spec("mine", UserSourceSpec(kind=kind, path="x", domain="natural"))
 
 
 def write_download(dataset: DatasetSpec, folder: Path) -> Path | None:
@@ -219,7 +219,7 @@ def test_a_row_that_reads_arrays_needs_no_writer(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_source_has_a_dataset_or_is_a_kind_of_own_data(name):
-    sources = {row.source for row in (*DATASETS.values(), *MADE.values())}
+    sources = {row.source for row in (*DATASETS.values(), *GENERATED.values())}
     assert name in sources or name in OWN_KINDS, "needs a row in search_spaces/datasets.toml"
 
 
@@ -236,7 +236,7 @@ def test_every_kind_is_documented_with_valid_options(kind):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in SOURCES if name not in MADE and name != "manifold"]
+    "name", [name for name in SOURCES if name not in GENERATED and name != "manifold"]
 )
 def test_every_reader_names_the_source_of_its_layout(name):
     """The source is a document, a public reader or a format's standard."""

@@ -269,7 +269,7 @@ def random_span_result(seed):
     for _ in range(3):
         columns = int(rng.integers(1, 6))
         squared = rng.integers(0, 4, (5, columns)).astype(float)  # few values: many ties
-        partial.neighbors[0].update(slice(0, 5), int(rng.integers(0, 100)) * 10, squared)
+        partial.neighbors_by_size[0].update(slice(0, 5), int(rng.integers(0, 100)) * 10, squared)
         update_nearest(
             partial.other_label_by_size[0],
             np.arange(5),
@@ -293,7 +293,7 @@ def test_merging_is_associative_and_commutative(a, b, c):
     regrouped.merge(merged_tail)
     for other_order in (regrouped, merge_in_order(c, b, a)):
         in_order = merge_in_order(a, b, c)
-        for results in ("neighbors", "other_label_by_size"):
+        for results in ("neighbors_by_size", "other_label_by_size"):
             expected = getattr(in_order, results)[0]
             merged = getattr(other_order, results)[0]
             np.testing.assert_array_equal(merged.squared, expected.squared)

@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from hashlib import md5
+from hashlib import md5, sha256
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -60,8 +60,10 @@ FAULTS = (
     "data changed",
 )
 """Kinds of faults that a seed draws, by the name under which a summary counts them."""
-NAMED_ONLY = ("a trial finds no memory",)
-"""Kinds of faults that only named schedules have: they take long."""
+NAMED_ONLY = ("a trial finds no memory", "file exchanged", "result copied from another sweep")
+"""Kinds of faults that only named schedules have: they take long, or too few seeds draw them."""
+FILE_FAULTS = ("file damaged", "file deleted", "file exchanged", "result copied from another sweep")
+"""Kinds of faults that change or delete a stored record."""
 RECORDS = ("result.json", "failure.json", "search.json", "asked.json")
 AT_ONCE_S = 15.0
 """Seconds in which even a slow driver reads once what it has stored."""
@@ -217,13 +219,13 @@ class Outside:
     def _files_and_server(self) -> None:
         """Apply due faults of files and of the server."""
         records = sorted(path for path in self.files if path.endswith(RECORDS))
-        if records and (fault := self.take("file damaged", "file deleted")):
+        if records and (fault := self.take(*FILE_FAULTS)):
             position = int(fault.amount * len(records)) % len(records)
             path = records[position]
             content, _ = self.files.pop(path)
-            if fault.kind == "file damaged":
+            if fault.kind != "file deleted":
                 self.num_written += 1
-                self.files[path] = (self._damaged(path, content, fault.amount), self.num_written)
+                self.files[path] = (self._changed(fault, path, content), self.num_written)
             self.hit[path] = self.scheduler.now
             if self.scheduler.now - self.written_at[path] < AT_ONCE_S:
                 self.hit_at_once.add(path)
@@ -239,14 +241,21 @@ class Outside:
             snapshot = self.snapshots[int(fault.amount * len(self.snapshots)) % len(self.snapshots)]
             self.server.runs = _copied(snapshot)
 
-    def _damaged(self, path: str, content: bytes, amount: float) -> bytes:
-        """Return a file's damaged content: cut, with one digit changed, or another trial's."""
-        position = int(amount * len(content))
+    def _changed(self, fault: Fault, path: str, content: bytes) -> bytes:
+        """Return a file's content after a fault.
+
+        A damaged file is cut, has one digit changed, or has the content of another trial. A
+        copied result is intact, but another sweep stored it.
+        """
+        if fault.kind == "result copied from another sweep":
+            return _with_sweep(content, "another")
+        position = int(fault.amount * len(content))
         name = path.rpartition("/")[2]
-        if self.random.random() < 0.3:
+        is_exchanged = fault.kind == "file exchanged"
+        if not is_exchanged and self.random.random() < 0.3:
             return content[:position]
         other_paths = sorted(other for other in self.files if other.endswith(f"/{name}"))
-        if other_paths and self.random.random() < 0.5:
+        if other_paths and (is_exchanged or self.random.random() < 0.5):
             return self.files[self.random.choice(other_paths)][0]
         digits = [index for index, byte in enumerate(content) if byte in b"0123456789"]
         digit = digits[position % len(digits)]
@@ -274,6 +283,15 @@ class Outside:
                 if flushed is not None:
                     self.files[path] = flushed
         self.not_durable.clear()
+
+
+def _with_sweep(content: bytes, sweep: str) -> bytes:
+    """Return a stored record with another sweep's name and a correct checksum."""
+    fields = json.loads(content)["record"]
+    if "sweep" in fields:
+        fields["sweep"] = sweep
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return json.dumps({"record": fields, "sha256": sha256(text.encode()).hexdigest()}).encode()
 
 
 def _copied(runs: dict[str, Any]) -> dict[str, Any]:

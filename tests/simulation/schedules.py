@@ -142,6 +142,15 @@ LIMITS = {
     "GPUs that fail whatever they are given": _repeated("device fails", range(10, 260, 5)),
     "a slow trial that tells of epochs": _repeated("a trial is slow", (5,)),
     "no node for minutes": _repeated("node lost", (30, 30, 30), 4.0),
+    "a failure is replaced by another trial's": [
+        *_repeated("worker dies", range(6, 160, 4)),
+        *_repeated("file exchanged", (160,), 0.6),
+        *_repeated("driver killed", (166,)),
+    ],
+    "results are copied from another sweep": [
+        *_repeated("result copied from another sweep", (100, 140), 0.5),
+        *_repeated("driver killed", (120, 160)),
+    ],
     "a lease that somebody deletes": _repeated("lease deleted", (40, 90)),
     "no right to write results": _repeated("storage refuses", (60,), 30.0),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 from orchestrator.machine.cluster import Cluster, Resources
 from orchestrator.machine.locks import EXPIRES_S, InUseError, Lease
 from orchestrator.machine.ray_folders import remove_leftovers
+from orchestrator.results import columns
 from orchestrator.results.mlflow_pages import SWEEP_KEY, Page
 from orchestrator.results.mlflow_runs import KEY_TAG, STORAGE_TAG, SweepRuns
 from orchestrator.results.outlines import TrialOutline
@@ -517,7 +518,21 @@ class World:
         owner_names = [owner.name for owner in owners if owner in self.killed_at]
         if owner_names:
             problems.append(f"processes of {owner_names} run on")
+        if self.sweep_kind is Grid:
+            problems += self._wrong_sweep_names(records)
         self._check([*problems, *self._wrong_runs(sweep, records, "")])
+
+    def _wrong_sweep_names(self, records: Mapping[str, TrialRecord]) -> list[str]:
+        """Return which MLflow runs do not name the sweep that trained their result."""
+        problems = []
+        for run_id, run in self.outside.server.runs.items():
+            record = records.get(run["tags"][KEY_TAG])
+            is_shown = (
+                run["info"]["lifecycle_stage"] == "active" and run_id not in self.foreign_runs
+            )
+            if record is not None and is_shown and run["tags"].get(columns.SWEEP) != record.sweep:
+                problems.append(f"the run of {record.trial_id} does not name {record.sweep}")
+        return problems
 
     @staticmethod
     def _check(problems: list[str]) -> None:

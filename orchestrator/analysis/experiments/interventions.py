@@ -220,7 +220,7 @@ def _gate(points: pd.DataFrame, arm: Arm, base: str | None) -> Gate:
 
 
 def _log_ratio(points: pd.DataFrame, column: str, dataset: str, base: str) -> float | None:
-    """Return the log ratio of a measure at the largest common train size; None without one."""
+    """Return the log ratio of a measure at the largest common train size; None if there is none."""
     positive = points[points[column] > 0]
     means = positive.groupby([DATASET, TRAIN_SIZE])[column].mean().unstack(0)
     at_both = means.reindex(columns=[dataset, base]).dropna().sort_index()

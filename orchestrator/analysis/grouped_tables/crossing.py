@@ -43,10 +43,10 @@ class CrossingColumn:
         if len(design.groups) > 1:
             groups = f"{self.num_groups:,} combinations of {listing(design.groups)}"
         return (
-            f"Beware: {self.name} recurs in {self.num_recurring:,} of {groups}. Add {self.name} "
-            "to --groups or --within. If you do not add it, a claim must also hold for "
-            f"dependent rows with the same {self.name}. If {self.name} is a measurement, drop "
-            "the column."
+            f"Beware: the values of {self.name} recur in {self.num_recurring:,} of {groups}. Add "
+            f"{self.name} to --groups or --within. If you do not add it, a claim must also hold if "
+            f"rows with the same {self.name} depend on each other. If {self.name} is a "
+            "measurement, drop the column."
         )
 
 

@@ -69,7 +69,7 @@ class Slope(Tested):
 
     @property
     def test(self) -> TTest | None:
-        """The t test, with the standard error computed from the interval; None without one."""
+        """The t test, with the standard error computed from the interval; None if there is none."""
         if self.interval is None or self.degrees is None:
             return None
         low, high = self.interval

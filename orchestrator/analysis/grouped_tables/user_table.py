@@ -17,7 +17,13 @@ from orchestrator.analysis.grouped_tables.crossing import CrossingColumn, crossi
 from orchestrator.analysis.grouped_tables.design import Design
 from orchestrator.analysis.grouped_tables.suspicions import row_numbers, suspicions
 from orchestrator.analysis.number_formats import listing
-from search_spaces.errors import ConfigError, collect, nearest_path, plural, unknown_name
+from search_spaces.errors import (
+    ConfigError,
+    missing_path_hint,
+    plural,
+    raise_all,
+    unknown_name,
+)
 from tasks.sources.tables import READERS, TableError, read_text
 
 SUFFIXES = (".csv", ".tsv", ".txt", *READERS)
@@ -81,7 +87,7 @@ def read_user_table(path: Path, design: Design) -> UserTable:
         *_share_faults(is_fitted, reasons),
         *_variation_faults(rows[is_fitted], is_bad, design),
     ]
-    collect(faults)
+    raise_all(faults)
 
     fitted_cells = cells[is_fitted].reset_index(drop=True)
     fitted_rows: pd.DataFrame = rows[is_fitted].reset_index(drop=True)
@@ -99,7 +105,7 @@ def _read_cells(path: Path) -> pd.DataFrame:
     if not path.is_file():
         if path.is_dir():
             raise ConfigError(f"{path} is a folder", hint="Give the path of a table in this folder")
-        raise ConfigError(f"The table {path} does not exist", hint=nearest_path(path))
+        raise ConfigError(f"The table {path} does not exist", hint=missing_path_hint(path))
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise ConfigError(
@@ -141,7 +147,7 @@ def _check_columns(cells: pd.DataFrame, design: Design, file_name: str) -> None:
     """Raise an error if a design contains a column twice, or a column missing from the table."""
     table_names = [str(name) for name in cells.columns]
     absent = [name for name in design.columns if name not in table_names]
-    collect(unknown_name(f"column of {file_name}", name, table_names) for name in absent)
+    raise_all(unknown_name("column", name, table_names, of=file_name) for name in absent)
     for name in design.columns:
         if design.columns.count(name) > 1:
             raise ConfigError(

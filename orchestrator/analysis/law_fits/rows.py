@@ -86,7 +86,7 @@ def effects_without_each(rows: pd.DataFrame, columns: Sequence[str]) -> Iterator
 def effects_without(
     rows: pd.DataFrame, columns: Sequence[str], left_out: str
 ) -> tuple[list[str], Array] | None:
-    """Return the effects of the datasets other than ``left_out``, which need not be in the rows.
+    """Return the effects of all datasets except ``left_out``, which need not be in the rows.
 
     Returns:
         Sorted names of the other datasets, and their effects ``(G, k)``. None if they share no

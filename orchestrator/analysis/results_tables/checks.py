@@ -117,7 +117,7 @@ def _check_train_sizes(table: pd.DataFrame) -> None:
 
 
 def _is_boolean(values: pd.Series) -> pd.Series:
-    """Return which values are True or False, which pandas would treat as 1 and 0."""
+    """Return which values are True or False: pandas would treat them as 1 and 0."""
     may_be = values.dtype == object or pd.api.types.is_bool_dtype(values)
     if not may_be:
         return pd.Series(False, index=values.index)
@@ -162,12 +162,12 @@ def _check_columns(table: pd.DataFrame) -> None:
     if missing:
         raise DataError(
             f"The results table has no column {', '.join(missing)}",
-            hint="Add the missing columns, which docs/results-columns.md describes",
+            hint="Add the missing columns. docs/results-columns.md describes them",
         )
     repeated = sorted(set(map(str, table.columns[table.columns.duplicated()])))
     if repeated:
         raise DataError(
-            f"The results table has more than one column {', '.join(repeated)}",
+            f"The results table has more than one column with the name {', '.join(repeated)}",
             hint="Keep one column of each name",
         )
 

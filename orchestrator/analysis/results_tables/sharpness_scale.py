@@ -44,7 +44,7 @@ class SharpnessScale:
 
 
 def sharpness_scale(table: pd.DataFrame, policy: Policy) -> SharpnessScale:
-    """Return the scales of K_F, which depends on pixel range, image size and channels.
+    """Return the scales of K_F. They depend on pixel range, image size and channels.
 
     Args:
         table: One row per trial.

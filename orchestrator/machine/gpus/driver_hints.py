@@ -19,7 +19,7 @@ HINTS_BY_WORDS = {
     "MPS client": (
         "Start MPS again (`nvidia-cuda-mps-control -d`), or unset CUDA_MPS_PIPE_DIRECTORY"
     ),
-    "system not yet initialized": "Start nvidia-fabricmanager, which GPUs behind an NVSwitch need",
+    "system not yet initialized": "Start nvidia-fabricmanager: GPUs on an NVSwitch need it",
 }
 """Hints if torch cannot use a GPU, by a part of CUDA's message. The messages are those of
 cudaErrorStubLibrary, of a dead MPS server, and of cudaErrorSystemNotReady."""

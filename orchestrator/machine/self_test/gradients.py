@@ -37,28 +37,28 @@ weights."""
 FLOAT32_ERROR = 1e-4
 """Relative error of a correct convolution in float32, as large as with cuDNN's Winograd kernels."""
 LOSS_FACTOR = 3
-"""Largest difference of the loss, divided by the difference that rounding causes on the CPU. A GPU
-rounds in another way than the CPU, so its error may be larger by chance."""
+"""Largest difference from the CPU's loss, divided by the difference that rounding causes there. A
+GPU rounds in another way than the CPU, so its error may be larger by chance."""
 DIRECTION_FACTOR = 2
 """Largest value of 1 - cosine, divided by the value that rounding causes on the CPU. The reason is
 the same as for LOSS_FACTOR."""
 NORM_FACTOR = 2
-"""Largest relative difference of the gradient's norm in float32, divided by the difference that
-rounding causes on the CPU. The reason is the same as for LOSS_FACTOR."""
+"""Largest relative difference from the CPU's norm of the gradient in float32, divided by the
+difference that rounding causes there. The reason is the same as for LOSS_FACTOR."""
 FLOAT32_LOSS_MARGIN = 1e-3
-"""Difference of the loss in float32, in nat, that is always allowed. By chance, rounding on the CPU
-may leave the loss unchanged."""
+"""Difference of a float32 loss from the CPU's loss, in nat, that is always allowed. By chance,
+rounding on the CPU may leave the loss unchanged."""
 FLOAT32_COSINE_MARGIN = 0.01
 """Value of 1 - cosine in float32 that is always allowed: a GPU adds numbers in another order than
 the CPU."""
 FLOAT32_NORM_MARGIN = 0.05
-"""Relative difference of the gradient's norm in float32 that is always allowed."""
+"""Relative difference from the CPU's norm of the gradient in float32 that is always allowed."""
 BFLOAT16_LOSS_MARGIN = 0.08
-"""Difference of the loss in bfloat16, in nat, that is always allowed. It is twice the largest
-change that bfloat16 made to ResNet-50's loss in 12 measurements on a CPU with bfloat16
-instructions, 0.039. The change varies by chance, so a single measurement on the CPU is not a
-reliable limit. A wrong kernel of an H100 changed the loss by 0.009 (pytorch#150700): only the
-gradient reveals such a kernel."""
+"""Difference of a bfloat16 loss from the CPU's float32 loss, in nat, that is always allowed. It is
+twice the largest change that bfloat16 made to ResNet-50's loss in 12 measurements on a CPU with
+bfloat16 instructions, 0.039. The change varies by chance, so a single measurement on the CPU is
+not a reliable limit. A wrong kernel of an H100 changed the loss by 0.009 (pytorch#150700): only
+the gradient reveals such a kernel."""
 BFLOAT16_COSINE_MARGIN = 0.05
 """Value of 1 - cosine in bfloat16 that is always allowed."""
 BFLOAT16_NORM_RATIOS = (0.7, 1.4)
@@ -71,10 +71,10 @@ class Tolerance:
     """Limits for the differences of a device from float32 on the CPU.
 
     Attributes:
-        loss: upper limit of the absolute difference of the first loss, in nat.
-        cosine: lower limit of the cosine of the two gradients over all weights.
-        least_ratio: lower limit of the ratio of the two gradients' norms.
-        largest_ratio: upper limit of that ratio.
+        loss: largest allowed distance of the device's first loss from the CPU's, in nat.
+        cosine: smallest allowed cosine of the angle between the two gradients.
+        least_ratio: smallest allowed norm of the device's gradient, divided by the CPU's norm.
+        largest_ratio: largest allowed value of the same ratio.
     """
 
     loss: float

@@ -134,7 +134,7 @@ def verdict_on_wrong_gpu(first: CpuResult, second: CpuResult | None = None) -> V
 
 
 def _reason_for_doubt(first: CpuResult, second: CpuResult | None) -> str:
-    """Return why a wrong result is in doubt; empty if the second comparison confirmed it."""
+    """Return the reason to doubt that the device computes wrongly; empty if there is none."""
     if second is None:
         if first.error_text:
             # One precision was wrong, and the comparison of the next precision failed.

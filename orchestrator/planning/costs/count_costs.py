@@ -174,7 +174,7 @@ def _count(network: _Network, module: nn.Module, brightest: float) -> NetworkCos
 
 
 def _count_step(network: _Network, module: nn.Module, brightest: float) -> PassCost:
-    """Count the cost of a training step after the first, when the optimizer has its moments."""
+    """Count the cost of a training step after the first."""
     module.train()
     batch_size = network.recipe.batch_size
     images = (torch.rand(batch_size, *network.shape) * brightest).to(torch.uint8)
@@ -188,6 +188,7 @@ def _count_step(network: _Network, module: nn.Module, brightest: float) -> PassC
                 parameter.grad = torch.zeros_like(parameter)
             else:
                 parameter.grad = None
+        # The first step of the optimizer creates its moments. Only the next step is counted.
         step.optimizer.step()
         counter.kernels.clear()
         step(rows)

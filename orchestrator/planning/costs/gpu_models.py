@@ -20,9 +20,9 @@ from tasks.trials.records import CONTEXT_BYTES
 
 BFLOAT16_FROM = 8.0
 """Lowest CUDA compute capability that computes in bfloat16."""
-OLDEST = "v100"
+MODEL_OF_OLDER_GPUS = "v100"
 """GPU whose rates are used for every GPU that is older than all GPUs of the table."""
-NOT_WHOLE = frozenset({"mig", "laptop", "max", "d"})
+WORDS_OF_SMALLER_GPUS = frozenset({"mig", "laptop", "max", "d"})
 """Words in a driver's name of a GPU that is smaller than the GPU of the same number in the
 table: a MIG slice, and the variants Laptop, Max-Q and D."""
 
@@ -125,7 +125,7 @@ def listed_gpu_model(name: str) -> GpuModel | None:
     """
     words = re.split("[-_ ]+", name.lower())
     words += [first + second for first, second in pairwise(words)]  # "RTX 3090" is rtx3090
-    if NOT_WHOLE.intersection(words):
+    if WORDS_OF_SMALLER_GPUS.intersection(words):
         return None
     fitting = [gpu for key, gpu in GPU_MODELS.items() if key.partition("-")[0] in words]
     # Ray uses one name for both sizes of an A100. A driver reports NVIDIA A100-SXM4-80GB.
@@ -175,19 +175,19 @@ def gpu_model_from_driver(
 def _unlisted(name: str, capability: float, processors: int) -> GpuModel:
     """Return a GPU outside the table, with the rates per processor of a GPU in the table."""
     older = [gpu for gpu in GPU_MODELS.values() if gpu.capability <= capability]
-    like = max(
-        older or [GPU_MODELS[OLDEST]],
+    similar = max(
+        older or [GPU_MODELS[MODEL_OF_OLDER_GPUS]],
         key=lambda gpu: (gpu.capability, -gpu.half_tflops / gpu.processors),
     )
-    part = processors / like.processors if processors else 1.0
+    part = processors / similar.processors if processors else 1.0
     return replace(
-        like,
+        similar,
         name=name,
         capability=capability,
         processors=processors,
-        half_tflops=part * like.half_tflops,
-        single_tflops=part * like.single_tflops,
-        bandwidth=part * like.bandwidth,
+        half_tflops=part * similar.half_tflops,
+        single_tflops=part * similar.single_tflops,
+        bandwidth=part * similar.bandwidth,
         timed=False,
-        origin=f"not in the table; rates per processor as for {like.name}",
+        origin=f"not in the table; rates per processor as for {similar.name}",
     )

@@ -95,7 +95,7 @@ def need_of(
     trial: TrialSpec,
     gpu: GpuModel,
     corrections: Corrections | None = None,
-    given: float | None = None,
+    set_share: float | None = None,
 ) -> GpuNeed:
     """Predict the time, share and memory of a trial on a kind of GPU.
 
@@ -103,9 +103,8 @@ def need_of(
         trial: The trial.
         gpu: The kind of GPU.
         corrections: Ratios of measured to predicted values of finished trials.
-        given: The share of a GPU that the trial gets. If None or 0, the share is the larger of
-            two shares. The first is enough for the trial's memory. The second is 1/n, if n
-            such trials together keep a GPU busy.
+        set_share: The share of a GPU that the trial gets. If None or 0, the share is predicted,
+            see :func:`_share`.
     """
     corrections = corrections or Corrections()
     passes = _timed_passes(trial, gpu)
@@ -115,7 +114,7 @@ def need_of(
     memory = peak_bytes(trial.network) * corrections.memory.get(name, 1.0)
     # The predicted peak contains a context of CONTEXT_BYTES.
     memory += gpu.context_bytes - CONTEXT_BYTES
-    share = given or _share(gpu, busy, memory)
+    share = set_share or _share(gpu, busy, memory)
     seconds = alone_s * max(1.0, busy / min(share, 1.0)) * gpu.time_factor(name)
     return GpuNeed(seconds * corrections.seconds.get(name, 1.0), share, memory)
 
@@ -141,7 +140,9 @@ def _timed_passes(trial: TrialSpec, gpu: GpuModel) -> tuple[_TimedPasses, ...]:
 
 
 def _share(gpu: GpuModel, busy: float, memory: float) -> float:
-    """Return the share of a GPU that a trial needs.
+    """Return the share of a GPU that a trial needs: enough for its memory, and for its work.
+
+    If n such trials together keep a GPU busy, each needs 1/n of the GPU for its work.
 
     Args:
         gpu: The kind of GPU.

@@ -22,7 +22,7 @@ from tasks.atomic import write_atomic
 PRESET_COSTS = Path(__file__).with_name("preset_costs.json")
 """File with the costs of the networks of all presets, by :func:`cost_key`. With this file,
 planning a preset does not import torch."""
-MAX_REMEMBERED = 4096
+MAX_CACHED_COSTS = 4096
 """Largest number of costs in the cache of :func:`cost_of`."""
 
 
@@ -56,17 +56,17 @@ def network_cost(
     key = cost_key(model, recipe, channels, image_size, num_outputs)
     if key in _shipped_costs():
         return _cost_of_plain(_shipped_costs()[key])
-    can_be_cached = model.library != "own"  # the user may change the code of their own network
+    # Costs of a user's network are not stored: its code may change.
+    can_be_stored = model.library != "own"
     file = user_cache("costs") / f"{key}-{_code_version()}.json"
-    if can_be_cached:
+    if can_be_stored:
         with suppress(OSError, ValueError, TypeError, KeyError):
             return _cost_of_plain(json.loads(file.read_text(encoding="utf-8")))
-    from orchestrator.planning.costs.count_costs import (
-        count_costs,  # imports torch, which takes seconds
-    )
+    # Imports torch, which takes seconds.
+    from orchestrator.planning.costs.count_costs import count_costs
 
     cost = count_costs(model, recipe, channels, image_size, num_outputs)
-    if can_be_cached:
+    if can_be_stored:
         with suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(file, json.dumps(plain_cost(cost)).encode(), durable=False)
@@ -109,20 +109,20 @@ def _cost_of_plain(plain: dict[str, Any]) -> NetworkCost:
 
 
 @dataclass(frozen=True)
-class _Remembered:
-    """Costs of a network, with the specs whose identities are the key.
+class _CachedCost:
+    """Costs of a network, and the specs whose identities are its key in the cache.
 
-    While the specs are stored here, Python cannot give their identities to other objects.
+    The specs must stay in memory: Python may give the identity of a deleted object to another.
     """
 
     specs: tuple[Spec, ...]
     cost: NetworkCost
 
 
-_REMEMBERED: dict[tuple[int, ...], _Remembered] = {}
-"""Costs by the Python identity of model, recipe and prepared data. The trials of a plan share
-these objects. Hashing their content for each trial would take longer than the rest of the
-planning."""
+_CACHED_COSTS: dict[tuple[int, ...], _CachedCost] = {}
+"""Costs by the Python identities of model, recipe and prepared data, which all trials of a plan
+share. Comparing the content of these objects for each trial would take longer than the rest of
+the planning."""
 
 
 def cost_of(network: NetworkSpec) -> NetworkCost:
@@ -133,13 +133,13 @@ def cost_of(network: NetworkSpec) -> NetworkCost:
     """
     specs = (network.model, network.recipe, network.subset.prepared)
     key = tuple(map(id, specs))
-    if key in _REMEMBERED:
-        return _REMEMBERED[key].cost
+    if key in _CACHED_COSTS:
+        return _CACHED_COSTS[key].cost
     prepared = network.subset.prepared
     try:
         cost = network_cost(
             network.model,
-            recipe_of_costs(network),
+            cost_recipe(network),
             channels=prepared.channels,
             image_size=prepared.image_size,
         )
@@ -153,13 +153,13 @@ def cost_of(network: NetworkSpec) -> NetworkCost:
             f"{type(error).__name__}: {first_line}",
             hint="Choose another model. Or run the model alone in Python to find the error",
         ) from error
-    if len(_REMEMBERED) >= MAX_REMEMBERED:
-        _REMEMBERED.clear()
-    _REMEMBERED[key] = _Remembered(specs, cost)
+    if len(_CACHED_COSTS) >= MAX_CACHED_COSTS:
+        _CACHED_COSTS.clear()
+    _CACHED_COSTS[key] = _CachedCost(specs, cost)
     return cost
 
 
-def recipe_of_costs(network: NetworkSpec) -> RecipeSpec:
+def cost_recipe(network: NetworkSpec) -> RecipeSpec:
     """Return a network's recipe, with fixed values for the keys that change no cost."""
     # Adam's kernel includes the weight decay. SGD adds it to copies of all gradients.
     has_decay = network.recipe.optimizer == "sgd" and network.recipe.weight_decay
@@ -174,17 +174,17 @@ def recipe_of_costs(network: NetworkSpec) -> RecipeSpec:
     )
 
 
-def was_built(network: NetworkSpec, num_outputs: int) -> bool:
-    """Return whether a preset contains a network, so that the network can certainly be built.
+def is_in_preset(network: NetworkSpec, num_outputs: int) -> bool:
+    """Return whether a preset contains a network.
 
-    The networks of all presets were built when the costs in the package were counted.
+    Such a network can be built: the costs in the package were counted with it.
     """
     prepared = network.subset.prepared
     sizes = (prepared.channels, prepared.image_size, num_outputs)
-    return cost_key(network.model, recipe_of_costs(network), *sizes) in _shipped_costs()
+    return cost_key(network.model, cost_recipe(network), *sizes) in _shipped_costs()
 
 
-def has_cost(network: NetworkSpec) -> bool:
+def is_counted(network: NetworkSpec) -> bool:
     """Return whether the costs of a network were counted, and not guessed from its weights."""
     try:
         return not cost_of(network).uncounted

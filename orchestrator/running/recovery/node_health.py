@@ -79,13 +79,13 @@ class NodeHealth:
     monotonic: Callable[[], float] = time.monotonic
 
     def finished(self, node: str, gpus: str) -> None:
-        """Process a result, which shows that the node and its GPUs ``gpus`` work."""
+        """Process a result: the node and its GPUs ``gpus`` work."""
         self.code_scores[node] = 0
         self.gpu_failures[node, gpus].number = 0
         self.epoch_ended(node)
 
     def epoch_ended(self, node: str) -> None:
-        """Process the end of an epoch, which shows that a GPU of the node works."""
+        """Process the end of an epoch: a GPU of the node works."""
         self.unfit_gpus[node].clear()
         self.device_errors[node].clear()
 

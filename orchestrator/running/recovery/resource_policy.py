@@ -5,17 +5,17 @@ planned request. Each further level requests more memory, or trains in a way tha
 memory: see :mod:`~orchestrator.running.recovery.memory_levels`.
 
 An attempt starts at the *start level* of its trial or at that of its network, whichever is
-higher: see :mod:`~orchestrator.running.recovery.start_levels`. If memory runs out, its cause
-decides whose start level rises to the next level:
+higher: see :mod:`~orchestrator.running.recovery.start_levels`. If memory runs out, one or both of
+these start levels rise to the next level:
 
 ===============  =============  ===========================================================
-cause            memory of      whose start level rises
+cause            memory of      start levels that rise
 ===============  =============  ===========================================================
-no cuDNN kernel  a GPU          nobody's: the verdict is final
+no cuDNN kernel  a GPU          none: the trial is given up
 other processes  a whole GPU    the trial's, from its 5th such failure on; the failure also
                                 counts for the network
 unknown          a whole GPU    the trial's
-the trial        a small GPU    the trial's
+the trial        a small GPU    the trial's: other trials may run on a larger GPU
 the trial        another GPU    the trial's and the network's
 other processes  the machine    the trial's, from its 5th such failure on
 the trial        the machine    the trial's
@@ -25,17 +25,17 @@ A small GPU is one with less memory than the cluster's largest GPU. A trial on a
 has a fixed memory limit, so other processes are never the cause there. On the machine, the
 other trials of the sweep also count as other processes.
 
-The first 4 failures by other processes change no start level of the trial, because these processes
-may end. Its request may still change if the start level of its network rises. Failures by other
-processes on whole GPUs and on the machine are counted together.
+The first 4 failures that other processes cause do not change the trial's start level, because
+these processes may end. The trial's request may still change if the start level of its network
+rises. Failures on whole GPUs and on the machine are counted together.
 
-A failure has a final verdict, after which the trial is given up, in three cases:
+If no higher level changes the request, the trial is given up, with three exceptions:
 
-- cuDNN has no kernel for the network.
-- On a GPU, no higher level changes the request. Two such failures are not final: one on a small
-  GPU, because Ray may run the trial on a larger GPU, and the first 4 by other processes.
-- On the machine, no higher level changes the request, the failed attempt had at least level 4
-  (:data:`MIN_FINAL_MACHINE_LEVEL`), and other processes are not the cause.
+- On a small GPU, the trial is tried again, because Ray may run it on a larger GPU.
+- After the first 4 failures by other processes, it is tried again. On the machine, it is tried
+  again after every such failure.
+- On the machine, it is tried again until an attempt at level 4
+  (:data:`MIN_FINAL_MACHINE_LEVEL`) or above has failed.
 """
 
 from __future__ import annotations
@@ -93,11 +93,11 @@ class ResourcePolicy:
         node_memory_bytes: returns the memory of the largest node, the most that a trial
             requests.
         small_gpus: driver's names of the GPUs that have less memory than the cluster's largest
-            GPU. A failure on such a GPU changes no other trial, because Ray may run it on a
-            larger one.
+            GPU. A failure on such a GPU does not change the requests of other trials, because
+            Ray may run them on a larger GPU.
         last_requests: request of each trial's last attempt, by trial id.
-        trial_levels: start level of each trial and the number of its failures by other
-            processes, by trial id.
+        trial_levels: start level of each trial, and the number of its memory failures that
+            other processes caused, by trial id.
         network_levels: start level of each network, by :func:`network_key`.
         networks_without_graphs: networks whose steps cannot be captured as CUDA graphs, by
             :func:`network_key`.
@@ -150,7 +150,7 @@ class ResourcePolicy:
         return replace(self.resources, num_gpus=mean_share)
 
     def finished(self, trial: TrialSpec) -> None:
-        """Process a result, which shows that the attempt's level suffices for its network."""
+        """Process a result: the attempt's level suffices for its network."""
         level = self.last_requests[trial.trial_id].level
         self._network(trial).finished(level)
 
@@ -205,11 +205,9 @@ class ResourcePolicy:
                 return MAY_RETRY
         if next_level is None:
             if is_on_small_gpu:
-                # The trial may fit on a larger GPU. ``Retries`` limits the number of attempts.
-                return MAY_RETRY
+                return MAY_RETRY  # ``Retries`` limits the number of attempts.
             return self._too_little_memory(trial, OCCUPIED_GPU if is_by_others else WHOLE_GPU)
         levels.start_level = next_level
-        # On a small GPU only this trial's level rises: other trials may run on a larger GPU.
         if cause == MemoryCause.TRIAL and not is_on_small_gpu:
             self._network(trial).raise_needed_level(next_level)
         return MAY_RETRY

@@ -108,7 +108,7 @@ class Retries:
     trials_by_gpu: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     def finished(self) -> None:
-        """Process a result of any trial, which shows that the cluster works."""
+        """Process a result of any trial: the cluster works."""
         self.num_failed_retries_in_a_row = 0
 
     def failed(

@@ -1,25 +1,22 @@
 """The start levels: the lowest memory levels at which the next attempts at a trial may start.
 
 A trial has a start level of its own, and so has its network. A *network* here means all trials
-that need the same GPU memory. Two events concern all trials of a network:
+that need the same GPU memory. Its start level is the higher of two levels:
 
-- A trial itself needed more GPU memory than it requested. The other trials will need as much,
-  so the *needed level* of the network rises. If an attempt at a lower level succeeds, the
-  needed level falls to the level of this attempt.
-- Other processes used the memory of a whole GPU, a *failure by others*. After the 5th such
-  failure, all trials of the network start at the *crowded level*, unless the needed level is
-  higher.
+- The *needed level* is enough on a GPU without other processes. It rises if a trial itself needed
+  more GPU memory than it requested, because the other trials will need as much. If an attempt at
+  a lower level succeeds, the needed level falls to the level of this attempt.
+- The *crowded level* is for GPUs on which other processes use memory. It counts while the network
+  is *crowded*: from the 5th *failure by others* until the next result. A failure by others is a
+  memory failure on a whole GPU that other processes caused.
 
-A result switches the crowded level off, so later attempts start at the needed level. The next
-failure by others depends on the level of the result:
+The result that ends the crowded state shows one of two things:
 
-- The result came from the crowded level or above. It does not show whether the other processes
-  have ended, so one more failure by others switches the crowded level on again.
-- The result came from below the crowded level. The other processes have ended, so failures by
-  others are counted from 0 again.
-
-If the crowded level is not above the needed level, the crowded level changes nothing. Failures by
-others are then also counted from 0 after a result.
+- A result at the crowded level or above does not show whether the other processes have ended. The
+  network is crowded again after one more failure by others.
+- A result below the crowded level shows that the other processes have ended. Failures by others
+  are counted from 0 again. They are also counted from 0 if the crowded level is not above the
+  needed level, because it then changes nothing.
 """
 
 from __future__ import annotations
@@ -52,13 +49,13 @@ class TrialLevels:
 
 @dataclass
 class NetworkLevels:
-    """The start level of all trials of one network.
+    """The start level that all trials of one network share.
 
     Attributes:
-        needed_level: level that one of the trials needed, without other processes.
+        needed_level: level that is enough on a GPU without other processes.
         crowded_level: highest next level of the trials that failed by others, from the 5th such
             failure on; 0 if there is none.
-        is_crowded: True if trials start at the crowded level, unless the needed level is higher.
+        is_crowded: True if the crowded level counts.
         num_failures_by_others: number of failures by others since a result showed that the
             other processes had ended.
     """
@@ -81,9 +78,7 @@ class NetworkLevels:
 
     def finished(self, level: int) -> None:
         """Process the result of an attempt that started at this level."""
-        crowded_level_had_effect = self.crowded_level > self.needed_level
-        ran_at_crowded_level = level >= self.crowded_level
-        others_may_still_run = crowded_level_had_effect and ran_at_crowded_level
+        others_may_still_run = self.needed_level < self.crowded_level <= level
         if not others_may_still_run:
             self.crowded_level = 0
             self.num_failures_by_others = 0

@@ -155,7 +155,7 @@ class NpzFile:
             raise SkipItem("damaged array") from None
 
     def rows(self, name: str) -> ReadRow:
-        """Return a reader of an array's rows, which is fast if rows are read in ascending order.
+        """Return a reader of an array's rows. It is fast if rows are read in ascending order.
 
         Raises:
             DataError: The array is in Fortran order and too large to be read as a whole.
@@ -196,7 +196,7 @@ class NpzFile:
 
 @lru_cache(maxsize=4)
 def _npy_rows(path: Path, member: str, size: int, time_ns: int) -> ReadRow:
-    """Return a reader of a member's rows, which has one row in memory at a time.
+    """Return a reader of a member's rows. It has one row in memory at a time.
 
     The reader is cached until the file's size or time changes. A process reads blocks of rows
     in ascending order, and a cached reader continues after the last block. A new reader would
@@ -296,9 +296,10 @@ class Hdf5File:
 
         try:
             # A soft link is rejected too, because it may lead to an external link.
-            is_link = not isinstance(self._file.get(name, getlink=True), h5py.HardLink)
-            data = None if is_link else self._file[name]
-            if is_link or (isinstance(data, h5py.Dataset) and (data.is_virtual or data.external)):
+            link = self._file.get(name, getlink=True)
+            data = self._file[name] if isinstance(link, h5py.HardLink) else None
+            is_view = isinstance(data, h5py.Dataset) and (data.is_virtual or data.external)
+            if data is None or is_view:
                 raise self.error(
                     f"the array {name!r} is a link, or a view of other files",
                     hint=f"Store the array itself: file[{name!r}] = array",

@@ -1,4 +1,4 @@
-"""Find the images of inner archives that repeat images beside the archive.
+"""Find images in inner archives that also lie beside the archive.
 
 If ``raw.zip`` contains ``a/1.png`` and ``a/copy.zip``, and ``copy.zip`` contains only
 ``1.png``, the image in ``copy.zip`` is left out. If ``copy.zip`` contains only ``2.png``, this
@@ -49,11 +49,10 @@ class ArchivePath:
 
 
 def find_repeated(tree: RawTree, image_names: Sequence[str], request: RawRequest) -> set[str]:
-    """Return the names of images in inner archives that repeat the images beside the archive.
+    """Return the names of images in inner archives that also lie beside the archive.
 
     Raises:
-        DataError: Only some images of an inner archive can repeat images beside it, by file
-            name.
+        DataError: Only some images of an inner archive also lie beside it, by file name.
     """
     if not request.root().is_file():  # archives in a folder are not opened
         return set()
@@ -79,11 +78,10 @@ def find_repeated(tree: RawTree, image_names: Sequence[str], request: RawRequest
         if 0 < num_repeats < len(names):
             hashed_path = request.hashed(MARK.join(archive.parts[1:]))
             raise request.error(
-                f"{num_repeats} of the {len(names)} images in the inner archive {hashed_path} "
-                "have the file name of an image beside it, so it is unclear "
-                "whether this archive repeats those images",
-                hint="Remove the inner archive, or unpack the other images beside it and then "
-                "remove it",
+                f"the inner archive {hashed_path} has {len(names)} images. By file name, only "
+                f"{num_repeats} of them can be copies of images beside the archive",
+                hint="Unpack the images that are missing beside the archive, if you want to use "
+                "them. Then remove the archive",
             )
         repeated |= repeats
     return repeated

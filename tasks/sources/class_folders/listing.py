@@ -58,7 +58,7 @@ class ClassImage:
     Attributes:
         path: Path of the image.
         class_name: Name of the class folder.
-        group: Name of the group folder; empty without one.
+        group: Name of the group folder; empty if there is none.
     """
 
     path: ImagePath
@@ -87,17 +87,12 @@ def list_folder(request: RawRequest) -> Listing:
     images = _images_of_classes(scan.image_paths, layout)
     num_without_class = len(scan.image_paths) - len(images)
     excluded = scan.excluded + Counter({OUTSIDE_CLASSES: num_without_class})
-    left_out_folders = scan.mask_folders | _images_folders_in_groups(scan.image_paths, layout)
+    left_out_folders = scan.mask_folders
+    if layout == "group/class":
+        left_out_folders = left_out_folders | _folders_in_place_of_classes(scan.image_paths)
     _check_two_classes(images, left_out_folders, excluded[OUTSIDE_CLASSES], tree, request)
-    # Flag -> number of images or folders that it concerns.
     flags = _flag_empty_folders(tree, images, scan, layout)
-    for name in sorted(left_out_folders):
-        flags[f"folder left out; to use it as a class: {_option_for_class(name)}"] = 1
-    num_nested_deeper = sum(len(image.path.subfolders) > 1 for image in images)
-    if num_nested_deeper:
-        flags["in a deeper folder, counted to its group"] = num_nested_deeper
-    if scan.upper_folders.wrapper:
-        flags["a wrapper folder was skipped"] = 1
+    flags |= _other_flags(images, left_out_folders, scan)
     locators = [tree.locator(image.path.name) for image in images]
     rows = Rows(
         cells={"label": [image.class_name for image in images]},
@@ -131,11 +126,11 @@ def _images_of_classes(image_paths: Sequence[ImagePath], layout: Layout) -> list
     return images
 
 
-def _images_folders_in_groups(image_paths: Sequence[ImagePath], layout: Layout) -> set[str]:
-    """Return the names of folders such as ``images`` that lie in a group in place of a class."""
+def _folders_in_place_of_classes(image_paths: Iterable[ImagePath]) -> set[str]:
+    """Return the names of folders such as ``images`` that lie in a group and are no class."""
     names = set()
     for path in image_paths:
-        if layout == "group/class" and path.first_subfolder is None:
+        if path.first_subfolder is None:
             names.update(path.name.removeprefix(f"{path.top_path}/").split("/")[:-1])
     return names
 
@@ -225,7 +220,7 @@ def _flag_empty_folders(
     Classes are flagged by name. Groups are only counted, because a group's name may be a
     patient's. Folders of masks need no images, so they get no flag.
     """
-    with_images = {image.path.top_path for image in images}
+    folders_with_images = {image.path.top_path for image in images}
     all_folders = set(map(str.casefold, tree.folders))
     upper_folders = scan.upper_folders
     empty_folders = []
@@ -233,14 +228,28 @@ def _flag_empty_folders(
         path = upper_folders.divide_folder(folder_path)
         if path is None or path.top_path != folder_path:
             continue  # not a top folder
-        is_used = not upper_folders.has_splits or path.split in TRAIN_AND_TEST
-        is_of_masks = path.top in scan.mask_folders or is_mask_of(folder_path, all_folders)
-        if not is_used or folder_path in with_images or is_of_masks:
-            continue
-        empty_folders.append(folder_path)
+        is_in_unused_split = upper_folders.has_splits and path.split not in TRAIN_AND_TEST
+        needs_no_images = path.top in scan.mask_folders or is_mask_of(folder_path, all_folders)
+        if not (is_in_unused_split or needs_no_images or folder_path in folders_with_images):
+            empty_folders.append(folder_path)
     if layout == "class/group":
         return named_flags("class folder without an image", empty_folders, MAX_NAMED_FOLDERS)
     return {"folder without an image": len(empty_folders)} if empty_folders else {}
+
+
+def _other_flags(
+    images: Iterable[ClassImage], left_out_folders: Iterable[str], scan: FolderScan
+) -> dict[str, int]:
+    """Return flags for folders that are left out, deep or above all classes, with their counts."""
+    flags = {}
+    for name in sorted(left_out_folders):
+        flags[f"folder left out; to use it as a class: {_option_for_class(name)}"] = 1
+    num_in_deeper_folder = sum(len(image.path.subfolders) > 1 for image in images)
+    if num_in_deeper_folder:
+        flags["in a deeper folder, counted to its group"] = num_in_deeper_folder
+    if scan.upper_folders.wrapper:
+        flags["a wrapper folder was skipped"] = 1
+    return flags
 
 
 FOLDER_SOURCE = Source(list_folder, single_reader)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from tasks.sources.class_folders.paths import NOT_GROUP_FOLDERS, ImagePath
 
@@ -17,8 +17,8 @@ MASK_NAME = re.compile(r"(.+?)[ _-](?:mask|masks|seg|segmentation)(?:[ _-]?\d+)?
 """Name of a mask. The first group of the pattern is the name of the image."""
 
 
-def find_masks(image_names: Sequence[str], class_labels: Collection[str]) -> set[str]:
-    """Return the masks among the images.
+def find_masks_beside_images(image_names: Sequence[str], class_labels: Collection[str]) -> set[str]:
+    """Return the masks whose image, or folder of images, is beside them.
 
     A file is a mask if its image is beside it: ``cats/1_mask.png`` beside ``cats/1.png``. All
     files in a folder are masks if the folder of the images is beside it: ``cats_mask`` beside
@@ -29,19 +29,17 @@ def find_masks(image_names: Sequence[str], class_labels: Collection[str]) -> set
         class_labels: Names of folders that the user calls classes. They are not folders of
             masks.
     """
+    folders = _all_folders(image_names)
+    lower_folders = {folder.casefold() for folder in folders}
+    mask_folders = set()
+    for folder in folders:
+        if folder.rpartition("/")[2] not in class_labels and is_mask_of(folder, lower_folders):
+            mask_folders.add(folder)
+    masks = _files_in(mask_folders, image_names)
     # Masks and images may have different extensions.
     lower_stems = {_without_extension(name).casefold() for name in image_names}
-    folders: set[str] = set()
     for name in image_names:
-        folders.update(_folders_above(name.casefold()))
-    mask_folders = set()
-    for folder in set().union(*map(_folders_above, image_names)):
-        if folder.rpartition("/")[2] not in class_labels and is_mask_of(folder, folders):
-            mask_folders.add(folder)
-    masks = set()
-    for name in image_names:
-        is_in_mask_folder = not mask_folders.isdisjoint(_folders_above(name))
-        if is_in_mask_folder or is_mask_of(_without_extension(name), lower_stems):
+        if is_mask_of(_without_extension(name), lower_stems):
             masks.add(name)
     return masks
 
@@ -60,9 +58,7 @@ def find_files_in_mask_folders(
         class_labels: Names of folders that the user calls classes. They are not folders of
             masks.
     """
-    folders: set[str] = set()
-    for name in image_names:
-        folders.update(_folders_above(name))
+    folders = _all_folders(image_names)
     lower_folders = {folder.casefold() for folder in folders}
     mask_folders = set()
     for folder in folders:
@@ -74,12 +70,7 @@ def find_files_in_mask_folders(
         mask_names = MASK_FOLDER_NAMES if has_images_beside else UNAMBIGUOUS_MASK_FOLDER_NAMES
         if last not in class_labels and last.casefold() in mask_names:
             mask_folders.add(folder)
-    if not mask_folders:
-        return set()
-    files = set()
-    for name in image_names:
-        if not mask_folders.isdisjoint(_folders_above(name)):
-            files.add(name)
+    files = _files_in(mask_folders, image_names)
     return files if len(files) < len(image_names) else set()
 
 
@@ -113,6 +104,16 @@ def _without_extension(name: str) -> str:
     if not dot or extension.isdigit():
         return name
     return f"{folder}{slash}{stem}"
+
+
+def _all_folders(names: Iterable[str]) -> set[str]:
+    """Return the paths of all folders that contain one of these files."""
+    return set().union(*map(_folders_above, names))
+
+
+def _files_in(folders: set[str], names: Iterable[str]) -> set[str]:
+    """Return the names of the files in one of these folders, or in a folder below it."""
+    return {name for name in names if not folders.isdisjoint(_folders_above(name))}
 
 
 def _folders_above(name: str) -> list[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -12,7 +12,7 @@ from tasks.sources.class_folders.inner_archives import find_repeated
 from tasks.sources.class_folders.masks import (
     MASK_FOLDER_NAMES,
     find_files_in_mask_folders,
-    find_masks,
+    find_masks_beside_images,
     is_in_mask_subfolder,
 )
 from tasks.sources.class_folders.paths import ImagePath, UpperFolders
@@ -53,14 +53,14 @@ class _FileSets:
     """Sets of file names in a raw folder. They decide which files are left out.
 
     Attributes:
-        repeated: Images in inner archives that repeat the images beside the archive.
-        images: Images that are not repeated.
+        repeated: Images in inner archives that also lie beside the archive, by file name.
+        distinct_images: Images that are not repeated.
         masks: Masks that lie beside their image.
         in_mask_folders: Images in a folder called ``masks``, at any level.
     """
 
     repeated: Collection[str]
-    images: Collection[str]
+    distinct_images: Collection[str]
     masks: Collection[str]
     in_mask_folders: Collection[str]
 
@@ -73,7 +73,7 @@ class _FileSets:
         """
         if name in self.repeated:
             return "in an archive beside images"
-        if name not in self.images:
+        if name not in self.distinct_images:
             return "not an image by its extension"
         if path is None:
             return OUTSIDE_CLASSES
@@ -105,61 +105,61 @@ def scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
     # There are three kinds of masks: files in a folder called ``masks`` at any level, a mask
     # beside its image, and files in a subfolder such as ``mask`` below a class.
     class_labels = dict(request.dataset.label_map)
-    files_in_mask_folders = find_files_in_mask_folders(distinct_names, class_labels)
+    in_mask_folders = find_files_in_mask_folders(distinct_names, class_labels)
     # Masks may lie beside the wrapper, so they do not decide about it either.
-    names_without_mask_folders = [
-        name for name in distinct_names if name not in files_in_mask_folders
-    ]
-    upper_folders = find_upper_folders(names_without_mask_folders, request)
+    deciding_names = [name for name in distinct_names if name not in in_mask_folders]
+    upper_folders = find_upper_folders(deciding_names, request)
     file_sets = _FileSets(
         repeated=repeated,
-        images=set(distinct_names),
-        masks=find_masks(distinct_names, class_labels),
-        in_mask_folders=files_in_mask_folders,
+        distinct_images=set(distinct_names),
+        masks=find_masks_beside_images(distinct_names, class_labels),
+        in_mask_folders=in_mask_folders,
     )
     excluded: Counter[str] = Counter()
-    image_paths: list[ImagePath] = []
-    mask_paths: dict[str, list[ImagePath]] = {MASK_BESIDE_IMAGE: [], IN_MASK_FOLDER: []}
+    # The key None has the paths of the images to use.
+    paths_by_reason: defaultdict[str | None, list[ImagePath]] = defaultdict(list)
     for name in tree:
         path = upper_folders.divide(name)
         reason = file_sets.reason_to_leave_out(name, path)
         if reason is not None:
             excluded[reason] += 1
-        if path is None:
-            continue
-        if reason is None:
-            image_paths.append(path)
-        elif reason in mask_paths:
-            mask_paths[reason].append(path)
+        if path is not None:
+            paths_by_reason[reason].append(path)
+    image_paths = paths_by_reason[None]
     mask_folders = _mask_folders(
-        mask_paths, image_paths, is_group_on_top=request.dataset.layout == "group/class"
+        files_in_folders=paths_by_reason[IN_MASK_FOLDER],
+        masks_beside_images=paths_by_reason[MASK_BESIDE_IMAGE],
+        image_paths=image_paths,
+        is_group_on_top=request.dataset.layout == "group/class",
     )
     excluded.update(count_hidden(tree.hidden, is_single_image_name))
     return FolderScan(image_paths, excluded, upper_folders, mask_folders)
 
 
 def _mask_folders(
-    mask_paths: Mapping[str, Iterable[ImagePath]],
-    image_paths: Iterable[ImagePath],
     *,
+    files_in_folders: Iterable[ImagePath],
+    masks_beside_images: Iterable[ImagePath],
+    image_paths: Iterable[ImagePath],
     is_group_on_top: bool,
 ) -> set[str]:
     """Return the names of folders of masks that lie where class folders lie.
 
     Args:
-        mask_paths: Reason for leaving out masks -> paths of these masks.
+        files_in_folders: Paths of the files in folders of masks.
+        masks_beside_images: Paths of the masks that lie beside their image.
         image_paths: Paths of the images that are not left out.
         is_group_on_top: Whether the user chose the layout ``group/class``. If the user chose
             no layout, ``class/group`` is assumed here.
     """
     mask_folders = set()
-    for path in mask_paths[IN_MASK_FOLDER]:
+    for path in files_in_folders:
         class_folder = path.first_subfolder if is_group_on_top else path.top
         if class_folder is not None and class_folder.casefold() in MASK_FOLDER_NAMES:
             mask_folders.add(class_folder)
     if not is_group_on_top:
         # Top folders of masks alone, such as ``cats_mask``.
-        tops_with_masks = {path.top for path in mask_paths[MASK_BESIDE_IMAGE]}
+        tops_with_masks = {path.top for path in masks_beside_images}
         mask_folders |= tops_with_masks - {path.top for path in image_paths}
     return mask_folders
 

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
+from typing import NamedTuple
 
 from tasks.sources.base import RawRequest
 from tasks.sources.tables import COLUMNS, column_key, flags_for_unused_columns
@@ -71,12 +72,10 @@ class Columns:
         for role, name in self.name_by_role.items():
             if name in data:
                 cells[role] = data[name]
-        cells["label"] = data[self.labels[0]]
-        if len(self.labels) > 1:
-            one_hot_columns = {}
-            for name in self.labels:
-                one_hot_columns[name] = data[name]
-            cells["label"] = one_hot(one_hot_columns, request, row_name)
+        if len(self.labels) == 1:
+            cells["label"] = data[self.labels[0]]
+        else:
+            cells["label"] = one_hot({name: data[name] for name in self.labels}, request, row_name)
         return cells
 
 
@@ -97,10 +96,10 @@ def find_columns(
         more: Names of further columns that the kind reads itself. These columns get no flag.
 
     Raises:
-        DataError: Several columns could be the label, group or split. Choosing one by chance
-            might train on the wrong label. Or a chosen column other than the label has the
-            same name as another one, except for case and punctuation. Or ``label_columns``
-            repeats a name.
+        DataError: Several columns could be the label, group or split, so networks might be
+            trained on the wrong label. Or a chosen column other than the label has the same
+            name as another one, except for case and punctuation. Or ``label_columns`` repeats
+            a name.
     """
     given_labels = request.dataset.label_columns
     if len(set(given_labels)) < len(given_labels):
@@ -109,63 +108,70 @@ def find_columns(
             hint="Write each column only once in label_columns",
         )
     # Reversed, so that the first of several columns with the same key is chosen.
-    by_key = {column_key(name): name for name in reversed(header)}
-    names: dict[str, str] = {}
+    name_by_key = {column_key(name): name for name in reversed(header)}
+    name_by_role: dict[str, str] = {}
     doubts: list[str] = []
     for role in roles:
         if role == "label" and given_labels:
             continue
-        name = _choose_column(role, by_key, request, doubts)
-        if name is not None:
-            names[role] = name
+        choice = _choose_column(role, name_by_key, request)
+        if choice is not None:
+            name_by_role[role] = choice.name
+            doubts += choice.doubts
     for trait in TRAITS:
-        if trait in by_key:
-            names[trait] = by_key[trait]
+        if trait in name_by_key:
+            name_by_role[trait] = name_by_key[trait]
     names_by_key: defaultdict[str, set[str]] = defaultdict(set)
     for name in header:
         names_by_key[column_key(name)].add(name)
-    for role, name in names.items():
+    for role, name in name_by_role.items():
         same_key = names_by_key[column_key(name)]
         if role != "label" and len(same_key) > 1:
             raise request.error(
                 f"several columns could contain the {role}: {', '.join(sorted(same_key))}",
                 hint=f"Rename the right column to {role}, and remove the others",
             )
-    labels = given_labels or ((names["label"],) if "label" in names else ())
-    unused = _unused_columns(header, roles, (*names.values(), *labels, *more))
-    return Columns(names, labels, tuple(doubts), tuple(unused))
+    labels = given_labels
+    if not labels and "label" in name_by_role:
+        labels = (name_by_role["label"],)
+    unused = _unused_columns(header, roles, (*name_by_role.values(), *labels, *more))
+    return Columns(name_by_role, labels, tuple(doubts), tuple(unused))
+
+
+class _Choice(NamedTuple):
+    """The column with a role.
+
+    Attributes:
+        name: Name of the column in the data.
+        doubts: Doubts about the choice, in words.
+    """
+
+    name: str
+    doubts: list[str]
 
 
 def _choose_column(
-    role: str,
-    by_key: Mapping[str, str],
-    request: RawRequest,
-    doubts: list[str],
-) -> str | None:
-    """Return the name of the column with a role; None if there is no such column.
+    role: str, name_by_key: Mapping[str, str], request: RawRequest
+) -> _Choice | None:
+    """Return the column with a role; None if there is no such column.
 
     A column with the name of the role is preferred to columns with other names.
 
     Args:
         role: The role.
-        by_key: Key of a column's name -> the name, for all columns of the data.
+        name_by_key: Key of a column's name -> the name, for all columns of the data.
         request: For errors.
-        doubts: List to which doubts about the choice are added, in words.
 
     Raises:
         DataError: Several columns have other names for the role, and none has the name of the
             role.
     """
-    exact = by_key.get(column_key(role))
-    keys = dict.fromkeys(map(column_key, COLUMNS[role]))
-    aliases = []
-    for key in keys:
-        if key in by_key and key != column_key(role):
-            aliases.append(by_key[key])
+    exact = name_by_key.get(column_key(role))
+    alias_keys = dict.fromkeys(map(column_key, COLUMNS[role]))
+    aliases = [name_by_key[key] for key in alias_keys if key in name_by_key]
     if exact is not None:
-        for alias in aliases:
-            doubts.append(f"column {alias} not used, since there is {role}")
-        return exact
+        doubts = [f"column {alias} not used, since there is {role}" for alias in aliases]
+        return _Choice(exact, doubts)
     if not aliases:
         return None
     if len(aliases) > 1:
@@ -174,10 +180,9 @@ def _choose_column(
             hint=f"Rename the right column to {role}",
         )
     alias = aliases[0]
-    is_plural = column_key(alias) == f"{role}s"
-    if not is_plural:  # the plural of a role is not doubtful
-        doubts.append(f"column {alias} read as {role}")
-    return alias
+    if column_key(alias) == f"{role}s":  # the plural of a role is not doubtful
+        return _Choice(alias, [])
+    return _Choice(alias, [f"column {alias} read as {role}"])
 
 
 def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> Columns:
@@ -279,10 +284,7 @@ class JoinedTables:
         self.cells = self.join(tables)
 
     def join(self, tables: Sequence[Cells]) -> dict[str, list[str]]:
-        """Return further columns of the same tables, joined.
-
-        Missing columns have blank cells.
-        """
+        """Return other columns of the same tables, joined. Missing columns have blank cells."""
         joined = {}
         for name in dict.fromkeys(chain(*tables)):
             column: list[str] = []

@@ -9,7 +9,7 @@ from importlib.resources import files
 import pandas as pd
 import pytest
 
-from search_spaces.datasets import DATASETS, MADE
+from search_spaces.datasets import DATASETS, GENERATED
 from search_spaces.models import MODELS
 from search_spaces.published import read_published
 from search_spaces.recipes import RECIPES, recipe_spec
@@ -38,7 +38,7 @@ def test_importing_a_package_loads_nothing_heavy():
     assert not any(f"'{name}'" in after_all for name in ("torch", "ray", "mlflow")), after_all
 
 
-@pytest.mark.parametrize("row", [*DATASETS.values(), *MADE.values()], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [*DATASETS.values(), *GENERATED.values()], ids=lambda row: row.name)
 def test_every_row_has_a_source_sound_pairs_and_a_description(row):
     source_for(row.source)
     labels_of_pairs = [label for pair in row.class_pairs for label in pair]

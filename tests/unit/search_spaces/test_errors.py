@@ -10,8 +10,8 @@ from search_spaces.errors import (
     SetupError,
     SweepError,
     TooFewImagesError,
-    collect,
     plural,
+    raise_all,
     unknown_name,
 )
 
@@ -34,34 +34,37 @@ def test_a_notebook_shows_only_the_message_and_a_shell_gets_the_exit_code():
 
 def test_collect_reports_all_problems_at_once_and_keeps_a_single_one_as_it_is():
     with pytest.raises(ConfigError, match=r"(?s)2 problems found:.*first.*second"):
-        collect([ConfigError("first"), DataError("second")])
+        raise_all([ConfigError("first"), DataError("second")])
     with pytest.raises(ConfigError, match=r"^only\.$"):
-        collect([ConfigError("only")])
-    collect([])
+        raise_all([ConfigError("only")])
+    raise_all([])
 
 
 def test_a_problem_that_two_checks_report_is_printed_once():
     with pytest.raises(ConfigError, match=r"^labels are damaged\.$"):
-        collect([ConfigError("labels are damaged"), ConfigError("labels are damaged")])
+        raise_all([ConfigError("labels are damaged"), ConfigError("labels are damaged")])
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "known_names", "message"),
+    ("noun", "of", "name", "known_names", "message"),
     [
         (
             "size",
+            "",
             "240",
             [240, 60],
             "Unknown size '240'. Did you mean 240? Known sizes: 60, 240.",
         ),
         (
             "model",
+            "",
             "a13",
             ["a12", "b"],
             "Unknown model 'a13'. Did you mean 'a12'? Known models: a12, b.",
         ),
         (
-            "class of mnist",
+            "class",
+            "mnist",
             "x",
             ["b"],
             "Unknown class 'x' of mnist. Known classes of mnist: b.",
@@ -69,9 +72,9 @@ def test_a_problem_that_two_checks_report_is_printed_once():
     ],
 )
 def test_unknown_names_show_the_nearest_and_all_numbers_in_their_order(
-    kind, name, known_names, message
+    noun, of, name, known_names, message
 ):
-    assert str(unknown_name(kind, name, known_names)) == message
+    assert str(unknown_name(noun, name, known_names, of=of)) == message
 
 
 def test_too_few_images_cross_processes_with_the_size_that_is_possible():

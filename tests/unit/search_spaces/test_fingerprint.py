@@ -74,8 +74,8 @@ def test_similar_values_have_different_ids(a, b):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (float("nan"), r"value is nan\. Only finite numbers"),
-        ({"x": [float("inf")]}, r"value\.x\[0\] is inf\. Only finite numbers"),
+        (float("nan"), r"value is nan\. Choose a finite number"),
+        ({"x": [float("inf")]}, r"value\.x\[0\] is inf\. Choose a finite number"),
         (len, "of type builtin_function_or_method, which JSON cannot represent"),
         ({1: 2}, "key that is not a string"),
         ({1, 2}, "of type set, which JSON cannot represent"),

@@ -58,14 +58,14 @@ def test_a_warning_names_columns_that_recur_over_groups_but_no_ids_and_no_copies
     fit = fit_csv(tmp_path, bench_table())
     assert [remark.partition(":")[0] for remark in fit.remarks] == ["Beware"] * 2
     assert fit.remarks[0].startswith(
-        "Beware: name recurs in 11 of 11 datasets. Add name to --groups or --within."
+        "Beware: the values of name recur in 11 of 11 datasets. Add name to --groups or --within."
     )
-    assert fit.remarks[1].startswith("Beware: layer recurs in 11 of 11 datasets")
+    assert fit.remarks[1].startswith("Beware: the values of layer recur in 11 of 11 datasets")
     # "s2all" is no summary row; params follows from name; a note never recurs.
     remarks = " ".join(fit.remarks)
     for word in ("sums or means of other rows", "params", "note"):
         assert word not in remarks
-    assert "Beware: name recurs in 11 of 11 datasets" in " ".join(fit.lines())
+    assert "Beware: the values of name recur in 11 of 11 datasets" in " ".join(fit.lines())
 
 
 def test_a_column_that_the_design_names_gives_no_warning(tmp_path):

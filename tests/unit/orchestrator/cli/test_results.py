@@ -235,7 +235,7 @@ def test_fit_of_a_sweep_refuses_the_options_of_a_table(run, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     code, _, err = run("fit", "mine", "--response", "loss", "--on", "d", "--groups", "dataset")
     assert code == 2
-    assert "There is no table mine. A sweep takes none of the options --response," in err
+    assert "There is no table mine. The options --response," in err
     assert "If mine is a sweep, type `isweep fit mine" in err
 
 

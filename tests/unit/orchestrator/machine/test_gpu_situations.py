@@ -214,7 +214,8 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
         (
             node(replace(A100, compute_mode="Exclusive_Process")),
             0.5,
-            r"the compute mode Exclusive_Process, so trials cannot share this GPU, but each trial requests only 0\.5 GPU",
+            r"has the compute mode Exclusive_Process, so trials cannot share this GPU, "
+            r"but each trial requests only 0\.5 GPU",
         ),
         (node(replace(A100, compute_mode="Prohibited")), 1.0, "the compute mode Prohibited"),
         (
@@ -811,7 +812,7 @@ def test_nodes_with_logical_gpus_are_left_out_of_the_survey(monkeypatch):
 def test_the_time_of_finished_trials_on_a_slice_corrects_others_on_the_same_slice(trials):
     trial = trials["vgg16"]
     model = MIG.model()
-    seconds = 3 * need_of(trial, model, given=1.0).seconds
+    seconds = 3 * need_of(trial, model, set_share=1.0).seconds
     measured = MeasuredTrial(trial, seconds=seconds, on_gpu=True, share=1.0, gpu=MIG.name)
     assert corrections_for(model, [measured]).seconds == {"vgg16": pytest.approx(3)}
     assert corrections_for(ADA.model(), [measured]).seconds == {}

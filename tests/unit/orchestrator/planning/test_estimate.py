@@ -16,7 +16,7 @@ from orchestrator.planning.costs.needs import (
     core_seconds,
     need_of,
 )
-from orchestrator.planning.costs.networks import cost_of, has_cost
+from orchestrator.planning.costs.networks import cost_of, is_counted
 from orchestrator.planning.costs.pass_times import EAGER_INTERVAL_S, GRAPH_INTERVAL_S, pass_time
 from orchestrator.planning.costs.passes import attack_flops, training_flops
 from orchestrator.planning.estimate import estimate, on_gpus
@@ -83,7 +83,7 @@ def measured_trials(*records):
 
 
 def seconds_on_share(trial, gpu, share):
-    return need_of(trial, gpu, given=share).seconds
+    return need_of(trial, gpu, set_share=share).seconds
 
 
 def test_core_hours_count_every_thread_of_a_trial(trials):
@@ -190,7 +190,7 @@ def test_a_plan_for_more_gpus_is_shorter_and_never_below_its_bound(trials):
 def test_the_estimate_uses_the_gpu_share_of_the_sweep(trials, share, num_gpus):
     """GPU-hours are time times share, as `isweep status` counts them after the run."""
     remaining = estimate(trials, (), share=share, num_gpus=num_gpus)
-    needs = [need_of(trial, H100, given=share) for trial in trials]
+    needs = [need_of(trial, H100, set_share=share) for trial in trials]
     cluster = remaining["cluster"]
     planned_share = needs[0].share if share is None else share
     assert cluster["shares"] == {"small_cnn": planned_share}
@@ -329,8 +329,8 @@ def test_a_network_that_cannot_be_counted_is_planned_without_a_time_limit(
     own_plan = plan_sweep(parse_sweep(text, origin="mine.yaml"))
     uncounted = trials_of_model(own_plan, "looks")[0]
     cnn = trials_of_model(own_plan, "small_cnn")[0]
-    assert has_cost(cnn.network)
-    assert not has_cost(uncounted.network)  # its operations are guessed from its weights
+    assert is_counted(cnn.network)
+    assert not is_counted(uncounted.network)  # its operations are guessed from its weights
     trials = measured_trials(
         trial_of_seconds(uncounted, 5.0, peak=2**40, **ON_H100), trial_of_seconds(uncounted, 5.0)
     )

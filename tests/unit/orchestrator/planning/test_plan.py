@@ -4,7 +4,7 @@ from itertools import product
 import pytest
 
 from orchestrator.planning.paths import RootPaths
-from orchestrator.planning.plan import CellStatus, plan_rows, plan_sweep
+from orchestrator.planning.plan import PlannedStatus, plan_rows, plan_sweep
 from orchestrator.planning.redaction import without_secrets
 from orchestrator.planning.workspace import Workspace
 from search_spaces.errors import ConfigError
@@ -42,7 +42,7 @@ def test_the_plan_is_the_product_of_models_subsets_sizes_and_seeds():
     assert len(combinations) == len(set(combinations)) == 36
     assert set(combinations) == expected
     assert len({row["trial_id"] for row in rows}) == 36
-    assert {row["status"] for row in rows} == {CellStatus.PENDING}
+    assert {row["status"] for row in rows} == {PlannedStatus.PENDING}
 
 
 def test_a_class_that_does_not_exist_is_refused():

@@ -16,9 +16,9 @@ from orchestrator.planning.costs.count_costs import count_costs
 from orchestrator.planning.costs.networks import (
     PRESET_COSTS,
     cost_key,
+    cost_recipe,
     network_cost,
     plain_cost,
-    recipe_of_costs,
 )
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
@@ -36,7 +36,7 @@ def networks():
         for trial in plan_sweep(load_sweep(preset)).trials:
             network = trial.network
             prepared = network.subset.prepared
-            recipe = recipe_of_costs(network)
+            recipe = cost_recipe(network)
             sizes = (prepared.channels, prepared.image_size, 2)
             key = cost_key(network.model, recipe, *sizes)
             by_key.setdefault(key, (network.model, recipe, sizes))

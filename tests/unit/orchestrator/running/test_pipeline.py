@@ -44,7 +44,7 @@ def finished(root: str) -> Workspace:
         workspace, [*workspace.plan.prepared], RunOptions(root=root), InlineExecutor(), Progress()
     )
     assert workspace.prepared == {}  # until the workspace reads the folder again
-    workspace.look_again()
+    workspace.forget_prepared()
     stored = StoredResults.read(workspace.results_url)
     data = {spec.dataset: workspace.prepared[spec.prepared_id] for spec in workspace.plan.prepared}
     for trial in workspace.plan.trials:

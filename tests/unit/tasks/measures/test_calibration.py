@@ -152,6 +152,7 @@ def test_shapes_unlike_all_families_are_noted():
 
 def test_grid_reaches_below_and_far_above_the_raw_estimate():
     assert dimension_grid(1.0, 1000)[0] == 1
+    assert dimension_grid(0.3, 1000) == [1, 2]
     assert dimension_grid(34, 1000)[0] <= 16
     assert dimension_grid(34, 1000)[-1] >= 96
     assert (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from search_spaces.datasets import own_dataset_spec
+from search_spaces.datasets import user_dataset_spec
 from search_spaces.errors import DataError
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import UserSourceSpec
@@ -50,7 +50,7 @@ def run(raw: Path, destination: Path, max_images_per_class: int | None = None) -
     )
     return prepare_dataset(
         spec,
-        own_dataset_spec("mine", source),
+        user_dataset_spec("mine", source),
         raw=raw,
         destination=destination,
         executor=InlineExecutor(),

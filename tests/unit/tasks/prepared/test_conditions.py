@@ -59,7 +59,7 @@ def workspace(tmp_path_factory):
             destination=opened.paths.prepared(spec),
             executor=InlineExecutor(),
         )
-    opened.look_again()
+    opened.forget_prepared()
     return opened
 
 

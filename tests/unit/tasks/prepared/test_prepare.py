@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from search_spaces.datasets import dataset_spec, own_dataset_spec
+from search_spaces.datasets import dataset_spec, user_dataset_spec
 from search_spaces.errors import DataError
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import UserSourceSpec
@@ -328,7 +328,7 @@ def test_a_block_is_read_on_another_node_only_if_its_files_are_the_same(
     disk = Path(shutil.copytree(raw, tmp_path / "disk"))
     apply_change, refused = CHANGES[change]
     apply_change(disk)
-    row = own_dataset_spec("mine", UserSourceSpec(kind="folder", path=str(raw), domain="natural"))
+    row = user_dataset_spec("mine", UserSourceSpec(kind="folder", path=str(raw), domain="natural"))
     spec, stores = SPEC.model_copy(update={"dataset": "mine"}), []
     for name, readers in (("spread", Elsewhere(disk)), ("here", None)):
         options = {"executor": InlineExecutor(), "other_nodes": readers}

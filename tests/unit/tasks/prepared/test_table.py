@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from search_spaces.specs import PreparedSpec
 from tasks.prepared.parts import FORMAT_TRAIT, METADATA_DTYPE, PartMetadata, TraitCount
-from tasks.prepared.record import channel_conversions, predictive_traits, size_doubts
+from tasks.prepared.record import channel_conversions, size_flags, trait_flags
 from tasks.prepared.table import (
     choose_images,
     class_counts_for,
     content_fingerprint,
-    gather,
     join_groups,
+    join_parts,
 )
 
 SPEC = PreparedSpec(dataset="mine", image_size=8, channels=1)
@@ -64,7 +64,7 @@ def test_equal_images_join_their_groups_with_at_most_200_bytes_per_image():
     try:
         parts = [part(seed) for seed in range(num_parts)]
         tracemalloc.reset_peak()
-        images = choose_images(gather(parts), SPEC)
+        images = choose_images(join_parts(parts), SPEC)
         content_fingerprint(images, {})
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -82,7 +82,7 @@ def part(*traits: tuple[int, str, str, int]) -> PartMetadata:
 
 def test_a_trait_that_predicts_the_label_is_flagged_with_its_mutual_information():
     """Two sites, 30 and 10 of class 0, 10 and 30 of class 1: I = 1 - H(1/4) bits."""
-    flags = predictive_traits(
+    flags = trait_flags(
         [
             part((0, "site", "a", 30), (0, "site", "b", 10)),
             part((1, "site", "a", 10), (1, "site", "b", 30)),
@@ -94,9 +94,9 @@ def test_a_trait_that_predicts_the_label_is_flagged_with_its_mutual_information(
 def test_traits_with_rare_values_or_a_weak_association_are_not_flagged():
     rare = [(row % 2, FORMAT_TRAIT, f"size {row}", 1) for row in range(40)]
     weak = [(0, "site", "a", 21), (0, "site", "b", 19), (1, "site", "a", 19), (1, "site", "b", 21)]
-    assert predictive_traits([part(*rare), part(*weak)]) == {}
-    assert predictive_traits([]) == {}
-    assert predictive_traits([part((0, "site", "a", 3), (1, "site", "b", 3))]) == {}
+    assert trait_flags([part(*rare), part(*weak)]) == {}
+    assert trait_flags([]) == {}
+    assert trait_flags([part((0, "site", "a", 3), (1, "site", "b", 3))]) == {}
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_images_of_other_sizes_are_flagged(sizes, side, expected):
     part.traits = [
         TraitCount(0, FORMAT_TRAIT, f"grey {size}", number) for size, number in sizes.items()
     ]
-    flags = {flag: number for flag, number in size_doubts([part], side).items() if number}
+    flags = {flag: number for flag, number in size_flags([part], side).items() if number}
     assert list(flags.values()) == list(expected.values())
     assert all(flag.startswith(beginning) for flag, beginning in zip(flags, expected, strict=True))
 

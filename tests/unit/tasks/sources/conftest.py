@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from search_spaces.datasets import dataset_spec, own_dataset_spec
+from search_spaces.datasets import dataset_spec, user_dataset_spec
 from search_spaces.errors import SweepError
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import UserSourceSpec
@@ -48,7 +48,7 @@ def write_tree(root: Path, *names: str) -> Path:
 
 
 def request_for(kind: str, path: Path) -> RawRequest:
-    row = own_dataset_spec("mine", UserSourceSpec(kind=kind, path=str(path), domain="natural"))
+    row = user_dataset_spec("mine", UserSourceSpec(kind=kind, path=str(path), domain="natural"))
     return RawRequest(row, PreparedSpec(dataset="mine", image_size=8, channels=1), path)
 
 
@@ -105,7 +105,7 @@ def prepare(tmp_path):
         destination = tmp_path / "prepared" / f"{kind}-{name}"
         prepare_dataset(
             PreparedSpec(dataset=name, image_size=image_size, channels=channels),
-            own_dataset_spec(name, source),
+            user_dataset_spec(name, source),
             raw=raw,
             destination=destination,
             executor=InlineExecutor(),

@@ -9,7 +9,7 @@ import pytest
 from scipy.ndimage import map_coordinates
 from skimage.color import rgb2hed
 
-from search_spaces.datasets import DATASETS, made_dataset_spec
+from search_spaces.datasets import DATASETS, generated_dataset_spec
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.interventions import ControlledDatasetSpec
 from search_spaces.specs import PreparedSpec
@@ -130,7 +130,7 @@ def test_a_missing_package_is_reported_as_a_setup_error(name, monkeypatch):
 
 def pictures(**parameters: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the pixels and labels of a generated dataset of two classes."""
-    dataset = made_dataset_spec(
+    dataset = generated_dataset_spec(
         "world", ControlledDatasetSpec.model_validate({"from": "pictures", "dials": parameters})
     )
     request = RawRequest(

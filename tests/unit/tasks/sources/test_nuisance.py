@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 from scipy.stats import kstest
 
-from search_spaces.datasets import made_dataset_spec
+from search_spaces.datasets import generated_dataset_spec
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import ControlledDatasetSpec
 from tasks.measures.measure import intrinsic_dimension
@@ -23,7 +23,7 @@ def some_images(count=60):
 
 def generated_images(parameters):
     """Return the images of a generated dataset in stored order, and their labels."""
-    dataset = made_dataset_spec(
+    dataset = generated_dataset_spec(
         "made", ControlledDatasetSpec.model_validate({"from": "pictures", **parameters})
     )
     spec = PreparedSpec(dataset=dataset.name, task=dataset.task, image_size=28, channels=1)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from search_spaces.datasets import dataset_spec, own_dataset_spec
+from search_spaces.datasets import dataset_spec, user_dataset_spec
 from search_spaces.errors import DataError, SetupError
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import UserSourceSpec
@@ -90,7 +90,7 @@ def test_no_path_or_id_leaves_the_reading_code(kind, broken, allowed, tmp_path, 
     out = tmp_path / "out" / "mine"
     layout = "class/group" if kind == "folder" else None
     source = UserSourceSpec(kind=kind, path=str(raw), domain="medical", layout=layout)
-    row = dataset_spec(kind) if kind == "brats" else own_dataset_spec("mine", source)
+    row = dataset_spec(kind) if kind == "brats" else user_dataset_spec("mine", source)
     spec = PreparedSpec(dataset=row.name, image_size=16, channels=1)
     printed, text = io.StringIO(), ""
     with redirect_stdout(printed), redirect_stderr(printed):

@@ -29,7 +29,7 @@ def attack_all(model, images, labels, spec, batch_size=16, loss_rule="mean_over_
         model,
         images,
         labels,
-        spec.measurements(),
+        spec.requests(),
         clean,
         batch_size=batch_size,
         loss_rule=loss_rule,

@@ -95,7 +95,7 @@ def test_weights_of_another_network_are_refused(data):
         CorruptStoreError,
         match=r"stored weights do not fit this network: Error\(s\) in loading state_dict for PixelModel:\.",
     ):
-        measure_trial(mlp_spec, data, shelf.data, first, mlp_spec.measurements)
+        measure_trial(mlp_spec, data, shelf.data, first, mlp_spec.requests)
 
 
 def test_stored_weights_are_restored_bit_by_bit_even_if_layers_share_them():
