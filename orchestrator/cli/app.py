@@ -37,7 +37,7 @@ from orchestrator.cli import data, environment, looking_ahead, results, status, 
 from orchestrator.cli.file_names import with_file_names
 from orchestrator.cli.options import Place
 from orchestrator.cli.printing import stderr, waiting
-from orchestrator.machine.signals import is_stop, remember_command, stop_on_signals
+from orchestrator.machine.signals import caused_by_stop, remember_command, stop_on_signals
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.redaction import without_secrets
 from search_spaces.errors import ConfigError, SetupError, SweepError
@@ -362,7 +362,7 @@ def _run(command: partial[int | None]) -> int:
         log.exception("the operating system refused")
         return _print_error(_machine_error(error, place_of(command)))
     except Exception as error:
-        if is_stop(error):
+        if caused_by_stop(error):
             log.exception("while stopping")
             return _print_stop("")
         log.exception("a bug")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from orchestrator.machine.cluster import connect
-from orchestrator.machine.gpu_problems import Problem, ask_nodes, gpu_problems
+from orchestrator.machine.gpu_problems import Problem, gpu_problems, run_on_nodes
 from orchestrator.machine.gpus.records import NodeGpus
 from orchestrator.machine.gpus.this_machine import check_driver, gpus_here
 from orchestrator.machine.gpus.torch_gpus import describe, describe_node
@@ -66,7 +66,7 @@ on them."""
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a check.
+    """The outcome of a check, before it has the name under which it is printed.
 
     Attributes:
         ok: True if the check succeeded.
@@ -80,7 +80,7 @@ class Outcome:
 
 
 class Check(TypedDict):
-    """A check in the form that the command prints.
+    """A check with its outcome, in the form that the command prints.
 
     ``fix`` is empty if the check succeeded. Only the check of a node of a cluster has ``node``,
     with a description of the node.
@@ -110,39 +110,27 @@ def run_checks(
         storage: folder or URL of a result store; None checks none.
         launch: launch file for ``ray up``; None checks none.
     """
-    nodes: list[Check] = []
-
-    def cluster() -> Outcome:
-        with connect(address, dashboard=False) as connected:
-            if address is not None:
-                nodes.extend(check_nodes())
-            return Outcome(
-                True,
-                f"{plural(connected.num_nodes, 'node')}, {plural(connected.num_cpus, 'CPU')}, "
-                f"{plural(connected.num_gpus, 'GPU')}",
-            )
-
-    checks: dict[str, Callable[[], Outcome]] = {
-        "versions": _versions,
-        "gpus": lambda: _gpus(address),
-        "root": lambda: _root(root),
-        "mlflow store": lambda: Outcome(True, check_tracker(RootPaths.at(root), mlflow_uri)),
-        "ray cluster": cluster,
-        "ray access": lambda: _ray_access(address),
-    }
+    node_checks: list[Check] = []
+    checks = [
+        _run_check("versions", _check_versions),
+        _run_check("gpus", _check_gpus, address),
+        _run_check("root", _check_root, root),
+        _run_check("mlflow store", _check_mlflow, root, mlflow_uri),
+        _run_check("ray cluster", _check_cluster, address, node_checks),
+        _run_check("ray access", _check_ray_access, address),
+    ]
     if storage is not None:
-        checks["result store"] = lambda: _result_store(storage)
-    results = [_checked(name, check) for name, check in checks.items()]
-    results += nodes
+        checks.append(_run_check("result store", _check_result_store, storage))
+    checks += node_checks
     if launch is not None:
-        results += _launch_file(launch)
-    return results
+        checks += _launch_file_checks(launch)
+    return checks
 
 
-def _checked(name: str, check: Callable[[], Outcome]) -> Check:
+def _run_check(name: str, check: Callable[..., Outcome], *arguments: object) -> Check:
     """Run a check, and return its outcome; a check that raises an exception has failed."""
     try:
-        outcome = check()
+        outcome = check(*arguments)
     except SweepError as error:
         outcome = Outcome(False, error.problem, error.hint)
     except Exception as error:
@@ -152,12 +140,17 @@ def _checked(name: str, check: Callable[[], Outcome]) -> Check:
     return {"name": name, "ok": outcome.ok, "detail": outcome.detail, "fix": fix}
 
 
-def _versions() -> Outcome:
+def _check_versions() -> Outcome:
     texts = [f"{package} {version}" for package, version in versions_here().items()]
     return Outcome(True, ", ".join(texts))
 
 
-def _gpus(address: str | None) -> Outcome:
+def _check_gpus(address: str | None) -> Outcome:
+    """Check the GPUs of this machine, and their driver.
+
+    Args:
+        address: address of a running cluster; None if trials run on this machine.
+    """
     gpus = gpus_here()
     check_driver()
     if not gpus:
@@ -168,11 +161,11 @@ def _gpus(address: str | None) -> Outcome:
     node = replace(describe(os.environ.get("CUDA_VISIBLE_DEVICES")), num_ray_gpus=len(gpus))
     problems = list(gpu_problems(node))
     if problems:
-        return _of_problems(problems)
+        return _outcome_of(problems)
     return Outcome(True, ", ".join(gpu.name for gpu in gpus))
 
 
-def _of_problems(problems: Iterable[Problem]) -> Outcome:
+def _outcome_of(problems: Iterable[Problem]) -> Outcome:
     problems = list(problems)
     return Outcome(
         ok=not problems,
@@ -181,7 +174,8 @@ def _of_problems(problems: Iterable[Problem]) -> Outcome:
     )
 
 
-def _root(root: str | None) -> Outcome:
+def _check_root(root: str | None) -> Outcome:
+    """Check that the root's folder can be written, has space, and can lock a SQLite file."""
     paths = RootPaths.at(root)
     check_outlasts_ray(paths.root, "root", "--root")
     # The check makes no folder. If the root does not exist, its nearest parent folder is checked.
@@ -220,7 +214,23 @@ def _file_system(folder: Path) -> str:
     return max(mounts)[1]
 
 
-def _result_store(url: str) -> Outcome:
+def _check_mlflow(root: str | None, mlflow_uri: str | None) -> Outcome:
+    return Outcome(True, check_tracker(RootPaths.at(root), mlflow_uri))
+
+
+def _check_cluster(address: str | None, node_checks: list[Check]) -> Outcome:
+    """Connect to a cluster, and add the checks of a running cluster's nodes to ``node_checks``."""
+    with connect(address, dashboard=False) as cluster:
+        if address is not None:
+            node_checks += check_nodes()
+        return Outcome(
+            True,
+            f"{plural(cluster.num_nodes, 'node')}, {plural(cluster.num_cpus, 'CPU')}, "
+            f"{plural(cluster.num_gpus, 'GPU')}",
+        )
+
+
+def _check_result_store(url: str) -> Outcome:
     """Write, list and remove a file in a result store, as a run does."""
     files = open_storage(url)
     if isinstance(files, Folder):
@@ -243,7 +253,8 @@ def _result_store(url: str) -> Outcome:
     return Outcome(True, f"{url} can be written and listed")
 
 
-def _ray_access(address: str | None) -> Outcome:
+def _check_ray_access(address: str | None) -> Outcome:
+    """Check that only users with a token can use Ray, and that nobody else can read the token."""
     mode = os.environ.get("RAY_AUTH_MODE", "").lower()
     if mode == "disabled" or (address is not None and mode != "token"):
         fix = "Run `export RAY_AUTH_MODE=token`"
@@ -267,7 +278,8 @@ def _ray_access(address: str | None) -> Outcome:
     return Outcome(True, f"requests to {address} carry the cluster's token")
 
 
-def _launch_file(path: Path) -> list[Check]:
+def _launch_file_checks(path: Path) -> list[Check]:
+    """Return one failed check for each mistake in a launch file, or one that succeeded."""
     name = f"{LAUNCH_FILE} {path.name}"
     mistakes = check_launch_file(path)
     if not mistakes:
@@ -280,20 +292,20 @@ def _launch_file(path: Path) -> list[Check]:
 
 
 @dataclass(frozen=True)
-class NodeAnswer:
-    """A node's report about itself, or the reason why the report is missing.
+class NodeReport:
+    """A node's report about itself, or the problem that prevented the report.
 
     Attributes:
         gpus: GPUs of the node.
         versions: versions by package; empty if the report is missing.
         free_disk_bytes: bytes that can be written to the folder of Ray's files.
-        silence: why the report is missing; None if the node sent it.
+        missing: why the report is missing; None if the node sent it.
     """
 
     gpus: NodeGpus = field(default_factory=lambda: NodeGpus(""))
     versions: dict[str, str] = field(default_factory=dict)
     free_disk_bytes: int = 0
-    silence: Problem | None = None
+    missing: Problem | None = None
 
 
 def check_nodes() -> list[Check]:
@@ -302,15 +314,15 @@ def check_nodes() -> list[Check]:
     Returns:
         The checks, sorted by name after the check of the head.
     """
-    nodes = ask_nodes(look_here)
+    nodes = run_on_nodes(report_this_node)
     checks = []
-    for reference, answer in _answers(nodes):
-        checks.append(checked_node(answer, nodes[reference]))
+    for reference, report in _wait_for_reports(nodes):
+        checks.append(check_node(report, nodes[reference]))
     return sorted(checks, key=lambda check: (not check["node"]["head"], check["name"]))
 
 
-def _answers(references: Iterable[Any]) -> Iterator[tuple[Any, NodeAnswer]]:
-    """Yield each node with its answer when it arrives, and last the nodes without an answer."""
+def _wait_for_reports(references: Iterable[Any]) -> Iterator[tuple[Any, NodeReport]]:
+    """Yield each task with its report when it arrives, and last the tasks without a report."""
     import ray
 
     deadline = time.monotonic() + ANSWER_TIMEOUT_S
@@ -321,30 +333,30 @@ def _answers(references: Iterable[Any]) -> Iterator[tuple[Any, NodeAnswer]]:
             break
         done, waiting = ray.wait(waiting, timeout=left_s)
         for reference in done:
-            yield reference, _answer(reference)
+            yield reference, _read_report(reference)
     for reference in waiting:
         ray.cancel(reference, force=True)
-        silence = Problem(f"the node did not answer within {ANSWER_TIMEOUT_S:g} s", SILENT_HINT)
-        yield reference, NodeAnswer(silence=silence)
+        missing = Problem(f"the node did not answer within {ANSWER_TIMEOUT_S:g} s", SILENT_HINT)
+        yield reference, NodeReport(missing=missing)
 
 
-def _answer(reference: Any) -> NodeAnswer:
-    """Return a node's report, or the reason why it is missing."""
+def _read_report(reference: Any) -> NodeReport:
+    """Return the report of a finished task, also if the task failed."""
     import ray
 
     try:
-        answer: NodeAnswer = ray.get(reference)
+        report: NodeReport = ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         # The text is a traceback. Its last line is the reason.
         reason = str(error).strip().splitlines()[-1]
-        return NodeAnswer(silence=Problem(f"the check fails on the node: {reason}", INSTALL_HINT))
+        return NodeReport(missing=Problem(f"the check fails on the node: {reason}", INSTALL_HINT))
     except ray.exceptions.RayError as error:
         reason = str(error).strip().splitlines()[0]
-        return NodeAnswer(silence=Problem(f"the node does not answer: {reason}", SILENT_HINT))
-    return answer
+        return NodeReport(missing=Problem(f"the node does not answer: {reason}", SILENT_HINT))
+    return report
 
 
-def look_here() -> NodeAnswer:
+def report_this_node() -> NodeReport:
     """Return the report of the node on which this function runs, as a Ray task."""
     import ray
 
@@ -352,18 +364,18 @@ def look_here() -> NodeAnswer:
     # `ray up` starts.
     node: Any = getattr(ray._private.worker, "_global_node", None)
     session = Path(node.get_session_dir_path() if node else "/tmp/ray/session_latest")
-    return NodeAnswer(describe_node(), versions_here(), writable_bytes(session))
+    return NodeReport(describe_node(), versions_here(), writable_bytes(session))
 
 
-def checked_node(answer: NodeAnswer, node: dict[str, Any]) -> Check:
+def check_node(report: NodeReport, node: dict[str, Any]) -> Check:
     """Check the GPUs, package versions and free disk space of a node.
 
     Args:
-        answer: the node's report about itself.
+        report: the node's report about itself.
         node: Ray's record of the node.
     """
     resources = node["Resources"]
-    gpus = replace(answer.gpus, num_ray_gpus=resources.get("GPU", 0.0))
+    gpus = replace(report.gpus, num_ray_gpus=resources.get("GPU", 0.0))
     row = {
         "address": node["NodeManagerAddress"],
         "head": "node:__internal_head__" in resources,
@@ -372,21 +384,21 @@ def checked_node(answer: NodeAnswer, node: dict[str, Any]) -> Check:
         "gpus": [gpu.name for gpu in gpus.gpus],
         "driver": gpus.driver,
         "cuda": gpus.cuda,
-        "versions": answer.versions,
-        "free_disk_bytes": answer.free_disk_bytes,
+        "versions": report.versions,
+        "free_disk_bytes": report.free_disk_bytes,
     }
     problems = []
-    if answer.silence is not None:
-        problems.append(answer.silence)
+    if report.missing is not None:
+        problems.append(report.missing)
     else:
         if not gpus.num_ray_gpus:
             # No trial gets a GPU that Ray does not offer, so only torch itself is checked.
             gpus = replace(gpus, gpus=())
         if not gpus.logical:
             problems += gpu_problems(gpus)
-        problems += _version_problems(answer.versions)
-        problems += _disk_problems(answer.free_disk_bytes)
-    outcome = _of_problems(problems)
+        problems += _version_problems(report.versions)
+        problems += _disk_problems(report.free_disk_bytes)
+    outcome = _outcome_of(problems)
     return {
         "name": f"node {row['address']}",
         "ok": outcome.ok,

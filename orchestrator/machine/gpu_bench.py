@@ -42,6 +42,10 @@ MAX_EPOCHS = 10**6
 """Epochs of a training that ends when its measurement is over. No measurement lasts so long."""
 
 
+class _MeasurementOver(Exception):
+    """Raised after an epoch to end a training that is only measured."""
+
+
 @dataclass(frozen=True)
 class Bench:
     """A device to measure, with the networks and settings of the trials.
@@ -101,8 +105,8 @@ class Bench:
         images, labels = random_images(num_images, self.image_size)
         return images.to(self.device), labels.to(self.device)
 
-    def built(self, model: str) -> PixelModel:
-        """Return a network on the device, in the memory layout of its training."""
+    def build(self, model: str) -> PixelModel:
+        """Build a network on the device, in the memory layout of its training."""
         spec = self.network(model).model
         network = build_network(Case(spec, 1, image_size=self.image_size))
         network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -127,7 +131,7 @@ class Bench:
         """Return the bytes of GPU memory that this process has reserved for tensors."""
         return torch.cuda.memory_reserved(self.device) if self.on_gpu else 0
 
-    def failure_kind(self, work: Callable[[], object], share: float | None = None) -> str:
+    def run_in_share(self, work: Callable[[], object], share: float | None = None) -> str:
         """Run ``work`` within a share of the GPU; return the kind of its failure, or empty."""
         try:
             with self.as_trials(share):
@@ -150,7 +154,7 @@ class Bench:
         """Train a new network, and return the seconds of each epoch."""
         recipe = self.network(model).recipe.model_copy(update={"epochs": num_epochs})
         history = train(
-            self.built(model),
+            self.build(model),
             images,
             labels,
             recipe,
@@ -180,24 +184,22 @@ class Bench:
             sample_load: runs in a thread after half of the duration. The training goes on until
                 this function returns, so the GPU computes all the time.
         """
-        images, labels = self.images(BATCHES_PER_EPOCH * self.batch_size(model))
         epoch_seconds: list[float] = []
-        samples: list[Future[object]] = []
+        load_samples: list[Future[object]] = []
+
+        def measure(record: EpochRecord) -> None:
+            if record.epoch <= WARM_UP_EPOCHS:
+                return
+            epoch_seconds.append(record.seconds)
+            measured_s = sum(epoch_seconds)
+            if not load_samples and measured_s >= duration_s / 2:
+                load_samples.append(pool.submit(sample_load))
+            is_long_enough = len(epoch_seconds) >= 2 and measured_s >= duration_s
+            if is_long_enough and load_samples[0].done():
+                raise _MeasurementOver
 
         with ThreadPoolExecutor(max_workers=1) as pool:
-
-            def measure(record: EpochRecord) -> None:
-                if record.epoch <= WARM_UP_EPOCHS:
-                    return
-                epoch_seconds.append(record.seconds)
-                if not samples and sum(epoch_seconds) >= duration_s / 2:
-                    samples.append(pool.submit(sample_load))
-                is_long_enough = len(epoch_seconds) >= 2 and sum(epoch_seconds) >= duration_s
-                if is_long_enough and samples[0].done():
-                    raise _WindowOver
-
-            with suppress(_WindowOver):
-                self.train(model, images, labels, MAX_EPOCHS, graphs=graphs, on_epoch=measure)
+            self._train_until_over(model, measure, graphs=graphs)
         return [seconds / BATCHES_PER_EPOCH for seconds in epoch_seconds]
 
     def rate(
@@ -216,25 +218,31 @@ class Bench:
             wait_for_start: called after the first epochs; the period starts when it returns.
             graphs: whether steps are captured as graphs.
         """
-        images, labels = self.images(BATCHES_PER_EPOCH * self.batch_size(model))
-        ends: list[float] = []
+        epoch_ends: list[float] = []
 
-        def count(record: EpochRecord) -> None:
+        def measure(record: EpochRecord) -> None:
             if record.epoch < WARM_UP_EPOCHS:
                 return
             if record.epoch == WARM_UP_EPOCHS:
                 wait_for_start()
-            ends.append(time.perf_counter())
-            if ends[-1] - ends[0] >= duration_s and len(ends) > 2:
-                raise _WindowOver
+            epoch_ends.append(time.perf_counter())
+            if epoch_ends[-1] - epoch_ends[0] >= duration_s and len(epoch_ends) > 2:
+                raise _MeasurementOver
 
-        with suppress(_WindowOver):
-            self.train(model, images, labels, MAX_EPOCHS, graphs=graphs, on_epoch=count)
-        return len(images) * (len(ends) - 1) / (ends[-1] - ends[0])
+        self._train_until_over(model, measure, graphs=graphs)
+        num_images = (len(epoch_ends) - 1) * BATCHES_PER_EPOCH * self.batch_size(model)
+        return num_images / (epoch_ends[-1] - epoch_ends[0])
 
+    def _train_until_over(
+        self, model: str, measure: Callable[[EpochRecord], None], *, graphs: bool
+    ) -> None:
+        """Train with full batches until ``measure`` raises :class:`_MeasurementOver`.
 
-class _WindowOver(Exception):
-    """Raised to end the training when the measured period is over."""
+        ``measure`` is called after each epoch.
+        """
+        images, labels = self.images(BATCHES_PER_EPOCH * self.batch_size(model))
+        with suppress(_MeasurementOver):
+            self.train(model, images, labels, MAX_EPOCHS, graphs=graphs, on_epoch=measure)
 
 
 @cache

@@ -68,7 +68,7 @@ NO_MPS = {"CUDA_MPS_PIPE_DIRECTORY": "/nowhere"}
 
 
 def pairs(bench: Bench) -> Measurements:
-    """Measure images per second of several processes on one GPU, with MPS and without.
+    """Measure images per second of 1, 2 and 4 processes on one GPU, with MPS and without.
 
     If MPS does not run, it is started for this measurement. The measurement with MPS is the first,
     because processes without MPS fail on a GPU in exclusive mode.
@@ -80,10 +80,10 @@ def pairs(bench: Bench) -> Measurements:
         if not already_runs:
             problem = _start_mps(bench, stack)
             yield "mps_note", problem or "MPS was started for this measurement"
-        ways: dict[str, dict[str, str]] = {"without_mps": NO_MPS}
+        modes = {"without_mps": NO_MPS}
         if not problem:
-            ways = {"with_mps": {}, "without_mps": NO_MPS}
-        yield from _pairs_in(ways, bench)
+            modes = {"with_mps": {}, "without_mps": NO_MPS}
+        yield from _measure_modes(bench, modes)
 
 
 def _start_mps(bench: Bench, stack: contextlib.ExitStack) -> str:
@@ -94,77 +94,81 @@ def _start_mps(bench: Bench, stack: contextlib.ExitStack) -> str:
     """
     if not bench.on_gpu:
         return "this is not a GPU"
-    there = torch_gpus.describe(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    node = torch_gpus.describe(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     # With a share below 1, the gain is not asked for. It is measured here.
-    reason = why_no_mps([there], ResourceSpec(num_gpus=0.5), bench.trials, {})
+    reason = why_no_mps([node], ResourceSpec(num_gpus=0.5), bench.trials, {})
     if reason:
         return reason
     notes: list[str] = []
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="isweep-"))
-    mps = PrivateMps(tuple(gpu.uuid for gpu in there.gpus), notes.append)
+    mps = PrivateMps(tuple(gpu.uuid for gpu in node.gpus), notes.append)
     stack.enter_context(mps.running(Path(folder, "mps")))
     return "" if mps.folder else notes[-1]
 
 
-def _pairs_in(ways: Mapping[str, dict[str, str]], bench: Bench) -> Measurements:
-    """Measure images per second of several processes on one GPU.
+def _measure_modes(bench: Bench, modes: Mapping[str, dict[str, str]]) -> Measurements:
+    """Measure the gain of several processes in each mode, and yield it by network.
+
+    The part fails only if not a single process could be measured.
 
     Args:
-        ways: variables of the processes, by the key of the measurement.
-        bench: what is measured.
+        bench: the device and its networks.
+        modes: environment variables of the processes, by key of the measurement.
     """
     errors = []
-    for way, variables in ways.items():
+    for mode, variables in modes.items():
         rows: dict[str, Any] = {}
         for model in bench.slow_part_models:
             with environment(**variables):
-                rows[model] = measured_gain(bench, model)
-            yield way, rows
+                rows[model] = measure_gain(bench, model)
+            yield mode, rows
             if "1" not in rows[model]:
-                errors.append(f"{way}, {model}: {rows[model]['error']}")
-    if len(errors) == len(ways) * len(bench.slow_part_models):
+                errors.append(f"{mode}, {model}: {rows[model]['error']}")
+    if len(errors) == len(modes) * len(bench.slow_part_models):
         yield "fails", errors
 
 
-def measured_gain(bench: Bench, model: str) -> dict[str, Any]:
+def measure_gain(bench: Bench, model: str) -> dict[str, Any]:
     """Return images per second by number of processes, and the ratio of two processes to one.
 
     If some processes fail, the result contains the earlier measurements and the error.
     """
     row: dict[str, Any] = {}
     numbers = NUMBERS_OF_PROCESSES if bench.on_gpu else (1, 2)
-    for number in numbers:
-        rates, error = _rates_together(bench, model, number)
+    for num_processes in numbers:
+        rates, error = _measure_together(bench, model, num_processes)
         if error:
-            row["error"] = f"{number} processes: {error}"
+            row["error"] = f"{num_processes} processes: {error}"
             return row
-        row[str(number)] = sum(rates)
-        if number == 2:
+        row[str(num_processes)] = sum(rates)
+        if num_processes == 2:
             row["gain"] = row["2"] / row["1"]
     return row
 
 
-def _rates_together(bench: Bench, model: str, number: int) -> tuple[list[float], str]:
+def _measure_together(bench: Bench, model: str, num_processes: int) -> tuple[list[float], str]:
     """Measure several processes in the same period; return their images per second, or an error."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         processes = [
             _start_part("rate", bench.device.type, bench.graphs, model, str(folder / str(index)))
-            for index in range(number)
+            for index in range(num_processes)
         ]
         start_s = time.monotonic()
         try:
-            _release(processes, folder, start_s + PAIR_TIMEOUT_S)
-            answers = [_answer(process, start_s, PAIR_TIMEOUT_S) for process in processes]
+            _start_counting(processes, folder, start_s + PAIR_TIMEOUT_S)
+            results = [_wait_for_values(process, start_s, PAIR_TIMEOUT_S) for process in processes]
         finally:
-            _end_together(processes)
-    error = next((error for _, error in answers if error), "")
-    if error:
-        return [], error
-    return [values["images_per_second"] for values, _ in answers], ""
+            _end_processes(processes)
+    rates = []
+    for values, error in results:
+        if error:
+            return [], error
+        rates.append(values["images_per_second"])
+    return rates, ""
 
 
-def _end_together(processes: Iterable[subprocess.Popen[str]]) -> None:
+def _end_processes(processes: Iterable[subprocess.Popen[str]]) -> None:
     """End the processes that still run, and before that their GPU work in NVIDIA's MPS.
 
     If a process is killed while MPS computes for it, MPS may hang, also for the next measurement.
@@ -176,10 +180,8 @@ def _end_together(processes: Iterable[subprocess.Popen[str]]) -> None:
         kill_process(process)
 
 
-def _release(
-    processes: Collection[subprocess.Popen[str]],
-    folder: Path,
-    deadline: float,
+def _start_counting(
+    processes: Collection[subprocess.Popen[str]], folder: Path, deadline: float
 ) -> None:
     """Let all processes start to count when each is ready, when one has ended, or at a deadline."""
     while time.monotonic() < deadline:
@@ -229,9 +231,10 @@ PARTS: dict[str, Callable[..., Measurements]] = {
     )
 }
 GPU_ONLY = ("gpu", "context")
+"""Parts that are left out on a CPU."""
 
 
-def check(gpu: Gpu | None, folder: Path, say: Callable[[str], None]) -> tuple[Path, bool]:
+def check(gpu: Gpu | None, folder: Path, print_line: Callable[[str], None]) -> tuple[Path, bool]:
     """Check a GPU or the CPU, and write the result of each part to a JSON file.
 
     Until the check is complete, the file ends with ``.unfinished``. So an interrupted check does
@@ -240,7 +243,7 @@ def check(gpu: Gpu | None, folder: Path, say: Callable[[str], None]) -> tuple[Pa
     Args:
         gpu: the GPU; None checks the CPU.
         folder: folder of the file.
-        say: prints a line.
+        print_line: prints a line for the user.
 
     Returns:
         Path of the file, and whether all parts succeeded.
@@ -274,7 +277,7 @@ def check(gpu: Gpu | None, folder: Path, say: Callable[[str], None]) -> tuple[Pa
         text = result["error"] or result["values"].get("note", "")
         if text:
             line += f": {text}"
-        say(line)
+        print_line(line)
     write_atomic(path, unfinished.read_bytes())
     unfinished.unlink()
     return path, all(result["ok"] for result in record["parts"].values())
@@ -291,33 +294,47 @@ def run_part(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, An
         earlier: results of the earlier parts, by name.
     """
     start = time.perf_counter()
-    error = ""
-    values: dict[str, Any] = {}
-    if device == "cpu" or part == "summary":
-        measure = PARTS[part]
-        if part == "summary":
-            measure = partial(measure, parts=earlier)
-        try:
-            for name, value in measure(bench_of(device)):
-                values[name] = value
-        except Exception as problem:
-            error = f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0]}"
+    if part == "summary":
+        values, error = _measure_here(partial(PARTS[part], parts=earlier), device)
+    elif device == "cpu":
+        values, error = _measure_here(PARTS[part], device)
     else:
         graphs = earlier.get("correctness", {}).get("values", {}).get("graphs", [])
         process = _start_part(part, device, graphs)
         try:
-            values, error = _answer(process, time.monotonic(), _timeout_s(part))
+            values, error = _wait_for_values(process, time.monotonic(), _timeout_s(part))
         finally:
             end_part(process)
     error = error or "; ".join(values.get("fails", ()))
     seconds = time.perf_counter() - start
-    nameless_result = nameless({"values": values, "error": error})
-    return {"ok": not error, "seconds": seconds, **nameless_result}
+    result = without_names({"values": values, "error": error})
+    return {"ok": not error, "seconds": seconds, **result}
+
+
+def _measure_here(
+    measure: Callable[[Bench], Measurements], device: str
+) -> tuple[dict[str, Any], str]:
+    """Run a part in this process; return its values, and the exception that ended it as text."""
+    values: dict[str, Any] = {}
+    try:
+        for name, value in measure(bench_of(device)):
+            values[name] = value
+    except Exception as error:
+        return values, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return values, ""
 
 
 def _start_part(
     part: str, device: str, graphs: Iterable[str], *arguments: str
 ) -> subprocess.Popen[str]:
+    """Start a process that runs :func:`main` for one part, or for one ``rate``.
+
+    Args:
+        part: name of the part, or ``rate``.
+        device: ``cuda`` or ``cpu``.
+        graphs: names of the networks whose trials use CUDA graphs.
+        arguments: further arguments of :func:`rate`.
+    """
     # Without -m, because Ray's workers must be able to import this module by its name. With -P,
     # because the user's working folder may contain a file tasks.py.
     code = f"from {__name__} import main; main()"
@@ -344,7 +361,7 @@ def _timeout_s(part: str) -> float:
     return PART_TIMEOUT_S + extra_s_by_part.get(part, 0.0)
 
 
-def _answer(
+def _wait_for_values(
     process: subprocess.Popen[str], start_s: float, timeout_s: float
 ) -> tuple[dict[str, Any], str]:
     """Wait for a process; return its values, and the reason if it failed or took too long.
@@ -396,7 +413,7 @@ def end_part(process: subprocess.Popen[str]) -> None:
         kill_process(process)
 
 
-def nameless(values: Any) -> Any:
+def without_names(values: Any) -> Any:
     """Return values as JSON types, without paths and without the names of machine and user."""
     text = json.dumps(values, default=str).replace("\\n", " ")
     host = socket.gethostname()
@@ -423,8 +440,8 @@ def devices(number: str | None) -> list[Gpu | None]:
     """
     if number == "cpu":
         return [None]
-    reached = () if gpus_are_simulated() else visible_gpu_list()
-    by_number: dict[str, Gpu | None] = {str(index): gpu for index, gpu in enumerate(reached)}
+    gpus = () if gpus_are_simulated() else visible_gpu_list()
+    by_number: dict[str, Gpu | None] = {str(index): gpu for index, gpu in enumerate(gpus)}
     if not by_number:
         raise SetupError(
             "torch cannot use a GPU on this machine",

@@ -178,23 +178,23 @@ def context(bench: Bench) -> Measurements:
     # This also measures the memory of other processes, before this process uses the GPU.
     (described,) = visible_gpu_list()
 
-    def besides() -> int:
+    def context_bytes() -> int:
         free, total = torch.cuda.mem_get_info(bench.device)
         return total - free - described.held_bytes - bench.reserved_bytes()
 
     torch.zeros(1, device=bench.device)
-    largest = besides()
+    largest = context_bytes()
     yield "start", largest
     for model in bench.models:
         with bench.as_trials():
             images, labels = bench.images(4)
             bench.train(model, images, labels, 1)
-            network = bench.built(model)
+            network = bench.build(model)
             evaluate(network, images, labels)
             run_clean_pass(network, images, labels, batch_size=4)
-            bytes_besides = besides()
-        largest = max(largest, bytes_besides)
-        yield model, bytes_besides
+            num_bytes = context_bytes()
+        largest = max(largest, num_bytes)
+        yield model, num_bytes
     if largest > CONTEXT_BYTES:
         yield (
             "note",
@@ -218,16 +218,9 @@ def correctness(bench: Bench) -> Measurements:
             test = program.run_self_test(case, bench.device).as_fields()
         tests[case.model.name] = test
         yield "self_test", tests
-        wrong = test["wrong"]
-        unchecked = test["unchecked"]
-        if test["doubt"]:
-            fails.append(f"the GPU computed wrongly once: {wrong}. But {test['doubt']}")
-        elif wrong:
-            fails.append(f"the GPU computes wrongly: {wrong}")
-        elif unchecked:
-            fails.append(f"it is unknown whether the GPU computes correctly: {unchecked}")
-        elif test["plain_because"] and not test.get("is_only_slow"):
-            fails.append(f"trials cannot use graphs: {test['plain_because']}")
+        problem = _self_test_problem(test)
+        if problem:
+            fails.append(problem)
     yield "graphs", [name for name, test in tests.items() if not test["plain_because"]]
     with bench.as_trials():
         errors = float32_errors(bench)
@@ -237,10 +230,10 @@ def correctness(bench: Bench) -> Measurements:
                 words = f"a {name} in float32 has an error of {error:.0e}"
                 limit = f"the limit is {FLOAT32_ERROR:.0e}"
                 fails.append(f"{words}; {limit}, and TensorFloat-32 has 3e-04")
-        signs, features_error = _attack_and_features(bench)
-        yield "fgsm_signs_equal", signs
+        equal_signs, features_error = _attack_and_features(bench)
+        yield "fgsm_signs_equal", equal_signs
         yield "features_error", features_error
-    if signs < 0.99:
+    if equal_signs < 0.99:
         fails.append("signs of FGSM differ from the CPU's")
     if not features_error < 1e-3:
         fails.append("features differ from the CPU's")
@@ -249,6 +242,20 @@ def correctness(bench: Bench) -> Measurements:
     if products:
         fails.append("products of bytes differ from the CPU's")
     yield "fails", fails
+
+
+def _self_test_problem(test: Mapping[str, Any]) -> str:
+    """Return what fails a self-test, as text; empty if trials use graphs, or graphs are slow."""
+    wrong = test["wrong"]
+    if test["doubt"]:
+        return f"the GPU computed wrongly once: {wrong}. But {test['doubt']}"
+    if wrong:
+        return f"the GPU computes wrongly: {wrong}"
+    if test["unchecked"]:
+        return f"it is unknown whether the GPU computes correctly: {test['unchecked']}"
+    if test["plain_because"] and not test.get("is_only_slow"):
+        return f"trials cannot use graphs: {test['plain_because']}"
+    return ""
 
 
 def float32_errors(bench: Bench) -> dict[str, float]:
@@ -260,14 +267,15 @@ def float32_errors(bench: Bench) -> dict[str, float]:
     left, right = (torch.randn(512, 512, generator=generator) for _ in range(2))
     images = torch.randn(8, 64, 56, 56, generator=generator)
     filters = torch.randn(64, 64, 3, 3, generator=generator)
-    works: dict[str, tuple[Callable[..., Tensor], Tensor, Tensor]] = {
+    convolve = partial(torch.nn.functional.conv2d, padding=1)
+    operations: dict[str, tuple[Callable[..., Tensor], Tensor, Tensor]] = {
         "product": (torch.matmul, left, right),
-        "convolution": (partial(torch.nn.functional.conv2d, padding=1), images, filters),
+        "convolution": (convolve, images, filters),
     }
     errors = {}
-    for name, (work, first, second) in works.items():
-        exact = work(first.double(), second.double())
-        result = work(first.to(bench.device), second.to(bench.device)).cpu().double()
+    for name, (operation, first, second) in operations.items():
+        exact = operation(first.double(), second.double())
+        result = operation(first.to(bench.device), second.to(bench.device)).cpu().double()
         errors[name] = float((result - exact).abs().max() / exact.abs().max())
     return errors
 
@@ -275,7 +283,7 @@ def float32_errors(bench: Bench) -> dict[str, float]:
 def _attack_and_features(bench: Bench) -> tuple[float, float]:
     """Return the share of FGSM signs that equal the CPU's, and the relative error of features."""
     small = replace(bench, image_size=32)
-    model = small.built(bench.models[0])
+    model = small.build(bench.models[0])
     images, labels = small.images(16)
     results = []
     for device in (bench.device, torch.device("cpu")):
@@ -291,20 +299,20 @@ def _attack_and_features(bench: Bench) -> tuple[float, float]:
 
 def wrong_products(bench: Bench) -> Iterator[tuple[int, ...]]:
     """Yield the sizes of byte products that differ from the exact product by BLAS in float32."""
-    draw = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     product = choose_product(1e15)
     if bench.on_gpu:
         product = partial(torch_product, device=str(bench.device))
     for sizes in RAGGED_SIZES:
         num_left, num_right, num_features = sizes
-        left = draw.integers(-128, 128, (num_left, num_features), np.int8)
-        right = draw.integers(-128, 128, (num_right, num_features), np.int8)
+        left = generator.integers(-128, 128, (num_left, num_features), np.int8)
+        right = generator.integers(-128, 128, (num_right, num_features), np.int8)
         left[0] = -128
         right[0] = -128
         # If rows are multiplied with themselves, only the diagonal and the upper triangle are used.
-        upper, exact_upper = (np.triu(of(left, left)) for of in (product, blas_product))
-        is_right = np.array_equal(upper, exact_upper)
-        if not (is_right and np.array_equal(product(left, right), blas_product(left, right))):
+        with_itself = np.triu(product(left, left))
+        is_exact = np.array_equal(with_itself, np.triu(blas_product(left, left)))
+        if not (is_exact and np.array_equal(product(left, right), blas_product(left, right))):
             yield sizes
 
 
@@ -316,7 +324,7 @@ def step_times(bench: Bench) -> Measurements:
     for model in bench.models:
         row: dict[str, Any] = {"batch_size": bench.batch_size(model)}
         try:
-            for name, value in _step_rows(bench, model, duration, uuid):
+            for name, value in _time_steps(bench, model, duration, uuid):
                 row[name] = value
                 yield model, row
         except Exception as error:
@@ -327,7 +335,8 @@ def step_times(bench: Bench) -> Measurements:
     yield "fails", fails
 
 
-def _step_rows(bench: Bench, model: str, duration: float, uuid: str) -> Measurements:
+def _time_steps(bench: Bench, model: str, duration: float, uuid: str) -> Measurements:
+    """Yield the step times of a network, and the load of the GPU; ``uuid`` is empty on a CPU."""
     paths = {"eager_ms": False, "graph_ms": True} if bench.on_gpu else {"eager_ms": False}
     seconds: dict[str, list[float]] = {name: [] for name in paths}
     for _ in range(2):
@@ -345,8 +354,8 @@ def _step_rows(bench: Bench, model: str, duration: float, uuid: str) -> Measurem
     if bench.on_gpu:
         with bench.as_trials():
             torch.backends.cudnn.deterministic = False  # the end of the block restores it
-            free = bench.step_seconds(model, duration, graphs=False)
-        yield "not_deterministic_ms", 1000 * statistics.median(free)
+            not_deterministic = bench.step_seconds(model, duration, graphs=False)
+        yield "not_deterministic_ms", 1000 * statistics.median(not_deterministic)
 
 
 def _add_load(load: dict[str, str], uuid: str) -> None:
@@ -359,11 +368,11 @@ def passes(bench: Bench) -> Measurements:
     """Measure images per second in float32, for evaluation (64 or 16 at once) and FGSM."""
     for model in bench.models:
         with bench.as_trials():
-            network = bench.built(model)
+            network = bench.build(model)
             images, labels = bench.images(64)
-            plain = bench.built(model).to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+            plain = bench.build(model).to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
             attack_size = attack_batch_size(bench.network(model).recipe)
-            works: dict[str, tuple[int, Callable[[], object]]] = {
+            passes_over_images: dict[str, tuple[int, Callable[[], object]]] = {
                 "evaluate_64": (64, partial(evaluate, network, images, labels, batch_size=64)),
                 "evaluate_16": (64, partial(evaluate, network, images, labels, batch_size=16)),
                 "nchw_16": (16, torch.no_grad()(partial(plain, images[:16].float()))),
@@ -373,7 +382,7 @@ def passes(bench: Bench) -> Measurements:
                 ),
             }
             row = {}
-            for name, (num_images, work) in works.items():
+            for name, (num_images, work) in passes_over_images.items():
                 row[name] = num_images / Timer("work()", globals={"work": work}).timeit(3).mean
         yield model, row
 
@@ -398,8 +407,8 @@ def memory(bench: Bench) -> Measurements:
             _small_trial(bench, model, graphs=False)
             row["plain_peak_bytes"] = isolation.peak_bytes(bench.device)
         # With plain steps, because a capture that runs out of memory ends the process.
-        works = partial(_small_trial, bench, model, graphs=False)
-        row |= smallest_share(partial(bench.failure_kind, works), bench.share_of(1.25 * peak))
+        plain_trial = partial(_small_trial, bench, model, graphs=False)
+        row |= smallest_share(partial(bench.run_in_share, plain_trial), bench.share_of(1.25 * peak))
         yield model, row
 
 
@@ -408,10 +417,10 @@ def _small_trial(bench: Bench, model: str, *, graphs: bool) -> None:
     network = bench.network(model)
     recipe = network.recipe.model_copy(update={"epochs": 5})
     num_images = 3 * recipe.batch_size + network.train_size % recipe.batch_size
-    trained = bench.built(model)
+    trained = bench.build(model)
     images, labels = bench.images(num_images)
 
-    def look(record: object) -> None:
+    def evaluate_epoch(record: object) -> None:
         evaluate(trained, images, labels)
 
     train(
@@ -421,36 +430,36 @@ def _small_trial(bench: Bench, model: str, *, graphs: bool) -> None:
         recipe,
         seed=0,
         device=bench.device,
-        on_epoch=look,
+        on_epoch=evaluate_epoch,
         graphs=graphs,
     )
     run_clean_pass(trained, images, labels, batch_size=attack_batch_size(recipe))
 
 
-def smallest_share(failure_kind: Callable[..., str], largest: float) -> dict[str, Any]:
+def smallest_share(run_in_share: Callable[..., str], largest: float) -> dict[str, Any]:
     """Search by bisection for the smallest share, up to ``largest``, in which some work succeeds.
 
     Args:
-        failure_kind: runs the work within a share; returns the kind of its failure, or empty.
+        run_in_share: runs the work within a share; returns the kind of its failure, or empty.
         largest: upper limit of the search.
 
     Returns:
         The smallest share that succeeded (None if none did), the largest share that failed, and the
         kind of that failure.
     """
-    succeeds: float | None = None
-    fails_with = 0.0
+    smallest: float | None = None
+    failed_share = 0.0
     kind = ""
     for _ in range(5):
-        upper = largest if succeeds is None else succeeds
-        share = (upper + fails_with) / 2
-        failure = failure_kind(share=share)
+        upper = largest if smallest is None else smallest
+        share = (upper + failed_share) / 2
+        failure = run_in_share(share=share)
         if failure:
-            fails_with = share
+            failed_share = share
             kind = failure
         else:
-            succeeds = share
-    return {"smallest_share": succeeds, "dies_with": fails_with, "kind": kind}
+            smallest = share
+    return {"smallest_share": smallest, "dies_with": failed_share, "kind": kind}
 
 
 def trial(bench: Bench) -> Measurements:
@@ -491,26 +500,26 @@ def faults(bench: Bench) -> Measurements:
     def allocate() -> None:
         torch.empty(size, dtype=torch.uint8, device=bench.device)
 
-    kinds = {"allocation": bench.failure_kind(allocate)}
+    kinds = {"allocation": bench.run_in_share(allocate)}
     yield "kinds", kinds
-    works: dict[str, Callable[[], object]] = {
+    work_by_name: dict[str, Callable[[], object]] = {
         "step": partial(bench.train, model, images, labels, 1),
-        "evaluation": lambda: evaluate(bench.built(model), images, labels),
+        "evaluation": lambda: evaluate(bench.build(model), images, labels),
     }
     if bench.on_gpu:  # a CPU limits no share
-        for name, work in works.items():
+        for name, work in work_by_name.items():
             with bench.as_trials():
                 work()
                 half = isolation.peak_bytes(bench.device) / 2
-            kinds[name] = bench.failure_kind(work, bench.share_of(half))
+            kinds[name] = bench.run_in_share(work, bench.share_of(half))
     with bench.as_trials():
         yield "next_training_s", bench.train(model, images, labels, 1)[0]
     yield "left_bytes", bench.reserved_bytes()
     if bench.on_gpu:  # last, because this process cannot use the GPU afterwards
-        kinds["capture"] = bench.failure_kind(lambda: capture_graph(allocate))
+        kinds["capture"] = bench.run_in_share(lambda: capture_graph(allocate))
     fails = []
     for name, kind in kinds.items():
-        if name in works and not kind:
+        if name in work_by_name and not kind:
             # cuDNN uses a smaller workspace if memory is short.
             yield f"{name}_note", "half of the peak memory was enough, so no error was tested"
         elif kind != "out_of_memory":
@@ -545,7 +554,7 @@ def summary(bench: Bench, parts: Mapping[str, Any]) -> Measurements:
     bench = replace(bench, half=planned.bfloat16)
     row = measured_row(bench, planned, times, graphs)
     row = replace(row, context_gib=_context_gib(values.get("context", {})))
-    yield "row", asdict(row)
+    yield "row", asdict(row)  # stored even if a prediction below fails
     yield "predicted_hours", on_gpus(bench.trials, planned, 1, share=1.0)["hours"]
     hours = measured_hours(bench.trials, times)
     if hours is not None:
@@ -560,19 +569,24 @@ def summary(bench: Bench, parts: Mapping[str, Any]) -> Measurements:
 
 def _sharing(pairs: Mapping[str, Any]) -> Measurements:
     """Yield the smallest gain of two trials on a GPU, with and without MPS, and the decision."""
-    gains = {}
-    for way in ("without_mps", "with_mps"):
-        measured = [row["gain"] for row in pairs.get(way, {}).values() if "gain" in row]
-        gains[way] = min(measured, default=None)
-    yield "pair_gain", gains["without_mps"]
-    yield "pair_gain_mps", gains["with_mps"]
-    runs_mps = bool(pairs.get("mps"))
-    # If no MPS runs, a run starts MPS where MPS gains enough.
-    usable = [gains["with_mps"]] if runs_mps else gains.values()
-    gain = max((gain for gain in usable if gain is not None), default=None)
+    gain = _smallest_gain(pairs.get("without_mps", {}))
+    gain_with_mps = _smallest_gain(pairs.get("with_mps", {}))
+    yield "pair_gain", gain
+    yield "pair_gain_mps", gain_with_mps
     # A run decides in the same way: without a measurement, trials share a GPU if MPS runs.
-    shares = runs_mps if gain is None else gain >= MIN_SHARING_GAIN
+    shares = bool(pairs.get("mps"))
+    gains = [gain_with_mps]
+    if not shares:
+        gains.append(gain)  # a run can start MPS, or use none
+    measured = [value for value in gains if value is not None]
+    if measured:
+        shares = max(measured) >= MIN_SHARING_GAIN
     yield "num_gpus", "left out: trials share a GPU" if shares else 1
+
+
+def _smallest_gain(rows: Mapping[str, Any]) -> float | None:
+    """Return the smallest gain of two trials over one, of all networks; None if none has it."""
+    return min((row["gain"] for row in rows.values() if "gain" in row), default=None)
 
 
 def _context_gib(measured: Mapping[str, Any]) -> float:

@@ -42,7 +42,7 @@ class Problem:
     hint: str
 
 
-def survey(num_gpus: float, *, is_private: bool) -> list[NodeGpus]:
+def describe_gpus(num_gpus: float, *, is_private: bool) -> list[NodeGpus]:
     """Return the GPUs of every node with GPUs; empty if GPUs are only for scheduling.
 
     Args:
@@ -59,7 +59,7 @@ def survey(num_gpus: float, *, is_private: bool) -> list[NodeGpus]:
     import ray
 
     nodes = []
-    for reference, node in ask_nodes(torch_gpus.describe_node, _offers_gpus).items():
+    for reference, node in run_on_nodes(torch_gpus.describe_node, _offers_gpus).items():
         with suppress(ray.exceptions.RayError):  # `isweep doctor` reports nodes without an answer
             described = ray.get(reference, timeout=NODE_TIMEOUT_S)
             nodes.append(replace(described, num_ray_gpus=node["Resources"]["GPU"]))
@@ -70,15 +70,15 @@ def _offers_gpus(node: dict[str, Any]) -> bool:
     return bool(node["Resources"].get("GPU", 0) > 0)
 
 
-def ask_nodes(
-    question: Callable[[], object],
-    is_asked: Callable[[dict[str, Any]], bool] = lambda node: True,
+def run_on_nodes(
+    function: Callable[[], object],
+    is_wanted: Callable[[dict[str, Any]], bool] = lambda node: True,
 ) -> dict[Any, dict[str, Any]]:
     """Start a task on every live node of the connected cluster, or on some of them.
 
     Args:
-        question: function that runs on each node.
-        is_asked: returns whether a node gets the task, from Ray's record of the node.
+        function: function that the task runs.
+        is_wanted: returns whether a node gets the task, from Ray's record of the node.
 
     Returns:
         Ray's record of each node, by the reference of the task's result.
@@ -86,16 +86,16 @@ def ask_nodes(
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    task = ray.remote(num_cpus=0, max_retries=0)(question)
+    task = ray.remote(num_cpus=0, max_retries=0)(function)
     nodes = {}
     for node in ray.nodes():
-        if node["Alive"] and is_asked(node):
+        if node["Alive"] and is_wanted(node):
             on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             nodes[task.options(scheduling_strategy=on_node).remote()] = node
     return nodes
 
 
-def refuse(
+def check_gpus_fit(
     nodes: Iterable[NodeGpus], trials: Collection[TrialSpec], *, share: float, alone: bool
 ) -> None:
     """Raise an error if the trials of a sweep cannot run on these GPUs.
@@ -111,11 +111,11 @@ def refuse(
         ConfigError: a GPU does not support the precision of a recipe.
     """
     nodes = list(nodes)
-    needed = largest_peak(trials) if alone else 0.0
+    needed_bytes = largest_peak(trials) if alone else 0.0
     texts: dict[str, None] = {}
     hints: dict[str, None] = {}
     for node in nodes:
-        for problem in gpu_problems(node, share=share, needed=needed):
+        for problem in gpu_problems(node, share=share, needed_bytes=needed_bytes):
             texts[problem.text] = None
             hints[problem.hint] = None
     if texts:
@@ -123,7 +123,7 @@ def refuse(
             "; ".join(texts),
             hint=f"{'. '.join(hints)}. Use --device cpu to run on CPUs instead",
         )
-    _refuse_without_bfloat16(nodes, trials)
+    _check_bfloat16(nodes, trials)
 
 
 def largest_peak(trials: Iterable[TrialSpec]) -> float:
@@ -138,7 +138,8 @@ def largest_peak(trials: Iterable[TrialSpec]) -> float:
     return MEMORY_MARGIN * max(peaks)
 
 
-def _refuse_without_bfloat16(nodes: list[NodeGpus], trials: Iterable[TrialSpec]) -> None:
+def _check_bfloat16(nodes: list[NodeGpus], trials: Iterable[TrialSpec]) -> None:
+    """Raise a ConfigError if a recipe computes in bfloat16 and a GPU has no units for it."""
     recipes = set()
     for trial in trials:
         recipe = trial.network.recipe
@@ -166,13 +167,15 @@ def _uuids(chosen: Iterable[Gpu]) -> str:
     return ",".join(gpu.uuid for gpu in chosen)
 
 
-def gpu_problems(node: NodeGpus, *, share: float = 1.0, needed: float = 0.0) -> Iterator[Problem]:
+def gpu_problems(
+    node: NodeGpus, *, share: float = 1.0, needed_bytes: float = 0.0
+) -> Iterator[Problem]:
     """Yield the problems that prevent trials on a node's GPUs.
 
     Args:
         node: the node and its GPUs.
         share: largest share of a GPU that a trial gets.
-        needed: bytes of free memory that a trial with a whole GPU needs; 0 checks no memory.
+        needed_bytes: free memory that a trial with a whole GPU needs; 0 checks no memory.
     """
     prefix = f"node {node.node}"
     if node.error:
@@ -190,30 +193,33 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, needed: float = 0.0) -> 
         return
     if len(node.gpus) < node.num_ray_gpus:
         yield _unreached(node)
-    problems_by_gpu = [(gpu, [*_problems_of(gpu, node, share, needed)]) for gpu in node.gpus]
-    usable = [gpu for gpu, problems in problems_by_gpu if not problems]
+    usable = []
+    problems: list[Problem] = []
+    for gpu in node.gpus:
+        problems_of_gpu = list(_problems_of_gpu(gpu, node, share, needed_bytes))
+        problems += problems_of_gpu
+        if not problems_of_gpu:
+            usable.append(gpu)
     hide = ""
     if usable:
         hide = f". Or hide this GPU with CUDA_VISIBLE_DEVICES={_uuids(usable)}"
-    for gpu, problems in problems_by_gpu:
-        for problem in problems:
-            text = f"{prefix}: {gpu.name} {gpu.uuid}{problem.text}"
-            yield Problem(text, problem.hint + hide)
+    for problem in problems:
+        yield Problem(problem.text, problem.hint + hide)
 
 
 def _slices_hint(slices: tuple[str, ...]) -> str:
     """Return how to use the slices (MIG) of a node, with the UUIDs ready to paste."""
-    value = ",".join(slices)
-    number = str(len(slices))
-    hint = ""
+    uuids = ",".join(slices)
+    num_gpus = str(len(slices))
+    list_slices = ""
     if not slices:
-        hint = "List the slices with `nvidia-smi -L`. "
-        value = "MIG-...,MIG-..."
-        number = "NUMBER"
+        uuids = "MIG-...,MIG-..."
+        num_gpus = "NUMBER"
+        list_slices = "List the slices with `nvidia-smi -L`. "
     return (
-        f"{hint}Before you start isweep on that node, type `export "
-        f"CUDA_VISIBLE_DEVICES={value}`. If you start Ray there yourself, type this line "
-        f"before `ray start`, and add `--num-gpus={number}`. Set `resources.num_gpus: 1`"
+        f"{list_slices}Before you start isweep on that node, type `export "
+        f"CUDA_VISIBLE_DEVICES={uuids}`. If you start Ray there yourself, type this line "
+        f"before `ray start`, and add `--num-gpus={num_gpus}`. Set `resources.num_gpus: 1`"
     )
 
 
@@ -233,39 +239,33 @@ def _unreached(node: NodeGpus) -> Problem:
     return Problem(text, hint)
 
 
-def _needed_on(gpu: Gpu, needed: float) -> float:
-    """Return the bytes of free memory that a GPU must have.
-
-    A trial that does not even fit an empty GPU gets plain steps or smaller batches later.
-    """
-    return min(needed, (1 - MAX_SHARE_OF_OTHERS_ON_GPU) * gpu.memory_bytes)
-
-
-def _has_room(gpu: Gpu, needed: float) -> bool:
-    return gpu.memory_bytes - gpu.held_bytes >= _needed_on(gpu, needed)
-
-
-def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Iterator[Problem]:
+def _problems_of_gpu(
+    gpu: Gpu, node: NodeGpus, share: float, needed_bytes: float
+) -> Iterator[Problem]:
+    """Yield the problems of one GPU. The arguments are those of :func:`gpu_problems`."""
+    subject = f"node {node.node}: {gpu.name} {gpu.uuid}"
     if not gpu.has_kernels:
         yield Problem(
-            f" has the compute capability {gpu.capability}, which torch {node.torch} does not "
-            "support",
+            f"{subject} has the compute capability {gpu.capability}, which torch {node.torch} "
+            "does not support",
             torch_hint(gpu.capability),
         )
     is_shared = share < 1 and not node.mps
     if gpu.compute_mode == "Prohibited":
         yield Problem(
-            " has the compute mode Prohibited, so no trial can use it",
+            f"{subject} has the compute mode Prohibited, so no trial can use it",
             "Run `nvidia-smi --compute-mode=0` on that node",
         )
     elif "Exclusive" in gpu.compute_mode and is_shared:
         yield Problem(
-            f" cannot be shared in the compute mode {gpu.compute_mode}, but each trial requests "
-            f"only {share:g} GPU",
+            f"{subject} has the compute mode {gpu.compute_mode}, so trials cannot share this "
+            f"GPU, but each trial requests only {share:g} GPU",
             "Run `nvidia-smi --compute-mode=0` on that node, start MPS there, or set "
             "`resources.num_gpus: 1`",
         )
-    if not _has_room(gpu, needed):
+    # A trial that does not even fit an empty GPU gets plain steps or smaller batches later.
+    needed_bytes = min(needed_bytes, (1 - MAX_SHARE_OF_OTHERS_ON_GPU) * gpu.memory_bytes)
+    if gpu.memory_bytes - gpu.held_bytes < needed_bytes:
         end_others = "End the processes that `nvidia-smi` lists on that node"
         if node.is_wsl:
             # nvidia-smi in Linux counts the memory of Windows, but does not list its programs.
@@ -274,7 +274,8 @@ def _problems_of(gpu: Gpu, node: NodeGpus, share: float, needed: float) -> Itera
                 "the tab Details in the column `Dedicated GPU memory`, which you may have to add"
             )
         yield Problem(
-            f": other processes use {gpu.held_bytes / 2**30:.1f} of {gpu.memory_gib:.1f} GiB, "
-            f"but the largest trial needs up to {_needed_on(gpu, needed) / 2**30:.1f} GiB",
+            f"{subject}: other processes use {gpu.held_bytes / 2**30:.1f} of "
+            f"{gpu.memory_gib:.1f} GiB, but the largest trial needs up to "
+            f"{needed_bytes / 2**30:.1f} GiB",
             end_others,
         )

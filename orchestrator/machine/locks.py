@@ -51,7 +51,7 @@ class InUseError(SetupError):
 
 
 @contextlib.contextmanager
-def locked(
+def lock_root_and_store(
     workspace: Workspace, purpose: str, say: Callable[[str], None] = log.warning
 ) -> Iterator[None]:
     """Lock a sweep's root and its result store during a block.
@@ -306,7 +306,7 @@ class Lease:
         self._url = url if isinstance(url, str) else url.base
         self._path = posixpath.join(self._files.base, LEASE_FILE)
         self._token = secrets.token_hex(8)
-        self._beats = 0
+        self._num_writes = 0
         self._tag = ""
         self._owner = {
             "name": name,
@@ -316,9 +316,9 @@ class Lease:
             "token": self._token,
             "since": time.strftime("%F %T"),
         }
-        self._writing = clock.condition()
-        self._away_since = 0.0
-        self.watch = Watch("lease", RENEW_EVERY_S, self._renew_or_say_why, clock, interrupt)
+        self._write_lock = clock.condition()
+        self._silent_since: float | None = None
+        self.watch = Watch("lease", RENEW_EVERY_S, self._check, clock, interrupt)
 
     def __enter__(self) -> Watch:
         """Get the lease, and start the thread that renews it."""
@@ -334,7 +334,7 @@ class Lease:
 
     def __exit__(self, *exception: Any) -> None:
         """Stop renewing, and delete the lease."""
-        with self._writing:
+        with self._write_lock:
             self.watch.end()
         try:
             if self._read().fields.get("token") == self._token:
@@ -365,7 +365,11 @@ class Lease:
         return self._files.put(self._path, self._content(), {"e_tag": lease.tag})
 
     def _wait_until_expired(self, lease: _LeaseFile) -> None:
-        """Wait until a lease has expired, and raise an error if its driver renews it."""
+        """Wait until a lease has expired.
+
+        Raises:
+            InUseError: the driver of the lease has renewed it.
+        """
         holder = _holder_text(lease.fields, "another command")
         self._say(
             f"{self._url} is or was in use by {holder}. isweep waits up to {EXPIRES_S:,.0f} s "
@@ -382,24 +386,24 @@ class Lease:
                     "--storage",
                 )
 
-    def _renew_or_say_why(self) -> SetupError | None:
+    def _check(self) -> SetupError | None:
         """Renew the lease, and return an error if another driver has taken it over."""
         try:
             is_ours = self._renew()
         except (SetupError, OSError) as error:
             # No other driver can get the lease while the storage does not answer.
-            if not self._away_since:
-                self._away_since = self._clock.monotonic()
+            if self._silent_since is None:
+                self._silent_since = self._clock.monotonic()
                 reason = error.problem if isinstance(error, SetupError) else error
                 self._say(
                     f"The storage does not answer: {reason}. isweep stores the results of "
                     "finished trials when it answers again"
                 )
             return None
-        if self._away_since:
-            seconds = self._clock.monotonic() - self._away_since
+        if self._silent_since is not None:
+            seconds = self._clock.monotonic() - self._silent_since
             self._say(f"The storage answers again after {seconds:.0f} s")
-            self._away_since = 0.0
+            self._silent_since = None
         if is_ours:
             return None
         return InUseError(
@@ -411,7 +415,7 @@ class Lease:
 
     def _renew(self) -> bool:
         """Renew the lease, and return whether it still belongs to this driver."""
-        with self._writing:
+        with self._write_lock:
             if self.watch.ended.is_set():
                 return True
             tag = self._files.put(self._path, self._content(), {"e_tag": self._tag})
@@ -435,8 +439,9 @@ class Lease:
         return None
 
     def _content(self) -> bytes:
-        self._beats += 1
-        return json.dumps({"beat": self._beats, **self._owner}).encode()
+        """Return the content of the lease's file; a number makes each version different."""
+        self._num_writes += 1
+        return json.dumps({"beat": self._num_writes, **self._owner}).encode()
 
     def _read(self) -> _LeaseFile:
         content, tag = self._files.read_tagged(self._path)

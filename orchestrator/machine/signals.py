@@ -41,7 +41,8 @@ def stop_on_signals() -> None:
     """Raise :class:`KeyboardInterrupt` on Ctrl-C, ``kill`` and a closed terminal from now on.
 
     Python only prints an exception that is raised in a finalizer or in a callback from C. So
-    :func:`raise_if_asked` raises the KeyboardInterrupt again until :func:`stop_heard` is called.
+    :func:`raise_if_stop_requested` raises the KeyboardInterrupt again, until the program calls
+    :func:`clear_stop_request`.
     """
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
@@ -69,22 +70,22 @@ def run_again_hint() -> str:
     return f"Run the same command again: `{shlex.join(_typed_command)}`"
 
 
-def raise_if_asked() -> None:
-    """Raise ``KeyboardInterrupt`` if a stop was requested and :func:`stop_heard` was not called."""
+def raise_if_stop_requested() -> None:
+    """Raise ``KeyboardInterrupt`` if a stop was requested, and not cleared since then."""
     if _stop_requested.is_set():
         raise KeyboardInterrupt
 
 
-def stop_heard() -> None:
-    """Record that the program is stopping, so that later checks do not raise again."""
+def clear_stop_request() -> None:
+    """Forget the requested stop, because the program is stopping: later checks do not raise."""
     _stop_requested.clear()
 
 
-def is_stop(error: BaseException | None) -> bool:
-    """Return whether an error is the result of a stop.
+def caused_by_stop(error: BaseException | None) -> bool:
+    """Return whether a stop caused an error.
 
-    While a stop is requested, the answer is True for every error, because C code may raise another
-    error in place of the ``KeyboardInterrupt``.
+    While a stop is requested, this is True for every error, because C code may raise another error
+    in place of the ``KeyboardInterrupt``.
     """
     if _stop_requested.is_set():
         return True
@@ -96,7 +97,7 @@ def is_stop(error: BaseException | None) -> bool:
 
 
 @contextlib.contextmanager
-def stop_held() -> Iterator[None]:
+def stop_delayed() -> Iterator[None]:
     """Delay a stop to the end of a block, because an interrupted import leaves a partial module."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -120,7 +121,7 @@ def stop_held() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def own_signals(undo: Callable[[], object]) -> Iterator[None]:
+def signal_handlers_kept(end_ray: Callable[[], object]) -> Iterator[None]:
     """Restore this process's signal handlers after a block that starts Ray.
 
     Ray's subreaper setting makes a driver ignore SIGCHLD. Every ``subprocess`` then seems to end
@@ -128,14 +129,14 @@ def own_signals(undo: Callable[[], object]) -> Iterator[None]:
     process at once.
 
     Args:
-        undo: ends a partly started Ray after a stop, because it would block the next start.
+        end_ray: ends a partly started Ray after a stop, because it would block the next start.
     """
     numbers = (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP)
     handlers = {number: signal.getsignal(number) for number in numbers}
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        undo()
+        end_ray()
         raise KeyboardInterrupt from None
     finally:
         if threading.current_thread() is threading.main_thread():
@@ -159,7 +160,7 @@ class Watch:
     Args:
         name: name of the thread.
         every_s: seconds between two checks.
-        look: the check; it returns an error if the block must end, else None.
+        check: the check; it returns an error if the block must end, else None.
         clock: source of the time.
         interrupt: ends the main thread; :func:`end_main_thread` by default.
 
@@ -172,14 +173,14 @@ class Watch:
         self,
         name: str,
         every_s: float,
-        look: Callable[[], SetupError | None],
+        check: Callable[[], SetupError | None],
         clock: Clock = SYSTEM,
         interrupt: Interrupt | None = None,
     ) -> None:
         self.lost: SetupError | None = None
         self.ended = threading.Event()
         self._every_s = every_s
-        self._look = look
+        self._check = check
         self._changed = clock.condition()
         self._interrupt = interrupt or end_main_thread
         self._thread = clock.thread(self._watch, name)
@@ -211,7 +212,7 @@ class Watch:
             with self._changed:
                 if self._changed.wait_for(self.ended.is_set, self._every_s):
                     return
-            lost = self._look()
+            lost = self._check()
             if lost is not None and not self.ended.is_set():
                 self.lost = lost
                 log.error("%s", lost)

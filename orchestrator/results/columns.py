@@ -53,10 +53,10 @@ def _define(origin: Origin, name: str, meaning: str, unit: str = "–", kind: Ki
 
 
 _text = partial(_define, "spec", kind="text")
-_choice = partial(_define, "spec", kind="integer")
+_integer = partial(_define, "spec", kind="integer")
 _run = partial(_define, "run")
 _score = partial(_define, "network")
-_robust = partial(_define, "robustness")
+_robustness = partial(_define, "robustness")
 _measure = partial(_define, "measure")
 _PIXELS = "L2 pixel distance"
 _PER_PIXELS = "1 / L2 pixel distance"
@@ -73,18 +73,18 @@ DOMAIN = _text("domain", "`natural` or `medical`; empty if none was given")
 CLASS_PAIR = _text(
     "class_pair", "the two classes, as in `3-8`; empty if the trial uses all classes"
 )
-TRAIN_SIZE = _choice("train_size", "number of training images N", "images")
-TEST_SIZE = _choice("test_size", "number of test images", "images")
-SEED = _choice(
+TRAIN_SIZE = _integer("train_size", "number of training images N", "images")
+TEST_SIZE = _integer("test_size", "number of test images", "images")
+SEED = _integer(
     "seed", "number of the repetition; it decides the initial weights and the batch order"
 )
 DATA_MODE = _text(
     "data_mode", "`corrected`, or `as_released` (with the faults of the study's code)"
 )
-IMAGE_SIZE = _choice(
+IMAGE_SIZE = _integer(
     "image_size", "side of the square images in training and measurement", "pixels"
 )
-CHANNELS = _choice("channels", "number of image channels in training")
+CHANNELS = _integer("channels", "number of image channels in training")
 STATUS = _run("status", "`done`, or `diverged` if the loss became NaN or infinite", kind="text")
 TEST_LOSS = _score(
     "test_loss", "mean cross-entropy over the test images after the last epoch", "nat"
@@ -113,9 +113,11 @@ TRAIN_LOSS = _score(
 TRAIN_ACCURACY = _score(
     "train_accuracy", "share of training images classified correctly", "fraction"
 )
-_LAST = "intrinsic dimension of the last hidden layer's activations of the training images"
-D_REPR_MLE = _define("d_repr", "d_repr_mle", f"{_LAST}, by the maximum-likelihood estimator")
-D_REPR_TWONN = _define("d_repr", "d_repr_twonn", f"{_LAST}, by the two-nearest-neighbors estimator")
+_LAST_LAYER = "intrinsic dimension of the last hidden layer's activations of the training images"
+D_REPR_MLE = _define("d_repr", "d_repr_mle", f"{_LAST_LAYER}, by the maximum-likelihood estimator")
+D_REPR_TWONN = _define(
+    "d_repr", "d_repr_twonn", f"{_LAST_LAYER}, by the two-nearest-neighbors estimator"
+)
 
 ATTACK_QUANTITIES = {
     "loss": ("mean test loss under {}", "nat"),
@@ -150,27 +152,27 @@ for _epsilon in FGSM_EPSILONS:
     for _column in columns_of_attack(f"fgsm_{_epsilon}", f"FGSM at epsilon {_epsilon}/255"):
         _DEFINED[_column.name] = _column
 
-R_HAT_PRED = _robust(
+R_HAT_PRED = _robustness(
     "r_hat_pred",
     "mean distance from a test image to the nearest image with another decision (R)",
     _PIXELS,
 )
-_robust("r_hat_pred_std_error", "standard error of `r_hat_pred` over the test images", _PIXELS)
-_robust("r_hat_pred_median", "median of the distances in `r_hat_pred`", _PIXELS)
-_robust(
+_robustness("r_hat_pred_std_error", "standard error of `r_hat_pred` over the test images", _PIXELS)
+_robustness("r_hat_pred_median", "median of the distances in `r_hat_pred`", _PIXELS)
+_robustness(
     "r_hat_pred_geometric_mean",
     "geometric mean of the distances in `r_hat_pred`; absent if a distance is 0",
     _PIXELS,
 )
-R_HAT_PRED_PER_PIXEL = _robust(
+R_HAT_PRED_PER_PIXEL = _robustness(
     "r_hat_pred_per_pixel", "`r_hat_pred` divided by √(number of pixel values)", _PIXELS
 )
-R_HAT_TRUE = _robust(
+R_HAT_TRUE = _robustness(
     "r_hat_true",
     "`r_hat_pred` with distance 0 for each image that the network classifies wrongly",
     _PIXELS,
 )
-R_HAT_NOT_FOUND = _robust(
+R_HAT_NOT_FOUND = _robustness(
     "r_hat_not_found",
     "number of test images for which no distance was found; the means leave them out",
     "images",
@@ -188,9 +190,9 @@ def d_data_at(num_neighbors: int) -> str:
     return f"{D_DATA_MLE}_k{num_neighbors}"
 
 
-NEIGHBORS_TOO = (5, 10)
+OTHER_NUM_NEIGHBORS = (5, 10)
 """Other numbers of neighbors for d_data, to show how much it depends on this number."""
-for _num_neighbors in NEIGHBORS_TOO:
+for _num_neighbors in OTHER_NUM_NEIGHBORS:
     _measure(
         d_data_at(_num_neighbors),
         f"`d_data_mle` from the {_num_neighbors} nearest neighbors instead of 20",
@@ -231,11 +233,12 @@ NUM_DUPLICATES = _measure(
 NUM_CONFLICTS = _measure(
     "num_conflicts", "number of identical training images with different labels", "images"
 )
-_SHARED = (
+SHARED_GROUP_SHARE = _run(
+    "shared_group_share",
     "share of test images with a group (patient) that is also in the training set; 0 unless a "
-    "released fault is on"
+    "released fault is on",
+    "fraction",
 )
-SHARED_GROUP_SHARE = _run("shared_group_share", _SHARED, "fraction")
 ATTEMPT = _run("attempt", "number of the successful attempt, from 1", kind="integer")
 
 GPU = _run(
@@ -246,11 +249,13 @@ STEP_PATH = _run(
     "kind of training step: eager (run by Python) or graph (replayed by a GPU)",
     kind="text",
 )
-_MICRO = (
+MICRO_BATCH = _run(
+    "micro_batch",
     "images per part if batches were split to save memory (batch norm then uses each part alone); "
-    "absent otherwise"
+    "absent otherwise",
+    "images",
+    kind="integer",
 )
-MICRO_BATCH = _run("micro_batch", _MICRO, "images", kind="integer")
 WALL_TIME_S = _run("wall_time_s", "duration of the trial", "s")
 IMAGES_PER_SECOND = _run(
     "images_per_second", "training images per second of training", "images / s"
@@ -268,8 +273,10 @@ CODE_VERSION = _run(
 )
 
 COLUMNS = tuple(_DEFINED.values())
-"""Columns of the results table. The columns defined below are in other tables: the report's
-table of measures, with one row per train size, and MLflow's curves over epochs."""
+"""Columns of the results table, in order: all that are defined above this line."""
+
+# The columns below are only in other tables: the report's table of measures, with one row per train
+# size, and MLflow's curves over epochs.
 LABEL_SHARPNESS_P99 = _measure(
     "label_sharpness_p99",
     "99th percentile over images of 1 / distance to the nearest image with another label",
@@ -297,8 +304,8 @@ DONE = str(TrialStatus.DONE)
 """Value of ``status`` for a trial whose training finished."""
 
 _ATTACK = re.compile(
-    r"(?P<attack>[a-z][a-z0-9]*(?:_[a-z][a-z0-9]*)*)_(?P<eps>\d+(?:\.\d+)?)_"
-    rf"(?P<what>{'|'.join(ATTACK_QUANTITIES)})"
+    r"(?P<attack>[a-z][a-z0-9]*(?:_[a-z][a-z0-9]*)*)_(?P<epsilon>\d+(?:\.\d+)?)_"
+    rf"(?P<quantity>{'|'.join(ATTACK_QUANTITIES)})"
 )
 FURTHER_TEST_PREFIX = "test_on_"
 """Prefix of the columns of a further test set. The name of its condition follows."""
@@ -324,13 +331,13 @@ FURTHER_TEST_QUANTITIES = {
     ),
     "r_hat_pred": (
         "`r_hat_pred` if the condition `{}` changed some of the test images",
-        "L2 pixel distance",
+        _PIXELS,
     ),
 }
 """Meaning and unit of a further test set's columns."""
 _FURTHER_TEST = re.compile(
     rf"{FURTHER_TEST_PREFIX}(?P<condition>[a-z][a-z0-9_-]*?)_"
-    rf"(?P<what>{'|'.join(sorted(FURTHER_TEST_QUANTITIES, key=len, reverse=True))})"
+    rf"(?P<quantity>{'|'.join(FURTHER_TEST_QUANTITIES)})"
 )
 _DIMENSION = re.compile(
     r"(?P<dimension>d_repr|d_data)_(?P<estimator>[a-z][a-z0-9_]*?)(?:_stage(?P<stage>\d+))?"
@@ -361,8 +368,8 @@ def attack_columns(names: Iterable[str]) -> tuple[AttackColumn, ...]:
     columns = []
     for name in names:
         match = _ATTACK.fullmatch(name)
-        if match and match["what"] == "loss_gain":
-            columns.append(AttackColumn(name, match["attack"], float(match["eps"])))
+        if match and match["quantity"] == "loss_gain":
+            columns.append(AttackColumn(name, match["attack"], float(match["epsilon"])))
     return tuple(sorted(columns, key=lambda column: (column.attack, column.epsilon)))
 
 
@@ -383,12 +390,12 @@ def _describe_by_pattern(name: str) -> Column:
     """Return the column of a name with a pattern, for example of an attack's column."""
     attack = _ATTACK.fullmatch(name)
     if attack:
-        meaning, unit = ATTACK_QUANTITIES[attack["what"]]
-        description = f"{attack['attack']} at epsilon {attack['eps']}/255"
+        meaning, unit = ATTACK_QUANTITIES[attack["quantity"]]
+        description = f"{attack['attack']} at epsilon {attack['epsilon']}/255"
         return Column(name, meaning.format(description), unit, origin="attack")
     further_test = _FURTHER_TEST.fullmatch(name)
     if further_test:
-        meaning, unit = FURTHER_TEST_QUANTITIES[further_test["what"]]
+        meaning, unit = FURTHER_TEST_QUANTITIES[further_test["quantity"]]
         return Column(name, meaning.format(further_test["condition"]), unit, origin="network")
     dimension = _DIMENSION.fullmatch(name)
     if dimension:

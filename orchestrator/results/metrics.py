@@ -21,10 +21,10 @@ from orchestrator.results.columns import (
     LABEL_SHARPNESS_MEAN,
     LABEL_SHARPNESS_PERMUTED,
     MEAN_UNLIKE_DISTANCE,
-    NEIGHBORS_TOO,
     NUM_CLASSES,
     NUM_CONFLICTS,
     NUM_DUPLICATES,
+    OTHER_NUM_NEIGHBORS,
     PEAK_MEMORY_BYTES,
     R_HAT_NOT_FOUND,
     R_HAT_PRED,
@@ -164,7 +164,7 @@ def _data_dimension_numbers(size: SizeRecord) -> Numbers:
     if "mle" in size.d_data:
         points = size.d_data["mle"].details.get("curve", ())
         by_neighbors = {point["num_neighbors"]: point["value"] for point in points}
-        for num_neighbors in NEIGHBORS_TOO:
+        for num_neighbors in OTHER_NUM_NEIGHBORS:
             numbers[d_data_at(num_neighbors)] = by_neighbors.get(num_neighbors)
     return numbers
 

@@ -123,19 +123,16 @@ class SweepRuns:
         is ignored: the result contains all points.
         """
         tracked = self._find(key)
-        tags = live.tags or {}
         if live.tags is None and (tracked is None or tracked.status not in OPEN):
             return
-        failed = None
+        tags = live.tags or {}
         if live.failed and tracked is not None and tracked.status == "FAILED":
-            failed = tracked
-        if failed and tags.items() <= self.client.get_run(failed.run_id).data.tags.items():
-            return
+            shown_tags = self.client.get_run(tracked.run_id).data.tags
+            if tags.items() <= shown_tags.items():
+                return  # MLflow shows this failure
         if key == SWEEP_KEY and live.tags is not None:
             tags = self._sweep_tags
-        sent_points: set[tuple[str, int, float]] = set()
-        if tracked is not None:
-            sent_points = tracked.sent_points
+        sent_points = set() if tracked is None else tracked.sent_points
         new_points = [point for point in live.points if point[:3] not in sent_points]
         tracked = self._open(key, tags, live.at_ms, map(_metric_of, new_points))
         tracked.sent_points.update(point[:3] for point in new_points)
@@ -152,18 +149,18 @@ class SweepRuns:
             True if MLflow was changed.
         """
         shown_metrics = _shown_metrics(run)
-        tracked = self._find(run.run_key)
-        history: dict[str, list[Metric]] = {}
         digest = _digest({SWEEP: self._page.sweep, **run.tags}, run.params, shown_metrics)
+        history: dict[str, list[Metric]] = {}
+        tracked = self._find(run.run_key)
         if tracked is not None:
-            finished = tracked.status == "FINISHED"
-            if finished and tracked.digest == digest:
+            is_finished = tracked.status == "FINISHED"
+            if is_finished and tracked.digest == digest:
                 return False
             data = self.client.get_run(tracked.run_id).data
-            if _has_too_much(run, shown_metrics, data):
+            if _must_be_replaced(run, shown_metrics, data):
                 self.client.delete_run(tracked.run_id)
-                del self._runs[run.run_key]
-            elif finished and _has_all(run, shown_metrics, data):
+                del self._runs[run.run_key]  # a new run without a history is opened below
+            elif is_finished and _has_all(run, shown_metrics, data):
                 tracked.digest = digest
                 return False
             else:
@@ -206,7 +203,7 @@ class SweepRuns:
         points = []
         for name, value in numbers.items():
             if math.isfinite(value) and data.metrics.get(name) != value:
-                points.append(self._point_shown_last(run_id, name, value, data))
+                points.append(self._latest_point(run_id, name, value, data))
         tags = {
             name: text for name, text in self._sweep_tags.items() if data.tags.get(name) != text
         }
@@ -214,12 +211,12 @@ class SweepRuns:
         if folder is not None:
             self._send_files(run_id, folder, data, sent)
 
-    def _point_shown_last(self, run_id: str, name: str, value: float, data: RunData) -> Metric:
+    def _latest_point(self, run_id: str, name: str, value: float, data: RunData) -> Metric:
         """Return a point that is later than all points of a metric: MLflow shows the latest one."""
         last = Metric(name, value, milliseconds(time.time()), 0)
         if name in data.metrics:
-            earlier = self.client.get_metric_history(run_id, name)
-            last = max(earlier, key=_shown_last, default=last)
+            history = self.client.get_metric_history(run_id, name)
+            last = max(history, key=_shown_last, default=last)
         return Metric(name, value, last.timestamp + 1, last.step)
 
     def _send_files(
@@ -230,6 +227,7 @@ class SweepRuns:
         for path in sorted(filter(Path.is_file, folder.rglob("*"))):
             hashes[str(path.relative_to(folder))] = _hash(path.read_bytes())
         report_hash = _hash(json.dumps(hashes).encode())
+        # The hash in MLflow was set after all files of the same report were sent.
         stored: set[str] = set()
         if data.tags.get(REPORT_TAG) == report_hash:
             stored = self._artifacts("report")
@@ -387,7 +385,7 @@ def _shown_metrics(run: FlatRun) -> dict[str, float]:
     return shown_metrics
 
 
-def _has_too_much(run: FlatRun, shown_metrics: Mapping[str, float], data: RunData) -> bool:
+def _must_be_replaced(run: FlatRun, shown_metrics: Mapping[str, float], data: RunData) -> bool:
     """Return whether a run in MLflow has wrong values that MLflow cannot change.
 
     These are other params, results of other data, other points of a learning curve, or a

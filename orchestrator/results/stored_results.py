@@ -69,7 +69,7 @@ class Records(MutableMapping[str, TrialRecord]):
         return len(self.outlines)
 
 
-class PredictionLosses(NamedTuple):
+class DamagedPredictions(NamedTuple):
     """Numbers of trials whose stored predictions are missing or damaged.
 
     Attributes:
@@ -121,31 +121,28 @@ class StoredResults:
         if index_path is not None:
             index = OutlineIndex(index_path)
         files = store.listing(TrialRecord)
-        indexed: dict[str, TrialOutline] = {}
+        outlines: dict[str, TrialOutline] = {}
         if index is not None and quick:
             for trial_id, entry in index.read().items():
                 if trial_id in files and entry.stamp == files[trial_id].stamp:
-                    indexed[trial_id] = entry.outline
-        unread = [file for trial_id, file in files.items() if trial_id not in indexed]
+                    outlines[trial_id] = entry.outline
+        unread_files = [file for trial_id, file in files.items() if trial_id not in outlines]
         unreadable: list[Unreadable] = []
         records: dict[str, TrialRecord] = {}
-        new_outlines: dict[str, TrialOutline] = {}
-        for trial_id, record in store.read_each(TrialRecord, unread, unreadable):
-            new_outlines[trial_id] = TrialOutline.of(record)
+        new_entries: list[IndexEntry] = []
+        for trial_id, record in store.read_each(TrialRecord, unread_files, unreadable):
+            outlines[trial_id] = TrialOutline.of(record)
+            new_entries.append(IndexEntry(files[trial_id].stamp, outlines[trial_id]))
             if not quick:
                 records[trial_id] = record
-        if index is not None and new_outlines:
-            index.add(
-                IndexEntry(files[trial_id].stamp, outline)
-                for trial_id, outline in new_outlines.items()
-            )
-        unordered = indexed | new_outlines
-        outlines = {trial_id: unordered[trial_id] for trial_id in files if trial_id in unordered}
+        if index is not None and new_entries:
+            index.add(new_entries)
+        in_order = {trial_id: outlines[trial_id] for trial_id in files if trial_id in outlines}
         measures = store.scan(MeasureRecord)
         failures = store.scan(FailureRecord)
         return cls(
             store=store,
-            trials=Records(store, outlines, records),
+            trials=Records(store, in_order, records),
             measures=measures.records,
             failures=failures.records,
             unreadable=unreadable + failures.unreadable + measures.unreadable,
@@ -162,7 +159,7 @@ class StoredResults:
             del self.measures[measure_id]
         return len(lost) + len(lost_measures)
 
-    def mark_damaged_predictions(self, planned: Iterable[str]) -> PredictionLosses:
+    def mark_damaged_predictions(self, planned: Iterable[str]) -> DamagedPredictions:
         """Mark missing or damaged predictions in memory, so that a run computes them again.
 
         No stored file changes. The stored result of a trial that must be trained again stays
@@ -183,19 +180,17 @@ class StoredResults:
         weights = {}
         for trial_id in damaged:
             file = records[trial_id].result.weights
-            if file is not None:
+            if file:
                 weights[trial_id] = file
-        intact_weights = weights.keys() - self.store.damaged_files(FileKind.WEIGHTS, weights)
-        num_from_weights = 0
-        for trial_id in damaged:
+        with_weights = weights.keys() - self.store.damaged_files(FileKind.WEIGHTS, weights)
+        without_weights = damaged - with_weights
+        for trial_id in without_weights:
+            del self.trials[trial_id]
+        for trial_id in with_weights:
             record = records[trial_id]
-            if trial_id not in intact_weights:
-                del self.trials[trial_id]
-                continue
-            num_from_weights += 1
             result = record.result.model_copy(update={"predictions": None})
             self.trials[trial_id] = record.model_copy(update={"result": result})
-        return PredictionLosses(num_from_weights, len(damaged) - num_from_weights)
+        return DamagedPredictions(len(with_weights), len(without_weights))
 
     def check_writable(self) -> None:
         """Raise an error if a newer isweep wrote records, because a run would replace them.
@@ -219,8 +214,10 @@ class StoredResults:
 
         If the record cannot be stored, the memory does not change.
         """
-        write = partial(self.store.save, record)
-        stamp = write() if self.retry is None else self.retry.until_done(write)
+        if self.retry is None:
+            stamp = self.store.save(record)
+        else:
+            stamp = self.retry.until_done(partial(self.store.save, record))
         if isinstance(record, TrialRecord):
             self.trials[record.trial_id] = record
             if self.index is not None:

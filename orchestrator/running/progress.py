@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.machine.locks import holder_pid
-from orchestrator.machine.signals import raise_if_asked
+from orchestrator.machine.signals import raise_if_stop_requested
 from orchestrator.planning.workspace import Workspace
 from search_spaces.specs import NetworkSpec
 from tasks.atomic import read_whole, write_atomic
@@ -173,7 +173,7 @@ class Progress:
 
     def stage(self, name: str, detail: str = "", total: int = 0) -> None:
         """Start a stage of ``total`` steps."""
-        raise_if_asked()
+        raise_if_stop_requested()
         self.name = name
         self.detail = detail
         self.step = 0
@@ -183,7 +183,7 @@ class Progress:
 
     def advance(self, detail: str) -> None:
         """Count a finished step of the stage."""
-        raise_if_asked()
+        raise_if_stop_requested()
         self.step += 1
         self.detail = detail
         self._update()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from orchestrator.machine.locks import locked
+from orchestrator.machine.locks import lock_root_and_store
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.state import compare_with_plan
 from orchestrator.results.stored_results import StoredResults
@@ -25,7 +25,7 @@ def reconcile_sweep(
         Number of MLflow's runs by the change that was made to them.
     """
     workspace.paths.make()
-    with locked(workspace, "isweep reconcile"):
+    with lock_root_and_store(workspace, "isweep reconcile"):
         stored = StoredResults.read(workspace.results_url)
         state = compare_with_plan(workspace, stored)
         tracker = make_tracker(workspace, stored.store, mlflow_uri, print_note=say)

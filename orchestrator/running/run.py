@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.machine.cluster import RunOptions, trial_resources
-from orchestrator.machine.signals import at_forced_end, stop_heard
+from orchestrator.machine.signals import at_forced_end, clear_stop_request
 from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.sweep_file import SweepSource, sweep_text
@@ -143,7 +143,7 @@ def run_sweep(
                 _train(sweep)
                 summary = _report(sweep)
             except KeyboardInterrupt:
-                stop_heard()
+                clear_stop_request()
                 monitor.stage("stop", "ending trials and closing runs; finished trials are kept")
                 _recount_results_after_stop(sweep)
                 raise

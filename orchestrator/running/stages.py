@@ -17,11 +17,11 @@ from orchestrator.machine.cluster import (
     resolve_head,
     trial_resources,
 )
-from orchestrator.machine.gpu_problems import refuse, survey
+from orchestrator.machine.gpu_problems import check_gpus_fit, describe_gpus
 from orchestrator.machine.gpus.records import NodeGpus
 from orchestrator.machine.gpus.this_machine import gpus_here
 from orchestrator.machine.gpus.visible import gpus_are_simulated
-from orchestrator.machine.locks import locked
+from orchestrator.machine.locks import lock_root_and_store
 from orchestrator.machine.mps import PrivateMps
 from orchestrator.machine.mps_choice import why_no_mps
 from orchestrator.machine.ray_folders import remove_orphans
@@ -85,7 +85,9 @@ class SweepCommand:
         provenance()
         self.monitor.path = self.workspace.sweep_paths.progress
         self.stack.enter_context(explained_silent_end())
-        self.stack.enter_context(locked(self.workspace, self.purpose, self.monitor.note))
+        self.stack.enter_context(
+            lock_root_and_store(self.workspace, self.purpose, self.monitor.note)
+        )
         self.stack.enter_context(self.monitor.shown())
         self.monitor.stage("start", "MLflow" if self.options.tracking else "")
         remove_orphans(self.workspace.paths)
@@ -157,7 +159,7 @@ class SweepCommand:
             # The cluster may have started MPS after these GPUs were listed.
             has_mps = cluster.mps is not None and cluster.mps.folder is not None
             return [replace(node, mps=node.mps or has_mps) for node in self.local_gpus]
-        return survey(cluster.num_gpus, is_private=cluster.is_private)
+        return describe_gpus(cluster.num_gpus, is_private=cluster.is_private)
 
     def check_machine(self) -> None:
         """Check that trials can run, before Ray starts.
@@ -178,7 +180,7 @@ class SweepCommand:
             self.workspace.plan.sweep.resources, cpu_cluster_here(options.num_cpus), device
         )
         if num_gpus:
-            self.local_gpus = survey(num_gpus, is_private=True)
+            self.local_gpus = describe_gpus(num_gpus, is_private=True)
             self.check_gpus(self.local_gpus)
 
     def check_gpus(self, nodes: list[NodeGpus]) -> None:
@@ -193,7 +195,7 @@ class SweepCommand:
             # This check only asks whether trials share a GPU. By default they do so under MPS.
             share = 0.5 if any(node.mps for node in nodes) else 1.0
         if share:
-            refuse(nodes, plan.trials, share=share, alone=self.options.address is None)
+            check_gpus_fit(nodes, plan.trials, share=share, alone=self.options.address is None)
 
     def executor(self, *, reads_files: bool = False) -> Executor:
         """Return an executor for tasks on the cluster.

@@ -37,7 +37,7 @@ from typing import Any
 
 from ray import tune
 
-from orchestrator.machine.signals import at_forced_end, raise_if_asked
+from orchestrator.machine.signals import at_forced_end, raise_if_stop_requested
 from orchestrator.planning.plan import PlannedStatus
 from orchestrator.results.flat_runs import trial_tags
 from orchestrator.results.records import FailureKind, TrialFailure
@@ -162,7 +162,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
 
         An error that stops the run is raised here. Otherwise Tune would run further trials.
         """
-        raise_if_asked()
+        raise_if_stop_requested()
         with self._queue.stop_on_error():
             self._watchdog.check(trials, self._queue.submitted)
         self._raise_if_stopped()

@@ -96,7 +96,7 @@ class SearchTrials(TrialSource):
     Args:
         run: Context that all trials share.
         search: The search, which chooses the next trial.
-        earlier: Stored trials of the search. New requests and results are added to them.
+        stored_trials: Stored trials of the search. New requests and results are added to them.
         load: Function that reads the arrays of a subset for a train size and a validation
             split.
         fingerprints: Content hashes of the datasets by prepared id.
@@ -108,30 +108,30 @@ class SearchTrials(TrialSource):
         self,
         run: RunContext,
         search: Search,
-        earlier: EarlierTrials,
+        stored_trials: EarlierTrials,
         load: Callable[[SubsetSpec, int, ValidationSpec], TrialData],
         fingerprints: Mapping[str, str],
     ) -> None:
-        # The source code of custom networks is sent to the workers at the start. These trials
-        # contain all networks and all arrays of the search.
-        trials: dict[str, SearchTrialSpec] = {}
-        for combination_search in search.searches.values():
-            combination = combination_search.combination
-            for number in range(search.tune.seeds):
-                trial = combination.trial(combination.sweep_point, number)
-                trials[trial.trial_id] = trial
-        all_trials: dict[str, TrialSpec] = dict(trials)
-        super().__init__(run, SearchQueue(search, all_trials, self._store_request), all_trials)
+        trials: dict[str, TrialSpec] = {}
+        super().__init__(run, SearchQueue(search, trials, self._store_request), trials)
         self._search = search
-        self._stored = earlier
+        self._stored_trials = stored_trials
         self._load = load
         self._fingerprints = fingerprints
-        self._by_array = {self.array_of(trial): trial for trial in trials.values()}
+        self._trial_by_array: dict[str, SearchTrialSpec] = {}
+        # The source code of custom networks is sent to the workers at the start. The trials at the
+        # sweep's recipe contain all networks and all arrays of the search.
+        for combination_search in search.searches.values():
+            combination = combination_search.combination
+            for run_number in range(search.tune.seeds):
+                trial = combination.trial(combination.sweep_point, run_number)
+                trials[trial.trial_id] = trial
+                self._trial_by_array[self.array_of(trial)] = trial
         self._show_counts()
 
     def load_array(self, key: str) -> TrialData:
         """See :class:`TrialSource`."""
-        trial = self._by_array[key]
+        trial = self._trial_by_array[key]
         return self._load(trial.network.subset, trial.network.train_size, trial.validation)
 
     def store_result(self, trial: TrialSpec, report: TrialReport, attempt: int) -> FlatRun:
@@ -140,7 +140,7 @@ class SearchTrials(TrialSource):
         fields = self.record_fields(trial, report, attempt)
         record = SearchRecord(**fields, role=requested.role, run=requested.run)
         self.run.stored.save(record)
-        self._stored.records[trial.trial_id] = record
+        self._stored_trials.records[trial.trial_id] = record
         self._search.add_result(trial.trial_id, cast("SearchResult", report.outcome))
         self._show_counts()
         return flat_search(record)
@@ -163,7 +163,7 @@ class SearchTrials(TrialSource):
 
     def _store_request(self, trial: RequestedTrial) -> None:
         """Store the request of a trial before it starts, if it is not stored yet."""
-        requests = self._stored.requests
+        requests = self._stored_trials.requests
         trial_id = trial.spec.trial_id
         if trial_id not in requests:
             prepared_id = trial.spec.network.subset.prepared.prepared_id
@@ -181,6 +181,6 @@ class SearchTrials(TrialSource):
 
     def _show_counts(self) -> None:
         """Report the number of finished trials and an upper bound of the total."""
-        num_done = len(self._stored.records)
+        num_done = len(self._stored_trials.records)
         self.run.monitor.planned = num_done + self._search.num_left
         self.run.monitor.done = num_done

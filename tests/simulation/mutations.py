@@ -334,12 +334,16 @@ MUTATIONS = tuple(
                 '            if self._read().fields.get("token") == self._token:\n',
                 "            if True:\n",
             ),
-            ("a live driver's lease changes with every beat", "        self._beats += 1\n", ""),
+            (
+                "a live driver's lease changes with every beat",
+                "        self._num_writes += 1\n",
+                "",
+            ),
         ),
         SIGNALS: (
             (
                 "a lease is renewed",
-                "            lost = self._look()\n",
+                "            lost = self._check()\n",
                 "            lost = None\n",
             ),
         ),
@@ -424,12 +428,12 @@ MUTATIONS = tuple(
             ),
             (
                 "values are compared, not only statuses",
-                "            if finished and tracked.digest == digest:\n",
-                "            if finished:\n",
+                "            if is_finished and tracked.digest == digest:\n",
+                "            if is_finished:\n",
             ),
             (
                 "a run with numbers of other data is set aside",
-                "            if _has_too_much(run, shown_metrics, data):\n",
+                "            if _must_be_replaced(run, shown_metrics, data):\n",
                 "            if False:\n",
             ),
             (
@@ -449,9 +453,8 @@ MUTATIONS = tuple(
             ),
             (
                 "MLflow shows what the last attempt died of",
-                "if failed and tags.items() <= "
-                "self.client.get_run(failed.run_id).data.tags.items():",
-                "if failed:",
+                "            if tags.items() <= shown_tags.items():\n",
+                "            if True:\n",
             ),
             (
                 "a point is sent once",
@@ -545,8 +548,8 @@ MUTATIONS = tuple(
             ),
             (
                 "the result of a search's trial is stored",
-                "        self.run.stored.save(record)\n        self._stored.records",
-                "        self._stored.records",
+                "        self.run.stored.save(record)\n        self._stored_trials.records",
+                "        self._stored_trials.records",
             ),
         ),
         SEARCH: (

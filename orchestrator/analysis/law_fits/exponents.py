@@ -37,7 +37,7 @@ from orchestrator.results.columns import (
     D_DATA_TWONN,
     DATASET,
     MODEL,
-    NEIGHBORS_TOO,
+    OTHER_NUM_NEIGHBORS,
     TRAIN_SIZE,
     d_data_at,
 )
@@ -47,7 +47,7 @@ ABOVE_CHANCE = "N above chance level"
 TWONN = "TwoNN"
 """Variant of the exponent with d by TwoNN, which uses the two nearest neighbors of an
 image."""
-OTHER_D = {TWONN: D_DATA_TWONN, **{f"{k} neighbours": d_data_at(k) for k in NEIGHBORS_TOO}}
+OTHER_D = {TWONN: D_DATA_TWONN, **{f"{k} neighbours": d_data_at(k) for k in OTHER_NUM_NEIGHBORS}}
 """Column of each other estimate of d, by name of the variant."""
 
 

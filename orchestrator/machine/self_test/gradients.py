@@ -272,33 +272,37 @@ def _bfloat16_gradient(model: PixelModel, images: Tensor, labels: Tensor) -> Gra
 @contextmanager
 def _rounded_to_bfloat16(model: PixelModel) -> Iterator[None]:
     """Round weights, and outputs of convolutions and linear layers, to bfloat16 during a block."""
-    originals = [weight.detach().clone() for weight in model.parameters()]
     hooks = [
         layer.register_forward_hook(lambda layer, inputs, output: output.bfloat16().float())
         for layer in model.modules()
         if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)
     ]
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.copy_(weight.bfloat16())
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with _weights_restored(model):
         with torch.no_grad():
-            for weight, original in zip(model.parameters(), originals, strict=True):
-                weight.copy_(original)
+            for weight in model.parameters():
+                weight.copy_(weight.bfloat16())
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 @contextmanager
 def _perturbed(model: PixelModel) -> Iterator[None]:
     """Change each weight by a random relative error of :data:`FLOAT32_ERROR` during a block."""
     generator = torch.Generator().manual_seed(0)
+    with _weights_restored(model):
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(1 + FLOAT32_ERROR * torch.randn(weight.shape, generator=generator))
+        yield
+
+
+@contextmanager
+def _weights_restored(model: PixelModel) -> Iterator[None]:
+    """Restore a network's weights after a block that changes them."""
     originals = [weight.detach().clone() for weight in model.parameters()]
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(1 + FLOAT32_ERROR * torch.randn(weight.shape, generator=generator))
     try:
         yield
     finally:

@@ -83,17 +83,16 @@ def _run_parts(
 ) -> Verdict:
     """Run the parts of the test that are needed, and return the verdict without its duration."""
     first = _run_cpu_comparison(case, device)
-    if first.problem:
-        # A comparison of graphs on a device that computes wrongly is useless.
-        second = None
-        if not first.error_text:
-            on_wrong(verdict_on_wrong_gpu(first))
-            second = _run_cpu_comparison(case, device)
-        return verdict_on_wrong_gpu(first, second)
+    if not first.problem:
+        if first.error_text:
+            return verdict_after_error(first)
+        on_passed()
+        return verdict_on_graphs(first, _run_graph_trainings(case, device))
+    # A comparison of graphs on a device that computes wrongly is useless.
     if first.error_text:
-        return verdict_after_error(first)
-    on_passed()
-    return verdict_on_graphs(first, _run_graph_trainings(case, device))
+        return verdict_on_wrong_gpu(first)
+    on_wrong(verdict_on_wrong_gpu(first))
+    return verdict_on_wrong_gpu(first, second=_run_cpu_comparison(case, device))
 
 
 def _run_cpu_comparison(case: Case, device: torch.device) -> CpuResult:

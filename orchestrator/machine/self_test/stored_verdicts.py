@@ -128,11 +128,10 @@ def read_or_run_self_test(uuid: str, case: Case) -> StoredVerdict:
     file = user_cache("gpus") / f"self-test-{uuid}-{case.model.name}-{key}.json"
     requested_at = time.time()
     with _locked(file.with_name(f"self-test-{uuid}.lock")):
-        verdict = _latest_verdict(file)
+        earlier = _latest_verdict(file)
         # A test that ended while this process waited is not repeated, whatever its verdict.
-        if verdict is not None and (verdict.is_valid or verdict.tested_at >= requested_at):
-            return verdict
-        earlier = verdict
+        if earlier is not None and (earlier.is_valid or earlier.tested_at >= requested_at):
+            return earlier
         verdict = _run_test(case, file)
         if earlier is not None and not earlier.comparison_error:
             # `earlier` was not final: otherwise there would be no second test.
@@ -163,10 +162,10 @@ def _locked(path: Path) -> Iterator[None]:
 def _latest_verdict(file: Path) -> StoredVerdict | None:
     """Return the last verdict of this process or of another one; None if there is none."""
     stored = _read(file)
-    own = _verdicts_of_this_process.get(file)
-    if stored is None or own is None:
-        return stored or own
-    return max(stored, own, key=lambda verdict: verdict.tested_at)
+    in_memory = _verdicts_of_this_process.get(file)
+    if stored is None or in_memory is None:
+        return stored or in_memory
+    return max(stored, in_memory, key=lambda verdict: verdict.tested_at)
 
 
 def _read(file: Path) -> StoredVerdict | None:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from orchestrator.cli import environment, printing, results
 from orchestrator.cli.app import COMMANDS, SLOW, application, main, parse
-from orchestrator.machine.signals import stop_heard
+from orchestrator.machine.signals import clear_stop_request
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_stop_signal_is_handled_like_ctrl_c_and_an_error_after_it_is_not_a_bug
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        stop_heard()  # otherwise the next run in this process would stop
+        clear_stop_request()  # otherwise the next run in this process would stop
     message = capsys.readouterr().err
     assert (
         message == "Stopped. All stored results are kept. Run the same command again to continue.\n"

@@ -35,9 +35,9 @@ def test_the_checks_of_a_launch_file_are_named_as_such(tmp_path, monkeypatch):
 
 def test_a_node_that_does_not_answer_has_question_marks_instead_of_numbers():
     node = {"NodeManagerAddress": "10.0.0.2", "Resources": {"CPU": 4.0}}
-    no_answer = doctor.NodeAnswer(silence=Problem("silent", "look"))
-    answer = doctor.NodeAnswer(versions=doctor.versions_here())
-    silent_node = doctor.checked_node(no_answer, node)["node"]
-    answering_node = doctor.checked_node(answer, node)["node"]
+    no_answer = doctor.NodeReport(missing=Problem("silent", "look"))
+    answer = doctor.NodeReport(versions=doctor.versions_here())
+    silent_node = doctor.check_node(no_answer, node)["node"]
+    answering_node = doctor.check_node(answer, node)["node"]
     table = node_table([answering_node, silent_node])
     assert [*table.columns[-1].cells] == ["0 GiB", "?"]

@@ -678,7 +678,7 @@ def test_every_mig_slice_is_described_with_the_memory_that_others_use(
     ]
     assert described == [("MIG-1", 39, 0, 42), ("MIG-2", 9.5, 3, 14)]
     assert node.slices == ("MIG-1", "MIG-2")
-    (problem,) = gpu_problems.gpu_problems(node, needed=8 * 2**30)
+    (problem,) = gpu_problems.gpu_problems(node, needed_bytes=8 * 2**30)
     assert problem.text == (
         "node a: NVIDIA A100-SXM4-80GB MIG 1g.10gb MIG-2: other processes use 3.0 of "
         "9.5 GiB, but the largest trial needs up to 8.0 GiB"
@@ -733,7 +733,7 @@ def test_a_driver_that_does_not_answer_never_means_cpus_silently(tmp_path, monke
     assert trial_resources(ResourceSpec(), cpu_cluster_here(), "cpu").num_gpus == 0
     without_gpu = ResourceSpec(num_gpus=0)
     assert trial_resources(without_gpu, cpu_cluster_here(), "auto").num_gpus == 0
-    problem = doctor._checked("gpus", lambda: doctor._gpus(None))
+    problem = doctor._run_check("gpus", doctor._check_gpus, None)
     assert not problem["ok"]
     assert error in problem["detail"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")

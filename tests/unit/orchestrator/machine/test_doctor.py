@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from orchestrator.machine import doctor
-from orchestrator.machine.doctor import NodeAnswer, check_nodes
+from orchestrator.machine.doctor import NodeReport, check_nodes
 from orchestrator.machine.gpus.records import Gpu, NodeGpus
 from tests.object_store import object_store
 
@@ -23,7 +23,7 @@ NODE = {"NodeManagerAddress": "10.0.0.2", "Resources": {"CPU": 16.0, "GPU": 1.0}
 
 
 def problems(**changes: Any) -> list[str]:
-    check = doctor.checked_node(NodeAnswer(**{**SOUND, **changes}), NODE)
+    check = doctor.check_node(NodeReport(**{**SOUND, **changes}), NODE)
     assert check["ok"] == (not check["fix"])
     return [] if check["ok"] else [f"{check['detail']}. {check['fix']}"]
 
@@ -79,11 +79,11 @@ def test_a_node_without_problems_and_a_node_with_logical_gpus_pass():
 def test_a_gpu_that_ray_does_not_offer_is_no_problem(resources):
     """As after `ray start --num-gpus=0`, or with an empty CUDA_VISIBLE_DEVICES."""
     old = Gpu("Tesla K80", "GPU-1", 12 * GIB, capability=3.7, has_kernels=False)
-    answer = NodeAnswer(**{**SOUND, "gpus": replace(L4, gpus=(old,))})
-    assert not doctor.checked_node(answer, NODE)["ok"]
-    assert doctor.checked_node(answer, NODE | {"Resources": resources})["ok"]
-    without_torch = replace(answer, gpus=replace(answer.gpus, error="No module named 'torch'"))
-    check = doctor.checked_node(without_torch, NODE | {"Resources": resources})
+    report = NodeReport(**{**SOUND, "gpus": replace(L4, gpus=(old,))})
+    assert not doctor.check_node(report, NODE)["ok"]
+    assert doctor.check_node(report, NODE | {"Resources": resources})["ok"]
+    without_torch = replace(report, gpus=replace(report.gpus, error="No module named 'torch'"))
+    check = doctor.check_node(without_torch, NODE | {"Resources": resources})
     assert "torch did not list the GPUs: No module named 'torch'" in check["detail"]
 
 
@@ -95,10 +95,10 @@ def test_every_node_of_a_cluster_is_checked_or_has_a_reason(ray_local, monkeypat
     assert node["num_cpus"] == ray.cluster_resources()["CPU"]
     assert node["free_disk_bytes"] > 0
 
-    def fail_to_look() -> None:
+    def fail_to_report() -> None:
         raise ModuleNotFoundError("No module named 'orchestrator'")
 
-    monkeypatch.setattr(doctor, "look_here", fail_to_look)
+    monkeypatch.setattr(doctor, "report_this_node", fail_to_report)
     (check,) = check_nodes()
     assert (
         check["detail"]
@@ -112,7 +112,7 @@ def test_every_node_of_a_cluster_is_checked_or_has_a_reason(ray_local, monkeypat
 
 
 def store_check(url):
-    return doctor._checked("result store", lambda: doctor._result_store(str(url)))
+    return doctor._run_check("result store", doctor._check_result_store, str(url))
 
 
 @pytest.mark.parametrize("name", [".", "not/made/yet"])
@@ -176,19 +176,19 @@ def test_the_check_of_ray_access_depends_on_address_and_token_mode(
         monkeypatch.delenv(name, raising=False)
     if mode:
         monkeypatch.setenv("RAY_AUTH_MODE", mode)
-    check = doctor._checked("ray access", lambda: doctor._ray_access(address))
+    check = doctor._run_check("ray access", doctor._check_ray_access, address)
     assert (check["ok"], check["detail"]) == (ok, detail)
     assert bool(check["fix"]) != ok
 
 
 def test_a_machine_without_gpus_passes_and_one_whose_torch_cannot_use_them_fails(monkeypatch):
     monkeypatch.setattr(doctor, "gpus_here", list)
-    assert doctor._gpus(None).detail == "no GPU on this machine, so trials run on CPUs"
-    assert doctor._gpus("10.0.0.1:6379").detail == "no GPU on this machine"
+    assert doctor._check_gpus(None).detail == "no GPU on this machine, so trials run on CPUs"
+    assert doctor._check_gpus("10.0.0.1:6379").detail == "no GPU on this machine"
     without_usable_gpu = NodeGpus("a", driver="550.54", torch="2.13.0", cuda="13.0")
     monkeypatch.setattr(doctor, "gpus_here", lambda: [Gpu("NVIDIA L4", "GPU-1", 2**34)])
     monkeypatch.setattr(doctor, "describe", lambda visible: without_usable_gpu)
-    outcome = doctor._gpus(None)
+    outcome = doctor._check_gpus(None)
     assert not outcome.ok
     assert (
         "Ray offers 1 GPU, but torch 2.13.0, built for CUDA 13.0, can use 0 with the NVIDIA driver "
@@ -200,7 +200,7 @@ def test_a_machine_without_gpus_passes_and_one_whose_torch_cannot_use_them_fails
 @pytest.mark.parametrize("kind", ["nfs4", "smbfs", "beegfs", "fuse.glusterfs", "virtiofs"])
 def test_a_root_on_a_network_file_system_is_a_problem(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(doctor, "_file_system", lambda folder: kind)
-    outcome = doctor._root(str(tmp_path))
+    outcome = doctor._check_root(str(tmp_path))
     assert not outcome.ok
     assert f"is on a network file system ({kind})" in outcome.detail
 
@@ -208,7 +208,7 @@ def test_a_root_on_a_network_file_system_is_a_problem(tmp_path, monkeypatch, kin
 def test_a_root_that_a_run_would_refuse_fails_the_check(tmp_path):
     (tmp_path / "session_1").mkdir()
     (tmp_path / "session_latest").symlink_to(tmp_path / "session_1")
-    check = doctor._checked("root", lambda: doctor._root(str(tmp_path / "session_1/root")))
+    check = doctor._run_check("root", doctor._check_root, str(tmp_path / "session_1/root"))
     assert not check["ok"]
     assert "cannot be the root: it is in a session folder of Ray" in check["detail"]
     assert check["fix"].startswith("With --root, give the absolute path of a folder outside")

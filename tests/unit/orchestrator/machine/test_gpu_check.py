@@ -25,7 +25,7 @@ from orchestrator.machine import (
 )
 from orchestrator.machine.cluster import Resources
 from orchestrator.machine.gpu_bench import Bench, bench_of
-from orchestrator.machine.gpu_check import check, devices, nameless, run_part
+from orchestrator.machine.gpu_check import check, devices, run_part, without_names
 from orchestrator.machine.gpu_hours import FULL_SIZE, MeasuredTimes, measured_hours
 from orchestrator.machine.gpus import nvidia_smi, torch_gpus
 from orchestrator.machine.gpus.records import Gpu, NodeGpus
@@ -148,11 +148,11 @@ def test_hidden_gpus_are_not_checked_but_an_undivided_gpu_besides_slices_is(monk
 def test_the_smallest_share_is_found_by_bisection(needed, largest, expected):
     shares = []
 
-    def failure_kind(share):
+    def run_in_share(share):
         shares.append(share)
         return "" if share >= needed else "out_of_memory"
 
-    result = gpu_check_parts.smallest_share(failure_kind, largest)
+    result = gpu_check_parts.smallest_share(run_in_share, largest)
     assert (result["smallest_share"], result["dies_with"]) == expected
     assert result["kind"] == ("out_of_memory" if result["dies_with"] else "")
     assert len(shares) == 5
@@ -170,7 +170,7 @@ def cpu_as_gpu(monkeypatch):
         "on_gpu": True,
         "share_of": lambda bench, size: 0.25,
         "reserved_bytes": lambda bench: 0,
-        "failure_kind": lambda bench, work, share=1.0: "" if 0.2 < share < 1 else kinds[0],
+        "run_in_share": lambda bench, work, share=1.0: "" if 0.2 < share < 1 else kinds[0],
     }.items():
         monkeypatch.setattr(Bench, name, value)
     monkeypatch.setattr(gpu_bench, "grid", lambda on_gpu, half: small)
@@ -247,7 +247,7 @@ def test_pairs_are_measured_with_and_without_mps(tmp_path, monkeypatch, mps_runs
         daemon = listening_mps(tmp_path)  # noqa: F841 (it listens as long as this name exists)
     monkeypatch.setattr(
         gpu_check,
-        "measured_gain",
+        "measure_gain",
         lambda bench, model: {"1": 9.0, "gain": 1.5 if mps_daemon.mps_runs() else 1},
     )
     expected = {"mps": mps_runs, "without_mps": {"small_cnn": {"1": 9.0, "gain": 1}}}
@@ -281,7 +281,7 @@ def test_mps_that_does_not_run_is_started_to_measure_a_pair(tmp_path, monkeypatc
     monkeypatch.setattr("orchestrator.machine.mps_choice.shutil.which", lambda name: name)
     monkeypatch.setattr(gpu_check, "PrivateMps", SimulatedMps)
     monkeypatch.setattr(
-        gpu_check, "measured_gain", lambda *_: {"1": 1.0, "mps": mps_daemon.mps_runs()}
+        gpu_check, "measure_gain", lambda *_: {"1": 1.0, "mps": mps_daemon.mps_runs()}
     )
     bench = replace(bench_of("cpu"), device=torch.device("cuda"))
     with listening_mps(tmp_path):
@@ -301,7 +301,7 @@ def exclusive_gpu(tmp_path, monkeypatch):
             return [50.0] * number, ""
         return [], "AcceleratorError: CUDA error: CUDA-capable device(s) is/are busy or unavailable"
 
-    monkeypatch.setattr(gpu_check, "_rates_together", rates)
+    monkeypatch.setattr(gpu_check, "_measure_together", rates)
     with listening_mps(tmp_path):
         yield
 
@@ -328,8 +328,8 @@ def test_earlier_measurements_are_kept_if_more_processes_do_not_fit(
     def rates(bench, model, number):
         return ([50.0] * number, "") if number <= num_fitting else ([], "full")
 
-    monkeypatch.setattr(gpu_check, "_rates_together", rates)
-    assert gpu_check.measured_gain(bench_of("cuda"), "vgg16") == expected
+    monkeypatch.setattr(gpu_check, "_measure_together", rates)
+    assert gpu_check.measure_gain(bench_of("cuda"), "vgg16") == expected
 
 
 def test_processes_are_measured_from_the_time_at_which_all_are_warm(tmp_path, monkeypatch):
@@ -352,7 +352,7 @@ print(json.dumps({"images_per_second": time.time()}))
             [sys.executable, "-c", script, ready], **pipes, process_group=0
         ),
     )
-    starts, error = gpu_check._rates_together(bench_of("cpu"), "small_cnn", 3)
+    starts, error = gpu_check._measure_together(bench_of("cpu"), "small_cnn", 3)
     assert error == ""
     assert max(starts) - min(starts) < 0.3
 
@@ -364,7 +364,7 @@ def test_no_process_waits_for_one_that_dies_before_it_is_warm(monkeypatch):
         "_start_part",
         lambda *_: subprocess.Popen(["false"], **pipes, process_group=0),
     )
-    assert gpu_check._rates_together(bench_of("cpu"), "small_cnn", 2) == ([], "exit code 1")
+    assert gpu_check._measure_together(bench_of("cpu"), "small_cnn", 2) == ([], "exit code 1")
 
 
 def test_a_process_that_is_measured_too_long_is_killed_after_its_gpu_work_has_ended(
@@ -388,13 +388,13 @@ def test_a_process_that_is_measured_too_long_is_killed_after_its_gpu_work_has_en
     monkeypatch.setattr(gpu_check, "_start_part", start)
     monkeypatch.setattr(gpu_check, "end_gpu_work", end_gpu_work)
     with listening_mps(tmp_path):
-        rates, error = gpu_check._rates_together(bench_of("cpu"), "small_cnn", 2)
+        rates, error = gpu_check._measure_together(bench_of("cpu"), "small_cnn", 2)
     assert rates == []
     assert error == "the process did not end within 0.2 s"
     assert ended == [{process.pid for process in processes}]
     assert [process.returncode for process in processes] == [-9, -9]
     processes.clear()
-    gpu_check._rates_together(bench_of("cpu"), "small_cnn", 2)
+    gpu_check._measure_together(bench_of("cpu"), "small_cnn", 2)
     assert len(ended) == 1  # without MPS, nothing must end before
     assert [process.returncode for process in processes] == [-9, -9]
 
@@ -438,7 +438,7 @@ def test_parts_after_the_self_test_use_the_steps_of_trials(cpu_as_gpu, monkeypat
     trainings = []
     earlier = {"correctness": {"values": {"graphs": graphs}}}
     monkeypatch.setattr(gpu_check, "_start_part", lambda *words: started.append(words))
-    monkeypatch.setattr(gpu_check, "_answer", lambda *_: ({}, ""))
+    monkeypatch.setattr(gpu_check, "_wait_for_values", lambda *_: ({}, ""))
     monkeypatch.setattr(gpu_check, "end_part", lambda process: None)
     run_part("memory", "cuda", earlier)
     run_part("host", "cuda", {})
@@ -757,7 +757,9 @@ def test_a_file_names_neither_machine_nor_user_nor_path(monkeypatch, user):
     """The user of a container may have no name."""
     monkeypatch.setattr(getpass, "getuser", lambda: user or {}["uid not found: 1234"])
     monkeypatch.setattr(socket, "gethostname", lambda: "node1.lab.edu")
-    text = nameless("somebody on node1.lab.edu, node1 and node12: /home/somebody/file.py failed")
+    text = without_names(
+        "somebody on node1.lab.edu, node1 and node12: /home/somebody/file.py failed"
+    )
     assert text == f"{'...' if user else 'somebody'} on ..., ... and node12: ... failed"
     values = {
         "reason": ["no node1"],
@@ -765,7 +767,7 @@ def test_a_file_names_neither_machine_nor_user_nor_path(monkeypatch, user):
         "of": {7: torch.device("cpu")},
     }
     expected = {"reason": ["no ..."], "numbers": [1, 0.5, None, True], "of": {"7": "cpu"}}
-    assert nameless(values) == expected
+    assert without_names(values) == expected
 
 
 def test_processes_of_a_part_end_with_the_part():

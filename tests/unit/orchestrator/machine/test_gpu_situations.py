@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from orchestrator.machine.cluster import Resources, RunOptions
-from orchestrator.machine.gpu_problems import refuse, survey
+from orchestrator.machine.gpu_problems import check_gpus_fit, describe_gpus
 from orchestrator.machine.gpus import torch_gpus
 from orchestrator.machine.gpus.records import Gpu, NodeGpus
 from orchestrator.machine.gpus.this_machine import weakest_gpu_model
@@ -189,14 +189,14 @@ def test_the_refusal_of_each_situation_before_anything_starts(plan, name):
     gpu_node = SITUATIONS[name].node
     message = SITUATIONS[name].refused
     with pytest.raises(SweepError, match=message) if message else nullcontext():
-        refuse([gpu_node], plan.trials, share=1.0, alone=True)
+        check_gpus_fit([gpu_node], plan.trials, share=1.0, alone=True)
     if message != SLICES:
-        refuse([gpu_node], with_float32(plan.trials), share=1.0, alone=True)
+        check_gpus_fit([gpu_node], with_float32(plan.trials), share=1.0, alone=True)
 
 
 def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatch):
     monkeypatch.setattr("orchestrator.running.stages.gpus_here", lambda: [T4])
-    monkeypatch.setattr("orchestrator.running.stages.survey", lambda *_, **__: [node(T4)])
+    monkeypatch.setattr("orchestrator.running.stages.describe_gpus", lambda *_, **__: [node(T4)])
     with pytest.raises(SweepError, match=ON_T4):
         tune_sweep("demo", RunOptions(root=str(tmp_path)), changes={"recipe": "paper"})
     assert not [*tmp_path.rglob("prepared/*")]
@@ -214,7 +214,8 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
         (
             node(replace(A100, compute_mode="Exclusive_Process")),
             0.5,
-            r"cannot be shared in the compute mode Exclusive_Process, but each trial requests only 0\.5 GPU",
+            r"has the compute mode Exclusive_Process, so trials cannot share this GPU, "
+            r"but each trial requests only 0\.5 GPU",
         ),
         (node(replace(A100, compute_mode="Prohibited")), 1.0, "the compute mode Prohibited"),
         (
@@ -280,7 +281,7 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
 )
 def test_an_unusable_gpu_is_refused_with_a_hint(plan, gpu_node, share, message):
     with pytest.raises(SetupError, match=message):
-        refuse([gpu_node], plan.trials, share=share, alone=True)
+        check_gpus_fit([gpu_node], plan.trials, share=share, alone=True)
 
 
 @pytest.mark.parametrize(
@@ -297,15 +298,15 @@ def test_an_unusable_gpu_is_refused_with_a_hint(plan, gpu_node, share, message):
     ],
 )
 def test_a_gpu_with_memory_for_the_largest_trial_is_allowed(plan, gpu_node, share, alone):
-    refuse([gpu_node], plan.trials, share=share, alone=alone)
+    check_gpus_fit([gpu_node], plan.trials, share=share, alone=alone)
 
 
 def test_on_a_gpu_too_small_for_the_largest_trial_others_may_use_only_a_tenth(plan):
     """The trial may fit with plain steps or smaller batches, so only others are refused."""
     small = Gpu("NVIDIA GeForce GTX 1660", "GPU-small", 5 * GIB, capability=8.0)
-    refuse([node(replace(small, held_bytes=GIB // 4))], plan.trials, share=1.0, alone=True)
+    check_gpus_fit([node(replace(small, held_bytes=GIB // 4))], plan.trials, share=1.0, alone=True)
     with pytest.raises(SetupError, match=r"other processes use 1\.0 of 5\.0 GiB"):
-        refuse([node(replace(small, held_bytes=GIB))], plan.trials, share=1.0, alone=True)
+        check_gpus_fit([node(replace(small, held_bytes=GIB))], plan.trials, share=1.0, alone=True)
 
 
 GTX1050 = Gpu("NVIDIA GeForce GTX 1050", "GPU-1050", 2 * GIB, capability=6.1, has_kernels=False)
@@ -318,19 +319,21 @@ FULL = replace(RTX4090, uuid="GPU-full", held_bytes=23 * GIB)
 def test_the_hint_hides_an_unusable_gpu_by_naming_the_others(plan, unusable_gpu):
     hint = "hide this GPU with CUDA_VISIBLE_DEVICES=GPU-4090,GPU-a10g"
     with pytest.raises(SetupError, match=hint):
-        refuse([node(RTX4090, unusable_gpu, A10G)], plan.trials, share=1.0, alone=True)
+        check_gpus_fit([node(RTX4090, unusable_gpu, A10G)], plan.trials, share=1.0, alone=True)
 
 
 def test_the_hint_names_no_gpu_that_would_be_refused_itself(plan):
     prohibited = replace(H100, compute_mode="Prohibited")
     with pytest.raises(SetupError) as error:
-        refuse([node(RTX4090, GTX1050, FULL, A10G, prohibited)], plan.trials, share=1.0, alone=True)
+        check_gpus_fit(
+            [node(RTX4090, GTX1050, FULL, A10G, prohibited)], plan.trials, share=1.0, alone=True
+        )
     assert error.value.hint.count("CUDA_VISIBLE_DEVICES=GPU-4090,GPU-a10g.") == 3
 
 
 def test_the_hint_hides_an_old_gpu_by_naming_the_new_one(plan):
     with pytest.raises(SweepError, match=r"hide this GPU with CUDA_VISIBLE_DEVICES=GPU-a100\.$"):
-        refuse([node(T4, A100)], plan.trials, share=1.0, alone=True)
+        check_gpus_fit([node(T4, A100)], plan.trials, share=1.0, alone=True)
 
 
 @pytest.mark.parametrize("name", SITUATIONS)
@@ -376,7 +379,7 @@ def test_an_unknown_gpu_has_the_rates_of_its_capability_and_processors(trials):
 def test_with_two_sizes_of_slices_the_smaller_is_planned_and_none_is_shared(plan):
     large = replace(MIG, name=MIG.name.replace("1g.10gb", "3g.40gb"), memory_bytes=39 * GIB)
     gpu_node = node(large, MIG, visible="MIG-2,MIG-1", mps=True)
-    refuse([gpu_node], plan.trials, share=1.0, alone=True)
+    check_gpus_fit([gpu_node], plan.trials, share=1.0, alone=True)
     runtimes = runtime_model_for([gpu_node], plan.sweep.resources, ())
     assert (runtimes.gpu.name, runtimes.gpu.memory_gib, runtimes.share) == (MIG.name, 9.5, 1.0)
 
@@ -801,9 +804,9 @@ def test_nodes_with_logical_gpus_are_left_out_of_the_survey(monkeypatch):
         "real": NodeGpus("real", (A100,)),
     }
     nodes = {name: {"Resources": {"GPU": 1.0}} for name in reports}
-    monkeypatch.setattr("orchestrator.machine.gpu_problems.ask_nodes", lambda *_: nodes)
+    monkeypatch.setattr("orchestrator.machine.gpu_problems.run_on_nodes", lambda *_: nodes)
     monkeypatch.setattr("ray.get", lambda name, timeout: reports[name])
-    assert survey(2, is_private=False) == [replace(reports["real"], num_ray_gpus=1.0)]
+    assert describe_gpus(2, is_private=False) == [replace(reports["real"], num_ray_gpus=1.0)]
 
 
 def test_the_time_of_finished_trials_on_a_slice_corrects_others_on_the_same_slice(trials):

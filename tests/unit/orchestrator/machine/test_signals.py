@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from orchestrator.machine.signals import is_stop
+from orchestrator.machine.signals import caused_by_stop
 
 SIGNAL_IN_FINALISER = """
 import os, signal, sys
@@ -24,7 +24,7 @@ print("the interrupt was lost")
 try:
     Progress().advance("")
 except KeyboardInterrupt:
-    signals.stop_heard()
+    signals.clear_stop_request()
     Progress().stage("stop")
     sys.exit(130)
 """
@@ -39,11 +39,11 @@ cli.entry()
 """
 SIGNAL_WHILE_RAY_STARTS = """
 import os, signal, sys
-from orchestrator.machine.signals import own_signals, stop_on_signals
+from orchestrator.machine.signals import signal_handlers_kept, stop_on_signals
 
 stop_on_signals()
 try:
-    with own_signals(lambda: print("half a Ray ended")):
+    with signal_handlers_kept(lambda: print("half a Ray ended")):
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))  # as Ray does when it starts
         os.kill(os.getpid(), signal.SIGTERM)
 except KeyboardInterrupt:
@@ -51,11 +51,11 @@ except KeyboardInterrupt:
 """
 SIGNAL_WHILE_HELD = """
 import os, signal, sys
-from orchestrator.machine.signals import stop_held, stop_on_signals
+from orchestrator.machine.signals import stop_delayed, stop_on_signals
 
 stop_on_signals()
 try:
-    with stop_held():
+    with stop_delayed():
         os.kill(os.getpid(), signal.{name})
         print("imported whole")
     print("the stop was lost")
@@ -111,8 +111,8 @@ def test_an_error_during_a_stop_counts_as_the_stop():
 
     with pytest.raises(ImportError, match="half a module") as raised:
         stop_with_error()
-    assert is_stop(raised.value)
-    assert not is_stop(ImportError("no stop"))
+    assert caused_by_stop(raised.value)
+    assert not caused_by_stop(ImportError("no stop"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -380,7 +380,7 @@ def test_a_missing_hash_key_beside_records_is_reported(tmp_path, caplog):
 
 
 def test_two_roots_cannot_use_one_storage_at_the_same_time(tmp_path):
-    from orchestrator.machine.locks import InUseError, locked
+    from orchestrator.machine.locks import InUseError, lock_root_and_store
 
     storage = f"file://{tmp_path}/store"
     first = Workspace.open("smoke", str(tmp_path / "a"), storage)
@@ -388,8 +388,8 @@ def test_two_roots_cannot_use_one_storage_at_the_same_time(tmp_path):
     for workspace in (first, second):
         workspace.paths.make()
     with (
-        locked(first, "isweep run smoke"),
+        lock_root_and_store(first, "isweep run smoke"),
         pytest.raises(InUseError, match="store/smoke is in use by process"),
-        locked(second, "isweep run smoke"),
+        lock_root_and_store(second, "isweep run smoke"),
     ):
         pass
