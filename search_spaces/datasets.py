@@ -20,7 +20,7 @@ _TABLE: dict[str, dict[str, Any]] = tomllib.loads(
     (files("search_spaces") / "datasets.toml").read_text(encoding="utf-8")
 )
 _TABLE_KEYS = ("of", "made", "collection", "cut_from")
-"""Keys of a row that are no fields of a DatasetSpec. ``datasets.toml`` explains them."""
+"""Keys of a row that are not fields of a DatasetSpec. ``datasets.toml`` explains them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ ORIGINS: dict[str, ImageOrigin] = {
     for name, row in _TABLE.items()
     if row.get("collection") or row.get("cut_from")
 }
-"""The reasons by dataset. Datasets with independent images are not in this table."""
+"""Origin of the images, by dataset. Datasets with independent images are not in this table."""
 
 
 def dataset_spec(name: str) -> DatasetSpec:

@@ -105,10 +105,11 @@ def _overridden_fields(
     """Return the fields that overrides change for one model on one dataset."""
     fields: dict[str, object] = {}
     for override in overrides:
-        # An empty list of names means all. Every field of an override has one value.
+        # An empty list of names means all.
         matches_model = not override.models or model in override.models
         matches_dataset = not override.datasets or dataset in override.datasets
         if matches_model and matches_dataset:
+            # Every field of an override has one value.
             for name, (value,) in override.changes.items():
                 fields[name] = value
     return fields

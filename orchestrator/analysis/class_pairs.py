@@ -125,7 +125,7 @@ PAIR_QUESTIONS = {
         ),
         response="loss",
         on=SHARPNESS_AND_D,
-        factor="Pairs with 10 % higher K_F have {} times the loss",
+        factor="At equal d_data, pairs with 10 % higher K_F have {} times the loss",
     ),
     R_HAT_FREE: PairQuestion(
         Question(
@@ -141,7 +141,7 @@ PAIR_QUESTIONS = {
         ),
         response="r_hat_free",
         on=("k_free", "inverse_d"),
-        factor="Pairs with 10 % higher K_F·δ have {} times the R̂/δ",
+        factor="At equal d_data, pairs with 10 % higher K_F·δ have {} times the R̂/δ",
         needs_delta=True,
     ),
     R_HAT: PairQuestion(
@@ -160,7 +160,7 @@ PAIR_QUESTIONS = {
         ),
         response="drop",
         on=SHARPNESS_AND_D,
-        factor="Pairs with 10 % higher K_F lost {}",
+        factor="At equal d_data, pairs with 10 % higher K_F lost {}",
     ),
     DROP_ON_DELTA: PairQuestion(
         Question(
@@ -173,7 +173,7 @@ PAIR_QUESTIONS = {
         ),
         response="drop",
         on=("delta", "inverse_d"),
-        factor="Pairs with 10 % larger δ lost {}",
+        factor="At equal d_data, pairs with 10 % larger δ lost {}",
         needs_delta=True,
     ),
     LOSS_AT_DELTA: PairQuestion(

@@ -158,7 +158,10 @@ def next_steps(fits: ScalingFits, predict: str = "") -> tuple[str, ...]:
     num_suggested = sum(finding.verdict == "suggested" for finding in of_class_pairs(fits))
     if num_suggested:
         noun = "question" if num_suggested == 1 else "questions"
-        steps.append(f"Ask the suggested {noun} again, on images that you have not seen yet.")
+        steps += [
+            f"Ask the suggested {noun} again, on images that you have not seen yet.",
+            "In a copy of the sweep file, replace the datasets and delete `asked_after_seeing`.",
+        ]
     elif DROP_ON_DELTA in answers:
         if answers[DROP_ON_DELTA].verdict == "supported":
             steps.append(
@@ -172,7 +175,7 @@ def next_steps(fits: ScalingFits, predict: str = "") -> tuple[str, ...]:
                 f"If twice the K_F doubled the loss, as the law allows, about {needed:,} such "
                 "datasets would show it in 80 of 100 studies."
             )
-        steps.append("`isweep power` estimates the power of a larger sweep.")
+        steps.append("Plan a larger sweep: `isweep power FILE`.")
     if fits.one_dataset is not None:
         command = predict or "isweep predict --curve results.csv"
         if fits.one_dataset.target is not None:
@@ -184,16 +187,13 @@ def next_steps(fits: ScalingFits, predict: str = "") -> tuple[str, ...]:
                 f"To see how much trainings vary, add `--set seeds=[{seeds}]` to `isweep run`."
             )
         return tuple(steps)
-    steps.append("Measure your own images: `isweep measure ./my-images`.")
     if fits.fall().status != "ok":
-        steps.append(
-            "Add train sizes, such as `train_sizes: [60, 120, 240]`, to get a learning curve."
-        )
+        steps.append("For a learning curve, add `--set train_sizes=[60,120,240]` to `isweep run`.")
         return tuple(steps)
-    steps.append(
-        "Predict how many images you need: "
-        "`isweep predict --curve results.csv --target-accuracy 0.9`."
-    )
+    steps += [
+        "Try your images: `isweep init ./my-images`, `isweep run ./my-images.yaml`.",
+        "Predict how many you need: `isweep predict my-images --target-accuracy 0.9`.",
+    ]
     return tuple(steps)
 
 
@@ -206,7 +206,7 @@ def family(fits: ScalingFits) -> str:
     if fits.class_pairs:
         tested = [slope for slope in fits.class_pairs if slope.adjusted_p is not None]
         num_at_delta = sum(slope.on in AT_DELTA for slope in tested)
-        sentences = [_of_tests(len(tested), num_at_delta, "at equal δ")]
+        sentences = [_of_tests(len(tested), num_at_delta)]
         if all_are_late(fits):
             sentences.append(ALL_ARE_LATE)
         else:
@@ -219,25 +219,24 @@ def family(fits: ScalingFits) -> str:
         return "No headline question could be tested; everything here is exploratory."
     of_exponent = [fits.answer(EXPONENT), fits.answer(BELOW_BOUND)]
     sentences = [
-        _of_tests(tests, num_tests(of_exponent), "on the law's rate"),
+        _of_tests(tests, num_tests(of_exponent)),
         CHANCE_OF_FALSE_CLAIM,
         *of_dependent_datasets(fits),
     ]
     return " ".join([*sentences, "Intervals are over datasets. All else is exploratory."])
 
 
-def _of_tests(tests: int, num_of_one_question: int, place: str) -> str:
+def _of_tests(tests: int, num_of_one_question: int) -> str:
     """Return a sentence on the number of tests.
 
     Args:
         tests: Number of tests that are adjusted together.
         num_of_one_question: Number of these tests that belong to one question. If there are
             several, there are more tests than questions, and the sentence says so.
-        place: Words for that question.
     """
     of_one_question = ""
     if num_of_one_question > 1:
-        of_one_question = f"; {num_of_one_question} are {place}"
+        of_one_question = f"; one question has {num_of_one_question}"
     return (
         f"The verdicts rest on {plural(tests, 'test')}, adjusted together (Holm){of_one_question}."
     )

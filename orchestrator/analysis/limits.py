@@ -93,7 +93,7 @@ def _at_chance_level(points: pd.DataFrame) -> Iterator[str]:
     chance_limits = chance_limits_in_words(rows_with_loss[NUM_CLASSES].fillna(0))
     yield (
         f"In {int(is_high.sum())} of {num_points} the loss is at least {AT_CHANCE_SHARE:.0%} "
-        f"of the loss of guessing: {chance_limits}."
+        f"of the loss of guessing, that is, at least {chance_limits}."
     )
     if has_learned.any():
         yield (
@@ -221,7 +221,7 @@ def limits_of_origins(
         dependent.append(f"{listing(names)} are not independent: {shared_by} show {collection}.")
     if dependent:
         num_datasets = plural(len(datasets), "dataset")
-        dependent.append(f"Intervals over the {num_datasets} may be too narrow for other datasets.")
+        dependent.append(f"Because of this, intervals over the {num_datasets} may be too narrow.")
     texts += dependent
     if cut:
         pictures = [f"{one.dataset} ({origins[one.dataset].cut_from})" for one in cut]

@@ -75,15 +75,20 @@ def per_cent_of(level: float) -> str:
     return f"{number(100 * level, 2)} %"
 
 
-def interval(bounds: Interval | None) -> str:
-    """Return an interval with as many figures as its ends need to differ; a dash for None."""
+def interval(bounds: Interval | None, null: float | None = None) -> str:
+    """Return an interval as text; a dash for None.
+
+    The ends have as many figures as they need to differ from each other and from the null value.
+    """
     if bounds is None:
         return "–"
+    low, high = bounds
+    distinct_values = {low, high} if null is None else {low, high, null}
     for figures in range(3, MAX_FIGURES + 1):
-        low, high = (number(bound, figures) for bound in bounds)
-        if low != high:
-            return f"{low} to {high}"
-    return f"{number(bounds[0])}, without scatter"
+        texts = {number(value, figures) for value in distinct_values}
+        if low != high and len(texts) == len(distinct_values):
+            return f"{number(low, figures)} to {number(high, figures)}"
+    return f"{number(low)}, without scatter"
 
 
 def percent(share: float) -> str:

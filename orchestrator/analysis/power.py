@@ -23,6 +23,7 @@ from orchestrator.analysis.answers import Answer, holm_adjusted
 from orchestrator.analysis.experiments.records import MOVED, Arm
 from orchestrator.analysis.headline import (
     ATTACKS,
+    BELOW_BOUND,
     DIMENSION,
     EXPONENT,
     QUESTIONS,
@@ -381,8 +382,9 @@ class Power:
                 share = f"{in_hundred(self.adjusted[key])} such sweeps"
             parts.append(f"{ESTIMANDS[key]}: {share}")
         return [
-            f"Power, if “{self.effect}” is true, with {self.num_datasets} datasets (± "
-            f"{percent(self._standard_error)}): {'; '.join(parts) or 'no question can be tested'}."
+            f"Power, if “{self.effect}” is true, with {self.num_datasets} datasets: "
+            f"{'; '.join(parts) or 'no question can be tested'}. The standard error of these "
+            f"shares is at most {100 * self._standard_error:.2g} percentage points."
         ]
 
     @property
@@ -396,7 +398,7 @@ class Power:
             cost = f", {amount(self.gpu_hours)} GPU-hours"
         notes = [
             f"The numbers are shares of {self.num_tables} simulated tables. Their standard "
-            f"error is at most {self._standard_error:.1%}.",
+            f"error is at most {100 * self._standard_error:.2g} percentage points.",
             EASIER,
         ]
         untested = []
@@ -405,6 +407,11 @@ class Power:
                 untested.append(words)
         if untested:
             notes.append(f"These datasets do not allow a test of: {'; '.join(untested)}.")
+        effect = EFFECTS.get(self.effect)
+        if BELOW_BOUND.key in self.alone and effect is not None and effect.truth.exponent == 1:
+            notes.append(
+                f"Here b is 1, so the row “{BELOW_BOUND.estimand}” is the share of false claims."
+            )
         if self.experiment:
             notes.append(NO_CLAIM_BETWEEN_WORLDS)
         rows = []

@@ -30,6 +30,7 @@ from orchestrator.analysis.published import score_table, scorecard
 from orchestrator.analysis.results_tables.csv_files import csv_text
 from orchestrator.analysis.results_tables.dataset_summaries import DatasetSummary
 from orchestrator.analysis.results_tables.points import SEED_STD, WORDS
+from orchestrator.analysis.sentences.finding import LABEL_SHARPNESS_MEANS
 from orchestrator.analysis.sentences.methods import methods_paragraph
 from orchestrator.analysis.sentences.words import words_of
 from orchestrator.analysis.tables.layout import Table, laid_out
@@ -310,6 +311,7 @@ def write_report(
         found=what_was_found(fits),
         findings=findings(fits),
         family=family(fits),
+        label_sharpness_means=LABEL_SHARPNESS_MEANS,
         next_steps=next_steps(fits, shlex.join(["isweep", "predict", sweep])),
         words=[*words_of(fits)],
         seen=seen_table(fits),

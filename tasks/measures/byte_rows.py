@@ -42,7 +42,7 @@ class ByteRows:
     """A source that reads the values of another source as bytes.
 
     Attributes:
-        source: Source whose values are all a byte times ``unit``.
+        source: Source whose values are bytes, or bytes times ``unit``.
         unit: One of ``UNITS``.
     """
 

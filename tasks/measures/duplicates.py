@@ -5,8 +5,8 @@ are a *conflict*. Equal rows are found in two steps. First, all rows are read on
 that fit into memory, and each row gets a hash key of some of its values. Then rows with equal
 keys are read again, and are compared by the digests of all their values.
 
-All values are checked too: they must be finite, and some can be measured as bytes, see
-:mod:`tasks.measures.byte_rows`.
+All values are checked too: they must be finite. If all of them are bytes times one unit, the
+rows are measured as bytes, see :mod:`tasks.measures.byte_rows`.
 """
 
 from __future__ import annotations

@@ -211,7 +211,8 @@ def counts_images_on_last_axis(
     It does if its length is the number of labels, and is above both the length of the first
     axis and any number of channels. If the first axis is longer, labels are missing instead.
     """
-    if set(labels_shape[1:]) > {1} or len(images_shape) < 3:
+    has_one_label_each = set(labels_shape[1:]) <= {1}
+    if not has_one_label_each or len(images_shape) < 3:
         return False
     length = images_shape[-1]
     return labels_shape[:1] == (length,) and length > max(images_shape[0], *CHANNELS)

@@ -82,8 +82,8 @@ def prepare_dataset(
             changed since the preparation.
     """
     finished = published_record(destination, spec)
-    is_user_data = raw is not None and dataset.name not in DATASETS
-    if finished is not None and not is_user_data:  # the raw files never change
+    may_files_change = raw is not None and dataset.name not in DATASETS
+    if finished is not None and not may_files_change:
         return finished
     started = time.monotonic()
     request = RawRequest(dataset, spec, raw, hash_key(destination.parent))

@@ -461,7 +461,7 @@ def preparation_lines(record: PreparedRecord) -> list[str]:
     if record.num_conflicts:
         lines.append(f"  equal to an image with another label: {record.num_conflicts:,}")
     if record.skipped_items:
-        hashes = [locator for locator, _ in record.skipped_items[:MAX_SHOWN_SKIPS]]
+        hashes = [locator_hash for locator_hash, _ in record.skipped_items[:MAX_SHOWN_SKIPS]]
         lines.append(f"  hashes of the first skipped files: {', '.join(hashes)}")
         lines.append("  to find such a file: isweep locate HASH --raw DIR")
     return lines

@@ -311,11 +311,11 @@ def split_validation(
     num_classes = subset.num_classes
     groups_per_class = count_groups(labels, group_numbers, num_classes)
     images_per_class = np.bincount(labels, minlength=num_classes)
-    too_few_groups = _too_few_groups_error(
+    too_few_groups_error = _too_few_groups_error(
         spec, subset.class_names, groups_per_class.tolist(), images_per_class.tolist()
     )
     if groups_per_class.min() < 2:
-        raise too_few_groups
+        raise too_few_groups_error
     balanced = num_classes == 2
     size = max(round(validation.share * len(labels)), num_classes)
     # At least one validation image of each class.
@@ -329,7 +329,7 @@ def split_validation(
     # All images of a drawn group leave the training set.
     num_trainable_per_class = np.bincount(labels[trainable], minlength=num_classes)
     if num_trainable_per_class.min() < MIN_IMAGES_PER_CLASS:
-        raise too_few_groups
+        raise too_few_groups_error
     # None keeps the order of the training images, which is already random.
     train = stratified_order(labels, trainable, None, balanced=balanced)
     _check_no_shared_group(

@@ -199,7 +199,7 @@ class FolderContent:
     that all files of a folder follow each other.
 
     Attributes:
-        files: Names of all plain files and links.
+        files: Names of all files, with links and special files.
         folders: Names of all folders.
         hidden: Names of hidden files and folders, and of those that file managers leave
             behind. They and their content are in no other list. Names of folders end with a

@@ -232,7 +232,8 @@ def run_search_trial(
         except Diverged as diverged:
             status = SearchStatus.DIVERGED
             reason = str(diverged)
-            # The epoch that diverged was trained, but is not in the history.
+            # The epoch that diverged was trained, but is not in the history. With 0 epochs, no
+            # epoch was trained.
             num_epochs = min(num_epochs, len(validation_history) + 1)
         return SearchResult(
             status=status,

@@ -75,6 +75,11 @@ ACCURACY_LOST = "accuracy_lost"
 """Column of the accuracy that attacks cost, in percentage points."""
 PAIRS_SHARE = "Pairs share classes, so dots are not independent. Intervals are over classes."
 """Sentence of a caption whose dots are class pairs."""
+GAIN_OF_PAIRS = (
+    "The answers on attacks are about accuracy lost, not about this loss. There is one dot per "
+    "class pair, network and N."
+)
+"""Sentences of the figure of loss gained by class pairs: no test uses this loss."""
 ADDRESS_TITLES = {
     D_DATA_MLE: "d_data",
     LABEL_SHARPNESS: "K_F",
@@ -414,7 +419,7 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
     frame(figure, SHARPNESS_LABEL, "loss gained by the attack (nat)", handles)
     caption = "Loss gained by an attack, by label sharpness."
     if fits.class_pairs:
-        caption += f" There is one dot per class pair, network and N. {PAIRS_SHARE}"
+        caption += f" {GAIN_OF_PAIRS} {PAIRS_SHARE}"
     elif points_with_sharpness[DATASET].nunique() == 1:
         caption += " This is one dataset, so K_F differs only through N. A trend shows N, not K_F."
     if has_correlation:

@@ -33,7 +33,7 @@ ASKED_AFTER_SEEING = (
 NO_RELATION = "No relation was detected."
 """First sentence of an undecided answer whose interval includes the null value."""
 LABEL_SHARPNESS_MEANS = (
-    "K_F (label sharpness) is the largest ratio of label difference to distance of two images."
+    "K_F (label sharpness) is 1 / distance of the two closest images with different labels."
 )
 """Sentence that explains K_F, in the first answer on K_F: the closest pair of images decides
 it."""
@@ -219,7 +219,7 @@ def why_undecided(answer: Answer) -> str:
         return ""
     if answer.p_value is not None and answer.p_value > LEVEL:
         return "The interval is by t alone; resampling does not confirm it."
-    return "The interval is not adjusted; the adjusted p decides."
+    return "The interval ignores the other tests; the adjusted p decides."
 
 
 def p_sentences(answer: Answer, where: str = "") -> list[str]:
@@ -300,4 +300,4 @@ def changes_of_sign(answer: Answer) -> tuple[str, ...]:
         return ()
     if len(opposite) == 1:
         return (f"Without {opposite[0]}, the sign changes.",)
-    return (f"The sign changes without any one of {listing(opposite)}.",)
+    return (f"If one of these datasets is left out, the sign changes: {listing(opposite)}.",)

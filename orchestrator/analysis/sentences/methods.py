@@ -203,14 +203,14 @@ def _measures(measures: Sequence[MeasureSpec], largest_size: int) -> Iterator[st
         )
     seeds = _distinct(measures, "sharpness_seeds")
     for sample_size in _distinct(measures, "sharpness_sample"):
-        images = "two training images"
+        images = "training images with different labels"
         # A smaller training set is measured as a whole.
         if sample_size is not None and sample_size < largest_size:
             images = (
-                f"two images, as a mean over {plural(len(seeds[0]), 'sample')} of at most "
-                f"{sample_size:,} training images"
+                "images with different labels, as a mean over "
+                f"{plural(len(seeds[0]), 'sample')} of at most {sample_size:,} training images"
             )
-        yield f"Label sharpness is the largest ratio of label difference to distance of {images}."
+        yield f"Label sharpness is 1 / distance of the two closest {images}."
 
 
 def _attacks(trials: Sequence[TrialSpec]) -> Iterator[str]:

@@ -161,7 +161,7 @@ def _step_between_pairs(slope: Slope, d_data: float | None, attack: str) -> tupl
             return None
         change = -np.log(2) / d_data
     factor, bounds = multiplied(slope.value, slope.interval, change)
-    return pair_question.factor.format(factor), interval(bounds)
+    return pair_question.factor.format(factor), interval(bounds, null=1.0)
 
 
 def _accuracy_lost(value: float, bounds: Interval, attack: str) -> tuple[str, str]:
@@ -209,13 +209,10 @@ def _at_equal_delta(fits: ScalingFits, slopes: Sequence[Slope]) -> Finding:
     if not claims:
         sentences = [NO_RELATION, *slopes_in_words]
         if are_together:
-            sentences = [
-                NO_RELATION,
-                slopes_in_words[0],
+            sentences.append(
                 f"Over these pairs, log K_F and log δ have a correlation of "
-                f"{number(sharpness_with_delta)}. Their effects can hardly be separated.",
-            ]
-            details += slopes_in_words[1:]
+                f"{number(sharpness_with_delta)}. Their effects can hardly be separated."
+            )
     adjusted_ps = [one.adjusted_p for one in answers.values() if one.adjusted_p is not None]
     if adjusted_ps:
         smallest = min(adjusted_ps)

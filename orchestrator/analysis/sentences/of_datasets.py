@@ -183,8 +183,7 @@ def _domain_gap(offset: Estimate) -> str:
     factor, bounds = multiplied(offset.value, offset.interval, 1.0)
     return (
         f"The loss of medical datasets is {factor} times that of natural ones (95 % interval "
-        f"{interval(bounds)}). This is exploratory: the domains differ in more than d_data "
-        "and K_F."
+        f"{interval(bounds, null=1.0)}). This is exploratory, and not at equal d_data and K_F."
     )
 
 
@@ -235,7 +234,7 @@ def _fall(fits: ScalingFits) -> Finding | None:
     factor, bounds = multiplied(slope.value, slope.interval, float(np.log(2)))
     doubling = f"Doubling N went with {factor} times the loss"
     if bounds is not None:
-        doubling += f" (95 % interval {interval(bounds)})"
+        doubling += f" (95 % interval {interval(bounds, null=1.0)})"
     counted = f"{fit.num_falling_curves} of {plural(fit.num_curves, 'curve')}"
     mean_slope = f"The mean slope of log loss on log N is {number(slope.value)}"
     if slope.interval is not None:
@@ -593,7 +592,10 @@ def _of_fitted_networks(fit: RepresentationFit, *, counts_above: bool) -> Iterat
     count = fit.num_held - fit.num_held_unfitted
     if counts_above:
         count = num_fitted - count
-    yield f"Without networks that do not fit their training images, it is {count} of {num_fitted}."
+    yield (
+        "Without networks that do not fit their training images, this holds at "
+        f"{count} of {num_fitted}."
+    )
 
 
 def _of_ratio(fit: RepresentationFit) -> Iterator[str]:

@@ -29,9 +29,9 @@ def _of_data(fits: ScalingFits) -> Iterator[tuple[str, str]]:
     )
     yield (
         "K_F",
-        "Label sharpness: the largest ratio of label difference to distance of two images, so "
-        "the closest images with different labels decide it. It depends on the pixel range, "
-        "the image size and the number of channels.",
+        "Label sharpness: 1 / distance of the two closest images with different labels. Its unit "
+        "is 1/pixel value. It depends on the pixel range, the image size and the number of "
+        "channels.",
     )
     if fits.class_pairs:
         yield (
@@ -51,6 +51,11 @@ def _of_data(fits: ScalingFits) -> Iterator[tuple[str, str]]:
         "Intrinsic dimension of the last hidden layer's activations on the training images.",
     )
     yield "N", "Train size: the number of images on which a network was trained."
+    yield (
+        "point",
+        "One network on one dataset, or on one class pair, at one N. Its numbers are means over "
+        "seeds.",
+    )
     yield "pooled", "One fit to all models together, with an intercept for each model."
 
 
@@ -61,7 +66,8 @@ def _of_tests(fits: ScalingFits) -> Iterator[tuple[str, str]]:
     yield (
         "interval",
         f"The 95 % interval. Its replicates are {replicates}. It is for one number alone and "
-        "is not adjusted for the number of tests.",
+        "is not adjusted for the number of tests. Intervals of correlations with attacks are for "
+        "all of them together.",
     )
     if fits.class_pairs:
         yield (

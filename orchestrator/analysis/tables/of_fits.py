@@ -357,10 +357,10 @@ def not_fitted(fits: ScalingFits) -> str:
 def answer_table(fits: ScalingFits) -> Table:
     """Return the questions that were tested, with p before and after correction."""
     note = (
-        "p is the larger p of two tests: the t test over datasets, and the permutation (or "
-        "wild cluster bootstrap) test. It is two-sided; for attacks it is one-sided for a "
-        "rise. Intervals are t intervals; for attacks, one interval holds for all "
-        "correlations. The adjusted p is Holm's, over all tests made."
+        "p is two-sided: the larger p of two tests, the t test over datasets and the "
+        "permutation (or wild cluster bootstrap) test. For attacks it is the p of a permutation "
+        "test, one-sided for a rise. Intervals are t intervals; for attacks, one interval holds "
+        "for all correlations. The adjusted p is Holm's, over all tests made."
     )
     if fits.class_pairs:
         note = (

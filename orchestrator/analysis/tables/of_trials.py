@@ -97,10 +97,10 @@ def seen_table(fits: ScalingFits) -> Table:
     return laid_out(
         "seen",
         "Summary of the data",
-        f"{range_of_losses}d_data is the maximum likelihood estimate at the largest N. K_F, "
-        "the largest 1/distance of images with different labels, is averaged over N and class "
-        "pairs. Losses are in nat: geometric means over models and class pairs at the largest "
-        "train size. At chance "
+        f"{range_of_losses}d_data is the maximum likelihood estimate at the largest N. K_F "
+        "(1/pixel value) is averaged over N and class pairs. Losses are in nat: geometric means "
+        "over models and class pairs at the largest train size. Losses gained by an attack are "
+        "arithmetic means. At chance "
         f"level: the loss is at least {AT_CHANCE_SHARE:g} ln n for n classes "
         f"({chance_limits}), and accuracy and AUROC are not well above chance. "
         "Over-confident: the loss is as high, but accuracy or AUROC is well above chance. The "

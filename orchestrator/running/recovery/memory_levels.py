@@ -99,9 +99,11 @@ class MemoryLevels:
         """
         requests = self._requests(trial)
         last_level = len(requests) - 1
-        for higher_level in range(level + 1, max(level + 1, last_level) + 1):
-            # At the last level too, a later event may have changed the request.
-            if requests[min(higher_level, last_level)] != tried:
+        if level >= last_level:
+            # An event may have changed the request of the last level since the attempt.
+            return level + 1 if requests[last_level] != tried else None
+        for higher_level in range(level + 1, len(requests)):
+            if requests[higher_level] != tried:
                 return higher_level
         return None
 

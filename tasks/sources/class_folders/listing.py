@@ -92,7 +92,7 @@ def list_folder(request: RawRequest) -> Listing:
         left_out_folders = left_out_folders | _folders_in_place_of_classes(scan.image_paths)
     _check_two_classes(images, left_out_folders, excluded[OUTSIDE_CLASSES], tree, request)
     flags = _flag_empty_folders(tree, images, scan, layout)
-    flags |= _other_flags(images, left_out_folders, scan)
+    flags |= _folder_flags(images, left_out_folders, scan)
     locators = [tree.locator(image.path.name) for image in images]
     rows = Rows(
         cells={"label": [image.class_name for image in images]},
@@ -237,7 +237,7 @@ def _flag_empty_folders(
     return {"folder without an image": len(empty_folders)} if empty_folders else {}
 
 
-def _other_flags(
+def _folder_flags(
     images: Iterable[ClassImage], left_out_folders: Iterable[str], scan: FolderScan
 ) -> dict[str, int]:
     """Return flags for folders that are left out, deep or above all classes, with their counts."""

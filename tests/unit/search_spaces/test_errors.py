@@ -32,7 +32,7 @@ def test_a_notebook_shows_only_the_message_and_a_shell_gets_the_exit_code():
     assert (ConfigError.exit_code, DataError.exit_code, SetupError.exit_code) == (2, 2, 3)
 
 
-def test_collect_reports_all_problems_at_once_and_keeps_a_single_one_as_it_is():
+def test_all_problems_are_raised_at_once_and_a_single_one_as_it_is():
     with pytest.raises(ConfigError, match=r"(?s)2 problems found:.*first.*second"):
         raise_all([ConfigError("first"), DataError("second")])
     with pytest.raises(ConfigError, match=r"^only\.$"):

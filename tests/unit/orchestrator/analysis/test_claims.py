@@ -331,7 +331,7 @@ def test_a_claim_line_has_the_estimate_its_meaning_and_its_power(published, law)
     assert (
         " Slope of log loss on 1/d_data, given the domain label (negative where it rises with d_data): "
         "−28.7 (95 % interval −40.3 to −17). Against 0, two-sided: p = 0.046, adjusted p = 0.14 over 4 "
-        "tests of isweep fit. The interval is not adjusted; the adjusted p decides. At a "
+        "tests of isweep fit. The interval ignores the other tests; the adjusted p decides. At a "
         "significance level of 1.2 %, at most 4 of 100 such studies would detect a doubling of loss over the range of "
         "d_data."
     ) in line

@@ -155,7 +155,7 @@ def test_an_undecided_interval_without_the_null_value_is_explained(published):
     finding = dict(zip(QUESTIONS, findings(published), strict=True))["dimension"]
     assert finding.verdict == "undecided"
     assert finding.sentences[0].startswith("From d_data = ")
-    assert finding.sentences[1] == "The interval is not adjusted; the adjusted p decides."
+    assert finding.sentences[1] == ("The interval ignores the other tests; the adjusted p decides.")
 
 
 def test_a_fall_of_all_losses_is_described_even_if_no_exponent_is_established():
@@ -768,7 +768,7 @@ def test_networks_that_do_not_fit_their_training_images_are_counted():
         "At N = 500, 4 of 8 networks do not fit their training images, so longer training may "
         "explain part of this."
     )
-    of_count = "Without networks that do not fit their training images, it is 8 of 20."
+    of_count = "Without networks that do not fit their training images, this holds at 8 of 20."
     of_limits = "In 4 of 24 points the network does not fit its own training images"
     fits = fit_scaling_laws(with_unfitted_networks(table))
     by_question = dict(zip(QUESTIONS, findings(fits), strict=True))
@@ -895,5 +895,5 @@ def test_the_heaviest_dataset_explains_an_uncertain_exponent():
 def test_with_one_train_size_the_next_step_is_more_train_sizes():
     table = synthetic_table(num_natural=2, num_medical=2)
     of_one_size = fit_scaling_laws(table[table["train_size"] == 500])
-    assert "Add train sizes, such as `train_sizes" in next_steps(of_one_size)[-1]
+    assert "add `--set train_sizes" in next_steps(of_one_size)[-1]
     assert "`isweep predict" in next_steps(fit_scaling_laws(table))[-1]

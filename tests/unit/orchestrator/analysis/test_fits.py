@@ -140,7 +140,7 @@ def test_datasets_of_one_origin_are_a_caveat_as_dependent():
         "In 2 of 5 datasets, training and test images come from the same few pictures.",
         "No medical dataset here has several patients, so no result is about patients.",
         "natural0 and natural2 are not independent: both show handwritten digits.",
-        "Intervals over the 5 datasets may be too narrow for other datasets.",
+        "Because of this, intervals over the 5 datasets may be too narrow.",
         "Images are cut from these pictures: medical0 (one volume) and medical1 (one slide). "
         "Losses on new pictures are probably higher.",
         *fits_without_origins.caveats,
@@ -355,8 +355,8 @@ def test_every_count_of_points_at_chance_level_is_equal():
     fits = explore_fits(limited)
     assert fits.num_at_chance_level == num_at_chance
     assert fits.caveats[:2] == (
-        f"In {num_at_chance} of 36 points the loss is at least 80% of the loss of guessing: "
-        "0.555 for 2 classes.",
+        f"In {num_at_chance} of 36 points the loss is at least 80% of the loss of guessing, "
+        "that is, at least 0.555 for 2 classes.",
         f"At {num_at_chance} of these points the network hardly separates the classes, so they are "
         "at chance level.",
     )

@@ -74,12 +74,15 @@ def test_images_cut_from_the_same_pictures_are_counted():
 @pytest.mark.parametrize(
     ("preset", "images"),
     [
-        ("demo", "two training images."),
-        ("paper", "two images, as a mean over 10 samples of at most 1,000 training images."),
+        ("demo", "training images with different labels."),
+        (
+            "paper",
+            "images with different labels, as a mean over 10 samples of at most 1,000 training images.",
+        ),
     ],
 )
 def test_samples_for_label_sharpness_are_named_only_where_training_sets_are_larger(preset, images):
-    assert f"ratio of label difference to distance of {images}" in paragraph_of(preset)
+    assert f"1 / distance of the two closest {images}" in paragraph_of(preset)
 
 
 def test_each_version_of_the_code_and_each_device_is_named():
