@@ -336,7 +336,7 @@ def _check_bash() -> None:
 
 def _imported_ray() -> Any:
     """Import Ray with isweep's settings, and raise a SetupError if its version is too old."""
-    with signals.stop_delayed():
+    with signals.delay_stop():
         import ray
 
         if tuple(int(part) for part in ray.__version__.split(".")[:2]) < MIN_RAY:
@@ -414,7 +414,7 @@ def _start_ray_once(ray: Any, folder: str, settings: Mapping[str, Any]) -> Any:
     tempfile.gettempdir()
     # TMPDIR is inside the folder, because Ray's dashboard and workers are killed at the end and
     # leave their temporary files.
-    with signals.signal_handlers_kept(ray.shutdown), processes.environment(TMPDIR=folder):
+    with signals.restore_signal_handlers(ray.shutdown), processes.environment(TMPDIR=folder):
         return ray.init(address="local", _temp_dir=folder, **settings)
 
 
@@ -428,7 +428,7 @@ def _connect_to_running(address: str, job: Mapping[str, str] | None) -> tuple[An
     ray = _imported_ray()
     settings = _driver_settings(ray, job)
     try:
-        with signals.signal_handlers_kept(ray.shutdown):
+        with signals.restore_signal_handlers(ray.shutdown):
             return ray, ray.init(address=head, **settings)
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -574,9 +574,10 @@ def _sharing(pairs: Mapping[str, Any]) -> Measurements:
     yield "pair_gain", gain
     yield "pair_gain_mps", gain_with_mps
     # A run decides in the same way: without a measurement, trials share a GPU if MPS runs.
-    shares = bool(pairs.get("mps"))
+    runs_mps = bool(pairs.get("mps"))
+    shares = runs_mps
     gains = [gain_with_mps]
-    if not shares:
+    if not runs_mps:
         gains.append(gain)  # a run can start MPS, or use none
     measured = [value for value in gains if value is not None]
     if measured:

@@ -125,5 +125,7 @@ def network_factors(
         if seconds is not None:
             name = trial.network.model.name
             measured[name] = measured.get(name, 0.0) + seconds
-            predicted[name] = predicted.get(name, 0.0) + need_of(trial, gpu, set_share=1.0).seconds
+            predicted[name] = (
+                predicted.get(name, 0.0) + need_of(trial, gpu, fixed_share=1.0).seconds
+            )
     return tuple((name, seconds / predicted[name]) for name, seconds in measured.items())

@@ -34,7 +34,7 @@ def seconds_in_sequence(trials: Iterable[TrialSpec], gpu: GpuModel) -> float:
     seconds = 0.0
     for trial in trials:
         with suppress(SweepError):
-            seconds += need_of(trial, gpu, set_share=1.0).seconds
+            seconds += need_of(trial, gpu, fixed_share=1.0).seconds
     return seconds
 
 

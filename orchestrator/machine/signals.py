@@ -97,7 +97,7 @@ def caused_by_stop(error: BaseException | None) -> bool:
 
 
 @contextlib.contextmanager
-def stop_delayed() -> Iterator[None]:
+def delay_stop() -> Iterator[None]:
     """Delay a stop to the end of a block, because an interrupted import leaves a partial module."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -121,7 +121,7 @@ def stop_delayed() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def signal_handlers_kept(end_ray: Callable[[], object]) -> Iterator[None]:
+def restore_signal_handlers(end_ray: Callable[[], object]) -> Iterator[None]:
     """Restore this process's signal handlers after a block that starts Ray.
 
     Ray's subreaper setting makes a driver ignore SIGCHLD. Every ``subprocess`` then seems to end

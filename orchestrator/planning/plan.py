@@ -39,7 +39,7 @@ MAX_CLASSES_IN_MESSAGE = 20
 
 
 class PlannedStatus(StrEnum):
-    """Status of a planned trial."""
+    """Status of a planned trial or measure."""
 
     DONE = "done"
     RUNNING = "running"

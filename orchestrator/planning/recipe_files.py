@@ -35,7 +35,7 @@ class ResolvedRecipe:
     """A recipe of a sweep file, with the content of the recipe files that it refers to.
 
     Attributes:
-        recipe: The recipe: a name, or a mapping.
+        recipe: The recipe: a name, or a mapping. None if the sweep file has none.
         tuned: Results of the search that wrote the recipe. None if no search wrote it.
     """
 
@@ -58,7 +58,9 @@ def resolve_recipe(
     Raises:
         ConfigError: A file is absent or wrong, or the sweep replaces values of a tuned recipe.
     """
-    resolved = _with_recipe_file(_tuned_path(recipe, sweep, recipes), folder)
+    resolved = _with_recipe_file(
+        _tuned_path(recipe, sweep, recipes), folder, "The recipe of the sweep"
+    )
     if not isinstance(resolved, dict) or not isinstance(resolved.get(TUNED), dict):
         return ResolvedRecipe(resolved)
     _refuse_changes_of_tuned(recipe)
@@ -66,10 +68,11 @@ def resolve_recipe(
     return ResolvedRecipe(resolved, tuned)
 
 
-def _with_recipe_file(recipe: Any, folder: Path, depth: int = 0) -> Any:
+def _with_recipe_file(recipe: Any, folder: Path, origin: str, depth: int = 0) -> Any:
     """Replace the path of a recipe file by its content.
 
-    ``depth`` is the number of recipe files before this one in the chain of ``from`` keys.
+    ``origin`` is the name of the recipe in messages, and ``depth`` the number of recipe files
+    before this one in the chain of ``from`` keys.
     """
     name = _base_name(recipe)
     if name is None or not is_path(name):
@@ -86,11 +89,11 @@ def _with_recipe_file(recipe: Any, folder: Path, depth: int = 0) -> Any:
     base = read_plain(read_file(path, "recipe file", "known recipe", RECIPES), str(path))
     if not isinstance(base, dict):
         raise not_a_mapping(str(path), base, RECIPE)
-    base = _with_recipe_file(base, path.parent, depth + 1)
+    base = _with_recipe_file(base, path.parent, str(path), depth + 1)
     changes = dict(recipe) if isinstance(recipe, dict) else {}
     changes.pop("from", None)
     merged = {**base, **changes}
-    overrides = _overrides(base, str(path)) + _overrides(changes, "The recipe of the sweep")
+    overrides = _overrides(base, str(path)) + _overrides(changes, origin)
     if overrides:
         merged["overrides"] = overrides
     return merged

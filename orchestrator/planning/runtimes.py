@@ -74,7 +74,7 @@ def corrections_for(gpu: GpuModel | None, trials: Iterable[MeasuredTrial]) -> Co
             ratio = trial.seconds * trial.share / core_seconds(trial.spec)
             seconds_on_cores.setdefault(name, []).append(ratio)
         elif gpu is not None and _is_model(trial.gpu, gpu):
-            ratio = trial.seconds / need_of(trial.spec, gpu, set_share=trial.share).seconds
+            ratio = trial.seconds / need_of(trial.spec, gpu, fixed_share=trial.share).seconds
             seconds.setdefault(name, []).append(ratio)
     return Corrections(memory, _medians(seconds), _medians(seconds_on_cores))
 

@@ -148,7 +148,7 @@ class Workspace:
 
     @cached_property
     def prepared(self) -> dict[str, PreparedDataset]:
-        """Undamaged prepared datasets, by prepared id. They are opened once."""
+        """Undamaged prepared datasets, by prepared id, as they were at the first use."""
         datasets: dict[str, PreparedDataset] = {}
         for spec in self.plan.prepared:
             folder = self.paths.prepared(spec)
@@ -158,7 +158,7 @@ class Workspace:
         return datasets
 
     def forget_prepared(self) -> None:
-        """Open :attr:`prepared` again at its next use: more datasets may be prepared now."""
+        """Forget :attr:`prepared`, so that its next use finds datasets that were prepared since."""
         self.__dict__.pop("prepared", None)
 
 

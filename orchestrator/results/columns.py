@@ -311,9 +311,9 @@ FURTHER_TEST_PREFIX = "test_on_"
 """Prefix of the columns of a further test set. The name of its condition follows."""
 FURTHER_TEST_QUANTITIES = {
     "num_moved": ("number of test images that the condition `{}` changes", "images"),
-    "loss": ("`test_loss` if the condition `{}` changed some of the test images", "nat"),
+    "loss": ("`test_loss` on the test images as the condition `{}` changes them", "nat"),
     "accuracy": (
-        "`test_accuracy` if the condition `{}` changed some of the test images",
+        "`test_accuracy` on the test images as the condition `{}` changes them",
         "fraction",
     ),
     "moved_loss": ("`test_loss` on the test images that the condition `{}` changed", "nat"),
@@ -330,7 +330,7 @@ FURTHER_TEST_QUANTITIES = {
         "fraction",
     ),
     "r_hat_pred": (
-        "`r_hat_pred` if the condition `{}` changed some of the test images",
+        "`r_hat_pred` on the test images as the condition `{}` changes them",
         _PIXELS,
     ),
 }

@@ -68,7 +68,7 @@ class View:
     dataset: str = ""
 
     def query(self, name: str) -> str:
-        """Return the parameters of a link to this view, if it is stored with the name ``name``."""
+        """Return the parameters of a link to this view, which is stored as ``name``."""
         # A stored view does not contain whether charts are shown.
         mode = ""
         if self.axes or self.line:

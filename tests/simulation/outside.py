@@ -61,7 +61,7 @@ FAULTS = (
 )
 """Kinds of faults that a seed draws, by the name under which a summary counts them."""
 NAMED_ONLY = ("a trial finds no memory", "file exchanged", "result copied from another sweep")
-"""Kinds of faults that only named schedules have: they take long, or too few seeds draw them."""
+"""Kinds of faults that only named schedules have: they take long, or few seeds would draw them."""
 FILE_FAULTS = ("file damaged", "file deleted", "file exchanged", "result copied from another sweep")
 """Kinds of faults that change or delete a stored record."""
 RECORDS = ("result.json", "failure.json", "search.json", "asked.json")

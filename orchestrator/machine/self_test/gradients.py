@@ -277,7 +277,7 @@ def _rounded_to_bfloat16(model: PixelModel) -> Iterator[None]:
         for layer in model.modules()
         if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)
     ]
-    with _weights_restored(model):
+    with _restore_weights_after(model):
         with torch.no_grad():
             for weight in model.parameters():
                 weight.copy_(weight.bfloat16())
@@ -292,7 +292,7 @@ def _rounded_to_bfloat16(model: PixelModel) -> Iterator[None]:
 def _perturbed(model: PixelModel) -> Iterator[None]:
     """Change each weight by a random relative error of :data:`FLOAT32_ERROR` during a block."""
     generator = torch.Generator().manual_seed(0)
-    with _weights_restored(model):
+    with _restore_weights_after(model):
         with torch.no_grad():
             for weight in model.parameters():
                 weight.mul_(1 + FLOAT32_ERROR * torch.randn(weight.shape, generator=generator))
@@ -300,7 +300,7 @@ def _perturbed(model: PixelModel) -> Iterator[None]:
 
 
 @contextmanager
-def _weights_restored(model: PixelModel) -> Iterator[None]:
+def _restore_weights_after(model: PixelModel) -> Iterator[None]:
     """Restore a network's weights after a block that changes them."""
     originals = [weight.detach().clone() for weight in model.parameters()]
     try:

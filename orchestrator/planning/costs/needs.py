@@ -95,7 +95,7 @@ def need_of(
     trial: TrialSpec,
     gpu: GpuModel,
     corrections: Corrections | None = None,
-    set_share: float | None = None,
+    fixed_share: float | None = None,
 ) -> GpuNeed:
     """Predict the time, share and memory of a trial on a kind of GPU.
 
@@ -103,7 +103,7 @@ def need_of(
         trial: The trial.
         gpu: The kind of GPU.
         corrections: Ratios of measured to predicted values of finished trials.
-        set_share: The share of a GPU that the trial gets. If None or 0, the share is predicted,
+        fixed_share: The share of a GPU that the trial gets. If None or 0, the share is predicted,
             see :func:`_share`.
     """
     corrections = corrections or Corrections()
@@ -114,7 +114,7 @@ def need_of(
     memory = peak_bytes(trial.network) * corrections.memory.get(name, 1.0)
     # The predicted peak contains a context of CONTEXT_BYTES.
     memory += gpu.context_bytes - CONTEXT_BYTES
-    share = set_share or _share(gpu, busy, memory)
+    share = fixed_share or _share(gpu, busy, memory)
     seconds = alone_s * max(1.0, busy / min(share, 1.0)) * gpu.time_factor(name)
     return GpuNeed(seconds * corrections.seconds.get(name, 1.0), share, memory)
 

@@ -5,8 +5,8 @@ planned request. Each further level requests more memory, or trains in a way tha
 memory: see :mod:`~orchestrator.running.recovery.memory_levels`.
 
 An attempt starts at the *start level* of its trial or at that of its network, whichever is
-higher: see :mod:`~orchestrator.running.recovery.start_levels`. If memory runs out, one or both of
-these start levels rise to the next level:
+higher: see :mod:`~orchestrator.running.recovery.start_levels`. If memory runs out, its cause
+decides which of these start levels rise to the next level:
 
 ===============  =============  ===========================================================
 cause            memory of      start levels that rise
@@ -27,13 +27,13 @@ other trials of the sweep also count as other processes.
 
 The first 4 failures that other processes cause do not change the trial's start level, because
 these processes may end. The trial's request may still change if the start level of its network
-rises. Failures on whole GPUs and on the machine are counted together.
+rises. Such failures on whole GPUs and on the machine are counted together.
 
 If no higher level changes the request, the trial is given up, with three exceptions:
 
 - On a small GPU, the trial is tried again, because Ray may run it on a larger GPU.
-- After the first 4 failures by other processes, it is tried again. On the machine, it is tried
-  again after every such failure.
+- After each of the first 4 failures by other processes, it is tried again. On the machine, it is
+  tried again after every such failure.
 - On the machine, it is tried again until an attempt at level 4
   (:data:`MIN_FINAL_MACHINE_LEVEL`) or above has failed.
 """

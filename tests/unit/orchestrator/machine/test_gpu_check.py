@@ -927,7 +927,7 @@ def test_a_plan_predicts_the_measured_hours():
     summary = dict(gpu_check_parts.summary(bench, parts_of(step_ms, graphs=bench.models)))
     checks = {"NVIDIA A100-SXM4-80GB": json.loads(json.dumps(summary))}
     planned = gpu_model_from_driver("NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, checks)
-    hours = sum(need_of(trial, planned, set_share=1.0).seconds for trial in bench.trials) / 3600
+    hours = sum(need_of(trial, planned, fixed_share=1.0).seconds for trial in bench.trials) / 3600
     assert hours == pytest.approx(summary["hours"])
     assert on_gpus(bench.trials, planned, 1, share=1.0)["hours"] == pytest.approx(summary["hours"])
 

@@ -797,7 +797,7 @@ def test_the_gpu_share_of_a_sweep_file_is_used_unchanged():
     assert policy.request_with_mean_share(plan_sweep(sweep).trials).num_gpus == 0.25
 
 
-def test_nodes_with_logical_gpus_are_left_out_of_the_survey(monkeypatch):
+def test_nodes_with_logical_gpus_are_left_out_of_the_description(monkeypatch):
     """The nodes report this themselves, so the command needs no option."""
     reports = {
         "tests packing": NodeGpus("tests packing", logical=True),
@@ -812,7 +812,7 @@ def test_nodes_with_logical_gpus_are_left_out_of_the_survey(monkeypatch):
 def test_the_time_of_finished_trials_on_a_slice_corrects_others_on_the_same_slice(trials):
     trial = trials["vgg16"]
     model = MIG.model()
-    seconds = 3 * need_of(trial, model, set_share=1.0).seconds
+    seconds = 3 * need_of(trial, model, fixed_share=1.0).seconds
     measured = MeasuredTrial(trial, seconds=seconds, on_gpu=True, share=1.0, gpu=MIG.name)
     assert corrections_for(model, [measured]).seconds == {"vgg16": pytest.approx(3)}
     assert corrections_for(ADA.model(), [measured]).seconds == {}

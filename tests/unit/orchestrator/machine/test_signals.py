@@ -39,11 +39,11 @@ cli.entry()
 """
 SIGNAL_WHILE_RAY_STARTS = """
 import os, signal, sys
-from orchestrator.machine.signals import signal_handlers_kept, stop_on_signals
+from orchestrator.machine.signals import restore_signal_handlers, stop_on_signals
 
 stop_on_signals()
 try:
-    with signal_handlers_kept(lambda: print("half a Ray ended")):
+    with restore_signal_handlers(lambda: print("half a Ray ended")):
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))  # as Ray does when it starts
         os.kill(os.getpid(), signal.SIGTERM)
 except KeyboardInterrupt:
@@ -51,11 +51,11 @@ except KeyboardInterrupt:
 """
 SIGNAL_WHILE_HELD = """
 import os, signal, sys
-from orchestrator.machine.signals import stop_delayed, stop_on_signals
+from orchestrator.machine.signals import delay_stop, stop_on_signals
 
 stop_on_signals()
 try:
-    with stop_delayed():
+    with delay_stop():
         os.kill(os.getpid(), signal.{name})
         print("imported whole")
     print("the stop was lost")

@@ -83,7 +83,7 @@ def measured_trials(*records):
 
 
 def seconds_on_share(trial, gpu, share):
-    return need_of(trial, gpu, set_share=share).seconds
+    return need_of(trial, gpu, fixed_share=share).seconds
 
 
 def test_core_hours_count_every_thread_of_a_trial(trials):
@@ -190,7 +190,7 @@ def test_a_plan_for_more_gpus_is_shorter_and_never_below_its_bound(trials):
 def test_the_estimate_uses_the_gpu_share_of_the_sweep(trials, share, num_gpus):
     """GPU-hours are time times share, as `isweep status` counts them after the run."""
     remaining = estimate(trials, (), share=share, num_gpus=num_gpus)
-    needs = [need_of(trial, H100, set_share=share) for trial in trials]
+    needs = [need_of(trial, H100, fixed_share=share) for trial in trials]
     cluster = remaining["cluster"]
     planned_share = needs[0].share if share is None else share
     assert cluster["shares"] == {"small_cnn": planned_share}

@@ -516,6 +516,14 @@ def test_a_broken_recipe_file_is_refused_with_one_message(recipes, text, message
         load_sweep({**MINE, "recipe": "tuned"}, recipes=recipes)
 
 
+def test_wrong_overrides_are_blamed_on_the_file_that_has_them(tmp_path):
+    (tmp_path / "inner.yaml").write_text("from: smoke\n", encoding="utf-8")
+    outer = tmp_path / "outer.yaml"
+    outer.write_text("{from: ./inner.yaml, overrides: 3}", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"outer\.yaml has `overrides`, which is not a list"):
+        load_sweep({**MINE, "recipe": str(outer)})
+
+
 def test_a_recorded_sweep_keeps_its_recipe(recipes, tmp_path):
     """A later search must not change the trials that `isweep status` shows for the sweep."""
     root = str(tmp_path / "root")
