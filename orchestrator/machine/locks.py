@@ -1,8 +1,8 @@
 """Locks: only one command at a time may use a root or a result store.
 
-The command that has a lock is its holder. A root has a lock file, which the operating system unlocks
-when the holder ends. An object store has no locks. There the holder has a lease, which is a file
-that it renews regularly.
+The command that has a lock is its holder. A root has a lock file, which the operating system
+unlocks when the holder ends. An object store has no locks. There the holder has a lease, which is a
+file that it renews regularly.
 """
 
 from __future__ import annotations
