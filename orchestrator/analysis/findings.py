@@ -39,6 +39,11 @@ ALL_ARE_LATE = (
     "none of the answers is a claim."
 )
 """Sentence in place of this promise if no question is older than the results."""
+OF_INTERVALS = (
+    "Intervals treat each dataset as one observation. Described answers and all other numbers "
+    "are exploratory."
+)
+"""Sentences after the promise on the tests of several datasets."""
 NOT_OF_SUGGESTED = 'This chance does not cover a "suggested" answer.'
 """Sentence on the family of tests if an answer is suggested: its question came after the
 data."""
@@ -213,7 +218,7 @@ def family(fits: ScalingFits) -> str:
             sentences.append(CHANCE_OF_FALSE_CLAIM)
             if any(finding.verdict == "suggested" for finding in of_class_pairs(fits)):
                 sentences.append(NOT_OF_SUGGESTED)
-        return " ".join([*sentences, "Intervals are over classes, which pairs share."])
+        return " ".join([*sentences, "Pairs share classes, so intervals are from a jackknife over classes."])
     tests = num_tests(fits.answers)
     if not tests:
         return "No headline question could be tested; everything here is exploratory."
@@ -223,7 +228,7 @@ def family(fits: ScalingFits) -> str:
         CHANCE_OF_FALSE_CLAIM,
         *of_dependent_datasets(fits),
     ]
-    return " ".join([*sentences, "Intervals are over datasets. All else is exploratory."])
+    return " ".join([*sentences, OF_INTERVALS])
 
 
 def _of_tests(tests: int, num_of_one_question: int) -> str:
