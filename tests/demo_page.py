@@ -90,7 +90,7 @@ def remark_on_the_fall(document: dict[str, Any]) -> str:
     )
     return (
         f"at N = {document['smallest_train_size']}, {document['num_unfitted']} of "
-        f"{document['num_at_smallest']} networks do not fit even their training images. "
+        f"{document['num_at_smallest']} networks do not fit their training images. "
         "The loss falls like N^(−b/d_data). "
         f"Here b depends on the estimator of d_data: {rates}"
     )
