@@ -84,9 +84,9 @@ ONE_FAMILY = (
 """Sentences on a ledger whose tests are all of one family."""
 TWO_FAMILIES = (
     "The p-values form two families (Holm). Claims that isweep fit tests too are adjusted over "
-    "the tests of isweep fit. All other claims are adjusted over all tests of this ledger. If the tests' "
-    "assumptions hold, the chance of any false claim is at most 5 % in each family. In the two "
-    "families together, the chance is at most 10 %."
+    "the tests of isweep fit. All other claims are adjusted over all tests of this ledger. If "
+    "the tests' assumptions hold, the chance of any false claim is at most 5 % in each family. "
+    "In the two families together, the chance is at most 10 %."
 )
 """Sentences on a ledger whose tests are of two families."""
 FAMILY_WORDS: dict[Family, str] = {

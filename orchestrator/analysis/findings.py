@@ -39,10 +39,7 @@ ALL_ARE_LATE = (
     "none of the answers is a claim."
 )
 """Sentence in place of this promise if no question is older than the results."""
-OF_INTERVALS = (
-    "Intervals treat each dataset as one observation. Described answers and all other numbers "
-    "are exploratory."
-)
+OF_INTERVALS = "Each dataset counts as one observation. Other numbers are exploratory."
 """Sentences after the promise on the tests of several datasets."""
 NOT_OF_SUGGESTED = 'This chance does not cover a "suggested" answer.'
 """Sentence on the family of tests if an answer is suggested: its question came after the
@@ -218,7 +215,9 @@ def family(fits: ScalingFits) -> str:
             sentences.append(CHANCE_OF_FALSE_CLAIM)
             if any(finding.verdict == "suggested" for finding in of_class_pairs(fits)):
                 sentences.append(NOT_OF_SUGGESTED)
-        return " ".join([*sentences, "Pairs share classes, so intervals are from a jackknife over classes."])
+        return " ".join(
+            [*sentences, "Pairs share classes, so intervals are from a jackknife over classes."]
+        )
     tests = num_tests(fits.answers)
     if not tests:
         return "No headline question could be tested; everything here is exploratory."
@@ -252,7 +251,7 @@ def of_dependent_datasets(fits: ScalingFits) -> Iterator[str]:
     if not fits.dependent_datasets:
         return
     first, *others = map(listing, fits.dependent_datasets)
-    text = f"This chance can be higher here: {first} are not independent"
+    text = f"It can be higher here: {first} are not independent"
     if others:
         text += f", nor are {', nor '.join(others)}"
     yield f"{text}."

@@ -413,7 +413,7 @@ class Power:
         """Return the share of simulated tables that decide each question, as a table."""
         cost = ""
         if self.gpu_hours is not None:
-            cost = f", {amount(self.gpu_hours)} GPU-hours on {DEFAULT_GPU.upper()} GPUs"
+            cost = f", {amount(self.gpu_hours)} hours of an {DEFAULT_GPU.upper()}"
         notes = [
             f"The numbers are shares of {self.num_tables} simulated tables. Their standard "
             f"error is at most {100 * self._standard_error:.2g} percentage points.",
@@ -442,7 +442,7 @@ class Power:
                 f"{self.num_trials} trials{cost}"
             ),
             note=" ".join(notes),
-            header=("question", "p ≤ 0.05", "after Holm"),
+            header=("question", "before", "after Holm"),
             rows=tuple(rows),
         )
 

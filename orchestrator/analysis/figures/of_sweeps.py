@@ -451,14 +451,12 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
             "intervals hold for all networks and attacks at once. The verdict is on the "
             "largest r of all panels."
         )
-        names = _logarithmic_axes(axes_of_attacks)
-        if names:
-            caption += f" r is computed without logarithms, but {names} logarithmic."
+        caption += _on_logarithmic_axes(axes_of_attacks)
     return Drawn(figure, caption)
 
 
-def _logarithmic_axes(all_axes: Sequence[Axes]) -> str:
-    """Return the axes of a figure of loss gained that are logarithmic; empty if none is."""
+def _on_logarithmic_axes(all_axes: Sequence[Axes]) -> str:
+    """Return a sentence on the logarithmic axes of a figure of loss gained, if there are any."""
     names = []
     if any("log" in axes.get_xscale() for axes in all_axes):
         names.append("K_F axes")
@@ -466,7 +464,7 @@ def _logarithmic_axes(all_axes: Sequence[Axes]) -> str:
         names.append("loss axes")
     if not names:
         return ""
-    return f"{listing(names)} are"
+    return f" r is computed without logarithms, although some {listing(names)} are logarithmic."
 
 
 DRAWINGS: dict[str, Callable[[pd.DataFrame, ScalingFits], Drawn | None]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from orchestrator.analysis.inference import LEVEL
 from orchestrator.analysis.law_fits.detection import LargestCorrelation, TTest, verdict_level
 from orchestrator.analysis.number_formats import number, per_cent_of
 from search_spaces.errors import plural
@@ -10,10 +9,7 @@ from search_spaces.errors import plural
 
 def at_level(num_tests: int) -> str:
     """Return the words on the significance level that a verdict needs, in a family of tests."""
-    level = per_cent_of(verdict_level(num_tests))
-    if num_tests > 1:
-        level += f" ({per_cent_of(LEVEL)} / {num_tests} tests)"
-    return f"At a significance level of {level},"
+    return f"At a significance level of {per_cent_of(verdict_level(num_tests))},"
 
 
 def nothing_detectable(test: TTest | LargestCorrelation | None, num_tests: int) -> str:
