@@ -67,6 +67,10 @@ NO_MPS = {"CUDA_MPS_PIPE_DIRECTORY": "/nowhere"}
 """Variables for a process without MPS: CUDA uses MPS only if this folder contains its socket."""
 
 
+Result = tuple[dict[str, Any], str]
+"""Values of a process or part, and the reason if it failed; the reason is empty if it succeeded."""
+
+
 def pairs(bench: Bench) -> Measurements:
     """Measure the images per second of 1, 2 and 4 trainings on one GPU, with MPS and without.
 
@@ -82,9 +86,9 @@ def pairs(bench: Bench) -> Measurements:
         if not already_runs:
             problem = _start_mps(bench, stack)
             yield "mps_note", problem or "MPS was started for this measurement"
-        modes = {"without_mps": NO_MPS}
-        if not problem:
-            modes = {"with_mps": {}, "without_mps": NO_MPS}
+        modes = {"with_mps": {}, "without_mps": NO_MPS}
+        if problem:
+            del modes["with_mps"]
         yield from _measure_modes(bench, modes)
 
 
@@ -185,9 +189,9 @@ def _end_processes(processes: Iterable[subprocess.Popen[str]]) -> None:
 def _start_counting(
     processes: Collection[subprocess.Popen[str]], folder: Path, deadline: float
 ) -> None:
-    """Let all processes count their images from now on, as soon as each is ready.
+    """Wait until all processes are ready, and let them count their images from then on.
 
-    Do not wait longer than until a deadline, or until a process has ended.
+    The wait also ends at a deadline, or if a process has ended.
     """
     while time.monotonic() < deadline:
         all_ready = len(list(folder.glob("*.ready"))) == len(processes)
@@ -257,7 +261,7 @@ def check(gpu: Gpu | None, folder: Path, print_line: Callable[[str], None]) -> t
     name = "CPU"
     device = "cpu"
     file_name = "gpu-check-cpu-cpu"
-    variables: dict[str, str] = {}
+    variables = {}
     if gpu is not None:
         name = gpu.name
         device = "cuda"
@@ -319,7 +323,7 @@ def run_part(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, An
     return {"ok": not error, "seconds": seconds, **result}
 
 
-def _run_in_process(part: str, device: str, graphs: Iterable[str]) -> tuple[dict[str, Any], str]:
+def _run_in_process(part: str, device: str, graphs: Iterable[str]) -> Result:
     """Run a part in a separate process; return its values, and the reason if it failed."""
     process = _start_part(part, device, graphs)
     try:
@@ -328,7 +332,7 @@ def _run_in_process(part: str, device: str, graphs: Iterable[str]) -> tuple[dict
         end_part(process)
 
 
-def _run_here(measure: Callable[[Bench], Measurements], device: str) -> tuple[dict[str, Any], str]:
+def _run_here(measure: Callable[[Bench], Measurements], device: str) -> Result:
     """Run a part in this process; return its values, and the exception that ended it as text."""
     values: dict[str, Any] = {}
     try:
@@ -376,9 +380,7 @@ def _timeout_s(part: str) -> float:
     return PART_TIMEOUT_S + extra_s_by_part.get(part, 0.0)
 
 
-def _wait_for_values(
-    process: subprocess.Popen[str], start_s: float, timeout_s: float
-) -> tuple[dict[str, Any], str]:
+def _wait_for_values(process: subprocess.Popen[str], start_s: float, timeout_s: float) -> Result:
     """Wait for a process; return its values, and the reason if it failed or took too long.
 
     This function does not end a process that took too long.
@@ -406,8 +408,7 @@ def _last_values(output: str) -> dict[str, Any]:
     """Return the values in the last complete line of JSON in a part's output."""
     for line in reversed(output.splitlines(keepends=True)):
         if line.startswith("{") and line.endswith("}\n"):
-            values: dict[str, Any] = json.loads(line)
-            return values
+            return dict(json.loads(line))
     return {}
 
 
@@ -456,21 +457,21 @@ def devices(number: str | None) -> list[Gpu | None]:
     if number == "cpu":
         return [None]
     gpus = () if gpus_are_simulated() else visible_gpu_list()
-    by_number: dict[str, Gpu | None] = {str(index): gpu for index, gpu in enumerate(gpus)}
-    if not by_number:
+    if not gpus:
         raise SetupError(
             "torch cannot use a GPU on this machine",
             hint="Run `isweep doctor` to see why. To see how the check works without a GPU, "
             "use --device cpu",
         )
     if number is None:
-        return list(by_number.values())
-    if number not in by_number:
+        return list(gpus)
+    numbers = [str(index) for index in range(len(gpus))]
+    if number not in numbers:
         raise ConfigError(
             f"`--device {number}` is not the number of a GPU that torch can use",
-            hint=f"Type one of {', '.join(by_number)}, or cpu",
+            hint=f"Type one of {', '.join(numbers)}, or cpu",
         )
-    return [by_number[number]]
+    return [gpus[int(number)]]
 
 
 def main() -> None:
