@@ -322,8 +322,8 @@ def prior_in_words(sources: Sequence[str]) -> str:
 
     names = [PRIOR_SOURCES.get(source, source) for source in sources]
     return (
-        f"The prediction combines your scores with learning curves of {listing(names)}. These curves "
-        "give the prior for the rate of improvement and for the best reachable score."
+        f"The prediction combines your scores with learning curves of {listing(names)}. These "
+        "curves give the prior for the rate of improvement and for the best reachable score."
     )
 
 
