@@ -563,8 +563,8 @@ def of_representations(fits: ScalingFits) -> Finding:
         # nothing.
         _, smallest_named = by_share[:MAX_WORST][-1]
         worst = [(name, part) for name, part in by_share if part >= smallest_named]
-        named = listing([f"{name} ({percent(part)} of its points)" for name, part in worst])
-        notes.append(f"d_repr is most often above d_data in {named}.")
+        named = listing([f"{name} ({percent(part)})" for name, part in worst])
+        notes.append(f"The share of points with d_repr above d_data is highest in {named}.")
     notes.append(
         "d_repr and d_data are estimates. Other estimators can give values that differ by a factor "
         "of 2 or more."

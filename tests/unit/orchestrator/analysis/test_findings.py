@@ -414,7 +414,9 @@ def test_a_share_has_its_count_of_points_and_the_mean_over_datasets():
         "d_data. The median d_repr / d_data is 0.5. If each dataset counts once, d_repr is at most "
         "d_data at 75% of points"
     )
-    assert finding.notes[0] == "d_repr is most often above d_data in natural0 (100% of its points)."
+    assert finding.notes[0] == (
+        "The share of points with d_repr above d_data is highest in natural0 (100%)."
+    )
     finding_above = answers(table.assign(d_repr_mle=1e9))["representation"]
     assert finding_above.answer.startswith("At 0 of 12 points, the dimension of the network's last")
     of_one_dataset = findings(fit_scaling_laws(table[table["dataset"] == "natural1"]))
