@@ -31,19 +31,15 @@ class RetryPolicy:
 
     def pause_s(self, num_failures: int) -> float:
         """Return the seconds before the next attempt of a trial that failed so often."""
-        pause_s = min(self.first_pause_s * 2 ** (num_failures - 1), self.max_pause_s)
+        pause_s = min(self.first_pause_s * 2.0 ** (num_failures - 1), self.max_pause_s)
         return max(pause_s, self.first_pause_s)
 
 
 RETRY_POLICIES: dict[FailureKind, RetryPolicy] = {
     FailureKind.LOST_NODE: RetryPolicy(None),  # MAX_FAILED_RETRIES_IN_A_ROW limits it
-    FailureKind.WORKER_CRASH: RetryPolicy(
-        2
-    ),  # if only this trial crashes three times, it is the cause
+    FailureKind.WORKER_CRASH: RetryPolicy(2),  # after three crashes alone, it is the cause
     FailureKind.OUT_OF_MEMORY: RetryPolicy(19),  # each may request more memory; see ResourcePolicy
-    FailureKind.CLUSTER_ERROR: RetryPolicy(
-        5
-    ),  # mostly lost nodes, but perhaps a cluster that never works
+    FailureKind.CLUSTER_ERROR: RetryPolicy(5),  # mostly lost nodes; perhaps it never works
     FailureKind.DEVICE_ERROR: RetryPolicy(3),  # in a new process, usually on another device
     FailureKind.HUNG: RetryPolicy(1),
     FailureKind.SETUP: RetryPolicy(3),  # another node may be set up correctly

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import threading
+import time
 from pathlib import Path
 
 import pytest
