@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Never
@@ -90,13 +90,7 @@ def predict(
         >>> 0.2 < answer.value < 0.37
         True
     """
-    if others:
-        name = next(iter(others))
-        raise TypeError(
-            f"predict() got an unexpected keyword argument {name!r}. It predicts test losses: use "
-            "train_size or target_loss. For a target of another score, use "
-            "isweep.learning_curves(sweep, metric='accuracy', target=0.9)"
-        )
+    _check_no_others(others)
     from orchestrator.analysis.loss_growth import fit_growth
     from orchestrator.analysis.predict_sweep import predict_sweep
     from orchestrator.analysis.prediction_inputs import read_record
@@ -140,6 +134,16 @@ def predict(
         )
     prediction, _ = predict_sweep(record, growth, _pilot(pilot, model), **numbers)
     return prediction
+
+
+def _check_no_others(others: Iterable[str]) -> None:
+    """Raise a TypeError for an unknown argument, such as an option of the command line."""
+    for name in others:
+        raise TypeError(
+            f"predict() got an unexpected keyword argument {name!r}. It predicts test losses: use "
+            "train_size or target_loss. For a target of another score, use "
+            "isweep.learning_curves(sweep, metric='accuracy', target=0.9)"
+        )
 
 
 def _pilot(

@@ -24,6 +24,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -130,6 +131,18 @@ def _are_measurements(values: Collection[str]) -> bool:
     return 2 * num_measurements > len(values)
 
 
+def _has_copies(paths: Sequence[str]) -> bool:
+    """Return whether a path is that of another image with a word such as ``flip``."""
+    known_paths = set()
+    for path in paths:
+        known_paths.add(f"/{path.lower()}")
+    for path in known_paths:
+        original, num_words = COPY_IN_PATH.subn("", path)
+        if num_words and original in known_paths:
+            return True
+    return False
+
+
 def patient_folder_doubt(folder: Path) -> str:
     """Return a doubt, in words, if the class folders may be patients; else an empty text.
 
@@ -141,7 +154,9 @@ def patient_folder_doubt(folder: Path) -> str:
     if not folder.is_dir() or is_split_word(folder.name):
         return ""
     names = _subfolder_names(folder)
-    num_patients = sum(bool(PATIENT_IN_PATH.fullmatch(name.lower())) for name in names)
+    num_patients = 0
+    for name in names:
+        num_patients += PATIENT_IN_PATH.fullmatch(name.lower()) is not None
     is_doubtful = num_patients >= max(MIN_PATIENT_FOLDERS, MIN_SHARE_WITH_PATIENT * len(names))
     for other in islice(folder.absolute().parent.iterdir(), MAX_NEIGHBORS):
         if other.is_dir() and other.name != folder.absolute().name:
@@ -153,10 +168,12 @@ def patient_folder_doubt(folder: Path) -> str:
 
 
 def _subfolder_names(folder: Path) -> set[str]:
-    try:
-        return {path.name for path in islice(folder.iterdir(), MAX_NEIGHBORS) if path.is_dir()}
-    except OSError:
-        return set()
+    names = set()
+    with suppress(OSError):
+        for path in islice(folder.iterdir(), MAX_NEIGHBORS):
+            if path.is_dir():
+                names.add(path.name)
+    return names
 
 
 def patient_name_doubt(paths: Sequence[str], classes: Sequence[str]) -> str:
@@ -166,8 +183,7 @@ def patient_name_doubt(paths: Sequence[str], classes: Sequence[str]) -> str:
         paths: Path of the file of each image that has no group.
         classes: Class of each image.
     """
-    lower_paths = {f"/{path.lower()}" for path in paths}
-    if any(COPY_IN_PATH.sub("", path) in lower_paths - {path} for path in lower_paths):
+    if _has_copies(paths):
         return "file names look like changed copies of other images, such as mirrored ones"
     ids = []
     parts = []
