@@ -10,7 +10,7 @@ import pytest
 from orchestrator.cli import printing
 from orchestrator.cli.app import parse
 from orchestrator.cli.sweeps import _obstacles
-from orchestrator.machine.locks import exclusive
+from orchestrator.machine.locks import lock_file
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.workspace import Workspace
 from orchestrator.running.run_plan import RunPlan
@@ -77,8 +77,8 @@ def test_plan_and_status_of_a_sweep_that_never_ran(run, tmp_path):
     assert "8 trials: 0 done; 2 measures: 0 done" in run("plan", "smoke")[1]
     missing = str(tmp_path / "my root")
     _, out, err = run("status", "smoke", "--json", at=missing)
-    counts = {"planned", "done", "failed", "running", "pending", "stale", "diverged"}
-    live = {"now", "seconds_left", "running_trials"}
+    counts = {"planned", "done", "failed", "running", "waiting", "pending", "stale", "diverged"}
+    live = {"now", "seconds_left", "running_trials", "waiting_trials"}
     assert set(json.loads(out)) == counts | live | {
         "failures",
         "unreadable",
@@ -157,12 +157,12 @@ def test_a_root_that_cannot_be_made_is_refused(run, tmp_path):
 
 
 def test_a_second_run_on_one_root_names_the_first(run, root):
-    with exclusive(RootPaths.at(root).make().lock, "isweep run other"):
+    with lock_file(RootPaths.at(root).make().lock, "isweep run other"):
         code, _, err = run("run", "smoke", "--no-tracking")
     assert code == 3
     assert f"is in use by process {os.getpid()} (isweep run other, since" in err
     # The lock is free again after its process released it.
-    with exclusive(RootPaths.at(root).make().lock, "again"):
+    with lock_file(RootPaths.at(root).make().lock, "again"):
         pass
 
 
