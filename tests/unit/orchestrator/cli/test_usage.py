@@ -183,8 +183,7 @@ def test_a_sweep_file_named_without_its_ending_gets_a_hint(run, tmp_path, monkey
     code, out, err = run("plan", "mine")
     assert (code, out) == (2, "")
     assert "has the name 'mine'" in err
-    code, out, err = run("plan", "mine", "--root", "absent")
-    assert "absent does not exist. To use the file mine.yaml, give its path: ./mine.yaml" in err
+    assert "root does not exist. To use the file mine.yaml, give its path: ./mine.yaml" in err
     assert "give its path: ./mine.yaml" in err
 
 

@@ -98,7 +98,7 @@ def good_with_dataset(text):
         (good_with("mine", '"C:\\Users"'), r"a backslash in double quotes. Write / in a path"),
         (
             good_with("models: [small_cnn]", "models: [{name: mine}]"),
-            r"0\.from` is missing\. Write, for example, `models",
+            r"models\.mine\.from` is missing\. Write, for example, `models",
         ),
         (good_with("name: mine", "name: mine\n5: 6"), r"`5` is not a known key"),
         (
