@@ -54,7 +54,7 @@ PATIENT_IN_PATH = re.compile(
 start of a name, because ``scan_p1`` may be a page."""
 COPY_WORDS = r"[hv]?flip(?:ped)?|mirror(?:ed)?|rot(?:ated?)?|aug(?:mented)?|copy"
 COPY_IN_PATH = re.compile(
-    rf"(?<=/)(?:{COPY_WORDS})\d*[\W_]+|[\W_]+(?:{COPY_WORDS})[\W_]*\d*(?=\.[^/]*$)"
+    rf"(?<=/)(?:{COPY_WORDS})\d*[\W_]+|(?:_|[^\w/])+(?:{COPY_WORDS})[\W_]*\d*(?=\.[^/]*$)"
 )
 """The part of a path in lower case that makes the name of an image the name of its copy."""
 WORD_SEPARATOR = re.compile(r"[\W_]+")
