@@ -197,6 +197,9 @@ for _num_neighbors in OTHER_NUM_NEIGHBORS:
         d_data_at(_num_neighbors),
         f"`d_data_mle` from the {_num_neighbors} nearest neighbors instead of 20",
     )
+ESTIMATORS_WITHOUT_COLUMNS = ("gride",)
+"""Estimators whose d_data is only in the table of measures. New columns would make the MLflow
+runs of earlier sweeps incomplete."""
 D_DATA_TWONN = _measure("d_data_twonn", f"{_IN_PIXELS}, by the two-nearest-neighbors estimator")
 _measure("d_data_twonn_std_error", "standard error of `d_data_twonn`")
 LABEL_SHARPNESS = _measure(
@@ -342,6 +345,18 @@ _FURTHER_TEST = re.compile(
 _DIMENSION = re.compile(
     r"(?P<dimension>d_repr|d_data)_(?P<estimator>[a-z][a-z0-9_]*?)(?:_stage(?P<stage>\d+))?"
 )
+_STD_ERROR = "_std_error"
+"""Suffix of the columns of standard errors."""
+
+
+def columns_of_estimator(estimator: str) -> tuple[Column, Column]:
+    """Return the columns of d_data by an estimator of the table, and of its standard error."""
+    name = f"d_data_{estimator}"
+    meaning = f"d_data by the estimator `{estimator}` (docs/measures.md)"
+    return (
+        Column(name, meaning, origin="measure"),
+        Column(f"{name}{_STD_ERROR}", f"standard error of `{name}`", origin="measure"),
+    )
 
 
 class AttackColumn(NamedTuple):
@@ -414,7 +429,8 @@ def _describe_dimension(name: str, match: re.Match[str]) -> Column:
         )
         return Column(name, meaning, origin="d_repr")
     estimator = name.removeprefix(f"{kind}_")
-    meaning = f"{kind} by the estimator `{estimator}` (docs/measures.md)"
     if kind == "d_repr":
+        meaning = f"d_repr by the estimator `{estimator}` (docs/measures.md)"
         return Column(name, meaning, origin="d_repr")
-    return Column(name, meaning, origin="measure")
+    value, std_error = columns_of_estimator(estimator.removesuffix(_STD_ERROR))
+    return std_error if name == std_error.name else value
