@@ -18,6 +18,7 @@ import math
 import re
 from collections.abc import Mapping
 from functools import cache, lru_cache
+from typing import Generic, TypeVar
 
 from pydantic import BaseModel
 
@@ -26,6 +27,7 @@ ID_HEX_DIGITS = 12
 0.2 %."""
 VERSION_FIELD = "schema_version"
 """Name of the field that the JSON of a spec always contains."""
+SpecT = TypeVar("SpecT", bound=BaseModel)
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
@@ -59,7 +61,7 @@ def readable_id(slug_parts: list[str], value: object) -> str:
     """
     if isinstance(value, BaseModel):
         # The hash is cached, because the id of a spec is needed many times.
-        digest = _hash_of_model(_IdentityKey(value))
+        digest = _hash_of_model(IdentityKey(value))
     else:
         digest = fingerprint(value)
     slugs = [slug for slug in map(_slug, slug_parts) if slug]
@@ -85,7 +87,7 @@ def _json_value(value: object, place: str) -> object:
     if value is None or type(value) in (bool, int, str):
         return value
     if isinstance(value, BaseModel):
-        return _json_object(_IdentityKey(value), place)
+        return _json_object(IdentityKey(value), place)
     if type(value) is float:
         if not math.isfinite(value):
             raise TypeError(f"{place} is {value!r}. Choose a finite number")
@@ -102,7 +104,7 @@ def _json_value(value: object, place: str) -> object:
     )
 
 
-class _IdentityKey:
+class IdentityKey(Generic[SpecT]):
     """A cache key that compares specs by identity (``is``), not by value.
 
     Equal specs may have different JSON, because 1, 1.0 and True are equal in Python. Specs are
@@ -110,27 +112,27 @@ class _IdentityKey:
     of this spec is not used again.
     """
 
-    def __init__(self, model: BaseModel) -> None:
-        self.model = model
+    def __init__(self, spec: SpecT) -> None:
+        self.spec = spec
 
     def __hash__(self) -> int:
-        return id(self.model)
+        return id(self.spec)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _IdentityKey) and self.model is other.model
+        return isinstance(other, IdentityKey) and self.spec is other.spec
 
 
 @lru_cache(maxsize=4096)
-def _json_object(key: _IdentityKey, place: str) -> dict[str, object]:
+def _json_object(key: IdentityKey[BaseModel], place: str) -> dict[str, object]:
     """Return a spec as JSON values.
 
     Results are cached: thousands of trials share a subset, a recipe and a model.
     """
     plain: dict[str, object] = {}
-    kind: type[BaseModel] = type(key.model)
+    kind: type[BaseModel] = type(key.spec)
     defaults = _defaults(kind)
     for name in kind.model_fields:
-        value = _json_value(getattr(key.model, name), f"{place}.{name}")
+        value = _json_value(getattr(key.spec, name), f"{place}.{name}")
         # The JSON texts are compared, because 1, 1.0 and True are equal in Python.
         if name not in defaults or _encode(value) != defaults[name]:
             plain[name] = value
@@ -138,8 +140,8 @@ def _json_object(key: _IdentityKey, place: str) -> dict[str, object]:
 
 
 @lru_cache(maxsize=4096)
-def _hash_of_model(key: _IdentityKey) -> str:
-    return fingerprint(key.model)
+def _hash_of_model(key: IdentityKey[BaseModel]) -> str:
+    return fingerprint(key.spec)
 
 
 @cache

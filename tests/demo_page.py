@@ -83,15 +83,16 @@ def answers_of(fits: ScalingFits) -> dict[str, Any]:
 
 
 def remark_on_the_fall(document: dict[str, Any]) -> str:
-    """Return what README says of the fall of the loss and of its rate, in one line."""
+    """Return README's remark on how the loss falls and at which rate, in one line."""
     rates = ", ".join(
         f"{number(value)} ({number(low)} to {number(high)}) with {estimator}"
         for estimator, (value, low, high) in document["exponents"].items()
     )
     return (
         f"at N = {document['smallest_train_size']}, {document['num_unfitted']} of "
-        f"{document['num_at_smallest']} networks do not fit even their training images. "
-        f"The rate b depends on the estimator of d_data: {rates}"
+        f"{document['num_at_smallest']} networks do not fit their training images. "
+        "The loss falls like N^(−b/d_data). "
+        f"Here b depends on the estimator of d_data: {rates}"
     )
 
 

@@ -1,7 +1,8 @@
-"""Locks: only one driver at a time may use a root or a result store.
+"""Locks: only one command at a time may use a root or a result store.
 
-A root has a lock file, which the operating system unlocks when the locking process ends. An object
-store has no locks. There a driver writes a lease, which is a file that it renews regularly.
+The command that has a lock is its holder. A root has a lock file, which the operating system
+unlocks when the holder ends. An object store has no locks. There the holder has a lease, which is a
+file that it renews regularly.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ LEASE_FILE = "driver-lease.json"
 RENEW_EVERY_S = 10.0
 """Seconds between two renewals of a lease."""
 EXPIRES_S = 60.0
-"""Seconds without a renewal after which the driver of a lease counts as dead."""
-LOOK_EVERY_S = 2.0
+"""Seconds without a renewal after which the holder of a lease counts as dead."""
+CHECK_EVERY_S = 2.0
 """Seconds between two checks of a lock file, and between two reads of another driver's lease."""
 LOCK_ATTEMPTS = 10
 """Number of attempts to lock a file."""
 LOCK_PAUSE_S = 0.02
-"""Seconds between two attempts to lock a file. Further attempts are needed because :func:`is_held`
-locks the file for microseconds."""
+"""Seconds between two attempts to lock a file. The first may fail without a holder, because
+:func:`is_locked` locks the file for microseconds."""
 
 
 class InUseError(SetupError):
@@ -68,9 +69,9 @@ def lock_root_and_store(
     """
     store_lock = ResultStore(workspace.results_url).lock
     with contextlib.ExitStack() as locks:
-        locks.enter_context(exclusive(workspace.paths.lock, purpose))
+        locks.enter_context(lock_file(workspace.paths.lock, purpose))
         if store_lock is not None:
-            locks.enter_context(exclusive(store_lock, purpose, "storage"))
+            locks.enter_context(lock_file(store_lock, purpose, "storage"))
         else:
             name = _root_name(workspace.paths.identity)
             locks.enter_context(Lease(workspace.results_url, name, purpose, say))
@@ -78,7 +79,10 @@ def lock_root_and_store(
 
 
 def _root_name(identity: Path) -> str:
-    """Return a name that identifies a root. A copy of the root on another host has another name."""
+    """Return a name that identifies a root: its host, and an id that is stored in the root.
+
+    A copy of the root on another host has another name.
+    """
     try:
         if not identity.exists():
             write_atomic(str(identity), secrets.token_hex(8).encode())
@@ -91,7 +95,7 @@ def _root_name(identity: Path) -> str:
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, purpose: str, kind: str = "root") -> Iterator[None]:
+def lock_file(path: Path, purpose: str, kind: str = "root") -> Iterator[None]:
     """Lock a file during a block.
 
     If somebody deletes the file meanwhile, a second command could make and lock a new file. So a
@@ -108,7 +112,7 @@ def exclusive(path: Path, purpose: str, kind: str = "root") -> Iterator[None]:
     lock = _LockFile(path, purpose, kind)
     try:
         lock.take()
-        with Watch("lock", LOOK_EVERY_S, lock.take_again):
+        with Watch("lock", CHECK_EVERY_S, lock.take_again):
             yield
     finally:
         lock.release()
@@ -120,10 +124,11 @@ class _LockFile:
     def __init__(self, path: Path, purpose: str, kind: str) -> None:
         self._path = path
         self._kind = kind
-        self._about = {"pid": os.getpid(), "purpose": purpose, "since": time.strftime("%F %T")}
-        self._files: list[TextIO] = []
+        self._holder = {"pid": os.getpid(), "purpose": purpose, "since": time.strftime("%F %T")}
+        self._open_files: list[TextIO] = []
+        """The locked file, after the deleted ones. Two threads use the list."""
         self._mutex = threading.Lock()
-        """Locked while the list of files changes, because two threads use the list."""
+        """Held while a file is added or all are closed."""
 
     def take(self) -> None:
         """Lock the file at the path.
@@ -132,18 +137,18 @@ class _LockFile:
             SetupError: another process has locked it, or it cannot be locked.
         """
         file = self._open()
-        self._files.append(file)
+        self._open_files.append(file)
         if not self._lock(file):
-            self._files.remove(file)
+            self._open_files.remove(file)
             file.close()
-            holder = _holder_text(_read_holder(self._path), "another command")
+            holder = _holder_text(_read_holder(self._path))
             raise InUseError(
                 f"{self._path.parent} is in use by {holder}",
                 hint=f"Wait until that command ends, stop it with Ctrl-C, or use another "
                 f"--{self._kind}",
             )
         file.truncate(0)
-        json.dump(self._about, file)
+        json.dump(self._holder, file)
         file.flush()
 
     def take_again(self) -> SetupError | None:
@@ -154,7 +159,7 @@ class _LockFile:
             locked it. Otherwise None.
         """
         with self._mutex:
-            if not self._files or self._is_at_path():
+            if not self._open_files or self._is_at_path():
                 return None
             try:
                 self.take()
@@ -166,18 +171,18 @@ class _LockFile:
     def release(self) -> None:
         """Unlock all files."""
         with self._mutex:
-            for file in self._files:
+            for file in self._open_files:
                 file.truncate(0)
                 file.close()
-            self._files.clear()
+            self._open_files.clear()
 
     def _is_at_path(self) -> bool:
-        """Return whether the latest locked file is still at the path."""
+        """Return whether the locked file is still at the path: somebody may have deleted it."""
         try:
-            at_path = os.stat(self._path)
+            file_at_path = os.stat(self._path)
         except OSError:
             return False
-        return os.path.samestat(os.fstat(self._files[-1].fileno()), at_path)
+        return os.path.samestat(os.fstat(self._open_files[-1].fileno()), file_at_path)
 
     def _open(self) -> TextIO:
         """Return the open lock file. If it does not exist, create it."""
@@ -191,7 +196,7 @@ class _LockFile:
             ) from None
 
     def _lock(self, file: TextIO) -> bool:
-        """Lock an open file, and return whether it succeeded."""
+        """Lock an open file; return False if another process has locked it."""
         for _ in range(LOCK_ATTEMPTS):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -214,7 +219,7 @@ def _open_no_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
-def is_held(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Return whether a process has locked the file now."""
     # The errors mean that there is no lock file, or that it cannot be locked.
     with contextlib.suppress(OSError):
@@ -229,43 +234,43 @@ def is_held(path: Path) -> bool:
 
 
 def holder_pid(path: Path) -> int | None:
-    """Return the id of the process that has locked the file; None if there is none or unknown."""
-    if not is_held(path):
+    """Return the process id of a lock file's holder; None if there is none or it is unknown."""
+    if not is_locked(path):
         return None
     pid = _read_holder(path).get("pid")
     return pid if isinstance(pid, int) else None
 
 
 def _read_holder(path: Path) -> dict[str, Any]:
-    """Return the fields in a lock file; empty if the file cannot be read."""
+    """Return what a lock file says about its holder; empty if the file cannot be read."""
     with contextlib.suppress(OSError):
         return _parse_holder(read_whole(path))
     return {}
 
 
 def _parse_holder(content: bytes) -> dict[str, Any]:
-    """Return the fields that the locking process wrote; empty if they cannot be read."""
+    """Return what a holder wrote about itself; empty if it cannot be parsed."""
     with contextlib.suppress(ValueError, RecursionError):
         fields = json.loads(content)
         return fields if isinstance(fields, dict) else {}
     return {}
 
 
-def _holder_text(fields: dict[str, Any], unknown: str) -> str:
-    """Return text about the process that locked a file, or ``unknown`` if fields are missing."""
+def _holder_text(fields: dict[str, Any]) -> str:
+    """Return the holder as text for a message, also if fields are missing."""
     if not {"pid", "purpose", "since"} <= fields.keys():
-        return unknown
+        return "another command"
     host = f" of {fields['host']}" if "host" in fields else ""
     return f"process {fields['pid']}{host} ({fields['purpose']}, since {fields['since']})"
 
 
 @dataclass(frozen=True)
 class _LeaseFile:
-    """A lease in the store.
+    """One version of the lease's file in the store.
 
     Attributes:
-        fields: content of the file; empty if it cannot be read.
-        tag: the store's tag of this version of the file.
+        fields: what the holder wrote about itself; empty if it cannot be parsed.
+        tag: the store's tag of this version.
     """
 
     fields: dict[str, Any]
@@ -275,10 +280,12 @@ class _LeaseFile:
 class Lease:
     """A driver's lease of an object store during a ``with`` block.
 
-    The lease is one file. A driver overwrites the file only if the store still has the version that
-    the driver has read. So if several drivers start at once, exactly one of them gets the lease.
+    The lease is one file, and the store gives each version of it a new tag. A driver writes the
+    file only on a condition: either there is no file, or the file still has the tag that the driver
+    knows. So if several drivers start at once, exactly one of them gets the lease. The store
+    returns the new tag. It returns None if the condition does not hold.
 
-    A driver counts as dead if its lease does not change for :data:`EXPIRES_S` seconds. Clocks of
+    A holder counts as dead if its lease does not change for :data:`EXPIRES_S` seconds. Clocks of
     other machines are never compared. An earlier lease with the same ``name`` belongs to a dead
     driver, because this process has locked the same root.
 
@@ -306,9 +313,11 @@ class Lease:
         self._url = url if isinstance(url, str) else url.base
         self._path = posixpath.join(self._files.base, LEASE_FILE)
         self._token = secrets.token_hex(8)
+        """Identifies this driver in the lease's file."""
         self._num_writes = 0
         self._tag = ""
-        self._owner = {
+        """Tag of the version that this driver wrote last."""
+        self._holder = {
             "name": name,
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -317,8 +326,10 @@ class Lease:
             "since": time.strftime("%F %T"),
         }
         self._write_lock = clock.condition()
+        """Held during a renewal, so that none is under way when the lease is deleted."""
         self._silent_since: float | None = None
-        self.watch = Watch("lease", RENEW_EVERY_S, self._check, clock, interrupt)
+        """Time of the first renewal to which the storage gave no answer; None if it answers."""
+        self.watch = Watch("lease", RENEW_EVERY_S, self._renew, clock, interrupt)
 
     def __enter__(self) -> Watch:
         """Get the lease, and start the thread that renews it."""
@@ -326,7 +337,7 @@ class Lease:
         while tag is None:
             tag = self._files.put(self._path, self._content(), "create") or self._take_over()
         self._tag = tag
-        # A store that ignores conditions would give two drivers the lease.
+        # The file exists now. A store that creates it again would give two drivers the lease.
         if self._files.put(self._path, self._content(), "create") is not None:
             self._files.remove(self._path)
             raise no_conditional_writes(self._url)
@@ -335,7 +346,7 @@ class Lease:
     def __exit__(self, *exception: Any) -> None:
         """Stop renewing, and delete the lease."""
         with self._write_lock:
-            self.watch.end()
+            self.watch.end()  # no renewal starts after this
         try:
             if self._read().fields.get("token") == self._token:
                 self._files.remove(self._path)
@@ -349,16 +360,16 @@ class Lease:
         self.watch.__exit__(*exception)
 
     def _take_over(self) -> str | None:
-        """Replace the lease of a dead driver, and return the new tag.
+        """Replace the lease of a dead holder, and return the new tag.
 
         Returns None if another driver was faster, or if there is no lease.
 
         Raises:
-            SetupError: the other driver is alive.
+            InUseError: the holder is alive.
         """
         try:
             lease = self._read()
-            if lease.fields.get("name") != self._owner["name"]:
+            if lease.fields.get("name") != self._holder["name"]:
                 self._wait_until_expired(lease)
         except FileNotFoundError:
             return None
@@ -368,28 +379,28 @@ class Lease:
         """Wait until a lease has expired.
 
         Raises:
-            InUseError: the driver of the lease has renewed it.
+            InUseError: the lease has changed, so its holder is alive.
         """
-        holder = _holder_text(lease.fields, "another command")
+        holder = _holder_text(lease.fields)
         self._say(
             f"{self._url} is or was in use by {holder}. isweep waits up to {EXPIRES_S:,.0f} s "
             "to see whether that command is still running"
         )
         deadline = self._clock.monotonic() + EXPIRES_S
         while self._clock.monotonic() < deadline:
-            self._clock.sleep(LOOK_EVERY_S)
+            self._clock.sleep(CHECK_EVERY_S)
             later = self._read()
             if later.tag != lease.tag:
                 raise InUseError(
-                    f"{self._url} is in use by {_holder_text(later.fields, 'another command')}",
+                    f"{self._url} is in use by {_holder_text(later.fields)}",
                     hint="Wait until that command ends, stop that command, or use another "
                     "--storage",
                 )
 
-    def _check(self) -> SetupError | None:
+    def _renew(self) -> SetupError | None:
         """Renew the lease, and return an error if another driver has taken it over."""
         try:
-            is_ours = self._renew()
+            is_ours = self._write_again()
         except (SetupError, OSError) as error:
             # No other driver can get the lease while the storage does not answer.
             if self._silent_since is None:
@@ -413,8 +424,8 @@ class Lease:
             "trials are kept",
         )
 
-    def _renew(self) -> bool:
-        """Renew the lease, and return whether it still belongs to this driver."""
+    def _write_again(self) -> bool:
+        """Write a new version of the lease, and return whether it still belongs to this driver."""
         with self._write_lock:
             if self.watch.ended.is_set():
                 return True
@@ -439,9 +450,9 @@ class Lease:
         return None
 
     def _content(self) -> bytes:
-        """Return the content of the lease's file; a number makes each version different."""
+        """Return new content for the lease's file; a number makes each version different."""
         self._num_writes += 1
-        return json.dumps({"beat": self._num_writes, **self._owner}).encode()
+        return json.dumps({"beat": self._num_writes, **self._holder}).encode()
 
     def _read(self) -> _LeaseFile:
         content, tag = self._files.read_tagged(self._path)

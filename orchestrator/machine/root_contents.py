@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.machine.locks import exclusive
+from orchestrator.machine.locks import lock_file
 from orchestrator.planning.paths import RootPaths
 from search_spaces.errors import plural
 from tasks.atomic import remove_folder
@@ -67,5 +67,5 @@ def remove_from_root(paths: RootPaths, folder: str) -> None:
     Raises:
         SetupError: another command is using the root.
     """
-    with exclusive(paths.lock, f"isweep rm {Path(folder).name}"):
+    with lock_file(paths.lock, f"isweep rm {Path(folder).name}"):
         remove_folder(Path(folder))

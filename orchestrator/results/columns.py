@@ -44,23 +44,26 @@ class Column:
 
 
 _DEFINED: dict[str, Column] = {}
+"""The columns that are defined so far, by name."""
 
 
 def _define(origin: Origin, name: str, meaning: str, unit: str = "–", kind: Kind = "number") -> str:
-    """Define a column, and return its name."""
+    """Add a column to :data:`_DEFINED`, and return its name."""
     _DEFINED[name] = Column(name, meaning, unit, kind, origin)
     return name
 
 
+# Each function defines a column of one origin, and of one kind if its name is a kind.
 _text = partial(_define, "spec", kind="text")
 _integer = partial(_define, "spec", kind="integer")
 _run = partial(_define, "run")
 _score = partial(_define, "network")
 _robustness = partial(_define, "robustness")
 _measure = partial(_define, "measure")
-_PIXELS = "L2 pixel distance"
-_PER_PIXELS = "1 / L2 pixel distance"
+_DISTANCE = "L2 pixel distance"
+_PER_DISTANCE = "1 / L2 pixel distance"
 
+# The order of the definitions is the order of the columns in the table. First the trial's settings:
 TRIAL_ID = _text(
     "trial_id",
     "id of the trial: a readable name, and a hash of everything that decides its network",
@@ -85,6 +88,8 @@ IMAGE_SIZE = _integer(
     "image_size", "side of the square images in training and measurement", "pixels"
 )
 CHANNELS = _integer("channels", "number of image channels in training")
+
+# The trained network, and its predictions on the test images.
 STATUS = _run("status", "`done`, or `diverged` if the loss became NaN or infinite", kind="text")
 TEST_LOSS = _score(
     "test_loss", "mean cross-entropy over the test images after the last epoch", "nat"
@@ -113,12 +118,13 @@ TRAIN_LOSS = _score(
 TRAIN_ACCURACY = _score(
     "train_accuracy", "share of training images classified correctly", "fraction"
 )
-_LAST_LAYER = "intrinsic dimension of the last hidden layer's activations of the training images"
-D_REPR_MLE = _define("d_repr", "d_repr_mle", f"{_LAST_LAYER}, by the maximum-likelihood estimator")
+_D_REPR = "intrinsic dimension of the last hidden layer's activations of the training images"
+D_REPR_MLE = _define("d_repr", "d_repr_mle", f"{_D_REPR}, by the maximum-likelihood estimator")
 D_REPR_TWONN = _define(
-    "d_repr", "d_repr_twonn", f"{_LAST_LAYER}, by the two-nearest-neighbors estimator"
+    "d_repr", "d_repr_twonn", f"{_D_REPR}, by the two-nearest-neighbors estimator"
 )
 
+# Attacks on the network.
 ATTACK_QUANTITIES = {
     "loss": ("mean test loss under {}", "nat"),
     "loss_gain": ("mean test loss under {}, minus the clean test loss", "nat"),
@@ -152,33 +158,38 @@ for _epsilon in FGSM_EPSILONS:
     for _column in columns_of_attack(f"fgsm_{_epsilon}", f"FGSM at epsilon {_epsilon}/255"):
         _DEFINED[_column.name] = _column
 
+# Distances from test images to the decision boundary.
 R_HAT_PRED = _robustness(
     "r_hat_pred",
     "mean distance from a test image to the nearest image with another decision (R)",
-    _PIXELS,
+    _DISTANCE,
 )
-_robustness("r_hat_pred_std_error", "standard error of `r_hat_pred` over the test images", _PIXELS)
-_robustness("r_hat_pred_median", "median of the distances in `r_hat_pred`", _PIXELS)
+_robustness(
+    "r_hat_pred_std_error", "standard error of `r_hat_pred` over the test images", _DISTANCE
+)
+_robustness("r_hat_pred_median", "median of the distances in `r_hat_pred`", _DISTANCE)
 _robustness(
     "r_hat_pred_geometric_mean",
     "geometric mean of the distances in `r_hat_pred`; absent if a distance is 0",
-    _PIXELS,
+    _DISTANCE,
 )
 R_HAT_PRED_PER_PIXEL = _robustness(
-    "r_hat_pred_per_pixel", "`r_hat_pred` divided by √(number of pixel values)", _PIXELS
+    "r_hat_pred_per_pixel", "`r_hat_pred` divided by √(number of pixel values)", _DISTANCE
 )
 R_HAT_TRUE = _robustness(
     "r_hat_true",
     "`r_hat_pred` with distance 0 for each image that the network classifies wrongly",
-    _PIXELS,
+    _DISTANCE,
 )
 R_HAT_NOT_FOUND = _robustness(
     "r_hat_not_found",
     "number of test images for which no distance was found; the means leave them out",
     "images",
 )
-_IN_PIXELS = "intrinsic dimension of the training images in pixel space"
-D_DATA_MLE = _measure("d_data_mle", f"{_IN_PIXELS}, by the maximum-likelihood estimator")
+
+# Measures of the training images.
+_D_DATA = "intrinsic dimension of the training images in pixel space"
+D_DATA_MLE = _measure("d_data_mle", f"{_D_DATA}, by the maximum-likelihood estimator")
 _measure(
     "d_data_mle_std_error",
     "standard error of `d_data_mle` over the points of the training subset",
@@ -200,29 +211,29 @@ for _num_neighbors in OTHER_NUM_NEIGHBORS:
 ESTIMATORS_WITHOUT_COLUMNS = ("gride",)
 """Estimators whose d_data is only in the table of measures. New columns would make the MLflow
 runs of earlier sweeps incomplete."""
-D_DATA_TWONN = _measure("d_data_twonn", f"{_IN_PIXELS}, by the two-nearest-neighbors estimator")
+D_DATA_TWONN = _measure("d_data_twonn", f"{_D_DATA}, by the two-nearest-neighbors estimator")
 _measure("d_data_twonn_std_error", "standard error of `d_data_twonn`")
 LABEL_SHARPNESS = _measure(
     "label_sharpness",
     "K_F: largest 1 / distance over pairs of training images with different labels; with more "
     "images than `sharpness_sample` (1,000), the mean of this maximum over ten samples",
-    _PER_PIXELS,
+    _PER_DISTANCE,
 )
 LABEL_SHARPNESS_MEAN = _measure(
     "label_sharpness_mean",
     "mean over images of 1 / distance to the nearest image with another label",
-    _PER_PIXELS,
+    _PER_DISTANCE,
 )
 MEAN_UNLIKE_DISTANCE = _measure(
     "mean_unlike_distance",
     "δ: mean over training images of the distance to the nearest image with another label; "
     "absent from old measures",
-    _PIXELS,
+    _DISTANCE,
 )
 LABEL_SHARPNESS_PERMUTED = _measure(
     "label_sharpness_permuted",
     "mean `label_sharpness` after random permutations of the labels",
-    _PER_PIXELS,
+    _PER_DISTANCE,
 )
 SHARPNESS_PIXEL_RANGE = _measure(
     "sharpness_pixel_range", "largest pixel value in the measurement of K_F"
@@ -236,6 +247,8 @@ NUM_DUPLICATES = _measure(
 NUM_CONFLICTS = _measure(
     "num_conflicts", "number of identical training images with different labels", "images"
 )
+
+# The run that computed the result.
 SHARED_GROUP_SHARE = _run(
     "shared_group_share",
     "share of test images with a group (patient) that is also in the training set; 0 unless a "
@@ -243,7 +256,6 @@ SHARED_GROUP_SHARE = _run(
     "fraction",
 )
 ATTEMPT = _run("attempt", "number of the successful attempt, from 1", kind="integer")
-
 GPU = _run(
     "gpu", "GPU that trained the network, as its driver names it; absent on a CPU", kind="text"
 )
@@ -276,14 +288,15 @@ CODE_VERSION = _run(
 )
 
 COLUMNS = tuple(_DEFINED.values())
-"""Columns of the results table, in order: all that are defined above this line."""
+"""Columns of the results table, in order."""
 
-# The columns below are only in other tables: the report's table of measures, with one row per train
-# size, and MLflow's curves over epochs.
+# The columns that are defined from here on are not in the results table, so they must stay below
+# COLUMNS. They are in the report's table of measures, with one row per train size, and in MLflow's
+# curves over epochs.
 LABEL_SHARPNESS_P99 = _measure(
     "label_sharpness_p99",
     "99th percentile over images of 1 / distance to the nearest image with another label",
-    _PER_PIXELS,
+    _PER_DISTANCE,
 )
 D_DATA_CALIBRATED = _measure("d_data_calibrated", "bias-corrected d_data, with a 90 % interval")
 EPOCH_PREFIX = "epoch_"
@@ -303,13 +316,10 @@ REQUIRED = (TRIAL_ID, MODEL, DATASET, DOMAIN, TRAIN_SIZE, TEST_LOSS)
 NATURAL = "natural"
 MEDICAL = "medical"
 DOMAINS = (NATURAL, MEDICAL)
+"""Values of ``domain``."""
 DONE = str(TrialStatus.DONE)
 """Value of ``status`` for a trial whose training finished."""
 
-_ATTACK = re.compile(
-    r"(?P<attack>[a-z][a-z0-9]*(?:_[a-z][a-z0-9]*)*)_(?P<epsilon>\d+(?:\.\d+)?)_"
-    rf"(?P<quantity>{'|'.join(ATTACK_QUANTITIES)})"
-)
 FURTHER_TEST_PREFIX = "test_on_"
 """Prefix of the columns of a further test set. The name of its condition follows."""
 FURTHER_TEST_QUANTITIES = {
@@ -334,15 +344,22 @@ FURTHER_TEST_QUANTITIES = {
     ),
     "r_hat_pred": (
         "`r_hat_pred` on the test images as the condition `{}` changes them",
-        _PIXELS,
+        _DISTANCE,
     ),
 }
 """Meaning and unit of a further test set's columns."""
-_FURTHER_TEST = re.compile(
+
+# Names of columns that contain a name or a number, such as an attack and its strength.
+_ATTACK_NAME = re.compile(
+    r"(?P<attack>[a-z][a-z0-9]*(?:_[a-z][a-z0-9]*)*)_(?P<epsilon>\d+(?:\.\d+)?)_"
+    rf"(?P<quantity>{'|'.join(ATTACK_QUANTITIES)})"
+)
+# The condition is as short as possible: test_on_near_moved_loss is moved_loss of near.
+_FURTHER_TEST_NAME = re.compile(
     rf"{FURTHER_TEST_PREFIX}(?P<condition>[a-z][a-z0-9_-]*?)_"
     rf"(?P<quantity>{'|'.join(FURTHER_TEST_QUANTITIES)})"
 )
-_DIMENSION = re.compile(
+_DIMENSION_NAME = re.compile(
     r"(?P<dimension>d_repr|d_data)_(?P<estimator>[a-z][a-z0-9_]*?)(?:_stage(?P<stage>\d+))?"
 )
 _STD_ERROR = "_std_error"
@@ -382,7 +399,7 @@ def attack_columns(names: Iterable[str]) -> tuple[AttackColumn, ...]:
     """Return the loss-gain columns among ``names``, sorted by attack and then by strength."""
     columns = []
     for name in names:
-        match = _ATTACK.fullmatch(name)
+        match = _ATTACK_NAME.fullmatch(name)
         if match and match["quantity"] == "loss_gain":
             columns.append(AttackColumn(name, match["attack"], float(match["epsilon"])))
     return tuple(sorted(columns, key=lambda column: (column.attack, column.epsilon)))
@@ -402,17 +419,17 @@ def describe(names: Iterable[str]) -> tuple[Column, ...]:
 
 
 def _describe_by_pattern(name: str) -> Column:
-    """Return the column of a name with a pattern, for example of an attack's column."""
-    attack = _ATTACK.fullmatch(name)
+    """Return the column of a name that contains another name, such as that of an attack."""
+    attack = _ATTACK_NAME.fullmatch(name)
     if attack:
         meaning, unit = ATTACK_QUANTITIES[attack["quantity"]]
         description = f"{attack['attack']} at epsilon {attack['epsilon']}/255"
         return Column(name, meaning.format(description), unit, origin="attack")
-    further_test = _FURTHER_TEST.fullmatch(name)
+    further_test = _FURTHER_TEST_NAME.fullmatch(name)
     if further_test:
         meaning, unit = FURTHER_TEST_QUANTITIES[further_test["quantity"]]
         return Column(name, meaning.format(further_test["condition"]), unit, origin="network")
-    dimension = _DIMENSION.fullmatch(name)
+    dimension = _DIMENSION_NAME.fullmatch(name)
     if dimension:
         return _describe_dimension(name, dimension)
     return Column(name, "not part of the standard table")
@@ -420,17 +437,15 @@ def _describe_by_pattern(name: str) -> Column:
 
 def _describe_dimension(name: str, match: re.Match[str]) -> Column:
     """Return the column of an intrinsic dimension, of data or of a representation."""
-    kind = match["dimension"]
-    if kind == "d_repr" and match["stage"]:
+    if match["dimension"] == "d_data":
+        estimator = name.removeprefix("d_data_").removesuffix(_STD_ERROR)
+        value, std_error = columns_of_estimator(estimator)
+        return std_error if name == std_error.name else value
+    estimator = match["estimator"]
+    meaning = f"d_repr by the estimator `{estimator}` (docs/measures.md)"
+    if match["stage"]:
         meaning = (
-            "intrinsic dimension of the activations after stage "
-            f"{match['stage']} of the network, counted from the pixels, by the estimator "
-            f"`{match['estimator']}`"
+            f"intrinsic dimension of the activations after stage {match['stage']} of the network, "
+            f"counted from the pixels, by the estimator `{estimator}`"
         )
-        return Column(name, meaning, origin="d_repr")
-    estimator = name.removeprefix(f"{kind}_")
-    if kind == "d_repr":
-        meaning = f"d_repr by the estimator `{estimator}` (docs/measures.md)"
-        return Column(name, meaning, origin="d_repr")
-    value, std_error = columns_of_estimator(estimator.removesuffix(_STD_ERROR))
-    return std_error if name == std_error.name else value
+    return Column(name, meaning, origin="d_repr")

@@ -104,7 +104,9 @@ class SweepRuns:
                 client.set_experiment_tag(self._experiment, tag, text)
         self._duplicate_ids: list[str] = []
         self._uncertain_keys = set[str]()
+        """Keys of runs that MLflow may have, because the reply to their creation was lost."""
         self._sent_files = set[tuple[str, str]]()
+        """Name and hash of each file of the report that was sent."""
         self._load()
 
     def run_pages(self) -> RunPages:
@@ -119,25 +121,27 @@ class SweepRuns:
     def show_live(self, key: str, live: LiveRun) -> None:
         """Set a run to RUNNING or FAILED, with new tags and the points that were not sent yet.
 
-        An update without tags adds points to a running run. If the run has ended, the update
-        is ignored: the result contains all points.
+        An update without tags adds points to an open run. If there is no open run, the update is
+        ignored: the result contains all points.
         """
         tracked = self._find(key)
-        if live.tags is None and (tracked is None or tracked.status not in OPEN):
-            return
-        tags = live.tags or {}
+        tags = live.tags
+        if tags is None:
+            if tracked is None or tracked.status not in OPEN:
+                return
+            tags = {}
+        elif key == SWEEP_KEY:
+            tags = self._sweep_tags
         if live.failed and tracked is not None and tracked.status == "FAILED":
             shown_tags = self.client.get_run(tracked.run_id).data.tags
             if tags.items() <= shown_tags.items():
                 return  # MLflow shows this failure
-        if key == SWEEP_KEY and live.tags is not None:
-            tags = self._sweep_tags
         sent_points = set() if tracked is None else tracked.sent_points
         new_points = [point for point in live.points if point[:3] not in sent_points]
-        tracked = self._open(key, tags, live.at_ms, map(_metric_of, new_points))
-        tracked.sent_points.update(point[:3] for point in new_points)
+        open_run = self._open(key, tags, live.at_ms, map(_metric_of, new_points))
+        open_run.sent_points.update(point[:3] for point in new_points)
         if live.failed:
-            self._end(tracked, "FAILED")
+            self._end(open_run, "FAILED")
 
     def show(self, run: FlatRun) -> bool:
         """Set a run to FINISHED with exactly these values.
@@ -148,55 +152,55 @@ class SweepRuns:
         Returns:
             True if MLflow was changed.
         """
-        shown_metrics = _shown_metrics(run)
-        digest = _digest({SWEEP: self._page.sweep, **run.tags}, run.params, shown_metrics)
-        history: dict[str, list[Metric]] = {}
+        final_metrics = _final_metrics(run)
+        digest = _digest({SWEEP: self._page.sweep, **run.tags}, run.params, final_metrics)
+        stored_points: dict[str, list[Metric]] = {}
         tracked = self._find(run.run_key)
         if tracked is not None:
             is_finished = tracked.status == "FINISHED"
             if is_finished and tracked.digest == digest:
-                return False
+                return False  # MLflow has exactly these values
             data = self.client.get_run(tracked.run_id).data
-            if _must_be_replaced(run, shown_metrics, data):
+            if _must_be_replaced(run, final_metrics, data):
                 self.client.delete_run(tracked.run_id)
-                del self._runs[run.run_key]  # a new run without a history is opened below
-            elif is_finished and _has_all(run, shown_metrics, data):
+                del self._runs[run.run_key]  # a new run without points is opened below
+            elif is_finished and _has_all(run, final_metrics, data):
                 tracked.digest = digest
                 return False
             else:
-                history = self._history(tracked, run, shown_metrics, data)
-        points = _missing_points(run, shown_metrics, history)
+                stored_points = self._stored_points(tracked, run, final_metrics, data)
+        points = _missing_points(run, final_metrics, stored_points)
         tracked = self._open(run.run_key, run.tags, run.started_ms, points, run.params)
         self._end(tracked, "FINISHED", run.finished_ms)
         tracked.digest = digest
         tracked.sent_points.clear()
         return True
 
-    def _history(
-        self, tracked: _TrackedRun, run: FlatRun, shown_metrics: Mapping[str, float], data: RunData
+    def _stored_points(
+        self, tracked: _TrackedRun, run: FlatRun, final_metrics: Mapping[str, float], data: RunData
     ) -> dict[str, list[Metric]]:
-        """Return MLflow's points of all metrics that may lack points in MLflow."""
+        """Return MLflow's points of the metrics that may lack points, by metric."""
         curves = {point.metric for point in run.series}
-        history = {}
-        for name, value in shown_metrics.items():
-            is_uncertain = name in curves or data.metrics.get(name) != value
-            if is_uncertain and name in data.metrics:
-                history[name] = self.client.get_metric_history(tracked.run_id, name)
-        return history
+        stored_points = {}
+        for name, value in final_metrics.items():
+            may_lack_points = name in curves or data.metrics.get(name) != value
+            if may_lack_points and name in data.metrics:
+                stored_points[name] = self.client.get_metric_history(tracked.run_id, name)
+        return stored_points
 
     def show_report(
         self,
         numbers: Mapping[str, float],
         folder: Path | None,
-        sent: Callable[[], None] = lambda: None,
+        on_file_sent: Callable[[], None] = lambda: None,
     ) -> None:
         """Send final numbers and the report's files to the sweep's run. Its status does not change.
 
         Args:
             numbers: Final numbers by name. Infinite numbers and NaN are left out.
             folder: Folder of the report. None if there is no report.
-            sent: Function that is called after each file. Each file is sent in a separate
-                call, so that a failure repeats only the remaining files.
+            on_file_sent: Function that is called after each file. Each file is sent in a
+                separate call, so that a failure repeats only the remaining files.
         """
         run_id = self._sweep_run().run_id
         data = self.client.get_run(run_id).data
@@ -209,25 +213,26 @@ class SweepRuns:
         }
         self._log(run_id, points, {}, tags)
         if folder is not None:
-            self._send_files(run_id, folder, data, sent)
+            self._send_files(run_id, folder, data, on_file_sent)
 
     def _latest_point(self, run_id: str, name: str, value: float, data: RunData) -> Metric:
         """Return a point that is later than all points of a metric: MLflow shows the latest one."""
         last = Metric(name, value, milliseconds(time.time()), 0)
         if name in data.metrics:
             history = self.client.get_metric_history(run_id, name)
-            last = max(history, key=_shown_last, default=last)
+            last = max(history, key=_display_rank, default=last)
         return Metric(name, value, last.timestamp + 1, last.step)
 
     def _send_files(
-        self, run_id: str, folder: Path, data: RunData, sent: Callable[[], None]
+        self, run_id: str, folder: Path, data: RunData, on_file_sent: Callable[[], None]
     ) -> None:
         """Send all files of a report that MLflow lacks."""
         hashes = {}
         for path in sorted(filter(Path.is_file, folder.rglob("*"))):
             hashes[str(path.relative_to(folder))] = _hash(path.read_bytes())
         report_hash = _hash(json.dumps(hashes).encode())
-        # The hash in MLflow was set after all files of the same report were sent.
+        # The tag is set after all files were sent. Without it, MLflow may have files of another
+        # report.
         stored: set[str] = set()
         if data.tags.get(REPORT_TAG) == report_hash:
             stored = self._artifacts("report")
@@ -236,15 +241,15 @@ class SweepRuns:
             if artifact not in stored and (name, file_hash) not in self._sent_files:
                 self.client.log_artifact(run_id, f"{folder}/{name}", posixpath.dirname(artifact))
                 self._sent_files.add((name, file_hash))
-                sent()
+                on_file_sent()
         if hashes and not stored:
             self.client.set_tag(run_id, REPORT_TAG, report_hash)
 
-    def end_running(self, busy: Collection[str] = ()) -> tuple[int, int]:
+    def end_running(self, open_keys: Collection[str] = ()) -> tuple[int, int]:
         """End all abandoned runs, and delete duplicate runs of a key.
 
         Args:
-            busy: Keys of runs that stay open. The sweep's run stays open too.
+            open_keys: Keys of runs that stay open. The sweep's run stays open too.
 
         Returns:
             Number of ended runs, and number of deleted runs.
@@ -256,7 +261,7 @@ class SweepRuns:
         abandoned = [
             tracked
             for key, tracked in self._runs.items()
-            if tracked.status in OPEN and key != SWEEP_KEY and key not in busy
+            if tracked.status in OPEN and key != SWEEP_KEY and key not in open_keys
         ]
         for tracked in abandoned:
             # The tag still has the value from the start of the trial: running.
@@ -288,10 +293,10 @@ class SweepRuns:
         """Read all runs of the experiment."""
         self._runs: dict[str, _TrackedRun] = {}
         self._duplicate_ids = []
-        self._add_known(search(self.client, self._experiment, ""))
+        self._add_runs(search(self.client, self._experiment, ""))
 
-    def _add_known(self, runs: Iterable[Run]) -> None:
-        """Add runs of MLflow by their key. If a key has several runs, the first run is used."""
+    def _add_runs(self, runs: Iterable[Run]) -> None:
+        """Add runs of MLflow by their key. If a key has several runs, use only the first one."""
         for run in runs:
             data = run.data
             key = data.tags.get(KEY_TAG)
@@ -305,7 +310,7 @@ class SweepRuns:
         """Return the run of a key or None. Search it in MLflow if its creation had no reply."""
         if key in self._uncertain_keys and key not in self._runs:
             query = f"tags.`{KEY_TAG}` = '{key}'"
-            self._add_known(search(self.client, self._experiment, query))
+            self._add_runs(search(self.client, self._experiment, query))
         return self._runs.get(key)
 
     def _open(
@@ -316,11 +321,15 @@ class SweepRuns:
         points: Iterable[Metric] = (),
         params: Mapping[str, str] = NO_PARAMS,
     ) -> _TrackedRun:
-        """Create or reopen the run of a key, and log to it."""
+        """Create or reopen the run of a key, and log to it.
+
+        A call may change MLflow although its reply is lost. So the status and the digest count as
+        unknown from before a call until its reply.
+        """
         tracked = self._find(key)
         if tracked is None:
             tracked = self._create(key, tags, start_ms)
-            tags = {}
+            tags = {}  # the new run has them
         elif tracked.status != "RUNNING":
             tracked.status = PERHAPS_RUNNING
             tracked.digest = ""
@@ -331,6 +340,7 @@ class SweepRuns:
         return tracked
 
     def _create(self, key: str, tags: Mapping[str, str], start_ms: int) -> _TrackedRun:
+        """Create the run of a key. The runs of trials and curves belong to the sweep's run."""
         base_tags = {KEY_TAG: key, "kind": SWEEP_KEY, SWEEP: self._page.sweep}
         if key != SWEEP_KEY:
             base_tags["kind"] = "trial"
@@ -367,6 +377,7 @@ class SweepRuns:
         return paths
 
     def _end(self, tracked: _TrackedRun, status: str, end_ms: int | None = None) -> None:
+        """End a run with a status. Until MLflow replies, the run may still be open."""
         tracked.status = PERHAPS_RUNNING
         self.client.set_terminated(tracked.run_id, status, end_ms)
         tracked.status = status
@@ -376,30 +387,30 @@ def _metric_of(point: CurvePoint) -> Metric:
     return Metric(point.metric, point.value, point.at_ms, point.step)
 
 
-def _shown_metrics(run: FlatRun) -> dict[str, float]:
-    """Return the values of a run's metrics in MLflow. A curve has the value of its last point."""
-    shown_metrics = dict(run.metrics)
+def _final_metrics(run: FlatRun) -> dict[str, float]:
+    """Return the values that MLflow must show. A curve has the value of its last finite point."""
+    final_metrics = dict(run.metrics)
     for point in sorted(run.series, key=lambda point: (point.step, point.at_ms)):
         if math.isfinite(point.value):
-            shown_metrics[point.metric] = point.value
-    return shown_metrics
+            final_metrics[point.metric] = point.value
+    return final_metrics
 
 
-def _must_be_replaced(run: FlatRun, shown_metrics: Mapping[str, float], data: RunData) -> bool:
+def _must_be_replaced(run: FlatRun, final_metrics: Mapping[str, float], data: RunData) -> bool:
     """Return whether a run in MLflow has wrong values that MLflow cannot change.
 
     These are other params, results of other data, other points of a learning curve, or a
     metric of isweep that the result lacks.
     """
     for name, text in run.params.items():
-        if data.params.get(name, text) != text:
+        if data.params.get(name, text) != text:  # a missing param can be added
             return True
     if not _is_extended_curve(run.tags.get(CURVE, ""), data.tags):
         return True
     fingerprint = run.tags.get(DATA_FINGERPRINT)
     if data.tags.get(DATA_FINGERPRINT, fingerprint) != fingerprint:
         return True
-    extra_columns = describe(data.metrics.keys() - shown_metrics.keys())
+    extra_columns = describe(data.metrics.keys() - final_metrics.keys())
     return any(column.origin is not None for column in extra_columns)
 
 
@@ -412,40 +423,41 @@ def _is_extended_curve(curve: str, tags: Mapping[str, str]) -> bool:
     return set(shown_curve.split()) <= set(curve.split())
 
 
-def _has_all(run: FlatRun, shown_metrics: Mapping[str, float], data: RunData) -> bool:
+def _has_all(run: FlatRun, final_metrics: Mapping[str, float], data: RunData) -> bool:
     """Return whether MLflow has all values of a run."""
     has_tags = run.tags.items() <= data.tags.items()
     has_params = run.params.items() <= data.params.items()
-    has_metrics = shown_metrics.items() <= data.metrics.items()
+    has_metrics = final_metrics.items() <= data.metrics.items()
     return bool(has_tags and has_params and has_metrics)
 
 
 def _missing_points(
-    run: FlatRun, shown_metrics: Mapping[str, float], history: Mapping[str, list[Metric]]
+    run: FlatRun, final_metrics: Mapping[str, float], stored_points: Mapping[str, list[Metric]]
 ) -> list[Metric]:
     """Return the points that MLflow lacks.
 
     Args:
-        run: The run. MLflow should have each point of the run once.
-        shown_metrics: The values that MLflow should show.
-        history: Points in MLflow, by metric.
+        run: The run. MLflow must have each point of the run once.
+        final_metrics: The values that MLflow must show.
+        stored_points: Points in MLflow, by metric.
     """
     stored = defaultdict(set)
-    for name, points in history.items():
+    for name, points in stored_points.items():
         stored[name] = {(point.step, point.value) for point in points}
     all_points = [Metric(name, value, run.metrics_ms, 0) for name, value in run.metrics.items()]
     all_points += map(_metric_of, run.series)
     missing = [point for point in all_points if (point.step, point.value) not in stored[point.key]]
-    for name, stored_points in history.items():
+    # MLflow may show an older point than the final one. Then a later point repeats the final value.
+    for name, points in stored_points.items():
         new_points = [point for point in missing if point.key == name]
-        last = max([*stored_points, *new_points], key=_shown_last)
-        if last.value != shown_metrics[name]:
-            missing.append(Metric(name, shown_metrics[name], last.timestamp + 1, last.step))
+        last = max([*points, *new_points], key=_display_rank)
+        if last.value != final_metrics[name]:
+            missing.append(Metric(name, final_metrics[name], last.timestamp + 1, last.step))
     return missing
 
 
-def _shown_last(point: Metric) -> tuple[int, int, float]:
-    """Return a sort key of points. MLflow shows the point with the largest key."""
+def _display_rank(point: Metric) -> tuple[int, int, float]:
+    """Return the rank of a point of a metric. MLflow shows the point with the highest rank."""
     return point.step, point.timestamp, point.value
 
 
@@ -518,17 +530,17 @@ def _move_artifacts(uri: str, experiment: str, old: str, new: str) -> None:
         old: Old location of its files.
         new: New location of its files.
     """
-    runs = (
+    update_runs = (
         "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?)"
         " WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?"
     )
-    experiments = "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?"
+    update_experiment = "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?"
     # These tables are internal to MLflow. If they change, the runs of a moved root cannot be
     # written to MLflow, and the error below is raised.
     try:
         with closing(sqlite3.connect(uri.removeprefix(SQLITE), timeout=20)) as database, database:
-            database.execute(runs, (new, len(old) + 1, experiment, len(old) + 1, f"{old}/"))
-            database.execute(experiments, (new, experiment))
+            database.execute(update_runs, (new, len(old) + 1, experiment, len(old) + 1, f"{old}/"))
+            database.execute(update_experiment, (new, experiment))
     except sqlite3.Error as error:
         raise MlflowException(
             f"The root was moved, but the old paths in MLflow's file cannot be changed: {error}"
@@ -557,8 +569,8 @@ def read_rows(client: MlflowClient, sweep: str, storage: str | None = None) -> l
             query = "attribute.status = 'FINISHED' and tags.kind = 'trial'"
             for run in search(client, str(experiment.experiment_id), query):
                 metrics = {
-                    name: value
-                    for name, value in run.data.metrics.items()
+                    metric: value
+                    for metric, value in run.data.metrics.items()
                     if abs(value) < INF_AS_STORED
                 }
                 rows.append(row_of(run.data.tags, metrics))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.machine.cluster import RunOptions, connect
-from orchestrator.machine.locks import exclusive
+from orchestrator.machine.locks import lock_file
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
@@ -55,7 +55,7 @@ def prepare_one(
     paths = RootPaths.at(run_options.root).make()
     workspace = Workspace(plan, paths)
     spec = plan.prepared[0]
-    with exclusive(paths.lock, f"isweep prepare {name}"), progress.shown():
+    with lock_file(paths.lock, f"isweep prepare {name}"), progress.shown():
         prepare_own(workspace, run_options, progress)
         if spec.prepared_id not in workspace.prepared:
             num_cpus = run_options.num_cpus

@@ -433,7 +433,7 @@ MUTATIONS = tuple(
             ),
             (
                 "a run with numbers of other data is set aside",
-                "            if _must_be_replaced(run, shown_metrics, data):\n",
+                "            if _must_be_replaced(run, final_metrics, data):\n",
                 "            if False:\n",
             ),
             (

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -15,15 +15,13 @@ from typing import Any
 from orchestrator.planning.costs.kernels import PASSES, Kernel, NetworkCost, PassCost
 from orchestrator.planning.paths import user_cache
 from search_spaces.errors import ConfigError, SweepError
-from search_spaces.fingerprint import fingerprint
-from search_spaces.specs import ModelSpec, NetworkSpec, RecipeSpec, Spec
+from search_spaces.fingerprint import IdentityKey, fingerprint
+from search_spaces.specs import ModelSpec, NetworkSpec, RecipeSpec
 from tasks.atomic import write_atomic
 
 PRESET_COSTS = Path(__file__).with_name("preset_costs.json")
 """File with the costs of the networks of all presets, by :func:`cost_key`. With this file,
 planning a preset does not import torch."""
-MAX_CACHED_COSTS = 4096
-"""Largest number of costs in the cache of :func:`cost_of`."""
 
 
 @cache
@@ -32,13 +30,11 @@ def _shipped_costs() -> dict[str, dict[str, Any]]:
     return costs
 
 
-def cost_key(model: ModelSpec, recipe: RecipeSpec, *sizes: int) -> str:
-    """Return the key of a network's costs.
-
-    ``sizes`` are the number of channels, the side of the images in pixels, and the number of
-    logits.
-    """
-    return fingerprint([model, recipe, sizes])[:16]
+def cost_key(
+    model: ModelSpec, recipe: RecipeSpec, channels: int, image_size: int, num_outputs: int
+) -> str:
+    """Return the key of a network's costs in files. See :func:`network_cost` for the arguments."""
+    return fingerprint([model, recipe, [channels, image_size, num_outputs]])[:16]
 
 
 @lru_cache(maxsize=256)
@@ -47,6 +43,7 @@ def network_cost(
 ) -> NetworkCost:
     """Return the costs of a network's passes on square images.
 
+    Results are cached, because many networks of a sweep have the same costs.
     ``image_size`` is the side of the images in pixels. ``num_outputs`` is the number of logits if
     the recipe sets none.
 
@@ -55,13 +52,13 @@ def network_cost(
     """
     key = cost_key(model, recipe, channels, image_size, num_outputs)
     if key in _shipped_costs():
-        return _cost_of_plain(_shipped_costs()[key])
+        return _cost_from_plain(_shipped_costs()[key])
     # Costs of a user's network are not stored: its code may change.
     can_be_stored = model.library != "own"
     file = user_cache("costs") / f"{key}-{_code_version()}.json"
     if can_be_stored:
         with suppress(OSError, ValueError, TypeError, KeyError):
-            return _cost_of_plain(json.loads(file.read_text(encoding="utf-8")))
+            return _cost_from_plain(json.loads(file.read_text(encoding="utf-8")))
     # Imports torch, which takes seconds.
     from orchestrator.planning.costs.count_costs import count_costs
 
@@ -97,32 +94,15 @@ def plain_cost(cost: NetworkCost) -> dict[str, Any]:
     return plain
 
 
-def _cost_of_plain(plain: dict[str, Any]) -> NetworkCost:
-    """Return the costs of the plain values that :func:`plain_cost` returned."""
+def _cost_from_plain(plain: dict[str, Any]) -> NetworkCost:
+    """Restore costs from the plain values of :func:`plain_cost`."""
     passes = {}
     for name in PASSES:
         kernels: list[Kernel] = []
         for *kernel, number in plain[name]["kernels"]:
             kernels += [Kernel(*kernel)] * number
-        passes[name] = PassCost(**{**plain[name], "kernels": tuple(kernels)})
-    return NetworkCost(**{**plain, **passes})
-
-
-@dataclass(frozen=True)
-class _CachedCost:
-    """Costs of a network, and the specs whose identities are its key in the cache.
-
-    The specs must stay in memory: Python may give the identity of a deleted object to another.
-    """
-
-    specs: tuple[Spec, ...]
-    cost: NetworkCost
-
-
-_CACHED_COSTS: dict[tuple[int, ...], _CachedCost] = {}
-"""Costs by the Python identities of model, recipe and prepared data, which all trials of a plan
-share. Comparing the content of these objects for each trial would take longer than the rest of
-the planning."""
+        passes[name] = PassCost(**plain[name] | {"kernels": tuple(kernels)})
+    return NetworkCost(**plain | passes)
 
 
 def cost_of(network: NetworkSpec) -> NetworkCost:
@@ -131,15 +111,22 @@ def cost_of(network: NetworkSpec) -> NetworkCost:
     Raises:
         ConfigError: The network cannot be built, or it failed on every image that was tried.
     """
-    specs = (network.model, network.recipe, network.subset.prepared)
-    key = tuple(map(id, specs))
-    if key in _CACHED_COSTS:
-        return _CACHED_COSTS[key].cost
+    return _cost_of_key(IdentityKey(network))
+
+
+@lru_cache(maxsize=4096)
+def _cost_of_key(key: IdentityKey[NetworkSpec]) -> NetworkCost:
+    """Return the costs of the network in ``key``, see :func:`cost_of`.
+
+    Planning needs the costs of each network many times. Comparing the content of the networks
+    each time would take longer than the rest of the planning.
+    """
+    network = key.spec
     prepared = network.subset.prepared
     try:
-        cost = network_cost(
+        return network_cost(
             network.model,
-            cost_recipe(network),
+            cost_recipe(network.recipe),
             channels=prepared.channels,
             image_size=prepared.image_size,
         )
@@ -153,17 +140,13 @@ def cost_of(network: NetworkSpec) -> NetworkCost:
             f"{type(error).__name__}: {first_line}",
             hint="Choose another model. Or run the model alone in Python to find the error",
         ) from error
-    if len(_CACHED_COSTS) >= MAX_CACHED_COSTS:
-        _CACHED_COSTS.clear()
-    _CACHED_COSTS[key] = _CachedCost(specs, cost)
-    return cost
 
 
-def cost_recipe(network: NetworkSpec) -> RecipeSpec:
-    """Return a network's recipe, with fixed values for the keys that change no cost."""
+def cost_recipe(recipe: RecipeSpec) -> RecipeSpec:
+    """Return a copy of a recipe with fixed values for the keys that change no cost."""
     # Adam's kernel includes the weight decay. SGD adds it to copies of all gradients.
-    has_decay = network.recipe.optimizer == "sgd" and network.recipe.weight_decay
-    return network.recipe.model_copy(
+    has_decay = recipe.optimizer == "sgd" and recipe.weight_decay > 0
+    return recipe.model_copy(
         update={
             "name": "cost",
             "learning_rate": 1e-3,
@@ -180,8 +163,9 @@ def is_in_preset(network: NetworkSpec, num_outputs: int) -> bool:
     Such a network can be built: the costs in the package were counted with it.
     """
     prepared = network.subset.prepared
-    sizes = (prepared.channels, prepared.image_size, num_outputs)
-    return cost_key(network.model, cost_recipe(network), *sizes) in _shipped_costs()
+    recipe = cost_recipe(network.recipe)
+    key = cost_key(network.model, recipe, prepared.channels, prepared.image_size, num_outputs)
+    return key in _shipped_costs()
 
 
 def is_counted(network: NetworkSpec) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.machine.locks import exclusive
+from orchestrator.machine.locks import lock_file
 from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.planning.workspace import Workspace
@@ -259,7 +259,7 @@ class TestRoot:
         for name in ("min", "../prepared/digits-1", "", "."):
             code, _, message = run("rm", name, "--yes")
             assert (code, "Choose one of mine, digits-1" in message) == (2, True), message
-        with exclusive(filled_root / "driver.lock", "isweep run mine"):
+        with lock_file(filled_root / "driver.lock", "isweep run mine"):
             code, _, message = run("rm", "mine", "--yes")
         assert (code, f"{filled_root} is in use by" in message) == (3, True), message
         assert (filled_root / "sweeps" / "mine").exists()

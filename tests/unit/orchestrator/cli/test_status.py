@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.cli import status
-from orchestrator.machine.locks import exclusive
+from orchestrator.machine.locks import lock_file
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.store import Event, ResultStore
 from orchestrator.running.progress import Progress, RunningTrial
@@ -26,7 +26,7 @@ def test_running_trials_are_shown(run, workspace):
     ids = list(workspace.plan.trials_by_id)
     progress = Progress(path=workspace.sweep_paths.progress)
     progress.planned = len(ids)
-    with exclusive(workspace.paths.lock, "isweep run smoke"):
+    with lock_file(workspace.paths.lock, "isweep run smoke"):
         progress.stage("train")
         for trial_id in ids[:2]:
             progress.trial_started(trial_id)
@@ -42,7 +42,7 @@ def test_running_trials_are_shown(run, workspace):
 
 def test_watching_ends_with_the_run(run, workspace, monkeypatch):
     progress = Progress(path=workspace.sweep_paths.progress)
-    lock = exclusive(workspace.paths.lock, "isweep run smoke")
+    lock = lock_file(workspace.paths.lock, "isweep run smoke")
     lock.__enter__()
     progress.stage("train")
     wake_ups = itertools.count()
@@ -65,7 +65,7 @@ def test_ctrl_c_ends_the_display_and_not_the_run(run, workspace, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("orchestrator.cli.status.time.sleep", stop)
-    with exclusive(workspace.paths.lock, "isweep run smoke"):
+    with lock_file(workspace.paths.lock, "isweep run smoke"):
         Progress(path=workspace.sweep_paths.progress).stage("train")
         code, _, err = run("status", "smoke", "--watch")
     assert code == 130

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.cli import printing
 from orchestrator.cli.app import parse
 from orchestrator.cli.sweeps import _obstacles
-from orchestrator.machine.locks import exclusive
+from orchestrator.machine.locks import lock_file
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.workspace import Workspace
 from orchestrator.running.run_plan import RunPlan
@@ -157,12 +157,12 @@ def test_a_root_that_cannot_be_made_is_refused(run, tmp_path):
 
 
 def test_a_second_run_on_one_root_names_the_first(run, root):
-    with exclusive(RootPaths.at(root).make().lock, "isweep run other"):
+    with lock_file(RootPaths.at(root).make().lock, "isweep run other"):
         code, _, err = run("run", "smoke", "--no-tracking")
     assert code == 3
     assert f"is in use by process {os.getpid()} (isweep run other, since" in err
     # The lock is free again after its process released it.
-    with exclusive(RootPaths.at(root).make().lock, "again"):
+    with lock_file(RootPaths.at(root).make().lock, "again"):
         pass
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.machine.locks import InUseError, _LockFile, exclusive, is_held
+from orchestrator.machine.locks import InUseError, _LockFile, is_locked, lock_file
 from search_spaces.errors import SetupError
 
 
@@ -20,9 +20,9 @@ def test_a_lock_whose_file_was_deleted_is_taken_again(lock, tmp_path, caplog):
     assert lock.take_again() is None
     assert caplog.text == ""
     path.unlink()
-    assert not is_held(path)
+    assert not is_locked(path)
     assert lock.take_again() is None
-    assert is_held(path)
+    assert is_locked(path)
     assert f"The lock file {path} was deleted" in caplog.text
     with pytest.raises(SetupError, match=r"is in use by process \d+ \(isweep run demo, since"):
         _LockFile(path, "isweep run demo", "root").take()
@@ -30,7 +30,7 @@ def test_a_lock_whose_file_was_deleted_is_taken_again(lock, tmp_path, caplog):
 
 def test_a_run_ends_if_another_command_took_its_deleted_lock(lock, tmp_path):
     (tmp_path / "driver.lock").unlink()
-    with exclusive(tmp_path / "driver.lock", "isweep prepare"):
+    with lock_file(tmp_path / "driver.lock", "isweep prepare"):
         error = lock.take_again()
     assert isinstance(error, InUseError)
     assert "isweep prepare" in str(error)
@@ -39,6 +39,6 @@ def test_a_run_ends_if_another_command_took_its_deleted_lock(lock, tmp_path):
 def test_a_lock_is_free_after_its_block(tmp_path):
     path = tmp_path / "driver.lock"
     for _ in range(2):
-        with exclusive(path, "isweep run demo"):
-            assert is_held(path)
-        assert not is_held(path)
+        with lock_file(path, "isweep run demo"):
+            assert is_locked(path)
+        assert not is_locked(path)

@@ -36,7 +36,7 @@ def networks():
         for trial in plan_sweep(load_sweep(preset)).trials:
             network = trial.network
             prepared = network.subset.prepared
-            recipe = cost_recipe(network)
+            recipe = cost_recipe(network.recipe)
             sizes = (prepared.channels, prepared.image_size, 2)
             key = cost_key(network.model, recipe, *sizes)
             by_key.setdefault(key, (network.model, recipe, sizes))

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import pytest
 
-from orchestrator.machine.locks import exclusive
+from orchestrator.machine.locks import lock_file
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.records import FailureRecord, TrialFailure, TrialRecord
 from orchestrator.results.store import Event, FileKind, ResultStore
@@ -324,7 +324,7 @@ def test_damaged_progress_of_a_running_driver_is_ignored(root, damage):
     workspace = Workspace.open("smoke", root)
     path = workspace.sweep_paths.progress
     path.parent.mkdir(parents=True)
-    with exclusive(workspace.paths.lock, "isweep run smoke"):
+    with lock_file(workspace.paths.lock, "isweep run smoke"):
         progress = Progress(path=path)
         progress.trial_started("a")
         progress.save()
@@ -342,13 +342,13 @@ def test_a_lock_file_that_cannot_be_locked_is_an_error(tmp_path, monkeypatch):
         path.touch()
         damage(path)
         message = r"The lock file .*/[01] cannot be opened"
-        with pytest.raises(SetupError, match=message), exclusive(path, "test"):
+        with pytest.raises(SetupError, match=message), lock_file(path, "test"):
             pass
     path = tmp_path / "2"
     path.touch()
     monkeypatch.setattr("fcntl.flock", no_locks)
     message = "cannot be locked, .*No locks available"
-    with pytest.raises(SetupError, match=message), exclusive(path, "test"):
+    with pytest.raises(SetupError, match=message), lock_file(path, "test"):
         pass
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.machine import locks
-from orchestrator.machine.locks import exclusive, holder_pid, is_held
+from orchestrator.machine.locks import holder_pid, is_locked, lock_file
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.state import read_state
 from orchestrator.running import progress
@@ -35,18 +35,18 @@ def test_a_link_in_the_place_of_a_lock_is_refused_and_empties_nothing(tmp_path):
     with pytest.raises(
         SetupError, match=r"The lock file .*driver.lock cannot be opened.*Delete .*driver\.lock"
     ):
-        exclusive(tmp_path / "driver.lock", "test").__enter__()
+        lock_file(tmp_path / "driver.lock", "test").__enter__()
     assert notes.read_text() == "mine"
 
 
 def test_the_holder_of_a_lock_is_known_while_it_has_the_lock(tmp_path):
     path = tmp_path / "lock"
-    assert not is_held(path)
-    with exclusive(path, "test"):
-        assert (is_held(path), holder_pid(path)) == (True, os.getpid())
+    assert not is_locked(path)
+    with lock_file(path, "test"):
+        assert (is_locked(path), holder_pid(path)) == (True, os.getpid())
         path.write_text("")  # the holder has not written its process id yet
-        assert (is_held(path), holder_pid(path)) == (True, None)
-    assert (is_held(path), holder_pid(path)) == (False, None)
+        assert (is_locked(path), holder_pid(path)) == (True, None)
+    assert (is_locked(path), holder_pid(path)) == (False, None)
 
 
 def test_a_process_that_checks_the_lock_is_no_holder_and_prevents_no_run(tmp_path, monkeypatch):
@@ -55,10 +55,10 @@ def test_a_process_that_checks_the_lock_is_no_holder_and_prevents_no_run(tmp_pat
     path.touch()
     with open(path) as file:
         fcntl.flock(file, fcntl.LOCK_SH)
-        assert not is_held(path)
+        assert not is_locked(path)
         timer = threading.Timer(0.05, fcntl.flock, (file, fcntl.LOCK_UN))
         timer.start()
-        with exclusive(path, "test"):
+        with lock_file(path, "test"):
             assert holder_pid(path) == os.getpid()
         timer.join()
 
@@ -72,7 +72,7 @@ def test_trials_count_as_running_only_while_their_run_has_the_lock(workspace):
 
     write_progress(os.getpid())
     assert not running_trials(workspace)
-    with exclusive(workspace.paths.lock, "isweep run smoke"):
+    with lock_file(workspace.paths.lock, "isweep run smoke"):
         assert running_trials(workspace) == [trial_id]
         assert read_state(workspace, running_trials(workspace)).status(trial_id) == "running"
         write_progress(os.getpid() + 1)
@@ -86,7 +86,7 @@ def test_running_trials_are_those_that_started_and_did_not_end(workspace, seed):
     expected: set[str] = set()
     rng = random.Random(seed)
     progress = Progress(path=workspace.sweep_paths.progress)
-    with exclusive(workspace.paths.lock, "isweep run smoke"):
+    with lock_file(workspace.paths.lock, "isweep run smoke"):
         for _ in range(120):
             if expected and rng.random() < 0.5:
                 name = rng.choice(sorted(expected))
@@ -107,7 +107,7 @@ def test_a_running_trial_has_its_epoch_rate_and_remaining_time(workspace):
     trial_id, trial = next(iter(workspace.plan.trials_by_id.items()))
     network = trial.network
     progress = Progress(path=workspace.sweep_paths.progress)
-    with exclusive(workspace.paths.lock, "isweep run smoke"):
+    with lock_file(workspace.paths.lock, "isweep run smoke"):
         progress.trial_started(trial_id)
         progress.trial_epoch(trial_id, EpochRecord(2, 0.5, 0.7, seconds=4.0), network)
         progress.trial_epoch("not running", EpochRecord(2, 0.5, 0.7, seconds=4.0), network)
