@@ -87,7 +87,7 @@ def test_a_new_estimator_has_columns_without_a_change_of_the_results_table():
     record = measure_record()
     (size,) = record.result.sizes
     size = replace(size, d_data={"mine": dimension("mine", 3.5)})
-    result = replace(record.result, sizes=(size,))
+    result = record.result.model_copy(update={"sizes": (size,)})
     (row,) = rows_of([trial_record()], [measure_record(result=result)])
     assert row["d_data_mine"] == 3.5
     assert type(row["d_data_mine_std_error"]) is float
