@@ -87,7 +87,7 @@ def _image_files(names: Iterable[str], request: RawRequest) -> list[str]:
         raise request.error(
             f"the folder has neither {MANIFESTS[0]}, nor one table in each split, nor a "
             "Parquet file",
-            hint=TABLE_HINT,
+            hint=f"Use the path of the table itself, or rename the table to {MANIFESTS[0]}",
         )
     configs = set()
     for name in files:
