@@ -119,8 +119,7 @@ def to_signed(rows: Bytes, buffer: IntArray | None = None) -> IntArray:
 def blas_product(a: Bytes, b: Bytes) -> IntArray:
     """Return ``a @ b.T`` as a sum of float32 products, each exact because it has few features."""
     total = np.zeros((len(a), len(b)), np.int32)
-    for start in range(0, a.shape[1], FLOAT32_FEATURES):
-        features = slice(start, start + FLOAT32_FEATURES)
+    for features in _cut(a.shape[1], FLOAT32_FEATURES):
         left = to_signed(a[:, features]).astype(np.float32)
         right = left  # for two equal factors, BLAS computes one triangle only
         if a is not b:
@@ -152,9 +151,9 @@ def numkong_product(a: Bytes, b: Bytes) -> IntArray:
     num_rounds = math.ceil(num_features / (feature_threads * NUMKONG_FEATURES))
     # All chunks have the same width, a multiple of a register's 64 bytes.
     width = math.ceil(num_features / (feature_threads * num_rounds * 64)) * 64
-    chunk_starts = range(0, num_features, width)
-    block_starts = range(0, len(b), NUMKONG_COLUMNS)
-    column_threads = max(min(num_threads() // feature_threads, len(block_starts)), 1)
+    chunks = _cut(num_features, width)
+    column_blocks = _cut(len(b), NUMKONG_COLUMNS)
+    column_threads = max(min(num_threads() // feature_threads, len(column_blocks)), 1)
     totals = np.zeros((feature_threads, len(a), len(b)), np.int32)
 
     def add_products(thread: tuple[int, int]) -> None:
@@ -162,14 +161,11 @@ def numkong_product(a: Bytes, b: Bytes) -> IntArray:
         feature_thread, column_thread = thread
         buffer_a = np.empty(len(a) * width, np.int8)
         buffer_b = np.empty(len(b) * width, np.int8)
-        for start in chunk_starts[feature_thread::feature_threads]:
-            features = slice(start, start + width)
+        for features in chunks[feature_thread::feature_threads]:
             left = to_signed(a[:, features], buffer_a)
             right = left if a is b else to_signed(b[:, features], buffer_b)
-            for first_column in block_starts[column_thread::column_threads]:
-                columns = slice(first_column, first_column + NUMKONG_COLUMNS)
-                # If ``a is b``, rows below the block are not needed.
-                rows = slice(columns.stop if a is b else None)
+            for columns in column_blocks[column_thread::column_threads]:
+                rows = slice(columns.stop if a is b else None)  # none below the diagonal
                 packed = numkong.dots_pack(right[columns])
                 products = numkong.dots_packed(left[rows], packed)
                 totals[feature_thread, rows, columns] += np.asarray(products)
@@ -179,6 +175,11 @@ def numkong_product(a: Bytes, b: Bytes) -> IntArray:
     if feature_threads > 1:
         total = totals.sum(axis=0, dtype=np.int32)
     return total
+
+
+def _cut(length: int, step: int) -> list[slice]:
+    """Return the slices of ``step`` items that an axis of this length consists of."""
+    return [slice(start, start + step) for start in range(0, length, step)]
 
 
 def in_threads(function: Callable[[Any], None], shares: Sequence[Any]) -> None:
@@ -201,11 +202,7 @@ def _thread_pool(count: int) -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_thread_pool.cache_clear)
 
 
-def torch_product(
-    a: Bytes,
-    b: Bytes,
-    device: str = "cpu",
-) -> IntArray:
+def torch_product(a: Bytes, b: Bytes, device: str = "cpu") -> IntArray:
     """Return ``a @ b.T``, computed by 8-bit instructions in all of torch's threads, or on a GPU.
 
     On a GPU, ``_int_mm`` needs sizes that are multiples of 8, and at least 17 rows. Therefore
@@ -226,18 +223,15 @@ def torch_product(
         return tensor
 
     left = padded(a)
+    if on_cpu and a is b:
+        triangle = np.zeros((len(a), len(a)), np.int32)
+        for columns in _cut(len(a), TORCH_COLUMNS):
+            rows = slice(columns.stop)  # none below the diagonal
+            triangle[rows, columns] = torch._int_mm(left[rows], left[columns].T).numpy()
+        return triangle
     right = left if a is b else padded(b)
-    if not on_cpu or a is not b:
-        product = torch._int_mm(left, right.T)[: len(a), : len(b)]
-        on_host: IntArray = product.cpu().numpy()
-        return on_host
-    total = np.zeros((len(a), len(a)), np.int32)
-    for column in range(0, len(a), TORCH_COLUMNS):
-        columns = slice(column, column + TORCH_COLUMNS)
-        total[: columns.stop, columns] = torch._int_mm(
-            left[: columns.stop], left[columns].T
-        ).numpy()
-    return total
+    product: IntArray = torch._int_mm(left, right.T)[: len(a), : len(b)].cpu().numpy()
+    return product
 
 
 def choose_product(work: float, device: str = "cpu") -> Product:
@@ -248,18 +242,24 @@ def choose_product(work: float, device: str = "cpu") -> Product:
             number. If torch is imported already, it is also used for a small number.
         device: ``"cpu"`` or a torch device.
     """
-    candidates: list[tuple[str, Product]] = []
+    candidates: dict[str, Product] = {}
     if device != "cpu":
-        candidates.append((f"torch on {device}", partial(torch_product, device=device)))
+        candidates[f"torch on {device}"] = _torch_product_on(device)
     elif has_byte_instructions():
         if "torch" in sys.modules or work / num_threads() >= TORCH_IMPORT_WORK:
-            candidates.append(("torch", torch_product))
-        candidates.append(("numkong", numkong_product))
-    candidates.append(("BLAS", blas_product))
-    for name, product in candidates:
+            candidates["torch"] = torch_product
+        candidates["numkong"] = numkong_product
+    candidates["BLAS"] = blas_product
+    for name, product in candidates.items():
         if is_exact(name, product):
             return product
     return integer_product
+
+
+@cache
+def _torch_product_on(device: str) -> Product:
+    """Return torch's product on a device. It is always the same object, as `is_exact` needs."""
+    return partial(torch_product, device=device)
 
 
 def check_device(device: str) -> None:
@@ -293,31 +293,33 @@ def has_byte_instructions() -> bool:
     return any(capabilities.get(name) for name in BYTE_INSTRUCTIONS)
 
 
-_exactness: dict[str, bool] = {}
-"""Results of `is_exact` in this process, by the name of the implementation."""
-
-
+@cache
 def is_exact(name: str, product: Product) -> bool:
     """Return whether an implementation runs on this machine and passes the self-test.
 
-    The self-test runs once per process. It detects two known errors. Instructions older than
-    VNNI saturate if many large values have the same sign. Some BLAS libraries round factors to
-    16 bits.
+    Results are cached, so the self-test runs once per process. It detects two known errors.
+    Instructions older than VNNI saturate if many large values have the same sign. Some BLAS
+    libraries round factors to 16 bits.
     """
-    if name not in _exactness:
-        rng = np.random.default_rng(0)
-        checks = (_passes_self_test(name, product, rng, *shape) for shape in SELF_TEST_SHAPES)
-        _exactness[name] = all(checks)
-    return _exactness[name]
+    rng = np.random.default_rng(0)
+    try:
+        if all(_passes_self_test(product, rng, *shape) for shape in SELF_TEST_SHAPES):
+            return True
+    # A broken library, or a library that is too new for this processor, may raise any
+    # exception.
+    except Exception as error:
+        logger.info("8-bit products by %s failed, so %s is not used: %s", name, name, error)
+        return False
+    logger.warning(
+        "Products by %s are wrong on this machine, so %s is not used. Results do not change.",
+        name,
+        name,
+    )
+    return False
 
 
 def _passes_self_test(
-    name: str,
-    product: Product,
-    rng: np.random.Generator,
-    num_a: int,
-    num_b: int,
-    num_features: int,
+    product: Product, rng: np.random.Generator, num_a: int, num_b: int, num_features: int
 ) -> bool:
     """Return whether ``product(a, b)`` equals ``a @ b.T`` for random bytes.
 
@@ -332,20 +334,6 @@ def _passes_self_test(
     a[0] = -128
     b[-1] = rng.choice(extremes)
     weights = rng.integers(1, 1 << 20, num_b)
-    try:
-        weighted = product(a, b).astype(np.int64) @ weights
-    # A broken library, or a library that is too new for this processor, may raise any
-    # exception.
-    except Exception as error:
-        logger.info("8-bit products by %s failed, so %s is not used: %s", name, name, error)
-        return False
-    weighted_b = np.einsum("i,ij->j", weights, b)
-    expected = np.einsum("ij,j->i", a, weighted_b)
-    if np.array_equal(weighted, expected):
-        return True
-    logger.warning(
-        "Products by %s are wrong on this machine, so %s is not used. Results do not change.",
-        name,
-        name,
-    )
-    return False
+    weighted = product(a, b).astype(np.int64) @ weights
+    expected = np.einsum("ij,j->i", a, np.einsum("i,ij->j", weights, b))
+    return np.array_equal(weighted, expected)

@@ -93,7 +93,7 @@ def is_pair_within(squared_distances: SquaredDistances, limits: FloatArray | flo
     """
     dtype = squared_distances.dtype
     largest = float(no_pair_value(dtype)) - 1
-    if dtype.kind == "f":
+    if dtype.kind == "f":  # infinity minus 1 is infinity
         largest = float(np.finfo(dtype).max)
     finite_limits = np.minimum(limits, largest).astype(dtype)
     is_near: BoolArray = squared_distances <= finite_limits
@@ -200,11 +200,7 @@ def blocks_of_tile(job: SearchJob, rows: Span, columns: Span) -> Iterator[TileBl
     return _float_blocks(job, rows, columns)
 
 
-def _float_blocks(
-    job: SearchJob,
-    rows: Span,
-    columns: Span,
-) -> Iterator[TileBlock]:
+def _float_blocks(job: SearchJob, rows: Span, columns: Span) -> Iterator[TileBlock]:
     """Yield the blocks of a tile whose distances are computed in floats.
 
     If a block needs a wider dtype, all later blocks are computed in that dtype too.
@@ -220,48 +216,42 @@ def _float_blocks(
             yield TileBlock(row_span, column_span, squared, needed)
 
 
-def _byte_blocks(
-    job: SearchJob,
-    rows: Span,
-    columns: Span,
-) -> Iterator[TileBlock]:
+def _byte_blocks(job: SearchJob, rows: Span, columns: Span) -> Iterator[TileBlock]:
     """Yield the blocks of a tile of bytes.
 
     The held rows are multiplied with every piece of the columns. In a tile on the diagonal,
     the held rows are multiplied with themselves and with the columns after them.
     """
     num_features = int(np.prod(job.source.row_shape))
-    piece_rows = min(PIECE_ROWS, job.block_rows, max(PIECE_BYTES // num_features, 1))
-    held_rows = min(job.block_rows, max(HELD_BYTES // num_features, 1))
-    held_rows = max(held_rows // piece_rows, 1) * piece_rows  # whole pieces
-    product = choose_product(job.multiply_adds_per_worker, job.precision.device)
+    most_piece_rows = max(PIECE_BYTES // num_features, 1)
+    piece_rows = min(PIECE_ROWS, job.block_rows, most_piece_rows)
+    most_held_rows = min(job.block_rows, HELD_BYTES // num_features)
+    held_rows = max(most_held_rows // piece_rows, 1) * piece_rows  # whole pieces
+    multiply = choose_product(job.multiply_adds_per_worker, job.precision.device)
     # Each piece is read again for every set of held rows, but its norms are computed only
     # once.
     norms_by_piece: dict[Span, IntArray] = {}
     with ThreadPoolExecutor(1) as pool:
         for held_span in cut_span(rows, held_rows):
             held = job.read(held_span)
-            other_columns = columns
             if rows == columns:
-                other_columns = Span(held_span.stop, columns.stop)
-                products = row_products(held, held, product)
+                products = row_products(held, held, multiply)
                 held_norms: IntArray = products.diagonal().astype(np.int64)
                 yield from _blocks_within(products, held_norms, held_span, piece_rows)
+                pieces = cut_span(Span(held_span.stop, columns.stop), piece_rows)
             else:
-                held_norms = squared_norms(held, product)
-            for piece, columns_of_piece in job.stream(cut_span(other_columns, piece_rows), pool):
+                held_norms = squared_norms(held, multiply)
+                pieces = cut_span(columns, piece_rows)
+            for piece, piece_bytes in job.stream(pieces, pool):
                 if piece not in norms_by_piece:
-                    norms_by_piece[piece] = squared_norms(columns_of_piece, product)
-                products = row_products(held, columns_of_piece, product)
+                    norms_by_piece[piece] = squared_norms(piece_bytes, multiply)
+                products = row_products(held, piece_bytes, multiply)
                 squared = to_squared_distances(products, held_norms, norms_by_piece[piece])
                 yield TileBlock(held_span, piece, squared, EXACT)
 
 
 def _blocks_within(
-    products: IntArray,
-    norms: IntArray,
-    held_span: Span,
-    piece_rows: int,
+    products: IntArray, norms: IntArray, held_span: Span, piece_rows: int
 ) -> Iterator[TileBlock]:
     """Yield the distances of the held rows to each other.
 

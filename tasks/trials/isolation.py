@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -135,8 +135,8 @@ def deterministic(device: torch.device | str = "cpu", num_threads: int = 1) -> I
             torch.use_deterministic_algorithms(True)
             # By default, this mode fills every new tensor, which is for debugging and takes
             # time.
-            mode = torch.utils.deterministic
-            restore.enter_context(_attribute(mode, "fill_uninitialized_memory", False))
+            debugging = torch.utils.deterministic
+            restore.enter_context(_attribute(debugging, "fill_uninitialized_memory", False))
         restore.callback(torch.set_num_threads, torch.get_num_threads())
         restore.enter_context(threadpool_limits(num_threads))
         torch.set_num_threads(num_threads)
@@ -214,7 +214,7 @@ def trial_memory(
     if device.type == "cuda" and gpu_fraction is not None:
         total = torch.cuda.get_device_properties(device).total_memory
         tensor_fraction = float(gpu_fraction) - context_bytes / total
-        _limit(min(1.0, max(0.0, tensor_fraction)), device)
+        _limit_gpu_memory(device, min(1.0, max(0.0, tensor_fraction)))
     try:
         yield
     except BaseException as error:
@@ -263,13 +263,13 @@ def _free_cached(device: torch.device) -> None:
         # cuBLAS allocates a workspace for every handle and stream. A private function of torch
         # frees the workspaces. If a version of torch lacks this function, they stay allocated.
         getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)()
-        _limit(1.0, device)
+        _limit_gpu_memory(device, 1.0)
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)
 
 
-def _limit(fraction: float, device: torch.device) -> None:
+def _limit_gpu_memory(device: torch.device, fraction: float) -> None:
     # This function does not accept a device without an index. None means the current device.
     torch.cuda.set_per_process_memory_fraction(fraction, device.index)
 
@@ -282,6 +282,18 @@ def _glibc() -> ctypes.CDLL | None:
     return libc if all(hasattr(libc, name) for name in functions) else None
 
 
+class Energy(NamedTuple):
+    """The energy that a GPU used in a trial.
+
+    Attributes:
+        joules: the energy; None if it is unknown.
+        missing_reason: reason why the energy is unknown; empty if it is known.
+    """
+
+    joules: float | None
+    missing_reason: str = ""
+
+
 class EnergyMeter:
     """A meter of the energy that a GPU has used since the meter was created.
 
@@ -290,7 +302,6 @@ class EnergyMeter:
 
     def __init__(self, device: torch.device) -> None:
         self._missing_reason = ""
-        self._start: int | None = None
         if device.type != "cuda":
             self._missing_reason = "the trial ran on a CPU, whose energy isweep does not measure"
             return
@@ -301,19 +312,14 @@ class EnergyMeter:
         except (OSError, AttributeError) as error:  # NVML or one of its functions is missing
             self._missing_reason = f"the GPU's energy cannot be read: {error}"
 
-    def read(self) -> tuple[float | None, str]:
-        """Return the energy in joules, and the reason if it is unknown.
-
-        Returns:
-            - ``(energy, "")`` if the energy was read.
-            - ``(None, reason)`` if it cannot be read.
-        """
-        if self._start is None:
-            return None, self._missing_reason
+    def read(self) -> Energy:
+        """Return the energy since the meter was created."""
+        if self._missing_reason:
+            return Energy(None, self._missing_reason)
         try:
-            return (self._gpu.millijoules() - self._start) / 1000, ""
+            return Energy((self._gpu.millijoules() - self._start) / 1000)
         except OSError as error:
-            return None, f"the GPU's energy cannot be read: {error}"
+            return Energy(None, f"the GPU's energy cannot be read: {error}")
 
 
 class NvmlGpu:
@@ -325,23 +331,24 @@ class NvmlGpu:
     def __init__(self, uuid: str) -> None:
         self._nvml = ctypes.CDLL("libnvidia-ml.so.1")
         self._handle = ctypes.c_void_p()
-        _check(self._nvml.nvmlInit_v2())
-        _check(self._nvml.nvmlDeviceGetHandleByUUID(uuid.encode(), ctypes.byref(self._handle)))
+        _check_nvml(self._nvml.nvmlInit_v2())
+        _check_nvml(self._nvml.nvmlDeviceGetHandleByUUID(uuid.encode(), ctypes.byref(self._handle)))
 
     def millijoules(self) -> int:
         """Return the energy that the GPU has used since the driver was loaded."""
         energy = ctypes.c_ulonglong()
-        _check(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle, ctypes.byref(energy)))
+        pointer = ctypes.byref(energy)
+        _check_nvml(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle, pointer))
         return int(energy.value)
 
     def held_bytes(self) -> int:
         """Return the bytes of GPU memory that all processes together use."""
         memory = (ctypes.c_ulonglong * 3)()  # nvmlMemory_t: total, free, used
-        _check(self._nvml.nvmlDeviceGetMemoryInfo(self._handle, memory))
+        _check_nvml(self._nvml.nvmlDeviceGetMemoryInfo(self._handle, memory))
         return int(memory[2])
 
 
-def _check(code: int) -> None:
+def _check_nvml(code: int) -> None:
     """Raise an OSError unless an NVML function returned 0."""
     if code != 0:
         raise OSError(f"NVML returned the error code {code}")

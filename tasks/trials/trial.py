@@ -499,7 +499,7 @@ class _Trial:
             reason: reason why the trial diverged; empty if it did not diverge.
             weights: file of the trained network's weights.
         """
-        energy_j, energy_missing_reason = meter.read()
+        energy = meter.read()
         # The best epoch only describes the training. Its loss is not reported as a result.
         best = min(self.test_history, key=lambda score: score.test_loss, default=None)
         return TrialResult(
@@ -517,8 +517,8 @@ class _Trial:
             timings=Timings(**self.timer.seconds),
             peak_memory_bytes=peak_bytes(self.device),
             pretrained=self.pretrained_sha256,
-            energy_j=energy_j,
-            energy_note=energy_missing_reason,
+            energy_j=energy.joules,
+            energy_note=energy.missing_reason,
             micro_batch=self.compute.micro_batch,
             step_path="graph" if self.uses_cuda_graphs else "eager",
         )
