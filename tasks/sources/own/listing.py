@@ -100,22 +100,11 @@ def own_listing(
     class_of_row = find_classes(rows, request, class_names)
     splits = _row_splits(rows, request)
     check_groups(rows, request)
-    kept_rows = []
-    kept_classes = []
-    for row, split in enumerate(splits):
-        if split is not GivenSplit.VALIDATION:
-            kept_rows.append(row)
-            kept_classes.append(class_of_row[row])
+    kept_rows = [row for row, split in enumerate(splits) if split is not GivenSplit.VALIDATION]
+    kept_classes = [class_of_row[row] for row in kept_rows]
     num_validation = len(splits) - len(kept_rows)
     classes = tuple(sort_classes(set(kept_classes)))
-    if len(classes) < 2:
-        value = f"only the class {classes[0]}" if classes else "no class"
-        if num_validation:
-            value += f" ({num_validation} rows are in a validation split)"
-        raise request.error(
-            f"isweep needs images of two classes, but these images have {value}",
-            hint="Add images of a second class",
-        )
+    _check_two_classes(classes, num_validation, request)
     index_of_class = {name: index for index, name in enumerate(classes)}
     check_id_spellings(rows, kept_rows, request)
     check_no_group_in_both_splits(rows, kept_rows, splits, request)
@@ -141,6 +130,23 @@ def own_listing(
         label_names=classes,
         excluded=dict(excluded),
         flags=flag_counts,
+    )
+
+
+def _check_two_classes(classes: Sequence[str], num_validation: int, request: RawRequest) -> None:
+    """Check that the images outside a validation split have at least two classes.
+
+    Raises:
+        DataError: They have fewer.
+    """
+    if len(classes) >= 2:
+        return
+    text = f"only the class {classes[0]}" if classes else "no class"
+    if num_validation:
+        text += f" ({num_validation} rows are in a validation split)"
+    raise request.error(
+        f"isweep needs images of two classes, but these images have {text}",
+        hint="Add images of a second class",
     )
 
 
