@@ -67,8 +67,14 @@ NO_MPS = {"CUDA_MPS_PIPE_DIRECTORY": "/nowhere"}
 """Variables for a process without MPS: CUDA uses MPS only if this folder contains its socket."""
 
 
+Result = tuple[dict[str, Any], str]
+"""Values of a process or part, and the reason if it failed; the reason is empty if it succeeded."""
+
+
 def pairs(bench: Bench) -> Measurements:
-    """Measure images per second of 1, 2 and 4 processes on one GPU, with MPS and without.
+    """Measure the images per second of 1, 2 and 4 trainings on one GPU, with MPS and without.
+
+    The numbers show whether trials should share this GPU.
 
     If MPS does not run, it is started for this measurement. The measurement with MPS is the first,
     because processes without MPS fail on a GPU in exclusive mode.
@@ -80,22 +86,22 @@ def pairs(bench: Bench) -> Measurements:
         if not already_runs:
             problem = _start_mps(bench, stack)
             yield "mps_note", problem or "MPS was started for this measurement"
-        modes = {"without_mps": NO_MPS}
-        if not problem:
-            modes = {"with_mps": {}, "without_mps": NO_MPS}
+        modes = {"with_mps": {}, "without_mps": NO_MPS}
+        if problem:
+            del modes["with_mps"]
         yield from _measure_modes(bench, modes)
 
 
 def _start_mps(bench: Bench, stack: contextlib.ExitStack) -> str:
-    """Start MPS for this process's GPU until the stack is closed.
+    """Start MPS for this process's GPU; closing the stack ends it.
 
     Returns:
-        Why MPS does not run; empty if it runs.
+        The reason if MPS cannot be used, else empty text.
     """
     if not bench.on_gpu:
         return "this is not a GPU"
     node = torch_gpus.describe(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-    # With a share below 1, the gain is not asked for. It is measured here.
+    # With a share below 1, MPS is allowed without a measured gain. The gain is measured here.
     reason = why_no_mps([node], ResourceSpec(num_gpus=0.5), bench.trials, {})
     if reason:
         return reason
@@ -109,11 +115,11 @@ def _start_mps(bench: Bench, stack: contextlib.ExitStack) -> str:
 def _measure_modes(bench: Bench, modes: Mapping[str, dict[str, str]]) -> Measurements:
     """Measure the gain of several processes in each mode, and yield it by network.
 
-    The part fails only if not a single process could be measured.
+    The part fails only if no network could be measured in any mode.
 
     Args:
         bench: the device and its networks.
-        modes: environment variables of the processes, by key of the measurement.
+        modes: environment variables of the processes, by mode.
     """
     errors = []
     for mode, variables in modes.items():
@@ -122,16 +128,16 @@ def _measure_modes(bench: Bench, modes: Mapping[str, dict[str, str]]) -> Measure
             with environment(**variables):
                 rows[model] = measure_gain(bench, model)
             yield mode, rows
-            if "1" not in rows[model]:
+            if "1" not in rows[model]:  # not even a single process
                 errors.append(f"{mode}, {model}: {rows[model]['error']}")
     if len(errors) == len(modes) * len(bench.slow_part_models):
         yield "fails", errors
 
 
 def measure_gain(bench: Bench, model: str) -> dict[str, Any]:
-    """Return images per second by number of processes, and the ratio of two processes to one.
+    """Return images per second by number of processes, and the ``gain`` of two processes over one.
 
-    If some processes fail, the result contains the earlier measurements and the error.
+    If some processes fail, the result contains the smaller numbers of processes and the ``error``.
     """
     row: dict[str, Any] = {}
     numbers = NUMBERS_OF_PROCESSES if bench.on_gpu else (1, 2)
@@ -183,7 +189,10 @@ def _end_processes(processes: Iterable[subprocess.Popen[str]]) -> None:
 def _start_counting(
     processes: Collection[subprocess.Popen[str]], folder: Path, deadline: float
 ) -> None:
-    """Let all processes start to count when each is ready, when one has ended, or at a deadline."""
+    """Wait until all processes are ready, and let them count their images from then on.
+
+    The wait also ends at a deadline, or if a process has ended.
+    """
     while time.monotonic() < deadline:
         all_ready = len(list(folder.glob("*.ready"))) == len(processes)
         if all_ready or any(process.poll() is not None for process in processes):
@@ -192,15 +201,15 @@ def _start_counting(
     (folder / "go").touch()
 
 
-def rate(bench: Bench, model: str, ready: str) -> Measurements:
-    """Measure a training's images per second, after all other processes are ready.
+def rate(bench: Bench, model: str, ready_path: str) -> Measurements:
+    """Measure a training's images per second, from the time at which all processes are ready.
 
     Args:
         bench: the device.
         model: name of the network.
-        ready: path, without suffix, of the file that this process creates when it is ready.
+        ready_path: path, without suffix, of the file that this process creates when it is ready.
     """
-    ready_file = Path(ready).with_suffix(".ready")
+    ready_file = Path(ready_path).with_suffix(".ready")
 
     def wait_for_others() -> None:
         ready_file.touch()
@@ -230,6 +239,7 @@ PARTS: dict[str, Callable[..., Measurements]] = {
         gpu_check_parts.summary,
     )
 }
+"""The parts in the order in which they run, by their names in the file."""
 GPU_ONLY = ("gpu", "context")
 """Parts that are left out on a CPU."""
 
@@ -248,20 +258,23 @@ def check(gpu: Gpu | None, folder: Path, print_line: Callable[[str], None]) -> t
     Returns:
         Path of the file, and whether all parts succeeded.
     """
-    name, short_id, device = "CPU", "cpu", "cpu"
-    variables: dict[str, str] = {}
+    name = "CPU"
+    device = "cpu"
+    file_name = "gpu-check-cpu-cpu"
+    variables = {}
     if gpu is not None:
         name = gpu.name
-        short_id = gpu.uuid.partition("-")[2][:8]
         device = "cuda"
+        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        file_name = f"gpu-check-{slug}-{gpu.uuid.partition('-')[2][:8]}"
         variables["CUDA_VISIBLE_DEVICES"] = gpu.uuid
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    path = folder / f"gpu-check-{slug}-{short_id}.json"
+    path = folder / f"{file_name}.json"
     unfinished = path.with_suffix(".unfinished")
     folder.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {"gpu": name, "device": device, "parts": {}}
-    parts = [part for part in PARTS if gpu or part not in GPU_ONLY]
-    for part in parts:
+    for part in PARTS:
+        if gpu is None and part in GPU_ONLY:
+            continue
         try:
             with environment(**variables):
                 result = run_part(part, device, record["parts"])
@@ -272,19 +285,22 @@ def check(gpu: Gpu | None, folder: Path, print_line: Callable[[str], None]) -> t
             ) from None
         record["parts"][part] = result
         write_atomic(unfinished, json.dumps(record, indent=1).encode())
-        verdict = "PASS" if result["ok"] else "FAIL"
-        line = f"{verdict} {part} in {result['seconds']:.1f} s"
-        text = result["error"] or result["values"].get("note", "")
-        if text:
-            line += f": {text}"
-        print_line(line)
+        print_line(_result_line(part, result))
     write_atomic(path, unfinished.read_bytes())
     unfinished.unlink()
     return path, all(result["ok"] for result in record["parts"].values())
 
 
+def _result_line(part: str, result: Mapping[str, Any]) -> str:
+    """Return the line for the user about a part: whether it failed, its duration, and the error."""
+    verdict = "PASS" if result["ok"] else "FAIL"
+    line = f"{verdict} {part} in {result['seconds']:.1f} s"
+    text = result["error"] or result["values"].get("note")
+    return f"{line}: {text}" if text else line
+
+
 def run_part(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, Any]:
-    """Run a part and return its result; an exception becomes a part of the result.
+    """Run a part and return its result; an exception becomes the ``error`` of the result.
 
     On a GPU all parts except ``summary`` run in a separate process.
 
@@ -295,25 +311,28 @@ def run_part(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, An
     """
     start = time.perf_counter()
     if part == "summary":
-        values, error = _measure_here(partial(PARTS[part], parts=earlier), device)
+        values, error = _run_here(partial(PARTS[part], parts=earlier), device)
     elif device == "cpu":
-        values, error = _measure_here(PARTS[part], device)
+        values, error = _run_here(PARTS[part], device)
     else:
         graphs = earlier.get("correctness", {}).get("values", {}).get("graphs", [])
-        process = _start_part(part, device, graphs)
-        try:
-            values, error = _wait_for_values(process, time.monotonic(), _timeout_s(part))
-        finally:
-            end_part(process)
+        values, error = _run_in_process(part, device, graphs)
     error = error or "; ".join(values.get("fails", ()))
     seconds = time.perf_counter() - start
     result = without_names({"values": values, "error": error})
     return {"ok": not error, "seconds": seconds, **result}
 
 
-def _measure_here(
-    measure: Callable[[Bench], Measurements], device: str
-) -> tuple[dict[str, Any], str]:
+def _run_in_process(part: str, device: str, graphs: Iterable[str]) -> Result:
+    """Run a part in a separate process; return its values, and the reason if it failed."""
+    process = _start_part(part, device, graphs)
+    try:
+        return _wait_for_values(process, time.monotonic(), _timeout_s(part))
+    finally:
+        end_part(process)
+
+
+def _run_here(measure: Callable[[Bench], Measurements], device: str) -> Result:
     """Run a part in this process; return its values, and the exception that ended it as text."""
     values: dict[str, Any] = {}
     try:
@@ -327,7 +346,7 @@ def _measure_here(
 def _start_part(
     part: str, device: str, graphs: Iterable[str], *arguments: str
 ) -> subprocess.Popen[str]:
-    """Start a process that runs :func:`main` for one part, or for one ``rate``.
+    """Start a process that runs a part, or :func:`rate` as a process of the part ``pairs``.
 
     Args:
         part: name of the part, or ``rate``.
@@ -338,7 +357,7 @@ def _start_part(
     # Without -m, because Ray's workers must be able to import this module by its name. With -P,
     # because the user's working folder may contain a file tasks.py.
     code = f"from {__name__} import main; main()"
-    group = None if part == "rate" else 0  # a `rate` process belongs to the group of its part
+    group = None if part == "rate" else 0  # 0 makes a new group, with all processes of a part
     return subprocess.Popen(
         [sys.executable, "-P", "-c", code, part, device, ",".join(sorted(graphs)), *arguments],
         stdout=subprocess.PIPE,
@@ -349,7 +368,7 @@ def _start_part(
 
 
 def _timeout_s(part: str) -> float:
-    """Return the seconds that a part may take; more for a part that measures many networks."""
+    """Return the seconds that a part may take; a part may need more for each network."""
     extra_s_by_part = {
         "correctness": len(PAPER_MODELS) * stored_verdicts.TIMEOUT_S,
         "trial": len(SLOW_PART_MODELS) * gpu_check_parts.TRIAL_TIMEOUT_S,
@@ -361,12 +380,10 @@ def _timeout_s(part: str) -> float:
     return PART_TIMEOUT_S + extra_s_by_part.get(part, 0.0)
 
 
-def _wait_for_values(
-    process: subprocess.Popen[str], start_s: float, timeout_s: float
-) -> tuple[dict[str, Any], str]:
+def _wait_for_values(process: subprocess.Popen[str], start_s: float, timeout_s: float) -> Result:
     """Wait for a process; return its values, and the reason if it failed or took too long.
 
-    A process that took too long still runs.
+    This function does not end a process that took too long.
 
     Args:
         process: the process.
@@ -391,8 +408,7 @@ def _last_values(output: str) -> dict[str, Any]:
     """Return the values in the last complete line of JSON in a part's output."""
     for line in reversed(output.splitlines(keepends=True)):
         if line.startswith("{") and line.endswith("}\n"):
-            values: dict[str, Any] = json.loads(line)
-            return values
+            return dict(json.loads(line))
     return {}
 
 
@@ -441,25 +457,29 @@ def devices(number: str | None) -> list[Gpu | None]:
     if number == "cpu":
         return [None]
     gpus = () if gpus_are_simulated() else visible_gpu_list()
-    by_number: dict[str, Gpu | None] = {str(index): gpu for index, gpu in enumerate(gpus)}
-    if not by_number:
+    if not gpus:
         raise SetupError(
             "torch cannot use a GPU on this machine",
             hint="Run `isweep doctor` to see why. To see how the check works without a GPU, "
             "use --device cpu",
         )
     if number is None:
-        return list(by_number.values())
-    if number not in by_number:
+        return list(gpus)
+    numbers = [str(index) for index in range(len(gpus))]
+    if number not in numbers:
         raise ConfigError(
             f"`--device {number}` is not the number of a GPU that torch can use",
-            hint=f"Type one of {', '.join(by_number)}, or cpu",
+            hint=f"Type one of {', '.join(numbers)}, or cpu",
         )
-    return [by_number[number]]
+    return [gpus[int(number)]]
 
 
 def main() -> None:
-    """Run one part, or measure a network's images per second; print the values as JSON."""
+    """Run one part, or :func:`rate`, and print the values as JSON.
+
+    The words of the command line are the part, the device, the names of the networks with CUDA
+    graphs (separated by commas), and the arguments of :func:`rate`.
+    """
     # A program that was started in the background may ignore SIGINT, and its children too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     part, device, graphs, *arguments = sys.argv[1:]

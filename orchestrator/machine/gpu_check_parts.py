@@ -1,7 +1,7 @@
 """The parts of ``isweep gpu-check``: each measures one thing and yields names with values.
 
-The check stores all yielded values, even if the part fails later. The value ``fails`` is a list of
-texts about problems.
+The check stores all yielded values, even if the part fails later. Its file has the parts by the
+names of their functions. The value ``fails`` is a list of texts about problems.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ from tasks.trials.training import train
 from tasks.trials.trial import run_trial
 
 Measurements = Iterator[tuple[str, Any]]
+"""Names with values, in the order of the measurements. A later value of a name replaces an earlier
+one."""
 
 STEP_SECONDS = 2.5
 """Seconds of one measurement of training steps. Steps with and without CUDA graphs are measured
@@ -84,6 +86,7 @@ FIELDS_AT_REST = (
     "ecc.errors.uncorrected.volatile.total",
     "retired_pages.double_bit.count",
 )
+"""Fields of ``nvidia-smi`` that do not depend on the load of the GPU."""
 FIELDS_UNDER_LOAD = (
     "clocks.current.sm",
     "clocks.current.memory",
@@ -94,6 +97,7 @@ FIELDS_UNDER_LOAD = (
 )
 """Fields of ``nvidia-smi`` that show whether the GPU reduced its clock, for example due to heat."""
 ENVIRONMENT = re.compile(r"(PYTORCH|TORCH|CUDA|NVIDIA|CUBLAS|CUDNN)_")
+"""Start of the environment variables that change what torch and CUDA do."""
 FLOAT32_ERROR = 2e-5
 """Largest relative error of a product or convolution in float32. On a CPU, we measured 5e-6 for
 Winograd's algorithm, which cuDNN may choose for a convolution, and 4e-7 for the direct sum. The
@@ -138,12 +142,10 @@ def _core_gflops() -> float:
 def visible_gpu_list() -> tuple[Gpu, ...]:
     """Return the GPUs and slices that torch can use, each described by a separate process."""
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if value is not None and not visible_gpus():
-        return ()
-    if value is not None:
-        return describe(value).gpus
-    uuids = nvidia_smi.slices_and_whole_gpus()
-    return describe(",".join(uuids) if uuids else None).gpus
+    if value is None:
+        uuids = nvidia_smi.slices_and_whole_gpus()
+        return describe(",".join(uuids) if uuids else None).gpus
+    return describe(value).gpus if visible_gpus() else ()
 
 
 def smi_values(fields: Iterable[str], uuid: str) -> dict[str, str]:
@@ -175,7 +177,7 @@ def context(bench: Bench) -> Measurements:
 
     Plans and runs use the largest value if it is above :data:`CONTEXT_BYTES`.
     """
-    # This also measures the memory of other processes, before this process uses the GPU.
+    # held_bytes is the memory of other processes, if this process does not use the GPU yet.
     (described,) = visible_gpu_list()
 
     def context_bytes() -> int:
@@ -226,10 +228,11 @@ def correctness(bench: Bench) -> Measurements:
         errors = float32_errors(bench)
         yield "float32_errors", errors
         for name, error in errors.items():
-            if not error < FLOAT32_ERROR:
-                words = f"a {name} in float32 has an error of {error:.0e}"
-                limit = f"the limit is {FLOAT32_ERROR:.0e}"
-                fails.append(f"{words}; {limit}, and TensorFloat-32 has 3e-04")
+            if not error < FLOAT32_ERROR:  # NaN fails too
+                fails.append(
+                    f"a {name} in float32 has an error of {error:.0e}; the limit is "
+                    f"{FLOAT32_ERROR:.0e}, and TensorFloat-32 has 3e-04"
+                )
         equal_signs, features_error = _attack_and_features(bench)
         yield "fgsm_signs_equal", equal_signs
         yield "features_error", features_error
@@ -245,7 +248,10 @@ def correctness(bench: Bench) -> Measurements:
 
 
 def _self_test_problem(test: Mapping[str, Any]) -> str:
-    """Return what fails a self-test, as text; empty if trials use graphs, or graphs are slow."""
+    """Return the problem that a self-test detected; empty if there is none.
+
+    Slow graphs are no problem, because trials then train with plain steps.
+    """
     wrong = test["wrong"]
     if test["doubt"]:
         return f"the GPU computed wrongly once: {wrong}. But {test['doubt']}"
@@ -337,10 +343,12 @@ def step_times(bench: Bench) -> Measurements:
 
 def _time_steps(bench: Bench, model: str, duration: float, uuid: str) -> Measurements:
     """Yield the step times of a network, and the load of the GPU; ``uuid`` is empty on a CPU."""
-    paths = {"eager_ms": False, "graph_ms": True} if bench.on_gpu else {"eager_ms": False}
-    seconds: dict[str, list[float]] = {name: [] for name in paths}
+    uses_graphs = {"eager_ms": False}
+    if bench.on_gpu:
+        uses_graphs["graph_ms"] = True
+    seconds: dict[str, list[float]] = {name: [] for name in uses_graphs}
     for _ in range(2):
-        for name, graphs in paths.items():
+        for name, graphs in uses_graphs.items():
             load: dict[str, str] = {}
             sample_load = partial(_add_load, load, uuid)
             with bench.as_trials():
@@ -348,7 +356,7 @@ def _time_steps(bench: Bench, model: str, duration: float, uuid: str) -> Measure
                     model, duration, graphs=graphs, sample_load=sample_load
                 )
             if load:
-                # The second value replaces the first one, because the GPU is hotter then.
+                # The load of the second round counts, because the GPU is hotter then.
                 yield f"{name}_load", load
             yield name, 1000 * statistics.median(seconds[name])
     if bench.on_gpu:
@@ -365,17 +373,20 @@ def _add_load(load: dict[str, str], uuid: str) -> None:
 
 
 def passes(bench: Bench) -> Measurements:
-    """Measure images per second in float32, for evaluation (64 or 16 at once) and FGSM."""
+    """Measure images per second in float32, for evaluation (64 or 16 at once) and FGSM.
+
+    ``nchw_16`` evaluates in PyTorch's default memory layout, the others in the layout of trials.
+    """
     for model in bench.models:
         with bench.as_trials():
             network = bench.build(model)
             images, labels = bench.images(64)
-            plain = bench.build(model).to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+            nchw_network = bench.build(model).to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
             attack_size = attack_batch_size(bench.network(model).recipe)
             passes_over_images: dict[str, tuple[int, Callable[[], object]]] = {
                 "evaluate_64": (64, partial(evaluate, network, images, labels, batch_size=64)),
                 "evaluate_16": (64, partial(evaluate, network, images, labels, batch_size=16)),
-                "nchw_16": (16, torch.no_grad()(partial(plain, images[:16].float()))),
+                "nchw_16": (16, torch.no_grad()(partial(nchw_network, images[:16].float()))),
                 "fgsm": (
                     64,
                     partial(run_clean_pass, network, images, labels, batch_size=attack_size),
@@ -406,14 +417,17 @@ def memory(bench: Bench) -> Measurements:
         with bench.as_trials():
             _small_trial(bench, model, graphs=False)
             row["plain_peak_bytes"] = isolation.peak_bytes(bench.device)
-        # With plain steps, because a capture that runs out of memory ends the process.
+        # With plain steps: a capture that runs out of memory would end the process.
         plain_trial = partial(_small_trial, bench, model, graphs=False)
         row |= smallest_share(partial(bench.run_in_share, plain_trial), bench.share_of(1.25 * peak))
         yield model, row
 
 
 def _small_trial(bench: Bench, model: str, *, graphs: bool) -> None:
-    """Train, evaluate and attack as a trial does, with a last batch of the same size."""
+    """Train, evaluate and attack as a trial does, with fewer images and epochs.
+
+    The last batch is as large as in the trial, because the peak memory may depend on it.
+    """
     network = bench.network(model)
     recipe = network.recipe.model_copy(update={"epochs": 5})
     num_images = 3 * recipe.batch_size + network.train_size % recipe.batch_size
@@ -448,10 +462,10 @@ def smallest_share(run_in_share: Callable[..., str], largest: float) -> dict[str
         kind of that failure.
     """
     smallest: float | None = None
+    upper = largest
     failed_share = 0.0
     kind = ""
     for _ in range(5):
-        upper = largest if smallest is None else smallest
         share = (upper + failed_share) / 2
         failure = run_in_share(share=share)
         if failure:
@@ -459,6 +473,7 @@ def smallest_share(run_in_share: Callable[..., str], largest: float) -> dict[str
             kind = failure
         else:
             smallest = share
+            upper = share
     return {"smallest_share": smallest, "dies_with": failed_share, "kind": kind}
 
 
@@ -476,7 +491,7 @@ def real_trials(bench: Bench, model: str) -> list[dict[str, Any]]:
     spec = bench.trial(model)
     rows = []
     for size in sizes:
-        images, labels = (tensor.cpu().numpy() for tensor in bench.images(size + 20))
+        images, labels = (tensor.cpu().numpy() for tensor in bench.images(size + 20))  # 20 to test
         recipe = spec.network.recipe.model_copy(update={"epochs": 5})
         network = spec.network.model_copy(update={"train_size": size, "recipe": recipe})
         data = TrialData(images[:size], labels[:size], images[size:], labels[size:], 2, "gpu-check")
@@ -495,10 +510,10 @@ def faults(bench: Bench) -> Measurements:
     """Let memory run out in several ways; check the kinds of failure and the next training."""
     model = bench.models[0]
     images, labels = bench.images(bench.batch_size(model))
-    size = 2**44 if bench.on_gpu else 2**60
+    too_many_bytes = 2**44 if bench.on_gpu else 2**60
 
     def allocate() -> None:
-        torch.empty(size, dtype=torch.uint8, device=bench.device)
+        torch.empty(too_many_bytes, dtype=torch.uint8, device=bench.device)
 
     kinds = {"allocation": bench.run_in_share(allocate)}
     yield "kinds", kinds
@@ -520,7 +535,7 @@ def faults(bench: Bench) -> Measurements:
     fails = []
     for name, kind in kinds.items():
         if name in work_by_name and not kind:
-            # cuDNN uses a smaller workspace if memory is short.
+            # cuDNN uses a smaller workspace if there is less memory.
             yield f"{name}_note", "half of the peak memory was enough, so no error was tested"
         elif kind != "out_of_memory":
             recorded_as = kind or "no failure"
@@ -531,9 +546,9 @@ def faults(bench: Bench) -> Measurements:
 def summary(bench: Bench, parts: Mapping[str, Any]) -> Measurements:
     """Yield the conclusions: the verdict, sharing of the GPU, its row for plans, and the hours."""
     values = {name: part["values"] for name, part in parts.items()}
-    failed = [name for name, part in parts.items() if not part["ok"]]
     graphs = values.get("correctness", {}).get("graphs", [])
     plain = [model for model in bench.models if model not in graphs]
+    failed = [name for name, part in parts.items() if not part["ok"]]
     verdict = f"FAIL: {', '.join(failed)}" if failed else "PASS"
     if plain and bench.on_gpu:
         verdict += f"; plain steps for {', '.join(plain)}"
@@ -573,13 +588,11 @@ def _sharing(pairs: Mapping[str, Any]) -> Measurements:
     gain_with_mps = _smallest_gain(pairs.get("with_mps", {}))
     yield "pair_gain", gain
     yield "pair_gain_mps", gain_with_mps
-    # A run decides in the same way: without a measurement, trials share a GPU if MPS runs.
+    # As in a run: if MPS runs, trials use it. Otherwise a run can start MPS, or use none.
     runs_mps = bool(pairs.get("mps"))
-    shares = runs_mps
-    gains = [gain_with_mps]
-    if not runs_mps:
-        gains.append(gain)  # a run can start MPS, or use none
-    measured = [value for value in gains if value is not None]
+    possible = [gain_with_mps] if runs_mps else [gain_with_mps, gain]
+    measured = [value for value in possible if value is not None]
+    shares = runs_mps  # without a measurement
     if measured:
         shares = max(measured) >= MIN_SHARING_GAIN
     yield "num_gpus", "left out: trials share a GPU" if shares else 1
@@ -592,14 +605,17 @@ def _smallest_gain(rows: Mapping[str, Any]) -> float | None:
 
 def _context_gib(measured: Mapping[str, Any]) -> float:
     """Return the largest memory of a process besides its tensors, but at least that of plans."""
-    sizes = [value for value in measured.values() if isinstance(value, int)]
+    sizes = [value for value in measured.values() if isinstance(value, int)]  # without the note
     return max([CONTEXT_BYTES, *sizes]) / 2**30
 
 
 def measured_row(
     bench: Bench, planned: GpuModel, times: MeasuredTimes, graphs: Iterable[str]
 ) -> GpuModel:
-    """Return the GPU's row for plans, scaled by the measured over the predicted speed of steps."""
+    """Return the GPU's row for plans, scaled by the measured over the predicted speed of steps.
+
+    The scale is the median over networks.
+    """
     speeds = []
     for model, step_ms in times.step_ms.items():
         interval = EAGER_INTERVAL_S
