@@ -115,7 +115,7 @@ def list_dbc(tree: RawTree, request: RawRequest) -> Listing:
     if slices and INSTANCE not in slices[0].row:
         flags["slices found by file names only: the table has no SOP instance UIDs"] = len(slices)
     items: dict[str, Item] = {}
-    labels: list[tuple[str, int | None]] = []
+    labels: list[tuple[str, int]] = []
     for mri_slice, name in zip(slices, _find_files(slices, tree, request), strict=True):
         if name is None:
             skipped.append((mri_slice.row[ORIGINAL], FILE_MISSING))
@@ -342,7 +342,7 @@ def _names_by_uid(
             names_by_uid[uid_of(header)].append(name)
         if number % LOG_EVERY == 0:
             logger.info("%s: %d headers read", request.dataset.name, number)
-    return dict(names_by_uid)
+    return names_by_uid
 
 
 class Target(NamedTuple):

@@ -100,8 +100,12 @@ def own_listing(
     class_of_row = find_classes(rows, request, class_names)
     splits = _row_splits(rows, request)
     check_groups(rows, request)
-    kept_rows = [row for row, split in enumerate(splits) if split is not GivenSplit.VALIDATION]
-    kept_classes = [class_of_row[row] for row in kept_rows]
+    kept_rows = []
+    kept_classes = []
+    for row, split in enumerate(splits):
+        if split is not GivenSplit.VALIDATION:
+            kept_rows.append(row)
+            kept_classes.append(class_of_row[row])
     num_validation = len(splits) - len(kept_rows)
     classes = tuple(sort_classes(set(kept_classes)))
     _check_two_classes(classes, num_validation, request)
