@@ -18,7 +18,7 @@ from search_spaces.errors import ConfigError, SweepError, did_you_mean, plural, 
 if TYPE_CHECKING:
     from orchestrator.planning.workspace import Workspace
 
-COUNTS = ("planned", "done", "failed", "running", "pending")
+COUNTS = ("planned", "done", "failed", "running", "waiting", "pending")
 MAX_NAMED = 3
 """Largest number of trials that a line on a failure lists; further trials are counted."""
 MAX_LOG_LINES = 20
@@ -131,20 +131,30 @@ def _print_all(place: Place) -> None:
 
 def grouped_failures(failures: Iterable[Mapping[str, str]]) -> Iterator[str]:
     """Yield one line per kind and message of failure, with its trials, most frequent first."""
+    rows = ((row["trial_id"], row["kind"], row["message"]) for row in failures)
+    for text, _ in _grouped(rows):
+        yield f"failed {text}"
+
+
+def _grouped(rows: Iterable[tuple[str, str, str]]) -> Iterator[tuple[str, list[str]]]:
+    """Yield a text and the trials of each kind and message of failure, most frequent first.
+
+    Args:
+        rows: id, kind of failure and message of each trial.
+    """
     groups: dict[tuple[str, str], list[str]] = {}
-    for failure in failures:
-        key = (failure["kind"], failure["message"])
-        groups.setdefault(key, []).append(failure["trial_id"])
+    for trial_id, kind, message in rows:
+        groups.setdefault((kind, message), []).append(trial_id)
     for (kind, message), trials in sorted(groups.items(), key=lambda item: -len(item[1])):
         names = ", ".join(trials[:MAX_NAMED])
         if len(trials) > MAX_NAMED:
             names += f" and {len(trials) - MAX_NAMED} more"
-        yield f"failed ({kind}) {len(trials)} ×: {message}  [{names}]"
+        yield f"({kind}) {len(trials)} ×: {message}  [{names}]", trials
 
 
 def running_lines(document: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the stage of a run, and one line per running trial."""
-    from orchestrator.running.progress import RunningTrial, format_duration
+    """Yield the stage of a run, one line per running trial, and lines on waiting trials."""
+    from orchestrator.running.progress import RunningTrial, format_duration, next_attempt
 
     if document["now"]:
         yield f"now: {document['now']}"
@@ -152,6 +162,11 @@ def running_lines(document: Mapping[str, Any]) -> Iterator[str]:
         trial = RunningTrial.model_validate(fields)
         duration = format_duration(time.time() - trial.started_at)
         yield f"running {name}  {trial.text(duration)}"
+    waiting = document["waiting_trials"]
+    rows = ((name, fields["kind"], fields["message"]) for name, fields in waiting.items())
+    for text, trials in _grouped(rows):
+        retry_at = min(waiting[name]["retry_at"] for name in trials)
+        yield f"waiting {text}  {next_attempt(retry_at)}"
 
 
 def _watch(read_status: Callable[[], Mapping[str, Any]]) -> None:
@@ -192,7 +207,12 @@ def _counts_text(document: Mapping[str, Any], names: Sequence[str]) -> str:
 
 def _history_lines(history: Mapping[str, Any], last_log: str) -> Iterator[str]:
     """Yield lines on one trial: attempts, nodes, failures, and the end of its log."""
-    yield f"{history['trial_id']}: {history['status']}"
+    from orchestrator.running.progress import next_attempt
+
+    status_text = history["status"]
+    if history["retry_at"] is not None:
+        status_text = f"{status_text}, {next_attempt(history['retry_at'])}"
+    yield f"{history['trial_id']}: {status_text}"
     if not history["events"]:
         yield history["unreadable"] or "No attempt at this trial is recorded."
     for event in history["events"]:

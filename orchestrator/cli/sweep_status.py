@@ -9,7 +9,7 @@ from orchestrator.planning.plan import PlannedStatus
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.state import read_state
 from orchestrator.results.store import Event, ResultStore
-from orchestrator.running.progress import read_run, running_trials
+from orchestrator.running.progress import RunState, read_run
 from orchestrator.tuning.search_records import search_standing
 from search_spaces.errors import CorruptStoreError
 from tasks.trials.records import TrialStatus
@@ -18,29 +18,31 @@ from tasks.trials.records import TrialStatus
 def sweep_status(workspace: Workspace) -> dict[str, Any]:
     """Return the state of a sweep: counts, running trials, failures and costs."""
     # Running trials are read before results, so a trial that ends in between is counted once.
-    run = read_run(workspace)
-    now = ""
-    seconds_left = None
-    trials: dict[str, dict[str, Any]] = {}
-    if run is not None:
-        now = run.now
-        seconds_left = run.seconds_left
-        trials = {name: trial.model_dump() for name, trial in run.running.items()}
-    state = read_state(workspace, trials, quick=True)
+    run = read_run(workspace) or RunState()
+    state = read_state(workspace, run.running, run.waiting, quick=True)
     counts = Counter(state.status(trial_id) for trial_id in workspace.plan.trials_by_id)
     num_diverged = sum(result.status == TrialStatus.DIVERGED for result in state.results.values())
-    unfinished = {name: trial for name, trial in trials.items() if name not in state.results}
+    running = {
+        name: trial.model_dump() for name, trial in run.running.items() if name not in state.results
+    }
+    waiting = {}
+    for name, trial in run.waiting.items():
+        if state.status(name) == PlannedStatus.WAITING:
+            message = state.failures[name].failure.message if name in state.failures else ""
+            waiting[name] = trial.model_dump() | {"message": message}
     return {
         "planned": counts.total(),
         "done": counts[PlannedStatus.DONE],
         "failed": counts[PlannedStatus.FAILED],
         "running": counts[PlannedStatus.RUNNING],
+        "waiting": counts[PlannedStatus.WAITING],
         "pending": counts[PlannedStatus.PENDING] + counts[PlannedStatus.STALE],
         "stale": counts[PlannedStatus.STALE],
         "diverged": num_diverged,
-        "now": now,
-        "seconds_left": seconds_left,
-        "running_trials": unfinished,
+        "now": run.now,
+        "seconds_left": run.seconds_left,
+        "running_trials": running,
+        "waiting_trials": waiting,
         "failures": state.failure_rows(),
         "unreadable": [vars(item) for item in state.unreadable],
         "foreign": sorted(state.unplanned),
@@ -60,7 +62,8 @@ def trial_history(workspace: Workspace, trial_id: str) -> tuple[dict[str, Any], 
         Its attempts, nodes, failures and logs as a dictionary, and the log of its last
         attempt.
     """
-    state = read_state(workspace, running_trials(workspace), quick=True)
+    run = read_run(workspace) or RunState()
+    state = read_state(workspace, run.running, run.waiting, quick=True)
     store = ResultStore(workspace.results_url)
     events: list[Event] = []
     problem = ""
@@ -77,9 +80,14 @@ def trial_history(workspace: Workspace, trial_id: str) -> tuple[dict[str, Any], 
     if trial_id in state.failures:
         record = state.failures[trial_id]
         failure = record.row() | {"traceback": record.failure.traceback}
+    status = state.status(trial_id)
+    retry_at = None
+    if status == PlannedStatus.WAITING:
+        retry_at = run.waiting[trial_id].retry_at
     document = {
         "trial_id": trial_id,
-        "status": str(state.status(trial_id)),
+        "status": str(status),
+        "retry_at": retry_at,
         "events": [event.plain() for event in events],
         "logs": {
             str(attempt): store.attempt_log_path(trial_id, attempt) for attempt in log_by_attempt

@@ -44,18 +44,17 @@ def private_folder() -> Iterator[str]:
     file with a process id would not suffice, because another container with other process ids may
     use the same temporary folder.
     """
-    with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name:
-        folder = Path(name)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    with open(folder / OWNER_FILE, "w", encoding="utf-8") as owner:
+        fcntl.flock(owner, fcntl.LOCK_EX)
         (folder / SESSIONS).mkdir()
-        with open(folder / OWNER_FILE, "w", encoding="utf-8") as owner:
-            fcntl.flock(owner, fcntl.LOCK_EX)
-            try:
-                with at_forced_end(lambda: THIS_MACHINE.remove(folder)):
-                    yield str(folder / SESSIONS)
-            finally:
-                # The folder is removed here after its processes were killed. A Ray process that is
-                # just starting would make the folder again, readable for everybody.
-                THIS_MACHINE.remove(folder)
+        try:
+            with at_forced_end(lambda: THIS_MACHINE.remove(folder)):
+                yield str(folder / SESSIONS)
+        finally:
+            # The folder is removed here after its processes were killed. A Ray process that is
+            # just starting would make the folder again, readable for everybody.
+            THIS_MACHINE.remove(folder)
 
 
 class RayFolders:
@@ -73,11 +72,19 @@ class RayFolders:
         return False
 
     def remove(self, folder: Path) -> None:
-        """Kill the processes that belong to a folder, then remove the folder."""
+        """Kill the processes that belong to a folder, then remove the folder.
+
+        The owner file is removed last. If the removal is interrupted, or if a dying process writes
+        a file again, the next run therefore finds the folder abandoned, and removes the rest.
+        """
         self.end_ray_processes(folder)
         # MPS ends after the workers, which use it.
         _kill_processes(folder, _belongs_to_mps)
-        shutil.rmtree(folder, ignore_errors=True)
+        parts = [folder / SESSIONS, folder / MPS]
+        for part in 2 * parts:  # a process that was just killed may still finish a write
+            shutil.rmtree(part, ignore_errors=True)
+        if not any(part.exists() for part in parts):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def end_ray_processes(self, folder: Path) -> None:
         """Kill Ray's processes that belong to a folder.

@@ -44,6 +44,8 @@ class PlannedStatus(StrEnum):
     DONE = "done"
     RUNNING = "running"
     FAILED = "failed"
+    WAITING = "waiting"
+    """The last attempt failed, and the active run will try the trial again."""
     STALE = "stale"
     """The trial has a result, but its data or its settings differ from the present ones."""
     PENDING = "pending"

@@ -34,6 +34,7 @@ class State:
             in ``partial`` also has a failure here if a later measurement of its network
             failed.
         running: Trials that an active driver is running.
+        waiting: Trials in ``failures`` that an active driver will try again.
         outdated: Planned trials with a result from other data, or with other settings but the
             same id.
         partial: Outlines of results that lack a planned measurement.
@@ -47,6 +48,7 @@ class State:
     measures: dict[str, MeasureRecord] = field(default_factory=dict)
     failures: dict[str, FailureRecord] = field(default_factory=dict)
     running: frozenset[str] = frozenset()
+    waiting: frozenset[str] = frozenset()
     outdated: frozenset[str] = frozenset()
     partial: dict[str, TrialOutline] = field(default_factory=dict)
     unplanned: frozenset[str] = frozenset()
@@ -58,6 +60,8 @@ class State:
             return PlannedStatus.DONE
         if trial_id in self.running:
             return PlannedStatus.RUNNING
+        if trial_id in self.waiting:
+            return PlannedStatus.WAITING
         if trial_id in self.failures:
             return PlannedStatus.FAILED
         if trial_id in self.outdated:
@@ -92,8 +96,9 @@ class State:
         return rows_of(self.records, self.measures.values())
 
     def failure_rows(self) -> list[dict[str, str]]:
-        """Return the failures as rows for commands and the report, sorted by trial id."""
-        return [self.failures[trial_id].row() for trial_id in sorted(self.failures)]
+        """Return the failures of trials that do not wait for a retry, sorted by trial id."""
+        failed = sorted(self.failures.keys() - self.waiting)
+        return [self.failures[trial_id].row() for trial_id in failed]
 
     def measured_trials(self) -> list[MeasuredTrial]:
         """Return time and memory of each done trial. Diverged trials are left out."""
@@ -144,12 +149,19 @@ def _measured_trial(outline: TrialOutline) -> MeasuredTrial:
     )
 
 
-def read_state(workspace: Workspace, running: Iterable[str] = (), *, quick: bool = False) -> State:
+def read_state(
+    workspace: Workspace,
+    running: Iterable[str] = (),
+    waiting: Iterable[str] = (),
+    *,
+    quick: bool = False,
+) -> State:
     """Read a sweep's store and compare it with the plan.
 
     Args:
         workspace: Plan and store of the sweep.
         running: Ids of trials that an active driver is running.
+        waiting: Ids of failed trials that an active driver will try again.
         quick: True to use the index of outlines, for commands that print no number of a
             network.
     """
@@ -157,11 +169,14 @@ def read_state(workspace: Workspace, running: Iterable[str] = (), *, quick: bool
     if quick:
         index_path = workspace.sweep_paths.index
     stored = StoredResults.read(workspace.results_url, index_path, quick=quick)
-    return compare_with_plan(workspace, stored, running)
+    return compare_with_plan(workspace, stored, running, waiting)
 
 
 def compare_with_plan(
-    workspace: Workspace, stored: StoredResults, running: Iterable[str] = ()
+    workspace: Workspace,
+    stored: StoredResults,
+    running: Iterable[str] = (),
+    waiting: Iterable[str] = (),
 ) -> State:
     """Compare stored results with the plan and with the present prepared data.
 
@@ -169,6 +184,7 @@ def compare_with_plan(
         workspace: The plan and its prepared data.
         stored: Stored results, measures and failures.
         running: Ids of trials that an active driver is running.
+        waiting: Ids of failed trials that an active driver will try again.
     """
     planned = workspace.plan.trials_by_id
     results: dict[str, TrialOutline] = {}
@@ -200,6 +216,7 @@ def compare_with_plan(
         measures=_planned_measures(workspace, stored),
         failures=failures,
         running=frozenset(running),
+        waiting=frozenset(waiting),
         outdated=frozenset(outdated),
         partial=partial,
         unplanned=frozenset(stored.trials.keys() - planned.keys()),

@@ -20,6 +20,7 @@ from rich.text import Text
 from orchestrator.machine.locks import holder_pid
 from orchestrator.machine.signals import raise_if_stop_requested
 from orchestrator.planning.workspace import Workspace
+from orchestrator.results.state import State, read_state
 from search_spaces.specs import NetworkSpec
 from tasks.atomic import read_whole, write_atomic
 from tasks.trials.records import EpochRecord, TrialStatus
@@ -68,6 +69,32 @@ class RunningTrial(BaseModel):
         )
 
 
+class WaitingTrial(BaseModel):
+    """A trial whose last attempt failed, and that the run will try again.
+
+    Attributes:
+        kind: kind of the last failure.
+        retry_at: end of the pause before the next attempt, in seconds since 1970. After this
+            time, the trial waits for a free worker.
+    """
+
+    kind: str
+    retry_at: float
+
+    @property
+    def pause_left_s(self) -> float:
+        """Seconds until the pause ends; 0 if it has ended."""
+        return max(0.0, self.retry_at - time.time())
+
+
+def next_attempt(retry_at: float) -> str:
+    """Return when a waiting trial is tried again, as text."""
+    if retry_at <= time.time():
+        return "tried again as soon as a worker is free"
+    form = "%T" if retry_at - time.time() < 12 * 3600 else "%F %T"
+    return f"tried again at {time.strftime(form, time.localtime(retry_at))}"
+
+
 class RunState(BaseModel):
     """The state of a run in its file.
 
@@ -75,12 +102,14 @@ class RunState(BaseModel):
         pid: process id of the driver. The state is valid while this process locks the root.
         now: line of text about the present stage.
         running: running trials by id.
+        waiting: failed trials that will be tried again, by id.
         seconds_left: estimated seconds until the last trial ends; None if unknown.
     """
 
     pid: int = Field(default_factory=os.getpid)
     now: str = ""
     running: dict[str, RunningTrial] = Field(default_factory=dict)
+    waiting: dict[str, WaitingTrial] = Field(default_factory=dict)
     seconds_left: float | None = None
 
 
@@ -99,10 +128,10 @@ def read_run(workspace: Workspace) -> RunState | None:
     return state if state.pid == holder else None
 
 
-def running_trials(workspace: Workspace) -> list[str]:
-    """Return the ids of a sweep's running trials."""
-    state = read_run(workspace)
-    return [] if state is None else sorted(state.running)
+def read_live_state(workspace: Workspace) -> State:
+    """Return the state of a sweep, with the running and waiting trials of its present run."""
+    run = read_run(workspace) or RunState()
+    return read_state(workspace, run.running, run.waiting, quick=True)
 
 
 def format_duration(seconds: float) -> str:
@@ -127,7 +156,8 @@ class Progress:
         done: number of trials with a result, including those of earlier runs.
         diverged: number of trials of this run that diverged.
         running: running trials by id.
-        failed: kind of failure of each trial whose last attempt failed, by trial id.
+        failed: kind of failure of each trial that was given up, by trial id.
+        waiting: failed trials that will be tried again, by id.
         name: name of the present stage.
         detail: text about the present step of the stage.
         step: number of finished steps of the stage.
@@ -145,6 +175,7 @@ class Progress:
     diverged: int = 0
     running: dict[str, RunningTrial] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    waiting: dict[str, WaitingTrial] = field(default_factory=dict)
     name: str = ""
     detail: str = ""
     step: int = 0
@@ -200,6 +231,7 @@ class Progress:
         self.running[trial_id] = RunningTrial()
         self._began[trial_id] = time.monotonic()
         self.failed.pop(trial_id, None)
+        self.waiting.pop(trial_id, None)
         self._update(save_now=True)
 
     def trial_epoch(self, trial_id: str, epoch: EpochRecord, network: NetworkSpec) -> None:
@@ -239,7 +271,11 @@ class Progress:
             message: text with the cause and the decision about a retry.
             retry_after_s: seconds until the next attempt; None if there is none.
         """
-        self.failed[trial_id] = kind
+        if retry_after_s is None:
+            self.waiting.pop(trial_id, None)
+            self.failed[trial_id] = kind
+        else:
+            self.waiting[trial_id] = WaitingTrial(kind=kind, retry_at=time.time() + retry_after_s)
         self.note(f"  failed ({kind}) {trial_id}: {message}")
         self.trial_stopped(trial_id)
 
@@ -260,13 +296,16 @@ class Progress:
 
     def states(self) -> dict[str, int]:
         """Return the number of trials by state."""
-        num_failed, num_running = len(self.failed), len(self.running)
+        counts = {
+            "failed": len(self.failed),
+            "running": len(self.running),
+            "waiting": len(self.waiting),
+        }
         return {
             "done": self.done - self.diverged,
             "diverged": self.diverged,
-            "failed": num_failed,
-            "running": num_running,
-            "pending": max(0, self.planned - self.done - num_failed - num_running),
+            **counts,
+            "pending": max(0, self.planned - self.done - sum(counts.values())),
         }
 
     def pace(self) -> dict[str, float]:
@@ -296,11 +335,16 @@ class Progress:
         seconds_taken = sum(self._seconds.values())
         expected_of_ended = sum(expected.get(trial_id, 0.0) for trial_id in self._seconds)
         if expected_of_ended > 0:
-            left = self._expected_left(expected, scale=seconds_taken / expected_of_ended)
+            scale = seconds_taken / expected_of_ended
+            left = self._expected_left(expected, scale)
+            durations = {name: scale * expected.get(name, 0.0) for name in self.waiting}
         else:
-            num_left = self.planned - self.done - len(self.failed)
-            left = seconds_taken / len(self._seconds) * num_left
-        return left / max(1, self.slots)
+            mean_s = seconds_taken / len(self._seconds)
+            left = mean_s * (self.planned - self.done - len(self.failed))
+            durations = dict.fromkeys(self.waiting, mean_s)
+        # A waiting trial starts after its pause, even if all slots are free.
+        ends = [self.waiting[name].pause_left_s + seconds for name, seconds in durations.items()]
+        return max(left / max(1, self.slots), *ends, 0.0)
 
     def _expected_left(self, expected: Mapping[str, float], scale: float) -> float:
         """Return the sum of the remaining seconds of all trials without a result or failure.
@@ -322,7 +366,12 @@ class Progress:
         if self.path is None:
             return
         self._saved_at = time.monotonic()
-        state = RunState(now=self._line(), running=self.running, seconds_left=self.time_left())
+        state = RunState(
+            now=self._line(),
+            running=self.running,
+            waiting=self.waiting,
+            seconds_left=self.time_left(),
+        )
         try:
             write_atomic(self.path, state.model_dump_json().encode(), durable=False)
         except OSError as error:
@@ -345,6 +394,9 @@ class Progress:
             "diverged": self.diverged,
         }
         parts += [f"{count} {state}" for state, count in counts.items() if count]
+        if self.waiting:
+            retry_at = min(trial.retry_at for trial in self.waiting.values())
+            parts.append(f"{len(self.waiting)} waiting, {next_attempt(retry_at)}")
         left = self.time_left()
         if left is not None and self.done < self.planned:
             parts.append(f"about {format_duration(left)} left")

@@ -16,8 +16,8 @@ from orchestrator.planning.estimate_text import extras_text
 from orchestrator.planning.extra_costs import extras
 from orchestrator.planning.plan import PlannedStatus, plan_rows
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.state import State, read_state
-from orchestrator.running.progress import running_trials
+from orchestrator.results.state import State
+from orchestrator.running.progress import read_live_state
 from search_spaces.errors import ConfigError
 from tasks.sources.base import Listing
 
@@ -74,7 +74,7 @@ def plan_run(
     else:
         check_driver()
     new_listings = check_feasible(workspace)
-    state = read_state(workspace, running_trials(workspace), quick=True)
+    state = read_live_state(workspace)
     trials = workspace.plan.trials_by_id
     cost = estimate(
         [trial for trial_id, trial in trials.items() if trial_id not in state.results],

@@ -205,8 +205,8 @@ MUTATIONS = tuple(
         RETRIES: (
             (
                 "a crash is tried again",
-                "    FailureKind.WORKER_CRASH: 2,",
-                "    FailureKind.WORKER_CRASH: 0,",
+                "    FailureKind.WORKER_CRASH: RetryPolicy(2),",
+                "    FailureKind.WORKER_CRASH: RetryPolicy(0),",
             ),
             (
                 "a lost node is tried again",
@@ -220,13 +220,13 @@ MUTATIONS = tuple(
             ),
             (
                 "the third death of a trial alone is its own doing",
-                "    FailureKind.WORKER_CRASH: 2,",
-                "    FailureKind.WORKER_CRASH: 9,",
+                "    FailureKind.WORKER_CRASH: RetryPolicy(2),",
+                "    FailureKind.WORKER_CRASH: RetryPolicy(9),",
             ),
             (
                 "a trial that hangs is tried once more",
-                "    FailureKind.HUNG: 1,",
-                "    FailureKind.HUNG: 9,",
+                "    FailureKind.HUNG: RetryPolicy(1),",
+                "    FailureKind.HUNG: RetryPolicy(9),",
             ),
             (
                 "a trial that can get no more is given up",
@@ -245,19 +245,23 @@ MUTATIONS = tuple(
             ),
             (
                 "trials that ran when Tune broke are not given up for it",
-                "    FailureKind.CLUSTER_ERROR: 5,",
-                "    FailureKind.CLUSTER_ERROR: 0,",
+                "    FailureKind.CLUSTER_ERROR: RetryPolicy(5),",
+                "    FailureKind.CLUSTER_ERROR: RetryPolicy(0),",
             ),
             (
                 "a worker that is not set up costs no trial",
-                "    FailureKind.SETUP: 3,",
-                "    FailureKind.SETUP: 0,",
+                "    FailureKind.SETUP: RetryPolicy(3),",
+                "    FailureKind.SETUP: RetryPolicy(0),",
             ),
-            ("bad data stay bad", "    FailureKind.BAD_DATA: 0,", "    FailureKind.BAD_DATA: 1,"),
+            (
+                "bad data stay bad",
+                "    FailureKind.BAD_DATA: RetryPolicy(0),",
+                "    FailureKind.BAD_DATA: RetryPolicy(1),",
+            ),
             (
                 "the first retry comes after a second",
-                "FIRST_PAUSE_S * 2 **",
-                "MAX_PAUSE_S * 2 **",
+                "self.first_pause_s * 2.0 **",
+                "self.max_pause_s * 2.0 **",
             ),
         ),
         NODE_HEALTH: (

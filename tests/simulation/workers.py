@@ -47,22 +47,40 @@ LOST = {
 }
 SILENT = {"trial hangs": FailureKind.HUNG, "worker says nothing": FailureKind.WORKER_CRASH}
 KINDS = {**REPORTED, **LOST, **SILENT, "report lost": FailureKind.WORKER_CRASH}
+
+
+class ExpectedRetries(NamedTuple):
+    """The retries of a trial that fails alone.
+
+    Attributes:
+        fewest: Smallest number of retries.
+        most: Largest number of retries.
+        first_pause_s: Seconds before the first retry; each further pause is twice as long.
+        max_pause_s: Seconds of the longest pause.
+    """
+
+    fewest: float
+    most: float
+    first_pause_s: float = 1.0
+    max_pause_s: float = 60.0
+
+
 TRIED_AGAIN = {
-    FailureKind.LOST_NODE: (math.inf, math.inf),
-    FailureKind.CLUSTER_ERROR: (5, 5),
-    FailureKind.WORKER_CRASH: (2, 2),
-    FailureKind.OUT_OF_MEMORY: (2, 7),  # until nothing more can be had
-    FailureKind.DEVICE_ERROR: (3, 3),
-    FailureKind.HUNG: (1, 1),
-    FailureKind.OTHER_CODE: (3, 3),
-    FailureKind.SETUP: (3, 3),
-    FailureKind.CODE_ERROR: (0, 0),
-    FailureKind.BAD_DATA: (0, 0),
-    FailureKind.BAD_CONFIG: (0, 0),
-    FailureKind.DISK_FULL: (0, 0),
+    FailureKind.LOST_NODE: ExpectedRetries(math.inf, math.inf),
+    FailureKind.CLUSTER_ERROR: ExpectedRetries(5, 5),
+    FailureKind.WORKER_CRASH: ExpectedRetries(2, 2),
+    FailureKind.OUT_OF_MEMORY: ExpectedRetries(2, 7),  # until nothing more can be had
+    FailureKind.DEVICE_ERROR: ExpectedRetries(3, 3),
+    FailureKind.HUNG: ExpectedRetries(1, 1),
+    FailureKind.OTHER_CODE: ExpectedRetries(3, 3),
+    FailureKind.SETUP: ExpectedRetries(3, 3),
+    FailureKind.CODE_ERROR: ExpectedRetries(0, 0),
+    FailureKind.BAD_DATA: ExpectedRetries(0, 0),
+    FailureKind.BAD_CONFIG: ExpectedRetries(0, 0),
+    FailureKind.DISK_FULL: ExpectedRetries(0, 0),
 }
-"""Fewest and most retries of a trial that fails alone, by the kind of failure; see
-docs/failures.md."""
+"""Retries that docs/failures.md promises, by the kind of failure. The simulation compares the sweep
+with this table, so a kind with a pause of its own needs the pause here as well."""
 MOST_DEATHS = 20
 """Failures after which a trial is given up, whatever their kind."""
 BREAKS_IN_A_ROW = 5
@@ -467,7 +485,8 @@ class SimulatedBackend:
         """Check that the sweep retries a failed trial as often as it should, and not more often."""
         own_failures = self._failed[trial_id]
         own_failures.append(kind)
-        fewest, most = TRIED_AGAIN[kind]
+        fewest = TRIED_AGAIN[kind].fewest
+        most = TRIED_AGAIN[kind].most
         is_of_memory = kind == FailureKind.OUT_OF_MEMORY
         num_memory_kills = own_failures.count(FailureKind.OUT_OF_MEMORY)
         self._own_memory[trial_id] = num_memory_kills - self._others_memory[trial_id]

@@ -20,7 +20,7 @@ from orchestrator.results import columns
 from orchestrator.results.mlflow_pages import SWEEP_KEY, Page
 from orchestrator.results.mlflow_runs import KEY_TAG, STORAGE_TAG, SweepRuns
 from orchestrator.results.outlines import TrialOutline
-from orchestrator.results.records import StoredRecord, TrialRecord
+from orchestrator.results.records import FailureKind, StoredRecord, TrialRecord
 from orchestrator.results.storage import RetryWithBackoff, StorageAway
 from orchestrator.results.store import R, ResultStore, Scan
 from orchestrator.results.stored_results import Records, StoredResults
@@ -43,7 +43,12 @@ from tests.simulation.outside import (
 )
 from tests.simulation.scheduler import Endless, Process, Scheduler, SimulatedClock, Task, Violation
 from tests.simulation.sweeps import FOLDER, SWEEP, Grid, Tuning, plan_of
-from tests.simulation.workers import ExecutedTrials, ReportedFailure, SimulatedBackend
+from tests.simulation.workers import (
+    TRIED_AGAIN,
+    ExecutedTrials,
+    ReportedFailure,
+    SimulatedBackend,
+)
 
 MOST_DRIVERS = 40
 MEMORY = Path("/dev/shm")
@@ -620,8 +625,8 @@ class Monitor(Progress):
         kinds: Kind of each trial's last failure.
         epochs: Epochs that each running trial has reported.
         stopped: Trials that were stopped with Tune, and wait again in their run.
-        not_before: Virtual second at which each failed trial may be tried again: after 1 s, then
-            twice as long each time.
+        not_before: Virtual second at which each failed trial may be tried again, by the
+            pauses of ``TRIED_AGAIN``.
         has_begun: Whether a trial has begun.
     """
 
@@ -663,7 +668,8 @@ class Monitor(Progress):
         gave_up = retry_after_s is None
         self._world.reported_failures.append(ReportedFailure(trial_id, str(kind), gave_up, message))
         self._failures[trial_id] += 1
-        pause = min(2.0 ** (self._failures[trial_id] - 1), 60.0)
+        row = TRIED_AGAIN[FailureKind(kind)]
+        pause = min(row.first_pause_s * 2 ** (self._failures[trial_id] - 1), row.max_pause_s)
         self.kinds[trial_id] = str(kind)
         self.not_before[trial_id] = math.inf if gave_up else self._world.scheduler.now + pause
         super().trial_failed(trial_id, kind, message, retry_after_s)

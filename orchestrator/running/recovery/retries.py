@@ -12,22 +12,44 @@ from typing import NamedTuple
 
 from orchestrator.results.records import FailureKind, TrialFailure
 
-BASE_RETRIES: dict[FailureKind, int | None] = {
-    FailureKind.LOST_NODE: None,  # not the trial's fault; MAX_FAILED_RETRIES_IN_A_ROW limits it
-    FailureKind.WORKER_CRASH: 2,  # if only this trial crashes three times, it is the cause
-    FailureKind.OUT_OF_MEMORY: 19,  # each may request more memory; see ResourcePolicy
-    FailureKind.CLUSTER_ERROR: 5,  # mostly lost nodes, but perhaps a cluster that never works
-    FailureKind.DEVICE_ERROR: 3,  # in a new process, usually on another device
-    FailureKind.HUNG: 1,
-    FailureKind.SETUP: 3,  # another node may be set up correctly
-    FailureKind.OTHER_CODE: 3,  # another node may have the driver's source code
-    FailureKind.DISK_FULL: 0,
-    FailureKind.BAD_CONFIG: 0,
-    FailureKind.BAD_DATA: 0,
-    FailureKind.CODE_ERROR: 0,
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """The number of retries of a trial after failures of one kind, and the pauses before them.
+
+    Attributes:
+        num_retries: number of retries; None is no limit.
+        first_pause_s: seconds before the retry after a trial's first failure. After each further
+            failure of the trial, of any kind, the pause is twice as long.
+        max_pause_s: seconds of the longest pause. If ``first_pause_s`` is longer, every pause
+            lasts ``first_pause_s``.
+    """
+
+    num_retries: int | None
+    first_pause_s: float = 1.0
+    max_pause_s: float = 60.0
+
+    def pause_s(self, num_failures: int) -> float:
+        """Return the seconds before the next attempt of a trial that failed so often."""
+        pause_s = min(self.first_pause_s * 2.0 ** (num_failures - 1), self.max_pause_s)
+        return max(pause_s, self.first_pause_s)
+
+
+RETRY_POLICIES: dict[FailureKind, RetryPolicy] = {
+    FailureKind.LOST_NODE: RetryPolicy(None),  # MAX_FAILED_RETRIES_IN_A_ROW limits it
+    FailureKind.WORKER_CRASH: RetryPolicy(2),  # after three crashes alone, it is the cause
+    FailureKind.OUT_OF_MEMORY: RetryPolicy(19),  # each may request more memory; see ResourcePolicy
+    FailureKind.CLUSTER_ERROR: RetryPolicy(5),  # mostly lost nodes; perhaps it never works
+    FailureKind.DEVICE_ERROR: RetryPolicy(3),  # in a new process, usually on another device
+    FailureKind.HUNG: RetryPolicy(1),
+    FailureKind.SETUP: RetryPolicy(3),  # another node may be set up correctly
+    FailureKind.OTHER_CODE: RetryPolicy(3),  # another node may have the driver's source code
+    FailureKind.DISK_FULL: RetryPolicy(0),
+    FailureKind.BAD_CONFIG: RetryPolicy(0),
+    FailureKind.BAD_DATA: RetryPolicy(0),
+    FailureKind.CODE_ERROR: RetryPolicy(0),
 }
-"""Number of retries of a trial after failures of a kind, in one ``isweep run``; None is no
-limit.
+"""Retries of a trial after failures of each kind, in one ``isweep run``.
 
 If other trials crash too, or fail on the same GPU, a trial gets more retries. A new run tries
 every failed trial again."""
@@ -37,10 +59,6 @@ if other trials crash too. Lost nodes do not count."""
 MAX_FAILED_RETRIES_IN_A_ROW = 200
 """Number of failed retries in a row, of all trials together, after which nothing is retried:
 no trial works on this cluster."""
-FIRST_PAUSE_S = 1.0
-"""Seconds before the first retry of a trial; each further pause is twice as long."""
-MAX_PAUSE_S = 60.0
-"""Seconds of the longest pause before a retry."""
 CRASH_AND_MEMORY_KINDS = frozenset((FailureKind.WORKER_CRASH, FailureKind.OUT_OF_MEMORY))
 """Kinds of failures that either the trial or its machine may cause. If the machine is the
 cause, other trials fail too."""
@@ -150,7 +168,7 @@ class Retries:
         limit = self._limit(trial_id, failure)
         if limit.num_retries is not None and num_of_kind > limit.num_retries:
             return Decision(None, limit.reason)
-        pause_s = min(FIRST_PAUSE_S * 2 ** (num_failures - 1), MAX_PAUSE_S)
+        pause_s = RETRY_POLICIES[failure.kind].pause_s(num_failures)
         count = f"{failure.kind} {num_of_kind}"
         if limit.num_retries is not None:
             count = f"{count} of at most {limit.num_retries + 1}"
@@ -167,7 +185,7 @@ class Retries:
                 f"it was retried {max_retries} times, because other trials also failed on "
                 f"{failure.gpu}",
             )
-        num_retries = BASE_RETRIES[kind]
+        num_retries = RETRY_POLICIES[kind].num_retries
         if num_retries is None:
             return RetryLimit(None, "")
         if num_retries == 0:

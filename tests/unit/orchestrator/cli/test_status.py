@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import time
 
 import pytest
 from rich.console import Console
@@ -10,8 +11,9 @@ from rich.console import Console
 from orchestrator.cli import status
 from orchestrator.machine.locks import lock_file
 from orchestrator.planning.workspace import Workspace
+from orchestrator.results.records import FailureKind, FailureRecord, TrialFailure
 from orchestrator.results.store import Event, ResultStore
-from orchestrator.running.progress import Progress, RunningTrial
+from orchestrator.running.progress import Progress, RunningTrial, WaitingTrial
 from tests.damage import directory, fifo, loop
 
 
@@ -40,6 +42,42 @@ def test_running_trials_are_shown(run, workspace):
         assert "now: train" in out
 
 
+def test_a_failed_trial_waits_for_its_next_attempt_only_while_its_run_lives(run, workspace):
+    ids = list(workspace.plan.trials_by_id)
+    failure = TrialFailure(kind=FailureKind.SETUP, message="no licence is free")
+    store = ResultStore(workspace.results_url)
+    for trial_id in ids[:2]:
+        trial = workspace.plan.trials_by_id[trial_id]
+        store.save(FailureRecord(trial_id=trial_id, spec=trial, attempt=1, failure=failure))
+    progress = Progress(path=workspace.sweep_paths.progress)
+    with lock_file(workspace.paths.lock, "isweep run smoke"):
+        progress.trial_failed(ids[0], "setup", "no licence is free", 600.0)
+        progress.trial_failed(ids[1], "setup", "no licence is free", None)
+        at = progress.waiting[ids[0]].retry_at
+        when = f"tried again at {time.strftime('%T', time.localtime(at))}"
+        document = json.loads(run("status", "smoke", "--json")[1])
+        assert (document["failed"], document["waiting"]) == (1, 1)
+        message = "no licence is free"
+        expected = {ids[0]: {"kind": "setup", "retry_at": at, "message": message}}
+        assert document["waiting_trials"] == expected
+        assert [row["trial_id"] for row in document["failures"]] == [ids[1]]
+        out = run("status", "smoke")[1]
+        assert f"waiting (setup) 1 ×: no licence is free  [{ids[0]}]  {when}" in out
+        assert "failed (setup) 1 ×" in out
+        assert f"{ids[0]}: waiting, {when}" in run("status", "smoke", "--trial", ids[0])[1]
+        trials = json.loads(run("plan", "smoke", "--json")[1])["trials"]
+        statuses = {row["trial_id"]: row["status"] for row in trials}
+        assert (statuses[ids[0]], statuses[ids[1]]) == ("waiting", "failed")
+        progress.waiting[ids[0]] = WaitingTrial(kind="setup", retry_at=at - 700)
+        progress.save()
+        assert "tried again as soon as a worker is free" in run("status", "smoke")[1]
+    # The driver has ended, so nothing tries the trial again.
+    document = json.loads(run("status", "smoke", "--json")[1])
+    assert (document["failed"], document["waiting"], document["waiting_trials"]) == (2, 0, {})
+    history = json.loads(run("status", "smoke", "--trial", ids[0], "--json")[1])
+    assert (history["status"], history["retry_at"]) == ("failed", None)
+
+
 def test_watching_ends_with_the_run(run, workspace, monkeypatch):
     progress = Progress(path=workspace.sweep_paths.progress)
     lock = lock_file(workspace.paths.lock, "isweep run smoke")
@@ -56,7 +94,7 @@ def test_watching_ends_with_the_run(run, workspace, monkeypatch):
     assert code == 0
     assert next(wake_ups) == 3
     # A file gets one line for each change. Stdout is for data, so the lines are on stderr.
-    assert err.count("planned 8 done 0 failed 0 running 0 pending 8 train") == 1
+    assert err.count("planned 8 done 0 failed 0 running 0 waiting 0 pending 8 train") == 1
     assert json.loads(out)["now"] == ""
 
 
@@ -78,6 +116,7 @@ def test_a_narrow_terminal_shows_the_complete_remaining_time(capsys):
     ).model_dump()
     running = {"resnet_tiny-mnist5k-3-8-n240-s0-d303f9f2ecd9": trial}
     document = {**dict.fromkeys(status.COUNTS, 1), "now": "train", "running_trials": running}
+    document["waiting_trials"] = {}
     Console(width=60).print(status.run_display(document))
     text = " ".join(capsys.readouterr().out.split())
     assert text.endswith("epoch 9/10 1,234 img/s about 30 s of training left")

@@ -77,8 +77,8 @@ def test_plan_and_status_of_a_sweep_that_never_ran(run, tmp_path):
     assert "8 trials: 0 done; 2 measures: 0 done" in run("plan", "smoke")[1]
     missing = str(tmp_path / "my root")
     _, out, err = run("status", "smoke", "--json", at=missing)
-    counts = {"planned", "done", "failed", "running", "pending", "stale", "diverged"}
-    live = {"now", "seconds_left", "running_trials"}
+    counts = {"planned", "done", "failed", "running", "waiting", "pending", "stale", "diverged"}
+    live = {"now", "seconds_left", "running_trials", "waiting_trials"}
     assert set(json.loads(out)) == counts | live | {
         "failures",
         "unreadable",

@@ -41,8 +41,8 @@ from orchestrator.running.recovery.failures import classify
 from orchestrator.running.recovery.memory_verdicts import MAY_RETRY
 from orchestrator.running.recovery.resource_policy import ResourcePolicy
 from orchestrator.running.recovery.retries import (
-    BASE_RETRIES,
     MAX_CRASHES_AND_MEMORY_FAILURES,
+    RETRY_POLICIES,
     Retries,
 )
 from orchestrator.running.workers import trial_device
@@ -483,7 +483,7 @@ def test_out_of_memory_never_divides_the_batch_of_a_resnet_and_ends_with_a_hint(
         is_small = 2 * peak_bytes(trial.network) < situation.memory_gib * GIB
         first_share = attempts[0][0]
         assert attempts == expected_attempts(first_share, batch, name.startswith("vgg"), is_small)
-        assert len(attempts) <= BASE_RETRIES[failure.kind] + 1
+        assert len(attempts) <= RETRY_POLICIES[failure.kind].num_retries + 1
         limit = "other processes leave" if is_small else "a whole GPU has. Choose a larger GPU"
         assert f"{name} at batch size {batch} needs more memory than {limit}" in hint
         assert ("micro_batches: on" in hint) is name.startswith("resnet")

@@ -75,6 +75,34 @@ def test_folders_and_processes_of_a_killed_run_are_removed(temp_folder):
     assert process.wait() == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("num_removals", range(5))
+def test_a_removal_that_was_interrupted_is_completed_by_the_next_run(
+    temp_folder, monkeypatch, num_removals
+):
+    folder = temp_folder / "isweep-ray-killed"
+    for part in ("mps", "r"):
+        (folder / part).mkdir(parents=True)
+        (folder / part / "log").touch()
+    (folder / "owner").touch()
+    steps = iter(range(num_removals))
+
+    def interrupted(remove):
+        def remove_or_stop(*arguments, **options):
+            if next(steps, None) is None:
+                raise KeyboardInterrupt
+            remove(*arguments, **options)
+
+        return remove_or_stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", interrupted(os.unlink))
+        patch.setattr(os, "rmdir", interrupted(os.rmdir))
+        with pytest.raises(KeyboardInterrupt, match=r"^$"):
+            remove_leftovers()
+    assert remove_leftovers() == 1
+    assert not folder.exists()
+
+
 def test_a_worker_whose_command_line_is_only_a_title_is_found_by_its_log(temp_folder, tmp_path):
     with private_folder() as folder:
         worker = start_process_of(Path(folder), "ray::IsweepKeeper")

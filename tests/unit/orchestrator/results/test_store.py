@@ -10,7 +10,7 @@ from orchestrator.results.records import FailureRecord, TrialFailure, TrialRecor
 from orchestrator.results.store import Event, FileKind, ResultStore
 from orchestrator.results.stored_results import StoredResults
 from orchestrator.running.messages import TrialReport
-from orchestrator.running.progress import Progress, running_trials
+from orchestrator.running.progress import Progress, read_live_state
 from search_spaces.errors import CorruptStoreError, NewerRecordError, SetupError
 from search_spaces.fingerprint import fingerprint
 from tasks.sources.base import hash_key
@@ -328,9 +328,9 @@ def test_damaged_progress_of_a_running_driver_is_ignored(root, damage):
         progress = Progress(path=path)
         progress.trial_started("a")
         progress.save()
-        assert running_trials(workspace) == ["a"]
+        assert read_live_state(workspace).running == {"a"}
         DAMAGES[damage](path)
-        assert running_trials(workspace) == []
+        assert not read_live_state(workspace).running
 
 
 def test_a_lock_file_that_cannot_be_locked_is_an_error(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from orchestrator.running.recovery.failures import (
     classify_broken_loop,
     classify_lost_worker,
 )
-from orchestrator.running.recovery.retries import BASE_RETRIES, Retries
+from orchestrator.running.recovery.retries import RETRY_POLICIES, Retries
 from search_spaces.errors import ConfigError, CorruptStoreError, DataError, SetupError
 from tasks.trials.cuda_graphs import CaptureError
 
@@ -199,4 +199,4 @@ def test_a_lost_worker_without_an_error_is_a_crash():
 
 
 def test_every_kind_has_a_policy():
-    assert set(BASE_RETRIES) == set(FailureKind)
+    assert set(RETRY_POLICIES) == set(FailureKind)

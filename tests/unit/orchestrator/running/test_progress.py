@@ -6,6 +6,7 @@ import os
 import random
 import re
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,9 @@ import pytest
 from orchestrator.machine import locks
 from orchestrator.machine.locks import holder_pid, is_locked, lock_file
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.state import read_state
 from orchestrator.running import progress
 from orchestrator.running.metrics import GAUGES
-from orchestrator.running.progress import Progress, format_duration, read_run, running_trials
+from orchestrator.running.progress import Progress, format_duration, read_live_state, read_run
 from search_spaces.errors import SetupError
 from tasks.trials.records import EpochRecord
 
@@ -63,6 +63,10 @@ def test_a_process_that_checks_the_lock_is_no_holder_and_prevents_no_run(tmp_pat
         timer.join()
 
 
+def running_trials(workspace):
+    return sorted(read_live_state(workspace).running)
+
+
 def test_trials_count_as_running_only_while_their_run_has_the_lock(workspace):
     trial_id = next(iter(workspace.plan.trials_by_id))
 
@@ -74,7 +78,7 @@ def test_trials_count_as_running_only_while_their_run_has_the_lock(workspace):
     assert not running_trials(workspace)
     with lock_file(workspace.paths.lock, "isweep run smoke"):
         assert running_trials(workspace) == [trial_id]
-        assert read_state(workspace, running_trials(workspace)).status(trial_id) == "running"
+        assert read_live_state(workspace).status(trial_id) == "running"
         write_progress(os.getpid() + 1)
         assert not running_trials(workspace)
 
@@ -149,7 +153,14 @@ def test_states_add_up_and_the_remaining_time_is_unknown_before_the_first_end():
     progress = Progress(planned=10, done=3, diverged=1)
     progress.trial_started("a")
     progress.failed["b"] = "setup"
-    assert progress.states() == {"done": 2, "diverged": 1, "failed": 1, "running": 1, "pending": 5}
+    assert progress.states() == {
+        "done": 2,
+        "diverged": 1,
+        "failed": 1,
+        "running": 1,
+        "waiting": 0,
+        "pending": 5,
+    }
     assert set(progress.pace()) < set(GAUGES)
     assert "isweep_seconds_left" not in progress.pace()
     progress.trial_finished("a", "done")
@@ -173,6 +184,23 @@ def test_the_remaining_time_weighs_trials_by_their_expected_time(monkeypatch):
     now[0] += 100  # longer than expected: the trial should end at any moment
     progress.failed[short[1]] = "setup"
     assert progress.time_left() == pytest.approx(3.0)
+
+
+def test_the_pause_of_a_waiting_trial_counts_in_the_remaining_time():
+    progress = Progress(planned=3, name="train")
+    progress.trial_started("a")
+    progress.trial_finished("a", "done")
+    progress.trial_started("b")
+    progress.trial_failed("b", "setup", "no licence is free", 600.0)
+    assert progress.failed == {}
+    assert progress.states()["waiting"] == 1
+    assert 590 < progress.time_left() < 610
+    when = time.strftime("%T", time.localtime(progress.waiting["b"].retry_at))
+    assert f"1 waiting, tried again at {when}" in progress._line()
+    progress.trial_started("b")
+    assert (progress.waiting, progress.states()["running"]) == ({}, 1)
+    progress.trial_failed("b", "setup", "no licence is free", None)
+    assert (progress.waiting, progress.failed) == ({}, {"b": "setup"})
 
 
 def test_the_driver_uses_the_metrics_exporter_that_does_not_leak(ray_local):

@@ -25,9 +25,9 @@ from orchestrator.running.recovery.node_health import (
 )
 from orchestrator.running.recovery.quarantine import MAX_QUARANTINE_S, GpuQuarantine
 from orchestrator.running.recovery.retries import (
-    BASE_RETRIES,
-    MAX_PAUSE_S,
+    RETRY_POLICIES,
     Retries,
+    RetryPolicy,
 )
 from orchestrator.running.trials import TrialLoop
 from orchestrator.running.workers.trial_device import FIRST_QUARANTINE_S, UnusableGpuError
@@ -80,10 +80,24 @@ def test_a_trial_keeps_its_attempts_if_all_trials_run_out_of_memory():
 def test_a_lost_node_does_not_count_as_an_attempt():
     retries = Retries()
     for _ in range(201):
-        assert retries.failed("a", LOST, process_ended=True).pause_s <= MAX_PAUSE_S
+        assert retries.failed("a", LOST, process_ended=True).pause_s <= 60.0
     retries.finished()
-    assert retries.failed("a", LOST, process_ended=True).pause_s == MAX_PAUSE_S
+    assert retries.failed("a", LOST, process_ended=True).pause_s == 60.0
     assert retries.failed("a", CRASH, process_ended=True).pause_s is not None
+
+
+def test_a_kind_of_failure_can_have_a_pause_of_its_own(monkeypatch):
+    """A licence that is in use becomes free after minutes, not after seconds."""
+    monkeypatch.setitem(RETRY_POLICIES, FailureKind.SETUP, RetryPolicy(2, first_pause_s=600.0))
+    busy = TrialFailure(kind=FailureKind.SETUP, message="")
+    retries = Retries()
+    decisions = [retries.failed("a", busy) for _ in range(3)]
+    assert [decision.pause_s for decision in decisions] == [600.0, 600.0, None]
+    assert decisions[0].reason == "retried in 600 s; setup 1 of at most 3"
+    retries.failed("b", busy)
+    assert retries.failed("b", CRASH).pause_s == 2.0  # other kinds keep their pauses
+    growing = RetryPolicy(None, first_pause_s=100.0, max_pause_s=300.0)
+    assert [growing.pause_s(num_failures) for num_failures in (1, 2, 3)] == [100.0, 200.0, 300.0]
 
 
 def test_a_sweep_ends_after_200_failed_retries_in_a_row():
@@ -324,7 +338,7 @@ def test_the_last_trial_gets_another_gpu_than_the_dead_one_that_ray_would_use_ag
     assert list(report["results"]) == report["planned"]
     # The process on the dead GPU may still be ending when the quarantine starts. Then the next
     # failure starts it.
-    assert 1 <= len(report["told"]) <= BASE_RETRIES[FailureKind.DEVICE_ERROR]
+    assert 1 <= len(report["told"]) <= RETRY_POLICIES[FailureKind.DEVICE_ERROR].num_retries
     for _, kind, _, message in report["told"]:
         assert kind == "device_error"
         assert "uncorrectable ECC error encountered (GPU-0 of node" in message
