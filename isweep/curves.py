@@ -99,6 +99,11 @@ def learning_curves(
     from isweep.sweeps import Sweep
 
     if isinstance(results, (str, Path)):
+        if not Path(results).exists():
+            raise ConfigError(
+                f"The CSV file {results} does not exist",
+                hint=f"Correct the path. To use a sweep, pass isweep.open({str(results)!r})",
+            )
         table = read_curve(Path(results))
         source = str(results)
     elif isinstance(results, pd.DataFrame):

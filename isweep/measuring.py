@@ -22,8 +22,10 @@ from orchestrator.measuring.request import LabeledImages, Measured, MeasureReque
 from orchestrator.measuring.sources import measure_source
 from orchestrator.planning.paths import RootPaths
 from search_spaces.errors import ConfigError, DataError, plural, unknown_name
+from tasks.array_types import AnyArray
 from tasks.measures.input_checks import (
     checked_array,
+    checked_images,
     counts_images_on_last_axis,
     whole_train_sizes,
 )
@@ -216,6 +218,7 @@ def measure(
         )
         measured = measure_source(request, InlineExecutor(), RootPaths.at(root_text(root)))
         return Measurement(**vars(measured))
+    image_array = checked_images(images)
     if own:
         raise ConfigError(
             f"own={own!r} can be used only with image files, but the images are an array",
@@ -228,14 +231,13 @@ def measure(
             hint="Remove these arguments, and resize the array before you call isweep.measure",
         )
     request = MeasureRequest(source="", class_pair=pair, train_sizes=sizes, settings=method)
-    return _measure_arrays(images, labels, request)
+    return _measure_arrays(image_array, labels, request)
 
 
 def _measure_arrays(
-    images: npt.ArrayLike, labels: npt.ArrayLike | None, request: MeasureRequest
+    image_array: AnyArray, labels: npt.ArrayLike | None, request: MeasureRequest
 ) -> Measurement:
     """Measure an array of images with an array of as many labels."""
-    image_array = checked_array("Images", images)
     if labels is None:
         measured = rescale_and_measure(LabeledImages(image_array), request, InlineExecutor())
         return Measurement(**vars(measured))

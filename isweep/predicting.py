@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
 import pandas as pd
 
@@ -31,6 +31,7 @@ def predict(
     target_loss: float | None = None,
     pilot: Sequence[tuple[float, float]] | str | Path = (),
     root: str | Path | None = None,
+    **others: Never,
 ) -> Prediction:
     """Predict the test loss on a new dataset, or the number of images that a test loss needs.
 
@@ -53,6 +54,8 @@ def predict(
         pilot: Small trainings of ``model`` on the new dataset: pairs of train size and test
             loss, or the path of a CSV file with these columns.
         root: Folder of all results; None for ``$ISWEEP_ROOT`` or ``./isweep-root``.
+        **others: No further arguments exist. The targets of ``isweep predict`` for accuracies
+            are arguments of :func:`isweep.learning_curves`.
 
     Returns:
         The prediction for one training, with its 90 % interval. If the interval is too wide to
@@ -87,6 +90,7 @@ def predict(
         >>> 0.2 < answer.value < 0.37
         True
     """
+    _check_no_others(others)
     from orchestrator.analysis.loss_growth import fit_growth
     from orchestrator.analysis.predict_sweep import predict_sweep
     from orchestrator.analysis.prediction_inputs import read_record
@@ -130,6 +134,16 @@ def predict(
         )
     prediction, _ = predict_sweep(record, growth, _pilot(pilot, model), **numbers)
     return prediction
+
+
+def _check_no_others(others: Iterable[str]) -> None:
+    """Raise a TypeError for an unknown argument, such as an option of the command line."""
+    for name in others:
+        raise TypeError(
+            f"predict() got an unexpected keyword argument {name!r}. It predicts test losses: use "
+            "train_size or target_loss. For a target of another score, use "
+            "isweep.learning_curves(sweep, metric='accuracy', target=0.9)"
+        )
 
 
 def _pilot(

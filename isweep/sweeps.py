@@ -96,8 +96,8 @@ class Sweep(Displayed):
             train_size: Use only this number of training images.
             model: Use only this model. The result then has no runner-up.
             metric: Column to rank by: ``test_loss`` (nat), ``test_accuracy``, ``auc`` or
-                another score of the table. For a loss or a calibration error, the lowest value
-                is the best. For any other score, the highest value is the best.
+                another score of the table. For a loss, a calibration error or a fall of the
+                accuracy, the lowest value is the best. Else it is the highest value.
 
         Returns:
             One row per dataset and train size. ``runner_up`` is the second best model.

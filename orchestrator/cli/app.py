@@ -205,6 +205,7 @@ def parse_error(error: CycloptsError, words: Sequence[str]) -> ConfigError:
                 "that were copied from web pages often have long dashes",
                 hint=hint,
             )
+    hint = f"See `{' '.join(['isweep', *(error.command_chain or ()), '--help'])}`"
     message = " ".join(str(error).split())
     if isinstance(error, UnknownCommandError):
         if words[0].startswith("-"):
@@ -219,6 +220,7 @@ def parse_error(error: CycloptsError, words: Sequence[str]) -> ConfigError:
         message = (
             f"`{' '.join(['isweep', *(error.command_chain or ())])}` does not accept {unknown}"
         )
+        hint = f"Put a path with spaces in quotes. {hint}"
     elif isinstance(error, MissingArgumentError):
         message = _missing_values(error)
     elif isinstance(error, RepeatArgumentError):
@@ -230,7 +232,6 @@ def parse_error(error: CycloptsError, words: Sequence[str]) -> ConfigError:
         message = str(error.__cause__)
     elif error.argument is not None and error.argument.name not in message:
         message = f"{error.argument.name} {message}"
-    hint = f"See `{' '.join(['isweep', *(error.command_chain or ()), '--help'])}`"
     message, did_you_mean, name = message.partition(". Did you mean ")
     completed = _completed_options(error)
     if completed:

@@ -64,8 +64,9 @@ def name_labels(
     except DataError as error:
         if own_data is not None:
             raise
+        problem = error.problem.removeprefix(f"{DUMMY_SOURCE.path}: ")
         hint = "Correct these labels, or remove the images with these labels"
-        raise DataError(error.problem, hint=hint) from None
+        raise DataError(problem[0].upper() + problem[1:], hint=hint) from None
     names = tuple(sort_labels(labels))
     index_of_name = {name: index for index, name in enumerate(names)}
     return Labels(names, np.array([index_of_name[label] for label in labels], np.int64))

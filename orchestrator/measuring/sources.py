@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,10 +43,11 @@ from tasks.measures.measure import measure_nested
 from tasks.measures.products import check_device
 from tasks.prepared.store import MARKER, PreparedDataset
 from tasks.remote import Executor
-from tasks.sources import check_raw_folder, own_kinds_text
+from tasks.sources import check_raw_folder
 from tasks.sources.arrays.files import ARRAY_FILES
 from tasks.sources.base import RawRequest
-from tasks.sources.detect import detect_own_kind
+from tasks.sources.detect import detect_own_kind, unknown_kind_hint
+from tasks.sources.own.hidden_groups import patient_folder_doubt
 from tasks.sources.pictures import is_image_name
 
 OWN_NAME = "own"
@@ -83,7 +85,7 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
     if request.settings.pixel_range is not None:
         limits = {"pixel_range": request.settings.pixel_range}
         request = replace(request, own_options={**request.own_options, **limits})
-    path = Path(request.source)
+    path = Path(os.path.expanduser(request.source))
     is_dataset_name = request.source in DATASETS and not path.exists()
     is_prepared = (path / MARKER).exists()
     if request.own_options and (is_dataset_name or is_prepared):
@@ -103,7 +105,10 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
     if is_prepared:
         return _measure_prepared(request, PreparedDataset.open(path), executor)
     if measures_as_stored:
-        return measure_file(request, path, executor)
+        try:
+            return measure_file(request, path, executor)
+        except DataError as error:
+            raise _error_with_path(error, request) from error
     if is_npy:
         raise ConfigError(
             f"--image-size cannot be used with {path.name}, because isweep does not resize "
@@ -113,15 +118,30 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
     own_data = own_source(data_kind(path), path, request)
     dataset = user_dataset_spec(OWN_NAME, own_data)
     try:
-        return _prepare_and_measure(request, dataset, path, executor, paths)
+        measured = _prepare_and_measure(request, dataset, path, executor, paths)
     except DataError as error:
-        # The user typed a path, and does not know the name of the dataset.
-        problem = error.problem.removeprefix(f"{OWN_NAME}: ")
-        hint = error.hint
         inner = _folder_of_classes(path)
         if inner is not None:
-            hint = f"Try the folder {inner}, which has a subfolder per class"
-        raise DataError(f"{request.source}: {problem}", hint=hint) from error
+            error.hint = f"Try the folder {inner}, which has a subfolder per class"
+        raise _error_with_path(error, request) from error
+    doubt = patient_folder_doubt(path)
+    if not doubt:
+        return measured
+    return replace(measured, image_lines=(*measured.image_lines, f"  doubtful: {doubt}"))
+
+
+def _error_with_path(error: DataError, request: MeasureRequest) -> DataError:
+    """Return an error with the path that the user typed, in place of the name of the dataset."""
+    problem = error.problem.removeprefix(f"{OWN_NAME}: ")
+    source: str | Path = request.source
+    if request.labels is not None:
+        # Only errors of the labels have the name of the dataset.
+        if problem == error.problem:
+            return error
+        source = request.labels
+    elif problem.startswith(Path(source).name):
+        return error
+    return DataError(f"{source}: {problem}", hint=error.hint)
 
 
 def _folder_of_classes(folder: Path) -> Path | None:
@@ -201,7 +221,7 @@ def data_kind(path: Path) -> str:
         return kind
     raise ConfigError(
         f"{path.name} is not a folder, table or file of arrays that isweep can read",
-        hint=f"Use a .npy file, or one of these kinds: {own_kinds_text()}",
+        hint=unknown_kind_hint(path),
     )
 
 

@@ -29,9 +29,9 @@ from search_spaces.specs import PreparedSpec, SubsetSpec
 from search_spaces.sweeps import UserSourceSpec
 from tasks.prepared.listings import list_raw
 from tasks.prepared.subsets import make_subset
-from tasks.sources import own_kinds_text
 from tasks.sources.base import RawRequest
-from tasks.sources.detect import detect_own_kind
+from tasks.sources.detect import detect_own_kind, unknown_kind_hint
+from tasks.sources.own.hidden_groups import patient_folder_doubt
 
 TEST_SHARES = (0.25, 0.15, 0.08, 0.04)
 """Shares of the images for the test set. They are tried in this order until the groups and
@@ -221,6 +221,9 @@ def _describe(
     for flag, count in listing.flags.items():
         if count:
             lines.append(f"    # doubtful: {flag}")
+    doubt = patient_folder_doubt(source)
+    if doubt:
+        lines.append(f"    # doubtful: {doubt}")
     lines.append(own_line)
     if len(class_names) > 2:
         pair = ", ".join(map(_yaml, class_names[:2]))
@@ -239,7 +242,7 @@ def _request(
     if kind is None:
         raise ConfigError(
             f"{source} is not a folder, table or file of arrays that isweep can read",
-            hint=f"Use one of these kinds: {own_kinds_text()}",
+            hint=unknown_kind_hint(source),
         )
     stem = as_name(_ascii(source.absolute().name.split(".")[0]) or "images")
     name = f"my_{stem}"[:MAX_NAME] if stem in DATASETS else stem

@@ -146,8 +146,9 @@ def read_text(path: Path, kind: str, max_bytes: int) -> str:
     except FileNotFoundError:
         raise
     except UnicodeDecodeError as error:
+        line = 1 + error.object.count(b"\n", 0, error.start)
         raise ConfigError(
-            f"{path} is not UTF-8 text: {error}", hint="Save the file as UTF-8"
+            f"{path}, line {line}, is not UTF-8 text", hint="Save the file as UTF-8"
         ) from None
     except OSError as error:
         raise ConfigError(

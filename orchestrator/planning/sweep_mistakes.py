@@ -14,7 +14,6 @@ from pydantic_core import ErrorDetails
 from search_spaces.datasets import DATASETS, dataset_spec
 from search_spaces.errors import (
     MAX_SHOWN,
-    PLAIN_RULES,
     ConfigError,
     SweepError,
     broken_rule,
@@ -45,8 +44,6 @@ EXAMPLES: dict[int | str, str] = {"recipe": RECIPE, "models": MODEL}
 """Hints for missing values, by the first key."""
 MAX_SEED_COUNT = 10
 """Largest number for `seeds` that may mean a number of seeds. More repetitions are rare."""
-VALUE_RULES = tuple(PLAIN_RULES.values())
-"""First words of the rules on single values. A message about a value in a list gives its place."""
 
 
 def raise_problems(problems: list[SweepError]) -> None:
@@ -106,8 +103,14 @@ def keys_in_file(keys: Sequence[int | str], document: Mapping[str, Any]) -> tupl
             if remaining:
                 remaining.popleft()
         # A key of a mapping is text, even if the file has a number: it is no index of a list.
-        in_file.append(str(key) if isinstance(content, Mapping) else key)
-        content = _value_at(content, key)
+        value = _value_at(content, key)
+        if isinstance(content, Mapping):
+            in_file.append(str(key))
+        elif isinstance(value, Mapping) and isinstance(value.get("name"), str):
+            in_file.append(value["name"])  # a dataset or a model
+        else:
+            in_file.append(key)
+        content = value
     return tuple(in_file)
 
 
@@ -147,10 +150,7 @@ def _wrong_value(detail: ErrorDetails, keys: Sequence[int | str]) -> ConfigError
     rule = rule_of(detail["msg"])
     if isinstance(value, dict):
         return ConfigError(f"`{dotted}`: {rule}")
-    place = f"`{dotted}`"
-    if rule.startswith(VALUE_RULES):
-        place = _numbered(keys)
-    return broken_rule(place, shown, rule)
+    return broken_rule(_numbered(keys), shown, rule)
 
 
 def _list_hint(value: object, keys: Sequence[int | str]) -> str:

@@ -211,16 +211,14 @@ def _find(
     is_file = source.endswith((".yaml", ".yml")) or os.path.exists(source)
     if is_file:
         return load(Path(source))
-    if os.path.isfile(f"{source}.yaml"):
-        raise ConfigError(
-            f"No preset or sweep has the name {source}, but the file {source}.yaml exists",
-            hint=f"To use this file, give its path: ./{source}.yaml",
-        )
     names = {*presets, *paths.sweep_names()}
     if paths.root.exists():
         problem = f"No preset, and no sweep of the root {paths.root}, has the name {source!r}"
     else:
         problem = f"No preset has the name {source!r}, and the root {paths.root} does not exist"
+    if os.path.isfile(f"{source}.yaml"):
+        hint = f"To use the file {source}.yaml, give its path: ./{source}.yaml"
+        raise ConfigError(problem, hint=hint)
     raise ConfigError(
         problem,
         hint=f"{did_you_mean(source, names)}`isweep presets` lists the presets, and `isweep ls` "

@@ -88,6 +88,10 @@ def first_line(error: Exception, uri: str = "") -> str:
         if line.strip() and not line.startswith("(raised as"):
             text = line
             break
+    if "Max retries exceeded" in text:
+        # A long text of urllib3, whose end is the cause.
+        causes = re.findall(r"\[Errno -?\d+\] ([\w ]+)", text)
+        text = causes[-1] if causes else text
     for secret in _secrets(uri):
         text = text.replace(secret, "…")
     return without_secrets(text)[:MAX_LENGTH]

@@ -129,11 +129,6 @@ def current_name(name: str) -> str:
     return name
 
 
-def own_kinds_text() -> str:
-    """Return the kinds of own data and their paths in one line, for messages."""
-    return "; ".join(f"{name}: {kind.path}" for name, kind in OWN_KINDS.items())
-
-
 def check_own_kind(kind: str) -> None:
     """Check that a kind of own data exists, without importing any source.
 

@@ -38,6 +38,14 @@ def detect_own_kind(path: Path) -> str | None:
     return None
 
 
+def unknown_kind_hint(path: Path) -> str:
+    """Return the hint for a file that is no table, archive or file of arrays."""
+    if is_single_image_name(path.name):
+        return "This is a single image. Use the path of the folder whose subfolders are the classes"
+    kinds = "; ".join(f"{name}: {kind.path}" for name, kind in OWN_KINDS.items())
+    return f"Use one of these kinds: {kinds}. `isweep measure` also reads .npy files"
+
+
 def _has_webdataset_samples(archive: Path) -> bool:
     """Return whether a tar contains an image and a .cls or .json file with the same key."""
     if archive.suffix == ".zip":

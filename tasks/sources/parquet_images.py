@@ -87,7 +87,7 @@ def _image_files(names: Iterable[str], request: RawRequest) -> list[str]:
         raise request.error(
             f"the folder has neither {MANIFESTS[0]}, nor one table in each split, nor a "
             "Parquet file",
-            hint=TABLE_HINT,
+            hint=f"{TABLE_HINT}. If its subfolders are classes of images, set `kind: folder`",
         )
     configs = set()
     for name in files:

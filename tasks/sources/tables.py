@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from search_spaces.errors import DataError, plural
+from search_spaces.errors import DataError, did_you_mean, plural
 from tasks.sources.base import RawRequest, SkipItem, first_of
 from tasks.sources.raw import open_zip, read_locator, read_plain
 
@@ -546,11 +546,14 @@ def _check_columns(table: TableRows, needed: Sequence[str], names: Sequence[str]
     keys = list(map(column_key, table.rows[0]))
     missing = [name for name in needed if column_key(name) not in keys]
     if missing:
+        similar = ""
+        if _is_header(table.rows[0], names):
+            similar = did_you_mean(missing[0], table.rows[0])
         listed = ", ".join(map(repr, missing))
         raise table.error_without(
             missing,
             f"has no column {listed}{describe_header(table.rows[0], names)}",
-            hint=f"Add this column. If it has another name, rename it to {missing[0]!r}",
+            hint=f"{similar}Add this column. If it has another name, rename it to {missing[0]!r}",
         )
     repeated = [name for name in names if keys.count(column_key(name)) > 1]
     if repeated:
@@ -686,21 +689,28 @@ def describe_header(row: Sequence[str], expected_names: Sequence[str] = ()) -> s
     """Return the names in a table's first line, as the end of a message about missing columns.
 
     If the line may not be a header, the text says so and contains no name, because the line may
-    contain the data of a patient. The line is a header if it meets both conditions:
-
-    - It has no digit, dot or slash, which ids, dates, class numbers and paths have.
-    - It contains a name in :data:`COLUMNS` or ``expected_names``.
+    contain the data of a patient.
 
     Args:
         row: The cells of the line.
         expected_names: Further names that only a header contains.
     """
+    if not _is_header(row, expected_names):
+        return "; its first line may not be a header"
+    names = map(str.strip, row)
+    return f" among {first_of((name[:MAX_NAME_LENGTH] for name in names), MAX_NAMED)}"
+
+
+def _is_header(row: Sequence[str], expected_names: Sequence[str]) -> bool:
+    """Return whether a line of a table is surely a header. It must meet both conditions.
+
+    - It has no digit, dot or slash, which ids, dates, class numbers and paths have.
+    - It contains a name in :data:`COLUMNS` or ``expected_names``.
+    """
     names = list(map(str.strip, row))
     known_keys = KNOWN_KEYS.union(map(column_key, expected_names))
     are_words = all(map(HEADER_NAME.fullmatch, names))
-    if not are_words or known_keys.isdisjoint(map(column_key, names)):
-        return "; its first line may not be a header"
-    return f" among {first_of((name[:MAX_NAME_LENGTH] for name in names), MAX_NAMED)}"
+    return are_words and not known_keys.isdisjoint(map(column_key, names))
 
 
 def first_hashed(request: RawRequest, names: Sequence[str]) -> str:

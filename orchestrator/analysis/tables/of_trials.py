@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pandas.api.types import is_numeric_dtype
 
 from orchestrator.analysis.class_pairs import mean_accuracy_lost
 from orchestrator.analysis.fits import ScalingFits
@@ -34,11 +33,13 @@ from orchestrator.results.columns import (
     MEAN_UNLIKE_DISTANCE,
     MODEL,
     NUM_CLASSES,
+    R_HAT_PRED,
+    R_HAT_PRED_PER_PIXEL,
+    R_HAT_TRUE,
     SEED,
     STATUS,
     TEST_ACCURACY,
     TEST_LOSS,
-    TRAIN_LOSS,
     TRAIN_SIZE,
 )
 from search_spaces.errors import unknown_name
@@ -160,8 +161,10 @@ def _loss_of_dataset(dataset: DatasetSummary) -> str:
     return loss_text(dataset.loss, dataset.num_classes, accuracy=dataset.accuracy, auc=dataset.auc)
 
 
-LOWER_IS_BETTER = (TEST_LOSS, TRAIN_LOSS, CALIBRATION_ERROR)
-"""Scores whose smallest value is the best; of all other scores, the largest value is best."""
+LOWER_IS_BETTER = ("loss", "loss_gain", "accuracy_drop", CALIBRATION_ERROR)
+"""Ends of the names of scores whose smallest value is the best."""
+HIGHER_IS_BETTER = ("accuracy", AUC, R_HAT_PRED, R_HAT_PRED_PER_PIXEL, R_HAT_TRUE)
+"""Ends of the names of scores whose largest value is the best."""
 
 
 def best_models(table: pd.DataFrame, score: str = TEST_LOSS) -> pd.DataFrame:
@@ -179,10 +182,12 @@ def best_models(table: pd.DataFrame, score: str = TEST_LOSS) -> pd.DataFrame:
         loss.
 
     Raises:
-        ConfigError: If the table has no column of numbers with the name ``score``.
+        ConfigError: If the table has no score with the name ``score``.
     """
-    if score not in table or not is_numeric_dtype(table[score]):
-        raise unknown_name("score", score, table.select_dtypes("number").columns)
+    numbers = table.select_dtypes("number").columns
+    scores = [name for name in numbers if name.endswith((*LOWER_IS_BETTER, *HIGHER_IS_BETTER))]
+    if score not in scores:
+        raise unknown_name("score", score, scores)
     replaced = {TEST_LOSS: score, "runner_up_loss": _runner_up_column(score)}
     columns = [replaced.get(name, name) for name in BEST_COLUMNS]
     return _ranked(table, score)[list(dict.fromkeys(columns))]
@@ -212,7 +217,7 @@ def _best_of(group: pd.DataFrame, score: str) -> dict[Hashable, Any]:
     num_models = group[MODEL].nunique()
     shared = group[group.groupby(key)[MODEL].transform("nunique") == num_models]
     means = shared.groupby(MODEL)[score].mean()
-    means = means.sort_values(kind="stable", ascending=score in LOWER_IS_BETTER)
+    means = means.sort_values(kind="stable", ascending=score.endswith(LOWER_IS_BETTER))
     ranked = [*means.items(), (None, np.nan), (None, np.nan)]
     (model, best_score), (runner_up, runner_up_score), *_ = ranked
     of_best = shared[shared[MODEL] == model]

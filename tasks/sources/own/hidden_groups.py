@@ -24,7 +24,11 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
 
+from tasks.sources.own.splits import is_split_word
 from tasks.sources.own.words import NO_IDS
 from tasks.sources.tables import GROUP_WORDS, NOT_ONE_VALUE
 
@@ -48,8 +52,17 @@ PATIENT_IN_PATH = re.compile(
 )
 """A word for a patient with a number, in a path in lower case. ``p0012`` counts only at the
 start of a name, because ``scan_p1`` may be a page."""
+COPY_WORDS = r"[hv]?flip(?:ped)?|mirror(?:ed)?|rot(?:ated?)?|aug(?:mented)?|copy"
+COPY_IN_PATH = re.compile(
+    rf"(?<=/)(?:{COPY_WORDS})\d*[\W_]+|(?:_|[^\w/])+(?:{COPY_WORDS})[\W_]*\d*(?=\.[^/]*$)"
+)
+"""The part of a path in lower case that makes the name of an image the name of its copy."""
 WORD_SEPARATOR = re.compile(r"[\W_]+")
 """The characters between two words of a file's name."""
+MIN_PATIENT_FOLDERS = 5
+"""Smallest number of subfolders with a word for a patient that raises a question."""
+MAX_NEIGHBORS = 1_000
+"""Largest number of entries of a folder that are compared."""
 MIN_SHARE_WITH_PATIENT = 0.5
 """Smallest share of the file names that contain a word for a patient with a number."""
 
@@ -118,6 +131,51 @@ def _are_measurements(values: Collection[str]) -> bool:
     return 2 * num_measurements > len(values)
 
 
+def _has_copies(paths: Sequence[str]) -> bool:
+    """Return whether a path is that of another image with a word such as ``flip``."""
+    known_paths = set()
+    for path in paths:
+        known_paths.add(f"/{path.lower()}")
+    for path in known_paths:
+        original, num_words = COPY_IN_PATH.subn("", path)
+        if num_words and original in known_paths:
+            return True
+    return False
+
+
+def patient_folder_doubt(folder: Path) -> str:
+    """Return a doubt, in words, if the class folders may be patients; else an empty text.
+
+    Then the user chose the folder of one class, and the folder above it has the classes.
+
+    Args:
+        folder: A folder of class folders.
+    """
+    if not folder.is_dir() or is_split_word(folder.name):
+        return ""
+    names = _subfolder_names(folder)
+    num_patients = 0
+    for name in names:
+        num_patients += PATIENT_IN_PATH.fullmatch(name.lower()) is not None
+    is_doubtful = num_patients >= max(MIN_PATIENT_FOLDERS, MIN_SHARE_WITH_PATIENT * len(names))
+    for other in islice(folder.absolute().parent.iterdir(), MAX_NEIGHBORS):
+        if other.is_dir() and other.name != folder.absolute().name:
+            num_shared = len(names & _subfolder_names(other))
+            is_doubtful |= num_shared >= max(2, len(names) / 2)
+    if not is_doubtful:
+        return ""
+    return "the subfolders may be patients of one class. If so, use the folder above"
+
+
+def _subfolder_names(folder: Path) -> set[str]:
+    names = set()
+    with suppress(OSError):
+        for path in islice(folder.iterdir(), MAX_NEIGHBORS):
+            if path.is_dir():
+                names.add(path.name)
+    return names
+
+
 def patient_name_doubt(paths: Sequence[str], classes: Sequence[str]) -> str:
     """Return a doubt, in words, if the names of image files look like patients; else an empty text.
 
@@ -125,6 +183,8 @@ def patient_name_doubt(paths: Sequence[str], classes: Sequence[str]) -> str:
         paths: Path of the file of each image that has no group.
         classes: Class of each image.
     """
+    if _has_copies(paths):
+        return "file names look like changed copies of other images, such as mirrored ones"
     ids = []
     parts = []
     for path in paths:

@@ -54,6 +54,16 @@ def test_results_of_another_type_are_refused(results):
         isweep.learning_curves(results)
 
 
+def test_the_name_of_a_sweep_in_place_of_a_file_leads_to_open():
+    with pytest.raises(isweep.SweepError, match=r"pass isweep\.open\('demo'\)"):
+        isweep.learning_curves("demo")
+
+
+def test_an_accuracy_as_target_of_predict_leads_to_learning_curves():
+    with pytest.raises(TypeError, match=r"'target_accuracy'.*isweep\.learning_curves"):
+        isweep.predict(None, TABLE, target_accuracy=0.9)  # type: ignore[arg-type]
+
+
 def test_a_table_in_place_of_a_record_leads_to_learning_curves(tmp_path):
     file = tmp_path / "results.csv"
     TABLE.to_csv(file, index=False)

@@ -189,13 +189,13 @@ FOUR_LABELS = [0, 1, 2, 0]
         (FOUR_IMAGES, None, {"train_size": [2]}, "'train_size'. Did you mean 'train_sizes'"),
         ("x.npy", [1, 2], {}, "The images are a file, but the labels are of type list"),
         (FOUR_IMAGES, [1], {}, r"The labels have the shape \(1,\), but there are 4 images"),
-        (FOUR_IMAGES, [None] * 4, {}, "own: the label is missing for"),
-        (FOUR_IMAGES, [float("nan"), 1.0] * 2, {}, "own: the label is missing for"),
+        (FOUR_IMAGES, [None] * 4, {}, "^The label is missing for"),
+        (FOUR_IMAGES, [float("nan"), 1.0] * 2, {}, "^The label is missing for"),
         (
             FOUR_IMAGES,
             ["Cat", "cat", "dog", "dog"],
             {},
-            "own: these class names differ only in spelling: 'Cat' / 'cat'",
+            "^These class names differ only in spelling: 'Cat' / 'cat'",
         ),
         (FOUR_IMAGES[:3], [-1, 0, 1], {}, "Correct these labels, or remove the images"),
         (
@@ -294,6 +294,7 @@ FOUR_LABELS = [0, 1, 2, 0]
         ),
         (".", None, {"own": "x"}, "own is 'x', which is not a mapping"),
         (".", None, {"root": 3}, "root is 3, which is not the path of a folder"),
+        (["a.png", "b.png"], None, {"image_size": 28}, "Images contain texts or paths"),
     ],
 )
 def test_a_mistake_is_refused_with_its_hint(images, labels, options, message):

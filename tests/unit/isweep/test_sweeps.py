@@ -171,6 +171,8 @@ def test_the_best_by_another_score_is_printed_whole_in_a_narrow_terminal(root, m
     assert {*by_auc.columns} <= {*repr(by_auc).split()}
     with pytest.raises(isweep.SweepError, match=r"score.*'acc'"):
         sweep.best(metric="acc")
+    with pytest.raises(isweep.SweepError, match=r"'train_size'\. Known scores: auc, test_loss"):
+        sweep.best(metric="train_size")
 
 
 @pytest.mark.parametrize("wrong", [{"dataset": ["a"]}, {"train_size": 11}, {"model": 3}])

@@ -30,6 +30,13 @@ def test_the_lowest_mean_over_shared_combinations_is_best():
     assert best["seed_std"] == pytest.approx(0.1 * 2**0.5)
 
 
+@pytest.mark.parametrize("score", ["fgsm_8_loss", "fgsm_8_accuracy_drop", "calibration_error"])
+def test_the_lowest_value_of_a_loss_or_an_error_is_best(score):
+    table = trial_table(("a", "", 0, 0.1, "done"), ("b", "", 0, 0.2, "done"))
+    (best,) = best_models(table.assign(**{score: [0.4, 0.3]}), score).to_dict("records")
+    assert (best["model"], best[score]) == ("b", 0.3)
+
+
 def test_a_combination_that_diverged_for_one_model_is_compared_for_none():
     table = trial_table(
         ("a", "", 0, 0.1, "diverged"),

@@ -48,7 +48,7 @@ def good_with(old, new):
             "class_pairs` lists the pair [3, 3], which contains the same class twice. Write two different classes",
         ),
         (good_with("[manifold_d4]", YOUR_DATA), "datasets.a.own.path` does not exist: "),
-        (GOOD + "attacks: {methods: [fgms]}\n", "`attacks.methods.0` is 'fgms'"),
+        (GOOD + "attacks: {methods: [fgms]}\n", "value 1 of `attacks.methods` is 'fgms'"),
     ],
 )
 def test_plan_refuses_a_mistake_in_a_sweep_file(run, root, tmp_path, text, message):

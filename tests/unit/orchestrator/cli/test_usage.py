@@ -58,7 +58,7 @@ predict smoke --d-data 9 --train-size 100 | The prediction needs label_sharpness
 predict smoke --measured absent.json --train-size 100 | The record absent.json cannot be read: No such file
 pln smoke | Unknown command "pln". Did you mean "plan"?
 resume smoke | There is no command resume. Type `isweep run SWEEP`
-plan a b | `isweep plan` does not accept b. See `isweep plan --help`.
+plan a b | `isweep plan` does not accept b. Put a path with spaces in quotes. See `isweep plan --help`.
 plan smoke --set seeds=0 | `seeds` is 0, but should be a list. Write `[0]`.
 plan smoke --set seeds=3 | `seeds` is 3, but should be a list. For 3 seeds, write `[0, 1, 2]`. For the one seed 3, write `[3]`.
 plan smoke --set seeds=42 | `seeds` is 42, but should be a list. Write `[42]`.
@@ -182,7 +182,8 @@ def test_a_sweep_file_named_without_its_ending_gets_a_hint(run, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     code, out, err = run("plan", "mine")
     assert (code, out) == (2, "")
-    assert "No preset or sweep has the name mine" in err
+    assert "has the name 'mine'" in err
+    assert "root does not exist. To use the file mine.yaml, give its path: ./mine.yaml" in err
     assert "give its path: ./mine.yaml" in err
 
 

@@ -98,7 +98,7 @@ def good_with_dataset(text):
         (good_with("mine", '"C:\\Users"'), r"a backslash in double quotes. Write / in a path"),
         (
             good_with("models: [small_cnn]", "models: [{name: mine}]"),
-            r"0\.from` is missing\. Write, for example, `models",
+            r"models\.mine\.from` is missing\. Write, for example, `models",
         ),
         (good_with("name: mine", "name: mine\n5: 6"), r"`5` is not a known key"),
         (
@@ -113,7 +113,7 @@ def good_with_dataset(text):
         (
             good_with_dataset("name: mine, own: {kind: csv, path: x, domain: medical, modalty: x}"),
             (
-                r"^`datasets\.0\.own\.modalty` is not a known key\. Did you mean 'modality'\? Use one "
+                r"^`datasets\.mine\.own\.modalty` is not a known key\. Did you mean 'modality'\? Use one "
                 r"of these keys: kind, path"
             ),
         ),
@@ -123,7 +123,7 @@ def good_with_dataset(text):
         ),
         (
             good_with_dataset("name: mine, own: {kind: csv, path: x}"),
-            r"^The key `datasets\.0\.own\.domain` is missing",
+            r"^The key `datasets\.mine\.own\.domain` is missing",
         ),
         (
             good_with_dataset("name: mine, own: {kind: csv, path: x, domain: null}"),
@@ -139,15 +139,15 @@ def good_with_dataset(text):
         ),
         (
             GOOD + "worlds: [{name: g, from: generated, dial: {gap: 9}}]",
-            r"^`worlds\.0\.dial` is not a known key\. Did you mean 'dials'\? .*: from, dials, name\.",
+            r"^`worlds\.g\.dial` is not a known key\. Did you mean 'dials'\? .*: from, dials, name\.",
         ),
         (
             GOOD + "worlds: [{name: g, from: generated, dials: {gap: true}}]",
-            r"^`worlds\.0\.dials\.gap` is True, but must be a number",
+            r"^`worlds\.g\.dials\.gap` is True, but must be a number",
         ),
         (
             GOOD + "worlds: [{name: g, from: generated, dials: {gap: 900}}]",
-            r"^`worlds\.0`: `dials\.gap` is 900, but must be a number from 0 to 400\.$",
+            r"^`worlds\.g`: `dials\.gap` is 900, but must be a number from 0 to 400\.$",
         ),
         (
             GOOD + "attacks: {methods: [pgd], parameters: {pgd: {num_steps: many}}}",
@@ -155,7 +155,7 @@ def good_with_dataset(text):
         ),
         (
             GOOD + "arms: [{name: a, moves: nothing, dials: {gap: 9}, world: [g]}]",
-            r"^`arms\.0\.world` is not a known key\. Did you mean 'worlds'\? .*: name, moves, dials, ",
+            r"^`arms\.a\.world` is not a known key\. Did you mean 'worlds'\? .*: name, moves, dials, ",
         ),
         (GOOD + "base_datasets: []", r"^`base_datasets` is not a known key"),
         (
@@ -190,7 +190,7 @@ def good_with_dataset(text):
                 "label_map: {10: cat, 9: 7, 8: dog}}}, ",
                 1,
             ),
-            r"`datasets\.0\.own\.label_map\.9` is 7, but must be text",
+            r"`datasets\.m\.own\.label_map\.9` is 7, but must be text",
         ),
         (
             GOOD.replace(
@@ -317,7 +317,7 @@ def test_words_stay_text_and_numbers_with_an_exponent_are_numbers():
 
 def test_a_wrong_dataset_gives_no_second_message():
     with pytest.raises(
-        ConfigError, match=r"^`datasets\.0\.nam` is not a known key\. Did you mean 'name'"
+        ConfigError, match=r"^`datasets\.mnist5k\.nam` is not a known key\. Did you mean 'name'"
     ) as caught:
         parse(GOOD.replace("[mnist5k]", "[{name: mnist5k, nam: x}]"))
     assert "is empty" not in str(caught.value)
@@ -345,7 +345,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
         "folder": r"folder\.yaml is a folder, not a sweep file\. .* with `isweep init .*folder\.yaml`",
         "hom": r"hom\.yaml does not exist\. .*home\.yaml",
         "absent": r"The sweep file .*absent\.yaml does not exist\. .*use a preset: .*demo",
-        "binary": r"binary\.yaml is not UTF-8 text: .*\. Save the file as UTF-8",
+        "binary": r"binary\.yaml, line 1, is not UTF-8 text\. Save the file as UTF-8",
         "big": "big.yaml has 1,000,001 bytes, but a sweep file can have at most 1,000,000",
         "home": "own.path` starts with the home folder of an unknown user: ~nobody-of",
     }.items():
@@ -610,14 +610,14 @@ def test_classes_of_a_known_dataset_have_names_and_indices():
     [
         (["cat", "dgo"], "Unknown class 'dgo' of cifar10.*'dog'"),
         (["cat", 3], r"class_pairs` lists the pair \[3, 3\], which contains the same class twice"),
-        (["cat", "dog", "frog"], r"datasets\.0\.class_pairs\.0` has more than 2 values"),
+        (["cat", "dog", "frog"], r"datasets\.cifar10\.class_pairs\.0` has more than 2 values"),
         (
             ["cat", "cat"],
             r"class_pairs` lists the pair \[3, 3\], which contains the same class twice",
         ),
         ([True, 3], r"is not a class\. Write the index of a class .* or its name"),
         ([1.5, 3], r"is not a class\. Write the index of a class .* or its name"),
-        ([3], r"The value `datasets\.0\.class_pairs\.0\.1` is missing"),
+        ([3], r"The value `datasets\.cifar10\.class_pairs\.0\.1` is missing"),
     ],
 )
 def test_pairs_that_are_not_two_classes_are_refused(pair, message):
@@ -846,7 +846,7 @@ def test_the_name_of_a_field_in_the_code_is_not_a_key_of_a_sweep_file(key, value
         "image_size": 16,
         "recipe": "demo",
     }
-    with pytest.raises(ConfigError, match=rf"`datasets\.0\.{key}` is not a known key"):
+    with pytest.raises(ConfigError, match=rf"`datasets\.a\.{key}` is not a known key"):
         load_sweep(document)
 
 
@@ -856,4 +856,4 @@ def test_a_key_without_a_blank_after_its_colon_is_one_problem_with_its_fix():
         ConfigError, match=r"Put a blank after the colon: `path: \./mini`"
     ) as caught:
         parse(text)
-    assert "`datasets.0.own.path` is missing" not in str(caught.value)
+    assert "own.path` is missing" not in str(caught.value)

@@ -774,7 +774,7 @@ def test_a_server_that_does_not_answer_is_an_error_without_the_password():
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    message = rf"The MLflow store http://…@127\.0\.0\.1:{port} does not answer: .*--no-tracking"
+    message = rf"The MLflow store http://…@127\.0\.0\.1:{port} does not answer: Connection refused\. .*--no-tracking"
     with pytest.raises(SetupError, match=message) as caught:
         connect(f"http://user:secret@127.0.0.1:{port}")
     assert "secret" not in str(caught.value)

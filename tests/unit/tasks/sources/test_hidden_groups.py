@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from search_spaces.errors import DataError
-from tasks.sources.own.hidden_groups import look_like_groups
+from tasks.sources.own.hidden_groups import look_like_groups, patient_folder_doubt
 from tasks.sources.tables import flags_for_unused_columns
 from tests.raw_trees.own import FORMS, image_cells
 from tests.unit.tasks.sources.conftest import write_tree
@@ -298,6 +298,29 @@ def test_file_names_that_repeat_like_patients_raise_a_question(prepare, tmp_path
 def test_file_names_with_different_numbers_raise_no_question(prepare, tmp_path, form):
     raw = pictures_named(tmp_path / "raw", [form.format(number) for number in range(60)])
     assert prepare("folder", raw, for_training=False).record.flags == {}
+
+
+@pytest.mark.parametrize("form", ["{}_flip", "{}-mirrored", "aug_{}", "{}_rot_90"])
+def test_names_of_changed_copies_raise_a_question(prepare, tmp_path, form):
+    paths = []
+    for name in ("1", "2", form.format("2")):
+        paths += [f"cat/{name}.png", f"dog/{name}.png"]
+    raw = write_tree(tmp_path / "raw", *paths)
+    question = "file names look like changed copies of other images, such as mirrored ones"
+    (flag,) = prepare("folder", raw, for_training=False).record.flags
+    assert flag.startswith(question)
+
+
+def test_class_folders_that_may_be_patients_raise_a_question(tmp_path):
+    for folder in ("a/ann/", "a/bob/", "b/ann/", "b/bob/", "train/x/", "test/x/"):
+        (tmp_path / "skin" / folder).mkdir(parents=True)
+    for number in range(6):
+        (tmp_path / "numbered" / f"p{number:02}").mkdir(parents=True)
+    question = "the subfolders may be patients of one class. If so, use the folder above"
+    assert patient_folder_doubt(tmp_path / "skin" / "a") == question
+    assert patient_folder_doubt(tmp_path / "numbered") == question
+    assert patient_folder_doubt(tmp_path / "skin") == ""
+    assert patient_folder_doubt(tmp_path / "skin" / "train") == ""
 
 
 def test_names_of_numbered_classes_raise_no_question(prepare, tmp_path):
