@@ -251,7 +251,7 @@ def of_dependent_datasets(fits: ScalingFits) -> Iterator[str]:
     if not fits.dependent_datasets:
         return
     first, *others = map(listing, fits.dependent_datasets)
-    text = f"It can be higher here: {first} are not independent"
+    text = f"This chance can be higher here: {first} are not independent"
     if others:
         text += f", nor are {', nor '.join(others)}"
     yield f"{text}."
