@@ -1,15 +1,17 @@
-"""Difference between the power that `isweep power` states and the power of the real analysis.
+"""Comparison of `isweep power` with the real analysis, on the same simulated tables.
 
-`isweep power` draws tables with the shape of a design and answers them by functions of the real
-analysis. Two things are simpler there: no loss is at chance level, and the question on attacks
-counts as a test without an effect. Here the same tables are drawn and written as results tables,
-with one row per trial. They are then analyzed as by `isweep fit`, with :func:`fit_scaling_laws`.
-Both sides answer the same tables, so a difference comes from the two simplifications, or from an
-error.
+`isweep power` simulates tables with the shape of a sweep, and answers their questions. It makes
+two simplifications: no loss is at chance level, and the question on attacks counts as a test
+without an effect. This benchmark draws the same tables and analyzes them with
+:func:`fit_scaling_laws`, as `isweep fit` does. If the two disagree on a table, the reason is one of
+the simplifications, or an error.
 
-There are three conditions: losses clear of chance level without attacks, attacks with a correlation
-of 0.8 between added loss and K_F, and a share of the losses at chance level. Under the first
-condition, both sides must agree for each table.
+The tables have one of four conditions:
+
+- No loss is at chance level, and there are no attacks. `isweep power` and the analysis must then
+  agree on every table.
+- There are attacks. The loss that they add has a correlation of 0.8 with K_F.
+- 5 % or 20 % of the losses are at chance level.
 """
 
 from __future__ import annotations
@@ -43,13 +45,13 @@ SEED = 20261201
 
 @dataclass(frozen=True)
 class Condition:
-    """The properties of a drawn table that `isweep power` omits.
+    """Properties of a simulated table that `isweep power` leaves out.
 
     Attributes:
         name: Name of the condition in the result.
         share_at_chance: Share of the losses at chance level.
-        correlation: Correlation between the loss that attacks add and log K_F, over datasets of a
-            domain; None without attacks.
+        correlation: Correlation of log K_F with the loss that attacks add, over the datasets of a
+            domain. None means that there are no attacks.
     """
 
     name: str
@@ -68,7 +70,11 @@ CONDITIONS = (
 def results_table(
     design: Design, drawn: DrawnTable, condition: Condition, rng: np.random.Generator
 ) -> pd.DataFrame:
-    """Return a drawn table as the results of a sweep, with one row per trial."""
+    """Return a simulated table in the format of a sweep's results: one row per trial.
+
+    All losses are scaled by one factor. It makes the largest loss :data:`CLEAR_LOSS`, or moves
+    the condition's share of the losses to chance level.
+    """
     log_losses = drawn.log_loss - drawn.log_loss.max() + np.log(CLEAR_LOSS)
     if condition.share_at_chance:
         highest = np.quantile(log_losses, 1 - condition.share_at_chance)
@@ -104,7 +110,11 @@ def results_table(
 def _gains(
     design: Design, drawn: DrawnTable, correlation: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Return the loss that an attack adds to each point: a part from log K_F, and a random part."""
+    """Return the loss that an attack adds to each point.
+
+    Over the datasets of a domain, this loss has the given correlation with log K_F. The rest is
+    random.
+    """
     sharpness = pd.Series(drawn.log_sharpness)
     by_domain = sharpness.groupby(np.array(design.medical))
     standard = (sharpness - by_domain.transform("mean")) / by_domain.transform("std")
@@ -125,7 +135,7 @@ def power_differences(
     designs: tuple[str, ...] = tuple(DESIGNS),
     conditions: tuple[str, ...] = tuple(condition.name for condition in CONDITIONS),
 ) -> Result:
-    """Compare the stated power with the share of real analyses that decide, on the same tables."""
+    """Compare the power by `isweep power` with the share of tables that the analysis decides."""
     rows = []
     for name in designs:
         num_natural, num_medical = DESIGNS[name]
@@ -151,7 +161,7 @@ def _compared(
     number: int,
     num_tables: int,
 ) -> list[Result]:
-    """Return one row per question: how often each side decides it, and how often they differ."""
+    """Return a row per question: how often `isweep power` and the analysis decide it, and differ."""
     datasets = [(f"natural{k}", c.NATURAL, 1) for k in range(num_natural)]
     datasets += [(f"medical{k}", c.MEDICAL, 1) for k in range(num_medical)]
     design = Design(datasets, NETWORKS, TRAIN_SIZES, has_attacks=condition.correlation is not None)

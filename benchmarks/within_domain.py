@@ -1,15 +1,19 @@
-"""Fits of all class pairs of a set, and error rates of this analysis on simulated tables.
+"""Fits of the class pairs of one dataset, and error rates of these fits on simulated tables.
 
-``within-domain`` fits the committed table of ``isweep run digit-pairs`` or ``mnist-pairs``.
-``--keep CSV`` first copies the needed columns from a table of ``isweep results --csv``, and
-computes the tails of the covariance spectra from the images below ``--root``. ``drawn`` makes the
-same fit on tables of known laws and of no law. They are drawn here, without the analysis, with
-two-way class effects on heights, slopes, d and K_F. ``interventions`` fits the committed worlds.
-``figure`` and ``worlds-figure`` draw the figures of docs/findings.md.
+Commands:
 
-``add-delta`` measures the training images of every pair again, without training, and adds δ to the
-committed table. Prepare the set first: ``isweep prepare digits --sweep digit-pairs --root DIR``.
-``level`` computes how often ``isweep fit`` makes a claim on class pairs without an effect.
+- ``within-domain`` fits the committed table of ``isweep run digit-pairs`` or ``mnist-pairs``.
+  ``--keep CSV`` first copies the needed columns from a table of ``isweep results --csv``. It also
+  computes the tails of the covariance spectra from the images below ``--root``.
+- ``drawn`` simulates tables with a known law or without a law, and counts true and false claims.
+  In these tables, each class has an effect on heights, slopes, d and K_F of its pairs. The
+  simulation shares no code with the analysis.
+- ``level`` counts how often ``isweep fit`` makes a claim on class pairs without an effect.
+- ``interventions`` and ``training-interventions`` fit the committed tables of experiments.
+- ``figure``, ``worlds-figure`` and ``training-worlds-figure`` draw figures of docs/findings.md.
+- ``add-delta`` measures the training images of every pair again, without training, and adds δ to
+  the committed table. Prepare the dataset first:
+  ``isweep prepare digits --sweep digit-pairs --root DIR``.
 """
 
 from __future__ import annotations
@@ -274,7 +278,13 @@ def saved(sheet: Any, name: str, *tables: Path) -> Result:
 
 
 def drawn(num_tables: int = 200, *, seed: int = 0, num_classes: int = 10) -> Result:
-    """Fit drawn tables, and count false claims and true claims."""
+    """Fit simulated tables of each kind, and count their true and false claims.
+
+    Args:
+        num_tables: Number of tables of each kind.
+        seed: Seed of the simulation.
+        num_classes: Number of classes of a table.
+    """
     result: Result = {}
     for name, world in WORLDS.items():
         rng = np.random.default_rng([seed, len(result)])
@@ -293,6 +303,7 @@ def drawn(num_tables: int = 200, *, seed: int = 0, num_classes: int = 10) -> Res
 
 
 def _counts(slopes: list[Slope], truth: float) -> dict[str, float]:
+    """Return how often a slope was significant, and how often its interval held the true value."""
     bounds = np.array([slope.interval for slope in slopes])
     return {
         "truth": truth,
@@ -329,14 +340,15 @@ LEVEL_DESIGNS = {
     "10 classes, two columns": (10, 2, 1),
     "20 classes": (20, 1, 1),
 }
-"""Classes, columns and rows a pair of drawn tables in which nothing goes with anything."""
+"""Kind of a table without an effect -> its numbers of classes, columns, and rows per pair."""
 
 
 def level(num_tables: int = 1000, *, seed: int = 0, designs: tuple[str, ...] = ()) -> Result:
-    """Count claims of ``isweep fit`` on tables of class pairs without an effect.
+    """Count claims of ``isweep fit`` on simulated tables of class pairs without an effect.
 
-    The groups are the two classes of a pair. Response and columns are independent sums of class
-    effects. ``theirs`` is the jackknife over classes alone, on the same tables.
+    A row belongs to two groups: the two classes of its pair. The response and every column are
+    independent sums of class effects. For comparison, ``theirs`` counts the claims of the jackknife
+    over classes alone, on the same tables.
     """
     ours, theirs = {}, {}
     for name in designs or LEVEL_DESIGNS:
@@ -351,7 +363,10 @@ def level(num_tables: int = 1000, *, seed: int = 0, designs: tuple[str, ...] = (
 def _claimed(
     num_classes: int, num_columns: int, num_repeats: int, rng: np.random.Generator
 ) -> tuple[bool, bool]:
-    """Return whether a drawn table yields a claim, with today's test and with the jackknife alone."""
+    """Simulate a table without an effect, and return whether each of two tests makes a claim.
+
+    The first test is the one of ``isweep fit``. The second one is the jackknife alone.
+    """
     pairs = np.repeat([*combinations(range(num_classes), 2)], num_repeats, axis=0)
     columns = {
         name: rng.normal(size=num_classes)[pairs].sum(axis=1) + rng.normal(0, 0.1, len(pairs))
@@ -388,8 +403,9 @@ SPREADS = {
     "class_k": 0.1,
     "pair_k": 0.1,
 }
-"""Standard deviations, of heights in log loss, of slopes in units of the exponent; about those of
-180 trainings of digit-pairs with another seed, two sizes and more epochs."""
+"""Standard deviations of simulated effects. Heights are in log loss, and slopes in units of the
+exponent. The values are close to those of 180 trainings of digit-pairs with another seed, two train
+sizes and more epochs."""
 WORLDS = {
     "null": _world(0, 0, 0),
     "null, classes alone": _world(
@@ -403,7 +419,13 @@ WORLDS = {
 def draw(
     world: dict[str, dict[str, float]], rng: np.random.Generator, num_classes: int = 10
 ) -> pd.DataFrame:
-    """Draw a table with six sizes over a factor of 20, two networks and two seeds."""
+    """Return a simulated table of all class pairs, with six train sizes, two networks and two seeds.
+
+    Args:
+        world: True slopes (``truth``) and standard deviations (``spreads``) of the simulation.
+        rng: Random generator.
+        num_classes: Number of classes, and so of pairs.
+    """
     truth, spread = world["truth"], world["spreads"]
     pairs = np.array([*combinations(range(num_classes), 2)])
     sizes = np.geomspace(20, 400, 6).round()

@@ -83,10 +83,10 @@ ONE_FAMILY = (
 )
 """Sentences on a ledger whose tests are all of one family."""
 TWO_FAMILIES = (
-    "The p-values form two families (Holm). A claim that isweep fit tests too is adjusted "
-    "over the tests of isweep fit, any other over all tests of this ledger. If the tests' "
-    "assumptions hold, the chance of any false claim is at most 5 % in each family. In the two "
-    "families together, the chance is at most 10 %."
+    "The p-values form two families (Holm). Claims that isweep fit tests too are adjusted over "
+    "the tests of isweep fit. All other claims are adjusted over all tests of this ledger. If "
+    "the tests' assumptions hold, the chance of any false claim is at most 5 % in each family. "
+    "In the two families together, the chance is at most 10 %."
 )
 """Sentences on a ledger whose tests are of two families."""
 FAMILY_WORDS: dict[Family, str] = {
@@ -595,8 +595,8 @@ def _attacks(fits: ScalingFits) -> Answer:
     question = replace(
         answer.question,
         estimand=(
-            "largest r (by max-r permutation) of loss gained with K_F, over attacks and "
-            f"models{scale}"
+            "largest correlation r of the loss gained with K_F, over attacks and models"
+            f"{scale}; max-r permutation"
         ),
     )
     return replace(answer, question=question, note=_of_largest_correlation(fits, answer))

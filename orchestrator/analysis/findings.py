@@ -39,6 +39,8 @@ ALL_ARE_LATE = (
     "none of the answers is a claim."
 )
 """Sentence in place of this promise if no question is older than the results."""
+OF_INTERVALS = "Each dataset counts as one observation. Other numbers are exploratory."
+"""Sentences after the promise on the tests of several datasets."""
 NOT_OF_SUGGESTED = 'This chance does not cover a "suggested" answer.'
 """Sentence on the family of tests if an answer is suggested: its question came after the
 data."""
@@ -213,10 +215,9 @@ def family(fits: ScalingFits) -> str:
             sentences.append(CHANCE_OF_FALSE_CLAIM)
             if any(finding.verdict == "suggested" for finding in of_class_pairs(fits)):
                 sentences.append(NOT_OF_SUGGESTED)
-        sentences.append(
-            "The replicates of the intervals are the classes, because pairs share classes."
+        return " ".join(
+            [*sentences, "Pairs share classes, so intervals are from a jackknife over classes."]
         )
-        return " ".join(sentences)
     tests = num_tests(fits.answers)
     if not tests:
         return "No headline question could be tested; everything here is exploratory."
@@ -226,9 +227,7 @@ def family(fits: ScalingFits) -> str:
         CHANCE_OF_FALSE_CLAIM,
         *of_dependent_datasets(fits),
     ]
-    return " ".join(
-        [*sentences, "The replicates of the intervals are the datasets. All else is exploratory."]
-    )
+    return " ".join([*sentences, OF_INTERVALS])
 
 
 def _of_tests(tests: int, num_of_one_question: int) -> str:

@@ -66,7 +66,8 @@ GROWTH_REFERENCE = 1000.0
 """Train size at which simulated estimates of d have no bias."""
 EASIER = (
     "The simulation assumes that no loss is at chance level. Such losses lower the power. The "
-    "question on attacks counts as a test without an effect."
+    "question on attacks counts as a test without an effect. isweep fit computes powers from the "
+    "scatter of the finished sweep and for the t test alone, so its powers differ."
 )
 NO_CLAIM_BETWEEN_WORLDS = (
     "isweep fit makes no claim about differences between base datasets, because they share "
@@ -132,17 +133,27 @@ class SimulatedEffect:
     Attributes:
         truth: The model of the losses.
         questions: Keys of the questions whose claim is true under this model.
+        condition: The model as a clause that begins with ``if``.
     """
 
     truth: Truth
     questions: tuple[str, ...]
+    condition: str
 
 
 EFFECTS = {
-    "law": SimulatedEffect(Truth(), (SHARPNESS.key, EXPONENT.key)),
-    "sharpness": SimulatedEffect(Truth(exponent=0.0), (SHARPNESS.key,)),
-    "exponent": SimulatedEffect(Truth(sharpness=0.0), (EXPONENT.key,)),
-    "d_data": SimulatedEffect(Truth(exponent=0.0, sharpness=0.0, d_slope=0.1), (DIMENSION.key,)),
+    "law": SimulatedEffect(Truth(), (SHARPNESS.key, EXPONENT.key), "if the law holds"),
+    "sharpness": SimulatedEffect(
+        Truth(exponent=0.0), (SHARPNESS.key,), "if only the law's slope on log K_F holds"
+    ),
+    "exponent": SimulatedEffect(
+        Truth(sharpness=0.0), (EXPONENT.key,), "if only the law's fall with N holds"
+    ),
+    "d_data": SimulatedEffect(
+        Truth(exponent=0.0, sharpness=0.0, d_slope=0.1),
+        (DIMENSION.key,),
+        "if the loss depends on d_data alone",
+    ),
 }
 """Effects by name: the whole law, or one part of the law."""
 
@@ -382,10 +393,17 @@ class Power:
                 share = f"{in_hundred(self.adjusted[key])} such sweeps"
             parts.append(f"{ESTIMANDS[key]}: {share}")
         return [
-            f"Power, if “{self.effect}” is true, with {self.num_datasets} datasets: "
+            f"Power {self._condition}, with {self.num_datasets} datasets: "
             f"{'; '.join(parts) or 'no question can be tested'}. The standard error of these "
             f"shares is at most {100 * self._standard_error:.2g} percentage points."
         ]
+
+    @property
+    def _condition(self) -> str:
+        """What is true in the simulation, as a clause."""
+        if self.effect in EFFECTS:
+            return EFFECTS[self.effect].condition
+        return f"if “{self.effect}” is true"
 
     @property
     def _standard_error(self) -> float:
@@ -395,7 +413,7 @@ class Power:
         """Return the share of simulated tables that decide each question, as a table."""
         cost = ""
         if self.gpu_hours is not None:
-            cost = f", {amount(self.gpu_hours)} GPU-hours"
+            cost = f", {amount(self.gpu_hours)} hours of an {DEFAULT_GPU.upper()}"
         notes = [
             f"The numbers are shares of {self.num_tables} simulated tables. Their standard "
             f"error is at most {100 * self._standard_error:.2g} percentage points.",
@@ -420,11 +438,11 @@ class Power:
         return Table(
             key="power",
             title=(
-                f"Power, if “{self.effect}” is true: {self.num_datasets} datasets, "
+                f"Power {self._condition}: {self.num_datasets} datasets, "
                 f"{self.num_trials} trials{cost}"
             ),
             note=" ".join(notes),
-            header=("question", "alone", "after Holm"),
+            header=("question", "before", "after Holm"),
             rows=tuple(rows),
         )
 

@@ -87,9 +87,12 @@ class Prediction:
         lines = [f"{answer}, {self._interval_words()}."]
         if self.shorter is not None:
             comparison = "shorter" if self.shorter >= 0 else "longer"
+            change = f"{abs(self.shorter):.0%}"
+            if change == "0%":
+                change = "no"
+                comparison = "shorter"
             lines.append(
-                f"The interval is {abs(self.shorter):.0%} {comparison} than without d_data, "
-                "K_F and a pilot."
+                f"The interval is {change} {comparison} than without d_data, K_F and a pilot."
             )
         if self.warning:
             lines.append(f"Beware: {self.warning}.")

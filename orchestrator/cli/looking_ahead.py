@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -40,6 +40,12 @@ Share = Annotated[float, real(share=True)]
 GOAL = Group("Goal", sort_key=1)
 PILOT = Group("Pilot", sort_key=2)
 CURVES = Group("One dataset alone", sort_key=3)
+PRIOR_SOURCES = {
+    "LCDB": "the Learning Curve Database (LCDB)",
+    "base datasets": "base datasets of isweep's experiments",
+    "published": "the published study",
+}
+"""Source of a prior, as stored -> its name in a sentence, if that is another one."""
 
 
 @Parameter(name="*")
@@ -160,7 +166,8 @@ def predict(
         table, arms = read_table(sweep, work, from_store=from_store)
         return fit_growth(table, model=model, domain=domain, arms=arms)
 
-    with waiting("measuring and fitting", slow=True):
+    work_in_words = "fitting" if measured is None else "measuring and fitting"
+    with waiting(work_in_words, slow=True):
         if not is_of_new_dataset:
             table, _ = read_table(sweep, work, from_store=from_store)
             if table["dataset"].nunique() == 1:
@@ -300,14 +307,24 @@ def _print_curves(
     if question.target is None and example is not None:
         option = f"--target-{question.metric} {example:g}"
         lines.append(f"To see how many images a target needs, add for example {option}.")
-    sources = ", ".join(report.curves[0].prior_sources)
-    lines.append(f"The prior of rates and floors comes from the learning curves of {sources}.")
+    lines.append(prior_in_words(report.curves[0].prior_sources))
     cautions = [f"{curve.name}: {curve.caution}" for curve in report.curves if curve.caution]
     document = {
         "curves": [curve.to_json() for curve in report.curves],
         "remarks": [*cautions, *report.remarks],
     }
     emit(work, document, lines)
+
+
+def prior_in_words(sources: Sequence[str]) -> str:
+    """Return sentences on the prior of learning curves and on its sources."""
+    from orchestrator.analysis.number_formats import listing
+
+    names = [PRIOR_SOURCES.get(source, source) for source in sources]
+    return (
+        f"The prediction combines your scores with learning curves of {listing(names)}. These "
+        "curves give the prior for the rate of improvement and for the best reachable score."
+    )
 
 
 def _pilot(

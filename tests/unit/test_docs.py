@@ -11,6 +11,7 @@ import pytest
 import isweep
 from orchestrator.analysis.curve_answers import MEASURED_ASSURANCE
 from orchestrator.cli.app import parse
+from orchestrator.cli.looking_ahead import prior_in_words
 from search_spaces.errors import SweepError
 from search_spaces.sweeps import SweepSpec, UserSourceSpec
 from tests.demo_page import RESULT, filled, remark_on_the_fall
@@ -274,4 +275,4 @@ def test_the_page_on_needed_images_shows_what_its_command_prints(tmp_path):
     heading, *lines, prior = output.strip().splitlines()
     assert heading == "Learning curves of results.csv:"
     assert repr(curves) == "\n".join(lines)
-    assert ", ".join(curves.answers[0].prior_sources) in prior
+    assert prior == prior_in_words(curves.answers[0].prior_sources)

@@ -6,7 +6,7 @@ first sentence of a caption states the message of the figure.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from urllib.parse import quote
@@ -42,7 +42,7 @@ from orchestrator.analysis.figures.style import (
 )
 from orchestrator.analysis.fits import ScalingFits
 from orchestrator.analysis.headline import strongest_attack
-from orchestrator.analysis.number_formats import interval, number
+from orchestrator.analysis.number_formats import interval, listing, number
 from orchestrator.analysis.results_tables.dataset_summaries import DatasetSummary
 from orchestrator.analysis.results_tables.points import D_REFERENCE, LOG_LOSS, LOG_TRAIN_SIZE
 from orchestrator.analysis.sentences.of_class_pairs import attack_in_words
@@ -73,10 +73,7 @@ MAX_NAMED_PAIRS = 60
 """Largest number of class pairs whose dots are labeled; more labels would overlap."""
 ACCURACY_LOST = "accuracy_lost"
 """Column of the accuracy that attacks cost, in percentage points."""
-PAIRS_SHARE = (
-    "Pairs share classes, so dots are not independent. The replicates of the intervals are the "
-    "classes."
-)
+PAIRS_SHARE = "Pairs share classes, so dots are not independent."
 """Sentence of a caption whose dots are class pairs."""
 GAIN_OF_PAIRS = (
     "The answers on attacks are about accuracy lost, not about this loss. There is one dot per "
@@ -330,17 +327,39 @@ def _loss_axis(axes: Axes, losses: pd.Series) -> None:
 
 
 def accuracy_lost_on_delta(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
-    """Draw accuracy lost to attacks against δ, a dot per class pair and network at the largest N.
+    """Draw accuracy lost to attacks against δ, for class pairs."""
+    of_delta = "by the distance δ between two classes"
+    return _accuracy_lost(points, fits, MEAN_UNLIKE_DISTANCE, DELTA_LABEL, of_delta)
 
-    Returns None unless the table has the class pairs of one dataset.
+
+def accuracy_lost_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
+    """Draw accuracy lost to attacks against K_F, for class pairs."""
+    of_sharpness = "by the label sharpness K_F of two classes"
+    return _accuracy_lost(points, fits, LABEL_SHARPNESS, SHARPNESS_LABEL, of_sharpness)
+
+
+def _accuracy_lost(
+    points: pd.DataFrame, fits: ScalingFits, column: str, label: str, by_column: str
+) -> Drawn | None:
+    """Draw accuracy lost to attacks, a dot per class pair and network at the largest N.
+
+    Args:
+        points: The points of the table.
+        fits: All fits.
+        column: Column of the horizontal axis.
+        label: Label of the horizontal axis.
+        by_column: Words of the caption on the horizontal axis.
+
+    Returns:
+        The figure; None unless the table has the class pairs of one dataset.
     """
     if not fits.class_pairs:
         return None
     lost = mean_accuracy_lost(points)
     rows = points.assign(**{ACCURACY_LOST: 100 * lost})
     rows = rows[rows[TRAIN_SIZE] == rows[TRAIN_SIZE].max()]
-    rows = rows.dropna(subset=[ACCURACY_LOST, MEAN_UNLIKE_DISTANCE])
-    if rows[MEAN_UNLIKE_DISTANCE].nunique() < 2:
+    rows = rows.dropna(subset=[ACCURACY_LOST, column])
+    if rows[column].nunique() < 2:
         return None
     figure, (axes,) = panels(1)
     models = sorted(rows[MODEL].unique())
@@ -349,25 +368,25 @@ def accuracy_lost_on_delta(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
     for model, of_model in rows.groupby(MODEL):
         color, marker = marks[str(model)]
         scatter = axes.scatter(
-            of_model[MEAN_UNLIKE_DISTANCE],
+            of_model[column],
             of_model[ACCURACY_LOST],
             color=color,
             marker=marker,
             s=22,
         )
         set_addresses(scatter, of_model)
-    of_pairs = rows.groupby(CLASS_PAIR)[[MEAN_UNLIKE_DISTANCE, ACCURACY_LOST]].mean()
+    of_pairs = rows.groupby(CLASS_PAIR)[[column, ACCURACY_LOST]].mean()
     if len(of_pairs) <= MAX_NAMED_PAIRS:
-        for name, (delta, percentage) in zip(of_pairs.index, of_pairs.to_numpy(), strict=True):
+        for name, (value, percentage) in zip(of_pairs.index, of_pairs.to_numpy(), strict=True):
             axes.annotate(
-                str(name), (delta, percentage), (3, 2), textcoords="offset points", fontsize=6
+                str(name), (value, percentage), (3, 2), textcoords="offset points", fontsize=6
             )
-    frame(figure, DELTA_LABEL, "accuracy lost (percentage points)", mark_handles(marks, models))
+    frame(figure, label, "accuracy lost (percentage points)", mark_handles(marks, models))
     size = int(rows[TRAIN_SIZE].iloc[0])
     return Drawn(
         figure,
-        f"Accuracy lost to {attack_in_words(fits)}, by the distance δ between two classes. "
-        f"There is one dot per class pair and network, at N = {size:,}. {PAIRS_SHARE}",
+        f"Accuracy lost to {attack_in_words(fits)}, {by_column}. There is one dot per class pair "
+        f"and network, at N = {size:,}. {PAIRS_SHARE}",
     )
 
 
@@ -430,14 +449,27 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
             " r is the correlation of these values over datasets, at equal model and train "
             "size and within domains. Each panel has the network with the largest r. The 95 % "
             "intervals hold for all networks and attacks at once. The verdict is on the "
-            "largest r of all panels. Axes may be logarithmic, but r is computed without "
-            "logarithms."
+            "largest r of all panels."
         )
+        caption += _on_logarithmic_axes(axes_of_attacks)
     return Drawn(figure, caption)
+
+
+def _on_logarithmic_axes(all_axes: Sequence[Axes]) -> str:
+    """Return a sentence on the logarithmic axes of a figure of loss gained, if there are any."""
+    names = []
+    if any("log" in axes.get_xscale() for axes in all_axes):
+        names.append("K_F axes")
+    if any("log" in axes.get_yscale() for axes in all_axes):
+        names.append("loss axes")
+    if not names:
+        return ""
+    return f" r is computed without logarithms, although some {listing(names)} are logarithmic."
 
 
 DRAWINGS: dict[str, Callable[[pd.DataFrame, ScalingFits], Drawn | None]] = {
     "accuracy_lost_on_delta": accuracy_lost_on_delta,
+    "accuracy_lost_on_sharpness": accuracy_lost_on_sharpness,
     "loss_on_train_size": loss_on_train_size,
     "loss_gain_on_sharpness": loss_gain_on_sharpness,
     "loss_on_d_data": loss_on_d_data,

@@ -100,6 +100,8 @@ def multiplied(value: float, bounds: Interval | None, by: float) -> tuple[str, I
         by: Difference of the term between the two losses.
     """
     factor = number(float(np.exp(value * by)))
+    if factor == "1":
+        factor = "1.00"  # "1 times as high" would read as a count.
     if bounds is None:
         return factor, None
     with np.errstate(over="ignore"):
@@ -183,8 +185,7 @@ def details_of_test(
     sentences = []
     if answer.p_value is not None:
         sentences.append(
-            f"Tested against {_null_value(answer)}, {SIDES[answer.question.alternative]}: "
-            f"{p_equals(answer.p_value)} before correction for "
+            f"{_test_in_words(answer)} {p_equals(answer.p_value)} before correction for "
             f"{plural(answer.num_tests, 'test')}."
         )
     if not one_decides(answer):
@@ -192,6 +193,12 @@ def details_of_test(
     if not answer.is_decided and not undecidable(answer):
         sentences.append(power_sentence(answer))
     return tuple(filter(None, sentences))
+
+
+def _test_in_words(answer: Answer) -> str:
+    """Return the beginning of a sentence on p: the null value and the sides that count."""
+    sides = SIDES[answer.question.alternative]
+    return f"The test against {_null_value(answer)} ({sides}) gives"
 
 
 def undecidable(answer: Answer) -> str:
@@ -233,10 +240,7 @@ def p_sentences(answer: Answer, where: str = "") -> list[str]:
     if answer.p_value is None or answer.adjusted_p is None:
         return []
     adjusted = adjusted_p_equals(answer.adjusted_p, answer.num_tests)
-    sides = SIDES[answer.question.alternative]
-    sentences = [
-        f"Against {_null_value(answer)}, {sides}: {p_equals(answer.p_value)}, {adjusted}{where}."
-    ]
+    sentences = [f"{_test_in_words(answer)} {p_equals(answer.p_value)}, {adjusted}{where}."]
     return [*sentences, *filter(None, [why_undecided(answer)])]
 
 

@@ -203,7 +203,7 @@ def _at_equal_delta(fits: ScalingFits, slopes: Sequence[Slope]) -> Finding:
         of_test = [undecidable(answer), *details_of_test(answer, "the slope", "class")]
         of_response = " ".join(filter(None, of_test))
         if of_response:
-            details.append(f"{response[:1].upper()}{response[1:]}: {of_response}")
+            details.append(f"For {response}, {of_response[:1].lower()}{of_response[1:]}")
     sentences = slopes_in_words
     are_together = sharpness_with_delta is not None and abs(sharpness_with_delta) >= TOGETHER
     if not claims:

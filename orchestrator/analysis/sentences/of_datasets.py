@@ -264,9 +264,9 @@ def _of_short_training(fit: FallFit) -> Iterator[str]:
     if fit.num_unfitted:
         verb, whose = ("does", "its") if fit.num_unfitted == 1 else ("do", "their")
         yield (
-            f"At N = {fit.train_sizes[0]:,}, {fit.num_unfitted} of "
-            f"{plural(fit.num_at_smallest, 'network')} {verb} not fit {whose} training "
-            "images, so longer training may explain part of this."
+            f"More training steps at larger N may contribute: at N = {fit.train_sizes[0]:,}, "
+            f"{fit.num_unfitted} of {plural(fit.num_at_smallest, 'network')} {verb} not fit "
+            f"{whose} training images."
         )
 
 
@@ -299,7 +299,7 @@ def _exponent(fits: ScalingFits) -> Finding:
     above_the_law = []
     short = short_answer(
         falls,
-        f"In N^(−b/d), b is {number(falls.value)}",
+        f"For a loss ∝ N^(−b/d), b is {number(falls.value)}",
         interval(falls.interval),
         name_of_value="b",
         if_undecided="",
@@ -352,8 +352,8 @@ def of_other_estimator(fits: ScalingFits) -> Iterator[str]:
     if fit.num_datasets != fits.exponent().num_datasets:
         place = f" in {plural(fit.num_datasets, 'dataset')}"
     yield (
-        f"b depends on the estimator of d: by TwoNN{place} it is {number(exponent.value)} "
-        f"({interval(exponent.interval)}, exploratory)."
+        f"With d by TwoNN{place}, b is {number(exponent.value)} "
+        f"(95 % interval {interval(exponent.interval)}; exploratory)."
     )
 
 
@@ -370,7 +370,7 @@ def _of_curves_at_chance(fit: ExponentFit) -> Iterator[str]:
 def _against_the_law(against_bound: Answer) -> str:
     """Return whether the exponent is compatible with the law's 1, as a sentence with p."""
     if against_bound.adjusted_p is None:
-        return "Against b = 1 there is no test."
+        return "Against the law's b = 1 there is no test."
     adjusted = p_equals(against_bound.adjusted_p)
     low, high = against_bound.interval or (-np.inf, np.inf)
     conclusion = "no difference from the law's rate is shown"
@@ -381,8 +381,8 @@ def _against_the_law(against_bound: Answer) -> str:
         if low <= EXPONENT.null <= high:
             # An interval that contains 0 and 1 says nothing about the rate, and nothing about
             # the fall either: single datasets of low d have most of the weight in this b.
-            conclusion = "this b is too uncertain to compare with the law's rate"
-    return f"Against b = 1, adjusted {adjusted}: {conclusion}."
+            conclusion = "b is too uncertain to compare"
+    return f"Against the law's b = 1, adjusted {adjusted}: {conclusion}."
 
 
 def _above_the_law(fits: ScalingFits) -> str:
@@ -419,16 +419,17 @@ def _heaviest_dataset(exponent: Estimate) -> Iterator[str]:
     """Yield which dataset has the largest weight in the exponent of all datasets together."""
     if exponent.weights:
         heaviest = max(sorted(exponent.weights), key=exponent.weights.__getitem__)
-        yield f"{heaviest} has {percent(exponent.weights[heaviest])} of the weight in b."
+        share = percent(exponent.weights[heaviest])
+        yield f"One dataset, {heaviest}, has {share} of the weight in this b."
 
 
 def _difference_of_factors(fall: FallFit, exponent: Estimate) -> Iterator[str]:
     """Yield why the factor of a doubling of N differs between the two questions on N."""
-    if exponent.weights:
-        yield "In this factor, a dataset has the weight 1/d² times the spread of log N."
     if fall.status == "ok":
         factor, _ = multiplied(fall.estimates[0].value, None, float(np.log(2)))
-        yield f"In the factor of the question before, {factor}, every dataset counts once."
+        yield f"The previous answer has another factor, {factor}: there, every dataset counts once."
+    if exponent.weights:
+        yield "Here, the weight of a dataset is in proportion to Σ(log N − mean)² / d²."
 
 
 def _verdict_on_fall(falls: Answer, against_bound: Answer) -> tuple[Verdict, str]:
@@ -506,7 +507,7 @@ def _attacks(fits: ScalingFits) -> Finding:
         sentences += ("The law expects a rise.",)
     if one_decides(answer) and len(correlations) > 1 and best.largest_left_out is not None:
         largest = number(best.largest_left_out)
-        sentences += (f"The largest r is then {largest}.",)
+        sentences += (f"The largest of {len(correlations)} is then {largest}.",)
     return Finding(
         question=question,
         verdict=answer.verdict,
@@ -538,7 +539,10 @@ def of_representations(fits: ScalingFits) -> Finding:
     sentences = [counted, *_of_fitted_networks(fit, counts_above=counts_above), *_of_ratio(fit)]
     details = []
     if fit.num_datasets > 1:
-        text = f"With each dataset counting once, that is {percent(share.value)}"
+        text = (
+            "If each dataset counts once, d_repr is at most d_data at "
+            f"{percent(share.value)} of points"
+        )
         if share.interval is not None and share.interval != (0.0, 1.0):
             low, high = share.interval
             text += f" (95 % interval {percent(low)} to {percent(high)})"
@@ -560,7 +564,7 @@ def of_representations(fits: ScalingFits) -> Finding:
         _, smallest_named = by_share[:MAX_WORST][-1]
         worst = [(name, part) for name, part in by_share if part >= smallest_named]
         named = listing([f"{name} ({percent(part)})" for name, part in worst])
-        notes.append(f"d_repr is most often above d_data in {named}.")
+        notes.append(f"The share of points with d_repr above d_data is highest in {named}.")
     notes.append(
         "d_repr and d_data are estimates. Other estimators can give values that differ by a factor "
         "of 2 or more."

@@ -16,16 +16,17 @@ def nothing_detectable(test: TTest | LargestCorrelation | None, num_tests: int) 
     """Return why no effect can be detected; empty if resampling can give a small enough p."""
     if test is None or test.can_detect(num_tests):
         return ""
-    why = (
-        f"{at_level(num_tests)} this table can detect no effect: resampling cannot give a p "
-        f"below {number(test.smallest_p, 2)}."
-    )
+    why = f"resampling cannot give a p below {number(test.smallest_p, 2)}."
     num_others = test.num_others_needed(num_tests)
     if num_others >= max(num_tests, 1):
-        return f"{why} Whatever its numbers are, the table cannot decide this question."
+        return f"Whatever its numbers are, this table can detect no effect: {why}"
     others = plural(num_others, "other test")
     verb = "is" if num_others == 1 else "are"
-    return f"{why} A verdict is possible only if {others} of the family {verb} significant."
+    level = per_cent_of(verdict_level(num_tests))
+    return (
+        f"Unless {others} of the family {verb} significant, this table can detect no effect. "
+        f"Holm's strictest level is {level}, but {why}"
+    )
 
 
 def detectable_slope(test: TTest | LargestCorrelation | None, num_tests: int) -> str:

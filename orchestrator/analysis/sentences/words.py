@@ -100,7 +100,7 @@ def _of_tests(fits: ScalingFits) -> Iterator[tuple[str, str]]:
     )
     yield "not testable", "The table lacks data that the test needs. The answer says what to add."
     yield (
-        "tested against 0, against 1",
+        "test against 0, against 1",
         "0 and 1 are null values: the value without an effect, or the law's bound. In a "
         "two-sided test, a result on either side counts.",
     )
@@ -111,7 +111,9 @@ def _of_tests(fits: ScalingFits) -> Iterator[tuple[str, str]]:
     yield (
         "at a significance level of …, … of 100 such studies would detect",
         "The power: the share of studies with this scatter that would detect an effect of "
-        "this size. The level is 5 % divided by the number of tests, Holm's strictest level.",
+        "this size. The level is 5 % divided by the number of tests, Holm's strictest level. "
+        "isweep power simulates sweeps with the scatter of published results instead, so its "
+        "powers differ.",
     )
 
 

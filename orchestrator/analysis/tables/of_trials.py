@@ -113,8 +113,8 @@ def seen_table(fits: ScalingFits) -> Table:
             "d_data": "d_data",
             "K_F": "label_sharpness",
             "largest N": _largest_size,
-            "loss there": _loss_of_dataset,
-            f"gained by {attack}": "loss_gain",
+            "loss at largest N": _loss_of_dataset,
+            f"loss gained by {attack}": "loss_gain",
         },
         numeric_from=2,
     )
@@ -238,8 +238,10 @@ def best_table(full: pd.DataFrame) -> Table:
     return laid_out(
         "best",
         "Best model per dataset and train size",
-        "The model with the lowest mean test loss over the class pairs and seeds that all "
-        "models have. Means are arithmetic here, and geometric in the summary of the data. "
+        "The best model has the lowest mean test loss over the class pairs and seeds that all "
+        "models have. If there are several models, the test images chose the best one, so its "
+        "loss on new images is probably higher. Means are arithmetic here, and geometric in the "
+        "summary of the data. "
         "Seed spread is the standard deviation over seeds. With one seed, or if models differ "
         "by less than the spread, the order of models means nothing.",
         _ranked(full).to_dict("records"),
@@ -250,9 +252,9 @@ def best_table(full: pd.DataFrame) -> Table:
             WORDS[TEST_LOSS]: _best_loss,
             WORDS[SEED_STD]: SEED_STD,
             WORDS[TEST_ACCURACY]: TEST_ACCURACY,
-            "next": _runner_up,
-            "its loss": "runner_up_loss",
-            "compared": "num_compared",
+            "second-best model": _runner_up,
+            "loss of the second": "runner_up_loss",
+            "trials per model": "num_compared",
         },
         numeric_from=2,
     )

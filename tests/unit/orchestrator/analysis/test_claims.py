@@ -151,7 +151,7 @@ def test_datasets_that_are_not_independent_are_named_as_in_fit(law):
     origin = ImageOrigin(collection="scans of one archive")
     facts = SweepFacts(origins={names[0]: origin, names[1]: origin})
     claims = ledger(law, sweep="made", compare=False, facts=facts)
-    sentence = f"This chance can be higher here: {names[0]} and {names[1]} are not independent."
+    sentence = f"It can be higher here: {names[0]} and {names[1]} are not independent."
     assert claims.families.endswith(f" {sentence}")
     assert sentence in family(fit_scaling_laws(law, facts=facts))
     assert "not independent" not in ledger(law, sweep="made", compare=False).families
@@ -313,9 +313,8 @@ def test_a_claim_whose_permutations_cannot_reach_the_level_names_the_smallest_p(
         if rejected[0]:
             break
     assert why(claim) == (
-        f"At a significance level of {level}, this table can detect no effect: resampling cannot "
-        f"give a p below 0.029. A verdict is possible only if {num_others} other tests of the "
-        "family are significant"
+        f"Unless {num_others} other tests of the family are significant, this table can detect no "
+        f"effect. Holm's strictest level is {level}, but resampling cannot give a p below 0.029"
     )
 
 
@@ -330,7 +329,7 @@ def test_a_claim_line_has_the_estimate_its_meaning_and_its_power(published, law)
     line = claim_line(entry(published, "Fig. 2a"))
     assert (
         " Slope of log loss on 1/d_data, given the domain label (negative where it rises with d_data): "
-        "−28.7 (95 % interval −40.3 to −17). Against 0, two-sided: p = 0.046, adjusted p = 0.14 over 4 "
+        "−28.7 (95 % interval −40.3 to −17). The test against 0 (two-sided) gives p = 0.046, adjusted p = 0.14 over 4 "
         "tests of isweep fit. The interval ignores the other tests; the adjusted p decides. At a "
         "significance level of 1.2 %, at most 4 of 100 such studies would detect a doubling of loss over the range of "
         "d_data."

@@ -91,9 +91,7 @@ def test_without_a_claim_the_estimate_interval_p_power_and_datasets_needed_are_p
         f"d_data and domain (95 % interval {interval((low, high))}; "
         f"adjusted p = {answer.adjusted_p:.2g}).",
     )
-    test_sentence = (
-        f"Tested against 0, two-sided: p = {answer.p_value:.2g} before correction for 5 tests."
-    )
+    test_sentence = f"The test against 0 (two-sided) gives p = {answer.p_value:.2g} before correction for 5 tests."
     assert test_sentence in finding.details
     num_needed = int(
         re.search(r"About (\d+) such datasets would make it 80 of 100", finding.answer)[1]
@@ -275,7 +273,7 @@ def test_the_law_is_an_upper_bound_and_a_rising_loss_is_called_rising(
 ):
     finding = answers(clear_law(size_slope=slope, trial_std=0.01))["exponent"]
     assert finding.verdict == verdict
-    assert finding.answer.startswith(f"{first_sentence}. In N^(−b/d), b is ")
+    assert finding.answer.startswith(f"{first_sentence}. For a loss ∝ N^(−b/d), b is ")
     match = re.search(
         r"At this b and the median d_data, ([\d.]+), doubling N goes with ([\d.]+) times the loss "
         r"\(95 % .*\)\. The bound allows a factor of ([\d.]+) or less",
@@ -413,9 +411,12 @@ def test_a_share_has_its_count_of_points_and_the_mean_over_datasets():
     finding = answers(table)["representation"]
     assert finding.answer.startswith(
         "At 9 of 12 points, the dimension of the network's last hidden layer (d_repr) is at most "
-        "d_data. The median d_repr / d_data is 0.5. With each dataset counting once, that is 75%"
+        "d_data. The median d_repr / d_data is 0.5. If each dataset counts once, d_repr is at most "
+        "d_data at 75% of points"
     )
-    assert finding.notes[0] == "d_repr is most often above d_data in natural0 (100%)."
+    assert finding.notes[0] == (
+        "The share of points with d_repr above d_data is highest in natural0 (100%)."
+    )
     finding_above = answers(table.assign(d_repr_mle=1e9))["representation"]
     assert finding_above.answer.startswith("At 0 of 12 points, the dimension of the network's last")
     of_one_dataset = findings(fit_scaling_laws(table[table["dataset"] == "natural1"]))
@@ -450,7 +451,7 @@ def test_the_short_answer_compares_the_exponent_with_the_law(slope, trial_std, c
     table = clear_law(size_slope=slope, trial_std=trial_std)
     adjusted_p = fit_scaling_laws(table).answer(BELOW_BOUND).adjusted_p
     line = answers(table)["exponent"].line
-    assert f"Against b = 1, adjusted {p_equals(adjusted_p)}: {conclusion}." in line
+    assert f"Against the law's b = 1, adjusted {p_equals(adjusted_p)}: {conclusion}." in line
 
 
 @pytest.mark.long
@@ -461,7 +462,7 @@ def test_an_exponent_whose_interval_contains_0_and_1_is_not_compared():
     low, high = fits.answer(BELOW_BOUND).interval
     assert low < 0 < 1 < high
     line = answers(table)["exponent"].line
-    assert "this b is too uncertain to compare with the law's rate." in line
+    assert "b is too uncertain to compare." in line
     precise = answers(clear_law(size_slope=1.5, trial_std=0.1))["exponent"].line
     assert "compatible with the law's rate." in precise
 
@@ -491,7 +492,7 @@ def test_datasets_whose_loss_falls_faster_than_the_law_are_counted(fastest):
 
 def test_a_false_verdict_is_said_to_be_likelier_with_dependent_datasets():
     table = synthetic_table(num_natural=4, num_medical=3, trial_std=0.1)
-    assert "This chance can be higher here" not in family(fit_scaling_laws(table))
+    assert "It can be higher here" not in family(fit_scaling_laws(table))
     shown = {
         "natural0": "digits",
         "natural1": "digits",
@@ -504,7 +505,7 @@ def test_a_false_verdict_is_said_to_be_likelier_with_dependent_datasets():
     fits = fit_scaling_laws(table, facts=SweepFacts(origins=origins))
     assert (
         "at most 5 %. This chance can be higher here: medical0, medical1 and medical2 are not independent, "
-        "nor are natural0 and natural1. The replicates" in family(fits)
+        "nor are natural0 and natural1. Each dataset" in family(fits)
     )
     assert any("medical2 are not independent: all show one brain." in one for one in fits.caveats)
 
@@ -536,8 +537,9 @@ def test_the_two_factors_for_a_doubling_of_n_are_distinguished(published):
     (factor,) = re.findall(
         r"Doubling N went with ([\d.]+) times", " ".join(findings(published)[2].sentences)
     )
-    assert f"In the factor of the question before, {factor}, every dataset counts once." in (
-        findings_by_question["exponent"].answer
+    assert (
+        f"The previous answer has another factor, {factor}: there, every dataset counts once."
+        in (findings_by_question["exponent"].answer)
     )
 
 
@@ -547,7 +549,9 @@ def test_the_published_table_names_the_most_influential_dataset_of_each_answer(p
         "Without prostate, the most influential dataset, b is 1.78."
         in findings_by_question["exponent"].answer
     )
-    assert "prostate has 49% of the weight in b." in findings_by_question["exponent"].sentences
+    assert "One dataset, prostate, has 49% of the weight in this b." in (
+        findings_by_question["exponent"].sentences
+    )
     assert "without" not in findings_by_question["dimension"].notes[0]
     assert "This rests on one dataset: without prostate, the slope on 1/d is −8.28." in (
         findings_by_question["dimension"].line
@@ -580,7 +584,7 @@ def test_the_published_table_answers_from_the_published_loss_gains(published):
 def test_tests_are_counted_and_the_rest_is_called_exploratory(published):
     """The question on the fall with N has two tests."""
     assert family(published).startswith("The verdicts rest on 5 tests, adjusted together (Holm)")
-    assert family(published).endswith("All else is exploratory.")
+    assert family(published).endswith("Other numbers are exploratory.")
 
 
 def test_the_published_answers_fit_a_terminal(published):
@@ -684,8 +688,8 @@ def test_the_summary_of_the_data_has_one_row_for_each_dataset():
         "d_data",
         "K_F",
         "largest N",
-        "loss there",
-        "gained by FGSM at 8/255",
+        "loss at largest N",
+        "loss gained by FGSM at 8/255",
     )
     assert dataset_table.rows[0] == (
         "medical0",
@@ -765,8 +769,8 @@ def test_networks_that_do_not_fit_their_training_images_are_counted():
     table = synthetic_table(num_natural=3, num_medical=1, models=("a", "b"))
     table["d_repr_mle"] = table["d_data_mle"] * np.where(table["model"] == "a", 2.0, 0.5)
     of_fall = (
-        "At N = 500, 4 of 8 networks do not fit their training images, so longer training may "
-        "explain part of this."
+        "More training steps at larger N may contribute: at N = 500, 4 of 8 networks do not fit "
+        "their training images."
     )
     of_count = "Without networks that do not fit their training images, this holds at 8 of 20."
     of_limits = "In 4 of 24 points the network does not fit its own training images"
@@ -798,8 +802,8 @@ def test_the_exponent_is_given_with_d_by_twonn_too():
     estimate = fits.exponent().estimates[0]
     bounds = tuple(1.5 * bound for bound in estimate.interval)
     sentence = (
-        f"b depends on the estimator of d: by TwoNN it is {number(1.5 * estimate.value)} "
-        f"({interval(bounds)}, exploratory)."
+        f"With d by TwoNN, b is {number(1.5 * estimate.value)} "
+        f"(95 % interval {interval(bounds)}; exploratory)."
     )
     assert sentence in answers(table)["exponent"].sentences
     claims = {
@@ -809,7 +813,7 @@ def test_the_exponent_is_given_with_d_by_twonn_too():
     assert "TwoNN" not in claims["Thm 4"].note
     first = table["dataset"] == table["dataset"].min()
     of_fewer = answers(table.assign(d_data_twonn=table["d_data_twonn"].mask(first)))["exponent"]
-    assert "by TwoNN in 11 datasets it is " in of_fewer.line
+    assert "by TwoNN in 11 datasets, b is " in of_fewer.line
     without = answers(table.drop(columns="d_data_twonn"))["exponent"]
     assert "TwoNN" not in without.answer
 
@@ -880,7 +884,7 @@ def test_the_largest_correlation_without_a_dataset_may_be_of_another_attack():
         np.corrcoef(k_f, [values[name] for name in others])[0, 1] for values in gains.values()
     )
     assert f"without {outlier}, this r is " in finding.line
-    assert f"The largest r is then {number(expected)}." in finding.line
+    assert f"The largest of {len(gains)} is then {number(expected)}." in finding.line
 
 
 @pytest.mark.long
@@ -888,7 +892,7 @@ def test_the_heaviest_dataset_explains_an_uncertain_exponent():
     table = clear_law(size_slope=1.0, trial_std=1.0, seed=1)
     weights = fit_scaling_laws(table).exponent().estimates[0].weights
     heaviest = max(weights, key=weights.get)
-    sentence = f"{heaviest} has {percent(weights[heaviest])} of the weight in b."
+    sentence = f"One dataset, {heaviest}, has {percent(weights[heaviest])} of the weight in this b."
     assert sentence in answers(table)["exponent"].sentences
 
 

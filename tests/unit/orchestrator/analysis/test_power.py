@@ -113,7 +113,7 @@ def test_the_line_of_a_plan_names_the_questions_about_the_effect_and_no_others()
     plan_power = power(SMALL, effect="exponent", num_tables=20)
     share = in_hundred(plan_power.adjusted["exponent"])
     assert plan_power.lines()[0] == (
-        "Power, if “exponent” is true, with 8 datasets: exponent b of N^(−b/d) within "
+        "Power if only the law's fall with N holds, with 8 datasets: exponent b of N^(−b/d) within "
         f"datasets, against no fall: {share} such sweeps. The standard error of these shares is at most "
         "11 percentage points."
     )
