@@ -151,7 +151,7 @@ def test_datasets_that_are_not_independent_are_named_as_in_fit(law):
     origin = ImageOrigin(collection="scans of one archive")
     facts = SweepFacts(origins={names[0]: origin, names[1]: origin})
     claims = ledger(law, sweep="made", compare=False, facts=facts)
-    sentence = f"It can be higher here: {names[0]} and {names[1]} are not independent."
+    sentence = f"This chance can be higher here: {names[0]} and {names[1]} are not independent."
     assert claims.families.endswith(f" {sentence}")
     assert sentence in family(fit_scaling_laws(law, facts=facts))
     assert "not independent" not in ledger(law, sweep="made", compare=False).families

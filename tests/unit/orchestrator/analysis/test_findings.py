@@ -492,7 +492,7 @@ def test_datasets_whose_loss_falls_faster_than_the_law_are_counted(fastest):
 
 def test_a_false_verdict_is_said_to_be_likelier_with_dependent_datasets():
     table = synthetic_table(num_natural=4, num_medical=3, trial_std=0.1)
-    assert "It can be higher here" not in family(fit_scaling_laws(table))
+    assert "This chance can be higher here" not in family(fit_scaling_laws(table))
     shown = {
         "natural0": "digits",
         "natural1": "digits",
