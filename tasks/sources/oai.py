@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -60,14 +60,7 @@ same knees again."""
 MIN_ARTHRITIS_GRADE = 2
 """Smallest Kellgren-Lawrence grade of label 1."""
 SIDES = {"1": "R", "2": "L"}
-SIDE_WORDS = {
-    "r": "R",
-    "right": "R",
-    "1": "R",
-    "l": "L",
-    "left": "L",
-    "2": "L",
-}
+SIDE_WORDS = {**SIDES, "r": "R", "right": "R", "l": "L", "left": "L"}
 GRADE_TABLE = "kxr_sq_bu00"
 GRADE_COLUMNS = ("ID", "SIDE", "READPRJ", "V00XRKL")
 CENTERS_TABLE = "knee_centers.csv"
@@ -152,9 +145,11 @@ def list_oai(request: RawRequest) -> Listing:
         else:
             locator = tree.locator(name)
             items.append(Item(locator, label, group=match[1], details=("crop",)))
-    radiographs = _find_radiographs(tree, grades, excluded, request)
+    radiographs, excluded_radiographs = _find_radiographs(tree, grades, request)
+    excluded.update(excluded_radiographs)
     centers = read_centers(tree, radiographs, request)
     for patient, radiograph in radiographs.items():
+        # _knee_samples explains the order of the details.
         details: list[str | int | float | None] = ["radiograph"]
         for side in ("R", "L"):
             knee = Knee(patient, side)
@@ -306,37 +301,30 @@ def read_centers(
 
 def _center(row: Mapping[str, str], radiograph: Radiograph | None) -> Center | None:
     """Return the center in a row, or None if it lies outside the radiograph."""
-    limits: tuple[float, float] = (math.inf, math.inf)
-    if radiograph is not None:
-        limits = radiograph.header.sides
     try:
         center = Center(float(row["row"]), float(row["column"]))
     except ValueError:
         return None
-    if 0 <= center.row < limits[0] and 0 <= center.column < limits[1]:
-        return center
-    return None
+    # A patient without a usable radiograph may have a center, which is not used.
+    num_rows, num_columns = radiograph.header.sides if radiograph else (math.inf, math.inf)
+    is_inside = 0 <= center.row < num_rows and 0 <= center.column < num_columns
+    return center if is_inside else None
 
 
 def _find_radiographs(
-    tree: RawTree, grades: Mapping[Knee, int], excluded: Counter[str], request: RawRequest
-) -> dict[str, Radiograph]:
-    """Return the first fixed-flexion radiograph of each patient with a graded knee.
-
-    Args:
-        tree: All files of the download.
-        grades: Labels of the graded knees.
-        excluded: Counter to which radiographs that are left out are added, by reason.
-        request: The raw folder and the preparation.
+    tree: RawTree, grades: Iterable[Knee], request: RawRequest
+) -> tuple[dict[str, Radiograph], Counter[str]]:
+    """Find the first fixed-flexion radiograph of each patient with a graded knee.
 
     Returns:
-        Patient -> radiograph.
+        Patient -> radiograph, and reason -> number of radiographs that are left out.
     """
     descriptions = read_descriptions(tree, request)
     graded_patients = {knee.patient for knee in grades}
     is_as_released = request.spec.data_mode == "as_released"
     base = request.base()
     radiographs: dict[str, Radiograph] = {}
+    excluded = Counter[str]()
     for name in tree:
         locator = tree.locator(name)
         match = RADIOGRAPH.search(locator)
@@ -366,7 +354,7 @@ def _find_radiographs(
             excluded["another radiograph of the same knees"] += 1
         else:
             radiographs[patient] = Radiograph(locator, header)
-    return radiographs
+    return radiographs, excluded
 
 
 def _is_later_visit(folder: str) -> bool:
