@@ -303,7 +303,9 @@ def measure_pair(images: np.ndarray, labels: np.ndarray, pair: tuple[int, int]) 
     settings = MeasureSettings(pixel_range=(0.0, 255.0), estimators=("mle", "twonn"))
     record = measure_nested(rows, classes, [len(rows)], settings=settings)
     table = nested_neighbors(rows, None, [len(rows)], 2).tables[0]
-    original = estimate(table, estimators=["twonn"], parameters={"discard_fraction": 0})["twonn"]
+    original = estimate(table, estimators=["twonn"], parameters={"twonn": {"discard_fraction": 0}})[
+        "twonn"
+    ]
     # 1.8 % of labels wrong, as runs of exchanged ones at the end: shifting labels against images
     # puts the other label on half of them, in a random order.
     wrong, last = classes.copy(), np.arange(len(classes))[-int(len(classes) * 0.036) :]

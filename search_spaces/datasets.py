@@ -11,14 +11,33 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from search_spaces.errors import unknown_name
+from pydantic import ValidationError
+
+from search_spaces.errors import ConfigError, pydantic_error, unknown_name
 from search_spaces.interventions import ControlledDatasetSpec
 from search_spaces.specs import DatasetParameters, DatasetSpec
 from search_spaces.sweeps import UserSourceSpec
 
-_TABLE: dict[str, dict[str, Any]] = tomllib.loads(
-    (files("search_spaces") / "datasets.toml").read_text(encoding="utf-8")
-)
+FILE = "search_spaces/datasets.toml"
+"""The file of the table, as messages name it."""
+
+
+def read_table(text: str) -> dict[str, dict[str, Any]]:
+    """Return the rows of the table by name, as they are written.
+
+    Raises:
+        ConfigError: the text is not valid TOML, or two rows have the same name.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"{FILE} cannot be read: {error}",
+            hint="Correct this place. The name and the keys of a row may occur only once",
+        ) from None
+
+
+_TABLE = read_table((files("search_spaces") / "datasets.toml").read_text(encoding="utf-8"))
 _TABLE_KEYS = ("of", "made", "collection", "cut_from")
 """Keys of a row that are not fields of a DatasetSpec. ``datasets.toml`` explains them."""
 
@@ -38,21 +57,44 @@ class ImageOrigin:
     cut_from: str = ""
 
 
-def _row(name: str) -> DatasetSpec:
-    """Return a row of ``datasets.toml``.
+def row_of(table: dict[str, dict[str, Any]], name: str) -> DatasetSpec:
+    """Return a row of the table.
 
     Missing fields are copied from the row with the name in the key ``of``.
+
+    Raises:
+        ConfigError: the key ``of`` names no row, or a field is missing, unknown or not valid.
     """
-    row = _TABLE[name]
-    fields = {**_TABLE.get(row.get("of", ""), {}), **row, "name": name}
+    row = table[name]
+    fields = dict(row)
+    if "of" in row:
+        if row["of"] not in table:
+            error = unknown_name("row", row["of"], table)
+            raise ConfigError(f"{FILE}, row [{name}], `of`: {error.problem}", hint=error.hint)
+        fields = table[row["of"]] | fields
     for key in _TABLE_KEYS:
         fields.pop(key, None)
-    return DatasetSpec.model_validate_json(json.dumps(fields))
+    try:
+        return DatasetSpec.model_validate_json(json.dumps(fields | {"name": name}))
+    except ValidationError as error:
+        names: dict[str, list[str]] = {"missing": [], "extra_forbidden": []}
+        for problem in error.errors():
+            if problem["type"] in names:
+                names[problem["type"]].append(f"`{problem['loc'][0]}`")
+        problems = []
+        if names["missing"]:
+            problems.append(f"these fields are missing: {', '.join(names['missing'])}")
+        if names["extra_forbidden"]:
+            problems.append(f"there are no such fields: {', '.join(names['extra_forbidden'])}")
+        raise ConfigError(
+            f"{FILE}, row [{name}]: {'; '.join(problems) or pydantic_error(error).problem}",
+            hint="DatasetSpec in search_spaces/specs.py explains the fields",
+        ) from None
 
 
-DATASETS = {name: _row(name) for name, row in _TABLE.items() if "made" not in row}
+DATASETS = {name: row_of(_TABLE, name) for name, row in _TABLE.items() if "made" not in row}
 """Datasets by name, as in sweep files."""
-GENERATED = {name: _row(name) for name, row in _TABLE.items() if "made" in row}
+GENERATED = {name: row_of(_TABLE, name) for name, row in _TABLE.items() if "made" in row}
 """Rows for generated or changed datasets, by kind of images. All datasets of a kind have these
 fields."""
 

@@ -9,7 +9,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from search_spaces.errors import ConfigError, unknown_name
+from pydantic import ValidationError
+
+from search_spaces.errors import ConfigError, pydantic_error, unknown_name
 from search_spaces.specs import Library, ModelSpec
 from search_spaces.sweeps import ModelChoice
 from search_spaces.user_code import code_hash
@@ -42,7 +44,15 @@ class ModelRow:
 
 
 def _row(name: str, library: Library, architecture: str, about: str) -> ModelRow:
-    return ModelRow(ModelSpec(name=name, library=library, architecture=architecture), about)
+    try:
+        spec = ModelSpec(name=name, library=library, architecture=architecture)
+    except ValidationError as error:
+        problem = pydantic_error(error)
+        raise ConfigError(
+            f"search_spaces/models.py, _ROWS, row {name!r}: {problem.problem}",
+            hint="Correct the row",
+        ) from None
+    return ModelRow(spec, about)
 
 
 def _paper_rows() -> Iterable[ModelRow]:

@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import sys
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -53,6 +54,8 @@ EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C or another signal to stop, as shells use it."""
 EXIT_BUG = 4
 """Exit code after an error in isweep itself, not in the command line or the machine."""
+OWN_PACKAGES = ("search_spaces", "tasks", "orchestrator", "isweep")
+"""Top-level packages of isweep."""
 MAX_COMPLETED = 3
 """Largest number of options in a message on an abbreviated option."""
 
@@ -367,15 +370,31 @@ def _run(command: partial[int | None]) -> int:
             log.exception("while stopping")
             return _print_stop("")
         log.exception("a bug")
-        first_line = (str(error).splitlines() or [""])[0]
-        _print_error(
-            SweepError(
-                f"This is a bug in isweep ({type(error).__name__}: {first_line})",
-                hint="Report the traceback. It is in the file isweep.log of the root. "
-                "Finished trials are kept",
-            )
-        )
+        _print_error(_bug(error))
         return EXIT_BUG
+
+
+def _bug(error: Exception) -> SweepError:
+    """Return the message about an error that no user can cause."""
+    first_line = (str(error).splitlines() or [""])[0]
+    text = f"{type(error).__name__}: {first_line}"
+    root = Path(__file__).parents[2]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        # The top level of a file runs when Python loads it, and creates its tables.
+        path = Path(frame.filename)
+        if frame.name == "<module>" and path.is_relative_to(root):
+            place = path.relative_to(root)
+            if place.parts[0] in OWN_PACKAGES:
+                return SweepError(
+                    f"{place.as_posix()} line {frame.lineno} cannot be loaded ({text})",
+                    hint="If you changed this file, for example a row of a table, correct the "
+                    "line. Otherwise install isweep again",
+                )
+    return SweepError(
+        f"This is a bug in isweep ({text})",
+        hint="Report the traceback. It is in the file isweep.log of the root. "
+        "Finished trials are kept",
+    )
 
 
 def _machine_error(error: OSError, place: Place) -> SetupError:

@@ -208,6 +208,9 @@ for _num_neighbors in OTHER_NUM_NEIGHBORS:
         d_data_at(_num_neighbors),
         f"`d_data_mle` from the {_num_neighbors} nearest neighbors instead of 20",
     )
+ESTIMATORS_WITHOUT_COLUMNS = ("gride",)
+"""Estimators whose d_data is only in the table of measures. New columns would make the MLflow
+runs of earlier sweeps incomplete."""
 D_DATA_TWONN = _measure("d_data_twonn", f"{_D_DATA}, by the two-nearest-neighbors estimator")
 _measure("d_data_twonn_std_error", "standard error of `d_data_twonn`")
 LABEL_SHARPNESS = _measure(
@@ -359,6 +362,18 @@ _FURTHER_TEST_NAME = re.compile(
 _DIMENSION_NAME = re.compile(
     r"(?P<dimension>d_repr|d_data)_(?P<estimator>[a-z][a-z0-9_]*?)(?:_stage(?P<stage>\d+))?"
 )
+_STD_ERROR = "_std_error"
+"""Suffix of the columns of standard errors."""
+
+
+def columns_of_estimator(estimator: str) -> tuple[Column, Column]:
+    """Return the columns of d_data by an estimator of the table, and of its standard error."""
+    name = f"d_data_{estimator}"
+    meaning = f"d_data by the estimator `{estimator}` (docs/measures.md)"
+    return (
+        Column(name, meaning, origin="measure"),
+        Column(f"{name}{_STD_ERROR}", f"standard error of `{name}`", origin="measure"),
+    )
 
 
 class AttackColumn(NamedTuple):
@@ -423,9 +438,9 @@ def _describe_by_pattern(name: str) -> Column:
 def _describe_dimension(name: str, match: re.Match[str]) -> Column:
     """Return the column of an intrinsic dimension, of data or of a representation."""
     if match["dimension"] == "d_data":
-        estimator = name.removeprefix("d_data_")
-        meaning = f"d_data by the estimator `{estimator}` (docs/measures.md)"
-        return Column(name, meaning, origin="measure")
+        estimator = name.removeprefix("d_data_").removesuffix(_STD_ERROR)
+        value, std_error = columns_of_estimator(estimator)
+        return std_error if name == std_error.name else value
     estimator = match["estimator"]
     meaning = f"d_repr by the estimator `{estimator}` (docs/measures.md)"
     if match["stage"]:

@@ -15,6 +15,7 @@ from orchestrator.results.columns import (
     BEST_EPOCH,
     CALIBRATION_ERROR,
     ENERGY_J,
+    ESTIMATORS_WITHOUT_COLUMNS,
     FURTHER_TEST_QUANTITIES,
     IMAGES_PER_SECOND,
     LABEL_SHARPNESS,
@@ -32,6 +33,7 @@ from orchestrator.results.columns import (
     R_HAT_TRUE,
     SHARPNESS_CHANNELS,
     SHARPNESS_PIXEL_RANGE,
+    columns_of_estimator,
     d_data_at,
     further_test_column,
 )
@@ -156,11 +158,11 @@ def _sharpness_numbers(size: SizeRecord) -> Numbers:
 
 def _data_dimension_numbers(size: SizeRecord) -> Numbers:
     numbers: Numbers = {}
-    for estimator in ("mle", "twonn"):
-        if estimator in size.d_data:
-            estimate = size.d_data[estimator]
-            numbers[f"d_data_{estimator}"] = estimate.value
-            numbers[f"d_data_{estimator}_std_error"] = estimate.std_error
+    for estimator, estimate in size.d_data.items():
+        if estimator not in ESTIMATORS_WITHOUT_COLUMNS:
+            value, std_error = columns_of_estimator(estimator)
+            numbers[value.name] = estimate.value
+            numbers[std_error.name] = estimate.std_error
     if "mle" in size.d_data:
         points = size.d_data["mle"].details.get("curve", ())
         by_neighbors = {point["num_neighbors"]: point["value"] for point in points}

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from search_spaces.errors import plural, unknown_name
+from search_spaces.errors import ConfigError, plural, unknown_name
 from tasks.array_types import AnyArray, BoolArray, FloatArray, IntArray
 from tasks.measures.neighbor_tables import NeighborTable
 from tasks.measures.plain_json import plain_json
@@ -483,7 +483,7 @@ def estimate(
     *,
     num_neighbors: int = 20,
     estimators: Sequence[str],
-    parameters: Mapping[str, float] | None = None,
+    parameters: Mapping[str, Mapping[str, float]] | None = None,
     seed: int = 0,
 ) -> dict[str, IntrinsicDimension]:
     """Return the estimates of several estimators on one table of neighbors.
@@ -493,18 +493,17 @@ def estimate(
         num_neighbors: Number of neighbors k of the MLE, 3 or more. Gride uses the largest
             power of two up to k. TwoNN always uses 2 neighbors.
         estimators: Names in `ESTIMATORS`.
-        parameters: Values that replace those in `ESTIMATORS`, by the parameter's name. Names
-            that no estimator has are ignored.
+        parameters: Values that replace those in `ESTIMATORS`, by estimator and by parameter.
+            Two rows may have a parameter of the same name.
         seed: Seed of the bootstrap.
 
     Returns:
         One record per name, in the order of ``estimators``.
     """
-    replaced = parameters or {}
     records = {}
     for name in estimators:
         estimator = find_estimator(name)
-        values = {key: replaced.get(key, value) for key, value in estimator.parameters.items()}
+        values = {**estimator.parameters, **(parameters or {}).get(name, {})}
         records[name] = _estimate_one(table, name, estimator, num_neighbors, values, seed)
     return records
 
@@ -543,6 +542,12 @@ def _estimate_one(
         return replace(record, reason=reason)
     indices = table.neighbor_positions[:, :k]
     fit = estimator.fit(Neighborhoods(distances[is_usable], indices, is_usable, parameters, seed))
+    if not isinstance(fit, Fit):
+        raise ConfigError(
+            f"tasks/measures/estimators.py, ESTIMATORS, row {name!r}: the function `fit` returned "
+            f"{type(fit).__name__} instead of Fit",
+            hint="Return Fit(value=...), or Fit() if the dimension is undefined",
+        )
     num_fitted = num_usable - fit.num_ties
     record = replace(record, num_points=num_fitted, num_dropped=num_points - num_fitted)
     if fit.value is None:

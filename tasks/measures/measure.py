@@ -93,7 +93,7 @@ def measure_nested(
             table,
             num_neighbors=settings.num_neighbors,
             estimators=settings.estimators,
-            parameters={"discard_fraction": settings.discard_fraction},
+            parameters={"twonn": {"discard_fraction": settings.discard_fraction}},
             seed=settings.seed,
         )
         records.append(

@@ -9,7 +9,6 @@ is a ``Source``, or any object or class with the same two attributes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Literal
 
@@ -17,6 +16,7 @@ from search_spaces.datasets import DATASETS
 from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.specs import DatasetSpec
 from tasks.sources.base import RawRequest, Source
+from tasks.table_rows import load_target
 
 ENTRY_POINT_GROUP = "isweep.sources"
 
@@ -169,8 +169,8 @@ def source_for(name: str) -> Source:
     """
     name = current_name(name)
     if name in SOURCES:
-        module, _, attribute = SOURCES[name].target.partition(":")
-        loaded = getattr(import_module(module), attribute)
+        row = f"tasks/sources/__init__.py, SOURCES, row {name!r}: `target`"
+        loaded = load_target(SOURCES[name].target, row)
     else:
         registered = _registered()
         if name not in registered:

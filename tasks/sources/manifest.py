@@ -123,11 +123,39 @@ def list_table(request: RawRequest) -> Listing:
     joined = JoinedTables([table.cells for table in tables])
     paths = joined.cells["path"]
     if not paths:
-        raise request.error(
-            "the table has a header, but no rows",
-            hint="Add a row for each image",
-        )
+        raise request.error("the table has a header, but no rows", hint="Add a row for each image")
     has_volumes = _has_volumes(paths, request)
+    rows = _rows_of_tables(tables, joined, has_volumes)
+    dataset_flags = []
+    slices: list[int | None] = [None] * len(paths)
+    base_listing = Listing(intensity=INTENSITY)
+    if has_volumes:
+        slices = _slices(rows, request)
+        rows = replace(rows, details=lambda row: (slices[row],))
+        base_listing = Listing(
+            intensity=VOLUME_INTENSITY,
+            block_size=VOLUMES_AT_ONCE,
+            one_image_per_item=None not in slices,
+        )
+    elif "slice" in joined.cells:
+        dataset_flags.append("columns not used: slice")
+    flags = _mislabeled_folders(joined.cells)
+    flags["sheet of the workbook that is not read"] = sum(table.other_sheets for table in tables)
+    excluded = _check_files(rows, has_volumes, request)
+    listing = own_listing(
+        rows,
+        request,
+        columns=columns,
+        unused_cells=joined.join([table.unused_cells for table in tables]),
+        dataset_flags=dataset_flags,
+        base_listing=replace(base_listing, flags=flags, excluded=excluded),
+    )
+    _check_no_repeats(rows, slices, request)
+    return listing
+
+
+def _rows_of_tables(tables: Sequence[PathTable], joined: JoinedTables, has_volumes: bool) -> Rows:
+    """Return the rows of all tables, without the details of their items."""
 
     def table_of(row: int) -> PathTable:
         return tables[joined.table_of(row)]
@@ -136,7 +164,8 @@ def list_table(request: RawRequest) -> Listing:
         table = table_of(row)
         return _row_name(table.folder, table.numbers, joined.row_in_table(row))
 
-    rows = Rows(
+    paths = joined.cells["path"]
+    return Rows(
         cells=joined.cells,
         locator=paths.__getitem__,
         name=row_name,
@@ -145,34 +174,6 @@ def list_table(request: RawRequest) -> Listing:
         image_path=paths.__getitem__,
         file_split=lambda row: parse_split(table_of(row).folder),
     )
-    dataset_flags = []
-    slices: list[int | None] = [None] * len(paths)
-    if has_volumes:
-        slices = _slices(rows, request)
-        rows = replace(rows, details=lambda row: (slices[row],))
-    elif "slice" in joined.cells:
-        dataset_flags.append("columns not used: slice")
-    flags = _mislabeled_folders(joined.cells)
-    flags["sheet of the workbook that is not read"] = sum(table.other_sheets for table in tables)
-    excluded = _check_files(rows, has_volumes, request)
-    base_listing = Listing(flags=flags, excluded=excluded, intensity=INTENSITY)
-    if has_volumes:
-        base_listing = replace(
-            base_listing,
-            intensity=VOLUME_INTENSITY,
-            block_size=VOLUMES_AT_ONCE,
-            one_image_per_item=None not in slices,
-        )
-    listing = own_listing(
-        rows,
-        request,
-        columns=columns,
-        unused_cells=joined.join([table.unused_cells for table in tables]),
-        dataset_flags=dataset_flags,
-        base_listing=base_listing,
-    )
-    _check_no_repeats(rows, slices, request)
-    return listing
 
 
 def _has_volumes(paths: Sequence[str], request: RawRequest) -> bool:
@@ -382,18 +383,23 @@ def _paths_from_base(
             paths.append(Path(os.path.relpath(cell, base)).as_posix())
             continue
         name = plain_name(cell)
-        if name is None and "\\" in cell and plain_name(cell.replace("\\", "/").lstrip("/")):
-            raise request.error(
-                f"the path in {row_name(row)} is written with backslashes and is not relative",
-                hint=r"Write / instead of \, and use paths relative to the folder of the table",
-            )
         if name is None:
-            raise request.error(
-                f"the path in {row_name(row)} leads out of the raw folder",
-                hint="Use paths relative to the folder of the table",
-            )
+            raise _outside_error(cell, row_name(row), request)
         paths.append(f"{folder}/{name}" if folder else name)
     return paths
+
+
+def _outside_error(path: str, row_name: str, request: RawRequest) -> DataError:
+    """Return the error for a path that leads out of the raw folder."""
+    if "\\" in path and plain_name(path.replace("\\", "/").lstrip("/")):
+        return request.error(
+            f"the path in {row_name} is written with backslashes and is not relative",
+            hint=r"Write / instead of \, and use paths relative to the folder of the table",
+        )
+    return request.error(
+        f"the path in {row_name} leads out of the raw folder",
+        hint="Use paths relative to the folder of the table",
+    )
 
 
 def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
@@ -432,10 +438,7 @@ def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
             "slices twice",
             hint="Write a slice in every row of a volume, or in no row",
         )
-    slices = []
-    for cell in cells:
-        slices.append(int(cell) if cell else None)
-    return slices
+    return [int(cell) if cell else None for cell in cells]
 
 
 def _check_files(rows: Rows, has_volumes: bool, request: RawRequest) -> dict[str, int]:
@@ -479,7 +482,7 @@ def _missing_files_hint(missing: set[str], files: set[str]) -> str:
     hint = "Write paths relative to the folder of the table"
     if not any(PurePosixPath(name).suffix for name in missing):
         hint += ", with their extension such as .jpg"
-    num_similar = len({*map(plain_id, missing)} & {*map(plain_id, files)})
+    num_similar = len(set(map(plain_id, missing)).intersection(map(plain_id, files)))
     if num_similar:
         hint += (
             f". For {num_similar} of these paths, a file exists whose name has another "
@@ -502,10 +505,10 @@ def _check_links(listed: set[str], special: set[str], base: Path, request: RawRe
     """
     if not special:
         return
-    used = set()
+    used: set[str] = set()
     for name in listed:
-        for path in (PurePosixPath(name), *PurePosixPath(name).parents):
-            used.add(str(path))
+        path = PurePosixPath(name)
+        used.update(map(str, (path, *path.parents)))
     for name in sorted(used & special):
         check_inside(base, base / name, request.hashed(name), request)
 

@@ -87,7 +87,8 @@ def _image_files(names: Iterable[str], request: RawRequest) -> list[str]:
         raise request.error(
             f"the folder has neither {MANIFESTS[0]}, nor one table in each split, nor a "
             "Parquet file",
-            hint=f"{TABLE_HINT}. If its subfolders are classes of images, set `kind: folder`",
+            hint=f"Use the path of the table itself, or rename the table to {MANIFESTS[0]}. If the "
+            "subfolders are classes of images, set `kind: folder`",
         )
     configs = set()
     for name in files:

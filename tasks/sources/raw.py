@@ -51,6 +51,7 @@ ARCHIVES = (".zip", *TARS)
 FILE_MANAGER_NAMES = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 """Names of files and folders that file managers leave behind."""
 GONE = "file is gone or unreadable"
+"""Reason of a :class:`SkipItem`."""
 MAX_FILE_BYTES = 384 << 20
 """Largest size in bytes of a file or archive member, which is read as a whole. An ultrasound
 of 300 frames has about 100 MiB, and a computed radiograph 30 MiB. With the memory for
@@ -228,7 +229,7 @@ def search_folder(root: Path, request: RawRequest, *, strict: bool = True) -> Fo
     """
     base = root.resolve()
     content = FolderContent()
-    pending = _entries(base, "", request, strict)
+    pending = _list_folder(base, "", request, strict)
     while pending:
         name, entry = pending.pop()
         is_folder = entry.is_dir(follow_symlinks=False)
@@ -237,7 +238,7 @@ def search_folder(root: Path, request: RawRequest, *, strict: bool = True) -> Fo
             continue
         if is_folder:
             content.folders.append(name)
-            pending += _entries(Path(entry.path), f"{name}/", request, strict)
+            pending += _list_folder(Path(entry.path), f"{name}/", request, strict)
             continue
         content.files.append(name)
         if not entry.is_file(follow_symlinks=False):
@@ -255,7 +256,7 @@ def raw_content(request: RawRequest) -> FolderContent:
     return search_folder(root, request)
 
 
-def _entries(
+def _list_folder(
     folder: Path, prefix: str, request: RawRequest, strict: bool
 ) -> list[tuple[str, os.DirEntry[str]]]:
     """Return pairs (name below the root, entry) of a folder, in reverse order for ``pop``.
@@ -316,24 +317,30 @@ def plain_name(name: str) -> str | None:
     return "/".join(part for part in parts if part not in ("", "."))
 
 
-def _checked_member(name: str) -> tuple[str, str]:
-    """Return a member's name as :func:`plain_name` returns it, and the hidden part of the name.
-
-    The hidden part is the path up to the first hidden folder, with a final slash, or the whole
-    name of a hidden file. The hidden part is empty if nothing is hidden.
+def _member_name(stored_name: str) -> str:
+    """Return a member's name as :func:`plain_name` returns it.
 
     Raises:
         RefusedArchive: The name leads out of the archive.
     """
-    normal_name = plain_name(name)
-    if normal_name is None:
+    name = plain_name(stored_name)
+    if name is None:
         raise RefusedArchive("an archive with names that lead out of it")
-    parts = normal_name.split("/")
+    return name
+
+
+def _hidden_part(name: str) -> str:
+    """Return the part of a member's name that is hidden; empty if nothing is hidden.
+
+    This is the path up to the first hidden folder, with a final slash, or the whole name of a
+    hidden file.
+    """
+    parts = name.split("/")
     for depth, part in enumerate(parts, 1):
         if is_hidden(part):
             hidden = "/".join(parts[:depth])
-            return normal_name, f"{hidden}/" if depth < len(parts) else hidden
-    return normal_name, ""
+            return f"{hidden}/" if depth < len(parts) else hidden
+    return ""
 
 
 def open_zip(file: Path | IO[bytes], max_members: int = MAX_MEMBERS) -> zipfile.ZipFile:
@@ -383,7 +390,8 @@ class ZipArchive:
         self._members: dict[str, zipfile.ZipInfo] = {}
         self.hidden: dict[str, None] = {}
         for info in self._archive.infolist():
-            name, hidden = _checked_member(info.filename)
+            name = _member_name(info.filename)
+            hidden = _hidden_part(name)
             if name in self._members:  # a//b and a\\b are the same name
                 raise RefusedArchive("an archive with repeated names")
             if hidden:
@@ -437,8 +445,8 @@ class TarArchive:
         self._is_complete = False
         self._lock = threading.RLock()
 
-    def _read_header(self) -> bool:
-        """Read the header of the next member. Return False at the end of the archive.
+    def _read_header(self) -> None:
+        """Read the header of the next member, or check the end of the archive.
 
         Raises:
             RefusedArchive: The member must not be read.
@@ -447,14 +455,14 @@ class TarArchive:
         if info is None:
             self._check_end()
             self._is_complete = True
-            return False
-        name, hidden = _checked_member(info.name)
+            return
+        name = _member_name(info.name)
         if info.size < 0:  # tarfile would read to the end, or never stop
             raise RefusedArchive("an archive with a negative size")
         if len(self._archive.members) > MAX_MEMBERS:  # type: ignore[attr-defined]
             raise RefusedArchive(f"an archive with more than {MAX_MEMBERS:,} members")
         if info.isdir():
-            return True
+            return
         self._bytes_left -= info.size
         if self._bytes_left < 0:
             raise RefusedArchive("an archive that declares more than its packed size can hold")
@@ -462,11 +470,11 @@ class TarArchive:
             raise RefusedArchive("an archive with links, devices or sparse files")
         if name in self._members:
             raise RefusedArchive("an archive with repeated names")
+        hidden = _hidden_part(name)
         if hidden:
             self.hidden[hidden] = None
         elif name:
             self._members[name] = info
-        return True
 
     def _check_end(self) -> None:
         """Check that the archive ends with zeros.
@@ -491,8 +499,8 @@ class TarArchive:
         """
         try:
             with self._lock:
-                while not self._is_complete and self._read_header():
-                    pass
+                while not self._is_complete:
+                    self._read_header()
         except (RefusedArchive, *DAMAGE) as error:
             # A second call would continue after the rejected member, so the archive is opened
             # again next time.
@@ -508,8 +516,8 @@ class TarArchive:
         Raises:
             SkipItem: The tar has no member of this name.
         """
-        while member not in self._members and not self._is_complete and self._read_header():
-            pass
+        while member not in self._members and not self._is_complete:
+            self._read_header()
         if member not in self._members:
             raise SkipItem(GONE)
         return self._members[member]
@@ -612,12 +620,12 @@ class _ArchivePath:
     Attributes:
         file: Name of the outermost archive.
         inner: Members that are archives, as in :func:`open_archive`.
-        folder: Folder of the archive, as if outer archives were unpacked.
+        name: Name of the archive in the tree, as if outer archives were unpacked.
     """
 
     file: str
     inner: tuple[str, ...]
-    folder: str
+    name: str
 
     @property
     def locator(self) -> str:
@@ -672,9 +680,7 @@ class RawTree:
         if not is_archive:
             self._locators = {name: name for name in content.files}
             self.archives = list(filter(is_archive_name, content.files))
-        archives = []
-        for name in filter(opens, self.archives):
-            archives.append(_ArchivePath(name, (), name.rpartition("/")[0]))
+        archives = [_ArchivePath(name, (), name) for name in self.archives if opens(name)]
         # One level of archives after the other: a file has its own name even if an archive
         # that is deeper inside others contains the same name.
         while archives:
@@ -701,12 +707,12 @@ class RawTree:
             DataError: The archive cannot be read.
         """
         inner_archives = []
+        folder = archive.name.rpartition("/")[0]
         for member in self._member_names(archive):
-            name = f"{archive.folder}/{member}" if archive.folder else member
+            name = f"{folder}/{member}" if folder else member
             can_open = is_archive_name(member) and len(archive.inner) + 1 < MAX_DEPTH
             if can_open and opens(name):
-                folder = name.rpartition("/")[0]
-                inner_archives.append(_ArchivePath(archive.file, (*archive.inner, member), folder))
+                inner_archives.append(_ArchivePath(archive.file, (*archive.inner, member), name))
                 continue
             locator = f"{archive.locator}{MARK}{member}"
             if MARK in self._locators.get(name, ""):

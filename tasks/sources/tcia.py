@@ -27,8 +27,9 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import NamedTuple
 
 from tasks.sources.base import Item, Listing, RawRequest, Sample, SkipItem
 from tasks.sources.dicom import Header, decode_dicom, frame_samples, read_header
@@ -100,21 +101,21 @@ def list_dbc(tree: RawTree, request: RawRequest) -> Listing:
     mapping = find_table(tree, request, MAPPING_TABLE, (ORIGINAL,))
     box_table = find_table(tree, request, BOX_TABLE, BOX_COLUMNS)
     boxes = _read_boxes(box_table, request)
-    num_several = sum(len(patient_boxes) > 1 for patient_boxes in boxes.values())
-    flags = {"patient with several boxes: a slice in any is positive": num_several}
     rows = read_table(mapping, request, (ORIGINAL,), (CLASSIC, DESCRIPTIVE, INSTANCE))
     if rows and not {CLASSIC, DESCRIPTIVE, INSTANCE} & set(rows[0]):
         raise request.error(
             f"the mapping table has none of the columns {CLASSIC}, {DESCRIPTIVE} and {INSTANCE}",
             hint="Download the table again",
         )
-    excluded = Counter[str]()
-    skipped: list[tuple[str, str]] = []
-    slices = _labeled_slices(rows, boxes, excluded, skipped)
-    if rows and INSTANCE not in rows[0]:
+    slices, excluded, skipped = _label_rows(rows, boxes)
+    flags = {}
+    num_several = sum(len(patient_boxes) > 1 for patient_boxes in boxes.values())
+    if num_several:
+        flags["patient with several boxes: a slice in any is positive"] = num_several
+    if slices and INSTANCE not in slices[0].row:
         flags["slices found by file names only: the table has no SOP instance UIDs"] = len(slices)
     items: dict[str, Item] = {}
-    labels: list[tuple[str, int | None]] = []
+    labels: list[tuple[str, int]] = []
     for mri_slice, name in zip(slices, _find_files(slices, tree, request), strict=True):
         if name is None:
             skipped.append((mri_slice.row[ORIGINAL], FILE_MISSING))
@@ -133,7 +134,7 @@ def list_dbc(tree: RawTree, request: RawRequest) -> Listing:
         excluded=dict(excluded) | repeated_rows("the mapping table", labels, request),
         skipped=skipped,
         intensity="stored values by own maximum",
-        flags=dict(+Counter(flags)),
+        flags=flags,
     )
 
 
@@ -202,21 +203,19 @@ def slice_label(number: int, boxes: Sequence[Box]) -> int | None:
     return None
 
 
-def _labeled_slices(
-    rows: Sequence[Mapping[str, str]],
-    boxes: Mapping[str, Sequence[Box]],
-    excluded: Counter[str],
-    skipped: list[tuple[str, str]],
-) -> list[Slice]:
-    """Return the rows of the mapping table that have a label.
+def _label_rows(
+    rows: Iterable[Mapping[str, str]], boxes: Mapping[str, Sequence[Box]]
+) -> tuple[list[Slice], Counter[str], list[tuple[str, str]]]:
+    """Label the rows of the mapping table by the boxes of their patients.
 
-    Args:
-        rows: Rows of the mapping table.
-        boxes: Boxes of each patient.
-        excluded: Counter to which other series and slices near a box are added, by reason.
-        skipped: List to which pairs (path, reason) of rows that cannot be used are added.
+    Returns:
+        - The rows with a label.
+        - Reason -> number of rows of other series, and of slices near a box.
+        - Pairs (path, reason) of rows that cannot be used.
     """
     slices: list[Slice] = []
+    excluded = Counter[str]()
+    skipped: list[tuple[str, str]] = []
     for row in rows:
         original = re.sub(r"[\\/]+", "/", row[ORIGINAL])
         patient_match = re.search(r"Breast_MRI_\d+", original)
@@ -224,9 +223,7 @@ def _labeled_slices(
         patient = patient_match[0] if patient_match else ""
         # "pre" is searched below the patient's folder, because a folder above may be called
         # "preprocessed".
-        folder = original.rpartition("/")[0]
-        series_folder = folder.partition(patient)[2] if patient else "pre"
-        if "pre" not in series_folder:
+        if patient and "pre" not in original.rpartition("/")[0].partition(patient)[2]:
             excluded["another series"] += 1
         elif number is None or patient not in boxes:
             skipped.append((original, "no box for this row"))
@@ -238,14 +235,10 @@ def _labeled_slices(
                 excluded[f"nearer than {MARGIN} slices to the box"] += 1
             else:
                 slices.append(Slice(row, patient, label, row.get(INSTANCE, "")))
-    return slices
+    return slices, excluded, skipped
 
 
-def _find_files(
-    slices: Sequence[Slice],
-    tree: RawTree,
-    request: RawRequest,
-) -> list[str | None]:
+def _find_files(slices: Sequence[Slice], tree: RawTree, request: RawRequest) -> list[str | None]:
     """Return the file of each slice, found by the paths in the table or by the UIDs in headers.
 
     A slice without a file gets None.
@@ -259,13 +252,13 @@ def _find_files(
         matches = filter(None, map(name_by_path.get, _possible_paths(mri_slice.row)))
         files.append(next(matches, None))
     uncertain = _uncertain_slices(slices, files, tree, request)
-    if uncertain:
-        patients = {slices[index].patient for index in uncertain}
-        names = _files_of_patients(patients, tree)
-        names_by_instance = _names_by_uid("instance", names, tree, request)
-        for index in uncertain:
-            same_instance = names_by_instance.get(slices[index].instance, ())
-            files[index] = next(iter(same_instance), None)
+    if not uncertain:
+        return files
+    names = _files_of_patients({slices[index].patient for index in uncertain}, tree)
+    names_by_instance = _names_by_uid(lambda header: header.instance, names, tree, request)
+    for index in uncertain:
+        same_instance = names_by_instance.get(slices[index].instance, ())
+        files[index] = next(iter(same_instance), None)
     return files
 
 
@@ -329,7 +322,7 @@ def _files_of_patients(patients: set[str], tree: RawTree) -> list[str]:
 
 
 def _names_by_uid(
-    tag: Literal["instance", "series"],
+    uid_of: Callable[[Header], str],
     names: Iterable[str],
     tree: RawTree,
     request: RawRequest,
@@ -337,7 +330,7 @@ def _names_by_uid(
     """Read the headers of all files, and return the names of the files by UID.
 
     Args:
-        tag: Whether to use the UID of the SOP instance or of the series.
+        uid_of: Returns the UID of the SOP instance or of the series.
         names: Names of the files.
         tree: All files of the download.
         request: The raw folder, and the name of the dataset for log lines.
@@ -346,10 +339,10 @@ def _names_by_uid(
     for number, name in enumerate(names, 1):
         header = read_header(request.base(), tree.locator(name))
         if header is not None:
-            names_by_uid[getattr(header, tag)].append(name)
+            names_by_uid[uid_of(header)].append(name)
         if number % LOG_EVERY == 0:
             logger.info("%s: %d headers read", request.dataset.name, number)
-    return dict(names_by_uid)
+    return names_by_uid
 
 
 class Target(NamedTuple):
@@ -375,13 +368,12 @@ def list_prostate(tree: RawTree, request: RawRequest) -> Listing:
         DataError: The table is missing, or has a score that is not a number from 0 to 5.
     """
     table = find_table(tree, request, TARGET_TABLE, TARGET_COLUMNS)
-    excluded = Counter[str]()
-    targets = _read_targets(table, excluded, request)
+    targets, excluded = _read_targets(table, request)
     if request.spec.data_mode == "corrected":
-        num_targets = len(targets)
-        targets = _highest_of_each_series(targets)
-        num_lower = num_targets - len(targets)
+        highest = _highest_of_each_series(targets)
+        num_lower = len(targets) - len(highest)
         excluded["another target of the series has a higher score"] = num_lower
+        targets = highest
     is_severe = request.spec.task == "severe"
     min_positive = 3 if is_severe else 2
     files = _SeriesFiles(request, tree)
@@ -412,18 +404,14 @@ def list_prostate(tree: RawTree, request: RawRequest) -> Listing:
     )
 
 
-def _read_targets(table: str, excluded: Counter[str], request: RawRequest) -> list[Target]:
-    """Return the targets in a table that have a score.
-
-    Args:
-        table: Locator of the table.
-        excluded: Counter to which rows without a series or score are added, by reason.
-        request: The download, and for errors.
+def _read_targets(table: str, request: RawRequest) -> tuple[list[Target], Counter[str]]:
+    """Return the targets in a table that have a score, and the number of other rows by reason.
 
     Raises:
         DataError: A score is not a whole number from 0 to 5.
     """
     targets: list[Target] = []
+    excluded = Counter[str]()
     for row in read_table(table, request, TARGET_COLUMNS):
         if is_missing(row[SERIES]):
             excluded["no series"] += 1
@@ -438,14 +426,14 @@ def _read_targets(table: str, excluded: Counter[str], request: RawRequest) -> li
                 hint="Download the table of targets again",
             )
         targets.append(Target(int(score[1]), row[SERIES], row[PATIENT]))
-    return targets
+    return targets, excluded
 
 
 def _highest_of_each_series(targets: Iterable[Target]) -> list[Target]:
     """Return the target with the highest score of each series."""
     highest: dict[str, Target] = {}
     for target in targets:
-        if target.series not in highest or target.score > highest[target.series].score:
+        if target.score > highest.setdefault(target.series, target).score:
             highest[target.series] = target
     return list(highest.values())
 
@@ -479,33 +467,35 @@ class _SeriesFiles:
         self._request = request
         self._tree = tree
         self._names = [name for name in tree if name.lower().endswith(".dcm")]
-        self._by_folder: defaultdict[str, list[str]] = defaultdict(list)
+        self._by_folder_uid: defaultdict[str, list[str]] = defaultdict(list)
         # Two patients may have series with the same last five digits of the UID.
-        self._by_patient: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
-        self._by_header: dict[str, list[str]] | None = None
+        self._by_patient_and_digits: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
         for name in self._names:
-            *folders, _ = name.split("/")
-            match = SERIES_FOLDER.fullmatch(folders.pop()) if folders else None
+            folders = name.split("/")[:-1]
+            match = SERIES_FOLDER.fullmatch(folders[-1]) if folders else None
             if match is None:
                 continue
             if match["uid"]:
-                self._by_folder[match["uid"]].append(name)
-            else:
-                for patient in folders:
-                    self._by_patient[patient, match["end"]].append(name)
+                self._by_folder_uid[match["uid"]].append(name)
+                continue
+            for patient in folders[:-1]:
+                self._by_patient_and_digits[patient, match["end"]].append(name)
 
     def find(self, series: str, patient: str) -> str | None:
         """Return the name of a series' file; None if there is none, or if several files differ."""
-        names = self._by_folder.get(series, [])
+        names = self._by_folder_uid.get(series, [])
         if not names:
-            names = self._by_patient.get((patient, series[-5:]), [])
+            names = self._by_patient_and_digits.get((patient, series[-5:]), [])
             names = [name for name in names if self._may_have_series(name, series)]
         name = self._single_name(names)
         if name is not None:
             return name
-        if self._by_header is None:
-            self._by_header = _names_by_uid("series", self._names, self._tree, self._request)
-        return self._single_name(self._by_header.get(series, ()))
+        return self._single_name(self._by_header_uid.get(series, ()))
+
+    @cached_property
+    def _by_header_uid(self) -> dict[str, list[str]]:
+        """Names of files by the UID of the series in their headers, which are all read for this."""
+        return _names_by_uid(lambda header: header.series, self._names, self._tree, self._request)
 
     def _header(self, name: str) -> Header | None:
         """Return the header of a file; None if it cannot be read."""

@@ -8,7 +8,6 @@ this module and one row in :data:`search_spaces.attacks.ATTACKS`.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from search_spaces.attacks import ATTACKS, Number
 from search_spaces.specs import AttackRequest, RecipeSpec, TestLoss
+from tasks.table_rows import load_target
 from tasks.trials.evaluation import (
     Evaluation,
     evaluation_mode,
@@ -221,9 +221,13 @@ def _uniform_noise(batch: AttackBatch, seeds: Tensor) -> Tensor:
 
 
 def attack_function(method: str) -> AttackFunction:
-    """Return the function of an attack of :data:`search_spaces.attacks.ATTACKS`."""
-    module_name, _, name = ATTACKS[method].function.partition(":")
-    return cast(AttackFunction, getattr(importlib.import_module(module_name), name))
+    """Return the function of an attack of :data:`search_spaces.attacks.ATTACKS`.
+
+    Raises:
+        ConfigError: the function that the row names does not exist.
+    """
+    row = f"search_spaces/attacks.py, ATTACKS, row {method!r}: `function`"
+    return cast(AttackFunction, load_target(ATTACKS[method].function, row))
 
 
 def _with_parameters(attack: AttackRequest) -> Callable[[nn.Module, AttackBatch], Tensor]:

@@ -135,8 +135,9 @@ def deterministic(device: torch.device | str = "cpu", num_threads: int = 1) -> I
             torch.use_deterministic_algorithms(True)
             # By default, this mode fills every new tensor, which is for debugging and takes
             # time.
-            debugging = torch.utils.deterministic
-            restore.enter_context(_attribute(debugging, "fill_uninitialized_memory", False))
+            restore.enter_context(
+                _attribute(torch.utils.deterministic, "fill_uninitialized_memory", False)
+            )
         restore.callback(torch.set_num_threads, torch.get_num_threads())
         restore.enter_context(threadpool_limits(num_threads))
         torch.set_num_threads(num_threads)

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import replace
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from orchestrator.planning.costs.passes import attack_flops
 from orchestrator.planning.sweep_file import parse_sweep, sweep_text
-from search_spaces.attacks import ATTACKS
+from search_spaces.attacks import ATTACKS, AttackParameter, AttackPasses
 from search_spaces.errors import ConfigError
 from search_spaces.specs import ATTACK_VERSION, AttackSpec
 from tasks.trials.attacks import PIXEL_MAX, attack_function
 from tasks.trials.trial import run_trial
-from tests.unit.tasks.trials.conftest import bright_squares, trial_spec
+from tests.contracts.rows import check_one_row
+from tests.unit.tasks.trials.conftest import bright_squares, pixels_of, trial_spec
 from tests.unit.tasks.trials.test_attacks import attack_all, attacked
 
 EPSILONS = (0.5, 2.0, 8.0)
+
+
+class NoSlope(nn.Module):
+    """The margin does not depend on the pixels, so every gradient is 0 or, on request, NaN."""
+
+    def __init__(self, gradient):
+        super().__init__()
+        self.gradient = gradient
+
+    def forward(self, pixels):
+        zero = 0 * pixels.flatten(1).sum(1)
+        if self.gradient == "nan":
+            # The derivative of the square root at 0 is infinite, times 0 of the other branch.
+            zero = torch.where(zero > 0, torch.sqrt(zero), torch.zeros_like(zero))
+        return torch.stack([zero, zero + 1], 1)
 
 
 @pytest.fixture
@@ -137,8 +157,38 @@ class TestAttack:
             missing = default.missing_for(trial_with(changed_value))
             assert len(missing) == len(default.attacks.epsilons)
 
-    def test_its_function_has_a_docstring(self, method):
-        assert attack_function(method).__doc__
+    @pytest.mark.parametrize("gradient", ["zero", "nan"])
+    def test_a_pixel_without_a_gradient_is_not_moved_and_its_image_is_counted(
+        self, method, gradient
+    ):
+        """``torch.sign`` of a gradient that is NaN is 0. Other functions of it may be NaN."""
+        model = NoSlope(gradient)
+        images = pixels_of(3, side=2)
+        labels = torch.tensor([0, 1, 0])
+        float_images = images.float().requires_grad_()
+        (slope,) = torch.autograd.grad(F.cross_entropy(model(float_images), labels), float_images)
+        assert slope.isnan().all() == (gradient == "nan")
+        (record,) = attack_all(
+            model, images, labels, AttackSpec(methods=(method,), epsilons=(4.0,))
+        )
+        assert record.num_unchanged == 3
+        assert record.loss_gain == 0
+
+    def test_its_row_fits_its_function(self, method):
+        row = ATTACKS[method]
+        check_one_row("search_spaces/attacks.py", "ATTACKS", method)
+        function = attack_function(method)
+        assert function.__doc__, f"the function of {method} needs a docstring"
+        arguments = list(inspect.signature(function).parameters)
+        assert arguments == ["model", "batch", "epsilon", *row.parameters], (
+            f"the keyword arguments of {row.function} are not the `parameters` of row {method!r}"
+        )
+        for name, parameter in row.parameters.items():
+            assert isinstance(parameter, AttackParameter), f"{method}, parameter {name}"
+        assert isinstance(row.passes(row.values({})), AttackPasses), (
+            f"`passes` of row {method!r} must be a function that returns AttackPasses"
+        )
+        assert row.effect, f"`effect` of row {method!r} is empty"
 
 
 SWEEP = """
@@ -151,6 +201,21 @@ image_size: 12
 recipe: smoke
 attacks: {{methods: [{}], epsilons: [2, 8]}}
 """
+
+
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [
+        ("tasks.trials.attacks:mifgms", "the module tasks.trials.attacks contains no mifgms"),
+        ("tasks.trials.attack:pgd", "there is no module tasks.trials.attack. Correct"),
+        ("pgd", "Write package.module:name"),
+    ],
+)
+def test_a_message_names_the_row_whose_function_does_not_exist(monkeypatch, target, problem):
+    monkeypatch.setitem(ATTACKS, "new", replace(ATTACKS["pgd"], function=target))
+    row = f"search_spaces/attacks.py, ATTACKS, row 'new': `function` is '{target}'"
+    with pytest.raises(ConfigError, match=f"^{row}.*{problem}"):
+        attack_function("new")
 
 
 def test_a_record_has_the_changed_parameters_of_its_attack(model, batch):

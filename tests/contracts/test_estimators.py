@@ -10,18 +10,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orchestrator.results.columns import describe
+from search_spaces.errors import ConfigError
 from search_spaces.specs import DEFAULT_ESTIMATORS, MEASURE_VERSION, REPRESENTATION_VERSION
 from tasks.measures import estimators
 from tasks.measures.estimators import ESTIMATORS, FEW_POINTS, IntrinsicDimension, estimate
 from tasks.measures.manifolds import MANIFOLDS
 from tasks.measures.measure import intrinsic_dimension
 from tasks.measures.neighbors import nested_neighbors
+from tests.contracts.rows import check_one_row
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "estimators.json"
 INSTRUCTIONS = """
-A parameter of an estimator that is measured by default changed, while ids, which hold its name, stay:
-stored results would be taken for new ones. Give the row with the new parameter another name, or count
-up MEASURE_VERSION and REPRESENTATION_VERSION in search_spaces/specs.py and write both to {path}.
+The estimators that are measured by default, or their parameters, changed.
+- If you changed a parameter: ids contain only the name of the estimator, so stored results would be
+  taken for new ones. Give the row with the new parameter another name. Or increase MEASURE_VERSION and
+  REPRESENTATION_VERSION in search_spaces/specs.py, and write the versions and parameters to {path}.
+- If you changed DEFAULT_ESTIMATORS: increase MEASURE_VERSION, and write it and the parameters to {path}.
 """
 
 
@@ -56,6 +61,20 @@ class TestEstimator:
         assert record.value == pytest.approx(dimension, rel=0.25)
         assert record.reason is None
         assert record.num_points > 0
+
+    def test_its_row_is_complete(self, name):
+        row = ESTIMATORS[name]
+        check_one_row("tasks/measures/estimators.py", "ESTIMATORS", name)
+        assert row.fit.__doc__, f"the function of {name} needs a docstring"
+        value, std_error = describe([f"d_data_{name}", f"d_data_{name}_std_error"])
+        assert value.origin == std_error.origin == "measure", (
+            f"the results table has no columns for {name!r}: a name has lower-case letters, digits "
+            "and underscores, and begins with a letter"
+        )
+        assert std_error.meaning.startswith("standard error"), name
+        assert row.required_neighbors(20) in range(1, 21), (
+            f"`required_neighbors` of row {name!r} must return a whole number from 1 to its argument"
+        )
 
     def test_the_estimate_rises_with_the_dimension(self, name):
         values = [measure(name, points_on_sphere(dimension)).value for dimension in (1, 3, 6)]
@@ -119,6 +138,17 @@ class TestEstimator:
             assert records["variant"].value != original.value
             assert records["variant"].details[parameter] == value / 2
             assert records[name] == original
+            other = {name: {parameter: value / 4}}
+            records = estimate(table, estimators=[name, "variant"], parameters=other)
+            assert records[name].details[parameter] == value / 4
+            assert records["variant"].details[parameter] == value / 2
+
+
+def test_a_message_names_the_row_whose_function_returns_no_fit(monkeypatch):
+    row = replace(ESTIMATORS["mle"], fit=lambda neighborhoods: 4.0)
+    monkeypatch.setitem(ESTIMATORS, "new", row)
+    with pytest.raises(ConfigError, match="row 'new': the function `fit` returned float instead"):
+        measure("new", points_on_sphere(2, 300))
 
 
 def test_the_function_and_row_in_contributing_are_an_estimator(monkeypatch):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from orchestrator.planning.costs.networks import network_cost
-from search_spaces.models import ABOUT, MODELS, model_spec
+from search_spaces.errors import ConfigError
+from search_spaces.models import _ROWS, ABOUT, MODELS, _row, model_spec
 from search_spaces.specs import RecipeSpec
 from tasks.trials.models import build_model, num_parameters
 from tasks.trials.representations import extract_features, feature_layer
@@ -50,15 +51,32 @@ class TestModel:
         assert not cost.uncounted
         # A training step is a forward pass and a backward pass of twice its operations, less the
         # gradient by the pixels. Another ratio means that a pass was not counted.
-        assert 2 < cost.step.flops / recipe.batch_size / cost.forward_flops < 3.1
+        num_passes = cost.step.flops / recipe.batch_size / cost.forward_flops
+        assert 2 < num_passes < 3.1, (
+            f"a training step of {name} is counted as {num_passes:.1f} forward passes instead of 2 to "
+            "3.1, so its cost in `isweep plan` is wrong: see orchestrator/planning/costs"
+        )
 
-    def test_it_has_a_description(self, name):
+    def test_it_has_one_row_and_a_description(self, name):
+        num_rows = [row.spec.name for row in _ROWS].count(name)
+        assert num_rows == 1, (
+            f"search_spaces/models.py, _ROWS: {num_rows} rows have the name {name!r}. Rename one"
+        )
         assert len(ABOUT[name]) > 10
         assert model_spec(name) == MODELS[name]
 
     def test_its_feature_layer_exists(self, name):
         network = build(name).network
         network.get_submodule(feature_layer(network).module)
+
+
+@pytest.mark.parametrize(
+    ("name", "library", "field"), [("Big Net", "isweep", "name"), ("new", "keras", "library")]
+)
+def test_a_message_names_the_row_and_field_of_a_wrong_model(name, library, field):
+    place = f"^search_spaces/models.py, _ROWS, row '{name}': `{field}` is"
+    with pytest.raises(ConfigError, match=place):
+        _row(name, library, "small_cnn", "a row with a mistake")
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -1,7 +1,8 @@
 """Promises of every dataset: each row of ``datasets.toml``, and each kind of a user's own data.
 
-The row is all that the tests of a new dataset need. A new source also needs a small raw tree in
-``tests/raw_trees``; the failing test names the missing one.
+A row whose source also reads users' data needs nothing else: the tests write a small download of it.
+A row of another source needs a small raw tree in ``tests/raw_trees``, unless an existing tree has the
+same source and layout. The failing test names the missing one.
 """
 
 from __future__ import annotations
@@ -15,20 +16,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from search_spaces.datasets import DATASETS, GENERATED, generated_dataset_spec, user_dataset_spec
-from search_spaces.errors import DataError
+from search_spaces.datasets import (
+    DATASETS,
+    GENERATED,
+    generated_dataset_spec,
+    read_table,
+    row_of,
+    user_dataset_spec,
+)
+from search_spaces.errors import ConfigError, DataError
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from search_spaces.sweeps import ControlledDatasetSpec, UserSourceSpec
 from tasks.prepared.prepare import prepare_dataset
 from tasks.remote import InlineExecutor
 from tasks.sources import OWN_KINDS, OWN_OPTIONS, SOURCES, needs_download, source_for
 from tasks.sources.base import RawRequest, SkipItem
+from tests.contracts.rows import check_one_row
 from tests.raw_trees import WRITERS, write_raw_tree
-from tests.raw_trees.own import OWN_WRITERS
+from tests.raw_trees.own import FORMS, OWN_WRITERS
 
 OWN = [f"own {kind}" for kind in OWN_KINDS]
 NAMES = sorted([*DATASETS, *GENERATED, *OWN])
 MAX_ITEMS_READ = 12
+CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
 
 
 def dataset_of(name: str) -> DatasetSpec:
@@ -57,7 +67,31 @@ def write_download(dataset: DatasetSpec, folder: Path) -> Path | None:
             return write_raw_tree(name, folder)
     if dataset.source == "npz":
         return write_arrays_of_row(dataset, folder)
-    pytest.fail(f"dataset {dataset.name} needs a writer in tests/raw_trees/__init__.py")
+    if dataset.source in FORM_OF_SOURCE:
+        return write_files_of_row(dataset, folder)
+    pytest.fail(
+        f"dataset {dataset.name} needs a writer in WRITERS of tests/raw_trees/__init__.py: its source "
+        f"{dataset.source} reads a layout of its own"
+    )
+
+
+FORM_OF_SOURCE = {"folder": "folder", "hdf5": "hdf5", "table": "csv", "webdataset": "webdataset"}
+"""Source of users' data -> form of file in which the tests write the download of a row."""
+
+
+def write_files_of_row(dataset: DatasetSpec, folder: Path) -> Path:
+    """Write the download of a row with eight images of each class, in a form of users' data."""
+    classes = [name for name in dataset.label_names for _ in range(8)]
+    columns = {"label": classes}
+    if len(dataset.label_columns) == 1:
+        columns = {dataset.label_columns[0]: classes}
+    elif dataset.label_columns:
+        columns = {
+            column: [int(name == own) for name in classes]
+            for column, own in zip(dataset.label_columns, dataset.label_names, strict=True)
+        }
+    _, write = FORMS[FORM_OF_SOURCE[dataset.source]]
+    return write(folder / "own", columns)
 
 
 def write_arrays_of_row(dataset: DatasetSpec, folder: Path) -> Path:
@@ -172,7 +206,7 @@ def test_a_missing_download_is_reported_and_writes_nothing(request_of, tmp_path,
 
 def contributing_dataset() -> DatasetSpec:
     """Return the dataset of the example row in ``CONTRIBUTING.md``."""
-    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    text = CONTRIBUTING.read_text(encoding="utf-8")
     example = re.search("```toml\n(.*?)```", text, re.DOTALL)[1]
     (name, row), *_ = tomllib.loads(example).items()
     return DatasetSpec.model_validate_json(json.dumps({"name": name, **row}))
@@ -215,6 +249,58 @@ def test_a_row_that_reads_arrays_needs_no_writer(tmp_path, monkeypatch):
         executor=InlineExecutor(),
     )
     assert record.num_images == 8 * len(dataset.label_names)
+
+
+@pytest.mark.parametrize("source", FORM_OF_SOURCE)
+def test_a_row_of_a_source_of_users_data_needs_no_writer(tmp_path, monkeypatch, source):
+    changes = {"name": "new", "source": source, "raw_layout": "any"}
+    dataset = contributing_dataset().model_copy(update=changes)
+    monkeypatch.setitem(DATASETS, "new", dataset)
+    record = prepare_dataset(
+        PreparedSpec(dataset="new", image_size=16, channels=3),
+        dataset,
+        raw=write_download(dataset, tmp_path / "raw"),
+        destination=tmp_path / "out",
+        executor=InlineExecutor(),
+    )
+    assert record.num_images == 8 * len(dataset.label_names)
+    assert record.label_names == dataset.label_names
+
+
+def test_a_folder_without_a_table_says_how_to_name_the_table(tmp_path):
+    dataset = contributing_dataset().model_copy(update={"name": "new", "source": "table"})
+    (tmp_path / "labels.csv").write_text("path,label\n")
+    spec = PreparedSpec(dataset="new", image_size=16, channels=3)
+    message = "Use the path of the table itself, or rename the table to manifest.csv"
+    with pytest.raises(DataError, match=message):
+        source_for("table").list_items(RawRequest(dataset, spec, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("channels = 3", "channels = 4", r"row \[pathmnist\]: `channels` is 4"),
+        (
+            "channels = 3",
+            "chanels = 3",
+            r"row \[pathmnist\]: these fields are missing: `channels`; there are no such fields: `chanels`",
+        ),
+        ("title", "of = 'absent'\ntitle", r"row \[pathmnist\], `of`: Unknown row 'absent'"),
+        ("title", "[pathmnist]\ntitle", r"cannot be read: .*may occur only once"),
+    ],
+)
+def test_a_message_names_the_row_and_field_of_a_wrong_dataset(old, new, message):
+    text = re.search("```toml\n(.*?)```", CONTRIBUTING.read_text(encoding="utf-8"), re.DOTALL)[1]
+    with pytest.raises(ConfigError, match=f"^search_spaces/datasets.toml.*{message}"):
+        row_of(read_table(text.replace(old, new, 1)), "pathmnist")
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_source_has_one_row_whose_target_is_a_source(name):
+    check_one_row("tasks/sources/__init__.py", "SOURCES", name)
+    source = source_for(name)
+    assert callable(source.list_items), f"`target` of row {name!r} is no Source"
+    assert callable(source.reader), f"`target` of row {name!r} is no Source"
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -108,14 +108,7 @@ def own_listing(
             kept_classes.append(class_of_row[row])
     num_validation = len(splits) - len(kept_rows)
     classes = tuple(sort_classes(set(kept_classes)))
-    if len(classes) < 2:
-        value = f"only the class {classes[0]}" if classes else "no class"
-        if num_validation:
-            value += f" ({num_validation} rows are in a validation split)"
-        raise request.error(
-            f"isweep needs images of two classes, but these images have {value}",
-            hint="Add images of a second class",
-        )
+    _check_two_classes(classes, num_validation, request)
     index_of_class = {name: index for index, name in enumerate(classes)}
     check_id_spellings(rows, kept_rows, request)
     check_no_group_in_both_splits(rows, kept_rows, splits, request)
@@ -141,6 +134,23 @@ def own_listing(
         label_names=classes,
         excluded=dict(excluded),
         flags=flag_counts,
+    )
+
+
+def _check_two_classes(classes: Sequence[str], num_validation: int, request: RawRequest) -> None:
+    """Check that the images outside a validation split have at least two classes.
+
+    Raises:
+        DataError: They have fewer.
+    """
+    if len(classes) >= 2:
+        return
+    text = f"only the class {classes[0]}" if classes else "no class"
+    if num_validation:
+        text += f" ({num_validation} rows are in a validation split)"
+    raise request.error(
+        f"isweep needs images of two classes, but these images have {text}",
+        hint="Add images of a second class",
     )
 
 

@@ -8,6 +8,7 @@ import sys
 from contextlib import suppress
 from functools import partial
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -208,6 +209,20 @@ def test_an_unexpected_error_gives_a_message_and_a_line_in_the_log(
     log = (tmp_path / "isweep.log").read_text(encoding="utf-8")
     assert "Traceback" in log
     assert f"ends with exit code {code}" in log
+
+
+def test_a_wrong_row_of_a_table_is_blamed_on_its_line(capsys, tmp_path, monkeypatch):
+    """A row is created when Python loads the file of its table."""
+    path = Path(printing.__file__).with_name("table.py")
+    code = compile("int(\n    base16=1\n)", str(path), "exec")
+    monkeypatch.setattr(
+        "orchestrator.planning.workspace.Workspace.open", lambda *_, **__: exec(code)
+    )
+    assert main(["status", "smoke", "--root", str(tmp_path)]) == 4
+    message = capsys.readouterr().err
+    assert "orchestrator/cli/table.py line 1 cannot be loaded (TypeError: " in message
+    assert "correct the line" in message
+    assert "bug" not in message
 
 
 def test_help_keeps_no_line_break_of_a_docstring():

@@ -1,6 +1,7 @@
 """Test rows of a real small trial and measure: every column is described and has its type."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,8 +78,22 @@ def test_measures_are_joined_by_subset_size_and_data():
     assert row["d_data_mle"] == 4.5
     assert row["label_sharpness"] == 0.25
     assert row["sharpness_pixel_range"] == 255.0
+    assert "d_data_gride" not in row
     (row_of_other_data,) = rows_of([trial_record()], [measure_record(data_fingerprint="g")])
     assert "d_data_mle" not in row_of_other_data
+
+
+def test_a_new_estimator_has_columns_without_a_change_of_the_results_table():
+    record = measure_record()
+    (size,) = record.result.sizes
+    size = replace(size, d_data={"mine": dimension("mine", 3.5)})
+    result = record.result.model_copy(update={"sizes": (size,)})
+    (row,) = rows_of([trial_record()], [measure_record(result=result)])
+    assert row["d_data_mine"] == 3.5
+    assert type(row["d_data_mine_std_error"]) is float
+    value, std_error = c.describe(["d_data_mine", "d_data_mine_std_error"])
+    assert value.meaning == "d_data by the estimator `mine` (docs/measures.md)"
+    assert std_error.meaning == "standard error of `d_data_mine`"
 
 
 def test_a_row_has_the_gpu_of_its_trial():
@@ -109,7 +124,8 @@ def test_the_documented_columns_are_those_of_the_code():
         for name, (text, unit) in c.FURTHER_TEST_QUANTITIES.items()
     ]
     defined = [column for column in c._DEFINED.values() if column.origin != "attack"]
-    everything = (*defined, *attacks, *further)
+    estimators = c.columns_of_estimator("{estimator}")
+    everything = (*defined, *estimators, *attacks, *further)
     units = {
         column.name: f" ({column.unit})" if column.unit != "–" else "" for column in everything
     }

@@ -65,7 +65,7 @@ class TestMle:
 class TestTwoNN:
     @pytest.mark.parametrize("discard_fraction", [0, 0.1, 0.5])
     def test_it_is_the_slope_of_the_loops(self, points, discard_fraction):
-        parameters = {"discard_fraction": discard_fraction}
+        parameters = {"twonn": {"discard_fraction": discard_fraction}}
         record = estimate_one("twonn", table_of(points), parameters=parameters)
         assert record.value == pytest.approx(reference.twonn(points, discard_fraction), rel=1e-5)
         assert record.details["discard_fraction"] == discard_fraction

@@ -185,33 +185,6 @@ def test_pgd_keeps_the_best_iterate_not_the_last():
     assert float(pgd_margin) == pytest.approx(best, abs=1e-3)
 
 
-class NoSlope(nn.Module):
-    """The margin does not depend on the pixels, so every gradient is 0 or, on request, NaN."""
-
-    def __init__(self, gradient):
-        super().__init__()
-        self.gradient = gradient
-
-    def forward(self, pixels):
-        zero = 0 * pixels.flatten(1).sum(1)
-        if self.gradient == "nan":
-            # The derivative of the square root at 0 is infinite, times 0 of the other branch.
-            zero = torch.where(zero > 0, torch.sqrt(zero), torch.zeros_like(zero))
-        return torch.stack([zero, zero + 1], 1)
-
-
-@pytest.mark.parametrize("method", sorted(ATTACKS))
-@pytest.mark.parametrize("gradient", ["zero", "nan"])
-def test_a_pixel_without_a_gradient_is_not_moved_and_its_image_is_counted(method, gradient):
-    model, images, labels = NoSlope(gradient), pixels(3, 2), torch.tensor([0, 1, 0])
-    float_images = images.float().requires_grad_()
-    (slope,) = torch.autograd.grad(F.cross_entropy(model(float_images), labels), float_images)
-    assert slope.isnan().all() == (gradient == "nan")
-    (record,) = attack_all(model, images, labels, AttackSpec(methods=(method,), epsilons=(4.0,)))
-    assert record.num_unchanged == 3
-    assert record.loss_gain == 0
-
-
 @pytest.mark.parametrize(
     ("brightness", "reason"),
     [
