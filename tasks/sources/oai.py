@@ -27,7 +27,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -108,6 +108,20 @@ class Center(NamedTuple):
     column: float
 
 
+class KneeDetails(NamedTuple):
+    """The details that an item of a radiograph has for each knee.
+
+    Attributes:
+        label: Label; None for a knee without a grade.
+        row: Row of the given center in pixels of the file; None without a given center.
+        column: Column of this center; None without a given center.
+    """
+
+    label: int | None
+    row: float | None
+    column: float | None
+
+
 class Radiograph(NamedTuple):
     """A radiograph of both knees.
 
@@ -149,12 +163,12 @@ def list_oai(request: RawRequest) -> Listing:
     excluded.update(excluded_radiographs)
     centers = read_centers(tree, radiographs, request)
     for patient, radiograph in radiographs.items():
-        # _knee_samples explains the order of the details.
-        details: list[str | int | float | None] = ["radiograph"]
-        for side in ("R", "L"):
-            knee = Knee(patient, side)
-            details += [grades.get(knee), *centers.get(knee, (None, None))]
-        items.append(Item(radiograph.locator, None, patient, details=tuple(details)))
+        right, left = (
+            KneeDetails(grades.get(knee), *centers.get(knee, (None, None)))
+            for knee in (Knee(patient, "R"), Knee(patient, "L"))
+        )
+        details = ("radiograph", *right, *left)
+        items.append(Item(radiograph.locator, None, patient, details=details))
     num_without_radiograph = sum(knee.patient not in radiographs for knee in grades)
     excluded["graded knee without a radiograph"] = num_without_radiograph
     return Listing(
@@ -401,12 +415,7 @@ oai = Source(list_oai, read_oai)
 
 
 def _knee_samples(dicom: Dicom, item: Item) -> Iterator[Sample]:
-    """Yield each graded knee of a radiograph, in pixels of 0.2 mm.
-
-    The item's details are "radiograph", then the label, row and column of the right knee, then
-    those of the left knee. The label is None for a knee without a grade. The row and column
-    are None for a knee without a given center.
-    """
+    """Yield each graded knee of a radiograph, in pixels of 0.2 mm."""
     from PIL import Image
 
     spacing = _checked_spacing(dicom)
@@ -420,18 +429,19 @@ def _knee_samples(dicom: Dicom, item: Item) -> Iterator[Sample]:
     image = Image.fromarray(sample.pixels)
     bicubic = Image.Resampling.BICUBIC  # as in the study
     fine = np.asarray(image.resize((width, height), bicubic))
+    details = cast("tuple[Any, ...]", item.details)
     # The patient's right knee is on the left side of the image.
-    right_and_left = item.details[1:4], item.details[4:]
-    for center, (label, row, column) in zip(find_centers(fine), right_and_left, strict=True):
-        if label is None:
+    knees = (KneeDetails(*details[1:4]), KneeDetails(*details[4:]))
+    for center, knee in zip(find_centers(fine), knees, strict=True):
+        if knee.label is None:
             continue
         method = "knee: cropped by content"
-        if isinstance(row, float) and isinstance(column, float):
-            center = Center(row * row_zoom, column * column_zoom)
+        if knee.row is not None and knee.column is not None:
+            center = Center(knee.row * row_zoom, knee.column * column_zoom)
             method = "knee: given centre"
         yield Sample(
             _crop(fine, center),
-            label=int(label),
+            label=knee.label,
             conversions=(*sample.conversions, method),
             flags=sample.flags,
             traits=sample.traits,

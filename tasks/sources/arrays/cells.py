@@ -14,7 +14,7 @@ from itertools import chain
 from search_spaces.datasets import DATASETS
 from search_spaces.errors import DataError
 from tasks.array_types import AnyArray
-from tasks.measures.input_checks import counts_images_on_last_axis
+from tasks.measures.input_checks import has_images_on_last_axis
 from tasks.sources.arrays.files import COPY_AGAIN, ArrayFile
 from tasks.sources.arrays.names import LABEL_COLUMN, ImageArray
 from tasks.sources.base import RawRequest, SkipItem
@@ -99,7 +99,7 @@ def _check_first_axis(file: ArrayFile, images_name: str, array_name: str) -> Non
     """Raise an error if the last axis of the images, not the first one, fits their labels."""
     images_shape = file.header(images_name).shape
     labels_shape = file.header(array_name).shape
-    if counts_images_on_last_axis(images_shape, labels_shape):
+    if has_images_on_last_axis(images_shape, labels_shape):
         raise file.error(
             f"the array {images_name} has the shape {images_shape}, and the array "
             f"{array_name} has {labels_shape[0]} values, so the last axis of {images_name} "

@@ -85,7 +85,7 @@ def find_columns(
     roles: Sequence[str],
     request: RawRequest,
     *,
-    more: Sequence[str] = (),
+    also_read: Sequence[str] = (),
 ) -> Columns:
     """Choose the columns of the data that are read.
 
@@ -94,7 +94,7 @@ def find_columns(
         roles: Roles for which a column is searched, from :data:`tasks.sources.tables.COLUMNS`.
             Columns with a role in :data:`TRAITS` are always chosen too.
         request: The request. If its dataset has ``label_columns``, these are the labels.
-        more: Names of further columns that the kind reads itself. These columns get no flag.
+        also_read: Names of columns without a role that the caller reads. They get no flag.
 
     Raises:
         DataError: Several columns could be the label, group or split, so networks might be
@@ -133,7 +133,7 @@ def find_columns(
     labels = given_labels
     if not labels and "label" in name_by_role:
         labels = (name_by_role["label"],)
-    unused = _unused_columns(header, roles, (*name_by_role.values(), *labels, *more))
+    unused = _unused_columns(header, roles, (*name_by_role.values(), *labels, *also_read))
     return Columns(name_by_role, labels, tuple(doubts), tuple(unused))
 
 
