@@ -126,7 +126,7 @@ class Tested:
 
     @property
     def most_influential(self) -> str | None:
-        """The dataset, class or group without which the estimate changes most, or None."""
+        """The dataset, class or group whose omission changes the estimate most, or None."""
         return most_influential(self.value, self.left_out)
 
     def is_decided_by(self, name: str, null: float = 0.0) -> bool:
@@ -211,7 +211,7 @@ AnyTested = TypeVar("AnyTested", bound=Tested)
 
 
 def most_influential(value: float | None, left_out: Mapping[str, float]) -> str | None:
-    """Return the name without which an estimate changes most; the first by name in a tie."""
+    """Return the name whose omission changes an estimate most; the first by name in a tie."""
     if value is None or not left_out:
         return None
     changes = {name: abs(left_out[name] - value) for name in sorted(left_out)}

@@ -83,8 +83,9 @@ def why_constant(rows: pd.DataFrame, within: str = "") -> str:
 def clear_of_ceiling(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the points of curves that are clear of the ceiling; all points if there is none.
 
-    Curves are selected by their mean over N, because a mean is independent of errors in the
-    slope. From each selected curve, only points after its last point at chance level remain.
+    A curve is selected by the mean of its log losses over N, because errors of this mean are
+    independent of errors of the slope. Of each selected curve, only the points after its last
+    point at chance level are returned.
     """
     if not has_ceiling(rows):
         return rows

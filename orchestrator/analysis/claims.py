@@ -204,8 +204,9 @@ class Ledger:
             "claims",
             f"The study's claims against {self.sweep}",
             "Supported or contradicted: the adjusted p is at most 0.05 (Holm), and the "
-            f"interval excludes the null value. Intervals are over {_replicates(self.entries)}. "
-            f"Powers are for Holm's strictest level. {self.families}".rstrip(),
+            "interval excludes the null value. The replicates of the intervals are "
+            f"{_replicates(self.entries)}. Powers are for Holm's strictest level. "
+            f"{self.families}".rstrip(),
             self.entries,
             {
                 "no.": lambda answer: answer.question.source,
@@ -284,10 +285,10 @@ def why(answer: Answer) -> str:
 
 
 def _replicates(entries: Sequence[Answer]) -> str:
-    """Return what the intervals of these claims are over, in words."""
+    """Return the replicates of the intervals of these claims, in words."""
     if any(answer.family == "class pairs" for answer in entries):
-        return "datasets, and for claims on class pairs over classes"
-    return "datasets"
+        return "the datasets, and for claims on class pairs the classes"
+    return "the datasets"
 
 
 def verdict_with_limits(answer: Answer) -> str:

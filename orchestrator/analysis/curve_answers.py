@@ -648,7 +648,7 @@ def _check_classes(curve: _CurveRows) -> None:
         raise DataError(
             f"{curve.name}: the learning curve has rows with different numbers of classes: "
             f"{listing([number(count) for count in sorted(class_counts)])}",
-            hint="Keep the rows with one number of classes, or correct the column num_classes",
+            hint="Keep only the rows with one of these numbers, or correct the column num_classes",
         )
 
 

@@ -213,7 +213,10 @@ def family(fits: ScalingFits) -> str:
             sentences.append(CHANCE_OF_FALSE_CLAIM)
             if any(finding.verdict == "suggested" for finding in of_class_pairs(fits)):
                 sentences.append(NOT_OF_SUGGESTED)
-        return " ".join([*sentences, "Intervals are over classes, which pairs share."])
+        sentences.append(
+            "The replicates of the intervals are the classes, because pairs share classes."
+        )
+        return " ".join(sentences)
     tests = num_tests(fits.answers)
     if not tests:
         return "No headline question could be tested; everything here is exploratory."
@@ -223,7 +226,9 @@ def family(fits: ScalingFits) -> str:
         CHANCE_OF_FALSE_CLAIM,
         *of_dependent_datasets(fits),
     ]
-    return " ".join([*sentences, "Intervals are over datasets. All else is exploratory."])
+    return " ".join(
+        [*sentences, "The replicates of the intervals are the datasets. All else is exploratory."]
+    )
 
 
 def _of_tests(tests: int, num_of_one_question: int) -> str:

@@ -82,7 +82,7 @@ class ScalingFits:
         excluded: Counts of excluded rows and values, with the reasons.
         datasets: Summary of each dataset.
         models: Names of the networks.
-        sharpness_scale: Whether K_F may be compared over datasets.
+        sharpness_scale: Whether K_F may be compared between datasets.
         fits: All fits, also those that could not be made.
         answers: Answers to the headline questions.
         num_at_chance_level: Number of points at chance level.
@@ -243,7 +243,7 @@ class Prepared:
     Attributes:
         full: All trials, except those on the changed datasets of an experiment.
         points: Trials averaged over seeds.
-        scale: Whether K_F may be compared over datasets.
+        scale: Whether K_F may be compared between datasets.
         excluded: Counts of excluded rows and values, with the reasons.
         num_trials: Number of rows of the table.
         num_used: Number of rows with a usable loss.
@@ -299,9 +299,9 @@ def fit_scaling_laws(
 
     Args:
         table: One row per trial, in the columns of ``docs/results-columns.md``.
-        sharpness_policy: What to do if K_F was measured on several scales (side, channels,
-            pixel range): ``refuse`` fits that compare it over datasets, or ``ignore`` the
-            difference.
+        sharpness_policy: What to do if K_F was measured on several scales. A scale is an image
+            side, a number of channels and a pixel range. ``refuse`` makes no fit that compares
+            K_F between datasets. ``ignore`` makes these fits in spite of the difference.
         arms: Datasets of an experiment. Changed copies are compared with their own base; all
             other fits use the base datasets alone.
         explore: Whether to add fits of single models, of single domains, and with d from other

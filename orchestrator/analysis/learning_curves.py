@@ -336,12 +336,13 @@ class GridFit:
     def noise_variance(self, curve: int, log_loss: float) -> float:
         """Return the variance of log loss between seeds of one curve at a given log loss.
 
-        It is the mean of the curve's own variance and the prior's variance, weighted by
-        degrees of freedom. The prior has :data:`PRIOR_DEGREES` degrees of freedom.
+        The result is a weighted mean of two variances: the one between the seeds of this curve,
+        and the one that the prior expects. The weights are the degrees of freedom. The prior
+        has :data:`PRIOR_DEGREES` degrees of freedom.
         """
         expected = PRIOR_DEGREES * self.prior.noise_variance(log_loss)
-        # The prior counts as PRIOR_DEGREES further deviations: a curve of one seed has none of
-        # its own.
+        # The prior counts as PRIOR_DEGREES further deviations, because a curve with one seed has
+        # no deviations.
         squares = expected + self.curves.seed_squares[curve]
         return float(squares / (PRIOR_DEGREES + self.curves.seed_degrees[curve]))
 

@@ -234,7 +234,7 @@ class SweepComparison:
         sentences = [
             "The table shows ratios of geometric means, and for accuracies differences of "
             "means. Means are over the seeds of a cell, then over the cells of a dataset, "
-            "then over datasets. The 95 % intervals are over datasets.",
+            "then over datasets. The replicates of the 95 % intervals are the datasets.",
             f"{self.num_only_first} cells are only in {self.first}, and {self.num_only_second} "
             f"only in {self.second}.",
         ]

@@ -77,7 +77,7 @@ def _with_recipe_file(recipe: Any, folder: Path, origin: str, depth: int = 0) ->
     name = _base_name(recipe)
     if name is None or not is_path(name):
         return recipe
-    # expanduser leaves the home folder of an unknown user as it is. Such a path does not
+    # expanduser does not change ~name if there is no user with this name. Such a path does not
     # exist.
     path = folder / os.path.expanduser(name)
     if depth > MAX_RECIPE_FILES:

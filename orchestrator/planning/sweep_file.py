@@ -234,7 +234,7 @@ def _is_consequence(detail: ErrorDetails, places: list[tuple[int | str, ...]]) -
         # The list is too short because its items are wrong.
         return any(len(other) > len(place) and other[: len(place)] == place for other in places)
     if detail["type"] == "missing":
-        # The key has no blank after its colon, such as ``path:./images``.
+        # The key has no space after its colon, such as ``path:./images``.
         *parents, name = place
         siblings = [other[-1] for other in places if other and list(other[:-1]) == parents]
         return any(str(sibling).startswith(f"{name}:") for sibling in siblings)
@@ -261,8 +261,8 @@ def _with_absolute_path(choice: DatasetChoice, folder: Path, listings: Listings)
         path = folder.absolute() / Path(choice.user_source.path).expanduser()
     except RuntimeError:
         raise ConfigError(
-            f"`datasets.{choice.name}.own.path` starts with the home folder of an unknown "
-            f"user: {choice.user_source.path}",
+            f"`datasets.{choice.name}.own.path` starts with ~, but isweep cannot find this "
+            f"home folder: {choice.user_source.path}",
             hint="Write the absolute path. It starts with /",
         ) from None
     own_data = choice.user_source.model_copy(update={"path": str(path)})

@@ -192,8 +192,8 @@ def _unknown_key(keys: tuple[int | str, ...], dotted: str) -> ConfigError:
     name, colon, value = str(keys[-1]).partition(":")
     if colon and name in known_keys:
         return ConfigError(
-            f"`{dotted}` has no blank after its first colon, so YAML reads all of it as a key",
-            hint=f"Put a blank after the colon: `{name}: {value}`",
+            f"`{dotted}` has no space after its first colon, so YAML reads all of it as a key",
+            hint=f"Put a space after the colon: `{name}: {value}`",
         )
     similar = did_you_mean(str(keys[-1]), known_keys)
     return ConfigError(

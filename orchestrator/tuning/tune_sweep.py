@@ -128,7 +128,7 @@ class _Tuning(SweepCommand):
         self.combinations = combinations_to_tune(self.workspace.plan, num_train)
 
     def _read(self, stored: StoredResults) -> EarlierTrials:
-        """Return the stored trials of these combinations. Print the number of all others."""
+        """Return the stored trials of these combinations. Print how many are not used."""
         earlier = EarlierTrials.read(stored.store, self.combinations, self._fingerprints)
         stored.unreadable += earlier.unreadable
         self.check_stored(stored)

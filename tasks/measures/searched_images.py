@@ -30,15 +30,18 @@ distances differ by at most 2e-5. The factor allows twice that."""
 
 @dataclass(frozen=True)
 class SearchedImages:
-    """The distinct images of all sizes, and their nearest neighbors.
+    """The distinct images of all train sizes, and their nearest neighbors.
+
+    The *position* of an image is its index among the distinct images.
 
     Attributes:
-        source: Source of the images.
-        source_rows: ``(num_distinct,)`` source row of each position.
-        labels: ``(num_distinct,)`` label of each position; None if there are no labels.
-        neighbors: Nearest neighbors of each position.
-        samples: ``(num_samples, num_distinct)`` masks of the samples of all train sizes.
-        sample_slices: Slice of ``samples`` for each train size.
+        source: Source of the images, also of the duplicates.
+        source_rows: ``(num_distinct,)`` index in the source of each distinct image.
+        labels: ``(num_distinct,)`` label of each distinct image; None if there are no labels.
+        neighbors: Nearest neighbors of each distinct image, as positions.
+        samples: ``(num_samples, num_distinct)`` masks of the samples, one row per sample. The
+            samples of one train size follow each other.
+        sample_slices: For each train size, the slice of the rows of ``samples``.
     """
 
     source: BlockSource

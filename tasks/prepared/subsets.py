@@ -166,8 +166,8 @@ def make_subset(
     """Split the images of one class pair, or of a whole dataset, by groups.
 
     The order of the images depends on ``classes``, on the groups and on the subset spec, but
-    not on train sizes. Some faults of the released code are an exception: they make the choice
-    depend on ``max_train_size``. Then this function must be called once for every train size.
+    not on train sizes. With some faults of the released code, ``max_train_size`` also decides
+    which images are used. Then this function must be called once for every train size.
 
     Args:
         classes: ``(num_images,)`` class index of each image.

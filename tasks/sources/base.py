@@ -83,7 +83,8 @@ def hash_key(folder: Path, *, create: bool = True) -> str:
     if length < MIN_KEY_LENGTH:
         raise SetupError(
             f"The key with which isweep hashes patient ids is too short: {KEY_VARIABLE} has "
-            f"{length} characters without outer blanks, instead of at least {MIN_KEY_LENGTH}",
+            f"{length} characters, not counting spaces at its start and end, but it needs at least "
+            f"{MIN_KEY_LENGTH}",
             hint=f"Set {KEY_VARIABLE} to a longer text",
         )
     try:
@@ -99,7 +100,7 @@ def hash_key(folder: Path, *, create: bool = True) -> str:
 def _key_in_file(path: Path, *, create: bool) -> str:
     """Return the key in a file.
 
-    The file contains the key, a blank and the checksum of the key. Files of older versions
+    The file contains the key, a space and the checksum of the key. Files of older versions
     contain only the key.
 
     Raises:
@@ -298,8 +299,8 @@ class Sample:
         conversions: Changes to the stored values in words, such as ``"MONOCHROME1 inverted"``.
             The record of the dataset counts them.
         flags: Possible problems of the image, in words. The record of the dataset counts them.
-        traits: Pairs (name, value), such as ``("manufacturer", "X")``, that must not predict
-            the label.
+        traits: Pairs (name, value), such as ``("manufacturer", "X")``. They are compared
+            between the classes.
         patient: Patient id in the file's header. If a patient is in several groups, the
             dataset is flagged.
     """

@@ -261,9 +261,8 @@ def _package_file(package: str, name: str) -> Path:
 def _read_rows(package: str, name: str, side: int) -> tuple[Uint8Array, Int64Array]:
     """Return the images and labels of a table with one image per row.
 
-    The last column is the label.
-
-    The packages' own readers are not used, because they need seconds.
+    The last column is the label. The readers of the packages are not used, because they take
+    seconds.
     """
     path = _package_file(package, name)
     values = np.loadtxt(path, dtype=np.uint8, delimiter=",")

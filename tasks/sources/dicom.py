@@ -84,8 +84,8 @@ TRAIT_TAGS = {
     "modality": "Modality",
     "series description": "SeriesDescription",
 }
-"""Name of a trait in a dataset's record -> DICOM tag. A trait must not predict the label,
-because a network could then learn the trait instead of the disease."""
+"""Name of a trait in a dataset's record -> DICOM tag. If a trait predicts the label,
+a network may learn the trait instead of the disease."""
 DEFLATED_SYNTAX = b"1.2.840.10008.1.2.1.99"
 DICOM_EXTENSIONS = (".dcm", ".dicom", ".ima")
 INTENSITY = (
@@ -151,7 +151,7 @@ class Dicom(Header):
         rescale: Slope and intercept that turn stored values into Hounsfield units; None if the
             header has none.
         flags: Possible problems of the file, in words.
-        traits: Pairs (name, value), such as the manufacturer, that must not predict the label.
+        traits: Pairs (name, value), such as the manufacturer, see :class:`Sample`.
         laterality: R, L or B; empty if the header has none.
         orientation: The direction of the rows, which begins with L or R; empty if the header
             has none.
@@ -525,7 +525,7 @@ def _traits(
     spacing: tuple[float, float] | None,
     rescale: tuple[float, float] | None,
 ) -> tuple[tuple[str, str], ...]:
-    """Return the traits of a file: pairs (name, value) that must not predict the label."""
+    """Return the traits of a file: pairs (name, value) as in :class:`Sample`."""
     traits = {name: _text(data, tag) for name, tag in TRAIT_TAGS.items()}
     traits["pixel spacing"] = f"{spacing[0]:.3g} {spacing[1]:.3g}" if spacing else ""
     traits["rescale slope"] = f"{rescale[0]:.6g}" if rescale else ""

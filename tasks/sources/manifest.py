@@ -304,7 +304,7 @@ def _read_table(file: TableFile, request: RawRequest) -> PathTable:
     optional = (*columns.name_by_role.values(), "slice")
     data = read_columns(file.path, table, request, needed, optional)
     for name, column in data.items():
-        if name not in columns.labels:  # blanks may be part of a label
+        if name not in columns.labels:  # spaces may be part of a label
             data[name] = list(map(str.strip, column))
 
     def row_name(row: int) -> str:

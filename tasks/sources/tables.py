@@ -81,7 +81,7 @@ MAX_NAME_LENGTH = 30
 
 
 def column_key(name: str) -> str:
-    """Return a column's name in lower case, without blanks, ``_`` and ``-``.
+    """Return a column's name in lower case, without spaces, ``_`` and ``-``.
 
     Two names are the same column if their keys are equal.
     """
@@ -478,7 +478,7 @@ def _number_text(value: object) -> str:
 def read_table(
     path: Path | str, request: RawRequest, needed: Sequence[str], optional: Sequence[str] = ()
 ) -> list[dict[str, str]]:
-    """Return the rows of a table as dicts from column name to text without blanks at its ends.
+    """Return the rows of a table as dicts from column name to text without spaces at its ends.
 
     The arguments and errors are those of :func:`read_columns` and :func:`read_table_rows`.
     """

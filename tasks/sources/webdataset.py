@@ -169,7 +169,7 @@ def _add_file(
     """
     if extension == "cls":
         text = archive.read(member, MAX_LABEL_BYTES).decode("utf-8")
-        sample.cls_label = text.strip("\r\n")  # blanks may be a part of the label
+        sample.cls_label = text.strip("\r\n")  # spaces may be a part of the label
     elif extension == "json":
         values = read_json(archive.read(member, MAX_LABEL_BYTES).decode("utf-8"))
         if isinstance(values, dict):

@@ -73,7 +73,10 @@ MAX_NAMED_PAIRS = 60
 """Largest number of class pairs whose dots are labeled; more labels would overlap."""
 ACCURACY_LOST = "accuracy_lost"
 """Column of the accuracy that attacks cost, in percentage points."""
-PAIRS_SHARE = "Pairs share classes, so dots are not independent. Intervals are over classes."
+PAIRS_SHARE = (
+    "Pairs share classes, so dots are not independent. The replicates of the intervals are the "
+    "classes."
+)
 """Sentence of a caption whose dots are class pairs."""
 GAIN_OF_PAIRS = (
     "The answers on attacks are about accuracy lost, not about this loss. There is one dot per "

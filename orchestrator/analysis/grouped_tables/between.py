@@ -1,9 +1,10 @@
 """Slopes between groups: one effect per unit at equal kinds, and least squares over the effects.
 
-The interval is the wider one of least squares and HC2 (CR2 with one effect per cluster). The
-p-value is the larger one of a permutation of groups and of HC2. For pairs of classes, the
-interval comes from a jackknife over classes. Their p-value is the larger one of the jackknife
-and of a permutation of classes.
+Each slope has two intervals, and the wider one counts. One uses the standard error of least
+squares, the other the robust standard error HC2. HC2 is CR2 in which each effect is a cluster.
+Each slope also has two p-values, and the larger one counts. One comes from a permutation of
+groups, the other from HC2. For pairs of classes, the interval comes from a jackknife over
+classes. Their two p-values come from this jackknife and from a permutation of classes.
 
 Effects are means of few rows. They contain a part of the scatter of rows, and with it a part
 of the slope within groups. A claim must also hold after this part is removed.

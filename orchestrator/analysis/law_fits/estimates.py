@@ -73,7 +73,7 @@ class Estimate:
 
     @property
     def influential(self) -> str | None:
-        """The dataset without which the estimate changes most; None if there is no refit."""
+        """The most influential dataset; None if no dataset could be left out."""
         return most_influential(self.value, self.left_out)
 
 

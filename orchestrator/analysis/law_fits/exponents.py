@@ -133,8 +133,9 @@ def _too_few(unfitted: ExponentFit, dimension: str) -> str:
 def with_exponent(unfitted: ExponentFit, sums: Sums) -> ExponentFit:
     """Return a fit with the exponent computed from the sums of its datasets.
 
-    The standard error comes from a jackknife over datasets, and the interval from t. The
-    p-value is the larger one of the t test and of a wild cluster bootstrap.
+    The standard error comes from a jackknife over datasets, and the interval from a t
+    distribution. Two p-values are computed, and the larger one counts: one from the t test,
+    and one from a wild cluster bootstrap.
     """
     names, xx, xy = sums
     value = float(xy.sum() / xx.sum())

@@ -1,4 +1,4 @@
-"""The image scale of each K_F, and the decision whether K_F may be compared over datasets."""
+"""The image scale of each K_F, and the decision whether K_F may be compared between datasets."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class SharpnessScale:
     """The scales on which K_F was measured.
 
     Attributes:
-        comparable: Whether K_F is compared over datasets.
+        comparable: Whether K_F is compared between datasets.
         policy: What to do about unequal scales.
         note: A sentence on unequal or unknown scales; empty if there is one scale.
         scales: Each scale as text, with its datasets.

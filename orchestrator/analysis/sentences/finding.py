@@ -147,7 +147,7 @@ def short_answer(
         size: The size of the effect: a sentence without its full stop.
         bounds: The interval of that size as text.
         name_of_value: Name of the number of the answer, for its value without one replicate.
-        replicate: What the interval is over: dataset or class.
+        replicate: Replicate of the interval: dataset or class.
         claim: The statement that contradicts the question.
         if_undecided: First sentence of an undecided answer whose interval includes the null
             value.
@@ -178,7 +178,7 @@ def details_of_test(
     Args:
         answer: The answer.
         name_of_value: Name of the number of the answer.
-        replicate: What the interval is over: dataset or class.
+        replicate: Replicate of the interval: dataset or class.
     """
     sentences = []
     if answer.p_value is not None:
@@ -289,7 +289,7 @@ def influence(answer: Answer, name_of_value: str, replicate: str = "dataset") ->
 
 
 def changes_of_sign(answer: Answer) -> tuple[str, ...]:
-    """Return a sentence on the datasets without which the sign changes; empty if there is none."""
+    """Return a sentence on datasets whose omission changes the sign; empty if there is none."""
     if answer.value is None:
         return ()
     opposite = []

@@ -387,8 +387,8 @@ def answer_table(fits: ScalingFits) -> Table:
     )
 
 
-MEANT = {"sharpness": "K_F", "dimension": "d", "nothing": "nothing (control)"}
-"""Property that an arm changes -> its name in the table."""
+PROPERTY_NAMES = {"sharpness": "K_F", "dimension": "d", "nothing": "nothing (control)"}
+"""Property that an arm should change -> its name in the table."""
 
 
 def intervention_tables(interventions: Interventions) -> list[Table]:
@@ -443,7 +443,7 @@ def _gate_table(gates: Sequence[Gate]) -> Table:
         gates,
         {
             "dataset": lambda gate: gate.arm.dataset,
-            "should change": lambda gate: MEANT.get(gate.arm.moves, ""),
+            "should change": lambda gate: PROPERTY_NAMES.get(gate.arm.moves, ""),
             "K_F": lambda gate: _factor(gate.sharpness_moved),
             "d": lambda gate: _factor(gate.dimension_moved),
             "counts": lambda gate: "yes" if gate.counts else f"no: {gate.reason}",

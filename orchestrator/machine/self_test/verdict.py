@@ -90,9 +90,9 @@ class Verdict:
 
     @property
     def is_final(self) -> bool:
-        """False if an error or other load on the GPU caused the verdict.
+        """True unless an error, or other processes on the GPU, caused the verdict.
 
-        A later test may then have another verdict.
+        A verdict that is not final may change in a later test.
         """
         return self.cause not in (PlainStepsCause.ERROR, PlainStepsCause.SLOW_GRAPHS)
 

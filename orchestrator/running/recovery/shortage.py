@@ -35,7 +35,7 @@ class Advice(NamedTuple):
     """A hint for a failed launch.
 
     Attributes:
-        words: words of the provider's messages, in lower case, without blanks and underscores.
+        words: words of the provider's messages, in lower case, without spaces and underscores.
             The hint is for a message with one of these words.
         hint: what the user can do.
     """

@@ -14,7 +14,7 @@ WORKER_TITLE = b"ray::IsweepTrial"
 """Title of a worker that imports the modules of trials."""
 PARENT, USER_TICKS, SYSTEM_TICKS = 1, 11, 12
 """Positions of fields in ``/proc/PID/stat``, counted after the command's name, which may
-contain blanks."""
+contain spaces."""
 
 
 def worker_cpu_seconds(ancestor: int | None = None) -> dict[int, float]:

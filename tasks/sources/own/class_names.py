@@ -57,7 +57,7 @@ def check_class_names(names: Iterable[str], request: RawRequest) -> None:
     Two names are spellings of the same class if they differ only in these points:
 
     - letter case, quotes, or Unicode form (NFKC);
-    - blanks, hyphens and underscores between words;
+    - spaces, hyphens and underscores between words;
     - the way in which a number, a truth value, positive or negative is written.
 
     A list of several classes and a word for "unknown" are class names only if ``label_map``

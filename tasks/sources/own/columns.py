@@ -19,8 +19,8 @@ from tasks.sources.base import RawRequest
 from tasks.sources.tables import COLUMNS, column_key, flags_for_unused_columns
 
 TRAITS = ("site", "scanner", "manufacturer", "model", "view", "device")
-"""Roles of columns that must not predict the label. If the data have such a column, the
-preparation checks it."""
+"""Roles of columns that should not predict the label. The preparation flags a dataset in
+which one of these columns does."""
 ONE_HOT = {
     "0": False,
     "0.0": False,

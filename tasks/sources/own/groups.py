@@ -124,7 +124,7 @@ def similar_id_flags(rows: Rows, kept_rows: Sequence[int]) -> dict[str, int]:
 def plain_id(group: str) -> str:
     """Return a normalized patient id. It is equal for all spellings of one id.
 
-    The normalized id is in NFKC and lower case, without invisible characters and extra blanks.
+    The normalized id is in NFKC and lower case, without invisible characters and extra spaces.
     Its last number has no leading zeros and no final ``.0``.
     """
     visible = [char for char in group if unicodedata.category(char) != "Cf"]

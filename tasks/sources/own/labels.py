@@ -93,7 +93,7 @@ def _class_of(
     Raises:
         DataError: The data list class names, and the raw label is not an index into this list.
     """
-    # A label is looked up in label_map without the blanks around it. A label that is not in
+    # A label is looked up in label_map without the spaces around it. A label that is not in
     # label_map keeps them, so that check_class_names can report two spellings of a class.
     mapped_class = label_map.get(raw_label.strip())
     if mapped_class is not None:

@@ -59,7 +59,7 @@ class Rows:
         return f"{plural(len(listed), 'image')}: {names}{self.describe_numbering(listed)}"
 
     def describe_numbering(self, rows: Sequence[int]) -> str:
-        """Format the numbering of rows, such as `` (the first row is 0)``, with a leading blank.
+        """Format the numbering of rows, such as `` (the first row is 0)``, with a leading space.
 
         Returns an empty text if rows have no numbers.
         """

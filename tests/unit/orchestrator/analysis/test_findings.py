@@ -504,7 +504,7 @@ def test_a_false_verdict_is_said_to_be_likelier_with_dependent_datasets():
     fits = fit_scaling_laws(table, facts=SweepFacts(origins=origins))
     assert (
         "at most 5 %. This chance can be higher here: medical0, medical1 and medical2 are not independent, "
-        "nor are natural0 and natural1. Intervals" in family(fits)
+        "nor are natural0 and natural1. The replicates" in family(fits)
     )
     assert any("medical2 are not independent: all show one brain." in one for one in fits.caveats)
 

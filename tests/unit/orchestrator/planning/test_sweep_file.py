@@ -347,7 +347,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
         "absent": r"The sweep file .*absent\.yaml does not exist\. .*use a preset: .*demo",
         "binary": r"binary\.yaml, line 1, is not UTF-8 text\. Save the file as UTF-8",
         "big": "big.yaml has 1,000,001 bytes, but a sweep file can have at most 1,000,000",
-        "home": "own.path` starts with the home folder of an unknown user: ~nobody-of",
+        "home": "own.path` starts with ~, but isweep cannot find this home folder: ~nobody-of",
     }.items():
         with pytest.raises(ConfigError, match=message):
             load_sweep(str(tmp_path / f"{name}.yaml"))
@@ -850,10 +850,10 @@ def test_the_name_of_a_field_in_the_code_is_not_a_key_of_a_sweep_file(key, value
         load_sweep(document)
 
 
-def test_a_key_without_a_blank_after_its_colon_is_one_problem_with_its_fix():
+def test_a_key_without_a_space_after_its_colon_is_one_problem_with_its_fix():
     text = GOOD.replace("[mnist5k]", "[{name: scans, own: {kind: folder, path:./mini}}]")
     with pytest.raises(
-        ConfigError, match=r"Put a blank after the colon: `path: \./mini`"
+        ConfigError, match=r"Put a space after the colon: `path: \./mini`"
     ) as caught:
         parse(text)
     assert "own.path` is missing" not in str(caught.value)

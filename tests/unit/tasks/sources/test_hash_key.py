@@ -15,7 +15,7 @@ from tasks.sources.base import hash_key
     ("key", "message"),
     [
         ("short", "ISWEEP_HASH_KEY has 5 characters"),
-        (" " * 20, "ISWEEP_HASH_KEY has 0 characters without outer blanks"),
+        (" " * 20, "ISWEEP_HASH_KEY has 0 characters, not counting spaces"),
         (os.fsdecode(b"\xe9" * 20), "ISWEEP_HASH_KEY contains bytes that are not UTF-8"),
     ],
     ids=["short", "blank", "not UTF-8"],
