@@ -174,7 +174,7 @@ def test_changed_labels_with_right_checksums_are_refused_by_name(store, change):
         shutil.copy(store / "groups" / "c" / "0", store / "labels" / "c" / "0")
     with pytest.raises(
         CorruptStoreError,
-        match="^labels/c/0 of prepared dataset digits has changed since it was written",
+        match=r"^labels/c/0 of prepared dataset digits has changed since it was written",
     ):
         _ = PreparedDataset.open(store).classes
 
