@@ -26,7 +26,7 @@ from tasks.array_types import AnyArray
 from tasks.measures.input_checks import (
     checked_array,
     checked_images,
-    counts_images_on_last_axis,
+    has_images_on_last_axis,
     whole_train_sizes,
 )
 from tasks.measures.records import MeasureResult, MeasureSettings
@@ -242,7 +242,7 @@ def _measure_arrays(
         measured = rescale_and_measure(LabeledImages(image_array), request, InlineExecutor())
         return Measurement(**vars(measured))
     label_array = checked_array("Labels", labels)
-    if counts_images_on_last_axis(image_array.shape, label_array.shape):
+    if has_images_on_last_axis(image_array.shape, label_array.shape):
         raise DataError(
             f"The array of images has the shape {image_array.shape}, and there are "
             f"{plural(len(label_array), 'label')}, so its last axis seems to count the images",

@@ -5,9 +5,9 @@ represent a function, a set, NaN, a numpy scalar or other objects. Such a value 
 is not converted to a string.
 
 The JSON of a spec leaves out fields that have their default. So a new field with a default
-changes no id. If a default changes, the same id would mean something else. Then the
-``schema_version`` of this kind of spec must be increased. The JSON always contains the
-``schema_version``. See ``docs/decisions/0006-identity-that-lasts.md``.
+changes no id. If a default changes, the old ids would stand for other content. So the
+``schema_version`` of this kind of spec, which the JSON always contains, must be increased. See
+``docs/decisions/0006-identity-that-lasts.md``.
 """
 
 from __future__ import annotations

@@ -722,9 +722,9 @@ class TrialSpec(Spec):
     def requests(self) -> tuple[MeasurementRequest, ...]:
         """The requests for all measurements of the network.
 
-        There is one request for each estimator of d_repr, or two with ``stages``. There is one
-        for each attack and epsilon, and one for each further test set. R has one, and so do
-        the predictions.
+        There is one request for each of these: each estimator of d_repr at the last hidden
+        layer, the same at all stages, each attack and epsilon, R, the predictions, and each
+        further test set.
         """
         representation = self.representation
         requests: list[MeasurementRequest] = []

@@ -29,7 +29,7 @@ def replacing(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator
             in a power failure.
     """
     path = Path(path)
-    with _sibling(path) as (file, temporary):
+    with _temporary_file(path) as (file, temporary):
         yield file
         if durable:
             _flush(file)
@@ -53,7 +53,7 @@ def write_once(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o666) 
     file system without hard links, a reader may see an incomplete file for a moment.
     """
     path = Path(path)
-    with _sibling(path, mode) as (file, temporary):
+    with _temporary_file(path, mode) as (file, temporary):
         file.write(data)
         _flush(file)
         try:
@@ -113,8 +113,18 @@ def without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
+def remove_folder(folder: Path) -> None:
+    """Rename a folder and then remove it.
+
+    So an interruption never leaves an incomplete folder with the old name.
+    """
+    renamed = folder.with_name(f".removed-{secrets.token_hex(4)}")
+    folder.rename(renamed)
+    shutil.rmtree(renamed)
+
+
 @contextmanager
-def _sibling(path: Path, mode: int = 0o666) -> Iterator[tuple[IO[bytes], Path]]:
+def _temporary_file(path: Path, mode: int = 0o666) -> Iterator[tuple[IO[bytes], Path]]:
     """Open a temporary file in the folder of ``path``. Remove the file afterwards.
 
     The umask of the process removes some of the permissions ``mode``.
@@ -136,13 +146,3 @@ def _sibling(path: Path, mode: int = 0o666) -> Iterator[tuple[IO[bytes], Path]]:
 def _flush(file: IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def remove_folder(folder: Path) -> None:
-    """Rename a folder and then remove it.
-
-    So an interruption never leaves an incomplete folder with the old name.
-    """
-    renamed = folder.with_name(f".removed-{secrets.token_hex(4)}")
-    folder.rename(renamed)
-    shutil.rmtree(renamed)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import suppress
 from itertools import islice
@@ -20,17 +21,16 @@ MAX_RETRIES = 3
 """Number of attempts after the first one. A worker can die for reasons outside the task: a
 spot node ends, or the kernel kills a process to free memory. If the worker of a task dies four
 times in a row, the task is probably the reason."""
-ENDING_S = 1.0
-"""Seconds in which a running call can end by itself before it is canceled."""
-PATIENCE_S = 60.0
+CANCEL_AFTER_S = 1.0
+"""Seconds that a running call has to end by itself before it is canceled."""
+NOTE_AFTER_S = 60.0
 """Seconds that calls wait for CPUs which other work uses, before a note is printed."""
+NODE_TIMEOUT_S = 60.0
+"""Seconds that a node has to answer whether a path exists."""
 
 
-class InlineExecutor:
-    """An executor that calls functions in this process, where a debugger can step through them.
-
-    Args:
-        before_call: called before each call. It may raise an exception to stop.
+class Executor(ABC):
+    """The interface of all executors.
 
     Attributes:
         num_workers: number of calls that run at the same time. Callers divide their work by
@@ -39,10 +39,7 @@ class InlineExecutor:
 
     num_workers = 1
 
-    def __init__(self, before_call: Callable[[], object] = lambda: None) -> None:
-        self._before_call = before_call
-
-    def labelled(self, label: str) -> Executor:
+    def with_label(self, label: str) -> Executor:
         """Return an executor whose calls have ``label`` in their displayed names."""
         return self
 
@@ -50,6 +47,7 @@ class InlineExecutor:
         """Return a handle of a value that is an argument of many calls."""
         return value
 
+    @abstractmethod
     def map_unordered(
         self,
         function: Callable[..., Any],
@@ -65,16 +63,32 @@ class InlineExecutor:
             argument_tuples: one tuple for each call.
             spread: True to distribute the calls over the nodes of a cluster.
         """
+
+
+class InlineExecutor(Executor):
+    """An executor that calls functions in this process, where a debugger can step through them.
+
+    Args:
+        before_call: called before each call. It may raise an exception to stop.
+    """
+
+    def __init__(self, before_call: Callable[[], object] = lambda: None) -> None:
+        self._before_call = before_call
+
+    def map_unordered(
+        self,
+        function: Callable[..., Any],
+        argument_tuples: Iterable[Sequence[Any]],
+        *,
+        spread: bool = False,
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield ``(index, result)`` in the order of the argument tuples."""
         for index, arguments in enumerate(argument_tuples):
             self._before_call()
             yield index, function(*arguments)
 
 
-Executor = InlineExecutor
-"""The type of all executors."""
-
-
-class RayExecutor(InlineExecutor):
+class RayExecutor(Executor):
     """An executor that runs calls as Ray tasks on the cluster to which ``ray.init`` has connected.
 
     Args:
@@ -126,11 +140,11 @@ class RayExecutor(InlineExecutor):
             num_cpus = sum(cpus.get(node, 0.0) for node in nodes)
         self.num_workers = max(1, int(num_cpus))
 
-    def labelled(self, label: str) -> RayExecutor:
+    def with_label(self, label: str) -> RayExecutor:
         """Return an executor whose tasks Ray's dashboard calls ``LABEL FUNCTION NUMBER/COUNT``."""
-        labelled = copy.copy(self)
-        labelled._label = label
-        return labelled
+        executor = copy.copy(self)
+        executor._label = label
+        return executor
 
     def share(self, value: Any) -> Any:
         """Put a value into Ray's object store. Tasks read its numpy arrays without a copy."""
@@ -187,7 +201,7 @@ class RayExecutor(InlineExecutor):
                 finished, _ = ray.wait(list(in_flight), num_returns=1, timeout=timeout_s)
                 if not finished:
                     self._note(
-                        f"{task_name}: no task has finished for {PATIENCE_S:.0f} s. Each task "
+                        f"{task_name}: no task has finished for {NOTE_AFTER_S:.0f} s. Each task "
                         f"needs 1 CPU of {self._place}. If other work uses all CPUs, the "
                         "tasks start as soon as a CPU is free."
                     )
@@ -196,7 +210,7 @@ class RayExecutor(InlineExecutor):
                     yield in_flight.pop(reference), _get(reference, function.__name__)
         finally:
             # After an error, or if the caller stops early, no task may remain on the cluster.
-            _end(list(in_flight))
+            _cancel(list(in_flight))
 
     def _task_name(self, function: Callable[..., Any]) -> str:
         readable = function.__name__.strip("_").replace("_", " ")
@@ -214,7 +228,7 @@ class RayExecutor(InlineExecutor):
         has_free_cpus = ray.available_resources().get("CPU", 0.0) >= 1
         if has_free_cpus and not self._placement:
             return None
-        return PATIENCE_S
+        return NOTE_AFTER_S
 
 
 def num_cpus_by_node() -> dict[str, float]:
@@ -236,7 +250,7 @@ def _on_node(node: str) -> Any:
 def nodes_that_see(path: Path) -> list[str]:
     """Return the ids of the nodes with CPUs on which ``path`` exists.
 
-    Nodes that do not answer within :data:`PATIENCE_S` seconds are left out.
+    Nodes that do not answer within :data:`NODE_TIMEOUT_S` seconds are left out.
     """
     import ray
 
@@ -248,19 +262,19 @@ def nodes_that_see(path: Path) -> list[str]:
             nodes[call.remote(str(path))] = node
     if not nodes:
         return []
-    answered, silent = ray.wait(list(nodes), num_returns=len(nodes), timeout=PATIENCE_S)
-    for reference in silent:
+    answered, unanswered = ray.wait(list(nodes), num_returns=len(nodes), timeout=NODE_TIMEOUT_S)
+    for reference in unanswered:
         ray.cancel(reference, force=True)
-    seeing: list[str] = []
+    nodes_with_path: list[str] = []
     for reference in answered:
         with suppress(ray.exceptions.RayError):  # the node was lost in the meantime
             if ray.get(reference):
-                seeing.append(nodes[reference])
-    return seeing
+                nodes_with_path.append(nodes[reference])
+    return nodes_with_path
 
 
-def _end(calls: list[Any]) -> None:
-    """Wait for :data:`ENDING_S` seconds, then cancel the calls that are still running.
+def _cancel(calls: list[Any]) -> None:
+    """Wait for :data:`CANCEL_AFTER_S` seconds, then cancel the calls that are still running.
 
     If a call is canceled at the moment in which it ends, Ray aborts this process with the error
     "Tried to complete task that was not pending". The fix in ray-project/ray#54798 concerns
@@ -270,7 +284,7 @@ def _end(calls: list[Any]) -> None:
 
     if not calls:
         return
-    _, running = ray.wait(calls, num_returns=len(calls), timeout=ENDING_S)
+    _, running = ray.wait(calls, num_returns=len(calls), timeout=CANCEL_AFTER_S)
     for call in running:
         ray.cancel(call, force=False)
 

@@ -308,10 +308,17 @@ def _on_images(best: BestNetwork, paired: PairedComparison) -> str:
     p_value = f"McNemar's p = {paired.p_value:.2g}"
     is_detected = paired.p_value <= SIGNIFICANCE_LEVEL
     verdict = "accuracies differ" if is_detected else "no difference of accuracy is detected"
+    num_first = number(paired.only_first_right)
+    num_second = number(paired.only_second_right)
+    counts = (
+        f"Only {best.model} is right on {num_first} of them, and only {best.runner_up} is right on "
+        f"{num_second} of them."
+        if paired.num_seeds == 1
+        else f"Over {paired.num_seeds} seeds, {best.model} is right more often on {num_first} of "
+        f"them, and {best.runner_up} on {num_second}."
+    )
     return (
-        f"On the same {number(paired.num_images)} test images, {verdict} ({p_value}). Only "
-        f"{best.model} is right on {number(paired.only_first_right)} of them, and only "
-        f"{best.runner_up} is right on {number(paired.only_second_right)} of them. "
+        f"On the same {number(paired.num_images)} test images, {verdict} ({p_value}). {counts} "
         f"The loss of {best.runner_up} is {low} to {high} nat "
         "higher (95 % interval, for these trainings)."
     )

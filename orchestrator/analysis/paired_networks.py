@@ -35,12 +35,11 @@ class PairedComparison:
     Attributes:
         num_images: Number of test images with predictions of both networks.
         num_seeds: Number of seeds with trainings of both networks.
-        only_first_right, only_second_right: Number of predictions, over images and seeds, for
-            which only this network is right.
+        only_first_right, only_second_right: Number of test images on which only this network is
+            right. With several seeds, on which this network is right more often.
         accuracy_difference: Accuracy of the first network minus accuracy of the second
             network.
-        p_value: McNemar's exact p-value over images. With several seeds, an image counts once,
-            for the network that is right more often.
+        p_value: McNemar's exact p-value of these two numbers.
         loss_difference: Mean test loss of the second network minus that of the first, in nat.
         loss_interval: 95 % bootstrap interval of ``loss_difference`` over test images. It does
             not include the variation between trainings.
@@ -106,8 +105,8 @@ def paired_comparison(
     return PairedComparison(
         num_images=len(images),
         num_seeds=len(seeds),
-        only_first_right=int((wins > 0).sum()),
-        only_second_right=int((wins < 0).sum()),
+        only_first_right=num_first,
+        only_second_right=num_second,
         accuracy_difference=difference,
         p_value=mcnemar_p(num_first, num_second),
         loss_difference=float(loss_differences.mean()),

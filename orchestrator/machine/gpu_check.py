@@ -66,8 +66,7 @@ CPU_WINDOW_S = 0.5
 NO_MPS = {"CUDA_MPS_PIPE_DIRECTORY": "/nowhere"}
 """Variables for a process without MPS: CUDA uses MPS only if this folder contains its socket."""
 
-
-Result = tuple[dict[str, Any], str]
+Outcome = tuple[dict[str, Any], str]
 """Values of a process or part, and the reason if it failed; the reason is empty if it succeeded."""
 
 
@@ -323,7 +322,7 @@ def run_part(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, An
     return {"ok": not error, "seconds": seconds, **result}
 
 
-def _run_in_process(part: str, device: str, graphs: Iterable[str]) -> Result:
+def _run_in_process(part: str, device: str, graphs: Iterable[str]) -> Outcome:
     """Run a part in a separate process; return its values, and the reason if it failed."""
     process = _start_part(part, device, graphs)
     try:
@@ -332,7 +331,7 @@ def _run_in_process(part: str, device: str, graphs: Iterable[str]) -> Result:
         end_part(process)
 
 
-def _run_here(measure: Callable[[Bench], Measurements], device: str) -> Result:
+def _run_here(measure: Callable[[Bench], Measurements], device: str) -> Outcome:
     """Run a part in this process; return its values, and the exception that ended it as text."""
     values: dict[str, Any] = {}
     try:
@@ -380,7 +379,7 @@ def _timeout_s(part: str) -> float:
     return PART_TIMEOUT_S + extra_s_by_part.get(part, 0.0)
 
 
-def _wait_for_values(process: subprocess.Popen[str], start_s: float, timeout_s: float) -> Result:
+def _wait_for_values(process: subprocess.Popen[str], start_s: float, timeout_s: float) -> Outcome:
     """Wait for a process; return its values, and the reason if it failed or took too long.
 
     This function does not end a process that took too long.

@@ -110,7 +110,7 @@ def prepare_missing(
         path = options.raw.get(name) or workspace.plan.own_paths.get(name)
         if path is not None:
             folder = Path(path).expanduser().absolute()
-        named_executor = executor.labelled(f"prepare {name}")
+        named_executor = executor.with_label(f"prepare {name}")
         try:
             record = prepare_dataset(
                 spec,
@@ -262,7 +262,7 @@ def _other_nodes(
         f"isweep reads {name} with {plural(readers.num_workers, 'CPU')} on "
         f"{plural(len(nodes), 'node')} that have its raw files"
     )
-    return readers.labelled(f"prepare {name}")
+    return readers.with_label(f"prepare {name}")
 
 
 def measure_subset(

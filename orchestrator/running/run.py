@@ -302,7 +302,7 @@ def _executor_for(sweep: _SweepRun, spec: MeasureSpec, num_products: int) -> Exe
     if num_products > MAX_PRODUCTS_HERE:
         executor = sweep.executor()
     subset = spec.subset
-    return executor.labelled(f"measure {subset.dataset} {pair_name(subset.class_pair)}".strip())
+    return executor.with_label(f"measure {subset.dataset} {pair_name(subset.class_pair)}".strip())
 
 
 def _recount_results_after_stop(sweep: _SweepRun) -> None:

@@ -203,13 +203,12 @@ def as_channels_first(array: AnyArray) -> AnyArray:
     return array
 
 
-def counts_images_on_last_axis(
-    images_shape: tuple[int, ...], labels_shape: tuple[int, ...]
-) -> bool:
-    """Return whether the last axis of an array seems to count its images, as in MATLAB files.
+def has_images_on_last_axis(images_shape: tuple[int, ...], labels_shape: tuple[int, ...]) -> bool:
+    """Return whether the images seem to lie along the last axis, as in MATLAB files.
 
-    It does if its length is the number of labels, and is above both the length of the first
-    axis and any number of channels. If the first axis is longer, labels are missing instead.
+    They do if the length of this axis is the number of labels, and is above both the length of
+    the first axis and any number of channels. If the first axis is longer, labels are missing
+    instead.
     """
     has_one_label_each = set(labels_shape[1:]) <= {1}
     if not has_one_label_each or len(images_shape) < 3:

@@ -65,8 +65,8 @@ def mask_equal_labels(label_codes: IntArray, block: TileBlock) -> SquaredDistanc
 def _mask_columns(squared_distances: SquaredDistances, is_masked: BoolArray) -> None:
     """Replace all entries of some columns by the value that marks "no pair", in place.
 
-    max(distance, 0) keeps a distance, and max(distance, value) replaces it by the value.
-    np.maximum takes a tenth of the time of an assignment to the masked columns.
+    The maximum of a distance and this value is this value. The maximum of a distance and 0 is
+    the distance. np.maximum takes a tenth of the time of an assignment to the masked columns.
     """
     dtype = squared_distances.dtype
     lower_bounds = np.where(is_masked, no_pair_value(dtype), dtype.type(0))
@@ -87,22 +87,19 @@ def update_inside_sample(
         is_member: ``(num_positions,)`` True for the positions in the sample.
         block: The block.
         masked_squared: The block's squared distances, masked where two labels are equal.
-        first_position: First position of ``nearest``.
+        first_position: Position of the first list in ``nearest``.
     """
     is_member_column = is_member[block.columns.positions]
-    rows = np.flatnonzero(is_member[block.rows.positions])
-    columns = np.flatnonzero(is_member_column)
-    if not len(rows) or not len(columns):
+    member_rows = np.flatnonzero(is_member[block.rows.positions])
+    member_columns = np.flatnonzero(is_member_column)
+    if not len(member_rows) or not len(member_columns):
         return
-    sample_squared = masked_squared[rows]
-    if len(columns) > DENSE_FRACTION * len(is_member_column):
-        _mask_columns(sample_squared, ~is_member_column)
-        columns = np.arange(len(is_member_column))
+    squared = masked_squared[member_rows]
+    if len(member_columns) > DENSE_FRACTION * len(is_member_column):
+        _mask_columns(squared, ~is_member_column)
+        column_positions = np.arange(block.columns.start, block.columns.stop)
     else:
-        sample_squared = sample_squared[:, columns]
-    update_nearest(
-        nearest,
-        rows + block.rows.start - first_position,
-        columns + block.columns.start,
-        sample_squared,
-    )
+        squared = squared[:, member_columns]
+        column_positions = block.columns.start + member_columns
+    result_rows = block.rows.start + member_rows - first_position
+    update_nearest(nearest, result_rows, column_positions, squared)

@@ -23,8 +23,8 @@ from tasks.measures.tile_blocks import EXACT
 from tasks.remote import Executor
 
 MINIMUM_TOLERANCE = 1 + 4e-5
-"""Factor on the smallest distance, up to which distances are computed again in float64. One of
-them may be the true minimum: each distance has a relative error of up to 1e-5, so two equal
+"""Distances up to this multiple of the smallest one are computed again in float64, because each
+of them may be the true minimum. A distance has a relative error of up to 1e-5, so two equal
 distances differ by at most 2e-5. The factor allows twice that."""
 
 
@@ -65,8 +65,8 @@ class SearchedImages:
         if search.arithmetic != EXACT:
             self._refine_minimum(distances, table.other_label_positions)
             sample_partners = search.sample_other_label_positions[sample_slice, positions]
-            for of_sample, partners in zip(sample_distances, sample_partners, strict=True):
-                self._refine_minimum(of_sample, partners)
+            for one_sample, partners in zip(sample_distances, sample_partners, strict=True):
+                self._refine_minimum(one_sample, partners)
         return OtherLabelDistances(
             distances=distances,
             pair=self._closest_pair(distances, table),

@@ -7,7 +7,7 @@ disk may read a block if the same raw files are on that disk.
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -38,8 +38,6 @@ Progress = Callable[[int, int], None]
 
 BLOCK_BYTES = 64 << 20
 """Largest number of bytes of prepared images in one block, for any block size of the source."""
-TarPath = tuple[str, ...]
-"""The path of a compressed tar: a file, then archives inside it; empty if there is none."""
 
 
 class Block(NamedTuple):
@@ -182,10 +180,11 @@ def prepare_block_if_files_match(
     equal name means equal files.
     """
     try:
-        is_same = preparation.part_name(items) == name
+        if preparation.part_name(items) != name:
+            return None
     except (DataError, OSError):
         return None
-    return prepare_block(preparation.request, items, preparation.dtype) if is_same else None
+    return prepare_block(preparation.request, items, preparation.dtype)
 
 
 def reading_order(request: RawRequest, items: Sequence[Item]) -> Rows | None:
@@ -196,36 +195,26 @@ def reading_order(request: RawRequest, items: Sequence[Item]) -> Rows | None:
         items: The listed items.
 
     Returns:
-        The indices of the items: first all other items, in listed order; then the items of
-        each compressed tar, in the order of the tar. None if no compressed tar contains
-        several items.
+        The indices of the items: first those that no tar orders, in listed order; then the
+        items of each compressed tar, in the order of the tar. None if no compressed tar
+        contains several items.
     """
-    tars = [_compressed_tar(item.locator) for item in items]
-    positions: dict[TarPath, dict[str, int]] = {}
-    for tar, count in sorted(Counter(tars).items()):
-        if tar and count > 1:
+    members_by_tar: defaultdict[tuple[str, ...], dict[int, str]] = defaultdict(dict)
+    for index, item in enumerate(items):
+        *archives, member = split_locator(item.locator)
+        if archives and archives[-1].lower().endswith(PACKED_TARS):
+            members_by_tar[tuple(archives)][index] = member
+    tar_items: list[int] = []
+    for (file, *inner), members in sorted(members_by_tar.items()):
+        if len(members) > 1:
             with suppress(RefusedArchive):
-                archive = open_archive(request.base() / tar[0], tar[1:])
-                members = archive.members()
-                positions[tar] = {member: position for position, member in enumerate(members)}
-    if not positions:
+                stored = open_archive(request.base() / file, tuple(inner)).members()
+                positions = {member: position for position, member in enumerate(stored)}
+                tar_items += sorted(members, key=lambda index: positions.get(members[index], 0))
+    if not tar_items:
         return None
-
-    def place(index: int) -> tuple[TarPath, int]:
-        """Return the tar and the position in it; for other items, the index in the listing."""
-        if tars[index] not in positions:
-            return (), index  # () sorts before every tar
-        member = split_locator(items[index].locator)[-1]
-        return tars[index], positions[tars[index]].get(member, 0)
-
-    return np.array(sorted(range(len(items)), key=place), dtype=np.intp)
-
-
-def _compressed_tar(locator: str) -> TarPath:
-    *archives, _ = split_locator(locator)
-    if archives and archives[-1].lower().endswith(PACKED_TARS):
-        return tuple(archives)
-    return ()
+    other_items = np.setdiff1d(np.arange(len(items)), tar_items)
+    return np.concatenate([other_items, tar_items])
 
 
 def restore_listed_order(
@@ -240,12 +229,11 @@ def restore_listed_order(
     """
     if order is None:
         return images
-    # The place of each image's item in the order of reading.
-    read_positions = []
+    # The index of each image's item, first in the order of reading, then in the listing.
+    read_items = []
     start = 0
     for part in parts:
-        read_positions.append(start + part.rows["item"])
+        read_items.append(start + part.rows["item"])
         start += part.num_items
-    # order[p] is the place in the listing of the item that was read as the p-th, from p = 0.
-    listed_positions = order[np.concatenate(read_positions)]
-    return images.take(np.argsort(listed_positions, kind="stable"))
+    listed_items = order[np.concatenate(read_items)]
+    return images.take(np.argsort(listed_items, kind="stable"))

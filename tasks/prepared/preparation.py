@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from stat import S_ISREG
 
@@ -16,7 +17,7 @@ from tasks.sources.base import Item, Listing, RawRequest
 from tasks.sources.raw import split_locator
 
 MAX_CACHED_STAMPS = 1024
-"""Number of files whose size and time are cached. An archive can contain thousands of items."""
+"""Number of files whose sizes and times are cached. An archive may contain thousands of items."""
 
 
 @dataclass(frozen=True)
@@ -74,40 +75,30 @@ class Preparation:
         may need several files. Its details contain the names of the other files.
         """
         request = self.request
-        stamp = _file_stamps(None if request.raw is None else request.base())
         settings = [request.spec, list(self.listing.label_names), self.listing.dtype]
         total = hashlib.sha256(canonical_json(settings).encode())
-        total.update(repr(request.raw and stamp(request.raw.name)).encode())
+        base = None if request.raw is None else request.base()
+        # A new cache for every hash, so that a file that changes later gets a new stamp.
+        stamp = lru_cache(maxsize=MAX_CACHED_STAMPS)(partial(_stamp, base))
+        raw_stamp = None if request.raw is None else stamp(request.raw.name)
+        total.update(repr(raw_stamp).encode())
         for item in items:
-            trait_texts = [text for trait in item.traits for text in trait]
-            details = (*item.details, *trait_texts)
-            facts = (item.locator, item.label, item.group, item.split, details)
-            stamps = []
-            for name in (item.locator, *details):
-                if isinstance(name, str):
-                    stamps.append(stamp(split_locator(name)[0]))
+            details = (*item.details, *chain(*item.traits))
+            fields = (item.locator, item.label, item.group, item.split, details)
+            # Any text among the details may be the name of a file.
+            names = [name for name in (item.locator, *details) if isinstance(name, str)]
+            stamps = [stamp(split_locator(name)[0]) for name in names]
             # If this text changes, the hash of every finished preparation changes too.
-            total.update(repr((facts, stamps)).encode("utf-8", "surrogateescape"))
+            total.update(repr((fields, stamps)).encode("utf-8", "surrogateescape"))
         return total.hexdigest()
 
 
-def _file_stamps(base: Path | None) -> Callable[[str], tuple[int, int] | None]:
-    """Return a function that maps the name of a file below ``base`` to its size and time.
-
-    If there is no such file, the function returns None. A detail of an item need not be a
-    file.
-    """
-
-    @lru_cache(maxsize=MAX_CACHED_STAMPS)
-    def stamp(name: str) -> tuple[int, int] | None:
-        if base is None:
-            return None
-        try:
-            status = os.stat(os.path.join(base, name))  # pathlib would intern every name
-        except (OSError, ValueError):
-            return None
-        if not S_ISREG(status.st_mode):
-            return None
-        return status.st_size, status.st_mtime_ns
-
-    return stamp
+def _stamp(base: Path | None, name: str) -> tuple[int, int] | None:
+    """Return the size and time of a file below ``base``; None if there is no such file."""
+    if base is None:
+        return None
+    try:
+        status = os.stat(os.path.join(base, name))  # pathlib would intern every name
+    except (OSError, ValueError):
+        return None
+    return (status.st_size, status.st_mtime_ns) if S_ISREG(status.st_mode) else None

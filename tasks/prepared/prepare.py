@@ -112,10 +112,10 @@ def prepare_dataset(
         return build_and_publish(record, reading, destination, executor, started)
     except FileNotFoundError:
         # Another process published the same dataset and removed the parts.
-        published = published_record(destination, spec)
-        if published is None:
+        finished = published_record(destination, spec)
+        if finished is None:
             raise
-        return published
+        return finished
 
 
 def _update_if_unchanged(

@@ -328,17 +328,16 @@ class PreparedDataset:
         )
 
     def _array(self, name: str) -> AnyArray:
-        """Return all values of a small array.
+        """Return all values of a small array, after checking every byte of its files.
 
         Raises:
             CorruptStoreError: A file is damaged or missing.
         """
         all_rows = range(self.num_rows)
         with self._convert_read_errors(name, all_rows):
-            # If a file is missing, zarr returns zeros. So missing files are detected here.
+            # zarr would return zeros for a missing file, and any values that it wrote itself.
             for file in self._stored_files(name, all_rows):
-                if not (self.path / file).is_file():
-                    raise FileNotFoundError(file)
+                self._check_sha256(file)
             values: AnyArray = self._zarr_group[name][:]
         return values
 

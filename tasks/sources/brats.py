@@ -103,12 +103,7 @@ def list_brats(request: RawRequest) -> Listing:
             excluded["the same case again"] += 1
         else:
             locators = tuple(tree.locator(files[kind]) for kind in KINDS)
-            items[case.name] = Item(
-                locator=locators[0],
-                label=None,
-                group=case.name,
-                details=locators,
-            )
+            items[case.name] = Item(locators[0], None, group=case.name, details=locators)
     if not items:
         files_text = "<case>_flair, <case>_t2 and <case>_seg (.nii or .nii.gz)"
         raise incomplete_download(request, f"case folders with the files {files_text}", tree)

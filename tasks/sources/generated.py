@@ -271,10 +271,9 @@ def generated_points(geometry: Geometry) -> tuple[Points, Labels]:
     number_sum: Labels = np.zeros(num_images, dtype=np.int64)
     for coordinate in range(geometry.bits):
         # A unit coordinate is below 1, so the number of a half is below num_halves.
-        half = (unit_coordinates[:, coordinate] * num_halves).astype(np.int64)
-        points[:, coordinate] += offsets[half]
-        band = half // 2
-        number_sum += half if geometry.frequency == 2 else band
+        halves = (unit_coordinates[:, coordinate] * num_halves).astype(np.int64)
+        points[:, coordinate] += offsets[halves]
+        number_sum += halves if geometry.frequency == 2 else halves // 2  # two halves per band
     return points, number_sum % 2
 
 

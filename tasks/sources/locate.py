@@ -40,14 +40,15 @@ class _Row:
     """A row in a message.
 
     Attributes:
-        folder: Folder of the split with the row's table; empty if there is only one table.
-        array: Name of the array, for a row of an array file.
         number: Number of the row, as programs that show the file count rows.
+        split_folder: Folder of the split with the row's table; empty if there is only one
+            table.
+        array: Name of the array, for a row of an array file.
     """
 
-    folder: str
-    array: str
     number: int
+    split_folder: str = ""
+    array: str = "images"
 
 
 def locate(raw: Path, key_folder: Path, text: str) -> str | None:
@@ -80,17 +81,16 @@ def locate(raw: Path, key_folder: Path, text: str) -> str | None:
 
 
 def _row_in(text: str) -> _Row | None:
-    """Return the row in a text, or None.
-
-    Hashes are ignored, because they may end with digits.
-    """
-    is_number = text.strip().isdigit()
-    match = ROW_PATTERN.search(f"row {text}" if is_number else HASH_PATTERN.sub("", text))
+    """Return the row in a text, or None."""
+    text = HASH_PATTERN.sub("", text)  # a hash may end with digits, or have no letters
+    if text.strip().isdecimal():
+        return _Row(int(text))
+    match = ROW_PATTERN.search(text)
     if match is None:
         return None
     word = match["word"] or ""
-    folder = word if is_split_word(word) else ""
-    return _Row(folder, match["array"] or "images", int(match["number"]))
+    split_folder = word if is_split_word(word) else ""
+    return _Row(int(match["number"]), split_folder, match["array"] or _Row.array)
 
 
 def _locator_of_row(row: _Row, raw: Path, request: RawRequest) -> str | None:
@@ -101,7 +101,7 @@ def _locator_of_row(row: _Row, raw: Path, request: RawRequest) -> str | None:
     elif extension == ".parquet" and holds_images(raw):
         locator = f"{raw.name}{MARK}{row.number}"
     else:
-        return table_paths(request, row.folder).get(row.number)
+        return table_paths(request, row.split_folder).get(row.number)
     if locator not in _locators(raw, request):
         return None
     return locator

@@ -294,7 +294,7 @@ def _read_table(file: TableFile, request: RawRequest) -> PathTable:
     """Read the needed columns of a table."""
     table = read_table_rows(file.path, request)
     header = next(iter(table.rows), [])
-    columns = find_columns(header, COLUMNS_READ, request, more=("slice",))
+    columns = find_columns(header, COLUMNS_READ, request, also_read=("slice",))
     if table.rows and not columns.labels:
         raise _no_label_error(table, request)
     path_column = columns.name_by_role.get("path", "path")

@@ -188,13 +188,13 @@ def volume_reader(request: RawRequest) -> Reader:
     def read(item: Item) -> Iterator[Sample]:
         volume = decode_nifti(read_locator(base, item.locator))
         low, high = intensity_range(volume.values)
-        (level,) = item.details
+        (chosen_level,) = item.details
         depth = volume.values.shape[2]
-        if not isinstance(level, int):
+        if not isinstance(chosen_level, int):
             middle = np.linspace(depth / 4, 3 * depth / 4, SLICES_PER_VOLUME, endpoint=False)
             levels = np.unique(middle.astype(int)).tolist()
-        elif level < depth:
-            levels = [level]
+        elif chosen_level < depth:
+            levels = [chosen_level]
         else:
             raise SkipItem("slice beyond the volume")
         for level in levels:

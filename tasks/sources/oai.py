@@ -26,8 +26,8 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -60,14 +60,7 @@ same knees again."""
 MIN_ARTHRITIS_GRADE = 2
 """Smallest Kellgren-Lawrence grade of label 1."""
 SIDES = {"1": "R", "2": "L"}
-SIDE_WORDS = {
-    "r": "R",
-    "right": "R",
-    "1": "R",
-    "l": "L",
-    "left": "L",
-    "2": "L",
-}
+SIDE_WORDS = {**SIDES, "r": "R", "right": "R", "l": "L", "left": "L"}
 GRADE_TABLE = "kxr_sq_bu00"
 GRADE_COLUMNS = ("ID", "SIDE", "READPRJ", "V00XRKL")
 CENTERS_TABLE = "knee_centers.csv"
@@ -115,6 +108,20 @@ class Center(NamedTuple):
     column: float
 
 
+class KneeDetails(NamedTuple):
+    """The details that an item of a radiograph has for each knee.
+
+    Attributes:
+        label: Label; None for a knee without a grade.
+        row: Row of the given center in pixels of the file; None without a given center.
+        column: Column of this center; None without a given center.
+    """
+
+    label: int | None
+    row: float | None
+    column: float | None
+
+
 class Radiograph(NamedTuple):
     """A radiograph of both knees.
 
@@ -152,14 +159,16 @@ def list_oai(request: RawRequest) -> Listing:
         else:
             locator = tree.locator(name)
             items.append(Item(locator, label, group=match[1], details=("crop",)))
-    radiographs = _find_radiographs(tree, grades, excluded, request)
+    radiographs, excluded_radiographs = _find_radiographs(tree, grades, request)
+    excluded.update(excluded_radiographs)
     centers = read_centers(tree, radiographs, request)
     for patient, radiograph in radiographs.items():
-        details: list[str | int | float | None] = ["radiograph"]
-        for side in ("R", "L"):
-            knee = Knee(patient, side)
-            details += [grades.get(knee), *centers.get(knee, (None, None))]
-        items.append(Item(radiograph.locator, None, patient, details=tuple(details)))
+        right, left = (
+            KneeDetails(grades.get(knee), *centers.get(knee, (None, None)))
+            for knee in (Knee(patient, "R"), Knee(patient, "L"))
+        )
+        details = ("radiograph", *right, *left)
+        items.append(Item(radiograph.locator, None, patient, details=details))
     num_without_radiograph = sum(knee.patient not in radiographs for knee in grades)
     excluded["graded knee without a radiograph"] = num_without_radiograph
     return Listing(
@@ -306,37 +315,30 @@ def read_centers(
 
 def _center(row: Mapping[str, str], radiograph: Radiograph | None) -> Center | None:
     """Return the center in a row, or None if it lies outside the radiograph."""
-    limits: tuple[float, float] = (math.inf, math.inf)
-    if radiograph is not None:
-        limits = radiograph.header.sides
     try:
         center = Center(float(row["row"]), float(row["column"]))
     except ValueError:
         return None
-    if 0 <= center.row < limits[0] and 0 <= center.column < limits[1]:
-        return center
-    return None
+    # A patient without a usable radiograph may have a center, which is not used.
+    num_rows, num_columns = radiograph.header.sides if radiograph else (math.inf, math.inf)
+    is_inside = 0 <= center.row < num_rows and 0 <= center.column < num_columns
+    return center if is_inside else None
 
 
 def _find_radiographs(
-    tree: RawTree, grades: Mapping[Knee, int], excluded: Counter[str], request: RawRequest
-) -> dict[str, Radiograph]:
-    """Return the first fixed-flexion radiograph of each patient with a graded knee.
-
-    Args:
-        tree: All files of the download.
-        grades: Labels of the graded knees.
-        excluded: Counter to which radiographs that are left out are added, by reason.
-        request: The raw folder and the preparation.
+    tree: RawTree, grades: Iterable[Knee], request: RawRequest
+) -> tuple[dict[str, Radiograph], Counter[str]]:
+    """Find the first fixed-flexion radiograph of each patient with a graded knee.
 
     Returns:
-        Patient -> radiograph.
+        Patient -> radiograph, and reason -> number of radiographs that are left out.
     """
     descriptions = read_descriptions(tree, request)
     graded_patients = {knee.patient for knee in grades}
     is_as_released = request.spec.data_mode == "as_released"
     base = request.base()
     radiographs: dict[str, Radiograph] = {}
+    excluded = Counter[str]()
     for name in tree:
         locator = tree.locator(name)
         match = RADIOGRAPH.search(locator)
@@ -366,7 +368,7 @@ def _find_radiographs(
             excluded["another radiograph of the same knees"] += 1
         else:
             radiographs[patient] = Radiograph(locator, header)
-    return radiographs
+    return radiographs, excluded
 
 
 def _is_later_visit(folder: str) -> bool:
@@ -413,12 +415,7 @@ oai = Source(list_oai, read_oai)
 
 
 def _knee_samples(dicom: Dicom, item: Item) -> Iterator[Sample]:
-    """Yield each graded knee of a radiograph, in pixels of 0.2 mm.
-
-    The item's details are "radiograph", then the label, row and column of the right knee, then
-    those of the left knee. The label is None for a knee without a grade. The row and column
-    are None for a knee without a given center.
-    """
+    """Yield each graded knee of a radiograph, in pixels of 0.2 mm."""
     from PIL import Image
 
     spacing = _checked_spacing(dicom)
@@ -432,18 +429,19 @@ def _knee_samples(dicom: Dicom, item: Item) -> Iterator[Sample]:
     image = Image.fromarray(sample.pixels)
     bicubic = Image.Resampling.BICUBIC  # as in the study
     fine = np.asarray(image.resize((width, height), bicubic))
+    details = cast("tuple[Any, ...]", item.details)
     # The patient's right knee is on the left side of the image.
-    right_and_left = item.details[1:4], item.details[4:]
-    for center, (label, row, column) in zip(find_centers(fine), right_and_left, strict=True):
-        if label is None:
+    knees = (KneeDetails(*details[1:4]), KneeDetails(*details[4:]))
+    for center, knee in zip(find_centers(fine), knees, strict=True):
+        if knee.label is None:
             continue
         method = "knee: cropped by content"
-        if isinstance(row, float) and isinstance(column, float):
-            center = Center(row * row_zoom, column * column_zoom)
+        if knee.row is not None and knee.column is not None:
+            center = Center(knee.row * row_zoom, knee.column * column_zoom)
             method = "knee: given centre"
         yield Sample(
             _crop(fine, center),
-            label=int(label),
+            label=knee.label,
             conversions=(*sample.conversions, method),
             flags=sample.flags,
             traits=sample.traits,

@@ -8,7 +8,7 @@ do not decide the scale, an error asks the user for it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -61,12 +61,12 @@ class _ValueRange:
         num_clipped: Number of values outside ``pixel_range``; 0 without a ``pixel_range``.
     """
 
-    low: float
-    highs: list[float]
-    num_images: int
-    num_dim: int
-    num_values: int
-    num_clipped: int
+    low: float = np.inf
+    highs: list[float] = field(default_factory=list)
+    num_images: int = 0
+    num_dim: int = 0
+    num_values: int = 0
+    num_clipped: int = 0
 
     @property
     def high(self) -> float:
@@ -98,7 +98,7 @@ class _ValueRange:
 
 def _range_of(arrays: Iterable[Iterable[AnyArray]], pixel_range: Limits | None) -> _ValueRange:
     """Return the range of the values of all images. The images are read one by one."""
-    values = _ValueRange(np.inf, [], 0, 0, 0, 0)
+    values = _ValueRange()
     for images in arrays:
         high = -np.inf
         for image in images:
@@ -149,7 +149,14 @@ def choose_pixel_range(
     # Images with 8 bits have values above 127.5. If all values are smaller, the scale is
     # unclear.
     is_8_bit = values.low >= 0 and 127.5 < values.high <= 255
-    if is_8_bit and any(-np.inf < high <= 1 for high in values.highs):
+    if not is_8_bit:
+        raise DataError(
+            f"{name}: float images have values in {values.text}, so it is unclear which value "
+            "is white",
+            hint="Set the values of black and white. A range that contains all values is "
+            f"{values.suggested_pixel_range}",
+        )
+    if any(-np.inf < high <= 1 for high in values.highs):
         raise DataError(
             f"{name}: training and test images seem to have different scales. In one of the "
             "two sets, no value is above 1. In both together, the values are in "
@@ -157,7 +164,7 @@ def choose_pixel_range(
             hint="Save both sets on the same scale. If they already have the same scale, set "
             f"{values.suggested_pixel_range}",
         )
-    if is_8_bit and values.num_dim > MAX_DIM_SHARE * values.num_images:
+    if values.num_dim > MAX_DIM_SHARE * values.num_images:
         raise DataError(
             f"{name}: the images seem to have different scales. In {values.num_dim:,} of "
             f"{values.num_images:,} images, no value is above 1, but in other images values "
@@ -165,13 +172,7 @@ def choose_pixel_range(
             hint="Save all images on the same scale. If they already have the same scale, set "
             f"{values.suggested_pixel_range}",
         )
-    if is_8_bit:
-        return (0.0, 255.0), "floats in [0, 255] as stored"
-    raise DataError(
-        f"{name}: float images have values in {values.text}, so it is unclear which value is white",
-        hint="Set the values of black and white. A range that contains all values is "
-        f"{values.suggested_pixel_range}",
-    )
+    return (0.0, 255.0), "floats in [0, 255] as stored"
 
 
 def check_not_divided(name: str, images: Iterable[AnyArray]) -> None:

@@ -14,7 +14,9 @@ shard's folder.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 
 from tasks.sources.base import Listing, RawRequest, SkipItem, Source
 from tasks.sources.dicom import INTENSITY, is_single_image_name, single_reader
@@ -66,17 +68,15 @@ def list_samples(request: RawRequest) -> Listing:
     shards = [name for name in content.files if root.is_file() or _is_shard(name)]
     if not shards:
         raise request.error("the folder has no .tar shards", hint=EXPECTED)
-    hidden_members: list[str] = []
+    excluded = Counter(count_hidden(content.hidden, _is_shard))
     all_samples = []
     for shard in shards:
-        all_samples += _samples(shard, request, hidden_members)
-    header: dict[str, None] = {}
-    for sample in all_samples:
-        header |= dict.fromkeys(sample.values)
+        shard_samples, hidden_members = _read_shard(shard, request)
+        all_samples += shard_samples
+        excluded.update(count_hidden(hidden_members, is_single_image_name))
+    header = dict.fromkeys(chain.from_iterable(sample.values for sample in all_samples))
     columns = find_columns([*header], ("label", "group", "split"), request)
     label_column = columns.labels[0] if columns.labels else ""
-    excluded = Counter(count_hidden(content.hidden, _is_shard))
-    excluded.update(count_hidden(hidden_members, is_single_image_name))
     excluded["not a .tar by its extension"] = len(content.files) - len(shards)
     skipped = []
     samples = []
@@ -89,13 +89,12 @@ def list_samples(request: RawRequest) -> Listing:
             excluded["neither image nor label"] += 1
     if not samples:
         raise request.error("the shards have no samples", hint=EXPECTED)
-    cells = {}
-    for role, name in columns.name_by_role.items():
-        cells[role] = [sample.values.get(name, "") for sample in samples]
+
+    def values_of(name: str) -> list[str]:
+        return [sample.values.get(name, "") for sample in samples]
+
+    cells = {role: values_of(name) for role, name in columns.name_by_role.items()}
     cells["label"] = [_label(sample, label_column, request) for sample in samples]
-    unused_cells = {}
-    for name in columns.unused:
-        unused_cells[name] = [sample.values.get(name, "") for sample in samples]
     splits = {shard: split_of_file(shard, request) for shard in shards}
     rows = Rows(
         cells=cells,
@@ -111,7 +110,7 @@ def list_samples(request: RawRequest) -> Listing:
         rows,
         request,
         columns=columns,
-        unused_cells=unused_cells,
+        unused_cells={name: values_of(name) for name in columns.unused},
         base_listing=base_listing,
     )
 
@@ -123,13 +122,8 @@ def _is_shard(name: str) -> bool:
 webdataset = Source(list_samples, single_reader)
 
 
-def _samples(shard: str, request: RawRequest, hidden: list[str]) -> list[_Sample]:
-    """Return the samples of a shard in stored order.
-
-    Args:
-        shard: Name of the shard.
-        request: The raw folder, and for errors.
-        hidden: List to which the names of hidden members are appended.
+def _read_shard(shard: str, request: RawRequest) -> tuple[list[_Sample], Iterable[str]]:
+    """Return the samples of a shard in stored order, and the names of its hidden members.
 
     Raises:
         DataError: The shard cannot be read, or a file in it has a wrong format.
@@ -144,7 +138,6 @@ def _samples(shard: str, request: RawRequest, hidden: list[str]) -> list[_Sample
             key = f"{folder}/{stem}"
             sample = samples.setdefault(key, _Sample(shard, key))
             _add_file(sample, archive, member, extension.lower(), request)
-        hidden += archive.hidden
     except SkipItem as skip:
         raise request.error(
             f"shard {request.hashed(shard)} cannot be read: {skip.reason}",
@@ -156,7 +149,7 @@ def _samples(shard: str, request: RawRequest, hidden: list[str]) -> list[_Sample
             "a .json that is not JSON or has a key twice",
             hint="Correct the file, and write the shard again",
         ) from None
-    return list(samples.values())
+    return list(samples.values()), archive.hidden
 
 
 def _add_file(

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 
 from search_spaces.datasets import DATASETS
 from search_spaces.errors import DataError
 from tasks.array_types import AnyArray
-from tasks.measures.input_checks import counts_images_on_last_axis
+from tasks.measures.input_checks import has_images_on_last_axis
 from tasks.sources.arrays.files import COPY_AGAIN, ArrayFile
 from tasks.sources.arrays.names import LABEL_COLUMN, ImageArray
 from tasks.sources.base import RawRequest, SkipItem
@@ -49,11 +50,9 @@ def read_cells(
     Raises:
         DataError: A needed column is missing, has another shape or dtype, or cannot be read.
     """
-    # The keys are the names of the columns. A dict keeps their order.
-    column_names: dict[str, None] = {}
-    for array in arrays:
-        column_names |= dict.fromkeys(array.array_name_by_column)
-    columns = find_columns(list(column_names), (LABEL_COLUMN, "group", "split"), request)
+    # Each name once, in the order of the arrays.
+    column_names = list(dict.fromkeys(chain(*(array.array_name_by_column for array in arrays))))
+    columns = find_columns(column_names, (LABEL_COLUMN, "group", "split"), request)
     tables = []
     unused_tables = []
     for array in arrays:
@@ -67,7 +66,7 @@ def read_cells(
 def _used_cells(
     file: ArrayFile, array: ImageArray, columns: Columns, num_images: int
 ) -> dict[str, list[str]]:
-    """Return the columns that are read, as text: role -> cells.
+    """Return the columns of one array that are read, as text: role -> cells.
 
     Raises:
         DataError: A column has another shape or dtype, or cannot be read.
@@ -85,15 +84,14 @@ def _used_cells(
 def _unused_cells(
     file: ArrayFile, array: ImageArray, columns: Columns, num_images: int
 ) -> dict[str, list[str]]:
-    """Return the unused columns that have one value per image, as text: column -> cells."""
+    """Return an array's unused columns with one value per image, as text: column -> cells."""
     cells = {}
     for column in columns.unused:
-        array_name = array.array_name_by_column.get(column)
-        if array_name is None:
-            continue
-        # An array that is not used may be damaged, or have another shape or dtype.
-        with suppress(DataError):
-            cells[column] = _text_cells(file, array_name, num_images)
+        if column in array.array_name_by_column:
+            # An array that is not used may be damaged, or have another shape or dtype.
+            with suppress(DataError):
+                array_name = array.array_name_by_column[column]
+                cells[column] = _text_cells(file, array_name, num_images)
     return cells
 
 
@@ -101,7 +99,7 @@ def _check_first_axis(file: ArrayFile, images_name: str, array_name: str) -> Non
     """Raise an error if the last axis of the images, not the first one, fits their labels."""
     images_shape = file.header(images_name).shape
     labels_shape = file.header(array_name).shape
-    if counts_images_on_last_axis(images_shape, labels_shape):
+    if has_images_on_last_axis(images_shape, labels_shape):
         raise file.error(
             f"the array {images_name} has the shape {images_shape}, and the array "
             f"{array_name} has {labels_shape[0]} values, so the last axis of {images_name} "

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -61,45 +61,37 @@ BLOCK_IMAGES = 4096
 order is cheap."""
 
 
-@dataclass(frozen=True)
-class ArrayDetails:
-    """What the reader of an item needs: the item's array, and the scale of its pixels.
+class ArrayDetails(NamedTuple):
+    """The ``details`` of an item: the item's array, and the scale of its pixels.
 
     Attributes:
         images_name: Array name of the image's array.
-        limits: The stored values that become 0 and 255; None as in
+        black: Stored value that becomes 0; None as in
             :class:`tasks.sources.arrays.pixels.Scale`.
+        white: Stored value that becomes 255; None if ``black`` is None.
         file_name: Name of the array file if the raw path is a folder; else empty. The name is
             part of the item. So items of another file in the same folder are different, and
             their images are read again.
     """
 
     images_name: str
-    limits: Limits | None
+    black: float | None
+    white: float | None
     file_name: str = ""
 
     @classmethod
     def from_item(cls, item: Item) -> ArrayDetails:
         """Return the details of an item that :func:`list_arrays` made."""
-        images_name, black, white, *file_names = cast("tuple[Any, ...]", item.details)
-        limits = None if black is None else (black, white)
-        file_name = file_names[0] if file_names else ""
-        return cls(images_name, limits, file_name)
+        return cls(*cast("tuple[Any, ...]", item.details))
 
-    def to_tuple(self) -> tuple[str | float | None, ...]:
-        """Return the details as an item stores them: array name, black, white, file name.
-
-        Without a file name, the tuple has only three entries. Earlier versions stored these
-        three entries, and stored items must not change.
-        """
-        black, white = self.limits or (None, None)
-        if self.file_name:
-            return self.images_name, black, white, self.file_name
-        return self.images_name, black, white
+    @property
+    def limits(self) -> Limits | None:
+        """The values of black and white; None if the item has none."""
+        return None if self.black is None or self.white is None else (self.black, self.white)
 
 
 @dataclass(frozen=True)
-class _ArrayRows:
+class _ArrayImages:
     """The images of all arrays in one numbering: the second array's images follow the first's.
 
     Attributes:
@@ -132,9 +124,14 @@ class _ArrayRows:
         return self.array_of(row).split
 
     def details(self, row: int) -> tuple[str | float | None, ...]:
-        """Return the details of an image's item."""
-        images_name = self.array_of(row).images_name
-        return ArrayDetails(images_name, self.limits, self.file_name).to_tuple()
+        """Return the :class:`ArrayDetails` of an image's item.
+
+        Without a file name, the tuple has only three entries. Earlier versions stored these
+        three entries, and stored items must not change.
+        """
+        black, white = self.limits or (None, None)
+        details = ArrayDetails(self.array_of(row).images_name, black, white, self.file_name)
+        return details if self.file_name else details[:3]
 
 
 def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
@@ -159,7 +156,7 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
     class_names = read_class_names(file, found_arrays.class_names_array, labels, request)
     scale = choose_scale(file, arrays, headers, request)
     file_name = array_path(request).name if request.root().is_dir() else ""
-    images = _ArrayRows(arrays, cells.used, scale.limits, file_name)
+    images = _ArrayImages(arrays, cells.used, scale.limits, file_name)
 
     def sort_classes(labels: Iterable[str]) -> list[str]:
         # The listed class names keep their order. Other classes follow.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -24,10 +24,6 @@ from tasks.sources.raw import RawTree, split_locator
 
 OUTSIDE_CLASSES = "outside the class folders"
 """Reason for leaving out an image."""
-MASK_BESIDE_IMAGE = "a mask beside its image"
-"""Reason for leaving out a mask that lies beside its image."""
-IN_MASK_FOLDER = "in a folder of masks"
-"""Reason for leaving out a file in a folder of masks."""
 
 
 @dataclass(frozen=True)
@@ -46,45 +42,6 @@ class FolderScan:
     excluded: Counter[str]
     upper_folders: UpperFolders
     mask_folders: set[str]
-
-
-@dataclass(frozen=True)
-class _FileSets:
-    """Sets of file names in a raw folder. They decide which files are left out.
-
-    Attributes:
-        repeated: Images in inner archives that also lie beside the archive, by file name.
-        distinct_images: Images that are not repeated.
-        masks: Masks that lie beside their image.
-        in_mask_folders: Images in a folder called ``masks``, at any level.
-    """
-
-    repeated: Collection[str]
-    distinct_images: Collection[str]
-    masks: Collection[str]
-    in_mask_folders: Collection[str]
-
-    def reason_to_leave_out(self, name: str, path: ImagePath | None) -> str | None:
-        """Return the first reason that applies to a file; None if the file is used.
-
-        Args:
-            name: Name of the file.
-            path: Its path, divided into folders; None if the file has no top folder.
-        """
-        if name in self.repeated:
-            return "in an archive beside images"
-        if name not in self.distinct_images:
-            return "not an image by its extension"
-        if path is None:
-            return OUTSIDE_CLASSES
-        if path.split is GivenSplit.VALIDATION:
-            return VALIDATION_LEFT_OUT
-        if name in self.masks:
-            # Masks in a class of masks have this reason too.
-            return MASK_BESIDE_IMAGE
-        if name in self.in_mask_folders or is_in_mask_subfolder(path):
-            return IN_MASK_FOLDER
-        return None
 
 
 def scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
@@ -109,26 +66,33 @@ def scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
     # Masks may lie beside the wrapper, so they do not decide about it either.
     deciding_names = [name for name in distinct_names if name not in in_mask_folders]
     upper_folders = find_upper_folders(deciding_names, request)
-    file_sets = _FileSets(
-        repeated=repeated,
-        distinct_images=set(distinct_names),
-        masks=find_masks_beside_images(distinct_names, class_labels),
-        in_mask_folders=in_mask_folders,
-    )
+    masks_beside_images = find_masks_beside_images(distinct_names, class_labels)
+    distinct_images = set(distinct_names)
     excluded: Counter[str] = Counter()
-    # The key None has the paths of the images to use.
-    paths_by_reason: defaultdict[str | None, list[ImagePath]] = defaultdict(list)
+    image_paths = []
+    paths_of_masks = []
+    paths_in_mask_folders = []
     for name in tree:
         path = upper_folders.divide(name)
-        reason = file_sets.reason_to_leave_out(name, path)
-        if reason is not None:
-            excluded[reason] += 1
-        if path is not None:
-            paths_by_reason[reason].append(path)
-    image_paths = paths_by_reason[None]
+        if name in repeated:
+            excluded["in an archive beside images"] += 1
+        elif name not in distinct_images:
+            excluded["not an image by its extension"] += 1
+        elif path is None:  # no top folder
+            excluded[OUTSIDE_CLASSES] += 1
+        elif path.split is GivenSplit.VALIDATION:
+            excluded[VALIDATION_LEFT_OUT] += 1
+        elif name in masks_beside_images:  # also in a class of masks
+            excluded["a mask beside its image"] += 1
+            paths_of_masks.append(path)
+        elif name in in_mask_folders or is_in_mask_subfolder(path):
+            excluded["in a folder of masks"] += 1
+            paths_in_mask_folders.append(path)
+        else:
+            image_paths.append(path)
     mask_folders = _mask_folders(
-        files_in_folders=paths_by_reason[IN_MASK_FOLDER],
-        masks_beside_images=paths_by_reason[MASK_BESIDE_IMAGE],
+        files_in_folders=paths_in_mask_folders,
+        masks_beside_images=paths_of_masks,
         image_paths=image_paths,
         is_group_on_top=request.dataset.layout == "group/class",
     )
@@ -158,7 +122,7 @@ def _mask_folders(
         if class_folder is not None and class_folder.casefold() in MASK_FOLDER_NAMES:
             mask_folders.add(class_folder)
     if not is_group_on_top:
-        # Top folders of masks alone, such as ``cats_mask``.
+        # Top folders that contain nothing but masks, such as ``cats_mask``.
         tops_with_masks = {path.top for path in masks_beside_images}
         mask_folders |= tops_with_masks - {path.top for path in image_paths}
     return mask_folders

@@ -75,7 +75,8 @@ class Columns:
         if len(self.labels) == 1:
             cells["label"] = data[self.labels[0]]
         else:
-            cells["label"] = one_hot({name: data[name] for name in self.labels}, request, row_name)
+            one_hot = {name: data[name] for name in self.labels}
+            cells["label"] = decode_one_hot(one_hot, request, row_name)
         return cells
 
 
@@ -84,7 +85,7 @@ def find_columns(
     roles: Sequence[str],
     request: RawRequest,
     *,
-    more: Sequence[str] = (),
+    also_read: Sequence[str] = (),
 ) -> Columns:
     """Choose the columns of the data that are read.
 
@@ -93,7 +94,7 @@ def find_columns(
         roles: Roles for which a column is searched, from :data:`tasks.sources.tables.COLUMNS`.
             Columns with a role in :data:`TRAITS` are always chosen too.
         request: The request. If its dataset has ``label_columns``, these are the labels.
-        more: Names of further columns that the kind reads itself. These columns get no flag.
+        also_read: Names of columns without a role that the caller reads. They get no flag.
 
     Raises:
         DataError: Several columns could be the label, group or split, so networks might be
@@ -107,23 +108,21 @@ def find_columns(
             f"label_columns has the same column twice: {', '.join(given_labels)}",
             hint="Write each column only once in label_columns",
         )
-    # Reversed, so that the first of several columns with the same key is chosen.
-    name_by_key = {column_key(name): name for name in reversed(header)}
+    names_by_key: defaultdict[str, list[str]] = defaultdict(list)
+    for name in dict.fromkeys(header):
+        names_by_key[column_key(name)].append(name)
     name_by_role: dict[str, str] = {}
     doubts: list[str] = []
     for role in roles:
         if role == "label" and given_labels:
             continue
-        choice = _choose_column(role, name_by_key, request)
+        choice = _choose_column(role, names_by_key, request)
         if choice is not None:
             name_by_role[role] = choice.name
             doubts += choice.doubts
     for trait in TRAITS:
-        if trait in name_by_key:
-            name_by_role[trait] = name_by_key[trait]
-    names_by_key: defaultdict[str, set[str]] = defaultdict(set)
-    for name in header:
-        names_by_key[column_key(name)].add(name)
+        if trait in names_by_key:
+            name_by_role[trait] = names_by_key[trait][0]
     for role, name in name_by_role.items():
         same_key = names_by_key[column_key(name)]
         if role != "label" and len(same_key) > 1:
@@ -134,7 +133,7 @@ def find_columns(
     labels = given_labels
     if not labels and "label" in name_by_role:
         labels = (name_by_role["label"],)
-    unused = _unused_columns(header, roles, (*name_by_role.values(), *labels, *more))
+    unused = _unused_columns(header, roles, (*name_by_role.values(), *labels, *also_read))
     return Columns(name_by_role, labels, tuple(doubts), tuple(unused))
 
 
@@ -151,27 +150,28 @@ class _Choice(NamedTuple):
 
 
 def _choose_column(
-    role: str, name_by_key: Mapping[str, str], request: RawRequest
+    role: str, names_by_key: Mapping[str, Sequence[str]], request: RawRequest
 ) -> _Choice | None:
     """Return the column with a role; None if there is no such column.
 
-    A column with the name of the role is preferred to columns with other names.
+    A column with the name of the role is preferred to columns with other names. If several
+    names have the same key, the first one is used.
 
     Args:
         role: The role.
-        name_by_key: Key of a column's name -> the name, for all columns of the data.
+        names_by_key: Key -> the names in the data that have this key, in the order of the data.
         request: For errors.
 
     Raises:
         DataError: Several columns have other names for the role, and none has the name of the
             role.
     """
-    exact = name_by_key.get(column_key(role))
+    role_key = column_key(role)
     alias_keys = dict.fromkeys(map(column_key, COLUMNS[role]))
-    aliases = [name_by_key[key] for key in alias_keys if key in name_by_key]
-    if exact is not None:
+    aliases = [names_by_key[key][0] for key in alias_keys if key in names_by_key]
+    if role_key in names_by_key:
         doubts = [f"column {alias} not used, since there is {role}" for alias in aliases]
-        return _Choice(exact, doubts)
+        return _Choice(names_by_key[role_key][0], doubts)
     if not aliases:
         return None
     if len(aliases) > 1:
@@ -232,8 +232,8 @@ def _unused_columns(
     return unused
 
 
-def one_hot(cells: Cells, request: RawRequest, row_name: Callable[[int], str]) -> list[str]:
-    """Return the class of every row from one-hot columns.
+def decode_one_hot(cells: Cells, request: RawRequest, row_name: Callable[[int], str]) -> list[str]:
+    """Return the class of every row, from one-hot columns.
 
     Args:
         cells: Class -> its column of 0 and 1.
@@ -243,7 +243,7 @@ def one_hot(cells: Cells, request: RawRequest, row_name: Callable[[int], str]) -
     Raises:
         DataError: A row does not have exactly one 1.
     """
-    class_of_row = []
+    classes = []
     bad_rows: defaultdict[str, list[int]] = defaultdict(list)
     for row, texts in enumerate(zip(*cells.values(), strict=True)):
         values = [ONE_HOT.get(text.strip().casefold()) for text in texts]
@@ -255,7 +255,7 @@ def one_hot(cells: Cells, request: RawRequest, row_name: Callable[[int], str]) -
         elif not row_classes:
             bad_rows["of no class"].append(row)
         else:
-            class_of_row += row_classes
+            classes += row_classes
     if bad_rows:
         listed = []
         for fault, rows in bad_rows.items():
@@ -265,7 +265,7 @@ def one_hot(cells: Cells, request: RawRequest, row_name: Callable[[int], str]) -
             f"{', '.join(listed)}",
             hint="Remove these rows. isweep cannot use images of several classes",
         )
-    return class_of_row
+    return classes
 
 
 class JoinedTables:

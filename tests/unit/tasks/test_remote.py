@@ -144,7 +144,7 @@ class TestRayExecutor(ExecutorContract):
         """A task that was canceled while it ended took this process down, in one of some hundred
         stops."""
         cancelled, cancel = [], ray.cancel
-        monkeypatch.setattr("tasks.remote.ENDING_S", soon)
+        monkeypatch.setattr("tasks.remote.CANCEL_AFTER_S", soon)
         monkeypatch.setattr(
             ray, "cancel", lambda call, **options: (cancelled.append(call), cancel(call, **options))
         )
@@ -201,8 +201,8 @@ class TestWaiting:
             messages.append(message)
             ray.kill(cpu_holder, no_restart=True)
 
-        monkeypatch.setattr("tasks.remote.PATIENCE_S", 1.0)
-        executor = RayExecutor(note=note, **options).labelled("prepare mnist")
+        monkeypatch.setattr("tasks.remote.NOTE_AFTER_S", 1.0)
+        executor = RayExecutor(note=note, **options).with_label("prepare mnist")
         assert sorted(executor.map_unordered(sleep_for, [(0,), (0,)])) == [(0, 0), (1, 0)]
         assert messages == [
             "prepare mnist sleep for: no task has finished for 1 s. Each task needs 1 CPU of "
@@ -215,6 +215,6 @@ class TestWaiting:
         while ray.available_resources().get("CPU") != 2:  # earlier tasks use CPUs
             time.sleep(0.1)
         messages = []
-        monkeypatch.setattr("tasks.remote.PATIENCE_S", 0.1)
+        monkeypatch.setattr("tasks.remote.NOTE_AFTER_S", 0.1)
         assert list(RayExecutor(note=messages.append).map_unordered(sleep_for, [(1,)])) == [(0, 1)]
         assert messages == []

@@ -226,6 +226,7 @@ def test_seeds_make_no_image_count_twice():
     second = [stored_predictions([0] * 6 + [0] * 4, seed=seed) for seed in range(5)]
     comparison = paired_comparison(pd.concat(first), pd.concat(second))
     assert (comparison.num_seeds, comparison.num_images) == (5, 10)
+    assert (comparison.only_first_right, comparison.only_second_right) == (6, 0)
     assert comparison.p_value == pytest.approx(mcnemar_p(6, 0))
 
 

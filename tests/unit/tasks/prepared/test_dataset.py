@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -162,6 +163,20 @@ def test_damaged_metadata_of_the_same_size_are_refused_by_name(store, name, old,
             match=f"^{name} of prepared dataset digits has changed since it was written",
         ):
             read(PreparedDataset.open(store))
+
+
+@pytest.mark.parametrize("change", ["written by zarr", "those of the groups"])
+def test_changed_labels_with_right_checksums_are_refused_by_name(store, change):
+    if change == "written by zarr":
+        array = zarr.open_group(str(store), mode="r+")["labels"]
+        array[:] = 9 - array[:]
+    else:
+        shutil.copy(store / "groups" / "c" / "0", store / "labels" / "c" / "0")
+    with pytest.raises(
+        CorruptStoreError,
+        match=r"^labels/c/0 of prepared dataset digits has changed since it was written",
+    ):
+        _ = PreparedDataset.open(store).classes
 
 
 def test_a_shard_that_vanishes_after_opening_is_not_read_as_zeros(store):

@@ -205,3 +205,13 @@ def test_only_the_key_leads_from_a_hash_to_its_file(name, tmp_path):
     assert locate(path, tmp_path / "other", hashed) is None
     assert locate(path, tmp_path / "prepared", "row -3") is None
     assert (tmp_path / "prepared" / ".hash_key").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_hash_without_letters_is_no_row_number(tmp_path, monkeypatch):
+    monkeypatch.setenv("ISWEEP_HASH_KEY", CANARY * 2)
+    hashes = {
+        hash_text(keyed_hash(CANARY * 2, name)): name for name in map("{}.png".format, range(9999))
+    }
+    hashed = next(filter(str.isdecimal, hashes))
+    raw = write_tree(tmp_path / "raw", hashes[hashed])
+    assert locate(raw, tmp_path, hashed) == hashes[hashed]
