@@ -116,11 +116,11 @@ class BestScore:
     @property
     def sentence(self) -> str:
         """A sentence on this network."""
-        scores = f"a test loss of {number(self.loss)} nat"
-        if self.accuracy is not None:
-            scores = f"an accuracy of {number(self.accuracy)} and {scores}"
-        size = plural(self.train_size, "training image")
-        return f"The best result is {scores}, by {self.model} with {size}."
+        network = f"{self.model} with {plural(self.train_size, 'training image')}"
+        sentence = f"The lowest test loss is {number(self.loss)} nat, by {network}."
+        if self.accuracy is None:
+            return sentence
+        return f"{sentence} Its accuracy is {number(self.accuracy)}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +130,14 @@ class Target:
     Attributes:
         metric: ``accuracy`` or ``loss``.
         value: The score: a share in [0, 1], or a loss in nat.
-        is_expected: Whether a network is expected to reach this score with four times the
-            images. Otherwise, the target is half the errors or half the loss of the best
-            result.
+        expected: The score that the best network is expected to reach with four times the
+            images, if the target is this score in a round number. None if the target is half
+            the errors or half the loss of the best result.
     """
 
     metric: Metric
     value: float
-    is_expected: bool
+    expected: float | None
 
     @property
     def option(self) -> str:
@@ -148,10 +148,10 @@ class Target:
     def reason(self) -> str:
         """A sentence on the choice of this target."""
         chosen = f"isweep chose the target {number(self.value)}"
-        if self.is_expected:
+        if self.expected is not None:
             return (
-                f"{chosen} because a network is expected to reach about this score with "
-                f"{TARGET_SIZE_FACTOR} times your largest train size."
+                f"{chosen}, a round number near {number(self.expected)}. This {self.metric} is "
+                f"expected with {TARGET_SIZE_FACTOR} times your largest train size."
             )
         errors = "loss" if self.metric == "loss" else "error rate"
         return f"{chosen} because it has about half the {errors} of the best result so far."
@@ -407,13 +407,14 @@ def next_target(rows: pd.DataFrame) -> Target:
     means = rows.groupby([MODEL, TRAIN_SIZE])[[TEST_ACCURACY, TEST_LOSS]].mean()
     lowest_error_rate = float(1 - means[TEST_ACCURACY].max())
     if rows[TEST_ACCURACY].notna().all() and lowest_error_rate > 0:
-        expected = min(1 - score for score in _expected_scores(rows, "accuracy"))
-        rounded = _rounded_below(lowest_error_rate, expected)
+        expected_accuracy = max(_expected_scores(rows, "accuracy"))
+        rounded = _rounded_below(lowest_error_rate, 1 - expected_accuracy)
         errors = rounded or _half(lowest_error_rate)
-        return Target("accuracy", round(1 - errors, 12), is_expected=rounded is not None)
+        return Target("accuracy", round(1 - errors, 12), expected_accuracy if rounded else None)
     lowest_loss = float(means[TEST_LOSS].min())
-    rounded = _rounded_below(lowest_loss, min(_expected_scores(rows, "loss")))
-    return Target("loss", rounded or _half(lowest_loss), is_expected=rounded is not None)
+    expected = min(_expected_scores(rows, "loss"))
+    rounded = _rounded_below(lowest_loss, expected)
+    return Target("loss", rounded or _half(lowest_loss), expected if rounded else None)
 
 
 def _expected_scores(rows: pd.DataFrame, metric: Metric) -> list[float]:
