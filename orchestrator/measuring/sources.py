@@ -47,7 +47,6 @@ from tasks.sources import check_raw_folder
 from tasks.sources.arrays.files import ARRAY_FILES
 from tasks.sources.base import RawRequest
 from tasks.sources.detect import detect_own_kind, unknown_kind_hint
-from tasks.sources.own.hidden_groups import patient_folder_doubt
 from tasks.sources.pictures import is_image_name
 
 OWN_NAME = "own"
@@ -108,7 +107,8 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
         try:
             return measure_file(request, path, executor)
         except DataError as error:
-            raise _error_with_path(error, request) from error
+            problem = _problem_with_path(error.problem, request)
+            raise DataError(problem, hint=error.hint) from error
     if is_npy:
         raise ConfigError(
             f"--image-size cannot be used with {path.name}, because isweep does not resize "
@@ -118,30 +118,24 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
     own_data = own_source(data_kind(path), path, request)
     dataset = user_dataset_spec(OWN_NAME, own_data)
     try:
-        measured = _prepare_and_measure(request, dataset, path, executor, paths)
+        return _prepare_and_measure(request, dataset, path, executor, paths)
     except DataError as error:
+        hint = error.hint
         inner = _folder_of_classes(path)
         if inner is not None:
-            error.hint = f"Try the folder {inner}, which has a subfolder per class"
-        raise _error_with_path(error, request) from error
-    doubt = patient_folder_doubt(path)
-    if not doubt:
-        return measured
-    return replace(measured, image_lines=(*measured.image_lines, f"  doubtful: {doubt}"))
+            hint = f"Try the folder {inner}, which has a subfolder per class"
+        raise DataError(_problem_with_path(error.problem, request), hint=hint) from error
 
 
-def _error_with_path(error: DataError, request: MeasureRequest) -> DataError:
-    """Return an error with the path that the user typed, in place of the name of the dataset."""
-    problem = error.problem.removeprefix(f"{OWN_NAME}: ")
-    source: str | Path = request.source
+def _problem_with_path(problem: str, request: MeasureRequest) -> str:
+    """Return a problem with the path that the user typed, in place of the name of the dataset."""
+    without_name = problem.removeprefix(f"{OWN_NAME}: ")
     if request.labels is not None:
-        # Only errors of the labels have the name of the dataset.
-        if problem == error.problem:
-            return error
-        source = request.labels
-    elif problem.startswith(Path(source).name):
-        return error
-    return DataError(f"{source}: {problem}", hint=error.hint)
+        # Only problems of the labels begin with the name of the dataset.
+        return problem if without_name == problem else f"{request.labels}: {without_name}"
+    if without_name.startswith(Path(request.source).name):
+        return without_name
+    return f"{request.source}: {without_name}"
 
 
 def _folder_of_classes(folder: Path) -> Path | None:

@@ -31,7 +31,6 @@ from tasks.prepared.listings import list_raw
 from tasks.prepared.subsets import make_subset
 from tasks.sources.base import RawRequest
 from tasks.sources.detect import detect_own_kind, unknown_kind_hint
-from tasks.sources.own.hidden_groups import patient_folder_doubt
 
 TEST_SHARES = (0.25, 0.15, 0.08, 0.04)
 """Shares of the images for the test set. They are tried in this order until the groups and
@@ -221,9 +220,6 @@ def _describe(
     for flag, count in listing.flags.items():
         if count:
             lines.append(f"    # doubtful: {flag}")
-    doubt = patient_folder_doubt(source)
-    if doubt:
-        lines.append(f"    # doubtful: {doubt}")
     lines.append(own_line)
     if len(class_names) > 2:
         pair = ", ".join(map(_yaml, class_names[:2]))

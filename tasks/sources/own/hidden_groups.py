@@ -24,11 +24,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
-from itertools import islice
-from pathlib import Path
 
-from tasks.sources.own.splits import is_split_word
 from tasks.sources.own.words import NO_IDS
 from tasks.sources.tables import GROUP_WORDS, NOT_ONE_VALUE
 
@@ -59,12 +55,10 @@ COPY_IN_PATH = re.compile(
 """The part of a path in lower case that makes the name of an image the name of its copy."""
 WORD_SEPARATOR = re.compile(r"[\W_]+")
 """The characters between two words of a file's name."""
-MIN_PATIENT_FOLDERS = 5
-"""Smallest number of subfolders with a word for a patient that raises a question."""
-MAX_NEIGHBORS = 1_000
-"""Largest number of entries of a folder that are compared."""
+MIN_PATIENT_CLASSES = 5
+"""Smallest number of classes that are a word for a patient with a number."""
 MIN_SHARE_WITH_PATIENT = 0.5
-"""Smallest share of the file names that contain a word for a patient with a number."""
+"""Smallest share of the file names, or classes, with a word for a patient with a number."""
 
 
 def find_group_like(columns: Mapping[str, Sequence[str]], classes: Sequence[str]) -> list[str]:
@@ -143,37 +137,19 @@ def _has_copies(paths: Sequence[str]) -> bool:
     return False
 
 
-def patient_folder_doubt(folder: Path) -> str:
-    """Return a doubt, in words, if the class folders may be patients; else an empty text.
+def patient_class_flags(num_images: Mapping[str, int]) -> dict[str, int]:
+    """Return a flag if the classes may be the patients of one class: doubt -> number of images.
 
     Then the user chose the folder of one class, and the folder above it has the classes.
 
     Args:
-        folder: A folder of class folders.
+        num_images: Name of a class -> its number of images.
     """
-    if not folder.is_dir() or is_split_word(folder.name):
-        return ""
-    names = _subfolder_names(folder)
-    num_patients = 0
-    for name in names:
-        num_patients += PATIENT_IN_PATH.fullmatch(name.lower()) is not None
-    is_doubtful = num_patients >= max(MIN_PATIENT_FOLDERS, MIN_SHARE_WITH_PATIENT * len(names))
-    for other in islice(folder.absolute().parent.iterdir(), MAX_NEIGHBORS):
-        if other.is_dir() and other.name != folder.absolute().name:
-            num_shared = len(names & _subfolder_names(other))
-            is_doubtful |= num_shared >= max(2, len(names) / 2)
-    if not is_doubtful:
-        return ""
-    return "the subfolders may be patients of one class. If so, use the folder above"
-
-
-def _subfolder_names(folder: Path) -> set[str]:
-    names = set()
-    with suppress(OSError):
-        for path in islice(folder.iterdir(), MAX_NEIGHBORS):
-            if path.is_dir():
-                names.add(path.name)
-    return names
+    patients = [name for name in num_images if PATIENT_IN_PATH.fullmatch(name.lower())]
+    if len(patients) < max(MIN_PATIENT_CLASSES, MIN_SHARE_WITH_PATIENT * len(num_images)):
+        return {}
+    doubt = "class names look like patients of one class. If so, use the folder above"
+    return {doubt: sum(map(num_images.__getitem__, patients))}
 
 
 def patient_name_doubt(paths: Sequence[str], classes: Sequence[str]) -> str:

@@ -21,7 +21,11 @@ from tasks.sources.own.groups import (
     check_no_group_in_both_splits,
     similar_id_flags,
 )
-from tasks.sources.own.hidden_groups import find_group_like, patient_name_doubt
+from tasks.sources.own.hidden_groups import (
+    find_group_like,
+    patient_class_flags,
+    patient_name_doubt,
+)
 from tasks.sources.own.labels import find_classes
 from tasks.sources.own.rows import Rows
 from tasks.sources.own.similar_classes import similar_class_flags
@@ -122,7 +126,9 @@ def own_listing(
     flag_counts |= _split_flags(rows, splits, excluded[VALIDATION_LEFT_OUT])
     flag_counts |= similar_id_flags(rows, kept_rows)
     flag_counts |= _patient_name_flags(rows, class_of_row)
-    flag_counts |= similar_class_flags(Counter(kept_classes))
+    num_images = Counter(kept_classes)
+    flag_counts |= patient_class_flags(num_images)
+    flag_counts |= similar_class_flags(num_images)
     label_map = dict(request.dataset.label_map)
     absent = [name for name in class_names if label_map.get(name, name) not in index_of_class]
     flag_counts |= named_flags("class without an image", absent, MAX_NAMED)

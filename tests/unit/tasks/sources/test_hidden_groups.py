@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from search_spaces.errors import DataError
-from tasks.sources.own.hidden_groups import look_like_groups, patient_folder_doubt
+from tasks.sources.own.hidden_groups import look_like_groups
 from tasks.sources.tables import flags_for_unused_columns
 from tests.raw_trees.own import FORMS, image_cells
 from tests.unit.tasks.sources.conftest import write_tree
@@ -311,16 +311,19 @@ def test_names_of_changed_copies_raise_a_question(prepare, tmp_path, form):
     assert flag.startswith(question)
 
 
-def test_class_folders_that_may_be_patients_raise_a_question(tmp_path):
-    for folder in ("a/ann/", "a/bob/", "b/ann/", "b/bob/", "train/x/", "test/x/"):
-        (tmp_path / "skin" / folder).mkdir(parents=True)
-    for number in range(6):
-        (tmp_path / "numbered" / f"p{number:02}").mkdir(parents=True)
-    question = "the subfolders may be patients of one class. If so, use the folder above"
-    assert patient_folder_doubt(tmp_path / "skin" / "a") == question
-    assert patient_folder_doubt(tmp_path / "numbered") == question
-    assert patient_folder_doubt(tmp_path / "skin") == ""
-    assert patient_folder_doubt(tmp_path / "skin" / "train") == ""
+@pytest.mark.parametrize(
+    ("form", "num_patients", "num_flagged"), [("p{:02}", 6, 12), ("p{:02}", 4, 0), ("{}", 6, 0)]
+)
+def test_classes_that_may_be_patients_raise_a_question(
+    prepare, tmp_path, form, num_patients, num_flagged
+):
+    paths = []
+    for number in range(num_patients):
+        paths += [f"{form.format(number)}/{name}.png" for name in "ab"]
+    raw = write_tree(tmp_path / "raw", *paths)
+    flags = prepare("folder", raw, for_training=False).record.flags
+    question = "class names look like patients of one class. If so, use the folder above"
+    assert flags.get(question, 0) == num_flagged
 
 
 def test_names_of_numbered_classes_raise_no_question(prepare, tmp_path):
