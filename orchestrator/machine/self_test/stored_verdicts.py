@@ -34,9 +34,9 @@ TIMEOUT_S = 300.0
 for the test of another process."""
 FIRST_VALIDITY_S = 600.0
 """Seconds after which a GPU is tested again if its first verdict is not final. A verdict is not
-final if an error or other processes on the GPU disturbed the test. Trials use no CUDA graphs in this time, so they take about a fifth
-longer. A test takes less than a minute, or :data:`TIMEOUT_S` if it never ends. So each further test
-without a final verdict doubles the validity."""
+final if an error or other processes on the GPU disturbed the test. Until the next test, trials use
+no CUDA graphs and take about a fifth longer. A test takes less than a minute, or :data:`TIMEOUT_S`
+if it never ends. So each further test without a final verdict doubles this time."""
 MAX_VALIDITY_S = 86_400.0
 """Longest validity of a verdict that is not final, in seconds: a day. A test of five minutes then
 costs little time."""
