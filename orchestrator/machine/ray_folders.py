@@ -47,8 +47,8 @@ def private_folder() -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     with open(folder / OWNER_FILE, "w", encoding="utf-8") as owner:
         fcntl.flock(owner, fcntl.LOCK_EX)
-        (folder / SESSIONS).mkdir()
         try:
+            (folder / SESSIONS).mkdir()
             with at_forced_end(lambda: THIS_MACHINE.remove(folder)):
                 yield str(folder / SESSIONS)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Number
@@ -106,7 +107,7 @@ def keys_in_file(keys: Sequence[int | str], document: Mapping[str, Any]) -> tupl
         value = _value_at(content, key)
         if isinstance(content, Mapping):
             in_file.append(str(key))
-        elif isinstance(value, Mapping) and isinstance(value.get("name"), str):
+        elif isinstance(value, Mapping) and re.fullmatch(NAME_PATTERN, str(value.get("name", ""))):
             in_file.append(value["name"])  # a dataset or a model
         else:
             in_file.append(key)

@@ -89,9 +89,9 @@ def first_line(error: Exception, uri: str = "") -> str:
             text = line
             break
     if "Max retries exceeded" in text:
-        # A long text of urllib3, whose end is the cause.
-        causes = re.findall(r"\[Errno -?\d+\] ([\w ]+)", text)
-        text = causes[-1] if causes else text
+        # A long text of urllib3. A broken proxy is named before its own cause.
+        cause = re.search(r"(?:ProxyError\('|\[Errno -?\d+\] )([\w ]+)", text)
+        text = cause[1] if cause else text
     for secret in _secrets(uri):
         text = text.replace(secret, "…")
     return without_secrets(text)[:MAX_LENGTH]

@@ -31,7 +31,9 @@ class RetryPolicy:
 
     def pause_s(self, num_failures: int) -> float:
         """Return the seconds before the next attempt of a trial that failed so often."""
-        pause_s = min(self.first_pause_s * 2.0 ** (num_failures - 1), self.max_pause_s)
+        # Lost nodes may fail a trial any number of times, and a float cannot hold 2**1024.
+        num_doublings = min(num_failures - 1, 100)
+        pause_s = min(self.first_pause_s * 2.0**num_doublings, self.max_pause_s)
         return max(pause_s, self.first_pause_s)
 
 

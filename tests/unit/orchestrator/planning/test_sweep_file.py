@@ -323,6 +323,12 @@ def test_a_wrong_dataset_gives_no_second_message():
     assert "is empty" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["", "x y", "x.y", "x" * 65])
+def test_a_dataset_whose_name_is_no_name_is_shown_by_its_index(name):
+    with pytest.raises(ConfigError, match=r"`datasets\.0\.nam` is not a known key"):
+        parse(GOOD.replace("[mnist5k]", f"[{{name: {name!r}, nam: x}}]"))
+
+
 def test_kinds_of_data_from_other_packages_are_accepted(monkeypatch):
     point = EntryPoint("theirs", "elsewhere:Theirs", "isweep.sources")
     monkeypatch.setattr(sources, "entry_points", lambda group: [point])
@@ -334,7 +340,7 @@ def test_kinds_of_data_from_other_packages_are_accepted(monkeypatch):
 def test_files_that_cannot_be_read_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.yaml")
     (tmp_path / "folder.yaml").mkdir()
-    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "binary.yaml").write_bytes(b"# a\n\xff\n")
     (tmp_path / "big.yaml").write_bytes(b"#" * 1_000_001)
     text = good_with_dataset(
         "name: mine, own: {kind: folder, path: ~nobody-of-this-name/x, domain: medical}"
@@ -345,7 +351,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
         "folder": r"folder\.yaml is a folder, not a sweep file\. .* with `isweep init .*folder\.yaml`",
         "hom": r"hom\.yaml does not exist\. .*home\.yaml",
         "absent": r"The sweep file .*absent\.yaml does not exist\. .*use a preset: .*demo",
-        "binary": r"binary\.yaml, line 1, is not UTF-8 text\. Save the file as UTF-8",
+        "binary": r"binary\.yaml, line 2, is not UTF-8 text\. Save the file as UTF-8",
         "big": "big.yaml has 1,000,001 bytes, but a sweep file can have at most 1,000,000",
         "home": "own.path` starts with ~, but isweep cannot find this home folder: ~nobody-of",
     }.items():

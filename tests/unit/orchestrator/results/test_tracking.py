@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
+import requests
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, PERMISSION_DENIED
 from sqlalchemy.exc import OperationalError
@@ -835,6 +836,15 @@ def test_a_password_that_a_driver_takes_for_a_host_stays_secret(password):
     message = first_line(OSError(f"failed to resolve host '{host}@db' or 'canary-word@db'"), uri)
     assert "canary" not in message
     assert message.startswith("failed to resolve host")
+
+
+def test_a_broken_proxy_is_not_reported_as_a_server_that_refuses_the_connection():
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        proxy = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(requests.ConnectionError) as caught:
+        requests.get("https://mlflow.invalid/", proxies={"https": proxy}, timeout=5)
+    assert first_line(caught.value).endswith("connect to proxy")
 
 
 def test_a_driver_stopped_while_tables_are_created_leaves_no_broken_database(tmp_path, monkeypatch):

@@ -98,6 +98,7 @@ def test_a_kind_of_failure_can_have_a_pause_of_its_own(monkeypatch):
     assert retries.failed("b", CRASH).pause_s == 2.0  # other kinds keep their pauses
     growing = RetryPolicy(None, first_pause_s=100.0, max_pause_s=300.0)
     assert [growing.pause_s(num_failures) for num_failures in (1, 2, 3)] == [100.0, 200.0, 300.0]
+    assert growing.pause_s(1025) == 300.0
 
 
 def test_a_sweep_ends_after_200_failed_retries_in_a_row():
