@@ -26,15 +26,22 @@ def read_table(text: str) -> dict[str, dict[str, Any]]:
     """Return the rows of the table by name, as they are written.
 
     Raises:
-        ConfigError: the text is not valid TOML, or two rows have the same name.
+        ConfigError: the text is not valid TOML, two rows have the same name, or a key is in no row.
     """
     try:
-        return tomllib.loads(text)
+        table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
             f"{FILE} cannot be read: {error}",
             hint="Correct this place. The name and the keys of a row may occur only once",
         ) from None
+    for name, row in table.items():
+        if not isinstance(row, dict):
+            raise ConfigError(
+                f"{FILE}: {name!r} is not a row",
+                hint="A row begins with its name in brackets, such as [mnist]",
+            )
+    return table
 
 
 _TABLE = read_table((files("search_spaces") / "datasets.toml").read_text(encoding="utf-8"))
@@ -77,15 +84,17 @@ def row_of(table: dict[str, dict[str, Any]], name: str) -> DatasetSpec:
     try:
         return DatasetSpec.model_validate_json(json.dumps(fields | {"name": name}))
     except ValidationError as error:
-        names: dict[str, list[str]] = {"missing": [], "extra_forbidden": []}
+        fields_by_type: dict[str, list[str]] = {"missing": [], "extra_forbidden": []}
         for problem in error.errors():
-            if problem["type"] in names:
-                names[problem["type"]].append(f"`{problem['loc'][0]}`")
+            # A tuple that is too short also has a missing element, with a longer place.
+            if problem["type"] in fields_by_type and len(problem["loc"]) == 1:
+                fields_by_type[problem["type"]].append(f"`{problem['loc'][0]}`")
         problems = []
-        if names["missing"]:
-            problems.append(f"these fields are missing: {', '.join(names['missing'])}")
-        if names["extra_forbidden"]:
-            problems.append(f"there are no such fields: {', '.join(names['extra_forbidden'])}")
+        if fields_by_type["missing"]:
+            problems.append(f"these fields are missing: {', '.join(fields_by_type['missing'])}")
+        if fields_by_type["extra_forbidden"]:
+            unknown = ", ".join(fields_by_type["extra_forbidden"])
+            problems.append(f"there are no such fields: {unknown}")
         raise ConfigError(
             f"{FILE}, row [{name}]: {'; '.join(problems) or pydantic_error(error).problem}",
             hint="DatasetSpec in search_spaces/specs.py explains the fields",

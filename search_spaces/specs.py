@@ -722,9 +722,9 @@ class TrialSpec(Spec):
     def requests(self) -> tuple[MeasurementRequest, ...]:
         """The requests for all measurements of the network.
 
-        There is one request for each of these: each estimator of d_repr at the last hidden
-        layer, the same at all stages, each attack and epsilon, R, the predictions, and each
-        further test set.
+        There is one request for each estimator of d_repr at the last hidden layer, and with
+        ``stages`` another one at all stages. There is one for each attack and epsilon, and for
+        each further test set. R and the predictions have one request each.
         """
         representation = self.representation
         requests: list[MeasurementRequest] = []

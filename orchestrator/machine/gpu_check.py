@@ -474,10 +474,11 @@ def devices(number: str | None) -> list[Gpu | None]:
 
 
 def main() -> None:
-    """Run one part, or :func:`rate`, and print the values as JSON.
+    """Run one part of the GPU check in this process, and print its result as JSON.
 
-    The words of the command line are the part, the device, the names of the networks with CUDA
-    graphs (separated by commas), and the arguments of :func:`rate`.
+    The arguments of the command line are the name of the part, the device, the names of the
+    networks with CUDA graphs (separated by commas), and the arguments of :func:`rate` if this is
+    the part.
     """
     # A program that was started in the background may ignore SIGINT, and its children too.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -354,7 +354,8 @@ _ATTACK_NAME = re.compile(
     r"(?P<attack>[a-z][a-z0-9]*(?:_[a-z][a-z0-9]*)*)_(?P<epsilon>\d+(?:\.\d+)?)_"
     rf"(?P<quantity>{'|'.join(ATTACK_QUANTITIES)})"
 )
-# The condition is as short as possible: test_on_near_moved_loss is moved_loss of near.
+# test_on_near_moved_loss is the quantity moved_loss of the condition near, not the quantity loss of
+# the condition near_moved. So the condition must match as few characters as possible.
 _FURTHER_TEST_NAME = re.compile(
     rf"{FURTHER_TEST_PREFIX}(?P<condition>[a-z][a-z0-9_-]*?)_"
     rf"(?P<quantity>{'|'.join(FURTHER_TEST_QUANTITIES)})"

@@ -96,8 +96,8 @@ class State:
         return rows_of(self.records, self.measures.values())
 
     def failure_rows(self) -> list[dict[str, str]]:
-        """Return the failures of trials that do not wait for a retry, sorted by trial id."""
-        failed = sorted(self.failures.keys() - self.waiting)
+        """Return the failures of trials that do not wait for a retry or run, sorted by trial id."""
+        failed = sorted(self.failures.keys() - self.waiting - self.running)
         return [self.failures[trial_id].row() for trial_id in failed]
 
     def measured_trials(self) -> list[MeasuredTrial]:

@@ -9,7 +9,8 @@ Layout of the folder::
 not a prepared dataset.
 
 - Opening a dataset checks the fingerprint of the marker and the sizes of all files.
-- Reading rows checks the crc32c of their chunks.
+- Reading images checks the crc32c of their chunks.
+- Reading labels, groups or splits checks the SHA-256 of their files.
 - :meth:`PreparedDataset.verify` checks every byte.
 """
 
@@ -295,10 +296,10 @@ class PreparedDataset:
             self._check_sha256(name)
 
     def _check_sha256(self, name: str) -> None:
-        """Compare the SHA-256 of a file with that in the marker."""
+        """Check that the marker lists a file, with the SHA-256 that the file has."""
         with (self.path / name).open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        if sha256 != self._files[name].sha256:
+        if name not in self._files or sha256 != self._files[name].sha256:
             raise CorruptStoreError(
                 f"{name} of prepared dataset {self.path.name} has changed since it was written",
                 hint=REMAKE_HINT,
@@ -335,7 +336,8 @@ class PreparedDataset:
         """
         all_rows = range(self.num_rows)
         with self._convert_read_errors(name, all_rows):
-            # zarr would return zeros for a missing file, and any values that it wrote itself.
+            # zarr does not know the marker. It returns zeros for a missing file, and the values
+            # of any file with a correct checksum of its own.
             for file in self._stored_files(name, all_rows):
                 self._check_sha256(file)
             values: AnyArray = self._zarr_group[name][:]
@@ -359,8 +361,8 @@ class PreparedDataset:
         rows_per_file = (array.shards or array.chunks)[0]
         shards = np.unique(np.asarray(rows) // rows_per_file).tolist()
         names = [f"{name}/c/{shard}{'/0' * (array.ndim - 1)}" for shard in shards]
-        # A shard of zeros has no file. The marker lists the files that exist.
-        return [file for file in names if file in self._files]
+        # A shard of zeros has no file. A file that the marker does not list was added later.
+        return [file for file in names if file in self._files or os.path.exists(self.path / file)]
 
 
 def _marker_body(folder: Path) -> Any:

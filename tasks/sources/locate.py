@@ -82,10 +82,10 @@ def locate(raw: Path, key_folder: Path, text: str) -> str | None:
 
 def _row_in(text: str) -> _Row | None:
     """Return the row in a text, or None."""
-    text = HASH_PATTERN.sub("", text)  # a hash may end with digits, or have no letters
-    if text.strip().isdecimal():
+    # A hash may have no letters, or end with digits.
+    if text.strip().isdecimal() and not HASH_PATTERN.search(text):
         return _Row(int(text))
-    match = ROW_PATTERN.search(text)
+    match = ROW_PATTERN.search(HASH_PATTERN.sub("", text))
     if match is None:
         return None
     word = match["word"] or ""

@@ -43,7 +43,6 @@ from tasks.sources.own.listing import count_hidden, own_listing
 from tasks.sources.own.rows import Rows
 from tasks.sources.own.splits import is_split_word, parse_split
 from tasks.sources.parquet_images import (
-    TABLE_HINT,
     ParquetReader,
     holds_images,
     is_parquet_name,
@@ -286,7 +285,10 @@ def _table_files(request: RawRequest) -> list[TableFile]:
     is_also_above_splits = "" in folders and len(files) > 1
     if is_repeated or is_also_above_splits:
         names = [file.path.relative_to(root).as_posix() for file in files]
-        raise request.error(f"there are several tables: {', '.join(names)}", hint=TABLE_HINT)
+        raise request.error(
+            f"there are several tables: {', '.join(names)}",
+            hint="Use the path of one table, or move the other tables elsewhere",
+        )
     return files
 
 

@@ -44,7 +44,6 @@ LABELS_AT_ONCE = 1024
 """Number of rows whose labels are converted to text at once."""
 COLUMNS_READ = ("image", "label", "group", "split")
 DAMAGED = "damaged or unreadable Parquet file"
-TABLE_HINT = "Use the path of one table, or move the other tables elsewhere"
 BLANK_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 """Value of a partition whose value is missing, in Hive, Spark and pandas."""
 

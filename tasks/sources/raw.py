@@ -51,7 +51,7 @@ ARCHIVES = (".zip", *TARS)
 FILE_MANAGER_NAMES = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 """Names of files and folders that file managers leave behind."""
 GONE = "file is gone or unreadable"
-"""Reason of a :class:`SkipItem`."""
+"""Reason of a :class:`SkipItem` or :class:`RefusedArchive`."""
 MAX_FILE_BYTES = 384 << 20
 """Largest size in bytes of a file or archive member, which is read as a whole. An ultrasound
 of 300 frames has about 100 MiB, and a computed radiograph 30 MiB. With the memory for

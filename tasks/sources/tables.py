@@ -548,12 +548,14 @@ def _check_columns(table: TableRows, needed: Sequence[str], names: Sequence[str]
     if missing:
         similar = ""
         if _is_header(table.rows[0], names):
-            similar = did_you_mean(missing[0], table.rows[0])
+            keys_read = set(map(column_key, names))
+            other_names = [cell for cell in table.rows[0] if column_key(cell) not in keys_read]
+            similar = did_you_mean(missing[0], other_names)
         listed = ", ".join(map(repr, missing))
         raise table.error_without(
             missing,
             f"has no column {listed}{describe_header(table.rows[0], names)}",
-            hint=f"{similar}Add this column. If it has another name, rename it to {missing[0]!r}",
+            hint=f"Add this column. {similar}If it has another name, rename it to {missing[0]!r}",
         )
     repeated = [name for name in names if keys.count(column_key(name)) > 1]
     if repeated:

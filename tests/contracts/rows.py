@@ -23,8 +23,6 @@ def row_names(path: str, table: str) -> list[str]:
 
 
 def check_one_row(path: str, table: str, name: str) -> None:
-    """Check that a table has only one row with this name. A second row would replace the first."""
-    names = row_names(path, table)
-    assert names, f"{path} contains no table {table}"
-    num_rows = names.count(name)
-    assert num_rows <= 1, f"{path}, {table}: {num_rows} rows have the name {name!r}. Rename one"
+    """Check that a table has one row with this name. A second row would replace the first."""
+    num_rows = row_names(path, table).count(name)
+    assert num_rows == 1, f"{path}, {table}: {num_rows} rows have the name {name!r}, not one"

@@ -287,6 +287,12 @@ def test_a_folder_without_a_table_says_how_to_name_the_table(tmp_path):
         ),
         ("title", "of = 'absent'\ntitle", r"row \[pathmnist\], `of`: Unknown row 'absent'"),
         ("title", "[pathmnist]\ntitle", r"cannot be read: .*may occur only once"),
+        ("[pathmnist]", "title = 1\n[pathmnist]", r": 'title' is not a row"),
+        (
+            "channels = 3",
+            "channels = 3\npixel_range = [0.0]",
+            r"row \[pathmnist\]: `pixel_range.1` is \[0.0\]: field required",
+        ),
     ],
 )
 def test_a_message_names_the_row_and_field_of_a_wrong_dataset(old, new, message):

@@ -33,10 +33,10 @@ TIMEOUT_S = 300.0
 """Seconds that a test may take. A trial counts as hung after 600 s or more, and it may first wait
 for the test of another process."""
 FIRST_VALIDITY_S = 600.0
-"""Seconds for which the first verdict that is not final is valid. An error, or other processes on
-the GPU, caused such a verdict. Trials use no CUDA graphs in this time, so they take about a fifth
-longer. A test takes less than a minute, or :data:`TIMEOUT_S` if it never ends. So each further test
-without a final verdict doubles the validity."""
+"""Seconds after which a GPU is tested again if its first verdict is not final. A verdict is not
+final if an error or other processes on the GPU disturbed the test. Until the next test, trials use
+no CUDA graphs and take about a fifth longer. A test takes less than a minute, or :data:`TIMEOUT_S`
+if it never ends. So each further test without a final verdict doubles this time."""
 MAX_VALIDITY_S = 86_400.0
 """Longest validity of a verdict that is not final, in seconds: a day. A test of five minutes then
 costs little time."""

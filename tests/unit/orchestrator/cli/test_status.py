@@ -71,6 +71,10 @@ def test_a_failed_trial_waits_for_its_next_attempt_only_while_its_run_lives(run,
         progress.waiting[ids[0]] = WaitingTrial(kind="setup", retry_at=at - 700)
         progress.save()
         assert "tried again as soon as a worker is free" in run("status", "smoke")[1]
+        progress.trial_started(ids[0])
+        document = json.loads(run("status", "smoke", "--json")[1])
+        assert (document["failed"], document["running"], document["waiting"]) == (1, 1, 0)
+        assert [row["trial_id"] for row in document["failures"]] == [ids[1]]
     # The driver has ended, so nothing tries the trial again.
     document = json.loads(run("status", "smoke", "--json")[1])
     assert (document["failed"], document["waiting"], document["waiting_trials"]) == (2, 0, {})

@@ -29,6 +29,7 @@ from tasks.prepared.store import (
     write_rows,
 )
 from tasks.remote import InlineExecutor
+from tasks.sources.own.splits import GivenSplit
 
 SPEC = PreparedSpec(dataset="digits", image_size=8, channels=1)
 
@@ -177,6 +178,14 @@ def test_changed_labels_with_right_checksums_are_refused_by_name(store, change):
         match=r"^labels/c/0 of prepared dataset digits has changed since it was written",
     ):
         _ = PreparedDataset.open(store).classes
+
+
+def test_splits_that_were_added_later_are_refused_by_name(store):
+    """The digits have no given splits. zarr stores no file for an array of zeros."""
+    assert not PreparedDataset.open(store).splits.any()
+    zarr.open_group(str(store), mode="r+")["splits"][:] = GivenSplit.TRAIN
+    with pytest.raises(CorruptStoreError, match=r"^splits/c/0 of prepared dataset digits has"):
+        _ = PreparedDataset.open(store).splits
 
 
 def test_a_shard_that_vanishes_after_opening_is_not_read_as_zeros(store):

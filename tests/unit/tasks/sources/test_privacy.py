@@ -145,6 +145,21 @@ def test_a_message_shows_header_names_but_no_line_of_data(header, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("header", "hint"),
+    [
+        ("Strat Slice,End Slice", "Add this column. Did you mean 'Strat Slice'? If it has another"),
+        ("Patient ID,End Slice", "Add this column. If it has another name"),
+    ],
+)
+def test_no_column_that_is_read_is_suggested_for_a_missing_one(header, hint, tmp_path):
+    path = tmp_path / "manifest.csv"
+    path.write_text(header + "\n1,2\n")
+    with pytest.raises(DataError) as caught:
+        read_table(path, request_for("csv", path), ("Start Slice", "End Slice"))
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
     ("names", "shown"),
     [
         (("Info", "Data"), "sheet 1 (Info)|The column 'class' is in sheet 2 (Data)"),
@@ -214,4 +229,5 @@ def test_a_hash_without_letters_is_no_row_number(tmp_path, monkeypatch):
     }
     hashed = next(filter(str.isdecimal, hashes))
     raw = write_tree(tmp_path / "raw", hashes[hashed])
-    assert locate(raw, tmp_path, hashed) == hashes[hashed]
+    for text in (hashed, f"{hashed} 3"):
+        assert locate(raw, tmp_path, text) == hashes[hashed]
