@@ -99,7 +99,14 @@ def learning_curves(
     from isweep.sweeps import Sweep
 
     if isinstance(results, (str, Path)):
-        if not Path(results).exists():
+        try:
+            exists = Path(results).exists()
+        except OSError as error:  # A folder that may not be searched, or a name that is too long.
+            raise ConfigError(
+                f"The CSV file {results} cannot be read: {error.strerror}",
+                hint="Correct the path or the permissions of its folder",
+            ) from None
+        if not exists:
             raise ConfigError(
                 f"The CSV file {results} does not exist",
                 hint=f"Correct the path. To use a sweep, pass isweep.open({str(results)!r})",

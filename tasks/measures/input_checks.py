@@ -134,7 +134,7 @@ def checked_images(images: npt.ArrayLike) -> AnyArray:
         DataError: If the shapes differ, if a value is masked, or if values are not numbers.
     """
     array = checked_array("Images", images)
-    first_values = array.ravel()[:1000]
+    first_values = array.flat[:1000]  # ravel() would copy a transposed array.
     if any(isinstance(value, (str, PurePath)) for value in first_values):
         raise DataError(
             "Images contain texts or paths, but must be pixel values",

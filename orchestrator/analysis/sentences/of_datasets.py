@@ -323,7 +323,7 @@ def _exponent(fits: ScalingFits) -> Finding:
         f"At this b and the median d_data, {number(middle)}, doubling N goes with {factor} "
         f"times the loss (95 % interval {interval(bounds)}).",
         f"The bound allows a factor of {allowed} or less.",
-        *_difference_of_factors(fits.fall(), fit.estimates[0]),
+        *_difference_of_factors(fits.fall(), fit.estimates[0], factor),
         *heaviest,
         *details_of_test(falls, "b"),
         *p_sentences(against_bound),
@@ -423,11 +423,15 @@ def _heaviest_dataset(exponent: Estimate) -> Iterator[str]:
         yield f"One dataset, {heaviest}, has {share} of the weight in this b."
 
 
-def _difference_of_factors(fall: FallFit, exponent: Estimate) -> Iterator[str]:
-    """Yield why the factor of a doubling of N differs between the two questions on N."""
+def _difference_of_factors(fall: FallFit, exponent: Estimate, factor: str) -> Iterator[str]:
+    """Yield why this factor of a doubling of N differs from the one of the previous answer."""
     if fall.status == "ok":
-        factor, _ = multiplied(fall.estimates[0].value, None, float(np.log(2)))
-        yield f"The previous answer has another factor, {factor}: there, every dataset counts once."
+        other, _ = multiplied(fall.estimates[0].value, None, float(np.log(2)))
+        if other != factor:
+            yield (
+                f"The previous answer has another factor, {other}: there, every dataset "
+                "counts once."
+            )
     if exponent.weights:
         yield "Here, the weight of a dataset is in proportion to Σ(log N − mean)² / d²."
 

@@ -59,6 +59,11 @@ def test_the_name_of_a_sweep_in_place_of_a_file_leads_to_open():
         isweep.learning_curves("demo")
 
 
+def test_a_path_that_cannot_be_searched_is_refused():
+    with pytest.raises(isweep.SweepError, match=r"x cannot be read: File name too long\. Correct"):
+        isweep.learning_curves("x" * 300)
+
+
 def test_an_accuracy_as_target_of_predict_leads_to_learning_curves():
     with pytest.raises(TypeError, match=r"'target_accuracy'.*isweep\.learning_curves"):
         isweep.predict(None, TABLE, target_accuracy=0.9)  # type: ignore[arg-type]

@@ -541,6 +541,10 @@ def test_the_two_factors_for_a_doubling_of_n_are_distinguished(published):
         f"The previous answer has another factor, {factor}: there, every dataset counts once."
         in (findings_by_question["exponent"].answer)
     )
+    # With one d for all datasets, both answers have the same factor.
+    equal = answers(synthetic_table(models=("a", "b")).assign(d_data_mle=8.0))["exponent"].answer
+    assert "doubling N goes with" in equal
+    assert "another factor" not in equal
 
 
 def test_the_published_table_names_the_most_influential_dataset_of_each_answer(published):
