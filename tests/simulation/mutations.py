@@ -260,8 +260,8 @@ MUTATIONS = tuple(
             ),
             (
                 "the first retry comes after a second",
-                "self.first_pause_s * 2.0 **",
-                "self.max_pause_s * 2.0 **",
+                "self.first_pause_s * 2.0**",
+                "self.max_pause_s * 2.0**",
             ),
         ),
         NODE_HEALTH: (
