@@ -144,8 +144,10 @@ LIMITS = {
     "no node for minutes": _repeated("node lost", (30, 30, 30), 4.0),
     "a failure is replaced by another trial's": [
         *_repeated("worker dies", range(6, 160, 4)),
-        *_repeated("file exchanged", (160,), 0.6),
-        *_repeated("driver killed", (166,)),
+        Fault(170, "file exchanged", 0.5),
+        Fault(170, "file exchanged", 0.7),
+        Fault(170, "file exchanged", 0.9),
+        *_repeated("driver killed", (176,)),
     ],
     "results are copied from another sweep": [
         *_repeated("result copied from another sweep", (100, 140), 0.5),
