@@ -39,9 +39,14 @@ try:
 except ImportError:  # the rooms of earlier revisions
     from tasks.preparation.prepare import prepare_dataset
     from tasks.prepared.dataset import PreparedDataset
-from search_spaces.datasets import dataset_spec, user_dataset_spec
+try:
+    from search_spaces.datasets import user_dataset_spec
+    from search_spaces.sweeps import UserSourceSpec
+except ImportError:  # the names of earlier revisions
+    from search_spaces.datasets import own_dataset_spec as user_dataset_spec
+    from search_spaces.sweeps import OwnSourceSpec as UserSourceSpec
+from search_spaces.datasets import dataset_spec
 from search_spaces.specs import PreparedSpec
-from search_spaces.sweeps import UserSourceSpec
 from tasks.remote import InlineExecutor
 side, kind, raw, warm, made = sys.argv[1:]
 

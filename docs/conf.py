@@ -41,9 +41,12 @@ autodoc_default_options = {"members": True, "show-inheritance": False}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
+# A code block without a language is output or a command, not Python.
+highlight_language = "text"
 html_theme = "furo"
 html_title = f"isweep {version}"
-html_static_path: list[str] = []
+html_static_path = ["style.css"]
+html_css_files = ["style.css"]
 
 
 def write_commands(_: object) -> None:
