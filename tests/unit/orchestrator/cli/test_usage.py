@@ -57,6 +57,7 @@ reconcile smoke --mlflow-uri foo://x | Sweep 'smoke' has no results yet
 predict smoke --d-data 9 --train-size 100 | The prediction needs label_sharpness of the new dataset
 predict smoke --measured absent.json --train-size 100 | The record absent.json cannot be read: No such file
 pln smoke | Unknown command "pln". Did you mean "plan"?
+predict mine ./my-images | Write images of a new dataset as --measured IMAGES, and a file
 resume smoke | There is no command resume. Type `isweep run SWEEP`
 plan a b | `isweep plan` does not accept b. Put a path with spaces in quotes. See `isweep plan --help`.
 plan smoke --set seeds=0 | `seeds` is 0, but should be a list. Write `[0]`.
