@@ -195,15 +195,18 @@ def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> 
         DataError: A file has other column names than the first file.
     """
     columns = columns_of_files[0]
-    num_different = sum(file.name_by_role != columns.name_by_role for file in columns_of_files)
+    unused: dict[str, None] = {}  # the keys are the names, in order
+    num_different = 0
+    for file_columns in columns_of_files:
+        unused |= dict.fromkeys(file_columns.unused)
+        if file_columns.name_by_role != columns.name_by_role:
+            num_different += 1
     if num_different:
         raise request.error(
             f"{num_different} of {len(columns_of_files)} tables have other column names than the "
             "first table",
             hint="Give the columns the same names in all tables",
         )
-    # Each name once, in the order of the files.
-    unused = dict.fromkeys(chain.from_iterable(file.unused for file in columns_of_files))
     return replace(columns, unused=tuple(unused))
 
 

@@ -80,10 +80,12 @@ def look_like_groups(values: Sequence[str], classes: Sequence[str]) -> bool:
     """
     texts = list(map(str.strip, values))
     num_images_by_text = Counter(texts)
-    for text in set(texts):
+    repeated: dict[str, int] = {}
+    for text, num_images in list(num_images_by_text.items()):
         if text.casefold() in NO_IDS or text == NOT_ONE_VALUE:
             del num_images_by_text[text]
-    repeated = {text: count for text, count in num_images_by_text.items() if count > 1}
+        elif num_images > 1:
+            repeated[text] = num_images
     if len(repeated) < MIN_REPEATED_VALUES or _are_measurements(num_images_by_text):
         return False
     class_sizes: Counter[str] = Counter()
@@ -98,12 +100,12 @@ def look_like_groups(values: Sequence[str], classes: Sequence[str]) -> bool:
     num_with_one_class = sum(len(names) == 1 for names in classes_by_text.values())
     if num_with_one_class < MIN_SHARE_WITH_ONE_CLASS * len(repeated):
         return False
-    shares = [size / class_sizes.total() for size in class_sizes.values()]
+    total = class_sizes.total()
     mean = 0.0
     variance = 0.0
     for num_images in repeated.values():
         # The probability that all images with this text have one class, if classes are random.
-        probability = sum(share**num_images for share in shares)
+        probability = sum((size / total) ** num_images for size in class_sizes.values())
         mean += probability
         variance += probability * (1 - probability)
     return num_with_one_class > mean + MIN_STANDARD_DEVIATIONS * math.sqrt(variance)
@@ -123,7 +125,9 @@ def _are_measurements(values: Collection[str]) -> bool:
 
 def _has_copies(paths: Sequence[str]) -> bool:
     """Return whether a path is that of another image with a word such as ``flip``."""
-    lower_paths = {f"/{path.lower()}" for path in paths}
+    lower_paths = set()
+    for path in paths:
+        lower_paths.add(f"/{path.lower()}")
     for path in lower_paths:
         original, num_copy_words = COPY_IN_PATH.subn("", path)
         if num_copy_words and original in lower_paths:

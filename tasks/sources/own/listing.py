@@ -104,8 +104,12 @@ def own_listing(
     class_of_row = find_classes(rows, request, class_names)
     splits = _row_splits(rows, request)
     check_groups(rows, request)
-    item_rows = [row for row, split in enumerate(splits) if split is not GivenSplit.VALIDATION]
-    item_classes = [class_of_row[row] for row in item_rows]
+    item_rows = []
+    item_classes = []
+    for row, split in enumerate(splits):
+        if split is not GivenSplit.VALIDATION:
+            item_rows.append(row)
+            item_classes.append(class_of_row[row])
     num_validation = len(splits) - len(item_rows)
     classes = tuple(sort_classes(set(item_classes)))
     _check_two_classes(classes, num_validation, request)
