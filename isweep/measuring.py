@@ -9,6 +9,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
@@ -218,6 +219,11 @@ def measure(
         )
         measured = measure_source(request, InlineExecutor(), RootPaths.at(root_text(root)))
         return Measurement(**vars(measured))
+    if _seem_exchanged(images, labels):
+        raise DataError(
+            "The images are a flat list, and the labels have several axes, as images have",
+            hint="Pass the images first: isweep.measure(images, labels)",
+        )
     image_array = checked_images(images)
     if own:
         raise ConfigError(
@@ -234,6 +240,13 @@ def measure(
     return _measure_arrays(image_array, labels, request)
 
 
+def _seem_exchanged(images: object, labels: object) -> bool:
+    """Return whether images are a flat list of values, but labels are an array of images."""
+    is_flat = isinstance(images, (list, tuple)) and len(images) > 0 and np.ndim(images[0]) == 0
+    is_flat = is_flat or getattr(images, "ndim", 0) == 1
+    return is_flat and getattr(labels, "ndim", 0) > 1
+
+
 def _measure_arrays(
     image_array: AnyArray, labels: npt.ArrayLike | None, request: MeasureRequest
 ) -> Measurement:
@@ -241,6 +254,11 @@ def _measure_arrays(
     if labels is None:
         measured = rescale_and_measure(LabeledImages(image_array), request, InlineExecutor())
         return Measurement(**vars(measured))
+    if isinstance(labels, (str, Path)):
+        raise DataError(
+            f"The labels are the text or path {str(labels)!r}, but the images are an array",
+            hint="Read the file, and pass a flat list with one label for each image",
+        )
     label_array = checked_array("Labels", labels)
     if has_images_on_last_axis(image_array.shape, label_array.shape):
         raise DataError(

@@ -186,11 +186,13 @@ def next_steps(fits: ScalingFits, predict: str = "") -> tuple[str, ...]:
         if fits.one_dataset.num_seeds < MIN_SEEDS_FOR_INTERVAL:
             seeds = ",".join(map(str, range(MIN_SEEDS_FOR_INTERVAL)))
             steps.append(
-                f"To see how much trainings vary, add `--set seeds=[{seeds}]` to `isweep run`."
+                f"To see how much trainings vary, add `--set 'seeds=[{seeds}]'` to `isweep run`."
             )
         return tuple(steps)
     if fits.fall().status != "ok":
-        steps.append("For a learning curve, add `--set train_sizes=[60,120,240]` to `isweep run`.")
+        steps.append(
+            "For a learning curve, add `--set 'train_sizes=[60,120,240]'` to `isweep run`."
+        )
         return tuple(steps)
     steps += [
         "Try your images: `isweep init ./my-images`, `isweep run ./my-images.yaml`.",

@@ -223,7 +223,13 @@ def parse_error(error: CycloptsError, words: Sequence[str]) -> ConfigError:
         message = (
             f"`{' '.join(['isweep', *(error.command_chain or ())])}` does not accept {unknown}"
         )
-        hint = f"Put a path with spaces in quotes. {hint}"
+        if error.command_chain == ("predict",):
+            hint = (
+                "The only word without an option is the sweep. Write images of a new dataset as "
+                f"--measured IMAGES, and a file of results as --curve FILE. {hint}"
+            )
+        else:
+            hint = f"Put a path with spaces in quotes. {hint}"
     elif isinstance(error, MissingArgumentError):
         message = _missing_values(error)
     elif isinstance(error, RepeatArgumentError):

@@ -27,7 +27,7 @@ from search_spaces.errors import (
 from search_spaces.models import model_spec
 from search_spaces.recipes import RECIPES
 from search_spaces.specs import DEFAULT_ESTIMATORS, NAME_PATTERN
-from search_spaces.sweeps import DatasetChoice, RecipeChoice, SweepSpec
+from search_spaces.sweeps import DatasetChoice, RecipeChoice, SweepSpec, UserSourceSpec
 from tasks.sources import check_own_kind
 
 MAX_PROBLEMS = 20
@@ -188,6 +188,11 @@ def _unknown_key(keys: tuple[int | str, ...], dotted: str) -> ConfigError:
         return ConfigError(
             f"`{dotted}` is a key of each entry of `datasets`, not of the sweep itself",
             hint="Change it in the sweep file, below the name of the dataset",
+        )
+    if model is DatasetChoice and keys[-1] in _fields_by_key(UserSourceSpec):
+        return ConfigError(
+            f"`{dotted}` is a key of `own`, not of the entry of `datasets` itself",
+            hint="Move it into `own`, as in `own: {kind: folder, path: ./my-images}`",
         )
     known_keys = list(_fields_by_key(model))
     name, colon, value = str(keys[-1]).partition(":")

@@ -111,7 +111,7 @@ def checked_array(name: str, values: Any) -> AnyArray:
     if array.ndim == 0:
         raise DataError(
             f"{name} cannot be converted to an array: {array}",
-            hint="Pass an array, or a list of arrays",
+            hint="Pass an array, or a list with one entry for each image",
         )
     return array
 

@@ -546,22 +546,44 @@ def _check_columns(table: TableRows, needed: Sequence[str], names: Sequence[str]
     keys = list(map(column_key, table.rows[0]))
     missing = [name for name in needed if column_key(name) not in keys]
     if missing:
+        role = missing[0]
+        names_of_role = (role, *COLUMNS.get(role, ()))
         similar = ""
         if _is_header(table.rows[0], names):
-            keys_read = set(map(column_key, names))
-            other_names = [cell for cell in table.rows[0] if column_key(cell) not in keys_read]
-            similar = did_you_mean(missing[0], other_names)
+            similar = _similar_column(names_of_role, table.rows[0], names)
         listed = ", ".join(map(repr, missing))
+        hint = f"Add this column. {similar}If it has another name, rename it to {role!r}"
+        if len(names_of_role) > 1:
+            hint += f". isweep looked for the column names {', '.join(names_of_role)}"
         raise table.error_without(
             missing,
             f"has no column {listed}{describe_header(table.rows[0], names)}",
-            hint=f"Add this column. {similar}If it has another name, rename it to {missing[0]!r}",
+            hint=hint,
         )
     repeated = [name for name in names if keys.count(column_key(name)) > 1]
     if repeated:
         raise TableError(
             f"has several columns named {', '.join(repeated)}", hint="Rename all but one of them"
         )
+
+
+def _similar_column(
+    names_of_role: Sequence[str], header: Sequence[str], read: Sequence[str]
+) -> str:
+    """Return a question on the column that may have a role; empty if no name is similar.
+
+    Args:
+        names_of_role: Names that a column with this role may have, the best one first.
+        header: Names of the columns in the table.
+        read: Names of the columns that are read. These columns have another role.
+    """
+    other_keys = KNOWN_KEYS.union(map(column_key, read))
+    candidates = []
+    for name in header:
+        if column_key(name) not in other_keys and not is_name_of_attribute(name):
+            candidates.append(name)
+    questions = (did_you_mean(name, candidates) for name in names_of_role)
+    return next(filter(None, questions), "")
 
 
 def cells_of_columns(table: TableRows, names: Sequence[str]) -> dict[str, list[str]]:

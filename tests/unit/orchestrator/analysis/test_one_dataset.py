@@ -230,6 +230,15 @@ def test_seeds_make_no_image_count_twice():
     assert comparison.p_value == pytest.approx(mcnemar_p(6, 0))
 
 
+def test_the_needed_test_images_are_counted_as_images_with_several_seeds():
+    """In one of two seeds both networks are right everywhere, so half the predictions differ."""
+    first = [stored_predictions([1] * 20, seed=seed) for seed in range(2)]
+    second = [stored_predictions([0] * 6 + [1] * 14), stored_predictions([1] * 20, seed=1)]
+    comparison = paired_comparison(pd.concat(first), pd.concat(second))
+    assert (comparison.only_first_right, comparison.only_second_right) == (6, 0)
+    assert comparison.images_needed == paired_test_size(6 / 20, 6 / 20)
+
+
 def test_networks_that_share_no_image_or_seed_are_not_compared():
     assert paired_comparison(stored_predictions([1]), stored_predictions([1], seed=1)) is None
     one_image = stored_predictions([1, 0]).iloc[:1]

@@ -208,6 +208,10 @@ def good_with_dataset(text):
             r"^`own` is a key of each entry of `datasets`, not of the sweep itself\. Change it in the",
         ),
         (
+            GOOD.replace("datasets: [", "datasets: [{name: m, path: x, own: {kind: folder}}, ", 1),
+            r"`datasets\.m\.path` is a key of `own`, not of the entry of `datasets` itself\. Move it",
+        ),
+        (
             GOOD + "learning_rate: 0.1",
             r"^`learning_rate` is a key of `recipe`, .* Write, for example, `recipe: {f",
         ),
@@ -230,7 +234,7 @@ def good_with_dataset(text):
             r"the sweep has several datasets with the name a_b_c\. .* Rename a world, an arm or",
         ),
     ],
-    ids=range(53),
+    ids=range(54),
 )
 def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
     with pytest.raises(ConfigError, match=f"(?s){message}"):

@@ -73,7 +73,14 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     "no path": (
         "file,label\ncat/0.png,1\n",
         {},
-        "the table has no column 'path' among file, label",
+        "the table has no column 'path' among file, label. Add this column. Did you mean 'file'\\? "
+        "If it has another name, rename it to 'path'. isweep looked for the column names path, "
+        "filename, file_path, image, image_path, img_path",
+    ),
+    "no path, but a column of image names": (
+        "age,img_name,label\n1,cat/0.png,1\n",
+        {},
+        "Add this column. Did you mean 'img_name'\\?",
     ),
     **{
         f"two columns {name}": (
