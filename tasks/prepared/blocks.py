@@ -207,12 +207,11 @@ def reading_order(request: RawRequest, items: Sequence[Item]) -> Rows | None:
             members_by_tar[tuple(archives)][index] = member
     tar_items: list[int] = []
     for (file, *inner), members in sorted(members_by_tar.items()):
-        if len(members) < 2:
-            continue
-        with suppress(RefusedArchive):
-            tar = open_archive(request.base() / file, tuple(inner))
-            positions = {member: position for position, member in enumerate(tar.members())}
-            tar_items += sorted(members, key=lambda index: positions.get(members[index], 0))
+        if len(members) > 1:
+            with suppress(RefusedArchive):
+                tar = open_archive(request.base() / file, tuple(inner))
+                positions = {member: position for position, member in enumerate(tar.members())}
+                tar_items += sorted(members, key=lambda index: positions.get(members[index], 0))
     if not tar_items:
         return None
     other_items = np.setdiff1d(np.arange(len(items)), tar_items)

@@ -402,8 +402,7 @@ def _two_classes(request: RawRequest) -> Images:
     if request.dataset.source == "digits_even_odd":
         return replace(mnist5k(), labels=mnist5k().labels % 2)
     set_index = int(parameter_value(request, "set"))
-    read_set = list(SETS.values())[set_index]
-    images = read_set()
+    images = list(SETS.values())[set_index]()
     first = parameter_value(request, "first")
     second = parameter_value(request, "second")
     rows = np.flatnonzero(np.isin(images.labels, (first, second)))

@@ -33,8 +33,6 @@ from tasks.sources.raw import (
 ROW_PATTERN = re.compile(r"(?:(?P<word>[\w-]+) )?row (?:(?P<array>\w+)/)?(?P<number>\d+)")
 """Pattern of a row in a message: ``row 12``; ``train row 12`` for a table in the folder
 ``train``; or ``row test_images/12`` for an array file."""
-DEFAULT_ARRAY = "images"
-"""Array of a row in a message without the name of an array."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +43,12 @@ class _Row:
         number: Number of the row, as programs that show the file count rows.
         split_folder: Folder of the split with the row's table; empty if there is only one
             table.
-        array: Name of the array, for a row of an array file.
+        array: Name of the array in an array file; ``images`` if the message names none.
     """
 
     number: int
     split_folder: str = ""
-    array: str = DEFAULT_ARRAY
+    array: str = "images"
 
 
 def locate(raw: Path, key_folder: Path, text: str) -> str | None:
@@ -92,7 +90,7 @@ def _row_in(text: str) -> _Row | None:
         return None
     word = match["word"] or ""
     split_folder = word if is_split_word(word) else ""
-    return _Row(int(match["number"]), split_folder, match["array"] or DEFAULT_ARRAY)
+    return _Row(int(match["number"]), split_folder, match["array"] or "images")
 
 
 def _locator_of_row(row: _Row, raw: Path, request: RawRequest) -> str | None:

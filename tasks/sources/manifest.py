@@ -247,9 +247,8 @@ def table_paths(request: RawRequest, folder: str = "") -> dict[int, str]:
     try:
         file = next(file for file in _table_files(request) if file.folder == folder)
         content = read_table_rows(file.path, request)
-        header = content.rows[0]
-        path_column = find_columns(header, ("path",), request).name_by_role["path"]
-        column_index = header.index(path_column)
+        path_column = find_columns(content.rows[0], ("path",), request).name_by_role["path"]
+        column_index = content.rows[0].index(path_column)
     except (SweepError, StopIteration, IndexError, KeyError):
         return {}
     prefix = f"{folder}/" if folder else ""

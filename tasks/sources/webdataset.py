@@ -75,7 +75,6 @@ def list_samples(request: RawRequest) -> Listing:
         shard_samples, hidden_members = _read_shard(shard, request)
         all_samples += shard_samples
         excluded.update(count_hidden(hidden_members, is_single_image_name))
-    # Each key of a .json once, in stored order.
     header = list(dict.fromkeys(chain.from_iterable(sample.values for sample in all_samples)))
     columns = find_columns(header, ("label", "group", "split"), request)
     label_column = columns.labels[0] if columns.labels else ""

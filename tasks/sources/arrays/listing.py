@@ -87,9 +87,7 @@ class ArrayDetails(NamedTuple):
     @property
     def limits(self) -> Limits | None:
         """The values of black and white; None if the item has none."""
-        if self.black is None or self.white is None:
-            return None
-        return self.black, self.white
+        return None if self.black is None or self.white is None else (self.black, self.white)
 
 
 @dataclass(frozen=True)

@@ -219,8 +219,7 @@ def _unused_columns(
 
     Args:
         header: Names of all columns in the data.
-        roles: Roles for which a column was searched. If a column has a name for one of them
-            and is not read, :attr:`Columns.doubts` names it.
+        roles: Roles for which a column was searched. Their columns are read, or doubtful.
         used: Names of the columns that are read.
     """
     used_or_doubtful = set(map(column_key, used))
