@@ -199,6 +199,7 @@ def reading_order(request: RawRequest, items: Sequence[Item]) -> Rows | None:
         items of each compressed tar, in the order of the tar. None if no compressed tar
         contains several items.
     """
+    # A tar, as the archives that contain each other -> index of an item -> its member of the tar.
     members_by_tar: defaultdict[tuple[str, ...], dict[int, str]] = defaultdict(dict)
     for index, item in enumerate(items):
         *archives, member = split_locator(item.locator)
@@ -208,8 +209,8 @@ def reading_order(request: RawRequest, items: Sequence[Item]) -> Rows | None:
     for (file, *inner), members in sorted(members_by_tar.items()):
         if len(members) > 1:
             with suppress(RefusedArchive):
-                stored = open_archive(request.base() / file, tuple(inner)).members()
-                positions = {member: position for position, member in enumerate(stored)}
+                tar = open_archive(request.base() / file, tuple(inner))
+                positions = {member: position for position, member in enumerate(tar.members())}
                 tar_items += sorted(members, key=lambda index: positions.get(members[index], 0))
     if not tar_items:
         return None

