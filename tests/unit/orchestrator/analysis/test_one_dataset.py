@@ -87,6 +87,30 @@ def test_the_first_screen_has_the_best_result_with_its_accuracy():
     )
 
 
+def test_the_first_screen_has_the_accuracy_under_attack():
+    rows = trial_table()
+    for epsilon, drop in ((1, 0.1), (8, 0.5), (16, 0.7)):
+        rows[f"fgsm_{epsilon}_loss_gain"] = epsilon / 10
+        rows[f"fgsm_{epsilon}_accuracy_drop"] = drop
+    assert what_was_found(fit_scaling_laws(rows))[2] == (
+        "If FGSM changes every pixel by a small share of the pixel range, this accuracy falls: "
+        "0.64 at 1/255 and 0.24 at 8/255."
+    )
+
+
+def test_trainings_that_last_too_long_are_counted():
+    rows = trial_table()
+    rows["best_epoch"] = rows["train_size"].map({105: 14, 210: 13, 420: 10, 840: 7})
+    notes = findings(fit_scaling_laws(rows))[1].notes
+    assert notes == (
+        "In 2 of 2 trainings at N = 840, the test loss was lowest in the first half of the epochs "
+        "and rose later. The mean epoch of the lowest loss is 14 at N = 105, 13 at N = 210, 10 at "
+        "N = 420 and 7 at N = 840. Fewer epochs may give a lower loss.",
+    )
+    rows["best_epoch"] = 14
+    assert findings(fit_scaling_laws(rows))[1].notes == ()
+
+
 def test_the_next_command_has_the_sweep_and_a_place_for_your_own_target():
     fits = fit_scaling_laws(trial_table())
     predict = next_steps(fits, "isweep predict my-sweep")[0]
