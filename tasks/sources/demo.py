@@ -113,6 +113,127 @@ class Images:
         )
 
 
+def _package_file(package: str, name: str) -> Path:
+    """Return a file of an installed package, without importing the package.
+
+    Raises:
+        SetupError: The package is not installed.
+    """
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise SetupError(
+            f"The package {package}, which contains the images of this dataset, is not installed",
+            hint="Run `pip install 'isweep[demo]'`",
+        )
+    return Path(spec.origin).parent / name
+
+
+def _read_rows(package: str, name: str, side: int) -> tuple[Uint8Array, Int64Array]:
+    """Return the images and labels of a table with one image per row.
+
+    The last column is the label. The readers of the packages are not used, because they take
+    seconds.
+    """
+    path = _package_file(package, name)
+    values = np.loadtxt(path, dtype=np.uint8, delimiter=",")
+    pixels = values[:, :-1].reshape(-1, side, side)
+    return pixels, values[:, -1].astype(np.int64)
+
+
+def _read_picture(package: str, name: str) -> Uint8Array:
+    """Return the pixels of a picture in an installed package."""
+    from PIL import Image
+
+    with Image.open(_package_file(package, name)) as image:
+        return np.asarray(image, dtype=np.uint8)
+
+
+def _patches(image: AnyArray, side: int) -> AnyArray:
+    """Cut an image into patches, row by row. Incomplete patches at the edges are left out.
+
+    Args:
+        image: ``(height, width, ...)``.
+        side: Side of a patch in pixels.
+
+    Returns:
+        ``(num_patches, side, side, ...)``.
+    """
+    rows = image.shape[0] // side
+    columns = image.shape[1] // side
+    channels = image.shape[2:]
+    covered = image[: rows * side, : columns * side]
+    grid = covered.reshape(rows, side, columns, side, *channels)
+    return grid.swapaxes(1, 2).reshape(rows * columns, side, side, *channels)
+
+
+def _blocks(image: AnyArray, side: int) -> list[str]:
+    """Return the group of each patch: the block of 2 x 2 patches that contains it."""
+    rows = range(image.shape[0] // side)
+    columns = range(image.shape[1] // side)
+    return [f"{row // 2} {column // 2}" for row, column in product(rows, columns)]
+
+
+def _one_class_each(pictures: Sequence[Uint8Array], side: int) -> Images:
+    """Return the patches of several pictures. Each picture is a class."""
+    patches = []
+    labels: list[int] = []
+    groups: list[str] = []
+    for label, picture in enumerate(pictures):
+        blocks = _blocks(picture, side)
+        patches.append(_patches(picture, side))
+        labels += [label] * len(blocks)
+        groups += [f"{label} {block}" for block in blocks]
+    pixels = np.concatenate(patches).astype(np.uint8)
+    return _without_blank(Images(pixels, np.array(labels), groups))
+
+
+def _without_blank(images: Images) -> Images:
+    """Return the images that are not blank. ``excluded`` counts blank images.
+
+    The values of a blank image are nearly equal.
+    """
+    flat = images.pixels.reshape(len(images.pixels), -1).astype(np.int16)
+    rows = np.flatnonzero(np.ptp(flat, axis=1) > MAX_BLANK_RANGE)
+    excluded = images.excluded | {"of one colour": len(flat) - len(rows)}
+    return replace(images.take(rows), excluded=excluded)
+
+
+def _by_amount(
+    patches: AnyArray,
+    groups: Sequence[str],
+    amounts: FloatArray,
+    is_usable: BoolArray,
+    unusable_reason: str,
+) -> Images:
+    """Label patches by an amount: 0 for the smallest amounts, 1 for the largest.
+
+    Patches with amounts between these are left out.
+
+    Args:
+        patches: ``(num_patches, side, side[, 3])`` in [0, 255].
+        groups: Group of each patch.
+        amounts: The amount of each patch, ``(num_patches,)``.
+        is_usable: False for patches that are left out, ``(num_patches,)``.
+        unusable_reason: Reason for leaving out these patches.
+    """
+    low, high = np.quantile(amounts[is_usable], (OUTER_SHARE, 1 - OUTER_SHARE))
+    is_positive = amounts >= high
+    is_outer = is_positive | (amounts <= low)
+    num_usable = int(is_usable.sum())
+    rows = np.flatnonzero(is_usable & is_outer)
+    excluded = {
+        "between the classes by the label's rule": num_usable - len(rows),
+        unusable_reason: len(is_usable) - num_usable,
+    }
+    images = Images(
+        patches.astype(np.uint8),
+        is_positive.astype(np.int64),
+        groups,
+        excluded,
+    )
+    return _without_blank(images.take(rows))
+
+
 @cache
 def digits() -> Images:
     """Return scikit-learn's ``digits.csv.gz``, the test set of UCI's handwritten digits."""
@@ -242,127 +363,6 @@ def read_packaged(request: RawRequest) -> Reader:
 
 
 packaged = Source(list_packaged, read_packaged)
-
-
-def _package_file(package: str, name: str) -> Path:
-    """Return a file of an installed package, without importing the package.
-
-    Raises:
-        SetupError: The package is not installed.
-    """
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        raise SetupError(
-            f"The package {package}, which contains the images of this dataset, is not installed",
-            hint="Run `pip install 'isweep[demo]'`",
-        )
-    return Path(spec.origin).parent / name
-
-
-def _read_rows(package: str, name: str, side: int) -> tuple[Uint8Array, Int64Array]:
-    """Return the images and labels of a table with one image per row.
-
-    The last column is the label. The readers of the packages are not used, because they take
-    seconds.
-    """
-    path = _package_file(package, name)
-    values = np.loadtxt(path, dtype=np.uint8, delimiter=",")
-    pixels = values[:, :-1].reshape(-1, side, side)
-    return pixels, values[:, -1].astype(np.int64)
-
-
-def _read_picture(package: str, name: str) -> Uint8Array:
-    """Return the pixels of a picture in an installed package."""
-    from PIL import Image
-
-    with Image.open(_package_file(package, name)) as image:
-        return np.asarray(image, dtype=np.uint8)
-
-
-def _patches(image: AnyArray, side: int) -> AnyArray:
-    """Cut an image into patches, row by row. Incomplete patches at the edges are left out.
-
-    Args:
-        image: ``(height, width, ...)``.
-        side: Side of a patch in pixels.
-
-    Returns:
-        ``(num_patches, side, side, ...)``.
-    """
-    rows = image.shape[0] // side
-    columns = image.shape[1] // side
-    channels = image.shape[2:]
-    covered = image[: rows * side, : columns * side]
-    grid = covered.reshape(rows, side, columns, side, *channels)
-    return grid.swapaxes(1, 2).reshape(rows * columns, side, side, *channels)
-
-
-def _blocks(image: AnyArray, side: int) -> list[str]:
-    """Return the group of each patch: the block of 2 x 2 patches that contains it."""
-    rows = range(image.shape[0] // side)
-    columns = range(image.shape[1] // side)
-    return [f"{row // 2} {column // 2}" for row, column in product(rows, columns)]
-
-
-def _one_class_each(pictures: Sequence[Uint8Array], side: int) -> Images:
-    """Return the patches of several pictures. Each picture is a class."""
-    patches = []
-    labels: list[int] = []
-    groups: list[str] = []
-    for label, picture in enumerate(pictures):
-        blocks = _blocks(picture, side)
-        patches.append(_patches(picture, side))
-        labels += [label] * len(blocks)
-        groups += [f"{label} {block}" for block in blocks]
-    pixels = np.concatenate(patches).astype(np.uint8)
-    return _without_blank(Images(pixels, np.array(labels), groups))
-
-
-def _without_blank(images: Images) -> Images:
-    """Return the images that are not blank. ``excluded`` counts blank images.
-
-    The values of a blank image are nearly equal.
-    """
-    flat = images.pixels.reshape(len(images.pixels), -1).astype(np.int16)
-    rows = np.flatnonzero(np.ptp(flat, axis=1) > MAX_BLANK_RANGE)
-    excluded = images.excluded | {"of one colour": len(flat) - len(rows)}
-    return replace(images.take(rows), excluded=excluded)
-
-
-def _by_amount(
-    patches: AnyArray,
-    groups: Sequence[str],
-    amounts: FloatArray,
-    is_usable: BoolArray,
-    unusable_reason: str,
-) -> Images:
-    """Label patches by an amount: 0 for the smallest amounts, 1 for the largest.
-
-    Patches with amounts between these are left out.
-
-    Args:
-        patches: ``(num_patches, side, side[, 3])`` in [0, 255].
-        groups: Group of each patch.
-        amounts: The amount of each patch, ``(num_patches,)``.
-        is_usable: False for patches that are left out, ``(num_patches,)``.
-        unusable_reason: Reason for leaving out these patches.
-    """
-    low, high = np.quantile(amounts[is_usable], (OUTER_SHARE, 1 - OUTER_SHARE))
-    is_positive = amounts >= high
-    is_outer = is_positive | (amounts <= low)
-    num_usable = int(is_usable.sum())
-    rows = np.flatnonzero(is_usable & is_outer)
-    excluded = {
-        "between the classes by the label's rule": num_usable - len(rows),
-        unusable_reason: len(is_usable) - num_usable,
-    }
-    images = Images(
-        patches.astype(np.uint8),
-        is_positive.astype(np.int64),
-        groups,
-        excluded,
-    )
-    return _without_blank(images.take(rows))
 
 
 def list_pictures(request: RawRequest) -> Listing:

@@ -36,7 +36,7 @@ ROW_PATTERN = re.compile(r"(?:(?P<word>[\w-]+) )?row (?:(?P<array>\w+)/)?(?P<num
 
 
 @dataclass(frozen=True)
-class _Row:
+class _MessageRow:
     """A row in a message.
 
     Attributes:
@@ -67,33 +67,33 @@ def locate(raw: Path, key_folder: Path, text: str) -> str | None:
         SetupError: The key is missing or damaged.
     """
     hash_match = HASH_PATTERN.search(text)
-    row = _row_in(text)
+    row = _parse_row(text)
     key = hash_key(key_folder, create=False) if hash_match else UNKEYED
     dataset = user_dataset_spec("own", UserSourceSpec(kind="folder", path=str(raw), domain=None))
     spec = PreparedSpec(dataset="own", image_size=8, channels=1)
     request = RawRequest(dataset, spec, raw, key)
     if hash_match is None:
         return None if row is None else _locator_of_row(row, raw, request)
-    for locator in _locators(raw, request):
+    for locator in _all_locators(raw, request):
         if request.hashed(locator) == hash_match[0]:
             return locator if row is None else f"{locator}{MARK}{row.number}"
     return None
 
 
-def _row_in(text: str) -> _Row | None:
-    """Return the row in a text, or None."""
+def _parse_row(text: str) -> _MessageRow | None:
+    """Return the row that a text names; None if it names none."""
     # A hash may have no letters, or end with digits.
     if text.strip().isdecimal() and not HASH_PATTERN.search(text):
-        return _Row(int(text))
+        return _MessageRow(int(text))
     match = ROW_PATTERN.search(HASH_PATTERN.sub("", text))
     if match is None:
         return None
     word = match["word"] or ""
     split_folder = word if is_split_word(word) else ""
-    return _Row(int(match["number"]), split_folder, match["array"] or "images")
+    return _MessageRow(int(match["number"]), split_folder, match["array"] or "images")
 
 
-def _locator_of_row(row: _Row, raw: Path, request: RawRequest) -> str | None:
+def _locator_of_row(row: _MessageRow, raw: Path, request: RawRequest) -> str | None:
     """Return the locator of a row in a message without a hash; None if there is no such row."""
     extension = raw.suffix.lower()
     if extension in ARRAY_FILES:
@@ -102,12 +102,10 @@ def _locator_of_row(row: _Row, raw: Path, request: RawRequest) -> str | None:
         locator = f"{raw.name}{MARK}{row.number}"
     else:
         return table_paths(request, row.split_folder).get(row.number)
-    if locator not in _locators(raw, request):
-        return None
-    return locator
+    return locator if locator in _all_locators(raw, request) else None
 
 
-def _locators(raw: Path, request: RawRequest) -> Iterator[str]:
+def _all_locators(raw: Path, request: RawRequest) -> Iterator[str]:
     """Yield the locator of every file, archive member and row that an item could have."""
     base = raw if raw.is_dir() else raw.parent
     contains_items = raw.suffix.lower() in (*ARRAY_FILES, ".parquet") or is_archive_name(raw.name)

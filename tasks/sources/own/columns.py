@@ -80,6 +80,18 @@ class Columns:
         return cells
 
 
+class _Choice(NamedTuple):
+    """The column with a role.
+
+    Attributes:
+        name: Name of the column in the data.
+        doubts: Doubts about the choice, in words.
+    """
+
+    name: str
+    doubts: list[str]
+
+
 def find_columns(
     header: Sequence[str],
     roles: Sequence[str],
@@ -135,18 +147,6 @@ def find_columns(
         labels = (name_by_role["label"],)
     unused = _unused_columns(header, roles, (*name_by_role.values(), *labels, *also_read))
     return Columns(name_by_role, labels, tuple(doubts), tuple(unused))
-
-
-class _Choice(NamedTuple):
-    """The column with a role.
-
-    Attributes:
-        name: Name of the column in the data.
-        doubts: Doubts about the choice, in words.
-    """
-
-    name: str
-    doubts: list[str]
 
 
 def _choose_column(

@@ -73,6 +73,49 @@ def named_flags(doubt: str, names: Sequence[str], max_named: int) -> dict[str, i
     return flags
 
 
+@dataclass(frozen=True, eq=False)
+class RowItems(Sequence[Item]):
+    """The items of the rows.
+
+    Each item is created when it is read, because a list of all items would be large.
+
+    Attributes:
+        rows: All rows.
+        row_indices: Index of the row of every item, ``(num_items,)``.
+        labels: Class index of every item, ``(num_items,)``.
+        splits: Split of every row, also of rows without an item.
+    """
+
+    rows: Rows
+    row_indices: Int64Array
+    labels: Int64Array
+    splits: Sequence[GivenSplit]
+
+    def __len__(self) -> int:
+        return len(self.row_indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return RowItems(self.rows, self.row_indices[index], self.labels[index], self.splits)
+        row = int(self.row_indices[index])
+        traits = []
+        for name in TRAITS:
+            if name in self.rows.cells:
+                traits.append((name, self.rows.cells[name][row]))
+        return Item(
+            locator=self.rows.locator(row),
+            label=int(self.labels[index]),
+            group=self.rows.group(row),
+            split=ITEM_SPLITS[self.splits[row]],
+            details=self.rows.details(row),
+            traits=tuple(traits),
+        )
+
+    def __reduce__(self) -> tuple[type[list[Item]], tuple[list[Item]]]:
+        """Pickle as a list of items, so that a slice is sent without the columns of other rows."""
+        return list, (list(self),)
+
+
 def own_listing(
     rows: Rows,
     request: RawRequest,
@@ -228,46 +271,3 @@ def _patient_name_flags(rows: Rows, class_of_row: Sequence[str]) -> dict[str, in
         return {}
     text = f"{doubt}: do images of one patient belong together? If so, {rows.group_hint}"
     return {text: len(paths)}
-
-
-@dataclass(frozen=True, eq=False)
-class RowItems(Sequence[Item]):
-    """The items of the rows.
-
-    Each item is created when it is read, because a list of all items would be large.
-
-    Attributes:
-        rows: All rows.
-        row_indices: Index of the row of every item, ``(num_items,)``.
-        labels: Class index of every item, ``(num_items,)``.
-        splits: Split of every row, also of rows without an item.
-    """
-
-    rows: Rows
-    row_indices: Int64Array
-    labels: Int64Array
-    splits: Sequence[GivenSplit]
-
-    def __len__(self) -> int:
-        return len(self.row_indices)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return RowItems(self.rows, self.row_indices[index], self.labels[index], self.splits)
-        row = int(self.row_indices[index])
-        traits = []
-        for name in TRAITS:
-            if name in self.rows.cells:
-                traits.append((name, self.rows.cells[name][row]))
-        return Item(
-            locator=self.rows.locator(row),
-            label=int(self.labels[index]),
-            group=self.rows.group(row),
-            split=ITEM_SPLITS[self.splits[row]],
-            details=self.rows.details(row),
-            traits=tuple(traits),
-        )
-
-    def __reduce__(self) -> tuple[type[list[Item]], tuple[list[Item]]]:
-        """Pickle as a list of items, so that a slice is sent without the columns of other rows."""
-        return list, (list(self),)
