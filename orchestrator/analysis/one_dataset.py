@@ -151,22 +151,24 @@ class BestScore:
             f"{number(attacked.accuracy)} at {attacked.epsilon:g}/255" for attacked in self.attacked
         ]
         return (
-            f"If {self.attacked[0].attack.upper()} changes every pixel by a small share of the "
-            f"pixel range, this accuracy falls: {listing(accuracies)}."
+            f"Under {self.attacked[0].attack.upper()}, the accuracy of {self.model} is "
+            f"{listing(accuracies)} (the largest change of a pixel, as a share of the pixel range)."
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EarlyBest:
-    """Trainings at the largest train size whose test loss was lowest early, and rose later.
+    """Trainings of a network at its largest N whose test loss was lowest early, and rose later.
 
     Attributes:
+        model: Name of the network.
         train_size: Largest train size N.
         num_trainings: Number of trainings at this N.
         num_early: Number of them with their lowest test loss in the first half of the epochs.
         best_epochs: Train size -> mean epoch of the lowest test loss.
     """
 
+    model: str
     train_size: int
     num_trainings: int
     num_early: int
@@ -176,8 +178,9 @@ class EarlyBest:
     def sentence(self) -> str:
         """Sentences on the trainings that lasted too long."""
         means = [f"{number(epoch)} at N = {number(n)}" for n, epoch in self.best_epochs.items()]
+        trainings = plural(self.num_trainings, "training")
         return (
-            f"In {self.num_early} of {plural(self.num_trainings, 'training')} at N = "
+            f"In {self.num_early} of {trainings} of {self.model} at N = "
             f"{number(self.train_size)}, the test loss was lowest in the first half of the epochs "
             f"and rose later. The mean epoch of the lowest loss is {listing(means)}. Fewer epochs "
             "may give a lower loss."
@@ -237,7 +240,7 @@ class OneDataset:
         d_data: Intrinsic dimension at the largest train size with a value.
         num_seeds: Number of seeds of the sweep.
         why_no_curves: The reason why there are no learning curves; empty if there are some.
-        early_best: Trainings that lasted too long; None if they are fewer than half.
+        early_best: The networks with more than half of their trainings too long.
     """
 
     dataset: str
@@ -250,7 +253,7 @@ class OneDataset:
     d_data: float | None
     num_seeds: int
     why_no_curves: str = ""
-    early_best: EarlyBest | None = None
+    early_best: tuple[EarlyBest, ...] = ()
 
     @property
     def best_sentences(self) -> tuple[str, str]:
@@ -478,31 +481,35 @@ def _attacked_accuracies(
     return tuple(accuracies)
 
 
-def early_best(rows: pd.DataFrame) -> EarlyBest | None:
-    """Return the trainings whose lowest test loss came early, if they are at least half.
-
-    The table has no number of epochs. The latest best epoch of the same recipe is at most this
-    number, and every training of the recipe was tested after this epoch too.
-    """
-    if BEST_EPOCH not in rows or rows[BEST_EPOCH].isna().all():
-        return None
+def early_best(rows: pd.DataFrame) -> tuple[EarlyBest, ...]:
+    """Return the networks with an early lowest test loss in more than half of their trainings."""
+    if BEST_EPOCH not in rows:
+        return ()
     tested = rows[rows[BEST_EPOCH].notna()]
+    by_model = [_early_best_of(str(model), part) for model, part in tested.groupby(MODEL)]
+    return tuple(early for early in by_model if 2 * early.num_early > early.num_trainings)
+
+
+def _early_best_of(model: str, tested: pd.DataFrame) -> EarlyBest:
+    """Return how many trainings of a network had their lowest test loss early.
+
+    The table has no number of epochs. The latest best epoch of the same network and recipe is at
+    most this number, and the other trainings were tested after this epoch too.
+    """
     latest = tested[BEST_EPOCH].max()
     if RECIPE in tested:
         latest = tested.groupby(RECIPE)[BEST_EPOCH].transform("max")
     is_early = tested[BEST_EPOCH] <= latest / 2
     is_largest = tested[TRAIN_SIZE] == tested[TRAIN_SIZE].max()
-    num_trainings, num_early = int(is_largest.sum()), int((is_early & is_largest).sum())
-    if 2 * num_early < num_trainings:
-        return None
     best_epochs: dict[int, float] = {}
     for train_size in sorted(tested[TRAIN_SIZE].unique()):
         of_size = tested[tested[TRAIN_SIZE] == train_size]
         best_epochs[int(train_size)] = float(of_size[BEST_EPOCH].mean())
     return EarlyBest(
+        model=model,
         train_size=int(tested[TRAIN_SIZE].max()),
-        num_trainings=num_trainings,
-        num_early=num_early,
+        num_trainings=int(is_largest.sum()),
+        num_early=int((is_early & is_largest).sum()),
         best_epochs=best_epochs,
     )
 
