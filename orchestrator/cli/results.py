@@ -274,7 +274,7 @@ class TableOptions:
         from orchestrator.analysis.grouped_tables.fit import fit_user_table
         from orchestrator.analysis.grouped_tables.user_table import read_user_table
 
-        if not path.exists() and path.name == str(path) and not path.suffix:
+        if path.name == str(path) and not path.suffix and not path.exists():
             raise ConfigError(
                 f"There is no table {path}. The options --response, --on, --groups, --within and "
                 "--figure are for tables, not for sweeps",

@@ -102,7 +102,12 @@ def read_user_table(path: Path, design: Design) -> UserTable:
 
 def _read_cells(path: Path) -> pd.DataFrame:
     """Return all cells of a file as text. Every column has another name."""
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError as error:  # for example, a folder above may not be entered
+        hint = "Give a path that you can open"
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", hint=hint) from None
+    if not is_file:
         if path.is_dir():
             raise ConfigError(f"{path} is a folder", hint="Give the path of a table in this folder")
         raise ConfigError(f"The table {path} does not exist", hint=missing_path_hint(path))
