@@ -168,7 +168,11 @@ def test_a_copied_sweep_folder_is_refused_and_the_original_is_listed_once(run, r
     folder = workspace.sweep_paths.folder
     shutil.copytree(folder, folder.parent / "copy")
     message = "The stored file of the sweep 'copy' contains the name 'smoke'"
-    for words in (("results", "copy"), ("run", "copy"), ("run", "copy", "--set", "recipe.epochs=3")):
+    for words in (
+        ("results", "copy"),
+        ("run", "copy"),
+        ("run", "copy", "--set", "recipe.epochs=3"),
+    ):
         code, _, err = run(*words)
         assert (code, message in err) == (2, True)
         assert "copy its sweep file and change the name" in " ".join(err.split())
