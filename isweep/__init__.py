@@ -43,7 +43,7 @@ def __getattr__(name: str) -> object:
     if name in __all__ or name.startswith("_"):
         return _load_name(name)
     if name in _REPLACEMENTS:
-        raise AttributeError(f"isweep has no attribute {name!r}. Use {_REPLACEMENTS[name]}")
+        raise AttributeError(f"isweep has no attribute {name!r}. Use {_REPLACEMENTS[name]}.")
     raise AttributeError(
         f"isweep has no attribute {name!r}. Use one of {', '.join(__all__)}, as in "
         "isweep.open('demo').table."

@@ -103,7 +103,8 @@ class Sweep(Displayed):
             One row per dataset and train size. ``runner_up`` is the second best model.
 
         Raises:
-            SweepError: If there is no result, or no row has the given dataset, size or model.
+            SweepError: If there is no result, if no row has the given dataset, size or model,
+                or if ``metric`` is not a score of the table. Other columns cannot be ranked.
 
         Example:
             >>> import isweep

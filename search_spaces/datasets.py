@@ -75,14 +75,16 @@ def row_of(table: dict[str, dict[str, Any]], name: str) -> DatasetSpec:
     row = table[name]
     fields = dict(row)
     if "of" in row:
-        if row["of"] not in table:
+        if not isinstance(row["of"], str) or row["of"] not in table:
             error = unknown_name("row", row["of"], table)
             raise ConfigError(f"{FILE}, row [{name}], `of`: {error.problem}", hint=error.hint)
         fields = table[row["of"]] | fields
     for key in _TABLE_KEYS:
         fields.pop(key, None)
     try:
-        return DatasetSpec.model_validate_json(json.dumps(fields | {"name": name}))
+        # JSON has no dates, but TOML has: pydantic then checks their text.
+        text = json.dumps(fields | {"name": name}, default=str)
+        return DatasetSpec.model_validate_json(text)
     except ValidationError as error:
         fields_by_type: dict[str, list[str]] = {"missing": [], "extra_forbidden": []}
         for problem in error.errors():

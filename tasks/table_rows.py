@@ -23,7 +23,7 @@ def load_target(target: str, row: str) -> Any:
         ConfigError: The module does not exist, or contains no such name.
     """
     module_name, _, name = target.partition(":")
-    if not module_name or not name:
+    if not module_name or not name or target.startswith("."):
         raise ConfigError(f"{row} is {target!r}", hint="Write package.module:name")
     try:
         module = import_module(module_name)

@@ -48,6 +48,10 @@ LIKELY, UNLIKELY = 0.9, 0.1
 """Limits of the probability that a curve has flattened. From ``LIKELY`` on, isweep prints that
 the curve has flattened. Up to ``UNLIKELY``, isweep prints that the score probably still
 improves."""
+MIN_STEEPENING = 2.0
+"""Smallest ratio of the predicted to the measured rate of improvement from which the prior decides
+the prediction. Learning curves flatten, so measured scores alone cannot predict a higher rate."""
+PRIOR_DECIDES = "The following prediction rests on the curves of other datasets."
 LEAST_SIZE_ASSURANCE = 0.1
 """Probability with which the smallest N of the JSON document reaches the target."""
 MAX_DECIMALS = 6
@@ -286,9 +290,15 @@ class CurveAnswer:
         """Sentences on the expected score, or on a curve at chance level."""
         if self.chance is not None:
             return self._at_chance(self.chance)
-        if self._has_improved():
-            return f"{self._score()} {self._shape()}"
-        return f"{self._fall()} {self._score()}"
+        if not self._has_improved():
+            return f"{self._fall()} {PRIOR_DECIDES} {self._score()}"
+        if self._prior_decides():
+            first, last = self._point_text(self.points[0]), self._point_text(self.points[-1])
+            little = (
+                f"Your {METRIC_WORDS[self.question.metric]} improves only from {first} to {last}"
+            )
+            return f"{little} images. {PRIOR_DECIDES} {self._score()} {self._shape()}"
+        return f"{self._score()} {self._shape()}"
 
     @property
     def images_line(self) -> str:
@@ -341,6 +351,22 @@ class CurveAnswer:
             return last > first
         return last < first
 
+    def _prior_decides(self) -> bool:
+        """Return whether the predicted rate of improvement is much higher than the measured rate.
+
+        A rate is the fall of the log of the loss or errors per unit of log N.
+        """
+        metric = self.question.metric
+        first, last = self.points[0], self.points[-1]
+        scores = (first.score, last.score, self.score.value)
+        errors = [_errors(score, metric) for score in scores]
+        if self.asked_size <= last.train_size or min(errors) <= 0:
+            return False
+        first_log, last_log, predicted_log = np.log(errors)
+        measured = (first_log - last_log) / np.log(last.train_size / first.train_size)
+        predicted = (last_log - predicted_log) / np.log(self.asked_size / last.train_size)
+        return bool(predicted > MIN_STEEPENING * measured)
+
     def _fall(self) -> str:
         """Return sentences on a score that has not improved with more images."""
         first, last = self.points[0], self.points[-1]
@@ -350,8 +376,7 @@ class CurveAnswer:
         return (
             f"Your {METRIC_WORDS[self.question.metric]} {change} with more images: "
             f"{self._point_text(first)}, {self._point_text(last)} images. Check the labels "
-            "and the recipe, or train more seeds. The following prediction rests on the "
-            "curves of other datasets."
+            "and the recipe, or train more seeds."
         )
 
     def _shape(self) -> str:

@@ -154,19 +154,19 @@ def read_curve(path: Path) -> pd.DataFrame:
         "Give a CSV file in UTF-8 with the column train_size and a column of scores: "
         "test_loss, test_error, test_accuracy or auc"
     )
-    if path.is_dir():
-        raise ConfigError(f"{path} is a folder, not a CSV file", hint=hint)
-    if path.suffix.lower() in SWEEP_SUFFIXES:
-        raise ConfigError(
-            f"{path} is a sweep file, not a CSV file of results",
-            hint=f"Leave out --curve: type `isweep predict {path}`",
-        )
-    if path.suffix.lower() in WORKBOOK_SUFFIXES and path.is_file():
-        raise ConfigError(
-            f"{path} is an Excel workbook, not a CSV file",
-            hint="Save the sheet of results as CSV (UTF-8), and give this CSV file",
-        )
     try:
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder, not a CSV file", hint=hint)
+        if path.suffix.lower() in SWEEP_SUFFIXES:
+            raise ConfigError(
+                f"{path} is a sweep file, not a CSV file of results",
+                hint=f"Leave out --curve: type `isweep predict {path}`",
+            )
+        if path.suffix.lower() in WORKBOOK_SUFFIXES and path.is_file():
+            raise ConfigError(
+                f"{path} is an Excel workbook, not a CSV file",
+                hint="Save the sheet of results as CSV (UTF-8), and give this CSV file",
+            )
         separator = separator_of(path)
         layout: Any = {"sep": separator, "skipinitialspace": True, "encoding": "utf-8-sig"}
         # pandas renames the second of two equal names, so the first line is also read as

@@ -76,7 +76,9 @@ def opening_question(fits: ScalingFits) -> str:
 def what_was_found(fits: ScalingFits) -> tuple[str, ...]:
     """Return three texts at most: what was trained, what was found, and what stayed open."""
     if fits.one_dataset is not None:
-        return _what_was_trained(fits), fits.one_dataset.best_score.sentence
+        best = fits.one_dataset.best_score
+        texts = (_what_was_trained(fits), best.sentence, best.attacked_sentence)
+        return tuple(filter(None, texts))
     by_verdict: dict[str, list[Finding]] = defaultdict(list)
     for finding in findings(fits):
         by_verdict[finding.verdict].append(finding)
@@ -186,15 +188,17 @@ def next_steps(fits: ScalingFits, predict: str = "") -> tuple[str, ...]:
         if fits.one_dataset.num_seeds < MIN_SEEDS_FOR_INTERVAL:
             seeds = ",".join(map(str, range(MIN_SEEDS_FOR_INTERVAL)))
             steps.append(
-                f"To see how much trainings vary, add `--set seeds=[{seeds}]` to `isweep run`."
+                f"To see how much trainings vary, add `--set 'seeds=[{seeds}]'` to `isweep run`."
             )
         return tuple(steps)
     if fits.fall().status != "ok":
-        steps.append("For a learning curve, add `--set train_sizes=[60,120,240]` to `isweep run`.")
+        steps.append(
+            "For a learning curve, add `--set 'train_sizes=[60,120,240]'` to `isweep run`."
+        )
         return tuple(steps)
     steps += [
         "Try your images: `isweep init ./my-images`, `isweep run ./my-images.yaml`.",
-        "Predict how many you need: `isweep predict my-images --target-accuracy 0.9`.",
+        "Predict the score with more images, and choose a target: `isweep predict my-images`.",
     ]
     return tuple(steps)
 

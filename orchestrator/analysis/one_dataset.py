@@ -29,14 +29,17 @@ from orchestrator.analysis.paired_networks import (
     paired_comparison,
 )
 from orchestrator.results.columns import (
+    BEST_EPOCH,
     CLASS_PAIR,
     D_DATA_MLE,
     DATASET,
     MODEL,
+    RECIPE,
     SEED,
     TEST_ACCURACY,
     TEST_LOSS,
     TRAIN_SIZE,
+    AttackColumn,
     attack_columns,
 )
 from search_spaces.errors import DataError, plural
@@ -97,6 +100,21 @@ class RobustnessAtSize:
     loss_gain: float
 
 
+@dataclass(frozen=True, slots=True)
+class AttackedAccuracy:
+    """The mean accuracy of one network at one train size under an attack.
+
+    Attributes:
+        attack: Name of the attack.
+        epsilon: Largest change of a pixel, in 1/255 of the pixel range.
+        accuracy: Mean accuracy under the attack.
+    """
+
+    attack: str
+    epsilon: float
+    accuracy: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BestScore:
     """The lowest mean test loss of all networks and train sizes.
@@ -106,12 +124,14 @@ class BestScore:
         train_size: Train size N.
         loss: Mean test loss, in nat.
         accuracy: Mean test accuracy of the same network at this N; None if it is unknown.
+        attacked: Its accuracies under the strongest attack up to 8/255, by epsilon.
     """
 
     model: str
     train_size: int
     loss: float
     accuracy: float | None
+    attacked: tuple[AttackedAccuracy, ...] = ()
 
     @property
     def sentence(self) -> str:
@@ -121,6 +141,50 @@ class BestScore:
         if self.accuracy is None:
             return sentence
         return f"{sentence} Its accuracy is {number(self.accuracy)}."
+
+    @property
+    def attacked_sentence(self) -> str:
+        """A sentence on its accuracy under attack; empty without an attack."""
+        if not self.attacked:
+            return ""
+        accuracies = [
+            f"{number(attacked.accuracy)} at {attacked.epsilon:g}/255" for attacked in self.attacked
+        ]
+        return (
+            f"Under {self.attacked[0].attack.upper()}, the accuracy of {self.model} is "
+            f"{listing(accuracies)} (the largest change of a pixel, as a share of the pixel range)."
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlyBest:
+    """Trainings of a network at its largest N whose test loss was lowest early, and rose later.
+
+    Attributes:
+        model: Name of the network.
+        train_size: Largest train size N.
+        num_trainings: Number of trainings at this N.
+        num_early: Number of them with their lowest test loss in the first half of the epochs.
+        best_epochs: Train size -> mean epoch of the lowest test loss.
+    """
+
+    model: str
+    train_size: int
+    num_trainings: int
+    num_early: int
+    best_epochs: dict[int, float]
+
+    @property
+    def sentence(self) -> str:
+        """Sentences on the trainings that lasted too long."""
+        means = [f"{number(epoch)} at N = {number(n)}" for n, epoch in self.best_epochs.items()]
+        trainings = plural(self.num_trainings, "training")
+        return (
+            f"In {self.num_early} of {trainings} of {self.model} at N = "
+            f"{number(self.train_size)}, the test loss was lowest in the first half of the epochs "
+            f"and rose later. The mean epoch of the lowest loss is {listing(means)}. Fewer epochs "
+            "may give a lower loss."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +240,7 @@ class OneDataset:
         d_data: Intrinsic dimension at the largest train size with a value.
         num_seeds: Number of seeds of the sweep.
         why_no_curves: The reason why there are no learning curves; empty if there are some.
+        early_best: The networks with more than half of their trainings too long.
     """
 
     dataset: str
@@ -188,6 +253,7 @@ class OneDataset:
     d_data: float | None
     num_seeds: int
     why_no_curves: str = ""
+    early_best: tuple[EarlyBest, ...] = ()
 
     @property
     def best_sentences(self) -> tuple[str, str]:
@@ -376,6 +442,7 @@ def one_dataset(table: pd.DataFrame, predictions: pd.DataFrame | None = None) ->
         d_data=_at_largest_size(done, D_DATA_MLE),
         why_no_curves=why_no_curves,
         num_seeds=max(1, int(done[SEED].nunique())),
+        early_best=early_best(done),
     )
 
 
@@ -391,6 +458,59 @@ def best_score(rows: pd.DataFrame) -> BestScore:
         train_size=int(best[TRAIN_SIZE]),
         loss=float(best[TEST_LOSS]),
         accuracy=accuracy,
+        attacked=_attacked_accuracies(rows, str(best[MODEL]), int(best[TRAIN_SIZE])),
+    )
+
+
+def _attacked_accuracies(
+    rows: pd.DataFrame, model: str, train_size: int
+) -> tuple[AttackedAccuracy, ...]:
+    """Return the accuracies of a network under the strongest attack, by epsilon."""
+    strongest = _strongest_attack(rows)
+    if strongest is None:
+        return ()
+    of_network = rows[(rows[MODEL] == model) & (rows[TRAIN_SIZE] == train_size)]
+    accuracies = []
+    for column in attack_columns(map(str, rows)):
+        drop = column.name.replace("loss_gain", "accuracy_drop")
+        if column.attack != strongest.attack or column.epsilon > ROBUSTNESS_BUDGET:
+            continue
+        if drop in rows and of_network[drop].notna().any():
+            accuracy = float((of_network[TEST_ACCURACY] - of_network[drop]).mean())
+            accuracies.append(AttackedAccuracy(column.attack, column.epsilon, accuracy))
+    return tuple(accuracies)
+
+
+def early_best(rows: pd.DataFrame) -> tuple[EarlyBest, ...]:
+    """Return the networks with an early lowest test loss in more than half of their trainings."""
+    if BEST_EPOCH not in rows:
+        return ()
+    tested = rows[rows[BEST_EPOCH].notna()]
+    by_model = [_early_best_of(str(model), part) for model, part in tested.groupby(MODEL)]
+    return tuple(early for early in by_model if 2 * early.num_early > early.num_trainings)
+
+
+def _early_best_of(model: str, tested: pd.DataFrame) -> EarlyBest:
+    """Return how many trainings of a network had their lowest test loss early.
+
+    The table has no number of epochs. The latest best epoch of the same network and recipe is at
+    most this number, and the other trainings were tested after this epoch too.
+    """
+    latest = tested[BEST_EPOCH].max()
+    if RECIPE in tested:
+        latest = tested.groupby(RECIPE)[BEST_EPOCH].transform("max")
+    is_early = tested[BEST_EPOCH] <= latest / 2
+    is_largest = tested[TRAIN_SIZE] == tested[TRAIN_SIZE].max()
+    best_epochs: dict[int, float] = {}
+    for train_size in sorted(tested[TRAIN_SIZE].unique()):
+        of_size = tested[tested[TRAIN_SIZE] == train_size]
+        best_epochs[int(train_size)] = float(of_size[BEST_EPOCH].mean())
+    return EarlyBest(
+        model=model,
+        train_size=int(tested[TRAIN_SIZE].max()),
+        num_trainings=int(is_largest.sum()),
+        num_early=int((is_early & is_largest).sum()),
+        best_epochs=best_epochs,
     )
 
 
@@ -480,15 +600,9 @@ def best_network(rows: pd.DataFrame, predictions: pd.DataFrame | None = None) ->
 
 def robustness_by_size(rows: pd.DataFrame) -> tuple[RobustnessAtSize, ...]:
     """Return the loss that the strongest attack up to 8/255 adds, by network and train size."""
-    columns = [
-        column
-        for column in attack_columns(map(str, rows))
-        if column.epsilon <= ROBUSTNESS_BUDGET and rows[column.name].notna().any()
-    ]
-    if not columns:
+    strongest = _strongest_attack(rows)
+    if strongest is None:
         return ()
-    # Of several attacks with the largest epsilon, the one that adds most loss.
-    strongest = max(columns, key=lambda column: (column.epsilon, rows[column.name].mean()))
     means = rows.groupby([MODEL, TRAIN_SIZE])[strongest.name].mean().dropna().reset_index()
     gains = []
     for model, train_size, gain in means.itertuples(index=False, name=None):
@@ -501,6 +615,17 @@ def robustness_by_size(rows: pd.DataFrame) -> tuple[RobustnessAtSize, ...]:
             )
         )
     return tuple(gains)
+
+
+def _strongest_attack(rows: pd.DataFrame) -> AttackColumn | None:
+    """Return the column of the strongest attack up to 8/255; None without such an attack."""
+    columns = [
+        column
+        for column in attack_columns(map(str, rows))
+        if column.epsilon <= ROBUSTNESS_BUDGET and rows[column.name].notna().any()
+    ]
+    # Of several attacks with the largest epsilon, the one that adds most loss.
+    return max(columns, key=lambda column: (column.epsilon, rows[column.name].mean()), default=None)
 
 
 def _at_largest_size(rows: pd.DataFrame, column: str) -> float | None:

@@ -43,8 +43,9 @@ class PairedComparison:
         loss_difference: Mean test loss of the second network minus that of the first, in nat.
         loss_interval: 95 % bootstrap interval of ``loss_difference`` over test images. It does
             not include the variation between trainings.
-        images_needed: Number of test images with which 8 of 10 studies would detect the
-            difference of the accuracies. None if the accuracies are equal.
+        images_needed: Number of test images with which 8 of 10 studies with as many seeds would
+            detect the difference by McNemar's test. None if ``only_first_right`` and
+            ``only_second_right`` are equal.
     """
 
     num_images: int
@@ -101,17 +102,17 @@ def paired_comparison(
     by_image = np.sign(wins.sum(axis=0))
     num_first, num_second = int((by_image > 0).sum()), int((by_image < 0).sum())
     loss_differences = (theirs.losses - ours.losses).mean(axis=0)
-    difference = float(wins.mean())
+    difference = (num_first - num_second) / len(images)
     return PairedComparison(
         num_images=len(images),
         num_seeds=len(seeds),
         only_first_right=num_first,
         only_second_right=num_second,
-        accuracy_difference=difference,
+        accuracy_difference=float(wins.mean()),
         p_value=mcnemar_p(num_first, num_second),
         loss_difference=float(loss_differences.mean()),
         loss_interval=bootstrap_interval(loss_differences),
-        images_needed=paired_test_size(float((wins != 0).mean()), difference),
+        images_needed=paired_test_size((num_first + num_second) / len(images), difference),
     )
 
 

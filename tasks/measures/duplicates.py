@@ -61,6 +61,23 @@ class RowCheck:
         return int(np.isin(self.first_equal_rows[:num_rows], earlier_rows).sum())
 
 
+@dataclass(frozen=True)
+class PieceCheck:
+    """The hash keys and properties of a piece of rows.
+
+    Attributes:
+        keys: ``(num_rows,)`` 64-bit keys. Equal rows have equal keys.
+        rows_not_finite: Source rows that contain NaN or infinity.
+        units: Result of `byte_units`; empty if not all values are bytes.
+        dtype: Dtype as text, with its byte order.
+    """
+
+    keys: IntArray
+    rows_not_finite: list[int]
+    units: set[float]
+    dtype: str
+
+
 def check_rows(
     source: BlockSource,
     labels: AnyArray | None,
@@ -134,23 +151,6 @@ def _find_conflicts(labels: AnyArray, first_equal_rows: IntArray) -> list[tuple[
     rows = np.flatnonzero(labels != labels[first_equal_rows])
     earlier_rows = first_equal_rows[rows].tolist()
     return list(zip(rows.tolist(), earlier_rows, strict=True))
-
-
-@dataclass(frozen=True)
-class PieceCheck:
-    """The hash keys and properties of a piece of rows.
-
-    Attributes:
-        keys: ``(num_rows,)`` 64-bit keys. Equal rows have equal keys.
-        rows_not_finite: Source rows that contain NaN or infinity.
-        units: Result of `byte_units`; empty if not all values are bytes.
-        dtype: Dtype as text, with its byte order.
-    """
-
-    keys: IntArray
-    rows_not_finite: list[int]
-    units: set[float]
-    dtype: str
 
 
 def check_piece(source: BlockSource, start: int, stop: int) -> PieceCheck:

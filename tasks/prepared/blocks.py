@@ -199,18 +199,21 @@ def reading_order(request: RawRequest, items: Sequence[Item]) -> Rows | None:
         items of each compressed tar, in the order of the tar. None if no compressed tar
         contains several items.
     """
+    # A tar, as the archives that contain each other -> index of an item -> its member of the tar.
     members_by_tar: defaultdict[tuple[str, ...], dict[int, str]] = defaultdict(dict)
     for index, item in enumerate(items):
         *archives, member = split_locator(item.locator)
         if archives and archives[-1].lower().endswith(PACKED_TARS):
             members_by_tar[tuple(archives)][index] = member
     tar_items: list[int] = []
-    for (file, *inner), members in sorted(members_by_tar.items()):
-        if len(members) > 1:
+    for (file, *inner), member_by_item in sorted(members_by_tar.items()):
+        if len(member_by_item) > 1:
             with suppress(RefusedArchive):
-                stored = open_archive(request.base() / file, tuple(inner)).members()
-                positions = {member: position for position, member in enumerate(stored)}
-                tar_items += sorted(members, key=lambda index: positions.get(members[index], 0))
+                tar = open_archive(request.base() / file, tuple(inner))
+                positions = {member: position for position, member in enumerate(tar.members())}
+                tar_items += sorted(
+                    member_by_item, key=lambda item: positions.get(member_by_item[item], 0)
+                )
     if not tar_items:
         return None
     other_items = np.setdiff1d(np.arange(len(items)), tar_items)

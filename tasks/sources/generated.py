@@ -273,7 +273,8 @@ def generated_points(geometry: Geometry) -> tuple[Points, Labels]:
         # A unit coordinate is below 1, so the number of a half is below num_halves.
         halves = (unit_coordinates[:, coordinate] * num_halves).astype(np.int64)
         points[:, coordinate] += offsets[halves]
-        number_sum += halves if geometry.frequency == 2 else halves // 2  # two halves per band
+        bands = halves // 2
+        number_sum += halves if geometry.frequency == 2 else bands
     return points, number_sum % 2
 
 

@@ -36,14 +36,14 @@ ROW_PATTERN = re.compile(r"(?:(?P<word>[\w-]+) )?row (?:(?P<array>\w+)/)?(?P<num
 
 
 @dataclass(frozen=True)
-class _Row:
+class _MessageRow:
     """A row in a message.
 
     Attributes:
         number: Number of the row, as programs that show the file count rows.
         split_folder: Folder of the split with the row's table; empty if there is only one
             table.
-        array: Name of the array, for a row of an array file.
+        array: Name of the array in an array file; ``images`` if the message names none.
     """
 
     number: int
@@ -66,34 +66,34 @@ def locate(raw: Path, key_folder: Path, text: str) -> str | None:
     Raises:
         SetupError: The key is missing or damaged.
     """
-    hashed = HASH_PATTERN.search(text)
-    row = _row_in(text)
-    key = hash_key(key_folder, create=False) if hashed else UNKEYED
+    hash_match = HASH_PATTERN.search(text)
+    row = _parse_row(text)
+    key = hash_key(key_folder, create=False) if hash_match else UNKEYED
     dataset = user_dataset_spec("own", UserSourceSpec(kind="folder", path=str(raw), domain=None))
     spec = PreparedSpec(dataset="own", image_size=8, channels=1)
     request = RawRequest(dataset, spec, raw, key)
-    if hashed is None:
+    if hash_match is None:
         return None if row is None else _locator_of_row(row, raw, request)
-    for locator in _locators(raw, request):
-        if request.hashed(locator) == hashed[0]:
+    for locator in _all_locators(raw, request):
+        if request.hashed(locator) == hash_match[0]:
             return locator if row is None else f"{locator}{MARK}{row.number}"
     return None
 
 
-def _row_in(text: str) -> _Row | None:
-    """Return the row in a text, or None."""
+def _parse_row(text: str) -> _MessageRow | None:
+    """Return the row that a text names; None if it names none."""
     # A hash may have no letters, or end with digits.
     if text.strip().isdecimal() and not HASH_PATTERN.search(text):
-        return _Row(int(text))
+        return _MessageRow(int(text))
     match = ROW_PATTERN.search(HASH_PATTERN.sub("", text))
     if match is None:
         return None
     word = match["word"] or ""
     split_folder = word if is_split_word(word) else ""
-    return _Row(int(match["number"]), split_folder, match["array"] or _Row.array)
+    return _MessageRow(int(match["number"]), split_folder, match["array"] or "images")
 
 
-def _locator_of_row(row: _Row, raw: Path, request: RawRequest) -> str | None:
+def _locator_of_row(row: _MessageRow, raw: Path, request: RawRequest) -> str | None:
     """Return the locator of a row in a message without a hash; None if there is no such row."""
     extension = raw.suffix.lower()
     if extension in ARRAY_FILES:
@@ -102,18 +102,16 @@ def _locator_of_row(row: _Row, raw: Path, request: RawRequest) -> str | None:
         locator = f"{raw.name}{MARK}{row.number}"
     else:
         return table_paths(request, row.split_folder).get(row.number)
-    if locator not in _locators(raw, request):
-        return None
-    return locator
+    return locator if locator in _all_locators(raw, request) else None
 
 
-def _locators(raw: Path, request: RawRequest) -> Iterator[str]:
+def _all_locators(raw: Path, request: RawRequest) -> Iterator[str]:
     """Yield the locator of every file, archive member and row that an item could have."""
     base = raw if raw.is_dir() else raw.parent
-    holds_items = raw.suffix.lower() in (*ARRAY_FILES, ".parquet") or is_archive_name(raw.name)
-    if raw.is_file() and holds_items:
+    contains_items = raw.suffix.lower() in (*ARRAY_FILES, ".parquet") or is_archive_name(raw.name)
+    if raw.is_file() and contains_items:
         names = [raw.name]
-    else:
+    else:  # a folder, or a table of paths, whose files are below its folder
         names = search_folder(base, request, strict=False).files
     for name in names:
         yield name
@@ -121,8 +119,8 @@ def _locators(raw: Path, request: RawRequest) -> Iterator[str]:
         if is_archive_name(name):
             yield from _members(base / name, name, ())
         elif extension == ".parquet":
-            for row in range(count_rows(base / name)):
-                yield f"{name}{MARK}{row}"
+            for row_number in range(count_rows(base / name)):
+                yield f"{name}{MARK}{row_number}"
         elif extension in ARRAY_FILES:
             yield from _array_rows(base / name, request)
 

@@ -87,7 +87,7 @@ class PathTable:
 
     Attributes:
         folder: Folder of the table's split, see :class:`TableFile`.
-        numbers: Number of the header and of each row in messages.
+        numbers: Number of the header, then the number of each row, in messages.
         other_sheets: Number of filled sheets of the workbook that are not read.
         columns: The columns that are read.
         cells: The columns that are read, by role. Paths are relative to the raw folder.
@@ -102,9 +102,9 @@ class PathTable:
     unused_cells: Cells
 
 
-def _row_name(folder: str, numbers: Sequence[int], row: int) -> str:
+def _row_name(folder: str, number: int) -> str:
     """Return the name of a row in messages, such as ``train row 12``."""
-    return f"{folder} row {numbers[row + 1]}".lstrip()
+    return f"{folder} row {number}".lstrip()
 
 
 def list_table(request: RawRequest) -> Listing:
@@ -160,8 +160,8 @@ def _rows_of_tables(tables: Sequence[PathTable], joined: JoinedTables, has_volum
         return tables[joined.table_of(row)]
 
     def row_name(row: int) -> str:
-        table = table_of(row)
-        return _row_name(table.folder, table.numbers, joined.row_in_table(row))
+        row_in_table = joined.row_in_table(row)
+        return _row_name(table_of(row).folder, table_of(row).numbers[row_in_table + 1])
 
     paths = joined.cells["path"]
     return Rows(
@@ -199,16 +199,16 @@ def _check_no_repeats(rows: Rows, slices: Sequence[int | None], request: RawRequ
     """
     labels = rows.cells["label"]
     first_rows: dict[tuple[str, int | None], int] = {}
-    repeats = []
+    repeated_rows = []
     num_with_other_label = 0
     for row, image in enumerate(zip(rows.cells["path"], slices, strict=True)):
-        first = first_rows.setdefault(image, row)
-        if first != row:
-            repeats.append(row)
-            num_with_other_label += labels[first] != labels[row]
-    if repeats:
+        first_row = first_rows.setdefault(image, row)
+        if first_row != row:
+            repeated_rows.append(row)
+            num_with_other_label += labels[first_row] != labels[row]
+    if repeated_rows:
         raise request.error(
-            f"the table repeats the path of an earlier row for {rows.describe(repeats)}. In "
+            f"the table repeats the path of an earlier row for {rows.describe(repeated_rows)}. In "
             f"{num_with_other_label} of these rows, the label is different",
             hint="Remove the repeated rows",
         )
@@ -246,16 +246,16 @@ def table_paths(request: RawRequest, folder: str = "") -> dict[int, str]:
     """
     try:
         file = next(file for file in _table_files(request) if file.folder == folder)
-        table = read_table_rows(file.path, request)
-        name = find_columns(table.rows[0], ("path",), request).name_by_role["path"]
-        column = table.rows[0].index(name)
+        content = read_table_rows(file.path, request)
+        path_column = find_columns(content.rows[0], ("path",), request).name_by_role["path"]
+        column_index = content.rows[0].index(path_column)
     except (SweepError, StopIteration, IndexError, KeyError):
         return {}
     prefix = f"{folder}/" if folder else ""
     paths = {}
-    for number, row in zip(table.numbers[1:], table.rows[1:], strict=True):
-        if column < len(row):
-            paths[number] = prefix + row[column]
+    for number, row in zip(content.numbers[1:], content.rows[1:], strict=True):
+        if column_index < len(row):
+            paths[number] = prefix + row[column_index]
     return paths
 
 
@@ -294,23 +294,24 @@ def _table_files(request: RawRequest) -> list[TableFile]:
 
 def _read_table(file: TableFile, request: RawRequest) -> PathTable:
     """Read the needed columns of a table."""
-    table = read_table_rows(file.path, request)
-    header = next(iter(table.rows), [])
+    content = read_table_rows(file.path, request)
+    header = content.rows[0] if content.rows else []
     columns = find_columns(header, COLUMNS_READ, request, also_read=("slice",))
-    if table.rows and not columns.labels:
-        raise _no_label_error(table, request)
+    if content.rows and not columns.labels:
+        raise _no_label_error(content, request)
     path_column = columns.name_by_role.get("path", "path")
     # An empty table has no columns. The error message then contains the usual names.
     label_columns = columns.labels or ("label",)
     needed = (path_column, *label_columns)
     optional = (*columns.name_by_role.values(), "slice")
-    data = read_columns(file.path, table, request, needed, optional)
+    data = read_columns(file.path, content, request, needed, optional)
     for name, column in data.items():
         if name not in columns.labels:  # spaces may be part of a label
             data[name] = list(map(str.strip, column))
 
     def row_name(row: int) -> str:
-        return f"{_row_name(file.folder, table.numbers, row)} ({describe_numbering(table.numbers)})"
+        name = _row_name(file.folder, content.numbers[row + 1])
+        return f"{name} ({describe_numbering(content.numbers)})"
 
     cells = dict(columns.cells(data, request, row_name))
     cells["path"] = _paths_from_base(data[path_column], file.folder, row_name, request)
@@ -318,21 +319,21 @@ def _read_table(file: TableFile, request: RawRequest) -> PathTable:
         cells["slice"] = data["slice"]
     return PathTable(
         folder=file.folder,
-        numbers=table.numbers,
-        other_sheets=len(table.other_sheets),
+        numbers=content.numbers,
+        other_sheets=len(content.other_sheets),
         columns=columns,
         cells=cells,
-        unused_cells=cells_of_columns(table, columns.unused),
+        unused_cells=cells_of_columns(content, columns.unused),
     )
 
 
-def _no_label_error(table: TableRows, request: RawRequest) -> DataError:
+def _no_label_error(content: TableRows, request: RawRequest) -> DataError:
     """Return the error for a table without a column of labels.
 
     The message lists the columns of 0 and 1, which may be one-hot labels.
     """
     binary = []
-    for header, *cells in zip(*table.rows, strict=False):
+    for header, *cells in zip(*content.rows, strict=False):
         name = header.strip()
         values = {cell.strip().casefold() for cell in cells}
         if values and values <= ONE_HOT.keys() and name.casefold() not in ONE_HOT:
@@ -343,9 +344,9 @@ def _no_label_error(table: TableRows, request: RawRequest) -> DataError:
             f"the table has no column 'label', but columns of 0 and 1: {classes}",
             hint=f"If these columns are the classes, set `label_columns: [{classes}]`",
         )
-    error = table.error_without(
+    error = content.error_without(
         ("label", *COLUMNS["label"]),
-        f"has no column 'label'{describe_header(table.rows[0])}",
+        f"has no column 'label'{describe_header(content.rows[0])}",
         hint="Rename the column of labels to label, or set `label_columns: [NAME]` "
         "(--label-columns NAME)",
     )

@@ -146,30 +146,29 @@ def list_oai(request: RawRequest) -> Listing:
     """
     tree = _open_tree(request)
     table = find_table(tree, request, GRADE_TABLE, GRADE_COLUMNS)
-    grades, excluded = read_grades(table, request)
+    label_by_knee, excluded = read_grades(table, request)
     items = []
     for name in tree:
         match = CROP_FILE.fullmatch(name)
         if match is None:
             continue
         # pop: a knee with a ready crop must not be cropped from its radiograph too.
-        label = grades.pop(Knee(match[1], match[2]), None)
+        label = label_by_knee.pop(Knee(match[1], match[2]), None)
         if label is None:
             excluded["ready crop without a grade, or the second of a knee"] += 1
         else:
             locator = tree.locator(name)
             items.append(Item(locator, label, group=match[1], details=("crop",)))
-    radiographs, excluded_radiographs = _find_radiographs(tree, grades, request)
+    radiographs, excluded_radiographs = _find_radiographs(tree, label_by_knee, request)
     excluded.update(excluded_radiographs)
     centers = read_centers(tree, radiographs, request)
     for patient, radiograph in radiographs.items():
-        right, left = (
-            KneeDetails(grades.get(knee), *centers.get(knee, (None, None)))
-            for knee in (Knee(patient, "R"), Knee(patient, "L"))
-        )
-        details = ("radiograph", *right, *left)
-        items.append(Item(radiograph.locator, None, patient, details=details))
-    num_without_radiograph = sum(knee.patient not in radiographs for knee in grades)
+        details: list[str | int | float | None] = ["radiograph"]
+        for knee in (Knee(patient, "R"), Knee(patient, "L")):
+            row, column = centers.get(knee, (None, None))
+            details += KneeDetails(label_by_knee.get(knee), row, column)
+        items.append(Item(radiograph.locator, None, patient, details=tuple(details)))
+    num_without_radiograph = sum(knee.patient not in radiographs for knee in label_by_knee)
     excluded["graded knee without a radiograph"] = num_without_radiograph
     return Listing(
         items,
@@ -326,7 +325,7 @@ def _center(row: Mapping[str, str], radiograph: Radiograph | None) -> Center | N
 
 
 def _find_radiographs(
-    tree: RawTree, grades: Iterable[Knee], request: RawRequest
+    tree: RawTree, graded_knees: Iterable[Knee], request: RawRequest
 ) -> tuple[dict[str, Radiograph], Counter[str]]:
     """Find the first fixed-flexion radiograph of each patient with a graded knee.
 
@@ -334,7 +333,7 @@ def _find_radiographs(
         Patient -> radiograph, and reason -> number of radiographs that are left out.
     """
     descriptions = read_descriptions(tree, request)
-    graded_patients = {knee.patient for knee in grades}
+    graded_patients = {knee.patient for knee in graded_knees}
     is_as_released = request.spec.data_mode == "as_released"
     base = request.base()
     radiographs: dict[str, Radiograph] = {}
@@ -344,11 +343,11 @@ def _find_radiographs(
         match = RADIOGRAPH.search(locator)
         if match is None or locator.endswith(NO_RADIOGRAPH_EXTENSIONS):
             continue
-        parts = locator.split("/")
-        if any(map(_is_later_visit, parts)):  # the grades are those of the baseline
+        folders = locator.split("/")
+        if any(map(_is_later_visit, folders)):  # the grades are those of the baseline
             excluded["radiograph of a later visit"] += 1
             continue
-        if is_as_released and RELEASED_SERIES not in parts:
+        if is_as_released and RELEASED_SERIES not in folders:
             continue
         patient = match["id"]
         description = _description(descriptions, match)

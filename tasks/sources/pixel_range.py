@@ -43,9 +43,10 @@ def rescale_to_255(values: AnyArray, limits: Limits) -> tuple[AnyArray, AnyArray
     """
     low = np.float32(limits[0])
     high = np.float32(limits[1])
-    plain = values.astype(np.float32)
-    scaled = (plain - low) * np.float32(255 / (limits[1] - limits[0]))
-    return np.clip(scaled, 0, 255), (plain < low) | (plain > high)
+    values = values.astype(np.float32)
+    scaled = (values - low) * np.float32(255 / (limits[1] - limits[0]))
+    is_clipped = (values < low) | (values > high)
+    return np.clip(scaled, 0, 255), is_clipped
 
 
 @dataclass

@@ -91,6 +91,7 @@ class _ListedImages:
         self._missing: list[tuple[str, str]] = []
         self._excluded = Counter[str]()
         prefix = f"{folder}/" if folder else ""
+        # False comes before True, so names below the table's folder come first.
         for name in sorted(tree, key=lambda name: not name.startswith(prefix)):
             match = pattern.search(name)
             if match and not OTHER_SPLITS.search(name[: match.start()]):
@@ -178,8 +179,8 @@ def list_mura(tree: RawTree, request: RawRequest) -> Listing:
     images = _ListedImages(tree, tables[0], MURA_IMAGE)
     labels: dict[str, int] = {}
     num_invalid = 0
-    for path, *_ in read_table_rows(tree.locator(tables[0]), request).rows:
-        match = MURA_IMAGE.search(path.strip().replace("\\", "/"))
+    for cells in read_table_rows(tree.locator(tables[0]), request).rows:
+        match = MURA_IMAGE.search(cells[0].strip().replace("\\", "/"))
         if match is None:
             num_invalid += 1
             continue
@@ -242,8 +243,7 @@ def list_rsna(tree: RawTree, request: RawRequest) -> Listing:
         DataError: The table is missing, or has rows that cannot be used.
     """
     table = find_table(tree, request, RSNA_TABLE, ("ID", "Label"), only_named=True)
-    repeats = Counter[str]()
-    slices = _read_slices(table, repeats, request)
+    slices, repeats = _read_slices(table, request)
     files: dict[str, str] = {}
     for name in tree:
         match = RSNA_IMAGE.search(name)
@@ -270,22 +270,18 @@ def list_rsna(tree: RawTree, request: RawRequest) -> Listing:
     )
 
 
-def _read_slices(
-    table: str,
-    repeats: Counter[str],
-    request: RawRequest,
-) -> dict[str, SliceLabels]:
-    """Return the labels of each slice.
+def _read_slices(table: str, request: RawRequest) -> tuple[dict[str, SliceLabels], Counter[str]]:
+    """Return the labels of each slice, and the number of repeated rows by subtype.
 
     Args:
         table: Locator of the table.
-        repeats: Counter to which repeated rows are added, by subtype.
         request: The download, and for errors.
 
     Raises:
         DataError: A row has another form, or the labels of a slice contradict each other.
     """
     slices: defaultdict[str, SliceLabels] = defaultdict(dict)
+    repeats = Counter[str]()
     num_invalid = 0
     for row in read_table(table, request, ("ID", "Label")):
         match = RSNA_ROW.fullmatch(row["ID"])
@@ -305,17 +301,14 @@ def _read_slices(
             "label is not 0 or 1, or a slice has two labels",
             hint=TABLE_AGAIN,
         )
-    differing = []
-    for slice_id, labels in slices.items():
-        if _contradicts_itself(labels):
-            differing.append(slice_id)
+    differing = [slice_id for slice_id, labels in slices.items() if _contradicts_itself(labels)]
     if differing:
         raise request.error(
             "for some slices, the label 'any' is not the largest label of the subtypes. "
             f"Number of these slices: {first_hashed(request, differing)}",
             hint=TABLE_AGAIN,
         )
-    return slices
+    return slices, repeats
 
 
 def _contradicts_itself(labels: SliceLabels) -> bool:

@@ -115,12 +115,12 @@ def list_dbc(tree: RawTree, request: RawRequest) -> Listing:
     if slices and INSTANCE not in slices[0].row:
         flags["slices found by file names only: the table has no SOP instance UIDs"] = len(slices)
     items: dict[str, Item] = {}
-    labels: list[tuple[str, int]] = []
+    labels_of_files: list[tuple[str, int]] = []
     for mri_slice, name in zip(slices, _find_files(slices, tree, request), strict=True):
         if name is None:
             skipped.append((mri_slice.row[ORIGINAL], FILE_MISSING))
             continue
-        labels.append((name, mri_slice.label))
+        labels_of_files.append((name, mri_slice.label))
         item = Item(
             locator=tree.locator(name),
             label=mri_slice.label,
@@ -128,10 +128,11 @@ def list_dbc(tree: RawTree, request: RawRequest) -> Listing:
             details=(mri_slice.instance,),
         )
         items.setdefault(name, item)
+    repeated = repeated_rows("the mapping table", labels_of_files, request)
     return Listing(
         list(items.values()),
         request.dataset.label_names,
-        excluded=dict(excluded) | repeated_rows("the mapping table", labels, request),
+        excluded=dict(excluded) | repeated,
         skipped=skipped,
         intensity="stored values by own maximum",
         flags=flags,
@@ -196,9 +197,9 @@ def slice_label(number: int, boxes: Sequence[Box]) -> int | None:
         number: Number of the slice.
         boxes: Boxes of the patient.
     """
-    if any(start <= number < end for start, end in boxes):
+    if any(box.start <= number < box.end for box in boxes):
         return 1
-    if all(number + MARGIN <= start or number - MARGIN > end for start, end in boxes):
+    if all(number + MARGIN <= box.start or number - MARGIN > box.end for box in boxes):
         return 0
     return None
 
@@ -249,16 +250,16 @@ def _find_files(slices: Sequence[Slice], tree: RawTree, request: RawRequest) -> 
         name_by_path.setdefault((path_in_collection or name).casefold(), name)
     files: list[str | None] = []
     for mri_slice in slices:
-        matches = filter(None, map(name_by_path.get, _possible_paths(mri_slice.row)))
-        files.append(next(matches, None))
+        paths = _possible_paths(mri_slice.row)
+        files.append(next((name_by_path[path] for path in paths if path in name_by_path), None))
     uncertain = _uncertain_slices(slices, files, tree, request)
     if not uncertain:
         return files
     names = _files_of_patients({slices[index].patient for index in uncertain}, tree)
     names_by_instance = _names_by_uid(lambda header: header.instance, names, tree, request)
     for index in uncertain:
-        same_instance = names_by_instance.get(slices[index].instance, ())
-        files[index] = next(iter(same_instance), None)
+        same_instance = names_by_instance.get(slices[index].instance)
+        files[index] = same_instance[0] if same_instance else None
     return files
 
 
@@ -379,19 +380,19 @@ def list_prostate(tree: RawTree, request: RawRequest) -> Listing:
     files = _SeriesFiles(request, tree)
     items: list[Item] = []
     skipped: list[tuple[str, str]] = []
-    for score, series, patient in sorted(targets, key=lambda target: target.score):
-        if is_severe and score < 2:
+    for target in sorted(targets, key=lambda target: target.score):
+        if is_severe and target.score < 2:
             excluded["score below 2"] += 1
             continue
-        name = files.find(series, patient)
+        name = files.find(target.series, target.patient)
         if name is None:
-            skipped.append((series, FILE_MISSING))
+            skipped.append((target.series, FILE_MISSING))
             continue
         item = Item(
             locator=tree.locator(name),
-            label=int(score >= min_positive),
-            group=patient,
-            details=(series,),
+            label=int(target.score >= min_positive),
+            group=target.patient,
+            details=(target.series,),
         )
         items.append(item)
     return Listing(
@@ -512,7 +513,7 @@ class _SeriesFiles:
         A raw folder has copies if two downloads in it overlap.
         """
         if len(names) < 2:
-            return next(iter(names), None)
+            return names[0] if names else None
         headers = [self._header(name) for name in names]
         instances = {header.instance if header else "" for header in headers}
         if len(instances) == 1 and "" not in instances:

@@ -69,15 +69,15 @@ def list_samples(request: RawRequest) -> Listing:
     if not shards:
         raise request.error("the folder has no .tar shards", hint=EXPECTED)
     excluded = Counter(count_hidden(content.hidden, _is_shard))
+    excluded["not a .tar by its extension"] = len(content.files) - len(shards)
     all_samples = []
     for shard in shards:
         shard_samples, hidden_members = _read_shard(shard, request)
         all_samples += shard_samples
         excluded.update(count_hidden(hidden_members, is_single_image_name))
-    header = dict.fromkeys(chain.from_iterable(sample.values for sample in all_samples))
-    columns = find_columns([*header], ("label", "group", "split"), request)
+    header = list(dict.fromkeys(chain.from_iterable(sample.values for sample in all_samples)))
+    columns = find_columns(header, ("label", "group", "split"), request)
     label_column = columns.labels[0] if columns.labels else ""
-    excluded["not a .tar by its extension"] = len(content.files) - len(shards)
     skipped = []
     samples = []
     for sample in all_samples:
@@ -90,12 +90,12 @@ def list_samples(request: RawRequest) -> Listing:
     if not samples:
         raise request.error("the shards have no samples", hint=EXPECTED)
 
-    def values_of(name: str) -> list[str]:
-        return [sample.values.get(name, "") for sample in samples]
+    def cells_of(column: str) -> list[str]:
+        return [sample.values.get(column, "") for sample in samples]
 
-    cells = {role: values_of(name) for role, name in columns.name_by_role.items()}
+    cells = {role: cells_of(column) for role, column in columns.name_by_role.items()}
     cells["label"] = [_label(sample, label_column, request) for sample in samples]
-    splits = {shard: split_of_file(shard, request) for shard in shards}
+    split_by_shard = {shard: split_of_file(shard, request) for shard in shards}
     rows = Rows(
         cells=cells,
         locator=lambda row: samples[row].locator,
@@ -103,14 +103,14 @@ def list_samples(request: RawRequest) -> Listing:
         numbering=lambda _: "",
         image_path=lambda row: samples[row].image,
         group_hint="add the key `group` to each .json",
-        file_split=lambda row: splits[samples[row].shard],
+        file_split=lambda row: split_by_shard[samples[row].shard],
     )
     base_listing = Listing(excluded=excluded, skipped=skipped, intensity=INTENSITY)
     return own_listing(
         rows,
         request,
         columns=columns,
-        unused_cells={name: values_of(name) for name in columns.unused},
+        unused_cells={column: cells_of(column) for column in columns.unused},
         base_listing=base_listing,
     )
 

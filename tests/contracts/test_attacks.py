@@ -209,6 +209,7 @@ attacks: {{methods: [{}], epsilons: [2, 8]}}
         ("tasks.trials.attacks:mifgms", "the module tasks.trials.attacks contains no mifgms"),
         ("tasks.trials.attack:pgd", "there is no module tasks.trials.attack. Correct"),
         ("pgd", "Write package.module:name"),
+        (".pgd:attack", "Write package.module:name"),
     ],
 )
 def test_a_message_names_the_row_whose_function_does_not_exist(monkeypatch, target, problem):

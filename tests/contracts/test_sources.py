@@ -286,6 +286,9 @@ def test_a_folder_without_a_table_says_how_to_name_the_table(tmp_path):
             r"row \[pathmnist\]: these fields are missing: `channels`; there are no such fields: `chanels`",
         ),
         ("title", "of = 'absent'\ntitle", r"row \[pathmnist\], `of`: Unknown row 'absent'"),
+        ("title", "of = ['mnist']\ntitle", r"row \[pathmnist\], `of`: Unknown row \"\['mnist'\]\""),
+        ("title", "of = 2024-01-01\ntitle", r"row \[pathmnist\], `of`: Unknown row '2024-01-01'"),
+        ("channels = 3", "channels = 2024-01-01", r"row \[pathmnist\]: `channels` is '2024-01-01'"),
         ("title", "[pathmnist]\ntitle", r"cannot be read: .*may occur only once"),
         ("[pathmnist]", "title = 1\n[pathmnist]", r": 'title' is not a row"),
         (

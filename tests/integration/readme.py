@@ -14,7 +14,7 @@ README = ROOT / "README.md"
 NOT_RUN = {
     "isweep ui demo": "serves until it is stopped, as a test of its own sees",
     "isweep tune ./mine.yaml": "trains for minutes",
-    "isweep predict my-images --target-accuracy 0.9": "needs a sweep of one dataset, unlike small",
+    "isweep predict my-images": "needs a sweep of one dataset, unlike small",
     "isweep run paper --address auto --device gpu": "needs a cluster",
 }
 REPLACEMENTS = {

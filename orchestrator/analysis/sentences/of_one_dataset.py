@@ -26,6 +26,7 @@ def of_one_dataset(fits: ScalingFits, single: OneDataset) -> Iterator[Finding]:
             details=(single.best_by_size,),
             notes=tuple(filter(None, [single.test_set_line, single.why_no_curves])),
         )
+    of_epochs = {early.model: early.sentence for early in single.early_best}
     for curve in sorted(single.curves, key=lambda curve: curve.name != single.best_model):
         needed = single.images_for_target(curve.name)
         reason = ""
@@ -36,6 +37,7 @@ def of_one_dataset(fits: ScalingFits, single: OneDataset) -> Iterator[Finding]:
             verdict="described",
             sentences=tuple(filter(None, [curve.expected_line, needed, reason])),
             details=(f"{curve.name}: {curve.measured_line}",),
+            notes=tuple(filter(None, [of_epochs.get(curve.name)])),
         )
     if single.robustness:
         yield Finding(

@@ -129,9 +129,11 @@ class _ArrayImages:
         Without a file name, the tuple has only three entries. Earlier versions stored these
         three entries, and stored items must not change.
         """
+        images_name = self.array_of(row).images_name
         black, white = self.limits or (None, None)
-        details = ArrayDetails(self.array_of(row).images_name, black, white, self.file_name)
-        return details if self.file_name else details[:3]
+        if not self.file_name:
+            return images_name, black, white
+        return ArrayDetails(images_name, black, white, self.file_name)
 
 
 def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
@@ -158,9 +160,9 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
     file_name = array_path(request).name if request.root().is_dir() else ""
     images = _ArrayImages(arrays, cells.used, scale.limits, file_name)
 
-    def sort_classes(labels: Iterable[str]) -> list[str]:
+    def sort_classes(names: Iterable[str]) -> list[str]:
         # The listed class names keep their order. Other classes follow.
-        return [*class_names, *sort_labels(set(labels).difference(class_names))]
+        return [*class_names, *sort_labels(set(names).difference(class_names))]
 
     rows = Rows(
         cells=cells.used.cells,

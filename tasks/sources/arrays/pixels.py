@@ -1,8 +1,8 @@
 """Check the arrays of images in an array file, choose their scale, and convert stored images.
 
 The shape of an array of images is ``(n, height, width)``, ``(n, height, width, 1 or 3)`` or
-``(n, 1 or 3, height, width)``. A stored image becomes
-pixels in [0, 255]. The rule depends on the dtype, and on the user's option ``pixel_range``:
+``(n, 1 or 3, height, width)``. A stored image becomes pixels in [0, 255]. The rule depends on
+the dtype, and on the user's option ``pixel_range``:
 
 ==============  ===============  =============================================================
 stored as       ``pixel_range``  rule

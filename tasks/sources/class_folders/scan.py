@@ -55,7 +55,7 @@ def scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
     # files and repeated images are removed first.
     image_names = []
     for name in tree:
-        if is_single_image_name(name) or _is_bare_dicom(tree, name, request):
+        if is_single_image_name(name) or _is_dicom_without_extension(tree, name, request):
             image_names.append(name)
     repeated = find_repeated(tree, image_names, request)
     distinct_names = [name for name in image_names if name not in repeated]
@@ -70,7 +70,7 @@ def scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
     distinct_images = set(distinct_names)
     excluded: Counter[str] = Counter()
     image_paths = []
-    paths_of_masks = []
+    paths_beside_images = []
     paths_in_mask_folders = []
     for name in tree:
         path = upper_folders.divide(name)
@@ -84,15 +84,15 @@ def scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
             excluded[VALIDATION_LEFT_OUT] += 1
         elif name in masks_beside_images:  # also in a class of masks
             excluded["a mask beside its image"] += 1
-            paths_of_masks.append(path)
+            paths_beside_images.append(path)
         elif name in in_mask_folders or is_in_mask_subfolder(path):
             excluded["in a folder of masks"] += 1
             paths_in_mask_folders.append(path)
         else:
             image_paths.append(path)
     mask_folders = _mask_folders(
-        files_in_folders=paths_in_mask_folders,
-        masks_beside_images=paths_of_masks,
+        paths_in_mask_folders=paths_in_mask_folders,
+        paths_beside_images=paths_beside_images,
         image_paths=image_paths,
         is_group_on_top=request.dataset.layout == "group/class",
     )
@@ -102,40 +102,42 @@ def scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
 
 def _mask_folders(
     *,
-    files_in_folders: Iterable[ImagePath],
-    masks_beside_images: Iterable[ImagePath],
+    paths_in_mask_folders: Iterable[ImagePath],
+    paths_beside_images: Iterable[ImagePath],
     image_paths: Iterable[ImagePath],
     is_group_on_top: bool,
 ) -> set[str]:
     """Return the names of folders of masks that lie where class folders lie.
 
     Args:
-        files_in_folders: Paths of the files in folders of masks.
-        masks_beside_images: Paths of the masks that lie beside their image.
+        paths_in_mask_folders: Paths of the files in folders of masks.
+        paths_beside_images: Paths of the masks that lie beside their image.
         image_paths: Paths of the images that are not left out.
         is_group_on_top: Whether the user chose the layout ``group/class``. If the user chose
             no layout, ``class/group`` is assumed here.
     """
     mask_folders = set()
-    for path in files_in_folders:
+    for path in paths_in_mask_folders:
         class_folder = path.first_subfolder if is_group_on_top else path.top
         if class_folder is not None and class_folder.casefold() in MASK_FOLDER_NAMES:
             mask_folders.add(class_folder)
     if not is_group_on_top:
         # Top folders that contain nothing but masks, such as ``cats_mask``.
-        tops_with_masks = {path.top for path in masks_beside_images}
-        mask_folders |= tops_with_masks - {path.top for path in image_paths}
+        tops_with_masks = {path.top for path in paths_beside_images}
+        tops_with_images = {path.top for path in image_paths}
+        mask_folders |= tops_with_masks - tops_with_images
     return mask_folders
 
 
-def _is_bare_dicom(tree: RawTree, name: str, request: RawRequest) -> bool:
-    """Return whether a file that is not in an archive is DICOM although it has no extension.
+def _is_dicom_without_extension(tree: RawTree, name: str, request: RawRequest) -> bool:
+    """Return whether a file has no extension, is not in an archive, and is DICOM by its content.
 
     Digits after a dot are not an extension: scanners use numbers as file names.
     """
     extension = PurePath(name).suffix[1:]
     locator = tree.locator(name)
-    if (extension and not extension.isdigit()) or len(split_locator(locator)) > 1:
+    is_archive_member = len(split_locator(locator)) > 1
+    if (extension and not extension.isdigit()) or is_archive_member:
         return False
     try:
         with (request.base() / locator).open("rb") as file:

@@ -80,6 +80,18 @@ class Columns:
         return cells
 
 
+class _Choice(NamedTuple):
+    """The column with a role.
+
+    Attributes:
+        name: Name of the column in the data.
+        doubts: Doubts about the choice, in words.
+    """
+
+    name: str
+    doubts: list[str]
+
+
 def find_columns(
     header: Sequence[str],
     roles: Sequence[str],
@@ -137,18 +149,6 @@ def find_columns(
     return Columns(name_by_role, labels, tuple(doubts), tuple(unused))
 
 
-class _Choice(NamedTuple):
-    """The column with a role.
-
-    Attributes:
-        name: Name of the column in the data.
-        doubts: Doubts about the choice, in words.
-    """
-
-    name: str
-    doubts: list[str]
-
-
 def _choose_column(
     role: str, names_by_key: Mapping[str, Sequence[str]], request: RawRequest
 ) -> _Choice | None:
@@ -196,13 +196,14 @@ def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> 
     """
     columns = columns_of_files[0]
     unused: dict[str, None] = {}  # the keys are the names, in order
-    num_others = 0
+    num_different = 0
     for file_columns in columns_of_files:
-        num_others += file_columns.name_by_role != columns.name_by_role
         unused |= dict.fromkeys(file_columns.unused)
-    if num_others:
+        if file_columns.name_by_role != columns.name_by_role:
+            num_different += 1
+    if num_different:
         raise request.error(
-            f"{num_others} of {len(columns_of_files)} tables have other column names than the "
+            f"{num_different} of {len(columns_of_files)} tables have other column names than the "
             "first table",
             hint="Give the columns the same names in all tables",
         )
@@ -218,16 +219,16 @@ def _unused_columns(
 
     Args:
         header: Names of all columns in the data.
-        roles: Roles for which a column was searched. Columns with names for them have a doubt.
+        roles: Roles for which a column was searched. Their columns are read, or doubtful.
         used: Names of the columns that are read.
     """
-    known_keys = set(map(column_key, used))
+    used_or_doubtful = set(map(column_key, used))
     for role in roles:
-        known_keys.update(map(column_key, COLUMNS[role]))
+        used_or_doubtful.update(map(column_key, COLUMNS[role]))
     unused = []
     for name in header:
-        is_name = name.strip() and name.isprintable()
-        if is_name and column_key(name) not in known_keys:
+        is_readable = name.strip() and name.isprintable()
+        if is_readable and column_key(name) not in used_or_doubtful:
             unused.append(name)
     return unused
 
@@ -244,21 +245,21 @@ def decode_one_hot(cells: Cells, request: RawRequest, row_name: Callable[[int], 
         DataError: A row does not have exactly one 1.
     """
     classes = []
-    bad_rows: defaultdict[str, list[int]] = defaultdict(list)
+    rows_by_fault: defaultdict[str, list[int]] = defaultdict(list)
     for row, texts in enumerate(zip(*cells.values(), strict=True)):
         values = [ONE_HOT.get(text.strip().casefold()) for text in texts]
         row_classes = [name for name, value in zip(cells, values, strict=True) if value]
         if None in values:
-            bad_rows["with text other than 0 and 1"].append(row)
+            rows_by_fault["with text other than 0 and 1"].append(row)
         elif len(row_classes) > 1:
-            bad_rows["of several classes"].append(row)
+            rows_by_fault["of several classes"].append(row)
         elif not row_classes:
-            bad_rows["of no class"].append(row)
+            rows_by_fault["of no class"].append(row)
         else:
             classes += row_classes
-    if bad_rows:
+    if rows_by_fault:
         listed = []
-        for fault, rows in bad_rows.items():
+        for fault, rows in rows_by_fault.items():
             listed.append(f"{len(rows)} {fault}, first {row_name(rows[0])}")
         raise request.error(
             f"some rows do not have exactly one 1 in the {len(cells)} label columns: "

@@ -47,14 +47,14 @@ def check_groups(rows: Rows, request: RawRequest) -> None:
         )
 
 
-def check_id_spellings(rows: Rows, kept_rows: Sequence[int], request: RawRequest) -> None:
+def check_id_spellings(rows: Rows, item_rows: Sequence[int], request: RawRequest) -> None:
     """Check that every group id has only one spelling.
 
     Raises:
         DataError: Two ids differ only in spelling.
     """
     first_rows: dict[str, int] = {}
-    for row in kept_rows:
+    for row in item_rows:
         first_rows.setdefault(rows.group(row), row)
     first_rows.pop("", None)  # an image without an id is a group of its own
     rows_by_id: defaultdict[str, list[int]] = defaultdict(list)
@@ -74,7 +74,7 @@ def check_id_spellings(rows: Rows, kept_rows: Sequence[int], request: RawRequest
 
 
 def check_no_group_in_both_splits(
-    rows: Rows, kept_rows: Sequence[int], splits: Sequence[GivenSplit], request: RawRequest
+    rows: Rows, item_rows: Sequence[int], splits: Sequence[GivenSplit], request: RawRequest
 ) -> None:
     """Check that no group is in both training and test.
 
@@ -82,7 +82,7 @@ def check_no_group_in_both_splits(
         DataError: A group has images in both.
     """
     first_rows: defaultdict[str, dict[GivenSplit, int]] = defaultdict(dict)
-    for row in kept_rows:
+    for row in item_rows:
         group = rows.group(row)
         if group:
             first_rows[group].setdefault(splits[row], row)
@@ -100,12 +100,12 @@ def check_no_group_in_both_splits(
         )
 
 
-def similar_id_flags(rows: Rows, kept_rows: Sequence[int]) -> dict[str, int]:
+def similar_id_flags(rows: Rows, item_rows: Sequence[int]) -> dict[str, int]:
     """Return a flag if group ids differ only in punctuation or zeros, such as p1-2 and p1_02.
 
     Such ids may be spellings of one id, so the flag has the number of their rows.
     """
-    num_rows_by_group = Counter(map(rows.group, kept_rows))
+    num_rows_by_group = Counter(map(rows.group, item_rows))
     counts_by_words: defaultdict[tuple[tuple[str, str], ...], list[int]] = defaultdict(list)
     for group, num_rows in num_rows_by_group.items():
         counts_by_words[_words_and_numbers(group)].append(num_rows)

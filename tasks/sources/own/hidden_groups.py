@@ -79,35 +79,33 @@ def look_like_groups(values: Sequence[str], classes: Sequence[str]) -> bool:
         classes: Class of each image.
     """
     texts = list(map(str.strip, values))
-    value_sizes = Counter(texts)
-    num_repeated = 0
-    for text, size in list(value_sizes.items()):
+    num_images_by_text = Counter(texts)
+    repeated: dict[str, int] = {}
+    for text, num_images in list(num_images_by_text.items()):
         if text.casefold() in NO_IDS or text == NOT_ONE_VALUE:
-            del value_sizes[text]
-        elif size > 1:
-            num_repeated += 1
-    if num_repeated < MIN_REPEATED_VALUES or _are_measurements(value_sizes):
+            del num_images_by_text[text]
+        elif num_images > 1:
+            repeated[text] = num_images
+    if len(repeated) < MIN_REPEATED_VALUES or _are_measurements(num_images_by_text):
         return False
     class_sizes: Counter[str] = Counter()
-    counts_by_value: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    classes_by_text: defaultdict[str, set[str]] = defaultdict(set)
     for text, class_name in zip(texts, classes, strict=True):
-        if text in value_sizes:
+        if text in num_images_by_text:
             class_sizes[class_name] += 1
-        if value_sizes[text] > 1:
-            counts_by_value[text][class_name] += 1
-    repeated = list(counts_by_value.values())
+        if text in repeated:
+            classes_by_text[text].add(class_name)
     if len(repeated) < MIN_MEAN_VALUES_PER_CLASS * len(class_sizes):
         return False
-    num_with_one_class = sum(len(class_counts) == 1 for class_counts in repeated)
+    num_with_one_class = sum(len(names) == 1 for names in classes_by_text.values())
     if num_with_one_class < MIN_SHARE_WITH_ONE_CLASS * len(repeated):
         return False
-    num_images = class_sizes.total()
+    total = class_sizes.total()
     mean = 0.0
     variance = 0.0
-    for class_counts in repeated:
-        size = class_counts.total()
-        # The probability that all images of this value have one class, if classes are random.
-        probability = sum((count / num_images) ** size for count in class_sizes.values())
+    for num_images in repeated.values():
+        # The probability that all images with this text have one class, if classes are random.
+        probability = sum((size / total) ** num_images for size in class_sizes.values())
         mean += probability
         variance += probability * (1 - probability)
     return num_with_one_class > mean + MIN_STANDARD_DEVIATIONS * math.sqrt(variance)
@@ -127,12 +125,12 @@ def _are_measurements(values: Collection[str]) -> bool:
 
 def _has_copies(paths: Sequence[str]) -> bool:
     """Return whether a path is that of another image with a word such as ``flip``."""
-    known_paths = set()
+    lower_paths = set()
     for path in paths:
-        known_paths.add(f"/{path.lower()}")
-    for path in known_paths:
-        original, num_words = COPY_IN_PATH.subn("", path)
-        if num_words and original in known_paths:
+        lower_paths.add(f"/{path.lower()}")
+    for path in lower_paths:
+        original, num_copy_words = COPY_IN_PATH.subn("", path)
+        if num_copy_words and original in lower_paths:
             return True
     return False
 
@@ -162,18 +160,17 @@ def patient_name_doubt(paths: Sequence[str], classes: Sequence[str]) -> str:
     if _has_copies(paths):
         return "file names look like changed copies of other images, such as mirrored ones"
     ids = []
-    parts = []
     for path in paths:
         patients = PATIENT_IN_PATH.findall(path.lower())
         if patients:
             ids.append(patients[-1])
-        parts.append(_name_parts(path))
     # If each patient has one image, no patient can be in both training and test. The folders
     # of classes may have such names too.
     is_repeated = len(set(classes)) < len(set(ids)) < len(ids)
     if is_repeated and len(ids) > MIN_SHARE_WITH_PATIENT * len(paths):
         return "file names look like patients"
-    if any(look_like_groups(values, classes) for values in zip(*parts, strict=True)):
+    columns = zip(*map(_name_parts, paths), strict=True)
+    if any(look_like_groups(values, classes) for values in columns):
         return "file names repeat like ids of patients"
     return ""
 

@@ -73,6 +73,49 @@ def named_flags(doubt: str, names: Sequence[str], max_named: int) -> dict[str, i
     return flags
 
 
+@dataclass(frozen=True, eq=False)
+class RowItems(Sequence[Item]):
+    """The items of the rows.
+
+    Each item is created when it is read, because a list of all items would be large.
+
+    Attributes:
+        rows: All rows.
+        row_indices: Index of the row of every item, ``(num_items,)``.
+        labels: Class index of every item, ``(num_items,)``.
+        splits: Split of every row, also of rows without an item.
+    """
+
+    rows: Rows
+    row_indices: Int64Array
+    labels: Int64Array
+    splits: Sequence[GivenSplit]
+
+    def __len__(self) -> int:
+        return len(self.row_indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return RowItems(self.rows, self.row_indices[index], self.labels[index], self.splits)
+        row = int(self.row_indices[index])
+        traits = []
+        for name in TRAITS:
+            if name in self.rows.cells:
+                traits.append((name, self.rows.cells[name][row]))
+        return Item(
+            locator=self.rows.locator(row),
+            label=int(self.labels[index]),
+            group=self.rows.group(row),
+            split=ITEM_SPLITS[self.splits[row]],
+            details=self.rows.details(row),
+            traits=tuple(traits),
+        )
+
+    def __reduce__(self) -> tuple[type[list[Item]], tuple[list[Item]]]:
+        """Pickle as a list of items, so that a slice is sent without the columns of other rows."""
+        return list, (list(self),)
+
+
 def own_listing(
     rows: Rows,
     request: RawRequest,
@@ -104,18 +147,17 @@ def own_listing(
     class_of_row = find_classes(rows, request, class_names)
     splits = _row_splits(rows, request)
     check_groups(rows, request)
-    kept_rows = []
-    kept_classes = []
+    item_rows = []
+    item_classes = []
     for row, split in enumerate(splits):
         if split is not GivenSplit.VALIDATION:
-            kept_rows.append(row)
-            kept_classes.append(class_of_row[row])
-    num_validation = len(splits) - len(kept_rows)
-    classes = tuple(sort_classes(set(kept_classes)))
+            item_rows.append(row)
+            item_classes.append(class_of_row[row])
+    num_validation = len(splits) - len(item_rows)
+    classes = tuple(sort_classes(set(item_classes)))
     _check_two_classes(classes, num_validation, request)
-    index_of_class = {name: index for index, name in enumerate(classes)}
-    check_id_spellings(rows, kept_rows, request)
-    check_no_group_in_both_splits(rows, kept_rows, splits, request)
+    check_id_spellings(rows, item_rows, request)
+    check_no_group_in_both_splits(rows, item_rows, splits, request)
     excluded = Counter(base_listing.excluded) + Counter({VALIDATION_LEFT_OUT: num_validation})
     if columns is not None:
         group_like = []
@@ -124,19 +166,19 @@ def own_listing(
         dataset_flags = (*columns.flags(group_like), *dataset_flags)
     flag_counts = dict.fromkeys(dataset_flags, len(splits)) | base_listing.flags
     flag_counts |= _split_flags(rows, splits, excluded[VALIDATION_LEFT_OUT])
-    flag_counts |= similar_id_flags(rows, kept_rows)
+    flag_counts |= similar_id_flags(rows, item_rows)
     flag_counts |= _patient_name_flags(rows, class_of_row)
-    num_images = Counter(kept_classes)
-    flag_counts |= patient_class_flags(num_images)
-    flag_counts |= similar_class_flags(num_images)
+    num_images_by_class = Counter(item_classes)
+    flag_counts |= patient_class_flags(num_images_by_class)
+    flag_counts |= similar_class_flags(num_images_by_class)
+    index_of_class = {name: index for index, name in enumerate(classes)}
     label_map = dict(request.dataset.label_map)
     absent = [name for name in class_names if label_map.get(name, name) not in index_of_class]
     flag_counts |= named_flags("class without an image", absent, MAX_NAMED)
-    labels = np.array([index_of_class[name] for name in kept_classes], np.int64)
-    items = RowItems(rows, np.array(kept_rows, np.int64), labels, splits)
+    labels = np.array([index_of_class[name] for name in item_classes], np.int64)
     return replace(
         base_listing,
-        items=items,
+        items=RowItems(rows, np.array(item_rows, np.int64), labels, splits),
         label_names=classes,
         excluded=dict(excluded),
         flags=flag_counts,
@@ -229,46 +271,3 @@ def _patient_name_flags(rows: Rows, class_of_row: Sequence[str]) -> dict[str, in
         return {}
     text = f"{doubt}: do images of one patient belong together? If so, {rows.group_hint}"
     return {text: len(paths)}
-
-
-@dataclass(frozen=True, eq=False)
-class RowItems(Sequence[Item]):
-    """The items of the rows.
-
-    An item is made when it is read, because a list of all would be large.
-
-    Attributes:
-        rows: All rows.
-        kept_rows: Index of the row of every item, ``(num_items,)``.
-        labels: Class index of every item, ``(num_items,)``.
-        splits: Split of every row, also of rows without an item.
-    """
-
-    rows: Rows
-    kept_rows: Int64Array
-    labels: Int64Array
-    splits: Sequence[GivenSplit]
-
-    def __len__(self) -> int:
-        return len(self.kept_rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return RowItems(self.rows, self.kept_rows[index], self.labels[index], self.splits)
-        row = int(self.kept_rows[index])
-        traits = []
-        for name in TRAITS:
-            if name in self.rows.cells:
-                traits.append((name, self.rows.cells[name][row]))
-        return Item(
-            locator=self.rows.locator(row),
-            label=int(self.labels[index]),
-            group=self.rows.group(row),
-            split=ITEM_SPLITS[self.splits[row]],
-            details=self.rows.details(row),
-            traits=tuple(traits),
-        )
-
-    def __reduce__(self) -> tuple[type[list[Item]], tuple[list[Item]]]:
-        """Pickle as a list of items, so that a slice is sent without the columns of other rows."""
-        return list, (list(self),)

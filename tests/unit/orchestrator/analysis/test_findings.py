@@ -903,5 +903,5 @@ def test_the_heaviest_dataset_explains_an_uncertain_exponent():
 def test_with_one_train_size_the_next_step_is_more_train_sizes():
     table = synthetic_table(num_natural=2, num_medical=2)
     of_one_size = fit_scaling_laws(table[table["train_size"] == 500])
-    assert "add `--set train_sizes" in next_steps(of_one_size)[-1]
+    assert "add `--set 'train_sizes=[60,120,240]'` to" in next_steps(of_one_size)[-1]
     assert "`isweep predict" in next_steps(fit_scaling_laws(table))[-1]

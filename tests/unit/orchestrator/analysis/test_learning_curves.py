@@ -7,7 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from orchestrator.analysis.curve_answers import CurveQuestion, answer, answers, score_text
+from orchestrator.analysis.curve_answers import (
+    PRIOR_DECIDES,
+    CurveQuestion,
+    answer,
+    answers,
+    score_text,
+)
 from orchestrator.analysis.curve_tables import metric_of, read_curve
 from orchestrator.analysis.learning_curves import (
     CurvePoint,
@@ -395,6 +401,16 @@ def test_scores_that_do_not_improve_get_a_remark():
     )
     unchanged = answer(curve_points([100, 200, 400], [0.5, 0.4, 0.5]), "net", CurveQuestion())
     assert "Your test loss stays the same with more images" in unchanged.lines()[1]
+    assert PRIOR_DECIDES in unchanged.lines()[1]
+
+
+def test_a_prediction_far_above_the_measured_rate_names_its_source():
+    question = CurveQuestion("accuracy")
+    slow = answer(curve_points([100, 200, 400], [0.72, 0.73, 0.74]), "net", question)
+    start = "  Your accuracy improves only from 0.72 at 100 to 0.74 at 400 images. "
+    assert slow.lines()[1].startswith(start + PRIOR_DECIDES)
+    usual = answer(curve_points([100, 200, 400], [0.6, 0.68, 0.74]), "net", question)
+    assert PRIOR_DECIDES not in usual.lines()[1]
 
 
 @pytest.mark.parametrize("column", ["train_accuracy", "training_acc", "train_loss"])

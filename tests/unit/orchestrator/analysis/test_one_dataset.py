@@ -87,6 +87,33 @@ def test_the_first_screen_has_the_best_result_with_its_accuracy():
     )
 
 
+def test_the_first_screen_has_the_accuracy_under_attack():
+    rows = trial_table()
+    for epsilon, drop in ((1, 0.1), (8, 0.5), (16, 0.7)):
+        rows[f"fgsm_{epsilon}_loss_gain"] = epsilon / 10
+        rows[f"fgsm_{epsilon}_accuracy_drop"] = drop
+    assert what_was_found(fit_scaling_laws(rows))[2] == (
+        "Under FGSM, the accuracy of small_cnn is 0.64 at 1/255 and 0.24 at 8/255 (the largest "
+        "change of a pixel, as a share of the pixel range)."
+    )
+
+
+def test_trainings_that_last_too_long_are_counted():
+    rows = trial_table()
+    rows["best_epoch"] = rows["train_size"].map({105: 14, 210: 13, 420: 10, 840: 7})
+    notes = findings(fit_scaling_laws(rows))[1].notes
+    assert notes == (
+        "In 1 of 1 training of small_cnn at N = 840, the test loss was lowest in the first half of the "
+        "epochs and rose later. The mean epoch of the lowest loss is 14 at N = 105, 13 at N = 210, 10 at "
+        "N = 420 and 7 at N = 840. Fewer epochs may give a lower loss.",
+    )
+    rows["best_epoch"] = 14
+    assert findings(fit_scaling_laws(rows))[1].notes == ()
+    # Epochs differ between networks: one that trains for fewer epochs is not too long for this.
+    rows.loc[rows["model"] == "small_cnn", "best_epoch"] = 6
+    assert findings(fit_scaling_laws(rows))[1].notes == ()
+
+
 def test_the_next_command_has_the_sweep_and_a_place_for_your_own_target():
     fits = fit_scaling_laws(trial_table())
     predict = next_steps(fits, "isweep predict my-sweep")[0]
@@ -228,6 +255,15 @@ def test_seeds_make_no_image_count_twice():
     assert (comparison.num_seeds, comparison.num_images) == (5, 10)
     assert (comparison.only_first_right, comparison.only_second_right) == (6, 0)
     assert comparison.p_value == pytest.approx(mcnemar_p(6, 0))
+
+
+def test_the_needed_test_images_are_counted_as_images_with_several_seeds():
+    """In one of two seeds both networks are right everywhere, so half the predictions differ."""
+    first = [stored_predictions([1] * 20, seed=seed) for seed in range(2)]
+    second = [stored_predictions([0] * 6 + [1] * 14), stored_predictions([1] * 20, seed=1)]
+    comparison = paired_comparison(pd.concat(first), pd.concat(second))
+    assert (comparison.only_first_right, comparison.only_second_right) == (6, 0)
+    assert comparison.images_needed == paired_test_size(6 / 20, 6 / 20)
 
 
 def test_networks_that_share_no_image_or_seed_are_not_compared():

@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from tasks.sources.detect import detect_own_kind
 from tasks.sources.own.listing import HIDDEN
 from tests.raw_trees.dicoms import make_dicom, save_dicom
 from tests.raw_trees.own import OWN_WRITERS
+
+ADVICE = Path(__file__).parents[4] / "docs" / "sweep-of-my-data.md"
 
 
 @pytest.fixture
@@ -73,6 +76,20 @@ class TestInit:
     ):
         assert run("init")[0] == 0
         assert run("plan", "./first.yaml")[0] == 0
+
+    def test_the_draft_has_the_seeds_and_sizes_that_the_documents_advise(self, run, working_folder):
+        advice = ADVICE.read_text(encoding="utf-8")
+        seeds = json.loads(re.search(r"`seeds: (\[.*?\])`", advice)[1])
+        sizes = re.search(r"as in ((?:\d+, )+\d+)", advice)[1].split(", ")
+        write_arrays(working_folder / "scans.npz", np.arange(1200) % 2)
+        for words in ((), ("scans.npz",)):
+            assert run("init", *words)[0] == 0
+        for name in ("first", "scans"):
+            sweep = load_sweep(working_folder / f"{name}.yaml")
+            assert list(sweep.seeds) == seeds
+            assert len(sweep.train_sizes) == len(sizes)
+            for smaller, larger in pairwise(sweep.train_sizes):
+                assert larger / smaller == pytest.approx(2, abs=0.15)
 
     def test_train_sizes_fit_the_images_that_groups_leave(self, run, working_folder):
         """Twenty patients have images of both classes: the test set has complete patients only.

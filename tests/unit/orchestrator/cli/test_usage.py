@@ -34,6 +34,7 @@ measure digits --label-map 7=one | The classes and pixel values of digits cannot
 measure digits --label-map 7=a 7=b | 7 has two values in --label-map: 7=a and 7=b
 fit t.csv --figure mine.yaml | --figure is 'mine.yaml', but must be a file that ends with .svg or .pdf or
 predict | The prediction needs a sweep or a learning curve, but none is given. Give the name
+predict --curve xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx.csv | cannot be read as a CSV file: File name too long
 predict --curve absent.csv | absent.csv cannot be read as a CSV file: No such file
 predict --curve mine.yaml | mine.yaml is a sweep file, not a CSV file of results. Leave out --curve
 predict smoke --train-size 9 --measured '' | --measured is empty
