@@ -407,7 +407,8 @@ def _machine_error(error: OSError, place: Place) -> SetupError:
     """Return an error of the operating system as a message with the file and a hint."""
     reason = error.strerror or str(error) or type(error).__name__
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        disk = error.filename or place.root or "the root"
+        # A write without a file name may be a write to the output, for example to `> FILE`.
+        disk = error.filename or f"{place.root or 'the root'} or with this command's output"
         return SetupError(
             f"The disk with {disk} is full ({reason})",
             hint="Free some space and run the same command again. Finished trials are kept",

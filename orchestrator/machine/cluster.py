@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -252,6 +253,27 @@ def cpu_cluster_here(num_cpus: int | None = None) -> Cluster:
     )
 
 
+def check_process() -> None:
+    """Check what Ray needs of this process, whatever the cluster.
+
+    Raises:
+        ConfigError: Python removes docstrings; one of Ray's modules then cannot be imported.
+        SetupError: somebody removed the current folder; Ray starts its processes there.
+    """
+    if sys.flags.optimize >= 2:
+        raise ConfigError(
+            "Ray does not start if Python removes docstrings",
+            hint="Unset PYTHONOPTIMIZE, and do not use python -OO",
+        )
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise SetupError(
+            "The current folder does not exist any more",
+            hint="Change to a folder that exists, for example with `cd ~`",
+        ) from None
+
+
 @contextlib.contextmanager
 def connect(
     address: str | None = None,
@@ -277,6 +299,7 @@ def connect(
     Raises:
         SweepError: Ray does not answer, does not start, refuses this machine, or is too old.
     """
+    check_process()
     apply_settings()
     is_private = address is None
     with contextlib.ExitStack() as stack:

@@ -82,7 +82,7 @@ class Workspace:
         paths = RootPaths.at(root)
         listings = Listings()
         load = partial(load_sweep, changes=changes, recipes=paths.recipes, listings=listings)
-        sweep = _find(source, paths, load, has_changes=bool(changes), as_run=as_run)
+        sweep = _find(source, paths, load, changes=changes or {}, as_run=as_run)
         return cls(plan_sweep(sweep), paths, storage, listings)
 
     def make(self) -> None:
@@ -187,7 +187,7 @@ def _find(
     paths: RootPaths,
     load: Callable[[SweepSource], SweepSpec],
     *,
-    has_changes: bool,
+    changes: Mapping[str, object],
     as_run: bool,
 ) -> SweepSpec:
     """Return a sweep by its name: a preset, a sweep below the root, or a sweep file.
@@ -196,7 +196,7 @@ def _find(
         source: The name, or the sweep itself.
         paths: Paths below the root.
         load: Function that reads the sweep.
-        has_changes: True if ``load`` replaces values. A mistake may then be in the new values.
+        changes: Values that ``load`` replaces. A mistake may be in these values.
         as_run: True to choose a sweep that was run below the root before a preset.
     """
     if not isinstance(source, str) or "/" in source:
@@ -205,7 +205,7 @@ def _find(
     recorded = paths.sweep(source).sweep_file
     is_recorded = os.path.lexists(recorded)
     if is_recorded and (as_run or source not in presets):
-        return _load_recorded(source, paths, load, has_changes=has_changes)
+        return _load_recorded(source, paths, load, changes=changes)
     if source in presets:
         return load(source)
     is_file = source.endswith((".yaml", ".yml")) or os.path.exists(source)
@@ -231,17 +231,25 @@ def _load_recorded(
     paths: RootPaths,
     load: Callable[[SweepSource], SweepSpec],
     *,
-    has_changes: bool,
+    changes: Mapping[str, object],
 ) -> SweepSpec:
     """Return a sweep as it was at its last run below the root."""
     path = paths.sweep(name).sweep_file
     find_modules_in(paths.sweep(name).code)
     try:
-        return load(path)
+        sweep = load(path)
     except ConfigError as error:
-        if has_changes:
+        if changes:
             raise
         raise ConfigError(
             f"The stored file of the sweep {name!r} cannot be read: {error.problem}",
             hint=f"Delete {path}, and run your sweep file again. All results are kept",
         ) from None
+    if sweep.name != name and "name" not in changes:
+        raise ConfigError(
+            f"The stored file of the sweep {name!r} contains the name {sweep.name!r}: {path}",
+            hint="The folder of a sweep cannot be copied or renamed. Move this folder out of the "
+            f"root. To run a variant of {sweep.name!r}, copy its sweep file and change the name "
+            "in the copy",
+        )
+    return sweep

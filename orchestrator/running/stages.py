@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from orchestrator.machine.cluster import (
     Cluster,
     RunOptions,
+    check_process,
     connect,
     cpu_cluster_here,
     resolve_head,
@@ -168,6 +169,7 @@ class SweepCommand:
             SweepError: the cluster does not answer, this machine is too small, or its GPUs
                 cannot be used.
         """
+        check_process()
         options = self.options
         if options.address is not None:
             resolve_head(options.address)

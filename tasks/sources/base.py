@@ -24,7 +24,7 @@ from typing import Literal
 from search_spaces.errors import DataError, SetupError, missing_path_hint
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from tasks.array_types import AnyArray
-from tasks.atomic import write_once
+from tasks.atomic import read_whole, write_once
 
 logger = logging.getLogger(__name__)
 KEY_FILE = ".hash_key"
@@ -130,7 +130,7 @@ def _key_in_file(path: Path, *, create: bool) -> str:
         # If another process wrote the file first, its key is used.
         write_once(path, f"{new_key} {_checksum(new_key)}\n".encode(), mode=0o600)
     try:
-        key, *checksums = path.read_text(encoding="ascii").split() or [""]
+        key, *checksums = read_whole(path).decode("ascii").split() or [""]
     except PermissionError:
         raise
     except (OSError, ValueError) as error:

@@ -20,6 +20,7 @@ from orchestrator.machine.mps_worker import abandon_mps_in_run
 from orchestrator.results.provenance import code_fingerprint, provenance
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.actors import ArtifactStore, MessageQueue
+from orchestrator.running.capacity import live_nodes
 from orchestrator.running.messages import (
     TrialAssignment,
     TrialFailedError,
@@ -189,8 +190,11 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
     def _delay_broken_node(self, failure: TrialFailure) -> None:
         """Wait for FIRST_QUARANTINE_S seconds if the node caused a process's first trial to fail.
 
-        A node that fails at once would otherwise get every trial of the sweep.
+        A node that fails at once would otherwise get every trial of the sweep. A node with
+        other code does not wait if it is the only one: no other node could get the trials.
         """
+        if failure.kind == FailureKind.OTHER_CODE and len(live_nodes()) == 1:
+            return
         is_by_node = failure.kind in NODE_FAILURES and not failure.capture_failed
         if not self._has_finished_a_trial and (is_by_node or failure.unfit_node):
             time.sleep(trial_device.FIRST_QUARANTINE_S)

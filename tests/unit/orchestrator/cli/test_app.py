@@ -187,6 +187,11 @@ def test_a_stop_signal_is_handled_like_ctrl_c_and_an_error_after_it_is_not_a_bug
             "The disk with /full is full (No space left on device). Free some space",
         ),
         (
+            OSError(28, "No space left on device"),
+            3,
+            " or with this command's output is full (No space left on device). Free some space",
+        ),
+        (
             PermissionError(13, "Permission denied"),
             3,
             "an error for an operation: Permission denied",

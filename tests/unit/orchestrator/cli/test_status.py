@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shutil
 import time
 
 import pytest
@@ -160,6 +161,23 @@ def test_a_damaged_event_log_is_reported(run, workspace):
     code, out, _ = run("status", "smoke", "--trial", trial_id)
     assert code == 0
     assert "The history of a trial in" in out
+
+
+def test_a_copied_sweep_folder_is_refused_and_the_original_is_listed_once(run, root, workspace):
+    workspace.record()
+    folder = workspace.sweep_paths.folder
+    shutil.copytree(folder, folder.parent / "copy")
+    message = "The stored file of the sweep 'copy' contains the name 'smoke'"
+    for words in (
+        ("results", "copy"),
+        ("run", "copy"),
+        ("run", "copy", "--set", "recipe.epochs=3"),
+    ):
+        code, _, err = run(*words)
+        assert (code, message in err) == (2, True)
+        assert "copy its sweep file and change the name" in " ".join(err.split())
+    code, out, err = run("status")
+    assert (code, out.count("smoke"), message in err) == (2, 1, True)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from orchestrator.machine.cluster import (
     Cluster,
     RunOptions,
     _started_with_retries,
+    check_process,
     connect,
     resolve_head,
     trial_resources,
@@ -608,3 +609,25 @@ def test_a_private_cluster_is_private_and_leaves_no_files(tmp_path, order, dashb
         assert report["false_exits_with"] == 1
     assert first["token"] != second["token"]
     assert len(first["token"]) == 64
+
+
+def test_a_removed_current_folder_is_named(tmp_path, monkeypatch):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    with pytest.raises(SetupError, match="The current folder does not exist any more"):
+        check_process()
+
+
+def test_a_python_without_docstrings_is_refused_before_ray_starts(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-OO", "-m", "orchestrator.cli", "run", "demo"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "Ray does not start if Python removes docstrings. Unset PYTHONOPTIMIZE" in done.stderr
+    assert "prepare" not in done.stderr

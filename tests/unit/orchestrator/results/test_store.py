@@ -367,6 +367,12 @@ def test_a_damaged_hash_key_is_refused(tmp_path):
     assert hash_key(tmp_path) == key
 
 
+def test_a_pipe_as_hash_key_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / ".hash_key")
+    with pytest.raises(SetupError, match=r"\.hash_key has 0 characters instead of 64"):
+        hash_key(tmp_path)
+
+
 def test_a_missing_hash_key_beside_records_is_reported(tmp_path, caplog):
     hash_key(tmp_path)
     assert "is missing" not in caplog.text

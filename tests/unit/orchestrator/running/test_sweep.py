@@ -299,7 +299,6 @@ class ChangedCode(TrialTrainable):
 
     def setup(self, config: dict[str, Any], **shared: Any) -> None:
         super().setup(config, **shared)
-        trial_device.FIRST_QUARANTINE_S = 0.0  # of this process, which ends
         worker.code_fingerprint = lambda: "0123456789abcdef"
 
     def _run(self, started_at: float) -> TrialReport:

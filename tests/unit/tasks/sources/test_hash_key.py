@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from search_spaces.errors import SetupError
+from tasks.sources import base
 from tasks.sources.base import hash_key
 
 
@@ -26,14 +27,20 @@ def test_an_unusable_key_of_the_user_is_refused(tmp_path, monkeypatch, key, mess
         hash_key(tmp_path)
 
 
-@pytest.mark.parametrize("method", ["exists", "read_text"], ids=["folder", "file"])
-def test_without_permission_the_hint_is_not_to_delete_the_key(tmp_path, monkeypatch, method):
+@pytest.mark.parametrize(
+    ("owner", "function"),
+    [(Path, "exists"), (base, "read_whole")],
+    ids=["folder", "file"],
+)
+def test_without_permission_the_hint_is_not_to_delete_the_key(
+    tmp_path, monkeypatch, owner, function
+):
     hash_key(tmp_path)
 
-    def refuse(path, **_):
+    def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, method, refuse)
+    monkeypatch.setattr(owner, function, refuse)
     with pytest.raises(SetupError, match="no permission to use the file") as caught:
         hash_key(tmp_path)
     assert "Change the permissions of the folder" in caught.value.hint
