@@ -136,8 +136,11 @@ def _temporary_file(path: Path, mode: int = 0o666) -> Iterator[tuple[IO[bytes], 
         with os.fdopen(descriptor, "wb") as file:
             yield file, temporary
     except OSError as error:
-        # An error while writing, for example on a full disk, does not contain the file name.
-        error.filename = error.filename or str(path)
+        # An error while writing, for example on a full disk, contains no file name. An error
+        # while replacing contains the name of the temporary file, which is removed below.
+        if error.filename is None or str(error.filename) == str(temporary):
+            error.filename = str(path)
+            del error.filename2
         raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -190,6 +190,12 @@ class _LockFile:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             return open(self._path, "a+", encoding="utf-8", opener=_open_no_link)
         except OSError as error:
+            for folder in self._path.parents:
+                if folder.exists() and not folder.is_dir():
+                    raise SetupError(
+                        f"{folder} is a file, but should be a folder",
+                        hint=f"Move or delete this file, or use another --{self._kind}",
+                    ) from None
             raise SetupError(
                 f"The lock file {self._path} cannot be opened: {error.strerror or error}",
                 hint=f"Delete {self._path}, or correct the permissions of its folder",

@@ -49,7 +49,6 @@ METADATA_ARRAYS = {
 }
 """Data types of the arrays with one number per image, by name. The array ``labels`` has the
 class index of each image."""
-REMAKE_HINT = "Delete the folder of this dataset, and prepare the dataset again"
 
 
 class FileDigest(NamedTuple):
@@ -200,10 +199,7 @@ class PreparedDataset:
                 hint="Prepare the dataset first",
             )
         if not (folder / MARKER).is_file():
-            raise CorruptStoreError(
-                f"Prepared dataset {folder.name} is incomplete: it has no {MARKER}",
-                hint=REMAKE_HINT,
-            )
+            raise _damaged(folder, MARKER, "is missing, so the preparation did not end")
         try:
             body = _marker_body(folder)
             files = {
@@ -212,13 +208,8 @@ class PreparedDataset:
             }
             record = PreparedRecord.model_validate(body["record"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CorruptStoreError(
-                f"The file {MARKER} of the prepared dataset {folder.name} is damaged "
-                f"({type(error).__name__})",
-                hint=f"Delete the folder {folder}, and prepare the dataset again",
-            ) from error
-        for name, digest in files.items():
-            _check_size(folder, name, digest.size)
+            raise _damaged(folder, MARKER, f"is damaged ({type(error).__name__})") from error
+        _check_names_and_sizes(folder, files)
         return cls(folder, record, files)
 
     def __reduce__(self) -> tuple[Callable[[Path], PreparedDataset], tuple[Path]]:
@@ -290,20 +281,19 @@ class PreparedDataset:
         """Check every byte of every file.
 
         Raises:
-            CorruptStoreError: The SHA-256 of a file differs from that in the marker.
+            CorruptStoreError: A file was added, is missing, or has another SHA-256 than the
+                marker lists.
         """
+        _check_names_and_sizes(self.path, self._files)
         for name in self._files:
             self._check_sha256(name)
 
     def _check_sha256(self, name: str) -> None:
-        """Check that the marker lists a file, with the SHA-256 that the file has."""
+        """Check that a file has the SHA-256 that the marker lists."""
         with (self.path / name).open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        if name not in self._files or sha256 != self._files[name].sha256:
-            raise CorruptStoreError(
-                f"{name} of prepared dataset {self.path.name} has changed since it was written",
-                hint=REMAKE_HINT,
-            )
+        if sha256 != self._files[name].sha256:
+            raise _damaged(self.path, name, "has changed since it was written")
 
     @cached_property
     def _zarr_group(self) -> Any:
@@ -349,11 +339,9 @@ class PreparedDataset:
         try:
             yield
         except (ValueError, OSError, RuntimeError) as error:
-            raise CorruptStoreError(
-                f"Array {name} of prepared dataset {self.path.name} is damaged: "
-                f"{type(error).__name__} in {', '.join(self._stored_files(name, rows))}",
-                hint=REMAKE_HINT,
-            ) from error
+            files = ", ".join(self._stored_files(name, rows))
+            problem = f"is damaged: {type(error).__name__} in {files}"
+            raise _damaged(self.path, f"Array {name}", problem) from error
 
     def _stored_files(self, name: str, rows: RowIndices) -> list[str]:
         """Return the files that contain these rows of an array, relative to the folder."""
@@ -361,36 +349,45 @@ class PreparedDataset:
         rows_per_file = (array.shards or array.chunks)[0]
         shards = np.unique(np.asarray(rows) // rows_per_file).tolist()
         names = [f"{name}/c/{shard}{'/0' * (array.ndim - 1)}" for shard in shards]
-        # A shard of zeros has no file. A file that the marker does not list was added later.
-        return [file for file in names if file in self._files or os.path.exists(self.path / file)]
+        return [file for file in names if file in self._files]  # A shard of zeros has no file.
 
 
 def _marker_body(folder: Path) -> Any:
     """Return the content of the marker after checking its schema and fingerprint."""
     body = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     stored_fingerprint = body.pop("sha256")
-    marker_name = f"{MARKER} of prepared dataset {folder.name}"
     schema = body["schema"]
     if schema != STORE_SCHEMA:
-        raise CorruptStoreError(
-            f"{marker_name} has schema {schema!r}, but this version of isweep reads only "
-            f"schema {STORE_SCHEMA}",
-            hint=REMAKE_HINT,
+        problem = (
+            f"has schema {schema!r}, but this version of isweep reads only schema {STORE_SCHEMA}"
         )
+        raise _damaged(folder, MARKER, problem)
     if stored_fingerprint != fingerprint(body):
-        raise CorruptStoreError(f"{marker_name} has changed since it was written", hint=REMAKE_HINT)
+        raise _damaged(folder, MARKER, "has changed since it was written")
     return body
 
 
-def _check_size(folder: Path, name: str, expected: int) -> None:
-    """Check that a file of the store has the size that the marker lists."""
-    file = folder / name
-    problem = "missing"
-    if file.is_file():
+def _check_names_and_sizes(folder: Path, files: Mapping[str, FileDigest]) -> None:
+    """Check that the arrays have the files that the marker lists, with these sizes, and no more."""
+    for name, digest in files.items():
+        file = folder / name
+        if not file.is_file():
+            raise _damaged(folder, name, "is missing")
         size = file.stat().st_size
-        if size == expected:
-            return
-        problem = f"{size} bytes long, but should be {expected} bytes long"
-    raise CorruptStoreError(
-        f"{name} of prepared dataset {folder.name} is {problem}", hint=REMAKE_HINT
+        if size != digest.size:
+            problem = f"is {size} bytes long, but should be {digest.size} bytes long"
+            raise _damaged(folder, name, problem)
+    # zarr would read an added file instead of zeros.
+    for file in folder.glob("*/c/**/*"):
+        name = file.relative_to(folder).as_posix()
+        if file.is_file() and name not in files:
+            raise _damaged(folder, name, "was added after the preparation")
+
+
+def _damaged(folder: Path, part: str, problem: str) -> CorruptStoreError:
+    """Return the error for a damaged part of a store, with the way to repair the store."""
+    return CorruptStoreError(
+        f"{part} of prepared dataset {folder.name} {problem}",
+        hint=f"Delete the folder {folder}, and run the same command again. It prepares the "
+        "dataset again",
     )

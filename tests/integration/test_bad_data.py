@@ -1,5 +1,6 @@
 """Unusable data: the run ends with one message before any training, and nothing is lost."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,5 +55,9 @@ def test_a_damaged_shard_is_named_before_anything_is_trained(root, tmp_path):
     done = isweep("run", sweep, "--no-dashboard", "--no-tracking", root=root, exit_code=2)
     message = " ".join(done.stderr.split())
     assert "images/c/0/0/0/0" in message
-    assert "Delete the folder of this dataset, and prepare the dataset again" in message
+    folder = shard.parents[5]
+    assert f"Delete the folder {folder}, and run the same command again" in message
     assert isweep_json("status", sweep, root=root)["pending"] == 1
+    shutil.rmtree(folder)
+    isweep("run", sweep, "--no-dashboard", "--no-tracking", root=root)
+    assert isweep_json("status", sweep, root=root)["done"] == 1

@@ -1,6 +1,7 @@
 import ast
 import errno
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -120,3 +121,11 @@ def test_one_module_puts_files_in_place_and_one_a_whole_folder():
             if has_word and moves_files(ast.parse(text)):
                 modules_that_move_files.add(path.relative_to(root).as_posix())
     assert modules_that_move_files == {"tasks/atomic.py", "tasks/prepared/publish.py"}
+
+
+def test_a_folder_in_place_of_the_file_is_named_and_not_the_temporary_file(tmp_path):
+    path = tmp_path / "results.csv"
+    path.mkdir()
+    with pytest.raises(IsADirectoryError, match=rf"{re.escape(str(path))}'$"):
+        write_atomic(path, b"new")
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,5 +1,7 @@
 """The lock of a root: only one command runs at a time, even if somebody deletes the lock file."""
 
+import re
+
 import pytest
 
 from orchestrator.machine.locks import InUseError, _LockFile, is_locked, lock_file
@@ -42,3 +44,13 @@ def test_a_lock_is_free_after_its_block(tmp_path):
         with lock_file(path, "isweep run demo"):
             assert is_locked(path)
         assert not is_locked(path)
+
+
+def test_a_file_in_place_of_the_folder_of_a_lock_is_named(tmp_path):
+    (tmp_path / "sweeps").touch()
+    message = rf"^{re.escape(str(tmp_path / 'sweeps'))} is a file, but should be a folder"
+    with (
+        pytest.raises(SetupError, match=message),
+        lock_file(tmp_path / "sweeps" / "mine" / "driver.lock", "isweep run mine"),
+    ):
+        pass
