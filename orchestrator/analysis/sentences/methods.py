@@ -136,11 +136,11 @@ def _subsets(plan: SweepPlan, has_groups: bool) -> Iterator[str]:
         if name in ORIGINS and plan.datasets[name].description == DATASETS[name].description:
             num_cut += bool(ORIGINS[name].cut_from)
     if num_cut:
-        # Otherwise this sentence would contradict the one on groups.
-        lead = "Source pictures are not such groups: in" if has_groups else "In"
+        # Without these words, this sentence would contradict the one on groups.
+        unlisted = ", which are not listed as groups" if has_groups else ""
         yield (
-            f"{lead} {plural(num_cut, 'dataset')}, training and test images were cut from the "
-            "same few pictures."
+            f"In {plural(num_cut, 'dataset')}, training and test images were cut from the "
+            f"same few pictures{unlisted}."
         )
     if plan.further_tests_by_dataset:
         yield "Each network was also tested on changed copies of the test images."
