@@ -241,7 +241,7 @@ class Ledger:
         if of_datasets:
             sources = ", ".join(answer.question.source for answer in of_datasets)
             texts.append(
-                f"NOT TESTABLE  {sources}. These claims compare several datasets. `isweep "
+                f"NOT TESTABLE  {sources}. These claims need several datasets. `isweep "
                 "fit` has the answers of the class pairs of this dataset."
             )
         if self.families:
@@ -379,8 +379,8 @@ def ledger(
     prepared = prepare(table, arms=arms)
     fits = with_facts(fits_of(prepared), facts)
     entries: list[Answer] = [
-        _dimension(prepared, fits),
-        _sharpness(fits),
+        _slope(prepared, fits, DIMENSION, column=INVERSE_D),
+        _slope(prepared, fits, SHARPNESS, column=LOG_SHARPNESS),
         _domain_gap(fits),
         _sharpness_gap(prepared, fits),
         _fall_with_size(prepared, fits, "Thm 1", "d_data", ""),
@@ -452,39 +452,34 @@ def _adjusted(entries: Sequence[Answer]) -> Iterator[Answer]:
             yield among_all
 
 
-def _dimension(prepared: Prepared, fits: ScalingFits) -> Answer:
-    """Return the answer on d_data, with the slope without the most influential dataset."""
-    answer = fits.answer(DIMENSION)
-    terms = fits.headline().terms
-    question = replace(
-        answer.question,
-        estimand=(
-            f"slope of log loss on 1/d_data{given(terms, INVERSE_D)} (negative where it rises "
-            "with d_data); t and permutation"
-        ),
-    )
+def _slope(prepared: Prepared, fits: ScalingFits, question: Question, *, column: str) -> Answer:
+    """Return the answer on d_data or K_F, with the slope without the most influential dataset.
+
+    Args:
+        prepared: The points.
+        fits: The fits to these points.
+        question: :data:`DIMENSION` or :data:`SHARPNESS`.
+        column: The regressor: :data:`INVERSE_D` or :data:`LOG_SHARPNESS`.
+    """
+    answer = fits.answer(question)
+    conditions = given(fits.headline().terms, column)
+    estimand = f"slope of log loss on log K_F{conditions}; t and permutation"
+    if column == INVERSE_D:
+        estimand = (
+            f"slope of log loss on 1/d_data{conditions} (negative where it rises with d_data); "
+            "t and permutation"
+        )
     note = ""
     dataset = answer.most_influential
     if dataset is not None:
         points_without = prepared.points[prepared.points[DATASET] != dataset]
-        estimate = fit_headline(points_without, prepared.scale).estimate(INVERSE_D)
+        estimate = fit_headline(points_without, prepared.scale).estimate(column)
         if estimate is not None:
             without = f"without {dataset}, the most influential dataset, it is"
             if answer.is_decided_by(dataset):
                 without = f"this rests on one dataset: without {dataset} it is"
             note = f"{without} {number(estimate.value)} ({interval(estimate.interval)})"
-    return replace(answer, question=question, note=note)
-
-
-def _sharpness(fits: ScalingFits) -> Answer:
-    """Return the answer on K_F."""
-    answer = fits.answer(SHARPNESS)
-    terms = fits.headline().terms
-    question = replace(
-        answer.question,
-        estimand=f"slope of log loss on log K_F{given(terms, LOG_SHARPNESS)}; t and permutation",
-    )
-    return replace(answer, question=question)
+    return replace(answer, question=replace(answer.question, estimand=estimand), note=note)
 
 
 def _domain_gap(fits: ScalingFits) -> Answer:

@@ -446,10 +446,10 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
         caption += " This is one dataset, so K_F differs only through N. A trend shows N, not K_F."
     if has_correlation:
         caption += (
-            " r is the correlation of these values over datasets, at equal model and train "
-            "size and within domains. Each panel has the network with the largest r. The 95 % "
-            "intervals hold for all networks and attacks at once. The verdict is on the "
-            "largest r of all panels."
+            " The points are of all networks, but r is of one: the network with the largest r for "
+            "this attack. r is the correlation over datasets, at equal train size and within "
+            "domains. The 95 % intervals hold for all networks and attacks at once. The verdict is "
+            "on the largest r of all attacks and networks."
         )
         caption += _on_logarithmic_axes(axes_of_attacks)
     return Drawn(figure, caption)

@@ -127,7 +127,8 @@ def _subsets(plan: SweepPlan, has_groups: bool) -> Iterator[str]:
             yield "The test set of a dataset is the same for all train sizes."
     if has_groups:
         yield (
-            "Where images form groups, such as patients, no group is in both training and test set."
+            "Where a dataset lists groups of images, such as patients, no group is in both "
+            "training and test set."
         )
     num_cut = 0
     for name in _distinct(subsets, "prepared.dataset"):
@@ -135,9 +136,11 @@ def _subsets(plan: SweepPlan, has_groups: bool) -> Iterator[str]:
         if name in ORIGINS and plan.datasets[name].description == DATASETS[name].description:
             num_cut += bool(ORIGINS[name].cut_from)
     if num_cut:
+        # Without these words, this sentence would contradict the one on groups.
+        unlisted = ", which are not listed as groups" if has_groups else ""
         yield (
             f"In {plural(num_cut, 'dataset')}, training and test images were cut from the "
-            "same few pictures."
+            f"same few pictures{unlisted}."
         )
     if plan.further_tests_by_dataset:
         yield "Each network was also tested on changed copies of the test images."

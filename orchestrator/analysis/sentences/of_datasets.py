@@ -240,8 +240,8 @@ def _fall(fits: ScalingFits) -> Finding | None:
     if slope.interval is not None:
         mean_slope += f" (95 % interval {interval(slope.interval)})"
     details += [
-        "Every dataset counts once.",
-        f"Of single networks, the loss fell in {counted}.",
+        "Every dataset counts once, with the mean over its networks.",
+        f"The loss of a single network fell in {counted}.",
         f"{mean_slope}.",
     ]
     return Finding(
@@ -562,7 +562,7 @@ def of_representations(fits: ScalingFits) -> Finding:
     ]
     notes = []
     by_share = sorted(fit.by_dataset.items(), key=lambda entry: (-entry[1], entry[0]))
-    if by_share:
+    if by_share and fit.num_datasets > 1:
         # Datasets with the share of the last named one are named too: their order means
         # nothing.
         _, smallest_named = by_share[:MAX_WORST][-1]

@@ -357,10 +357,11 @@ def not_fitted(fits: ScalingFits) -> str:
 def answer_table(fits: ScalingFits) -> Table:
     """Return the questions that were tested, with p before and after correction."""
     note = (
-        "p is two-sided: the larger p of two tests, the t test over datasets and the "
-        "permutation (or wild cluster bootstrap) test. For attacks it is the p of a permutation "
-        "test, one-sided for a rise. Intervals are t intervals; for attacks, one interval holds "
-        "for all correlations. The adjusted p is Holm's, over all tests made."
+        "Except for attacks, p is the larger p of two two-sided tests: the t test over datasets, "
+        "and a permutation test or wild cluster bootstrap. For attacks, p is from a permutation "
+        "test, one-sided for a rise. Intervals are t intervals. Those of correlations with attacks "
+        "are from Fisher's z, and hold for all correlations together. The adjusted p is Holm's, "
+        "over all tests in this table."
     )
     if fits.class_pairs:
         note = (

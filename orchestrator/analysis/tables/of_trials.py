@@ -95,14 +95,16 @@ def seen_table(fits: ScalingFits) -> Table:
             "At the largest train size the geometric mean of the test loss is "
             f"{' to '.join(ends)}. "
         )
+    of_gains = ""
+    if any(dataset.loss_gain is not None for dataset in fits.datasets):
+        of_gains = "Losses gained by an attack are arithmetic means. "
     return laid_out(
         "seen",
         "Summary of the data",
         f"{range_of_losses}d_data is the maximum likelihood estimate at the largest N. K_F "
         "(1/pixel value) is averaged over N and class pairs. Losses are in nat: geometric means "
-        "over models and class pairs at the largest train size. Losses gained by an attack are "
-        "arithmetic means. At chance "
-        f"level: the loss is at least {AT_CHANCE_SHARE:g} ln n for n classes "
+        "over models and class pairs at the largest train size. "
+        f"{of_gains}At chance level: the loss is at least {AT_CHANCE_SHARE:g} ln n for n classes "
         f"({chance_limits}), and accuracy and AUROC are not well above chance. "
         "Over-confident: the loss is as high, but accuracy or AUROC is well above chance. The "
         "loss is also larger than that of a network that is as confident as it is accurate.",
