@@ -67,6 +67,33 @@ IN_PLACE_ADAM = (0, 2, 3)
 """Positions of the arguments that the fused Adam kernel updates: weights and both moments."""
 
 
+def convolution_backward_flops(
+    output_gradient: Tensor, pixels: Tensor, weight: Tensor, *settings: Any, out_val: Any
+) -> int:
+    """Return the operations of the gradients of a convolution, also of a grouped one.
+
+    The gradient by the pixels and the gradient by the weights each need as many operations as
+    the convolution itself. PyTorch's formula ignores the groups in the gradient by the weights:
+    it counts the depthwise convolution of 64 channels as 65 convolutions instead of 2.
+
+    Args:
+        output_gradient: ``(batch, out_channels, ...)`` gradient by the output.
+        pixels: ``(batch, in_channels, ...)`` input of the convolution.
+        weight: ``(out_channels, in_channels / groups, ...)`` weights.
+        settings: the other arguments of ``aten.convolution_backward``; the last one tells
+            whether the gradients by the pixels, the weights and the bias are computed.
+        out_val: the three gradients; not used.
+    """
+    _, _, _, _, is_transposed, _, _, (by_pixels, by_weight, _) = settings
+    positions = (pixels if is_transposed else output_gradient).shape[2:]
+    forward = 2 * len(pixels) * math.prod(positions) * weight.numel()
+    return int(forward * (by_pixels + by_weight))
+
+
+FLOP_FORMULAS = {**flop_registry, torch.ops.aten.convolution_backward: convolution_backward_flops}
+"""Functions that count the operations of a kernel, by kernel. Other kernels count as 0."""
+
+
 @dataclass(frozen=True)
 class _Network:
     """A network to build and run.
@@ -261,7 +288,7 @@ class _PassCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
             num_bytes = sum(tensor.nbytes for tensor in (*inputs, *outputs))
             if name.startswith("_fused_adam"):
                 num_bytes += sum(tensor.nbytes for place in IN_PLACE_ADAM for tensor in args[place])
-            formula = flop_registry.get(func._overloadpacket)
+            formula = FLOP_FORMULAS.get(func._overloadpacket)
             flops = float(formula(*args, **(kwargs or {}), out_val=out)) if formula else 0.0
             self.kernels.append(Kernel(name, flops, float(num_bytes)))
             if name == "convolution":

@@ -81,6 +81,21 @@ def test_a_perceptron_is_counted_as_by_hand():
     assert counted.step.flops == 16 * 2 * (3 * weights - 64 * 128)
 
 
+@pytest.mark.parametrize("needs_pixel_gradient", [True, False])
+@pytest.mark.parametrize("groups", [1, 2, 64])
+@pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
+def test_a_grouped_convolution_is_counted_as_by_hand(layer, groups, needs_pixel_gradient):
+    """Every weight meets each of the 8 x 8 positions of each of the 5 images once."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        convolution = layer(64, 64, 3, padding=1, groups=groups)
+        images = torch.zeros(5, 64, 8, 8, requires_grad=needs_pixel_gradient)
+        with _PassCounter(convolution) as counter:
+            convolution(images).sum().backward()
+    forward = 2 * 5 * 8 * 8 * 3 * 3 * 64 * 64 // groups
+    num_passes = 3 if needs_pixel_gradient else 2
+    assert counter.cost().flops == num_passes * forward
+
+
 @pytest.mark.parametrize("model", PUBLISHED)
 def test_an_attack_needs_no_more_memory_than_training(model):
     """An attack at batch 64 in float32 once needed 2 to 7 times the memory of training."""
