@@ -21,20 +21,25 @@ class RetryPolicy:
         num_retries: number of retries; None is no limit.
         first_pause_s: seconds before the retry after a trial's first failure. After each further
             failure of the trial, of any kind, the pause is twice as long.
-        max_pause_s: seconds of the longest pause. If ``first_pause_s`` is longer, every pause
-            lasts ``first_pause_s``.
+        max_pause_s: seconds of the longest pause, at least ``first_pause_s``.
     """
 
     num_retries: int | None
     first_pause_s: float = 1.0
     max_pause_s: float = 60.0
 
+    def __post_init__(self) -> None:
+        if self.first_pause_s > self.max_pause_s:
+            raise ValueError(
+                f"A row of RETRY_POLICIES has first_pause_s={self.first_pause_s:g}, which is more "
+                f"than max_pause_s={self.max_pause_s:g}. Set max_pause_s of this row too"
+            )
+
     def pause_s(self, num_failures: int) -> float:
         """Return the seconds before the next attempt of a trial that failed so often."""
         # Lost nodes may fail a trial any number of times, and a float cannot hold 2**1024.
         num_doublings = min(num_failures - 1, 100)
-        pause_s = min(self.first_pause_s * 2.0**num_doublings, self.max_pause_s)
-        return max(pause_s, self.first_pause_s)
+        return min(self.first_pause_s * 2.0**num_doublings, self.max_pause_s)
 
 
 RETRY_POLICIES: dict[FailureKind, RetryPolicy] = {

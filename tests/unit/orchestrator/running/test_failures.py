@@ -199,4 +199,4 @@ def test_a_lost_worker_without_an_error_is_a_crash():
 
 
 def test_every_kind_has_a_policy():
-    assert set(RETRY_POLICIES) == set(FailureKind)
+    assert set(RETRY_POLICIES) == set(FailureKind), "each kind needs a row of RETRY_POLICIES"

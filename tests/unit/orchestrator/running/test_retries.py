@@ -88,7 +88,8 @@ def test_a_lost_node_does_not_count_as_an_attempt():
 
 def test_a_kind_of_failure_can_have_a_pause_of_its_own(monkeypatch):
     """A licence that is in use becomes free after minutes, not after seconds."""
-    monkeypatch.setitem(RETRY_POLICIES, FailureKind.SETUP, RetryPolicy(2, first_pause_s=600.0))
+    policy = RetryPolicy(2, first_pause_s=600.0, max_pause_s=600.0)
+    monkeypatch.setitem(RETRY_POLICIES, FailureKind.SETUP, policy)
     busy = TrialFailure(kind=FailureKind.SETUP, message="")
     retries = Retries()
     decisions = [retries.failed("a", busy) for _ in range(3)]
@@ -99,6 +100,8 @@ def test_a_kind_of_failure_can_have_a_pause_of_its_own(monkeypatch):
     growing = RetryPolicy(None, first_pause_s=100.0, max_pause_s=300.0)
     assert [growing.pause_s(num_failures) for num_failures in (1, 2, 3)] == [100.0, 200.0, 300.0]
     assert growing.pause_s(1025) == 300.0
+    with pytest.raises(ValueError, match="first_pause_s=600, which is more than max_pause_s=60"):
+        RetryPolicy(2, first_pause_s=600.0)
 
 
 def test_a_sweep_ends_after_200_failed_retries_in_a_row():
