@@ -284,7 +284,8 @@ def summary(
         fits: The fits.
         predict: The command ``isweep predict`` with the name of the sweep.
         width: Characters of a line.
-        most_lines: Number of lines. Remarks beyond it are counted; an answer is never cut.
+        most_lines: Number of lines. Remarks beyond it are counted. An answer and the first remark
+            are never cut.
         with_details: Whether to show every detail and remark, whatever ``most_lines`` is.
     """
     lines = wrap(" ".join(what_was_found(fits)), width)
@@ -304,7 +305,8 @@ def summary(
         wrapped = wrap(f"- {remark}", width, subsequent_indent="  ")
         is_last = k + 1 == len(remarks)
         num_lines = len(lines) + len(wrapped) + (not is_last)
-        if num_lines > most_lines and not with_details:
+        # The first remark is always shown: it says what limits the losses of all datasets.
+        if k and num_lines > most_lines and not with_details:
             return [*lines, f"- {plural(len(remarks) - k, 'remark')} more, in the report."]
         lines += wrapped
     return lines

@@ -171,7 +171,10 @@ def _dimension(fits: ScalingFits) -> Finding:
     intrinsic_dimension = Property(
         name="d_data",
         column=INVERSE_D,
-        step=f"From d_data = {number(low)} to {number(high)} the loss is {{}} times as high",
+        step=(
+            f"Datasets with d_data = {number(high)} have {{}} times the loss of datasets with "
+            f"{number(low)}"
+        ),
         change=1 / high - 1 / low,
         effect=doubling_slope(fits.datasets),
     )
@@ -497,7 +500,10 @@ def _attacks(fits: ScalingFits) -> Finding:
     size = f"The correlation is r = {number(answer.value)}"
     of_interval = ""
     if len(correlations) > 1:
-        size = f"The largest of {len(correlations)} correlations is r = {number(answer.value)}"
+        size = (
+            f"The largest of {len(correlations)} correlations, one per attack and network, is "
+            f"r = {number(answer.value)}"
+        )
         of_interval = f" for all {len(correlations)}"
     sentences = short_answer(
         answer,
