@@ -174,12 +174,13 @@ def next_steps(fits: ScalingFits, predict: str = "") -> tuple[str, ...]:
         steps.append("Repeat this sweep on another dataset before you rely on its answers.")
     elif any(answer.verdict == "undecided" for answer in fits.answers):
         needed = datasets_needed_for_sharpness(fits)
-        if needed is not None:
+        if needed is None:
+            steps.append("Plan a larger sweep: `isweep power FILE`.")
+        else:
             steps.append(
-                f"If twice the K_F doubled the loss, as the law allows, about {needed:,} such "
-                "datasets would show it in 80 of 100 studies."
+                f"If twice the K_F doubled the loss, as the law allows, about {needed:,} datasets "
+                "would show it in 80 of 100 studies (see `isweep power`)."
             )
-        steps.append("Plan a larger sweep: `isweep power FILE`.")
     if fits.one_dataset is not None:
         command = predict or "isweep predict --curve results.csv"
         if fits.one_dataset.target is not None:
