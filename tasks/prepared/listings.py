@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+from search_spaces.datasets import DATASETS
 from search_spaces.errors import DataError
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from tasks.sources import OWN_KINDS, check_own_options, current_name, source_for
@@ -90,6 +91,7 @@ def list_raw(request: RawRequest) -> Listing:
         hints = [error.hint, "To find the file of a hash, run `isweep locate HASH --raw DIR`"]
         raise DataError(error.problem, hint=". ".join(filter(None, hints))) from None
     if listing.items:
+        _check_class_names(listing, request)
         if current_name(dataset.source) == "folder" and look_like_patients(listing.label_names):
             flags = {**listing.flags, PATIENTS_AS_CLASSES: len(listing.items)}
             return replace(listing, flags=flags)
@@ -103,3 +105,15 @@ def list_raw(request: RawRequest) -> Listing:
     raise request.error(
         f"no image of the raw files can be used ({counts or 'there are no files'})", hint=hint
     )
+
+
+def _check_class_names(listing: Listing, request: RawRequest) -> None:
+    """Check the class names in a row of ``datasets.toml`` whose files state class names too."""
+    row = DATASETS.get(request.dataset.name)
+    states_names = current_name(request.dataset.source) in OWN_KINDS
+    if row is not None and states_names and listing.label_names != row.label_names:
+        raise request.error(
+            f"the files have the classes {', '.join(listing.label_names)}, but the row in "
+            f"datasets.toml has label_names = {list(row.label_names)}",
+            hint="Write the names in datasets.toml as in the files, in this order",
+        )

@@ -267,10 +267,11 @@ class Item:
 
     Attributes:
         locator: Path of the item below the raw folder, see :mod:`tasks.sources.raw`. Only its
-            hash is logged.
+            hash is logged. Items without a group need different locators, because all images
+            with the same locator are then one group.
         label: Class index; None if it is known only after reading (slices of a volume).
         group: Id of a patient, or of another group of images that a split must not divide;
-            empty if the item is a group of its own.
+            empty if the images of the item are a group of their own.
         split: The split that the data state; empty if there is none.
         details: Further values that the reader needs. Only JSON values are allowed.
         traits: Pairs (name, value) as in :class:`Sample`, from columns of a table.

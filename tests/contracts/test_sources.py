@@ -131,6 +131,17 @@ def read(reader, item):
         return skip.reason
 
 
+def test_each_item_without_a_group_has_a_locator_of_its_own(request_of):
+    """Images of equal locators are one group, which a split does not divide."""
+    items = source_for(request_of.dataset.source).list_items(request_of).items
+    locators = [item.locator for item in items if not item.group]
+    num_repeats = len(locators) - len(set(locators))
+    assert num_repeats == 0, (
+        f"{num_repeats} items of {request_of.dataset.name} have the locator of another item, so all "
+        "of them are one group. Make the locators differ, for example `images.npy::3` for row 3"
+    )
+
+
 def test_listing_twice_gives_the_same_items(request_of):
     source = source_for(request_of.dataset.source)
     first = source.list_items(request_of)
@@ -252,6 +263,24 @@ def test_a_row_that_reads_arrays_needs_no_writer(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("source", FORM_OF_SOURCE)
+def test_a_row_with_other_class_names_than_its_files_is_refused(tmp_path, monkeypatch, source):
+    changes = {"name": "new", "source": source, "raw_layout": "any"}
+    dataset = contributing_dataset().model_copy(update=changes)
+    monkeypatch.setitem(DATASETS, "new", dataset)
+    raw = write_download(dataset, tmp_path / "raw")
+    misspelled = dataset.model_copy(update={"label_names": ("ADY", *dataset.label_names[1:])})
+    monkeypatch.setitem(DATASETS, "new", misspelled)
+    with pytest.raises(DataError, match=r"have the classes ADI, .* has label_names = \['ADY', "):
+        prepare_dataset(
+            PreparedSpec(dataset="new", image_size=16, channels=3),
+            misspelled,
+            raw=raw,
+            destination=tmp_path / "out",
+            executor=InlineExecutor(),
+        )
+
+
+@pytest.mark.parametrize("source", FORM_OF_SOURCE)
 def test_a_row_of_a_source_of_users_data_needs_no_writer(tmp_path, monkeypatch, source):
     changes = {"name": "new", "source": source, "raw_layout": "any"}
     dataset = contributing_dataset().model_copy(update=changes)
@@ -336,4 +365,6 @@ def test_every_kind_is_documented_with_valid_options(kind):
 def test_every_reader_names_the_source_of_its_layout(name):
     """The source is a document, a public reader or a format's standard."""
     module = import_module(SOURCES[name].target.partition(":")[0])
-    assert re.search(r"layout|format", module.__doc__, re.IGNORECASE)
+    assert re.search(r"layout|format", module.__doc__, re.IGNORECASE), (
+        f"{SOURCES[name].target}: say in the module's docstring which layout or file format it reads"
+    )
