@@ -240,8 +240,8 @@ def check_training_parameters(
     """Return the parameters of a condition that changes training images, checked and sorted.
 
     Raises:
-        ValueError: a parameter does not exist or cannot be set after the split, or its value
-            is not allowed.
+        ValueError: a parameter does not exist, cannot be set after the split, or has a value
+            that is not allowed.
     """
     hint = f"With `intervene_on: training`, set {' or '.join(TRAINING_PARAMETERS)}"
     for name, value in parameters:

@@ -192,8 +192,8 @@ class CurveAnswer:
         score: The predicted score at ``asked_size``, with its interval.
         rate: Local rate of the curve at the largest train size, with its interval.
         probability_flat: Probability that twice the images lower the loss by less than 5 %.
-        images: Number of images that the target needs; None without a target, and at chance
-            level.
+        images: Number of images that the target needs. None if there is no target, or if the
+            curve is at chance level.
         chance: Chance level, if no score is clearly better; else None.
         num_siblings: Number of curves of other networks on the same images.
         prior_sources: Sets of curves to which the prior was fitted.

@@ -39,7 +39,7 @@ ALL_ARE_LATE = (
     "none of the answers is a claim."
 )
 """Sentence in place of this promise if no question is older than the results."""
-OF_INTERVALS = "Each dataset counts as one observation. Other numbers are exploratory."
+OF_INTERVALS = "Each dataset is one observation; the rest is exploratory."
 """Sentences after the promise on the tests of several datasets."""
 NOT_OF_SUGGESTED = 'This chance does not cover a "suggested" answer.'
 """Sentence on the family of tests if an answer is suggested: its question came after the
@@ -174,12 +174,13 @@ def next_steps(fits: ScalingFits, predict: str = "") -> tuple[str, ...]:
         steps.append("Repeat this sweep on another dataset before you rely on its answers.")
     elif any(answer.verdict == "undecided" for answer in fits.answers):
         needed = datasets_needed_for_sharpness(fits)
-        if needed is not None:
+        if needed is None:
+            steps.append("Plan a larger sweep: `isweep power FILE`.")
+        else:
             steps.append(
-                f"If twice the K_F doubled the loss, as the law allows, about {needed:,} such "
-                "datasets would show it in 80 of 100 studies."
+                f"If twice the K_F doubled the loss, as the law allows, about {needed:,} datasets "
+                "would show it in 80 of 100 studies (see `isweep power`)."
             )
-        steps.append("Plan a larger sweep: `isweep power FILE`.")
     if fits.one_dataset is not None:
         command = predict or "isweep predict --curve results.csv"
         if fits.one_dataset.target is not None:
@@ -197,8 +198,8 @@ def next_steps(fits: ScalingFits, predict: str = "") -> tuple[str, ...]:
         )
         return tuple(steps)
     steps += [
-        "Try your images: `isweep init ./my-images`, `isweep run ./my-images.yaml`.",
-        "Predict the score with more images, and choose a target: `isweep predict my-images`.",
+        "Try your images: `isweep init ./my-images`, `isweep run ./my-images.yaml`, "
+        "`isweep predict my-images`.",
     ]
     return tuple(steps)
 
@@ -284,7 +285,8 @@ def summary(
         fits: The fits.
         predict: The command ``isweep predict`` with the name of the sweep.
         width: Characters of a line.
-        most_lines: Number of lines. Remarks beyond it are counted; an answer is never cut.
+        most_lines: Number of lines. Remarks beyond it are counted; an answer is never cut. If
+            the answers alone are longer, the first remark is shown too.
         with_details: Whether to show every detail and remark, whatever ``most_lines`` is.
     """
     lines = wrap(" ".join(what_was_found(fits)), width)
@@ -300,11 +302,14 @@ def summary(
     lines += wrap(f"Next: {steps}", width, break_on_hyphens=False)
     exclusions = [f"Left out: {exclusion}." for exclusion in fits.excluded]
     remarks = [*exclusions, *fits.caveats]
+    is_too_long = len(lines) > most_lines
     for k, remark in enumerate(remarks):
         wrapped = wrap(f"- {remark}", width, subsequent_indent="  ")
         is_last = k + 1 == len(remarks)
         num_lines = len(lines) + len(wrapped) + (not is_last)
-        if num_lines > most_lines and not with_details:
+        # If the reader has to scroll anyway, hiding the first remark saves nothing.
+        is_shown = with_details or num_lines <= most_lines or (k == 0 and is_too_long)
+        if not is_shown:
             return [*lines, f"- {plural(len(remarks) - k, 'remark')} more, in the report."]
         lines += wrapped
     return lines

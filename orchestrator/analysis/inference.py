@@ -4,7 +4,8 @@ Points of one dataset are not independent: 66 points of 11 datasets carry the in
 about 11 points. The replicates are therefore datasets. Points are averaged within datasets, or
 whole datasets are left out (jackknife) or permuted.
 
-Shape letters: n points, G datasets, q regressors, B permutations or draws, m responses.
+Letters in the shapes of arrays: n points, G datasets, q regressors, B permutations or draws,
+m responses.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Thompson 1971). This model gives the informed prior. The plain prior has one ter
 instead of the three terms in d and K_F. The prior that predicts left-out datasets better is
 used. This choice is made separately for each number of pilot points.
 
-Shape letters: n points, p fixed effects, G datasets.
+Letters in the shapes of arrays: n points, p fixed effects, G datasets.
 """
 
 from __future__ import annotations

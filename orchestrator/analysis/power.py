@@ -6,7 +6,7 @@ things are simpler. First, no simulated loss is at chance level, so the two fits
 exponent are the same. Second, if the plan has attacks, the question on attacks counts in the
 correction as a test without an effect. The printed power mentions both.
 
-Shape letters: n points, G datasets, q regressors.
+Letters in the shapes of arrays: n points, G datasets, q regressors.
 """
 
 from __future__ import annotations

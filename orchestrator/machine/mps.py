@@ -29,8 +29,8 @@ from orchestrator.machine.processes import environment, run_program
 from orchestrator.results.records import FailureKind, TrialFailure
 
 MAX_PIPES_LENGTH = 80
-"""Most characters in the path of the socket's folder. The path of a socket has at most 107
-characters, and the daemon ends without a message if it is longer."""
+"""Largest length of the path of the socket's folder, in characters. The path of a socket has at
+most 107 characters. If it is longer, the daemon ends without a message."""
 ATTACH_TIMEOUT_S = 120.0
 """Seconds that a process may take to import torch and to compute on every GPU through MPS."""
 BREAKING_KINDS = (FailureKind.DEVICE_ERROR, FailureKind.HUNG, FailureKind.WORKER_CRASH)

@@ -27,9 +27,9 @@ CHECK_INTERVAL_S = 2.0
 CONNECT_TIMEOUT_S = 2.0
 """Seconds that a server may take to accept a connection during such a check."""
 MAX_SECONDS_PER_CHECK = 10.0
-"""Most seconds from the start of a check to the start of the next one. Normally this takes
-at most 6 s: the interval, and two attempts to connect. Four more seconds are for a busy machine. If
-it took longer, this process was suspended."""
+"""Longest time from the start of a check to the start of the next one, in seconds. Normally this
+takes at most 6 s: the interval, and two attempts to connect. Four more seconds are for a busy
+machine. If it took longer, this process was suspended."""
 PRIVATE_LOST_AFTER_S = 4.0
 """Seconds without an answer after which a private cluster counts as lost. The time can be short:
 nothing restarts dead processes, and a busy process still accepts connections."""

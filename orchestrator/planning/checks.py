@@ -260,8 +260,8 @@ def _wrong_class_names(dataset: DatasetSpec, names: tuple[str, ...]) -> list[Swe
     return [
         DataError(
             f"{key} lists {named}, but the data have the classes {in_data}",
-            hint="Remove `class_names`, or set it to the classes of the data, in the order of "
-            "this message",
+            hint="Remove `class_names`, or set it to the classes of the data, in the order in "
+            "which this message lists them",
         )
     ]
 

@@ -205,5 +205,5 @@ def check_outlasts_ray(path: Path, kind: str, option: str) -> None:
                 "this folder when the cluster ends",
                 hint=f"With {option}, give the absolute path of a folder outside the session "
                 "folder. Commands of `ray job submit --working-dir` start in the session "
-                "folder, so relative paths are in it",
+                "folder, so a relative path would lie in this folder too",
             )

@@ -59,7 +59,7 @@ class View:
         question: Title of the view.
         axes: Metrics x and y of a scatter plot of trials. Empty for another view.
         line: Metric of a line chart over steps. Empty for another view.
-        dataset: Show only trials on this dataset. Empty for all datasets.
+        dataset: Show only trials on this dataset. If it is empty, show trials on all datasets.
     """
 
     question: str

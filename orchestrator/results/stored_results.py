@@ -19,8 +19,8 @@ from search_spaces.errors import NewerRecordError, plural
 class Records(MutableMapping[str, TrialRecord]):
     """Results of trials by id: outlines in memory, and records in memory or read on demand.
 
-    A record takes 15 to 100 kB as an object. New records are kept in memory as compressed text
-    of 1 to 5 kB.
+    A record takes 15 to 100 kB as a Python object. New records are kept in memory as compressed
+    text of 1 to 5 kB.
 
     Args:
         store: Store from which records are read.

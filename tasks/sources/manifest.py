@@ -154,7 +154,7 @@ def list_table(request: RawRequest) -> Listing:
 
 
 def _rows_of_tables(tables: Sequence[PathTable], joined: JoinedTables, has_volumes: bool) -> Rows:
-    """Return the rows of all tables, without the details of their items."""
+    """Return the rows of all tables. The field ``details`` keeps its default."""
 
     def table_of(row: int) -> PathTable:
         return tables[joined.table_of(row)]

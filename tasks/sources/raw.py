@@ -368,7 +368,7 @@ def open_zip(file: Path | IO[bytes], max_members: int = MAX_MEMBERS) -> zipfile.
     for info in members:
         # The high 16 bits are the mode of the file if the zip was made on Unix.
         if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise RefusedArchive("an archive with links or devices")
+            raise RefusedArchive("an archive with links or device files")
         if info.flag_bits & 1:  # encrypted, APPNOTE 4.4.4
             raise RefusedArchive("an encrypted archive; unpack it with its password first")
         if info.file_size > MAX_RATIO * (info.compress_size + 1):
@@ -467,7 +467,7 @@ class TarArchive:
         if self._bytes_left < 0:
             raise RefusedArchive("an archive that declares more than its packed size can hold")
         if not info.isreg() or info.issparse():
-            raise RefusedArchive("an archive with links, devices or sparse files")
+            raise RefusedArchive("an archive with links, device files or sparse files")
         if name in self._members:
             raise RefusedArchive("an archive with repeated names")
         hidden = _hidden_part(name)

@@ -277,6 +277,8 @@ def loss_on_train_size(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
         axes.set_title(str(dataset), color=DOMAIN_COLORS[domain])
     handles = mark_handles(marks, marks, "-")
     caption = "Test loss by the number of training images."
+    if rows[DOMAIN].nunique() > 1:
+        caption += " Medical datasets have orange titles, natural ones blue."
     if has_slope:
         label = "slope of the law's\nbound, −1/d_data"
         handles.append(Line2D([], [], color=BLACK, linestyle="--", label=label))

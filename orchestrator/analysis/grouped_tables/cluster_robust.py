@@ -6,7 +6,7 @@ working model assumes independent rows with equal variance. Under this model CR2
 whatever the weights of the clusters are. Intercepts within clusters may be removed by
 centering, which does not change CR2 (Pustejovsky & Tipton 2018, theorem 2).
 
-Shape letters: n rows, p columns, C clusters, B draws.
+Letters in the shapes of arrays: n rows, p columns, C clusters, B draws.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Groups of rows and units, which are combinations of groups. Groups are the replicates.
 
 With one column of groups, units and groups are the same. Groups may also cross: a pair of
-classes is one unit and belongs to two groups. Shape letters: n rows, U units, G groups.
+classes is one unit and belongs to two groups.
+
+Letters in the shapes of arrays: n rows, U units, G groups.
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ def _read_cells(path: Path) -> pd.DataFrame:
         num_uneven = plural(int(is_uneven.sum()), "row")
         raise ConfigError(
             f"{path.name} has {num_uneven} with more or fewer cells than the header, which "
-            f"has {plural(len(names), 'cell')} ({row_numbers(is_uneven)})",
+            f"has {plural(len(names), 'cell')}. Look at {row_numbers(is_uneven)}",
             hint=SAVE_AS_CSV,
         )
     return pd.DataFrame(lines[1:], columns=names, dtype=str)

@@ -38,7 +38,7 @@ PRECISIONS = {
 }
 """Precision of a recipe -> further setting of the training; none for the usual float32."""
 MAX_LISTED = 12
-"""Most values that a sentence lists. Of more values, the sentence has only their number."""
+"""Largest number of values that a sentence lists. If there are more, it gives only their number."""
 
 
 def methods_paragraph(

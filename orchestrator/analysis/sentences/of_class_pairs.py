@@ -38,6 +38,8 @@ from orchestrator.results.columns import attack_columns
 
 TOGETHER = 0.7
 """Size of a correlation at which two columns share half of their variance."""
+SAME_EFFECT = "K_F and δ go together here, so these answers can have one cause."
+"""Sentence on a claim on δ if log K_F and log δ are correlated."""
 STEP = 1.1
 """Factor between the K_F or δ of two pairs in a sentence. All data with a slope span 10 %."""
 
@@ -74,6 +76,8 @@ def of_class_pairs(fits: ScalingFits) -> Iterator[Finding]:
                     finding = finding.with_sentence(without)
             if slope.on == DROP_ON_DELTA:
                 finding = finding.with_sentence(DELTA_MEANS)
+                if finding.claim and _are_together(fits):
+                    finding = finding.with_sentence(SAME_EFFECT)
             if answer.is_late and finding.verdict != "not testable" and not all_are_late(fits):
                 finding = finding.with_sentence(ASKED_AFTER_SEEING)
             if finding.verdict == "not testable":
@@ -86,6 +90,12 @@ def of_class_pairs(fits: ScalingFits) -> Iterator[Finding]:
     if at_delta:
         yield _at_equal_delta(fits, at_delta)
     yield from untested
+
+
+def _are_together(fits: ScalingFits) -> bool:
+    """Return whether log K_F and log δ share at least half of their variance over pairs."""
+    correlation = fits.sharpness_with_delta
+    return correlation is not None and abs(correlation) >= TOGETHER
 
 
 def attack_in_words(fits: ScalingFits) -> str:
@@ -205,10 +215,9 @@ def _at_equal_delta(fits: ScalingFits, slopes: Sequence[Slope]) -> Finding:
         if of_response:
             details.append(f"For {response}, {of_response[:1].lower()}{of_response[1:]}")
     sentences = slopes_in_words
-    are_together = sharpness_with_delta is not None and abs(sharpness_with_delta) >= TOGETHER
     if not claims:
         sentences = [NO_RELATION, *slopes_in_words]
-        if are_together:
+        if _are_together(fits):
             sentences.append(
                 f"Over these pairs, log K_F and log δ have a correlation of "
                 f"{number(sharpness_with_delta)}. Their effects can hardly be separated."

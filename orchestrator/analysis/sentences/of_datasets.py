@@ -24,6 +24,7 @@ from orchestrator.analysis.law_fits.estimates import Estimate
 from orchestrator.analysis.law_fits.exponents import ABOVE_CHANCE, TWONN
 from orchestrator.analysis.law_fits.falls import sign_test_p
 from orchestrator.analysis.law_fits.records import (
+    AttackFit,
     ExponentFit,
     FallFit,
     HeightFit,
@@ -171,7 +172,10 @@ def _dimension(fits: ScalingFits) -> Finding:
     intrinsic_dimension = Property(
         name="d_data",
         column=INVERSE_D,
-        step=f"From d_data = {number(low)} to {number(high)} the loss is {{}} times as high",
+        step=(
+            f"Datasets with d_data = {number(high)} have {{}} times the loss of datasets with "
+            f"{number(low)}"
+        ),
         change=1 / high - 1 / low,
         effect=doubling_slope(fits.datasets),
     )
@@ -486,18 +490,15 @@ def _attacks(fits: ScalingFits) -> Finding:
     claim = ""
     if answer.is_decided:
         claim = f"{answer.statement}."
-        num_significant = 0
-        for fit in correlations:
-            p = fit.estimates[0].resampled_p
-            num_significant += p is not None and p <= LEVEL
         details.append(
-            f"The rise is significant in {num_significant} of {len(correlations)} "
+            f"The rise is significant in {_num_significant(correlations)} of {len(correlations)} "
             "combinations of attack, epsilon and model, adjusted for their number."
         )
     size = f"The correlation is r = {number(answer.value)}"
     of_interval = ""
     if len(correlations) > 1:
-        size = f"The largest of {len(correlations)} correlations is r = {number(answer.value)}"
+        of_all = f"{len(correlations)} correlations, one per attack and network,"
+        size = f"The largest of {of_all} is r = {number(answer.value)}"
         of_interval = f" for all {len(correlations)}"
     sentences = short_answer(
         answer,
@@ -520,6 +521,12 @@ def _attacks(fits: ScalingFits) -> Finding:
         notes=changes_of_sign(answer),
         claim=claim,
     )
+
+
+def _num_significant(fits: Sequence[AttackFit]) -> int:
+    """Return the number of fits whose first estimate is significant."""
+    p_values = (fit.estimates[0].resampled_p for fit in fits)
+    return sum(p is not None and p <= LEVEL for p in p_values)
 
 
 def of_representations(fits: ScalingFits) -> Finding:

@@ -81,7 +81,10 @@ def seen_table(fits: ScalingFits) -> Table:
     """Return the summary table: properties, loss at the largest N and loss gain of each dataset."""
     attack = "attacks"
     losses = []
+    has_gains = has_marked_losses = False
     for dataset in fits.datasets:
+        has_gains |= dataset.loss_gain is not None
+        has_marked_losses |= "(" in _loss_of_dataset(dataset)
         if dataset.attack:
             attack = dataset.attack
         if dataset.loss is not None:
@@ -96,18 +99,22 @@ def seen_table(fits: ScalingFits) -> Table:
             f"{' to '.join(ends)}. "
         )
     of_gains = ""
-    if any(dataset.loss_gain is not None for dataset in fits.datasets):
+    if has_gains:
         of_gains = "Losses gained by an attack are arithmetic means. "
+    of_chance = ""
+    if has_marked_losses:
+        of_chance = (
+            f"At chance level: the loss is at least {AT_CHANCE_SHARE:g} ln n for n classes "
+            f"({chance_limits}), and accuracy and AUROC are not well above chance. "
+            "Over-confident: the loss is as high, but accuracy or AUROC is well above chance. The "
+            "loss is also larger than that of a network that is as confident as it is accurate."
+        )
     return laid_out(
         "seen",
         "Summary of the data",
-        f"{range_of_losses}d_data is the maximum likelihood estimate at the largest N. K_F "
-        "(1/pixel value) is averaged over N and class pairs. Losses are in nat: geometric means "
-        "over models and class pairs at the largest train size. "
-        f"{of_gains}At chance level: the loss is at least {AT_CHANCE_SHARE:g} ln n for n classes "
-        f"({chance_limits}), and accuracy and AUROC are not well above chance. "
-        "Over-confident: the loss is as high, but accuracy or AUROC is well above chance. The "
-        "loss is also larger than that of a network that is as confident as it is accurate.",
+        f"{range_of_losses}d_data is the maximum likelihood estimate at the largest N. K_F (1 / L2 "
+        "pixel distance) is averaged over N and class pairs. Losses are in nat: geometric means "
+        f"over models and class pairs at the largest train size. {of_gains}{of_chance}",
         fits.datasets,
         {
             "dataset": "dataset",

@@ -152,7 +152,7 @@ def test_the_datasets_needed_detect_the_effect_in_80_of_100_drawn_studies():
 def test_an_undecided_interval_without_the_null_value_is_explained(published):
     finding = dict(zip(QUESTIONS, findings(published), strict=True))["dimension"]
     assert finding.verdict == "undecided"
-    assert finding.sentences[0].startswith("From d_data = ")
+    assert finding.sentences[0].startswith("Datasets with d_data = ")
     assert finding.sentences[1] == ("The interval ignores the other tests; the adjusted p decides.")
 
 
@@ -256,8 +256,9 @@ def test_a_slope_on_d_data_is_taken_at_equal_n():
     assert finding.claim == "The loss rises with d_data."
     assert "The factor compares the highest d_data with the lowest." in finding.details
     d_at_largest_n = table.loc[table["train_size"] == 16000, "d_data_mle"]
-    span = f"{number(d_at_largest_n.min())} to {number(d_at_largest_n.max())}"
-    assert finding.answer.startswith(f"From d_data = {span} the loss is ")
+    low, high = number(d_at_largest_n.min()), number(d_at_largest_n.max())
+    assert finding.answer.startswith(f"Datasets with d_data = {high} have ")
+    assert f" times the loss of datasets with {low}" in finding.answer
 
 
 @pytest.mark.parametrize(
@@ -321,7 +322,7 @@ def test_attacks_are_claimed_with_their_sign_given_the_label():
     assert finding.verdict == "supported"
     assert finding.claim == "Attacks raise the loss more where labels are sharper."
     match = re.search(
-        r"of 8 correlations is r = ([\d.]+) \(95 % interval for all 8 ([\d.]+) to",
+        r"of 8 correlations, one per attack and network, is r = ([\d.]+) \(95 % interval for all 8 ([\d.]+) to",
         finding.answer,
     )
     assert 0 < float(match[2]) < float(match[1]) <= 1
@@ -329,7 +330,7 @@ def test_attacks_are_claimed_with_their_sign_given_the_label():
     gain_columns = [name for name in table if name.endswith("loss_gain")]
     opposed = answers(table.assign(**{name: -table[name] for name in gain_columns}))["attacks"]
     assert opposed.verdict == "undecided"
-    assert "The largest of 8 correlations is r = −" in opposed.line
+    assert "correlations, one per attack and network, is r = −" in opposed.line
     assert opposed.line.endswith("The law expects a rise.")
     # Sharper labels and larger gains of one domain alone are no relation.
     level_of_domain = np.where(table["domain"] == "medical", 10.0, 1.0)
@@ -345,7 +346,8 @@ def test_an_undecided_attack_has_the_correlation_it_could_detect():
     table = table.assign(**{name: rng.normal(5, 1, len(table)) for name in gain_columns})
     answer = answers(table)["attacks"].answer
     assert answer.startswith(
-        "No relation was detected. Estimate: the largest of 4 correlations is r = "
+        "No relation was detected. Estimate: the largest of 4 correlations, one per attack and "
+        "network, is r = "
     )
     assert re.search(r"of 1 %, .* 100 such studies would detect a correlation of 0.8", answer)
 
@@ -588,7 +590,7 @@ def test_the_published_table_answers_from_the_published_loss_gains(published):
 def test_tests_are_counted_and_the_rest_is_called_exploratory(published):
     """The question on the fall with N has two tests."""
     assert family(published).startswith("The verdicts rest on 5 tests, adjusted together (Holm)")
-    assert family(published).endswith("Other numbers are exploratory.")
+    assert family(published).endswith("the rest is exploratory.")
 
 
 def test_the_published_answers_fit_a_terminal(published):

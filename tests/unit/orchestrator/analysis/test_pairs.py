@@ -587,7 +587,7 @@ def test_a_table_of_one_train_size_names_the_law_and_its_slope_once():
         one for one in shown if one.question == "Do sharper labels go with a higher loss?"
     ]
     assert "such studies would detect the law's slope of 1." in " ".join(finding.details)
-    assert "add `--set train_sizes" in next_steps(fits)[-1]
+    assert "add `--set 'train_sizes=" in next_steps(fits)[-1]
 
 
 def test_the_answer_at_equal_delta_says_that_k_f_and_delta_can_hardly_be_separated():

@@ -231,7 +231,7 @@ ZIPS: dict[str, tuple[Change, str]] = {
     },
     **{name: (zip_entry(name, png(picture(9))), REPEATED) for name in ("a//0.png", "a\\0.png")},
     "a/0.png": (zip_twice, REPEATED),
-    "a link": (zip_link, "links or devices"),
+    "a link": (zip_link, "links or device files"),
     "bzip2": (zip_entry("a/x.png", b"x", zipfile.ZIP_BZIP2), "another method than"),
     "lzma": (zip_entry("a/x.png", b"x", zipfile.ZIP_LZMA), "another method than"),
 }
@@ -244,7 +244,7 @@ def test_zips_are_refused(prepare, tmp_path, name):
         prepare("folder", zip_of(tmp_path / "x.zip", change))
 
 
-LINKS = "links, devices or sparse"
+LINKS = "links, device files or sparse"
 PAX = {"size": "-2048"}, {"GNU.sparse.map": "0,9", "GNU.sparse.size": "9"}
 MEMBERS: dict[str, tuple[dict[str, object], str]] = {
     "up": ({"name": "../x.png"}, ELSEWHERE),
