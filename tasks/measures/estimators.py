@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from string import Formatter
 from typing import Any
 
 import numpy as np
@@ -123,18 +124,19 @@ class Fit:
     """The output of an estimator.
 
     Attributes:
-        value: The dimension; None if all neighbors are equally far, which fits no finite
-            dimension.
-        std_error: Standard error by a formula.
+        value: The dimension; None if it is undefined.
+        std_error: Standard error by a formula; None if there is no formula.
         num_ties: Number of usable points that are not in the estimate because of equal
             distances.
         details: Further output as plain JSON.
+        reason: Why the dimension is undefined, if ``value`` is None.
     """
 
     value: float | None = None
     std_error: float | None = None
     num_ties: int = 0
     details: dict[str, Any] = field(default_factory=dict)
+    reason: str = EQUALLY_FAR
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,15 @@ class Estimator:
     required_neighbors: Callable[[int], int]
     convention: str
     parameters: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        parts = Formatter().parse(self.convention)
+        in_braces = {name for _, name, _, _ in parts if name is not None}
+        if in_braces != self.parameters.keys():
+            raise ValueError(
+                f"a row of ESTIMATORS has the parameters {sorted(self.parameters)}, but its "
+                f"convention has {sorted(in_braces)} in braces. Write each parameter in both places"
+            )
 
 
 def inverse_dimensions(
@@ -553,12 +564,12 @@ def _estimate_one(
         raise ConfigError(
             f"tasks/measures/estimators.py, ESTIMATORS, row {name!r}: the function `fit` returned "
             f"{type(fit).__name__} instead of Fit",
-            hint="Return Fit(value=...), or Fit() if the dimension is undefined",
+            hint="Return Fit(value=...), or Fit(reason=...) if the dimension is undefined",
         )
     num_fitted = num_usable - fit.num_ties
     record = replace(record, num_points=num_fitted, num_dropped=num_points - num_fitted)
     if fit.value is None:
-        return replace(record, reason=EQUALLY_FAR)
+        return replace(record, reason=fit.reason)
     details = fit.details | dict(parameters)
     if num_fitted < FEW_POINTS:
         details["remark"] = (

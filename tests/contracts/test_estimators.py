@@ -14,7 +14,7 @@ from orchestrator.results.columns import describe
 from search_spaces.errors import ConfigError
 from search_spaces.specs import DEFAULT_ESTIMATORS, MEASURE_VERSION, REPRESENTATION_VERSION
 from tasks.measures import estimators
-from tasks.measures.estimators import ESTIMATORS, FEW_POINTS, IntrinsicDimension, estimate
+from tasks.measures.estimators import ESTIMATORS, FEW_POINTS, Fit, IntrinsicDimension, estimate
 from tasks.measures.manifolds import MANIFOLDS
 from tasks.measures.measure import intrinsic_dimension
 from tasks.measures.neighbors import nested_neighbors
@@ -122,8 +122,6 @@ class TestEstimator:
         record = measure(name, points_on_sphere(2, 300))
         assert row.parameters.items() <= record.to_json().items()
         assert record.convention == row.convention.format(**row.parameters)
-        for parameter in row.parameters:
-            assert f"{{{parameter}" in row.convention
 
     def test_a_row_with_other_parameters_is_another_estimator(self, name, monkeypatch):
         row = ESTIMATORS[name]
@@ -158,3 +156,17 @@ def test_the_function_and_row_in_contributing_are_an_estimator(monkeypatch):
     exec(example, vars(estimators) | {})
     assert measure("mean_ratio", points_on_sphere(4)).value == pytest.approx(4, rel=0.25)
     assert measure("mean_ratio", np.eye(50)).value is None
+
+
+def test_an_estimator_can_give_its_own_reason_for_an_undefined_dimension(monkeypatch):
+    row = replace(ESTIMATORS["mle"], fit=lambda neighborhoods: Fit(reason="the tree is empty"))
+    monkeypatch.setitem(ESTIMATORS, "new", row)
+    assert measure("new", points_on_sphere(2, 300)).reason == "the tree is empty"
+
+
+@pytest.mark.parametrize(
+    ("convention", "parameters"), [("no braces", {"p": 1.0}), ("{q} of something", {})]
+)
+def test_a_row_whose_convention_has_other_parameters_is_refused(convention, parameters):
+    with pytest.raises(ValueError, match=r"its convention has .* in braces"):
+        replace(ESTIMATORS["mle"], convention=convention, parameters=parameters)
