@@ -95,14 +95,14 @@ def write_files_of_row(dataset: DatasetSpec, folder: Path) -> Path:
 
 
 def write_arrays_of_row(dataset: DatasetSpec, folder: Path) -> Path:
-    """Write the ``.npz`` that a row of the table names, with eight images of each class."""
+    """Write the ``.npz`` with the name of a row, with eight images of each class."""
     folder.mkdir(parents=True, exist_ok=True)
     labels = np.arange(8 * len(dataset.label_names)) % len(dataset.label_names)
     shape = (len(labels), 20, 20)
     if dataset.channels == 3:
         shape = (*shape, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    np.savez(folder / dataset.raw_layout, images=images, labels=labels)
+    np.savez(folder / f"{dataset.name}.npz", images=images, labels=labels)
     return folder
 
 
