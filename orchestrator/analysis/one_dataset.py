@@ -503,7 +503,7 @@ def _early_best_of(model: str, tested: pd.DataFrame) -> EarlyBest:
         train_size=largest_size,
         num_trainings=len(of_largest),
         num_early=int((of_largest[BEST_EPOCH] <= of_largest[NUM_EPOCHS] / 2).sum()),
-        best_epochs={int(train_size): float(mean) for train_size, mean in means.items()},
+        best_epochs=dict(zip(means.index.astype(int).tolist(), means.tolist(), strict=True)),
     )
 
 

@@ -514,18 +514,11 @@ def estimate(
 
     Returns:
         One record per name, in the order of ``estimators``.
-
-    Raises:
-        ConfigError: An estimator has no parameter with a name in ``parameters``.
     """
     records = {}
     for name in estimators:
         estimator = find_estimator(name)
-        replaced = (parameters or {}).get(name, {})
-        for parameter in replaced:
-            if parameter not in estimator.parameters:
-                raise unknown_name("parameter", parameter, estimator.parameters, of=name)
-        values = {**estimator.parameters, **replaced}
+        values = {**estimator.parameters, **(parameters or {}).get(name, {})}
         records[name] = _estimate_one(table, name, estimator, num_neighbors, values, seed)
     return records
 
