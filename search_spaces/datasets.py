@@ -82,7 +82,7 @@ def row_of(table: dict[str, dict[str, Any]], name: str) -> DatasetSpec:
     for key in _TABLE_KEYS:
         fields.pop(key, None)
     try:
-        # JSON has no dates, but TOML has: pydantic then checks their text.
+        # Dates of TOML become text, which pydantic refuses where no text is allowed.
         text = json.dumps(fields | {"name": name}, default=str)
         return DatasetSpec.model_validate_json(text)
     except ValidationError as error:

@@ -429,10 +429,12 @@ class CurveAnswer:
             median = f"at most {number(self.smallest_size)} images, your smallest train size"
         elif images.middle > self.limit:
             median += ", far beyond your sizes"
-        estimate = f"median estimate is {median} ({self._bounds(images)})."
-        if images.probability_reachable < 0.5:
-            return f"{never} If the target is reached at all, the {estimate}"
-        return f" The {estimate}{never}"
+        # The median is over the curves that reach the target, the interval over all curves.
+        estimate = (
+            f" If the target is reached at all, the median estimate is {median}. Over all "
+            f"plausible curves, the {self._bounds(images)}."
+        )
+        return never + estimate if images.probability_reachable < 0.5 else estimate + never
 
     def _has_low(self, images: NeededImages) -> bool:
         """Return whether more images are needed than the smallest measured train size."""
@@ -444,12 +446,12 @@ class CurveAnswer:
         has_low = self._has_low(images)
         has_high = np.isfinite(images.high)
         if has_low and has_high:
-            return f"{interval} {number(images.low)} to {number(images.high)}"
+            return f"{interval} is {number(images.low)} to {number(images.high)}"
         if has_low:
-            return f"{interval} from {number(images.low)}, without an upper bound"
+            return f"{interval} begins at {number(images.low)} and has no upper bound"
         if has_high:
-            return f"{interval} up to {number(images.high)}"
-        return f"{interval} without bounds"
+            return f"{interval} ends at {number(images.high)}"
+        return f"{interval} has no bounds"
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ from orchestrator.results.columns import (
     D_DATA_MLE,
     DATASET,
     MODEL,
-    RECIPE,
+    NUM_EPOCHS,
     SEED,
     TEST_ACCURACY,
     TEST_LOSS,
@@ -482,35 +482,28 @@ def _attacked_accuracies(
 
 
 def early_best(rows: pd.DataFrame) -> tuple[EarlyBest, ...]:
-    """Return the networks with an early lowest test loss in more than half of their trainings."""
-    if BEST_EPOCH not in rows:
+    """Return the networks whose test loss was lowest early in more than half of their trainings.
+
+    Only trainings at the network's largest N count.
+    """
+    if not {BEST_EPOCH, NUM_EPOCHS} <= set(rows):
         return ()
-    tested = rows[rows[BEST_EPOCH].notna()]
+    tested = rows.dropna(subset=[BEST_EPOCH, NUM_EPOCHS])
     by_model = [_early_best_of(str(model), part) for model, part in tested.groupby(MODEL)]
     return tuple(early for early in by_model if 2 * early.num_early > early.num_trainings)
 
 
 def _early_best_of(model: str, tested: pd.DataFrame) -> EarlyBest:
-    """Return how many trainings of a network had their lowest test loss early.
-
-    The table has no number of epochs. The latest best epoch of the same network and recipe is at
-    most this number, and the other trainings were tested after this epoch too.
-    """
-    latest = tested[BEST_EPOCH].max()
-    if RECIPE in tested:
-        latest = tested.groupby(RECIPE)[BEST_EPOCH].transform("max")
-    is_early = tested[BEST_EPOCH] <= latest / 2
-    is_largest = tested[TRAIN_SIZE] == tested[TRAIN_SIZE].max()
-    best_epochs: dict[int, float] = {}
-    for train_size in sorted(tested[TRAIN_SIZE].unique()):
-        of_size = tested[tested[TRAIN_SIZE] == train_size]
-        best_epochs[int(train_size)] = float(of_size[BEST_EPOCH].mean())
+    """Return how many trainings of a network at its largest N had their lowest test loss early."""
+    largest_size = int(tested[TRAIN_SIZE].max())
+    of_largest = tested[tested[TRAIN_SIZE] == largest_size]
+    means = tested.groupby(TRAIN_SIZE)[BEST_EPOCH].mean()
     return EarlyBest(
         model=model,
-        train_size=int(tested[TRAIN_SIZE].max()),
-        num_trainings=int(is_largest.sum()),
-        num_early=int((is_early & is_largest).sum()),
-        best_epochs=best_epochs,
+        train_size=largest_size,
+        num_trainings=len(of_largest),
+        num_early=int((of_largest[BEST_EPOCH] <= of_largest[NUM_EPOCHS] / 2).sum()),
+        best_epochs=dict(zip(means.index.astype(int).tolist(), means.tolist(), strict=True)),
     )
 
 

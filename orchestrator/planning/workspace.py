@@ -248,8 +248,8 @@ def _load_recorded(
     if sweep.name != name and "name" not in changes:
         raise ConfigError(
             f"The stored file of the sweep {name!r} contains the name {sweep.name!r}: {path}",
-            hint="The folder of a sweep cannot be copied or renamed. Move this folder out of the "
-            f"root. To run a variant of {sweep.name!r}, copy its sweep file and change the name "
-            "in the copy",
+            hint="If you renamed this folder or edited this file, undo that. If you copied a "
+            f"folder, move the copy out of the root. To run a variant of {sweep.name!r}, copy your "
+            "own sweep file, and change the name in the copy",
         )
     return sweep

@@ -25,6 +25,7 @@ from orchestrator.results.columns import (
     NUM_CLASSES,
     NUM_CONFLICTS,
     NUM_DUPLICATES,
+    NUM_EPOCHS,
     OTHER_NUM_NEIGHBORS,
     PEAK_MEMORY_BYTES,
     R_HAT_NOT_FOUND,
@@ -80,6 +81,7 @@ def _score_numbers(result: TrialResult) -> Numbers:
         for name in (AUC, BALANCED_ACCURACY, CALIBRATION_ERROR):
             numbers[name] = getattr(classification, name)
         numbers[NUM_CLASSES] = len(classification.per_class_accuracy)
+    numbers[NUM_EPOCHS] = len(result.history)
     numbers[BEST_EPOCH] = result.best_epoch
     return numbers
 

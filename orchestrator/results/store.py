@@ -135,6 +135,8 @@ class ResultStore:
         """Open the store with :func:`open_storage`, without any request."""
         self.url = url
         self._files = open_storage(url)
+        self._known_id = ""
+        """The id of this store; empty until it was read or created."""
 
     def save(self, record: StoredRecord) -> str:
         """Write a record, and return the stamp of its file. The stamp changes with every write.
@@ -216,7 +218,8 @@ class ResultStore:
         """
         path = self._path("store.json")
         try:
-            return str(json.loads(self._files.read(path))["store_id"])
+            self._known_id = str(json.loads(self._files.read(path))["store_id"])
+            return self._known_id
         except FileNotFoundError:
             if not create:
                 return None
@@ -226,9 +229,24 @@ class ResultStore:
                 hint="Delete the file. The next run creates a new id and sends all results to "
                 "MLflow again",
             ) from None
-        store_id = secrets.token_hex(8)
-        self._files.write(path, json.dumps({"store_id": store_id}).encode())
-        return store_id
+        self._known_id = secrets.token_hex(8)
+        self._write_id()
+        return self._known_id
+
+    def keep_id(self) -> None:
+        """Write the id of this store again if somebody deleted its file since it was read.
+
+        With another id, the next run would send all results to another experiment of MLflow.
+        """
+        try:
+            self._files.read(self._path("store.json"))
+        except FileNotFoundError:
+            if self._known_id:
+                self._write_id()
+
+    def _write_id(self) -> None:
+        content = json.dumps({"store_id": self._known_id})
+        self._files.write(self._path("store.json"), content.encode())
 
     # Files of trials.
 

@@ -358,6 +358,7 @@ def _report(sweep: _SweepRun) -> RunSummary:
     monitor = sweep.monitor
     monitor.stage("report")
     num_lost = stored.drop_deleted_results()
+    RetryWithBackoff(monitor.note).until_done(stored.store.keep_id)
     if num_lost:
         monitor.note(
             f"{num_lost} finished results were removed from the store while this command ran. Run "

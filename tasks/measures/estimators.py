@@ -136,7 +136,11 @@ class Fit:
     std_error: float | None = None
     num_ties: int = 0
     details: dict[str, Any] = field(default_factory=dict)
-    reason: str = EQUALLY_FAR
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if self.value is None and not self.reason:
+            raise ValueError("A Fit without a value needs a reason, as in Fit(reason=...)")
 
 
 @dataclass(frozen=True)
@@ -267,7 +271,7 @@ def fit_mle(neighborhoods: Neighborhoods) -> Fit:
     inverses = inverse_dimensions(log_distances, k, 2)
     mean = inverses.mean()
     if mean <= EQUAL_LOG_RATIO:
-        return Fit()
+        return Fit(reason=EQUALLY_FAR)
     curve = [
         {
             "num_neighbors": smaller_k,
@@ -316,7 +320,7 @@ def fit_twonn(neighborhoods: Neighborhoods) -> Fit:
     ascending = log_ratios[order]
     value = _twonn_slope(ascending, np.ones(len(order)), discard_fraction)
     if value is None or value >= 1 / EQUAL_LOG_RATIO:
-        return Fit()
+        return Fit(reason=EQUALLY_FAR)
     bootstrap_std_error = neighborhoods.bootstrap_std_error(
         lambda weights: _twonn_slope(ascending, weights[order], discard_fraction)
     )
@@ -370,7 +374,7 @@ def fit_gride(neighborhoods: Neighborhoods) -> Fit:
     """
     distances = neighborhoods.distances
     curve = []
-    fit = Fit()
+    fit = Fit(reason=EQUALLY_FAR)
     n1 = 1
     while 2 * n1 <= distances.shape[1]:
         nearer = distances[:, n1 - 1]
@@ -410,7 +414,7 @@ def gride_at_scale(
     num_points = len(logs)
     total = float(logs.sum())
     if num_points < 2 or total <= EQUAL_LOG_RATIO * num_points:
-        return Fit(num_ties=num_ties)
+        return Fit(num_ties=num_ties, reason=EQUALLY_FAR)
     if power == 0:  # n1 = 1: the equation is linear
         return Fit(num_points / total, math.sqrt(num_points) / total)
 
@@ -510,18 +514,11 @@ def estimate(
 
     Returns:
         One record per name, in the order of ``estimators``.
-
-    Raises:
-        ConfigError: An estimator has no parameter with a name in ``parameters``.
     """
     records = {}
     for name in estimators:
         estimator = find_estimator(name)
-        replaced = (parameters or {}).get(name, {})
-        for parameter in replaced:
-            if parameter not in estimator.parameters:
-                raise unknown_name("parameter", parameter, estimator.parameters, of=name)
-        values = {**estimator.parameters, **replaced}
+        values = {**estimator.parameters, **(parameters or {}).get(name, {})}
         records[name] = _estimate_one(table, name, estimator, num_neighbors, values, seed)
     return records
 

@@ -58,9 +58,13 @@ def _key(request: RawRequest) -> Key:
     dataset = request.dataset.model_copy(update={"label_names": ()})
     # The listing of user data does not depend on the spec. Other listings may depend on the
     # task.
-    is_own = current_name(request.dataset.source) in OWN_KINDS
-    spec = None if is_own else request.spec
+    spec = None if _reads_user_data(request.dataset) else request.spec
     return dataset, spec, raw
+
+
+def _reads_user_data(dataset: DatasetSpec) -> bool:
+    """Return whether the source of a dataset also reads users' own data."""
+    return current_name(dataset.source) in OWN_KINDS
 
 
 def look_like_patients(class_names: Sequence[str]) -> bool:
@@ -100,7 +104,7 @@ def list_raw(request: RawRequest) -> Listing:
     reasons += Counter(listing.excluded)
     counts = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items())
     hint = f"Arrange the files in this layout: {dataset.raw_layout}"
-    if current_name(dataset.source) in OWN_KINDS:
+    if _reads_user_data(dataset):
         hint = "docs/reference/data-formats.md lists the layouts that isweep reads"
     raise request.error(
         f"no image of the raw files can be used ({counts or 'there are no files'})", hint=hint
@@ -108,10 +112,11 @@ def list_raw(request: RawRequest) -> Listing:
 
 
 def _check_class_names(listing: Listing, request: RawRequest) -> None:
-    """Check the class names in a row of ``datasets.toml`` whose files state class names too."""
+    """Raise an error if a row of ``datasets.toml`` has other class names than its files."""
     row = DATASETS.get(request.dataset.name)
-    states_names = current_name(request.dataset.source) in OWN_KINDS
-    if row is not None and states_names and listing.label_names != row.label_names:
+    if row is None or not _reads_user_data(request.dataset):
+        return
+    if listing.label_names != row.label_names:
         raise request.error(
             f"the files have the classes {', '.join(listing.label_names)}, but the row in "
             f"datasets.toml has label_names = {list(row.label_names)}",

@@ -59,7 +59,9 @@ def published_record(destination: Path, spec: PreparedSpec) -> PreparedRecord | 
                 hint="Move these files away, or choose another --root",
             ) from error
         logger.warning(
-            "prepared dataset %s is damaged, so it is prepared again: %s", destination.name, error
+            "prepared dataset %s is damaged, so it is prepared again: %s",
+            destination.name,
+            error.problem,
         )
         return None
     if record.prepared_id != spec.prepared_id:

@@ -199,7 +199,7 @@ class PreparedDataset:
                 hint="Prepare the dataset first",
             )
         if not (folder / MARKER).is_file():
-            raise _damaged(folder, MARKER, "is missing, so the preparation did not end")
+            raise _damage_error(folder, MARKER, "is missing, so the preparation did not end")
         try:
             body = _marker_body(folder)
             files = {
@@ -208,7 +208,7 @@ class PreparedDataset:
             }
             record = PreparedRecord.model_validate(body["record"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise _damaged(folder, MARKER, f"is damaged ({type(error).__name__})") from error
+            raise _damage_error(folder, MARKER, f"is damaged ({type(error).__name__})") from error
         _check_names_and_sizes(folder, files)
         return cls(folder, record, files)
 
@@ -289,11 +289,11 @@ class PreparedDataset:
             self._check_sha256(name)
 
     def _check_sha256(self, name: str) -> None:
-        """Check that a file has the SHA-256 that the marker lists."""
+        """Check that the marker lists a file, with the SHA-256 that the file has."""
         with (self.path / name).open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        if sha256 != self._files[name].sha256:
-            raise _damaged(self.path, name, "has changed since it was written")
+        if name not in self._files or sha256 != self._files[name].sha256:
+            raise _damage_error(self.path, name, "has changed since it was written")
 
     @cached_property
     def _zarr_group(self) -> Any:
@@ -341,7 +341,7 @@ class PreparedDataset:
         except (ValueError, OSError, RuntimeError) as error:
             files = ", ".join(self._stored_files(name, rows))
             problem = f"is damaged: {type(error).__name__} in {files}"
-            raise _damaged(self.path, f"Array {name}", problem) from error
+            raise _damage_error(self.path, f"Array {name}", problem) from error
 
     def _stored_files(self, name: str, rows: RowIndices) -> list[str]:
         """Return the files that contain these rows of an array, relative to the folder."""
@@ -349,7 +349,8 @@ class PreparedDataset:
         rows_per_file = (array.shards or array.chunks)[0]
         shards = np.unique(np.asarray(rows) // rows_per_file).tolist()
         names = [f"{name}/c/{shard}{'/0' * (array.ndim - 1)}" for shard in shards]
-        return [file for file in names if file in self._files]  # A shard of zeros has no file.
+        # A shard of zeros has no file. A file that the marker does not list was added later.
+        return [file for file in names if file in self._files or os.path.exists(self.path / file)]
 
 
 def _marker_body(folder: Path) -> Any:
@@ -361,9 +362,9 @@ def _marker_body(folder: Path) -> Any:
         problem = (
             f"has schema {schema!r}, but this version of isweep reads only schema {STORE_SCHEMA}"
         )
-        raise _damaged(folder, MARKER, problem)
+        raise _damage_error(folder, MARKER, problem)
     if stored_fingerprint != fingerprint(body):
-        raise _damaged(folder, MARKER, "has changed since it was written")
+        raise _damage_error(folder, MARKER, "has changed since it was written")
     return body
 
 
@@ -372,22 +373,22 @@ def _check_names_and_sizes(folder: Path, files: Mapping[str, FileDigest]) -> Non
     for name, digest in files.items():
         file = folder / name
         if not file.is_file():
-            raise _damaged(folder, name, "is missing")
+            raise _damage_error(folder, name, "is missing")
         size = file.stat().st_size
         if size != digest.size:
             problem = f"is {size} bytes long, but should be {digest.size} bytes long"
-            raise _damaged(folder, name, problem)
-    # zarr would read an added file instead of zeros.
-    for file in folder.glob("*/c/**/*"):
+            raise _damage_error(folder, name, problem)
+    # zarr would read an added chunk instead of zeros. The names of chunks are numbers.
+    for file in folder.glob("*/c/**/[0-9]*"):
         name = file.relative_to(folder).as_posix()
         if file.is_file() and name not in files:
-            raise _damaged(folder, name, "was added after the preparation")
+            raise _damage_error(folder, name, "was added after the preparation")
 
 
-def _damaged(folder: Path, part: str, problem: str) -> CorruptStoreError:
+def _damage_error(folder: Path, part: str, problem: str) -> CorruptStoreError:
     """Return the error for a damaged part of a store, with the way to repair the store."""
     return CorruptStoreError(
         f"{part} of prepared dataset {folder.name} {problem}",
-        hint=f"Delete the folder {folder}, and run the same command again. It prepares the "
-        "dataset again",
+        hint=f"Delete the folder {folder}, and prepare the dataset again, for example with "
+        "`isweep run`",
     )

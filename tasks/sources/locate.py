@@ -90,7 +90,7 @@ def _parse_row(text: str) -> _MessageRow | None:
         return None
     word = match["word"] or ""
     split_folder = word if is_split_word(word) else ""
-    return _MessageRow(int(match["number"]), split_folder, match["array"] or "images")
+    return _MessageRow(int(match["number"]), split_folder, match["array"] or _MessageRow.array)
 
 
 def _locator_of_row(row: _MessageRow, raw: Path, request: RawRequest) -> str | None:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from search_spaces.errors import DataError, SweepError, plural
+from search_spaces.errors import DataError, SweepError, did_you_mean, plural
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, Source, first_of
 from tasks.sources.dicom import INTENSITY, is_single_image_name, single_reader
 from tasks.sources.nifti import VOLUME_INTENSITY, is_nifti_name, volume_reader
@@ -51,18 +51,24 @@ from tasks.sources.parquet_images import (
 from tasks.sources.raw import MARK, check_inside, plain_name, search_folder
 from tasks.sources.tables import (
     COLUMNS,
+    KNOWN_KEYS,
     MANIFESTS,
     MAX_NAMED,
     NOT_ONE_VALUE,
     TableRows,
     cells_of_columns,
+    column_key,
     describe_header,
     describe_numbering,
+    is_header,
     read_columns,
     read_table_rows,
 )
 
 COLUMNS_READ = ("path", "label", "group", "split")
+SIMILAR_TO_PATH = ("path", "filename", "file_path", "image_path", "img_path")
+"""Names to which the names of a table without paths are compared. The word ``image`` is not one of
+them, because ``stage`` is similar to it."""
 SLICE = re.compile(r"[0-9]{0,9}")
 VOLUMES_AT_ONCE = 4
 """Number of volumes that one reading task reads. A CT has about 100 MiB."""
@@ -299,6 +305,8 @@ def _read_table(file: TableFile, request: RawRequest) -> PathTable:
     columns = find_columns(header, COLUMNS_READ, request, also_read=("slice",))
     if content.rows and not columns.labels:
         raise _no_label_error(content, request)
+    if content.rows and "path" not in columns.name_by_role:
+        raise _no_path_error(content, request)
     path_column = columns.name_by_role.get("path", "path")
     # An empty table has no columns. The error message then contains the usual names.
     label_columns = columns.labels or ("label",)
@@ -349,6 +357,23 @@ def _no_label_error(content: TableRows, request: RawRequest) -> DataError:
         f"has no column 'label'{describe_header(content.rows[0])}",
         hint="Rename the column of labels to label, or set `label_columns: [NAME]` "
         "(--label-columns NAME)",
+    )
+    return request.error(f"the table {error.problem}", hint=error.hint)
+
+
+def _no_path_error(content: TableRows, request: RawRequest) -> DataError:
+    """Return the error for a table without a column of paths."""
+    header = content.rows[0]
+    similar = ""
+    if is_header(header):
+        names = [name for name in header if column_key(name) not in KNOWN_KEYS]
+        questions = (did_you_mean(name, names) for name in SIMILAR_TO_PATH)
+        similar = next(filter(None, questions), "")
+    error = content.error_without(
+        ("path", *COLUMNS["path"]),
+        f"has no column 'path'{describe_header(header)}",
+        hint=f"Add this column. {similar}If it has another name, rename it to 'path'. isweep "
+        f"looked for the column names {', '.join(('path', *COLUMNS['path']))}",
     )
     return request.error(f"the table {error.problem}", hint=error.hint)
 

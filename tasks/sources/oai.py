@@ -343,11 +343,11 @@ def _find_radiographs(
         match = RADIOGRAPH.search(locator)
         if match is None or locator.endswith(NO_RADIOGRAPH_EXTENSIONS):
             continue
-        folders = locator.split("/")
-        if any(map(_is_later_visit, folders)):  # the grades are those of the baseline
+        path_parts = locator.split("/")
+        if any(map(_is_later_visit, path_parts)):  # the grades are those of the baseline
             excluded["radiograph of a later visit"] += 1
             continue
-        if is_as_released and RELEASED_SERIES not in folders:
+        if is_as_released and RELEASED_SERIES not in path_parts:
             continue
         patient = match["id"]
         description = _description(descriptions, match)

@@ -546,44 +546,22 @@ def _check_columns(table: TableRows, needed: Sequence[str], names: Sequence[str]
     keys = list(map(column_key, table.rows[0]))
     missing = [name for name in needed if column_key(name) not in keys]
     if missing:
-        role = missing[0]
-        names_of_role = (role, *COLUMNS.get(role, ()))
         similar = ""
-        if _is_header(table.rows[0], names):
-            similar = _similar_column(names_of_role, table.rows[0], names)
+        if is_header(table.rows[0], names):
+            keys_read = set(map(column_key, names))
+            other_names = [cell for cell in table.rows[0] if column_key(cell) not in keys_read]
+            similar = did_you_mean(missing[0], other_names)
         listed = ", ".join(map(repr, missing))
-        hint = f"Add this column. {similar}If it has another name, rename it to {role!r}"
-        if len(names_of_role) > 1:
-            hint += f". isweep looked for the column names {', '.join(names_of_role)}"
         raise table.error_without(
             missing,
             f"has no column {listed}{describe_header(table.rows[0], names)}",
-            hint=hint,
+            hint=f"Add this column. {similar}If it has another name, rename it to {missing[0]!r}",
         )
     repeated = [name for name in names if keys.count(column_key(name)) > 1]
     if repeated:
         raise TableError(
             f"has several columns named {', '.join(repeated)}", hint="Rename all but one of them"
         )
-
-
-def _similar_column(
-    names_of_role: Sequence[str], header: Sequence[str], read: Sequence[str]
-) -> str:
-    """Return a question on the column that may have a role; empty if no name is similar.
-
-    Args:
-        names_of_role: Names that a column with this role may have, the best one first.
-        header: Names of the columns in the table.
-        read: Names of the columns that are read. These columns have another role.
-    """
-    other_keys = KNOWN_KEYS.union(map(column_key, read))
-    candidates = []
-    for name in header:
-        if column_key(name) not in other_keys and not is_name_of_attribute(name):
-            candidates.append(name)
-    questions = (did_you_mean(name, candidates) for name in names_of_role)
-    return next(filter(None, questions), "")
 
 
 def cells_of_columns(table: TableRows, names: Sequence[str]) -> dict[str, list[str]]:
@@ -719,13 +697,13 @@ def describe_header(row: Sequence[str], expected_names: Sequence[str] = ()) -> s
         row: The cells of the line.
         expected_names: Further names that only a header contains.
     """
-    if not _is_header(row, expected_names):
+    if not is_header(row, expected_names):
         return "; its first line may not be a header"
     names = map(str.strip, row)
     return f" among {first_of((name[:MAX_NAME_LENGTH] for name in names), MAX_NAMED)}"
 
 
-def _is_header(row: Sequence[str], expected_names: Sequence[str]) -> bool:
+def is_header(row: Sequence[str], expected_names: Sequence[str] = ()) -> bool:
     """Return whether a line of a table is surely a header. It must meet both conditions.
 
     - It has no digit, dot or slash, which ids, dates, class numbers and paths have.

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.attacks import ATTACKS, Number
+from search_spaces.errors import ConfigError
 from search_spaces.specs import AttackRequest, RecipeSpec, TestLoss
 from tasks.table_rows import load_target
 from tasks.trials.evaluation import (
@@ -234,7 +235,19 @@ def _with_parameters(attack: AttackRequest) -> Callable[[nn.Module, AttackBatch]
     """Return the function of an attack, with its epsilon and parameters."""
     function = attack_function(attack.method)
     parameters = ATTACKS[attack.method].values(dict(attack.parameters))
-    return lambda model, batch: function(model, batch, attack.epsilon, **parameters)
+
+    def run(model: nn.Module, batch: AttackBatch) -> Tensor:
+        adversarial = function(model, batch, attack.epsilon, **parameters)
+        if adversarial.shape != batch.pixels.shape:
+            raise ConfigError(
+                f"search_spaces/attacks.py, ATTACKS, row {attack.method!r}: `function` returned "
+                f"pixels of shape {tuple(adversarial.shape)} for pixels of shape "
+                f"{tuple(batch.pixels.shape)}",
+                hint="Return one adversarial copy of each image, in the same shape",
+            )
+        return adversarial
+
+    return run
 
 
 @dataclass(frozen=True)

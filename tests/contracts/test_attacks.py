@@ -263,3 +263,17 @@ def test_a_parameter_survives_a_sweep_file_that_is_written_and_read():
     spec = parse_sweep(text, origin="sweep")
     assert parse_sweep(sweep_text(spec), origin="sweep").attacks == spec.attacks
     assert spec.attacks.all_parameters("pgd")["num_steps"] == 3
+
+
+def test_an_attack_that_returns_another_shape_is_named(monkeypatch, model, batch):
+    row = replace(ATTACKS["fgsm"], function="tests.contracts.test_attacks:one_row_less")
+    monkeypatch.setitem(ATTACKS, "fgsm", row)
+    with pytest.raises(
+        ConfigError, match=r"row 'fgsm': `function` returned pixels of shape .* for pixels of shape"
+    ):
+        attack_all(model, *batch, AttackSpec(methods=("fgsm",), epsilons=(4.0,)))
+
+
+def one_row_less(model, batch, epsilon):
+    """Return pixels of another shape than those of the batch."""
+    return batch.pixels[:, :, 1:]

@@ -162,6 +162,8 @@ def test_an_estimator_can_give_its_own_reason_for_an_undefined_dimension(monkeyp
     row = replace(ESTIMATORS["mle"], fit=lambda neighborhoods: Fit(reason="the tree is empty"))
     monkeypatch.setitem(ESTIMATORS, "new", row)
     assert measure("new", points_on_sphere(2, 300)).reason == "the tree is empty"
+    with pytest.raises(ValueError, match="A Fit without a value needs a reason"):
+        Fit()
 
 
 @pytest.mark.parametrize(

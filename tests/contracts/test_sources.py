@@ -95,14 +95,14 @@ def write_files_of_row(dataset: DatasetSpec, folder: Path) -> Path:
 
 
 def write_arrays_of_row(dataset: DatasetSpec, folder: Path) -> Path:
-    """Write the ``.npz`` that a row of the table names, with eight images of each class."""
+    """Write the ``.npz`` with the name of a row, with eight images of each class."""
     folder.mkdir(parents=True, exist_ok=True)
     labels = np.arange(8 * len(dataset.label_names)) % len(dataset.label_names)
     shape = (len(labels), 20, 20)
     if dataset.channels == 3:
         shape = (*shape, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    np.savez(folder / dataset.raw_layout, images=images, labels=labels)
+    np.savez(folder / f"{dataset.name}.npz", images=images, labels=labels)
     return folder
 
 
@@ -268,16 +268,19 @@ def test_a_row_with_other_class_names_than_its_files_is_refused(tmp_path, monkey
     dataset = contributing_dataset().model_copy(update=changes)
     monkeypatch.setitem(DATASETS, "new", dataset)
     raw = write_download(dataset, tmp_path / "raw")
-    misspelled = dataset.model_copy(update={"label_names": ("ADY", *dataset.label_names[1:])})
-    monkeypatch.setitem(DATASETS, "new", misspelled)
-    with pytest.raises(DataError, match=r"have the classes ADI, .* has label_names = \['ADY', "):
-        prepare_dataset(
-            PreparedSpec(dataset="new", image_size=16, channels=3),
-            misspelled,
-            raw=raw,
-            destination=tmp_path / "out",
-            executor=InlineExecutor(),
-        )
+    first, second, *others = dataset.label_names
+    for other_names in (("ADY", second, *others), (second, first, *others)):
+        row = dataset.model_copy(update={"label_names": other_names})
+        monkeypatch.setitem(DATASETS, "new", row)
+        message = rf"have the classes ADI, .* has label_names = \['{other_names[0]}', "
+        with pytest.raises(DataError, match=message):
+            prepare_dataset(
+                PreparedSpec(dataset="new", image_size=16, channels=3),
+                row,
+                raw=raw,
+                destination=tmp_path / "out",
+                executor=InlineExecutor(),
+            )
 
 
 @pytest.mark.parametrize("source", FORM_OF_SOURCE)

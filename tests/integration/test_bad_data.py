@@ -56,7 +56,7 @@ def test_a_damaged_shard_is_named_before_anything_is_trained(root, tmp_path):
     message = " ".join(done.stderr.split())
     assert "images/c/0/0/0/0" in message
     folder = shard.parents[5]
-    assert f"Delete the folder {folder}, and run the same command again" in message
+    assert f"Delete the folder {folder}, and prepare the dataset again" in message
     assert isweep_json("status", sweep, root=root)["pending"] == 1
     shutil.rmtree(folder)
     isweep("run", sweep, "--no-dashboard", "--no-tracking", root=root)

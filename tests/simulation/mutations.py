@@ -479,7 +479,7 @@ MUTATIONS = tuple(
         STORE: (
             (
                 "a store keeps its identity",
-                '            return str(json.loads(self._files.read(path))["store_id"])\n',
+                '            self._known_id = str(json.loads(self._files.read(path))["store_id"])\n',
                 "            raise FileNotFoundError(path)\n",
             ),
             (

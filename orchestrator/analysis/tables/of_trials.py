@@ -70,11 +70,19 @@ def loss_text(
     """Return a loss as text, marked if it is at chance level or over-confident."""
     if loss is None:
         return ""
+    mark = _mark(loss, num_classes, accuracy=accuracy, auc=auc)
+    return f"{number(loss)} ({mark})" if mark else number(loss)
+
+
+def _mark(
+    loss: float, num_classes: float | None, *, accuracy: float | None, auc: float | None
+) -> str:
+    """Return the mark of a loss at chance level or of an over-confident network, or no text."""
     if is_at_chance_level(loss, num_classes, accuracy=accuracy, auc=auc):
-        return f"{number(loss)} (at chance level)"
+        return "at chance level"
     if is_over_confident(loss, num_classes, accuracy=accuracy, auc=auc):
-        return f"{number(loss)} (over-confident)"
-    return number(loss)
+        return "over-confident"
+    return ""
 
 
 def seen_table(fits: ScalingFits) -> Table:
@@ -84,10 +92,11 @@ def seen_table(fits: ScalingFits) -> Table:
     has_gains = has_marked_losses = False
     for dataset in fits.datasets:
         has_gains |= dataset.loss_gain is not None
-        has_marked_losses |= "(" in _loss_of_dataset(dataset)
         if dataset.attack:
             attack = dataset.attack
         if dataset.loss is not None:
+            scores = {"accuracy": dataset.accuracy, "auc": dataset.auc}
+            has_marked_losses |= bool(_mark(dataset.loss, dataset.num_classes, **scores))
             losses.append((dataset.loss, f"{number(dataset.loss)} ({dataset.dataset})"))
     chance_limits = chance_limits_in_words(dataset.num_classes for dataset in fits.datasets)
     range_of_losses = ""

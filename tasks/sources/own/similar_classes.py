@@ -38,7 +38,7 @@ def similar_class_flags(num_images: Mapping[str, int]) -> dict[str, int]:
             option = quote(f"{name.strip()}={name.strip()}")
             flags[
                 f"class name {name!r} with a blank at its start or end; to remove the blank, "
-                f"set label_map (--label-map {option}); number of images in this class"
+                f"set label_map (--label-map {option})"
             ] = num_images[name]
     if len(num_images) > MAX_COMPARED_CLASSES:
         return flags
@@ -48,10 +48,9 @@ def similar_class_flags(num_images: Mapping[str, int]) -> dict[str, int]:
         rare_text = f"{rare!r} ({plural(num_images[rare], 'image')})"
         names = f"{rare_text} and {common!r} ({plural(num_images[common], 'image')})"
         option = f"--label-map {quote(f'{rare}={common}')}"
-        flags[
-            f"similar class names {names}; if they are one class, set label_map ({option}); "
-            "number of images in both classes"
-        ] = num_images[rare] + num_images[common]
+        flags[f"similar class names {names}; if they are one class, set label_map ({option})"] = (
+            num_images[rare] + num_images[common]
+        )
     if len(pairs) > MAX_NAMED:
         flags["other pairs of similar class names"] = len(pairs) - MAX_NAMED
     return flags

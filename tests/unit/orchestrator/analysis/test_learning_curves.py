@@ -158,7 +158,7 @@ def test_an_answer_has_the_score_the_shape_and_the_images():
     text = " ".join(curve_answer.lines())
     assert text.startswith("small_cnn: accuracy 0.6 at 105, 0.66 at 210")
     assert "With 1,680 images expect an accuracy of 0.7" in text
-    assert "The median estimate is" in text
+    assert "the median estimate is" in text
     document = curve_answer.to_json()
     assert document["needed_train_size"] > document["likely_train_size"] > 840
     assert 0.8 < document["probability_reachable"] <= 1
@@ -749,7 +749,7 @@ def test_an_uncertain_target_gets_a_median_estimate_and_a_lower_bound():
     assert "Train with 800 images, and predict again." in curve_answer.lines()[-1]
     low, high = document["needed_interval"]
     assert high is None
-    assert f"(90% interval from {low:,.0f}, without an upper bound)" in curve_answer.lines()[-1]
+    assert f"90% interval begins at {low:,.0f} and has no upper bound." in curve_answer.lines()[-1]
 
 
 def test_the_interval_of_needed_images_covers_nine_tenths_of_the_curves():
@@ -765,11 +765,11 @@ def test_the_interval_of_needed_images_covers_nine_tenths_of_the_curves():
     [
         (
             0.605,
-            r"estimate is at most 100 images, your smallest train size \(90% interval up to [\d,]+\)",
+            r"estimate is at most 100 images, your smallest train size\. .* the 90% interval ends at [\d,]+\.",
         ),
-        (0.55, r"\(90% interval up to [\d,]+\)"),
-        (0.2, r"\(90% interval [\d,]+ to [\d,]+\)"),
-        (0.15, r"\(90% interval from [\d,]+, without an upper bound\)"),
+        (0.55, r"90% interval ends at [\d,]+\."),
+        (0.2, r"90% interval is [\d,]+ to [\d,]+\."),
+        (0.15, r"90% interval begins at [\d,]+ and has no upper bound\."),
         (0.7, r"at most 100 images are needed, with a probability of \d\d%"),
     ],
 )

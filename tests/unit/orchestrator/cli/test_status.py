@@ -175,7 +175,7 @@ def test_a_copied_sweep_folder_is_refused_and_the_original_is_listed_once(run, r
     ):
         code, _, err = run(*words)
         assert (code, message in err) == (2, True)
-        assert "copy its sweep file and change the name" in " ".join(err.split())
+        assert "copy your own sweep file, and change the name" in " ".join(err.split())
     code, out, err = run("status")
     assert (code, out.count("smoke"), message in err) == (2, 1, True)
 

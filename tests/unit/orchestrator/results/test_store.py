@@ -319,6 +319,16 @@ def test_a_damaged_store_id_is_refused_with_the_hint(tmp_path, damage):
         store.store_id(create=True)
 
 
+def test_a_deleted_store_id_is_written_again_by_the_run_that_knows_it(tmp_path):
+    store = ResultStore(str(tmp_path))
+    store.keep_id()
+    assert store.store_id() is None  # a store without an id gets none
+    store_id = store.store_id(create=True)
+    (tmp_path / "store.json").unlink()
+    store.keep_id()
+    assert ResultStore(str(tmp_path)).store_id() == store_id
+
+
 @pytest.mark.parametrize("damage", [*DAMAGES][1:-2])
 def test_damaged_progress_of_a_running_driver_is_ignored(root, damage):
     workspace = Workspace.open("smoke", root)

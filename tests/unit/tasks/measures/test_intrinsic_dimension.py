@@ -71,12 +71,6 @@ class TestTwoNN:
         assert record.details["discard_fraction"] == discard_fraction
         assert f"{discard_fraction:g} of the largest ratios" in record.convention
 
-    def test_an_unknown_parameter_is_refused(self, points):
-        with pytest.raises(
-            ConfigError, match=r"Unknown parameter 'discard' of twonn.*Did you mean"
-        ):
-            estimate_one("twonn", table_of(points), parameters={"twonn": {"discard": 0.2}})
-
     def test_the_row_has_the_fraction_of_facco(self, points):
         record = estimate_one("twonn", table_of(points))
         assert record.value == pytest.approx(reference.twonn(points, 0.1), rel=1e-5)

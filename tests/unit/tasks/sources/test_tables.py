@@ -82,6 +82,17 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
         {},
         "Add this column. Did you mean 'img_name'\\?",
     ),
+    "no path, and no similar column": (
+        "age,stage,label\n1,2,1\n",
+        {},
+        "Add this column. If it has another name",
+    ),
+    "no path, and a column that the user names": (
+        "path,stage\ncat/0.png,2\n",
+        {"label_columns": ("group",)},
+        "the table has no column 'group' among path, stage. Add this column. If it has another name, "
+        "rename it to 'group'\\.$",
+    ),
     **{
         f"two columns {name}": (
             f"path,label,{name},{name}\ncat/0.png,1,2,2\n",
