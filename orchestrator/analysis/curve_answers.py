@@ -294,10 +294,8 @@ class CurveAnswer:
             return f"{self._fall()} {PRIOR_DECIDES} {self._score()}"
         if self._prior_decides():
             first, last = self._point_text(self.points[0]), self._point_text(self.points[-1])
-            little = (
-                f"Your {METRIC_WORDS[self.question.metric]} improves only from {first} to {last}"
-            )
-            return f"{little} images. {PRIOR_DECIDES} {self._score()} {self._shape()}"
+            measured = f"Your {METRIC_WORDS[self.question.metric]} improves from {first} to {last}"
+            return f"{measured} images. {PRIOR_DECIDES} {self._score()} {self._shape()}"
         return f"{self._score()} {self._shape()}"
 
     @property

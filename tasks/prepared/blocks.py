@@ -199,21 +199,24 @@ def reading_order(request: RawRequest, items: Sequence[Item]) -> Rows | None:
         items of each compressed tar, in the order of the tar. None if no compressed tar
         contains several items.
     """
-    # A tar, as the archives that contain each other -> index of an item -> its member of the tar.
-    members_by_tar: defaultdict[tuple[str, ...], dict[int, str]] = defaultdict(dict)
+    # A tar may be inside other archives. Its key lists them, the outermost first, and itself last.
+    items_by_tar: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
+    member_of_item: dict[int, str] = {}
     for index, item in enumerate(items):
         *archives, member = split_locator(item.locator)
         if archives and archives[-1].lower().endswith(PACKED_TARS):
-            members_by_tar[tuple(archives)][index] = member
+            items_by_tar[tuple(archives)].append(index)
+            member_of_item[index] = member
     tar_items: list[int] = []
-    for (file, *inner), member_by_item in sorted(members_by_tar.items()):
-        if len(member_by_item) > 1:
-            with suppress(RefusedArchive):
-                tar = open_archive(request.base() / file, tuple(inner))
-                positions = {member: position for position, member in enumerate(tar.members())}
-                tar_items += sorted(
-                    member_by_item, key=lambda item: positions.get(member_by_item[item], 0)
-                )
+    for archives_of_tar, item_indices in sorted(items_by_tar.items()):
+        if len(item_indices) == 1:
+            continue
+        outermost, *inner_archives = archives_of_tar
+        with suppress(RefusedArchive):
+            tar = open_archive(request.base() / outermost, tuple(inner_archives))
+            positions = {member: position for position, member in enumerate(tar.members())}
+            item_indices.sort(key=lambda index: positions.get(member_of_item[index], 0))
+            tar_items += item_indices
     if not tar_items:
         return None
     other_items = np.setdiff1d(np.arange(len(items)), tar_items)

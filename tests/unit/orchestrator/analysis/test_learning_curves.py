@@ -407,7 +407,7 @@ def test_scores_that_do_not_improve_get_a_remark():
 def test_a_prediction_far_above_the_measured_rate_names_its_source():
     question = CurveQuestion("accuracy")
     slow = answer(curve_points([100, 200, 400], [0.72, 0.73, 0.74]), "net", question)
-    start = "  Your accuracy improves only from 0.72 at 100 to 0.74 at 400 images. "
+    start = "  Your accuracy improves from 0.72 at 100 to 0.74 at 400 images. "
     assert slow.lines()[1].startswith(start + PRIOR_DECIDES)
     usual = answer(curve_points([100, 200, 400], [0.6, 0.68, 0.74]), "net", question)
     assert PRIOR_DECIDES not in usual.lines()[1]
