@@ -132,7 +132,9 @@ class Bench:
         return torch.cuda.memory_reserved(self.device) if self.on_gpu else 0
 
     def run_in_share(self, work: Callable[[], object], share: float | None = None) -> str:
-        """Run ``work`` within a share of the GPU; return the kind of its failure, or empty."""
+        """Run ``work`` within a share of the GPU. Return the kind of its failure, or an empty
+        text.
+        """
         try:
             with self.as_trials(share):
                 work()
@@ -173,7 +175,7 @@ class Bench:
         graphs: bool,
         sample_load: Callable[[], object] = lambda: None,
     ) -> list[float]:
-        """Train for ``duration_s`` seconds or more; return the mean seconds of a step per epoch.
+        """Train for ``duration_s`` seconds or more. Return the mean seconds of a step per epoch.
 
         All batches are full, and the first epochs are ignored.
 

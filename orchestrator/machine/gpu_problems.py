@@ -43,7 +43,7 @@ class Problem:
 
 
 def describe_gpus(num_gpus: float, *, is_private: bool) -> list[NodeGpus]:
-    """Return the GPUs of every node with GPUs; empty if GPUs are only for scheduling.
+    """Return the GPUs of every node with GPUs, or an empty list if GPUs are only for scheduling.
 
     Args:
         num_gpus: number of GPUs that Ray assigns on a private cluster.
@@ -175,7 +175,8 @@ def gpu_problems(
     Args:
         node: the node and its GPUs.
         share: largest share of a GPU that a trial gets.
-        needed_bytes: free memory that a trial with a whole GPU needs; 0 checks no memory.
+        needed_bytes: free memory that a trial with a whole GPU needs. 0 means that the memory is
+            not checked.
     """
     prefix = f"node {node.node}"
     if node.error:

@@ -34,8 +34,8 @@ class ProgramOutput:
     """The output of a program.
 
     Attributes:
-        output: standard output of the program; empty if it failed.
-        error: reason of the failure, in one line; empty if the program succeeded.
+        output: standard output of the program, or an empty text if it failed.
+        error: reason of the failure, in one line, or an empty text if the program succeeded.
         timed_out: True if the program did not end in time.
         partial_output: standard output of a program that failed.
     """
@@ -152,7 +152,9 @@ def _ignores_sigchld() -> bool:
 
 
 def kill_process(process: subprocess.Popen[str]) -> bool:
-    """Kill a process; return whether it ended. A process that waits in a driver does not end."""
+    """Kill a process. Return whether the process ended. A process that waits in a driver does not
+    end.
+    """
     process.kill()
     try:
         process.wait(KILLED_WITHIN_S)
@@ -193,7 +195,7 @@ class ProcessState(NamedTuple):
 
 
 def process_state(pid: int) -> ProcessState | None:
-    """Return the state of a process; None if the process has ended."""
+    """Return the state of a process, or None if the process has ended."""
     with contextlib.suppress(OSError):
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         # The name of the program is in parentheses. It may contain spaces and parentheses.

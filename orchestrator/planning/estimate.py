@@ -41,8 +41,8 @@ def estimate(
     Args:
         trials: The remaining trials.
         measured_trials: Finished trials of the sweep.
-        gpu: The kind of GPU to plan for. None for CPUs only.
-        num_gpus: Number of GPUs. None for the number that one trial needs.
+        gpu: The kind of GPU to plan for. None means CPUs only.
+        num_gpus: Number of GPUs. None means the number that one trial needs.
         share: Share of a GPU that the sweep sets for each trial. None or 0 for the share that
             each trial is predicted to need.
         num_cpus: Number of CPU cores that trials share if there is no GPU.

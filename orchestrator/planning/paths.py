@@ -93,8 +93,8 @@ class RootPaths:
         """Return the paths of a root without creating anything.
 
         Args:
-            root: The root. None for ``$ISWEEP_ROOT`` or, if that is not set,
-                ``./isweep-root``.
+            root: The root. None means ``$ISWEEP_ROOT``, or ``./isweep-root`` if the variable is not
+                set.
 
         Raises:
             ConfigError: The root is a file.

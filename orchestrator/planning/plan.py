@@ -275,7 +275,7 @@ def _subsets(sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec) -> l
 def _class_pairs(
     sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec
 ) -> tuple[ClassPair | None, ...]:
-    """Return the class pairs of a dataset. None stands for all classes at once."""
+    """Return the class pairs of a dataset. The pair None means all classes at once."""
     pairs: tuple[ClassPair | None, ...] = dataset.class_pairs or (None,)
     if choice.class_pairs is not None:
         pairs = tuple(_indices(pair, dataset) for pair in choice.class_pairs) or (None,)

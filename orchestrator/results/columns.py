@@ -33,7 +33,7 @@ class Column:
         meaning: Meaning of its values.
         unit: Unit of its values. A dash means no unit.
         kind: Type of its values.
-        origin: Origin of its values. None for a column that isweep does not define.
+        origin: Origin of its values, or None if isweep does not define the column.
     """
 
     name: str

@@ -37,8 +37,8 @@ def free_port(requested: int | None = None) -> int:
     """Return a free port of this machine.
 
     Args:
-        requested: The port to use. None for MLflow's default port or, if it is in use, any
-            port.
+        requested: The port to use. None means MLflow's default port, or any free port if the
+            default port is in use.
 
     Raises:
         SetupError: The requested port is in use.

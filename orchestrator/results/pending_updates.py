@@ -49,7 +49,7 @@ class SweepReport:
 
     Attributes:
         numbers: Final numbers of the sweep, by name.
-        folder: Folder of the report. None without a report.
+        folder: Folder of the report, or None if there is no report.
     """
 
     numbers: Mapping[str, float]

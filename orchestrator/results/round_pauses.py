@@ -22,8 +22,8 @@ class RoundPauses:
     Attributes:
         next_pause_s: Length of the pause before the next round, in seconds.
         starts_at_once: True if the next round starts at once, because another thread waits for it.
-        failing_since: Monotonic time of the first failure since the last progress, in seconds.
-            None if MLflow answers.
+        failing_since: Monotonic time of the first failure since the last progress, in seconds. The
+            value is None if MLflow answers.
     """
 
     next_pause_s: float = 0.0
@@ -57,7 +57,7 @@ class RoundPauses:
         self.failing_since = None
 
     def failing_s(self, now: float) -> float:
-        """Return for how many seconds MLflow has failed; 0 if it answers."""
+        """Return for how many seconds MLflow has failed, or 0 if it answers."""
         if self.failing_since is None:
             return 0.0
         return now - self.failing_since

@@ -202,7 +202,7 @@ class ResultStore:
 
     @property
     def lock(self) -> Path | None:
-        """Lock file that the driver of this store locks. None for an object store."""
+        """Lock file that the driver of this store locks, or None for an object store."""
         if isinstance(self._files, Folder):
             return Path(self._files.base) / "driver.lock"
         return None
@@ -211,10 +211,10 @@ class ResultStore:
         """Return the id of this store, which does not change if the store is moved.
 
         Args:
-            create: True to create the id if it does not exist.
+            create: If True, create the id if it does not exist.
 
         Returns:
-            The id. None if it does not exist.
+            The id, or None if it does not exist.
         """
         path = self._path("store.json")
         try:
@@ -340,7 +340,7 @@ class ResultStore:
         Args:
             trial_id: Id of the trial.
             event: The event.
-            attempt_log: Complete log of the attempt. Empty if the attempt has not ended.
+            attempt_log: Complete log of the attempt, or an empty text if the attempt has not ended.
         """
         try:
             earlier = []

@@ -34,7 +34,8 @@ class ArrayCache:
         load: reads an array by its key.
         max_bytes: space for arrays in bytes; arrays of running trials may exceed it.
         actor: handle of :class:`~orchestrator.running.actors.IsweepArrays`.
-        num_uses: number of trials by key; None if unknown, so that no array is dropped early.
+        num_uses: number of trials by key, or None if it is unknown. If it is None, no array is
+            dropped early.
         end: function that is called after all arrays were dropped.
     """
 

@@ -62,7 +62,7 @@ class Backend(Protocol):
         """Return the report of a failed trial, or the reason why its worker died without one."""
 
     def killer_of(self, trial: Any) -> Callable[[], object] | None:
-        """Return a function that kills a trial's process; None if the trial has no process."""
+        """Return a function that kills a trial's process, or None if the trial has no process."""
 
     def eligible_nodes(self, failure: TrialFailure) -> set[str]:
         """Return the addresses of nodes that could run a trial which failed because of its node."""

@@ -177,7 +177,8 @@ class Outcomes:
             failure: why the attempt failed.
             process_ended: True if the worker's process has died, or must not be used again.
             log_text: log of the attempt.
-            gpu_name: the driver's name of the GPU on which it failed; empty if unknown.
+            gpu_name: the driver's name of the GPU on which the attempt failed, or an empty text if
+                it is unknown.
         """
         trial = self._source.trials[trial_id]
         verdict = self.resources.failed(trial, failure, gpu_name)

@@ -158,7 +158,9 @@ def print_gpus() -> None:
 
 
 def _held_in_slice() -> int:
-    """Return the bytes of memory that are used in this process's slice (MIG); 0 if unknown."""
+    """Return the bytes of memory that are used in this process's slice (MIG), or 0 if this is
+    unknown.
+    """
     from tasks.trials.isolation import NvmlGpu
 
     first = (visible_gpus() or [""])[0]

@@ -18,7 +18,7 @@ class Mistake:
     """A mistake in a launch file.
 
     Attributes:
-        place: key in the file, with dots; empty if the problem concerns the whole file.
+        place: key in the file, with dots, or an empty text if the problem concerns the whole file.
         problem: what is wrong there.
         hint: what the user can do.
     """

@@ -154,7 +154,7 @@ def gpu_model_from_driver(
         name: Name of the GPU, as the driver reports it.
         memory_gib: Memory that the driver reports, GiB.
         capability: CUDA compute capability.
-        processors: Number of streaming multiprocessors. 0 if unknown.
+        processors: Number of streaming multiprocessors, or 0 if it is unknown.
         checks: Measured rates by the name that the driver reports, see
             :func:`orchestrator.planning.costs.gpu_checks.read_checks`. They replace
             the rates of the table.

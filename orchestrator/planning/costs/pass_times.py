@@ -43,7 +43,8 @@ def pass_time(cost: PassCost, gpu: GpuModel, *, interval: float, half: bool = Tr
         cost: The kernels of the pass.
         gpu: The GPU, on which nothing else runs.
         interval: Smallest number of seconds between the starts of two kernels.
-        half: True for matrix products in 16 bits. False for float32 without TensorFloat-32.
+        half: True if matrix products are in 16 bits, False if they are in float32 without
+            TensorFloat-32.
     """
     if half:
         flops_per_s = 1e12 * gpu.half_tflops * gpu.compute_efficiency

@@ -67,7 +67,7 @@ class MemoryLevels:
             requests.
         networks_without_graphs: networks whose steps cannot be captured as CUDA graphs, by
             :func:`network_key`. The caller may add networks later.
-        min_share: least share of a GPU that a trial on a GPU requests; 0 until the run abandons
+        min_share: least share of a GPU that a trial on a GPU requests, or 0 until the run abandons
             NVIDIA's MPS.
     """
 
@@ -95,7 +95,8 @@ class MemoryLevels:
 
         Returns:
             The lowest level above ``level`` whose request is not ``tried``. It may be above the
-            last level, with the request of the last level. None if there is no such level.
+            last level, with the request of the last level. The value is None if there is no such
+            level.
         """
         requests = self._requests(trial)
         last_level = len(requests) - 1
@@ -131,7 +132,7 @@ class MemoryLevels:
         return [self._with_later_changes(trial, request) for request in requests]
 
     def _next_request(self, trial: TrialSpec, request: Resources) -> Resources | None:
-        """Return the request that follows ``request``; None if there is no further level."""
+        """Return the request that follows ``request``, or None if there is no further level."""
         if request.num_gpus and not is_whole_gpu(request):
             return replace(request, num_gpus=min(1.0, 2 * request.num_gpus))
         if request.num_gpus and _uses_graphs(trial, request):

@@ -120,7 +120,7 @@ class NodeHealth:
             node: address of the node on which the trial failed.
             failure: why the trial failed.
             eligible: addresses of all nodes that could run the trial.
-            gpus: the trial's ``CUDA_VISIBLE_DEVICES``; empty if it is unknown.
+            gpus: the trial's value of ``CUDA_VISIBLE_DEVICES``, or an empty text if it is unknown.
             started_s: monotonic time of the attempt's start in seconds; infinite if unknown.
 
         Raises:

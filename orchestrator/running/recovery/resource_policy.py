@@ -160,7 +160,8 @@ class ResourcePolicy:
         Args:
             trial: the trial that failed.
             failure: why it failed.
-            gpu_name: the driver's name of the GPU on which it failed; empty if unknown.
+            gpu_name: the driver's name of the GPU on which the attempt failed, or an empty text if
+                it is unknown.
 
         Returns:
             Whether a further attempt can succeed. If it cannot, the verdict has a hint.
@@ -184,7 +185,7 @@ class ResourcePolicy:
         return max(own_level, self._network(trial).start_level)
 
     def _next_level(self, trial: TrialSpec) -> int | None:
-        """Return the next level that changes a trial's last request; None if there is none."""
+        """Return the next level that changes a trial's last request, or None if there is none."""
         last = self.last_requests[trial.trial_id]
         return self._levels.next_level(trial, last.level, last.resources)
 

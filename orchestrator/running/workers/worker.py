@@ -66,8 +66,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             config: configuration of the Tune trial, which contains the assignment.
             perform: function that trains or measures.
             arrays: actor that returns references of images.
-            files: stores weights, predictions and checkpoints; None stores none.
-            messages: sends messages to the driver; None sends none.
+            files: stores weights, predictions and checkpoints. None means that nothing is stored.
+            messages: sends messages to the driver. None means that nothing is sent.
             code: source of user-defined networks by relative path.
             pretrained: weights that networks start from, by :attr:`ModelSpec.pretrained_key`.
         """
@@ -139,7 +139,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         return {DONE: True, REPORT: report.text()}
 
     def _run(self, started_at: float) -> TrialReport:
-        """Run the trial; return its report without the fields that ``step`` adds."""
+        """Run the trial. Return its report without the fields that ``step`` adds."""
         assignment = self.assignment
         resources = assignment.resources
         network = assignment.spec.network
