@@ -70,8 +70,8 @@ class Outcome:
 
     Attributes:
         ok: True if the check succeeded.
-        detail: what the check detected, as text.
-        fix: what the user can do if the check failed; may be empty.
+        detail: result of the check, as text.
+        fix: advice for the user if the check failed. The text may be empty.
     """
 
     ok: bool

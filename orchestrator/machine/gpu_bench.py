@@ -182,7 +182,7 @@ class Bench:
         Args:
             model: name of the network.
             duration_s: least sum of the seconds of all measured epochs.
-            graphs: whether steps are captured as graphs.
+            graphs: True if steps are captured as graphs.
             sample_load: runs in a thread after half of the duration. The training goes on until
                 this function returns, so the GPU computes all the time.
         """
@@ -218,7 +218,7 @@ class Bench:
             model: name of the network.
             duration_s: length of the period in seconds.
             wait_for_start: called after the first epochs; the period starts when it returns.
-            graphs: whether steps are captured as graphs.
+            graphs: True if steps are captured as graphs.
         """
         epoch_ends: list[float] = []
 

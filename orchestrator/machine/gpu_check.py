@@ -50,7 +50,8 @@ PART_TIMEOUT_S = 600.0
 """Seconds that a part of the check may take, besides its networks or trials."""
 NETWORK_TIMEOUT_S = 120.0
 """Seconds that a part may take in addition for each network. On a slow GPU (T4), which computes in
-float32, we predict about 600 s for all step times, of which each build of a VGG takes 4 to 5 s."""
+float32, we predict about 600 s for all step times. Each build of a VGG takes 4 to 5 s of this
+time."""
 PAIR_TIMEOUT_S = 300.0
 """Seconds that processes which are measured together may take, from their start to their end. On a
 slow GPU (T4), which computes in float32, we predict about 150 s for four VGGs."""
@@ -476,9 +477,9 @@ def devices(number: str | None) -> list[Gpu | None]:
 def main() -> None:
     """Run one part of the GPU check in this process, and print its result as JSON.
 
-    The arguments of the command line are the name of the part, the device, the names of the
-    networks with CUDA graphs (separated by commas), and the arguments of :func:`rate` if this is
-    the part.
+    The arguments of the command line are the name of the part, the device, and the names of the
+    networks with CUDA graphs, separated by commas. If the part is :func:`rate`, its arguments
+    follow.
     """
     # A program that was started in the background may ignore SIGINT, and its children too.
     signal.signal(signal.SIGINT, signal.default_int_handler)

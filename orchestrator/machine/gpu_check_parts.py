@@ -417,7 +417,7 @@ def memory(bench: Bench) -> Measurements:
         with bench.as_trials():
             _small_trial(bench, model, graphs=False)
             row["plain_peak_bytes"] = isolation.peak_bytes(bench.device)
-        # With plain steps: a capture that runs out of memory would end the process.
+        # The trial uses plain steps: a capture that runs out of memory would end the process.
         plain_trial = partial(_small_trial, bench, model, graphs=False)
         row |= smallest_share(partial(bench.run_in_share, plain_trial), bench.share_of(1.25 * peak))
         yield model, row
@@ -600,9 +600,7 @@ def _sharing(pairs: Mapping[str, Any]) -> Measurements:
 
 
 def _smallest_gain(rows: Mapping[str, Any]) -> float | None:
-    """Return the smallest gain of two trials over one among all networks, or None if no network has
-    a gain.
-    """
+    """Return the smallest gain of two trials over one, or None if no network was measured."""
     return min((row["gain"] for row in rows.values() if "gain" in row), default=None)
 
 

@@ -61,11 +61,11 @@ LIBRARY_ERRORS = (
     LibraryError(
         "CaptureError", "", FailureKind.DEVICE_ERROR, ends_process=True, capture_failed=True
     ),
-    # The machine's memory.
+    # Errors for which the machine's memory ran out.
     LibraryError("MemoryError", "", FailureKind.OUT_OF_MEMORY, memory="machine"),
     # Ray kills a worker if memory is short.
     LibraryError(LOST_WORKER, "running low on memory", FailureKind.OUT_OF_MEMORY, memory="machine"),
-    # A GPU's memory; the process can continue.
+    # Errors for which a GPU's memory ran out, after which the process can continue.
     _gpu_memory("OutOfMemoryError", "", ends_process=False),  # PyTorch's allocator
     # Usually, there is no room for cuDNN's workspace: pytorch#108645.
     LibraryError(
@@ -92,7 +92,7 @@ LIBRARY_ERRORS = (
     _gpu_memory("RuntimeError", "CUDA driver error: out of memory", ends_process=True),
     # hipErrorOutOfMemory
     _gpu_memory("RuntimeError", "HIP error: out of memory", ends_process=True),
-    # A failed GPU.
+    # Errors for which the GPU failed.
     _lost_device("DeferredCudaCallError", ""),
     # The trial's own code may be the cause, for example with a label outside the classes.
     LibraryError("RuntimeError", "device-side assert", FailureKind.DEVICE_ERROR, ends_process=True),

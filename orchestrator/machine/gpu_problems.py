@@ -34,8 +34,8 @@ class Problem:
     """A problem with a node.
 
     Attributes:
-        text: what is wrong, and where.
-        hint: what the user can do.
+        text: description of the problem and of its place.
+        hint: advice for the user.
     """
 
     text: str
@@ -47,7 +47,7 @@ def describe_gpus(num_gpus: float, *, is_private: bool) -> list[NodeGpus]:
 
     Args:
         num_gpus: number of GPUs that Ray assigns on a private cluster.
-        is_private: whether the cluster is private, so that this machine is its only node.
+        is_private: True if the cluster is private, so that this machine is its only node.
     """
     if gpus_are_simulated():
         return []
@@ -104,7 +104,7 @@ def check_gpus_fit(
         nodes: nodes with their GPUs.
         trials: trials of the sweep.
         share: largest share of a GPU that a trial gets.
-        alone: whether no trials of isweep run there yet, so that all used memory belongs to others.
+        alone: True if no trials of isweep run there yet, so that all used memory belongs to others.
 
     Raises:
         SetupError: a GPU cannot be used, or has too little free memory.

@@ -128,7 +128,7 @@ class _LockFile:
         self._open_files: list[TextIO] = []
         """The locked file, after the deleted ones. Two threads use the list."""
         self._mutex = threading.Lock()
-        """Held while a file is added or all are closed."""
+        """Lock that is held while a file is added or all files are closed."""
 
     def take(self) -> None:
         """Lock the file at the path.
@@ -326,7 +326,7 @@ class Lease:
         self._url = url if isinstance(url, str) else url.base
         self._path = posixpath.join(self._files.base, LEASE_FILE)
         self._token = secrets.token_hex(8)
-        """Identifies this driver in the lease's file."""
+        """Random text that identifies this driver in the lease's file."""
         self._num_writes = 0
         self._tag = ""
         """Tag of the version that this driver wrote last."""
@@ -339,7 +339,7 @@ class Lease:
             "since": time.strftime("%F %T"),
         }
         self._write_lock = clock.condition()
-        """Held during a renewal, so that none is under way when the lease is deleted."""
+        """Lock that is held during a renewal, so that no renewal runs when the lease is deleted."""
         self._silent_since: float | None = None
         """Time of the first renewal to which the storage gave no answer; None if it answers."""
         self.watch = Watch("lease", RENEW_EVERY_S, self._renew, clock, interrupt)

@@ -44,8 +44,7 @@ def why_no_mps(
     trials: Collection[TrialSpec],
     checks: Mapping[str, Mapping[str, Any]],
 ) -> str:
-    """Return the reason why a private cluster must not start MPS, or an empty text if it may start
-    MPS.
+    """Return the reason why a private cluster must not start MPS, or an empty text if it may.
 
     Args:
         nodes: this machine with its GPUs, or an empty list if trials run on CPUs.

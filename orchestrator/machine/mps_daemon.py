@@ -53,7 +53,7 @@ QUIT_AT_END_OF_INPUT = f"read -r _; echo 'quit -t 10' | {CONTROL}"
 """Shell command that waits for the end of its standard input, and then ends the daemon. MPS waits
 up to 10 s for the end of its clients."""
 QUIT_TIMEOUT_S = 20.0
-"""Seconds that the daemon may take to end; it ends its servers by force after 10 s."""
+"""Seconds that the daemon may take to end. The daemon ends its servers by force after 10 s."""
 
 
 def mps_runs() -> bool:

@@ -1,4 +1,4 @@
-"""Running other programs, which may be missing, fail or hang.
+"""Run other programs, which may be missing, fail or hang.
 
 A program that waits in the kernel cannot be killed. This happens to ``nvidia-smi`` with a broken
 driver. Such a process stays, and this process and its children do not start the program again.
@@ -152,9 +152,7 @@ def _ignores_sigchld() -> bool:
 
 
 def kill_process(process: subprocess.Popen[str]) -> bool:
-    """Kill a process. Return whether the process ended. A process that waits in a driver does not
-    end.
-    """
+    """Kill a process, and return whether it ended: a process that waits in a driver stays."""
     process.kill()
     try:
         process.wait(KILLED_WITHIN_S)
@@ -179,7 +177,7 @@ def environment(**variables: str) -> Iterator[None]:
 
 
 class ProcessState(NamedTuple):
-    """What the kernel reports about a process.
+    """The state of a process, as the kernel reports it.
 
     Attributes:
         pid: process id.

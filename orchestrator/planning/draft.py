@@ -44,7 +44,7 @@ MIN_TRAINED = 8
 NUM_TRAIN_SIZES = 4
 """Number of train sizes if there are enough images. Each is about half of the next."""
 SEEDS = (0, 1, 2)
-"""Three seeds are the fewest with which the report gives intervals over seeds."""
+"""Seeds of the sweep. The report gives intervals over seeds only for three seeds or more."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def draft_sweep(
 ) -> str:
     """Return the text of a sweep file for your own images, or for digits.
 
-    Only a few images are opened. Of all other images only the names are listed.
+    Only a few images are opened. All other images are only listed by name.
 
     Args:
         source: Path of your own images. None means the dataset digits.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from search_spaces.specs import PreparedSpec
 
 DEFAULT_ROOT = "isweep-root"
-"""The root if neither ``--root`` nor ``ISWEEP_ROOT`` is set; relative to the working
+"""The root if neither ``--root`` nor ``ISWEEP_ROOT`` is set. It is relative to the working
 directory."""
 
 

@@ -280,7 +280,7 @@ def _class_pairs(
     if choice.class_pairs is not None:
         pairs = tuple(_indices(pair, dataset) for pair in choice.class_pairs) or (None,)
     elif "redrawn_class_pairs" in sweep.all_faults:
-        # One pair as a placeholder; _redrawn replaces it by the pair of each trial.
+        # This pair is a placeholder. _redrawn replaces it by the pair of each trial.
         pairs = pairs[:1]
     _check_pairs([pair for pair in pairs if pair], dataset)
     return pairs

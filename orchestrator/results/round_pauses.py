@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GATHER_S = 1.0
-"""Seconds during which updates are collected, so that many trials need few requests."""
+"""Seconds during which updates are collected, so that many trials cause only few requests."""
 FIRST_PAUSE_S = 0.05
 """Seconds before the first retry. If only one reply was lost, the retry succeeds."""
 MAX_PAUSE_S = 15.0

@@ -1,7 +1,7 @@
 """The result store of a sweep: one JSON file with a checksum per finished trial or measure.
 
-A file is used only if its checksum is correct, if it is in the folder of its id, and if this
-version of isweep can read its schema version. Only the driver writes records. A record is
+A file is used only under three conditions. Its checksum is correct. It is in the folder of its id.
+This version of isweep can read its schema version. Only the driver writes records. A record is
 replaced completely or not at all; see :mod:`.storage`.
 """
 

@@ -176,7 +176,7 @@ class Tracker:
         if not isinstance(update, EndTrials):
             self._sender.start()
 
-    # Waits for MLflow.
+    # The methods below are for waits, and for the end of the command.
 
     @property
     def num_unsent_updates(self) -> int:

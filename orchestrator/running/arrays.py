@@ -26,9 +26,9 @@ class ArrayCache:
     stores an array when the first trial that needs the array starts. The driver drops an array
     when no remaining trial needs it, or when other arrays need the space.
 
-    Workers get the reference of an array from an actor, because the array may not be stored
-    yet when a trial is assigned to its worker. If the actor dies, Ray starts the actor again
-    without references. The driver then sends all references again.
+    Workers get the reference of an array from an actor. When a trial is assigned to its worker, the
+    array may not be stored yet. If the actor dies, Ray starts the actor again without references.
+    The driver then sends all references again.
 
     Args:
         load: reads an array by its key.

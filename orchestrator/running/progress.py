@@ -364,7 +364,7 @@ class Progress:
         )
 
     def save(self) -> None:
-        """Write the state to the run's file; log an error of writing without raising it."""
+        """Write the state to the run's file. An error of writing is logged, but not raised."""
         if self.path is None:
             return
         self._saved_at = time.monotonic()

@@ -102,7 +102,7 @@ def run_sweep(
     Args:
         source: the name of a preset, the path or content of a sweep file, or the name of a
             sweep in the root.
-        options: where and how to run.
+        options: options that decide where and how the command runs.
         progress: shows progress. None means that nothing is shown.
         changes: values by dotted key that replace values of the sweep.
 

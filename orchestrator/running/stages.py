@@ -55,7 +55,7 @@ class SweepCommand:
     Attributes:
         purpose: the command as text for people.
         workspace: the sweep's plan and folders.
-        options: where and how to run.
+        options: options that decide where and how the command runs.
         monitor: shows progress.
         stack: closes the command's resources at its end.
         local_gpus: the GPUs of this machine, for a private cluster. The list is empty before

@@ -61,7 +61,7 @@ def driver_hint(
         cuda: CUDA version that torch was built for. A torch without CUDA has None or an empty text.
         reason: torch's message about why it can use no GPU.
         capability: compute capability of the GPU, or 0 if it is unknown.
-        is_wsl: whether Linux runs inside Windows (WSL).
+        is_wsl: True if Linux runs inside Windows (WSL).
     """
     for words, hint in HINTS_BY_WORDS.items():
         if words in reason:

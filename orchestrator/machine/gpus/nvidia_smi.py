@@ -1,4 +1,5 @@
-"""What NVIDIA's driver reports about this machine: by ``nvidia-smi``, and by files of the kernel.
+"""Facts about this machine that NVIDIA's driver reports, through ``nvidia-smi`` and files of the
+kernel.
 
 ``nvidia-smi`` answers quickly, and it reports the memory that all processes use.
 """

@@ -65,13 +65,14 @@ class NodeGpus:
             compute at the same time.
         visible: the value of ``CUDA_VISIBLE_DEVICES`` with which Ray was started on the node, or an
             empty text if the variable was empty or not set.
-        slices: UUIDs of all slices (MIG) and undivided GPUs, if torch reaches a slice; else empty.
+        slices: UUIDs of all slices (MIG) and undivided GPUs. The list is empty if torch reaches no
+            slice.
         is_wsl: True if Linux runs inside Windows (WSL), whose driver the GPUs use.
         num_ray_gpus: number of GPUs that Ray assigns on the node.
         logical: True if the node's GPUs are for scheduling only (for tests, see
             ``ISWEEP_LOGICAL_GPUS``).
-        torch_message: torch's message if torch can use no GPU; otherwise empty.
-        error: why the process with torch failed, or an empty text if the process succeeded.
+        torch_message: torch's message if torch can use no GPU, otherwise an empty text.
+        error: reason for the failure of the process with torch, or an empty text if the process succeeded.
     """
 
     node: str

@@ -128,8 +128,8 @@ def _from_nvidia_smi(rows: list[_SmiRow], ids: list[str] | None) -> list[Gpu] | 
 
 
 def _gpu_with_id(gpus: list[Gpu], gpu_id: str) -> Gpu | None:
-    """Return the GPU with a number, or with a UUID that begins with ``gpu_id``, or None if there is
-    no such GPU.
+    """Return the GPU with this number, or with a UUID that begins with ``gpu_id``. If there is no
+    such GPU, return None.
     """
     if gpu_id.isdigit():
         number = int(gpu_id)

@@ -19,8 +19,8 @@ class Mistake:
 
     Attributes:
         place: key in the file, with dots, or an empty text if the problem concerns the whole file.
-        problem: what is wrong there.
-        hint: what the user can do.
+        problem: description of the mistake at this place.
+        hint: advice for the user.
     """
 
     place: str

@@ -107,9 +107,7 @@ class TrainingComparison:
 
     @property
     def problem(self) -> str:
-        """Text about a difference between graphs and plain steps, or an empty text if there is
-        none.
-        """
+        """Text about a difference between graphs and plain steps, or an empty text without one."""
         if self.weights is None:
             # The training draws random numbers, so only the losses can be compared.
             largest_allowed = max(DROPOUT_LOSS_TOLERANCE, RANDOM_NOISE_FACTOR * self.losses.noise)

@@ -229,8 +229,7 @@ def run_in_separate_process(case: Case) -> dict[str, Any]:
 
 
 def _last_verdict(output: str) -> dict[str, Any]:
-    """Return the last verdict that the process of a self-test printed, or an empty dict if it
-    printed no verdict.
+    """Return the last verdict that the process of a self-test printed, or an empty dict.
 
     The process may be killed while it prints a line, or a library may print more lines.
     """

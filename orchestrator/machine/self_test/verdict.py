@@ -52,7 +52,7 @@ class GraphResult:
 
 
 class PlainStepsCause(Enum):
-    """Why trials use plain steps instead of graphs."""
+    """The reason why trials use plain steps instead of graphs."""
 
     WRONG_GPU = auto()
     """The GPU computes wrongly, so no trial uses it at all."""

@@ -146,9 +146,9 @@ def gpu_model_from_driver(
 ) -> GpuModel:
     """Return the kind of a GPU from the data that its driver reports.
 
-    A GPU that is not in the table, for example a MIG slice, gets the rates per processor of
-    the slowest GPU with the same compute capability. If no GPU in the table has this
-    capability, the rates are those of the next lower capability in the table.
+    A GPU may be missing from the table, for example a MIG slice. It gets the rates per processor of
+    the slowest GPU with the same compute capability. If no GPU in the table has this capability,
+    the rates are those of the next lower capability in the table.
 
     Args:
         name: Name of the GPU, as the driver reports it.

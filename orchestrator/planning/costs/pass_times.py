@@ -15,9 +15,10 @@ from orchestrator.planning.costs.kernels import PassCost
 STREAM_EFFICIENCY = 0.85
 """Share of the bandwidth that long sequential reads and writes reach, as in an optimizer."""
 EAGER_INTERVAL_S = 10e-6
-"""Seconds between the starts of two kernels from Python. Assumed, not measured."""
+"""Seconds between the starts of two kernels from Python. This number is assumed, not measured."""
 GRAPH_INTERVAL_S = 3e-6
-"""Seconds between the starts of two kernels in a CUDA graph. Assumed, not measured."""
+"""Seconds between the starts of two kernels in a CUDA graph. This number is assumed, not
+measured."""
 SINGLE_EFFICIENCY = 0.7
 """Training is assumed to reach at least this share of the float32 rate. Float32 units come
 closer to the rate of their data sheet than tensor cores."""

@@ -45,7 +45,7 @@ def cause_on_gpu(
 
     Args:
         trial: the trial that failed.
-        failure: why it failed.
+        failure: description of the failed attempt.
         num_gpus: share of a GPU that the trial had, or its number of whole GPUs.
         gpu: the smallest GPU of the cluster, or None if it is unknown.
     """

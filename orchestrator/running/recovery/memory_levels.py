@@ -9,9 +9,9 @@ Each level changes the request of the level before:
 - The last levels halve the micro-batch, the images of one forward pass, if the batches may be
   split. Batches of fewer than 4 images are never split.
 
-If the sweep requests an amount of the machine's memory, every level from 1 on requests twice this
-amount, limited by the memory of the largest node. If a trial has no GPU, or if nothing else can
-change after level 0, level 1 changes only the machine's memory.
+The sweep may request an amount of the machine's memory. Then every level from 1 on requests twice
+this amount, limited by the memory of the largest node. If a trial has no GPU, or if nothing else
+can change after level 0, level 1 changes only the machine's memory.
 
 Later events may change the requests of some levels: a network loses its CUDA graphs, the run
 abandons NVIDIA's MPS, or the memory of the largest node changes. The number of levels stays
@@ -117,7 +117,7 @@ class MemoryLevels:
         return False
 
     def _requests(self, trial: TrialSpec) -> list[Resources]:
-        """Return the present requests of a trial by level: those of level 0, level 1, and so on."""
+        """Return the present requests of a trial, in the order of the levels from 0 on."""
         planned = self._planned_request(trial)
         memory_bytes = self._twice_the_memory(planned.memory_bytes)
         with_more_memory = replace(planned, memory_bytes=memory_bytes)

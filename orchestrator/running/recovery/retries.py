@@ -148,7 +148,7 @@ class Retries:
 
         Args:
             trial_id: id of the trial.
-            failure: why the attempt failed.
+            failure: description of the failed attempt.
             process_ended: True if the worker's process has died, or must not be used again.
             is_final: True if every further attempt would fail for the same reason.
         """

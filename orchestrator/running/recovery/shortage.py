@@ -37,7 +37,7 @@ class Advice(NamedTuple):
     Attributes:
         words: words of the provider's messages, in lower case, without spaces and underscores.
             The hint is for a message with one of these words.
-        hint: what the user can do.
+        hint: advice for the user.
     """
 
     words: tuple[str, ...]

@@ -99,14 +99,14 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         monotonic_start = time.monotonic()
         if self._messages is not None:
             self._messages.publish(WorkerLocation.here(trial_id))
-        # `top` and the dashboard's node page show this title until Ray restores its own.
-        # Private: if a Ray lacks this function, they show the name of the class.
+        # `top` and the dashboard's node page show this title until Ray restores its own. This
+        # function is private. If a version of Ray lacks it, they show the name of the class.
         getattr(ray._raylet, "setproctitle", lambda title: None)(f"ray::isweep {trial_id}")
         with recorded() as attempt_log:
             try:
                 self._check_code()
                 report = self._run(started_at)
-                # Again, because the trial imports further modules.
+                # The code is checked again, because the trial imports further modules.
                 self._check_code()
                 self._has_finished_a_trial = True
             except (Exception, SystemExit) as error:  # A user's network may raise SystemExit.
@@ -146,7 +146,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         data = self._images()
         device = trial_device.device_for(resources, network)
         if device.device == "cuda":
-            # Read before the training, because a failed GPU no longer answers.
+            # The GPU is read before the training, because a failed GPU no longer answers.
             gpu = torch_gpus.gpu_in_use()
             self._gpu_name = gpu.name
             self._gpu_uuid = gpu.uuid
