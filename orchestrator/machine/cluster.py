@@ -171,7 +171,7 @@ class Resources:
         num_gpus: share of a GPU, or number of GPUs. 0 means that the trial uses no GPU.
         memory_bytes: bytes of memory to request from Ray. 0 means that no memory is requested.
         fast: see :class:`~search_spaces.sweeps.ResourceSpec`.
-        micro_batch_policy: True if batches may be split, ``micro_batches`` of
+        micro_batch_policy: rule for splitting batches, see ``micro_batches`` of
             :class:`~search_spaces.sweeps.ResourceSpec`.
         micro_batch: largest number of images in a forward pass. None means whole batches.
         context_bytes: bytes of the CUDA context, which a share of a GPU contains besides tensors.

@@ -72,7 +72,7 @@ class NodeGpus:
         logical: True if the node's GPUs are for scheduling only (for tests, see
             ``ISWEEP_LOGICAL_GPUS``).
         torch_message: torch's message if torch can use no GPU, otherwise an empty text.
-        error: reason for the failure of the process with torch, or an empty text if the process succeeded.
+        error: reason why the process with torch failed, or an empty text if it succeeded.
     """
 
     node: str
