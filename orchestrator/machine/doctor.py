@@ -128,7 +128,7 @@ def run_checks(
 
 
 def _run_check(name: str, check: Callable[..., Outcome], *arguments: object) -> Check:
-    """Run a check, and return its outcome; a check that raises an exception has failed."""
+    """Run a check, and return its outcome. A check that raises an exception has failed."""
     try:
         outcome = check(*arguments)
     except SweepError as error:
@@ -341,7 +341,7 @@ def _wait_for_reports(references: Iterable[Any]) -> Iterator[tuple[Any, NodeRepo
 
 
 def _read_report(reference: Any) -> NodeReport:
-    """Return the report of a finished task, also if the task failed."""
+    """Return the report of a finished task, even if the task failed."""
     import ray
 
     try:

@@ -123,7 +123,7 @@ class Bench:
             yield
 
     def share_of(self, tensor_bytes: float) -> float:
-        """Return the share of the GPU that has ``tensor_bytes`` for tensors; at most 1."""
+        """Return the share of the GPU, at most 1, that has ``tensor_bytes`` for tensors."""
         total = torch.cuda.get_device_properties(self.device).total_memory
         return min(1.0, (CONTEXT_BYTES + tensor_bytes) / total)
 

@@ -163,7 +163,9 @@ def kill_process(process: subprocess.Popen[str]) -> bool:
 
 @contextlib.contextmanager
 def environment(**variables: str) -> Iterator[None]:
-    """Set environment variables during a block, also for processes that start in the block."""
+    """Set environment variables during a block, for this process and for processes that start in
+    the block.
+    """
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

@@ -62,7 +62,7 @@ class Attempts:
         return self._attempts[trial_id]
 
     def begin(self, trial_id: str) -> None:
-        """Count a new attempt at a trial; it has no location yet."""
+        """Count a new attempt at a trial. The attempt has no location yet."""
         self._attempts[trial_id] = Attempt(self.of(trial_id).number + 1)
 
     def log_event(self, trial_id: str, kind: EventKind, text: str = "", log_text: str = "") -> None:

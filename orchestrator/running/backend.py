@@ -87,7 +87,7 @@ class Backend(Protocol):
 
 
 class TuneBackend:
-    """Ray Tune as the backend; its workers run one trial after another.
+    """Ray Tune as the backend. Each of its workers runs one trial after another.
 
     Args:
         run: context that the trials share.

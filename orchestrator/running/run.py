@@ -135,9 +135,9 @@ def run_sweep(
             try:
                 _start_services(sweep)
                 sweep.prepare_datasets()
-                # The third of three checks; see _check_before_start.
+                # This is the third of three checks, see _check_before_start.
                 check_feasible(workspace, options.raw)
-                # The lists of raw files are not needed after the preparation; they use memory.
+                # The lists of raw files use memory, and are not needed after the preparation.
                 workspace.listings.clear()
                 _measure(sweep)
                 _train(sweep)

@@ -215,7 +215,7 @@ class SweepCommand:
         )
 
     def check_stored(self, stored: StoredResults) -> None:
-        """Check that this version may write to the store; print how many files cannot be used.
+        """Check that this version may write to the store. Print how many files cannot be used.
 
         Raises:
             NewerRecordError: a newer version of isweep wrote to the store.

@@ -51,7 +51,7 @@ def describe_node() -> NodeGpus:
     """Return the GPUs that Ray uses on this node. The caller is a task of Ray.
 
     Ray hides GPUs from a task without a share of a GPU. So the value of ``CUDA_VISIBLE_DEVICES`` is
-    that of the task's parent process, the raylet.
+    read from the task's parent process, the raylet.
     """
     return describe(visible_at_start_of_parent())
 
@@ -172,7 +172,7 @@ def _held_in_slice() -> int:
 
 
 def why_no_gpu() -> str:
-    """Return torch's message if torch can use no GPU; otherwise return an empty text."""
+    """Return torch's message if torch can use no GPU, otherwise an empty text."""
     import torch
 
     try:

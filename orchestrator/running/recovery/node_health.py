@@ -26,7 +26,7 @@ MAX_QUARANTINE_DOUBLINGS = 3
 
 @dataclass
 class GpuFailures:
-    """The failures of one GPU; failures with a common cause count once.
+    """The failures of one GPU. Failures with a common cause count once.
 
     If a GPU fails, all trials that share this GPU fail, one soon after the other. So a failure
     does not count if its attempt had started before the last failure that counted.
@@ -114,7 +114,7 @@ class NodeHealth:
         gpus: str = "",
         started_s: float = math.inf,
     ) -> None:
-        """Count a failure if the node caused it; end the run if all nodes are unfit.
+        """Count a failure if the node caused it. End the run if all nodes are unfit.
 
         Args:
             node: address of the node on which the trial failed.

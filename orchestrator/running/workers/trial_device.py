@@ -264,7 +264,7 @@ def held_by_others() -> HeldMemory | None:
 
 
 def gpu_and_node(uuid: str = "") -> str:
-    """Return this process's GPU and node as text; without a UUID, the GPU has its number."""
+    """Return this process's GPU and node as text. A GPU without a UUID is named by its number."""
     gpu = uuid
     if not gpu:
         number = os.environ.get("CUDA_VISIBLE_DEVICES")
