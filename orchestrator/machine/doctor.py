@@ -427,7 +427,7 @@ def _disk_problems(free_bytes: int) -> Iterator[Problem]:
 def writable_bytes(folder: Path) -> int:
     """Return the bytes that can be written to a folder.
 
-    This is 0 if the folder is read-only; Linux makes broken disks read-only.
+    The number is 0 if the folder is read-only. Linux makes broken disks read-only.
     """
     if not os.access(folder, os.W_OK):
         return 0

@@ -217,7 +217,8 @@ class Bench:
         Args:
             model: name of the network.
             duration_s: length of the period in seconds.
-            wait_for_start: called after the first epochs; the period starts when it returns.
+            wait_for_start: function that is called after the first epochs. The period starts when
+                it returns.
             graphs: True if steps are captured as graphs.
         """
         epoch_ends: list[float] = []

@@ -374,7 +374,7 @@ def _timeout_s(part: str) -> float:
     extra_s_by_part = {
         "correctness": len(PAPER_MODELS) * stored_verdicts.TIMEOUT_S,
         "trial": len(SLOW_PART_MODELS) * gpu_check_parts.TRIAL_TIMEOUT_S,
-        # With MPS and without it.
+        # The processes are measured twice: with MPS, and without MPS.
         "pairs": 2 * len(SLOW_PART_MODELS) * len(NUMBERS_OF_PROCESSES) * PAIR_TIMEOUT_S,
     }
     for name in ("step_times", "passes", "memory"):

@@ -126,7 +126,7 @@ class _LockFile:
         self._kind = kind
         self._holder = {"pid": os.getpid(), "purpose": purpose, "since": time.strftime("%F %T")}
         self._open_files: list[TextIO] = []
-        """The locked file, after the deleted ones. Two threads use the list."""
+        """The deleted lock files, and at the end the locked file. Two threads use this list."""
         self._mutex = threading.Lock()
         """Lock that is held while a file is added or all files are closed."""
 
@@ -156,7 +156,7 @@ class _LockFile:
 
         Returns:
             An error if the new file cannot be locked, for example because another command has
-            locked it. Otherwise None.
+            locked it. None if a new file was locked, or if no file was deleted.
         """
         with self._mutex:
             if not self._open_files or self._is_at_path():

@@ -57,8 +57,8 @@ def run_program(
 
     Args:
         command: program and arguments.
-        visible: value of ``CUDA_VISIBLE_DEVICES`` for the program. None leaves the variable
-            unset, which shows all GPUs; an empty value hides all GPUs.
+        visible: value of ``CUDA_VISIBLE_DEVICES`` for the program. None leaves the variable unset,
+            which shows all GPUs. An empty value hides all GPUs.
         timeout_s: seconds after which the program is killed.
         input_text: text for the program's standard input. If empty, the program has the standard
             input of this process.

@@ -163,7 +163,7 @@ class Watch:
         every_s: seconds between two checks.
         check: function that returns an error if the block must end, otherwise None.
         clock: source of the time.
-        interrupt: ends the main thread; :func:`end_main_thread` by default.
+        interrupt: function that ends the main thread, by default :func:`end_main_thread`.
 
     Attributes:
         lost: the error that ended the block, or None if there was none.

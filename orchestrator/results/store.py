@@ -2,7 +2,7 @@
 
 A file is used only under three conditions. Its checksum is correct. It is in the folder of its id.
 This version of isweep can read its schema version. Only the driver writes records. A record is
-replaced completely or not at all; see :mod:`.storage`.
+replaced completely or not at all, see :mod:`.storage`.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class ArrayCache:
 
     Args:
         load: reads an array by its key.
-        max_bytes: space for arrays in bytes; arrays of running trials may exceed it.
+        max_bytes: space for arrays in bytes. The arrays of running trials may exceed this space.
         actor: handle of :class:`~orchestrator.running.actors.IsweepArrays`.
         num_uses: number of trials by key, or None if it is unknown. If it is None, no array is
             dropped early.

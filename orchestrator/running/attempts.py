@@ -21,7 +21,7 @@ class Attempt:
         location: the place where the attempt runs. It is None until the worker has sent it.
         node: address of the attempt's node, or an empty text if it is unknown. The report of an
             attempt also sets this address, so the address may be known while ``location`` is None.
-        started_s: monotonic time at which Tune started the attempt, in seconds; infinite
+        started_s: monotonic time at which Tune started the attempt, in seconds. It is infinite
             before.
     """
 

@@ -47,8 +47,8 @@ class Outcomes:
     Attributes:
         resources: policy of the resources that each attempt requests.
         node_health: the failures of nodes and GPUs.
-        num_tune_failures: number of failures of Tune's loop since the last result. The trial
-            loop counts the failures; a result sets the number to 0.
+        num_tune_failures: number of failures of Tune's loop since the last result. The trial loop
+            counts the failures. A result sets the number to 0.
     """
 
     def __init__(

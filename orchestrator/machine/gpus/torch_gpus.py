@@ -38,7 +38,7 @@ class _GpuState(NamedTuple):
         uuid: GPU-...
         compute_mode: ``Default``, or a mode that restricts which processes may use the GPU.
         mig_mode: ``Enabled`` if the GPU has slices (MIG).
-        used_mib: memory that all processes use, in MiB; no number if unknown.
+        used_mib: memory that all processes use, in MiB. If it is unknown, this text is no number.
     """
 
     uuid: str
@@ -61,7 +61,7 @@ def describe(visible: str | None) -> NodeGpus:
 
     Args:
         visible: value of ``CUDA_VISIBLE_DEVICES`` for that process. None leaves the variable unset,
-            which shows all GPUs; an empty value hides all GPUs.
+            which shows all GPUs. An empty value hides all GPUs.
     """
     ids = listed_gpus(visible or "")
     if len(ids) > 1 and any(gpu_id.startswith("MIG-") for gpu_id in ids):

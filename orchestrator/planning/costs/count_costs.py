@@ -99,7 +99,7 @@ FLOP_FORMULAS = {**flop_registry, torch.ops.aten.convolution_backward: convoluti
 class _Network:
     """A network to build and run.
 
-    ``num_outputs`` is the number of logits if the recipe sets none.
+    ``num_outputs`` is the number of logits if the recipe does not set this number.
     """
 
     model: ModelSpec

@@ -98,8 +98,8 @@ class NodeHealth:
         Args:
             node: address of the GPU's node.
             gpus: the trial's ``CUDA_VISIBLE_DEVICES``.
-            started_s: monotonic time of the attempt's start in seconds; infinite if unknown,
-                so that the failure counts.
+            started_s: monotonic time of the attempt's start in seconds. If it is unknown, it is
+                infinite, so that the failure counts.
         """
         failures = self.gpu_failures[node, gpus]
         failures.add(started_s, self.monotonic())
@@ -121,7 +121,8 @@ class NodeHealth:
             failure: description of the failed attempt.
             eligible: addresses of all nodes that could run the trial.
             gpus: the trial's value of ``CUDA_VISIBLE_DEVICES``, or an empty text if it is unknown.
-            started_s: monotonic time of the attempt's start in seconds; infinite if unknown.
+            started_s: monotonic time of the attempt's start in seconds. If it is unknown, it is
+                infinite.
 
         Raises:
             SetupError: the last trials on each eligible node failed because of the node.

@@ -1,8 +1,8 @@
 """The device of a trial in its worker: the GPU that Ray assigned, or a CPU.
 
-If Ray assigned a GPU, the trial uses this GPU or fails; it never uses a CPU instead. Before
-the first step three things are checked: torch reaches the GPU, the GPU supports the recipe's
-precision, and the GPU passes the self-test with the trial's network.
+If Ray assigned a GPU, the trial uses this GPU or fails. It never uses a CPU instead. Before the
+first step three things are checked: torch reaches the GPU, the GPU supports the recipe's precision,
+and the GPU passes the self-test with the trial's network.
 """
 
 from __future__ import annotations
