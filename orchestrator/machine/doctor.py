@@ -70,8 +70,8 @@ class Outcome:
 
     Attributes:
         ok: True if the check succeeded.
-        detail: what the check detected, as text.
-        fix: what the user can do if the check failed; may be empty.
+        detail: result of the check, as text.
+        fix: advice for the user if the check failed. The text may be empty.
     """
 
     ok: bool
@@ -103,12 +103,12 @@ def run_checks(
     """Run all checks and return them in order.
 
     Args:
-        root: folder of all files; None for the default root.
-        mlflow_uri: address of MLflow; None for the default one.
-        address: address of a running cluster; all its nodes are checked. None starts a private
-            cluster.
-        storage: folder or URL of a result store; None checks none.
-        launch: launch file for ``ray up``; None checks none.
+        root: folder of all files. None means the default root.
+        mlflow_uri: address of MLflow. None means the default address.
+        address: address of a running cluster, whose nodes are all checked. None means that a
+            private cluster is started.
+        storage: folder or URL of a result store. None means that no store is checked.
+        launch: launch file for ``ray up``. None means that no launch file is checked.
     """
     node_checks: list[Check] = []
     checks = [
@@ -149,7 +149,7 @@ def _check_gpus(address: str | None) -> Outcome:
     """Check the GPUs of this machine, and their driver.
 
     Args:
-        address: address of a running cluster; None if trials run on this machine.
+        address: address of a running cluster, or None if trials run on this machine.
     """
     gpus = gpus_here()
     check_driver()
@@ -297,9 +297,9 @@ class NodeReport:
 
     Attributes:
         gpus: GPUs of the node.
-        versions: versions by package; empty if the report is missing.
+        versions: versions by package, or an empty dict if the report is missing.
         free_disk_bytes: bytes that can be written to the folder of Ray's files.
-        missing: why the report is missing; None if the node sent it.
+        missing: the problem that prevented the report, or None if the node sent it.
     """
 
     gpus: NodeGpus = field(default_factory=lambda: NodeGpus(""))

@@ -50,7 +50,8 @@ PART_TIMEOUT_S = 600.0
 """Seconds that a part of the check may take, besides its networks or trials."""
 NETWORK_TIMEOUT_S = 120.0
 """Seconds that a part may take in addition for each network. On a slow GPU (T4), which computes in
-float32, we predict about 600 s for all step times, of which each build of a VGG takes 4 to 5 s."""
+float32, we predict about 600 s for all step times. Each build of a VGG takes 4 to 5 s of this
+time."""
 PAIR_TIMEOUT_S = 300.0
 """Seconds that processes which are measured together may take, from their start to their end. On a
 slow GPU (T4), which computes in float32, we predict about 150 s for four VGGs."""
@@ -152,7 +153,7 @@ def measure_gain(bench: Bench, model: str) -> dict[str, Any]:
 
 
 def _measure_together(bench: Bench, model: str, num_processes: int) -> tuple[list[float], str]:
-    """Measure several processes in the same period; return their images per second, or an error."""
+    """Measure several processes in the same period. Return their images per second, or an error."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         processes = [
@@ -250,7 +251,7 @@ def check(gpu: Gpu | None, folder: Path, print_line: Callable[[str], None]) -> t
     not replace an earlier file.
 
     Args:
-        gpu: the GPU; None checks the CPU.
+        gpu: the GPU. None means that the CPU is checked.
         folder: folder of the file.
         print_line: prints a line for the user.
 
@@ -323,7 +324,7 @@ def run_part(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, An
 
 
 def _run_in_process(part: str, device: str, graphs: Iterable[str]) -> Outcome:
-    """Run a part in a separate process; return its values, and the reason if it failed."""
+    """Run a part in a separate process. Return its values, and the reason if it failed."""
     process = _start_part(part, device, graphs)
     try:
         return _wait_for_values(process, time.monotonic(), _timeout_s(part))
@@ -332,7 +333,7 @@ def _run_in_process(part: str, device: str, graphs: Iterable[str]) -> Outcome:
 
 
 def _run_here(measure: Callable[[Bench], Measurements], device: str) -> Outcome:
-    """Run a part in this process; return its values, and the exception that ended it as text."""
+    """Run a part in this process. Return its values, and the exception that ended it as text."""
     values: dict[str, Any] = {}
     try:
         for name, value in measure(bench_of(device)):
@@ -380,7 +381,7 @@ def _timeout_s(part: str) -> float:
 
 
 def _wait_for_values(process: subprocess.Popen[str], start_s: float, timeout_s: float) -> Outcome:
-    """Wait for a process; return its values, and the reason if it failed or took too long.
+    """Wait for a process. Return its values, and the reason if it failed or took too long.
 
     This function does not end a process that took too long.
 
@@ -444,7 +445,7 @@ def devices(number: str | None) -> list[Gpu | None]:
     """Return the devices to check.
 
     Args:
-        number: number of a GPU that torch reaches, or ``cpu``; None for all GPUs.
+        number: number of a GPU that torch reaches, or ``cpu``. None means all GPUs.
 
     Returns:
         The GPUs, or None for the CPU.
@@ -476,9 +477,9 @@ def devices(number: str | None) -> list[Gpu | None]:
 def main() -> None:
     """Run one part of the GPU check in this process, and print its result as JSON.
 
-    The arguments of the command line are the name of the part, the device, the names of the
-    networks with CUDA graphs (separated by commas), and the arguments of :func:`rate` if this is
-    the part.
+    The arguments of the command line are the name of the part, the device, and the names of the
+    networks with CUDA graphs, separated by commas. If the part is :func:`rate`, its arguments
+    follow.
     """
     # A program that was started in the background may ignore SIGINT, and its children too.
     signal.signal(signal.SIGINT, signal.default_int_handler)

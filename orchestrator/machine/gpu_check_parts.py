@@ -248,7 +248,7 @@ def correctness(bench: Bench) -> Measurements:
 
 
 def _self_test_problem(test: Mapping[str, Any]) -> str:
-    """Return the problem that a self-test detected; empty if there is none.
+    """Return the problem that a self-test detected, or an empty text if there is none.
 
     Slow graphs are no problem, because trials then train with plain steps.
     """
@@ -417,7 +417,7 @@ def memory(bench: Bench) -> Measurements:
         with bench.as_trials():
             _small_trial(bench, model, graphs=False)
             row["plain_peak_bytes"] = isolation.peak_bytes(bench.device)
-        # With plain steps: a capture that runs out of memory would end the process.
+        # The trial uses plain steps: a capture that runs out of memory would end the process.
         plain_trial = partial(_small_trial, bench, model, graphs=False)
         row |= smallest_share(partial(bench.run_in_share, plain_trial), bench.share_of(1.25 * peak))
         yield model, row
@@ -454,7 +454,8 @@ def smallest_share(run_in_share: Callable[..., str], largest: float) -> dict[str
     """Search by bisection for the smallest share, up to ``largest``, in which some work succeeds.
 
     Args:
-        run_in_share: runs the work within a share; returns the kind of its failure, or empty.
+        run_in_share: runs the work within a share. It returns the kind of its failure, or an empty
+            text.
         largest: upper limit of the search.
 
     Returns:
@@ -486,7 +487,7 @@ def trial(bench: Bench) -> Measurements:
 
 
 def real_trials(bench: Bench, model: str) -> list[dict[str, Any]]:
-    """Run trials of a network, two of them equal; return their times, memory and scores."""
+    """Run trials of a network, two of them equal. Return their times, memory and scores."""
     sizes = TRIAL_SIZES if bench.on_gpu else (40, 40, 60)
     spec = bench.trial(model)
     rows = []
@@ -599,7 +600,7 @@ def _sharing(pairs: Mapping[str, Any]) -> Measurements:
 
 
 def _smallest_gain(rows: Mapping[str, Any]) -> float | None:
-    """Return the smallest gain of two trials over one, of all networks; None if none has it."""
+    """Return the smallest gain of two trials over one, or None if no network was measured."""
     return min((row["gain"] for row in rows.values() if "gain" in row), default=None)
 
 

@@ -54,7 +54,7 @@ class PrivateMps:
         uuids: UUIDs of the GPUs. CUDA numbers the GPUs of an MPS client anew, so a number would
             mean another GPU; a UUID always means the same one.
         note: shows a message to the user.
-        folder: folder of the socket and the logs while MPS runs; None if MPS does not run.
+        folder: folder of the socket and the logs while MPS runs, or None if MPS does not run.
         is_abandoned: True if the run has abandoned MPS: new processes compute without it.
     """
 
@@ -139,7 +139,7 @@ class PrivateMps:
             stack: gets the callbacks that end the daemon.
 
         Returns:
-            Why MPS does not work; empty if it works.
+            The reason why MPS does not work, or an empty text if it works.
         """
         pipes = socket_folder(folder)
         logs = folder / "log"

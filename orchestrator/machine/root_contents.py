@@ -22,7 +22,7 @@ class RootPart:
         path: file or folder.
         bytes: size in bytes.
         about: note for people.
-        removable: whether :func:`remove_from_root` may remove it.
+        removable: True if :func:`remove_from_root` may remove it.
     """
 
     what: str

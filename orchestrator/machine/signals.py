@@ -165,7 +165,7 @@ class Watch:
         interrupt: ends the main thread; :func:`end_main_thread` by default.
 
     Attributes:
-        lost: the error that ended the block; None if there was none.
+        lost: the error that ended the block, or None if there was none.
         ended: event that is set when the block ends.
     """
 

@@ -149,7 +149,7 @@ def _request(workspace: Workspace, spec: PreparedSpec, source: Path) -> RawReque
 def _own_images(
     workspace: Workspace, request: RawRequest, listing: Listing, prepared: PreparedDataset | None
 ) -> Images | None:
-    """Return the images of your own data. None if the files must be read to know the labels.
+    """Return the images of your own data, or None if the files must be read to know the labels.
 
     Raises:
         DataError: The files do not fit the prepared dataset, or their splits cannot be used.

@@ -39,7 +39,7 @@ class MeasuredTrial:
         share: Share of GPUs of the trial, or its number of CPU threads.
         seconds: Wall time, seconds.
         gpu: Name of the GPU, as the driver reports it.
-        peak_bytes: Peak memory besides the CUDA context, bytes. 0 if it is unknown.
+        peak_bytes: Peak memory besides the CUDA context, in bytes, or 0 if it is unknown.
     """
 
     spec: TrialSpec
@@ -95,9 +95,9 @@ class RuntimeModel:
     """Model of the run time of trials on a GPU or on CPUs, corrected by finished trials.
 
     Attributes:
-        gpu: The kind of GPU. None for CPUs.
+        gpu: The kind of GPU. None means CPUs.
         corrections: Ratios of measured to predicted values on this GPU or on CPUs.
-        share: Share of a GPU that every trial gets. None for the share that each trial is
+        share: Share of a GPU that every trial gets. None means the share that each trial is
             predicted to need.
         share_without_mps: The value of ``share`` after a run has stopped using NVIDIA's MPS.
     """

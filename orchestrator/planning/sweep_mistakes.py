@@ -31,7 +31,8 @@ from search_spaces.sweeps import DatasetChoice, RecipeChoice, SweepSpec, UserSou
 from tasks.sources import check_own_kind
 
 MAX_PROBLEMS = 20
-"""Largest number of problems in a message. All others are only counted."""
+"""Largest number of problems in a message. For all further problems, the message has only their
+number."""
 DATASET = "Write, for example, `datasets: [digits]`. `isweep datasets` lists the known datasets"
 MODEL = (
     "Write, for example, `models: [small_cnn]` or `models: [{from: small_cnn, name: mine}]`. "

@@ -16,9 +16,9 @@ from search_spaces.specs import AttackSpec
 from tasks.trials.records import TrialStatus
 
 Origin = Literal["spec", "run", "network", "d_repr", "attack", "robustness", "measure"]
-"""Origin of a column: the settings of the trial, the run that computed the result, scores of
-the trained network, its representation, attacks, distances to the decision boundary, or
-measures of the training images."""
+"""Origin of a column's values. Some values describe the settings of the trial, the run that
+computed the result, or scores of the trained network. Other values describe the network's
+representation, attacks, distances to the decision boundary, or measures of the training images."""
 Kind = Literal["text", "integer", "number"]
 """Type of a column's values. In MLflow, text and integers are tags, and numbers are
 metrics."""
@@ -33,7 +33,7 @@ class Column:
         meaning: Meaning of its values.
         unit: Unit of its values. A dash means no unit.
         kind: Type of its values.
-        origin: Origin of its values. None for a column that isweep does not define.
+        origin: Origin of its values, or None if isweep does not define the column.
     """
 
     name: str

@@ -37,7 +37,7 @@ class TrialOutline(Finding):
     Attributes:
         has_weights: True if the trained network is stored.
         has_predictions: True if the predictions are stored.
-        peak_bytes: Peak GPU memory with whole batches. 0 if it is unknown.
+        peak_bytes: Peak GPU memory with whole batches, or 0 if it is unknown.
     """
 
     model_config = ConfigDict(extra="ignore")

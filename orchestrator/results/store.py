@@ -1,7 +1,7 @@
 """The result store of a sweep: one JSON file with a checksum per finished trial or measure.
 
-A file is used only if its checksum is correct, if it is in the folder of its id, and if this
-version of isweep can read its schema version. Only the driver writes records. A record is
+A file is used only under three conditions. Its checksum is correct. It is in the folder of its id.
+This version of isweep can read its schema version. Only the driver writes records. A record is
 replaced completely or not at all; see :mod:`.storage`.
 """
 
@@ -202,7 +202,7 @@ class ResultStore:
 
     @property
     def lock(self) -> Path | None:
-        """Lock file that the driver of this store locks. None for an object store."""
+        """Lock file that the driver of this store locks, or None for an object store."""
         if isinstance(self._files, Folder):
             return Path(self._files.base) / "driver.lock"
         return None
@@ -211,10 +211,10 @@ class ResultStore:
         """Return the id of this store, which does not change if the store is moved.
 
         Args:
-            create: True to create the id if it does not exist.
+            create: If True, create the id if it does not exist.
 
         Returns:
-            The id. None if it does not exist.
+            The id, or None if it does not exist.
         """
         path = self._path("store.json")
         try:
@@ -340,7 +340,7 @@ class ResultStore:
         Args:
             trial_id: Id of the trial.
             event: The event.
-            attempt_log: Complete log of the attempt. Empty if the attempt has not ended.
+            attempt_log: Complete log of the attempt, or an empty text if the attempt has not ended.
         """
         try:
             earlier = []

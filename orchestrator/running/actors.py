@@ -52,7 +52,8 @@ class ActorHandles:
     """Handles of a run's actors, which the constructor starts.
 
     Args:
-        store_url: result store for weights, predictions and checkpoints; None stores none.
+        store_url: result store for weights, predictions and checkpoints. None means that nothing is
+            stored.
     """
 
     def __init__(self, store_url: str | None) -> None:
@@ -148,7 +149,9 @@ class MessageQueue:
         return messages
 
     def _answer(self, timeout_s: float) -> list[WorkerMessage]:
-        """Return the messages in the actor's answer; empty if there is no answer in time."""
+        """Return the messages in the actor's answer, or an empty list if the actor does not answer
+        in time.
+        """
         answer = self._awaited_answer
         if answer is None or not ray.wait([answer], timeout=timeout_s)[0]:
             return []

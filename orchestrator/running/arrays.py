@@ -26,15 +26,16 @@ class ArrayCache:
     stores an array when the first trial that needs the array starts. The driver drops an array
     when no remaining trial needs it, or when other arrays need the space.
 
-    Workers get the reference of an array from an actor, because the array may not be stored
-    yet when a trial is assigned to its worker. If the actor dies, Ray starts the actor again
-    without references. The driver then sends all references again.
+    Workers get the reference of an array from an actor. When a trial is assigned to its worker, the
+    array may not be stored yet. If the actor dies, Ray starts the actor again without references.
+    The driver then sends all references again.
 
     Args:
         load: reads an array by its key.
         max_bytes: space for arrays in bytes; arrays of running trials may exceed it.
         actor: handle of :class:`~orchestrator.running.actors.IsweepArrays`.
-        num_uses: number of trials by key; None if unknown, so that no array is dropped early.
+        num_uses: number of trials by key, or None if it is unknown. If it is None, no array is
+            dropped early.
         end: function that is called after all arrays were dropped.
     """
 

@@ -18,9 +18,9 @@ class Attempt:
 
     Attributes:
         number: number of attempts at the trial so far, in all runs.
-        location: where the attempt runs; None until its worker has sent this.
-        node: address of the attempt's node; empty if unknown. The report of an attempt also sets
-            it, so it may be known while ``location`` is None.
+        location: the place where the attempt runs. It is None until the worker has sent it.
+        node: address of the attempt's node, or an empty text if it is unknown. The report of an
+            attempt also sets this address, so the address may be known while ``location`` is None.
         started_s: monotonic time at which Tune started the attempt, in seconds; infinite
             before.
     """
@@ -32,7 +32,9 @@ class Attempt:
 
     @property
     def gpus(self) -> str:
-        """The GPUs of the attempt, as its worker named them; empty if unknown."""
+        """The GPUs of the attempt, as its worker named them, or an empty text if they are
+        unknown.
+        """
         return "" if self.location is None else self.location.gpus
 
 

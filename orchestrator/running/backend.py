@@ -62,7 +62,7 @@ class Backend(Protocol):
         """Return the report of a failed trial, or the reason why its worker died without one."""
 
     def killer_of(self, trial: Any) -> Callable[[], object] | None:
-        """Return a function that kills a trial's process; None if the trial has no process."""
+        """Return a function that kills a trial's process, or None if the trial has no process."""
 
     def eligible_nodes(self, failure: TrialFailure) -> set[str]:
         """Return the addresses of nodes that could run a trial which failed because of its node."""
@@ -179,7 +179,8 @@ class TuneBackend:
 
     def killer_of(self, trial: Any) -> Callable[[], object] | None:
         """See :class:`Backend`."""
-        # Private: if a Ray lacks this attribute, the run waits for trials that hang.
+        # This attribute is private. If a version of Ray lacks it, the run waits for trials that
+        # hang.
         actor = getattr(getattr(trial, "temporary_state", None), "ray_actor", None)
         return None if actor is None else partial(ray.kill, actor)
 
@@ -219,7 +220,7 @@ def withhold_credentials() -> None:
     """
     from ray.tune.execution import class_cache
 
-    # Private: if a Ray copies variables in another way, this function and docs/security.md
-    # must change.
+    # This attribute is private. If a version of Ray copies variables in another way, this function
+    # and docs/security.md must change.
     copied: Any = getattr(class_cache, "ENV_VARS_TO_PROPAGATE", set())
     copied.difference_update({name for name in copied if name.startswith(STORAGE_PREFIXES)})

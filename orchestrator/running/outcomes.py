@@ -174,10 +174,11 @@ class Outcomes:
 
         Args:
             trial_id: id of the trial.
-            failure: why the attempt failed.
+            failure: description of the failed attempt.
             process_ended: True if the worker's process has died, or must not be used again.
             log_text: log of the attempt.
-            gpu_name: the driver's name of the GPU on which it failed; empty if unknown.
+            gpu_name: the driver's name of the GPU on which the attempt failed, or an empty text if
+                it is unknown.
         """
         trial = self._source.trials[trial_id]
         verdict = self.resources.failed(trial, failure, gpu_name)

@@ -99,8 +99,8 @@ def pilot_sweep(
         source: Path of your own data, or name of a dataset.
         model: Name of a model of the sweep.
         train_sizes: Train sizes; if empty, the smallest of the sweep.
-        test_size: Size of the test set; None for that of the sweep.
-        domain: Domain of your own data; None for natural images.
+        test_size: Size of the test set. None means the test size of the sweep.
+        domain: Domain of your own data. None means natural images.
 
     Raises:
         ConfigError: The model, recipe or source cannot be used for a pilot.

@@ -246,7 +246,7 @@ def _packaged_datasets(workspace: Workspace, options: RunOptions) -> list[tuple[
 def _other_nodes(
     name: str, raw: Path | None, executor: Executor, monitor: Progress
 ) -> Executor | None:
-    """Return an executor that reads images on several nodes, if that is faster; None otherwise.
+    """Return an executor that reads images on several nodes, or None if this is not faster.
 
     Only nodes with a copy of the raw download can read it.
     """

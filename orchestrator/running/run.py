@@ -69,7 +69,7 @@ class RunSummary:
         failed: number of trials whose last attempt failed.
         pending: number of trials with neither a result nor a failure.
         failures: one row per failed trial; see :meth:`FailureRecord.row`.
-        report: path of the report; None if no report was written.
+        report: path of the report, or None if no report was written.
         num_unsent_updates: number of updates that MLflow did not receive.
     """
 
@@ -102,8 +102,8 @@ def run_sweep(
     Args:
         source: the name of a preset, the path or content of a sweep file, or the name of a
             sweep in the root.
-        options: where and how to run.
-        progress: shows progress; None shows nothing.
+        options: options that decide where and how the command runs.
+        progress: shows progress. None means that nothing is shown.
         changes: values by dotted key that replace values of the sweep.
 
     Returns:
@@ -158,8 +158,7 @@ class _SweepRun(SweepCommand):
         stored: results; set by :func:`_check_before_start`.
         tracker: shows trials in MLflow; set by :func:`run_sweep`.
         pretrained: weights that networks start from, by :attr:`ModelSpec.pretrained_key`.
-        actors: actors of the run, which start while MLflow starts; None if no trial is to be
-            run.
+        actors: actors of the run, or None if no trial is to be run. They start while MLflow starts.
     """
 
     stored: StoredResults = field(init=False)

@@ -53,7 +53,7 @@ class RunContext:
         tracker: shows trials in MLflow.
         monitor: shows trials in the terminal.
         runtime_model: predicts the seconds and the GPU share of each trial.
-        actors: actors that were started early; None lets the backend start them.
+        actors: actors that were started early. None means that the backend starts them.
         small_gpus: driver's names of the GPUs that have less memory than the cluster's
             largest.
     """
@@ -91,8 +91,9 @@ class TrialSource:
 
     Attributes:
         perform: function that runs a trial in a worker.
-        store_url: where workers store weights, predictions and checkpoints; None stores none.
-        num_uses: number of trials that use each array, by its key; None if unknown.
+        store_url: folder or URL in which workers store weights, predictions and checkpoints. None
+            means that nothing is stored.
+        num_uses: number of trials that use each array, by its key, or None if it is unknown.
         pretrained: weights that networks start from, by :attr:`ModelSpec.pretrained_key`.
         earlier_attempts: number of attempts in earlier runs, by trial id.
     """
@@ -117,7 +118,7 @@ class TrialSource:
         raise NotImplementedError
 
     def store_result(self, trial: TrialSpec, report: TrialReport, attempt: int) -> FlatRun:
-        """Store the result of a trial; return its row for the tracker."""
+        """Store the result of a trial. Return its row for the tracker."""
         raise NotImplementedError
 
     def array_of(self, trial: TrialSpec) -> str:
@@ -145,7 +146,7 @@ class TrialSource:
         }
 
     def domain_of(self, trial: TrialSpec) -> Domain | None:
-        """Return the domain of a trial's images, natural or medical; None if unknown."""
+        """Return the domain of a trial's images, natural or medical, or None if it is unknown."""
         return self.run.plan.datasets[trial.network.subset.dataset].domain
 
     def give_up(self, trial_id: str) -> None:
@@ -178,8 +179,9 @@ class SweepTrials(TrialSource):
         trials: the trials to run.
         load: reads the images of a subset; its second argument is the number of training
             images.
-        state: state of the store; None for an empty store.
-        store_url: where workers store weights, predictions and checkpoints; None stores none.
+        state: state of the store. None means an empty store.
+        store_url: folder or URL in which workers store weights, predictions and checkpoints. None
+            means that nothing is stored.
         pretrained: weights that networks start from.
     """
 

@@ -77,7 +77,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     Args:
         run: context that the trials share.
         source: the trials.
-        backend: executes the trials; None uses Ray Tune.
+        backend: executes the trials. None means Ray Tune.
         clock: source of the time.
     """
 
@@ -223,7 +223,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         """Return the failure for which the watchdog ended the last attempt, with the trial's GPU.
 
         Returns:
-            The failure. None if the watchdog did not end the attempt.
+            The failure, or None if the watchdog did not end the attempt.
         """
         failure = self._watchdog.failure_of(trial_id)
         location = self._attempts.of(trial_id).location
@@ -280,7 +280,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         return self._backend.killed_for_memory(locations)
 
     def _killer_of(self, tune_trial: Any) -> Callable[[], object] | None:
-        """Return a function that kills a trial's process; None if the trial has no process.
+        """Return a function that kills a trial's process, or None if the trial has no process.
 
         If the process uses NVIDIA's MPS, the function first ends its work on the GPU.
         """
@@ -300,8 +300,8 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         """Process workers' messages: locations, epochs, and notes to the user.
 
         Args:
-            wait: True to wait for the answer of the queue of messages, so that no message that
-                was already sent is missed.
+            wait: If True, wait for the answer of the queue, so that this call gets all messages
+                that were already sent.
         """
         now_ms = round(self._clock.time() * 1000)
         for message in self._backend.poll(wait=wait):

@@ -1,4 +1,4 @@
-"""What torch reports about this node's GPUs.
+"""Facts about this node's GPUs that torch reports.
 
 Torch shows which GPUs a trial can use. :func:`describe` runs torch in a separate process, so that
 this process uses no GPU memory.
@@ -112,7 +112,7 @@ def print_gpus() -> None:
     """
     rows = nvidia_smi.query("uuid,compute_mode,mig.mode.current,memory.used")
     rows_by_uuid = {row[0]: _GpuState(*row) for row in rows}
-    # Measured now, before this process itself uses GPU memory.
+    # The memory is measured now, before this process itself uses GPU memory.
     bytes_held_in_slice = _held_in_slice()
     import torch
 
@@ -158,7 +158,9 @@ def print_gpus() -> None:
 
 
 def _held_in_slice() -> int:
-    """Return the bytes of memory that are used in this process's slice (MIG); 0 if unknown."""
+    """Return the bytes of memory that are used in this process's slice (MIG), or 0 if this is
+    unknown.
+    """
     from tasks.trials.isolation import NvmlGpu
 
     first = (visible_gpus() or [""])[0]

@@ -28,7 +28,7 @@ class NodeType:
     Attributes:
         place: key of its configuration in the file, with dots.
         request: configuration that Ray sends to the provider.
-        is_head: whether the head has this type.
+        is_head: True if the head has this type.
     """
 
     place: str

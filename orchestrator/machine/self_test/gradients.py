@@ -193,7 +193,7 @@ class GradientComparison:
 
     @property
     def problem(self) -> str:
-        """The difference that is too large, as a line of text; empty if there is none.
+        """A line of text about the difference that is too large, or an empty text if there is none.
 
         NaN counts as too large.
         """

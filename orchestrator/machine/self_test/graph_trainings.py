@@ -91,8 +91,8 @@ class TrainingComparison:
     Attributes:
         model: name of the network.
         losses: largest differences of an epoch's loss, in nat.
-        weights: largest differences of a weight. None if the training draws random numbers: graphs
-            and plain steps draw different ones, so their weights must differ.
+        weights: largest differences of a weight. The value is None if the training draws random
+            numbers: graphs and plain steps draw different ones, so their weights must differ.
         plain_s: seconds of an epoch of the first plain training.
         again_s: seconds of an epoch of the second plain training.
         graph_s: seconds of an epoch with graphs, without captures.
@@ -107,7 +107,7 @@ class TrainingComparison:
 
     @property
     def problem(self) -> str:
-        """Text about a difference between graphs and plain steps; empty if there is none."""
+        """Text about a difference between graphs and plain steps, or an empty text without one."""
         if self.weights is None:
             # The training draws random numbers, so only the losses can be compared.
             largest_allowed = max(DROPOUT_LOSS_TOLERANCE, RANDOM_NOISE_FACTOR * self.losses.noise)
@@ -142,7 +142,9 @@ class TrainingComparison:
 
     @property
     def slowness(self) -> str:
-        """Text about graphs that are slower than plain steps; empty if they are not slower."""
+        """Text about graphs that are slower than plain steps, or an empty text if they are not
+        slower.
+        """
         tolerance = max(abs(self.plain_s - self.again_s), SPEED_MARGIN * self.plain_s)
         if self.graph_s <= max(self.plain_s, self.again_s) + tolerance:
             return ""
@@ -201,7 +203,7 @@ def _train_three_times(
         images: training images, ``(num_images, channels, side, side)`` uint8.
         labels: labels of the images, ``(num_images,)`` int64.
         device: device of the trainings.
-        dropout: replaces the network's own dropout; None keeps it.
+        dropout: replaces the network's own dropout. None means that it does not change.
     """
     # Graphs run between the plain trainings: if another load grows meanwhile, it affects both.
     plain = _train_once(case, images, labels, device, dropout, graphs=False)

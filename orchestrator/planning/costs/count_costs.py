@@ -35,7 +35,8 @@ from tasks.trials.steps import Step
 from tasks.trials.user_networks import depends_on_pixels, one_line
 
 ALLOCATION_BYTES = 512
-"""PyTorch's CUDA allocator rounds the size of every block up to a multiple of this, bytes."""
+"""PyTorch's CUDA allocator rounds the size of every block up to a multiple of this number of
+bytes."""
 WHITE = 255.0
 """Largest pixel value of the random images on which a network is run."""
 BLACK = 0.0
@@ -80,9 +81,9 @@ def convolution_backward_flops(
         output_gradient: ``(batch, out_channels, ...)`` gradient by the output.
         pixels: ``(batch, in_channels, ...)`` input of the convolution.
         weight: ``(out_channels, in_channels / groups, ...)`` weights.
-        settings: the other arguments of ``aten.convolution_backward``; the last one tells
+        settings: the other arguments of ``aten.convolution_backward``. The last one contains
             whether the gradients by the pixels, the weights and the bias are computed.
-        out_val: the three gradients; not used.
+        out_val: the three gradients, which are not used.
     """
     _, _, _, _, is_transposed, _, _, (by_pixels, by_weight, _) = settings
     positions = (pixels if is_transposed else output_gradient).shape[2:]
@@ -162,7 +163,7 @@ def _unfused_attention() -> Iterator[None]:
     """Run attention as single operators, because a fused transformer layer is not counted.
 
     With torch's fused layers, the count had only two thirds of the operations of a forward pass of
-    ViT-B/16, and 0.4 % of those of a small ViT.
+    ViT-B/16. For a small ViT, it had only 0.4 % of the operations.
     """
     was_enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

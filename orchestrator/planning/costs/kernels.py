@@ -17,8 +17,8 @@ class Kernel:
 
     Attributes:
         name: PyTorch's name of the operation.
-        flops: Arithmetic operations of a convolution or matrix product. 0 for all other
-            kernels.
+        flops: Arithmetic operations of a convolution or matrix product. The number is 0 for all
+            other kernels.
         num_bytes: Bytes that the operation reads and writes.
     """
 

@@ -118,9 +118,9 @@ class NodeHealth:
 
         Args:
             node: address of the node on which the trial failed.
-            failure: why the trial failed.
+            failure: description of the failed attempt.
             eligible: addresses of all nodes that could run the trial.
-            gpus: the trial's ``CUDA_VISIBLE_DEVICES``; empty if it is unknown.
+            gpus: the trial's value of ``CUDA_VISIBLE_DEVICES``, or an empty text if it is unknown.
             started_s: monotonic time of the attempt's start in seconds; infinite if unknown.
 
         Raises:
@@ -149,7 +149,9 @@ class NodeHealth:
         )
 
     def _gpu_score(self, node: str) -> float:
-        """Return a node's score for its GPUs: that of its worst GPU, plus all device errors."""
+        """Return a node's score for its GPUs: the score of its worst GPU, plus all device
+        errors.
+        """
         worst = max((gpu.number for gpu in self.unfit_gpus[node].values()), default=0)
         num_device_errors = sum(gpu.number for gpu in self.device_errors[node].values())
         return worst + DEVICE_ERROR_WEIGHT * num_device_errors

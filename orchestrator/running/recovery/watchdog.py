@@ -61,7 +61,7 @@ class Watchdog:
 
     Args:
         note: prints a line for the user.
-        killer_of: returns a function that kills a Tune trial's process; None if it has no
+        killer_of: returns a function that kills a Tune trial's process, or None if the trial has no
             process.
         start_wait: the wait until a trial starts. The watchdog checks it too, because both must
             know when the driver was suspended.
@@ -105,7 +105,7 @@ class Watchdog:
         self._failures.pop(trial_id, None)
 
     def failure_of(self, trial_id: str) -> TrialFailure | None:
-        """Return the failure of a trial's last attempt; None if the watchdog did not end it.
+        """Return the failure of a trial's last attempt, or None if the watchdog did not end it.
 
         The failure is known until the trial is removed.
         """
