@@ -61,7 +61,7 @@ class RunOptions:
         address: address of a running Ray cluster. None means that a private cluster is started.
         num_cpus: number of CPUs of the private cluster.
         device: device of the trials: ``auto`` uses GPUs if the cluster has some, ``gpu`` and
-            ``cpu`` use only this device; see :func:`trial_resources`.
+            ``cpu`` use only this device. See :func:`trial_resources`.
         dashboard: True if the private cluster serves its dashboard.
         mlflow_uri: address of MLflow. None means ``$MLFLOW_TRACKING_URI``, or a SQLite file below
             the root if the variable is not set.
@@ -192,7 +192,9 @@ class Resources:
 
     @property
     def num_threads(self) -> int:
-        """Number of torch threads of the trial's process: one for each whole CPU, at least one."""
+        """Number of torch threads of the trial's process: one for each whole CPU, but at least one
+        thread.
+        """
         return max(1, int(self.num_cpus))
 
 
@@ -258,8 +260,8 @@ def check_process() -> None:
     """Check what Ray needs of this process, whatever the cluster.
 
     Raises:
-        ConfigError: Python removes docstrings; one of Ray's modules then cannot be imported.
-        SetupError: somebody removed the current folder; Ray starts its processes there.
+        ConfigError: Python removes docstrings, so one of Ray's modules cannot be imported.
+        SetupError: somebody removed the current folder, in which Ray starts its processes.
     """
     if sys.flags.optimize >= 2:
         raise ConfigError(

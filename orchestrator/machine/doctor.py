@@ -128,7 +128,7 @@ def run_checks(
 
 
 def _run_check(name: str, check: Callable[..., Outcome], *arguments: object) -> Check:
-    """Run a check, and return its outcome; a check that raises an exception has failed."""
+    """Run a check, and return its outcome. A check that raises an exception has failed."""
     try:
         outcome = check(*arguments)
     except SweepError as error:
@@ -341,7 +341,7 @@ def _wait_for_reports(references: Iterable[Any]) -> Iterator[tuple[Any, NodeRepo
 
 
 def _read_report(reference: Any) -> NodeReport:
-    """Return the report of a finished task, also if the task failed."""
+    """Return the report of a finished task, even if the task failed."""
     import ray
 
     try:
@@ -427,7 +427,7 @@ def _disk_problems(free_bytes: int) -> Iterator[Problem]:
 def writable_bytes(folder: Path) -> int:
     """Return the bytes that can be written to a folder.
 
-    This is 0 if the folder is read-only; Linux makes broken disks read-only.
+    The number is 0 if the folder is read-only. Linux makes broken disks read-only.
     """
     if not os.access(folder, os.W_OK):
         return 0

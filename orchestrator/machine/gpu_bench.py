@@ -123,7 +123,7 @@ class Bench:
             yield
 
     def share_of(self, tensor_bytes: float) -> float:
-        """Return the share of the GPU that has ``tensor_bytes`` for tensors; at most 1."""
+        """Return the share of the GPU, at most 1, that has ``tensor_bytes`` for tensors."""
         total = torch.cuda.get_device_properties(self.device).total_memory
         return min(1.0, (CONTEXT_BYTES + tensor_bytes) / total)
 
@@ -217,7 +217,8 @@ class Bench:
         Args:
             model: name of the network.
             duration_s: length of the period in seconds.
-            wait_for_start: called after the first epochs; the period starts when it returns.
+            wait_for_start: function that is called after the first epochs. The period starts when
+                it returns.
             graphs: True if steps are captured as graphs.
         """
         epoch_ends: list[float] = []

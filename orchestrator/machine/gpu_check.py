@@ -3,7 +3,8 @@
 Each part runs in a separate process with one GPU or slice (MIG), so that a failed part does not
 stop the next one. Most parts are in :mod:`orchestrator.machine.gpu_check_parts`. On a CPU
 (``--device cpu``) the parts that need no GPU run with small networks in this process. The file
-contains neither the name of the machine nor that of its user, so it can be sent to the developers.
+contains neither the name of the machine nor the name of its user, so it can be sent to the
+developers.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ NO_MPS = {"CUDA_MPS_PIPE_DIRECTORY": "/nowhere"}
 """Variables for a process without MPS: CUDA uses MPS only if this folder contains its socket."""
 
 Outcome = tuple[dict[str, Any], str]
-"""Values of a process or part, and the reason if it failed; the reason is empty if it succeeded."""
+"""Values of a process or part, and the reason if it failed. The reason is empty if it succeeded."""
 
 
 def pairs(bench: Bench) -> Measurements:
@@ -93,10 +94,10 @@ def pairs(bench: Bench) -> Measurements:
 
 
 def _start_mps(bench: Bench, stack: contextlib.ExitStack) -> str:
-    """Start MPS for this process's GPU; closing the stack ends it.
+    """Start MPS for this process's GPU. When the stack is closed, MPS ends.
 
     Returns:
-        The reason if MPS cannot be used, else empty text.
+        The reason if MPS cannot be used, otherwise an empty text.
     """
     if not bench.on_gpu:
         return "this is not a GPU"
@@ -177,7 +178,8 @@ def _measure_together(bench: Bench, model: str, num_processes: int) -> tuple[lis
 def _end_processes(processes: Iterable[subprocess.Popen[str]]) -> None:
     """End the processes that still run, and before that their GPU work in NVIDIA's MPS.
 
-    If a process is killed while MPS computes for it, MPS may hang, also for the next measurement.
+    If a process is killed while MPS computes for it, MPS may hang. The next measurement would hang
+    too.
     """
     running = [process for process in processes if process.poll() is None]
     if running and mps_runs():
@@ -300,7 +302,7 @@ def _result_line(part: str, result: Mapping[str, Any]) -> str:
 
 
 def run_part(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, Any]:
-    """Run a part and return its result; an exception becomes the ``error`` of the result.
+    """Run a part and return its result. An exception becomes the ``error`` of the result.
 
     On a GPU all parts except ``summary`` run in a separate process.
 
@@ -368,11 +370,11 @@ def _start_part(
 
 
 def _timeout_s(part: str) -> float:
-    """Return the seconds that a part may take; a part may need more for each network."""
+    """Return the seconds that a part may take. Some parts get more seconds for each network."""
     extra_s_by_part = {
         "correctness": len(PAPER_MODELS) * stored_verdicts.TIMEOUT_S,
         "trial": len(SLOW_PART_MODELS) * gpu_check_parts.TRIAL_TIMEOUT_S,
-        # With MPS and without it.
+        # The processes are measured twice: with MPS, and without MPS.
         "pairs": 2 * len(SLOW_PART_MODELS) * len(NUMBERS_OF_PROCESSES) * PAIR_TIMEOUT_S,
     }
     for name in ("step_times", "passes", "memory"):

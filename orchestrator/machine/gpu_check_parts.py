@@ -342,7 +342,7 @@ def step_times(bench: Bench) -> Measurements:
 
 
 def _time_steps(bench: Bench, model: str, duration: float, uuid: str) -> Measurements:
-    """Yield the step times of a network, and the load of the GPU; ``uuid`` is empty on a CPU."""
+    """Yield the step times of a network, and the load of the GPU. On a CPU, ``uuid`` is empty."""
     uses_graphs = {"eager_ms": False}
     if bench.on_gpu:
         uses_graphs["graph_ms"] = True
@@ -367,7 +367,7 @@ def _time_steps(bench: Bench, model: str, duration: float, uuid: str) -> Measure
 
 
 def _add_load(load: dict[str, str], uuid: str) -> None:
-    """Add the values of ``nvidia-smi`` for a GPU to ``load``; add nothing for a CPU."""
+    """Add the values of ``nvidia-smi`` for a GPU to ``load``. For a CPU, add nothing."""
     if uuid:
         load.update(smi_values(FIELDS_UNDER_LOAD, uuid))
 
@@ -479,7 +479,7 @@ def smallest_share(run_in_share: Callable[..., str], largest: float) -> dict[str
 
 
 def trial(bench: Bench) -> Measurements:
-    """Run real trials with Ray on a private cluster; all trials of a network run in one process."""
+    """Run real trials with Ray on a private cluster. All trials of a network run in one process."""
     with connect(None, num_cpus=1, dashboard=False):
         work = ray.remote(num_cpus=1, num_gpus=int(bench.on_gpu), max_retries=0)(real_trials)
         for model in bench.slow_part_models:
@@ -508,7 +508,7 @@ def real_trials(bench: Bench, model: str) -> list[dict[str, Any]]:
 
 
 def faults(bench: Bench) -> Measurements:
-    """Let memory run out in several ways; check the kinds of failure and the next training."""
+    """Let memory run out in several ways. Check the kinds of failure and the next training."""
     model = bench.models[0]
     images, labels = bench.images(bench.batch_size(model))
     too_many_bytes = 2**44 if bench.on_gpu else 2**60
@@ -605,7 +605,9 @@ def _smallest_gain(rows: Mapping[str, Any]) -> float | None:
 
 
 def _context_gib(measured: Mapping[str, Any]) -> float:
-    """Return the largest memory of a process besides its tensors, but at least that of plans."""
+    """Return the largest memory of a process besides its tensors, but at least the value of
+    plans.
+    """
     sizes = [value for value in measured.values() if isinstance(value, int)]  # without the note
     return max([CONTEXT_BYTES, *sizes]) / 2**30
 

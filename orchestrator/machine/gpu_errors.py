@@ -80,9 +80,9 @@ LIBRARY_ERRORS = (
     # cuBLAS and cuDNN allocate memory without PyTorch's allocator.
     _gpu_memory("RuntimeError", "STATUS_ALLOC_FAILED", ends_process=False),
     _gpu_memory("RuntimeError", "DEVICE_ALLOCATION_FAILED", ends_process=False),  # cuDNN 9
-    # A GPU's memory; the process is unusable. These errors come from loading modules, capturing
-    # graphs and pinned memory, without PyTorch's allocator, which would try again.
-    # cublasCreate gets no memory.
+    # Errors for which a GPU's memory ran out, after which the process is unusable. They come from
+    # loading modules, capturing graphs and pinned memory, without PyTorch's allocator, which would
+    # try again. cublasCreate gets no memory.
     _gpu_memory("RuntimeError", "CUBLAS_STATUS_NOT_INITIALIZED", ends_process=True),
     # cudnnCreate gets no memory.
     _gpu_memory("RuntimeError", "CUDNN_STATUS_NOT_INITIALIZED", ends_process=True),

@@ -41,7 +41,7 @@ class MeasuredTimes:
 
     @classmethod
     def of_parts(cls, values: Mapping[str, Any], graphs: Collection[str]) -> MeasuredTimes:
-        """Return the times in the results of a GPU check; networks without a result are missing.
+        """Return the times in the results of a GPU check. Networks without a result are missing.
 
         Args:
             values: measured values of the check, by part.

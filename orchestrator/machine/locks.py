@@ -126,7 +126,7 @@ class _LockFile:
         self._kind = kind
         self._holder = {"pid": os.getpid(), "purpose": purpose, "since": time.strftime("%F %T")}
         self._open_files: list[TextIO] = []
-        """The locked file, after the deleted ones. Two threads use the list."""
+        """The deleted lock files, and at the end the locked file. Two threads use this list."""
         self._mutex = threading.Lock()
         """Lock that is held while a file is added or all files are closed."""
 
@@ -156,7 +156,7 @@ class _LockFile:
 
         Returns:
             An error if the new file cannot be locked, for example because another command has
-            locked it. Otherwise None.
+            locked it. None if a new file was locked, or if no file was deleted.
         """
         with self._mutex:
             if not self._open_files or self._is_at_path():
@@ -269,7 +269,7 @@ def _parse_holder(content: bytes) -> dict[str, Any]:
 
 
 def _holder_text(fields: dict[str, Any]) -> str:
-    """Return the holder as text for a message, also if fields are missing."""
+    """Return the holder as text for a message, even if fields are missing."""
     if not {"pid", "purpose", "since"} <= fields.keys():
         return "another command"
     host = f" of {fields['host']}" if "host" in fields else ""
@@ -341,7 +341,8 @@ class Lease:
         self._write_lock = clock.condition()
         """Lock that is held during a renewal, so that no renewal runs when the lease is deleted."""
         self._silent_since: float | None = None
-        """Time of the first renewal to which the storage gave no answer; None if it answers."""
+        """Time of the first renewal to which the storage gave no answer, or None if the storage
+        answers."""
         self.watch = Watch("lease", RENEW_EVERY_S, self._renew, clock, interrupt)
 
     def __enter__(self) -> Watch:
@@ -463,7 +464,7 @@ class Lease:
         return None
 
     def _content(self) -> bytes:
-        """Return new content for the lease's file; a number makes each version different."""
+        """Return new content for the lease's file. A number makes each version different."""
         self._num_writes += 1
         return json.dumps({"beat": self._num_writes, **self._holder}).encode()
 

@@ -201,7 +201,7 @@ def start_daemon(output_file: Path) -> str:
 
 @contextlib.contextmanager
 def daemon_ends_with_this_process(output_file: Path) -> Iterator[None]:
-    """End the daemon after a block, also if this process is killed in the block.
+    """End the daemon after a block, even if this process is killed in the block.
 
     A shell waits for the end of its standard input, a pipe from this process. The kernel closes the
     pipe when this process ends in any way.

@@ -57,8 +57,8 @@ def run_program(
 
     Args:
         command: program and arguments.
-        visible: value of ``CUDA_VISIBLE_DEVICES`` for the program. None leaves the variable
-            unset, which shows all GPUs; an empty value hides all GPUs.
+        visible: value of ``CUDA_VISIBLE_DEVICES`` for the program. None leaves the variable unset,
+            which shows all GPUs. An empty value hides all GPUs.
         timeout_s: seconds after which the program is killed.
         input_text: text for the program's standard input. If empty, the program has the standard
             input of this process.
@@ -163,7 +163,9 @@ def kill_process(process: subprocess.Popen[str]) -> bool:
 
 @contextlib.contextmanager
 def environment(**variables: str) -> Iterator[None]:
-    """Set environment variables during a block, also for processes that start in the block."""
+    """Set environment variables during a block, for this process and for processes that start in
+    the block.
+    """
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

@@ -189,9 +189,8 @@ def _change_of_classes(spec: PreparedSpec, listing: Listing, record: PreparedRec
 def changed_own_data(workspace: Workspace) -> dict[str, Listing]:
     """Return prepared datasets whose files changed, with the list of their present files.
 
-    The names, sizes or times of these files are not those of the preparation. A run then reads
-    all files again, and refuses them if they contain other images. Call :func:`check_feasible`
-    before.
+    The names, sizes or times of these files differ from the preparation. A run then reads all files
+    again, and refuses them if they contain other images. Call :func:`check_feasible` before.
     """
     sources = _own_sources(workspace, {})
     listings: dict[str, Listing] = {}

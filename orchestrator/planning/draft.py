@@ -33,8 +33,8 @@ from tasks.sources.base import RawRequest
 from tasks.sources.detect import detect_own_kind, unknown_kind_hint
 
 TEST_SHARES = (0.25, 0.15, 0.08, 0.04)
-"""Shares of the images for the test set. They are tried in this order until the groups and
-splits of the data allow one."""
+"""Shares of the images for the test set. They are tried in this order until the groups and splits
+of the data allow one of them."""
 MAX_NAMED = 8
 """Largest number of classes in a comment."""
 MAX_NAME = 64

@@ -22,7 +22,7 @@ from search_spaces.errors import ConfigError, plural
 from search_spaces.specs import TrialSpec
 
 DEFAULT_GPU = "h100"
-"""GPU to plan for if the user chose none and this machine has none."""
+"""GPU to plan for if the user chose no GPU and this machine has no GPU."""
 
 
 def estimate(

@@ -47,7 +47,7 @@ class PlannedStatus(StrEnum):
     WAITING = "waiting"
     """The last attempt failed, and the active run will try the trial again."""
     STALE = "stale"
-    """The trial has a result, but its data or its settings differ from the present ones."""
+    """The trial has a result, but from other data or settings than the present ones."""
     PENDING = "pending"
 
 

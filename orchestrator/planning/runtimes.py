@@ -131,10 +131,10 @@ def expected_seconds(trials: Iterable[TrialSpec], model: RuntimeModel) -> dict[s
 def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial], model: RuntimeModel) -> float:
     """Return after how many seconds without a new epoch or a result a trial counts as hung.
 
-    The limit is ``max(MIN_LIMIT_S, HANG_FACTOR * seconds)``. ``seconds`` follows from two
-    durations of the whole trial. The expected duration comes from :class:`RuntimeModel`. The
-    scaled duration is that of the slowest finished trial of the same model, scaled to the size
-    of this trial.
+    The limit is ``max(MIN_LIMIT_S, HANG_FACTOR * seconds)``. ``seconds`` follows from two durations
+    of the whole trial. The expected duration comes from :class:`RuntimeModel`. The scaled duration
+    belongs to the slowest finished trial of the same model, and is scaled to the size of this
+    trial.
 
     - On a GPU, ``seconds`` is the larger of the two durations.
     - On a CPU, ``seconds`` is the scaled duration. If no trial of the model has finished, it

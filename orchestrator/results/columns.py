@@ -421,7 +421,7 @@ def describe(names: Iterable[str]) -> tuple[Column, ...]:
 
 
 def _describe_by_pattern(name: str) -> Column:
-    """Return the column of a name that contains another name, such as that of an attack."""
+    """Return the column of a name that contains another name, such as the name of an attack."""
     attack = _ATTACK_NAME.fullmatch(name)
     if attack:
         meaning, unit = ATTACK_QUANTITIES[attack["quantity"]]

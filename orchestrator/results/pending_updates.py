@@ -66,7 +66,7 @@ class EndTrials:
 
 @dataclass(frozen=True)
 class EndSweep:
-    """The request to end all runs in MLflow, also the sweep's run.
+    """The request to end all runs in MLflow, including the sweep's run.
 
     Attributes:
         status: Status of the sweep's run.
@@ -93,7 +93,7 @@ class PendingUpdates:
         self._held_back_keys = set[str]()
 
     def __len__(self) -> int:
-        """Return the number of updates, also of those that are held back."""
+        """Return the number of updates, including the updates that are held back."""
         return len(self._updates)
 
     def __contains__(self, key: str) -> bool:

@@ -2,7 +2,7 @@
 
 A file is used only under three conditions. Its checksum is correct. It is in the folder of its id.
 This version of isweep can read its schema version. Only the driver writes records. A record is
-replaced completely or not at all; see :mod:`.storage`.
+replaced completely or not at all, see :mod:`.storage`.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ EventKind = Literal["started", "finished", "failed", "stopped"]
 class Event(Finding):
     """An event of a trial: the start or the end of an attempt.
 
-    The names of the fields are those of the stored files.
+    The fields have the same names in the stored files.
 
     Attributes:
         at: Time of the event by the driver's clock, seconds since 1970.
@@ -136,7 +136,7 @@ class ResultStore:
         self.url = url
         self._files = open_storage(url)
         self._known_id = ""
-        """The id of this store; empty until it was read or created."""
+        """The id of this store. The text is empty until the id was read or created."""
 
     def save(self, record: StoredRecord) -> str:
         """Write a record, and return the stamp of its file. The stamp changes with every write.

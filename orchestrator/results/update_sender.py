@@ -205,7 +205,7 @@ class UpdateSender:
     # Methods for the thread.
 
     def _work(self, connect: Callable[[], SweepRuns]) -> None:
-        """Send updates in rounds until the thread is stopped; the thread runs this function."""
+        """Send updates in rounds until the thread is stopped. The thread runs this function."""
         while self._wait_for_updates():
             self._send_round(connect)
 
@@ -255,7 +255,7 @@ class UpdateSender:
             return not self._is_stopped and self.pending.is_sendable(key, update)
 
     def _send(self, runs: SweepRuns, key: str, update: Update) -> None:
-        """Send an update; a call may be repeated after an attempt that succeeded in part."""
+        """Send an update. A call may be repeated after an attempt that succeeded in part."""
         if isinstance(update, LiveRun):
             runs.show_live(key, update)
         elif isinstance(update, FinishedRun):
@@ -282,7 +282,7 @@ class UpdateSender:
             self._note_progress()
 
     def _hold_back(self, error: Exception, key: str, update: Update) -> None:
-        """Hold back an update; hold back all updates if MLflow refuses the connection."""
+        """Hold back an update. If MLflow refuses the connection, hold back all updates."""
         with self.lock:
             self.last_error = error
             if self.runs is None:

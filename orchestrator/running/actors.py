@@ -1,8 +1,8 @@
 """Actors on the driver's node: they send images to workers, store files and forward messages.
 
-Each actor is a process that imports this module, so the module imports neither Ray Tune nor
-torch. If an actor is killed, Ray starts it again. Ray repeats unfinished calls of the actors
-for images and files, but not those of the actor for messages.
+Each actor is a process that imports this module, so the module imports neither Ray Tune nor torch.
+If an actor is killed, Ray starts it again. Ray repeats unfinished calls of the actors for images
+and files, but not the calls of the actor for messages.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class MessageQueue:
 
     def __init__(self) -> None:
         self.actor = start_beside_driver(IsweepEpochs, max_restarts=-1)
-        # Ray's reference of the actor's answer; None if no answer is awaited.
+        # Ray's reference of the actor's answer, or None if no answer is awaited.
         self._awaited_answer: Any = None
         self._answered_at = 0.0
         # True from the first wait that failed until the actor answers.
@@ -230,7 +230,7 @@ class IsweepKeeper:
 
 
 class ArtifactStore:
-    """Client of :class:`IsweepKeeper` with methods of :class:`ResultStore`, also for workers.
+    """Client of :class:`IsweepKeeper` with methods of :class:`ResultStore`, for driver and workers.
 
     Args:
         url: folder or URL of the result store.
@@ -260,11 +260,11 @@ class ArtifactStore:
         return cast("TrialFile | str", ray.get(call))
 
     def get(self, kind: FileKind, trial_id: str, file: TrialFile) -> bytes:
-        """Return a file; see :meth:`ResultStore.get`, also for the errors."""
+        """Return a file. :meth:`ResultStore.get` describes the arguments and the errors."""
         return cast("bytes", ray.get(self.actor.call.remote("get", kind, trial_id, file)))
 
     def checkpoint(self, trial_id: str) -> bytes | None:
-        """Return a trial's checkpoint; see :meth:`ResultStore.checkpoint`."""
+        """Return a trial's checkpoint, see :meth:`ResultStore.checkpoint`."""
         return cast("bytes | None", ray.get(self.actor.call.remote("checkpoint", trial_id)))
 
 

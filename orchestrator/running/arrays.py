@@ -32,7 +32,7 @@ class ArrayCache:
 
     Args:
         load: reads an array by its key.
-        max_bytes: space for arrays in bytes; arrays of running trials may exceed it.
+        max_bytes: space for arrays in bytes. The arrays of running trials may exceed this space.
         actor: handle of :class:`~orchestrator.running.actors.IsweepArrays`.
         num_uses: number of trials by key, or None if it is unknown. If it is None, no array is
             dropped early.
@@ -53,11 +53,11 @@ class ArrayCache:
         self._num_remaining = None if num_uses is None else Counter(num_uses)
         self._end = end
         self._array_by_trial: dict[str, str] = {}
-        # Bytes of each stored array, by key; the array that was used last is last.
+        # Bytes of each stored array, by key. The array that was used last is at the end.
         self._sizes: dict[str, int] = {}
         # The reference of each stored array, or the error of an unreadable array, by key.
         self._contents: dict[str, Any] = {}
-        # Ray's reference of the actor's answer; None if no answer is awaited.
+        # Ray's reference of the actor's answer, or None if no answer is awaited.
         self._awaited_answer: Any = None
         self._checked_at = time.monotonic()
 

@@ -21,7 +21,7 @@ class Attempt:
         location: the place where the attempt runs. It is None until the worker has sent it.
         node: address of the attempt's node, or an empty text if it is unknown. The report of an
             attempt also sets this address, so the address may be known while ``location`` is None.
-        started_s: monotonic time at which Tune started the attempt, in seconds; infinite
+        started_s: monotonic time at which Tune started the attempt, in seconds. It is infinite
             before.
     """
 
@@ -62,7 +62,7 @@ class Attempts:
         return self._attempts[trial_id]
 
     def begin(self, trial_id: str) -> None:
-        """Count a new attempt at a trial; it has no location yet."""
+        """Count a new attempt at a trial. The attempt has no location yet."""
         self._attempts[trial_id] = Attempt(self.of(trial_id).number + 1)
 
     def log_event(self, trial_id: str, kind: EventKind, text: str = "", log_text: str = "") -> None:

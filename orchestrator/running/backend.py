@@ -37,7 +37,7 @@ class Backend(Protocol):
     """The system that executes trials.
 
     Attributes:
-        arrays: the images of the trials; see :class:`~orchestrator.running.arrays.ArrayCache`.
+        arrays: the images of the trials, see :class:`~orchestrator.running.arrays.ArrayCache`.
     """
 
     arrays: Any
@@ -87,12 +87,12 @@ class Backend(Protocol):
 
 
 class TuneBackend:
-    """Ray Tune as the backend; its workers run one trial after another.
+    """Ray Tune as the backend. Each of its workers runs one trial after another.
 
     Args:
         run: context that the trials share.
         source: the trials.
-        trainable: class of the workers; tests and benchmarks use other classes.
+        trainable: class of the workers. Tests and benchmarks use other classes.
     """
 
     def __init__(

@@ -23,10 +23,10 @@ class TrialAssignment:
     """Everything that a worker needs to run one trial.
 
     Attributes:
-        spec: the trial; in a search a :class:`~search_spaces.tuning.SearchTrialSpec`.
+        spec: the trial. In a search, it is a :class:`~search_spaces.tuning.SearchTrialSpec`.
         array: key of the trial's images in :class:`~orchestrator.running.actors.IsweepArrays`.
         resources: CPUs, GPU share and memory of the trial, and how it trains.
-        code: fingerprint of the driver's source code; the worker's must be equal.
+        code: fingerprint of the driver's source code. The worker's fingerprint must be equal.
         earlier: stored result of this trial that lacks only measurements. The worker then measures
             the stored network. If None, the worker trains the network.
         keep_weights: True if the worker stores the trained network.

@@ -98,7 +98,7 @@ def pilot_sweep(
         sweep: The sweep with the recipe, image size, channels and split of the pilot.
         source: Path of your own data, or name of a dataset.
         model: Name of a model of the sweep.
-        train_sizes: Train sizes; if empty, the smallest of the sweep.
+        train_sizes: Train sizes. An empty value means the smallest train sizes of the sweep.
         test_size: Size of the test set. None means the test size of the sweep.
         domain: Domain of your own data. None means natural images.
 

@@ -210,7 +210,7 @@ class BackgroundPreparation:
         self._workspace.forget_prepared()
 
     def _wait_then(self, limit_s: float, end: Callable[[], object]) -> None:
-        """Wait for the end of the process; call ``end`` if it still runs after the limit."""
+        """Wait for the end of the process. If it still runs after the limit, call ``end``."""
         try:
             self._process.wait(limit_s)
         except subprocess.TimeoutExpired:

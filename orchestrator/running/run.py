@@ -68,7 +68,7 @@ class RunSummary:
         done: number of trials with a complete result.
         failed: number of trials whose last attempt failed.
         pending: number of trials with neither a result nor a failure.
-        failures: one row per failed trial; see :meth:`FailureRecord.row`.
+        failures: one row per failed trial, see :meth:`FailureRecord.row`.
         report: path of the report, or None if no report was written.
         num_unsent_updates: number of updates that MLflow did not receive.
     """
@@ -110,7 +110,8 @@ def run_sweep(
         The outcome of the run.
 
     Raises:
-        SweepError: a user's mistake, or an unusable environment; finished trials are kept.
+        SweepError: the user made a mistake, or the environment is unusable. Finished trials are
+            kept.
         KeyboardInterrupt: the user pressed Ctrl-C. MLflow's runs are closed, and finished
             trials are kept.
     """
@@ -135,9 +136,9 @@ def run_sweep(
             try:
                 _start_services(sweep)
                 sweep.prepare_datasets()
-                # The third of three checks; see _check_before_start.
+                # This is the third of three checks, see _check_before_start.
                 check_feasible(workspace, options.raw)
-                # The lists of raw files are not needed after the preparation; they use memory.
+                # The lists of raw files use memory, and are not needed after the preparation.
                 workspace.listings.clear()
                 _measure(sweep)
                 _train(sweep)
@@ -155,8 +156,8 @@ class _SweepRun(SweepCommand):
     """A run of a sweep, with the objects that its stages share.
 
     Attributes:
-        stored: results; set by :func:`_check_before_start`.
-        tracker: shows trials in MLflow; set by :func:`run_sweep`.
+        stored: results. :func:`_check_before_start` sets this attribute.
+        tracker: shows trials in MLflow. :func:`run_sweep` sets this attribute.
         pretrained: weights that networks start from, by :attr:`ModelSpec.pretrained_key`.
         actors: actors of the run, or None if no trial is to be run. They start while MLflow starts.
     """

@@ -22,8 +22,8 @@ from search_spaces.errors import ConfigError
 from tasks.sources.base import Listing
 
 NUM_TABLES = 40
-"""Number of simulated result tables for the power in a plan. The standard error of a power is
-then at most 8 percentage points; ``isweep power`` simulates more tables."""
+"""Number of simulated result tables for the power in a plan. The standard error of a power is then
+at most 8 percentage points. ``isweep power`` simulates more tables."""
 
 
 @dataclass(frozen=True)

@@ -215,7 +215,7 @@ class SweepCommand:
         )
 
     def check_stored(self, stored: StoredResults) -> None:
-        """Check that this version may write to the store; print how many files cannot be used.
+        """Check that this version may write to the store. Print how many files cannot be used.
 
         Raises:
             NewerRecordError: a newer version of isweep wrote to the store.
@@ -260,7 +260,7 @@ class SweepCommand:
             plan: the plan of the sweep or the search.
             stored: results of the plan.
             tracker: shows the plan's trials in MLflow.
-            trials: trials whose mean request decides how many trials run at once; at least one.
+            trials: one trial or more. Their mean request decides how many trials run at once.
             measured: times and memory of finished trials, which correct the predicted ones.
         """
         from orchestrator.running.capacity import slots_for

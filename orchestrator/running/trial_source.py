@@ -49,7 +49,7 @@ class RunContext:
         paths: the root's folders.
         cluster: the connected cluster.
         resources: resources that the sweep requests for every trial.
-        stored: results, read at the start; only this run changes them.
+        stored: results, which are read at the start. Only this run changes them.
         tracker: shows trials in MLflow.
         monitor: shows trials in the terminal.
         runtime_model: predicts the seconds and the GPU share of each trial.
@@ -113,7 +113,7 @@ class TrialSource:
         """Read the images of the array with this key.
 
         Raises:
-            DataError: the images cannot be read; only the trials that use them fail.
+            DataError: the images cannot be read. Only the trials that use these images fail.
         """
         raise NotImplementedError
 
@@ -177,8 +177,8 @@ class SweepTrials(TrialSource):
     Args:
         run: context that the trials share.
         trials: the trials to run.
-        load: reads the images of a subset; its second argument is the number of training
-            images.
+        load: function that reads the images of a subset. Its second argument is the number of
+            training images.
         state: state of the store. None means an empty store.
         store_url: folder or URL in which workers store weights, predictions and checkpoints. None
             means that nothing is stored.

@@ -211,7 +211,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         free_memory(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Process the end of a trial in Tune; without a report, its attempt failed.
+        """Process the end of a trial in Tune. If it sent no report, its attempt failed.
 
         Tune calls this method after the last ``on_trial_result``. A trial that has reported is
         not submitted any more, so this call changes nothing.

@@ -38,7 +38,7 @@ class _GpuState(NamedTuple):
         uuid: GPU-...
         compute_mode: ``Default``, or a mode that restricts which processes may use the GPU.
         mig_mode: ``Enabled`` if the GPU has slices (MIG).
-        used_mib: memory that all processes use, in MiB; no number if unknown.
+        used_mib: memory that all processes use, in MiB. If it is unknown, this text is no number.
     """
 
     uuid: str
@@ -51,7 +51,7 @@ def describe_node() -> NodeGpus:
     """Return the GPUs that Ray uses on this node. The caller is a task of Ray.
 
     Ray hides GPUs from a task without a share of a GPU. So the value of ``CUDA_VISIBLE_DEVICES`` is
-    that of the task's parent process, the raylet.
+    read from the task's parent process, the raylet.
     """
     return describe(visible_at_start_of_parent())
 
@@ -61,7 +61,7 @@ def describe(visible: str | None) -> NodeGpus:
 
     Args:
         visible: value of ``CUDA_VISIBLE_DEVICES`` for that process. None leaves the variable unset,
-            which shows all GPUs; an empty value hides all GPUs.
+            which shows all GPUs. An empty value hides all GPUs.
     """
     ids = listed_gpus(visible or "")
     if len(ids) > 1 and any(gpu_id.startswith("MIG-") for gpu_id in ids):
@@ -172,7 +172,7 @@ def _held_in_slice() -> int:
 
 
 def why_no_gpu() -> str:
-    """Return torch's message if torch can use no GPU; otherwise return an empty text."""
+    """Return torch's message if torch can use no GPU, otherwise an empty text."""
     import torch
 
     try:

@@ -23,7 +23,7 @@ HIDING_VALUES = ("", "-1", "none", "void", "nodevfiles")
 
 
 def gpus_are_simulated() -> bool:
-    """Return whether GPUs exist only in Ray's scheduling, for tests; see :data:`LOGICAL_GPUS`."""
+    """Return whether GPUs exist only in Ray's scheduling, for tests (see :data:`LOGICAL_GPUS`)."""
     return os.environ.get(LOGICAL_GPUS) == "1"
 
 

@@ -35,7 +35,7 @@ SECRET_HINT = (
 )
 WHEEL_HINT = "Run `make wheel`"
 MAX_FILE_BYTES = 100_000
-"""Largest size of a launch file. PyYAML reads this in a second; the longest launch file of the
+"""Largest size of a launch file. PyYAML reads this in a second. The longest launch file of the
 repository has 6,000 bytes."""
 IN_CHECKOUT_OR_ROOT = (".git", "isweep-root", "mlflow.db", "sweeps", "prepared")
 """Files and folders that show that their folder must not be copied to the nodes. It is a checkout,
@@ -100,7 +100,7 @@ def _read(path: Path) -> Config | Mistake:
     hint = "Give the path of a launch file, for example cluster.yaml"
     try:
         text = read_text(path, "launch file", MAX_FILE_BYTES)
-        # This parser rejects a key that occurs twice; Ray would use the last one.
+        # This parser rejects a key that occurs twice. Ray would use the last value of the key.
         yaml = YAML(typ="safe", pure=True)
         yaml.version = (1, 1)  # as Ray reads it
         config = yaml.load(text)

@@ -101,7 +101,7 @@ class Gradient:
         return math.sqrt(_inner_product(self.of_weights, self.of_weights))
 
     def cosine(self, reference: Gradient) -> float:
-        """Return the cosine of the angle to another gradient; NaN if one of them is zero."""
+        """Return the cosine of the angle to another gradient, or NaN if one of them is zero."""
         norms = self.norm * reference.norm
         if norms > 0:
             return _inner_product(self.of_weights, reference.of_weights) / norms

@@ -69,7 +69,7 @@ class Difference:
     graphs: float
 
     def exceeds(self, least_noise: float) -> bool:
-        """Return whether graphs differ by more than noise explains; true for NaN.
+        """Return whether graphs differ by more than noise explains. The result is True for NaN.
 
         Args:
             least_noise: noise that is assumed if the two plain trainings differ by less.
@@ -77,7 +77,7 @@ class Difference:
         return not self.graphs <= NOISE_FACTOR * max(self.noise, least_noise)
 
     def merged_with(self, other: Difference) -> Difference:
-        """Return the largest differences of two samples; NaN if one of them is NaN."""
+        """Return the largest differences of two samples, or NaN if one of them is NaN."""
         return Difference(
             noise=_largest([self.noise, other.noise]),
             graphs=_largest([self.graphs, other.graphs]),
@@ -133,7 +133,7 @@ class TrainingComparison:
         """Return this comparison with the largest differences of this and an earlier sample.
 
         Two plain trainings can be equal by chance. Then the noise of one sample is too small, and
-        correct graphs seem to differ. The times remain those of this sample.
+        correct graphs seem to differ. The times of this sample do not change.
         """
         weights = self.weights
         if weights is not None and earlier.weights is not None:
@@ -279,18 +279,19 @@ def _largest_difference(first: Sequence[float], second: Sequence[float]) -> floa
 
 
 def _largest(values: Sequence[float]) -> float:
-    """Return the largest value; NaN if a value is NaN, which Python's ``max`` may ignore."""
+    """Return the largest value, or NaN if a value is NaN. Python's ``max`` may ignore NaN."""
     return float(torch.tensor(values, dtype=torch.float64).max())
 
 
 def _largest_change(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
-    """Return the largest difference of two lists of tensors; NaN if a value is NaN."""
+    """Return the largest difference of two lists of tensors, or NaN if a value is NaN."""
     changes = [(left - right).abs().max() for left, right in zip(first, second, strict=True)]
     return float(torch.stack(changes).max())
 
 
 def dropout_problem(device: torch.device, capture: Capture = capture_graph) -> str:
-    """Return text if a graph's dropout repeats its mask or drops a wrong share; else empty.
+    """Return text if a graph's dropout repeats its mask or drops a wrong share, otherwise an empty
+    text.
 
     Args:
         device: device of the graph. A CPU has no graphs, so it is only tested with another

@@ -75,7 +75,7 @@ class StoredVerdict:
         """Return the verdict from the fields of its file.
 
         Raises:
-            KeyError, TypeError, ValueError: the fields are not those of a verdict.
+            KeyError, TypeError, ValueError: the fields do not describe a verdict.
         """
         return cls(
             gpu_problem=str(fields["wrong"]),

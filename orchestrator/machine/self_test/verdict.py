@@ -82,7 +82,7 @@ class Verdict:
             or an empty text if there was no such error. After such an error, it is unknown whether
             the GPU computes correctly.
         seconds: duration of the whole test.
-        arithmetic: comparisons with the CPU, also those of the second comparison.
+        arithmetic: results of the first and the second comparison with the CPU.
         trainings: comparisons of graphs with plain steps.
     """
 
@@ -176,7 +176,7 @@ def verdict_on_graphs(result: CpuResult, graphs: GraphResult) -> Verdict:
     slow = _join(comparison.slowness for comparison in graphs.trainings)
     error_text = graphs.error_text or graphs.dropout_problem
     cause = None
-    # A difference makes the verdict final, also if an error followed it.
+    # A difference makes the verdict final, even if an error followed it.
     if different:
         cause = PlainStepsCause.DIFFERENT_GRAPHS
     elif error_text:

@@ -71,7 +71,7 @@ IN_PLACE_ADAM = (0, 2, 3)
 def convolution_backward_flops(
     output_gradient: Tensor, pixels: Tensor, weight: Tensor, *settings: Any, out_val: Any
 ) -> int:
-    """Return the operations of the gradients of a convolution, also of a grouped one.
+    """Return the operations of the gradients of a convolution, which may be grouped.
 
     The gradient by the pixels and the gradient by the weights each need as many operations as
     the convolution itself. PyTorch's formula ignores the groups in the gradient by the weights:
@@ -99,7 +99,7 @@ FLOP_FORMULAS = {**flop_registry, torch.ops.aten.convolution_backward: convoluti
 class _Network:
     """A network to build and run.
 
-    ``num_outputs`` is the number of logits if the recipe sets none.
+    ``num_outputs`` is the number of logits if the recipe does not set this number.
     """
 
     model: ModelSpec
@@ -227,7 +227,7 @@ def _count_with_data(network: _Network, error: BaseException) -> NetworkCost:
     """Count the costs of your own network on tensors with data.
 
     A network may fail on noise and on black images, but work on the images of a sweep. If its
-    computation depends on pixel values, its costs are guessed as those of one dense layer with
+    computation depends on pixel values, its costs are guessed as the costs of one dense layer with
     the same number of weights.
 
     Args:

@@ -148,7 +148,7 @@ def gpu_model_from_driver(
 
     A GPU may be missing from the table, for example a MIG slice. It gets the rates per processor of
     the slowest GPU with the same compute capability. If no GPU in the table has this capability,
-    the rates are those of the next lower capability in the table.
+    the rates belong to the next lower capability in the table.
 
     Args:
         name: Name of the GPU, as the driver reports it.

@@ -80,8 +80,8 @@ class NetworkCost:
             in float32.
         evaluation_batch: Number of images in a pass of the evaluation.
         attack_batch: Number of images in a pass of an attack.
-        uncounted: Reason why the passes could not be counted, or an empty string. The costs
-            are then those of one dense layer with the same number of weights.
+        uncounted: Reason why the passes could not be counted, or an empty string. The costs are
+            then the costs of one dense layer with the same number of weights.
     """
 
     num_parameters: int

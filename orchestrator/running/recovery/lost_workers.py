@@ -34,7 +34,8 @@ the file."""
 
 
 def outcome_of(trial: Any, location: WorkerLocation | None) -> TrialReport | TrialFailure:
-    """Return the report of a failed trial; without a report, Ray's reason why its worker died.
+    """Return the report of a failed trial. If there is none, return Ray's reason why its worker
+    died.
 
     Args:
         trial: Tune's trial.

@@ -57,7 +57,7 @@ def is_whole_gpu(resources: Resources) -> bool:
 
 @dataclass(frozen=True)
 class MemoryLevels:
-    """The requests of a run's trials by memory level; the module explains the levels.
+    """The requests of a run's trials by memory level. The module's docstring explains the levels.
 
     Attributes:
         resources: resources that the sweep requests for every trial.
@@ -109,7 +109,9 @@ class MemoryLevels:
         return None
 
     def may_split_batches(self, trial: TrialSpec) -> bool:
-        """Return whether a trial's batches may be split; splitting changes batch norm's results."""
+        """Return whether a trial's batches may be split: splitting changes the results of batch
+        norm.
+        """
         if self.resources.micro_batch_policy != "auto":
             return self.resources.micro_batch_policy == "on"
         with suppress(SweepError):

@@ -143,7 +143,7 @@ class ResourcePolicy:
         """Return the sweep's request with the mean GPU share of the trials' next requests.
 
         Args:
-            trials: the trials; at least one.
+            trials: one trial or more.
         """
         requests = [self._levels.request(trial, self._start_level(trial)) for trial in trials]
         mean_share = sum(request.num_gpus for request in requests) / len(requests)

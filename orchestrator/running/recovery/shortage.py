@@ -134,7 +134,7 @@ def _amount_text(name: str, amount: float) -> str:
 
 
 def _number_text(name: str, amount: float) -> str:
-    """Return an amount of a resource without its unit; memory is in GiB."""
+    """Return an amount of a resource without its unit. The unit of memory is GiB."""
     if name == "memory":
         return f"{amount / 2**30:,.1f}"
     return f"{amount:g}"

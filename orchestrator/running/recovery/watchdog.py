@@ -115,7 +115,7 @@ class Watchdog:
         """End trials that hang, and print why no trial starts.
 
         Args:
-            trials: Tune's trials, also those that have ended.
+            trials: all of Tune's trials, including trials that have ended.
             submitted: ids of the trials that were passed to Tune and have not ended.
 
         Raises:
@@ -135,7 +135,7 @@ class Watchdog:
     def _check_start_wait(
         self, trials: Collection[Any], submitted: Collection[str], now: float
     ) -> None:
-        """Print why no trial starts; end the run if no trial could start for minutes."""
+        """Print why no trial starts. End the run if no trial could start for minutes."""
         if not submitted:
             self._start_wait.note_empty_queue(now)
         elif any(trial.status == "RUNNING" for trial in trials):

@@ -1,8 +1,8 @@
 """The device of a trial in its worker: the GPU that Ray assigned, or a CPU.
 
-If Ray assigned a GPU, the trial uses this GPU or fails; it never uses a CPU instead. Before
-the first step three things are checked: torch reaches the GPU, the GPU supports the recipe's
-precision, and the GPU passes the self-test with the trial's network.
+If Ray assigned a GPU, the trial uses this GPU or fails. It never uses a CPU instead. Before the
+first step three things are checked: torch reaches the GPU, the GPU supports the recipe's precision,
+and the GPU passes the self-test with the trial's network.
 """
 
 from __future__ import annotations
@@ -264,7 +264,7 @@ def held_by_others() -> HeldMemory | None:
 
 
 def gpu_and_node(uuid: str = "") -> str:
-    """Return this process's GPU and node as text; without a UUID, the GPU has its number."""
+    """Return this process's GPU and node as text. A GPU without a UUID is named by its number."""
     gpu = uuid
     if not gpu:
         number = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -91,7 +91,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         """Run the trial and return its report.
 
         Raises:
-            TrialFailedError: the trial failed; the error contains the report.
+            TrialFailedError: the trial failed. The error contains the report.
         """
         trial_id = self.assignment.trial_id
         started_at = time.time()
