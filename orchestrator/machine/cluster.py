@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 
 Device = Literal["auto", "cpu", "gpu"]
 MIN_RAY = (2, 56)
-"""Oldest version of Ray. Older versions run the code of anyone who can connect to their ports."""
+"""Oldest version of Ray that isweep accepts. Older versions run the code of anyone who can connect
+to their ports."""
 LARGEST_PORT = 65_535
 """Largest number of a TCP port."""
 ANSWER_TIMEOUT_S = 5.0
@@ -51,7 +52,7 @@ START_ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options about where a run works. They change a result at most by rounding.
+    """Options that decide where and how a run works. They change a result at most by rounding.
 
     This class checks the address only. :mod:`isweep` checks the limits in the annotations.
 

@@ -92,7 +92,8 @@ class MeasuredTimes:
 def _relative(name: str, measured: Collection[str]) -> str | None:
     """Return the measured network whose times stand for a network, or None if there is none.
 
-    This is the network itself, or one of its family, such as resnet18 for resnet50.
+    The result is the network itself, or another network of its family, such as resnet18 for
+    resnet50.
     """
     if name in measured:
         return name

@@ -23,7 +23,8 @@ from search_spaces.sweeps import ResourceSpec
 VOLTA = 7.0
 """Lowest compute capability with which each process under MPS has its own address space."""
 MIN_SAVED_S = 120.0
-"""If MPS saves fewer predicted seconds, it is not started. Its start takes 5 to 20 s."""
+"""Number of predicted seconds that MPS must save. Otherwise MPS is not started: its start takes 5
+to 20 s."""
 
 
 def seconds_in_sequence(trials: Iterable[TrialSpec], gpu: GpuModel) -> float:

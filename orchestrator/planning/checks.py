@@ -32,8 +32,8 @@ from tasks.prepared.subsets import make_subset
 from tasks.sources.base import UNKEYED, Listing, RawRequest, hash_key
 
 MIN_TEST_SIZE = 25
-"""Smallest number of test images without a note. The standard error of an accuracy is then at
-most 0.1."""
+"""A sweep with fewer test images gets a note. With this number, the standard error of an accuracy
+is at most 0.1."""
 ADAM_OPTIMIZERS = ("adam", "adamw")
 HIGH_ADAM_RATE = 1.0
 """Smallest learning rate of Adam with a note. Adam moves each weight by about the learning rate

@@ -156,7 +156,9 @@ def _wrong_value(detail: ErrorDetails, keys: Sequence[int | str]) -> ConfigError
 
 
 def _list_hint(value: object, keys: Sequence[int | str]) -> str:
-    """Return how to write a value as a list. A number of seeds may mean how many."""
+    """Return how to write a value as a list. A single number for ``seeds`` may mean the number of
+    seeds.
+    """
     if not isinstance(value, (int, float)):
         return "Write the values in brackets, for example `[a, b]`"
     # A larger number, for example 42, is rarely the number of repetitions.

@@ -248,7 +248,7 @@ class ResultStore:
         content = json.dumps({"store_id": self._known_id})
         self._files.write(self._path("store.json"), content.encode())
 
-    # Files of trials.
+    # The next methods are for the files of trials.
 
     def put(self, kind: FileKind, trial_id: str, data: bytes) -> TrialFile:
         """Store a file of a trial, and return its checksum and size."""

@@ -119,7 +119,7 @@ class UpdateSender:
         self._is_last_round = False
         self._is_stopped = False
 
-    # Methods for other threads.
+    # The next methods are for other threads.
 
     @property
     def is_started(self) -> bool:
@@ -202,7 +202,7 @@ class UpdateSender:
         if self._thread is not None:
             self._thread.join(JOIN_S)
 
-    # Methods for the thread.
+    # The next methods are for the thread itself.
 
     def _work(self, connect: Callable[[], SweepRuns]) -> None:
         """Send updates in rounds until the thread is stopped. The thread runs this function."""

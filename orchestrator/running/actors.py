@@ -26,7 +26,7 @@ from tasks.trials.records import EpochRecord, EpochScore, TrialFile
 STORAGE_PREFIXES = ("AWS_", "AZURE_STORAGE_", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_")
 """Prefixes of environment variables with addresses and credentials of object stores."""
 PUBLISH_INTERVAL_S = 0.5
-"""Least seconds between two messages of a trial. Reports of shorter epochs are sent
+"""Smallest number of seconds between two messages of a trial. Reports of shorter epochs are sent
 together."""
 POLL_INTERVAL_S = 1.0
 """Seconds between two polls of the driver for messages."""
@@ -117,7 +117,7 @@ class MessageQueue:
         # Ray's reference of the actor's answer, or None if no answer is awaited.
         self._awaited_answer: Any = None
         self._answered_at = 0.0
-        # True from the first wait that failed until the actor answers.
+        # This is True from the first failed wait for the actor until the actor answers.
         self._is_silent = False
 
     def publish(self, message: WorkerMessage) -> None:

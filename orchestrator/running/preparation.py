@@ -36,8 +36,7 @@ if TYPE_CHECKING:
     from tasks.prepared.subsets import TrialData
 
 PIXEL_RANGE = (0.0, 255.0)
-"""Values of black and white in all prepared images, also in images that are stored as
-float32."""
+"""Values of black and white in all prepared images, including images that are stored as float32."""
 OWN_DATA_LIMIT_S = 30.0
 """Seconds during which this process reads the user's own data. A cluster reads the remaining
 images. 30 seconds are enough for about 5,000 images of 512 x 512 pixels."""

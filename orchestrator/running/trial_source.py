@@ -249,7 +249,8 @@ class SweepTrials(TrialSource):
         )
         earlier = self.run.stored.trials.get(trial.trial_id)
         if earlier is not None and not report.trained:
-            # The stored network was only measured, so its training keeps its times and its GPU.
+            # The stored network was only measured, so the record keeps the times and the GPU of its
+            # training.
             changes = {
                 "gpu_share": earlier.gpu_share,
                 "gpu_name": earlier.gpu_name,

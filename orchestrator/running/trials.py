@@ -134,7 +134,8 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         trial = self._source.trials[trial_id]
         return self._source.assignment(trial, self._outcomes.resources.start_attempt(trial))
 
-    # Calls from Tune. It passes its own trial objects by the keywords `trial` and `trials`.
+    # Tune calls the next methods. It passes its own trial objects by the keywords `trial` and
+    # `trials`.
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Start the time limit of a trial, give its images to its worker, and show that it runs.
@@ -202,7 +203,8 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         location = self._attempts.of(trial_id).location
         outcome: TrialReport | TrialFailure | None = self._watchdog_failure(trial_id)
         if outcome is None:
-            # Ask Ray only now: to Ray, a process that the watchdog killed looks like a crash.
+            # Ask Ray only after the watchdog: to Ray, a process that the watchdog killed looks like
+            # a crash.
             outcome = self._backend.outcome_of(trial, location)
         if isinstance(outcome, TrialReport):
             self._outcomes.process_report(trial_id, outcome)
@@ -232,7 +234,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         gpu = f"GPU {location.gpus} of node {location.node}"
         return failure.model_copy(update={"gpu": gpu, "message": f"{failure.message} ({gpu})"})
 
-    # Failures of Tune's loop, and messages.
+    # The next methods process failures of Tune's loop, and messages.
 
     def _process_tune_failure(self, error: Exception) -> None:
         """Process a failure of Tune's loop: fail the trials that ran, and queue the others again.

@@ -46,7 +46,8 @@ SECRET_KEY = re.compile(r"secret|password|access_key|(^|_)token$", re.IGNORECASE
 SECRET_SET = re.compile(
     r"(?<![A-Z_])([A-Z_]*(?:TOKEN|SECRET|PASSWORD|ACCESS_KEY)[A-Z_]*)=[\"']?[^\s$~/\"']"
 )
-"""An environment variable that a command sets to a secret, not to a file or another variable."""
+"""Pattern of a command that sets an environment variable to a secret. It does not match a file or
+another variable."""
 READ_BY_OTHERS = 0o077
 """Permission bits of group and others."""
 

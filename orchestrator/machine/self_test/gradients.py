@@ -35,16 +35,17 @@ INNER_PRODUCT_CHUNK = 2**24
 """Number of weights to convert to float64 at once: 128 MB in float64. A VGG has 140 million
 weights."""
 FLOAT32_ERROR = 1e-4
-"""Relative error of a correct convolution in float32, as large as with cuDNN's Winograd kernels."""
+"""Relative error of a correct convolution in float32. It is the error of cuDNN's Winograd
+kernels."""
 LOSS_FACTOR = 3
-"""Largest difference from the CPU's loss, divided by the difference that rounding causes there. A
-GPU rounds in another way than the CPU, so its error may be larger by chance."""
+"""Largest difference from the CPU's loss, divided by the difference that rounding causes on the
+CPU. A GPU rounds in another way than the CPU, so its error may be larger by chance."""
 DIRECTION_FACTOR = 2
 """Largest value of 1 - cosine, divided by the value that rounding causes on the CPU. The reason is
 the same as for LOSS_FACTOR."""
 NORM_FACTOR = 2
 """Largest relative difference from the CPU's norm of the gradient in float32, divided by the
-difference that rounding causes there. The reason is the same as for LOSS_FACTOR."""
+difference that rounding causes on the CPU. The reason is the same as for LOSS_FACTOR."""
 FLOAT32_LOSS_MARGIN = 1e-3
 """Difference of a float32 loss from the CPU's loss, in nat, that is always allowed. By chance,
 rounding on the CPU may leave the loss unchanged."""

@@ -217,7 +217,7 @@ def _train_three_times(
     if dropout is None or is_random_in_training(
         build_network(case, dropout), images[:NO_BATCH_NORM_IMAGES]
     ):
-        # Only the last epoch, because the first losses depend on few random numbers.
+        # Only the last epoch is compared, because the first losses depend on few random numbers.
         epochs = slice(-1, None)
     else:
         weights = Difference(

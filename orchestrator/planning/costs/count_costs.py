@@ -92,7 +92,8 @@ def convolution_backward_flops(
 
 
 FLOP_FORMULAS = {**flop_registry, torch.ops.aten.convolution_backward: convolution_backward_flops}
-"""Functions that count the operations of a kernel, by kernel. Other kernels count as 0."""
+"""Functions that count the operations of a kernel, by kernel. All other kernels have 0
+operations."""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ class RetryPolicy:
 
     def pause_s(self, num_failures: int) -> float:
         """Return the seconds before the next attempt of a trial that failed so often."""
-        # Lost nodes may fail a trial any number of times, and a float cannot hold 2**1024.
+        # The number of failures is limited here: lost nodes may fail a trial very often, and a
+        # float cannot hold 2**1024.
         num_doublings = min(num_failures - 1, 100)
         return min(self.first_pause_s * 2.0**num_doublings, self.max_pause_s)
 
