@@ -334,7 +334,7 @@ def step_times(bench: Bench) -> Measurements:
                 row[name] = value
                 yield model, row
         except Exception as error:
-            # Continue with the next network, and store the values of this one so far.
+            # Continue with the next network. The values of this network so far are stored.
             row["error"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             fails.append(f"{model}: {row['error']}")
         yield model, row

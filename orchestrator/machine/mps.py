@@ -181,6 +181,6 @@ def may_break_mps(failure: TrialFailure) -> bool:
     """
     if failure.capture_failed:
         return False  # the process ends by itself, and the GPU works
-    # Ray kills a process to free the machine's memory.
+    # If the machine's memory runs out, Ray kills a process, which may be computing.
     was_killed = failure.memory == "machine"
     return was_killed or failure.device_lost or failure.kind in BREAKING_KINDS

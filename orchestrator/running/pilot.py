@@ -46,7 +46,8 @@ def run_pilot(
     Raises:
         SweepError: The pilot cannot be trained, or no training has finished.
     """
-    # Imported here, because the command line imports this module also without a pilot.
+    # These modules are imported here, because the command line imports this module even without a
+    # pilot.
     from orchestrator.analysis.prediction_inputs import pilot_of
     from orchestrator.analysis.report import results_table
     from orchestrator.running.run import run_sweep

@@ -94,7 +94,7 @@ def describe(visible: str | None) -> NodeGpus:
 def _describe_slices(ids: list[str]) -> NodeGpus:
     """Return slices (MIG), each described by its own process, because CUDA shows only one slice."""
     with ThreadPoolExecutor() as pool:
-        # Each of these describes one slice.
+        # Each of these descriptions is for one slice.
         nodes = list(pool.map(describe, ids))
     # The first slice with an error stands for the node.
     failing = (node for node in nodes if node.error or node.torch_message)

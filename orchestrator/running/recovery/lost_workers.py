@@ -60,7 +60,7 @@ def _pickled_error(trial: Any) -> Any:
     crash.
     """
     with suppress(Exception):
-        # Safe to unpickle: this driver wrote the file a moment ago, in its own folder.
+        # The file is safe to unpickle: this driver wrote it a moment ago, in its own folder.
         return cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
     return None
 
