@@ -206,8 +206,10 @@ def _at_equal_delta(fits: ScalingFits, slopes: Sequence[Slope]) -> Finding:
         if answer.is_decided:
             direction = "rises" if (answer.value or 0.0) > 0 else "falls"
             claims.append(f"At equal δ, {response} {direction} with K_F.")
+        # The first sentence names what all slopes are on.
+        opening = "The" if slopes_in_words else "On log K_F, the"
         slopes_in_words.append(
-            f"The slope of {response} on log K_F is {number(answer.value)} (95 % interval "
+            f"{opening} slope of {response} is {number(answer.value)} (95 % interval "
             f"{interval(answer.interval)})."
         )
         of_test = [undecidable(answer), *details_of_test(answer, "the slope", "class")]
@@ -219,8 +221,8 @@ def _at_equal_delta(fits: ScalingFits, slopes: Sequence[Slope]) -> Finding:
         sentences = [NO_RELATION, *slopes_in_words]
         if _are_together(fits):
             sentences.append(
-                f"Over these pairs, log K_F and log δ have a correlation of "
-                f"{number(sharpness_with_delta)}. Their effects can hardly be separated."
+                f"The correlation of log K_F with log δ is {number(sharpness_with_delta)}. "
+                "Their effects can hardly be separated."
             )
     adjusted_ps = [one.adjusted_p for one in answers.values() if one.adjusted_p is not None]
     if adjusted_ps:
