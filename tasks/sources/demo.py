@@ -537,7 +537,7 @@ def render_slice(
     Args:
         variation: Number of the variation.
         index: Number of the slice in the variation, below :data:`SLICES_PER_VARIATION`.
-        lesion: Whether to draw a lesion.
+        lesion: True to draw a lesion.
         contrast: Factor by which the lesion's contrast is multiplied.
         size: Factor by which the lesion's radii are multiplied.
 
