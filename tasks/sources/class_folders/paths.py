@@ -24,7 +24,8 @@ class ImagePath:
         subfolders: The folders between the top folder and the image, from the outermost one,
             without those in :data:`NOT_GROUP_FOLDERS`.
         split: The split in the name of the folder above the top folder.
-        is_subfolder_class: True if ``label_map`` has the name of the first subfolder.
+        is_subfolder_class: True if the layout is ``group/class`` and ``label_map`` has the name of
+            the first subfolder.
     """
 
     name: str
@@ -51,7 +52,8 @@ class UpperFolders:
     Attributes:
         wrapper: Path of the wrapper with a final slash; empty without a wrapper.
         has_splits: True if the folders directly below the wrapper are splits.
-        subfolder_classes: Names of subfolders that are classes, because ``label_map`` has them.
+        subfolder_classes: Names in ``label_map`` if the layout is ``group/class``; else empty.
+            Subfolders with these names are classes.
     """
 
     wrapper: str
