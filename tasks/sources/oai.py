@@ -66,7 +66,7 @@ GRADE_COLUMNS = ("ID", "SIDE", "READPRJ", "V00XRKL")
 CENTERS_TABLE = "knee_centers.csv"
 CONTENTS_TABLE = re.compile(r"(?:.*/)?contents[^/]*\.csv", re.IGNORECASE)
 CONTENTS_COLUMNS = ("ParticipantID", "SeriesDescription", "Barcode")
-CROP_FILE = re.compile(r"(?:.*/)?crops/(\d+)_([RL])\.png")
+CROP_FILE = re.compile(r"(?:.*/)?crops/(?P<patient>\d+)_(?P<side>[RL])\.png")
 RADIOGRAPH = re.compile(
     r"(?:^|/)(?P<id>\d{7})/(?P<date>\d{8})/(?P<barcode>\d{6,12})(?:\.tar\.gz|\.tgz|\.zip)?(?:/|!/|$)"
 )
@@ -148,27 +148,29 @@ def list_oai(request: RawRequest) -> Listing:
     table = find_table(tree, request, GRADE_TABLE, GRADE_COLUMNS)
     label_by_knee, excluded = read_grades(table, request)
     items = []
+    cropped_knees: set[Knee] = set()
     for name in tree:
         match = CROP_FILE.fullmatch(name)
         if match is None:
             continue
-        # pop: a knee with a ready crop must not be cropped from its radiograph too.
-        label = label_by_knee.pop(Knee(match[1], match[2]), None)
-        if label is None:
+        knee = Knee(match["patient"], match["side"])
+        if knee not in label_by_knee or knee in cropped_knees:
             excluded["ready crop without a grade, or the second of a knee"] += 1
-        else:
-            locator = tree.locator(name)
-            items.append(Item(locator, label, group=match[1], details=("crop",)))
-    radiographs, excluded_radiographs = _find_radiographs(tree, label_by_knee, request)
+            continue
+        cropped_knees.add(knee)
+        label = label_by_knee[knee]
+        items.append(Item(tree.locator(name), label, knee.patient, details=("crop",)))
+    # A knee with a ready crop must not be cropped from its radiograph too.
+    other_labels = {k: label for k, label in label_by_knee.items() if k not in cropped_knees}
+    radiographs, excluded_radiographs = _find_radiographs(tree, other_labels, request)
     excluded.update(excluded_radiographs)
     centers = read_centers(tree, radiographs, request)
     for patient, radiograph in radiographs.items():
-        details: list[str | int | float | None] = ["radiograph"]
-        for knee in (Knee(patient, "R"), Knee(patient, "L")):
-            row, column = centers.get(knee, (None, None))
-            details += KneeDetails(label_by_knee.get(knee), row, column)
-        items.append(Item(radiograph.locator, None, patient, details=tuple(details)))
-    num_without_radiograph = sum(knee.patient not in radiographs for knee in label_by_knee)
+        right = _knee_details(Knee(patient, "R"), other_labels, centers)
+        left = _knee_details(Knee(patient, "L"), other_labels, centers)
+        details = ("radiograph", *right, *left)
+        items.append(Item(radiograph.locator, None, patient, details=details))
+    num_without_radiograph = sum(knee.patient not in radiographs for knee in other_labels)
     excluded["graded knee without a radiograph"] = num_without_radiograph
     return Listing(
         items,
@@ -177,6 +179,15 @@ def list_oai(request: RawRequest) -> Listing:
         excluded=dict(excluded),
         intensity="stored values by own maximum, then each crop by its own maximum",
     )
+
+
+def _knee_details(
+    knee: Knee, labels: Mapping[Knee, int], centers: Mapping[Knee, Center]
+) -> KneeDetails:
+    """Return the details of a knee in a radiograph."""
+    if knee in centers:
+        return KneeDetails(labels.get(knee), centers[knee].row, centers[knee].column)
+    return KneeDetails(labels.get(knee), None, None)
 
 
 def _open_tree(request: RawRequest) -> RawTree:

@@ -24,6 +24,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 
 from tasks.sources.own.words import NO_IDS
 from tasks.sources.tables import GROUP_WORDS, NOT_ONE_VALUE
@@ -78,34 +79,26 @@ def look_like_groups(values: Sequence[str], classes: Sequence[str]) -> bool:
         values: Cells of the column, one per image. Blank cells are ignored.
         classes: Class of each image.
     """
-    texts = list(map(str.strip, values))
-    num_images_by_text = Counter(texts)
-    repeated: dict[str, int] = {}
-    for text, num_images in list(num_images_by_text.items()):
-        if text.casefold() in NO_IDS or text == NOT_ONE_VALUE:
-            del num_images_by_text[text]
-        elif num_images > 1:
-            repeated[text] = num_images
-    if len(repeated) < MIN_REPEATED_VALUES or _are_measurements(num_images_by_text):
+    classes_by_text: defaultdict[str, list[str]] = defaultdict(list)
+    for value, class_name in zip(values, classes, strict=True):
+        text = value.strip()
+        if text.casefold() not in NO_IDS and text != NOT_ONE_VALUE:
+            classes_by_text[text].append(class_name)
+    repeated = [names for names in classes_by_text.values() if len(names) > 1]
+    if len(repeated) < MIN_REPEATED_VALUES or _are_measurements(classes_by_text):
         return False
-    class_sizes: Counter[str] = Counter()
-    classes_by_text: defaultdict[str, set[str]] = defaultdict(set)
-    for text, class_name in zip(texts, classes, strict=True):
-        if text in num_images_by_text:
-            class_sizes[class_name] += 1
-        if text in repeated:
-            classes_by_text[text].add(class_name)
+    class_sizes = Counter(chain.from_iterable(classes_by_text.values()))
     if len(repeated) < MIN_MEAN_VALUES_PER_CLASS * len(class_sizes):
         return False
-    num_with_one_class = sum(len(names) == 1 for names in classes_by_text.values())
+    num_with_one_class = sum(len(set(names)) == 1 for names in repeated)
     if num_with_one_class < MIN_SHARE_WITH_ONE_CLASS * len(repeated):
         return False
     total = class_sizes.total()
     mean = 0.0
     variance = 0.0
-    for num_images in repeated.values():
+    for names in repeated:
         # The probability that all images with this text have one class, if classes are random.
-        probability = sum((size / total) ** num_images for size in class_sizes.values())
+        probability = sum((size / total) ** len(names) for size in class_sizes.values())
         mean += probability
         variance += probability * (1 - probability)
     return num_with_one_class > mean + MIN_STANDARD_DEVIATIONS * math.sqrt(variance)
@@ -159,19 +152,19 @@ def patient_name_doubt(paths: Sequence[str], classes: Sequence[str]) -> str:
     """
     if _has_copies(paths):
         return "file names look like changed copies of other images, such as mirrored ones"
-    ids = []
+    patient_ids = []
     for path in paths:
-        patients = PATIENT_IN_PATH.findall(path.lower())
-        if patients:
-            ids.append(patients[-1])
+        matches = PATIENT_IN_PATH.findall(path.lower())
+        if matches:
+            patient_ids.append(matches[-1])
     # If each patient has one image, no patient can be in both training and test. The folders
     # of classes may have such names too.
-    is_repeated = len(set(classes)) < len(set(ids)) < len(ids)
-    if is_repeated and len(ids) > MIN_SHARE_WITH_PATIENT * len(paths):
+    are_repeated = len(set(classes)) < len(set(patient_ids)) < len(patient_ids)
+    if are_repeated and len(patient_ids) > MIN_SHARE_WITH_PATIENT * len(paths):
         return "file names look like patients"
-    columns = zip(*map(_name_parts, paths), strict=True)
-    if any(look_like_groups(values, classes) for values in columns):
-        return "file names repeat like ids of patients"
+    for parts in zip(*map(_name_parts, paths), strict=True):
+        if look_like_groups(parts, classes):
+            return "file names repeat like ids of patients"
     return ""
 
 
