@@ -411,8 +411,7 @@ def _format_information(table: Int64Array) -> str:
 
 
 def reading_lines(record: PreparedRecord) -> list[str]:
-    """Return lines that list the images that were converted, left out or skipped, and the
-    flags."""
+    """Return lines with the converted, left out and skipped images, and with the flags."""
     return format_counts(
         converted=record.conversions,
         left_out=record.excluded,

@@ -290,8 +290,7 @@ class PreparedDataset:
             self._check_sha256(name)
 
     def _check_sha256(self, name: str) -> None:
-        """Check that the marker lists a file, and that its SHA-256 matches the content of the
-        file."""
+        """Check that the marker lists a file, and that its SHA-256 matches the content."""
         with (self.path / name).open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         if name not in self._files or sha256 != self._files[name].sha256:
@@ -372,8 +371,7 @@ def _marker_body(folder: Path) -> Any:
 
 
 def _check_names_and_sizes(folder: Path, files: Mapping[str, FileDigest]) -> None:
-    """Check that the arrays have exactly the files that the marker lists, with the listed
-    sizes."""
+    """Check that the arrays have exactly the files and sizes that the marker lists."""
     for name, digest in files.items():
         file = folder / name
         if not file.is_file():
@@ -391,8 +389,10 @@ def _check_names_and_sizes(folder: Path, files: Mapping[str, FileDigest]) -> Non
 
 
 def _damage_error(folder: Path, part: str, problem: str) -> CorruptStoreError:
-    """Return the error for a damaged part of a store. Its hint explains how to repair the
-    store."""
+    """Return the error for a damaged part of a store.
+
+    Its hint explains how to repair the store.
+    """
     return CorruptStoreError(
         f"{part} of prepared dataset {folder.name} {problem}",
         hint=f"Delete the folder {folder}, and prepare the dataset again, for example with "

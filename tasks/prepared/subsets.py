@@ -260,8 +260,10 @@ def _check_train_size(subset: Subset, train_size: int) -> None:
 
 
 def _subset_from_split(split: GroupSplit) -> Subset:
-    """Convert a split of candidates to a subset. The rows of a subset are rows of the prepared
-    dataset."""
+    """Convert a split of candidates to a subset.
+
+    The rows of a subset are rows of the prepared dataset.
+    """
     candidates = split.candidates
     train_rows = candidates.rows[split.train]
     test_rows = candidates.rows[split.test]

@@ -254,8 +254,7 @@ class RawRequest:
         return self.raw
 
     def base(self) -> Path:
-        """Return the folder that locators are relative to: the raw folder, or the folder of the
-        raw file."""
+        """Return the raw folder, or the folder of the raw file. Locators are relative to it."""
         root = self.root()
         return root if root.is_dir() else root.parent
 

@@ -163,8 +163,10 @@ def _find_cases(tree: RawTree) -> dict[Case, dict[str, str]]:
 
 
 def _case_folder(name: str) -> str:
-    """Return the folder of a file. If this folder has the name of a volume, return the folder
-    above it."""
+    """Return the folder of a file.
+
+    If this folder has the name of a volume, return the folder above it.
+    """
     *folders, _ = name.split("/")
     if folders and folders[-1].lower().endswith((".nii", ".nii.gz")):
         folders.pop()

@@ -1,5 +1,4 @@
-"""Detect the kind of a user's data from file extensions, folder names and the first line of a
-table."""
+"""Detect the kind of a user's data by file extensions, folder names and the header of a table."""
 
 from __future__ import annotations
 
@@ -109,8 +108,10 @@ class _FolderContent:
 
 
 def _folder_kind(path: Path) -> str:
-    """Return the kind of own data in a folder. If no other kind is recognized, it is
-    ``folder``."""
+    """Return the kind of own data in a folder.
+
+    If no other kind is recognized, it is ``folder``.
+    """
     try:
         content = _FolderContent.of(path)
     except OSError:
@@ -123,8 +124,7 @@ def _folder_kind(path: Path) -> str:
 
 
 def _has_table_of_images(content: _FolderContent) -> bool:
-    """Return whether a table of paths and labels is in a folder, or in its subfolder for a
-    split."""
+    """Return whether a folder, or its folder of a split, contains a table of paths and labels."""
     tables = [content.path / name for name in MANIFESTS if name in content.file_names]
     if tables and not content.subfolders:
         return True

@@ -122,8 +122,10 @@ def repeated_rows(
 
 
 def find_named(tree: RawTree, file: str) -> list[str]:
-    """Return the paths of all files called ``file``. Files with the fewest folders above them come
-    first."""
+    """Return the paths of all files called ``file``.
+
+    Files with the fewest folders above them come first.
+    """
     suffix = f"/{file.casefold()}"
     names = [name for name in tree if f"/{name.casefold()}".endswith(suffix)]
     return sorted(names, key=lambda name: (name.count("/"), name))

@@ -133,8 +133,7 @@ def read_locator(base: Path, locator: str) -> bytes:
 
 
 def split_locator(locator: str) -> list[str]:
-    """Split a locator at each ``!/``: the file on the disk, then the member or row in it, and so
-    on."""
+    """Split a locator at each ``!/``. The first part is the file on the disk."""
     file, *names = locator.split(MARK)
     parts = [file]
     for part in names:

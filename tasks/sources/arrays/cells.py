@@ -97,8 +97,7 @@ def _unused_cells(
 
 
 def _check_first_axis(file: ArrayFile, images_name: str, array_name: str) -> None:
-    """Raise an error if the number of labels equals the last axis of the images, not the first
-    axis."""
+    """Raise an error if the last axis of the images, not the first axis, fits their labels."""
     images_shape = file.header(images_name).shape
     labels_shape = file.header(array_name).shape
     if has_images_on_last_axis(images_shape, labels_shape):

@@ -363,8 +363,7 @@ ARRAY_FILES: dict[str, Callable[[RawRequest], ArrayFile]] = {
 
 
 def row_locator(array: str, row: int) -> str:
-    """Return the locator of an image: ``7`` for row 7 of the array ``images``, and ``NAME/7`` for
-    row 7 of another array."""
+    """Return the locator of an image. Examples: ``7`` for the array ``images``, else ``NAME/7``."""
     return str(row) if array == "images" else f"{array}/{row}"
 
 

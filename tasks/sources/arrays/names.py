@@ -65,8 +65,10 @@ class NameScheme:
         return SPLIT_NAMES if "{}" in self.images else ("",)
 
     def columns(self, names: Iterable[str], split_name: str) -> dict[str, str]:
-        """Find the columns of one split. The result maps the name of a column to its array
-        name."""
+        """Find the columns of one split.
+
+        The result maps the name of a column to its array name.
+        """
         prefix = self.prefix.format(split_name)
         suffix = self.suffix.format(split_name)
         columns = {}

@@ -108,8 +108,7 @@ def _layout_by_headers(
 
 
 def _images_with_headers(image_paths: Sequence[ImagePath]) -> Iterator[ImagePath]:
-    """Yield about :data:`MAX_HEADERS` DICOM images to read, with an equal share of each
-    subfolder."""
+    """Yield about :data:`MAX_HEADERS` DICOM images, with an equal share of each subfolder."""
     num_yielded: Counter[tuple[str, str | None]] = Counter()
     num_folders = len({(image.top, image.first_subfolder) for image in image_paths})
     max_per_folder = max(MAX_HEADERS // num_folders, 1)

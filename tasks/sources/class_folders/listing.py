@@ -244,8 +244,7 @@ def _flag_empty_folders(
 def _folder_flags(
     images: Iterable[ClassImage], left_out_folders: Iterable[str], scan: FolderScan
 ) -> dict[str, int]:
-    """Return flags for folders that are left out, for deep folders and for a wrapper, with
-    numbers."""
+    """Return flags for folders that are left out, for deep folders and for a wrapper."""
     flags = {}
     for name in sorted(left_out_folders):
         flags[f"folder left out; to use it as a class: {_option_for_class(name)}"] = 1
