@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     __version__: str
 
 _REPLACEMENTS = {
-    "fit": "isweep.open('demo').fits, or for a table of your own the command `isweep fit`",
+    "fit": "isweep.open('demo').fits, or the command `isweep fit` for your own table",
     "report": "isweep.open('demo').report",
     "results": "isweep.open('demo').table",
 }
-"""Commands that are no functions of this module -> what to use in Python."""
+"""Replacement in Python for each command that is not a function of this module."""
 
 
 def __getattr__(name: str) -> object:

@@ -1,4 +1,4 @@
-"""Comparing sweeps, verdicts on the study's claims, and the power of a sweep."""
+"""Compare sweeps, give verdicts on the study's claims, and simulate the power of a sweep."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Comparison(Displayed):
     def to_frame(self) -> pd.DataFrame:
         """Return one row per quantity, with the change from the first to the second sweep.
 
-        ``ratio`` is the geometric mean of the second sweep divided by that of the first. For
-        accuracies, it is the mean of the second sweep minus that of the first.
+        ``ratio`` is the geometric mean of the second sweep divided by the geometric mean of the
+        first. For accuracies, it is the mean of the second sweep minus the mean of the first.
         """
         rows = []
         for change in self.record.changes:
@@ -59,8 +59,8 @@ def compare(
 
     Args:
         first: A sweep, or its name or path, as in :func:`isweep.open`.
-        second: The other sweep. Each ratio is a value of this sweep divided by that of the
-            first.
+        second: The other sweep. Each ratio is a value of this sweep divided by the same value of
+            the first sweep.
         root: Folder of all results; None for ``$ISWEEP_ROOT`` or ``./isweep-root``.
 
     Returns:
@@ -110,7 +110,7 @@ def claims(sweep: Sweep | str | None = None, *, root: str | Path | None = None) 
     """Return a verdict on every numbered claim of the study, from a sweep or the published numbers.
 
     Args:
-        sweep: A sweep, or its name or path, as in :func:`isweep.open`. None for the published
+        sweep: A sweep, or its name or path, as in :func:`isweep.open`. None uses the published
             numbers.
         root: Folder of all results; None for ``$ISWEEP_ROOT`` or ``./isweep-root``.
 

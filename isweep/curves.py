@@ -1,4 +1,4 @@
-"""Extrapolating the learning curves of one dataset: scores, and numbers of images."""
+"""Extrapolate the learning curves of one dataset to predict scores and numbers of images."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def learning_curves(
     Args:
         results: A sweep of one dataset, a DataFrame with one row per training (``train_size``
             and a score), or the path of a CSV file of such rows.
-        metric: ``loss`` (nat), ``error``, ``accuracy`` or ``auroc`` (shares in [0, 1]). If
-            None, the first of these four scores that the results have.
+        metric: ``loss`` (nat), ``error``, ``accuracy`` or ``auroc`` (shares in [0, 1]). None uses
+            the first of these four scores that the results contain.
         model: Name of one network of the results; None for an answer per network. The curves
             of other networks on the same images are used in both cases.
         train_size: N at which the score is predicted; None for twice the largest train size.

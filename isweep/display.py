@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 TERMINAL_COLUMNS = 80
-"""Characters per line of a printed table; columns that do not fit are printed below."""
+"""Characters per line of a printed table. Columns that do not fit are printed below."""
 
 
 class Displayed:
@@ -28,7 +28,7 @@ class Displayed:
 
 
 class PrintedTable(pd.DataFrame):
-    """A DataFrame that is printed with all columns: those that do not fit are printed below.
+    """A DataFrame that is printed with all columns. Columns that do not fit are printed below.
 
     A plain DataFrame shows "..." in place of the middle columns. Results computed from this
     table are plain DataFrames.

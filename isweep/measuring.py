@@ -1,4 +1,4 @@
-"""Measuring your images in arrays, folders or files."""
+"""Measure your images in arrays, folders or files."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Measurement(Measured, Displayed):
 
     @property
     def label_sharpness(self) -> float | None:
-        """K_F of all images, per unit of L2 pixel distance; None without labels.
+        """K_F of all images, per unit of L2 pixel distance; None if there are no labels.
 
         For more than 1,000 images, it is the mean of the maxima of ten samples of 1,000
         images, as in the study and in sweeps. ``record.label_sharpness.pair_value`` is the
@@ -170,8 +170,8 @@ def measure(
             shape of an array is ``(num_images, channels, height, width)``,
             ``(num_images, height, width[, channels])`` or ``(num_images, num_features)``. If
             floats are neither in [0, 1] nor in [0, 255], set ``pixel_range``.
-        labels: One number or text per image, ``(num_images,)``. If ``images`` is a ``.npy``
-            file, the path of a file of labels. If None, only d_data is measured.
+        labels: One number or text per image, ``(num_images,)``. If ``images`` is a ``.npy`` file,
+            give the path of a file of labels. If None, only d_data is measured.
         train_sizes: Numbers of images of nested, stratified subsets. They are measured too.
         class_pair: Names of two classes; only their images are measured.
         image_size: Side in pixels to which image files are resized; None for 224.
@@ -221,7 +221,8 @@ def measure(
         return Measurement(**vars(measured))
     if _seem_exchanged(images, labels):
         raise DataError(
-            "The images are a flat list, and the labels have several axes, as images have",
+            "The images are a flat list, but the labels have several axes, so the two seem to be "
+            "exchanged",
             hint="Pass the images first: isweep.measure(images, labels)",
         )
     image_array = checked_images(images)
@@ -279,7 +280,11 @@ def _measure_arrays(
 
 
 def _label_file(images: str | Path, labels: object) -> Path | None:
-    """Return the path of a file of labels; a file of images has no other kind of labels."""
+    """Return the path of the file of labels, or None if no labels are given.
+
+    Raises:
+        ConfigError: If labels are given, but not as a path.
+    """
     if labels is None:
         return None
     if isinstance(labels, (str, Path)):

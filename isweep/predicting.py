@@ -1,4 +1,4 @@
-"""Predicting the loss on a new dataset from the fits of a sweep."""
+"""Predict the loss on a new dataset from the fits of a sweep."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def _check_no_others(others: Iterable[str]) -> None:
 def _pilot(
     pilot: Sequence[tuple[float, float]] | str | Path, model: str
 ) -> Callable[[], Pilot] | None:
-    """Return a function that reads the losses of the pilot; None without a pilot."""
+    """Return a function that reads the losses of the pilot, or None if there is no pilot."""
     from orchestrator.analysis.prediction_inputs import Pilot, PilotPoint, read_pilot
 
     if isinstance(pilot, (str, Path)):

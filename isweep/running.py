@@ -1,4 +1,4 @@
-"""Running sweeps and searches of learning rates from Python."""
+"""Run sweeps and searches for learning rates from Python."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def tune(
 
 
 def _run_options(root: str | Path | None, options: Mapping[str, Any]) -> RunOptions:
-    """Return the options of a caller after the checks of the command line."""
+    """Check the options of a caller by the rules of the command line, and return them."""
     from orchestrator import RunOptions
 
     known_options = set(RunOptions.__dataclass_fields__) - {"root"}
@@ -165,7 +165,7 @@ def _run_options(root: str | Path | None, options: Mapping[str, Any]) -> RunOpti
 
 
 def _progress(is_printed: bool) -> Progress:
-    """Return the display of a run's progress, or one that prints nothing."""
+    """Return a display of a run's progress, or a display that prints nothing."""
     if not isinstance(is_printed, bool):
         raise ConfigError(
             f"progress is {is_printed!r}, which is neither True nor False",

@@ -89,7 +89,7 @@ class Sweep(Displayed):
     ) -> pd.DataFrame:
         """Return the best model and the runner-up for each dataset and train size.
 
-        Means are over the class pairs and seeds that all models have.
+        Means are over the class pairs and seeds for which all models have a result.
 
         Args:
             dataset: Use only this dataset.
@@ -97,7 +97,7 @@ class Sweep(Displayed):
             model: Use only this model. The result then has no runner-up.
             metric: Column to rank by: ``test_loss`` (nat), ``test_accuracy``, ``auc`` or
                 another score of the table. For a loss, a calibration error or a fall of the
-                accuracy, the lowest value is the best. Else it is the highest value.
+                accuracy, the lowest value is the best. Otherwise, the highest value is the best.
 
         Returns:
             One row per dataset and train size. ``runner_up`` is the second best model.

@@ -14,11 +14,11 @@ Number = int | float
 
 @dataclass(frozen=True)
 class AttackParameter:
-    """A keyword argument of an attack's function. A sweep file may set it.
+    """A keyword argument of an attack's function that a sweep file may set.
 
     Attributes:
-        default: value if a sweep file sets none. If the default is an int, only whole numbers
-            are allowed.
+        default: value that is used if a sweep file sets no value. If the default is an int, only
+            whole numbers are allowed.
         low: smallest allowed value.
         high: largest allowed value.
         meaning: meaning of the parameter, with its unit.
@@ -30,7 +30,10 @@ class AttackParameter:
     meaning: str
 
     def problem(self, value: object) -> str:
-        """Return why ``value`` is not allowed, as the end of a sentence; empty if it is allowed."""
+        """Return the rule that ``value`` breaks, or an empty text if the value is allowed.
+
+        The rule is the end of a sentence that begins with the name of the parameter.
+        """
         allowed_types: tuple[type, ...] = (int, float)
         kind = "a number"
         if isinstance(self.default, int):
@@ -49,8 +52,8 @@ class AttackPasses:
     Attributes:
         shared_gradients: forward and backward passes that all epsilons share.
         gradients: forward and backward passes for each epsilon.
-        forwards: forward passes for each epsilon that have no backward pass. The final scoring
-            is one of them.
+        forwards: forward passes without a backward pass, for each epsilon. The last one computes
+            the final loss and accuracy.
     """
 
     shared_gradients: int = 0
@@ -67,8 +70,8 @@ class AttackMethod:
             :class:`tasks.trials.attacks.AttackFunction` lists the arguments of this function.
         passes: function that returns the cost for one image. It is called with the values of
             all parameters.
-        effect: what the attack does to an image, in words of a report. The words "that size"
-            in this text mean the strength epsilon.
+        effect: effect of the attack on an image, in words for a report. The words "that size" in
+            this text mean the strength epsilon.
         parameters: keyword arguments of the function that a sweep file may set, by name. A
             trial's id depends only on values that differ from the default.
         versions: the values of :data:`search_spaces.specs.ATTACK_VERSION` at which the numbers
@@ -82,17 +85,17 @@ class AttackMethod:
     versions: tuple[int, ...] = (1,)
 
     def values(self, changes: Mapping[str, Number]) -> dict[str, Number]:
-        """Return the value of every parameter: the one in ``changes``, or else the default."""
+        """Return the value of every parameter, from ``changes`` or else the default."""
         defaults = {name: parameter.default for name, parameter in self.parameters.items()}
         return {**defaults, **changes}
 
     def version_at(self, attack_version: int) -> int:
-        """Return the version of this attack that a trial of ``attack_version`` computed."""
+        """Return the version of this attack in a trial whose counter is ``attack_version``."""
         return max(version for version in self.versions if version <= attack_version)
 
 
 def _fgsm_passes(values: Mapping[str, Number]) -> AttackPasses:
-    # One gradient, at the clean images, is used for every epsilon.
+    # The gradient at the clean images is computed once and used for every epsilon.
     return AttackPasses(shared_gradients=1)
 
 
@@ -124,7 +127,8 @@ ATTACKS: dict[str, AttackMethod] = {
                 1_000,
                 "number of descents; all but the first start at random points",
             ),
-            # 20 steps of 0.1 epsilon can cross the L-infinity ball once: it is 2 epsilon wide.
+            # The L-infinity ball is 2 epsilon wide, so 20 steps of 0.1 epsilon can cross it
+            # once.
             "relative_step_size": AttackParameter(
                 0.1, 0.001, 2, "length of a step as a fraction of epsilon"
             ),

@@ -1,6 +1,6 @@
 """The table of datasets.
 
-A row describes a dataset, and contains the name of the source that reads the download.
+A row describes a dataset. It also contains the name of the source that reads the download.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from search_spaces.specs import DatasetParameters, DatasetSpec
 from search_spaces.sweeps import UserSourceSpec
 
 FILE = "search_spaces/datasets.toml"
-"""The file of the table, as messages name it."""
+"""Path of the table's file, for messages."""
 
 
 def read_table(text: str) -> dict[str, dict[str, Any]]:
-    """Return the rows of the table by name, as they are written.
+    """Return the rows of the table by name, with the keys and values of the TOML text.
 
     Raises:
         ConfigError: the text is not valid TOML, two rows have the same name, or a key is in no row.
@@ -82,13 +82,14 @@ def row_of(table: dict[str, dict[str, Any]], name: str) -> DatasetSpec:
     for key in _TABLE_KEYS:
         fields.pop(key, None)
     try:
-        # Dates of TOML become text, which pydantic refuses where no text is allowed.
+        # A TOML date is converted to text, so pydantic refuses it in a field that is not text.
         text = json.dumps(fields | {"name": name}, default=str)
         return DatasetSpec.model_validate_json(text)
     except ValidationError as error:
         fields_by_type: dict[str, list[str]] = {"missing": [], "extra_forbidden": []}
         for problem in error.errors():
-            # A tuple that is too short also has a missing element, with a longer place.
+            # pydantic also reports a tuple that is too short as "missing", but with a longer
+            # "loc".
             if problem["type"] in fields_by_type and len(problem["loc"]) == 1:
                 fields_by_type[problem["type"]].append(f"`{problem['loc'][0]}`")
         problems = []
@@ -106,8 +107,8 @@ def row_of(table: dict[str, dict[str, Any]], name: str) -> DatasetSpec:
 DATASETS = {name: row_of(_TABLE, name) for name, row in _TABLE.items() if "made" not in row}
 """Datasets by name, as in sweep files."""
 GENERATED = {name: row_of(_TABLE, name) for name, row in _TABLE.items() if "made" in row}
-"""Rows for generated or changed datasets, by kind of images. All datasets of a kind have these
-fields."""
+"""Rows for generated or changed datasets, by kind of images. A row contains the fields that all
+datasets of its kind have in common."""
 
 
 ORIGINS: dict[str, ImageOrigin] = {

@@ -27,7 +27,7 @@ PLAIN_RULES = {
     "should be a valid boolean": "must be true or false",
     "should be a valid string": "must be text",
 }
-"""Plainer words for pydantic's rules."""
+"""Simpler words for the rules in pydantic's messages."""
 
 
 class SweepError(Exception):
@@ -103,7 +103,7 @@ def _sentence(text: str) -> str:
 def raise_all(problems: Iterable[SweepError], error: type[SweepError] = ConfigError) -> None:
     """Raise one ``error`` with a line for each problem. Return if there are no problems.
 
-    Several checks may find the same problem, so equal messages count once.
+    Several checks may find the same problem, so equal messages are listed only once.
     """
     problems = list({str(problem): problem for problem in problems}.values())
     if not problems:
@@ -131,7 +131,7 @@ def rule_of(message: str) -> str:
 
 
 def broken_rule(place: str, value: str, rule: str) -> ConfigError:
-    """Return the error that a value breaks a rule.
+    """Return the error for a value that breaks a rule.
 
     Args:
         place: The key of the value, in backticks.
@@ -194,8 +194,8 @@ def unknown_name(
         noun: word for the named thing, in the singular: ``model``.
         name: the unknown name.
         table: all known names.
-        of: owner of the known names, such as ``this sweep``; empty if they are the same for
-            everyone.
+        of: owner of the known names, such as ``this sweep``; empty if the names do not depend on
+            an owner.
     """
     names = sorted(table)
     owner = f" of {of}" if of else ""

@@ -5,9 +5,9 @@ represent a function, a set, NaN, a numpy scalar or other objects. Such a value 
 is not converted to a string.
 
 The JSON of a spec leaves out fields that have their default. So a new field with a default
-changes no id. If a default changes, the old ids would stand for other content. So the
-``schema_version`` of this kind of spec, which the JSON always contains, must be increased. See
-``docs/decisions/0006-identity-that-lasts.md``.
+changes no id. If a default changes, the old ids would stand for other content. To prevent this,
+increase the ``schema_version`` of this kind of spec. The JSON always contains the
+``schema_version``. See ``docs/decisions/0006-identity-that-lasts.md``.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from typing import Generic, TypeVar
 from pydantic import BaseModel
 
 ID_HEX_DIGITS = 12
-"""Hex digits of a hash in an id. Of a million ids, two are equal with a probability of
-0.2 %."""
+"""Hex digits of a hash in an id. Two of a million ids are equal with a probability of 0.2 %."""
 VERSION_FIELD = "schema_version"
 """Name of the field that the JSON of a spec always contains."""
 SpecT = TypeVar("SpecT", bound=BaseModel)
@@ -83,7 +82,7 @@ def derive_seed(*parts: object) -> int:
 
 
 def _json_value(value: object, place: str) -> object:
-    """Return ``value`` as JSON values. ``place`` is its name in messages."""
+    """Convert ``value`` to JSON values. Error messages call the value ``place``."""
     if value is None or type(value) in (bool, int, str):
         return value
     if isinstance(value, BaseModel):

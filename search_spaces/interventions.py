@@ -17,7 +17,7 @@ kind of images  ``from``     The source that makes the images.
 
 A condition changes all images before the split, or only the training images after the split
 (:data:`ChangedImages`). In the first case the test images change too, so a higher test loss
-may come from harder test images. In the second case, the test set is that of the base dataset.
+may come from harder test images. In the second case the test images do not change.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from search_spaces import specs
 
 BASE = "base"
-"""Name that stands in place of a condition's name for the unchanged base dataset."""
+"""Name of the unchanged base dataset. It is used in the place of a condition's name."""
 Target = Literal["sharpness", "dimension", "nothing"]
 """The property that a condition should change: ``sharpness`` for the label sharpness,
 ``dimension`` for the intrinsic dimension. ``nothing`` marks a control, which should have no
@@ -80,8 +80,7 @@ class Parameter:
         """Check a value of the parameter ``name``.
 
         Raises:
-            ValueError: the value is out of range, or a fraction where a whole number is
-                required.
+            ValueError: the value is out of range. Or it is a fraction, but must be a whole number.
         """
         is_in_range = self.low <= value <= self.high
         if is_in_range and (not self.is_integer or value == int(value)):
@@ -120,8 +119,8 @@ _REACH = Parameter(
     high=1,
     meaning="share of the images to blend. Images nearest to another class are blended first",
 )
-# Sweep files contain the names of these parameters, so the names must not change. Names such
-# as bits, frequency and draw do not explain themselves. Read the meaning.
+# Sweep files contain the names of these parameters, so the names must not change. If a name such
+# as bits, frequency or draw is unclear, read its meaning.
 PARAMETERS: dict[str, dict[str, Parameter]] = {
     "generated": {
         "dimension": Parameter(
@@ -237,7 +236,7 @@ labels of the whole dataset before the split."""
 def check_training_parameters(
     parameters: specs.DatasetParameters,
 ) -> specs.DatasetParameters:
-    """Return the parameters of a condition that changes training images, checked and sorted.
+    """Check the parameters of a condition that changes training images, and return them sorted.
 
     Raises:
         ValueError: a parameter does not exist, cannot be set after the split, or has a value

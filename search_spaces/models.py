@@ -126,7 +126,7 @@ def model_spec(choice: ModelChoice | str) -> ModelSpec:
             "timm have pretrained weights",
             hint="Remove `pretrained`. If this is your own function, it can load weights itself",
         )
-    # A name has at most 64 characters. The name before the suffix has at most 52.
+    # A name has at most 64 characters, and the suffix needs 11 of them.
     name = choice.name or f"{spec.name[:52]}_pretrained"
     return spec.model_copy(update={"name": name, "pretrained": True})
 
@@ -151,11 +151,11 @@ def _library_spec(library: str, architecture: str) -> ModelSpec:
 def _with_changes(base: ModelSpec, choice: ModelChoice) -> ModelSpec:
     """Return ``base`` with the arguments and the name in ``choice``.
 
-    Without both, the result is the network of the table with this architecture, or else
-    ``base``.
+    If ``choice`` has neither, the result is the network of the table with this architecture. If
+    the table has no such network, the result is ``base``.
 
     Raises:
-        ConfigError: a network of isweep gets arguments.
+        ConfigError: ``choice`` has arguments for a network of isweep, which accepts none.
     """
     if choice.arguments and base.library == "isweep":
         names = ", ".join(key for key, _ in choice.arguments)
@@ -164,7 +164,7 @@ def _with_changes(base: ModelSpec, choice: ModelChoice) -> ModelSpec:
             hint="Remove the key `arguments` from this model",
         )
     if not choice.arguments and choice.name is None:
-        # torchvision:resnet18 is resnet18 of the table: trials must have the same ids.
+        # torchvision:resnet18 is the network resnet18 of the table, so that ids are the same.
         for spec in MODELS.values():
             if (spec.library, spec.architecture) == (base.library, base.architecture):
                 return spec

@@ -18,9 +18,9 @@ from search_spaces.sweeps import RecipeChoice, RecipeOverride
 
 
 def _exception(models: tuple[str, ...], *datasets: str, **changes: object) -> RecipeOverride:
-    """Return other recipe values for some models and for their timm versions.
+    """Return recipe values for some models and for their timm versions.
 
-    Without ``datasets``, the values are for all datasets.
+    If ``datasets`` is empty, the values are for all datasets.
     """
     timm_models = tuple(f"timm_{name}" for name in models)
     return RecipeOverride.model_validate(
@@ -57,9 +57,9 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    # Optimizer, learning rates, batch sizes and epochs are those of the released code. Three
-    # things are corrected: one logit per class, bfloat16 instead of unscaled float16, and the
-    # loss as the mean over examples.
+    # Optimizer, learning rates, batch sizes and epochs come from the released code. Three things
+    # are corrected: one logit per class, bfloat16 instead of unscaled float16, and the loss as the
+    # mean over examples.
     "paper": Recipe(
         "the training of the study, with its faults corrected; for GPUs",
         {"precision": "bfloat16"},
@@ -118,8 +118,8 @@ def _overridden_fields(
 def recipe_grid(choice: RecipeChoice, model: str, dataset: str) -> tuple[RecipeSpec, ...]:
     """Return the recipes of ``choice`` for one model and dataset, one for each grid point.
 
-    If the fields of a grid point are those of the recipe in the table, the result has the name
-    of that recipe. Trials then have the same ids as without a grid.
+    If a grid point has the same fields as the recipe in the table, the result has the name of this
+    recipe. Trials then have the same ids as without a grid.
     """
     base = recipe_spec(choice.from_, model, dataset)
     axes = choice.changes
@@ -130,7 +130,7 @@ def recipe_grid(choice: RecipeChoice, model: str, dataset: str) -> tuple[RecipeS
         changes = {key: value for key, value in values.items() if value != getattr(base, key)}
         suffixes = [f"{key}={str(changes[key]).lower()}" for key in sorted(changes)]
         name = "+".join([base.name, *suffixes])
-        # An override can make grid points equal. They have one name, so they become one
+        # An override can make grid points equal. Equal points have the same name and become one
         # recipe.
         grid[name] = RecipeSpec.model_validate({**base.model_dump(), **changes, "name": name})
     return tuple(grid.values())

@@ -33,7 +33,7 @@ from search_spaces.errors import did_you_mean
 from search_spaces.fingerprint import derive_seed, fingerprint, readable_id
 
 # Each kind of result has a version. A higher version means that all stored results of this
-# kind are computed again. Results of other kinds are not.
+# kind are computed again. Results of other kinds are not computed again.
 #
 # An id is a hash of a spec, but a field with its default value is not part of the hash. So:
 # - A new field with a default changes no id, and needs no new version.
@@ -119,8 +119,8 @@ Estimators = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(chec
 Domain = Literal["natural", "medical"]
 DataMode = Literal["corrected", "as_released"]
 """The way in which data are prepared and measured. ``as_released`` switches on all faults in
-:data:`Fault`. In addition, TwoNN discards no ratios, and some sources read their files as the
-released code did."""
+:data:`Fault`. With ``as_released``, TwoNN also discards no ratios. Some sources then read their
+files as the released code did."""
 Fault = Literal[
     "misaligned_labels",
     "fixed_imagenet_files",
@@ -150,7 +150,10 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
 class Spec(BaseModel):
-    """The base class of specs: frozen, strict types, no unknown fields, no NaN or infinity."""
+    """The base class of specs.
+
+    Specs are frozen and have strict types. Unknown fields, NaN and infinity are errors.
+    """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True
@@ -226,13 +229,13 @@ class DatasetSpec(Spec):
         task: name of the label set, if a download has several label sets.
         class_pairs: pairs of classes that presets use; empty if there are only two classes.
         images_per_class: number of images of each class, if an installed package contains the
-            dataset; empty if the data must be read to count them.
-        max_images_per_class: largest number of images of each class in the prepared dataset,
-            drawn in whole groups with a seed; None for all images.
+            dataset; empty if isweep must read the data to count the images.
+        max_images_per_class: largest number of images of each class in the prepared dataset; None
+            for all images. Images are drawn by groups, with a seed.
         label_map: pairs (label in the data, class) for a user's data.
         label_columns: the label column of a user's table, or one column of 0 and 1 for each
             class; empty to recognize the column by its name.
-        layout: order of a user's folder levels; None if the folders show it.
+        layout: order of a user's folder levels; None if the folders show the order.
         pixel_range: pixel values of black and white in a user's data; None if the files
             contain them.
         dials: parameters of a generated or changed dataset. Ids and stored records contain the
@@ -276,7 +279,7 @@ TestLoss = Literal["mean_over_examples", "mean_of_batch_means"]
 
 
 class RecipeSpec(Spec):
-    """A training recipe. Defaults are those of the released code.
+    """A training recipe. The defaults are the values in the released code.
 
     Attributes:
         name: name of the recipe with its changes: ``paper+epochs=30``.
@@ -346,7 +349,8 @@ def _check_and_drop_defaults(by_method: AttackParameters) -> AttackParameters:
             if problem:
                 raise ValueError(f"{method}.{name} {problem}")
             if value != parameter.default:
-                # 1 and 1.0 are equal, but would have different ids. So the type is unified.
+                # 1 and 1.0 are equal, but would have different ids. So the value gets the type
+                # of the default.
                 changed_values.append((name, type(parameter.default)(value)))
         if changed_values:
             changed.append((method, tuple(changed_values)))
@@ -423,7 +427,8 @@ class RobustnessSpec(Spec):
 
 
 KeepWeights = Literal["all", "last", "none"]
-"""Networks whose weights are stored: all, those of the largest train size, or none."""
+"""Networks whose weights are stored: all networks, only networks of the largest train size, or
+none."""
 
 
 class RepresentationSpec(Spec):
@@ -432,8 +437,8 @@ class RepresentationSpec(Spec):
     Attributes:
         estimators: names of estimators.
         num_neighbors: number of nearest neighbors of each image.
-        stages: True to measure the activations after every stage of the network, and not only
-            those of the last hidden layer.
+        stages: True to measure the activations after every stage of the network; False to measure
+            only the last hidden layer.
     """
 
     estimators: Estimators = ("mle", "twonn")
@@ -672,7 +677,7 @@ class PredictionRequest(Spec):
 
 
 class FurtherTestRequest(Spec):
-    """A request for loss and accuracy on a further test set; also for R if R is measured."""
+    """A request for loss and accuracy on a further test set, and for R if R is measured."""
 
     schema_version: int
     test: FurtherTest
@@ -722,9 +727,10 @@ class TrialSpec(Spec):
     def requests(self) -> tuple[MeasurementRequest, ...]:
         """The requests for all measurements of the network.
 
-        There is one request for each estimator of d_repr at the last hidden layer, and with
-        ``stages`` another one at all stages. There is one for each attack and epsilon, and for
-        each further test set. R and the predictions have one request each.
+        Each estimator of d_repr has one request for the last hidden layer. With ``stages``, each
+        estimator has another request for all stages. Each attack has one request for every
+        epsilon. Each further test set has one request. R has one request, and so have the
+        predictions.
         """
         representation = self.representation
         requests: list[MeasurementRequest] = []
@@ -761,7 +767,7 @@ class TrialSpec(Spec):
         return tuple(requests)
 
     def missing_for(self, requested: TrialSpec) -> tuple[MeasurementRequest, ...]:
-        """Return the requests that ``requested`` has and this spec does not have."""
+        """Return the requests of ``requested`` that are missing in this spec."""
         if self == requested:
             return ()
         present = set(self.requests)

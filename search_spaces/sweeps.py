@@ -50,7 +50,7 @@ from search_spaces.tuning import TuneSpec
 
 
 def _check_class(value: object) -> int | str:
-    """Return a class of a sweep file after checking it: an index or a name."""
+    """Return a class of a sweep file after checking that it is an index or a name."""
     if isinstance(value, str) and value:
         return value
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
@@ -69,8 +69,8 @@ MAX_SUBSET_SIZE = 10**9
 """Largest train or test size. A larger number is a typing error: no dataset has so many
 images."""
 MIN_SHARE = 0.0001
-"""Smallest share of a core or GPU. Ray counts in units of 0.0001 and starts no task with
-less."""
+"""Smallest share of a core or GPU. Ray counts resources in units of 0.0001, and starts no task
+with a smaller share."""
 
 
 class _TableReference(specs.Spec):
@@ -124,7 +124,8 @@ class RecipeChanges(specs.Spec):
     learning_rate: tuple[specs.LearningRate, ...] = ()
     weight_decay: tuple[specs.WeightDecay, ...] = ()
     batch_size: tuple[specs.BatchSize, ...] = ()
-    # An untrained network would be reported like a trained one.
+    # 0 epochs are not allowed, because an untrained network would be reported like a trained
+    # one.
     epochs: tuple[Annotated[specs.Epochs, Field(ge=1)], ...] = ()
     precision: tuple[specs.Precision, ...] = ()
     num_outputs: tuple[specs.NumOutputs, ...] = ()
@@ -216,7 +217,7 @@ class ResourceSpec(specs.Spec):
         num_cpus: number of cores if the cluster has no GPUs. It is also the number of torch
             threads.
         num_gpus: number of GPUs, or a fraction of one GPU; None to predict it for each trial.
-        memory_bytes: main memory that Ray reserves, bytes; 0 reserves none.
+        memory_bytes: number of bytes of main memory that Ray reserves; 0 reserves none.
         fast: ``on`` trains with CUDA graphs on a GPU. ``auto`` does so only if a self-test
             showed that CUDA graphs are faster and compute the same numbers as training without
             them.
@@ -259,15 +260,15 @@ class UserSourceSpec(specs.Spec):
         domain: natural or medical. It is None only for a measurement outside a sweep.
         modality: subject and technique of the images, for example ``chest X-ray``.
         channels: number of channels of the raw images.
-        class_names: names of the classes by index. If they are empty and class pairs have
-            names, the names are read from the data.
+        class_names: names of the classes by index. If this list is empty and class pairs contain
+            names, isweep reads the class names from the data.
         label_map: name of the class by label in the data, if a class has several spellings.
-        label_columns: the label column of a table, or one column of 0 and 1 for each class. It
-            is needed only if the columns do not have one of the usual names.
-        layout: order of the folder levels for classes and patients. It is needed only if the
-            folders do not show the order.
-        pixel_range: pixel values of black and white, for floating-point or signed images. It
-            is needed only if the files do not contain these values.
+        label_columns: the label column of a table, or one column of 0 and 1 for each class. This
+            field is needed only if no column has one of the usual names.
+        layout: order of the folder levels for classes and patients. This field is needed only if
+            the folders do not show the order.
+        pixel_range: pixel values of black and white, for floating-point or signed images. This
+            field is needed only if the files do not contain these values.
     """
 
     kind: specs.Name
@@ -340,7 +341,7 @@ class SweepSpec(specs.Spec):
         base_datasets: base datasets of an experiment, see :mod:`search_spaces.interventions`.
         conditions: conditions of the experiment. Every condition of every base dataset is
             another dataset of the grid, with the name ``<base dataset>_<condition>``.
-        intervene_on: which images the conditions change. ``all``: all images before the split.
+        intervene_on: images that the conditions change. ``all``: all images before the split.
             ``training``: the training images after the split, so test images never change.
         further_test_sets: True to test networks also on changed test images. The network of a
             base dataset is tested on the changed test images of every condition. The network

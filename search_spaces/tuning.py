@@ -1,7 +1,7 @@
 """Search spaces of ``isweep tune``: ranges by model family, and settings of a sweep file.
 
-The ranges are common ones for training from scratch on small datasets. Learning rate and
-weight decay are log-uniform.
+The ranges are common ones for training from scratch on small datasets. Learning rate and weight
+decay are drawn from log-uniform distributions.
 
 - Adam, default: learning rate 1e-5 to 1e-2. This range contains Adam's default of 1e-3 (Kingma
   & Ba, ICLR 2015), which the released code uses for ResNets.
@@ -10,9 +10,9 @@ weight decay are log-uniform.
 - Adam, isweep's small networks: learning rate 1e-4 to 1e-1. These networks can be trained at
   rates that are too high for deep networks.
 - SGD: learning rate 1e-4 to 1e-1, the range of Brigato et al., "Tune It or Don't Use It:
-  Benchmarking Data-Efficient Image Classification", arXiv 2108.13122. The protocol is also
-  theirs: random and Bayesian search, and selection on a validation split of the training
-  images. Their early stopping is left out.
+  Benchmarking Data-Efficient Image Classification", arXiv 2108.13122. Their protocol is also used:
+  random and Bayesian search, and selection on a validation split of the training images. Their
+  early stopping is not used.
 - Weight decay: 1e-6 to 1e-2.
 - Batch size: 8 to 64 images. VGGs have smaller batches, because the released code uses 6
   images.
@@ -60,7 +60,7 @@ class TuneSpec(Spec):
             family.
         weight_decay: smallest and largest weight decay; None for the range of the model
             family.
-        batch_size: batch sizes of the search; None for those of the model family.
+        batch_size: batch sizes of the search; None for the batch sizes of the model family.
         budget: number of trainings for each combination of model and dataset, as a share of
             :data:`GRID_RATES`. A diverged training counts only in part.
         train_size: number of images for training and validation together; None for the largest
@@ -89,7 +89,7 @@ class TuneSpec(Spec):
 
     @property
     def num_trainings(self) -> float:
-        """The budget of one combination of model and dataset: a number of trainings."""
+        """The number of trainings for one combination of model and dataset."""
         return round(self.budget * GRID_RATES, 9)
 
 
@@ -149,12 +149,12 @@ _FAMILIES = {"vgg": _VGG, "small_": _HIGH_RATES}
 
 
 def space_of(model: ModelSpec, optimizer: Optimizer, tune: TuneSpec, num_train: int) -> SearchSpace:
-    """Return the ranges to search for a model: those of its family or of the sweep file.
+    """Return the ranges of the search for a model. The sweep file may replace the family's ranges.
 
     Args:
         model: the model. Its architecture determines the family.
         optimizer: the optimizer. SGD has one search space for all models.
-        tune: ranges in the sweep file, which replace those of the family.
+        tune: ranges in the sweep file, which replace the ranges of the family.
         num_train: number of training images of a trial. Larger batch sizes of the family are
             left out.
 

@@ -41,7 +41,7 @@ def source_files(reference: str) -> dict[str, Path]:
     num_packages = module.count(".")
     if path.name == "__init__.py":
         num_packages += 1
-    # The folder of the top-level package. A module outside any package has its own folder.
+    # The folder of the top-level package. For a module outside any package, the module's folder.
     home = path.parents[max(num_packages - 1, 0)]
     files = {module: path}
     pending = [module]
@@ -63,7 +63,7 @@ def _parent_packages(module: str) -> list[str]:
 
 
 def source_texts(reference: str) -> dict[str, str]:
-    """Return the source files of ``reference`` as text by relative path, to copy them."""
+    """Return the text of each source file of ``reference``, by the file's relative path."""
     texts: dict[str, str] = {}
     for name, path in source_files(reference).items():
         relative = name.replace(".", "/")

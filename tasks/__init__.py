@@ -1,7 +1,7 @@
 """Single computations of a study: data preparation, measures, training and attacks.
 
-No module here knows sweeps. The names in ``__init__.pyi`` are imported when they are used, so
-that ``import tasks`` is fast.
+No module of this package depends on sweeps. The names in ``__init__.pyi`` are imported when they
+are used, so that ``import tasks`` is fast.
 """
 
 import lazy_loader

@@ -24,7 +24,7 @@ times in a row, the task is probably the reason."""
 CANCEL_AFTER_S = 1.0
 """Seconds that a running call has to end by itself before it is canceled."""
 NOTE_AFTER_S = 60.0
-"""Seconds that calls wait for CPUs which other work uses, before a note is printed."""
+"""Seconds without a finished call after which a note is printed: other work may use all CPUs."""
 NODE_TIMEOUT_S = 60.0
 """Seconds that a node has to answer whether a path exists."""
 

@@ -66,6 +66,8 @@ class BestNetwork:
         loss: Mean test loss of this network, in nat.
         runner_up: Name of the network with the second lowest loss.
         runner_up_loss: Mean test loss of the second network, in nat.
+        accuracy: Mean test accuracy of the first network; None if it is unknown.
+        runner_up_accuracy: Mean test accuracy of the second network; None if it is unknown.
         difference: 95 % interval of the log of the ratio of losses (runner-up over best),
             paired by seed; None with fewer than three seeds.
         paired: Comparison on the same test images; None if predictions are not stored.
@@ -78,6 +80,8 @@ class BestNetwork:
     loss: float
     runner_up: str
     runner_up_loss: float
+    accuracy: float | None
+    runner_up_accuracy: float | None
     difference: Interval | None
     paired: PairedComparison | None
     test_images_needed: int | None
@@ -85,19 +89,33 @@ class BestNetwork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RobustnessAtSize:
-    """The mean loss that an attack adds for one network at one train size.
+    """The accuracy and the loss of one network at one train size, with and without an attack.
 
     Attributes:
         model: Name of the network.
         train_size: Train size N.
         attack: Name of the attack with its epsilon.
         loss_gain: Mean test loss under attack minus mean test loss, in nat.
+        accuracy: Mean test accuracy without the attack; None if it is unknown.
+        attacked_accuracy: Mean test accuracy under the attack; None if it is unknown.
     """
 
     model: str
     train_size: int
     attack: str
     loss_gain: float
+    accuracy: float | None = None
+    attacked_accuracy: float | None = None
+
+    @property
+    def accuracies(self) -> str:
+        """Both accuracies in words; empty if they are unknown."""
+        if self.accuracy is None or self.attacked_accuracy is None:
+            return ""
+        return (
+            f"{number(self.attacked_accuracy)} instead of {number(self.accuracy)} at N = "
+            f"{number(self.train_size)}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +142,10 @@ class BestScore:
         train_size: Train size N.
         loss: Mean test loss, in nat.
         accuracy: Mean test accuracy of the same network at this N; None if it is unknown.
+        most_accurate: Network with the highest mean test accuracy.
+        most_accurate_size: Train size N of the highest mean test accuracy.
+        highest_accuracy: The highest mean test accuracy; None if no accuracy is higher than
+            ``accuracy``.
         attacked: Its accuracies under the strongest attack up to 8/255, by epsilon.
     """
 
@@ -131,16 +153,31 @@ class BestScore:
     train_size: int
     loss: float
     accuracy: float | None
+    most_accurate: str = ""
+    most_accurate_size: int = 0
+    highest_accuracy: float | None = None
     attacked: tuple[AttackedAccuracy, ...] = ()
 
     @property
     def sentence(self) -> str:
-        """A sentence on this network."""
+        """Sentences on this network, and on the network with the highest accuracy."""
         network = f"{self.model} with {plural(self.train_size, 'training image')}"
         sentence = f"The lowest test loss is {number(self.loss)} nat, by {network}."
         if self.accuracy is None:
             return sentence
-        return f"{sentence} Its accuracy is {number(self.accuracy)}."
+        sentence = f"{sentence} Its accuracy is {number(self.accuracy)}."
+        if self.highest_accuracy is None:
+            return sentence
+        network = f"{self.most_accurate} with {plural(self.most_accurate_size, 'training image')}"
+        differing = []
+        if self.most_accurate != self.model:
+            differing.append("network")
+        if self.most_accurate_size != self.train_size:
+            differing.append("N")
+        return (
+            f"{sentence} The highest accuracy is {number(self.highest_accuracy)}, by {network}: "
+            f"loss and accuracy disagree on the best {listing(differing)}."
+        )
 
     @property
     def attacked_sentence(self) -> str:
@@ -151,8 +188,9 @@ class BestScore:
             f"{number(attacked.accuracy)} at {attacked.epsilon:g}/255" for attacked in self.attacked
         ]
         return (
-            f"Under {self.attacked[0].attack.upper()}, the accuracy of {self.model} is "
-            f"{listing(accuracies)} (the largest change of a pixel, as a share of the pixel range)."
+            f"Under {self.attacked[0].attack.upper()}, the accuracy of {self.model} with "
+            f"{plural(self.train_size, 'training image')} is {listing(accuracies)} (the largest "
+            "change of a pixel, as a share of the pixel range)."
         )
 
 
@@ -235,8 +273,8 @@ class OneDataset:
             learning curves.
         target_curves: The learning curve of each network, with the number of images that
             reaches the target.
-        robustness: The loss that the strongest attack up to 8/255 adds, for each network and
-            train size.
+        robustness: Accuracy and loss under the strongest attack up to 8/255, for each network
+            and train size.
         d_data: Intrinsic dimension at the largest train size with a value.
         num_seeds: Number of seeds of the sweep.
         why_no_curves: The reason why there are no learning curves; empty if there are some.
@@ -257,7 +295,7 @@ class OneDataset:
 
     @property
     def best_sentences(self) -> tuple[str, str]:
-        """The best network at each train size, and how certain its lead at the largest size is."""
+        """The best network by loss at each N, and how certain its lead at the largest N is."""
         last = self.best[-1]
         winners = sorted({at_size.model for at_size in self.best})
         if len(winners) == 1:
@@ -267,11 +305,18 @@ class OneDataset:
             lead = f"{last.model} has the lowest test loss {sizes}."
         else:
             by_size = [f"{at_size.model} at {number(at_size.train_size)}" for at_size in self.best]
-            lead = f"The best network depends on N: {listing(by_size)}."
+            lead = f"By test loss, the best network depends on N: {listing(by_size)}."
+        of_model, of_runner_up = f"{number(last.loss)} nat", f"{number(last.runner_up_loss)} nat"
+        accuracies = ""
+        if last.accuracy is not None and last.runner_up_accuracy is not None:
+            of_model += f" (accuracy {number(last.accuracy)})"
+            of_runner_up += f" (accuracy {number(last.runner_up_accuracy)})"
+            if last.runner_up_accuracy > last.accuracy:
+                accuracies = f" By accuracy, {last.runner_up} is better at this N."
+        largest = ", the largest train size," if len(self.best) > 1 else ""
         losses = (
-            f"At N = {number(last.train_size)} the test loss of {last.model} is "
-            f"{number(last.loss)} nat, and that of {last.runner_up} is "
-            f"{number(last.runner_up_loss)} nat."
+            f"At N = {number(last.train_size)}{largest} the test loss is {of_model} for "
+            f"{last.model} and {of_runner_up} for {last.runner_up}.{accuracies}"
         )
         return f"{lead} {losses}", self._certainty()
 
@@ -307,10 +352,11 @@ class OneDataset:
         if last.difference is not None:
             low, high = (number(float(np.exp(bound))) for bound in last.difference)
             is_detected = last.difference[0] > 0
-            detected = "the networks differ" if is_detected else "no difference is detected"
+            detected = "the losses differ" if is_detected else "no difference in loss is detected"
             sentences.append(
-                f"Over seeds, {detected}: the loss of {last.runner_up} is {low} to {high} "
-                f"times that of {last.model} (95 % interval)."
+                f"Over seeds at N = {number(last.train_size)}, {detected}: the loss of "
+                f"{last.runner_up} is {low} to {high} times the loss of {last.model} "
+                "(95 % interval)."
             )
         else:
             sentences.append(
@@ -326,9 +372,9 @@ class OneDataset:
         if last.test_images_needed is None:
             return ""
         lead = (
-            f"To detect the difference in accuracy between {last.model} and {last.runner_up} "
-            f"in 8 of 10 studies, a test set needs about {number(last.test_images_needed)} "
-            "images"
+            f"To detect the difference in accuracy between {last.model} and {last.runner_up} at "
+            f"N = {number(last.train_size)} in 8 of 10 studies, a test set needs about "
+            f"{number(last.test_images_needed)} images"
         )
         if last.paired is not None:
             return f"{lead}, with both networks tested on the same images."
@@ -340,17 +386,25 @@ class OneDataset:
 
     @property
     def robustness_line(self) -> str:
-        """Sentences on the loss that the attack adds at the smallest and the largest train size."""
+        """Sentences on accuracy and loss under attack, at the smallest and the largest N."""
         attack = self.robustness[0].attack
         sentences = []
         for model in sorted({at_size.model for at_size in self.robustness}):
             of_model = [at_size for at_size in self.robustness if at_size.model == model]
-            first, last = of_model[0], of_model[-1]
-            gains = f"{number(last.loss_gain)} nat at N = {number(last.train_size)}"
-            if first is not last:
-                start = f"{number(first.loss_gain)} nat at N = {number(first.train_size)}"
-                gains = f"{start} and by {gains}"
-            sentences.append(f"{attack} raises the loss of {model} by {gains}.")
+            ends = of_model[:1]
+            if len(of_model) > 1:
+                ends.append(of_model[-1])
+            accuracies = [at_size.accuracies for at_size in ends]
+            gains = [
+                f"{number(at_size.loss_gain)} nat at N = {number(at_size.train_size)}"
+                for at_size in ends
+            ]
+            if all(accuracies):
+                sentences.append(
+                    f"Under {attack}, the accuracy of {model} is {' and '.join(accuracies)}."
+                )
+                gains = [f"{number(at_size.loss_gain)} nat" for at_size in ends]
+            sentences.append(f"{attack} raises the loss of {model} by {' and by '.join(gains)}.")
         return " ".join(sentences)
 
     @property
@@ -373,7 +427,7 @@ def _on_images(best: BestNetwork, paired: PairedComparison) -> str:
     low, high = (number(bound) for bound in paired.loss_interval)
     p_value = f"McNemar's p = {paired.p_value:.2g}"
     is_detected = paired.p_value <= SIGNIFICANCE_LEVEL
-    verdict = "accuracies differ" if is_detected else "no difference of accuracy is detected"
+    verdict = "the accuracies differ" if is_detected else "no difference in accuracy is detected"
     num_first = number(paired.only_first_right)
     num_second = number(paired.only_second_right)
     counts = (
@@ -384,7 +438,8 @@ def _on_images(best: BestNetwork, paired: PairedComparison) -> str:
         f"them, and {best.runner_up} on {num_second}."
     )
     return (
-        f"On the same {number(paired.num_images)} test images, {verdict} ({p_value}). {counts} "
+        f"On the same {number(paired.num_images)} test images at N = {number(best.train_size)}, "
+        f"{verdict} ({p_value}). {counts} "
         f"The loss of {best.runner_up} is {low} to {high} nat "
         "higher (95 % interval, for these trainings)."
     )
@@ -450,16 +505,25 @@ def best_score(rows: pd.DataFrame) -> BestScore:
     """Return the lowest mean test loss of all networks and train sizes."""
     means = rows.groupby([MODEL, TRAIN_SIZE])[[TEST_LOSS, TEST_ACCURACY]].mean()
     best = means.sort_values(TEST_LOSS).reset_index().iloc[0]
-    accuracy = None
-    if pd.notna(best[TEST_ACCURACY]):
-        accuracy = float(best[TEST_ACCURACY])
+    most_accurate = means.sort_values(TEST_ACCURACY, ascending=False).reset_index().iloc[0]
+    highest_accuracy = None
+    if most_accurate[TEST_ACCURACY] > best[TEST_ACCURACY]:
+        highest_accuracy = float(most_accurate[TEST_ACCURACY])
     return BestScore(
         model=str(best[MODEL]),
         train_size=int(best[TRAIN_SIZE]),
         loss=float(best[TEST_LOSS]),
-        accuracy=accuracy,
+        accuracy=_known(best[TEST_ACCURACY]),
+        most_accurate=str(most_accurate[MODEL]),
+        most_accurate_size=int(most_accurate[TRAIN_SIZE]),
+        highest_accuracy=highest_accuracy,
         attacked=_attacked_accuracies(rows, str(best[MODEL]), int(best[TRAIN_SIZE])),
     )
+
+
+def _known(value: float) -> float | None:
+    """Return a number; None for NaN."""
+    return None if pd.isna(value) else float(value)
 
 
 def _attacked_accuracies(
@@ -472,7 +536,7 @@ def _attacked_accuracies(
     of_network = rows[(rows[MODEL] == model) & (rows[TRAIN_SIZE] == train_size)]
     accuracies = []
     for column in attack_columns(map(str, rows)):
-        drop = column.name.replace("loss_gain", "accuracy_drop")
+        drop = _accuracy_drop(column)
         if column.attack != strongest.attack or column.epsilon > ROBUSTNESS_BUDGET:
             continue
         if drop in rows and of_network[drop].notna().any():
@@ -585,6 +649,8 @@ def best_network(rows: pd.DataFrame, predictions: pd.DataFrame | None = None) ->
         loss=float(means[best]),
         runner_up=runner_up,
         runner_up_loss=float(means[runner_up]),
+        accuracy=_known(accuracies[best]),
+        runner_up_accuracy=_known(accuracies[runner_up]),
         difference=_interval(differences),
         paired=paired,
         test_images_needed=needed,
@@ -592,22 +658,32 @@ def best_network(rows: pd.DataFrame, predictions: pd.DataFrame | None = None) ->
 
 
 def robustness_by_size(rows: pd.DataFrame) -> tuple[RobustnessAtSize, ...]:
-    """Return the loss that the strongest attack up to 8/255 adds, by network and train size."""
+    """Return accuracy and loss under the strongest attack up to 8/255, by network and N."""
     strongest = _strongest_attack(rows)
     if strongest is None:
         return ()
-    means = rows.groupby([MODEL, TRAIN_SIZE])[strongest.name].mean().dropna().reset_index()
-    gains = []
-    for model, train_size, gain in means.itertuples(index=False, name=None):
-        gains.append(
+    drop = _accuracy_drop(strongest)
+    attacked = rows.reindex(columns=[*rows.columns.union([drop], sort=False)])
+    attacked = attacked[attacked[strongest.name].notna()]
+    robustness = []
+    for (model, _), trainings in attacked.groupby([MODEL, TRAIN_SIZE]):
+        accuracies = trainings[TEST_ACCURACY]
+        robustness.append(
             RobustnessAtSize(
                 model=str(model),
-                train_size=int(train_size),
+                train_size=int(trainings[TRAIN_SIZE].iloc[0]),
                 attack=strongest.words,
-                loss_gain=float(gain),
+                loss_gain=float(trainings[strongest.name].mean()),
+                accuracy=_known(accuracies.mean()),
+                attacked_accuracy=_known((accuracies - trainings[drop]).mean()),
             )
         )
-    return tuple(gains)
+    return tuple(robustness)
+
+
+def _accuracy_drop(attack: AttackColumn) -> str:
+    """Return the column with the accuracy that an attack costs."""
+    return attack.name.replace("loss_gain", "accuracy_drop")
 
 
 def _strongest_attack(rows: pd.DataFrame) -> AttackColumn | None:

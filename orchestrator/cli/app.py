@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXIT_INTERRUPTED = 130
-"""Exit code after Ctrl-C or another signal to stop, as shells use it."""
+"""Exit code after Ctrl-C or another signal to stop. Shells use the same number."""
 EXIT_BUG = 4
 """Exit code after an error in isweep itself, not in the command line or the machine."""
 OWN_PACKAGES = ("search_spaces", "tasks", "orchestrator", "isweep")
@@ -118,7 +118,7 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
         environment.ls: ("reading the root", "isweep ls"),
         environment.rm: ("", "isweep rm demo"),
         environment.ui: (
-            "starting MLflow's page, up to half a minute",
+            "starting MLflow's page, which can take 30 s",
             "isweep ui demo",
         ),
         environment.doctor: ("checking", "isweep doctor", "isweep doctor --launch cluster.yaml"),
@@ -137,14 +137,14 @@ SLOW = {
     looking_ahead.power,
 }
 SLOW |= {data.measure, environment.ui, environment.doctor}
-"""Commands that take seconds: in a pipe or file too, they print a line when they start."""
+"""Commands that take seconds. They print a line when they start, even into a pipe or file."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: Words after ``isweep``; if None, those of this process.
+        arguments: Words after ``isweep``. None uses the arguments of this process.
 
     Returns:
         The exit code. 0 means that there was no error, 1 that trials failed, and 2 that the

@@ -399,7 +399,7 @@ def _with_names(part: Shown, source: str, place: Place) -> Shown:
 def _measured_lines(measured: Measured) -> Iterator[Shown]:
     """Yield lines on read, excluded and doubtful images, then the table of measures.
 
-    The lines come first, because a wrong label shows in them.
+    The lines come first, because a user can see wrong labels in them.
     """
     from tasks.prepared.record import PreparedRecord, preparation_lines
 
@@ -450,7 +450,7 @@ def _measures_table(record: MeasureResult) -> Table:
                 cell(estimate.reported_std_error),
                 *of_size,
             )
-            # Only the first row of a size shows these.
+            # Only the first row of a train size shows the number of images and K_F.
             num_images = ""
             of_size = [""] * len(of_size)
     calibration = record.calibration
@@ -498,7 +498,7 @@ def _samples_line(num_images: int, sharpness: LabelSharpness) -> str:
         return definition
     return (
         f"{definition} For {num_images:,} images, the maxima of the {len(maxima)} samples are "
-        f"{min(maxima):.4g} to {max(maxima):.4g}."
+        f"between {min(maxima):.4g} and {max(maxima):.4g}."
     )
 
 

@@ -1,6 +1,6 @@
-"""File names next to their hashes in messages on a terminal.
+"""Add file names to the hashes in messages on a terminal.
 
-Messages, logs and records have keyed hashes instead of file names, because names may identify
+Messages, logs and records contain keyed hashes instead of file names, because names may identify
 patients. A user who has the files and the key sees the names too.
 """
 

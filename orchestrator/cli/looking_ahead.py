@@ -45,7 +45,7 @@ PRIOR_SOURCES = {
     "base datasets": "base datasets of isweep's experiments",
     "published": "the published study",
 }
-"""Source of a prior, as stored -> its name in a sentence, if that is another one."""
+"""Name of a prior's source in a sentence, by its stored name, if the two names differ."""
 
 
 @Parameter(name="*")
@@ -179,7 +179,7 @@ def predict(
             if not measured.endswith(".json"):
                 growth()  # raises an error for a wrong name before images are measured
             record = _record(measured, sweep, work)
-        basis = f"By {model} on {domain or 'all'} datasets of {sweep}:"
+        basis = f"Prediction from the fit of {model} on {domain or 'all'} datasets of {sweep}:"
         _print_prediction(record, growth, pilot, numbers, basis, work)
 
 
@@ -247,7 +247,7 @@ def _check_no_curve_options(alone: CurveOptions) -> None:
 
 
 def _pilot_lines(pilot: Pilot | None) -> list[str]:
-    """Return a line on the losses of a pilot; empty without a pilot."""
+    """Return a line on the losses of a pilot, or no line if there is no pilot."""
     from orchestrator.analysis.number_formats import number
 
     if pilot is None or not pilot.points:
@@ -257,7 +257,7 @@ def _pilot_lines(pilot: Pilot | None) -> list[str]:
 
 
 def _curve_question(options: CurveOptions, goal: Goal) -> CurveQuestion:
-    """Return the question to learning curves; its metric is that of the given target, or loss."""
+    """Return the question to learning curves, with the metric of the given target or loss."""
     from orchestrator.analysis.curve_answers import CurveQuestion
 
     targets: dict[Metric, float | None] = {

@@ -89,7 +89,7 @@ def writable(path: Path, *, into_new: bool = False) -> Path:
 
     Args:
         path: File to write later.
-        into_new: Whether to create its folder if there is none.
+        into_new: True to create the folder of the file if the folder does not exist.
 
     Raises:
         ConfigError: If the file cannot be written.

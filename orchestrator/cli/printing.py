@@ -65,7 +65,7 @@ MIN_WIDTH = 20
 
 
 def _open_standard_streams() -> None:
-    """Open standard streams that the caller closed (`>&-`) on the null device.
+    """If the caller closed a standard stream (`>&-`), open it on the null device.
 
     Otherwise the next opened file, such as a database, would have the stream's number, and
     Ray's processes would print into it.

@@ -341,7 +341,9 @@ def fit(
         tables = report_tables(seen_table(fits), *fit_tables(fits))
         emit(place, document, answers, tables, not_fitted(fits))
     else:
-        emit(place, document, answers, f"Every number: {place.hint('fit', sweep)} --all")
+        emit(
+            place, document, answers, f"To see every number, type: {place.hint('fit', sweep)} --all"
+        )
 
 
 def report(

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 COUNTS = ("planned", "done", "failed", "running", "waiting", "pending")
 MAX_NAMED = 3
-"""Largest number of trials that a line on a failure lists; further trials are counted."""
+"""Largest number of trials that a line on a failure lists. The line ends with the number of further
+trials."""
 MAX_LOG_LINES = 20
-"""Largest number of printed lines of the last attempt's log; ``--json`` has its path."""
+"""Largest number of printed lines of the last attempt's log. ``--json`` prints the path of the
+log."""
 WATCH_INTERVAL_S = 2
 """Seconds between two updates of `isweep status --watch`."""
 
@@ -87,7 +89,8 @@ def _status_lines(document: Mapping[str, Any], command: str) -> Iterator[str]:
         trial_id = document["failures"][0]["trial_id"]
         yield f"Traceback and log of one trial: {command} --trial {trial_id}"
     if document["stale"]:
-        yield f"The next run replaces {plural(document['stale'], 'result')} of outdated data."
+        num_outdated = plural(document["stale"], "result")
+        yield f"The next run replaces {num_outdated} that used outdated data."
     for item in document["unreadable"]:
         yield f"Not used: {item['path']} ({item['reason']})"
     if document["foreign"]:
@@ -235,7 +238,7 @@ def _full_id(workspace: Workspace, text: str) -> str:
     """Return the id of the trial whose id begins or ends with a text.
 
     Raises:
-        ConfigError: If the id of no trial, or of several trials, begins or ends with it.
+        ConfigError: If no trial id begins or ends with the text, or if several do.
     """
     trial_ids = workspace.plan.trials_by_id
     if text in trial_ids:

@@ -134,9 +134,10 @@ def reconcile(sweep: Sweep, /, *, place: Place = Place()) -> None:
 MAX_GPUS = 100_000
 """Largest number of GPUs of a plan; no sweep has more trials."""
 MAX_UNPREPARED = 5
-"""Largest number of unprepared datasets in a list; further ones are counted."""
+"""Largest number of unprepared datasets in a list. The list ends with the number of further
+datasets."""
 MAX_DISTINCT = 3
-"""Largest number of distinct values that are all printed; of more, a range is printed."""
+"""Largest number of distinct values that are all printed. If there are more, a range is printed."""
 
 
 def plan(

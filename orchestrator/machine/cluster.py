@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 
 Device = Literal["auto", "cpu", "gpu"]
 MIN_RAY = (2, 56)
-"""Oldest version of Ray. Older versions run the code of anyone who can connect to their ports."""
+"""Oldest version of Ray that isweep accepts. Older versions run the code of anyone who can connect
+to their ports."""
 LARGEST_PORT = 65_535
 """Largest number of a TCP port."""
 ANSWER_TIMEOUT_S = 5.0
@@ -51,19 +52,19 @@ START_ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options about where a run works. They change a result at most by rounding.
+    """Options that decide where and how a run works. They change a result at most by rounding.
 
     This class checks the address only. :mod:`isweep` checks the limits in the annotations.
 
     Attributes:
-        root: folder of all files; None uses ``$ISWEEP_ROOT`` or ``./isweep-root``.
-        storage: folder or URL of the result store; None puts the store below the root.
-        address: address of a running Ray cluster; None starts a private cluster.
+        root: folder of all files. None means ``$ISWEEP_ROOT`` or ``./isweep-root``.
+        storage: folder or URL of the result store. None means that the store is below the root.
+        address: address of a running Ray cluster. None means that a private cluster is started.
         num_cpus: number of CPUs of the private cluster.
         device: device of the trials: ``auto`` uses GPUs if the cluster has some, ``gpu`` and
-            ``cpu`` use only this device; see :func:`trial_resources`.
+            ``cpu`` use only this device. See :func:`trial_resources`.
         dashboard: True if the private cluster serves its dashboard.
-        mlflow_uri: address of MLflow; None uses ``$MLFLOW_TRACKING_URI``, or a SQLite file below
+        mlflow_uri: address of MLflow. None means ``$MLFLOW_TRACKING_URI``, or a SQLite file below
             the root if the variable is not set.
         tracking: True if the run sends its state to MLflow.
         raw: folders of raw downloads by dataset, for datasets that are not prepared yet.
@@ -96,7 +97,7 @@ class _HeadAddress:
 
     @classmethod
     def parse(cls, address: str) -> _HeadAddress | None:
-        """Return host and port of an address; None for ``auto``."""
+        """Return host and port of an address, or None for the address ``auto``."""
         if address == "auto":
             return None
         host, _, port = address.rpartition(":")
@@ -144,10 +145,11 @@ class Cluster:
         num_gpus: GPUs of all nodes, as Ray counts them.
         num_nodes: number of live nodes.
         object_store_bytes: size of the smallest object store of any node.
-        dashboard: URL of the dashboard; empty if there is none or the cluster is shared.
+        dashboard: URL of the dashboard, or an empty text if there is no dashboard, or if the
+            cluster is shared.
         is_private: True for a private cluster, which the command started on this machine.
         memory_bytes: memory of all nodes that Ray may assign.
-        mps: NVIDIA's MPS of a private cluster; None if no start of MPS was requested. Its
+        mps: NVIDIA's MPS of a private cluster, or None if nobody requested a start of MPS. Its
             ``folder`` shows whether MPS runs.
     """
 
@@ -167,12 +169,12 @@ class Resources:
 
     Attributes:
         num_cpus: number of CPUs.
-        num_gpus: share of a GPU, or number of GPUs; 0 for none.
-        memory_bytes: bytes of memory to request from Ray; 0 requests none.
+        num_gpus: share of a GPU, or number of GPUs. 0 means that the trial uses no GPU.
+        memory_bytes: bytes of memory to request from Ray. 0 means that no memory is requested.
         fast: see :class:`~search_spaces.sweeps.ResourceSpec`.
-        micro_batch_policy: whether batches may be split, ``micro_batches`` of
+        micro_batch_policy: rule for splitting batches, see ``micro_batches`` of
             :class:`~search_spaces.sweeps.ResourceSpec`.
-        micro_batch: largest number of images in a forward pass; None for whole batches.
+        micro_batch: largest number of images in a forward pass. None means whole batches.
         context_bytes: bytes of the CUDA context, which a share of a GPU contains besides tensors.
     """
 
@@ -191,7 +193,9 @@ class Resources:
 
     @property
     def num_threads(self) -> int:
-        """Number of torch threads of the trial's process: one for each whole CPU, at least one."""
+        """Number of torch threads of the trial's process: one for each whole CPU, but at least one
+        thread.
+        """
         return max(1, int(self.num_cpus))
 
 
@@ -257,8 +261,8 @@ def check_process() -> None:
     """Check what Ray needs of this process, whatever the cluster.
 
     Raises:
-        ConfigError: Python removes docstrings; one of Ray's modules then cannot be imported.
-        SetupError: somebody removed the current folder; Ray starts its processes there.
+        ConfigError: Python removes docstrings, so one of Ray's modules cannot be imported.
+        SetupError: somebody removed the current folder, in which Ray starts its processes.
     """
     if sys.flags.optimize >= 2:
         raise ConfigError(
@@ -287,14 +291,14 @@ def connect(
     """Connect to Ray during a ``with`` block.
 
     Args:
-        address: address of a running cluster. None starts a private cluster on loopback, with its
-            own temporary folder and token, which ends with the block.
-        num_cpus: CPUs of the private cluster; None uses all CPUs of this process.
+        address: address of a running cluster. None means a private cluster on loopback, with its
+            own temporary folder and token. The private cluster ends with the block.
+        num_cpus: CPUs of the private cluster. None means all CPUs of this process.
         dashboard: True if the private cluster serves its dashboard.
         token_file: file for the private cluster's token (mode 600), with which the user opens the
             dashboard.
         job: texts about this driver's job for Ray's dashboard, by key.
-        mps: NVIDIA's MPS to start with a private cluster; None starts none.
+        mps: NVIDIA's MPS to start with a private cluster. None means that MPS is not started.
 
     Raises:
         SweepError: Ray does not answer, does not start, refuses this machine, or is too old.
@@ -373,7 +377,8 @@ def _imported_ray() -> Any:
 
 
 def _gpu_settings() -> dict[str, int]:
-    """Return Ray's setting for the number of GPUs of a private cluster; empty lets Ray count them.
+    """Return Ray's setting for the number of GPUs of a private cluster. An empty dict lets Ray
+    count the GPUs.
 
     Ray counts wrongly in three cases. It counts all slices (MIG) of a GPU as one GPU. It counts one
     GPU if ``CUDA_VISIBLE_DEVICES=-1`` hides all of them. It hangs if the driver hangs.

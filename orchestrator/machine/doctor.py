@@ -70,8 +70,8 @@ class Outcome:
 
     Attributes:
         ok: True if the check succeeded.
-        detail: what the check detected, as text.
-        fix: what the user can do if the check failed; may be empty.
+        detail: result of the check, as text.
+        fix: advice for the user if the check failed. The text may be empty.
     """
 
     ok: bool
@@ -103,12 +103,12 @@ def run_checks(
     """Run all checks and return them in order.
 
     Args:
-        root: folder of all files; None for the default root.
-        mlflow_uri: address of MLflow; None for the default one.
-        address: address of a running cluster; all its nodes are checked. None starts a private
-            cluster.
-        storage: folder or URL of a result store; None checks none.
-        launch: launch file for ``ray up``; None checks none.
+        root: folder of all files. None means the default root.
+        mlflow_uri: address of MLflow. None means the default address.
+        address: address of a running cluster, whose nodes are all checked. None means that a
+            private cluster is started.
+        storage: folder or URL of a result store. None means that no store is checked.
+        launch: launch file for ``ray up``. None means that no launch file is checked.
     """
     node_checks: list[Check] = []
     checks = [
@@ -128,7 +128,7 @@ def run_checks(
 
 
 def _run_check(name: str, check: Callable[..., Outcome], *arguments: object) -> Check:
-    """Run a check, and return its outcome; a check that raises an exception has failed."""
+    """Run a check, and return its outcome. A check that raises an exception has failed."""
     try:
         outcome = check(*arguments)
     except SweepError as error:
@@ -149,7 +149,7 @@ def _check_gpus(address: str | None) -> Outcome:
     """Check the GPUs of this machine, and their driver.
 
     Args:
-        address: address of a running cluster; None if trials run on this machine.
+        address: address of a running cluster, or None if trials run on this machine.
     """
     gpus = gpus_here()
     check_driver()
@@ -297,9 +297,9 @@ class NodeReport:
 
     Attributes:
         gpus: GPUs of the node.
-        versions: versions by package; empty if the report is missing.
+        versions: versions by package, or an empty dict if the report is missing.
         free_disk_bytes: bytes that can be written to the folder of Ray's files.
-        missing: why the report is missing; None if the node sent it.
+        missing: the problem that prevented the report, or None if the node sent it.
     """
 
     gpus: NodeGpus = field(default_factory=lambda: NodeGpus(""))
@@ -341,7 +341,7 @@ def _wait_for_reports(references: Iterable[Any]) -> Iterator[tuple[Any, NodeRepo
 
 
 def _read_report(reference: Any) -> NodeReport:
-    """Return the report of a finished task, also if the task failed."""
+    """Return the report of a finished task, even if the task failed."""
     import ray
 
     try:
@@ -427,7 +427,7 @@ def _disk_problems(free_bytes: int) -> Iterator[Problem]:
 def writable_bytes(folder: Path) -> int:
     """Return the bytes that can be written to a folder.
 
-    This is 0 if the folder is read-only; Linux makes broken disks read-only.
+    The number is 0 if the folder is read-only. Linux makes broken disks read-only.
     """
     if not os.access(folder, os.W_OK):
         return 0

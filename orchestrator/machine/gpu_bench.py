@@ -123,7 +123,7 @@ class Bench:
             yield
 
     def share_of(self, tensor_bytes: float) -> float:
-        """Return the share of the GPU that has ``tensor_bytes`` for tensors; at most 1."""
+        """Return the share of the GPU, at most 1, that has ``tensor_bytes`` for tensors."""
         total = torch.cuda.get_device_properties(self.device).total_memory
         return min(1.0, (CONTEXT_BYTES + tensor_bytes) / total)
 
@@ -132,7 +132,9 @@ class Bench:
         return torch.cuda.memory_reserved(self.device) if self.on_gpu else 0
 
     def run_in_share(self, work: Callable[[], object], share: float | None = None) -> str:
-        """Run ``work`` within a share of the GPU; return the kind of its failure, or empty."""
+        """Run ``work`` within a share of the GPU. Return the kind of its failure, or an empty
+        text.
+        """
         try:
             with self.as_trials(share):
                 work()
@@ -173,14 +175,14 @@ class Bench:
         graphs: bool,
         sample_load: Callable[[], object] = lambda: None,
     ) -> list[float]:
-        """Train for ``duration_s`` seconds or more; return the mean seconds of a step per epoch.
+        """Train for ``duration_s`` seconds or more. Return the mean seconds of a step per epoch.
 
         All batches are full, and the first epochs are ignored.
 
         Args:
             model: name of the network.
             duration_s: least sum of the seconds of all measured epochs.
-            graphs: whether steps are captured as graphs.
+            graphs: True if steps are captured as graphs.
             sample_load: runs in a thread after half of the duration. The training goes on until
                 this function returns, so the GPU computes all the time.
         """
@@ -215,8 +217,9 @@ class Bench:
         Args:
             model: name of the network.
             duration_s: length of the period in seconds.
-            wait_for_start: called after the first epochs; the period starts when it returns.
-            graphs: whether steps are captured as graphs.
+            wait_for_start: function that is called after the first epochs. The period starts when
+                it returns.
+            graphs: True if steps are captured as graphs.
         """
         epoch_ends: list[float] = []
 

@@ -3,7 +3,8 @@
 Each part runs in a separate process with one GPU or slice (MIG), so that a failed part does not
 stop the next one. Most parts are in :mod:`orchestrator.machine.gpu_check_parts`. On a CPU
 (``--device cpu``) the parts that need no GPU run with small networks in this process. The file
-contains neither the name of the machine nor that of its user, so it can be sent to the developers.
+contains neither the name of the machine nor the name of its user, so it can be sent to the
+developers.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ PART_TIMEOUT_S = 600.0
 """Seconds that a part of the check may take, besides its networks or trials."""
 NETWORK_TIMEOUT_S = 120.0
 """Seconds that a part may take in addition for each network. On a slow GPU (T4), which computes in
-float32, we predict about 600 s for all step times, of which each build of a VGG takes 4 to 5 s."""
+float32, we predict about 600 s for all step times. Each build of a VGG takes 4 to 5 s of this
+time."""
 PAIR_TIMEOUT_S = 300.0
 """Seconds that processes which are measured together may take, from their start to their end. On a
 slow GPU (T4), which computes in float32, we predict about 150 s for four VGGs."""
@@ -67,7 +69,7 @@ NO_MPS = {"CUDA_MPS_PIPE_DIRECTORY": "/nowhere"}
 """Variables for a process without MPS: CUDA uses MPS only if this folder contains its socket."""
 
 Outcome = tuple[dict[str, Any], str]
-"""Values of a process or part, and the reason if it failed; the reason is empty if it succeeded."""
+"""Values of a process or part, and the reason if it failed. The reason is empty if it succeeded."""
 
 
 def pairs(bench: Bench) -> Measurements:
@@ -92,10 +94,10 @@ def pairs(bench: Bench) -> Measurements:
 
 
 def _start_mps(bench: Bench, stack: contextlib.ExitStack) -> str:
-    """Start MPS for this process's GPU; closing the stack ends it.
+    """Start MPS for this process's GPU. When the stack is closed, MPS ends.
 
     Returns:
-        The reason if MPS cannot be used, else empty text.
+        The reason if MPS cannot be used, otherwise an empty text.
     """
     if not bench.on_gpu:
         return "this is not a GPU"
@@ -152,7 +154,7 @@ def measure_gain(bench: Bench, model: str) -> dict[str, Any]:
 
 
 def _measure_together(bench: Bench, model: str, num_processes: int) -> tuple[list[float], str]:
-    """Measure several processes in the same period; return their images per second, or an error."""
+    """Measure several processes in the same period. Return their images per second, or an error."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         processes = [
@@ -176,7 +178,8 @@ def _measure_together(bench: Bench, model: str, num_processes: int) -> tuple[lis
 def _end_processes(processes: Iterable[subprocess.Popen[str]]) -> None:
     """End the processes that still run, and before that their GPU work in NVIDIA's MPS.
 
-    If a process is killed while MPS computes for it, MPS may hang, also for the next measurement.
+    If a process is killed while MPS computes for it, MPS may hang. The next measurement would hang
+    too.
     """
     running = [process for process in processes if process.poll() is None]
     if running and mps_runs():
@@ -250,7 +253,7 @@ def check(gpu: Gpu | None, folder: Path, print_line: Callable[[str], None]) -> t
     not replace an earlier file.
 
     Args:
-        gpu: the GPU; None checks the CPU.
+        gpu: the GPU. None means that the CPU is checked.
         folder: folder of the file.
         print_line: prints a line for the user.
 
@@ -299,7 +302,7 @@ def _result_line(part: str, result: Mapping[str, Any]) -> str:
 
 
 def run_part(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, Any]:
-    """Run a part and return its result; an exception becomes the ``error`` of the result.
+    """Run a part and return its result. An exception becomes the ``error`` of the result.
 
     On a GPU all parts except ``summary`` run in a separate process.
 
@@ -323,7 +326,7 @@ def run_part(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, An
 
 
 def _run_in_process(part: str, device: str, graphs: Iterable[str]) -> Outcome:
-    """Run a part in a separate process; return its values, and the reason if it failed."""
+    """Run a part in a separate process. Return its values, and the reason if it failed."""
     process = _start_part(part, device, graphs)
     try:
         return _wait_for_values(process, time.monotonic(), _timeout_s(part))
@@ -332,7 +335,7 @@ def _run_in_process(part: str, device: str, graphs: Iterable[str]) -> Outcome:
 
 
 def _run_here(measure: Callable[[Bench], Measurements], device: str) -> Outcome:
-    """Run a part in this process; return its values, and the exception that ended it as text."""
+    """Run a part in this process. Return its values, and the exception that ended it as text."""
     values: dict[str, Any] = {}
     try:
         for name, value in measure(bench_of(device)):
@@ -367,11 +370,11 @@ def _start_part(
 
 
 def _timeout_s(part: str) -> float:
-    """Return the seconds that a part may take; a part may need more for each network."""
+    """Return the seconds that a part may take. Some parts get more seconds for each network."""
     extra_s_by_part = {
         "correctness": len(PAPER_MODELS) * stored_verdicts.TIMEOUT_S,
         "trial": len(SLOW_PART_MODELS) * gpu_check_parts.TRIAL_TIMEOUT_S,
-        # With MPS and without it.
+        # The processes are measured twice: with MPS, and without MPS.
         "pairs": 2 * len(SLOW_PART_MODELS) * len(NUMBERS_OF_PROCESSES) * PAIR_TIMEOUT_S,
     }
     for name in ("step_times", "passes", "memory"):
@@ -380,7 +383,7 @@ def _timeout_s(part: str) -> float:
 
 
 def _wait_for_values(process: subprocess.Popen[str], start_s: float, timeout_s: float) -> Outcome:
-    """Wait for a process; return its values, and the reason if it failed or took too long.
+    """Wait for a process. Return its values, and the reason if it failed or took too long.
 
     This function does not end a process that took too long.
 
@@ -444,7 +447,7 @@ def devices(number: str | None) -> list[Gpu | None]:
     """Return the devices to check.
 
     Args:
-        number: number of a GPU that torch reaches, or ``cpu``; None for all GPUs.
+        number: number of a GPU that torch reaches, or ``cpu``. None means all GPUs.
 
     Returns:
         The GPUs, or None for the CPU.
@@ -476,9 +479,9 @@ def devices(number: str | None) -> list[Gpu | None]:
 def main() -> None:
     """Run one part of the GPU check in this process, and print its result as JSON.
 
-    The arguments of the command line are the name of the part, the device, the names of the
-    networks with CUDA graphs (separated by commas), and the arguments of :func:`rate` if this is
-    the part.
+    The arguments of the command line are the name of the part, the device, and the names of the
+    networks with CUDA graphs, separated by commas. If the part is :func:`rate`, its arguments
+    follow.
     """
     # A program that was started in the background may ignore SIGINT, and its children too.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -248,7 +248,7 @@ def correctness(bench: Bench) -> Measurements:
 
 
 def _self_test_problem(test: Mapping[str, Any]) -> str:
-    """Return the problem that a self-test detected; empty if there is none.
+    """Return the problem that a self-test detected, or an empty text if there is none.
 
     Slow graphs are no problem, because trials then train with plain steps.
     """
@@ -334,7 +334,7 @@ def step_times(bench: Bench) -> Measurements:
                 row[name] = value
                 yield model, row
         except Exception as error:
-            # Continue with the next network, and store the values of this one so far.
+            # Continue with the next network. The values of this network so far are stored.
             row["error"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             fails.append(f"{model}: {row['error']}")
         yield model, row
@@ -342,7 +342,7 @@ def step_times(bench: Bench) -> Measurements:
 
 
 def _time_steps(bench: Bench, model: str, duration: float, uuid: str) -> Measurements:
-    """Yield the step times of a network, and the load of the GPU; ``uuid`` is empty on a CPU."""
+    """Yield the step times of a network, and the load of the GPU. On a CPU, ``uuid`` is empty."""
     uses_graphs = {"eager_ms": False}
     if bench.on_gpu:
         uses_graphs["graph_ms"] = True
@@ -367,7 +367,7 @@ def _time_steps(bench: Bench, model: str, duration: float, uuid: str) -> Measure
 
 
 def _add_load(load: dict[str, str], uuid: str) -> None:
-    """Add the values of ``nvidia-smi`` for a GPU to ``load``; add nothing for a CPU."""
+    """Add the values of ``nvidia-smi`` for a GPU to ``load``. For a CPU, add nothing."""
     if uuid:
         load.update(smi_values(FIELDS_UNDER_LOAD, uuid))
 
@@ -417,7 +417,7 @@ def memory(bench: Bench) -> Measurements:
         with bench.as_trials():
             _small_trial(bench, model, graphs=False)
             row["plain_peak_bytes"] = isolation.peak_bytes(bench.device)
-        # With plain steps: a capture that runs out of memory would end the process.
+        # The trial uses plain steps: a capture that runs out of memory would end the process.
         plain_trial = partial(_small_trial, bench, model, graphs=False)
         row |= smallest_share(partial(bench.run_in_share, plain_trial), bench.share_of(1.25 * peak))
         yield model, row
@@ -454,7 +454,8 @@ def smallest_share(run_in_share: Callable[..., str], largest: float) -> dict[str
     """Search by bisection for the smallest share, up to ``largest``, in which some work succeeds.
 
     Args:
-        run_in_share: runs the work within a share; returns the kind of its failure, or empty.
+        run_in_share: runs the work within a share. It returns the kind of its failure, or an empty
+            text.
         largest: upper limit of the search.
 
     Returns:
@@ -478,7 +479,7 @@ def smallest_share(run_in_share: Callable[..., str], largest: float) -> dict[str
 
 
 def trial(bench: Bench) -> Measurements:
-    """Run real trials with Ray on a private cluster; all trials of a network run in one process."""
+    """Run real trials with Ray on a private cluster. All trials of a network run in one process."""
     with connect(None, num_cpus=1, dashboard=False):
         work = ray.remote(num_cpus=1, num_gpus=int(bench.on_gpu), max_retries=0)(real_trials)
         for model in bench.slow_part_models:
@@ -486,7 +487,7 @@ def trial(bench: Bench) -> Measurements:
 
 
 def real_trials(bench: Bench, model: str) -> list[dict[str, Any]]:
-    """Run trials of a network, two of them equal; return their times, memory and scores."""
+    """Run trials of a network, two of them equal. Return their times, memory and scores."""
     sizes = TRIAL_SIZES if bench.on_gpu else (40, 40, 60)
     spec = bench.trial(model)
     rows = []
@@ -507,7 +508,7 @@ def real_trials(bench: Bench, model: str) -> list[dict[str, Any]]:
 
 
 def faults(bench: Bench) -> Measurements:
-    """Let memory run out in several ways; check the kinds of failure and the next training."""
+    """Let memory run out in several ways. Check the kinds of failure and the next training."""
     model = bench.models[0]
     images, labels = bench.images(bench.batch_size(model))
     too_many_bytes = 2**44 if bench.on_gpu else 2**60
@@ -599,12 +600,14 @@ def _sharing(pairs: Mapping[str, Any]) -> Measurements:
 
 
 def _smallest_gain(rows: Mapping[str, Any]) -> float | None:
-    """Return the smallest gain of two trials over one, of all networks; None if none has it."""
+    """Return the smallest gain of two trials over one, or None if no network was measured."""
     return min((row["gain"] for row in rows.values() if "gain" in row), default=None)
 
 
 def _context_gib(measured: Mapping[str, Any]) -> float:
-    """Return the largest memory of a process besides its tensors, but at least that of plans."""
+    """Return the largest memory of a process besides its tensors, but at least the value of
+    plans.
+    """
     sizes = [value for value in measured.values() if isinstance(value, int)]  # without the note
     return max([CONTEXT_BYTES, *sizes]) / 2**30
 

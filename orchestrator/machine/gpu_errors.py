@@ -19,10 +19,10 @@ class LibraryError:
 
     Attributes:
         type_name: name of the exception's class, or of one of its base classes.
-        words: text that the message contains; empty if the name of the class is enough.
+        words: text that the message contains, or an empty text if the name of the class is enough.
         kind: cause of the failure.
         ends_process: True if the process must end, because later results of it may be wrong.
-        memory: which memory ran out; empty if no memory ran out.
+        memory: the kind of memory that ran out, or an empty text if no memory ran out.
         device_lost: True if the GPU failed, and probably not because of the trial's code.
         capture_failed: True if a step could not be captured as a CUDA graph.
         no_engine: True if cuDNN has no engine for an operation. Either the memory for the
@@ -61,11 +61,11 @@ LIBRARY_ERRORS = (
     LibraryError(
         "CaptureError", "", FailureKind.DEVICE_ERROR, ends_process=True, capture_failed=True
     ),
-    # The machine's memory.
+    # Errors for which the machine's memory ran out.
     LibraryError("MemoryError", "", FailureKind.OUT_OF_MEMORY, memory="machine"),
     # Ray kills a worker if memory is short.
     LibraryError(LOST_WORKER, "running low on memory", FailureKind.OUT_OF_MEMORY, memory="machine"),
-    # A GPU's memory; the process can continue.
+    # Errors for which a GPU's memory ran out, after which the process can continue.
     _gpu_memory("OutOfMemoryError", "", ends_process=False),  # PyTorch's allocator
     # Usually, there is no room for cuDNN's workspace: pytorch#108645.
     LibraryError(
@@ -80,9 +80,9 @@ LIBRARY_ERRORS = (
     # cuBLAS and cuDNN allocate memory without PyTorch's allocator.
     _gpu_memory("RuntimeError", "STATUS_ALLOC_FAILED", ends_process=False),
     _gpu_memory("RuntimeError", "DEVICE_ALLOCATION_FAILED", ends_process=False),  # cuDNN 9
-    # A GPU's memory; the process is unusable. These errors come from loading modules, capturing
-    # graphs and pinned memory, without PyTorch's allocator, which would try again.
-    # cublasCreate gets no memory.
+    # Errors for which a GPU's memory ran out, after which the process is unusable. They come from
+    # loading modules, capturing graphs and pinned memory, without PyTorch's allocator, which would
+    # try again. cublasCreate gets no memory.
     _gpu_memory("RuntimeError", "CUBLAS_STATUS_NOT_INITIALIZED", ends_process=True),
     # cudnnCreate gets no memory.
     _gpu_memory("RuntimeError", "CUDNN_STATUS_NOT_INITIALIZED", ends_process=True),
@@ -92,7 +92,7 @@ LIBRARY_ERRORS = (
     _gpu_memory("RuntimeError", "CUDA driver error: out of memory", ends_process=True),
     # hipErrorOutOfMemory
     _gpu_memory("RuntimeError", "HIP error: out of memory", ends_process=True),
-    # A failed GPU.
+    # Errors for which the GPU failed.
     _lost_device("DeferredCudaCallError", ""),
     # The trial's own code may be the cause, for example with a label outside the classes.
     LibraryError("RuntimeError", "device-side assert", FailureKind.DEVICE_ERROR, ends_process=True),
@@ -113,7 +113,9 @@ LIBRARY_ERRORS = (
 
 
 def library_error(error: BaseException) -> LibraryError | None:
-    """Return the row of :data:`LIBRARY_ERRORS` that an exception matches; None if there is none."""
+    """Return the row of :data:`LIBRARY_ERRORS` that an exception matches, or None if there is
+    none.
+    """
     if type(error).__module__.startswith("ray."):
         # Ray's errors are classified by type. One of them also has the name OutOfMemoryError.
         return None
@@ -125,7 +127,7 @@ def library_error(error: BaseException) -> LibraryError | None:
 
 
 def matching_row(type_names: Collection[str], message: str) -> LibraryError | None:
-    """Return the first row for classes of these names and a message; None if there is none."""
+    """Return the first row for classes of these names and a message, or None if there is none."""
     for row in LIBRARY_ERRORS:
         if row.type_name in type_names and row.words in message:
             return row

@@ -41,7 +41,7 @@ class MeasuredTimes:
 
     @classmethod
     def of_parts(cls, values: Mapping[str, Any], graphs: Collection[str]) -> MeasuredTimes:
-        """Return the times in the results of a GPU check; networks without a result are missing.
+        """Return the times in the results of a GPU check. Networks without a result are missing.
 
         Args:
             values: measured values of the check, by part.
@@ -70,7 +70,7 @@ class MeasuredTimes:
         )
 
     def seconds(self, trial: TrialSpec) -> float | None:
-        """Return the seconds of a trial that uses the GPU alone; None if a time is missing."""
+        """Return the seconds of a trial that uses the GPU alone, or None if a time is missing."""
         network = trial.network
         name = network.model.name
         relative = _relative(name, self.build_s)
@@ -90,9 +90,10 @@ class MeasuredTimes:
 
 
 def _relative(name: str, measured: Collection[str]) -> str | None:
-    """Return the measured network whose times stand for a network; None if there is none.
+    """Return the measured network whose times stand for a network, or None if there is none.
 
-    This is the network itself, or one of its family, such as resnet18 for resnet50.
+    The result is the network itself, or another network of its family, such as resnet18 for
+    resnet50.
     """
     if name in measured:
         return name
@@ -104,7 +105,7 @@ def _relative(name: str, measured: Collection[str]) -> str | None:
 
 
 def measured_hours(trials: Collection[TrialSpec], times: MeasuredTimes) -> float | None:
-    """Return the hours of all trials in sequence; None if a network was not measured."""
+    """Return the hours of all trials in sequence, or None if a network was not measured."""
     seconds = []
     for trial in trials:
         trial_s = times.seconds(trial)

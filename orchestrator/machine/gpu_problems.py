@@ -34,8 +34,8 @@ class Problem:
     """A problem with a node.
 
     Attributes:
-        text: what is wrong, and where.
-        hint: what the user can do.
+        text: description of the problem and of its place.
+        hint: advice for the user.
     """
 
     text: str
@@ -43,11 +43,11 @@ class Problem:
 
 
 def describe_gpus(num_gpus: float, *, is_private: bool) -> list[NodeGpus]:
-    """Return the GPUs of every node with GPUs; empty if GPUs are only for scheduling.
+    """Return the GPUs of every node with GPUs, or an empty list if GPUs are only for scheduling.
 
     Args:
         num_gpus: number of GPUs that Ray assigns on a private cluster.
-        is_private: whether the cluster is private, so that this machine is its only node.
+        is_private: True if the cluster is private, so that this machine is its only node.
     """
     if gpus_are_simulated():
         return []
@@ -104,7 +104,7 @@ def check_gpus_fit(
         nodes: nodes with their GPUs.
         trials: trials of the sweep.
         share: largest share of a GPU that a trial gets.
-        alone: whether no trials of isweep run there yet, so that all used memory belongs to others.
+        alone: True if no trials of isweep run there yet, so that all used memory belongs to others.
 
     Raises:
         SetupError: a GPU cannot be used, or has too little free memory.
@@ -175,7 +175,8 @@ def gpu_problems(
     Args:
         node: the node and its GPUs.
         share: largest share of a GPU that a trial gets.
-        needed_bytes: free memory that a trial with a whole GPU needs; 0 checks no memory.
+        needed_bytes: free memory that a trial with a whole GPU needs. 0 means that the memory is
+            not checked.
     """
     prefix = f"node {node.node}"
     if node.error:
@@ -263,7 +264,8 @@ def _problems_of_gpu(
             "Run `nvidia-smi --compute-mode=0` on that node, start MPS there, or set "
             "`resources.num_gpus: 1`",
         )
-    # A trial that does not even fit an empty GPU gets plain steps or smaller batches later.
+    # A trial may need more memory than an empty GPU has. Such a trial gets plain steps or smaller
+    # batches later.
     needed_bytes = min(needed_bytes, (1 - MAX_SHARE_OF_OTHERS_ON_GPU) * gpu.memory_bytes)
     if gpu.memory_bytes - gpu.held_bytes < needed_bytes:
         end_others = "End the processes that `nvidia-smi` lists on that node"

@@ -126,9 +126,9 @@ class _LockFile:
         self._kind = kind
         self._holder = {"pid": os.getpid(), "purpose": purpose, "since": time.strftime("%F %T")}
         self._open_files: list[TextIO] = []
-        """The locked file, after the deleted ones. Two threads use the list."""
+        """The deleted lock files, and at the end the locked file. Two threads use this list."""
         self._mutex = threading.Lock()
-        """Held while a file is added or all are closed."""
+        """Lock that is held while a file is added or all files are closed."""
 
     def take(self) -> None:
         """Lock the file at the path.
@@ -156,7 +156,7 @@ class _LockFile:
 
         Returns:
             An error if the new file cannot be locked, for example because another command has
-            locked it. Otherwise None.
+            locked it. None if a new file was locked, or if no file was deleted.
         """
         with self._mutex:
             if not self._open_files or self._is_at_path():
@@ -202,7 +202,7 @@ class _LockFile:
             ) from None
 
     def _lock(self, file: TextIO) -> bool:
-        """Lock an open file; return False if another process has locked it."""
+        """Lock an open file. Return False if another process has locked it."""
         for _ in range(LOCK_ATTEMPTS):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -240,7 +240,9 @@ def is_locked(path: Path) -> bool:
 
 
 def holder_pid(path: Path) -> int | None:
-    """Return the process id of a lock file's holder; None if there is none or it is unknown."""
+    """Return the process id of a lock file's holder, or None if no process holds the file or if the
+    id is unknown.
+    """
     if not is_locked(path):
         return None
     pid = _read_holder(path).get("pid")
@@ -248,14 +250,18 @@ def holder_pid(path: Path) -> int | None:
 
 
 def _read_holder(path: Path) -> dict[str, Any]:
-    """Return what a lock file says about its holder; empty if the file cannot be read."""
+    """Return the fields of a lock file about its holder, or an empty dict if the file cannot be
+    read.
+    """
     with contextlib.suppress(OSError):
         return _parse_holder(read_whole(path))
     return {}
 
 
 def _parse_holder(content: bytes) -> dict[str, Any]:
-    """Return what a holder wrote about itself; empty if it cannot be parsed."""
+    """Return the fields that a holder wrote about itself, or an empty dict if they cannot be
+    parsed.
+    """
     with contextlib.suppress(ValueError, RecursionError):
         fields = json.loads(content)
         return fields if isinstance(fields, dict) else {}
@@ -263,7 +269,7 @@ def _parse_holder(content: bytes) -> dict[str, Any]:
 
 
 def _holder_text(fields: dict[str, Any]) -> str:
-    """Return the holder as text for a message, also if fields are missing."""
+    """Return the holder as text for a message, even if fields are missing."""
     if not {"pid", "purpose", "since"} <= fields.keys():
         return "another command"
     host = f" of {fields['host']}" if "host" in fields else ""
@@ -275,7 +281,8 @@ class _LeaseFile:
     """One version of the lease's file in the store.
 
     Attributes:
-        fields: what the holder wrote about itself; empty if it cannot be parsed.
+        fields: the data that the holder wrote about itself, or an empty dict if they cannot be
+            parsed.
         tag: the store's tag of this version.
     """
 
@@ -319,7 +326,7 @@ class Lease:
         self._url = url if isinstance(url, str) else url.base
         self._path = posixpath.join(self._files.base, LEASE_FILE)
         self._token = secrets.token_hex(8)
-        """Identifies this driver in the lease's file."""
+        """Random text that identifies this driver in the lease's file."""
         self._num_writes = 0
         self._tag = ""
         """Tag of the version that this driver wrote last."""
@@ -332,9 +339,10 @@ class Lease:
             "since": time.strftime("%F %T"),
         }
         self._write_lock = clock.condition()
-        """Held during a renewal, so that none is under way when the lease is deleted."""
+        """Lock that is held during a renewal, so that no renewal runs when the lease is deleted."""
         self._silent_since: float | None = None
-        """Time of the first renewal to which the storage gave no answer; None if it answers."""
+        """Time of the first renewal to which the storage gave no answer, or None if the storage
+        answers."""
         self.watch = Watch("lease", RENEW_EVERY_S, self._renew, clock, interrupt)
 
     def __enter__(self) -> Watch:
@@ -444,7 +452,7 @@ class Lease:
             return True
 
     def _tag_after_refusal(self) -> str | None:
-        """Return the tag of this driver's lease after a refused renewal; None if it is lost."""
+        """Return the tag of this driver's lease after a refused renewal, or None if it is lost."""
         try:
             lease = self._read()
         except FileNotFoundError:
@@ -456,7 +464,7 @@ class Lease:
         return None
 
     def _content(self) -> bytes:
-        """Return new content for the lease's file; a number makes each version different."""
+        """Return new content for the lease's file. A number makes each version different."""
         self._num_writes += 1
         return json.dumps({"beat": self._num_writes, **self._holder}).encode()
 

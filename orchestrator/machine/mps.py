@@ -52,9 +52,9 @@ class PrivateMps:
 
     Attributes:
         uuids: UUIDs of the GPUs. CUDA numbers the GPUs of an MPS client anew, so a number would
-            mean another GPU; a UUID always means the same one.
+            mean another GPU. A UUID always means the same GPU.
         note: shows a message to the user.
-        folder: folder of the socket and the logs while MPS runs; None if MPS does not run.
+        folder: folder of the socket and the logs while MPS runs, or None if MPS does not run.
         is_abandoned: True if the run has abandoned MPS: new processes compute without it.
     """
 
@@ -100,7 +100,7 @@ class PrivateMps:
         return self.folder is not None and not self.is_abandoned
 
     def abandon(self, reason: str, consequence: str) -> None:
-        """Abandon MPS: new processes compute without it, others continue.
+        """Abandon MPS: new processes compute without MPS, and the present processes continue.
 
         A fatal error of one process also ends the other processes that use MPS on the same GPU. So
         a run abandons MPS after the first such error.
@@ -139,7 +139,7 @@ class PrivateMps:
             stack: gets the callbacks that end the daemon.
 
         Returns:
-            Why MPS does not work; empty if it works.
+            The reason why MPS does not work, or an empty text if it works.
         """
         pipes = socket_folder(folder)
         logs = folder / "log"
@@ -175,12 +175,12 @@ class PrivateMps:
 def may_break_mps(failure: TrialFailure) -> bool:
     """Return whether MPS may be unusable after a trial failed.
 
-    After a fatal error on a GPU, MPS ends all processes that use the GPU, and refuses new ones
+    After a fatal error on a GPU, MPS ends all processes that use the GPU, and refuses new processes
     meanwhile. If a process dies while the GPU computes for it, MPS and the other processes can
     hang. A GPU that computes wrong numbers does not count, because no process ends.
     """
     if failure.capture_failed:
         return False  # the process ends by itself, and the GPU works
-    # Ray kills a process to free the machine's memory.
+    # If the machine's memory runs out, Ray kills a process, which may be computing.
     was_killed = failure.memory == "machine"
     return was_killed or failure.device_lost or failure.kind in BREAKING_KINDS

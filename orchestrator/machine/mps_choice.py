@@ -23,7 +23,8 @@ from search_spaces.sweeps import ResourceSpec
 VOLTA = 7.0
 """Lowest compute capability with which each process under MPS has its own address space."""
 MIN_SAVED_S = 120.0
-"""If MPS saves fewer predicted seconds, it is not started. Its start takes 5 to 20 s."""
+"""Number of predicted seconds that MPS must save. Otherwise MPS is not started: its start takes 5
+to 20 s."""
 
 
 def seconds_in_sequence(trials: Iterable[TrialSpec], gpu: GpuModel) -> float:
@@ -44,10 +45,10 @@ def why_no_mps(
     trials: Collection[TrialSpec],
     checks: Mapping[str, Mapping[str, Any]],
 ) -> str:
-    """Return why a private cluster must not start MPS; empty if it should.
+    """Return the reason why a private cluster must not start MPS, or an empty text if it may.
 
     Args:
-        nodes: this machine with its GPUs; empty if trials run on CPUs.
+        nodes: this machine with its GPUs, or an empty list if trials run on CPUs.
         resources: resources that the sweep requests.
         trials: trials of the sweep.
         checks: summaries of ``isweep gpu-check`` by the driver's name of the GPU.
@@ -79,7 +80,9 @@ def why_no_mps(
 
 
 def _why_not_on(gpu: Gpu) -> str:
-    """Return why MPS must not be started for a GPU; empty if it may be started."""
+    """Return the reason why MPS must not be started for a GPU, or an empty text if it may be
+    started.
+    """
     if gpu.mig:
         return "the GPU is divided into slices (MIG)"
     if gpu.compute_mode != "Default":
@@ -96,7 +99,8 @@ def _why_no_gain(
     checks: Mapping[str, Mapping[str, Any]],
     num_gpus: int,
 ) -> str:
-    """Return why MPS does not save enough time on a GPU; empty if it does.
+    """Return the reason why MPS does not save enough time on a GPU, or an empty text if it saves
+    enough.
 
     Only a gain that ``isweep gpu-check`` measured counts: the predicted gain rests on few published
     numbers, and MPS is a service that can fail.

@@ -53,7 +53,7 @@ QUIT_AT_END_OF_INPUT = f"read -r _; echo 'quit -t 10' | {CONTROL}"
 """Shell command that waits for the end of its standard input, and then ends the daemon. MPS waits
 up to 10 s for the end of its clients."""
 QUIT_TIMEOUT_S = 20.0
-"""Seconds that the daemon may take to end; it ends its servers by force after 10 s."""
+"""Seconds that the daemon may take to end. The daemon ends its servers by force after 10 s."""
 
 
 def mps_runs() -> bool:
@@ -89,13 +89,14 @@ def ask_daemon(command: str) -> str:
 
 
 def end_gpu_work(pids: Collection[int] | None) -> bool:
-    """End the GPU work of clients; return whether it has ended, and log a warning if not.
+    """End the GPU work of clients. Return whether the work has ended, and log a warning if it has
+    not.
 
     If the daemon does not answer about one client, the next client is tried, until
     :data:`END_CLIENTS_TIMEOUT_S` seconds have passed.
 
     Args:
-        pids: ids of the clients or of their parents; None ends the GPU work of all clients.
+        pids: ids of the clients or of their parents. None means all clients.
     """
     deadline_s = time.monotonic() + END_CLIENTS_TIMEOUT_S
     try:
@@ -122,7 +123,7 @@ def end_gpu_work(pids: Collection[int] | None) -> bool:
 
 
 def _is_or_has_parent_in(client: int, pids: Collection[int] | None) -> bool:
-    """Return whether a client or its parent is in a list of process ids; None lists all clients."""
+    """Return whether a client or its parent is in a list of process ids. None means all clients."""
     if pids is None or client in pids:
         return True
     state = process_state(client)
@@ -130,7 +131,8 @@ def _is_or_has_parent_in(client: int, pids: Collection[int] | None) -> bool:
 
 
 def _terminate(server: int, client: int) -> bool:
-    """End the GPU work of a client; return whether it has ended, and log a warning if not.
+    """End the GPU work of a client. Return whether the work has ended, and log a warning if it has
+    not.
 
     The daemon's program can print an error and exit with code 0. So the work has ended only if the
     program prints CUDA_SUCCESS, or if the daemon does not list the client any more.
@@ -165,7 +167,7 @@ def process_ids(command: str) -> list[int]:
 
 
 def start_daemon(output_file: Path) -> str:
-    """Start the daemon; return why it failed, empty if it started.
+    """Start the daemon. Return the reason if it did not start, or an empty text if it started.
 
     The daemon may keep its output open, so the output is a file and not a pipe to this process.
     """
@@ -199,7 +201,7 @@ def start_daemon(output_file: Path) -> str:
 
 @contextlib.contextmanager
 def daemon_ends_with_this_process(output_file: Path) -> Iterator[None]:
-    """End the daemon after a block, also if this process is killed in the block.
+    """End the daemon after a block, even if this process is killed in the block.
 
     A shell waits for the end of its standard input, a pipe from this process. The kernel closes the
     pipe when this process ends in any way.

@@ -1,7 +1,7 @@
-"""What a trial's process does with the MPS that the run has started.
+"""Functions for a trial's process to use, avoid or abandon the MPS that the run has started.
 
 The run puts its private folder of MPS into the variable ``ISWEEP_MPS_FOLDER``. If the run abandons
-MPS, a file in this folder tells new processes to compute without MPS.
+MPS, isweep creates a file in this folder. New processes that see the file compute without MPS.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from orchestrator.machine.mps_daemon import PIPES_VARIABLE, end_gpu_work
 
 PRIVATE_FOLDER = "ISWEEP_MPS_FOLDER"
-"""Environment variable that tells the processes of a run the private folder of the run's MPS."""
+"""Environment variable with the private folder of the run's MPS, for the processes of the run."""
 ABANDONED_MARK = "isweep-mps-stopped"
 """Name of a file in the private folder. If the file exists, new processes of the run do not use
 MPS."""

@@ -1,4 +1,4 @@
-"""Running other programs, which may be missing, fail or hang.
+"""Run other programs, which may be missing, fail or hang.
 
 A program that waits in the kernel cannot be killed. This happens to ``nvidia-smi`` with a broken
 driver. Such a process stays, and this process and its children do not start the program again.
@@ -34,8 +34,8 @@ class ProgramOutput:
     """The output of a program.
 
     Attributes:
-        output: standard output of the program; empty if it failed.
-        error: reason of the failure, in one line; empty if the program succeeded.
+        output: standard output of the program, or an empty text if it failed.
+        error: reason of the failure, in one line, or an empty text if the program succeeded.
         timed_out: True if the program did not end in time.
         partial_output: standard output of a program that failed.
     """
@@ -57,8 +57,8 @@ def run_program(
 
     Args:
         command: program and arguments.
-        visible: value of ``CUDA_VISIBLE_DEVICES`` for the program. None leaves the variable
-            unset, which shows all GPUs; an empty value hides all GPUs.
+        visible: value of ``CUDA_VISIBLE_DEVICES`` for the program. None leaves the variable unset,
+            which shows all GPUs. An empty value hides all GPUs.
         timeout_s: seconds after which the program is killed.
         input_text: text for the program's standard input. If empty, the program has the standard
             input of this process.
@@ -152,7 +152,7 @@ def _ignores_sigchld() -> bool:
 
 
 def kill_process(process: subprocess.Popen[str]) -> bool:
-    """Kill a process; return whether it ended. A process that waits in a driver does not end."""
+    """Kill a process, and return whether it ended: a process that waits in a driver stays."""
     process.kill()
     try:
         process.wait(KILLED_WITHIN_S)
@@ -163,7 +163,9 @@ def kill_process(process: subprocess.Popen[str]) -> bool:
 
 @contextlib.contextmanager
 def environment(**variables: str) -> Iterator[None]:
-    """Set environment variables during a block, also for processes that start in the block."""
+    """Set environment variables during a block, for this process and for processes that start in
+    the block.
+    """
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -177,7 +179,7 @@ def environment(**variables: str) -> Iterator[None]:
 
 
 class ProcessState(NamedTuple):
-    """What the kernel reports about a process.
+    """The state of a process, as the kernel reports it.
 
     Attributes:
         pid: process id.
@@ -193,7 +195,7 @@ class ProcessState(NamedTuple):
 
 
 def process_state(pid: int) -> ProcessState | None:
-    """Return the state of a process; None if the process has ended."""
+    """Return the state of a process, or None if the process has ended."""
     with contextlib.suppress(OSError):
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         # The name of the program is in parentheses. It may contain spaces and parentheses.

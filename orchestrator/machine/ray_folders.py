@@ -74,8 +74,8 @@ class RayFolders:
     def remove(self, folder: Path) -> None:
         """Kill the processes that belong to a folder, then remove the folder.
 
-        The owner file is removed last. If the removal is interrupted, or if a dying process writes
-        a file again, the next run therefore finds the folder abandoned, and removes the rest.
+        The owner file is removed last. The removal may be interrupted, or a dying process may write
+        a file again. The next run then finds the abandoned folder, and removes the rest.
         """
         self.end_ray_processes(folder)
         # MPS ends after the workers, which use it.

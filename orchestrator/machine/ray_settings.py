@@ -45,7 +45,7 @@ _RAY_VARIABLES = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     # isweep handles Ctrl-C: Tune's handler would wait for running trials to finish.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # Time of Tune's warning that no trial starts. The warning is not shown, because
+    # Tune warns after this time that no trial starts. The warning is not shown, because
     # apply_settings() hides the warnings of Ray's loggers.
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",
     # Save Tune's state rarely, because isweep never restores it.
@@ -118,7 +118,7 @@ def read_settings_again() -> None:
     # before Ray.
     with contextlib.suppress(ImportError, AttributeError):
         raylet: Any = importlib.import_module("ray._raylet")
-        # First the mode, then the cached token, as in Ray's own tests of authentication.
+        # The mode is read first, then the cached token, as in Ray's own tests of authentication.
         raylet.Config.initialize("")
         raylet.AuthenticationTokenLoader.instance().reset_cache()
     with contextlib.suppress(ImportError, AttributeError):

@@ -18,11 +18,11 @@ class RootPart:
 
     Attributes:
         what: kind of the part, as text.
-        name: name of the part; removable parts have different names.
+        name: name of the part. All removable parts have different names.
         path: file or folder.
         bytes: size in bytes.
         about: note for people.
-        removable: whether :func:`remove_from_root` may remove it.
+        removable: True if :func:`remove_from_root` may remove it.
     """
 
     what: str

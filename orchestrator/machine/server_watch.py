@@ -23,7 +23,8 @@ from search_spaces.errors import SetupError
 log = logging.getLogger(__name__)
 
 CHECK_INTERVAL_S = 2.0
-"""Seconds between the end of a check whether Ray's servers answer, and the next check."""
+"""Seconds between two checks whether Ray's servers answer, from the end of one check to the
+next."""
 CONNECT_TIMEOUT_S = 2.0
 """Seconds that a server may take to accept a connection during such a check."""
 MAX_SECONDS_PER_CHECK = 10.0

@@ -32,7 +32,8 @@ because the watched block has ended."""
 
 _stop_requested = threading.Event()
 _typed_command: list[str] = []
-"""The words of the command line that this process runs; empty if isweep is used as a library."""
+"""The words of the command line that this process runs. The list is empty if isweep is used as a
+library."""
 _cleanups: list[Callable[[], object]] = []
 """Functions to call before the process is ended by force, the last one first."""
 
@@ -160,12 +161,12 @@ class Watch:
     Args:
         name: name of the thread.
         every_s: seconds between two checks.
-        check: the check; it returns an error if the block must end, else None.
+        check: function that returns an error if the block must end, otherwise None.
         clock: source of the time.
-        interrupt: ends the main thread; :func:`end_main_thread` by default.
+        interrupt: function that ends the main thread, by default :func:`end_main_thread`.
 
     Attributes:
-        lost: the error that ended the block; None if there was none.
+        lost: the error that ended the block, or None if there was none.
         ended: event that is set when the block ends.
     """
 
@@ -221,7 +222,7 @@ class Watch:
 
 
 def end_main_thread(error: SetupError, ended: threading.Event) -> None:
-    """Interrupt the main thread from another thread; if it does not end, end the process."""
+    """Interrupt the main thread from another thread. If it does not end, end the process."""
     _thread.interrupt_main()
     if ended.wait(END_WITHIN_S):
         return

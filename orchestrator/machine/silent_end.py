@@ -1,4 +1,4 @@
-"""A message for the user if this process ends without one: killed, or ended by Ray's C++ code."""
+"""Print a message for the user if this process is killed, or if Ray's C++ code ends it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def explained_silent_end() -> Iterator[None]:
 
     No code of a process runs after SIGKILL or after an exit in C++ code. So a shell waits for a
     line from this process, through a pipe. At the end of the block, this process writes the line.
-    If the process ends before, the kernel closes the pipe without a line.
+    If the process ends before the end of the block, the kernel closes the pipe without a line.
     """
     message = (
         "isweep: the command ended without a message. Somebody or the system killed its "

@@ -32,8 +32,8 @@ from tasks.prepared.subsets import make_subset
 from tasks.sources.base import UNKEYED, Listing, RawRequest, hash_key
 
 MIN_TEST_SIZE = 25
-"""Smallest number of test images without a note. The standard error of an accuracy is then at
-most 0.1."""
+"""A sweep with fewer test images gets a note. With this number, the standard error of an accuracy
+is at most 0.1."""
 ADAM_OPTIMIZERS = ("adam", "adamw")
 HIGH_ADAM_RATE = 1.0
 """Smallest learning rate of Adam with a note. Adam moves each weight by about the learning rate
@@ -149,7 +149,7 @@ def _request(workspace: Workspace, spec: PreparedSpec, source: Path) -> RawReque
 def _own_images(
     workspace: Workspace, request: RawRequest, listing: Listing, prepared: PreparedDataset | None
 ) -> Images | None:
-    """Return the images of your own data. None if the files must be read to know the labels.
+    """Return the images of your own data, or None if the files must be read to know the labels.
 
     Raises:
         DataError: The files do not fit the prepared dataset, or their splits cannot be used.
@@ -189,9 +189,8 @@ def _change_of_classes(spec: PreparedSpec, listing: Listing, record: PreparedRec
 def changed_own_data(workspace: Workspace) -> dict[str, Listing]:
     """Return prepared datasets whose files changed, with the list of their present files.
 
-    The names, sizes or times of these files are not those of the preparation. A run then reads
-    all files again, and refuses them if they contain other images. Call :func:`check_feasible`
-    before.
+    The names, sizes or times of these files differ from the preparation. A run then reads all files
+    again, and refuses them if they contain other images. Call :func:`check_feasible` before.
     """
     sources = _own_sources(workspace, {})
     listings: dict[str, Listing] = {}

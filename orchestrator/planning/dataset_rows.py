@@ -17,7 +17,7 @@ def list_datasets(root: str | None, name: str | None = None) -> list[dict[str, A
 
     Args:
         root: The root with the prepared datasets.
-        name: Name of a dataset of the table. None for all datasets.
+        name: Name of a dataset of the table. None means all datasets.
 
     Raises:
         ConfigError: The table has no such dataset.

@@ -33,8 +33,8 @@ from tasks.sources.base import RawRequest
 from tasks.sources.detect import detect_own_kind, unknown_kind_hint
 
 TEST_SHARES = (0.25, 0.15, 0.08, 0.04)
-"""Shares of the images for the test set. They are tried in this order until the groups and
-splits of the data allow one."""
+"""Shares of the images for the test set. They are tried in this order until the groups and splits
+of the data allow one of them."""
 MAX_NAMED = 8
 """Largest number of classes in a comment."""
 MAX_NAME = 64
@@ -44,7 +44,7 @@ MIN_TRAINED = 8
 NUM_TRAIN_SIZES = 4
 """Number of train sizes if there are enough images. Each is about half of the next."""
 SEEDS = (0, 1, 2)
-"""Three seeds are the fewest with which the report gives intervals over seeds."""
+"""Seeds of the sweep. The report gives intervals over seeds only for three seeds or more."""
 
 
 @dataclass(frozen=True)
@@ -129,17 +129,17 @@ def draft_sweep(
 ) -> str:
     """Return the text of a sweep file for your own images, or for digits.
 
-    Only a few images are opened. Of all other images only the names are listed.
+    Only a few images are opened. All other images are only listed by name.
 
     Args:
-        source: Path of your own images. None for digits.
+        source: Path of your own images. None means the dataset digits.
         to: File to which the text will be written. The sweep has the name of the file.
             Relative paths start in the folder of the file.
-        domain: ``natural`` or ``medical``. None to guess from the kind of files and from
-            patients.
-        gpu: True for larger networks and images.
+        domain: ``natural`` or ``medical``. If None, the domain is guessed from the kind of files
+            and from patients.
+        gpu: If True, choose larger networks and images.
         own_options: Options of your own data, as in ``own`` of a sweep file.
-        root: Root with the key that hashes file names in messages. None for no key.
+        root: Root with the key that hashes file names in messages. None means that there is no key.
 
     Raises:
         SweepError: The images cannot be used, or there are too few.

@@ -22,7 +22,7 @@ from search_spaces.errors import ConfigError, plural
 from search_spaces.specs import TrialSpec
 
 DEFAULT_GPU = "h100"
-"""GPU to plan for if the user chose none and this machine has none."""
+"""GPU to plan for if the user chose no GPU and this machine has no GPU."""
 
 
 def estimate(
@@ -41,8 +41,8 @@ def estimate(
     Args:
         trials: The remaining trials.
         measured_trials: Finished trials of the sweep.
-        gpu: The kind of GPU to plan for. None for CPUs only.
-        num_gpus: Number of GPUs. None for the number that one trial needs.
+        gpu: The kind of GPU to plan for. None means CPUs only.
+        num_gpus: Number of GPUs. None means the number that one trial needs.
         share: Share of a GPU that the sweep sets for each trial. None or 0 for the share that
             each trial is predicted to need.
         num_cpus: Number of CPU cores that trials share if there is no GPU.
@@ -82,7 +82,7 @@ def estimate(
     if gpu is not None:
         num_planned = num_gpus or max(1, int(share or 1))
         cluster = on_gpus(trials, gpu, num_planned, corrections, share)
-        # One whole GPU per trial: trials share GPUs only where sharing is known to be faster.
+        # Each trial has one whole GPU: trials share GPUs only if sharing is known to be faster.
         alone = on_gpus(trials, gpu, num_planned, corrections, max(1.0, share or 1.0))
         document["gpu_hours"] = cluster["gpu_hours"]
         document["cluster"] = cluster
@@ -151,7 +151,7 @@ def on_gpus(
         "num_gpus": num_gpus,
         "hours": simulated.makespan / 3600,
         "gpu_hours": sum(job.seconds * job.share for job in jobs) / 3600,
-        # GPUs are idle if too few are left for one more trial.
+        # Some GPUs are idle, because too few of them are left for one more trial.
         "utilisation": simulated.utilisation * num_places * gpus_per_trial / num_gpus,
         "shares": dict(sorted(shares.items())),
         "too_large": dict(sorted(too_large.items())),

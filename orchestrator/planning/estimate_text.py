@@ -10,7 +10,7 @@ from search_spaces.errors import plural
 MIN_SHOWN = 1e-3
 """Amounts below this are printed as ``under 0.001``."""
 MIN_IN_HOURS = 2.0
-"""Times of at least this many hours are printed in hours, shorter ones in minutes."""
+"""Times of at least this many hours are printed in hours. Shorter times are printed in minutes."""
 
 
 def amount(value: float) -> str:

@@ -11,7 +11,7 @@ from orchestrator.planning.costs.passes import attack_flops, training_flops
 from orchestrator.planning.plan import SweepPlan
 
 COLUMN_BYTES = 650
-"""Bytes of a Parquet column besides its values. Measured: 520 to 670 with 20 to 750 images."""
+"""Bytes of a Parquet column besides its values. We measured 520 to 670 with 20 to 750 images."""
 VALUE_BYTES = 4
 """Bytes of a stored prediction, label or row number."""
 

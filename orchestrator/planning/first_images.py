@@ -16,7 +16,7 @@ from tasks.sources.own.groups import plain_id
 from tasks.sources.pictures import is_image_name
 
 MAX_TRIED = 20
-"""Largest number of images that are opened to find :data:`NUM_COMPARED` readable ones."""
+"""Largest number of images that are opened to find :data:`NUM_COMPARED` readable images."""
 NUM_COMPARED = 5
 """Number of readable images whose sizes are compared."""
 MAX_HEADERS = 2_000

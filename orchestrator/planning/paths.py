@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from search_spaces.specs import PreparedSpec
 
 DEFAULT_ROOT = "isweep-root"
-"""The root if neither ``--root`` nor ``ISWEEP_ROOT`` is set; relative to the working
+"""The root if neither ``--root`` nor ``ISWEEP_ROOT`` is set. It is relative to the working
 directory."""
 
 
@@ -93,8 +93,8 @@ class RootPaths:
         """Return the paths of a root without creating anything.
 
         Args:
-            root: The root. None for ``$ISWEEP_ROOT`` or, if that is not set,
-                ``./isweep-root``.
+            root: The root. None means ``$ISWEEP_ROOT``, or ``./isweep-root`` if the variable is not
+                set.
 
         Raises:
             ConfigError: The root is a file.

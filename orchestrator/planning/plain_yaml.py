@@ -49,8 +49,8 @@ class _ParserError:
         words: Part of the parser's message.
         meaning: The error in simple words. It follows the line and column in our message.
         hint: What the user should do.
-        at_start: True to report the place where the faulty part begins. False to report the
-            place where the parser stopped.
+        at_start: If True, report the place where the faulty part begins. If False, report the place
+            where the parser stopped.
     """
 
     words: str

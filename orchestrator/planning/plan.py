@@ -47,7 +47,7 @@ class PlannedStatus(StrEnum):
     WAITING = "waiting"
     """The last attempt failed, and the active run will try the trial again."""
     STALE = "stale"
-    """The trial has a result, but its data or its settings differ from the present ones."""
+    """The trial has a result, but from other data or settings than the present ones."""
     PENDING = "pending"
 
 
@@ -275,12 +275,12 @@ def _subsets(sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec) -> l
 def _class_pairs(
     sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec
 ) -> tuple[ClassPair | None, ...]:
-    """Return the class pairs of a dataset. None stands for all classes at once."""
+    """Return the class pairs of a dataset. The pair None means all classes at once."""
     pairs: tuple[ClassPair | None, ...] = dataset.class_pairs or (None,)
     if choice.class_pairs is not None:
         pairs = tuple(_indices(pair, dataset) for pair in choice.class_pairs) or (None,)
     elif "redrawn_class_pairs" in sweep.all_faults:
-        # One pair as a placeholder; _redrawn replaces it by the pair of each trial.
+        # This pair is a placeholder. _redrawn replaces it by the pair of each trial.
         pairs = pairs[:1]
     _check_pairs([pair for pair in pairs if pair], dataset)
     return pairs

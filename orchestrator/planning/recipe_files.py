@@ -35,8 +35,8 @@ class ResolvedRecipe:
     """A recipe of a sweep file, with the content of the recipe files that it refers to.
 
     Attributes:
-        recipe: The recipe: a name, or a mapping. None if the sweep file has none.
-        tuned: Results of the search that wrote the recipe. None if no search wrote it.
+        recipe: The recipe: a name, or a mapping. The value is None if the sweep file has no recipe.
+        tuned: Results of the search that wrote the recipe, or None if no search wrote it.
     """
 
     recipe: Any
@@ -53,7 +53,7 @@ def resolve_recipe(
             values of the mapping replace values of the recipe file.
         sweep: Name of the sweep.
         folder: Folder in which relative paths start.
-        recipes: Folder of the tuned recipes. None if there is no root.
+        recipes: Folder of the tuned recipes, or None if there is no root.
 
     Raises:
         ConfigError: A file is absent or wrong, or the sweep replaces values of a tuned recipe.
@@ -100,7 +100,7 @@ def _with_recipe_file(recipe: Any, folder: Path, origin: str, depth: int = 0) ->
 
 
 def _base_name(recipe: Any) -> str | None:
-    """Return the name or path from which a recipe starts. None if it has none."""
+    """Return the name or path from which a recipe starts, or None if there is neither."""
     name = recipe.get("from") if isinstance(recipe, dict) else recipe
     return name if isinstance(name, str) else None
 

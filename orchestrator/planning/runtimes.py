@@ -39,7 +39,7 @@ class MeasuredTrial:
         share: Share of GPUs of the trial, or its number of CPU threads.
         seconds: Wall time, seconds.
         gpu: Name of the GPU, as the driver reports it.
-        peak_bytes: Peak memory besides the CUDA context, bytes. 0 if it is unknown.
+        peak_bytes: Peak memory besides the CUDA context, in bytes, or 0 if it is unknown.
     """
 
     spec: TrialSpec
@@ -95,9 +95,9 @@ class RuntimeModel:
     """Model of the run time of trials on a GPU or on CPUs, corrected by finished trials.
 
     Attributes:
-        gpu: The kind of GPU. None for CPUs.
+        gpu: The kind of GPU. None means CPUs.
         corrections: Ratios of measured to predicted values on this GPU or on CPUs.
-        share: Share of a GPU that every trial gets. None for the share that each trial is
+        share: Share of a GPU that every trial gets. None means the share that each trial is
             predicted to need.
         share_without_mps: The value of ``share`` after a run has stopped using NVIDIA's MPS.
     """
@@ -131,10 +131,10 @@ def expected_seconds(trials: Iterable[TrialSpec], model: RuntimeModel) -> dict[s
 def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial], model: RuntimeModel) -> float:
     """Return after how many seconds without a new epoch or a result a trial counts as hung.
 
-    The limit is ``max(MIN_LIMIT_S, HANG_FACTOR * seconds)``. ``seconds`` follows from two
-    durations of the whole trial. The expected duration comes from :class:`RuntimeModel`. The
-    scaled duration is that of the slowest finished trial of the same model, scaled to the size
-    of this trial.
+    The limit is ``max(MIN_LIMIT_S, HANG_FACTOR * seconds)``. ``seconds`` follows from two durations
+    of the whole trial. The expected duration comes from :class:`RuntimeModel`. The scaled duration
+    belongs to the slowest finished trial of the same model, and is scaled to the size of this
+    trial.
 
     - On a GPU, ``seconds`` is the larger of the two durations.
     - On a CPU, ``seconds`` is the scaled duration. If no trial of the model has finished, it

@@ -76,7 +76,7 @@ def load_sweep(
             ``.yaml`` or ``.yml``. Relative paths in a mapping start in the working directory.
         changes: New values by dotted key (``recipe.epochs``). They replace values of the
             sweep.
-        recipes: Folder of the recipes that searches wrote. None if there is none.
+        recipes: Folder of the recipes that searches wrote, or None if there is no such folder.
         listings: Cache for listings of your own data. Data are listed if class pairs have
             names.
 
@@ -141,7 +141,7 @@ def parse_sweep(text: str, *, origin: str, folder: Path | None = None) -> SweepS
     Args:
         text: Content of the file.
         origin: Name of the file in messages.
-        folder: Folder in which paths of recipe files start. None for the working directory.
+        folder: Folder in which paths of recipe files start. None means the working directory.
     """
     return _spec_of(_Document(_parse(text, origin), origin, folder or Path()), {}, None)
 

@@ -31,7 +31,8 @@ from search_spaces.sweeps import DatasetChoice, RecipeChoice, SweepSpec, UserSou
 from tasks.sources import check_own_kind
 
 MAX_PROBLEMS = 20
-"""Largest number of problems in a message. All others are only counted."""
+"""Largest number of problems in a message. For all further problems, the message has only their
+number."""
 DATASET = "Write, for example, `datasets: [digits]`. `isweep datasets` lists the known datasets"
 MODEL = (
     "Write, for example, `models: [small_cnn]` or `models: [{from: small_cnn, name: mine}]`. "
@@ -155,7 +156,9 @@ def _wrong_value(detail: ErrorDetails, keys: Sequence[int | str]) -> ConfigError
 
 
 def _list_hint(value: object, keys: Sequence[int | str]) -> str:
-    """Return how to write a value as a list. A number of seeds may mean how many."""
+    """Return how to write a value as a list. A single number for ``seeds`` may mean the number of
+    seeds.
+    """
     if not isinstance(value, (int, float)):
         return "Write the values in brackets, for example `[a, b]`"
     # A larger number, for example 42, is rarely the number of repetitions.

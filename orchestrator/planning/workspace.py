@@ -34,7 +34,7 @@ class Workspace:
     Attributes:
         plan: The plan.
         paths: Paths below the root.
-        storage: Folder or URL in which results are stored. None for the root.
+        storage: Folder or URL in which results are stored. None means the root.
         listings: Listings of raw data, so that each is made only once per command.
     """
 
@@ -59,10 +59,10 @@ class Workspace:
             source: The sweep, see :func:`orchestrator.planning.sweep_file.load_sweep`, or the
                 name of a sweep that was run below the root.
             root: The root, see :meth:`RootPaths.at`.
-            storage: Folder or URL in which results are stored. None for the root.
+            storage: Folder or URL in which results are stored. None means the root.
             changes: New values by dotted key. They replace values of the sweep.
-            as_run: True to choose the sweep that was run below the root if a preset has the
-                same name.
+            as_run: If True, choose the sweep that was run below the root if a preset has the same
+                name.
 
         Raises:
             SweepError: The sweep or one of the arguments is not valid.
@@ -197,7 +197,7 @@ def _find(
         paths: Paths below the root.
         load: Function that reads the sweep.
         changes: Values that ``load`` replaces. A mistake may be in these values.
-        as_run: True to choose a sweep that was run below the root before a preset.
+        as_run: If True, prefer a sweep that was run below the root to a preset.
     """
     if not isinstance(source, str) or "/" in source:
         return load(source)

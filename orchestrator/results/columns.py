@@ -16,9 +16,9 @@ from search_spaces.specs import AttackSpec
 from tasks.trials.records import TrialStatus
 
 Origin = Literal["spec", "run", "network", "d_repr", "attack", "robustness", "measure"]
-"""Origin of a column: the settings of the trial, the run that computed the result, scores of
-the trained network, its representation, attacks, distances to the decision boundary, or
-measures of the training images."""
+"""Origin of a column's values. Some values describe the settings of the trial, the run that
+computed the result, or scores of the trained network. Other values describe the network's
+representation, attacks, distances to the decision boundary, or measures of the training images."""
 Kind = Literal["text", "integer", "number"]
 """Type of a column's values. In MLflow, text and integers are tags, and numbers are
 metrics."""
@@ -33,7 +33,7 @@ class Column:
         meaning: Meaning of its values.
         unit: Unit of its values. A dash means no unit.
         kind: Type of its values.
-        origin: Origin of its values. None for a column that isweep does not define.
+        origin: Origin of its values, or None if isweep does not define the column.
     """
 
     name: str
@@ -63,7 +63,8 @@ _measure = partial(_define, "measure")
 _DISTANCE = "L2 pixel distance"
 _PER_DISTANCE = "1 / L2 pixel distance"
 
-# The order of the definitions is the order of the columns in the table. First the trial's settings:
+# The order of the definitions is the order of the columns in the table. The trial's settings come
+# first.
 TRIAL_ID = _text(
     "trial_id",
     "id of the trial: a readable name, and a hash of everything that decides its network",
@@ -89,7 +90,7 @@ IMAGE_SIZE = _integer(
 )
 CHANNELS = _integer("channels", "number of image channels in training")
 
-# The trained network, and its predictions on the test images.
+# These columns describe the trained network, and its predictions on the test images.
 STATUS = _run("status", "`done`, or `diverged` if the loss became NaN or infinite", kind="text")
 TEST_LOSS = _score(
     "test_loss", "mean cross-entropy over the test images after the last epoch", "nat"
@@ -125,7 +126,7 @@ D_REPR_TWONN = _define(
     "d_repr", "d_repr_twonn", f"{_D_REPR}, by the two-nearest-neighbors estimator"
 )
 
-# Attacks on the network.
+# These columns describe attacks on the network.
 ATTACK_QUANTITIES = {
     "loss": ("mean test loss under {}", "nat"),
     "loss_gain": ("mean test loss under {}, minus the clean test loss", "nat"),
@@ -159,7 +160,7 @@ for _epsilon in FGSM_EPSILONS:
     for _column in columns_of_attack(f"fgsm_{_epsilon}", f"FGSM at epsilon {_epsilon}/255"):
         _DEFINED[_column.name] = _column
 
-# Distances from test images to the decision boundary.
+# These columns describe distances from test images to the decision boundary.
 R_HAT_PRED = _robustness(
     "r_hat_pred",
     "mean distance from a test image to the nearest image with another decision (R)",
@@ -188,7 +189,7 @@ R_HAT_NOT_FOUND = _robustness(
     "images",
 )
 
-# Measures of the training images.
+# These columns are measures of the training images.
 _D_DATA = "intrinsic dimension of the training images in pixel space"
 D_DATA_MLE = _measure("d_data_mle", f"{_D_DATA}, by the maximum-likelihood estimator")
 _measure(
@@ -249,7 +250,7 @@ NUM_CONFLICTS = _measure(
     "num_conflicts", "number of identical training images with different labels", "images"
 )
 
-# The run that computed the result.
+# These columns describe the run that computed the result.
 SHARED_GROUP_SHARE = _run(
     "shared_group_share",
     "share of test images with a group (patient) that is also in the training set; 0 unless a "
@@ -421,7 +422,7 @@ def describe(names: Iterable[str]) -> tuple[Column, ...]:
 
 
 def _describe_by_pattern(name: str) -> Column:
-    """Return the column of a name that contains another name, such as that of an attack."""
+    """Return the column of a name that contains another name, such as the name of an attack."""
     attack = _ATTACK_NAME.fullmatch(name)
     if attack:
         meaning, unit = ATTACK_QUANTITIES[attack["quantity"]]

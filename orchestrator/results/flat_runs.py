@@ -99,7 +99,7 @@ class LiveRun:
     """An MLflow run of a trial without a result: a running trial, or a failed attempt.
 
     Attributes:
-        tags: Tags of the start or failure. None if MLflow has the run already.
+        tags: Tags of the start or failure, or None if MLflow has the run already.
         at_ms: Time of the start or failure, milliseconds since 1970.
         points: Points of curves that were not sent yet.
         failed: True if the last attempt failed.
@@ -116,7 +116,7 @@ def trial_tags(trial: TrialSpec, domain: str | None, status: str, attempt: int) 
 
     Args:
         trial: The trial.
-        domain: Domain of the dataset. None if the sweep sets none.
+        domain: Domain of the dataset, or None if the sweep sets no domain.
         status: Status of the trial.
         attempt: Number of the attempt, from 1.
     """
@@ -265,8 +265,8 @@ def epoch_points(
     """Return the points of one epoch.
 
     Args:
-        epoch: Training loss and accuracy. None to leave them out.
-        score: Test loss and accuracy after the epoch. None to leave them out.
+        epoch: Training loss and accuracy. If None, leave them out.
+        score: Test loss and accuracy after the epoch. If None, leave them out.
         at_ms: Time of the points, milliseconds since 1970.
     """
     points = []

@@ -51,7 +51,7 @@ def trial_metrics(result: TrialResult, train_size: int = 0) -> dict[str, float]:
 
     Args:
         result: Result of the trial.
-        train_size: Number of training images, to compute the training speed. 0 to leave it
+        train_size: Number of training images, to compute the training speed. If 0, leave the speed
             out.
     """
     numbers: Numbers = {ENERGY_J: result.energy_j}

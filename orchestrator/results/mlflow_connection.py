@@ -39,8 +39,8 @@ def mlflow_uri(paths: RootPaths, uri: str | None) -> str:
 
     Args:
         paths: Paths below the root, which contains the default SQLite file.
-        uri: URI from the user. None for ``MLFLOW_TRACKING_URI`` or, if it is not set, the
-            default.
+        uri: URI from the user. None means ``MLFLOW_TRACKING_URI``, or the default if the variable
+            is not set.
 
     Raises:
         ConfigError: Neither MLflow nor a plugin supports the URI. MLflow no longer supports

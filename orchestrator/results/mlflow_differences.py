@@ -21,7 +21,7 @@ def tracked_rows(workspace: Workspace, uri: str | None, storage: str | None) -> 
 
     Args:
         workspace: The sweep.
-        uri: URI of the MLflow store. None for the default.
+        uri: URI of the MLflow store. None means the default URI.
         storage: Id of the result store. Runs of other stores are left out.
     """
     from orchestrator.results.mlflow_runs import read_rows

@@ -57,8 +57,8 @@ class View:
 
     Attributes:
         question: Title of the view.
-        axes: Metrics x and y of a scatter plot of trials. Empty for another view.
-        line: Metric of a line chart over steps. Empty for another view.
+        axes: Metrics x and y of a scatter plot of trials. The tuple is empty for any other view.
+        line: Metric of a line chart over steps. The text is empty for any other view.
         dataset: Show only trials on this dataset. If it is empty, show trials on all datasets.
     """
 
@@ -156,7 +156,7 @@ class Page:
         sweep: Name of the sweep.
         description: Description of the sweep in its file.
         planned: Number of planned trials.
-        loss_gain: Column of the attack in charts. Empty for a sweep without attacks.
+        loss_gain: Column of the attack in charts. The text is empty for a sweep without attacks.
         datasets: Names of the datasets.
     """
 

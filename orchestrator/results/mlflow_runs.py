@@ -67,7 +67,7 @@ class _TrackedRun:
     Attributes:
         run_id: MLflow's id.
         status: MLflow's status, or :data:`PERHAPS_RUNNING`.
-        digest: Hash of tags, params and metrics. Empty if they are unknown.
+        digest: Hash of tags, params and metrics, or an empty text if they are unknown.
         sent_points: Metric, step and value of points that were sent during the training.
     """
 
@@ -84,7 +84,8 @@ class SweepRuns:
         client: Client of the MLflow store.
         page: Texts about the sweep for MLflow's pages.
         storage: Id of the result store. It separates sweeps with the same name.
-        artifacts: Folder for the files of a new experiment. None lets the server choose.
+        artifacts: Folder for the files of a new experiment. None means that the server chooses the
+            folder.
 
     Attributes:
         name: Name of the experiment.
@@ -198,7 +199,7 @@ class SweepRuns:
 
         Args:
             numbers: Final numbers by name. Infinite numbers and NaN are left out.
-            folder: Folder of the report. None if there is no report.
+            folder: Folder of the report, or None if there is no report.
             on_file_sent: Function that is called after each file. Each file is sent in a
                 separate call, so that a failure repeats only the remaining files.
         """
@@ -553,7 +554,7 @@ def read_rows(client: MlflowClient, sweep: str, storage: str | None = None) -> l
     Args:
         client: Client of the MLflow store.
         sweep: Name of the sweep. A sweep that MLflow does not have has no rows.
-        storage: Id of the result store. None for any result store.
+        storage: Id of the result store. None means any result store.
 
     Raises:
         SetupError: MLflow does not answer.

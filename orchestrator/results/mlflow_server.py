@@ -37,8 +37,8 @@ def free_port(requested: int | None = None) -> int:
     """Return a free port of this machine.
 
     Args:
-        requested: The port to use. None for MLflow's default port or, if it is in use, any
-            port.
+        requested: The port to use. None means MLflow's default port, or any free port if the
+            default port is in use.
 
     Raises:
         SetupError: The requested port is in use.
@@ -90,7 +90,7 @@ def _start(uri: str, port: int, log_path: Path) -> subprocess.Popen[bytes]:
     """Start the server in a new session, so that its workers can be stopped with it."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     settings = {
-        # In the environment, because the URI may have a password.
+        # The URI is passed in the environment, because it may have a password.
         "MLFLOW_BACKEND_STORE_URI": uri,
         # MLflow's job workers take 300 MB and evaluate language models, which isweep does not
         # have.

@@ -1,9 +1,9 @@
 """Outlines of results: the fields that show whether a result is complete, and what it cost.
 
-An index file contains the outlines of all results of a sweep, so that commands such as
-``isweep status`` need not read the results. If the index is missing or damaged, the results
-are read again. Tables never use the index. For 3,000 small results the index saves 1.5 s of
-1.8 s of processor time, and 3,000 requests to an object store.
+An index file contains the outlines of all results of a sweep, so that commands such as ``isweep
+status`` need not read the results. If the index is missing or damaged, the commands read the
+results. Tables never use the index. For 3,000 small results the index saves 1.5 s of 1.8 s of
+processor time, and 3,000 requests to an object store.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class TrialOutline(Finding):
     Attributes:
         has_weights: True if the trained network is stored.
         has_predictions: True if the predictions are stored.
-        peak_bytes: Peak GPU memory with whole batches. 0 if it is unknown.
+        peak_bytes: Peak GPU memory with whole batches, or 0 if it is unknown.
     """
 
     model_config = ConfigDict(extra="ignore")

@@ -15,9 +15,9 @@ Ending = Literal["FINISHED", "FAILED", "KILLED"]
 """MLflow's status of a sweep that ended: normally, with an error, or by Ctrl-C."""
 
 REPORT_KEY = "sweep report"
-"""Key of the update with the sweep's report; no run has this key."""
+"""Key of the update with the sweep's report. No run has this key."""
 END_KEY = "sweep end"
-"""Key of the update that ends runs; no run has this key."""
+"""Key of the update that ends runs. No run has this key."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class SweepReport:
 
     Attributes:
         numbers: Final numbers of the sweep, by name.
-        folder: Folder of the report. None without a report.
+        folder: Folder of the report, or None if there is no report.
     """
 
     numbers: Mapping[str, float]
@@ -66,7 +66,7 @@ class EndTrials:
 
 @dataclass(frozen=True)
 class EndSweep:
-    """The request to end all runs in MLflow, also the sweep's run.
+    """The request to end all runs in MLflow, including the sweep's run.
 
     Attributes:
         status: Status of the sweep's run.
@@ -93,7 +93,7 @@ class PendingUpdates:
         self._held_back_keys = set[str]()
 
     def __len__(self) -> int:
-        """Return the number of updates, also of those that are held back."""
+        """Return the number of updates, including the updates that are held back."""
         return len(self._updates)
 
     def __contains__(self, key: str) -> bool:

@@ -58,7 +58,7 @@ class Provenance(Finding):
 
     Attributes:
         code_version: Version of the package, with the commit if it is known.
-        commit: Git commit of the code. Empty if it is unknown.
+        commit: Git commit of the code, or an empty text if it is unknown.
         dirty: True if the checkout had uncommitted changes.
         code: Hash of the source files.
         python: Version of Python.
@@ -82,7 +82,7 @@ class StoredRecord(Finding):
         folder: Folder of all records of this kind, relative to the store.
         file: Name of the record's file in the folder of its id.
         version: Schema version that this program writes.
-        oldest_version: Oldest schema version that this program reads. None if it reads only
+        oldest_version: Oldest schema version that this program reads, or None if it reads only
             ``version``.
         id_field: Name of the field with the record's id.
     """
@@ -119,7 +119,7 @@ class ComputedRecord(StoredRecord):
     """Base of records that are computed from prepared data.
 
     Attributes:
-        domain: ``natural`` or ``medical``. None if the sweep sets none.
+        domain: ``natural`` or ``medical``, or None if the sweep sets no domain.
         data_fingerprint: Content hash of the prepared dataset.
         started_at: Start of the computation, seconds since 1970.
         finished_at: End of the computation, seconds since 1970.
@@ -158,9 +158,8 @@ class TrialRecord(ResultRecord):
     Attributes:
         shared_group_share: Share of test images whose group is also in the training set.
         gpu_name: The driver's name of the GPU. Empty on a CPU.
-        measured_at: Time of the latest measurement on the stored network, seconds since 1970.
-            None if nothing was measured after the training. The other times belong to the
-            training.
+        measured_at: Time of the latest measurement on the stored network, seconds since 1970. It is
+            None if nothing was measured after the training. The other times belong to the training.
     """
 
     file: ClassVar[str] = "result.json"
@@ -224,18 +223,18 @@ class TrialFailure(Finding):
     Attributes:
         kind: Kind of the cause.
         message: One line for the user.
-        traceback: Traceback for developers. Empty if the user made a mistake.
-        gpu: UUID or number of the failed GPU, with its node. Empty if no GPU failed.
+        traceback: Traceback for developers, or an empty text if the user made a mistake.
+        gpu: UUID or number of the failed GPU, with its node, or an empty text if no GPU failed.
         unfit_node: True if the node assigned a GPU on which the trial cannot compute.
         device_lost: True if the GPU failed, without a sign that the code of the trial caused
             it.
         capture_failed: True if the network prevented the capture of a step as a CUDA graph.
         no_engine: True if cuDNN has no engine for an operation: memory or a kernel is missing.
         ends_process: True if the worker's process must not be used again.
-        memory: Memory that was used up: ``gpu`` or ``machine``. Empty if none was, or if it is
-            unknown.
-        held_by_others: Share of this memory, 0 to 1, that other processes used. None if
-            unknown.
+        memory: Memory that was used up: ``gpu`` or ``machine``. The text is empty if no memory was
+            used up, or if this is unknown.
+        held_by_others: Share of this memory, 0 to 1, that other processes used. The value is None
+            if it is unknown.
     """
 
     kind: FailureKind

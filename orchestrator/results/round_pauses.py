@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GATHER_S = 1.0
-"""Seconds during which updates are collected, so that many trials need few requests."""
+"""Seconds during which updates are collected, so that many trials cause only few requests."""
 FIRST_PAUSE_S = 0.05
 """Seconds before the first retry. If only one reply was lost, the retry succeeds."""
 MAX_PAUSE_S = 15.0
@@ -22,8 +22,8 @@ class RoundPauses:
     Attributes:
         next_pause_s: Length of the pause before the next round, in seconds.
         starts_at_once: True if the next round starts at once, because another thread waits for it.
-        failing_since: Monotonic time of the first failure since the last progress, in seconds.
-            None if MLflow answers.
+        failing_since: Monotonic time of the first failure since the last progress, in seconds. The
+            value is None if MLflow answers.
     """
 
     next_pause_s: float = 0.0
@@ -57,7 +57,7 @@ class RoundPauses:
         self.failing_since = None
 
     def failing_s(self, now: float) -> float:
-        """Return for how many seconds MLflow has failed; 0 if it answers."""
+        """Return for how many seconds MLflow has failed, or 0 if it answers."""
         if self.failing_since is None:
             return 0.0
         return now - self.failing_since

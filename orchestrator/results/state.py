@@ -162,8 +162,7 @@ def read_state(
         workspace: Plan and store of the sweep.
         running: Ids of trials that an active driver is running.
         waiting: Ids of failed trials that an active driver will try again.
-        quick: True to use the index of outlines, for commands that print no number of a
-            network.
+        quick: If True, use the index of outlines, for commands that print no number of a network.
     """
     index_path = None
     if quick:

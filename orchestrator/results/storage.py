@@ -277,8 +277,8 @@ class Folder:
         Args:
             path: The file.
             data: The new content.
-            durable: True to wait until the file is on the disk. False if a power cut may
-                delete it.
+            durable: If True, wait until the file is on the disk. If False, a power cut may delete
+                the file.
 
         Raises:
             StorageAway: The disk is full or does not answer.
@@ -374,7 +374,7 @@ class Bucket:
                 nothing.
 
         Returns:
-            The tag of the new version. None if the requirement was not met.
+            The tag of the new version, or None if the requirement was not met.
         """
         import obstore
         from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError

@@ -1,8 +1,8 @@
 """The result store of a sweep: one JSON file with a checksum per finished trial or measure.
 
-A file is used only if its checksum is correct, if it is in the folder of its id, and if this
-version of isweep can read its schema version. Only the driver writes records. A record is
-replaced completely or not at all; see :mod:`.storage`.
+A file is used only under three conditions. Its checksum is correct. It is in the folder of its id.
+This version of isweep can read its schema version. Only the driver writes records. A record is
+replaced completely or not at all, see :mod:`.storage`.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ EventKind = Literal["started", "finished", "failed", "stopped"]
 class Event(Finding):
     """An event of a trial: the start or the end of an attempt.
 
-    The names of the fields are those of the stored files.
+    The fields have the same names in the stored files.
 
     Attributes:
         at: Time of the event by the driver's clock, seconds since 1970.
@@ -136,7 +136,7 @@ class ResultStore:
         self.url = url
         self._files = open_storage(url)
         self._known_id = ""
-        """The id of this store; empty until it was read or created."""
+        """The id of this store. The text is empty until the id was read or created."""
 
     def save(self, record: StoredRecord) -> str:
         """Write a record, and return the stamp of its file. The stamp changes with every write.
@@ -202,7 +202,7 @@ class ResultStore:
 
     @property
     def lock(self) -> Path | None:
-        """Lock file that the driver of this store locks. None for an object store."""
+        """Lock file that the driver of this store locks, or None for an object store."""
         if isinstance(self._files, Folder):
             return Path(self._files.base) / "driver.lock"
         return None
@@ -211,10 +211,10 @@ class ResultStore:
         """Return the id of this store, which does not change if the store is moved.
 
         Args:
-            create: True to create the id if it does not exist.
+            create: If True, create the id if it does not exist.
 
         Returns:
-            The id. None if it does not exist.
+            The id, or None if it does not exist.
         """
         path = self._path("store.json")
         try:
@@ -248,7 +248,7 @@ class ResultStore:
         content = json.dumps({"store_id": self._known_id})
         self._files.write(self._path("store.json"), content.encode())
 
-    # Files of trials.
+    # The next methods are for the files of trials.
 
     def put(self, kind: FileKind, trial_id: str, data: bytes) -> TrialFile:
         """Store a file of a trial, and return its checksum and size."""
@@ -340,7 +340,7 @@ class ResultStore:
         Args:
             trial_id: Id of the trial.
             event: The event.
-            attempt_log: Complete log of the attempt. Empty if the attempt has not ended.
+            attempt_log: Complete log of the attempt, or an empty text if the attempt has not ended.
         """
         try:
             earlier = []

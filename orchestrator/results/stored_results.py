@@ -92,8 +92,9 @@ class StoredResults:
         measures: Measures of datasets, by measure id.
         failures: Failures of the latest attempts, by trial id.
         unreadable: Files that cannot be used.
-        index: Index of outlines for the next command. None for no index.
-        retry: Repeats writes while the storage is full or does not answer. None to write once.
+        index: Index of outlines for the next command. None means that there is no index.
+        retry: Repeats writes while the storage is full or does not answer. If None, write only
+            once.
     """
 
     store: ResultStore
@@ -112,9 +113,9 @@ class StoredResults:
 
         Args:
             url: Folder or URL of the store.
-            index_path: File with the outlines of results. None for no index.
-            quick: True to skip results whose outline is in the index. False to read all
-                results, as a run does.
+            index_path: File with the outlines of results. None means that there is no index.
+            quick: If True, skip results whose outline is in the index. If False, read all results,
+                as a run does.
         """
         store = ResultStore(url)
         index = None
@@ -150,7 +151,7 @@ class StoredResults:
         )
 
     def drop_deleted_results(self) -> int:
-        """Drop from memory the results and measures whose file was deleted; return their number."""
+        """Drop from memory the results and measures whose file was deleted. Return their number."""
         lost = self.trials.keys() - self.store.listing(TrialRecord).keys()
         lost_measures = self.measures.keys() - self.store.listing(MeasureRecord).keys()
         for trial_id in lost:

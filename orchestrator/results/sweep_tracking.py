@@ -41,8 +41,8 @@ def make_tracker(
     Args:
         workspace: The sweep.
         store: Result store of the sweep.
-        uri: URI of the MLflow store. None for the default.
-        is_enabled: False to return a tracker that sends nothing.
+        uri: URI of the MLflow store. None means the default URI.
+        is_enabled: If False, return a tracker that sends nothing.
         print_note: Function that prints a message for the user.
     """
     if not is_enabled:

@@ -72,14 +72,14 @@ class Tracker:
     Only the methods ``check``, ``reconcile``, ``flush`` and ``close`` wait for MLflow.
 
     Args:
-        connect: Function that connects to MLflow and returns the sweep's runs. It is called in
-            the background until it succeeds. None to track nothing.
+        connect: Function that connects to MLflow and returns the sweep's runs. It is called in the
+            background until it succeeds. If None, track nothing.
         print_note: Function that prints a message for the user, for example if a server does
             not answer.
         clock: Clock that measures and waits.
-        connect_at_first_update: True to connect only at the first update. Use it for a SQLite
-            file that does not exist yet: nothing can refuse this connection, so an early
-            connection is useless.
+        connect_at_first_update: If True, connect only at the first update. Use it for a SQLite file
+            that does not exist yet: nothing can refuse this connection, so an early connection is
+            useless.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class Tracker:
         if not isinstance(update, EndTrials):
             self._sender.start()
 
-    # Waits for MLflow.
+    # The methods below are for waits, and for the end of the command.
 
     @property
     def num_unsent_updates(self) -> int:
@@ -211,12 +211,11 @@ class Tracker:
             results: Results of all trials.
             failures: Failures of trials. Failures of trials with a result are not sent,
                 because only a later measurement of the trained network failed.
-            wait: True to wait until all updates are sent. False to send them in the
-                background.
+            wait: If True, wait until all updates are sent. If False, send them in the background.
 
         Returns:
             Number of runs that were changed (``replayed``), ended (``closed``), deleted
-            (``duplicates``) or correct (``up_to_date``). Empty if ``wait`` is False.
+            (``duplicates``) or correct (``up_to_date``). The result is empty if ``wait`` is False.
 
         Raises:
             SetupError: MLflow does not answer, or refused an update.
@@ -239,7 +238,7 @@ class Tracker:
         return {name: count - counts_before[name] for name, count in self._sender.counts.items()}
 
     def flush(self) -> bool:
-        """Wait until each update is sent or held back; return False if the wait ended earlier.
+        """Wait until each update is sent or held back. Return False if the wait ended earlier.
 
         The wait ends early if MLflow makes no progress for a minute.
         """
@@ -291,7 +290,9 @@ class Tracker:
             self._sender.stop()
 
     def _send_last_round(self) -> bool:
-        """Give each update one last attempt; return whether every update had one in time."""
+        """Give each update one last attempt. Return whether every update had its attempt in
+        time.
+        """
         self._sender.mark_last_round()
         return self._sender.wait_until_none_sendable(LAST_ROUND)
 

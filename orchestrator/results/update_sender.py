@@ -78,9 +78,8 @@ class UpdateSender:
     """A thread that sends the updates of a table to MLflow.
 
     Args:
-        connect: Function that connects to MLflow and returns the sweep's runs. The thread
-            calls this function until it succeeds. None to send nothing: no thread is started
-            then.
+        connect: Function that connects to MLflow and returns the sweep's runs. The thread calls
+            this function until it succeeds. If None, nothing is sent and no thread is started.
         print_note: Function that prints a message for the user.
         clock: Clock that measures and waits.
 
@@ -90,12 +89,12 @@ class UpdateSender:
             progress.
         pending: Table of the updates that MLflow lacks.
         running: Keys of the trials that run. Their runs in MLflow stay open.
-        runs: The sweep's runs in MLflow. None without a connection. Only the thread changes
-            them.
+        runs: The sweep's runs in MLflow, or None without a connection. Only the thread changes this
+            attribute.
         counts: Number of runs in MLflow by the change that was made to them. ``replayed``
             counts results that were sent, ``closed`` runs that were ended, and ``duplicates``
             runs that were deleted.
-        last_error: The last error of the thread. None if there was no error.
+        last_error: The last error of the thread, or None if there was no error.
     """
 
     def __init__(
@@ -120,7 +119,7 @@ class UpdateSender:
         self._is_last_round = False
         self._is_stopped = False
 
-    # Methods for other threads.
+    # The next methods are for other threads.
 
     @property
     def is_started(self) -> bool:
@@ -149,8 +148,7 @@ class UpdateSender:
             timeout_s: Seconds of the longest wait.
 
         Returns:
-            The error with which MLflow refused the connection. None if MLflow did not refuse
-            it.
+            The error with which MLflow refused the connection, or None if MLflow did not refuse it.
         """
         with self.lock:
             self.lock.wait_for(lambda: self._num_progress_steps or self.last_error, timeout_s)
@@ -180,7 +178,7 @@ class UpdateSender:
             return not self.pending.has_sendable
 
     def _wait_for_progress(self, timeout_s: float) -> bool:
-        """Wait until MLflow makes progress; return False if it makes none in time."""
+        """Wait until MLflow makes progress. Return False if it makes no progress in time."""
         if timeout_s <= 0:
             return False
         num_before = self._num_progress_steps
@@ -204,15 +202,15 @@ class UpdateSender:
         if self._thread is not None:
             self._thread.join(JOIN_S)
 
-    # Methods for the thread.
+    # The next methods are for the thread itself.
 
     def _work(self, connect: Callable[[], SweepRuns]) -> None:
-        """Send updates in rounds until the thread is stopped; the thread runs this function."""
+        """Send updates in rounds until the thread is stopped. The thread runs this function."""
         while self._wait_for_updates():
             self._send_round(connect)
 
     def _wait_for_updates(self) -> bool:
-        """Wait for updates and for the pause; return False if the thread is stopped."""
+        """Wait for updates and for the pause. Return False if the thread is stopped."""
         with self.lock:
             self.lock.wait_for(lambda: self._is_stopped or self.pending.has_sendable)
             # The pause ends early if another thread waits for the updates.
@@ -257,7 +255,7 @@ class UpdateSender:
             return not self._is_stopped and self.pending.is_sendable(key, update)
 
     def _send(self, runs: SweepRuns, key: str, update: Update) -> None:
-        """Send an update; a call may be repeated after an attempt that succeeded in part."""
+        """Send an update. A call may be repeated after an attempt that succeeded in part."""
         if isinstance(update, LiveRun):
             runs.show_live(key, update)
         elif isinstance(update, FinishedRun):
@@ -284,7 +282,7 @@ class UpdateSender:
             self._note_progress()
 
     def _hold_back(self, error: Exception, key: str, update: Update) -> None:
-        """Hold back an update; hold back all updates if MLflow refuses the connection."""
+        """Hold back an update. If MLflow refuses the connection, hold back all updates."""
         with self.lock:
             self.last_error = error
             if self.runs is None:

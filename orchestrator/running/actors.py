@@ -1,8 +1,8 @@
 """Actors on the driver's node: they send images to workers, store files and forward messages.
 
-Each actor is a process that imports this module, so the module imports neither Ray Tune nor
-torch. If an actor is killed, Ray starts it again. Ray repeats unfinished calls of the actors
-for images and files, but not those of the actor for messages.
+Each actor is a process that imports this module, so the module imports neither Ray Tune nor torch.
+If an actor is killed, Ray starts it again. Ray repeats unfinished calls of the actors for images
+and files, but not the calls of the actor for messages.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tasks.trials.records import EpochRecord, EpochScore, TrialFile
 STORAGE_PREFIXES = ("AWS_", "AZURE_STORAGE_", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_")
 """Prefixes of environment variables with addresses and credentials of object stores."""
 PUBLISH_INTERVAL_S = 0.5
-"""Least seconds between two messages of a trial. Reports of shorter epochs are sent
+"""Smallest number of seconds between two messages of a trial. Reports of shorter epochs are sent
 together."""
 POLL_INTERVAL_S = 1.0
 """Seconds between two polls of the driver for messages."""
@@ -52,7 +52,8 @@ class ActorHandles:
     """Handles of a run's actors, which the constructor starts.
 
     Args:
-        store_url: result store for weights, predictions and checkpoints; None stores none.
+        store_url: result store for weights, predictions and checkpoints. None means that nothing is
+            stored.
     """
 
     def __init__(self, store_url: str | None) -> None:
@@ -113,10 +114,10 @@ class MessageQueue:
 
     def __init__(self) -> None:
         self.actor = start_beside_driver(IsweepEpochs, max_restarts=-1)
-        # Ray's reference of the actor's answer; None if no answer is awaited.
+        # Ray's reference of the actor's answer, or None if no answer is awaited.
         self._awaited_answer: Any = None
         self._answered_at = 0.0
-        # True from the first wait that failed until the actor answers.
+        # This is True from the first failed wait for the actor until the actor answers.
         self._is_silent = False
 
     def publish(self, message: WorkerMessage) -> None:
@@ -148,7 +149,9 @@ class MessageQueue:
         return messages
 
     def _answer(self, timeout_s: float) -> list[WorkerMessage]:
-        """Return the messages in the actor's answer; empty if there is no answer in time."""
+        """Return the messages in the actor's answer, or an empty list if the actor does not answer
+        in time.
+        """
         answer = self._awaited_answer
         if answer is None or not ray.wait([answer], timeout=timeout_s)[0]:
             return []
@@ -227,7 +230,7 @@ class IsweepKeeper:
 
 
 class ArtifactStore:
-    """Client of :class:`IsweepKeeper` with methods of :class:`ResultStore`, also for workers.
+    """Client of :class:`IsweepKeeper` with methods of :class:`ResultStore`, for driver and workers.
 
     Args:
         url: folder or URL of the result store.
@@ -257,11 +260,11 @@ class ArtifactStore:
         return cast("TrialFile | str", ray.get(call))
 
     def get(self, kind: FileKind, trial_id: str, file: TrialFile) -> bytes:
-        """Return a file; see :meth:`ResultStore.get`, also for the errors."""
+        """Return a file. :meth:`ResultStore.get` describes the arguments and the errors."""
         return cast("bytes", ray.get(self.actor.call.remote("get", kind, trial_id, file)))
 
     def checkpoint(self, trial_id: str) -> bytes | None:
-        """Return a trial's checkpoint; see :meth:`ResultStore.checkpoint`."""
+        """Return a trial's checkpoint, see :meth:`ResultStore.checkpoint`."""
         return cast("bytes | None", ray.get(self.actor.call.remote("checkpoint", trial_id)))
 
 

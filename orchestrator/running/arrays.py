@@ -26,15 +26,16 @@ class ArrayCache:
     stores an array when the first trial that needs the array starts. The driver drops an array
     when no remaining trial needs it, or when other arrays need the space.
 
-    Workers get the reference of an array from an actor, because the array may not be stored
-    yet when a trial is assigned to its worker. If the actor dies, Ray starts the actor again
-    without references. The driver then sends all references again.
+    Workers get the reference of an array from an actor. When a trial is assigned to its worker, the
+    array may not be stored yet. If the actor dies, Ray starts the actor again without references.
+    The driver then sends all references again.
 
     Args:
         load: reads an array by its key.
-        max_bytes: space for arrays in bytes; arrays of running trials may exceed it.
+        max_bytes: space for arrays in bytes. The arrays of running trials may exceed this space.
         actor: handle of :class:`~orchestrator.running.actors.IsweepArrays`.
-        num_uses: number of trials by key; None if unknown, so that no array is dropped early.
+        num_uses: number of trials by key, or None if it is unknown. If it is None, no array is
+            dropped early.
         end: function that is called after all arrays were dropped.
     """
 
@@ -52,11 +53,13 @@ class ArrayCache:
         self._num_remaining = None if num_uses is None else Counter(num_uses)
         self._end = end
         self._array_by_trial: dict[str, str] = {}
-        # Bytes of each stored array, by key; the array that was used last is last.
+        # The size of each stored array in bytes, by key. The array that was used last is at the
+        # end.
         self._sizes: dict[str, int] = {}
-        # The reference of each stored array, or the error of an unreadable array, by key.
+        # Each value is the reference of a stored array, or the error of an unreadable array, by
+        # key.
         self._contents: dict[str, Any] = {}
-        # Ray's reference of the actor's answer; None if no answer is awaited.
+        # Ray's reference of the actor's answer, or None if no answer is awaited.
         self._awaited_answer: Any = None
         self._checked_at = time.monotonic()
 

@@ -18,10 +18,10 @@ class Attempt:
 
     Attributes:
         number: number of attempts at the trial so far, in all runs.
-        location: where the attempt runs; None until its worker has sent this.
-        node: address of the attempt's node; empty if unknown. The report of an attempt also sets
-            it, so it may be known while ``location`` is None.
-        started_s: monotonic time at which Tune started the attempt, in seconds; infinite
+        location: the place where the attempt runs. It is None until the worker has sent it.
+        node: address of the attempt's node, or an empty text if it is unknown. The report of an
+            attempt also sets this address, so the address may be known while ``location`` is None.
+        started_s: monotonic time at which Tune started the attempt, in seconds. It is infinite
             before.
     """
 
@@ -32,7 +32,9 @@ class Attempt:
 
     @property
     def gpus(self) -> str:
-        """The GPUs of the attempt, as its worker named them; empty if unknown."""
+        """The GPUs of the attempt, as its worker named them, or an empty text if they are
+        unknown.
+        """
         return "" if self.location is None else self.location.gpus
 
 
@@ -60,7 +62,7 @@ class Attempts:
         return self._attempts[trial_id]
 
     def begin(self, trial_id: str) -> None:
-        """Count a new attempt at a trial; it has no location yet."""
+        """Count a new attempt at a trial. The attempt has no location yet."""
         self._attempts[trial_id] = Attempt(self.of(trial_id).number + 1)
 
     def log_event(self, trial_id: str, kind: EventKind, text: str = "", log_text: str = "") -> None:

@@ -37,7 +37,7 @@ class Backend(Protocol):
     """The system that executes trials.
 
     Attributes:
-        arrays: the images of the trials; see :class:`~orchestrator.running.arrays.ArrayCache`.
+        arrays: the images of the trials, see :class:`~orchestrator.running.arrays.ArrayCache`.
     """
 
     arrays: Any
@@ -62,7 +62,7 @@ class Backend(Protocol):
         """Return the report of a failed trial, or the reason why its worker died without one."""
 
     def killer_of(self, trial: Any) -> Callable[[], object] | None:
-        """Return a function that kills a trial's process; None if the trial has no process."""
+        """Return a function that kills a trial's process, or None if the trial has no process."""
 
     def eligible_nodes(self, failure: TrialFailure) -> set[str]:
         """Return the addresses of nodes that could run a trial which failed because of its node."""
@@ -87,12 +87,12 @@ class Backend(Protocol):
 
 
 class TuneBackend:
-    """Ray Tune as the backend; its workers run one trial after another.
+    """Ray Tune as the backend. Each of its workers runs one trial after another.
 
     Args:
         run: context that the trials share.
         source: the trials.
-        trainable: class of the workers; tests and benchmarks use other classes.
+        trainable: class of the workers. Tests and benchmarks use other classes.
     """
 
     def __init__(
@@ -179,7 +179,8 @@ class TuneBackend:
 
     def killer_of(self, trial: Any) -> Callable[[], object] | None:
         """See :class:`Backend`."""
-        # Private: if a Ray lacks this attribute, the run waits for trials that hang.
+        # This attribute is private. If a version of Ray lacks it, the run waits for trials that
+        # hang.
         actor = getattr(getattr(trial, "temporary_state", None), "ray_actor", None)
         return None if actor is None else partial(ray.kill, actor)
 
@@ -219,7 +220,7 @@ def withhold_credentials() -> None:
     """
     from ray.tune.execution import class_cache
 
-    # Private: if a Ray copies variables in another way, this function and docs/security.md
-    # must change.
+    # This attribute is private. If a version of Ray copies variables in another way, this function
+    # and docs/security.md must change.
     copied: Any = getattr(class_cache, "ENV_VARS_TO_PROPAGATE", set())
     copied.difference_update({name for name in copied if name.startswith(STORAGE_PREFIXES)})

@@ -10,8 +10,8 @@ from orchestrator.machine.cluster import Resources
 from search_spaces.errors import plural
 
 ROUNDING_ERROR = 1e-9
-"""Number of trials that is added before a quotient is rounded down, because the mean of equal
-requests may be slightly larger than each of them."""
+"""Number of trials that is added before a quotient is rounded down. The mean of equal requests may
+be slightly larger than each request."""
 
 
 class Slots(NamedTuple):
@@ -19,7 +19,8 @@ class Slots(NamedTuple):
 
     Attributes:
         num_trials: the number, at least 1.
-        note: a note to the user if the nodes have too few CPUs to use all GPUs; else empty.
+        note: a note to the user if the nodes have too few CPUs to use all GPUs, otherwise an empty
+            text.
     """
 
     num_trials: int

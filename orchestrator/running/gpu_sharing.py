@@ -27,7 +27,7 @@ def runtime_model_for(
     smallest.
 
     Args:
-        nodes: the cluster's nodes with GPUs; empty if trials run on CPUs.
+        nodes: the cluster's nodes with GPUs, or an empty list if trials run on CPUs.
         resources: resources that the sweep requests.
         measured: finished trials, which correct the predictions.
         folders: folders with records of ``isweep gpu-check``.
@@ -59,7 +59,7 @@ def _share_of_all(
     resources: ResourceSpec,
     checks: Mapping[str, Mapping[str, Any]],
 ) -> float | None:
-    """Return the share of a GPU that every trial gets; None if each gets its predicted share."""
+    """Return the share of a GPU that every trial gets, or None if each gets its predicted share."""
     if resources.num_gpus:
         return resources.num_gpus
     if all(_may_be_shared(node, checks) for node in nodes):

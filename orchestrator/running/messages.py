@@ -23,12 +23,12 @@ class TrialAssignment:
     """Everything that a worker needs to run one trial.
 
     Attributes:
-        spec: the trial; in a search a :class:`~search_spaces.tuning.SearchTrialSpec`.
+        spec: the trial. In a search, it is a :class:`~search_spaces.tuning.SearchTrialSpec`.
         array: key of the trial's images in :class:`~orchestrator.running.actors.IsweepArrays`.
         resources: CPUs, GPU share and memory of the trial, and how it trains.
-        code: fingerprint of the driver's source code; the worker's must be equal.
-        earlier: stored result of this trial that lacks only measurements, so that the stored
-            network is measured; None if the network must be trained.
+        code: fingerprint of the driver's source code. The worker's fingerprint must be equal.
+        earlier: stored result of this trial that lacks only measurements. The worker then measures
+            the stored network. If None, the worker trains the network.
         keep_weights: True if the worker stores the trained network.
     """
 
@@ -63,10 +63,10 @@ class TrialReport(Finding):
         data_fingerprint: hash of the prepared dataset.
         shared_group_share: share of the test images whose group (the images of one patient or
             object) also has training images, 0 to 1.
-        gpu_share: share of a GPU that the trial had; 0 on a CPU.
-        gpu_name: the driver's name of the GPU; empty on a CPU.
+        gpu_share: share of a GPU that the trial had, or 0 if the trial used a CPU.
+        gpu_name: the driver's name of the GPU, or an empty text if the trial used a CPU.
         gpu_note: note to the user about the GPU, which the run prints once.
-        trained: True if a network was trained; False if a stored network was measured.
+        trained: True if a network was trained, False if a stored network was measured.
         provenance: code and packages of the worker.
         node: address of the worker's node.
         log: log messages, warnings and output of the attempt.
@@ -115,7 +115,7 @@ class WorkerLocation(NamedTuple):
         node_id: Ray's id of the node.
         gpus: value of ``CUDA_VISIBLE_DEVICES`` in the worker's process.
         num_gpus: the worker's share of a GPU.
-        pid: id of the worker's process on its node; 0 if unknown.
+        pid: id of the worker's process on its node, or 0 if it is unknown.
     """
 
     trial_id: str
@@ -152,7 +152,7 @@ class EpochReport(NamedTuple):
     Attributes:
         trial_id: id of the trial.
         epoch: losses of the epoch.
-        score: score on the test images; None if they were not evaluated.
+        score: score on the test images, or None if they were not evaluated.
     """
 
     trial_id: str

@@ -10,7 +10,7 @@ from ray.util.metrics import Counter, Gauge
 from orchestrator.running.progress import Progress
 
 PUBLISH_INTERVAL_S = 2.0
-"""Seconds between two updates; Ray collects metrics less often."""
+"""Seconds between two updates. Ray collects metrics less often."""
 GAUGES = {
     "isweep_images_per_second": "Images trained on per second, over all running trials.",
     "isweep_epochs_per_second": "Epochs per second, over all running trials.",

@@ -139,7 +139,7 @@ def fetch_pretrained(
 
 
 def _pretrained_weights(model: ModelSpec, paths: RootPaths, note: Callable[[str], None]) -> bytes:
-    """Return the weights of a model from the root; download them if the root lacks them."""
+    """Return the weights of a model from the root. If the root lacks them, download them."""
     path = paths.pretrained(model.pretrained_key)
     if not path.is_file():
         from tasks.trials.weights import download

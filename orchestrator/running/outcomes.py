@@ -47,8 +47,8 @@ class Outcomes:
     Attributes:
         resources: policy of the resources that each attempt requests.
         node_health: the failures of nodes and GPUs.
-        num_tune_failures: number of failures of Tune's loop since the last result. The trial
-            loop counts the failures; a result sets the number to 0.
+        num_tune_failures: number of failures of Tune's loop since the last result. The trial loop
+            counts the failures. A result sets the number to 0.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Outcomes:
     def requeue_without_count(
         self, trial_id: str, failure: TrialFailure, killed_ids: set[str]
     ) -> None:
-        """Queue a trial again that stopped because Tune failed; its attempt does not count.
+        """Queue a trial again that stopped because Tune failed. Do not count its attempt.
 
         Only the number of the attempt must be undone: the policies for memory and retries have
         counted no failure.
@@ -114,8 +114,8 @@ class Outcomes:
         Args:
             trial_id: id of a trial that had no worker yet, or whose worker Ray did not kill.
             failure: the failure of Tune's loop.
-            killed_ids: ids of the trials whose workers Ray killed because memory ran out; may be
-                empty.
+            killed_ids: ids of the trials whose workers Ray killed because memory ran out. The set
+                may be empty.
         """
         reason = f"Ray Tune ended: {failure.message} {', '.join(sorted(killed_ids))}".strip()
         self._attempts.log_event(trial_id, "stopped", reason)
@@ -174,10 +174,11 @@ class Outcomes:
 
         Args:
             trial_id: id of the trial.
-            failure: why the attempt failed.
+            failure: description of the failed attempt.
             process_ended: True if the worker's process has died, or must not be used again.
             log_text: log of the attempt.
-            gpu_name: the driver's name of the GPU on which it failed; empty if unknown.
+            gpu_name: the driver's name of the GPU on which the attempt failed, or an empty text if
+                it is unknown.
         """
         trial = self._source.trials[trial_id]
         verdict = self.resources.failed(trial, failure, gpu_name)

@@ -46,7 +46,8 @@ def run_pilot(
     Raises:
         SweepError: The pilot cannot be trained, or no training has finished.
     """
-    # Imported here, because the command line imports this module also without a pilot.
+    # These modules are imported here, because the command line imports this module even without a
+    # pilot.
     from orchestrator.analysis.prediction_inputs import pilot_of
     from orchestrator.analysis.report import results_table
     from orchestrator.running.run import run_sweep
@@ -98,9 +99,9 @@ def pilot_sweep(
         sweep: The sweep with the recipe, image size, channels and split of the pilot.
         source: Path of your own data, or name of a dataset.
         model: Name of a model of the sweep.
-        train_sizes: Train sizes; if empty, the smallest of the sweep.
-        test_size: Size of the test set; None for that of the sweep.
-        domain: Domain of your own data; None for natural images.
+        train_sizes: Train sizes. An empty value means the smallest train sizes of the sweep.
+        test_size: Size of the test set. None means the test size of the sweep.
+        domain: Domain of your own data. None means natural images.
 
     Raises:
         ConfigError: The model, recipe or source cannot be used for a pilot.

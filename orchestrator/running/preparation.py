@@ -36,8 +36,7 @@ if TYPE_CHECKING:
     from tasks.prepared.subsets import TrialData
 
 PIXEL_RANGE = (0.0, 255.0)
-"""Values of black and white in all prepared images, also in images that are stored as
-float32."""
+"""Values of black and white in all prepared images, including images that are stored as float32."""
 OWN_DATA_LIMIT_S = 30.0
 """Seconds during which this process reads the user's own data. A cluster reads the remaining
 images. 30 seconds are enough for about 5,000 images of 512 x 512 pixels."""
@@ -210,7 +209,7 @@ class BackgroundPreparation:
         self._workspace.forget_prepared()
 
     def _wait_then(self, limit_s: float, end: Callable[[], object]) -> None:
-        """Wait for the end of the process; call ``end`` if it still runs after the limit."""
+        """Wait for the end of the process. If it still runs after the limit, call ``end``."""
         try:
             self._process.wait(limit_s)
         except subprocess.TimeoutExpired:
@@ -246,7 +245,7 @@ def _packaged_datasets(workspace: Workspace, options: RunOptions) -> list[tuple[
 def _other_nodes(
     name: str, raw: Path | None, executor: Executor, monitor: Progress
 ) -> Executor | None:
-    """Return an executor that reads images on several nodes, if that is faster; None otherwise.
+    """Return an executor that reads images on several nodes, or None if this is not faster.
 
     Only nodes with a copy of the raw download can read it.
     """

@@ -44,10 +44,10 @@ class RunningTrial(BaseModel):
     Attributes:
         started_at: start of the trial in seconds since 1970.
         epoch: number of finished epochs.
-        num_epochs: number of epochs in the recipe; 0 before the first epoch has ended.
-        images_per_second: speed of the last epoch; None before the first epoch has ended.
-        epochs_per_second: speed of the last epoch; None before the first epoch has ended.
-        seconds_left: remaining seconds of training, estimated from the last epoch; None before
+        num_epochs: number of epochs in the recipe, or 0 before the first epoch has ended.
+        images_per_second: speed of the last epoch, or None before the first epoch has ended.
+        epochs_per_second: speed of the last epoch, or None before the first epoch has ended.
+        seconds_left: remaining seconds of training, estimated from the last epoch, or None before
             the first epoch has ended.
     """
 
@@ -83,7 +83,7 @@ class WaitingTrial(BaseModel):
 
     @property
     def pause_left_s(self) -> float:
-        """Seconds until the pause ends; 0 if it has ended."""
+        """Seconds until the pause ends, or 0 if it has ended."""
         return max(0.0, self.retry_at - time.time())
 
 
@@ -103,7 +103,7 @@ class RunState(BaseModel):
         now: line of text about the present stage.
         running: running trials by id.
         waiting: failed trials that will be tried again, by id.
-        seconds_left: estimated seconds until the last trial ends; None if unknown.
+        seconds_left: estimated seconds until the last trial ends, or None if it is unknown.
     """
 
     pid: int = Field(default_factory=os.getpid)
@@ -114,7 +114,7 @@ class RunState(BaseModel):
 
 
 def read_run(workspace: Workspace) -> RunState | None:
-    """Return the state of a sweep's present run; None if no run has written its state yet."""
+    """Return the state of a sweep's present run, or None if no run has written its state yet."""
     path = workspace.sweep_paths.progress
     holder = holder_pid(workspace.paths.lock)
     if holder is None or not path.exists():
@@ -149,8 +149,8 @@ class Progress:
     """The state of a run, shown on a console and written to a file for ``isweep status``.
 
     Attributes:
-        console: console that shows the progress; None shows nothing.
-        path: file for ``isweep status``; None writes none.
+        console: console that shows the progress. None means that nothing is shown.
+        path: file for ``isweep status``. None means that no file is written.
         slots: number of trials that run at the same time.
         planned: number of planned trials.
         done: number of trials with a result, including those of earlier runs.
@@ -161,7 +161,7 @@ class Progress:
         name: name of the present stage.
         detail: text about the present step of the stage.
         step: number of finished steps of the stage.
-        total: number of steps of the stage; 0 if unknown.
+        total: number of steps of the stage, or 0 if it is unknown.
         expected: expected seconds of each trial, by trial id, for the estimate of the time
             left. The mean time of the finished trials would be too large, because long trials
             start first.
@@ -269,7 +269,7 @@ class Progress:
             trial_id: id of the trial.
             kind: kind of failure.
             message: text with the cause and the decision about a retry.
-            retry_after_s: seconds until the next attempt; None if there is none.
+            retry_after_s: seconds until the next attempt, or None if there is none.
         """
         if retry_after_s is None:
             self.waiting.pop(trial_id, None)
@@ -324,7 +324,9 @@ class Progress:
         return pace
 
     def time_left(self) -> float | None:
-        """Return the estimated seconds until the last trial ends; None before one has ended."""
+        """Return the estimated seconds until the last trial ends, or None before a trial has
+        ended.
+        """
         if not self._seconds:
             return None
         expected = {
@@ -362,7 +364,7 @@ class Progress:
         )
 
     def save(self) -> None:
-        """Write the state to the run's file; log an error of writing without raising it."""
+        """Write the state to the run's file. An error of writing is logged, but not raised."""
         if self.path is None:
             return
         self._saved_at = time.monotonic()
@@ -378,7 +380,7 @@ class Progress:
             log.warning("%s cannot be written: %s", self.path, error)
 
     def _seconds_since_start(self, trial_id: str) -> float:
-        """Return the seconds since a running trial started; 0 for any other trial."""
+        """Return the seconds since a running trial started, or 0 for any other trial."""
         began = self._began.get(trial_id)
         return 0.0 if began is None else time.monotonic() - began
 

@@ -35,7 +35,7 @@ class TrialQueue:
             start after all ``ready`` trials, even if their time comes earlier.
         submitted: trials that were passed to Tune and have not ended.
         running: the trials in ``submitted`` that have a worker.
-        stop_error: the error that stops the run, after which no further trial starts; None if
+        stop_error: the error that stops the run, after which no further trial starts, or None if
             there is no such error.
     """
 
@@ -79,7 +79,9 @@ class TrialQueue:
         return not (self.ready or self.retry_at or self.submitted)
 
     def take(self, now: float) -> str | None:
-        """Return the next trial and count it as submitted; return None if none may start yet."""
+        """Return the next trial and count it as submitted. Return None if no trial may start
+        yet.
+        """
         if self.is_stopped:
             return None
         if self.ready:
@@ -174,7 +176,8 @@ def free_memory(trial: Any) -> None:
     object.
     """
     trial.config[ASSIGNMENT] = None
-    # Private: if a Ray lacks these attributes, the driver needs 20 kB more for each trial.
+    # These attributes are private. If a version of Ray lacks them, the driver needs 20 kB more for
+    # each trial.
     with suppress(AttributeError):
         trial.evaluated_params = {}
         trial.experiment_tag = ""

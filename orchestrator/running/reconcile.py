@@ -18,7 +18,7 @@ def reconcile_sweep(
 
     Args:
         workspace: The sweep.
-        mlflow_uri: Address of MLflow; None for the MLflow store of the root.
+        mlflow_uri: Address of MLflow. None means the MLflow store of the root.
         say: Prints a message for the user.
 
     Returns:

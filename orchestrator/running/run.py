@@ -68,8 +68,8 @@ class RunSummary:
         done: number of trials with a complete result.
         failed: number of trials whose last attempt failed.
         pending: number of trials with neither a result nor a failure.
-        failures: one row per failed trial; see :meth:`FailureRecord.row`.
-        report: path of the report; None if no report was written.
+        failures: one row per failed trial, see :meth:`FailureRecord.row`.
+        report: path of the report, or None if no report was written.
         num_unsent_updates: number of updates that MLflow did not receive.
     """
 
@@ -102,15 +102,16 @@ def run_sweep(
     Args:
         source: the name of a preset, the path or content of a sweep file, or the name of a
             sweep in the root.
-        options: where and how to run.
-        progress: shows progress; None shows nothing.
+        options: options that decide where and how the command runs.
+        progress: shows progress. None means that nothing is shown.
         changes: values by dotted key that replace values of the sweep.
 
     Returns:
         The outcome of the run.
 
     Raises:
-        SweepError: a user's mistake, or an unusable environment; finished trials are kept.
+        SweepError: the user made a mistake, or the environment is unusable. Finished trials are
+            kept.
         KeyboardInterrupt: the user pressed Ctrl-C. MLflow's runs are closed, and finished
             trials are kept.
     """
@@ -135,9 +136,9 @@ def run_sweep(
             try:
                 _start_services(sweep)
                 sweep.prepare_datasets()
-                # The third of three checks; see _check_before_start.
+                # This is the third of three checks, see _check_before_start.
                 check_feasible(workspace, options.raw)
-                # The lists of raw files are not needed after the preparation; they use memory.
+                # The lists of raw files use memory, and are not needed after the preparation.
                 workspace.listings.clear()
                 _measure(sweep)
                 _train(sweep)
@@ -155,11 +156,10 @@ class _SweepRun(SweepCommand):
     """A run of a sweep, with the objects that its stages share.
 
     Attributes:
-        stored: results; set by :func:`_check_before_start`.
-        tracker: shows trials in MLflow; set by :func:`run_sweep`.
+        stored: results. :func:`_check_before_start` sets this attribute.
+        tracker: shows trials in MLflow. :func:`run_sweep` sets this attribute.
         pretrained: weights that networks start from, by :attr:`ModelSpec.pretrained_key`.
-        actors: actors of the run, which start while MLflow starts; None if no trial is to be
-            run.
+        actors: actors of the run, or None if no trial is to be run. They start while MLflow starts.
     """
 
     stored: StoredResults = field(init=False)

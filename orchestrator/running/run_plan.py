@@ -22,8 +22,8 @@ from search_spaces.errors import ConfigError
 from tasks.sources.base import Listing
 
 NUM_TABLES = 40
-"""Number of simulated result tables for the power in a plan. The standard error of a power is
-then at most 8 percentage points; ``isweep power`` simulates more tables."""
+"""Number of simulated result tables for the power in a plan. The standard error of a power is then
+at most 8 percentage points. ``isweep power`` simulates more tables."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ def plan_run(
 
     Args:
         workspace: The sweep.
-        gpu: Kind of GPU; None for the GPUs of this machine, if it has any.
-        num_gpus: Number of GPUs; None for the number on this machine. If the machine has no
-            GPU, None is the number that a trial requests.
+        gpu: Kind of GPU. None means the GPUs of this machine, if it has any.
+        num_gpus: Number of GPUs. None means the number on this machine. If the machine has no GPU,
+            None means the number that a trial requests.
 
     Raises:
         SweepError: The sweep cannot run.
@@ -139,7 +139,8 @@ class PlannedPower(NamedTuple):
     """The power of a planned sweep to answer the study's questions.
 
     Attributes:
-        power: Probability of an answer, by question; None if the sweep is too small for all.
+        power: Probability of an answer, by question, or None if the sweep is too small for all
+            questions.
         lines: The power as text, one line per question.
     """
 

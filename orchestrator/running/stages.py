@@ -55,11 +55,12 @@ class SweepCommand:
     Attributes:
         purpose: the command as text for people.
         workspace: the sweep's plan and folders.
-        options: where and how to run.
+        options: options that decide where and how the command runs.
         monitor: shows progress.
         stack: closes the command's resources at its end.
-        local_gpus: the GPUs of this machine, for a private cluster; empty before
-            :meth:`check_machine`, and if trials run on CPUs or on a cluster that already runs.
+        local_gpus: the GPUs of this machine, for a private cluster. The list is empty before
+            :meth:`check_machine`. It is also empty if trials run on CPUs or on a cluster that
+            already runs.
     """
 
     purpose: str
@@ -118,7 +119,7 @@ class SweepCommand:
         return self._cluster
 
     def _private_mps(self) -> PrivateMps | None:
-        """Return NVIDIA's MPS for a private cluster; None if MPS must not be started."""
+        """Return NVIDIA's MPS for a private cluster, or None if MPS must not be started."""
         if not self.local_gpus:
             return None
         resources = self.workspace.plan.sweep.resources
@@ -150,7 +151,9 @@ class SweepCommand:
 
     @cached_property
     def nodes(self) -> list[NodeGpus]:
-        """The cluster's nodes with GPUs; empty if trials run on CPUs. The first use starts Ray."""
+        """The cluster's nodes with GPUs, or an empty list if trials run on CPUs. The first use
+        starts Ray.
+        """
         if self.options.device == "cpu":
             return []
         cluster = self.start_cluster()
@@ -212,7 +215,7 @@ class SweepCommand:
         )
 
     def check_stored(self, stored: StoredResults) -> None:
-        """Check that this version may write to the store; print how many files cannot be used.
+        """Check that this version may write to the store. Print how many files cannot be used.
 
         Raises:
             NewerRecordError: a newer version of isweep wrote to the store.
@@ -257,7 +260,7 @@ class SweepCommand:
             plan: the plan of the sweep or the search.
             stored: results of the plan.
             tracker: shows the plan's trials in MLflow.
-            trials: trials whose mean request decides how many trials run at once; at least one.
+            trials: one trial or more. Their mean request decides how many trials run at once.
             measured: times and memory of finished trials, which correct the predicted ones.
         """
         from orchestrator.running.capacity import slots_for

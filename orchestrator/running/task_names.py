@@ -29,7 +29,7 @@ def trial_tasks_named(named: set[str], max_names: int = MAX_NAMES) -> Iterator[N
     Args:
         named: ids of the trials whose tasks have a name. This function adds ids to the set.
             Pass the same set to later blocks.
-        max_names: largest number of names; the tasks of further trials have Tune's name.
+        max_names: largest number of names. The tasks of further trials have Tune's name.
     """
     schedule = getattr(TuneController, "_schedule_trial_task", None)
     if schedule is None:

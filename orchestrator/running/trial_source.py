@@ -49,11 +49,11 @@ class RunContext:
         paths: the root's folders.
         cluster: the connected cluster.
         resources: resources that the sweep requests for every trial.
-        stored: results, read at the start; only this run changes them.
+        stored: results, which are read at the start. Only this run changes them.
         tracker: shows trials in MLflow.
         monitor: shows trials in the terminal.
         runtime_model: predicts the seconds and the GPU share of each trial.
-        actors: actors that were started early; None lets the backend start them.
+        actors: actors that were started early. None means that the backend starts them.
         small_gpus: driver's names of the GPUs that have less memory than the cluster's
             largest.
     """
@@ -91,8 +91,9 @@ class TrialSource:
 
     Attributes:
         perform: function that runs a trial in a worker.
-        store_url: where workers store weights, predictions and checkpoints; None stores none.
-        num_uses: number of trials that use each array, by its key; None if unknown.
+        store_url: folder or URL in which workers store weights, predictions and checkpoints. None
+            means that nothing is stored.
+        num_uses: number of trials that use each array, by its key, or None if it is unknown.
         pretrained: weights that networks start from, by :attr:`ModelSpec.pretrained_key`.
         earlier_attempts: number of attempts in earlier runs, by trial id.
     """
@@ -112,12 +113,12 @@ class TrialSource:
         """Read the images of the array with this key.
 
         Raises:
-            DataError: the images cannot be read; only the trials that use them fail.
+            DataError: the images cannot be read. Only the trials that use these images fail.
         """
         raise NotImplementedError
 
     def store_result(self, trial: TrialSpec, report: TrialReport, attempt: int) -> FlatRun:
-        """Store the result of a trial; return its row for the tracker."""
+        """Store the result of a trial. Return its row for the tracker."""
         raise NotImplementedError
 
     def array_of(self, trial: TrialSpec) -> str:
@@ -145,7 +146,7 @@ class TrialSource:
         }
 
     def domain_of(self, trial: TrialSpec) -> Domain | None:
-        """Return the domain of a trial's images, natural or medical; None if unknown."""
+        """Return the domain of a trial's images, natural or medical, or None if it is unknown."""
         return self.run.plan.datasets[trial.network.subset.dataset].domain
 
     def give_up(self, trial_id: str) -> None:
@@ -176,10 +177,11 @@ class SweepTrials(TrialSource):
     Args:
         run: context that the trials share.
         trials: the trials to run.
-        load: reads the images of a subset; its second argument is the number of training
-            images.
-        state: state of the store; None for an empty store.
-        store_url: where workers store weights, predictions and checkpoints; None stores none.
+        load: function that reads the images of a subset. Its second argument is the number of
+            training images.
+        state: state of the store. None means an empty store.
+        store_url: folder or URL in which workers store weights, predictions and checkpoints. None
+            means that nothing is stored.
         pretrained: weights that networks start from.
     """
 
@@ -247,7 +249,8 @@ class SweepTrials(TrialSource):
         )
         earlier = self.run.stored.trials.get(trial.trial_id)
         if earlier is not None and not report.trained:
-            # The stored network was only measured, so its training keeps its times and its GPU.
+            # The stored network was only measured, so the record keeps the times and the GPU of its
+            # training.
             changes = {
                 "gpu_share": earlier.gpu_share,
                 "gpu_name": earlier.gpu_name,

@@ -77,7 +77,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     Args:
         run: context that the trials share.
         source: the trials.
-        backend: executes the trials; None uses Ray Tune.
+        backend: executes the trials. None means Ray Tune.
         clock: source of the time.
     """
 
@@ -134,7 +134,8 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         trial = self._source.trials[trial_id]
         return self._source.assignment(trial, self._outcomes.resources.start_attempt(trial))
 
-    # Calls from Tune. It passes its own trial objects by the keywords `trial` and `trials`.
+    # Tune calls the next methods. It passes its own trial objects by the keywords `trial` and
+    # `trials`.
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Start the time limit of a trial, give its images to its worker, and show that it runs.
@@ -202,7 +203,8 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         location = self._attempts.of(trial_id).location
         outcome: TrialReport | TrialFailure | None = self._watchdog_failure(trial_id)
         if outcome is None:
-            # Ask Ray only now: to Ray, a process that the watchdog killed looks like a crash.
+            # Ask Ray only after the watchdog: to Ray, a process that the watchdog killed looks like
+            # a crash.
             outcome = self._backend.outcome_of(trial, location)
         if isinstance(outcome, TrialReport):
             self._outcomes.process_report(trial_id, outcome)
@@ -211,7 +213,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         free_memory(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Process the end of a trial in Tune; without a report, its attempt failed.
+        """Process the end of a trial in Tune. If it sent no report, its attempt failed.
 
         Tune calls this method after the last ``on_trial_result``. A trial that has reported is
         not submitted any more, so this call changes nothing.
@@ -223,7 +225,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         """Return the failure for which the watchdog ended the last attempt, with the trial's GPU.
 
         Returns:
-            The failure. None if the watchdog did not end the attempt.
+            The failure, or None if the watchdog did not end the attempt.
         """
         failure = self._watchdog.failure_of(trial_id)
         location = self._attempts.of(trial_id).location
@@ -232,7 +234,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         gpu = f"GPU {location.gpus} of node {location.node}"
         return failure.model_copy(update={"gpu": gpu, "message": f"{failure.message} ({gpu})"})
 
-    # Failures of Tune's loop, and messages.
+    # The next methods process failures of Tune's loop, and messages.
 
     def _process_tune_failure(self, error: Exception) -> None:
         """Process a failure of Tune's loop: fail the trials that ran, and queue the others again.
@@ -280,7 +282,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         return self._backend.killed_for_memory(locations)
 
     def _killer_of(self, tune_trial: Any) -> Callable[[], object] | None:
-        """Return a function that kills a trial's process; None if the trial has no process.
+        """Return a function that kills a trial's process, or None if the trial has no process.
 
         If the process uses NVIDIA's MPS, the function first ends its work on the GPU.
         """
@@ -300,8 +302,8 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         """Process workers' messages: locations, epochs, and notes to the user.
 
         Args:
-            wait: True to wait for the answer of the queue of messages, so that no message that
-                was already sent is missed.
+            wait: If True, wait for the answer of the queue, so that this call gets all messages
+                that were already sent.
         """
         now_ms = round(self._clock.time() * 1000)
         for message in self._backend.poll(wait=wait):

@@ -203,7 +203,7 @@ def _outcome(search: CombinationSearch) -> CombinationOutcome:
 
 
 def _choose(ranked: Iterable[Candidate], sweep_recipe: Candidate | None) -> Candidate | None:
-    """Return the finalist with the lowest mean loss, or the sweep's recipe if as good.
+    """Return the finalist with the lowest mean loss, or the sweep's recipe if it is as good.
 
     This is the one-standard-error rule of Breiman et al., "Classification and Regression Trees"
     (1984): the sweep's recipe is chosen unless the gain exceeds its standard error over runs.

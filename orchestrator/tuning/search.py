@@ -270,7 +270,7 @@ class Search:
     def add_result(self, trial_id: str, result: SearchResult | None) -> None:
         """Add the result of a running trial.
 
-        ``result`` is None if it failed for the last time.
+        ``result`` is None if the trial failed for the last time.
         """
         trial = self.running_trial(trial_id)
         search = self.searches[trial.key]

@@ -70,7 +70,7 @@ class SearchQueue(TrialQueue):
         return self._search.is_done and not self.retry_at and not self.submitted
 
     def take(self, now: float) -> str | None:
-        """Count the next trial as submitted, and return its id. Return None if none may start."""
+        """Count the next trial as submitted. Return its id, or None if no trial may start."""
         retried = super().take(now)
         if retried is not None:
             return retried
@@ -119,8 +119,8 @@ class SearchTrials(TrialSource):
         self._load = load
         self._fingerprints = fingerprints
         self._trial_by_array: dict[str, SearchTrialSpec] = {}
-        # The source code of custom networks is sent to the workers at the start. The trials at the
-        # sweep's recipe contain all networks and all arrays of the search.
+        # The source code of custom networks is sent to the workers at the start. The trials with
+        # the sweep's recipe use all networks and all arrays of the search.
         for combination_search in search.searches.values():
             combination = combination_search.combination
             for run_number in range(search.tune.seeds):

@@ -26,10 +26,10 @@ INT32_FEATURES = (2**31 - 1) // 255**2
 """Largest number of features for which squared distances of bytes fit into int32. For longer
 rows, squared distances are int64."""
 NORM_ROWS = 64
-"""Number of rows that are multiplied with each other to get their squared norms."""
+"""Number of rows in one matrix product of :func:`squared_norms`."""
 PIECE_VALUES = 1 << 15
-"""Number of values that are converted to bytes at a time. All steps of a conversion then use
-the processor's cache."""
+"""Number of values that are converted to bytes at a time. So few values stay in the processor's
+cache during all steps of a conversion."""
 
 
 def is_byte_dtype(dtype: np.dtype[Any]) -> bool:
@@ -115,7 +115,7 @@ def _write_bytes(out: IntArray, rows: AnyArray, unit: float) -> bool:
     row_values = int(np.prod(rows.shape[1:]))
     width = max(1, min(row_values, PIECE_VALUES))
     height = max(1, PIECE_VALUES // width)
-    # Casting NaN or a large value has an undefined result, which never equals the value.
+    # The result of casting NaN or a large value is undefined. It never equals the original value.
     with np.errstate(invalid="ignore", over="ignore"):
         for top in range(0, len(rows), height):
             # Only a few rows are flattened at a time: flatten copies rows that are not

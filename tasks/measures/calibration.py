@@ -19,9 +19,9 @@ other statistics of the distances, so the correction uses these statistics. It h
    (:mod:`tasks.measures.dimension_posterior`), with a uniform prior over families and ln d.
    The covariance of the likelihood is the sum of two terms. The first term is the noise of the
    simulated statistics. The second term is their spread between families at this dimension,
-   times a factor. It is added because real data belong to none of the families. The value is
-   the posterior mean of ln d with the factor `VALUE_SPREAD`. The interval is the central part
-   of the posterior with the larger factor `INTERVAL_SPREAD`.
+   times a factor. It is added because real data belong to none of the families. The value is the
+   exponential of the posterior mean of ln d, with the factor `VALUE_SPREAD`. The interval is the
+   central part of the posterior with the larger factor `INTERVAL_SPREAD`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ PAIR_ROWS = 256
 """Number of points whose pairwise distances determine the coefficient of variation. They are
 chosen in slices of consecutive rows."""
 PAIR_SLICE = 32
-"""Number of points in such a slice."""
+"""Number of consecutive rows in one slice of these points."""
 HIGH_DIMENSION = 16
 """Dimension above which a note is added. For data outside all families, intervals above this
 dimension miss the true dimension more often than `LEVEL` allows."""
@@ -180,7 +180,7 @@ def calibrate(
 
 
 def _undefined(num_points: int, num_neighbors: int, reason: str) -> CalibratedDimension:
-    """Return a dimension that could not be computed, with the reason."""
+    """Return a record without a value, with the reason why the dimension cannot be computed."""
     return CalibratedDimension(
         value=None,
         interval=None,
@@ -203,9 +203,9 @@ def _notes(result: Posterior) -> tuple[str, ...]:
         )
     if result.value > HIGH_DIMENSION:
         notes.append(
-            f"Above {HIGH_DIMENSION} dimensions, the correction depends on the simulated "
-            "shapes. It was too low for images of known dimension, and too high for curved "
-            "sheets."
+            f"Above {HIGH_DIMENSION} dimensions, the correction depends on the simulated shapes. "
+            "In our tests, the corrected dimension was too low for images of known dimension, and "
+            "too high for curved sheets."
         )
     if result.may_be_higher:
         notes.append(
@@ -220,7 +220,7 @@ def shape_statistics(
     pair_distances: FloatArray,
     num_neighbors: int,
 ) -> FloatArray | None:
-    """Return the four statistics of step 1, ``(NUM_STATISTICS,)``, in their order there.
+    """Return the four statistics of step 1 above, ``(NUM_STATISTICS,)``, in the same order.
 
     Args:
         table: Neighbors of all points.
@@ -302,7 +302,8 @@ def simulate_one(
 def _pair_distances(source: BlockSource, chosen_rows: IntArray) -> FloatArray:
     """Return all distances between about ``PAIR_ROWS`` of the chosen rows, ``(num_pairs,)``.
 
-    These are slices of `PAIR_SLICE` consecutive rows, evenly spread over all chosen rows.
+    The rows form slices of `PAIR_SLICE` consecutive rows. The slices are evenly spread over all
+    chosen rows.
     """
     last_start = max(len(chosen_rows) - PAIR_SLICE, 0)
     num_slices = PAIR_ROWS // PAIR_SLICE
@@ -319,9 +320,9 @@ def _pair_distances(source: BlockSource, chosen_rows: IntArray) -> FloatArray:
 def dimension_grid(uncorrected: float, num_columns: int) -> list[int]:
     """Return the dimensions to simulate.
 
-    They are the possible true dimensions, and one more on each side. The uncorrected dimension
-    is too low by a factor that increases with the dimension: about 2 at dimension 32, and 3 at
-    dimension 70. The range allows for a larger factor.
+    The grid contains all possible true dimensions, and one more dimension on each side. The
+    uncorrected dimension is too low by a factor that increases with the dimension: about 2 at
+    dimension 32, and 3 at dimension 70. The range allows for a larger factor.
 
     Args:
         uncorrected: The uncorrected dimension, by MLE.

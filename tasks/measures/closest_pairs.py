@@ -35,8 +35,8 @@ PAIR_DTYPE = np.dtype(
         ("second", np.int32),
     ]
 )
-"""Dtype of a pair: squared distance, and the positions of both points, the smaller one
-first."""
+"""Dtype of a pair: the squared distance, and the positions of both points. The smaller position
+comes first."""
 
 
 def max_pairs_by_size(samples: BoolArray, train_sizes: Sequence[int]) -> tuple[int, ...]:
@@ -134,7 +134,7 @@ class ClosestPairs:
         return float(limit)
 
     def prune(self) -> None:
-        """Remove all pairs except the closest ones, of which at most ``capacity`` stay."""
+        """Remove all pairs except the closest ones. At most ``capacity`` pairs stay."""
         pairs = self.pairs
         squared = pairs["squared"]
         if len(squared) > self.capacity:

@@ -31,12 +31,12 @@ posterior is there, it may continue above the grid."""
 LEVEL = 0.9
 """Probability that the interval contains the dimension."""
 VALUE_SPREAD = 0.3
-"""Factor on the spread between families, for the value. With a small factor the values are
-best, but intervals are too narrow for data outside all families. Both factors were chosen on
-simulated families that were left out one at a time, and on the benchmark manifolds
-(docs/measures.md)."""
+"""Factor on the spread between families in the computation of the value. With a small factor, the
+values are most accurate, but intervals would be too narrow for data outside all families. Both
+factors were chosen on simulated families that were left out one at a time, and on the benchmark
+manifolds (docs/measures.md)."""
 INTERVAL_SPREAD = 6.0
-"""Factor on the spread between families, for the interval."""
+"""Factor on the spread between families in the computation of the interval."""
 INTERPOLATION_ERROR = 0.01
 """Standard deviation of the error of interpolation between grid dimensions, for each
 statistic."""
@@ -97,8 +97,8 @@ def posterior(observed: FloatArray, simulations: Simulations, num_columns: int) 
     interval_probabilities, _ = _probabilities(observed, curves, noise, INTERVAL_SPREAD)
     density = interval_probabilities.sum(axis=0)
     tail = (1 - LEVEL) / 2
-    # The limits are clipped only now. A grid that ends at ``num_columns`` would be wrong for
-    # data that fill all their columns.
+    # The limits of the interval are clipped here, and not by a shorter grid. A grid that ends at
+    # ``num_columns`` would be wrong for data that fill all their columns.
     log_limits = np.interp([tail, 1 - tail], density.cumsum(), grid)
     low, high = np.minimum(np.exp(log_limits), num_columns).tolist()
     is_cut_off = density[-NUM_END:].sum() > tail

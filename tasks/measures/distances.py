@@ -1,12 +1,12 @@
 """Sources of rows, and squared distances between rows of floats.
 
 All distances of a block come from one fast matrix product, by the expanded form
-``|a-b|² = |a|² + |b|² - 2ab``. It loses digits if two rows are much closer to each other than
-to the origin. Therefore the rows are centered first. Products are summed in float32 inside a
-chunk of features, and in float64 over chunks. If the squared distance of a pair is a small
-fraction of ``|a|² + |b|²``, the distance is computed again from the differences, in float64.
-Some blocks have many such pairs, for example if the data have few dimensions. The whole block
-is then computed again in float64 and checked by the same rule.
+``|a-b|² = |a|² + |b|² - 2ab``. This form loses digits if two rows are much closer to each other
+than to the origin. Therefore the rows are centered first. Products are summed in float32 inside a
+chunk of features, and in float64 over chunks. If the squared distance of a pair is a small fraction
+of ``|a|² + |b|²``, the distance is computed again from the differences, in float64. Some blocks
+have many such pairs, for example if the data have few dimensions. The whole block is then computed
+again in float64 and checked by the same rule.
 
 Distances between rows of bytes are exact, see :mod:`tasks.measures.byte_rows`.
 """

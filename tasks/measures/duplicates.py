@@ -55,7 +55,7 @@ class RowCheck:
     def num_contradictory(self, num_rows: int) -> int:
         """Return how many of the first ``num_rows`` rows equal a row with another label.
 
-        These are all rows that equal the earlier row of a conflict.
+        The earlier row of each conflict is counted, and every row that equals it.
         """
         earlier_rows = [earlier for row, earlier in self.conflicts if row < num_rows]
         return int(np.isin(self.first_equal_rows[:num_rows], earlier_rows).sum())
@@ -88,7 +88,7 @@ def check_rows(
 
     Args:
         source: Rows of any real dtype, at least one.
-        labels: ``(num_rows,)``; None for no labels, and so no conflicts.
+        labels: ``(num_rows,)``; None if there are no labels. Then there are no conflicts.
         executor: Executor that hashes the rows; None hashes them in this process.
 
     Raises:
@@ -183,7 +183,8 @@ def _hash_keys(rows: AnyArray) -> IntArray:
 
     The key is a linear hash: a sum of some values of the row, each multiplied by a random
     number. The choice of values and the random numbers are the same for all rows. Equal rows
-    have equal keys. Different rows rarely do, unless they are equal in all chosen values.
+    have equal keys. Different rows rarely have equal keys, unless all their chosen values are
+    equal.
     """
     rng = np.random.default_rng(KEY_SEED)
     num_features = rows.shape[1]

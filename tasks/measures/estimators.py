@@ -28,7 +28,10 @@ from tasks.measures.plain_json import plain_json
 EQUAL_LOG_RATIO = 1e-5
 """Largest mean log ratio of distances that counts as zero. Distances have a relative error of
 up to 1e-5."""
-EQUALLY_FAR = "all neighbors are equally far to within rounding, which fits no finite dimension"
+EQUALLY_FAR = (
+    "for each point, all neighbor distances are equal after rounding, which fits no finite "
+    "dimension"
+)
 FEW_POINTS = 20
 """Number of points below which a record has a remark. With 20 points, the standard error of
 TwoNN is about a quarter of the value."""
@@ -254,7 +257,9 @@ def block_std_error(
 
 
 def fit_mle(neighborhoods: Neighborhoods) -> Fit:
-    """Estimate by maximum likelihood (Levina & Bickel 2004; MacKay & Ghahramani 2005).
+    """Estimate the dimension by maximum likelihood.
+
+    The estimator is described in Levina & Bickel (2004) and MacKay & Ghahramani (2005).
 
     ``d = 1 / mean_x( 1/(k - 2) · Σ_{j<k} ln(T_k / T_j) )``
 
@@ -262,9 +267,8 @@ def fit_mle(neighborhoods: Neighborhoods) -> Fit:
     divides by k - 1. The mean inverse is then an unbiased estimate of 1/d. ``curve`` lists
     both values for every k from 3 on.
 
-    The standard error is that of the delta method, ``d² · sd(inverse) / √n``. It assumes
-    independent points, and is about a quarter too small. ``std_error_bootstrap`` corrects
-    this.
+    The standard error comes from the delta method: ``d² · sd(inverse) / √n``. It assumes
+    independent points, and is about a quarter too small. ``std_error_bootstrap`` corrects this.
     """
     log_distances = np.log(neighborhoods.distances)
     num_points, k = log_distances.shape
@@ -310,8 +314,8 @@ def fit_twonn(neighborhoods: Neighborhoods) -> Fit:
     largest μ, 0.1 in Facco et al. If the fraction is 0, the fit leaves out only the last
     point, where F = 1, as in the code of Konz & Mazurowski.
 
-    The standard error ``d/√n`` is that of maximum likelihood for independent ratios. It is
-    about a quarter too small for this slope. ``std_error_bootstrap`` corrects this.
+    The standard error ``d/√n`` holds for maximum likelihood with independent ratios. It is about a
+    quarter too small for this slope. ``std_error_bootstrap`` corrects this.
     """
     discard_fraction = neighborhoods.parameters["discard_fraction"]
     distances = neighborhoods.distances
@@ -340,7 +344,7 @@ def _twonn_slope(
 
     Args:
         log_ratios: ``(num_points,)`` ln μ, ascending.
-        weights: ``(num_points,)`` weight of each point; all one for the sample itself.
+        weights: ``(num_points,)`` weight of each point; all weights are 1 for the sample itself.
         discard_fraction: Fraction of the largest ratios that the fit leaves out.
     """
     distribution = np.cumsum(weights) / weights.sum()
@@ -352,8 +356,8 @@ def _twonn_slope(
     x = log_ratios[:num_fitted]
     y = -np.log1p(-distribution[:num_fitted])
     weight = weights[:num_fitted]
-    # These are not dot products: the last digits of a long dot product in BLAS depend on the
-    # number of threads.
+    # The sums below are not dot products: the last digits of a long dot product in BLAS depend on
+    # the number of threads.
     sum_xx = float((weight * x * x).sum())
     if sum_xx <= 0:
         return None
@@ -361,7 +365,9 @@ def _twonn_slope(
 
 
 def fit_gride(neighborhoods: Neighborhoods) -> Fit:
-    """Estimate by generalized ratios: likelihood of ``T_{2n}/T_n``, n = 1, 2, 4, ... (Denti 2022).
+    """Estimate the dimension by Gride, from ratios of neighbor distances (Denti 2022).
+
+    The ratios are ``T_{2n}/T_n`` with n = 1, 2, 4, and so on.
 
     Let n1 = n, n2 = 2n, and μ = T_{n2}/T_{n1}. If the points have a locally constant density
     in d dimensions, the density of μ is
@@ -406,7 +412,8 @@ def gride_at_scale(
         n2: Index of the farther neighbor.
     """
     power = n2 - n1 - 1  # exponent of (μ^d - 1) in the density
-    # A ratio of exactly one has the probability zero. It occurs on lattices and by rounding.
+    # In theory, a ratio of exactly one has the probability zero. In practice, it occurs on lattices
+    # and after rounding.
     logs = log_ratios
     if power > 0:
         logs = log_ratios[log_ratios > 0]

@@ -190,9 +190,9 @@ CHANNELS = (1, 3, 4)
 def as_channels_first(array: AnyArray) -> AnyArray:
     """Return images of shape ``(n, h, w)`` or ``(n, h, w, c)`` as ``(n, c, h, w)``.
 
-    The last of four axes is the channels if its length is 1, 3 or 4, and the length of the
-    second axis is another number. Any other array is returned unchanged. The order of the axes
-    changes no distance.
+    An array with four axes has its channels on the last axis if the length of this axis is 1, 3 or
+    4, and the length of the second axis is not. Any other array is returned unchanged. The order of
+    the axes changes no distance.
     """
     if array.ndim == 3:
         return array[:, None]
@@ -206,9 +206,9 @@ def as_channels_first(array: AnyArray) -> AnyArray:
 def has_images_on_last_axis(images_shape: tuple[int, ...], labels_shape: tuple[int, ...]) -> bool:
     """Return whether the images seem to lie along the last axis, as in MATLAB files.
 
-    They do if the length of this axis is the number of labels, and is above both the length of
-    the first axis and any number of channels. If the first axis is longer, labels are missing
-    instead.
+    The result is True if the length of this axis equals the number of labels, and is above both the
+    length of the first axis and any number of channels. If the first axis is longer, the array is
+    probably right, and labels are missing.
     """
     has_one_label_each = set(labels_shape[1:]) <= {1}
     if not has_one_label_each or len(images_shape) < 3:

@@ -1,4 +1,4 @@
-"""Families of manifolds of known dimension, from which :mod:`tasks.measures.calibration` draws."""
+"""Families of manifolds of known dimension, for :mod:`tasks.measures.calibration`."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 The distance of two equal images is zero, and the logarithm and the inverse of zero are
 undefined. So all measures exclude each image that equals an earlier image, a *duplicate*.
-Duplicates are counted. If a duplicate has another label than the earlier image, the two are a
-*conflict*, which is also listed.
+The result contains the number of duplicates. If a duplicate has another label than the earlier
+image, the two images are a *conflict*. The result also lists conflicts.
 
 The steps of a measure:
 
@@ -72,7 +72,7 @@ def measure_nested(
         settings: Settings of the measure; None for the defaults.
 
     Returns:
-        The measures at each train size. Pairs in the result are rows of ``images``.
+        The measures at each train size. Pairs in the result are pairs of row numbers of ``images``.
 
     Raises:
         DataError: If the images, labels or train sizes cannot be used.
@@ -164,8 +164,8 @@ def measure_array(
             determines the images of the subsets.
 
     Returns:
-        The measures at each size. ``isweep measure --json`` prints their ``to_json()``. Pairs
-        in the result are rows of ``images``.
+        The measures at each size. ``isweep measure --json`` prints their ``to_json()``. Pairs in
+        the result are pairs of row numbers of ``images``.
 
     Raises:
         DataError: If the images, labels or train sizes cannot be used.
@@ -207,7 +207,7 @@ def _measure_subsets(
     settings: MeasureSettings,
     executor: Executor | None,
 ) -> MeasureResult:
-    """Return the measures of nested, stratified subsets. Pairs are rows of ``array``.
+    """Return the measures of nested, stratified subsets. Pairs are row numbers of ``array``.
 
     Args:
         array: ``(num_images, ...)`` all images.
@@ -296,7 +296,8 @@ def _notes(
 
     Args:
         record: The measures of this train size.
-        num_contradictory: Number of its images that equal an image with another label.
+        num_contradictory: Number of images at this train size that equal an image with another
+            label.
         scale: Scale of label sharpness.
     """
     notes = []

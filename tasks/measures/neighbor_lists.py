@@ -103,7 +103,7 @@ class NeighborLists:
         has_many = np.count_nonzero(is_candidate) > MAX_CANDIDATES_PER_NEIGHBOR * num_rows * k
         if not has_many or k >= num_columns:
             return is_candidate
-        # This happens in the first blocks of a train size, while the lists are nearly empty.
+        # The first blocks of a train size have many candidates, because the lists are nearly empty.
         kth_squared_in_block = np.partition(squared_distances, k - 1, axis=1)[:, k - 1]
         limits = np.minimum(kth_squared, kth_squared_in_block)
         return is_pair_within(squared_distances, limits[:, None])

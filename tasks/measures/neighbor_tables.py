@@ -36,7 +36,7 @@ class PairList(NamedTuple):
 
 @dataclass(frozen=True)
 class NeighborTable:
-    """For each of the first ``num_positions`` points, the nearest neighbors among these points.
+    """A table with the nearest neighbors of the first ``num_positions`` points among these points.
 
     Attributes:
         distances: ``(num_positions, num_neighbors)`` L2 distances, ascending, infinite where
@@ -70,7 +70,7 @@ class NestedNeighbors:
         sample_other_label_distances: ``(num_samples, num_positions)`` distances to the nearest
             point with another label inside the same sample. They are infinite for positions
             outside the sample, and where the sample has no such point.
-        sample_other_label_positions: Positions of these points, -1 where there is none.
+        sample_other_label_positions: Positions of these points, -1 where there is no such point.
         arithmetic: ``EXACT`` for bytes. For floats, the widest dtype that a product needed.
     """
 
@@ -114,11 +114,11 @@ def _tables(
     Args:
         result: The result for all positions. This function changes it.
         train_sizes: Ascending train sizes, counted in positions.
-        unit_length: Factor from the distances of the search to those of the tables.
+        unit_length: Factor that converts distances of the search to distances of the tables.
     """
     all_positions = slice(None)
-    # These lists are merged in place. After step i of the loop, they are those of the i-th
-    # train size.
+    # These lists are merged in place. After step i of the loop, they contain the neighbors at the
+    # i-th train size.
     merged_neighbors = result.neighbors_by_size[0]
     merged_other_label = result.other_label_by_size[0]
     tables = []
@@ -129,7 +129,8 @@ def _tables(
         tables.append(
             NeighborTable(
                 distances=np.sqrt(merged_neighbors.squared[:size]) * unit_length,
-                # Later sizes change these positions in place. The distances are new arrays.
+                # Positions are copied, because the next steps of the loop change them in place. The
+                # distances are new arrays already.
                 neighbor_positions=merged_neighbors.positions[:size].copy(),
                 other_label_distances=np.sqrt(merged_other_label.squared[:size, 0]) * unit_length,
                 other_label_positions=merged_other_label.positions[:size, 0].copy(),
@@ -144,7 +145,7 @@ def _pair_list(pairs_by_size: Sequence[ClosestPairs], unit_length: float) -> Pai
 
     Args:
         pairs_by_size: The closest of the new pairs of this and all smaller train sizes.
-        unit_length: Factor from the distances of the search to those of the list.
+        unit_length: Factor that converts distances of the search to distances of the list.
     """
     if not pairs_by_size:
         return None

@@ -106,12 +106,12 @@ def nested_neighbors(
 
     Raises:
         DataError: If the first row of a source is bytes, and a later row has another dtype.
-        ValueError: If there is not one label per source row, or not one entry of a mask per
-            position.
+        ValueError: If the number of labels is not the number of source rows, or the length of a
+            mask is not the number of positions.
     """
     executor = executor or InlineExecutor()
     precision = precision or Precision()
-    # The points: bytes are compared in integers, all other numbers in floats.
+    # Choose the arithmetic: bytes are compared in integers, all other numbers in floats.
     source = as_source(points)
     if precision.exact_bytes:
         source = as_bytes(source)
@@ -120,7 +120,7 @@ def nested_neighbors(
     center: FloatArray = np.zeros(0)  # bytes are not centered
     if byte_dtype is None:
         center = estimate_center(source)
-    # The positions, with their labels and samples.
+    # Choose the positions, with their labels and samples.
     if source_rows is None:
         source_rows = np.arange(source.num_rows)
     source_rows = np.asarray(source_rows)[: train_sizes[-1]]
@@ -128,7 +128,7 @@ def nested_neighbors(
     label_codes = None
     if labels is not None:
         if len(labels) != source.num_rows:
-            raise ValueError(f"{len(labels)} labels for {source.num_rows} source rows")
+            raise ValueError(f"there are {len(labels)} labels, but {source.num_rows} source rows")
         label_codes = _label_codes(labels)[source_rows]
     if samples is None:
         samples = np.zeros((0, num_positions), bool)

@@ -2,7 +2,7 @@
 
 All implementations return the same integers. The table lists billions of multiply-adds per
 second on one core of an Intel Xeon with AVX-512 VNNI, measured with ``benchmarks/measures.py
-products``. For the column of older instructions, the newer ones were switched off in each
+products``. For the column of older instructions, we switched off the newer instructions in each
 library.
 
 =================  ============  ====================  ===============
@@ -71,7 +71,7 @@ BYTE_INSTRUCTIONS = {
     "svesdot",
     "sme",
 }
-"""Names, in numkong, of the processor features that multiply 8-bit integers in one
+"""The names that numkong gives to the processor features that multiply 8-bit integers in one
 instruction."""
 SELF_TEST_SHAPES = [
     (1, 1, 1),
@@ -139,10 +139,10 @@ def integer_product(a: Bytes, b: Bytes) -> IntArray:
 def numkong_product(a: Bytes, b: Bytes) -> IntArray:
     """Return ``a @ b.T``, computed by the processor's 8-bit instructions in all threads.
 
-    The features are cut into chunks. Each of t threads multiplies every t-th chunk, because
-    threads with different features share no input, and each has a total of its own. If there
-    are more threads than chunks, several threads multiply the same chunks, and divide the
-    columns of the product among themselves.
+    The features are cut into chunks. Each of t threads multiplies every t-th chunk, and has a total
+    of its own. Threads with different features share no input. If there are more threads than
+    chunks, several threads multiply the same chunks, and divide the columns of the product among
+    themselves.
     """
     import numkong
 
@@ -178,7 +178,7 @@ def numkong_product(a: Bytes, b: Bytes) -> IntArray:
 
 
 def _cut(length: int, step: int) -> list[slice]:
-    """Return the slices of ``step`` items that an axis of this length consists of."""
+    """Return slices of ``step`` items, which together cover an axis of this length."""
     return [slice(start, start + step) for start in range(0, length, step)]
 
 

@@ -143,7 +143,7 @@ class SizeRecord:
         train_size: Number of images, including duplicates.
         num_duplicates: Number of images that equal an earlier image. All measures exclude
             them.
-        num_conflicts: Number of duplicates whose label differs from that of the earlier image.
+        num_conflicts: Number of duplicates whose label differs from the label of the earlier image.
         d_data: Intrinsic dimension by the name of the estimator.
         label_sharpness: Label sharpness; None if there are no labels.
     """
@@ -174,10 +174,10 @@ class MeasureResult(Finding):
         conflict_pairs: Pairs ``(row, earlier row)`` of equal images with different labels.
             At most ten pairs are listed.
         settings: Settings of the measure.
-        precision: The `NestedNeighbors.arithmetic` of the search; the name ``precision`` is
-            stored. It is ``"exact integer"`` if all values are bytes and no distance is
-            rounded. Otherwise it is the widest dtype of the products. ``"float64"`` means that
-            some images were too close together for float32, or that the settings request it.
+        precision: The `NestedNeighbors.arithmetic` of the search. Stored records use the name
+            ``precision``. It is ``"exact integer"`` if all values are bytes and no distance is
+            rounded. Otherwise it is the widest dtype of the products. ``"float64"`` means that some
+            images were too close together for float32, or that the settings request it.
         notes: Remarks for readers.
         calibration: Bias-corrected dimension at the largest size; None if it was not
             requested.
@@ -229,7 +229,7 @@ class MeasureResult(Finding):
         """Return the same result, with row numbers of the user's images in all pairs.
 
         Args:
-            order: ``(num_images,)`` row in the user's images of each measured row.
+            order: ``(num_images,)`` for each measured row, its row number in the user's images.
         """
 
         def original_pair(pair: tuple[int, int]) -> tuple[int, int]:

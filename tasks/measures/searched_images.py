@@ -25,7 +25,7 @@ from tasks.remote import Executor
 MINIMUM_TOLERANCE = 1 + 4e-5
 """Distances up to this multiple of the smallest one are computed again in float64, because each
 of them may be the true minimum. A distance has a relative error of up to 1e-5, so two equal
-distances differ by at most 2e-5. The factor allows twice that."""
+distances differ by at most 2e-5. The factor allows twice this difference."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class SearchedImages:
     The *position* of an image is its index among the distinct images.
 
     Attributes:
-        source: Source of the images, also of the duplicates.
+        source: Source of all images, including duplicates.
         source_rows: ``(num_distinct,)`` index in the source of each distinct image.
         labels: ``(num_distinct,)`` label of each distinct image; None if there are no labels.
         neighbors: Nearest neighbors of each distinct image, as positions.
@@ -80,7 +80,7 @@ class SearchedImages:
         distances: FloatArray,
         table: NeighborTable,
     ) -> tuple[int, int] | None:
-        """Return the source rows of the closest pair with different labels; None without a pair.
+        """Return the source rows of the closest pair with different labels, or None.
 
         Args:
             distances: ``(num_positions,)`` distances to the nearest image with another label.

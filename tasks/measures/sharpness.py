@@ -28,7 +28,7 @@ from tasks.measures.plain_json import plain_json
 from tasks.prepared.table import class_counts_for
 
 PERCENTILES = (99.9, 99.0, 95.0)
-"""Percentiles to report, over images, of 1 / nearest other-label distance."""
+"""The reported percentiles of 1 / nearest other-label distance over images."""
 NUM_PERMUTATIONS = 100
 """Number of random permutations of the labels in each sample."""
 MAX_SEARCHED_PAIRS = 4096
@@ -41,7 +41,7 @@ nearly always among them."""
 
 @dataclass(frozen=True)
 class SharpnessScale:
-    """The scale of a label sharpness: the properties of the images on which its size depends.
+    """The scale of a label sharpness: the properties of the images that determine its size.
 
     Attributes:
         pixel_range: Pixel values of black and white; None if unknown.
@@ -153,7 +153,7 @@ def stratified_samples(
 
 
 def _draw_sample(labels: AnyArray, sample_size: int, seed: int) -> IntArray:
-    """Return the indices of one stratified sample, from the labels of all its candidates."""
+    """Return the indices of one stratified sample of the images with these labels."""
     class_indices = np.unique(labels, return_inverse=True)[1]
     quotas = class_counts_for(np.bincount(class_indices), sample_size, balanced=False)
     rng = np.random.default_rng([seed, len(labels)])
@@ -341,7 +341,7 @@ def listed_pairs(table: NeighborTable) -> PairList:
 
 
 def _first_with_different_labels(labels: AnyArray, pairs: PairList) -> int | None:
-    """Return the index of the first pair with different labels; None if no pair has them."""
+    """Return the index of the first pair with different labels, or None."""
     # Search a few pairs first, for speed. If all of them have equal labels, search all pairs.
     for num_pairs in (FIRST_PAIRS, len(pairs.first)):
         is_different = labels[pairs.first[:num_pairs]] != labels[pairs.second[:num_pairs]]
@@ -359,8 +359,8 @@ def _undefined_reason(
     num_classes = len(np.unique(labels))
     if num_classes < 2:
         return (
-            f"{plural(len(labels), 'distinct image')} of {plural(num_classes, 'class')}, but "
-            "label sharpness needs images of at least two classes"
+            "label sharpness needs images of at least two classes, but there is only "
+            f"{plural(num_classes, 'class')} in {plural(len(labels), 'distinct image')}"
         )
     if num_pairs == 0:
         return (

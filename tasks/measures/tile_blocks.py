@@ -42,7 +42,7 @@ the results."""
 PIECE_BYTES = 64 << 20
 """Largest size of a piece in bytes. Two pieces are in memory at a time."""
 HELD_BYTES = 320 << 20
-"""Largest size of the held rows in bytes; 2,048 rows of 3 x 224 x 224 fit."""
+"""Largest size of the held rows in bytes. 2,048 rows of 3 x 224 x 224 bytes have this size."""
 
 SquaredDistances = AnyArray
 """Squared distances of a block, ``(num_rows, num_columns)``, float32, float64, int32 or
@@ -117,8 +117,8 @@ class SearchJob:
         block_rows: Largest number of rows in a block.
         multiply_adds_per_worker: Number of multiply-adds of the whole search, divided by the
             number of workers. It decides which library multiplies.
-        max_pairs_by_size: Largest number of closest pairs to collect among the new pairs of
-            each train size; empty for none.
+        max_pairs_by_size: Largest number of closest pairs to collect among the new pairs of each
+            train size; empty if no pairs are collected.
         byte_dtype: Dtype of rows of bytes; None if distances are computed in floats.
     """
 

@@ -101,8 +101,8 @@ def add_block(
         sides.append((column_result, block.transposed()))
     # Both sides can be added at the same time, because they change different positions.
     # Closest pairs are added only for the block above the diagonal, not for the transposed
-    # one, see `_add_sub_block`. The threads are those of the matrix products, which are idle
-    # now.
+    # one, see `_add_sub_block`. This work uses the threads of the matrix products, because they are
+    # idle now.
     in_threads(lambda side: _add_side(job, *side), sides)
 
 
@@ -139,8 +139,8 @@ def _add_sub_block(
         block: The block.
         masked_squared: The block's squared distances, masked where two labels are equal; None
             if there are no labels.
-        rows: Positions of the sub-block's rows, which have one size index.
-        columns: Positions of the sub-block's columns, which have one size index.
+        rows: Positions of the sub-block's rows, which all have the same size index.
+        columns: Positions of the sub-block's columns, which all have the same size index.
     """
     size_index = int(max(job.size_indices[rows.start], job.size_indices[columns.start]))
     sub_block = (rows.relative_to(block.rows), columns.relative_to(block.columns))

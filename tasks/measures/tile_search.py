@@ -81,7 +81,7 @@ def search_tile(job: SearchJob, row_span: Span, column_span: Span) -> list[SpanR
             np.fill_diagonal(block.squared, no_pair_value(block.squared.dtype))
         add_block(job, row_result, column_result, block)
     for result in span_results:
-        # The last block has the widest arithmetic, which never narrows within a tile.
+        # The arithmetic never becomes narrower within a tile, so the last block has the widest one.
         result.arithmetic = arithmetic
         for pairs in result.pairs_by_size:
             pairs.prune()

@@ -136,8 +136,8 @@ def fgsm(model: nn.Module, batch: AttackBatch, epsilon: float) -> Tensor:
     """Change every pixel by ``epsilon`` in the direction that increases the loss.
 
     This is the fast gradient sign method (Goodfellow et al., ICLR 2015), as in Konz &
-    Mazurowski (ICLR 2024). It is one untargeted step away from the true labels. Pixels stay
-    within [0, 255].
+    Mazurowski (ICLR 2024). The attack is untargeted and takes one step. Pixels stay within [0,
+    255].
     """
     return (batch.pixels + epsilon * batch.gradient_sign).clamp(0, PIXEL_MAX)
 
@@ -290,7 +290,7 @@ def attack_all(
         One record for each attack.
     """
     functions = [_with_parameters(attack) for attack in attacks]
-    # For each attack, the outcome of each batch.
+    # One list for each attack. It collects the outcomes of all batches.
     outcomes_by_attack: list[list[AttackOutcome]] = [[] for _ in attacks]
     signs = torch.split(clean.gradient_sign, batch_size)
     rows = torch.split(torch.arange(len(images)), batch_size)
@@ -321,7 +321,8 @@ def _attack_record(
     clean_scores = clean.evaluation(loss_rule)
     loss = mean_loss(torch.cat([outcome.losses for outcome in outcomes]), loss_rule)
     accuracy = float(is_correct.double().mean())
-    # The share of the images that are classified correctly before and after the attack.
+    # Robust accuracy is the share of the images that are classified correctly before and after the
+    # attack.
     robust_accuracy = float((is_correct & clean.is_correct).double().mean())
     loss_missing_reason = ""
     if not math.isfinite(clean_scores.loss):

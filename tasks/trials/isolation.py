@@ -33,8 +33,7 @@ def _flushes_denormals() -> bool:
 
 def _default_device() -> torch.device | None:
     device = torch.get_default_device()
-    # For a CPU this is None, because with a default device torch checks the device in every
-    # call.
+    # For a CPU, return None: if a default device is set, torch checks the device in every call.
     return None if device.type == "cpu" else device
 
 

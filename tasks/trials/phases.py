@@ -1,4 +1,4 @@
-"""The phases of a trial: their seconds, and the exception that ends a trial early."""
+"""A timer for the phases of a trial, and the exception that ends a trial early."""
 
 from __future__ import annotations
 

@@ -74,7 +74,8 @@ class ValidationScore(Finding):
 
 
 class SearchResult(Finding):
-    """The result of a trial of a search. The other attributes are those of :class:`TrialResult`.
+    """The result of a trial of a search. Its other attributes are described in
+    :class:`TrialResult`.
 
     Attributes:
         epochs: number of trained epochs, including a diverged epoch.
@@ -166,8 +167,8 @@ class RobustnessRecord(Finding):
         rows: index of each image in the test set, ascending.
         wrong: True for each misclassified image.
         num_not_found: number of images without a radius. ``pred`` does not include them.
-        box_share: of the images with a radius, the share whose perturbation is at a limit of
-            the pixel range. Without this limit, their radius would be smaller.
+        box_share: share of the images with a radius whose perturbation is at a limit of the pixel
+            range. Without this limit, their radius would be smaller.
         num_steps: gradient steps per image.
         num_bisections: number of bisection steps on the line between an image and a
             differently classified image.
@@ -190,7 +191,7 @@ class ClassificationScores(Finding):
     """The classification scores of a network on the test images.
 
     Attributes:
-        balanced_accuracy: mean over the classes of the accuracy on their images.
+        balanced_accuracy: accuracy on the images of each class, averaged over the classes.
         auc: area under the ROC curve. For more than two classes, it is the mean of the areas
             of each class against the rest. None if fewer than two classes have images.
         per_class_accuracy: accuracy on the images of each class; None for a class without

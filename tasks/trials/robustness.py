@@ -127,7 +127,8 @@ def minimal_perturbations(
 
     Returns:
         The smallest perturbations that were found, in the shape of ``images``. Image plus
-        perturbation is within the pixel range. A perturbation is NaN if the search found none.
+        perturbation is within the pixel range. The perturbation of an image is NaN if the search
+        found none.
     """
     with evaluation_mode(model):
         best = _bisect(model, images, classes, starts - images, spec.num_bisections)

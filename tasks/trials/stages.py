@@ -2,7 +2,8 @@
 
 A stage is a part of a network whose activations have the same side in pixels.
 :func:`list_stages` finds the modules that end the stages. :class:`StageRows` computes the
-activations after one stage block by block, because those of all images may not fit in memory.
+activations after one stage block by block, because the activations of all images may not fit in
+memory.
 
 Activations are computed as in :mod:`tasks.trials.representations`.
 """

@@ -124,8 +124,8 @@ def run_trial(
         with trial.timer.phase("build"):
             trial.build(pretrained_weights)
         if checkpoints is not None:
-            # The same list object: checkpoints save the scores that are appended to it, and
-            # restore them after an interruption.
+            # Both use the same list object. Checkpoints save the scores that are appended to it,
+            # and restore them after an interruption.
             trial.test_history = checkpoints.test_history
 
         def evaluate_epoch(record: EpochRecord) -> None:
@@ -196,7 +196,7 @@ def run_search_trial(
 
     A validation split divides the training images of the sweep's trial into training and
     validation images. The network is built, seeded and trained as in the sweep, but on these
-    training images only. The errors are those of :func:`run_trial`.
+    training images only. The function raises the same errors as :func:`run_trial`.
 
     Args:
         network: the network as in the sweep.

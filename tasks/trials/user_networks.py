@@ -148,7 +148,10 @@ def check_user_failure(
 
 
 def _may_run_without_values(model: nn.Module, input_shape: tuple[int, ...]) -> bool:
-    """Return whether a model runs on tensors without values, or fails only for lack of a value."""
+    """Return whether a model runs on tensors without values.
+
+    The result is also True if the model fails only because it needs values.
+    """
     try:
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
             model(torch.empty(input_shape))

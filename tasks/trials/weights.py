@@ -111,7 +111,7 @@ def _offline_if_unreachable() -> Iterator[None]:
     reason = ""
     try:
         get_session().head(constants.ENDPOINT, timeout=ANSWER_TIMEOUT_S)
-    # Errors of the client, or of the settings of a proxy or a certificate.
+    # The client may fail, or the settings of a proxy or a certificate may be wrong.
     except Exception as error:
         reason = f"{constants.ENDPOINT}: {type(error).__name__}: {str(error)[:200]}"
         constants.HF_HUB_OFFLINE = True

@@ -57,11 +57,11 @@ def driver_hint(
     """Return a hint for a driver and a torch that do not work together.
 
     Args:
-        driver: version of the driver; empty if there is no driver.
-        cuda: CUDA version that torch was built for; None or empty for a torch without CUDA.
+        driver: version of the driver, or an empty text if there is no driver.
+        cuda: CUDA version that torch was built for. A torch without CUDA has None or an empty text.
         reason: torch's message about why it can use no GPU.
-        capability: compute capability of the GPU; 0 if unknown.
-        is_wsl: whether Linux runs inside Windows (WSL).
+        capability: compute capability of the GPU, or 0 if it is unknown.
+        is_wsl: True if Linux runs inside Windows (WSL).
     """
     for words, hint in HINTS_BY_WORDS.items():
         if words in reason:

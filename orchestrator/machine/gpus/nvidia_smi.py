@@ -1,4 +1,5 @@
-"""What NVIDIA's driver reports about this machine: by ``nvidia-smi``, and by files of the kernel.
+"""Facts about this machine that NVIDIA's driver reports, through ``nvidia-smi`` and files of the
+kernel.
 
 ``nvidia-smi`` answers quickly, and it reports the memory that all processes use.
 """
@@ -45,7 +46,7 @@ def _print_that_we_wait() -> None:
 
 
 def query(fields: str, *options: str) -> list[list[str]]:
-    """Return one row of values for each GPU; empty if there is no GPU.
+    """Return one row of values for each GPU, or an empty list if there is no GPU.
 
     Args:
         fields: names from ``nvidia-smi --help-query-gpu``, separated by commas.
@@ -73,7 +74,9 @@ def is_wsl_with_gpu() -> bool:
 
 
 def driver_version() -> str:
-    """Return the version of this machine's NVIDIA driver; empty if there is no driver."""
+    """Return the version of this machine's NVIDIA driver, or an empty text if there is no
+    driver.
+    """
     texts = []
     for row in query("driver_version"):
         texts += row

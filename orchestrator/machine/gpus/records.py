@@ -19,7 +19,7 @@ class Gpu:
         memory_bytes: total memory of the GPU.
         held_bytes: bytes of memory that processes used when the GPU was described.
         capability: CUDA compute capability.
-        processors: number of streaming multiprocessors; 0 if unknown.
+        processors: number of streaming multiprocessors, or 0 if it is unknown.
         compute_mode: ``Default``, or a mode that restricts which processes may use the GPU.
         mig: True if the GPU is divided into slices (MIG), or is a slice.
         has_kernels: True if the installed torch has kernels for the GPU.
@@ -58,20 +58,21 @@ class NodeGpus:
     Attributes:
         node: host name.
         gpus: the GPUs that torch can use.
-        driver: version of NVIDIA's driver; empty if there is no driver.
+        driver: version of NVIDIA's driver, or an empty text if there is no driver.
         torch: version of torch.
-        cuda: the CUDA version that torch was built for; empty for a build without CUDA.
+        cuda: the CUDA version that torch was built for, or an empty text for a build without CUDA.
         mps: True if NVIDIA's multi-process service (MPS) runs. With MPS, trials that share a GPU
             compute at the same time.
-        visible: the value of ``CUDA_VISIBLE_DEVICES`` with which Ray was started on the node;
-            empty if the variable was empty or not set.
-        slices: UUIDs of all slices (MIG) and undivided GPUs, if torch reaches a slice; else empty.
+        visible: the value of ``CUDA_VISIBLE_DEVICES`` with which Ray was started on the node, or an
+            empty text if the variable was empty or not set.
+        slices: UUIDs of all slices (MIG) and undivided GPUs. The list is empty if torch reaches no
+            slice.
         is_wsl: True if Linux runs inside Windows (WSL), whose driver the GPUs use.
         num_ray_gpus: number of GPUs that Ray assigns on the node.
         logical: True if the node's GPUs are for scheduling only (for tests, see
             ``ISWEEP_LOGICAL_GPUS``).
-        torch_message: torch's message if torch can use no GPU; otherwise empty.
-        error: why the process with torch failed; empty if the process succeeded.
+        torch_message: torch's message if torch can use no GPU, otherwise an empty text.
+        error: reason why the process with torch failed, or an empty text if it succeeded.
     """
 
     node: str

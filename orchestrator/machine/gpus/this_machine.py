@@ -20,7 +20,8 @@ class PlannedGpus(NamedTuple):
     """The GPUs of a machine, as plans count them.
 
     Attributes:
-        model: GPU model for which hours and memory are predicted; None without a GPU.
+        model: GPU model for which hours and memory are predicted, or None if the machine has no
+            GPU.
         number: number of GPUs.
     """
 
@@ -99,10 +100,10 @@ def _from_nvidia_smi(rows: list[_SmiRow], ids: list[str] | None) -> list[Gpu] | 
 
     Args:
         rows: all GPUs of the machine.
-        ids: numbers or UUIDs of the visible GPUs; None stands for all GPUs.
+        ids: numbers or UUIDs of the visible GPUs. None means all GPUs.
 
     Returns:
-        The GPUs. None if torch must describe them: there are no rows, a row is not complete, or
+        The GPUs, or None if torch must describe them: there are no rows, a row is not complete, or
         there are numbers and several models of GPU.
     """
     gpus = []
@@ -127,7 +128,9 @@ def _from_nvidia_smi(rows: list[_SmiRow], ids: list[str] | None) -> list[Gpu] | 
 
 
 def _gpu_with_id(gpus: list[Gpu], gpu_id: str) -> Gpu | None:
-    """Return the GPU with a number, or with a UUID that begins with ``gpu_id``; None if missing."""
+    """Return the GPU with this number, or with a UUID that begins with ``gpu_id``. If there is no
+    such GPU, return None.
+    """
     if gpu_id.isdigit():
         number = int(gpu_id)
         return gpus[number] if number < len(gpus) else None

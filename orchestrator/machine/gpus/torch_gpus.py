@@ -1,4 +1,4 @@
-"""What torch reports about this node's GPUs.
+"""Facts about this node's GPUs that torch reports.
 
 Torch shows which GPUs a trial can use. :func:`describe` runs torch in a separate process, so that
 this process uses no GPU memory.
@@ -38,7 +38,7 @@ class _GpuState(NamedTuple):
         uuid: GPU-...
         compute_mode: ``Default``, or a mode that restricts which processes may use the GPU.
         mig_mode: ``Enabled`` if the GPU has slices (MIG).
-        used_mib: memory that all processes use, in MiB; no number if unknown.
+        used_mib: memory that all processes use, in MiB. If it is unknown, this text is no number.
     """
 
     uuid: str
@@ -51,7 +51,7 @@ def describe_node() -> NodeGpus:
     """Return the GPUs that Ray uses on this node. The caller is a task of Ray.
 
     Ray hides GPUs from a task without a share of a GPU. So the value of ``CUDA_VISIBLE_DEVICES`` is
-    that of the task's parent process, the raylet.
+    read from the task's parent process, the raylet.
     """
     return describe(visible_at_start_of_parent())
 
@@ -61,7 +61,7 @@ def describe(visible: str | None) -> NodeGpus:
 
     Args:
         visible: value of ``CUDA_VISIBLE_DEVICES`` for that process. None leaves the variable unset,
-            which shows all GPUs; an empty value hides all GPUs.
+            which shows all GPUs. An empty value hides all GPUs.
     """
     ids = listed_gpus(visible or "")
     if len(ids) > 1 and any(gpu_id.startswith("MIG-") for gpu_id in ids):
@@ -94,7 +94,7 @@ def describe(visible: str | None) -> NodeGpus:
 def _describe_slices(ids: list[str]) -> NodeGpus:
     """Return slices (MIG), each described by its own process, because CUDA shows only one slice."""
     with ThreadPoolExecutor() as pool:
-        # Each of these describes one slice.
+        # Each of these descriptions is for one slice.
         nodes = list(pool.map(describe, ids))
     # The first slice with an error stands for the node.
     failing = (node for node in nodes if node.error or node.torch_message)
@@ -112,7 +112,7 @@ def print_gpus() -> None:
     """
     rows = nvidia_smi.query("uuid,compute_mode,mig.mode.current,memory.used")
     rows_by_uuid = {row[0]: _GpuState(*row) for row in rows}
-    # Measured now, before this process itself uses GPU memory.
+    # The memory is measured now, before this process itself uses GPU memory.
     bytes_held_in_slice = _held_in_slice()
     import torch
 
@@ -158,7 +158,9 @@ def print_gpus() -> None:
 
 
 def _held_in_slice() -> int:
-    """Return the bytes of memory that are used in this process's slice (MIG); 0 if unknown."""
+    """Return the bytes of memory that are used in this process's slice (MIG), or 0 if this is
+    unknown.
+    """
     from tasks.trials.isolation import NvmlGpu
 
     first = (visible_gpus() or [""])[0]
@@ -170,7 +172,7 @@ def _held_in_slice() -> int:
 
 
 def why_no_gpu() -> str:
-    """Return torch's message if torch can use no GPU; otherwise return an empty text."""
+    """Return torch's message if torch can use no GPU, otherwise an empty text."""
     import torch
 
     try:

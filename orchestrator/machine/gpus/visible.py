@@ -23,7 +23,7 @@ HIDING_VALUES = ("", "-1", "none", "void", "nodevfiles")
 
 
 def gpus_are_simulated() -> bool:
-    """Return whether GPUs exist only in Ray's scheduling, for tests; see :data:`LOGICAL_GPUS`."""
+    """Return whether GPUs exist only in Ray's scheduling, for tests (see :data:`LOGICAL_GPUS`)."""
     return os.environ.get(LOGICAL_GPUS) == "1"
 
 
@@ -36,7 +36,7 @@ def hides_all_gpus() -> bool:
 
 
 def visible_gpus() -> list[str] | None:
-    """Return the GPUs that ``CUDA_VISIBLE_DEVICES`` lists; None if the variable is not set."""
+    """Return the GPUs that ``CUDA_VISIBLE_DEVICES`` lists, or None if the variable is not set."""
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
     if value is None:
         return None
@@ -58,8 +58,8 @@ def visible_at_start_of_parent() -> str | None:
     """Return the value of ``CUDA_VISIBLE_DEVICES`` with which the parent process was started.
 
     Returns:
-        The value; an empty value hides all GPUs. None if the parent process was started without
-        the variable, so that it uses all GPUs.
+        The value. An empty value hides all GPUs. If the parent process was started without the
+        variable, it uses all GPUs, and the value is None.
     """
     prefix = b"CUDA_VISIBLE_DEVICES="
     with suppress(OSError):

@@ -35,7 +35,7 @@ SECRET_HINT = (
 )
 WHEEL_HINT = "Run `make wheel`"
 MAX_FILE_BYTES = 100_000
-"""Largest size of a launch file. PyYAML reads this in a second; the longest launch file of the
+"""Largest size of a launch file. PyYAML reads this in a second. The longest launch file of the
 repository has 6,000 bytes."""
 IN_CHECKOUT_OR_ROOT = (".git", "isweep-root", "mlflow.db", "sweeps", "prepared")
 """Files and folders that show that their folder must not be copied to the nodes. It is a checkout,
@@ -46,7 +46,8 @@ SECRET_KEY = re.compile(r"secret|password|access_key|(^|_)token$", re.IGNORECASE
 SECRET_SET = re.compile(
     r"(?<![A-Z_])([A-Z_]*(?:TOKEN|SECRET|PASSWORD|ACCESS_KEY)[A-Z_]*)=[\"']?[^\s$~/\"']"
 )
-"""An environment variable that a command sets to a secret, not to a file or another variable."""
+"""Pattern of a command that sets an environment variable to a secret. It does not match a file or
+another variable."""
 READ_BY_OTHERS = 0o077
 """Permission bits of group and others."""
 
@@ -100,7 +101,7 @@ def _read(path: Path) -> Config | Mistake:
     hint = "Give the path of a launch file, for example cluster.yaml"
     try:
         text = read_text(path, "launch file", MAX_FILE_BYTES)
-        # This parser rejects a key that occurs twice; Ray would use the last one.
+        # This parser rejects a key that occurs twice. Ray would use the last value of the key.
         yaml = YAML(typ="safe", pure=True)
         yaml.version = (1, 1)  # as Ray reads it
         config = yaml.load(text)

@@ -18,9 +18,9 @@ class Mistake:
     """A mistake in a launch file.
 
     Attributes:
-        place: key in the file, with dots; empty if the problem concerns the whole file.
-        problem: what is wrong there.
-        hint: what the user can do.
+        place: key in the file, with dots, or an empty text if the problem concerns the whole file.
+        problem: description of the mistake at this place.
+        hint: advice for the user.
     """
 
     place: str

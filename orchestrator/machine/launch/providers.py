@@ -28,7 +28,7 @@ class NodeType:
     Attributes:
         place: key of its configuration in the file, with dots.
         request: configuration that Ray sends to the provider.
-        is_head: whether the head has this type.
+        is_head: True if the head has this type.
     """
 
     place: str
@@ -100,7 +100,7 @@ def _invalid_request(node_type: NodeType) -> Iterator[Mistake]:
 
 @cache
 def _instance_request_shape() -> Any:
-    """Return botocore's description of a request for instances; reading it takes half a second."""
+    """Return botocore's description of a request for instances. Reading it takes half a second."""
     session = importlib.import_module("botocore.session").get_session()
     return session.get_service_model("ec2").operation_model("RunInstances").input_shape
 

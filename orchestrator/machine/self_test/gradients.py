@@ -35,16 +35,17 @@ INNER_PRODUCT_CHUNK = 2**24
 """Number of weights to convert to float64 at once: 128 MB in float64. A VGG has 140 million
 weights."""
 FLOAT32_ERROR = 1e-4
-"""Relative error of a correct convolution in float32, as large as with cuDNN's Winograd kernels."""
+"""Relative error of a correct convolution in float32. It is the error of cuDNN's Winograd
+kernels."""
 LOSS_FACTOR = 3
-"""Largest difference from the CPU's loss, divided by the difference that rounding causes there. A
-GPU rounds in another way than the CPU, so its error may be larger by chance."""
+"""Largest difference from the CPU's loss, divided by the difference that rounding causes on the
+CPU. A GPU rounds in another way than the CPU, so its error may be larger by chance."""
 DIRECTION_FACTOR = 2
 """Largest value of 1 - cosine, divided by the value that rounding causes on the CPU. The reason is
 the same as for LOSS_FACTOR."""
 NORM_FACTOR = 2
 """Largest relative difference from the CPU's norm of the gradient in float32, divided by the
-difference that rounding causes there. The reason is the same as for LOSS_FACTOR."""
+difference that rounding causes on the CPU. The reason is the same as for LOSS_FACTOR."""
 FLOAT32_LOSS_MARGIN = 1e-3
 """Difference of a float32 loss from the CPU's loss, in nat, that is always allowed. By chance,
 rounding on the CPU may leave the loss unchanged."""
@@ -101,7 +102,7 @@ class Gradient:
         return math.sqrt(_inner_product(self.of_weights, self.of_weights))
 
     def cosine(self, reference: Gradient) -> float:
-        """Return the cosine of the angle to another gradient; NaN if one of them is zero."""
+        """Return the cosine of the angle to another gradient, or NaN if one of them is zero."""
         norms = self.norm * reference.norm
         if norms > 0:
             return _inner_product(self.of_weights, reference.of_weights) / norms
@@ -193,7 +194,7 @@ class GradientComparison:
 
     @property
     def problem(self) -> str:
-        """The difference that is too large, as a line of text; empty if there is none.
+        """A line of text about the difference that is too large, or an empty text if there is none.
 
         NaN counts as too large.
         """

@@ -69,7 +69,7 @@ class Difference:
     graphs: float
 
     def exceeds(self, least_noise: float) -> bool:
-        """Return whether graphs differ by more than noise explains; true for NaN.
+        """Return whether graphs differ by more than noise explains. The result is True for NaN.
 
         Args:
             least_noise: noise that is assumed if the two plain trainings differ by less.
@@ -77,7 +77,7 @@ class Difference:
         return not self.graphs <= NOISE_FACTOR * max(self.noise, least_noise)
 
     def merged_with(self, other: Difference) -> Difference:
-        """Return the largest differences of two samples; NaN if one of them is NaN."""
+        """Return the largest differences of two samples, or NaN if one of them is NaN."""
         return Difference(
             noise=_largest([self.noise, other.noise]),
             graphs=_largest([self.graphs, other.graphs]),
@@ -91,8 +91,8 @@ class TrainingComparison:
     Attributes:
         model: name of the network.
         losses: largest differences of an epoch's loss, in nat.
-        weights: largest differences of a weight. None if the training draws random numbers: graphs
-            and plain steps draw different ones, so their weights must differ.
+        weights: largest differences of a weight. The value is None if the training draws random
+            numbers: graphs and plain steps draw different ones, so their weights must differ.
         plain_s: seconds of an epoch of the first plain training.
         again_s: seconds of an epoch of the second plain training.
         graph_s: seconds of an epoch with graphs, without captures.
@@ -107,7 +107,7 @@ class TrainingComparison:
 
     @property
     def problem(self) -> str:
-        """Text about a difference between graphs and plain steps; empty if there is none."""
+        """Text about a difference between graphs and plain steps, or an empty text without one."""
         if self.weights is None:
             # The training draws random numbers, so only the losses can be compared.
             largest_allowed = max(DROPOUT_LOSS_TOLERANCE, RANDOM_NOISE_FACTOR * self.losses.noise)
@@ -133,7 +133,7 @@ class TrainingComparison:
         """Return this comparison with the largest differences of this and an earlier sample.
 
         Two plain trainings can be equal by chance. Then the noise of one sample is too small, and
-        correct graphs seem to differ. The times remain those of this sample.
+        correct graphs seem to differ. The times of this sample do not change.
         """
         weights = self.weights
         if weights is not None and earlier.weights is not None:
@@ -142,7 +142,9 @@ class TrainingComparison:
 
     @property
     def slowness(self) -> str:
-        """Text about graphs that are slower than plain steps; empty if they are not slower."""
+        """Text about graphs that are slower than plain steps, or an empty text if they are not
+        slower.
+        """
         tolerance = max(abs(self.plain_s - self.again_s), SPEED_MARGIN * self.plain_s)
         if self.graph_s <= max(self.plain_s, self.again_s) + tolerance:
             return ""
@@ -201,7 +203,7 @@ def _train_three_times(
         images: training images, ``(num_images, channels, side, side)`` uint8.
         labels: labels of the images, ``(num_images,)`` int64.
         device: device of the trainings.
-        dropout: replaces the network's own dropout; None keeps it.
+        dropout: replaces the network's own dropout. None means that it does not change.
     """
     # Graphs run between the plain trainings: if another load grows meanwhile, it affects both.
     plain = _train_once(case, images, labels, device, dropout, graphs=False)
@@ -215,7 +217,7 @@ def _train_three_times(
     if dropout is None or is_random_in_training(
         build_network(case, dropout), images[:NO_BATCH_NORM_IMAGES]
     ):
-        # Only the last epoch, because the first losses depend on few random numbers.
+        # Only the last epoch is compared, because the first losses depend on few random numbers.
         epochs = slice(-1, None)
     else:
         weights = Difference(
@@ -277,18 +279,19 @@ def _largest_difference(first: Sequence[float], second: Sequence[float]) -> floa
 
 
 def _largest(values: Sequence[float]) -> float:
-    """Return the largest value; NaN if a value is NaN, which Python's ``max`` may ignore."""
+    """Return the largest value, or NaN if a value is NaN. Python's ``max`` may ignore NaN."""
     return float(torch.tensor(values, dtype=torch.float64).max())
 
 
 def _largest_change(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
-    """Return the largest difference of two lists of tensors; NaN if a value is NaN."""
+    """Return the largest difference of two lists of tensors, or NaN if a value is NaN."""
     changes = [(left - right).abs().max() for left, right in zip(first, second, strict=True)]
     return float(torch.stack(changes).max())
 
 
 def dropout_problem(device: torch.device, capture: Capture = capture_graph) -> str:
-    """Return text if a graph's dropout repeats its mask or drops a wrong share; else empty.
+    """Return text if a graph's dropout repeats its mask or drops a wrong share, otherwise an empty
+    text.
 
     Args:
         device: device of the graph. A CPU has no graphs, so it is only tested with another

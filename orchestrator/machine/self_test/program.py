@@ -100,7 +100,8 @@ def _run_cpu_comparison(case: Case, device: torch.device) -> CpuResult:
     comparisons: list[GradientComparison] = []
     try:
         with _trial_settings(case, device):
-            # One by one: if a later comparison fails, a wrong result before it still counts.
+            # The results are stored one by one: if a later comparison fails, an earlier wrong
+            # result still counts.
             for comparison in compare_with_cpu(case, device):
                 comparisons.append(comparison)
     except Exception as error:  # A driver or a library may raise any exception.

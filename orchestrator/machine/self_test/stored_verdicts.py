@@ -47,14 +47,17 @@ class StoredVerdict:
     """The stored part of a self-test's verdict, see :class:`~.verdict.Verdict`.
 
     Attributes:
-        gpu_problem: what the GPU computes wrongly; empty if it computes correctly.
-        reason_for_plain_steps: why trials use plain steps; empty if they use graphs.
-        is_final: True if the verdict stays valid; False if a later test replaces it.
+        gpu_problem: description of what the GPU computes wrongly, or an empty text if it computes
+            correctly.
+        reason_for_plain_steps: the reason why trials use plain steps, or an empty text if they use
+            graphs.
+        is_final: True if the verdict stays valid, False if a later test replaces it.
         tested_at: time of the test in seconds since 1970.
         file: file of the verdict.
-        reason_for_doubt: why ``gpu_problem`` is in doubt; empty if it is not in doubt.
-        comparison_error: why the GPU was not compared with the CPU. No trial may then use the GPU
-            before a further test. Empty if the GPU was compared.
+        reason_for_doubt: the reason why ``gpu_problem`` is in doubt, or an empty text if it is not
+            in doubt.
+        comparison_error: the reason why the GPU was not compared with the CPU, or an empty text if
+            it was compared. If there is a reason, no trial may use the GPU before a further test.
         valid_for_s: seconds for which the verdict is valid if it is not final.
     """
 
@@ -72,7 +75,7 @@ class StoredVerdict:
         """Return the verdict from the fields of its file.
 
         Raises:
-            KeyError, TypeError, ValueError: the fields are not those of a verdict.
+            KeyError, TypeError, ValueError: the fields do not describe a verdict.
         """
         return cls(
             gpu_problem=str(fields["wrong"]),
@@ -160,7 +163,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _latest_verdict(file: Path) -> StoredVerdict | None:
-    """Return the last verdict of this process or of another one; None if there is none."""
+    """Return the last verdict of this process or of another one, or None if there is none."""
     stored = _read(file)
     in_memory = _verdicts_of_this_process.get(file)
     if stored is None or in_memory is None:
@@ -169,7 +172,7 @@ def _latest_verdict(file: Path) -> StoredVerdict | None:
 
 
 def _read(file: Path) -> StoredVerdict | None:
-    """Return the verdict in a file; None if it is missing or cannot be read."""
+    """Return the verdict in a file, or None if it is missing or cannot be read."""
     try:
         fields: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return StoredVerdict.from_fields(fields, file)
@@ -226,7 +229,7 @@ def run_in_separate_process(case: Case) -> dict[str, Any]:
 
 
 def _last_verdict(output: str) -> dict[str, Any]:
-    """Return the last verdict that the process of a self-test printed; empty if it printed none.
+    """Return the last verdict that the process of a self-test printed, or an empty dict.
 
     The process may be killed while it prints a line, or a library may print more lines.
     """

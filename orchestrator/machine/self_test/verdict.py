@@ -17,7 +17,8 @@ class CpuResult:
 
     Attributes:
         comparisons: comparisons of loss and gradient, one for each precision until an error.
-        error_text: the error that ended the comparison early, in one line; empty if there was none.
+        error_text: the error that ended the comparison early, in one line, or an empty text if
+            there was none.
         is_gpu_error: True if the GPU itself caused the error.
     """
 
@@ -27,7 +28,9 @@ class CpuResult:
 
     @property
     def problem(self) -> str:
-        """What the device computes wrongly, in one line; empty if nothing is wrong."""
+        """A line of text about what the device computes wrongly, or an empty text if nothing is
+        wrong.
+        """
         return _join(comparison.problem for comparison in self.comparisons)
 
 
@@ -36,10 +39,11 @@ class GraphResult:
     """The result of the second part: trainings with graphs and with plain steps.
 
     Attributes:
-        trainings: comparisons of trainings; empty if an error ended them.
-        error_text: the error that ended this part early, in one line; empty if there was none.
-        dropout_problem: what is wrong with dropout in a graph, in one line; empty if nothing is
-            wrong.
+        trainings: comparisons of trainings, or an empty tuple if an error ended them.
+        error_text: the error that ended this part early, in one line, or an empty text if there was
+            none.
+        dropout_problem: description of what is wrong with dropout in a graph, in one line, or an
+            empty text if nothing is wrong.
     """
 
     trainings: tuple[TrainingComparison, ...] = ()
@@ -48,7 +52,7 @@ class GraphResult:
 
 
 class PlainStepsCause(Enum):
-    """Why trials use plain steps instead of graphs."""
+    """The reason why trials use plain steps instead of graphs."""
 
     WRONG_GPU = auto()
     """The GPU computes wrongly, so no trial uses it at all."""
@@ -65,17 +69,20 @@ class Verdict:
     """The verdict of a self-test.
 
     Attributes:
-        gpu_problem: what the GPU computes wrongly, in one line; empty if it computes correctly.
-        reason_for_plain_steps: why trials use plain steps, in one line; empty if they use graphs.
-        cause: the kind of this reason; None if trials use graphs.
-        reason_for_doubt: why ``gpu_problem`` is in doubt, in one line: the second comparison with
-            the CPU found no difference, failed or did not end, or an error ended the first
-            comparison after it found the problem. Empty if the second comparison confirmed the
-            problem, or if there is no problem.
-        comparison_error: the error of the GPU that ended the comparison with the CPU, in one line.
-            It is then unknown whether the GPU computes correctly. Empty if there was no such error.
+        gpu_problem: description of what the GPU computes wrongly, in one line, or an empty text if
+            it computes correctly.
+        reason_for_plain_steps: the reason why trials use plain steps, in one line, or an empty text
+            if they use graphs.
+        cause: the kind of this reason, or None if trials use graphs.
+        reason_for_doubt: the reason why ``gpu_problem`` is in doubt, in one line. There are two
+            such reasons. Either the second comparison with the CPU found no difference, failed or
+            did not end. Or an error ended the first comparison after it found the problem. The text
+            is empty if the second comparison confirmed the problem, or if there is no problem.
+        comparison_error: the error of the GPU that ended the comparison with the CPU, in one line,
+            or an empty text if there was no such error. After such an error, it is unknown whether
+            the GPU computes correctly.
         seconds: duration of the whole test.
-        arithmetic: comparisons with the CPU, also those of the second comparison.
+        arithmetic: results of the first and the second comparison with the CPU.
         trainings: comparisons of graphs with plain steps.
     """
 
@@ -119,7 +126,7 @@ def verdict_on_wrong_gpu(first: CpuResult, second: CpuResult | None = None) -> V
 
     Args:
         first: the first comparison with the CPU, which found the problem.
-        second: the second comparison; None if it has not ended.
+        second: the second comparison, or None if it has not ended.
     """
     comparisons = first.comparisons
     if second is not None:
@@ -134,7 +141,9 @@ def verdict_on_wrong_gpu(first: CpuResult, second: CpuResult | None = None) -> V
 
 
 def _reason_for_doubt(first: CpuResult, second: CpuResult | None) -> str:
-    """Return the reason to doubt that the device computes wrongly; empty if there is none."""
+    """Return the reason to doubt that the device computes wrongly, or an empty text if there is
+    none.
+    """
     if second is None:
         if first.error_text:
             # One precision was wrong, and the comparison of the next precision failed.
@@ -167,7 +176,7 @@ def verdict_on_graphs(result: CpuResult, graphs: GraphResult) -> Verdict:
     slow = _join(comparison.slowness for comparison in graphs.trainings)
     error_text = graphs.error_text or graphs.dropout_problem
     cause = None
-    # A difference makes the verdict final, also if an error followed it.
+    # A difference makes the verdict final, even if an error followed it.
     if different:
         cause = PlainStepsCause.DIFFERENT_GRAPHS
     elif error_text:

@@ -35,7 +35,8 @@ from tasks.trials.steps import Step
 from tasks.trials.user_networks import depends_on_pixels, one_line
 
 ALLOCATION_BYTES = 512
-"""PyTorch's CUDA allocator rounds the size of every block up to a multiple of this, bytes."""
+"""PyTorch's CUDA allocator rounds the size of every block up to a multiple of this number of
+bytes."""
 WHITE = 255.0
 """Largest pixel value of the random images on which a network is run."""
 BLACK = 0.0
@@ -70,7 +71,7 @@ IN_PLACE_ADAM = (0, 2, 3)
 def convolution_backward_flops(
     output_gradient: Tensor, pixels: Tensor, weight: Tensor, *settings: Any, out_val: Any
 ) -> int:
-    """Return the operations of the gradients of a convolution, also of a grouped one.
+    """Return the operations of the gradients of a convolution, which may be grouped.
 
     The gradient by the pixels and the gradient by the weights each need as many operations as
     the convolution itself. PyTorch's formula ignores the groups in the gradient by the weights:
@@ -80,9 +81,9 @@ def convolution_backward_flops(
         output_gradient: ``(batch, out_channels, ...)`` gradient by the output.
         pixels: ``(batch, in_channels, ...)`` input of the convolution.
         weight: ``(out_channels, in_channels / groups, ...)`` weights.
-        settings: the other arguments of ``aten.convolution_backward``; the last one tells
+        settings: the other arguments of ``aten.convolution_backward``. The last one contains
             whether the gradients by the pixels, the weights and the bias are computed.
-        out_val: the three gradients; not used.
+        out_val: the three gradients, which are not used.
     """
     _, _, _, _, is_transposed, _, _, (by_pixels, by_weight, _) = settings
     positions = (pixels if is_transposed else output_gradient).shape[2:]
@@ -91,14 +92,15 @@ def convolution_backward_flops(
 
 
 FLOP_FORMULAS = {**flop_registry, torch.ops.aten.convolution_backward: convolution_backward_flops}
-"""Functions that count the operations of a kernel, by kernel. Other kernels count as 0."""
+"""Functions that count the operations of a kernel, by kernel. All other kernels have 0
+operations."""
 
 
 @dataclass(frozen=True)
 class _Network:
     """A network to build and run.
 
-    ``num_outputs`` is the number of logits if the recipe sets none.
+    ``num_outputs`` is the number of logits if the recipe does not set this number.
     """
 
     model: ModelSpec
@@ -162,7 +164,7 @@ def _unfused_attention() -> Iterator[None]:
     """Run attention as single operators, because a fused transformer layer is not counted.
 
     With torch's fused layers, the count had only two thirds of the operations of a forward pass of
-    ViT-B/16, and 0.4 % of those of a small ViT.
+    ViT-B/16. For a small ViT, it had only 0.4 % of the operations.
     """
     was_enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -226,7 +228,7 @@ def _count_with_data(network: _Network, error: BaseException) -> NetworkCost:
     """Count the costs of your own network on tensors with data.
 
     A network may fail on noise and on black images, but work on the images of a sweep. If its
-    computation depends on pixel values, its costs are guessed as those of one dense layer with
+    computation depends on pixel values, its costs are guessed as the costs of one dense layer with
     the same number of weights.
 
     Args:

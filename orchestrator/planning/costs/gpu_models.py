@@ -146,15 +146,15 @@ def gpu_model_from_driver(
 ) -> GpuModel:
     """Return the kind of a GPU from the data that its driver reports.
 
-    A GPU that is not in the table, for example a MIG slice, gets the rates per processor of
-    the slowest GPU with the same compute capability. If no GPU in the table has this
-    capability, the rates are those of the next lower capability in the table.
+    A GPU may be missing from the table, for example a MIG slice. It gets the rates per processor of
+    the slowest GPU with the same compute capability. If no GPU in the table has this capability,
+    the rates belong to the next lower capability in the table.
 
     Args:
         name: Name of the GPU, as the driver reports it.
         memory_gib: Memory that the driver reports, GiB.
         capability: CUDA compute capability.
-        processors: Number of streaming multiprocessors. 0 if unknown.
+        processors: Number of streaming multiprocessors, or 0 if it is unknown.
         checks: Measured rates by the name that the driver reports, see
             :func:`orchestrator.planning.costs.gpu_checks.read_checks`. They replace
             the rates of the table.

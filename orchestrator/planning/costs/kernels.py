@@ -17,8 +17,8 @@ class Kernel:
 
     Attributes:
         name: PyTorch's name of the operation.
-        flops: Arithmetic operations of a convolution or matrix product. 0 for all other
-            kernels.
+        flops: Arithmetic operations of a convolution or matrix product. The number is 0 for all
+            other kernels.
         num_bytes: Bytes that the operation reads and writes.
     """
 
@@ -29,7 +29,8 @@ class Kernel:
     @property
     def num_launches(self) -> int:
         """Number of kernels that a GPU starts for the operation."""
-        # One kernel for the gradient of the input, and one for the gradient of the weights.
+        # The GPU starts one kernel for the gradient of the input, and one for the gradient of the
+        # weights.
         if self.name == "convolution_backward":
             return 2
         return 1
@@ -80,8 +81,8 @@ class NetworkCost:
             in float32.
         evaluation_batch: Number of images in a pass of the evaluation.
         attack_batch: Number of images in a pass of an attack.
-        uncounted: Reason why the passes could not be counted, or an empty string. The costs
-            are then those of one dense layer with the same number of weights.
+        uncounted: Reason why the passes could not be counted, or an empty string. The costs are
+            then the costs of one dense layer with the same number of weights.
     """
 
     num_parameters: int

@@ -23,7 +23,7 @@ def array_bytes(network: NetworkSpec, train_size: int | None = None) -> int:
 
     Args:
         network: The network to train.
-        train_size: Number of training images to load. None for the train size of the network.
+        train_size: Number of training images to load. None means the train size of the network.
     """
     prepared = network.subset.prepared
     num_images = (train_size or network.train_size) + network.subset.test_size

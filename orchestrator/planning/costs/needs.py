@@ -22,10 +22,10 @@ from search_spaces.specs import TrialSpec
 from tasks.trials.records import CONTEXT_BYTES
 
 TRIAL_SECONDS = 3.0
-"""Seconds per trial besides its passes: to build the network, copy images, measure d_repr and
-store the result. Assumed."""
+"""Seconds per trial besides its passes: to build the network, copy images, measure d_repr and store
+the result. This number is assumed, not measured."""
 CORE_TRIAL_SECONDS = 0.5
-"""Seconds per trial besides its passes, on a CPU core. Assumed."""
+"""Seconds per trial besides its passes, on a CPU core. This number is assumed, not measured."""
 CORE_FLOPS = 100e9
 """Arithmetic operations per second of one CPU core, for models without a measurement
 (benchmarks/training_throughput.py)."""
@@ -150,7 +150,7 @@ def _share(gpu: GpuModel, busy: float, memory: float) -> float:
         memory: Peak memory of the trial, bytes.
     """
     num_together = max(1, math.ceil(BUSY_ENOUGH / busy))
-    # Rounded down: a third becomes 0.33, so that three trials fit on a GPU.
+    # The share is rounded down: a third becomes 0.33, so that three trials fit on a GPU.
     for_work = math.floor(SHARE_STEP / num_together) / SHARE_STEP
     if not gpu.timed:
         for_work = max(for_work, MIN_UNTIMED_SHARE)

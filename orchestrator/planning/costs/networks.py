@@ -43,9 +43,9 @@ def network_cost(
 ) -> NetworkCost:
     """Return the costs of a network's passes on square images.
 
-    Results are cached, because many networks of a sweep have the same costs.
-    ``image_size`` is the side of the images in pixels. ``num_outputs`` is the number of logits if
-    the recipe sets none.
+    Results are cached, because many networks of a sweep have the same costs. ``image_size`` is the
+    side of the images in pixels. ``num_outputs`` is the number of logits if the recipe does not set
+    this number.
 
     Raises:
         ConfigError: The network cannot be built with these sizes.

@@ -15,9 +15,10 @@ from orchestrator.planning.costs.kernels import PassCost
 STREAM_EFFICIENCY = 0.85
 """Share of the bandwidth that long sequential reads and writes reach, as in an optimizer."""
 EAGER_INTERVAL_S = 10e-6
-"""Seconds between the starts of two kernels from Python. Assumed, not measured."""
+"""Seconds between the starts of two kernels from Python. This number is assumed, not measured."""
 GRAPH_INTERVAL_S = 3e-6
-"""Seconds between the starts of two kernels in a CUDA graph. Assumed, not measured."""
+"""Seconds between the starts of two kernels in a CUDA graph. This number is assumed, not
+measured."""
 SINGLE_EFFICIENCY = 0.7
 """Training is assumed to reach at least this share of the float32 rate. Float32 units come
 closer to the rate of their data sheet than tensor cores."""
@@ -43,7 +44,8 @@ def pass_time(cost: PassCost, gpu: GpuModel, *, interval: float, half: bool = Tr
         cost: The kernels of the pass.
         gpu: The GPU, on which nothing else runs.
         interval: Smallest number of seconds between the starts of two kernels.
-        half: True for matrix products in 16 bits. False for float32 without TensorFloat-32.
+        half: True if matrix products are in 16 bits, False if they are in float32 without
+            TensorFloat-32.
     """
     if half:
         flops_per_s = 1e12 * gpu.half_tflops * gpu.compute_efficiency

@@ -105,10 +105,10 @@ def classify_lost_worker(
     """Return the failure of a trial whose worker died before it sent a report.
 
     Args:
-        error: Ray's exception; None if Tune did not store it.
+        error: Ray's exception, or None if Tune did not store it.
         text: Tune's text about the failure.
         dead_ids: Ray's ids of dead nodes, and of the actors that ran on them.
-        pid: process id of the worker on its node; 0 if unknown.
+        pid: process id of the worker on its node, or 0 if it is unknown.
     """
     text = text or str(error or WORKER_GONE)
     is_memory_kill = matching_row({LOST_WORKER}, text) is not None

@@ -34,11 +34,12 @@ the file."""
 
 
 def outcome_of(trial: Any, location: WorkerLocation | None) -> TrialReport | TrialFailure:
-    """Return the report of a failed trial; without a report, Ray's reason why its worker died.
+    """Return the report of a failed trial. If there is none, return Ray's reason why its worker
+    died.
 
     Args:
         trial: Tune's trial.
-        location: where the trial ran; None if its worker sent no location.
+        location: the place where the trial ran, or None if its worker sent no location.
     """
     error = _pickled_error(trial)
     cause = getattr(error, "cause", None) or error
@@ -53,19 +54,19 @@ def outcome_of(trial: Any, location: WorkerLocation | None) -> TrialReport | Tri
 
 
 def _pickled_error(trial: Any) -> Any:
-    """Return the exception that Tune stored for a trial; None if no actor or task raised one.
+    """Return the exception that Tune stored for a trial, or None if no actor or task raised one.
 
     The attribute is private. If a later Ray lacks it, every failure counts as a worker's
     crash.
     """
     with suppress(Exception):
-        # Safe to unpickle: this driver wrote the file a moment ago, in its own folder.
+        # The file is safe to unpickle: this driver wrote it a moment ago, in its own folder.
         return cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
     return None
 
 
 def _last_error_text(trial: Any) -> str:
-    """Return Tune's text about a trial's last error; empty if there is none."""
+    """Return Tune's text about a trial's last error, or an empty text if there is none."""
     with suppress(OSError, AttributeError, TypeError):
         text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
         last = text.rpartition(FAILURE_HEADING)[2]

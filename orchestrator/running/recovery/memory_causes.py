@@ -45,9 +45,9 @@ def cause_on_gpu(
 
     Args:
         trial: the trial that failed.
-        failure: why it failed.
+        failure: description of the failed attempt.
         num_gpus: share of a GPU that the trial had, or its number of whole GPUs.
-        gpu: the smallest GPU of the cluster; None if unknown.
+        gpu: the smallest GPU of the cluster, or None if it is unknown.
     """
     share_of_others = failure.held_by_others
     if share_of_others is not None and share_of_others > MAX_SHARE_OF_OTHERS_ON_GPU:

@@ -9,9 +9,9 @@ Each level changes the request of the level before:
 - The last levels halve the micro-batch, the images of one forward pass, if the batches may be
   split. Batches of fewer than 4 images are never split.
 
-If the sweep requests an amount of the machine's memory, every level from 1 on requests twice this
-amount, limited by the memory of the largest node. If a trial has no GPU, or if nothing else can
-change after level 0, level 1 changes only the machine's memory.
+The sweep may request an amount of the machine's memory. Then every level from 1 on requests twice
+this amount, limited by the memory of the largest node. If a trial has no GPU, or if nothing else
+can change after level 0, level 1 changes only the machine's memory.
 
 Later events may change the requests of some levels: a network loses its CUDA graphs, the run
 abandons NVIDIA's MPS, or the memory of the largest node changes. The number of levels stays
@@ -57,7 +57,7 @@ def is_whole_gpu(resources: Resources) -> bool:
 
 @dataclass(frozen=True)
 class MemoryLevels:
-    """The requests of a run's trials by memory level; the module explains the levels.
+    """The requests of a run's trials by memory level. The module's docstring explains the levels.
 
     Attributes:
         resources: resources that the sweep requests for every trial.
@@ -67,7 +67,7 @@ class MemoryLevels:
             requests.
         networks_without_graphs: networks whose steps cannot be captured as CUDA graphs, by
             :func:`network_key`. The caller may add networks later.
-        min_share: least share of a GPU that a trial on a GPU requests; 0 until the run abandons
+        min_share: least share of a GPU that a trial on a GPU requests, or 0 until the run abandons
             NVIDIA's MPS.
     """
 
@@ -95,7 +95,8 @@ class MemoryLevels:
 
         Returns:
             The lowest level above ``level`` whose request is not ``tried``. It may be above the
-            last level, with the request of the last level. None if there is no such level.
+            last level, with the request of the last level. The value is None if there is no such
+            level.
         """
         requests = self._requests(trial)
         last_level = len(requests) - 1
@@ -108,7 +109,9 @@ class MemoryLevels:
         return None
 
     def may_split_batches(self, trial: TrialSpec) -> bool:
-        """Return whether a trial's batches may be split; splitting changes batch norm's results."""
+        """Return whether a trial's batches may be split: splitting changes the results of batch
+        norm.
+        """
         if self.resources.micro_batch_policy != "auto":
             return self.resources.micro_batch_policy == "on"
         with suppress(SweepError):
@@ -116,7 +119,7 @@ class MemoryLevels:
         return False
 
     def _requests(self, trial: TrialSpec) -> list[Resources]:
-        """Return the present requests of a trial by level: those of level 0, level 1, and so on."""
+        """Return the present requests of a trial, in the order of the levels from 0 on."""
         planned = self._planned_request(trial)
         memory_bytes = self._twice_the_memory(planned.memory_bytes)
         with_more_memory = replace(planned, memory_bytes=memory_bytes)
@@ -131,7 +134,7 @@ class MemoryLevels:
         return [self._with_later_changes(trial, request) for request in requests]
 
     def _next_request(self, trial: TrialSpec, request: Resources) -> Resources | None:
-        """Return the request that follows ``request``; None if there is no further level."""
+        """Return the request that follows ``request``, or None if there is no further level."""
         if request.num_gpus and not is_whole_gpu(request):
             return replace(request, num_gpus=min(1.0, 2 * request.num_gpus))
         if request.num_gpus and _uses_graphs(trial, request):

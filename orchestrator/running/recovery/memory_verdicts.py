@@ -13,7 +13,7 @@ class MemoryVerdict:
 
     Attributes:
         is_final: True if every further attempt would fail as well.
-        hint: what the user can do; empty if the trial may be tried again.
+        hint: advice for the user, or an empty text if the trial may be tried again.
     """
 
     is_final: bool = False
@@ -52,7 +52,7 @@ def too_little_memory(
     Args:
         trial: the trial.
         limit: the memory that is too little.
-        suggest_splitting: True to add that the sweep can allow isweep to split the batches.
+        suggest_splitting: If True, add that the sweep can allow isweep to split the batches.
     """
     recipe = trial.network.recipe
     hint = (

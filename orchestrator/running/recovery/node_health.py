@@ -26,7 +26,7 @@ MAX_QUARANTINE_DOUBLINGS = 3
 
 @dataclass
 class GpuFailures:
-    """The failures of one GPU; failures with a common cause count once.
+    """The failures of one GPU. Failures with a common cause count once.
 
     If a GPU fails, all trials that share this GPU fail, one soon after the other. So a failure
     does not count if its attempt had started before the last failure that counted.
@@ -98,8 +98,8 @@ class NodeHealth:
         Args:
             node: address of the GPU's node.
             gpus: the trial's ``CUDA_VISIBLE_DEVICES``.
-            started_s: monotonic time of the attempt's start in seconds; infinite if unknown,
-                so that the failure counts.
+            started_s: monotonic time of the attempt's start in seconds. If it is unknown, it is
+                infinite, so that the failure counts.
         """
         failures = self.gpu_failures[node, gpus]
         failures.add(started_s, self.monotonic())
@@ -114,14 +114,15 @@ class NodeHealth:
         gpus: str = "",
         started_s: float = math.inf,
     ) -> None:
-        """Count a failure if the node caused it; end the run if all nodes are unfit.
+        """Count a failure if the node caused it. End the run if all nodes are unfit.
 
         Args:
             node: address of the node on which the trial failed.
-            failure: why the trial failed.
+            failure: description of the failed attempt.
             eligible: addresses of all nodes that could run the trial.
-            gpus: the trial's ``CUDA_VISIBLE_DEVICES``; empty if it is unknown.
-            started_s: monotonic time of the attempt's start in seconds; infinite if unknown.
+            gpus: the trial's value of ``CUDA_VISIBLE_DEVICES``, or an empty text if it is unknown.
+            started_s: monotonic time of the attempt's start in seconds. If it is unknown, it is
+                infinite.
 
         Raises:
             SetupError: the last trials on each eligible node failed because of the node.
@@ -149,7 +150,9 @@ class NodeHealth:
         )
 
     def _gpu_score(self, node: str) -> float:
-        """Return a node's score for its GPUs: that of its worst GPU, plus all device errors."""
+        """Return a node's score for its GPUs: the score of its worst GPU, plus all device
+        errors.
+        """
         worst = max((gpu.number for gpu in self.unfit_gpus[node].values()), default=0)
         num_device_errors = sum(gpu.number for gpu in self.device_errors[node].values())
         return worst + DEVICE_ERROR_WEIGHT * num_device_errors

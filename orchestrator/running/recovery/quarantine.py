@@ -53,7 +53,7 @@ class GpuQuarantine:
 
 
 def occupy(location: WorkerLocation, seconds: float) -> Any:
-    """Occupy a failed share of a GPU with a sleeping Ray task; return the task's reference.
+    """Occupy a failed share of a GPU with a sleeping Ray task. Return the task's reference.
 
     While the failed process still runs, Ray assigns another GPU to the task, which then tries
     again. If another trial gets the failed GPU first and stays on it, the GPU is not
@@ -80,7 +80,7 @@ def _occupy(location: WorkerLocation, seconds: float) -> None:
 
 
 def _sleep_on_gpu(gpus: str, seconds: float, deadline: float) -> bool:
-    """Sleep if Ray assigned the failed GPU to this task; return whether it did."""
+    """Sleep if Ray assigned the failed GPU to this task. Return whether it did."""
     is_on_gpu = os.environ.get("CUDA_VISIBLE_DEVICES") == gpus and time.time() < deadline
     if is_on_gpu:
         time.sleep(seconds)

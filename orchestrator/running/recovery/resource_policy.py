@@ -4,9 +4,9 @@ The requests change after memory ran out. They are numbered by *memory levels*. 
 planned request. Each further level requests more memory, or trains in a way that needs less
 memory: see :mod:`~orchestrator.running.recovery.memory_levels`.
 
-An attempt starts at the *start level* of its trial or at that of its network, whichever is
-higher: see :mod:`~orchestrator.running.recovery.start_levels`. If memory runs out, its cause
-decides which of these start levels rise to the next level:
+An attempt starts at the *start level* of its trial or at the start level of its network. The higher
+of the two counts: see :mod:`~orchestrator.running.recovery.start_levels`. If memory runs out, its
+cause decides which of these start levels rise to the next level:
 
 ===============  =============  ===========================================================
 cause            memory of      start levels that rise
@@ -143,7 +143,7 @@ class ResourcePolicy:
         """Return the sweep's request with the mean GPU share of the trials' next requests.
 
         Args:
-            trials: the trials; at least one.
+            trials: one trial or more.
         """
         requests = [self._levels.request(trial, self._start_level(trial)) for trial in trials]
         mean_share = sum(request.num_gpus for request in requests) / len(requests)
@@ -159,8 +159,9 @@ class ResourcePolicy:
 
         Args:
             trial: the trial that failed.
-            failure: why it failed.
-            gpu_name: the driver's name of the GPU on which it failed; empty if unknown.
+            failure: description of the failed attempt.
+            gpu_name: the driver's name of the GPU on which the attempt failed, or an empty text if
+                it is unknown.
 
         Returns:
             Whether a further attempt can succeed. If it cannot, the verdict has a hint.
@@ -184,7 +185,7 @@ class ResourcePolicy:
         return max(own_level, self._network(trial).start_level)
 
     def _next_level(self, trial: TrialSpec) -> int | None:
-        """Return the next level that changes a trial's last request; None if there is none."""
+        """Return the next level that changes a trial's last request, or None if there is none."""
         last = self.last_requests[trial.trial_id]
         return self._levels.next_level(trial, last.level, last.resources)
 

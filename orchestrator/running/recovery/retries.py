@@ -18,7 +18,7 @@ class RetryPolicy:
     """The number of retries of a trial after failures of one kind, and the pauses before them.
 
     Attributes:
-        num_retries: number of retries; None is no limit.
+        num_retries: number of retries. None means that there is no limit.
         first_pause_s: seconds before the retry after a trial's first failure. After each further
             failure of the trial, of any kind, the pause is twice as long.
         max_pause_s: seconds of the longest pause, at least ``first_pause_s``.
@@ -37,7 +37,8 @@ class RetryPolicy:
 
     def pause_s(self, num_failures: int) -> float:
         """Return the seconds before the next attempt of a trial that failed so often."""
-        # Lost nodes may fail a trial any number of times, and a float cannot hold 2**1024.
+        # The number of failures is limited here: lost nodes may fail a trial very often, and a
+        # float cannot hold 2**1024.
         num_doublings = min(num_failures - 1, 100)
         return min(self.first_pause_s * 2.0**num_doublings, self.max_pause_s)
 
@@ -75,7 +76,7 @@ class Decision(NamedTuple):
     """The decision about a failed trial.
 
     Attributes:
-        pause_s: seconds until the next attempt; None gives the trial up.
+        pause_s: seconds until the next attempt. None means that the trial gets no further attempt.
         reason: text for the user: the pause and the number of failures, or why the trial is
             given up.
     """
@@ -88,9 +89,9 @@ class RetryLimit(NamedTuple):
     """The number of retries that a trial gets after a kind of failure.
 
     Attributes:
-        num_retries: number of retries; None is no limit.
-        reason: why the trial is given up after this number of retries; empty if there is no
-            limit.
+        num_retries: number of retries. None means that there is no limit.
+        reason: the reason why the trial is given up after this number of retries, or an empty text
+            if there is no limit.
     """
 
     num_retries: int | None
@@ -148,7 +149,7 @@ class Retries:
 
         Args:
             trial_id: id of the trial.
-            failure: why the attempt failed.
+            failure: description of the failed attempt.
             process_ended: True if the worker's process has died, or must not be used again.
             is_final: True if every further attempt would fail for the same reason.
         """

@@ -37,7 +37,7 @@ class Advice(NamedTuple):
     Attributes:
         words: words of the provider's messages, in lower case, without spaces and underscores.
             The hint is for a message with one of these words.
-        hint: what the user can do.
+        hint: advice for the user.
     """
 
     words: tuple[str, ...]
@@ -134,7 +134,7 @@ def _amount_text(name: str, amount: float) -> str:
 
 
 def _number_text(name: str, amount: float) -> str:
-    """Return an amount of a resource without its unit; memory is in GiB."""
+    """Return an amount of a resource without its unit. The unit of memory is GiB."""
     if name == "memory":
         return f"{amount / 2**30:,.1f}"
     return f"{amount:g}"
@@ -150,7 +150,7 @@ def _kinds_text(request: Collection[str], nodes: Collection[Mapping[str, float]]
 
 
 def autoscaler_report() -> str | None:
-    """Return text about the launches of the autoscaler; None if the cluster has none."""
+    """Return text about the launches of the autoscaler, or None if the cluster has none."""
     address = ray.get_runtime_context().gcs_address
     script = (sys.executable, "-m", "ray.scripts.scripts")
     answer = run_program(*script, "status", "--verbose", "--address", address)
@@ -161,8 +161,8 @@ def status_summary(status: str) -> str | None:
     """Return a summary of the launches that ``ray status --verbose`` lists.
 
     Returns:
-        Sentences about nodes that are being launched, failed launches and what to do. None if
-        the status shows that the cluster has no autoscaler.
+        Sentences about nodes that are being launched, failed launches and what to do. The result is
+        None if the status shows that the cluster has no autoscaler.
     """
     sections: dict[str, list[str]] = {}
     for title, text in STATUS_SECTION.findall(status):

@@ -53,8 +53,8 @@ class NetworkLevels:
 
     Attributes:
         needed_level: level that is enough on a GPU without other processes.
-        crowded_level: highest next level of the trials that failed by others, from the 5th such
-            failure on; 0 if there is none.
+        crowded_level: highest next level of the trials that failed by others, without the first 4
+            such failures. It is 0 if there is no such level.
         is_crowded: True if the crowded level counts.
         num_failures_by_others: number of failures by others since a result showed that the
             other processes had ended.
@@ -91,7 +91,7 @@ class NetworkLevels:
         """Process a failure that other processes caused on a whole GPU.
 
         Args:
-            next_level: next level of the failed trial; None if no level changes its request.
+            next_level: next level of the failed trial, or None if no level changes its request.
         """
         self.num_failures_by_others += 1
         if self.num_failures_by_others <= MAX_IGNORED_FAILURES_BY_OTHERS:

@@ -56,7 +56,9 @@ class StartWait:
         self._printed_shortage = ""
 
     def note_running_trial(self, now: float) -> None:
-        """End the wait because a trial runs; print its length if a shortage was printed."""
+        """End the wait because a trial runs. If a shortage was printed, print the length of the
+        wait.
+        """
         if self._printed_shortage:
             waited_s = now - self._began_at
             self._note(f"A trial started after {waited_s:.0f} s without a running trial.")

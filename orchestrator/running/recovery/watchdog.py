@@ -61,7 +61,7 @@ class Watchdog:
 
     Args:
         note: prints a line for the user.
-        killer_of: returns a function that kills a Tune trial's process; None if it has no
+        killer_of: returns a function that kills a Tune trial's process, or None if the trial has no
             process.
         start_wait: the wait until a trial starts. The watchdog checks it too, because both must
             know when the driver was suspended.
@@ -105,7 +105,7 @@ class Watchdog:
         self._failures.pop(trial_id, None)
 
     def failure_of(self, trial_id: str) -> TrialFailure | None:
-        """Return the failure of a trial's last attempt; None if the watchdog did not end it.
+        """Return the failure of a trial's last attempt, or None if the watchdog did not end it.
 
         The failure is known until the trial is removed.
         """
@@ -115,7 +115,7 @@ class Watchdog:
         """End trials that hang, and print why no trial starts.
 
         Args:
-            trials: Tune's trials, also those that have ended.
+            trials: all of Tune's trials, including trials that have ended.
             submitted: ids of the trials that were passed to Tune and have not ended.
 
         Raises:
@@ -135,7 +135,7 @@ class Watchdog:
     def _check_start_wait(
         self, trials: Collection[Any], submitted: Collection[str], now: float
     ) -> None:
-        """Print why no trial starts; end the run if no trial could start for minutes."""
+        """Print why no trial starts. End the run if no trial could start for minutes."""
         if not submitted:
             self._start_wait.note_empty_queue(now)
         elif any(trial.status == "RUNNING" for trial in trials):

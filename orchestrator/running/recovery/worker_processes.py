@@ -21,7 +21,7 @@ def worker_cpu_seconds(ancestor: int | None = None) -> dict[int, float]:
     """Return the CPU seconds of each worker process, by process id.
 
     Args:
-        ancestor: process id from which the workers descend; None is this process, the driver.
+        ancestor: process id from which the workers descend. None means this process, the driver.
     """
     children: dict[int, list[int]] = defaultdict(list)
     cpu_seconds: dict[int, float] = {}

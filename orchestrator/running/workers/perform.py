@@ -27,8 +27,8 @@ class TrialTask:
         assignment: the driver's assignment.
         data: the trial's images.
         device: the device, and how the trial computes on it.
-        files: stores weights, predictions and checkpoints; None stores none.
-        messages: sends epochs to the driver; None sends none.
+        files: stores weights, predictions and checkpoints. None means that nothing is stored.
+        messages: sends epochs to the driver. None means that nothing is sent.
         pretrained: weights to start from, by :attr:`ModelSpec.pretrained_key`.
     """
 
@@ -45,7 +45,7 @@ class Performed(NamedTuple):
 
     Attributes:
         result: the result.
-        trained: True if a network was trained; False if a stored network was measured.
+        trained: True if a network was trained, False if a stored network was measured.
     """
 
     result: TrialResult | SearchResult
@@ -65,7 +65,9 @@ def perform_trial(task: TrialTask) -> Performed:
 
 
 def _measure_stored(task: TrialTask) -> TrialResult | None:
-    """Return an earlier result with its missing measurements; None if its network is not stored."""
+    """Return an earlier result with its missing measurements, or None if its network is not
+    stored.
+    """
     assignment = task.assignment
     files = task.files
     earlier = assignment.earlier

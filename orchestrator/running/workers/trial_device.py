@@ -1,8 +1,8 @@
 """The device of a trial in its worker: the GPU that Ray assigned, or a CPU.
 
-If Ray assigned a GPU, the trial uses this GPU or fails; it never uses a CPU instead. Before
-the first step three things are checked: torch reaches the GPU, the GPU supports the recipe's
-precision, and the GPU passes the self-test with the trial's network.
+If Ray assigned a GPU, the trial uses this GPU or fails. It never uses a CPU instead. Before the
+first step three things are checked: torch reaches the GPU, the GPU supports the recipe's precision,
+and the GPU passes the self-test with the trial's network.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class HeldMemory:
 
     Attributes:
         held_bytes: bytes that other processes use.
-        total_bytes: all memory of the GPU; 0 if this process could not start to use the GPU.
+        total_bytes: all memory of the GPU, or 0 if this process could not start to use the GPU.
     """
 
     held_bytes: float
@@ -71,7 +71,7 @@ class HeldMemory:
 
     @property
     def share(self) -> float:
-        """Share of the GPU's memory, 0 to 1; 1 if ``total_bytes`` is 0."""
+        """Share of the GPU's memory, 0 to 1. The share is 1 if ``total_bytes`` is 0."""
         return self.held_bytes / self.total_bytes if self.total_bytes else 1.0
 
     def __str__(self) -> str:
@@ -88,8 +88,8 @@ class TrialDevice(ComputeOptions):
     """The device of a trial, and how the trial computes on it.
 
     Attributes:
-        note: why the trial uses no CUDA graphs; empty if it uses graphs, or if the sweep
-            requests no graphs.
+        note: the reason why the trial uses no CUDA graphs. The text is empty if the trial uses
+            graphs, or if the sweep requests no graphs.
     """
 
     note: str = ""
@@ -135,8 +135,8 @@ def check_numbers(network: NetworkSpec, num_threads: int) -> str:
         num_threads: number of CPU threads that the self-test may use.
 
     Returns:
-        Why trials of the network use plain steps on this GPU; empty if they use captured
-        graphs.
+        The reason why trials of the network use plain steps on this GPU, or an empty text if they
+        use captured graphs.
 
     Raises:
         UnusableGpuError: the GPU computes wrong numbers, or the self-test could not find out
@@ -249,7 +249,9 @@ def check_gpu(precision: str) -> None:
 
 
 def held_by_others() -> HeldMemory | None:
-    """Return the memory that other processes use on this process's GPU; None if it is unknown."""
+    """Return the memory that other processes use on this process's GPU, or None if it is
+    unknown.
+    """
     import torch
 
     if gpus_are_simulated():
@@ -262,7 +264,7 @@ def held_by_others() -> HeldMemory | None:
 
 
 def gpu_and_node(uuid: str = "") -> str:
-    """Return this process's GPU and node as text; without a UUID, the GPU has its number."""
+    """Return this process's GPU and node as text. A GPU without a UUID is named by its number."""
     gpu = uuid
     if not gpu:
         number = os.environ.get("CUDA_VISIBLE_DEVICES")

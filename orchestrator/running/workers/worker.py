@@ -66,8 +66,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             config: configuration of the Tune trial, which contains the assignment.
             perform: function that trains or measures.
             arrays: actor that returns references of images.
-            files: stores weights, predictions and checkpoints; None stores none.
-            messages: sends messages to the driver; None sends none.
+            files: stores weights, predictions and checkpoints. None means that nothing is stored.
+            messages: sends messages to the driver. None means that nothing is sent.
             code: source of user-defined networks by relative path.
             pretrained: weights that networks start from, by :attr:`ModelSpec.pretrained_key`.
         """
@@ -91,7 +91,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         """Run the trial and return its report.
 
         Raises:
-            TrialFailedError: the trial failed; the error contains the report.
+            TrialFailedError: the trial failed. The error contains the report.
         """
         trial_id = self.assignment.trial_id
         started_at = time.time()
@@ -99,14 +99,14 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         monotonic_start = time.monotonic()
         if self._messages is not None:
             self._messages.publish(WorkerLocation.here(trial_id))
-        # `top` and the dashboard's node page show this title until Ray restores its own.
-        # Private: if a Ray lacks this function, they show the name of the class.
+        # `top` and the dashboard's node page show this title until Ray restores its own. This
+        # function is private. If a version of Ray lacks it, they show the name of the class.
         getattr(ray._raylet, "setproctitle", lambda title: None)(f"ray::isweep {trial_id}")
         with recorded() as attempt_log:
             try:
                 self._check_code()
                 report = self._run(started_at)
-                # Again, because the trial imports further modules.
+                # The code is checked again, because the trial imports further modules.
                 self._check_code()
                 self._has_finished_a_trial = True
             except (Exception, SystemExit) as error:  # A user's network may raise SystemExit.
@@ -139,14 +139,14 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         return {DONE: True, REPORT: report.text()}
 
     def _run(self, started_at: float) -> TrialReport:
-        """Run the trial; return its report without the fields that ``step`` adds."""
+        """Run the trial. Return its report without the fields that ``step`` adds."""
         assignment = self.assignment
         resources = assignment.resources
         network = assignment.spec.network
         data = self._images()
         device = trial_device.device_for(resources, network)
         if device.device == "cuda":
-            # Read before the training, because a failed GPU no longer answers.
+            # The GPU is read before the training, because a failed GPU no longer answers.
             gpu = torch_gpus.gpu_in_use()
             self._gpu_name = gpu.name
             self._gpu_uuid = gpu.uuid

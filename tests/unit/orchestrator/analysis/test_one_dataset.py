@@ -58,8 +58,9 @@ def test_the_first_answers_are_the_best_network_and_its_curve():
         "What do d_data and K_F decide?",
     ]
     assert all_findings[0].answer.startswith(
-        "small_cnn has the lowest test loss at all 4 train sizes. At N = 840 the test loss of "
-        "small_cnn is 0.79 nat, and that of resnet_tiny is 1.15 nat."
+        "small_cnn has the lowest test loss at all 4 train sizes. At N = 840, the largest train size, "
+        "the test loss is 0.79 nat (accuracy 0.74) for small_cnn and 1.15 nat (accuracy 0.67) for "
+        "resnet_tiny."
     )
     assert "With 1 seed, another training could change this" in all_findings[0].answer
     assert "With 1,680 images expect" in all_findings[1].line
@@ -87,14 +88,38 @@ def test_the_first_screen_has_the_best_result_with_its_accuracy():
     )
 
 
+def test_the_first_screen_and_the_comparison_have_a_best_accuracy_that_disagrees_with_the_loss():
+    rows = trial_table()
+    is_last = rows["train_size"] == 840
+    is_small = rows["model"] == "small_cnn"
+    rows.loc[is_last & is_small, "test_loss"] = 0.85
+    assert what_was_found(fit_scaling_laws(rows))[1] == (
+        "The lowest test loss is 0.81 nat, by small_cnn with 420 training images. Its accuracy is "
+        "0.7. The highest accuracy is 0.74, by small_cnn with 840 training images: loss and "
+        "accuracy disagree on the best N."
+    )
+    rows.loc[is_last & ~is_small, "test_accuracy"] = 0.8
+    assert what_was_found(fit_scaling_laws(rows))[1].endswith(
+        "The highest accuracy is 0.8, by resnet_tiny with 840 training images: loss and accuracy "
+        "disagree on the best network and N."
+    )
+    comparison, _ = one_dataset(rows).best_sentences
+    assert comparison.endswith("By accuracy, resnet_tiny is better at this N.")
+    without = one_dataset(rows.assign(test_accuracy=np.nan))
+    assert without.best_score.sentence == (
+        "The lowest test loss is 0.81 nat, by small_cnn with 420 training images."
+    )
+    assert "accuracy" not in without.best_sentences[0]
+
+
 def test_the_first_screen_has_the_accuracy_under_attack():
     rows = trial_table()
     for epsilon, drop in ((1, 0.1), (8, 0.5), (16, 0.7)):
         rows[f"fgsm_{epsilon}_loss_gain"] = epsilon / 10
         rows[f"fgsm_{epsilon}_accuracy_drop"] = drop
     assert what_was_found(fit_scaling_laws(rows))[2] == (
-        "Under FGSM, the accuracy of small_cnn is 0.64 at 1/255 and 0.24 at 8/255 (the largest "
-        "change of a pixel, as a share of the pixel range)."
+        "Under FGSM, the accuracy of small_cnn with 840 training images is 0.64 at 1/255 and 0.24 at "
+        "8/255 (the largest change of a pixel, as a share of the pixel range)."
     )
 
 
@@ -160,7 +185,7 @@ def test_several_seeds_give_the_difference_an_interval():
     assert low < np.log(1.152 / 0.79) < high
     assert low > 0
     sentences = " ".join(single.best_sentences)
-    assert "Over seeds, the networks differ: the loss of resnet_tiny is 1." in sentences
+    assert "Over seeds at N = 840, the losses differ: the loss of resnet_tiny is 1." in sentences
 
 
 def test_the_best_network_may_depend_on_n():
@@ -168,10 +193,11 @@ def test_the_best_network_may_depend_on_n():
     is_largest = rows["train_size"] == 840
     rows.loc[(rows["model"] == "resnet_tiny") & is_largest, "test_loss"] = 0.5
     single = one_dataset(rows)
-    assert "The best network depends on N: small_cnn at 105, " in " ".join(single.best_sentences)
-    assert single.best_sentences[0].endswith(
-        "resnet_tiny at 840. At N = 840 the test loss of resnet_tiny is 0.5 nat, and that of "
-        "small_cnn is 0.79 nat."
+    assert single.best_sentences[0] == (
+        "By test loss, the best network depends on N: small_cnn at 105, small_cnn at 210, small_cnn "
+        "at 420 and resnet_tiny at 840. At N = 840, the largest train size, the test loss is 0.5 "
+        "nat (accuracy 0.67) for resnet_tiny and 0.79 nat (accuracy 0.74) for small_cnn. By "
+        "accuracy, small_cnn is better at this N."
     )
 
 
@@ -302,7 +328,7 @@ def test_stored_predictions_give_a_test_of_the_difference_between_networks():
     )
     single = one_dataset(rows, predictions)
     sentences = " ".join(single.best_sentences)
-    assert "On the same 100 test images, accuracies differ (McNemar's p = 1.9e-06)" in sentences
+    assert "On the same 100 test images at N = 840, the accuracies differ (McNemar's p" in sentences
     assert (
         "Only small_cnn is right on 20 of them, and only resnet_tiny is right on 0 of them."
         in sentences
@@ -320,6 +346,12 @@ def test_robustness_is_described_for_each_train_size():
         "FGSM at 2/255 raises the loss of resnet_tiny by 0.4 nat at N = 105 and by 0.9 nat at N = "
         "840. FGSM at 2/255 raises the loss of small_cnn by 0.4 nat at N = 105 and by 0.9 nat at "
         "N = 840."
+    )
+    rows["fgsm_2_accuracy_drop"] = np.where(rows["train_size"] == 840, 0.5, 0.3)
+    assert one_dataset(rows).robustness_line.endswith(
+        "Under FGSM at 2/255, the accuracy of small_cnn is 0.3 instead of 0.6 at N = 105 and 0.24 "
+        "instead of 0.74 at N = 840. FGSM at 2/255 raises the loss of small_cnn by 0.4 nat and by "
+        "0.9 nat."
     )
 
 

@@ -60,7 +60,7 @@ def test_small_sets_use_all_images_where_the_released_code_raises(images):
 
 FEW = np.random.default_rng(0).integers(0, 256, (80, 6), dtype=np.uint8)
 UNDEFINED = {
-    "80 distinct images of 1 class, but label sharpness needs images of at least two classes": (
+    "at least two classes, but there is only 1 class in 80 distinct images": (
         FEW,
         np.zeros(80, int),
     ),
