@@ -65,8 +65,8 @@ def load_subset(
         subset: The split of ``spec``. The split does not depend on the condition.
         spec: The subset and its condition.
         train_size: Number of training images.
-        further_tests: One condition for each further test set. It is applied to the test
-            images.
+        further_tests: One condition for each further test set. The condition is applied to the
+            test images.
     """
     data = subset.load(prepared, train_size)
     if spec.condition is None and not further_tests:
@@ -127,8 +127,8 @@ def find_nearest_of_other_class(
         ``(num_images,)`` indices into ``training``, and ``(num_images,)`` squared distances.
         For float pixels, a distance of 0 may be computed as slightly less than 0.
     """
-    # In float64 the products of whole pixel values are exact, so ties do not depend on the
-    # machine.
+    # With float64, the products of whole pixel values are exact. So the choice between equal
+    # distances does not depend on the machine.
     rows = originals.images.reshape(len(originals.images), -1).astype(np.float64)
     training_rows = training.images.reshape(len(training.images), -1).astype(np.float64)
     training_squared_norms = np.square(training_rows).sum(axis=1)

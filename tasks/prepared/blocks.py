@@ -37,7 +37,7 @@ Progress = Callable[[int, int], None]
 """A function that is called with the number of items read so far and the number of all items."""
 
 BLOCK_BYTES = 64 << 20
-"""Largest number of bytes of prepared images in one block, for any block size of the source."""
+"""Largest number of bytes of prepared images in one block. This limit applies to every source."""
 
 
 class Block(NamedTuple):
@@ -73,7 +73,7 @@ def cut_blocks(preparation: Preparation, items: Sequence[Item], folder: Path) ->
 
 
 class _Parts:
-    """The metadata of the parts of all blocks, which are added in any order."""
+    """The metadata of the parts of all blocks. Parts may be added in any order."""
 
     def __init__(self, blocks: Sequence[Block], on_progress: Progress) -> None:
         self._blocks = blocks
@@ -111,10 +111,10 @@ def read_blocks(
         preparation: The dataset and its raw files.
         blocks: The blocks.
         executor: Runs tasks on nodes that have the raw download and the folder of the parts.
-        other_nodes: Runs tasks on nodes that may have a copy of the raw files. Such a task
-            reads a block only if the node's files have the listed names, sizes and times. This
-            process then writes the part. ``executor`` reads the blocks that no other node
-            could read. None if there are no other nodes.
+        other_nodes: Runs tasks on nodes that may have a copy of the raw files; None if there are
+            no such nodes. Such a task reads a block only if the node's files have the listed
+            names, sizes and times. This process then writes the part. ``executor`` reads the
+            blocks that no other node could read.
         on_progress: Function that is called after every block.
 
     Returns:
@@ -176,8 +176,8 @@ def prepare_block_if_files_match(
 ) -> tuple[PartMetadata, list[Image]] | None:
     """Read a block if this node has the listed files; otherwise return None.
 
-    The name of a part is a hash of its items, and of the sizes and times of their files. So an
-    equal name means equal files.
+    The name of a part is a hash of its items, and of the sizes and times of their files. If the
+    names of two parts are equal, their files are therefore equal too.
     """
     try:
         if preparation.part_name(items) != name:
@@ -195,11 +195,11 @@ def reading_order(request: RawRequest, items: Sequence[Item]) -> Rows | None:
         items: The listed items.
 
     Returns:
-        The indices of the items: first those that no tar orders, in listed order; then the
-        items of each compressed tar, in the order of the tar. None if no compressed tar
-        contains several items.
+        The indices of the items. Items of compressed tars come last, in the order of each tar. All
+        other items come first, in listed order. None if no compressed tar contains several items.
     """
-    # A tar may be inside other archives. Its key lists them, the outermost first, and itself last.
+    # A tar may be inside other archives. The key of a tar contains these archives, beginning with
+    # the outermost one, and then the tar itself.
     items_by_tar: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
     member_of_item: dict[int, str] = {}
     for index, item in enumerate(items):
@@ -226,7 +226,7 @@ def reading_order(request: RawRequest, items: Sequence[Item]) -> Rows | None:
 def restore_listed_order(
     images: ImageTable, parts: Sequence[PartMetadata], order: Rows | None
 ) -> ImageTable:
-    """Return images in the order of the listed items, after a reading in another order.
+    """Return the images in the order of the listing, if they were read in another order.
 
     Args:
         images: The images in the order of reading.
@@ -235,7 +235,8 @@ def restore_listed_order(
     """
     if order is None:
         return images
-    # The index of each image's item, first in the order of reading, then in the listing.
+    # For each image: the index of its item in the order of reading (read_items), and in the
+    # listing (listed_items).
     read_items = []
     start = 0
     for part in parts:

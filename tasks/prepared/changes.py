@@ -79,13 +79,13 @@ def check_same_content(finished: PreparedRecord, destination: Path, reading: Rea
 def changed_data_error(
     request: RawRequest, changes: str, destination: Path, further_hints: Sequence[str] = ()
 ) -> DataError:
-    """Return the error that the files of a dataset are not those of its preparation.
+    """Return the error for a dataset whose files have changed since its preparation.
 
     Args:
         request: The dataset and its raw files as they are now.
         changes: The differences in words.
         destination: The folder of the prepared dataset.
-        further_hints: Further sentences of the hint.
+        further_hints: Sentences that are added to the hint.
     """
     hint = (
         "Restore the old files, or choose another name for the new data, or another --root. "
@@ -99,11 +99,12 @@ def changed_data_error(
 
 
 def update_record(destination: Path, record: PreparedRecord) -> PreparedRecord:
-    """Replace the record of a prepared dataset whose content is equal, and return the new record.
+    """Replace the record of a prepared dataset whose content has not changed. Return the new
+    record.
 
-    The new record has the hash of the present files, so that they are not compared again. It
-    also lists the possible problems of these files. If the record cannot be written, a warning
-    is logged.
+    The new record contains the hash of the present files, so the next start does not compare them
+    again. The record also lists the possible problems of these files. If the record cannot be
+    written, a warning is logged.
     """
     try:
         replace_record(destination, record)

@@ -17,9 +17,10 @@ logger = logging.getLogger(__name__)
 MAX_LISTED_SKIPS = 10
 """Largest number of skipped items in an error message."""
 MAX_GROUP_SHARE = 0.5
-"""Largest share of the images in one group. With a larger group, no split by groups is possible."""
+"""Largest share of the images in one group. If a group is larger, the images cannot be split by
+groups."""
 MAX_EXAMPLE_IMAGES = 2
-"""Number of images up to which one group may have all images, so that tiny examples work."""
+"""Up to this number of images, one group may have all images. Tiny examples therefore work."""
 
 
 def count_skips(reading: Reading) -> int:
@@ -69,7 +70,8 @@ def collect_skips(reading: Reading, max_share: float) -> list[Skip]:
 def check_images(
     images: ImageTable, request: RawRequest, max_conflict_share: float, *, for_training: bool
 ) -> None:
-    """Check that there are images, and that a fair split is possible if they are for training.
+    """Check that there are images. If they are for training, check that they can be split by
+    groups.
 
     Args:
         images: The images to use.
@@ -112,8 +114,8 @@ def _check_groups(images: ImageTable, request: RawRequest) -> None:
     """Raise a DataError if a group is too large, or if groups and classes are the same."""
     num_images = len(images.labels)
     _, group_sizes = np.unique(images.groups, return_counts=True)
-    # A group is only in one set of the split. With a large group, the other set has too few
-    # images.
+    # All images of a group are in the same set of the split. If one group is large, the other set
+    # has too few images.
     largest = int(group_sizes.max())
     if largest > MAX_GROUP_SHARE * num_images and num_images > MAX_EXAMPLE_IMAGES:
         raise request.error(
@@ -121,7 +123,7 @@ def _check_groups(images: ImageTable, request: RawRequest) -> None:
             "be split into a training and a test set",
             hint="Use a different group id for every patient",
         )
-    # With one group per class, every class is in only one set.
+    # If each class is one group, all images of a class are in the same set.
     labels = np.unique(images.labels)
     groups_per_class = count_groups(images.labels, images.groups, int(labels[-1]) + 1)
     is_example = num_images == len(labels)  # one image per class, as in a tiny example
@@ -133,8 +135,9 @@ def _check_groups(images: ImageTable, request: RawRequest) -> None:
 
 
 def _option_to_allow(count: int, total: int) -> str:
-    """Return a hint with the option that allows ``count`` of ``total``; empty if the share is
-    50 % or more.
+    """Return a hint with the option that allows ``count`` of ``total`` items.
+
+    Returns an empty text if the share is 50 % or more.
     """
     percent = math.ceil(1000 * count / total) / 10
     return f". To allow as many, set --max-skipped-share {percent:g}%" if percent < 50 else ""

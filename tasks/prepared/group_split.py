@@ -27,8 +27,7 @@ class Candidates(NamedTuple):
         labels: ``(num_candidates,)`` labels of the candidates.
         class_names: Name of each class in messages, by label.
         all_groups: ``(num_images,)`` group ids of all images of the prepared dataset.
-        all_splits: ``(num_images,)`` splits that the data state for all these images, see
-            :class:`GivenSplit`.
+        all_splits: ``(num_images,)`` given split of each of these images, see :class:`GivenSplit`.
     """
 
     rows: Int64Array
@@ -44,7 +43,7 @@ class Candidates(NamedTuple):
 
     @property
     def splits(self) -> Int8Array:
-        """``(num_candidates,)`` splits that the data state for the candidates."""
+        """``(num_candidates,)`` given split of each candidate."""
         return self.all_splits[self.rows]
 
 
@@ -76,8 +75,8 @@ def split_by_group(
     Args:
         candidates: The images to split.
         test_size: Number of test images.
-        rng: Random generator for the order of images and groups; None keeps the stored
-            order, as the released code does (fault F6).
+        rng: Random generator for the order of images and groups. None keeps the stored order, as
+            in the released code (fault F6).
         groups: ``(num_candidates,)`` group ids. They are ``candidates.groups``, or one group
             per image if the split ignores groups.
         balanced: True for equal numbers of images of all classes; False for proportional
@@ -107,8 +106,8 @@ def draw_held_out(
     """Draw held-out images, for testing or validation, from the first groups of a random order.
 
     1. The groups are ordered at random.
-    2. The first groups are used: the share :data:`MIN_TEST_GROUP_SHARE` of all groups. More
-       groups are used only if a quota needs them, or if the data have a test split.
+    2. The first groups are used. They are the share :data:`MIN_TEST_GROUP_SHARE` of all groups.
+       More groups are used only if a quota needs them, or if the data have a test split.
     3. For each class, one image of each of these groups is drawn first, then a second image of
        each, until the quota is met.
 
@@ -120,7 +119,7 @@ def draw_held_out(
         quotas: ``(num_classes,)`` number of images to draw for each label.
         splits: ``(num_images,)`` splits that the data state. If the data have a test split,
             only its images are drawn.
-        rng: Random generator for the order of groups and images; None for stored order.
+        rng: Random generator for the order of groups and images; None to keep the stored order.
         class_names: Name of each class in messages, by label.
 
     Returns:
@@ -155,8 +154,8 @@ def draw_held_out(
 def _may_be_tested(group_numbers: Int64Array, splits: Int8Array) -> BoolArray:
     """Return a mask of the images that may be test images, ``(num_images,)``.
 
-    A group with an image of the data's training split is a training group. If the data have a
-    test split, only its images may be test images.
+    If a group has an image of the data's training split, none of its images is a test image. If
+    the data have a test split, only images of this split may be test images.
     """
     training_groups = group_numbers[splits == GivenSplit.TRAIN]
     is_allowed = ~np.isin(group_numbers, training_groups)
@@ -180,7 +179,7 @@ def _one_per_group_first(
     """
     if quota == 0:
         return class_images[:0]
-    # The groups up to this rank are needed to reach `quota` images.
+    # To reach `quota` images, all groups up to this rank are needed.
     last_needed_rank = int(ranks[class_images[quota - 1]])
     num_groups_used = max(min_groups, last_needed_rank + 1)
     usable = class_images[ranks[class_images] < num_groups_used]
@@ -218,7 +217,7 @@ def stratified_order(
     Args:
         labels: ``(num_images,)`` labels.
         trainable: Indices of the images that may be used.
-        rng: Random generator for the order in each class; None for the order of ``trainable``.
+        rng: Random generator for the order in each class; None to keep the order of ``trainable``.
         balanced: True to use equal numbers of images of all classes.
 
     Returns:

@@ -54,7 +54,7 @@ class Listings:
 def _key(request: RawRequest) -> Key:
     """Return the parts of a request on which its listing depends."""
     raw = None if request.raw is None else os.path.abspath(request.raw.expanduser())
-    # For user data, class names are read from the listing.
+    # The class names of user data are known only after listing, so they are not part of the key.
     dataset = request.dataset.model_copy(update={"label_names": ()})
     # The listing of user data does not depend on the spec. Other listings may depend on the
     # task.
@@ -80,8 +80,8 @@ def list_raw(request: RawRequest) -> Listing:
     """List a raw download.
 
     Raises:
-        DataError: The download is not as its source expects, or has no items. The message
-            lists the reasons for which items were left out.
+        DataError: The download does not have the layout that its source expects, or it has no
+            items. The message contains the reasons why items were left out.
     """
     dataset = request.dataset
     check_own_options(dataset)
@@ -112,7 +112,7 @@ def list_raw(request: RawRequest) -> Listing:
 
 
 def _check_class_names(listing: Listing, request: RawRequest) -> None:
-    """Raise an error if a row of ``datasets.toml`` has other class names than its files."""
+    """Raise an error if the class names in a row of ``datasets.toml`` and in its files differ."""
     row = DATASETS.get(request.dataset.name)
     if row is None or not _reads_user_data(request.dataset):
         return

@@ -9,7 +9,8 @@ import numpy as np
 from tasks.prepared.store import PreparedDataset
 
 MAX_SIDE = 128
-"""Target side of an example, pixels. In larger images, rows and columns are left out."""
+"""Target side of an example in pixels. Larger images are shown with only every n-th row and
+column."""
 EXAMPLES_PER_LABEL = 8
 """Largest number of examples of one class."""
 
@@ -17,7 +18,8 @@ EXAMPLES_PER_LABEL = 8
 def save_montage(prepared: PreparedDataset, path: Path) -> None:
     """Write a PNG file with one row of random examples for each class.
 
-    It is written only if the user asks for it, because pictures of patients are private.
+    Call this function only if the user asks for the file, because pictures of patients are
+    private.
 
     Args:
         prepared: The prepared dataset.

@@ -82,7 +82,7 @@ class TraitCount(NamedTuple):
     Attributes:
         label: Class index.
         name: Name of the trait.
-        value: Keyed hash of the value. The trait :data:`FORMAT_TRAIT` has its plain value.
+        value: Keyed hash of the value. The value of :data:`FORMAT_TRAIT` is not hashed.
         num_images: Number of images.
     """
 
@@ -94,7 +94,7 @@ class TraitCount(NamedTuple):
 
 @dataclass
 class PartMetadata:
-    """The metadata of the images of one part. The images are in a file of their own.
+    """The metadata of the images of one part. The images are in a separate file.
 
     Attributes:
         num_items: Number of items in the block.
@@ -152,7 +152,7 @@ def prepare_block(
         for image, label, sample in prepared:
             images.append(image)
             group = sample.group or item.group
-            # Without a group, the images of an item are a group.
+            # If an item has no group, its images form one group.
             group_hash = keyed_hash(request.key, group) if group else locator_hash
             patient_hash = keyed_hash(request.key, sample.patient) if sample.patient else 0
             split = SPLIT_CODES[item.split]
@@ -204,8 +204,8 @@ def _read_item(
 
 
 def _traits(sample: Sample, item: Item, request: RawRequest) -> Iterator[tuple[str, str]]:
-    """Yield (name, value) of every trait: a property that a network could learn instead of the
-    content of the image.
+    """Yield (name, value) of every trait. A trait is a property that a network could learn instead
+    of the content of the image.
     """
     height, width = sample.pixels.shape[:2]
     mode = COLOR if sample.pixels.ndim == 3 else GRAY

@@ -17,7 +17,8 @@ from tasks.sources.base import Item, Listing, RawRequest
 from tasks.sources.raw import split_locator
 
 MAX_CACHED_STAMPS = 1024
-"""Number of files whose sizes and times are cached. An archive may contain thousands of items."""
+"""Number of files whose sizes and times are cached. The cache saves time if thousands of items are
+in one archive."""
 
 
 @dataclass(frozen=True)
@@ -44,21 +45,22 @@ class Preparation:
     def id_of(self, items: Sequence[Item]) -> str:
         """Return a hash of items and of all settings that change their prepared images.
 
-        The hash includes sizes and times of files, so a replaced file is read again. An item
-        may need several files. Its details contain the names of the other files.
+        The hash includes sizes and times of files, so a replaced file is read again. An item may
+        need several files. Its details then contain the names of the other files.
         """
         request = self.request
         settings = [request.spec, list(self.listing.label_names), self.listing.dtype]
         digest = hashlib.sha256(canonical_json(settings).encode())
         base = None if request.raw is None else request.base()
-        # A new cache for every hash, so that a file that changes later gets a new stamp.
+        # Each hash uses a new cache. So if a file changes later, the next hash contains its new
+        # stamp.
         stamp = lru_cache(maxsize=MAX_CACHED_STAMPS)(partial(_stamp, base))
         raw_stamp = None if request.raw is None else stamp(request.raw.name)
         digest.update(repr(raw_stamp).encode())
         for item in items:
             details = (*item.details, *chain(*item.traits))
             fields = (item.locator, item.label, item.group, item.split, details)
-            # Any text among the details may be the locator of a file.
+            # Every text in the details may be the locator of a file, so a stamp is read for each.
             locators = [text for text in (item.locator, *details) if isinstance(text, str)]
             stamps = [stamp(split_locator(locator)[0]) for locator in locators]
             # If this text changes, the hash of every finished preparation changes too.
@@ -68,8 +70,8 @@ class Preparation:
     def raw_id(self) -> str:
         """Return a hash of the items, the sizes and times of files, the flags and skipped items.
 
-        Items do not contain the flags of the whole dataset, such as one for a column that is
-        not read. So the flags and the skipped items are hashed too.
+        Some flags belong to the whole dataset and not to an item, such as the flag for a column
+        that is not read. So the flags and the skipped items are hashed too.
         """
         items_id = self.id_of(self.listing.items)
         flags = self.listing.flags
@@ -83,8 +85,8 @@ class Preparation:
     def part_name(self, items: Sequence[Item]) -> str:
         """Return the name of the part files of items.
 
-        The name depends on the hash key. Parts that were made with another key have other
-        hashes for the same groups, so they must not be used together.
+        The name depends on the hash key. With another key, the same groups have other hashes. So
+        parts of different keys must not be used together.
         """
         key = self.request.key.encode()[: hashlib.blake2b.MAX_KEY_SIZE]
         name = hashlib.blake2b(self.id_of(items).encode(), key=key, digest_size=16)

@@ -46,10 +46,10 @@ def prepare_dataset(
 ) -> PreparedRecord:
     """Prepare a dataset into a folder.
 
-    If the destination has a finished preparation, its record is returned at once. For user
-    data, the raw files are first checked for changes. If the listing, sizes or times of files
-    differ, all images are read again and compared. If they are equal, only the record is
-    written again, because its flags and skipped items may have changed.
+    If the destination has a finished preparation, its record is returned. For user data, the raw
+    files are first checked for changes. If the listing, sizes or times of files differ, all images
+    are read again and compared. If the images are equal, only the record is written again, because
+    its flags and skipped items may have changed.
 
     If the destination has a damaged preparation, the dataset is prepared again.
 
@@ -65,10 +65,9 @@ def prepare_dataset(
             one unusable item is always allowed. The same number limits the share of images
             that equal an image with another label. This second limit applies only to corrected
             data for training.
-        for_training: True to raise an error if the images cannot be split into training and
-            test images. For example, one group (patient) has most images, each class has only
-            one group, or too many equal images have different labels. Measuring needs no
-            split.
+        for_training: True to raise an error if the images cannot be split into training and test
+            sets. For example, one group (patient) has most images, each class has only one group,
+            or too many equal images have different labels. Measures need no split.
         on_progress: Function that is called after every block of items.
         other_nodes: Runs reading tasks on more nodes, on which ``destination`` need not exist;
             see :func:`~tasks.prepared.blocks.read_blocks`.
@@ -98,8 +97,8 @@ def prepare_dataset(
     parts_folder = destination.with_name(f".{destination.name}.parts")
     plan = plan_reading(preparation, raw_id, parts_folder)
     if finished is not None:
-        # Every image is read again, however long it takes. Otherwise changed data would be
-        # used silently.
+        # All images are read again, even if this takes long. Otherwise changed data would be used
+        # silently.
         parts = read_again(preparation, plan.blocks, on_progress)
         reading = plan.add_parts(parts)
         return _update_if_unchanged(reading, finished, destination, max_skipped_share)
@@ -127,7 +126,8 @@ def _update_if_unchanged(
         DataError: The images have changed since the preparation.
     """
     check_same_content(finished, destination, reading)
-    # The preparation was accepted with its skipped items, so the limit applies only to more.
+    # The first preparation was accepted with its skipped items. So an error is raised only if
+    # there are now more skipped items, and too many.
     has_more_skips = count_skips(reading) > finished.num_skipped
     skipped = collect_skips(reading, max_skipped_share if has_more_skips else 1.0)
     record = make_record(reading, skipped)
@@ -137,7 +137,7 @@ def _update_if_unchanged(
 def prepare_from_stdin() -> None:
     """Prepare the datasets that are listed in one line on stdin. Stop if stdin is closed.
 
-    ``isweep run`` starts this function in a second process, to prepare datasets while it
+    ``isweep run`` calls this function in a second process, to prepare datasets while the run
     starts.
 
     The line is a JSON list with three items: the folder of prepared datasets, the share of
@@ -147,7 +147,8 @@ def prepare_from_stdin() -> None:
     """
 
     def end_if_closed() -> None:
-        # The caller writes only one line. So if stdin is readable again, it has been closed.
+        # The caller writes only one line. So if stdin becomes readable again, the caller has
+        # closed it.
         is_readable, _, _ = select.select([sys.stdin], [], [], 0)
         if is_readable:
             sys.exit()

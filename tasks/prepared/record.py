@@ -21,11 +21,13 @@ from tasks.sources.base import format_counts
 from tasks.sources.own.splits import GivenSplit
 
 MAX_LISTED = 50
-"""Largest number of skipped items, and of classes in only one given split, in a record."""
+"""Largest number of skipped items in a record. It is also the largest number of flags for classes
+in only one given split."""
 MAX_SHOWN_SKIPS = 5
 """Largest number of skipped items that are printed."""
 MIN_GAIN = 0.1
-"""Smallest gain of a predictive trait over guessing the largest class, as a share of the images."""
+"""A trait is predictive only if it guesses more labels right than the most frequent class does.
+The difference must exceed this share of the images."""
 MAX_P = 1e-3
 """Significance level of the G-test of association between a trait and the label."""
 MIN_IMAGES_PER_VALUE = 5
@@ -72,12 +74,11 @@ class PreparedRecord(BaseModel):
         conversions: Conversions of pixels, with the number of converted images.
         flags: Flags, which are possible problems of the data in words, with the number of
             affected images or items.
-        num_duplicates: Number of images whose pixels equal those of an earlier image. Their
-            groups were joined.
-        num_conflicts: Number of images whose pixels equal those of an image with another
-            label.
+        num_duplicates: Number of images that are equal to an earlier image. Groups with equal
+            images were joined.
+        num_conflicts: Number of images that are equal to an image with another label.
         intensity: The rule that converted raw values to pixels.
-        pixel_range: Pixel values of black and white.
+        pixel_range: The pixel values of black and of white.
         dtype: Type of the stored pixels.
         shape: ``(num_images, channels, height, width)``.
         seconds: Duration of the preparation, seconds; 0 before the store is published.
@@ -208,7 +209,8 @@ def _count_flags(reading: Reading, group_counts: Int64Array) -> Counter[str]:
     for part in parts:
         flags.update(part.flags)
     flags.update(trait_flags(parts))
-    # The image sizes of the study's datasets are known, so only user data are checked.
+    # The image sizes of the study's datasets are known, so only the sizes of user data are
+    # checked.
     if current_name(request.dataset.source) in OWN_KINDS:
         flags.update(size_flags(parts, request.spec.image_size))
     flags.update(_group_flags(images, parts))
@@ -219,7 +221,7 @@ def _count_flags(reading: Reading, group_counts: Int64Array) -> Counter[str]:
 def _group_flags(images: ImageTable, parts: Sequence[PartMetadata]) -> dict[str, int]:
     """Return two flags, with the number of affected images.
 
-    - A test image of a given split is in the same group as a training image.
+    - Test images of a given split are in the same group as a training image.
     - The images of a patient, according to the image headers, are in several groups.
     """
     is_training = images.splits == GivenSplit.TRAIN
@@ -246,7 +248,7 @@ def _class_flags(
 ) -> dict[str, int]:
     """Return flags for classes with one group, without an image, or in only one given split.
 
-    A class in only one split can mean that the labels of this split start at 1 instead of 0.
+    If a class is in only one split, the labels of one split may start at 1 instead of 0.
     """
     flags: dict[str, int] = {}
     for name, num_groups in zip(names, group_counts.tolist(), strict=True):
@@ -278,8 +280,8 @@ def trait_flags(parts: Sequence[PartMetadata]) -> dict[str, int]:
     A trait with fewer than :data:`MIN_IMAGES_PER_VALUE` images per value is not tested.
 
     Returns:
-        Flags with a number of images. For a predictive trait, it is the number of images that
-        are guessed right. For a trait that should have one value but has several, it is the
+        Flags with a number of images. For a predictive trait, it is the number of images whose
+        label is guessed right. For a trait that should have one value but has several, it is the
         number of images that do not have the most frequent value.
     """
     counts_by_trait: defaultdict[str, Counter[tuple[int, str]]] = defaultdict(Counter)
@@ -409,7 +411,7 @@ def _format_information(table: Int64Array) -> str:
 
 
 def reading_lines(record: PreparedRecord) -> list[str]:
-    """Return lines on the images that were converted, left out or skipped, and on flags."""
+    """Return lines with the converted, left out and skipped images, and with the flags."""
     return format_counts(
         converted=record.conversions,
         left_out=record.excluded,

@@ -43,12 +43,13 @@ READ_BY_FILE_NAME = ("imagenet",)
 """Natural-image datasets that the released code reads by file name. Fault F4 occurs only in
 these datasets. Fault F3 occurs only in the other natural-image datasets."""
 WRONG_LABEL_FAULTS = frozenset({"misaligned_labels", "fixed_imagenet_files"})
-"""Faults F3 and F4. A dataset has at most one of them. With either fault, some images have
+"""The faults F3 and F4. A dataset has at most one of them. With each of them, some images have the
 labels of other images."""
 RELEASED_SPLIT_FAULTS = frozenset(
     {"image_level_split", "first_k_selection", "test_set_depends_on_size"}
 )
-"""Faults F5, F6 and F7. With all three, the split is the random split of the released code."""
+"""The faults F5, F6 and F7. If all three are switched on, the split is the random split of the
+released code."""
 
 
 def split_with_faults(
@@ -63,7 +64,7 @@ def split_with_faults(
 
     Raises:
         DataError: A fault makes the images depend on N, but ``max_train_size`` is None. Or the
-            images come from a pool, and a user's data state a split. Or there are too few
+            images come from a pool, but the user's data state a split. Or there are too few
             images.
     """
     faults = _relevant_faults(spec.prepared)
@@ -91,7 +92,7 @@ def _relevant_faults(spec: PreparedSpec) -> set[str]:
     is_read_by_name = dataset in READ_BY_FILE_NAME
     if not is_read_by_name:
         faults.discard("fixed_imagenet_files")
-    # A user's data count as natural.
+    # A user's data are treated as natural images.
     is_natural = dataset not in DATASETS or DATASETS[dataset].domain == "natural"
     if is_read_by_name or not is_natural:
         faults.discard("misaligned_labels")
@@ -99,7 +100,7 @@ def _relevant_faults(spec: PreparedSpec) -> set[str]:
 
 
 def _pool_faults(faults: set[str]) -> set[str]:
-    """Return the faults because of which images come from a pool; empty if they do not."""
+    """Return the faults that limit the choice of images to a pool; empty if there is no pool."""
     pool_faults = faults & WRONG_LABEL_FAULTS
     if not pool_faults and faults >= RELEASED_SPLIT_FAULTS:
         return set(RELEASED_SPLIT_FAULTS)
@@ -140,8 +141,8 @@ def _read_pool(
 ) -> Candidates:
     """Return the images of the pool as the released code reads them.
 
-    The labels are right. With F3 or F4, the rows are those of other images. The groups of the
-    result always belong to its rows.
+    The labels are those of the first images of each class. With F3 or F4, the rows are the rows of
+    other images, so some labels are wrong. The groups always belong to the rows.
     """
     pool_indices = _pool_indices(candidates, spec, train_size)
     if "misaligned_labels" in faults:
@@ -210,7 +211,8 @@ def _split_by_group_with_faults(
 
 
 def _released_split(candidates: Candidates, test_size: int) -> GroupSplit:
-    """Split like torch's ``random_split``: permute the images, and use the last ones for testing.
+    """Split as torch's ``random_split`` does: permute the images, and use the last images for
+    testing.
 
     The seed is :data:`RELEASED_SEED`, as in the released code, and not the seed of the spec.
     """

@@ -66,7 +66,7 @@ class ShardedArrayReader:
 
         Raises:
             IndexError: An index is out of range.
-            ValueError: A chunk is damaged, or ``indices`` is a range with another step.
+            ValueError: A chunk is damaged, or ``indices`` is a range whose step is not 1.
             OSError: A file is missing or truncated.
         """
         if isinstance(indices, range):
@@ -89,8 +89,8 @@ class ShardedArrayReader:
             )
         rows = self._allocate(len(indices))
         # The checksum covers the whole chunk, so the rows before and after the requested ones
-        # are read too. Their values are not used, so both may overwrite the same scratch
-        # memory.
+        # are read too. The values of these rows are not used, so they are written into shared
+        # scratch memory.
         scratch = self._allocate(self.chunk_rows)
         for request in self._chunk_requests(indices):
             requested_rows = rows[request.part]
@@ -180,7 +180,8 @@ class _ChunkRequest(NamedTuple):
     part: slice
 
     def read(self, *targets: AnyArray) -> None:
-        """Read the whole chunk into arrays. Each array gets the next part of the chunk.
+        """Read the whole chunk into several arrays. Each array receives the next part of the
+        chunk.
 
         Raises:
             ValueError: The length or the checksum of the chunk is wrong.
@@ -211,12 +212,13 @@ def _fill_and_check(file: IO[bytes], *targets: AnyArray) -> None:
         target_bytes = target.view(np.uint8).reshape(-1)
         unfilled = target_bytes.data
         while unfilled:
-            # IO[bytes] declares no readinto, but every unbuffered file has it.
+            # The type IO[bytes] has no method readinto, but every unbuffered file has it.
             count = file.readinto(unfilled)  # type: ignore[attr-defined]
             if not count:
                 raise OSError("the file is truncated")
             unfilled = unfilled[count:]
-        # google_crc32c needs a read-only buffer. This is a view, so the target stays writable.
+        # google_crc32c needs a read-only buffer. This buffer is a view, so the target itself stays
+        # writable.
         target_bytes.flags.writeable = False
         checksum = google_crc32c.extend(checksum, target_bytes)
     if checksum.to_bytes(CRC_BYTES, "little") != file.read(CRC_BYTES):

@@ -37,11 +37,11 @@ from tasks.prepared.sharded_array import RowIndices, ShardedArrayReader
 STORE_SCHEMA = 1
 MARKER = "complete.json"
 CHUNK_BYTES = 8 << 20
-"""Size in bytes of a chunk, the unit of checksums and of reading. We measured 1 to 40 MB; 8 MB
-was fastest."""
+"""Size in bytes of a chunk, which is the unit of checksums and of reading. We measured sizes from
+1 to 40 MB, and 8 MB was fastest."""
 SHARD_BYTES = 64 << 20
-"""Size in bytes of a shard, which is a file. Network file systems and object stores are slow
-with many small files."""
+"""Size in bytes of a shard, which is one file. Shards are large, because network file systems and
+object stores are slow with many small files."""
 METADATA_ARRAYS = {
     "labels": "int64",
     "groups": "int64",
@@ -90,7 +90,7 @@ def create_store(
     num_chunks = -(-num_images // chunk_rows)
     chunks_per_shard = max(1, min(SHARD_BYTES // (chunk_rows * image_bytes), num_chunks))
     shard_rows = chunk_rows * chunks_per_shard
-    # There is no compression. In zarr, a checksum is a codec like a compressor.
+    # The arrays are not compressed. zarr treats a checksum as a codec, like a compressor.
     array_options: dict[str, Any] = {
         "compressors": [Crc32cCodec()],
         "filters": None,
@@ -135,7 +135,8 @@ def write_marker(
     record: PreparedRecord,
     digests: Mapping[str, FileDigest],
 ) -> None:
-    """Write the marker, which makes a store complete. All folders are flushed to the disk first.
+    """Write the marker, which makes a store complete. Before this, all folders are flushed to the
+    disk.
 
     Args:
         folder: The folder of the store.
@@ -281,15 +282,15 @@ class PreparedDataset:
         """Check every byte of every file.
 
         Raises:
-            CorruptStoreError: A file was added, is missing, or has another SHA-256 than the
-                marker lists.
+            CorruptStoreError: A file was added, is missing, or does not have the SHA-256 in the
+                marker.
         """
         _check_names_and_sizes(self.path, self._files)
         for name in self._files:
             self._check_sha256(name)
 
     def _check_sha256(self, name: str) -> None:
-        """Check that the marker lists a file, with the SHA-256 that the file has."""
+        """Check that the marker lists a file, and that its SHA-256 matches the content."""
         with (self.path / name).open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         if name not in self._files or sha256 != self._files[name].sha256:
@@ -326,8 +327,8 @@ class PreparedDataset:
         """
         all_rows = range(self.num_rows)
         with self._convert_read_errors(name, all_rows):
-            # zarr does not know the marker. It returns zeros for a missing file, and the values
-            # of any file with a correct checksum of its own.
+            # zarr does not use the marker. If a file is missing, zarr returns zeros. If a file was
+            # replaced, zarr returns its values if the file's internal checksums are correct.
             for file in self._stored_files(name, all_rows):
                 self._check_sha256(file)
             values: AnyArray = self._zarr_group[name][:]
@@ -349,7 +350,8 @@ class PreparedDataset:
         rows_per_file = (array.shards or array.chunks)[0]
         shards = np.unique(np.asarray(rows) // rows_per_file).tolist()
         names = [f"{name}/c/{shard}{'/0' * (array.ndim - 1)}" for shard in shards]
-        # A shard of zeros has no file. A file that the marker does not list was added later.
+        # zarr writes no file for a shard of zeros. A file that the marker does not list was added
+        # later.
         return [file for file in names if file in self._files or os.path.exists(self.path / file)]
 
 
@@ -369,7 +371,7 @@ def _marker_body(folder: Path) -> Any:
 
 
 def _check_names_and_sizes(folder: Path, files: Mapping[str, FileDigest]) -> None:
-    """Check that the arrays have the files that the marker lists, with these sizes, and no more."""
+    """Check that the arrays have exactly the files and sizes that the marker lists."""
     for name, digest in files.items():
         file = folder / name
         if not file.is_file():
@@ -378,7 +380,8 @@ def _check_names_and_sizes(folder: Path, files: Mapping[str, FileDigest]) -> Non
         if size != digest.size:
             problem = f"is {size} bytes long, but should be {digest.size} bytes long"
             raise _damage_error(folder, name, problem)
-    # zarr would read an added chunk instead of zeros. The names of chunks are numbers.
+    # If somebody adds a chunk, zarr reads it instead of zeros. The file names of chunks are
+    # numbers.
     for file in folder.glob("*/c/**/[0-9]*"):
         name = file.relative_to(folder).as_posix()
         if file.is_file() and name not in files:
@@ -386,7 +389,10 @@ def _check_names_and_sizes(folder: Path, files: Mapping[str, FileDigest]) -> Non
 
 
 def _damage_error(folder: Path, part: str, problem: str) -> CorruptStoreError:
-    """Return the error for a damaged part of a store, with the way to repair the store."""
+    """Return the error for a damaged part of a store.
+
+    Its hint explains how to repair the store.
+    """
     return CorruptStoreError(
         f"{part} of prepared dataset {folder.name} {problem}",
         hint=f"Delete the folder {folder}, and prepare the dataset again, for example with "

@@ -42,8 +42,8 @@ from tasks.prepared.table import class_counts_for, count_groups, number_groups
 from tasks.sources.own.splits import GivenSplit
 
 MIN_IMAGES_PER_CLASS = 2
-"""Smallest number of training images of each class that a validation split must leave. The
-number is a convention: no class is learned from a single image."""
+"""Smallest number of training images per class that remain after a validation split. The number is
+a convention: no class is learned from a single image."""
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,10 @@ def _check_train_size(subset: Subset, train_size: int) -> None:
 
 
 def _subset_from_split(split: GroupSplit) -> Subset:
-    """Convert a split of candidates to a subset, whose rows are those of the prepared dataset."""
+    """Convert a split of candidates to a subset.
+
+    The rows of a subset are rows of the prepared dataset.
+    """
     candidates = split.candidates
     train_rows = candidates.rows[split.train]
     test_rows = candidates.rows[split.test]
@@ -318,7 +321,7 @@ def split_validation(
         raise too_few_groups_error
     balanced = num_classes == 2
     size = max(round(validation.share * len(labels)), num_classes)
-    # At least one validation image of each class.
+    # The validation set has at least one image of each class.
     quotas = np.maximum(class_counts_for(images_per_class, size, balanced=balanced), 1)
     no_splits = np.full(len(rows), GivenSplit.NONE, np.int8)
     rng = np.random.default_rng(derive_seed("validation", spec, train_size, validation))
@@ -326,11 +329,11 @@ def split_validation(
         labels, group_numbers, quotas, no_splits, rng, subset.class_names
     )
     trainable = np.flatnonzero(~np.isin(group_numbers, group_numbers[validation_indices]))
-    # All images of a drawn group leave the training set.
+    # All images of a drawn group are removed from the training set.
     num_trainable_per_class = np.bincount(labels[trainable], minlength=num_classes)
     if num_trainable_per_class.min() < MIN_IMAGES_PER_CLASS:
         raise too_few_groups_error
-    # None keeps the order of the training images, which is already random.
+    # rng=None keeps the order of the training images, which is already random.
     train = stratified_order(labels, trainable, None, balanced=balanced)
     _check_no_shared_group(
         prepared.groups,
@@ -369,7 +372,7 @@ def _too_few_groups_error(
 
 
 def _check_no_shared_group(groups: Int64Array, rows_of_sets: dict[str, Int64Array]) -> None:
-    """Raise an AssertionError if two sets of a search share a group.
+    """Raise an AssertionError if two sets of a learning-rate search share a group.
 
     Args:
         groups: ``(num_images,)`` group ids of all images.

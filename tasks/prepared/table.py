@@ -16,7 +16,7 @@ from tasks.array_types import AnyArray, Int8Array, Int64Array, IntArray
 from tasks.prepared.parts import PartMetadata
 
 Rows = NDArray[np.intp]
-"""Indices of rows of an array."""
+"""Indices of the rows of an array."""
 CHUNK = 1 << 12
 """Number of values in a chunk. Millions of digests are never copied at once."""
 
@@ -24,7 +24,7 @@ CHUNK = 1 << 12
 def distinct(values: AnyArray) -> tuple[Rows, Rows]:
     """Number the distinct values in sorted order.
 
-    The result is that of ``np.unique``, but the values are not copied.
+    The result equals the result of ``np.unique``, but the values are not copied.
 
     Args:
         values: ``(num_values,)`` values of any type that can be sorted.
@@ -59,8 +59,8 @@ def number_groups(groups: AnyArray) -> Int64Array:
 def class_counts_for(available: Int64Array, size: int, *, balanced: bool) -> Int64Array:
     """Return the number of images of each class in a set of ``size`` images.
 
-    The numbers are rounded by the method of largest remainders. If remainders are equal,
-    earlier classes have more images.
+    The numbers are rounded by the method of largest remainders. If remainders are equal, the class
+    that comes first gets the additional image.
 
     Args:
         available: ``(num_classes,)`` number of images of each class in the dataset.
@@ -97,7 +97,7 @@ def count_groups(labels: Int64Array, groups: Int64Array, num_labels: int) -> Int
     Args:
         labels: ``(num_images,)`` labels.
         groups: ``(num_images,)`` group ids.
-        num_labels: Number of labels. Labels are below it.
+        num_labels: Number of labels. All labels are smaller than this number.
     """
     counts = np.zeros(num_labels, np.int64)
     for label in range(num_labels):
@@ -179,7 +179,8 @@ def keep_per_class(
         labels: ``(num_images,)`` class indices.
         groups: ``(num_images,)`` group numbers.
         spec: The preparation. Its dataset and task seed the order.
-        limit: Number of images of each class. The last chosen group may exceed it.
+        limit: Number of images of each class. The last chosen group may raise the number above
+            this limit.
 
     Returns:
         The chosen rows in ascending order.
@@ -204,7 +205,7 @@ def keep_per_class(
 def choose_images(images: ImageTable, spec: PreparedSpec) -> ImageTable:
     """Apply ``max_images_per_class``, join the groups of equal images, and count equal images.
 
-    Returns a new table. It shares the arrays that do not change with the old one.
+    Returns a new table. Arrays that do not change are shared by the old and the new table.
     """
     limit = spec.max_images_per_class
     if limit is not None and len(images.labels):
@@ -232,10 +233,10 @@ def join_groups(groups: Int64Array, image_numbers: Rows) -> Int64Array:
 
     Args:
         groups: ``(num_images,)`` group ids.
-        image_numbers: ``(num_images,)`` numbers that are equal for equal images.
+        image_numbers: ``(num_images,)`` number of each image. Equal images have equal numbers.
 
     Returns:
-        ``(num_images,)`` group ids. Joined groups have the smallest of their ids.
+        ``(num_images,)`` group ids. The id of joined groups is the smallest of their ids.
     """
     is_repeated = np.bincount(image_numbers)[image_numbers] > 1
     repeated = np.flatnonzero(is_repeated)

@@ -1,9 +1,9 @@
 """The table of dataset sources, and checks that do not import any source.
 
 To add a source, write a module with a :class:`tasks.sources.base.Source` and add a row to
-:data:`SOURCES`. The row contains the module and the name of the ``Source`` in it. Another
-package registers a source by an entry point in the group ``isweep.sources``. The entry point
-is a ``Source``, or any object or class with the same two attributes.
+:data:`SOURCES`. The row contains the module and the name of the ``Source`` in it. Another package
+registers a source by an entry point in the group ``isweep.sources``. The entry point refers to a
+``Source``, or to any object or class with the same two attributes.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ ENTRY_POINT_GROUP = "isweep.sources"
 
 @dataclass(frozen=True)
 class OwnKind:
-    """A kind of a user's own data: a way to store images.
+    """A kind of a user's own data, which is a way to store images.
 
     Attributes:
-        path: The file or folder that the user gives as the path, in words for messages.
+        path: Description of the file or folder whose path the user gives, for messages.
         extensions: File extensions by which the kind is recognized, in lower case.
         options: Options of :data:`OWN_OPTIONS` that this kind uses.
         former_names: Names of this kind in older sweep files.
@@ -183,7 +183,7 @@ def source_for(name: str) -> Source:
 
 
 def needs_download(dataset: DatasetSpec) -> bool:
-    """Return whether a dataset can only be read from a download that ``--raw`` names.
+    """Return whether a dataset can be read only if ``--raw`` has the path of its download.
 
     The result is False for a user's own data, because their path is in the sweep file.
     """
@@ -192,15 +192,15 @@ def needs_download(dataset: DatasetSpec) -> bool:
 
 
 def check_raw_folder(request: RawRequest, *, needed: bool = False) -> None:
-    """Check that the raw download exists, and that the source reads one.
+    """Check that the raw download exists, and that the source reads a download.
 
     Args:
         request: The dataset and the path of its raw download.
-        needed: Whether a missing path is an error too.
+        needed: True to raise an error also if the user gave no path.
 
     Raises:
         DataError: The download does not exist.
-        ConfigError: The user named a download for a dataset that reads none.
+        ConfigError: The user gave the path of a download, but the dataset needs no download.
     """
     if request.raw is None and not needed:
         return

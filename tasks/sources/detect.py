@@ -1,4 +1,4 @@
-"""Detect the kind of a user's data by file extensions, folder names and a table's first line."""
+"""Detect the kind of a user's data by file extensions, folder names and the header of a table."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from tasks.sources.raw import TARS, RefusedArchive, is_archive_name, open_archiv
 from tasks.sources.tables import COLUMNS, MANIFESTS, column_key
 
 MAX_HEADER_BYTES = 1 << 16
-"""Number of bytes of a table that are searched for the end of its first line."""
+"""Number of bytes of a table in which the end of its first line is searched."""
 MAX_SUBFOLDERS = 20
-"""Number of subfolders that are opened. A folder may have thousands, one for each patient."""
+"""Largest number of subfolders that are opened. A folder may have thousands of subfolders, one for
+each patient."""
 
 
 def detect_own_kind(path: Path) -> str | None:
@@ -107,7 +108,10 @@ class _FolderContent:
 
 
 def _folder_kind(path: Path) -> str:
-    """Return the kind of own data in a folder: ``folder`` if no other kind is recognized."""
+    """Return the kind of own data in a folder.
+
+    If no other kind is recognized, it is ``folder``.
+    """
     try:
         content = _FolderContent.of(path)
     except OSError:
@@ -120,7 +124,7 @@ def _folder_kind(path: Path) -> str:
 
 
 def _has_table_of_images(content: _FolderContent) -> bool:
-    """Return whether a folder, or its subfolder of a split, has a table of paths and labels."""
+    """Return whether a folder, or its folder of a split, contains a table of paths and labels."""
     tables = [content.path / name for name in MANIFESTS if name in content.file_names]
     if tables and not content.subfolders:
         return True
@@ -147,7 +151,7 @@ def _has_parquet(content: _FolderContent) -> bool:
 
 
 def _has_shards(content: _FolderContent) -> bool:
-    """Return whether a folder, or its subfolder of a split, contains tars."""
+    """Return whether tars are in a folder, or in its subfolder for a split."""
     if not content.subfolders:
         return _has_extension(content.file_names, TARS)
     if any(is_split_word(folder.name) for folder in content.subfolders):
@@ -162,7 +166,7 @@ def _has_extension(names: Iterable[str], extensions: str | tuple[str, ...]) -> b
 def _lists_images(table: Path) -> bool:
     """Return whether the first line of a table has a column of paths and a column of labels.
 
-    Another kind of table may lie beside class folders.
+    This check is needed, because a table without paths may lie beside class folders.
     """
     try:
         header = {column_key(name.strip().strip('"')) for name in _header(table)}

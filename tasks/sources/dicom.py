@@ -463,7 +463,7 @@ def _without_overlays(values: AnyArray, stored_bits: int, *, signed: bool) -> An
     Args:
         values: Decoded gray values. A writable array is changed in place.
         stored_bits: Number of low bits that hold the gray value.
-        signed: Whether gray values are signed.
+        signed: True if gray values are signed.
     """
     width = values.dtype.itemsize * 8
     if stored_bits == width:

@@ -1,12 +1,12 @@
 """Generated images of two classes, whose intrinsic dimension and distances are known.
 
-There are two sources, ``manifold`` and ``generated``. In both, an image is made from a point,
-whose coordinates decide the image and the label. Each coordinate has two patterns, ``A_j`` and
-``B_j``: orthonormal cosine patterns of low frequency, ``(side, side)``. A coordinate moves the
-image along a circle in the plane of its two patterns.
+There are two sources, ``manifold`` and ``generated``. In both sources, an image is made from a
+point. The coordinates of the point decide the image and the label. Each coordinate has two
+patterns, ``A_j`` and ``B_j``: orthonormal cosine patterns of low frequency, ``(side, side)``. A
+coordinate moves the image along a circle in the plane of its two patterns.
 
-**Source manifold** makes the datasets ``manifold_d4`` and ``manifold_d12``; the number is the
-intrinsic dimension d. A point ``z`` is uniform in the d-dimensional unit cube. With angles
+**Source manifold** makes the datasets ``manifold_d4`` and ``manifold_d12``. The number in the name
+is the intrinsic dimension d. A point ``z`` is uniform in the d-dimensional unit cube. With angles
 ``t_j = pi * z_j`` its image is::
 
     127.5 + amplitude * sum over j of (cos(t_j) * A_j + sin(t_j) * B_j)
@@ -18,8 +18,8 @@ are not drawn. The label sharpness is therefore at most ``1 / (MARGIN * amplitud
 1. Two points with different labels differ by at least ``2 * MARGIN`` in f.
 2. The slope of f is at most ``2 pi``. The two points therefore differ by at least
    ``MARGIN / pi`` in z.
-3. A distance along the manifold is the distance of the points times ``pi * amplitude``, here
-   at least ``MARGIN * amplitude``.
+3. A distance along the manifold is the distance of the points times ``pi * amplitude``. For these
+   two points, it is therefore at least ``MARGIN * amplitude``.
 
 The distance of two images is the chord of an arc along the manifold. At this distance, the
 chord is shorter than the arc by less than 0.05 %.
@@ -31,22 +31,22 @@ the label, the distance between classes, or the number of images. A point has ``
 
     127.5 + RADIUS * side / REFERENCE_SIDE * sum over j of (sin(a_j) * A_j + (cos(a_j) - 1) * B_j)
 
-A length along a coordinate is a distance between images, for any number of coordinates. The
-interval of a coordinate that decides the label is cut into bands with gaps between them. With
-``bands`` = 2::
+A length along a coordinate equals a distance between images. This holds for any number of
+coordinates. The interval of a coordinate that decides the label is cut into bands with gaps
+between them. With ``bands`` = 2::
 
     [ half 0 ] fine_gap [ half 1 ]   gap * contrast   [ half 2 ] fine_gap [ half 3 ]
     `--------- band 0 ----------'                     `--------- band 1 ----------'
 
-- The first ``bits`` <= ``dimension`` coordinates decide the label. The other coordinates, and
-  all ``nuisance`` coordinates, do not.
+- The first ``bits`` coordinates decide the label, and ``bits`` is at most ``dimension``. The other
+  coordinates, and all ``nuisance`` coordinates, have no influence on the label.
 - ``bands`` is the number of bands of a coordinate. Each band consists of two halves.
-- ``gap`` times ``contrast`` is the distance between bands, and ``fine_gap`` the distance
-  between halves. No image lies in a gap.
+- ``gap`` times ``contrast`` is the distance between bands. ``fine_gap`` is the distance between
+  the halves of a band. No image lies in a gap.
 - ``frequency`` 1: the label is the parity of the sum of the point's band numbers over the
-  coordinates that decide the label. ``frequency`` 2: it is the parity of the sum of the
-  numbers of its halves. The images are the same.
-- ``num_images`` is the number of images, and ``draw`` the seed of the points.
+  coordinates that decide the label. ``frequency`` 2: the label is the parity of the sum of the
+  half numbers instead. The images are the same for both values.
+- ``num_images`` is the number of images. ``draw`` is the seed of the points.
 
 The functions at the end of this module are shared with other sources of images in memory.
 """
@@ -117,7 +117,7 @@ def _points_of_manifold(request: RawRequest) -> tuple[Points, Labels]:
 
 @lru_cache(maxsize=4)
 def manifold_points(dimension: int, num_images: int) -> tuple[Points, Labels]:
-    """Draw the points of a manifold dataset and their labels. All have ``|f| >= MARGIN``.
+    """Draw the points of a manifold dataset and their labels. All points have ``|f| >= MARGIN``.
 
     Args:
         dimension: Number of coordinates.
@@ -255,15 +255,16 @@ def _geometry(request: RawRequest) -> Geometry:
 def generated_points(geometry: Geometry) -> tuple[Points, Labels]:
     """Draw the points of ``generated`` and their labels. Coordinates are centered on 0."""
     num_images = geometry.num_images
-    # Nuisance coordinates have a random stream of their own, so that their number does not
-    # change the other coordinates.
+    # Nuisance coordinates have their own random generator. So their number does not change the
+    # other coordinates.
     rng = np.random.default_rng(derive_seed("generated", geometry.draw))
     nuisance_rng = np.random.default_rng(derive_seed("generated nuisance", geometry.draw))
     unit_coordinates = rng.random((num_images, geometry.dimension))
     nuisance = nuisance_rng.random((num_images, geometry.nuisance))
     points = (np.concatenate([unit_coordinates, nuisance], axis=1) - 0.5) * LENGTH
     num_halves = 2 * geometry.bands
-    # The gaps before halves 1, 2, 3, and so on. The gap before an odd half is inside a band.
+    # The array ``gaps`` contains the gaps before the halves 1, 2, 3, and so on. The gap before a
+    # half with an odd number is inside a band.
     is_inside_band = np.arange(1, num_halves) % 2 == 1
     gaps = np.where(is_inside_band, geometry.fine_gap, geometry.gap * geometry.contrast)
     gaps_before = np.concatenate([[0.0], np.cumsum(gaps)])
@@ -329,7 +330,7 @@ def flip_labels(labels: Labels, request: RawRequest) -> Labels:
 def scale_pixels(images: Images, request: RawRequest) -> Images:
     """Multiply pixels by the parameter ``pixel_scale``.
 
-    If it is not 1, the result is float32.
+    If ``pixel_scale`` is not 1, the result has the type float32.
     """
     factor = parameter_value(request, "pixel_scale")
     if factor == 1:
@@ -363,8 +364,8 @@ def row_reader(images: Images, *, by_image_maximum: bool = False) -> Reader:
 
     Args:
         images: ``(num_images, height, width[, 3])`` in [0, 255].
-        by_image_maximum: Whether to scale each image by its own maximum. The study does so for
-            MNIST, CIFAR-10 and SVHN.
+        by_image_maximum: True to scale each image by its own maximum, as in the study for MNIST,
+            CIFAR-10 and SVHN.
     """
 
     def read(item: Item) -> tuple[Sample]:
@@ -377,6 +378,6 @@ def row_reader(images: Images, *, by_image_maximum: bool = False) -> Reader:
     return read
 
 
-# The table of sources finds these two by their names.
+# The table of sources refers to these two sources by their names.
 manifold = Source(list_manifold, read_manifold)
 generated = Source(list_generated, read_generated)

@@ -387,7 +387,7 @@ def _paths_from_base(
         cells: Paths in the table: all absolute, or all relative to the table's folder.
         folder: The table's folder in the raw folder; empty for the raw folder itself.
         row_name: Returns the name of a row in messages.
-        request: The raw folder, and for errors.
+        request: Contains the raw folder, and makes the errors.
 
     Raises:
         DataError: A cell is not one path, or its path leads out of the raw folder.
@@ -526,7 +526,7 @@ def _check_links(listed: set[str], special: set[str], base: Path, request: RawRe
         listed: The paths in the table.
         special: The names of links and special files in the raw folder.
         base: The raw folder as an absolute path without links.
-        request: For errors.
+        request: Makes errors whose message begins with the name of the dataset.
 
     Raises:
         DataError: A path is such a link or special file, or lies behind a link to a folder.

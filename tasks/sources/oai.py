@@ -222,7 +222,7 @@ def read_grades(table: str, request: RawRequest) -> tuple[dict[Knee, int], Count
 
     Args:
         table: Locator of the table of grades.
-        request: The download, and for errors.
+        request: The download. It also makes the errors.
 
     Returns:
         The labels, and reason -> number of rows that are left out.

@@ -14,7 +14,7 @@ from tasks.sources.tables import column_key, column_keys, first_hashed, read_tab
 
 TABLE_EXTENSIONS = (".xlsx", ".csv", ".txt", ".tsv", ".sas7bdat")
 MAX_TABLE_DEPTH = 6
-"""Largest number of folders above a table. Deeper tables belong to single patients."""
+"""Largest number of folders above a table. Tables in deeper folders belong to single patients."""
 FILE_MISSING = "file is missing"
 OWN_MAXIMUM = "each image by its own maximum"
 
@@ -30,8 +30,8 @@ def download(
 ) -> Source:
     """Return the source of a download whose parts may be unpacked or in archives.
 
-    Archives are opened only if the unpacked files are incomplete. Archives beside a complete
-    download therefore cost no time.
+    Archives are opened only if the unpacked files are incomplete. If the unpacked files are
+    complete, archives beside them therefore cost no time.
 
     Args:
         list_tree: Lists the items of a tree. If a table or all images are missing, it raises
@@ -92,12 +92,12 @@ def incomplete_download(
 def repeated_rows(
     name: str, labels: Iterable[tuple[str, int | None]], request: RawRequest
 ) -> dict[str, int]:
-    """Count the rows of a table whose image also has an earlier row.
+    """Return the number of rows whose image already has an earlier row.
 
     Args:
         name: Name of the table in messages.
         labels: Pairs (image, label), one per row.
-        request: For errors.
+        request: Makes errors whose message begins with the name of the dataset.
 
     Returns:
         The reason and the count, for :attr:`Listing.excluded`.
@@ -122,7 +122,10 @@ def repeated_rows(
 
 
 def find_named(tree: RawTree, file: str) -> list[str]:
-    """Return the names of all files called ``file``, those with the fewest folders above first."""
+    """Return the paths of all files called ``file``.
+
+    Files with the fewest folders above them come first.
+    """
     suffix = f"/{file.casefold()}"
     names = [name for name in tree if f"/{name.casefold()}".endswith(suffix)]
     return sorted(names, key=lambda name: (name.count("/"), name))
@@ -138,15 +141,16 @@ def find_table(
 ) -> str:
     """Return the locator of the table with these columns.
 
-    Only the columns decide, because browsers and archives change the names of files.
+    A table is recognized by its columns, because browsers and archives may change the names of
+    files.
 
     Args:
         tree: All files of the download.
-        request: For errors.
+        request: Makes errors whose message begins with the name of the dataset.
         stem: Beginning of the usual name. Tables with such a name are read first.
         columns: Columns that the table must have.
-        only_named: Whether to read only tables with such a name, because other tables of the
-            download have these columns too.
+        only_named: True to read only tables with such a name. It is needed if other tables of the
+            download also have these columns.
 
     Raises:
         IncompleteDownloadError: No table has the columns.

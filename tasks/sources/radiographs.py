@@ -275,7 +275,7 @@ def _read_slices(table: str, request: RawRequest) -> tuple[dict[str, SliceLabels
 
     Args:
         table: Locator of the table.
-        request: The download, and for errors.
+        request: The download. It also makes the errors.
 
     Raises:
         DataError: A row has another form, or the labels of a slice contradict each other.

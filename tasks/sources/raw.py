@@ -51,7 +51,7 @@ ARCHIVES = (".zip", *TARS)
 FILE_MANAGER_NAMES = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 """Names of files and folders that file managers leave behind."""
 GONE = "file is gone or unreadable"
-"""Reason of a :class:`SkipItem` or :class:`RefusedArchive`."""
+"""Reason in a :class:`SkipItem` or :class:`RefusedArchive` error."""
 MAX_FILE_BYTES = 384 << 20
 """Largest size in bytes of a file or archive member, which is read as a whole. An ultrasound
 of 300 frames has about 100 MiB, and a computed radiograph 30 MiB. With the memory for
@@ -64,8 +64,8 @@ declares more is damaged or hostile."""
 MAX_MEMBERS = 5_000_000
 """Largest number of members of an archive."""
 MAX_XZ_MEMORY = 256 << 20
-"""Largest memory in bytes for unpacking xz. The strongest preset (-9) needs 65 MiB, but a
-damaged header may require 4 GiB."""
+"""Largest memory in bytes for unpacking xz. The strongest preset (-9) needs 65 MiB, but a damaged
+header may ask for 4 GiB."""
 PLAIN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Supported packing methods of a zip. :mod:`zipfile` reads other methods without a limit on
 memory: bzip2 may unpack a chunk to 45,000 times its size, and the header of an LZMA member
@@ -133,7 +133,7 @@ def read_locator(base: Path, locator: str) -> bytes:
 
 
 def split_locator(locator: str) -> list[str]:
-    """Split a locator into the file, its member or row, and the members of members."""
+    """Split a locator at each ``!/``. The first part is the file on the disk."""
     file, *names = locator.split(MARK)
     parts = [file]
     for part in names:
@@ -145,18 +145,18 @@ def split_locator(locator: str) -> list[str]:
 
 
 def read_plain(path: Path, max_bytes: int = MAX_FILE_BYTES, *, cut: bool = False) -> bytes:
-    """Return the bytes of a plain file. Folders, FIFOs, sockets and devices are never read.
+    """Return the bytes of a plain file. Folders, FIFOs, sockets and device files are never read.
 
     Args:
         path: The file.
         max_bytes: Largest number of bytes to return.
-        cut: Whether to return the first bytes of a larger file instead of raising an error.
+        cut: True to return the first bytes of a larger file; False to raise an error.
 
     Raises:
         SkipItem: The file is missing, empty, too large or not a plain file.
     """
     try:
-        # This opener does not wait for data, because a FIFO may have replaced the file.
+        # A FIFO may have replaced the file, so this opener does not wait for data.
         with open(path, "rb", opener=without_waiting) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
@@ -165,7 +165,7 @@ def read_plain(path: Path, max_bytes: int = MAX_FILE_BYTES, *, cut: bool = False
                 raise SkipItem("empty file")
             if status.st_size > max_bytes and not cut:
                 raise SkipItem("file too large")
-            # Without min, read would reserve max_bytes of memory for a small file.
+            # Without min(), read would reserve max_bytes of memory even for a small file.
             return file.read(min(status.st_size, max_bytes))
     except IsADirectoryError:
         raise SkipItem("not a plain file") from None
@@ -196,15 +196,15 @@ def gunzip(body: bytes, max_bytes: int) -> bytes:
 class FolderContent:
     """The names of everything below a folder.
 
-    Names are relative to the folder, with ``/`` as separator. They are sorted part by part, so
-    that all files of a folder follow each other.
+    Names are relative to the folder, with ``/`` as separator. They are sorted by their parts, so
+    all files of a folder are next to each other.
 
     Attributes:
-        files: Names of all files, with links and special files.
+        files: Names of all files, including links and special files.
         folders: Names of all folders.
-        hidden: Names of hidden files and folders, and of those that file managers leave
-            behind. They and their content are in no other list. Names of folders end with a
-            slash.
+        hidden: Names of hidden files and folders, and of files and folders that file managers
+            leave behind. These names, and everything in such folders, are not in ``files`` or
+            ``folders``. Names of hidden folders end with a slash.
         special: The names in ``files`` that are links or special files.
     """
 
@@ -219,13 +219,14 @@ def search_folder(root: Path, request: RawRequest, *, strict: bool = True) -> Fo
 
     Args:
         root: The folder.
-        request: For errors.
-        strict: Whether links out of the folder and special files are errors. Otherwise their
-            names are returned too, and folders that cannot be listed count as empty.
+        request: Makes errors whose message begins with the name of the dataset.
+        strict: True to raise an error for links out of the folder, special files, and folders that
+            cannot be listed. If False, the names of such links and files are returned, and such
+            folders are treated as empty.
 
     Raises:
-        DataError: There is a link out of the folder or to a folder, a FIFO, socket or device,
-            or a folder that cannot be listed.
+        DataError: The folder contains a link to a folder, a link out of the folder, a FIFO, a
+            socket or a device file. Or a folder cannot be listed.
     """
     base = root.resolve()
     content = FolderContent()
@@ -279,16 +280,17 @@ def _list_folder(
 
 
 def check_inside(base: Path, path: Path, path_text: str, request: RawRequest) -> None:
-    """Check that a path is a link to a file in the folder.
+    """Check that a path is a link to a file in the folder ``base``.
 
     Args:
         base: The folder, as an absolute path without links.
         path: A path in the folder that is neither a plain file nor a folder.
         path_text: Keyed hash of the path.
-        request: For errors.
+        request: Makes errors whose message begins with the name of the dataset.
 
     Raises:
-        DataError: The path is a FIFO, a socket, a device or another link.
+        DataError: The path is a FIFO, a socket or a device file. Or it is a link to a folder, to a
+            missing file, or to a file outside ``base``.
     """
     if not path.is_symlink():
         raise request.error(
@@ -318,7 +320,7 @@ def plain_name(name: str) -> str | None:
 
 
 def _member_name(stored_name: str) -> str:
-    """Return a member's name as :func:`plain_name` returns it.
+    """Return a member's name after :func:`plain_name` has normalized it.
 
     Raises:
         RefusedArchive: The name leads out of the archive.
@@ -330,10 +332,10 @@ def _member_name(stored_name: str) -> str:
 
 
 def _hidden_part(name: str) -> str:
-    """Return the part of a member's name that is hidden; empty if nothing is hidden.
+    """Return the hidden part of a member's name; an empty text if no part is hidden.
 
-    This is the path up to the first hidden folder, with a final slash, or the whole name of a
-    hidden file.
+    If a folder in the path is hidden, the result is the path up to this folder, with a final
+    slash. If only the file is hidden, the result is the whole name.
     """
     parts = name.split("/")
     for depth, part in enumerate(parts, 1):
@@ -416,7 +418,7 @@ class ZipArchive:
             raise SkipItem("file too large")
         try:
             with self._archive.open(info) as file:
-                # Without a size, zipfile would unpack everything before it compares the size.
+                # If no size is given, zipfile unpacks the whole member before it checks the size.
                 return file.read(info.file_size)
         except (*DAMAGE, MemoryError):
             raise SkipItem("damaged archive member") from None
@@ -435,7 +437,7 @@ class TarArchive:
 
     def __init__(self, file: IO[bytes], name: str) -> None:
         self._packed = name.lower().endswith(PACKED_TARS)
-        # Number of bytes that further members may declare.
+        # Number of bytes that the remaining members may declare in total.
         self._bytes_left = MAX_RATIO * (file.seek(0, io.SEEK_END) + 1)
         file.seek(0)
         self._file = _unpacking_stream(file, name)
@@ -502,8 +504,8 @@ class TarArchive:
                 while not self._is_complete:
                     self._read_header()
         except (RefusedArchive, *DAMAGE) as error:
-            # A second call would continue after the rejected member, so the archive is opened
-            # again next time.
+            # A second call would continue after the rejected member. So the next call must open
+            # the archive again.
             _open_cached.cache_clear()
             if isinstance(error, RefusedArchive):
                 raise
@@ -580,7 +582,8 @@ def open_archive(path: Path, inner: tuple[str, ...] = ()) -> Archive:
 
     Args:
         path: The outermost archive.
-        inner: A member that is an archive, then a member of this archive, and so on.
+        inner: Path of nested archives: a member of ``path`` that is an archive, then a member of
+            that archive, and so on.
 
     Raises:
         RefusedArchive: The archive is missing, damaged or must not be read.
@@ -636,15 +639,16 @@ class _ArchivePath:
 class RawTree:
     """The names of all files below a raw folder or archive, as if archives were unpacked in place.
 
-    The folder is searched once. If a name is both a file on the disk and a member of an
-    archive, the file on the disk is used. Archives in a folder are opened only on request,
-    because a download is often complete without them.
+    The folder is searched once. If a file on the disk and a member of an archive have the same
+    name, the file on the disk is used. Archives in a folder are opened only on request, because a
+    download is often complete without them.
 
     If two archives contain the same name, the file of the second archive is listed under its
-    locator, which contains :data:`MARK`. An archive comes before all archives inside others.
+    locator, which contains :data:`MARK`. For this rule, an archive in the folder comes before all
+    archives that are inside other archives.
 
     Attributes:
-        folders: Names of all folders on the disk, also of empty ones.
+        folders: Names of all folders on the disk, including empty folders.
         hidden: Names that are left out because they are hidden.
         archives: Names of all archives on the disk.
     """
@@ -681,8 +685,8 @@ class RawTree:
             self._locators = {name: name for name in content.files}
             self.archives = list(filter(is_archive_name, content.files))
         archives = [_ArchivePath(name, (), name) for name in self.archives if opens(name)]
-        # One level of archives after the other: a file has its own name even if an archive
-        # that is deeper inside others contains the same name.
+        # Archives are opened level by level. If two archives contain the same name, the file in
+        # the less deeply nested archive therefore keeps this name.
         while archives:
             inner_archives = []
             for archive in archives:
@@ -701,7 +705,7 @@ class RawTree:
     def _add_members(
         self, archive: _ArchivePath, opens: Callable[[str], bool]
     ) -> list[_ArchivePath]:
-        """Add the members of an archive, and return the archives among them that are to be opened.
+        """Add the members of an archive. Return the members that are archives and must be opened.
 
         Raises:
             DataError: The archive cannot be read.
@@ -716,7 +720,8 @@ class RawTree:
                 continue
             locator = f"{archive.locator}{MARK}{member}"
             if MARK in self._locators.get(name, ""):
-                # Two archives contain the same name: every series of OAI has a file 001.
+                # Two archives contain the same name. For example, every series of OAI has a file
+                # 001.
                 self._locators[locator] = locator
             else:
                 self._locators.setdefault(name, locator)

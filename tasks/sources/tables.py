@@ -179,7 +179,7 @@ class TableError(Exception):
     Args:
         problem: What is wrong, without the text of a cell. The message is the name of the
             table, then this text.
-        hint: What to do.
+        hint: The action that fixes the problem.
     """
 
     def __init__(self, problem: str, *, hint: str = "") -> None:
@@ -506,7 +506,7 @@ def read_columns(
     Args:
         path: Path or locator of the table, for errors.
         table: The rows of the table.
-        request: For errors.
+        request: Makes errors whose message begins with the name of the dataset.
         needed: Names of columns that the table must have.
         optional: Names of columns that are returned if the table has them.
 

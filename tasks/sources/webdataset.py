@@ -162,7 +162,7 @@ def _add_file(
         archive: The shard.
         member: Name of the member.
         extension: The name after its first dot, in lower case.
-        request: For errors.
+        request: Makes errors whose message begins with the name of the dataset.
 
     Raises:
         DataError: The sample has two images.
@@ -190,7 +190,7 @@ def _label(sample: _Sample, column: str, request: RawRequest) -> str:
     Args:
         sample: The sample.
         column: Key of the label in ``.json``.
-        request: The ``label_map``, and for errors.
+        request: Contains ``label_map``, and makes the errors.
 
     Raises:
         DataError: ``.cls`` and ``.json`` have labels of different classes.

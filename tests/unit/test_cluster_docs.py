@@ -107,9 +107,9 @@ def test_the_lab_sweeps_can_be_planned(tmp_path):
 
 
 ANY_PORT = {
-    "ray::DashboardAgent": ("the agent's gRPC", "**metrics** of the agent"),
-    "ray::RuntimeEnvAgent": ("any free port for environments",),
-    "raylet": ("raylet and its objects, 2 ports",),
+    "ray::DashboardAgent": ("gRPC port of the agent", "**metrics** of the agent"),
+    "ray::RuntimeEnvAgent": ("any free port for runtime environments",),
+    "raylet": ("raylet and its objects (2 ports)",),
 }
 """Program that listens on any free port -> texts by which the table of ports names it."""
 

@@ -281,8 +281,8 @@ def test_findings_give_the_distances_and_heights_of_the_tables(numbers):
     assert [result["low"] < -1 for result in heights] == [False, False, True]
     digits, mnist, fashion = (format_interval(result) for result in heights)
     assert (
-        f"{digits}, {mnist} and {fashion.partition(' ')[0]}. Only on Fashion-MNIST does its interval "
-        "contain −1" in text
+        f"{digits}, {mnist} and {fashion.partition(' ')[0]}. The interval contains −1 only on "
+        "Fashion-MNIST" in text
     )
 
 

@@ -1,4 +1,4 @@
-"""The images of a user's ``.npz`` or HDF5 file of arrays.
+"""Read the images of a user's ``.npz`` or HDF5 file of arrays.
 
 - ``files`` reads the names, shapes and rows of the arrays in a file.
 - ``names`` finds the arrays of images, labels and columns by their names.

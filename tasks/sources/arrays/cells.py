@@ -22,7 +22,8 @@ from tasks.sources.own.columns import Columns, JoinedTables, find_columns
 from tasks.sources.tables import label_text
 
 MAX_SMALL_ARRAY_BYTES = 1 << 28
-"""Largest size in bytes of an array of labels, groups or names, which is read as a whole."""
+"""Largest size in bytes of an array of labels, groups or names. Such an array is read as a
+whole."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class ArrayCells:
     """The columns of an array file. The images of all arrays are joined, one array after another.
 
     Attributes:
-        columns: The columns that are read, by their roles, and the unused columns.
+        columns: The columns that are read, by role, and the unused columns.
         used: Cells of the columns that are read.
         unused: Cells of the unused columns that have one value per image: column -> cells.
     """
@@ -50,7 +51,7 @@ def read_cells(
     Raises:
         DataError: A needed column is missing, has another shape or dtype, or cannot be read.
     """
-    # Each name once, in the order of the arrays.
+    # Each name occurs once, in the order of the arrays.
     column_names = list(dict.fromkeys(chain(*(array.array_name_by_column for array in arrays))))
     columns = find_columns(column_names, (LABEL_COLUMN, "group", "split"), request)
     tables = []
@@ -96,7 +97,7 @@ def _unused_cells(
 
 
 def _check_first_axis(file: ArrayFile, images_name: str, array_name: str) -> None:
-    """Raise an error if the last axis of the images, not the first one, fits their labels."""
+    """Raise an error if the last axis of the images, not the first axis, fits their labels."""
     images_shape = file.header(images_name).shape
     labels_shape = file.header(array_name).shape
     if has_images_on_last_axis(images_shape, labels_shape):
@@ -128,7 +129,7 @@ def _text_cells(file: ArrayFile, array_name: str, num_images: int) -> list[str]:
             hint=hint,
         )
     values = _small_array(file, array_name).reshape(-1).tolist()
-    # Equal values share one text in memory, because there may be millions of images.
+    # There may be millions of images. To save memory, equal values share one text.
     texts: dict[object, str] = {}
     return [texts.setdefault(value, label_text(value)) for value in values]
 
@@ -159,8 +160,9 @@ def read_class_names(
 ) -> tuple[str, ...]:
     """Return the class names by label 0, 1, ...; empty if there are none.
 
-    The names come from an array such as ``label_names``. Without such an array, they come from
-    :data:`search_spaces.datasets.DATASETS`, if it has the dataset and all labels are numbers.
+    The names come from an array such as ``label_names``. Without such an array, they come from the
+    table :data:`search_spaces.datasets.DATASETS`. If the table does not have the dataset, or a
+    label is not a number, there are no names.
     """
     if class_names_array is not None:
         stored = _small_array(file, class_names_array).reshape(-1)

@@ -1,6 +1,6 @@
 """Read the names, shapes and rows of arrays in ``.npz`` and HDF5 files.
 
-Formats: NEP 1 (``numpy.lib.format``) in a zip; HDF5 as read by h5py.
+The formats are NEP 1 (``numpy.lib.format``) in a zip, and HDF5 as h5py reads it.
 
 A file may be damaged or hostile. Nothing is unpickled. Declared sizes are checked before
 values are read, and images are read one by one. Links and external or virtual datasets of HDF5
@@ -24,12 +24,12 @@ from tasks.sources.base import RawRequest, SkipItem
 from tasks.sources.raw import DAMAGE, GONE, RefusedArchive, open_zip
 
 MAX_WHOLE_BYTES = 512 << 20
-"""Largest size in bytes of an array in Fortran order, which can only be read as a whole."""
+"""Largest size in bytes of an array in Fortran order. Such an array can only be read as a
+whole."""
 MAX_MEMBERS = 1000
 """Largest number of arrays in an ``.npz``."""
 MAX_CHUNK_BYTES = 256 << 20
-"""Largest size in bytes of an HDF5 chunk, which is unpacked as a whole to read one of its
-rows."""
+"""Largest size in bytes of an HDF5 chunk. To read one row, the whole chunk is unpacked."""
 COPY_AGAIN = "Save or copy the file again"
 
 
@@ -40,7 +40,7 @@ class ArrayHeader:
     Attributes:
         shape: Shape of the array.
         dtype: Type of its values.
-        fortran: Whether the values are stored in Fortran order.
+        fortran: True if the values are stored in Fortran order.
     """
 
     shape: tuple[int, ...]
@@ -54,7 +54,7 @@ class ArrayHeader:
 
     @property
     def has_plain_values(self) -> bool:
-        """Whether each value is one number or one text.
+        """True if each value is one number or one text.
 
         HDF5 has other values too, for example a list or a reference.
         """
@@ -117,8 +117,8 @@ class NpzFile:
         """Return the header of an array. A second call does not read the file again.
 
         Raises:
-            DataError: The array is damaged, contains Python objects, or declares more values
-                than it has.
+            DataError: The array is damaged, contains Python objects, or has fewer values than its
+                header declares.
         """
         if name in self._headers:
             return self._headers[name]
@@ -180,7 +180,7 @@ class NpzFile:
         """Check the checksum of every array. The check reads the whole file.
 
         Raises:
-            DataError: An array does not have its checksum.
+            DataError: The content of an array does not match its stored checksum.
         """
         try:
             with zipfile.ZipFile(self._path) as archive:
@@ -196,7 +196,7 @@ class NpzFile:
 
 @lru_cache(maxsize=4)
 def _npy_rows(path: Path, member: str, size: int, time_ns: int) -> ReadRow:
-    """Return a reader of a member's rows. It has one row in memory at a time.
+    """Return a reader of a member's rows. The reader holds one row in memory at a time.
 
     The reader is cached until the file's size or time changes. A process reads blocks of rows
     in ascending order, and a cached reader continues after the last block. A new reader would
@@ -227,8 +227,8 @@ def _npy_rows(path: Path, member: str, size: int, time_ns: int) -> ReadRow:
 
 def _npy_header(file: IO[bytes]) -> ArrayHeader:
     version = np.lib.format.read_magic(file)
-    # Versions 2 and 3 differ only in the encoding of field names, which plain arrays do not
-    # have.
+    # Versions 2 and 3 differ only in the encoding of field names. Arrays of plain numbers have no
+    # field names.
     if version == (1, 0):
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     else:
@@ -258,8 +258,8 @@ def open_hdf5(file: Path | IO[bytes], name: str) -> Any:
             hint="Run `pip install 'isweep[formats]'`",
         ) from error
     try:
-        # h5py unpacks a chunk again for each of its rows unless it fits into this cache, which
-        # has 1 MiB by default.
+        # If a chunk does not fit into this cache, h5py unpacks it again for each row. By default,
+        # the cache has 1 MiB.
         return h5py.File(file, "r", rdcc_nbytes=MAX_CHUNK_BYTES)
     except (OSError, RuntimeError, ValueError):
         raise DataError(
@@ -289,8 +289,8 @@ class Hdf5File:
         """Return the shape and dtype of a dataset.
 
         Raises:
-            DataError: The dataset is damaged, not an array, in another file, or without
-                values.
+            DataError: The dataset is damaged, is not an array, is stored in another file, or
+                contains no values.
         """
         import h5py
 
@@ -319,8 +319,8 @@ class Hdf5File:
                 f"the array {name!r} has chunks of {chunk_bytes:,} bytes, more than 256 MiB",
                 hint="Save the array with smaller chunks",
             )
-        # HDF5 returns zeros for chunks that were never written, and a header may declare
-        # terabytes of them.
+        # HDF5 returns zeros for chunks that were never written. A header may declare terabytes of
+        # such chunks.
         if 0 not in header.shape and not stored_bytes:
             raise self.error(
                 f"the array {name!r} is empty: no values were written into it",
@@ -363,7 +363,7 @@ ARRAY_FILES: dict[str, Callable[[RawRequest], ArrayFile]] = {
 
 
 def row_locator(array: str, row: int) -> str:
-    """Return the locator of an image: ``7`` in the array ``images``, or else ``NAME/7``."""
+    """Return the locator of an image. Examples: ``7`` for the array ``images``, else ``NAME/7``."""
     return str(row) if array == "images" else f"{array}/{row}"
 
 

@@ -9,8 +9,8 @@ An ``.npz`` has the format of ``np.savez``. An HDF5 file has all arrays in its r
 2. :mod:`tasks.sources.arrays.pixels` checks the shapes and dtypes of the arrays of images.
 3. :mod:`tasks.sources.arrays.cells` reads all labels, groups, splits and other columns as
    text. All of this text is in memory at once.
-4. :mod:`tasks.sources.arrays.pixels` chooses the scale of the pixels. For images of floats, it
-   reads all images, one at a time.
+4. :mod:`tasks.sources.arrays.pixels` chooses the scale of the pixels. If the images are floats,
+   this step reads all images, one at a time.
 5. :func:`tasks.sources.own.listing.own_listing` makes the items. The *locator* of an image is
    the name of its array and its row.
 
@@ -65,13 +65,12 @@ class ArrayDetails(NamedTuple):
     """The ``details`` of an item: the item's array, and the scale of its pixels.
 
     Attributes:
-        images_name: Array name of the image's array.
-        black: Stored value that becomes 0; None as in
-            :class:`tasks.sources.arrays.pixels.Scale`.
-        white: Stored value that becomes 255; None if ``black`` is None.
-        file_name: Name of the array file if the raw path is a folder; else empty. The name is
-            part of the item. So items of another file in the same folder are different, and
-            their images are read again.
+        images_name: Name of the array that contains the image.
+        black: Stored value that becomes 0; None as in :class:`tasks.sources.arrays.pixels.Scale`.
+            white: Stored value that becomes 255; None if ``black`` is None.
+        file_name: Name of the array file if the raw path is a folder; else empty. The name is part
+            of the item. So if another file in the folder is used, the items change and the images
+            are read again.
     """
 
     images_name: str
@@ -92,7 +91,8 @@ class ArrayDetails(NamedTuple):
 
 @dataclass(frozen=True)
 class _ArrayImages:
-    """The images of all arrays in one numbering: the second array's images follow the first's.
+    """The images of all arrays, numbered together. The images of the second array follow the
+    images of the first array.
 
     Attributes:
         arrays: The arrays of images.
@@ -126,8 +126,8 @@ class _ArrayImages:
     def details(self, row: int) -> tuple[str | float | None, ...]:
         """Return the :class:`ArrayDetails` of an image's item.
 
-        Without a file name, the tuple has only three entries. Earlier versions stored these
-        three entries, and stored items must not change.
+        If there is no file name, the tuple has only three entries. Earlier versions stored only
+        these entries, and stored items must not change.
         """
         images_name = self.array_of(row).images_name
         black, white = self.limits or (None, None)
@@ -140,9 +140,8 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
     """List the images of an array file, one item per image.
 
     Raises:
-        DataError: An array is missing, has a wrong shape or is damaged; the scale of its
-            values is unclear; or labels, groups or splits break a rule of
-            :mod:`tasks.sources.own`.
+        DataError: An array is missing, has a wrong shape or is damaged. Or the scale of its values
+            is unclear. Or labels, groups or splits break a rule of :mod:`tasks.sources.own`.
     """
     found_arrays = find_arrays(file)
     arrays = found_arrays.arrays

@@ -3,10 +3,10 @@
 An *array name* is the name of an array in the file. The array names of PatchCamelyon, MedMNIST
 (``medmnist/dataset.py``), Keras (``mnist.npz``) and scikit-learn are recognized.
 
-Every other array except the class names counts as a *column*, with one value per image. The
-name of a column is its array name without the split. An exception is the array of labels: its
-column is always called ``label``. Another column with this name is not read. The *role* of a
-column is its use, see :mod:`tasks.sources.own.columns`. Example:
+Every other array except the class names is a *column*, with one value per image. The name of a
+column is its array name without the split. An exception is the array of labels: its column is
+always called ``label``. If another array would have this column name, it is not read. The *role*
+of a column is its use, see :mod:`tasks.sources.own.columns`. Example:
 
 ==================  ==========  =====
 array name          column      role
@@ -37,7 +37,8 @@ SAVE_EXAMPLE = "np.savez(PATH, images=images, labels=labels)"
 VALIDATION_NAMES = ("val", "valid")
 """Names of the validation split in array names."""
 SPLIT_NAMES = ("train", "test", *VALIDATION_NAMES)
-"""Names of all splits in array names. TRAIN and Test, for example, are not recognized."""
+"""Names of all splits in array names. Only lower case is recognized, so ``TRAIN`` and ``Test`` are
+not."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,10 @@ class NameScheme:
         return SPLIT_NAMES if "{}" in self.images else ("",)
 
     def columns(self, names: Iterable[str], split_name: str) -> dict[str, str]:
-        """Find the columns of one split among array names: name of the column -> array name."""
+        """Find the columns of one split.
+
+        The result maps the name of a column to its array name.
+        """
         prefix = self.prefix.format(split_name)
         suffix = self.suffix.format(split_name)
         columns = {}
@@ -115,7 +119,8 @@ class FoundArrays:
     """The arrays that one scheme finds in a file.
 
     Attributes:
-        arrays: The arrays of training and test images, or of all images without splits.
+        arrays: The arrays of training and test images; if there are no splits, the array of all
+            images.
         num_validation: Number of images in validation splits, which are left out.
         class_names_array: Array name of the class names; None if the file has no such array.
     """
@@ -193,8 +198,9 @@ def _check_labels_exist(file: ArrayFile, *, check_short_names: bool) -> None:
 
     Args:
         file: The array file.
-        check_short_names: Whether an array with a short name, such as ``x``, must have labels.
-            If the file has other images with labels, such an array may be something else.
+        check_short_names: True if an array with a short name, such as ``x``, must have labels. It
+            is False if the file has other images with labels, because ``x`` may then contain other
+            data.
 
     Raises:
         DataError: An array of images has no labels.
@@ -215,7 +221,8 @@ def _check_labels_exist(file: ArrayFile, *, check_short_names: bool) -> None:
 def _refuse_several_sets(
     file: ArrayFile, sets_of_arrays: Sequence[Sequence[ImageArray]]
 ) -> NoReturn:
-    """Raise the error for a file with several sets of images, or of labels for the same images.
+    """Raise the error for a file with several sets of images, or with several sets of labels for
+    the same images.
 
     Raises:
         DataError: Always.
@@ -241,8 +248,8 @@ def _refuse_several_sets(
 def unused_array_flags(file: ArrayFile, found_arrays: FoundArrays) -> list[str]:
     """Return flags for the arrays that are not images, columns or class names.
 
-    A flag is a warning in the record of the prepared dataset. All arrays of a validation split
-    are left out on purpose, so they need no flag.
+    A flag is a warning in the record of the prepared dataset. Arrays of a validation split are
+    left out on purpose, so they get no flag.
     """
     names = set(file.names())
     expected: set[str | None] = {found_arrays.class_names_array}

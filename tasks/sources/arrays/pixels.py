@@ -9,7 +9,7 @@ stored as       ``pixel_range``  rule
 ==============  ===============  =============================================================
 uint8           not set          The values are used as stored. They must not be only 0 and 1.
 other integers  not set          Each image is scaled by its own maximum.
-floats          not set          All images are scaled in the same way, which follows from the
+floats not set All images are scaled in the same way, which follows from the
                                  values of all images.
 any number      set              All images are scaled by ``pixel_range``.
 ==============  ===============  =============================================================
@@ -40,8 +40,8 @@ from tasks.sources.pixel_range import (
 )
 
 CHANNELS = (1, 3)
-"""Possible numbers of channels. The channels are the last axis of an image, unless its length
-is neither 1 nor 3. Then they are the first axis."""
+"""Possible numbers of channels. If the last axis of an image has one of these lengths, it is the
+axis of channels. Otherwise the first axis is the axis of channels."""
 
 
 class Scale(NamedTuple):
@@ -88,7 +88,8 @@ def choose_scale(
     headers: Sequence[ArrayHeader],
     request: RawRequest,
 ) -> Scale:
-    """Return the scale of all images. Images of floats are read to find their range.
+    """Return the scale of all images. If the images are floats, all of them are read to find their
+    range.
 
     Raises:
         DataError: The arrays have several types, the scale of their values is unclear, or all
@@ -122,10 +123,10 @@ def choose_scale(
 def _images_by_array(
     file: ArrayFile, arrays: Sequence[ImageArray], headers: Sequence[ArrayHeader]
 ) -> Iterator[Iterator[AnyArray]]:
-    """Yield for each array an iterator that reads its images one by one.
+    """Yield one iterator per array. The iterator reads the images of the array one by one.
 
     Raises:
-        SkipItem: An array cannot be opened. The iterators raise it too, for a damaged image.
+        SkipItem: An array cannot be opened. The iterators also raise it if an image is damaged.
     """
     for array, header in zip(arrays, headers, strict=True):
         yield map(file.rows(array.images_name), range(header.shape[0]))

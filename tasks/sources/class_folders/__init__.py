@@ -1,4 +1,4 @@
-"""A user's images that lie in one folder per class.
+"""Read a user's images that lie in one folder per class.
 
 ``<raw>`` is the folder or archive that the user gives. The default layout is called
 ``class/group``. The path of an image is ``<raw>/<class>/image.png``, as in torchvision's
@@ -11,17 +11,18 @@ is not in an archive needs no extension.
   folders).
 - Layout ``group/class``: the groups are above the classes,
   ``<raw>/<group>/<class>/image.png``. The user's option ``layout`` chooses the layout. Without
-  this option, both layouts are possible if three conditions hold: all images lie in
-  subfolders, the subfolders have 2 to 20 different names, and each name occurs in several top
-  folders. Then the patient ids in DICOM headers decide. Otherwise the layout is
-  ``class/group``.
-- Splits: ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...``. Images in a folder
-  ``val`` beside them are left out and counted.
-- Masks are left out and counted. A mask is a file in a folder called ``masks`` (COVID-19
-  Radiography Database), a file beside its image (BUSI has ``x_mask.png`` beside ``x.png``), or
-  a file in a class of masks or its subfolders (``cats_mask`` beside ``cats``).
-- Classes with unusual names: a class may have one of these names if the user's option
-  ``label_map`` has it. Without this option:
+  this option, both layouts are possible if three conditions hold: all images lie in subfolders,
+  the subfolders have 2 to 20 different names, and each name occurs in several top folders. Then
+  the patient ids in DICOM headers decide between the layouts. If one of the conditions does not
+  hold, the layout is ``class/group``.
+- Splits: ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...``. Images in a folder ``val``
+  beside them are left out. The record of the dataset contains their number.
+- Masks are left out. The record of the dataset contains their number. A mask is a file in a folder
+  called ``masks`` (COVID-19 Radiography Database), a file beside its image (BUSI has
+  ``x_mask.png`` beside ``x.png``), or a file in a class of masks or its subfolders (``cats_mask``
+  beside ``cats``).
+- Classes with unusual names: if the user's option ``label_map`` has one of these names, the folder
+  is a class. Without this option:
 
   ============================  =====================================  ======================
   Folder in place of a class    Default layout                         Layout ``group/class``
@@ -34,8 +35,8 @@ is not in an archive needs no extension.
 
 The modules use these terms:
 
-- *Wrapper*: the folder that contains all classes or splits. Several folders around the
-  classes, each alone in the one above, count as one wrapper.
+- *Wrapper*: the folder that contains all classes or splits. If several nested folders each contain
+  only the next one, together they are one wrapper.
 - *Top folder*: the first folder of an image's path, after the wrapper and the split are
   removed. It is a class or a group, depending on the layout.
 - *Inner archive*: an archive inside the archive ``<raw>``.

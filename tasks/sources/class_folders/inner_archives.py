@@ -1,4 +1,4 @@
-"""Find images in inner archives that also lie beside the archive.
+"""Find images in inner archives that have a copy beside the archive.
 
 If ``raw.zip`` contains ``a/1.png`` and ``a/copy.zip``, and ``copy.zip`` contains only
 ``1.png``, the image in ``copy.zip`` is left out. If ``copy.zip`` contains only ``2.png``, this
@@ -17,12 +17,12 @@ from tasks.sources.raw import MARK, RawTree, split_locator
 
 @dataclass(frozen=True)
 class ArchivePath:
-    """The path of an image or of an inner archive, divided at the archives that contain it.
+    """The path of an image or inner archive, split at each archive that contains it.
 
     Attributes:
-        parts: The archives, from ``<raw>`` to the innermost one, then the path of the file in
-            it. They are ``("raw.zip", "a/copy.zip", "1.png")`` for an image in ``copy.zip``,
-            and ``("raw.zip", "a/copy.zip")`` for ``copy.zip`` itself.
+        parts: The archives, from ``<raw>`` to the innermost archive, then the path of the file in
+            the innermost archive. They are ``("raw.zip", "a/copy.zip", "1.png")`` for an image in
+            ``copy.zip``, and ``("raw.zip", "a/copy.zip")`` for ``copy.zip`` itself.
     """
 
     parts: tuple[str, ...]
@@ -44,15 +44,15 @@ class ArchivePath:
 
     @property
     def is_at_top(self) -> bool:
-        """Whether the file would lie at the top of ``<raw>`` if all archives were unpacked."""
+        """True if the file would lie directly in ``<raw>`` after all archives are unpacked."""
         return not any("/" in part for part in self.parts[1:])
 
 
 def find_repeated(tree: RawTree, image_names: Sequence[str], request: RawRequest) -> set[str]:
-    """Return the names of images in inner archives that also lie beside the archive.
+    """Return the names of images in inner archives that have a copy beside the archive.
 
     Raises:
-        DataError: Only some images of an inner archive also lie beside it, by file name.
+        DataError: Only some images of an inner archive have a copy beside it, by their file names.
     """
     if not request.root().is_file():  # archives in a folder are not opened
         return set()
@@ -73,7 +73,8 @@ def find_repeated(tree: RawTree, image_names: Sequence[str], request: RawRequest
             continue
         names_beside = file_names[archive.folder]
         repeats = {name for name in names if path_by_name[name].file_name in names_beside}
-        # Of several images with the same file name, at most one repeats the image beside them.
+        # If several images in the archive have the same file name, at most one of them is a copy
+        # of the image beside the archive.
         num_repeats = len({path_by_name[name].file_name for name in repeats})
         if 0 < num_repeats < len(names):
             hashed_path = request.hashed(MARK.join(archive.parts[1:]))

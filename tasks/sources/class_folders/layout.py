@@ -27,7 +27,7 @@ class LayoutChoice(NamedTuple):
     """The layout of a raw folder.
 
     Attributes:
-        layout: Whether the top folders are classes or groups.
+        layout: ``class/group`` if the top folders are classes; ``group/class`` if they are groups.
         flags: A flag if patient ids in DICOM headers decided the layout.
     """
 
@@ -73,7 +73,7 @@ def _layout_by_headers(
 ) -> Layout | None:
     """Return the layout in which every patient of the DICOM headers has one group folder.
 
-    The table shows the layout by the number of folders in which a patient has images.
+    The table shows how the layout follows from the folders of each patient's images.
 
     ===================  ======================  =================================
     one top folder each  one subfolder name each  layout
@@ -108,13 +108,13 @@ def _layout_by_headers(
 
 
 def _images_with_headers(image_paths: Sequence[ImagePath]) -> Iterator[ImagePath]:
-    """Yield the DICOM images to read: about :data:`MAX_HEADERS`, equally many of each subfolder."""
+    """Yield about :data:`MAX_HEADERS` DICOM images, with an equal share of each subfolder."""
     num_yielded: Counter[tuple[str, str | None]] = Counter()
     num_folders = len({(image.top, image.first_subfolder) for image in image_paths})
     max_per_folder = max(MAX_HEADERS // num_folders, 1)
     for image in image_paths:
         folder = image.top, image.first_subfolder
-        # All images except pictures are DICOM files, also those without an extension.
+        # All images except pictures are DICOM files, even images without a file extension.
         if num_yielded[folder] < max_per_folder and not is_image_name(image.name):
             num_yielded[folder] += 1
             yield image

@@ -29,7 +29,8 @@ from tasks.sources.own.rows import Rows
 from tasks.sources.raw import ARCHIVES, RawTree, is_archive_name
 
 MAX_NAMED_FOLDERS = 20
-"""Largest number of empty class folders that are flagged by name. The others are counted."""
+"""Largest number of empty class folders whose names are in flags. For further folders, a flag
+contains only their number."""
 TABLE_EXTENSIONS = (".csv", ".tsv", ".xlsx", ".jsonl")
 """Extensions of files that may be the table of labels."""
 HINT_BY_EXTENSIONS = {
@@ -46,7 +47,7 @@ HINT_BY_EXTENSIONS = {
         "The folder contains NIfTI volumes: list their paths and labels in a table (kind table)"
     ),
 }
-"""Extensions of files in a folder without class folders -> hint for the user."""
+"""Hint for the user by the extensions of files, for a folder without class folders."""
 NO_EXTENSION_HINT = "Add an extension to the files: only DICOM files outside archives may have none"
 """Hint for a folder with files without extensions, and without class folders."""
 
@@ -70,8 +71,8 @@ def list_folder(request: RawRequest) -> Listing:
     """List the images of all class folders. Classes are in the order of their names.
 
     Raises:
-        DataError: There are fewer than two class folders, it is unclear which folders are the
-            classes, or labels, groups or splits break a rule of :mod:`tasks.sources.own`.
+        DataError: There are fewer than two class folders. Or it is unclear which folders are the
+            classes. Or labels, groups or splits break a rule of :mod:`tasks.sources.own`.
     """
     root = request.root()
     if root.is_file() and not is_archive_name(root.name):
@@ -98,7 +99,7 @@ def list_folder(request: RawRequest) -> Listing:
         cells={"label": [image.class_name for image in images]},
         locator=lambda row: locators[row],
         name=lambda row: request.hashed(locators[row]),
-        # Messages identify an image by its hash. So there are no row numbers to explain.
+        # Messages identify an image by its hash. So messages need no explanation of row numbers.
         numbering=lambda _: "",
         default_group=lambda row: images[row].group,
         image_path=lambda row: images[row].path.name,
@@ -127,7 +128,7 @@ def _images_of_classes(image_paths: Sequence[ImagePath], layout: Layout) -> list
 
 
 def _folders_in_place_of_classes(image_paths: Iterable[ImagePath]) -> set[str]:
-    """Return the names of folders such as ``images`` that lie in a group and are no class."""
+    """Return the names of folders such as ``images`` that lie in a group but are not classes."""
     names = set()
     for path in image_paths:
         if path.first_subfolder is None:
@@ -146,13 +147,15 @@ def _check_two_classes(
 
     Args:
         images: The images of all classes.
-        left_out_folders: Names of folders that lie where class folders lie, but are left out.
+        left_out_folders: Names of folders that lie at the level of class folders, but are left
+            out.
         num_outside: Number of images outside class folders.
         tree: All files.
         request: The dataset.
 
     Raises:
-        DataError: There are fewer than two. The hint depends on the files in the folder.
+        DataError: There are fewer than two class folders. The hint depends on the files in the
+            folder.
     """
     classes = {image.class_name for image in images}
     if len(classes) >= 2:
@@ -217,8 +220,9 @@ def _flag_empty_folders(
 ) -> dict[str, int]:
     """Return flags for top folders without an image: flag -> number of folders.
 
-    Classes are flagged by name. Groups are only counted, because a group's name may be a
-    patient's. Folders of masks need no images, so they get no flag.
+    The flag of a class contains its name. For groups, a flag contains only their number, because
+    the name of a group may be the name of a patient. Folders of masks need no images, so they get
+    no flag.
     """
     folders_with_images = {image.path.top_path for image in images}
     all_folders = set(map(str.casefold, tree.folders))
@@ -240,7 +244,7 @@ def _flag_empty_folders(
 def _folder_flags(
     images: Iterable[ClassImage], left_out_folders: Iterable[str], scan: FolderScan
 ) -> dict[str, int]:
-    """Return flags for folders that are left out, deep or above all classes, with their counts."""
+    """Return flags for folders that are left out, for deep folders and for a wrapper."""
     flags = {}
     for name in sorted(left_out_folders):
         flags[f"folder left out; to use it as a class: {_option_for_class(name)}"] = 1

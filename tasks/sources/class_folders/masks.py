@@ -8,11 +8,11 @@ from collections.abc import Collection, Iterable, Sequence
 from tasks.sources.class_folders.paths import NOT_GROUP_FOLDERS, ImagePath
 
 MASK_FOLDER_NAMES = frozenset({"mask", "masks", "segmentation", "segmentations"})
-"""Names of folders of masks, in lower case. A folder called ``mask`` or ``segmentation``
-counts only below a top folder, or if a folder such as ``images`` is beside it. Otherwise it
-may be a class, for example of faces with a mask."""
+"""Names of folders of masks, in lower case. A folder called ``mask`` or ``segmentation`` is a
+folder of masks only if it lies below a top folder, or if a folder such as ``images`` is beside it.
+Otherwise it may be a class, for example of faces with a mask."""
 UNAMBIGUOUS_MASK_FOLDER_NAMES = frozenset({"masks", "segmentations"})
-"""Names of folders of masks that count at any level, in lower case."""
+"""Names that mean a folder of masks at any level, in lower case."""
 MASK_NAME = re.compile(r"(.+?)[ _-](?:mask|masks|seg|segmentation)(?:[ _-]?\d+)?", re.IGNORECASE)
 """Name of a mask. The first group of the pattern is the name of the image."""
 
@@ -49,9 +49,9 @@ def find_files_in_mask_folders(
 ) -> set[str]:
     """Return the images in a folder called ``masks`` or ``segmentations``, at any level.
 
-    A folder called ``mask`` or ``segmentation`` counts only if a folder such as ``images`` is
-    beside it. If all images are in folders of masks, the result is empty, because these
-    folders must contain the classes.
+    The images in a folder called ``mask`` or ``segmentation`` are returned only if a folder such
+    as ``images`` is beside it. If all images are in folders of masks, the result is empty, because
+    these folders must contain the classes.
 
     Args:
         image_names: Names of all images.
@@ -81,7 +81,7 @@ def is_in_mask_subfolder(path: ImagePath) -> bool:
 
 
 def is_mask_of(path: str, other_paths: Collection[str]) -> bool:
-    """Return whether a path is the name of a mask, and ``other_paths`` has the path of its image.
+    """Return whether a path is the name of a mask whose image is in ``other_paths``.
 
     Args:
         path: Path of a file without its extension, or of a folder.

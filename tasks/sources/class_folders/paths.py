@@ -1,4 +1,4 @@
-"""The path of an image in a folder of class folders, divided into its folders."""
+"""The path of an image, divided into its folders, for data with one folder per class."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class ImagePath:
         subfolders: The folders between the top folder and the image, from the outermost one,
             without those in :data:`NOT_GROUP_FOLDERS`.
         split: The split in the name of the folder above the top folder.
-        is_subfolder_class: Whether the user calls the first subfolder a class.
+        is_subfolder_class: True if the layout is ``group/class`` and ``label_map`` has the name of
+            the first subfolder.
     """
 
     name: str
@@ -50,8 +51,9 @@ class UpperFolders:
 
     Attributes:
         wrapper: Path of the wrapper with a final slash; empty without a wrapper.
-        has_splits: Whether the folders directly below the wrapper are splits.
-        subfolder_classes: Names of subfolders of the top folders that the user calls classes.
+        has_splits: True if the folders directly below the wrapper are splits.
+        subfolder_classes: Names in ``label_map`` if the layout is ``group/class``; else empty.
+            Subfolders with these names are classes.
     """
 
     wrapper: str
@@ -85,5 +87,5 @@ class UpperFolders:
         )
 
     def divide_folder(self, folder_path: str) -> ImagePath | None:
-        """Divide the path of a folder like that of a file in this folder."""
+        """Divide the path of a folder in the same way as the path of a file in it."""
         return self.divide(f"{folder_path}/")

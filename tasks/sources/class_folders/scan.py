@@ -1,4 +1,4 @@
-"""Find the images to use in a raw folder, and count the files that are left out."""
+"""Find the images to use in a raw folder, and report the number of files that are left out."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class FolderScan:
         image_paths: The images that are not left out.
         excluded: Reason -> number of files that are left out.
         upper_folders: The wrapper and the splits.
-        mask_folders: Names of folders that are left out as masks. They lie where class folders
-            lie, so the user may have meant them as classes.
+        mask_folders: Names of folders that are left out as masks. They lie at the level of class
+            folders, so they may be classes for the user.
     """
 
     image_paths: list[ImagePath]
@@ -51,8 +51,8 @@ def scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
         DataError: Some folders are splits, and others are probably splits with unusual names.
             Or it is unclear whether an inner archive repeats images.
     """
-    # Only images, without repeated ones, decide about the wrapper and the splits. So other
-    # files and repeated images are removed first.
+    # The wrapper and the splits must depend only on images, each counted once. So other files and
+    # repeated images are removed first.
     image_names = []
     for name in tree:
         if is_single_image_name(name) or _is_dicom_without_extension(tree, name, request):
@@ -63,7 +63,7 @@ def scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
     # beside its image, and files in a subfolder such as ``mask`` below a class.
     class_labels = dict(request.dataset.label_map)
     in_mask_folders = find_files_in_mask_folders(distinct_names, class_labels)
-    # Masks may lie beside the wrapper, so they do not decide about it either.
+    # Masks may lie beside the wrapper, so they are removed before the wrapper is searched.
     deciding_names = [name for name in distinct_names if name not in in_mask_folders]
     upper_folders = find_upper_folders(deciding_names, request)
     masks_beside_images = find_masks_beside_images(distinct_names, class_labels)
@@ -107,14 +107,14 @@ def _mask_folders(
     image_paths: Iterable[ImagePath],
     is_group_on_top: bool,
 ) -> set[str]:
-    """Return the names of folders of masks that lie where class folders lie.
+    """Return the names of folders of masks that lie at the level of class folders.
 
     Args:
         paths_in_mask_folders: Paths of the files in folders of masks.
         paths_beside_images: Paths of the masks that lie beside their image.
         image_paths: Paths of the images that are not left out.
-        is_group_on_top: Whether the user chose the layout ``group/class``. If the user chose
-            no layout, ``class/group`` is assumed here.
+        is_group_on_top: True if the user chose the layout ``group/class``. If the user chose no
+            layout, it is False.
     """
     mask_folders = set()
     for path in paths_in_mask_folders:
@@ -122,7 +122,7 @@ def _mask_folders(
         if class_folder is not None and class_folder.casefold() in MASK_FOLDER_NAMES:
             mask_folders.add(class_folder)
     if not is_group_on_top:
-        # Top folders that contain nothing but masks, such as ``cats_mask``.
+        # These are top folders that contain only masks, such as ``cats_mask``.
         tops_with_masks = {path.top for path in paths_beside_images}
         tops_with_images = {path.top for path in image_paths}
         mask_folders |= tops_with_masks - tops_with_images

@@ -32,7 +32,7 @@ def check_splits_are_above_classes(
 
     Raises:
         DataError: All subfolders of the top folders are splits. Or at least half of the top
-            folders seem to be splits with other names.
+            folders seem to be splits with unusual names.
     """
     tops = sorted({image.top for image in image_paths})
     subfolders = {image.subfolders[0] for image in image_paths if image.subfolders}
@@ -49,8 +49,9 @@ def check_splits_are_above_classes(
         splits |= top_splits
         if top_splits:
             tops_with_split_word.append(top)
-    # A class may be called "test strip". The top folders count as splits only if their names
-    # contain "train" and another split, and if at least half of them have such a name.
+    # A class may be called "test strip". The top folders are treated as splits only if two
+    # conditions hold: their names contain "train" and another split, and at least half of them
+    # have such a name.
     is_majority = 2 * len(tops_with_split_word) >= len(tops)
     if GivenSplit.TRAIN in splits and len(splits) > 1 and is_majority:
         raise request.error(

@@ -53,8 +53,8 @@ def _find_wrapper(image_names: Iterable[str], *, is_archive: bool) -> str:
 
     An archive often has a wrapper of one or more folders: ``<name>/<name>-v2/<class>/``.
 
-    In a plain folder, a single outer folder may be a class. So it counts as a wrapper only if
-    train and test are directly below it, for example ``data`` in ``<raw>/data/train/...``.
+    In a plain folder, a single outer folder may be a class. So it is a wrapper only if train and
+    test are directly below it. An example is ``data`` in ``<raw>/data/train/...``.
     """
     wrapper = ""
     # For each image: its folders below the wrapper, and its file name.
@@ -70,7 +70,7 @@ def _find_wrapper(image_names: Iterable[str], *, is_archive: bool) -> str:
 def _begin_with_wrapper(paths: Sequence[list[str]]) -> bool:
     """Return whether all paths begin with one folder that can be a wrapper.
 
-    The folder is not a split. At least a class folder and an image are below it.
+    Such a folder is not a split. Every path has at least a class folder and a file name below it.
     """
     first_parts = {path[0] for path in paths}
     if len(first_parts) != 1 or any(map(is_split_word, first_parts)):
@@ -108,7 +108,8 @@ def _check_folders_beside_splits(
     subfolders_by_folder: Mapping[str, set[str]],
     request: RawRequest,
 ) -> None:
-    """Check that folders with the names of splits can be top folders, like those beside them.
+    """Check that folders with the names of splits can be top folders, like the folders beside
+    them.
 
     Args:
         splits: Folders with the names of splits.
@@ -122,7 +123,7 @@ def _check_folders_beside_splits(
     """
     subfolders_of_splits = set().union(*(subfolders_by_folder[folder] for folder in splits))
     subfolders_of_others = set().union(*(subfolders_by_folder[folder] for folder in others))
-    # One equal name may be chance.
+    # A single equal name may be a coincidence.
     have_same_classes = len(subfolders_of_splits & subfolders_of_others) > 1
     class_labels = dict(request.dataset.label_map)
     are_classes = splits.issubset(class_labels)

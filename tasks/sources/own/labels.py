@@ -127,7 +127,7 @@ def _check_label_map(
     Args:
         label_map: Raw label or listed class name -> class.
         labels: Raw labels and listed class names of the data.
-        request: For errors.
+        request: Makes errors whose message begins with the name of the dataset.
 
     Raises:
         DataError: The data lack a label of ``label_map``.
