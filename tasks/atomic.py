@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,9 +95,14 @@ def place_once(draft: str | os.PathLike[str], path: str | os.PathLike[str]) -> N
 
 
 def read_whole(path: str | os.PathLike[str]) -> bytes:
-    """Return the content of a file. For an empty pipe, return ``b""`` without waiting."""
+    """Return the content of a regular file. For a pipe or a device file, return ``b""``.
+
+    Reading a pipe could wait for a writer, and a device file such as /dev/zero has no end.
+    """
     with open(path, "rb", buffering=0, opener=without_waiting) as file:
-        return file.read() or b""
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return b""
+        return file.read()
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

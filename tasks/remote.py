@@ -290,13 +290,13 @@ def _cancel(calls: list[Any]) -> None:
 
 
 def _get(reference: Any, name: str) -> Any:
-    """Return the result of a call, or raise its SweepError without Ray's wrapper."""
+    """Return the result of a call, or raise its SweepError or OSError without Ray's wrapper."""
     import ray
 
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, SweepError):
+        if isinstance(error.cause, (SweepError, OSError)):
             raise error.cause from None
         raise
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError) as error:

@@ -14,6 +14,18 @@ def loop(path: Path) -> None:
     path.symlink_to(path)
 
 
+def dangle(path: Path) -> None:
+    """Replace a file by a link to a file that does not exist."""
+    path.unlink(missing_ok=True)
+    path.symlink_to(path.parent / "missing" / path.name)
+
+
+def endless(path: Path) -> None:
+    """Replace a file by a link to a device file that has no end."""
+    path.unlink(missing_ok=True)
+    path.symlink_to("/dev/zero")
+
+
 def fifo(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)

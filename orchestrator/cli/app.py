@@ -483,6 +483,7 @@ class _RootLog(logging.handlers.RotatingFileHandler):
         super().__init__(path, maxBytes=MAX_BYTES, backupCount=3, delay=True, encoding="utf-8")
         self.folder = path.parent
         self.waiting: deque[logging.LogRecord] = deque(maxlen=MAX_WAITING)
+        self.has_warned = False
 
     def emit(self, record: logging.LogRecord) -> None:
         self.waiting.append(record)
@@ -494,4 +495,17 @@ class _RootLog(logging.handlers.RotatingFileHandler):
         return open(self.baseFilename, "a", encoding=self.encoding, opener=without_waiting)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Ignore errors, such as a full disk: a traceback on the terminal would not help."""
+        """Ignore errors, such as a full disk: a traceback on the terminal would not help.
+
+        If something other than a file has the log's path, print one message.
+        """
+        is_other_thing = os.path.lexists(self.baseFilename) and not os.path.isfile(
+            self.baseFilename
+        )
+        if is_other_thing and not self.has_warned:
+            self.has_warned = True
+            stderr.print(
+                f"[bold]Warning:[/] {escape(self.baseFilename)} is not a file, so this command "
+                "writes no log. Remove it",
+                soft_wrap=True,
+            )

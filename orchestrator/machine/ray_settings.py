@@ -70,6 +70,8 @@ def apply_settings() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # Tune also logs errors of trials whose retry succeeded. isweep logs the errors.
     logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
+    # On a full disk, Tune cannot store its state, which isweep never reads.
+    logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager

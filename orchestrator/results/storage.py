@@ -254,9 +254,15 @@ class Folder:
 
         Raises:
             FileNotFoundError: The file does not exist.
-            OSError: The file cannot be read.
+            OSError: The file cannot be read, or is a link to a file that does not exist.
         """
-        return read_whole(path)
+        try:
+            return read_whole(path)
+        except FileNotFoundError:
+            if os.path.islink(path):
+                reason = "it is a link to a file that does not exist"
+                raise OSError(errno.ENOLINK, reason, path) from None
+            raise
 
     def read_many(self, files: Iterable[StoredFile]) -> Iterator[tuple[StoredFile, Content]]:
         """Yield files in order with their content, or with the error if they cannot be read.
@@ -318,7 +324,8 @@ class Folder:
             try:
                 yield StoredFile(path, _file_stamp(path))
             except (FileNotFoundError, NotADirectoryError):
-                continue
+                if os.path.islink(path):
+                    yield StoredFile(path, "")
             except OSError:
                 yield StoredFile(path, "")  # reading the file raises the error
 

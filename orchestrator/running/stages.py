@@ -225,8 +225,8 @@ class SweepCommand:
         if damaged:
             self.monitor.note(
                 f"{plural(len(damaged), 'stored file')} cannot be used. For example, "
-                f"{damaged[0].path}: {damaged[0].reason}. This run repeats the trials of these "
-                f"files. {self.workspace.paths.log} lists all these files"
+                f"{damaged[0].path}: {damaged[0].reason}. This run computes these results "
+                f"again. {self.workspace.paths.log} lists all these files"
             )
 
     @property

@@ -238,11 +238,13 @@ def _with_parameters(attack: AttackRequest) -> Callable[[nn.Module, AttackBatch]
 
     def run(model: nn.Module, batch: AttackBatch) -> Tensor:
         adversarial = function(model, batch, attack.epsilon, **parameters)
-        if adversarial.shape != batch.pixels.shape:
+        returned = f"a {type(adversarial).__name__}"
+        if isinstance(adversarial, Tensor):
+            returned = f"pixels of shape {tuple(adversarial.shape)}"
+        if getattr(adversarial, "shape", None) != batch.pixels.shape:
             raise ConfigError(
                 f"search_spaces/attacks.py, ATTACKS, row {attack.method!r}: `function` returned "
-                f"pixels of shape {tuple(adversarial.shape)} for pixels of shape "
-                f"{tuple(batch.pixels.shape)}",
+                f"{returned} for pixels of shape {tuple(batch.pixels.shape)}",
                 hint="Return one adversarial copy of each image, in the same shape",
             )
         return adversarial

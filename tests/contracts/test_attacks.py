@@ -265,11 +265,14 @@ def test_a_parameter_survives_a_sweep_file_that_is_written_and_read():
     assert spec.attacks.all_parameters("pgd")["num_steps"] == 3
 
 
-def test_an_attack_that_returns_another_shape_is_named(monkeypatch, model, batch):
-    row = replace(ATTACKS["fgsm"], function="tests.contracts.test_attacks:one_row_less")
+@pytest.mark.parametrize(
+    ("name", "returned"), [("one_row_less", "pixels of shape .*"), ("pair", "a tuple")]
+)
+def test_an_attack_that_returns_something_else_is_named(monkeypatch, model, batch, name, returned):
+    row = replace(ATTACKS["fgsm"], function=f"tests.contracts.test_attacks:{name}")
     monkeypatch.setitem(ATTACKS, "fgsm", row)
     with pytest.raises(
-        ConfigError, match=r"row 'fgsm': `function` returned pixels of shape .* for pixels of shape"
+        ConfigError, match=f"row 'fgsm': `function` returned {returned} for pixels of shape"
     ):
         attack_all(model, *batch, AttackSpec(methods=("fgsm",), epsilons=(4.0,)))
 
@@ -277,3 +280,8 @@ def test_an_attack_that_returns_another_shape_is_named(monkeypatch, model, batch
 def one_row_less(model, batch, epsilon):
     """Return pixels of another shape than those of the batch."""
     return batch.pixels[:, :, 1:]
+
+
+def pair(model, batch, epsilon):
+    """Return a tuple in place of the pixels."""
+    return batch.pixels, epsilon

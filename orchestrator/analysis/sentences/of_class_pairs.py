@@ -199,7 +199,7 @@ def _at_equal_delta(fits: ScalingFits, slopes: Sequence[Slope]) -> Finding:
     answers = {slope.on: fits.pair_answer(slope) for slope in estimated}
     sharpness_with_delta = fits.sharpness_with_delta
     claims = []
-    slopes_in_words = []
+    slopes_in_words: list[str] = []
     details = ["The slopes are compared at equal 1/d and δ."]
     for name, answer in answers.items():
         response = AT_DELTA[name]

@@ -20,6 +20,11 @@ def fail_for_three(number):
     return number
 
 
+def write_to_full_disk():
+    with open("/dev/full", "w") as file:
+        file.write("text")
+
+
 def sleep_for(seconds):
     time.sleep(seconds)
     return seconds
@@ -70,6 +75,11 @@ class ExecutorContract:
         with pytest.raises(DataError, match=r"^The number is 3\. Choose another\.$") as caught:
             list(executor.map_unordered(fail_for_three, [(i,) for i in range(5)]))
         assert type(caught.value) is DataError
+
+    def test_a_full_disk_in_a_task_arrives_as_itself(self, executor):
+        with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device$") as caught:
+            list(executor.map_unordered(write_to_full_disk, [()]))
+        assert caught.value.strerror == "No space left on device"
 
     def test_measures_do_not_depend_on_the_executor(self, executor):
         rng = np.random.default_rng(0)

@@ -67,11 +67,12 @@ def logging_settings():
 
 
 @pytest.mark.parametrize("make", [os.makedirs, os.mkfifo, make_full_disk])
-def test_a_log_that_cannot_be_written_stops_no_command_and_changes_no_logging(
+def test_something_else_in_place_of_the_log_is_named_once_and_stops_no_command(
     run, root, read_log, make
 ):
     make(Path(root) / "isweep.log")
     settings_before = logging_settings()
     code, out, err = run("plan", "smoke", "--json")
-    assert (code, err, json.loads(out)["sweep"]) == (0, "", "smoke")
+    assert (code, json.loads(out)["sweep"]) == (0, "smoke")
+    assert err.count("isweep.log is not a file, so this command writes no log. Remove it") == 1
     assert logging_settings() == settings_before

@@ -532,7 +532,8 @@ def test_tune_logs_no_error_for_retried_trials(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SetupError):
         connect().__enter__()
-    assert not logging.getLogger("ray.tune.tune").isEnabledFor(logging.ERROR)
+    for name in ("ray.tune.tune", "ray.tune.execution.experiment_state"):
+        assert not logging.getLogger(name).isEnabledFor(logging.ERROR)
     assert logging.getLogger("ray.tune.execution").isEnabledFor(logging.ERROR)
 
 

@@ -14,7 +14,7 @@ from orchestrator.running.progress import Progress, read_live_state
 from search_spaces.errors import CorruptStoreError, NewerRecordError, SetupError
 from search_spaces.fingerprint import fingerprint
 from tasks.sources.base import hash_key
-from tests.damage import directory, fifo, loop
+from tests.damage import dangle, directory, endless, fifo, loop
 from tests.unit.orchestrator.results.examples import (
     diverged,
     failure_record,
@@ -250,6 +250,8 @@ DAMAGES = {
     "deep": lambda path: path.write_bytes(NESTED),
     "a directory": directory,
     "a link to itself": loop,
+    "a link to nothing": dangle,
+    "a link to a file without end": endless,
     "a pipe that nobody writes to": fifo,
     "sealed and empty": lambda path: path.write_bytes(with_checksum({})),
     "sealed and a list": lambda path: path.write_bytes(with_checksum([])),
