@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-Number = int | float
+from search_spaces.row_parameters import Number, RowParameters
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,10 @@ class AttackMethod:
     parameters: Mapping[str, AttackParameter] = field(default_factory=dict)
     versions: tuple[int, ...] = (1,)
 
-    def values(self, changes: Mapping[str, Number]) -> dict[str, Number]:
+    def values(self, changes: Mapping[str, Number]) -> RowParameters:
         """Return the value of every parameter, from ``changes`` or else the default."""
         defaults = {name: parameter.default for name, parameter in self.parameters.items()}
-        return {**defaults, **changes}
+        return RowParameters(f"the attack {self.function}", {**defaults, **changes})
 
     def version_at(self, attack_version: int) -> int:
         """Return the version of this attack in a trial whose counter is ``attack_version``."""

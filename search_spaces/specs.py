@@ -28,9 +28,10 @@ from pydantic import (
     model_validator,
 )
 
-from search_spaces.attacks import ATTACKS, Number
+from search_spaces.attacks import ATTACKS
 from search_spaces.errors import did_you_mean
 from search_spaces.fingerprint import derive_seed, fingerprint, readable_id
+from search_spaces.row_parameters import Number
 
 # Each kind of result has a version. A higher version means that all stored results of this
 # kind are computed again. Results of other kinds are not computed again.

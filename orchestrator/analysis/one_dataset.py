@@ -134,6 +134,21 @@ class AttackedAccuracy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HighestAccuracy:
+    """The highest mean test accuracy of all networks and train sizes.
+
+    Attributes:
+        model: Name of the network.
+        train_size: Train size N.
+        accuracy: Its mean test accuracy.
+    """
+
+    model: str
+    train_size: int
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BestScore:
     """The lowest mean test loss of all networks and train sizes.
 
@@ -142,10 +157,8 @@ class BestScore:
         train_size: Train size N.
         loss: Mean test loss, in nat.
         accuracy: Mean test accuracy of the same network at this N; None if it is unknown.
-        most_accurate: Network with the highest mean test accuracy.
-        most_accurate_size: Train size N of the highest mean test accuracy.
-        highest_accuracy: The highest mean test accuracy; None if no accuracy is higher than
-            ``accuracy``.
+        highest_accuracy: The highest mean test accuracy of all networks and train sizes; None if
+            it is not higher than ``accuracy``.
         attacked: Its accuracies under the strongest attack up to 8/255, by epsilon.
     """
 
@@ -153,9 +166,7 @@ class BestScore:
     train_size: int
     loss: float
     accuracy: float | None
-    most_accurate: str = ""
-    most_accurate_size: int = 0
-    highest_accuracy: float | None = None
+    highest_accuracy: HighestAccuracy | None = None
     attacked: tuple[AttackedAccuracy, ...] = ()
 
     @property
@@ -168,15 +179,16 @@ class BestScore:
         sentence = f"{sentence} Its accuracy is {number(self.accuracy)}."
         if self.highest_accuracy is None:
             return sentence
-        network = f"{self.most_accurate} with {plural(self.most_accurate_size, 'training image')}"
+        highest = self.highest_accuracy
         differing = []
-        if self.most_accurate != self.model:
+        if highest.model != self.model:
             differing.append("network")
-        if self.most_accurate_size != self.train_size:
+        if highest.train_size != self.train_size:
             differing.append("N")
         return (
-            f"{sentence} The highest accuracy is {number(self.highest_accuracy)}, by {network}: "
-            f"loss and accuracy disagree on the best {listing(differing)}."
+            f"{sentence} The highest accuracy is {number(highest.accuracy)}, by {highest.model} "
+            f"with {plural(highest.train_size, 'training image')}: loss and accuracy disagree on "
+            f"the best {listing(differing)}."
         )
 
     @property
@@ -312,7 +324,7 @@ class OneDataset:
             of_model += f" (accuracy {number(last.accuracy)})"
             of_runner_up += f" (accuracy {number(last.runner_up_accuracy)})"
             if last.runner_up_accuracy > last.accuracy:
-                accuracies = f" By accuracy, {last.runner_up} is better at this N."
+                accuracies = f" {last.runner_up} has the higher accuracy."
         largest = ", the largest train size," if len(self.best) > 1 else ""
         losses = (
             f"At N = {number(last.train_size)}{largest} the test loss is {of_model} for "
@@ -508,14 +520,16 @@ def best_score(rows: pd.DataFrame) -> BestScore:
     most_accurate = means.sort_values(TEST_ACCURACY, ascending=False).reset_index().iloc[0]
     highest_accuracy = None
     if most_accurate[TEST_ACCURACY] > best[TEST_ACCURACY]:
-        highest_accuracy = float(most_accurate[TEST_ACCURACY])
+        highest_accuracy = HighestAccuracy(
+            model=str(most_accurate[MODEL]),
+            train_size=int(most_accurate[TRAIN_SIZE]),
+            accuracy=float(most_accurate[TEST_ACCURACY]),
+        )
     return BestScore(
         model=str(best[MODEL]),
         train_size=int(best[TRAIN_SIZE]),
         loss=float(best[TEST_LOSS]),
         accuracy=_known(best[TEST_ACCURACY]),
-        most_accurate=str(most_accurate[MODEL]),
-        most_accurate_size=int(most_accurate[TRAIN_SIZE]),
         highest_accuracy=highest_accuracy,
         attacked=_attacked_accuracies(rows, str(best[MODEL]), int(best[TRAIN_SIZE])),
     )
@@ -662,20 +676,25 @@ def robustness_by_size(rows: pd.DataFrame) -> tuple[RobustnessAtSize, ...]:
     strongest = _strongest_attack(rows)
     if strongest is None:
         return ()
-    drop = _accuracy_drop(strongest)
-    attacked = rows.reindex(columns=[*rows.columns.union([drop], sort=False)])
-    attacked = attacked[attacked[strongest.name].notna()]
+    # A user's table may lack the accuracies under attack.
+    accuracy_drop = rows.get(_accuracy_drop(strongest), np.nan)
+    scores = rows[[MODEL, TRAIN_SIZE]].assign(
+        loss_gain=rows[strongest.name],
+        accuracy=rows[TEST_ACCURACY],
+        attacked_accuracy=rows[TEST_ACCURACY] - accuracy_drop,
+    )
+    attacked = scores.dropna(subset=["loss_gain"])
+    means = attacked.groupby([MODEL, TRAIN_SIZE], as_index=False).mean()
     robustness = []
-    for (model, _), trainings in attacked.groupby([MODEL, TRAIN_SIZE]):
-        accuracies = trainings[TEST_ACCURACY]
+    for at_size in means.to_dict("records"):
         robustness.append(
             RobustnessAtSize(
-                model=str(model),
-                train_size=int(trainings[TRAIN_SIZE].iloc[0]),
+                model=str(at_size[MODEL]),
+                train_size=int(at_size[TRAIN_SIZE]),
                 attack=strongest.words,
-                loss_gain=float(trainings[strongest.name].mean()),
-                accuracy=_known(accuracies.mean()),
-                attacked_accuracy=_known((accuracies - trainings[drop]).mean()),
+                loss_gain=at_size["loss_gain"],
+                accuracy=_known(at_size["accuracy"]),
+                attacked_accuracy=_known(at_size["attacked_accuracy"]),
             )
         )
     return tuple(robustness)

@@ -497,15 +497,14 @@ class _RootLog(logging.handlers.RotatingFileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         """Ignore errors, such as a full disk: a traceback on the terminal would not help.
 
-        If something other than a file has the log's path, print one message.
+        If the path of the log is a folder, a pipe or another thing that is not a file, print one
+        warning.
         """
-        is_other_thing = os.path.lexists(self.baseFilename) and not os.path.isfile(
-            self.baseFilename
-        )
-        if is_other_thing and not self.has_warned:
+        path = self.baseFilename
+        if os.path.lexists(path) and not os.path.isfile(path) and not self.has_warned:
             self.has_warned = True
             stderr.print(
-                f"[bold]Warning:[/] {escape(self.baseFilename)} is not a file, so this command "
-                "writes no log. Remove it",
+                f"[bold]Warning:[/] {escape(path)} is not a file, so this command writes no log. "
+                "Remove it.",
                 soft_wrap=True,
             )

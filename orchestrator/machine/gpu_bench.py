@@ -175,7 +175,7 @@ class Bench:
         graphs: bool,
         sample_load: Callable[[], object] = lambda: None,
     ) -> list[float]:
-        """Train for ``duration_s`` seconds or more. Return the mean seconds of a step per epoch.
+        """Train for at least ``duration_s`` seconds. Return the mean step time of each epoch, in s.
 
         All batches are full, and the first epochs are ignored.
 

@@ -61,11 +61,11 @@ LIBRARY_ERRORS = (
     LibraryError(
         "CaptureError", "", FailureKind.DEVICE_ERROR, ends_process=True, capture_failed=True
     ),
-    # Errors for which the machine's memory ran out.
+    # The machine's memory ran out.
     LibraryError("MemoryError", "", FailureKind.OUT_OF_MEMORY, memory="machine"),
     # Ray kills a worker if memory is short.
     LibraryError(LOST_WORKER, "running low on memory", FailureKind.OUT_OF_MEMORY, memory="machine"),
-    # Errors for which a GPU's memory ran out, after which the process can continue.
+    # A GPU's memory ran out, and the process can continue.
     _gpu_memory("OutOfMemoryError", "", ends_process=False),  # PyTorch's allocator
     # Usually, there is no room for cuDNN's workspace: pytorch#108645.
     LibraryError(
@@ -80,9 +80,10 @@ LIBRARY_ERRORS = (
     # cuBLAS and cuDNN allocate memory without PyTorch's allocator.
     _gpu_memory("RuntimeError", "STATUS_ALLOC_FAILED", ends_process=False),
     _gpu_memory("RuntimeError", "DEVICE_ALLOCATION_FAILED", ends_process=False),  # cuDNN 9
-    # Errors for which a GPU's memory ran out, after which the process is unusable. They come from
-    # loading modules, capturing graphs and pinned memory, without PyTorch's allocator, which would
-    # try again. cublasCreate gets no memory.
+    # A GPU's memory ran out, and the process is unusable. These errors come from loading modules,
+    # capturing graphs and pinned memory. These do not use PyTorch's allocator, which would try
+    # again.
+    # cublasCreate gets no memory.
     _gpu_memory("RuntimeError", "CUBLAS_STATUS_NOT_INITIALIZED", ends_process=True),
     # cudnnCreate gets no memory.
     _gpu_memory("RuntimeError", "CUDNN_STATUS_NOT_INITIALIZED", ends_process=True),
@@ -92,7 +93,7 @@ LIBRARY_ERRORS = (
     _gpu_memory("RuntimeError", "CUDA driver error: out of memory", ends_process=True),
     # hipErrorOutOfMemory
     _gpu_memory("RuntimeError", "HIP error: out of memory", ends_process=True),
-    # Errors for which the GPU failed.
+    # The GPU failed.
     _lost_device("DeferredCudaCallError", ""),
     # The trial's own code may be the cause, for example with a label outside the classes.
     LibraryError("RuntimeError", "device-side assert", FailureKind.DEVICE_ERROR, ends_process=True),

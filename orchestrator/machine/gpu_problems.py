@@ -43,7 +43,7 @@ class Problem:
 
 
 def describe_gpus(num_gpus: float, *, is_private: bool) -> list[NodeGpus]:
-    """Return the GPUs of every node with GPUs, or an empty list if GPUs are only for scheduling.
+    """Return the GPUs of every node with GPUs, or an empty list if Ray's GPUs are not real.
 
     Args:
         num_gpus: number of GPUs that Ray assigns on a private cluster.

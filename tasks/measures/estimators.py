@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from string import Formatter
 from typing import Any
 
 import numpy as np
 
 from search_spaces.errors import ConfigError, plural, unknown_name
+from search_spaces.row_parameters import RowParameters
 from tasks.array_types import AnyArray, BoolArray, FloatArray, IntArray
 from tasks.measures.neighbor_tables import NeighborTable
 from tasks.measures.plain_json import plain_json
@@ -78,6 +79,15 @@ class IntrinsicDimension:
     reason: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        clashing = sorted(self.details.keys() & {entry.name for entry in fields(self)})
+        if clashing:
+            raise ConfigError(
+                f"The estimator {self.estimator!r} has parameters or details with the names "
+                f"{', '.join(clashing)}, which are fields of its record",
+                hint="Choose other names",
+            )
+
     @property
     def reported_std_error(self) -> float | None:
         """The block-bootstrap standard error; ``std_error`` for estimators without a bootstrap."""
@@ -89,9 +99,9 @@ class IntrinsicDimension:
 
         ``reason`` is left out if it is None.
         """
-        fields = dict(vars(self))
-        details = fields.pop("details")
-        return plain_json(fields | details, left_out_if_none=("reason",))
+        record = dict(vars(self))
+        details = record.pop("details")
+        return plain_json(record | details, left_out_if_none=("reason",))
 
 
 @dataclass(frozen=True)
@@ -106,14 +116,14 @@ class Neighborhoods:
         indices: ``(num_points, num_neighbors)`` neighbors of all points, -1 where there are
             fewer neighbors.
         is_usable: ``(num_points,)`` mask of the points that have a row in ``distances``.
-        parameters: The estimator's own parameters, by name.
+        parameters: The estimator's own parameters, by name. Any other name raises ConfigError.
         seed: Seed of the bootstrap.
     """
 
     distances: FloatArray
     indices: AnyArray
     is_usable: BoolArray
-    parameters: Mapping[str, float]
+    parameters: RowParameters
     seed: int
 
     def bootstrap_std_error(self, statistic: Statistic) -> float | None:
@@ -563,7 +573,8 @@ def _estimate_one(
         )
         return replace(record, reason=reason)
     indices = table.neighbor_positions[:, :k]
-    fit = estimator.fit(Neighborhoods(distances[is_usable], indices, is_usable, parameters, seed))
+    values = RowParameters(f"row {name!r} of ESTIMATORS", parameters)
+    fit = estimator.fit(Neighborhoods(distances[is_usable], indices, is_usable, values, seed))
     if not isinstance(fit, Fit):
         raise ConfigError(
             f"tasks/measures/estimators.py, ESTIMATORS, row {name!r}: the function `fit` returned "

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from search_spaces.attacks import ATTACKS, Number
+from search_spaces.attacks import ATTACKS
 from search_spaces.errors import ConfigError
+from search_spaces.row_parameters import Number
 from search_spaces.specs import AttackRequest, RecipeSpec, TestLoss
 from tasks.table_rows import load_target
 from tasks.trials.evaluation import (
@@ -238,10 +239,11 @@ def _with_parameters(attack: AttackRequest) -> Callable[[nn.Module, AttackBatch]
 
     def run(model: nn.Module, batch: AttackBatch) -> Tensor:
         adversarial = function(model, batch, attack.epsilon, **parameters)
-        returned = f"a {type(adversarial).__name__}"
-        if isinstance(adversarial, Tensor):
-            returned = f"pixels of shape {tuple(adversarial.shape)}"
-        if getattr(adversarial, "shape", None) != batch.pixels.shape:
+        is_tensor = isinstance(adversarial, Tensor)
+        if not is_tensor or adversarial.shape != batch.pixels.shape:
+            returned = f"a {type(adversarial).__name__}"
+            if is_tensor:
+                returned = f"pixels of shape {tuple(adversarial.shape)}"
             raise ConfigError(
                 f"search_spaces/attacks.py, ATTACKS, row {attack.method!r}: `function` returned "
                 f"{returned} for pixels of shape {tuple(batch.pixels.shape)}",

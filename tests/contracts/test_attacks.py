@@ -129,8 +129,17 @@ class TestAttack:
         gradients = passes.shared_gradients + len(EPSILONS) * passes.gradients
         # The clean pass is made for every trial, with or without an attack that needs it.
         clean_passes = 1 - passes.shared_gradients
-        assert sum(backwards) == len(images) * (gradients + clean_passes)
-        assert sum(forwards) == sum(backwards) + len(images) * len(EPSILONS) * passes.forwards
+        counted_backwards = sum(backwards) // len(images) - clean_passes
+        counted_forwards = (sum(forwards) - sum(backwards)) // len(images)
+        assert counted_backwards == gradients, (
+            f"for {len(EPSILONS)} epsilons, {method} makes {counted_backwards} backward passes of "
+            f"an image, but `passes` of its row says {gradients}"
+        )
+        assert counted_forwards == len(EPSILONS) * passes.forwards, (
+            f"for {len(EPSILONS)} epsilons, {method} makes {counted_forwards} forward passes of "
+            f"an image without a backward pass, but `passes` says {len(EPSILONS)} times "
+            f"{passes.forwards}"
+        )
         priced = trial_spec().model_copy(update={"attacks": AttackSpec(methods=(method,))})
         assert attack_flops(priced)[method] > 0
 
@@ -217,6 +226,12 @@ def test_a_message_names_the_row_whose_function_does_not_exist(monkeypatch, targ
     row = f"search_spaces/attacks.py, ATTACKS, row 'new': `function` is '{target}'"
     with pytest.raises(ConfigError, match=f"^{row}.*{problem}"):
         attack_function("new")
+
+
+def test_a_message_names_an_unknown_parameter_in_the_passes_of_a_row():
+    row = replace(ATTACKS["pgd"], passes=lambda values: AttackPasses(gradients=values["steps"]))
+    with pytest.raises(ConfigError, match=r"Unknown parameter 'steps' of the attack tasks\..*:pgd"):
+        row.passes(row.values({}))
 
 
 def test_a_record_has_the_changed_parameters_of_its_attack(model, batch):

@@ -149,6 +149,27 @@ def test_a_message_names_the_row_whose_function_returns_no_fit(monkeypatch):
         measure("new", points_on_sphere(2, 300))
 
 
+def test_a_parameter_with_the_name_of_a_field_of_the_record_is_refused(monkeypatch):
+    """Otherwise, the parameter would replace the field in the JSON of the record."""
+    row = replace(ESTIMATORS["mle"], convention="order {value}", parameters={"value": 2.0})
+    monkeypatch.setitem(ESTIMATORS, "new", row)
+    with pytest.raises(ConfigError, match="'new' has parameters or details with the names value,"):
+        measure("new", points_on_sphere(2, 300))
+
+
+def test_a_message_names_the_row_whose_function_reads_an_unknown_parameter(monkeypatch):
+    def fit(neighborhoods):
+        return Fit(value=neighborhoods.parameters["oder"])
+
+    row = replace(ESTIMATORS["mle"], fit=fit, convention="{order}", parameters={"order": 2.0})
+    monkeypatch.setitem(ESTIMATORS, "new", row)
+    with pytest.raises(
+        ConfigError,
+        match=r"Unknown parameter 'oder' of row 'new' of ESTIMATORS\. Did you mean 'order'",
+    ):
+        measure("new", points_on_sphere(2, 300))
+
+
 def test_the_function_and_row_in_contributing_are_an_estimator(monkeypatch):
     text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
     (example,) = re.findall("```python\n(def fit_.*?)```", text, re.DOTALL)

@@ -104,7 +104,7 @@ def test_the_first_screen_and_the_comparison_have_a_best_accuracy_that_disagrees
         "disagree on the best network and N."
     )
     comparison, _ = one_dataset(rows).best_sentences
-    assert comparison.endswith("By accuracy, resnet_tiny is better at this N.")
+    assert comparison.endswith(" resnet_tiny has the higher accuracy.")
     without = one_dataset(rows.assign(test_accuracy=np.nan))
     assert without.best_score.sentence == (
         "The lowest test loss is 0.81 nat, by small_cnn with 420 training images."
@@ -196,8 +196,8 @@ def test_the_best_network_may_depend_on_n():
     assert single.best_sentences[0] == (
         "By test loss, the best network depends on N: small_cnn at 105, small_cnn at 210, small_cnn "
         "at 420 and resnet_tiny at 840. At N = 840, the largest train size, the test loss is 0.5 "
-        "nat (accuracy 0.67) for resnet_tiny and 0.79 nat (accuracy 0.74) for small_cnn. By "
-        "accuracy, small_cnn is better at this N."
+        "nat (accuracy 0.67) for resnet_tiny and 0.79 nat (accuracy 0.74) for small_cnn. "
+        "small_cnn has the higher accuracy."
     )
 
 
