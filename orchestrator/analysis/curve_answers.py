@@ -50,7 +50,8 @@ the curve has flattened. Up to ``UNLIKELY``, isweep prints that the score probab
 improves."""
 MIN_STEEPENING = 2.0
 """Smallest ratio of the predicted to the measured rate of improvement from which the prior decides
-the prediction. Learning curves flatten, so measured scores alone cannot predict a higher rate."""
+the prediction. Learning curves flatten, so measured scores alone cannot predict a higher rate. The
+value 2 is a judgment. It only decides whether ``PRIOR_DECIDES`` is printed."""
 PRIOR_DECIDES = "The following prediction rests on the curves of other datasets."
 LEAST_SIZE_ASSURANCE = 0.1
 """Probability with which the smallest N of the JSON document reaches the target."""
@@ -338,8 +339,8 @@ class CurveAnswer:
             for score in (self.score.value, self.score.low, self.score.high)
         )
         return (
-            f"With {number(self.asked_size)} images expect {with_article(metric)} of {value} "
-            f"({INTERVAL_LEVEL:.0%} interval {low} to {high})."
+            f"With {number(self.asked_size)} training images expect {with_article(metric)} of "
+            f"{value} ({INTERVAL_LEVEL:.0%} interval {low} to {high})."
         )
 
     def _has_improved(self) -> bool:
@@ -662,7 +663,9 @@ def _curves_of(rows: pd.DataFrame) -> list[_CurveRows]:
     parts = []
     for key, part in filled.groupby(names, sort=True):
         values = dict(zip(names, map(str, key), strict=True))
-        parts.append(_CurveRows(" ".join(values.values()), values.get(PAIR_COLUMN, ""), part))
+        pair = values.get(PAIR_COLUMN, "")
+        name = f"class pair {pair}" if names == [PAIR_COLUMN] else " ".join(values.values())
+        parts.append(_CurveRows(name, pair, part))
     return parts
 
 

@@ -78,17 +78,26 @@ def per_cent_of(level: float) -> str:
 def interval(bounds: Interval | None, null: float | None = None) -> str:
     """Return an interval as text; a dash for None.
 
-    The ends have as many figures as they need to differ from each other and from the null value.
+    Each end has three significant figures, or as many as it needs to differ from the other end and
+    from the null value.
     """
     if bounds is None:
         return "–"
     low, high = bounds
-    distinct_values = {low, high} if null is None else {low, high, null}
+    low_text = _distinct_number(low, (high, null))
+    high_text = _distinct_number(high, (low, null))
+    if not low_text or not high_text:
+        return f"{number(low)}, without scatter"
+    return f"{low_text} to {high_text}"
+
+
+def _distinct_number(value: float, others: Sequence[float | None]) -> str:
+    """Return a number that differs from ``others`` when written; empty if this is impossible."""
     for figures in range(3, MAX_FIGURES + 1):
-        texts = {number(value, figures) for value in distinct_values}
-        if low != high and len(texts) == len(distinct_values):
-            return f"{number(low, figures)} to {number(high, figures)}"
-    return f"{number(low)}, without scatter"
+        text = number(value, figures)
+        if text not in {number(other, figures) for other in others}:
+            return text
+    return ""
 
 
 def percent(share: float) -> str:

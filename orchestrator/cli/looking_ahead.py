@@ -29,7 +29,7 @@ from search_spaces.errors import ConfigError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from orchestrator.analysis.curve_answers import CurveQuestion
+    from orchestrator.analysis.curve_answers import CurveQuestion, CurveReport
     from orchestrator.analysis.learning_curves import Metric
     from orchestrator.analysis.loss_growth import Growth
     from orchestrator.analysis.prediction_inputs import Pilot
@@ -303,10 +303,8 @@ def _print_curves(
     for curve in report.curves:
         lines += curve.lines()
     lines += report.remarks
-    example = report.example_target()
-    if question.target is None and example is not None:
-        option = f"--target-{question.metric} {example:g}"
-        lines.append(f"To see how many images a target needs, add for example {option}.")
+    if question.target is None:
+        lines += _target_hint(table, question, network, report)
     lines.append(prior_in_words(report.curves[0].prior_sources))
     cautions = [f"{curve.name}: {curve.caution}" for curve in report.curves if curve.caution]
     document = {
@@ -314,6 +312,28 @@ def _print_curves(
         "remarks": [*cautions, *report.remarks],
     }
     emit(work, document, lines)
+
+
+def _target_hint(
+    table: pd.DataFrame, question: CurveQuestion, network: str | None, report: CurveReport
+) -> list[str]:
+    """Return a line with an example of a target; empty if no better score is expected.
+
+    The target is an accuracy if the table has the accuracy of every training.
+    """
+    from orchestrator.analysis.curve_answers import answers
+    from orchestrator.analysis.curve_tables import SCORE_COLUMNS
+
+    metric = question.metric
+    accuracies = table[table.columns.intersection([*SCORE_COLUMNS["accuracy"]])]
+    if accuracies.notna().all(axis=1).all() and not accuracies.empty:
+        metric = "accuracy"
+        report = answers(table, replace(question, metric=metric), network)
+    example = report.example_target()
+    if example is None:
+        return []
+    option = f"--target-{metric} {example:g}"
+    return [f"To see how many images a target needs, add for example {option}."]
 
 
 def prior_in_words(sources: Sequence[str]) -> str:

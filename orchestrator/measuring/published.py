@@ -98,8 +98,8 @@ def describe(measured: Measured) -> list[str]:
                 f"{_level(below, len(published))}: "
                 f"higher than {below} of the {len(published)} published values, converted to "
                 "your pixel range, side and channels. By the law, sharper labels give a "
-                "higher loss and a network that is easier to attack. Published values come "
-                "from a sample of pairs, so only the order of magnitude can be compared."
+                "higher loss and a network that is easier to attack. This rank is rough: the "
+                "published values are estimated from samples of pairs."
             )
     return lines + list(record.notes)
 

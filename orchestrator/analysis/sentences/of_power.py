@@ -19,12 +19,12 @@ def nothing_detectable(test: TTest | LargestCorrelation | None, num_tests: int) 
     why = f"resampling cannot give a p below {number(test.smallest_p, 2)}."
     num_others = test.num_others_needed(num_tests)
     if num_others >= max(num_tests, 1):
-        return f"Whatever its numbers are, this table can detect no effect: {why}"
+        return f"This table is too small to detect any effect: {why}"
     others = plural(num_others, "other test")
     verb = "is" if num_others == 1 else "are"
     level = per_cent_of(verdict_level(num_tests))
     return (
-        f"Unless {others} of the family {verb} significant, this table can detect no effect. "
+        f"This table can detect an effect only if {others} of the family {verb} significant. "
         f"Holm's strictest level is {level}, but {why}"
     )
 

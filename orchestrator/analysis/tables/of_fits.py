@@ -351,7 +351,8 @@ def not_fitted(fits: ScalingFits) -> str:
     num_others = reasons.total() - sum(count for _, count in most)
     named = "; ".join(f"{reason} ({count})" for reason, count in most)
     more = f"; {num_others} more" if num_others else ""
-    return f"Not fitted: {plural(reasons.total(), 'question')}: {named}{more}."
+    verb = "was" if reasons.total() == 1 else "were"
+    return f"{plural(reasons.total(), 'fit')} {verb} not possible: {named}{more}."
 
 
 def answer_table(fits: ScalingFits) -> Table:

@@ -21,7 +21,7 @@ def test_a_table_answers_by_its_first_score_and_shows_itself():
     curves = isweep.learning_curves(TABLE)
     assert list(curves.displayed()["train_size"]) == [480]
     assert curves.answers[0].question.metric == "loss"
-    assert "With 480 images expect" in repr(curves)
+    assert "With 480 training images expect" in repr(curves)
 
 
 def test_a_file_gives_the_answers_of_its_table(tmp_path):

@@ -713,6 +713,7 @@ def test_an_interval_shows_the_digits_in_which_its_ends_differ():
     assert interval((-2e-9, 3.14159)) == "−2.00e−09 to 3.14"
     assert interval((1.0, 1.0 + 1e-12)) == "1, without scatter"
     assert interval(None) == "–"
+    assert interval((1.0041, 2.5423), null=1) == "1.004 to 2.54"
 
 
 @pytest.mark.parametrize(

@@ -329,7 +329,7 @@ def test_refusals_are_one_line_and_never_rows():
     fits = explore_fits(table)
     refused = [fit for fit in fits.fits if fit.status != "ok"]
     line = not_fitted(fits)
-    assert line.startswith(f"Not fitted: {len(refused)} questions: ")
+    assert line.startswith(f"{len(refused)} fits were not possible: ")
     assert "\n" not in line
     rows = [row for fit_table in fit_tables(fits) for row in fit_table.rows]
     cells = [cell for row in rows for cell in row]

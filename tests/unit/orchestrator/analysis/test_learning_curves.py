@@ -157,7 +157,7 @@ def test_an_answer_has_the_score_the_shape_and_the_images():
     )
     text = " ".join(curve_answer.lines())
     assert text.startswith("small_cnn: accuracy 0.6 at 105, 0.66 at 210")
-    assert "With 1,680 images expect an accuracy of 0.7" in text
+    assert "With 1,680 training images expect an accuracy of 0.7" in text
     assert "the median estimate is" in text
     document = curve_answer.to_json()
     assert document["needed_train_size"] > document["likely_train_size"] > 840
@@ -364,7 +364,7 @@ def test_a_remark_asks_for_the_number_of_classes_if_chance_level_depends_on_it()
         "  No test loss is clearly better than chance level for two classes, 0.693."
     )
     assert curve_answer.lines()[1].endswith("add a column num_classes.")
-    assert "images expect" in curve_answer.lines()[2]
+    assert "training images expect" in curve_answer.lines()[2]
     with_classes = answers(table.assign(num_classes=10), CurveQuestion())
     assert with_classes.curves[0].caution == ""
     # A loss that is better than guessing among two classes is better for every number of classes.

@@ -63,7 +63,7 @@ def test_the_first_answers_are_the_best_network_and_its_curve():
         "resnet_tiny."
     )
     assert "With 1 seed, another training could change this" in all_findings[0].answer
-    assert "With 1,680 images expect" in all_findings[1].line
+    assert "With 1,680 training images expect" in all_findings[1].line
     # Four times 840 images are expected to give the best network an accuracy of 0.8.
     assert "For an accuracy of 0.8: " in all_findings[1].line
     assert (

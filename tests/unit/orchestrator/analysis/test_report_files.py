@@ -287,4 +287,4 @@ def test_the_report_starts_with_its_answers(page, fits):
     folded = page.partition("<h2>The rest")[2]
     assert 0 < folded.count("<details") == folded.count("</details>")
     assert "open" not in re.findall(r"<details([^>]*)>", folded)
-    assert "Not fitted: " in folded
+    assert " fits were not possible: " in folded

@@ -440,7 +440,7 @@ def test_each_column_of_label_sharpness_has_one_definition_at_every_size(
     assert float(rows[1][5]) > float(rows[1][6])
     text = " ".join(out.split())
     assert "K_F of samples is the mean of the maxima in samples of 1,000 images" in text
-    assert "samples of" not in measure(source, "--sharpness-sample", "0")[1]
+    assert "in samples of" not in measure(source, "--sharpness-sample", "0")[1]
 
 
 def test_a_class_too_rare_for_samples_leaves_the_column_of_all_pairs(

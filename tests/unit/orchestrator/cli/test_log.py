@@ -61,12 +61,16 @@ def make_full_disk(path):
     path.symlink_to("/dev/full")
 
 
+def make_dangling_link(path):
+    path.symlink_to(path.parent / "missing" / "log")
+
+
 def logging_settings():
     root_logger = logging.getLogger()
     return list(root_logger.handlers), root_logger.level, warnings.showwarning
 
 
-@pytest.mark.parametrize("make", [os.makedirs, os.mkfifo, make_full_disk])
+@pytest.mark.parametrize("make", [os.makedirs, os.mkfifo, make_full_disk, make_dangling_link])
 def test_something_else_in_place_of_the_log_is_named_once_and_stops_no_command(
     run, root, read_log, make
 ):

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.analysis.limits import SweepFacts
 from orchestrator.analysis.results_tables.csv_files import read_csv
-from orchestrator.cli import printing, results
+from orchestrator.cli import looking_ahead, printing, results
 from orchestrator.cli.options import Place
 from orchestrator.cli.stored_results import FitInputs, print_what_is_missing
 from orchestrator.planning.workspace import Workspace
@@ -28,7 +28,8 @@ def output_for(run, monkeypatch):
     """Run a command as if the sweep had the given table, and return its output."""
 
     def run_with_table(table: pd.DataFrame, command: str, *words: str) -> str:
-        monkeypatch.setattr(results, "read_table", lambda *_, **__: (table, ()))
+        for reader in (results, looking_ahead):
+            monkeypatch.setattr(reader, "read_table", lambda *_, **__: (table, ()))
         inputs = FitInputs(table, (), SweepFacts())
         monkeypatch.setattr(results, "read_fit_inputs", lambda *_, **__: inputs)
         code, out, err = run(command, "smoke", *words)
@@ -151,6 +152,16 @@ def test_an_impossible_prediction_is_refused_before_anything_is_measured(run, mo
     code, _, err = run("predict", "smoke", *options, *words)
     assert code == 2
     assert "images.npz" not in err
+
+
+def test_a_prediction_suggests_an_accuracy_if_every_training_has_one(output_for):
+    sizes = [100, 200, 400, 800]
+    scores = {"test_loss": [0.9, 0.8, 0.7, 0.63], "train_size": sizes}
+    table = pd.DataFrame(scores).assign(dataset="cats", model="cnn", num_classes=2)
+    accuracies = table.assign(test_accuracy=[0.6, 0.68, 0.75, 0.8], test_size=500)
+    hint = "To see how many images a target needs, add for example --target-"
+    assert f"{hint}accuracy 0.8" in output_for(accuracies, "predict")
+    assert f"{hint}loss 0.5" in output_for(table, "predict")
 
 
 SEEDS = pd.DataFrame(
