@@ -1,4 +1,4 @@
-"""Part files: the result of one reading task. An interrupted preparation continues from them.
+"""Part files contain the result of one reading task. An interrupted preparation reuses them.
 
 A part consists of two files. ``<name>.npy`` contains the prepared images of one block of
 items, in order. ``<name>.json`` contains the metadata of these images, with hashed ids. The

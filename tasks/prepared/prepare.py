@@ -44,7 +44,7 @@ def prepare_dataset(
     other_nodes: Executor | None = None,
     listings: Listings | None = None,
 ) -> PreparedRecord:
-    """Prepare a dataset into a folder.
+    """Prepare a dataset, and store it in a folder.
 
     If the destination has a finished preparation, its record is returned. For user data, the raw
     files are first checked for changes. If the listing, sizes or times of files differ, all images

@@ -43,7 +43,7 @@ from tasks.sources.own.splits import GivenSplit
 
 MIN_IMAGES_PER_CLASS = 2
 """Smallest number of training images per class that remain after a validation split. The number is
-a convention: no class is learned from a single image."""
+a convention: a network cannot learn a class from a single image."""
 
 
 @dataclass(frozen=True)

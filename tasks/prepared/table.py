@@ -80,7 +80,7 @@ def class_counts_for(available: Int64Array, size: int, *, balanced: bool) -> Int
 
 
 def count_earlier(values: Int64Array) -> Int64Array:
-    """Return how often each value occurs at earlier positions, ``(num_values,)``."""
+    """Return, for each value, how often it occurs at earlier positions, ``(num_values,)``."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     is_first = np.r_[True, ordered[1:] != ordered[:-1]]

@@ -6,8 +6,8 @@ patterns, ``A_j`` and ``B_j``: orthonormal cosine patterns of low frequency, ``(
 coordinate moves the image along a circle in the plane of its two patterns.
 
 **Source manifold** makes the datasets ``manifold_d4`` and ``manifold_d12``. The number in the name
-is the intrinsic dimension d. A point ``z`` is uniform in the d-dimensional unit cube. With angles
-``t_j = pi * z_j`` its image is::
+is the intrinsic dimension d. A point ``z`` is drawn uniformly from the d-dimensional unit cube.
+With angles ``t_j = pi * z_j``, its image is::
 
     127.5 + amplitude * sum over j of (cos(t_j) * A_j + sin(t_j) * B_j)
     amplitude = MAX_DEVIATION * side / (2 * sqrt(2) * d)

@@ -13,8 +13,9 @@ read. These archives are refused:
 - archives with links, repeated names, encryption, or names that lead out of the archive;
 - archives with members that declare more bytes than their packed size can contain.
 
-Formats: APPNOTE.TXT 6.3, POSIX.1-2001 and GNU tar, as read by :mod:`zipfile` and
-:mod:`tarfile`; RFC 1952, bzip2 and XZ 1.1, as read by :mod:`gzip`, :mod:`bz2` and :mod:`lzma`.
+Archives are zips (APPNOTE.TXT 6.3) and tars (POSIX.1-2001 and GNU), as :mod:`zipfile` and
+:mod:`tarfile` read them. Compressed data are gzip (RFC 1952), bzip2 or XZ 1.1, as :mod:`gzip`,
+:mod:`bz2` and :mod:`lzma` read them.
 """
 
 from __future__ import annotations
@@ -294,7 +295,7 @@ def check_inside(base: Path, path: Path, path_text: str, request: RawRequest) ->
     """
     if not path.is_symlink():
         raise request.error(
-            f"{path_text} is a FIFO, socket or device, not a file",
+            f"{path_text} is a FIFO, socket or device file, not a plain file",
             hint="Remove it from the raw folder",
         )
     try:
@@ -662,7 +663,7 @@ class RawTree:
 
         Args:
             request: The request, with the raw folder or archive.
-            is_wanted: Returns whether to open the archive with a name. By default, every
+            is_wanted: Returns whether to open the archive with this name. By default, every
                 archive is opened if the raw data are an archive, and none if they are a
                 folder.
 

@@ -9,8 +9,8 @@ stored as       ``pixel_range``  rule
 ==============  ===============  =============================================================
 uint8           not set          The values are used as stored. They must not be only 0 and 1.
 other integers  not set          Each image is scaled by its own maximum.
-floats not set All images are scaled in the same way, which follows from the
-                                 values of all images.
+floats          not set          All images get the same scale, which follows from the values of
+                                 all images.
 any number      set              All images are scaled by ``pixel_range``.
 ==============  ===============  =============================================================
 

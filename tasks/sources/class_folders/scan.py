@@ -51,8 +51,8 @@ def scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
         DataError: Some folders are splits, and others are probably splits with unusual names.
             Or it is unclear whether an inner archive repeats images.
     """
-    # The wrapper and the splits must depend only on images, each counted once. So other files and
-    # repeated images are removed first.
+    # Only images may decide the wrapper and the splits. An image with copies must count once. So
+    # other files and copies of images are removed first.
     image_names = []
     for name in tree:
         if is_single_image_name(name) or _is_dicom_without_extension(tree, name, request):
