@@ -140,10 +140,10 @@ def prepare_from_stdin() -> None:
     ``isweep run`` calls this function in a second process, to prepare datasets while the run
     starts.
 
-    The line is a JSON list with three items: the folder of prepared datasets, the share of
-    items that may be unusable, and pairs of specs (preparation, dataset). The name of each
-    dataset is printed before its preparation. Errors are ignored here, because the caller will
-    prepare the dataset again and report the error.
+    The line is a JSON list with three entries: the folder of prepared datasets, the largest share
+    of unusable items, and pairs of specs (preparation, dataset). The name of each dataset is
+    printed before its preparation. Errors are ignored here, because the caller will prepare the
+    dataset again and report the error.
     """
 
     def end_if_closed() -> None:

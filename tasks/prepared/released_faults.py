@@ -16,8 +16,8 @@ faults by number. This module repeats F3 to F7:
 - ``test_set_depends_on_size`` (F7): The split depends on the train size N, so every N has a
   different test set.
 
-With F3, with F4, or with F5, F6 and F7 together, images are chosen only from a *pool*: the
-first images of each class, N + ``test_size`` in total. The released code does not read a split
+With F3, with F4, or with F5, F6 and F7 together, images are chosen only from a *pool*. The pool has
+the first images of each class, N + ``test_size`` in total. The released code does not read a split
 that the data state. isweep therefore rejects a user's data with such a split. The example shows F3
 with a pool of two images per class. The pool is full before image 5::
 
@@ -146,7 +146,7 @@ def _read_pool(
     """
     pool_indices = _pool_indices(candidates, spec, train_size)
     if "misaligned_labels" in faults:
-        rows = candidates.rows[: len(pool_indices)]  # the first images, of any class
+        rows = candidates.rows[: len(pool_indices)]  # F3: the first images, of any class
     elif "fixed_imagenet_files" in faults:
         # F4: an index in the class pair is used as an index in the whole dataset.
         rows = pool_indices

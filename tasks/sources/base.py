@@ -3,9 +3,8 @@
 The main process lists the items once. Worker tasks read them. An item is the unit of reading, such
 as a file, a volume or a row of an array file. So no file is opened twice.
 
-Items and samples contain raw locators and group ids, which may name patients.
-:mod:`tasks.prepared.parts` replaces them by keyed hashes before they are stored, logged or
-shown in a message.
+Items and samples contain raw locators and group ids, which may name patients. Before they are
+stored, logged or shown in a message, :mod:`tasks.prepared.parts` replaces them by keyed hashes.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ def _lists_images(table: Path) -> bool:
     """
     try:
         header = {column_key(name.strip().strip('"')) for name in _header(table)}
-    except (OSError, ValueError, TypeError, RuntimeError):  # include the types of pyarrow's errors
+    except (OSError, ValueError, TypeError, RuntimeError):  # pyarrow raises these or subclasses
         return False
     for column in ("path", "label"):
         if header.isdisjoint(map(column_key, (column, *COLUMNS[column]))):

@@ -202,7 +202,7 @@ def low_frequency_patterns(count: int, side: int) -> Float64Array:
     centers = (np.arange(side) + 0.5) / side
     waves = np.cos(np.pi * np.outer(frequencies, centers)) * np.sqrt(2 / side)
     orders = sorted(np.ndindex(side, side), key=lambda order: (sum(order), order))
-    pairs = orders[1 : count + 1]  # the first pair is the constant pattern
+    pairs = orders[1 : count + 1]  # without the first pair, which is the constant pattern
     patterns = np.stack([np.outer(waves[row], waves[column]) for row, column in pairs])
     norms = np.linalg.norm(patterns, axis=(1, 2), keepdims=True)
     normed: Float64Array = patterns / norms

@@ -69,8 +69,8 @@ MAX_XZ_MEMORY = 256 << 20
 header may ask for 4 GiB."""
 PLAIN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Supported packing methods of a zip. :mod:`zipfile` reads other methods without a limit on
-memory: bzip2 may unpack a chunk to 45,000 times its size, and the header of an LZMA member
-decides how much memory is reserved."""
+memory. With bzip2, a chunk may be unpacked to 45,000 times its size. With LZMA, the header of a
+member decides how much memory is reserved."""
 DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -140,7 +140,7 @@ def split_locator(locator: str) -> list[str]:
     for part in names:
         if parts[-1].lower().endswith((*ARCHIVES, ".parquet")):
             parts.append(part)
-        else:  # not an archive, but a folder whose name ends with "!"
+        else:  # this ! ends the name of a folder, not of an archive
             parts[-1] += MARK + part
     return parts
 
@@ -300,7 +300,7 @@ def check_inside(base: Path, path: Path, path_text: str, request: RawRequest) ->
         )
     try:
         target = path.resolve(strict=True)
-    except (OSError, RuntimeError):  # a dangling link, or a loop
+    except (OSError, RuntimeError):  # RuntimeError: the link leads to itself
         raise request.error(
             f"{path_text} is a link to a file that does not exist", hint="Remove the link"
         ) from None
@@ -314,7 +314,7 @@ def check_inside(base: Path, path: Path, path_text: str, request: RawRequest) ->
 def plain_name(name: str) -> str | None:
     """Return a relative path with ``/`` as separator, or None if it leads out of the folder."""
     parts = name.replace("\\", "/").split("/")
-    has_drive = ":" in parts[0][:2] or parts[0].endswith(":")  # or the scheme of a URL
+    has_drive = ":" in parts[0][:2] or parts[0].endswith(":")  # also true for a URL
     if name.startswith(("/", "\\")) or ".." in parts or "\0" in name or has_drive:
         return None
     return "/".join(part for part in parts if part not in ("", "."))
@@ -460,7 +460,7 @@ class TarArchive:
             self._is_complete = True
             return
         name = _member_name(info.name)
-        if info.size < 0:  # tarfile would read to the end, or never stop
+        if info.size < 0:  # with this size, tarfile might never stop
             raise RefusedArchive("an archive with a negative size")
         if len(self._archive.members) > MAX_MEMBERS:  # type: ignore[attr-defined]
             raise RefusedArchive(f"an archive with more than {MAX_MEMBERS:,} members")

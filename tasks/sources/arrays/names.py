@@ -178,7 +178,7 @@ def _arrays_of_scheme(file: ArrayFile, scheme: NameScheme) -> FoundArrays:
         split = parse_split(split_name)
         if split is GivenSplit.VALIDATION:
             shape = file.header(images_name).shape
-            if shape:  # a single number, such as the accuracy in validation, is not images
+            if shape:  # a single number, such as a validation accuracy, is no array of images
                 num_validation += shape[0]
             continue
         array_name_by_column = {LABEL_COLUMN: labels_name}

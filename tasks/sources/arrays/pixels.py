@@ -106,7 +106,7 @@ def choose_scale(
         )
     if pixel_range is None and dtypes == {np.dtype(np.uint8)}:
         all_images = chain.from_iterable(_images_by_array(file, arrays, headers))
-        with suppress(SkipItem):  # the preparation names the damaged image
+        with suppress(SkipItem):  # the preparation reports damaged images later
             check_not_divided(request.dataset.name, all_images)
         return Scale(None, "as stored, 8 bits")
     if pixel_range is None and "f" not in kinds:

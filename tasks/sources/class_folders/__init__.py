@@ -11,10 +11,10 @@ is not in an archive needs no extension.
   folders).
 - Layout ``group/class``: the groups are above the classes,
   ``<raw>/<group>/<class>/image.png``. The user's option ``layout`` chooses the layout. Without
-  this option, both layouts are possible if three conditions hold: all images lie in subfolders,
-  the subfolders have 2 to 20 different names, and each name occurs in several top folders. Then
-  the patient ids in DICOM headers decide between the layouts. If one of the conditions does not
-  hold, the layout is ``class/group``.
+  this option, three conditions decide: all images lie in subfolders, the subfolders have 2 to 20
+  different names, and each name occurs in several top folders. If all conditions hold, the
+  patient ids in DICOM headers decide between the layouts. Otherwise the layout is
+  ``class/group``.
 - Splits: ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...``. Images in a folder ``val``
   beside them are left out. The record of the dataset contains their number.
 - Masks are left out. The record of the dataset contains their number. There are three kinds of

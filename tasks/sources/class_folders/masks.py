@@ -8,13 +8,13 @@ from collections.abc import Collection, Iterable, Sequence
 from tasks.sources.class_folders.paths import NOT_GROUP_FOLDERS, ImagePath
 
 MASK_FOLDER_NAMES = frozenset({"mask", "masks", "segmentation", "segmentations"})
-"""Names of folders of masks, in lower case. A folder called ``mask`` or ``segmentation`` is a
-folder of masks only if it lies below a top folder, or if a folder such as ``images`` is beside it.
-Otherwise it may be a class, for example of faces with a mask."""
+"""Names of folders of masks, in lower case. A folder called ``mask`` or ``segmentation`` may also
+be a class, for example of faces with a mask. It is a folder of masks only if it lies below a top
+folder or beside a folder such as ``images``."""
 UNAMBIGUOUS_MASK_FOLDER_NAMES = frozenset({"masks", "segmentations"})
 """Names that mean a folder of masks at any level, in lower case."""
 MASK_NAME = re.compile(r"(.+?)[ _-](?:mask|masks|seg|segmentation)(?:[ _-]?\d+)?", re.IGNORECASE)
-"""Name of a mask. The first group of the pattern is the name of the image."""
+"""Pattern of the name of a mask. Its first group is the name of the image."""
 
 
 def find_masks_beside_images(image_names: Sequence[str], class_labels: Collection[str]) -> set[str]:

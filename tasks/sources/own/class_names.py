@@ -217,6 +217,6 @@ def _spelling_key(name: str) -> str:
     text = text.strip(QUOTES) or text
     text = SYNONYMS.get(text, text)
     try:
-        return f"number {Decimal(text).normalize() + 0}"  # adding 0 makes -0 equal 0
+        return f"number {Decimal(text).normalize() + 0}"  # adding 0 turns -0 into 0
     except ArithmeticError:
         return text

@@ -35,8 +35,8 @@ def find_classes(
     Args:
         rows: The rows. Only their raw labels are used.
         request: The request, with the dataset's ``label_map``.
-        class_names: Class names that the data list, in the order of their indices 0, 1, ...;
-            empty if the data list none.
+        class_names: Class names that the data list, in the order of their indices. Empty if the
+            data contain no such list.
 
     Raises:
         DataError: A raw label is missing, a list, bytes, or not an index into ``class_names``.
