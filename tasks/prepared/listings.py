@@ -68,7 +68,7 @@ def _reads_user_data(dataset: DatasetSpec) -> bool:
 
 
 def look_like_patients(class_names: Sequence[str]) -> bool:
-    """Return whether class names look like patients: one word with different numbers."""
+    """Return whether class names look like ids of patients: one word with different numbers."""
     words = set()
     for name in class_names:
         numbered = NUMBERED_NAME.fullmatch(name)

@@ -55,7 +55,7 @@ def prepare_dataset(
 
     Args:
         spec: Task, image size, channels and faults.
-        dataset: The row of the dataset, from the table or for user data.
+        dataset: The dataset's row in the table of datasets, or a row made for user data.
         raw: Folder or file of the raw download; None for sources that need no download.
         destination: Folder of the store. The parent folder also contains the hash key, and the
             part files until the store is complete.

@@ -561,10 +561,10 @@ def _orientation(data: FileDataset) -> str:
 def frame_samples(dicom: Dicom, frames: slice = slice(None)) -> Iterator[Sample]:
     """Yield frames as uint8 pixels in [0, 255].
 
-    As in the study, each frame is scaled by its own maximum. Stored values are scaled. For CT,
-    they are first converted to Hounsfield units plus 1024, so that all CT files have the same
-    zero. Display windows are never applied. Images of the type MONOCHROME1 are inverted, so that
-    large values are white.
+    As in the study, the stored values of each frame are scaled by their own maximum. For CT, they
+    are first converted to Hounsfield units plus 1024, so that all CT files have the same zero.
+    Display windows are never applied. Images of the type MONOCHROME1 are inverted, so that large
+    values are white.
 
     Args:
         dicom: A decoded file.

@@ -25,15 +25,15 @@ The distance of two images is the chord of an arc along the manifold. At this di
 chord is shorter than the arc by less than 0.05 %.
 
 **Source generated** makes base datasets of experiments. Each parameter changes one of these:
-the label, the distance between classes, or the number of images. A point has ``dimension`` and
-``nuisance`` coordinates ``x_j``, each on an interval of length :data:`LENGTH`. With angles
-``a_j = x_j / RADIUS`` its image is::
+the label, the distance between classes, or the number of images. A point has ``dimension`` plus
+``nuisance`` coordinates ``x_j``. Each lies in an interval of length :data:`LENGTH`. With angles
+``a_j = x_j / RADIUS``, its image is::
 
     127.5 + RADIUS * side / REFERENCE_SIDE * sum over j of (sin(a_j) * A_j + (cos(a_j) - 1) * B_j)
 
 A length along a coordinate equals a distance between images. This holds for any number of
 coordinates. The interval of a coordinate that decides the label is cut into bands with gaps
-between them. With ``bands`` = 2::
+between them. This is such an interval with ``bands`` = 2::
 
     [ half 0 ] fine_gap [ half 1 ]   gap * contrast   [ half 2 ] fine_gap [ half 3 ]
     `--------- band 0 ----------'                     `--------- band 1 ----------'

@@ -224,7 +224,7 @@ def read_grades(table: str, request: RawRequest) -> tuple[dict[Knee, int], Count
 
     Args:
         table: Locator of the table of grades.
-        request: The download. It also makes the errors.
+        request: The dataset and its download.
 
     Returns:
         The labels, and reason -> number of rows that are left out.

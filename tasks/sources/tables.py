@@ -534,7 +534,7 @@ def read_columns(
 
 
 def _check_columns(table: TableRows, needed: Sequence[str], names: Sequence[str]) -> None:
-    """Check that a table has all needed columns, and no column twice.
+    """Check that a table has all needed columns, and that no column is repeated.
 
     Args:
         table: The rows of the table.

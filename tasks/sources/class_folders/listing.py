@@ -47,9 +47,9 @@ HINT_BY_EXTENSIONS = {
         "The folder contains NIfTI volumes: list their paths and labels in a table (kind table)"
     ),
 }
-"""Extensions of files -> hint for the user if a folder has no class folders, but such files."""
+"""Extensions of files -> hint for the user if a folder has such files, but no class folders."""
 NO_EXTENSION_HINT = "Add an extension to the files: only DICOM files outside archives may have none"
-"""Hint for a folder that has no class folders, but files without extensions."""
+"""Hint for a folder that has files without extensions, but no class folders."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Check class names: one spelling per class, no measurements, no word for unknown."""
+"""Check class names. Each class has one spelling. No name is a measurement or means "unknown"."""
 
 from __future__ import annotations
 
