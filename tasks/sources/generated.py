@@ -349,7 +349,7 @@ def list_rows(
     Args:
         labels: ``(num_images,)`` class indices.
         request: The dataset and its preparation.
-        groups: Group of each row; None if each row is a group of its own.
+        groups: Group of each row; None if each row is a separate group.
         fields: Further fields of :class:`Listing`.
     """
     items = []

@@ -425,7 +425,7 @@ class ZipArchive:
             raise SkipItem("damaged archive member") from None
 
     def open(self, member: str) -> IO[bytes]:
-        """Return a seekable stream of a member, for an archive in this one."""
+        """Return a seekable stream of a member that is an archive itself."""
         return io.BytesIO(self.read(member, MAX_FILE_BYTES))
 
 
@@ -545,7 +545,7 @@ class TarArchive:
         return bytes(body)
 
     def open(self, member: str) -> IO[bytes]:
-        """Return a seekable stream of a member, for an archive in this one."""
+        """Return a seekable stream of a member that is an archive itself."""
         if self._packed:
             return io.BytesIO(self.read(member, MAX_FILE_BYTES))
         with self._lock:

@@ -441,7 +441,7 @@ def _highest_of_each_series(targets: Iterable[Target]) -> list[Target]:
 
 
 def read_prostate(body: bytes, item: Item, _request: RawRequest) -> Iterator[Sample]:
-    """Yield the middle half of a series' frames, at least one.
+    """Yield the middle half of a series' frames, but at least one frame.
 
     Raises:
         SkipItem: The file's header contradicts the table.

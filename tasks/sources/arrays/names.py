@@ -241,7 +241,7 @@ def _refuse_several_sets(
         )
     raise file.error(
         f"the file has several sets of images: {listed}",
-        hint=f"Save one of these sets in a file of its own: {SAVE_EXAMPLE}",
+        hint=f"Save one of these sets in a separate file: {SAVE_EXAMPLE}",
     )
 
 

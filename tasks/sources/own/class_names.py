@@ -183,7 +183,7 @@ def _check_unicode_forms(classes: set[str], request: RawRequest) -> None:
                 f"these class names look the same but differ in their Unicode characters: "
                 f"{' / '.join(map(ascii, same_form))}",
                 hint="Rename the folders or labels, so that each class has one spelling. A "
-                "file system or program often stores an accent as a character of its own",
+                "file system or program often stores an accent as a separate character",
             )
 
 
