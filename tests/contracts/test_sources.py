@@ -240,10 +240,19 @@ def source_of(listing=LISTING, samples=()) -> Source:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (source_of([Item("a", 0)]), "`list_items` of the source digits returned an object of type list"),
+        (
+            source_of([Item("a", 0)]),
+            "`list_items` of the source digits returned an object of type list",
+        ),
         (source_of(Listing(("a",))), "returned a Listing whose items are of type str"),
-        (source_of(samples=1), "the reader of the source digits returned an object of type int instead"),
-        (source_of(samples=np.zeros((2, 8, 8))), "returned an object of type ndarray instead of a Sample"),
+        (
+            source_of(samples=1),
+            "the reader of the source digits returned an object of type int instead",
+        ),
+        (
+            source_of(samples=np.zeros((2, 8, 8))),
+            "returned an object of type ndarray instead of a Sample",
+        ),
         (
             source_of(samples=[Sample(np.zeros((3, 8, 8), np.uint8))]),
             r"of shape \(3, 8, 8\) and type uint8 as pixels\. Return an array of shape \(height,",
@@ -263,6 +272,7 @@ def test_a_source_that_returns_something_else_is_named(monkeypatch, tmp_path, so
         prepare_dataset(
             PreparedSpec(dataset="digits", image_size=16, channels=1),
             dataset,
+            raw=None,
             destination=tmp_path / "out",
             executor=InlineExecutor(),
         )
