@@ -1,8 +1,8 @@
 """Read DICOM files: check the tags and the declared sizes, then decode the pixels.
 
-Formats: DICOM PS3.3 (image pixel module), PS3.5 (encoding), PS3.6 (tags) and PS3.10 (file
-format), as read by pydicom; frame headers of JPEG and JPEG-LS (ITU-T T.81 B.2.2, T.87 C.2.2)
-and JPEG 2000 (T.800 A.5.1).
+pydicom reads the files. The formats are defined in these standards: DICOM PS3.3 (image pixel
+module), PS3.5 (encoding), PS3.6 (tags) and PS3.10 (file format); for the frame headers, ITU-T
+T.81 B.2.2 (JPEG), T.87 C.2.2 (JPEG-LS) and T.800 A.5.1 (JPEG 2000).
 
 The value of a tag may contain a patient's name. No message, log line or exception of this
 module contains such a value. pydicom's own warnings and log lines are turned off, because they
@@ -55,7 +55,8 @@ HEADER_TAGS = (
     "Columns",
 )
 MAX_HEADER_BYTES = 1 << 20
-"""Bytes of a file that are read to find its header. Headers are far shorter than 1 MiB."""
+"""Number of bytes at the start of a file that are read for its header. Headers are far shorter
+than 1 MiB."""
 MAX_PIXEL_BYTES = 256 << 20
 """Largest size of a decoded file in bytes. An ultrasound of 300 frames has about 100 MiB."""
 MAX_PACKED_FRAME_BYTES = 64 << 20
@@ -94,14 +95,14 @@ INTENSITY = (
 CT_OFFSET = 1024
 """Number that is added to Hounsfield units, so that air is 0 and tissue is positive."""
 SQUARE_TOLERANCE = 1e-6
-"""Largest relative difference of row and column spacing for pixels that count as square."""
+"""Largest relative difference between row and column spacing at which pixels count as square."""
 NO_PATIENT = "no patient id in the header: the split cannot be by patient"
 
 SOF_MARKERS = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 """Start-of-frame markers of JPEG and JPEG-LS. The segment after the marker declares the
 frame's size."""
 STANDALONE_MARKERS = frozenset({0x01, *range(0xD0, 0xDA)})
-"""JPEG markers that no segment of data follows."""
+"""JPEG markers without a segment of data after them."""
 FILL_BYTE = 0xFF
 START_OF_SCAN = 0xDA
 JPEG_START = b"\xff\xd8\xff"
@@ -122,7 +123,7 @@ class Header:
         patient: Patient id.
         modality: Two letters, such as ``CT`` or ``US``.
         description: Series description.
-        sides: Rows and columns in pixels; 0 if the header lacks them.
+        sides: Number of rows and number of columns of pixels; 0 if the header lacks them.
     """
 
     instance: str
@@ -152,9 +153,10 @@ class Dicom(Header):
             header has none.
         flags: Possible problems of the file, in words.
         traits: Pairs (name, value), such as the manufacturer, see :class:`Sample`.
-        laterality: R, L or B; empty if the header has none.
-        orientation: The direction of the rows, which begins with L or R; empty if the header
-            has none.
+        laterality: Side of the body: R (right), L (left) or B (both); empty if the header has
+            none.
+        orientation: Side of the patient to which the rows of the image run, such as L; empty if
+            the header has none.
     """
 
     values: AnyArray
@@ -206,7 +208,7 @@ def read_header(base: Path, locator: str) -> Header | None:
     is_archive_member = len(split_locator(locator)) > 1
     try:
         if is_archive_member:
-            body = read_locator(base, locator)  # as a whole: members have no partial read
+            body = read_locator(base, locator)  # a member cannot be read in part
         else:
             body = read_plain(base / locator, MAX_HEADER_BYTES, cut=True)
         if not is_dicom(body):
@@ -225,7 +227,10 @@ def read_header(base: Path, locator: str) -> Header | None:
 
 @contextmanager
 def _silent_pydicom() -> Iterator[None]:
-    """Turn off pydicom's warnings and log lines in this block, because they contain tag values."""
+    """Turn off pydicom's warnings and log lines in a ``with`` block.
+
+    They may contain values of tags.
+    """
     logger = logging.getLogger("pydicom")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
@@ -285,7 +290,7 @@ def decode_dicom(body: bytes, *, frames: int | None = None) -> Dicom:
             missing_tags = [tag for tag in REQUIRED_TAGS if tag not in data]
             if "TransferSyntaxUID" not in data.file_meta:
                 missing_tags = ["TransferSyntaxUID"]
-        except Exception:  # any type of exception, and its text may contain tag values
+        except Exception:  # of any type; its text may contain tag values, so it is not shown
             raise SkipItem("damaged DICOM header") from None
         if "PixelData" in missing_tags:
             raise SkipItem("DICOM without pixel data")
@@ -334,7 +339,7 @@ def _check_declared_pixels(data: FileDataset) -> None:
     num_bytes = frame_bytes * num_frames
     if num_bytes > MAX_PIXEL_BYTES:
         raise SkipItem("too many pixels")
-    if syntax.is_private:  # _stored_values rejects it
+    if syntax.is_private:  # _stored_values rejects private syntaxes
         return
     if not syntax.is_transfer_syntax:
         raise SkipItem("unknown transfer syntax")
@@ -356,7 +361,7 @@ def _check_compressed_frames(
 ) -> None:
     """Check that each compressed frame declares the same size as the DICOM header.
 
-    A decoder reserves memory for the size that the frame declares, not for that of the header.
+    A decoder reserves memory for the size in the frame, not for the size in the DICOM header.
 
     Args:
         data: The file.
@@ -416,7 +421,7 @@ def _jpeg_shape(frame: bytes) -> tuple[int, int, int]:
         if marker in SOF_MARKERS:
             rows, columns, components = struct.unpack_from(">HHB", frame, position + 5)
             return rows, columns, components
-        if marker == FILL_BYTE:  # the real marker comes after it
+        if marker == FILL_BYTE:  # the marker comes after the fill byte
             position += 1
         elif marker in STANDALONE_MARKERS:
             position += 2
@@ -426,7 +431,7 @@ def _jpeg_shape(frame: bytes) -> tuple[int, int, int]:
 
 
 def _stored_values(data: FileDataset) -> AnyArray:
-    """Decode the pixels.
+    """Decode the pixels of a file.
 
     Returns:
         ``(num_frames, height, width)``, or ``(num_frames, height, width, 3)`` for RGB.
@@ -458,7 +463,7 @@ def _stored_values(data: FileDataset) -> AnyArray:
 
 
 def _without_overlays(values: AnyArray, stored_bits: int, *, signed: bool) -> AnyArray:
-    """Remove overlays, which old DICOM files store in the bits above the stored bits.
+    """Remove overlays, which old DICOM files store in the bits above the gray value.
 
     Args:
         values: Decoded gray values. A writable array is changed in place.
@@ -512,7 +517,7 @@ def _spacing(data: FileDataset) -> tuple[float, float] | None:
 
 
 def _rescale(data: FileDataset) -> tuple[float, float] | None:
-    """Return the slope and intercept to Hounsfield units, or None if one of them is missing."""
+    """Return the slope and intercept that give Hounsfield units, or None if one is missing."""
     slope = data.get("RescaleSlope")
     intercept = data.get("RescaleIntercept")
     if slope is None or intercept is None:
@@ -556,10 +561,10 @@ def _orientation(data: FileDataset) -> str:
 def frame_samples(dicom: Dicom, frames: slice = slice(None)) -> Iterator[Sample]:
     """Yield frames as uint8 pixels in [0, 255].
 
-    As in the study, each frame is scaled by its own maximum. The scaled values are the stored
-    values. For CT, they are Hounsfield units plus 1024, so that all CT files have the same
-    zero. Display windows are never applied. MONOCHROME1 is inverted, so that large values are
-    white.
+    As in the study, each frame is scaled by its own maximum. Stored values are scaled. For CT,
+    they are first converted to Hounsfield units plus 1024, so that all CT files have the same
+    zero. Display windows are never applied. Images of the type MONOCHROME1 are inverted, so that
+    large values are white.
 
     Args:
         dicom: A decoded file.

@@ -1,4 +1,4 @@
-"""Find the file, archive member or row for a hash or row number in a message.
+"""Find the file, archive member or row to which a hash or row number in a message belongs.
 
 Messages and records contain the keyed hash of a file instead of its name. For a row, they
 contain its number, which is not confidential.
@@ -40,9 +40,9 @@ class _MessageRow:
     """A row in a message.
 
     Attributes:
-        number: Number of the row, as programs that show the file count rows.
-        split_folder: Folder of the split with the row's table; empty if there is only one
-            table.
+        number: Number of the row, as in programs that show the file.
+        split_folder: Name of the folder with the row's table, if each split has a table; else
+            empty.
         array: Name of the array in an array file; ``images`` if the message names none.
     """
 
@@ -52,7 +52,7 @@ class _MessageRow:
 
 
 def locate(raw: Path, key_folder: Path, text: str) -> str | None:
-    """Return the locator of the file or row in a message.
+    """Return the locator of the file or row that a message names.
 
     Args:
         raw: Folder or file of the raw data.
@@ -82,7 +82,7 @@ def locate(raw: Path, key_folder: Path, text: str) -> str | None:
 
 def _parse_row(text: str) -> _MessageRow | None:
     """Return the row that a text names; None if it names none."""
-    # A hash may have no letters, or end with digits.
+    # A hash may consist of digits, or end with digits. These digits are not a row number.
     if text.strip().isdecimal() and not HASH_PATTERN.search(text):
         return _MessageRow(int(text))
     match = ROW_PATTERN.search(HASH_PATTERN.sub("", text))
@@ -139,7 +139,7 @@ def _array_rows(path: Path, request: RawRequest) -> Iterator[str]:
 
 def _members(path: Path, name: str, inner: tuple[str, ...]) -> Iterator[str]:
     """Yield the locators of an archive's members, and of the members of archives inside it."""
-    with suppress(RefusedArchive):  # messages then contain the hash of the archive itself
+    with suppress(RefusedArchive):  # messages contain the hash of a refused archive itself
         for member in open_archive(path, inner).members():
             yield MARK.join((name, *inner, member))
             if is_archive_name(member) and len(inner) + 1 < MAX_DEPTH:

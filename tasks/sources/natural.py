@@ -3,13 +3,13 @@
 As in the study, only the training files are read. The files may be unpacked or in archives.
 
 - MNIST and Fashion-MNIST: the IDX format of Yann LeCun's page ("THE IDX FILE FORMAT"). File
-  names are those of this page and torchvision, of mirrors that have a dot in them, or of
-  Kaggle's copy. The files of both datasets have the same names. The name of the folder, and
-  the first labels of the official files, distinguish the two datasets.
+  names are those of this page and torchvision, of Kaggle's copy, or of mirrors, with a dot
+  before ``idx``. The files of both datasets have the same names. The name of the folder, and the
+  first labels of the official files, distinguish the two datasets.
 - CIFAR-10: https://www.cs.toronto.edu/~kriz/cifar.html. The files are pickles, from which only
   numpy arrays are loaded.
-- SVHN, format 2: http://ufldl.stanford.edu/housenumbers/, in MATLAB 5 or in MATLAB 7.3, which
-  is HDF5 with all axes reversed. Class 10 is the digit 0.
+- SVHN, format 2: http://ufldl.stanford.edu/housenumbers/. The file has the format MATLAB 5, or
+  MATLAB 7.3, which is HDF5 with all axes reversed. Class 10 is the digit 0.
 - ImageNet: Kaggle's ``ILSVRC/Data/CLS-LOC/train/<class id>/``, torchvision's
   ``train/<class id>/``, or ``ILSVRC2012_img_train.tar``, a tar with one tar per class. Only
   the ten classes of the table of datasets are read.
@@ -69,8 +69,8 @@ SMALLEST_CLASS = 732
 """Number of training images of the smallest class of ILSVRC 2012."""
 
 COPY_MARK = re.compile(r"(?:[ _-]?\(\d+\)| copy(?: \d+)?| \d+)(?=(?:\.\w+)*$)")
-"""Text that browsers and file managers add to the name of a second copy, before its
-extensions."""
+"""Pattern of the text that browsers and file managers add to the name of a second copy. The text
+is before the file extensions."""
 CACHE_VARIABLE = "ISWEEP_DOWNLOADS"
 """Environment variable with the folder for downloads of torchvision."""
 MAX_SVHN_VALUES = 1 << 30
@@ -87,11 +87,10 @@ IDX_LABELS = "train-labels-idx1-ubyte"
 BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 SVHN_FILE = "train_32x32.mat"
 OTHER_IDX = ("kmnist", "kuzushiji", "emnist", "qmnist")
-"""Words in folder names of other datasets whose files have the same names as those of
-MNIST."""
+"""Words in folder names of other datasets whose files have the same names as MNIST's files."""
 PICKLE_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray", "numpy")
 PICKLE_NAMES = ("_reconstruct", "ndarray", "dtype")
-"""Names that the pickles of CIFAR-10 may import from these modules; all others are
+"""Names that the pickles of CIFAR-10 may import from :data:`PICKLE_MODULES`. All other names are
 rejected."""
 
 
@@ -268,8 +267,8 @@ def _load_arrays(
 ) -> LabeledImages:
     """Load and check the arrays of a dataset.
 
-    The result is cached. If ``_stamps``, the time and size of each file, change, the files are
-    loaded again.
+    The result is cached. ``_stamps`` contains the modification time and size of each file: if
+    they change, the files are loaded again.
 
     Raises:
         DataError: The arrays are damaged.
@@ -306,9 +305,10 @@ def _read_file(base: Path, name: str, locator: str) -> bytes:
 
 
 def with_download(request: RawRequest) -> RawRequest:
-    """Return the request with a raw folder: that of the user, or torchvision's download.
+    """Return the request with a raw folder: the user's folder, or torchvision's download.
 
-    Files are downloaded once, into the folder ``ISWEEP_DOWNLOADS`` or the user's cache.
+    Files are downloaded once. They are stored in the folder that the environment variable
+    ``ISWEEP_DOWNLOADS`` names, or else in the user's cache.
 
     Raises:
         DataError: The download failed.
@@ -341,7 +341,7 @@ def find_together(
 
     Unpacked files are searched first, then archives with the dataset's word in their name,
     then all archives. If several folders have the files, folders with this word are preferred.
-    Among these, the folder with the fewest folders above is used.
+    Among these, the folder with the fewest parent folders is used.
 
     Args:
         request: The dataset and its download.
@@ -374,7 +374,7 @@ def _complete_copies(
 ) -> list[list[str]]:
     """Return the locators of the files in each folder that has all files.
 
-    Folders with the fewest folders above come first.
+    Folders with the fewest parent folders come first.
     """
     locators_by_folder: defaultdict[str, dict[int, str]] = defaultdict(dict)
     for name in tree:
@@ -395,9 +395,9 @@ def _complete_copies(
 
 
 def _without_file_folder(folder: str, file_names: Collection[str]) -> str:
-    """Return the folder of a file, without a last folder that has the name of the file.
+    """Return the folder of a file. A folder with the name of the file is skipped.
 
-    Kaggle puts each file into such a folder.
+    Kaggle puts each file into a folder with the same name.
     """
     outer, _, innermost = folder.rpartition("/")
     innermost = innermost.casefold()
@@ -436,7 +436,7 @@ def _load_idx(name: str, bodies: list[bytes]) -> LabeledImages:
     """Return the images and labels of MNIST or Fashion-MNIST.
 
     Raises:
-        DataError: A file is damaged, or the files are those of the other dataset.
+        DataError: A file is damaged, or the files belong to the other dataset.
     """
     images = read_idx(bodies[0], IDX_IMAGES, dimensions=3)
     labels = read_idx(bodies[1], IDX_LABELS, dimensions=1)
@@ -452,7 +452,7 @@ def _load_idx(name: str, bodies: list[bytes]) -> LabeledImages:
 
 
 def read_idx(body: bytes, name: str, *, dimensions: int) -> Uint8Array:
-    """Return the array of an IDX file of bytes.
+    """Return the array in an IDX file whose values are unsigned bytes.
 
     Args:
         body: The bytes of the file, gzipped or not.
@@ -516,7 +516,7 @@ def _load_cifar10(_name: str, bodies: list[bytes]) -> LabeledImages:
             pixels = np.asarray(batch[b"data"], dtype=np.uint8)
             images.append(pixels.reshape(-1, 3, 32, 32))
             labels.append(np.asarray(batch[b"labels"], dtype=np.int64))
-        except Exception as error:  # for damaged files, any type of exception
+        except Exception as error:  # damaged files may raise any type of exception
             raise DataError(
                 f"cifar10: a batch file is damaged ({type(error).__name__})",
                 hint="Download the files again",
@@ -535,7 +535,7 @@ def _load_svhn(_name: str, bodies: list[bytes]) -> LabeledImages:
         images, labels = _read_matlab(bodies[0])
     except SweepError:
         raise
-    except Exception as error:  # for damaged files, any type of exception
+    except Exception as error:  # damaged files may raise any type of exception
         raise DataError(
             f"svhn: {SVHN_FILE} is damaged, or is not the file of format 2 with cropped "
             f"digits ({type(error).__name__})",

@@ -1,7 +1,7 @@
-"""Read axial slices of NIfTI volumes, after checking the declared size and fixing the orientation.
+"""Read axial slices of NIfTI volumes in a standard orientation.
 
-Format: NIfTI-1.1 and NIfTI-2 (``nifti1.h``, ``nifti2.h``: header and extensions), as read by
-nibabel.
+The declared size of a volume is checked before its voxels are decoded. nibabel reads the formats
+NIfTI-1.1 and NIfTI-2. ``nifti1.h`` and ``nifti2.h`` define their headers and extensions.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Volume:
         values: ``(right, anterior, superior)`` voxels, scaled as the header states.
         affine: ``(4, 4)`` map from voxel indices to positions in mm.
         conversions: Changes to the stored volume, in words.
-        flags: Doubts about the file, in words.
+        flags: Possible problems of the file, in words.
     """
 
     values: Float32Array
@@ -169,7 +169,7 @@ def intensity_range(values: Float32Array) -> FloatArray:
     """Return the range to which a volume is clipped: its 0.1 and 99.9 percentiles.
 
     Raises:
-        SkipItem: The two percentiles are equal, so the volume shows nothing.
+        SkipItem: The two percentiles are equal, so almost all voxels have the same value.
     """
     limits: FloatArray = np.percentile(values, CLIP_PERCENTILES)
     if limits[1] <= limits[0]:
@@ -199,7 +199,7 @@ def volume_reader(request: RawRequest) -> Reader:
             raise SkipItem("slice beyond the volume")
         for level in levels:
             plane = np.clip(volume.values[:, :, level], low, high) - low
-            # Rotated so that the patient's front is up, as radiologists view slices.
+            # Rotate the slice so that the patient's front is up, as radiologists view slices.
             pixels, scaling = scale_by_image_maximum(plane.T[::-1, ::-1])
             yield Sample(pixels, conversions=(*volume.conversions, *scaling), flags=volume.flags)
 

@@ -1,10 +1,11 @@
 """Nuisance factors: properties that vary between images and contain no information on the label.
 
-A picture of a digit has an intrinsic dimension of about 7. Nuisance factors raise the
-dimension and leave the label unchanged: it is still the digit. Every factor is continuous. The
-values of a factor are drawn per image from a seed, independently of the labels. If the
-parameter ``factors`` is ``n``, the first ``n`` factors of :data:`FACTORS` are applied. The
-values of a factor are the same for every ``n``: level 4 is level 2 with two more factors.
+Pictures of a digit have an intrinsic dimension of about 7. Nuisance factors raise the dimension.
+They do not change the label: the picture still shows the same digit. Every factor has continuous
+values. The values are drawn per image from a seed, independently of the labels. If the parameter
+``factors`` is ``n``, the first ``n`` factors of :data:`FACTORS` are applied. The values of a
+factor are the same for every ``n``. For example, ``factors: 4`` applies the same two factors as
+``factors: 2``, and then two more.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ MAX_TURN = np.radians(25)
 """Largest rotation in radians, in both directions. After 25 degrees a 6 does not look like a
 9."""
 MIN_CONTRAST = 0.75
-"""Smallest factor by which pixels are multiplied; the largest factor is 1."""
+"""Smallest number by which pixels are multiplied. The largest number is 1."""
 MIN_BLUR = 0.4 / 28
 MAX_BLUR = 1.2 / 28
 """Range of the standard deviation of the Gaussian blur, as a share of the image's side. A
@@ -34,15 +35,16 @@ NUM_FINE = 80
 """Number of smooth waves in a background. The dimension of a background is its number of
 waves."""
 FIRST_FINE = 30
-"""Number of waves with a lower frequency than all fine waves. Waves between the coarse and the
-fine ones are not used. They look like strokes of digits, so they would make the task
-harder."""
+"""Number of waves whose frequency is lower than the frequency of all fine waves. Waves between the
+coarse and the fine waves are not used: they look like strokes of digits, so they would make the
+task harder."""
 BACKGROUND_LIGHT = 0.6
-"""Lightest background as a share of white. Digits are brighter than this in most images."""
+"""Largest brightness of a background, as a share of white. In most images, the digit is
+brighter."""
 COARSE_WEIGHT = 0.08
 FINE_WEIGHT = 0.13
-"""Standard deviation of a wave's weight. With these weights, pairs of MNIST's digits at 10 x
-10 pixels have about 3 times the dimension."""
+"""Standard deviation of a wave's weight. With these weights, the intrinsic dimension of class pairs
+of MNIST at 10 x 10 pixels is about 3 times as large as without nuisance factors."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class FactorValues:
 
 
 def draw_factors(num_images: int, seed: int) -> FactorValues:
-    """Draw the values of all factors for ``num_images`` images, also of factors not applied."""
+    """Draw the values of all factors for ``num_images`` images, even if few factors are applied."""
     rng = np.random.default_rng(seed)
     unit_std = np.sqrt(3)
     return FactorValues(
@@ -124,7 +126,7 @@ def move(images: Float64Array, turn: Float64Array, shift: Float64Array) -> Float
     right = column - side * shift[:, 1, None, None]
     cosine = np.cos(turn)[:, None, None]
     sine = np.sin(turn)[:, None, None]
-    # Positions in images with a border of one pixel, so that all four neighbors exist.
+    # The images get a border of one pixel, so that all four neighbors of a position exist.
     from_row = np.clip(cosine * down - sine * right + center + 1, 0, side + 1)
     from_column = np.clip(sine * down + cosine * right + center + 1, 0, side + 1)
     upper = np.minimum(from_row.astype(np.intp), side)
@@ -163,9 +165,9 @@ def blur(images: Float64Array, widths: Float64Array) -> Float64Array:
 def add_background(
     images: Float64Array, coarse: Float64Array, fine: Float64Array | None = None
 ) -> Float64Array:
-    """Add a smooth background to images, by the rule ``1 - (1 - a)(1 - b)`` for two lights.
+    """Add a smooth background to images. Two brightnesses a and b give ``1 - (1 - a)(1 - b)``.
 
-    The rule clips no values. A change of any weight therefore changes the image.
+    This formula clips no values. A change of any weight therefore changes the image.
 
     Args:
         images: ``(num_images, side, side)`` in [0, 255].

@@ -1,4 +1,4 @@
-"""Source of the OAI baseline knees. Each knee of a radiograph is cropped to 13.4 cm.
+"""Source of the baseline knees of the Osteoarthritis Initiative (OAI), cropped to 13.4 cm.
 
 The download has one of two layouts (OAI "Image Release" notes):
 
@@ -14,7 +14,8 @@ A radiograph is used if it is the bilateral PA fixed-flexion view of the knees. 
 neither may state another view.
 
 The study's detector of knees is not available. Instead, the image of a knee comes from the
-first of these that exists, and the record of the dataset counts each:
+first of these three that exists. The record of the dataset contains the number of images from
+each:
 
 1. The file ``crops/<ID>_<R|L>.png``, called a ready crop.
 2. A crop around the center in ``knee_centers.csv``: row and column in pixels of the file.
@@ -84,7 +85,7 @@ PIXEL_MM = 0.2
 CROP_PIXELS = 672
 """Side of a crop in pixels of 0.2 mm: 13.4 cm."""
 MAX_SIDE_PIXELS = 8_000
-"""Longest side of a radiograph after resampling: 1.6 m, longer than any film."""
+"""Largest side in pixels of a radiograph after resampling. It is 1.6 m, longer than any film."""
 MAX_LISTED_ROWS = 10
 """Largest number of rows that a message lists."""
 
@@ -113,8 +114,9 @@ class KneeDetails(NamedTuple):
 
     Attributes:
         label: Label; None for a knee without a grade.
-        row: Row of the given center in pixels of the file; None without a given center.
-        column: Column of this center; None without a given center.
+        row: Row of the knee's center in ``knee_centers.csv``, in pixels of the file; None if the
+            table has no center of this knee.
+        column: Column of this center; None if the table has no center of this knee.
     """
 
     label: int | None
@@ -139,7 +141,7 @@ Descriptions = Mapping[tuple[str, str], str]
 
 
 def list_oai(request: RawRequest) -> Listing:
-    """List the ready crops of graded knees, then the radiographs of graded knees, both by name.
+    """List the ready crops of graded knees, then their radiographs, both in the order of names.
 
     Raises:
         DataError: The table of grades is missing, or a table has rows that cannot be used.
@@ -195,7 +197,7 @@ def _open_tree(request: RawRequest) -> RawTree:
 
     The archive of a series is not opened if ``contents.csv`` describes another view. If there
     are unpacked radiographs and grades, only archives of single series are opened, because
-    each of them may be a further patient.
+    each of them may contain a further patient.
     """
     tree = RawTree(request)
     if not tree.archives or not request.root().is_dir():
@@ -329,7 +331,7 @@ def _center(row: Mapping[str, str], radiograph: Radiograph | None) -> Center | N
         center = Center(float(row["row"]), float(row["column"]))
     except ValueError:
         return None
-    # A patient without a usable radiograph may have a center, which is not used.
+    # Without a usable radiograph, the center is not checked, because it is not used.
     num_rows, num_columns = radiograph.header.sides if radiograph else (math.inf, math.inf)
     is_inside = 0 <= center.row < num_rows and 0 <= center.column < num_columns
     return center if is_inside else None
@@ -355,7 +357,7 @@ def _find_radiographs(
         if match is None or locator.endswith(NO_RADIOGRAPH_EXTENSIONS):
             continue
         path_parts = locator.split("/")
-        if any(map(_is_later_visit, path_parts)):  # the grades are those of the baseline
+        if any(map(_is_later_visit, path_parts)):  # there are only grades of the baseline
             excluded["radiograph of a later visit"] += 1
             continue
         if is_as_released and RELEASED_SERIES not in path_parts:
@@ -388,7 +390,7 @@ def _is_later_visit(folder: str) -> bool:
 
 
 def _unusable_reason(header: Header, description: str, patient: str) -> str:
-    """Return the reason why a radiograph cannot be used, or "" if it can.
+    """Return the reason why a radiograph cannot be used, or "" if it can be used.
 
     Args:
         header: The file's header.
@@ -496,10 +498,10 @@ def find_centers(pixels: Uint8Array) -> tuple[Center, Center]:
 
     - The column is the middle of the leg: the center of mass of the columns' brightness above
       the median.
-    - The row is at the bony edges of the joint: where the brightness near the column changes
-      most from row to row, in the middle half of the height.
+    - The row is at the bony edges of the joint. There, the brightness near the column changes
+      most from row to row. Only rows in the middle half of the height are considered.
 
-    The heuristic was developed on drawn legs. Check the crops before you use them.
+    The heuristic was developed on drawings of legs. Check the crops before you use them.
 
     Args:
         pixels: ``(height, width)`` in [0, 255], both knees side by side.

@@ -1,12 +1,12 @@
 """List and read a user's images in Parquet files, which contain the images and their labels.
 
-The layout is that of the ``datasets`` documentation, "Image dataset" and ``Features``. A
-column ``image`` has the type ``struct<bytes: binary, path: string>`` or ``binary``. The
-schema's metadata may contain class names under the key ``huggingface``, which must be the same
-in all files.
+The documentation of Hugging Face's ``datasets`` describes the layout ("Image dataset" and
+``Features``). A column ``image`` has the type ``struct<bytes: binary, path: string>`` or
+``binary``. The schema's metadata may contain class names under the key ``huggingface``. These
+names must be the same in all files.
 
-``<raw>`` is one file or a folder of files. As in partitions of pandas and Spark, a folder
-``split=train`` is a column ``split`` of the files in it.
+``<raw>`` is one file or a folder of files. As in partitioned datasets of pandas and Spark, a
+folder ``split=train`` gives each row of its files the value ``train`` in a column ``split``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ LABELS_AT_ONCE = 1024
 COLUMNS_READ = ("image", "label", "group", "split")
 DAMAGED = "damaged or unreadable Parquet file"
 BLANK_PARTITION = "__HIVE_DEFAULT_PARTITION__"
-"""Value of a partition whose value is missing, in Hive, Spark and pandas."""
+"""Text that Hive, Spark and pandas write in a folder's name for a missing value."""
 
 
 def holds_images(path: Path) -> bool:
@@ -78,8 +78,8 @@ def _image_files(names: Iterable[str], request: RawRequest) -> list[str]:
     """Return the names that are Parquet files.
 
     Raises:
-        DataError: There are none, or they belong to several configs. Configs are several
-            versions of the same dataset.
+        DataError: There are no Parquet files, or they belong to several configurations.
+            Configurations are versions of the same Hugging Face dataset.
     """
     files = list(filter(is_parquet_name, names))
     if not files:
@@ -107,7 +107,7 @@ def list_parquet(request: RawRequest) -> Listing:
     """List the rows of all Parquet files, in the order of file names and rows.
 
     Raises:
-        DataError: A file is damaged, files differ in their columns or class names, or labels,
+        DataError: A file is damaged. Or files differ in their columns or class names. Or labels,
             groups or splits break a rule of :mod:`tasks.sources.own`.
     """
     folder_content = raw_content(request)
@@ -153,9 +153,10 @@ class _ParquetTable:
     """The columns of a Parquet file, without its images.
 
     Attributes:
-        columns: The columns that are read.
+        columns: The roles of the columns.
         cells: Labels, groups, splits and traits, one entry per row.
-        unused_cells: The columns that are not read, by name, if they have one value per row.
+        unused_cells: Name -> cells of each column that has no role, and contains only single
+            values.
         label_names: Class names in the schema's metadata; empty if there are none.
     """
 
@@ -238,7 +239,7 @@ def _column_texts(
 ) -> dict[str, list[str]]:
     """Return the columns as text: name in the file -> cells.
 
-    Columns that are not read are included if they have one number or text in each cell. Images
+    Columns without a role are included if each cell contains one number, text or date. Images
     are left out.
     """
     names = list(columns.labels)
@@ -249,7 +250,7 @@ def _column_texts(
     for batch in file.iter_batches(batch_size=LABELS_AT_ONCE, columns=stored):
         for name, values in batch.to_pydict().items():
             texts[name] += map(cell_text, values)
-    # The value in a folder's name replaces the column of the file, if the file has one.
+    # If the file also has such a column, the value in the folder's name replaces its cells.
     for name in texts.keys() & partitions.keys():
         texts[name] = [partitions[name]] * file.metadata.num_rows
     return texts
@@ -278,7 +279,7 @@ def _single_columns(schema: Any) -> list[str]:
 
 
 def _label_names(schema: Any, column: str) -> tuple[str, ...]:
-    """Return the class names that ``datasets`` stores for a ``ClassLabel``; empty without them."""
+    """Return the class names that ``datasets`` stores for a ``ClassLabel``; empty if none."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         names = features[column]["names"]
@@ -305,10 +306,10 @@ def _open(path: Path) -> Any:
 
 
 class ParquetReader:
-    """A reader of the images in Parquet rows, which is fast if items are read in ascending order.
+    """A reader of the images in Parquet rows. It is fast if items are read in ascending order.
 
-    A file is read forward, a few rows at a time. If an earlier row is needed, the file is
-    opened again.
+    A file is read from its start to its end, a few rows at a time. If an earlier row is needed,
+    the file is opened again.
     """
 
     def __init__(self, request: RawRequest) -> None:

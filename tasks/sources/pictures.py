@@ -1,7 +1,7 @@
 """Decode pictures such as PNG and JPEG to gray or RGB pixels in [0, 255], and resize images.
 
-Formats: as read by Pillow; TIFF tags by TIFF 6.0, orientation by Exif 2.3. The declared size
-of a picture is checked before its pixels are decoded.
+Pillow reads the formats. TIFF 6.0 defines the TIFF tags, and Exif 2.3 the orientation. The
+declared size of a picture is checked before its pixels are decoded.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
-"""Formats that are read. Other formats of Pillow are unsafe: to read EPS, it starts
-Ghostscript."""
+"""Formats that are read. Other formats of Pillow are unsafe. For example, Pillow starts the
+program Ghostscript to read EPS files."""
 EXTENSIONS = (
     ".png",
     ".jpg",
@@ -38,7 +38,8 @@ EXTENSIONS = (
     ".ppm",
 )
 MAX_PIXELS = 89_478_485
-"""Largest number of pixels of an image. For a larger image, Pillow only prints a warning."""
+"""Largest number of pixels of an image. Without our check, Pillow would decode a larger image and
+only print a warning."""
 MAX_DECODED_BYTES = 256 << 20
 """Largest size of a decoded image in bytes. An RGB image of :data:`MAX_PIXELS` has this
 size."""
@@ -64,7 +65,7 @@ STRIP_VALUES = 1 << 22
 """Number of rows, or of values, that are converted at once. Copies of a whole image would need
 too much memory."""
 MIN_SIDE = 4
-"""Smallest number of pixels of the shorter side."""
+"""Smallest length in pixels of an image's shorter side."""
 TILE_WIDTH = 322
 TILE_LENGTH = 323
 PHOTOMETRIC = 262
@@ -72,7 +73,7 @@ PHOTOMETRIC = 262
 WHITE_IS_ZERO = 0
 """Value of the tag :data:`PHOTOMETRIC` for images in which 0 is white."""
 ORIENTATION = 0x0112
-"""Number of an Exif tag."""
+"""Number of the Exif tag that contains the orientation of an image."""
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """Weights of red, green and blue in gray (ITU-R BT.601), the same as in Pillow."""
 
@@ -90,8 +91,8 @@ def decode_image(body: bytes) -> Sample:
     scaled by their own maximum. The field ``conversions`` of the sample lists these changes.
 
     Raises:
-        SkipItem: The file is not an image, or the image is damaged, too large, too small,
-            animated or not finite.
+        SkipItem: The file is not an image. Or the image is damaged, too large, too small or
+            animated, or it has values that are not finite.
         SetupError: Pillow is set to accept truncated images.
     """
     from PIL import Image, ImageFile, UnidentifiedImageError
@@ -178,7 +179,7 @@ def _convert(image: Image) -> Sample:
 
     conversions = []
     flags = []
-    # Pillow's decoder arguments contain the stored mode. They are removed by image.load.
+    # Pillow's decoder arguments contain the stored mode. image.load removes these arguments.
     decoder_arguments = str(getattr(image, "tile", ""))
     image.load()
     if ";16" in decoder_arguments and image.mode in ("RGB", "RGBA", "LA"):
@@ -207,7 +208,9 @@ def _convert(image: Image) -> Sample:
 
 
 def _blend_on_black(image: Image) -> Uint8Array:
-    """Return the RGB pixels of a transparent image on black. Strips of rows save memory.
+    """Return the RGB pixels of a transparent image on black.
+
+    The image is blended in strips of rows to save memory.
 
     Raises:
         SkipItem: All pixels become equal, because only the alpha channel has content.
@@ -260,10 +263,10 @@ def scale_by_image_maximum(values: AnyArray) -> tuple[Uint8Array, tuple[str, ...
     if values.dtype == np.uint8 and maximum == 255:
         return np.asarray(values, dtype=np.uint8), ()
     pixels = np.empty(values.shape, np.uint8)
-    # A value times 255 fits into 32 bits. Integers are exact, and five times as fast as
-    # floats.
+    # Below this limit, a value times 255 fits into 32 bits. Computing with integers is exact,
+    # and five times as fast as with floats.
     is_small_integer = values.dtype.kind in "ui" and maximum < 1 << 24
-    # Strips save memory, because a float needs eight times the memory of a uint8 pixel.
+    # Strips of rows save memory, because a float needs eight times the memory of a uint8 pixel.
     step = max(1, STRIP_VALUES // max(1, values[:1].size))
     for start in range(0, len(values), step):
         stop = start + step
@@ -286,7 +289,8 @@ def to_prepared(
 ) -> AnyArray:
     """Resize an image to a square. As in the study, its aspect ratio may change.
 
-    For 3 channels, a gray image is repeated. For 1 channel, a color image becomes gray.
+    For 3 channels, the channel of a gray image is repeated. For 1 channel, a color image becomes
+    gray.
 
     Args:
         pixels: ``(height, width)`` or ``(height, width, 3)`` in [0, 255].

@@ -1,8 +1,8 @@
 """Choose the values of black and white for images of floats, and scale images to [0, 255].
 
 A file of floats does not state the scale of its pixels. One scale is chosen for all images of
-a dataset: the user's ``pixel_range``, or a scale that follows from their values. If the values
-do not decide the scale, an error asks the user for it.
+a dataset: the user's ``pixel_range``, or a scale that follows from the values of the images. If
+the values do not decide the scale, an error asks the user for ``pixel_range``.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Limits = tuple[float, float]
 CLIPPED = "values outside pixel_range clipped"
 """Flag of an image with values outside ``pixel_range``."""
 MAX_CLIPPED_SHARE = 0.9
-"""Largest share of values that may lie outside ``pixel_range``. The share is large, because
-most values of a CT image are air and the table, which a CT window clips."""
+"""Largest share of values that may lie outside ``pixel_range``. The share is large, because a CT
+window clips air and the patient table, and most values of a CT image are from these."""
 MAX_DIM_SHARE = 0.05
-"""Largest share of images without a value above 1, if other images have 8 bits. A larger share
-was probably saved on the scale of 0 to 1. A few almost black images are usual, such as the
-first slices of a volume."""
+"""Largest share of images without a value above 1, if other images have values up to 255. If the
+share is larger, these images were probably saved on the scale of 0 to 1. A few almost black images
+are usual, such as the first slices of a volume."""
 MIN_FILLED_SHARE = 1e-4
 """Smallest share of ``pixel_range`` that the values must span."""
 
@@ -81,7 +81,7 @@ class _ValueRange:
 
     @property
     def suggested_pixel_range(self) -> str:
-        """A ``pixel_range`` that contains all values, in the words that the user can type."""
+        """A ``pixel_range`` that contains all values, as the user can type it."""
         low = self.low
         high = self.high
         if low == high:
@@ -120,7 +120,7 @@ def _range_of(arrays: Iterable[Iterable[AnyArray]], pixel_range: Limits | None) 
     return values
 
 
-@np.errstate(over="ignore", invalid="ignore")  # for limits beyond float32
+@np.errstate(over="ignore", invalid="ignore")  # limits may be too large for float32
 def choose_pixel_range(
     name: str,
     arrays: Iterable[Iterable[AnyArray]],
@@ -130,8 +130,8 @@ def choose_pixel_range(
 
     Args:
         name: Name of the dataset, for messages.
-        arrays: Arrays of images, such as those of training and of test, read one by one.
-        pixel_range: The user's values of black and white; None to choose them.
+        arrays: Arrays of images, such as training and test images. They are read one by one.
+        pixel_range: The user's values of black and white; None if the user gave none.
 
     Returns:
         The values that become 0 and 255, and the rule in words.
@@ -177,7 +177,7 @@ def choose_pixel_range(
 
 
 def check_not_divided(name: str, images: Iterable[AnyArray]) -> None:
-    """Check that images of the type uint8 have other values than 0 and 1.
+    """Check that the values of uint8 images are not all 0 or 1.
 
     Args:
         name: Name of the dataset, for messages.
@@ -201,10 +201,10 @@ def check_not_divided(name: str, images: Iterable[AnyArray]) -> None:
 
 
 def _check_pixel_range(name: str, values: _ValueRange, pixel_range: Limits) -> None:
-    """Check that the user's range contains enough of the values, and is not far wider.
+    """Check that the user's range contains most values, and is not much wider than they are.
 
     Raises:
-        DataError: The range clips too many values, or the values span too little of it.
+        DataError: The range clips too many values, or the values span too little of the range.
     """
     low, high = pixel_range
     hint = f"Set another range. One that contains all values is {values.suggested_pixel_range}"

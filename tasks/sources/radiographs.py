@@ -2,26 +2,26 @@
 
 **CheXpert** has one of two layouts:
 
-- ``CheXpert-v1.0[-small]/train.csv``, and images in
-  ``train/patient<id>/study<n>/view<k>_<side>.jpg`` beside it (the competition's page).
-- AIMI's ``CheXpert-v1.0 batch 1 (validate & csv)/train.csv``, and images in
+- The layout of the competition's page: ``CheXpert-v1.0[-small]/train.csv``, and images in
+  ``train/patient<id>/study<n>/view<k>_<side>.jpg`` in the same folder.
+- The layout of AIMI: ``CheXpert-v1.0 batch 1 (validate & csv)/train.csv``, and images in
   ``batch 2 (train 1)/patient<id>/...`` to batch 4.
 
-Label 1 means that the finding is 1. Label 0 means that it is -1 (uncertain) or blank. As in
-the study, rows with an explicit 0 are left out. Label 0 is therefore "uncertain or not
-mentioned", not "healthy".
+The column of a finding gives the label. The label is 1 if the cell is 1. It is 0 if the cell is
+-1 (uncertain) or blank. As in the study, rows with an explicit 0 are left out. Label 0 therefore
+means "uncertain or not mentioned", not "healthy".
 
-**MURA** has a folder ``MURA-v1.1/`` with ``train_image_paths.csv``, which has no header (the
-competition's page). The label of a study is in the name of its folder and in
-``train_labeled_studies.csv``. Both labels must agree.
+**MURA** has the layout of the competition's page: a folder ``MURA-v1.1/`` with
+``train_image_paths.csv``. This table has no header. The label of a study is in the name of its
+folder and in ``train_labeled_studies.csv``. Both labels must agree.
 
-**RSNA 2019, stage 2**, has the layout of the Kaggle competition's data page. The file of a
-slice is found by the slice's id, in any folder of the training split. The SOP instance UID in
-its header must be the same id. The label ``any`` must be the largest of the labels of the five
-subtypes. The group is the patient id in the DICOM header. In corrected data, a slice is
-Hounsfield units plus 1024, scaled by its own maximum. With the fault ``wrapped_pixel_cast``,
-the stored values are scaled and cast as in the released code (F16): negative values wrap
-around to arbitrary gray.
+**RSNA 2019, stage 2**, has the layout of the Kaggle competition's data page. The name of a
+slice's file is the slice's id. The file may be in any folder of the training split. The SOP
+instance UID in its header must be the same id. The label ``any`` must be the largest of the
+labels of the five subtypes. The group is the patient id in the DICOM header. In corrected data,
+stored values are converted to Hounsfield units plus 1024, and each slice is scaled by its own
+maximum. With the fault ``wrapped_pixel_cast``, the stored values are scaled and cast as in the
+released code (F16): negative values wrap around to arbitrary gray.
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ TABLE_AGAIN = "Download the table again"
 
 
 class _ListedImages:
-    """The images of a tree that the rows of a table list.
+    """The images of a download that are listed in a table.
 
-    A row and an image belong together if a pattern matches the same text in the path of both.
-    If there are several such images, one below the table's folder is used, because a download
-    may contain several releases.
+    A row lists an image if a pattern matches the same text in the row and in the image's path.
+    If a row matches several images, an image below the table's folder is preferred, because a
+    download may contain several releases.
     """
 
     def __init__(self, tree: RawTree, table: str, pattern: re.Pattern[str]) -> None:
@@ -194,7 +194,7 @@ def list_mura(tree: RawTree, request: RawRequest) -> Listing:
             ".../train/XR_<PART>/patient<id>/study<n>_<label>/<image>",
             hint=TABLE_AGAIN,
         )
-    # find_named ignores letter case, and the two tables may differ in it.
+    # The names of the two tables may differ in letter case, which find_named ignores.
     studies_table = tables[0][: -len(MURA_TABLE)] + MURA_STUDIES
     same_names = [name for name in tree if name.casefold() == studies_table.casefold()]
     flags = {}
@@ -278,7 +278,7 @@ def _read_slices(table: str, request: RawRequest) -> tuple[dict[str, SliceLabels
         request: The download. It also makes the errors.
 
     Raises:
-        DataError: A row has another form, or the labels of a slice contradict each other.
+        DataError: A row has an unexpected form, or the labels of a slice contradict each other.
     """
     slices: defaultdict[str, SliceLabels] = defaultdict(dict)
     repeats = Counter[str]()

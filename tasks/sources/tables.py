@@ -1,8 +1,9 @@
 """Read tables of several formats. All cells are text, so that ids keep their leading zeros.
 
 A table is text with a delimiter, JSON lines (https://jsonlines.org), xlsx (ECMA-376, as read
-by openpyxl), Parquet, or SAS (as read by :func:`pandas.read_sas`). ``metadata.jsonl`` and
-``metadata.parquet`` follow the ``datasets`` documentation ("Create an image dataset").
+by openpyxl), Parquet, or SAS (as read by :func:`pandas.read_sas`). The documentation of Hugging
+Face's ``datasets`` ("Create an image dataset") describes ``metadata.jsonl`` and
+``metadata.parquet``.
 
 The argument ``path`` of the functions below is the path of a table, or its locator below the
 raw folder. A table with a locator may be in an archive.
@@ -40,10 +41,10 @@ COLUMNS = {
     "split": ("splits", "set", "subset", "partition", "fold_name"),
 }
 """Role of a column, JSON key or array -> its other names. They are tried if no column has the
-name of the role. The name ``image`` is in two roles: tables of paths use the role ``path``, and
-Parquet files with images use the role ``image``."""
+name of the role. The name ``image`` has two roles. In tables of paths, it means ``path``. In
+Parquet files with images, it means the image itself."""
 GROUP_WORDS = ("patient", "subject", "participant", "person", "case", "lesion", "group")
-"""Beginnings of the names of columns that may contain the groups of images."""
+"""Words at the start of a column's name that suggest that the column contains groups."""
 ATTRIBUTE_WORDS = ("age", "sex", "gender", "weight", "height", "size", "width", "position")
 """Names of columns that describe a patient or an image. Their values are never ids of
 groups."""
@@ -59,19 +60,19 @@ MAX_CELL_LENGTH = 1 << 20
 ROWS_AT_ONCE = 256
 """Number of Parquet rows that are converted to text at once."""
 MAX_PEEKED_ROWS = 1_000
-"""Number of rows of an unread sheet that are searched for a cell that is not blank."""
+"""Number of rows at the start of an unread sheet that are searched for a filled cell."""
 NOT_ONE_VALUE = "several values"
-"""Text that replaces a list, an object or bytes in a cell. None of these can be a path, label
-or group."""
+"""Text that replaces a list, an object or bytes in a cell. Such a cell cannot be a path, label or
+group."""
 DELIMITERS = (",", ";", "\t", "|")
 HEADER_NAME = re.compile(r"[^\W\d](?:[^\W\d]|[ -])*")
-"""Name of a column that messages may show: words without digits, which cannot be an id, a date
-or a path."""
+"""Pattern of column names that messages may show: words without digits. They cannot be an id, a
+date or a path."""
 SHEET_NAME = re.compile(
     r"(sheet|table|tabelle|data|info|notes?|readme|images?|labels?|train|test)\s?\d{0,2}",
     re.IGNORECASE,
 )
-"""Name of a sheet that messages may show: a usual word, which cannot be the name of a patient."""
+"""Pattern of sheet names that messages may show: usual words, which cannot be a patient's name."""
 MANIFESTS = ("manifest.csv", "manifest.tsv", "metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Usual file names of a table in a folder of images."""
 MAX_NAMED = 10
@@ -91,7 +92,7 @@ def column_key(name: str) -> str:
 KNOWN_KEYS = frozenset(
     column_key(name) for column, aliases in COLUMNS.items() for name in (column, *aliases)
 )
-"""Keys of all names in :data:`COLUMNS`. They show whether a line is a header."""
+"""The keys of all names in :data:`COLUMNS`. A line with one of them may be a header."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,9 @@ class Sheet:
     """A sheet of a workbook.
 
     Attributes:
-        number: Its place in the workbook, counted from 1.
-        name: Its name, which may be the name of a patient.
-        header: The cells of its first row that is not blank. Empty for a blank sheet.
+        number: Position in the workbook. The first sheet has the number 1.
+        name: Name of the sheet, which may be the name of a patient.
+        header: The cells of the first row that is not blank; empty for a blank sheet.
     """
 
     number: int
@@ -110,7 +111,7 @@ class Sheet:
 
     @property
     def text(self) -> str:
-        """The sheet in messages: its number, and its name if this cannot identify a patient."""
+        """The text for messages: the number, and the name if it cannot identify a patient."""
         if SHEET_NAME.fullmatch(self.name):
             return f"sheet {self.number} ({self.name})"
         return f"sheet {self.number}"
@@ -120,9 +121,9 @@ class Sheet:
 class TableRows:
     """The rows of a table as text.
 
-    Messages number the rows as a program that shows the file does. Spreadsheets and text
-    editors count all rows, also the header and blank rows. Rows of JSON lines are counted by
-    line. Rows of Parquet are counted from 0, as in pandas.
+    Messages contain the row numbers that other programs show. Spreadsheets and text editors
+    number all rows, including the header and blank rows. The number of a row of JSON lines is
+    its line number. The first row of a Parquet file has the number 0, as in pandas.
 
     Attributes:
         rows: The header, then all rows that are not blank.
@@ -139,7 +140,7 @@ class TableRows:
     other_sheets: Sequence[Sheet] = ()
 
     def error_without(self, names: Collection[str], problem: str, *, hint: str) -> TableError:
-        """Return the error that columns are missing, with the unread sheet that has one of them.
+        """Return the error for missing columns. It names an unread sheet that has such a column.
 
         Args:
             names: Names of the missing columns.
@@ -159,10 +160,10 @@ class TableRows:
 
 
 def describe_numbering(numbers: Sequence[int]) -> str:
-    """Return how the rows of a table are numbered, in words for messages.
+    """Return a text for messages that explains the row numbers of a table.
 
     Args:
-        numbers: The numbers of its rows, see :class:`TableRows`.
+        numbers: The row numbers, see :class:`TableRows`.
     """
     if numbers[0] > 0:
         return f"the header is row {numbers[0]}"
@@ -170,15 +171,15 @@ def describe_numbering(numbers: Sequence[int]) -> str:
 
 
 class RepeatedKeyError(ValueError):
-    """A JSON object has a key twice, so that one of its two values would be lost."""
+    """Error for a JSON object that has a key twice: one of the two values would be lost."""
 
 
 class TableError(Exception):
-    """A table that cannot be read.
+    """Error for a table that cannot be read.
 
     Args:
-        problem: What is wrong, without the text of a cell. The message is the name of the
-            table, then this text.
+        problem: Description of the problem, without the text of a cell. The message is the name
+            of the table, followed by this description.
         hint: The action that fixes the problem.
     """
 
@@ -210,8 +211,8 @@ def read_xlsx(body: bytes) -> TableRows:
     stream = io.BytesIO(body)
     book = openpyxl.load_workbook(stream, read_only=True, data_only=True, keep_links=False)
     sheet = book.worksheets[0]
-    # Without this, openpyxl pads every row to the declared width of the sheet, which may be
-    # wrong and very large.
+    # Without this call, openpyxl pads every row to the declared width of the sheet. This width
+    # may be wrong and very large.
     sheet.reset_dimensions()
     rows = []
     numbers = []
@@ -258,7 +259,7 @@ def read_sas(body: bytes) -> TableRows:
 
 
 def read_jsonl(body: bytes) -> TableRows:
-    """Return the JSON objects of a file with one object per line. The header has all keys.
+    """Return the rows of a file with one JSON object per line. The header has all keys.
 
     Raises:
         TableError: A line is not a JSON object, or an object has a key twice.
@@ -322,7 +323,7 @@ def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def read_parquet(body: bytes) -> TableRows:
     """Return the rows of a Parquet file.
 
-    Cells of bytes or several values are :data:`NOT_ONE_VALUE`.
+    Cells that contain bytes or several values become :data:`NOT_ONE_VALUE`.
 
     Raises:
         TableError: The cells contain too much text.
@@ -357,12 +358,12 @@ def read_parquet(body: bytes) -> TableRows:
                 f"is too large: its cells have more than {MAX_UNPACKED_BYTES:,} characters",
                 hint="Remove the columns that are not needed",
             )
-    # The header is not a row of the file, and pandas counts the rows from 0.
+    # The header is not a row of the file. The first row has the number 0, as in pandas.
     return TableRows(rows, range(-1, len(rows) - 1))
 
 
 def read_text(body: bytes) -> TableRows:
-    """Return the rows of text with one of the :data:`DELIMITERS`, without blank lines.
+    """Return the rows of a text with one of the :data:`DELIMITERS`. Blank lines are left out.
 
     A line above the header that begins with ``#`` is a comment, unless it has a name in
     :data:`COLUMNS`.
@@ -460,7 +461,10 @@ def label_text(value: object) -> str:
 
 
 def cell_text(value: object) -> str:
-    """Return a value as text: empty for None and NaN, :data:`NOT_ONE_VALUE` for lists, bytes."""
+    """Return a value as text.
+
+    None and NaN become an empty text. Lists, objects and bytes become :data:`NOT_ONE_VALUE`.
+    """
     if value is None or value != value:  # NaN and NaT are not equal to themselves
         return ""
     if isinstance(value, (list, dict, bytes)):
@@ -469,7 +473,7 @@ def cell_text(value: object) -> str:
 
 
 def _number_text(value: object) -> str:
-    """Return a value as text, whole numbers without the ``.0`` that spreadsheets add."""
+    """Return a value as text. Whole numbers are written without the ``.0`` of spreadsheets."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return cell_text(value)
@@ -478,9 +482,9 @@ def _number_text(value: object) -> str:
 def read_table(
     path: Path | str, request: RawRequest, needed: Sequence[str], optional: Sequence[str] = ()
 ) -> list[dict[str, str]]:
-    """Return the rows of a table as dicts from column name to text without spaces at its ends.
+    """Return each row of a table as a dict: column name -> text of the cell, without outer spaces.
 
-    The arguments and errors are those of :func:`read_columns` and :func:`read_table_rows`.
+    :func:`read_columns` and :func:`read_table_rows` describe the arguments and errors.
     """
     columns = read_columns(path, read_table_rows(path, request), request, needed, optional)
     for name, column in columns.items():
@@ -565,7 +569,10 @@ def _check_columns(table: TableRows, needed: Sequence[str], names: Sequence[str]
 
 
 def cells_of_columns(table: TableRows, names: Sequence[str]) -> dict[str, list[str]]:
-    """Return the named columns of a table that occur once: name -> the text of its cells."""
+    """Return columns of a table: name -> the text of its cells.
+
+    Columns that are missing or repeated are left out.
+    """
     header = table.rows[0]
     columns = {}
     for name in names:
@@ -600,7 +607,7 @@ def read_table_rows(path: Path | str, request: RawRequest) -> TableRows:
 
     Args:
         path: Path or locator of the table. The extension decides the format.
-        request: Gives the raw folder of locators, and makes errors.
+        request: Contains the raw folder to which locators are relative, and makes errors.
 
     Raises:
         DataError: The table cannot be read, or its format does not match its extension.
@@ -614,13 +621,13 @@ def read_table_rows(path: Path | str, request: RawRequest) -> TableRows:
         raise _error(request, path, error.problem, hint=error.hint) from None
     except SkipItem as skip:
         raise _error(request, path, f"cannot be read: {skip.reason}", hint=SAVE_AGAIN) from None
-    except Exception as error:  # readers raise any type, and the text may contain cells
+    except Exception as error:  # of any type; its text may contain cells, so it is not shown
         problem = f"is not {table_format.name} ({type(error).__name__})"
         raise _error(request, path, problem, hint=SAVE_AGAIN) from None
 
 
 def column_keys(path: Path | str, request: RawRequest) -> set[str]:
-    """Return the :func:`column_key` of every column of a table; empty if it cannot be read."""
+    """Return the :func:`column_key` of every column of a table; empty for an unreadable table."""
     try:
         rows = read_table_rows(path, request).rows
     except DataError:
@@ -634,8 +641,8 @@ def flags_for_unused_columns(
 ) -> list[str]:
     """Return flags for columns that are not read.
 
-    A column that may contain groups gets a flag of its own. If its groups are ignored, images
-    of one patient may be in both training and test.
+    A column that may contain groups gets a separate flag. If its groups are ignored, images of
+    one patient may be in both training and test.
 
     Args:
         names: Names of the columns.
@@ -660,7 +667,7 @@ def flags_for_unused_columns(
 
 
 def is_name_of_groups(name: str) -> bool:
-    """Return whether a column may contain groups by its name, such as ``Patient No``."""
+    """Return whether a column's name, such as ``Patient No``, suggests that it contains groups."""
     key = column_key(name)
     return key.startswith(GROUP_WORDS) and not is_name_of_attribute(name)
 
@@ -680,7 +687,10 @@ def _error(
     *,
     hint: str = "",
 ) -> DataError:
-    """Return an error about a table, with the hash of the table's name unless it is the source."""
+    """Return an error about a table.
+
+    The message contains the hash of the table's name, unless the user's path is this table.
+    """
     subject = f"table {request.hashed(PurePath(path).name)}"
     if request.raw is not None and PurePath(path) == request.raw:
         subject = "the table"
@@ -704,10 +714,10 @@ def describe_header(row: Sequence[str], expected_names: Sequence[str] = ()) -> s
 
 
 def is_header(row: Sequence[str], expected_names: Sequence[str] = ()) -> bool:
-    """Return whether a line of a table is surely a header. It must meet both conditions.
+    """Return whether a line of a table is surely a header. Two conditions must be met.
 
-    - It has no digit, dot or slash, which ids, dates, class numbers and paths have.
-    - It contains a name in :data:`COLUMNS` or ``expected_names``.
+    - The line has no digit, dot or slash. Ids, dates, class numbers and paths have these.
+    - The line contains a name in :data:`COLUMNS` or ``expected_names``.
     """
     names = list(map(str.strip, row))
     known_keys = KNOWN_KEYS.union(map(column_key, expected_names))

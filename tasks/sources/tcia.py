@@ -1,25 +1,26 @@
 """Sources of two collections of TCIA: Duke breast MRI and the ultrasound of Prostate-MRI-US-Biopsy.
 
-The layouts are those of the collections' pages at TCIA. The tables are found by their columns.
-Files may be in folders with classic or descriptive names, in several manifest folders,
-renamed, or in ``.zip``.
+The collections' pages at TCIA describe the layouts. The tables are found by their columns.
+Folders may have classic or descriptive names. The files may be in several manifest folders or in
+``.zip`` archives, and they may be renamed.
 
-**Duke**: the file of a slice is the one whose header has the SOP instance UID in the slice's
-row of the mapping table. Reading all headers is slow. Therefore, the paths in the table are
-used for a folder if the first and the last file in it have the UIDs of their rows. Otherwise
-all headers are read.
+**Duke**: each slice has a row in the mapping table. The header of its file contains the SOP
+instance UID of this row. Reading all headers is slow. Therefore, the paths in the table are used
+for a folder if the first and the last file in it have the UIDs of their rows. Otherwise all
+headers are read.
 
 - Only the fat-saturated pre-contrast series is used. The rows of this series have "pre" in the
   original path.
 - A slice is positive if ``start <= slice < end`` for one of its patient's boxes. A slice is
   negative if it is at least 5 slices away from all boxes. Other slices are left out.
-- The number of a slice is that of the original file name, because the boxes use this number.
+- The number of a slice is the number in the original file name, because the boxes use this
+  number.
 
-**Prostate** (F10): the file of a series is in a folder whose name is the UID of the series,
-``US_<uid>``, or ends with the last five digits of the UID. Otherwise it is the file whose
-header has the UID. Frames from one quarter to three quarters of the volume are used. In
-corrected data, the score of a series is the highest score of its targets, so that no frame has
-two labels (F33).
+**Prostate** (F10): the folder of a series is named with the UID of the series, or ``US_<uid>``,
+or its name ends with the last five digits of the UID. If there is no such folder, the file is
+found by the UID in its header. Frames from one quarter to three quarters of the volume are used.
+In corrected data, the score of a series is the highest score of its targets, so that no frame
+has two labels (F33).
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ PATIENT = "Patient ID"
 TARGET_COLUMNS = (PATIENT, SERIES, SCORE)
 SCORE_CELL = re.compile(r"([0-5])(?:\.0*)?")
 SERIES_FOLDER = re.compile(r"(?:[A-Z]{2}_)?(?P<uid>[\d.]+)|.*-(?P<end>\d{5})")
-"""Name of a series' folder: the UID, or TCIA's descriptive name, which ends with the last five
-digits of the UID."""
+"""Pattern of a series' folder: the UID, or TCIA's descriptive name, which ends with the last
+five digits of the UID."""
 OTHER_PATIENT = "another patient in the header than in the table"
 
 
@@ -77,7 +78,7 @@ class Box(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """A row of Duke's mapping table with a label.
+    """A labeled row of Duke's mapping table.
 
     Attributes:
         row: Cells of the row by column.
@@ -140,7 +141,7 @@ def list_dbc(tree: RawTree, request: RawRequest) -> Listing:
 
 
 def read_dbc(body: bytes, item: Item, _request: RawRequest) -> Iterator[Sample]:
-    """Yield the image, a slice of a volume, in the file of an item.
+    """Yield the slice in the file of an item.
 
     Raises:
         SkipItem: The header contradicts the table, or the pixels are not square.
@@ -161,7 +162,7 @@ dbc = download(list_dbc, read_dbc)
 def _read_boxes(table: str, request: RawRequest) -> dict[str, list[Box]]:
     """Return the boxes of each patient.
 
-    If a box ends before it starts, its patient gets no boxes.
+    If one box of a patient ends before it starts, the patient gets no boxes.
 
     Raises:
         DataError: A row of the table of boxes cannot be used.
@@ -211,7 +212,7 @@ def _label_rows(
 
     Returns:
         - The rows with a label.
-        - Reason -> number of rows of other series, and of slices near a box.
+        - Reason -> number of excluded rows: rows of other series, and slices near a box.
         - Pairs (path, reason) of rows that cannot be used.
     """
     slices: list[Slice] = []
@@ -266,7 +267,7 @@ def _find_files(slices: Sequence[Slice], tree: RawTree, request: RawRequest) -> 
 def _possible_paths(row: Mapping[str, str]) -> Iterator[str]:
     """Yield the possible paths of a row's file, in lower case.
 
-    The number of a slice is padded with zeros differently in different downloads.
+    Downloads differ in the number of zeros in front of a slice's number.
     """
     for column in (CLASSIC, DESCRIPTIVE):
         path = re.sub(r"[\\/]+", "/", row.get(column, "")).strip("/ ")
@@ -287,7 +288,8 @@ def _uncertain_slices(
     """Return the indices of slices that have no file, or whose file may be another slice.
 
     The files of a folder are correct if the headers of its first and last file have the UIDs
-    in the table. A slice without a UID in the table is never returned: no header can decide.
+    in the table. A slice without a UID in the table is never returned, because no header can
+    identify it.
     """
     indices_by_folder: defaultdict[str, list[int]] = defaultdict(list)
     for index, file in enumerate(files):
@@ -328,13 +330,13 @@ def _names_by_uid(
     tree: RawTree,
     request: RawRequest,
 ) -> dict[str, list[str]]:
-    """Read the headers of all files, and return the names of the files by UID.
+    """Read the headers of files, and return UID -> names of the files with this UID.
 
     Args:
         uid_of: Returns the UID of the SOP instance or of the series.
         names: Names of the files.
         tree: All files of the download.
-        request: The raw folder, and the name of the dataset for log lines.
+        request: Contains the raw folder, and the name of the dataset for log lines.
     """
     names_by_uid: defaultdict[str, list[str]] = defaultdict(list)
     for number, name in enumerate(names, 1):
@@ -361,7 +363,7 @@ class Target(NamedTuple):
 
 
 def list_prostate(tree: RawTree, request: RawRequest) -> Listing:
-    """List the series, or the targets in data as released.
+    """List the series. In data as released, list the targets instead.
 
     Items are in the order of the released code: by score, then as in the table.
 
@@ -406,7 +408,7 @@ def list_prostate(tree: RawTree, request: RawRequest) -> Listing:
 
 
 def _read_targets(table: str, request: RawRequest) -> tuple[list[Target], Counter[str]]:
-    """Return the targets in a table that have a score, and the number of other rows by reason.
+    """Return the targets with a series and a score, and reason -> number of other rows.
 
     Raises:
         DataError: A score is not a whole number from 0 to 5.
@@ -469,7 +471,7 @@ class _SeriesFiles:
         self._tree = tree
         self._names = [name for name in tree if name.lower().endswith(".dcm")]
         self._by_folder_uid: defaultdict[str, list[str]] = defaultdict(list)
-        # Two patients may have series with the same last five digits of the UID.
+        # The UIDs of two patients' series may end with the same five digits.
         self._by_patient_and_digits: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
         for name in self._names:
             folders = name.split("/")[:-1]
@@ -483,7 +485,7 @@ class _SeriesFiles:
                 self._by_patient_and_digits[patient, match["end"]].append(name)
 
     def find(self, series: str, patient: str) -> str | None:
-        """Return the name of a series' file; None if there is none, or if several files differ."""
+        """Return the name of a series' file; None if no file, or several different files, match."""
         names = self._by_folder_uid.get(series, [])
         if not names:
             names = self._by_patient_and_digits.get((patient, series[-5:]), [])
@@ -495,7 +497,7 @@ class _SeriesFiles:
 
     @cached_property
     def _by_header_uid(self) -> dict[str, list[str]]:
-        """Names of files by the UID of the series in their headers, which are all read for this."""
+        """UID of a series -> names of the files whose headers contain it. All headers are read."""
         return _names_by_uid(lambda header: header.series, self._names, self._tree, self._request)
 
     def _header(self, name: str) -> Header | None:
@@ -503,7 +505,7 @@ class _SeriesFiles:
         return read_header(self._request.base(), self._tree.locator(name))
 
     def _may_have_series(self, name: str, series: str) -> bool:
-        """Return whether a file's header does not state another series."""
+        """Return whether a file may belong to a series: its header states no other series."""
         header = self._header(name)
         return header is None or header.series in ("", series)
 

@@ -1,10 +1,10 @@
 """List a user's images in WebDataset tars, which are called shards.
 
-The layout is that of the README of ``webdataset/webdataset``. A sample consists of all files
-with the same name up to the first dot. The image has the extension ``.jpg``, ``.png`` or that
-of another picture format. A ``.cls`` file contains the class as text. A ``.json`` file may
-contain the class under ``label`` or another name in :data:`tasks.sources.tables.COLUMNS`, and
-also a group and a split.
+The README of ``webdataset/webdataset`` describes the layout. A sample consists of all files with
+the same name up to the first dot. The image is a picture, such as ``.jpg`` or ``.png``, or a
+DICOM file. A ``.cls`` file contains the class as text. A ``.json`` file may contain the class, a
+group and a split. The class is the value of ``label``, or of another name in
+:data:`tasks.sources.tables.COLUMNS`.
 
 ``<raw>`` is one shard or a folder of shards. If the ``.json`` of a sample has no split, the
 split is a word in the name of the shard (``train-000000.tar``, ``skin-test-0.tar``) or of the
@@ -52,7 +52,7 @@ class _Sample:
 
     @property
     def locator(self) -> str:
-        """Locator of the image, or of the key if there is no image."""
+        """The locator of the image. If there is no image, the locator ends with the key."""
         return f"{self.shard}{MARK}{self.image or self.key}"
 
 
@@ -60,7 +60,7 @@ def list_samples(request: RawRequest) -> Listing:
     """List the samples of all shards in stored order.
 
     Raises:
-        DataError: A shard is damaged or unsafe, a sample has two images or two labels, or
+        DataError: A shard is damaged or unsafe. Or a sample has two images or two labels. Or
             labels, groups or splits break a rule of :mod:`tasks.sources.own`.
     """
     root = request.root()
@@ -157,7 +157,7 @@ def _add_file(
         sample: The sample of the member.
         archive: The shard.
         member: Name of the member.
-        extension: The name after its first dot, in lower case.
+        extension: The part of the name after its first dot, in lower case.
         request: Makes errors whose message begins with the name of the dataset.
 
     Raises:

@@ -8,9 +8,10 @@ are the same for all kinds:
 - ``columns`` chooses the columns, JSON keys or arrays with the labels, groups and splits.
 - ``rows`` defines the rows and how messages describe them.
 - ``labels`` turns labels into classes, and ``class_names`` rejects implausible class names.
-- ``similar_classes`` reports classes of which one may be a misspelling of the other.
+- ``similar_classes`` reports pairs of class names that may be two spellings of one class.
 - ``groups`` rejects implausible group ids, and groups that are in both training and test.
-- ``hidden_groups`` finds unused columns and names of files that look like ids of patients.
-- ``splits`` lists the words for splits, and ``words`` those for missing and unknown values.
+- ``hidden_groups`` searches unused columns and file names for ids of patients.
+- ``splits`` lists the words for splits.
+- ``words`` lists the words for missing and unknown values.
 - ``listing`` applies all rules and makes the items.
 """

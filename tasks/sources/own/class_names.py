@@ -36,8 +36,8 @@ QUOTES = "'\"`\u2018\u2019\u201c\u201d"
 SEPARATOR = re.compile(r"[|;,&+/]")
 """Characters that separate the classes in a label of several classes."""
 MISSING_CODES = (99, 255, 999, 9999, 65535)
-"""Numbers that often mean "unknown" if all other labels are far smaller; 255 is -1 in a
-byte."""
+"""Numbers that often mean "unknown" if all other labels are far smaller. 255 is one of them,
+because an unsigned byte stores -1 as 255."""
 MAX_LABEL_LENGTH = 200
 """Largest number of characters of a class name."""
 LABEL_MAP_HINT = "assign classes to these labels with --label-map (in a sweep file: label_map)"
@@ -58,13 +58,14 @@ def check_class_names(names: Iterable[str], request: RawRequest) -> None:
 
     - letter case, quotes, or Unicode form (NFKC);
     - spaces, hyphens and underscores between words;
-    - the way in which a number, a truth value, positive or negative is written.
+    - the way in which a number, a truth value, or the word positive or negative is written.
 
     A list of several classes and a word for "unknown" are class names only if ``label_map``
     maps a label to them.
 
     Raises:
-        DataError: A rule is broken. The message shows the names, which are not confidential.
+        DataError: A name breaks a rule. The message shows the name, because class names are not
+            confidential.
     """
     classes = set(names)
     unmapped = classes.difference(dict(request.dataset.label_map).values())
@@ -103,7 +104,7 @@ def _check_numbers(classes: set[str], request: RawRequest) -> None:
     """
     numerals = set()
     for name in classes:
-        # Word processors write the minus sign U+2212; many languages have a decimal comma.
+        # Word processors write the minus sign as U+2212. Many languages use a decimal comma.
         numeral = name.strip().replace("\u2212", "-").replace(",", ".")
         if not re.fullmatch(r"[-+]?\d+([.]\d+)?", numeral, re.ASCII):
             return

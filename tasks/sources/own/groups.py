@@ -18,10 +18,11 @@ from tasks.sources.tables import NOT_ONE_VALUE
 def check_groups(rows: Rows, request: RawRequest) -> None:
     """Check that the column of groups contains real ids.
 
-    A word for "unknown" is not an id: all rows with it would count as images of one patient.
+    A word for "unknown" is not an id: all rows with this word would count as one patient.
 
     Raises:
-        DataError: An id is blank or a word for "unknown", or most rows have the same id.
+        DataError: An id is blank or a word for "unknown". Or all rows have the same id. Or more
+            than half of all rows have the same placeholder.
     """
     groups = rows.cells.get("group", ())
     if not groups:
@@ -37,7 +38,7 @@ def check_groups(rows: Rows, request: RawRequest) -> None:
         )
     counts = Counter(groups)
     commonest, count = counts.most_common(1)[0]
-    # One patient may have the id 0. If more than half of all rows have it, it is a
+    # One patient may have the id 0. But if more than half of all rows have this id, it is a
     # placeholder.
     is_placeholder = commonest.casefold() in PLACEHOLDERS and 2 * count > len(groups)
     if len(counts) < 2 or is_placeholder:
@@ -79,7 +80,7 @@ def check_no_group_in_both_splits(
     """Check that no group is in both training and test.
 
     Raises:
-        DataError: A group has images in both.
+        DataError: A group has images in both splits.
     """
     first_rows: defaultdict[str, dict[GivenSplit, int]] = defaultdict(dict)
     for row in item_rows:
@@ -103,7 +104,8 @@ def check_no_group_in_both_splits(
 def similar_id_flags(rows: Rows, item_rows: Sequence[int]) -> dict[str, int]:
     """Return a flag if group ids differ only in punctuation or zeros, such as p1-2 and p1_02.
 
-    Such ids may be spellings of one id, so the flag has the number of their rows.
+    Such ids may be spellings of one id. The value of the flag is the number of rows with such
+    ids.
     """
     num_rows_by_group = Counter(map(rows.group, item_rows))
     counts_by_words: defaultdict[tuple[tuple[str, str], ...], list[int]] = defaultdict(list)
@@ -135,7 +137,7 @@ def plain_id(group: str) -> str:
 
 
 def _words_and_numbers(group: str) -> tuple[tuple[str, str], ...]:
-    """Return the words and numbers of an id, as pairs (number, word) in which one is empty.
+    """Return the words and numbers of an id as pairs (number, word). One text of a pair is empty.
 
     The numbers have no leading zeros. For example, p-07 gives ``(("", "p"), ("7", ""))``.
     """

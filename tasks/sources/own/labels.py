@@ -22,10 +22,10 @@ def find_classes(rows: Rows, request: RawRequest) -> list[str]:
 
     The first of these rules that applies to a raw label decides its class:
 
-    1. If ``label_map`` has the raw label, the class is the one in ``label_map``.
-    2. If the data contain a list of class names, the raw label is an index into this list,
-       from 0. The class is the name with this index. If ``label_map`` has this name, the class
-       is the one in ``label_map``.
+    1. If ``label_map`` contains the raw label, ``label_map`` gives the class.
+    2. If the data contain a list of class names, the raw label is an index into this list. The
+       first index is 0. If ``label_map`` contains the name with this index, ``label_map`` gives
+       the class. Otherwise the class is this name.
     3. The class is the raw label.
 
     Args:
@@ -58,8 +58,8 @@ def find_classes(rows: Rows, request: RawRequest) -> list[str]:
             f"{rows.describe_rows_with_label({NOT_ONE_VALUE})}",
             hint="Write one class per image, as text or number",
         )
-    # Missing labels come first, because check_class_names would call a blank label an unusable
-    # name.
+    # Missing labels are reported first, because check_class_names would report a blank label as
+    # a name that cannot be used.
     classes_in_map = set(label_map.values())
     missing_labels = set()
     for raw_label, class_name in class_by_label.items():
@@ -83,7 +83,7 @@ def _class_of(raw_label: str, rows: Rows, label_map: Mapping[str, str], request:
         DataError: The data list class names, and the raw label is not an index into this list.
     """
     # A label is looked up in label_map without the spaces around it. A label that is not in
-    # label_map keeps them, so that check_class_names can report two spellings of a class.
+    # label_map keeps its spaces, so that check_class_names can report two spellings of a class.
     mapped_class = label_map.get(raw_label.strip())
     if mapped_class is not None:
         return mapped_class

@@ -18,20 +18,20 @@ FROM_ZERO = "the first row is 0"
 class Rows:
     """The rows of a user's data, one per image, as the module of a kind reads them.
 
-    All functions take the index of a row, which begins with 0.
+    Each function takes the index of a row. The first row has the index 0.
 
     Attributes:
         cells: The columns ``label`` and, if the data have them, ``group``, ``split`` and
             :data:`TRAITS`.
         locator: Returns the locator of a row's image.
-        name: Returns the name of a row in messages, which contains no id and no file name.
-        numbering: Returns how the rows in a row's file are counted, in words, such as
-            ``the first row is 0``; empty if rows have no numbers.
+        name: Returns the name of a row for messages. It contains no id and no file name.
+        numbering: Returns a text that explains the row numbers in the row's file, such as
+            ``the first row is 0``. The text is empty if rows have no numbers.
         default_group: Returns the group of a row if there is no column ``group``: the row's
             folder or volume.
         image_path: Returns the path of a row's image file; empty if rows have no files of
             their own.
-        group_hint: What the user can do to give groups, in words.
+        group_hint: Hint for the user about adding groups to the data.
         file_split: Returns the split that the name of a row's file or folder states.
         details: Returns the details of a row's item.
         columns: The choice of columns; None if the data have no columns.

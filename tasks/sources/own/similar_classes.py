@@ -1,7 +1,7 @@
-"""Find pairs of class names of which one may be a misspelling of the other.
+"""Find pairs of similar class names: one name may be a misspelling of the other.
 
-Such names are reported, but never joined or refused: ``typical`` and ``atypical`` are two
-classes.
+Such names are only reported. They are neither merged nor rejected, because similar names, such
+as ``typical`` and ``atypical``, may be two classes.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ MIN_WORD_LENGTH = 4
 """Smallest number of letters of a word that may be a misspelling. Shorter words with different
 letters, such as ``cat`` and ``bat``, are usually different classes."""
 MIN_SINGULAR_LENGTH = 3
-"""Smallest number of letters of a word whose plural is searched."""
+"""Smallest number of letters of a word that may be the singular of another word."""
 WORD_BORDER = re.compile(r"[\W_]+|(?<=[^\W\d_A-Z])(?=[A-Z])")
-"""The characters between two words, or the place before a capital letter, as in ``typeB``."""
+"""Pattern of the border between two words: other characters than letters and digits, or the place
+before a capital letter, as in ``typeB``."""
 
 
 def similar_class_flags(num_images: Mapping[str, int]) -> dict[str, int]:
-    """Return flags for class names that may be misspelled: doubt -> number of images.
+    """Return flags for class names that may be misspelled: flag -> number of images.
 
     Args:
         num_images: Name of a class -> its number of images.
@@ -57,7 +58,7 @@ def similar_class_flags(num_images: Mapping[str, int]) -> dict[str, int]:
 
 
 def _similar_pairs(names: list[str]) -> Iterator[tuple[str, str]]:
-    """Yield the pairs of names that differ in one word, by one letter or by the plural."""
+    """Yield the pairs of names that differ in only one word, if the two words are similar."""
     words_by_name = {}
     for name in names:
         words_by_name[name] = list(map(str.casefold, WORD_BORDER.split(name)))
@@ -74,8 +75,9 @@ def _similar_pairs(names: list[str]) -> Iterator[tuple[str, str]]:
 def are_similar(first: str, second: str) -> bool:
     """Return whether two different words differ by one letter, or are singular and plural.
 
-    One letter is replaced, added or missing, or two neighboring letters are swapped. The last
-    letter does not count as replaced, because ``typea`` and ``typeb`` are different classes.
+    Two words differ by one letter if one letter is replaced, added or missing, or if two
+    neighboring letters are swapped. Words are not similar if only their last letter is replaced,
+    because ``typea`` and ``typeb`` are different classes.
 
     Args:
         first: A word in lower case.

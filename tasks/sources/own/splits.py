@@ -43,7 +43,7 @@ search draws its validation images from the training images."""
 
 
 def parse_split(word: str) -> GivenSplit:
-    """Return the split of a word, in any letter case; ``NONE`` if the word is not one for a split.
+    """Return the split that a word names, in any letter case; ``NONE`` if it names no split.
 
     The prefix ``partial-`` is ignored: the Hugging Face Hub stores the first files of a large
     split in a folder ``partial-train``.
@@ -52,12 +52,12 @@ def parse_split(word: str) -> GivenSplit:
 
 
 def parse_splits(words: Iterable[str]) -> set[GivenSplit]:
-    """Return the splits of words. Words that are not for a split are ignored."""
+    """Return the splits that words name. Other words are ignored."""
     return set(map(parse_split, words)) - {GivenSplit.NONE}
 
 
 def is_split_word(word: str) -> bool:
-    """Return whether a word is one for a split."""
+    """Return whether a word names a split."""
     return parse_split(word) is not GivenSplit.NONE
 
 
@@ -65,7 +65,7 @@ def split_of_file(name: str, request: RawRequest) -> GivenSplit:
     """Return the split in a file's name, or else the split in the name of the nearest folder.
 
     Examples are ``train-00000-of-00002.parquet``, ``skin_test_01.tar`` and ``val/0000.tar``.
-    If the raw data are this file alone, its name is ignored.
+    If the raw data consist of this one file, its name is ignored.
 
     Raises:
         DataError: The name contains the words of two splits.

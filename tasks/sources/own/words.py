@@ -6,9 +6,10 @@ from __future__ import annotations
 # the name of a class, but is not the id of a patient:
 # - MISSING: words that programs write for a missing value.
 # - UNKNOWN: words that people write if they do not know a value.
-#   A word of these two sets is a label only if label_map contains it. It is never an id.
-# - NO_IDS: these two sets, and words for a patient whose name was removed.
-# - PLACEHOLDERS: also ids such as 0. One patient may have such an id, but not most patients.
+#   A word of these two sets is a label only if label_map contains it. Such a word is never an id.
+# - NO_IDS: the words of these two sets, and words for a patient whose name was removed.
+# - PLACEHOLDERS: the words of NO_IDS, and ids such as 0. One patient may have the id 0. If most
+#   patients have this id, it is a placeholder.
 MISSING = (
     frozenset({"", ".", "?", "na", "n/a"})  # R, SAS and ARFF
     | {"nan", "-nan", "<na>", "none", "nat", "inf", "-inf", "+inf"}  # numpy and pandas
