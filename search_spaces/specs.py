@@ -271,7 +271,7 @@ Optimizer = Literal["adam", "adamw", "sgd"]
 LearningRate = Annotated[StrictFloat, Field(gt=0, le=10)]
 WeightDecay = Annotated[StrictFloat, Field(ge=0)]
 BatchSize = Annotated[StrictInt, Field(ge=1)]
-Epochs = Annotated[StrictInt, Field(ge=0)]
+Epochs = Annotated[StrictInt, Field(ge=0, le=1_000_000)]
 NumOutputs = Annotated[StrictInt, Field(ge=2)] | None
 Precision = Literal["float32", "bfloat16", "float16_unscaled"]
 InputScale = Annotated[StrictFloat, Field(gt=0)]

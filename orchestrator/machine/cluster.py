@@ -6,7 +6,6 @@ import contextlib
 import logging
 import math
 import os
-import shutil
 import socket
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from orchestrator.machine.gpus.nvidia_smi import has_devices
 from orchestrator.machine.gpus.this_machine import check_driver, gpus_here
 from orchestrator.machine.gpus.visible import gpus_are_simulated, visible_gpus
 from orchestrator.machine.mps import PrivateMps
+from orchestrator.machine.ray_requirements import check_ray_requirements
 from orchestrator.machine.ray_settings import (
     apply_settings,
     log_messages_of_ray,
@@ -261,13 +261,19 @@ def check_process() -> None:
     """Check what Ray needs of this process, whatever the cluster.
 
     Raises:
-        ConfigError: Python removes docstrings, so one of Ray's modules cannot be imported.
+        ConfigError: Python removes docstrings, so one of Ray's modules cannot be imported, or
+            Python turns all warnings into errors, so Ray's dashboard cannot start.
         SetupError: somebody removed the current folder, in which Ray starts its processes.
     """
     if sys.flags.optimize >= 2:
         raise ConfigError(
             "Ray does not start if Python removes docstrings",
             hint="Unset PYTHONOPTIMIZE, and do not use python -OO",
+        )
+    if "error" in os.environ.get("PYTHONWARNINGS", "").split(","):
+        raise ConfigError(
+            "Ray's dashboard does not start if Python turns all warnings into errors",
+            hint="Unset PYTHONWARNINGS",
         )
     try:
         os.getcwd()
@@ -333,7 +339,7 @@ def _private_cluster(
 
     The arguments are those of :func:`connect`.
     """
-    _check_bash()
+    check_ray_requirements()
     ray_folders.remove_leftovers()
     with private_environment(token_file):
         ray = _imported_ray()
@@ -350,15 +356,6 @@ def _driver_settings(ray: Any, job: Mapping[str, str] | None) -> dict[str, Any]:
     if job:
         settings["job_config"] = ray.job_config.JobConfig(metadata=dict(job))
     return settings
-
-
-def _check_bash() -> None:
-    """Raise a SetupError if bash is missing."""
-    if shutil.which("bash") is None:
-        raise SetupError(
-            "Ray starts its workers with bash, but no folder on PATH contains bash",
-            hint="Install bash, or add its folder to PATH",
-        )
 
 
 def _imported_ray() -> Any:
@@ -407,13 +404,15 @@ def _started_with_retries(
             try:
                 context = _start_ray_once(ray, folder, settings)
             except Exception as error:
-                reason = (str(error) or type(error).__name__).splitlines()[0]
+                lines = f"{error}".split("\n")
+                reason = next(filter(None, map(str.strip, lines)), type(error).__name__)
                 is_busy = SLOW_START_TEXT in reason
                 if not is_busy or attempt == START_ATTEMPTS:
+                    hint = "Run `isweep doctor` to look for the cause"
+                    if is_busy:
+                        hint = "End other programs, and run the same command again"
                     raise SetupError(
-                        f"Ray did not start on this machine: {reason}",
-                        hint="If the machine is busy, end other programs and run the same "
-                        "command again. Run `isweep doctor` to look for other causes",
+                        f"Ray did not start on this machine: {reason}", hint=hint
                     ) from error
                 log.warning("Ray is started again: %s", reason)
             else:

@@ -97,12 +97,15 @@ class RootPaths:
                 set.
 
         Raises:
-            ConfigError: The root is a file.
+            ConfigError: The root is a file, or a link to a missing folder.
             SetupError: The path cannot be a folder, or cannot be read.
         """
         path = Path(root or os.environ.get("ISWEEP_ROOT") or DEFAULT_ROOT)
         try:
             path = path.expanduser().absolute()
+            if path.is_symlink() and not path.exists():
+                raise NotADirectoryError(errno.ENOTDIR, "it is a link to a missing folder")
+            os.fspath(path).encode()  # Ray and MLflow read the path as UTF-8
             existing = _existing_folder(path)
             if not existing.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, f"{existing} is a file")
@@ -176,12 +179,14 @@ def _unusable_root(path: Path, error: Exception) -> SweepError:
     reason: object = error
     if isinstance(error, OSError) and error.strerror:
         reason = error.strerror
+    if isinstance(error, UnicodeEncodeError):
+        reason = "its name is not UTF-8 text"
     if isinstance(error, FileNotFoundError):  # a folder of the system, such as /proc
         reason = f"no folder can be created in {path.parent}"
     # A file in its place is a mistake of the user, not a fault of the machine.
     kind = ConfigError if isinstance(error, NotADirectoryError) else SetupError
     return kind(
-        f"{path} cannot be used as the root: {reason}",
+        f"{os.fsencode(path).decode(errors='replace')} cannot be used as the root: {reason}",
         hint="Choose another folder with --root or ISWEEP_ROOT",
     )
 

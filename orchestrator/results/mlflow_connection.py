@@ -60,7 +60,7 @@ def mlflow_uri(paths: RootPaths, uri: str | None) -> str:
     # In a URL, options follow a question mark. Quoting does not help: MLflow would create
     # folders with the quoted name.
     if any(sign in str(paths.root) for sign in "?%"):
-        raise SetupError(
+        raise ConfigError(
             f"The path of the root {paths.root} contains '?' or '%'. MLflow cannot open its "
             "SQLite file in a folder with such a path",
             hint="Choose another root with --root, use an MLflow server with --mlflow-uri, or "
@@ -86,7 +86,7 @@ def connect(uri: str) -> MlflowClient:
     """Return a client for ``uri``, after creating missing tables.
 
     Raises:
-        Refused: MLflow refused the connection.
+        Refused: MLflow refused the connection, or its SQLite file is damaged.
         SetupError: MLflow does not answer within seconds.
     """
     _set_up_mlflow()
@@ -97,9 +97,12 @@ def connect(uri: str) -> MlflowClient:
             _create_database(path)
         return _client(uri)
     except Exception as error:
-        kind = Refused if is_refusal(error) else SetupError
         reason = first_line(error, uri)
+        kind = SetupError
         problem = f"The MLflow store {without_secrets(uri)} does not answer: {reason}"
+        if is_refusal(error) or _DAMAGED_FILE.search(reason):
+            kind = Refused
+            problem = f"The MLflow store {without_secrets(uri)} cannot be used: {reason}"
         raise kind(problem, hint=_fix(error, reason)) from None
 
 
@@ -152,5 +155,5 @@ def _fix(error: Exception, reason: str) -> str:
     if isinstance(error, ModuleNotFoundError) and "psycopg" in reason:
         return "Run `pip install 'isweep[postgres]'`"
     if _DAMAGED_FILE.search(reason):
-        return "Delete the file, and run `isweep reconcile SWEEP` for every sweep"
+        return "Rename the file, and run `isweep reconcile SWEEP` for every sweep"
     return "Start the MLflow server, correct --mlflow-uri, or add --no-tracking"

@@ -80,7 +80,7 @@ UNREADABLE = _Problem("cannot be read", f"Correct the permissions or the connect
 UNWRITABLE = _Problem(
     "cannot be written",
     "Free some space (`keep_weights: none` in the sweep file needs the least space), correct the "
-    f"permissions, or remove any other file with this path, {AGAIN}",
+    f"permissions, {AGAIN}",
 )
 
 
@@ -296,6 +296,12 @@ class Folder:
             write_atomic(path, data, durable=durable)
             return _file_stamp(path)
         except OSError as error:
+            blocking = _file_above(path)
+            if blocking is not None:
+                raise SetupError(
+                    f"{path} cannot be written, because {blocking} is not a folder",
+                    hint=f"Remove or rename {blocking}, {AGAIN}",
+                ) from error
             kind = StorageAway if error.errno in TEMPORARY_ERRORS else SetupError
             reason = error.strerror or error
             sizes = f"{len(data):,} bytes needed, {_free_space(path)}"
@@ -487,6 +493,14 @@ def _may_answer_later(status_code: int) -> bool:
 def _file_stamp(path: str) -> str:
     status = os.stat(path)
     return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"
+
+
+def _file_above(path: str) -> Path | None:
+    """Return the path above ``path`` that exists and is not a folder; None if there is none."""
+    for parent in Path(path).parents:
+        if os.path.lexists(parent):
+            return None if parent.is_dir() else parent
+    return None
 
 
 def _free_space(path: str) -> str:

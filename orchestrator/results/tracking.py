@@ -54,6 +54,8 @@ FIRST_ANSWER_S = 5.0
 FINISHED_SWEEP = WaitLimit(idle_s=60.0)
 """Limit of the wait for the updates of a finished sweep. Creating MLflow's SQLite file takes 5
 s on an idle machine."""
+SILENT_WAIT = WaitLimit(idle_s=5.0, total_s=5.0)
+"""Limit of the wait for these updates without a message."""
 STOPPED_SWEEP = WaitLimit(idle_s=6.0, total_s=30.0)
 """Limit of the wait for the updates of a stopped sweep. The next start of the sweep sends the
 rest. If MLflow does not answer, a stop waits 6 s here and 2 s because of END_OF_RUNS."""
@@ -91,6 +93,7 @@ class Tracker:
         connect_at_first_update: bool = False,
     ) -> None:
         self._clock = clock
+        self._print_note = print_note
         self._sender = UpdateSender(connect, print_note, clock)
         self._has_reopened_sweep_run = False
         # The empty update makes the thread connect, so that a refusal is reported before any
@@ -278,7 +281,11 @@ class Tracker:
         self._put(END_KEY, EndSweep(ending))
         try:
             if ending == "FINISHED":
-                none_sendable = self.flush() or self._send_last_round()
+                none_sendable = (
+                    self._sender.wait_until_none_sendable(SILENT_WAIT)
+                    or self._flush_with_note()
+                    or self._send_last_round()
+                )
             else:
                 none_sendable = self._sender.wait_until_none_sendable(STOPPED_SWEEP)
             # The end itself may have been held back in phase 1 or 2.
@@ -288,6 +295,14 @@ class Tracker:
                 self._sender.wait_until_none_sendable(END_OF_RUNS)
         finally:
             self._sender.stop()
+
+    def _flush_with_note(self) -> bool:
+        """Call :meth:`flush` after a message, because this wait may be long."""
+        self._print_note(
+            "isweep waits until MLflow has stored all results, but at most "
+            f"{FINISHED_SWEEP.idle_s:.0f} s if MLflow does not answer"
+        )
+        return self.flush()
 
     def _send_last_round(self) -> bool:
         """Give each update one last attempt. Return whether every update had its attempt in

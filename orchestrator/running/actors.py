@@ -226,7 +226,7 @@ class IsweepKeeper:
             # A failed checkpoint is not repeated, because the next checkpoint follows soon.
             return work() if is_checkpoint else self._retry.until_done(work)
         except SetupError as error:
-            return str(error)
+            return error.problem
 
 
 class ArtifactStore:

@@ -24,7 +24,7 @@ from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import FurtherTestImages, Subset, TrialData
 
 DISTANCE_BLOCK_ROWS = 1024
-"""Images per block of the distance matrix, which limits the memory for distances."""
+"""Number of images in a block of the distance matrix. Blocks limit the memory for distances."""
 
 
 class LabeledImages(NamedTuple):

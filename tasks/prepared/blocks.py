@@ -1,7 +1,7 @@
 """Divide listed items into blocks, and read the blocks in parallel tasks.
 
-Every block has part files, from which an interrupted preparation continues. A node with another
-disk may read a block if the same raw files are on that disk.
+The images of a block are stored in part files. An interrupted preparation reuses these files. A
+node with another disk may read a block if the same raw files are on that disk.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from search_spaces.datasets import DATASETS
 from search_spaces.errors import DataError
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from tasks.sources import OWN_KINDS, check_own_options, current_name, source_for
-from tasks.sources.base import HASH_PATTERN, UNKEYED, Listing, RawRequest
+from tasks.sources.base import HASH_PATTERN, UNKEYED, Item, Listing, RawRequest
 
 PATIENTS_AS_CLASSES = "classes are numbered like patients; if they are, give the folder above"
 """Possible problem of a folder: its subfolders may be patients instead of classes."""
@@ -68,7 +68,7 @@ def _reads_user_data(dataset: DatasetSpec) -> bool:
 
 
 def look_like_patients(class_names: Sequence[str]) -> bool:
-    """Return whether class names look like patients: one word with different numbers."""
+    """Return whether class names look like ids of patients: one word with different numbers."""
     words = set()
     for name in class_names:
         numbered = NUMBERED_NAME.fullmatch(name)
@@ -94,6 +94,7 @@ def list_raw(request: RawRequest) -> Listing:
             raise
         hints = [error.hint, "To find the file of a hash, run `isweep locate HASH --raw DIR`"]
         raise DataError(error.problem, hint=". ".join(filter(None, hints))) from None
+    _check_listing(listing, request)
     if listing.items:
         _check_class_names(listing, request)
         if current_name(dataset.source) == "folder" and look_like_patients(listing.label_names):
@@ -111,6 +112,28 @@ def list_raw(request: RawRequest) -> Listing:
     )
 
 
+def _check_listing(listing: object, request: RawRequest) -> None:
+    """Raise an error if a source returned anything else than a listing of items."""
+    source = f"`list_items` of the source {request.dataset.source}"
+    if not isinstance(listing, Listing):
+        raise request.error(
+            f"{source} returned an object of type {type(listing).__name__} instead of a Listing",
+            hint="Return Listing(items=..., label_names=...)",
+        )
+    if listing.items and not isinstance(listing.items[0], Item):
+        raise request.error(
+            f"{source} returned a Listing whose items are of type "
+            f"{type(listing.items[0]).__name__}",
+            hint="Make an Item for each file, volume or row",
+        )
+    missing = set(dict(request.dataset.label_map).values()).difference(listing.label_names)
+    if listing.items and missing:
+        raise request.error(
+            f"{source} ignores label_map: no class is named {', '.join(sorted(missing))}",
+            hint="Apply label_map, for example with own_listing of tasks.sources.own.listing",
+        )
+
+
 def _check_class_names(listing: Listing, request: RawRequest) -> None:
     """Raise an error if the class names in a row of ``datasets.toml`` and in its files differ."""
     row = DATASETS.get(request.dataset.name)
@@ -120,5 +143,6 @@ def _check_class_names(listing: Listing, request: RawRequest) -> None:
         raise request.error(
             f"the files have the classes {', '.join(listing.label_names)}, but the row in "
             f"datasets.toml has label_names = {list(row.label_names)}",
-            hint="Write the names in datasets.toml as in the files, in this order",
+            hint="Write the names in datasets.toml as in the files, in this order. If the files "
+            "contain codes such as 0 and 1, set label_map in this row",
         )

@@ -1,4 +1,4 @@
-"""Part files: the result of one reading task. An interrupted preparation continues from them.
+"""Part files contain the result of one reading task. An interrupted preparation reuses them.
 
 A part consists of two files. ``<name>.npy`` contains the prepared images of one block of
 items, in order. ``<name>.json`` contains the metadata of these images, with hashed ids. The
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -38,6 +38,8 @@ from tasks.sources.pictures import to_prepared
 Image = AnyArray
 """A prepared image, ``(channels, height, width)`` with pixels in [0, 255]."""
 PixelType = Literal["uint8", "float32"]
+PIXEL_DTYPES = (np.uint8, np.float32)
+"""Types of the pixels that a source may return."""
 SPLIT_CODES: dict[Split, GivenSplit] = {split: code for code, split in ITEM_SPLITS.items()}
 """Code of a given split by its name in an item."""
 METADATA_DTYPE = np.dtype(
@@ -179,11 +181,11 @@ def _read_item(
 
     Raises:
         SkipItem: The item or one of its images cannot be used.
-        DataError: The source returned an image without a label.
+        DataError: The source returned an image without a label, or anything else than samples.
     """
     antialias = not request.has_fault("resize_without_antialias")
     prepared = []
-    for sample in reader(item):
+    for sample in _samples(reader(item), request):
         label = item.label if sample.label is None else sample.label
         if label is None:
             raise request.error(
@@ -201,6 +203,41 @@ def _read_item(
             raise SkipItem("constant image")
         prepared.append(_PreparedImage(image, label, sample))
     return prepared
+
+
+def _samples(samples: object, request: RawRequest) -> Iterator[Sample]:
+    """Yield the samples that a source returned for an item.
+
+    Raises:
+        DataError: The source returned anything else than samples with valid pixels.
+    """
+    source = f"the source {request.dataset.source}"
+    if not isinstance(samples, Iterable):
+        raise request.error(
+            f"the reader of {source} returned {_kind(samples)} instead of samples",
+            hint="Return a list of Sample",
+        )
+    for sample in samples:
+        if not isinstance(sample, Sample):
+            raise request.error(
+                f"the reader of {source} returned {_kind(sample)} instead of a Sample",
+                hint="Return a list of Sample",
+            )
+        shape = np.shape(sample.pixels)
+        dtype = getattr(sample.pixels, "dtype", None)
+        has_shape = len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)
+        if not has_shape or dtype not in PIXEL_DTYPES:
+            raise request.error(
+                f"{source} returned {_kind(sample.pixels)} of shape {shape} and type {dtype} as "
+                "pixels",
+                hint="Return an array of shape (height, width) or (height, width, 3) with uint8 "
+                "or float32 values in [0, 255]",
+            )
+        yield sample
+
+
+def _kind(value: object) -> str:
+    return f"an object of type {type(value).__name__}"
 
 
 def _traits(sample: Sample, item: Item, request: RawRequest) -> Iterator[tuple[str, str]]:

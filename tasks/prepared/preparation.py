@@ -98,7 +98,7 @@ def _stamp(base: Path | None, name: str) -> tuple[int, int] | None:
     if base is None:
         return None
     try:
-        status = os.stat(os.path.join(base, name))  # pathlib would intern every name
+        status = os.stat(os.path.join(base, name))  # pathlib would keep every name in memory
     except (OSError, ValueError):
         return None
     return (status.st_size, status.st_mtime_ns) if S_ISREG(status.st_mode) else None

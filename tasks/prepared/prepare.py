@@ -44,7 +44,7 @@ def prepare_dataset(
     other_nodes: Executor | None = None,
     listings: Listings | None = None,
 ) -> PreparedRecord:
-    """Prepare a dataset into a folder.
+    """Prepare a dataset, and store it in a folder.
 
     If the destination has a finished preparation, its record is returned. For user data, the raw
     files are first checked for changes. If the listing, sizes or times of files differ, all images
@@ -55,7 +55,7 @@ def prepare_dataset(
 
     Args:
         spec: Task, image size, channels and faults.
-        dataset: The row of the dataset, from the table or for user data.
+        dataset: The dataset's row in the table of datasets, or a row made for user data.
         raw: Folder or file of the raw download; None for sources that need no download.
         destination: Folder of the store. The parent folder also contains the hash key, and the
             part files until the store is complete.
@@ -140,10 +140,10 @@ def prepare_from_stdin() -> None:
     ``isweep run`` calls this function in a second process, to prepare datasets while the run
     starts.
 
-    The line is a JSON list with three items: the folder of prepared datasets, the share of
-    items that may be unusable, and pairs of specs (preparation, dataset). The name of each
-    dataset is printed before its preparation. Errors are ignored here, because the caller will
-    prepare the dataset again and report the error.
+    The line is a JSON list with three entries: the folder of prepared datasets, the largest share
+    of unusable items, and pairs of specs (preparation, dataset). The name of each dataset is
+    printed before its preparation. Errors are ignored here, because the caller will prepare the
+    dataset again and report the error.
     """
 
     def end_if_closed() -> None:

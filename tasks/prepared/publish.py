@@ -162,7 +162,7 @@ def write_shard(
     rows: list[Image] = []
     opened_part = -1
     for (part, row), expected in zip(part_rows.tolist(), digests, strict=True):
-        if part != opened_part:  # only one part is mapped at a time
+        if part != opened_part:  # only one part is open at a time
             part_images = open_images(stems[part])
             opened_part = part
         rows.append(np.array(part_images[row]))

@@ -16,10 +16,10 @@ faults by number. This module repeats F3 to F7:
 - ``test_set_depends_on_size`` (F7): The split depends on the train size N, so every N has a
   different test set.
 
-With F3, with F4, or with F5, F6 and F7 together, images are chosen only from a *pool*: the
-first images of each class, N + ``test_size`` in total. The released code does not read a split
-that the data state, so a user's data with such a split are an error here. Example of F3 with a
-pool of two images per class. The pool is full before image 5::
+With F3, with F4, or with F5, F6 and F7 together, images are chosen only from a *pool*. The pool has
+the first images of each class, N + ``test_size`` in total. The released code does not read a split
+that the data state. isweep therefore rejects a user's data with such a split. The example shows F3
+with a pool of two images per class. The pool is full before image 5::
 
     images of the class pair    1  2  3  4  5
     true labels                 0  0  0  1  1
@@ -141,12 +141,12 @@ def _read_pool(
 ) -> Candidates:
     """Return the images of the pool as the released code reads them.
 
-    The labels are those of the first images of each class. With F3 or F4, the rows are the rows of
-    other images, so some labels are wrong. The groups always belong to the rows.
+    The labels belong to the first images of each class. With F3 or F4, the rows belong to other
+    images, so some labels are wrong. The groups always belong to the rows.
     """
     pool_indices = _pool_indices(candidates, spec, train_size)
     if "misaligned_labels" in faults:
-        rows = candidates.rows[: len(pool_indices)]  # the first images, of any class
+        rows = candidates.rows[: len(pool_indices)]  # F3: the first images, of any class
     elif "fixed_imagenet_files" in faults:
         # F4: an index in the class pair is used as an index in the whole dataset.
         rows = pool_indices

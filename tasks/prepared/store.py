@@ -214,7 +214,7 @@ class PreparedDataset:
         return cls(folder, record, files)
 
     def __reduce__(self) -> tuple[Callable[[Path], PreparedDataset], tuple[Path]]:
-        """Return what pickle stores: only the path."""
+        """Return the data that pickle stores: only the path."""
         return PreparedDataset.open, (self.path,)
 
     @property

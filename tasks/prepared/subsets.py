@@ -43,7 +43,7 @@ from tasks.sources.own.splits import GivenSplit
 
 MIN_IMAGES_PER_CLASS = 2
 """Smallest number of training images per class that remain after a validation split. The number is
-a convention: no class is learned from a single image."""
+a convention: a network cannot learn a class from a single image."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ class FurtherTestImages:
 
 @dataclass(frozen=True)
 class TrialData:
-    """The arrays of one subset. All trials and measures of the subset share them read-only.
+    """The arrays of one subset. All trials and measures of the subset share these arrays.
+
+    The arrays must not be changed.
 
     Attributes:
         train_images: ``(num_train, channels, height, width)`` uint8 or float32, pixels in
@@ -286,7 +288,7 @@ def split_validation(
     Args:
         prepared: The prepared dataset.
         spec: The subset spec. Its test images are not part of the result.
-        train_size: Number of training images to split. They are the first ones of the subset.
+        train_size: Number of training images to split. They are the subset's first training images.
         validation: The share of validation images, and the index of the random split.
 
     Returns:

@@ -18,11 +18,12 @@ from tasks.prepared.parts import PartMetadata
 Rows = NDArray[np.intp]
 """Indices of the rows of an array."""
 CHUNK = 1 << 12
-"""Number of values in a chunk. Millions of digests are never copied at once."""
+"""Number of values in a chunk. Because of the chunks, millions of digests are never copied at
+once."""
 
 
 def distinct(values: AnyArray) -> tuple[Rows, Rows]:
-    """Number the distinct values in sorted order.
+    """Assign a number to each distinct value, in sorted order.
 
     The result equals the result of ``np.unique``, but the values are not copied.
 
@@ -45,7 +46,7 @@ def distinct(values: AnyArray) -> tuple[Rows, Rows]:
 
 
 def number_groups(groups: AnyArray) -> Int64Array:
-    """Number groups in the order of their first rows.
+    """Assign a number to each group, in the order of the groups' first rows.
 
     Group ids are keyed hashes, and splits must not depend on the key.
     """
@@ -80,7 +81,7 @@ def class_counts_for(available: Int64Array, size: int, *, balanced: bool) -> Int
 
 
 def count_earlier(values: Int64Array) -> Int64Array:
-    """Return how often each value occurs at earlier positions, ``(num_values,)``."""
+    """Return, for each value, how often it occurs at earlier positions, ``(num_values,)``."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     is_first = np.r_[True, ordered[1:] != ordered[:-1]]
@@ -247,8 +248,8 @@ def join_groups(groups: Int64Array, image_numbers: Rows) -> Int64Array:
 
     group_ids, group_nodes = np.unique(groups[repeated], return_inverse=True)
     _, image_nodes = np.unique(image_numbers[repeated], return_inverse=True)
-    # The nodes of the graph are groups, then repeated images. Edges connect groups with their
-    # images.
+    # The nodes of the graph are first the groups, then the repeated images. Edges connect groups
+    # with their images.
     num_nodes = len(group_ids) + int(image_nodes.max()) + 1
     edges = (np.ones(len(repeated), np.int8), (group_nodes, len(group_ids) + image_nodes))
     graph = coo_array(edges, shape=(num_nodes, num_nodes))

@@ -196,7 +196,7 @@ def check_raw_folder(request: RawRequest, *, needed: bool = False) -> None:
 
     Args:
         request: The dataset and the path of its raw download.
-        needed: True to raise an error also if the user gave no path.
+        needed: True if a missing path is an error, too.
 
     Raises:
         DataError: The download does not exist.

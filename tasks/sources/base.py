@@ -3,9 +3,8 @@
 The main process lists the items once. Worker tasks read them. An item is the unit of reading, such
 as a file, a volume or a row of an array file. So no file is opened twice.
 
-Items and samples contain raw locators and group ids, which may name patients.
-:mod:`tasks.prepared.parts` replaces them by keyed hashes before they are stored, logged or
-shown in a message.
+Items and samples contain raw locators and group ids, which may name patients. Before they are
+stored, logged or shown in a message, :mod:`tasks.prepared.parts` replaces them by keyed hashes.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ UNKEYED = "unkeyed"
 """The key if there is no folder of prepared datasets. This key is public, so hashes with it do not
 hide ids. Messages must therefore not show such hashes."""
 MIN_KEY_LENGTH = 16
-"""Smallest number of characters of a key. Somebody could find a shorter key by trying all keys,
-and with it every id."""
+"""Smallest number of characters of a key. Somebody could find a shorter key by trying all keys.
+With the key, they could then find the ids behind all hashes."""
 
 KEY_BYTES = 32
 """Number of random bytes of a new key. The file contains the key as two hex digits per byte."""
@@ -243,7 +242,7 @@ class RawRequest:
             ) from None
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise DataError(
-                f"The raw download of {name} is a FIFO, socket or device",
+                f"The raw download of {name} is a FIFO, socket or device file",
                 hint="Save its content as a file, and set --raw to this file",
             )
         if not os.access(self.raw, os.R_OK):

@@ -241,7 +241,7 @@ def _slices(flair: Volume, t2: Float32Array, has_tumor: BoolArray) -> Iterator[S
 def _has_one_brain(t2: Float32Array, min_pixels: float) -> bool:
     """Return whether the brain mask of a slice is one connected region of enough pixels.
 
-    The steps are those of the study's code: erode, close, find edges (Roberts), fill, and
+    The steps are the same as in the study's code: erode, close, find edges (Roberts), fill, and
     count regions.
     """
     from scipy import ndimage

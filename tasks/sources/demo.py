@@ -205,9 +205,10 @@ def _by_amount(
     is_usable: BoolArray,
     unusable_reason: str,
 ) -> Images:
-    """Label patches by an amount: 0 for the smallest amounts, 1 for the largest.
+    """Label patches by an amount, such as the amount of a stain in each patch.
 
-    Patches with medium amounts are left out.
+    The smallest amounts have label 0, and the largest amounts have label 1. Patches with medium
+    amounts are left out.
 
     Args:
         patches: ``(num_patches, side, side[, 3])`` in [0, 255].
@@ -522,7 +523,7 @@ def template(kind: str) -> Float32Array:
 
 @cache
 def brain_mask() -> BoolArray:
-    """Return which voxels of the template are brain."""
+    """Return a mask that is True for the template's voxels inside the brain."""
     mask: BoolArray = template("gm") + template("wm") > 0.5
     return mask
 

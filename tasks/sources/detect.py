@@ -16,7 +16,7 @@ from tasks.sources.raw import TARS, RefusedArchive, is_archive_name, open_archiv
 from tasks.sources.tables import COLUMNS, MANIFESTS, column_key
 
 MAX_HEADER_BYTES = 1 << 16
-"""Number of bytes of a table in which the end of its first line is searched."""
+"""Number of bytes at the start of a table in which isweep searches the end of the first line."""
 MAX_SUBFOLDERS = 20
 """Largest number of subfolders that are opened. A folder may have thousands of subfolders, one for
 each patient."""
@@ -124,7 +124,7 @@ def _folder_kind(path: Path) -> str:
 
 
 def _has_table_of_images(content: _FolderContent) -> bool:
-    """Return whether a folder, or its folder of a split, contains a table of paths and labels."""
+    """Return whether a folder, or its subfolder for a split, has a table of paths and labels."""
     tables = [content.path / name for name in MANIFESTS if name in content.file_names]
     if tables and not content.subfolders:
         return True
@@ -170,7 +170,7 @@ def _lists_images(table: Path) -> bool:
     """
     try:
         header = {column_key(name.strip().strip('"')) for name in _header(table)}
-    except (OSError, ValueError, TypeError, RuntimeError):  # include the types of pyarrow's errors
+    except (OSError, ValueError, TypeError, RuntimeError):  # pyarrow raises these or subclasses
         return False
     for column in ("path", "label"):
         if header.isdisjoint(map(column_key, (column, *COLUMNS[column]))):

@@ -1,8 +1,8 @@
 """Read DICOM files: check the tags and the declared sizes, then decode the pixels.
 
-pydicom reads the files. The formats are defined in these standards: DICOM PS3.3 (image pixel
-module), PS3.5 (encoding), PS3.6 (tags) and PS3.10 (file format); for the frame headers, ITU-T
-T.81 B.2.2 (JPEG), T.87 C.2.2 (JPEG-LS) and T.800 A.5.1 (JPEG 2000).
+pydicom reads the files. The DICOM standard defines the format: PS3.3 (image pixel module), PS3.5
+(encoding), PS3.6 (tags) and PS3.10 (file format). Standards of ITU-T define the headers of
+compressed frames: T.81 B.2.2 (JPEG), T.87 C.2.2 (JPEG-LS) and T.800 A.5.1 (JPEG 2000).
 
 The value of a tag may contain a patient's name. No message, log line or exception of this
 module contains such a value. pydicom's own warnings and log lines are turned off, because they
@@ -155,8 +155,8 @@ class Dicom(Header):
         traits: Pairs (name, value), such as the manufacturer, see :class:`Sample`.
         laterality: Side of the body: R (right), L (left) or B (both); empty if the header has
             none.
-        orientation: Side of the patient to which the rows of the image run, such as L; empty if
-            the header has none.
+        orientation: Side of the patient to which the rows of the image run, such as L (left).
+            Empty if the header has none.
     """
 
     values: AnyArray
@@ -348,7 +348,7 @@ def _check_declared_pixels(data: FileDataset) -> None:
             raise SkipItem("too many pixels")
         _check_compressed_frames(data, num_frames, (rows, columns, samples))
         return
-    allowed_bytes = {num_bytes, num_bytes + num_bytes % 2}  # exact, or padded to an even length
+    allowed_bytes = {num_bytes, num_bytes + num_bytes % 2}  # data may be padded to an even length
     if photometric == "YBR_FULL_422":  # two neighboring pixels share their color values
         allowed_bytes.add(num_bytes * 2 // 3)
     if stored_bytes not in allowed_bytes:
@@ -561,10 +561,10 @@ def _orientation(data: FileDataset) -> str:
 def frame_samples(dicom: Dicom, frames: slice = slice(None)) -> Iterator[Sample]:
     """Yield frames as uint8 pixels in [0, 255].
 
-    As in the study, each frame is scaled by its own maximum. Stored values are scaled. For CT,
-    they are first converted to Hounsfield units plus 1024, so that all CT files have the same
-    zero. Display windows are never applied. Images of the type MONOCHROME1 are inverted, so that
-    large values are white.
+    As in the study, the stored values of each frame are scaled by their own maximum. For CT, they
+    are first converted to Hounsfield units plus 1024, so that all CT files have the same zero.
+    Display windows are never applied. Images of the type MONOCHROME1 are inverted, so that large
+    values are white.
 
     Args:
         dicom: A decoded file.

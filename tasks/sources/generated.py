@@ -6,8 +6,8 @@ patterns, ``A_j`` and ``B_j``: orthonormal cosine patterns of low frequency, ``(
 coordinate moves the image along a circle in the plane of its two patterns.
 
 **Source manifold** makes the datasets ``manifold_d4`` and ``manifold_d12``. The number in the name
-is the intrinsic dimension d. A point ``z`` is uniform in the d-dimensional unit cube. With angles
-``t_j = pi * z_j`` its image is::
+is the intrinsic dimension d. A point ``z`` is drawn uniformly from the d-dimensional unit cube.
+With angles ``t_j = pi * z_j``, its image is::
 
     127.5 + amplitude * sum over j of (cos(t_j) * A_j + sin(t_j) * B_j)
     amplitude = MAX_DEVIATION * side / (2 * sqrt(2) * d)
@@ -25,15 +25,15 @@ The distance of two images is the chord of an arc along the manifold. At this di
 chord is shorter than the arc by less than 0.05 %.
 
 **Source generated** makes base datasets of experiments. Each parameter changes one of these:
-the label, the distance between classes, or the number of images. A point has ``dimension`` and
-``nuisance`` coordinates ``x_j``, each on an interval of length :data:`LENGTH`. With angles
-``a_j = x_j / RADIUS`` its image is::
+the label, the distance between classes, or the number of images. A point has ``dimension`` plus
+``nuisance`` coordinates ``x_j``. Each lies in an interval of length :data:`LENGTH`. With angles
+``a_j = x_j / RADIUS``, its image is::
 
     127.5 + RADIUS * side / REFERENCE_SIDE * sum over j of (sin(a_j) * A_j + (cos(a_j) - 1) * B_j)
 
 A length along a coordinate equals a distance between images. This holds for any number of
 coordinates. The interval of a coordinate that decides the label is cut into bands with gaps
-between them. With ``bands`` = 2::
+between them. This is such an interval with ``bands`` = 2::
 
     [ half 0 ] fine_gap [ half 1 ]   gap * contrast   [ half 2 ] fine_gap [ half 3 ]
     `--------- band 0 ----------'                     `--------- band 1 ----------'
@@ -202,7 +202,7 @@ def low_frequency_patterns(count: int, side: int) -> Float64Array:
     centers = (np.arange(side) + 0.5) / side
     waves = np.cos(np.pi * np.outer(frequencies, centers)) * np.sqrt(2 / side)
     orders = sorted(np.ndindex(side, side), key=lambda order: (sum(order), order))
-    pairs = orders[1 : count + 1]  # the first pair is the constant pattern
+    pairs = orders[1 : count + 1]  # without the first pair, which is the constant pattern
     patterns = np.stack([np.outer(waves[row], waves[column]) for row, column in pairs])
     norms = np.linalg.norm(patterns, axis=(1, 2), keepdims=True)
     normed: Float64Array = patterns / norms
@@ -349,7 +349,7 @@ def list_rows(
     Args:
         labels: ``(num_images,)`` class indices.
         request: The dataset and its preparation.
-        groups: Group of each row; None if each row is a group of its own.
+        groups: Group of each row; None if each row is a separate group.
         fields: Further fields of :class:`Listing`.
     """
     items = []

@@ -2,10 +2,10 @@
 
 As in the study, only the training files are read. The files may be unpacked or in archives.
 
-- MNIST and Fashion-MNIST: the IDX format of Yann LeCun's page ("THE IDX FILE FORMAT"). File
-  names are those of this page and torchvision, of Kaggle's copy, or of mirrors, with a dot
-  before ``idx``. The files of both datasets have the same names. The name of the folder, and the
-  first labels of the official files, distinguish the two datasets.
+- MNIST and Fashion-MNIST: the IDX format of Yann LeCun's page ("THE IDX FILE FORMAT"). The files
+  may have the names of this page and torchvision, the names of Kaggle's copy, or names with a
+  dot before ``idx``, as on some mirrors. The files of both datasets have the same names. The name
+  of the folder, and the first labels of the official files, distinguish the two datasets.
 - CIFAR-10: https://www.cs.toronto.edu/~kriz/cifar.html. The files are pickles, from which only
   numpy arrays are loaded.
 - SVHN, format 2: http://ufldl.stanford.edu/housenumbers/. The file has the format MATLAB 5, or

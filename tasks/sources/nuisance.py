@@ -43,8 +43,8 @@ BACKGROUND_LIGHT = 0.6
 brighter."""
 COARSE_WEIGHT = 0.08
 FINE_WEIGHT = 0.13
-"""Standard deviation of a wave's weight. With these weights, the intrinsic dimension of class pairs
-of MNIST at 10 x 10 pixels is about 3 times as large as without nuisance factors."""
+"""Standard deviation of a wave's weight. These values raise the intrinsic dimension of class pairs
+of MNIST at 10 x 10 pixels to about 3 times its value without nuisance factors."""
 
 
 @dataclass(frozen=True)
@@ -165,9 +165,10 @@ def blur(images: Float64Array, widths: Float64Array) -> Float64Array:
 def add_background(
     images: Float64Array, coarse: Float64Array, fine: Float64Array | None = None
 ) -> Float64Array:
-    """Add a smooth background to images. Two brightnesses a and b give ``1 - (1 - a)(1 - b)``.
+    """Add a smooth background to images.
 
-    This formula clips no values. A change of any weight therefore changes the image.
+    A pixel of brightness a on a background of brightness b gets ``1 - (1 - a)(1 - b)``. This
+    formula clips no values. A change of any weight therefore changes the image.
 
     Args:
         images: ``(num_images, side, side)`` in [0, 255].

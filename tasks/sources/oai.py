@@ -224,7 +224,7 @@ def read_grades(table: str, request: RawRequest) -> tuple[dict[Knee, int], Count
 
     Args:
         table: Locator of the table of grades.
-        request: The download. It also makes the errors.
+        request: The dataset and its download.
 
     Returns:
         The labels, and reason -> number of rows that are left out.
@@ -439,7 +439,7 @@ def _knee_samples(dicom: Dicom, item: Item) -> Iterator[Sample]:
     if max(height, width) > MAX_SIDE_PIXELS:
         raise SkipItem("pixel spacing out of range")
     image = Image.fromarray(sample.pixels)
-    bicubic = Image.Resampling.BICUBIC  # as in the study
+    bicubic = Image.Resampling.BICUBIC  # the study used it too
     fine = np.asarray(image.resize((width, height), bicubic))
     details = cast("tuple[Any, ...]", item.details)
     # The patient's right knee is on the left side of the image.
@@ -527,7 +527,7 @@ def _leg_center(half: Float32Array, full_width: int) -> Center:
 
     height = len(half)
     profile = half.mean(axis=0)
-    weight = np.clip(profile - np.median(profile), 0, None) + 1e-6  # never all 0
+    weight = np.clip(profile - np.median(profile), 0, None) + 1e-6  # the sum must not be 0
     moment = (weight * np.arange(len(weight))).sum()
     column = float(moment / weight.sum())
     middle = int(column)

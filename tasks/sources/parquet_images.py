@@ -257,7 +257,7 @@ def _column_texts(
 
 
 def _single_columns(schema: Any) -> list[str]:
-    """Return the columns of numbers, text or dates whose name occurs once."""
+    """Return the names of columns of numbers, text or dates. Repeated names are left out."""
     import pyarrow as pa
 
     is_single = (

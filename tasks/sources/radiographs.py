@@ -275,7 +275,7 @@ def _read_slices(table: str, request: RawRequest) -> tuple[dict[str, SliceLabels
 
     Args:
         table: Locator of the table.
-        request: The download. It also makes the errors.
+        request: The dataset and its download.
 
     Raises:
         DataError: A row has an unexpected form, or the labels of a slice contradict each other.

@@ -13,8 +13,9 @@ read. These archives are refused:
 - archives with links, repeated names, encryption, or names that lead out of the archive;
 - archives with members that declare more bytes than their packed size can contain.
 
-Formats: APPNOTE.TXT 6.3, POSIX.1-2001 and GNU tar, as read by :mod:`zipfile` and
-:mod:`tarfile`; RFC 1952, bzip2 and XZ 1.1, as read by :mod:`gzip`, :mod:`bz2` and :mod:`lzma`.
+Archives are zips (APPNOTE.TXT 6.3) and tars (POSIX.1-2001 and GNU), as :mod:`zipfile` and
+:mod:`tarfile` read them. Compressed data are gzip (RFC 1952), bzip2 or XZ 1.1, as :mod:`gzip`,
+:mod:`bz2` and :mod:`lzma` read them.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ MAX_XZ_MEMORY = 256 << 20
 header may ask for 4 GiB."""
 PLAIN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Supported packing methods of a zip. :mod:`zipfile` reads other methods without a limit on
-memory: bzip2 may unpack a chunk to 45,000 times its size, and the header of an LZMA member
-decides how much memory is reserved."""
+memory. With bzip2, a chunk may be unpacked to 45,000 times its size. With LZMA, the header of a
+member decides how much memory is reserved."""
 DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -139,7 +140,7 @@ def split_locator(locator: str) -> list[str]:
     for part in names:
         if parts[-1].lower().endswith((*ARCHIVES, ".parquet")):
             parts.append(part)
-        else:  # not an archive, but a folder whose name ends with "!"
+        else:  # this ! ends the name of a folder, not of an archive
             parts[-1] += MARK + part
     return parts
 
@@ -294,12 +295,12 @@ def check_inside(base: Path, path: Path, path_text: str, request: RawRequest) ->
     """
     if not path.is_symlink():
         raise request.error(
-            f"{path_text} is a FIFO, socket or device, not a file",
+            f"{path_text} is a FIFO, socket or device file, not a plain file",
             hint="Remove it from the raw folder",
         )
     try:
         target = path.resolve(strict=True)
-    except (OSError, RuntimeError):  # a dangling link, or a loop
+    except (OSError, RuntimeError):  # RuntimeError: the link leads to itself
         raise request.error(
             f"{path_text} is a link to a file that does not exist", hint="Remove the link"
         ) from None
@@ -313,7 +314,7 @@ def check_inside(base: Path, path: Path, path_text: str, request: RawRequest) ->
 def plain_name(name: str) -> str | None:
     """Return a relative path with ``/`` as separator, or None if it leads out of the folder."""
     parts = name.replace("\\", "/").split("/")
-    has_drive = ":" in parts[0][:2] or parts[0].endswith(":")  # or the scheme of a URL
+    has_drive = ":" in parts[0][:2] or parts[0].endswith(":")  # also true for a URL
     if name.startswith(("/", "\\")) or ".." in parts or "\0" in name or has_drive:
         return None
     return "/".join(part for part in parts if part not in ("", "."))
@@ -424,7 +425,7 @@ class ZipArchive:
             raise SkipItem("damaged archive member") from None
 
     def open(self, member: str) -> IO[bytes]:
-        """Return a seekable stream of a member, for an archive in this one."""
+        """Return a seekable stream of a member that is an archive itself."""
         return io.BytesIO(self.read(member, MAX_FILE_BYTES))
 
 
@@ -459,7 +460,7 @@ class TarArchive:
             self._is_complete = True
             return
         name = _member_name(info.name)
-        if info.size < 0:  # tarfile would read to the end, or never stop
+        if info.size < 0:  # with this size, tarfile might never stop
             raise RefusedArchive("an archive with a negative size")
         if len(self._archive.members) > MAX_MEMBERS:  # type: ignore[attr-defined]
             raise RefusedArchive(f"an archive with more than {MAX_MEMBERS:,} members")
@@ -544,7 +545,7 @@ class TarArchive:
         return bytes(body)
 
     def open(self, member: str) -> IO[bytes]:
-        """Return a seekable stream of a member, for an archive in this one."""
+        """Return a seekable stream of a member that is an archive itself."""
         if self._packed:
             return io.BytesIO(self.read(member, MAX_FILE_BYTES))
         with self._lock:
@@ -662,7 +663,7 @@ class RawTree:
 
         Args:
             request: The request, with the raw folder or archive.
-            is_wanted: Returns whether to open the archive with a name. By default, every
+            is_wanted: Returns whether to open the archive with this name. By default, every
                 archive is opened if the raw data are an archive, and none if they are a
                 folder.
 

@@ -238,7 +238,7 @@ def read_xlsx(body: bytes) -> TableRows:
 
 
 def _first_filled_row(sheet: Any) -> list[str]:
-    """Return the first row of a sheet with a cell that is not blank; empty if there is none."""
+    """Return the first row of a sheet that is not blank. If all rows are blank, return no cells."""
     sheet.reset_dimensions()
     for row in islice(sheet.iter_rows(values_only=True), MAX_PEEKED_ROWS):
         cells = list(map(cell_text, row))
@@ -534,7 +534,7 @@ def read_columns(
 
 
 def _check_columns(table: TableRows, needed: Sequence[str], names: Sequence[str]) -> None:
-    """Check that a table has all needed columns, and no column twice.
+    """Check that a table has all needed columns, and that no column is repeated.
 
     Args:
         table: The rows of the table.
@@ -700,8 +700,8 @@ def _error(
 def describe_header(row: Sequence[str], expected_names: Sequence[str] = ()) -> str:
     """Return the names in a table's first line, as the end of a message about missing columns.
 
-    If the line may not be a header, the text says so and contains no name, because the line may
-    contain the data of a patient.
+    If the line may not be a header, the text says so. Then it contains no name, because the line
+    may contain the data of a patient.
 
     Args:
         row: The cells of the line.

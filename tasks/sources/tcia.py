@@ -5,9 +5,9 @@ Folders may have classic or descriptive names. The files may be in several manif
 ``.zip`` archives, and they may be renamed.
 
 **Duke**: each slice has a row in the mapping table. The header of its file contains the SOP
-instance UID of this row. Reading all headers is slow. Therefore, the paths in the table are used
-for a folder if the first and the last file in it have the UIDs of their rows. Otherwise all
-headers are read.
+instance UID of this row. Reading all headers is slow. So for each folder, only the headers of
+the first and the last file are read. If they have the UIDs of their rows, the paths in the table
+are used for this folder. Otherwise all headers are read.
 
 - Only the fat-saturated pre-contrast series is used. The rows of this series have "pre" in the
   original path.
@@ -16,11 +16,10 @@ headers are read.
 - The number of a slice is the number in the original file name, because the boxes use this
   number.
 
-**Prostate** (F10): the folder of a series is named with the UID of the series, or ``US_<uid>``,
-or its name ends with the last five digits of the UID. If there is no such folder, the file is
-found by the UID in its header. Frames from one quarter to three quarters of the volume are used.
-In corrected data, the score of a series is the highest score of its targets, so that no frame
-has two labels (F33).
+**Prostate** (F10): the name of a series' folder is the UID, is ``US_<uid>``, or ends with the
+last five digits of the UID. If there is no such folder, the file is found by the UID in its
+header. Frames from one quarter to three quarters of the volume are used. In corrected data, the
+score of a series is the highest score of its targets, so that no frame has two labels (F33).
 """
 
 from __future__ import annotations
@@ -442,7 +441,7 @@ def _highest_of_each_series(targets: Iterable[Target]) -> list[Target]:
 
 
 def read_prostate(body: bytes, item: Item, _request: RawRequest) -> Iterator[Sample]:
-    """Yield the middle half of a series' frames, at least one.
+    """Yield the middle half of a series' frames, but at least one frame.
 
     Raises:
         SkipItem: The file's header contradicts the table.

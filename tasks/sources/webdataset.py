@@ -6,9 +6,9 @@ DICOM file. A ``.cls`` file contains the class as text. A ``.json`` file may con
 group and a split. The class is the value of ``label``, or of another name in
 :data:`tasks.sources.tables.COLUMNS`.
 
-``<raw>`` is one shard or a folder of shards. If the ``.json`` of a sample has no split, the
-split is a word in the name of the shard (``train-000000.tar``, ``skin-test-0.tar``) or of the
-shard's folder.
+``<raw>`` is one shard or a folder of shards. If the ``.json`` of a sample has no split, the name
+of the shard or of its folder may contain a split. Examples are ``train-000000.tar`` and
+``skin-test-0.tar``.
 """
 
 from __future__ import annotations

@@ -27,10 +27,11 @@ from search_spaces.datasets import (
 from search_spaces.errors import ConfigError, DataError
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from search_spaces.sweeps import ControlledDatasetSpec, UserSourceSpec
+from tasks.prepared.listings import list_raw
 from tasks.prepared.prepare import prepare_dataset
 from tasks.remote import InlineExecutor
 from tasks.sources import OWN_KINDS, OWN_OPTIONS, SOURCES, needs_download, source_for
-from tasks.sources.base import RawRequest, SkipItem
+from tasks.sources.base import Item, Listing, RawRequest, Sample, SkipItem, Source
 from tests.contracts.rows import check_one_row
 from tests.raw_trees import WRITERS, write_raw_tree
 from tests.raw_trees.own import FORMS, OWN_WRITERS
@@ -81,7 +82,9 @@ FORM_OF_SOURCE = {"folder": "folder", "hdf5": "hdf5", "table": "csv", "webdatase
 
 def write_files_of_row(dataset: DatasetSpec, folder: Path) -> Path:
     """Write the download of a row with eight images of each class, in a form of users' data."""
-    classes = [name for name in dataset.label_names for _ in range(8)]
+    # If the row has a label_map, the files contain other labels than the names of the classes.
+    name_in_files = {name: label for label, name in dict(dataset.label_map).items()}
+    classes = [name_in_files.get(name, name) for name in dataset.label_names for _ in range(8)]
     columns = {"label": classes}
     if len(dataset.label_columns) == 1:
         columns = {dataset.label_columns[0]: classes}
@@ -160,7 +163,9 @@ def test_items_are_distinct_labelled_and_below_the_raw_folder(request_of):
         assert tuple(names) == request_of.dataset.label_names
     assert len({(item.locator, item.details) for item in listing.items}) == len(listing.items)
     for item in listing.items:
-        assert item.label is None or 0 <= item.label < len(names)
+        assert item.label is None or 0 <= item.label < len(names), (
+            f"an item has the label {item.label}, but labels are 0 to {len(names) - 1}"
+        )
         assert item.split in ("", "train", "test")
         assert not Path(item.locator).is_absolute()
 
@@ -175,6 +180,7 @@ def test_an_item_does_not_depend_on_the_order_of_reading(request_of):
     backwards = [read(second_reader, item) for item in items[::-1]]
     backwards.reverse()
     assert any(not isinstance(samples, str) for samples in forwards)
+    largest = 0
     for item, samples, same_samples in zip(items, forwards, backwards, strict=True):
         if isinstance(samples, str):
             assert samples == same_samples
@@ -185,7 +191,15 @@ def test_an_item_does_not_depend_on_the_order_of_reading(request_of):
             assert sample.label == same.label
             label = item.label if sample.label is None else sample.label
             assert 0 <= label < len(listing.label_names)
-            assert np.isfinite(sample.pixels.astype(float)).all()
+            pixels = sample.pixels
+            assert pixels.ndim == 2 or pixels.shape[2:] == (3,), (
+                f"pixels have the shape {pixels.shape} instead of (height, width) or (height, width, 3)"
+            )
+            assert pixels.dtype in (np.uint8, np.float32), "pixels must be uint8 or float32"
+            assert np.isfinite(pixels).all()
+            assert 0 <= pixels.min() <= pixels.max() <= 255
+            largest = max(largest, pixels.max())
+    assert largest > 1, "no pixel is above 1, but pixels are in [0, 255], not in [0, 1]"
 
 
 MESSAGES = {
@@ -213,6 +227,62 @@ def test_a_missing_download_is_reported_and_writes_nothing(request_of, tmp_path,
             executor=InlineExecutor(),
         )
     assert not (tmp_path / "out").exists()
+
+
+LISTING = Listing((Item("a", 0), Item("b", 1)), ("cat", "dog"))
+
+
+def source_of(listing=LISTING, samples=()) -> Source:
+    """Return a source with a fixed listing, whose reader returns the same samples of each item."""
+    return Source(lambda request: listing, lambda request: lambda item: samples)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            source_of([Item("a", 0)]),
+            "`list_items` of the source digits returned an object of type list",
+        ),
+        (source_of(Listing(("a",))), "returned a Listing whose items are of type str"),
+        (
+            source_of(samples=1),
+            "the reader of the source digits returned an object of type int instead",
+        ),
+        (
+            source_of(samples=np.zeros((2, 8, 8))),
+            "returned an object of type ndarray instead of a Sample",
+        ),
+        (
+            source_of(samples=[Sample(np.zeros((3, 8, 8), np.uint8))]),
+            r"of shape \(3, 8, 8\) and type uint8 as pixels\. Return an array of shape \(height,",
+        ),
+        (
+            source_of(samples=[Sample(np.zeros((8, 8)))]),
+            r"of shape \(8, 8\) and type float64 as pixels\. Return .* uint8 or float32 values in",
+        ),
+        (source_of(samples=[Sample([[1, 2]])]), "type list of shape .* and type None as"),
+    ],
+)
+def test_a_source_that_returns_something_else_is_named(monkeypatch, tmp_path, source, message):
+    for module in ("listings", "parts"):
+        monkeypatch.setattr(f"tasks.prepared.{module}.source_for", lambda name: source)
+    dataset = DATASETS["digits"].model_copy(update={"source": "digits"})
+    with pytest.raises(DataError, match=message):
+        prepare_dataset(
+            PreparedSpec(dataset="digits", image_size=16, channels=1),
+            dataset,
+            raw=None,
+            destination=tmp_path / "out",
+            executor=InlineExecutor(),
+        )
+
+
+def test_a_source_that_ignores_label_map_is_named(monkeypatch, tmp_path):
+    dataset = DATASETS["digits"].model_copy(update={"label_map": (("dog", "wolf"),)})
+    monkeypatch.setattr("tasks.prepared.listings.source_for", lambda name: source_of())
+    with pytest.raises(DataError, match="ignores label_map: no class is named wolf"):
+        list_raw(RawRequest(dataset, PreparedSpec(dataset="digits", image_size=16, channels=1)))
 
 
 def contributing_dataset() -> DatasetSpec:

@@ -28,7 +28,7 @@ whole."""
 
 @dataclass(frozen=True)
 class ArrayCells:
-    """The columns of an array file. The images of all arrays are joined, one array after another.
+    """The columns of an array file. The cells of all arrays are joined, one array after another.
 
     Attributes:
         columns: The columns that are read, by role, and the unused columns.
@@ -97,7 +97,7 @@ def _unused_cells(
 
 
 def _check_first_axis(file: ArrayFile, images_name: str, array_name: str) -> None:
-    """Raise an error if the last axis of the images, not the first axis, fits their labels."""
+    """Raise a DataError if the last axis, not the first axis, has the length of the labels."""
     images_shape = file.header(images_name).shape
     labels_shape = file.header(array_name).shape
     if has_images_on_last_axis(images_shape, labels_shape):

@@ -56,7 +56,7 @@ class ArrayHeader:
     def has_plain_values(self) -> bool:
         """True if each value is one number or one text.
 
-        HDF5 has other values too, for example a list or a reference.
+        In HDF5, a value can also be, for example, a list or a reference.
         """
         if self.dtype.kind == "O":  # only HDF5: an .npz with this dtype is an error
             import h5py

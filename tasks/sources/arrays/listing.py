@@ -67,7 +67,7 @@ class ArrayDetails(NamedTuple):
     Attributes:
         images_name: Name of the array that contains the image.
         black: Stored value that becomes 0; None as in :class:`tasks.sources.arrays.pixels.Scale`.
-            white: Stored value that becomes 255; None if ``black`` is None.
+        white: Stored value that becomes 255; None if ``black`` is None.
         file_name: Name of the array file if the raw path is a folder; else empty. The name is part
             of the item. So if another file in the folder is used, the items change and the images
             are read again.

@@ -178,7 +178,7 @@ def _arrays_of_scheme(file: ArrayFile, scheme: NameScheme) -> FoundArrays:
         split = parse_split(split_name)
         if split is GivenSplit.VALIDATION:
             shape = file.header(images_name).shape
-            if shape:  # a single number, such as the accuracy in validation, is not images
+            if shape:  # a single number, such as a validation accuracy, is no array of images
                 num_validation += shape[0]
             continue
         array_name_by_column = {LABEL_COLUMN: labels_name}
@@ -241,7 +241,7 @@ def _refuse_several_sets(
         )
     raise file.error(
         f"the file has several sets of images: {listed}",
-        hint=f"Save one of these sets in a file of its own: {SAVE_EXAMPLE}",
+        hint=f"Save one of these sets in a separate file: {SAVE_EXAMPLE}",
     )
 
 

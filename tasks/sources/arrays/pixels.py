@@ -9,8 +9,8 @@ stored as       ``pixel_range``  rule
 ==============  ===============  =============================================================
 uint8           not set          The values are used as stored. They must not be only 0 and 1.
 other integers  not set          Each image is scaled by its own maximum.
-floats not set All images are scaled in the same way, which follows from the
-                                 values of all images.
+floats          not set          All images get the same scale, which follows from the values of
+                                 all images.
 any number      set              All images are scaled by ``pixel_range``.
 ==============  ===============  =============================================================
 
@@ -106,7 +106,7 @@ def choose_scale(
         )
     if pixel_range is None and dtypes == {np.dtype(np.uint8)}:
         all_images = chain.from_iterable(_images_by_array(file, arrays, headers))
-        with suppress(SkipItem):  # the preparation names the damaged image
+        with suppress(SkipItem):  # the preparation reports damaged images later
             check_not_divided(request.dataset.name, all_images)
         return Scale(None, "as stored, 8 bits")
     if pixel_range is None and "f" not in kinds:

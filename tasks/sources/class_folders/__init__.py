@@ -11,18 +11,18 @@ is not in an archive needs no extension.
   folders).
 - Layout ``group/class``: the groups are above the classes,
   ``<raw>/<group>/<class>/image.png``. The user's option ``layout`` chooses the layout. Without
-  this option, both layouts are possible if three conditions hold: all images lie in subfolders,
-  the subfolders have 2 to 20 different names, and each name occurs in several top folders. Then
-  the patient ids in DICOM headers decide between the layouts. If one of the conditions does not
-  hold, the layout is ``class/group``.
+  this option, three conditions decide: all images lie in subfolders, the subfolders have 2 to 20
+  different names, and each name occurs in several top folders. If all conditions hold, the
+  patient ids in DICOM headers decide between the layouts. Otherwise the layout is
+  ``class/group``.
 - Splits: ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...``. Images in a folder ``val``
   beside them are left out. The record of the dataset contains their number.
-- Masks are left out. The record of the dataset contains their number. A mask is a file in a folder
-  called ``masks`` (COVID-19 Radiography Database), a file beside its image (BUSI has
-  ``x_mask.png`` beside ``x.png``), or a file in a class of masks or its subfolders (``cats_mask``
+- Masks are left out. The record of the dataset contains their number. There are three kinds of
+  masks: files in a folder called ``masks`` (COVID-19 Radiography Database), files beside their
+  image (BUSI has ``x_mask.png`` beside ``x.png``), and files below a class of masks (``cats_mask``
   beside ``cats``).
-- Classes with unusual names: if the user's option ``label_map`` has one of these names, the folder
-  is a class. Without this option:
+- Classes with unusual names: the table shows whether such a folder is a class. If the user's
+  option ``label_map`` contains the name of the folder, it is always a class.
 
   ============================  =====================================  ======================
   Folder in place of a class    Default layout                         Layout ``group/class``
@@ -44,7 +44,7 @@ The modules use these terms:
 - *Locator* of a file: its stored address, in which ``!/`` separates an archive from the path
   in it: ``raw.zip!/cats/1.png``.
 
-The steps, one module each:
+Each step has its own module:
 
 - ``scan`` finds the images to use. It calls ``inner_archives`` and ``masks``.
 - ``upper_folders`` finds the wrapper and the splits.

@@ -1,6 +1,6 @@
 """Find images in inner archives that have a copy beside the archive.
 
-If ``raw.zip`` contains ``a/1.png`` and ``a/copy.zip``, and ``copy.zip`` contains only
+Example: ``raw.zip`` contains ``a/1.png`` and ``a/copy.zip``. If ``copy.zip`` contains only
 ``1.png``, the image in ``copy.zip`` is left out. If ``copy.zip`` contains only ``2.png``, this
 image is read. An inner archive at the top of ``raw.zip`` is always read.
 """

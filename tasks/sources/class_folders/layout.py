@@ -75,14 +75,15 @@ def _layout_by_headers(
 
     The table shows how the layout follows from the folders of each patient's images.
 
-    ===================  ======================  =================================
-    one top folder each  one subfolder name each  layout
-    ===================  ======================  =================================
-    yes                  no                      group/class
-    no                   yes                     class/group
-    yes                  yes                     None: both are possible
-    no                   no                      None: the headers contradict both
-    ===================  ======================  =================================
+    =======================  ==========================  =================================
+    each patient has images  each patient has images in  layout
+    in one top folder only   subfolders of one name only
+    =======================  ==========================  =================================
+    yes                      no                          group/class
+    no                       yes                         class/group
+    yes                      yes                         None: both are possible
+    no                       no                          None: the headers contradict both
+    =======================  ==========================  =================================
 
     The layout is also None if there are fewer than two patients, or if a patient id is missing
     or a placeholder.

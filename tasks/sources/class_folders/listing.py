@@ -47,9 +47,9 @@ HINT_BY_EXTENSIONS = {
         "The folder contains NIfTI volumes: list their paths and labels in a table (kind table)"
     ),
 }
-"""Hint for the user by the extensions of files, for a folder without class folders."""
+"""Extensions of files -> hint for the user if a folder has such files, but no class folders."""
 NO_EXTENSION_HINT = "Add an extension to the files: only DICOM files outside archives may have none"
-"""Hint for a folder with files without extensions, and without class folders."""
+"""Hint for a folder that has files without extensions, but no class folders."""
 
 
 @dataclass(frozen=True)

@@ -8,21 +8,20 @@ from collections.abc import Collection, Iterable, Sequence
 from tasks.sources.class_folders.paths import NOT_GROUP_FOLDERS, ImagePath
 
 MASK_FOLDER_NAMES = frozenset({"mask", "masks", "segmentation", "segmentations"})
-"""Names of folders of masks, in lower case. A folder called ``mask`` or ``segmentation`` is a
-folder of masks only if it lies below a top folder, or if a folder such as ``images`` is beside it.
-Otherwise it may be a class, for example of faces with a mask."""
+"""Names of folders of masks, in lower case. A folder called ``mask`` or ``segmentation`` may also
+be a class, for example of faces with a mask. It is a folder of masks only if it lies below a top
+folder or beside a folder such as ``images``."""
 UNAMBIGUOUS_MASK_FOLDER_NAMES = frozenset({"masks", "segmentations"})
-"""Names that mean a folder of masks at any level, in lower case."""
+"""Names in lower case. A folder with such a name is a folder of masks at every level."""
 MASK_NAME = re.compile(r"(.+?)[ _-](?:mask|masks|seg|segmentation)(?:[ _-]?\d+)?", re.IGNORECASE)
-"""Name of a mask. The first group of the pattern is the name of the image."""
+"""Pattern of the name of a mask. Its first group is the name of the image."""
 
 
 def find_masks_beside_images(image_names: Sequence[str], class_labels: Collection[str]) -> set[str]:
-    """Return the masks whose image, or folder of images, is beside them.
+    """Return the masks that lie beside their image, or in a folder beside the folder of images.
 
-    A file is a mask if its image is beside it: ``cats/1_mask.png`` beside ``cats/1.png``. All
-    files in a folder are masks if the folder of the images is beside it: ``cats_mask`` beside
-    ``cats``.
+    Examples are the file ``cats/1_mask.png`` beside ``cats/1.png``, and all files in the folder
+    ``cats_mask`` beside ``cats``.
 
     Args:
         image_names: Names of all images.

@@ -51,8 +51,8 @@ def scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
         DataError: Some folders are splits, and others are probably splits with unusual names.
             Or it is unclear whether an inner archive repeats images.
     """
-    # The wrapper and the splits must depend only on images, each counted once. So other files and
-    # repeated images are removed first.
+    # Only images may decide the wrapper and the splits. An image with copies must count once. So
+    # other files and copies of images are removed first.
     image_names = []
     for name in tree:
         if is_single_image_name(name) or _is_dicom_without_extension(tree, name, request):
@@ -78,11 +78,11 @@ def scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
             excluded["in an archive beside images"] += 1
         elif name not in distinct_images:
             excluded["not an image by its extension"] += 1
-        elif path is None:  # no top folder
+        elif path is None:  # the image is in no top folder
             excluded[OUTSIDE_CLASSES] += 1
         elif path.split is GivenSplit.VALIDATION:
             excluded[VALIDATION_LEFT_OUT] += 1
-        elif name in masks_beside_images:  # also in a class of masks
+        elif name in masks_beside_images:  # includes all files in a class of masks
             excluded["a mask beside its image"] += 1
             paths_beside_images.append(path)
         elif name in in_mask_folders or is_in_mask_subfolder(path):

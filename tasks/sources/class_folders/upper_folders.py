@@ -75,7 +75,7 @@ def _begin_with_wrapper(paths: Sequence[list[str]]) -> bool:
     first_parts = {path[0] for path in paths}
     if len(first_parts) != 1 or any(map(is_split_word, first_parts)):
         return False
-    return min(map(len, paths)) >= 3  # wrapper, class, image
+    return min(map(len, paths)) >= 3  # parts of a path: wrapper, class, image
 
 
 def _has_train_and_test(names: Iterable[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Check class names: one spelling per class, no measurements, no word for unknown."""
+"""Check class names. Each class has one spelling. No name is a measurement or means "unknown"."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def _check_unicode_forms(classes: set[str], request: RawRequest) -> None:
                 f"these class names look the same but differ in their Unicode characters: "
                 f"{' / '.join(map(ascii, same_form))}",
                 hint="Rename the folders or labels, so that each class has one spelling. A "
-                "file system or program often stores an accent as a character of its own",
+                "file system or program often stores an accent as a separate character",
             )
 
 
@@ -217,6 +217,6 @@ def _spelling_key(name: str) -> str:
     text = text.strip(QUOTES) or text
     text = SYNONYMS.get(text, text)
     try:
-        return f"number {Decimal(text).normalize() + 0}"  # adding 0 makes -0 equal 0
+        return f"number {Decimal(text).normalize() + 0}"  # adding 0 turns -0 into 0
     except ArithmeticError:
         return text

@@ -57,7 +57,7 @@ def check_id_spellings(rows: Rows, item_rows: Sequence[int], request: RawRequest
     first_rows: dict[str, int] = {}
     for row in item_rows:
         first_rows.setdefault(rows.group(row), row)
-    first_rows.pop("", None)  # an image without an id is a group of its own
+    first_rows.pop("", None)  # each image without an id is a separate group
     rows_by_id: defaultdict[str, list[int]] = defaultdict(list)
     for group, row in first_rows.items():
         rows_by_id[plain_id(group)].append(row)
@@ -69,7 +69,7 @@ def check_id_spellings(rows: Rows, item_rows: Sequence[int], request: RawRequest
         first_images = f"{first_of(map(rows.name, doubtful))}{rows.describe_numbering(doubtful)}"
         raise request.error(
             f"{len(doubtful)} group ids differ only in spelling (such as p0 and P0, or 7, 07 "
-            f"and 7.0); the first images with these ids are {first_images}",
+            f"and 7.0). The first images with these ids are {first_images}",
             hint="Spell each patient's id the same way everywhere",
         )
 

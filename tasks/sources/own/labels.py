@@ -101,7 +101,7 @@ def _class_of(raw_label: str, rows: Rows, label_map: Mapping[str, str], request:
 
 
 def _is_index(raw_label: str, length: int) -> bool:
-    """Return whether a raw label is an index into a list of this length, in decimal digits."""
+    """Return whether a raw label consists of digits and is an index into a list of this length."""
     return raw_label.isascii() and raw_label.isdigit() and int(raw_label) < length
 
 

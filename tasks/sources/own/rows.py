@@ -37,8 +37,8 @@ class Rows:
         columns: The choice of columns; None if the data have no columns.
         unused_cells: The columns that are not read, by name, if they have one value per row.
             Unless there are groups, the values are searched for ids of patients.
-        class_names: Class names that the data list, in the order of their indices 0, 1, ...;
-            empty if the data list none.
+        class_names: Class names that the data list, in the order of their indices. Empty
+            if the data contain no such list.
     """
 
     cells: Cells

@@ -14,6 +14,7 @@ from orchestrator.machine.locks import lock_file
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.workspace import Workspace
 from orchestrator.running.run_plan import RunPlan
+from search_spaces.errors import SetupError
 from tasks.sources.base import Item, Listing
 from tests.small_sweep import small_sweep
 
@@ -154,6 +155,17 @@ def test_a_root_that_cannot_be_made_is_refused(run, tmp_path):
     assert code == 2
     assert "cannot be used as the root" in err
     assert "Choose another folder with --root or ISWEEP_ROOT" in err
+
+
+def test_a_root_that_is_a_dangling_link_or_no_text_is_refused_with_the_reason(run, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "missing")
+    code, _, err = run("status", "smoke", at=str(tmp_path / "link"))
+    assert code == 2
+    assert "cannot be used as the root: it is a link to a missing folder. Choose" in err
+    with pytest.raises(
+        SetupError, match="/a\N{REPLACEMENT CHARACTER} cannot be used as the root: its name"
+    ):
+        RootPaths.at(f"{tmp_path}/a\udcff")
 
 
 def test_a_second_run_on_one_root_names_the_first(run, root):

@@ -561,7 +561,7 @@ def test_ray_is_started_again_after_a_timeout_and_no_folder_is_left(
     ray = SimpleNamespace(init=init, shutdown=lambda: shutdowns.append(1))
     ending = nullcontext()
     if expected_error is SetupError:
-        message = r"Ray did not start on this machine: The .* startup\. If the machine"
+        message = r"Ray did not start on this machine: The .* startup\. End other programs, and"
         ending = pytest.raises(SetupError, match=message)
     elif expected_error is KeyboardInterrupt:
         ending = pytest.raises(KeyboardInterrupt)
@@ -618,6 +618,12 @@ def test_a_removed_current_folder_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     folder.rmdir()
     with pytest.raises(SetupError, match="The current folder does not exist any more"):
+        check_process()
+
+
+def test_warnings_as_errors_are_refused_because_rays_dashboard_has_warnings(monkeypatch):
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
+    with pytest.raises(ConfigError, match=r"turns all warnings into errors\. Unset PYTHONWARNINGS"):
         check_process()
 
 

@@ -302,7 +302,8 @@ def test_a_file_in_the_place_of_a_result_folder_is_named_with_a_hint(tmp_path):
     (tmp_path / "trials" / record.trial_id).touch()  # a file in the place of a folder
     with pytest.raises(
         SetupError,
-        match=rf"/{record.trial_id}\S* cannot be written: File exists.*other file with this path, and",
+        match=rf"/result.json cannot be written, because (\S+/{record.trial_id}) is not a folder. "
+        r"Remove or rename \1, and run",
     ):
         store.save(record)
 

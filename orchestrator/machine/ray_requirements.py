@@ -1,0 +1,101 @@
+"""What Ray needs of this machine before a private cluster starts: bash, limits, disk and loopback.
+
+Without these checks, Ray waits for minutes or ends without a reason.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import socket
+import tempfile
+
+from search_spaces.errors import SetupError
+
+MIN_OPEN_FILES = 128
+"""Smallest limit of open files. Ray starts with 128, but not with 64."""
+MIN_ADDRESS_SPACE = 16 * 2**30
+"""Smallest limit of a process's address space, in bytes. Ray maps its object store into it. On a
+machine with 24 GiB, 30 GB suffice and 8 GB do not."""
+MIN_FREE_BYTES = 100 * 2**20
+"""Smallest free space of the temporary folder, in bytes, for Ray's sockets and logs."""
+LOOPBACK = "127.0.0.1"
+LOOPBACK_TIMEOUT_S = 5.0
+AGAIN = "and run the same command again"
+
+
+def check_ray_requirements() -> None:
+    """Check that Ray's processes can start on this machine.
+
+    Raises:
+        SetupError: bash is missing, a limit of this process is too small, the disk of the temporary
+            folder is full, or the loopback interface does not work.
+    """
+    _check_bash()
+    _check_limits()
+    _check_temporary_folder()
+    _check_loopback()
+
+
+def _check_bash() -> None:
+    if shutil.which("bash") is None:
+        raise SetupError(
+            "Ray starts its workers with bash, but no folder on PATH contains bash",
+            hint="Install bash, or add its folder to PATH",
+        )
+
+
+def _check_limits() -> None:
+    """Check the limits that a shell or a batch system sets for each process."""
+    # Ray itself raises the soft limit of open files to the hard limit.
+    _, open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _check_limit("open files", "ulimit -n", open_files, MIN_OPEN_FILES)
+    address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    _check_limit("bytes of address space", "ulimit -v", address_space, MIN_ADDRESS_SPACE)
+    # Ray's object store is one file, which is as large as a part of the memory.
+    file_size, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    _check_limit("bytes in a file", "ulimit -f", file_size, memory)
+
+
+def _check_limit(counted: str, command: str, limit: int, smallest: int) -> None:
+    """Raise a SetupError if a limit is smaller than ``smallest``.
+
+    Args:
+        counted: what the limit counts, in the plural.
+        command: shell command that sets the limit.
+        limit: the limit of this process.
+        smallest: smallest limit with which Ray starts.
+    """
+    if limit != resource.RLIM_INFINITY and limit < smallest:
+        raise SetupError(
+            f"This process may have {limit:,} {counted} ({command}), but Ray needs {smallest:,}",
+            hint=f"Raise this limit, {AGAIN}",
+        )
+
+
+def _check_temporary_folder() -> None:
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if free < MIN_FREE_BYTES:
+        raise SetupError(
+            f"The temporary folder {folder} has {free / 2**20:.0f} MiB free, but Ray needs "
+            f"{MIN_FREE_BYTES / 2**20:.0f} MiB",
+            hint=f"Free some space, or set TMPDIR to another folder, {AGAIN}",
+        )
+
+
+def _check_loopback() -> None:
+    """Check that a process of this machine can connect to another one."""
+    try:
+        with (
+            socket.create_server((LOOPBACK, 0)) as server,
+            socket.create_connection(server.getsockname(), timeout=LOOPBACK_TIMEOUT_S),
+        ):
+            pass
+    except OSError as error:
+        raise SetupError(
+            f"Processes of this machine cannot connect to each other at {LOOPBACK}: {error}",
+            hint=f"Enable the loopback interface, for example with `ip link set lo up`, {AGAIN}",
+        ) from error
