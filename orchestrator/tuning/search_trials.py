@@ -138,7 +138,7 @@ class SearchTrials(TrialSource):
         """See :class:`TrialSource`."""
         requested = self._search.running_trial(trial.trial_id)
         fields = self.record_fields(trial, report, attempt)
-        record = SearchRecord(**fields, role=requested.role, run=requested.run)
+        record = SearchRecord(**fields, role=requested.role, run=requested.seed)
         self.run.stored.save(record)
         self._stored_trials.records[trial.trial_id] = record
         self._search.add_result(trial.trial_id, cast("SearchResult", report.outcome))
@@ -171,7 +171,7 @@ class SearchTrials(TrialSource):
             record = RequestRecord(
                 trial_id=trial_id,
                 role=trial.role,
-                run=trial.run,
+                run=trial.seed,
                 spec=trial.spec,
                 data_fingerprint=self._fingerprints[prepared_id],
                 number=1 + max(numbers, default=-1),

@@ -45,7 +45,7 @@ def search(sweep):
     for request, exact in run_search(search):
         study = search.searches[request.combination.key]
         losses = [score.loss + rng.uniform(0, 0.01) for score in exact.curve]
-        study.results[request.point, request.run] = search_result(losses, str(exact.status))
+        study.results[request.point, request.seed] = search_result(losses, str(exact.status))
     # Noise may have made other points finalists.
     request = search.next_trial()
     while request is not None:
