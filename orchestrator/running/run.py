@@ -213,7 +213,7 @@ def _check_before_start(sweep: _SweepRun) -> None:
         sweep.stored = StoredResults.read(workspace.results_url, workspace.sweep_paths.index)
         sweep.check_stored(sweep.stored)
         if workspace.plan.sweep.predictions:
-            _mark_damaged_predictions(sweep)
+            _drop_damaged_predictions(sweep)
         preparation.check_raw(workspace, options.raw)
         check_feasible(workspace, options.raw)
         ids_to_run = {
@@ -230,9 +230,9 @@ def _check_before_start(sweep: _SweepRun) -> None:
     sweep.stored.retry = RetryWithBackoff(sweep.monitor.note)
 
 
-def _mark_damaged_predictions(sweep: _SweepRun) -> None:
-    """Mark missing and damaged predictions, so that this run computes them again."""
-    damaged = sweep.stored.mark_damaged_predictions(sweep.workspace.plan.trials_by_id)
+def _drop_damaged_predictions(sweep: _SweepRun) -> None:
+    """Drop missing and damaged predictions from memory, so that this run computes them again."""
+    damaged = sweep.stored.drop_damaged_predictions(sweep.workspace.plan.trials_by_id)
     if damaged.num_from_weights:
         sweep.monitor.note(
             "isweep computes missing or damaged predictions again from stored weights, for "

@@ -23,7 +23,7 @@ from orchestrator.results.outlines import TrialOutline
 from orchestrator.results.records import FailureKind, StoredRecord, TrialRecord
 from orchestrator.results.storage import RetryWithBackoff, StorageAway
 from orchestrator.results.store import R, ResultStore, Scan
-from orchestrator.results.stored_results import Records, StoredResults
+from orchestrator.results.stored_results import StoredResults, TrialRecords
 from orchestrator.results.sweep_tracking import tracking_session
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.progress import Progress
@@ -488,7 +488,7 @@ class World:
         met = self.outside.met
         kills = len(self.killed_at)
         store = self.reader
-        stored = StoredResults(store, Records(store, {}, {}), {}, {}, [])
+        stored = StoredResults(store, TrialRecords(store, {}, {}), {}, {}, [])
         sweep = self.sweep_kind(self.size, self.data, stored)
         records, problems = sweep.check_records(bool(self.outside.hit))
         failed = Counter(failure.trial_id for failure in self.reported_failures)
