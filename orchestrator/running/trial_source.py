@@ -30,7 +30,7 @@ from orchestrator.running.actors import ActorHandles
 from orchestrator.running.messages import TrialAssignment, TrialReport
 from orchestrator.running.progress import Progress
 from orchestrator.running.queue import TrialQueue
-from orchestrator.running.workers.perform import Perform, perform_trial
+from orchestrator.running.workers.perform import TrialFunction, perform_trial
 from search_spaces.specs import Domain, NetworkSpec, SubsetSpec, TrialSpec
 from tasks.prepared.subsets import TrialData
 from tasks.trials.records import EpochRecord, EpochScore, TrialResult
@@ -98,7 +98,7 @@ class TrialSource:
         earlier_attempts: number of attempts in earlier runs, by trial id.
     """
 
-    perform: Perform
+    perform: TrialFunction
 
     def __init__(self, run: RunContext, queue: TrialQueue, trials: dict[str, TrialSpec]) -> None:
         self.run = run
