@@ -77,7 +77,7 @@ class Permutation(NamedTuple):
         p_value: Share of the permutations whose statistic is at least as extreme as the
             observed.
         num_orders: Number of permutations that were tried.
-        is_complete: Whether all possible permutations were tried.
+        is_complete: True if all possible permutations were tried.
         smallest_p: Smallest p-value that these permutations can give.
     """
 

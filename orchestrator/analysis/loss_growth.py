@@ -156,7 +156,7 @@ class GrowthCurve:
         label_sharpness: K_F of the dataset, on the scale of the sweep. If d_data or K_F is
             None, neither is used.
         pilot: Small trainings on the dataset.
-        informed: Whether d_data and K_F are used. If None, they are used if they improve the
+        informed: True if d_data and K_F are used. If None, they are used if they improve the
             predictions for left-out datasets.
     """
 

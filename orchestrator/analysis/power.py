@@ -167,7 +167,7 @@ class Design:
         datasets: Name, domain and number of class pairs of each dataset.
         models: Names of the networks.
         train_sizes: Train sizes.
-        has_attacks: Whether networks are attacked, which adds one question.
+        has_attacks: True if networks are attacked, which adds one question.
     """
 
     def __init__(
@@ -364,7 +364,7 @@ class Power:
         alone: Share of the tables with p ≤ 0.05 before correction, by key of the question.
         adjusted: Share of the tables that decide a question after Holm's correction, by its
             key.
-        has_attacks: Whether the question on attacks counts in the correction.
+        has_attacks: True if the question on attacks counts in the correction.
         gpu_hours: Cost of the plan, in GPU-hours; None without a plan.
         experiment: Power of the plan's experiment; None if there is none.
     """

@@ -56,7 +56,7 @@ class Prediction:
         value: The prediction; None if no prediction is possible.
         interval: 90 % interval, in which None is an end without a bound. The whole field is
             None if no interval is known.
-        extrapolating: Whether N, d_data or K_F lies outside the range of the sweep.
+        extrapolating: True if N, d_data or K_F lies outside the range of the sweep.
         warning: Warnings, separated by semicolons and without a final period.
         shorter: Share by which d_data, K_F and the pilot shorten the interval of log loss;
             None without a bounded interval.

@@ -26,7 +26,7 @@ class _Kind:
     """Groups of one kind: groups of one column, or of both columns of a pair.
 
     Attributes:
-        is_of_kind: Whether a group is of this kind, ``(G,)``.
+        is_of_kind: True if a group is of this kind, ``(G,)``.
         num_places: Number of columns with groups of this kind.
         num_in_smallest_place: Number of groups in the column with the fewest groups.
     """
@@ -62,7 +62,7 @@ class Groups:
         unit: Index of each row's unit, ``(n,)``.
         unit_names: Names of the units, ``(U,)``.
         names: Names of the groups, ``(G,)``.
-        crossed: Whether units are combinations of several columns.
+        crossed: True if units are combinations of several columns.
         classes_of_pairs: Codes of both groups of each unit, ``(U, 2)``, if the two columns of
             groups are the places of a pair; else None.
     """
@@ -78,7 +78,7 @@ class Groups:
         Args:
             table: Rows with the columns of groups.
             columns: Columns of groups.
-            pairs: Whether all columns contain names of the same kind, for example both classes
+            pairs: True if all columns contain names of the same kind, for example both classes
                 of a pair.
         """
         labels = table[list(columns)].astype(str)

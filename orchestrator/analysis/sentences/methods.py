@@ -50,7 +50,7 @@ def methods_paragraph(
         plan: The plan of the sweep.
         records: Stored results by trial id. Results of trials that the plan lacks are not
             counted.
-        has_groups: Whether the images of a prepared dataset form groups, such as patients.
+        has_groups: True if the images of a prepared dataset form groups, such as patients.
     """
     done = [records[trial_id] for trial_id in plan.trials_by_id if trial_id in records]
     return [

@@ -596,7 +596,7 @@ def _of_fitted_networks(fit: RepresentationFit, *, counts_above: bool) -> Iterat
 
     Args:
         fit: The counts.
-        counts_above: Whether points with d_repr above d_data are counted, and not the others.
+        counts_above: True if points with d_repr above d_data are counted, and not the others.
     """
     if not fit.num_unfitted:
         return
