@@ -297,7 +297,7 @@ def _effects(
         changes: Changes from base to arm.
         response: The response.
         of_bases: Points of the bases, for their exponents.
-        bases: World -> dataset name of its base.
+        bases: Dataset name of the base of each world.
         on_training: True if arms change training images alone.
     """
     of_sharpness = changes[changes["moves"] == "sharpness"]
@@ -392,7 +392,7 @@ def judged(effect: Effect, shows: Mapping[str, Sequence[str]]) -> Effect:
 
     Args:
         effect: The effect, with its value in each world.
-        shows: World -> the classes that its images show.
+        shows: Classes that the images of each world show.
     """
     if not effect.by_world:
         return effect

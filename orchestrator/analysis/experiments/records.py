@@ -84,7 +84,7 @@ class Effect:
         interval: 95 % interval of the mean.
         p_zero: p-value against no effect.
         p_theory: p-value against the law's value.
-        by_world: World -> its value.
+        by_world: Value of each world, by its name.
         num_cells: Number of pairs of arm and base, of equal model and N.
         num_at_chance: Number of pairs left out because their base has at least the chance
             loss.

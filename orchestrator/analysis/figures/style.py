@@ -98,7 +98,7 @@ def dataset_marks(domains: dict[str, str]) -> dict[str, Mark]:
     """Return a mark per dataset: markers differ throughout, colors by domain.
 
     Args:
-        domains: Dataset -> domain.
+        domains: Domain of each dataset.
     """
     marks: dict[str, Mark] = {}
     shades = {domain: cycle(colors) for domain, colors in SHADES.items()}

@@ -32,7 +32,7 @@ class SharpnessScale:
 
     Attributes:
         comparable: True if K_F is compared between datasets.
-        policy: What to do about unequal scales.
+        policy: Choice about unequal scales: ``refuse`` or ``ignore``.
         note: A sentence on unequal or unknown scales; empty if there is one scale.
         scales: Each scale as text, with its datasets.
     """
