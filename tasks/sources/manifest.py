@@ -130,8 +130,8 @@ def list_table(request: RawRequest) -> Listing:
     if not paths:
         raise request.error("the table has a header, but no rows", hint="Add a row for each image")
     has_volumes = _has_volumes(paths, request)
-    rows = _rows_of_tables(tables, joined, has_volumes)
-    dataset_flags = []
+    rows = _rows_of_tables(tables, joined, columns, has_volumes)
+    flags = {}
     slices: list[int | None] = [None] * len(paths)
     base_listing = Listing(intensity=INTENSITY)
     if has_volumes:
@@ -143,23 +143,19 @@ def list_table(request: RawRequest) -> Listing:
             one_image_per_item=None not in slices,
         )
     elif "slice" in joined.cells:
-        dataset_flags.append("columns not used: slice")
-    flags = _mislabeled_folders(joined.cells)
+        flags["columns not used: slice"] = len(paths)
+    flags |= _mislabeled_folders(joined.cells)
     flags["sheet of the workbook that is not read"] = sum(table.other_sheets for table in tables)
     excluded = _check_files(rows, has_volumes, request)
-    listing = own_listing(
-        rows,
-        request,
-        columns=columns,
-        unused_cells=joined.join([table.unused_cells for table in tables]),
-        dataset_flags=dataset_flags,
-        base_listing=replace(base_listing, flags=flags, excluded=excluded),
-    )
+    base_listing = replace(base_listing, flags=flags, excluded=excluded)
+    listing = own_listing(rows, request, base_listing)
     _check_no_repeats(rows, slices, request)
     return listing
 
 
-def _rows_of_tables(tables: Sequence[PathTable], joined: JoinedTables, has_volumes: bool) -> Rows:
+def _rows_of_tables(
+    tables: Sequence[PathTable], joined: JoinedTables, columns: Columns, has_volumes: bool
+) -> Rows:
     """Return the rows of all tables. The field ``details`` keeps its default."""
 
     def table_of(row: int) -> PathTable:
@@ -178,6 +174,8 @@ def _rows_of_tables(tables: Sequence[PathTable], joined: JoinedTables, has_volum
         default_group=lambda row: paths[row] if has_volumes else "",
         image_path=paths.__getitem__,
         file_split=lambda row: parse_split(table_of(row).folder),
+        columns=columns,
+        unused_cells=joined.join([table.unused_cells for table in tables]),
     )
 
 

@@ -138,18 +138,14 @@ def list_parquet(request: RawRequest) -> Listing:
         locator=locator,
         name=row_name,
         file_split=lambda row: splits[joined.table_of(row)],
+        columns=columns,
+        unused_cells=joined.join([table.unused_cells for table in tables]),
+        class_names=label_names,
     )
     excluded = count_hidden(folder_content.hidden, is_parquet_name)
     excluded["not a .parquet by its extension"] = len(folder_content.files) - len(names)
     base_listing = Listing(excluded=excluded, intensity=INTENSITY)
-    return own_listing(
-        rows,
-        request,
-        columns=columns,
-        unused_cells=joined.join([table.unused_cells for table in tables]),
-        class_names=label_names,
-        base_listing=base_listing,
-    )
+    return own_listing(rows, request, base_listing)
 
 
 @dataclass(frozen=True)

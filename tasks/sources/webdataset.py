@@ -104,15 +104,11 @@ def list_samples(request: RawRequest) -> Listing:
         image_path=lambda row: samples[row].image,
         group_hint="add the key `group` to each .json",
         file_split=lambda row: split_by_shard[samples[row].shard],
-    )
-    base_listing = Listing(excluded=excluded, skipped=skipped, intensity=INTENSITY)
-    return own_listing(
-        rows,
-        request,
         columns=columns,
         unused_cells={column: cells_of(column) for column in columns.unused},
-        base_listing=base_listing,
     )
+    base_listing = Listing(excluded=excluded, skipped=skipped, intensity=INTENSITY)
+    return own_listing(rows, request, base_listing)
 
 
 def _is_shard(name: str) -> bool:

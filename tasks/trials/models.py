@@ -195,11 +195,24 @@ def _build_isweep(spec: ModelSpec, options: _BuildOptions) -> nn.Module:
             if not name.startswith("_")
         ]
         raise unknown_name("isweep architecture", spec.architecture, architectures)
-    network: nn.Module = function(
-        num_outputs=options.num_outputs,
-        in_channels=options.in_channels,
-        image_size=options.image_size,
-    )
+    in_file = f"{spec.architecture} in tasks/trials/networks.py"
+    arguments = {
+        "num_outputs": options.num_outputs,
+        "in_channels": options.in_channels,
+        "image_size": options.image_size,
+    }
+    own_arguments = inspect.signature(function).parameters
+    if own_arguments.keys() != arguments.keys():
+        raise ConfigError(
+            f"The function {in_file} has the arguments {', '.join(own_arguments)}",
+            hint=f"Give it the arguments {', '.join(arguments)}",
+        )
+    network = function(**arguments)
+    if not isinstance(network, nn.Module):
+        raise ConfigError(
+            f"The function {in_file} returned an object of type {type(network).__name__}",
+            hint="Return a torch.nn.Module",
+        )
     return network
 
 
@@ -314,6 +327,8 @@ def _check_forward(spec: ModelSpec, model: PixelModel, options: _BuildOptions) -
         returned = str(tuple(logits.shape))
     network_name = f"{spec.library} {spec.architecture}"
     hint = "Choose an architecture for classification"
+    if spec.library == "isweep":
+        hint = f"Correct the function {spec.architecture} in tasks/trials/networks.py"
     if is_user_network:
         network_name = f"Your network {spec.architecture}"
         hint = CORRECT_FORWARD

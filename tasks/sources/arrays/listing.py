@@ -169,23 +169,18 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         name=images.name,
         file_split=images.split,
         details=images.details,
+        columns=cells.columns,
+        unused_cells=cells.unused,
+        class_names=class_names,
     )
     base_listing = Listing(
         dtype="uint8" if scale.limits is None else "float32",
         block_size=BLOCK_IMAGES,
         intensity=scale.rule,
         excluded={VALIDATION_LEFT_OUT: found_arrays.num_validation},
+        flags=dict.fromkeys(unused_array_flags(file, found_arrays), num_images),
     )
-    return own_listing(
-        rows,
-        request,
-        columns=cells.columns,
-        unused_cells=cells.unused,
-        dataset_flags=unused_array_flags(file, found_arrays),
-        class_names=class_names,
-        sort_classes=sort_classes,
-        base_listing=base_listing,
-    )
+    return own_listing(rows, request, base_listing, sort_classes=sort_classes)
 
 
 def array_reader(file: ArrayFile) -> Reader:

@@ -92,7 +92,8 @@ def list_folder(request: RawRequest) -> Listing:
     if layout == "group/class":
         left_out_folders = left_out_folders | _folders_in_place_of_classes(scan.image_paths)
     _check_two_classes(images, left_out_folders, excluded[OUTSIDE_CLASSES], tree, request)
-    flags = _flag_empty_folders(tree, images, scan, layout)
+    flags = dict.fromkeys(layout_flags, len(images))
+    flags |= _flag_empty_folders(tree, images, scan, layout)
     flags |= _folder_flags(images, left_out_folders, scan)
     locators = [tree.locator(image.path.name) for image in images]
     rows = Rows(
@@ -106,14 +107,9 @@ def list_folder(request: RawRequest) -> Listing:
         group_hint="put all images of a patient into a subfolder of the class",
         file_split=lambda row: images[row].path.split,
     )
-    return own_listing(
-        rows,
-        request,
-        dataset_flags=layout_flags,
-        # Names are sorted as text, even if they are numbers, as in torchvision's ImageFolder.
-        sort_classes=sorted,
-        base_listing=Listing(flags=flags, excluded=excluded, intensity=INTENSITY),
-    )
+    base_listing = Listing(flags=flags, excluded=excluded, intensity=INTENSITY)
+    # Names are sorted as text, even if they are numbers, as in torchvision's ImageFolder.
+    return own_listing(rows, request, base_listing, sort_classes=sorted)
 
 
 def _images_of_classes(image_paths: Sequence[ImagePath], layout: Layout) -> list[ClassImage]:

@@ -129,7 +129,7 @@ def _has_copies(paths: Sequence[str]) -> bool:
 
 
 def patient_class_flags(num_images: Mapping[str, int]) -> dict[str, int]:
-    """Return a flag if the classes may be the patients of one class: doubt -> number of images.
+    """Return a flag if the classes may be the patients of one class: flag -> number of images.
 
     Then the user chose the folder of one class, and the folder above it has the classes.
 
@@ -139,12 +139,12 @@ def patient_class_flags(num_images: Mapping[str, int]) -> dict[str, int]:
     patients = [name for name in num_images if PATIENT_IN_PATH.fullmatch(name.lower())]
     if len(patients) < max(MIN_PATIENT_CLASSES, MIN_SHARE_WITH_PATIENT * len(num_images)):
         return {}
-    doubt = "class names look like patients of one class. If so, use the folder above"
-    return {doubt: sum(map(num_images.__getitem__, patients))}
+    flag = "class names look like patients of one class. If so, use the folder above"
+    return {flag: sum(map(num_images.__getitem__, patients))}
 
 
-def patient_name_doubt(paths: Sequence[str], classes: Sequence[str]) -> str:
-    """Return a doubt, in words, if the names of image files look like patients; else an empty text.
+def describe_patient_names(paths: Sequence[str], classes: Sequence[str]) -> str:
+    """Format how the names of image files look like patients. Return an empty text if they do not.
 
     Args:
         paths: Path of the file of each image that has no group.

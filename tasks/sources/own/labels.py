@@ -8,7 +8,7 @@ one class have in plans and results. Three things decide the class: the raw labe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from tasks.sources.base import RawRequest
 from tasks.sources.own.class_names import LABEL_MAP_HINT, check_class_names
@@ -17,11 +17,7 @@ from tasks.sources.own.words import is_missing
 from tasks.sources.tables import MAX_NAMED, NOT_ONE_VALUE
 
 
-def find_classes(
-    rows: Rows,
-    request: RawRequest,
-    class_names: Sequence[str] = (),
-) -> list[str]:
+def find_classes(rows: Rows, request: RawRequest) -> list[str]:
     """Return the class of each row.
 
     The first of these rules that applies to a raw label decides its class:
@@ -33,17 +29,16 @@ def find_classes(
     3. The class is the raw label.
 
     Args:
-        rows: The rows. Only their raw labels are used.
+        rows: The rows. Only their raw labels and the listed class names are used.
         request: The request, with the dataset's ``label_map``.
-        class_names: Class names that the data list, in the order of their indices. Empty if the
-            data contain no such list.
 
     Raises:
-        DataError: A raw label is missing, a list, bytes, or not an index into ``class_names``.
-            Or ``class_names`` has a class twice. Or ``label_map`` has a label that the data
+        DataError: A raw label is missing, a list, bytes, or not an index into the class names.
+            Or the data list a class name twice. Or ``label_map`` has a label that the data
             lack. Or a class name breaks a rule of :func:`check_class_names`.
     """
     raw_labels = rows.cells["label"]
+    class_names = rows.class_names
     label_map = dict(request.dataset.label_map)
     if class_names:
         check_class_names(class_names, request)
@@ -55,7 +50,7 @@ def find_classes(
             )
     class_by_label = {}
     for raw_label in dict.fromkeys(raw_labels):
-        class_by_label[raw_label] = _class_of(raw_label, rows, request, label_map, class_names)
+        class_by_label[raw_label] = _class_of(raw_label, rows, label_map, request)
     _check_label_map(label_map, {*class_by_label, *class_names}, request)
     if NOT_ONE_VALUE in class_by_label and NOT_ONE_VALUE not in label_map:
         raise request.error(
@@ -81,13 +76,7 @@ def find_classes(
     return [class_by_label[raw_label] for raw_label in raw_labels]
 
 
-def _class_of(
-    raw_label: str,
-    rows: Rows,
-    request: RawRequest,
-    label_map: Mapping[str, str],
-    class_names: Sequence[str],
-) -> str:
+def _class_of(raw_label: str, rows: Rows, label_map: Mapping[str, str], request: RawRequest) -> str:
     """Return the class of the rows with this raw label, see :func:`find_classes`.
 
     Raises:
@@ -98,6 +87,7 @@ def _class_of(
     mapped_class = label_map.get(raw_label.strip())
     if mapped_class is not None:
         return mapped_class
+    class_names = rows.class_names
     if not class_names or is_missing(raw_label):
         return raw_label
     if not _is_index(raw_label, len(class_names)):

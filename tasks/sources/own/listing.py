@@ -14,7 +14,7 @@ from tasks.array_types import Int64Array
 from tasks.sources.base import Item, Listing, RawRequest
 from tasks.sources.nifti import is_nifti_name
 from tasks.sources.own.class_names import sort_labels
-from tasks.sources.own.columns import TRAITS, Cells, Columns
+from tasks.sources.own.columns import TRAITS
 from tasks.sources.own.groups import (
     check_groups,
     check_id_spellings,
@@ -22,9 +22,9 @@ from tasks.sources.own.groups import (
     similar_id_flags,
 )
 from tasks.sources.own.hidden_groups import (
+    describe_patient_names,
     find_group_like,
     patient_class_flags,
-    patient_name_doubt,
 )
 from tasks.sources.own.labels import find_classes
 from tasks.sources.own.rows import Rows
@@ -65,11 +65,11 @@ def count_hidden(names: Iterable[str], is_readable: Callable[[str], bool]) -> di
     return {HIDDEN: count}
 
 
-def named_flags(doubt: str, names: Sequence[str], max_named: int) -> dict[str, int]:
+def named_flags(flag: str, names: Sequence[str], max_named: int) -> dict[str, int]:
     """Return one flag for each of the first ``max_named`` names, and one that counts the others."""
-    flags = {f"{doubt}: {name}": 1 for name in names[:max_named]}
+    flags = {f"{flag}: {name}": 1 for name in names[:max_named]}
     if len(names) > max_named:
-        flags[f"other {doubt}"] = len(names) - max_named
+        flags[f"other {flag}"] = len(names) - max_named
     return flags
 
 
@@ -119,32 +119,23 @@ class RowItems(Sequence[Item]):
 def own_listing(
     rows: Rows,
     request: RawRequest,
-    *,
-    columns: Columns | None = None,
-    unused_cells: Cells | None = None,
-    dataset_flags: Iterable[str] = (),
-    class_names: Sequence[str] = (),
-    sort_classes: Callable[[Iterable[str]], list[str]] = sort_labels,
     base_listing: Listing,
+    *,
+    sort_classes: Callable[[Iterable[str]], list[str]] = sort_labels,
 ) -> Listing:
     """Return the listing of a user's data, with an item for every row outside a validation split.
 
     Args:
         rows: The rows that the source read.
         request: The dataset, and the key of hashes in messages.
-        columns: The choice of columns; None if the data have no columns.
-        unused_cells: The columns that are not read, by name, if they have one value per row.
-            Unless there are groups, the values are searched for ids of patients.
-        dataset_flags: Further flags of the whole dataset, in words.
-        class_names: Names of the labels 0, 1, ... if the data have such names.
-        sort_classes: Sorts the names of the classes.
         base_listing: A listing without items and classes. The result is this listing with the
             items and classes, and with further counts of excluded rows and flags.
+        sort_classes: Sorts the names of the classes.
 
     Raises:
         DataError: Labels, groups or splits break a rule of :mod:`tasks.sources.own`.
     """
-    class_of_row = find_classes(rows, request, class_names)
+    class_of_row = find_classes(rows, request)
     splits = _row_splits(rows, request)
     check_groups(rows, request)
     item_rows = []
@@ -153,35 +144,33 @@ def own_listing(
         if split is not GivenSplit.VALIDATION:
             item_rows.append(row)
             item_classes.append(class_of_row[row])
-    num_validation = len(splits) - len(item_rows)
     classes = tuple(sort_classes(set(item_classes)))
+    num_validation = len(splits) - len(item_rows)
     _check_two_classes(classes, num_validation, request)
     check_id_spellings(rows, item_rows, request)
     check_no_group_in_both_splits(rows, item_rows, splits, request)
-    excluded = Counter(base_listing.excluded) + Counter({VALIDATION_LEFT_OUT: num_validation})
-    if columns is not None:
-        group_like = []
-        if unused_cells is not None and "group" not in rows.cells:
-            group_like = find_group_like(unused_cells, class_of_row)
-        dataset_flags = (*columns.flags(group_like), *dataset_flags)
-    flag_counts = dict.fromkeys(dataset_flags, len(splits)) | base_listing.flags
-    flag_counts |= _split_flags(rows, splits, excluded[VALIDATION_LEFT_OUT])
-    flag_counts |= similar_id_flags(rows, item_rows)
-    flag_counts |= _patient_name_flags(rows, class_of_row)
-    num_images_by_class = Counter(item_classes)
-    flag_counts |= patient_class_flags(num_images_by_class)
-    flag_counts |= similar_class_flags(num_images_by_class)
     index_of_class = {name: index for index, name in enumerate(classes)}
-    label_map = dict(request.dataset.label_map)
-    absent = [name for name in class_names if label_map.get(name, name) not in index_of_class]
-    flag_counts |= named_flags("class without an image", absent, MAX_NAMED)
     labels = np.array([index_of_class[name] for name in item_classes], np.int64)
+    # The items outlive this function. They do not need the unused columns, which may be large.
+    rows_of_items = replace(rows, unused_cells={})
+    items = RowItems(rows_of_items, np.array(item_rows, np.int64), labels, splits)
+    # The source may also have left out validation images. The sum of counters drops zeros.
+    excluded = Counter(base_listing.excluded) + Counter({VALIDATION_LEFT_OUT: num_validation})
+    num_images_by_class = Counter(item_classes)
+    flags = _column_flags(rows, class_of_row)
+    flags |= base_listing.flags
+    flags |= _split_flags(rows, splits, excluded[VALIDATION_LEFT_OUT])
+    flags |= similar_id_flags(rows, item_rows)
+    flags |= _patient_name_flags(rows, class_of_row)
+    flags |= patient_class_flags(num_images_by_class)
+    flags |= similar_class_flags(num_images_by_class)
+    flags |= _absent_class_flags(rows.class_names, classes, request)
     return replace(
         base_listing,
-        items=RowItems(rows, np.array(item_rows, np.int64), labels, splits),
+        items=items,
         label_names=classes,
         excluded=dict(excluded),
-        flags=flag_counts,
+        flags=flags,
     )
 
 
@@ -211,7 +200,8 @@ def _row_splits(rows: Rows, request: RawRequest) -> list[GivenSplit]:
     Raises:
         DataError: A cell is not a word for a split, or contradicts the name of the row's file.
     """
-    file_splits = list(map(rows.file_split, range(len(rows.cells["label"]))))
+    row_indices = range(len(rows.cells["label"]))
+    file_splits = list(map(rows.file_split, row_indices))
     cells = rows.cells.get("split")
     if cells is None:
         return file_splits
@@ -239,12 +229,24 @@ def _row_splits(rows: Rows, request: RawRequest) -> list[GivenSplit]:
     return splits
 
 
-def _split_flags(
-    rows: Rows,
-    splits: Sequence[GivenSplit],
-    num_validation: int,
-) -> dict[str, int]:
-    """Return flags about the splits: doubt -> number of rows that it concerns."""
+def _column_flags(rows: Rows, class_of_row: Sequence[str]) -> dict[str, int]:
+    """Return flags for the choice of columns and for unused columns, with the number of rows."""
+    if rows.columns is None:
+        return {}
+    group_like = []
+    if "group" not in rows.cells:
+        group_like = find_group_like(rows.unused_cells, class_of_row)
+    return dict.fromkeys(rows.columns.flags(group_like), len(class_of_row))
+
+
+def _split_flags(rows: Rows, splits: Sequence[GivenSplit], num_validation: int) -> dict[str, int]:
+    """Return flags for rows without a split, and for validation images without a test split.
+
+    Args:
+        rows: All rows.
+        splits: Split of every row.
+        num_validation: Number of images that are left out because of a validation split.
+    """
     flags = {}
     num_without = splits.count(GivenSplit.NONE)
     if "split" in rows.cells and num_without:
@@ -266,8 +268,18 @@ def _patient_name_flags(rows: Rows, class_of_row: Sequence[str]) -> dict[str, in
         if has_no_header and rows.group(row) in ("", path):
             paths.append(path)
             classes.append(class_name)
-    doubt = patient_name_doubt(paths, classes)
-    if not doubt:
+    description = describe_patient_names(paths, classes)
+    if not description:
         return {}
-    text = f"{doubt}: do images of one patient belong together? If so, {rows.group_hint}"
-    return {text: len(paths)}
+    question = "do images of one patient belong together?"
+    return {f"{description}: {question} If so, {rows.group_hint}": len(paths)}
+
+
+def _absent_class_flags(
+    listed_classes: Sequence[str], classes: Sequence[str], request: RawRequest
+) -> dict[str, int]:
+    """Return flags for the class names in the data that are not a class of the listing."""
+    label_map = dict(request.dataset.label_map)
+    present = set(classes)
+    absent = [name for name in listed_classes if label_map.get(name, name) not in present]
+    return named_flags("class without an image", absent, MAX_NAMED)

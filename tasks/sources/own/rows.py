@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from search_spaces.errors import plural
 from tasks.sources.base import first_of
-from tasks.sources.own.columns import Cells
+from tasks.sources.own.columns import Cells, Columns
 from tasks.sources.own.splits import GivenSplit
 
 FROM_ZERO = "the first row is 0"
@@ -34,6 +34,11 @@ class Rows:
         group_hint: Hint for the user about adding groups to the data.
         file_split: Returns the split that the name of a row's file or folder states.
         details: Returns the details of a row's item.
+        columns: The choice of columns; None if the data have no columns.
+        unused_cells: The columns that are not read, by name, if they have one value per row.
+            Unless there are groups, the values are searched for ids of patients.
+        class_names: Class names that the data list, in the order of their indices. Empty
+            if the data contain no such list.
     """
 
     cells: Cells
@@ -45,6 +50,9 @@ class Rows:
     group_hint: str = "add a column `group`"
     file_split: Callable[[int], GivenSplit] = lambda _: GivenSplit.NONE
     details: Callable[[int], tuple[str | int | float | None, ...]] = lambda _: ()
+    columns: Columns | None = None
+    unused_cells: Cells = field(default_factory=dict)
+    class_names: Sequence[str] = ()
 
     def group(self, row: int) -> str:
         """Return the group id of a row."""

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from search_spaces.errors import ConfigError
+from tasks.trials import networks
 from tasks.trials.isolation import deterministic
 from tasks.trials.models import num_parameters
 from tasks.trials.networks import PoolsFirst
@@ -94,6 +95,35 @@ def test_a_network_that_cannot_be_built_is_refused(name, changes, message):
     library, architecture = name.split()
     with pytest.raises(ConfigError, match=message):
         built(architecture, library, **changes)
+
+
+def misspelt(*, num_output, in_channels, image_size):
+    raise AssertionError("not called")
+
+
+def no_network(*, num_outputs, in_channels, image_size):
+    return [num_outputs]
+
+
+def wrong_shape(*, num_outputs, in_channels, image_size):
+    return nn.Sequential(nn.Flatten(), nn.Linear(image_size**2, num_outputs + 1))
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (
+            misspelt,
+            "has the arguments num_output, in_channels, image_size.* Give it .* num_outputs,",
+        ),
+        (no_network, r"returned an object of type list\. Return a torch\.nn\.Module"),
+        (wrong_shape, r"returned \(1, 3\) .*Correct the function new in tasks/trials/networks\.py"),
+    ],
+)
+def test_a_wrong_function_of_isweeps_networks_is_named(monkeypatch, function, message):
+    monkeypatch.setattr(networks, "new", function, raising=False)
+    with pytest.raises(ConfigError, match=message):
+        built("new", "isweep")
 
 
 def test_the_small_network_trains_like_its_plain_layers_bit_by_bit():
