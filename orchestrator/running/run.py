@@ -209,7 +209,7 @@ def _check_before_start(sweep: _SweepRun) -> None:
     sweep.lock_root()
     workspace = sweep.workspace
     options = sweep.options
-    with workspace.recorded_while_checked():
+    with workspace.write_sweep_file_if_valid():
         sweep.stored = StoredResults.read(workspace.results_url, workspace.sweep_paths.index)
         sweep.check_stored(sweep.stored)
         if workspace.plan.sweep.predictions:

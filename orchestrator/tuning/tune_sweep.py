@@ -66,7 +66,7 @@ class _Tuning(SweepCommand):
         options = self.options
         self.lock_root()
         if not workspace.sweep_paths.sweep_file.is_file():
-            workspace.record()  # the file of a sweep that was run stays as it is
+            workspace.write_sweep_file()  # the file of a sweep that was run stays as it is
         check_models(workspace.plan, ())
         check_raw(workspace, options.raw)
         check_feasible(workspace, options.raw)

@@ -15,7 +15,7 @@ from typing import Any
 
 from orchestrator.machine.cluster import Cluster, Resources
 from orchestrator.machine.locks import EXPIRES_S, InUseError, Lease
-from orchestrator.machine.ray_folders import remove_leftovers
+from orchestrator.machine.ray_folders import remove_abandoned_folders
 from orchestrator.results import columns
 from orchestrator.results.mlflow_pages import SWEEP_KEY, Page
 from orchestrator.results.mlflow_runs import KEY_TAG, STORAGE_TAG, SweepRuns
@@ -281,7 +281,7 @@ class World:
             self._check_lease(process, started_at)
             try:
                 dead = [*self.killed_at]
-                remove_leftovers(processes)
+                remove_abandoned_folders(processes)
                 processes.check_orphans(dead)
                 with processes.cluster():
                     self._sweep(process, clock, storage, say)
