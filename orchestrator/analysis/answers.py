@@ -21,17 +21,17 @@ Verdict = Literal[
 asked after somebody had seen the data. It is ``described`` if no test compares the number with
 a null value."""
 Family = Literal["", "headline questions", "class pairs", "ledger", "table"]
-"""Name of a family of tests, whose p-values are adjusted together; empty without
-adjustment."""
+"""Name of a family of tests. The p-values of a family are adjusted together. The name is empty if
+no p-value is adjusted."""
 Alternative = Literal["two-sided", "rise", "untested"]
 """Side of the null value on which a result counts as an effect: both sides (``two-sided``),
 above the null value (``rise``), or no side because there is no test (``untested``)."""
 NOTABLE_P = 0.1
-"""Largest p before correction with which isweep prints that an estimate rests on one
-dataset."""
+"""Limit of a p-value before correction. Only up to this limit, isweep prints that an estimate
+depends on one dataset."""
 DECISIVE_SHARE = 0.5
-"""Share of an estimate. An estimate rests on one dataset, class or group if, without this one,
-the estimate is smaller than this share."""
+"""Share of an estimate. An estimate depends on one dataset, class or group if the estimate without
+it is smaller than this share of the estimate with it."""
 VERDICTS: tuple[Verdict, ...] = (
     "supported",
     "contradicted",
@@ -46,8 +46,8 @@ VERDICTS: tuple[Verdict, ...] = (
 def is_significant(adjusted_p: float | None, interval: Interval | None, null: float = 0.0) -> bool:
     """Return whether an estimate differs from its null value after correction.
 
-    It does if the adjusted p-value is at most 0.05 and the interval excludes the null value.
-    With an unknown p-value or interval, return False.
+    It differs if the adjusted p-value is at most 0.05 and the interval excludes the null value.
+    Return False if the p-value or the interval is unknown.
     """
     if adjusted_p is None or interval is None or adjusted_p > LEVEL:
         return False
@@ -64,15 +64,16 @@ class Question:
         text: The question in plain words.
         claim: The statement that a verdict supports or contradicts.
         reverse: The opposite statement, for a contradicted claim.
-        estimand: The number that decides, in the words of the field.
-        null: Value of the number without an effect.
-        expected_sign: 1 if the claim expects a value above the null value, −1 if below.
+        estimand: The number that decides the answer, in the words of the field.
+        null: Value of the number if there is no effect.
+        expected_sign: 1 if the claim expects a value above the null value, −1 if it expects a value
+            below.
         power_of: The effect whose power is computed, in words.
         source: Number of the claim in the study.
         published: The study's result.
-        is_share: Whether the number is a share, printed in per cent.
-        alternative: On which side of the null value a result counts in the test. ``untested``
-            if no null value decides the question.
+        is_share: True if the number is a share. Shares are printed in per cent.
+        alternative: Side of the null value on which a result counts as an effect. It is
+            ``untested`` if no null value decides the question.
     """
 
     key: str
@@ -96,12 +97,12 @@ class Tested:
     Attributes:
         value: The estimate; None if there is none.
         interval: 95 % interval; None if there is none.
-        p_value: p against the null value before correction, with the sides of the question.
-        adjusted_p: p after Holm's correction for the tests of its family.
-        num_tests: Number of tests of the family; 0 without correction.
+        p_value: p-value before correction, for the null value and the sides of the question.
+        adjusted_p: p-value after Holm's correction for all tests of the family.
+        num_tests: Number of tests of the family; 0 if the p-value is not corrected.
         family: Name of the family.
-        left_out: Dataset, class or group -> the estimate without it.
-        reason: Why the number could not be estimated or tested; empty if it was.
+        left_out: The estimate without each dataset, class or group, by its name.
+        reason: Reason why the number could not be estimated or tested; empty if there is none.
     """
 
     value: float | None = None
@@ -114,7 +115,7 @@ class Tested:
     reason: str = ""
 
     def adjusted_among(self, adjusted_p: float | None, num_tests: int, family: Family) -> Self:
-        """Return a copy with the adjusted p; unchanged if the number was not tested."""
+        """Return a copy with the adjusted p-value, or this record if ``adjusted_p`` is None."""
         if adjusted_p is None:
             return self
         return replace(self, adjusted_p=adjusted_p, num_tests=num_tests, family=family)
@@ -132,8 +133,8 @@ class Tested:
     def is_decided_by(self, name: str, null: float = 0.0) -> bool:
         """Return whether a notable estimate depends on one dataset, class or group alone.
 
-        It does if, without this one, the estimate is on the other side of the null value, or
-        less than half as far from it.
+        It depends on one of them if the estimate without it is on the other side of the null value,
+        or less than half as far from the null value.
         """
         if self.value is None or self.p_value is None or self.p_value > NOTABLE_P:
             return False
@@ -148,10 +149,10 @@ class Answer(Tested):
 
     Attributes:
         question: The question.
-        num_replicates: Number of datasets or classes of the interval.
+        num_replicates: Number of datasets or classes from which the interval is computed.
         effect: The effect ``question.power_of`` as a distance from the null value; None if the
             question has none.
-        test: The test, which determines the power; None without a test.
+        test: The test that determines the power; None if there is no test.
         note: A sentence on a limit of the estimate.
         is_late: True if the question was asked after somebody had seen the data, so that the
             answer confirms nothing.
@@ -166,7 +167,7 @@ class Answer(Tested):
 
     @property
     def power(self) -> float | None:
-        """Power: the share of such studies that would detect the effect, at ``test_level``."""
+        """Power: the share of studies like this one that detect the effect at ``test_level``."""
         if self.effect is None or self.test is None:
             return None
         return self.test.power(self.effect, self.num_tests)
@@ -186,13 +187,13 @@ class Answer(Tested):
 
     @property
     def _is_on_expected_side(self) -> bool:
-        """Whether the value is on the side of the null value that the claim expects."""
+        """True if the value is on the side of the null value that the claim expects."""
         distance = (self.value or 0.0) - self.question.null
         return distance * self.question.expected_sign > 0
 
     @property
     def is_opposite(self) -> bool:
-        """Whether an effect was detected, but the claim expects it on the other side."""
+        """True if an effect was detected, but the claim expects it on the other side."""
         return self.is_decided and not self._is_on_expected_side
 
     @property
@@ -202,16 +203,16 @@ class Answer(Tested):
 
     @property
     def is_decided(self) -> bool:
-        """Whether an effect was detected: the claim is supported, contradicted or suggested."""
+        """True if an effect was detected: the claim is supported, contradicted or suggested."""
         return self.verdict in ("supported", "contradicted", "suggested")
 
 
 AnyTested = TypeVar("AnyTested", bound=Tested)
-"""An answer, or a slope."""
+"""A class of tested numbers: answers or slopes."""
 
 
 def most_influential(value: float | None, left_out: Mapping[str, float]) -> str | None:
-    """Return the name whose omission changes an estimate most; the first by name in a tie."""
+    """Return the name whose omission changes an estimate most; in a tie, the first by name."""
     if value is None or not left_out:
         return None
     changes = {name: abs(left_out[name] - value) for name in sorted(left_out)}
@@ -219,8 +220,8 @@ def most_influential(value: float | None, left_out: Mapping[str, float]) -> str 
 
 
 def holm_adjusted(tests: Sequence[AnyTested], family: Family) -> tuple[AnyTested, ...]:
-    """Return a family of tests with Holm-adjusted p-values; tests without p are not counted."""
-    # A question without a p makes no claim, so it does not make the others stricter.
+    """Return a family of tests with Holm-adjusted p-values; only tests with a p-value count."""
+    # A question without a p-value makes no claim, so it is not one of the tests of the family.
     p_values = [tested.p_value for tested in tests]
     num_tests = len(p_values) - p_values.count(None)
     adjusted = []

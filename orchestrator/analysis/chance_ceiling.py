@@ -23,17 +23,15 @@ from orchestrator.results.columns import DONE, MODEL, STATUS, TRAIN_SIZE
 from search_spaces.errors import plural
 
 MAX_SHARE_AT_CEILING = 0.10
-"""Largest share of points at chance level that is no ceiling. With a larger share, the losses
-have a ceiling."""
+"""Limit of the share of points at chance level. Above this limit, the losses have a ceiling."""
 WELL_BEYOND = 1.05
 """Loss, as a share of the chance loss, from which a point counts as beyond the ceiling."""
 MIN_POINTS_AT_CEILING = 2
-"""Smallest number of points of a ceiling, because a single point may be one failed
-training."""
+"""Smallest number of points that show a ceiling. A single point may be one failed training."""
 CLEAR_SHARE = 1 / 3
 """A curve is clear of the ceiling if the geometric mean of its losses is at most this share of
-the chance loss. At this share, a loss that bends as x → tanh x, or 1 − exp(−x), has lost 7 or 19 %
-of its slope."""
+the chance loss. If losses saturate like tanh x, the slope is 7 % too small at this share. If they
+saturate like 1 − exp(−x), it is 19 % too small."""
 
 
 def has_ceiling(rows: pd.DataFrame) -> bool:
@@ -70,7 +68,8 @@ def why_constant(rows: pd.DataFrame, within: str = "") -> str:
 
     Args:
         rows: Points with log losses.
-        within: Column of groups within which losses are compared; all points if empty.
+        within: Column of groups. Losses are compared within each group. If empty, all points are
+            compared.
     """
     values = rows[LOG_LOSS]
     keys = rows[within] if within else pd.Series(0, index=rows.index)
@@ -84,7 +83,7 @@ def clear_of_ceiling(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the points of curves that are clear of the ceiling; all points if there is none.
 
     A curve is selected by the mean of its log losses over N, because errors of this mean are
-    independent of errors of the slope. Of each selected curve, only the points after its last
+    independent of errors of the slope. From each selected curve, only the points after its last
     point at chance level are returned.
     """
     if not has_ceiling(rows):
@@ -100,10 +99,11 @@ def clear_of_ceiling(rows: pd.DataFrame) -> pd.DataFrame:
 def above_chance(points: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
     """Return the points at train sizes at which the networks learned something.
 
-    A curve is flat while its loss is at chance level. For each dataset and class pair, all N
-    up to the last N with a mean loss of its models at chance level are removed. For each
-    curve, all N up to its last diverged trial are removed. Whole train sizes are removed,
-    because removing only the points with high losses would flatten the remaining curves.
+    A curve is flat while its loss is at chance level. For each dataset and class pair, find the
+    largest N at which the mean loss over models is at chance level, and remove all N up to this
+    one. For each curve, remove all N up to its last diverged trial. All points of a train size are
+    removed together. If only those with high losses were removed, the remaining curves would be
+    flatter.
 
     Args:
         points: The points.
@@ -119,6 +119,6 @@ def above_chance(points: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
     diverged = full[full[STATUS] != DONE].groupby(curve)[TRAIN_SIZE].max()
     curve_of_point = pd.MultiIndex.from_frame(points[curve])
     last_diverged = diverged.reindex(curve_of_point).to_numpy(dtype=float)
-    # A comparison with a missing size is False, so curves without such a size remain whole.
+    # A comparison with a missing size is False, so curves without such a size lose no point.
     is_too_small = (points[TRAIN_SIZE] <= last_at_chance) | (points[TRAIN_SIZE] <= last_diverged)
     return points[~is_too_small]

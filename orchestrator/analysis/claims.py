@@ -3,8 +3,8 @@
 The claims are those of Konz & Mazurowski (arXiv 2401.08865, 2408.08381). Their tests form two
 families. In each family, the chance of any false verdict is at most 5 %:
 
-- A claim that is a headline question or a question to class pairs has the same answer as in
-  the report and ``isweep fit``. Its p-value is Holm-adjusted over the tests of ``isweep fit``.
+- A claim that is a headline question or a question about class pairs has the same answer as in the
+  report and ``isweep fit``. Its p-value is Holm-adjusted over the tests of ``isweep fit``.
 - The p-values of all other claims are Holm-adjusted over all tests of the ledger.
 
 Theorem 5 is an approximate bound without a null value. It is described and belongs to no
@@ -95,15 +95,16 @@ FAMILY_WORDS: dict[Family, str] = {
     "class pairs": "isweep fit",
     "ledger": "this ledger",
 }
-"""Family of tests -> the command or document that shows these tests."""
+"""The command or document that shows the tests of a family, by name of the family."""
 TERMINAL_WIDTH = 80
 """Characters per line of text."""
 NOT_MEASURED = "not measured by a sweep"
 """Reason for *not testable*, if the sweep does not measure the number of a claim."""
 PAIRS = "the question compares datasets; isweep fit shows the class pairs of this dataset"
-"""Reason for *not testable*, if a claim on several datasets meets a table of one dataset."""
+"""Reason for *not testable*, if a claim is about several datasets and the table has only one."""
 SHARED = "the worlds share images, so they are not independent datasets; isweep fit shows each arm"
-"""Reason for *not testable*, if a claim on several datasets meets an experiment."""
+"""Reason for *not testable*, if a claim is about several datasets and the table is of an
+experiment."""
 NO_CLAIM_OF_PAPERS = "isweep fit supports or contradicts {} beyond these claims."
 """Sentence on decided relations of class pairs that are not a claim of the study."""
 ONLY_SUGGESTED = "isweep fit suggests {} (results were known before; not confirmed)."
@@ -142,7 +143,7 @@ UNMEASURED = (
         reason=LAYERS,
     ),
 )
-"""Claims on numbers that no sweep measures."""
+"""Claims about numbers that no sweep measures."""
 DOMAIN_GAP = Question(
     key="domain_gap",
     source="Fig. 2b",
@@ -172,11 +173,11 @@ COMPRESSION = Question(
     alternative="untested",
 )
 NO_TEST_OF_BOUND = "The bound states no largest ratio d_repr / d_data, so a share does not test it"
-"""Why Theorem 5 is described and not tested."""
+"""Reason why Theorem 5 is described and not tested."""
 GAP_OF_POWER = 1.0
-"""Difference of log losses whose power is computed: a factor of 2.7."""
+"""Difference of log losses for which the power is computed. It means a factor of 2.7."""
 SHARPNESS_GAP_OF_POWER = 0.5
-"""Difference of log K_F whose power is computed: a factor of 1.6."""
+"""Difference of log K_F for which the power is computed. It means a factor of 1.6."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +234,7 @@ class Ledger:
         verdicts = Counter(answer.verdict for answer in self.entries)
         counts = []
         for verdict in VERDICTS:
-            # Most sweeps have no late question, so their readers need no count of 0.
+            # Most sweeps have no suggested answer, so a count of 0 is not printed.
             if verdict != "suggested" or verdicts[verdict]:
                 counts.append(f"{verdicts[verdict]} {verdict}")
         texts = [f"{plural(len(self.entries), 'claim')}: {', '.join(counts)}.", *self.remarks]
@@ -373,7 +374,7 @@ def ledger(
     Args:
         table: One row per trial.
         sweep: Name of the sweep.
-        compare: Whether to compare the table with every published quantity too.
+        compare: True if the table is also compared with every published quantity.
         arms: Datasets of an experiment. Its worlds share images, so no claim is testable.
         facts: Facts about the sweep that limit its answers.
 
@@ -409,7 +410,7 @@ def ledger(
 
 
 def _of_other_relations(fits: ScalingFits) -> Iterator[str]:
-    """Count the decided relations of class pairs that are no claim of the study."""
+    """Yield sentences that count the decided relations of class pairs beyond the study's claims."""
     num_confirmed = 0
     num_suggested = 0
     for slope in fits.class_pairs:
@@ -441,7 +442,7 @@ def _families(entries: Sequence[Answer], fits: ScalingFits) -> str:
 
 
 def _asked_of_datasets(entry: Answer) -> Answer:
-    """Return the answer for a table of one dataset. :data:`PAIRS` replaces its reason, if any."""
+    """Return the answer for a table of one dataset: :data:`PAIRS` replaces a reason."""
     if not entry.reason:
         return entry
     return replace(entry, reason=PAIRS)
@@ -457,7 +458,7 @@ def _adjusted(entries: Sequence[Answer]) -> Iterator[Answer]:
 
 
 def _slope(prepared: Prepared, fits: ScalingFits, question: Question, *, column: str) -> Answer:
-    """Return the answer on d_data or K_F, with the slope without the most influential dataset.
+    """Return the answer on d_data or K_F, with a note on the most influential dataset.
 
     Args:
         prepared: The points.
@@ -537,7 +538,7 @@ def _fall_with_size(
 ) -> Answer:
     """Return the answer on the fall of the loss with N against the law's bound, an exponent of 1.
 
-    For d_data, the p-values are those of the headline question.
+    For d_data, the answer has the p-values of the headline question.
 
     Args:
         prepared: The table and its points.
@@ -571,8 +572,7 @@ def _fall_with_size(
     if answer.value is None:
         return answer
     if column:
-        # Only the claim on d_data is a headline question. The one on d_repr has a test of its
-        # own.
+        # Only the claim on d_data is a headline question. The claim on d_repr has its own test.
         return replace(answer, p_value=bound_p_value(fit, above_chance))
     of_headline = fits.answer(BELOW_BOUND)
     notes = [influence(answer, "it"), *of_other_estimator(fits)]
@@ -604,8 +604,9 @@ def _attacks(fits: ScalingFits) -> Answer:
 def _of_largest_correlation(fits: ScalingFits, answer: Answer) -> str:
     """Return a note on the attack and network of the largest correlation.
 
-    The note has this correlation, and the largest one, without the most influential dataset.
-    Without this dataset, the correlation of another attack or network can be the largest one.
+    The note has two numbers that are computed without the most influential dataset: this
+    correlation, and the largest of all correlations. They can differ, because another attack or
+    network can then have the largest correlation.
     """
     tested = [fit for fit in fits.attacks if fit.model != POOLED]
     best = strongest_attack(tested)
@@ -621,10 +622,10 @@ def _of_largest_correlation(fits: ScalingFits, answer: Answer) -> str:
 
 
 def _on_pairs(fits: ScalingFits) -> Iterator[Answer]:
-    """Yield the answers of class pairs that are claims of the study.
+    """Yield the answers of class pairs to claims of the study.
 
-    A decided answer whose question was asked after the data has a note that it confirms
-    nothing.
+    If a question was asked after somebody had seen the data, a decided answer has a note that it
+    confirms nothing.
     """
     for slope in fits.class_pairs:
         answer = fits.pair_answer(slope)

@@ -1,4 +1,4 @@
-"""Questions to the class pairs of one dataset, and the slope that answers each.
+"""Questions about the class pairs of one dataset, and the slopes that answer them.
 
 Label sharpness K_F is 1 / length, and the robustness radius R̂ is a length. If pairs differed
 in contrast alone, log R̂ would have the slope −1 on log K_F for any network. Therefore the
@@ -63,18 +63,18 @@ DROP_AT_DELTA = f"{DROP} and δ"
 
 @dataclass(frozen=True, slots=True)
 class PairQuestion:
-    """A question to the class pairs of one dataset, with the columns of its slope.
+    """A question about the class pairs of one dataset, with the columns of its slope.
 
     Attributes:
         question: The question; its text is empty for a slope that belongs to another question.
         response: Column of the response.
         on: Columns of the regressors. The slope on the first one answers the question.
-        factor: Effect of a step of the regressor as a sentence, with ``{}`` for the number. It
-            has no full stop: an interval follows. Empty if the slope itself is printed.
+        factor: Effect of a step of the regressor as a sentence, with ``{}`` for the number. It has
+            no full stop, because an interval follows. It is empty if the slope itself is printed.
         level: ``within`` for slopes over the train sizes of a pair, ``between`` for slopes
             over pairs.
-        needs_delta: Whether a column needs δ.
-        is_claimed: Whether the slope is tested.
+        needs_delta: True if a column is computed from δ.
+        is_claimed: True if the slope is tested.
     """
 
     question: Question
@@ -208,17 +208,18 @@ PAIR_QUESTIONS = {
         needs_delta=True,
     ),
 }
-"""Estimand -> question, in the order of the answers. One finding has all slopes at equal δ."""
+"""The question of each estimand, in the order of the answers. The questions at equal δ have one
+finding together."""
 AT_DELTA = {
     LOSS_AT_DELTA: "log loss",
     R_HAT_AT_DELTA: "log R̂",
     DROP_AT_DELTA: "accuracy lost",
 }
-"""Estimand at equal δ -> name of its response."""
+"""Name of the response of each estimand at equal δ."""
 
 
 def pair_answer(slope: Slope, asked_after_seeing: Collection[str] = ()) -> Answer:
-    """Return the answer of a slope over class pairs; an untested slope is not testable.
+    """Return the answer of a slope over class pairs; without a test, it is *not testable*.
 
     Args:
         slope: The slope.

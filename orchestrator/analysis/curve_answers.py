@@ -65,15 +65,14 @@ LEAST_REACHABLE = 2 * TAIL
 over the curves that reach the target, and below this probability it can lie outside the
 interval."""
 CHANCE_MARGIN = 0.05
-"""Share of the loss or error at chance level by which a score must be better, if the size of
-the test set is unknown."""
+"""Share of the loss or error at chance level. If the size of the test set is unknown, a score must
+be better than chance level by this share."""
 MEASURED_ASSURANCE = {3: 44, 4: 57, 5: 71}
-"""Number of train sizes of a curve -> per cent of the cases in which the predicted number of
-images was large enough. The numbers were predicted for a probability of 80 %, from 489 curves of
-losses (``benchmarks/prediction_rivals.py``)."""
+"""Percentage of cases in which the predicted number of images was large enough, by number of train
+sizes of a curve. The numbers were predicted for a probability of 80 %, from 489 curves of losses
+(``benchmarks/prediction_rivals.py``)."""
 CHANCE_STANDARD_ERRORS = 2.0
-"""Number of standard errors of the test set by which a score must be better than chance
-level."""
+"""A score must be better than chance level by this number of standard errors of the test set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +142,7 @@ class ChanceLevel:
     Attributes:
         score: The score at chance level.
         num_classes: Number of classes.
-        is_assumed: Whether the number of classes is unknown and two are assumed.
+        is_assumed: True if the number of classes is unknown, so that two are assumed.
         better_metric: Another metric of the same trainings that is better than chance level;
             None if there is none.
     """
@@ -168,7 +167,8 @@ class NeededImages:
         least: N that reaches the target with a probability of 10 %.
         probability_at_smallest: Probability that the smallest measured train size reaches the
             target.
-        probability_reachable: Probability that any number of images reaches the target.
+        probability_reachable: Probability that the target can be reached at all, with however many
+            images.
         probability_at_limit: Probability that the largest N of the range reaches the target.
     """
 
@@ -380,7 +380,7 @@ class CurveAnswer:
         )
 
     def _shape(self) -> str:
-        """Return sentences on a best score at a smaller N, and on whether the curve has flattened."""
+        """Return whether the curve has flattened, and a better score at a smaller N, in sentences."""
         score = METRIC_WORDS[self.question.metric]
         best = min(self.points, key=lambda point: _errors(point.score, self.question.metric))
         best_so_far = ""
@@ -724,8 +724,8 @@ def chance_level(rows: pd.DataFrame, metric: Metric) -> ChanceLevel | None:
     num_classes = int(class_counts.max()) if len(class_counts) else 2
     level = score_of_guessing(metric, num_classes)
     for gain, margin in _gains_over_guessing(rows, metric, level):
-        # A score far worse than guessing between the assumed two classes is no chance level
-        # either: there are more classes.
+        # If a score is far worse than guessing between the two assumed classes, there are more
+        # classes. Then the chance level of two classes does not apply.
         if gain > margin or (is_assumed and abs(gain) > margin):
             return None
     return ChanceLevel(level, num_classes, is_assumed)
@@ -734,9 +734,9 @@ def chance_level(rows: pd.DataFrame, metric: Metric) -> ChanceLevel | None:
 def _gains_over_guessing(
     rows: pd.DataFrame, metric: Metric, level: float
 ) -> Iterator[tuple[float, float]]:
-    """Yield for each train size how much better than chance level its mean score is.
+    """Yield the gain of the mean score over chance level at each train size, and a margin.
 
-    The second number is the margin: a larger gain is clearly better than chance level.
+    A gain above the margin means that the score is clearly better than chance level.
     """
     for _, at_size in rows.groupby("size"):
         gain = float(at_size["score"].mean()) - level
@@ -746,7 +746,7 @@ def _gains_over_guessing(
 
 
 def _is_chance_unknown(rows: pd.DataFrame, metric: Metric) -> bool:
-    """Return whether a missing number of classes leaves open if a curve beats chance level.
+    """Return whether a curve may be at chance level because its number of classes is unknown.
 
     A score that is clearly better than chance level of two classes is better than chance level
     of every number of classes.
@@ -831,11 +831,10 @@ def _measured_assurance(curves: Sequence[CurveAnswer]) -> list[str]:
     """Return a remark on the numbers of images of short curves; empty if there are none."""
     sizes = []
     for curve in curves:
-        # The benchmark does not show how often a number between two train sizes is large
-        # enough.
+        # The benchmark has no result for predicted numbers up to the largest train size.
         if curve.images is not None and curve.largest_size < curve.images.assured < np.inf:
             sizes.append(len(curve.points))
-    # Shorter curves than in the benchmark get its value for the shortest ones.
+    # A curve that is shorter than all curves of the benchmark gets the value of the shortest ones.
     num_sizes = max(min(sizes, default=max(MEASURED_ASSURANCE) + 1), min(MEASURED_ASSURANCE))
     if num_sizes not in MEASURED_ASSURANCE:
         return []
@@ -878,7 +877,7 @@ def _better_than_chance(rows: pd.DataFrame, metric: Metric) -> list[Metric]:
 
     Args:
         rows: Rows of one curve from :func:`checked_table`.
-        metric: A metric at chance level. It has no better metric if it is the AUROC.
+        metric: A metric at chance level. If it is the AUROC, no other metric is better.
     """
     candidates: dict[Metric, tuple[Metric, ...]] = {
         "loss": ("accuracy", "auroc"),
@@ -918,7 +917,7 @@ def _is_number(value: object) -> bool:
 
 
 def _errors(score: float, metric: Metric) -> float:
-    """Return 1 − score for a score that rises, and any other score itself."""
+    """Return 1 − score for an accuracy or AUROC; return a loss or error unchanged."""
     return 1 - score if metric in RISING_METRICS else score
 
 

@@ -1,7 +1,7 @@
-"""Reading and checking of a table of results for learning curves: one dataset, one training a row.
+"""Reading and checking of a table of results for learning curves of one dataset.
 
-The table is a user's CSV file or the table of a sweep. Every used cell is checked. An error
-message contains the line and the column of the wrong cell.
+The table is a user's CSV file or the table of a sweep, with one training per row. Every used cell
+is checked. An error message contains the line and the column of the wrong cell.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SCORE_COLUMNS: Mapping[Metric, tuple[str, ...]] = {
 }
 """Accepted column names of each score, first the name in the table of a sweep."""
 COMPLEMENTS: Mapping[Metric, Metric] = {"accuracy": "error", "error": "accuracy"}
-"""For a score s, the score that is 1 − s."""
+"""The score that equals 1 − s, for each score s."""
 LARGEST_DISAGREEMENT = 0.0051
 """Largest difference between two columns of the same score. Rounding to two digits explains
 it."""
@@ -467,7 +467,7 @@ def _numbers(
         cells: Cells of one column.
         column: Name of the column.
         rule: Description of an allowed number, for the error message.
-        is_allowed: Return whether a number is allowed.
+        is_allowed: Function that returns whether a number is allowed.
 
     Raises:
         DataError: If a cell is no number, or a number that is not allowed.
@@ -525,7 +525,7 @@ def metric_of(table: pd.DataFrame) -> Metric:
 
 
 def _training_score_hint(table: pd.DataFrame, required: str) -> str:
-    """Return that scores on training images cannot be used; empty without such a column.
+    """Return a hint that training scores cannot be used; empty without a column of such scores.
 
     Args:
         table: A table of results without the required score.

@@ -93,7 +93,7 @@ def what_was_found(fits: ScalingFits) -> tuple[str, ...]:
         return trained, f"{prefix}: {decided[0].claim}", rest
     if num_undecided:
         of_fall = []
-        # A count of datasets in which the loss fell says nothing of one dataset.
+        # For one dataset, a count of datasets in which the loss fell says nothing.
         if len(fits.datasets) > 1:
             of_fall = [finding.sentences[0] for finding in described if _is_of_fall(finding)]
         return trained, *of_fall, _nothing_decided(num_undecided)
@@ -285,9 +285,9 @@ def summary(
         fits: The fits.
         predict: The command ``isweep predict`` with the name of the sweep.
         width: Characters of a line.
-        most_lines: Number of lines. Remarks beyond it are counted; an answer is never cut. If
-            the answers alone are longer, the first remark is shown too.
-        with_details: Whether to show every detail and remark, whatever ``most_lines`` is.
+        most_lines: Number of lines. Remarks that do not fit are only counted. An answer is never
+            cut. If the answers alone are longer, the first remark is shown too.
+        with_details: True if every detail and remark is shown, whatever ``most_lines`` is.
     """
     lines = wrap(" ".join(what_was_found(fits)), width)
     for finding in findings(fits):

@@ -68,7 +68,7 @@ from orchestrator.results.columns import DATASET, DOMAINS, MODEL
 NO_FACTS = SweepFacts()
 """The facts about a table that belongs to no sweep."""
 EQUAL_UP_TO_ROUNDING = 1e-12
-"""Relative difference below which two measures are the same number."""
+"""Relative difference below which two measures count as equal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +82,8 @@ class ScalingFits:
         excluded: Counts of excluded rows and values, with the reasons.
         datasets: Summary of each dataset.
         models: Names of the networks.
-        sharpness_scale: Whether K_F may be compared between datasets.
-        fits: All fits, also those that could not be made.
+        sharpness_scale: The scales of K_F, and whether K_F may be compared between datasets.
+        fits: All fits. A fit that could not be made has a reason instead of estimates.
         answers: Answers to the headline questions.
         num_at_chance_level: Number of points at chance level.
         num_without_error: Number of points at which no test image is classified wrongly.
@@ -94,7 +94,8 @@ class ScalingFits:
         asked_after_seeing: Keys of questions that were asked after somebody had seen the data.
         sharpness_with_delta: r of log K_F with log δ over class pairs; None without class
             pairs.
-        dependent_datasets: Names of datasets that show the same things, one group each.
+        dependent_datasets: Groups of datasets that show the same things, each as the names of its
+            datasets.
     """
 
     schema_version: int = 6
@@ -207,7 +208,7 @@ def _no_trial(model: str) -> str:
 
 
 def d_data_range(datasets: Sequence[DatasetSummary]) -> Interval:
-    """Return the lowest and the highest d_data among datasets with a loss; 1 and 1 if none has."""
+    """Return the lowest and the highest d_data of datasets with a loss; 1 and 1 by default."""
     values = [d.d_data for d in datasets if d.d_data is not None and d.loss is not None]
     return min(values, default=1.0), max(values, default=1.0)
 
@@ -243,7 +244,7 @@ class Prepared:
     Attributes:
         full: All trials, except those on the changed datasets of an experiment.
         points: Trials averaged over seeds.
-        scale: Whether K_F may be compared between datasets.
+        scale: The scales of K_F, and whether K_F may be compared between datasets.
         excluded: Counts of excluded rows and values, with the reasons.
         num_trials: Number of rows of the table.
         num_used: Number of rows with a usable loss.
@@ -304,8 +305,8 @@ def fit_scaling_laws(
             K_F between datasets. ``ignore`` makes these fits in spite of the difference.
         arms: Datasets of an experiment. Changed copies are compared with their own base; all
             other fits use the base datasets alone.
-        explore: Whether to add fits of single models, of single domains, and with d from other
-            numbers of neighbors. No answer uses these fits.
+        explore: True if further fits are added: of single models, of single domains, and with d
+            from other numbers of neighbors. No answer uses these fits.
         predictions: Stored predictions for each test image, which compare the networks of one
             dataset; None if there are none.
         facts: Facts about the sweep that limit its answers.
@@ -395,7 +396,7 @@ def _exploratory(
 
 
 def _exponents_by(points: pd.DataFrame, estimators: Iterable[str]) -> Iterator[ExponentFit]:
-    """Yield the exponent fit with d by each of these other estimators that was measured."""
+    """Yield one exponent fit for each of these other estimators of d, if it was measured."""
     for name in estimators:
         column = OTHER_D[name]
         if points[column].notna().any():

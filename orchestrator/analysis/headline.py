@@ -1,4 +1,4 @@
-"""The study's questions to several datasets, and their answers from the fits.
+"""The study's questions about several datasets, and their answers from the fits.
 
 Four questions have five tests: the exponent of N has two tests, against 0 (the loss does not
 fall) and against the law's bound. The five p-values are adjusted together (Holm).
@@ -86,7 +86,7 @@ def headline_answers(
 
     Args:
         fits: The fits.
-        why_no_sharpness: Why K_F cannot be compared; empty if it can.
+        why_no_sharpness: Reason why K_F cannot be compared; empty if it can.
         doubling_slope: Slope on 1/d whose power is computed: with it, the loss doubles over
             the range of d_data.
         num_domains: Number of domains of the datasets.
@@ -143,7 +143,7 @@ def answer_of(
         effect: Distance from the null value whose power is computed, in units of the estimate.
             None for no power.
         degrees: Degrees of freedom of the t test.
-        reason: Why there is no estimate.
+        reason: Reason why there is no estimate.
     """
     if estimate is None:
         return Answer(question=question, reason=reason or "not measured")

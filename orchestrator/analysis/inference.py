@@ -28,16 +28,16 @@ Interval = tuple[float, float]
 LEVEL = 0.05
 """Level of every test. Intervals have the confidence 1 − LEVEL."""
 MAX_EXACT = 200_000
-"""Largest number of permutations that are all tried; of more, a random sample is used."""
+"""Largest number of permutations that are all tried. If there are more, a random sample is used."""
 NUM_DRAWN = 9_999
 """Size of a random sample of permutations or draws, without the observed order."""
 MIN_DATASETS = 3
-"""Smallest number of datasets for an interval. With two there is one difference, so no
-scatter."""
+"""Smallest number of datasets for an interval. Two datasets have only one difference, from which no
+scatter can be estimated."""
 MIN_CLASSES = 5
 """Smallest number of shared classes for a jackknife over classes."""
 MIN_RCOND = 1e-10
-"""Relative size below which the variation of a regressor is rounding."""
+"""Relative size below which the variation of a regressor is rounding error."""
 MAX_CONDITION = 1e8
 """Largest condition number of a design matrix whose slopes count as identified."""
 WEBB = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt(1.5)])
@@ -77,7 +77,7 @@ class Permutation(NamedTuple):
         p_value: Share of the permutations whose statistic is at least as extreme as the
             observed.
         num_orders: Number of permutations that were tried.
-        is_complete: Whether all possible permutations were tried.
+        is_complete: True if all possible permutations were tried.
         smallest_p: Smallest p-value that these permutations can give.
     """
 
@@ -134,8 +134,8 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     tested = [(p, place) for place, p in enumerate(p_values) if p is not None]
     largest = 0.0
     for rank, (p, place) in enumerate(sorted(tested)):
-        # The k-th smallest of m p-values is multiplied by m − k + 1, and none may be below the
-        # last.
+        # The k-th smallest of m p-values is multiplied by m − k + 1. No adjusted p-value may be
+        # smaller than the one before it.
         largest = max(largest, min(1.0, p * (len(tested) - rank)))
         adjusted[place] = largest
     return adjusted
@@ -197,7 +197,7 @@ def dataset_effects(
     by_cell = sums_by_code(weighted, cell, num_cells)
     by_group = sums_by_code(weighted, group, num_groups)
     of_cells = np.linalg.solve(laplacian + filling / num_cells, by_cell - share @ by_group)
-    # Without the effects of its cells, the mean of a dataset is its effect.
+    # After the effects of cells are subtracted, the mean of a dataset is its effect.
     effects = (by_group - weight_of.T @ of_cells) / group_weights[:, None]
     is_constant = np.ptp(effects, axis=0) <= 1e-12 * np.abs(values).max(axis=0)
     centered_effects = np.where(is_constant, 0.0, effects - effects.mean(axis=0))
@@ -306,7 +306,7 @@ def permutation_test(
     explained = projections[:, -1] / x_length / np.maximum(lengths, 1e-300)
     y_length = float(y_residual @ y_residual)
     observed = float((y_residual @ x_residual) ** 2 / x_length / y_length)
-    # The observed order itself must count, whatever the rounding.
+    # The observed order must count as extreme, even if rounding makes its share slightly smaller.
     is_extreme = explained >= observed * (1 - 1e-9)
     return Permutation(float(np.mean(is_extreme)), len(orders), is_complete, 1 / len(orders))
 
@@ -343,14 +343,15 @@ def class_permutation_p(y: Array, x: Array, covariates: Array, classes: Codes) -
     # Rows and columns are permuted together: pairs with a common class keep a common class.
     orders, _ = rearrangements(("",) * num_classes)
     permuted = by_classes[orders[:, first], orders[:, second]]
-    # The correlation is that of residuals on the covariates. The residuals of y are orthogonal
-    # to the covariates, so the products need no residuals of x. Their lengths follow from
-    # Pythagoras.
+    # The correlation is computed from residuals of a fit on the covariates. The residuals of y are
+    # orthogonal to the covariates, so the products need no residuals of x. The lengths of the
+    # residuals of x follow from Pythagoras' theorem.
     products = np.abs(permuted @ y_residual)
     explained = permuted @ held_equal
     squares = np.einsum("ij,ij->i", permuted, permuted)
     residual_squares = squares - np.einsum("ij,ij->i", explained, explained)
-    # An order of classes that the covariates explain has no residuals but rounding.
+    # If the covariates explain an order of classes completely, its residuals are only rounding
+    # errors.
     smallest = np.maximum(MIN_RCOND * squares, np.finfo(float).tiny)
     correlations = products / np.sqrt(np.maximum(residual_squares, smallest))
     return float(np.mean(correlations >= correlations[0] * (1 - 1e-9)))
@@ -378,7 +379,7 @@ def rearrangements(blocks: tuple[str, ...]) -> tuple[NDArray[np.int16], bool]:
         columns = [rows[chosen] for rows, chosen in zip(by_block, index, strict=True)]
         permuted = np.hstack(columns)
     else:
-        # A fixed seed: the same table always gets the same p-value.
+        # The seed is fixed, so the same table always gets the same p-value.
         rng = np.random.default_rng([0, len(blocks)])
         random_orders = []
         for block in places:
@@ -537,7 +538,7 @@ def wild_cluster_p(sums: Sums, null: float = 0.0) -> float:
     observed_total = abs(float(scores.sum()))
     spread = float(np.sqrt((observed_residuals**2).sum()))
     if spread <= 0:
-        # Without scatter, p is 1 for a total of 0, and 0 for any other total, as for t.
+        # Without scatter, p is 1 for a total of 0, and 0 for any other total, as in a t test.
         return float(observed_total <= 0)
     return float(np.mean(t_values >= observed_total / spread * (1 - 1e-9)))
 
@@ -546,12 +547,12 @@ def wild_cluster_p(sums: Sums, null: float = 0.0) -> float:
 def wild_draws(size: int) -> Array:
     """Return draws (B, G) of bootstrap weights for ``size`` datasets.
 
-    For 8 to 12 datasets these are all sign patterns, and for more datasets random signs. For
-    fewer than 8 datasets, Webb's weights are drawn.
+    For 8 to 12 datasets, the draws are all sign patterns. For more than 12 datasets, random signs
+    are drawn. For fewer than 8 datasets, Webb's weights are drawn.
     """
     if MIN_DATASETS_FOR_SIGNS <= size <= MAX_DATASETS_FOR_ALL_SIGNS:
         return np.array(list(product((-1.0, 1.0), repeat=size)))
-    # A fixed seed: the same table always gets the same p-value.
+    # The seed is fixed, so the same table always gets the same p-value.
     rng = np.random.default_rng([0, size, 6])
     weights = WEBB if size < MIN_DATASETS_FOR_SIGNS else np.array([-1.0, 1.0])
     return np.vstack([np.ones(size), rng.choice(weights, (NUM_DRAWN, size))])

@@ -374,18 +374,16 @@ class GridFit:
         for sibling in siblings:
             log_common = log_common + self._message(sibling)
         common = np.exp(log_common - log_common.max())
-        # From the common steps to those of this network. 1e-300 keeps the logarithm finite.
+        # Convert the common steps to steps of this network. 1e-300 keeps the logarithm finite.
         return np.asarray(np.log(self._to_rates.T @ common @ self._to_floors + 1e-300))
 
     def _message(self, sibling: int) -> Array:
-        """Return the log likelihood of the common steps from one curve, ``(num_rates,
-        num_floors)``.
-        """
+        """Return the log likelihood of the common steps, ``(num_rates, num_floors)``."""
         if sibling not in self._messages:
             log_likelihood = self.log_likelihood[sibling]
             likelihood = np.exp(log_likelihood - log_likelihood.max())
-            # The factor on all errors belongs to one curve, so it is summed out before the
-            # message.
+            # The factor on all errors belongs to one curve, so the likelihood is summed over it
+            # first.
             by_shape = likelihood @ np.exp(self.log_scale_weights)
             message = self._to_rates @ by_shape @ self._to_floors.T
             self._messages[sibling] = np.log(message + 1e-300)
@@ -562,8 +560,8 @@ class LearningCurve:
             if high >= largest:
                 return float("inf")
             low, high = high, min(4 * high, largest)
-        # N is found to 0.5 %, far below its uncertainty. The mean is geometric: N spans
-        # decades.
+        # The search ends when N is known to 0.5 %, which is far below its uncertainty. It uses a
+        # geometric mean because N spans decades.
         while high / low > 1.005:
             middle = float(np.sqrt(low * high))
             if self.probability_met(target, middle) < assurance:
@@ -793,7 +791,8 @@ def auroc_variance(area: float, point: CurvePoint) -> float:
     total = point.num_test_images or 2
     positives = max(1, min(point.num_positives or total // 2, total - 1))
     negatives = total - positives
-    # Q₁ and Q₂ of Hanley & McNeil: two images of one class against one of the other class.
+    # These are Q₁ and Q₂ of Hanley & McNeil: two images of one class are compared with one image of
+    # the other class.
     two_positives = area / (2 - area)
     two_negatives = 2 * area**2 / (1 + area)
     spread = (

@@ -36,7 +36,8 @@ from search_spaces.datasets import ImageOrigin
 from search_spaces.errors import plural
 
 MIN_CONVINCING_DATASETS = 5
-"""Number of datasets of a domain below which a remark warns about statements on the domain."""
+"""Smallest number of datasets of a domain for statements on the domain. With fewer datasets, a
+remark warns."""
 MAX_NAMED = 4
 """Largest number of datasets that a sentence lists by name."""
 
@@ -56,7 +57,7 @@ class SweepFacts:
 
 
 def few_of_domain(domain: str, number: int) -> str:
-    """Return the sentence that so many datasets of a domain are too few."""
+    """Return a sentence: this number of datasets of a domain is too small."""
     verb = "is" if number == 1 else "are"
     counted = plural(number, f"{domain} dataset")
     return f"{counted} {verb} too few for a statement about {domain} datasets alone."
@@ -82,7 +83,7 @@ def limits_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
 
 
 def _at_chance_level(points: pd.DataFrame) -> Iterator[str]:
-    """Count the losses near that of guessing, and the networks of these that separate classes."""
+    """Count the losses near the chance loss, by whether the network separates the classes."""
     rows_with_loss = points[points[LOG_LOSS].notna()]
     is_high = reaches(rows_with_loss[OF_CHANCE_LOSS])
     if not is_high.any():
@@ -174,7 +175,7 @@ def shared_collections(
         datasets: The fitted datasets.
 
     Returns:
-        Name of a collection -> names of its datasets, at least two.
+        Names of the datasets of each collection, at least two, by name of the collection.
     """
     names_of: dict[str, list[str]] = defaultdict(list)
     for dataset in datasets:
@@ -204,8 +205,8 @@ def limits_of_origins(
             cut.append(dataset)
     texts = []
     if cut:
-        # The first remark: a terminal shows as many remarks as fit, and this one is about
-        # losses.
+        # This remark comes first because it is about losses, and a terminal may show only the first
+        # remarks.
         texts.append(
             f"In {len(cut)} of {plural(len(datasets), 'dataset')}, training and test images "
             "come from the same few pictures."

@@ -156,7 +156,7 @@ class GrowthCurve:
         label_sharpness: K_F of the dataset, on the scale of the sweep. If d_data or K_F is
             None, neither is used.
         pilot: Small trainings on the dataset.
-        informed: Whether d_data and K_F are used. If None, they are used if they improve the
+        informed: True if d_data and K_F are used. If None, they are used if they improve the
             predictions for left-out datasets.
     """
 
@@ -221,7 +221,8 @@ class GrowthCurve:
         log_loss, variance = self.moments(train_size)
         if self.growth.num_datasets < MIN_DATASETS_FOR_INTERVAL:
             return log_loss, None
-        # t and not normal: the variance between few datasets is itself uncertain.
+        # The interval is from a t distribution, because the variance between few datasets is
+        # uncertain.
         quantile = t_quantile(0.5 + LEVEL / 2, self.prior.degrees_of_freedom)
         stretch = self.prior.stretch[min(self.num_pilot, len(self.prior.stretch) - 1)]
         return log_loss, float(stretch * quantile * np.sqrt(variance))
@@ -423,8 +424,7 @@ def _fit_prior(rows: pd.DataFrame, terms: tuple[str, ...], center: float) -> Pri
     y = rows[LOG_LOSS].to_numpy(dtype=float)
     z = np.column_stack([np.ones(len(rows)), log_sizes])
     estimates = restricted_likelihood(x, y, z, groups)
-    # The height is estimated between datasets, so its degrees of freedom are those of
-    # datasets.
+    # The height is estimated between datasets, so its degrees of freedom are counted in datasets.
     num_effects = 1 + len(terms)
     num_free = int(groups.max()) - sum(name in HEIGHT_TERMS for name in terms)
     height_variance, slope_variance = (estimates.ratios * estimates.residual_variance).tolist()
@@ -538,7 +538,7 @@ def _left_out_trials(rows: pd.DataFrame, refits: Mapping[str, Growth | None]) ->
         if growth is None:
             continue
         curves = [part for _, part in of_dataset.groupby(CURVE) if len(part) > 1]
-        # Rounded up, so that at most MAX_CURVES curves remain.
+        # Round the step up, so that at most MAX_CURVES curves remain.
         step = max(1, -(-len(curves) // MAX_CURVES))
         for curve in curves[::step]:
             by_size = curve.sort_values(TRAIN_SIZE, kind="stable")
@@ -570,7 +570,7 @@ def _scored(prior: Prior, trials: pd.DataFrame) -> Prior:
     by_size = means.groupby("size").mean().astype(float)
     # Errors larger than predicted widen intervals. Smaller ones do not narrow them.
     stretch = np.maximum(np.sqrt(by_size["square"]), 1.0)
-    # The log density of a normal error whose standard deviation is stretched.
+    # This is the log density of a normal error whose standard deviation is stretched.
     log_density = -np.log(stretch) - by_size["log_variance"] / 2
     log_density -= by_size["square"] / (2 * stretch**2)
     return replace(

@@ -142,7 +142,7 @@ class HighestAccuracy:
     Attributes:
         model: Name of the network.
         train_size: Train size N.
-        accuracy: Its mean test accuracy.
+        accuracy: Mean test accuracy of this network at this N.
     """
 
     model: str
@@ -161,7 +161,7 @@ class BestScore:
         accuracy: Mean test accuracy of the same network at this N; None if it is unknown.
         highest_accuracy: The highest mean test accuracy of all networks and train sizes; None if
             it is not higher than ``accuracy``.
-        attacked: Its accuracies under the strongest attack up to 8/255, by epsilon.
+        attacked: Accuracies of this network under the strongest attack up to 8/255, by epsilon.
         num_test_images: Number of test images; 0 if it is unknown or not the same everywhere.
     """
 
@@ -211,7 +211,7 @@ class BestScore:
 
     @property
     def attacked_sentence(self) -> str:
-        """A sentence on its accuracy under attack; empty without an attack."""
+        """A sentence on the accuracy of this network under attack; empty without an attack."""
         if not self.attacked:
             return ""
         accuracies = [
@@ -232,8 +232,9 @@ class EarlyBest:
         model: Name of the network.
         train_size: Largest train size N.
         num_trainings: Number of trainings at this N.
-        num_early: Number of them with their lowest test loss in the first half of the epochs.
-        best_epochs: Train size -> mean epoch of the lowest test loss.
+        num_early: Number of these trainings whose test loss was lowest in the first half of the
+            epochs.
+        best_epochs: Mean epoch of the lowest test loss, by train size.
     """
 
     model: str
@@ -308,7 +309,7 @@ class OneDataset:
         d_data: Intrinsic dimension at the largest train size with a value.
         num_seeds: Number of seeds of the sweep.
         why_no_curves: The reason why there are no learning curves; empty if there are some.
-        early_best: The networks with more than half of their trainings too long.
+        early_best: Networks whose trainings lasted too long in more than half of the cases.
     """
 
     dataset: str
@@ -640,7 +641,7 @@ def _expected_scores(rows: pd.DataFrame, metric: Metric) -> list[float]:
 
 
 def _rounded_below(lowest: float, expected: float) -> float | None:
-    """Return the expected errors with one or two digits; None if they are not the lowest."""
+    """Return the expected errors with one or two digits; None if they are not the lowest so far."""
     for digits in (1, 2):
         # A round target is easier to remember, but it must still be better than the best so
         # far.
@@ -736,7 +737,7 @@ def _strongest_attack(rows: pd.DataFrame) -> AttackColumn | None:
         for column in attack_columns(map(str, rows))
         if column.epsilon <= ROBUSTNESS_BUDGET and rows[column.name].notna().any()
     ]
-    # Of several attacks with the largest epsilon, the one that adds most loss.
+    # If several attacks have the largest epsilon, choose the one that adds most loss.
     return max(columns, key=lambda column: (column.epsilon, rows[column.name].mean()), default=None)
 
 

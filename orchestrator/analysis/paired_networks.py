@@ -21,7 +21,8 @@ from orchestrator.analysis.inference import Interval
 Array = NDArray[np.float64]
 
 ALPHA, POWER = 0.05, 0.80
-"""Level and power for which the size of a test set is computed: 8 of 10 studies detect it."""
+"""Significance level and power with which the size of a test set is computed. With this power, 8 of
+10 studies detect the difference."""
 BOOTSTRAPS = 2000
 """Number of resamples of the test images. The ends of a 95 % interval then have an error of
 about 2 % of the width of the interval."""
@@ -36,11 +37,13 @@ class PairedComparison:
         num_images: Number of test images with predictions of both networks.
         num_seeds: Number of seeds with trainings of both networks.
         only_first_right, only_second_right: Number of test images on which only this network is
-            right. With several seeds, on which this network is right more often.
+            right. With several seeds, number of test images on which this network is right more
+            often.
         accuracy_difference: Accuracy of the first network minus accuracy of the second
             network.
         p_value: McNemar's exact p-value of these two numbers.
-        loss_difference: Mean test loss of the second network minus that of the first, in nat.
+        loss_difference: Mean test loss of the second network minus mean test loss of the first one,
+            in nat.
         loss_interval: 95 % bootstrap interval of ``loss_difference`` over test images. It does
             not include the variation between trainings.
         images_needed: Number of test images with which 8 of 10 studies with as many seeds would

@@ -167,7 +167,7 @@ class Design:
         datasets: Name, domain and number of class pairs of each dataset.
         models: Names of the networks.
         train_sizes: Train sizes.
-        has_attacks: Whether networks are attacked, which adds one question.
+        has_attacks: True if networks are attacked, which adds one question.
     """
 
     def __init__(
@@ -364,7 +364,7 @@ class Power:
         alone: Share of the tables with p ≤ 0.05 before correction, by key of the question.
         adjusted: Share of the tables that decide a question after Holm's correction, by its
             key.
-        has_attacks: Whether the question on attacks counts in the correction.
+        has_attacks: True if the question on attacks counts in the correction.
         gpu_hours: Cost of the plan, in GPU-hours; None without a plan.
         experiment: Power of the plan's experiment; None if there is none.
     """
@@ -400,7 +400,7 @@ class Power:
 
     @property
     def _condition(self) -> str:
-        """What is true in the simulation, as a clause."""
+        """The simulated truth as a clause, which begins with ``if``."""
         if self.effect in EFFECTS:
             return EFFECTS[self.effect].condition
         return f"if “{self.effect}” is true"
@@ -513,11 +513,11 @@ def power(
 def experiment_power(
     arms: Sequence[Arm], *, num_models: int, num_sizes: int, effect: str = "law"
 ) -> ExperimentPower:
-    """Return the power of an experiment whose conditions double K_F: the least change that counts.
+    """Return the power of an experiment whose conditions double K_F.
 
-    As in ``isweep fit``, two intervals are computed, and the wider one counts. One is the t
-    interval over base datasets. The other one is from a jackknife over the classes that base
-    datasets share.
+    Twice the K_F is the smallest change that counts. As in ``isweep fit``, two intervals are
+    computed, and the wider one counts. One is the t interval over base datasets. The other one is
+    from a jackknife over the classes that base datasets share.
 
     Args:
         arms: The conditions of the experiment.
@@ -540,8 +540,9 @@ def experiment_power(
         )
     slope = EFFECTS[effect].truth.sharpness
     num_trainings = num_models * num_sizes
-    # The change of a condition has the error of its own trainings and of those of its base
-    # dataset. The conditions of one base dataset share the second error.
+    # The change of a condition has two errors: the error of the condition's trainings, and the
+    # error of the base dataset's trainings. The conditions of one base dataset share the second
+    # error.
     base_and_arms = np.mean(1 + 1 / np.array([*num_arms.values()]))
     trial_variance = TRIAL_STD**2 * base_and_arms / num_trainings
     # A slope is a change of log loss divided by the change of log K_F, MOVED.
@@ -599,14 +600,14 @@ def _jackknife_widening(shows: Sequence[Sequence[str]]) -> tuple[float, int]:
     if num_classes < MIN_CLASSES:
         return 1.0, 0
     variances = float(np.sum(1 / np.array(num_left) - 1 / num_worlds))
-    # The jackknife's factor (C − 1) / C, as in :func:`jackknife_error`.
+    # A jackknife variance has the factor (C − 1) / C, as in :func:`jackknife_error`.
     variance = (num_classes - 1) / num_classes * variances
     return float(np.sqrt(variance * num_worlds)), num_classes
 
 
 def _outside(mean: float, std_error: float, half_width: float) -> float:
     """Return the probability that a normal estimate is further from 0 than the half width."""
-    # Both tails count: a slope beyond either side of 0 is told apart from 0.
+    # Both tails count, because a slope on either side can be distinguished from 0.
     above = special.ndtr((mean - half_width) / std_error)
     below = special.ndtr((-mean - half_width) / std_error)
     return float(above + below)

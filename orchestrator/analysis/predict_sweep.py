@@ -26,10 +26,10 @@ def predict_sweep(
 ) -> tuple[Prediction, Pilot | None]:
     """Predict the loss at a train size, or the number of images for a target loss.
 
-    ``d_data`` and ``label_sharpness`` replace measured values, and measured values replace
-    those of the pilot. With a pilot, a prediction is possible without d_data and K_F.
-    ``growth`` and ``pilot`` are called only after the other inputs were checked, because they
-    may take long.
+    The arguments ``d_data`` and ``label_sharpness`` replace measured values. Measured values
+    replace the values of the pilot. With a pilot, a prediction is possible without d_data and K_F.
+    ``growth`` and ``pilot`` are called only after the other inputs were checked, because they may
+    take long.
 
     Args:
         record: A measurement of the dataset in the format of ``isweep measure --json``, or

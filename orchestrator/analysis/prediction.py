@@ -37,7 +37,8 @@ recommended.
 MAX_EXPONENT = 4
 """Largest exponent of ten up to which a loss is written as a plain number."""
 FAR_FACTOR = 2.0
-"""Factor beyond the range of a sweep's train sizes from which a pilot's N causes a warning."""
+"""A pilot's N causes a warning if it is outside the range of the sweep's train sizes by more than
+this factor."""
 
 OpenInterval = tuple[float | None, float | None]
 """An interval, with None for an end without a bound."""
@@ -56,7 +57,7 @@ class Prediction:
         value: The prediction; None if no prediction is possible.
         interval: 90 % interval, in which None is an end without a bound. The whole field is
             None if no interval is known.
-        extrapolating: Whether N, d_data or K_F lies outside the range of the sweep.
+        extrapolating: True if N, d_data or K_F lies outside the range of the sweep.
         warning: Warnings, separated by semicolons and without a final period.
         shorter: Share by which d_data, K_F and the pilot shorten the interval of log loss;
             None without a bounded interval.
@@ -275,7 +276,7 @@ def _first_below(
 def advice(curve: GrowthCurve, train_size: float) -> list[str]:
     """Return a sentence on the smallest pilot that would shorten the interval enough.
 
-    If even the largest pilot would not, return a sentence with this fact. Return no sentence
+    If even the largest pilot would not shorten it enough, the sentence says so. Return no sentence
     if there is already a pilot, or if the interval is short enough. The width of an interval
     depends on the pilot's train sizes, not on its losses.
     """
@@ -291,7 +292,7 @@ def advice(curve: GrowthCurve, train_size: float) -> list[str]:
         # images.
         first = smallest if num_points == 1 else min(smallest, last / 2)
         sizes = np.geomspace(first, last, num_points)
-        # Any loss will do: the width of the interval does not depend on it.
+        # Any loss can be used here, because the width of the interval does not depend on it.
         pilot = [PilotPoint(size, 1.0) for size in sizes]
         better = GrowthCurve(curve.growth, curve.d_data, curve.label_sharpness, pilot)
         gained = better.shorter(train_size)

@@ -42,9 +42,10 @@ GAIN = "fgsm_2_loss_gain"
 OF_SUBSET = (DATASET, TRAIN_SIZE)
 OF_TRAINING = (MODEL, DATASET, TRAIN_SIZE)
 CELL = [MODEL, DATASET, CLASS_PAIR, TRAIN_SIZE]
-"""Columns of a cell. Two sweeps are compared on the cells that both have."""
+"""Columns that identify a cell: one model, dataset, class pair and train size. Two sweeps are
+compared on the cells that both have."""
 MAX_NAMED = 5
-"""Largest number of disagreeing cells with their names in a table."""
+"""Largest number of cells that a table lists by name because they do not agree."""
 
 
 def published_table() -> pd.DataFrame:
@@ -197,8 +198,8 @@ class Change:
         quantity: Column of the quantity.
         num_cells: Number of cells that both sweeps have.
         num_datasets: Number of datasets of these cells.
-        ratio: Value of the second sweep divided by that of the first. For an accuracy, the
-            value of the second sweep minus that of the first.
+        ratio: Value of the second sweep divided by the value of the first sweep. For an accuracy,
+            it is the difference of these values.
         interval: 95 % interval over datasets.
     """
 

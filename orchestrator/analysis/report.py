@@ -67,8 +67,8 @@ from search_spaces.errors import CorruptStoreError, DataError, SetupError
 from tasks.atomic import write_atomic
 
 NUM_KEY_FIGURES = 2
-"""Number of figures that the page shows open; the others are folded. Of one dataset, only the
-learning curves are shown open: the other figures compare datasets."""
+"""Number of figures that the page shows open; the others are folded. For one dataset, only the
+learning curves are shown open, because the other figures compare datasets."""
 ORDER = ("dataset", "class_pair", "model", "train_size", "seed")
 """Columns that determine the order of rows."""
 NOT_IN_METRIC_NAMES = re.compile(r"[^\w\-. :/]+")
@@ -116,8 +116,7 @@ def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
 def facts_of(workspace: Workspace) -> SweepFacts:
     """Return the facts that limit the answers of a sweep and that no results table contains.
 
-    The origins of images are those of bundled datasets. A user's dataset of the same name has
-    none.
+    Only bundled datasets have an origin of images. A user's dataset with the same name has none.
     """
     origins = {}
     for name, spec in workspace.plan.datasets.items():
@@ -455,8 +454,8 @@ def trial_data(
 
     Args:
         full: One row per trial.
-        devices: Trial id -> the device of its training.
-        runs: Trial id -> id of its MLflow run.
+        devices: GPU or CPU of each training, by trial id.
+        runs: Id of the MLflow run of each trial, by trial id.
         pages: Beginning of the address of a run's page.
     """
     keys = [name for name in SEEDS_SHARE if name in full]

@@ -73,7 +73,7 @@ class Response:
         name: Name of the response.
         column: Column of its logarithm in the points.
         theory: The law's slope on log K_F.
-        has_control: Whether controls leave its unit unchanged; they change the unit of R̂.
+        has_control: True if controls leave its unit unchanged; they change the unit of R̂.
     """
 
     name: str
@@ -163,7 +163,7 @@ def _column(table: pd.DataFrame, condition: str, quantity: str) -> pd.Series:
 
 
 def further(column: str, condition: str) -> str:
-    """Return the column of a logged response on the test set of a condition."""
+    """Return the column of the logarithm of a response on the test set of a condition."""
     return f"{column}_on_{condition}"
 
 
@@ -181,7 +181,7 @@ def _moved_shares(
         moved_loss = _column(rows, condition, "moved_loss")
         unmoved_loss = _column(rows, condition, "unmoved_loss")
         mean_loss = _column(rows, condition, "loss")
-        # n, the number of test images, from n · mean = m · moved + (n − m) · unmoved.
+        # The number of test images n follows from n · mean = m · moved + (n − m) · unmoved.
         difference = (mean_loss - unmoved_loss).where(mean_loss != unmoved_loss)
         num_images = np.rint(num_moved * (moved_loss - unmoved_loss) / difference)
         in_condition = num_moved * moved_loss / (num_images * mean_loss)
@@ -232,11 +232,11 @@ def _log_ratio(points: pd.DataFrame, column: str, dataset: str, base: str) -> fl
 
 
 def _changes(points: pd.DataFrame, gates: Sequence[Gate], bases: dict[str, str]) -> pd.DataFrame:
-    """Return the change of every logged response from base to arm.
+    """Return the change of the logarithm of every response from base to arm.
 
-    The table has a row per counted arm, model and train size. Rows whose base has at least the
-    chance loss are marked: such a loss cannot rise. No arm is excluded because of its own
-    loss, which would bias the effect.
+    The table has one row for each model and train size of each arm that counts. Rows whose base has
+    at least the chance loss are marked, because such a loss cannot rise. No arm is excluded because
+    of its own loss, which would bias the effect.
     """
     columns = [*(response.column for response in RESPONSES), OF_CHANCE_LOSS]
     on_further = [name for name in points.columns if "_on_" in name and name.startswith("log_")]
@@ -297,8 +297,8 @@ def _effects(
         changes: Changes from base to arm.
         response: The response.
         of_bases: Points of the bases, for their exponents.
-        bases: World -> dataset name of its base.
-        on_training: Whether arms change training images alone.
+        bases: Dataset name of the base of each world.
+        on_training: True if arms change training images alone.
     """
     of_sharpness = changes[changes["moves"] == "sharpness"]
     estimand = f"Δ log {response.name} / Δ log K_F"
@@ -363,7 +363,7 @@ def _slope(
     arm: str = "",
     images: tuple[Images, Images] = ("", ""),
 ) -> Effect:
-    """Return the slope of a logged response in each world, without an interval."""
+    """Return the slope of the logarithm of a response in each world, without an interval."""
     is_at_chance = rows["at_chance"].astype(bool)
     is_without = rows[column].isna()
     used = rows[~is_at_chance & ~is_without]
@@ -392,7 +392,7 @@ def judged(effect: Effect, shows: Mapping[str, Sequence[str]]) -> Effect:
 
     Args:
         effect: The effect, with its value in each world.
-        shows: World -> the classes that its images show.
+        shows: Classes that the images of each world show.
     """
     if not effect.by_world:
         return effect

@@ -36,7 +36,7 @@ class Arm:
             dataset.
         name: Name of the condition, the same in all worlds.
         shows: Classes that its images show.
-        intervene_on: Whether all images are changed, or training images alone.
+        intervene_on: Images that the condition changes: all images, or training images alone.
     """
 
     dataset: str
@@ -55,8 +55,8 @@ class Gate:
         arm: The arm.
         sharpness_moved: Change of log K_F from base to arm.
         dimension_moved: Change of log d from base to arm.
-        counts: Whether the arm changed its property, and no other.
-        reason: Why the arm does not count.
+        counts: True if the arm changed its property, and no other.
+        reason: Reason why the arm does not count.
     """
 
     arm: Arm
@@ -84,12 +84,12 @@ class Effect:
         interval: 95 % interval of the mean.
         p_zero: p-value against no effect.
         p_theory: p-value against the law's value.
-        by_world: World -> its value.
+        by_world: Value of each world, by its name.
         num_cells: Number of pairs of arm and base, of equal model and N.
         num_at_chance: Number of pairs left out because their base has at least the chance
             loss.
-        num_without: Number of pairs left out because a side lacks the response (an error of
-            0).
+        num_without: Number of pairs left out because the base or the arm lacks the response. The
+            logarithm of an error of 0 is missing.
         trained_on: Images on which the compared networks were trained; empty unless arms
             change training images alone.
         tested_on: Images on which they were tested; empty unless arms change training images
@@ -115,12 +115,12 @@ class Effect:
 
     @property
     def told_from_zero(self) -> bool:
-        """Whether the interval excludes 0."""
+        """True if the interval excludes 0."""
         return is_significant(0.0, self.interval)
 
     @property
     def smaller_than_half(self) -> bool:
-        """Whether the whole interval is closer to 0 than half the law's rate."""
+        """True if the whole interval is closer to 0 than half the law's rate."""
         if self.interval is None:
             return False
         bound = SMALL_SHARE * abs(self.theory)
@@ -129,7 +129,7 @@ class Effect:
 
     @property
     def in_units_of_the_law(self) -> Interval:
-        """The interval divided by the law's value: 1 agrees with the law, below 0 opposes it."""
+        """The interval divided by the law's value. Values near 1 agree with the law."""
         if self.interval is None or not self.theory:
             return -np.inf, np.inf
         low, high = sorted(bound / self.theory for bound in self.interval)

@@ -19,7 +19,8 @@ from orchestrator.analysis.fits import ScalingFits
 from tasks.atomic import write_atomic
 
 MAX_SVG_POINTS = 2000
-"""Largest number of points of an SVG figure; with more, it loads slowly and PNG is used."""
+"""Largest number of points of an SVG figure. With more points, an SVG figure loads slowly, so a PNG
+image is used."""
 PNG_DPI = 150
 """Dots per inch of a PNG figure."""
 FORMER_DRAWINGS = ("d_repr_on_d_data",)
@@ -29,9 +30,9 @@ NO_METADATA: dict[str, dict[str, None]] = {
     "pdf": dict.fromkeys(("CreationDate", "Producer", "Creator")),
     "svg": dict.fromkeys(("Date", "Creator", "Format", "Type")),
 }
-"""Format -> metadata that is left out: dates and versions would make equal figures differ."""
+"""Metadata that is left out, by format: dates and versions would make equal figures differ."""
 SVG_ID = re.compile(r'(id=")(figure|axes|patch|line2d|text|matplotlib|xtick|ytick)')
-"""Ids that matplotlib numbers from 1 in each figure."""
+"""Pattern of the ids that matplotlib numbers from 1 in each figure."""
 
 
 def write_figures(
@@ -41,7 +42,7 @@ def write_figures(
 
     Args:
         points: The fitted points, a row each.
-        fits: Their fits.
+        fits: The fits to these points.
         folder: Folder of the files.
         formats: Formats to write besides the one in the page.
 

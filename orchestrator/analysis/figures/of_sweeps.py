@@ -65,8 +65,8 @@ DELTA_LABEL = "δ: mean distance to the nearest image of the other class (L2, pi
 LOSS_LABEL = "test loss (nat)"
 SIZE_LABEL = "train size N (images)"
 SMALLEST_LOSS_RANGE = 4.0
-"""Smallest factor between the ends of a loss axis: scatter of a few per cent looks small on
-it."""
+"""Smallest factor between the ends of a loss axis. On such an axis, scatter of a few per cent looks
+small."""
 MAX_COLORBAR_TICKS = 6
 """Largest number of ticks on a color bar."""
 MAX_NAMED_PAIRS = 60
@@ -85,7 +85,7 @@ ADDRESS_TITLES = {
     LABEL_SHARPNESS: "K_F",
     TEST_LOSS: "loss",
 }
-"""Column -> its title in the address of a drawn point."""
+"""Title of each column in the address of a drawn point."""
 ADDRESS_COLUMNS = [MODEL, DATASET, CLASS_PAIR, TRAIN_SIZE, *ADDRESS_TITLES]
 """Columns in the address of a drawn point."""
 
@@ -477,5 +477,5 @@ DRAWINGS: dict[str, Callable[[pd.DataFrame, ScalingFits], Drawn | None]] = {
     "loss_on_d_data": loss_on_d_data,
     "dataset_properties": dataset_properties,
 }
-"""File stem -> drawing function, in the order of the report; the page shows the first two
-open."""
+"""Drawing function of each figure, by file stem and in the order of the report. The page shows the
+first two figures open."""

@@ -45,7 +45,7 @@ GREY = "#666666"
 DOMAIN_COLORS = {NATURAL: BLUE, MEDICAL: VERMILLION}
 DOMAIN_MARKERS = {NATURAL: "o", MEDICAL: "s"}
 SHADES = {NATURAL: (BLUE, GREEN, SKY, BLACK), MEDICAL: (VERMILLION, PURPLE, ORANGE)}
-"""Domain -> colors of its datasets; no color is in two domains."""
+"""Colors of the datasets of each domain; no color is in two domains."""
 MARKERS = "os^DvPX<>hp*"
 """Matplotlib's markers, a character each."""
 MODEL_COLORS = ("#332288", "#999933", "#117733", "#AA4499", "#882255", "#44AA99", "#661100")
@@ -57,11 +57,12 @@ MAX_LINEAR_FACTOR = 30.0
 LEGEND_WIDTH = 1.5
 """Width of the legend beside the panels, in inches."""
 SINGLE_PANEL_WIDTH = 1.5
-"""Factor on the width of a single panel, which would be as small as its legend otherwise."""
+"""Factor on the width of a single panel. Without it, the panel would be as small as its legend."""
 SINGLE_PANEL_HEIGHT = 1.3
 """Factor on the height of a single panel."""
 MAX_LINEAR_TICKS = 5
-"""Largest number of ticks on a linear axis: the numbers of K_F are long."""
+"""Largest number of ticks on a linear axis. With more ticks, the long numbers of K_F would
+overlap."""
 MIN_GAP_OF_TICKS = 0.19
 """Smallest distance of two train sizes on an axis, as a share of its length."""
 STYLE: dict[Any, Any] = {
@@ -97,7 +98,7 @@ def dataset_marks(domains: dict[str, str]) -> dict[str, Mark]:
     """Return a mark per dataset: markers differ throughout, colors by domain.
 
     Args:
-        domains: Dataset -> domain.
+        domains: Domain of each dataset.
     """
     marks: dict[str, Mark] = {}
     shades = {domain: cycle(colors) for domain, colors in SHADES.items()}
@@ -119,7 +120,7 @@ def panels(
         width: Width of a panel in inches.
         height: Height of a panel in inches.
         most_columns: Largest number of panels in a row.
-        share: Whether all panels have the same axes.
+        share: True if all panels have the same axes.
     """
     num_columns = min(most_columns, max(1, num))
     num_rows = ceil(max(1, num) / num_columns)

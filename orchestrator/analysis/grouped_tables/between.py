@@ -1,9 +1,10 @@
-"""Slopes between groups: one effect per unit at equal kinds, and least squares over the effects.
+"""Slopes between groups, by least squares over one effect per unit.
 
-Each slope has two intervals, and the wider one counts. One uses the standard error of least
-squares, the other the robust standard error HC2. HC2 is CR2 in which each effect is a cluster.
-Each slope also has two p-values, and the larger one counts. One comes from a permutation of
-groups, the other from HC2. For pairs of classes, the interval comes from a jackknife over
+The effects are estimated at equal kinds. A kind is a combination of values of the ``within``
+columns. Each slope has two intervals, and the wider one counts. One uses the standard error of
+least squares, the other the robust standard error HC2. HC2 equals CR2 if each effect is its own
+cluster. Each slope also has two p-values, and the larger one counts. One comes from a permutation
+of groups, the other from HC2. For pairs of classes, the interval comes from a jackknife over
 classes. Their two p-values come from this jackknife and from a permutation of classes.
 
 Effects are means of few rows. They contain a part of the scatter of rows, and with it a part
@@ -49,7 +50,7 @@ from orchestrator.analysis.number_formats import listing
 
 MAX_PERMUTED = 1_000
 """Largest number of groups of a permutation test. With more groups, the test agrees with the t
-test and takes 1 GB."""
+test, and would need 1 GB of memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ def _confirmed(
     check: EffectsFit | None,
     place: int,
 ) -> Slope:
-    """Return a slope with the larger p-value of two fits: itself, and one at equal crossing values.
+    """Return a slope with the larger p-value of its fit and of a fit at equal crossing values.
 
     If the second fit has no p-value, or a slope of the other sign, the p-value is 1.
     """
@@ -244,7 +245,7 @@ class EffectsFit:
         return refits
 
     def _smallest(self, place: int) -> float:
-        """Return the sum of squares of a column below which its variation is rounding."""
+        """Return the sum of squares of a column below which its variation is rounding error."""
         return MIN_RCOND * float(self._total[place, place])
 
     def _permuted(self, place: int) -> Permutation | None:
@@ -291,7 +292,7 @@ class EffectsFit:
         """Return the scatter in the groups' means; None if the column is constant within groups."""
         column = self.table[:, place]
         spread = len(column) * float(column.var())
-        # The scatter's expected part of the variance between means.
+        # This is the part of the variance between means that is expected from scatter.
         share = float(self._scatter[place, place]) / spread
         if share < MIN_SHARE_OF_SCATTER:
             return None
@@ -304,8 +305,9 @@ class EffectsFit:
         plain_error = jackknife_error(float(self.values[place - 1]), refits)
         corrected_variance = estimate.error**2
         if plain_error > 0:
-            # A jackknife error is wide. The usual error is therefore scaled by the factor by
-            # which the correction widens the jackknife error.
+            # A jackknife error tends to be too large. Therefore only a ratio of jackknife errors is
+            # used: the usual error is multiplied by the factor by which the correction increases
+            # the jackknife error.
             corrected_variance *= variance.value / plain_error**2
         corrected = Slope("between", slope.on, value=estimate.slope)
         corrected = corrected.with_variance(Variance(corrected_variance, variance.degrees))

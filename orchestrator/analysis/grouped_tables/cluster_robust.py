@@ -19,8 +19,8 @@ import numpy as np
 from orchestrator.analysis.inference import Array, Codes, wild_draws
 
 MIN_SINGULAR = 1e-12
-"""Eigenvalues of a matrix of products below this share of the largest count as 0
-(rounding)."""
+"""Share of the largest eigenvalue of a matrix of products. Smaller eigenvalues are rounding errors
+and count as 0."""
 MIN_SHARE_LEFT = 1e-8
 """Smallest share of a direction that must remain in a cluster's residuals after the fit. Below
 this share, the cluster alone determines the direction, and its residuals are zero."""
@@ -150,7 +150,7 @@ def _satterthwaite(lengths: Array, overlaps: Array, inverse: Array) -> float:
 
 
 def excess_variance(fitted: Coefficient, crossing: Codes, units: Codes) -> Variance:
-    """Return the variance that dependence between rows with one crossing value adds, at least 0.
+    """Return the variance added by dependence between rows with one crossing value, at least 0.
 
     In two-way clustering (Cameron, Gelbach & Miller 2011), this is the variance with clusters
     by crossing value, minus the variance with clusters by unit and crossing value. The second
@@ -159,7 +159,7 @@ def excess_variance(fitted: Coefficient, crossing: Codes, units: Codes) -> Varia
     by_value = cr2_variance(fitted, crossing)
     num_values = len(np.unique(crossing))
     degrees = min(by_value.degrees, num_values - 1.0)
-    # The intercepts of units were removed by centering, and with them the mean over values.
+    # Centering removed the intercepts of units. It thereby also removed the mean over values.
     variance = by_value.value * _small_sample(num_values)
 
     pairs = np.column_stack([units, crossing])
@@ -212,7 +212,8 @@ def wild_bootstrap(fitted: Coefficient, clusters: Codes) -> BootstrapTest:
         clusters: Code of each row's cluster, counted from 0, ``(n,)``.
     """
     direction = fitted.direction
-    # Under the null hypothesis the coefficient is 0, so its part of the fit becomes residual.
+    # Under the null hypothesis the coefficient is 0, so its part of the fit is added to the
+    # residuals.
     restricted = fitted.residuals + fitted.value * direction
     scores = _sums(clusters, direction * restricted)
     column_sums = _sums(clusters, fitted.columns * restricted[:, None])

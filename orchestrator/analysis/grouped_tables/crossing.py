@@ -59,7 +59,7 @@ def crossing_columns(
 
     A text recurs if at least two groups contain it. A whole number recurs only if more than
     half of the groups contain it, because equal counts also occur by chance. Other numbers are
-    taken for measurements and never recur.
+    assumed to be measurements, which never recur.
 
     Args:
         cells: All columns of the table as text, fitted rows only.

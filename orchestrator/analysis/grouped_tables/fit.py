@@ -106,7 +106,7 @@ def fit_groups(
         design: Columns of the fit.
         crossing: Columns outside the design whose values recur over groups. A claim must also
             hold if rows with the same value are dependent.
-        pairs: Whether all columns of groups contain names of the same kind, for example both
+        pairs: True if all columns of groups contain names of the same kind, for example both
             classes of a pair.
     """
     data = standardize(table, design, crossing, pairs)

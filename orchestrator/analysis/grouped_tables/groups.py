@@ -26,7 +26,7 @@ class _Kind:
     """Groups of one kind: groups of one column, or of both columns of a pair.
 
     Attributes:
-        is_of_kind: Whether a group is of this kind, ``(G,)``.
+        is_of_kind: True for each group of this kind, ``(G,)``.
         num_places: Number of columns with groups of this kind.
         num_in_smallest_place: Number of groups in the column with the fewest groups.
     """
@@ -62,7 +62,7 @@ class Groups:
         unit: Index of each row's unit, ``(n,)``.
         unit_names: Names of the units, ``(U,)``.
         names: Names of the groups, ``(G,)``.
-        crossed: Whether units are combinations of several columns.
+        crossed: True if units are combinations of several columns.
         classes_of_pairs: Codes of both groups of each unit, ``(U, 2)``, if the two columns of
             groups are the places of a pair; else None.
     """
@@ -78,7 +78,7 @@ class Groups:
         Args:
             table: Rows with the columns of groups.
             columns: Columns of groups.
-            pairs: Whether all columns contain names of the same kind, for example both classes
+            pairs: True if all columns contain names of the same kind, for example both classes
                 of a pair.
         """
         labels = table[list(columns)].astype(str)
@@ -90,7 +90,7 @@ class Groups:
                     kind_of[column] = kind_of[earlier]
                     break
         labels = self._with_distinct_names(labels, kind_of)
-        # Sorted, so that the pair (a, b) is the same unit as (b, a).
+        # Sort the names, so that the pair (a, b) is the same unit as (b, a).
         rows = np.sort(labels.to_numpy(str), axis=1)
         units, unit = np.unique(rows, axis=0, return_inverse=True)
         self.unit = unit.reshape(-1)
@@ -107,7 +107,7 @@ class Groups:
         )
         """A matrix ``(G, U)`` that is 1 if a unit belongs to a group, and else 0."""
         self._members.sum_duplicates()
-        # A unit with one group in both places still belongs to it once.
+        # If a unit has the same group in both places, it belongs to this group only once.
         self._members.data = np.minimum(self._members.data, 1.0)
         self._kinds = []
         for kind in dict.fromkeys(kind_of.values()):
@@ -154,10 +154,10 @@ class Groups:
     def degrees(self, carried: Array) -> float:
         """Return the degrees of freedom of a jackknife over crossed groups.
 
-        They are the smallest over all kinds of groups. Groups of one column count as
-        ``1 / Σ share²`` groups of equal weight, minus one (Carter, Schnepel & Steigerwald
-        2017). Classes of pairs count as the smaller of two numbers: the classes minus one, and
-        the names in the shorter column of the pair.
+        The result is the smallest number over all kinds of groups. Groups of one column count as
+        ``1 / Σ share²`` groups of equal weight, minus one (Carter, Schnepel & Steigerwald 2017).
+        Classes of pairs count as the smaller of two numbers: the classes minus one, and the names
+        in the shorter column of the pair.
 
         Args:
             carried: Each group's part of the variation of the regressor, ``(G,)``.

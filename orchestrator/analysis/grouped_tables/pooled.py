@@ -1,4 +1,4 @@
-"""The pooled correlation: over all rows of a table, as if rows were independent."""
+"""The correlation over all rows of a table, computed as if the rows were independent."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def partial_slope(
     Args:
         products: Symmetric matrix. Entry (i, j) is the sum over rows of column i times column j.
         place: Index of the regressor, from 1.
-        smallest: Sum of squares below which the variation of the regressor is rounding.
+        smallest: Sum of squares below which the variation of the regressor is rounding error.
 
     Returns:
         The slope, and the weights of all columns in the regressor's residual. The slope is NaN
@@ -101,7 +101,7 @@ def partial_slope(
     weights[place] = 1.0
     overlaps = products[remaining, place]
     explained = np.linalg.lstsq(block, overlaps, rcond=1e-12)[0]
-    # The regressor minus its regression on the others (Frisch & Waugh 1933).
+    # Subtract the regression of the regressor on the other columns (Frisch & Waugh 1933).
     weights[remaining] = -explained
     variation = float(weights @ products[:, place])
     if variation <= smallest:

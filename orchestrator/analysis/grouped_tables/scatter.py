@@ -18,10 +18,10 @@ from orchestrator.analysis.grouped_tables.rows import StandardRows, partial_slop
 from orchestrator.analysis.inference import Array, Interval, centered, jackknife_error
 
 MAX_SHARE_OF_SCATTER = 0.9
-"""Largest share of scatter at which a corrected slope is computed. Above, the slope is
+"""Largest share of scatter at which a corrected slope is computed. Above this share, the slope is
 noise."""
 MIN_SHARE_OF_SCATTER = 1e-9
-"""Share of scatter below which the scatter is rounding."""
+"""Share of scatter below which the scatter is rounding error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def scatter_of_means(data: StandardRows) -> Array:
     degrees_by_unit = np.maximum(sizes - 1, 1)
     covariances = by_unit / degrees_by_unit[:, None, None]
     covariances[sizes == 1] = by_unit.sum(axis=0) / degrees
-    # The mean of n rows has a covariance of 1/n of that of a row.
+    # The covariance of a mean of n rows is the covariance of one row divided by n.
     of_means = covariances / sizes[:, None, None]
     of_means *= 1 - 1 / num_units  # The effects are deviations from their mean.
     scatter[:, :-1, :-1] = of_means

@@ -33,8 +33,8 @@ MAX_SHARE_LEFT_OUT = 0.05
 """Largest share of rows that may be left out because of a missing value or an equal row. With
 a larger share, the remaining rows may differ from the removed ones."""
 MAX_MAGNITUDE = 1e100
-"""Largest absolute number that is accepted; its inverse is the smallest. Squares of other
-numbers are not finite, or 0, in float64."""
+"""Largest accepted absolute value. Its inverse is the smallest accepted one. In float64, squares of
+larger values are infinite, and squares of smaller values are 0."""
 MIN_ROUNDING_STEPS = 1e4
 """Smallest standard deviation of a column, in steps of float64 rounding at its largest value.
 A slope then has four correct digits."""
@@ -101,7 +101,7 @@ def read_user_table(path: Path, design: Design) -> UserTable:
 
 
 def _read_cells(path: Path) -> pd.DataFrame:
-    """Return all cells of a file as text. Every column has another name."""
+    """Return all cells of a file as text. All column names differ."""
     try:
         is_file = path.is_file()
     except OSError as error:  # for example, a folder above may not be entered

@@ -37,10 +37,10 @@ MIN_BOOTSTRAPPED = 6
 """Smallest number of groups for a wild bootstrap. With five groups its p-value is coarse,
 because few draws differ."""
 MAX_BOOTSTRAPPED = 200
-"""Largest number of groups for a wild bootstrap. With more groups it agrees with CR2, and
-takes seconds."""
+"""Largest number of groups for a wild bootstrap. With more groups it takes seconds, and its result
+agrees with CR2."""
 MIN_SHARE_CARRIED = 1e-12
-"""Share of the regressor's variation below which the variation of a group is rounding."""
+"""Share of the regressor's variation below which the variation of a group is rounding error."""
 
 
 def within_slopes(data: StandardRows) -> Iterator[Slope]:

@@ -91,7 +91,7 @@ def _of_commonest_scale(points: pd.DataFrame, scale: SharpnessScale) -> tuple[st
 
 
 def _gain(points: pd.DataFrame, attack: str, model: str, variant: str) -> AttackGain | AttackFit:
-    """Return the loss that an attack adds to a network; without one, a fit with the reason."""
+    """Return the loss that an attack adds to a network, or a fit with a reason."""
     rows = complete_rows(points, model, ALL, (attack, LABEL_SHARPNESS))
     unfitted = AttackFit(
         model=model,
@@ -128,7 +128,8 @@ def _correlated(points: pd.DataFrame, tried: Sequence[AttackGain]) -> Iterator[A
             reason = "K_F or the loss gained has the same value everywhere"
             yield replace(gain.fit, reason=reason)
             continue
-        # The domain is given, as in the correlation, and costs one degree per further domain.
+        # The interval is conditioned on the domain, as the correlation is. Each domain after the
+        # first costs one degree of freedom.
         num_domains = about[DOMAIN][gain.gains.index].nunique()
         adjusted_p = None if np.isnan(p) else p
         # The answer reports the largest of several correlations, so intervals are
@@ -144,8 +145,8 @@ def _correlated(points: pd.DataFrame, tried: Sequence[AttackGain]) -> Iterator[A
             num_resamples=test.num_rearrangements,
             smallest_p=1 / test.num_rearrangements,
         )
-        # Only the largest correlation answers the question, so only it is computed without
-        # each.
+        # Only the largest correlation answers the question, so only this one is also computed
+        # without each dataset.
         if r == largest:
             estimate = replace(estimate, left_out=_without_each(gain, about))
         largest_left_out = None

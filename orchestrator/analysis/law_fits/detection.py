@@ -2,7 +2,7 @@
 
 A verdict needs an adjusted p of at most 0.05. In a family of m tests, Holm's correction
 compares the smallest p-value with 0.05 / m. Powers, detectable effects and numbers of datasets
-are computed for this level, the strictest of the family. They count the same sides as the
+are computed for this level, the strictest of the family. They are for the same side or sides as the
 test.
 """
 
@@ -184,9 +184,9 @@ def t_power(
     bound = t_quantile(1 - level / 2, degrees)
     missed = special.nctdtr(degrees, shift, bound) - special.nctdtr(degrees, shift, -bound)
     if np.isnan(missed):
-        # scipy gives NaN for large shifts. Given the normal error of the estimate, the test
-        # detects the effect if χ² of the standard error is small enough: average over that
-        # error.
+        # scipy gives NaN for large shifts. The power is then an average over the normal error of
+        # the estimate. For a given error, the test detects the effect if χ² of the standard error
+        # is small enough.
         largest_chi2 = degrees * ((shift + NORMAL_NODES) / bound) ** 2
         missed = np.average(special.chdtrc(degrees, largest_chi2), weights=NORMAL_WEIGHTS)
     return float(np.clip(1 - missed, 0.0, 1.0))
@@ -255,7 +255,7 @@ def _power_of_new_study(
         degrees: Degrees of freedom of the residuals of the new study.
         level: Level of the test.
     """
-    # The medians of equally likely parts of χ² stand for the whole distribution.
+    # The χ² distribution is replaced by the medians of equally likely parts of it.
     shares = (np.arange(NUM_SPREADS) + 0.5) / NUM_SPREADS
     spreads = special.chdtri(degrees + 1, shares)
     # The present Σx² has the mean σ² · (degrees_today + 1).

@@ -42,7 +42,7 @@ class Estimate:
             models.
         num_resamples: Number of permutations or bootstrap draws behind ``resampled_p``.
         smallest_p: Smallest value that ``resampled_p`` can have; 0 without resampling.
-        exact: Whether the permutation test is exact: all permutations were tried, and datasets
+        exact: True if the permutation test is exact: all permutations were tried, and datasets
             are exchangeable under the null hypothesis.
         left_out: The estimate without each dataset, by name of the dataset.
         weights: Weight of each dataset in the estimate; the weights sum to 1.

@@ -1,4 +1,4 @@
-"""The exponent b of the fall N^(−b/d) within datasets: the law's bound is 1, no fall is 0."""
+"""The exponent b of the fall N^(−b/d) within datasets. By the law's bound, b is at least 1."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def fit_headline(points: pd.DataFrame, scale: SharpnessScale, *, model: str = PO
 
 
 def dataset_properties(points: pd.DataFrame, scale: SharpnessScale) -> tuple[str, ...]:
-    """Return the column of 1/d, and that of log K_F if K_F varies and has one scale."""
+    """Return the column of 1/d, and the column of log K_F if K_F varies and has one scale."""
     if scale.comparable and points[LOG_SHARPNESS].nunique() > 1:
         return (INVERSE_D, LOG_SHARPNESS)
     return (INVERSE_D,)
@@ -90,9 +90,8 @@ def fit_height(
     reason = why_flattened(rows)
     if reason:
         return replace(unfitted, status="refused", reason=reason)
-    # Loss and properties are reduced to effects at the same cells. A dataset that lacks a
-    # large N then gets neither a higher loss nor a lower d_data than the others for that
-    # reason.
+    # Loss and properties are reduced to effects at the same cells. Otherwise a dataset without
+    # trials at a large N would get a higher loss and a lower d_data only for this reason.
     effects = effects_of(rows, columns)
     if effects is None:
         reason = (

@@ -83,7 +83,7 @@ class HeightFit(Fit):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExponentFit(Fit):
-    """A regression of log loss on −log N / d within curves: the law's bound is 1, no fall is 0.
+    """A regression of log loss on −log N / d within curves. The law's bound is a slope of 1.
 
     Attributes:
         kind: ``exponent``.

@@ -1,4 +1,4 @@
-"""Chance level: losses near that of guessing, and over-confident networks.
+"""Detection of networks at chance level, and of over-confident networks.
 
 A network that learned nothing of n classes has the chance loss, ln n nat. A network is *at
 chance level* if its loss is at least 0.8 ln n, and its accuracy and AUROC are not well above
@@ -27,13 +27,14 @@ LEARNED_AUC = 0.75
 """Smallest AUROC of a network that has learned: halfway from chance to 1."""
 FITTED_ACCURACY = 1 / 2
 """Smallest train accuracy of a network that fits its training images, as a share of the way
-from chance to 100 %. With two classes it is 75 %: below, the network is closer to guessing."""
+from chance to 100 %. With two classes it is 75 %. Below this accuracy, the network is closer to
+guessing."""
 UNKNOWN_NUM_CLASSES = 2.0
 """Number of classes if a table does not contain it: the study's tasks have two."""
 
 
 def chance_loss(num_classes: Any) -> Any:
-    """Return the chance loss, ln n nat; for unknown n, that of two classes.
+    """Return the chance loss, ln n nat; an unknown n counts as 2.
 
     Args:
         num_classes: A number or a column of numbers; None, NaN and 0 mean unknown.
@@ -62,14 +63,14 @@ def chance_limits_in_words(class_counts: Iterable[int | None]) -> str:
 
 
 def has_learned(accuracy: Any, auc: Any, num_classes: Any) -> Any:
-    """Return whether accuracy or AUROC is well above chance; an unknown value is not."""
+    """Return whether accuracy or AUROC is well above chance; unknown values do not count."""
     chance = np.exp(-chance_loss(num_classes))
     is_accurate = accuracy >= chance + LEARNED_ACCURACY * (1 - chance)
     return is_accurate | (auc >= LEARNED_AUC)
 
 
 def is_unfitted(train_accuracy: Any, num_classes: Any) -> Any:
-    """Return whether a network does not fit its own training images; unknown values mean no.
+    """Return whether a network does not fit its own training images; False for unknown values.
 
     Args:
         train_accuracy: Share of training images classified correctly, a number or a column.
@@ -98,7 +99,7 @@ def is_over_confident(
 ) -> bool:
     """Return whether a network with so high a loss has learned, and is over-confident.
 
-    The loss is compared with that of a network whose confidence is its accuracy in every
+    The loss is compared with the loss of a network whose confidence equals its accuracy for every
     image. If the accuracy is unknown, the loss is compared with the chance loss.
 
     Example:
@@ -111,7 +112,7 @@ def is_over_confident(
 
 
 def _calibrated_loss(accuracy: Any, num_classes: Any) -> float:
-    """Return the loss in nat of a network whose confidence is its accuracy in every image.
+    """Return the loss in nat of a network whose confidence equals its accuracy for every image.
 
     With accuracy a and n classes this is -a ln a - (1 - a) ln((1 - a) / (n - 1)).
     """
@@ -136,7 +137,7 @@ def _learned(accuracy: Any, auc: Any, num_classes: Any) -> bool:
 
 
 def reaches(shares: pd.Series, share: float = AT_CHANCE_SHARE) -> pd.Series:
-    """Return which losses are at least a share of the chance loss; missing losses are not.
+    """Return a mask of the losses that are at least a share of the chance loss.
 
     Args:
         shares: Logarithm of each loss divided by its chance loss.

@@ -117,7 +117,7 @@ def _check_train_sizes(table: pd.DataFrame) -> None:
 
 
 def _is_boolean(values: pd.Series) -> pd.Series:
-    """Return which values are True or False: pandas would treat them as 1 and 0."""
+    """Return a mask of the values True and False, which pandas would treat as 1 and 0."""
     may_be = values.dtype == object or pd.api.types.is_bool_dtype(values)
     if not may_be:
         return pd.Series(False, index=values.index)

@@ -107,7 +107,7 @@ def summaries_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[DatasetSumma
 
 
 def _strongest_attack(points: pd.DataFrame) -> Any:
-    """Return the column of the strongest attack up to 8/255, FGSM first; None if there is none."""
+    """Return the column of the strongest attack up to 8/255, if possible FGSM; None without any."""
     measured = []
     for attack in attack_columns(points.columns):
         if attack.epsilon <= LARGEST_EPSILON and points[attack.name].notna().any():

@@ -73,11 +73,11 @@ WORDS = {
     LOG_SHARPNESS: "log K_F",
     IS_MEDICAL: "the domain label",
 }
-"""Column -> its name in text."""
+"""Name of each column in sentences."""
 POOLED = "pooled"
-"""All models together, each with its own intercept."""
+"""Name of a fit to all models together, with an intercept for each model."""
 ALL = "all"
-"""Both domains together."""
+"""Name of a fit to both domains together."""
 SUBSET = [DATASET, CLASS_PAIR, DATA_MODE]
 """Columns that identify the training images of a network."""
 POINT = [MODEL, DATASET, DOMAIN, CLASS_PAIR, TRAIN_SIZE, DATA_MODE]
@@ -107,7 +107,7 @@ def fitted_points(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
         DIVERGED: full[STATUS] != DONE,
         "no positive train size": ~(full[TRAIN_SIZE] > 0),
     }
-    # Only these two reasons remove a trial. Without a loss, it still has measures.
+    # Only these two reasons remove a trial. A trial without a loss stays, because it has measures.
     is_no_point = pd.DataFrame(unusable).any(axis=1)
     unusable["no test loss"] = full[TEST_LOSS].isna()
     unusable["test loss not above zero, so it has no logarithm"] = full[TEST_LOSS] <= 0
@@ -183,7 +183,7 @@ def at_largest_size(points: pd.DataFrame, name: str, by: Sequence[str] = SUBSET)
 
 
 def select(points: pd.DataFrame, model: str, subset: str = ALL) -> pd.DataFrame:
-    """Return the points of one model, or of all, and of one domain, or of both."""
+    """Return the points of one model or all models, and of one domain or both domains."""
     rows = points
     if model != POOLED:
         rows = rows[rows[MODEL] == model]

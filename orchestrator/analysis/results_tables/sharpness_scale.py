@@ -31,8 +31,8 @@ class SharpnessScale:
     """The scales on which K_F was measured.
 
     Attributes:
-        comparable: Whether K_F is compared between datasets.
-        policy: What to do about unequal scales.
+        comparable: True if K_F is compared between datasets.
+        policy: Choice about unequal scales: ``refuse`` or ``ignore``.
         note: A sentence on unequal or unknown scales; empty if there is one scale.
         scales: Each scale as text, with its datasets.
     """

@@ -43,7 +43,7 @@ SIDES: dict[Alternative, str] = {
     "two-sided": "two-sided",
     "rise": "one-sided for a rise",
 }
-"""Side of the null value on which a result counts -> its words."""
+"""Words for the side of the null value on which a result counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class Finding:
             p.
         details: Sentences on the test, its power and the most influential dataset or class.
         notes: Remarks on the numbers of this answer.
-        to_add: What to add to a sweep that cannot answer.
+        to_add: Advice on what to add to a sweep that cannot answer the question.
         claim: The supported statement, or the statement that contradicts the expected one.
             Empty if no effect was detected.
     """
@@ -116,8 +116,8 @@ def not_testable(
 
     Args:
         question: The question.
-        reason: Why it cannot be tested.
-        to_add: What to add to the sweep to test it.
+        reason: Reason why the question cannot be tested.
+        to_add: Advice on what to add to the sweep.
         notes: Remarks on the numbers of this answer.
     """
     sentence = f"This cannot be tested: {reason}."
@@ -150,7 +150,7 @@ def short_answer(
         bounds: The interval of that size as text.
         name_of_value: Name of the number of the answer, for its value without one replicate.
         replicate: Replicate of the interval: dataset or class.
-        claim: The statement that contradicts the question.
+        claim: First sentence if the detected effect is opposite to the expected one.
         if_undecided: First sentence of an undecided answer whose interval includes the null
             value.
         of_interval: Words between ``95 % interval`` and its bounds.
@@ -279,7 +279,7 @@ def influence(answer: Answer, name_of_value: str, replicate: str = "dataset") ->
     Args:
         answer: The answer.
         name_of_value: Name of the number of the answer.
-        replicate: What is left out: a dataset or a class.
+        replicate: Kind of replicate that is left out: a dataset or a class.
     """
     name = answer.most_influential
     if name is None or answer.value is None:

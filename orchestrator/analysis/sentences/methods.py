@@ -30,13 +30,14 @@ OPTIMIZERS = {
     "adamw": "AdamW",
     "sgd": "stochastic gradient descent with momentum 0.9",
 }
-"""Name of an optimizer in a recipe -> its name in a paper."""
+"""Name in a paper for the name of an optimizer in a recipe."""
 PRECISIONS = {
     "float32": "",
     "bfloat16": ", forward pass in bfloat16",
     "float16_unscaled": ", forward pass in float16 without scaling of gradients",
 }
-"""Precision of a recipe -> further setting of the training; none for the usual float32."""
+"""Text on the precision of a recipe, with the setting that it implies; empty for the usual
+float32."""
 MAX_LISTED = 12
 """Largest number of values that a sentence lists. If there are more, it gives only their number."""
 
@@ -50,7 +51,7 @@ def methods_paragraph(
         plan: The plan of the sweep.
         records: Stored results by trial id. Results of trials that the plan lacks are not
             counted.
-        has_groups: Whether the images of a prepared dataset form groups, such as patients.
+        has_groups: True if the images of a prepared dataset form groups, such as patients.
     """
     done = [records[trial_id] for trial_id in plan.trials_by_id if trial_id in records]
     return [
@@ -136,7 +137,7 @@ def _subsets(plan: SweepPlan, has_groups: bool) -> Iterator[str]:
         if name in ORIGINS and plan.datasets[name].description == DATASETS[name].description:
             num_cut += bool(ORIGINS[name].cut_from)
     if num_cut:
-        # Without these words, this sentence would contradict the one on groups.
+        # Without these words, this sentence would contradict the sentence on groups.
         unlisted = ", which are not listed as groups" if has_groups else ""
         yield (
             f"In {plural(num_cut, 'dataset')}, training and test images were cut from the "

@@ -41,11 +41,12 @@ TOGETHER = 0.7
 SAME_EFFECT = "K_F and δ go together here, so these answers can have one cause."
 """Sentence on a claim on δ if log K_F and log δ are correlated."""
 STEP = 1.1
-"""Factor between the K_F or δ of two pairs in a sentence. All data with a slope span 10 %."""
+"""Factor between the K_F or δ of two pairs in a sentence. In all data with a slope, K_F and δ vary
+by at least 10 %."""
 
 
 def all_are_late(fits: ScalingFits) -> bool:
-    """Return whether results were known before every tested question to class pairs was chosen.
+    """Return whether every tested question about class pairs was chosen after results were known.
 
     One sentence below all answers then says so, in place of a sentence in each answer.
     """
@@ -54,7 +55,7 @@ def all_are_late(fits: ScalingFits) -> bool:
 
 
 def of_class_pairs(fits: ScalingFits) -> Iterator[Finding]:
-    """Yield a finding per question to class pairs, and one on all slopes at equal δ."""
+    """Yield a finding for each question about class pairs, and one for all slopes at equal δ."""
     d_data = None
     for dataset in fits.datasets:
         if dataset.d_data and dataset.loss:
@@ -114,7 +115,7 @@ def attack_in_words(fits: ScalingFits) -> str:
 def _of_pair_slope(
     slope: Slope, answer: Answer, d_data: float | None, in_pixels: Slope | None, attack: str
 ) -> Finding:
-    """Return the finding on one question to class pairs.
+    """Return the finding on one question about class pairs.
 
     Args:
         slope: The slope that answers.
@@ -206,7 +207,7 @@ def _at_equal_delta(fits: ScalingFits, slopes: Sequence[Slope]) -> Finding:
         if answer.is_decided:
             direction = "rises" if (answer.value or 0.0) > 0 else "falls"
             claims.append(f"At equal δ, {response} {direction} with K_F.")
-        # The first sentence names what all slopes are on.
+        # Only the first sentence names log K_F, the regressor of all these slopes.
         opening = "The" if slopes_in_words else "On log K_F, the"
         slopes_in_words.append(
             f"{opening} slope of {response} is {number(answer.value)} (95 % interval "
@@ -242,8 +243,8 @@ def _at_equal_delta(fits: ScalingFits, slopes: Sequence[Slope]) -> Finding:
 def _joint_verdict(answers: Sequence[Answer]) -> Verdict:
     """Return one verdict of several slopes.
 
-    A detected effect is only suggested if any of the questions is late. Otherwise, the joint
-    verdict is contradicted if any slope contradicts its claim.
+    A detected effect is only suggested if any of the questions was asked after somebody had seen
+    the data. Otherwise, the joint verdict is contradicted if any slope contradicts its claim.
     """
     verdicts = {answer.verdict for answer in answers}
     if any(answer.is_late for answer in answers) and any(one.is_decided for one in answers):

@@ -1,4 +1,4 @@
-"""Sentences on the answers of several datasets to the study's questions."""
+"""Sentences on the answers to the study's questions about several datasets."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ MAX_WORST = 3
 """Number of datasets that the sentence on the highest shares of d_repr above d_data names. It
 names more if further datasets have the same share as the last one."""
 HELD_EQUAL = {INVERSE_D: "d_data", LOG_SHARPNESS: "K_F", IS_MEDICAL: "domain"}
-"""Column of a term -> the property that datasets share if the term is equal."""
+"""Property of datasets that is equal if a term is equal, by column of the term."""
 MAX_NAMED_NETWORKS = 4
 """Largest number of networks that a sentence on d_repr lists; the tables list all of them."""
 
@@ -262,7 +262,7 @@ def _fall(fits: ScalingFits) -> Finding | None:
 
 
 def _of_short_training(fit: FallFit) -> Iterator[str]:
-    """Yield how many networks do not fit their training images at the smallest train size.
+    """Yield a sentence on networks that do not fit their training images at the smallest N.
 
     At an equal number of epochs, the number of optimizer steps grows with N.
     """
@@ -292,7 +292,8 @@ def _exponent(fits: ScalingFits) -> Finding:
     if fit.status != "ok" or falls.value is None:
         to_add = datasets_to_add(fits, fit, "two train sizes and losses clear of chance level")
         return not_testable(question, falls.reason, to_add, notes)
-    # b has no unit that a reader knows. The factor of a doubling of N, at the median d, has.
+    # Readers can hardly interpret b itself. Therefore a sentence has the factor of the loss for a
+    # doubling of N at the median d.
     d_values = [
         d.d_data for d in fits.datasets if d.dataset in fit.by_dataset and d.d_data is not None
     ]
@@ -363,7 +364,7 @@ def of_other_estimator(fits: ScalingFits) -> Iterator[str]:
 
 
 def _of_curves_at_chance(fit: ExponentFit) -> Iterator[str]:
-    """Yield how many curves are fitted, if others are near chance level."""
+    """Yield a sentence on the number of fitted curves, if other curves are near chance level."""
     if fit.num_at_chance:
         num_clear = fit.num_curves - fit.num_at_chance
         yield (
@@ -393,8 +394,8 @@ def _against_the_law(against_bound: Answer) -> str:
 def _above_the_law(fits: ScalingFits) -> str:
     """Return in how many datasets the exponent is above the law's 1, with an exact sign test.
 
-    The sign test gives every dataset the same weight, as the pooled exponent does not. It
-    belongs to no family of tests, so no verdict uses it. It assumes independent datasets.
+    The sign test gives every dataset the same weight, unlike the pooled exponent. It belongs to no
+    family of tests, so no verdict uses it. It assumes independent datasets.
     """
     fit = fits.exponent()
     text = f"b is above 1 in {_of_all_datasets(fit.num_above_bound, len(fit.by_dataset))}"
@@ -421,7 +422,7 @@ def _range_of_exponents(fit: ExponentFit) -> str:
 
 
 def _heaviest_dataset(exponent: Estimate) -> Iterator[str]:
-    """Yield which dataset has the largest weight in the exponent of all datasets together."""
+    """Yield a sentence on the dataset with the largest weight in the exponent of all datasets."""
     if exponent.weights:
         heaviest = max(sorted(exponent.weights), key=exponent.weights.__getitem__)
         share = percent(exponent.weights[heaviest])
@@ -429,7 +430,7 @@ def _heaviest_dataset(exponent: Estimate) -> Iterator[str]:
 
 
 def _difference_of_factors(fall: FallFit, exponent: Estimate, factor: str) -> Iterator[str]:
-    """Yield why this factor of a doubling of N differs from the one of the previous answer."""
+    """Yield the reason why the factor of a doubling of N differs from the previous answer."""
     if fall.status == "ok":
         other, _ = multiplied(fall.estimates[0].value, None, float(np.log(2)))
         if other != factor:
@@ -577,8 +578,7 @@ def of_representations(fits: ScalingFits) -> Finding:
     notes = []
     by_share = sorted(fit.by_dataset.items(), key=lambda entry: (-entry[1], entry[0]))
     if by_share and fit.num_datasets > 1:
-        # Datasets with the share of the last named one are named too: their order means
-        # nothing.
+        # If further datasets have the same share as the last named one, they are named too.
         _, smallest_named = by_share[:MAX_WORST][-1]
         worst = [(name, part) for name, part in by_share if part >= smallest_named]
         named = listing([f"{name} ({percent(part)})" for name, part in worst])
@@ -603,7 +603,7 @@ def _of_fitted_networks(fit: RepresentationFit, *, counts_above: bool) -> Iterat
 
     Args:
         fit: The counts.
-        counts_above: Whether points with d_repr above d_data are counted, and not the others.
+        counts_above: True if points with d_repr above d_data are counted, and not the others.
     """
     if not fit.num_unfitted:
         return

@@ -14,7 +14,7 @@ from orchestrator.analysis.sentences.of_datasets import of_representations
 
 
 def of_one_dataset(fits: ScalingFits, single: OneDataset) -> Iterator[Finding]:
-    """Yield the findings on one dataset, and one finding on the questions to several datasets.
+    """Yield the findings on one dataset, and one finding on the questions about several datasets.
 
     The curve of the best network comes first.
     """

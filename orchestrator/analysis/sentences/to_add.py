@@ -18,8 +18,8 @@ def datasets_to_add(fits: ScalingFits, fit: Fit, numbers: str, reason: str = "")
     Args:
         fits: All fits.
         fit: The fit that could not be made or tested.
-        numbers: What each dataset must have, for example ``losses and d_data``.
-        reason: Why the fit could not be tested; empty if it could not be made.
+        numbers: Numbers that each dataset must have, for example ``losses and d_data``.
+        reason: Reason why the fit could not be tested; empty if it could not be made.
     """
     if UNEQUAL_SCALES in (fit.reason, reason):
         return "measure K_F at one image size and number of channels"
@@ -31,8 +31,8 @@ def datasets_to_add(fits: ScalingFits, fit: Fit, numbers: str, reason: str = "")
     noun = "dataset"
     domains = Counter(dataset.domain for dataset in fits.datasets if dataset.loss is not None)
     if domains and not isinstance(fit, ExponentFit):
-        # Four datasets of one domain have 24 permutations; two and three of two domains have
-        # 12.
+        # Four datasets of one domain have 24 permutations. Two datasets of one domain and three of
+        # the other one have 12.
         (domain, num_of_domain), *other_domains = domains.most_common()
         ways_of_others = prod(factorial(num) for _, num in other_domains)
         while ways_of_others * factorial(num_of_domain + num_missing) < 1 / LEVEL:

@@ -36,7 +36,7 @@ SPECIAL: dict[str, str | int | None] = {
     "<": "$<$",
     ">": "$>$",
 }
-"""Character -> LaTeX code that prints it."""
+"""LaTeX code that prints a character."""
 
 
 def escape(text: str) -> str:

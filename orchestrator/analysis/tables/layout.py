@@ -51,7 +51,7 @@ def laid_out(
         title: Heading.
         note: Explanation of the columns.
         records: Mappings, or objects with fields.
-        columns: Name of a column -> its content.
+        columns: Content of each column, by its name.
         numeric_from: Index of the first column of numbers.
     """
     rows = []

@@ -49,10 +49,10 @@ class FitTable:
         kinds: Kinds of fits in the table.
         title: Heading.
         note: Explanation of the columns.
-        columns: Name of a column -> its text for a row.
+        columns: Function that returns the text of a cell, by name of the column.
         numeric_from: Index of the first column of numbers.
-        notes_on_rows: Further sentence of the note -> whether it applies to a row. The note
-            has the sentence if it applies to any row.
+        notes_on_rows: Further sentences of the note, each with a function that returns whether the
+            sentence applies to a row. The note has the sentence if it applies to any row.
     """
 
     key: str
@@ -390,7 +390,7 @@ def answer_table(fits: ScalingFits) -> Table:
 
 
 PROPERTY_NAMES = {"sharpness": "K_F", "dimension": "d", "nothing": "nothing (control)"}
-"""Property that an arm should change -> its name in the table."""
+"""Name in the table of the property that an arm should change."""
 
 
 def intervention_tables(interventions: Interventions) -> list[Table]:
