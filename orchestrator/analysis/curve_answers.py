@@ -380,7 +380,7 @@ class CurveAnswer:
         )
 
     def _shape(self) -> str:
-        """Return whether the curve has flattened, and a better score at a smaller N, in sentences."""
+        """Return sentences on the best score so far, and on whether the curve has flattened."""
         score = METRIC_WORDS[self.question.metric]
         best = min(self.points, key=lambda point: _errors(point.score, self.question.metric))
         best_so_far = ""

@@ -575,14 +575,7 @@ def of_representations(fits: ScalingFits) -> Finding:
         "ratios above 1 does not test it.",
         "This is exploratory.",
     ]
-    notes = []
-    by_share = sorted(fit.by_dataset.items(), key=lambda entry: (-entry[1], entry[0]))
-    if by_share and fit.num_datasets > 1:
-        # If further datasets have the same share as the last named one, they are named too.
-        _, smallest_named = by_share[:MAX_WORST][-1]
-        worst = [(name, part) for name, part in by_share if part >= smallest_named]
-        named = listing([f"{name} ({percent(part)})" for name, part in worst])
-        notes.append(f"The share of points with d_repr above d_data is highest in {named}.")
+    notes = [*_highest_shares(fit)]
     notes.append(
         "d_repr and d_data are estimates. Other estimators can give values that differ by a factor "
         "of 2 or more."
@@ -594,6 +587,17 @@ def of_representations(fits: ScalingFits) -> Finding:
         details=tuple(details),
         notes=tuple(notes),
     )
+
+
+def _highest_shares(fit: RepresentationFit) -> Iterator[str]:
+    """Yield a sentence on the datasets with the most points with d_repr above d_data."""
+    by_share = sorted(fit.by_dataset.items(), key=lambda entry: (-entry[1], entry[0]))
+    if by_share and fit.num_datasets > 1:
+        # If further datasets have the same share as the last named one, they are named too.
+        _, smallest_named = by_share[:MAX_WORST][-1]
+        worst = [(name, part) for name, part in by_share if part >= smallest_named]
+        named = listing([f"{name} ({percent(part)})" for name, part in worst])
+        yield f"The share of points with d_repr above d_data is highest in {named}."
 
 
 def _of_fitted_networks(fit: RepresentationFit, *, counts_above: bool) -> Iterator[str]:
