@@ -101,7 +101,10 @@ NOT_MEASURED = "not measured by a sweep"
 """Reason for *not testable*, if the sweep does not measure the number of a claim."""
 PAIRS = "the question compares datasets; isweep fit shows the class pairs of this dataset"
 """Reason for *not testable*, if a claim is about several datasets and the table has only one."""
-SHARED = "the worlds share images, so they are not independent datasets; isweep fit shows each arm"
+SHARED = (
+    "the base datasets of an experiment share images, so they are not independent; isweep fit "
+    "shows each condition"
+)
 """Reason for *not testable*, if a claim is about several datasets and the table is of an
 experiment."""
 NO_CLAIM_OF_PAPERS = "isweep fit supports or contradicts {} beyond these claims."
@@ -467,7 +470,7 @@ def _slope(prepared: Prepared, fits: ScalingFits, question: Question, *, column:
     estimand = f"slope of log loss on log K_F{conditions}; t and permutation"
     if column == INVERSE_D:
         estimand = (
-            f"slope of log loss on 1/d_data{conditions} (negative where it rises with d_data); "
+            f"slope of log loss on 1/d_data{conditions} (negative if the loss rises with d_data); "
             "t and permutation"
         )
     note = ""

@@ -42,7 +42,7 @@ SHARPNESS = Question(
     estimand="slope of log loss on log K_F, given 1/d and the domain label",
     power_of="the law's slope of 1",
     source="Eq. 2",
-    published="1 by the law; K_F and domain not told apart",
+    published="1 by the law; effects of K_F and domain not separated",
 )
 FASTER_THAN_BOUND = "Does the loss fall with N at least as fast as the law says, N^(−1/d)?"
 """Question that has two tests: the exponent against no fall, and against the law's bound."""

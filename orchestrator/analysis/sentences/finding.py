@@ -225,7 +225,7 @@ def why_undecided(answer: Answer) -> str:
     if answer.verdict != "undecided" or not _leaves_null_out(answer):
         return ""
     if answer.p_value is not None and answer.p_value > LEVEL:
-        return "The interval is by t alone; resampling does not confirm it."
+        return "The interval comes from a t test alone; resampling does not confirm this result."
     return "The interval ignores the other tests; the adjusted p decides."
 
 

@@ -156,10 +156,10 @@ def _datasets_needed(fit: HeightFit, column: str, effect: float, tests: int) -> 
     """Return a sentence on the number of datasets that would detect the effect."""
     needed = needed_for_doubling(fit, column, effect, tests)
     if needed is None:
-        return "Even the largest practical number of such datasets would not make it 80 of 100."
+        return "No practical number of such datasets would let 80 of 100 studies detect it."
     return (
-        f"About {needed:,} such datasets would make it 80 of 100. If {WORDS[column]} differs "
-        "less between them, more are needed."
+        f"With about {needed:,} such datasets, 80 of 100 studies would detect it. If "
+        f"{WORDS[column]} differs less between the datasets, more are needed."
     )
 
 
@@ -458,8 +458,10 @@ def _verdict_on_fall(falls: Answer, against_bound: Answer) -> tuple[Verdict, str
         return "contradicted", "The loss rises with N"
     if falls.verdict == "supported":
         if 0 < low <= high < 1:
-            statement = "The loss falls with N; whether too slowly for the law's bound is undecided"
-            return "supported", statement
+            return "supported", (
+                "The loss falls with N; it is undecided whether it falls too slowly for the "
+                "law's bound"
+            )
         return "supported", "The loss falls with N, and nothing contradicts the law's bound"
     return "undecided", ""
 

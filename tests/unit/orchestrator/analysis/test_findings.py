@@ -94,7 +94,7 @@ def test_without_a_claim_the_estimate_interval_p_power_and_datasets_needed_are_p
     test_sentence = f"The test against 0 (two-sided) gives p = {answer.p_value:.2g} before correction for 5 tests."
     assert test_sentence in finding.details
     num_needed = int(
-        re.search(r"About (\d+) such datasets would make it 80 of 100", finding.answer)[1]
+        re.search(r"With about (\d+) such datasets, 80 of 100 studies", finding.answer)[1]
     )
 
     def power(num_datasets):
@@ -293,7 +293,7 @@ def test_a_slope_below_the_bound_that_could_not_be_tested_above_chance_level_is_
     losses = table["test_loss"] / means * np.where(over_fitted, 1.0, 0.2)
     finding = answers(table.assign(test_loss=losses, test_accuracy=np.nan))["exponent"]
     assert finding.verdict == "supported"
-    assert "The loss falls with N; whether too slowly for the law's bound is" in finding.answer
+    assert "The loss falls with N; it is undecided whether it falls too slowly" in finding.answer
     assert "contradict" not in finding.answer
 
 
@@ -575,7 +575,7 @@ def test_the_published_table_names_the_most_influential_dataset_of_each_answer(p
     assert float(match[2]) == pytest.approx(residuals.corr().iloc[0, 1], abs=5e-4)
     # The unequal scales of K_F stand where K_F is asked about.
     assert any(
-        "K_F is compared over unequal scales as it stands" in text
+        "K_F is compared between datasets although its scales differ" in text
         for text in findings_by_question["sharpness"].notes
     )
 
