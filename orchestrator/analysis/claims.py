@@ -109,7 +109,10 @@ SHARED = (
 experiment."""
 NO_CLAIM_OF_PAPERS = "isweep fit supports or contradicts {} beyond these claims."
 """Sentence on decided relations of class pairs that are not a claim of the study."""
-ONLY_SUGGESTED = "isweep fit suggests {} (results were known before; not confirmed)."
+ONLY_SUGGESTED = (
+    "isweep fit suggests {}. A suggested relation is not confirmed, because results were known "
+    "before its question was chosen."
+)
 """Sentence on decided relations of questions that were asked after the images had been
 seen."""
 LAYERS = f"the dimension of layers before the last is {NOT_MEASURED}"

@@ -2,9 +2,9 @@
 
 Label sharpness K_F is 1 / length, and the robustness radius R̂ is a length. If pairs differed
 in contrast alone, log R̂ would have the slope −1 on log K_F for any network. Therefore the
-question on robustness is free of scale: K_F and R̂ are in units of δ, the mean distance of an
-image to the nearest image with another label. The slope in pixel units is printed too, without
-a test.
+question on robustness is free of scale: K_F and R̂ are in units of δ. The length δ is the mean
+distance of an image to the nearest image with another label. The slope in pixel units is printed
+too, without a test.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ NO_DELTA = (
 """Reason why a question on δ cannot be answered from a table without the column of δ."""
 ONE_SIZE = "there is only one train size; a curve needs at least two"
 """Reason why the exponent cannot be estimated."""
-UNITS_ALONE = "units alone give −1: R̂ is a length, and K_F one over a length"
+UNITS_ALONE = "the units alone give a slope of −1: R̂ is a length, and K_F is one over a length"
 """Reason why the slope in pixel units is not tested."""
 MIN_PAIRS = 3
 """Smallest number of class pairs for a correlation over pairs."""

@@ -259,8 +259,8 @@ def best_table(full: pd.DataFrame) -> Table:
         "The best model has the lowest mean test loss over the class pairs and seeds that all "
         "models have. If there are several models, the best one was chosen on the test images, so "
         "its loss on new images is probably higher. Means are arithmetic here, and geometric in "
-        "the summary of the data. Seed spread is the standard deviation over seeds. With one seed, or if models differ "
-        "by less than the spread, the order of models means nothing.",
+        "the summary of the data. Seed spread is the standard deviation over seeds. With one seed, "
+        "or if models differ by less than the spread, the order of models means nothing.",
         _ranked(full).to_dict("records"),
         {
             "dataset": DATASET,
