@@ -1,7 +1,7 @@
 """The ledger: every claim of the study, with its published result and a sweep's answer.
 
-The claims are those of Konz & Mazurowski (arXiv 2401.08865, 2408.08381). Their tests form two
-families. In each family, the chance of any false verdict is at most 5 %:
+The claims are from Konz & Mazurowski (arXiv 2401.08865, 2408.08381). Their tests form two families.
+In each family, the chance of any false verdict is at most 5 %:
 
 - A claim that is a headline question or a question about class pairs has the same answer as in the
   report and ``isweep fit``. Its p-value is Holm-adjusted over the tests of ``isweep fit``.

@@ -256,9 +256,9 @@ def fit_pairs(points: pd.DataFrame) -> tuple[Slope, ...]:
     that share a class share images, so intervals are from a jackknife over classes (t with
     classes − 1 degrees of freedom). The exponent has an intercept per pair and network. The
     other slopes are estimated between pairs at equal network, N and 1/d. d, K_F and δ are
-    measured at the largest N of a pair. A slope between pairs has two p-values, and the larger
-    one counts: one from the jackknife, and one from a permutation of classes. The p-values of
-    the tested slopes are Holm-adjusted together.
+    measured at the largest N of a pair. A slope between pairs has two p-values, and the larger one
+    is used. One is from the jackknife, the other from a permutation of classes. The p-values of the
+    tested slopes are Holm-adjusted together.
     """
     points = points.dropna(subset=[LOG_LOSS, D_REFERENCE])
     classes = points[CLASS_PAIR].str.split("-", n=1, expand=True).reindex(columns=[0, 1])

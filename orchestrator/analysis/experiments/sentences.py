@@ -17,12 +17,12 @@ HALF = "half the law's rate"
 def experiment_answer(
     gates: Sequence[Gate], effects: Sequence[Effect], max_change_of_d: float
 ) -> str:
-    """Return sentences on the arms that count, the effects of K_F, and the controls.
+    """Return sentences on the used arms, the effects of K_F, and the controls.
 
     Args:
         gates: The checks of all arms.
-        effects: Effects of the arms that count.
-        max_change_of_d: Largest change of log d of an arm that counts.
+        effects: Effects of the arms that are used.
+        max_change_of_d: Largest change of log d of an arm that is used.
     """
     of_sharpness = [gate for gate in gates if gate.arm.moves == "sharpness"]
     num_passed = sum(gate.counts for gate in of_sharpness)

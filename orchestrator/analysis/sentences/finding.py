@@ -29,7 +29,7 @@ ASKED_AFTER_SEEING = (
     "Results on these images were known when this question or its settings were chosen, so the "
     "answer confirms nothing."
 )
-"""Sentence on an answer whose question, or the settings of its sweep, came after results."""
+"""Sentence on an answer if its question or the settings of its sweep were chosen after results."""
 NO_RELATION = "No relation was detected."
 """First sentence of an undecided answer whose interval includes the null value."""
 LABEL_SHARPNESS_MEANS = (

@@ -244,7 +244,7 @@ def _fall(fits: ScalingFits) -> Finding | None:
     if slope.interval is not None:
         mean_slope += f" (95 % interval {interval(slope.interval)})"
     details += [
-        "Every dataset counts once, with the mean over its networks.",
+        "Every dataset has the same weight. Its networks are averaged.",
         f"The loss of a single network fell in {counted}.",
         f"{mean_slope}.",
     ]
@@ -554,7 +554,7 @@ def of_representations(fits: ScalingFits) -> Finding:
     details = []
     if fit.num_datasets > 1:
         text = (
-            "If each dataset counts once, d_repr is at most d_data at "
+            "If all datasets have the same weight, d_repr is at most d_data at "
             f"{percent(share.value)} of points"
         )
         if share.interval is not None and share.interval != (0.0, 1.0):

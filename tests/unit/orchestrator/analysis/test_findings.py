@@ -413,7 +413,7 @@ def test_a_share_has_its_count_of_points_and_the_mean_over_datasets():
     finding = answers(table)["representation"]
     assert finding.answer.startswith(
         "At 9 of 12 points, the dimension of the network's last hidden layer (d_repr) is at most "
-        "d_data. The median d_repr / d_data is 0.5. If each dataset counts once, d_repr is at most "
+        "d_data. The median d_repr / d_data is 0.5. If all datasets have the same weight, d_repr is at most "
         "d_data at 75% of points"
     )
     assert finding.notes[0] == (
@@ -540,7 +540,7 @@ def test_the_two_factors_for_a_doubling_of_n_are_distinguished(published):
         r"Doubling N went with ([\d.]+) times", " ".join(findings(published)[2].sentences)
     )
     assert (
-        f"The previous answer has another factor, {factor}: there, every dataset counts once."
+        f"The previous answer has another factor, {factor}: there, all datasets have the same weight."
         in (findings_by_question["exponent"].answer)
     )
     # With one d for all datasets, both answers have the same factor.
