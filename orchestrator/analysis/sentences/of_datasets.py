@@ -434,8 +434,8 @@ def _difference_of_factors(fall: FallFit, exponent: Estimate, factor: str) -> It
         other, _ = multiplied(fall.estimates[0].value, None, float(np.log(2)))
         if other != factor:
             yield (
-                f"The previous answer has another factor, {other}: there, every dataset "
-                "counts once."
+                f"The previous answer has another factor, {other}: there, all datasets "
+                "have the same weight."
             )
     if exponent.weights:
         yield "Here, the weight of a dataset is in proportion to Σ(log N − mean)² / d²."
