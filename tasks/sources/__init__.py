@@ -97,7 +97,7 @@ SOURCES: dict[str, SourceRow] = {
     "rsna": SourceRow("tasks.sources.radiographs:rsna"),
     "svhn": SourceRow("tasks.sources.natural:svhn", "fetched"),
     "table": SourceRow(
-        "tasks.sources.manifest:table",
+        "tasks.sources.manifest:table_source",
         own_kind=OwnKind(
             "a table (.csv, .tsv, .xlsx, .jsonl, .parquet) with path and label of pictures, "
             "DICOM files or NIfTI volumes; or .parquet files with the images in them (Hugging "

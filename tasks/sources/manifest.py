@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -88,29 +88,45 @@ class TableFile:
 
 
 @dataclass(frozen=True)
+class RowNames:
+    """The names of a table's rows in messages.
+
+    Attributes:
+        folder: Folder of the table's split, see :class:`TableFile`.
+        numbers: Number of each row below the header.
+        numbering: How the rows are numbered, in words, such as ``the header is row 1``.
+    """
+
+    folder: str
+    numbers: Sequence[int]
+    numbering: str
+
+    def name(self, row: int) -> str:
+        """Return the name of a row, such as ``train row 12``."""
+        return f"{self.folder} row {self.numbers[row]}".lstrip()
+
+    def full_name(self, row: int) -> str:
+        """Return the name of a row with the numbering, such as ``row 2 (the header is row 1)``."""
+        return f"{self.name(row)} ({self.numbering})"
+
+
+@dataclass(frozen=True)
 class PathTable:
     """The content of a table of paths.
 
     Attributes:
-        folder: Folder of the table's split, see :class:`TableFile`.
-        numbers: Number of the header, then the number of each row, in messages.
-        other_sheets: Number of filled sheets of the workbook that are not read.
+        row_names: The names of its rows in messages.
+        num_other_sheets: Number of filled sheets of the workbook that are not read.
         columns: The columns that are read.
         cells: The columns that are read, by role. Paths are relative to the raw folder.
         unused_cells: The columns that are not read, by name.
     """
 
-    folder: str
-    numbers: Sequence[int]
-    other_sheets: int
+    row_names: RowNames
+    num_other_sheets: int
     columns: Columns
     cells: Cells
     unused_cells: Cells
-
-
-def _row_name(folder: str, number: int) -> str:
-    """Return the name of a row in messages, such as ``train row 12``."""
-    return f"{folder} row {number}".lstrip()
 
 
 def list_table(request: RawRequest) -> Listing:
@@ -145,7 +161,8 @@ def list_table(request: RawRequest) -> Listing:
     elif "slice" in joined.cells:
         flags["columns not used: slice"] = len(paths)
     flags |= _mislabeled_folders(joined.cells)
-    flags["sheet of the workbook that is not read"] = sum(table.other_sheets for table in tables)
+    num_other_sheets = sum(table.num_other_sheets for table in tables)
+    flags["sheet of the workbook that is not read"] = num_other_sheets
     excluded = _check_files(rows, has_volumes, request)
     base_listing = replace(base_listing, flags=flags, excluded=excluded)
     listing = own_listing(rows, request, base_listing)
@@ -158,22 +175,18 @@ def _rows_of_tables(
 ) -> Rows:
     """Return the rows of all tables. The field ``details`` keeps its default."""
 
-    def table_of(row: int) -> PathTable:
-        return tables[joined.table_of(row)]
-
-    def row_name(row: int) -> str:
-        row_in_table = joined.row_in_table(row)
-        return _row_name(table_of(row).folder, table_of(row).numbers[row_in_table + 1])
+    def names_in_table(row: int) -> RowNames:
+        return tables[joined.table_of(row)].row_names
 
     paths = joined.cells["path"]
     return Rows(
         cells=joined.cells,
         locator=paths.__getitem__,
-        name=row_name,
-        numbering=lambda row: describe_numbering(table_of(row).numbers),
+        name=lambda row: names_in_table(row).name(joined.row_in_table(row)),
+        numbering=lambda row: names_in_table(row).numbering,
         default_group=lambda row: paths[row] if has_volumes else "",
         image_path=paths.__getitem__,
-        file_split=lambda row: parse_split(table_of(row).folder),
+        file_split=lambda row: parse_split(names_in_table(row).folder),
         columns=columns,
         unused_cells=joined.join([table.unused_cells for table in tables]),
     )
@@ -202,14 +215,14 @@ def _check_no_repeats(rows: Rows, slices: Sequence[int | None], request: RawRequ
         DataError: An image has two rows.
     """
     labels = rows.cells["label"]
-    first_rows: dict[tuple[str, int | None], int] = {}
+    earliest_rows: dict[tuple[str, int | None], int] = {}
     repeated_rows = []
     num_with_other_label = 0
     for row, image in enumerate(zip(rows.cells["path"], slices, strict=True)):
-        first_row = first_rows.setdefault(image, row)
-        if first_row != row:
+        earliest_row = earliest_rows.setdefault(image, row)
+        if earliest_row != row:
             repeated_rows.append(row)
-            num_with_other_label += labels[first_row] != labels[row]
+            num_with_other_label += int(labels[earliest_row] != labels[row])
     if repeated_rows:
         raise request.error(
             f"the table repeats the path of an earlier row for {rows.describe(repeated_rows)}. In "
@@ -235,7 +248,7 @@ def table_reader(request: RawRequest) -> Reader:
     return read
 
 
-table = Source(list_table, table_reader)
+table_source = Source(list_table, table_reader)
 
 
 def table_paths(request: RawRequest, folder: str = "") -> dict[int, str]:
@@ -314,19 +327,15 @@ def _read_table(file: TableFile, request: RawRequest) -> PathTable:
     for name, column in data.items():
         if name not in columns.labels:  # spaces may be part of a label
             data[name] = list(map(str.strip, column))
-
-    def row_name(row: int) -> str:
-        name = _row_name(file.folder, content.numbers[row + 1])
-        return f"{name} ({describe_numbering(content.numbers)})"
-
-    cells = dict(columns.cells(data, request, row_name))
-    cells["path"] = _paths_from_base(data[path_column], file.folder, row_name, request)
+    numbering = describe_numbering(content.numbers)
+    row_names = RowNames(file.folder, content.numbers[1:], numbering)
+    cells = dict(columns.cells(data, request, row_names.full_name))
+    cells["path"] = _paths_from_base(data[path_column], row_names, request)
     if "slice" in data:
         cells["slice"] = data["slice"]
     return PathTable(
-        folder=file.folder,
-        numbers=content.numbers,
-        other_sheets=len(content.other_sheets),
+        row_names=row_names,
+        num_other_sheets=len(content.other_sheets),
         columns=columns,
         cells=cells,
         unused_cells=cells_of_columns(content, columns.unused),
@@ -376,41 +385,40 @@ def _no_path_error(content: TableRows, request: RawRequest) -> DataError:
     return request.error(f"the table {error.problem}", hint=error.hint)
 
 
-def _paths_from_base(
-    cells: Sequence[str], folder: str, row_name: Callable[[int], str], request: RawRequest
-) -> list[str]:
+def _paths_from_base(cells: Sequence[str], row_names: RowNames, request: RawRequest) -> list[str]:
     """Return the paths of a table's rows, relative to the raw folder.
 
     Args:
         cells: Paths in the table: all absolute, or all relative to the table's folder.
-        folder: The table's folder in the raw folder; empty for the raw folder itself.
-        row_name: Returns the name of a row in messages.
+        row_names: The names of the rows, and the table's folder.
         request: Contains the raw folder, and makes the errors.
 
     Raises:
         DataError: A cell is not one path, or its path leads out of the raw folder.
     """
     if NOT_ONE_VALUE in cells:
+        row_name = row_names.full_name(cells.index(NOT_ONE_VALUE))
         raise request.error(
-            f"the path in {row_name(cells.index(NOT_ONE_VALUE))} is a list or bytes, not one text",
+            f"the path in {row_name} is a list or bytes, not one text",
             hint="Write one file name in each row, or store the images themselves as bytes "
             "in a Parquet column",
         )
     base = request.base().resolve()
+    folder = row_names.folder
     are_absolute = bool(cells) and all(PurePosixPath(cell).is_absolute() for cell in cells)
     paths = []
     for row, cell in enumerate(cells):
         if are_absolute:
             if ".." in cell.split("/") or "\0" in cell:
                 raise request.error(
-                    f"the path in {row_name(row)} contains .. or a zero byte",
+                    f"the path in {row_names.full_name(row)} contains .. or a zero byte",
                     hint="Write the path without `..` and without zero bytes",
                 )
             paths.append(Path(os.path.relpath(cell, base)).as_posix())
             continue
         name = plain_name(cell)
         if name is None:
-            raise _outside_error(cell, row_name(row), request)
+            raise _outside_error(cell, row_names.full_name(row), request)
         paths.append(f"{folder}/{name}" if folder else name)
     return paths
 
@@ -435,8 +443,7 @@ def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
         DataError: A slice is not a number, the rows of a volume have different groups, or only
             some rows of a volume have a slice.
     """
-    paths = rows.cells["path"]
-    cells = rows.cells.get("slice", [""] * len(paths))
+    cells = rows.cells.get("slice", [""] * len(rows.cells["path"]))
     invalid_rows = [row for row, cell in enumerate(cells) if not SLICE.fullmatch(cell)]
     if invalid_rows:
         raise request.error(
@@ -444,11 +451,21 @@ def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
             f"{rows.describe(invalid_rows)}",
             hint="Write the number of the axial slice, counted from 0 at the feet",
         )
+    _check_volumes(rows, cells, request)
+    return [int(cell) if cell else None for cell in cells]
+
+
+def _check_volumes(rows: Rows, slice_cells: Sequence[str], request: RawRequest) -> None:
+    """Check that all rows of a volume have one group, and that all or none have a slice.
+
+    Raises:
+        DataError: The rows of a volume have different groups, or only some have a slice.
+    """
     groups_of_volume: defaultdict[str, set[str]] = defaultdict(set)
     has_slice: defaultdict[str, set[bool]] = defaultdict(set)
-    for row, path in enumerate(paths):
+    for row, path in enumerate(rows.cells["path"]):
         groups_of_volume[path].add(rows.group(row))
-        has_slice[path].add(cells[row] != "")
+        has_slice[path].add(slice_cells[row] != "")
     num_in_several_groups = sum(len(groups) > 1 for groups in groups_of_volume.values())
     if num_in_several_groups:
         volumes = plural(num_in_several_groups, "volume")
@@ -464,7 +481,6 @@ def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
             "slices twice",
             hint="Write a slice in every row of a volume, or in no row",
         )
-    return [int(cell) if cell else None for cell in cells]
 
 
 def _check_files(rows: Rows, has_volumes: bool, request: RawRequest) -> dict[str, int]:
@@ -562,8 +578,10 @@ def _mislabeled_folders(cells: Cells) -> dict[str, int]:
     num_in_other_folder = 0
     for label, path in zip(labels, cells["path"], strict=True):
         folder_classes = classes.intersection(path.split("/")[:-1])
-        num_in_own_folder += folder_classes == {label}
-        num_in_other_folder += bool(folder_classes) and label not in folder_classes
+        if folder_classes == {label}:
+            num_in_own_folder += 1
+        elif folder_classes and label not in folder_classes:
+            num_in_other_folder += 1
     if num_in_other_folder and 2 * num_in_own_folder > len(labels):
         return {"row whose folder has the name of another class": num_in_other_folder}
     return {}

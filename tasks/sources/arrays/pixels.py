@@ -70,6 +70,10 @@ def image_header(file: ArrayFile, images_name: str) -> ArrayHeader:
     is_number = header.dtype.kind in "uif"
     if is_image_shape and is_number:
         return header
+    if 0 in shape:
+        raise file.error(
+            f"the array {images_name} is empty: its shape is {shape}", hint="Save some images in it"
+        )
     hint = (
         "Save numbers of shape (n, height, width), (n, height, width, 3) or (n, 3, height, width)"
     )

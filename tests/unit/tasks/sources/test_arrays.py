@@ -82,6 +82,11 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, object], str | dict[str,
     ),
     "no labels": ({"images": IMAGES}, {}, "the file has no array labels, only images"),
     "no images": ({"labels": LABELS}, {}, "the file has no array images, only labels"),
+    "empty": (
+        {"images": IMAGES[:0], "labels": LABELS[:0]},
+        {},
+        r"images is empty: its shape is \(0",
+    ),
     "no labels of a split": (
         {**parts(train=slice(12)), "test_images": IMAGES[:4]},
         {},
