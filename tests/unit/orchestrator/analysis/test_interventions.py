@@ -160,7 +160,7 @@ def test_the_answer_of_many_base_datasets_comes_before_their_rows(tmp_path):
         rows, fit_scaling_laws(rows, arms=arms), tmp_path, sweep="worlds", summary={}
     )
     text = page.read_text("utf-8")
-    answer = text.index("28 of 28 arms moved K_F")
+    answer = text.index("28 of 28 arms changed K_F")
     first_row = text.index("0w0_base</td>")
     assert answer < text.index('id="what-was-seen"') < first_row
     assert text[:first_row].count("<summary>28 rows</summary>") == 1
