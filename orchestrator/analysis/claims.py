@@ -45,6 +45,7 @@ from orchestrator.analysis.headline import (
     strongest_attack,
 )
 from orchestrator.analysis.inference import MIN_DATASETS
+from orchestrator.analysis.law_fits.detection import LargestCorrelation
 from orchestrator.analysis.law_fits.estimates import slope_estimates
 from orchestrator.analysis.law_fits.exponents import fit_exponents
 from orchestrator.analysis.law_fits.heights import fit_headline
@@ -330,7 +331,10 @@ def claim_line(answer: Answer) -> str:
         measured = question.estimand.split(";")[0]
         bounds = ""
         if answer.interval is not None:
-            bounds = f" (95 % interval {shown_interval(answer)})"
+            of_all = ""
+            if isinstance(answer.test, LargestCorrelation):
+                of_all = " for all correlations together"
+            bounds = f" (95 % interval{of_all} {shown_interval(answer)})"
         text += f" {_sentence(measured)}: {shown_value(answer)}{bounds}."
     of_family = f" of {FAMILY_WORDS.get(answer.family, 'this ledger')}"
     for sentence in p_sentences(answer, of_family):
@@ -484,7 +488,7 @@ def _slope(prepared: Prepared, fits: ScalingFits, question: Question, *, column:
         if estimate is not None:
             without = f"without {dataset}, the most influential dataset, it is"
             if answer.is_decided_by(dataset):
-                without = f"this rests on one dataset: without {dataset} it is"
+                without = f"this estimate rests on one dataset: without {dataset} it is"
             note = f"{without} {number(estimate.value)} ({interval(estimate.interval)})"
     return replace(answer, question=replace(answer.question, estimand=estimand), note=note)
 

@@ -9,7 +9,7 @@ that reaches it with a given probability. Curves of other networks on the same i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
@@ -29,6 +29,7 @@ from orchestrator.analysis.curve_tables import (
 )
 from orchestrator.analysis.learning_curves import (
     DEFAULT_ASSURANCE,
+    FLAT_GAIN,
     INTERVAL_LEVEL,
     LARGEST_TRAIN_SIZE,
     MAX_EXTRAPOLATION,
@@ -379,14 +380,25 @@ class CurveAnswer:
         )
 
     def _shape(self) -> str:
+        """Return sentences on the best score so far, and on whether the curve has flattened."""
         score = METRIC_WORDS[self.question.metric]
-        share = f"probability {_percent(self.probability_flat)}"
+        best = min(self.points, key=lambda point: _errors(point.score, self.question.metric))
+        best_so_far = ""
+        if best is not self.points[-1]:
+            best_so_far = f"The best {score} so far is {self._point_text(best)} images. "
+        return best_so_far + self._flatness(score)
+
+    def _flatness(self, score: str) -> str:
+        """Return a sentence on the probability that the curve has flattened."""
+        errors = "loss" if self.question.metric == "loss" else "errors"
+        small_gain = f"twice the images would remove less than {FLAT_GAIN:.0%} of the {errors}"
+        probability = f"with a probability of {_percent(self.probability_flat)}"
         if self.probability_flat >= LIKELY:
-            return f"The {score} has flattened: twice the images would hardly help ({share})."
+            return f"The {score} has flattened: {small_gain} {probability}."
         if self.probability_flat <= UNLIKELY:
             probability = _percent(1 - self.probability_flat)
             return f"The {score} probably still improves with more images ({probability})."
-        return f"It is undecided whether the {score} has flattened ({share})."
+        return f"It is undecided whether the {score} has flattened: {small_gain} {probability}."
 
     def _images(self, images: NeededImages) -> str:
         question = self.question
@@ -402,7 +414,7 @@ class CurveAnswer:
                 "images."
             )
         if np.isfinite(images.assured):
-            lead = f"For {goal}: {number(images.assured)} images reach it {sure}."
+            lead = f"For {goal}: {_rounded_up(images.assured)} images reach it {sure}."
             advice = ""
         else:
             at_limit = _percent(images.probability_at_limit)
@@ -423,7 +435,7 @@ class CurveAnswer:
         )
         if images.probability_reachable < LEAST_REACHABLE:
             return never
-        median = f"{number(images.middle)} images"
+        median = f"about {_two_figures(images.middle, round)} images"
         if images.middle <= self.smallest_size:
             median = f"at most {number(self.smallest_size)} images, your smallest train size"
         elif images.middle > self.limit:
@@ -445,12 +457,28 @@ class CurveAnswer:
         has_low = self._has_low(images)
         has_high = np.isfinite(images.high)
         if has_low and has_high:
-            return f"{interval} is {number(images.low)} to {number(images.high)}"
+            return f"{interval} is {_rounded_down(images.low)} to {_rounded_up(images.high)}"
         if has_low:
-            return f"{interval} begins at {number(images.low)} and has no upper bound"
+            return f"{interval} begins at {_rounded_down(images.low)} and has no upper bound"
         if has_high:
-            return f"{interval} ends at {number(images.high)}"
+            return f"{interval} ends at {_rounded_up(images.high)}"
         return f"{interval} has no bounds"
+
+
+def _rounded_up(size: float) -> str:
+    """Return a number of images as text, rounded up to two significant figures."""
+    return _two_figures(size, math.ceil)
+
+
+def _rounded_down(size: float) -> str:
+    """Return a number of images as text, rounded down to two significant figures."""
+    return _two_figures(size, math.floor)
+
+
+def _two_figures(size: float, rounded: Callable[[float], int]) -> str:
+    """Return a number of images with two significant figures: more would pretend precision."""
+    unit = max(1, 10 ** (math.floor(math.log10(size)) - 1))
+    return number(rounded(size / unit) * unit)
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ ALL_ARE_LATE = (
     "none of the answers is a claim."
 )
 """Sentence in place of this promise if no question is older than the results."""
-OF_INTERVALS = "Each dataset is one observation; the rest is exploratory."
+OF_INTERVALS = "Each dataset is one observation; all else is exploratory."
 """Sentences after the promise on the tests of several datasets."""
 NOT_OF_SUGGESTED = 'This chance does not cover a "suggested" answer.'
 """Sentence on the family of tests if an answer is suggested: its question came after the
@@ -178,8 +178,8 @@ def next_steps(fits: ScalingFits, predict: str = "") -> tuple[str, ...]:
             steps.append("Plan a larger sweep: `isweep power FILE`.")
         else:
             steps.append(
-                f"If twice the K_F doubled the loss, as the law allows, about {needed:,} datasets "
-                "would show it in 80 of 100 studies (see `isweep power`)."
+                f"Use about {needed:,} datasets with K_F as different as here: if twice the K_F "
+                "doubles the loss, 80 of 100 such studies would show it."
             )
     if fits.one_dataset is not None:
         command = predict or "isweep predict --curve results.csv"

@@ -103,8 +103,8 @@ def _at_chance_level(points: pd.DataFrame) -> Iterator[str]:
         )
     if is_at_chance.any():
         yield (
-            f"At {int(is_at_chance.sum())} of these points the network hardly separates the "
-            f"classes, so they are at chance level{_where(rows_with_loss, is_at_chance)}."
+            f"At {int(is_at_chance.sum())} of these points, no accuracy or AUROC is well above "
+            f"chance, so these points count as chance level{_where(rows_with_loss, is_at_chance)}."
         )
 
 

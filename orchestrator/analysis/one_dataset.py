@@ -13,6 +13,7 @@ can answer other questions:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,6 +39,7 @@ from orchestrator.results.columns import (
     SEED,
     TEST_ACCURACY,
     TEST_LOSS,
+    TEST_SIZE,
     TRAIN_SIZE,
     AttackColumn,
     attack_columns,
@@ -160,6 +162,7 @@ class BestScore:
         highest_accuracy: The highest mean test accuracy of all networks and train sizes; None if
             it is not higher than ``accuracy``.
         attacked: Accuracies of this network under the strongest attack up to 8/255, by epsilon.
+        num_test_images: Number of test images; 0 if it is unknown or not the same everywhere.
     """
 
     model: str
@@ -168,6 +171,7 @@ class BestScore:
     accuracy: float | None
     highest_accuracy: HighestAccuracy | None = None
     attacked: tuple[AttackedAccuracy, ...] = ()
+    num_test_images: int = 0
 
     @property
     def sentence(self) -> str:
@@ -188,7 +192,21 @@ class BestScore:
         return (
             f"{sentence} The highest accuracy is {number(highest.accuracy)}, by {highest.model} "
             f"with {plural(highest.train_size, 'training image')}: loss and accuracy disagree on "
-            f"the best {listing(differing)}."
+            f"the best {listing(differing)}.{self._of_chance}"
+        )
+
+    @property
+    def _of_chance(self) -> str:
+        """A sentence if the two accuracies could differ by chance; empty otherwise."""
+        if self.highest_accuracy is None or not self.num_test_images or self.accuracy is None:
+            return ""
+        p = self.accuracy
+        std_error = math.sqrt(2 * p * (1 - p) / self.num_test_images)
+        if self.highest_accuracy.accuracy - p > 2 * std_error:
+            return ""
+        return (
+            f" With {plural(self.num_test_images, 'test image')}, the two accuracies may differ "
+            "by chance."
         )
 
     @property
@@ -201,8 +219,8 @@ class BestScore:
         ]
         return (
             f"Under {self.attacked[0].attack.upper()}, the accuracy of {self.model} with "
-            f"{plural(self.train_size, 'training image')} is {listing(accuracies)} (the largest "
-            "change of a pixel, as a share of the pixel range)."
+            f"{plural(self.train_size, 'training image')} is {listing(accuracies)}. These "
+            "fractions are the largest change of a pixel, as a share of the pixel range."
         )
 
 
@@ -408,15 +426,14 @@ class OneDataset:
             if len(of_model) > 1:
                 ends.append(of_model[-1])
             accuracies = [at_size.accuracies for at_size in ends]
-            gains = [
-                f"{number(at_size.loss_gain)} nat at N = {number(at_size.train_size)}"
-                for at_size in ends
-            ]
             if all(accuracies):
                 sentences.append(
                     f"Under {attack}, the accuracy of {model} is {' and '.join(accuracies)}."
                 )
-                gains = [f"{number(at_size.loss_gain)} nat" for at_size in ends]
+            gains = [
+                f"{number(at_size.loss_gain)} nat at N = {number(at_size.train_size)}"
+                for at_size in ends
+            ]
             sentences.append(f"{attack} raises the loss of {model} by {' and by '.join(gains)}.")
         return " ".join(sentences)
 
@@ -533,7 +550,14 @@ def best_score(rows: pd.DataFrame) -> BestScore:
         accuracy=_known(best[TEST_ACCURACY]),
         highest_accuracy=highest_accuracy,
         attacked=_attacked_accuracies(rows, str(best[MODEL]), int(best[TRAIN_SIZE])),
+        num_test_images=_single_test_size(rows),
     )
+
+
+def _single_test_size(rows: pd.DataFrame) -> int:
+    """Return the number of test images of all trainings; 0 if it is unknown or differs."""
+    sizes = rows.get(TEST_SIZE, pd.Series(dtype=float)).dropna().unique()
+    return int(sizes[0]) if len(sizes) == 1 else 0
 
 
 def _known(value: float) -> float | None:

@@ -288,7 +288,9 @@ def influence(answer: Answer, name_of_value: str, replicate: str = "dataset") ->
     if without == number(answer.value):
         return ""
     if one_decides(answer):
-        return f"This rests on one {replicate}: without {name}, {name_of_value} is {without}."
+        return (
+            f"This estimate rests on one {replicate}: without {name}, {name_of_value} is {without}."
+        )
     return f"Without {name}, the most influential {replicate}, {name_of_value} is {without}."
 
 

@@ -186,8 +186,9 @@ def _domain_gap(offset: Estimate) -> str:
     """Return a sentence on the ratio of losses, medical over natural datasets."""
     factor, bounds = multiplied(offset.value, offset.interval, 1.0)
     return (
-        f"The loss of medical datasets is {factor} times that of natural ones (95 % interval "
-        f"{interval(bounds, null=1.0)}). This is exploratory, and not at equal d_data and K_F."
+        f"Here, the loss of medical datasets is {factor} times the loss of natural ones (95 % "
+        f"interval {interval(bounds, null=1.0)}). This is exploratory, and not at equal d_data "
+        "and K_F."
     )
 
 
@@ -284,7 +285,7 @@ def _of_all_datasets(count: int, total: int) -> str:
 def _exponent(fits: ScalingFits) -> Finding:
     """Return the finding on the exponent of the fall with N: against no fall, and the bound."""
     question = EXPONENT.text
-    notes = ["The law is an upper bound: only a fall slower than it allows contradicts it."]
+    notes = ["The law is an upper bound for large N: only a slower fall contradicts it."]
     fit = fits.exponent()
     falls = fits.answer(EXPONENT)
     against_bound = fits.answer(BELOW_BOUND)
@@ -546,11 +547,18 @@ def of_representations(fits: ScalingFits) -> Finding:
         count = fit.num_points - fit.num_held
         counts_above = True
         comparison = "larger than"
+    counts = f"{count} of {plural(fit.num_points, 'point')}"
+    if not counts_above:
+        counts = _counts_by_network(fits) or counts
     counted = (
-        f"At {count} of {plural(fit.num_points, 'point')}, the dimension of the network's "
-        f"last hidden layer (d_repr) is {comparison} d_data."
+        f"At {counts}, the dimension of the network's last hidden layer (d_repr) is "
+        f"{comparison} d_data."
     )
-    sentences = [counted, *_of_fitted_networks(fit, counts_above=counts_above), *_of_ratio(fit)]
+    sentences = [
+        counted,
+        *_of_fitted_networks(fit, counts_above=counts_above),
+        *_of_ratio(fit),
+    ]
     details = []
     if fit.num_datasets > 1:
         text = (
@@ -565,19 +573,11 @@ def of_representations(fits: ScalingFits) -> Finding:
     if num_lacking:
         details.append(f"{num_lacking} more lack one of the two.")
     details += [
-        *_by_network(fits),
         "The bound d_repr ≲ d_data is approximate: it states no largest ratio, so a count of "
         "ratios above 1 does not test it.",
         "This is exploratory.",
     ]
-    notes = []
-    by_share = sorted(fit.by_dataset.items(), key=lambda entry: (-entry[1], entry[0]))
-    if by_share and fit.num_datasets > 1:
-        # If further datasets have the same share as the last named one, they are named too.
-        _, smallest_named = by_share[:MAX_WORST][-1]
-        worst = [(name, part) for name, part in by_share if part >= smallest_named]
-        named = listing([f"{name} ({percent(part)})" for name, part in worst])
-        notes.append(f"The share of points with d_repr above d_data is highest in {named}.")
+    notes = [*_highest_shares(fit)]
     notes.append(
         "d_repr and d_data are estimates. Other estimators can give values that differ by a factor "
         "of 2 or more."
@@ -589,6 +589,17 @@ def of_representations(fits: ScalingFits) -> Finding:
         details=tuple(details),
         notes=tuple(notes),
     )
+
+
+def _highest_shares(fit: RepresentationFit) -> Iterator[str]:
+    """Yield a sentence on the datasets with the most points with d_repr above d_data."""
+    by_share = sorted(fit.by_dataset.items(), key=lambda entry: (-entry[1], entry[0]))
+    if by_share and fit.num_datasets > 1:
+        # If further datasets have the same share as the last named one, they are named too.
+        _, smallest_named = by_share[:MAX_WORST][-1]
+        worst = [(name, part) for name, part in by_share if part >= smallest_named]
+        named = listing([f"{name} ({percent(part)})" for name, part in worst])
+        yield f"The share of points with d_repr above d_data is highest in {named}."
 
 
 def _of_fitted_networks(fit: RepresentationFit, *, counts_above: bool) -> Iterator[str]:
@@ -628,13 +639,14 @@ def _of_ratio(fit: RepresentationFit) -> Iterator[str]:
         yield "This agrees with the bound d_repr ≲ d_data."
 
 
-def _by_network(fits: ScalingFits) -> Iterator[str]:
-    """Yield a sentence on the points of each network; none for one network or for many."""
+def _counts_by_network(fits: ScalingFits) -> str:
+    """Return the counts of points of each network; empty for one network or for many."""
     counts = []
     for model in fits.models:
         of_model = fits.representation(model)
         if of_model.status == "ok":
             points = plural(of_model.num_points, "point")
-            counts.append(f"{of_model.num_held} of {points} for {model}")
-    if 1 < len(counts) <= MAX_NAMED_NETWORKS:
-        yield f"d_repr is at most d_data at {listing(counts)}."
+            counts.append(f"{of_model.num_held} of {points} of {model}")
+    if len(counts) == 1 or len(counts) > MAX_NAMED_NETWORKS:
+        return ""
+    return listing(counts)

@@ -43,22 +43,22 @@ class Columns:
             ``patient_id``.
         labels: Names of the columns of labels in the data. There is one column, or for one-hot
             labels one column of 0 and 1 for each class.
-        doubts: Doubts about the choice, in words.
-        unused: Names of columns that are not read and have no doubt.
+        choice_flags: Flags about the choice of columns, in words.
+        unused: Names of columns that are not read and have no flag in ``choice_flags``.
     """
 
     name_by_role: dict[str, str]
     labels: tuple[str, ...]
-    doubts: tuple[str, ...]
+    choice_flags: tuple[str, ...]
     unused: tuple[str, ...]
 
     def flags(self, group_like: Collection[str]) -> tuple[str, ...]:
-        """Return the doubts, and flags for the columns that are not read.
+        """Return the flags about the choice, and flags for the columns that are not read.
 
         Args:
             group_like: The unused columns whose values look like ids of patients.
         """
-        return (*self.doubts, *flags_for_unused_columns(self.unused, group_like))
+        return (*self.choice_flags, *flags_for_unused_columns(self.unused, group_like))
 
     def cells(self, data: Cells, request: RawRequest, row_name: Callable[[int], str]) -> Cells:
         """Return the columns that are read, by role. One-hot labels become one column.
@@ -85,11 +85,11 @@ class _Choice(NamedTuple):
 
     Attributes:
         name: Name of the column in the data.
-        doubts: Doubts about the choice, in words.
+        flags: Flags about the choice, in words.
     """
 
     name: str
-    doubts: list[str]
+    flags: list[str]
 
 
 def find_columns(
@@ -114,39 +114,33 @@ def find_columns(
             name as another one, except for case and punctuation. Or ``label_columns`` repeats
             a name.
     """
-    given_labels = request.dataset.label_columns
-    if len(set(given_labels)) < len(given_labels):
+    labels = request.dataset.label_columns
+    if len(set(labels)) < len(labels):
         raise request.error(
-            f"label_columns has the same column twice: {', '.join(given_labels)}",
+            f"label_columns has the same column twice: {', '.join(labels)}",
             hint="Write each column only once in label_columns",
         )
+    searched_roles = list(roles)
+    if labels and "label" in roles:
+        searched_roles.remove("label")
     names_by_key: defaultdict[str, list[str]] = defaultdict(list)
     for name in dict.fromkeys(header):
         names_by_key[column_key(name)].append(name)
     name_by_role: dict[str, str] = {}
-    doubts: list[str] = []
-    for role in roles:
-        if role == "label" and given_labels:
-            continue
+    flags: list[str] = []
+    for role in searched_roles:
         choice = _choose_column(role, names_by_key, request)
         if choice is not None:
             name_by_role[role] = choice.name
-            doubts += choice.doubts
+            flags += choice.flags
     for trait in TRAITS:
         if trait in names_by_key:
             name_by_role[trait] = names_by_key[trait][0]
-    for role, name in name_by_role.items():
-        same_key = names_by_key[column_key(name)]
-        if role != "label" and len(same_key) > 1:
-            raise request.error(
-                f"several columns could contain the {role}: {', '.join(sorted(same_key))}",
-                hint=f"Rename the right column to {role}, and remove the others",
-            )
-    labels = given_labels
-    if not labels and "label" in name_by_role:
+    _check_distinct_names(name_by_role, names_by_key, request)
+    if "label" in name_by_role:
         labels = (name_by_role["label"],)
     unused = _unused_columns(header, roles, (*name_by_role.values(), *labels, *also_read))
-    return Columns(name_by_role, labels, tuple(doubts), tuple(unused))
+    return Columns(name_by_role, labels, tuple(flags), tuple(unused))
 
 
 def _choose_column(
@@ -170,8 +164,8 @@ def _choose_column(
     alias_keys = dict.fromkeys(map(column_key, COLUMNS[role]))
     aliases = [names_by_key[key][0] for key in alias_keys if key in names_by_key]
     if role_key in names_by_key:
-        doubts = [f"column {alias} not used, since there is {role}" for alias in aliases]
-        return _Choice(names_by_key[role_key][0], doubts)
+        flags = [f"column {alias} not used, since there is {role}" for alias in aliases]
+        return _Choice(names_by_key[role_key][0], flags)
     if not aliases:
         return None
     if len(aliases) > 1:
@@ -180,16 +174,33 @@ def _choose_column(
             hint=f"Rename the right column to {role}",
         )
     alias = aliases[0]
-    if column_key(alias) == f"{role}s":  # the plural of a role is not doubtful
+    if column_key(alias) == f"{role}s":  # the plural of a role needs no flag
         return _Choice(alias, [])
     return _Choice(alias, [f"column {alias} read as {role}"])
+
+
+def _check_distinct_names(
+    name_by_role: Mapping[str, str], names_by_key: Mapping[str, Sequence[str]], request: RawRequest
+) -> None:
+    """Check that no other column has the name of a chosen one, except for case and punctuation.
+
+    Raises:
+        DataError: A chosen column other than the label has the name of another one.
+    """
+    for role, name in name_by_role.items():
+        same_key = names_by_key[column_key(name)]
+        if role != "label" and len(same_key) > 1:
+            raise request.error(
+                f"several columns could contain the {role}: {', '.join(sorted(same_key))}",
+                hint=f"Rename the right column to {role}, and remove the others",
+            )
 
 
 def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> Columns:
     """Return the columns of a dataset of several files.
 
-    The columns that are read, and the doubts, are those of the first file. A column is unused
-    if it is unused in any file.
+    The columns that are read, and the flags about them, are those of the first file. A column
+    is unused if it is unused in any file.
 
     Raises:
         DataError: A file has other column names than the first file.
@@ -210,25 +221,22 @@ def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> 
     return replace(columns, unused=tuple(unused))
 
 
-def _unused_columns(
-    header: Sequence[str],
-    roles: Sequence[str],
-    used: Sequence[str],
-) -> list[str]:
-    """Return the names of columns that are not read and have no doubt.
+def _unused_columns(header: Sequence[str], roles: Sequence[str], used: Sequence[str]) -> list[str]:
+    """Return the names of columns that are not read and cannot have a role.
 
     Args:
         header: Names of all columns in the data.
-        roles: Roles for which a column was searched. Their columns are read, or doubtful.
+        roles: Roles of columns. A column that could have one of these roles is read, or has a
+            flag about the choice, or is replaced by ``label_columns``.
         used: Names of the columns that are read.
     """
-    used_or_doubtful = set(map(column_key, used))
+    other_keys = set(map(column_key, used))
     for role in roles:
-        used_or_doubtful.update(map(column_key, COLUMNS[role]))
+        other_keys.update(map(column_key, COLUMNS[role]))
     unused = []
     for name in header:
         is_readable = name.strip() and name.isprintable()
-        if is_readable and column_key(name) not in used_or_doubtful:
+        if is_readable and column_key(name) not in other_keys:
             unused.append(name)
     return unused
 

@@ -169,9 +169,7 @@ def test_a_claim_that_rests_on_one_dataset_has_the_slope_without_it(published):
     low, high = fit.interval
     assert low < 0 < high
     assert fit.value == pytest.approx(-6.83, abs=5e-3)
-    end_of_note = (
-        f"his rests on one dataset: without prostate it is −6.83 ({interval(fit.interval)})"
-    )
+    end_of_note = f"his estimate rests on one dataset: without prostate it is −6.83 ({interval(fit.interval)})"
     assert steeper.note == f"t{end_of_note}"
     assert f" T{end_of_note}." in claim_line(steeper)
 

@@ -749,7 +749,10 @@ def test_an_uncertain_target_gets_a_median_estimate_and_a_lower_bound():
     assert "Train with 800 images, and predict again." in curve_answer.lines()[-1]
     low, high = document["needed_interval"]
     assert high is None
-    assert f"90% interval begins at {low:,.0f} and has no upper bound." in curve_answer.lines()[-1]
+    two_figures = 100 * (low // 100)  # the interval is rounded to the larger one
+    assert 1000 < low < 10_000
+    bounds = f"90% interval begins at {two_figures:,.0f} and has no upper bound."
+    assert bounds in curve_answer.lines()[-1]
 
 
 def test_the_interval_of_needed_images_covers_nine_tenths_of_the_curves():

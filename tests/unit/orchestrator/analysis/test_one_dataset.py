@@ -119,7 +119,7 @@ def test_the_first_screen_has_the_accuracy_under_attack():
         rows[f"fgsm_{epsilon}_accuracy_drop"] = drop
     assert what_was_found(fit_scaling_laws(rows))[2] == (
         "Under FGSM, the accuracy of small_cnn with 840 training images is 0.64 at 1/255 and 0.24 at "
-        "8/255 (the largest change of a pixel, as a share of the pixel range)."
+        "8/255. These fractions are the largest change of a pixel, as a share of the pixel range."
     )
 
 
@@ -350,8 +350,8 @@ def test_robustness_is_described_for_each_train_size():
     rows["fgsm_2_accuracy_drop"] = np.where(rows["train_size"] == 840, 0.5, 0.3)
     assert one_dataset(rows).robustness_line.endswith(
         "Under FGSM at 2/255, the accuracy of small_cnn is 0.3 instead of 0.6 at N = 105 and 0.24 "
-        "instead of 0.74 at N = 840. FGSM at 2/255 raises the loss of small_cnn by 0.4 nat and by "
-        "0.9 nat."
+        "instead of 0.74 at N = 840. FGSM at 2/255 raises the loss of small_cnn by 0.4 nat "
+        "at N = 105 and by 0.9 nat at N = 840."
     )
 
 
