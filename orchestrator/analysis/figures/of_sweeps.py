@@ -445,10 +445,7 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
     if fits.class_pairs:
         caption += f" {GAIN_OF_PAIRS} {PAIRS_SHARE}"
     elif points_with_sharpness[DATASET].nunique() == 1:
-        caption += (
-            " All points are of one dataset, so K_F differs only through N. A trend shows the "
-            "effect of N, not of K_F."
-        )
+        caption += " With one dataset, K_F differs only through N. A trend shows the effect of N."
     if has_correlation:
         caption += (
             " The points are of all networks, but r is of one network: the one with the largest r "
