@@ -45,6 +45,6 @@ def __getattr__(name: str) -> object:
     if name in _REPLACEMENTS:
         raise AttributeError(f"isweep has no attribute {name!r}. Use {_REPLACEMENTS[name]}.")
     raise AttributeError(
-        f"isweep has no attribute {name!r}. Use one of {', '.join(__all__)}, as in "
-        "isweep.open('demo').table."
+        f"isweep has no attribute {name!r}. Use one of {', '.join(__all__)}. For "
+        "example, isweep.open('demo').table is the table of the sweep demo."
     )

@@ -730,8 +730,8 @@ class TrialSpec(Spec):
 
         Each estimator of d_repr has one request for the last hidden layer. With ``stages``, each
         estimator has another request for all stages. Each attack has one request for every
-        epsilon. Each further test set has one request. R has one request, and so have the
-        predictions.
+        epsilon. Each further test set has one request. The radius R and the
+        predictions have one request each.
         """
         representation = self.representation
         requests: list[MeasurementRequest] = []

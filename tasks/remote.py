@@ -141,7 +141,7 @@ class RayExecutor(Executor):
         self.num_workers = max(1, int(num_cpus))
 
     def with_label(self, label: str) -> RayExecutor:
-        """Return an executor whose tasks Ray's dashboard calls ``LABEL FUNCTION NUMBER/COUNT``."""
+        """Return an executor that names its tasks ``LABEL FUNCTION 3/12`` in Ray's dashboard."""
         executor = copy.copy(self)
         executor._label = label
         return executor

@@ -68,7 +68,7 @@ class Question:
         null: Value of the number if there is no effect.
         expected_sign: 1 if the claim expects a value above the null value, −1 if it expects a value
             below.
-        power_of: The effect whose power is computed, in words.
+        power_of: Words on the effect whose power is computed.
         source: Number of the claim in the study.
         published: The study's result.
         is_share: True if the number is a share. Shares are printed in per cent.

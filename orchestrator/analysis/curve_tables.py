@@ -295,7 +295,7 @@ def checked_table(
             values = sorted(map(str, rows[name].unique()))[:5]
             raise DataError(
                 f"The table contains trainings of more than one {name}: {', '.join(values)}",
-                hint=f"Keep the rows with one {name}",
+                hint=f"Keep only the rows with one value of {name}",
             )
     _check_settings(rows)
     rows, repeated = _without_repeats(rows)

@@ -66,8 +66,8 @@ LEVEL = 0.90
 MIN_SPARE_POINTS = 3
 """Smallest number of points of a sweep, in addition to one for each model and one for N."""
 MAX_PILOT_POINTS = 6
-"""Largest number of pilot points for which priors are compared. The result for this number is
-also used for larger pilots."""
+"""Largest number of pilot points for which priors are compared. For larger pilots, the prior
+that is best for this number is used."""
 MAX_CURVES = 30
 """Largest number of curves of a left-out dataset that are predicted. Of 45 class pairs, every
 second one is used."""

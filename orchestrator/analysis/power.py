@@ -564,7 +564,7 @@ def experiment_power(
     from_none = t_power(slope, error, degrees)
     from_law = t_power(slope - 1, error, degrees)
     if from_none is None or from_law is None:
-        raise ValueError("an experiment's slope has an error: worlds and trainings scatter")
+        raise ValueError("the slope has no standard error, so its power is unknown")
     return ExperimentPower(
         slope=slope,
         num_worlds=num_worlds,

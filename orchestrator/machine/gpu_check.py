@@ -351,7 +351,7 @@ def _start_part(
     """Start a process that runs a part, or :func:`rate` as a process of the part ``pairs``.
 
     Args:
-        part: name of the part, or ``rate``.
+        part: name of the part, or ``rate`` for the function :func:`rate`.
         device: ``cuda`` or ``cpu``.
         graphs: names of the networks whose trials use CUDA graphs.
         arguments: further arguments of :func:`rate`.

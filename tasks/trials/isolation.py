@@ -63,7 +63,7 @@ _SETTINGS = (
 
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Run a block with seeded random generators, and restore their states afterwards.
+    """Run a ``with`` block with seeded random generators, and restore their states afterwards.
 
     These are torch's generators for the CPU and for ``device``, and the global generators of
     Python and NumPy. isweep itself does not use the global generators, but a user's network
@@ -94,7 +94,7 @@ def set_states_outside_torch(python: Any, numpy: Any) -> None:
 
 @contextmanager
 def fixed_torch_state(seed: int = 0, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Run a block with fixed settings of torch and a fixed seed, and restore both afterwards.
+    """Run a ``with`` block with fixed settings of torch and a fixed seed. Restore both afterwards.
 
     The block may build or run a user's network, which may change settings of torch.
     """
@@ -109,7 +109,7 @@ def fixed_torch_state(seed: int = 0, device: torch.device | str = "cpu") -> Iter
 
 @contextmanager
 def deterministic(device: torch.device | str = "cpu", num_threads: int = 1) -> Iterator[None]:
-    """Run a block with a fixed number of threads and deterministic kernels.
+    """Run a ``with`` block with a fixed number of threads and deterministic kernels.
 
     All settings are restored afterwards. On a CPU, the same work with the same ``num_threads``
     has the same results to the last bit. With another number of threads, sums are divided

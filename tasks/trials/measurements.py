@@ -58,7 +58,7 @@ text."""
 
 @dataclass(frozen=True)
 class StorageResult:
-    """The result of storing a file with the result of a trial.
+    """The stored file of a trial, or the reason why it could not be stored.
 
     Attributes:
         file: checksum and size; None if the file is not stored.

@@ -167,7 +167,7 @@ def _check_columns(table: pd.DataFrame) -> None:
     repeated = sorted(set(map(str, table.columns[table.columns.duplicated()])))
     if repeated:
         raise DataError(
-            f"The results table has more than one column with the name {', '.join(repeated)}",
+            f"In the results table, these column names are repeated: {', '.join(repeated)}",
             hint="Keep one column of each name",
         )
 

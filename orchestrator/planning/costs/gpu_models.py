@@ -23,8 +23,8 @@ BFLOAT16_FROM = 8.0
 MODEL_OF_OLDER_GPUS = "v100"
 """GPU whose rates are used for every GPU that is older than all GPUs of the table."""
 WORDS_OF_SMALLER_GPUS = frozenset({"mig", "laptop", "max", "d"})
-"""Words in a driver's name of a GPU that is smaller than the GPU of the same number in the
-table: a MIG slice, and the variants Laptop, Max-Q and D."""
+"""Words that mark a smaller variant in the GPU names of a driver: MIG slices, Laptop, Max-Q and D.
+The table has the rates of the full GPU with the same model number."""
 
 
 @dataclass(frozen=True)

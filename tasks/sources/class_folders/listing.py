@@ -206,8 +206,8 @@ def _check_distinct_names(
     if request.root().is_file() and has_equal_names:
         raise request.error(
             "two files in the archive, or in archives inside it, have the same path",
-            hint="Unpack the archives into one folder so that every file has its own path. "
-            "Then use this folder",
+            hint="Unpack the archives into one folder, with a subfolder for each archive, so "
+            "that every file has a different path. Then use this folder",
         )
 
 

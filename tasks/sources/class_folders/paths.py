@@ -47,7 +47,7 @@ class ImagePath:
 
 @dataclass(frozen=True)
 class UpperFolders:
-    """The folders above the top folders.
+    """The folders between the root of the data and the folders of the classes.
 
     Attributes:
         wrapper: Path of the wrapper with a final slash; empty without a wrapper.

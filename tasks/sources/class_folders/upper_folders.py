@@ -136,9 +136,9 @@ def _check_folders_beside_splits(
     for folder in sorted(splits.difference(class_labels)):
         if len(subfolders_by_folder[folder] - NOT_GROUP_FOLDERS) > 1:
             raise request.error(
-                f"it is unclear whether the folder {folder} is a split or a class: it has "
-                f"several subfolders, and the folder {first_of(sorted(others))} beside it is "
-                "not a split",
+                f"it is unclear whether the folder {folder} is a split or a class. It has "
+                "several subfolders, like a split. But the folder "
+                f"{first_of(sorted(others))} beside it is not a split",
                 hint="If it is a split, move the other folders elsewhere. If it is a class, "
                 f"add it to label_map (for isweep measure: --label-map {folder}={folder})",
             )

@@ -166,7 +166,10 @@ def test_a_sweeps_name_in_place_of_a_record_is_refused(fits):
 
 
 def test_an_unknown_attribute_is_an_attribute_error():
-    with pytest.raises(AttributeError, match=r"isweep has no attribute 'results'.*\.table\.$"):
+    with pytest.raises(
+        AttributeError,
+        match=r"isweep has no attribute 'results'.*\.table\.$",
+    ):
         isweep.results("demo")
     assert not hasattr(isweep, "__wrapped__")
 

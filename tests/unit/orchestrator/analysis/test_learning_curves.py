@@ -622,7 +622,7 @@ def test_an_auroc_below_one_half_throughout_suggests_exchanged_classes(aurocs, i
     [
         (
             "train_size,accuracy,split\n50,.9,train\n50,.6,test\n100,.9,train\n100,.7,test\n",
-            r"more than one split: test, train\. Keep the rows with one split",
+            r"more than one split: test, train\. Keep only the rows with one value of split",
         ),
         (
             "train_size,accuracy,epochs\n50,.5,1\n50,.6,9\n100,.7,9\n",

@@ -20,7 +20,7 @@ def points_of(table):
         (lambda table: pd.concat([table, table.head(1)]), "has 1 repeated trial id, such as"),
         (
             lambda table: pd.concat([table, table[["test_loss"]]], axis=1),
-            "more than one column with the name test_loss",
+            "column names are repeated: test_loss",
         ),
         (
             lambda table: table.assign(domain="satellite"),

@@ -182,7 +182,7 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, object], str | dict[str,
     ),
     # shapes and values
     "one image": (of(IMAGES[0]), {}, SHAPE),
-    "no image": (of(IMAGES[:0], LABELS[:0]), {}, SHAPE),
+    "no image": (of(IMAGES[:0], LABELS[:0]), {}, r"images is empty: its shape is \(0, 8, 8\)"),
     "more than 8 bits": (
         of(IMAGES.astype(np.uint16) * 16),
         {},
