@@ -133,8 +133,8 @@ class Tested:
     def is_decided_by(self, name: str, null: float = 0.0) -> bool:
         """Return whether a notable estimate depends on one dataset, class or group alone.
 
-        It depends on one of them if the estimate without it is on the other side of the null value,
-        or less than half as far from the null value.
+        It depends on one of them if omitting this one moves the estimate to the other side of the
+        null value, or more than halves its distance from the null value.
         """
         if self.value is None or self.p_value is None or self.p_value > NOTABLE_P:
             return False

@@ -100,10 +100,10 @@ def above_chance(points: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
     """Return the points at train sizes at which the networks learned something.
 
     A curve is flat while its loss is at chance level. For each dataset and class pair, find the
-    largest N at which the mean loss over models is at chance level, and remove all N up to this
-    one. For each curve, remove all N up to its last diverged trial. All points of a train size are
-    removed together. If only those with high losses were removed, the remaining curves would be
-    flatter.
+    largest N at which the mean loss over models is at chance level. This N and all smaller N are
+    removed. For each curve, all N up to its last diverged trial are removed. All points of a train
+    size are removed together. If only those with high losses were removed, the remaining curves
+    would be flatter.
 
     Args:
         points: The points.

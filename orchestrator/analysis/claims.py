@@ -1,7 +1,7 @@
 """The ledger: every claim of the study, with its published result and a sweep's answer.
 
-The claims are those of Konz & Mazurowski (arXiv 2401.08865, 2408.08381). Their tests form two
-families. In each family, the chance of any false verdict is at most 5 %:
+The claims are from Konz & Mazurowski (arXiv 2401.08865, 2408.08381). Their tests form two families.
+In each family, the chance of any false verdict is at most 5 %:
 
 - A claim that is a headline question or a question about class pairs has the same answer as in the
   report and ``isweep fit``. Its p-value is Holm-adjusted over the tests of ``isweep fit``.
@@ -102,12 +102,18 @@ NOT_MEASURED = "not measured by a sweep"
 """Reason for *not testable*, if the sweep does not measure the number of a claim."""
 PAIRS = "the question compares datasets; isweep fit shows the class pairs of this dataset"
 """Reason for *not testable*, if a claim is about several datasets and the table has only one."""
-SHARED = "the worlds share images, so they are not independent datasets; isweep fit shows each arm"
+SHARED = (
+    "the base datasets of an experiment share images, so they are not independent; isweep fit "
+    "shows each condition"
+)
 """Reason for *not testable*, if a claim is about several datasets and the table is of an
 experiment."""
 NO_CLAIM_OF_PAPERS = "isweep fit supports or contradicts {} beyond these claims."
 """Sentence on decided relations of class pairs that are not a claim of the study."""
-ONLY_SUGGESTED = "isweep fit suggests {} (results were known before; not confirmed)."
+ONLY_SUGGESTED = (
+    "isweep fit suggests {}. A suggested relation is not confirmed, because results were known "
+    "before its question was chosen."
+)
 """Sentence on decided relations of questions that were asked after the images had been
 seen."""
 LAYERS = f"the dimension of layers before the last is {NOT_MEASURED}"
@@ -471,7 +477,7 @@ def _slope(prepared: Prepared, fits: ScalingFits, question: Question, *, column:
     estimand = f"slope of log loss on log K_F{conditions}; t and permutation"
     if column == INVERSE_D:
         estimand = (
-            f"slope of log loss on 1/d_data{conditions} (negative where it rises with d_data); "
+            f"slope of log loss on 1/d_data{conditions} (negative if the loss rises with d_data); "
             "t and permutation"
         )
     note = ""

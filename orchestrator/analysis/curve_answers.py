@@ -1,9 +1,9 @@
 """Answers of learning curves in sentences: the expected score at N, and the N of a target.
 
-The curves come from a sweep of one dataset or from a user's CSV file. Each network and class
-pair has one answer: the measured curve, whether it has flattened, the score expected with more
-images, and the number of images that reaches a target with a given probability. Curves of
-other networks on the same images are used too.
+The curves come from a sweep of one dataset or from a user's CSV file. Each network and class pair
+has one answer. The answer contains the measured curve, the expected score with more images, and
+whether the curve has flattened. If there is a target, the answer also contains the number of images
+that reaches it with a given probability. Curves of other networks on the same images are used too.
 """
 
 from __future__ import annotations

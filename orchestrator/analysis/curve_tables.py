@@ -110,10 +110,10 @@ class CheckedTable:
     """The usable rows of a table of results.
 
     Attributes:
-        rows: One row per training with the columns of the table, and five more columns:
-            ``size``, ``score``, ``tested`` (number of test images), ``positives`` (test images
-            of the positive class of an AUROC) and ``classes`` (number of classes). The last
-            three are NaN if they are unknown.
+        rows: One row per training with the columns of the table, and five more columns: ``size``,
+            ``score``, ``tested``, ``positives`` and ``classes``. These are the train size, the
+            score, the number of test images, the number of them in the positive class of an AUROC,
+            and the number of classes. The last three are NaN if they are unknown.
         remarks: Sentences on rows that were left out, and on the use of columns.
     """
 

@@ -269,7 +269,7 @@ def prepare(
         arms: Datasets of an experiment. Changed copies are excluded, base datasets are not.
     """
     full, unusable = normalise(table)
-    # A changed copy shares images with its base, so it is not a dataset of its own.
+    # A changed copy shares images with its base, so it is not an independent dataset.
     is_copy = full[DATASET].isin([arm.dataset for arm in arms if arm.moves != "base"])
     copies = []
     if is_copy.any():

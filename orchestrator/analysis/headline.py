@@ -42,7 +42,7 @@ SHARPNESS = Question(
     estimand="slope of log loss on log K_F, given 1/d and the domain label",
     power_of="the law's slope of 1",
     source="Eq. 2",
-    published="1 by the law; K_F and domain not told apart",
+    published="1 by the law; effects of K_F and domain not separated",
 )
 FASTER_THAN_BOUND = "Does the loss fall with N at least as fast as the law says, N^(−1/d)?"
 """Question that has two tests: the exponent against no fall, and against the law's bound."""
@@ -220,9 +220,8 @@ def bound_p_value(fit: ExponentFit, above_chance: ExponentFit) -> float:
     """Return the two-sided p-value of an exponent against the law's bound, 1.
 
     Losses near chance level flatten curves and so lower the exponent. An exponent below 1 must
-    therefore also be below 1 in the fit above chance level, and the larger p-value of the two
-    fits counts. If that fit could not be made or has an exponent of 1 or more, the p-value is
-    1.
+    therefore also be below 1 in the fit above chance level, and the larger p-value of the two fits
+    is used. If that fit could not be made or has an exponent of 1 or more, the p-value is 1.
 
     Args:
         fit: The fit to all train sizes, with an estimate.
@@ -261,8 +260,8 @@ def _of_attacks(fits: Sequence[AttackFit], num_domains: int) -> Answer:
         return answer
     test = LargestCorrelation(
         num_correlations=sum(fit.status == "ok" for fit in fits),
-        # The indicators of domains count as given variables: num_domains − 1, and 3 for
-        # Fisher's z.
+        # The indicators of domains cost num_domains − 1 degrees of freedom, and Fisher's z
+        # costs 3.
         degrees=best.num_datasets - num_domains - 2,
         interval_critical=best.interval_critical,
         criticals=best.criticals,

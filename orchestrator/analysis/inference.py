@@ -489,7 +489,7 @@ def jackknife_error(value: float, left_out: Array) -> float:
         left_out: The estimate without each dataset, ``(G,)``.
     """
     # Differences from the estimate, not from the mean of the refits, make the error larger.
-    # That keeps the level of a test with few datasets.
+    # With this larger error, a test of few datasets keeps its level.
     num = len(left_out)
     return float(np.sqrt((num - 1) / num * ((left_out - value) ** 2).sum()))
 
@@ -515,7 +515,7 @@ def curve_sums(y: Array, x: Array, curves: Codes, groups: Codes, weights: Array)
 def wild_cluster_p(sums: Sums, null: float = 0.0) -> float:
     """Return the p-value of a slope within curves by the restricted wild cluster bootstrap-t.
 
-    The method is that of Cameron, Gelbach & Miller (2008). It needs at least three datasets.
+    The method is from Cameron, Gelbach & Miller (2008). It needs at least three datasets.
 
     Args:
         sums: Σx² and Σxy of each dataset.

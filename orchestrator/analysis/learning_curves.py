@@ -603,8 +603,8 @@ class LearningCurve:
         means = self.fit.log_levels[self._curve] + self._log_shape(train_size)
         if not (self.prior.power_law_share or self.prior.floored_share):
             return np.asarray(means)
-        # Beyond the range of extrapolation the plain fits would fall without end, so the shift
-        # stays the one at the end of the range.
+        # Beyond the range of extrapolation the plain fits would fall without end, so the shift at
+        # the end of the range is used.
         within = min(train_size, MAX_EXTRAPOLATION * self.largest_size)
         inside = self.fit.log_levels[self._curve] + self._log_shape(within)
         expected = float((self._grid_weights * inside).sum())

@@ -135,8 +135,8 @@ def num_without_error(points: pd.DataFrame) -> int:
 def of_points_without_error(num_perfect: int, num_points: int) -> str:
     """Return the sentence on points at which no test image is classified wrongly."""
     return (
-        f"In {num_perfect} of {plural(num_points, 'point')} no test image is wrong: there the "
-        "loss measures confidence, not errors."
+        f"At {num_perfect} of {plural(num_points, 'point')}, no test image is classified wrongly. "
+        "At these points, the loss measures confidence, not errors."
     )
 
 

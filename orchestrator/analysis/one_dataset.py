@@ -587,7 +587,7 @@ def _attacked_accuracies(
 def early_best(rows: pd.DataFrame) -> tuple[EarlyBest, ...]:
     """Return the networks whose test loss was lowest early in more than half of their trainings.
 
-    Only trainings at the network's largest N count.
+    Only trainings at the network's largest N are considered.
     """
     if not {BEST_EPOCH, NUM_EPOCHS} <= set(rows):
         return ()

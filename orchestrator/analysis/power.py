@@ -102,7 +102,7 @@ class Truth:
         sharpness_std: Standard deviation of log K_F between datasets.
         pair_sharpness_std: Standard deviation of log K_F between class pairs of a dataset.
         sharpness_error: Standard deviation of the error of log K_F.
-        sharpness_gap: Mean log K_F of medical datasets minus that of natural ones.
+        sharpness_gap: Mean log K_F of medical datasets minus mean log K_F of natural datasets.
     """
 
     exponent: float = 1.0
@@ -515,9 +515,9 @@ def experiment_power(
 ) -> ExperimentPower:
     """Return the power of an experiment whose conditions double K_F.
 
-    Twice the K_F is the smallest change that counts. As in ``isweep fit``, two intervals are
-    computed, and the wider one counts. One is the t interval over base datasets. The other one is
-    from a jackknife over the classes that base datasets share.
+    A factor of two is the smallest change of K_F with which a condition is used. As in ``isweep
+    fit``, two intervals are computed, and the wider one is used. One is the t interval over base
+    datasets. The other one is from a jackknife over the classes that base datasets share.
 
     Args:
         arms: The conditions of the experiment.
@@ -579,8 +579,8 @@ def _jackknife_widening(shows: Sequence[Sequence[str]]) -> tuple[float, int]:
 
     Base datasets are independent. If n' of n base datasets remain without a class, the mean
     without this class differs from the mean by a variance of 1/n' − 1/n. A base dataset is
-    left out with each of its classes. With two classes per base dataset, the jackknife counts
-    it twice.
+    left out with each of its classes. With two classes per base dataset, every base dataset is left
+    out twice.
 
     Args:
         shows: Classes of each base dataset.

@@ -2,7 +2,7 @@
 
 The question is how losses change if only K_F changes. The replicates are worlds. A world is a
 base dataset (base) with copies in which one parameter was changed (arms, or conditions). An
-arm is compared with its own base. It counts only if the measures show that it changed its
+arm is compared with its own base. An arm is used only if the measures show that it changed its
 property and no other.
 
 If an arm changes training images alone, three slopes can be separated:
@@ -234,9 +234,9 @@ def _log_ratio(points: pd.DataFrame, column: str, dataset: str, base: str) -> fl
 def _changes(points: pd.DataFrame, gates: Sequence[Gate], bases: dict[str, str]) -> pd.DataFrame:
     """Return the change of the logarithm of every response from base to arm.
 
-    The table has one row for each model and train size of each arm that counts. Rows whose base has
-    at least the chance loss are marked, because such a loss cannot rise. No arm is excluded because
-    of its own loss, which would bias the effect.
+    The table has one row for each model and train size of each used arm. Rows whose base has at
+    least the chance loss are marked, because such a loss cannot rise. No arm is excluded because of
+    its own loss, which would bias the effect.
     """
     columns = [*(response.column for response in RESPONSES), OF_CHANCE_LOSS]
     on_further = [name for name in points.columns if "_on_" in name and name.startswith("log_")]
@@ -412,7 +412,7 @@ def judged(effect: Effect, shows: Mapping[str, Sequence[str]]) -> Effect:
     for std_error, degrees in tests:
         p_values.append(t_p_values(differences, std_error, degrees))
         intervals.append(t_interval(mean, std_error, degrees))
-    # A conclusion must hold by both methods: the larger p and the longer interval count.
+    # A conclusion must hold by both methods, so the larger p and the longer interval are used.
     p_zero, p_theory = np.max(p_values, axis=0).tolist()
     return replace(
         effect,
@@ -432,7 +432,7 @@ def _length(bounds: Interval) -> float:
 def _means_without_each_class(
     effect: Effect, values: Array, shows: Mapping[str, Sequence[str]]
 ) -> list[float]:
-    """Return one mean for every class: over the worlds whose images do not show that class.
+    """Return, for every class, the mean over the worlds whose images do not show it.
 
     A class that all worlds show has no such mean.
     """

@@ -15,9 +15,10 @@ Moves = Literal["base", "sharpness", "dimension", "nothing"]
 InterveneOn = Literal["all", "training"]
 Images = Literal["", "base", "condition"]
 MOVED = float(np.log(2))
-"""Smallest change of log K_F of an arm that counts: a factor of two in K_F."""
+"""Smallest change of log K_F of an arm that is used: a factor of two in K_F."""
 MOVED_DIMENSION = float(np.log(1.25))
-"""Smallest change of log d of an arm that counts; d is harder to double than K_F."""
+"""Smallest change of log d of an arm that is used. It is smaller than for K_F, because d is harder
+to double."""
 HELD = 0.05
 """Largest change of the logarithm of the property that an arm should leave unchanged."""
 SMALL_SHARE = 0.5
@@ -56,7 +57,7 @@ class Gate:
         sharpness_moved: Change of log K_F from base to arm.
         dimension_moved: Change of log d from base to arm.
         counts: True if the arm changed its property, and no other.
-        reason: Reason why the arm does not count.
+        reason: Reason why the arm is not used.
     """
 
     arm: Arm
@@ -151,9 +152,9 @@ class Interventions:
     """The results of an experiment.
 
     Attributes:
-        gates: The checks of all arms.
-        effects: Effects of the arms that count.
-        answer: Gates and effects in sentences.
+        gates: The checks (gates) of all arms.
+        effects: Effects of the arms that are used.
+        answer: Checks and effects in sentences.
         moved_shares: Median share of the bases' test loss on the images that a condition
             changes: ``base`` before the change, ``condition`` after it.
     """

@@ -17,24 +17,24 @@ HALF = "half the law's rate"
 def experiment_answer(
     gates: Sequence[Gate], effects: Sequence[Effect], max_change_of_d: float
 ) -> str:
-    """Return sentences on the arms that count, the effects of K_F, and the controls.
+    """Return sentences on the used arms, the effects of K_F, and the controls.
 
     Args:
         gates: The checks of all arms.
-        effects: Effects of the arms that count.
-        max_change_of_d: Largest change of log d of an arm that counts.
+        effects: Effects of the arms that are used.
+        max_change_of_d: Largest change of log d of an arm that is used.
     """
     of_sharpness = [gate for gate in gates if gate.arm.moves == "sharpness"]
     num_passed = sum(gate.counts for gate in of_sharpness)
     sentences = [
-        f"{num_passed} of {plural(len(of_sharpness), 'arm')} moved K_F by a factor 2 or more "
+        f"{num_passed} of {plural(len(of_sharpness), 'arm')} changed K_F by a factor of 2 or more "
         f"and log d by less than {max_change_of_d:g}.",
         followed(effects),
         *_controls(gates, effects),
     ]
     left_out = sorted({gate.arm.dataset for gate in of_sharpness if not gate.counts})
     if left_out:
-        sentences.append(f"Left out by the gate: {listing(left_out)}.")
+        sentences.append(f"Left out because of failed checks: {listing(left_out)}.")
     return " ".join(sentences)
 
 
@@ -47,9 +47,9 @@ def _controls(gates: Sequence[Gate], effects: Sequence[Effect]) -> Iterator[str]
         for gate in gates:
             if gate.counts and gate.arm.moves == "nothing":
                 changes.append(abs(gate.sharpness_moved or 0))
-        verb = "moved" if effect.told_from_zero else "did not move beyond its interval"
+        verb = "changed" if effect.told_from_zero else "did not change beyond its interval"
         yield (
-            "In controls, which change nothing that is learned, K_F moved by up to a factor "
+            "In controls, which change nothing that is learned, K_F changed by up to a factor of "
             f"{number(float(np.exp(max(changes))))}. There log {effect.response} {verb} "
             f"({number(effect.value)}, {interval(effect.interval)}; expected 0)."
         )

@@ -445,11 +445,11 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
     if fits.class_pairs:
         caption += f" {GAIN_OF_PAIRS} {PAIRS_SHARE}"
     elif points_with_sharpness[DATASET].nunique() == 1:
-        caption += " This is one dataset, so K_F differs only through N. A trend shows N, not K_F."
+        caption += " With one dataset, K_F differs only through N. A trend shows the effect of N."
     if has_correlation:
         caption += (
-            " The points are of all networks, but r is of one: the network with the largest r for "
-            "this attack. r is the correlation over datasets, at equal train size and within "
+            " The points are of all networks, but r is of one network: the one with the largest r "
+            "for this attack. r is the correlation over datasets, at equal train size and within "
             "domains. The 95 % intervals hold for all networks and attacks at once. The verdict is "
             "on the largest r of all attacks and networks."
         )

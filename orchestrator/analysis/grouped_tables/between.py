@@ -1,11 +1,11 @@
 """Slopes between groups, by least squares over one effect per unit.
 
 The effects are estimated at equal kinds. A kind is a combination of values of the ``within``
-columns. Each slope has two intervals, and the wider one counts. One uses the standard error of
+columns. Each slope has two intervals, and the wider one is reported. One uses the standard error of
 least squares, the other the robust standard error HC2. HC2 equals CR2 if each effect is its own
-cluster. Each slope also has two p-values, and the larger one counts. One comes from a permutation
-of groups, the other from HC2. For pairs of classes, the interval comes from a jackknife over
-classes. Their two p-values come from this jackknife and from a permutation of classes.
+cluster. Each slope also has two p-values, and the larger one is reported. One comes from a
+permutation of groups, the other from HC2. For pairs of classes, the interval comes from a jackknife
+over classes. Their two p-values come from this jackknife and from a permutation of classes.
 
 Effects are means of few rows. They contain a part of the scatter of rows, and with it a part
 of the slope within groups. A claim must also hold after this part is removed.
@@ -225,7 +225,7 @@ class EffectsFit:
         p_values = [p_permuted, judged.p_value]
         if scatter is not None:
             p_values.append(scatter.p_value)
-        # A claim must hold in every test, so the largest p counts.
+        # A claim must hold in every test, so the largest p is used.
         largest = max(p for p in p_values if p is not None)
         return BetweenSlope(replace(judged, p_value=largest), scatter)
 

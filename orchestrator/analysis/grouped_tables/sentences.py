@@ -97,8 +97,8 @@ def _scatter(design: Design, num_groups: int, scatter: MeanScatter) -> str:
     """Return the share of the variance between groups that comes from scatter, in words."""
     share = f"{scatter.share:.1%}" if scatter.share < 0.1 else f"{scatter.share:.0%}"
     text = (
-        f"Of the variance of {scatter.on} between {_units(design, num_groups)}, {share} comes "
-        "from the scatter of rows within groups."
+        f"{share} of the variance of {scatter.on} between {_units(design, num_groups)} comes from "
+        "the scatter of rows within groups."
     )
     if scatter.slope is None:
         return f"{text} With so much scatter, no claim is made between groups."

@@ -134,8 +134,8 @@ def with_exponent(unfitted: ExponentFit, sums: Sums) -> ExponentFit:
     """Return a fit with the exponent computed from the sums of its datasets.
 
     The standard error comes from a jackknife over datasets, and the interval from a t
-    distribution. Two p-values are computed, and the larger one counts: one from the t test,
-    and one from a wild cluster bootstrap.
+    distribution. Two p-values are computed, and the larger one is used. One is from the t test, the
+    other from a wild cluster bootstrap.
     """
     names, xx, xy = sums
     value = float(xy.sum() / xx.sum())
@@ -167,6 +167,6 @@ def with_exponent(unfitted: ExponentFit, sums: Sums) -> ExponentFit:
         status="ok",
         estimates=(estimate,),
         by_dataset=by_dataset,
-        # The bootstrap imposes its null hypothesis, so the bound needs a bootstrap of its own.
+        # The bootstrap imposes its null hypothesis, so the bound needs a second bootstrap.
         bound_p=max(p_of_bound, wild_cluster_p(sums, null=1.0)),
     )

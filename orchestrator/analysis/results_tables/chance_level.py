@@ -63,7 +63,7 @@ def chance_limits_in_words(class_counts: Iterable[int | None]) -> str:
 
 
 def has_learned(accuracy: Any, auc: Any, num_classes: Any) -> Any:
-    """Return whether accuracy or AUROC is well above chance; unknown values do not count."""
+    """Return whether accuracy or AUROC is well above chance; unknown values are ignored."""
     chance = np.exp(-chance_loss(num_classes))
     is_accurate = accuracy >= chance + LEARNED_ACCURACY * (1 - chance)
     return is_accurate | (auc >= LEARNED_AUC)

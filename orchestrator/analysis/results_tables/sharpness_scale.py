@@ -69,8 +69,8 @@ def sharpness_scale(table: pd.DataFrame, policy: Policy) -> SharpnessScale:
         )
     elif len(scales) > 1:
         note = (
-            "K_F is compared over unequal scales as it stands. With more pixels or channels, "
-            f"K_F is smaller: {names}."
+            "K_F is compared between datasets although its scales differ. With more pixels or "
+            f"channels, K_F is smaller: {names}."
         )
     elif measured[SCALE_COLUMNS].isna().any(axis=None):
         note = (

@@ -1,1 +1,1 @@
-"""Answers in plain words: one module for each kind of table that can be asked."""
+"""Answers in plain words: one module for each kind of table."""

@@ -29,7 +29,7 @@ ASKED_AFTER_SEEING = (
     "Results on these images were known when this question or its settings were chosen, so the "
     "answer confirms nothing."
 )
-"""Sentence on an answer whose question, or the settings of its sweep, came after results."""
+"""Sentence on an answer if its question or the settings of its sweep were chosen after results."""
 NO_RELATION = "No relation was detected."
 """First sentence of an undecided answer whose interval includes the null value."""
 LABEL_SHARPNESS_MEANS = (
@@ -225,7 +225,7 @@ def why_undecided(answer: Answer) -> str:
     if answer.verdict != "undecided" or not _leaves_null_out(answer):
         return ""
     if answer.p_value is not None and answer.p_value > LEVEL:
-        return "The interval is by t alone; resampling does not confirm it."
+        return "The interval comes from a t test alone; resampling does not confirm this result."
     return "The interval ignores the other tests; the adjusted p decides."
 
 

@@ -208,7 +208,7 @@ def _measures(measures: Sequence[MeasureSpec], largest_size: int) -> Iterator[st
     seeds = _distinct(measures, "sharpness_seeds")
     for sample_size in _distinct(measures, "sharpness_sample"):
         images = "training images with different labels"
-        # A smaller training set is measured as a whole.
+        # In a smaller training set, all images are measured.
         if sample_size is not None and sample_size < largest_size:
             images = (
                 "images with different labels, as a mean over "

@@ -38,7 +38,7 @@ from orchestrator.results.columns import attack_columns
 
 TOGETHER = 0.7
 """Size of a correlation at which two columns share half of their variance."""
-SAME_EFFECT = "K_F and δ go together here, so these answers can have one cause."
+SAME_EFFECT = "K_F and δ are correlated here, so one cause can explain these answers."
 """Sentence on a claim on δ if log K_F and log δ are correlated."""
 STEP = 1.1
 """Factor between the K_F or δ of two pairs in a sentence. In all data with a slope, K_F and δ vary
@@ -208,9 +208,9 @@ def _at_equal_delta(fits: ScalingFits, slopes: Sequence[Slope]) -> Finding:
             direction = "rises" if (answer.value or 0.0) > 0 else "falls"
             claims.append(f"At equal δ, {response} {direction} with K_F.")
         # Only the first sentence names log K_F, the regressor of all these slopes.
-        opening = "The" if slopes_in_words else "On log K_F, the"
+        regressor = "" if slopes_in_words else " on log K_F"
         slopes_in_words.append(
-            f"{opening} slope of {response} is {number(answer.value)} (95 % interval "
+            f"The slope of {response}{regressor} is {number(answer.value)} (95 % interval "
             f"{interval(answer.interval)})."
         )
         of_test = [undecidable(answer), *details_of_test(answer, "the slope", "class")]

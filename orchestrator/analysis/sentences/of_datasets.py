@@ -156,10 +156,10 @@ def _datasets_needed(fit: HeightFit, column: str, effect: float, tests: int) -> 
     """Return a sentence on the number of datasets that would detect the effect."""
     needed = needed_for_doubling(fit, column, effect, tests)
     if needed is None:
-        return "Even the largest practical number of such datasets would not make it 80 of 100."
+        return "No practical number of such datasets would let 80 of 100 studies detect it."
     return (
-        f"About {needed:,} such datasets would make it 80 of 100. If {WORDS[column]} differs "
-        "less between them, more are needed."
+        f"With about {needed:,} such datasets, 80 of 100 studies would detect it. If "
+        f"{WORDS[column]} differs less between the datasets, more are needed."
     )
 
 
@@ -245,7 +245,7 @@ def _fall(fits: ScalingFits) -> Finding | None:
     if slope.interval is not None:
         mean_slope += f" (95 % interval {interval(slope.interval)})"
     details += [
-        "Every dataset counts once, with the mean over its networks.",
+        "Every dataset has the same weight. Its networks are averaged.",
         f"The loss of a single network fell in {counted}.",
         f"{mean_slope}.",
     ]
@@ -435,8 +435,8 @@ def _difference_of_factors(fall: FallFit, exponent: Estimate, factor: str) -> It
         other, _ = multiplied(fall.estimates[0].value, None, float(np.log(2)))
         if other != factor:
             yield (
-                f"The previous answer has another factor, {other}: there, every dataset "
-                "counts once."
+                f"The previous answer has another factor, {other}: there, all datasets "
+                "have the same weight."
             )
     if exponent.weights:
         yield "Here, the weight of a dataset is in proportion to Σ(log N − mean)² / d²."
@@ -459,8 +459,10 @@ def _verdict_on_fall(falls: Answer, against_bound: Answer) -> tuple[Verdict, str
         return "contradicted", "The loss rises with N"
     if falls.verdict == "supported":
         if 0 < low <= high < 1:
-            statement = "The loss falls with N; whether too slowly for the law's bound is undecided"
-            return "supported", statement
+            return "supported", (
+                "The loss falls with N; it is undecided whether it falls too slowly for the "
+                "law's bound"
+            )
         return "supported", "The loss falls with N, and nothing contradicts the law's bound"
     return "undecided", ""
 
@@ -560,7 +562,7 @@ def of_representations(fits: ScalingFits) -> Finding:
     details = []
     if fit.num_datasets > 1:
         text = (
-            "If each dataset counts once, d_repr is at most d_data at "
+            "If all datasets have the same weight, d_repr is at most d_data at "
             f"{percent(share.value)} of points"
         )
         if share.interval is not None and share.interval != (0.0, 1.0):

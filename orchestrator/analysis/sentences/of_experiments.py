@@ -14,8 +14,9 @@ def of_experiment(interventions: Interventions) -> Finding:
     """Return the finding on the effects of changing one property."""
     effects = interventions.effects
     notes = [
-        "Worlds are the replicates, so intervals hold for these kinds of images and networks. "
-        "If worlds share classes, isweep prints the wider of two intervals.",
+        "The replicates are worlds: base datasets with their conditions (arms). Intervals hold "
+        "for these kinds of images and networks. If worlds share classes, isweep prints the "
+        "wider of two intervals.",
         "Arms with exchanged labels also raise the lowest loss that a network can reach.",
     ]
     overall = [effect for effect in effects if not effect.arm]

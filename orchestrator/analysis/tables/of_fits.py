@@ -207,9 +207,10 @@ FIT_TABLES = (
         title="Exponent of N within datasets, times d",
         note=(
             "Slope of log test loss on −log N / d. Every curve has its own intercept. Every "
-            "dataset and class pair has one d, measured at its largest N. The law's bound is "
-            "1. No dependence on N is 0. Curves: number of fitted curves, of all curves. "
-            "Above 1: number of datasets whose own exponent · d is above 1."
+            "dataset and class pair has one d, measured at its largest N. The law's bound is a "
+            "slope of 1. A slope of 0 means that the loss does not depend on N. The column "
+            "curves has the number of fitted curves and the number of all curves. The column "
+            "above 1 has the number of datasets whose own slope is above 1."
         ),
         notes_on_rows={
             "If a row has fewer curves than all, the other curves reach chance level.": (
@@ -235,9 +236,9 @@ FIT_TABLES = (
         kinds=("fall",),
         title="Fall of the loss with N, dataset by dataset",
         note=(
-            "Slope of log test loss on log N within curves, of all curves with two train "
-            "sizes. The mean counts every dataset once. Its interval is a t interval over "
-            "datasets."
+            "Slope of log test loss on log N within curves. All curves with two train sizes are "
+            "used. In the mean slope, all datasets have the same weight. Its interval is a t "
+            "interval over datasets."
         ),
         columns={
             "datasets": _datasets,
@@ -256,12 +257,13 @@ FIT_TABLES = (
         title="Losses of datasets at equal N",
         note=(
             "Fits to the mean log test loss of each dataset at equal model and train size, "
-            "with t intervals. Without: the value without the most influential dataset."
+            "with t intervals. The last column has the value without the most influential "
+            "dataset."
         ),
         notes_on_rows={
-            "*: exact permutation p, over all orders of datasets.": _is_exact,
-            "A permutation p without * is approximate: it permutes residuals, or uses random "
-            "orders.": _is_approximate,
+            "An asterisk (*) marks an exact p from all permutations of datasets.": _is_exact,
+            "A permutation p without * is approximate. It comes from permuted residuals, or from a "
+            "random sample of permutations.": _is_approximate,
         },
         columns={
             "model": _model,
@@ -283,8 +285,9 @@ FIT_TABLES = (
         note=(
             "Pearson's r over datasets at equal model and train size, within domains if there "
             "are two, with its 95 % interval. Intervals of single models hold for all of them "
-            "at once. The interval of a pooled row holds for this row alone. p tests a rise. It "
-            "is adjusted over the single models and attacks, not over questions."
+            "at once. The interval of a pooled row holds for this row alone. The p-values are "
+            "one-sided for a rise. They are adjusted for the number of single models and "
+            "attacks, but not for the number of questions."
         ),
         columns={
             "attack": _attack,
@@ -302,8 +305,8 @@ FIT_TABLES = (
         kinds=("representation",),
         title="d_repr against d_data",
         note=(
-            "Both are maximum likelihood estimates. The ratio is d_repr / d_data. The bound "
-            "d_repr ≲ d_data is approximate."
+            "d_repr and d_data are maximum likelihood estimates. The ratio is d_repr / d_data. "
+            "The bound d_repr ≲ d_data is approximate."
         ),
         columns={
             "model": _model,
@@ -358,18 +361,19 @@ def not_fitted(fits: ScalingFits) -> str:
 def answer_table(fits: ScalingFits) -> Table:
     """Return the questions that were tested, with p before and after correction."""
     note = (
-        "Except for attacks, p is the larger p of two two-sided tests: the t test over datasets, "
-        "and a permutation test or wild cluster bootstrap. For attacks, p is from a permutation "
-        "test, one-sided for a rise. Intervals are t intervals. Those of correlations with attacks "
-        "are from Fisher's z, and hold for all correlations together. The adjusted p is Holm's, "
-        "over all tests in this table."
+        "For attacks, p comes from a permutation test, one-sided for a rise. For all other "
+        "questions, two two-sided tests are made, and p is the larger of their p-values. One is "
+        "the t test over datasets. The other one is a permutation test or a wild cluster "
+        "bootstrap. Intervals of correlations with attacks are from Fisher's z, and hold for all "
+        "correlations together. All other intervals are t intervals. The adjusted p is corrected "
+        "for all tests in this table (Holm)."
     )
     if fits.class_pairs:
         note = (
             "Intervals are from a jackknife over classes, with a t distribution of classes − "
             "1 degrees of freedom. For a slope between pairs, p is the larger p of two tests: "
             "this t test and a permutation of classes. All tests are two-sided. The adjusted "
-            "p is Holm's."
+            "p is corrected by Holm's method."
         )
     return laid_out(
         "answers",
@@ -402,10 +406,11 @@ def _effect_table(effects: Sequence[Effect]) -> Table:
     return laid_out(
         "interventions",
         "Effects of changing one property",
-        "Mean over worlds with its 95 % interval: the wider of the t interval and of a "
-        "jackknife over the classes that worlds share. Every arm is compared with the base of "
-        "its own world at equal model and N. Only arms that pass the gate count. Rows of "
-        "single arms are exploratory.",
+        "A world is a base dataset with its conditions (arms). Values are means over worlds. Two "
+        "95 % intervals are computed, and the table has the wider one. One is the t interval "
+        "over worlds. The other one is from a jackknife over the classes that worlds share. "
+        "Every arm is compared with the base dataset of its world at equal model and N. Only "
+        "arms that pass their checks are used. Rows of single arms are exploratory.",
         effects,
         {
             "effect": _effect_words,
@@ -439,9 +444,10 @@ def _gate_table(gates: Sequence[Gate]) -> Table:
     return laid_out(
         "intervention-gates",
         "Changes of K_F and d in each arm",
-        "Ratios of K_F and d to the world's base, at the largest common N. An arm counts if "
-        "its property changed enough (K_F by a factor of 2, d by 1.25). The log of the other "
-        "property must change by less than 0.05.",
+        "K_F and d of each arm (condition), divided by K_F and d of its base dataset at the "
+        "largest common N. An arm is used if its property changed enough: K_F by a factor of 2, "
+        "or d by a factor of 1.25. The logarithm of the other property must change by less than "
+        "0.05.",
         gates,
         {
             "dataset": lambda gate: gate.arm.dataset,

@@ -257,11 +257,10 @@ def best_table(full: pd.DataFrame) -> Table:
         "best",
         "Best model per dataset and train size",
         "The best model has the lowest mean test loss over the class pairs and seeds that all "
-        "models have. If there are several models, the test images chose the best one, so its "
-        "loss on new images is probably higher. Means are arithmetic here, and geometric in the "
-        "summary of the data. "
-        "Seed spread is the standard deviation over seeds. With one seed, or if models differ "
-        "by less than the spread, a row does not show which model is better.",
+        "models have. If there are several models, the best one was chosen on the test images, so "
+        "its loss on new images is probably higher. Means are arithmetic here, and geometric in "
+        "the summary of the data. Seed spread is the standard deviation over seeds. With one seed, "
+        "or if models differ by less than the spread, a row does not show which model is better.",
         _ranked(full).to_dict("records"),
         {
             "dataset": DATASET,

@@ -215,7 +215,7 @@ def test_no_claim_is_decided_over_base_datasets_that_share_images(law):
     as_datasets = ledger(law, sweep="made", compare=False)
     assert {claim.verdict for claim in as_datasets.entries} > {"not testable"}
     assert {claim.verdict for claim in claims.entries} == {"not testable"}
-    assert "the worlds share images" in entry(claims, "Eq. 2").reason
+    assert "the base datasets of an experiment share images" in entry(claims, "Eq. 2").reason
     assert claims.left_out == (
         "arms of experiments, which are compared with their base datasets: 3",
     )
@@ -326,7 +326,7 @@ def test_a_claim_line_has_the_estimate_its_meaning_and_its_power(published, law)
     """K_F was measured on unequal scales, so the line does not adjust for K_F."""
     line = claim_line(entry(published, "Fig. 2a"))
     assert (
-        " Slope of log loss on 1/d_data, given the domain label (negative where it rises with d_data): "
+        " Slope of log loss on 1/d_data, given the domain label (negative if the loss rises with d_data): "
         "−28.7 (95 % interval −40.3 to −17). The test against 0 (two-sided) gives p = 0.046, adjusted p = 0.14 over 4 "
         "tests of isweep fit. The interval ignores the other tests; the adjusted p decides. At a "
         "significance level of 1.2 %, at most 4 of 100 such studies would detect a doubling of loss over the range of "

@@ -94,7 +94,7 @@ def test_without_a_claim_the_estimate_interval_p_power_and_datasets_needed_are_p
     test_sentence = f"The test against 0 (two-sided) gives p = {answer.p_value:.2g} before correction for 5 tests."
     assert test_sentence in finding.details
     num_needed = int(
-        re.search(r"About (\d+) such datasets would make it 80 of 100", finding.answer)[1]
+        re.search(r"With about (\d+) such datasets, 80 of 100 studies", finding.answer)[1]
     )
 
     def power(num_datasets):
@@ -293,7 +293,7 @@ def test_a_slope_below_the_bound_that_could_not_be_tested_above_chance_level_is_
     losses = table["test_loss"] / means * np.where(over_fitted, 1.0, 0.2)
     finding = answers(table.assign(test_loss=losses, test_accuracy=np.nan))["exponent"]
     assert finding.verdict == "supported"
-    assert "The loss falls with N; whether too slowly for the law's bound is" in finding.answer
+    assert "The loss falls with N; it is undecided whether it falls too slowly" in finding.answer
     assert "contradict" not in finding.answer
 
 
@@ -413,7 +413,7 @@ def test_a_share_has_its_count_of_points_and_the_mean_over_datasets():
     finding = answers(table)["representation"]
     assert finding.answer.startswith(
         "At 9 of 12 points, the dimension of the network's last hidden layer (d_repr) is at most "
-        "d_data. The median d_repr / d_data is 0.5. If each dataset counts once, d_repr is at most "
+        "d_data. The median d_repr / d_data is 0.5. If all datasets have the same weight, d_repr is at most "
         "d_data at 75% of points"
     )
     assert finding.notes[0] == (
@@ -540,7 +540,7 @@ def test_the_two_factors_for_a_doubling_of_n_are_distinguished(published):
         r"Doubling N went with ([\d.]+) times", " ".join(findings(published)[2].sentences)
     )
     assert (
-        f"The previous answer has another factor, {factor}: there, every dataset counts once."
+        f"The previous answer has another factor, {factor}: there, all datasets have the same weight."
         in (findings_by_question["exponent"].answer)
     )
     # With one d for all datasets, both answers have the same factor.
@@ -575,7 +575,7 @@ def test_the_published_table_names_the_most_influential_dataset_of_each_answer(p
     assert float(match[2]) == pytest.approx(residuals.corr().iloc[0, 1], abs=5e-4)
     # The unequal scales of K_F stand where K_F is asked about.
     assert any(
-        "K_F is compared over unequal scales as it stands" in text
+        "K_F is compared between datasets although its scales differ" in text
         for text in findings_by_question["sharpness"].notes
     )
 

@@ -176,7 +176,7 @@ def test_scatter_of_rows_in_the_means_of_groups_is_that_of_an_analysis_of_varian
     var_between = means["x"].var() - within.loc["x", "x"] / 5
     assert scatter.slope == pytest.approx(cov_between / var_between, rel=1e-9)
     scatter_sentence = (
-        f"Of the variance of x between 40 groups, {share:.0%} comes from the scatter of rows"
+        f"{share:.0%} of the variance of x between 40 groups comes from the scatter of rows"
     )
     assert scatter_sentence in fit.sentence("x")
 

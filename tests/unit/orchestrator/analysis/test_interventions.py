@@ -81,7 +81,7 @@ def test_the_answer_names_the_result_for_every_slope(follows, verdict):
     fit = fit_interventions(intervention_table(follows), ARMS)
     assert find_effect(fit, "Δ log K_F").value == pytest.approx(follows, abs=0.12)
     assert verdict in fit.answer
-    gates = "4 of 4 arms moved K_F by a factor 2 or more and log d by less than 0.05."
+    gates = "4 of 4 arms changed K_F by a factor of 2 or more and log d by less than 0.05."
     assert gates in fit.answer
 
 
@@ -160,7 +160,7 @@ def test_the_answer_of_many_base_datasets_comes_before_their_rows(tmp_path):
         rows, fit_scaling_laws(rows, arms=arms), tmp_path, sweep="worlds", summary={}
     )
     text = page.read_text("utf-8")
-    answer = text.index("28 of 28 arms moved K_F")
+    answer = text.index("28 of 28 arms changed K_F")
     first_row = text.index("0w0_base</td>")
     assert answer < text.index('id="what-was-seen"') < first_row
     assert text[:first_row].count("<summary>28 rows</summary>") == 1
@@ -170,7 +170,7 @@ def test_an_arm_that_moves_too_little_or_too_much_is_left_out_by_name():
     weak = fit_interventions(intervention_table(1.0, contrast=1.9), ARMS)
     assert "0 of 4 arms" in weak.answer
     assert "it is undecided whether log loss follows (0 worlds" in weak.answer
-    assert "Left out by the gate: w0_contrast, w1_contrast" in weak.answer
+    assert "Left out because of failed checks: w0_contrast, w1_contrast" in weak.answer
     gate = find_gate(weak, "w0_contrast")
     assert (gate.counts, gate.reason) == (False, "K_F moved too little")
     moves_d_up = fit_interventions(intervention_table(1.0, d_of_contrast=1.06), ARMS)

@@ -381,7 +381,10 @@ def test_the_ledger_counts_a_suggested_relation_apart_from_a_supported_one():
     )
     one_late = SweepFacts(asked_after_seeing=("pairs_drop_on_delta",))
     remarks = ledger(rows, sweep="pairs", compare=False, facts=one_late).remarks
-    suggested = "isweep fit suggests 1 more relation (results were known before; not confirmed)."
+    suggested = (
+        "isweep fit suggests 1 more relation. A suggested relation is not confirmed, because "
+        "results were known before its question was chosen."
+    )
     assert remarks[-1] == suggested
     assert remarks[:-1] == (
         f"isweep fit supports or contradicts {plural(num_decided - 1, 'relation')} beyond these "
@@ -462,7 +465,7 @@ def test_a_page_of_pairs_shows_its_finding_first_in_a_figure_and_a_table(tmp_pat
     fits = fit_scaling_laws(rows)
     page = report_page(rows, fits, tmp_path)
     assert page.index("accuracy lost (percentage points)") < page.index("label sharpness K_F (1")
-    assert "A trend shows N, not K_F" not in page
+    assert "A trend shows the effect of N" not in page
     assert page.count("Pairs share classes, so dots are not independent") >= 2
     table_of_pairs = pair_table(prepare(rows).points, fits)
     assert table_of_pairs.header[:3] == ("pair", "δ", "accuracy lost to PGD at 32/255")
@@ -506,8 +509,8 @@ def test_a_slope_that_follows_from_units_alone_is_shown_without_a_claim():
     assert f"the {R_HAT_FREE} is −0.5 (" in robustness.answer
     assert robustness.notes == (
         f"In pixel units the {R_HAT} is −{-in_pixels.value:.3g} (95 % interval "
-        f"{interval(in_pixels.interval)}), but units alone give −1: R̂ is a length, and K_F one "
-        "over a length.",
+        f"{interval(in_pixels.interval)}), but the units alone give a slope of −1: R̂ is a "
+        "length, and K_F is one over a length.",
     )
     assert (in_pixels.adjusted_p, in_pixels.is_significant) == (None, False)
     assert pair_answer(in_pixels).verdict == "not testable"
