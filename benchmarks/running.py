@@ -231,7 +231,7 @@ def fill(sweep: str, root: Path) -> None:
     """Store a result for every trial."""
     workspace = Workspace.open(sweep, str(root))
     workspace.paths.make()
-    workspace.record()
+    workspace.write_sweep_file()
     store = ResultStore(workspace.results_url)
     for trial_id, spec in workspace.plan.trials_by_id.items():
         record = TrialRecord(

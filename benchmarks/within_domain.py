@@ -173,7 +173,7 @@ def tails(preset: str, root: str) -> pd.DataFrame:
     The first is α of their covariance spectrum, whose eigenvalue k falls as k^-(1 + α). The second
     is the mean distance of an image to the nearest image of the other class.
     """
-    workspace = Workspace.open(preset, root, as_run=True)
+    workspace = Workspace.open(preset, root, prefer_root=True)
     (spec,) = workspace.plan.prepared
     prepared = PreparedDataset.open(workspace.paths.prepared(spec))
     images = np.asarray(prepared.read(0, prepared.num_images), dtype=float).reshape(

@@ -289,7 +289,7 @@ def open(
         >>> isweep.open("smoke").name
         'smoke'
     """
-    return Sweep(Workspace.open(source, root_text(root), storage, as_run=True))
+    return Sweep(Workspace.open(source, root_text(root), storage, prefer_root=True))
 
 
 def plan(

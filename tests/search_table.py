@@ -137,5 +137,5 @@ def replay(
         if not running:
             return {(outcome.model, outcome.dataset): outcome for outcome in outcomes(search)}
         clock, _, trial = heapq.heappop(running)
-        result = table[trial.combination.key].result(trial.point.learning_rate, trial.run)
+        result = table[trial.combination.key].result(trial.point.learning_rate, trial.seed)
         search.add_result(trial.spec.trial_id, result)

@@ -437,6 +437,6 @@ def power(
     """
     from orchestrator.analysis.power import planned_power
 
-    plan = place.open(sweep, as_run=False).plan
+    plan = place.open(sweep, prefer_root=False).plan
     power_record = planned_power(plan, effect=effect, num_tables=num_tables, seed=seed)
     emit(place, asdict(power_record), report_tables(power_record.table()), power_record.lines())

@@ -187,18 +187,20 @@ class Place:
         return RootPaths.at(self.root)
 
     def open(
-        self, sweep: str, *, as_run: bool = True, changes: Mapping[str, object] | None = None
+        self, sweep: str, *, prefer_root: bool = True, changes: Mapping[str, object] | None = None
     ) -> Workspace:
         """Open a sweep.
 
         Args:
             sweep: Name or path of the sweep.
-            as_run: Whether to open a preset as it last ran, if it has run.
+            prefer_root: If True, open a preset as it last ran, if it has run.
             changes: Values that replace those of the sweep, by dotted key.
         """
         from orchestrator.planning.workspace import Workspace
 
-        return Workspace.open(sweep, self.root, self.storage, as_run=as_run, changes=changes)
+        return Workspace.open(
+            sweep, self.root, self.storage, prefer_root=prefer_root, changes=changes
+        )
 
     def hint(self, command: str, *words: str) -> str:
         """Return a command line with the same root, store and MLflow, quoted for a shell.

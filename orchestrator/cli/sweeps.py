@@ -161,7 +161,7 @@ def plan(
     from orchestrator.planning.sweep_changes import read_changes
     from orchestrator.running.run_plan import describe_power, plan_run
 
-    workspace = place.open(sweep, as_run=False, changes=read_changes(changes))
+    workspace = place.open(sweep, prefer_root=False, changes=read_changes(changes))
     run_plan = plan_run(workspace, gpu=gpu, num_gpus=gpus)
     power, power_lines = describe_power(workspace)
     document = {

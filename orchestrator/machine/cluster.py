@@ -340,7 +340,7 @@ def _private_cluster(
     The arguments are those of :func:`connect`.
     """
     check_ray_requirements()
-    ray_folders.remove_leftovers()
+    ray_folders.remove_abandoned_folders()
     with private_environment(token_file):
         ray = _imported_ray()
         settings = _driver_settings(ray, job) | _gpu_settings()

@@ -54,14 +54,14 @@ class Bench:
         device: the GPU, or a CPU.
         models: names of the networks.
         image_size: side of the images in pixels.
-        half: True if trials train in bfloat16.
+        bfloat16: True if trials train in bfloat16, False if they train in float32.
         graphs: names of the networks whose trials use CUDA graphs.
     """
 
     device: torch.device
     models: tuple[str, ...]
     image_size: int
-    half: bool = True
+    bfloat16: bool = True
     graphs: Set[str] = frozenset()
 
     @property
@@ -77,12 +77,12 @@ class Bench:
     @property
     def trials(self) -> tuple[TrialSpec, ...]:
         """The trials whose hours are predicted: the paper's on a GPU, the demo's on a CPU."""
-        return grid(self.on_gpu, self.half)
+        return paper_or_demo_trials(self.on_gpu, self.bfloat16)
 
     def trial(self, model: str) -> TrialSpec:
         """Return the trial of a network with the most training images."""
-        of_model = [trial for trial in self.trials if trial.network.model.name == model]
-        return max(of_model, key=lambda trial: trial.network.train_size)
+        trials = [trial for trial in self.trials if trial.network.model.name == model]
+        return max(trials, key=lambda trial: trial.network.train_size)
 
     def network(self, model: str) -> NetworkSpec:
         """Return the network of the trial with the most training images."""
@@ -113,7 +113,7 @@ class Bench:
         return network
 
     @contextmanager
-    def as_trials(self, share: float | None = None) -> Iterator[None]:
+    def trial_settings(self, share: float | None = None) -> Iterator[None]:
         """Run a block with the memory limit and settings of a trial with a share of the GPU."""
         with (
             trial_memory(self.device, share),
@@ -136,14 +136,14 @@ class Bench:
         text.
         """
         try:
-            with self.as_trials(share):
+            with self.trial_settings(share):
                 work()
         except Exception as error:
             row = library_error(error)
             return type(error).__name__ if row is None else str(row.kind)
         return ""
 
-    def train(
+    def train_network(
         self,
         model: str,
         images: Tensor,
@@ -186,25 +186,30 @@ class Bench:
             sample_load: runs in a thread after half of the duration. The training goes on until
                 this function returns, so the GPU computes all the time.
         """
+        # The training calls `measure` after each epoch:
+        # 1. Ignore the first epochs.
+        # 2. After half of the duration, start `sample_load` in a thread.
+        # 3. After the whole duration, end the training as soon as `sample_load` has returned.
         epoch_seconds: list[float] = []
-        load_samples: list[Future[object]] = []
+        load_sample: Future[object] | None = None
 
         def measure(record: EpochRecord) -> None:
+            nonlocal load_sample
             if record.epoch <= WARM_UP_EPOCHS:
                 return
             epoch_seconds.append(record.seconds)
             measured_s = sum(epoch_seconds)
-            if not load_samples and measured_s >= duration_s / 2:
-                load_samples.append(pool.submit(sample_load))
+            if load_sample is None and measured_s >= duration_s / 2:
+                load_sample = pool.submit(sample_load)
             is_long_enough = len(epoch_seconds) >= 2 and measured_s >= duration_s
-            if is_long_enough and load_samples[0].done():
+            if is_long_enough and load_sample is not None and load_sample.done():
                 raise _MeasurementOver
 
         with ThreadPoolExecutor(max_workers=1) as pool:
             self._train_until_over(model, measure, graphs=graphs)
         return [seconds / BATCHES_PER_EPOCH for seconds in epoch_seconds]
 
-    def rate(
+    def images_per_second(
         self,
         model: str,
         duration_s: float,
@@ -245,24 +250,24 @@ class Bench:
         """
         images, labels = self.images(BATCHES_PER_EPOCH * self.batch_size(model))
         with suppress(_MeasurementOver):
-            self.train(model, images, labels, MAX_EPOCHS, graphs=graphs, on_epoch=measure)
+            self.train_network(model, images, labels, MAX_EPOCHS, graphs=graphs, on_epoch=measure)
 
 
 @cache
-def grid(on_gpu: bool, half: bool) -> tuple[TrialSpec, ...]:
+def paper_or_demo_trials(on_gpu: bool, bfloat16: bool) -> tuple[TrialSpec, ...]:
     """Return the paper's trials for a GPU, and the demo's trials for a CPU.
 
     For a GPU without bfloat16, the paper's trials are in float32.
     """
     changes = {}
-    if on_gpu and not half:
+    if on_gpu and not bfloat16:
         changes = {"recipe": {"from": "paper", "precision": "float32"}}
     name = "paper" if on_gpu else "demo"
     return tuple(plan_sweep(load_sweep(name, changes=changes)).trials)
 
 
-def bench_of(device: str, *, half: bool = True, graphs: Set[str] = frozenset()) -> Bench:
+def make_bench(device: str, *, bfloat16: bool = True, graphs: Set[str] = frozenset()) -> Bench:
     """Return the bench for a device, which is ``cuda`` or ``cpu``."""
     if device == "cpu":
         return Bench(torch.device(device), ("small_cnn",), CPU_IMAGE_SIZE)
-    return Bench(torch.device(device), tuple(PAPER_MODELS), 224, half, graphs)
+    return Bench(torch.device(device), tuple(PAPER_MODELS), 224, bfloat16, graphs)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.machine import gpu_check_parts
-from orchestrator.machine.gpu_bench import SLOW_PART_MODELS, Bench, bench_of
+from orchestrator.machine.gpu_bench import SLOW_PART_MODELS, Bench, make_bench
 from orchestrator.machine.gpu_check_parts import (
     Measurements,
     print_measurements,
@@ -72,7 +72,7 @@ Outcome = tuple[dict[str, Any], str]
 """Values of a process or part, and the reason if it failed. The reason is empty if it succeeded."""
 
 
-def pairs(bench: Bench) -> Measurements:
+def measure_pairs(bench: Bench) -> Measurements:
     """Measure the images per second of 1, 2 and 4 trainings on one GPU, with MPS and without.
 
     The numbers show whether trials should share this GPU.
@@ -203,7 +203,7 @@ def _start_counting(
     (folder / "go").touch()
 
 
-def rate(bench: Bench, model: str, ready_path: str) -> Measurements:
+def measure_rate(bench: Bench, model: str, ready_path: str) -> Measurements:
     """Measure a training's images per second, from the time at which all processes are ready.
 
     Args:
@@ -218,28 +218,25 @@ def rate(bench: Bench, model: str, ready_path: str) -> Measurements:
         wait_for_file(ready_file.with_name("go"), PAIR_TIMEOUT_S)
 
     window_s = PAIR_WINDOW_S if bench.on_gpu else CPU_WINDOW_S
-    with bench.as_trials():
-        images_per_second = bench.rate(
+    with bench.trial_settings():
+        images_per_second = bench.images_per_second(
             model, window_s, wait_for_others, graphs=model in bench.graphs
         )
     yield "images_per_second", images_per_second
 
 
 PARTS: dict[str, Callable[..., Measurements]] = {
-    part.__name__: part
-    for part in (
-        gpu_check_parts.host,
-        gpu_check_parts.gpu,
-        gpu_check_parts.context,
-        gpu_check_parts.correctness,
-        gpu_check_parts.step_times,
-        gpu_check_parts.passes,
-        gpu_check_parts.memory,
-        pairs,
-        gpu_check_parts.trial,
-        gpu_check_parts.faults,
-        gpu_check_parts.summary,
-    )
+    "host": gpu_check_parts.describe_host,
+    "gpu": gpu_check_parts.describe_gpu,
+    "context": gpu_check_parts.measure_context,
+    "correctness": gpu_check_parts.check_correctness,
+    "step_times": gpu_check_parts.measure_step_times,
+    "passes": gpu_check_parts.measure_passes,
+    "memory": gpu_check_parts.measure_memory,
+    "pairs": measure_pairs,
+    "trial": gpu_check_parts.run_trials,
+    "faults": gpu_check_parts.exhaust_memory,
+    "summary": gpu_check_parts.summarize,
 }
 """The parts in the order in which they run, by their names in the file."""
 GPU_ONLY = ("gpu", "context")
@@ -338,7 +335,7 @@ def _run_here(measure: Callable[[Bench], Measurements], device: str) -> Outcome:
     """Run a part in this process. Return its values, and the exception that ended it as text."""
     values: dict[str, Any] = {}
     try:
-        for name, value in measure(bench_of(device)):
+        for name, value in measure(make_bench(device)):
             values[name] = value
     except Exception as error:
         return values, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
@@ -348,13 +345,13 @@ def _run_here(measure: Callable[[Bench], Measurements], device: str) -> Outcome:
 def _start_part(
     part: str, device: str, graphs: Iterable[str], *arguments: str
 ) -> subprocess.Popen[str]:
-    """Start a process that runs a part, or :func:`rate` as a process of the part ``pairs``.
+    """Start a process that runs a part, or :func:`measure_rate` as a process of the part ``pairs``.
 
     Args:
         part: name of the part, or ``rate`` for the function :func:`rate`.
         device: ``cuda`` or ``cpu``.
         graphs: names of the networks whose trials use CUDA graphs.
-        arguments: further arguments of :func:`rate`.
+        arguments: further arguments of :func:`measure_rate`.
     """
     # Without -m, because Ray's workers must be able to import this module by its name. With -P,
     # because the user's working folder may contain a file tasks.py.
@@ -480,13 +477,13 @@ def main() -> None:
     """Run one part of the GPU check in this process, and print its result as JSON.
 
     The arguments of the command line are the name of the part, the device, and the names of the
-    networks with CUDA graphs, separated by commas. If the part is :func:`rate`, its arguments
-    follow.
+    networks with CUDA graphs, separated by commas. The arguments of :func:`measure_rate` follow if
+    the part is ``rate``.
     """
     # A program that was started in the background may ignore SIGINT, and its children too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     part, device, graphs, *arguments = sys.argv[1:]
-    half = device == "cpu" or torch_gpus.compute_capability() >= BFLOAT16_FROM
-    bench = bench_of(device, half=half, graphs=frozenset(filter(None, graphs.split(","))))
-    measure = rate if part == "rate" else PARTS[part]
+    bfloat16 = device == "cpu" or torch_gpus.compute_capability() >= BFLOAT16_FROM
+    bench = make_bench(device, bfloat16=bfloat16, graphs=frozenset(filter(None, graphs.split(","))))
+    measure = measure_rate if part == "rate" else PARTS[part]
     print_measurements(measure(bench, *arguments))

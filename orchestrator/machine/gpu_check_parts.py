@@ -1,7 +1,15 @@
 """The parts of ``isweep gpu-check``: each measures one thing and yields names with values.
 
-The check stores all yielded values, even if the part fails later. Its file has the parts by the
-names of their functions. The value ``fails`` is a list of texts about problems.
+The check stores all yielded values, even if the part fails later. The names of parts and values are
+stored, so they do not change. Some of them need an explanation:
+
+``fails``
+    Texts about problems. If there is one, the part has failed.
+``wrong``, ``unchecked``, ``doubt``, ``plain_because``
+    Results of a self-test: a wrong computation, the reason why nothing was compared, the reason to
+    doubt a wrong computation, and the reason why trials use plain steps.
+``dies_with``
+    The largest share of the GPU in which a training failed.
 """
 
 from __future__ import annotations
@@ -73,7 +81,7 @@ RAGGED_SIZES = (
 )
 """Sizes of products of byte matrices: rows of both matrices, and features. On CUDA, torch needs at
 least 17 rows, and sizes that are multiples of 8. These sizes are close to both limits."""
-FIELDS_AT_REST = (
+STATIC_FIELDS = (
     "driver_version",
     "vbios_version",
     "compute_mode",
@@ -87,7 +95,7 @@ FIELDS_AT_REST = (
     "retired_pages.double_bit.count",
 )
 """Fields of ``nvidia-smi`` that do not depend on the load of the GPU."""
-FIELDS_UNDER_LOAD = (
+LOAD_FIELDS = (
     "clocks.current.sm",
     "clocks.current.memory",
     "power.draw",
@@ -109,7 +117,7 @@ TRIAL_SIZES = (500, 500, FULL_SIZE)
 """Training images of the real trials. Two equal trials show which results repeat exactly."""
 
 
-def host(bench: Bench) -> Measurements:
+def describe_host(bench: Bench) -> Measurements:
     """Yield a description of the machine."""
     about = provenance()
     cpu_file = Path("/proc/cpuinfo")
@@ -161,18 +169,18 @@ def smi_values(fields: Iterable[str], uuid: str) -> dict[str, str]:
     return values
 
 
-def gpu(bench: Bench) -> Measurements:
+def describe_gpu(bench: Bench) -> Measurements:
     """Yield a description of the idle GPU, and its model for plans."""
     (described,) = visible_gpu_list()
     yield from asdict(described).items()
-    yield "nvidia_smi", smi_values(FIELDS_AT_REST + FIELDS_UNDER_LOAD, described.uuid)
+    yield "nvidia_smi", smi_values(STATIC_FIELDS + LOAD_FIELDS, described.uuid)
     apps = nvidia_smi.run("--query-compute-apps=pid", "--format=csv,noheader")
     yield "other_processes", len(apps.output.splitlines())
     yield "mps", mps_runs()
     yield "planned_as", asdict(described.model())
 
 
-def context(bench: Bench) -> Measurements:
+def measure_context(bench: Bench) -> Measurements:
     """Measure the GPU memory of a process besides its tensors, after a step of each network.
 
     Plans and runs use the largest value if it is above :data:`CONTEXT_BYTES`.
@@ -188,9 +196,9 @@ def context(bench: Bench) -> Measurements:
     largest = context_bytes()
     yield "start", largest
     for model in bench.models:
-        with bench.as_trials():
+        with bench.trial_settings():
             images, labels = bench.images(4)
-            bench.train(model, images, labels, 1)
+            bench.train_network(model, images, labels, 1)
             network = bench.build(model)
             evaluate(network, images, labels)
             run_clean_pass(network, images, labels, batch_size=4)
@@ -205,7 +213,7 @@ def context(bench: Bench) -> Measurements:
         )
 
 
-def correctness(bench: Bench) -> Measurements:
+def check_correctness(bench: Bench) -> Measurements:
     """Compare the GPU with the CPU: gradients, float32, FGSM, features and byte products.
 
     The self-test also compares captured graphs with plain steps. Each network has its own process
@@ -219,12 +227,12 @@ def correctness(bench: Bench) -> Measurements:
         else:
             test = program.run_self_test(case, bench.device).as_fields()
         tests[case.model.name] = test
-        yield "self_test", tests
+        yield "self_test", dict(tests)
         problem = _self_test_problem(test)
         if problem:
             fails.append(problem)
     yield "graphs", [name for name, test in tests.items() if not test["plain_because"]]
-    with bench.as_trials():
+    with bench.trial_settings():
         errors = float32_errors(bench)
         yield "float32_errors", errors
         for name, error in errors.items():
@@ -322,7 +330,7 @@ def wrong_products(bench: Bench) -> Iterator[tuple[int, ...]]:
             yield sizes
 
 
-def step_times(bench: Bench) -> Measurements:
+def measure_step_times(bench: Bench) -> Measurements:
     """Measure the milliseconds of a training step: plain, with graphs, and non-deterministic."""
     duration = STEP_SECONDS if bench.on_gpu else CPU_STEP_SECONDS
     uuid = visible_gpu_list()[0].uuid if bench.on_gpu else ""
@@ -332,7 +340,8 @@ def step_times(bench: Bench) -> Measurements:
         try:
             for name, value in _time_steps(bench, model, duration, uuid):
                 row[name] = value
-                yield model, row
+                # A later row of this network replaces this one.
+                yield model, dict(row)
         except Exception as error:
             # Continue with the next network. The values of this network so far are stored.
             row["error"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
@@ -351,7 +360,7 @@ def _time_steps(bench: Bench, model: str, duration: float, uuid: str) -> Measure
         for name, graphs in uses_graphs.items():
             load: dict[str, str] = {}
             sample_load = partial(_add_load, load, uuid)
-            with bench.as_trials():
+            with bench.trial_settings():
                 seconds[name] += bench.step_seconds(
                     model, duration, graphs=graphs, sample_load=sample_load
                 )
@@ -360,7 +369,7 @@ def _time_steps(bench: Bench, model: str, duration: float, uuid: str) -> Measure
                 yield f"{name}_load", load
             yield name, 1000 * statistics.median(seconds[name])
     if bench.on_gpu:
-        with bench.as_trials():
+        with bench.trial_settings():
             torch.backends.cudnn.deterministic = False  # the end of the block restores it
             not_deterministic = bench.step_seconds(model, duration, graphs=False)
         yield "not_deterministic_ms", 1000 * statistics.median(not_deterministic)
@@ -369,16 +378,16 @@ def _time_steps(bench: Bench, model: str, duration: float, uuid: str) -> Measure
 def _add_load(load: dict[str, str], uuid: str) -> None:
     """Add the values of ``nvidia-smi`` for a GPU to ``load``. For a CPU, add nothing."""
     if uuid:
-        load.update(smi_values(FIELDS_UNDER_LOAD, uuid))
+        load.update(smi_values(LOAD_FIELDS, uuid))
 
 
-def passes(bench: Bench) -> Measurements:
+def measure_passes(bench: Bench) -> Measurements:
     """Measure images per second in float32, for evaluation (64 or 16 at once) and FGSM.
 
     ``nchw_16`` evaluates in PyTorch's default memory layout, the others in the layout of trials.
     """
     for model in bench.models:
-        with bench.as_trials():
+        with bench.trial_settings():
             network = bench.build(model)
             images, labels = bench.images(64)
             nchw_network = bench.build(model).to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
@@ -398,12 +407,12 @@ def passes(bench: Bench) -> Measurements:
         yield model, row
 
 
-def memory(bench: Bench) -> Measurements:
+def measure_memory(bench: Bench) -> Measurements:
     """Measure each network's peak memory, its prediction, and the least share that it needs."""
     for model in bench.models:
         network = bench.network(model)
         predicted = peak_bytes(network) - array_bytes(network) - CONTEXT_BYTES
-        with bench.as_trials():
+        with bench.trial_settings():
             _small_trial(bench, model, graphs=model in bench.graphs)
             peak = isolation.peak_bytes(bench.device)
         row: dict[str, Any] = {
@@ -411,10 +420,10 @@ def memory(bench: Bench) -> Measurements:
             "predicted_bytes": predicted,
             "ratio": predicted / peak,
         }
-        yield model, row
+        yield model, dict(row)
         if not bench.on_gpu:
             continue
-        with bench.as_trials():
+        with bench.trial_settings():
             _small_trial(bench, model, graphs=False)
             row["plain_peak_bytes"] = isolation.peak_bytes(bench.device)
         # The trial uses plain steps: a capture that runs out of memory would end the process.
@@ -478,7 +487,7 @@ def smallest_share(run_in_share: Callable[..., str], largest: float) -> dict[str
     return {"smallest_share": smallest, "dies_with": failed_share, "kind": kind}
 
 
-def trial(bench: Bench) -> Measurements:
+def run_trials(bench: Bench) -> Measurements:
     """Run real trials with Ray on a private cluster. All trials of a network run in one process."""
     with connect(None, num_cpus=1, dashboard=False):
         work = ray.remote(num_cpus=1, num_gpus=int(bench.on_gpu), max_retries=0)(real_trials)
@@ -507,7 +516,7 @@ def real_trials(bench: Bench, model: str) -> list[dict[str, Any]]:
     return rows
 
 
-def faults(bench: Bench) -> Measurements:
+def exhaust_memory(bench: Bench) -> Measurements:
     """Let memory run out in several ways. Check the kinds of failure and the next training."""
     model = bench.models[0]
     images, labels = bench.images(bench.batch_size(model))
@@ -519,17 +528,17 @@ def faults(bench: Bench) -> Measurements:
     kinds = {"allocation": bench.run_in_share(allocate)}
     yield "kinds", kinds
     work_by_name: dict[str, Callable[[], object]] = {
-        "step": partial(bench.train, model, images, labels, 1),
+        "step": partial(bench.train_network, model, images, labels, 1),
         "evaluation": lambda: evaluate(bench.build(model), images, labels),
     }
     if bench.on_gpu:  # a CPU limits no share
         for name, work in work_by_name.items():
-            with bench.as_trials():
+            with bench.trial_settings():
                 work()
-                half = isolation.peak_bytes(bench.device) / 2
-            kinds[name] = bench.run_in_share(work, bench.share_of(half))
-    with bench.as_trials():
-        yield "next_training_s", bench.train(model, images, labels, 1)[0]
+                half_of_peak = isolation.peak_bytes(bench.device) / 2
+            kinds[name] = bench.run_in_share(work, bench.share_of(half_of_peak))
+    with bench.trial_settings():
+        yield "next_training_s", bench.train_network(model, images, labels, 1)[0]
     yield "left_bytes", bench.reserved_bytes()
     if bench.on_gpu:  # last, because this process cannot use the GPU afterwards
         kinds["capture"] = bench.run_in_share(lambda: capture_graph(allocate))
@@ -544,7 +553,7 @@ def faults(bench: Bench) -> Measurements:
     yield "fails", fails
 
 
-def summary(bench: Bench, parts: Mapping[str, Any]) -> Measurements:
+def summarize(bench: Bench, parts: Mapping[str, Any]) -> Measurements:
     """Yield the conclusions: the verdict, sharing of the GPU, its row for plans, and the hours."""
     values = {name: part["values"] for name, part in parts.items()}
     graphs = values.get("correctness", {}).get("graphs", [])
@@ -567,16 +576,29 @@ def summary(bench: Bench, parts: Mapping[str, Any]) -> Measurements:
     if "planned_as" not in values.get("gpu", {}) or not times.step_ms:
         return
     planned = GpuModel(**values["gpu"]["planned_as"])
-    bench = replace(bench, half=planned.bfloat16)
+    bench = replace(bench, bfloat16=planned.bfloat16)
     row = measured_row(bench, planned, times, graphs)
     row = replace(row, context_gib=_context_gib(values.get("context", {})))
-    yield "row", asdict(row)  # stored even if a prediction below fails
+    # This row has no factors of networks. It is stored even if a prediction below fails.
+    yield "row", asdict(row)
+    yield from _hours(bench, planned, times, row)
+
+
+def _hours(bench: Bench, planned: GpuModel, times: MeasuredTimes, row: GpuModel) -> Measurements:
+    """Yield the predicted and the measured hours of all trials, and the GPU's complete row.
+
+    Args:
+        bench: the GPU, with the trials.
+        planned: the GPU's row for plans before the check.
+        times: the measured times of the networks.
+        row: the measured row, without factors of networks.
+    """
     yield "predicted_hours", on_gpus(bench.trials, planned, 1, share=1.0)["hours"]
     hours = measured_hours(bench.trials, times)
     if hours is not None:
         # With these factors, plans and runs use the measured time of each network.
-        row = replace(row, network_factors=network_factors(bench.trials, times, row))
-        yield "row", asdict(row)
+        factors = network_factors(bench.trials, times, row)
+        yield "row", asdict(replace(row, network_factors=factors))
     yield "hours", hours
     if hours is None:
         note = "the hours are unknown, because step_times, passes or trial lacks a network"
@@ -625,7 +647,7 @@ def measured_row(
         if model in graphs:
             interval = GRAPH_INTERVAL_S
         cost = cost_of(bench.network(model)).step
-        expected = pass_time(cost, planned, interval=interval, half=bench.half)
+        expected = pass_time(cost, planned, interval=interval, half=bench.bfloat16)
         speeds.append(1000 * expected.seconds / step_ms)
     speed = statistics.median(speeds)
     return replace(

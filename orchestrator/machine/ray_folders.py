@@ -36,27 +36,6 @@ RAY_TITLE = b"ray::"
 """Beginning of the title of a Ray worker, which replaces its command line."""
 
 
-@contextlib.contextmanager
-def private_folder() -> Iterator[str]:
-    """Make an outer folder that only this user can enter, and yield an inner folder for Ray.
-
-    Ray makes the inner folder readable for everybody. The run locks a file in the outer folder. A
-    file with a process id would not suffice, because another container with other process ids may
-    use the same temporary folder.
-    """
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-    with open(folder / OWNER_FILE, "w", encoding="utf-8") as owner:
-        fcntl.flock(owner, fcntl.LOCK_EX)
-        try:
-            (folder / SESSIONS).mkdir()
-            with at_forced_end(lambda: THIS_MACHINE.remove(folder)):
-                yield str(folder / SESSIONS)
-        finally:
-            # The folder is removed here after its processes were killed. A Ray process that is
-            # just starting would make the folder again, readable for everybody.
-            THIS_MACHINE.remove(folder)
-
-
 class RayFolders:
     """The folders of private clusters on this machine, and this user's processes in each."""
 
@@ -71,7 +50,7 @@ class RayFolders:
             return os.fstat(owner.fileno()).st_uid == os.geteuid()
         return False
 
-    def remove(self, folder: Path) -> None:
+    def remove_folder(self, folder: Path) -> None:
         """Kill the processes that belong to a folder, then remove the folder.
 
         The owner file is removed last. The removal may be interrupted, or a dying process may write
@@ -96,6 +75,28 @@ class RayFolders:
 
 
 THIS_MACHINE = RayFolders()
+"""The folders of private clusters on this machine."""
+
+
+@contextlib.contextmanager
+def private_folder() -> Iterator[str]:
+    """Make an outer folder that only this user can enter, and yield an inner folder for Ray.
+
+    Ray makes the inner folder readable for everybody. The run locks a file in the outer folder. A
+    file with a process id would not suffice, because another container with other process ids may
+    use the same temporary folder.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    with open(folder / OWNER_FILE, "w", encoding="utf-8") as owner:
+        fcntl.flock(owner, fcntl.LOCK_EX)
+        try:
+            (folder / SESSIONS).mkdir()
+            with at_forced_end(lambda: THIS_MACHINE.remove_folder(folder)):
+                yield str(folder / SESSIONS)
+        finally:
+            # The folder is removed here after its processes were killed. A Ray process that is
+            # just starting would make the folder again, readable for everybody.
+            THIS_MACHINE.remove_folder(folder)
 
 
 def _kill_processes(folder: Path, belongs_to: Callable[[Path, Path], bool]) -> None:
@@ -148,18 +149,18 @@ def _has_open_file(process: Path, folder: Path) -> bool:
     return False
 
 
-def remove_leftovers(machine: RayFolders = THIS_MACHINE) -> int:
+def remove_abandoned_folders(machine: RayFolders = THIS_MACHINE) -> int:
     """End the private clusters of killed runs on this machine, and return their number."""
     abandoned = [folder for folder in machine.folders() if machine.is_abandoned(folder)]
     for folder in abandoned:
-        machine.remove(folder)
+        machine.remove_folder(folder)
         log.info("Removed the folder that a killed run left: %s", folder)
     return len(abandoned)
 
 
-def remove_orphans(paths: RootPaths) -> None:
+def remove_files_of_killed_runs(paths: RootPaths) -> None:
     """Remove files of killed runs on this machine and below a root, which this run has locked."""
-    remove_leftovers()
+    remove_abandoned_folders()
     paths.token.unlink(missing_ok=True)
     shutil.rmtree(paths.tune, ignore_errors=True)
     for draft in (paths.root / "prepared").glob(".*.*"):

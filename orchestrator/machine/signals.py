@@ -138,6 +138,7 @@ def restore_signal_handlers(end_ray: Callable[[], object]) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, SystemExit):
         end_ray()
+        # A SystemExit comes from Ray's handler of SIGTERM. The program treats it like Ctrl-C.
         raise KeyboardInterrupt from None
     finally:
         if threading.current_thread() is threading.main_thread():
@@ -199,6 +200,7 @@ class Watch:
     ) -> None:
         """End the checks. If a check failed, raise its error in place of the block's exception."""
         self.end()
+        # If the block raised no exception, its work is complete, so the failed check came too late.
         if self.lost is not None and error is not None:
             raise self.lost from error
 

@@ -1,6 +1,6 @@
 """Expand a sweep into the list of its trials.
 
-This module builds the grid, not Ray Tune.
+This module builds the grid. Ray Tune only executes the trials.
 """
 
 from __future__ import annotations
@@ -134,10 +134,10 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
         ConfigError: A name is unknown or is used twice, or the sweep has too many trials.
     """
     choices = sweep.list_datasets()
-    datasets = {choice.name: _dataset(choice) for choice in choices}
+    datasets = {choice.name: _find_dataset(choice) for choice in choices}
     subsets: list[SubsetSpec] = []
     for choice in choices:
-        subsets += _subsets(sweep, choice, datasets[choice.name])
+        subsets += _list_subsets(sweep, choice, datasets[choice.name])
     num_recipes = math.prod(map(len, sweep.recipe.changes.values()))
     num_networks = len(subsets) * len(sweep.models) * len(sweep.train_sizes) * len(sweep.seeds)
     num_trials = num_networks * num_recipes
@@ -158,21 +158,21 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
                 num_neighbors=sweep.num_neighbors, stages=sweep.d_repr_stages
             ),
         )
-        for network in _networks(sweep, subsets, datasets)
+        for network in _list_networks(sweep, subsets, datasets)
     )
-    return SweepPlan(sweep, trials, _measures(sweep, trials), datasets)
+    return SweepPlan(sweep, trials, _list_measures(sweep, trials), datasets)
 
 
-def _networks(
+def _list_networks(
     sweep: SweepSpec, subsets: Iterable[SubsetSpec], datasets: Mapping[str, DatasetSpec]
 ) -> Iterator[NetworkSpec]:
     """Yield the networks of a grid, in the order of its trials."""
-    models = _models(sweep)
+    models = _list_models(sweep)
     for subset in subsets:
         dataset = datasets[subset.dataset]
         for model in models:
             for train_size in sweep.train_sizes:
-                redrawn = _redrawn(subset, model.name, train_size, dataset)
+                redrawn = _redraw_subset(subset, model.name, train_size, dataset)
                 for recipe in recipe_grid(sweep.recipe, model.name, subset.dataset):
                     for seed in sweep.seeds:
                         yield NetworkSpec(
@@ -184,32 +184,7 @@ def _networks(
                         )
 
 
-def plan_rows(plan: SweepPlan, statuses: Mapping[str, PlannedStatus]) -> list[dict[str, str | int]]:
-    """Return one row of plain values per trial, for tables and JSON.
-
-    Args:
-        plan: The plan.
-        statuses: Status of trials by id. A trial without a status is ``pending``.
-    """
-    rows: list[dict[str, str | int]] = []
-    for trial_id, trial in plan.trials_by_id.items():
-        network = trial.network
-        rows.append(
-            {
-                "trial_id": trial_id,
-                "model": network.model.name,
-                "dataset": network.subset.dataset,
-                "class_pair": pair_name(network.subset.class_pair),
-                "train_size": network.train_size,
-                "seed": network.seed,
-                "recipe": network.recipe.name,
-                "status": statuses.get(trial_id, PlannedStatus.PENDING),
-            }
-        )
-    return rows
-
-
-def _models(sweep: SweepSpec) -> list[ModelSpec]:
+def _list_models(sweep: SweepSpec) -> list[ModelSpec]:
     """Return the models of a sweep. Raise an error if names are unknown or used twice."""
     models = [model_spec(choice) for choice in sweep.models]
     counts = Counter(model.name for model in models)
@@ -233,17 +208,19 @@ def _check_names(noun: str, names: Iterable[str], known_names: Collection[str]) 
             raise unknown_name(noun, name, known_names, of="this sweep")
 
 
-def _dataset(choice: DatasetChoice) -> DatasetSpec:
+def _find_dataset(choice: DatasetChoice) -> DatasetSpec:
     """Return the dataset of a choice: generated, the user's own, or a known one."""
     if choice.generated is not None:
-        condition = choice.parameters if isinstance(choice, ConditionDataset) else ()
-        return generated_dataset_spec(choice.name, choice.generated, condition)
+        parameters = choice.parameters if isinstance(choice, ConditionDataset) else ()
+        return generated_dataset_spec(choice.name, choice.generated, parameters)
     if choice.user_source is not None:
         return user_dataset_spec(choice.name, choice.user_source)
     return dataset_spec(choice.name)
 
 
-def _subsets(sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec) -> list[SubsetSpec]:
+def _list_subsets(
+    sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec
+) -> list[SubsetSpec]:
     """Return the subsets of a dataset: one per class pair, or one of all classes."""
     condition = None
     prepared_name = choice.name
@@ -268,19 +245,19 @@ def _subsets(sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec) -> l
             split_seed=sweep.split_seed,
             condition=condition,
         )
-        for pair in _class_pairs(sweep, choice, dataset)
+        for pair in _list_class_pairs(sweep, choice, dataset)
     ]
 
 
-def _class_pairs(
+def _list_class_pairs(
     sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec
 ) -> tuple[ClassPair | None, ...]:
     """Return the class pairs of a dataset. The pair None means all classes at once."""
     pairs: tuple[ClassPair | None, ...] = dataset.class_pairs or (None,)
     if choice.class_pairs is not None:
-        pairs = tuple(_indices(pair, dataset) for pair in choice.class_pairs) or (None,)
+        pairs = tuple(_find_class_indices(pair, dataset) for pair in choice.class_pairs) or (None,)
     elif "redrawn_class_pairs" in sweep.all_faults:
-        # This pair is a placeholder. _redrawn replaces it by the pair of each trial.
+        # This pair is a placeholder. _redraw_subset replaces it by the pair of each trial.
         pairs = pairs[:1]
     _check_pairs([pair for pair in pairs if pair], dataset)
     return pairs
@@ -310,7 +287,7 @@ def _check_pairs(pairs: list[ClassPair], dataset: DatasetSpec) -> None:
             )
 
 
-def _indices(pair: PairChoice, dataset: DatasetSpec) -> ClassPair:
+def _find_class_indices(pair: PairChoice, dataset: DatasetSpec) -> ClassPair:
     """Return the indices of a pair's classes.
 
     Text is a class name, and a number is an index.
@@ -324,7 +301,9 @@ def _indices(pair: PairChoice, dataset: DatasetSpec) -> ClassPair:
     return indices[0], indices[1]
 
 
-def _redrawn(subset: SubsetSpec, model: str, train_size: int, dataset: DatasetSpec) -> SubsetSpec:
+def _redraw_subset(
+    subset: SubsetSpec, model: str, train_size: int, dataset: DatasetSpec
+) -> SubsetSpec:
     """Return the subset with the class pair that the study's released script drew for a trial.
 
     If the sweep does not repeat this fault (F8 in ``docs/faults.md``), return the subset
@@ -352,7 +331,7 @@ class _SubsetToMeasure:
     train_sizes: set[int] = field(default_factory=set)
 
 
-def _measures(sweep: SweepSpec, trials: Iterable[TrialSpec]) -> tuple[MeasureSpec, ...]:
+def _list_measures(sweep: SweepSpec, trials: Iterable[TrialSpec]) -> tuple[MeasureSpec, ...]:
     """Return one measure per subset, or per train size if the images depend on it."""
     measures: dict[tuple[str, int], _SubsetToMeasure] = {}
     for trial in trials:
@@ -371,3 +350,28 @@ def _measures(sweep: SweepSpec, trials: Iterable[TrialSpec]) -> tuple[MeasureSpe
         )
         for measure in measures.values()
     )
+
+
+def plan_rows(plan: SweepPlan, statuses: Mapping[str, PlannedStatus]) -> list[dict[str, str | int]]:
+    """Return one row of plain values per trial, for tables and JSON.
+
+    Args:
+        plan: The plan.
+        statuses: Status of trials by id. A trial without a status is ``pending``.
+    """
+    rows: list[dict[str, str | int]] = []
+    for trial_id, trial in plan.trials_by_id.items():
+        network = trial.network
+        rows.append(
+            {
+                "trial_id": trial_id,
+                "model": network.model.name,
+                "dataset": network.subset.dataset,
+                "class_pair": pair_name(network.subset.class_pair),
+                "train_size": network.train_size,
+                "seed": network.seed,
+                "recipe": network.recipe.name,
+                "status": statuses.get(trial_id, PlannedStatus.PENDING),
+            }
+        )
+    return rows

@@ -51,7 +51,7 @@ class Workspace:
         storage: str | None = None,
         *,
         changes: Mapping[str, object] | None = None,
-        as_run: bool = False,
+        prefer_root: bool = False,
     ) -> Workspace:
         """Read a sweep without creating anything.
 
@@ -61,8 +61,8 @@ class Workspace:
             root: The root, see :meth:`RootPaths.at`.
             storage: Folder or URL in which results are stored. None means the root.
             changes: New values by dotted key. They replace values of the sweep.
-            as_run: If True, choose the sweep that was run below the root if a preset has the same
-                name.
+            prefer_root: If True, choose the sweep that was run below the root, even if a preset has
+                the same name.
 
         Raises:
             SweepError: The sweep or one of the arguments is not valid.
@@ -82,7 +82,7 @@ class Workspace:
         paths = RootPaths.at(root)
         listings = Listings()
         load = partial(load_sweep, changes=changes, recipes=paths.recipes, listings=listings)
-        sweep = _find(source, paths, load, changes=changes or {}, as_run=as_run)
+        sweep = _find(source, paths, load, changes=changes or {}, prefer_root=prefer_root)
         return cls(plan_sweep(sweep), paths, storage, listings)
 
     def make(self) -> None:
@@ -97,7 +97,7 @@ class Workspace:
             check_outlasts_ray(Path(folder).expanduser().absolute(), "result store", "--storage")
         self.paths.make()
 
-    def record(self) -> None:
+    def write_sweep_file(self) -> None:
         """Write the sweep below the root, so that commands can load it by its name."""
         self.sweep_paths.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.sweep_paths.sweep_file, sweep_text(self.plan.sweep).encode())
@@ -112,7 +112,7 @@ class Workspace:
                 write_atomic(path, text.encode())
 
     @contextmanager
-    def recorded_while_checked(self) -> Iterator[None]:
+    def write_sweep_file_if_valid(self) -> Iterator[None]:
         """Write the sweep below the root unless the ``with`` block raises an error.
 
         A new sweep is written before the block, so that other commands can load it meanwhile,
@@ -120,14 +120,14 @@ class Workspace:
         """
         is_new = not os.path.lexists(self.sweep_paths.sweep_file)
         if is_new:
-            self.record()
+            self.write_sweep_file()
         try:
             yield
         except BaseException:
             if is_new:
                 self.sweep_paths.sweep_file.unlink(missing_ok=True)
             raise
-        self.record()
+        self.write_sweep_file()
 
     @property
     def sweep_paths(self) -> SweepPaths:
@@ -188,7 +188,7 @@ def _find(
     load: Callable[[SweepSource], SweepSpec],
     *,
     changes: Mapping[str, object],
-    as_run: bool,
+    prefer_root: bool,
 ) -> SweepSpec:
     """Return a sweep by its name: a preset, a sweep below the root, or a sweep file.
 
@@ -197,15 +197,15 @@ def _find(
         paths: Paths below the root.
         load: Function that reads the sweep.
         changes: Values that ``load`` replaces. A mistake may be in these values.
-        as_run: If True, prefer a sweep that was run below the root to a preset.
+        prefer_root: If True, prefer a sweep that was run below the root to a preset.
     """
     if not isinstance(source, str) or "/" in source:
         return load(source)
     presets = preset_names()
-    recorded = paths.sweep(source).sweep_file
-    is_recorded = os.path.lexists(recorded)
-    if is_recorded and (as_run or source not in presets):
-        return _load_recorded(source, paths, load, changes=changes)
+    sweep_file = paths.sweep(source).sweep_file
+    is_in_root = os.path.lexists(sweep_file)
+    if is_in_root and (prefer_root or source not in presets):
+        return _load_from_root(source, paths, load, changes=changes)
     if source in presets:
         return load(source)
     is_file = source.endswith((".yaml", ".yml")) or os.path.exists(source)
@@ -226,7 +226,7 @@ def _find(
     )
 
 
-def _load_recorded(
+def _load_from_root(
     name: str,
     paths: RootPaths,
     load: Callable[[SweepSource], SweepSpec],

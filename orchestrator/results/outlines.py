@@ -68,14 +68,21 @@ class TrialOutline(Finding):
         peak_bytes = 0
         if result.micro_batch is None:
             peak_bytes = result.peak_memory_bytes
-        fields = {
-            **dict(result),
-            **dict(record),
-            "has_weights": result.weights is not None,
-            "has_predictions": result.predictions is not None,
-            "peak_bytes": peak_bytes,
-        }
-        return cls.model_validate(fields)
+        return cls(
+            trial_id=record.trial_id,
+            spec=record.spec,
+            data_fingerprint=record.data_fingerprint,
+            status=result.status,
+            device=result.device,
+            num_threads=result.num_threads,
+            gpu_share=record.gpu_share,
+            gpu_name=record.gpu_name,
+            started_at=record.started_at,
+            finished_at=record.finished_at,
+            has_weights=result.weights is not None,
+            has_predictions=result.predictions is not None,
+            peak_bytes=peak_bytes,
+        )
 
 
 @dataclass(frozen=True)
@@ -150,6 +157,7 @@ class OutlineIndex:
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         """Open the database, and make its table if it is missing or has another version."""
+        # At the end of the block, `database` commits or rolls back, and `closing` closes it.
         with closing(sqlite3.connect(self._path, timeout=LOCKED_S)) as database, database:
             # The index can be made again, so SQLite need not wait for the disk.
             database.execute("PRAGMA synchronous = OFF")

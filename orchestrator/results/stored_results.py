@@ -16,7 +16,7 @@ from orchestrator.results.store import FileKind, ResultStore, Unreadable
 from search_spaces.errors import NewerRecordError, plural
 
 
-class Records(MutableMapping[str, TrialRecord]):
+class TrialRecords(MutableMapping[str, TrialRecord]):
     """Results of trials by id: outlines in memory, and records in memory or read on demand.
 
     A record takes 15 to 100 kB as a Python object. New records are kept in memory as compressed
@@ -36,12 +36,13 @@ class Records(MutableMapping[str, TrialRecord]):
     ) -> None:
         self.outlines = outlines
         self._store = store
-        self._held: dict[str, TrialRecord | bytes] = dict(records)
+        # Records in memory, some of them as compressed text.
+        self._records: dict[str, TrialRecord | bytes] = dict(records)
 
     def __getitem__(self, trial_id: str) -> TrialRecord:
         if trial_id not in self.outlines:
             raise KeyError(trial_id)
-        record = self._held.get(trial_id)
+        record = self._records.get(trial_id)
         if record is None:
             record = self._store.read(TrialRecord, trial_id)
         if record is None:
@@ -52,12 +53,12 @@ class Records(MutableMapping[str, TrialRecord]):
 
     def __setitem__(self, trial_id: str, record: TrialRecord) -> None:
         # A higher level of compression would take longer and save only 10 %.
-        self._held[trial_id] = zlib.compress(record.text().encode(), level=1)
+        self._records[trial_id] = zlib.compress(record.text().encode(), level=1)
         self.outlines[trial_id] = TrialOutline.of(record)
 
     def __delitem__(self, trial_id: str) -> None:
         del self.outlines[trial_id]
-        self._held.pop(trial_id, None)
+        self._records.pop(trial_id, None)
 
     def __contains__(self, trial_id: object) -> bool:
         return trial_id in self.outlines
@@ -98,7 +99,7 @@ class StoredResults:
     """
 
     store: ResultStore
-    trials: Records
+    trials: TrialRecords
     measures: dict[str, MeasureRecord]
     failures: dict[str, FailureRecord]
     unreadable: list[Unreadable]
@@ -121,29 +122,13 @@ class StoredResults:
         index = None
         if index_path is not None:
             index = OutlineIndex(index_path)
-        files = store.listing(TrialRecord)
-        outlines: dict[str, TrialOutline] = {}
-        if index is not None and quick:
-            for trial_id, entry in index.read().items():
-                if trial_id in files and entry.stamp == files[trial_id].stamp:
-                    outlines[trial_id] = entry.outline
-        unread_files = [file for trial_id, file in files.items() if trial_id not in outlines]
         unreadable: list[Unreadable] = []
-        records: dict[str, TrialRecord] = {}
-        new_entries: list[IndexEntry] = []
-        for trial_id, record in store.read_each(TrialRecord, unread_files, unreadable):
-            outlines[trial_id] = TrialOutline.of(record)
-            new_entries.append(IndexEntry(files[trial_id].stamp, outlines[trial_id]))
-            if not quick:
-                records[trial_id] = record
-        if index is not None and new_entries:
-            index.add(new_entries)
-        in_order = {trial_id: outlines[trial_id] for trial_id in files if trial_id in outlines}
+        trials = _read_trials(store, index, unreadable, quick=quick)
         measures = store.scan(MeasureRecord)
         failures = store.scan(FailureRecord)
         return cls(
             store=store,
-            trials=Records(store, in_order, records),
+            trials=trials,
             measures=measures.records,
             failures=failures.records,
             unreadable=unreadable + failures.unreadable + measures.unreadable,
@@ -160,38 +145,38 @@ class StoredResults:
             del self.measures[measure_id]
         return len(lost) + len(lost_measures)
 
-    def mark_damaged_predictions(self, planned: Iterable[str]) -> DamagedPredictions:
-        """Mark missing or damaged predictions in memory, so that a run computes them again.
+    def drop_damaged_predictions(self, planned: Iterable[str]) -> DamagedPredictions:
+        """Drop missing or damaged predictions from memory, so that a run computes them again.
 
-        No stored file changes. The stored result of a trial that must be trained again stays
-        until the new result replaces it.
+        If the weights of the trial are intact, its result stays in memory without predictions.
+        Otherwise the whole result is dropped, so that a run trains the trial again. No stored file
+        changes: the old result stays in the store until the new result replaces it.
 
         Args:
             planned: Ids of the trials to check.
         """
-        records = {}
+        planned_records = {
+            trial_id: self.trials[trial_id] for trial_id in planned if trial_id in self.trials
+        }
         predictions = {}
-        for trial_id in planned:
-            if trial_id in self.trials:
-                records[trial_id] = self.trials[trial_id]
-                file = records[trial_id].result.predictions
-                if file:
-                    predictions[trial_id] = file
-        damaged = self.store.damaged_files(FileKind.PREDICTIONS, predictions)
+        for trial_id, record in planned_records.items():
+            if record.result.predictions:
+                predictions[trial_id] = record.result.predictions
+        damaged_ids = self.store.damaged_files(FileKind.PREDICTIONS, predictions)
         weights = {}
-        for trial_id in damaged:
-            file = records[trial_id].result.weights
+        for trial_id in damaged_ids:
+            file = planned_records[trial_id].result.weights
             if file:
                 weights[trial_id] = file
-        with_weights = weights.keys() - self.store.damaged_files(FileKind.WEIGHTS, weights)
-        without_weights = damaged - with_weights
-        for trial_id in without_weights:
+        ids_to_measure = weights.keys() - self.store.damaged_files(FileKind.WEIGHTS, weights)
+        ids_to_train = damaged_ids - ids_to_measure
+        for trial_id in ids_to_train:
             del self.trials[trial_id]
-        for trial_id in with_weights:
-            record = records[trial_id]
+        for trial_id in ids_to_measure:
+            record = planned_records[trial_id]
             result = record.result.model_copy(update={"predictions": None})
             self.trials[trial_id] = record.model_copy(update={"result": result})
-        return DamagedPredictions(len(with_weights), len(without_weights))
+        return DamagedPredictions(len(ids_to_measure), len(ids_to_train))
 
     def check_writable(self) -> None:
         """Raise an error if a newer isweep wrote records, because a run would replace them.
@@ -228,3 +213,34 @@ class StoredResults:
             self.measures[record.measure_id] = record
         elif isinstance(record, FailureRecord):
             self.failures[record.trial_id] = record
+
+
+def _read_trials(
+    store: ResultStore, index: OutlineIndex | None, unreadable: list[Unreadable], *, quick: bool
+) -> TrialRecords:
+    """Read the results of trials, and add the outlines that the index lacks.
+
+    Args:
+        store: The result store.
+        index: Index of outlines. None means that there is no index.
+        unreadable: List to which files are added that cannot be used.
+        quick: If True, skip results whose outline is in the index, and keep no record in memory.
+    """
+    files = store.listing(TrialRecord)
+    outlines: dict[str, TrialOutline] = {}
+    if index is not None and quick:
+        for trial_id, entry in index.read().items():
+            if trial_id in files and entry.stamp == files[trial_id].stamp:
+                outlines[trial_id] = entry.outline
+    unread_files = [file for trial_id, file in files.items() if trial_id not in outlines]
+    records: dict[str, TrialRecord] = {}
+    new_entries: list[IndexEntry] = []
+    for trial_id, record in store.read_each(TrialRecord, unread_files, unreadable):
+        outlines[trial_id] = TrialOutline.of(record)
+        new_entries.append(IndexEntry(files[trial_id].stamp, outlines[trial_id]))
+        if not quick:
+            records[trial_id] = record
+    if index is not None and new_entries:
+        index.add(new_entries)
+    in_order = {trial_id: outlines[trial_id] for trial_id in files if trial_id in outlines}
+    return TrialRecords(store, in_order, records)

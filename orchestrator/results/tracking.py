@@ -1,10 +1,15 @@
 """The tracker of a sweep, which copies the sweep's state to MLflow in the background.
 
-The result store has the results, and MLflow has copies. The methods of :class:`Tracker` put
-updates into a table in memory. An update shows a trial as running or failed, a result, or the
-sweep's report. The table has one entry for each MLflow run, so a newer update of a run replaces an
-older one.
-:mod:`orchestrator.results.update_sender` sends the updates in a thread.
+The result store has the results, and MLflow has copies. In this module, a *run* is always a run
+in MLflow: one for each trial and learning curve, and one for the sweep. The methods of
+:class:`Tracker` put updates of runs into a table in memory
+(:class:`~orchestrator.results.pending_updates.PendingUpdates`). An update shows a trial as running
+or failed, a result, or the sweep's report. The table has one entry for each run, so a newer update
+of a run replaces an older one.
+
+:mod:`orchestrator.results.update_sender` sends the updates in a thread. An update is *held back*
+if it is not sent any more, for example because MLflow refused it. It stays in the table, because
+MLflow still lacks it. An update that is not held back is *sendable*.
 
 A killed driver loses the table. ``reconcile`` puts all results of the store into the table
 again. Importing this module does not import ``mlflow``.
@@ -51,19 +56,18 @@ log = logging.getLogger(__name__)
 
 FIRST_ANSWER_S = 5.0
 """Seconds of the longest wait for MLflow's first answer at the start of a run."""
-FINISHED_SWEEP = WaitLimit(idle_s=60.0)
-"""Limit of the wait for the updates of a finished sweep. Creating MLflow's SQLite file takes 5
-s on an idle machine."""
 SILENT_WAIT = WaitLimit(idle_s=5.0, total_s=5.0)
-"""Limit of the wait for these updates without a message."""
-STOPPED_SWEEP = WaitLimit(idle_s=6.0, total_s=30.0)
-"""Limit of the wait for the updates of a stopped sweep. The next start of the sweep sends the
-rest. If MLflow does not answer, a stop waits 6 s here and 2 s because of END_OF_RUNS."""
+"""Limit of the first wait for the updates of a finished sweep, before the user gets a message."""
+FINISHED_SWEEP = WaitLimit(idle_s=60.0)
+"""Limit of the second wait for these updates, after the message. Creating MLflow's SQLite file
+takes 5 s on an idle machine."""
 LAST_ROUND = WaitLimit(idle_s=15.0, total_s=15.0)
-"""Limit of the last round of a finished sweep, in which each remaining update has one
-attempt."""
+"""Limit of the third wait for these updates. Each remaining update has one last attempt."""
+STOPPED_SWEEP = WaitLimit(idle_s=6.0, total_s=30.0)
+"""Limit of the only wait for the updates of a stopped sweep. The next start of the sweep sends
+the rest. If MLflow does not answer, a stop waits 6 s here and 2 s because of END_OF_RUNS."""
 END_OF_RUNS = WaitLimit(idle_s=2.0)
-"""Limit of the wait for the end of the runs in MLflow, if other updates could not be sent."""
+"""Limit of the wait for the end of all runs, after the other updates were held back."""
 MAX_MESSAGE_LENGTH = 4000
 """Largest number of characters of a failure's message in MLflow."""
 
@@ -105,7 +109,7 @@ class Tracker:
     # Updates, which the thread sends later.
 
     def start_trial(self, trial_id: str, tags: Mapping[str, str]) -> None:
-        """Show a trial as running. A trial that failed before continues its run in MLflow."""
+        """Show a trial as running. A trial that failed before continues its run."""
         with self._sender.lock:
             self._reopen_sweep_run()
             self._sender.running.add(trial_id)
@@ -183,7 +187,7 @@ class Tracker:
 
     @property
     def num_unsent_updates(self) -> int:
-        """Number of updates that MLflow lacks: not sent yet, or held back."""
+        """Number of updates that MLflow lacks, both sendable and held back."""
         return len(self._sender.pending)
 
     def check(self) -> None:
@@ -241,7 +245,7 @@ class Tracker:
         return {name: count - counts_before[name] for name, count in self._sender.counts.items()}
 
     def flush(self) -> bool:
-        """Wait until each update is sent or held back. Return False if the wait ended earlier.
+        """Wait until no sendable update is left. Return False if the wait ended earlier.
 
         The wait ends early if MLflow makes no progress for a minute.
         """
@@ -259,17 +263,9 @@ class Tracker:
             log.warning("%s cannot be written, so reports have no links to MLflow: %s", path, error)
 
     def close(self, ending: Ending) -> None:
-        """Send all pending updates, end all open runs in MLflow, and stop the thread.
+        """Send all pending updates, end all open runs, and stop the thread.
 
-        There are four phases, each with its own limit:
-
-        1. Wait until no sendable update is left. The limit is FINISHED_SWEEP or STOPPED_SWEEP.
-        2. If updates of a finished sweep are left, start a last round (LAST_ROUND). Each
-           update has one attempt, so an update that always fails does not block the updates
-           behind it.
-        3. If sendable updates are left, hold them back and only end the runs (END_OF_RUNS). Do
-           this also if the end of the runs was held back.
-        4. Stop the thread.
+        If sendable updates are left after the wait, only the runs are ended.
 
         Args:
             ending: New status of the sweep's run. If the run had ended before this command
@@ -281,35 +277,38 @@ class Tracker:
         self._put(END_KEY, EndSweep(ending))
         try:
             if ending == "FINISHED":
-                none_sendable = (
-                    self._sender.wait_until_none_sendable(SILENT_WAIT)
-                    or self._flush_with_note()
-                    or self._send_last_round()
-                )
+                none_sendable = self._send_updates_of_finished_sweep()
             else:
                 none_sendable = self._sender.wait_until_none_sendable(STOPPED_SWEEP)
-            # The end itself may have been held back in phase 1 or 2.
+            # The end of the runs is still pending if it was held back during the wait.
             if not none_sendable or END_KEY in self._sender.pending:
-                self._sender.hold_back_all()
-                self._put(END_KEY, EndSweep(ending))
-                self._sender.wait_until_none_sendable(END_OF_RUNS)
+                self._end_runs_without_updates(ending)
         finally:
             self._sender.stop()
 
-    def _flush_with_note(self) -> bool:
-        """Call :meth:`flush` after a message, because this wait may be long."""
+    def _send_updates_of_finished_sweep(self) -> bool:
+        """Send the pending updates. Return whether no sendable update is left.
+
+        This takes up to three waits, each of which ends early if all updates were sent.
+        """
+        if self._sender.wait_until_none_sendable(SILENT_WAIT):
+            return True
         self._print_note(
             "isweep waits until MLflow has stored all results, but at most "
             f"{FINISHED_SWEEP.idle_s:.0f} s if MLflow does not answer"
         )
-        return self.flush()
-
-    def _send_last_round(self) -> bool:
-        """Give each update one last attempt. Return whether every update had its attempt in
-        time.
-        """
+        if self.flush():
+            return True
+        # From now on, a failed update is held back, so it does not block the updates behind it.
         self._sender.mark_last_round()
         return self._sender.wait_until_none_sendable(LAST_ROUND)
+
+    def _end_runs_without_updates(self, ending: Ending) -> None:
+        """Hold back all pending updates, and end all open runs."""
+        self._sender.hold_back_all()
+        # This replaces the end that was just held back, and is sendable.
+        self._put(END_KEY, EndSweep(ending))
+        self._sender.wait_until_none_sendable(END_OF_RUNS)
 
     def _forget_running_trials(self) -> None:
         """Mark no trial as running, so that the next EndTrials or EndSweep ends all runs."""

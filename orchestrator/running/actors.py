@@ -3,6 +3,17 @@
 Each actor is a process that imports this module, so the module imports neither Ray Tune nor torch.
 If an actor is killed, Ray starts it again. Ray repeats unfinished calls of the actors for images
 and files, but not the calls of the actor for messages.
+
+Ray's dashboard shows the names of the actors' classes, so these names begin with "Isweep":
+
+================  ==============================================  =========================
+actor             work                                            client
+================  ==============================================  =========================
+``IsweepEpochs``  stores messages of workers for the driver:      :class:`MessageQueue`
+                  locations, epochs and notes
+``IsweepKeeper``  stores weights, predictions and checkpoints     :class:`ArtifactStore`
+``IsweepArrays``  returns references of images to workers         ``ActorHandles.arrays``
+================  ==============================================  =========================
 """
 
 from __future__ import annotations
@@ -90,7 +101,10 @@ def start_beside_driver(actor_class: type, *arguments: Any, **options: Any) -> A
 
 
 class IsweepEpochs:
-    """Actor that stores workers' messages until the driver polls them."""
+    """Actor that stores all messages of workers until the driver polls them.
+
+    Most messages are epochs. The others are locations of workers, and notes to the user.
+    """
 
     def __init__(self) -> None:
         self._messages: list[WorkerMessage] = []
@@ -114,11 +128,12 @@ class MessageQueue:
 
     def __init__(self) -> None:
         self.actor = start_beside_driver(IsweepEpochs, max_restarts=-1)
-        # Ray's reference of the actor's answer, or None if no answer is awaited.
-        self._awaited_answer: Any = None
-        self._answered_at = 0.0
-        # This is True from the first failed wait for the actor until the actor answers.
-        self._is_silent = False
+        # Ray's reference of the answer to the last request, or None if the answer has arrived.
+        self._pending_request: Any = None
+        # Monotonic time of the last answer, in seconds.
+        self._last_answer_s = 0.0
+        # True after a wait without an answer, until the actor answers again.
+        self._has_timed_out = False
 
     def publish(self, message: WorkerMessage) -> None:
         """Send a message without waiting."""
@@ -139,27 +154,28 @@ class MessageQueue:
         actor is lost, only one call waits for :data:`POLL_TIMEOUT_S`, because the driver
         starts no trials meanwhile.
         """
-        messages = self._answer(timeout_s=0.0)
-        is_due = wait or time.monotonic() - self._answered_at >= POLL_INTERVAL_S
-        if self._awaited_answer is None and is_due:
-            self._awaited_answer = self.actor.take.remote()
-        if wait and not self._is_silent:
-            messages = messages + self._answer(timeout_s=POLL_TIMEOUT_S)
-            self._is_silent = self._awaited_answer is not None
+        messages = self._receive_answer(timeout_s=0.0)
+        is_due = time.monotonic() - self._last_answer_s >= POLL_INTERVAL_S
+        if self._pending_request is None and (wait or is_due):
+            self._pending_request = self.actor.take.remote()
+        if wait and not self._has_timed_out:
+            messages = messages + self._receive_answer(timeout_s=POLL_TIMEOUT_S)
+            self._has_timed_out = self._pending_request is not None
         return messages
 
-    def _answer(self, timeout_s: float) -> list[WorkerMessage]:
-        """Return the messages in the actor's answer, or an empty list if the actor does not answer
-        in time.
+    def _receive_answer(self, timeout_s: float) -> list[WorkerMessage]:
+        """Return the messages in the answer to the pending request.
+
+        The list is empty if no request is pending, or if the actor does not answer in time.
         """
-        answer = self._awaited_answer
-        if answer is None or not ray.wait([answer], timeout=timeout_s)[0]:
+        request = self._pending_request
+        if request is None or not ray.wait([request], timeout=timeout_s)[0]:
             return []
-        self._awaited_answer = None
-        self._is_silent = False
-        self._answered_at = time.monotonic()
+        self._pending_request = None
+        self._has_timed_out = False
+        self._last_answer_s = time.monotonic()
         try:
-            messages: list[WorkerMessage] = ray.get(answer)
+            messages: list[WorkerMessage] = ray.get(request)
         except ray.exceptions.RayError:
             return []  # The actor died. Ray starts it again.
         return messages
@@ -199,7 +215,9 @@ class EpochPublisher:
 
 
 class IsweepKeeper:
-    """Actor through which all workers read and write weights, predictions and checkpoints.
+    """Actor of the artifact store: it reads and writes weights, predictions and checkpoints.
+
+    All workers use this actor, so only the driver's node needs access to the store.
 
     Args:
         url: folder or URL of the result store.

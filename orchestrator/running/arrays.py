@@ -59,8 +59,8 @@ class ArrayCache:
         # Each value is the reference of a stored array, or the error of an unreadable array, by
         # key.
         self._contents: dict[str, Any] = {}
-        # Ray's reference of the actor's answer, or None if no answer is awaited.
-        self._awaited_answer: Any = None
+        # Ray's reference of the answer to the last request, or None if the answer has arrived.
+        self._pending_request: Any = None
         self._checked_at = time.monotonic()
 
     @property
@@ -119,15 +119,15 @@ class ArrayCache:
         The actor lacks references after it was killed and started again. This call does not
         wait for the actor's answer, which a later call processes.
         """
-        if self._awaited_answer is not None:
-            if not ray.wait([self._awaited_answer], timeout=0)[0]:
+        if self._pending_request is not None:
+            if not ray.wait([self._pending_request], timeout=0)[0]:
                 return
-            answer = self._awaited_answer
-            self._awaited_answer = None
+            answer = self._pending_request
+            self._pending_request = None
             self._send_missing(answer)
         elif time.monotonic() - self._checked_at >= CHECK_INTERVAL_S:
             self._checked_at = time.monotonic()
-            self._awaited_answer = self.actor.missing.remote(list(self._contents))
+            self._pending_request = self.actor.missing.remote(list(self._contents))
 
     def _send_missing(self, answer: Any) -> None:
         """Send the references that the actor lacks according to its answer."""

@@ -28,7 +28,8 @@ class TrialAssignment:
         resources: CPUs, GPU share and memory of the trial, and how it trains.
         code: fingerprint of the driver's source code. The worker's fingerprint must be equal.
         earlier: stored result of this trial that lacks only measurements. The worker then measures
-            the stored network. If None, the worker trains the network.
+            the stored network. If None, or if the weights are not stored or are damaged, the worker
+            trains the network.
         keep_weights: True if the worker stores the trained network.
     """
 

@@ -1,7 +1,13 @@
-"""The queue of a run's trials, and the generator that passes them to Ray Tune.
+"""The queue of a run's trials, and the generator from which Ray Tune gets them.
 
-Tune only executes trials. This module chooses the next trial, and
-:mod:`orchestrator.running.trials` chooses the trials that are tried again.
+Tune only executes trials. It asks :class:`TrialGenerator` for a trial whenever it can start one.
+The generator takes the next trial from :class:`TrialQueue`, and gets the assignment for the worker
+from :class:`~orchestrator.running.trials.TrialLoop`. The loop also puts trials that are tried again
+back into the queue.
+
+An assignment contains no images and no files. A worker gets the reference of its images from an
+actor on the driver's node, and stores its files through another one
+(:mod:`orchestrator.running.actors`).
 """
 
 from __future__ import annotations
@@ -115,19 +121,19 @@ class TrialGenerator(Searcher):  # type: ignore[misc]  # Ray ships without types
 
     Args:
         queue: the trials.
-        assign: returns the assignment for a trial's worker.
+        start_attempt: counts a new attempt at a trial, and returns the assignment for its worker.
         clock: source of the time.
     """
 
     def __init__(
         self,
         queue: TrialQueue,
-        assign: Callable[[str], TrialAssignment],
+        start_attempt: Callable[[str], TrialAssignment],
         clock: Clock = SYSTEM,
     ) -> None:
         super().__init__()
         self._queue = queue
-        self._assign = assign
+        self._start_attempt = start_attempt
         self._clock = clock
 
     def __getstate__(self) -> dict[str, Any]:
@@ -145,7 +151,7 @@ class TrialGenerator(Searcher):  # type: ignore[misc]  # Ray ships without types
         next_id = self._queue.take(self._clock.monotonic())
         if next_id is None:
             return None
-        return {TRIAL_ID: next_id, ASSIGNMENT: self._assign(next_id)}
+        return {TRIAL_ID: next_id, ASSIGNMENT: self._start_attempt(next_id)}
 
     def on_trial_complete(self, *_: Any, **__: Any) -> None:
         """Do nothing: :class:`~orchestrator.running.trials.TrialLoop` handles ended trials."""

@@ -5,14 +5,19 @@ per stage. These modules process a trial, one after the other:
 
 1. :mod:`orchestrator.results.state` compares the plan with the store: is the trial done?
 2. :mod:`orchestrator.planning.trial_order` sorts the trials: which trial is next?
-3. :mod:`orchestrator.running.trials` sends the trial to a worker.
-4. :mod:`orchestrator.running.workers.worker` runs the trial. :mod:`tasks.trials.trial` trains
-   the network and measures it.
-5. :mod:`orchestrator.running.outcomes` processes its result or failure, and decides whether a
-   failed trial is tried again.
-6. :mod:`orchestrator.running.trial_source` builds the record of its result and saves it with
-   :mod:`orchestrator.results.store`. :mod:`orchestrator.results.tracking` shows the result in
-   MLflow.
+3. :mod:`orchestrator.running.queue` contains the waiting trials. Ray Tune asks for the next
+   trial whenever it can start one.
+4. :mod:`orchestrator.running.trials` counts the attempt and supplies the assignment for the
+   worker.
+5. :mod:`orchestrator.running.workers.worker` runs the trial. :mod:`tasks.trials.trial` trains
+   the network and measures it. :mod:`orchestrator.running.actors` has the actors on the
+   driver's node: the worker gets its images through one actor, and stores its weights,
+   predictions and checkpoints through another.
+6. :mod:`orchestrator.running.outcomes` processes the worker's result or failure, and decides
+   whether a failed trial is tried again. For a result, it calls the next two modules.
+7. :mod:`orchestrator.running.trial_source` builds the record of the result and saves it with
+   :mod:`orchestrator.results.store`.
+8. :mod:`orchestrator.results.tracking` shows the result in MLflow.
 """
 
 from __future__ import annotations
@@ -159,7 +164,8 @@ class _SweepRun(SweepCommand):
         stored: results. :func:`_check_before_start` sets this attribute.
         tracker: shows trials in MLflow. :func:`run_sweep` sets this attribute.
         pretrained: weights that networks start from, by :attr:`ModelSpec.pretrained_key`.
-        actors: actors of the run, or None if no trial is to be run. They start while MLflow starts.
+        actors: actors on the driver's node, through which workers get images, store files and
+            send messages. None if no trial is to be run. They start while MLflow starts.
     """
 
     stored: StoredResults = field(init=False)
@@ -173,7 +179,10 @@ class _SweepRun(SweepCommand):
 
     @property
     def trials_to_train(self) -> list[TrialSpec]:
-        """The trials to run, except those whose stored result lacks only measurements."""
+        """The trials to run, except those whose stored result lacks only measurements.
+
+        A worker also trains one of these exceptions if its weights are not stored or are damaged.
+        """
         state = self.compute_state()
         trials = _trials_to_run(self.workspace.plan, state)
         return [trial for trial in trials if trial.trial_id not in state.partial]
@@ -182,7 +191,8 @@ class _SweepRun(SweepCommand):
 def _trials_to_run(plan: SweepPlan, state: State) -> list[TrialSpec]:
     """Return the trials of the plan without a complete result from the present data.
 
-    Some of them have a result that lacks only measurements. Such a trial is not trained again.
+    Some of them have a result that lacks only measurements. For such a trial, the worker measures
+    the stored network. It trains the network again if the weights are not stored or are damaged.
     """
     trials = plan.trials_by_id.items()
     return [trial for trial_id, trial in trials if trial_id not in state.results]
@@ -199,11 +209,11 @@ def _check_before_start(sweep: _SweepRun) -> None:
     sweep.lock_root()
     workspace = sweep.workspace
     options = sweep.options
-    with workspace.recorded_while_checked():
+    with workspace.write_sweep_file_if_valid():
         sweep.stored = StoredResults.read(workspace.results_url, workspace.sweep_paths.index)
         sweep.check_stored(sweep.stored)
         if workspace.plan.sweep.predictions:
-            _mark_damaged_predictions(sweep)
+            _drop_damaged_predictions(sweep)
         preparation.check_raw(workspace, options.raw)
         check_feasible(workspace, options.raw)
         ids_to_run = {
@@ -220,9 +230,9 @@ def _check_before_start(sweep: _SweepRun) -> None:
     sweep.stored.retry = RetryWithBackoff(sweep.monitor.note)
 
 
-def _mark_damaged_predictions(sweep: _SweepRun) -> None:
-    """Mark missing and damaged predictions, so that this run computes them again."""
-    damaged = sweep.stored.mark_damaged_predictions(sweep.workspace.plan.trials_by_id)
+def _drop_damaged_predictions(sweep: _SweepRun) -> None:
+    """Drop missing and damaged predictions from memory, so that this run computes them again."""
+    damaged = sweep.stored.drop_damaged_predictions(sweep.workspace.plan.trials_by_id)
     if damaged.num_from_weights:
         sweep.monitor.note(
             "isweep computes missing or damaged predictions again from stored weights, for "

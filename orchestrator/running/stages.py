@@ -25,7 +25,7 @@ from orchestrator.machine.gpus.visible import gpus_are_simulated
 from orchestrator.machine.locks import lock_root_and_store
 from orchestrator.machine.mps import PrivateMps
 from orchestrator.machine.mps_choice import why_no_mps
-from orchestrator.machine.ray_folders import remove_orphans
+from orchestrator.machine.ray_folders import remove_files_of_killed_runs
 from orchestrator.machine.silent_end import explained_silent_end
 from orchestrator.planning.costs.gpu_checks import gpu_check_folders, read_checks
 from orchestrator.planning.plan import SweepPlan
@@ -92,7 +92,7 @@ class SweepCommand:
         )
         self.stack.enter_context(self.monitor.shown())
         self.monitor.stage("start", "MLflow" if self.options.tracking else "")
-        remove_orphans(self.workspace.paths)
+        remove_files_of_killed_runs(self.workspace.paths)
 
     def start_cluster(self) -> Cluster:
         """Return the cluster. The first call starts Ray, or connects to a running cluster."""

@@ -30,7 +30,7 @@ from orchestrator.running.actors import ActorHandles
 from orchestrator.running.messages import TrialAssignment, TrialReport
 from orchestrator.running.progress import Progress
 from orchestrator.running.queue import TrialQueue
-from orchestrator.running.workers.perform import Perform, perform_trial
+from orchestrator.running.workers.perform import TrialFunction, perform_trial
 from search_spaces.specs import Domain, NetworkSpec, SubsetSpec, TrialSpec
 from tasks.prepared.subsets import TrialData
 from tasks.trials.records import EpochRecord, EpochScore, TrialResult
@@ -91,14 +91,14 @@ class TrialSource:
 
     Attributes:
         perform: function that runs a trial in a worker.
-        store_url: folder or URL in which workers store weights, predictions and checkpoints. None
-            means that nothing is stored.
+        store_url: folder or URL of the result store for weights, predictions and checkpoints. An
+            actor on the driver's node writes them. None means that nothing is stored.
         num_uses: number of trials that use each array, by its key, or None if it is unknown.
         pretrained: weights that networks start from, by :attr:`ModelSpec.pretrained_key`.
         earlier_attempts: number of attempts in earlier runs, by trial id.
     """
 
-    perform: Perform
+    perform: TrialFunction
 
     def __init__(self, run: RunContext, queue: TrialQueue, trials: dict[str, TrialSpec]) -> None:
         self.run = run
@@ -180,8 +180,8 @@ class SweepTrials(TrialSource):
         load: function that reads the images of a subset. Its second argument is the number of
             training images.
         state: state of the store. None means an empty store.
-        store_url: folder or URL in which workers store weights, predictions and checkpoints. None
-            means that nothing is stored.
+        store_url: folder or URL of the result store for weights, predictions and checkpoints. An
+            actor on the driver's node writes them. None means that nothing is stored.
         pretrained: weights that networks start from.
     """
 

@@ -1,6 +1,14 @@
-"""The loop that runs trials: it sends them to workers, and processes their results and failures.
+"""The loop that runs trials: it supplies their assignments, and processes results and failures.
 
-Ray Tune only executes trials: it calls the loop's methods when a trial starts, ends or fails.
+The loop sends no trial to a worker. Ray Tune asks
+:class:`~orchestrator.running.queue.TrialGenerator` for the next trial whenever it can start one.
+The generator takes the trial from the queue and gets its assignment from the loop. Tune then sends
+the assignment to a worker, and calls the loop's methods when the trial starts, ends or fails.
+
+The report of a worker contains its result. The worker's files (weights, predictions and
+checkpoints) go to the store through an actor on the driver's node
+(:class:`~orchestrator.running.actors.ArtifactStore`).
+
 Each trial of the queue has one of these states:
 
 =========  ===============================================  ===================================
@@ -24,8 +32,8 @@ In this table, Ray kills workers only because memory ran out.
 
 :class:`~orchestrator.running.outcomes.Outcomes` processes results and failures.
 
-An error that must stop the run is first stored in the queue. The next ``on_step_begin`` raises
-it, which ends Tune's loop.
+An error that must stop the run is first stored in the queue of trials. The next ``on_step_begin``
+raises it, which ends Tune's loop.
 """
 
 from __future__ import annotations
@@ -302,8 +310,8 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         """Process workers' messages: locations, epochs, and notes to the user.
 
         Args:
-            wait: If True, wait for the answer of the queue, so that this call gets all messages
-                that were already sent.
+            wait: If True, wait for the answer of the actor for messages, so that this call gets
+                all messages that were already sent.
         """
         now_ms = round(self._clock.time() * 1000)
         for message in self._backend.poll(wait=wait):

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from orchestrator.planning.plan import SweepPlan
 from search_spaces.errors import ConfigError, SweepError, raise_all
@@ -39,6 +40,24 @@ class Point(Spec):
     def of(cls, recipe: RecipeSpec) -> Point:
         """Return the point of a recipe."""
         return cls.model_validate({name: getattr(recipe, name) for name in cls.model_fields})
+
+
+class Training(NamedTuple):
+    """A training of one combination.
+
+    Attributes:
+        point: Point of the search space, or the point of the sweep's recipe.
+        seed: 0 in the sampling phase. 1 and up for further trainings of a finalist. The stored
+            records call it ``run``.
+    """
+
+    point: Point
+    seed: int
+
+    @property
+    def is_of_sampling(self) -> bool:
+        """True if the training belongs to the sampling phase."""
+        return self.seed == 0
 
 
 @dataclass(frozen=True)
@@ -99,25 +118,25 @@ class Combination:
             batch_size=min(space.batch_size, key=distance),
         )
 
-    def trial(self, point: Point, run: int = 0) -> SearchTrialSpec:
+    def trial(self, point: Point, seed: int = 0) -> SearchTrialSpec:
         """Return a trial of a point.
 
         Args:
             point: A point of the search space, or the point of the sweep's recipe.
-            run: 0 for the training during the search. The other runs of finalists have other
-                seeds, class pairs and validation images, so that no choice depends on one
+            seed: 0 for the training during the search. The further trainings of finalists have
+                other seeds, class pairs and validation images, so that no choice depends on one
                 split.
         """
         network = NetworkSpec(
             model=self.model,
-            subset=self.subsets[run % len(self.subsets)],
+            subset=self.subsets[seed % len(self.subsets)],
             train_size=self.train_size,
             recipe=self._recipe_at(point),
-            seed=run,
+            seed=seed,
         )
         validation = self.validation
-        if run:
-            validation = validation.model_copy(update={"split": run})
+        if seed:
+            validation = validation.model_copy(update={"split": seed})
         return SearchTrialSpec(network=network, validation=validation)
 
     def _recipe_at(self, point: Point) -> RecipeSpec:

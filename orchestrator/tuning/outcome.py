@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.analysis.results_tables.chance_level import AT_CHANCE_SHARE
-from orchestrator.tuning.combinations import Point
+from orchestrator.tuning.combinations import Point, Training
 from orchestrator.tuning.search import CombinationSearch, Search
 from orchestrator.tuning.search_records import Row
 from tasks.finding import Finding
@@ -25,7 +25,7 @@ class Candidate(Finding):
         losses: Validation losses of the runs, nat, see :attr:`SearchResult.capped_loss`. Runs
             differ in seed, split and class pair. All finalists have the same runs.
         mean: Mean of the losses, nat.
-        std_error: Standard error of the mean over runs. None for one run.
+        std_error: Standard error of the mean over seeds. None for one seed.
         diverged: Number of runs that diverged.
     """
 
@@ -47,7 +47,7 @@ class CombinationOutcome(Finding):
         sweep_recipe: The sweep's recipe as a finalist. None if it failed.
         finalists: All finalists, the best first.
         gain: Mean loss of ``sweep_recipe`` minus mean loss of ``chosen``, nat.
-        gain_std_error: Standard error of the gain over runs. None for one run, or if
+        gain_std_error: Standard error of the gain over seeds. None for one seed, or if
             ``sweep_recipe`` was chosen.
         num_trials: Number of tried points that have a result.
         num_diverged: Number of tried points that diverged.
@@ -167,7 +167,7 @@ def outcomes(search: Search) -> tuple[CombinationOutcome, ...]:
 
 def _outcome(search: CombinationSearch) -> CombinationOutcome:
     combination = search.combination
-    tried = [result for (_, run), result in search.results.items() if run == 0]
+    tried = [result for training, result in search.results.items() if training.is_of_sampling]
     points = search.finalists()
     # Finalists of an earlier, smaller search have all their trainings as well.
     points += [point for point, _ in search.complete() if point not in points]
@@ -182,7 +182,9 @@ def _outcome(search: CombinationSearch) -> CombinationOutcome:
     gains = []
     if chosen is not None and sweep_recipe is not None:
         gains = _differences(sweep_recipe, chosen)
-    finalist_epochs = sum(result.epochs for (_, run), result in search.results.items() if run)
+    finalist_epochs = sum(
+        result.epochs for training, result in search.results.items() if not training.is_of_sampling
+    )
     model, dataset = combination.key
     return CombinationOutcome(
         model=model,
@@ -206,8 +208,8 @@ def _choose(ranked: Iterable[Candidate], sweep_recipe: Candidate | None) -> Cand
     """Return the finalist with the lowest mean loss, or the sweep's recipe if it is as good.
 
     This is the one-standard-error rule of Breiman et al., "Classification and Regression Trees"
-    (1984): the sweep's recipe is chosen unless the gain exceeds its standard error over runs.
-    One run has no standard error, so the finalist with the lower loss is chosen then.
+    (1984): the sweep's recipe is chosen unless the gain exceeds its standard error over seeds.
+    One seed has no standard error, so the finalist with the lower loss is chosen then.
 
     Args:
         ranked: Finalists, the best first.
@@ -226,14 +228,14 @@ def _choose(ranked: Iterable[Candidate], sweep_recipe: Candidate | None) -> Cand
 
 
 def _candidate(search: CombinationSearch, point: Point) -> Candidate | None:
-    """Return a finalist with its runs, or None if a run has no result.
+    """Return a finalist with its trainings, or None if a training has no result.
 
-    The first run of a finalist is left out if the finalist has other runs. The point became a
-    finalist because this run had a low loss, partly by chance.
+    The training of the sampling phase is left out if the finalist has others. The point became a
+    finalist because this training had a low loss, partly by chance.
     """
     results: list[SearchResult] = []
-    for run in range(search.tune.seeds):
-        result = search.results.get((point, run))
+    for seed in range(search.tune.seeds):
+        result = search.results.get(Training(point, seed))
         if result is None:
             return None
         results.append(result)
@@ -249,7 +251,7 @@ def _candidate(search: CombinationSearch, point: Point) -> Candidate | None:
 
 
 def _differences(sweep_recipe: Candidate, chosen: Candidate) -> list[float]:
-    """Return the loss of ``sweep_recipe`` minus the loss of ``chosen`` for each run, nat."""
+    """Return the loss of ``sweep_recipe`` minus the loss of ``chosen`` for each seed, nat."""
     return [
         before - after for before, after in zip(sweep_recipe.losses, chosen.losses, strict=True)
     ]

@@ -1,8 +1,14 @@
 """Decide which trial a search runs next, from the results so far.
 
-First, the search trains the sweep's recipe of every combination. Then it trains sampled
-points, one combination after the other. Last, it trains finalists again. Finalists of one
-combination can start while the last points of other combinations are still in training.
+The search of one combination has two phases:
+
+1. Sampling: train the sweep's recipe and then sampled points, each once with seed 0. This phase is
+   over when the budget is used up or the space is exhausted, and no such training is running.
+2. Finalists: train the best points and the sweep's recipe again, with seeds from 1.
+
+All combinations share the workers. First, the sweep's recipe of every combination is trained. Then
+follow the sampled points of one combination after the other. Finalists of one combination can start
+while the last points of other combinations are still in training.
 """
 
 from __future__ import annotations
@@ -12,7 +18,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from orchestrator.tuning.combinations import Combination, CombinationKey, Point
+from orchestrator.tuning.combinations import Combination, CombinationKey, Point, Training
 from orchestrator.tuning.earlier_trials import EarlierTrial
 from orchestrator.tuning.search_records import Role
 from orchestrator.tuning.study import CombinationStudy
@@ -33,20 +39,27 @@ class RequestedTrial:
     Attributes:
         combination: Model and dataset of the trial.
         spec: The trial.
-        point: Point of the search space.
+        training: Point and seed of the trial.
         role: Reason why the search runs the trial.
-        run: 0 for the training during the search. 1 and up for further trainings of a finalist
-            with other seeds.
         study_index: Index of the point in the combination's study. None if the point is not in
             the study.
     """
 
     combination: Combination
     spec: SearchTrialSpec
-    point: Point
+    training: Training
     role: Role
-    run: int = 0
     study_index: int | None = None
+
+    @property
+    def point(self) -> Point:
+        """Point of the search space, or the point of the sweep's recipe."""
+        return self.training.point
+
+    @property
+    def seed(self) -> int:
+        """0 in the sampling phase. 1 and up for further trainings of a finalist."""
+        return self.training.seed
 
     @property
     def key(self) -> CombinationKey:
@@ -62,74 +75,80 @@ class CombinationSearch:
         combination: The model and the dataset.
         study: The points and results from which the sampler proposes points.
         tune: Settings of the search.
-        results: Results by point and run.
+        results: Results by training.
         running: Running trials by trial id.
-        given_up: Points and runs that this command gave up after failures.
+        given_up: Trainings that this command gave up after failures.
         exhausted: True if the sampler has no new points.
     """
 
     combination: Combination
     study: CombinationStudy
     tune: TuneSpec
-    results: dict[tuple[Point, int], SearchResult] = field(default_factory=dict)
+    results: dict[Training, SearchResult] = field(default_factory=dict)
     running: dict[str, RequestedTrial] = field(default_factory=dict)
-    given_up: set[tuple[Point, int]] = field(default_factory=set)
+    given_up: set[Training] = field(default_factory=set)
     exhausted: bool = False
 
     @property
     def num_failed(self) -> int:
         """Number of points that this command gave up after failures."""
-        return sum(run == 0 for _, run in self.given_up)
+        return sum(training.is_of_sampling for training in self.given_up)
 
     @property
     def spent(self) -> float:
-        """Budget used so far, in whole trainings, without further trainings of finalists.
+        """Budget used by ended trainings of the sampling phase, in whole trainings.
 
         A point that was given up counts as a whole training.
         """
-        epochs = sum(result.epochs for (_, run), result in self.results.items() if run == 0)
+        epochs = sum(
+            result.epochs for training, result in self.results.items() if training.is_of_sampling
+        )
         return epochs / self.combination.sweep_recipe.epochs + self.num_failed
 
     @property
-    def num_searching(self) -> int:
-        """Number of running trainings, without further trainings of finalists."""
-        return sum(trial.run == 0 for trial in self.running.values())
+    def num_sampling(self) -> int:
+        """Number of running trainings of the sampling phase."""
+        return sum(trial.training.is_of_sampling for trial in self.running.values())
 
     @property
-    def known_runs(self) -> set[tuple[Point, int]]:
-        """Points and runs that have a result, were given up, or are running."""
-        running = {(trial.point, trial.run) for trial in self.running.values()}
+    def known_trainings(self) -> set[Training]:
+        """Trainings that have a result, were given up, or are running."""
+        running = {trial.training for trial in self.running.values()}
         return self.results.keys() | self.given_up | running
 
     @property
     def may_sample(self) -> bool:
-        """True if the budget allows one more training. A running training counts in full."""
+        """True if the budget allows one more sampled point, and the space may have one.
+
+        A running training counts in full.
+        """
         if self.exhausted:
             return False
-        planned = self.spent + self.num_searching + 1
+        planned = self.spent + self.num_sampling + 1
         return planned <= self.tune.num_trainings + BUDGET_TOLERANCE
 
     @property
     def needs_sweep_point(self) -> bool:
         """True if the sweep's recipe was not trained yet, even if the budget is used up."""
-        return (self.combination.sweep_point, 0) not in self.known_runs
+        return Training(self.combination.sweep_point, 0) not in self.known_trainings
 
     @property
-    def is_over(self) -> bool:
-        """True if no point is in training, and no point will start. Finalists may remain."""
-        return not self.num_searching and not self.may_sample and not self.needs_sweep_point
+    def is_sampling_over(self) -> bool:
+        """True if the sampling phase is over. Trainings of finalists may remain."""
+        return not self.num_sampling and not self.may_sample and not self.needs_sweep_point
 
     @property
     def num_left(self) -> int:
         """Upper bound of the number of trainings that are running or still to start."""
-        if self.is_over:
-            return len(self.running) + len(self.remaining_finalist_runs())
+        if self.is_sampling_over:
+            return len(self.running) + len(self.remaining_finalist_trainings())
         budget = 0
         if not self.exhausted:
             budget = math.floor(self.tune.num_trainings - self.spent + BUDGET_TOLERANCE)
-        num_samples = max(budget - self.num_searching, int(self.needs_sweep_point))
-        num_finalist_runs = (self.tune.finalists + 1) * (self.tune.seeds - 1)
-        return len(self.running) + num_samples + num_finalist_runs
+        num_samples = max(budget - self.num_sampling, int(self.needs_sweep_point))
+        # The sweep's recipe is a further finalist if it is not one of the best points.
+        max_finalists = self.tune.finalists + 1
+        return len(self.running) + num_samples + max_finalists * (self.tune.seeds - 1)
 
     def complete(self) -> list[tuple[Point, SearchResult]]:
         """Return the points whose training finished without divergence, the best first.
@@ -137,11 +156,10 @@ class CombinationSearch:
         Points with equal losses are sorted by learning rate, then by the other values, the
         lowest first.
         """
-        complete = [
-            (point, result)
-            for (point, run), result in self.results.items()
-            if run == 0 and result.status == SearchStatus.COMPLETE
-        ]
+        complete = []
+        for training, result in self.results.items():
+            if training.is_of_sampling and result.status == SearchStatus.COMPLETE:
+                complete.append((training.point, result))
         return sorted(
             complete, key=lambda item: (item[1].capped_loss, *item[0].model_dump().values())
         )
@@ -150,18 +168,19 @@ class CombinationSearch:
         """Return the best points and the point of the sweep's recipe."""
         best = [point for point, _ in self.complete()[: self.tune.finalists]]
         sweep_point = self.combination.sweep_point
-        if sweep_point not in best and (sweep_point, 0) in self.results:
+        if sweep_point not in best and Training(sweep_point, 0) in self.results:
             best.append(sweep_point)
         return best
 
-    def remaining_finalist_runs(self) -> list[tuple[Point, int]]:
-        """Return the runs of the present finalists that are still to start."""
-        known_runs = self.known_runs
+    def remaining_finalist_trainings(self) -> list[Training]:
+        """Return the trainings of the present finalists that are still to start."""
+        known_trainings = self.known_trainings
         remaining = []
         for point in self.finalists():
-            for run in range(1, self.tune.seeds):
-                if (point, run) not in known_runs:
-                    remaining.append((point, run))
+            for seed in range(1, self.tune.seeds):
+                training = Training(point, seed)
+                if training not in known_trainings:
+                    remaining.append(training)
         return remaining
 
     def sample_point(self) -> Point | None:
@@ -169,29 +188,30 @@ class CombinationSearch:
 
         Return None and end the sampling if the space has no new point.
         """
-        known_runs = self.known_runs
+        known_trainings = self.known_trainings
         for repeat in range(MAX_REPEATED_PROPOSALS):
             point = self.study.propose(repeat)
-            if (point, 0) not in known_runs:
+            if Training(point, 0) not in known_trainings:
                 return point
         self.exhausted = True
         return None
 
     def check_exhausted(self) -> None:
-        """End the sampling if the space has no new point. Then the search counts as over."""
+        """End the sampling if the space has no new point."""
         if self.may_sample:
+            # The point is not needed here. The study proposes it again at the next call.
             self.sample_point()
 
-    def needs(self, point: Point, run: int) -> bool:
+    def needs(self, training: Training) -> bool:
         """Return whether the search still needs a trial that an earlier command requested.
 
         The result depends on the present settings, and on the trials that were added before.
         """
-        if run:
-            return self.is_over and (point, run) in self.remaining_finalist_runs()
-        if point == self.combination.sweep_point:
+        if not training.is_of_sampling:
+            return self.is_sampling_over and training in self.remaining_finalist_trainings()
+        if training.point == self.combination.sweep_point:
             return self.needs_sweep_point
-        return self.may_sample and self.combination.contains(point)
+        return self.may_sample and self.combination.contains(training.point)
 
 
 class Search:
@@ -223,14 +243,13 @@ class Search:
         earlier = list(earlier)
         for record, result in earlier:
             if result is not None:
-                self.searches[record.key].results[record.point, record.run] = result
+                self.searches[record.key].results[record.training] = result
         for record, result in earlier:
             search = self.searches[record.key]
             if result is None:
-                if search.needs(record.point, record.run):
-                    trial = self._request(search, record.point, record.role, record.run)
-                    self._resumed.append(trial)
-            elif record.run == 0 and search.combination.contains(record.point):
+                if search.needs(record.training):
+                    self._resumed.append(self._request(search, record.training, record.role))
+            elif record.training.is_of_sampling and search.combination.contains(record.point):
                 search.study.add(record.point, result)
         for search in self.searches.values():
             search.check_exhausted()
@@ -242,23 +261,27 @@ class Search:
         searches = self.searches.values()
         for search in searches:
             if search.needs_sweep_point:
-                return self._request(search, search.combination.sweep_point, Role.OWN)
+                training = Training(search.combination.sweep_point, 0)
+                return self._request(search, training, Role.SWEEP_RECIPE)
         for search in searches:
             if search.may_sample:
                 point = search.sample_point()
                 if point is not None:
-                    return self._request(search, point, Role.SAMPLED)
+                    return self._request(search, Training(point, 0), Role.SAMPLED)
         for search in searches:
-            if search.is_over:
-                for point, run in search.remaining_finalist_runs():
-                    return self._request(search, point, Role.FINALIST, run)
+            if search.is_sampling_over:
+                remaining = search.remaining_finalist_trainings()
+                if remaining:
+                    return self._request(search, remaining[0], Role.FINALIST)
         return None
 
     @property
     def is_done(self) -> bool:
         """True if no trial is running and no trial remains."""
         for search in self.searches.values():
-            if not search.is_over or search.running or search.remaining_finalist_runs():
+            if not search.is_sampling_over or search.running:
+                return False
+            if search.remaining_finalist_trainings():
                 return False
         return True
 
@@ -276,9 +299,9 @@ class Search:
         search = self.searches[trial.key]
         del search.running[trial_id]
         if result is not None:
-            search.results[trial.point, trial.run] = result
+            search.results[trial.training] = result
         else:
-            search.given_up.add((trial.point, trial.run))
+            search.given_up.add(trial.training)
         if trial.study_index is not None:
             search.study.tell(trial.study_index, result)
 
@@ -289,15 +312,14 @@ class Search:
                 return search.running[trial_id]
         raise KeyError(trial_id)
 
-    def _request(
-        self, search: CombinationSearch, point: Point, role: Role, run: int = 0
-    ) -> RequestedTrial:
+    def _request(self, search: CombinationSearch, training: Training, role: Role) -> RequestedTrial:
         """Create a trial and mark it as running."""
         combination = search.combination
+        point = training.point
         study_index = None
-        if run == 0 and combination.contains(point):
+        if training.is_of_sampling and combination.contains(point):
             study_index = search.study.ask(point)
-        spec = combination.trial(point, run)
-        trial = RequestedTrial(combination, spec, point, role, run, study_index)
+        spec = combination.trial(point, training.seed)
+        trial = RequestedTrial(combination, spec, training, role, study_index)
         search.running[spec.trial_id] = trial
         return trial

@@ -13,7 +13,7 @@ from orchestrator.results.columns import EPOCH_PREFIX
 from orchestrator.results.flat_runs import CurvePoint, FlatRun, flat_run, milliseconds
 from orchestrator.results.records import FailureRecord, ResultRecord, StoredRecord
 from orchestrator.results.store import ResultStore
-from orchestrator.tuning.combinations import CombinationKey, Point
+from orchestrator.tuning.combinations import CombinationKey, Point, Training
 from search_spaces.errors import plural
 from search_spaces.specs import pair_name
 from search_spaces.tuning import SearchTrialSpec
@@ -30,7 +30,7 @@ VALIDATION_ACCURACY = "validation_accuracy"
 class Role(StrEnum):
     """Reason why a search runs a trial."""
 
-    OWN = "own"
+    SWEEP_RECIPE = "own"
     """Trial with the sweep's recipe. All other trials are compared with it."""
     SAMPLED = "sampled"
     """Trial at a point that the sampler proposed."""
@@ -43,8 +43,8 @@ class _SearchTrialRecord(StoredRecord):
 
     Attributes:
         role: Reason why the search runs the trial.
-        run: 0 for the training during the search, 1 and up for further trainings of a
-            finalist.
+        run: Seed of the network: 0 for the training during the search, 1 and up for further
+            trainings of a finalist.
         spec: The trial.
         data_fingerprint: Content hash of the prepared dataset.
     """
@@ -67,6 +67,11 @@ class _SearchTrialRecord(StoredRecord):
     def point(self) -> Point:
         """The trial's point of the search space."""
         return Point.of(self.spec.network.recipe)
+
+    @property
+    def training(self) -> Training:
+        """The point and the seed of the trial."""
+        return Training(self.point, self.run)
 
 
 class RequestRecord(_SearchTrialRecord):

@@ -143,14 +143,14 @@ def trial_table(searches: Iterable[CombinationSearch]) -> pd.DataFrame:
     rows = []
     for search in searches:
         model, dataset = search.combination.key
-        for (point, run), result in search.results.items():
-            if run:
+        for training, result in search.results.items():
+            if not training.is_of_sampling:
                 continue
             rows.append(
                 {
                     "model": model,
                     "dataset": dataset,
-                    **point.model_dump(),
+                    **training.point.model_dump(),
                     "status": str(result.status),
                     "epochs": result.epochs,
                     "loss": result.curve[-1].loss if result.curve else None,

@@ -10,7 +10,7 @@ from orchestrator.results.flat_runs import CurvePoint, FlatRun
 from orchestrator.running.messages import TrialReport
 from orchestrator.running.queue import TrialQueue
 from orchestrator.running.trial_source import RunContext, TrialSource
-from orchestrator.running.workers.perform import Performed, TrialTask
+from orchestrator.running.workers.perform import PerformedTrial, TrialTask
 from orchestrator.tuning.earlier_trials import EarlierTrials
 from orchestrator.tuning.search import RequestedTrial, Search
 from orchestrator.tuning.search_records import RequestRecord, SearchRecord, flat_search
@@ -25,7 +25,7 @@ MAX_WAITING = 2
 begins to wait, so a point that waits is based on fewer results."""
 
 
-def perform_search(task: TrialTask) -> Performed:
+def perform_search(task: TrialTask) -> PerformedTrial:
     """Train a network on a validation split. This function runs in a worker."""
     from tasks.trials.trial import run_search_trial
 
@@ -39,7 +39,7 @@ def perform_search(task: TrialTask) -> Performed:
         task.device,
         on_epoch=on_epoch,
     )
-    return Performed(result, trained=True)
+    return PerformedTrial(result, trained=True)
 
 
 class SearchQueue(TrialQueue):
@@ -138,7 +138,7 @@ class SearchTrials(TrialSource):
         """See :class:`TrialSource`."""
         requested = self._search.running_trial(trial.trial_id)
         fields = self.record_fields(trial, report, attempt)
-        record = SearchRecord(**fields, role=requested.role, run=requested.run)
+        record = SearchRecord(**fields, role=requested.role, run=requested.seed)
         self.run.stored.save(record)
         self._stored_trials.records[trial.trial_id] = record
         self._search.add_result(trial.trial_id, cast("SearchResult", report.outcome))
@@ -171,7 +171,7 @@ class SearchTrials(TrialSource):
             record = RequestRecord(
                 trial_id=trial_id,
                 role=trial.role,
-                run=trial.run,
+                run=trial.seed,
                 spec=trial.spec,
                 data_fingerprint=self._fingerprints[prepared_id],
                 number=1 + max(numbers, default=-1),

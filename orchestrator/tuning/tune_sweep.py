@@ -66,7 +66,7 @@ class _Tuning(SweepCommand):
         options = self.options
         self.lock_root()
         if not workspace.sweep_paths.sweep_file.is_file():
-            workspace.record()  # the file of a sweep that was run stays as it is
+            workspace.write_sweep_file()  # the file of a sweep that was run stays as it is
         check_models(workspace.plan, ())
         check_raw(workspace, options.raw)
         check_feasible(workspace, options.raw)
@@ -111,8 +111,8 @@ class _Tuning(SweepCommand):
         num_train: dict[str, int] = {}
         trials: dict[tuple[str, ValidationSpec], SearchTrialSpec] = {}
         for combination in self.combinations:
-            for run in range(self.workspace.plan.sweep.tune.seeds):
-                trial = combination.trial(combination.sweep_point, run)
+            for seed in range(self.workspace.plan.sweep.tune.seeds):
+                trial = combination.trial(combination.sweep_point, seed)
                 trials[trial.network.subset.subset_id, trial.validation] = trial
         for (subset_id, validation), trial in trials.items():
             subset = trial.network.subset

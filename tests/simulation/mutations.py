@@ -559,29 +559,29 @@ MUTATIONS = tuple(
         SEARCH: (
             (
                 "a killed search goes on with what it had asked for",
-                "                if search.needs(record.point, record.run):\n",
+                "                if search.needs(record.training):\n",
                 "                if False:\n",
             ),
             (
                 "a search keeps to its budget",
-                "planned = self.spent + self.num_searching + 1\n",
+                "planned = self.spent + self.num_sampling + 1\n",
                 "planned = self.spent + 1\n",
             ),
             (
                 "a search compares with the sweep's own recipe",
-                "        return (self.combination.sweep_point, 0) not in self.known_runs\n",
+                "        return Training(self.combination.sweep_point, 0) not in self.known_trainings\n",
                 "        return False\n",
             ),
             ("finalists are trained with other seeds", "range(1, self.tune.seeds)", "range(1, 1)"),
             (
                 "a search is told each point once",
-                "            elif record.run == 0 and search.combination.contains(record.point):\n",
-                "            elif search.combination.contains(record.point):\n",
+                "            elif record.training.is_of_sampling and search.combination",
+                "            elif search.combination",
             ),
             (
                 "finalists are those of the whole search",
-                "            if search.is_over:\n                for point, run",
-                "            if True:\n                for point, run",
+                "            if search.is_sampling_over:\n                remaining",
+                "            if True:\n                remaining",
             ),
         ),
         EARLIER_TRIALS: (

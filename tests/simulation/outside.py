@@ -461,7 +461,7 @@ class SimulatedProcesses(RayFolders):
             return private_folder.has_owner_file and private_folder.owner.dead
         return False
 
-    def remove(self, folder: Path) -> None:
+    def remove_folder(self, folder: Path) -> None:
         self._outside.call(self._process)
         removed = self._outside.machine.pop(folder, None)
         if removed is not None and not removed.owner.dead:

@@ -238,8 +238,8 @@ class Tuning:
         outcomes(self._search)
         given_up = set()
         for search in self._search.searches.values():
-            for point, run in search.given_up:
-                given_up.add(search.combination.trial(point, run).trial_id)
+            for point, seed in search.given_up:
+                given_up.add(search.combination.trial(point, seed).trial_id)
         return {*self._earlier.records}, given_up
 
     def planned(self) -> set[str]:
@@ -278,7 +278,11 @@ def _search_problems(search: CombinationSearch) -> list[str]:
         problems.append(
             f"{model} on {dataset} took {search.spent} trainings of {settings.num_trainings}"
         )
-    if search.needs_sweep_point or not search.is_over or search.remaining_finalist_runs():
+    if (
+        search.needs_sweep_point
+        or not search.is_sampling_over
+        or search.remaining_finalist_trainings()
+    ):
         problems.append(f"the search of {model} on {dataset} is not done")
     sweep_runs = [(search.combination.sweep_point, run) for run in range(settings.seeds)]
     missing_runs = [run for run in sweep_runs if run not in search.results]

@@ -15,7 +15,7 @@ from typing import Any
 
 from orchestrator.machine.cluster import Cluster, Resources
 from orchestrator.machine.locks import EXPIRES_S, InUseError, Lease
-from orchestrator.machine.ray_folders import remove_leftovers
+from orchestrator.machine.ray_folders import remove_abandoned_folders
 from orchestrator.results import columns
 from orchestrator.results.mlflow_pages import SWEEP_KEY, Page
 from orchestrator.results.mlflow_runs import KEY_TAG, STORAGE_TAG, SweepRuns
@@ -23,7 +23,7 @@ from orchestrator.results.outlines import TrialOutline
 from orchestrator.results.records import FailureKind, StoredRecord, TrialRecord
 from orchestrator.results.storage import RetryWithBackoff, StorageAway
 from orchestrator.results.store import R, ResultStore, Scan
-from orchestrator.results.stored_results import Records, StoredResults
+from orchestrator.results.stored_results import StoredResults, TrialRecords
 from orchestrator.results.sweep_tracking import tracking_session
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.progress import Progress
@@ -281,7 +281,7 @@ class World:
             self._check_lease(process, started_at)
             try:
                 dead = [*self.killed_at]
-                remove_leftovers(processes)
+                remove_abandoned_folders(processes)
                 processes.check_orphans(dead)
                 with processes.cluster():
                     self._sweep(process, clock, storage, say)
@@ -488,7 +488,7 @@ class World:
         met = self.outside.met
         kills = len(self.killed_at)
         store = self.reader
-        stored = StoredResults(store, Records(store, {}, {}), {}, {}, [])
+        stored = StoredResults(store, TrialRecords(store, {}, {}), {}, {}, [])
         sweep = self.sweep_kind(self.size, self.data, stored)
         records, problems = sweep.check_records(bool(self.outside.hit))
         failed = Counter(failure.trial_id for failure in self.reported_failures)

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from orchestrator.machine.launch.mistakes import UNFILLED, Config, Mistake
-from orchestrator.machine.launch.providers import aws_mistakes, gcp_mistakes, own_mistakes
+from orchestrator.machine.launch.providers import aws_mistakes, gcp_mistakes, local_mistakes
 from orchestrator.planning.plain_yaml import read_text
 from orchestrator.results.provenance import provenance
 from search_spaces.errors import ConfigError
@@ -77,7 +77,7 @@ NEEDED = {
 }
 """Mistakes of missing keys that ``ray up`` reports late or not at all, by type of the provider. The
 empty type is for all providers."""
-PROVIDER_CHECKS = {"aws": aws_mistakes, "gcp": gcp_mistakes, "local": own_mistakes}
+PROVIDER_CHECKS = {"aws": aws_mistakes, "gcp": gcp_mistakes, "local": local_mistakes}
 
 
 def check_launch_file(path: Path) -> list[Mistake]:

@@ -26,26 +26,28 @@ class NodeType:
     """A node type of a cloud.
 
     Attributes:
-        place: key of its configuration in the file, with dots.
+        key_path: key of its configuration in the file, with dots.
         request: configuration that Ray sends to the provider.
         is_head: True if the head has this type.
     """
 
-    place: str
+    key_path: str
     request: dict[str, Any]
     is_head: bool
 
 
 def _node_types(config: Config) -> Iterator[NodeType]:
+    """Yield the node types of a cluster."""
     for name, node_type in config["available_node_types"].items():
         yield NodeType(
-            place=f"available_node_types.{name}.node_config",
+            key_path=f"available_node_types.{name}.node_config",
             request=node_type["node_config"],
             is_head=name == config["head_node_type"],
         )
 
 
 def _cloud_mistakes(config: Config) -> Iterator[Mistake]:
+    """Yield the mistakes that are possible in every cloud."""
     head = config["head_node_type"]
     may_start = False
     for name, node_type in config["available_node_types"].items():
@@ -77,7 +79,7 @@ def aws_mistakes(config: Config) -> Iterator[Mistake]:
     else:
         for node_type in _node_types(config):
             is_invalid = False
-            for mistake in _invalid_request(node_type):
+            for mistake in _request_mistakes(node_type):
                 is_invalid = True
                 yield mistake
             if not is_invalid:
@@ -85,7 +87,7 @@ def aws_mistakes(config: Config) -> Iterator[Mistake]:
     yield from _policy_mistakes(config)
 
 
-def _invalid_request(node_type: NodeType) -> Iterator[Mistake]:
+def _request_mistakes(node_type: NodeType) -> Iterator[Mistake]:
     """Yield the fields that EC2 would reject, according to botocore's description of EC2."""
     shape = _instance_request_shape()
     validator = importlib.import_module("botocore.validate").ParamValidator()
@@ -95,7 +97,7 @@ def _invalid_request(node_type: NodeType) -> Iterator[Mistake]:
     for line in report.splitlines():
         problem = line.split(", must be one of")[0]
         hint = "Correct this field. If EC2 accepts it, run `pip install -U boto3`"
-        yield Mistake(node_type.place, problem, hint)
+        yield Mistake(node_type.key_path, problem, hint)
 
 
 @cache
@@ -106,31 +108,32 @@ def _instance_request_shape() -> Any:
 
 
 def _aws_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
+    """Yield the mistakes of a node type on AWS."""
     request = node_type.request
-    place = node_type.place
+    key_path = node_type.key_path
     market = request.get("InstanceMarketOptions", {}).get("MarketType")
     if node_type.is_head and market == "spot":
         yield Mistake(
-            f"{place}.InstanceMarketOptions",
+            f"{key_path}.InstanceMarketOptions",
             "the head is a spot instance. If AWS terminates it, the sweep ends and the root "
             "on its disk is lost",
             "Use spot instances for workers only",
         )
     if not request.get("ImageId"):
         yield Mistake(
-            f"{place}.ImageId",
+            f"{key_path}.ImageId",
             "the image is missing, so Ray chooses one",
             "Write the id of an image with Python 3.11 to 3.13",
         )
     if not request.get("IamInstanceProfile"):
         yield Mistake(
-            f"{place}.IamInstanceProfile",
+            f"{key_path}.IamInstanceProfile",
             "the profile is missing, so Ray gives the head full rights",
             "Write the name of a profile with the rights of clusters/iam/head.json",
         )
     if not (request.get("SecurityGroupIds") or request.get("NetworkInterfaces")):
         yield Mistake(
-            f"{place}.SecurityGroupIds",
+            f"{key_path}.SecurityGroupIds",
             "the security group is missing, so Ray makes one that opens SSH to the internet",
             "Write the id of your security group: [sg-...]",
         )
@@ -138,17 +141,17 @@ def _aws_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
     disks = [device["Ebs"] for device in devices if "Ebs" in device]
     if not disks:
         yield Mistake(
-            f"{place}.BlockDeviceMappings",
+            f"{key_path}.BlockDeviceMappings",
             "no disk is configured, so the disk may not be encrypted",
             "Configure a disk with `Encrypted: true`",
         )
     elif not all(disk.get("Encrypted") for disk in disks):
         yield Mistake(
-            f"{place}.BlockDeviceMappings", "a disk is not encrypted", "Set `Encrypted: true`"
+            f"{key_path}.BlockDeviceMappings", "a disk is not encrypted", "Set `Encrypted: true`"
         )
     if not all(disk.get("DeleteOnTermination", True) for disk in disks):
         yield Mistake(
-            f"{place}.BlockDeviceMappings",
+            f"{key_path}.BlockDeviceMappings",
             "after its node is terminated, a disk stays and costs money",
             "Set `DeleteOnTermination: true`",
         )
@@ -162,7 +165,7 @@ def _policy_mistakes(config: Config) -> Iterator[Mistake]:
         for statement in statements:
             if "Condition" in statement:
                 conditions.append(statement["Condition"]["StringEquals"])
-    for place, key, value in (
+    for key_path, key, value in (
         ("cluster_name", "aws:ResourceTag/ray-cluster-name", config["cluster_name"]),
         ("provider.region", "aws:RequestedRegion", config["provider"].get("region")),
     ):
@@ -170,7 +173,7 @@ def _policy_mistakes(config: Config) -> Iterator[Mistake]:
         for name in sorted(allowed - {value}):
             if not UNFILLED.search(name):
                 yield Mistake(
-                    place,
+                    key_path,
                     f"the value is {value}, but with {HEAD_POLICY} the head can start and "
                     f"terminate only nodes of {name}",
                     "Write the same name in both files, and in the policy of your AWS account",
@@ -185,13 +188,14 @@ def gcp_mistakes(config: Config) -> Iterator[Mistake]:
 
 
 def _gcp_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
+    """Yield the mistakes of a node type on Google Cloud."""
     request = node_type.request
-    place = node_type.place
+    key_path = node_type.key_path
     disks = [disk for disk in request.get("disks") or () if isinstance(disk, dict)]
     boot_disks = [disk for disk in disks if disk.get("boot")]
     if not boot_disks or not boot_disks[0].get("autoDelete"):
         yield Mistake(
-            f"{place}.disks",
+            f"{key_path}.disks",
             "after its node is deleted, the disk stays and costs money",
             "Set `autoDelete: true`",
         )
@@ -199,7 +203,7 @@ def _gcp_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
     is_named = [network.get("subnetwork") or network.get("network") for network in networks]
     if not networks or not all(is_named):
         yield Mistake(
-            f"{place}.networkInterfaces",
+            f"{key_path}.networkInterfaces",
             "the subnet is missing, so the project's default network is used, which opens SSH "
             "to the internet",
             "Set subnetwork to your subnet",
@@ -212,20 +216,20 @@ def _gcp_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
         return
     if node_type.is_head:
         yield Mistake(
-            f"{place}.scheduling",
+            f"{key_path}.scheduling",
             "the head is a spot machine. If Google stops it, the sweep ends and the root on "
             "its disk is lost",
             "Use spot machines for workers only",
         )
     if scheduling.get("instanceTerminationAction") != "DELETE":
         yield Mistake(
-            f"{place}.scheduling",
+            f"{key_path}.scheduling",
             "Google stops spot machines without deleting them, so their disks stay and cost money",
             "Add `instanceTerminationAction: DELETE`",
         )
 
 
-def own_mistakes(config: Config) -> Iterator[Mistake]:
+def local_mistakes(config: Config) -> Iterator[Mistake]:
     """Yield the mistakes of a cluster of your own machines."""
     provider = config["provider"]
     head = str(provider.get("head_ip", ""))

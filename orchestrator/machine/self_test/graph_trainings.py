@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 
 import torch
 import torch.nn.functional as F
@@ -62,13 +63,14 @@ class Difference:
 
     Attributes:
         noise: difference between the two plain trainings.
-        graphs: difference between the training with graphs and the first plain training.
+        graphs: difference between the training with graphs and the first plain training. The name
+            is stored in the file of ``isweep gpu-check``.
     """
 
     noise: float
     graphs: float
 
-    def exceeds(self, least_noise: float) -> bool:
+    def is_more_than_noise(self, least_noise: float) -> bool:
         """Return whether graphs differ by more than noise explains. The result is True for NaN.
 
         Args:
@@ -121,7 +123,7 @@ class TrainingComparison:
             ("loss", self.losses, LEAST_LOSS_NOISE),
             ("weight", self.weights, LEAST_WEIGHT_NOISE),
         ):
-            if difference.exceeds(least_noise):
+            if difference.is_more_than_noise(least_noise):
                 return (
                     f"{self.model}: captured graphs change a {name} by "
                     f"{difference.graphs:.1e}; two plain trainings differ by "
@@ -154,20 +156,29 @@ class TrainingComparison:
         )
 
 
+class _Dropout(Enum):
+    """The dropout of the trainings that are compared. The value is for :func:`build_network`."""
+
+    REMOVED = 0.0
+    """The network has no dropout."""
+    UNCHANGED = None
+    """The network has the dropout of its trials, which may be none."""
+
+
 def compare_trainings(case: Case, device: torch.device) -> list[TrainingComparison]:
     """Train a network with CUDA graphs and with plain steps, and compare the two.
 
     If the network has dropout, do this twice: first without dropout, then with it.
     """
     images, labels = random_images(case.num_images, case.image_size, case.channels)
-    dropouts: list[float | None] = [0.0]
-    if _has_dropout(build_network(case, dropout=None)):
-        dropouts.append(None)
+    dropouts = [_Dropout.REMOVED]
+    if _has_dropout(build_network(case, _Dropout.UNCHANGED.value)):
+        dropouts.append(_Dropout.UNCHANGED)
     comparisons = []
     for dropout in dropouts:
-        comparison = _train_three_times(case, images, labels, device, dropout=dropout)
+        comparison = _train_three_times(case, images, labels, device, dropout)
         if comparison.problem:
-            second = _train_three_times(case, images, labels, device, dropout=dropout)
+            second = _train_three_times(case, images, labels, device, dropout)
             comparison = second.merged_with(comparison)
         comparisons.append(comparison)
     return comparisons
@@ -194,7 +205,7 @@ class _Training:
 
 
 def _train_three_times(
-    case: Case, images: Tensor, labels: Tensor, device: torch.device, *, dropout: float | None
+    case: Case, images: Tensor, labels: Tensor, device: torch.device, dropout: _Dropout
 ) -> TrainingComparison:
     """Train a network without graphs, with graphs, and without graphs again.
 
@@ -203,30 +214,27 @@ def _train_three_times(
         images: training images, ``(num_images, channels, side, side)`` uint8.
         labels: labels of the images, ``(num_images,)`` int64.
         device: device of the trainings.
-        dropout: replaces the network's own dropout. None means that it does not change.
+        dropout: dropout of the trainings.
     """
     # Graphs run between the plain trainings: if another load grows meanwhile, it affects both.
-    plain = _train_once(case, images, labels, device, dropout, graphs=False)
-    graphs = _train_once(case, images, labels, device, dropout, graphs=True)
-    graphs_change = _largest_change(plain.weights, graphs.weights)
+    plain = _train_once(case, images, labels, device, dropout, uses_graphs=False)
+    captured = _train_once(case, images, labels, device, dropout, uses_graphs=True)
+    weight_change = _largest_change(plain.weights, captured.weights)
     # The weights of a VGG have 0.56 GB.
-    graphs.weights.clear()
-    again = _train_once(case, images, labels, device, dropout, graphs=False)
+    captured.weights.clear()
+    again = _train_once(case, images, labels, device, dropout, uses_graphs=False)
+    num_compared_epochs = NUM_EPOCHS
     weights = None
-    epochs = slice(None)
-    if dropout is None or is_random_in_training(
-        build_network(case, dropout), images[:NO_BATCH_NORM_IMAGES]
-    ):
-        # Only the last epoch is compared, because the first losses depend on few random numbers.
-        epochs = slice(-1, None)
+    if _is_random(case, images, dropout):
+        # The first losses depend on few random numbers, so only the last one is compared.
+        num_compared_epochs = 1
     else:
-        weights = Difference(
-            noise=_largest_change(plain.weights, again.weights),
-            graphs=graphs_change,
-        )
+        weight_noise = _largest_change(plain.weights, again.weights)
+        weights = Difference(noise=weight_noise, graphs=weight_change)
+    plain_losses = plain.losses[-num_compared_epochs:]
     losses = Difference(
-        noise=_largest_difference(plain.losses[epochs], again.losses[epochs]),
-        graphs=_largest_difference(plain.losses[epochs], graphs.losses[epochs]),
+        noise=_largest_difference(plain_losses, again.losses[-num_compared_epochs:]),
+        graphs=_largest_difference(plain_losses, captured.losses[-num_compared_epochs:]),
     )
     return TrainingComparison(
         model=case.model.name,
@@ -234,8 +242,16 @@ def _train_three_times(
         weights=weights,
         plain_s=plain.epoch_s,
         again_s=again.epoch_s,
-        graph_s=graphs.epoch_s,
+        graph_s=captured.epoch_s,
     )
+
+
+def _is_random(case: Case, images: Tensor, dropout: _Dropout) -> bool:
+    """Return whether a training draws random numbers, for dropout or in another layer."""
+    if dropout is _Dropout.UNCHANGED:
+        return True
+    model = build_network(case, dropout.value)
+    return is_random_in_training(model, images[:NO_BATCH_NORM_IMAGES])
 
 
 def _train_once(
@@ -243,12 +259,12 @@ def _train_once(
     images: Tensor,
     labels: Tensor,
     device: torch.device,
-    dropout: float | None,
+    dropout: _Dropout,
     *,
-    graphs: bool,
+    uses_graphs: bool,
 ) -> _Training:
     """Train the network from its fixed start."""
-    model = build_network(case, dropout)
+    model = build_network(case, dropout.value)
     recipe = RecipeSpec.model_validate(
         {
             "name": "self-test",
@@ -260,7 +276,7 @@ def _train_once(
             "precision": case.precision,
         }
     )
-    history = train(model, images, labels, recipe, seed=0, device=device, graphs=graphs)
+    history = train(model, images, labels, recipe, seed=0, device=device, graphs=uses_graphs)
     return _Training(
         losses=[record.train_loss for record in history],
         weights=[value.detach().float().cpu() for value in model.state_dict().values()],

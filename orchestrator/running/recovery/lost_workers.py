@@ -45,10 +45,11 @@ def outcome_of(trial: Any, location: WorkerLocation | None) -> TrialReport | Tri
     cause = getattr(error, "cause", None) or error
     if isinstance(cause, TrialFailedError):
         return TrialReport.model_validate_json(cause.report)
-    dead_ids = _dead_nodes(location)
-    actor = getattr(error, "actor_id", None)
-    if actor is not None and location is not None and location.node_id in dead_ids:
-        dead_ids.add(actor)
+    dead_ids = _dead_node_ids(location)
+    actor_id = getattr(error, "actor_id", None)
+    if actor_id is not None and location is not None and location.node_id in dead_ids:
+        # Ray's text about the error may name only the actor, not its dead node.
+        dead_ids.add(actor_id)
     pid = 0 if location is None else location.pid
     return classify_lost_worker(error, _last_error_text(trial), dead_ids=dead_ids, pid=pid)
 
@@ -74,7 +75,7 @@ def _last_error_text(trial: Any) -> str:
     return ""
 
 
-def _dead_nodes(location: WorkerLocation | None) -> set[str]:
+def _dead_node_ids(location: WorkerLocation | None) -> set[str]:
     """Return Ray's ids of dead nodes.
 
     If a node dies, Ray's head counts it as alive for a moment longer than its workers. So this
@@ -127,6 +128,7 @@ def killed_for_memory(locations: Mapping[str, WorkerLocation]) -> set[str]:
         except Exception as problem:
             log.warning("Ray did not report why a worker died: %s", problem)
             return set()
+        # Ray kills one worker at a time, so the first recorded death explains the failure.
         if killed or time.monotonic() > deadline:
             return killed
         time.sleep(REQUEST_INTERVAL_S)

@@ -1,4 +1,7 @@
-"""Verdicts on trials that ran out of memory: whether a further attempt can succeed, and hints."""
+"""Verdicts on trials that failed with their request: can a further attempt succeed, and hints.
+
+A trial fails with its request if it ran out of memory, or if cuDNN has no kernel for it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from search_spaces.specs import TrialSpec
 
 
 @dataclass(frozen=True)
-class MemoryVerdict:
+class TrialVerdict:
     """The decision of the resource policy about a failed trial.
 
     Attributes:
@@ -20,13 +23,13 @@ class MemoryVerdict:
     hint: str = ""
 
 
-MAY_RETRY = MemoryVerdict()
+MAY_RETRY = TrialVerdict()
 """Verdict on a trial that may succeed with its next request."""
 
 
 @dataclass(frozen=True)
-class MemoryLimit:
-    """The memory that is too little for a trial.
+class LimitText:
+    """The texts about a memory that is too little for a trial.
 
     Attributes:
         clause_end: end of the sentence "... needs more memory than".
@@ -37,21 +40,21 @@ class MemoryLimit:
     fix: str
 
 
-MACHINE = MemoryLimit("the machine gave", "Choose a larger machine")
-WHOLE_GPU = MemoryLimit("a whole GPU has", "Choose a larger GPU")
-OCCUPIED_GPU = MemoryLimit(
+MACHINE = LimitText("the machine gave", "Choose a larger machine")
+WHOLE_GPU = LimitText("a whole GPU has", "Choose a larger GPU")
+OCCUPIED_GPU = LimitText(
     "other processes leave on the GPU", "End the other processes, choose another GPU"
 )
 
 
 def too_little_memory(
-    trial: TrialSpec, limit: MemoryLimit, *, suggest_splitting: bool
-) -> MemoryVerdict:
+    trial: TrialSpec, limit: LimitText, *, suggest_splitting: bool
+) -> TrialVerdict:
     """Return the final verdict on a trial that cannot get enough memory.
 
     Args:
         trial: the trial.
-        limit: the memory that is too little.
+        limit: texts about the memory that is too little.
         suggest_splitting: If True, add that the sweep can allow isweep to split the batches.
     """
     recipe = trial.network.recipe
@@ -64,10 +67,10 @@ def too_little_memory(
             f"{hint}. Or set `resources.micro_batches: on`. isweep then splits each batch, "
             "and batch norm uses the statistics of smaller batches"
         )
-    return MemoryVerdict(is_final=True, hint=hint)
+    return TrialVerdict(is_final=True, hint=hint)
 
 
-def no_kernel(trial: TrialSpec) -> MemoryVerdict:
+def no_kernel_verdict(trial: TrialSpec) -> TrialVerdict:
     """Return the final verdict on a trial for which cuDNN has no kernel on its GPU."""
     recipe = trial.network.recipe
     hint = (
@@ -75,4 +78,4 @@ def no_kernel(trial: TrialSpec) -> MemoryVerdict:
         f"{recipe.precision} on this GPU, which has enough free memory. Install another torch, "
         "choose another GPU, or change recipe.batch_size or recipe.precision"
     )
-    return MemoryVerdict(is_final=True, hint=hint)
+    return TrialVerdict(is_final=True, hint=hint)

@@ -55,9 +55,9 @@ from orchestrator.running.recovery.memory_verdicts import (
     MAY_RETRY,
     OCCUPIED_GPU,
     WHOLE_GPU,
-    MemoryLimit,
-    MemoryVerdict,
-    no_kernel,
+    LimitText,
+    TrialVerdict,
+    no_kernel_verdict,
     too_little_memory,
 )
 from orchestrator.running.recovery.start_levels import NetworkLevels, TrialLevels
@@ -154,7 +154,7 @@ class ResourcePolicy:
         level = self.last_requests[trial.trial_id].level
         self._network(trial).finished(level)
 
-    def failed(self, trial: TrialSpec, failure: TrialFailure, gpu_name: str = "") -> MemoryVerdict:
+    def failed(self, trial: TrialSpec, failure: TrialFailure, gpu_name: str = "") -> TrialVerdict:
         """Process a failure of a started attempt, after which the next requests may change.
 
         Args:
@@ -189,12 +189,12 @@ class ResourcePolicy:
         last = self.last_requests[trial.trial_id]
         return self._levels.next_level(trial, last.level, last.resources)
 
-    def _gpu_failed(self, trial: TrialSpec, failure: TrialFailure, gpu_name: str) -> MemoryVerdict:
+    def _gpu_failed(self, trial: TrialSpec, failure: TrialFailure, gpu_name: str) -> TrialVerdict:
         """Process a failure for lack of GPU memory: rows 1 to 5 of the module's table."""
         share = self.last_requests[trial.trial_id].resources.num_gpus
         cause = cause_on_gpu(trial, failure, share, self.runtime_model.gpu)
         if cause == MemoryCause.NO_KERNEL:
-            return no_kernel(trial)
+            return no_kernel_verdict(trial)
         levels = self.trial_levels[trial.trial_id]
         next_level = self._next_level(trial)
         is_on_small_gpu = gpu_name in self.small_gpus
@@ -213,7 +213,7 @@ class ResourcePolicy:
             self._network(trial).raise_needed_level(next_level)
         return MAY_RETRY
 
-    def _machine_failed(self, trial: TrialSpec, failure: TrialFailure) -> MemoryVerdict:
+    def _machine_failed(self, trial: TrialSpec, failure: TrialFailure) -> TrialVerdict:
         """Process a failure for lack of the machine's memory: rows 6 and 7 of the table.
 
         If other processes use the memory, the verdict is never final, because the processes
@@ -235,7 +235,7 @@ class ResourcePolicy:
             return MAY_RETRY
         return self._too_little_memory(trial, MACHINE)
 
-    def _too_little_memory(self, trial: TrialSpec, limit: MemoryLimit) -> MemoryVerdict:
+    def _too_little_memory(self, trial: TrialSpec, limit: LimitText) -> TrialVerdict:
         """Return the final verdict on a trial that needs too much memory at its highest level."""
         can_split = trial.network.recipe.batch_size >= MIN_SPLIT_BATCH
         suggest_splitting = can_split and not self._levels.may_split_batches(trial)

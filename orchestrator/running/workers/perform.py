@@ -40,8 +40,8 @@ class TrialTask:
     pretrained: Mapping[str, bytes] | None = None
 
 
-class Performed(NamedTuple):
-    """The result of a trial.
+class PerformedTrial(NamedTuple):
+    """A trial that was run to its end.
 
     Attributes:
         result: the result.
@@ -52,16 +52,16 @@ class Performed(NamedTuple):
     trained: bool
 
 
-Perform = Callable[[TrialTask], Performed]
+TrialFunction = Callable[[TrialTask], PerformedTrial]
 """Function that runs a trial. A sweep and a search have different functions."""
 
 
-def perform_trial(task: TrialTask) -> Performed:
+def perform_trial(task: TrialTask) -> PerformedTrial:
     """Train and measure a network. If only measurements are missing, measure the stored network."""
     result = _measure_stored(task)
     if result is not None:
-        return Performed(result, trained=False)
-    return Performed(_train(task), trained=True)
+        return PerformedTrial(result, trained=False)
+    return PerformedTrial(_train(task), trained=True)
 
 
 def _measure_stored(task: TrialTask) -> TrialResult | None:

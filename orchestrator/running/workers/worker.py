@@ -31,7 +31,7 @@ from orchestrator.running.queue import ASSIGNMENT
 from orchestrator.running.recovery.failures import OtherCodeError, classify
 from orchestrator.running.workers import trial_device
 from orchestrator.running.workers.attempt_log import recorded
-from orchestrator.running.workers.perform import Perform, TrialTask, perform_trial
+from orchestrator.running.workers.perform import TrialFunction, TrialTask, perform_trial
 from search_spaces.errors import SweepError
 from tasks.prepared.subsets import TrialData
 
@@ -53,7 +53,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
     def setup(
         self,
         config: dict[str, Any],
-        perform: Perform = perform_trial,
+        perform: TrialFunction = perform_trial,
         arrays: Any = None,
         files: ArtifactStore | None = None,
         messages: MessageQueue | None = None,

@@ -21,7 +21,7 @@ from tests.damage import directory, fifo, loop
 @pytest.fixture
 def workspace(root):
     opened = Workspace.open("smoke", root)
-    opened.record()
+    opened.write_sweep_file()
     return opened
 
 
@@ -164,7 +164,7 @@ def test_a_damaged_event_log_is_reported(run, workspace):
 
 
 def test_a_copied_sweep_folder_is_refused_and_the_original_is_listed_once(run, root, workspace):
-    workspace.record()
+    workspace.write_sweep_file()
     folder = workspace.sweep_paths.folder
     shutil.copytree(folder, folder.parent / "copy")
     message = "The stored file of the sweep 'copy' contains the name 'smoke'"
@@ -195,7 +195,7 @@ def test_a_copied_sweep_folder_is_refused_and_the_original_is_listed_once(run, r
 )
 def test_a_damaged_sweep_of_the_root_is_named_and_hides_no_other(run, root, workspace, damage):
     sound_sweep = Workspace.open("demo", root)
-    sound_sweep.record()
+    sound_sweep.write_sweep_file()
     damage(workspace.sweep_paths.sweep_file)
     message = "The stored file of the sweep 'smoke' cannot be read: "
     code, out, err = run("status")

@@ -205,7 +205,7 @@ def test_a_sweep_name_gives_a_warning_if_the_file_has_changed(
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "mine.yaml"
     file.write_text(SWEEP, encoding="utf-8")
-    Workspace.open(str(file), root).record()
+    Workspace.open(str(file), root).write_sweep_file()
     assert "as it last ran" not in run(command, "mine")[2]
     file.write_text(SWEEP.replace("20, 40", "20, 60"), encoding="utf-8")
     hint = f"To use the file, run `isweep {command} ./mine.yaml --root {root}`"
@@ -221,7 +221,7 @@ def test_status_without_a_name_lists_the_sweeps_of_the_root(run, root):
     assert out.endswith(
         f"No sweep has run below this root. Start with `isweep run demo --root {root}`.\n"
     )
-    Workspace.open("smoke", root, changes={"seeds": [0, 1]}).record()
+    Workspace.open("smoke", root, changes={"seeds": [0, 1]}).write_sweep_file()
     _, out, _ = run("status", "--json")
     assert [(row["sweep"], row["planned"]) for row in json.loads(out)] == [("smoke", 16)]
 
@@ -242,7 +242,7 @@ def test_a_stored_sweep_is_found_by_its_name_without_its_file(run, root, tmp_pat
 
     path = tmp_path / "any.yaml"
     path.write_text(SWEEP, encoding="utf-8")
-    Workspace.open(str(path), root).record()
+    Workspace.open(str(path), root).write_sweep_file()
     path.unlink()
     document = json.loads(run("status", "mine", "--json")[1])
     assert document["planned"] == 10  # two train sizes of five class pairs

@@ -24,7 +24,7 @@ from orchestrator.machine import (
     mps_daemon,
 )
 from orchestrator.machine.cluster import Resources
-from orchestrator.machine.gpu_bench import Bench, bench_of
+from orchestrator.machine.gpu_bench import Bench, make_bench
 from orchestrator.machine.gpu_check import check, devices, run_part, without_names
 from orchestrator.machine.gpu_hours import FULL_SIZE, MeasuredTimes, measured_hours
 from orchestrator.machine.gpus import nvidia_smi, torch_gpus
@@ -65,7 +65,7 @@ def test_a_part_that_needs_no_gpu_runs_on_a_cpu(monkeypatch, part):
 
 
 def test_a_trial_runs_twice_in_one_process_and_reports_time_and_memory():
-    first, second, larger = gpu_check_parts.real_trials(bench_of("cpu"), "small_cnn")
+    first, second, larger = gpu_check_parts.real_trials(make_bench("cpu"), "small_cnn")
     assert first["timings"].keys() >= {"build", "train", "evaluate"}
     assert (first["left_bytes"], first["energy_j"]) == (0, None)
     assert first["scores"] == second["scores"]
@@ -81,7 +81,7 @@ def test_products_of_bytes_that_differ_from_the_cpu_are_named_by_their_sizes(
     monkeypatch, change_product
 ):
     monkeypatch.setattr(gpu_bench, "SMALL_CASES", (TINY,))
-    assert list(gpu_check_parts.wrong_products(bench_of("cpu"))) == []
+    assert list(gpu_check_parts.wrong_products(make_bench("cpu"))) == []
     monkeypatch.setattr(
         gpu_check_parts,
         "choose_product",
@@ -164,7 +164,7 @@ def cpu_as_gpu(monkeypatch):
 
     The kind is the only item of a list, so that a test can replace it.
     """
-    small = gpu_bench.grid(False, True)
+    small = gpu_bench.paper_or_demo_trials(False, True)
     kinds = ["out_of_memory"]
     for name, value in {
         "on_gpu": True,
@@ -173,28 +173,28 @@ def cpu_as_gpu(monkeypatch):
         "run_in_share": lambda bench, work, share=1.0: "" if 0.2 < share < 1 else kinds[0],
     }.items():
         monkeypatch.setattr(Bench, name, value)
-    monkeypatch.setattr(gpu_bench, "grid", lambda on_gpu, half: small)
+    monkeypatch.setattr(gpu_bench, "paper_or_demo_trials", lambda on_gpu, bfloat16: small)
     return kinds
 
 
 def test_the_smallest_share_is_measured_and_lack_of_memory_must_have_its_kind(cpu_as_gpu):
-    bench = bench_of("cpu")
-    row = dict(gpu_check_parts.memory(bench))["small_cnn"]
+    bench = make_bench("cpu")
+    row = dict(gpu_check_parts.measure_memory(bench))["small_cnn"]
     assert row["smallest_share"] == pytest.approx(0.2, abs=0.25 / 32)
     assert row["dies_with"] <= 0.2 < row["smallest_share"]
     assert (row["kind"], row["peak_bytes"] > 0) == ("out_of_memory", True)
-    faults = dict(gpu_check_parts.faults(bench))
+    faults = dict(gpu_check_parts.exhaust_memory(bench))
     assert list(faults["kinds"]) == ["allocation", "step", "evaluation", "capture"]
     # cuDNN can compute in half of the peak memory with a smaller workspace.
     assert faults["fails"] == []
     assert faults["step_note"].startswith("half of the peak memory was enough")
     assert faults["evaluation_note"] == faults["step_note"]
     cpu_as_gpu[0] = ""
-    faults = dict(gpu_check_parts.faults(bench))
+    faults = dict(gpu_check_parts.exhaust_memory(bench))
     message = "an out-of-memory error in {} is recorded as no failure"
     assert faults["fails"] == [message.format("allocation"), message.format("capture")]
     cpu_as_gpu[0] = "device_error"
-    faults = dict(gpu_check_parts.faults(bench))
+    faults = dict(gpu_check_parts.exhaust_memory(bench))
     assert "an out-of-memory error in capture is recorded as device_error" in faults["fails"]
 
 
@@ -204,7 +204,7 @@ def test_a_larger_context_than_planned_is_noted_and_fails_no_part(cpu_as_gpu, mo
     monkeypatch.setattr(gpu_check_parts, "visible_gpu_list", lambda: (gpu,))
     free_bytes = iter([total - (3 << 29), total - (2 << 30)])
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (next(free_bytes), total))
-    values = dict(gpu_check_parts.context(bench_of("cpu")))
+    values = dict(gpu_check_parts.measure_context(make_bench("cpu")))
     assert (values["start"], values["small_cnn"]) == (1 << 29, 1 << 30)
     expected = "a process uses 1.00 GiB besides its tensors. Plans and runs use this number"
     assert values["note"].startswith(expected)
@@ -217,8 +217,8 @@ def test_a_larger_context_than_planned_is_noted_and_fails_no_part(cpu_as_gpu, mo
 )
 def test_shares_have_room_for_the_context_that_was_measured(measured, used):
     parts = parts_of(steps_of_a100(1.0), context=measured)
-    bench = bench_of("cuda")
-    summary = json.loads(json.dumps(dict(gpu_check_parts.summary(bench, parts))))
+    bench = make_bench("cuda")
+    summary = json.loads(json.dumps(dict(gpu_check_parts.summarize(bench, parts))))
     checks = {"NVIDIA A100-SXM4-80GB": summary}
     planned = gpu_model_from_driver("NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, checks)
     usual = replace(planned, context_gib=CONTEXT_BYTES / 2**30)
@@ -255,7 +255,7 @@ def test_pairs_are_measured_with_and_without_mps(tmp_path, monkeypatch, mps_runs
         expected["with_mps"] = {"small_cnn": {"1": 9.0, "gain": 1.5}}
     else:
         expected["mps_note"] = "this is not a GPU"
-    assert dict(gpu_check.pairs(bench_of("cpu"))) == expected
+    assert dict(gpu_check.measure_pairs(make_bench("cpu"))) == expected
     assert os.environ["CUDA_MPS_PIPE_DIRECTORY"] == str(tmp_path)
 
 
@@ -283,9 +283,9 @@ def test_mps_that_does_not_run_is_started_to_measure_a_pair(tmp_path, monkeypatc
     monkeypatch.setattr(
         gpu_check, "measure_gain", lambda *_: {"1": 1.0, "mps": mps_daemon.mps_runs()}
     )
-    bench = replace(bench_of("cpu"), device=torch.device("cuda"))
+    bench = replace(make_bench("cpu"), device=torch.device("cuda"))
     with listening_mps(tmp_path):
-        values = dict(gpu_check.pairs(bench))
+        values = dict(gpu_check.measure_pairs(bench))
     assert (values["mps"], values["mps_note"]) == (False, "MPS was started for this measurement")
     assert {row["mps"] for row in values["with_mps"].values()} == {True}
     assert {row["mps"] for row in values["without_mps"].values()} == {False}
@@ -308,7 +308,7 @@ def exclusive_gpu(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("exclusive_gpu")
 def test_a_pair_with_mps_is_measured_even_if_no_process_runs_without():
-    pairs = dict(gpu_check.pairs(bench_of("cpu")))
+    pairs = dict(gpu_check.measure_pairs(make_bench("cpu")))
     assert list(pairs) == ["mps", "with_mps", "without_mps"]
     assert pairs["with_mps"]["small_cnn"]["gain"] == 2.0
     assert pairs["without_mps"]["small_cnn"]["error"].startswith("1 processes: AcceleratorError")
@@ -329,7 +329,7 @@ def test_earlier_measurements_are_kept_if_more_processes_do_not_fit(
         return ([50.0] * number, "") if number <= num_fitting else ([], "full")
 
     monkeypatch.setattr(gpu_check, "_measure_together", rates)
-    assert gpu_check.measure_gain(bench_of("cuda"), "vgg16") == expected
+    assert gpu_check.measure_gain(make_bench("cuda"), "vgg16") == expected
 
 
 def test_processes_are_measured_from_the_time_at_which_all_are_warm(tmp_path, monkeypatch):
@@ -352,7 +352,7 @@ print(json.dumps({"images_per_second": time.time()}))
             [sys.executable, "-c", script, ready], **pipes, process_group=0
         ),
     )
-    starts, error = gpu_check._measure_together(bench_of("cpu"), "small_cnn", 3)
+    starts, error = gpu_check._measure_together(make_bench("cpu"), "small_cnn", 3)
     assert error == ""
     assert max(starts) - min(starts) < 0.3
 
@@ -364,7 +364,7 @@ def test_no_process_waits_for_one_that_dies_before_it_is_warm(monkeypatch):
         "_start_part",
         lambda *_: subprocess.Popen(["false"], **pipes, process_group=0),
     )
-    assert gpu_check._measure_together(bench_of("cpu"), "small_cnn", 2) == ([], "exit code 1")
+    assert gpu_check._measure_together(make_bench("cpu"), "small_cnn", 2) == ([], "exit code 1")
 
 
 def test_a_process_that_is_measured_too_long_is_killed_after_its_gpu_work_has_ended(
@@ -388,13 +388,13 @@ def test_a_process_that_is_measured_too_long_is_killed_after_its_gpu_work_has_en
     monkeypatch.setattr(gpu_check, "_start_part", start)
     monkeypatch.setattr(gpu_check, "end_gpu_work", end_gpu_work)
     with listening_mps(tmp_path):
-        rates, error = gpu_check._measure_together(bench_of("cpu"), "small_cnn", 2)
+        rates, error = gpu_check._measure_together(make_bench("cpu"), "small_cnn", 2)
     assert rates == []
     assert error == "the process did not end within 0.2 s"
     assert ended == [{process.pid for process in processes}]
     assert [process.returncode for process in processes] == [-9, -9]
     processes.clear()
-    gpu_check._measure_together(bench_of("cpu"), "small_cnn", 2)
+    gpu_check._measure_together(make_bench("cpu"), "small_cnn", 2)
     assert len(ended) == 1  # without MPS, nothing must end before
     assert [process.returncode for process in processes] == [-9, -9]
 
@@ -427,7 +427,7 @@ def test_a_part_that_takes_too_long_can_clean_up_before_it_is_killed():
 
 
 def test_the_part_with_pairs_ends_later_than_its_processes():
-    num_measurements = 2 * len(bench_of("cuda").slow_part_models) * 3
+    num_measurements = 2 * len(make_bench("cuda").slow_part_models) * 3
     assert gpu_check._timeout_s("pairs") > num_measurements * gpu_check.PAIR_TIMEOUT_S
 
 
@@ -450,8 +450,8 @@ def test_parts_after_the_self_test_use_the_steps_of_trials(cpu_as_gpu, monkeypat
 
     monkeypatch.setattr(gpu_check_parts, "train", collect_training)
     monkeypatch.setattr(gpu_check_parts.isolation, "peak_bytes", lambda device: 1)
-    bench = replace(bench_of("cpu"), graphs=frozenset(graphs))
-    list(gpu_check_parts.memory(bench))
+    bench = replace(make_bench("cpu"), graphs=frozenset(graphs))
+    list(gpu_check_parts.measure_memory(bench))
     network = bench.network("small_cnn")
     size = network.recipe.batch_size
     # The last batch has the size of that of the trial whose peak is predicted.
@@ -529,7 +529,7 @@ def timed_steps(cpu_as_gpu, monkeypatch):
 
 
 def test_plain_steps_and_graphs_are_timed_in_turn_with_the_load_of_the_gpu(timed_steps):
-    times = dict(gpu_check_parts.step_times(bench_of("cpu")))
+    times = dict(gpu_check_parts.measure_step_times(make_bench("cpu")))
     deterministic = timed_steps[0][2]
     first_four = [(graphs, is_deterministic) for _, graphs, is_deterministic in timed_steps[:4]]
     assert first_four == [(graphs, deterministic) for graphs in (False, True, False, True)]
@@ -562,8 +562,10 @@ def test_the_load_is_sampled_in_the_middle_of_the_training_which_lasts_until_the
         sampled_at.append(len(epochs))
         assert epoch_40_has_ended.wait(60)
 
-    monkeypatch.setattr(Bench, "train", train)
-    seconds = bench_of("cpu").step_seconds("small_cnn", 10.0, graphs=False, sample_load=sample_load)
+    monkeypatch.setattr(Bench, "train_network", train)
+    seconds = make_bench("cpu").step_seconds(
+        "small_cnn", 10.0, graphs=False, sample_load=sample_load
+    )
     # Half of ten measured seconds, after the warm-up.
     assert sampled_at[0] >= gpu_bench.WARM_UP_EPOCHS + 5
     assert epochs[-1] >= 40
@@ -571,8 +573,8 @@ def test_the_load_is_sampled_in_the_middle_of_the_training_which_lasts_until_the
 
 
 def test_a_network_whose_graphs_fail_keeps_its_plain_times_and_stops_no_other(timed_steps):
-    bench = replace(bench_of("cpu"), models=("broken", "small_cnn"))
-    times = dict(gpu_check_parts.step_times(bench))
+    bench = replace(make_bench("cpu"), models=("broken", "small_cnn"))
+    times = dict(gpu_check_parts.measure_step_times(bench))
     assert times["broken"]["eager_ms"] == pytest.approx(10)
     assert times["small_cnn"]["graph_ms"] > 0
     assert times["fails"] == ["broken: CaptureError: a step could not be captured"]
@@ -601,13 +603,13 @@ def test_each_network_is_tested_although_one_fails_and_every_difference_is_named
         return verdicts[case.model.name]
 
     monkeypatch.setattr(program, "run_self_test", run)
-    cases = bench_of("cuda").self_test_cases()
-    bench = bench_of("cpu")
+    cases = make_bench("cuda").self_test_cases()
+    bench = make_bench("cpu")
     monkeypatch.setattr(Bench, "self_test_cases", lambda bench: cases)
-    correctness = dict(gpu_check_parts.correctness(bench))
+    correctness = dict(gpu_check_parts.check_correctness(bench))
     assert [case.model.name for case in tested] == list(PAPER_MODELS)
     # Batches have the sizes of the sweep: other sizes use other kernels.
-    networks = [trial.network for trial in bench_of("cuda").trials]
+    networks = [trial.network for trial in make_bench("cuda").trials]
     batch_sizes = {network.model.name: network.recipe.batch_size for network in networks}
     assert {case.model.name: case.batch_size for case in tested} == batch_sizes
     assert correctness["graphs"] == ["resnet34"]
@@ -642,7 +644,7 @@ def test_tensorfloat_32_is_detected_in_products_and_in_convolutions(monkeypatch,
         return exact(left, right, *arguments, **options)
 
     monkeypatch.setattr(owner, name, with_tf32)
-    errors = gpu_check_parts.float32_errors(bench_of("cpu"))
+    errors = gpu_check_parts.float32_errors(make_bench("cpu"))
     assert errors[kind] > 1e-4
     other_kind = {"product": "convolution", "convolution": "product"}[kind]
     assert errors[other_kind] < 1e-6
@@ -784,8 +786,8 @@ def test_processes_of_a_part_end_with_the_part():
 
 
 def test_a_gpu_without_bfloat16_is_measured_in_float32():
-    for half, precision in ((True, "bfloat16"), (False, "float32")):
-        trial = replace(bench_of("cuda"), half=half).trial("vgg16")
+    for bfloat16, precision in ((True, "bfloat16"), (False, "float32")):
+        trial = replace(make_bench("cuda"), bfloat16=bfloat16).trial("vgg16")
         assert trial.network.recipe.precision == precision
 
 
@@ -813,7 +815,7 @@ def parts_of(step_ms, graphs=(), **changes):
 
 def steps_of_a100(factor):
     """Return the predicted milliseconds of a step on an A100 for each network, times a factor."""
-    bench = bench_of("cuda")
+    bench = make_bench("cuda")
     step_ms = {}
     for model in bench.models:
         step = cost_of(bench.network(model)).step
@@ -826,13 +828,13 @@ def test_the_summary_gives_the_planner_a_row():
     """A GPU that is twice as fast as its row predicts gets twice the efficiency."""
     gpu = GPU_MODELS["a100"]
     parts = parts_of(steps_of_a100(0.5))
-    summary = dict(gpu_check_parts.summary(bench_of("cuda"), parts))
+    summary = dict(gpu_check_parts.summarize(make_bench("cuda"), parts))
     assert summary["row"]["compute_efficiency"] == pytest.approx(2 * gpu.compute_efficiency)
     assert GpuModel(**summary["row"]).origin == "gpu-check: 2.00 times as fast as predicted"
     names = "resnet18, resnet34, resnet50, vgg13, vgg16, vgg19"
     assert summary["verdict"] == f"PASS; plain steps for {names}"
     with_fault = parts | {"faults": {"ok": False, "values": {}}}
-    failed_summary = dict(gpu_check_parts.summary(bench_of("cuda"), with_fault))
+    failed_summary = dict(gpu_check_parts.summarize(make_bench("cuda"), with_fault))
     assert failed_summary["verdict"].startswith("FAIL: faults; plain steps")
     checks = {"NVIDIA A100-SXM4-80GB": summary}
     measured = gpu_model_from_driver("NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, checks)
@@ -841,14 +843,14 @@ def test_the_summary_gives_the_planner_a_row():
 
 def test_the_verdict_names_the_networks_that_a_part_did_not_reach():
     """A part that is ended at its time limit keeps the networks before."""
-    models = bench_of("cuda").models
+    models = make_bench("cuda").models
     parts = parts_of(steps_of_a100(1.0), graphs=models)
     for part, measured_models in (("step_times", models[:4]), ("passes", models[:5])):
         values = parts[part]["values"]
         parts[part]["values"] = {model: values[model] for model in measured_models}
     del parts["correctness"]["values"]["self_test"]["vgg19"]
     parts["memory"] = {"ok": False, "values": {}}
-    verdict = dict(gpu_check_parts.summary(bench_of("cuda"), parts))["verdict"]
+    verdict = dict(gpu_check_parts.summarize(make_bench("cuda"), parts))["verdict"]
     expected = "FAIL: memory; correctness lacks vgg19; step_times lacks vgg16, vgg19; "
     assert verdict == f"{expected}passes lacks vgg19; memory lacks {', '.join(models)}"
 
@@ -868,14 +870,14 @@ def test_a_self_test_that_hangs_has_its_own_limit_and_the_next_network_is_tested
         limits.append(timeout_s)
         return outputs[Case.from_json(command[-1]).model.name]
 
-    bench = bench_of("cpu")
+    bench = make_bench("cpu")
     cases = tuple(replace(TINY, model=model_spec(name)) for name in outputs)
     monkeypatch.setattr(Bench, "on_gpu", True)
     monkeypatch.setattr(Bench, "self_test_cases", lambda bench: cases)
     monkeypatch.setattr(stored_verdicts, "run_program", run_program)
     monkeypatch.setattr(gpu_check_parts, "_attack_and_features", lambda bench: (1.0, 0.0))
     monkeypatch.setattr(gpu_check_parts, "wrong_products", lambda bench: [])
-    values = dict(gpu_check_parts.correctness(bench))
+    values = dict(gpu_check_parts.check_correctness(bench))
     assert limits == [stored_verdicts.TIMEOUT_S] * 4
     assert values["graphs"] == ["resnet18", "vgg16"]
     unknown = "resnet34: the self-test ended before it had compared GPU and CPU"
@@ -896,15 +898,15 @@ def test_a_part_has_time_for_all_networks_on_a_slow_gpu(part):
 
 
 def test_the_part_with_trials_ends_later_than_its_trials():
-    num_networks = len(bench_of("cuda").slow_part_models)
+    num_networks = len(make_bench("cuda").slow_part_models)
     assert gpu_check._timeout_s("trial") > num_networks * gpu_check_parts.TRIAL_TIMEOUT_S
 
 
 def test_hours_are_the_sum_of_the_measured_times():
     """Compare with a calculation by hand for the 972 trials of the study."""
-    bench = bench_of("cuda")
+    bench = make_bench("cuda")
     step_ms = {model: 7.0 + index for index, model in enumerate(bench.models)}
-    summary = dict(gpu_check_parts.summary(bench, parts_of(step_ms, graphs=bench.models)))
+    summary = dict(gpu_check_parts.summarize(bench, parts_of(step_ms, graphs=bench.models)))
     assert summary["verdict"] == "PASS"
     seconds = 0.0
     for trial in bench.trials:
@@ -922,9 +924,9 @@ def test_hours_are_the_sum_of_the_measured_times():
 
 def test_a_plan_predicts_the_measured_hours():
     """One network may be slower than the others, so one factor for all is not enough."""
-    bench = bench_of("cuda")
+    bench = make_bench("cuda")
     step_ms = {model: 5.0 + 4 * index for index, model in enumerate(bench.models)}
-    summary = dict(gpu_check_parts.summary(bench, parts_of(step_ms, graphs=bench.models)))
+    summary = dict(gpu_check_parts.summarize(bench, parts_of(step_ms, graphs=bench.models)))
     checks = {"NVIDIA A100-SXM4-80GB": json.loads(json.dumps(summary))}
     planned = gpu_model_from_driver("NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, checks)
     hours = sum(need_of(trial, planned, fixed_share=1.0).seconds for trial in bench.trials) / 3600
@@ -935,7 +937,7 @@ def test_a_plan_predicts_the_measured_hours():
 @pytest.mark.parametrize("slower", ["vgg", "resnet"])
 def test_a_slower_network_adds_the_hours_of_its_own_steps(slower):
     """One factor for all networks once gave 17.2 hours instead of 20.1 measured hours."""
-    bench = bench_of("cuda")
+    bench = make_bench("cuda")
     equal_step_ms = steps_of_a100(1.0)
     unequal_step_ms = dict(equal_step_ms)
     for model in equal_step_ms:
@@ -962,7 +964,7 @@ def test_without_a_measurement_the_hours_are_unknown(missing):
     values = parts[missing]["values"]
     for model in [model for model in values if model.startswith("vgg")]:
         del values[model]
-    summary = dict(gpu_check_parts.summary(bench_of("cuda"), parts))
+    summary = dict(gpu_check_parts.summarize(make_bench("cuda"), parts))
     assert summary["hours"] is None
     assert summary["hours_note"].startswith("the hours are unknown")
 
@@ -988,7 +990,7 @@ def test_the_advice_on_sharing_agrees_with_a_run(mps, gain_without_mps, gain_wit
         if gain is not None:
             pairs[name]["resnet18"] = {"gain": gain}
     parts = parts_of({}, pairs=pairs)
-    summary = dict(gpu_check_parts.summary(bench_of("cuda"), parts))
+    summary = dict(gpu_check_parts.summarize(make_bench("cuda"), parts))
     assert (summary["pair_gain"], summary["pair_gain_mps"]) == (gain_without_mps, gain_with_mps)
     assert summary["num_gpus"] == num_gpus
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.machine.ray_folders import private_folder, remove_leftovers
+from orchestrator.machine.ray_folders import private_folder, remove_abandoned_folders
 
 RUN_SCRIPT = """
 import sys, time
@@ -50,7 +50,7 @@ def start_process_of(folder: Path, title: str = "") -> subprocess.Popen[bytes]:
 def test_folders_of_a_live_run_and_of_another_program_stay(temp_folder):
     (temp_folder / "isweep-ray-of-another-program").mkdir()
     with private_folder() as folder:
-        assert remove_leftovers() == 0
+        assert remove_abandoned_folders() == 0
         assert Path(folder).exists()
         assert stat.S_IMODE(Path(folder).parent.stat().st_mode) == 0o700  # for this user alone
     assert (temp_folder / "isweep-ray-of-another-program").exists()
@@ -66,11 +66,11 @@ def test_folders_and_processes_of_a_killed_run_are_removed(temp_folder):
     assert run.stdout is not None
     folder = Path(run.stdout.readline().strip())
     process = start_process_of(folder)
-    assert remove_leftovers() == 0
+    assert remove_abandoned_folders() == 0
     run.send_signal(signal.SIGKILL)
     run.wait()
     assert folder.exists()
-    assert remove_leftovers() == 1
+    assert remove_abandoned_folders() == 1
     assert not folder.parent.exists()
     assert process.wait() == -signal.SIGKILL
 
@@ -98,8 +98,8 @@ def test_a_removal_that_was_interrupted_is_completed_by_the_next_run(
         patch.setattr(os, "unlink", interrupted(os.unlink))
         patch.setattr(os, "rmdir", interrupted(os.rmdir))
         with pytest.raises(KeyboardInterrupt, match=r"^$"):
-            remove_leftovers()
-    assert remove_leftovers() == 1
+            remove_abandoned_folders()
+    assert remove_abandoned_folders() == 1
     assert not folder.exists()
 
 

@@ -27,7 +27,7 @@ from orchestrator.machine.mps_worker import (
     avoid_abandoned_mps,
     end_gpu_work_of_child,
 )
-from orchestrator.machine.ray_folders import private_folder, remove_leftovers
+from orchestrator.machine.ray_folders import private_folder, remove_abandoned_folders
 from orchestrator.machine.self_test import stored_verdicts
 from orchestrator.machine.self_test.case import Case
 from orchestrator.planning.plan import plan_sweep
@@ -183,7 +183,7 @@ def test_the_next_run_kills_programs_of_mps_that_a_killed_run_left(tmp_path, mon
             )
         )
     process_of_killed_run, other_process = processes
-    assert remove_leftovers() == 1
+    assert remove_abandoned_folders() == 1
     assert process_of_killed_run.wait() == -signal.SIGKILL
     assert other_process.poll() is None
     other_process.kill()

@@ -537,10 +537,10 @@ def test_wrong_overrides_are_blamed_on_the_file_that_has_them(tmp_path):
 def test_a_recorded_sweep_keeps_its_recipe(recipes, tmp_path):
     """A later search must not change the trials that `isweep status` shows for the sweep."""
     root = str(tmp_path / "root")
-    Workspace.open({**MINE, "recipe": "tuned"}, root).record()
-    before = set(Workspace.open("mine", root, as_run=True).plan.trials_by_id)
+    Workspace.open({**MINE, "recipe": "tuned"}, root).write_sweep_file()
+    before = set(Workspace.open("mine", root, prefer_root=True).plan.trials_by_id)
     (recipes / "tuned-mine.yaml").unlink()
-    assert set(Workspace.open("mine", root, as_run=True).plan.trials_by_id) == before
+    assert set(Workspace.open("mine", root, prefer_root=True).plan.trials_by_id) == before
 
 
 @pytest.mark.parametrize("field", ["learning_rate", "weight_decay", "batch_size"])

@@ -164,7 +164,7 @@ def workspace(tmp_path) -> Workspace:
     changes = {"models": ["small_mlp", "small_cnn"], "train_sizes": [40, 60], "seeds": [0, 1]}
     sweep = load_sweep(plan_with("[1.0]").sweep, changes)
     workspace = Workspace(plan_sweep(sweep), RootPaths.at(tmp_path / "root").make())
-    workspace.record()
+    workspace.write_sweep_file()
     for number, (trial_id, spec) in enumerate(workspace.plan.trials_by_id.items()):
         result = diverged() if number == 3 else trial_result()
         record = trial_record(result, trial_id=trial_id, spec=spec, attempt=number + 1)

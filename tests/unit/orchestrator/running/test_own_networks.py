@@ -145,7 +145,7 @@ def test_the_code_is_stored_with_the_sweep_and_imported_from_there(
 ):
     workspace = Workspace.open(str(write_sweep("fine")), root)
     workspace.paths.make()
-    workspace.record()
+    workspace.write_sweep_file()
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(folder)])
-    reopened = Workspace.open("owned", root, as_run=True)
+    reopened = Workspace.open("owned", root, prefer_root=True)
     assert reopened.plan.trials_by_id.keys() == workspace.plan.trials_by_id.keys()

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from orchestrator.machine.cluster import Cluster, RunOptions
-from orchestrator.machine.ray_folders import remove_orphans
+from orchestrator.machine.ray_folders import remove_files_of_killed_runs
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.store import ResultStore
@@ -156,7 +156,7 @@ def test_results_of_another_sweep_for_the_same_trials_are_reported(rerun, finish
     def stop(*_):
         raise ConfigError("the test ends here")
 
-    finished.record()
+    finished.write_sweep_file()
     monkeypatch.setattr(module, "_start_services", stop)
     with pytest.raises(ConfigError, match="the test ends here"):
         rerun.run(name="again")
@@ -244,7 +244,7 @@ def test_every_start_removes_files_of_a_killed_run(tmp_path):
     ]
     for file in files:
         file.touch()
-    remove_orphans(paths)
+    remove_files_of_killed_runs(paths)
     assert not [path for path in (*orphans, *files) if path.exists()]
     assert (prepared / "a file").exists()
     assert (parts / "a file").exists(), "an interrupted preparation continues with its parts"
@@ -260,7 +260,7 @@ def test_a_new_sweep_can_be_opened_by_its_name_at_once_unless_it_is_refused(root
     opened = []
 
     def refuse():
-        with workspace.recorded_while_checked():
+        with workspace.write_sweep_file_if_valid():
             opened.append(Workspace.open("fresh", root))
             raise ConfigError("refused")
 
@@ -269,10 +269,10 @@ def test_a_new_sweep_can_be_opened_by_its_name_at_once_unless_it_is_refused(root
     assert opened[0].plan.trials_by_id.keys() == workspace.plan.trials_by_id.keys()
     with pytest.raises(ConfigError, match=rf"no sweep of the root {root}, has the name 'fresh'"):
         Workspace.open("fresh", root)
-    with workspace.recorded_while_checked():
+    with workspace.write_sweep_file_if_valid():
         pass
     changed = Workspace.open({**FRESH, "train_sizes": [40]}, root)
-    with pytest.raises(ConfigError, match="refused"), changed.recorded_while_checked():
+    with pytest.raises(ConfigError, match="refused"), changed.write_sweep_file_if_valid():
         raise ConfigError("refused")
     assert Workspace.open("fresh", root).plan.sweep.train_sizes == (30,)
 

@@ -84,7 +84,7 @@ def test_predictions_requested_later_train_nothing_and_are_made_again_if_damaged
     first, second = sorted(stored.trials)
     result = stored.trials[first].result.model_copy(update={"weights": None})
     stored.trials[first] = stored.trials[first].model_copy(update={"result": result})
-    assert stored.mark_damaged_predictions([first, second, "not trained"]) == (1, 1)
+    assert stored.drop_damaged_predictions([first, second, "not trained"]) == (1, 1)
     assert set(stored.trials) == {second}
     assert stored.trials[second].result.predictions is None
 
@@ -99,7 +99,7 @@ def test_a_trial_with_damaged_predictions_and_damaged_weights_counts_as_trained_
     predictions.unlink()
     (weights,) = workspace.sweep_paths.folder.glob(f"weights/{trial_id}*")
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    assert stored.mark_damaged_predictions([trial_id, other_id]) == (0, 1)
+    assert stored.drop_damaged_predictions([trial_id, other_id]) == (0, 1)
     assert set(stored.trials) == {other_id}
     for path in (predictions, weights):
         assert f"The stored file {path} is missing or damaged" in caplog.text

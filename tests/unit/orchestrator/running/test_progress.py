@@ -24,7 +24,7 @@ from tasks.trials.records import EpochRecord
 @pytest.fixture
 def workspace(root):
     opened = Workspace.open("smoke", root)
-    opened.record()
+    opened.write_sweep_file()
     return opened
 
 

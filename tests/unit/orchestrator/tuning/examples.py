@@ -53,7 +53,7 @@ def search_result(losses: list[float], status: str = "complete", **changes: Any)
 def train_by_formula(request: RequestedTrial) -> SearchResult:
     """Return the result of a trial whose losses are those of the formula."""
     epochs = range(1, request.combination.sweep_recipe.epochs + 1)
-    return search_result([loss_of(request.point, epoch, request.run) for epoch in epochs])
+    return search_result([loss_of(request.point, epoch, request.seed) for epoch in epochs])
 
 
 def run_search(search: Search) -> list[tuple[RequestedTrial, SearchResult]]:
@@ -96,7 +96,7 @@ def run_one_start(
         record = RequestRecord(
             trial_id=trial_id,
             role=request.role,
-            run=request.run,
+            run=request.seed,
             spec=request.spec,
             data_fingerprint="",
             number=0,

@@ -12,7 +12,7 @@ import yaml
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.planning.workspace import Workspace
-from orchestrator.tuning.combinations import Point, combinations_to_tune
+from orchestrator.tuning.combinations import Point, Training, combinations_to_tune
 from orchestrator.tuning.outcome import TuneSummary, outcome_rows, outcomes
 from orchestrator.tuning.recipe import write_recipe
 from orchestrator.tuning.search import Search
@@ -45,7 +45,7 @@ def search(sweep):
     for request, exact in run_search(search):
         study = search.searches[request.combination.key]
         losses = [score.loss + rng.uniform(0, 0.01) for score in exact.curve]
-        study.results[request.point, request.run] = search_result(losses, str(exact.status))
+        study.results[request.training] = search_result(losses, str(exact.status))
     # Noise may have made other points finalists.
     request = search.next_trial()
     while request is not None:
@@ -67,7 +67,7 @@ def recipes_in_plan(sweep):
 def test_means_errors_and_gains_are_those_of_the_runs(search):
     for study, outcome in zip(search.searches.values(), outcomes(search), strict=True):
         losses = {
-            point: np.array([study.results[point, run].loss for run in range(1, 4)])
+            point: np.array([study.results[Training(point, run)].loss for run in range(1, 4)])
             for point in (outcome.chosen.point, outcome.sweep_recipe.point)
         }
         chosen = losses[outcome.chosen.point]
@@ -113,12 +113,12 @@ def test_the_recipe_of_the_sweep_is_replaced_if_the_gain_exceeds_one_standard_er
     rival = next(point for point in points if point != outcome.sweep_recipe.point)
     results = {}
     for point in points:
-        results |= {(point, run): search_result([0.6] * 9) for run in range(1, 4)}
+        results |= {Training(point, run): search_result([0.6] * 9) for run in range(1, 4)}
     losses_of_sweep = (0.9, 0.1, 0.2, 0.3)
     for run, loss in enumerate(losses_of_sweep):
-        results[sweep_point, run] = search_result([loss] * 9)
+        results[Training(sweep_point, run)] = search_result([loss] * 9)
     for run, gain in enumerate(gains, 1):
-        results[rival, run] = search_result([losses_of_sweep[run] - gain] * 9)
+        results[Training(rival, run)] = search_result([losses_of_sweep[run] - gain] * 9)
     first_study.results |= results
     outcome = outcomes(search)[0]
     assert outcome.chosen.point == (rival if is_replaced else sweep_point)
@@ -136,9 +136,9 @@ def test_a_finalist_of_an_earlier_start_stays_chosen_if_later_finalists_are_wors
     before = dict(study.results)
     for rate in (1.1e-3, 1.2e-3, 1.3e-3):
         point = outcome.chosen.point.model_copy(update={"learning_rate": rate})
-        study.results[point, 0] = search_result([0.001] * 9)
+        study.results[Training(point, 0)] = search_result([0.001] * 9)
         for run in range(1, 4):
-            study.results[point, run] = search_result([0.9] * 9)
+            study.results[Training(point, run)] = search_result([0.9] * 9)
     extended_outcome = outcomes(search)[index]
     study.results = before
     assert extended_outcome.chosen == outcome.chosen
@@ -146,7 +146,9 @@ def test_a_finalist_of_an_earlier_start_stays_chosen_if_later_finalists_are_wors
 
 def test_a_kept_recipe_has_a_gain_of_zero_without_a_standard_error(search, first_study):
     for run in range(4):
-        first_study.results[first_study.combination.sweep_point, run] = search_result([0.001] * 9)
+        first_study.results[Training(first_study.combination.sweep_point, run)] = search_result(
+            [0.001] * 9
+        )
     outcome = outcomes(search)[0]
     assert outcome.keeps_sweep_recipe
     assert (outcome.gain, outcome.gain_std_error) == (0, None)

@@ -168,7 +168,7 @@ def test_no_test_image_is_read_and_changed_test_images_change_nothing(finished_s
     _, root = finished_search
     workspace = Workspace.open(TINY, root)
     (data,) = workspace.prepared.values()
-    stored = next(record for record in records(root).values() if record.role == Role.OWN)
+    stored = next(record for record in records(root).values() if record.role == Role.SWEEP_RECIPE)
     subset = stored.spec.network.subset
     test_rows = make_subset(data.classes, data.groups, subset, data.splits).test_rows
     assert len(rows_read) > 0
@@ -210,7 +210,7 @@ def test_another_split_is_another_search_and_reports_the_trials_it_does_not_use(
     expected = f"{len(before)} stored trials of this sweep, because they"
     assert any(expected in message for message in messages)
     request = searches[0].next_trial()
-    assert request.role == Role.OWN
+    assert request.role == Role.SWEEP_RECIPE
     assert request.spec.trial_id not in before
     assert records(root) == before
 
@@ -222,7 +222,9 @@ def test_a_damaged_trial_is_not_used_and_is_requested_again(finished_search, mon
     """
     _, root = finished_search
     searches = prevent_training(monkeypatch)
-    victim = next(name for name, record in records(root).items() if record.role == Role.OWN)
+    victim = next(
+        name for name, record in records(root).items() if record.role == Role.SWEEP_RECIPE
+    )
     trials = Workspace.open(TINY, root).sweep_paths.folder / "search" / "trials"
     path = trials / victim / "search.json"
     path.write_text(path.read_text(encoding="utf-8").replace("0.", "1.", 1), encoding="utf-8")

@@ -52,7 +52,7 @@ def test_a_search_trains_the_recipes_of_the_sweep_first_and_finalists_last():
     assert search.next_trial() is None
     roles = [request.role for request, _ in trials]
     num_combinations = len(search.searches)
-    assert roles[:num_combinations] == [Role.OWN] * num_combinations
+    assert roles[:num_combinations] == [Role.SWEEP_RECIPE] * num_combinations
     last_sampled = max(index for index, role in enumerate(roles) if role == Role.SAMPLED)
     assert roles.index(Role.FINALIST) > last_sampled
     assert len(trial_ids(trials)) == len(trials)
@@ -125,7 +125,9 @@ def test_with_results_in_any_order_no_requested_trial_is_lost_or_repeated(seed):
     for study in resumed.searches.values():
         assert 4 < study.spent <= 5
         first_runs = [
-            record for record in requests if record.key == study.combination.key and record.run == 0
+            record
+            for record in requests
+            if record.key == study.combination.key and record.training.is_of_sampling
         ]
         optuna_points = [Point(**trial.params) for trial in study.study.trials]
         assert optuna_points == [record.point for record in first_runs]
@@ -179,12 +181,12 @@ DIVERGED_RESULT = search_result([], **DIVERGED)
 
 
 def fail_further_runs(request):
-    return None if request.run else FINISHED_RESULT
+    return None if request.seed else FINISHED_RESULT
 
 
 def fail_further_runs_of_the_sweeps_recipe(request):
     is_of_sweep = request.point == request.combination.sweep_point
-    return None if request.run and is_of_sweep else FINISHED_RESULT
+    return None if request.seed and is_of_sweep else FINISHED_RESULT
 
 
 @pytest.mark.parametrize(
@@ -345,7 +347,7 @@ def test_an_impossible_record_with_a_matching_checksum_is_not_used(tmp_path, key
         started_at=1.0,
         finished_at=2.0,
         result=FINISHED_RESULT,
-        role=Role.OWN,
+        role=Role.SWEEP_RECIPE,
         run=0,
     )
     store.save(record)
