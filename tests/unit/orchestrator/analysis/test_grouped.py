@@ -637,7 +637,7 @@ def test_a_name_in_two_of_three_columns_is_reported_and_means_two_groups():
     assert [remark.partition(" are read")[0] for remark in fit.remarks] == [
         "3 names in both seed and fold"
     ]
-    assert "between 45 combinations of site, seed and fold, " in fit.sentence("x")
+    assert "Between 45 combinations of site, seed and fold, " in fit.sentence("x")
 
 
 @pytest.mark.parametrize(
