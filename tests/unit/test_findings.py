@@ -95,7 +95,7 @@ def test_findings_give_the_slopes_free_of_scale_and_the_needed_classes(numbers):
     needed = [numbers[name]["classes for a width of 0.6"] for name in PAIRS]
     assert [result["classes"] for result in needed] == [98, 65, 96]
     digits, mnist, fashion = ("{} to {}".format(*result["without one class"]) for result in needed)
-    for words in (f"({digits} when one class is left out)", f"({mnist})", f"({fashion})"):
+    for words in (f"({digits} if we omit any one class)", f"({mnist})", f"({fashion})"):
         assert words in text
 
 
