@@ -17,7 +17,9 @@ MIN_OPEN_FILES = 128
 """Smallest limit of open files. Ray starts with 128, but not with 64."""
 MIN_ADDRESS_SPACE = 16 * 2**30
 """Smallest limit of a process's address space, in bytes. Ray maps its object store into it. On a
-machine with 24 GiB, 30 GB suffice and 8 GB do not."""
+machine with 24 GiB, Ray starts with 17 GB, but not with 12 GB."""
+OBJECT_STORE_SHARE = 0.3
+"""Share of the machine's memory that Ray uses for its object store by default."""
 MIN_FREE_BYTES = 100 * 2**20
 """Smallest free space of the temporary folder, in bytes, for Ray's sockets and logs."""
 LOOPBACK = "127.0.0.1"
@@ -53,10 +55,11 @@ def _check_limits() -> None:
     _check_limit("open files", "ulimit -n", open_files, MIN_OPEN_FILES)
     address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
     _check_limit("bytes of address space", "ulimit -v", address_space, MIN_ADDRESS_SPACE)
-    # Ray's object store is one file, which is as large as a part of the memory.
+    # Ray's object store is one file.
     file_size, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    _check_limit("bytes in a file", "ulimit -f", file_size, memory)
+    object_store = int(OBJECT_STORE_SHARE * memory)
+    _check_limit("bytes in a file", "ulimit -f", file_size, object_store)
 
 
 def _check_limit(counted: str, command: str, limit: int, smallest: int) -> None:

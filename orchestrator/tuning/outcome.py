@@ -18,15 +18,15 @@ from tasks.trials.records import SearchResult, SearchStatus
 
 
 class Candidate(Finding):
-    """A finalist, with the runs that are compared.
+    """A finalist, with the trainings that are compared.
 
     Attributes:
         point: Point of the search space.
-        losses: Validation losses of the runs, nat, see :attr:`SearchResult.capped_loss`. Runs
-            differ in seed, split and class pair. All finalists have the same runs.
+        losses: Validation losses of the trainings, nat, see :attr:`SearchResult.capped_loss`.
+            Trainings differ in seed, split and class pair. All finalists have the same seeds.
         mean: Mean of the losses, nat.
         std_error: Standard error of the mean over seeds. None for one seed.
-        diverged: Number of runs that diverged.
+        diverged: Number of trainings that diverged.
     """
 
     point: Point

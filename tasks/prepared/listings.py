@@ -126,12 +126,6 @@ def _check_listing(listing: object, request: RawRequest) -> None:
             f"{type(listing.items[0]).__name__}",
             hint="Make an Item for each file, volume or row",
         )
-    missing = set(dict(request.dataset.label_map).values()).difference(listing.label_names)
-    if listing.items and missing:
-        raise request.error(
-            f"{source} ignores label_map: no class is named {', '.join(sorted(missing))}",
-            hint="Apply label_map, for example with own_listing of tasks.sources.own.listing",
-        )
 
 
 def _check_class_names(listing: Listing, request: RawRequest) -> None:

@@ -181,7 +181,8 @@ def _moved_shares(
         moved_loss = _column(rows, condition, "moved_loss")
         unmoved_loss = _column(rows, condition, "unmoved_loss")
         mean_loss = _column(rows, condition, "loss")
-        # The number of test images n follows from n · mean = m · moved + (n − m) · unmoved.
+        # The stored losses are means over all n test images, over the m moved ones, and over the
+        # others. The equation n · mean = m · moved + (n − m) · unmoved gives n.
         difference = (mean_loss - unmoved_loss).where(mean_loss != unmoved_loss)
         num_images = np.rint(num_moved * (moved_loss - unmoved_loss) / difference)
         in_condition = num_moved * moved_loss / (num_images * mean_loss)

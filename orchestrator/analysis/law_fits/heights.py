@@ -90,8 +90,8 @@ def fit_height(
     reason = why_flattened(rows)
     if reason:
         return replace(unfitted, status="refused", reason=reason)
-    # Loss and properties are reduced to effects at the same cells. Otherwise a dataset without
-    # trials at a large N would get a higher loss and a lower d_data only for this reason.
+    # Datasets are compared at the same models, train sizes and data modes. Otherwise a dataset
+    # without trials at a large N would get a higher loss and a lower d_data only for this reason.
     effects = effects_of(rows, columns)
     if effects is None:
         reason = (
