@@ -163,9 +163,9 @@ def _of_domains(full: pd.DataFrame, points: pd.DataFrame) -> Iterator[str]:
     if full[DATASET].nunique() == 1:
         return
     num_datasets = points.groupby(DOMAIN)[DATASET].nunique()
-    for domain, number in num_datasets.items():
-        if number < MIN_CONVINCING_DATASETS:
-            yield few_of_domain(str(domain), int(number))
+    for domain, num in num_datasets.items():
+        if num < MIN_CONVINCING_DATASETS:
+            yield few_of_domain(str(domain), int(num))
     for domain in DOMAINS:
         if domain not in num_datasets:
             yield f"There is no {domain} dataset, so domains cannot be compared."
