@@ -22,7 +22,7 @@ from tasks.clock import SYSTEM, Clock
 
 log = logging.getLogger(__name__)
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 END_WITHIN_S = 5.0
 """Seconds that the main thread may take to end without force. It may hang in a call of Ray."""
 

@@ -379,7 +379,7 @@ def check_stopped(end):
 @pytest.mark.chaos
 @pytest.mark.skipif(not AVAILABLE, reason=REASON)
 def test_an_interrupted_and_killed_sweep_continues_to_the_same_numbers(root, sweep, tmp_path):
-    signals = ["SIGTERM", "SIGHUP", "SIGKILL"]
+    signals = ["SIGTERM", "SIGUSR1", "SIGKILL"]
     process = subprocess.run(
         isolated(
             sys.executable,
