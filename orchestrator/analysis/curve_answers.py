@@ -828,7 +828,7 @@ def _exact_scores(rows: pd.DataFrame, question: CurveQuestion) -> list[str]:
 
 
 def _measured_assurance(curves: Sequence[CurveAnswer]) -> list[str]:
-    """Return a remark on how often the promises for short curves held; empty without such curves."""
+    """Return a remark on how often the benchmark's numbers for short curves were large enough."""
     sizes = []
     advice = "The probabilities of reaching the target may be too high."
     for curve in curves:
