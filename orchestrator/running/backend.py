@@ -88,7 +88,7 @@ class Backend(Protocol):
         """Return whether the cluster is still connected."""
 
 
-class _StopSignal(tune.Callback):
+class _StopSignal(tune.Callback):  # type: ignore[misc]
     """Restores the handler of SIGUSR1 after Tune has replaced it.
 
     Tune's handler ends the loop without an error, so the waiting trials would look like trials

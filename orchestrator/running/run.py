@@ -33,7 +33,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.machine.cluster import RunOptions, trial_resources
-from orchestrator.machine.signals import at_forced_end, clear_stop_request
+from orchestrator.machine.signals import clear_stop_request
+from orchestrator.machine.watch import at_forced_end
 from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.sweep_file import SweepSource, sweep_text

@@ -118,7 +118,9 @@ def test_a_gpu_whose_memory_others_use_is_retried_and_then_reported_as_theirs(tr
     )
     hints = [hint_after_failure(policy, trial, mostly_others) for _ in range(6)]
     assert hints[:5] == [""] * 5  # the fifth attempt used plain steps
-    reason = "needs more than the GPU memory that other processes leave free. End the other processes"
+    reason = (
+        "needs more than the GPU memory that other processes leave free. End the other processes"
+    )
     assert reason in hints[5]
     policy = ResourcePolicy(Resources(1, 1.0, fast="off"))
     policy.start_attempt(trial)
