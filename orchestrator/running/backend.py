@@ -98,6 +98,10 @@ class _StopSignal(tune.Callback):  # type: ignore[misc]
     def __init__(self) -> None:
         self._handler = signal.getsignal(signal.SIGUSR1)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return no state: Tune saves it, but this program never restores it."""
+        return {}
+
     def setup(self, **info: Any) -> None:
         """Restore the handler; Tune calls this before it starts the first trial."""
         if threading.current_thread() is threading.main_thread():
