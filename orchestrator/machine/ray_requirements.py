@@ -9,8 +9,8 @@ import os
 import resource
 import shutil
 import socket
-import tempfile
 
+from orchestrator.machine.ray_folders import MAX_PARENT_BYTES, parent_folder
 from search_spaces.errors import SetupError
 
 MIN_OPEN_FILES = 128
@@ -25,6 +25,9 @@ MIN_FREE_BYTES = 100 * 2**20
 LOOPBACK = "127.0.0.1"
 LOOPBACK_TIMEOUT_S = 5.0
 AGAIN = "and run the same command again"
+SHORT_TMPDIR = (
+    f"Set TMPDIR to another folder, whose path has at most {MAX_PARENT_BYTES} characters, {AGAIN}"
+)
 
 
 def check_ray_requirements() -> None:
@@ -79,13 +82,19 @@ def _check_limit(counted: str, command: str, limit: int, smallest: int) -> None:
 
 
 def _check_temporary_folder() -> None:
-    folder = tempfile.gettempdir()
+    """Check the folder for Ray's sockets and logs."""
+    folder = parent_folder()
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise SetupError(
+            f"The temporary folder {folder} for Ray's sockets cannot be written",
+            hint=SHORT_TMPDIR,
+        )
     free = shutil.disk_usage(folder).free
     if free < MIN_FREE_BYTES:
         raise SetupError(
             f"The temporary folder {folder} has {free / 2**20:.0f} MiB free, but Ray needs "
             f"{MIN_FREE_BYTES / 2**20:.0f} MiB",
-            hint=f"Free some space, or set TMPDIR to another folder, {AGAIN}",
+            hint=f"Free some space, {AGAIN}. Or: {SHORT_TMPDIR}",
         )
 
 
