@@ -15,6 +15,9 @@ from search_spaces.errors import SetupError
 
 MIN_OPEN_FILES = 128
 """Smallest limit of open files. Ray starts with 128, but not with 64."""
+MIN_PROCESSES = 600
+"""Smallest limit of the processes and threads of a user. On a machine with two CPUs, trials run with
+a limit of 640, but not with 512."""
 MIN_ADDRESS_SPACE = 16 * 2**30
 """Smallest limit of a process's address space, in bytes. Ray maps its object store into it. On a
 machine with 24 GiB, Ray starts with 17 GB, but not with 12 GB."""
@@ -56,6 +59,9 @@ def _check_limits() -> None:
     # Ray itself raises the soft limit of open files to the hard limit.
     _, open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     _check_limit("open files", "ulimit -n", open_files, MIN_OPEN_FILES)
+    if os.geteuid() != 0:  # the kernel does not count the processes of root
+        processes, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+        _check_limit("processes and threads", "ulimit -u", processes, MIN_PROCESSES)
     address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
     _check_limit("bytes of address space", "ulimit -v", address_space, MIN_ADDRESS_SPACE)
     # Ray's object store is one file.

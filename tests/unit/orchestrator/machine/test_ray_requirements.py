@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -34,6 +35,18 @@ def test_a_limit_under_which_ray_does_not_start_is_named(limit, message):
     command = f"ulimit {limit}; exec {sys.executable} -c '{CHECK}'"
     process = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert f"SetupError: This process may have {message}" in process.stderr
+
+
+def test_a_limit_of_processes_is_named_except_for_root(monkeypatch):
+    limits = {resource.RLIMIT_NPROC: (512, 512)}
+    of_process = resource.getrlimit
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits.get(kind) or of_process(kind))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    check_ray_requirements()
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    message = r"may have 512 processes and threads \(ulimit -u\), but Ray needs 600"
+    with pytest.raises(SetupError, match=message):
+        check_ray_requirements()
 
 
 def test_a_full_temporary_folder_is_named(monkeypatch):
