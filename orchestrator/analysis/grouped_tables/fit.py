@@ -20,7 +20,7 @@ from orchestrator.analysis.grouped_tables.user_table import UserTable
 from orchestrator.analysis.grouped_tables.within import within_slopes
 
 TERMINAL_WIDTH = 80
-"""Characters of a line of text."""
+"""Largest number of characters of a line in the terminal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,13 @@ class GroupedFit:
     Attributes:
         design: Columns of the fit.
         num_rows: Number of fitted rows.
-        num_groups: Number of units: groups, or combinations of several columns of groups.
+        num_groups: Number of units. A unit is a group, or a combination of groups of several
+            columns.
         slopes: One slope for each column and level.
-        scatter: Scatter of rows in the groups' means, for columns that vary within groups.
-        pooled: Correlation over all rows, computed as if rows were independent, for each
-            column.
+        scatter: One entry for each column that varies within groups: the part of the variance
+            of the groups' means that comes from scatter of rows.
+        pooled: One correlation for each column, over all rows, computed as if rows were
+            independent.
         remarks: Sentences on rows left out, suspicious values and crossing columns.
     """
 
@@ -85,7 +87,7 @@ class GroupedFit:
 
 
 def fit_user_table(table: UserTable, design: Design) -> GroupedFit:
-    """Fit a table from a user's file, and add the remarks of its reading."""
+    """Fit a table from a user's file. The fit also contains the remarks of :class:`UserTable`."""
     crossing = [column.name for column in table.crossing]
     fit = fit_groups(table.rows, design, crossing=crossing)
     remarks = table.remarks + fit.remarks

@@ -18,7 +18,7 @@ from orchestrator.analysis.sentences.of_power import detectable_slope
 from search_spaces.errors import plural
 
 MIN_SHARE_SHOWN = 0.005
-"""Smallest share of scatter in the groups' means for which a sentence is written."""
+"""Smallest share of scatter for which a sentence is written, as in :class:`MeanScatter`."""
 
 
 def answer(
@@ -39,7 +39,7 @@ def answer(
 
 
 def _units(design: Design, num_groups: int) -> str:
-    """Return the number of groups, or of combinations of several columns of groups, in words."""
+    """Return the number of groups in words. Crossed groups are counted as combinations."""
     if len(design.groups) > 1:
         return f"{num_groups:,} combinations of {listing(design.groups)}"
     return f"{num_groups:,} groups"
