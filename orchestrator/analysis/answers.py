@@ -30,9 +30,9 @@ NOTABLE_P = 0.1
 """Largest p-value before correction for which isweep prints that an estimate depends on one
 dataset."""
 DECISIVE_SHARE = 0.5
-"""Limit that decides whether an estimate depends on one dataset, class or group. It does if
-the estimate without this dataset is smaller than this share of the estimate with all
-datasets."""
+"""Limit that decides whether an estimate depends on one dataset, class or group. The estimate
+depends on a dataset if, without this dataset, the distance from the null value is less than
+this share of the distance with all datasets."""
 VERDICTS: tuple[Verdict, ...] = (
     "supported",
     "contradicted",
@@ -144,7 +144,7 @@ class Tested:
 
         An estimate is notable if its p-value is at most 0.1. It depends on ``name`` in two
         cases. Without ``name``, the estimate is on the other side of the null value, or its
-        distance from the null value is less than half.
+        distance from the null value is less than half of the distance with ``name``.
         """
         if self.value is None or self.p_value is None or self.p_value > NOTABLE_P:
             return False
