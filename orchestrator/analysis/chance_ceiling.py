@@ -37,8 +37,10 @@ losses saturate like 1 − exp(−x), the slope is 19 % too small."""
 
 
 def has_ceiling(rows: pd.DataFrame) -> bool:
-    """Return whether chance level is a ceiling, because the losses of many points are at this
-    level."""
+    """Return whether chance level is a ceiling of the losses.
+
+    It is a ceiling if the losses of many points are at this level.
+    """
     # If many losses are well above the chance loss, the chance loss is not a ceiling. A few
     # flat curves do not change this.
     rows_with_loss = rows[rows[LOG_LOSS].notna()]

@@ -385,8 +385,7 @@ def smallest_class_p(num_classes: int) -> float:
 
 @lru_cache(maxsize=32)
 def rearrangements(blocks: tuple[str, ...]) -> tuple[NDArray[np.int16], bool]:
-    """Return permutations (B, G) of datasets within blocks, and whether all permutations are
-    returned.
+    """Return permutations (B, G) of datasets within blocks, and whether these are all permutations.
 
     The observed order comes first. The permutations are 16-bit integers, which take up to 0.4
     MB of memory per dataset.
