@@ -1,4 +1,4 @@
-"""The words that a page explains: only those that occur in its own answers."""
+"""The words that a page of answers explains: only words that occur in its answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from search_spaces.attacks import ATTACKS
 
 
 def words_of(fits: ScalingFits) -> Iterator[tuple[str, str]]:
-    """Yield each word of the page of these fits with its meaning."""
+    """Yield each word that the page of these fits explains, and its meaning."""
     yield from _of_data(fits)
     yield from _of_tests(fits)
     yield from _of_attacks(fits)

@@ -153,7 +153,9 @@ def test_an_undecided_interval_without_the_null_value_is_explained(published):
     finding = dict(zip(QUESTIONS, findings(published), strict=True))["dimension"]
     assert finding.verdict == "undecided"
     assert finding.sentences[0].startswith("Datasets with d_data = ")
-    assert finding.sentences[1] == ("The interval ignores the other tests; the adjusted p decides.")
+    assert finding.sentences[1] == (
+        "The interval is not adjusted for the number of tests. The adjusted p decides."
+    )
 
 
 def test_a_fall_of_all_losses_is_described_even_if_no_exponent_is_established():
@@ -194,7 +196,7 @@ def test_a_steep_fall_of_sets_that_differ_in_d_is_never_called_no_fall():
     findings_by_question = answers(table.assign(test_loss=losses, d_data_mle=d_data * spread))
     assert findings_by_question["fall"].sentences[0].endswith("in all 12 datasets.")
     assert (
-        "Exact sign test, two-sided: p < 0.001, not adjusted."
+        "A two-sided exact sign test of the datasets' slopes gives p < 0.001, not adjusted."
         in findings_by_question["fall"].details
     )
     assert "No fall" not in " ".join(finding.answer for finding in findings_by_question.values())
