@@ -29,8 +29,8 @@ def of_experiment(interventions: Interventions) -> Finding:
             num_without += effect.num_without
     if num_at_chance:
         notes.append(
-            f"Left out: {plural(num_at_chance, 'pair')} in which the loss of the base dataset is "
-            "at least the chance loss."
+            f"Left out: {plural(num_at_chance, 'pair')} in which the loss of the base dataset "
+            "is at least the chance loss."
         )
     if num_without:
         notes.append(
