@@ -848,8 +848,8 @@ def _exact_scores(rows: pd.DataFrame, question: CurveQuestion) -> list[str]:
         return []
     return [
         f"The size of the test set is unknown for {num_unknown} of {plural(len(rows), 'row')}. "
-        "isweep takes these scores as exact, so the intervals do not include the noise of the "
-        "test set. Give the number of test images with --test-size, or in a column test_size."
+        "isweep treats these scores as exact, so the intervals do not include the noise of "
+        "the test set. Give the number of test images with --test-size, or in a column test_size."
     ]
 
 

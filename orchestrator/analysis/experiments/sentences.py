@@ -50,8 +50,8 @@ def _controls(gates: Sequence[Gate], effects: Sequence[Effect]) -> Iterator[str]
         verb = "changed" if effect.told_from_zero else "did not change beyond its interval"
         yield (
             "In controls, which change nothing that is learned, K_F changed by up to a factor of "
-            f"{number(float(np.exp(max(changes))))}. There log {effect.response} {verb} "
-            f"({number(effect.value)}, {interval(effect.interval)}; expected 0)."
+            f"{number(float(np.exp(max(changes))))}. In these controls, log {effect.response} "
+            f"{verb} ({number(effect.value)}, {interval(effect.interval)}; expected 0)."
         )
 
 
@@ -147,7 +147,10 @@ def _registered_conclusion(effect: Effect) -> str:
     if not effect.told_from_zero:
         if effect.smaller_than_half:
             return f"shows no effect, and an effect of {HALF} is ruled out"
-        return f"shows no effect, but effects of {HALF} are compatible with these data: undecided"
+        return (
+            f"shows no effect, but the question is undecided, because effects of {HALF} are "
+            "compatible with these data"
+        )
     low, high = effect.in_units_of_the_law
     if effect.smaller_than_half and high >= 0:
         return f"{_direction(effect)}, by less than {HALF}"

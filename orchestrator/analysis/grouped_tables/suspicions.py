@@ -88,8 +88,8 @@ def _summary_rows(labels: pd.Series) -> Iterator[str]:
         if words & SUMMARY_WORDS:
             rows = plural(int(num_rows), "row")
             yield (
-                f"Beware: {labels.name} is {label} in {rows}. The fit uses them like other "
-                "rows. If they are sums or means of other rows, remove them."
+                f"Beware: {labels.name} is {label} in {rows}. The fit uses such rows like "
+                "other rows. If they are sums or means of other rows, remove them."
             )
 
 

@@ -116,7 +116,7 @@ class WithinFit:
             equal = f" at equal {listing(self.data.design.within)}"
         varies_alone = self._total[place, place] > self._smallest
         if varies_alone and len(self.data.design.on) > 1:
-            return f"{name} varies only together with the others within groups{equal}"
+            return f"{name} varies only together with other columns within groups{equal}"
         return f"{name} does not vary within groups{equal}"
 
     def _carried(self, direction: Array) -> Array:

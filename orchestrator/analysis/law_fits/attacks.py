@@ -129,7 +129,7 @@ def _correlated(points: pd.DataFrame, tried: Sequence[AttackGain]) -> Iterator[A
     largest = np.nanmax([-1.0, *test.r[single]])
     for gain, r, p in zip(tried, test.r.tolist(), test.adjusted_p.tolist(), strict=True):
         if np.isnan(r):
-            reason = "K_F or the loss gained has the same value everywhere"
+            reason = "K_F, or the loss that the attack adds, is the same for all datasets"
             yield replace(gain.fit, reason=reason)
             continue
         # The correlation and its interval hold the domain constant. Each domain after the

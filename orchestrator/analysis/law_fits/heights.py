@@ -164,7 +164,10 @@ def _not_identified(terms: Sequence[str], domains: Sequence[str]) -> str:
     """Return the reason why the coefficients are not identified."""
     names = listing([WORDS[name] for name in terms])
     if IS_MEDICAL in terms and len(set(domains)) < 2:
-        return f"only {domains[0]} datasets: an offset between domains needs both"
+        return (
+            f"all datasets are {domains[0]}, but an offset between domains needs datasets of both "
+            "domains"
+        )
     if len(terms) == 1:
         return f"{names} does not vary enough over these datasets"
     return f"{names} vary too little, or only together, so their slopes are not identified"

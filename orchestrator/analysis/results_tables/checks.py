@@ -36,7 +36,8 @@ from tasks.trials.records import TrialStatus
 LARGEST_VALUE = 1e50
 """Limit above which a stored value means infinity: MLflow stores infinity as 1.797e308. No
 measured value is near this limit. The square of the limit is still a finite number."""
-DIVERGED = "diverged (loss stopped being a finite number)"
+DIVERGED = "trials that diverged because their loss was no longer a finite number"
+"""Reason for the exclusion of a diverged trial."""
 POSITIVE_MEASURES = ("d_data_", "label_sharpness")
 """Prefixes of the column names of measures that are positive by definition."""
 MISSING_TEXTS = ("", "nan", "none")
@@ -56,7 +57,7 @@ class Exclusion:
 
     def __str__(self) -> str:
         """Return the reason and the number as text."""
-        return f"{self.reason}: {self.count:,}"
+        return f"{self.reason} ({self.count:,})"
 
 
 def check_values(table: pd.DataFrame) -> None:
@@ -277,17 +278,17 @@ def _with_numbers(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
         if name in TEXT_COLUMNS or is_own:
             continue
         values, unusable = _numbers(full[name])
-        for reason, is_affected in unusable.items():
+        for kind, is_affected in unusable.items():
             if is_affected.any():
-                text = f"{name}: {reason}, treated as missing"
-                exclusions.append(Exclusion(text, int(is_affected.sum())))
+                reason = f"values of {name} that are {kind}"
+                exclusions.append(Exclusion(reason, int(is_affected.sum())))
                 values = values.mask(is_affected)
         full[name] = values
     return full, tuple(exclusions)
 
 
 def _numbers(cells: pd.Series) -> tuple[pd.Series, dict[str, NDArray[np.bool_]]]:
-    """Return a column as float64, and a mask of its unusable values for each reason."""
+    """Return a column as float64, and a mask for each kind of unusable values."""
     name = str(cells.name)
     if isinstance(cells.dtype, np.dtype) and cells.dtype.kind in "fiu":
         values = cells.astype(float)
@@ -301,9 +302,9 @@ def _numbers(cells: pd.Series) -> tuple[pd.Series, dict[str, NDArray[np.bool_]]]
     numbers = values.to_numpy()
     unusable = {
         "not a number": is_no_number,
-        "stored infinity": np.abs(numbers) >= LARGEST_VALUE,
+        "infinite": np.abs(numbers) >= LARGEST_VALUE,
     }
     if name.startswith(POSITIVE_MEASURES) and not name.endswith("_std_error"):
         unusable["not above zero"] = numbers <= 0
-        unusable["next to zero"] = (numbers > 0) & (numbers < 1 / LARGEST_VALUE)
+        unusable["too close to zero"] = (numbers > 0) & (numbers < 1 / LARGEST_VALUE)
     return values, unusable

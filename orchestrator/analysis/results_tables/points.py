@@ -113,12 +113,12 @@ def fitted_points(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
     """
     unusable = {
         DIVERGED: full[STATUS] != DONE,
-        "no positive train size": ~(full[TRAIN_SIZE] > 0),
+        "trials without a positive train size": ~(full[TRAIN_SIZE] > 0),
     }
     # Only these two reasons remove a trial. A trial without a loss is used for its measures.
     is_no_point = pd.DataFrame(unusable).any(axis=1)
-    unusable["no test loss"] = full[TEST_LOSS].isna()
-    unusable["test loss not above zero, so it has no logarithm"] = full[TEST_LOSS] <= 0
+    unusable["trials without a test loss"] = full[TEST_LOSS].isna()
+    unusable["trials with a test loss of 0 or less, which has no logarithm"] = full[TEST_LOSS] <= 0
     is_usable = pd.Series(True, index=full.index)
     exclusions = []
     # Each trial is counted once, under the first reason that applies to it.

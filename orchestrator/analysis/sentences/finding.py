@@ -229,8 +229,10 @@ def why_undecided(answer: Answer) -> str:
     if answer.verdict != "undecided" or not _leaves_null_out(answer):
         return ""
     if answer.p_value is not None and answer.p_value > LEVEL:
-        return "The interval comes only from a t test, and the test by resampling does not "
-        "confirm this result."
+        return (
+            "The interval comes only from a t test, and the test by resampling does not confirm "
+            "this result."
+        )
     return "The interval is not adjusted for the number of tests. The adjusted p decides."
 
 

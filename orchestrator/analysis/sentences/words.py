@@ -143,6 +143,6 @@ def _of_losses(fits: ScalingFits) -> Iterator[tuple[str, str]]:
     yield (
         "over-confident",
         f"The loss is at least {AT_CHANCE_SHARE:g} ln n for n classes, but accuracy or AUROC "
-        "is well above chance. The loss is also larger than that of a network that is as "
-        "confident as it is accurate.",
+        "is well above chance. The loss is also larger than the loss of a network with the "
+        "same accuracy whose confidence equals this accuracy.",
     )

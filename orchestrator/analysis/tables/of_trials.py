@@ -115,8 +115,9 @@ def seen_table(fits: ScalingFits) -> Table:
         of_chance = (
             f"At chance level: the loss is at least {AT_CHANCE_SHARE:g} ln n for n classes "
             f"({chance_limits}), and accuracy and AUROC are not well above chance. "
-            "Over-confident: the loss is as high, but accuracy or AUROC is well above chance. The "
-            "loss is also larger than that of a network that is as confident as it is accurate."
+            "Over-confident: the loss is as high, but accuracy or AUROC is well above chance. "
+            "The loss is also larger than the loss of a network with the same accuracy whose "
+            "confidence equals this accuracy."
         )
     return laid_out(
         "seen",

@@ -63,7 +63,7 @@ def grouped_table(num_groups=6, seed=0, slope_within=-0.3, slope_between=2.0):
         (
             "dataset",
             "Total",
-            "dataset is Total in 3 rows. The fit uses them like other rows",
+            "dataset is Total in 3 rows. The fit uses such rows like other rows",
         ),
         ("dataset", "all", "dataset is all in 3 rows"),
         ("model", "Mean", "model is Mean in 3 rows"),
@@ -354,7 +354,7 @@ def test_a_column_that_does_not_vary_within_groups_changes_no_other_slope():
         table.assign(k=2 * table["d"]), Design("loss", ("d", "k"), ("dataset",))
     )
     reason = fit_with_multiple.find("within", "d").reason
-    assert reason == "d varies only together with the others within groups"
+    assert reason == "d varies only together with other columns within groups"
 
 
 @pytest.mark.parametrize(("shift", "unit"), [(2459000.0, 1.0), (0.0, 1e-60), (0.0, 1e60)])

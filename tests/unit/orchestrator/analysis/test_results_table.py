@@ -48,8 +48,8 @@ def test_an_impossible_measure_is_missing_and_counted():
     full, exclusions = normalise(table)
     assert full["d_data_mle"].isna().sum() == 3
     assert set(exclusions) == {
-        Exclusion("d_data_mle: not above zero, treated as missing", 3),
-        Exclusion("label_sharpness: not above zero, treated as missing", 2),
+        Exclusion("values of d_data_mle that are not above zero", 3),
+        Exclusion("values of label_sharpness that are not above zero", 2),
     }
 
 
@@ -58,7 +58,7 @@ def test_mlflows_stand_in_for_infinity_is_missing_and_counted():
     table.loc[:1, "label_sharpness"] = [1.797e308, np.inf]
     full, infinities = normalise(table)
     assert full["label_sharpness"].isna().sum() == 2
-    assert infinities == (Exclusion("label_sharpness: stored infinity, treated as missing", 2),)
+    assert infinities == (Exclusion("values of label_sharpness that are infinite", 2),)
 
 
 def test_text_in_place_of_a_number_is_missing_and_counted():
@@ -69,8 +69,8 @@ def test_text_in_place_of_a_number_is_missing_and_counted():
     without_d = full.loc[full["d_data_mle"].isna(), "trial_id"]
     assert sorted(set(without_d)) == sorted(table["trial_id"][:3])
     assert set(unusable) == {
-        Exclusion("d_data_mle: not a number, treated as missing", 1),
-        Exclusion("test_loss: not a number, treated as missing", 1),
+        Exclusion("values of d_data_mle that are not a number", 1),
+        Exclusion("values of test_loss that are not a number", 1),
     }
 
 
@@ -104,7 +104,7 @@ def test_a_truth_value_is_no_number():
     table.loc[0, "test_loss"] = True
     full, unusable = normalise(table)
     assert full["test_loss"].isna().sum() == 1
-    assert unusable == (Exclusion("test_loss: not a number, treated as missing", 1),)
+    assert unusable == (Exclusion("values of test_loss that are not a number", 1),)
 
 
 @pytest.mark.filterwarnings("error")
