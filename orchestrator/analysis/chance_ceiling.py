@@ -23,8 +23,8 @@ from orchestrator.results.columns import DONE, MODEL, STATUS, TRAIN_SIZE
 from search_spaces.errors import plural
 
 MAX_SHARE_AT_CEILING = 0.10
-"""Limit for the share of points at chance level. If the share is larger, the losses have a
-ceiling."""
+"""Limit for the share of points at chance level. If the share is larger, chance level is a
+ceiling of the losses."""
 WELL_BEYOND = 1.05
 """Smallest loss of a point beyond the ceiling, as a share of the chance loss."""
 MIN_POINTS_AT_CEILING = 2

@@ -243,8 +243,8 @@ def loss_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     frame(figure, DIMENSION_LABEL, LOSS_LABEL, handles)
     return Drawn(
         figure,
-        "Test loss by intrinsic dimension, at each train size. Both change with N, so compare "
-        "points of one color.",
+        "Test loss by intrinsic dimension, at each train size. Loss and d_data both change "
+        "with N, so compare only points of the same color.",
     )
 
 
@@ -283,7 +283,7 @@ def loss_on_train_size(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     handles = mark_handles(marks, marks, "-")
     caption = "Test loss by the number of training images."
     if rows[DOMAIN].nunique() > 1:
-        caption += " Medical datasets have orange titles, natural ones blue."
+        caption += " Medical datasets have orange titles, and natural datasets have blue titles."
     if has_slope:
         label = "slope of the law's\nbound, −1/d_data"
         handles.append(Line2D([], [], color=BLACK, linestyle="--", label=label))
@@ -454,13 +454,17 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
     if fits.class_pairs:
         caption += f" {GAIN_OF_PAIRS} {PAIRS_SHARE}"
     elif points_with_sharpness[DATASET].nunique() == 1:
-        caption += " With one dataset, K_F differs only through N. A trend shows the effect of N."
+        caption += (
+            " There is only one dataset, so K_F differs only because N differs. A trend shows the "
+            "effect of N."
+        )
     if has_correlation:
         caption += (
-            " The points are of all networks, but r is of one network: the one with the largest r "
-            "for this attack. r is the correlation over datasets, at equal train size and within "
-            "domains. The 95 % intervals hold for all networks and attacks at once. The verdict is "
-            "on the largest r of all attacks and networks."
+            " The figure shows the points of all networks. The number r is the correlation "
+            "over datasets, at equal train size and within domains. Each panel has the r of "
+            "the network with the largest r for this attack. The 95 % intervals hold for all "
+            "networks and attacks together. The verdict is on the largest r of all attacks "
+            "and networks."
         )
         caption += _on_logarithmic_axes(axes_of_attacks)
     return Drawn(figure, caption)

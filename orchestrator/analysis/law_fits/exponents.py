@@ -48,7 +48,8 @@ TWONN = "TwoNN"
 """Name of the variant of the exponent with d estimated by TwoNN. TwoNN uses the distances from
 an image to its two nearest neighbors."""
 OTHER_D = {TWONN: D_DATA_TWONN, **{f"{k} neighbours": d_data_at(k) for k in OTHER_NUM_NEIGHBORS}}
-"""Column of each other estimate of d, by name of the variant."""
+"""Column of d for each variant of the exponent that uses another estimate of d, by name of the
+variant."""
 
 
 def fit_exponents(
@@ -135,8 +136,8 @@ def with_exponent(unfitted: ExponentFit, sums: Sums) -> ExponentFit:
     """Return a fit with the exponent computed from the sums of its datasets.
 
     The standard error comes from a jackknife over datasets, and the interval from a t
-    distribution. One p-value comes from the t test, another one from a wild cluster bootstrap.
-    A verdict uses the larger one.
+    distribution. One p-value comes from the t test, and a second one from a wild cluster
+    bootstrap. A verdict uses the larger p-value.
     """
     names, xx, xy = sums
     value = float(xy.sum() / xx.sum())

@@ -153,7 +153,7 @@ def short_answer(
         bounds: The interval of this size, as text.
         name_of_value: Name of the number, such as ``the slope``. It is used in the sentence on
             its value without one replicate.
-        replicate: Replicate of the interval: dataset or class.
+        replicate: Name of the replicates of the interval: ``dataset`` or ``class``.
         claim: First sentence if the detected effect is the opposite of the expected effect.
         if_undecided: First sentence of an undecided answer whose interval includes the null
             value.
@@ -184,7 +184,7 @@ def details_of_test(
     Args:
         answer: The answer.
         name_of_value: Name of the number of the answer.
-        replicate: Replicate of the interval: dataset or class.
+        replicate: Name of the replicates of the interval: ``dataset`` or ``class``.
     """
     sentences = []
     if answer.p_value is not None:

@@ -118,7 +118,7 @@ def _of_height(
     ]
     if column == INVERSE_D:
         details += [
-            "The factor compares the highest d_data with the lowest.",
+            "The factor compares datasets with the highest and the lowest d_data.",
             "A negative slope means that the loss rises with d_data.",
         ]
     claim = ""
@@ -280,9 +280,9 @@ def _of_short_training(fit: FallFit) -> Iterator[str]:
     if fit.num_unfitted:
         verb, whose = ("does", "its") if fit.num_unfitted == 1 else ("do", "their")
         yield (
-            f"More training steps at larger N may contribute: at N = {fit.train_sizes[0]:,}, "
-            f"{fit.num_unfitted} of {plural(fit.num_at_smallest, 'network')} {verb} not fit "
-            f"{whose} training images."
+            "A part of this fall may come from more training steps at larger N: at N = "
+            f"{fit.train_sizes[0]:,}, {fit.num_unfitted} of "
+            f"{plural(fit.num_at_smallest, 'network')} {verb} not fit {whose} training images."
         )
 
 
@@ -640,8 +640,8 @@ def _of_fitted_networks(fit: RepresentationFit, *, counts_above: bool) -> Iterat
     if counts_above:
         count = num_fitted - count
     yield (
-        "Without networks that do not fit their training images, this holds at "
-        f"{count} of {num_fitted}."
+        "If networks that do not fit their training images are left out, this holds at "
+        f"{count} of {num_fitted} points."
     )
 
 

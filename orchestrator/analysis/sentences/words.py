@@ -65,9 +65,9 @@ def _of_tests(fits: ScalingFits) -> Iterator[tuple[str, str]]:
         replicates = "classes, not pairs or trainings: pairs share classes"
     yield (
         "interval",
-        f"The 95 % interval. Its replicates are {replicates}. It is for one number alone and "
-        "is not adjusted for the number of tests. Intervals of correlations with attacks are for "
-        "all of them together.",
+        f"The 95 % interval. Its replicates are {replicates}. An interval holds for one "
+        "number and is not adjusted for the number of tests. Only the intervals of "
+        "correlations with attacks hold for all these correlations together.",
     )
     if fits.class_pairs:
         yield (

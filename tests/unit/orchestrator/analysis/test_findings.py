@@ -256,7 +256,7 @@ def test_a_slope_on_d_data_is_taken_at_equal_n():
         assert np.polyfit(rows["d_data_mle"], np.log(rows["test_loss"]), 1)[0] < 0
     finding = findings(fit_scaling_laws(table))[0]
     assert finding.claim == "The loss rises with d_data."
-    assert "The factor compares the highest d_data with the lowest." in finding.details
+    assert "The factor compares datasets with the highest and the lowest d_data." in finding.details
     d_at_largest_n = table.loc[table["train_size"] == 16000, "d_data_mle"]
     low, high = number(d_at_largest_n.min()), number(d_at_largest_n.max())
     assert finding.answer.startswith(f"Datasets with d_data = {high} have ")
@@ -778,10 +778,13 @@ def test_networks_that_do_not_fit_their_training_images_are_counted():
     table = synthetic_table(num_natural=3, num_medical=1, models=("a", "b"))
     table["d_repr_mle"] = table["d_data_mle"] * np.where(table["model"] == "a", 2.0, 0.5)
     of_fall = (
-        "More training steps at larger N may contribute: at N = 500, 4 of 8 networks do not fit "
-        "their training images."
+        "A part of this fall may come from more training steps at larger N: at N = 500, 4 of 8 "
+        "networks do not fit their training images."
     )
-    of_count = "Without networks that do not fit their training images, this holds at 8 of 20."
+    of_count = (
+        "If networks that do not fit their training images are left out, this holds at 8 of 20 "
+        "points."
+    )
     of_limits = "In 4 of 24 points the network does not fit its own training images"
     fits = fit_scaling_laws(with_unfitted_networks(table))
     by_question = dict(zip(QUESTIONS, findings(fits), strict=True))
