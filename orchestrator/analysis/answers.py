@@ -17,9 +17,9 @@ from orchestrator.analysis.law_fits.detection import LargestCorrelation, TTest, 
 Verdict = Literal[
     "supported", "contradicted", "suggested", "undecided", "described", "not testable"
 ]
-"""A verdict on a question. A verdict is ``suggested`` if an effect was detected, but the
-question was asked after somebody had seen the data. A verdict is ``described`` if no test
-compares the number with a null value."""
+"""A verdict on a question. It is ``suggested`` if an effect was detected, but the question was
+asked after somebody had seen the data. A verdict is ``described`` if no test compares the
+number with a null value."""
 Family = Literal["", "headline questions", "class pairs", "ledger", "table"]
 """Name of a family of tests. The p-values of a family are adjusted together. The name is empty
 if a p-value is not adjusted."""
@@ -72,7 +72,7 @@ class Question:
         power_of: Description of the effect for which the power is computed.
         source: Number that the study gives to the claim.
         published: The result that the study published.
-        is_share: True if the number is a share. Shares are printed in per cent.
+        is_share: True if the number is a share. isweep prints shares in per cent.
         alternative: Side of the null value on which a result counts as an effect. It is
             ``untested`` if no null value decides the question.
     """

@@ -358,7 +358,7 @@ def _sentence(text: str) -> str:
 
 
 def shown_value(answer: Answer) -> str:
-    """Return the value as text."""
+    """Return the value of an answer as text."""
     if answer.value is None or not answer.question.is_share:
         return number(answer.value)
     return percent(answer.value)
@@ -385,7 +385,7 @@ def ledger(
     """Answer every claim from a results table.
 
     Args:
-        table: One row per trial.
+        table: A results table with one row per trial.
         sweep: Name of the sweep.
         compare: True if the table is also compared with the published numbers.
         arms: Datasets of an experiment. If there are any, no claim about several datasets is
@@ -558,11 +558,11 @@ def _fall_with_size(
     For d_data, the answer has the p-values of the headline question.
 
     Args:
-        prepared: The table and its points.
+        prepared: The checked table and its points.
         fits: All fits of the table.
         source: Number of the claim in the study.
         name: Name of the dimension d in the claim.
-        column: Column of d; empty for d_data.
+        column: Column of d; empty if d is d_data.
     """
     question = Question(
         key=f"fall_by_{name}",

@@ -329,7 +329,7 @@ def mean_accuracy_lost(points: pd.DataFrame) -> pd.Series:
 def _slope(rows: pd.DataFrame, question: PairQuestion) -> Slope | None:
     """Return the slope that answers a question, or a reason why it cannot be estimated.
 
-    Returns None if the measures of the question are missing.
+    Returns None if the table lacks the measures that the question needs.
     """
     within: tuple[str, ...] = ()
     if question.level == "between":

@@ -278,7 +278,7 @@ class CurveAnswer:
         }
 
     def lines(self) -> list[str]:
-        """Return the answer in sentences."""
+        """Return the answer as lines of text. A line contains one or more sentences."""
         lines = [f"{self.name}: {self.measured_line}"]
         if self.caution:
             lines.append(f"  {self.caution}")
@@ -621,8 +621,8 @@ def answers(table: pd.DataFrame, question: CurveQuestion, model: str | None = No
     """Return an answer for each network and class pair of a table.
 
     Args:
-        table: One row per training, with columns of train size and score, and optionally of
-            model, class pair, seed, number of classes and test size.
+        table: A table with one row per training, and with columns of train size and score.
+            Columns of model, class pair, seed, number of classes and test size are optional.
         question: The question.
         model: Name of one network. If given, the report contains only the answer for this
             network. This answer also uses the curves of the other networks.
@@ -736,8 +736,8 @@ def chance_level(rows: pd.DataFrame, metric: Metric) -> ChanceLevel | None:
     example, the scores of a curve of ten classes may cross the chance level of two classes.
 
     Args:
-        rows: Rows of one curve from :func:`checked_table`.
-        metric: The metric of their scores.
+        rows: Rows of one learning curve, as :func:`checked_table` returns them.
+        metric: The metric of the scores.
     """
     class_counts = rows["classes"].dropna()
     is_assumed = class_counts.empty and metric != "auroc"
@@ -909,7 +909,7 @@ def _better_than_chance(rows: pd.DataFrame, metric: Metric) -> list[Metric]:
     """Return other metrics of a curve that are better than chance level.
 
     Args:
-        rows: Rows of one curve from :func:`checked_table`.
+        rows: Rows of one learning curve, as :func:`checked_table` returns them.
         metric: A metric at chance level. If it is the AUROC, no other metric is better.
     """
     candidates: dict[Metric, tuple[Metric, ...]] = {

@@ -130,7 +130,7 @@ def errors_with_source(source: str) -> Iterator[None]:
     """Prefix the messages of errors about a table with the name of the table.
 
     Args:
-        source: Path of a file, or name of a sweep.
+        source: The name of the table: the path of a file, or the name of a sweep.
 
     Raises:
         DataError: If the body raises a DataError. The new error has the name of the table in
@@ -245,7 +245,7 @@ def checked_table(
     Args:
         table: A table with columns of train size and score. Optional columns are status,
             model, class pair, seed, number of classes and size of the test set.
-        metric: The score to use.
+        metric: The metric whose scores are used.
         num_test_images: Number of test images of all rows. If None, the column of the table is
             used.
 

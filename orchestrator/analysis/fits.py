@@ -186,7 +186,7 @@ class ScalingFits:
         raise KeyError(question.key)
 
     def pair_answer(self, slope: Slope) -> Answer:
-        """Return the answer of one of the slopes over class pairs."""
+        """Return the answer that follows from a slope over class pairs."""
         return pair_answer(slope, self.asked_after_seeing)
 
     def to_json(self) -> dict[str, Any]:
@@ -268,10 +268,10 @@ class Prepared:
 def prepare(
     table: pd.DataFrame, *, sharpness_policy: Policy = "refuse", arms: Sequence[Arm] = ()
 ) -> Prepared:
-    """Check a table and average it to the points of fits and figures.
+    """Check a table, and average its trials to the points that fits and figures use.
 
     Args:
-        table: One row per trial.
+        table: A results table with one row per trial.
         sharpness_policy: See :func:`fit_scaling_laws`.
         arms: Datasets of an experiment. Changed copies are excluded, and base datasets are
             used.
@@ -333,7 +333,7 @@ def fit_scaling_laws(
 
 
 def with_facts(fits: ScalingFits, facts: SweepFacts) -> ScalingFits:
-    """Return fits with the facts about their sweep that limit the answers."""
+    """Return a copy of the fits with facts about their sweep that limit the answers."""
     asked = facts.asked_after_seeing
     answers = [replace(one, is_late=one.question.key in asked) for one in fits.answers]
     return replace(

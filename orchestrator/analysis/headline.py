@@ -218,7 +218,7 @@ def _of_bound(fit: AnyFit | None, above_chance: AnyFit | None) -> Answer:
 
 
 def bound_p_value(fit: ExponentFit, above_chance: ExponentFit) -> float:
-    """Return the two-sided p-value of an exponent against the law's bound, 1.
+    """Return the two-sided p-value of a test of an exponent against the law's bound, 1.
 
     Losses near chance level make curves flatter and the exponent smaller. If the exponent is
     below 1, it must therefore also be below 1 in the fit above chance level. The larger

@@ -34,8 +34,8 @@ random sample is used."""
 NUM_DRAWN = 9_999
 """Size of a random sample of permutations or draws. The observed order is added to the sample."""
 MIN_DATASETS = 3
-"""Smallest number of datasets for an interval. Two datasets have only one difference, and no
-scatter can be estimated from one difference."""
+"""Smallest number of datasets from which an interval is computed. Two datasets have only one
+difference, and no scatter can be estimated from one difference."""
 MIN_CLASSES = 5
 """Smallest number of classes in the pairs for a jackknife over classes."""
 MIN_RCOND = 1e-10
@@ -280,7 +280,7 @@ def permutation_test(
     Args:
         y: Response, ``(G,)``.
         x: Regressor, ``(G,)``.
-        covariates: Other regressors, ``(G, q)``.
+        covariates: Further regressors, ``(G, q)``.
         blocks: Name of the block of each dataset.
 
     Returns:
@@ -342,7 +342,7 @@ def class_permutation_p(y: Array, x: Array, covariates: Array, classes: Codes) -
     Args:
         y: Response of each pair, ``(U,)``.
         x: Regressor of each pair, ``(U,)``.
-        covariates: Other regressors, ``(U, q)``.
+        covariates: Further regressors, ``(U, q)``.
         classes: Codes of the two classes of each pair, counted from 0, ``(U, 2)``.
 
     Returns:

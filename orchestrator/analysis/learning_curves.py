@@ -115,7 +115,7 @@ class CurvePoint:
         score: Mean score of the trainings: a loss in nat, or an error rate, an accuracy or an
             AUROC in [0, 1].
         num_trainings: Number of trainings (seeds) behind the mean.
-        num_test_images: Size of the test set. If None, no noise of the test set is added.
+        num_test_images: Size of the test set. If None, the noise of the test set is left out.
         num_positives: Number of test images of the positive class of an AUROC. If None, half
             of the test images count as positive.
     """
@@ -225,7 +225,8 @@ def shipped_prior(metric: Metric) -> CurvePrior:
 class CurveArrays:
     """Measured learning curves as arrays, with one row per curve.
 
-    ``num_sizes`` is the number of train sizes of the longest curve. Shorter curves are padded.
+    ``num_sizes`` is the number of train sizes of the longest curve. The arrays of shorter
+    curves are padded.
 
     Attributes:
         points: The points of each curve, one per train size, sorted by train size.
@@ -482,7 +483,7 @@ class LearningCurve:
 
         Args:
             train_size: Number of training images.
-            num_test_images: Size of the test set. If None, no noise of the test set is added.
+            num_test_images: Size of the test set. If None, the noise of the test set is left out.
         """
         logs = self.log_estimate_at(train_size, num_test_images=num_test_images)
         value, first, second = (self._as_score(loss) for loss in (logs.value, logs.low, logs.high))
@@ -491,11 +492,11 @@ class LearningCurve:
     def log_estimate_at(self, train_size: float, *, num_test_images: int | None = None) -> Estimate:
         """Predict the log loss, or the log error rate, of one more training at a train size.
 
-        The value is the posterior mean, which has the smallest expected squared error.
+        The value is the posterior mean, because it has the smallest expected squared error.
 
         Args:
             train_size: Number of training images.
-            num_test_images: Size of the test set. If None, no noise of the test set is added.
+            num_test_images: Size of the test set. If None, the noise of the test set is left out.
         """
         means, variances = self._predictive(train_size)
         expected = float((self._grid_weights * means).sum())
@@ -785,7 +786,7 @@ def test_variance(point: CurvePoint, metric: Metric) -> float:
 
     All trainings share the test set, so more seeds do not reduce this variance. For an error
     rate e on n images, the variance is (1 − e) / (n e). This is the variance of log e if the
-    number of errors is binomial. For an AUROC, it is the variance of Hanley & McNeil (1982),
+    number of errors is binomial. For an AUROC, the variance of Hanley & McNeil (1982) is
     divided by (1 − AUROC)².
     """
     if metric == "loss" or point.num_test_images is None:

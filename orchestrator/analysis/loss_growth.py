@@ -126,7 +126,7 @@ class Growth:
         plain: The prior without d_data and K_F.
         scale: The image scales on which K_F was measured, and whether K_F may be compared over
             datasets.
-        ranges: Smallest and largest N, d_data and K_F of the fit, by column.
+        ranges: Smallest and largest value of N, d_data and K_F in the fit, by column.
         num_classes: Largest number of classes, from which chance level is computed.
         doubts: Warnings: sentences without a full stop.
     """
@@ -159,8 +159,8 @@ class GrowthCurve:
     Args:
         growth: The fits of a sweep.
         d_data: Intrinsic dimension of the dataset.
-        label_sharpness: K_F of the dataset, on the scale of the sweep. If d_data or K_F is
-            None, neither is used.
+        label_sharpness: K_F of the dataset, on the scale of the sweep. If one of d_data and
+            K_F is None, neither is used.
         pilot: Trainings with few images of the dataset.
         informed: True if d_data and K_F are used. If None, they are used if they improve the
             predictions for left-out datasets.
@@ -292,7 +292,7 @@ def fit_growth(
 
 
 def growth_of(points: pd.DataFrame, scale: SharpnessScale) -> Growth | str:
-    """Return the priors fitted to points, or the reason why they cannot be fitted.
+    """Return the priors that were fitted to points, or the reason why they cannot be fitted.
 
     Args:
         points: Points of one model, or of several models together.

@@ -99,7 +99,8 @@ class RobustnessAtSize:
         model: Name of the network.
         train_size: Train size N.
         attack: Name of the attack with its epsilon.
-        loss_gain: Mean test loss under attack minus mean test loss, in nat.
+        loss_gain: Mean test loss under the attack minus mean test loss without the attack, in
+            nat.
         accuracy: Mean test accuracy without the attack; None if it is unknown.
         attacked_accuracy: Mean test accuracy under the attack; None if it is unknown.
     """
@@ -249,7 +250,7 @@ class EarlyBest:
 
     @property
     def sentence(self) -> str:
-        """Sentences on the trainings that lasted too long."""
+        """Sentences on trainings that lasted too long."""
         means = [f"{number(epoch)} at N = {number(n)}" for n, epoch in self.best_epochs.items()]
         trainings = plural(self.num_trainings, "training")
         return (
@@ -496,8 +497,8 @@ def one_dataset(table: pd.DataFrame, predictions: pd.DataFrame | None = None) ->
     Args:
         table: One row per finished training, with the columns of a sweep's table.
         predictions: One row per training and test image, as returned by
-            :func:`orchestrator.results.rows.predictions_table`; None without stored
-            predictions.
+            :func:`orchestrator.results.rows.predictions_table`; None if no predictions are
+            stored.
     """
     has_logarithm = (table[TEST_LOSS] > 0) & np.isfinite(table[TEST_LOSS])
     done = table[has_logarithm]
@@ -740,7 +741,7 @@ def _accuracy_drop(attack: AttackColumn) -> str:
 
 
 def _strongest_attack(rows: pd.DataFrame) -> AttackColumn | None:
-    """Return the column of the strongest attack up to 8/255; None without such an attack."""
+    """Return the column of the strongest attack up to 8/255; None if there is no such attack."""
     columns = [
         column
         for column in attack_columns(map(str, rows))
@@ -764,7 +765,7 @@ def _at_largest_size(rows: pd.DataFrame, column: str) -> float | None:
 def _interval(differences: Sequence[float]) -> Interval | None:
     """Return the 95 % t interval of a mean over seeds.
 
-    Returns None for fewer than three seeds, or if all differences are equal.
+    Returns None if there are fewer than three seeds, or if all differences are equal.
     """
     values = np.asarray(differences)
     if len(values) < MIN_SEEDS_FOR_INTERVAL or values.std() == 0:

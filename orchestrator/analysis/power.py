@@ -359,7 +359,7 @@ class ExperimentPower:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Power:
-    """Power of a design on the headline questions.
+    """Power of a design for the headline questions.
 
     Attributes:
         effect: Name of the simulated effect.
@@ -417,7 +417,7 @@ class Power:
         return float(0.5 / self.num_tables**0.5)
 
     def table(self) -> Table:
-        """Return the share of simulated tables that decide each question, as a table."""
+        """Return a table with the share of simulated tables that decide each question."""
         cost = ""
         if self.gpu_hours is not None:
             cost = f", {amount(self.gpu_hours)} hours of an {DEFAULT_GPU.upper()}"

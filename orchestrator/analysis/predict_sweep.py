@@ -32,8 +32,8 @@ def predict_sweep(
     they are called only after the other inputs were checked.
 
     Args:
-        record: A measurement of the dataset in the format of ``isweep measure --json``, or
-            empty.
+        record: A measurement of the dataset in the format of ``isweep measure --json``. It may
+            be empty.
         growth: Function that fits how losses fall with N in the sweep.
         pilot: Function that reads or trains the pilot: trainings with few images of the new
             dataset.

@@ -82,7 +82,7 @@ class Prediction:
         return {fields.pop("quantity"): fields.pop("value"), **fields}
 
     def lines(self) -> list[str]:
-        """Return the prediction and its warnings as sentences."""
+        """Return the prediction and its warnings as lines of text."""
         name, unit = "number of images", "images"
         if self.quantity == "loss":
             name, unit = "test loss", "nat"
@@ -136,7 +136,7 @@ def predict(
             neither is used.
         train_size: N at which the loss is predicted.
         target_loss: Test loss in nat for which N is predicted.
-        pilot: Small trainings on the new dataset.
+        pilot: Trainings with few images of the new dataset.
         measures_are_comparable: False if d_data was measured at a much smaller N than in the
             sweep. Estimates of d increase with N, so d_data and K_F are not used in this case.
 

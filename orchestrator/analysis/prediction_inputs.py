@@ -139,7 +139,7 @@ def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
     Raises:
         ConfigError: If columns or the model are missing, if the pilot has several models or
             datasets, or if it has no finite loss above 0.
-        DataError: If a value of the table is impossible.
+        DataError: If a value of the table is not valid.
     """
     missing = [name for name in (TRAIN_SIZE, TEST_LOSS) if name not in table]
     if missing:

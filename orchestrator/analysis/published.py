@@ -221,8 +221,8 @@ class SweepComparison:
         first: Name of the first sweep.
         second: Name of the second sweep.
         changes: The change of each quantity.
-        num_only_first: Number of cells that only the first sweep has.
-        num_only_second: Number of cells that only the second sweep has.
+        num_only_first: Number of cells that only the first sweep contains.
+        num_only_second: Number of cells that only the second sweep contains.
         notes: Sentences without a full stop on trials and quantities that were left out.
     """
 

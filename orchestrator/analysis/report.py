@@ -87,8 +87,8 @@ def results_table(
 
     Args:
         workspace: The sweep.
-        rows: Rows from MLflow; if None, rows of the result store.
-        state: State of the result store; read if None.
+        rows: Rows from MLflow. If None, the rows of the result store are used.
+        state: State of the result store. If None, the state is read.
     """
     if rows is None:
         rows = (state or read_state(workspace)).rows()
@@ -278,11 +278,12 @@ def write_report(
     The same input always gives the same bytes. Every file is replaced atomically.
 
     Args:
-        table: One row per trial.
+        table: A results table with one row per trial.
         fits: The fits of the table.
         directory: Folder to write to.
         sweep: Name of the sweep.
-        summary: Facts about the sweep from :func:`report_summary`; every entry is optional.
+        summary: Facts about the sweep, as :func:`report_summary` returns them. Every entry is
+            optional.
         formats: Further formats of figure files: ``pdf`` or ``png``.
 
     Returns:
@@ -455,10 +456,10 @@ def trial_data(
     runs: Mapping[str, str] | None = None,
     pages: str = "",
 ) -> dict[str, Any]:
-    """Return all trials for JSON.
+    """Return all trials in a form that can be written as JSON.
 
     Args:
-        full: One row per trial.
+        full: A results table with one row per trial.
         devices: GPU or CPU of each training, by trial id.
         runs: Id of the MLflow run of each trial, by trial id.
         pages: Beginning of the address of a run's page.
@@ -494,7 +495,7 @@ def _is_blank(values: pd.Series) -> bool:
 
 
 def _rows(table: pd.DataFrame) -> list[list[str | int | float | None]]:
-    """Return the rows of a table for JSON."""
+    """Return the rows of a table in a form that can be written as JSON."""
     rows = []
     for row in table.itertuples(index=False, name=None):
         rows.append([_plain(value) for value in row])

@@ -18,7 +18,7 @@ def select_rows(table: pd.DataFrame, wanted: Mapping[str, object]) -> pd.DataFra
     """Return the rows of a table that have the given values.
 
     Args:
-        table: One row per trial.
+        table: A results table with one row per trial.
         wanted: Required value of a column, by name of the column.
 
     Raises:

@@ -14,7 +14,7 @@ Array = NDArray[np.float64]
 RATES = np.linspace(0.02, 3.0, 60)
 """Rates of the grid. A rate is the exponent of 1 / N."""
 FLOOR_SHARES = np.concatenate([[0.0], np.linspace(0.02, 0.995, 50)])
-"""Floors of the grid, as shares of the smallest loss."""
+"""Floors of the grid, as shares of the smallest measured loss."""
 
 
 def power_law(sizes: Array, log_losses: Array, train_size: float) -> float:
@@ -30,7 +30,7 @@ def power_law(sizes: Array, log_losses: Array, train_size: float) -> float:
 
 
 def floored_power_law(sizes: Array, log_losses: Array, train_size: float) -> float:
-    """Return the log loss at a train size, from the fitted curve factor · N^(−rate) + floor.
+    """Return the log loss at a train size, from a fit of loss = factor · N^(−rate) + floor.
 
     Args:
         sizes: Train sizes of the curve, ``(num_sizes,)``.

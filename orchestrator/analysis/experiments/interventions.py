@@ -71,8 +71,8 @@ class Response:
 
     Attributes:
         name: Name of the response.
-        column: Column of its logarithm in the points.
-        theory: The law's slope on log K_F.
+        column: Column of the points that contains the logarithm of the response.
+        theory: Slope on log K_F that the law predicts.
         has_control: True if the unit of the response stays the same in controls. Controls
             change the unit of R̂.
     """
@@ -94,8 +94,8 @@ def fit_interventions(table: pd.DataFrame, arms: Sequence[Arm]) -> Interventions
     """Check the arms, estimate the effects, and return both together with sentences.
 
     Args:
-        table: One row per trial.
-        arms: Every dataset of the experiment.
+        table: A results table with one row per trial.
+        arms: All datasets of the experiment: bases and conditions.
     """
     full, _ = normalise(table)
     full = full[full[DATASET].isin([arm.dataset for arm in arms])]

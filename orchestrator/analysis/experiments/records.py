@@ -80,7 +80,7 @@ class Effect:
         response: Name of the response.
         arm: Name of the condition; empty for all conditions together.
         theory: Value that the law predicts for the number.
-        num_worlds: Number of worlds in the mean.
+        num_worlds: Number of worlds over which the mean is taken.
         num_classes: Number of classes in the jackknife; 0 if there are too few classes for a
             jackknife.
         value: The mean over worlds.
@@ -132,7 +132,10 @@ class Effect:
 
     @property
     def in_units_of_the_law(self) -> Interval:
-        """The interval, divided by the law's value. Values near 1 agree with the law."""
+        """The interval, divided by the law's value.
+
+        An interval that contains 1 agrees with the law.
+        """
         if self.interval is None or not self.theory:
             return -np.inf, np.inf
         low, high = sorted(bound / self.theory for bound in self.interval)

@@ -83,7 +83,7 @@ def write_figures(
 
 
 def rendered(figure: Figure, kind: str) -> bytes:
-    """Return a figure as a file of a format: png, pdf or svg."""
+    """Return the bytes of a figure in a file format: png, pdf or svg."""
     # The layout is computed once here. Otherwise savefig would compute it again, with the same
     # result.
     engine = figure.get_layout_engine()

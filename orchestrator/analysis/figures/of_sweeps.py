@@ -72,7 +72,7 @@ MAX_COLORBAR_TICKS = 6
 MAX_NAMED_PAIRS = 60
 """Largest number of class pairs with labeled dots. More labels would overlap."""
 ACCURACY_LOST = "accuracy_lost"
-"""Column of the accuracy that attacks cost, in percentage points."""
+"""Name of the column with the accuracy that attacks cost, in percentage points."""
 PAIRS_SHARE = "Pairs share classes, so dots are not independent."
 """Sentence in the captions of figures whose dots are class pairs."""
 GAIN_OF_PAIRS = (

@@ -181,8 +181,8 @@ def spans_much(values: pd.Series) -> bool:
 def number_ticks(axis: AnyAxis, values: pd.Series) -> None:
     """Format an axis with plain numbers. If its values span a large factor, make it logarithmic.
 
-    If some values are negative or 0, the logarithmic axis is symmetric around 0. It is linear
-    up to the first quartile of the absolute values.
+    If some values are negative or 0, the logarithmic axis is symmetric around 0. The axis is
+    linear up to the first quartile of the absolute values.
     """
     if spans_much(values):
         log_ticks(axis, values)

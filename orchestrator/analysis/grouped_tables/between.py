@@ -63,7 +63,7 @@ class BetweenSlope:
     """A slope between groups, and the scatter of rows that the groups' means contain.
 
     Attributes:
-        slope: The slope, in standard units.
+        slope: The slope between standardized columns.
         scatter: The part of the variance of the groups' means that comes from scatter of rows.
             None if the column does not vary within groups.
     """
@@ -73,7 +73,7 @@ class BetweenSlope:
 
 
 def between_slopes(data: StandardRows) -> Iterator[BetweenSlope]:
-    """Estimate the slope on each column between units, in standard units."""
+    """Estimate the slope between units on each column. All columns are standardized."""
     effects = unit_effects(data, data.kind)
     fit = EffectsFit.of(data, effects)
     if fit is None:
@@ -156,7 +156,8 @@ class EffectsFit:
     """A least-squares fit over one effect per unit, with a refit without each group.
 
     Attributes:
-        table: Response, columns and intercept, one row per unit, ``(U, q + 2)``.
+        table: Columns of response, regressors and intercept, with one row per unit,
+            ``(U, q + 2)``.
         values: Slopes, ``(q,)``.
         errors: Standard errors of the slopes by least squares, ``(q,)``.
         degrees: Degrees of freedom of the t tests with these standard errors.
@@ -196,7 +197,7 @@ class EffectsFit:
         """Estimate the slope on one column, with its interval and p-value if they exist.
 
         Args:
-            place: Index of the column in the table, from 1.
+            place: Index of the column in ``table``. The first regressor has the index 1.
             name: Name of the column.
         """
         num_units = len(self.table)
@@ -257,7 +258,7 @@ class EffectsFit:
         return refits
 
     def _smallest(self, place: int) -> float:
-        """Return the sum of squares of a column below which its variation is rounding error."""
+        """Return the limit of a column's sum of squares, below which it is rounding error."""
         return MIN_RCOND * float(self._total[place, place])
 
     def _permuted(self, place: int) -> Permutation | None:

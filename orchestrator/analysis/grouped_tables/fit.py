@@ -37,7 +37,8 @@ class GroupedFit:
             of the groups' means that comes from scatter of rows.
         pooled: One correlation for each column, over all rows, computed as if rows were
             independent.
-        remarks: Sentences on rows left out, suspicious values and crossing columns.
+        remarks: Sentences on rows that were left out, on suspicious values and on crossing
+            columns.
     """
 
     design: Design
@@ -66,7 +67,7 @@ class GroupedFit:
         return answer(self.design, self.num_groups, within, between, scatter)
 
     def why_pooled_misleads(self, pooled: PooledCorrelation) -> str:
-        """Return the sentences on a pooled correlation: its value, and the slopes that it mixes."""
+        """Return the sentences on a pooled correlation, and on the relations that it mixes."""
         return pooled_answer(self.design, self.num_rows, self.num_groups, pooled)
 
     def lines(self) -> Iterator[str]:
@@ -106,8 +107,8 @@ def fit_groups(
     Args:
         table: Rows with the columns of the design and the crossing columns.
         design: Columns of the fit.
-        crossing: Columns outside the design whose values recur over groups. A claim must also
-            hold if rows with the same value are dependent.
+        crossing: Columns outside the design whose values recur in most groups. A claim must
+            also hold if rows with the same value in such a column are dependent.
         pairs: True if all columns of groups contain names of the same kind, for example both
             classes of a pair.
     """

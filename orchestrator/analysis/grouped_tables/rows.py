@@ -87,7 +87,7 @@ def partial_slope(
 
     Args:
         products: Symmetric matrix. Entry (i, j) is the sum over rows of column i times column j.
-        place: Index of the regressor, from 1.
+        place: Index of the regressor. The first regressor has the index 1.
         smallest: Limit for the sum of squares of the regressor. Below this limit, the
             variation of the regressor is rounding error.
 

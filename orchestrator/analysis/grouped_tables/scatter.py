@@ -119,7 +119,8 @@ def slope_without_scatter(
         products: Sums of products of response, columns and intercept. The first sum is over
             all groups. Each further sum leaves out one group.
         scatter: The part of each sum that comes from scatter.
-        place: Index of the column whose slope is estimated, from 1.
+        place: Index of the column whose slope is estimated. The first regressor has the index
+            1.
 
     Returns:
         The slope and its jackknife standard error; None if nearly all variation of the column

@@ -1,7 +1,8 @@
 """Reading and checking of a user's table for a fit within and between groups.
 
 Numbers become float64. Groups and ``within`` columns stay text, so that ids keep leading
-zeros. One :class:`ConfigError` lists all problems, with the numbers of the rows.
+zeros. If the table has several problems, one :class:`ConfigError` lists all of them, with the
+numbers of the rows.
 """
 
 from __future__ import annotations
@@ -52,9 +53,10 @@ class UserTable:
     """The rows of a user's table that a fit uses, with remarks on the table.
 
     Attributes:
-        rows: The columns of the design, and the crossing columns as text.
+        rows: The fitted rows, with the columns of the design, and with the crossing columns as
+            text.
         remarks: Sentences on rows that were left out and on suspicious values.
-        crossing: Columns outside the design whose values recur over groups.
+        crossing: Columns outside the design whose values recur in most groups.
     """
 
     rows: pd.DataFrame

@@ -45,7 +45,7 @@ MIN_SHARE_CARRIED = 1e-12
 
 
 def within_slopes(data: StandardRows) -> Iterator[Slope]:
-    """Estimate the slope on each column within units, in standard units."""
+    """Estimate the slope within units on each column. All columns are standardized."""
     fit = WithinFit(data)
     for place, name in enumerate(data.design.on, 1):
         yield fit.slope(place, name)
@@ -78,7 +78,7 @@ class WithinFit:
         """Return the slope on one column, or the reason why it cannot be estimated.
 
         Args:
-            place: Index of the column in the table, from 1.
+            place: Index of the column in ``table``. The first regressor has the index 1.
             name: Name of the column.
         """
         value, weights = partial_slope(self._total, place, self._smallest)

@@ -27,7 +27,8 @@ NUM_SPREADS = 64
 averaged. The spread of new datasets differs from the spread of the present datasets. With 64
 spreads, the power is exact to 0.001."""
 NORMAL_NODES, NORMAL_WEIGHTS = special.roots_hermitenorm(100)
-"""Gauss–Hermite nodes and weights of an average over a standard normal variable."""
+"""Gauss–Hermite nodes and weights, with which functions are averaged over a standard normal
+variable."""
 
 
 def verdict_level(num_tests: int) -> float:
@@ -80,7 +81,7 @@ class TTest:
         """Return the smallest effect that 80 of 100 studies detect.
 
         Args:
-            num_tests: Tests of the family.
+            num_tests: Number of tests of the family.
 
         Returns:
             The effect in units of the estimate. None if the standard error is 0, or if no
@@ -144,7 +145,7 @@ class LargestCorrelation:
 
         Args:
             effect: True correlation for one attack and one network.
-            num_tests: Tests of the family.
+            num_tests: Number of tests of the family.
 
         Returns:
             The share of studies. It is 0 if no permutation can reach the level, and None if
@@ -171,7 +172,7 @@ def t_power(
         effect: True distance of the estimate from its null value.
         std_error: Standard error of the estimate.
         degrees: Degrees of freedom.
-        level: Level of the test.
+        level: Significance level of the test.
 
     Returns:
         The share of studies that detect the effect. None if the standard error is 0 or
@@ -211,13 +212,13 @@ def datasets_needed(
     Args:
         effect: The effect, in units of the estimate.
         std_error: Standard error of the estimate with the present datasets.
-        num_datasets: Number of present datasets.
+        num_datasets: Number of datasets of the present study.
         num_fitted: Number of fitted coefficients, including the intercept.
         level: Significance level of the test: the strictest level of Holm's correction.
 
     Returns:
-        The number of datasets, at least the present number. None if the standard error is 0 or
-        unknown, or if the number would exceed :data:`MAX_NEEDED`.
+        The number of datasets. It is at least the present number. None if the standard error
+        is 0 or unknown, or if the number would exceed :data:`MAX_NEEDED`.
     """
     degrees_today = num_datasets - num_fitted
     if not std_error or degrees_today < 1:
@@ -256,7 +257,7 @@ def _power_of_new_study(
         std_error: Standard error of the estimate with the present datasets.
         degrees_today: Degrees of freedom of the residuals of the present datasets.
         degrees: Degrees of freedom of the residuals of the new study.
-        level: Level of the test.
+        level: Significance level of the test.
     """
     # The χ² distribution is divided into equally likely parts, and each part is replaced by
     # its median.

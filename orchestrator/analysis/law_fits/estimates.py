@@ -42,8 +42,8 @@ class Estimate:
             models.
         num_resamples: Number of permutations or bootstrap draws behind ``resampled_p``.
         smallest_p: Smallest value that ``resampled_p`` can have; 0 if nothing was resampled.
-        exact: True if the permutation test is exact: all permutations were tried, and datasets
-            are exchangeable under the null hypothesis.
+        exact: True if the permutation test is exact. This requires that all permutations were
+            tried, and that datasets are exchangeable under the null hypothesis.
         left_out: The estimate without each dataset, by name of the dataset.
         weights: Weight of each dataset in the estimate; the weights sum to 1.
     """

@@ -85,8 +85,8 @@ def fit_exponent(
 
     Args:
         points: The points.
-        model: Name of one network, or ``pooled`` for all of them.
-        subset: Name of one domain, or ``all`` for both.
+        model: Name of one network, or ``pooled`` for all networks.
+        subset: Name of one domain, or ``all`` for both domains.
         dimension: Column of d, read at the largest N; the maximum-likelihood estimate if
             empty.
         variant: Name of the choice of d or of points.

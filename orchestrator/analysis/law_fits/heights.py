@@ -71,7 +71,7 @@ def fit_height(
         points: The points.
         scale: Scales of K_F.
         terms: Columns of the regressors.
-        model: Name of one network, or ``pooled`` for all of them.
+        model: Name of one network, or ``pooled`` for all networks.
         kind: ``headline`` for the fit that answers the headline questions; else ``height``.
     """
     properties = dataset_properties(points, scale)

@@ -1,4 +1,4 @@
-"""Records of the fits of the law, one class for each kind of fit.
+"""Records of the fits of the law. Each kind of fit has one class.
 
 A record stores the estimates and the number of points behind them. If a fit was not possible,
 its record has no estimates, and ``reason`` states why.
@@ -54,7 +54,7 @@ class Fit:
         return None
 
     def too_few_datasets(self, needed: str) -> str:
-        """Return the reason that there are too few datasets.
+        """Return a text that there are too few datasets.
 
         Args:
             needed: The numbers that each dataset must have, such as ``with K_F``.
@@ -172,8 +172,8 @@ class RepresentationFit(Fit):
         num_held_unfitted: Number of points that count both in ``num_held`` and in
             ``num_unfitted``.
         median_ratio: Median of d_repr / d_data over points.
-        by_dataset: Share of the points with d_repr above d_data, for each dataset with such
-            points.
+        by_dataset: Share of points with d_repr above d_data, by name of the dataset. Datasets
+            without such points are missing.
     """
 
     kind: Literal["representation"] = "representation"

@@ -92,7 +92,7 @@ def is_at_chance_level(
     Args:
         loss: Test loss in nat.
         num_classes: Number of classes; two if it is unknown.
-        accuracy: Test accuracy, a share; None if it is unknown.
+        accuracy: Test accuracy as a share; None if it is unknown.
         auc: Area under the ROC curve; None if it is unknown.
     """
     return _loss_is_at_chance(loss, num_classes) and not _learned(accuracy, auc, num_classes)

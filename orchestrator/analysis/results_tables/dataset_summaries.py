@@ -45,7 +45,7 @@ class DatasetSummary:
         num_classes: Number of classes; 0 if the trials have several numbers, None if it is
             unknown.
         loss: Geometric mean of the test loss over models at the largest N, in nat.
-        accuracy: Mean test accuracy at the largest N, a share.
+        accuracy: Mean test accuracy at the largest N, as a share.
         auc: Mean AUROC at the largest N.
         loss_gain: Mean increase of the test loss under ``attack`` at the largest N, in nat.
         attack: Name of the strongest attack up to 8/255, FGSM if it was measured. The name is

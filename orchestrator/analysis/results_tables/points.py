@@ -83,7 +83,7 @@ POOLED = "pooled"
 ALL = "all"
 """Subset name in a fit of both domains together."""
 SUBSET = [DATASET, CLASS_PAIR, DATA_MODE]
-"""Columns that identify the training images of a network."""
+"""Columns that, together with the train size, identify the training images of a network."""
 POINT = [MODEL, DATASET, DOMAIN, CLASS_PAIR, TRAIN_SIZE, DATA_MODE]
 """Columns that identify a point. The trials of a point differ only in their seed."""
 
@@ -100,10 +100,10 @@ def given(terms: Sequence[str], name: str) -> str:
 
 
 def fitted_points(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
-    """Average trials over seeds and add the regressors.
+    """Average trials over seeds, and add the regressors of the fits.
 
     Args:
-        full: A checked table, one row per trial.
+        full: A checked table with one row per trial.
 
     Returns:
         First, the points, with one row per model, dataset, class pair and train size. Losses are

@@ -48,7 +48,7 @@ def sharpness_scale(table: pd.DataFrame, policy: Policy) -> SharpnessScale:
     """Return the scales of K_F. A scale is a pixel range, an image size and a number of channels.
 
     Args:
-        table: One row per trial.
+        table: A results table with one row per trial.
         policy: The user's choice for unequal scales.
     """
     columns = table.columns.union([LABEL_SHARPNESS, *SCALE_COLUMNS])

@@ -56,8 +56,7 @@ class Finding:
     Attributes:
         question: The question in everyday words.
         verdict: The verdict on the question.
-        sentences: The answer in one or two lines: the estimate, its interval and the adjusted
-            p.
+        sentences: The short answer: the estimate, its interval and the adjusted p.
         details: Sentences on the test, its power and the most influential dataset or class.
         notes: Remarks on the numbers of this answer.
         to_add: Advice on what to add to a sweep that cannot answer the question.
@@ -100,7 +99,7 @@ def multiplied(value: float, bounds: Interval | None, by: float) -> tuple[str, I
     Args:
         value: Slope of the log loss on a term.
         bounds: Interval of the slope.
-        by: Difference of the term between the two losses.
+        by: Difference of the term between the two datasets whose losses are compared.
     """
     factor = number(float(np.exp(value * by)))
     if factor == "1":

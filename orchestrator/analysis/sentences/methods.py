@@ -186,7 +186,7 @@ def _settings(trials: Sequence[TrialSpec]) -> Iterator[str]:
 
 
 def _settings_of(recipe: RecipeSpec) -> str:
-    """Return the settings of a recipe as the end of a sentence."""
+    """Return the settings of a recipe as words that end a sentence."""
     outputs = ""
     if recipe.num_outputs is not None:
         outputs = f", {plural(recipe.num_outputs, 'output')}"

@@ -51,7 +51,7 @@ def laid_out(
         key: Anchor of the table on the page.
         title: Heading.
         note: Explanation of the columns.
-        records: Mappings, or objects with fields.
+        records: The records: mappings, or objects with fields.
         columns: Content of each column, by name of the column.
         numeric_from: Index of the first column of numbers.
     """

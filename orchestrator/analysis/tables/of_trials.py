@@ -195,7 +195,7 @@ def best_models(table: pd.DataFrame, score: str = TEST_LOSS) -> pd.DataFrame:
     number of these class pairs and seeds. ``seed_std`` is the standard deviation over seeds.
 
     Args:
-        table: Rows of the results table.
+        table: A results table.
         score: Column by which models are ranked.
 
     Returns:
