@@ -1,9 +1,9 @@
 """Prediction for a new dataset from a sweep of other datasets: loss at N, or N for a target loss.
 
 A prediction uses the fits of :mod:`orchestrator.analysis.loss_growth` and, if there is one, a
-pilot. A pilot consists of a few trainings with few images of the new dataset. Every prediction
-is reported with its interval. If the ends of the interval of a loss differ by more than a
-factor of 10,000, no value is reported.
+pilot. A pilot consists of a few trainings with few images of the new dataset. A prediction is
+reported with its interval, if the interval is known. If the ends of the interval of a loss
+differ by more than a factor of 10,000, no value is reported.
 """
 
 from __future__ import annotations
