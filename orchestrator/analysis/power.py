@@ -342,18 +342,18 @@ class ExperimentPower:
     @property
     def sentence(self) -> str:
         """Sentences on the power, for the interval that ``isweep fit`` computes."""
-        method = "a t interval over base datasets"
+        method = "is a t interval over base datasets"
         if self.num_classes:
             method = (
-                f"by the jackknife over the {self.num_classes} classes that base datasets "
-                "share, which is wider than the t interval over base datasets"
+                f"comes from a jackknife over the {self.num_classes} classes that base datasets "
+                "share, because this interval is wider than the t interval over base datasets"
             )
         return (
             f"Power with {self.num_worlds} base datasets, if the true slope is {self.slope:g} "
             f"and every condition passes its checks: {in_hundred(self.from_none)} such "
             f"experiments distinguish the slope from 0, and {in_hundred(self.from_law)} "
-            f"distinguish it from the law's 1. The interval is about ±{self.half_width:.2f}, "
-            f"{method}."
+            f"distinguish it from the law's 1. The interval is about ±{self.half_width:.2f}. "
+            f"It {method}."
         )
 
 
@@ -395,10 +395,12 @@ class Power:
             keys = list(EFFECTS[self.effect].questions)
         parts = []
         for key in keys:
-            share = "cannot be tested"
+            question = f"the question on the {ESTIMANDS[key]}"
             if key in self.adjusted:
-                share = f"{in_hundred(self.adjusted[key])} such sweeps"
-            parts.append(f"{ESTIMANDS[key]}: {share}")
+                share = in_hundred(self.adjusted[key])
+                parts.append(f"{share} such sweeps decide {question}")
+            else:
+                parts.append(f"{question} cannot be tested")
         return [
             f"Power {self._condition}, with {self.num_datasets} datasets: "
             f"{'; '.join(parts) or 'no question can be tested'}. The standard error of these "
