@@ -81,6 +81,13 @@ GAIN_OF_PAIRS = (
 )
 """Sentences in the caption of the figure of added losses of class pairs. No test uses these
 losses."""
+OF_CORRELATION = (
+    "The figure shows the points of all networks. The number r is the correlation over datasets, "
+    "at equal train size and within domains. Each panel has the r of the network with the largest "
+    "r for this attack. The 95 % intervals hold for all networks and attacks together. The verdict "
+    "is on the largest r of all attacks and networks."
+)
+"""Sentences in the caption of the figure of added losses if a correlation was computed."""
 ADDRESS_TITLES = {
     D_DATA_MLE: "d_data",
     LABEL_SHARPNESS: "K_F",
@@ -459,13 +466,7 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
             "effect of N."
         )
     if has_correlation:
-        caption += (
-            " The figure shows the points of all networks. The number r is the correlation "
-            "over datasets, at equal train size and within domains. Each panel has the r of "
-            "the network with the largest r for this attack. The 95 % intervals hold for all "
-            "networks and attacks together. The verdict is on the largest r of all attacks "
-            "and networks."
-        )
+        caption += f" {OF_CORRELATION}"
         caption += _on_logarithmic_axes(axes_of_attacks)
     return Drawn(figure, caption)
 

@@ -294,10 +294,7 @@ def _of_all_datasets(count: int, total: int) -> str:
 
 
 def _exponent(fits: ScalingFits) -> Finding:
-    """Return the finding on the exponent b.
-
-    It is tested against 0 and against the law's bound 1.
-    """
+    """Return the finding on the exponent b, with tests against 0 and against the law's bound."""
     question = EXPONENT.text
     notes = ["The law is an upper bound for large N: only a slower fall contradicts it."]
     fit = fits.exponent()
@@ -329,8 +326,7 @@ def _exponent(fits: ScalingFits) -> Finding:
         above_the_law = [_above_the_law(fits)]
         short = (*short, _against_the_law(against_bound))
         if not (falls.is_decided or against_bound.is_decided):
-            # The previous finding states that the loss fell. The weight of one dataset
-            # explains why b is nevertheless uncertain.
+            # The previous finding states that the loss fell. This explains why b is uncertain.
             short = (*short, *heaviest)
             heaviest = []
     short = (*short, *of_other_estimator(fits))

@@ -533,7 +533,7 @@ def test_the_figure_on_attacks_shows_the_correlation_of_the_verdict():
     titles = [axes.get_title() for axes in drawing.figure.axes]
     correlation = f"r = {number(answer.value)} ({interval(answer.interval)})"
     assert any(correlation in title for title in titles)
-    assert "hold for all networks and attacks at once" in drawing.caption
+    assert "hold for all networks and attacks together" in drawing.caption
 
 
 def test_the_two_factors_for_a_doubling_of_n_are_distinguished(published):

@@ -3,7 +3,12 @@ import pandas as pd
 import pytest
 
 from orchestrator.analysis.fits import fit_scaling_laws
-from orchestrator.analysis.results_tables.checks import Exclusion, finished_trials, normalise
+from orchestrator.analysis.results_tables.checks import (
+    DIVERGED,
+    Exclusion,
+    finished_trials,
+    normalise,
+)
 from orchestrator.analysis.results_tables.points import LOG_LOSS, fitted_points
 from search_spaces.errors import DataError
 from tests.synthetic import synthetic_table
@@ -114,11 +119,11 @@ def test_numbers_whose_squares_under_or_overflow_are_missing_and_counted():
     table.loc[1, "label_sharpness"] = 1e-60
     table.loc[2, "d_data_mle"] = 1e200
     fits = fit_scaling_laws(table)
-    counts = {(exclusion.reason.split(",")[0], exclusion.count) for exclusion in fits.excluded}
+    counts = {(exclusion.reason, exclusion.count) for exclusion in fits.excluded}
     assert counts == {
-        ("d_data_mle: next to zero", 1),
-        ("d_data_mle: stored infinity", 1),
-        ("label_sharpness: next to zero", 1),
+        ("values of d_data_mle that are too close to zero", 1),
+        ("values of d_data_mle that are infinite", 1),
+        ("values of label_sharpness that are too close to zero", 1),
     }
     assert fits.headline().status == "ok"
 
@@ -131,11 +136,11 @@ def test_every_unusable_loss_is_counted_under_its_first_reason():
     table.loc[2, "test_loss"] = 0.0
     table.loc[3, "test_loss"] = -1.0
     points, excluded = fitted_points(normalise(table)[0])
-    assert {exclusion.reason.split(" ")[0]: exclusion.count for exclusion in excluded} == {
-        "diverged": 1,
-        "no": 1,
-        "test": 2,
-    }
+    assert excluded == (
+        Exclusion(DIVERGED, 1),
+        Exclusion("trials without a test loss", 1),
+        Exclusion("trials with a test loss of 0 or less, which has no logarithm", 2),
+    )
     assert len(points) == len(table) - 1
     assert points[LOG_LOSS].isna().sum() == 3
 
