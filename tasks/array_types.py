@@ -10,7 +10,7 @@ import numpy.typing as npt
 AnyArray = npt.NDArray[Any]
 """An array of any dtype."""
 FloatArray = npt.NDArray[np.floating[Any]]
-"""An array of floats; float64 if no other dtype is stated."""
+"""An array of floats. The dtype is float64, unless a docstring states another one."""
 IntArray = npt.NDArray[np.integer[Any]]
 """An array of integers: positions, labels, or sums of bytes."""
 Int64Array = npt.NDArray[np.int64]
@@ -26,4 +26,4 @@ Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 """A mask: an array of booleans."""
 Bytes = npt.NDArray[np.integer[Any] | np.bool_]
-"""Rows of uint8, int8 or bool, ``(num_rows, num_features)``."""
+"""An array of uint8, int8 or bool with the shape ``(num_rows, num_features)``."""
