@@ -116,15 +116,14 @@ class SearchResult(Finding):
 
     @property
     def capped_loss(self) -> float:
-        """The loss that a search minimizes. It is always finite, because :func:`capped` limits
-        it.
-        """
+        """The loss that a search minimizes. :func:`capped` limits it, so it is always finite."""
         return capped(self.loss, self.chance_loss)
 
 
 def capped(loss: float | None, chance_loss: float) -> float:
-    """Return ``loss``. If it is NaN, None or above ``CAP_OF_CHANCE * chance_loss``, return
-    that limit.
+    """Return ``loss``, limited to ``CAP_OF_CHANCE * chance_loss``.
+
+    If the loss is NaN or None, return this limit.
     """
     cap = CAP_OF_CHANCE * chance_loss
     if loss is not None and loss < cap:  # a comparison with NaN is false
@@ -257,8 +256,7 @@ class TrialStatus(StrEnum):
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """The scores of one epoch of training. They are computed in training mode, while the
-    weights change.
+    """The scores of one epoch, computed in training mode while the weights change.
 
     Attributes:
         epoch: number of the epoch, from 1.
@@ -281,9 +279,7 @@ class EpochRecord:
 
 
 def attack_name(method: str, epsilon: float) -> str:
-    """Return the name that an attack has in column names, for example ``fgsm_1`` or
-    ``fgsm_0.5``.
-    """
+    """Return the name of an attack for column names, for example ``fgsm_1`` or ``fgsm_0.5``."""
     # The number is written with all its digits and without an exponent. So two different
     # strengths never have the same name.
     return f"{method}_{Decimal(repr(epsilon)).normalize():f}"
