@@ -41,8 +41,7 @@ PIXEL_MAX = 255.0
 class CleanPass:
     """The outputs and gradient signs of a network on the clean images.
 
-    The evaluation and all attacks use these numbers, so the network runs only once on the
-    clean images.
+    The evaluation and all attacks use these numbers, so they are computed only once.
 
     Attributes:
         logits: ``(num_images, num_outputs)``.
