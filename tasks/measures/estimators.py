@@ -32,8 +32,8 @@ EQUAL_LOG_RATIO = 1e-5
 """Largest mean log ratio of distances that counts as zero, because distances have a relative
 error of up to 1e-5."""
 EQUALLY_FAR = (
-    "for each point, all neighbor distances are equal after rounding, which fits no finite "
-    "dimension"
+    "for each point, all neighbor distances are equal after rounding, so no finite dimension "
+    "fits them"
 )
 FEW_POINTS = 20
 """Number of points below which a record contains a remark about uncertainty. With 20 points,

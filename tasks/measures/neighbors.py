@@ -138,7 +138,9 @@ def nested_neighbors(
     if samples is None:
         samples = np.zeros((0, num_positions), bool)
     if samples.shape[1] != num_positions:
-        raise ValueError(f"masks have {samples.shape[1]} entries for {num_positions} positions")
+        raise ValueError(
+            f"masks have {samples.shape[1]} entries, but there are {num_positions} positions"
+        )
     # Every unordered pair costs one multiply-add per feature.
     multiply_adds = num_positions**2 / 2 * float(np.prod(source.row_shape))
     job = SearchJob(

@@ -140,4 +140,4 @@ def _option_to_allow(count: int, total: int) -> str:
     If the share of these items is 50 % or more, the hint is empty.
     """
     percent = math.ceil(1000 * count / total) / 10
-    return f". To allow as many, set --max-skipped-share {percent:g}%" if percent < 50 else ""
+    return f". To allow this number, set --max-skipped-share {percent:g}%" if percent < 50 else ""

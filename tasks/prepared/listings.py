@@ -131,7 +131,7 @@ def _check_listing(listing: object, request: RawRequest) -> None:
     if listing.items and not isinstance(listing.items[0], Item):
         raise request.error(
             f"{source} returned a Listing whose items are of type "
-            f"{type(listing.items[0]).__name__}",
+            f"{type(listing.items[0]).__name__} instead of Item",
             hint="Make an Item for each file, volume or row",
         )
 

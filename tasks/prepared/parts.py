@@ -238,8 +238,8 @@ def _samples(samples: object, request: RawRequest) -> Iterator[Sample]:
         has_shape = len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)
         if not has_shape or dtype not in PIXEL_DTYPES:
             raise request.error(
-                f"{source} returned {_kind(sample.pixels)} of shape {shape} and type {dtype} as "
-                "pixels",
+                f"the pixels from {source} are {_kind(sample.pixels)} with the shape {shape} and "
+                f"the dtype {dtype}",
                 hint="Return an array of shape (height, width) or (height, width, 3) with uint8 "
                 "or float32 values in [0, 255]",
             )

@@ -205,13 +205,15 @@ def _build_isweep(spec: ModelSpec, options: _BuildOptions) -> nn.Module:
     own_arguments = inspect.signature(function).parameters
     if own_arguments.keys() != arguments.keys():
         raise ConfigError(
-            f"The function {in_file} has the arguments {', '.join(own_arguments)}",
+            f"The function {in_file} has the arguments {', '.join(own_arguments)}, but isweep "
+            "passes other arguments",
             hint=f"Give it the arguments {', '.join(arguments)}",
         )
     network = function(**arguments)
     if not isinstance(network, nn.Module):
         raise ConfigError(
-            f"The function {in_file} returned an object of type {type(network).__name__}",
+            f"The function {in_file} returned an object of type {type(network).__name__}, which is "
+            "not a network",
             hint="Return a torch.nn.Module",
         )
     return network
