@@ -1,4 +1,4 @@
-"""Names of array types, for annotations."""
+"""Define names of array types for type annotations."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 """An array of float64."""
 BoolArray = npt.NDArray[np.bool_]
-"""A mask: an array of booleans."""
+"""An array of booleans, also called a mask."""
 Bytes = npt.NDArray[np.integer[Any] | np.bool_]
 """An array of uint8, int8 or bool with the shape ``(num_rows, num_features)``."""

@@ -23,7 +23,7 @@ from typing import IO
 def replacing(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[IO[bytes]]:
     """Open a file that replaces ``path`` when the block ends without an error.
 
-    After an error, ``path`` is unchanged.
+    If the block raises an error, the file at ``path`` does not change.
 
     Args:
         path: path of the file. A missing folder is created.
@@ -107,7 +107,7 @@ def read_whole(path: str | os.PathLike[str]) -> bytes:
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Flush a folder to the disk. The folder contains the names of its files."""
+    """Flush a folder to the disk, so that the names of its files are stored there."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -124,7 +124,7 @@ def without_waiting(path: str, flags: int) -> int:
 
 
 def remove_folder(folder: Path) -> None:
-    """Rename a folder and then remove it.
+    """Rename a folder, and then remove it.
 
     If the process is interrupted, no incomplete folder has the old name.
     """

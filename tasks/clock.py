@@ -32,4 +32,4 @@ class Clock:
 
 
 SYSTEM = Clock()
-"""The clock of the machine."""
+"""The clock that programs use. Tests pass another clock."""

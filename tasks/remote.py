@@ -45,7 +45,9 @@ class Executor(ABC):
         return self
 
     def share(self, value: Any) -> Any:
-        """Return a handle of a value that is an argument of many calls."""
+        """Return a handle of a value. Pass the handle instead of the value if many calls need
+        it.
+        """
         return value
 
     @abstractmethod
@@ -59,8 +61,8 @@ class Executor(ABC):
         """Yield ``(index of the argument tuple, result)`` as calls finish.
 
         Args:
-            function: function to call with each argument tuple. A handle from :meth:`share` is
-                replaced by its value.
+            function: function to call with each argument tuple. If an argument is a handle
+                from :meth:`share`, the function receives the value.
             argument_tuples: one tuple for each call.
             spread: True to distribute the calls over the nodes of a cluster.
         """
@@ -94,9 +96,9 @@ class RayExecutor(Executor):
     """An executor that runs calls as Ray tasks on the cluster to which ``ray.init`` has connected.
 
     Args:
-        driver_node_only: True to run every task on the node of this process. Tasks that read
-            or write files need this if the nodes do not share a file system. If Ray was
-            started without CPUs on this node, tasks use the CPUs of the machine.
+        driver_node_only: True to run every task on the node of this process. If the nodes do
+            not share a file system, this is necessary for tasks that read or write files. If
+            Ray was started without CPUs on this node, tasks use the CPUs of the machine.
         nodes: ids of the nodes on which tasks may run; None for all nodes.
         note: function that receives a message if tasks wait for CPUs that other work uses.
             Each call of :meth:`map_unordered` sends at most one message. Ray itself prints
@@ -164,10 +166,11 @@ class RayExecutor(Executor):
     ) -> Iterator[tuple[int, Any]]:
         """Yield ``(index, result)`` as calls finish. At most ``num_workers`` calls run at a time.
 
-        Each call reserves one CPU. BLAS and torch are limited to one thread.
+        Each call reserves one CPU. During the call, BLAS and torch use only one thread.
 
         Args:
-            function: function that workers can import.
+            function: function to call with each argument tuple. Workers must be able to import
+                it.
             argument_tuples: one tuple for each call. The executor takes a tuple only when it
                 can start the call.
             spread: True to distribute calls over the nodes. With False, Ray fills the nearest
@@ -236,7 +239,7 @@ class RayExecutor(Executor):
 
 
 def num_cpus_by_node() -> dict[str, float]:
-    """Return the number of CPUs of each node of the connected cluster, by node id."""
+    """Return the number of CPUs of each node of the cluster. The keys are node ids."""
     import ray
 
     return {

@@ -159,9 +159,9 @@ def row_products(a: Bytes, b: Bytes, product: Product) -> IntArray:
     """Return the scalar products of the rows of two blocks of bytes.
 
     Args:
-        a: ``(num_a, num_features)``, at least one feature.
-        b: ``(num_b, num_features)``. If ``b is a``, the entries of the result below the
-            diagonal may not be computed.
+        a: First block of rows, ``(num_a, num_features)``, with at least one feature.
+        b: Second block of rows, ``(num_b, num_features)``. If ``b is a``, the entries of the
+            result below the diagonal may not be computed.
         product: Function that multiplies rows of at most ``MAX_FEATURES`` features.
 
     Returns:

@@ -96,7 +96,7 @@ class CalibratedDimension:
         num_points: Number of points that are used from the data. Each simulated sample has as
             many points.
         num_neighbors: k of the MLE.
-        level: Probability of the interval.
+        level: Probability with which the interval contains the dimension.
         families: Posterior probability of each family of manifolds.
         notes: Remarks for readers.
         reason: Reason why ``value`` is None.
@@ -130,7 +130,7 @@ def calibrate(
     """Estimate the intrinsic dimension by MLE, and correct its bias at this number of points.
 
     Args:
-        rows: ``(num_rows, ...)`` array, or a source.
+        rows: Array of points, ``(num_rows, ...)``, or a source.
         num_neighbors: k of the MLE.
         source_rows: Indices of the rows to use, ascending; None for all rows. No two of these
             rows may be equal. If there are more than ``MAX_POINTS`` rows, ``MAX_POINTS`` of

@@ -106,7 +106,7 @@ class ClosestPairs:
         its column is added.
 
         Args:
-            squared_distances: ``(num_rows, num_columns)``.
+            squared_distances: The squared distances of the block, ``(num_rows, num_columns)``.
             first_row_position: Position of the block's first row.
             first_column_position: Position of the block's first column.
         """

@@ -149,9 +149,9 @@ def squared_distances(
     """Return the squared distances between the rows of two blocks of floats.
 
     Args:
-        a: ``(num_a, num_features)``, any real dtype.
-        b: ``(num_b, num_features)``. With None, the distances between the rows of ``a`` are
-            computed, in half of the time.
+        a: First block of rows, ``(num_a, num_features)``, of any real dtype.
+        b: Second block of rows, ``(num_b, num_features)``. With None, the distances between
+            the rows of ``a`` are computed, in half of the time.
         center: ``(num_features,)`` float64. It is subtracted from the rows of both blocks.
         precision: Precision of the products.
 
@@ -190,10 +190,10 @@ def direct_squared_distances(
     """Return the squared distances of some pairs, computed in float64 from their differences.
 
     Args:
-        a: ``(num_a, num_features)``.
-        b: ``(num_b, num_features)``.
-        rows: ``(num_pairs,)`` index in ``a`` of the first row of each pair.
-        columns: ``(num_pairs,)`` index in ``b`` of the second row of each pair.
+        a: First block of rows, ``(num_a, num_features)``.
+        b: Second block of rows, ``(num_b, num_features)``.
+        rows: ``(num_pairs,)`` for each pair, the index of its first row in ``a``.
+        columns: ``(num_pairs,)`` for each pair, the index of its second row in ``b``.
 
     Returns:
         ``(num_pairs,)`` float64.

@@ -56,7 +56,7 @@ class RowCheck:
         return np.flatnonzero(self.first_equal_rows == np.arange(len(self.first_equal_rows)))
 
     def num_contradictory(self, num_rows: int) -> int:
-        """Return how many of the first ``num_rows`` rows equal a row with another label.
+        """Return the number of the first ``num_rows`` rows that equal a row with another label.
 
         The number includes the earlier row of each conflict, and every row that equals this
         earlier row.
@@ -97,7 +97,7 @@ def check_rows(
         executor: Executor that hashes the rows; None hashes them in this process.
 
     Raises:
-        DataError: If rows are not real numbers, or not finite.
+        DataError: The rows contain values that are not real numbers, or not finite.
     """
     executor = executor or InlineExecutor()
     source = as_bytes(source)
@@ -163,7 +163,7 @@ def check_piece(source: BlockSource, start: int, stop: int) -> PieceCheck:
     """Hash and check the rows from ``start`` up to, but not including, ``stop``.
 
     Raises:
-        DataError: If the rows are not real numbers.
+        DataError: The rows contain values that are not real numbers.
     """
     rows = flatten(source.read(start, stop))
     if rows.dtype.kind not in "biuf" or rows.itemsize > 8:

@@ -119,9 +119,10 @@ class Neighborhoods:
     indices of its own rows.
 
     Attributes:
-        distances: ``(num_usable, num_neighbors)``, ascending, all positive and finite.
-        indices: ``(num_points, num_neighbors)`` neighbors of all points, -1 where there are
-            fewer neighbors.
+        distances: ``(num_usable, num_neighbors)`` neighbor distances of the usable points,
+            ascending in each row. All are positive and finite.
+        indices: ``(num_points, num_neighbors)`` indices of the neighbors of all points; -1 if
+            a point has fewer neighbors.
         is_usable: ``(num_points,)`` mask of the points that have a row in ``distances``.
         parameters: The estimator's parameters, by name. Reading a parameter of another name
             raises a ConfigError.
@@ -383,8 +384,8 @@ def _twonn_slope(
     x = log_ratios[:num_fitted]
     y = -np.log1p(-distribution[:num_fitted])
     weight = weights[:num_fitted]
-    # The sums below are not dot products: the last digits of a long dot product in BLAS depend on
-    # the number of threads.
+    # The sums below are not computed as dot products, because the last digits of a long dot
+    # product in BLAS depend on the number of threads.
     sum_xx = float((weight * x * x).sum())
     if sum_xx <= 0:
         return None
@@ -512,7 +513,7 @@ def find_estimator(name: str) -> Estimator:
     """Return the row of an estimator.
 
     Raises:
-        ConfigError: If there is no estimator with this name.
+        ConfigError: There is no estimator with this name.
     """
     if name not in ESTIMATORS:
         raise unknown_name("estimator", name, ESTIMATORS)
@@ -523,7 +524,7 @@ def table_width(estimators: Iterable[str], num_neighbors: int) -> int:
     """Return the number of neighbors per point that a table for these estimators needs.
 
     Raises:
-        ConfigError: If one of the names is not the name of an estimator.
+        ConfigError: One of the names is not the name of an estimator.
     """
     widths = [find_estimator(name).required_neighbors(num_neighbors) for name in estimators]
     return max(widths, default=num_neighbors)

@@ -27,8 +27,8 @@ def checked_labels(labels: npt.ArrayLike, num_images: int) -> IntArray:
         num_images: Number of images. There must be as many labels.
 
     Raises:
-        DataError: If the number of labels differs from ``num_images``, or if a label is not a
-            whole number.
+        DataError: The number of labels differs from ``num_images``, or a label is not a whole
+            number.
     """
     array = np.asarray(labels)
     if array.ndim == 2 and array.shape[1] == 1:
@@ -60,7 +60,7 @@ def whole_train_sizes(train_sizes: Sequence[int]) -> tuple[int, ...]:
     """Return train sizes as plain integers, in the same order.
 
     Raises:
-        DataError: If the train sizes are not a list of whole numbers.
+        DataError: The train sizes are not a list of whole numbers.
     """
     if isinstance(train_sizes, str) or not isinstance(train_sizes, Iterable):
         raise DataError(
@@ -79,8 +79,7 @@ def checked_train_sizes(train_sizes: Sequence[int], num_images: int) -> list[int
     """Return the train sizes in ascending order, without repetition.
 
     Raises:
-        DataError: If there is no train size, or if a train size is not between 1 and
-            ``num_images``.
+        DataError: There is no train size, or a train size is not between 1 and ``num_images``.
     """
     sizes = sorted(set(whole_train_sizes(train_sizes)))
     if not sizes or sizes[0] < 1 or sizes[-1] > num_images:
@@ -99,8 +98,7 @@ def checked_array(name: str, values: Any) -> AnyArray:
         values: An array, or a list of arrays or numbers.
 
     Raises:
-        DataError: If a value is masked, if the shapes differ, or if ``values`` is a single
-            number.
+        DataError: A value is masked, the shapes differ, or ``values`` is a single number.
     """
     _check_unmasked(name, values)
     try:
@@ -133,7 +131,7 @@ def checked_images(images: npt.ArrayLike) -> AnyArray:
     """Return images as one array.
 
     Raises:
-        DataError: If the shapes differ, if a value is masked, or if values are not numbers.
+        DataError: The shapes differ, a value is masked, or a value is not a number.
     """
     array = checked_array("Images", images)
     first_values = array.flat[:1000]  # ravel() would copy a transposed array.
@@ -164,7 +162,7 @@ def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
     """Return images as a source of rows.
 
     Raises:
-        DataError: If there is no image, if an image has no pixel, or if the array has only one
+        DataError: There is no image, the images have no pixels, or the array has only one
             axis.
     """
     source = images if isinstance(images, BlockSource) else as_source(checked_images(images))

@@ -50,7 +50,7 @@ from tasks.prepared.group_split import stratified_order
 from tasks.remote import Executor
 
 MAX_LISTED_CONFLICTS = 10
-"""Largest number of conflicts that a result lists."""
+"""Largest number of conflicts in the list of a result."""
 
 
 def measure_nested(
@@ -77,8 +77,8 @@ def measure_nested(
         ``images``.
 
     Raises:
-        DataError: If the images, labels or train sizes cannot be used.
-        CorruptStoreError: If a shard of the source does not match its checksum.
+        DataError: The images, labels or train sizes cannot be used.
+        CorruptStoreError: A shard of the source does not match its checksum.
     """
     settings = settings or MeasureSettings()
     source = checked_source(images)
@@ -172,7 +172,7 @@ def measure_array(
         in the result consists of two row numbers of ``images``.
 
     Raises:
-        DataError: If the images, labels or train sizes cannot be used.
+        DataError: The images, labels or train sizes cannot be used.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -256,8 +256,8 @@ def intrinsic_dimension(
         ``num_duplicates``.
 
     Raises:
-        DataError: If the features are not real numbers, or not finite.
-        ConfigError: If a setting is not valid, for example the name of an estimator.
+        DataError: The features contain values that are not real numbers, or not finite.
+        ConfigError: A setting is not valid, for example the name of an estimator.
 
     Example:
         >>> points = np.random.default_rng(0).normal(size=(500, 3)) @ np.ones((3, 40))

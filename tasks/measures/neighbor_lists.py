@@ -62,7 +62,7 @@ class NeighborLists:
         Args:
             result_rows: The slice of this object's arrays that contains the block's rows.
             first_column_position: Position of the block's first column.
-            squared_distances: ``(num_rows, num_columns)``.
+            squared_distances: The squared distances of the block, ``(num_rows, num_columns)``.
         """
         is_candidate = self._candidate_mask(result_rows, squared_distances)
         candidates = _gather_entries(is_candidate, squared_distances, first_column_position)

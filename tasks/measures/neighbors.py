@@ -91,8 +91,8 @@ def nested_neighbors(
     have a relative error of at most 1e-5 in float32, and at most 1e-7 in float64.
 
     Args:
-        points: ``(num_source_rows, ...)`` array, or a source. The training set of size n is
-            its first n points.
+        points: Array ``(num_source_rows, ...)``, or a source. The training set of size n
+            contains the first n chosen points.
         labels: ``(num_source_rows,)`` integer label of each source row; None to search only
             neighbors.
         train_sizes: Ascending train sizes, counted in positions.
@@ -108,10 +108,10 @@ def nested_neighbors(
             The nearest point with another label is also searched inside each sample.
 
     Raises:
-        DataError: If the first row of a source has a dtype of bytes, and a later row has
-            another dtype.
-        ValueError: If the number of labels differs from the number of source rows. Or if the
-            length of a mask differs from the number of positions.
+        DataError: The first row of a source has a dtype of bytes, but a later row has another
+            dtype.
+        ValueError: The number of labels differs from the number of source rows. Or the length
+            of a mask differs from the number of positions.
     """
     executor = executor or InlineExecutor()
     precision = precision or Precision()

@@ -87,7 +87,7 @@ def update_inside_sample(
 
     Args:
         nearest: The result for the sample. It is updated in place.
-        is_member: ``(num_positions,)`` True for the positions in the sample.
+        is_member: ``(num_positions,)`` mask of the positions in the sample.
         block: The block.
         masked_squared: The block's squared distances, in which pairs with equal labels are
             masked.

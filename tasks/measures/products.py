@@ -276,7 +276,7 @@ def check_device(device: str) -> None:
     """Check that torch can compute on a device.
 
     Raises:
-        SetupError: If torch cannot use the device.
+        SetupError: torch cannot use the device.
     """
     if device == "cpu":
         return

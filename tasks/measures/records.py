@@ -64,7 +64,7 @@ class MeasureSettings:
         """Check all settings.
 
         Raises:
-            ConfigError: If the value of a setting has a wrong type or is out of range.
+            ConfigError: The value of a setting has a wrong type or is out of range.
         """
         self._check_whole("num_neighbors", 3)
         self._check_whole("block_rows", 1)

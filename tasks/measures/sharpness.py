@@ -191,7 +191,7 @@ class OtherLabelDistances:
         sample_distances: ``(num_samples, num_images)`` nearest other-label distances inside
             each sample; infinite for images outside the sample. ``num_samples`` is 0 if all
             images are used.
-        sample_masks: ``(num_samples, num_images)``, True for the images of each sample.
+        sample_masks: ``(num_samples, num_images)`` masks of the samples, one row per sample.
     """
 
     distances: FloatArray
@@ -219,7 +219,7 @@ def summarize(
     """Return the label sharpness of one train size.
 
     Args:
-        labels: ``(num_images,)``.
+        labels: ``(num_images,)`` label of each image.
         nearest: Nearest other-label distances.
         scale: Scale of the distances.
 
@@ -291,9 +291,9 @@ def permuted_sharpness(
 
     Args:
         table: Neighbors and closest pairs of this train size.
-        labels: ``(num_images,)``.
-        sample_masks: ``(num_samples, num_images)``, True for the images of each sample. If
-            ``num_samples`` is 0, all images are used.
+        labels: ``(num_images,)`` label of each image.
+        sample_masks: ``(num_samples, num_images)`` masks of the samples, one row per sample.
+            If ``num_samples`` is 0, all images are used.
 
     Returns:
         The mean over permutations and samples. Unit: 1/pixel value. None if all searched pairs
@@ -398,8 +398,8 @@ def conversion_factor(source: SharpnessScale, target: SharpnessScale) -> float:
         target: Scale to which the label sharpness is converted.
 
     Raises:
-        DataError: If a side or a pixel range is unknown, or if the sample sizes differ. A
-            label sharpness cannot be converted between different sample sizes.
+        DataError: A side or a pixel range is unknown, or the sample sizes differ. A label
+            sharpness cannot be converted between different sample sizes.
     """
     if source.sample != target.sample:
         raise DataError(

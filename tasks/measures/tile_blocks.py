@@ -89,7 +89,7 @@ def is_pair_within(squared_distances: SquaredDistances, limits: FloatArray | flo
     """Return a mask of the entries of a block that are pairs within a limit.
 
     Args:
-        squared_distances: ``(num_rows, num_columns)``.
+        squared_distances: The squared distances of the block, ``(num_rows, num_columns)``.
         limits: One limit of the squared distance, or one limit per row, ``(num_rows, 1)``. A
             squared distance that equals its limit is within the limit. An infinite limit
             selects every pair, but not the entries that mark "no pair".
@@ -156,7 +156,7 @@ class SearchJob:
         """Return the rows of a span, ``(num_positions, num_features)``.
 
         Raises:
-            DataError: If the rows have another dtype than ``byte_dtype``.
+            DataError: The rows have another dtype than ``byte_dtype``.
         """
         source_rows = self.source_rows[span.positions]
         first = int(source_rows[0])

@@ -34,7 +34,7 @@ class LabeledImages(NamedTuple):
 
     Attributes:
         images: ``(num_images, channels, height, width)`` pixels.
-        labels: ``(num_images,)`` labels.
+        labels: ``(num_images,)`` label of each image.
     """
 
     images: AnyArray

@@ -25,7 +25,7 @@ class Candidates(NamedTuple):
     Attributes:
         rows: ``(num_candidates,)`` rows of the candidates in the prepared dataset.
         labels: ``(num_candidates,)`` labels of the candidates.
-        class_names: Name of each class in messages, by label.
+        class_names: Names of the classes in messages, in the order of their labels.
         all_groups: ``(num_images,)`` group ids of all images of the prepared dataset.
         all_splits: ``(num_images,)`` given split of each image of the prepared dataset, see
             :class:`GivenSplit`.
@@ -117,14 +117,14 @@ def draw_held_out(
     If no image of a group is drawn, the group can be used for training.
 
     Args:
-        labels: ``(num_images,)`` labels.
-        group_numbers: ``(num_images,)`` group numbers, from 0.
+        labels: ``(num_images,)`` label of each image.
+        group_numbers: ``(num_images,)`` number of each image's group, from 0.
         quotas: ``(num_classes,)`` number of images to draw for each label.
         splits: ``(num_images,)`` given split of each image. If the data have a test split,
             only its images are drawn.
         rng: Random generator for the order of groups and images. With None, both stay in
             stored order.
-        class_names: Name of each class in messages, by label.
+        class_names: Names of the classes in messages, in the order of their labels.
 
     Returns:
         Ascending indices of the drawn images.
@@ -222,7 +222,7 @@ def stratified_order(
     3/4 for B. The order is A B A A B A.
 
     Args:
-        labels: ``(num_images,)`` labels.
+        labels: ``(num_images,)`` label of each image.
         trainable: Indices of the images that may be used.
         rng: Random generator for the order in each class. With None, the order of
             ``trainable`` is kept.

@@ -47,7 +47,7 @@ class Preparation:
         return Preparation(request, replace(self.listing, items=(), skipped=()), self.dtype)
 
     def id_of(self, items: Sequence[Item]) -> str:
-        """Return a hash of items and of all settings that change their prepared images.
+        """Return a hash of the items, and of all settings that change their prepared images.
 
         The hash includes the sizes and times of the files. So if a file was replaced, its
         items are read again. If an item needs several files, its details contain the names of

@@ -56,7 +56,7 @@ def prepare_dataset(
     If the destination contains a damaged preparation, the dataset is prepared again.
 
     Args:
-        spec: Task, image size, channels and faults.
+        spec: The spec of the preparation, with task, image size, channels and faults.
         dataset: The row of the dataset in the table of datasets. For user data, it is a row
             that isweep made.
         raw: Folder or file of the raw download; None for sources that need no download.

@@ -65,9 +65,9 @@ class PreparedRecord(BaseModel):
         task: Name of the label set if the download has several label sets; otherwise empty.
         data_mode: ``corrected``, or ``as_released`` with the faults of the released code.
         faults: Faults of the released code that are switched on, see ``docs/faults.md``.
-        label_names: Class names by class index.
+        label_names: Names of the classes, in the order of their class indices.
         num_images: Number of stored images.
-        num_groups: Number of groups of the stored images.
+        num_groups: Number of groups that the stored images form.
         num_images_per_label: Number of images of each class. The keys are the names of the
             classes.
         num_groups_per_label: Number of groups that contain an image of each class. The keys
@@ -87,10 +87,10 @@ class PreparedRecord(BaseModel):
         num_duplicates: Number of images that are equal to an earlier image. If two groups had
             equal images, they were joined.
         num_conflicts: Number of images that are equal to an image with another label.
-        intensity: The rule that converted raw values to pixels.
+        intensity: The rule, in words, that converted raw values to pixels.
         pixel_range: The pixel values of black and of white.
         dtype: Type of the stored pixels.
-        shape: ``(num_images, channels, height, width)``.
+        shape: Shape of the array of images, ``(num_images, channels, height, width)``.
         seconds: Duration of the preparation in seconds; 0 before the store is published.
         origin: ``real``, ``derived``, ``semi-synthetic`` or ``generated``.
         label_rule: Rule that assigned the labels; empty if people assigned the labels.
@@ -318,7 +318,7 @@ def trait_flags(parts: Sequence[PartMetadata]) -> dict[str, int]:
 
 
 def _count_formats(parts: Sequence[PartMetadata]) -> Counter[str]:
-    """Return the number of images by the value of the trait :data:`FORMAT_TRAIT`."""
+    """Return the number of images with each value of the trait :data:`FORMAT_TRAIT`."""
     counts: Counter[str] = Counter()
     for part in parts:
         for trait in part.traits:
@@ -413,7 +413,7 @@ def _g_test(table: Int64Array) -> float:
 
 
 def _format_information(table: Int64Array) -> str:
-    """Format the mutual information of a trait and the label, and the entropy of the label."""
+    """Format the mutual information of a trait and the label beside the entropy of the label."""
     from scipy.special import entr
 
     entropy = entr(table.sum(1) / table.sum()).sum()

@@ -79,8 +79,8 @@ def create_store(
     Args:
         folder: The folder of the new store.
         num_images: Number of images.
-        image_shape: ``(channels, height, width)``.
-        dtype: Type of the pixels.
+        image_shape: Shape of an image, ``(channels, height, width)``.
+        dtype: Type of the pixels, ``uint8`` or ``float32``.
     """
     import zarr
     from zarr.codecs import Crc32cCodec
@@ -268,7 +268,7 @@ class PreparedDataset:
         return self.read_rows(range(start, stop))
 
     def read_rows(self, indices: Sequence[int] | IntArray) -> AnyArray:
-        """Return images, ``(len(indices), channels, height, width)`` in [0, 255].
+        """Return images with pixels in [0, 255], ``(len(indices), channels, height, width)``.
 
         Args:
             indices: Indices of the images, in the order of the result.

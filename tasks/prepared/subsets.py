@@ -133,7 +133,7 @@ class Subset:
         return len(self.train_rows)
 
     def load(self, prepared: PreparedDataset, train_size: int) -> TrialData:
-        """Read the first ``train_size`` training images and the test images.
+        """Read the first ``train_size`` training images, and all test images.
 
         Raises:
             DataError: The subset has fewer than ``train_size`` training images.
@@ -294,7 +294,8 @@ def split_validation(
         spec: The subset spec. The result does not contain its test images.
         train_size: Number of training images to split. The first training images of the subset
             are split.
-        validation: The share of validation images, and the index of the random split.
+        validation: The spec of the split: the share of validation images, and the index of the
+            random split.
 
     Returns:
         A subset whose ``test_rows`` are the rows of the validation images. All its training

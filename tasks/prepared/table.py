@@ -102,8 +102,8 @@ def count_groups(labels: Int64Array, groups: Int64Array, num_labels: int) -> Int
     """Return the number of groups that contain an image of each label, ``(num_labels,)``.
 
     Args:
-        labels: ``(num_images,)`` labels.
-        groups: ``(num_images,)`` group ids.
+        labels: ``(num_images,)`` label of each image.
+        groups: ``(num_images,)`` group id of each image.
         num_labels: Number of labels. All labels are smaller than this number.
     """
     counts = np.zeros(num_labels, np.int64)
@@ -241,7 +241,7 @@ def join_groups(groups: Int64Array, image_numbers: Rows) -> Int64Array:
     """Join groups that contain equal images, and return the new group ids.
 
     Args:
-        groups: ``(num_images,)`` group ids.
+        groups: ``(num_images,)`` group id of each image.
         image_numbers: ``(num_images,)`` number of each image. Only equal images have equal
             numbers.
 

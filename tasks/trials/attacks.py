@@ -1,4 +1,4 @@
-"""Adversarial attacks on a trained network.
+"""Attack a trained network with adversarial perturbations of its images.
 
 Pixels are in [0, 255], and epsilon has the same unit. For example, an attack with epsilon 2
 (often written 2/255) changes a pixel by at most 2. All forward and backward passes use float32
@@ -44,7 +44,7 @@ class CleanPass:
     The evaluation and all attacks use these numbers, so they are computed only once.
 
     Attributes:
-        logits: ``(num_images, num_outputs)``.
+        logits: the logits of the network, ``(num_images, num_outputs)``.
         losses: ``(num_images,)`` cross-entropy in nats.
         is_correct: ``(num_images,)`` bool, True for images that are classified correctly.
         gradient_sign: sign of the gradient of each image's loss with respect to its pixels, as
@@ -57,9 +57,7 @@ class CleanPass:
     gradient_sign: Tensor
 
     def evaluation(self, loss_rule: TestLoss) -> Evaluation:
-        """Return mean loss and accuracy, in the form of
-        :func:`~tasks.trials.evaluation.evaluate`.
-        """
+        """Return the mean loss and the accuracy on the clean images."""
         accuracy = float(self.is_correct.double().mean())
         return Evaluation(mean_loss(self.losses, loss_rule), accuracy)
 
@@ -130,7 +128,7 @@ class AttackFunction(Protocol):
         """Return attacked copies of ``batch.pixels``, float32 in [0, 255].
 
         Args:
-            model: maps pixels to logits, in evaluation mode.
+            model: the model, which maps pixels to logits. It is in evaluation mode.
             batch: the images. The function must not change them.
             epsilon: largest change of a pixel, in the unit of the pixels.
             parameters: the parameters of the attack. Every parameter has a value.
@@ -287,10 +285,10 @@ def attack_all(
     """Attack every image with every attack.
 
     Args:
-        model: maps pixels to logits. Its mode is restored afterwards.
+        model: the model, which maps pixels to logits. Its mode is restored afterwards.
         images: pixels in [0, 255] of any type. They are not changed.
         labels: the true labels.
-        attacks: method, epsilon and parameters of each attack.
+        attacks: the attacks, each with its method, epsilon and parameters.
         clean: result of :func:`run_clean_pass` on these images.
         batch_size: number of images in a pass. It changes only speed and memory.
         loss_rule: rule for the mean loss on clean and on attacked images, see
@@ -325,7 +323,7 @@ def _attack_record(
     outcomes: Sequence[AttackOutcome],
     loss_rule: TestLoss,
 ) -> AttackRecord:
-    """Combine the outcomes of one attack on all batches into its record."""
+    """Make the record of one attack from its outcomes on all batches."""
     is_correct = torch.cat([outcome.is_correct for outcome in outcomes])
     is_unchanged = torch.cat([outcome.is_unchanged for outcome in outcomes])
     clean_scores = clean.evaluation(loss_rule)
@@ -357,7 +355,7 @@ def logit_margins(logits: Tensor, classes: Tensor) -> Tensor:
     """Return the logit margin ``z_y - max_{k != y} z_k`` of each image, for a given class y.
 
     Args:
-        logits: ``(num_images, num_outputs)``.
+        logits: logits of the network, ``(num_images, num_outputs)``.
         classes: ``(num_images,)`` int64, the class y of each image.
 
     Returns:

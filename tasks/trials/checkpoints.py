@@ -1,4 +1,6 @@
-"""Checkpoints: saved states of a training, from which an interrupted training continues."""
+"""Save the state of a training from time to time, so that it can continue after an
+interruption.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from tasks.trials.isolation import set_states_outside_torch, states_outside_torc
 from tasks.trials.records import EpochRecord, EpochScore
 
 CHECKPOINT_INTERVAL_S = 300.0
-"""Seconds between two checkpoints. A shorter training saves no checkpoint."""
+"""Seconds between two checkpoints. A training that takes less time saves no checkpoint."""
 
 
 class Checkpoints:
@@ -25,8 +27,8 @@ class Checkpoints:
     batch order and of dropout, and the records of the finished epochs. On a CPU, a training
     that was interrupted has exactly the same results as a training that was not. A training
     that began on a CPU does not continue on a GPU, because its results would belong to neither
-    device. It starts again from the beginning. The same is true for a training that began on a
-    GPU.
+    device. The training then starts again from the beginning. Likewise, a training that began
+    on a GPU does not continue on a CPU.
 
     Args:
         read: function that returns the latest complete state, or None if there is no state.

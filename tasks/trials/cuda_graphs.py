@@ -46,7 +46,8 @@ def capture_graph(work: Callable[[], None]) -> Replay:
         A function that replays the graph.
 
     Raises:
-        CaptureError: ``work`` cannot be captured. The cause is the original error.
+        CaptureError: ``work`` cannot be captured. The attribute ``__cause__`` contains the
+            original error.
     """
     graph = torch.cuda.CUDAGraph()
     try:

@@ -42,7 +42,7 @@ def evaluate(
     """Return the mean loss and the accuracy, computed in evaluation mode and in float32.
 
     Args:
-        model: maps pixels to logits. Its mode is restored afterwards.
+        model: the model, which maps pixels to logits. Its mode is restored afterwards.
         images: pixels in [0, 255] of any type.
         labels: the true labels.
         loss_rule: rule for the mean loss, see :func:`mean_loss`.
@@ -81,11 +81,11 @@ def scores_per_image(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the cross-entropy of each image, and a mask of the correctly classified images.
 
     Args:
-        logits: ``(num_images, num_outputs)``.
-        labels: ``(num_images,)``.
+        logits: logits of the network, ``(num_images, num_outputs)``.
+        labels: the true labels, ``(num_images,)``.
 
     Returns:
-        ``(num_images,)`` losses in nats as float32, and a mask ``(num_images,)``.
+        The losses in nats as float32, ``(num_images,)``, and the mask, ``(num_images,)``.
     """
     losses = F.cross_entropy(logits.float(), labels, reduction="none")
     return losses, logits.argmax(1) == labels

@@ -249,7 +249,7 @@ def peak_bytes(device: torch.device) -> int:
 
     For a GPU, this is the memory that the process reserved for tensors. For a CPU, it is the
     resident memory of the process, including libraries and arrays. If the system does not
-    report that peak, the result is the peak since the process started.
+    report this number, the function returns the peak since the process started.
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))

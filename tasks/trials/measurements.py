@@ -171,7 +171,9 @@ class TrainedNetwork:
 
     @cached_property
     def clean_pass(self) -> CleanPass:
-        """Logits and gradient signs of the test images, computed at the first use."""
+        """The logits and gradient signs of the test images. They are computed when they are
+        first used.
+        """
         return run_clean_pass(
             self.model, self.test_images, self.test_labels, batch_size=self.gradient_batch_size
         )
@@ -228,7 +230,7 @@ class TrainedNetwork:
         )
 
     def _predictions_file(self) -> bytes:
-        """Return a Parquet file with the logits and labels of the test images."""
+        """Return the content of a Parquet file with the logits and labels of the test images."""
         logits = self.clean_pass.logits.cpu().numpy()
         return to_parquet(logits, self.test_labels.cpu().numpy(), self.data.test_rows)
 
@@ -268,7 +270,8 @@ class TrainedNetwork:
         settings.
 
         Args:
-            features: ``(num_images, num_features)``, or the activations after one stage.
+            features: the activations, as an array ``(num_images, num_features)`` or as a
+                source that computes them.
             estimators: names of the estimators.
             block_rows: number of images in a block of the neighbor search.
         """

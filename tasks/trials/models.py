@@ -66,7 +66,8 @@ class _BuildOptions:
         num_outputs: number of logits.
         in_channels: number of channels of an image.
         image_size: side of the square images, in pixels.
-        dropout: probability in all dropout layers; None for the default of the library.
+        dropout: dropout probability of all dropout layers; None for the default of the
+            library.
     """
 
     num_outputs: int
@@ -98,11 +99,12 @@ def build_model(
     Mazurowski (ICLR 2024).
 
     Args:
-        spec: library, architecture and arguments.
+        spec: the spec of the network: library, architecture and arguments.
         num_outputs: number of logits.
         in_channels: number of channels of an image, 1 or 3.
         input_scale: factor by which the model multiplies pixels in [0, 255].
-        dropout: probability in all dropout layers; None for the default of the library.
+        dropout: dropout probability of all dropout layers; None for the default of the
+            library.
         seed: seed of the random weights.
         image_size: side of the square images, in pixels.
         pretrained: content of a safetensors file with the initial weights; None for random
@@ -249,7 +251,7 @@ def _set_input_channels(network: nn.Module, in_channels: int) -> None:
 
 
 def _set_dropout(spec: ModelSpec, network: nn.Module, probability: float) -> None:
-    """Set the probability of all dropout layers of a network."""
+    """Set the dropout probability of all dropout layers of a network."""
     layers = [module for module in network.modules() if isinstance(module, nn.Dropout)]
     if probability > 0 and not layers:
         raise ConfigError(
@@ -272,7 +274,7 @@ def _construct(
     In a VGG, each max-pooling runs before its ReLU during training, see :class:`PoolsFirst`.
 
     Args:
-        spec: architecture and arguments.
+        spec: the spec, with the architecture and its arguments.
         options: sizes of the network, for messages.
         constructor: the library's function that builds a network.
         defaults: keyword arguments that ``spec`` may replace.

@@ -1,4 +1,4 @@
-"""Small networks of isweep, for short trainings on a CPU.
+"""Build isweep's small networks, which can be trained on a CPU in a short time.
 
 Each network has one function in this module, and one row in :mod:`search_spaces.models`. The
 field ``architecture`` of the row is the name of the function. The functions take only keyword

@@ -1,4 +1,4 @@
-"""A timer for the phases of a trial, and the exception that ends a trial early."""
+"""Measure the duration of the phases of a trial. Define the exception that ends a trial early."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ class PhaseTimer:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measure the duration of a ``with`` block, including the work that the GPU has not
-        finished.
-        """
+        """Measure the duration of a ``with`` block, until the GPU has finished its work."""
         start = time.perf_counter()
         # The duration of a phase that diverged is recorded too. After any other error, no
         # duration is recorded, because waiting for a failed GPU would raise a second error.

@@ -141,10 +141,10 @@ class RadiusSummary(Finding):
         num_images: number of images with a radius. All other attributes describe only these
             images.
         mean: mean radius. It is the robustness R in the paper's theorem.
-        std_error: standard deviation divided by the square root of ``num_images``; None for
-            one image.
+        std_error: standard error of ``mean``: the standard deviation of the radii divided by
+            the square root of ``num_images``; None if there is only one image.
         median: median radius.
-        geometric_mean: exp of the mean log radius; None if a radius is 0.
+        geometric_mean: geometric mean of the radii; None if a radius is 0.
         quantiles: quantiles of the radii. The keys are the texts ``0.05``, ``0.25``, ``0.75``
             and ``0.95``.
         mean_per_pixel: ``mean`` divided by the square root of the number of pixel values of an
@@ -178,7 +178,7 @@ class RobustnessRecord(Finding):
         box_share: share of the images with a radius whose perturbed image has a pixel at a
             limit of the pixel range, 0 or 255. Without these limits, the radii of these images
             would be smaller.
-        num_steps: gradient steps per image.
+        num_steps: number of gradient steps per image.
         num_bisections: number of bisection steps on the line from an image to a differently
             classified image.
         reason: reason why ``pred`` is None; otherwise empty.
@@ -236,7 +236,7 @@ def scored_epochs(num_epochs: int) -> frozenset[int]:
 
 
 class TrialFile(Finding):
-    """Checksum and size of a file that is stored with a trial's result.
+    """The checksum and size of a file that is stored beside the result of a trial.
 
     The file contains weights (safetensors) or predictions (Parquet).
     """
@@ -291,8 +291,8 @@ class AttackRecord(Finding):
     Attributes:
         method: name of the attack in :data:`search_spaces.attacks.ATTACKS`.
         epsilon: largest change of a pixel, in 1/255 of the pixel range.
-        loss: mean loss on the attacked images, in nats; None if the attacked or the clean loss
-            is not finite.
+        loss: mean loss on the attacked images, in nats; None if the loss on the attacked or on
+            the clean images is not finite.
         loss_gain: ``loss`` minus the loss on the clean images; None if ``loss`` is None.
         accuracy: accuracy on the attacked images.
         accuracy_drop: accuracy on the clean images minus ``accuracy``.
@@ -416,11 +416,13 @@ class TrialResult(Finding):
             test images, so the loss of this epoch must not be reported as a result. None if
             ``test_history`` is empty.
         robustness: adversarial robustness R; None if it was not requested.
-        weights: file of the trained network's weights; None if no weights are stored.
-        weights_note: reason why requested weights are not stored.
+        weights: the stored file with the weights of the trained network; None if no weights
+            are stored.
+        weights_note: reason why requested weights are not stored; otherwise empty.
         further_tests: scores on further test sets; empty if no further test set was requested.
-        predictions: file of the logits of all test images; None if no predictions are stored.
-        predictions_note: reason why requested predictions are not stored.
+        predictions: the stored file with the logits of all test images; None if no predictions
+            are stored.
+        predictions_note: reason why requested predictions are not stored; otherwise empty.
         peak_memory_bytes: largest memory during the trial. On a GPU, it is the memory that the
             process reserved for tensors. On a CPU, it is the resident memory of the process,
             including libraries and arrays.
@@ -428,7 +430,7 @@ class TrialResult(Finding):
         energy_j: energy that the GPU used during the trial, in joules, from the counter of the
             GPU. If the trial shared the GPU with other processes, the number includes their
             energy. It is then an upper bound.
-        energy_note: reason why ``energy_j`` is None.
+        energy_note: reason why ``energy_j`` is None; otherwise empty.
         micro_batch: number of images per training pass if memory was short; None for whole
             batches.
         step_path: how the training steps ran: ``eager`` (Python starts every kernel) or

@@ -57,11 +57,11 @@ FEATURE_LAYERS = {
     "timm.models.vgg.VGG": FeatureLayer("pre_logits.fc2", "output"),
 }
 """The last hidden layer of the networks of each class. The keys are the names of the classes
-as text. So this module imports neither library."""
+as text, so this module does not import torchvision or timm."""
 
 
 def feature_layer(network: nn.Module) -> FeatureLayer:
-    """Return the last hidden layer of ``network``.
+    """Return the layer of ``network`` that is its last hidden layer.
 
     If the class of the network is not in :data:`FEATURE_LAYERS`, the classifier is the last
     Linear or Conv2d module in the order of registration. The order of the forward pass does
@@ -101,7 +101,7 @@ class Features:
         self._block: Tensor | None = None
 
     def add(self, activations: Tensor) -> None:
-        """Flatten a batch of activations and add it."""
+        """Flatten the activations of a batch, and add them to the array."""
         features = activations.detach().flatten(1)
         if self._block is None:
             # This memory is not pinned. The activations of a ResNet-50 need a gigabyte.
@@ -172,8 +172,8 @@ def estimate_dimension(
     """Return estimates of d_repr, the intrinsic dimension of representations.
 
     Args:
-        features: ``(num_images, num_features)``, or a source that computes them block by
-            block.
+        features: the activations, as an array ``(num_images, num_features)`` or as a source
+            that computes them block by block.
         estimators: names in :data:`tasks.measures.estimators.ESTIMATORS`.
         num_neighbors: number of nearest neighbors of each image.
         discard_fraction: share of the distance ratios that TwoNN leaves out. It leaves out the

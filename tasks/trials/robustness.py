@@ -1,4 +1,4 @@
-"""Adversarial robustness R of a trained network.
+"""Measure the adversarial robustness R of a trained network.
 
 R is the mean *radius* of the images. The radius of an image ``x`` is the smallest norm
 ``||d||_2`` of a perturbation ``d`` for which the network classifies ``x + d`` differently from
@@ -52,18 +52,20 @@ def measure_robustness(
     seed: int,
     batch_size: int,
 ) -> RobustnessRecord:
-    """Measure the robustness R of ``model`` on a seeded sample of ``images``.
+    """Measure the robustness R of ``model`` on a random sample of ``images``.
 
     Args:
-        model: maps pixels in [0, 255] to logits. Its mode is restored afterwards.
-        images: ``(num_images, channels, height, width)``, pixels in [0, 255] of any type.
+        model: the model, which maps pixels in [0, 255] to logits. Its mode is restored
+            afterwards.
+        images: images with pixels in [0, 255] of any type, ``(num_images, channels, height,
+            width)``.
         labels: the true labels.
         train_images: further images from which the search may start, ``(num_train, channels,
             height, width)``.
         spec: size of the sample and numbers of steps. If ``images`` has fewer images than this
             size, the sample contains all of them.
         seed: seed of the random sample.
-        batch_size: images per pass. It only changes speed and memory.
+        batch_size: number of images in a pass. It changes only speed and memory.
     """
     rows = np.sort(np.random.default_rng(seed).permutation(len(images))[: spec.num_images])
     sample = torch.from_numpy(rows).to(images.device)
@@ -120,7 +122,7 @@ def minimal_perturbations(
     larger.
 
     Args:
-        model: maps pixels to logits.
+        model: the model, which maps pixels to logits.
         images: float32 pixels in [0, 255], ``(num_images, channels, height, width)``.
         classes: ``(num_images,)`` int64, the predicted class of each original image. This
             function does not predict the classes again: with another batch size, rounding may
@@ -139,7 +141,8 @@ def minimal_perturbations(
     with evaluation_mode(model):
         best = _bisect(model, images, classes, starts - images, spec.num_bisections)
         best_norms = _norms(best).nan_to_num(math.inf)
-        # Without a start, the first radius is the norm of the image.
+        # If an image has no starting image, the radius of its first sphere is the norm of the
+        # image.
         sphere_radii = torch.where(best_norms.isinf(), _norms(images).clamp_min(1.0), best_norms)
         perturbations = torch.zeros_like(images)
         for step in range(spec.num_steps):
@@ -157,7 +160,7 @@ def minimal_perturbations(
             step_lengths = _annealed(STEP_SIZE, step, spec.num_steps) * sphere_radii
             unit_gradient = _unit(gradient.nan_to_num(0.0))
             directions = perturbations - expand_like(step_lengths, images) * unit_gradient
-            # If the gradient at the original image is zero, go toward the best image so far.
+            # If the gradient at the original image is zero, move toward the best image so far.
             has_no_direction = expand_like(_norms(directions) == 0, images)
             directions = torch.where(has_no_direction, best.nan_to_num(0.0), directions)
             perturbations = _project_onto_sphere(images, directions, sphere_radii)
@@ -176,9 +179,9 @@ def _next_sphere_radii(
         sphere_radii: ``(num_images,)`` radii of the current spheres.
         best_norms: ``(num_images,)`` norms of the best perturbations; infinite if there is
             none.
-        is_adversarial: ``(num_images,)`` True if the network predicts another class for the
-            current image.
-        rate: relative change of the radius.
+        is_adversarial: ``(num_images,)`` mask, True if the network predicts another class for
+            the current image.
+        rate: relative change of the radius, for example 0.05.
     """
     shrunk = torch.minimum(sphere_radii, best_norms) * (1 - rate)
     return torch.where(is_adversarial, shrunk, sphere_radii * (1 + rate))
@@ -218,7 +221,7 @@ def summarize_radii(radii: Float64Array, num_values: int) -> RadiusSummary | Non
     """Return the distribution of radii over images.
 
     Args:
-        radii: ``(num_images,)``, without NaN.
+        radii: ``(num_images,)`` radius of each image, without NaN.
         num_values: number of pixel values of an image.
 
     Returns:
@@ -259,15 +262,15 @@ def _robustness_record(
     Args:
         radii: ``(num_images,)`` radius of each sampled image; NaN if the search found no
             differently classified image.
-        at_pixel_limit: ``(num_images,)`` True for images at a limit of the pixel range, see
+        at_pixel_limit: ``(num_images,)`` mask of the images at a limit of the pixel range, see
             :func:`_is_at_pixel_limit`.
-        is_wrong: ``(num_images,)`` True for misclassified images.
+        is_wrong: ``(num_images,)`` mask of the misclassified images.
         rows: ``(num_images,)`` index of each image in the test set.
         num_values: number of pixel values of an image.
-        spec: numbers of steps, for the record.
+        spec: the numbers of steps, which are part of the record.
     """
-    # The record has stored names: `pred`, `true`, `wrong` and `box_share`, see
-    # RobustnessRecord.
+    # RobustnessRecord describes the fields `pred`, `true`, `wrong` and `box_share`. Their
+    # names are stored, so they do not change.
     has_radius = np.isfinite(radii)
     share_at_limit = None
     true = None

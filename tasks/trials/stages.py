@@ -131,7 +131,7 @@ class StageRows:
         return max(1, min(BLOCK_ROWS, STAGE_BLOCK_BYTES // row_bytes))
 
     def read(self, start: int, stop: int) -> Float32Array:
-        """Return the activations of images ``start`` to ``stop``, float32."""
+        """Return the activations of the images from ``start`` to before ``stop``, as float32."""
         rows = np.empty((stop - start, *self.row_shape), np.float32)
         for first in range(start - start % STAGE_BATCH_SIZE, stop, STAGE_BATCH_SIZE):
             batch = self._activations(self.images[first : first + STAGE_BATCH_SIZE])

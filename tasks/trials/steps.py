@@ -37,7 +37,7 @@ class Step:
         model: the model. It is trained in place.
         images: the training images. They are not changed.
         labels: labels of the images.
-        recipe: optimizer, rates and precision.
+        recipe: the recipe, with optimizer, learning rate, weight decay and precision.
         micro_batch: number of images per forward pass; None for the whole batch. The weights
             are still updated once per batch, but batch norm uses the statistics of each micro
             batch.
@@ -71,7 +71,8 @@ class Step:
         A CUDA graph may capture this method. So no operation in it may wait for the device, or
         copy a number from the device to the CPU.
         """
-        # For small networks, this is faster than zero_grad, which also runs hooks.
+        # Setting gradients to None directly is faster for small networks than zero_grad, which
+        # also runs hooks.
         for parameter in self._parameters:
             parameter.grad = None
         parts = [rows]
@@ -137,7 +138,7 @@ def make_optimizer(
 
     Args:
         model: the network whose parameters are updated.
-        recipe: optimizer, learning rate and weight decay.
+        recipe: the recipe, with optimizer, learning rate and weight decay.
         capturable: True if a CUDA graph will capture the steps.
     """
     parameters = list(model.parameters())

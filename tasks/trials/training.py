@@ -5,7 +5,7 @@ images are copied to the device once, as one tensor. A batch is a selection of r
 tensor. So a training needs no data loader and no worker processes, and does not decode images
 in every epoch.
 
-:mod:`tasks.trials.steps` takes one step on any device. On a GPU,
+:mod:`tasks.trials.steps` takes a training step on any device. On a GPU,
 :mod:`tasks.trials.cuda_graphs` can capture this step as a CUDA graph and replay it.
 """
 
@@ -51,7 +51,8 @@ def train(
         model: the model. It is moved to ``device``.
         images: the training images. They are copied to ``device``.
         labels: the labels. They are copied to ``device``.
-        recipe: optimizer, rates, batch size, epochs and precision.
+        recipe: the recipe, with optimizer, learning rate, batch size, number of epochs and
+            precision.
         seed: seed of batch order and dropout.
         device: device of the training.
         on_epoch: function that is called with the record of every finished epoch that did not

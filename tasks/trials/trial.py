@@ -86,7 +86,7 @@ def run_trial(
     status ``diverged`` and without scores.
 
     Args:
-        spec: the network, its recipe, the number of images, and the measurements.
+        spec: the spec, with the network, its recipe, the train size and the measurements.
         data: the arrays of the subset. They may be read-only. The network is trained on the
             first ``train_size`` training images.
         compute: device, threads and memory.
@@ -165,7 +165,7 @@ def measure_trial(
     include the seconds of these measurements.
 
     Args:
-        spec: the network, with all its measurements.
+        spec: the spec of the network, with all its measurements.
         data: the arrays of the subset.
         weights: the stored weights of the network.
         earlier: the earlier result of the network. Its measurements that are not in
@@ -263,7 +263,7 @@ class _Trial:
     Create a trial with :meth:`isolated`, which restores the settings of the process.
 
     Attributes:
-        spec: the network and its measurements.
+        spec: the spec of the trial, with the network and its measurements.
         network_spec: the spec of the network to build.
         recipe: the training recipe of the network.
         seed: seed from which all other seeds of the trial are derived.
@@ -275,7 +275,7 @@ class _Trial:
         labels: labels of the training images.
         held_out_images: the test images; in a search, the validation images.
         held_out_labels: labels of the held-out images.
-        eval_batch_size: images per forward pass of an evaluation.
+        eval_batch_size: number of images in a forward pass of an evaluation.
         model: the network with its input scaling. This attribute exists only after
             :meth:`build`.
         scores: scores of the trained network; None before the evaluation.
@@ -314,7 +314,8 @@ class _Trial:
     def isolated(
         cls, spec: TrialSpec, data: TrialData, compute: ComputeOptions
     ) -> Iterator[_Trial]:
-        """Yield a trial, and then restore the random state and the settings of the process.
+        """Yield a trial. After the ``with`` block, restore the random state and settings of
+        the process.
 
         Before the block, the random generators are seeded, because some networks draw random
         numbers in evaluation mode.
@@ -566,8 +567,8 @@ def _check_arrays(
 
     Args:
         name: name of the set in messages: "training" or "test".
-        images: ``(num_images, channels, height, width)``.
-        labels: ``(num_images,)``.
+        images: images of the set, ``(num_images, channels, height, width)``.
+        labels: labels of these images, ``(num_images,)``.
         num_classes: number of classes.
     """
     # A comparison with NaN is false, so NaN raises an error too.
