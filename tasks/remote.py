@@ -58,7 +58,7 @@ class Executor(ABC):
         *,
         spread: bool = False,
     ) -> Iterator[tuple[int, Any]]:
-        """Yield ``(index of the argument tuple, result)`` as calls finish.
+        """Yield ``(index of the argument tuple, result)`` whenever a call has finished.
 
         Args:
             function: function to call with each argument tuple. If an argument is a handle
@@ -164,7 +164,8 @@ class RayExecutor(Executor):
         *,
         spread: bool = False,
     ) -> Iterator[tuple[int, Any]]:
-        """Yield ``(index, result)`` as calls finish. At most ``num_workers`` calls run at a time.
+        """Yield ``(index, result)`` whenever a call has finished. At most ``num_workers``
+        calls run at a time.
 
         Each call reserves one CPU. During the call, BLAS and torch use only one thread.
 

@@ -43,7 +43,7 @@ class ByteRows:
 
     Attributes:
         source: The other source. Each of its values is a byte times ``unit``.
-        unit: One of ``UNITS``.
+        unit: The unit of the bytes, one of ``UNITS``.
     """
 
     source: BlockSource

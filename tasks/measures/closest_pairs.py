@@ -149,7 +149,7 @@ class ClosestPairs:
         self._chunks = [pairs[squared < self.limit]]
 
     def merge(self, other: ClosestPairs) -> None:
-        """Add the pairs of another collection, and prune."""
+        """Add the pairs of another collection, and remove all pairs except the closest ones."""
         self.limit = min(self.limit, other.limit)
         self._chunks.append(other.pairs)
         self.prune()

@@ -40,12 +40,12 @@ bytes: rows                   (2048, num_features)  320 MiB
 bytes: two pieces of columns  (256, num_features)   64 MiB each
 bytes: products on diagonal   (2048, 2048)          16 MiB in int32, 32 MiB in int64
 bytes: distances of a block   (2048, 256)           2 MiB in int32, 4 MiB in int64
-floats: rows and columns      (2048, num_features)  both in the dtype of the source
+floats: rows and columns      (2048, num_features)  two arrays in the dtype of the source
 floats: two centered copies   (2048, 8192)          64 MiB each in float32, 128 MiB in float64
 floats: distances of a block  (2048, 2048)          16 MiB in float32, 32 MiB in float64
-results: neighbors            (span, k)             16 bytes an entry, for each train size
-results: other label, size    (span, 1)             16 bytes an entry, for each train size
-results: other label, sample  (span, 1)             16 bytes an entry, for each sample
+results: neighbors            (span, k)             16 bytes per entry, for each train size
+results: other label, size    (span, 1)             16 bytes per entry, for each train size
+results: other label, sample  (span, 1)             16 bytes per entry, for each sample
 results: closest pairs        (num_pairs,)          32 MiB, for each train size; only with samples
 ============================  ====================  ================================================
 

@@ -134,7 +134,7 @@ def search_images(
         row_check: The result of checking all images, which contains the distinct images.
         image_labels: ``(num_source_rows,)`` label of each image; None if there are no labels.
         train_sizes: Ascending train sizes, counted in images.
-        precision: Precision of the products of floats.
+        precision: Precision and device of the products of floats.
         settings: Settings of the measure.
         executor: Executor of the search; None computes in this process.
     """

@@ -1,9 +1,9 @@
 """Compute label sharpness K_F, which measures how fast the label changes between images.
 
-``K_F = max over pairs with different labels of 1 / |x_i - x_j|₂`` (Konz & Mazurowski 2024). F
-is the function that maps an image to its label. The paper has the numerator |y_i - y_j|. For
-two classes, this numerator is 1 for every pair with different labels. We use the numerator 1
-for more than two classes too.
+``K_F = max over pairs with different labels of 1 / |x_i - x_j|₂`` (Konz & Mazurowski 2024).
+x_i is an image, and y_i is its label. F is the function that maps an image to its label. The
+paper has the numerator |y_i - y_j|. For two classes, this numerator is 1 for every pair with
+different labels. We use the numerator 1 for more than two classes too.
 
 The *nearest other-label distance* of an image is its distance to the nearest image with
 another label. So K_F is one over the smallest nearest other-label distance.
@@ -73,8 +73,8 @@ class LabelSharpness:
         convention: The scale on which K_F was measured.
         num_pairs: Number of pairs with different labels in one sample.
         num_images: Number of images in one sample.
-        pair: Rows of the two closest images with different labels, among all images of this
-            train size.
+        pair: Source rows of the two closest images with different labels in the training set;
+            None if there is no such pair.
         pair_value: 1/distance of ``pair``, which is the maximum over all images; None if it is
             undefined.
         sample_values: The maximum of 1/distance in each sample.

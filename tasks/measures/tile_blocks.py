@@ -43,7 +43,7 @@ its distances are added to the results."""
 PIECE_BYTES = 64 << 20
 """Largest size of a piece in bytes. Two pieces are in memory at a time."""
 HELD_BYTES = 320 << 20
-"""Largest size of the held rows in bytes. 2,048 rows of 3 x 224 x 224 bytes have this size."""
+"""Largest size of the held rows in bytes. 2,048 rows of 3 x 224 x 224 bytes need 294 MiB."""
 
 SquaredDistances = AnyArray
 """The squared distances of a block, ``(num_rows, num_columns)``, as float32, float64, int32 or
@@ -117,7 +117,7 @@ class SearchJob:
             the nearest row with another label inside each sample.
         center: ``(num_features,)`` row that is subtracted from rows of floats.
         num_neighbors: Number of neighbors per position.
-        precision: Precision of the products of floats.
+        precision: Precision and device of the products of floats.
         block_rows: Largest number of rows in a block.
         multiply_adds_per_worker: Number of multiply-adds of the whole search, divided by the
             number of workers. This number decides which library computes the products.

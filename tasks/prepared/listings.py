@@ -84,7 +84,9 @@ def look_like_patients(class_names: Sequence[str]) -> bool:
 
 
 def list_raw(request: RawRequest) -> Listing:
-    """List a raw download.
+    """Return the listing of a raw download.
+
+    Unlike :meth:`Listings.of`, this function always creates a new listing.
 
     Raises:
         DataError: The download does not have the layout that its source expects. Or no item of

@@ -38,7 +38,8 @@ MIN_ENLARGED = 2
 """Smallest factor of enlargement that is reported as a possible problem, for example from 28
 to 56 pixels."""
 MIN_STRETCHED = 1.5
-"""Smallest ratio of the sides of an image for which stretching to a square is reported."""
+"""Smallest ratio of the longer side of a raw image to its shorter side for which stretching to
+a square is reported as a possible problem."""
 SIZE = re.compile(r"\b(\d+)x(\d+)\b")
 """Pattern of the height and width of a raw image in the value of ``FORMAT_TRAIT``."""
 SINGLE_VALUED = ("modality", "series description", "pixel spacing", "rescale slope")

@@ -207,7 +207,7 @@ def _split_by_group_with_faults(
         rng = np.random.default_rng(derive_seed(*seed_parts))
     # With F3 or F4, the pool has exactly N + test_size images, so every image must be used:
     # - Groups are ignored, because a split by groups leaves out images of the test groups.
-    # - Classes are not balanced, because that leaves out an image if test_size is odd.
+    # - Classes are not balanced, because balancing leaves out an image if test_size is odd.
     uses_all_images = not faults.isdisjoint(WRONG_LABEL_FAULTS)
     groups = candidates.groups
     if uses_all_images or "image_level_split" in faults:

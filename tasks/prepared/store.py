@@ -158,7 +158,7 @@ def write_marker(
 
 
 def replace_record(folder: Path, record: PreparedRecord) -> None:
-    """Write another record into the marker of a complete store."""
+    """Replace the record in the marker of a complete store."""
     body = _marker_body(folder)
     body["record"] = record.model_dump(mode="json")
     _write_body(folder, body)

@@ -319,7 +319,7 @@ class EnergyMeter:
             self._missing_reason = f"the GPU's energy cannot be read: {error}"
 
     def read(self) -> Energy:
-        """Return the energy since the meter was created."""
+        """Return the energy that the GPU has used since the meter was created."""
         if self._missing_reason:
             return Energy(None, self._missing_reason)
         try:
