@@ -1,4 +1,4 @@
-"""Do the single computations of a study: prepare data, measure them, train and attack networks.
+"""Do the single computations of a study: prepare and measure data, train and attack networks.
 
 No module of this package imports code about sweeps. ``__init__.pyi`` lists the public names.
 Python imports the module of a public name only when a program uses this name, so ``import

@@ -1,4 +1,4 @@
-"""Write files atomically: after a crash or a power failure, a file is complete or does not exist.
+"""Write files atomically: after a crash, a file is complete or does not exist.
 
 The content is first written to a temporary file in the same folder and flushed to the disk.
 Then the temporary file is renamed. Finally the folder is flushed, because a power failure

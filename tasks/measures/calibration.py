@@ -190,7 +190,7 @@ def calibrate(
 
 
 def _undefined(num_points: int, num_neighbors: int, reason: str) -> CalibratedDimension:
-    """Return a record without a value. ``reason`` is the reason why the dimension is undefined."""
+    """Return a record without a value. ``reason`` explains why the dimension is undefined."""
     return CalibratedDimension(
         value=None,
         interval=None,
@@ -312,7 +312,7 @@ def simulate_one(
 
 
 def _pair_distances(source: BlockSource, chosen_rows: IntArray) -> FloatArray:
-    """Return the distances between all pairs of about ``PAIR_ROWS`` chosen rows, ``(num_pairs,)``.
+    """Return the distances of all pairs of about ``PAIR_ROWS`` chosen rows, ``(num_pairs,)``.
 
     The rows form slices of `PAIR_SLICE` consecutive rows. The slices are evenly distributed
     over ``chosen_rows``.

@@ -94,7 +94,7 @@ def as_source(rows: BlockSource | npt.ArrayLike) -> BlockSource:
 
 @dataclass(frozen=True)
 class Precision:
-    """The precision and device of the matrix products. They change the speed and rounding errors.
+    """The precision and device of matrix products. They change the speed and rounding errors.
 
     Attributes:
         dtype: Dtype of the products within one chunk of features: ``"float32"`` or
@@ -136,7 +136,7 @@ def estimate_center(source: BlockSource) -> FloatArray:
 
 
 def flatten(rows: AnyArray) -> AnyArray:
-    """Return rows of any shape as an array ``(num_rows, num_features)``, as a view if possible."""
+    """Reshape rows to ``(num_rows, num_features)``. The result is a view if possible."""
     return rows.reshape(len(rows), -1)
 
 

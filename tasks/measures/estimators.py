@@ -48,7 +48,7 @@ standard errors change by a few percent (docs/measures.md)."""
 DrawCounts = FloatArray
 """An array with the number of times that a resample contains each point, ``(num_points,)``."""
 Statistic = Callable[[DrawCounts], float | None]
-"""Function that computes a number from a resample. It returns None if the number is undefined."""
+"""Function that computes a number from a resample, or returns None if it is undefined."""
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class NeighborTable:
 
     @property
     def num_positions(self) -> int:
-        """Number of positions in the table, which is the number of points in the training set."""
+        """Number of positions in the table: the number of points in the training set."""
         return len(self.distances)
 
 
@@ -114,7 +114,7 @@ def _tables(
     train_sizes: Sequence[int],
     unit_length: float,
 ) -> list[NeighborTable]:
-    """Make the table of each train size from the new pairs of this size and of all smaller sizes.
+    """Make the table of each train size from the new pairs of this and all smaller sizes.
 
     Args:
         result: The result of the search for all positions. This function changes it.
@@ -146,7 +146,7 @@ def _tables(
 
 
 def _pair_list(pairs_by_size: Sequence[ClosestPairs], unit_length: float) -> PairList | None:
-    """Return the closest pairs of one train size; None if the search collected no closest pairs.
+    """Return the closest pairs of one train size; None if no closest pairs were collected.
 
     Args:
         pairs_by_size: The closest new pairs of this train size and of each smaller train size.

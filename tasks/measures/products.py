@@ -71,7 +71,8 @@ BYTE_INSTRUCTIONS = {
     "svesdot",
     "sme",
 }
-"""Names, in numkong, of the processor features that multiply 8-bit integers in one instruction."""
+"""The processor features that multiply 8-bit integers in one instruction, by their names in
+numkong."""
 SELF_TEST_SHAPES = [
     (1, 1, 1),
     (3, 5, 17),

@@ -235,7 +235,7 @@ class MeasureResult(Finding):
         }
 
     def renumber(self, order: IntArray) -> MeasureResult:
-        """Return a copy of the result in which all pairs contain row numbers of the user's images.
+        """Return a copy in which all pairs contain row numbers of the user's images.
 
         Args:
             order: ``(num_images,)`` row number of each measured image in the user's images.

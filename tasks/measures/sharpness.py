@@ -351,7 +351,7 @@ def listed_pairs(table: NeighborTable) -> PairList:
 
 
 def _first_with_different_labels(labels: AnyArray, pairs: PairList) -> int | None:
-    """Return the index of the first pair with different labels; None if there is no such pair."""
+    """Return the index of the first pair with different labels; None if there is none."""
     # For speed, search a few pairs first. If all of these pairs have equal labels, search all
     # pairs.
     for num_pairs in (FIRST_PAIRS, len(pairs.first)):

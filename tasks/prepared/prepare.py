@@ -1,4 +1,4 @@
-"""Prepare a dataset from its raw download: list items, read them in parallel, check and publish.
+"""Prepare a dataset from its raw download: list, read in parallel, check and publish.
 
 The store is written to a sibling folder of the destination, and this folder is then renamed.
 Part files are in another sibling folder. If a preparation is interrupted, the next preparation

@@ -435,7 +435,7 @@ def reading_lines(record: PreparedRecord) -> list[str]:
 def set_lines(
     num_images_by_label: Mapping[str, int], num_groups_by_label: Iterable[int], num_groups: int
 ) -> list[str]:
-    """Return a line with the total numbers of images, classes and groups, and a line per class."""
+    """Return a line with the numbers of images, classes and groups, and a line per class."""
     num_images = plural(sum(num_images_by_label.values()), "image")
     num_classes = plural(len(num_images_by_label), "class")
     lines = [f"{num_images}, {num_classes}, {plural(num_groups, 'group')}"]

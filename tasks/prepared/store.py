@@ -118,7 +118,7 @@ def create_store(
 
 
 def write_rows(folder: Path, name: str, start: int, values: AnyArray) -> None:
-    """Write ``values`` to consecutive rows of the array ``name``, beginning with row ``start``."""
+    """Write ``values`` to consecutive rows of the array ``name``, from row ``start`` on."""
     import zarr
 
     zarr.open_group(str(folder), mode="r+")[name][start : start + len(values)] = values
@@ -190,7 +190,7 @@ class PreparedDataset:
 
     @classmethod
     def open(cls, path: Path | str) -> PreparedDataset:
-        """Check the marker of a prepared dataset and the sizes of its files, and open the dataset.
+        """Check the marker and the file sizes of a prepared dataset, and open it.
 
         Raises:
             DataError: There is no such folder.
@@ -296,7 +296,7 @@ class PreparedDataset:
             self._check_sha256(name)
 
     def _check_sha256(self, name: str) -> None:
-        """Check that the marker lists a file, and that the file has the SHA-256 in the marker."""
+        """Check that the marker lists a file, and that the SHA-256 of the file is correct."""
         with (self.path / name).open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         if name not in self._files or sha256 != self._files[name].sha256:

@@ -1,4 +1,4 @@
-"""Make the table of all images: join parts, limit classes, join groups, compute a fingerprint."""
+"""Make the table of all images: join parts, limit classes, join groups, hash the content."""
 
 from __future__ import annotations
 

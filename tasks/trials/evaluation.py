@@ -64,7 +64,7 @@ def scaled_batch_size(
     recipe: RecipeSpec,
     micro_batch: int | None,
 ) -> int:
-    """Return the batch size of an evaluation or an attack in a trial that may have micro batches.
+    """Return the batch size of an evaluation or attack in a trial that may have micro batches.
 
     With micro batches, the result is ``full_batch_size * micro_batch / recipe.batch_size``,
     rounded down. It is at least 1 and at most ``full_batch_size``. Without micro batches, the

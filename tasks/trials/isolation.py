@@ -96,7 +96,7 @@ def set_states_outside_torch(python: Any, numpy: Any) -> None:
 
 @contextmanager
 def fixed_torch_state(seed: int = 0, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Fix torch's settings and the random seed for a ``with`` block, and restore them afterwards.
+    """Fix torch's settings and the seed for a ``with`` block, and restore both afterwards.
 
     The block may build or run a user's network, and this network may change settings of torch.
     """

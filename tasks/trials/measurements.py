@@ -230,12 +230,12 @@ class TrainedNetwork:
         )
 
     def _predictions_file(self) -> bytes:
-        """Return the content of a Parquet file with the logits and labels of the test images."""
+        """Return the content of a Parquet file with logits and labels of the test images."""
         logits = self.clean_pass.logits.cpu().numpy()
         return to_parquet(logits, self.test_labels.cpu().numpy(), self.data.test_rows)
 
     def _measure_d_repr(self, estimators: Sequence[str]) -> dict[str, IntrinsicDimension]:
-        """Return the intrinsic dimension of the last hidden layer, one estimate per estimator."""
+        """Return one estimate of the last hidden layer's dimension per estimator."""
         if not estimators:
             return {}
         features = self.features

@@ -1,4 +1,4 @@
-"""Measure the duration of the phases of a trial. Define the exception that ends a trial early."""
+"""Measure the phases of a trial. Define the exception that ends a trial early."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 class Diverged(Exception):
-    """An exception that ends a trial because a loss is NaN or infinite. Its text is the reason."""
+    """A loss is NaN or infinite. This exception ends the trial, and its text is the reason."""
 
 
 class PhaseTimer:

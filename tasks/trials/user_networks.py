@@ -31,7 +31,7 @@ CORRECT_FORWARD = "Correct the forward method of your network"
 
 
 def install_code(texts: Mapping[str, str]) -> None:
-    """Make source code from the driver importable. It has priority over modules of the same name.
+    """Make source code from the driver importable, with priority over equally named modules.
 
     Args:
         texts: source code of each file, from :func:`search_spaces.user_code.source_texts`. The
@@ -47,7 +47,10 @@ def install_code(texts: Mapping[str, str]) -> None:
 
 @cache
 def _code_folder(texts: tuple[tuple[str, str], ...]) -> Path:
-    """Write source code into a new folder that no other user can change, and return the folder."""
+    """Write source code into a new folder, and return the folder.
+
+    No other user can write to this folder.
+    """
     folder = Path(tempfile.mkdtemp(prefix="isweep-code-"))
     for relative, text in texts:
         path = folder / relative
