@@ -74,7 +74,8 @@ def _reads_user_data(dataset: DatasetSpec) -> bool:
 def look_like_patients(class_names: Sequence[str]) -> bool:
     """Return whether class names look like ids of patients.
 
-    They do if all names consist of the same word and a number.
+    They do if there are at least :data:`MIN_NUMBERED_CLASSES` names, and all of them consist
+    of the same word and a number.
     """
     words = set()
     for name in class_names:

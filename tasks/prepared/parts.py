@@ -85,6 +85,9 @@ class Skip(NamedTuple):
 class TraitCount(NamedTuple):
     """The number of images of one class that have one value of a trait.
 
+    A trait is a property of a raw image, such as its size, that a network could learn instead
+    of the content of the image.
+
     Attributes:
         label: Class index.
         name: Name of the trait.
