@@ -21,7 +21,7 @@ from tasks.measures.distances import ArraySource, BlockSource, flatten
 from tasks.measures.products import MAX_FEATURES, Product
 
 UNITS = (1.0, 1 / 255)
-"""All units."""
+"""All possible units of bytes."""
 INT32_FEATURES = (2**31 - 1) // 255**2
 """Largest number of features for which the squared distances of bytes fit into int32. Rows
 with more features have squared distances in int64."""

@@ -1,7 +1,7 @@
 """Collect the closest pairs of points among the pairs that are new at one train size.
 
 :func:`tasks.measures.sharpness.permuted_sharpness` needs these pairs. It permutes the labels
-of a sample, and searches the closest pair of images in the sample with different labels.
+of a sample, and finds the closest pair of images in the sample with different labels.
 :mod:`tasks.measures.neighbors` defines positions, train sizes and *new* pairs.
 
 Each tile has one collection of pairs for each train size:

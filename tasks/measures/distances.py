@@ -196,7 +196,7 @@ def direct_squared_distances(
         columns: ``(num_pairs,)`` for each pair, the index of its second row in ``b``.
 
     Returns:
-        ``(num_pairs,)`` float64.
+        The squared distances, ``(num_pairs,)`` float64.
     """
     result = np.empty(len(rows))
     pair_bytes = 16 * max(a.shape[1], 1)

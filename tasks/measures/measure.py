@@ -8,7 +8,7 @@ earlier image, the two images are a *conflict*. The result also lists conflicts.
 A measure has these steps, each in a module of this package:
 
 1. `duplicates` checks the images and finds the duplicates.
-2. `searched_images` searches the nearest neighbors of all other images, for all train sizes.
+2. `searched_images` finds the nearest neighbors of all other images, for all train sizes.
 3. `estimators` and `sharpness` compute the measures of each train size from the distances.
 4. If the settings request it, `calibration` corrects the bias of the dimension.
 """

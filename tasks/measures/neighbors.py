@@ -1,4 +1,4 @@
-"""Search exact nearest neighbors, and nearest points with another label, for all train sizes.
+"""Find exact nearest neighbors, and nearest points with another label, at all train sizes.
 
 A *point* is an image, or another array of numbers. This module, and the modules that it uses,
 have three kinds of index:
@@ -12,8 +12,7 @@ have three kinds of index:
 
 A pair with the size index i is *new* at the i-th train size, because no smaller training set
 contains the pair. Example with the train sizes 2 and 4: the pair of the positions 0 and 1 has
-the size index
-0. All other pairs of the positions 0 to 3 have the size index 1.
+the size index 0, and all other pairs of the positions 0 to 3 have the size index 1.
 
 The search has five steps:
 
@@ -85,7 +84,7 @@ def nested_neighbors(
     source_rows: IntArray | None = None,
     samples: BoolArray | None = None,
 ) -> NestedNeighbors:
-    """Search, for each train size, the nearest neighbors of its points inside the training set.
+    """Find, for each train size, the nearest neighbors of its points inside the training set.
 
     If the points are rows of bytes, squared distances are exact integers. Otherwise, distances
     have a relative error of at most 1e-5 in float32, and at most 1e-7 in float64.
@@ -93,7 +92,7 @@ def nested_neighbors(
     Args:
         points: Array ``(num_source_rows, ...)``, or a source. The training set of size n
             contains the first n chosen points.
-        labels: ``(num_source_rows,)`` integer label of each source row; None to search only
+        labels: ``(num_source_rows,)`` integer label of each source row; None to find only
             neighbors.
         train_sizes: Ascending train sizes, counted in positions.
         num_neighbors: Number of neighbors per point, at least 1.
@@ -105,7 +104,7 @@ def nested_neighbors(
             source rows. All indices in the result are positions. A position is an index into
             this array.
         samples: ``(num_samples, num_positions)`` masks, True for the positions in a sample.
-            The nearest point with another label is also searched inside each sample.
+            The search also finds the nearest point with another label inside each sample.
 
     Raises:
         DataError: The first row of a source has a dtype of bytes, but a later row has another

@@ -1,4 +1,4 @@
-"""Search the nearest point with another label for each position.
+"""Find the nearest point with another label for each position.
 
 The results are :class:`~tasks.measures.neighbor_lists.NeighborLists` with one neighbor for
 each position. First, entries between rows with equal labels are *masked*. This means that they

@@ -1,4 +1,4 @@
-"""Search the nearest neighbors and other-label distances of the distinct images of a dataset.
+"""Find the nearest neighbors and other-label distances of the distinct images of a dataset.
 
 A *source row* is an index among all images. A *position* is an index among the distinct
 images. The caller counts train sizes in images. This module converts them to numbers of
@@ -128,7 +128,7 @@ def search_images(
     settings: MeasureSettings,
     executor: Executor | None,
 ) -> SearchedImages:
-    """Search the nearest neighbors of all distinct images at each train size.
+    """Find the nearest neighbors of all distinct images at each train size.
 
     Args:
         row_check: The result of checking all images, which contains the distinct images.

@@ -32,7 +32,7 @@ PERCENTILES = (99.9, 99.0, 95.0)
 NUM_PERMUTATIONS = 100
 """Number of random permutations of the labels for each sample."""
 MAX_SEARCHED_PAIRS = 4096
-"""Largest number of pairs among which one permutation searches a pair with different labels.
+"""Largest number of pairs among which one permutation looks for a pair with different labels.
 The number limits the time of a permutation."""
 FIRST_PAIRS = 64
 """Number of closest pairs that a permutation searches first, for speed. Nearly always, one of
@@ -282,10 +282,11 @@ def permuted_sharpness(
     labels. A search of all pairs for each permutation would be slow. So each permutation
     searches only some pairs, in ascending order of distance:
 
-    - Inside a sample, it searches the closest pairs of the table. All other pairs are farther
-      apart, so the first pair with different labels is the closest pair.
-    - Among all images, it searches the pairs in the lists of nearest neighbors. It misses the
-      closest pair (a, b) only if a is not in the list of b, and b is not in the list of a.
+    - Inside a sample, it searches among the closest pairs of the table. All other pairs are
+      farther apart, so the first pair with different labels is the closest pair.
+    - Among all images, it searches among the pairs in the lists of nearest neighbors. It
+      misses the closest pair (a, b) only if a is not in the list of b, and b is not in the
+      list of a.
 
     The permutations are drawn with a fixed seed.
 

@@ -110,8 +110,8 @@ class SearchJob:
     Attributes:
         source: The source of all rows.
         source_rows: ``(num_positions,)`` source row of every position, ascending.
-        label_codes: ``(num_positions,)`` label of each position as a number; None to search
-            only neighbors.
+        label_codes: ``(num_positions,)`` label of each position as a number; None to find only
+            neighbors.
         train_sizes: Ascending train sizes, counted in positions.
         samples: ``(num_samples, num_positions)`` masks of the samples. The search also finds
             the nearest row with another label inside each sample.
