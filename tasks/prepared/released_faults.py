@@ -7,9 +7,9 @@ faults by number. This module repeats F3 to F7:
 - ``misaligned_labels`` (F3, natural-image datasets that the code reads into memory): If a
   class has more images than needed, the code deletes the labels of the surplus images, but not
   the images themselves. The following images then get the labels of other images.
-- ``fixed_imagenet_files`` (F4, ImageNet): The code numbers the images of the class pair from
-  0. It then uses these numbers as indices into the list of all images. So it reads the first
-  images of ImageNet for every class pair.
+- ``fixed_imagenet_files`` (F4, ImageNet): The code numbers the images of the class pair,
+  beginning with 0. It then uses these numbers as indices into the list of all images. So it
+  reads the first images of ImageNet for every class pair.
 - ``image_level_split`` (F5): Images of one group may be in the training set and in the test
   set.
 - ``first_k_selection`` (F6): Images are chosen in stored order, and not in a random order.
