@@ -161,7 +161,7 @@ def row_products(a: Bytes, b: Bytes, product: Product) -> IntArray:
     Args:
         a: First block of rows, ``(num_a, num_features)``, with at least one feature.
         b: Second block of rows, ``(num_b, num_features)``. If ``b is a``, the entries of the
-            result below the diagonal may not be computed.
+            result below the diagonal may be undefined.
         product: Function that multiplies rows of at most ``MAX_FEATURES`` features.
 
     Returns:

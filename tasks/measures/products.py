@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 Product = Callable[[Bytes, Bytes], IntArray]
 """Function that returns ``a @ b.T`` for rows of at most ``MAX_FEATURES`` bytes. The function
 first shifts uint8 values by -128 (see `to_signed`), which changes no distance. If ``a is b``,
-the entries below the diagonal may not be computed."""
+the entries below the diagonal may be undefined."""
 
 MAX_FEATURES = 131_071
 """Largest number of features of a row. The sum of this number of products of two signed bytes

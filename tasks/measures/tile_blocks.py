@@ -265,7 +265,7 @@ def _blocks_within(
 
     Args:
         products: ``(num_held, num_held)`` products of the held rows. The entries below the
-            diagonal may not be computed.
+            diagonal may be undefined.
         norms: ``(num_held,)`` squared norms of the held rows.
         held_span: Positions of the held rows.
         piece_rows: Number of columns of a block.
@@ -279,8 +279,7 @@ def _blocks_within(
             above = earlier.relative_to(held_span)
             squared = to_squared_distances(products[above, inside], norms[above], norms[inside])
             yield TileBlock(earlier, piece, squared, EXACT)
-        # The entries below the diagonal may not be computed, so the upper triangle is
-        # mirrored.
+        # The entries below the diagonal may be undefined, so the upper triangle is mirrored.
         symmetric = np.triu(products[inside, inside])
         symmetric += np.triu(symmetric, 1).T
         squared = to_squared_distances(symmetric, norms[inside], norms[inside])

@@ -205,7 +205,7 @@ def nearest_of_another_class(
 ) -> Tensor:
     """Return, for every image, the nearest image of another class in ``pool``.
 
-    If no image in the pool has another class than an image, the result for this image is NaN.
+    If all images in the pool have the class of an image, the result for this image is NaN.
     """
     flat = images.flatten(1).float()
     blocks = [
