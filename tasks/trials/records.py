@@ -13,7 +13,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from tasks.finding import Finding
+from tasks.json_record import JsonRecord
 from tasks.measures.estimators import IntrinsicDimension
 
 CAP_OF_CHANCE = 2.0
@@ -67,7 +67,7 @@ class SearchStatus(StrEnum):
     """The training or validation loss was NaN or infinite."""
 
 
-class ValidationScore(Finding):
+class ValidationScore(JsonRecord):
     """The scores on the validation images after one epoch. The loss is cross-entropy in nats."""
 
     epoch: int
@@ -75,7 +75,7 @@ class ValidationScore(Finding):
     accuracy: float
 
 
-class SearchResult(Finding):
+class SearchResult(JsonRecord):
     """The result of a trial of a search. :class:`TrialResult` describes the other attributes.
 
     Attributes:
@@ -131,7 +131,7 @@ def capped(loss: float | None, chance_loss: float) -> float:
     return cap
 
 
-class RadiusSummary(Finding):
+class RadiusSummary(JsonRecord):
     """The distribution of radii over images.
 
     The radius of an image is the L2 norm of the smallest perturbation that changes the
@@ -160,7 +160,7 @@ class RadiusSummary(Finding):
     mean_per_pixel: float
 
 
-class RobustnessRecord(Finding):
+class RobustnessRecord(JsonRecord):
     """The adversarial robustness R of one network, see :mod:`tasks.trials.robustness`.
 
     Attributes:
@@ -196,7 +196,7 @@ class RobustnessRecord(Finding):
     reason: str = ""
 
 
-class ClassificationScores(Finding):
+class ClassificationScores(JsonRecord):
     """The classification scores of a network on the test images.
 
     Attributes:
@@ -216,7 +216,7 @@ class ClassificationScores(Finding):
     calibration_error: float
 
 
-class EpochScore(Finding):
+class EpochScore(JsonRecord):
     """The scores on the test images after one epoch of training."""
 
     epoch: int
@@ -235,7 +235,7 @@ def scored_epochs(num_epochs: int) -> frozenset[int]:
     return frozenset(range(interval, num_epochs, interval))
 
 
-class TrialFile(Finding):
+class TrialFile(JsonRecord):
     """The checksum and size of a file that is stored beside the result of a trial.
 
     The file contains weights (safetensors) or predictions (Parquet).
@@ -285,7 +285,7 @@ def attack_name(method: str, epsilon: float) -> str:
     return f"{method}_{Decimal(repr(epsilon)).normalize():f}"
 
 
-class AttackRecord(Finding):
+class AttackRecord(JsonRecord):
     """The result of one attack at one strength on one set of images.
 
     Attributes:
@@ -322,7 +322,7 @@ class AttackRecord(Finding):
         return attack_name(self.method, self.epsilon)
 
 
-class FurtherTestRecord(Finding):
+class FurtherTestRecord(JsonRecord):
     """The scores of a trained network on a further test set.
 
     A further test set contains the test images after a condition has blended some of them with
@@ -355,7 +355,7 @@ class FurtherTestRecord(Finding):
     robustness: RobustnessRecord | None = None
 
 
-class NetworkScores(Finding):
+class NetworkScores(JsonRecord):
     """The scores of a trained network on the training images and on the test images.
 
     Losses are mean cross-entropies in nats.
@@ -371,7 +371,7 @@ class NetworkScores(Finding):
     field."""
 
 
-class Timings(Finding):
+class Timings(JsonRecord):
     """The duration of each phase of a trial in seconds; None for a phase that did not run."""
 
     build: float | None = None
@@ -382,7 +382,7 @@ class Timings(Finding):
     robustness: float | None = None
 
 
-class StageRecord(Finding):
+class StageRecord(JsonRecord):
     """The intrinsic dimension of the activations after one stage of a network.
 
     Attributes:
@@ -396,7 +396,7 @@ class StageRecord(Finding):
     d_repr: dict[str, IntrinsicDimension]
 
 
-class TrialResult(Finding):
+class TrialResult(JsonRecord):
     """The result of a trial.
 
     Attributes:
