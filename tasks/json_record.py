@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 
-class Finding(BaseModel):
-    """A stored record: frozen, without unknown fields, NaN and infinity."""
+class JsonRecord(BaseModel):
+    """A stored record. It cannot be changed, and rejects unknown fields, NaN and infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
