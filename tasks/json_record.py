@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class JsonRecord(BaseModel):
-    """A stored record: frozen, without unknown fields, NaN and infinity."""
+    """A stored record. It cannot be changed, and rejects unknown fields, NaN and infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

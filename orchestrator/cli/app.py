@@ -59,17 +59,7 @@ EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C or another signal to stop. Shells use the same number."""
 EXIT_BUG = 4
 """Exit code after an error in isweep itself, not in the command line or the machine."""
-LIBRARIES = (
-    "ray",
-    "torch",
-    "torchvision",
-    "timm",
-    "mlflow",
-    "optuna",
-    "numpy",
-    "pandas",
-    "sklearn",
-)
+LIBRARIES = ("ray", "torch", "timm", "mlflow", "optuna", "numpy", "pandas", "sklearn")
 """Libraries that a file of the user may hide by its name."""
 OWN_PACKAGES = ("search_spaces", "tasks", "orchestrator", "isweep")
 """Top-level packages of isweep."""
