@@ -19,8 +19,10 @@ MLflow's reply may have been lost."""
 
 
 class OutageNotes:
-    """Printer of notes for the user: MLflow does not answer, answers again, or fails for one
-    update.
+    """Printer of notes for the user about the answers of MLflow.
+
+    A note says that MLflow does not answer, that it answers again, or that it fails to store
+    one update.
 
     Args:
         print_note: Function that prints a message for the user.
@@ -43,8 +45,7 @@ class OutageNotes:
     def update_failed(
         self, error: Exception, key: str, *, failing_s: float, others_succeed: bool
     ) -> None:
-        """Warn the user if MLflow has failed for a long time, or if only one update fails
-        repeatedly.
+        """Warn the user if MLflow fails for a long time, or if only one update fails repeatedly.
 
         Args:
             error: The error of the update.
