@@ -205,8 +205,9 @@ class Page:
         Args:
             experiment: Id of the experiment.
 
-        Returns: The description in Markdown. Until a user opens it, MLflow shows only its
-            first line.
+        Returns:
+            The description in Markdown. Until a user opens it, MLflow shows only its first
+            line.
         """
         pages = f"#/experiments/{experiment}/runs"
         general_links = []

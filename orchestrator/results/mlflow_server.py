@@ -156,8 +156,9 @@ def find_sweep_pages(address: str, sweep: str) -> dict[str, dict[str, str]]:
         address: Address of the server.
         sweep: Name of the sweep.
 
-    Returns: Addresses by the name of the experiment and the title of the page. If several
-        result stores have a sweep with this name, each store has its own experiment.
+    Returns:
+        Addresses by the name of the experiment and the title of the page. If several result
+        stores have a sweep with this name, each store has its own experiment.
     """
     pages = {}
     experiments = connect(address).search_experiments(filter_string=f"name LIKE 'isweep/{sweep}%'")
