@@ -161,8 +161,7 @@ class Tracker:
         self._put(REPORT_KEY, SweepReport(numbers, folder))
 
     def _reopen_sweep_run(self) -> None:
-        """Set the sweep's run to RUNNING at the first change, because an earlier driver may
-        have ended it.
+        """Set the sweep's run to RUNNING at the first change: an earlier driver may have ended it.
 
         If a driver changes nothing, for example because its start is refused, the run is not
         opened.

@@ -188,8 +188,7 @@ class UpdateSender:
         return self.lock.wait_for(lambda: self._num_progress_steps > num_before, timeout_s)
 
     def mark_last_round(self) -> None:
-        """Make the next attempt of each update its last attempt: an update that fails is then
-        held back."""
+        """Make the next attempt of each update the last one: an update that fails is held back."""
         with self.lock:
             self._is_last_round = True
 
