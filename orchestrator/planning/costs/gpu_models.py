@@ -72,8 +72,7 @@ class GpuModel:
         return round(self.context_gib * 2**30)
 
     def time_factor(self, network: str) -> float:
-        """Return measured time divided by predicted time of a network, or 1 without a
-        measurement."""
+        """Return measured time divided by predicted time of a network, or 1 if unmeasured."""
         return dict(self.network_factors).get(network, 1.0)
 
     @property
