@@ -213,7 +213,7 @@ def check_outlasts_ray(path: Path, kind: str, option: str) -> None:
             raise ConfigError(
                 f"{path} cannot be the {kind}: it is in a session folder of Ray. Ray deletes "
                 "this folder when the cluster ends",
-                hint=f"With {option}, give the absolute path of a folder outside the session folder. "
-                "`ray job submit --working-dir` starts commands in the session folder, so a relative "
-                "path would also be in this folder",
+                hint=f"With {option}, give the absolute path of a folder outside the session "
+                "folder. `ray job submit --working-dir` starts commands in the session folder, so "
+                "a relative path would also be in this folder",
             )
