@@ -19,7 +19,7 @@ from search_spaces.specs import (
     PredictionRequest,
     TrialSpec,
 )
-from tasks.finding import Finding
+from tasks.json_record import JsonRecord
 from tasks.measures.records import MeasureResult
 from tasks.trials.records import SearchResult, TrialResult
 
@@ -54,7 +54,7 @@ class FailureKind(StrEnum):
     """The code of the trial or of its network raised an exception for any other cause."""
 
 
-class Provenance(Finding):
+class Provenance(JsonRecord):
     """Code and packages that computed a result, without host names and paths.
 
     Attributes:
@@ -76,7 +76,7 @@ class Provenance(Finding):
     packages: dict[str, str] = Field(default_factory=dict)
 
 
-class StoredRecord(Finding):
+class StoredRecord(JsonRecord):
     """Base class of all records in the result store.
 
     Attributes:
@@ -217,7 +217,7 @@ class MeasureRecord(ComputedRecord):
     result: MeasureResult
 
 
-class TrialFailure(Finding):
+class TrialFailure(JsonRecord):
     """The failure of one attempt at a trial, and its cause.
 
     isweep only prints ``message`` and ``traceback``. Its decisions depend on the other fields.
@@ -256,7 +256,7 @@ class TrialFailure(Finding):
 
 
 class FailureRecord(StoredRecord):
-    """The latest failed attempt at a trial that has no result."""
+    """The latest failed attempt at a trial that has no complete result."""
 
     folder: ClassVar[str] = "trials"
     file: ClassVar[str] = "failure.json"
