@@ -75,8 +75,8 @@ class ClosestPairs:
 
     Example: a collection with the capacity 2 contains pairs with the squared distances 1, 4, 4
     and 9. `prune` sets the limit to the third smallest number, which is 4. Only the pair with
-    1 remains. Both pairs with 4 are removed, because a choice between them would depend on the
-    order of the blocks.
+    the squared distance 1 remains. Both pairs with the squared distance 4 are removed, because
+    a choice between them would depend on the order of the blocks.
 
     Attributes:
         capacity: Largest number of pairs after `prune`.

@@ -44,9 +44,9 @@ class _Setting:
     """A setting of torch that a user's network may change.
 
     Attributes:
-        read: function that returns the current value.
-        change: function that sets a value.
-        initial: value at the start of every trial.
+        read: Function that returns the current value.
+        change: Function that sets a value.
+        initial: Value at the start of every trial.
     """
 
     read: Callable[[], Any]
@@ -202,15 +202,15 @@ def trial_memory(
     """Limit the memory of a trial, and free it afterwards for the next trial of the worker.
 
     Args:
-        device: device of the trial.
-        gpu_fraction: share of the GPU's memory that this process may use in the block,
+        device: Device of the trial.
+        gpu_fraction: Share of the GPU's memory that this process may use in the block,
             including its CUDA context; None sets no limit. PyTorch's allocator checks the
             limit before it allocates memory for tensors. The limit does not apply to memory
             that other libraries allocate.
-        context_bytes: bytes of this share that are reserved for the CUDA context.
+        context_bytes: Bytes of this share that are reserved for the CUDA context.
 
     Raises:
-        MemoryError: the machine has too little memory. If the GPU has too little memory,
+        MemoryError: The machine has too little memory. If the GPU has too little memory,
             torch's ``OutOfMemoryError`` is raised unchanged. The memory of the trial is freed
             before either error is raised.
     """
@@ -292,8 +292,8 @@ class Energy(NamedTuple):
     """The energy that a GPU used in a trial.
 
     Attributes:
-        joules: the energy in joules; None if it is unknown.
-        missing_reason: reason why the energy is unknown; empty if it is known.
+        joules: The energy in joules; None if it is unknown.
+        missing_reason: Reason why the energy is unknown; empty if it is known.
     """
 
     joules: float | None

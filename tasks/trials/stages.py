@@ -105,10 +105,10 @@ class StageRows:
     numbers.
 
     Attributes:
-        model: the model. Its mode (training or evaluation) is restored after every pass.
-        module: name of the submodule with which the stage ends.
-        images: the images, one for each row.
-        row_shape: shape of the activations of one image.
+        model: The model. Its mode (training or evaluation) is restored after every pass.
+        module: Name of the submodule with which the stage ends.
+        images: The images, one for each row.
+        row_shape: Shape of the activations of one image.
     """
 
     model: nn.Module
