@@ -10,8 +10,8 @@ three steps:
 
    - ``ln d`` by MLE.
    - The change of ``ln d`` from k/2 to k neighbors.
-   - ``ln`` of the standard deviation of ``ln T_k`` over points, divided by the standard
-     deviation that points with a uniform density have.
+   - ``ln`` of a ratio. Its numerator is the standard deviation of ``ln T_k`` over points. Its
+     denominator is the same number for points with a uniform density.
    - ``ln`` of the coefficient of variation of the distances between random pairs.
 
 2. Simulate the same statistics for each family of manifolds in :mod:`tasks.measures.manifolds`

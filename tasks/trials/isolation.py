@@ -68,8 +68,8 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """Seed the random generators for a ``with`` block, and restore their states afterwards.
 
     The generators are torch's generators for the CPU and for ``device``, and the global
-    generators of Python and NumPy. isweep itself does not use the generators of Python and
-    NumPy, but a user's network may use them.
+    generators of Python and NumPy. The code of isweep does not use the global generators, but
+    a user's network may use them.
     """
     device = torch.device(device)
     gpus = [device] if device.type == "cuda" else []

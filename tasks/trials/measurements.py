@@ -2,8 +2,8 @@
 
 The measurements are the intrinsic dimension of its representations (*d_repr*), attacks,
 robustness, predictions on the test images, and scores on *further test sets*. A further test
-set consists of the test images of a base dataset after a condition has blended some of them
-with a training image of another class.
+set consists of the test images of a base dataset after a condition has blended some of them.
+The condition blends an image with a training image of another class.
 """
 
 from __future__ import annotations

@@ -88,9 +88,9 @@ def _output_sides(
 def _side_in_pixels(output: Tensor) -> int:
     """Return the side of square activations.
 
-    ``output`` has four axes. If the second and third axes are equally long and the last axis
-    is not, the channels are on the last axis, as in torchvision's Swin and ConvNeXt networks.
-    Otherwise the channels are on the second axis.
+    ``output`` has four axes. The channels are on the last axis if the second and third axes
+    are equally long and the last axis is not. This is the case in torchvision's Swin and
+    ConvNeXt networks. Otherwise the channels are on the second axis.
     """
     _, first, second, third = output.shape
     has_channels_last = first == second != third
