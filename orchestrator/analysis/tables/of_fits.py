@@ -1,4 +1,4 @@
-"""Tables of fits and answers, without the fits that could not be made."""
+"""Tables of fits and answers. Fits that could not be made are left out."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from orchestrator.results.columns import attack_columns
 from search_spaces.errors import plural
 
 MAX_REASONS = 3
-"""Number of reasons in the line on fits that could not be made."""
+"""Largest number of reasons in the line on fits that could not be made."""
 
 
 @dataclass(frozen=True, slots=True)
 class FitRow:
-    """A row of a table of fits: an estimate with its fit."""
+    """A row of a table of fits: an estimate, and the fit that it belongs to."""
 
     fit: AnyFit
     estimate: Estimate
@@ -42,7 +42,7 @@ Column = Callable[[FitRow], str]
 
 @dataclass(frozen=True, slots=True)
 class FitTable:
-    """A table of fits of some kinds.
+    """The definition of a table of fits of some kinds.
 
     Attributes:
         key: Anchor on the page.
@@ -51,8 +51,9 @@ class FitTable:
         note: Explanation of the columns.
         columns: Function that returns the text of a cell, by name of the column.
         numeric_from: Index of the first column of numbers.
-        notes_on_rows: Further sentences of the note, each with a function that returns whether the
-            sentence applies to a row. The note has the sentence if it applies to any row.
+        notes_on_rows: Further sentences of the note. Each has a function that returns whether
+            the sentence applies to a row. If it applies to any row, the note contains the
+            sentence.
     """
 
     key: str
@@ -64,7 +65,7 @@ class FitTable:
     notes_on_rows: Mapping[str, Callable[[FitRow], bool]] = field(default_factory=dict)
 
     def note_on(self, rows: Sequence[FitRow]) -> str:
-        """Return the note for these rows, without sentences that apply to none of them."""
+        """Return the note for these rows. Sentences that apply to none of the rows are left out."""
         sentences = [self.note]
         for sentence, applies_to in self.notes_on_rows.items():
             if any(applies_to(row) for row in rows):
@@ -93,7 +94,7 @@ def _p_by_t(row: FitRow) -> str:
 
 
 def _resampled_p(row: FitRow) -> str:
-    """Return the p-value by resampling, with a star if it is exact."""
+    """Return the p-value by resampling, with an asterisk if it is exact."""
     star = "*" if row.estimate.exact else ""
     return f"{p_value(row.estimate.resampled_p)}{star}"
 
@@ -111,7 +112,7 @@ def _leaves_curves_out(row: FitRow) -> bool:
 
 
 def _without(row: FitRow) -> str:
-    """Return the value without the most influential dataset."""
+    """Return the estimate without the most influential dataset, as text."""
     name = row.estimate.influential
     if name is None:
         return ""
@@ -323,7 +324,7 @@ FIT_TABLES = (
 
 
 def fit_tables(fits: ScalingFits) -> list[Table]:
-    """Return the table of answers and the tables of all fits, without empty tables."""
+    """Return the table of answers and the tables of all fits. Empty tables are left out."""
     tables = [answer_table(fits)]
     if fits.interventions:
         tables += intervention_tables(fits.interventions)
@@ -346,7 +347,7 @@ def fit_tables(fits: ScalingFits) -> list[Table]:
 
 
 def not_fitted(fits: ScalingFits) -> str:
-    """Return a line on the fits that could not be made; empty if all could be made."""
+    """Return a line on the fits that could not be made; empty if all fits could be made."""
     reasons = Counter(fit.reason for fit in fits.fits if fit.status != "ok")
     if not reasons:
         return ""
@@ -359,7 +360,7 @@ def not_fitted(fits: ScalingFits) -> str:
 
 
 def answer_table(fits: ScalingFits) -> Table:
-    """Return the questions that were tested, with p before and after correction."""
+    """Return the table of the tested questions, with p before and after correction."""
     note = (
         "For attacks, p comes from a permutation test, one-sided for a rise. For all other "
         "questions, two two-sided tests are made, and p is the larger of their p-values. One is "
@@ -429,7 +430,7 @@ def _effect_table(effects: Sequence[Effect]) -> Table:
 
 
 def _effect_words(effect: Effect) -> str:
-    """Return the estimand of an effect, with the images of training and test."""
+    """Return words for the estimand of an effect, with its training images and test images."""
     text = effect.estimand
     if effect.estimand == "exponent · d":
         text += f", {effect.response}"
@@ -461,7 +462,7 @@ def _gate_table(gates: Sequence[Gate]) -> Table:
 
 
 def _factor(log_ratio: float | None) -> str:
-    """Return a log ratio as a factor."""
+    """Return a factor, computed from a log ratio, as text."""
     if log_ratio is None:
         return ""
     return f"× {number(float(np.exp(log_ratio)))}"
