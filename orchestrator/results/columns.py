@@ -345,9 +345,9 @@ FURTHER_TEST_PREFIX = "test_on_"
 """Prefix of the columns of a further test set. The name of its condition follows."""
 FURTHER_TEST_QUANTITIES = {
     "num_moved": ("number of test images that the condition `{}` changes", "images"),
-    "loss": ("`test_loss` on the test images as the condition `{}` changes them", "nat"),
+    "loss": ("`test_loss` on the test images after the condition `{}` changed them", "nat"),
     "accuracy": (
-        "`test_accuracy` on the test images as the condition `{}` changes them",
+        "`test_accuracy` on the test images after the condition `{}` changed them",
         "fraction",
     ),
     "moved_loss": ("`test_loss` on the test images that the condition `{}` changed", "nat"),
@@ -364,7 +364,7 @@ FURTHER_TEST_QUANTITIES = {
         "fraction",
     ),
     "r_hat_pred": (
-        "`r_hat_pred` on the test images as the condition `{}` changes them",
+        "`r_hat_pred` on the test images after the condition `{}` changed them",
         _DISTANCE,
     ),
 }
