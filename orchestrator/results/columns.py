@@ -70,15 +70,17 @@ _PER_DISTANCE = "1 / L2 pixel distance"
 # first.
 TRIAL_ID = _text(
     "trial_id",
-    "id of the trial: a readable name, and a hash of all settings that can change its result",
+    "id of the trial: a readable name, followed by a hash of all settings that can change its "
+    "result",
 )
 SWEEP = _text("sweep", "name of the sweep")
 MODEL = _text("model", "network architecture")
 RECIPE = _text(
-    "recipe", "recipe of the training; changed settings follow its name, as in `paper+epochs=30`"
+    "recipe",
+    "name of the recipe, followed by the changed settings, for example `paper+epochs=30`",
 )
 DATASET = _text("dataset", "name of the dataset")
-DOMAIN = _text("domain", "`natural` or `medical`; empty if none was given")
+DOMAIN = _text("domain", "`natural` or `medical`; empty if it is not known")
 CLASS_PAIR = _text(
     "class_pair",
     "the two classes of the class pair, as in `3-8`; empty if the trial uses all classes",
@@ -94,7 +96,7 @@ DATA_MODE = _text(
     "otherwise `corrected`",
 )
 IMAGE_SIZE = _integer(
-    "image_size", "side of the square images in training and measurement", "pixels"
+    "image_size", "height and width of the images in training and measurement", "pixels"
 )
 CHANNELS = _integer("channels", "number of image channels in training")
 
@@ -106,11 +108,13 @@ TEST_LOSS = _score(
 TEST_ACCURACY = _score("test_accuracy", "share of test images classified correctly", "fraction")
 AUC = _score(
     "auc",
-    "area under the ROC curve on the test images; with several classes, the mean over classes of "
-    "each class against the rest",
+    "area under the ROC curve on the test images; with more than two classes, the mean of the "
+    "areas for each class against all other classes",
 )
 BALANCED_ACCURACY = _score(
-    "balanced_accuracy", "mean of the test accuracies of the single classes", "fraction"
+    "balanced_accuracy",
+    "mean of the accuracies that the network has on the test images of each class",
+    "fraction",
 )
 CALIBRATION_ERROR = _score(
     "calibration_error", "expected calibration error on the test images, with 15 bins", "fraction"
@@ -171,8 +175,8 @@ for _epsilon in FGSM_EPSILONS:
 # These columns describe distances from test images to the decision boundary.
 R_HAT_PRED = _robustness(
     "r_hat_pred",
-    "R̂: mean of R, the distance from a test image to the nearest image that the network "
-    "classifies differently",
+    "mean over test images of R, the distance to the nearest image that the network classifies "
+    "differently",
     _DISTANCE,
 )
 _robustness(
@@ -189,12 +193,12 @@ R_HAT_PRED_PER_PIXEL = _robustness(
 )
 R_HAT_TRUE = _robustness(
     "r_hat_true",
-    "as `r_hat_pred`, but R is 0 for each test image that the network classifies wrongly",
+    "mean R as in `r_hat_pred`, but with R = 0 for each image that the network classifies wrongly",
     _DISTANCE,
 )
 R_HAT_NOT_FOUND = _robustness(
     "r_hat_not_found",
-    "number of test images for which isweep did not find R; the means exclude these images",
+    "number of test images for which the search found no distance; the means omit these images",
     "images",
 )
 
@@ -227,9 +231,8 @@ D_DATA_TWONN = _measure("d_data_twonn", f"{_D_DATA}, by the two-nearest-neighbor
 _measure("d_data_twonn_std_error", "standard error of `d_data_twonn`")
 LABEL_SHARPNESS = _measure(
     "label_sharpness",
-    "K_F: 1 / smallest distance between two training images with different labels; if there "
-    "are more training images than `sharpness_sample` (1,000), the mean of K_F over ten "
-    "samples of the images",
+    "K_F: largest 1 / distance over all pairs of training images with different labels; if there "
+    "are more than `sharpness_sample` (1,000) images, the mean of K_F over ten samples of images",
     _PER_DISTANCE,
 )
 LABEL_SHARPNESS_MEAN = _measure(
@@ -269,32 +272,34 @@ NUM_CONFLICTS = _measure(
 # These columns describe the run that computed the result.
 SHARED_GROUP_SHARE = _run(
     "shared_group_share",
-    "share of test images whose group (for example patient) is also in the training set; 0 if "
-    "no fault of the published study is switched on",
+    "share of test images from a group (patient) that also has training images; above 0 only if "
+    "a fault of the released code is switched on",
     "fraction",
 )
-ATTEMPT = _run("attempt", "number of the successful attempt, from 1", kind="integer")
+ATTEMPT = _run(
+    "attempt", "number of the attempt that succeeded; the first attempt is 1", kind="integer"
+)
 GPU = _run(
     "gpu",
-    "name of the GPU that trained the network, from the GPU's driver; absent on a CPU",
+    "GPU that trained the network, with the name from its driver; absent on a CPU",
     kind="text",
 )
 STEP_PATH = _run(
     "step_path",
-    "`graph` if the GPU replayed a captured training step, or `eager` if Python started every step",
+    "kind of training step: eager (plain steps) or graph (replays of a captured graph)",
     kind="text",
 )
 MICRO_BATCH = _run(
     "micro_batch",
-    "number of images in each part of a batch, if isweep split the batches to save memory; "
-    "batch norm then uses the statistics of one part; absent if the batches were whole",
+    "images per part of a batch, if isweep split the batches to save memory (batch norm then uses "
+    "the statistics of each part); absent if isweep split no batches",
     "images",
     kind="integer",
 )
 WALL_TIME_S = _run("wall_time_s", "duration of the trial", "s")
 IMAGES_PER_SECOND = _run(
     "images_per_second",
-    "number of training images that the training processes in one second",
+    "training images that the network processed per second of training",
     "images / s",
 )
 PEAK_MEMORY_BYTES = _run(
@@ -304,13 +309,15 @@ PEAK_MEMORY_BYTES = _run(
 )
 ENERGY_J = _run(
     "energy_j",
-    "energy that the GPU used during the trial; absent if isweep cannot read this number",
+    "energy that the GPU used during the trial; absent if the GPU does not measure it",
     "J",
 )
 NUM_PARAMETERS = _score("num_parameters", "number of trainable parameters of the network")
-DATA_FINGERPRINT = _run("data_fingerprint", "content hash of the prepared dataset", kind="text")
+DATA_FINGERPRINT = _run(
+    "data_fingerprint", "hash of the content of the prepared dataset", kind="text"
+)
 CODE_VERSION = _run(
-    "code_version", "Git commit or package version of isweep that computed the result", kind="text"
+    "code_version", "commit or package version of isweep that computed the result", kind="text"
 )
 
 COLUMNS = tuple(_DEFINED.values())
@@ -350,9 +357,9 @@ FURTHER_TEST_PREFIX = "test_on_"
 """Prefix of the columns of a further test set. The name of its condition follows."""
 FURTHER_TEST_QUANTITIES = {
     "num_moved": ("number of test images that the condition `{}` changes", "images"),
-    "loss": ("`test_loss` on all test images, after the condition `{}` changed them", "nat"),
+    "loss": ("`test_loss` on the test images after the condition `{}` changed them", "nat"),
     "accuracy": (
-        "`test_accuracy` on all test images, after the condition `{}` changed them",
+        "`test_accuracy` on the test images after the condition `{}` changed them",
         "fraction",
     ),
     "moved_loss": ("`test_loss` on only the test images that the condition `{}` changed", "nat"),
@@ -369,7 +376,7 @@ FURTHER_TEST_QUANTITIES = {
         "fraction",
     ),
     "r_hat_pred": (
-        "`r_hat_pred` on all test images, after the condition `{}` changed them",
+        "`r_hat_pred` on the test images after the condition `{}` changed them",
         _DISTANCE,
     ),
 }

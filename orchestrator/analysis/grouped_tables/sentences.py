@@ -18,7 +18,7 @@ from orchestrator.analysis.sentences.of_power import detectable_slope
 from search_spaces.errors import plural
 
 MIN_SHARE_SHOWN = 0.005
-"""Smallest share of scatter in the groups' means for which a sentence is written."""
+"""Smallest share of scatter for which a sentence is written, as in :class:`MeanScatter`."""
 
 
 def answer(
@@ -28,7 +28,7 @@ def answer(
     between: Slope,
     scatter: MeanScatter | None,
 ) -> str:
-    """Return the sentences on one column: first within groups, then between groups."""
+    """Return the sentences on the slopes on one column: within groups, then between groups."""
     texts = [
         _level(design, within, f"within one {listing(design.groups)}"),
         _level(design, between, f"between {_units(design, num_groups)}"),
@@ -39,7 +39,7 @@ def answer(
 
 
 def _units(design: Design, num_groups: int) -> str:
-    """Return the number of groups, or of combinations of several columns of groups, in words."""
+    """Return the number of groups in words. Crossed groups are counted as combinations."""
     if len(design.groups) > 1:
         return f"{num_groups:,} combinations of {listing(design.groups)}"
     return f"{num_groups:,} groups"
@@ -75,7 +75,7 @@ def _numbers(slope: Slope) -> str:
 
 
 def _limits(slope: Slope) -> str:
-    """Return the slopes compatible with the data, and the effect of the most influential group."""
+    """Return sentences on slopes that agree with the data, and on the most influential group."""
     text = ""
     if not slope.is_significant and slope.interval is not None:
         text += (
@@ -100,7 +100,10 @@ def _why_no_claim(slope: Slope, bounds: Interval) -> str:
     if slope.p_value is None or low <= 0 <= high:
         return ""
     if slope.p_value <= LEVEL:
-        return " This interval excludes 0, but it ignores the other slopes; the adjusted p decides."
+        return (
+            " This interval excludes 0, but it is not adjusted for the number of slopes. The "
+            "adjusted p decides."
+        )
     return (
         " This interval excludes 0, but it comes from one analysis of this slope, and a second "
         f"analysis gives {p_equals(slope.p_value)}. isweep makes a claim only if both analyses "
@@ -129,7 +132,7 @@ def pooled_answer(
     num_groups: int,
     pooled: PooledCorrelation,
 ) -> str:
-    """Return the sentences on a pooled correlation: its value, and the slopes that it mixes."""
+    """Return the sentences on a pooled correlation, and on the relations that it mixes."""
     response_share, column_share = (f"{share:.0%}" for share in pooled.shares)
     mixture = {
         "0%": "r shows almost only the relation within groups",

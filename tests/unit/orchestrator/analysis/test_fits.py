@@ -260,7 +260,7 @@ def test_k_f_is_compared_with_gains_at_equal_n():
 def test_a_loss_gain_that_never_varies_is_no_correlation():
     table = synthetic_table().assign(fgsm_1_loss_gain=0.0)
     fit = fit_scaling_laws(table).attack(response="fgsm_1_loss_gain")
-    assert "same value everywhere" in fit.reason
+    assert "same for all datasets" in fit.reason
 
 
 def test_claims_take_the_larger_of_both_p_values_and_are_adjusted_for_their_number():

@@ -65,7 +65,7 @@ def grouped_table(num_groups=6, seed=0, slope_within=-0.3, slope_between=2.0):
         (
             "dataset",
             "Total",
-            "dataset is Total in 3 rows. The fit uses them like other rows",
+            "dataset is Total in 3 rows. The fit uses such rows like other rows",
         ),
         ("dataset", "all", "dataset is all in 3 rows"),
         ("model", "Mean", "model is Mean in 3 rows"),
@@ -281,7 +281,7 @@ def test_the_sentence_has_a_claim_for_each_level():
 @pytest.mark.parametrize(
     ("p_value", "bounds", "words"),
     [
-        (0.02, (0.1, 0.9), "it ignores the other slopes; the adjusted p decides."),
+        (0.02, (0.1, 0.9), "it is not adjusted for the number of slopes. The adjusted p decides."),
         (0.08, (0.1, 0.9), "a second analysis gives p = 0.08."),
         (0.08, (-0.1, 0.9), ""),
     ],
@@ -380,7 +380,7 @@ def test_a_column_that_does_not_vary_within_groups_changes_no_other_slope():
         table.assign(k=2 * table["d"]), Design("loss", ("d", "k"), ("dataset",))
     )
     reason = fit_with_multiple.find("within", "d").reason
-    assert reason == "d varies only together with the others within groups"
+    assert reason == "d varies only together with other columns within groups"
 
 
 @pytest.mark.parametrize(("shift", "unit"), [(2459000.0, 1.0), (0.0, 1e-60), (0.0, 1e60)])

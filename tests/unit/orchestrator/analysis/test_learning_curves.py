@@ -350,7 +350,7 @@ def test_columns_of_a_sweep_get_no_remark():
 def test_a_remark_says_that_scores_without_a_test_size_are_taken_as_exact():
     table = pd.DataFrame({"train_size": [50, 100, 200], "test_accuracy": [0.6, 0.7, 0.8]})
     (remark,) = answers(table, CurveQuestion("accuracy")).remarks
-    assert remark.startswith("The size of the test set is unknown for 3 of 3 rows. isweep takes")
+    assert remark.startswith("The size of the test set is unknown for 3 of 3 rows. isweep treats")
     assert remark.endswith("with --test-size, or in a column test_size.")
     assert answers(table, CurveQuestion("accuracy", test_size=200)).remarks == ()
     assert answers(table.assign(test_size=200), CurveQuestion("accuracy")).remarks == ()

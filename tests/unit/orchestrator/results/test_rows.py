@@ -122,7 +122,7 @@ DOCS = Path(__file__).parents[4] / "docs" / "results-columns.md"
 
 
 def test_the_documented_columns_are_those_of_the_code():
-    attacks = c.columns_of_attack("{attack}_{eps}", "that attack at epsilon {eps}/255")
+    attacks = c.columns_of_attack("{attack}_{eps}", "the attack at epsilon {eps}/255")
     further = [
         c.Column(c.further_test_column("{condition}", name), text.format("{condition}"), unit)
         for name, (text, unit) in c.FURTHER_TEST_QUANTITIES.items()
