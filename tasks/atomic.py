@@ -26,7 +26,7 @@ def replacing(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator
     If the block raises an error, the file at ``path`` does not change.
 
     Args:
-        path: path of the file. A missing folder is created.
+        path: Path of the file. A missing folder is created.
         durable: True to wait until the file is on the disk. With False, a power failure may
             destroy the new file.
     """

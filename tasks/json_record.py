@@ -21,7 +21,7 @@ class JsonRecord(BaseModel):
         """Return the record as JSON text. ``model_validate_json`` converts it to an equal record.
 
         Raises:
-            ValueError: a number in the record is not finite. Pydantic would write null
+            ValueError: A number in the record is not finite. Pydantic would write null
                 instead.
         """
         return json.dumps(self.plain(), allow_nan=False)

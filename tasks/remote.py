@@ -34,7 +34,7 @@ class Executor(ABC):
     """The interface of all executors.
 
     Attributes:
-        num_workers: number of calls that run at the same time. Callers use it to decide into
+        num_workers: Number of calls that run at the same time. Callers use it to decide into
             how many calls they divide their work.
     """
 
@@ -61,9 +61,9 @@ class Executor(ABC):
         """Yield ``(index of the argument tuple, result)`` whenever a call has finished.
 
         Args:
-            function: function to call with each argument tuple. If an argument is a handle
+            function: Function to call with each argument tuple. If an argument is a handle
                 from :meth:`share`, the function receives the value.
-            argument_tuples: one tuple for each call.
+            argument_tuples: One tuple for each call.
             spread: True to distribute the calls over the nodes of a cluster.
         """
 
@@ -72,7 +72,7 @@ class InlineExecutor(Executor):
     """An executor that calls functions in this process, where a debugger can step through them.
 
     Args:
-        before_call: function that runs before each call. It may raise an exception to stop the
+        before_call: Function that runs before each call. It may raise an exception to stop the
             remaining calls.
     """
 
@@ -99,8 +99,8 @@ class RayExecutor(Executor):
         driver_node_only: True to run every task on the node of this process. If the nodes do
             not share a file system, this is necessary for tasks that read or write files. If
             Ray was started without CPUs on this node, tasks use the CPUs of the machine.
-        nodes: ids of the nodes on which tasks may run; None for all nodes.
-        note: function that receives a message if tasks wait for CPUs that other work uses.
+        nodes: Ids of the nodes on which tasks may run; None for all nodes.
+        note: Function that receives a message if tasks wait for CPUs that other work uses.
             Each call of :meth:`map_unordered` sends at most one message. Ray itself prints
             nothing.
 
@@ -170,17 +170,17 @@ class RayExecutor(Executor):
         Each call reserves one CPU. During the call, BLAS and torch use only one thread.
 
         Args:
-            function: function to call with each argument tuple. Workers must be able to import
+            function: Function to call with each argument tuple. Workers must be able to import
                 it.
-            argument_tuples: one tuple for each call. The executor takes a tuple only when it
+            argument_tuples: One tuple for each call. The executor takes a tuple only when it
                 can start the call.
             spread: True to distribute calls over the nodes. With False, Ray fills the nearest
                 node first, which is its default. True is faster if a call takes longer than
                 sending its arguments.
 
         Raises:
-            SweepError: a call raised this error.
-            SetupError: the worker of a task died ``MAX_RETRIES + 1`` times.
+            SweepError: A call raised this error.
+            SetupError: The worker of a task died ``MAX_RETRIES + 1`` times.
         """
         import ray
 

@@ -40,7 +40,7 @@ ALL_ARE_LATE = (
     "none of the answers is a claim."
 )
 """Sentence that replaces this guarantee if results were known before any question was chosen."""
-OF_INTERVALS = "Each dataset is one observation; all else is exploratory."
+OF_INTERVALS = "Each dataset is one observation. All other results are exploratory."
 """Sentence that follows the guarantee if several datasets are tested."""
 NOT_OF_SUGGESTED = 'This chance does not cover a "suggested" answer.'
 """Sentence that follows the guarantee if an answer is suggested, because its question was
@@ -227,7 +227,7 @@ def family(fits: ScalingFits) -> str:
         )
     tests = num_tests(fits.answers)
     if not tests:
-        return "No headline question could be tested; everything here is exploratory."
+        return "No headline question could be tested. All results are exploratory."
     of_exponent = [fits.answer(EXPONENT), fits.answer(BELOW_BOUND)]
     sentences = [
         _of_tests(tests, num_tests(of_exponent)),

@@ -1,7 +1,7 @@
 """Columns of the results table: name, meaning, unit, type and origin.
 
-This module is the only definition of each column. Rows, MLflow, CSV files, the report and
-``docs/results-columns.md`` use its names and types.
+Each column is defined only in this module. Rows, MLflow, CSV files, the report and
+``docs/results-columns.md`` use the names and types of this module.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from search_spaces.specs import AttackSpec
 from tasks.trials.records import TrialStatus
 
 Origin = Literal["spec", "run", "network", "d_repr", "attack", "robustness", "measure"]
-"""Origin of a column's values. Some values describe the settings of the trial, the run that
-computed the result, or scores of the trained network. Other values describe the network's
-representation, attacks, distances to the decision boundary, or measures of the training images."""
+"""Origin of a column's values. ``spec``: the settings of the trial. ``run``: the run that
+computed the result. ``network``: the scores of the trained network. ``d_repr``: the
+activations of the network's last hidden layer. ``attack``: the attacks on the network.
+``robustness``: the distances to the decision boundary. ``measure``: the measures of the
+training images."""
 Kind = Literal["text", "integer", "number"]
 """Type of a column's values. In MLflow, text and integers are tags, and numbers are
 metrics."""
@@ -30,10 +32,10 @@ class Column:
 
     Attributes:
         name: Name of the column.
-        meaning: Meaning of its values.
-        unit: Unit of its values. A dash means no unit.
-        kind: Type of its values.
-        origin: Origin of its values, or None if isweep does not define the column.
+        meaning: Explanation of the values for users.
+        unit: Unit of the values, or a dash if the values have no unit.
+        kind: Type of the values.
+        origin: Origin of the values, or None if isweep does not define the column.
     """
 
     name: str
@@ -53,7 +55,8 @@ def _define(origin: Origin, name: str, meaning: str, unit: str = "–", kind: Ki
     return name
 
 
-# Each function defines a column of one origin, and of one kind if its name is a kind.
+# Each of these functions defines a column with a fixed origin. The functions `_text` and
+# `_integer` also fix the type of the values.
 _text = partial(_define, "spec", kind="text")
 _integer = partial(_define, "spec", kind="integer")
 _run = partial(_define, "run")
@@ -79,15 +82,18 @@ RECIPE = _text(
 DATASET = _text("dataset", "name of the dataset")
 DOMAIN = _text("domain", "`natural` or `medical`; empty if it is not known")
 CLASS_PAIR = _text(
-    "class_pair", "the two classes, as in `3-8`; empty if the trial uses all classes"
+    "class_pair",
+    "the two classes of the class pair, as in `3-8`; empty if the trial uses all classes",
 )
 TRAIN_SIZE = _integer("train_size", "number of training images N", "images")
 TEST_SIZE = _integer("test_size", "number of test images", "images")
 SEED = _integer(
-    "seed", "number of the repetition; it decides the initial weights and the batch order"
+    "seed", "number of the repetition; the initial weights and the batch order depend on it"
 )
 DATA_MODE = _text(
-    "data_mode", "`corrected`, or `as_released` (with the faults of the study's code)"
+    "data_mode",
+    "`as_released` if isweep repeats the faults of the published study's code; "
+    "otherwise `corrected`",
 )
 IMAGE_SIZE = _integer(
     "image_size", "height and width of the images in training and measurement", "pixels"
@@ -126,7 +132,7 @@ TRAIN_LOSS = _score(
 TRAIN_ACCURACY = _score(
     "train_accuracy", "share of training images classified correctly", "fraction"
 )
-_D_REPR = "intrinsic dimension of the last hidden layer's activations of the training images"
+_D_REPR = "intrinsic dimension of the last hidden layer's activations for the training images"
 D_REPR_MLE = _define("d_repr", "d_repr_mle", f"{_D_REPR}, by the maximum-likelihood estimator")
 D_REPR_TWONN = _define(
     "d_repr", "d_repr_twonn", f"{_D_REPR}, by the two-nearest-neighbors estimator"
@@ -201,7 +207,7 @@ _D_DATA = "intrinsic dimension of the training images in pixel space"
 D_DATA_MLE = _measure("d_data_mle", f"{_D_DATA}, by the maximum-likelihood estimator")
 _measure(
     "d_data_mle_std_error",
-    "standard error of `d_data_mle` over the points of the training subset",
+    "standard error of `d_data_mle` over the training images",
 )
 
 
@@ -211,15 +217,16 @@ def d_data_at(num_neighbors: int) -> str:
 
 
 OTHER_NUM_NEIGHBORS = (5, 10)
-"""Other numbers of neighbors for d_data, to show how much it depends on this number."""
+"""Further numbers of nearest neighbors for d_data. They show how much d_data depends on this
+number."""
 for _num_neighbors in OTHER_NUM_NEIGHBORS:
     _measure(
         d_data_at(_num_neighbors),
-        f"`d_data_mle` from the {_num_neighbors} nearest neighbors instead of 20",
+        f"as `d_data_mle`, but computed from {_num_neighbors} nearest neighbors instead of 20",
     )
 ESTIMATORS_WITHOUT_COLUMNS = ("gride",)
-"""Estimators whose d_data is only in the table of measures. New columns would make the MLflow
-runs of earlier sweeps incomplete."""
+"""Estimators of d_data without a column in the results table. The table of measures contains
+their values. A new column would make the MLflow runs of earlier sweeps incomplete."""
 D_DATA_TWONN = _measure("d_data_twonn", f"{_D_DATA}, by the two-nearest-neighbors estimator")
 _measure("d_data_twonn_std_error", "standard error of `d_data_twonn`")
 LABEL_SHARPNESS = _measure(
@@ -230,31 +237,36 @@ LABEL_SHARPNESS = _measure(
 )
 LABEL_SHARPNESS_MEAN = _measure(
     "label_sharpness_mean",
-    "mean over images of 1 / distance to the nearest image with another label",
+    "mean over training images of 1 / distance to the nearest image with another label",
     _PER_DISTANCE,
 )
 MEAN_UNLIKE_DISTANCE = _measure(
     "mean_unlike_distance",
     "δ: mean over training images of the distance to the nearest image with another label; "
-    "absent from old measures",
+    "absent if an older version of isweep computed the measures",
     _DISTANCE,
 )
 LABEL_SHARPNESS_PERMUTED = _measure(
     "label_sharpness_permuted",
-    "mean `label_sharpness` after random permutations of the labels",
+    "mean of `label_sharpness` over random permutations of the labels",
     _PER_DISTANCE,
 )
 SHARPNESS_PIXEL_RANGE = _measure(
-    "sharpness_pixel_range", "largest pixel value in the measurement of K_F"
+    "sharpness_pixel_range",
+    "pixel value of white minus pixel value of black in the measurement of K_F",
 )
 SHARPNESS_CHANNELS = _measure(
     "sharpness_channels", "number of image channels in the measurement of K_F"
 )
 NUM_DUPLICATES = _measure(
-    "num_duplicates", "number of exact duplicates in the training subset", "images"
+    "num_duplicates",
+    "number of training images that equal an earlier training image; all measures exclude them",
+    "images",
 )
 NUM_CONFLICTS = _measure(
-    "num_conflicts", "number of identical training images with different labels", "images"
+    "num_conflicts",
+    "number of duplicates whose label differs from the label of the earlier image",
+    "images",
 )
 
 # These columns describe the run that computed the result.
@@ -311,12 +323,12 @@ CODE_VERSION = _run(
 COLUMNS = tuple(_DEFINED.values())
 """Columns of the results table, in order."""
 
-# The columns that are defined from here on are not in the results table, so they must stay below
-# COLUMNS. They are in the report's table of measures, with one row per train size, and in MLflow's
-# curves over epochs.
+# The columns below are not in the results table, so their definitions must stay below COLUMNS.
+# Some are in the report's table of measures, which has one row per train size. The others are
+# MLflow's curves over epochs.
 LABEL_SHARPNESS_P99 = _measure(
     "label_sharpness_p99",
-    "99th percentile over images of 1 / distance to the nearest image with another label",
+    "99th percentile over training images of 1 / distance to the nearest image with another label",
     _PER_DISTANCE,
 )
 D_DATA_CALIBRATED = _measure("d_data_calibrated", "bias-corrected d_data, with a 90 % interval")
@@ -350,17 +362,17 @@ FURTHER_TEST_QUANTITIES = {
         "`test_accuracy` on the test images after the condition `{}` changed them",
         "fraction",
     ),
-    "moved_loss": ("`test_loss` on the test images that the condition `{}` changed", "nat"),
+    "moved_loss": ("`test_loss` on only the test images that the condition `{}` changed", "nat"),
     "moved_accuracy": (
-        "`test_accuracy` on the test images that the condition `{}` changed",
+        "`test_accuracy` on only the test images that the condition `{}` changed",
         "fraction",
     ),
     "unmoved_loss": (
-        "`test_loss` on the test images that the condition `{}` did not change",
+        "`test_loss` on only the test images that the condition `{}` did not change",
         "nat",
     ),
     "unmoved_accuracy": (
-        "`test_accuracy` on the test images that the condition `{}` did not change",
+        "`test_accuracy` on only the test images that the condition `{}` did not change",
         "fraction",
     ),
     "r_hat_pred": (
@@ -375,8 +387,9 @@ _ATTACK_NAME = re.compile(
     r"(?P<attack>[a-z][a-z0-9]*(?:_[a-z][a-z0-9]*)*)_(?P<epsilon>\d+(?:\.\d+)?)_"
     rf"(?P<quantity>{'|'.join(ATTACK_QUANTITIES)})"
 )
-# test_on_near_moved_loss is the quantity moved_loss of the condition near, not the quantity loss of
-# the condition near_moved. So the condition must match as few characters as possible.
+# test_on_near_moved_loss is the quantity moved_loss of the condition near, not the quantity
+# loss of the condition near_moved. Therefore the pattern's group `condition` matches as few
+# characters as possible.
 _FURTHER_TEST_NAME = re.compile(
     rf"{FURTHER_TEST_PREFIX}(?P<condition>[a-z][a-z0-9_-]*?)_"
     rf"(?P<quantity>{'|'.join(FURTHER_TEST_QUANTITIES)})"
@@ -389,7 +402,7 @@ _STD_ERROR = "_std_error"
 
 
 def columns_of_estimator(estimator: str) -> tuple[Column, Column]:
-    """Return the columns of d_data by an estimator of the table, and of its standard error."""
+    """Return two columns: d_data by an estimator, and the standard error of this d_data."""
     name = f"d_data_{estimator}"
     meaning = f"d_data by the estimator `{estimator}` (docs/measures.md)"
     return (
@@ -468,6 +481,6 @@ def _describe_dimension(name: str, match: re.Match[str]) -> Column:
     if match["stage"]:
         meaning = (
             f"intrinsic dimension of the activations after stage {match['stage']} of the network, "
-            f"counted from the pixels, by the estimator `{estimator}`"
+            f"counted from the input, by the estimator `{estimator}`"
         )
     return Column(name, meaning, origin="d_repr")

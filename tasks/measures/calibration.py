@@ -10,8 +10,8 @@ three steps:
 
    - ``ln d`` by MLE.
    - The change of ``ln d`` from k/2 to k neighbors.
-   - ``ln`` of the standard deviation of ``ln T_k`` over points, divided by the standard
-     deviation that points with a uniform density have.
+   - ``ln`` of a ratio. Its numerator is the standard deviation of ``ln T_k`` over points. Its
+     denominator is the same number for points with a uniform density.
    - ``ln`` of the coefficient of variation of the distances between random pairs.
 
 2. Simulate the same statistics for each family of manifolds in :mod:`tasks.measures.manifolds`
@@ -95,7 +95,7 @@ class CalibratedDimension:
             None if it is undefined.
         num_points: Number of points that are used from the data. Each simulated sample has as
             many points.
-        num_neighbors: k of the MLE.
+        num_neighbors: Number of neighbors k of the MLE.
         level: Probability with which the interval contains the dimension.
         families: Posterior probability of each family of manifolds.
         notes: Remarks for readers.
@@ -131,7 +131,7 @@ def calibrate(
 
     Args:
         rows: Array of points, ``(num_rows, ...)``, or a source.
-        num_neighbors: k of the MLE.
+        num_neighbors: Number of neighbors k of the MLE.
         source_rows: Indices of the rows to use, ascending; None for all rows. No two of these
             rows may be equal. If there are more than ``MAX_POINTS`` rows, ``MAX_POINTS`` of
             them are drawn at random.
@@ -235,7 +235,7 @@ def shape_statistics(
     Args:
         table: Neighbors of all points.
         pair_distances: ``(num_pairs,)`` distances of random pairs.
-        num_neighbors: k of the MLE.
+        num_neighbors: Number of neighbors k of the MLE.
 
     Returns:
         The statistics, ``(NUM_STATISTICS,)``. None if fewer than two points have only positive

@@ -26,8 +26,8 @@ from tasks.measures.tile_blocks import SquaredDistances, is_pair_within, no_pair
 
 PAIRS_PER_SAMPLE = 1024
 """Expected number of collected pairs inside one sample. With this number, nearly always at
-least one of the pairs has different labels. Even if only 1 % of the images have another label
-than the other images, 1,024 random pairs all have equal labels with the probability (0.99² +
+least one of the pairs has different labels. For example, a label may occur in only 1 % of the
+images. Even then, 1,024 random pairs all have equal labels only with the probability (0.99² +
 0.01²)^1024, about 1e-9."""
 MAX_CLOSEST_PAIRS = 1 << 20
 """Largest capacity of a collection. A collection of this size needs 16 MiB of memory."""
@@ -75,8 +75,8 @@ class ClosestPairs:
 
     Example: a collection with the capacity 2 contains pairs with the squared distances 1, 4, 4
     and 9. `prune` sets the limit to the third smallest number, which is 4. Only the pair with
-    1 remains. Both pairs with 4 are removed, because a choice between them would depend on the
-    order of the blocks.
+    the squared distance 1 remains. Both pairs with the squared distance 4 are removed, because
+    a choice between them would depend on the order of the blocks.
 
     Attributes:
         capacity: Largest number of pairs after `prune`.

@@ -203,7 +203,7 @@ def inverse_dimensions(
     Args:
         log_distances: Logarithms of the distances to the nearest neighbors, ascending in each
             row, ``(num_points, k or more)``.
-        num_neighbors: k.
+        num_neighbors: Number of neighbors k.
         divisor_offset: Number that is subtracted from k in the divisor, 1 or 2.
 
     Returns:
@@ -402,9 +402,9 @@ def fit_gride(neighborhoods: Neighborhoods) -> Fit:
 
     ``d · (μ^d - 1)^(n2-n1-1) / (μ^((n2-1)d+1) · B(n2-n1, n1))``
 
-    with the beta function B. ``value`` is the estimate at the largest scale. ``curve`` lists
-    the estimates at all scales. Each entry also contains the mean of T_{n2} and the standard
-    error from the observed information.
+    B is the beta function. ``value`` is the estimate at the largest scale. ``curve`` lists the
+    estimates at all scales. Each entry also contains the mean of T_{n2} and the standard error
+    from the observed information.
     """
     distances = neighborhoods.distances
     curve = []

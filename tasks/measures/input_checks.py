@@ -190,8 +190,9 @@ CHANNELS = (1, 3, 4)
 def as_channels_first(array: AnyArray) -> AnyArray:
     """Return images of shape ``(n, h, w)`` or ``(n, h, w, c)`` as ``(n, c, h, w)``.
 
-    If an array has four axes, its channels are assumed to be on the last axis if the length of
-    this axis is 1, 3 or 4, and the length of the second axis is not. Any other array is
+    If an array has four axes, the function compares the lengths of the last and the second
+    axis. The last axis is assumed to contain the channels if its length is 1, 3 or 4, and the
+    length of the second axis is none of these. Any other array with two or four axes is
     returned unchanged. The order of the axes does not change any distance.
     """
     if array.ndim == 3:

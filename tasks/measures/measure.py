@@ -64,7 +64,7 @@ def measure_nested(
     """Measure nested training sets. The training set of size n has the first n images.
 
     Args:
-        images: array ``(num_images, ...)`` of uint8 or any other real dtype, or a source of
+        images: Array ``(num_images, ...)`` of uint8 or any other real dtype, or a source of
             such rows. The pixel values are not scaled.
         labels: ``(num_images,)`` integers. With None, only the intrinsic dimension is
             measured.
@@ -154,9 +154,9 @@ def measure_array(
     """Measure the intrinsic dimension and the label sharpness of your images, without training.
 
     Args:
-        images: ``(num_images, channels, height, width)``, ``(num_images, height, width,
-            channels)``, ``(num_images, height, width)`` or ``(num_images, num_features)``;
-            uint8 or any other real dtype.
+        images: Array of uint8 or any other real dtype. Its shape is ``(num_images, channels,
+            height, width)``, ``(num_images, height, width, channels)``, ``(num_images, height,
+            width)`` or ``(num_images, num_features)``.
         labels: ``(num_images,)`` integers. With None, only the intrinsic dimension is
             measured.
         train_sizes: Sizes of nested, stratified subsets of the images. These subsets are

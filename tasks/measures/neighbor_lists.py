@@ -18,9 +18,9 @@ from tasks.array_types import BoolArray, FloatArray, IntArray
 from tasks.measures.tile_blocks import SquaredDistances, is_pair_within
 
 MAX_CANDIDATES_PER_NEIGHBOR = 4
-"""Mean number of candidates per row of a block, as a multiple of k, above which all but the k
-nearest candidates of each row are dropped first. With fewer candidates, dropping them would
-take more time than it saves."""
+"""If a row of a block has on average more than this number times k candidates, only the k
+nearest candidates of each row are used. With fewer candidates, finding the k nearest first
+would take more time than it saves."""
 
 
 class NeighborLists:

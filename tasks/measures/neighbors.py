@@ -11,8 +11,8 @@ have three kinds of index:
   belongs to the first train size whose training set contains the point or the pair.
 
 A pair with the size index i is *new* at the i-th train size, because no smaller training set
-contains the pair. Example with the train sizes 2 and 4: the pair of the positions 0 and 1 has
-the size index 0, and all other pairs of the positions 0 to 3 have the size index 1.
+contains the pair. Example: the train sizes are 2 and 4. The pair of the positions 0 and 1 has
+the size index zero. All other pairs of the positions 0 to 3 have the size index one.
 
 The search has five steps:
 

@@ -183,7 +183,8 @@ class OtherLabelDistances:
     """The nearest other-label distances of the images of one train size.
 
     Attributes:
-        distances: ``(num_images,)`` nearest other-label distances among all images.
+        distances: ``(num_images,)`` nearest other-label distance of each image, among all
+            images.
         pair: Source rows of the closest pair with different labels; None if no such pair has a
             finite distance.
         pair_distance: Distance of ``pair``, which is the smallest of ``distances``. Its

@@ -66,7 +66,7 @@ def load_subset(
         prepared: The prepared dataset.
         subset: The training and test images that ``spec`` chooses. They do not depend on the
             condition.
-        spec: The subset and its condition.
+        spec: The spec of the subset and of its condition.
         train_size: Number of training images.
         further_tests: The conditions of the further test sets. Each condition is applied to
             the test images, and results in one further test set.

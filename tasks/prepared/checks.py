@@ -53,7 +53,11 @@ def collect_skips(reading: Reading, max_share: float) -> list[Skip]:
     reasons = Counter(skip.reason for skip in skipped)
     counts = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
     logger.warning(
-        "%s: %d of %d items are skipped: %s", request.dataset.name, len(skipped), total, counts
+        "%s: %d of %d items cannot be used and are skipped (%s)",
+        request.dataset.name,
+        len(skipped),
+        total,
+        counts,
     )
     max_skipped = max(max_share * total, 1) if max_share else 0
     if len(skipped) <= max_skipped:

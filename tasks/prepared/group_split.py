@@ -15,8 +15,8 @@ from tasks.sources.own.splits import GivenSplit
 Generator = np.random.Generator
 MIN_TEST_GROUP_SHARE = 0.3
 """Smallest share of the groups from which test images are drawn. With a smaller share, the
-test set could consist of a few large groups (patients with many images). 0.3 is the share of
-test images in the study (750 of 2,500 images)."""
+test set could consist of a few large groups (patients with many images). We chose the share of
+test images in the study, 750 of 2,500 images."""
 
 
 class Candidates(NamedTuple):

@@ -147,9 +147,10 @@ def prepare_from_stdin() -> None:
     the run starts.
 
     The line is a JSON list with three entries: the folder of prepared datasets, the largest
-    share of unusable items, and a list of pairs (spec of the preparation, spec of the
-    dataset). The function prints the name of each dataset before it prepares the dataset. It
-    ignores errors, because the caller prepares the dataset again and then reports the error.
+    share of unusable items, and a list of pairs. Each pair consists of the spec of a
+    preparation and the spec of its dataset. The function prints the name of each dataset
+    before it prepares the dataset. It ignores errors, because the caller prepares the dataset
+    again and then reports the error.
     """
 
     def end_if_closed() -> None:

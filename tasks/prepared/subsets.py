@@ -53,8 +53,8 @@ class FurtherTestImages:
 
     Attributes:
         name: Name of the condition.
-        images: ``(test_size, channels, height, width)``, with the dtype and the pixel range of
-            the test images.
+        images: ``(test_size, channels, height, width)`` test images after blending. They have
+            the dtype and the pixel range of the original test images.
         is_blended: ``(test_size,)`` mask of the images that the condition blended. A condition
             does not change labels.
     """
@@ -71,11 +71,12 @@ class TrialData:
     Do not change the arrays, because all trials and measures of the subset share them.
 
     Attributes:
-        train_images: ``(num_train, channels, height, width)`` uint8 or float32, pixels in [0,
-            255]. The training set of size N contains the first N images.
+        train_images: ``(num_train, channels, height, width)`` training images, uint8 or
+            float32 with pixels in [0, 255]. The training set of size N contains the first N
+            images.
         train_labels: ``(num_train,)`` labels in ``range(num_classes)``.
-        test_images: ``(test_size, channels, height, width)``, with the same dtype and pixel
-            range.
+        test_images: ``(test_size, channels, height, width)`` test images, with the same dtype
+            and pixel range.
         test_labels: ``(test_size,)`` labels in ``range(num_classes)``.
         num_classes: Number of classes.
         data_fingerprint: Fingerprint of the prepared dataset that contains the images.

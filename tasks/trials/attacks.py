@@ -44,10 +44,10 @@ class CleanPass:
     The evaluation and all attacks use these numbers, so they are computed only once.
 
     Attributes:
-        logits: the logits of the network, ``(num_images, num_outputs)``.
-        losses: ``(num_images,)`` cross-entropy in nats.
-        is_correct: ``(num_images,)`` bool, True for images that are classified correctly.
-        gradient_sign: sign of the gradient of each image's loss with respect to its pixels, as
+        logits: The logits of the network, ``(num_images, num_outputs)``.
+        losses: Cross-entropy of each image in nats, ``(num_images,)``.
+        is_correct: Mask of the images that are classified correctly, ``(num_images,)``.
+        gradient_sign: Sign of the gradient of each image's loss with respect to its pixels, as
             int8 in the shape of the images.
     """
 
@@ -105,9 +105,9 @@ class AttackBatch:
     """A batch of images to attack.
 
     Attributes:
-        pixels: float32 in [0, 255], ``(num_images, channels, height, width)``.
+        pixels: Pixels as float32 in [0, 255], ``(num_images, channels, height, width)``.
         labels: ``(num_images,)`` int64, the true labels.
-        gradient_sign: sign of the gradient at the clean images, see :class:`CleanPass`. Only
+        gradient_sign: Sign of the gradient at the clean images, see :class:`CleanPass`. Only
             FGSM uses it.
         rows: ``(num_images,)`` int64, the index of each image in the test set. The seed of a
             random start depends on this index.
@@ -128,10 +128,10 @@ class AttackFunction(Protocol):
         """Return attacked copies of ``batch.pixels``, float32 in [0, 255].
 
         Args:
-            model: the model, which maps pixels to logits. It is in evaluation mode.
-            batch: the images. The function must not change them.
-            epsilon: largest change of a pixel, in the unit of the pixels.
-            parameters: the parameters of the attack. Every parameter has a value.
+            model: The model, which maps pixels to logits. It is in evaluation mode.
+            batch: The images. The function must not change them.
+            epsilon: Largest change of a pixel, in the unit of the pixels.
+            parameters: The parameters of the attack. Every parameter has a value.
         """
 
 
@@ -164,14 +164,14 @@ def pgd(
     L-infinity ball of radius ``epsilon``.
 
     Args:
-        model: see :class:`AttackFunction`.
-        batch: see :class:`AttackFunction`.
-        epsilon: radius of the L-infinity ball around an image, in the unit of the pixels.
-        num_steps: number of gradient steps in one descent.
-        num_restarts: number of descents, including the first one. With 1, there is only the
+        model: See :class:`AttackFunction`.
+        batch: See :class:`AttackFunction`.
+        epsilon: Radius of the L-infinity ball around an image, in the unit of the pixels.
+        num_steps: Number of gradient steps in one descent.
+        num_restarts: Number of descents, including the first one. With 1, there is only the
             first descent. Stored records contain the name of this parameter, so it must not
             change.
-        relative_step_size: change of each pixel in one step, as a fraction of ``epsilon``.
+        relative_step_size: Change of each pixel in one step, as a fraction of ``epsilon``.
     """
     low = (batch.pixels - epsilon).clamp_min(0)
     high = (batch.pixels + epsilon).clamp_max(PIXEL_MAX)
@@ -196,7 +196,7 @@ class _BestCandidates:
     """The candidates with the smallest margins so far, one for every image of a batch.
 
     Attributes:
-        images: the best candidates. Before the first update, they are the original images.
+        images: The best candidates. Before the first update, they are the original images.
     """
 
     def __init__(self, batch: AttackBatch) -> None:
@@ -229,7 +229,7 @@ def attack_function(method: str) -> AttackFunction:
     """Return the function of an attack of :data:`search_spaces.attacks.ATTACKS`.
 
     Raises:
-        ConfigError: the row of the attack contains the name of a function that does not exist.
+        ConfigError: The row of the attack contains the name of a function that does not exist.
     """
     row = f"search_spaces/attacks.py, ATTACKS, row {method!r}: `function`"
     return cast(AttackFunction, load_target(ATTACKS[method].function, row))
@@ -262,9 +262,11 @@ class AttackOutcome:
     """The results of one attack at one epsilon on the images of a batch.
 
     Attributes:
-        losses: ``(num_images,)`` cross-entropy on the attacked images, in nats.
-        is_correct: ``(num_images,)`` bool, True if the attacked image is classified correctly.
-        is_unchanged: ``(num_images,)`` bool, True if the attack changed no pixel.
+        losses: Cross-entropy of each attacked image in nats, ``(num_images,)``.
+        is_correct: Mask of the attacked images that are classified correctly,
+            ``(num_images,)``.
+        is_unchanged: Mask of the images in which the attack changed no pixel,
+            ``(num_images,)``.
     """
 
     losses: Tensor
@@ -285,13 +287,13 @@ def attack_all(
     """Attack every image with every attack.
 
     Args:
-        model: the model, which maps pixels to logits. Its mode is restored afterwards.
-        images: pixels in [0, 255] of any type. They are not changed.
-        labels: the true labels.
-        attacks: the attacks, each with its method, epsilon and parameters.
-        clean: result of :func:`run_clean_pass` on these images.
-        batch_size: number of images in a pass. It changes only speed and memory.
-        loss_rule: rule for the mean loss on clean and on attacked images, see
+        model: The model, which maps pixels to logits. Its mode is restored afterwards.
+        images: Pixels in [0, 255] of any type. They are not changed.
+        labels: The true labels.
+        attacks: The attacks, each with its method, epsilon and parameters.
+        clean: Result of :func:`run_clean_pass` on these images.
+        batch_size: Number of images in a pass. It changes only speed and memory.
+        loss_rule: Rule for the mean loss on clean and on attacked images, see
             :func:`~tasks.trials.evaluation.mean_loss`.
 
     Returns:
@@ -355,7 +357,7 @@ def logit_margins(logits: Tensor, classes: Tensor) -> Tensor:
     """Return the logit margin ``z_y - max_{k != y} z_k`` of each image, for a given class y.
 
     Args:
-        logits: logits of the network, ``(num_images, num_outputs)``.
+        logits: Logits of the network, ``(num_images, num_outputs)``.
         classes: ``(num_images,)`` int64, the class y of each image.
 
     Returns:

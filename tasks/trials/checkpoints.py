@@ -31,12 +31,12 @@ class Checkpoints:
     on a GPU does not continue on a CPU.
 
     Args:
-        read: function that returns the latest complete state, or None if there is no state.
-        save: function that stores a state, either completely or not at all.
-        interval_s: smallest time between two checkpoints, in seconds.
+        read: Function that returns the latest complete state, or None if there is no state.
+        save: Function that stores a state, either completely or not at all.
+        interval_s: Smallest time between two checkpoints, in seconds.
 
     Attributes:
-        test_history: scores on the test images so far. The caller appends new scores to this
+        test_history: Scores on the test images so far. The caller appends new scores to this
             list. Each checkpoint contains the list.
     """
 
@@ -64,10 +64,10 @@ class Checkpoints:
         place.
 
         Args:
-            model: the network.
-            optimizer: the optimizer of the training.
-            order_generator: the random generator of the batch order.
-            device: the device of the training.
+            model: The network.
+            optimizer: The optimizer of the training.
+            order_generator: The random generator of the batch order.
+            device: The device of the training.
 
         Returns:
             The records of the finished epochs. The list is empty if the training must start
@@ -112,11 +112,11 @@ class Checkpoints:
         Before the first checkpoint, the time counts from the creation of this object.
 
         Args:
-            history: records of the finished epochs.
-            model: the network.
-            optimizer: the optimizer of the training.
-            order_generator: the random generator of the batch order.
-            device: the device of the training.
+            history: Records of the finished epochs.
+            model: The network.
+            optimizer: The optimizer of the training.
+            order_generator: The random generator of the batch order.
+            device: The device of the training.
         """
         if time.monotonic() - self._saved_at < self._interval_s:
             return

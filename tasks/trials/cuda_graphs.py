@@ -72,8 +72,8 @@ class CapturedSteps:
     graphs of its stream would lose the workspace of cuBLAS (pytorch#193402).
 
     Args:
-        step: the step to capture, such as a :class:`tasks.trials.steps.Step`.
-        capture: function that captures the work of a step, as :func:`capture_graph` does.
+        step: The step to capture, such as a :class:`tasks.trials.steps.Step`.
+        capture: Function that captures the work of a step, as :func:`capture_graph` does.
     """
 
     def __init__(self, step: TakeStep, capture: Capture = capture_graph) -> None:

@@ -42,11 +42,11 @@ def evaluate(
     """Return the mean loss and the accuracy, computed in evaluation mode and in float32.
 
     Args:
-        model: the model, which maps pixels to logits. Its mode is restored afterwards.
-        images: pixels in [0, 255] of any type.
-        labels: the true labels.
-        loss_rule: rule for the mean loss, see :func:`mean_loss`.
-        batch_size: number of images per forward pass. It changes only speed and memory.
+        model: The model, which maps pixels to logits. Its mode is restored afterwards.
+        images: Pixels in [0, 255] of any type.
+        labels: The true labels.
+        loss_rule: Rule for the mean loss, see :func:`mean_loss`.
+        batch_size: Number of images per forward pass. It changes only speed and memory.
     """
     losses: list[Tensor] = []
     correct: list[Tensor] = []
@@ -81,8 +81,8 @@ def scores_per_image(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the cross-entropy of each image, and a mask of the correctly classified images.
 
     Args:
-        logits: logits of the network, ``(num_images, num_outputs)``.
-        labels: the true labels, ``(num_images,)``.
+        logits: Logits of the network, ``(num_images, num_outputs)``.
+        labels: The true labels, ``(num_images,)``.
 
     Returns:
         The losses in nats as float32, ``(num_images,)``, and the mask, ``(num_images,)``.

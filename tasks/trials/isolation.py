@@ -44,9 +44,9 @@ class _Setting:
     """A setting of torch that a user's network may change.
 
     Attributes:
-        read: function that returns the current value.
-        change: function that sets a value.
-        initial: value at the start of every trial.
+        read: Function that returns the current value.
+        change: Function that sets a value.
+        initial: Value at the start of every trial.
     """
 
     read: Callable[[], Any]
@@ -68,8 +68,8 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """Seed the random generators for a ``with`` block, and restore their states afterwards.
 
     The generators are torch's generators for the CPU and for ``device``, and the global
-    generators of Python and NumPy. isweep itself does not use the generators of Python and
-    NumPy, but a user's network may use them.
+    generators of Python and NumPy. The code of isweep does not use the global generators, but
+    a user's network may use them.
     """
     device = torch.device(device)
     gpus = [device] if device.type == "cuda" else []
@@ -202,15 +202,15 @@ def trial_memory(
     """Limit the memory of a trial, and free it afterwards for the next trial of the worker.
 
     Args:
-        device: device of the trial.
-        gpu_fraction: share of the GPU's memory that this process may use in the block,
+        device: Device of the trial.
+        gpu_fraction: Share of the GPU's memory that this process may use in the block,
             including its CUDA context; None sets no limit. PyTorch's allocator checks the
             limit before it allocates memory for tensors. The limit does not apply to memory
             that other libraries allocate.
-        context_bytes: bytes of this share that are reserved for the CUDA context.
+        context_bytes: Bytes of this share that are reserved for the CUDA context.
 
     Raises:
-        MemoryError: the machine has too little memory. If the GPU has too little memory,
+        MemoryError: The machine has too little memory. If the GPU has too little memory,
             torch's ``OutOfMemoryError`` is raised unchanged. The memory of the trial is freed
             before either error is raised.
     """
@@ -292,8 +292,8 @@ class Energy(NamedTuple):
     """The energy that a GPU used in a trial.
 
     Attributes:
-        joules: the energy in joules; None if it is unknown.
-        missing_reason: reason why the energy is unknown; empty if it is known.
+        joules: The energy in joules; None if it is unknown.
+        missing_reason: Reason why the energy is unknown; empty if it is known.
     """
 
     joules: float | None

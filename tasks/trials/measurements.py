@@ -2,8 +2,8 @@
 
 The measurements are the intrinsic dimension of its representations (*d_repr*), attacks,
 robustness, predictions on the test images, and scores on *further test sets*. A further test
-set consists of the test images of a base dataset after a condition has blended some of them
-with a training image of another class.
+set consists of the test images of a base dataset after a condition has blended some of them.
+The condition blends an image with a training image of another class.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class StorageResult:
     """The stored file of a trial, or the reason why it could not be stored.
 
     Attributes:
-        file: checksum and size of the file; None if the file is not stored.
-        missing_reason: reason why a requested file is not stored; empty if the file is stored
+        file: Checksum and size of the file; None if the file is not stored.
+        missing_reason: Reason why a requested file is not stored; empty if the file is stored
             or was not requested.
     """
 
@@ -78,8 +78,8 @@ def store_if_requested(store: StoreFile | None, content: Callable[[], bytes]) ->
     """Store a file if it was requested.
 
     Args:
-        store: function that stores the file; None if the file was not requested.
-        content: function that computes the content of the file.
+        store: Function that stores the file; None if the file was not requested.
+        content: Function that computes the content of the file.
     """
     if store is None:
         return NOT_REQUESTED
@@ -147,16 +147,16 @@ class TrainedNetwork:
     """A trained network, and the images on which it is measured.
 
     Attributes:
-        model: the network with its input scaling.
-        spec: the spec of the trial.
-        data: the arrays of the subset. This class uses only ``test_rows`` and
+        model: The network with its input scaling.
+        spec: The spec of the trial.
+        data: The arrays of the subset. This class uses only ``test_rows`` and
             ``further_tests``.
-        train_images: the training images, on the device of the model.
-        test_images: the test images, on the device of the model.
-        test_labels: labels of the test images, on the device of the model.
-        gradient_batch_size: number of images in a pass that also computes the gradient with
+        train_images: The training images, on the device of the model.
+        test_images: The test images, on the device of the model.
+        test_labels: Labels of the test images, on the device of the model.
+        gradient_batch_size: Number of images in a pass that also computes the gradient with
             respect to the pixels.
-        features: activations of the last hidden layer for the training images; None if they
+        features: Activations of the last hidden layer for the training images; None if they
             are not computed yet.
     """
 
@@ -187,13 +187,13 @@ class TrainedNetwork:
         """Make the requested measurements.
 
         Args:
-            requested: the measurements to make.
-            timer: timer for the phases ``d_repr``, ``attack`` and ``robustness``.
-            store_predictions: function that stores the predictions. It is called only if
+            requested: The measurements to make.
+            timer: Timer for the phases ``d_repr``, ``attack`` and ``robustness``.
+            store_predictions: Function that stores the predictions. It is called only if
                 ``requested`` contains a request for predictions.
 
         Raises:
-            DataError: the data of the trial do not contain a requested further test set.
+            DataError: The data of the trial do not contain a requested further test set.
         """
         representations = _of_type(requested, RepresentationRequest)
         of_last_layer = [request.estimator for request in representations if not request.stages]
@@ -270,10 +270,10 @@ class TrainedNetwork:
         settings.
 
         Args:
-            features: the activations, as an array ``(num_images, num_features)`` or as a
+            features: The activations, as an array ``(num_images, num_features)`` or as a
                 source that computes them.
-            estimators: names of the estimators.
-            block_rows: number of images in a block of the neighbor search.
+            estimators: Names of the estimators.
+            block_rows: Number of images in a block of the neighbor search.
         """
         return estimate_dimension(
             features,
@@ -307,7 +307,7 @@ class TrainedNetwork:
         """Return the scores of the network on further test sets.
 
         Raises:
-            DataError: the data of the trial do not contain one of these sets.
+            DataError: The data of the trial do not contain one of these sets.
         """
         image_sets = {images.name: images for images in self.data.further_tests}
         records: list[FurtherTestRecord] = []

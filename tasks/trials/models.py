@@ -63,10 +63,10 @@ class _BuildOptions:
     """The input and output sizes of a network, and its dropout probability.
 
     Attributes:
-        num_outputs: number of logits.
-        in_channels: number of channels of an image.
-        image_size: side of the square images, in pixels.
-        dropout: dropout probability of all dropout layers; None for the default of the
+        num_outputs: Number of logits.
+        in_channels: Number of channels of an image.
+        image_size: Side of the square images, in pixels.
+        dropout: Dropout probability of all dropout layers; None for the default of the
             library.
     """
 
@@ -99,19 +99,19 @@ def build_model(
     Mazurowski (ICLR 2024).
 
     Args:
-        spec: the spec of the network: library, architecture and arguments.
-        num_outputs: number of logits.
-        in_channels: number of channels of an image, 1 or 3.
-        input_scale: factor by which the model multiplies pixels in [0, 255].
-        dropout: dropout probability of all dropout layers; None for the default of the
+        spec: The spec of the network: library, architecture and arguments.
+        num_outputs: Number of logits.
+        in_channels: Number of channels of an image, 1 or 3.
+        input_scale: Factor by which the model multiplies pixels in [0, 255].
+        dropout: Dropout probability of all dropout layers; None for the default of the
             library.
-        seed: seed of the random weights.
-        image_size: side of the square images, in pixels.
-        pretrained: content of a safetensors file with the initial weights; None for random
+        seed: Seed of the random weights.
+        image_size: Side of the square images, in pixels.
+        pretrained: Content of a safetensors file with the initial weights; None for random
             weights.
 
     Raises:
-        ConfigError: the library has no such architecture. Or the image is too small for the
+        ConfigError: The library has no such architecture. Or the image is too small for the
             architecture. Or the recipe has dropout, but the network has no dropout layers.
     """
     options = _BuildOptions(num_outputs, in_channels, image_size, dropout)
@@ -274,15 +274,15 @@ def _construct(
     In a VGG, each max-pooling runs before its ReLU during training, see :class:`PoolsFirst`.
 
     Args:
-        spec: the spec, with the architecture and its arguments.
-        options: sizes of the network, for messages.
-        constructor: the library's function that builds a network.
-        defaults: keyword arguments that ``spec`` may replace.
-        fixed: keyword arguments that ``spec`` must not contain. If ``spec`` contains one of
+        spec: The spec, with the architecture and its arguments.
+        options: Sizes of the network, for messages.
+        constructor: The library's function that builds a network.
+        defaults: Keyword arguments that ``spec`` may replace.
+        fixed: Keyword arguments that ``spec`` must not contain. If ``spec`` contains one of
             them, Python raises a TypeError. This function converts it to a ConfigError.
 
     Raises:
-        ConfigError: the arguments or the image size do not fit the network.
+        ConfigError: The arguments or the image size do not fit the network.
     """
     try:
         keywords = {**defaults, **spec.keyword_arguments}
@@ -363,7 +363,7 @@ def check_buildable(
     small networks, and the networks of users, are built on the CPU.
 
     Raises:
-        ConfigError: see :func:`build_model`.
+        ConfigError: See :func:`build_model`.
     """
     device = "cpu" if spec.library in ("own", "isweep") else "meta"
     with fixed_torch_state(), torch.device(device):

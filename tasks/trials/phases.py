@@ -17,7 +17,7 @@ class PhaseTimer:
     """A timer of the phases of a trial on one device.
 
     Attributes:
-        seconds: duration of each finished phase in seconds. The keys are the names of the
+        seconds: Duration of each finished phase in seconds. The keys are the names of the
             phases.
     """
 

@@ -35,11 +35,11 @@ class ComputeOptions:
 
     Attributes:
         device: ``cpu``, ``cuda`` or ``cuda:<index>``.
-        num_threads: number of torch threads on the CPU.
-        gpu_fraction: share of the GPU's memory that the trial may use; None sets no limit.
-        context_bytes: bytes of this share that are reserved for the CUDA context. The trial
+        num_threads: Number of torch threads on the CPU.
+        gpu_fraction: Share of the GPU's memory that the trial may use; None sets no limit.
+        context_bytes: Bytes of this share that are reserved for the CUDA context. The trial
             cannot use them for tensors.
-        micro_batch: number of images per training pass if memory is short; None for whole
+        micro_batch: Number of images per training pass if memory is short; None for whole
             batches. The batches of all other passes become smaller by the same factor. The
             weights are still updated once per batch, but batch norm uses the statistics of
             each micro batch. The result of the trial contains this number.
@@ -79,12 +79,12 @@ class SearchResult(JsonRecord):
     """The result of a trial of a search. :class:`TrialResult` describes the other attributes.
 
     Attributes:
-        epochs: number of epochs in which the network was trained, including a diverged epoch.
-        curve: validation scores after each epoch. A diverged epoch has no scores.
-        num_train: number of training images in the validation split.
-        num_validation: number of validation images.
-        num_classes: number of classes of the dataset or class pair.
-        chance_loss: cross-entropy of a network that ignores its images: ln(``num_classes``),
+        epochs: Number of epochs in which the network was trained, including a diverged epoch.
+        curve: Validation scores after each epoch. A diverged epoch has no scores.
+        num_train: Number of training images in the validation split.
+        num_validation: Number of validation images.
+        num_classes: Number of classes of the dataset or class pair.
+        chance_loss: Cross-entropy of a network that ignores its images: ln(``num_classes``),
             in nats.
     """
 
@@ -138,14 +138,14 @@ class RadiusSummary(JsonRecord):
     predicted class, as far as the search found it. Its unit is 1/255 of the pixel range.
 
     Attributes:
-        num_images: number of images with a radius. All other attributes describe only these
+        num_images: Number of images with a radius. All other attributes describe only these
             images.
-        mean: mean radius. It is the robustness R in the paper's theorem.
-        std_error: standard error of ``mean``: the standard deviation of the radii divided by
+        mean: Mean radius. It is the robustness R in the paper's theorem.
+        std_error: Standard error of ``mean``: the standard deviation of the radii divided by
             the square root of ``num_images``; None if there is only one image.
-        median: median radius.
-        geometric_mean: geometric mean of the radii; None if a radius is 0.
-        quantiles: quantiles of the radii. The keys are the texts ``0.05``, ``0.25``, ``0.75``
+        median: Median radius.
+        geometric_mean: Geometric mean of the radii; None if a radius is 0.
+        quantiles: Quantiles of the radii. The keys are the texts ``0.05``, ``0.25``, ``0.75``
             and ``0.95``.
         mean_per_pixel: ``mean`` divided by the square root of the number of pixel values of an
             image. This number can be compared between datasets with different image sizes.
@@ -164,24 +164,24 @@ class RobustnessRecord(JsonRecord):
     """The adversarial robustness R of one network, see :mod:`tasks.trials.robustness`.
 
     Attributes:
-        pred: summary of the distances to the nearest image that the network classifies
+        pred: Summary of the distances to the nearest image that the network classifies
             differently from the original image; None if no image has a radius.
-        true: summary of the distances to the nearest image that the network does not classify
+        true: Summary of the distances to the nearest image that the network does not classify
             as the true class. The distance of a misclassified image is 0, even if the image
             has no radius. ``true`` is None if ``pred`` is None.
-        radii: radius of each image; None for an image for which the search found no
+        radii: Radius of each image; None for an image for which the search found no
             differently classified image.
-        rows: index of each image in the test set, in ascending order.
+        rows: Index of each image in the test set, in ascending order.
         wrong: True for each misclassified image.
-        num_not_found: number of images without a radius. ``pred`` does not include these
+        num_not_found: Number of images without a radius. ``pred`` does not include these
             images.
-        box_share: share of the images with a radius whose perturbed image has a pixel at a
+        box_share: Share of the images with a radius whose perturbed image has a pixel at a
             limit of the pixel range, 0 or 255. Without these limits, the radii of these images
             would be smaller.
-        num_steps: number of gradient steps per image.
-        num_bisections: number of bisection steps on the line from an image to a differently
+        num_steps: Number of gradient steps per image.
+        num_bisections: Number of bisection steps on the line from an image to a differently
             classified image.
-        reason: reason why ``pred`` is None; otherwise empty.
+        reason: Reason why ``pred`` is None; otherwise empty.
     """
 
     pred: RadiusSummary | None
@@ -200,13 +200,13 @@ class ClassificationScores(JsonRecord):
     """The classification scores of a network on the test images.
 
     Attributes:
-        balanced_accuracy: accuracy on the images of each class, averaged over the classes.
-        auc: area under the ROC curve. For more than two classes, each class has one curve,
+        balanced_accuracy: Accuracy on the images of each class, averaged over the classes.
+        auc: Area under the ROC curve. For more than two classes, each class has one curve,
             which separates its images from all other images; ``auc`` is then the mean area.
             None if fewer than two classes have images, or if a logit is not finite.
-        per_class_accuracy: accuracy on the images of each class; None for a class without
+        per_class_accuracy: Accuracy on the images of each class; None for a class without
             images.
-        calibration_error: expected calibration error (ECE), computed from the largest
+        calibration_error: Expected calibration error (ECE), computed from the largest
             predicted probability of each image, in 15 bins.
     """
 
@@ -259,12 +259,12 @@ class EpochRecord:
     """The scores of one epoch, computed in training mode while the weights change.
 
     Attributes:
-        epoch: number of the epoch, from 1.
-        train_loss: mean cross-entropy over the images of the epoch, in nats. It is NaN or
+        epoch: Number of the epoch, from 1.
+        train_loss: Mean cross-entropy over the images of the epoch, in nats. It is NaN or
             infinite if the training diverged. The result of a trial does not contain the
             record of a diverged epoch.
-        train_accuracy: accuracy over the images of the epoch.
-        seconds: duration of the epoch (wall-clock time).
+        train_accuracy: Accuracy over the images of the epoch.
+        seconds: Duration of the epoch (wall-clock time).
     """
 
     epoch: int
@@ -289,20 +289,20 @@ class AttackRecord(JsonRecord):
     """The result of one attack at one strength on one set of images.
 
     Attributes:
-        method: name of the attack in :data:`search_spaces.attacks.ATTACKS`.
-        epsilon: largest change of a pixel, in 1/255 of the pixel range.
-        loss: mean loss on the attacked images, in nats; None if the loss on the attacked or on
+        method: Name of the attack in :data:`search_spaces.attacks.ATTACKS`.
+        epsilon: Largest change of a pixel, in 1/255 of the pixel range.
+        loss: Mean loss on the attacked images, in nats; None if the loss on the attacked or on
             the clean images is not finite.
         loss_gain: ``loss`` minus the loss on the clean images; None if ``loss`` is None.
-        accuracy: accuracy on the attacked images.
-        accuracy_drop: accuracy on the clean images minus ``accuracy``.
-        robust_accuracy: share of the images that are classified correctly before and after the
+        accuracy: Accuracy on the attacked images.
+        accuracy_drop: Accuracy on the clean images minus ``accuracy``.
+        robust_accuracy: Share of the images that are classified correctly before and after the
             attack.
-        num_unchanged: number of images that the attack did not change, because the gradient of
+        num_unchanged: Number of images that the attack did not change, because the gradient of
             their loss is exactly 0 (gradient masking). This often occurs if a network is very
             confident. Such a network seems robust, but is not.
-        reason: reason why ``loss`` is None; otherwise empty.
-        parameters: values of the method's parameters that differ from the defaults.
+        reason: Reason why ``loss`` is None; otherwise empty.
+        parameters: Values of the method's parameters that differ from the defaults.
     """
 
     method: str
@@ -330,17 +330,17 @@ class FurtherTestRecord(JsonRecord):
     images.
 
     Attributes:
-        name: name of the condition.
-        num_moved: number of blended images.
-        loss: mean cross-entropy over all images, in nats; None if it is not finite.
-        accuracy: accuracy over all images.
-        moved_loss: mean loss over the blended images; None if it is not finite, or if no image
+        name: Name of the condition.
+        num_moved: Number of blended images.
+        loss: Mean cross-entropy over all images, in nats; None if it is not finite.
+        accuracy: Accuracy over all images.
+        moved_loss: Mean loss over the blended images; None if it is not finite, or if no image
             is blended.
-        moved_accuracy: accuracy over the blended images; None if no image is blended.
-        unmoved_loss: mean loss over the other images; None if it is not finite, or if all
+        moved_accuracy: Accuracy over the blended images; None if no image is blended.
+        unmoved_loss: Mean loss over the other images; None if it is not finite, or if all
             images are blended.
-        unmoved_accuracy: accuracy over the other images; None if all images are blended.
-        robustness: adversarial robustness R on this test set; None if it was not requested.
+        unmoved_accuracy: Accuracy over the other images; None if all images are blended.
+        robustness: Adversarial robustness R on this test set; None if it was not requested.
             Its images have the same indices as the images in ``TrialResult.robustness``.
     """
 
@@ -386,9 +386,9 @@ class StageRecord(JsonRecord):
     """The intrinsic dimension of the activations after one stage of a network.
 
     Attributes:
-        module: name of the submodule whose output is measured.
-        num_features: number of activations of one image.
-        d_repr: estimated intrinsic dimension. The keys are the names of the estimators.
+        module: Name of the submodule whose output is measured.
+        num_features: Number of activations of one image.
+        d_repr: Estimated intrinsic dimension. The keys are the names of the estimators.
     """
 
     module: str
@@ -400,40 +400,40 @@ class TrialResult(JsonRecord):
     """The result of a trial.
 
     Attributes:
-        reason: reason why the trial diverged; empty if it did not diverge.
-        seed: seed from which all other seeds of the trial are derived.
-        num_threads: number of torch threads on the CPU. With another number, the last digits
+        reason: Reason why the trial diverged; empty if it did not diverge.
+        seed: Seed from which all other seeds of the trial are derived.
+        num_threads: Number of torch threads on the CPU. With another number, the last digits
             of the results may change.
-        scores: scores of the trained network; None if the trial diverged.
-        d_repr: estimated intrinsic dimension of the last hidden layer. The keys are the names
+        scores: Scores of the trained network; None if the trial diverged.
+        d_repr: Estimated intrinsic dimension of the last hidden layer. The keys are the names
             of the estimators. If a dimension is undefined, its record contains the reason.
-        d_repr_stages: estimated intrinsic dimension of the activations after every stage of
+        d_repr_stages: Estimated intrinsic dimension of the activations after every stage of
             the network; empty if it was not requested, or if the network has no stages.
-        history: one record for each epoch of training.
-        test_history: scores on the test images after some epochs, see :func:`scored_epochs`.
+        history: One record for each epoch of training.
+        test_history: Scores on the test images after some epochs, see :func:`scored_epochs`.
             The scores after the last epoch are in ``scores``.
-        best_epoch: epoch of ``test_history`` with the smallest test loss. This choice uses the
+        best_epoch: Epoch of ``test_history`` with the smallest test loss. This choice uses the
             test images, so the loss of this epoch must not be reported as a result. None if
             ``test_history`` is empty.
-        robustness: adversarial robustness R; None if it was not requested.
-        weights: the stored file with the weights of the trained network; None if no weights
+        robustness: Adversarial robustness R; None if it was not requested.
+        weights: The stored file with the weights of the trained network; None if no weights
             are stored.
-        weights_note: reason why requested weights are not stored; otherwise empty.
-        further_tests: scores on further test sets; empty if no further test set was requested.
-        predictions: the stored file with the logits of all test images; None if no predictions
+        weights_note: Reason why requested weights are not stored; otherwise empty.
+        further_tests: Scores on further test sets; empty if no further test set was requested.
+        predictions: The stored file with the logits of all test images; None if no predictions
             are stored.
-        predictions_note: reason why requested predictions are not stored; otherwise empty.
-        peak_memory_bytes: largest memory during the trial. On a GPU, it is the memory that the
+        predictions_note: Reason why requested predictions are not stored; otherwise empty.
+        peak_memory_bytes: Largest memory during the trial. On a GPU, it is the memory that the
             process reserved for tensors. On a CPU, it is the resident memory of the process,
             including libraries and arrays.
         pretrained: SHA-256 of the pretrained weights; empty for random initial weights.
-        energy_j: energy that the GPU used during the trial, in joules, from the counter of the
+        energy_j: Energy that the GPU used during the trial, in joules, from the counter of the
             GPU. If the trial shared the GPU with other processes, the number includes their
             energy. It is then an upper bound.
-        energy_note: reason why ``energy_j`` is None; otherwise empty.
-        micro_batch: number of images per training pass if memory was short; None for whole
+        energy_note: Reason why ``energy_j`` is None; otherwise empty.
+        micro_batch: Number of images per training pass if memory was short; None for whole
             batches.
-        step_path: how the training steps ran: ``eager`` (Python starts every kernel) or
+        step_path: How the training steps ran: ``eager`` (Python starts every kernel) or
             ``graph`` (captured CUDA graphs are replayed). It is empty in old records, which do
             not have this field.
     """

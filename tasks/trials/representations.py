@@ -121,8 +121,8 @@ def collect_features(model: nn.Module, num_images: int) -> Iterator[Features]:
     """Collect the activations of the last hidden layer in all forward passes of the block.
 
     Args:
-        model: the model that runs in the block.
-        num_images: total number of images in all forward passes of the block.
+        model: The model that runs in the block.
+        num_images: Total number of images in all forward passes of the block.
     """
     network = network_of(model)
     layer = feature_layer(network)
@@ -172,14 +172,14 @@ def estimate_dimension(
     """Return estimates of d_repr, the intrinsic dimension of representations.
 
     Args:
-        features: the activations, as an array ``(num_images, num_features)`` or as a source
+        features: The activations, as an array ``(num_images, num_features)`` or as a source
             that computes them block by block.
-        estimators: names in :data:`tasks.measures.estimators.ESTIMATORS`.
-        num_neighbors: number of nearest neighbors of each image.
-        discard_fraction: share of the distance ratios that TwoNN leaves out. It leaves out the
+        estimators: Names in :data:`tasks.measures.estimators.ESTIMATORS`.
+        num_neighbors: Number of nearest neighbors of each image.
+        discard_fraction: Share of the distance ratios that TwoNN leaves out. It leaves out the
             largest ratios.
-        seed: seed of the bootstrap.
-        block_rows: number of images in one block. Two blocks are in memory at a time.
+        seed: Seed of the bootstrap.
+        block_rows: Number of images in one block. Two blocks are in memory at a time.
 
     Returns:
         One estimate per estimator, by the estimator's name. If there are too few images, if

@@ -55,17 +55,17 @@ def measure_robustness(
     """Measure the robustness R of ``model`` on a random sample of ``images``.
 
     Args:
-        model: the model, which maps pixels in [0, 255] to logits. Its mode is restored
+        model: The model, which maps pixels in [0, 255] to logits. Its mode is restored
             afterwards.
-        images: images with pixels in [0, 255] of any type, ``(num_images, channels, height,
+        images: Images with pixels in [0, 255] of any type, ``(num_images, channels, height,
             width)``.
-        labels: the true labels.
-        train_images: further images from which the search may start, ``(num_train, channels,
+        labels: The true labels.
+        train_images: Further images from which the search may start, ``(num_train, channels,
             height, width)``.
-        spec: size of the sample and numbers of steps. If ``images`` has fewer images than this
+        spec: Size of the sample and numbers of steps. If ``images`` has fewer images than this
             size, the sample contains all of them.
-        seed: seed of the random sample.
-        batch_size: number of images in a pass. It changes only speed and memory.
+        seed: Seed of the random sample.
+        batch_size: Number of images in a pass. It changes only speed and memory.
     """
     rows = np.sort(np.random.default_rng(seed).permutation(len(images))[: spec.num_images])
     sample = torch.from_numpy(rows).to(images.device)
@@ -122,15 +122,16 @@ def minimal_perturbations(
     larger.
 
     Args:
-        model: the model, which maps pixels to logits.
-        images: float32 pixels in [0, 255], ``(num_images, channels, height, width)``.
+        model: The model, which maps pixels to logits.
+        images: Images with float32 pixels in [0, 255], ``(num_images, channels, height,
+            width)``.
         classes: ``(num_images,)`` int64, the predicted class of each original image. This
             function does not predict the classes again: with another batch size, rounding may
             change the order of two almost equal logits. An image in ``starts`` could then have
             the same class.
-        starts: for each image, an image for which the network predicts another class; NaN if
+        starts: For each image, an image for which the network predicts another class; NaN if
             no such image is known.
-        spec: number of gradient steps, and number of bisections before and after the gradient
+        spec: Number of gradient steps, and number of bisections before and after the gradient
             steps.
 
     Returns:
@@ -181,7 +182,7 @@ def _next_sphere_radii(
             none.
         is_adversarial: ``(num_images,)`` mask, True if the network predicts another class for
             the current image.
-        rate: relative change of the radius, for example 0.05.
+        rate: Relative change of the radius, for example 0.05.
     """
     shrunk = torch.minimum(sphere_radii, best_norms) * (1 - rate)
     return torch.where(is_adversarial, shrunk, sphere_radii * (1 + rate))
@@ -222,7 +223,7 @@ def summarize_radii(radii: Float64Array, num_values: int) -> RadiusSummary | Non
 
     Args:
         radii: ``(num_images,)`` radius of each image, without NaN.
-        num_values: number of pixel values of an image.
+        num_values: Number of pixel values of an image.
 
     Returns:
         The distribution; None if ``radii`` is empty.
@@ -266,8 +267,8 @@ def _robustness_record(
             :func:`_is_at_pixel_limit`.
         is_wrong: ``(num_images,)`` mask of the misclassified images.
         rows: ``(num_images,)`` index of each image in the test set.
-        num_values: number of pixel values of an image.
-        spec: the numbers of steps, which are part of the record.
+        num_values: Number of pixel values of an image.
+        spec: The numbers of steps, which are part of the record.
     """
     # RobustnessRecord describes the fields `pred`, `true`, `wrong` and `box_share`. Their
     # names are stored, so they do not change.

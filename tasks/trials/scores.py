@@ -24,11 +24,11 @@ def classification_scores(
     """Compute the classification scores of a network from its logits.
 
     Args:
-        logits: the logits of the network, ``(num_images, num_outputs)``. A network may have
+        logits: The logits of the network, ``(num_images, num_outputs)``. A network may have
             more outputs than classes. If the largest logit is an output that is no class, the
             prediction is wrong.
-        labels: the true labels, ``(num_images,)``, from 0 to ``num_classes - 1``.
-        num_classes: number of classes of the dataset or class pair.
+        labels: The true labels, ``(num_images,)``, from 0 to ``num_classes - 1``.
+        num_classes: Number of classes of the dataset or class pair.
     """
     logits = np.asarray(logits, np.float64)
     probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -53,8 +53,8 @@ def area_under_curve(scores: NDArray[np.floating], positive: BoolArray) -> float
     in which the positive image has the higher score. A pair with equal scores counts half.
 
     Args:
-        scores: score of each image for the positive class, ``(num_images,)``.
-        positive: mask of the images of the positive class, ``(num_images,)``.
+        scores: Score of each image for the positive class, ``(num_images,)``.
+        positive: Mask of the images of the positive class, ``(num_images,)``.
 
     Returns:
         The area; None if there is no positive or no negative image.
@@ -81,7 +81,7 @@ def calibration_error(confidences: NDArray[np.floating], is_correct: BoolArray) 
 
     Args:
         confidences: ``(num_images,)`` largest probability of each image.
-        is_correct: mask of the correctly classified images, ``(num_images,)``.
+        is_correct: Mask of the correctly classified images, ``(num_images,)``.
     """
     bins = np.minimum((confidences * NUM_BINS).astype(int), NUM_BINS - 1)
     error = 0.0
@@ -125,8 +125,8 @@ def to_parquet(logits: Float32Array, labels: Int64Array, rows: Int64Array | None
     ``logit_1`` and so on). The logits are not rounded.
 
     Args:
-        logits: the logits of the network, ``(num_images, num_outputs)``.
-        labels: the true labels, ``(num_images,)``.
+        logits: The logits of the network, ``(num_images, num_outputs)``.
+        labels: The true labels, ``(num_images,)``.
         rows: ``(num_images,)`` row of each image in the prepared dataset. The column ``image``
             contains these rows. If ``rows`` is None, the column contains the indices in the
             test set.

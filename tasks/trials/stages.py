@@ -88,9 +88,9 @@ def _output_sides(
 def _side_in_pixels(output: Tensor) -> int:
     """Return the side of square activations.
 
-    ``output`` has four axes. If the second and third axes are equally long and the last axis
-    is not, the channels are on the last axis, as in torchvision's Swin and ConvNeXt networks.
-    Otherwise the channels are on the second axis.
+    ``output`` has four axes. The channels are on the last axis if the second and third axes
+    are equally long and the last axis is not. This is the case in torchvision's Swin and
+    ConvNeXt networks. Otherwise the channels are on the second axis.
     """
     _, first, second, third = output.shape
     has_channels_last = first == second != third
@@ -105,10 +105,10 @@ class StageRows:
     numbers.
 
     Attributes:
-        model: the model. Its mode (training or evaluation) is restored after every pass.
-        module: name of the submodule with which the stage ends.
-        images: the images, one for each row.
-        row_shape: shape of the activations of one image.
+        model: The model. Its mode (training or evaluation) is restored after every pass.
+        module: Name of the submodule with which the stage ends.
+        images: The images, one for each row.
+        row_shape: Shape of the activations of one image.
     """
 
     model: nn.Module

@@ -34,11 +34,11 @@ class Step:
     gradients, the update and the loss are float32 in every precision.
 
     Args:
-        model: the model. It is trained in place.
-        images: the training images. They are not changed.
-        labels: labels of the images.
-        recipe: the recipe, with optimizer, learning rate, weight decay and precision.
-        micro_batch: number of images per forward pass; None for the whole batch. The weights
+        model: The model. It is trained in place.
+        images: The training images. They are not changed.
+        labels: Labels of the images.
+        recipe: The recipe, with optimizer, learning rate, weight decay and precision.
+        micro_batch: Number of images per forward pass; None for the whole batch. The weights
             are still updated once per batch, but batch norm uses the statistics of each micro
             batch.
         capturable: True if a CUDA graph will capture the step. The optimizer then counts its
@@ -101,7 +101,7 @@ class Step:
         No other method waits for the GPU.
 
         Args:
-            num_images: number of images in all steps since the last call. The step itself
+            num_images: Number of images in all steps since the last call. The step itself
                 cannot count the images, because the replay of a CUDA graph runs no Python
                 code.
         """
@@ -137,8 +137,8 @@ def make_optimizer(
     """Return the optimizer of a recipe.
 
     Args:
-        model: the network whose parameters are updated.
-        recipe: the recipe, with optimizer, learning rate and weight decay.
+        model: The network whose parameters are updated.
+        recipe: The recipe, with optimizer, learning rate and weight decay.
         capturable: True if a CUDA graph will capture the steps.
     """
     parameters = list(model.parameters())

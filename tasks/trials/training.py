@@ -48,17 +48,17 @@ def train(
     weights with the best score.
 
     Args:
-        model: the model. It is moved to ``device``.
-        images: the training images. They are copied to ``device``.
-        labels: the labels. They are copied to ``device``.
-        recipe: the recipe, with optimizer, learning rate, batch size, number of epochs and
+        model: The model. It is moved to ``device``.
+        images: The training images. They are copied to ``device``.
+        labels: The labels. They are copied to ``device``.
+        recipe: The recipe, with optimizer, learning rate, batch size, number of epochs and
             precision.
-        seed: seed of batch order and dropout.
-        device: device of the training.
-        on_epoch: function that is called with the record of every finished epoch that did not
+        seed: Seed of batch order and dropout.
+        device: Device of the training.
+        on_epoch: Function that is called with the record of every finished epoch that did not
             diverge.
-        micro_batch: number of images per forward pass, see :class:`~tasks.trials.steps.Step`.
-        checkpoints: object that restores a state at the start, and saves states between
+        micro_batch: Number of images per forward pass, see :class:`~tasks.trials.steps.Step`.
+        checkpoints: Object that restores a state at the start, and saves states between
             epochs. If it is None, nothing is restored or saved.
         graphs: True to capture the steps as CUDA graphs and replay them. It has no effect on a
             CPU.
@@ -68,8 +68,8 @@ def train(
         ends. The last record is then ``diverged``.
 
     Raises:
-        ConfigError: the batch size is 1 and the network has batch norm.
-        CaptureError: a step cannot be captured as a CUDA graph.
+        ConfigError: The batch size is 1 and the network has batch norm.
+        CaptureError: A step cannot be captured as a CUDA graph.
     """
     if recipe.batch_size == 1 and has_batch_norm(model):
         raise ConfigError(

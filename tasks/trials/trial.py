@@ -86,34 +86,34 @@ def run_trial(
     status ``diverged`` and without scores.
 
     Args:
-        spec: the spec, with the network, its recipe, the train size and the measurements.
-        data: the arrays of the subset. They may be read-only. The network is trained on the
+        spec: The spec, with the network, its recipe, the train size and the measurements.
+        data: The arrays of the subset. They may be read-only. The network is trained on the
             first ``train_size`` training images.
-        compute: device, threads and memory.
-        on_epoch: function that is called with the record of every finished epoch.
-        on_score: function that is called with the scores on the test images after each epoch
+        compute: Device, threads and memory.
+        on_epoch: Function that is called with the record of every finished epoch.
+        on_score: Function that is called with the scores on the test images after each epoch
             in :func:`scored_epochs`, before ``on_epoch``.
-        store_weights: function that stores the weights of the trained network; None to store
+        store_weights: Function that stores the weights of the trained network; None to store
             no weights.
-        store_predictions: function that stores the predictions as a Parquet file. It is called
+        store_predictions: Function that stores the predictions as a Parquet file. It is called
             only if ``spec`` requests predictions.
-        checkpoints: object that restores the state of an interrupted training, and saves the
+        checkpoints: Object that restores the state of an interrupted training, and saves the
             state after some epochs. If it is None, the trial has no checkpoints.
-        pretrained_weights: content of the file with the initial weights of a pretrained
+        pretrained_weights: Content of the file with the initial weights of a pretrained
             network; None for random initial weights.
 
     Raises:
-        ConfigError: the spec cannot be run. For example, the image is too small for the
+        ConfigError: The spec cannot be run. For example, the image is too small for the
             architecture, there are fewer outputs than classes, or the batch is too small for
             batch norm.
-        DataError: there are fewer training images than requested, or pixels or labels are out
+        DataError: There are fewer training images than requested, or pixels or labels are out
             of range.
-        CaptureError: training steps cannot be captured as CUDA graphs. End the process after
+        CaptureError: Training steps cannot be captured as CUDA graphs. End the process after
             this error, because the memory of the capture is not freed earlier.
-        torch.OutOfMemoryError: the trial needs more memory than is free on the GPU, or more
+        torch.OutOfMemoryError: The trial needs more memory than is free on the GPU, or more
             than the trial's share of the GPU. The trial's memory is freed before the error is
             raised.
-        MemoryError: the trial needs more memory than is free on the machine.
+        MemoryError: The trial needs more memory than is free on the machine.
     """
     check_inputs(spec.network, data)
     model = spec.network.model
@@ -165,19 +165,19 @@ def measure_trial(
     include the seconds of these measurements.
 
     Args:
-        spec: the spec of the network, with all its measurements.
-        data: the arrays of the subset.
-        weights: the stored weights of the network.
-        earlier: the earlier result of the network. Its measurements that are not in
+        spec: The spec of the network, with all its measurements.
+        data: The arrays of the subset.
+        weights: The stored weights of the network.
+        earlier: The earlier result of the network. Its measurements that are not in
             ``requested`` do not change.
-        requested: the measurements to make now.
-        compute: device, threads and memory.
-        store_predictions: function that stores the predictions, see :func:`run_trial`.
+        requested: The measurements to make now.
+        compute: Device, threads and memory.
+        store_predictions: Function that stores the predictions, see :func:`run_trial`.
 
     Raises:
-        CorruptStoreError: the weights belong to another network, or do not reproduce the
+        CorruptStoreError: The weights belong to another network, or do not reproduce the
             stored test loss.
-        ConfigError: see :func:`run_trial`. This function can also raise the other errors of
+        ConfigError: See :func:`run_trial`. This function can also raise the other errors of
             :func:`run_trial`.
     """
     check_inputs(spec.network, data)
@@ -204,11 +204,11 @@ def run_search_trial(
     images of this split. The function raises the same errors as :func:`run_trial`.
 
     Args:
-        network: the spec of the network in the sweep.
-        data: the validation split, from :func:`tasks.prepared.subsets.load_validation`. In
+        network: The spec of the network in the sweep.
+        data: The validation split, from :func:`tasks.prepared.subsets.load_validation`. In
             this object, the test images are the validation images.
-        compute: device, threads and memory.
-        on_epoch: function that is called with the record of every epoch, after the validation
+        compute: Device, threads and memory.
+        on_epoch: Function that is called with the record of every epoch, after the validation
             of this epoch.
     """
     if network.model.pretrained:
@@ -263,26 +263,26 @@ class _Trial:
     Create a trial with :meth:`isolated`, which restores the settings of the process.
 
     Attributes:
-        spec: the spec of the trial, with the network and its measurements.
-        network_spec: the spec of the network to build.
-        recipe: the training recipe of the network.
-        seed: seed from which all other seeds of the trial are derived.
-        data: the arrays of the subset, on the CPU.
-        compute: device, threads and memory.
-        device: the device of the model and of all images.
+        spec: The spec of the trial, with the network and its measurements.
+        network_spec: The spec of the network to build.
+        recipe: The training recipe of the network.
+        seed: Seed from which all other seeds of the trial are derived.
+        data: The arrays of the subset, on the CPU.
+        compute: Device, threads and memory.
+        device: The device of the model and of all images.
         uses_cuda_graphs: True if training steps are captured as CUDA graphs.
-        images: the training images.
-        labels: labels of the training images.
-        held_out_images: the test images; in a search, the validation images.
-        held_out_labels: labels of the held-out images.
-        eval_batch_size: number of images in a forward pass of an evaluation.
-        model: the network with its input scaling. This attribute exists only after
+        images: The training images.
+        labels: Labels of the training images.
+        held_out_images: The test images; in a search, the validation images.
+        held_out_labels: Labels of the held-out images.
+        eval_batch_size: Number of images in a forward pass of an evaluation.
+        model: The network with its input scaling. This attribute exists only after
             :meth:`build`.
-        scores: scores of the trained network; None before the evaluation.
-        train_history: records of the finished epochs, without a diverged epoch.
-        test_history: scores on the test images after some epochs, see :func:`scored_epochs`.
+        scores: Scores of the trained network; None before the evaluation.
+        train_history: Records of the finished epochs, without a diverged epoch.
+        test_history: Scores on the test images after some epochs, see :func:`scored_epochs`.
         pretrained_sha256: SHA-256 of the pretrained initial weights; empty for random weights.
-        timer: timer with the seconds of each finished phase.
+        timer: Timer with the seconds of each finished phase.
     """
 
     model: PixelModel
@@ -350,7 +350,7 @@ class _Trial:
         """Train the network, and set ``train_history``.
 
         Raises:
-            Diverged: the training loss of an epoch is NaN or infinite. ``on_epoch`` may raise
+            Diverged: The training loss of an epoch is NaN or infinite. ``on_epoch`` may raise
                 this error too.
         """
         history = train(
@@ -383,7 +383,7 @@ class _Trial:
             The trained network, with the activations and the gradients of these two passes.
 
         Raises:
-            Diverged: a loss is NaN or infinite.
+            Diverged: A loss is NaN or infinite.
         """
         loss_rule = self.recipe.test_loss
         with collect_features(self.model, len(self.images)) as features:
@@ -439,7 +439,7 @@ class _Trial:
         """Return the scores on the validation images after an epoch.
 
         Raises:
-            Diverged: the loss is NaN or infinite.
+            Diverged: The loss is NaN or infinite.
         """
         # A search compares candidates by the plain mean of the losses. The loss rule of a
         # recipe exists only to reproduce published test losses.
@@ -452,7 +452,7 @@ class _Trial:
         """Return the trained network, with the images on which it is measured.
 
         Args:
-            features: activations of the last hidden layer for the training images; None if
+            features: Activations of the last hidden layer for the training images; None if
                 they are not computed yet.
         """
         return TrainedNetwork(
@@ -478,7 +478,7 @@ class _Trial:
         differ if the output of a user's network depends on more than its weights.
 
         Raises:
-            CorruptStoreError: the test loss differs.
+            CorruptStoreError: The test loss differs.
         """
         if earlier.scores is None:
             return
@@ -504,10 +504,10 @@ class _Trial:
         """Return the result of the trial, without measurements.
 
         Args:
-            status: the way in which the trial ended.
-            meter: the meter that measures the energy of the trial.
-            reason: reason why the trial diverged; empty if it did not diverge.
-            weights: the stored file of the trained network's weights.
+            status: The way in which the trial ended.
+            meter: The meter that measures the energy of the trial.
+            reason: Reason why the trial diverged; empty if it did not diverge.
+            weights: The stored file of the trained network's weights.
         """
         energy = meter.read()
         # The best epoch is chosen with the test images, so its loss is not reported as a
@@ -539,8 +539,8 @@ def check_inputs(network: NetworkSpec, data: TrialData) -> None:
     """Check the images, labels and sizes of a trial.
 
     Raises:
-        ConfigError: there are fewer outputs than classes.
-        DataError: there are fewer training images than requested, or pixels or labels are out
+        ConfigError: There are fewer outputs than classes.
+        DataError: There are fewer training images than requested, or pixels or labels are out
             of range.
     """
     if network.train_size > len(data.train_images):
@@ -566,10 +566,10 @@ def _check_arrays(
     """Check that pixels and labels are in range.
 
     Args:
-        name: name of the set in messages: "training" or "test".
-        images: images of the set, ``(num_images, channels, height, width)``.
-        labels: labels of these images, ``(num_images,)``.
-        num_classes: number of classes.
+        name: Name of the set in messages: "training" or "test".
+        images: Images of the set, ``(num_images, channels, height, width)``.
+        labels: Labels of these images, ``(num_images,)``.
+        num_classes: Number of classes.
     """
     # A comparison with NaN is false, so NaN raises an error too.
     if images.dtype != np.uint8 and not (images.min() >= 0 and images.max() <= 255):

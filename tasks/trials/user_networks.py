@@ -34,7 +34,7 @@ def install_code(texts: Mapping[str, str]) -> None:
     """Make source code from the driver importable, with priority over equally named modules.
 
     Args:
-        texts: source code of each file, from :func:`search_spaces.user_code.source_texts`. The
+        texts: Source code of each file, from :func:`search_spaces.user_code.source_texts`. The
             keys are relative paths.
     """
     if not texts:
@@ -68,7 +68,7 @@ def build_user_network(
     ``spec.code`` is empty, the source code is not checked.
 
     Raises:
-        ConfigError: the source code has changed or cannot be imported. Or the function does
+        ConfigError: The source code has changed or cannot be imported. Or the function does
             not exist or raises an error. Or the returned network cannot be trained.
     """
     reference = spec.architecture

@@ -50,7 +50,7 @@ def load_into(model: nn.Module, data: bytes) -> None:
     """Load weights that :func:`to_bytes` returned into ``model``.
 
     Raises:
-        CorruptStoreError: the weights do not fit the network, or ``data`` is not the content
+        CorruptStoreError: The weights do not fit the network, or ``data`` is not the content
             of a safetensors file.
     """
     try:
@@ -73,8 +73,8 @@ def download(spec: ModelSpec) -> bytes:
     downloaded.
 
     Raises:
-        ConfigError: the library has no pretrained weights for the architecture.
-        SetupError: the weights cannot be downloaded.
+        ConfigError: The library has no pretrained weights for the architecture.
+        SetupError: The weights cannot be downloaded.
     """
     normalization(spec)  # raises if the library has no weights
     try:
@@ -133,7 +133,7 @@ def normalization(spec: ModelSpec, in_channels: int = 3) -> Normalization:
     colors.
 
     Raises:
-        ConfigError: the library has no pretrained weights for the architecture.
+        ConfigError: The library has no pretrained weights for the architecture.
     """
     three_channels = _library_normalization(spec)
     if three_channels is None:
@@ -179,7 +179,7 @@ def start_from(network: nn.Module, data: bytes, spec: ModelSpec) -> None:
     output as an RGB image with three equal channels.
 
     Raises:
-        ConfigError: the weights do not fit the network, for example because a transformer was
+        ConfigError: The weights do not fit the network, for example because a transformer was
             trained on another image size.
     """
     try:

@@ -585,7 +585,8 @@ def of_representations(fits: ScalingFits) -> Finding:
         details.append(f"{text}.")
     num_lacking = fits.num_points - fit.num_points
     if num_lacking:
-        details.append(f"{num_lacking} more lack one of the two.")
+        missing_at = plural(num_lacking, "more point")
+        details.append(f"d_repr or d_data is missing at {missing_at}.")
     details += [
         "The bound d_repr ≲ d_data is approximate: it states no largest ratio, so a count of "
         "ratios above 1 does not test it.",

@@ -29,7 +29,8 @@ def _of_data(fits: ScalingFits) -> Iterator[tuple[str, str]]:
     )
     yield (
         "K_F",
-        "Label sharpness: 1 / distance of the two closest images with different labels. Its unit "
+        "Label sharpness: one over the distance between the two closest images with different "
+        "labels. Its unit "
         "is 1/pixel value. It depends on the pixel range, the image size and the number of "
         "channels.",
     )

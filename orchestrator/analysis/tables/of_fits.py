@@ -207,14 +207,15 @@ FIT_TABLES = (
         kinds=("exponent",),
         title="Exponent of N within datasets, times d",
         note=(
-            "Slope of log test loss on −log N / d. Every curve has its own intercept. Every "
-            "dataset and class pair has one d, measured at its largest N. The law's bound is a "
-            "slope of 1. A slope of 0 means that the loss does not depend on N. The column "
-            "curves has the number of fitted curves and the number of all curves. The column "
-            "above 1 has the number of datasets whose own slope is above 1."
+            "The exponent is the slope of log test loss on −log N / d. Every curve has its own "
+            "intercept. Every dataset and class pair has one d, measured at its largest N. The "
+            "law's bound is a slope of 1. A slope of 0 means that the loss does not depend on N. "
+            "The column “curves” contains the number of fitted curves and the number of all "
+            "curves. The column “above 1” contains the number of datasets whose own slope is "
+            "above 1."
         ),
         notes_on_rows={
-            "If a row has fewer curves than all, the other curves reach chance level.": (
+            "If not all curves are fitted, the other curves reach chance level.": (
                 _leaves_curves_out
             ),
         },
@@ -237,9 +238,9 @@ FIT_TABLES = (
         kinds=("fall",),
         title="Fall of the loss with N, dataset by dataset",
         note=(
-            "Slope of log test loss on log N within curves. All curves with two train sizes are "
-            "used. In the mean slope, all datasets have the same weight. Its interval is a t "
-            "interval over datasets."
+            "The slope is the slope of log test loss on log N within curves. All curves with two "
+            "train sizes are used. In the mean slope, all datasets have the same weight. The "
+            "interval of the mean slope is a t interval over datasets."
         ),
         columns={
             "datasets": _datasets,
@@ -257,9 +258,9 @@ FIT_TABLES = (
         kinds=("headline", "height"),
         title="Losses of datasets at equal N",
         note=(
-            "Fits to the mean log test loss of each dataset at equal model and train size, "
-            "with t intervals. The last column has the value without the most influential "
-            "dataset."
+            "The coefficients are from regressions of the mean log test loss of each dataset at "
+            "equal model and train size. The intervals are t intervals. The last column contains "
+            "the coefficient without the most influential dataset."
         ),
         notes_on_rows={
             "An asterisk (*) marks an exact p from all permutations of datasets.": _is_exact,
@@ -284,11 +285,11 @@ FIT_TABLES = (
         kinds=("attack",),
         title="Loss gained by attacks, with K_F",
         note=(
-            "Pearson's r over datasets at equal model and train size, within domains if there "
-            "are two, with its 95 % interval. Intervals of single models hold for all of them "
-            "at once. The interval of a pooled row holds for this row alone. The p-values are "
-            "one-sided for a rise. They are adjusted for the number of single models and "
-            "attacks, but not for the number of questions."
+            "r is Pearson's correlation over datasets at equal model and train size. If there are "
+            "two domains, r is within domains. The 95 % intervals of single models hold for all "
+            "of these correlations together. The interval of a pooled row holds only for this "
+            "row. The p-values are one-sided for a rise. They are adjusted for the number of "
+            "single models and attacks, but not for the number of questions."
         ),
         columns={
             "attack": _attack,

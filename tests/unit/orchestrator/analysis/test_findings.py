@@ -592,7 +592,7 @@ def test_the_published_table_answers_from_the_published_loss_gains(published):
 def test_tests_are_counted_and_the_rest_is_called_exploratory(published):
     """The question on the fall with N has two tests."""
     assert family(published).startswith("The verdicts rest on 5 tests, adjusted together (Holm)")
-    assert family(published).endswith("all else is exploratory.")
+    assert family(published).endswith("All other results are exploratory.")
 
 
 def test_the_published_answers_fit_a_terminal(published):
