@@ -395,7 +395,7 @@ def test_a_missing_hash_key_beside_records_is_reported(tmp_path, caplog):
     with pytest.raises(SetupError, match=r"The file .*\.hash_key of the key .* is missing"):
         hash_key(tmp_path, create=False)
     hash_key(tmp_path)
-    assert "isweep locate finds no file for hashes in older messages" in caplog.text
+    assert "`isweep locate` finds no file for hashes in older messages" in caplog.text
 
 
 def test_two_roots_cannot_use_one_storage_at_the_same_time(tmp_path):

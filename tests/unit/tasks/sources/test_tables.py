@@ -635,7 +635,7 @@ VOLUMES: dict[str, tuple[str, list[str], str | dict[str, object]]] = {
     "slices for some": (
         "path,label,slice",
         [f"{v}.nii.gz,{v},{'' if s == 2 else s}" for v, s in FOUR],
-        "volumes, some rows have a slice and others have none, so isweep might use",
+        "volumes, some rows have a slice and others have none. isweep might therefore use",
     ),
 }
 
