@@ -1,6 +1,6 @@
-"""The networks of a run: check that they can be built, load users' code and pretrained weights.
+"""The networks of a run: checks that they can be built, users' code and pretrained weights.
 
-Each check collects all problems and raises them as one
+Each check collects all problems. It raises them as one
 :class:`~search_spaces.errors.SweepError`.
 """
 
@@ -23,7 +23,7 @@ from tasks.atomic import write_atomic
 
 @dataclass(frozen=True)
 class _BuildSizes:
-    """The values that decide, together with the model, whether a network can be built."""
+    """The values that decide whether a network of a given model can be built."""
 
     num_outputs: int
     channels: int
@@ -36,7 +36,7 @@ def check_models(plan: SweepPlan, done: Collection[str]) -> None:
 
     Args:
         plan: The plan.
-        done: Ids of trials with a result, whose networks were built before.
+        done: Ids of trials with a result. Their networks are not checked.
 
     Raises:
         SweepError: Some networks cannot be built. One error lists all problems.
@@ -74,7 +74,7 @@ def check_models(plan: SweepPlan, done: Collection[str]) -> None:
 
 
 def user_code(trials: Iterable[TrialSpec]) -> dict[str, str]:
-    """Return the source of the trials' user-defined networks, by relative path."""
+    """Return the source code of the trials' user-defined networks, by relative path."""
     references: set[str] = set()
     for trial in trials:
         model = trial.network.model
@@ -96,7 +96,7 @@ def fetch_pretrained(
 
     Args:
         plan: The plan.
-        done: Ids of trials with a result, which need no weights.
+        done: Ids of trials with a result. They need no weights.
         paths: Paths below the root.
         note: Prints a message for the user.
 

@@ -1,6 +1,7 @@
-"""Verdicts on trials that failed with their request: can a further attempt succeed, and hints.
+"""Verdicts on trials that failed because of their request, with hints for the user.
 
-A trial fails with its request if it ran out of memory, or if cuDNN has no kernel for it.
+A verdict says whether a further attempt can succeed. A trial fails because of its request if
+it runs out of memory, or if cuDNN has no kernel for it.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ MAY_RETRY = TrialVerdict()
 
 @dataclass(frozen=True)
 class LimitText:
-    """The texts about a memory that is too little for a trial.
+    """The words about a memory that is too small for a trial.
 
     Attributes:
-        clause_end: end of the sentence "... needs more memory than".
+        clause_end: words that complete the sentence "... needs more memory than".
         fix: text about what the user can do.
     """
 
@@ -54,8 +55,9 @@ def too_little_memory(
 
     Args:
         trial: the trial.
-        limit: texts about the memory that is too little.
-        suggest_splitting: If True, add that the sweep can allow isweep to split the batches.
+        limit: words about the memory that is too small.
+        suggest_splitting: If True, the hint also says how the sweep file allows isweep to
+            split batches.
     """
     recipe = trial.network.recipe
     hint = (
@@ -71,7 +73,9 @@ def too_little_memory(
 
 
 def no_kernel_verdict(trial: TrialSpec) -> TrialVerdict:
-    """Return the final verdict on a trial for which cuDNN has no kernel on its GPU."""
+    """Return the final verdict on a trial that failed because cuDNN has no kernel for it on
+    its GPU.
+    """
     recipe = trial.network.recipe
     hint = (
         f"cuDNN has no kernel for {trial.network.model.name} at batch size {recipe.batch_size} in "
