@@ -61,10 +61,10 @@ if TYPE_CHECKING:
     from orchestrator.running.actors import ActorHandles
 
 MAX_PRODUCTS_HERE = 10**9
-"""Largest number of multiplications with which the driver itself measures a subset. The number
-is the number of training images times the number of their pixel values. Such a measurement
-takes less than a second, and Ray needs as long to start a task. Ray tasks measure larger
-subsets."""
+"""Largest number of multiplications with which the driver itself measures a subset. It is
+compared with the largest train size times the number of pixel values of all training images.
+Such a measurement takes less than a second, and Ray needs as long to start a task. Ray tasks
+measure larger subsets."""
 
 
 @dataclass(frozen=True)

@@ -140,8 +140,8 @@ class PlannedPower(NamedTuple):
     """The power of a planned sweep for the study's questions.
 
     Attributes:
-        power: Probability that the sweep detects an effect, by question. It is None if the
-            sweep is too small for every question.
+        power: The fields of :class:`orchestrator.analysis.power.Power`, by name. None if the
+            sweep is too small to test any question.
         lines: The power as text, one line per question.
     """
 

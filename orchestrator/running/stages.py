@@ -260,8 +260,8 @@ class SweepCommand:
         trials: Collection[TrialSpec],
         measured: Collection[MeasuredTrial] = (),
     ) -> RunContext:
-        """Return the context that a plan's trials share. Tell the monitor how many trials run
-        at once.
+        """Return the context that a plan's trials share. Also set ``monitor.slots`` to the
+        number of trials that run at once.
 
         Args:
             plan: the plan of the sweep or the search.
