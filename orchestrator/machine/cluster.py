@@ -385,7 +385,8 @@ def _imported_ray() -> Any:
 
         if tuple(int(part) for part in ray.__version__.split(".")[:2]) < MIN_RAY:
             raise SetupError(
-                f"Ray {ray.__version__} runs code from everybody who can connect to its ports",
+                f"Ray {ray.__version__} is too old: it runs code from anyone who can connect "
+                "to its ports",
                 hint="Update Ray to 2.56 or later: run `pip install -U 'ray[default,tune]'`",
             )
         read_settings_again()
@@ -436,7 +437,7 @@ def _started_with_retries(
                     raise SetupError(
                         f"Ray did not start on this machine: {reason}", hint=hint
                     ) from error
-                log.warning("Ray is started again: %s", reason)
+                log.warning("Ray did not start, so isweep tries again: %s", reason)
             else:
                 yield context
                 return

@@ -253,7 +253,7 @@ def _check_result_store(url: str) -> Outcome:
         return Outcome(
             False,
             f"{url} does not list a file that isweep has just written there",
-            "Ask the operator of the store, or choose another one with --storage",
+            "Ask the operator of the store, or choose another store with --storage",
         )
     return Outcome(True, f"{url} can be written and listed")
 
@@ -269,7 +269,7 @@ def _check_ray_access(address: str | None) -> Outcome:
             fix += ", and start the cluster's Ray with the same setting"
         return Outcome(
             False,
-            f"RAY_AUTH_MODE is {mode or 'not set'}, so anyone who can connect to the ports "
+            f"RAY_AUTH_MODE is {mode or 'not set'}, so anyone who can connect to Ray's ports "
             "can run code",
             fix,
         )
@@ -292,7 +292,7 @@ def _launch_file_checks(path: Path) -> list[Check]:
     name = f"{LAUNCH_FILE} {path.name}"
     mistakes = check_launch_file(path)
     if not mistakes:
-        detail = "no mistake was detected; the check does not contact the provider"
+        detail = "no mistake was detected. This check does not contact the provider"
         return [{"name": name, "ok": True, "detail": detail, "fix": ""}]
     checks: list[Check] = []
     for mistake in mistakes:

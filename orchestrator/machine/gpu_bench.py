@@ -44,9 +44,7 @@ needs so many epochs."""
 
 
 class _MeasurementOver(Exception):
-    """The measurement of a training is over. The error is raised after an epoch and ends the
-    training.
-    """
+    """Error that ends a training after an epoch, because its measurement is over."""
 
 
 @dataclass(frozen=True)

@@ -247,16 +247,16 @@ def check_correctness(bench: Bench) -> Measurements:
         for name, error in errors.items():
             if not error < FLOAT32_ERROR:  # NaN fails too
                 fails.append(
-                    f"a {name} in float32 has an error of {error:.0e}; the limit is "
-                    f"{FLOAT32_ERROR:.0e}, and TensorFloat-32 has 3e-04"
+                    f"a {name} in float32 has a relative error of {error:.0e}. At most "
+                    f"{FLOAT32_ERROR:.0e} is allowed. TensorFloat-32 has 3e-04"
                 )
         equal_signs, features_error = _attack_and_features(bench)
         yield "fgsm_signs_equal", equal_signs
         yield "features_error", features_error
     if equal_signs < 0.99:
-        fails.append("signs of FGSM differ from the CPU's")
+        fails.append("the signs of FGSM's gradients differ from the CPU's")
     if not features_error < 1e-3:
-        fails.append("features differ from the CPU's")
+        fails.append("the features of images differ from the CPU's")
     products = list(wrong_products(bench))  # raises an error if the GPU has no byte products
     yield "products_that_differ", products
     if products:

@@ -106,8 +106,9 @@ def check_gpus_fit(
     Args:
         nodes: the nodes, with their GPUs.
         trials: trials of the sweep.
-        share: largest share of a GPU that one trial gets. alone: True if no trial of isweep
-        uses these GPUs yet. All used memory then belongs to other processes.
+        share: largest share of a GPU that one trial gets.
+        alone: True if no trial of isweep uses these GPUs yet. All used memory then belongs to
+            other processes.
 
     Raises:
         SetupError: a GPU cannot be used, or has too little free memory.

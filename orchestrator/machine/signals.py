@@ -1,6 +1,7 @@
-"""The stop of a driver: after a signal, or because a cluster or a lock was lost.
+"""Functions that stop a driver after a signal, or after the loss of its cluster or lock.
 
-No request to stop is lost, and libraries cannot replace the signal handlers of this process.
+They ensure that no request to stop is lost, and that libraries do not replace this process's
+signal handlers.
 """
 
 from __future__ import annotations
@@ -24,26 +25,29 @@ log = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 END_WITHIN_S = 5.0
-"""Seconds that the main thread may take to end without force. It may hang in a call of Ray."""
+"""Seconds that the main thread may take to end before the process is ended by force. The main
+thread may hang in a call of Ray."""
 
 Interrupt = Callable[[SetupError, threading.Event], None]
-"""Function that ends the main thread with an error. If the event is set, the function does nothing,
-because the watched block has ended."""
+"""Function that ends the main thread with an error. The event is set when the watched block
+has ended. The main thread then need not be ended by force."""
 
 _stop_requested = threading.Event()
 _typed_command: list[str] = []
-"""The words of the command line that this process runs. The list is empty if isweep is used as a
+"""The words of the command that the user typed. The list is empty if isweep is used as a
 library."""
 _cleanups: list[Callable[[], object]] = []
-"""Functions to call before the process is ended by force, the last one first."""
+"""Functions that are called before the process is ended by force. The last function is called
+first."""
 
 
 def stop_on_signals() -> None:
-    """Raise :class:`KeyboardInterrupt` on Ctrl-C, ``kill`` and a closed terminal from now on.
+    """From now on, raise :class:`KeyboardInterrupt` after Ctrl-C, ``kill`` or a closed
+    terminal.
 
-    Python only prints an exception that is raised in a finalizer or in a callback from C. So
-    :func:`raise_if_stop_requested` raises the KeyboardInterrupt again, until the program calls
-    :func:`clear_stop_request`.
+    If an exception is raised in a finalizer or in a callback from C, Python only prints it. To
+    stop the program in this case too, :func:`raise_if_stop_requested` raises KeyboardInterrupt
+    again until the program calls :func:`clear_stop_request`.
     """
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
@@ -60,33 +64,39 @@ def stop_on_signals() -> None:
 
 
 def remember_command(words: Sequence[str]) -> None:
-    """Remember the words of the command line, for messages that ask to run the command again."""
+    """Save the words of the command line. Messages that ask the user to run the command again
+    quote them.
+    """
     _typed_command[:] = words
 
 
 def run_again_hint() -> str:
-    """Return the sentence that asks the user to run the same command again, with the command."""
+    """Return a sentence that asks the user to run the same command again. It quotes the
+    command.
+    """
     if not _typed_command:
         return "Run the same command again"
     return f"Run the same command again: `{shlex.join(_typed_command)}`"
 
 
 def raise_if_stop_requested() -> None:
-    """Raise ``KeyboardInterrupt`` if a stop was requested, and not cleared since then."""
+    """Raise ``KeyboardInterrupt`` if a stop was requested and not cleared since then."""
     if _stop_requested.is_set():
         raise KeyboardInterrupt
 
 
 def clear_stop_request() -> None:
-    """Forget the requested stop, because the program is stopping: later checks do not raise."""
+    """Clear the request to stop, because the program is already stopping. Later checks then do
+    not raise.
+    """
     _stop_requested.clear()
 
 
 def caused_by_stop(error: BaseException | None) -> bool:
-    """Return whether a stop caused an error.
+    """Return whether a request to stop caused an error.
 
-    While a stop is requested, this is True for every error, because C code may raise another error
-    in place of the ``KeyboardInterrupt``.
+    As long as a stop is requested, the result is True for every error, because C code may
+    replace the ``KeyboardInterrupt`` by another error.
     """
     if _stop_requested.is_set():
         return True
@@ -99,7 +109,9 @@ def caused_by_stop(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def delay_stop() -> Iterator[None]:
-    """Delay a stop to the end of a block, because an interrupted import leaves a partial module."""
+    """Delay a stop until the end of a ``with`` block that imports modules. An interrupted
+    import would leave an incomplete module.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -123,14 +135,15 @@ def delay_stop() -> Iterator[None]:
 
 @contextlib.contextmanager
 def restore_signal_handlers(end_ray: Callable[[], object]) -> Iterator[None]:
-    """Restore this process's signal handlers after a block that starts Ray.
+    """Restore this process's signal handlers after a ``with`` block that starts Ray.
 
-    Ray's subreaper setting makes a driver ignore SIGCHLD. Every ``subprocess`` then seems to end
-    with exit code 0. Ray also replaces the handler of SIGTERM, so that SIGTERM would abort the
-    process at once.
+    Ray's subreaper setting makes a driver ignore SIGCHLD. Every child process then seems to
+    end with exit code 0. Ray also replaces the handler of SIGTERM. With Ray's handler, SIGTERM
+    would abort the process at once.
 
     Args:
-        end_ray: ends a partly started Ray after a stop, because it would block the next start.
+        end_ray: function that ends Ray if a stop interrupts its start. A partly started Ray
+            would block the next start.
     """
     numbers = (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP)
     handlers = {number: signal.getsignal(number) for number in numbers}
@@ -148,7 +161,7 @@ def restore_signal_handlers(end_ray: Callable[[], object]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def at_forced_end(cleanup: Callable[[], object]) -> Iterator[None]:
-    """Call ``cleanup`` if the process must be ended by force during the block."""
+    """Call ``cleanup`` if the process is ended by force during the ``with`` block."""
     _cleanups.append(cleanup)
     try:
         yield
@@ -157,14 +170,15 @@ def at_forced_end(cleanup: Callable[[], object]) -> Iterator[None]:
 
 
 class Watch:
-    """A thread that repeats a check during a ``with`` block, and ends the block if the check fails.
+    """A thread that repeats a check during a ``with`` block. If the check fails, the thread
+    ends the block.
 
     Args:
         name: name of the thread.
         every_s: seconds between two checks.
         check: function that returns an error if the block must end, otherwise None.
         clock: source of the time.
-        interrupt: function that ends the main thread, by default :func:`end_main_thread`.
+        interrupt: function that ends the main thread. None means :func:`end_main_thread`.
 
     Attributes:
         lost: the error that ended the block, or None if there was none.
@@ -198,7 +212,9 @@ class Watch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End the checks. If a check failed, raise its error in place of the block's exception."""
+        """End the checks. If a check failed and the block raised an exception, raise the
+        check's error instead.
+        """
         self.end()
         # If the block raised no exception, its work is complete, so the failed check came too late.
         if self.lost is not None and error is not None:
@@ -224,7 +240,9 @@ class Watch:
 
 
 def end_main_thread(error: SetupError, ended: threading.Event) -> None:
-    """Interrupt the main thread from another thread. If it does not end, end the process."""
+    """Interrupt the main thread from another thread. If the main thread does not end, end the
+    process.
+    """
     _thread.interrupt_main()
     if ended.wait(END_WITHIN_S):
         return

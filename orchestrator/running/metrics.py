@@ -14,8 +14,8 @@ from orchestrator.running.progress import Progress
 PUBLISH_INTERVAL_S = 2.0
 """Seconds between two updates of the metrics. Ray collects metrics less often."""
 GAUGES = {
-    "isweep_images_per_second": "Images trained on per second, over all running trials.",
-    "isweep_epochs_per_second": "Epochs per second, over all running trials.",
+    "isweep_images_per_second": "Training images per second, summed over all running trials.",
+    "isweep_epochs_per_second": "Epochs per second, summed over all running trials.",
     "isweep_seconds_left": "Estimated seconds until the last trial ends.",
     "isweep_gpus_asked": "Number of GPUs that running trials requested.",
     "isweep_gpu_share_used": "Share of the cluster's GPUs that running trials requested.",

@@ -178,8 +178,8 @@ def check_same_start(
         )
         problems.append(
             ConfigError(
-                f"Stored results started from pretrained weights that differ from {key} on this "
-                f"machine (SHA-256 {hashes[key][:16]}…): {results}",
+                f"Stored results started from other pretrained weights than those of {key} on "
+                f"this machine. Here the SHA-256 is {hashes[key][:16]}…, but it was {results}",
                 hint=f"Copy the file `pretrained/{key}.safetensors` from the root in which these "
                 "results were computed. Or give the sweep another name. It then trains all "
                 "trials again",

@@ -62,8 +62,7 @@ def run_pilot(
     if table.empty:
         problem = "No training of the pilot has finished"
         hint = (
-            "The cause is in isweep.log below the root. Correct it, and run the same command "
-            "again"
+            "The cause is in isweep.log below the root. Correct it, and run the same command again"
         )
         if num_failed:
             problem = f"{problem}: {summary.failures[0]['message']}"

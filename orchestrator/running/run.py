@@ -268,8 +268,8 @@ def _note_other_sweeps(sweep: _SweepRun, ids_to_run: set[str]) -> None:
         num_shared = len(listing.keys() & ids_to_run)
         if num_shared:
             sweep.monitor.note(
-                f"The sweep {name} in this root has results of "
-                f"{plural(num_shared, 'trial')} that this run trains. This run does not use them"
+                f"The sweep {name} in this root has results of {plural(num_shared, 'trial')} "
+                "that this run trains. This run does not use these results"
             )
 
 

@@ -91,7 +91,7 @@ def driver_hint(
         )
     hint = (
         f"Install a driver of branch {needed_branch} or later for CUDA {cuda} (the present "
-        f"one is {driver})"
+        f"driver is {driver})"
     )
     # The capability 0 is unknown.
     has_cu126_kernels = (
@@ -103,7 +103,7 @@ def driver_hint(
             "which work with the present driver"
         )
         if not capability:
-            hint += ", but not with RTX 50 and B200"
+            hint += ", but do not support the GPUs RTX 50 and B200"
         hint += f" (`{REINSTALL_CU126_TORCH}`)"
     return hint + wsl_driver_hint
 

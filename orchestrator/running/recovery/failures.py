@@ -37,8 +37,8 @@ WORKER_GONE = "the worker process has died"
 
 
 class OtherCodeError(SetupError):
-    """The worker's source code differs from the driver's. The worker raises this error instead
-    of training, so that no result of other code is stored.
+    """Error that a worker raises if its source code differs from the driver's. No result of
+    other source code is then stored.
     """
 
 

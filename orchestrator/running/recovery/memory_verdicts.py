@@ -41,7 +41,7 @@ class LimitText:
     fix: str
 
 
-MACHINE = LimitText("the machine gave", "Choose a larger machine")
+MACHINE = LimitText("this machine could give the trial", "Choose a larger machine")
 WHOLE_GPU = LimitText("a whole GPU has", "Choose a larger GPU")
 OCCUPIED_GPU = LimitText(
     "other processes leave on the GPU", "End the other processes, choose another GPU"

@@ -128,7 +128,9 @@ class NodeHealth:
             gpus: value of ``CUDA_VISIBLE_DEVICES`` of the failed trial, or an empty text if it
                 is unknown.
             started_s: monotonic time in seconds at which the attempt started, or infinity if
-                it is unknown. Raises:
+                it is unknown.
+
+        Raises:
             SetupError: every node that could run the trial is unfit.
         """
         if failure.kind == FailureKind.OTHER_CODE:

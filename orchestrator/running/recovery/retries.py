@@ -167,7 +167,8 @@ class Retries:
             self.num_failed_retries_in_a_row += 1
             if self.num_failed_retries_in_a_row > MAX_FAILED_RETRIES_IN_A_ROW:
                 return Decision(
-                    None, f"{MAX_FAILED_RETRIES_IN_A_ROW} retries of trials failed in a row"
+                    None,
+                    (f"{MAX_FAILED_RETRIES_IN_A_ROW} retries failed in a row, over all trials"),
                 )
         if is_final:
             return Decision(None, "every further attempt would fail as well")
@@ -194,7 +195,7 @@ class Retries:
             # The GPU is the cause, so the trial gets the largest number of retries.
             return RetryLimit(
                 max_retries,
-                f"it was retried {max_retries} times, because other trials also failed on "
+                f"it was retried {max_retries} times, because other trials failed too on "
                 f"{failure.gpu}",
             )
         num_retries = RETRY_POLICIES[kind].num_retries
@@ -204,13 +205,13 @@ class Retries:
             return RetryLimit(0, f"a retry would fail with {kind} again")
         if kind not in CRASH_AND_MEMORY_KINDS:
             return RetryLimit(
-                num_retries, f"a trial with {kind} is retried at most {num_retries} times"
+                num_retries, f"after {kind}, a trial is retried at most {num_retries} times"
             )
         num_lost_by_others = self._num_processes_lost_by_others(trial_id)
         if num_lost_by_others < 2:
             return RetryLimit(
                 num_retries,
-                "at most one crash of another trial happened, so this trial is the cause",
+                "other trials crashed at most once, so this trial is the cause",
             )
         # One more retry for every two lost processes of others: the machine is a likely cause.
         num_retries = min(num_retries + num_lost_by_others // 2, max_retries)

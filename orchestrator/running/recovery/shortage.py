@@ -53,8 +53,8 @@ ADVICE = (
     ),
     Advice(
         ("capacity", "exhausted", "stockout"),
-        "Choose another zone or node type in the launch file. To use another type that the file "
-        "already has, lower `max_workers` of this type",
+        "Choose another zone or node type in the launch file. If the file already has "
+        "another type, lower `max_workers` of the type whose launch failed",
     ),
     Advice(
         ("servicelinkedrole",),

@@ -37,7 +37,7 @@ GPU on which trials fail at once would get every trial of the sweep."""
 
 
 class UnusableGpuError(SetupError):
-    """A trial cannot compute on its GPU.
+    """Error that is raised if a trial cannot compute on its GPU.
 
     Attributes:
         gpu: GPU and node as text, for example ``GPU 0 of node gpu-1``.
@@ -248,8 +248,8 @@ def check_gpu(precision: str) -> None:
         gpu = torch_gpus.gpu_in_use()
         raise UnusableGpuError.of(
             gpu_and_node(gpu.uuid),
-            f"the recipe needs bfloat16, which {gpu.name} with compute capability "
-            f"{capability} does not have",
+            f"the recipe trains in bfloat16, but {gpu.name} with compute capability "
+            f"{capability} does not support bfloat16",
             "Remove nodes with such GPUs from the cluster, or choose a recipe with "
             "`precision: float32`",
             device_lost=False,

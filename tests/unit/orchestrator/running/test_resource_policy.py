@@ -104,7 +104,7 @@ def test_a_trial_that_used_up_the_memory_of_the_machine_is_retried_four_times(tr
     trial = trial_of(trials, "small_cnn")
     hints = [hint_after_failure(policy, trial, OUT_OF_MEMORY) for _ in range(5)]
     assert hints[:4] == [""] * 4
-    hint = "small_cnn at batch size 16 needs more memory than the machine gave."
+    hint = "small_cnn at batch size 16 needs more memory than this machine could give the trial."
     assert f"{hint} Choose a larger machine" in hints[4]
 
 
@@ -175,7 +175,7 @@ def test_a_trial_at_its_last_level_is_retried_if_the_largest_node_has_more_memor
         hints.append(policy.failed(trials[0], OUT_OF_MEMORY).hint)
     assert requested == [100, 150, 150, 150, 150, 200]
     assert hints[:5] == [""] * 5
-    assert "needs more memory than the machine gave" in hints[5]
+    assert "needs more memory than this machine could give the trial" in hints[5]
 
 
 MOSTLY_USED_BY_OTHERS, MOSTLY_USED_BY_THE_TRIAL = (
@@ -204,7 +204,10 @@ def test_a_trial_that_uses_up_the_memory_of_its_machine_ends_after_smaller_batch
         policy.start_attempt(trial)
         hints.append(policy.failed(trial, MOSTLY_USED_BY_THE_TRIAL).hint)
     assert hints[:4] == [""] * 4
-    assert "small_mlp at batch size 16 needs more memory than the machine gave" in hints[-1]
+    assert (
+        "small_mlp at batch size 16 needs more memory than this machine could give the trial"
+        in hints[-1]
+    )
 
 
 CAPTURE_FAILED = TrialFailure(kind="device_error", message="", capture_failed=True)
