@@ -395,8 +395,8 @@ def _imported_ray() -> Any:
 
 
 def _gpu_settings() -> dict[str, int]:
-    """Return the Ray setting for the number of GPUs of a private cluster. If it is empty, Ray
-    counts the GPUs itself.
+    """Return the Ray setting for the number of GPUs of a private cluster. If the result is
+    empty, Ray counts the GPUs itself.
 
     Ray counts wrongly in three cases. It counts all MIG slices of a GPU as one GPU. If
     ``CUDA_VISIBLE_DEVICES=-1`` hides all GPUs, it counts one GPU. If NVIDIA's driver hangs,

@@ -39,8 +39,8 @@ SILENT_HINT = (
     "answer again, read its logs, or remove the node from the cluster"
 )
 LAUNCH_FILE = "launch file"
-"""Beginning of the names of all checks of a launch file. If such a check fails, the user made
-a mistake. The machine has no problem."""
+"""Beginning of the names of all checks of a launch file. If such a check fails, the launch
+file contains a mistake. It does not mean that the machine has a problem."""
 NETWORK_FILE_SYSTEMS = (
     "nfs",
     "nfs4",

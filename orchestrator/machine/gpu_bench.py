@@ -109,7 +109,9 @@ class Bench:
         return tuple(Case.of_network(self.network(model), num_threads) for model in self.models)
 
     def images(self, num_images: int) -> tuple[Tensor, Tensor]:
-        """Return random images with one channel, and random labels. Both are on the device."""
+        """Return random images with one channel, and alternating labels 0 and 1. Both are on
+        the device.
+        """
         images, labels = random_images(num_images, self.image_size)
         return images.to(self.device), labels.to(self.device)
 

@@ -199,8 +199,8 @@ def _end_processes(processes: Iterable[subprocess.Popen[str]]) -> None:
 def _start_counting(
     processes: Collection[subprocess.Popen[str]], folder: Path, deadline: float
 ) -> None:
-    """Wait until all processes are ready. Then tell them by a file to start counting their
-    images.
+    """Wait until all processes are ready. Then create the file that makes them start to count
+    their images.
 
     The wait also ends at the deadline, or when a process has ended.
     """

@@ -105,13 +105,13 @@ LOAD_FIELDS = (
 )
 """Fields of ``nvidia-smi`` that show whether the GPU reduced its clock, for example due to heat."""
 ENVIRONMENT = re.compile(r"(PYTORCH|TORCH|CUDA|NVIDIA|CUBLAS|CUDNN)_")
-"""Pattern of the first letters of environment variables that change the behaviour of torch and
-CUDA."""
+"""Pattern for the names of environment variables that change the behavior of torch and CUDA."""
 FLOAT32_ERROR = 2e-5
 """Largest allowed relative error of a matrix product or a convolution in float32. On a CPU, we
 measured an error of 4e-7 for the direct sum, and of 5e-6 for Winograd's algorithm. cuDNN may
-choose Winograd's algorithm for a convolution. The limit is four times its error, because cuDNN
-may round in another order. TensorFloat-32 has an error of 3e-4."""
+choose Winograd's algorithm for a convolution. The limit is about four times the error of
+Winograd's algorithm, because cuDNN may round in another order. TensorFloat-32 has an error of
+3e-4."""
 NETWORK_PARTS = ("correctness", "step_times", "passes", "memory")
 """Parts with a result for each network. If such a part ends early, some results are missing."""
 TRIAL_SIZES = (500, 500, FULL_SIZE)
@@ -490,7 +490,7 @@ def smallest_share(run_in_share: Callable[..., str], largest: float) -> dict[str
         largest: largest share of the search.
 
     Returns:
-        The smallest share in which the work succeeded, or None if it never succeeded. Also the
+        The smallest share in which the work succeeded (None if it never succeeded), the
         largest share in which it failed, and the kind of this failure.
     """
     smallest: float | None = None
@@ -658,8 +658,8 @@ def _smallest_gain(rows: Mapping[str, Any]) -> float | None:
 
 
 def _context_gib(measured: Mapping[str, Any]) -> float:
-    """Return the largest measured memory of a process besides its tensors in GiB, but at least
-    :data:`CONTEXT_BYTES`.
+    """Return, in GiB, the largest measured memory of a process besides its tensors. The result
+    is at least :data:`CONTEXT_BYTES`.
     """
     sizes = [value for value in measured.values() if isinstance(value, int)]  # without the note
     return max([CONTEXT_BYTES, *sizes]) / 2**30

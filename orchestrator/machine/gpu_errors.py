@@ -28,7 +28,8 @@ class LibraryError:
         device_lost: True if the GPU failed and the trial's code is probably not the cause.
         capture_failed: True if a step could not be captured as a CUDA graph.
         no_engine: True if cuDNN has no engine for an operation. There are two possible causes:
-            the operation needs more memory, or cuDNN has no kernel for it on this GPU.
+            too little memory is free for the operation, or cuDNN has no kernel for it on this
+            GPU.
     """
 
     type_name: str
@@ -143,8 +144,8 @@ def matching_row(type_names: Collection[str], message: str) -> LibraryError | No
 def _memory_ran_out(error: BaseException | None) -> bool:
     """Return whether an exception, or an exception that led to it, shows that memory ran out.
 
-    If a capture fails, ending it may raise a second error. The first error is then the context
-    of the second error.
+    If a capture fails, the end of the capture may raise a second error. The first error is
+    then the context of the second error.
     """
     while error is not None:
         row = library_error(error)

@@ -44,7 +44,7 @@ class Problem:
 
 
 def describe_gpus(num_gpus: float, *, is_private: bool) -> list[NodeGpus]:
-    """Return every node with GPUs, and its GPUs. Return an empty list if the GPUs are
+    """Return the GPUs of each node that has GPUs. Return an empty list if the GPUs are
     simulated.
 
     Args:
@@ -213,8 +213,8 @@ def gpu_problems(
 
 
 def _slices_hint(slices: tuple[str, ...]) -> str:
-    """Return a hint that says how to use the MIG slices of a node. It contains the UUIDs of
-    the slices, so that users can paste it.
+    """Return a hint that says how to use the MIG slices of a node. Users can paste the UUIDs
+    of the slices from this hint.
     """
     uuids = ",".join(slices)
     num_gpus = str(len(slices))

@@ -315,9 +315,9 @@ class Lease:
         name: name of the root, as :func:`_root_name` returns it.
         purpose: name of this command for people, for example ``isweep run paper``. If another
             command needs the lock, the message of that command contains this name.
-        say: prints a message for the user during a wait.
+        say: function that prints a message for the user during a wait.
         clock: source of the time for waits and renewals.
-        interrupt: object that interrupts the main thread if the lease is lost.
+        interrupt: function that ends the main thread if the lease is lost.
     """
 
     def __init__(

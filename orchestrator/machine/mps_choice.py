@@ -23,8 +23,8 @@ from search_spaces.sweeps import ResourceSpec
 VOLTA = 7.0
 """Lowest compute capability with which each MPS process has a separate address space."""
 MIN_SAVED_S = 120.0
-"""Smallest number of seconds that MPS must save to be started. The start of MPS itself takes 5
-to 20 s."""
+"""Predicted seconds that MPS must save at least. If it saves less, it is not started, because
+its start takes 5 to 20 s."""
 
 
 def seconds_in_sequence(trials: Iterable[TrialSpec], gpu: GpuModel) -> float:

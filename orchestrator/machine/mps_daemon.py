@@ -1,5 +1,5 @@
-"""The programs of NVIDIA's multi-process service (MPS). This module starts the daemon, sends
-commands to it and ends it.
+"""The programs of NVIDIA's multi-process service (MPS). This module starts the daemon of MPS,
+sends commands to it and ends it.
 
 ``nvidia-cuda-mps-control -d`` starts a daemon. When the first process uses a GPU, the daemon
 starts a server. A process finds the daemon by a socket in the folder

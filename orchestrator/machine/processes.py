@@ -145,8 +145,8 @@ def exit_codes_kept() -> Iterator[None]:
 
 
 def _ignores_sigchld() -> bool:
-    """Return whether this process ignores SIGCHLD. The kernel is asked, because Python may not
-    know it.
+    """Return whether this process ignores SIGCHLD. The function reads this from the kernel,
+    because Python may not know it.
     """
     with contextlib.suppress(OSError):
         status = Path("/proc/self/status").read_text(encoding="utf-8")

@@ -68,7 +68,7 @@ class _Server:
 
 
 class _ServerCheck:
-    """A check, which is repeated, that Ray's servers answer.
+    """A repeated check that Ray's servers answer.
 
     Args:
         servers_by_process_name: the servers that must answer, by the name of their process.

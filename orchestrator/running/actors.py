@@ -43,8 +43,8 @@ POLL_INTERVAL_S = 1.0
 """Seconds between two requests of the driver for new messages."""
 POLL_TIMEOUT_S = 2.0
 """Seconds that the driver waits for the last messages of a worker that has just ended. If
-``IsweepEpochs`` does not answer in this time, the driver stops waiting in later calls until
-``IsweepEpochs`` answers again."""
+``IsweepEpochs`` does not answer in this time, later calls do not wait until ``IsweepEpochs``
+has answered again."""
 MAX_MESSAGES = 100_000
 """Largest number of messages that ``IsweepEpochs`` stores between two requests of the driver.
 If there are more, ``IsweepEpochs`` drops the oldest messages. No result is lost: only live
@@ -55,7 +55,7 @@ answer. The trial waits meanwhile. This limit is shorter than the time without a
 which a trial counts as hung."""
 CALL_RETRIES = 5
 """Largest number of times that Ray repeats a call during which the actor was killed. The
-number is limited, because the call itself may be what kills the actor."""
+number is limited, because the call itself may have killed the actor."""
 NOTE_AFTER_S = 10.0
 """Seconds that a trial waits for the storage before the user gets a note."""
 
@@ -239,8 +239,8 @@ class IsweepKeeper:
         """Call a method of :class:`ResultStore`, with retries if the storage does not answer.
 
         Returns:
-            The value that the method returns. If ``put`` could not store the file, the reason
-            as text.
+            The value that the method returns, or the reason as text if ``put`` could not store
+            the file.
         """
         work = partial(getattr(self._store, method), *arguments)
         if method != "put":

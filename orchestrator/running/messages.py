@@ -28,7 +28,8 @@ class TrialAssignment:
         array: key of the trial's images in :class:`~orchestrator.running.actors.IsweepArrays`.
         resources: CPUs, GPU share and memory of the trial, and the settings with which it
             trains.
-        code: fingerprint of the driver's source code. The worker's fingerprint must be equal.
+        code: fingerprint of the driver's source code. The fingerprint of the worker's code
+            must be the same.
         earlier: stored result of this trial that lacks only measurements, or None. If there is
             such a result, the worker measures the stored network. If there is none, or if the
             stored weights are missing or damaged, the worker trains the network.

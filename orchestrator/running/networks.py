@@ -98,7 +98,7 @@ def fetch_pretrained(
         plan: The plan.
         done: Ids of trials with a result. They need no weights.
         paths: Paths below the root.
-        note: Prints a message for the user.
+        note: Function that prints a message for the user.
 
     Returns:
         Weights by :attr:`ModelSpec.pretrained_key`.

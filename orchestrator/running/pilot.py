@@ -40,7 +40,7 @@ def run_pilot(
         source: Path of your own data, or name of a dataset.
         model: Name of the model to train.
         options: Options that decide where and how the trainings run.
-        progress: Shows progress.
+        progress: Display of the progress.
         pilot_options: ``train_sizes``, ``test_size`` and ``domain`` of :func:`pilot_sweep`.
 
     Raises:

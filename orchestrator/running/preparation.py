@@ -92,8 +92,8 @@ def prepare_missing(
         workspace: The sweep.
         missing: The datasets to prepare.
         options: Folders of raw downloads, and the largest share of unusable files.
-        executor: Reads images.
-        monitor: Shows progress.
+        executor: Executor that reads images.
+        monitor: Display of the progress.
 
     Raises:
         DataError: Some datasets cannot be prepared. One error lists all problems.
@@ -171,7 +171,7 @@ class BackgroundPreparation:
     Args:
         workspace: The sweep.
         options: Folders of raw downloads, and the largest share of unusable files.
-        monitor: Shows the name of the dataset that is being prepared.
+        monitor: Display that shows the name of the dataset that is being prepared.
     """
 
     def __init__(self, workspace: Workspace, options: RunOptions, monitor: Progress) -> None:
@@ -275,7 +275,7 @@ def measure_subset(
         spec: The measures to compute.
         data: Images of the subset.
         dataset: The dataset.
-        executor: Computes distances.
+        executor: Executor that computes distances between images.
     """
     import numpy as np
 

@@ -38,7 +38,7 @@ def prepare_one(
         preset: Name of a preset, or path of a sweep file. It sets the image size, the channels
             and the data mode.
         run_options: Root and cluster.
-        progress: Shows progress.
+        progress: Display of the progress.
         montage: File for a figure with example images of each label. None, the default, draws
             no figure, because the images may show patients.
         own_options: Options of your own data. They replace the options in the sweep file.
@@ -70,7 +70,8 @@ def prepare_one(
 
 
 def _choice(name: str, sweep: SweepSpec, own_options: Mapping[str, Any]) -> DatasetChoice:
-    """Return the dataset with this name. Your own data in the sweep precede known datasets.
+    """Return the dataset with this name. If the sweep contains your own data with this name,
+    return these data. Otherwise return a dataset that isweep knows.
 
     Args:
         name: Name of the dataset.

@@ -21,7 +21,7 @@ def reconcile_sweep(
         workspace: The sweep.
         mlflow_uri: Address of the MLflow server or store. None means the MLflow store in the
             root.
-        say: Prints a message for the user.
+        say: Function that prints a message for the user.
 
     Returns:
         Number of MLflow runs, by the kind of change that was made to them.

@@ -61,10 +61,10 @@ if TYPE_CHECKING:
     from orchestrator.running.actors import ActorHandles
 
 MAX_PRODUCTS_HERE = 10**9
-"""Largest number of multiplications with which the driver itself measures a subset. It is
-compared with the largest train size times the number of pixel values of all training images.
-Such a measurement takes less than a second, and Ray needs as long to start a task. Ray tasks
-measure larger subsets."""
+"""Largest number of multiplications for which the driver itself measures a subset. A subset
+needs the largest train size times the number of pixel values of all training images. Such a
+measurement takes less than a second, and Ray needs as long to start a task. Ray tasks measure
+larger subsets."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def run_sweep(
         source: name of a preset, path or content of a sweep file, or name of a sweep in the
             root.
         options: options that decide where and how the command runs.
-        progress: shows progress. None means that nothing is shown.
+        progress: display of the progress. None means that nothing is shown.
         changes: new values for keys of the sweep file. A key may contain dots, for example
             ``{"recipe.epochs": 5}``.
 
@@ -166,8 +166,8 @@ class _SweepRun(SweepCommand):
     """A run of a sweep, with the objects that its stages share.
 
     Attributes:
-        stored: results. :func:`_check_before_start` sets this attribute.
-        tracker: shows trials in MLflow. :func:`run_sweep` sets this attribute.
+        stored: results in the store. :func:`_check_before_start` sets this attribute.
+        tracker: connection that shows trials in MLflow. :func:`run_sweep` sets this attribute.
         pretrained: pretrained weights from which networks start, by
             :attr:`ModelSpec.pretrained_key`.
         actors: actors on the driver's node. Workers use them to get images, store files and
@@ -209,7 +209,7 @@ def _trials_to_run(plan: SweepPlan, state: State) -> list[TrialSpec]:
 
 
 def _check_before_start(sweep: _SweepRun) -> None:
-    """Lock the root. Check that the run can succeed, before Ray and MLflow start.
+    """Lock the root. Before Ray and MLflow start, check that the run can succeed.
 
     ``check_feasible`` is called three times, because the sizes of more classes become known.
     The first call uses the sweep file, the prepared datasets and the lists of files. Before

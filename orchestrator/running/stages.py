@@ -58,7 +58,7 @@ class SweepCommand:
         purpose: name of the command for people, for example ``isweep run paper``.
         workspace: the sweep's plan and folders.
         options: options that decide where and how the command runs.
-        monitor: shows progress.
+        monitor: display of the progress.
         stack: stack of context managers, which are closed when the command ends.
         local_gpus: the GPUs of this machine, if the command starts a private cluster. The list
             is empty until :meth:`check_machine` is called. It stays empty if trials run on
@@ -170,8 +170,8 @@ class SweepCommand:
         return describe_gpus(cluster.num_gpus, is_private=cluster.is_private)
 
     def check_machine(self) -> None:
-        """Check that trials can run on this machine or cluster. This check comes before the
-        start of Ray.
+        """Check that trials can run on this machine or cluster. Call this method before Ray
+        starts.
 
         Raises:
             SweepError: the cluster does not answer, this machine is too small, or its GPUs
@@ -266,7 +266,7 @@ class SweepCommand:
         Args:
             plan: the plan of the sweep or the search.
             stored: results of the plan.
-            tracker: shows the plan's trials in MLflow.
+            tracker: connection that shows the plan's trials in MLflow.
             trials: the trials to run, at least one. Their mean request decides how many trials
                 run at once.
             measured: finished trials. Their times and memory correct the predictions.

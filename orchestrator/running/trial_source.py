@@ -51,8 +51,8 @@ class RunContext:
         resources: resources that the sweep requests for every trial.
         stored: stored results. The run reads them once, at its start. Only this run changes
             them.
-        tracker: shows trials in MLflow.
-        monitor: shows trials in the terminal.
+        tracker: connection that shows trials in MLflow.
+        monitor: display of the trials in the terminal.
         runtime_model: model that predicts the seconds and the GPU share of each trial.
         actors: actors that were started earlier. None means that the backend starts the
             actors.

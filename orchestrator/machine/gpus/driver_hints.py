@@ -1,10 +1,10 @@
-"""Hints if an NVIDIA driver, a version of torch and a GPU do not work together."""
+"""Hints for the case that an NVIDIA driver, a version of torch and a GPU do not work together."""
 
 from __future__ import annotations
 
 OLDEST_DRIVER_BRANCH = {13: 580, 12: 525, 11: 450}
 """Oldest branch of NVIDIA's driver that works with each major version of CUDA. It works with
-all minor versions, too (NVIDIA, "CUDA Compatibility", table 1)."""
+all minor versions of this major version (NVIDIA, "CUDA Compatibility", table 1)."""
 LAST_CU126_TORCH = "2.14"
 """Last version of torch that has wheels for CUDA 12.6 (pytorch#190385)."""
 FIRST_CAPABILITY_BEYOND_CU126 = 10.0
@@ -23,8 +23,8 @@ HINTS_BY_WORDS = {
     ),
     "system not yet initialized": "Start nvidia-fabricmanager: GPUs on an NVSwitch need it",
 }
-"""Hints if torch cannot use a GPU. Each key is a part of CUDA's message. The messages belong
-to cudaErrorStubLibrary, a dead MPS server, and cudaErrorSystemNotReady."""
+"""Hints for the case that torch cannot use a GPU. Each key is a part of CUDA's message. The
+messages belong to cudaErrorStubLibrary, a dead MPS server, and cudaErrorSystemNotReady."""
 UNKNOWN_ERROR = "CUDA unknown error"
 """Part of torch's message for cudaErrorUnknown. If the machine was suspended, new processes
 get this message until the kernel module `nvidia_uvm` is loaded again (pytorch#49081)."""

@@ -17,7 +17,7 @@ from orchestrator.machine.processes import STUCK_PROGRAMS, ProgramOutput, run_pr
 DEVICES = Path("/dev")
 """Folder of the kernel's device files."""
 DRIVER = Path("/proc/driver/nvidia/version")
-"""File in which the kernel gives the version of NVIDIA's driver."""
+"""File of the kernel that contains the version of NVIDIA's driver."""
 WSL = Path("/usr/lib/wsl/lib")
 """Folder with NVIDIA's library and nvidia-smi if Linux runs inside Windows (WSL). This folder
 is often not on PATH. WSL has no device files of GPUs."""

@@ -1,5 +1,5 @@
-"""Checks of a launch file for ``ray up``. They detect mistakes before machines start that cost
-money.
+"""Checks of a launch file for ``ray up``. They detect mistakes before any machine starts and
+costs money.
 
 The checks use Ray's schema and botocore's validation. They also detect mistakes that these two
 do not detect: placeholders that nobody has filled in, missing files, open ports, too many
@@ -76,8 +76,8 @@ NEEDED = {
         ),
     ),
 }
-"""Keys that must not be missing, by type of the provider. ``ray up`` reports their absence
-late or not at all. The rows of the empty type are for all providers."""
+"""Mistakes for required keys that are missing, by type of the provider. ``ray up`` reports
+these mistakes late or not at all. The mistakes under the empty type are for all providers."""
 PROVIDER_CHECKS = {"aws": aws_mistakes, "gcp": gcp_mistakes, "local": local_mistakes}
 
 
@@ -120,7 +120,7 @@ def _read(path: Path) -> Config | Mistake:
 
 
 def _schema_mistakes(config: Config) -> Iterator[Mistake]:
-    """Yield the mistakes against Ray's schema and against further rules of ``ray up``."""
+    """Yield a mistake for each violation of Ray's schema or of another rule of ``ray up``."""
     import jsonschema
 
     file = resources.files("ray.autoscaler") / "ray-schema.json"

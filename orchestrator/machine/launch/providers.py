@@ -90,7 +90,7 @@ def aws_mistakes(config: Config) -> Iterator[Mistake]:
 
 
 def _request_mistakes(node_type: NodeType) -> Iterator[Mistake]:
-    """Yield the fields that EC2 would reject. Botocore's description of EC2 decides."""
+    """Yield a mistake for each field that EC2 would reject, by botocore's description of EC2."""
     shape = _instance_request_shape()
     validator = importlib.import_module("botocore.validate").ParamValidator()
     fields = {"MinCount": 1, "MaxCount": 1} | node_type.request

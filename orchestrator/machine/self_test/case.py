@@ -10,8 +10,8 @@ from search_spaces.models import model_spec
 from search_spaces.specs import ModelSpec, NetworkSpec
 
 NUM_IMAGES = 100
-"""Smallest total number of images in full batches, in most cases. It is enough for three
-warm-up steps, a capture and several replays."""
+"""Approximate number of images in the full batches of an epoch. It is enough for three warm-up
+steps, a capture and several replays."""
 
 PASSED_LINE = "The GPU was compared with the CPU."
 """Line that the process of a self-test prints when the GPU has passed the comparison with the

@@ -48,8 +48,8 @@ by NOISE_FACTOR times this noise."""
 SPEED_MARGIN = 0.05
 """Share of a plain epoch's time by which an epoch with graphs may always be slower."""
 DROPOUT_LOSS_TOLERANCE = 0.2
-"""Difference in the loss of the last epoch that is always allowed, in nat, if trainings draw
-different random numbers. An example are different dropout masks."""
+"""Difference in the last epoch's loss, in nat, that is always allowed between trainings that
+draw different random numbers. Such trainings have, for example, different dropout masks."""
 RANDOM_NOISE_FACTOR = 2
 """Factor that replaces NOISE_FACTOR if trainings draw different random numbers. The
 differences of such trainings are large, so a smaller factor is enough."""

@@ -51,8 +51,8 @@ from orchestrator.results.records import FailureKind
 from tasks.trials.isolation import deterministic, fixed_torch_state, trial_memory
 
 MAX_ERROR_LENGTH = 300
-"""Largest number of characters that a verdict contains of an error's first line. Messages
-repeat this line."""
+"""Largest number of characters of an error's first line in a verdict. Messages repeat this
+line."""
 
 
 def run_self_test(

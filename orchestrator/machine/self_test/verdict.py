@@ -42,8 +42,8 @@ class GraphResult:
 
     Attributes:
         trainings: comparisons of trainings. It is empty if an error ended the trainings.
-        error_text: the error that ended this part early, in one line, or an empty text if there was
-            none.
+        error_text: the error that ended this part early, as one line of text. It is empty if
+            no error occurred.
         dropout_problem: line of text that says what is wrong with dropout in a graph. It is
             empty if nothing is wrong.
     """

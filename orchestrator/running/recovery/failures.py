@@ -2,9 +2,9 @@
 
 A worker classifies the exception that a trial raises (:func:`classify`). If a worker's process
 has died, the driver classifies Ray's message about it (:func:`classify_lost_worker`). Errors
-of isweep, and most errors of Ray, are classified by their type. Two groups of errors are
-recognized by their text instead. CUDA and cuDNN raise exceptions of general types. If Ray
-kills a worker, it says so only in a text. The texts are in
+of isweep, and most errors of Ray, are classified by their type. Errors of CUDA and cuDNN are
+recognized by their text, because their types are too general. If Ray kills a worker, this too
+is recognized only by a text. The texts are in
 :data:`~orchestrator.machine.gpu_errors.LIBRARY_ERRORS`.
 """
 
@@ -127,11 +127,11 @@ def classify_lost_worker(
 
 
 MEMORY_OF_NODE = re.compile(r"was ([\d.]+)GB used / ([\d.]+)GB limit")
-"""Pattern of the used memory and the memory limit of a node, in GB, in Ray's message about a
-killed worker (Ray 2.60)."""
+"""Pattern that finds a node's used memory and memory limit, in GB, in the message of Ray 2.60
+about a killed worker."""
 MEMORY_OF_PROCESS = re.compile(r"^(\d+)\t([\d.]+)\t", re.MULTILINE)
-"""Pattern of a process id and its memory in GB. Ray's message about a killed worker has a
-table of the ten largest processes, and each row matches this pattern."""
+"""Pattern that finds a process id and the memory of this process in GB. It matches each row of
+the table in Ray's message about a killed worker. The table lists the ten largest processes."""
 
 
 def _killed_for_memory(text: str, pid: int) -> TrialFailure:

@@ -30,7 +30,7 @@ MAY_RETRY = TrialVerdict()
 
 @dataclass(frozen=True)
 class LimitText:
-    """The words about a memory that is too small for a trial.
+    """The words of a hint about a memory that is too small for a trial.
 
     Attributes:
         clause_end: words that complete the sentence "... needs more memory than".

@@ -1,5 +1,5 @@
-"""The health of nodes and GPUs. It decides how long a GPU is quarantined, and whether any node
-can still run trials.
+"""The health of nodes and GPUs. This module decides how long a GPU is quarantined, and whether
+any node can still run trials.
 """
 
 from __future__ import annotations

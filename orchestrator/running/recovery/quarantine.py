@@ -35,7 +35,7 @@ class GpuQuarantine:
         self._gpu_by_task: dict[Any, tuple[str, str]] = {}
 
     def add(self, location: WorkerLocation, seconds: float) -> None:
-        """Quarantine the share of a GPU that a failed trial used, for ``seconds``."""
+        """Quarantine the share of a GPU that a failed trial used, for a number of seconds."""
         self._remove_ended_tasks()
         gpu = (location.node, location.gpus)
         quarantined = list(self._gpu_by_task.values())

@@ -1,8 +1,9 @@
 """The resource policy, which chooses the resources that each attempt at a trial requests.
 
-If memory runs out, the next request is another one. Each possible request of a trial has a
-*memory level*. Level 0 is the planned request. Each higher level requests more memory, or
-trains in a way that needs less memory (:mod:`~orchestrator.running.recovery.memory_levels`).
+If memory runs out, the next attempt requests other resources. Each possible request of a trial
+has a *memory level*. Level 0 is the planned request. Each higher level requests more memory,
+or trains in a way that needs less memory
+(:mod:`~orchestrator.running.recovery.memory_levels`).
 
 A trial has a *start level*, and its network has a start level. The next attempt starts at the
 higher of these two levels (:mod:`~orchestrator.running.recovery.start_levels`). If memory runs

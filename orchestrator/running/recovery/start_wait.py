@@ -1,7 +1,7 @@
 """The wait until a trial starts. If it takes long, isweep prints what is missing, or ends the
 run.
 
-This is needed because Ray prints nothing while no trial starts.
+Ray itself prints nothing while no trial starts.
 """
 
 from __future__ import annotations

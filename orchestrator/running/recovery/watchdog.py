@@ -64,8 +64,8 @@ class Watchdog:
         note: function that prints a line for the user.
         killer_of: function that returns a function to kill a Tune trial's process, or None if
             the trial has no process.
-        start_wait: the wait until a trial starts. The watchdog also checks this wait, because
-            the suspension of the driver extends the limits of both.
+        start_wait: the wait until a trial starts. The watchdog also checks this wait. If the
+            driver was suspended, the limits of both are extended.
         clock: source of the time.
     """
 

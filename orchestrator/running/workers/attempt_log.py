@@ -42,7 +42,7 @@ class AttemptLog(io.TextIOBase):
 
     def text(self) -> str:
         """Return the log without secrets. If its middle is left out, a line says how many
-        characters.
+        characters are missing.
         """
         gap = ""
         if self._num_left_out:

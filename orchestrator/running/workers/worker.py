@@ -1,4 +1,5 @@
-"""The worker, a Ray process that runs trials one after the other. Each trial starts anew.
+"""The worker, a Ray process that runs trials one after the other. No trial affects a later
+trial.
 
 A worker reads no files of the driver's disk. If a trial raises an exception, the worker
 reports the failure to the driver.
@@ -250,8 +251,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
 
 
 def configured_trainable(trainable: type[TrialTrainable], **shared: Any) -> Any:
-    """Return a trainable for Tune that knows its shared arguments and the resource requests of
-    its trials.
+    """Return a trainable for Tune with the arguments that all trials share. Tune reads a
+    trial's resource request from its assignment.
 
     Args:
         trainable: class of the workers.
