@@ -106,7 +106,7 @@ class TrialQueue:
         self.running.add(trial_id)
 
     def remove(self, trial_id: str) -> None:
-        """Remove a submitted trial that has a result or gets no further attempt."""
+        """Remove a submitted trial that has a result, or that gets no further attempt."""
         self.submitted.discard(trial_id)
         self.running.discard(trial_id)
 
