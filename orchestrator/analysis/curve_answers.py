@@ -828,20 +828,26 @@ def _exact_scores(rows: pd.DataFrame, question: CurveQuestion) -> list[str]:
 
 
 def _measured_assurance(curves: Sequence[CurveAnswer]) -> list[str]:
-    """Return a remark on the numbers of images of short curves; empty if there are none."""
+    """Return a remark on how often the benchmark's numbers for short curves were large enough."""
     sizes = []
+    advice = "The probabilities of reaching the target may be too high."
     for curve in curves:
         # The benchmark has no result for predicted numbers up to the largest train size.
-        if curve.images is not None and curve.largest_size < curve.images.assured < np.inf:
-            sizes.append(len(curve.points))
+        images = curve.images
+        if images is None or images.assured <= curve.largest_size:
+            continue
+        if images.assured < np.inf:
+            advice = "Plan only the next step with these numbers of images."
+        elif images.probability_at_limit < TAIL:
+            continue
+        sizes.append(len(curve.points))
     # A curve that is shorter than all curves of the benchmark gets the value of the shortest ones.
     num_sizes = max(min(sizes, default=max(MEASURED_ASSURANCE) + 1), min(MEASURED_ASSURANCE))
     if num_sizes not in MEASURED_ASSURANCE:
         return []
     return [
-        "Plan only the next step with these numbers of images. In a benchmark, numbers for a "
-        f"probability of 80% from {num_sizes} train sizes were large enough in "
-        f"{MEASURED_ASSURANCE[num_sizes]} of 100 cases."
+        f"{advice} In a benchmark, numbers for a probability of 80% from {num_sizes} train "
+        f"sizes were large enough in {MEASURED_ASSURANCE[num_sizes]} of 100 cases."
     ]
 
 

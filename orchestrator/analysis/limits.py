@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
 
-from orchestrator.analysis.number_formats import listing
+from orchestrator.analysis.number_formats import listing, number
 from orchestrator.analysis.results_tables.chance_level import (
     AT_CHANCE_SHARE,
     chance_limits_in_words,
@@ -29,6 +30,7 @@ from orchestrator.results.columns import (
     NUM_CONFLICTS,
     SEED,
     TEST_ACCURACY,
+    TEST_SIZE,
     TRAIN_ACCURACY,
     TRAIN_SIZE,
 )
@@ -38,6 +40,9 @@ from search_spaces.errors import plural
 MIN_CONVINCING_DATASETS = 5
 """Smallest number of datasets of a domain for statements on the domain. With fewer datasets, a
 remark warns."""
+LARGE_TEST_SET = 1_000
+"""Smallest number of test images without a remark. With this number, the standard error of an
+accuracy of 90 % is below one percentage point."""
 MAX_NAMED = 4
 """Largest number of datasets that a sentence lists by name."""
 
@@ -76,6 +81,7 @@ def limits_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
         *_of_repeats(full, points),
         *_without_error(points),
         *_of_domains(full, points),
+        *_of_measurement(full),
         *_of_modes(full),
         *_of_versions(full),
         *_of_conflicts(full),
@@ -157,12 +163,29 @@ def _of_domains(full: pd.DataFrame, points: pd.DataFrame) -> Iterator[str]:
     if full[DATASET].nunique() == 1:
         return
     num_datasets = points.groupby(DOMAIN)[DATASET].nunique()
-    for domain, number in num_datasets.items():
-        if number < MIN_CONVINCING_DATASETS:
-            yield few_of_domain(str(domain), int(number))
+    for domain, num in num_datasets.items():
+        if num < MIN_CONVINCING_DATASETS:
+            yield few_of_domain(str(domain), int(num))
     for domain in DOMAINS:
         if domain not in num_datasets:
             yield f"There is no {domain} dataset, so domains cannot be compared."
+
+
+def _of_measurement(full: pd.DataFrame) -> Iterator[str]:
+    """Warn about a small test set, and about errors of d_data and K_F."""
+    if full[DATASET].nunique() == 1:
+        return
+    smallest = full[TEST_SIZE].min()
+    if smallest < LARGE_TEST_SET:
+        error = 100 * math.sqrt(0.9 * 0.1 / smallest)
+        yield (
+            f"The smallest test set has {smallest:,.0f} images. With so few images, an accuracy "
+            f"of 90 % has a standard error of {number(error, 2)} percentage points."
+        )
+    yield (
+        "The fits use d_data and K_F as if they were measured without error. Errors in d_data and "
+        "K_F usually make a relation look weaker, and the intervals do not correct for this."
+    )
 
 
 def shared_collections(

@@ -20,7 +20,7 @@ def entry() -> NoReturn:
         sys.stderr.write("Stopped.\n")
         code = 130
     # All results are printed and stored. A signal must not print a traceback now.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda *_: os._exit(code))
     gc.freeze()

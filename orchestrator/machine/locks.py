@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from orchestrator.machine.signals import Interrupt, Watch
+from orchestrator.machine.watch import Interrupt, Watch
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.storage import Bucket, Storage, no_conditional_writes, open_storage
 from orchestrator.results.store import ResultStore
@@ -54,7 +54,7 @@ class InUseError(SetupError):
 
 @contextlib.contextmanager
 def lock_root_and_store(
-    workspace: Workspace, purpose: str, say: Callable[[str], None] = log.warning
+    workspace: Workspace, purpose: str, print_note: Callable[[str], None] = log.warning
 ) -> Iterator[None]:
     """Lock a sweep's root and its result store during a ``with`` block.
 
@@ -64,7 +64,7 @@ def lock_root_and_store(
         workspace: the sweep's root and store.
         purpose: name of this command for people, for example ``isweep run paper``. If another
             command needs the lock, the message of that command contains this name.
-        say: function that prints a message for the user during a wait.
+        print_note: function that prints a message for the user during a wait.
 
     Raises:
         SetupError: another command has locked the root or the store.
@@ -76,7 +76,7 @@ def lock_root_and_store(
             locks.enter_context(lock_file(store_lock, purpose, "storage"))
         else:
             name = _root_name(workspace.paths.identity)
-            locks.enter_context(Lease(workspace.results_url, name, purpose, say))
+            locks.enter_context(Lease(workspace.results_url, name, purpose, print_note))
         yield
 
 
@@ -315,7 +315,7 @@ class Lease:
         name: name of the root, as :func:`_root_name` returns it.
         purpose: name of this command for people, for example ``isweep run paper``. If another
             command needs the lock, the message of that command contains this name.
-        say: function that prints a message for the user during a wait.
+        print_note: function that prints a message for the user during a wait.
         clock: source of the time for waits and renewals.
         interrupt: function that ends the main thread if the lease is lost.
     """
@@ -325,11 +325,11 @@ class Lease:
         url: str | Storage,
         name: str,
         purpose: str,
-        say: Callable[[str], None] = log.warning,
+        print_note: Callable[[str], None] = log.warning,
         clock: Clock = SYSTEM,
         interrupt: Interrupt | None = None,
     ) -> None:
-        self._say = say
+        self._print_note = print_note
         self._clock = clock
         self._files = cast("Bucket", open_storage(url))
         self._url = url if isinstance(url, str) else url.base
@@ -406,7 +406,7 @@ class Lease:
             InUseError: the lease has changed, so its holder is alive.
         """
         holder = _holder_text(lease.fields)
-        self._say(
+        self._print_note(
             f"{self._url} is or was in use by {holder}. isweep waits up to {EXPIRES_S:,.0f} s "
             "to see whether that command is still running"
         )
@@ -430,14 +430,14 @@ class Lease:
             if self._silent_since is None:
                 self._silent_since = self._clock.monotonic()
                 reason = error.problem if isinstance(error, SetupError) else error
-                self._say(
+                self._print_note(
                     f"The storage does not answer: {reason}. isweep stores the results of "
                     "finished trials when the storage answers again"
                 )
             return None
         if self._silent_since is not None:
             seconds = self._clock.monotonic() - self._silent_since
-            self._say(f"The storage answers again after {seconds:.0f} s")
+            self._print_note(f"The storage answers again after {seconds:.0f} s")
             self._silent_since = None
         if is_ours:
             return None

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from orchestrator.machine.signals import at_forced_end
+from orchestrator.machine.watch import at_forced_end
 from orchestrator.planning.paths import RootPaths
 
 log = logging.getLogger(__name__)

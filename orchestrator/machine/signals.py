@@ -1,4 +1,4 @@
-"""Functions that stop a driver after a signal, or after the loss of its cluster or lock.
+"""Functions that stop a driver after a signal.
 
 They ensure that no request to stop is lost, and that libraries do not replace this process's
 signal handlers.
@@ -6,39 +6,20 @@ signal handlers.
 
 from __future__ import annotations
 
-import _thread
 import contextlib
-import logging
-import os
 import shlex
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import NoReturn
 
-from search_spaces.errors import SetupError
-from tasks.clock import SYSTEM, Clock
-
-log = logging.getLogger(__name__)
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-END_WITHIN_S = 5.0
-"""Seconds that the main thread may take to end before the process is ended by force. The main
-thread may hang in a call of Ray."""
-
-Interrupt = Callable[[SetupError, threading.Event], None]
-"""Function that ends the main thread with an error. The event is set when the watched block
-has ended. The main thread then need not be ended by force."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 _stop_requested = threading.Event()
 _typed_command: list[str] = []
 """The words of the command that the user typed. The list is empty if isweep is used as a
 library."""
-_cleanups: list[Callable[[], object]] = []
-"""Functions that are called before the process is ended by force. The last function is called
-first."""
 
 
 def stop_on_signals() -> None:
@@ -157,97 +138,3 @@ def restore_signal_handlers(end_ray: Callable[[], object]) -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-
-@contextlib.contextmanager
-def at_forced_end(cleanup: Callable[[], object]) -> Iterator[None]:
-    """Call ``cleanup`` if the process is ended by force during the ``with`` block."""
-    _cleanups.append(cleanup)
-    try:
-        yield
-    finally:
-        _cleanups.remove(cleanup)
-
-
-class Watch:
-    """A thread that repeats a check during a ``with`` block. If the check fails, the thread
-    ends the block.
-
-    Args:
-        name: name of the thread.
-        every_s: seconds between two checks.
-        check: function that returns an error if the block must end, otherwise None.
-        clock: source of the time.
-        interrupt: function that ends the main thread. None means :func:`end_main_thread`.
-
-    Attributes:
-        lost: the error that ended the block, or None if there was none.
-        ended: event that is set when the block ends.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        every_s: float,
-        check: Callable[[], SetupError | None],
-        clock: Clock = SYSTEM,
-        interrupt: Interrupt | None = None,
-    ) -> None:
-        self.lost: SetupError | None = None
-        self.ended = threading.Event()
-        self._every_s = every_s
-        self._check = check
-        self._changed = clock.condition()
-        self._interrupt = interrupt or end_main_thread
-        self._thread = clock.thread(self._watch, name)
-
-    def __enter__(self) -> Watch:
-        """Start the checks."""
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End the checks. If a check failed and the block raised an exception, raise the
-        check's error instead.
-        """
-        self.end()
-        # If the block raised no exception, its work is complete, so the failed check came too late.
-        if self.lost is not None and error is not None:
-            raise self.lost from error
-
-    def end(self) -> None:
-        """End the checks."""
-        self.ended.set()
-        with self._changed:
-            self._changed.notify_all()
-
-    def _watch(self) -> None:
-        while True:
-            with self._changed:
-                if self._changed.wait_for(self.ended.is_set, self._every_s):
-                    return
-            lost = self._check()
-            if lost is not None and not self.ended.is_set():
-                self.lost = lost
-                log.error("%s", lost)
-                self._interrupt(lost, self.ended)
-                return
-
-
-def end_main_thread(error: SetupError, ended: threading.Event) -> None:
-    """Interrupt the main thread from another thread. If the main thread does not end, end the
-    process.
-    """
-    _thread.interrupt_main()
-    if ended.wait(END_WITHIN_S):
-        return
-    for cleanup in reversed(_cleanups):
-        with contextlib.suppress(Exception):
-            cleanup()
-    print(f"isweep: {error}", file=sys.stderr, flush=True)  # noqa: T201  # the last word
-    os._exit(error.exit_code)

@@ -67,13 +67,17 @@ _PER_DISTANCE = "1 / L2 pixel distance"
 # first.
 TRIAL_ID = _text(
     "trial_id",
-    "id of the trial: a readable name, and a hash of everything that decides its network",
+    "id of the trial: a readable name, followed by a hash of all settings that can change its "
+    "result",
 )
 SWEEP = _text("sweep", "name of the sweep")
 MODEL = _text("model", "network architecture")
-RECIPE = _text("recipe", "recipe of the training, with the changes to it, as in `paper+epochs=30`")
+RECIPE = _text(
+    "recipe",
+    "name of the recipe, followed by the changed settings, for example `paper+epochs=30`",
+)
 DATASET = _text("dataset", "name of the dataset")
-DOMAIN = _text("domain", "`natural` or `medical`; empty if none was given")
+DOMAIN = _text("domain", "`natural` or `medical`; empty if it is not known")
 CLASS_PAIR = _text(
     "class_pair", "the two classes, as in `3-8`; empty if the trial uses all classes"
 )
@@ -86,7 +90,7 @@ DATA_MODE = _text(
     "data_mode", "`corrected`, or `as_released` (with the faults of the study's code)"
 )
 IMAGE_SIZE = _integer(
-    "image_size", "side of the square images in training and measurement", "pixels"
+    "image_size", "height and width of the images in training and measurement", "pixels"
 )
 CHANNELS = _integer("channels", "number of image channels in training")
 
@@ -98,11 +102,13 @@ TEST_LOSS = _score(
 TEST_ACCURACY = _score("test_accuracy", "share of test images classified correctly", "fraction")
 AUC = _score(
     "auc",
-    "area under the ROC curve on the test images; with several classes, the mean over classes of "
-    "each class against the rest",
+    "area under the ROC curve on the test images; with more than two classes, the mean of the "
+    "areas for each class against all other classes",
 )
 BALANCED_ACCURACY = _score(
-    "balanced_accuracy", "mean over classes of the `test_accuracy` of each class", "fraction"
+    "balanced_accuracy",
+    "mean of the accuracies that the network has on the test images of each class",
+    "fraction",
 )
 CALIBRATION_ERROR = _score(
     "calibration_error", "expected calibration error on the test images, with 15 bins", "fraction"
@@ -111,7 +117,7 @@ NUM_CLASSES = _score("num_classes", "number of classes n; the chance loss is ln 
 NUM_EPOCHS = _score("num_epochs", "number of epochs that the network was trained", "epochs")
 BEST_EPOCH = _score(
     "best_epoch",
-    "epoch with the smallest test loss, among about ten epochs that were tested",
+    "epoch with the smallest test loss; isweep tests the network after about ten of the epochs",
     "epochs",
 )
 TRAIN_LOSS = _score(
@@ -163,7 +169,8 @@ for _epsilon in FGSM_EPSILONS:
 # These columns describe distances from test images to the decision boundary.
 R_HAT_PRED = _robustness(
     "r_hat_pred",
-    "mean distance from a test image to the nearest image with another decision (R)",
+    "mean over test images of R, the distance to the nearest image that the network classifies "
+    "differently",
     _DISTANCE,
 )
 _robustness(
@@ -180,12 +187,12 @@ R_HAT_PRED_PER_PIXEL = _robustness(
 )
 R_HAT_TRUE = _robustness(
     "r_hat_true",
-    "`r_hat_pred` with distance 0 for each image that the network classifies wrongly",
+    "mean R as in `r_hat_pred`, but with R = 0 for each image that the network classifies wrongly",
     _DISTANCE,
 )
 R_HAT_NOT_FOUND = _robustness(
     "r_hat_not_found",
-    "number of test images for which no distance was found; the means leave them out",
+    "number of test images for which the search found no distance; the means omit these images",
     "images",
 )
 
@@ -217,8 +224,8 @@ D_DATA_TWONN = _measure("d_data_twonn", f"{_D_DATA}, by the two-nearest-neighbor
 _measure("d_data_twonn_std_error", "standard error of `d_data_twonn`")
 LABEL_SHARPNESS = _measure(
     "label_sharpness",
-    "K_F: largest 1 / distance over pairs of training images with different labels; with more "
-    "images than `sharpness_sample` (1,000), the mean of this maximum over ten samples",
+    "K_F: largest 1 / distance over all pairs of training images with different labels; if there "
+    "are more than `sharpness_sample` (1,000) images, the mean of K_F over ten samples of images",
     _PER_DISTANCE,
 )
 LABEL_SHARPNESS_MEAN = _measure(
@@ -253,40 +260,52 @@ NUM_CONFLICTS = _measure(
 # These columns describe the run that computed the result.
 SHARED_GROUP_SHARE = _run(
     "shared_group_share",
-    "share of test images with a group (patient) that is also in the training set; 0 unless a "
-    "released fault is on",
+    "share of test images from a group (patient) that also has training images; above 0 only if "
+    "a fault of the released code is switched on",
     "fraction",
 )
-ATTEMPT = _run("attempt", "number of the successful attempt, from 1", kind="integer")
+ATTEMPT = _run(
+    "attempt", "number of the attempt that succeeded; the first attempt is 1", kind="integer"
+)
 GPU = _run(
-    "gpu", "GPU that trained the network, as its driver names it; absent on a CPU", kind="text"
+    "gpu",
+    "GPU that trained the network, with the name from its driver; absent on a CPU",
+    kind="text",
 )
 STEP_PATH = _run(
     "step_path",
-    "kind of training step: eager (run by Python) or graph (replayed by a GPU)",
+    "kind of training step: eager (plain steps) or graph (replays of a captured graph)",
     kind="text",
 )
 MICRO_BATCH = _run(
     "micro_batch",
-    "images per part if batches were split to save memory (batch norm then uses each part alone); "
-    "absent otherwise",
+    "images per part of a batch, if isweep split the batches to save memory (batch norm then uses "
+    "the statistics of each part); absent if isweep split no batches",
     "images",
     kind="integer",
 )
 WALL_TIME_S = _run("wall_time_s", "duration of the trial", "s")
 IMAGES_PER_SECOND = _run(
-    "images_per_second", "training images per second of training", "images / s"
+    "images_per_second",
+    "training images that the network processed per second of training",
+    "images / s",
 )
 PEAK_MEMORY_BYTES = _run(
     "peak_memory_bytes",
     "peak GPU memory of the trial; on a CPU, peak memory of its process",
     "bytes",
 )
-ENERGY_J = _run("energy_j", "energy of the GPU during the trial; absent if no GPU measures it", "J")
+ENERGY_J = _run(
+    "energy_j",
+    "energy that the GPU used during the trial; absent if the GPU does not measure it",
+    "J",
+)
 NUM_PARAMETERS = _score("num_parameters", "number of trainable parameters of the network")
-DATA_FINGERPRINT = _run("data_fingerprint", "content hash of the prepared dataset", kind="text")
+DATA_FINGERPRINT = _run(
+    "data_fingerprint", "hash of the content of the prepared dataset", kind="text"
+)
 CODE_VERSION = _run(
-    "code_version", "commit, or package version, that produced the row", kind="text"
+    "code_version", "commit or package version of isweep that computed the result", kind="text"
 )
 
 COLUMNS = tuple(_DEFINED.values())

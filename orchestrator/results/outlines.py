@@ -20,7 +20,7 @@ from pydantic import ConfigDict
 
 from orchestrator.results.records import TrialRecord, missing_measurements
 from search_spaces.specs import MeasurementRequest, TrialSpec
-from tasks.finding import Finding
+from tasks.json_record import JsonRecord
 from tasks.trials.records import TrialStatus
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ LOCKED_S = 5.0
 """Seconds of the longest wait for another process that writes to the index."""
 
 
-class TrialOutline(Finding):
+class TrialOutline(JsonRecord):
     """The fields of a :class:`.TrialRecord` that show whether it is complete, and what it cost.
 
     Attributes:

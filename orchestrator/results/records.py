@@ -19,7 +19,7 @@ from search_spaces.specs import (
     PredictionRequest,
     TrialSpec,
 )
-from tasks.finding import Finding
+from tasks.json_record import JsonRecord
 from tasks.measures.records import MeasureResult
 from tasks.trials.records import SearchResult, TrialResult
 
@@ -53,7 +53,7 @@ class FailureKind(StrEnum):
     """The code of the trial or of its network raised any other exception."""
 
 
-class Provenance(Finding):
+class Provenance(JsonRecord):
     """Code and packages that computed a result, without host names and paths.
 
     Attributes:
@@ -75,7 +75,7 @@ class Provenance(Finding):
     packages: dict[str, str] = Field(default_factory=dict)
 
 
-class StoredRecord(Finding):
+class StoredRecord(JsonRecord):
     """Base of all records in the result store.
 
     Attributes:
@@ -215,7 +215,7 @@ class MeasureRecord(ComputedRecord):
     result: MeasureResult
 
 
-class TrialFailure(Finding):
+class TrialFailure(JsonRecord):
     """Cause of a failed attempt at a trial.
 
     ``message`` and ``traceback`` are only printed. All decisions depend on the other fields.
@@ -251,7 +251,7 @@ class TrialFailure(Finding):
 
 
 class FailureRecord(StoredRecord):
-    """The latest failed attempt at a trial that has no result."""
+    """The latest failed attempt at a trial that has no complete result."""
 
     folder: ClassVar[str] = "trials"
     file: ClassVar[str] = "failure.json"

@@ -25,7 +25,7 @@ from orchestrator.results.records import FailureRecord, StoredRecord, TrialRecor
 from orchestrator.results.storage import Content, Folder, Storage, StoredFile, open_storage
 from search_spaces.errors import CorruptStoreError, NewerRecordError, SetupError, SweepError
 from search_spaces.fingerprint import fingerprint
-from tasks.finding import Finding
+from tasks.json_record import JsonRecord
 from tasks.trials.records import TrialFile
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ _FILE_ENDINGS = {
 EventKind = Literal["started", "finished", "failed", "stopped"]
 
 
-class Event(Finding):
+class Event(JsonRecord):
     """An event of a trial: the start or the end of an attempt.
 
     The fields have the same names in the stored files.

@@ -2,18 +2,18 @@
 
 Each actor is a process that imports this module, so the module imports neither Ray Tune nor
 torch. If an actor is killed, Ray starts it again. Ray then repeats the unfinished calls of
-``IsweepKeeper`` and ``IsweepArrays``. Ray does not repeat the calls of ``IsweepEpochs``.
+``IsweepArtifacts`` and ``IsweepArrays``. Ray does not repeat the calls of ``IsweepMessages``.
 
 Ray's dashboard shows the names of the actors' classes, so these names begin with "Isweep":
 
-================  ==============================================  =========================
-actor             work                                            client
-================  ==============================================  =========================
-``IsweepEpochs``  stores messages of workers for the driver:      :class:`MessageQueue`
-                  locations, epochs and notes
-``IsweepKeeper``  stores weights, predictions and checkpoints     :class:`ArtifactStore`
-``IsweepArrays``  returns references of images to workers         ``ActorHandles.arrays``
-================  ==============================================  =========================
+===================  ============================================  =======================
+actor                work                                          client
+===================  ============================================  =======================
+``IsweepMessages``   stores messages of workers for the driver:    :class:`MessageQueue`
+                     locations, epochs and notes
+``IsweepArtifacts``  stores weights, predictions and checkpoints   :class:`ArtifactStore`
+``IsweepArrays``     returns references of images to workers       ``ActorHandles.arrays``
+===================  ============================================  =======================
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ POLL_INTERVAL_S = 1.0
 """Seconds between two requests of the driver for new messages."""
 POLL_TIMEOUT_S = 2.0
 """Seconds that the driver waits for the last messages of a worker that has just ended. If
-``IsweepEpochs`` does not answer in this time, later calls do not wait until ``IsweepEpochs``
+``IsweepMessages`` does not answer in this time, later calls do not wait until ``IsweepMessages``
 has answered again."""
 MAX_MESSAGES = 100_000
-"""Largest number of messages that ``IsweepEpochs`` stores between two requests of the driver.
-If there are more, ``IsweepEpochs`` drops the oldest messages. No result is lost: only live
+"""Largest number of messages that ``IsweepMessages`` stores between two requests of the driver.
+If there are more, ``IsweepMessages`` drops the oldest messages. No result is lost: only live
 displays need the messages, and each result contains all epochs."""
 STORAGE_WAIT_S = 120.0
 """Seconds during which isweep tries again to store a file if the storage is full or does not
@@ -101,7 +101,7 @@ def start_beside_driver(actor_class: type, *arguments: Any, **options: Any) -> A
     return ray.remote(**options)(actor_class).remote(*arguments)
 
 
-class IsweepEpochs:
+class IsweepMessages:
     """Actor that stores all messages of workers until the driver polls them.
 
     Most messages report the end of an epoch. The other messages are locations of workers, and
@@ -123,14 +123,14 @@ class IsweepEpochs:
 
 
 class MessageQueue:
-    """Client of :class:`IsweepEpochs`. Workers publish messages with it, and the driver polls
-    them.
+    """Client of :class:`IsweepMessages`. Workers publish messages with it, and the driver
+    polls them.
 
     The driver sends this client to the workers, so the client can be pickled.
     """
 
     def __init__(self) -> None:
-        self.actor = start_beside_driver(IsweepEpochs, max_restarts=-1)
+        self.actor = start_beside_driver(IsweepMessages, max_restarts=-1)
         # Ray's reference of the answer to the last request, or None if the answer has arrived.
         self._pending_request: Any = None
         # Monotonic time of the last answer, in seconds.
@@ -219,8 +219,8 @@ class EpochPublisher:
             self._sent_at = self._clock()
 
 
-class IsweepKeeper:
-    """Actor of the artifact store: it reads and writes weights, predictions and checkpoints.
+class IsweepArtifacts:
+    """Actor that reads and writes weights, predictions and checkpoints in the result store.
 
     All workers use this actor, so only the driver's node needs access to the store.
 
@@ -235,27 +235,31 @@ class IsweepKeeper:
         self._store = ResultStore(url)
         self._retry = RetryWithBackoff(limit_s=STORAGE_WAIT_S)
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of :class:`ResultStore`, with retries if the storage does not answer.
+    def put(self, kind: FileKind, trial_id: str, content: bytes) -> TrialFile | str:
+        """Store a file and return its checksum. If the file cannot be stored, return the
+        reason as text.
 
-        Returns:
-            The value that the method returns, or the reason as text if ``put`` could not store
-            the file.
+        A failed checkpoint is not repeated, because the next checkpoint follows soon.
         """
-        work = partial(getattr(self._store, method), *arguments)
-        if method != "put":
-            return self._retry.until_done(work)
-        is_checkpoint = arguments[0] == FileKind.CHECKPOINT
+        work = partial(self._store.put, kind, trial_id, content)
         try:
-            # A failed checkpoint is not repeated, because the next checkpoint follows soon.
-            return work() if is_checkpoint else self._retry.until_done(work)
+            return work() if kind == FileKind.CHECKPOINT else self._retry.until_done(work)
         except SetupError as error:
             return error.problem
 
+    def get(self, kind: FileKind, trial_id: str, file: TrialFile) -> bytes:
+        """Return a file (:meth:`ResultStore.get`). If the storage does not answer, try again."""
+        return self._retry.until_done(partial(self._store.get, kind, trial_id, file))
+
+    def checkpoint(self, trial_id: str) -> bytes | None:
+        """Return a trial's checkpoint (:meth:`ResultStore.checkpoint`). If the storage does
+        not answer, try again.
+        """
+        return self._retry.until_done(partial(self._store.checkpoint, trial_id))
+
 
 class ArtifactStore:
-    """Client of :class:`IsweepKeeper`. The driver and the workers read and write files with
-    it.
+    """Client of :class:`IsweepArtifacts`. The driver and the workers access files with it.
 
     Args:
         url: folder or URL of the result store.
@@ -268,7 +272,7 @@ class ArtifactStore:
             name: value for name, value in os.environ.items() if name.startswith(STORAGE_PREFIXES)
         }
         self.actor = start_beside_driver(
-            IsweepKeeper, url, environment, max_restarts=-1, max_task_retries=CALL_RETRIES
+            IsweepArtifacts, url, environment, max_restarts=-1, max_task_retries=CALL_RETRIES
         )
         # With this call the driver gets the actor's address, which `ActorHandles.end` needs.
         self.actor.__ray_ready__.remote()
@@ -277,7 +281,7 @@ class ArtifactStore:
         """Store a file and return its checksum. If the file cannot be stored, return the
         reason as text.
         """
-        call = self.actor.call.remote("put", kind, trial_id, content)
+        call = self.actor.put.remote(kind, trial_id, content)
         if not ray.wait([call], timeout=NOTE_AFTER_S)[0]:
             text = (
                 f"the storage is full or does not answer. isweep tries to store the {kind} for at "
@@ -288,11 +292,11 @@ class ArtifactStore:
 
     def get(self, kind: FileKind, trial_id: str, file: TrialFile) -> bytes:
         """Return a file. :meth:`ResultStore.get` describes the arguments and the errors."""
-        return cast("bytes", ray.get(self.actor.call.remote("get", kind, trial_id, file)))
+        return cast("bytes", ray.get(self.actor.get.remote(kind, trial_id, file)))
 
     def checkpoint(self, trial_id: str) -> bytes | None:
         """Return a trial's checkpoint. :meth:`ResultStore.checkpoint` describes the result."""
-        return cast("bytes | None", ray.get(self.actor.call.remote("checkpoint", trial_id)))
+        return cast("bytes | None", ray.get(self.actor.checkpoint.remote(trial_id)))
 
 
 class IsweepArrays:

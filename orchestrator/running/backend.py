@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import gc
 import shutil
+import signal
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -93,6 +95,26 @@ class Backend(Protocol):
         """Return whether the cluster is still connected."""
 
 
+class _StopSignal(tune.Callback):  # type: ignore[misc]
+    """Callback that restores isweep's handler of SIGUSR1 after Tune has replaced it.
+
+    SLURM can send this signal before a job's time limit. Tune's handler would end the loop
+    without an error. Waiting trials would then look as if their workers had died.
+    """
+
+    def __init__(self) -> None:
+        self._handler = signal.getsignal(signal.SIGUSR1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return an empty state. Tune saves this state, but isweep never restores it."""
+        return {}
+
+    def setup(self, **info: Any) -> None:
+        """Restore the handler. Tune calls this method before it starts the first trial."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGUSR1, self._handler)
+
+
 class TuneBackend:
     """Backend that executes trials with Ray Tune. Each worker runs one trial after another.
 
@@ -143,7 +165,7 @@ class TuneBackend:
                 storage_path=str(self._run.paths.tune),
                 # Otherwise Tune saves ended trials in a folder that all nodes must share.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                callbacks=[callbacks],
+                callbacks=[callbacks, _StopSignal()],
                 verbose=0,
             ),
         )

@@ -4,22 +4,24 @@ Each stage does only the work whose results are not in the store. :func:`run_swe
 function per stage. The following modules process a trial, in this order:
 
 1. :mod:`orchestrator.results.state` compares the plan with the store to see whether the trial
-    is done.
-2. :mod:`orchestrator.planning.trial_order` decides in which order the trials run.
-3. :mod:`orchestrator.running.queue` contains the waiting trials. Whenever Ray Tune can start a
-   trial, it requests the next one.
-4. :mod:`orchestrator.running.trials` counts the attempt and supplies the assignment for the
-   worker.
-5. :mod:`orchestrator.running.workers.worker` runs the trial. :mod:`tasks.trials.trial` trains
+   is done.
+2. :mod:`orchestrator.running.trial_source` sorts the trials that are not done
+   (:mod:`orchestrator.planning.trial_order`). It puts them into a queue
+   (:mod:`orchestrator.running.queue`). Whenever Ray Tune can start a trial, it takes the next
+   one from this queue.
+3. :mod:`orchestrator.running.trials` counts the attempt and makes the assignment for the
+   worker. The assignment contains the trial, the key of its images, its CPUs, memory and GPU
+   share, and the hash of the driver's code. The driver reads the images when the trial starts.
+4. :mod:`orchestrator.running.workers.worker` runs the trial. :mod:`tasks.trials.trial` trains
    the network and measures it. The worker uses two actors on the driver's node
    (:mod:`orchestrator.running.actors`). One sends the images. The other stores weights,
    predictions and checkpoints.
-6. :mod:`orchestrator.running.outcomes` processes the worker's result or failure, and decides
-   whether a failed trial is tried again. If the trial has a result, it calls the next two
-   modules.
-7. :mod:`orchestrator.running.trial_source` builds the record of the result and saves it with
-   :mod:`orchestrator.results.store`.
-8. :mod:`orchestrator.results.tracking` shows the result in MLflow.
+5. :mod:`orchestrator.running.outcomes` receives the worker's result or failure on the driver.
+   If the trial failed, it stores the failure first. Then it decides whether the trial is tried
+   again.
+6. If there is a result, :mod:`orchestrator.running.trial_source` builds its record and saves
+   it with :mod:`orchestrator.results.store`.
+7. :mod:`orchestrator.results.tracking` shows the result or the failure in MLflow.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.machine.cluster import RunOptions, trial_resources
-from orchestrator.machine.signals import at_forced_end, clear_stop_request
+from orchestrator.machine.signals import clear_stop_request
+from orchestrator.machine.watch import at_forced_end
 from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.sweep_file import SweepSource, sweep_text

@@ -52,7 +52,8 @@ class EarlierTrials:
         """
         by_key = {combination.key: combination for combination in combinations}
 
-        def belongs(record: RequestRecord | SearchRecord) -> bool:
+        def is_current(record: RequestRecord | SearchRecord) -> bool:
+            """Return whether a trial has the present settings and the present images."""
             combination = by_key.get(record.key)
             if combination is None or combination.trial(record.point, record.run) != record.spec:
                 return False
@@ -62,11 +63,11 @@ class EarlierTrials:
         requests = store.scan(RequestRecord)
         results = store.scan(SearchRecord)
         records = sorted(
-            filter(belongs, results.records.values()), key=lambda record: record.finished_at
+            filter(is_current, results.records.values()), key=lambda record: record.finished_at
         )
         return cls(
             requests={
-                record.trial_id: record for record in filter(belongs, requests.records.values())
+                record.trial_id: record for record in filter(is_current, requests.records.values())
             },
             records={record.trial_id: record for record in records},
             num_others=len(results.records) - len(records),
@@ -78,9 +79,10 @@ class EarlierTrials:
 
         The order of results without a request is unknown. They come first.
         """
-        every: dict[str, RequestRecord | SearchRecord] = {**self.records, **self.requests}
+        # For a trial with both records, the request is used, because it has the number.
+        record_of: dict[str, RequestRecord | SearchRecord] = {**self.records, **self.requests}
         trials = []
-        for record in sorted(every.values(), key=_request_number):
+        for record in sorted(record_of.values(), key=_request_number):
             result = None
             if record.trial_id in self.records:
                 result = self.records[record.trial_id].result
@@ -89,6 +91,7 @@ class EarlierTrials:
 
 
 def _request_number(record: RequestRecord | SearchRecord) -> int:
+    """Return the number of a trial's request; -1 for a result without a request."""
     if isinstance(record, RequestRecord):
         return record.number
     return -1

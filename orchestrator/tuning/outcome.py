@@ -13,11 +13,11 @@ from orchestrator.analysis.results_tables.chance_level import AT_CHANCE_SHARE
 from orchestrator.tuning.combinations import Point, Training
 from orchestrator.tuning.search import CombinationSearch, Search
 from orchestrator.tuning.search_records import Row
-from tasks.finding import Finding
+from tasks.json_record import JsonRecord
 from tasks.trials.records import SearchResult, SearchStatus
 
 
-class Candidate(Finding):
+class Candidate(JsonRecord):
     """A finalist, with the trainings that are compared.
 
     Attributes:
@@ -36,7 +36,7 @@ class Candidate(Finding):
     diverged: int
 
 
-class CombinationOutcome(Finding):
+class CombinationOutcome(JsonRecord):
     """The outcome of a search for one model on one dataset.
 
     Attributes:

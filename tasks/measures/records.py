@@ -12,7 +12,7 @@ from pydantic import field_validator
 from search_spaces.errors import ConfigError
 from search_spaces.specs import DEFAULT_ESTIMATORS
 from tasks.array_types import IntArray
-from tasks.finding import Finding
+from tasks.json_record import JsonRecord
 from tasks.measures.calibration import CalibratedDimension
 from tasks.measures.estimators import IntrinsicDimension, table_width
 from tasks.measures.neighbors import BLOCK_ROWS
@@ -166,7 +166,7 @@ class SizeRecord:
         }
 
 
-class MeasureResult(Finding):
+class MeasureResult(JsonRecord):
     """The measures of a dataset at each train size.
 
     Attributes:

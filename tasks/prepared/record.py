@@ -213,34 +213,33 @@ def _count_flags(reading: Reading, group_counts: Int64Array) -> Counter[str]:
     # checked.
     if current_name(request.dataset.source) in OWN_KINDS:
         flags.update(size_flags(parts, request.spec.image_size))
-    flags.update(_group_flags(images, parts))
+    flags.update(_unused_test_flags(images))
+    flags.update(_divided_patient_flags(parts))
     flags.update(_class_flags(images, listing.label_names, group_counts))
     return flags
 
 
-def _group_flags(images: ImageTable, parts: Sequence[PartMetadata]) -> dict[str, int]:
-    """Return two flags, with the number of affected images.
-
-    - Test images of a given split are in the same group as a training image.
-    - The images of a patient, according to the image headers, are in several groups.
-    """
+def _unused_test_flags(images: ImageTable) -> dict[str, int]:
+    """Return a flag for test images of a given split whose group has a training image."""
     is_training = images.splits == GivenSplit.TRAIN
     is_test = images.splits == GivenSplit.TEST
     has_training_group = np.isin(images.groups, images.groups[is_training])
     num_unused = int((has_training_group & is_test).sum())
+    return {"test images that are not used, because their group is in training": num_unused}
+
+
+def _divided_patient_flags(parts: Sequence[PartMetadata]) -> dict[str, int]:
+    """Return a flag for images of a patient, by the image headers, who is in several groups."""
     patients = np.concatenate([part.rows["patient"] for part in parts])
     groups = np.concatenate([part.rows["group"] for part in parts])
     first_rows, patient_numbers = distinct(patients)
     first_group_of_patient = groups[first_rows[patient_numbers]]
+    # 0 stands for an image without a patient in its header.
     has_patient = patients != 0
-    patients_in_several = patients[(groups != first_group_of_patient) & has_patient]
-    several_text = (
-        "patient in the image header with several groups; check that each group is a patient"
-    )
-    return {
-        "test images that are not used, because their group is in training": num_unused,
-        several_text: int(np.isin(patients, patients_in_several).sum()),
-    }
+    is_in_other_group = (groups != first_group_of_patient) & has_patient
+    num_images = int(np.isin(patients, patients[is_in_other_group]).sum())
+    flag = "patient in the image header with several groups; check that each group is a patient"
+    return {flag: num_images}
 
 
 def _class_flags(

@@ -13,7 +13,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from tasks.finding import Finding
+from tasks.json_record import JsonRecord
 from tasks.measures.estimators import IntrinsicDimension
 
 CAP_OF_CHANCE = 2.0
@@ -65,7 +65,7 @@ class SearchStatus(StrEnum):
     """The training or validation loss was NaN or infinite."""
 
 
-class ValidationScore(Finding):
+class ValidationScore(JsonRecord):
     """The scores on the validation images after one epoch. The loss is cross-entropy in nats."""
 
     epoch: int
@@ -73,7 +73,7 @@ class ValidationScore(Finding):
     accuracy: float
 
 
-class SearchResult(Finding):
+class SearchResult(JsonRecord):
     """The result of a trial of a search. Its other attributes are described in
     :class:`TrialResult`.
 
@@ -126,7 +126,7 @@ def capped(loss: float | None, chance_loss: float) -> float:
     return cap
 
 
-class RadiusSummary(Finding):
+class RadiusSummary(JsonRecord):
     """The distribution of radii over images.
 
     A radius is the L2 norm of the smallest perturbation that was found, in 1/255 of the pixel
@@ -154,7 +154,7 @@ class RadiusSummary(Finding):
     mean_per_pixel: float
 
 
-class RobustnessRecord(Finding):
+class RobustnessRecord(JsonRecord):
     """The adversarial robustness R of one network, see :mod:`tasks.trials.robustness`.
 
     Attributes:
@@ -187,7 +187,7 @@ class RobustnessRecord(Finding):
     reason: str = ""
 
 
-class ClassificationScores(Finding):
+class ClassificationScores(JsonRecord):
     """The classification scores of a network on the test images.
 
     Attributes:
@@ -206,7 +206,7 @@ class ClassificationScores(Finding):
     calibration_error: float
 
 
-class EpochScore(Finding):
+class EpochScore(JsonRecord):
     """The scores on the test images after one epoch of training."""
 
     epoch: int
@@ -225,7 +225,7 @@ def scored_epochs(num_epochs: int) -> frozenset[int]:
     return frozenset(range(interval, num_epochs, interval))
 
 
-class TrialFile(Finding):
+class TrialFile(JsonRecord):
     """Checksum and size of a file that is stored with a trial's result.
 
     The file contains weights (safetensors) or predictions (Parquet).
@@ -274,7 +274,7 @@ def attack_name(method: str, epsilon: float) -> str:
     return f"{method}_{Decimal(repr(epsilon)).normalize():f}"
 
 
-class AttackRecord(Finding):
+class AttackRecord(JsonRecord):
     """The result of one attack at one strength on one set of images.
 
     Attributes:
@@ -311,7 +311,7 @@ class AttackRecord(Finding):
         return attack_name(self.method, self.epsilon)
 
 
-class FurtherTestRecord(Finding):
+class FurtherTestRecord(JsonRecord):
     """The scores of a trained network on a further test set.
 
     A further test set contains the test images after a condition has changed them: some are
@@ -343,7 +343,7 @@ class FurtherTestRecord(Finding):
     robustness: RobustnessRecord | None = None
 
 
-class NetworkScores(Finding):
+class NetworkScores(JsonRecord):
     """The scores of a trained network on the training images and on the test images.
 
     Losses are cross-entropy in nats.
@@ -358,7 +358,7 @@ class NetworkScores(Finding):
     """Classification scores on the test images; None in old records without this field."""
 
 
-class Timings(Finding):
+class Timings(JsonRecord):
     """The seconds of each phase of a trial; None for a phase that did not run."""
 
     build: float | None = None
@@ -369,7 +369,7 @@ class Timings(Finding):
     robustness: float | None = None
 
 
-class StageRecord(Finding):
+class StageRecord(JsonRecord):
     """The intrinsic dimension of the activations after one stage of a network.
 
     Attributes:
@@ -383,7 +383,7 @@ class StageRecord(Finding):
     d_repr: dict[str, IntrinsicDimension]
 
 
-class TrialResult(Finding):
+class TrialResult(JsonRecord):
     """The result of a trial.
 
     Attributes:

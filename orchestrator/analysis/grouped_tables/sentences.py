@@ -6,7 +6,7 @@ from orchestrator.analysis.grouped_tables.design import Design
 from orchestrator.analysis.grouped_tables.pooled import PooledCorrelation
 from orchestrator.analysis.grouped_tables.scatter import MeanScatter
 from orchestrator.analysis.grouped_tables.slopes import Slope
-from orchestrator.analysis.inference import LEVEL
+from orchestrator.analysis.inference import LEVEL, Interval
 from orchestrator.analysis.number_formats import (
     adjusted_p_equals,
     interval,
@@ -82,6 +82,7 @@ def _limits(slope: Slope) -> str:
             f" Slopes from {interval(slope.interval)} (95 % interval) are compatible with "
             "these data."
         )
+        text += _why_no_claim(slope, slope.interval)
         power = detectable_slope(slope.test, slope.num_tests)
         if power:
             text += f" {power}"
@@ -91,6 +92,20 @@ def _limits(slope: Slope) -> str:
         if number(without) != number(slope.value):
             text += f" Without {group} the slope is {number(without)}."
     return text
+
+
+def _why_no_claim(slope: Slope, bounds: Interval) -> str:
+    """Return why there is no claim although the interval excludes 0; empty if it includes 0."""
+    low, high = bounds
+    if slope.p_value is None or low <= 0 <= high:
+        return ""
+    if slope.p_value <= LEVEL:
+        return " This interval excludes 0, but it ignores the other slopes; the adjusted p decides."
+    return (
+        " This interval excludes 0, but it comes from one analysis of this slope, and a second "
+        f"analysis gives {p_equals(slope.p_value)}. isweep makes a claim only if both analyses "
+        "support it."
+    )
 
 
 def _scatter(design: Design, num_groups: int, scatter: MeanScatter) -> str:

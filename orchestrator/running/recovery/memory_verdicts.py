@@ -1,7 +1,7 @@
-"""Verdicts on trials that failed because of their request, with hints for the user.
+"""Verdicts on trials that ran out of memory, or for which cuDNN has no kernel.
 
-A verdict says whether a further attempt can succeed. A trial fails because of its request if
-it runs out of memory, or if cuDNN has no kernel for it.
+A verdict says whether a further attempt can succeed. If no attempt can succeed, the verdict
+contains a hint for the user.
 """
 
 from __future__ import annotations
@@ -29,40 +29,42 @@ MAY_RETRY = TrialVerdict()
 
 
 @dataclass(frozen=True)
-class LimitText:
-    """The words of a hint about a memory that is too small for a trial.
+class MemoryLimit:
+    """The name of a memory that is too small for a trial, with advice. Both are words of a
+    hint.
 
     Attributes:
-        clause_end: words that complete the sentence "... needs more memory than".
-        fix: text about what the user can do.
+        name: name of the memory, for example "the memory of a whole GPU".
+        advice: sentence that says how the user can get more of this memory.
     """
 
-    clause_end: str
-    fix: str
+    name: str
+    advice: str
 
 
-MACHINE = LimitText("this machine could give the trial", "Choose a larger machine")
-WHOLE_GPU = LimitText("a whole GPU has", "Choose a larger GPU")
-OCCUPIED_GPU = LimitText(
-    "other processes leave on the GPU", "End the other processes, choose another GPU"
+MACHINE = MemoryLimit("the memory of the machine", "Choose a larger machine")
+WHOLE_GPU = MemoryLimit("the memory of a whole GPU", "Choose a larger GPU")
+OCCUPIED_GPU = MemoryLimit(
+    "the GPU memory that other processes leave free",
+    "End the other processes, choose another GPU",
 )
 
 
 def too_little_memory(
-    trial: TrialSpec, limit: LimitText, *, suggest_splitting: bool
+    trial: TrialSpec, limit: MemoryLimit, *, suggest_splitting: bool
 ) -> TrialVerdict:
     """Return the final verdict on a trial that cannot get enough memory.
 
     Args:
         trial: the trial.
-        limit: words about the memory that is too small.
+        limit: the memory that is too small.
         suggest_splitting: If True, the hint also says how the sweep file allows isweep to
             split batches.
     """
     recipe = trial.network.recipe
     hint = (
-        f"{trial.network.model.name} at batch size {recipe.batch_size} needs more memory than "
-        f"{limit.clause_end}. {limit.fix}, or lower recipe.batch_size"
+        f"{trial.network.model.name} at batch size {recipe.batch_size} needs more than "
+        f"{limit.name}. {limit.advice}, or lower recipe.batch_size"
     )
     if suggest_splitting:
         hint = (

@@ -16,6 +16,8 @@ from scipy import stats
 from orchestrator.analysis.figures.of_groups import draw_groups
 from orchestrator.analysis.grouped_tables.design import LEVELS, Design
 from orchestrator.analysis.grouped_tables.fit import fit_groups, fit_user_table
+from orchestrator.analysis.grouped_tables.sentences import answer
+from orchestrator.analysis.grouped_tables.slopes import Slope
 from orchestrator.analysis.grouped_tables.user_table import read_user_table
 from search_spaces.errors import ConfigError
 
@@ -274,6 +276,30 @@ def test_the_sentence_has_a_claim_for_each_level():
     sentence = fit.sentence("d")
     assert sentence.startswith("At equal model, within one dataset, loss falls with d (slope −0.")
     assert " At equal model, between 9 groups, loss rises with d (slope " in sentence
+
+
+@pytest.mark.parametrize(
+    ("p_value", "bounds", "words"),
+    [
+        (0.02, (0.1, 0.9), "it ignores the other slopes; the adjusted p decides."),
+        (0.08, (0.1, 0.9), "a second analysis gives p = 0.08."),
+        (0.08, (-0.1, 0.9), ""),
+    ],
+)
+def test_an_undecided_slope_says_why_its_interval_may_exclude_zero(p_value, bounds, words):
+    slope = Slope(
+        value=0.5,
+        interval=bounds,
+        p_value=p_value,
+        adjusted_p=4 * p_value,
+        num_tests=4,
+        level="within",
+        on="d",
+    )
+    design = Design("loss", ("d",), ("dataset",))
+    sentence = answer(design, 9, slope, slope, None)
+    assert ("This interval excludes 0" in sentence) == bool(words)
+    assert words in sentence
 
 
 def groups_of_scattered_slopes(rng, num_groups):

@@ -788,6 +788,8 @@ def test_every_needed_number_of_images_has_an_interval_or_a_bound(target, interv
         (4, 0.18, "from 4 train sizes were large enough in 57 of 100 cases"),
         (3, 0.28, "from 3 train sizes were large enough in 44 of 100 cases"),
         (4, 0.3, ""),  # 400 images have reached it
+        (4, 0.06, r"The probabilities of reaching the target may be too high. In a benchmark"),
+        (4, 0.0001, ""),  # No number of images reaches it, almost surely.
         (4, None, ""),
     ],
 )

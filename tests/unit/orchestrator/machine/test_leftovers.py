@@ -105,9 +105,9 @@ def test_a_removal_that_was_interrupted_is_completed_by_the_next_run(
 
 def test_a_worker_whose_command_line_is_only_a_title_is_found_by_its_log(temp_folder, tmp_path):
     with private_folder() as folder:
-        worker = start_process_of(Path(folder), "ray::IsweepKeeper")
+        worker = start_process_of(Path(folder), "ray::IsweepArtifacts")
         other_process = start_process_of(Path(folder))
-        foreign_worker = start_process_of(tmp_path / "elsewhere", "ray::IsweepKeeper")
+        foreign_worker = start_process_of(tmp_path / "elsewhere", "ray::IsweepArtifacts")
         log_reader = start_process_of(Path(folder), "a reader of the log")
     for process in (worker, other_process):  # they would make the folder again
         assert process.wait() == -signal.SIGKILL

@@ -135,7 +135,14 @@ def test_the_documented_columns_are_those_of_the_code():
     }
     lines = [f"| `{column.name}` | {column.meaning}{units[column.name]} |" for column in everything]
     documented = DOCS.read_text(encoding="utf-8").split("<!-- columns -->\n")[1].splitlines()
-    assert documented == ["| column | meaning (unit) |", "|---|---|", *lines]
+    expected = ["| column | meaning (unit) |", "|---|---|", *lines]
+    missing = [line for line in expected if line not in documented]
+    unknown = [line for line in documented if line not in expected]
+    assert documented == expected, (
+        "docs/results-columns.md, table under `<!-- columns -->`, must have a line for each column "
+        "of the code, in the order of orchestrator/results/columns.py\n"
+        f"add these lines: {missing}\nremove these lines: {unknown}"
+    )
 
 
 def test_attack_columns_are_described_by_strength_and_unknown_columns_are_marked():
