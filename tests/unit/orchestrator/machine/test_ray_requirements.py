@@ -34,7 +34,7 @@ def test_this_machine_meets_the_requirements():
 def test_a_limit_under_which_ray_does_not_start_is_named(limit, message):
     command = f"ulimit {limit}; exec {sys.executable} -c '{CHECK}'"
     process = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
-    assert f"SetupError: This process may have {message}" in process.stderr
+    assert f"SetupError: This process may have at most {message}" in process.stderr
 
 
 def test_a_limit_of_processes_is_named_except_for_root(monkeypatch):
