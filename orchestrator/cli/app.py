@@ -38,7 +38,12 @@ from orchestrator.cli import data, environment, looking_ahead, results, status, 
 from orchestrator.cli.file_names import with_file_names
 from orchestrator.cli.options import Place
 from orchestrator.cli.printing import stderr, waiting
-from orchestrator.machine.signals import caused_by_stop, remember_command, stop_on_signals
+from orchestrator.machine.signals import (
+    caused_by_stop,
+    remember_command,
+    run_again_hint,
+    stop_on_signals,
+)
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.redaction import without_secrets
 from search_spaces.errors import ConfigError, SetupError, SweepError
@@ -56,6 +61,8 @@ number."""
 EXIT_BUG = 4
 """Exit code if isweep itself has a bug, so neither the command line nor the machine is the
 cause."""
+LIBRARIES = ("ray", "torch", "timm", "mlflow", "optuna", "numpy", "pandas", "sklearn")
+"""Libraries that a file of the user may hide by its name."""
 OWN_PACKAGES = ("search_spaces", "tasks", "orchestrator", "isweep")
 """Names of the Python packages of isweep."""
 MAX_COMPLETED = 3
@@ -387,8 +394,25 @@ def _run(command: partial[int | None]) -> int:
             log.exception("while stopping")
             return _print_stop("")
         log.exception("a bug")
+        hidden = _hidden_library(error)
+        if hidden is not None:
+            return _print_error(hidden)
         _print_error(_bug(error))
         return EXIT_BUG
+
+
+def _hidden_library(error: Exception) -> SetupError | None:
+    """Return the message about a file such as ``ray.py`` that hides a library; None without one."""
+    for name in LIBRARIES:
+        module = sys.modules.get(name)
+        # Each of these libraries is a folder, so its module has a path.
+        if module is not None and module.__file__ and not hasattr(module, "__path__"):
+            return SetupError(
+                f"Python imports the file {module.__file__} instead of the library {name} "
+                f"({type(error).__name__}: {error})",
+                hint=f"Rename this file, or remove its folder from PYTHONPATH. {run_again_hint()}",
+            )
+    return None
 
 
 def _bug(error: Exception) -> SweepError:
