@@ -32,7 +32,8 @@ _REPLACEMENTS = {
     "report": "isweep.open('demo').report",
     "results": "isweep.open('demo').table",
 }
-"""Replacement in Python for each command that is not a function of this module."""
+"""Replacements in Python for the commands of ``isweep`` that are not functions of this
+module."""
 
 
 def __getattr__(name: str) -> object:

@@ -67,8 +67,8 @@ def compare(
         The change of losses, accuracies and measures.
 
     Raises:
-        SweepError: If a sweep has no results, or the sweeps share no combination of model,
-            dataset and train size.
+        SweepError: A sweep has no results, or the sweeps have no combination of model, dataset
+            and train size in common.
 
     Example:
         >>> import isweep
@@ -107,11 +107,11 @@ class Claims(Displayed):
 
 
 def claims(sweep: Sweep | str | None = None, *, root: str | Path | None = None) -> Claims:
-    """Return a verdict on every numbered claim of the study, from a sweep or the published numbers.
+    """Return a verdict on every numbered claim of the study.
 
     Args:
-        sweep: A sweep, or its name or path, as in :func:`isweep.open`. None uses the published
-            numbers.
+        sweep: A sweep, or its name or path, as in :func:`isweep.open`. If it is None, use the
+            numbers that the study published.
         root: Folder of all results; None for ``$ISWEEP_ROOT`` or ``./isweep-root``.
 
     Returns:
@@ -119,7 +119,7 @@ def claims(sweep: Sweep | str | None = None, *, root: str | Path | None = None) 
         95 % interval excludes the null value.
 
     Raises:
-        SweepError: If the sweep has no results.
+        SweepError: The sweep has no results.
 
     Example:
         >>> import isweep
@@ -140,7 +140,7 @@ def claims(sweep: Sweep | str | None = None, *, root: str | Path | None = None) 
 
 @dataclass(frozen=True, repr=False)
 class Power(Displayed):
-    """Chances that a planned sweep answers its questions.
+    """The probability that a planned sweep answers each of its questions.
 
     Attributes:
         record: The share of simulated sweeps that answer each question.
@@ -151,8 +151,8 @@ class Power(Displayed):
     def to_frame(self) -> pd.DataFrame:
         """Return one row per question, with the share of simulated sweeps that answer the question.
 
-        ``alone`` is this share without Holm's correction, and ``adjusted`` is the share with
-        it.
+        ``alone`` is this share without Holm's correction. ``adjusted`` is the share with
+        Holm's correction.
         """
         rows = []
         for question, alone in self.record.alone.items():
@@ -180,19 +180,19 @@ def power(
     Args:
         source: Name of a preset or of a sweep of the root, path of a sweep file, or its
             content.
-        effect: The effect that exists in the simulation: ``law`` (all parts), or
-            ``sharpness``, ``exponent`` or ``d_data`` alone.
-        num_tables: Number of simulated sweeps; the standard error of a share is at most
+        effect: The effect that exists in the simulation: the whole law (``law``), or only one
+            part of it (``sharpness``, ``exponent`` or ``d_data``).
+        num_tables: Number of simulated sweeps. The standard error of a share is at most
             ``0.5 / sqrt(num_tables)``.
         seed: Seed of the simulation.
-        changes: Values that replace those of the source, by dotted key.
+        changes: New values by dotted key. They replace values of the source.
         root: Folder of all results; None for ``$ISWEEP_ROOT`` or ``./isweep-root``.
 
     Returns:
         For each question, the share of simulated sweeps that answer it.
 
     Raises:
-        SweepError: If the sweep is invalid, or has fewer than three datasets.
+        SweepError: The sweep is invalid, or has fewer than three datasets.
 
     Example:
         >>> import isweep
@@ -208,7 +208,7 @@ def power(
 
 
 def _opened(sweep: Sweep | str, root: str | Path | None) -> Sweep:
-    """Return a sweep; open it if its name or path is given."""
+    """Return a sweep. If the caller gave its name or path, open it."""
     if isinstance(sweep, Sweep):
         return sweep
     return open(sweep, root=root)

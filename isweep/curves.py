@@ -23,7 +23,7 @@ class LearningCurves(Displayed):
     """Answers from the learning curves of one dataset.
 
     Attributes:
-        answers: One answer per network and class pair.
+        answers: One answer for each network and class pair.
         remarks: Remarks on excluded or doubtful results, one sentence each.
     """
 
@@ -74,19 +74,21 @@ def learning_curves(
             and a score), or the path of a CSV file of such rows.
         metric: ``loss`` (nat), ``error``, ``accuracy`` or ``auroc`` (shares in [0, 1]). None uses
             the first of these four scores that the results contain.
-        model: Name of one network of the results; None for an answer per network. The curves
-            of other networks on the same images are used in both cases.
-        train_size: N at which the score is predicted; None for twice the largest train size.
-        target: Score to reach. If None, no number of images is predicted.
+        model: Name of one network of the results. If it is None, return one answer for each
+            network. In both cases, an answer also uses the curves of other networks on the
+            same images.
+        train_size: N at which the score is predicted. If it is None, N is twice the largest
+            train size.
+        target: Score to reach. If it is None, no number of images is predicted.
         assurance: Probability of reaching the target, between 0 and 1.
-        test_size: Number of test images, which determines the noise of scores. If None, the
-            prior determines the noise.
+        test_size: Number of test images, which determines the noise of scores. If it is None,
+            the noise comes from the prior.
 
     Returns:
         One answer per network and class pair.
 
     Raises:
-        SweepError: If the results are of another type, lack the score, or have too few train
+        SweepError: The results are of another type, lack the score, or have too few train
             sizes.
 
     Example:

@@ -9,14 +9,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 TERMINAL_COLUMNS = 80
-"""Characters per line of a printed table. Columns that do not fit are printed below."""
+"""Number of characters per line of a printed table. Columns that do not fit are printed below
+the other columns."""
 
 
 class Displayed:
     """A result that a notebook shows as a sentence and a table."""
 
     def displayed(self) -> pd.DataFrame | None:
-        """Return the table that a notebook shows; None if it shows the sentence only."""
+        """Return the table that a notebook shows, or None if it shows only the sentence."""
         return None
 
     def _repr_html_(self) -> str:
@@ -30,8 +31,8 @@ class Displayed:
 class PrintedTable(pd.DataFrame):
     """A DataFrame that is printed with all columns. Columns that do not fit are printed below.
 
-    A plain DataFrame shows "..." in place of the middle columns. Results computed from this
-    table are plain DataFrames.
+    A plain DataFrame shows "..." in place of the middle columns. If you compute a new table
+    from this table, the new table is a plain DataFrame.
     """
 
     def __repr__(self) -> str:

@@ -34,7 +34,7 @@ from tasks.measures.records import MeasureResult, MeasureSettings
 from tasks.remote import InlineExecutor
 
 ARGUMENTS = ("train_sizes", "class_pair", "image_size", "channels", "own", "root")
-"""Keyword arguments of :func:`measure` besides the settings."""
+"""Keyword arguments of :func:`measure` that are not settings of the measures."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,9 +56,9 @@ class Measurement(Measured, Displayed):
 
     @property
     def label_sharpness(self) -> float | None:
-        """K_F of all images, per unit of L2 pixel distance; None if there are no labels.
+        """K_F of all images, per unit of L2 pixel distance. None if there are no labels.
 
-        For more than 1,000 images, it is the mean of the maxima of ten samples of 1,000
+        If there are more than 1,000 images, it is the mean of K_F over ten samples of 1,000
         images, as in the study and in sweeps. ``record.label_sharpness.pair_value`` is the
         maximum over all pairs of images.
         """
@@ -68,10 +68,10 @@ class Measurement(Measured, Displayed):
         return sharpness.value
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row per train size and estimator of d_data, with K_F in each row.
+        """Return one row for each train size and estimator of d_data. Each row contains K_F.
 
-        The column ``label_sharpness`` has K_F of samples of at most 1,000 images, as in
-        sweeps. The column ``label_sharpness_all_pairs`` has the maximum over all pairs of
+        The column ``label_sharpness`` contains K_F of samples of at most 1,000 images, as in
+        sweeps. The column ``label_sharpness_all_pairs`` contains the maximum over all pairs of
         images.
         """
         rows = []
@@ -132,7 +132,7 @@ class Measurement(Measured, Displayed):
 
 
 def _numbers_in_words(record: MeasureResult) -> list[str]:
-    """Return d_data with its standard error and K_F as text, or the reason why it is undefined."""
+    """Return d_data with its standard error, and K_F, as text."""
     words = []
     estimate = record.d_data.get("mle")
     if estimate is not None:
@@ -170,15 +170,17 @@ def measure(
             shape of an array is ``(num_images, channels, height, width)``,
             ``(num_images, height, width[, channels])`` or ``(num_images, num_features)``. If
             floats are neither in [0, 1] nor in [0, 255], set ``pixel_range``.
-        labels: One number or text per image, ``(num_images,)``. If ``images`` is a ``.npy`` file,
-            give the path of a file of labels. If None, only d_data is measured.
-        train_sizes: Numbers of images of nested, stratified subsets. They are measured too.
-        class_pair: Names of two classes; only their images are measured.
-        image_size: Side in pixels to which image files are resized; None for 224.
+        labels: One number or text per image, ``(num_images,)``. If ``images`` is a ``.npy``
+            file, give the path of a file of labels. If there are no labels, isweep measures
+            only d_data.
+        train_sizes: Numbers of images. For each number, isweep also measures a stratified
+            subset with so many images. A larger subset contains the smaller subsets.
+        class_pair: Names of two classes. isweep measures only images of these classes.
+        image_size: Side in pixels to which image files are resized. None means 224.
         channels: 1 (gray) or 3 (color), for image files.
         own: Options for the labels and folders of your images, as in a sweep file:
             ``label_map``, ``label_columns``, ``layout``.
-        root: Folder of prepared datasets; see :func:`isweep.run`.
+        root: Folder that contains prepared datasets, see :func:`isweep.run`.
         **settings: Fields of :class:`tasks.measures.records.MeasureSettings`, such as
             ``num_neighbors`` or ``seed``.
 
@@ -187,8 +189,7 @@ def measure(
         by an L2 distance between two images with pixels in [0, 255].
 
     Raises:
-        SweepError: If the images or labels cannot be read or measured, or a setting is
-            unknown.
+        SweepError: The images or labels cannot be read or measured, or a setting is unknown.
 
     Example:
         >>> import numpy as np, isweep
@@ -242,7 +243,7 @@ def measure(
 
 
 def _seem_exchanged(images: object, labels: object) -> bool:
-    """Return whether images are a flat list of values, but labels are an array of images."""
+    """Return whether ``images`` is a flat list of values and ``labels`` is an array of images."""
     is_flat = isinstance(images, (list, tuple)) and len(images) > 0 and np.ndim(images[0]) == 0
     is_flat = is_flat or getattr(images, "ndim", 0) == 1
     return is_flat and getattr(labels, "ndim", 0) > 1
@@ -251,7 +252,7 @@ def _seem_exchanged(images: object, labels: object) -> bool:
 def _measure_arrays(
     image_array: AnyArray, labels: npt.ArrayLike | None, request: MeasureRequest
 ) -> Measurement:
-    """Measure an array of images with an array of as many labels."""
+    """Measure an array of images, with an array that has one label for each image."""
     if labels is None:
         measured = rescale_and_measure(LabeledImages(image_array), request, InlineExecutor())
         return Measurement(**vars(measured))
@@ -283,7 +284,7 @@ def _label_file(images: str | Path, labels: object) -> Path | None:
     """Return the path of the file of labels, or None if no labels are given.
 
     Raises:
-        ConfigError: If labels are given, but not as a path.
+        ConfigError: The caller gave labels, but not as a path.
     """
     if labels is None:
         return None
@@ -314,7 +315,7 @@ def _source_options(options: object) -> dict[str, Any]:
 
 
 def _two_names(class_pair: object) -> tuple[str, str] | None:
-    """Return a class pair as two names; numbers are converted to names."""
+    """Return a class pair as two names. A number is converted to a name."""
     if class_pair is None:
         return None
     names: list[object] = []
@@ -332,7 +333,7 @@ def root_text(root: object) -> str | None:
     """Return a root as text, or None for the default root.
 
     Raises:
-        ConfigError: If the root is empty, or is not a path.
+        ConfigError: The root is empty, or is not a path.
     """
     if root is None:
         return None

@@ -44,9 +44,9 @@ def predict(
             ``label_sharpness``.
         sweep: The sweep with the results: a sweep, its fits, its table, or its name or path,
             as in :func:`isweep.open`. It needs at least two datasets and five points.
-        model: A model of the sweep; ``pooled`` for all models together.
-        domain: ``natural`` or ``medical``; None for all datasets.
-        d_data: Intrinsic dimension, in place of the measured value.
+        model: A model of the sweep, or ``pooled`` for all models together.
+        domain: ``natural`` or ``medical``. If it is None, use all datasets.
+        d_data: Intrinsic dimension of the training images, in place of the measured value.
         label_sharpness: K_F per unit of pixel distance on the scale of the sweep, in place of
             the measured value.
         train_size: Number of training images, to predict the test loss at this number.
@@ -59,11 +59,11 @@ def predict(
 
     Returns:
         The prediction for one training, with its 90 % interval. If the interval is too wide to
-        be useful, ``value`` is None and ``warning`` has the reason.
+        be useful, ``value`` is None, and ``warning`` says why.
 
     Raises:
-        SweepError: If a number is missing, or if the sweep has too few datasets or another
-            scale of K_F.
+        SweepError: A number is missing, or the sweep has too few datasets or another scale of
+            K_F.
 
     Example:
         >>> import isweep, pandas as pd

@@ -32,7 +32,8 @@ def run(
 ) -> Sweep:
     """Run the trials of a sweep that have no result yet, then write the report.
 
-    The same call resumes a stopped run, extends a changed sweep and repairs a damaged one.
+    The same call continues a stopped run, runs the new trials of a changed sweep, and repairs
+    damaged results.
 
     Args:
         source: Name of a preset or of a sweep of the root, path of a sweep file, or its
@@ -40,7 +41,7 @@ def run(
         root: Folder of all results; None for ``$ISWEEP_ROOT`` or ``./isweep-root``.
         changes: Values that replace those of the source, by dotted key:
             ``{"recipe.epochs": 3}``.
-        progress: Whether to print the progress of the run.
+        progress: If True, print the progress of the run.
         **options: Fields of :class:`orchestrator.RunOptions`, such as ``num_cpus`` (cores of
             this machine), ``address`` (of a running Ray cluster), ``device`` (``"auto"``,
             ``"cpu"`` or ``"gpu"``) and ``tracking`` (False to run without MLflow).
@@ -75,8 +76,8 @@ class Tuned(Displayed):
     Attributes:
         table: One row per model and dataset, with the chosen values.
         recipe: Path of the recipe file.
-        report: Path of the page about the search; None if no trial has a result.
-        problems: Problems of the search, one sentence each.
+        report: Path of the page about the search. None if no trial has a result.
+        problems: Problems of the search. Each problem is one sentence.
     """
 
     table: pd.DataFrame
@@ -107,15 +108,16 @@ def tune(
 ) -> Tuned:
     """Search for a good learning rate, weight decay and batch size of each model and dataset.
 
-    The search uses a validation split of the training images, and no test images. The same
-    call resumes a stopped search, or extends a search with a larger budget.
+    The search uses a validation split of the training images. It uses no test images. The same
+    call continues a stopped search, or a search whose budget is now larger.
 
     Args:
         source: Name of a preset or of a sweep of the root, path of a sweep file, or its
             content.
         root: Folder of all results; None for ``$ISWEEP_ROOT`` or ``./isweep-root``.
-        changes: Values that replace those of the source: ``{"tune.budget": 0.5}``.
-        progress: Whether to print the progress of the search.
+        changes: New values by dotted key, for example ``{"tune.budget": 0.5}``. They replace
+            values of the source.
+        progress: If True, print the progress of the search.
         **options: Fields of :class:`orchestrator.RunOptions`, as for :func:`isweep.run`.
 
     Returns:
@@ -147,7 +149,7 @@ def tune(
 
 
 def _run_options(root: str | Path | None, options: Mapping[str, Any]) -> RunOptions:
-    """Check the options of a caller by the rules of the command line, and return them."""
+    """Check that the options follow the rules of the command line, and return them."""
     from orchestrator import RunOptions
 
     known_options = set(RunOptions.__dataclass_fields__) - {"root"}

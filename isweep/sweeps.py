@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Sweep(Displayed):
     """A sweep and its results below one root.
 
-    Results are read once. Open the sweep again to read newer results.
+    The results are read only once. To read newer results, open the sweep again.
 
     Attributes:
         workspace: The plan of the sweep, and the paths of its results.
@@ -52,9 +52,9 @@ class Sweep(Displayed):
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row per trial with a result; ``docs/results-columns.md`` explains the columns.
+        """One row per trial with a result. ``docs/results-columns.md`` explains the columns.
 
-        The table of a sweep without results is empty, with a warning.
+        If the sweep has no results, the table is empty, and isweep prints a warning.
         """
         from orchestrator import results_table
 
@@ -103,8 +103,8 @@ class Sweep(Displayed):
             One row per dataset and train size. ``runner_up`` is the second best model.
 
         Raises:
-            SweepError: If there is no result, if no row has the given dataset, size or model,
-                or if ``metric`` is not a score of the table. Other columns cannot be ranked.
+            SweepError: There is no result, no row has the given dataset, size or model, or
+                ``metric`` is not a score of the table.
 
         Example:
             >>> import isweep
@@ -121,7 +121,7 @@ class Sweep(Displayed):
 
     @cached_property
     def fits(self) -> Fits:
-        """The scaling-law fits, each with its uncertainty."""
+        """All fits of the scaling laws, each with its uncertainty."""
         from orchestrator import fit_scaling_laws
         from orchestrator.analysis.report import arms_of, facts_of, stored_predictions
 
@@ -139,7 +139,10 @@ class Sweep(Displayed):
 
     @property
     def report(self) -> Path:
-        """Path of ``report.html``. Each access writes the report, its figures and fits again."""
+        """Path of ``report.html``.
+
+        Each use of this property writes the report, its figures and fits again.
+        """
         from orchestrator.analysis.report import write_sweep_report
 
         self.results()
@@ -178,7 +181,7 @@ class Sweep(Displayed):
         return f"Sweep {self.name!r}: {counts}; below {self.workspace.paths.root}"
 
     def displayed(self) -> pd.DataFrame | None:
-        """Return the best models if there are results, else None."""
+        """Return the best models, or None if there are no results."""
         if not (self.state.results or self.state.partial):
             return None
         return self.best()

@@ -1,7 +1,8 @@
-"""Single computations of a study: data preparation, measures, training and attacks.
+"""Do the single computations of a study: prepare and measure data, train and attack networks.
 
-No module of this package depends on sweeps. The names in ``__init__.pyi`` are imported when they
-are used, so that ``import tasks`` is fast.
+No module of this package imports code about sweeps. ``__init__.pyi`` lists the public names.
+Python imports the module of a public name only when a program uses this name, so ``import
+tasks`` is fast.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Names of array types, for annotations."""
+"""Define names of array types for type annotations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 AnyArray = npt.NDArray[Any]
 """An array of any dtype."""
 FloatArray = npt.NDArray[np.floating[Any]]
-"""An array of floats; float64 if no other dtype is stated."""
+"""An array of floats. The dtype is float64, unless a docstring states another one."""
 IntArray = npt.NDArray[np.integer[Any]]
 """An array of integers: positions, labels, or sums of bytes."""
 Int64Array = npt.NDArray[np.int64]
@@ -24,6 +24,6 @@ Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 """An array of float64."""
 BoolArray = npt.NDArray[np.bool_]
-"""A mask: an array of booleans."""
+"""An array of booleans, also called a mask."""
 Bytes = npt.NDArray[np.integer[Any] | np.bool_]
-"""Rows of uint8, int8 or bool, ``(num_rows, num_features)``."""
+"""An array of uint8, int8 or bool with the shape ``(num_rows, num_features)``."""

@@ -1,9 +1,10 @@
-"""Atomic files: after a crash or a power failure, a file is complete or does not exist.
+"""Write files atomically: after a crash, a file is complete or does not exist.
 
-A temporary file is written in the same folder, flushed to the disk and renamed. Then the
-folder is flushed too, because a power failure undoes a rename that is only in memory.
-Temporary files have random names, so two processes can write the same file. The content that
-is renamed last remains.
+The content is first written to a temporary file in the same folder and flushed to the disk.
+Then the temporary file is renamed. Finally the folder is flushed, because a power failure
+undoes a rename that is only in memory. Temporary files have random names, so two processes can
+write the same file at the same time. With :func:`replacing`, the process that renames last
+determines the content.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from typing import IO
 def replacing(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[IO[bytes]]:
     """Open a file that replaces ``path`` when the block ends without an error.
 
-    After an error, ``path`` is unchanged.
+    If the block raises an error, the file at ``path`` does not change.
 
     Args:
-        path: path of the file. A missing folder is created.
-        durable: True to wait until the file is on the disk; False for files that may be lost
-            in a power failure.
+        path: Path of the file. A missing folder is created.
+        durable: True to wait until the file is on the disk. With False, a power failure may
+            destroy the new file.
     """
     path = Path(path)
     with _temporary_file(path) as (file, temporary):
@@ -50,8 +51,8 @@ def write_atomic(path: str | os.PathLike[str], data: bytes, *, durable: bool = T
 def write_once(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o666) -> None:
     """Write ``data`` to ``path`` unless the file exists.
 
-    If several processes write at the same time, the content of the first one remains. On a
-    file system without hard links, a reader may see an incomplete file for a moment.
+    If several processes write at the same time, the file has the content of the first process.
+    On a file system without hard links, a reader may see an incomplete file for a moment.
     """
     path = Path(path)
     with _temporary_file(path, mode) as (file, temporary):
@@ -106,7 +107,7 @@ def read_whole(path: str | os.PathLike[str]) -> bytes:
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Flush a folder, which contains the names of its files, to the disk."""
+    """Flush a folder to the disk, so that the names of its files are stored there."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -115,14 +116,17 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
 
 
 def without_waiting(path: str, flags: int) -> int:
-    """Open a file without waiting, even if it is a pipe. This is an ``opener`` for :func:`open`."""
+    """Open a file without waiting, even if the file is a pipe.
+
+    Pass this function to :func:`open` as the argument ``opener``.
+    """
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def remove_folder(folder: Path) -> None:
-    """Rename a folder and then remove it.
+    """Rename a folder, and then remove it.
 
-    So an interruption never leaves an incomplete folder with the old name.
+    If the process is interrupted, no incomplete folder has the old name.
     """
     renamed = folder.with_name(f".removed-{secrets.token_hex(4)}")
     folder.rename(renamed)
@@ -133,7 +137,7 @@ def remove_folder(folder: Path) -> None:
 def _temporary_file(path: Path, mode: int = 0o666) -> Iterator[tuple[IO[bytes], Path]]:
     """Open a temporary file in the folder of ``path``. Remove the file afterwards.
 
-    The umask of the process removes some of the permissions ``mode``.
+    The file has the permissions ``mode``, except those that the umask of the process removes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
@@ -143,7 +147,8 @@ def _temporary_file(path: Path, mode: int = 0o666) -> Iterator[tuple[IO[bytes], 
             yield file, temporary
     except OSError as error:
         # An error while writing, for example on a full disk, contains no file name. An error
-        # while replacing contains the name of the temporary file, which is removed below.
+        # while renaming contains the name of the temporary file, which no longer exists when
+        # the user reads the message. Both errors get the name of the requested file.
         if error.filename is None or str(error.filename) == str(temporary):
             error.filename = str(path)
             del error.filename2

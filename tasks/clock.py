@@ -1,4 +1,4 @@
-"""A clock that is passed as an argument, so that a test can replace time and threads."""
+"""A clock that functions receive as an argument, so that a test can replace time and threads."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Callable
 
 
 class Clock:
-    """The clocks of the machine, and threads and conditions that wait for a time."""
+    """The time of the machine, and the threads and conditions that wait for a given time."""
 
     def time(self) -> float:
-        """Return seconds since 1970. The clock of the machine may be set back."""
+        """Return the seconds since 1970. The number decreases if a user sets the clock back."""
         return time.time()
 
     def monotonic(self) -> float:
-        """Return seconds since an arbitrary moment. They never decrease."""
+        """Return the seconds since an arbitrary moment. The number never decreases."""
         return time.monotonic()
 
     def sleep(self, seconds: float) -> None:
@@ -27,9 +27,9 @@ class Clock:
         return threading.Condition()
 
     def thread(self, target: Callable[[], None], name: str) -> threading.Thread:
-        """Return a daemon thread, which ends when its process ends."""
+        """Return a daemon thread that has not been started. It ends when its process ends."""
         return threading.Thread(target=target, name=name, daemon=True)
 
 
 SYSTEM = Clock()
-"""The clock of the machine."""
+"""The clock that programs use. Tests pass another clock."""

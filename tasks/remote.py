@@ -1,4 +1,4 @@
-"""Executors, which run the same calls either as Ray tasks on a cluster or in this process.
+"""Executors. They run the same calls either as Ray tasks on a cluster or in this process.
 
 This is the only module of the package ``tasks`` that imports Ray.
 """
@@ -18,33 +18,36 @@ from typing import Any
 from search_spaces.errors import SetupError, SweepError
 
 MAX_RETRIES = 3
-"""Number of attempts after the first one. A worker can die for reasons outside the task: a
-spot node ends, or the kernel kills a process to free memory. If the worker of a task dies four
-times in a row, the task is probably the reason."""
+"""Number of times that Ray starts a task again after its worker died. A worker can die for
+reasons outside the task: the provider takes a spot node back, or the kernel kills a process to
+free memory. If the worker of a task dies four times in a row, the task is probably the reason."""
 CANCEL_AFTER_S = 1.0
-"""Seconds that a running call has to end by itself before it is canceled."""
+"""Seconds that this process waits for running calls to end before it cancels them."""
 NOTE_AFTER_S = 60.0
-"""Seconds without a finished call after which a note is printed: other work may use all CPUs."""
+"""Seconds without a finished call after which the executor prints a note that other work may
+use all CPUs."""
 NODE_TIMEOUT_S = 60.0
-"""Seconds that a node has to answer whether a path exists."""
+"""Seconds that this process waits until a node reports whether a path exists."""
 
 
 class Executor(ABC):
     """The interface of all executors.
 
     Attributes:
-        num_workers: number of calls that run at the same time. Callers divide their work by
-            this number.
+        num_workers: Number of calls that run at the same time. Callers use it to decide into
+            how many calls they divide their work.
     """
 
     num_workers = 1
 
     def with_label(self, label: str) -> Executor:
-        """Return an executor whose calls have ``label`` in their displayed names."""
+        """Return an executor that shows ``label`` in the displayed names of its calls."""
         return self
 
     def share(self, value: Any) -> Any:
-        """Return a handle of a value that is an argument of many calls."""
+        """Return a handle of a value. Pass the handle instead of the value if many calls need
+        it.
+        """
         return value
 
     @abstractmethod
@@ -55,12 +58,12 @@ class Executor(ABC):
         *,
         spread: bool = False,
     ) -> Iterator[tuple[int, Any]]:
-        """Yield ``(index of the argument tuple, result)`` as calls finish.
+        """Yield ``(index of the argument tuple, result)`` whenever a call has finished.
 
         Args:
-            function: function to call with each argument tuple. A handle from :meth:`share` is
-                replaced by its value.
-            argument_tuples: one tuple for each call.
+            function: Function to call with each argument tuple. If an argument is a handle
+                from :meth:`share`, the function receives the value.
+            argument_tuples: One tuple for each call.
             spread: True to distribute the calls over the nodes of a cluster.
         """
 
@@ -69,7 +72,8 @@ class InlineExecutor(Executor):
     """An executor that calls functions in this process, where a debugger can step through them.
 
     Args:
-        before_call: called before each call. It may raise an exception to stop.
+        before_call: Function that runs before each call. It may raise an exception to stop the
+            remaining calls.
     """
 
     def __init__(self, before_call: Callable[[], object] = lambda: None) -> None:
@@ -92,12 +96,13 @@ class RayExecutor(Executor):
     """An executor that runs calls as Ray tasks on the cluster to which ``ray.init`` has connected.
 
     Args:
-        driver_node_only: True to run every task on the node of this process. Tasks that read
-            or write files need this if the nodes do not share a file system. If Ray was
-            started without CPUs on this node, tasks use the CPUs of the machine.
-        nodes: ids of the nodes on which tasks may run; None for all nodes.
-        note: called with a message if tasks wait for CPUs that other work uses, at most once
-            for each map. Ray itself prints nothing.
+        driver_node_only: True to run every task on the node of this process. If the nodes do
+            not share a file system, this is necessary for tasks that read or write files. If
+            Ray was started without CPUs on this node, tasks use the CPUs of the machine.
+        nodes: Ids of the nodes on which tasks may run; None for all nodes.
+        note: Function that receives a message if tasks wait for CPUs that other work uses.
+            Each call of :meth:`map_unordered` sends at most one message. Ray itself prints
+            nothing.
 
     Raises:
         SetupError: Ray is not connected.
@@ -159,21 +164,23 @@ class RayExecutor(Executor):
         *,
         spread: bool = False,
     ) -> Iterator[tuple[int, Any]]:
-        """Yield ``(index, result)`` as calls finish. At most ``num_workers`` calls run at a time.
+        """Yield ``(index, result)`` whenever a call has finished. At most ``num_workers``
+        calls run at a time.
 
-        Each call reserves one CPU. BLAS and torch are limited to one thread.
+        Each call reserves one CPU. During the call, BLAS and torch use only one thread.
 
         Args:
-            function: function that workers can import.
-            argument_tuples: one tuple for each call. They are read only as fast as calls
-                finish.
-            spread: True to distribute calls over the nodes; False for Ray's default, which
-                uses the nearest node first. True is faster if a call takes longer than sending
-                its arguments.
+            function: Function to call with each argument tuple. Workers must be able to import
+                it.
+            argument_tuples: One tuple for each call. The executor takes a tuple only when it
+                can start the call.
+            spread: True to distribute calls over the nodes. With False, Ray fills the nearest
+                node first, which is its default. True is faster if a call takes longer than
+                sending its arguments.
 
         Raises:
-            SweepError: a call raised this error.
-            SetupError: the worker of a task died ``MAX_RETRIES + 1`` times.
+            SweepError: A call raised this error.
+            SetupError: The worker of a task died ``MAX_RETRIES + 1`` times.
         """
         import ray
 
@@ -209,7 +216,8 @@ class RayExecutor(Executor):
                 for reference in finished:
                     yield in_flight.pop(reference), _get(reference, function.__name__)
         finally:
-            # After an error, or if the caller stops early, no task may remain on the cluster.
+            # If a call failed or the caller stops early, some tasks are still running. They
+            # must not stay on the cluster.
             _cancel(list(in_flight))
 
     def _task_name(self, function: Callable[..., Any]) -> str:
@@ -219,9 +227,9 @@ class RayExecutor(Executor):
     def _note_after_s(self) -> float | None:
         """Return the seconds after which a note is printed; None if there are free CPUs.
 
-        This method must be called before the first task, because tasks reserve CPUs. Ray
-        cannot report the free CPUs of a single node. So if tasks are limited to some nodes, a
-        note is always possible.
+        Call this method before the first task starts, because tasks reserve CPUs. Ray cannot
+        report the free CPUs of a single node. If tasks may run only on some nodes, this method
+        therefore always returns a number.
         """
         import ray
 
@@ -232,7 +240,7 @@ class RayExecutor(Executor):
 
 
 def num_cpus_by_node() -> dict[str, float]:
-    """Return the number of CPUs of each node of the connected cluster, by node id."""
+    """Return the number of CPUs of each node of the cluster. The keys are node ids."""
     import ray
 
     return {
@@ -241,7 +249,7 @@ def num_cpus_by_node() -> dict[str, float]:
 
 
 def _on_node(node: str) -> Any:
-    """Return Ray's scheduling strategy for a task that may run only on this node."""
+    """Return Ray's scheduling strategy for a task that may run only on the node with this id."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return NodeAffinitySchedulingStrategy(node, soft=False)
@@ -250,7 +258,7 @@ def _on_node(node: str) -> Any:
 def nodes_that_see(path: Path) -> list[str]:
     """Return the ids of the nodes with CPUs on which ``path`` exists.
 
-    Nodes that do not answer within :data:`NODE_TIMEOUT_S` seconds are left out.
+    The list does not contain nodes that do not answer within :data:`NODE_TIMEOUT_S` seconds.
     """
     import ray
 
@@ -276,9 +284,9 @@ def nodes_that_see(path: Path) -> list[str]:
 def _cancel(calls: list[Any]) -> None:
     """Wait for :data:`CANCEL_AFTER_S` seconds, then cancel the calls that are still running.
 
-    If a call is canceled at the moment in which it ends, Ray aborts this process with the error
-    "Tried to complete task that was not pending". The fix in ray-project/ray#54798 concerns
-    another cause of this error.
+    A call may end at the moment in which this process cancels it. Ray then aborts this process
+    with the error "Tried to complete task that was not pending". Waiting first makes this
+    rare. The fix in ray-project/ray#54798 concerns another cause of this error.
     """
     import ray
 
@@ -313,10 +321,11 @@ def _get(reference: Any, name: str) -> Any:
 
 
 def _call_on_one_thread(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function with BLAS and torch limited to one thread, because its task has one CPU."""
+    """Call a function while BLAS and torch use only one thread, because its task has one CPU."""
     from threadpoolctl import threadpool_limits
 
-    # If the worker has not imported torch, torch is not imported here: that takes seconds.
+    # Importing torch takes seconds, so its threads are limited only if the worker has already
+    # imported it.
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(1)

@@ -1,7 +1,7 @@
-"""Load the function or object that a row of a table names as text.
+"""Load the function or object whose name is a text in a row of a table.
 
-Tables such as :data:`search_spaces.attacks.ATTACKS` are read often. Their rows name functions
-as ``module:name``, so that reading a table imports no torch.
+Many modules read tables such as :data:`search_spaces.attacks.ATTACKS`. A row contains the text
+``module:name`` instead of a function, so a module can read the table without importing torch.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from search_spaces.errors import ConfigError
 
 
 def load_target(target: str, row: str) -> Any:
-    """Return the object that ``target`` names as ``module:name``.
+    """Return the object with the name ``target``, a text ``module:name``.
 
     Args:
-        target: Text of the row.
-        row: Place of the text in messages: file, table, name of the row and field.
+        target: The text ``module:name`` in the row.
+        row: The place of the text, for error messages: file, table, name of the row and field.
 
     Raises:
         ConfigError: The module does not exist, or contains no such name.
@@ -28,7 +28,8 @@ def load_target(target: str, row: str) -> Any:
     try:
         module = import_module(module_name)
     except ModuleNotFoundError as error:
-        # The module itself may import a library that is not installed. This is another error.
+        # If the module exists but imports a library that is not installed, raise the original
+        # error.
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
         raise ConfigError(

@@ -6,7 +6,6 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from ray.tune.search import Searcher
 
 from orchestrator.machine.cluster import Cluster
-from orchestrator.running.actors import IsweepKeeper
+from orchestrator.running.actors import IsweepArtifacts
 from orchestrator.running.capacity import Slots
 from orchestrator.running.messages import TrialAssignment, TrialReport
 from orchestrator.running.queue import ASSIGNMENT
@@ -39,10 +38,7 @@ class InProcessBackend:
         self._data = None
         self._files = None
         if source.store_url:
-            call = IsweepKeeper(source.store_url, {}).call
-            self._files = SimpleNamespace(
-                **{name: partial(call, name) for name in ("put", "get", "checkpoint")}
-            )
+            self._files = IsweepArtifacts(source.store_url, {})
         self.arrays = SimpleNamespace(
             add_trial=self._started,
             remove_trial=lambda *_, **__: None,

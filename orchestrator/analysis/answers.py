@@ -1,8 +1,8 @@
-"""Questions, their answers and verdicts, for the report, ``fit``, ``claims`` and JSON.
+"""Questions, answers and verdicts for the report, ``isweep fit``, ``isweep claims`` and JSON.
 
-A :class:`Question` defines a number, its null value and the expected side. An :class:`Answer`
-adds the estimate, its interval, p-values and power, and derives the verdict. All outputs use
-these objects, so that they cannot contradict each other.
+A :class:`Question` defines a number, its null value and the side on which the number is
+expected. An :class:`Answer` adds the estimate, its interval, p-values and power. The verdict
+follows from these. All outputs use these objects, so two outputs cannot contradict each other.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ Verdict = Literal[
     "supported", "contradicted", "suggested", "undecided", "described", "not testable"
 ]
 """A verdict on a question. It is ``suggested`` if an effect was detected, but the question was
-asked after somebody had seen the data. It is ``described`` if no test compares the number with
-a null value."""
+asked after somebody had seen the data. A verdict is ``described`` if no test compares the
+number with a null value."""
 Family = Literal["", "headline questions", "class pairs", "ledger", "table"]
-"""Name of a family of tests. The p-values of a family are adjusted together. The name is empty if
-no p-value is adjusted."""
+"""Name of a family of tests. The p-values of a family are adjusted together. The name is empty
+if a p-value is not adjusted."""
 Alternative = Literal["two-sided", "rise", "untested"]
 """Side of the null value on which a result counts as an effect: both sides (``two-sided``),
 above the null value (``rise``), or no side because there is no test (``untested``)."""
 NOTABLE_P = 0.1
-"""Limit of a p-value before correction. Only up to this limit, isweep prints that an estimate
-depends on one dataset."""
+"""Largest p-value before correction for which isweep prints that an estimate depends on one
+dataset."""
 DECISIVE_SHARE = 0.5
-"""Share of an estimate. An estimate depends on one dataset, class or group if the estimate without
-it is smaller than this share of the estimate with it."""
+"""Limit that decides whether an estimate depends on one dataset, class or group. The estimate
+depends on a dataset if, without this dataset, the distance from the null value is less than
+this share of the distance with all datasets."""
 VERDICTS: tuple[Verdict, ...] = (
     "supported",
     "contradicted",
@@ -40,14 +41,14 @@ VERDICTS: tuple[Verdict, ...] = (
     "described",
     "not testable",
 )
-"""Verdicts on a question; ``docs/glossary.md`` defines each."""
+"""All verdicts on a question. ``docs/glossary.md`` defines each of them."""
 
 
 def is_significant(adjusted_p: float | None, interval: Interval | None, null: float = 0.0) -> bool:
     """Return whether an estimate differs from its null value after correction.
 
-    It differs if the adjusted p-value is at most 0.05 and the interval excludes the null value.
-    Return False if the p-value or the interval is unknown.
+    The estimate differs if the adjusted p-value is at most 0.05 and the interval excludes the
+    null value. Return False if the p-value or the interval is unknown.
     """
     if adjusted_p is None or interval is None or adjusted_p > LEVEL:
         return False
@@ -60,18 +61,18 @@ class Question:
     """A question about one number.
 
     Attributes:
-        key: Name in files and metrics.
+        key: Name of the question in files and metrics.
         text: The question in plain words.
-        claim: The statement that a verdict supports or contradicts.
-        reverse: The opposite statement, for a contradicted claim.
-        estimand: The number that decides the answer, in the words of the field.
+        claim: The statement that the answer supports or contradicts.
+        reverse: The opposite statement. It is printed if the claim is contradicted.
+        estimand: Name of the number that decides the answer, in the words of the field.
         null: Value of the number if there is no effect.
-        expected_sign: 1 if the claim expects a value above the null value, −1 if it expects a value
-            below.
-        power_of: Words on the effect whose power is computed.
-        source: Number of the claim in the study.
-        published: The study's result.
-        is_share: True if the number is a share. Shares are printed in per cent.
+        expected_sign: 1 if the claim expects a value above the null value, −1 if the claim
+            expects a value below the null value.
+        power_of: Description of the effect for which the power is computed.
+        source: Number that the study gives to the claim.
+        published: The result that the study published.
+        is_share: True if the number is a share. isweep prints shares in per cent.
         alternative: Side of the null value on which a result counts as an effect. It is
             ``untested`` if no null value decides the question.
     """
@@ -92,16 +93,18 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tested:
-    """A number with its interval and the test of its null value.
+    """A number with its interval and the result of a test against its null value.
 
     Attributes:
         value: The estimate; None if there is none.
         interval: 95 % interval; None if there is none.
-        p_value: p-value before correction, for the null value and the sides of the question.
+        p_value: p-value before correction. The question defines the null value and the sides
+            of the test.
         adjusted_p: p-value after Holm's correction for all tests of the family.
         num_tests: Number of tests of the family; 0 if the p-value is not corrected.
         family: Name of the family.
-        left_out: The estimate without each dataset, class or group, by its name.
+        left_out: The estimate without each dataset, class or group, by the name of what is
+            left out.
         reason: Reason why the number could not be estimated or tested; empty if there is none.
     """
 
@@ -115,26 +118,33 @@ class Tested:
     reason: str = ""
 
     def adjusted_among(self, adjusted_p: float | None, num_tests: int, family: Family) -> Self:
-        """Return a copy with the adjusted p-value, or this record if ``adjusted_p`` is None."""
+        """Return a copy with the adjusted p-value.
+
+        If ``adjusted_p`` is None, return this record.
+        """
         if adjusted_p is None:
             return self
         return replace(self, adjusted_p=adjusted_p, num_tests=num_tests, family=family)
 
     @property
     def test_level(self) -> float:
-        """The significance level for the power: Holm's strictest level in the family."""
+        """Significance level for which the power is computed.
+
+        It is Holm's strictest level of the family.
+        """
         return verdict_level(self.num_tests)
 
     @property
     def most_influential(self) -> str | None:
-        """The dataset, class or group whose omission changes the estimate most, or None."""
+        """The dataset, class or group whose omission changes the estimate most; None if unknown."""
         return most_influential(self.value, self.left_out)
 
     def is_decided_by(self, name: str, null: float = 0.0) -> bool:
         """Return whether a notable estimate depends on one dataset, class or group alone.
 
-        It depends on one of them if omitting this one moves the estimate to the other side of the
-        null value, or more than halves its distance from the null value.
+        An estimate is notable if its p-value is at most 0.1. It depends on ``name`` in two
+        cases. Without ``name``, the estimate is on the other side of the null value, or its
+        distance from the null value is less than half of the distance with ``name``.
         """
         if self.value is None or self.p_value is None or self.p_value > NOTABLE_P:
             return False
@@ -145,16 +155,16 @@ class Tested:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer(Tested):
-    """The answer of a table to a question.
+    """The answer to a question, computed from a results table.
 
     Attributes:
         question: The question.
         num_replicates: Number of datasets or classes from which the interval is computed.
-        effect: The effect ``question.power_of`` as a distance from the null value; None if the
-            question has none.
+        effect: The effect that ``question.power_of`` describes, as a distance from the null
+            value. None if the question has no such effect.
         test: The test that determines the power; None if there is no test.
         note: A sentence on a limit of the estimate.
-        is_late: True if the question was asked after somebody had seen the data, so that the
+        is_late: True if the question was asked after somebody had seen the data. Such an
             answer confirms nothing.
     """
 
@@ -174,7 +184,7 @@ class Answer(Tested):
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict of the table on the question."""
+        """The verdict on the question."""
         if self.value is not None and self.question.alternative == "untested":
             return "described"
         if self.value is None or self.p_value is None or self.reason:
@@ -193,12 +203,12 @@ class Answer(Tested):
 
     @property
     def is_opposite(self) -> bool:
-        """True if an effect was detected, but the claim expects it on the other side."""
+        """True if an effect was detected, but on the side that the claim does not expect."""
         return self.is_decided and not self._is_on_expected_side
 
     @property
     def statement(self) -> str:
-        """The claim. If the detected effect is on the other side, the opposite statement."""
+        """The claim, or the opposite statement if the claim is contradicted."""
         return self.question.reverse if self.is_opposite else self.question.claim
 
     @property
@@ -208,11 +218,14 @@ class Answer(Tested):
 
 
 AnyTested = TypeVar("AnyTested", bound=Tested)
-"""A class of tested numbers: answers or slopes."""
+"""A subclass of :class:`Tested`: answers or slopes."""
 
 
 def most_influential(value: float | None, left_out: Mapping[str, float]) -> str | None:
-    """Return the name whose omission changes an estimate most; in a tie, the first by name."""
+    """Return the name whose omission changes an estimate most.
+
+    In a tie, the first name is returned.
+    """
     if value is None or not left_out:
         return None
     changes = {name: abs(left_out[name] - value) for name in sorted(left_out)}
@@ -220,8 +233,12 @@ def most_influential(value: float | None, left_out: Mapping[str, float]) -> str 
 
 
 def holm_adjusted(tests: Sequence[AnyTested], family: Family) -> tuple[AnyTested, ...]:
-    """Return a family of tests with Holm-adjusted p-values; only tests with a p-value count."""
-    # A question without a p-value makes no claim, so it is not one of the tests of the family.
+    """Return the tests of a family with Holm-adjusted p-values.
+
+    Tests without a p-value do not count.
+    """
+    # A question without a p-value leads to no claim, so the family does not count it as a
+    # test.
     p_values = [tested.p_value for tested in tests]
     num_tests = len(p_values) - p_values.count(None)
     adjusted = []

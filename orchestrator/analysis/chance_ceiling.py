@@ -1,8 +1,8 @@
 """Detection of a ceiling of losses at chance level, and selection of points below the ceiling.
 
 A network that learned nothing has the chance loss, whatever N, d and K_F are. Curves are flat
-at this loss, so slopes are too small by an unknown amount. The losses of over-fitted networks
-can be larger.
+at this loss, so slopes over such curves are too small by an unknown amount. The chance loss is
+not always a ceiling: an over-fitted network can have a larger loss.
 """
 
 from __future__ import annotations
@@ -23,21 +23,26 @@ from orchestrator.results.columns import DONE, MODEL, STATUS, TRAIN_SIZE
 from search_spaces.errors import plural
 
 MAX_SHARE_AT_CEILING = 0.10
-"""Limit of the share of points at chance level. Above this limit, the losses have a ceiling."""
+"""Limit for the share of points at chance level. If the share is larger, chance level is a
+ceiling of the losses."""
 WELL_BEYOND = 1.05
-"""Loss, as a share of the chance loss, from which a point counts as beyond the ceiling."""
+"""Smallest loss of a point beyond the ceiling, as a share of the chance loss."""
 MIN_POINTS_AT_CEILING = 2
-"""Smallest number of points that show a ceiling. A single point may be one failed training."""
+"""Smallest number of points at chance level for a ceiling. A single point may be one failed
+training."""
 CLEAR_SHARE = 1 / 3
 """A curve is clear of the ceiling if the geometric mean of its losses is at most this share of
-the chance loss. If losses saturate like tanh x, the slope is 7 % too small at this share. If they
-saturate like 1 − exp(−x), it is 19 % too small."""
+the chance loss. If losses saturate like tanh x, the slope is 7 % too small at this share. If
+losses saturate like 1 − exp(−x), the slope is 19 % too small."""
 
 
 def has_ceiling(rows: pd.DataFrame) -> bool:
-    """Return whether so many points are at chance level that losses have a ceiling there."""
-    # Losses far beyond the chance loss show that losses are not bounded there, so a few flat
-    # curves are no ceiling.
+    """Return whether chance level is a ceiling of the losses.
+
+    It is a ceiling if the losses of many points are at this level.
+    """
+    # If many losses are well above the chance loss, the chance loss is not a ceiling. A few
+    # flat curves do not change this.
     rows_with_loss = rows[rows[LOG_LOSS].notna()]
     weights = rows_with_loss[WEIGHT]
     is_beyond = reaches(rows_with_loss[OF_CHANCE_LOSS], WELL_BEYOND)
@@ -52,7 +57,10 @@ def has_ceiling(rows: pd.DataFrame) -> bool:
 
 
 def why_flattened(rows: pd.DataFrame) -> str:
-    """Return the reason why slopes over these points would be too small; empty if there is none."""
+    """Return a text that slopes are too small because losses are at chance level.
+
+    The text is empty if chance level does not change the slopes.
+    """
     if not has_ceiling(rows):
         return ""
     num_at_chance = int(rows[AT_CHANCE_LEVEL].sum())
@@ -64,12 +72,12 @@ def why_flattened(rows: pd.DataFrame) -> str:
 
 
 def why_constant(rows: pd.DataFrame, within: str = "") -> str:
-    """Return a reason if losses do not vary; else an empty text.
+    """Return a text that the losses do not vary; empty if they vary.
 
     Args:
         rows: Points with log losses.
-        within: Column of groups. Losses are compared within each group. If empty, all points are
-            compared.
+        within: Column of groups. Losses are compared within each group. If ``within`` is
+            empty, the losses of all points are compared.
     """
     values = rows[LOG_LOSS]
     keys = rows[within] if within else pd.Series(0, index=rows.index)
@@ -82,9 +90,9 @@ def why_constant(rows: pd.DataFrame, within: str = "") -> str:
 def clear_of_ceiling(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the points of curves that are clear of the ceiling; all points if there is none.
 
-    A curve is selected by the mean of its log losses over N, because errors of this mean are
-    independent of errors of the slope. From each selected curve, only the points after its last
-    point at chance level are returned.
+    Curves are selected by the mean of their log losses over N, because the error of this mean
+    is independent of the error of the slope. If a selected curve has points at chance level,
+    only its points at larger N are returned.
     """
     if not has_ceiling(rows):
         return rows
@@ -97,16 +105,17 @@ def clear_of_ceiling(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def above_chance(points: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
-    """Return the points at train sizes at which the networks learned something.
+    """Return the points at train sizes at which networks learned something.
 
-    A curve is flat while its loss is at chance level. For each dataset and class pair, find the
-    largest N at which the mean loss over models is at chance level. This N and all smaller N are
-    removed. For each curve, all N up to its last diverged trial are removed. All points of a train
-    size are removed together. If only those with high losses were removed, the remaining curves
-    would be flatter.
+    A curve is flat while its loss is at chance level. Two rules remove train sizes. First, for
+    each dataset and class pair, the largest N is determined at which the mean loss over models
+    is at chance level. This N and all smaller N are removed. Second, if a trial of a curve
+    diverged, its N and all smaller N are removed from this curve. A rule removes all points of
+    a train size. If it removed only points with high losses, the remaining curves would be
+    flatter.
 
     Args:
-        points: The points.
+        points: One row per point, as ``fitted_points`` returns them.
         full: All trials, including diverged ones.
     """
     loss_is_high = reaches(points[OF_CHANCE_LOSS])

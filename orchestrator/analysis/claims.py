@@ -1,14 +1,15 @@
-"""The ledger: every claim of the study, with its published result and a sweep's answer.
+"""The ledger: every claim of the study, with the published result and the answer of a sweep.
 
-The claims are from Konz & Mazurowski (arXiv 2401.08865, 2408.08381). Their tests form two families.
-In each family, the chance of any false verdict is at most 5 %:
+The claims are from Konz & Mazurowski (arXiv 2401.08865, 2408.08381). Their tests form two
+families. In each family, the probability of any false verdict is at most 5 %:
 
-- A claim that is a headline question or a question about class pairs has the same answer as in the
-  report and ``isweep fit``. Its p-value is Holm-adjusted over the tests of ``isweep fit``.
+- Some claims are headline questions or questions about class pairs. They have the same answers
+  as in the report and in ``isweep fit``. Their p-values are Holm-adjusted over the tests of
+  ``isweep fit``.
 - The p-values of all other claims are Holm-adjusted over all tests of the ledger.
 
-Theorem 5 is an approximate bound without a null value. It is described and belongs to no
-family.
+Theorem 5 is an approximate bound without a null value. Its verdict is *described*, and it
+belongs to no family.
 """
 
 from __future__ import annotations
@@ -82,40 +83,41 @@ ONE_FAMILY = (
     "The p-values are adjusted together over the tests of {} (Holm). If the tests' "
     "assumptions hold, the chance of any false claim is at most 5 %."
 )
-"""Sentences on a ledger whose tests are all of one family."""
+"""Sentences on the family of tests of a ledger, if all tests belong to one family."""
 TWO_FAMILIES = (
     "The p-values form two families (Holm). Claims that isweep fit tests too are adjusted over "
     "the tests of isweep fit. All other claims are adjusted over all tests of this ledger. If "
     "the tests' assumptions hold, the chance of any false claim is at most 5 % in each family. "
     "In the two families together, the chance is at most 10 %."
 )
-"""Sentences on a ledger whose tests are of two families."""
+"""Sentences on the families of tests of a ledger, if its tests belong to two families."""
 FAMILY_WORDS: dict[Family, str] = {
     "headline questions": "isweep fit",
     "class pairs": "isweep fit",
     "ledger": "this ledger",
 }
-"""The command or document that shows the tests of a family, by name of the family."""
+"""Words for the command or document that contains the tests of a family, by name of the family."""
 TERMINAL_WIDTH = 80
-"""Characters per line of text."""
+"""Largest number of characters of a line in the terminal."""
 NOT_MEASURED = "not measured by a sweep"
-"""Reason for *not testable*, if the sweep does not measure the number of a claim."""
+"""Reason for the verdict *not testable* if no sweep measures the number in the claim."""
 PAIRS = "the question compares datasets; isweep fit shows the class pairs of this dataset"
-"""Reason for *not testable*, if a claim is about several datasets and the table has only one."""
+"""Reason for the verdict *not testable* if a claim is about several datasets, but the table
+contains only one."""
 SHARED = (
     "the base datasets of an experiment share images, so they are not independent; isweep fit "
     "shows each condition"
 )
-"""Reason for *not testable*, if a claim is about several datasets and the table is of an
-experiment."""
+"""Reason for the verdict *not testable* if a claim is about several datasets, but the table is
+from an experiment."""
 NO_CLAIM_OF_PAPERS = "isweep fit supports or contradicts {} beyond these claims."
-"""Sentence on decided relations of class pairs that are not a claim of the study."""
+"""Sentence on detected relations between class pairs that are not among the claims of the study."""
 ONLY_SUGGESTED = (
     "isweep fit suggests {}. A suggested relation is not confirmed, because results were known "
     "before its question was chosen."
 )
-"""Sentence on decided relations of questions that were asked after the images had been
-seen."""
+"""Sentence on detected relations whose question was asked after results on the images were
+known."""
 LAYERS = f"the dimension of layers before the last is {NOT_MEASURED}"
 UNMEASURED = (
     Answer(
@@ -149,7 +151,7 @@ UNMEASURED = (
         reason=LAYERS,
     ),
 )
-"""Claims about numbers that no sweep measures."""
+"""The claims about numbers that no sweep measures."""
 DOMAIN_GAP = Question(
     key="domain_gap",
     source="Fig. 2b",
@@ -179,24 +181,28 @@ COMPRESSION = Question(
     alternative="untested",
 )
 NO_TEST_OF_BOUND = "The bound states no largest ratio d_repr / d_data, so a share does not test it"
-"""Reason why Theorem 5 is described and not tested."""
+"""Sentence on why Theorem 5 is described and not tested."""
 GAP_OF_POWER = 1.0
-"""Difference of log losses for which the power is computed. It means a factor of 2.7."""
+"""Difference of log losses for which the power is computed. It is a factor of 2.7 between
+losses."""
 SHARPNESS_GAP_OF_POWER = 0.5
-"""Difference of log K_F for which the power is computed. It means a factor of 1.6."""
+"""Difference of log K_F for which the power is computed. It is a factor of 1.6 between values
+of K_F."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """All claims, and a comparison of a sweep with every published quantity.
+    """All claims of the study, answered by one sweep.
+
+    It may also compare the sweep with published numbers.
 
     Attributes:
         sweep: Name of the sweep.
         entries: The answer to each claim.
-        scores: Agreement with published quantities; empty without a comparison.
-        left_out: Counts of excluded rows and values.
+        scores: Agreement with published quantities; empty if no comparison was requested.
+        left_out: Numbers of excluded rows and values, with the reasons.
         remarks: Sentences that are printed before the claims.
-        families: Sentences on the families of tests; empty without a test.
+        families: Sentences on the families of tests; empty if nothing was tested.
     """
 
     sweep: str
@@ -236,11 +242,12 @@ class Ledger:
         return [claims, score_table(self.scores)]
 
     def lines(self) -> Iterator[str]:
-        """Yield lines for a terminal: the number of claims by verdict, then each claim."""
+        """Yield lines for a terminal: the number of claims for each verdict, then each claim."""
         verdicts = Counter(answer.verdict for answer in self.entries)
         counts = []
         for verdict in VERDICTS:
-            # Most sweeps have no suggested answer, so a count of 0 is not printed.
+            # Most sweeps have no suggested answer, so a count of 0 suggested answers is not
+            # printed.
             if verdict != "suggested" or verdicts[verdict]:
                 counts.append(f"{verdicts[verdict]} {verdict}")
         texts = [f"{plural(len(self.entries), 'claim')}: {', '.join(counts)}.", *self.remarks]
@@ -286,21 +293,21 @@ class Ledger:
 
 
 def why(answer: Answer) -> str:
-    """Return why nothing is decided: the reason, or the power of the test."""
+    """Return the reason why nothing was detected or tested, or a sentence on the power."""
     if answer.verdict != "undecided":
         return answer.reason
     return power_sentence(answer).rstrip(".")
 
 
 def _replicates(entries: Sequence[Answer]) -> str:
-    """Return the replicates of the intervals of these claims, in words."""
+    """Return words for the replicates of the intervals of these claims."""
     if any(answer.family == "class pairs" for answer in entries):
         return "the datasets, and for claims on class pairs the classes"
     return "the datasets"
 
 
 def verdict_with_limits(answer: Answer) -> str:
-    """Return the verdict with its reason or power, and its note."""
+    """Return the verdict in words, with the reason or the power, and with the note."""
     text: str = answer.verdict
     for limit in (why(answer), _note(answer)):
         if limit:
@@ -309,7 +316,7 @@ def verdict_with_limits(answer: Answer) -> str:
 
 
 def _note(answer: Answer) -> str:
-    """Return the note of the answer, or the value without the most influential replicate."""
+    """Return the note of an answer, or its value without the most influential replicate."""
     if answer.note:
         return answer.note
     replicate = "class" if answer.family == "class pairs" else "dataset"
@@ -324,7 +331,7 @@ def _tests_of_family(answer: Answer) -> str:
 
 
 def claim_line(answer: Answer) -> str:
-    """Return sentences: verdict, claim, estimate, p-values, and the reason or power."""
+    """Return sentences on a claim: verdict, statement, estimate, p-values, and reason or power."""
     question = answer.question
     text = f"{answer.verdict.upper()}  {question.source} {question.claim}."
     if answer.value is not None:
@@ -346,19 +353,19 @@ def claim_line(answer: Answer) -> str:
 
 
 def _sentence(text: str) -> str:
-    """Return a text with a capital first letter."""
+    """Return a text whose first letter is a capital letter."""
     return f"{text[:1].upper()}{text[1:]}"
 
 
 def shown_value(answer: Answer) -> str:
-    """Return the value as text."""
+    """Return the value of an answer as text."""
     if answer.value is None or not answer.question.is_share:
         return number(answer.value)
     return percent(answer.value)
 
 
 def shown_interval(answer: Answer) -> str:
-    """Return the 95 % interval as text; empty without a value."""
+    """Return the 95 % interval as text; empty if there is no value."""
     if answer.value is None:
         return ""
     if answer.interval is None or not answer.question.is_share:
@@ -378,14 +385,15 @@ def ledger(
     """Answer every claim from a results table.
 
     Args:
-        table: One row per trial.
+        table: A results table with one row per trial.
         sweep: Name of the sweep.
-        compare: True if the table is also compared with every published quantity.
-        arms: Datasets of an experiment. Its worlds share images, so no claim is testable.
+        compare: True if the table is also compared with the published numbers.
+        arms: Datasets of an experiment. If there are any, no claim about several datasets is
+            testable, because base datasets share images.
         facts: Facts about the sweep that limit its answers.
 
     Raises:
-        DataError: If a column is missing, or its values contradict each other.
+        DataError: If a required column is missing, or if rows contradict each other.
     """
     prepared = prepare(table, arms=arms)
     fits = with_facts(fits_of(prepared), facts)
@@ -416,7 +424,7 @@ def ledger(
 
 
 def _of_other_relations(fits: ScalingFits) -> Iterator[str]:
-    """Yield sentences that count the decided relations of class pairs beyond the study's claims."""
+    """Yield sentences on the number of detected relations that are not among the study's claims."""
     num_confirmed = 0
     num_suggested = 0
     for slope in fits.class_pairs:
@@ -434,7 +442,7 @@ def _of_other_relations(fits: ScalingFits) -> Iterator[str]:
 
 
 def _families(entries: Sequence[Answer], fits: ScalingFits) -> str:
-    """Return sentences on the families of tests that the ledger uses; empty without a test."""
+    """Return sentences on the families of tests in the ledger; empty if nothing was tested."""
     places = {FAMILY_WORDS[entry.family] for entry in entries if entry.num_tests}
     if not places:
         return ""
@@ -448,14 +456,17 @@ def _families(entries: Sequence[Answer], fits: ScalingFits) -> str:
 
 
 def _asked_of_datasets(entry: Answer) -> Answer:
-    """Return the answer for a table of one dataset: :data:`PAIRS` replaces a reason."""
+    """Return an answer for a table of one dataset.
+
+    If it has a reason, :data:`PAIRS` replaces it.
+    """
     if not entry.reason:
         return entry
     return replace(entry, reason=PAIRS)
 
 
 def _adjusted(entries: Sequence[Answer]) -> Iterator[Answer]:
-    """Yield all entries; those without a family are adjusted over all tests of the ledger."""
+    """Yield all entries. p-values without a family are adjusted over all tests of the ledger."""
     for entry, among_all in zip(entries, holm_adjusted(entries, "ledger"), strict=True):
         if entry.num_tests:
             yield entry
@@ -464,7 +475,7 @@ def _adjusted(entries: Sequence[Answer]) -> Iterator[Answer]:
 
 
 def _slope(prepared: Prepared, fits: ScalingFits, question: Question, *, column: str) -> Answer:
-    """Return the answer on d_data or K_F, with a note on the most influential dataset.
+    """Return the answer to the claim on d_data or K_F, with a note on the most influential dataset.
 
     Args:
         prepared: The points.
@@ -494,7 +505,7 @@ def _slope(prepared: Prepared, fits: ScalingFits, question: Question, *, column:
 
 
 def _domain_gap(fits: ScalingFits) -> Answer:
-    """Return the answer on the loss of medical and natural datasets."""
+    """Return the answer to the claim that medical datasets have a higher loss."""
     gap = fits.height(IS_MEDICAL)
     return answer_of(
         DOMAIN_GAP,
@@ -507,7 +518,7 @@ def _domain_gap(fits: ScalingFits) -> Answer:
 
 
 def _sharpness_gap(prepared: Prepared, fits: ScalingFits) -> Answer:
-    """Return the answer on K_F of medical and natural datasets."""
+    """Return the answer to the claim that medical datasets have sharper labels."""
     rows_with_sharpness = prepared.full[prepared.full[LABEL_SHARPNESS] > 0]
     log_sharpness = np.log(rows_with_sharpness[LABEL_SHARPNESS])
     means = log_sharpness.groupby(
@@ -542,16 +553,16 @@ def _sharpness_gap(prepared: Prepared, fits: ScalingFits) -> Answer:
 def _fall_with_size(
     prepared: Prepared, fits: ScalingFits, source: str, name: str, column: str
 ) -> Answer:
-    """Return the answer on the fall of the loss with N against the law's bound, an exponent of 1.
+    """Return the answer on whether the exponent b is below the law's bound of 1.
 
     For d_data, the answer has the p-values of the headline question.
 
     Args:
-        prepared: The table and its points.
+        prepared: The checked table and its points.
         fits: All fits of the table.
         source: Number of the claim in the study.
         name: Name of the dimension d in the claim.
-        column: Column of d; empty for d_data.
+        column: Column of d; empty if d is d_data.
     """
     question = Question(
         key=f"fall_by_{name}",
@@ -593,7 +604,7 @@ def _fall_with_size(
 
 
 def _attacks(fits: ScalingFits) -> Answer:
-    """Return the answer on the loss gained by attacks."""
+    """Return the answer on the correlation of K_F with the loss that attacks add."""
     answer = fits.answer(ATTACKS)
     scales = {fit.variant for fit in fits.attacks if fit.variant}
     scale = f" (K_F of {scales.pop()} alone)" if scales else ""
@@ -610,9 +621,9 @@ def _attacks(fits: ScalingFits) -> Answer:
 def _of_largest_correlation(fits: ScalingFits, answer: Answer) -> str:
     """Return a note on the attack and network of the largest correlation.
 
-    The note has two numbers that are computed without the most influential dataset: this
-    correlation, and the largest of all correlations. They can differ, because another attack or
-    network can then have the largest correlation.
+    The note contains two numbers that are computed without the most influential dataset: the
+    same correlation, and the largest of all correlations. The two numbers can differ, because
+    without this dataset another attack or network can have the largest correlation.
     """
     tested = [fit for fit in fits.attacks if fit.model != POOLED]
     best = strongest_attack(tested)
@@ -628,10 +639,10 @@ def _of_largest_correlation(fits: ScalingFits, answer: Answer) -> str:
 
 
 def _on_pairs(fits: ScalingFits) -> Iterator[Answer]:
-    """Yield the answers of class pairs to claims of the study.
+    """Yield the answers to claims that follow from slopes over class pairs.
 
-    If a question was asked after somebody had seen the data, a decided answer has a note that it
-    confirms nothing.
+    If a question was asked after somebody had seen the data, and an effect was detected, a
+    note states that the answer confirms nothing.
     """
     for slope in fits.class_pairs:
         answer = fits.pair_answer(slope)
@@ -650,7 +661,7 @@ def _on_pairs(fits: ScalingFits) -> Iterator[Answer]:
 def _compression(fits: ScalingFits) -> Answer:
     """Return the share of points within the bound of Theorem 5, without a test.
 
-    The bound d_repr ≲ d_data has no stated tolerance, so no share is a null value.
+    The bound d_repr ≲ d_data states no tolerance, so there is no share to test against.
     """
     fit = fits.representation()
     if fit.status != "ok":

@@ -1,10 +1,10 @@
 """Questions about the class pairs of one dataset, and the slopes that answer them.
 
-Label sharpness K_F is 1 / length, and the robustness radius R̂ is a length. If pairs differed
-in contrast alone, log R̂ would have the slope −1 on log K_F for any network. Therefore the
-question on robustness is free of scale: K_F and R̂ are in units of δ. The length δ is the mean
-distance of an image to the nearest image with another label. The slope in pixel units is printed
-too, without a test.
+Label sharpness K_F is one over a length, and the robustness radius R̂ is a length. If pairs
+differed only in contrast, log R̂ would have the slope −1 on log K_F for any network. Therefore
+the question on robustness uses numbers without a unit: K_F·δ and R̂/δ. The length δ is the
+mean distance of an image to the nearest image with another label. The slope in pixel units is
+also printed, without a test.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ NO_DELTA = (
     "this table has no δ, the mean distance to the nearest image with another label "
     f"(column {MEAN_UNLIKE_DISTANCE}); measure the images again to get it"
 )
-"""Reason why a question on δ cannot be answered from a table without the column of δ."""
+"""Reason why a question on δ cannot be answered if the table has no column of δ."""
 ONE_SIZE = "there is only one train size; a curve needs at least two"
-"""Reason why the exponent cannot be estimated."""
+"""Reason why the exponent b cannot be estimated."""
 UNITS_ALONE = "the units alone give a slope of −1: R̂ is a length, and K_F is one over a length"
-"""Reason why the slope in pixel units is not tested."""
+"""Reason why the slope of log R̂ on log K_F in pixel units is not tested."""
 MIN_PAIRS = 3
-"""Smallest number of class pairs for a correlation over pairs."""
+"""Smallest number of class pairs for a correlation of log K_F with log δ."""
 EXPONENT = "exponent b in N^(-b/d)"
 EXPONENT_BEYOND = "exponent b against the law's 1"
 LOSS = "slope of log loss on log K_F at equal 1/d"
@@ -63,14 +63,15 @@ DROP_AT_DELTA = f"{DROP} and δ"
 
 @dataclass(frozen=True, slots=True)
 class PairQuestion:
-    """A question about the class pairs of one dataset, with the columns of its slope.
+    """A question about the class pairs of one dataset, and the slope that answers it.
 
     Attributes:
-        question: The question; its text is empty for a slope that belongs to another question.
+        question: The question. Its text is empty if the slope belongs to another question.
         response: Column of the response.
-        on: Columns of the regressors. The slope on the first one answers the question.
-        factor: Effect of a step of the regressor as a sentence, with ``{}`` for the number. It has
-            no full stop, because an interval follows. It is empty if the slope itself is printed.
+        on: Columns of the regressors. The slope on the first regressor answers the question.
+        factor: Sentence on the effect of a step of the regressor, with ``{}`` in place of the
+            number. The sentence has no full stop, because an interval follows. It is empty if
+            the slope itself is printed.
         level: ``within`` for slopes over the train sizes of a pair, ``between`` for slopes
             over pairs.
         needs_delta: True if a column is computed from δ.
@@ -208,18 +209,20 @@ PAIR_QUESTIONS = {
         needs_delta=True,
     ),
 }
-"""The question of each estimand, in the order of the answers. The questions at equal δ have one
-finding together."""
+"""The question that each estimand answers, in the order of the answers. The questions at equal
+δ are answered together in one finding."""
 AT_DELTA = {
     LOSS_AT_DELTA: "log loss",
     R_HAT_AT_DELTA: "log R̂",
     DROP_AT_DELTA: "accuracy lost",
 }
-"""Name of the response of each estimand at equal δ."""
+"""Words for the response, by name of the estimand at equal δ."""
 
 
 def pair_answer(slope: Slope, asked_after_seeing: Collection[str] = ()) -> Answer:
-    """Return the answer of a slope over class pairs; without a test, it is *not testable*.
+    """Return the answer that follows from a slope over class pairs.
+
+    If the slope has no test, the verdict is *not testable*.
 
     Args:
         slope: The slope.
@@ -252,13 +255,13 @@ def pair_answer(slope: Slope, asked_after_seeing: Collection[str] = ()) -> Answe
 def fit_pairs(points: pd.DataFrame) -> tuple[Slope, ...]:
     """Return the slopes over the class pairs of one dataset.
 
-    Returns no slope unless the points are of one dataset with at least five classes. Pairs
-    that share a class share images, so intervals are from a jackknife over classes (t with
-    classes − 1 degrees of freedom). The exponent has an intercept per pair and network. The
-    other slopes are estimated between pairs at equal network, N and 1/d. d, K_F and δ are
-    measured at the largest N of a pair. A slope between pairs has two p-values, and the larger one
-    is used. One is from the jackknife, the other from a permutation of classes. The p-values of the
-    tested slopes are Holm-adjusted together.
+    If there are several datasets or fewer than five classes, no slope is returned. Pairs that
+    share a class share images, so intervals come from a jackknife over classes (t distribution
+    with classes − 1 degrees of freedom). The exponent is estimated with an intercept for each
+    pair and network. The other slopes compare pairs at equal network, N and 1/d. d, K_F and δ
+    are measured at the largest N of a pair. A slope between pairs has two p-values, and the
+    larger one is used. One p-value comes from the jackknife, the other one from a permutation
+    of classes. The p-values of the tested slopes are Holm-adjusted together.
     """
     points = points.dropna(subset=[LOG_LOSS, D_REFERENCE])
     classes = points[CLASS_PAIR].str.split("-", n=1, expand=True).reindex(columns=[0, 1])
@@ -279,9 +282,10 @@ def fit_pairs(points: pd.DataFrame) -> tuple[Slope, ...]:
 
 
 def _columns(points: pd.DataFrame) -> pd.DataFrame:
-    """Return the columns of all questions, a row per point; unmeasured values are NaN."""
-    # Centering within every curve gives the exponent an intercept per pair and network.
-    # The law's rate is a slope of 1 on x, so the slope of log loss − x on x is b − 1.
+    """Return the columns of all questions, with one row per point. Unmeasured values are NaN."""
+    # The columns are centered within each curve, so the exponent is estimated with an
+    # intercept for each pair and network. The law's rate is a slope of 1 on x, so the slope of
+    # log loss − x on x is b − 1.
     x = -points[LOG_TRAIN_SIZE] / points[D_REFERENCE]
     curves = pd.DataFrame({"x": x, "fall": points[LOG_LOSS], "beyond": points[LOG_LOSS] - x})
     centred = curves - curves.groupby(points[CURVE]).transform("mean")
@@ -317,15 +321,15 @@ def sharpness_with_delta(points: pd.DataFrame) -> float | None:
 
 
 def mean_accuracy_lost(points: pd.DataFrame) -> pd.Series:
-    """Return the accuracy that each point loses to attacks, a fraction averaged over attacks."""
+    """Return the accuracy that each point loses to attacks: a share, averaged over attacks."""
     drops = [name for name in points if str(name).endswith("accuracy_drop")]
     return points[drops].mean(axis=1)
 
 
 def _slope(rows: pd.DataFrame, question: PairQuestion) -> Slope | None:
-    """Return the slope of a question, or a slope with the reason why it cannot be estimated.
+    """Return the slope that answers a question, or a reason why it cannot be estimated.
 
-    Returns None if the measures of the question are missing.
+    Returns None if the table lacks the measures that the question needs.
     """
     within: tuple[str, ...] = ()
     if question.level == "between":

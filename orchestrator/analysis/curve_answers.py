@@ -1,9 +1,11 @@
-"""Answers of learning curves in sentences: the expected score at N, and the N of a target.
+"""Answers from learning curves, in sentences: the expected score at N, and the N for a target
+score.
 
-The curves come from a sweep of one dataset or from a user's CSV file. Each network and class pair
-has one answer. The answer contains the measured curve, the expected score with more images, and
-whether the curve has flattened. If there is a target, the answer also contains the number of images
-that reaches it with a given probability. Curves of other networks on the same images are used too.
+The curves come from a sweep of one dataset or from a user's CSV file. There is one answer for
+each network and class pair. The answer contains the measured curve, the expected score with
+more images, and whether the curve has flattened. If the user gives a target score, the answer
+also contains the number of images that reaches the target with a given probability. A
+prediction also uses the curves of other networks that were trained on the same images.
 """
 
 from __future__ import annotations
@@ -46,46 +48,49 @@ from search_spaces.errors import ConfigError, DataError, plural, unknown_name
 USABLE_SIZES = 3
 """Smallest number of train sizes that gives a usable interval."""
 LIKELY, UNLIKELY = 0.9, 0.1
-"""Limits of the probability that a curve has flattened. From ``LIKELY`` on, isweep prints that
-the curve has flattened. Up to ``UNLIKELY``, isweep prints that the score probably still
-improves."""
+"""Limits of the probability that a curve has flattened. If the probability is at least
+``LIKELY``, isweep prints that the curve has flattened. If the probability is at most
+``UNLIKELY``, isweep prints that the score probably still improves."""
 MIN_STEEPENING = 2.0
-"""Smallest ratio of the predicted to the measured rate of improvement from which the prior decides
-the prediction. Learning curves flatten, so measured scores alone cannot predict a higher rate. The
-value 2 is a judgment. It only decides whether ``PRIOR_DECIDES`` is printed."""
+"""Limit for the ratio of the predicted rate of improvement to the measured rate. Above this
+limit, the prior decides the prediction: learning curves flatten, so measured scores alone
+cannot predict a higher rate. The value 2 was chosen by judgment. It only decides whether
+``PRIOR_DECIDES`` is printed."""
 PRIOR_DECIDES = "The following prediction rests on the curves of other datasets."
 LEAST_SIZE_ASSURANCE = 0.1
-"""Probability with which the smallest N of the JSON document reaches the target."""
+"""Probability with which ``least_train_size`` in the JSON document reaches the target."""
 MAX_DECIMALS = 6
 """Largest number of decimals of a printed score."""
 TAIL = (1 - INTERVAL_LEVEL) / 2
 """Probability on each side of the interval of the needed N."""
 LEAST_REACHABLE = 2 * TAIL
-"""Smallest probability of reaching a target with which a median N is printed. The median is
-over the curves that reach the target, and below this probability it can lie outside the
-interval."""
+"""Smallest probability of reaching a target for which a median N is printed. The median is
+computed over the curves that reach the target. With a smaller probability, the median can lie
+outside the interval."""
 CHANCE_MARGIN = 0.05
-"""Share of the loss or error at chance level. If the size of the test set is unknown, a score must
-be better than chance level by this share."""
+"""Smallest distance from chance level of a score that is clearly better, if the size of the
+test set is unknown. The distance is a share of the loss or error rate at chance level."""
 MEASURED_ASSURANCE = {3: 44, 4: 57, 5: 71}
-"""Percentage of cases in which the predicted number of images was large enough, by number of train
-sizes of a curve. The numbers were predicted for a probability of 80 %, from 489 curves of losses
-(``benchmarks/prediction_rivals.py``)."""
+"""Percentage of cases in which the predicted number of images was large enough, by number of
+train sizes. The predictions were made for a probability of 80 %, from 489 learning curves of
+losses (``benchmarks/prediction_rivals.py``)."""
 CHANCE_STANDARD_ERRORS = 2.0
-"""A score must be better than chance level by this number of standard errors of the test set."""
+"""Smallest distance from chance level of a score that is clearly better, in standard errors of
+the test set."""
 
 
 @dataclass(frozen=True, slots=True)
 class CurveQuestion:
-    """A question to learning curves.
+    """A user's question about learning curves.
 
     Args:
-        metric: The extrapolated score.
-        train_size: N at which the score is predicted; None for twice the largest train size.
-        target: Score to reach; None predicts no number of images.
+        metric: The score to extrapolate.
+        train_size: N at which the score is predicted. If None, this is twice the largest train
+            size.
+        target: Score to reach. If None, no number of images is predicted.
         assurance: Probability with which the target should be reached, above 0 and below 1.
-        test_size: Number of test images; if None, the prior determines the noise of the test
-            set.
+        test_size: Number of test images. If None, the column of the table is used, if there is
+            one.
     """
 
     metric: Metric = "loss"
@@ -142,7 +147,7 @@ class ChanceLevel:
     Attributes:
         score: The score at chance level.
         num_classes: Number of classes.
-        is_assumed: True if the number of classes is unknown, so that two are assumed.
+        is_assumed: True if the number of classes is unknown, so two classes are assumed.
         better_metric: Another metric of the same trainings that is better than chance level;
             None if there is none.
     """
@@ -155,21 +160,21 @@ class ChanceLevel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeededImages:
-    """The number of images that a target needs.
+    """The number of images that are needed to reach a target score.
 
     Attributes:
-        assured: N that reaches the target with the requested probability; inf if that N is
-            beyond the range of extrapolation.
-        middle: Median of the smallest N that reaches the target, over the plausible curves
-            that reach it; inf if no curve does.
+        assured: Smallest N that reaches the target with the requested probability. It is inf
+            if this N is beyond the range of extrapolation.
+        middle: Median of the smallest N that reaches the target. The median is over the
+            plausible curves that reach the target; inf if no curve reaches it.
         low, high: 90 % interval of the smallest N that reaches the target. ``low`` is at least
             the smallest measured train size. ``high`` is inf if there is no upper bound.
-        least: N that reaches the target with a probability of 10 %.
+        least: Smallest N that reaches the target with a probability of 10 %.
         probability_at_smallest: Probability that the smallest measured train size reaches the
             target.
-        probability_reachable: Probability that the target can be reached at all, with however many
-            images.
-        probability_at_limit: Probability that the largest N of the range reaches the target.
+        probability_reachable: Probability that some number of images reaches the target.
+        probability_at_limit: Probability that the largest N of the range of extrapolation
+            reaches the target.
     """
 
     assured: float
@@ -184,22 +189,23 @@ class NeededImages:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurveAnswer:
-    """The answers of one network's learning curve.
+    """The answer for the learning curve of one network.
 
     Attributes:
         name: The network, with its class pair if there are several pairs.
         question: The question.
-        points: The measured points, one per train size, in rising order.
+        points: The measured points, one per train size, sorted by train size.
         asked_size: N at which the score is predicted.
         score: The predicted score at ``asked_size``, with its interval.
-        rate: Local rate of the curve at the largest train size, with its interval.
+        rate: Percentage by which the loss decreases with 1 % more images at the largest train
+            size, with its interval.
         probability_flat: Probability that twice the images lower the loss by less than 5 %.
         images: Number of images that the target needs. None if there is no target, or if the
             curve is at chance level.
-        chance: Chance level, if no score is clearly better; else None.
+        chance: Chance level if no score is clearly better than chance level; else None.
         num_siblings: Number of curves of other networks on the same images.
-        prior_sources: Sets of curves to which the prior was fitted.
-        caution: Sentences to read before the prediction; empty if there are none.
+        prior_sources: Names of the sets of curves to which the prior was fitted.
+        caution: Sentences that are printed before the prediction; empty if there are none.
     """
 
     name: str
@@ -234,7 +240,8 @@ class CurveAnswer:
     def needed_interval(self) -> tuple[float | None, float | None]:
         """The 90 % interval of the needed number of images; None for an end without a bound.
 
-        The smallest measured train size is no lower bound, because fewer images may suffice.
+        If the lower end is the smallest measured train size, it is None, because fewer images
+        may suffice.
         """
         images = self.images
         if images is None:
@@ -243,7 +250,10 @@ class CurveAnswer:
         return low, _finite(images.high)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the answer for JSON; a number of images beyond the range is None."""
+        """Return the answer for JSON.
+
+        A number of images beyond the range of extrapolation is None.
+        """
         images = self.images
         return {
             "name": self.name,
@@ -268,7 +278,7 @@ class CurveAnswer:
         }
 
     def lines(self) -> list[str]:
-        """Return the answer in sentences."""
+        """Return the answer as lines of text. A line contains one or more sentences."""
         lines = [f"{self.name}: {self.measured_line}"]
         if self.caution:
             lines.append(f"  {self.caution}")
@@ -279,7 +289,7 @@ class CurveAnswer:
 
     @property
     def measured_line(self) -> str:
-        """The measured scores."""
+        """A sentence with the measured score at each train size."""
         scores = ", ".join(map(self._point_text, self.points))
         return f"{METRIC_WORDS[self.question.metric]} {scores} images."
 
@@ -289,7 +299,10 @@ class CurveAnswer:
 
     @property
     def expected_line(self) -> str:
-        """Sentences on the expected score, or on a curve at chance level."""
+        """Sentences on the expected score.
+
+        For a curve at chance level, sentences on chance level.
+        """
         if self.chance is not None:
             return self._at_chance(self.chance)
         if not self._has_improved():
@@ -302,7 +315,7 @@ class CurveAnswer:
 
     @property
     def images_line(self) -> str:
-        """Sentences on the needed number of images; empty without a target or at chance level."""
+        """Sentences on the needed number of images; empty if ``images`` is None."""
         return "" if self.images is None else self._images(self.images)
 
     def _at_chance(self, chance: ChanceLevel) -> str:
@@ -345,7 +358,7 @@ class CurveAnswer:
         )
 
     def _has_improved(self) -> bool:
-        """Return whether the score at the largest train size is better than at the smallest."""
+        """Return whether the score at the largest train size is better than at the smallest one."""
         first, last = self.points[0].score, self.points[-1].score
         if self.question.metric in RISING_METRICS:
             return last > first
@@ -354,7 +367,7 @@ class CurveAnswer:
     def _prior_decides(self) -> bool:
         """Return whether the predicted rate of improvement is much higher than the measured rate.
 
-        A rate is the fall of the log of the loss or errors per unit of log N.
+        A rate is the decrease of the log loss, or log error rate, per unit of log N.
         """
         metric = self.question.metric
         first, last = self.points[0], self.points[-1]
@@ -428,7 +441,7 @@ class CurveAnswer:
         return lead + self._guess(images) + advice
 
     def _guess(self, images: NeededImages) -> str:
-        """Return sentences on the median N and its interval, also if they are uncertain."""
+        """Return sentences on the median N, its interval, and the chance that no N is enough."""
         never = (
             f" With a probability of {_percent(1 - images.probability_reachable)}, no number "
             "of images reaches it."
@@ -440,7 +453,7 @@ class CurveAnswer:
             median = f"at most {number(self.smallest_size)} images, your smallest train size"
         elif images.middle > self.limit:
             median += ", far beyond your sizes"
-        # The median is over the curves that reach the target, the interval over all curves.
+        # The median is over the curves that reach the target. The interval is over all curves.
         estimate = (
             f" If the target is reached at all, the median estimate is {median}. Over all "
             f"plausible curves, the {self._bounds(images)}."
@@ -448,11 +461,14 @@ class CurveAnswer:
         return never + estimate if images.probability_reachable < 0.5 else estimate + never
 
     def _has_low(self, images: NeededImages) -> bool:
-        """Return whether more images are needed than the smallest measured train size."""
+        """Return whether more images than the smallest measured train size are needed."""
         return images.low > self.smallest_size
 
     def _bounds(self, images: NeededImages) -> str:
-        """Return the 90 % interval of the needed N in words, or its bound on one side."""
+        """Return the 90 % interval of the needed N in words.
+
+        It may have a bound on only one side.
+        """
         interval = f"{INTERVAL_LEVEL:.0%} interval"
         has_low = self._has_low(images)
         has_high = np.isfinite(images.high)
@@ -476,22 +492,25 @@ def _rounded_down(size: float) -> str:
 
 
 def _two_figures(size: float, rounded: Callable[[float], int]) -> str:
-    """Return a number of images with two significant figures: more would pretend precision."""
+    """Return a number of images with two significant figures.
+
+    The prediction is not more precise.
+    """
     unit = max(1, 10 ** (math.floor(math.log10(size)) - 1))
     return number(rounded(size / unit) * unit)
 
 
 @dataclass(frozen=True, slots=True)
 class CurveReport:
-    """The answers of a table of results, with remarks on rows that were left out or doubtful."""
+    """The answers from a table of results, with remarks on doubtful or omitted rows."""
 
     curves: tuple[CurveAnswer, ...]
     remarks: tuple[str, ...] = ()
 
     def example_target(self) -> float | None:
-        """Return the best expected score, with two figures, as an example of a target.
+        """Return the best expected score, rounded to two figures, as an example of a target.
 
-        Returns None if no expected score is better than all measured scores.
+        Returns None if this score is not better than all measured scores.
         """
         metric = self.curves[0].question.metric
         expected = [_errors(curve.score.value, metric) for curve in self.curves]
@@ -511,15 +530,15 @@ def answer(
     chance: ChanceLevel | None = None,
     caution: str = "",
 ) -> CurveAnswer:
-    """Return the answer of one learning curve.
+    """Return the answer for one learning curve.
 
     Args:
         points: One point per training.
         name: Name of the curve in sentences.
         question: The question.
-        siblings: Trainings of other networks on the same images, one sequence per network.
-        chance: Chance level, if no point is clearly better; else None.
-        caution: Sentences to read before the prediction.
+        siblings: Points of other networks on the same images, one sequence per network.
+        chance: Chance level if no point is clearly better than chance level; else None.
+        caution: Sentences that are printed before the prediction.
 
     Raises:
         DataError: If there are fewer than two train sizes, or a score is out of range.
@@ -565,7 +584,7 @@ def _needed_images(curve: LearningCurve, target: float, assurance: float) -> Nee
     reachable = curve.probability_met(target, LARGEST_TRAIN_SIZE)
     return NeededImages(
         assured=curve.size_for(target, assurance=assurance),
-        # The median of the N of those curves that reach the target at all.
+        # The median is over only those curves that reach the target at some N.
         middle=curve.size_for(target, assurance=reachable / 2, limit=np.inf),
         low=curve.size_for(target, assurance=TAIL, limit=np.inf),
         high=curve.size_for(target, assurance=1 - TAIL, limit=np.inf),
@@ -577,7 +596,7 @@ def _needed_images(curve: LearningCurve, target: float, assurance: float) -> Nee
 
 
 def _without_gain(score: Estimate, points: Sequence[CurvePoint]) -> Estimate:
-    """Return the mean of the measured scores, with the interval extended to include it."""
+    """Return the mean of the measured scores, with an interval extended to contain this mean."""
     mean = float(np.mean([point.score for point in points]))
     return Estimate(value=mean, low=min(score.low, mean), high=max(score.high, mean))
 
@@ -586,7 +605,7 @@ def _check_model(model: str, table: pd.DataFrame) -> None:
     """Check that a table has a network of this name.
 
     Raises:
-        ConfigError: If it has no network of that name, or no column of networks.
+        ConfigError: If the table has no network of this name, or no column of networks.
     """
     if MODEL_COLUMN not in table:
         raise ConfigError(
@@ -602,17 +621,17 @@ def answers(table: pd.DataFrame, question: CurveQuestion, model: str | None = No
     """Return an answer for each network and class pair of a table.
 
     Args:
-        table: One row per training, with columns of train size and score, and optionally of
-            model, class pair, seed, number of classes and test size.
+        table: A table with one row per training, and with columns of train size and score.
+            Columns of model, class pair, seed, number of classes and test size are optional.
         question: The question.
-        model: Name of one network, to get an answer for this network only. Its answer still
-            uses the curves of the other networks.
+        model: Name of one network. If given, the report contains only the answer for this
+            network. This answer also uses the curves of the other networks.
 
     Raises:
-        ConfigError: If the table has no network of that name, or no column of networks.
-        DataError: If the table lacks these columns, a value is not a number or out of range,
-            no training is finished, rows of a curve have different numbers of classes, or no
-            curve has two train sizes.
+        ConfigError: If the table has no network of this name, or no column of networks.
+        DataError: If a column is missing, if a value is not a number or out of range, if no
+            training is finished, if a curve has rows with different numbers of classes, or if
+            no curve has two train sizes.
     """
     if model is not None:
         _check_model(model, table)
@@ -639,7 +658,8 @@ def answers(table: pd.DataFrame, question: CurveQuestion, model: str | None = No
         if chance is not None:
             better_metrics = _better_than_chance(part.rows, question.metric)
             if better_metrics and question.metric == "loss":
-                # The loss of an overconfident network still shows what more images bring.
+                # The loss of an over-confident network also shows how much more images improve
+                # it.
                 remarks.append(_overconfident(part.name, better_metrics))
                 chance = None
             elif better_metrics:
@@ -674,7 +694,7 @@ def answers(table: pd.DataFrame, question: CurveQuestion, model: str | None = No
 
 @dataclass(frozen=True, slots=True)
 class _CurveRows:
-    """The rows of one curve, with its name and the class pair that its images show."""
+    """The rows of one learning curve, its name, and the class pair of its images."""
 
     name: str
     images: str
@@ -682,7 +702,7 @@ class _CurveRows:
 
 
 def _curves_of(rows: pd.DataFrame) -> list[_CurveRows]:
-    """Return the rows of every network and class pair."""
+    """Split rows by network and class pair, and return the rows of each learning curve."""
     names = [name for name in (MODEL_COLUMN, PAIR_COLUMN) if varies(rows, name)]
     if not names:
         only = str(rows[MODEL_COLUMN].iloc[0]) if MODEL_COLUMN in rows else ""
@@ -698,7 +718,7 @@ def _curves_of(rows: pd.DataFrame) -> list[_CurveRows]:
 
 
 def _check_classes(curve: _CurveRows) -> None:
-    """Check that all rows of a curve have the same number of classes, if they have one."""
+    """Check that a curve does not have rows with different numbers of classes."""
     class_counts = curve.rows["classes"].dropna().drop_duplicates()
     if len(class_counts) > 1:
         raise DataError(
@@ -709,23 +729,23 @@ def _check_classes(curve: _CurveRows) -> None:
 
 
 def chance_level(rows: pd.DataFrame, metric: Metric) -> ChanceLevel | None:
-    """Return chance level if no train size has a clearly better score, else None.
+    """Return chance level if no train size has a clearly better score; else None.
 
-    If the number of classes is unknown, two are assumed. A curve is then at chance level only
-    if all its scores are close to the chance level of two classes. A curve of ten classes may
-    cross that level.
+    If the number of classes is unknown, two are assumed. Then None is also returned if a score
+    is clearly worse than chance level for two classes, because there may be more classes. For
+    example, the scores of a curve of ten classes may cross the chance level of two classes.
 
     Args:
-        rows: Rows of one curve from :func:`checked_table`.
-        metric: The metric of their scores.
+        rows: Rows of one learning curve, as :func:`checked_table` returns them.
+        metric: The metric of the scores.
     """
     class_counts = rows["classes"].dropna()
     is_assumed = class_counts.empty and metric != "auroc"
     num_classes = int(class_counts.max()) if len(class_counts) else 2
     level = score_of_guessing(metric, num_classes)
     for gain, margin in _gains_over_guessing(rows, metric, level):
-        # If a score is far worse than guessing between the two assumed classes, there are more
-        # classes. Then the chance level of two classes does not apply.
+        # If a score is clearly worse than chance level for the two assumed classes, there are
+        # probably more classes. Then the chance level of two classes does not apply.
         if gain > margin or (is_assumed and abs(gain) > margin):
             return None
     return ChanceLevel(level, num_classes, is_assumed)
@@ -734,7 +754,7 @@ def chance_level(rows: pd.DataFrame, metric: Metric) -> ChanceLevel | None:
 def _gains_over_guessing(
     rows: pd.DataFrame, metric: Metric, level: float
 ) -> Iterator[tuple[float, float]]:
-    """Yield the gain of the mean score over chance level at each train size, and a margin.
+    """Yield, for each train size, the gain of the mean score over chance level, and a margin.
 
     A gain above the margin means that the score is clearly better than chance level.
     """
@@ -748,8 +768,8 @@ def _gains_over_guessing(
 def _is_chance_unknown(rows: pd.DataFrame, metric: Metric) -> bool:
     """Return whether a curve may be at chance level because its number of classes is unknown.
 
-    A score that is clearly better than chance level of two classes is better than chance level
-    of every number of classes.
+    A score that is clearly better than chance level for two classes is also better than chance
+    level for more classes.
     """
     if metric == "auroc" or rows["classes"].notna().any():
         return False
@@ -759,7 +779,7 @@ def _is_chance_unknown(rows: pd.DataFrame, metric: Metric) -> bool:
 
 
 def _unknown_chance(metric: Metric) -> str:
-    """Return the caution of a curve for which :func:`_is_chance_unknown` is true."""
+    """Return the caution for a curve for which :func:`_is_chance_unknown` returns True."""
     return (
         f"No {METRIC_WORDS[metric]} is clearly better than chance level for "
         f"two classes, {number(score_of_guessing(metric, 2))}. If your dataset has two "
@@ -780,9 +800,9 @@ def score_of_guessing(metric: Metric, num_classes: int) -> float:
 
 
 def _below_chance(rows: pd.DataFrame, question: CurveQuestion) -> list[str]:
-    """Return a remark on a target that a network reaches by guessing; empty for other targets.
+    """Return a remark if a network reaches the target by guessing; else an empty list.
 
-    If the number of classes is unknown, only a target AUROC gets a remark.
+    If the number of classes is unknown, only a target AUROC can get a remark.
     """
     target, metric = question.target, question.metric
     class_counts = rows["classes"].dropna()
@@ -803,7 +823,10 @@ def _below_chance(rows: pd.DataFrame, question: CurveQuestion) -> list[str]:
 
 
 def _below_sizes(rows: pd.DataFrame, question: CurveQuestion) -> list[str]:
-    """Return a remark on a requested train size below all measured ones; else empty."""
+    """Return a remark if the requested train size is below all measured train sizes.
+
+    Otherwise the list is empty.
+    """
     smallest = float(rows["size"].min())
     if question.train_size is None or question.train_size >= smallest:
         return []
@@ -816,37 +839,47 @@ def _below_sizes(rows: pd.DataFrame, question: CurveQuestion) -> list[str]:
 
 
 def _exact_scores(rows: pd.DataFrame, question: CurveQuestion) -> list[str]:
-    """Return a remark on scores without a size of the test set; empty for test losses."""
+    """Return a remark if the size of the test set of some scores is unknown.
+
+    For test losses, the list is empty.
+    """
     num_unknown = int(rows["tested"].isna().sum())
     if question.metric == "loss" or not num_unknown:
         return []
     return [
         f"The size of the test set is unknown for {num_unknown} of {plural(len(rows), 'row')}. "
-        "isweep takes these scores as exact, so the intervals do not include the noise of the "
-        "test set. Give the number of test images with --test-size, or in a column test_size."
+        "isweep treats these scores as exact, so the intervals do not include the noise of "
+        "the test set. Give the number of test images with --test-size, or in a column test_size."
     ]
 
 
 def _measured_assurance(curves: Sequence[CurveAnswer]) -> list[str]:
-    """Return a remark on the numbers of images of short curves; empty if there are none."""
+    """Return a remark on how often numbers of images from few train sizes were large enough."""
     sizes = []
+    advice = "The probabilities of reaching the target may be too high."
     for curve in curves:
-        # The benchmark has no result for predicted numbers up to the largest train size.
-        if curve.images is not None and curve.largest_size < curve.images.assured < np.inf:
-            sizes.append(len(curve.points))
-    # A curve that is shorter than all curves of the benchmark gets the value of the shortest ones.
+        # The benchmark contains only predicted numbers above the largest train size.
+        images = curve.images
+        if images is None or images.assured <= curve.largest_size:
+            continue
+        if images.assured < np.inf:
+            advice = "Plan only the next step with these numbers of images."
+        elif images.probability_at_limit < TAIL:
+            continue
+        sizes.append(len(curve.points))
+    # If a curve has fewer train sizes than all curves of the benchmark, the value of the
+    # shortest benchmark curves is used.
     num_sizes = max(min(sizes, default=max(MEASURED_ASSURANCE) + 1), min(MEASURED_ASSURANCE))
     if num_sizes not in MEASURED_ASSURANCE:
         return []
     return [
-        "Plan only the next step with these numbers of images. In a benchmark, numbers for a "
-        f"probability of 80% from {num_sizes} train sizes were large enough in "
-        f"{MEASURED_ASSURANCE[num_sizes]} of 100 cases."
+        f"{advice} In a benchmark, numbers for a probability of 80% from {num_sizes} train "
+        f"sizes were large enough in {MEASURED_ASSURANCE[num_sizes]} of 100 cases."
     ]
 
 
 def _few_sizes(curves: Sequence[CurveAnswer]) -> list[str]:
-    """Return a remark on predictions from fewer train sizes than a usable interval needs."""
+    """Return a remark on curves with fewer train sizes than a usable interval needs."""
     names = []
     for curve in curves:
         if curve.chance is None and len(curve.points) < USABLE_SIZES:
@@ -860,7 +893,7 @@ def _few_sizes(curves: Sequence[CurveAnswer]) -> list[str]:
 
 
 def _chance_margin(level: float, metric: Metric, tested: Iterable[float]) -> float:
-    """Return the distance from chance level beyond which a network has learned something."""
+    """Return the smallest distance from chance level of a network that has learned something."""
     num_test_images = float(np.min(list(tested)))
     if metric == "loss" or np.isnan(num_test_images):
         return CHANCE_MARGIN * (1 - level if metric in RISING_METRICS else level)
@@ -876,15 +909,16 @@ def _better_than_chance(rows: pd.DataFrame, metric: Metric) -> list[Metric]:
     """Return other metrics of a curve that are better than chance level.
 
     Args:
-        rows: Rows of one curve from :func:`checked_table`.
+        rows: Rows of one learning curve, as :func:`checked_table` returns them.
         metric: A metric at chance level. If it is the AUROC, no other metric is better.
     """
     candidates: dict[Metric, tuple[Metric, ...]] = {
         "loss": ("accuracy", "auroc"),
         "error": ("auroc",),
         "accuracy": ("auroc",),
-        # A network that always chooses the most frequent class also has an accuracy above
-        # 1 / num_classes, so the accuracy says nothing against an AUROC at chance level.
+        # A network that always chooses the most frequent class also has an accuracy above 1 /
+        # num_classes. An accuracy above chance level therefore does not show that the network
+        # has learned something.
         "auroc": (),
     }
     better = []
@@ -900,7 +934,7 @@ def _better_than_chance(rows: pd.DataFrame, metric: Metric) -> list[Metric]:
 
 
 def _overconfident(name: str, better_metrics: Sequence[Metric]) -> str:
-    """Return the remark on a network that has learned, but has losses at chance level."""
+    """Return the remark on a network that has learned despite losses at chance level."""
     words = [METRIC_WORDS[metric] for metric in better_metrics]
     verb = "is" if len(words) == 1 else "are"
     return (
@@ -917,12 +951,15 @@ def _is_number(value: object) -> bool:
 
 
 def _errors(score: float, metric: Metric) -> float:
-    """Return 1 − score for an accuracy or AUROC; return a loss or error unchanged."""
+    """Return 1 − score for an accuracy or AUROC. Return a loss or error rate unchanged."""
     return 1 - score if metric in RISING_METRICS else score
 
 
 def score_text(score: float, metric: Metric) -> str:
-    """Return a score with three figures, or with as many as separate it from a perfect score."""
+    """Return a score with three figures.
+
+    If an imperfect score would be printed as 1, it gets more figures.
+    """
     text = number(score)
     if metric in RISING_METRICS and text == "1" and score < 1:
         # 0.99996 needs five decimals, because four would print 1.0000.
@@ -933,7 +970,10 @@ def score_text(score: float, metric: Metric) -> str:
 
 
 def _percent(share: float) -> str:
-    """Return a probability in per cent; below 0.5 % and above 99.5 % a bound is returned."""
+    """Return a probability in per cent.
+
+    Below 0.5 %, return ``under 1%``. Above 99.5 %, return ``over 99%``.
+    """
     if share > 0.995:
         return "over 99%"
     return "under 1%" if share < 0.005 else f"{share:.0%}"

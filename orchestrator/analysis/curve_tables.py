@@ -1,7 +1,8 @@
-"""Reading and checking of a table of results for learning curves of one dataset.
+"""Reading and checking of a table of results, from which learning curves are predicted.
 
-The table is a user's CSV file or the table of a sweep, with one training per row. Every used cell
-is checked. An error message contains the line and the column of the wrong cell.
+The table is a user's CSV file or the table of a sweep, with one training per row. All
+trainings use the same dataset. Every used cell is checked. An error message contains the line
+and the column of the wrong cell.
 """
 
 from __future__ import annotations
@@ -39,20 +40,20 @@ SCORE_COLUMNS: Mapping[Metric, tuple[str, ...]] = {
     "accuracy": ("test_accuracy", "accuracy"),
     "auroc": ("auc", "auroc", "test_auc"),
 }
-"""Accepted column names of each score, first the name in the table of a sweep."""
+"""Accepted column names of each score. The first name is the name in the table of a sweep."""
 COMPLEMENTS: Mapping[Metric, Metric] = {"accuracy": "error", "error": "accuracy"}
-"""The score that equals 1 − s, for each score s."""
+"""For some scores, the score that equals 1 − this score."""
 LARGEST_DISAGREEMENT = 0.0051
-"""Largest difference between two columns of the same score. Rounding to two digits explains
-it."""
+"""Largest accepted difference between two columns of the same score. Rounding to two digits
+can cause such a difference."""
 SIZE_COLUMNS = ("train_size", "N", "n")
 TEST_SIZE_COLUMNS = ("test_size", "num_test_images")
 STATUS_COLUMN, SEED_COLUMN, CLASSES_COLUMN = "status", "seed", "num_classes"
 MODEL_COLUMN, PAIR_COLUMN = "model", "class_pair"
 TRAINING_COLUMNS = (MODEL_COLUMN, "recipe", PAIR_COLUMN, SEED_COLUMN)
-"""Columns that identify a training, together with the train size."""
+"""Columns that, together with the train size, identify a training."""
 POSITIVES_COLUMN = "num_positives"
-"""Column of the number of test images of the positive class of an AUROC."""
+"""Column with the number of test images of the positive class of an AUROC."""
 OPTIONAL_COLUMNS = (
     MODEL_COLUMN,
     PAIR_COLUMN,
@@ -62,18 +63,19 @@ OPTIONAL_COLUMNS = (
     STATUS_COLUMN,
     TEST_SIZE_COLUMNS[0],
 )
-"""Columns that a table may omit. isweep suggests them for unknown columns with a similar
-name."""
+"""Columns that a table may omit. If an unknown column has a similar name, isweep suggests one
+of these names."""
 SIMILAR_NAMES = 0.75
-"""Smallest similarity (from 0 to 1) of an unknown column and a suggested one. The names
-"classes" and "num_classes" have a similarity of 0.78; "val_size" and "test_size" have 0.59."""
+"""Smallest similarity (from 0 to 1) between the name of an unknown column and a suggested
+name. The names "classes" and "num_classes" have a similarity of 0.78. The names "val_size" and
+"test_size" have a similarity of 0.59."""
 TRAINING_SCORE = re.compile(
     r"(train|training)[ _-]?(acc|accuracy|loss|log_loss|error|error_rate|auc|auroc)", re.IGNORECASE
 )
-"""Pattern of the names of scores on training images. They do not show how well a network
-generalizes, so a hint must never suggest them as test scores."""
+"""Pattern of the column names of scores on training images. Such scores do not show how well a
+network generalizes, so a hint must never suggest that a user renames them to test scores."""
 MIXED_COLUMNS = ("dataset", "image_size", "channels", "data_mode", "split")
-"""Columns that must have a single value in a table of learning curves."""
+"""Columns that must have the same value in all rows of a table of learning curves."""
 NETWORK_COLUMNS = ("network", "architecture", "backbone")
 """Names that users give to the column of networks, which isweep calls ``model``."""
 SETTING_COLUMNS = (
@@ -91,14 +93,15 @@ SETTING_COLUMNS = (
     "augmentation",
     "pretrained",
 )
-"""Columns of settings that change a training. Trainings with different settings are no
-repeats, so they must not be averaged."""
+"""Columns of settings that change a training. Scores are averaged only over trainings with the
+same settings."""
 WORKBOOK_SUFFIXES = (".xlsx", ".xlsm", ".xls")
 """Extensions of Excel workbooks."""
 SWEEP_SUFFIXES = (".yaml", ".yml")
 """Extensions of sweep files."""
 THOUSANDS_POINT = re.compile(r"\s*[1-9]\d{0,2}(\.\d{3})+\s*")
-"""Pattern of a number such as 1.000, which means 1000 in some countries and 1 in others."""
+"""Pattern of a number such as 1.000. In some countries it means 1000, in other countries it
+means 1."""
 THOUSANDS_COMMA = re.compile(r"\s*[1-9]\d{0,2}(,\d{3})+\s*")
 """Pattern of a number such as 1,000, whose comma separates thousands."""
 DECIMAL_COMMA = re.compile(r"\s*-?\d+,\d+\s*")
@@ -110,11 +113,12 @@ class CheckedTable:
     """The usable rows of a table of results.
 
     Attributes:
-        rows: One row per training with the columns of the table, and five more columns: ``size``,
-            ``score``, ``tested``, ``positives`` and ``classes``. These are the train size, the
-            score, the number of test images, the number of them in the positive class of an AUROC,
-            and the number of classes. The last three are NaN if they are unknown.
-        remarks: Sentences on rows that were left out, and on the use of columns.
+        rows: One row per training with the columns of the table, and five more columns:
+            ``size`` (the train size), ``score``, ``tested`` (the number of test images),
+            ``positives`` (the number of test images of the positive class of an AUROC) and
+            ``classes`` (the number of classes). In the last three columns, NaN means unknown.
+        remarks: Sentences on rows that were left out, and on columns that are used or not
+            used.
     """
 
     rows: pd.DataFrame
@@ -123,13 +127,14 @@ class CheckedTable:
 
 @contextmanager
 def errors_with_source(source: str) -> Iterator[None]:
-    """Add the name of a table to the messages of its errors.
+    """Prefix the messages of errors about a table with the name of the table.
 
     Args:
-        source: Path of a file, or name of a sweep.
+        source: The name of the table: the path of a file, or the name of a sweep.
 
     Raises:
-        DataError: If the body raises one.
+        DataError: If the body raises a DataError. The new error has the name of the table in
+            its message.
     """
     try:
         yield
@@ -138,14 +143,14 @@ def errors_with_source(source: str) -> Iterator[None]:
 
 
 def read_curve(path: Path) -> pd.DataFrame:
-    """Read a CSV file of results with commas, tabs or semicolons.
+    """Read a CSV file of results whose cells are separated by commas, tabs or semicolons.
 
-    With semicolons, decimal commas (0,5) are accepted, as spreadsheets in many countries
-    write.
+    If cells are separated by semicolons, decimal commas (0,5) are accepted: spreadsheets in
+    many countries write such files.
 
     Returns:
-        The table as text, with column names in lower case. Names and cells have no outer
-        spaces: "small_cnn " is the same model as "small_cnn".
+        The table with all cells as text, and column names in lower case. Spaces at the ends of
+        names and cells are removed, so "small_cnn " is the same model as "small_cnn".
 
     Raises:
         ConfigError: If the file cannot be read as a table.
@@ -169,8 +174,8 @@ def read_curve(path: Path) -> pd.DataFrame:
             )
         separator = separator_of(path)
         layout: Any = {"sep": separator, "skipinitialspace": True, "encoding": "utf-8-sig"}
-        # pandas renames the second of two equal names, so the first line is also read as
-        # cells.
+        # pandas renames the second of two columns with equal names. To detect equal names, the
+        # first line is also read as cells.
         header = pd.read_csv(path, header=None, nrows=1, dtype=str, **layout)
         table = pd.read_csv(path, dtype=str, **layout)
     except UnicodeDecodeError:
@@ -220,8 +225,8 @@ def _with_decimal_points(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table with decimal points instead of decimal commas.
 
     Raises:
-        DataError: If a table with decimal commas contains a cell such as 1.000, whose point
-            may separate thousands.
+        DataError: If a table with decimal commas contains a cell such as 1.000. The point in
+            this cell may separate thousands.
     """
     has_comma = table.apply(lambda cells: cells.str.fullmatch(DECIMAL_COMMA).fillna(False))
     if has_comma.to_numpy().any():
@@ -240,12 +245,14 @@ def checked_table(
     Args:
         table: A table with columns of train size and score. Optional columns are status,
             model, class pair, seed, number of classes and size of the test set.
-        metric: The score to use.
-        num_test_images: Number of test images for all rows; None for the column of the table.
+        metric: The metric whose scores are used.
+        num_test_images: Number of test images of all rows. If None, the column of the table is
+            used.
 
     Raises:
-        DataError: If a value is no number or out of range, if two scores of a row contradict
-            each other, if a training has two results, or if the table mixes several datasets.
+        DataError: If a value is not a number or out of range, if two scores of a row
+            contradict each other, if a training has two results, or if the table contains
+            several datasets.
     """
     if not pd.api.types.is_integer_dtype(table.index):
         table = table.reset_index(drop=True)  # Error messages compute line numbers from the index.
@@ -288,7 +295,8 @@ def checked_table(
         if metric == "auroc":
             _check_positives(rows)
     elif metric == "auroc":
-        # With several classes, an AUROC is the mean over one-against-rest AUROCs.
+        # If there are several classes, the AUROC is the mean of one AUROC per class. Each of
+        # them compares the images of one class with all other images.
         rows["positives"] = np.floor(rows["tested"] / rows["classes"])
     for name in MIXED_COLUMNS:
         if varies(rows, name):
@@ -306,7 +314,7 @@ def _test_sizes(rows: pd.DataFrame, num_test_images: int | None) -> pd.Series:
     """Return the number of test images of each row; NaN if it is unknown.
 
     Raises:
-        DataError: If a cell is no number, or differs from ``num_test_images``.
+        DataError: If a cell is not a number, or if it differs from ``num_test_images``.
     """
     for name in TEST_SIZE_COLUMNS:
         if name not in rows:
@@ -328,12 +336,12 @@ def _test_sizes(rows: pd.DataFrame, num_test_images: int | None) -> pd.Series:
 
 
 def _first_line(is_wrong: pd.Series) -> int:
-    """Return the line in the file of the first wrong row. Line 1 is the header."""
+    """Return the line number of the first wrong row in the file. Line 1 is the header."""
     return int(is_wrong.index[is_wrong][0]) + 2
 
 
 def _check_size_columns(rows: pd.DataFrame, size_column: str) -> None:
-    """Check that all columns of the train size have the same numbers."""
+    """Check that all columns of train sizes contain the same numbers."""
     for name in SIZE_COLUMNS:
         if name not in rows or name == size_column:
             continue
@@ -350,7 +358,7 @@ def _check_size_columns(rows: pd.DataFrame, size_column: str) -> None:
 
 
 def _check_positives(rows: pd.DataFrame) -> None:
-    """Check that the test set of an AUROC also has images that are not positive."""
+    """Check that the test set of an AUROC also contains images of a class that is not positive."""
     differs = rows["positives"].ge(rows["tested"])
     if differs.any():
         first = rows[differs].iloc[0]
@@ -363,7 +371,7 @@ def _check_positives(rows: pd.DataFrame) -> None:
 
 
 def _check_settings(rows: pd.DataFrame) -> None:
-    """Check that trainings whose scores are averaged have the same settings."""
+    """Check that trainings have the same settings if their scores are averaged."""
     curve_columns = [name for name in (MODEL_COLUMN, PAIR_COLUMN) if name in rows]
     for name in SETTING_COLUMNS:
         if name not in rows:
@@ -388,10 +396,10 @@ def _check_settings(rows: pd.DataFrame) -> None:
 
 
 def _without_repeats(rows: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Return the rows without copies of a row, and a remark on them.
+    """Remove rows that equal an earlier row, and return the other rows and a remark on the copies.
 
     Raises:
-        DataError: If the same training, by its seed, has two different scores.
+        DataError: If two rows have the same training and seed, but different scores.
     """
     is_copy = rows.duplicated()
     unique = rows[~is_copy]
@@ -417,7 +425,7 @@ def _without_repeats(rows: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]
 
 
 def _scores(table: pd.DataFrame, metric: Metric) -> pd.Series:
-    """Return the score of each row; NaN for an empty cell.
+    """Return the score of each row. An empty cell becomes NaN.
 
     Error rates are computed from accuracies, and accuracies from error rates.
 
@@ -461,7 +469,7 @@ def _checked_scores(cells: pd.Series, column: str, metric: Metric) -> pd.Series:
 def _numbers(
     cells: pd.Series, column: str, rule: str, is_allowed: Callable[[float], bool]
 ) -> pd.Series:
-    """Return cells as numbers, and NaN for empty cells.
+    """Convert cells to numbers. Empty cells become NaN.
 
     Args:
         cells: Cells of one column.
@@ -470,7 +478,7 @@ def _numbers(
         is_allowed: Function that returns whether a number is allowed.
 
     Raises:
-        DataError: If a cell is no number, or a number that is not allowed.
+        DataError: If a cell is not a number, or if its number is not allowed.
     """
     is_empty = cells.isna() | cells.astype(str).str.strip().eq("")
     numbers = pd.to_numeric(cells, errors="coerce")
@@ -496,7 +504,7 @@ def _numbers(
 
 
 def _thousands_error(cell: str, row: int, column: str) -> DataError:
-    """Return the error of a cell whose point may separate thousands."""
+    """Return the error for a cell such as 1.000, in which the point may separate thousands."""
     text = cell.strip()
     plain = text.replace(".", "")
     return DataError(
@@ -507,7 +515,7 @@ def _thousands_error(cell: str, row: int, column: str) -> DataError:
 
 
 def metric_of(table: pd.DataFrame) -> Metric:
-    """Return the first score of loss, error, accuracy and AUROC for which a table has a column.
+    """Return the first metric for which a table has a column: loss, error, accuracy or AUROC.
 
     Raises:
         DataError: If the table has no such column.
@@ -525,11 +533,13 @@ def metric_of(table: pd.DataFrame) -> Metric:
 
 
 def _training_score_hint(table: pd.DataFrame, required: str) -> str:
-    """Return a hint that training scores cannot be used; empty without a column of such scores.
+    """Return a hint that scores on training images cannot be used.
+
+    The hint is empty if the table has no column of such scores.
 
     Args:
         table: A table of results without the required score.
-        required: The column of scores to add.
+        required: Words for the column that the user must add.
     """
     training_scores = [name for name in map(str, table.columns) if TRAINING_SCORE.fullmatch(name)]
     if not training_scores:
@@ -571,7 +581,7 @@ def _is_size(value: float) -> bool:
 
 
 def _left_out_remarks(is_done: pd.Series, is_usable: pd.Series, metric: Metric) -> list[str]:
-    """Return a remark on unusable rows; empty if all rows are usable.
+    """Return a remark on unusable rows. If all rows are usable, the list is empty.
 
     Raises:
         DataError: If no row is usable.
@@ -593,7 +603,7 @@ def _left_out_remarks(is_done: pd.Series, is_usable: pd.Series, metric: Metric) 
 
 
 def _column_remarks(table: pd.DataFrame, size_column: str) -> list[str]:
-    """Return remarks on an alternative name of the train size, and on columns with typing errors.
+    """Return remarks on an unusual column of train sizes, and on columns with typing errors.
 
     Args:
         table: A table of results.
@@ -612,7 +622,7 @@ def _column_remarks(table: pd.DataFrame, size_column: str) -> list[str]:
 
 
 def _column(table: pd.DataFrame, names: Sequence[str], content: str) -> str:
-    """Return the first of some names that a table has as a column.
+    """Return the first name in ``names`` for which the table has a column.
 
     Raises:
         DataError: If the table has none of these columns.
@@ -634,10 +644,10 @@ def _missing_column(table: pd.DataFrame, name: str, content: str) -> DataError:
 
 
 def _missing_score(table: pd.DataFrame, metric: Metric) -> DataError:
-    """Return the error of a table without the score of a question.
+    """Return the error for a table that has no column of the requested score.
 
-    If the table has another score, the hint is to predict this other score. A score must not
-    be renamed to a different one.
+    If the table has another score, the hint recommends to predict this other score. The hint
+    must not recommend to rename a score to a different score.
     """
     error = _missing_column(table, SCORE_COLUMNS[metric][0], METRIC_WORDS[metric])
     for other in METRICS:

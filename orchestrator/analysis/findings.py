@@ -1,7 +1,7 @@
 """The findings in plain words, generated from the answers.
 
-A sentence claims something only if the verdict of its answer is *supported* or *contradicted*.
-Any other answer shows the estimate with its interval, and the power of its test.
+A sentence makes a claim only if the verdict of its answer is *supported* or *contradicted*.
+Otherwise, it states the estimate, the interval and the power of the test.
 """
 
 from __future__ import annotations
@@ -29,29 +29,30 @@ from orchestrator.analysis.sentences.of_one_dataset import of_one_dataset
 from search_spaces.errors import plural
 
 MAX_SUMMARY_LINES = 39
-"""Lines of a summary: with the line that names ``--all`` they fill a terminal of 40 lines."""
+"""Number of lines of a summary. Together with the line on ``--all``, they fit into a terminal
+of 40 lines."""
 CHANCE_OF_FALSE_CLAIM = (
     f"If their assumptions hold, the chance of any false claim is at most {per_cent_of(LEVEL)}."
 )
-"""Sentence on what the adjustment of p-values (Holm) promises for a family of tests."""
+"""Sentence on what Holm's adjustment of p-values guarantees for a family of tests."""
 ALL_ARE_LATE = (
     "Results on these images were known when these questions or their settings were chosen, so "
     "none of the answers is a claim."
 )
-"""Sentence in place of this promise if no question is older than the results."""
-OF_INTERVALS = "Each dataset is one observation; all else is exploratory."
-"""Sentences after the promise on the tests of several datasets."""
+"""Sentence that replaces this guarantee if results were known before any question was chosen."""
+OF_INTERVALS = "Each dataset is one observation. All other results are exploratory."
+"""Sentence that follows the guarantee if several datasets are tested."""
 NOT_OF_SUGGESTED = 'This chance does not cover a "suggested" answer.'
-"""Sentence on the family of tests if an answer is suggested: its question came after the
-data."""
+"""Sentence that follows the guarantee if an answer is suggested, because its question was
+chosen after results were known."""
 
 
 def findings(fits: ScalingFits) -> tuple[Finding, ...]:
     """Return the findings of a table, in the order of its questions.
 
-    Several datasets answer the study's questions. One dataset, its class pairs, and an
-    experiment each answer questions of their own. If class pairs answer, questions to several
-    datasets that cannot be tested are left out.
+    A table of several datasets answers the study's questions. There are other questions for a
+    table of one dataset, for its class pairs, and for an experiment. If class pairs answer a
+    question, questions about several datasets that cannot be tested are left out.
     """
     if fits.one_dataset is not None:
         return tuple(of_one_dataset(fits, fits.one_dataset))
@@ -66,7 +67,7 @@ def findings(fits: ScalingFits) -> tuple[Finding, ...]:
 
 
 def opening_question(fits: ScalingFits) -> str:
-    """Return the question that the page opens with if the sweep has no description."""
+    """Return the question at the start of the page. It is used if the sweep has no description."""
     if fits.one_dataset is not None:
         name = fits.one_dataset.dataset
         return f"Which network is best on {name}, and what would more images bring?"
@@ -74,7 +75,7 @@ def opening_question(fits: ScalingFits) -> str:
 
 
 def what_was_found(fits: ScalingFits) -> tuple[str, ...]:
-    """Return three texts at most: what was trained, what was found, and what stayed open."""
+    """Return up to three texts: what was trained, what was found, and what is still undecided."""
     if fits.one_dataset is not None:
         best = fits.one_dataset.best_score
         texts = (_what_was_trained(fits), best.sentence, best.attacked_sentence)
@@ -82,7 +83,7 @@ def what_was_found(fits: ScalingFits) -> tuple[str, ...]:
     by_verdict: dict[str, list[Finding]] = defaultdict(list)
     for finding in findings(fits):
         by_verdict[finding.verdict].append(finding)
-    # A suggested answer confirms nothing, so it comes last.
+    # A suggested answer confirms nothing, so it comes after all other answers.
     decided = by_verdict["supported"] + by_verdict["contradicted"] + by_verdict["suggested"]
     described = by_verdict["described"]
     num_undecided = len(by_verdict["undecided"])
@@ -93,7 +94,8 @@ def what_was_found(fits: ScalingFits) -> tuple[str, ...]:
         return trained, f"{prefix}: {decided[0].claim}", rest
     if num_undecided:
         of_fall = []
-        # For one dataset, a count of datasets in which the loss fell says nothing.
+        # If there is only one dataset, a count of datasets in which the loss fell is not
+        # informative.
         if len(fits.datasets) > 1:
             of_fall = [finding.sentences[0] for finding in described if _is_of_fall(finding)]
         return trained, *of_fall, _nothing_decided(num_undecided)
@@ -103,7 +105,7 @@ def what_was_found(fits: ScalingFits) -> tuple[str, ...]:
 
 
 def _opening(decided: Finding, if_confirmed: str, if_suggested: str) -> str:
-    """Return the words before a finding."""
+    """Return the words that precede a finding."""
     return if_suggested if decided.verdict == "suggested" else if_confirmed
 
 
@@ -134,7 +136,7 @@ def _nothing_decided(num_undecided: int) -> str:
 
 
 def _of_the_rest(other_decided: Sequence[Finding], num_undecided: int) -> str:
-    """Return a sentence on the other decided findings, and on the undecided questions."""
+    """Return sentences on the numbers of further detected effects and of undecided questions."""
     if other_decided:
         prefix = _opening(other_decided[0], "Also", "Also suggested")
         text = f"{prefix}: {other_decided[0].claim}"
@@ -154,8 +156,8 @@ def next_steps(fits: ScalingFits, predict: str = "") -> tuple[str, ...]:
 
     Args:
         fits: The fits.
-        predict: The command ``isweep predict`` with the name of the sweep; empty for a table
-            without a sweep.
+        predict: The command ``isweep predict`` with the name of the sweep. It is empty if the
+            table belongs to no sweep.
     """
     steps = []
     answers = {slope.on: fits.pair_answer(slope) for slope in fits.class_pairs}
@@ -205,7 +207,7 @@ def next_steps(fits: ScalingFits, predict: str = "") -> tuple[str, ...]:
 
 
 def family(fits: ScalingFits) -> str:
-    """Return the number of tests that are adjusted together, and what that promises."""
+    """Return sentences on the number of tests that are adjusted together, and on the guarantee."""
     if fits.interventions:
         return "No claim is made about differences between base datasets: they share images."
     if fits.one_dataset:
@@ -225,7 +227,7 @@ def family(fits: ScalingFits) -> str:
         )
     tests = num_tests(fits.answers)
     if not tests:
-        return "No headline question could be tested; everything here is exploratory."
+        return "No headline question could be tested. All results are exploratory."
     of_exponent = [fits.answer(EXPONENT), fits.answer(BELOW_BOUND)]
     sentences = [
         _of_tests(tests, num_tests(of_exponent)),
@@ -240,8 +242,8 @@ def _of_tests(tests: int, num_of_one_question: int) -> str:
 
     Args:
         tests: Number of tests that are adjusted together.
-        num_of_one_question: Number of these tests that belong to one question. If there are
-            several, there are more tests than questions, and the sentence says so.
+        num_of_one_question: Largest number of these tests that belong to the same question. If
+            it is above 1, the sentence states it, because there are more tests than questions.
     """
     of_one_question = ""
     if num_of_one_question > 1:
@@ -285,8 +287,9 @@ def summary(
         fits: The fits.
         predict: The command ``isweep predict`` with the name of the sweep.
         width: Characters of a line.
-        most_lines: Number of lines. Remarks that do not fit are only counted. An answer is never
-            cut. If the answers alone are longer, the first remark is shown too.
+        most_lines: Largest number of lines. Remarks that do not fit are only counted. Answers
+            are always shown completely. If the answers alone have more lines, the first remark
+            is also shown.
         with_details: True if every detail and remark is shown, whatever ``most_lines`` is.
     """
     lines = wrap(" ".join(what_was_found(fits)), width)
@@ -307,7 +310,8 @@ def summary(
         wrapped = wrap(f"- {remark}", width, subsequent_indent="  ")
         is_last = k + 1 == len(remarks)
         num_lines = len(lines) + len(wrapped) + (not is_last)
-        # If the reader has to scroll anyway, hiding the first remark saves nothing.
+        # If the answers do not fit anyway, the reader must scroll, so the first remark is also
+        # shown.
         is_shown = with_details or num_lines <= most_lines or (k == 0 and is_too_long)
         if not is_shown:
             return [*lines, f"- {plural(len(remarks) - k, 'remark')} more, in the report."]

@@ -1,10 +1,11 @@
 """All fits of one results table.
 
 The law (Konz & Mazurowski 2024, Eq. 2) is an upper bound on the test loss L after training on
-N images: log L ≲ −(1/d_data) log N + log K_F + a. Its two parts are fitted separately:
+N images: log L ≲ −(1/d_data) log N + log K_F + a. The two parts of the law are fitted
+separately:
 
-- Exponent: the slope on log N / d. Every curve has its own intercept, and every dataset and
-  class pair one d.
+- Exponent: the slope on log N / d. Every curve has its own intercept. Every dataset, or every
+  class pair of a dataset, has one d.
 - Height: the loss at equal N, on log K_F and 1/d. The term 1/d is separate because the law's
   proof has (V/N)^(1/d) with an unknown volume V.
 """
@@ -66,9 +67,9 @@ from orchestrator.analysis.results_tables.sharpness_scale import (
 from orchestrator.results.columns import DATASET, DOMAINS, MODEL
 
 NO_FACTS = SweepFacts()
-"""The facts about a table that belongs to no sweep."""
+"""The facts about a table that belongs to no sweep: no fact is known."""
 EQUAL_UP_TO_ROUNDING = 1e-12
-"""Relative difference below which two measures count as equal."""
+"""Largest relative difference at which two measures count as equal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,7 @@ class ScalingFits:
     Attributes:
         num_trials: Number of rows of the table.
         num_used: Number of rows with a usable loss.
-        num_points: Number of points: rows averaged over seeds.
+        num_points: Number of points. A point is an average of rows over seeds.
         excluded: Counts of excluded rows and values, with the reasons.
         datasets: Summary of each dataset.
         models: Names of the networks.
@@ -90,12 +91,12 @@ class ScalingFits:
         caveats: Sentences on what cannot be concluded.
         class_pairs: Slopes over the class pairs of one dataset.
         interventions: Results of an experiment; None if there is none.
-        one_dataset: Answers of a table of one dataset; None with several.
+        one_dataset: Answers from a table of one dataset; None if there are several datasets.
         asked_after_seeing: Keys of questions that were asked after somebody had seen the data.
-        sharpness_with_delta: r of log K_F with log δ over class pairs; None without class
-            pairs.
-        dependent_datasets: Groups of datasets that show the same things, each as the names of its
-            datasets.
+        sharpness_with_delta: Correlation of log K_F with log δ over class pairs; None if there
+            are no class pairs.
+        dependent_datasets: Groups of datasets that are not independent, because their images
+            show the same things. Each group contains the names of its datasets.
     """
 
     schema_version: int = 6
@@ -126,14 +127,17 @@ class ScalingFits:
         return HeightFit(kind="headline", model=model, reason=_no_trial(model))
 
     def height(self, *terms: str) -> HeightFit:
-        """Return the fit of heights of all models on these terms."""
+        """Return the regression of the heights of all models on these terms."""
         for fit in self.fits:
             if isinstance(fit, HeightFit) and fit.kind == "height" and fit.terms == terms:
                 return fit
         return HeightFit(terms=terms, reason=_no_trial(POOLED))
 
     def exponent(self, model: str = POOLED, subset: str = ALL, variant: str = "") -> ExponentFit:
-        """Return an exponent fit; ``variant`` selects another estimate of d, or other points."""
+        """Return an exponent fit.
+
+        ``variant`` selects a fit with another estimate of d or other points.
+        """
         for fit in self.fits:
             if isinstance(fit, ExponentFit) and (fit.model, fit.subset, fit.variant) == (
                 model,
@@ -144,21 +148,21 @@ class ScalingFits:
         return ExponentFit(model=model, subset=subset, variant=variant, reason=_no_trial(model))
 
     def fall(self) -> FallFit:
-        """Return the slopes on log N of each dataset."""
+        """Return the fit with the slope of log loss on log N of each dataset."""
         for fit in self.fits:
             if isinstance(fit, FallFit):
                 return fit
         return FallFit(reason=_no_trial(POOLED))
 
     def attack(self, response: str, model: str = POOLED) -> AttackFit:
-        """Return the fit of the loss gained by one attack."""
+        """Return the fit of the loss that one attack adds."""
         for fit in self.fits:
             if isinstance(fit, AttackFit) and (fit.model, fit.response) == (model, response):
                 return fit
         return AttackFit(model=model, response=response, reason=_no_trial(model))
 
     def representation(self, model: str = POOLED) -> RepresentationFit:
-        """Return the share of points at which d_repr is at most d_data."""
+        """Return the fit with the share of points at which d_repr is at most d_data."""
         for fit in self.fits:
             if isinstance(fit, RepresentationFit) and fit.model == model:
                 return fit
@@ -182,7 +186,7 @@ class ScalingFits:
         raise KeyError(question.key)
 
     def pair_answer(self, slope: Slope) -> Answer:
-        """Return the answer of one of the slopes over class pairs."""
+        """Return the answer that follows from a slope over class pairs."""
         return pair_answer(slope, self.asked_after_seeing)
 
     def to_json(self) -> dict[str, Any]:
@@ -192,7 +196,7 @@ class ScalingFits:
             entry["verdict"] = answer.verdict
             entry["power"] = answer.power
         if self.one_dataset is not None:
-            # The limits of the needed N may be infinite, which is not a JSON number.
+            # The bounds of the needed N may be infinite, but JSON has no infinite numbers.
             curves = [curve.to_json() for curve in self.one_dataset.target_curves]
             document["one_dataset"]["target_curves"] = curves
         for entry, slope in zip(document["class_pairs"], self.class_pairs, strict=True):
@@ -201,20 +205,23 @@ class ScalingFits:
 
 
 def _no_trial(model: str) -> str:
-    """Return the reason that no usable trial of a model exists."""
+    """Return a text that a model has no usable trial."""
     if model == POOLED:
         return "no usable trial"
     return f"no usable trial of {model}"
 
 
 def d_data_range(datasets: Sequence[DatasetSummary]) -> Interval:
-    """Return the lowest and the highest d_data of datasets with a loss; 1 and 1 by default."""
+    """Return the lowest and the highest d_data of datasets with a loss.
+
+    If there is no such dataset, return 1 and 1.
+    """
     values = [d.d_data for d in datasets if d.d_data is not None and d.loss is not None]
     return min(values, default=1.0), max(values, default=1.0)
 
 
 def doubling_slope(datasets: Sequence[DatasetSummary]) -> float | None:
-    """Return the slope of log loss on 1/d at which the loss doubles over the range of d_data.
+    """Return the slope of log loss on 1/d with which the loss doubles over the range of d_data.
 
     Returns None if d_data is the same for all datasets.
     """
@@ -226,7 +233,7 @@ def doubling_slope(datasets: Sequence[DatasetSummary]) -> float | None:
 
 
 def why_no_sharpness(datasets: Sequence[DatasetSummary], scale: SharpnessScale) -> str:
-    """Return why K_F cannot be compared over these datasets, or an empty text."""
+    """Return the reason why K_F cannot be compared over these datasets; empty if it can."""
     values = [d.label_sharpness for d in datasets if d.label_sharpness is not None]
     if not values:
         return "K_F was not measured"
@@ -261,19 +268,20 @@ class Prepared:
 def prepare(
     table: pd.DataFrame, *, sharpness_policy: Policy = "refuse", arms: Sequence[Arm] = ()
 ) -> Prepared:
-    """Check a table and average it to the points of fits and figures.
+    """Check a table, and average its trials to the points that fits and figures use.
 
     Args:
-        table: One row per trial.
+        table: A results table with one row per trial.
         sharpness_policy: See :func:`fit_scaling_laws`.
-        arms: Datasets of an experiment. Changed copies are excluded, base datasets are not.
+        arms: Datasets of an experiment. Changed copies are excluded, and base datasets are
+            used.
     """
     full, unusable = normalise(table)
     # A changed copy shares images with its base, so it is not an independent dataset.
     is_copy = full[DATASET].isin([arm.dataset for arm in arms if arm.moves != "base"])
     copies = []
     if is_copy.any():
-        reason = "arms of experiments, which are compared with their base datasets"
+        reason = "trials of arms, which are compared with their base datasets"
         copies.append(Exclusion(reason, int(is_copy.sum())))
     full = full[~is_copy].reset_index(drop=True)
     points, without_loss = fitted_points(full)
@@ -300,19 +308,20 @@ def fit_scaling_laws(
 
     Args:
         table: One row per trial, in the columns of ``docs/results-columns.md``.
-        sharpness_policy: What to do if K_F was measured on several scales. A scale is an image
-            side, a number of channels and a pixel range. ``refuse`` makes no fit that compares
-            K_F between datasets. ``ignore`` makes these fits in spite of the difference.
-        arms: Datasets of an experiment. Changed copies are compared with their own base; all
-            other fits use the base datasets alone.
-        explore: True if further fits are added: of single models, of single domains, and with d
-            from other numbers of neighbors. No answer uses these fits.
-        predictions: Stored predictions for each test image, which compare the networks of one
-            dataset; None if there are none.
+        sharpness_policy: The choice if K_F was measured on several scales. A scale is an image
+            side, a number of channels and a pixel range. With ``refuse``, no fit compares K_F
+            between datasets. With ``ignore``, these fits are made in spite of the different
+            scales.
+        arms: Datasets of an experiment. Changed copies are compared with their base datasets.
+            All other fits use only the base datasets.
+        explore: True to add further fits: of single models, of single domains, and with d from
+            other numbers of neighbors. No answer uses these fits.
+        predictions: Stored predictions for each test image, with which the networks of one
+            dataset are compared. None if there are none.
         facts: Facts about the sweep that limit its answers.
 
     Raises:
-        DataError: If a column is missing, or its values contradict each other.
+        DataError: If a required column is missing, or if rows contradict each other.
     """
     prepared = prepare(table, sharpness_policy=sharpness_policy, arms=arms)
     single = one_dataset(prepared.full, predictions)
@@ -324,7 +333,7 @@ def fit_scaling_laws(
 
 
 def with_facts(fits: ScalingFits, facts: SweepFacts) -> ScalingFits:
-    """Return fits with the facts about their sweep that limit the answers."""
+    """Return a copy of the fits with facts about their sweep that limit the answers."""
     asked = facts.asked_after_seeing
     answers = [replace(one, is_late=one.question.key in asked) for one in fits.answers]
     return replace(
@@ -342,7 +351,8 @@ def fits_of(prepared: Prepared, *, explore: bool = False) -> ScalingFits:
     scale = prepared.scale
     models = tuple(sorted(points[MODEL].unique()))
     fits: list[AnyFit] = []
-    # The answers use only the fits of all models together and the attacks on single models.
+    # The answers use only the fits of all models together and the fits of attacks on single
+    # models.
     if models:
         fits.append(fit_headline(points, scale))
         fits.append(fit_height(points, scale, (IS_MEDICAL,)))
@@ -396,7 +406,7 @@ def _exploratory(
 
 
 def _exponents_by(points: pd.DataFrame, estimators: Iterable[str]) -> Iterator[ExponentFit]:
-    """Yield one exponent fit for each of these other estimators of d, if it was measured."""
+    """Yield an exponent fit for each of the given estimates of d that was measured."""
     for name in estimators:
         column = OTHER_D[name]
         if points[column].notna().any():

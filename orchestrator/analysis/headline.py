@@ -1,7 +1,8 @@
 """The study's questions about several datasets, and their answers from the fits.
 
-Four questions have five tests: the exponent of N has two tests, against 0 (the loss does not
-fall) and against the law's bound. The five p-values are adjusted together (Holm).
+Four questions have five tests, because the exponent b is tested twice: against 0 (the loss
+does not fall with N) and against the law's bound. The five p-values are adjusted together
+(Holm).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ SHARPNESS = Question(
     published="1 by the law; effects of K_F and domain not separated",
 )
 FASTER_THAN_BOUND = "Does the loss fall with N at least as fast as the law says, N^(−1/d)?"
-"""Question that has two tests: the exponent against no fall, and against the law's bound."""
+"""The question with two tests: of the exponent against 0, and against the law's bound."""
 EXPONENT = Question(
     key="exponent",
     text=FASTER_THAN_BOUND,
@@ -72,7 +73,7 @@ ATTACKS = Question(
 )
 QUESTIONS = (DIMENSION, SHARPNESS, EXPONENT, BELOW_BOUND, ATTACKS)
 LAW_SLOPE = 1.0
-"""The law's value of the slope on log K_F, and of the exponent times d."""
+"""Value that the law predicts for the slope on log K_F and for the exponent b."""
 
 
 def headline_answers(
@@ -82,13 +83,13 @@ def headline_answers(
     doubling_slope: float | None = None,
     num_domains: int = 1,
 ) -> tuple[Answer, ...]:
-    """Answer the five questions from the fits of all models together.
+    """Answer the headline questions, with five tests, from the fits of all models together.
 
     Args:
         fits: The fits.
         why_no_sharpness: Reason why K_F cannot be compared; empty if it can.
-        doubling_slope: Slope on 1/d whose power is computed: with it, the loss doubles over
-            the range of d_data.
+        doubling_slope: Slope on 1/d for which the power is computed. With this slope, the loss
+            doubles over the range of d_data.
         num_domains: Number of domains of the datasets.
     """
     headline = _find(fits, HeightFit, "headline")
@@ -106,7 +107,7 @@ def headline_answers(
 
 
 def _find(fits: Iterable[AnyFit], kind: type[Fit], variant: str) -> AnyFit | None:
-    """Return the fit of a kind or variant to all models and both domains; None if there is none."""
+    """Return the fit to all models and both domains of a kind or variant; None if there is none."""
     for fit in fits:
         if not isinstance(fit, kind) or (fit.model, fit.subset) != (POOLED, ALL):
             continue
@@ -116,7 +117,7 @@ def _find(fits: Iterable[AnyFit], kind: type[Fit], variant: str) -> AnyFit | Non
 
 
 def few_ways(estimate: Estimate) -> str:
-    """Return the reason that datasets have too few permutations for a p-value of 0.05."""
+    """Return a text that too few permutations of the datasets exist for a p-value of 0.05."""
     verb = "is" if estimate.num_resamples == 1 else "are"
     ways = plural(estimate.num_resamples, "way")
     return (
@@ -134,14 +135,14 @@ def answer_of(
     degrees: float = 0,
     reason: str = "",
 ) -> Answer:
-    """Return the answer of an estimate with its test, or the reason why there is none.
+    """Return the answer from an estimate, or an answer with the reason why there is no estimate.
 
     Args:
         question: The question.
         estimate: The estimate; None if it could not be made.
         num_datasets: Number of datasets of the estimate.
-        effect: Distance from the null value whose power is computed, in units of the estimate.
-            None for no power.
+        effect: Distance from the null value for which the power is computed, in units of the
+            estimate. If None, no power is computed.
         degrees: Degrees of freedom of the t test.
         reason: Reason why there is no estimate.
     """
@@ -177,7 +178,7 @@ def _of_height(
     effect: float | None,
     why_not_measured: str,
 ) -> Answer:
-    """Answer a question on the height of losses: the loss at equal N."""
+    """Answer a question about heights. A height is a dataset's log loss at equal N."""
     if not isinstance(fit, HeightFit):
         return Answer(question=question, reason="no usable trial")
     return answer_of(
@@ -191,7 +192,7 @@ def _of_height(
 
 
 def _of_exponent(fit: AnyFit | None) -> Answer:
-    """Answer whether the loss falls with N at all."""
+    """Answer the question whether the loss falls with N."""
     if not isinstance(fit, ExponentFit):
         return Answer(question=EXPONENT, reason="no usable trial")
     return answer_of(
@@ -205,7 +206,7 @@ def _of_exponent(fit: AnyFit | None) -> Answer:
 
 
 def _of_bound(fit: AnyFit | None, above_chance: AnyFit | None) -> Answer:
-    """Answer whether the loss falls faster or more slowly than the bound."""
+    """Answer the question whether the loss falls faster or more slowly than the law's bound."""
     if not isinstance(fit, ExponentFit):
         return Answer(question=BELOW_BOUND, reason="no usable trial")
     answer = answer_of(BELOW_BOUND, fit.estimate("exponent"), fit.num_datasets, reason=fit.reason)
@@ -217,11 +218,12 @@ def _of_bound(fit: AnyFit | None, above_chance: AnyFit | None) -> Answer:
 
 
 def bound_p_value(fit: ExponentFit, above_chance: ExponentFit) -> float:
-    """Return the two-sided p-value of an exponent against the law's bound, 1.
+    """Return the two-sided p-value of a test of an exponent against the law's bound, 1.
 
-    Losses near chance level flatten curves and so lower the exponent. An exponent below 1 must
-    therefore also be below 1 in the fit above chance level, and the larger p-value of the two fits
-    is used. If that fit could not be made or has an exponent of 1 or more, the p-value is 1.
+    Losses near chance level make curves flatter and the exponent smaller. If the exponent is
+    below 1, it must therefore also be below 1 in the fit above chance level. The larger
+    p-value of the two fits is then used. If the fit above chance level could not be made, or
+    if its exponent is 1 or more, the p-value is 1.
 
     Args:
         fit: The fit to all train sizes, with an estimate.
@@ -239,7 +241,10 @@ def bound_p_value(fit: ExponentFit, above_chance: ExponentFit) -> float:
 
 
 def strongest_attack(fits: Iterable[AttackFit]) -> AttackFit | None:
-    """Return the fit of the largest correlation; without any, the fit of the most datasets."""
+    """Return the attack fit with the largest correlation.
+
+    If there is no correlation, return the fit with the most datasets.
+    """
 
     def strength(fit: AttackFit) -> tuple[bool, float, int]:
         value = fit.estimates[0].value if fit.estimates else 0.0
@@ -249,7 +254,7 @@ def strongest_attack(fits: Iterable[AttackFit]) -> AttackFit | None:
 
 
 def _of_attacks(fits: Sequence[AttackFit], num_domains: int) -> Answer:
-    """Answer whether attacks raise the loss more at higher K_F, by the largest correlation."""
+    """Answer whether attacks raise the loss more if K_F is higher, from the largest correlation."""
     best = strongest_attack(fits)
     if best is None:
         return Answer(question=ATTACKS, reason="no attack was run")
@@ -260,8 +265,8 @@ def _of_attacks(fits: Sequence[AttackFit], num_domains: int) -> Answer:
         return answer
     test = LargestCorrelation(
         num_correlations=sum(fit.status == "ok" for fit in fits),
-        # The indicators of domains cost num_domains − 1 degrees of freedom, and Fisher's z
-        # costs 3.
+        # The indicators of domains cost num_domains − 1 degrees of freedom. Fisher's z costs
+        # 3.
         degrees=best.num_datasets - num_domains - 2,
         interval_critical=best.interval_critical,
         criticals=best.criticals,
@@ -278,7 +283,8 @@ def num_tests(answers: Iterable[Answer]) -> int:
 def needed_for_doubling(fit: HeightFit, name: str, effect: float, tests: int) -> int | None:
     """Return the smallest number of datasets with which 80 of 100 studies detect an effect.
 
-    The level is Holm's strictest. Returns None if no practical number detects the effect.
+    The significance level is Holm's strictest level. Returns None if no practical number is
+    large enough.
     """
     estimate = fit.estimate(name)
     if estimate is None or not np.isfinite(effect):

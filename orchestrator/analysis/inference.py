@@ -1,8 +1,9 @@
-"""Inference with few datasets, on plain arrays: t, permutation, jackknife, wild cluster bootstrap.
+"""Statistical tests and intervals for few datasets.
 
+The methods are t tests, permutation tests, the jackknife and the wild cluster bootstrap.
 Points of one dataset are not independent: 66 points of 11 datasets carry the information of
-about 11 points. The replicates are therefore datasets. Points are averaged within datasets, or
-whole datasets are left out (jackknife) or permuted.
+about 11 points. Datasets are therefore the replicates. Points are averaged within datasets, or
+whole datasets are permuted or left out (jackknife).
 
 Letters in the shapes of arrays: n points, G datasets, q regressors, B permutations or draws,
 m responses.
@@ -26,38 +27,42 @@ Codes = NDArray[Any]
 Interval = tuple[float, float]
 
 LEVEL = 0.05
-"""Level of every test. Intervals have the confidence 1 − LEVEL."""
+"""Significance level of every test. Intervals have the confidence level 1 − LEVEL."""
 MAX_EXACT = 200_000
-"""Largest number of permutations that are all tried. If there are more, a random sample is used."""
+"""Largest number of permutations for which all permutations are tried. If there are more, a
+random sample is used."""
 NUM_DRAWN = 9_999
-"""Size of a random sample of permutations or draws, without the observed order."""
+"""Size of a random sample of permutations or draws. The observed order is added to the sample."""
 MIN_DATASETS = 3
-"""Smallest number of datasets for an interval. Two datasets have only one difference, from which no
-scatter can be estimated."""
+"""Smallest number of datasets from which an interval is computed. Two datasets have only one
+difference, and no scatter can be estimated from one difference."""
 MIN_CLASSES = 5
-"""Smallest number of shared classes for a jackknife over classes."""
+"""Smallest number of classes in the pairs for a jackknife over classes."""
 MIN_RCOND = 1e-10
-"""Relative size below which the variation of a regressor is rounding error."""
+"""Limit for the variation of a regressor, relative to its size. A smaller variation is
+rounding error."""
 MAX_CONDITION = 1e8
-"""Largest condition number of a design matrix whose slopes count as identified."""
+"""Largest condition number of a design matrix for which slopes count as identified."""
 WEBB = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt(1.5)])
-"""Webb's six weights (2023). With few clusters, two weights would give too few different
-draws."""
+"""Webb's six weights for the wild cluster bootstrap (2023). With few clusters, the two weights
+−1 and 1 would give too few different draws."""
 MIN_DATASETS_FOR_SIGNS = 8
-"""Smallest number of datasets with random signs as weights. Fewer datasets get Webb's
-weights."""
+"""Smallest number of datasets for which the bootstrap weights are random signs. With fewer
+datasets, Webb's weights are used."""
 MAX_DATASETS_FOR_ALL_SIGNS = 12
 """Largest number of datasets for which all sign patterns are tried."""
 MAX_TESTS_OF_A_FAMILY = 5
-"""Number of tests of the headline family, and of levels with a critical value of a
-correlation."""
+"""Number of tests in the family of headline questions. A correlation has one critical value
+for each number of tests up to this number."""
 MIN_DATASETS_OF_A_CORRELATION = 6
-"""Smallest number of datasets for a correlation. With fewer, Fisher's z is far from normal,
-and few permutations exist."""
+"""Smallest number of datasets for a correlation. With fewer datasets, Fisher's z is far from
+normal, and there are few permutations."""
 
 
 class Sums(NamedTuple):
-    """Sums of each dataset for a slope within curves. The slope is Σxy / Σx².
+    """Sums of each dataset, from which a slope within curves follows.
+
+    The slope is Σxy / Σx², summed over all datasets. x and y are centered within curves.
 
     Attributes:
         names: Names of the datasets, ``(G,)``.
@@ -75,7 +80,7 @@ class Permutation(NamedTuple):
 
     Attributes:
         p_value: Share of the permutations whose statistic is at least as extreme as the
-            observed.
+            observed statistic.
         num_orders: Number of permutations that were tried.
         is_complete: True if all possible permutations were tried.
         smallest_p: Smallest p-value that these permutations can give.
@@ -88,12 +93,15 @@ class Permutation(NamedTuple):
 
 
 def t_quantile(share: float, degrees: float) -> float:
-    """Return a quantile of t, without ``scipy.stats``, whose import takes a second."""
+    """Return a quantile of the t distribution.
+
+    The function does not use ``scipy.stats``, because its import takes a second.
+    """
     return float(special.stdtrit(degrees, share))
 
 
 def t_interval(value: float, std_error: float, degrees: float) -> Interval:
-    """Return the 95 % t interval."""
+    """Return the 95 % interval of an estimate by the t distribution."""
     half_width = t_quantile(1 - LEVEL / 2, degrees) * std_error
     return value - half_width, value + half_width
 
@@ -101,8 +109,8 @@ def t_interval(value: float, std_error: float, degrees: float) -> Interval:
 def t_p_values(values: Array | float, std_errors: Array | float, degrees: float) -> Array:
     """Return two-sided p-values of t = value / standard error.
 
-    If a standard error is exactly 0, the p-value is 1 for a value of 0, and 0 for any other
-    value.
+    If a standard error is exactly 0, the p-value is 1 if the value is 0. For any other value,
+    the p-value is then 0.
     """
     values = np.asarray(values)
     std_errors = np.asarray(std_errors)
@@ -115,12 +123,13 @@ def t_p_values(values: Array | float, std_errors: Array | float, degrees: float)
 def mean_interval(values: Array) -> tuple[float, float | None, Interval | None]:
     """Return the mean, its standard error and its 95 % t interval.
 
-    The error and the interval are None for fewer than three values, or if all values are
-    equal.
+    If there are fewer than three values, or if all values are equal, the standard error and
+    the interval are None.
     """
     mean = float(values.mean())
     num_values = len(values)
-    # Equal values differ by rounding, so their standard deviation is compared with their size.
+    # Equal values can differ by rounding errors, so the standard deviation is compared with
+    # the size of the values.
     is_constant = float(values.std()) <= 1e-12 * float(np.abs(values).max())
     if num_values < MIN_DATASETS or is_constant:
         return mean, None, None
@@ -129,20 +138,23 @@ def mean_interval(values: Array) -> tuple[float, float | None, Interval | None]:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Return Holm-adjusted p-values (1979). An entry of None is no test and stays None."""
+    """Return Holm-adjusted p-values (1979).
+
+    An entry of None does not count as a test and stays None.
+    """
     adjusted = list(p_values)
     tested = [(p, place) for place, p in enumerate(p_values) if p is not None]
     largest = 0.0
     for rank, (p, place) in enumerate(sorted(tested)):
-        # The k-th smallest of m p-values is multiplied by m − k + 1. No adjusted p-value may be
-        # smaller than the one before it.
+        # The k-th smallest of m p-values is multiplied by m − k + 1. An adjusted p-value may
+        # not be smaller than the adjusted p-value before it.
         largest = max(largest, min(1.0, p * (len(tested) - rank)))
         adjusted[place] = largest
     return adjusted
 
 
 def centered(values: Array, codes: Codes, weights: Array | None = None) -> Array:
-    """Return columns (n, k) minus their means over rows of the same code.
+    """Subtract from each column of values, ``(n, k)``, its mean over the rows of the same code.
 
     Residuals below 1e-13 of a column's largest value are rounding errors and are set to 0.
     """
@@ -162,19 +174,23 @@ def centered(values: Array, codes: Codes, weights: Array | None = None) -> Array
 def dataset_effects(
     values: Array, cells: Codes, groups: Codes, weights: Array
 ) -> tuple[list[str], Array] | None:
-    """Reduce points to one effect per dataset at equal cells, by two-way fixed effects.
+    """Reduce points to one effect per dataset, by two-way fixed effects.
 
-    Each column is regressed on indicators of datasets and cells by weighted least squares.
+    A cell is a group of comparable points, for example of one model and train size. Each
+    column is regressed on indicators of datasets and cells by weighted least squares. The
+    coefficients of the datasets are their effects. An effect therefore compares datasets
+    within cells.
 
     Args:
         values: Columns, ``(n, k)``.
-        cells: Code of the cell of each point, for example its model and train size, ``(n,)``.
+        cells: Code of the cell of each point, ``(n,)``.
         groups: Dataset of each point, ``(n,)``.
         weights: Weight of each point, ``(n,)``.
 
     Returns:
-        Sorted names of the datasets, and effects ``(G, k)`` that sum to zero. None if datasets
-        share no cells, directly or through other datasets.
+        Sorted names of the datasets, and effects ``(G, k)`` that sum to zero. None if some
+        datasets cannot be compared. Two datasets can be compared if they share a cell, or if
+        other datasets connect them.
     """
     cell_names, cell = np.unique(cells, return_inverse=True)
     names, group = np.unique(groups, return_inverse=True)
@@ -183,15 +199,15 @@ def dataset_effects(
     weight_of = np.bincount(pair, weights, num_cells * num_groups).reshape(num_cells, num_groups)
     if not _is_connected(weight_of @ weight_of.T > 0):
         return None
-    # The indicators of datasets are partialled out first (Frisch & Waugh 1933). Only one
-    # equation per cell remains to be solved.
+    # The indicators of datasets are partialled out first (Frisch & Waugh 1933). Then only one
+    # equation per cell must be solved.
     group_weights = weight_of.sum(axis=0)
     share = weight_of / group_weights
     laplacian = np.diag(weight_of.sum(axis=1)) - weight_of @ share.T
-    # The Laplacian is singular in the constant direction. A constant matrix is added to fill
-    # that direction: a pseudo-inverse may mistake the rounding error of the zero eigenvalue
-    # (1e-16) for a value and divide by it. With a single cell, the constant is the only
-    # direction.
+    # The Laplacian is singular: its eigenvalue for the constant vector is 0. A constant matrix
+    # is added, which makes this eigenvalue positive. A pseudo-inverse is not used, because it
+    # may divide by the rounding error (1e-16) of the zero eigenvalue. If there is only one
+    # cell, the constant vector is the only direction.
     filling = laplacian.diagonal().mean() if num_cells > 1 else 1.0
     weighted = weights[:, None] * values
     by_cell = sums_by_code(weighted, cell, num_cells)
@@ -216,7 +232,7 @@ def _is_connected(neighbors: NDArray[np.bool_]) -> bool:
 
 
 def sums_by_code(values: Array, codes: NDArray[np.int64], num_codes: int) -> Array:
-    """Return the sums (num_codes, k) of columns (n, k) over the rows of each code.
+    """Sum columns over the rows of each code. The result has the shape ``(num_codes, k)``.
 
     Args:
         values: Columns, ``(n, k)``.
@@ -236,14 +252,15 @@ def ols(y: Array, x: Array) -> tuple[Array, Array, int] | None:
     """
     design = np.column_stack([np.ones(len(y)), x])
     degrees = len(y) - design.shape[1]
-    # Columns of equal size make the condition number independent of units.
+    # The columns are scaled to equal size, so the condition number does not depend on their
+    # units.
     scale = np.sqrt((design**2).mean(axis=0))
     if degrees < 1 or (scale == 0).any():
         return None
     scaled = design / scale
     if np.linalg.cond(scaled) > MAX_CONDITION:
         return None
-    # (X'X)⁻¹ of the unscaled columns: each factor of the scaling is undone.
+    # This is (X'X)⁻¹ of the unscaled columns, because the division reverses the scaling.
     inverse = np.linalg.inv(scaled.T @ scaled) / np.outer(scale, scale)
     coefficients = inverse @ design.T @ y
     residuals = y - design @ coefficients
@@ -256,20 +273,21 @@ def permutation_test(
 ) -> Permutation | None:
     """Test the slope on x in a regression of y on x and covariates, by permutation within blocks.
 
-    The statistic is |t|. The test is exact if no covariate varies within blocks. Otherwise the
-    residuals of a fit on the covariates are permuted (Freedman & Lane 1983). That test is
-    exact only asymptotically.
+    The statistic is |t|. If no covariate varies within blocks, the test is exact. Otherwise
+    the residuals of a regression of y on the covariates are permuted (Freedman & Lane 1983).
+    This test is exact only asymptotically.
 
     Args:
         y: Response, ``(G,)``.
         x: Regressor, ``(G,)``.
-        covariates: Other regressors, ``(G, q)``.
+        covariates: Further regressors, ``(G, q)``.
         blocks: Name of the block of each dataset.
 
     Returns:
-        The result; None if x or y is a linear combination of the covariates.
+        The result of the test. None if x or y is a linear combination of the covariates, or if
+        fewer than two degrees of freedom are left.
     """
-    # With the covariates partialled out of y and x, the slope on x stays the same.
+    # If the covariates are partialled out of y and x, the slope on x stays the same.
     reduced = np.column_stack([np.ones(len(y)), covariates])
     basis, _ = np.linalg.qr(reduced)
     y_residual = y - basis @ (basis.T @ y)
@@ -282,8 +300,8 @@ def permutation_test(
     num_low = int(is_low.sum())
     is_binary = covariates.shape[1] == 0 and (is_low | is_high).all() and len(set(blocks)) == 1
     if is_binary and comb(len(y), num_low) <= MAX_EXACT:
-        # For a binary regressor, different orders give the same statistic. It is enough to try
-        # all choices of the datasets with the lower value.
+        # If the regressor is binary, many orders give the same statistic. It is enough to try
+        # every choice of the datasets that have the lower value.
         subsets = np.array(list(combinations(range(len(y)), num_low)))
         sums = np.abs(y_residual[subsets].sum(axis=1))
         is_extreme = sums >= abs(y_residual[is_low].sum()) * (1 - 1e-9)
@@ -297,16 +315,17 @@ def permutation_test(
             smallest_p=num_extreme / len(sums),
         )
     orders, is_complete = rearrangements(tuple(blocks))
-    # |t| grows with the share of variation that x explains, so the shares are compared
-    # instead. Permuted residuals are projected again: they need not be orthogonal to the
-    # covariates.
+    # |t| grows with the share of the variation that x explains, so these shares are compared.
+    # Permuted residuals may not be orthogonal to the covariates, so the covariates are
+    # partialled out of them again.
     projections = np.square(y_residual[orders] @ np.column_stack([basis, x_residual]))
     lengths = y_residual @ y_residual - projections[:, :-1].sum(axis=1)
     x_length = float(x_residual @ x_residual)
     explained = projections[:, -1] / x_length / np.maximum(lengths, 1e-300)
     y_length = float(y_residual @ y_residual)
     observed = float((y_residual @ x_residual) ** 2 / x_length / y_length)
-    # The observed order must count as extreme, even if rounding makes its share slightly smaller.
+    # The observed order must count as extreme, even if its share is slightly too small because
+    # of rounding errors.
     is_extreme = explained >= observed * (1 - 1e-9)
     return Permutation(float(np.mean(is_extreme)), len(orders), is_complete, 1 / len(orders))
 
@@ -314,16 +333,16 @@ def permutation_test(
 def class_permutation_p(y: Array, x: Array, covariates: Array, classes: Codes) -> float | None:
     """Return the p-value of a slope over class pairs by permuting the classes of the regressor.
 
-    A jackknife over classes is slightly liberal if a regressor and the response are both sums
-    of class effects: with ten classes, 6 % of its claims are false. A permutation of classes
-    preserves the dependence between pairs that share a class (quadratic assignment; Krackhardt
-    1988). The permutation is exact without covariates. With covariates, residuals of x are
-    permuted (Dekker, Krackhardt & Snijders 2007).
+    If both regressor and response are sums of class effects, a jackknife over classes makes
+    slightly too many false claims: 6 % instead of 5 % with ten classes. A permutation of
+    classes preserves the dependence between pairs that share a class (quadratic assignment;
+    Krackhardt 1988). If there are no covariates, the test is exact. If there are covariates,
+    residuals of x are permuted (Dekker, Krackhardt & Snijders 2007).
 
     Args:
         y: Response of each pair, ``(U,)``.
         x: Regressor of each pair, ``(U,)``.
-        covariates: Other regressors, ``(U, q)``.
+        covariates: Further regressors, ``(U, q)``.
         classes: Codes of the two classes of each pair, counted from 0, ``(U, 2)``.
 
     Returns:
@@ -335,23 +354,24 @@ def class_permutation_p(y: Array, x: Array, covariates: Array, classes: Codes) -
     if x_residual @ x_residual <= 1e-20 * (x @ x) or not y_residual.any():
         return None
     num_classes = int(classes.max()) + 1
-    # A missing pair gets 0, the mean of the residuals.
+    # The residuals have the mean 0, so a missing pair gets the residual 0.
     by_classes = np.zeros((num_classes, num_classes))
     first, second = classes.T
     by_classes[first, second] = x_residual
     by_classes[second, first] = x_residual
-    # Rows and columns are permuted together: pairs with a common class keep a common class.
+    # Rows and columns get the same permutation, so two pairs with a common class still have
+    # one.
     orders, _ = rearrangements(("",) * num_classes)
     permuted = by_classes[orders[:, first], orders[:, second]]
-    # The correlation is computed from residuals of a fit on the covariates. The residuals of y are
-    # orthogonal to the covariates, so the products need no residuals of x. The lengths of the
-    # residuals of x follow from Pythagoras' theorem.
+    # The statistic is the correlation of y and permuted x after the covariates are partialled
+    # out. The residuals of y are orthogonal to the covariates, so the products can use
+    # permuted x directly. The lengths of the residuals of permuted x follow from Pythagoras'
+    # theorem.
     products = np.abs(permuted @ y_residual)
     explained = permuted @ held_equal
     squares = np.einsum("ij,ij->i", permuted, permuted)
     residual_squares = squares - np.einsum("ij,ij->i", explained, explained)
-    # If the covariates explain an order of classes completely, its residuals are only rounding
-    # errors.
+    # If the covariates explain permuted x completely, its residuals are only rounding errors.
     smallest = np.maximum(MIN_RCOND * squares, np.finfo(float).tiny)
     correlations = products / np.sqrt(np.maximum(residual_squares, smallest))
     return float(np.mean(correlations >= correlations[0] * (1 - 1e-9)))
@@ -365,9 +385,10 @@ def smallest_class_p(num_classes: int) -> float:
 
 @lru_cache(maxsize=32)
 def rearrangements(blocks: tuple[str, ...]) -> tuple[NDArray[np.int16], bool]:
-    """Return permutations (B, G) of datasets within blocks, and whether these are all.
+    """Return permutations (B, G) of datasets within blocks, and whether these are all permutations.
 
-    The observed order comes first. A table of 16-bit integers takes up to 0.4 MB per dataset.
+    The observed order comes first. The permutations are 16-bit integers, which take up to 0.4
+    MB of memory per dataset.
     """
     names = np.array(blocks)
     places = [np.flatnonzero(names == name) for name in np.unique(names)]
@@ -392,17 +413,18 @@ def rearrangements(blocks: tuple[str, ...]) -> tuple[NDArray[np.int16], bool]:
 
 
 class MaxCorrelation(NamedTuple):
-    """Correlations of several responses with one column, adjusted for the number of responses.
+    """Correlations of several responses with one regressor, and the test of the largest one.
 
     Attributes:
         r: Correlation of each response, ``(m,)``; NaN for fewer than six datasets.
         adjusted_p: One-sided p-value of each tested response, adjusted for the number of
-            tested responses, ``(m,)``; NaN for the others.
-        num_rearrangements: Number of permutations.
+            tested responses, ``(m,)``; NaN for the other responses.
+        num_rearrangements: Number of permutations, including the observed order.
         critical: Half width of simultaneous 95 % intervals of the tested correlations, in
-            standard errors of Fisher's z: 1.96 for one response, more for several.
-        criticals: Critical values of the largest z, in its standard errors, at the levels 0.05
-            / k for k = 1, 2, …. Levels that no permutation can reach are missing.
+            standard errors of Fisher's z. It is 1.96 for one response and larger for several
+            responses.
+        criticals: Critical values of the largest z, in standard errors of z. Entry k − 1 is
+            for the level 0.05 / k. Entries whose level no permutation can reach are missing.
     """
 
     r: Array
@@ -417,8 +439,9 @@ def max_correlation_test(
 ) -> MaxCorrelation:
     """Correlate responses with x within blocks, and test the largest correlation against 0.
 
-    The p-values are one-sided and use the largest correlation (Westfall & Young 1993). All
-    responses get the same permutation of x, which preserves the dependence between them.
+    The one-sided p-values compare each correlation with the largest correlation of each
+    permutation (Westfall & Young 1993). All responses get the same permutation of x, which
+    preserves the dependence between responses.
 
     Args:
         responses: Responses, ``(G, m)``; NaN for missing values.
@@ -452,7 +475,8 @@ def max_correlation_test(
             lengths_of_x = np.linalg.norm(residual_x, axis=0)
             permuted_x[key] = residual_x / np.maximum(lengths_of_x, 1e-300)
         permuted_r = y_unit @ permuted_x[key]
-        # The maximum over responses of one permutation contains the dependence between them.
+        # The same permutations are used for all responses, so the maximum over responses
+        # accounts for the dependence between them.
         permuted_z = _standard_z(permuted_r, len(known_blocks), len(set(known_blocks)))
         largest_r = np.maximum(largest_r, permuted_r)
         largest_z = np.maximum(largest_z, permuted_z)
@@ -475,7 +499,8 @@ def max_correlation_test(
 
 def _standard_z(r: Array, num_datasets: int, num_blocks: int) -> Array:
     """Return Fisher's z of correlations within blocks, divided by its standard error."""
-    # Centering in b blocks costs b − 1 degrees, so var z = 1 / (n − (b − 1) − 3).
+    # Centering in b blocks costs b − 1 degrees of freedom, so z has the variance 1 / (n − (b −
+    # 1) − 3).
     degrees = max(num_datasets - num_blocks - 2, 0)
     z = np.arctanh(np.clip(r, -1 + 1e-15, 1 - 1e-15))
     return np.asarray(z * np.sqrt(degrees))
@@ -488,8 +513,9 @@ def jackknife_error(value: float, left_out: Array) -> float:
         value: The estimate.
         left_out: The estimate without each dataset, ``(G,)``.
     """
-    # Differences from the estimate, not from the mean of the refits, make the error larger.
-    # With this larger error, a test of few datasets keeps its level.
+    # The sum uses differences from the estimate, not from the mean of the refits. This makes
+    # the standard error larger, so a test with few datasets does not make too many false
+    # claims.
     num = len(left_out)
     return float(np.sqrt((num - 1) / num * ((left_out - value) ** 2).sum()))
 
@@ -500,7 +526,7 @@ def curve_sums(y: Array, x: Array, curves: Codes, groups: Codes, weights: Array)
     Args:
         y: Response, ``(n,)``.
         x: Regressor, ``(n,)``.
-        curves: Curve of each point. y and x are centered within curves.
+        curves: Curve of each point, ``(n,)``. y and x are centered within curves.
         groups: Dataset of each point.
         weights: Weight of each point, ``(n,)``.
     """
@@ -515,21 +541,21 @@ def curve_sums(y: Array, x: Array, curves: Codes, groups: Codes, weights: Array)
 def wild_cluster_p(sums: Sums, null: float = 0.0) -> float:
     """Return the p-value of a slope within curves by the restricted wild cluster bootstrap-t.
 
-    The method is from Cameron, Gelbach & Miller (2008). It needs at least three datasets.
+    The method of Cameron, Gelbach & Miller (2008) needs at least three datasets.
 
     Args:
         sums: Σx² and Σxy of each dataset.
         null: Slope under the null hypothesis.
     """
-    # The errors are imposed under the null hypothesis. Then a draw multiplies the score
-    # Σx(y − βx) of each dataset by its weight, and no refit of the points is needed.
+    # The errors are computed under the null hypothesis that the slope is β. A draw multiplies
+    # the score Σx(y − βx) of each dataset by a weight, so points are not fitted again.
     _, xx, xy = sums
     scores = xy - null * xx
     shares = xx / xx.sum()
     draws = wild_draws(len(scores))
     totals = draws @ scores
-    # Each draw has its own slope, total / Σx². Its residual scores give the spread of this
-    # draw.
+    # The slope of a draw is total / Σx². The residual scores around this slope give its
+    # spread.
     residuals = draws * scores - totals[:, None] * shares
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.abs(totals) / np.sqrt((residuals**2).sum(axis=1))
@@ -547,8 +573,8 @@ def wild_cluster_p(sums: Sums, null: float = 0.0) -> float:
 def wild_draws(size: int) -> Array:
     """Return draws (B, G) of bootstrap weights for ``size`` datasets.
 
-    For 8 to 12 datasets, the draws are all sign patterns. For more than 12 datasets, random signs
-    are drawn. For fewer than 8 datasets, Webb's weights are drawn.
+    For 8 to 12 datasets, the draws are all patterns of signs. For more than 12 datasets,
+    random signs are drawn. For fewer than 8 datasets, Webb's weights are drawn.
     """
     if MIN_DATASETS_FOR_SIGNS <= size <= MAX_DATASETS_FOR_ALL_SIGNS:
         return np.array(list(product((-1.0, 1.0), repeat=size)))
@@ -561,7 +587,8 @@ def wild_draws(size: int) -> Array:
 def smallest_wild_p(size: int) -> float:
     """Return the smallest p-value that :func:`wild_cluster_p` can give for ``size`` datasets.
 
-    A draw with equal weights for all datasets gives the observed |t|, so it always counts.
+    A draw with equal weights for all datasets gives the observed |t|, so it always counts as
+    extreme.
     """
     has_equal_weights = np.ptp(wild_draws(size), axis=1) == 0
     return float(has_equal_weights.mean())

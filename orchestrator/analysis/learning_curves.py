@@ -1,24 +1,24 @@
 """Extrapolation of one learning curve: the score at N images, and the images for a target score.
 
-A curve is a loss that falls with N towards a floor,
+A learning curve is a loss that decreases with N towards a floor,
 
     loss(N) = level · (floor + (1 − floor) · (N / N₀)^(−rate)).
 
 N₀ is the largest measured train size, and ``level`` is the loss at N₀. ``floor`` is the share
-of the level that remains for any number of images. The level has a flat prior. Rate and floor
-have a prior from the learning curves of other datasets, so three train sizes suffice. The
-prior ships with the package as ``learning_curve_prior.json``, written by
-``benchmarks/learning_curve_prior.py``.
+of the level that remains for any number of images. The level has a flat prior. The rate and
+the floor have a prior that was fitted to learning curves of other datasets, so three train
+sizes suffice. The package contains the prior as ``learning_curve_prior.json``, which
+``benchmarks/learning_curve_prior.py`` wrote.
 
-Networks that were trained on the same images are siblings. Their rates and floors are
-correlated, so the fit of each curve also uses its siblings. The posterior is a sum over a
-fixed grid, without random draws, so the same points always give the same answer.
+The curves of networks that were trained on the same images are siblings. Siblings have
+correlated rates and floors, so the fit of each curve also uses its siblings. The posterior is
+computed on a fixed grid, without random draws, so the same points always give the same answer.
 
 The expected score is a weighted mean of three fits: this posterior, a power law, and a power
-law with a floor. The errors of these fits differ, so the mean is more accurate than each
-single fit.
+law with a floor. The three fits have different errors, so their mean is more accurate than
+each single fit.
 
-Scores that rise (accuracy, AUROC) are extrapolated as 1 − score.
+Scores that increase with N (accuracy, AUROC) are extrapolated as 1 − score.
 """
 
 from __future__ import annotations
@@ -49,41 +49,42 @@ MIN_SIZES = 2
 fit.
 """
 MIN_SIZES_FOR_SIMPLE_FITS = 3
-"""Smallest number of train sizes for the two plain fits. With two sizes, both fit exactly, and
-noise cannot be estimated."""
+"""Smallest number of train sizes for the two plain fits: the power law, and the power law with
+a floor. With two sizes, both fit the points exactly, and noise cannot be estimated."""
 INTERVAL_LEVEL = 0.90
 """Probability that an interval contains the true value."""
 NORMAL_QUANTILE = 1.645
-"""Half width of the central 90 % of a normal distribution, in standard deviations."""
+"""Half width of the interval that contains the central 90 % of a normal distribution, in
+standard deviations."""
 DEFAULT_ASSURANCE = 0.80
-"""Probability with which a target should be met (pmsims, arXiv 2603.23688)."""
+"""Default probability with which a target should be met, as in pmsims (arXiv 2603.23688)."""
 MAX_EXTRAPOLATION = 32.0
-"""Largest train size with a prediction, as a multiple of the largest measured one. The curves
-behind the prior span a factor of up to 32."""
+"""Largest train size with a prediction, as a multiple of the largest measured train size. In
+the curves behind the prior, the largest train size is up to 32 times the smallest one."""
 LARGEST_TRAIN_SIZE = 1e12
-"""Upper limit of a number of images. No dataset has so many."""
+"""Upper limit for a number of images. No dataset has so many images."""
 LEAST_ERRORS = 1e-9
-"""Share of errors that replaces 0 in a target, because the logarithm of 0 is infinite."""
+"""Error rate that replaces an error rate of 0, because the logarithm of 0 is infinite."""
 FLAT_GAIN = 0.05
-"""Share of the loss. A curve is flat if twice the images would lower the loss by less than
-this."""
+"""Limit for a flat curve, as a share of the loss. A curve is flat if twice the images would
+lower the loss by less than this share."""
 
 PRIOR_DEGREES = 4
-"""Weight of the prior's variance between seeds, in degrees of freedom."""
+"""Weight of the variance between seeds that the prior expects, in degrees of freedom."""
 STEEPEST_RISE = 60.0
-"""Upper limit of the logarithm of a loss ratio at small N, so that its exponential is
-finite."""
+"""Upper limit for the logarithm of (N / N₀)^(−rate). It keeps the exponential finite at small N."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Grid points over which a posterior is summed.
+    """The grid points on which a posterior is computed.
 
     Attributes:
         rate_steps: Steps of log(rate), in standard deviations of the prior, ``(num_rates,)``.
         floor_steps: Steps of logit(floor), in standard deviations of the prior,
             ``(num_floors,)``.
-        scale_steps: Logarithms of factors on all errors of one curve, ``(num_scales,)``.
+        scale_steps: Logarithms of the factors by which all errors of one curve may be scaled,
+            ``(num_scales,)``.
     """
 
     rate_steps: Array
@@ -101,8 +102,8 @@ COARSE_GRID = Grid(
     floor_steps=np.linspace(-2.4, 2.4, 11),
     scale_steps=np.linspace(-2.4, 1.6, 6),
 )
-"""The grid for fits of priors. It has about a quarter of the points of :data:`FINE_GRID`, and
-gives nearly the same posterior."""
+"""The grid with which priors are fitted. It has about a quarter of the points of
+:data:`FINE_GRID`, and nearly the same posterior results from it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,9 +115,9 @@ class CurvePoint:
         score: Mean score of the trainings: a loss in nat, or an error rate, an accuracy or an
             AUROC in [0, 1].
         num_trainings: Number of trainings (seeds) behind the mean.
-        num_test_images: Size of the test set. If None, no noise of the test set is added.
+        num_test_images: Size of the test set. If None, the noise of the test set is left out.
         num_positives: Number of test images of the positive class of an AUROC. If None, half
-            of the test set.
+            of the test images count as positive.
     """
 
     train_size: float
@@ -131,26 +132,30 @@ class CurvePrior:
     """The prior of a new learning curve, fitted to learning curves of other datasets.
 
     Attributes:
-        log_rate_mean, log_rate_sd: Mean and standard deviation of log(rate), which is normal.
-        logit_floor_mean, logit_floor_sd: Mean and standard deviation of logit(floor), which is
-            normal.
+        log_rate_mean, log_rate_sd: Mean and standard deviation of the normal prior of
+            log(rate).
+        logit_floor_mean, logit_floor_sd: Mean and standard deviation of the normal prior of
+            logit(floor).
         log_noise, noise_by_level: Coefficients of the standard deviation of log loss between
-            seeds: exp(log_noise + noise_by_level · log loss).
-        log_misfit: Logarithm of the standard deviation of true curves around the formula.
-        log_drift: Logarithm of the standard deviation that is added to the misfit for each
-            factor of e between N and N₀.
-        log_scale_sd: Standard deviation of the logarithm of a factor on all errors of one
-            curve.
+            seeds. This standard deviation is exp(log_noise + noise_by_level · log loss).
+        log_misfit: Logarithm of the misfit. The misfit is the standard deviation of the
+            difference between a true curve and the formula.
+        log_drift: Logarithm of the standard deviation whose square is added to the variance of
+            the misfit for each factor of e between N and N₀.
+        log_scale_sd: Standard deviation of the logarithm of the factor that scales all errors
+            of one curve.
         rate_by_level, floor_by_level: Slopes of log(rate) and logit(floor) on the mean log
             loss of the measured points.
         rate_sharing, floor_sharing: Correlations of log(rate) and of logit(floor) between
             networks that were trained on the same images.
-        test_sharing: Share of the test set's noise variance that all trainings have in common,
-            because they use the same test images. Common noise moves a whole curve.
+        test_sharing: Share of the variance from the test set that all trainings have in
+            common, because they use the same test images. This common noise moves the whole
+            curve up or down.
         power_law_share, floored_share: Weights of the two plain fits in the expected score.
-        widening: Factors on the half width of intervals, for up to three train sizes, for
-            four, for five, …. With them, intervals cover 90 % of the curves of sets outside
-            the prior.
+        widening: Factors by which the half width of an interval is multiplied. The first
+            factor is for up to three train sizes, the second one for four train sizes, and so
+            on. With these factors, intervals contain 90 % of the true values on sets of curves
+            that the prior was not fitted to.
         sources: Names of the sets of curves behind the prior.
     """
 
@@ -174,17 +179,17 @@ class CurvePrior:
     sources: tuple[str, ...] = ()
 
     def noise_variance(self, log_loss: float) -> float:
-        """Return the variance of log loss between seeds at a level of log loss."""
+        """Return the variance of log loss between seeds that the prior expects at a log loss."""
         log_sd = self.log_noise + self.noise_by_level * log_loss
         return math.exp(2 * min(max(log_sd, -4.0), 0.7))
 
     def widening_of(self, num_sizes: int) -> float:
-        """Return the factor on the half width of intervals for a number of train sizes."""
+        """Return the factor for the half width of intervals from a given number of train sizes."""
         place = max(0, num_sizes - MIN_SIZES_FOR_SIMPLE_FITS)
         return self.widening[min(place, len(self.widening) - 1)]
 
     def misfit_variance(self, log_ratios: Array) -> Array:
-        """Return the variance of log loss of true curves around the formula, at log(N / N₀)."""
+        """Return the variance of true log losses around the formula, at the given log(N / N₀)."""
         return np.asarray(
             np.exp(2 * self.log_misfit) + np.exp(2 * self.log_drift) * np.abs(log_ratios)
         )
@@ -192,7 +197,10 @@ class CurvePrior:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """An estimate with its 90 % interval. An end without a bound is infinite."""
+    """An estimate with its 90 % interval.
+
+    If the interval has no bound on one side, this end is infinite.
+    """
 
     value: float
     low: float
@@ -201,7 +209,10 @@ class Estimate:
 
 @cache
 def shipped_prior(metric: Metric) -> CurvePrior:
-    """Return the prior that ships with the package: one for losses, and one for error rates."""
+    """Return the prior that the package contains for a metric.
+
+    There is one prior for losses, and one prior for all other metrics.
+    """
     file = resources.files(__package__).joinpath("learning_curve_prior.json")
     text = file.read_text("utf-8")
     key = "loss" if metric == "loss" else "error"
@@ -214,19 +225,20 @@ def shipped_prior(metric: Metric) -> CurvePrior:
 class CurveArrays:
     """Measured learning curves as arrays, with one row per curve.
 
-    ``num_sizes`` is the number of train sizes of the longest curve. Shorter curves are padded.
+    ``num_sizes`` is the number of train sizes of the longest curve. The arrays of shorter
+    curves are padded.
 
     Attributes:
         points: The points of each curve, one per train size, sorted by train size.
         largest_sizes: N₀ of each curve, ``(num_curves,)``.
-        log_ratios: log(N / N₀), and 0 in the padding, ``(num_curves, num_sizes)``.
-        log_losses: Log losses, ``(num_curves, num_sizes)``.
+        log_ratios: log(N / N₀) of each point, ``(num_curves, num_sizes)``. The padding is 0.
+        log_losses: Log loss of each point, ``(num_curves, num_sizes)``.
         is_measured: 1 for measured points and 0 for padding, ``(num_curves, num_sizes)``.
         num_trainings: Number of trainings behind each log loss, ``(num_curves, num_sizes)``.
-        test_variances: Variance of log loss from the finite test set,
+        test_variances: Variance of each log loss that comes from the finite test set,
             ``(num_curves, num_sizes)``.
-        seed_squares, seed_degrees: Sum of squares of log loss between trainings of one size,
-            and its degrees of freedom, ``(num_curves,)``.
+        seed_squares, seed_degrees: Sum of squared deviations of log losses from the mean of
+            their train size, and its degrees of freedom, ``(num_curves,)``.
     """
 
     def __init__(self, curves: Sequence[Sequence[CurvePoint]], metric: Metric) -> None:
@@ -260,10 +272,10 @@ class GridFit:
     Attributes:
         rates: Rates of the grid, ``(num_curves, num_rates, 1)``.
         floors: Floors of the grid, as shares of the level, ``(num_curves, 1, num_floors)``.
-        log_levels: Log of the best level for each rate and floor, ``(num_curves, num_rates,
-            num_floors)``.
-        level_variances: Variance of the log of a level, before the factor on all errors,
-            ``(num_curves,)``.
+        log_levels: Logarithm of the level that fits best for each rate and floor,
+            ``(num_curves, num_rates, num_floors)``.
+        level_variances: Variance of the logarithm of the level, before it is multiplied by the
+            factor for all errors, ``(num_curves,)``.
         log_likelihood: Log likelihood with the level integrated out under its flat prior,
             ``(num_curves, num_rates, num_floors, num_scales)``.
     """
@@ -272,8 +284,8 @@ class GridFit:
         self.curves = curves
         self.prior = prior
         self.grid = grid
-        # Rates and floors depend on the height of the curve, so the grid has a center per
-        # curve.
+        # Rates and floors depend on the mean log loss of the curve, so each curve has its own
+        # center of the grid.
         log_rate_means = prior.log_rate_mean + prior.rate_by_level * curves.levels
         log_rates = log_rate_means[:, None] + prior.log_rate_sd * grid.rate_steps
         self.rates = np.exp(log_rates)[:, :, None]
@@ -283,19 +295,20 @@ class GridFit:
         noise = np.array(
             [self.noise_variance(curve, level) for curve, level in enumerate(curves.levels)]
         )
-        # The common part of the test set's noise moves the whole curve. It belongs to the
-        # level.
+        # The noise that all trainings have in common moves the whole curve, so it belongs to
+        # the level and is left out here.
         variances = (
             noise[:, None] / curves.num_trainings
             + prior.misfit_variance(curves.log_ratios)
             + curves.test_variances * (1 - prior.test_sharing)
         )
-        # Given rate and floor, a log loss is the log level plus the log shape plus errors. The
-        # best log level is therefore a weighted mean.
+        # For a given rate and floor, a log loss is the sum of the log level, the log shape and
+        # an error. The best log level is therefore a weighted mean.
         precisions = curves.is_measured / variances
         total_precisions = precisions.sum(axis=1)
         self.level_variances = 1 / total_precisions
-        # Compute one train size after the other: all at once would need much more memory.
+        # The loop computes one train size after the other. All train sizes at once would need
+        # much more memory.
         residuals = []
         for column in range(curves.log_ratios.shape[1]):
             log_shapes = self.log_shapes(curves.log_ratios[:, column])
@@ -309,7 +322,7 @@ class GridFit:
             precisions[:, column, None, None] * (residual - self.log_levels) ** 2
             for column, residual in enumerate(residuals)
         )
-        # The integral over the level under its flat prior uses up one of the points.
+        # The integral over the level with its flat prior costs one degree of freedom.
         degrees = (curves.num_sizes - 1)[:, None, None, None]
         variance_factors = np.exp(2 * grid.scale_steps)
         self.log_likelihood = (
@@ -336,18 +349,18 @@ class GridFit:
     def noise_variance(self, curve: int, log_loss: float) -> float:
         """Return the variance of log loss between seeds of one curve at a given log loss.
 
-        The result is a weighted mean of two variances: the one between the seeds of this curve,
-        and the one that the prior expects. The weights are the degrees of freedom. The prior
-        has :data:`PRIOR_DEGREES` degrees of freedom.
+        The result is a weighted mean of two variances. One is the variance between the seeds
+        of this curve, the other one is the variance that the prior expects. The weights are
+        the degrees of freedom: those of this curve, and :data:`PRIOR_DEGREES` for the prior.
         """
         expected = PRIOR_DEGREES * self.prior.noise_variance(log_loss)
-        # The prior counts as PRIOR_DEGREES further deviations, because a curve with one seed has
-        # no deviations.
+        # A curve with one seed has no deviations, so the prior counts as PRIOR_DEGREES
+        # deviations.
         squares = expected + self.curves.seed_squares[curve]
         return float(squares / (PRIOR_DEGREES + self.curves.seed_degrees[curve]))
 
     def posterior(self, curve: int, siblings: Sequence[int] = ()) -> Array:
-        """Return the posterior weights of the grid, ``(num_rates, num_floors, num_scales)``.
+        """Return the posterior weight of each grid point, ``(num_rates, num_floors, num_scales)``.
 
         Args:
             curve: Index of the curve.
@@ -360,12 +373,13 @@ class GridFit:
         return np.asarray(weights / weights.sum())
 
     def _log_prior(self, siblings: Sequence[int]) -> Array:
-        """Return the log prior of rate and floor, ``(num_rates, num_floors)``, given siblings.
+        """Return the log prior of rate and floor, updated by siblings, ``(num_rates, num_floors)``.
 
-        A network's step of log(rate) is √ρ · u + √(1 − ρ) · e, with ρ = ``rate_sharing``. The
-        step u is common to all networks on the same images, and e belongs to one network. The
-        floor has the same model. The curves of the siblings give a posterior of u, which
-        becomes a part of the prior of this network.
+        A step is a distance on the grid from the mean of the prior, in standard deviations. A
+        network's step of log(rate) is √ρ · u + √(1 − ρ) · e, with ρ = ``rate_sharing``. The
+        step u is common to all networks on the same images, and the step e belongs to one
+        network. The floor has the same model. The curves of the siblings give a posterior of
+        u. This posterior becomes a part of the prior of this network.
         """
         rate_steps, floor_steps = self.grid.rate_steps, self.grid.floor_steps
         log_common = -0.5 * rate_steps[:, None] ** 2 - 0.5 * floor_steps[None, :] ** 2
@@ -378,12 +392,12 @@ class GridFit:
         return np.asarray(np.log(self._to_rates.T @ common @ self._to_floors + 1e-300))
 
     def _message(self, sibling: int) -> Array:
-        """Return the log likelihood of the common steps, ``(num_rates, num_floors)``."""
+        """Return a sibling's log likelihood of the common steps, ``(num_rates, num_floors)``."""
         if sibling not in self._messages:
             log_likelihood = self.log_likelihood[sibling]
             likelihood = np.exp(log_likelihood - log_likelihood.max())
-            # The factor on all errors belongs to one curve, so the likelihood is summed over it
-            # first.
+            # The factor for all errors belongs to one curve, so the likelihood is first summed
+            # over this factor.
             by_shape = likelihood @ np.exp(self.log_scale_weights)
             message = self._to_rates @ by_shape @ self._to_floors.T
             self._messages[sibling] = np.log(message + 1e-300)
@@ -396,8 +410,8 @@ class LearningCurve:
     Args:
         points: Finished trainings at two or more train sizes. Points of one train size are
             averaged.
-        metric: The kind of the scores.
-        prior: The prior of rate and floor; None for the shipped prior.
+        metric: The metric of the scores.
+        prior: The prior of rate and floor. If None, the prior that the package contains.
         siblings: Points of other networks that were trained on the same images, one sequence
             per network. Networks with fewer than two train sizes are left out.
 
@@ -469,7 +483,7 @@ class LearningCurve:
 
         Args:
             train_size: Number of training images.
-            num_test_images: Size of the test set. If None, no noise of the test set is added.
+            num_test_images: Size of the test set. If None, the noise of the test set is left out.
         """
         logs = self.log_estimate_at(train_size, num_test_images=num_test_images)
         value, first, second = (self._as_score(loss) for loss in (logs.value, logs.low, logs.high))
@@ -478,11 +492,11 @@ class LearningCurve:
     def log_estimate_at(self, train_size: float, *, num_test_images: int | None = None) -> Estimate:
         """Predict the log loss, or the log error rate, of one more training at a train size.
 
-        The value is the posterior mean, which has the smallest expected squared error.
+        The value is the posterior mean, because it has the smallest expected squared error.
 
         Args:
             train_size: Number of training images.
-            num_test_images: Size of the test set. If None, no noise of the test set is added.
+            num_test_images: Size of the test set. If None, the noise of the test set is left out.
         """
         means, variances = self._predictive(train_size)
         expected = float((self._grid_weights * means).sum())
@@ -490,7 +504,7 @@ class LearningCurve:
         below = expected - self._quantile(means, variances, tail)
         above = self._quantile(means, variances, 1 - tail) - expected
         # The widening corrects the uncertainty of the curve. The noise of the test set is
-        # known and needs no widening. All of it is added, also the common part.
+        # known, so it is not widened. The whole noise is added, also the common part.
         widening = self.prior.widening_of(len(self.points))
         noise = NORMAL_QUANTILE * np.sqrt(self.test_variance_at(expected, num_test_images))
         return Estimate(
@@ -500,7 +514,7 @@ class LearningCurve:
         )
 
     def test_variance_at(self, log_loss: float, num_test_images: int | None) -> float:
-        """Return the variance of log loss from a finite test set at a given log loss.
+        """Return the variance that a finite test set adds to a given log loss.
 
         The variance is 0 if the score is a loss, or if the size of the test set is unknown.
         """
@@ -515,7 +529,7 @@ class LearningCurve:
         return test_variance(point, self.metric)
 
     def log_density_at(self, point: CurvePoint) -> float:
-        """Return the predictive log density of the log loss of another point."""
+        """Return the log density that the posterior predicts at the log loss of a new point."""
         means, variances = self._predictive(point.train_size, point.num_trainings)
         expected = float((self._grid_weights * means).sum())
         test_variance = self.test_variance_at(expected, point.num_test_images)
@@ -527,9 +541,10 @@ class LearningCurve:
         return float(np.log((self._weights * densities).sum() + 1e-300))
 
     def probability_met(self, target: float, train_size: float) -> float:
-        """Return the probability that the curve without noise meets a target score at N."""
+        """Return the probability that the curve without noise meets a target at a train size."""
         means = self._means(train_size)
-        # The drift is part of the curve; noise and misfit at N itself are not.
+        # The drift is a part of the curve. Noise and misfit at N are not, so they are left
+        # out.
         distance = min(np.log(train_size / self.largest_size), np.log(MAX_EXTRAPOLATION))
         drift = np.exp(2 * self.prior.log_drift) * max(distance, 0.0)
         variances = (self._level_variance + drift) * self._variance_factors
@@ -560,8 +575,8 @@ class LearningCurve:
             if high >= largest:
                 return float("inf")
             low, high = high, min(4 * high, largest)
-        # The search ends when N is known to 0.5 %, which is far below its uncertainty. It uses a
-        # geometric mean because N spans decades.
+        # The search ends when N is known to 0.5 %, which is far below its uncertainty. N can
+        # vary by powers of ten, so the search uses geometric means.
         while high / low > 1.005:
             middle = float(np.sqrt(low * high))
             if self.probability_met(target, middle) < assurance:
@@ -572,7 +587,7 @@ class LearningCurve:
 
     @property
     def rate(self) -> Estimate:
-        """Local rate at N₀: the percentage by which the loss falls for 1 % more images."""
+        """Local rate at N₀: the percentage by which the loss decreases with 1 % more images."""
         floors = self.fit.floors[self._curve]
         # At N₀ the derivative of −log loss by log N is (1 − floor) · rate.
         local = ((1 - floors) * self.fit.rates[self._curve]).ravel()
@@ -599,19 +614,19 @@ class LearningCurve:
         return np.asarray(np.log(floors + (1 - floors) * np.exp(rises)))
 
     def _means(self, train_size: float) -> Array:
-        """Return log losses at N for each rate and floor, shifted towards the two plain fits."""
+        """Return the log loss at N for each rate and floor, shifted towards the two plain fits."""
         means = self.fit.log_levels[self._curve] + self._log_shape(train_size)
         if not (self.prior.power_law_share or self.prior.floored_share):
             return np.asarray(means)
-        # Beyond the range of extrapolation the plain fits would fall without end, so the shift at
-        # the end of the range is used.
+        # Beyond the range of extrapolation, the plain fits decrease without a limit. There,
+        # the shift at the end of the range is used.
         within = min(train_size, MAX_EXTRAPOLATION * self.largest_size)
         inside = self.fit.log_levels[self._curve] + self._log_shape(within)
         expected = float((self._grid_weights * inside).sum())
         return np.asarray(means + self._shift(within, expected))
 
     def _shift(self, train_size: float, expected: float) -> float:
-        """Return the shift of the expected log loss at a train size by the plain fits."""
+        """Return the amount by which the plain fits shift the expected log loss at a train size."""
         if len(self.points) < MIN_SIZES_FOR_SIMPLE_FITS:
             return 0.0
         sizes = np.array([point.train_size for point in self.points])
@@ -626,8 +641,9 @@ class LearningCurve:
         return shift
 
     def _predictive(self, train_size: float, num_trainings: int = 1) -> tuple[Array, Array]:
-        """Return means ``(num_rates, num_floors)`` and variances ``(num_scales,)`` of log loss.
+        """Return the means and variances of the log loss of a new point.
 
+        The means have the shape ``(num_rates, num_floors)``, the variances ``(num_scales,)``.
         Both are for an infinitely large test set.
         """
         means = self._means(train_size)
@@ -645,7 +661,8 @@ class LearningCurve:
 
     def _quantile(self, means: Array, variances: Array, share: float) -> float:
         """Return a quantile of the mixture of normal distributions, by bisection."""
-        # Eight standard deviations beyond the outermost mean contain every quantile.
+        # Every quantile lies at most eight standard deviations beyond the smallest or largest
+        # mean.
         reach = 8 * float(np.sqrt(variances.max()))
         low, high = float(means.min()) - reach, float(means.max()) + reach
         for _ in range(50):
@@ -665,7 +682,7 @@ class LearningCurve:
 
 
 def _transitions(steps: Array, sharing: float) -> Array:
-    """Return the probability of a network's step (columns) given the common step (rows)."""
+    """Return the probability of each step of a network (columns) for each common step (rows)."""
     # The grid cannot represent a distribution that is narrower than one step.
     own_sd = max(np.sqrt(1 - sharing), steps[1] - steps[0])
     distances = (steps[None, :] - np.sqrt(sharing) * steps[:, None]) / own_sd
@@ -703,7 +720,7 @@ class SumOfSquares:
 
 
 def _scatter_within_sizes(points: Sequence[CurvePoint], metric: Metric) -> SumOfSquares:
-    """Return the sum of squares of log losses around the mean of their train size."""
+    """Return the sum of squared deviations of log losses from the mean of their train size."""
     total, degrees = 0.0, 0
     for size in {point.train_size for point in points}:
         logs = [log_loss_of(point, metric) for point in points if point.train_size == size]
@@ -734,15 +751,15 @@ def log_of_score(score: float, metric: Metric) -> float:
 
 
 def _errors_of(score: float, metric: Metric) -> float:
-    """Return the error rate of a score."""
+    """Return 1 − score for an accuracy or AUROC. Return an error rate unchanged."""
     return 1 - score if metric in RISING_METRICS else score
 
 
 def log_loss_of(point: CurvePoint, metric: Metric) -> float:
     """Return the logarithm of a point's loss, or of its error rate for other scores.
 
-    If the size of the test set is known, the error rate is (errors + 0.5) / (images + 1). Its
-    logarithm then exists even without errors.
+    If the size of the test set is known, the error rate is computed as (errors + 0.5) /
+    (images + 1). Its logarithm is then finite even if there are no errors.
 
     Raises:
         DataError: If the score is out of its range, or if it is perfect and the size of the
@@ -760,7 +777,7 @@ def log_loss_of(point: CurvePoint, metric: Metric) -> float:
         return log_of_score(point.score, metric)
     errors = np.exp(log_of_score(point.score, metric))
     num = point.num_test_images
-    # Half an error is added, so that a perfect score has a finite logarithm.
+    # Half an error is added, so the logarithm of a perfect score is finite.
     return float(np.log((errors * num + 0.5) / (num + 1)))
 
 
@@ -768,8 +785,9 @@ def test_variance(point: CurvePoint, metric: Metric) -> float:
     """Return the variance of the log error rate that comes from a finite test set.
 
     All trainings share the test set, so more seeds do not reduce this variance. For an error
-    rate e on n images, the variance is (1 − e) / (n e), the binomial variance of log e. For an
-    AUROC, it is the variance of Hanley & McNeil (1982), divided by (1 − AUROC)².
+    rate e on n images, the variance is (1 − e) / (n e). This is the variance of log e if the
+    number of errors is binomial. For an AUROC, the variance of Hanley & McNeil (1982) is
+    divided by (1 − AUROC)².
     """
     if metric == "loss" or point.num_test_images is None:
         return 0.0
@@ -780,19 +798,19 @@ def test_variance(point: CurvePoint, metric: Metric) -> float:
 
 
 def auroc_variance(area: float, point: CurvePoint) -> float:
-    """Return the variance of an AUROC over test sets of a point's size (Hanley & McNeil 1982).
+    """Return the variance of an AUROC that comes from a finite test set (Hanley & McNeil 1982).
 
     Args:
         area: The AUROC.
-        point: A point with the number of test images, and of test images of the positive
-            class. If the second number is unknown, half of the test images are counted as
+        point: A point with the number of all test images, and the number of test images of the
+            positive class. If the second number is unknown, half of the test images count as
             positive.
     """
     total = point.num_test_images or 2
     positives = max(1, min(point.num_positives or total // 2, total - 1))
     negatives = total - positives
-    # These are Q₁ and Q₂ of Hanley & McNeil: two images of one class are compared with one image of
-    # the other class.
+    # These are Q₁ and Q₂ of Hanley & McNeil. They are the probabilities that two images of one
+    # class are both on the correct side of one image of the other class.
     two_positives = area / (2 - area)
     two_negatives = 2 * area**2 / (1 + area)
     spread = (

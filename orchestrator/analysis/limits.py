@@ -1,14 +1,15 @@
-"""Sentences on what a table cannot show."""
+"""Sentences on what cannot be concluded from a results table."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
 
-from orchestrator.analysis.number_formats import listing
+from orchestrator.analysis.number_formats import listing, number
 from orchestrator.analysis.results_tables.chance_level import (
     AT_CHANCE_SHARE,
     chance_limits_in_words,
@@ -29,6 +30,7 @@ from orchestrator.results.columns import (
     NUM_CONFLICTS,
     SEED,
     TEST_ACCURACY,
+    TEST_SIZE,
     TRAIN_ACCURACY,
     TRAIN_SIZE,
 )
@@ -36,8 +38,11 @@ from search_spaces.datasets import ImageOrigin
 from search_spaces.errors import plural
 
 MIN_CONVINCING_DATASETS = 5
-"""Smallest number of datasets of a domain for statements on the domain. With fewer datasets, a
-remark warns."""
+"""Smallest number of datasets of a domain for statements about the domain. If there are fewer,
+a remark warns the user."""
+LARGE_TEST_SET = 1_000
+"""Smallest number of test images without a remark. With this number, the standard error of an
+accuracy of 90 % is below one percentage point."""
 MAX_NAMED = 4
 """Largest number of datasets that a sentence lists by name."""
 
@@ -57,7 +62,7 @@ class SweepFacts:
 
 
 def few_of_domain(domain: str, number: int) -> str:
-    """Return a sentence: this number of datasets of a domain is too small."""
+    """Return a sentence that a domain has too few datasets."""
     verb = "is" if number == 1 else "are"
     counted = plural(number, f"{domain} dataset")
     return f"{counted} {verb} too few for a statement about {domain} datasets alone."
@@ -67,8 +72,8 @@ def limits_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
     """Return sentences on what cannot be concluded from a table.
 
     Args:
-        full: All trials, a row each.
-        points: The fitted points, a row each.
+        full: All trials, with one row per trial.
+        points: The fitted points, with one row per point.
     """
     return (
         *_at_chance_level(points),
@@ -76,6 +81,7 @@ def limits_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
         *_of_repeats(full, points),
         *_without_error(points),
         *_of_domains(full, points),
+        *_of_measurement(full),
         *_of_modes(full),
         *_of_versions(full),
         *_of_conflicts(full),
@@ -83,7 +89,10 @@ def limits_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
 
 
 def _at_chance_level(points: pd.DataFrame) -> Iterator[str]:
-    """Count the losses near the chance loss, by whether the network separates the classes."""
+    """Yield sentences on the number of losses near the chance loss.
+
+    They distinguish networks that separate the classes from networks that do not.
+    """
     rows_with_loss = points[points[LOG_LOSS].notna()]
     is_high = reaches(rows_with_loss[OF_CHANCE_LOSS])
     if not is_high.any():
@@ -109,7 +118,7 @@ def _at_chance_level(points: pd.DataFrame) -> Iterator[str]:
 
 
 def _unfitted(points: pd.DataFrame) -> Iterator[str]:
-    """Count the networks that do not fit even their own training images."""
+    """Yield a sentence on the number of networks that do not fit their own training images."""
     num_unfitted = int(is_unfitted(points[TRAIN_ACCURACY], points[NUM_CLASSES]).sum())
     if num_unfitted:
         yield (
@@ -120,7 +129,7 @@ def _unfitted(points: pd.DataFrame) -> Iterator[str]:
 
 
 def _without_error(points: pd.DataFrame) -> Iterator[str]:
-    """Warn if most networks make no error: their loss measures confidence alone."""
+    """Yield a warning if most networks make no error. Their loss measures only their confidence."""
     num_points = int(points[TEST_ACCURACY].notna().sum())
     num_perfect = num_without_error(points)
     if 2 * num_perfect > num_points:
@@ -153,29 +162,47 @@ def _where(rows_with_loss: pd.DataFrame, is_affected: pd.Series) -> str:
 
 
 def _of_domains(full: pd.DataFrame, points: pd.DataFrame) -> Iterator[str]:
-    """Warn about domains with too few datasets or none, in a table of several datasets."""
+    """Yield a warning if a table of several datasets has too few or no datasets of a domain."""
     if full[DATASET].nunique() == 1:
         return
     num_datasets = points.groupby(DOMAIN)[DATASET].nunique()
-    for domain, number in num_datasets.items():
-        if number < MIN_CONVINCING_DATASETS:
-            yield few_of_domain(str(domain), int(number))
+    for domain, num in num_datasets.items():
+        if num < MIN_CONVINCING_DATASETS:
+            yield few_of_domain(str(domain), int(num))
     for domain in DOMAINS:
         if domain not in num_datasets:
             yield f"There is no {domain} dataset, so domains cannot be compared."
 
 
+def _of_measurement(full: pd.DataFrame) -> Iterator[str]:
+    """Warn about a small test set, and about errors of d_data and K_F."""
+    if full[DATASET].nunique() == 1:
+        return
+    smallest = full[TEST_SIZE].min()
+    if smallest < LARGE_TEST_SET:
+        error = 100 * math.sqrt(0.9 * 0.1 / smallest)
+        yield (
+            f"The smallest test set has {smallest:,.0f} images. With so few images, an accuracy "
+            f"of 90 % has a standard error of {number(error, 2)} percentage points."
+        )
+    yield (
+        "The fits use d_data and K_F as if they were measured without error. Errors in d_data and "
+        "K_F usually make a relation look weaker, and the intervals do not correct for this."
+    )
+
+
 def shared_collections(
     origins: Mapping[str, ImageOrigin], datasets: Sequence[DatasetSummary]
 ) -> dict[str, tuple[str, ...]]:
-    """Return the datasets of each collection of images that more than one dataset shows.
+    """Return the collections of images from which more than one dataset comes.
 
     Args:
         origins: Origin of the images, by dataset.
         datasets: The fitted datasets.
 
     Returns:
-        Names of the datasets of each collection, at least two, by name of the collection.
+        Names of the datasets that come from each collection, by name of the collection. Each
+        collection has at least two datasets.
     """
     names_of: dict[str, list[str]] = defaultdict(list)
     for dataset in datasets:
@@ -192,7 +219,7 @@ def shared_collections(
 def limits_of_origins(
     origins: Mapping[str, ImageOrigin], datasets: Sequence[DatasetSummary]
 ) -> tuple[str, ...]:
-    """Return sentences on datasets, and on training and test images, that are not independent.
+    """Return sentences on datasets, or training and test images, that are not independent.
 
     Args:
         origins: Origin of the images, by dataset.
@@ -205,8 +232,8 @@ def limits_of_origins(
             cut.append(dataset)
     texts = []
     if cut:
-        # This remark comes first because it is about losses, and a terminal may show only the first
-        # remarks.
+        # This remark comes first, because it is about losses and a terminal may show only the
+        # first remarks.
         texts.append(
             f"In {len(cut)} of {plural(len(datasets), 'dataset')}, training and test images "
             "come from the same few pictures."
@@ -234,21 +261,24 @@ def limits_of_origins(
 
 
 def _of_modes(full: pd.DataFrame) -> Iterator[str]:
-    """Warn if trials of several data modes are fitted together."""
+    """Yield a warning if trials of several data modes are fitted together."""
     modes = sorted(full[DATA_MODE].unique())
     if len(modes) > 1:
         yield f"Trials of several data modes ({listing(modes)}) are fitted together."
 
 
 def _of_versions(full: pd.DataFrame) -> Iterator[str]:
-    """Warn if the trials ran with several versions of the code; an empty version is unknown."""
+    """Yield a warning if the trials ran with several versions of the code.
+
+    An empty version is an unknown version.
+    """
     num_versions = full.loc[full[CODE_VERSION] != "", CODE_VERSION].nunique()
     if num_versions > 1:
         yield f"The trials come from {num_versions} versions of the code."
 
 
 def _of_conflicts(full: pd.DataFrame) -> Iterator[str]:
-    """Warn about datasets in which identical images have different labels."""
+    """Yield a warning on datasets in which identical images have different labels."""
     conflicting = sorted(full.loc[full[NUM_CONFLICTS] > 0, DATASET].unique())
     if conflicting:
         names = listing(conflicting)
@@ -256,7 +286,7 @@ def _of_conflicts(full: pd.DataFrame) -> Iterator[str]:
 
 
 def _of_repeats(full: pd.DataFrame, points: pd.DataFrame) -> Iterator[str]:
-    """Warn if there is only one model, train size or seed."""
+    """Yield a warning if there is only one model, train size or seed."""
     counts = {
         "model": points[MODEL].nunique(),
         "train size": points[TRAIN_SIZE].nunique(),

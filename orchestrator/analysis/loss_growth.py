@@ -1,13 +1,15 @@
-"""A mixed model of log loss: the fall of losses with N over the datasets of a sweep.
+"""A mixed model of log loss that describes how losses fall with N in the datasets of a sweep.
 
     log L = a_model + b₁ (−(log N − center) / d) + b₂ / d + b₃ log K_F + h + s (log
     N − center) + e
 
-Each dataset has a random height h and a random slope s. log N is centered, so the unit of N
-does not matter. The variances are estimated by restricted maximum likelihood (Patterson &
-Thompson 1971). This model gives the informed prior. The plain prior has one term in log N
-instead of the three terms in d and K_F. The prior that predicts left-out datasets better is
-used. This choice is made separately for each number of pilot points.
+Here L is the loss, a_model is the intercept of a model, b₁ to b₃ are fixed effects, and e is
+an error. Each dataset has a random height h and a random slope s. log N is centered, so the
+unit of N does not matter. The variances are estimated by restricted maximum likelihood
+(Patterson & Thompson 1971). This model gives the informed prior. Another model gives the plain
+prior: it has one term in log N instead of the three terms in d and K_F. isweep uses the prior
+that predicts left-out datasets better. It makes this choice separately for each number of
+pilot points.
 
 Letters in the shapes of arrays: n points, p fixed effects, G datasets.
 """
@@ -55,30 +57,32 @@ EXPONENT, SLOPE = "exponent", "slope"
 """Names of the terms −(log N − center) / d (informed prior) and log N − center (plain
 prior)."""
 HEIGHT_TERMS: Mapping[str, str] = {INVERSE_D: "d_data", LOG_SHARPNESS: "K_F"}
-"""Columns of the regressors of the height, with their names in sentences."""
+"""Names in sentences of the regressors of the height, by column."""
 MIN_DATASETS_FOR_HEIGHT = 5
 """Smallest number of datasets for a regression of the height on d_data and K_F. Each regressor
 costs one degree of freedom."""
 MIN_DATASETS_FOR_INTERVAL = 3
-"""Smallest number of datasets for an interval: two are too few to estimate their scatter."""
+"""Smallest number of datasets for an interval. The scatter between only two datasets cannot be
+estimated."""
 LEVEL = 0.90
 """Probability that an interval contains the true loss."""
 MIN_SPARE_POINTS = 3
-"""Smallest number of points of a sweep, in addition to one for each model and one for N."""
+"""Smallest number of points of a sweep, in addition to one point for each model and one point
+for the slope on log N."""
 MAX_PILOT_POINTS = 6
-"""Largest number of pilot points for which priors are compared. For larger pilots, the prior
-that is best for this number is used."""
+"""Largest number of pilot points for which the two priors are compared. For a pilot with more
+points, isweep uses the prior that is better for this number of points."""
 MAX_CURVES = 30
-"""Largest number of curves of a left-out dataset that are predicted. Of 45 class pairs, every
-second one is used."""
+"""Largest number of curves of a left-out dataset that are predicted. If a dataset has 45 class
+pairs, every second pair is used."""
 MAX_CONDITION = 1e7
 """Largest condition number of a design matrix whose terms count as identified."""
 LOG_RATIO_RANGE = (-14.0, 9.0)
-"""Searched range of the logarithm of a ratio of variances. The lower end means a ratio of
-0."""
+"""Range in which the logarithm of a ratio of variances is searched. The lower end counts as a
+ratio of 0."""
 RATIO_STEPS, RATIO_ROUNDS = 13, 4
-"""Number of points per axis of a grid of ratios, and number of grids. Each further grid lies
-around the best point of the grid before."""
+"""Number of points per axis of a grid of ratios, and number of grids. Each grid after the
+first lies around the best point of the previous grid."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,10 +94,12 @@ class Prior:
         values: Fixed effects, with the mean intercept first, ``(1 + num_terms,)``.
         covariance: Covariance of the fixed effects, ``(1 + num_terms, 1 + num_terms)``.
         residual_variance: Variance of the log loss of one point.
-        height_variance, slope_variance: Variances of the random height and slope of a dataset.
+        height_variance, slope_variance: Variances of the random height and of the random slope
+            of a dataset.
         degrees_of_freedom: Degrees of freedom of the variances between datasets.
-        stretch: Factors on the half width of intervals, by number of pilot points from 0. They
-            come from the errors of the predictions for left-out datasets.
+        stretch: Factors by which the half width of an interval is multiplied, by number of
+            pilot points from 0. They are computed from the errors of predictions for left-out
+            datasets.
         log_scores: Mean log density of the losses of left-out datasets, by number of pilot
             points from 0. Higher is better. Empty if no dataset could be left out.
     """
@@ -111,7 +117,7 @@ class Prior:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Growth:
-    """The fits of the fall of a sweep's losses with N.
+    """The two priors that were fitted to the losses of a sweep.
 
     Attributes:
         num_datasets: Number of datasets of the fit.
@@ -120,9 +126,9 @@ class Growth:
         plain: The prior without d_data and K_F.
         scale: The image scales on which K_F was measured, and whether K_F may be compared over
             datasets.
-        ranges: Smallest and largest N, d_data and K_F of the fit, by column.
+        ranges: Smallest and largest value of N, d_data and K_F in the fit, by column.
         num_classes: Largest number of classes, from which chance level is computed.
-        doubts: Warnings, as sentences without a final period.
+        doubts: Warnings: sentences without a full stop.
     """
 
     num_datasets: int
@@ -148,14 +154,14 @@ class Growth:
 
 
 class GrowthCurve:
-    """The posterior of log loss against N for one dataset, given a prior and a pilot.
+    """The posterior of log loss as a function of N for one dataset, after a pilot.
 
     Args:
         growth: The fits of a sweep.
         d_data: Intrinsic dimension of the dataset.
-        label_sharpness: K_F of the dataset, on the scale of the sweep. If d_data or K_F is
-            None, neither is used.
-        pilot: Small trainings on the dataset.
+        label_sharpness: K_F of the dataset, on the scale of the sweep. If one of d_data and
+            K_F is None, neither is used.
+        pilot: Trainings with few images of the dataset.
         informed: True if d_data and K_F are used. If None, they are used if they improve the
             predictions for left-out datasets.
     """
@@ -187,18 +193,18 @@ class GrowthCurve:
             self._condition_on(pilot)
 
     def _condition_on(self, pilot: Sequence[PilotPoint]) -> None:
-        """Replace the prior by the posterior of a linear Gaussian model, given the pilot."""
+        """Replace the prior by the posterior after the pilot, in a linear Gaussian model."""
         design = np.array([self.design_row(point.train_size) for point in pilot])
         log_losses = np.log([point.test_loss for point in pilot])
         noise = np.eye(len(pilot)) * self.prior.residual_variance
-        # This is the Kalman update: the gain weighs the prior against the noise of the pilot.
+        # This is the Kalman update. The gain is the weight of the pilot relative to the prior.
         spread = design @ self.covariance @ design.T + noise
         gain = self.covariance @ design.T @ np.linalg.pinv(spread, hermitian=True)
         self.mean = self.mean + gain @ (log_losses - design @ self.mean)
         self.covariance = self.covariance - gain @ design @ self.covariance
 
     def design_row(self, train_size: float) -> Array:
-        """Return the regressors at a train size: first the fixed effects, then the random ones."""
+        """Return the regressors at a train size: of fixed effects, then of random effects."""
         log_size = float(np.log(train_size)) - self.growth.center
         regressors = {SLOPE: log_size}
         if self.d_data is not None and self.label_sharpness is not None:
@@ -208,7 +214,7 @@ class GrowthCurve:
         return np.array([1.0, *(regressors[name] for name in self.prior.terms), 1.0, log_size])
 
     def moments(self, train_size: float) -> tuple[float, float]:
-        """Return the mean and the variance of the log loss of one training, without stretch."""
+        """Return the mean and the variance of the log loss of one training, before the stretch."""
         row = self.design_row(train_size)
         variance = float(row @ self.covariance @ row) + self.prior.residual_variance
         return float(row @ self.mean), max(variance, 0.0)
@@ -221,7 +227,7 @@ class GrowthCurve:
         log_loss, variance = self.moments(train_size)
         if self.growth.num_datasets < MIN_DATASETS_FOR_INTERVAL:
             return log_loss, None
-        # The interval is from a t distribution, because the variance between few datasets is
+        # The interval uses a t distribution, because the variance between few datasets is
         # uncertain.
         quantile = t_quantile(0.5 + LEVEL / 2, self.prior.degrees_of_freedom)
         stretch = self.prior.stretch[min(self.num_pilot, len(self.prior.stretch) - 1)]
@@ -230,7 +236,7 @@ class GrowthCurve:
     def shorter(self, train_size: float) -> float | None:
         """Return the share by which d_data, K_F and the pilot shorten the interval.
 
-        A negative share means a longer interval. Returns None without an interval.
+        A negative share means a longer interval. Returns None if there is no interval.
         """
         plain = GrowthCurve(self.growth, self.d_data, self.label_sharpness, informed=False)
         plain_half_width = plain.at(train_size)[1]
@@ -247,14 +253,14 @@ def fit_growth(
     domain: str | None = None,
     arms: Sequence[Arm] = (),
 ) -> Growth:
-    """Fit the fall of losses with N in a sweep, as a prior for predictions.
+    """Fit how losses fall with N in a sweep. The result is a prior for predictions.
 
     Args:
         table: Results of a sweep.
         model: Name of one model of the sweep; ``pooled`` for all models together.
-        domain: ``natural`` or ``medical``. If the datasets of this domain allow no fit, all
-            datasets are used and a warning is added.
-        arms: Changed copies of datasets in experiments, which are left out.
+        domain: ``natural`` or ``medical``. If no fit is possible with the datasets of this
+            domain, all datasets are used and a warning is added.
+        arms: Datasets of an experiment. Changed copies of base datasets are left out.
 
     Raises:
         ConfigError: If the model or domain is unknown.
@@ -286,11 +292,11 @@ def fit_growth(
 
 
 def growth_of(points: pd.DataFrame, scale: SharpnessScale) -> Growth | str:
-    """Return the priors fitted to points, or the reason why they cannot be fitted.
+    """Return the priors that were fitted to points, or the reason why they cannot be fitted.
 
     Args:
         points: Points of one model, or of several models together.
-        scale: Scale of K_F. If there are several scales, K_F is not used.
+        scale: The scales of K_F. If there are several scales, K_F is not used.
     """
     measures = [LOG_SHARPNESS, LABEL_SHARPNESS] if scale.comparable else []
     rows = points.dropna(subset=[LOG_LOSS, D_REFERENCE, *measures])
@@ -317,7 +323,8 @@ def growth_of(points: pd.DataFrame, scale: SharpnessScale) -> Growth | str:
     if fitted is None:
         return "models and train sizes change only together, so their effects cannot be separated"
     datasets = means[DATASET]
-    # The informed prior must prove itself on datasets that it was not fitted to.
+    # The informed prior is used only if it predicts datasets better to which it was not
+    # fitted.
     refits = {}
     for name in datasets.unique():
         refits[str(name)] = _fit_both(means[datasets != name], height, scale)
@@ -336,7 +343,7 @@ def growth_of(points: pd.DataFrame, scale: SharpnessScale) -> Growth | str:
 
 
 def why_no_growth(rows: pd.DataFrame) -> str:
-    """Return the reason why points allow no fit; an empty text if there is none."""
+    """Return the reason why no fit to these points is possible; empty if a fit is possible."""
     num_datasets, num_models = rows[DATASET].nunique(), rows[MODEL].nunique()
     if num_datasets < 2:
         verb = "has" if num_datasets == 1 else "have"
@@ -354,10 +361,10 @@ def why_no_growth(rows: pd.DataFrame) -> str:
 
 
 def _height_choices(num_datasets: int, scale: SharpnessScale) -> list[list[str]]:
-    """Return the sets of regressors of the height in the order in which they are tried.
+    """Return the sets of regressors of the height, in the order in which they are tried.
 
-    A set may not be identified, because a regressor is constant or depends on the other one.
-    Then the next set is tried.
+    The effects of a set may not be identified, because a regressor is constant or depends on
+    the other regressor. Then the next set is tried.
     """
     if num_datasets < MIN_DATASETS_FOR_HEIGHT:
         return [[]]
@@ -380,7 +387,7 @@ def _doubts(rows: pd.DataFrame, height: Sequence[str], num_datasets: int) -> tup
 
 
 def _fit_both(means: pd.DataFrame, height: Sequence[str], scale: SharpnessScale) -> Growth | None:
-    """Fit the informed and the plain prior. Returns None if their terms are not identified."""
+    """Fit the informed and the plain prior. Returns None if a term is not identified."""
     num_datasets, center = means[DATASET].nunique(), float(means[LOG_TRAIN_SIZE].mean())
     if num_datasets < 2 or means[TRAIN_SIZE].nunique() < 2:
         return None
@@ -410,21 +417,23 @@ def _fit_prior(rows: pd.DataFrame, terms: tuple[str, ...], center: float) -> Pri
         SLOPE: log_sizes,
     }
     models, codes = np.unique(rows[MODEL].to_numpy(dtype=str), return_inverse=True)
-    # Models enter as contrasts, so the first column is their mean intercept.
+    # The columns of models are contrasts, so the first column is the mean intercept of all
+    # models.
     contrasts = np.vstack([np.eye(len(models) - 1), -np.ones(len(models) - 1)])[codes]
     columns = []
     for name in terms:
         columns.append(by_size[name] if name in by_size else rows[name].to_numpy(dtype=float))
     x = np.column_stack([np.ones(len(rows)), *columns, contrasts])
     sizes = np.sqrt((x**2).mean(axis=0))
-    # A column of zeros (log K_F if K_F is 1 everywhere) cannot be scaled.
+    # A column of zeros cannot be scaled. Such a column is log K_F if K_F is 1 everywhere.
     if (sizes == 0).any() or np.linalg.cond(x / sizes) > MAX_CONDITION:
         return None
     _, groups = np.unique(rows[DATASET].to_numpy(dtype=str), return_inverse=True)
     y = rows[LOG_LOSS].to_numpy(dtype=float)
     z = np.column_stack([np.ones(len(rows)), log_sizes])
     estimates = restricted_likelihood(x, y, z, groups)
-    # The height is estimated between datasets, so its degrees of freedom are counted in datasets.
+    # The height is estimated between datasets, so the number of datasets determines its
+    # degrees of freedom.
     num_effects = 1 + len(terms)
     num_free = int(groups.max()) - sum(name in HEIGHT_TERMS for name in terms)
     height_variance, slope_variance = (estimates.ratios * estimates.residual_variance).tolist()
@@ -457,15 +466,15 @@ class MixedEstimates:
 
 
 def restricted_likelihood(x: Array, y: Array, z: Array, groups: NDArray[np.intp]) -> MixedEstimates:
-    """Estimate a mixed model of y on x with random effects z of each group.
+    """Estimate a mixed model of y on x, with random effects z for each group.
 
     The two ratios of variances come from a search over grids of their logarithms. Each grid is
-    finer than the one before, and lies around its best point.
+    finer than the previous grid, and lies around its best point.
 
     Args:
         x: Fixed regressors, ``(n, p)``.
         y: Response, ``(n,)``.
-        z: Regressors of a group's height and slope, ``(n, 2)``.
+        z: Regressors of the random height and of the random slope, ``(n, 2)``.
         groups: Index of each point's dataset, ``(n,)``.
     """
     num_groups, p = int(groups.max()) + 1, x.shape[1]
@@ -481,7 +490,7 @@ def restricted_likelihood(x: Array, y: Array, z: Array, groups: NDArray[np.intp]
     def criterion(log_ratios: Array) -> tuple[Array, Array, Array, Array]:
         """Return estimates for each of B pairs of ratios.
 
-        These are −2 log likelihood, fixed effects, (X'WX)⁻¹ and the residual variance.
+        The estimates are −2 log likelihood, fixed effects, (X'WX)⁻¹ and the residual variance.
         """
         # The covariance of a dataset is I + z R z'. By Woodbury's identity, its inverse needs
         # only the 2 × 2 matrix I + √R z'z √R. R may be singular, so its root is used and not
@@ -495,8 +504,8 @@ def restricted_likelihood(x: Array, y: Array, z: Array, groups: NDArray[np.intp]
         inverse = np.linalg.pinv(xx, hermitian=True)
         values = (inverse @ xy[:, :, None])[:, :, 0]
         residual = np.maximum((yy - (values * xy).sum(axis=1)) / spare, smallest_residual)
-        # log |X'WX| makes the likelihood restricted: it corrects variances for the fixed
-        # effects.
+        # The term log |X'WX| makes the likelihood restricted. It corrects the variances for
+        # the estimation of the fixed effects.
         determinants = np.linalg.slogdet(inner)[1].sum(axis=1) + np.linalg.slogdet(xx)[1]
         return spare * np.log(residual) + determinants, values, inverse, residual
 
@@ -506,21 +515,23 @@ def restricted_likelihood(x: Array, y: Array, z: Array, groups: NDArray[np.intp]
     for _ in range(RATIO_ROUNDS):
         axes = np.linspace(low, high, RATIO_STEPS).T
         grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
-        # The criterion is −2 log likelihood up to a constant, so its minimum is the estimate.
+        # The criterion is −2 log likelihood plus a constant, so the estimate is at its
+        # minimum.
         best = grid[int(np.argmin(criterion(grid)[0]))]
         step = (high - low) / (RATIO_STEPS - 1)
         low, high = np.maximum(best - step, smallest), np.minimum(best + step, largest)
     _, values, inverse, residual = (part[0] for part in criterion(best[None, :]))
-    # At the lower end of the range, the data show no variance between datasets.
+    # A ratio at the lower end of the range means that the data show no variance between
+    # datasets.
     ratios = np.where(best <= smallest + 1e-6, 0.0, np.exp(best))
     return MixedEstimates(values, inverse * residual, float(residual), ratios)
 
 
 def _left_out_trials(rows: pd.DataFrame, refits: Mapping[str, Growth | None]) -> pd.DataFrame:
-    """Return the errors of both priors for datasets that they were not fitted to.
+    """Return the errors of both priors for datasets to which they were not fitted.
 
-    The loss at the largest N of a curve is predicted with a pilot of the smallest N of this
-    curve.
+    The loss at the largest N of a curve is predicted. The pilot contains the points with the
+    smallest N of this curve.
 
     Args:
         rows: Points of all datasets.
@@ -559,16 +570,18 @@ def _left_out_trials(rows: pd.DataFrame, refits: Mapping[str, Growth | None]) ->
 
 
 def _scored(prior: Prior, trials: pd.DataFrame) -> Prior:
-    """Return a prior with its stretch and its score for each number of pilot points.
+    """Return a prior with a stretch and a score for each number of pilot points.
 
-    The stretch is the root mean square of error / predicted standard error, but at least 1.
-    The score is the mean log density after this stretch. All datasets have the same weight.
+    The stretch is the root mean square of the ratio of the error to the predicted standard
+    error, but at least 1. The score is the mean log density of the losses after the stretch.
+    All datasets have the same weight.
     """
     if trials.empty:
         return prior
     means = trials.groupby(["size", "dataset"])[["square", "log_variance"]].mean()
     by_size = means.groupby("size").mean().astype(float)
-    # Errors larger than predicted widen intervals. Smaller ones do not narrow them.
+    # If errors are larger than predicted, intervals become wider. If errors are smaller than
+    # predicted, intervals stay the same.
     stretch = np.maximum(np.sqrt(by_size["square"]), 1.0)
     # This is the log density of a normal error whose standard deviation is stretched.
     log_density = -np.log(stretch) - by_size["log_variance"] / 2

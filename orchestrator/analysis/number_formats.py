@@ -10,29 +10,32 @@ from orchestrator.analysis.inference import Interval
 from search_spaces.errors import plural
 
 LARGE = 1e3
-"""Numbers of at least this size are written without decimals and with commas."""
+"""Numbers of at least this size are written without decimals and with commas: 1,234."""
 EXACT = 1e7
 """Numbers of at least this size are rounded to significant figures: 62,500,000."""
 HUGE = 1e15
 """Numbers of at least this size are written with a power of ten."""
 SMALL = 1e-4
-"""Numbers below this are written with a power of ten. Values of K_F are larger, so a column of
-K_F has a single notation."""
+"""Numbers below this limit are written with a power of ten. All values of K_F are above the
+limit, so a table column of K_F uses only one notation."""
 SMALLEST_P = 1e-3
-"""Smaller p-values are written as ``< 0.001``."""
+"""Limit for p-values. A smaller p-value is written as ``< 0.001``."""
 MAX_FIGURES = 8
-"""Largest number of significant figures of the ends of an interval."""
+"""Largest number of significant figures with which an end of an interval is written."""
 
 
 def listing(names: Sequence[str], conjunction: str = "and") -> str:
-    """Return ``a``, ``a and b``, ``a, b and c``; or the same with another conjunction."""
+    """Return a list of names as text, such as ``a, b and c``."""
     if len(names) < 2:
         return "".join(names)
     return f"{', '.join(names[:-1])} {conjunction} {names[-1]}"
 
 
 def number(value: float | None, figures: int = 3) -> str:
-    """Return a number with ``figures`` significant figures; empty for None and NaN."""
+    """Return a number with ``figures`` significant figures.
+
+    For None and NaN, return an empty text.
+    """
     if value is None or pd.isna(value):
         return ""
     # With two figures, 110 would be written as 1.1e+02, and 99.6 as 1e+02.
@@ -51,7 +54,10 @@ def number(value: float | None, figures: int = 3) -> str:
 
 
 def p_value(value: float | None) -> str:
-    """Return a p-value with two significant figures, or ``< 0.001``; empty for None."""
+    """Return a p-value with two significant figures, or ``< 0.001``.
+
+    For None, return an empty text.
+    """
     if value is None:
         return ""
     if value < SMALLEST_P:
@@ -60,7 +66,7 @@ def p_value(value: float | None) -> str:
 
 
 def p_equals(value: float) -> str:
-    """Return ``p = 0.02``, or ``p < 0.001``."""
+    """Return a p-value in words, such as ``p = 0.02`` or ``p < 0.001``."""
     text = p_value(value)
     return f"p {text}" if text.startswith("<") else f"p = {text}"
 
@@ -71,15 +77,15 @@ def adjusted_p_equals(value: float, num_tests: int) -> str:
 
 
 def per_cent_of(level: float) -> str:
-    """Return a level in per cent with two significant figures: ``1 %`` or ``0.56 %``."""
+    """Return a significance level in per cent with two significant figures, such as ``0.56 %``."""
     return f"{number(100 * level, 2)} %"
 
 
 def interval(bounds: Interval | None, null: float | None = None) -> str:
-    """Return an interval as text; a dash for None.
+    """Return an interval as text, such as ``0.5 to 1.2``. For None, return a dash.
 
-    Each end has three significant figures, or as many as it needs to differ from the other end and
-    from the null value.
+    Each end has at least three significant figures. It has more if they are needed to make it
+    differ from the other end and from the null value.
     """
     if bounds is None:
         return "–"
@@ -92,7 +98,10 @@ def interval(bounds: Interval | None, null: float | None = None) -> str:
 
 
 def _distinct_number(value: float, others: Sequence[float | None]) -> str:
-    """Return a number that differs from ``others`` when written; empty if this is impossible."""
+    """Return a number with so many figures that its text differs from the texts of ``others``.
+
+    Returns an empty text if this is impossible.
+    """
     for figures in range(3, MAX_FIGURES + 1):
         text = number(value, figures)
         if text not in {number(other, figures) for other in others}:
@@ -101,12 +110,12 @@ def _distinct_number(value: float, others: Sequence[float | None]) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a share in whole per cent."""
+    """Return a share in whole per cent, such as ``6%``."""
     return f"{share:.0%}"
 
 
 def in_hundred(share: float) -> str:
-    """Return a share as a count: ``6 of 100``, or ``fewer than 1 of 100``."""
+    """Return a share as a count in 100, such as ``6 of 100`` or ``fewer than 1 of 100``."""
     count = round(100 * share)
     if count == 0:
         return "fewer than 1 of 100"

@@ -1,13 +1,13 @@
-"""Answers of a sweep of one dataset: best network, learning curves, robustness and test set size.
+"""Answers from a sweep of one dataset: best network, learning curves, robustness, test set size.
 
 The study's four questions compare datasets, so a sweep of one dataset cannot answer them. It
 can answer other questions:
 
 - Which network has the lowest loss at each train size, and how certain is this?
 - How do losses fall with N, and what would twice the images gain?
-- How many images reach a score that is better than the best one so far?
+- How many images are needed for a score that is better than the best score so far?
 - How much does an attack raise the loss at each train size?
-- How many test images would show a difference between the two best networks?
+- How many test images are needed to detect a difference between the two best networks?
 - How high is the intrinsic dimension, compared with the published datasets?
 """
 
@@ -50,12 +50,13 @@ from search_spaces.published import read_published
 MIN_SEEDS_FOR_INTERVAL = 3
 """Smallest number of seeds for an interval of the difference between two networks."""
 TARGET_SIZE_FACTOR = 4
-"""Number of times the largest train size at which the expected score is the target."""
+"""Train size whose expected score becomes the target, as a multiple of the largest train size."""
 SIGNIFICANCE_LEVEL = 0.05
-"""Largest p-value with which a difference on the test images counts as detected."""
+"""Largest p-value at which a difference between two networks on the test images counts as
+detected."""
 ROBUSTNESS_BUDGET = 8.0
-"""Largest epsilon of a reported attack, in 1/255 of the pixel range. Larger changes are
-visible."""
+"""Largest epsilon of a reported attack, in 1/255 of the pixel range. People can see larger
+changes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +71,10 @@ class BestNetwork:
         runner_up_loss: Mean test loss of the second network, in nat.
         accuracy: Mean test accuracy of the first network; None if it is unknown.
         runner_up_accuracy: Mean test accuracy of the second network; None if it is unknown.
-        difference: 95 % interval of the log of the ratio of losses (runner-up over best),
-            paired by seed; None with fewer than three seeds.
-        paired: Comparison on the same test images; None if predictions are not stored.
+        difference: 95 % interval of log(loss of the second network / loss of the best
+            network), paired by seed. None if there are fewer than three seeds.
+        paired: Comparison of both networks on the same test images; None if predictions are
+            not stored.
         test_images_needed: Number of test images with which 8 of 10 studies would detect the
             difference of the accuracies; None if the accuracies are equal or missing.
     """
@@ -97,7 +99,8 @@ class RobustnessAtSize:
         model: Name of the network.
         train_size: Train size N.
         attack: Name of the attack with its epsilon.
-        loss_gain: Mean test loss under attack minus mean test loss, in nat.
+        loss_gain: Mean test loss under the attack minus mean test loss without the attack, in
+            nat.
         accuracy: Mean test accuracy without the attack; None if it is unknown.
         attacked_accuracy: Mean test accuracy under the attack; None if it is unknown.
     """
@@ -111,7 +114,7 @@ class RobustnessAtSize:
 
     @property
     def accuracies(self) -> str:
-        """Both accuracies in words; empty if they are unknown."""
+        """Both accuracies in words; empty if an accuracy is unknown."""
         if self.accuracy is None or self.attacked_accuracy is None:
             return ""
         return (
@@ -161,8 +164,10 @@ class BestScore:
         accuracy: Mean test accuracy of the same network at this N; None if it is unknown.
         highest_accuracy: The highest mean test accuracy of all networks and train sizes; None if
             it is not higher than ``accuracy``.
-        attacked: Accuracies of this network under the strongest attack up to 8/255, by epsilon.
-        num_test_images: Number of test images; 0 if it is unknown or not the same everywhere.
+        attacked: Accuracies of this network under the strongest attack up to 8/255, one per
+            epsilon.
+        num_test_images: Number of test images; 0 if it is unknown or differs between
+            trainings.
     """
 
     model: str
@@ -175,7 +180,7 @@ class BestScore:
 
     @property
     def sentence(self) -> str:
-        """Sentences on this network, and on the network with the highest accuracy."""
+        """Sentences on this network and on the network with the highest accuracy."""
         network = f"{self.model} with {plural(self.train_size, 'training image')}"
         sentence = f"The lowest test loss is {number(self.loss)} nat, by {network}."
         if self.accuracy is None:
@@ -197,7 +202,7 @@ class BestScore:
 
     @property
     def _of_chance(self) -> str:
-        """A sentence if the two accuracies could differ by chance; empty otherwise."""
+        """A sentence that the two accuracies may differ by chance; empty if this is unlikely."""
         if self.highest_accuracy is None or not self.num_test_images or self.accuracy is None:
             return ""
         p = self.accuracy
@@ -211,7 +216,7 @@ class BestScore:
 
     @property
     def attacked_sentence(self) -> str:
-        """A sentence on the accuracy of this network under attack; empty without an attack."""
+        """A sentence on the accuracy of this network under attack; empty if there is no attack."""
         if not self.attacked:
             return ""
         accuracies = [
@@ -226,7 +231,7 @@ class BestScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EarlyBest:
-    """Trainings of a network at its largest N whose test loss was lowest early, and rose later.
+    """Trainings of a network at its largest N whose test loss was lowest early and rose later.
 
     Attributes:
         model: Name of the network.
@@ -245,7 +250,7 @@ class EarlyBest:
 
     @property
     def sentence(self) -> str:
-        """Sentences on the trainings that lasted too long."""
+        """Sentences on trainings that lasted too long."""
         means = [f"{number(epoch)} at N = {number(n)}" for n, epoch in self.best_epochs.items()]
         trainings = plural(self.num_trainings, "training")
         return (
@@ -264,8 +269,8 @@ class Target:
         metric: ``accuracy`` or ``loss``.
         value: The score: a share in [0, 1], or a loss in nat.
         expected: The score that the best network is expected to reach with four times the
-            images, if the target is this score in a round number. None if the target is half
-            the errors or half the loss of the best result.
+            images. The target is this score, rounded. None if the target is instead half the
+            errors or half the loss of the best result.
     """
 
     metric: Metric
@@ -274,12 +279,12 @@ class Target:
 
     @property
     def option(self) -> str:
-        """The option of ``isweep predict`` for another target with the same metric."""
+        """Name of the option of ``isweep predict`` for a target with the same metric."""
         return f"--target-{self.metric} TARGET"
 
     @property
     def reason(self) -> str:
-        """A sentence on the choice of this target."""
+        """A sentence on how isweep chose this target."""
         chosen = f"isweep chose the target {number(self.value)}"
         if self.expected is not None:
             return (
@@ -292,21 +297,21 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OneDataset:
-    """The answers of a sweep of one dataset.
+    """The answers from a sweep of one dataset.
 
     Attributes:
         dataset: Name of the dataset.
         best_score: The lowest mean test loss of all networks and train sizes.
-        best: The best network at each train size, sorted by size; empty if there is only
+        best: The best network at each train size, sorted by train size; empty if there is only
             one network.
-        curves: The learning curve of each network: its test losses.
+        curves: The learning curve of test losses of each network.
         target: A score that is better than the best score so far; None if there are no
             learning curves.
         target_curves: The learning curve of each network, with the number of images that
             reaches the target.
         robustness: Accuracy and loss under the strongest attack up to 8/255, for each network
             and train size.
-        d_data: Intrinsic dimension at the largest train size with a value.
+        d_data: Intrinsic dimension at the largest train size at which it was measured.
         num_seeds: Number of seeds of the sweep.
         why_no_curves: The reason why there are no learning curves; empty if there are some.
         early_best: Networks whose trainings lasted too long in more than half of the cases.
@@ -326,7 +331,7 @@ class OneDataset:
 
     @property
     def best_sentences(self) -> tuple[str, str]:
-        """The best network by loss at each N, and how certain its lead at the largest N is."""
+        """Sentences on the best network by loss at each N, and on how certain its lead is."""
         last = self.best[-1]
         winners = sorted({at_size.model for at_size in self.best})
         if len(winners) == 1:
@@ -353,7 +358,7 @@ class OneDataset:
 
     @property
     def best_by_size(self) -> str:
-        """The lowest and the second lowest loss at each train size."""
+        """A sentence on the lowest and the second lowest loss at each train size."""
         parts = []
         for at_size in self.best:
             losses = f"{at_size.model} {number(at_size.loss)}"
@@ -369,7 +374,7 @@ class OneDataset:
         return self.curves[0].name if self.curves else ""
 
     def images_for_target(self, model: str) -> str:
-        """Return a sentence on the number of images that a network needs for the target."""
+        """Return a sentence on the number of images that a network needs to reach the target."""
         for curve in self.target_curves:
             if curve.name == model:
                 return curve.images_line
@@ -398,7 +403,7 @@ class OneDataset:
 
     @property
     def test_set_line(self) -> str:
-        """The number of test images that shows a difference between the two best networks."""
+        """A sentence on the number of test images needed to compare the two best networks."""
         last = self.best[-1]
         if last.test_images_needed is None:
             return ""
@@ -417,7 +422,7 @@ class OneDataset:
 
     @property
     def robustness_line(self) -> str:
-        """Sentences on accuracy and loss under attack, at the smallest and the largest N."""
+        """Sentences on accuracy and loss under attack at the smallest and the largest N."""
         attack = self.robustness[0].attack
         sentences = []
         for model in sorted({at_size.model for at_size in self.robustness}):
@@ -439,7 +444,7 @@ class OneDataset:
 
     @property
     def dimension_line(self) -> str:
-        """The dataset's intrinsic dimension in comparison with the published datasets."""
+        """Sentences that compare the dataset's intrinsic dimension with the published datasets."""
         if self.d_data is None:
             return ""
         published = published_dimensions()
@@ -453,7 +458,7 @@ class OneDataset:
 
 
 def _on_images(best: BestNetwork, paired: PairedComparison) -> str:
-    """Return sentences on the comparison of two networks on the test images of the sweep."""
+    """Return sentences that compare two networks on the test images of the sweep."""
     low, high = (number(bound) for bound in paired.loss_interval)
     p_value = f"McNemar's p = {paired.p_value:.2g}"
     is_detected = paired.p_value <= SIGNIFICANCE_LEVEL
@@ -485,13 +490,15 @@ def published_dimensions() -> list[float]:
 
 
 def one_dataset(table: pd.DataFrame, predictions: pd.DataFrame | None = None) -> OneDataset | None:
-    """Return the answers of a table of one dataset; None for several datasets or class pairs.
+    """Return the answers from a table of one dataset.
+
+    Returns None if the table has several datasets or class pairs.
 
     Args:
         table: One row per finished training, with the columns of a sweep's table.
         predictions: One row per training and test image, as returned by
-            :func:`orchestrator.results.rows.predictions_table`; None without stored
-            predictions.
+            :func:`orchestrator.results.rows.predictions_table`; None if no predictions are
+            stored.
     """
     has_logarithm = (table[TEST_LOSS] > 0) & np.isfinite(table[TEST_LOSS])
     done = table[has_logarithm]
@@ -555,13 +562,13 @@ def best_score(rows: pd.DataFrame) -> BestScore:
 
 
 def _single_test_size(rows: pd.DataFrame) -> int:
-    """Return the number of test images of all trainings; 0 if it is unknown or differs."""
+    """Return the number of test images of each training; 0 if it is unknown or differs."""
     sizes = rows.get(TEST_SIZE, pd.Series(dtype=float)).dropna().unique()
     return int(sizes[0]) if len(sizes) == 1 else 0
 
 
 def _known(value: float) -> float | None:
-    """Return a number; None for NaN."""
+    """Return a number, or None for NaN."""
     return None if pd.isna(value) else float(value)
 
 
@@ -585,7 +592,7 @@ def _attacked_accuracies(
 
 
 def early_best(rows: pd.DataFrame) -> tuple[EarlyBest, ...]:
-    """Return the networks whose test loss was lowest early in more than half of their trainings.
+    """Return networks whose test loss was lowest early in more than half of their trainings.
 
     Only trainings at the network's largest N are considered.
     """
@@ -597,7 +604,7 @@ def early_best(rows: pd.DataFrame) -> tuple[EarlyBest, ...]:
 
 
 def _early_best_of(model: str, tested: pd.DataFrame) -> EarlyBest:
-    """Return how many trainings of a network at its largest N had their lowest test loss early."""
+    """Count the trainings of a network at its largest N with the lowest test loss early."""
     largest_size = int(tested[TRAIN_SIZE].max())
     of_largest = tested[tested[TRAIN_SIZE] == largest_size]
     means = tested.groupby(TRAIN_SIZE)[BEST_EPOCH].mean()
@@ -613,9 +620,9 @@ def _early_best_of(model: str, tested: pd.DataFrame) -> EarlyBest:
 def next_target(rows: pd.DataFrame) -> Target:
     """Return the score that the best curve is expected to reach with four times the images.
 
-    If the expected score is not better than the best score so far, the target has half the
-    errors, or half the loss, of the best score. Accuracies are used if all rows have an
-    accuracy and no network is perfect.
+    If the expected score is not better than the best score so far, the target is a score with
+    half the errors, or half the loss, of the best score. Accuracies are used if all rows have
+    an accuracy and no network is perfect.
 
     Args:
         rows: Trainings of networks with at least two train sizes.
@@ -634,14 +641,17 @@ def next_target(rows: pd.DataFrame) -> Target:
 
 
 def _expected_scores(rows: pd.DataFrame, metric: Metric) -> list[float]:
-    """Return the score of each network that is expected with four times the images."""
+    """Return the score that each network is expected to reach with four times the images."""
     train_size = TARGET_SIZE_FACTOR * int(rows[TRAIN_SIZE].max())
     curves = answers(rows, CurveQuestion(metric, train_size)).curves
     return [curve.score.value for curve in curves]
 
 
 def _rounded_below(lowest: float, expected: float) -> float | None:
-    """Return the expected errors with one or two digits; None if they are not the lowest so far."""
+    """Return the expected errors, rounded to one or two digits.
+
+    Returns None if they are not lower than the lowest errors so far.
+    """
     for digits in (1, 2):
         # A round target is easier to remember, but it must still be better than the best so
         # far.
@@ -652,12 +662,12 @@ def _rounded_below(lowest: float, expected: float) -> float | None:
 
 
 def _half(lowest: float) -> float:
-    """Return half the lowest errors so far, with one digit."""
+    """Return half of the lowest errors so far, rounded to one digit."""
     return float(f"{lowest / 2:.0e}")
 
 
 def best_network(rows: pd.DataFrame, predictions: pd.DataFrame | None = None) -> BestNetwork | None:
-    """Return the comparison of the two best networks of one train size; None with one network.
+    """Compare the two best networks at one train size. Returns None if there is only one network.
 
     Args:
         rows: Trainings of one train size.
@@ -697,7 +707,7 @@ def best_network(rows: pd.DataFrame, predictions: pd.DataFrame | None = None) ->
 
 
 def robustness_by_size(rows: pd.DataFrame) -> tuple[RobustnessAtSize, ...]:
-    """Return accuracy and loss under the strongest attack up to 8/255, by network and N."""
+    """Return accuracy and loss under the strongest attack up to 8/255, for each network and N."""
     strongest = _strongest_attack(rows)
     if strongest is None:
         return ()
@@ -726,23 +736,23 @@ def robustness_by_size(rows: pd.DataFrame) -> tuple[RobustnessAtSize, ...]:
 
 
 def _accuracy_drop(attack: AttackColumn) -> str:
-    """Return the column with the accuracy that an attack costs."""
+    """Return the name of the column with the accuracy that an attack costs."""
     return attack.name.replace("loss_gain", "accuracy_drop")
 
 
 def _strongest_attack(rows: pd.DataFrame) -> AttackColumn | None:
-    """Return the column of the strongest attack up to 8/255; None without such an attack."""
+    """Return the column of the strongest attack up to 8/255; None if there is no such attack."""
     columns = [
         column
         for column in attack_columns(map(str, rows))
         if column.epsilon <= ROBUSTNESS_BUDGET and rows[column.name].notna().any()
     ]
-    # If several attacks have the largest epsilon, choose the one that adds most loss.
+    # If several attacks have the largest epsilon, choose the attack that adds the most loss.
     return max(columns, key=lambda column: (column.epsilon, rows[column.name].mean()), default=None)
 
 
 def _at_largest_size(rows: pd.DataFrame, column: str) -> float | None:
-    """Return the mean of a column at the largest train size with a value; None without values."""
+    """Return the mean of a column at the largest N with a value; None if there is no value."""
     if column not in rows:
         return None
     measured = rows[rows[column].notna()]
@@ -755,7 +765,7 @@ def _at_largest_size(rows: pd.DataFrame, column: str) -> float | None:
 def _interval(differences: Sequence[float]) -> Interval | None:
     """Return the 95 % t interval of a mean over seeds.
 
-    Returns None for fewer than three seeds, or if all differences are equal.
+    Returns None if there are fewer than three seeds, or if all differences are equal.
     """
     values = np.asarray(differences)
     if len(values) < MIN_SEEDS_FOR_INTERVAL or values.std() == 0:

@@ -1,9 +1,9 @@
 """Comparison of two networks on the same test images, by McNemar's test and the bootstrap.
 
 McNemar's test compares the accuracies. The bootstrap gives an interval of the difference of
-losses. A sweep with ``predictions: true`` stores each network's logits for each test image. In
-a comparison on the same images, differences between images cancel. It therefore needs a much
-smaller test set than a comparison on different images.
+losses. A sweep with ``predictions: true`` stores each network's logits for each test image. If
+both networks are tested on the same images, differences between images cancel. Such a
+comparison therefore needs a much smaller test set than a comparison on different images.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from orchestrator.analysis.inference import Interval
 Array = NDArray[np.float64]
 
 ALPHA, POWER = 0.05, 0.80
-"""Significance level and power with which the size of a test set is computed. With this power, 8 of
-10 studies detect the difference."""
+"""Significance level and power for which the size of a test set is computed. With this power,
+8 of 10 studies detect the difference."""
 BOOTSTRAPS = 2000
 """Number of resamples of the test images. The ends of a 95 % interval then have an error of
 about 2 % of the width of the interval."""
@@ -36,12 +36,12 @@ class PairedComparison:
     Attributes:
         num_images: Number of test images with predictions of both networks.
         num_seeds: Number of seeds with trainings of both networks.
-        only_first_right, only_second_right: Number of test images on which only this network is
-            right. With several seeds, number of test images on which this network is right more
-            often.
+        only_first_right, only_second_right: Number of test images on which only the first, or
+            only the second, network is right. If there are several seeds, number of test
+            images on which this network is right more often than the other one.
         accuracy_difference: Accuracy of the first network minus accuracy of the second
             network.
-        p_value: McNemar's exact p-value of these two numbers.
+        p_value: McNemar's exact p-value for ``only_first_right`` and ``only_second_right``.
         loss_difference: Mean test loss of the second network minus mean test loss of the first one,
             in nat.
         loss_interval: 95 % bootstrap interval of ``loss_difference`` over test images. It does
@@ -78,13 +78,13 @@ class ImageScores:
 def paired_comparison(
     first: pd.DataFrame, second: pd.DataFrame, *, seed_column: str = "seed"
 ) -> PairedComparison | None:
-    """Compare two networks on the images and seeds with predictions of both.
+    """Compare two networks on the images and seeds for which both networks have predictions.
 
     Args:
         first: Predictions of the first network at one train size, with one row per seed and
             test image. The columns are ``seed``, ``image``, ``label`` and ``logit_0``, …, one
             per class.
-        second: Predictions of the second network, in the same columns.
+        second: Predictions of the second network, with the same columns.
         seed_column: Name of the column of seeds.
 
     Returns:
@@ -101,7 +101,7 @@ def paired_comparison(
     if ours is None or theirs is None:
         return None
     wins = ours.is_right - theirs.is_right
-    # An image is one observation, however many seeds are tested on it.
+    # An image is one observation, whatever the number of seeds is.
     by_image = np.sign(wins.sum(axis=0))
     num_first, num_second = int((by_image > 0).sum()), int((by_image < 0).sum())
     loss_differences = (theirs.losses - ours.losses).mean(axis=0)
@@ -122,7 +122,7 @@ def paired_comparison(
 def _image_scores(
     predictions: pd.DataFrame, seeds: list[object], images: list[object], seed_column: str
 ) -> ImageScores | None:
-    """Return the scores of a network by seed and image; None if a prediction is missing."""
+    """Return the scores of a network for each seed and image; None if a prediction is missing."""
     logit_columns = [name for name in predictions if str(name).startswith(LOGIT_PREFIX)]
     logits = predictions[logit_columns].dropna(axis=1, how="all").to_numpy(dtype=float)
     labels = predictions[LABEL_COLUMN].to_numpy(dtype=int)
@@ -146,7 +146,7 @@ def _image_scores(
 
 def mcnemar_p(only_first_right: int, only_second_right: int) -> float:
     """Return McNemar's exact two-sided p-value; 1 if the networks agree on every image."""
-    # Images on which both are right, or both are wrong, say nothing about a difference.
+    # Images on which both networks are right, or both are wrong, do not show a difference.
     num_discordant = only_first_right + only_second_right
     if num_discordant == 0:
         return 1.0
@@ -157,7 +157,7 @@ def bootstrap_interval(differences: Array) -> Interval:
     """Return the 95 % percentile bootstrap interval of a mean over images, with a fixed seed."""
     generator = np.random.default_rng(0)
     num = len(differences)
-    # Each resample draws as many images as there are, with replacement.
+    # Each resample draws images with replacement, as many as there are images.
     means = [differences[generator.integers(0, num, num)].mean() for _ in range(BOOTSTRAPS)]
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
@@ -166,7 +166,7 @@ def bootstrap_interval(differences: Array) -> Interval:
 def paired_test_size(discordant_share: float, difference: float) -> int | None:
     """Return the number of test images with which McNemar's test detects a difference.
 
-    n = (z₁₋α⸝₂ √ψ + z_power √(ψ − δ²))² / δ² (Connor 1987).
+    The number is n = (z₁₋α⸝₂ √ψ + z_power √(ψ − δ²))² / δ² (Connor 1987).
 
     Args:
         discordant_share: Share ψ of images on which only one network is right.
@@ -183,11 +183,11 @@ def paired_test_size(discordant_share: float, difference: float) -> int | None:
 
 
 def independent_test_size(first: float, second: float) -> int | None:
-    """Return the number of test images with which a difference of two accuracies is detected.
+    """Return the number of test images that detects a difference of two accuracies.
 
-    The errors of the two networks are assumed to be independent: n = (z₁₋α⸝₂ + z_power)²
-    (p₁ (1 − p₁) + p₂ (1 − p₂)) / (p₁ − p₂)². On the same images, errors are usually positively
-    correlated. McNemar's test then needs fewer images.
+    The errors of the two networks are assumed to be independent: n = (z₁₋α⸝₂ + z_power)² (p₁
+    (1 − p₁) + p₂ (1 − p₂)) / (p₁ − p₂)². If networks are tested on the same images, their
+    errors are usually positively correlated. McNemar's test then needs fewer images.
 
     Returns:
         The number of images; None if an accuracy is missing or both accuracies are equal.

@@ -1,10 +1,11 @@
 """Power of a planned sweep by simulation: tables are drawn from a known truth and analyzed.
 
-The simulated tables have the shape of the plan. Their answers come from the analysis of a real
-table (:func:`headline_answers`), with the same regressions, permutations and correction. Two
-things are simpler. First, no simulated loss is at chance level, so the two fits of the
-exponent are the same. Second, if the plan has attacks, the question on attacks counts in the
-correction as a test without an effect. The printed power mentions both.
+The simulated tables have the shape of the plan. They are analyzed like a real table (by
+:func:`headline_answers`), with the same regressions, permutations and correction. Two things
+are simpler than in a real table. First, no simulated loss is at chance level, so the two fits
+of the exponent are the same. Second, if the plan has attacks, the question on attacks counts
+in the correction as a test without an effect. The output of ``isweep power`` mentions both
+simplifications.
 
 Letters in the shapes of arrays: n points, G datasets, q regressors.
 """
@@ -55,15 +56,18 @@ from search_spaces.errors import ConfigError, plural, unknown_name
 from search_spaces.specs import ClassPair
 
 WORLD_STD = 0.8
-"""Standard deviation of the slope between base datasets, as in our first experiment."""
+"""Standard deviation of the slope on log K_F between base datasets, as in our first experiment."""
 TRIAL_STD = 0.3
-"""Standard deviation of log loss between trainings, as in the published residuals."""
+"""Standard deviation of log loss between trainings, as in the residuals of the published
+results."""
 MIN_DATASETS = 3
-"""Smallest number of datasets of a design. With two, the scatter between them is unknown."""
+"""Smallest number of datasets of a design. With two datasets, the scatter between datasets
+cannot be estimated."""
 MIN_WORLDS = 3
-"""Smallest number of base datasets of an experiment, for the same reason."""
+"""Smallest number of base datasets of an experiment. With two base datasets, the scatter
+between them cannot be estimated."""
 GROWTH_REFERENCE = 1000.0
-"""Train size at which simulated estimates of d have no bias."""
+"""Train size at which simulated estimates of d are unbiased."""
 EASIER = (
     "The simulation assumes that no loss is at chance level. Such losses lower the power. The "
     "question on attacks counts as a test without an effect. isweep fit computes powers from the "
@@ -80,11 +84,11 @@ class Truth:
     """The model from which the losses of a simulated table are drawn.
 
     log L = −exponent · log N / d + sharpness · log K_F + d_slope · d + errors. The standard
-    deviations come from the published residuals, in which the variance between datasets is
-    largest.
+    deviations come from the residuals of the published results. In these residuals, the
+    variance between datasets is largest.
 
     Attributes:
-        exponent: Exponent b of the fall N^(−b/d).
+        exponent: Exponent b of the decrease N^(−b/d) of the loss.
         sharpness: Slope on log K_F.
         d_slope: Slope on d.
         dataset_std: Standard deviation of log loss between datasets.
@@ -92,12 +96,13 @@ class Truth:
         model_std: Standard deviation of log loss between models on one dataset.
         subset_std: Standard deviation of log loss between train sizes of one class pair.
         trial_std: Standard deviation of log loss between trainings.
-        model_mean_std: Standard deviation of log loss between models over all datasets.
+        model_mean_std: Standard deviation between models of the mean log loss over all
+            datasets.
         lowest_d: Smallest d of a dataset.
         highest_d: Largest d of a dataset.
         pair_d_std: Standard deviation of log d between class pairs of a dataset.
         d_error: Standard deviation of the error of log d.
-        d_growth: Growth of estimated log d per unit of log N.
+        d_growth: Increase of the estimated log d per unit of log N.
         sharpness_mean: Mean of log K_F of natural datasets.
         sharpness_std: Standard deviation of log K_F between datasets.
         pair_sharpness_std: Standard deviation of log K_F between class pairs of a dataset.
@@ -133,7 +138,7 @@ class SimulatedEffect:
     Attributes:
         truth: The model of the losses.
         questions: Keys of the questions whose claim is true under this model.
-        condition: The model as a clause that begins with ``if``.
+        condition: The model in words: a clause that begins with ``if``.
     """
 
     truth: Truth
@@ -155,19 +160,20 @@ EFFECTS = {
         "if the loss depends on d_data alone",
     ),
 }
-"""Effects by name: the whole law, or one part of the law."""
+"""Effects whose power can be simulated, by name: the whole law, or one part of the law."""
 
 
 class Design:
-    """The shape of a sweep, with all combinations of datasets, models and train sizes.
+    """The shape of a sweep that contains all combinations of datasets, models and train sizes.
 
-    The points are stored as arrays of codes, ``(n,)``.
+    A point is one combination with one class pair. The points are stored as arrays of codes,
+    ``(n,)``.
 
     Attributes:
         datasets: Name, domain and number of class pairs of each dataset.
         models: Names of the networks.
         train_sizes: Train sizes.
-        has_attacks: True if networks are attacked, which adds one question.
+        has_attacks: True if networks are attacked. The sweep then has one more question.
     """
 
     def __init__(
@@ -204,11 +210,11 @@ class Design:
 
 @dataclass(frozen=True, slots=True)
 class DrawnTable:
-    """One simulated table, as columns of points (n,).
+    """One simulated table. All columns are arrays with one value per point, ``(n,)``.
 
     Attributes:
         log_loss: Log losses.
-        d: Estimates of d, at the largest N.
+        d: Estimates of d at the largest N.
         log_sharpness: Estimates of log K_F.
     """
 
@@ -226,7 +232,7 @@ def draw_table(design: Design, truth: Truth, rng: np.random.Generator) -> DrawnT
         """Return normal errors that are equal for points with the same code."""
         return np.asarray(rng.normal(0, std, int(codes.max()) + 1)[codes])
 
-    # The order of the draws is part of the seed: another order gives other tables.
+    # With the same seed, another order of the draws would give other tables.
     d_of_datasets = rng.uniform(truth.lowest_d, truth.highest_d, len(design.domains))
     d = d_of_datasets[design.dataset] * np.exp(shared(truth.pair_d_std, design.subset))
     log_sharpness = (
@@ -246,7 +252,7 @@ def draw_table(design: Design, truth: Truth, rng: np.random.Generator) -> DrawnT
         + shared(truth.subset_std, design.subset * num_sizes + design.size)
         + rng.normal(0, truth.trial_std, len(d))
     )
-    # Estimates of d grow with N. Only the d at the largest N enters the analysis.
+    # Estimates of d grow with N. The analysis uses only the estimate at the largest N.
     growth = truth.d_growth * (design.log_size.max() - np.log(GROWTH_REFERENCE))
     d_errors = growth + rng.normal(0, truth.d_error, design.num_subsets)
     sharpness_errors = rng.normal(0, truth.sharpness_error, design.num_subsets)
@@ -258,10 +264,10 @@ def draw_table(design: Design, truth: Truth, rng: np.random.Generator) -> DrawnT
 
 
 def drawn_fits(design: Design, truth: Truth, rng: np.random.Generator) -> list[AnyFit]:
-    """Draw one table, and make all fits of the headline questions except the one on attacks.
+    """Draw one table, and make the fits for all headline questions except the one on attacks.
 
-    If the p-value of a t test is above 0.05, its permutation test is skipped. A question is
-    decided by the larger of the two p-values, so this changes no decision.
+    If the p-value of a t test is above 0.05, the permutation test is skipped. The larger one
+    of the two p-values decides a question, so skipping the test changes no decision.
     """
     table = draw_table(design, truth, rng)
     num_sizes = len(design.train_sizes)
@@ -335,38 +341,39 @@ class ExperimentPower:
 
     @property
     def sentence(self) -> str:
-        """The power in words, for the interval that ``isweep fit`` computes."""
-        method = "a t interval over base datasets"
+        """Sentences on the power, for the interval that ``isweep fit`` computes."""
+        method = "is a t interval over base datasets"
         if self.num_classes:
             method = (
-                f"by the jackknife over the {self.num_classes} classes that base datasets "
-                "share, which is wider than the t interval over base datasets"
+                f"comes from a jackknife over the {self.num_classes} classes that base datasets "
+                "share, because this interval is wider than the t interval over base datasets"
             )
         return (
             f"Power with {self.num_worlds} base datasets, if the true slope is {self.slope:g} "
             f"and every condition passes its checks: {in_hundred(self.from_none)} such "
             f"experiments distinguish the slope from 0, and {in_hundred(self.from_law)} "
-            f"distinguish it from the law's 1. The interval is about ±{self.half_width:.2f}, "
-            f"{method}."
+            f"distinguish it from the law's 1. The interval is about ±{self.half_width:.2f}. "
+            f"It {method}."
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Power:
-    """Power of a design on the headline questions.
+    """Power of a design for the headline questions.
 
     Attributes:
         effect: Name of the simulated effect.
         num_datasets: Number of datasets of the design.
-        num_trials: Number of trials of the plan; number of points for a design without a plan.
+        num_trials: Number of trials of the plan. If there is no plan, the number of points of
+            the design.
         num_tables: Number of simulated tables. The standard error of each share is at most
             ``0.5 / √num_tables``.
         alone: Share of the tables with p ≤ 0.05 before correction, by key of the question.
-        adjusted: Share of the tables that decide a question after Holm's correction, by its
-            key.
+        adjusted: Share of the tables that decide a question after Holm's correction, by key of
+            the question.
         has_attacks: True if the question on attacks counts in the correction.
-        gpu_hours: Cost of the plan, in GPU-hours; None without a plan.
-        experiment: Power of the plan's experiment; None if there is none.
+        gpu_hours: Cost of the plan in GPU-hours; None if there is no plan.
+        experiment: Power of the plan's experiment; None if the plan has no experiment.
     """
 
     effect: str
@@ -380,7 +387,7 @@ class Power:
     experiment: ExperimentPower | None = None
 
     def lines(self) -> list[str]:
-        """Return the share of sweeps that decide each question about the effect, as lines."""
+        """Return sentences on the share of sweeps that decide each question about the effect."""
         if self.experiment:
             return [self.experiment.sentence, NO_CLAIM_BETWEEN_WORLDS]
         keys = list(self.adjusted)
@@ -388,10 +395,12 @@ class Power:
             keys = list(EFFECTS[self.effect].questions)
         parts = []
         for key in keys:
-            share = "cannot be tested"
+            question = f"the question on the {ESTIMANDS[key]}"
             if key in self.adjusted:
-                share = f"{in_hundred(self.adjusted[key])} such sweeps"
-            parts.append(f"{ESTIMANDS[key]}: {share}")
+                share = in_hundred(self.adjusted[key])
+                parts.append(f"{share} such sweeps decide {question}")
+            else:
+                parts.append(f"{question} cannot be tested")
         return [
             f"Power {self._condition}, with {self.num_datasets} datasets: "
             f"{'; '.join(parts) or 'no question can be tested'}. The standard error of these "
@@ -400,7 +409,7 @@ class Power:
 
     @property
     def _condition(self) -> str:
-        """The simulated truth as a clause, which begins with ``if``."""
+        """The simulated truth in words: a clause that begins with ``if``."""
         if self.effect in EFFECTS:
             return EFFECTS[self.effect].condition
         return f"if “{self.effect}” is true"
@@ -410,7 +419,7 @@ class Power:
         return float(0.5 / self.num_tables**0.5)
 
     def table(self) -> Table:
-        """Return the share of simulated tables that decide each question, as a table."""
+        """Return a table with the share of simulated tables that decide each question."""
         cost = ""
         if self.gpu_hours is not None:
             cost = f", {amount(self.gpu_hours)} hours of an {DEFAULT_GPU.upper()}"
@@ -448,7 +457,7 @@ class Power:
 
 
 ESTIMANDS = {question.key: question.estimand for question in QUESTIONS}
-"""The number that decides a question, by key of the question."""
+"""Name of the number that decides a question, by key of the question."""
 
 
 def power(
@@ -464,7 +473,7 @@ def power(
     Args:
         design: The shape of the sweep.
         effect: A name in :data:`EFFECTS`.
-        truth: Model of the losses; None for the model of the effect.
+        truth: Model of the losses. If None, the model of the effect is used.
         num_tables: Number of simulated tables.
         seed: Seed of the simulation.
 
@@ -515,9 +524,10 @@ def experiment_power(
 ) -> ExperimentPower:
     """Return the power of an experiment whose conditions double K_F.
 
-    A factor of two is the smallest change of K_F with which a condition is used. As in ``isweep
-    fit``, two intervals are computed, and the wider one is used. One is the t interval over base
-    datasets. The other one is from a jackknife over the classes that base datasets share.
+    A condition is used only if it changes K_F at least by a factor of two. As in
+    ``isweep fit``, two intervals are computed, and the wider one is used. One is a t interval
+    over base datasets. The other one uses a jackknife over the classes that base datasets
+    share.
 
     Args:
         arms: The conditions of the experiment.
@@ -540,12 +550,12 @@ def experiment_power(
         )
     slope = EFFECTS[effect].truth.sharpness
     num_trainings = num_models * num_sizes
-    # The change of a condition has two errors: the error of the condition's trainings, and the
-    # error of the base dataset's trainings. The conditions of one base dataset share the second
-    # error.
+    # The measured effect of a condition has two errors: from the trainings of the condition,
+    # and from the trainings of the base dataset. The conditions of one base dataset share the
+    # second error.
     base_and_arms = np.mean(1 + 1 / np.array([*num_arms.values()]))
     trial_variance = TRIAL_STD**2 * base_and_arms / num_trainings
-    # A slope is a change of log loss divided by the change of log K_F, MOVED.
+    # A slope is a change of log loss divided by the change of log K_F, which is MOVED.
     error = float(np.sqrt((WORLD_STD**2 + trial_variance / MOVED**2) / num_worlds))
     degrees = num_worlds - 1
     over_worlds = t_quantile(1 - LEVEL / 2, degrees) * error
@@ -577,17 +587,17 @@ def experiment_power(
 def _jackknife_widening(shows: Sequence[Sequence[str]]) -> tuple[float, int]:
     """Return the factor by which a jackknife over classes widens the standard error of the mean.
 
-    Base datasets are independent. If n' of n base datasets remain without a class, the mean
-    without this class differs from the mean by a variance of 1/n' − 1/n. A base dataset is
-    left out with each of its classes. With two classes per base dataset, every base dataset is left
-    out twice.
+    Base datasets are assumed to be independent. To leave out a class, the jackknife leaves out
+    all base datasets that show this class. If n' of n base datasets remain, the difference
+    between the mean with and without the class has a variance of 1/n' − 1/n. A base dataset
+    with two classes is left out twice, once with each class.
 
     Args:
         shows: Classes of each base dataset.
 
     Returns:
-        The factor and the number of classes; 1 and 0 classes if too few classes can be left
-        out.
+        The factor and the number of classes. If too few classes can be left out, the factor is
+        1 and the number is 0.
     """
     num_worlds = len(shows)
     names = {name for world_classes in shows for name in world_classes}
@@ -606,7 +616,7 @@ def _jackknife_widening(shows: Sequence[Sequence[str]]) -> tuple[float, int]:
 
 
 def _outside(mean: float, std_error: float, half_width: float) -> float:
-    """Return the probability that a normal estimate is further from 0 than the half width."""
+    """Return the probability that a normal estimate is farther from 0 than the half width."""
     # Both tails count, because a slope on either side can be distinguished from 0.
     above = special.ndtr((mean - half_width) / std_error)
     below = special.ndtr((-mean - half_width) / std_error)
@@ -614,9 +624,10 @@ def _outside(mean: float, std_error: float, half_width: float) -> float:
 
 
 def design_of(plan: SweepPlan) -> Design:
-    """Return the shape of a plan, as if all combinations were planned.
+    """Return the shape of a plan, as if the plan contained all combinations.
 
-    A dataset without a domain counts as natural. In an experiment, only base datasets count.
+    A dataset without a domain counts as natural. If the plan has an experiment, only its base
+    datasets count.
     """
     copies = set()
     for arm in plan.sweep.list_experiment_datasets():

@@ -26,24 +26,26 @@ def predict_sweep(
 ) -> tuple[Prediction, Pilot | None]:
     """Predict the loss at a train size, or the number of images for a target loss.
 
-    The arguments ``d_data`` and ``label_sharpness`` replace measured values. Measured values
-    replace the values of the pilot. With a pilot, a prediction is possible without d_data and K_F.
-    ``growth`` and ``pilot`` are called only after the other inputs were checked, because they may
-    take long.
+    The arguments ``d_data`` and ``label_sharpness`` replace the values of the record. The
+    values of the record replace the values of the pilot. If there is a pilot, a prediction is
+    possible without d_data and K_F. The functions ``growth`` and ``pilot`` may take long, so
+    they are called only after the other inputs were checked.
 
     Args:
-        record: A measurement of the dataset in the format of ``isweep measure --json``, or
-            empty.
-        growth: Function that fits the fall of losses with N in the sweep.
-        pilot: Function that reads or trains the pilot: small trainings on the new dataset.
+        record: A measurement of the dataset in the format of ``isweep measure --json``. It may
+            be empty.
+        growth: Function that fits how losses fall with N in the sweep.
+        pilot: Function that reads or trains the pilot: trainings with few images of the new
+            dataset.
         d_data: Intrinsic dimension of the dataset.
         label_sharpness: K_F of the dataset, on the scale of the sweep.
-        train_size: N at which the loss is predicted; None for a target loss.
-        target_loss: Test loss in nat for which N is predicted; None for a train size.
+        train_size: N at which the loss is predicted; None if ``target_loss`` is given.
+        target_loss: Test loss in nat for which N is predicted; None if ``train_size`` is
+            given.
 
     Returns:
-        The prediction and the pilot. The prediction has warnings on trainings that were left
-        out of the pilot.
+        The prediction and the pilot. The warnings of the prediction also name trainings that
+        were left out of the pilot.
 
     Raises:
         SweepError: If a number is missing or out of range, or if the sweep has too few results

@@ -1,8 +1,9 @@
 """Prediction for a new dataset from a sweep of other datasets: loss at N, or N for a target loss.
 
-Predictions come from the fits of :mod:`orchestrator.analysis.loss_growth`, and from a pilot: a
-few small trainings on the new dataset. An uncertain prediction is reported with its interval.
-If the interval of a loss spans more than a factor of 10,000, no value is reported.
+A prediction uses the fits of :mod:`orchestrator.analysis.loss_growth` and, if there is one, a
+pilot. A pilot consists of a few trainings with few images of the new dataset. A prediction is
+reported with its interval, if the interval is known. If the ends of the interval of a loss
+differ by more than a factor of 10,000, no value is reported.
 """
 
 from __future__ import annotations
@@ -23,29 +24,30 @@ from orchestrator.analysis.results_tables.points import WORDS
 from orchestrator.results.columns import D_DATA_MLE, LABEL_SHARPNESS, TRAIN_SIZE
 
 LARGEST_TRAIN_SIZE = 1e15
-"""Upper limit of a predicted train size. No dataset has so many images."""
+"""Upper limit for a predicted train size. No dataset has so many images."""
 SIZE_STEPS = 3001
-"""Number of train sizes at which an interval is computed, from 1 to the largest, in steps of
-1.2 %.
+"""Number of train sizes at which an interval is computed. They range from 1 to the largest
+train size, in steps of 1.2 %.
 """
 WIDEST_ANSWER = 1e4
-"""Largest factor between the ends of the interval of a loss. No loss is reported beyond it."""
+"""Largest factor between the ends of the interval of a loss. If the factor is larger, no loss
+is reported."""
 WORTHWHILE_GAIN = 0.30
-"""Share by which d_data and K_F should shorten an interval. If they do not, a pilot is
-recommended.
+"""Share by which d_data and K_F should shorten an interval. If they shorten it less, isweep
+recommends a pilot.
 """
 MAX_EXPONENT = 4
-"""Largest exponent of ten up to which a loss is written as a plain number."""
+"""Largest exponent of ten of a loss that is written as a plain number."""
 FAR_FACTOR = 2.0
-"""A pilot's N causes a warning if it is outside the range of the sweep's train sizes by more than
-this factor."""
+"""Largest factor by which the N of a pilot may lie outside the range of the sweep's train
+sizes. If N lies farther outside, isweep prints a warning."""
 
 OpenInterval = tuple[float | None, float | None]
-"""An interval, with None for an end without a bound."""
+"""An interval. If it has no bound on one side, this end is None."""
 
 
 class NoPredictionError(Exception):
-    """A fit does not allow a prediction, for the reason in the message."""
+    """The error if no prediction is possible with a fit. The message contains the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +57,12 @@ class Prediction:
     Attributes:
         quantity: ``loss`` or ``train_size``.
         value: The prediction; None if no prediction is possible.
-        interval: 90 % interval, in which None is an end without a bound. The whole field is
-            None if no interval is known.
+        interval: 90 % interval. An end without a bound is None. The whole field is None if no
+            interval is known.
         extrapolating: True if N, d_data or K_F lies outside the range of the sweep.
-        warning: Warnings, separated by semicolons and without a final period.
-        shorter: Share by which d_data, K_F and the pilot shorten the interval of log loss;
-            None without a bounded interval.
+        warning: Warnings, separated by semicolons and without a full stop.
+        shorter: Share by which d_data, K_F and the pilot shorten the interval of log loss.
+            None if the interval is unknown or has no bound on one side.
         num_pilot: Number of pilot points.
     """
 
@@ -73,14 +75,14 @@ class Prediction:
     num_pilot: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as a dict, with the value under the name of its quantity."""
+        """Return the fields as a dict. The key of the value is the name of its quantity."""
         fields = asdict(self)
         if self.interval is not None:
             fields["interval"] = list(self.interval)
         return {fields.pop("quantity"): fields.pop("value"), **fields}
 
     def lines(self) -> list[str]:
-        """Return the prediction and its warnings as sentences."""
+        """Return the prediction and its warnings as lines of text."""
         name, unit = "number of images", "images"
         if self.quantity == "loss":
             name, unit = "test loss", "nat"
@@ -134,9 +136,9 @@ def predict(
             neither is used.
         train_size: N at which the loss is predicted.
         target_loss: Test loss in nat for which N is predicted.
-        pilot: Small trainings on the new dataset.
+        pilot: Trainings with few images of the new dataset.
         measures_are_comparable: False if d_data was measured at a much smaller N than in the
-            sweep. Estimates of d rise with N, so d_data and K_F are then not used.
+            sweep. Estimates of d increase with N, so d_data and K_F are not used in this case.
 
     Raises:
         ConfigError: If a number is out of range, or if not exactly one of train size and
@@ -180,7 +182,7 @@ def predict(
 
 
 def _merged(pilot: Sequence[PilotPoint]) -> list[PilotPoint]:
-    """Return one point per train size, with the geometric mean of its losses, sorted by size."""
+    """Return one point per train size, with the geometric mean of the losses."""
     log_losses: dict[float, list[float]] = {}
     for point in pilot:
         log_losses.setdefault(point.train_size, []).append(float(np.log(point.test_loss)))
@@ -190,7 +192,7 @@ def _merged(pilot: Sequence[PilotPoint]) -> list[PilotPoint]:
 
 
 def loss_at(curve: GrowthCurve, train_size: float) -> tuple[float, Interval | None]:
-    """Return the predicted loss of one training and its interval.
+    """Return the predicted loss of one training, and the interval of the prediction.
 
     Raises:
         NoPredictionError: If the loss is too large or too small for a float, or if its
@@ -221,14 +223,15 @@ def _loss_text(log_loss: float) -> str:
 def size_for(curve: GrowthCurve, target: float) -> tuple[float, OpenInterval | None]:
     """Return the train size at which the loss reaches a target, and its interval.
 
-    An end of the interval is None if the bound of the loss reaches the target at no train
-    size.
+    The ends of the interval are the train sizes at which the bounds of the loss reach the
+    target. If a bound never reaches the target, the end is None.
 
     Raises:
         NoPredictionError: If the loss does not fall with N, if it does not reach the target,
             or if it is below the target at every N.
     """
-    # The expected log loss is linear in log N, so two sizes give the whole line.
+    # The expected log loss is linear in log N, so it is known at all sizes if it is known at
+    # two.
     first, last = (curve.at(size)[0] for size in (1.0, LARGEST_TRAIN_SIZE))
     slope = (last - first) / np.log(LARGEST_TRAIN_SIZE)
     if slope >= 0:
@@ -250,8 +253,8 @@ def size_for(curve: GrowthCurve, target: float) -> tuple[float, OpenInterval | N
         log_loss, half_width = curve.at(size)
         lows.append(log_loss - (half_width or 0.0))
         highs.append(log_loss + (half_width or 0.0))
-    # The lower ends of the losses reach the target at a smaller N: they give the lower bound
-    # of N.
+    # The lower ends of the losses reach the target at a smaller N, so they give the lower
+    # bound of N.
     return value, (_first_below(sizes, lows, target), _first_below(sizes, highs, target))
 
 
@@ -260,7 +263,8 @@ def _first_below(
 ) -> float | None:
     """Return the first train size at which the loss is at most the target, by interpolation.
 
-    Returns None if this holds for no train size, or already for the first one.
+    Returns None if the loss is above the target at every train size, or if it is already at
+    most the target at the first one.
     """
     above = np.array(log_losses) - np.log(target)
     is_reached = above <= 0
@@ -276,9 +280,9 @@ def _first_below(
 def advice(curve: GrowthCurve, train_size: float) -> list[str]:
     """Return a sentence on the smallest pilot that would shorten the interval enough.
 
-    If even the largest pilot would not shorten it enough, the sentence says so. Return no sentence
-    if there is already a pilot, or if the interval is short enough. The width of an interval
-    depends on the pilot's train sizes, not on its losses.
+    If even the largest pilot would not shorten the interval enough, the sentence states this.
+    If there is already a pilot, or if the interval is short enough, the text is empty. The
+    width of an interval depends on the train sizes of the pilot, and not on its losses.
     """
     shorter = curve.shorter(train_size)
     if curve.num_pilot or shorter is None or shorter >= WORTHWHILE_GAIN:
@@ -288,11 +292,12 @@ def advice(curve: GrowthCurve, train_size: float) -> list[str]:
     smallest, largest = curve.growth.ranges[TRAIN_SIZE]
     last = max(smallest, min(largest, train_size / 2))
     for num_points in range(1, MAX_PILOT_POINTS + 1):
-        # Each training has another size, because trainings of one size would share their
-        # images.
+        # All trainings have different sizes, because trainings of the same size would use the
+        # same images.
         first = smallest if num_points == 1 else min(smallest, last / 2)
         sizes = np.geomspace(first, last, num_points)
-        # Any loss can be used here, because the width of the interval does not depend on it.
+        # The width of the interval does not depend on the loss of the pilot, so any loss can
+        # be used.
         pilot = [PilotPoint(size, 1.0) for size in sizes]
         better = GrowthCurve(curve.growth, curve.d_data, curve.label_sharpness, pilot)
         gained = better.shorter(train_size)
@@ -343,7 +348,7 @@ def _outside(
     label_sharpness: float | None,
     is_informed: bool,
 ) -> list[str]:
-    """Return a sentence for each used number outside the range of the fit."""
+    """Return a sentence for each input that lies outside the range of the fit."""
     values = {TRAIN_SIZE: size}
     if is_informed:
         values |= {D_DATA_MLE: d_data, LABEL_SHARPNESS: label_sharpness}

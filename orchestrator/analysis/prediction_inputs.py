@@ -1,4 +1,4 @@
-"""Inputs of a prediction: the losses of a pilot, and d_data and K_F of a measured record."""
+"""Inputs of a prediction: the losses of a pilot, and d_data and K_F from a record."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ PILOT_HINT = (
     "Give a CSV file with the columns train_size and test_loss, as `isweep results --csv` writes it"
 )
 TABLE_SUFFIXES = (".csv", ".tsv")
-"""Extensions of tables, which are no records of a measurement."""
+"""File extensions of tables. A file with such an extension is not a record of a measurement."""
 RECORD_HINT = "Write a record with `isweep measure SOURCE --json > record.json`"
 
 
 @dataclass(frozen=True, slots=True)
 class PilotPoint:
-    """One small training on the new dataset: its train size (images) and test loss (nat)."""
+    """One training of a pilot, with its train size (number of images) and its test loss (nat)."""
 
     train_size: float
     test_loss: float
@@ -49,13 +49,14 @@ class PilotPoint:
 
 @dataclass(frozen=True, slots=True)
 class Pilot:
-    """Small trainings on the new dataset.
+    """A pilot: trainings with few images of the new dataset.
 
     Attributes:
-        points: Train sizes with their mean losses, sorted by train size.
-        d_data, label_sharpness: d_data and K_F at the largest train size with such a value.
-        notes: Sentences, without a final period, on trainings that were left out.
-        d_data_size: Train size at which d_data was measured; None if unknown.
+        points: One point per train size, with the mean loss, sorted by train size.
+        d_data, label_sharpness: d_data and K_F at the largest train size at which they were
+            measured.
+        notes: Sentences without a full stop on trainings that were left out.
+        d_data_size: Train size at which d_data was measured; None if it is unknown.
     """
 
     points: tuple[PilotPoint, ...]
@@ -67,8 +68,8 @@ class Pilot:
     def measures_suit(self, largest_size: float) -> bool:
         """Return whether d_data was measured at half the sweep's largest train size or more.
 
-        Estimates of d rise with N. An estimate from far fewer images would therefore predict
-        that the loss falls too steeply.
+        Estimates of d increase with N. With an estimate from far fewer images, the predicted
+        loss would fall too steeply with N.
 
         Args:
             largest_size: Largest N of the sweep. The sweep's d_data is measured at this N.
@@ -77,7 +78,7 @@ class Pilot:
 
 
 def is_pilot_table(path: Path) -> bool:
-    """Return whether a file is a CSV file of results, with a column train_size or test_loss."""
+    """Return whether a file is a CSV file with a column ``train_size`` or ``test_loss``."""
     if path.suffix.lower() != ".csv" or not path.is_file():
         return False
     with path.open(encoding="utf-8-sig", errors="replace") as file:
@@ -97,11 +98,13 @@ def separator_of(path: Path) -> str:
 
 
 def read_separated(path: Path) -> pd.DataFrame:
-    """Read a table with commas or tabs, or with semicolons and decimal commas (0,5).
+    """Read a table whose cells are separated by commas, tabs or semicolons.
+
+    If cells are separated by semicolons, numbers may have decimal commas (0,5).
 
     Raises:
         OSError: If the file cannot be opened.
-        ValueError: If the file is no table, or not in UTF-8.
+        ValueError: If the file is not a table, or is not in UTF-8.
     """
     separator = separator_of(path)
     decimal = "," if separator == ";" else "."
@@ -109,7 +112,7 @@ def read_separated(path: Path) -> pd.DataFrame:
 
 
 def read_pilot(path: Path, model: str) -> Pilot:
-    """Read a pilot from a CSV file of results with commas, tabs or semicolons.
+    """Read a pilot from a CSV file of results. Commas, tabs or semicolons separate its cells.
 
     Raises:
         ConfigError: If the file cannot be read, or has no usable training of this model.
@@ -129,13 +132,14 @@ def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
 
     Args:
         table: One row per training.
-        model: Name of the predicted model; ``pooled`` for the only model of the table.
+        model: Name of the model for which losses are predicted. If it is ``pooled``, the table
+            must contain only one model.
         where: Name of the table in error messages.
 
     Raises:
         ConfigError: If columns or the model are missing, if the pilot has several models or
             datasets, or if it has no finite loss above 0.
-        DataError: If a value of the table is impossible.
+        DataError: If a value of the table is not valid.
     """
     missing = [name for name in (TRAIN_SIZE, TEST_LOSS) if name not in table]
     if missing:
@@ -184,7 +188,7 @@ def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
 
 
 def _largest_size(rows: pd.DataFrame, name: str) -> float | None:
-    """Return the largest train size with a value in column ``name``; None without values."""
+    """Return the largest train size with a value in column ``name``; None if there is no value."""
     if name not in rows or rows[name].isna().all():
         return None
     return float(rows.loc[rows[name].notna(), TRAIN_SIZE].max())
@@ -224,7 +228,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def values_of(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return ``d_data`` (maximum likelihood) and ``label_sharpness``, each only if it is usable."""
+    """Return the usable values of ``d_data`` (maximum likelihood) and ``label_sharpness``."""
     d_data = record.get("d_data")
     sharpness = record.get("label_sharpness")
     numbers = {
@@ -235,7 +239,8 @@ def values_of(record: Mapping[str, Any]) -> dict[str, float]:
     for name, number in numbers.items():
         if isinstance(number, Mapping):
             number = number.get("value")
-        # In Python, a boolean is an integer. Integers in JSON can be larger than any float.
+        # In Python, a boolean is also an integer. An integer in JSON can be larger than any
+        # float.
         if not isinstance(number, (int, float)) or isinstance(number, bool):
             continue
         if abs(number) < LARGEST_VALUE:
@@ -246,7 +251,7 @@ def values_of(record: Mapping[str, Any]) -> dict[str, float]:
 def check_scale(record: Mapping[str, Any], scale: SharpnessScale) -> None:
     """Check that the K_F of a record has the same scale as the K_F of a sweep.
 
-    Nothing is checked if the record gives K_F as a plain number, if the sweep has several
+    Nothing is checked if the record contains K_F without a scale, if the sweep has several
     scales, or if the scale of the sweep is unknown.
 
     Raises:
@@ -305,7 +310,7 @@ def check_numbers(
 
 
 def _check_number(name: str, value: Any, hint: str) -> None:
-    """Raise a ConfigError unless a value is a number in range, and whole if it is a train size."""
+    """Check that a value is a number in its range. A train size must also be a whole number."""
     least, most = 1 / LARGEST_VALUE, LARGEST_VALUE
     is_number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
     if not is_number or not least < value < most:

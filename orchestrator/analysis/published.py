@@ -1,8 +1,8 @@
 """Comparison of a sweep with the published study, and with a second sweep.
 
-A quantity agrees with the published value if their ratio is at most a given factor. The factor
-covers the error of reading values from figures and the variation between repeats of the study.
-Each data mode has its own scores (docs/faults.md).
+A value agrees with the published value if the two values differ at most by a given factor. The
+factor allows for two errors: the error of reading values from figures, and the variation
+between repeats of the study. Each data mode has its own scores (docs/faults.md).
 """
 
 from __future__ import annotations
@@ -38,23 +38,25 @@ from orchestrator.results.columns import (
 from search_spaces.errors import DataError
 
 GAIN = "fgsm_2_loss_gain"
-"""Column of the published loss gains under attack. We assume an epsilon of 2/255."""
+"""Column for the published loss that attacks add. We assume that the published attacks used an
+epsilon of 2/255."""
 OF_SUBSET = (DATASET, TRAIN_SIZE)
 OF_TRAINING = (MODEL, DATASET, TRAIN_SIZE)
 CELL = [MODEL, DATASET, CLASS_PAIR, TRAIN_SIZE]
-"""Columns that identify a cell: one model, dataset, class pair and train size. Two sweeps are
-compared on the cells that both have."""
+"""Columns that identify a cell. A cell is one model, dataset, class pair and train size. Two
+sweeps are compared on the cells that both sweeps contain."""
 MAX_NAMED = 5
-"""Largest number of cells that a table lists by name because they do not agree."""
+"""Largest number of cells without agreement that a table lists by name."""
 
 
 def published_table() -> pd.DataFrame:
-    """Return one row per published (model, dataset, train size), as a results table.
+    """Return the published results as a table with a row per model, dataset and train size.
 
-    A loss that cannot be read from the figures is missing. ``d_repr_mle`` comes from Fig. 5,
+    If a loss cannot be read from the figures, it is missing. ``d_repr_mle`` comes from Fig. 5,
     and ``d_repr_twonn`` from Fig. 4. For natural datasets, d_data is the mean over models.
-    Eleven rows contain the FGSM loss gains, whose model and N the study does not state. We
-    assume that K_F was measured on three channels for CIFAR-10, SVHN and ImageNet.
+    Eleven rows contain the loss that FGSM adds. The study does not state the model and N of
+    these rows. We assume that K_F was measured on three channels for CIFAR-10, SVHN and
+    ImageNet.
     """
     return read_csv(Path(str(files(search_spaces.published) / "results.csv")))
 
@@ -66,7 +68,7 @@ class Quantity:
     Attributes:
         name: Name of the quantity in tables.
         column: Column of the quantity.
-        key: Columns that identify its cells.
+        key: Columns that identify the cells of the quantity.
         factor: Largest ratio between our value and the published value that counts as
             agreement.
     """
@@ -95,10 +97,11 @@ class Score:
         quantity: Name of the quantity.
         data_mode: Data mode of the trials.
         num_published: Number of published cells.
-        num_compared: Number of published cells that the sweep has, too.
+        num_compared: Number of published cells that the sweep also contains.
         num_agreeing: Number of compared cells that agree.
         tolerance: Largest ratio that counts as agreement.
-        median_ratio: Median of our value divided by the published value; None without cells.
+        median_ratio: Median over cells of our value divided by the published value. None if no
+            cell is compared.
         apart: Names of the cells that do not agree.
     """
 
@@ -115,7 +118,7 @@ class Score:
 def scorecard(table: pd.DataFrame) -> tuple[Score, ...]:
     """Compare a results table with every published quantity, for each data mode.
 
-    The table may be incomplete.
+    The table may lack some of the published cells.
     """
     finished, _ = finished_trials(table)
     published = published_table()
@@ -182,7 +185,7 @@ def score_table(scores: Sequence[Score]) -> Table:
 
 
 def _apart(score: Score) -> str:
-    """Return the names of the first cells that do not agree, and the number of others."""
+    """Return the names of the first cells that do not agree, and how many more there are."""
     text = ", ".join(score.apart[:MAX_NAMED])
     num_others = len(score.apart) - MAX_NAMED
     if num_others > 0:
@@ -192,14 +195,14 @@ def _apart(score: Score) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The difference of one quantity between two sweeps. Each dataset has the same weight.
+    """The change of one quantity between two sweeps. Each dataset has the same weight.
 
     Attributes:
         quantity: Column of the quantity.
-        num_cells: Number of cells that both sweeps have.
-        num_datasets: Number of datasets of these cells.
-        ratio: Value of the second sweep divided by the value of the first sweep. For an accuracy,
-            it is the difference of these values.
+        num_cells: Number of cells that both sweeps contain.
+        num_datasets: Number of datasets to which these cells belong.
+        ratio: Value of the second sweep divided by the value of the first sweep. For an
+            accuracy, the difference of the two values instead.
         interval: 95 % interval over datasets.
     """
 
@@ -212,15 +215,15 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class SweepComparison:
-    """Two sweeps compared on the cells that both have.
+    """A comparison of two sweeps on the cells that both sweeps contain.
 
     Attributes:
         first: Name of the first sweep.
         second: Name of the second sweep.
         changes: The change of each quantity.
-        num_only_first: Number of cells that only the first sweep has.
-        num_only_second: Number of cells that only the second sweep has.
-        notes: Sentences, without a final period, on trials and quantities left out.
+        num_only_first: Number of cells that only the first sweep contains.
+        num_only_second: Number of cells that only the second sweep contains.
+        notes: Sentences without a full stop on trials and quantities that were left out.
     """
 
     first: str
@@ -256,13 +259,13 @@ class SweepComparison:
 
 
 COMPARED = (TEST_LOSS, TEST_ACCURACY, D_DATA_MLE, LABEL_SHARPNESS, D_REPR_MLE, D_REPR_TWONN)
-"""Columns in which two sweeps are compared."""
+"""Columns of the quantities that are compared between two sweeps."""
 
 
 def compare(
     first: pd.DataFrame, second: pd.DataFrame, *, names: tuple[str, str] = ("first", "second")
 ) -> SweepComparison:
-    """Compare two tables on the cells (model, dataset, class pair, train size) that both have.
+    """Compare two tables on the cells that both contain: model, dataset, class pair, train size.
 
     Args:
         first: Results of the first sweep, with one row per trial.
@@ -317,7 +320,10 @@ def _scales_of(rows: pd.DataFrame) -> list[str]:
 
 
 def _change(quantity: str, differences: pd.Series) -> Change:
-    """Return the mean of differences, first over the cells of a dataset and then over datasets."""
+    """Return the mean difference between two sweeps.
+
+    The mean is first over the cells of a dataset, and then over datasets.
+    """
     by_dataset: Array = differences.groupby(level=DATASET).mean().to_numpy(dtype=float)
     if len(by_dataset) == 0:
         return Change(quantity, 0, 0, None, None)
@@ -331,7 +337,10 @@ def _change(quantity: str, differences: pd.Series) -> Change:
 
 
 def _cells(table: pd.DataFrame, quantities: Sequence[str]) -> pd.DataFrame:
-    """Return the mean over seeds of each cell, of accuracies and of the logs of other columns."""
+    """Return the mean over seeds for each cell.
+
+    Columns other than accuracies are averaged as logs.
+    """
     columns = [name for name in quantities if name in table]
     rows = split_by_recipe(table.assign(**{CLASS_PAIR: table.get(CLASS_PAIR, "")}))
     compared_by_ratio = [name for name in columns if name != TEST_ACCURACY]

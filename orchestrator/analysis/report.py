@@ -1,4 +1,4 @@
-"""The report: an HTML page with answers, figures and tables, and files of results and fits."""
+"""The report of a sweep: an HTML page with answers, figures and tables, and data files."""
 
 from __future__ import annotations
 
@@ -67,27 +67,28 @@ from search_spaces.errors import CorruptStoreError, DataError, SetupError
 from tasks.atomic import write_atomic
 
 NUM_KEY_FIGURES = 2
-"""Number of figures that the page shows open; the others are folded. For one dataset, only the
-learning curves are shown open, because the other figures compare datasets."""
+"""Number of figures that are visible when the page opens. Further figures are folded. If there
+is only one dataset, only the learning curves are visible, because the other figures compare
+datasets."""
 ORDER = ("dataset", "class_pair", "model", "train_size", "seed")
-"""Columns that determine the order of rows."""
+"""Columns by which rows are sorted."""
 NOT_IN_METRIC_NAMES = re.compile(r"[^\w\-. :/]+")
 """Characters that MLflow does not accept in the name of a metric."""
 DERIVED = "DERIVED: "
-"""Start of the description of a dataset that is derived from another one."""
+"""Start of the description of a dataset that is derived from another dataset."""
 MAX_EXACT_INTEGER = 1e15
-"""Bound below which whole numbers are written without a decimal point."""
+"""Limit for whole numbers. Below this limit, they are written without a decimal point."""
 
 
 def results_table(
     workspace: Workspace, rows: list[Row] | None = None, state: State | None = None
 ) -> pd.DataFrame:
-    """Return the results table: a row per planned trial that has a valid result.
+    """Return the results table. It has one row for each planned trial with a valid result.
 
     Args:
         workspace: The sweep.
-        rows: Rows from MLflow; if None, rows of the result store.
-        state: State of the result store; read if None.
+        rows: Rows from MLflow. If None, the rows of the result store are used.
+        state: State of the result store. If None, the state is read.
     """
     if rows is None:
         rows = (state or read_state(workspace)).rows()
@@ -97,7 +98,7 @@ def results_table(
 
 
 def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
-    """Return the datasets of the sweep's experiment; empty without an experiment."""
+    """Return the datasets of the sweep's experiment; empty if the sweep has no experiment."""
     arms = []
     for arm in workspace.plan.sweep.list_experiment_datasets():
         arms.append(
@@ -116,7 +117,8 @@ def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
 def facts_of(workspace: Workspace) -> SweepFacts:
     """Return the facts that limit the answers of a sweep and that no results table contains.
 
-    Only bundled datasets have an origin of images. A user's dataset with the same name has none.
+    The origin of images is known only for bundled datasets. It is not known for a user's
+    dataset with the name of a bundled dataset.
     """
     origins = {}
     for name, spec in workspace.plan.datasets.items():
@@ -131,13 +133,13 @@ def stored_predictions(
 ) -> pd.DataFrame | None:
     """Return the stored predictions for each test image; None if there are none.
 
-    Returns None for several datasets too: only networks of one dataset are compared image by
-    image.
+    If the table has several datasets, None is returned too, because networks are compared
+    image by image only in sweeps of one dataset.
 
     Args:
         workspace: The sweep.
-        state: State of its result store.
-        table: Its results table.
+        state: State of the result store of the sweep.
+        table: The results table of the sweep.
     """
     if table[DATASET].nunique() != 1:
         return None
@@ -152,11 +154,11 @@ def report_sweep(workspace: Workspace, state: State, formats: Sequence[str] = ()
 
     Args:
         workspace: The sweep.
-        state: State of its result store.
+        state: State of the result store of the sweep.
         formats: Further formats of figure files: ``pdf`` or ``png``.
 
     Returns:
-        Path of the page; None without a result.
+        Path of the page; None if there is no result.
     """
     table = results_table(workspace, state=state)
     if table.empty:
@@ -230,7 +232,7 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
 
 
 def headline(table: pd.DataFrame, fits: ScalingFits) -> dict[str, float]:
-    """Return metrics for MLflow: the best loss of each dataset, and the p-values of questions."""
+    """Return metrics for MLflow: the lowest loss of each dataset, and the p-values of questions."""
     rows_with_loss = table.reindex(columns=[DATASET, TEST_LOSS]).dropna()
     metrics: dict[str, float] = {}
     for dataset, loss in rows_with_loss.groupby(DATASET)[TEST_LOSS].min().items():
@@ -247,7 +249,7 @@ def headline(table: pd.DataFrame, fits: ScalingFits) -> dict[str, float]:
 def write_sweep_report(
     workspace: Workspace, state: State, figures: Sequence[str] = ()
 ) -> Path | None:
-    """Write the report of a sweep and return the path of its page; None without a result.
+    """Write the report of a sweep, and return the path of its page; None if there is no result.
 
     Raises:
         SetupError: If a file of the report cannot be written.
@@ -276,11 +278,12 @@ def write_report(
     The same input always gives the same bytes. Every file is replaced atomically.
 
     Args:
-        table: One row per trial.
+        table: A results table with one row per trial.
         fits: The fits of the table.
         directory: Folder to write to.
         sweep: Name of the sweep.
-        summary: Facts about the sweep from :func:`report_summary`; every entry is optional.
+        summary: Facts about the sweep, as :func:`report_summary` returns them. Every entry is
+            optional.
         formats: Further formats of figure files: ``pdf`` or ``png``.
 
     Returns:
@@ -291,8 +294,8 @@ def write_report(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     prepared = prepare(table, sharpness_policy=fits.sharpness_scale.policy)
-    # Only the caller's columns are written: an added empty column would look like a measured
-    # one.
+    # Only columns of the given table are written. An empty column that was added would look as
+    # if it had been measured.
     data = prepared.full[list(table.columns)]
     write_atomic(directory / "results.csv", csv_text(data).encode(), durable=False)
     write_atomic(directory / "results.parquet", data.to_parquet(index=False), durable=False)
@@ -371,7 +374,7 @@ def _template() -> Any:
     in_backticks = re.compile(r"`([^`]+)`")
 
     def with_code(text: str) -> Markup:
-        """Return HTML in which text in backticks is code."""
+        """Return HTML in which text between backticks is marked as code."""
         return Markup(in_backticks.sub(r"<code>\1</code>", str(escape(text))))
 
     environment.filters["words"] = with_code
@@ -421,7 +424,10 @@ def _shape(dataset: DatasetSummary) -> str:
 
 
 def flat_table(records: Sequence[Mapping[str, Any]], numeric_from: int | None = None) -> Table:
-    """Return a table of records with a column per key; numbers start at ``numeric_from``."""
+    """Return records as a table with one column per key.
+
+    The columns from ``numeric_from`` on contain numbers.
+    """
     names: dict[str, str] = {}
     for record in records:
         names.update(zip(record, record, strict=True))
@@ -441,7 +447,7 @@ NUMBER_COLUMNS = (
     WALL_TIME_S,
 )
 SEEDS_SHARE = (MODEL, RECIPE, DATASET, CLASS_PAIR, TRAIN_SIZE)
-"""Columns that are equal for trials that differ only in their seed."""
+"""Columns whose values are equal in trials that differ only in their seed."""
 
 
 def trial_data(
@@ -450,10 +456,10 @@ def trial_data(
     runs: Mapping[str, str] | None = None,
     pages: str = "",
 ) -> dict[str, Any]:
-    """Return all trials for JSON.
+    """Return all trials in a form that can be written as JSON.
 
     Args:
-        full: One row per trial.
+        full: A results table with one row per trial.
         devices: GPU or CPU of each training, by trial id.
         runs: Id of the MLflow run of each trial, by trial id.
         pages: Beginning of the address of a run's page.
@@ -489,7 +495,7 @@ def _is_blank(values: pd.Series) -> bool:
 
 
 def _rows(table: pd.DataFrame) -> list[list[str | int | float | None]]:
-    """Return the rows of a table for JSON."""
+    """Return the rows of a table in a form that can be written as JSON."""
     rows = []
     for row in table.itertuples(index=False, name=None):
         rows.append([_plain(value) for value in row])
@@ -497,13 +503,13 @@ def _rows(table: pd.DataFrame) -> list[list[str | int | float | None]]:
 
 
 def script_json(document: object) -> str:
-    """Return JSON that is safe inside a ``script`` element, whatever names it contains."""
+    """Return JSON that is safe inside an HTML ``script`` element, whatever names it contains."""
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def _plain(value: Any) -> str | int | float | None:
-    """Return a value for JSON: a number of six figures, infinity as text, or None."""
+    """Convert a value for JSON. Numbers get six significant figures, and infinity becomes text."""
     if isinstance(value, str):
         return value
     if pd.isna(value):

@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COMBINATION = ("model", "recipe", "dataset", "domain", "class_pair", "train_size")
-"""Columns with equal values for all trials that differ only in their seed."""
+"""Columns whose values are equal in trials that differ only in their seed."""
 
 
 def select_rows(table: pd.DataFrame, wanted: Mapping[str, object]) -> pd.DataFrame:
     """Return the rows of a table that have the given values.
 
     Args:
-        table: One row per trial.
-        wanted: Required value of each column, by name of the column.
+        table: A results table with one row per trial.
+        wanted: Required value of a column, by name of the column.
 
     Raises:
         ConfigError: If a value does not occur in its column.
@@ -41,7 +41,7 @@ def _text(value: object) -> str:
 
 
 def average_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per combination, with means over seeds and their number ``num_seeds``."""
+    """Return one row per combination, with means over seeds and the number of seeds."""
     from pandas.api.types import is_float_dtype  # The import takes a second.
 
     columns = [name for name in COMBINATION if name in table]

@@ -1,7 +1,7 @@
 """Plain fits of one learning curve, without a prior: a power law, and a power law with a floor.
 
 Both are fitted to log losses by least squares (M1 and M2 of Alabdulmohsin, Neyshabur & Zhai
-2022, arXiv 2209.06640). The fit with a floor searches a fixed grid of rates and floors.
+2022, arXiv 2209.06640). The fit with a floor tries all rates and floors of a fixed grid.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 RATES = np.linspace(0.02, 3.0, 60)
-"""Rates of the grid: powers of 1 / N."""
+"""Rates of the grid. A rate is the exponent of 1 / N."""
 FLOOR_SHARES = np.concatenate([[0.0], np.linspace(0.02, 0.995, 50)])
-"""Floors of the grid, as shares of the smallest loss."""
+"""Floors of the grid, as shares of the smallest measured loss."""
 
 
 def power_law(sizes: Array, log_losses: Array, train_size: float) -> float:
-    """Return the log loss at a train size, from a straight line through log loss against log N.
+    """Return the log loss at a train size, from a linear fit of log loss on log N.
 
     Args:
         sizes: Train sizes of the curve, ``(num_sizes,)``.
@@ -30,7 +30,7 @@ def power_law(sizes: Array, log_losses: Array, train_size: float) -> float:
 
 
 def floored_power_law(sizes: Array, log_losses: Array, train_size: float) -> float:
-    """Return the log loss at a train size, from the fitted curve factor · N^(−rate) + floor.
+    """Return the log loss at a train size, from a fit of loss = factor · N^(−rate) + floor.
 
     Args:
         sizes: Train sizes of the curve, ``(num_sizes,)``.
@@ -41,8 +41,8 @@ def floored_power_law(sizes: Array, log_losses: Array, train_size: float) -> flo
     log_powers = -RATES * np.log(sizes)[:, None]  # (num_sizes, num_rates)
     floors = FLOOR_SHARES * losses.min()
     log_excess = np.log(losses[:, None] - floors)  # (num_sizes, num_floors)
-    # Given rate and floor, the best factor of log (loss − floor) is a mean: no search is
-    # needed.
+    # For a given rate and floor, the best log factor is a mean of log (loss − floor) + rate ·
+    # log N, so no search is needed.
     log_factors = log_excess.mean(axis=0)[None, :] - log_powers.mean(axis=0)[:, None]
     fitted = np.log(np.exp(log_factors[None] + log_powers[:, :, None]) + floors)
     errors = ((log_losses[:, None, None] - fitted) ** 2).sum(axis=0)

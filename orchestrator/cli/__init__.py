@@ -1,4 +1,7 @@
-"""The command line: it parses and prints. One module holds each group of commands."""
+"""The command line of isweep.
+
+Each module contains a group of commands. Commands only parse and print.
+"""
 
 import gc
 import os
@@ -19,8 +22,9 @@ def entry() -> NoReturn:
     except KeyboardInterrupt:  # during the import, before the command starts
         sys.stderr.write("Stopped.\n")
         code = 130
-    # All results are printed and stored. A signal must not print a traceback now.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    # All results are printed and stored now. If a signal arrives from now on, it must not
+    # print a traceback.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda *_: os._exit(code))
     gc.freeze()

@@ -1,4 +1,4 @@
-"""``python -m orchestrator.cli`` is the command ``isweep``."""
+"""Run the command ``isweep`` as ``python -m orchestrator.cli``."""
 
 from orchestrator.cli import entry
 

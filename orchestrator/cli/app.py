@@ -1,4 +1,4 @@
-"""Parsing of a command line, running of its command, and the exit code."""
+"""Parse a command line, run its command, and return the exit code."""
 
 from __future__ import annotations
 
@@ -38,7 +38,12 @@ from orchestrator.cli import data, environment, looking_ahead, results, status, 
 from orchestrator.cli.file_names import with_file_names
 from orchestrator.cli.options import Place
 from orchestrator.cli.printing import stderr, waiting
-from orchestrator.machine.signals import caused_by_stop, remember_command, stop_on_signals
+from orchestrator.machine.signals import (
+    caused_by_stop,
+    remember_command,
+    run_again_hint,
+    stop_on_signals,
+)
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.redaction import without_secrets
 from search_spaces.errors import ConfigError, SetupError, SweepError
@@ -51,13 +56,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXIT_INTERRUPTED = 130
-"""Exit code after Ctrl-C or another signal to stop. Shells use the same number."""
+"""Exit code after Ctrl-C or another signal that stops the command. Shells use the same
+number."""
 EXIT_BUG = 4
-"""Exit code after an error in isweep itself, not in the command line or the machine."""
+"""Exit code if isweep itself has a bug, so neither the command line nor the machine is the
+cause."""
+LIBRARIES = ("ray", "torch", "timm", "mlflow", "optuna", "numpy", "pandas", "sklearn")
+"""Libraries that a file of the user may hide by its name."""
 OWN_PACKAGES = ("search_spaces", "tasks", "orchestrator", "isweep")
-"""Top-level packages of isweep."""
+"""Names of the Python packages of isweep."""
 MAX_COMPLETED = 3
-"""Largest number of options in a message on an abbreviated option."""
+"""Largest number of options that the message about an abbreviated option lists."""
 
 COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
     "Start": {
@@ -125,9 +134,8 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
         environment.gpu_check: ("", "isweep gpu-check --into .", "isweep gpu-check --device cpu"),
     },
 }
-"""Commands by group, each with a text to show while the user waits and with examples.
-
-A command with the text "" shows its own progress.
+"""Commands by group. Each command has a text, which is shown while the user waits, and
+examples. If the text is empty, the command shows its progress itself.
 """
 SLOW = {
     results.fit,
@@ -137,7 +145,8 @@ SLOW = {
     looking_ahead.power,
 }
 SLOW |= {data.measure, environment.ui, environment.doctor}
-"""Commands that take seconds. They print a line when they start, even into a pipe or file."""
+"""Commands that take seconds. When they start, they print a line, even if stderr is a pipe or
+a file."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -155,7 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments = sys.argv[1:]
     words = list(arguments)
     stop_on_signals()
-    # A message may show the command, and an address of MLflow may contain a password.
+    # A message may show the command, so passwords are removed from it. For example, an address
+    # of MLflow may contain a password.
     remember_command(["isweep", *map(without_secrets, words)])
     try:
         command = parse(words)
@@ -178,10 +188,10 @@ def place_of(command: partial[int | None]) -> Place:
 
 
 def parse(arguments: Sequence[str]) -> partial[int | None]:
-    """Return the command that a command line names, with its options, as a function to call.
+    """Return the command of a command line as a function that is called without arguments.
 
     Raises:
-        ConfigError: If the words are not a valid command.
+        ConfigError: The words are not a valid command.
     """
     if not arguments:
         raise ConfigError(
@@ -200,7 +210,7 @@ def parse_error(error: CycloptsError, words: Sequence[str]) -> ConfigError:
     """Return the error for a command line that cannot be parsed, with a hint."""
     error.verbose = False
     for word in words:
-        # Web pages replace hyphens by longer dashes.
+        # Some web pages replace a hyphen by a longer dash.
         if re.match("[‐-―−]", word):
             hint = "Type the option with plain hyphens (-)"
             return ConfigError(
@@ -251,7 +261,7 @@ def parse_error(error: CycloptsError, words: Sequence[str]) -> ConfigError:
 
 
 def _missing_values(error: MissingArgumentError) -> str:
-    """Return a message on an argument or an option that has no value or too few values."""
+    """Return the message about an argument or an option that has no value or too few values."""
     if error.argument is None:
         return str(error)
     command = f"`{' '.join(['isweep', *(error.command_chain or ())])}`"
@@ -266,7 +276,10 @@ def _missing_values(error: MissingArgumentError) -> str:
 
 
 def _completed_options(error: CycloptsError) -> list[str]:
-    """Return the options that begin with an unknown option; empty if there are many or none."""
+    """Return the options whose names begin with an unknown option.
+
+    If there are many, return none.
+    """
     if not isinstance(error, UnknownOptionError):
         return []
     typed = (error.token.keyword or error.token.value).partition("=")[0]
@@ -277,7 +290,7 @@ def _completed_options(error: CycloptsError) -> list[str]:
 
 @cache
 def application() -> App:
-    """Return the parser of all commands, which is made once."""
+    """Return the parser of all commands. It is created only once."""
     app = _App(
         name="isweep",
         help="Explain how a dataset's intrinsic properties decide what networks learn from it.",
@@ -302,11 +315,12 @@ def application() -> App:
 
 
 def _print_panel(console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
-    """Print a panel of help with lines as long as the terminal.
+    """Print a panel of the help text. Its lines are as long as the terminal is wide.
 
-    By default cyclopts keeps the line breaks of docstrings, so that lines are broken twice.
+    By default, cyclopts also keeps the line breaks of docstrings, so a terminal would show
+    many short lines.
     """
-    # Only help needs these modules, whose import takes 50 ms.
+    # The import of these modules takes 50 ms, and only the help text needs them.
     from cyclopts.help import DefaultFormatter
     from rich.text import Text
 
@@ -318,9 +332,9 @@ def _print_panel(console: Console, options: ConsoleOptions, panel: HelpPanel) ->
 
 
 def _usage(function: Callable[..., int | None]) -> str | None:
-    """Return the usage line of a command whose first argument is optional, else None.
+    """Return the usage line of a command whose first argument is optional. Otherwise return None.
 
-    By default cyclopts prints ``[ARGS]`` for an optional argument.
+    By default, cyclopts prints ``[ARGS]`` instead of the name of an optional argument.
     """
     first = next(iter(signature(function).parameters.values()))
     if first.kind != first.POSITIONAL_ONLY or first.default is first.empty:
@@ -329,7 +343,7 @@ def _usage(function: Callable[..., int | None]) -> str | None:
 
 
 class _App(App):
-    """The parser, with completion of file names in bash."""
+    """The parser of all commands. It also lets bash complete names of files."""
 
     def generate_completion(self, **options: Any) -> str:
         """Return the script that lets a shell complete isweep commands."""
@@ -338,7 +352,10 @@ class _App(App):
 
 
 def _wait_text(function: Callable[..., int | None]) -> str:
-    """Return the text to show during a command; empty if the command shows its own progress."""
+    """Return the text to show during a command.
+
+    It is empty if the command shows its progress itself.
+    """
     for functions in COMMANDS.values():
         if function in functions:
             return functions[function][0]
@@ -354,7 +371,7 @@ def _display(function: Callable[..., int | None]) -> AbstractContextManager[None
 
 
 def _run(command: partial[int | None]) -> int:
-    """Run a command and return its exit code; print an error as one message."""
+    """Run a command and return its exit code. If there is an error, print it as one message."""
     try:
         with _display(command.func):
             code = command() or 0
@@ -365,7 +382,8 @@ def _run(command: partial[int | None]) -> int:
     except KeyboardInterrupt as stop:
         return _print_stop(str(stop))
     except BrokenPipeError:
-        # The reader of the pipe has ended (`| head`), which is no error.
+        # The reader of the pipe has ended, as in `isweep results demo | head`. This is not an
+        # error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -376,8 +394,25 @@ def _run(command: partial[int | None]) -> int:
             log.exception("while stopping")
             return _print_stop("")
         log.exception("a bug")
+        hidden = _hidden_library(error)
+        if hidden is not None:
+            return _print_error(hidden)
         _print_error(_bug(error))
         return EXIT_BUG
+
+
+def _hidden_library(error: Exception) -> SetupError | None:
+    """Return the message about a file such as ``ray.py`` that hides a library; None without one."""
+    for name in LIBRARIES:
+        module = sys.modules.get(name)
+        # Each of these libraries is a folder, so its module has a path.
+        if module is not None and module.__file__ and not hasattr(module, "__path__"):
+            return SetupError(
+                f"Python imports the file {module.__file__} instead of the library {name} "
+                f"({type(error).__name__}: {error})",
+                hint=f"Rename this file, or remove its folder from PYTHONPATH. {run_again_hint()}",
+            )
+    return None
 
 
 def _bug(error: Exception) -> SweepError:
@@ -386,7 +421,8 @@ def _bug(error: Exception) -> SweepError:
     text = f"{type(error).__name__}: {first_line}"
     root = Path(__file__).parents[2]
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        # The top level of a file runs when Python loads it, and creates its tables.
+        # When Python loads a file, it runs the top level of the file, which creates the file's
+        # tables.
         path = Path(frame.filename)
         if frame.name == "<module>" and path.is_relative_to(root):
             place = path.relative_to(root)
@@ -407,7 +443,8 @@ def _machine_error(error: OSError, place: Place) -> SetupError:
     """Return an error of the operating system as a message with the file and a hint."""
     reason = error.strerror or str(error) or type(error).__name__
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        # A write without a file name may be a write to the output, for example to `> FILE`.
+        # If the error has no file name, isweep may have written to its output, for example to
+        # `> FILE`.
         disk = error.filename or f"{place.root or 'the root'} or with this command's output"
         return SetupError(
             f"The disk with {disk} is full ({reason})",
@@ -421,7 +458,7 @@ def _machine_error(error: OSError, place: Place) -> SetupError:
 
 
 def _print_stop(message: str) -> int:
-    """Print that a command was stopped and that results are kept; return the exit code."""
+    """Print that a command was stopped and that its results are kept. Return the exit code."""
     if not message:
         message = "All stored results are kept. Run the same command again to continue."
     stderr.print(f"[bold]Stopped.[/] {escape(message)}", soft_wrap=True)
@@ -431,7 +468,7 @@ def _print_stop(message: str) -> int:
 def _print_error(error: SweepError, command: partial[int | None] | None = None) -> int:
     """Print an error as one message and return its exit code.
 
-    Lines are not wrapped: users copy commands and paths from messages.
+    Lines are not wrapped, because users copy commands and paths from messages.
     """
     text = without_secrets(str(error))
     if command is not None and stderr.is_terminal:
@@ -441,9 +478,9 @@ def _print_error(error: SweepError, command: partial[int | None] | None = None) 
 
 
 MAX_BYTES = 5_000_000
-"""Size in bytes at which the root's log is rotated."""
+"""Size at which the root's log is rotated, bytes."""
 MAX_WAITING = 1000
-"""Number of log records kept in memory until the root exists."""
+"""Number of log records that isweep keeps in memory until the root exists."""
 
 
 @contextmanager
@@ -470,14 +507,17 @@ def root_log(root: str | None) -> Iterator[None]:
 
 
 class _Discreet(logging.Formatter):
-    """A formatter that removes secrets from every line, also from tracebacks."""
+    """A log formatter that removes secrets from every line, also from the lines of tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
         return without_secrets(super().format(record))
 
 
 class _RootLog(logging.handlers.RotatingFileHandler):
-    """A log that is written as soon as its folder exists. Its errors never stop a command."""
+    """A log that is written as soon as its folder exists.
+
+    An error of the log never stops a command.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, maxBytes=MAX_BYTES, backupCount=3, delay=True, encoding="utf-8")
@@ -491,13 +531,13 @@ class _RootLog(logging.handlers.RotatingFileHandler):
             super().emit(self.waiting.popleft())
 
     def _open(self) -> TextIOWrapper:
-        """Open the file without waiting: opening a named pipe would wait for a reader."""
+        """Open the file. If it is a named pipe, do not wait for a reader."""
         return open(self.baseFilename, "a", encoding=self.encoding, opener=without_waiting)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Ignore errors, such as a full disk: a traceback on the terminal would not help.
+        """Ignore an error such as a full disk, because a traceback on the terminal would not help.
 
-        If the path of the log is a folder, a pipe or another thing that is not a file, print one
+        If the path of the log is not a file, but for example a folder or a pipe, print one
         warning.
         """
         path = self.baseFilename

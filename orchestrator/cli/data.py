@@ -1,4 +1,4 @@
-"""Commands on sweep files and images: write, list, prepare, measure and locate."""
+"""Commands for sweep files and images: write, list, prepare, measure and locate."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ Side = whole(4, 1025)
 DRAFT = Group("Sweep file", sort_key=1)
 METHOD = Group("Method", sort_key=1)
 SWEEP_SUFFIXES = (".yaml", ".yml")
-"""Extensions of sweep files."""
+"""Endings of the names of sweep files."""
 LEAST_PER_NEIGHBOR = 3
-"""Smallest number of images per neighbor for a usable d_data. With fewer images, the neighbors
-of an image are a large part of the set. Their distances then say little about the surroundings
-of the image."""
+"""Number of images for each nearest neighbor that d_data needs at least. If there are fewer
+images, the neighbors of an image are a large part of all images. Their distances then say
+little about the surroundings of the image."""
 
 
 def init(
@@ -107,7 +107,7 @@ def init(
         root=place.paths.root,
     )
     sweep_file.write_text(text, encoding="utf-8")
-    # Without a slash, a name would mean a sweep of the root.
+    # Without a slash, isweep would take the name for a sweep of the root.
     path = str(sweep_file)
     if "/" not in path:
         path = f"./{path}"
@@ -123,7 +123,7 @@ def init(
 
 
 def _stem(source: Path | None) -> str:
-    """Return the name of a sweep file for these images, without a suffix."""
+    """Return the name of a sweep file for these images, without the ending."""
     if source is None:
         return "first"
     return source.absolute().name.split(".")[0]
@@ -191,7 +191,7 @@ def presets(*, place: Place = Place()) -> None:
 
 
 def _listed(rows: Sequence[Mapping[str, Any]], names: Sequence[str], more: str) -> Iterator[Shown]:
-    """Yield a table of these columns and a line below it."""
+    """Yield a table with these columns, and a line below the table."""
     table = grid(*names)
     for row in rows:
         table.add_row(*(cell(row[name]) for name in names))
@@ -373,8 +373,8 @@ def measure(
     with connected as cluster:
         executor: Executor = InlineExecutor()
         if cluster is not None:
-            # Only this node can read the source and the prepared images, so all tasks run
-            # here.
+            # Only this node can read the source and the prepared images, so all Ray tasks run
+            # on this node.
             executor = RayExecutor(driver_node_only=not cluster.is_private)
         measured = measure_source(request, executor, place.paths)
     if show_pair:
@@ -390,16 +390,16 @@ def measure(
 
 
 def _with_names(part: Shown, source: str, place: Place) -> Shown:
-    """Add the file name behind each hash in a line; return other output unchanged."""
+    """Add the name of the file after each hash in a line. Return any other output unchanged."""
     if isinstance(part, str):
         return with_file_names(part, [source], place)
     return part
 
 
 def _measured_lines(measured: Measured) -> Iterator[Shown]:
-    """Yield lines on read, excluded and doubtful images, then the table of measures.
+    """Yield lines about read, excluded and doubtful images, and then the table of measures.
 
-    The lines come first, because a user can see wrong labels in them.
+    The lines come first, because they show the user whether the labels are wrong.
     """
     from tasks.prepared.record import PreparedRecord, preparation_lines
 
@@ -426,10 +426,11 @@ def _measured_lines(measured: Measured) -> Iterator[Shown]:
 
 
 def _measures_table(record: MeasureResult) -> Table:
-    """Return the table of measures, with a row per train size and estimator.
+    """Return the table of measures, with one row for each train size and estimator.
 
-    Every column has one definition. K_F is the maximum over all pairs of images. If samples
-    were measured, another column has the mean of their maxima, which a sweep stores as K_F.
+    The column K_F contains the maximum over all pairs of images. If samples of the images were
+    measured, another column contains the mean of the samples' maxima. A sweep stores this mean
+    as K_F.
     """
     columns = ["images", "estimator", "neighbors", "d_data", "std error", "K_F"]
     has_samples = bool(_sampled_sizes(record))
@@ -465,7 +466,7 @@ def _measures_table(record: MeasureResult) -> Table:
 
 
 def _sharpness_cells(sharpness: LabelSharpness | None) -> tuple[str, str]:
-    """Return K_F of all pairs and K_F of samples, as text. Both are empty without labels."""
+    """Return K_F of all pairs and K_F of samples, as text. Without labels, both are empty."""
     if sharpness is None:
         return "", ""
     all_pairs = _value_or_reason(sharpness.pair_value, sharpness.reason)
@@ -473,7 +474,7 @@ def _sharpness_cells(sharpness: LabelSharpness | None) -> tuple[str, str]:
 
 
 def _sampled_sizes(record: MeasureResult) -> list[tuple[int, LabelSharpness]]:
-    """Return the train sizes whose label sharpness was measured in samples, with that record."""
+    """Return the records of label sharpness that was measured in samples, by train size."""
     sizes = []
     for size in record.sizes:
         sharpness = size.label_sharpness
@@ -486,7 +487,7 @@ def _sampled_sizes(record: MeasureResult) -> list[tuple[int, LabelSharpness]]:
 
 
 def _samples_line(num_images: int, sharpness: LabelSharpness) -> str:
-    """Return the definitions of the columns K_F and K_F of samples, with the samples of a size."""
+    """Return the definitions of the columns `K_F` and `K_F of samples`."""
     maxima = sharpness.sample_values
     sample_size = f"{sharpness.num_images:,} images"
     definition = (
@@ -503,7 +504,7 @@ def _samples_line(num_images: int, sharpness: LabelSharpness) -> str:
 
 
 def _value_or_reason(value: float | None, reason: str | None) -> str:
-    """Format a measure, or the reason why it is undefined."""
+    """Return a measure as text. If it is undefined, return the reason."""
     return cell(value) or f"undefined: {reason}"
 
 

@@ -1,4 +1,4 @@
-"""Commands on the root, MLflow's page and the machine."""
+"""Commands for the root, MLflow's page and the machine."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def ui(
 
 
 def _page_lines(pages: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
-    """Yield the addresses of MLflow's pages, by sweep and question."""
+    """Yield lines with the addresses of MLflow's pages, by sweep and title of the page."""
     if not pages:
         yield (
             "MLflow has no run of a sweep. To send the results of a sweep to MLflow, run "
@@ -176,7 +176,7 @@ def doctor(*, address: Address = None, launch: File = None, place: Place = Place
 
 
 def node_table(nodes: Iterable[Mapping[str, Any]]) -> Table:
-    """Return a table with one row per node of a cluster."""
+    """Return a table with one row for each node of a cluster."""
     versions = ("isweep", "ray", "torch")
     table = grid("node", "CPUs", "GPUs", "models", "driver", "CUDA", *versions, "disk")
     for node in nodes:

@@ -1,7 +1,8 @@
 """Add file names to the hashes in messages on a terminal.
 
-Messages, logs and records contain keyed hashes instead of file names, because names may identify
-patients. A user who has the files and the key sees the names too.
+Messages, logs and records contain keyed hashes instead of file names, because file names may
+identify patients. If a user has the files and the key, messages on the terminal also show the
+names.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from orchestrator.cli.options import Place
 from search_spaces.errors import SweepError
 
 MAX_NAMED = 3
-"""Largest number of hashes with names in a message; each name needs a listing of the
-folder."""
+"""Largest number of hashes in a message for which isweep adds the name. For each name, isweep
+must list the folder."""
 TABLES = (".yaml", ".yml")
-"""Suffixes of sweep files, which contain no images."""
+"""Endings of the names of sweep files. A sweep file contains no images."""
 
 
 def with_file_names(text: str, arguments: Iterable[object], place: Place) -> str:
@@ -25,9 +26,9 @@ def with_file_names(text: str, arguments: Iterable[object], place: Place) -> str
 
     Args:
         text: The message.
-        arguments: Arguments of the command. Paths and sweeps among them are searched for
-            files.
-        place: Options of the command on the root, which contains the key.
+        arguments: Arguments of the command. isweep searches for files in paths and sweeps
+            among them.
+        place: Options of the command. They say where the root is, which contains the key.
 
     Returns:
         The message. It is unchanged if the key or the file is not on this machine.
@@ -55,7 +56,7 @@ def has_key(place: Place) -> bool:
 
 
 def _name_of(file_hash: str, sources: Iterable[Path], place: Place) -> str | None:
-    """Return the name of the file with this hash in one of the sources; None if there is none."""
+    """Return the name of the file with this hash, or None if no source contains the file."""
     from tasks.sources.locate import locate
 
     key_folder = place.paths.root / "prepared"
@@ -84,7 +85,10 @@ def _image_sources(arguments: Iterable[object], place: Place) -> list[Path]:
 
 
 def _sources_of_sweep(name: str, place: Place) -> list[Path]:
-    """Return the paths of the user's datasets in a sweep; empty if there is no such sweep."""
+    """Return the paths of the user's datasets in a sweep.
+
+    If there is no such sweep, return none.
+    """
     try:
         datasets = place.open(name).plan.sweep.datasets
     except (SweepError, OSError):

@@ -45,7 +45,8 @@ PRIOR_SOURCES = {
     "base datasets": "base datasets of isweep's experiments",
     "published": "the published study",
 }
-"""Name of a prior's source in a sentence, by its stored name, if the two names differ."""
+"""Names in sentences for the sources of priors, by stored name. Other sources have the same
+name in sentences."""
 
 
 @Parameter(name="*")
@@ -97,8 +98,8 @@ class Goal:
     """The goal of a prediction: a train size or a target loss.
 
     Attributes:
-        train_size: Number of training images; None if it was not given.
-        target_loss: Test loss in nat; None if it was not given.
+        train_size: Number of training images. None if the user did not give it.
+        target_loss: Test loss in nat. None if the user did not give it.
     """
 
     train_size: int | None
@@ -184,7 +185,10 @@ def predict(
 
 
 def _check_source(curve: Path | None, sweep: str, has_options_of_sweeps: bool) -> None:
-    """Check that either a sweep or --curve is given, and no options of sweeps with --curve."""
+    """Check that either a sweep or --curve is given.
+
+    With --curve, no option of sweeps may be given.
+    """
     if curve is None:
         if not sweep:
             raise ConfigError(
@@ -211,7 +215,7 @@ def _print_prediction(
     basis: str,
     work: Work,
 ) -> None:
-    """Print the prediction of a sweep of several datasets for a new dataset."""
+    """Print the prediction for a new dataset from a sweep of several datasets."""
     from orchestrator.analysis.predict_sweep import predict_sweep
 
     prediction, pilot = predict_sweep(record, growth, pilot_source, **numbers)
@@ -222,7 +226,7 @@ def _print_prediction(
 
 
 def _check_one_goal(goal: Goal) -> None:
-    """Check that either a train size or a target loss is given for a new dataset."""
+    """Check that the user gives either a train size or a target loss for a new dataset."""
     if goal.train_size is None and goal.target_loss is None:
         raise ConfigError(
             "The prediction for a new dataset needs a train size or a target loss",
@@ -236,7 +240,7 @@ def _check_one_goal(goal: Goal) -> None:
 
 
 def _check_no_curve_options(alone: CurveOptions) -> None:
-    """Check that no option of learning curves is given for a new dataset."""
+    """Check that the user gives no option of learning curves for a new dataset."""
     if alone != CurveOptions():
         raise ConfigError(
             "--target-error, --target-accuracy, --target-auroc, --assurance and --test-size "
@@ -247,7 +251,7 @@ def _check_no_curve_options(alone: CurveOptions) -> None:
 
 
 def _pilot_lines(pilot: Pilot | None) -> list[str]:
-    """Return a line on the losses of a pilot, or no line if there is no pilot."""
+    """Return a line with the losses of a pilot, or no line if there is no pilot."""
     from orchestrator.analysis.number_formats import number
 
     if pilot is None or not pilot.points:
@@ -257,7 +261,7 @@ def _pilot_lines(pilot: Pilot | None) -> list[str]:
 
 
 def _curve_question(options: CurveOptions, goal: Goal) -> CurveQuestion:
-    """Return the question to learning curves, with the metric of the given target or loss."""
+    """Return the question for the learning curves, with the metric of the given target."""
     from orchestrator.analysis.curve_answers import CurveQuestion
 
     targets: dict[Metric, float | None] = {
@@ -287,7 +291,7 @@ def _print_curves(
 ) -> None:
     """Print the answers of the learning curves of one dataset, one per network.
 
-    Without a target, the question is about the first score of the table.
+    If the user gives no target, the question is about the table's first score.
     """
     from orchestrator.analysis.curve_answers import answers
     from orchestrator.analysis.curve_tables import errors_with_source, metric_of
@@ -317,9 +321,9 @@ def _print_curves(
 def _target_hint(
     table: pd.DataFrame, question: CurveQuestion, network: str | None, report: CurveReport
 ) -> list[str]:
-    """Return a line with an example of a target; empty if no better score is expected.
+    """Return a line with an example of a target, or no line if no better score is expected.
 
-    The target is an accuracy if the table has the accuracy of every training.
+    If the table contains the accuracy of every training, the target is an accuracy.
     """
     from orchestrator.analysis.curve_answers import answers
     from orchestrator.analysis.curve_tables import SCORE_COLUMNS
@@ -337,7 +341,7 @@ def _target_hint(
 
 
 def prior_in_words(sources: Sequence[str]) -> str:
-    """Return sentences on the prior of learning curves and on its sources."""
+    """Return sentences about the prior of the learning curves and about its sources."""
     from orchestrator.analysis.number_formats import listing
 
     names = [PRIOR_SOURCES.get(source, source) for source in sources]
@@ -350,7 +354,7 @@ def prior_in_words(sources: Sequence[str]) -> str:
 def _pilot(
     sweep: str, trained: PilotOptions, model: str, domain: Domain | None, work: Work
 ) -> Callable[[], Pilot] | None:
-    """Return a function that reads or trains the pilot; None if there is no pilot."""
+    """Return a function that reads or trains the pilot, or None if there is no pilot."""
     from orchestrator.analysis.prediction_inputs import is_pilot_table, read_pilot
 
     if trained.pilot is None:
@@ -389,7 +393,7 @@ def _pilot(
 def _check_measured(
     measured: str | None, d_data: float | None, label_sharpness: float | None
 ) -> None:
-    """Check that --measured is not given together with both numbers that it replaces."""
+    """Check that the user does not give --measured together with both numbers that it replaces."""
     if None not in (measured, d_data, label_sharpness):
         raise ConfigError(
             f"--d-data, --label-sharpness and --measured {measured} cannot be used together",

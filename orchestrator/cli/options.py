@@ -1,4 +1,4 @@
-"""Options that several commands share, and the parsers of their values."""
+"""Options that several commands have, and the parsers of the options' values."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def whole(least: int, below: int = 2**63) -> Parameter:
 def real(least: float = -math.inf, most: float = math.inf, *, share: bool = False) -> Parameter:
     """Return a parser of finite numbers from ``least`` to ``most``.
 
-    With ``share``, users may also write the number in percent, such as ``1%``.
+    If ``share`` is True, users may also write the number in percent, for example ``1%``.
     """
 
     def check(text: str) -> float:
@@ -71,7 +71,7 @@ def real(least: float = -math.inf, most: float = math.inf, *, share: bool = Fals
 def ending(*endings: str) -> Parameter:
     """Return a parser for the path of a file to write. The path must have one of these endings.
 
-    Without the check, a typing error could overwrite a file of another kind.
+    Without this check, isweep could overwrite a file of another kind after a typing error.
     """
 
     def check(word: str) -> Path:
@@ -85,14 +85,14 @@ def ending(*endings: str) -> Parameter:
 
 
 def writable(path: Path, *, into_new: bool = False) -> Path:
-    """Return the path of a file after checking that it can be written.
+    """Check that a file can be written, and return its path.
 
     Args:
         path: File to write later.
-        into_new: True to create the folder of the file if the folder does not exist.
+        into_new: If True, create the folder of the file if the folder does not exist.
 
     Raises:
-        ConfigError: If the file cannot be written.
+        ConfigError: The file cannot be written.
     """
     try:
         if into_new:
@@ -126,7 +126,8 @@ def _each(check: Callable[[str], object], **more: Any) -> Parameter:
 
 
 def _named(text: str) -> str:
-    # An empty value usually comes from an unset shell variable, and does not mean the default.
+    # An empty value usually comes from a shell variable that is not set. The user does not
+    # mean the default value.
     if not text.strip():
         raise ValueError("is empty. Give a value, or remove the option")
     return text
@@ -193,8 +194,9 @@ class Place:
 
         Args:
             sweep: Name or path of the sweep.
-            prefer_root: If True, open a preset as it last ran, if it has run.
-            changes: Values that replace those of the sweep, by dotted key.
+            prefer_root: If True, and a preset has run in the root, open the preset as it last
+                ran.
+            changes: New values by dotted key. They replace values of the sweep.
         """
         from orchestrator.planning.workspace import Workspace
 
@@ -203,9 +205,9 @@ class Place:
         )
 
     def hint(self, command: str, *words: str) -> str:
-        """Return a command line with the same root, store and MLflow, quoted for a shell.
+        """Return a command line with the same root, result store and MLflow, quoted for a shell.
 
-        Passwords are removed.
+        The command line contains no passwords.
         """
         options = {"--root": self.root, "--storage": self.storage, "--mlflow-uri": self.mlflow_uri}
         line = ["isweep", command, *words]
@@ -225,7 +227,7 @@ def pairs(flag: str, values: Sequence[str], form: str, example: str) -> dict[str
         example: A valid word, for messages.
 
     Raises:
-        ConfigError: If a name or value is blank, or a name has two values.
+        ConfigError: A name or a value is blank, or a name has two values.
     """
     value_by_name: dict[str, str] = {}
     for word in values:
@@ -260,7 +262,7 @@ class OwnOptions:
     layout: Literal["class/group", "group/class"] | None = None
 
     def by_key(self) -> dict[str, Any]:
-        """Return the given options under the keys of ``own`` in a sweep file."""
+        """Return the options that the user gave, by their key in ``own`` of a sweep file."""
         label_map = pairs("--label-map", self.label_map, "WRITTEN=CLASS", "CAT=cat 0.0=0")
         answers = {**vars(self), "label_map": label_map}
         return {name: value for name, value in answers.items() if value}
@@ -306,7 +308,7 @@ class Work(ReadingOptions, Place):
     quiet: Annotated[bool, Parameter(group=OUTPUT)] = False
 
     def options(self, raw: Mapping[str, str | Path]) -> RunOptions:
-        """Return the options of a run, with the folder of each dataset's raw download."""
+        """Return the options of a run. They contain the folder of each dataset's raw download."""
         from orchestrator.machine.cluster import RunOptions
 
         folders = {name: Path(folder) for name, folder in raw.items()}
@@ -328,7 +330,7 @@ class SweepWork(Work):
 
     @property
     def run_options(self) -> RunOptions:
-        """Options of the run: folders, cluster and device."""
+        """Options of the run, for example its folders, cluster and device."""
         return self.options(pairs("--raw", self.raw, "NAME=DIR", "mnist=/data/mnist"))
 
     def again(self, command: str, sweep: str) -> str:

@@ -1,4 +1,4 @@
-"""Output of commands: data on stdout, everything else on stderr."""
+"""Output of commands: they print data on stdout and everything else on stderr."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Shown = str | Table | Text
-"""A piece of output for people: a line, or a rich table or text."""
+"""A piece of output for people: a line, a table of rich, or a text of rich."""
 
 
 class _Data(Console):
     """The console of stdout."""
 
     def on_broken_pipe(self) -> NoReturn:
-        """Raise an error that ``main`` catches: a closed pipe is no failure.
+        """Raise an error that ``main`` catches, because a closed pipe is not a failure.
 
-        By default, rich exits with 1.
+        By default, rich would end the process with exit code 1.
         """
         raise BrokenPipeError
 
@@ -49,26 +49,26 @@ class _Messages(Console):
     """The console of stderr."""
 
     def on_broken_pipe(self) -> None:
-        """Print no further messages: a closed pipe must not end a run of several days."""
+        """Print no further messages. A closed pipe must not end a run of several days."""
         log.warning("The reader of stderr has ended. Important messages are in this log.")
         self.quiet = True
-        # Writes of other libraries to the closed stream must not end the run either.
+        # If another library writes to the closed stream, the run must not end either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 PIPE_WIDTH = 200
-"""Characters per line in a pipe or file, which wraps no lines."""
+"""Number of characters per line in a pipe or file. It is large, so that no line is wrapped."""
 USUAL_WIDTH = 80
-"""Characters per line if the variable COLUMNS has no usable value."""
+"""Number of characters per line if the environment variable COLUMNS has no usable value."""
 MIN_WIDTH = 20
-"""Smallest value of COLUMNS that is used. Some programs set COLUMNS to 0."""
+"""Smallest value of COLUMNS that isweep uses. Some programs set COLUMNS to 0."""
 
 
 def _open_standard_streams() -> None:
     """If the caller closed a standard stream (`>&-`), open it on the null device.
 
-    Otherwise the next opened file, such as a database, would have the stream's number, and
-    Ray's processes would print into it.
+    Otherwise the next file that isweep opens, for example a database, would get the stream's
+    number. Ray's processes would then print into this file.
     """
     while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(free, True)
@@ -76,13 +76,17 @@ def _open_standard_streams() -> None:
     sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
     for stream in (sys.stdout, sys.stderr):
-        # Under cron a stream may be ASCII, but messages contain characters such as ±.
+        # If cron runs isweep, the encoding of a stream may be ASCII. But messages contain
+        # characters such as ±.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _width(stream: TextIO) -> int | None:
-    """Return the characters per line of a stream; None for a terminal, whose width rich reads."""
+    """Return the number of characters per line of a stream.
+
+    None for a terminal: rich reads its width.
+    """
     columns = os.environ.get("COLUMNS")
     if columns is None:
         return None if stream.isatty() else PIPE_WIDTH
@@ -97,12 +101,12 @@ stdout = _Data(highlight=False, emoji=False, width=_width(sys.stdout))
 
 
 def emit(place: Place, document: object, *outputs: Shown | Iterable[Shown]) -> None:
-    """Print a document as JSON with ``--json``, else the output for people.
+    """Print a document as JSON if the user gave ``--json``. Otherwise print the output for people.
 
     Args:
         place: The options of the command.
         document: The data for ``--json``.
-        outputs: Output for people, in this order. Iterables are consumed only if they are
+        outputs: Output for people, in this order. An iterable is consumed only if it is
             printed.
     """
     end_waiting()
@@ -118,13 +122,13 @@ def emit(place: Place, document: object, *outputs: Shown | Iterable[Shown]) -> N
 
 
 WIDE = 10_000
-"""Characters per line when the needed width of a table is measured."""
+"""Number of characters per line with which isweep measures the width that a table needs."""
 
 
 def _print_part(part: Shown) -> None:
-    """Print one piece of output without breaking words or numbers."""
+    """Print one piece of output. Words and numbers are not broken."""
     if isinstance(part, str):
-        # Rich would break long paths, so it does not print lines.
+        # Rich would break long paths, so isweep prints lines without rich.
         sys.stdout.write(f"{_wrapped(part)}\n")
     elif isinstance(part, Text):
         stdout.print(Text(_wrapped(part.plain), spans=part.spans), soft_wrap=True)
@@ -136,7 +140,7 @@ def _print_part(part: Shown) -> None:
 
 
 def _rows_as_lines(table: Table) -> Iterator[str]:
-    """Yield the rows of a table as lines, with the name of its column before each value."""
+    """Yield the rows of a table as lines. Before each value is the name of its column."""
     if table.title:
         yield str(table.title)
     headers = [str(column.header) for column in table.columns]
@@ -149,7 +153,7 @@ def _rows_as_lines(table: Table) -> Iterator[str]:
 
 
 COPIED = re.compile("^[./].*|`[^`]*`|(?<=: )isweep [^;,)]*")
-"""Text that people copy: a path, or a command in backquotes or after a colon."""
+"""Pattern of text that people copy: a path, or a command in backquotes or after a colon."""
 
 
 def _wrapped(text: str) -> str:
@@ -161,7 +165,8 @@ def _wrapped(text: str) -> str:
     for line in text.splitlines():
         indent = len(line) - len(line.lstrip())
         wrapper.subsequent_indent = " " * (2 + indent)
-        # Zero bytes replace the spaces of copied text, so that it is not wrapped.
+        # In text that people copy, zero bytes replace the spaces for a moment, so that the
+        # text is not wrapped.
         unbroken = COPIED.sub(lambda match: match[0].replace(" ", "\0"), line)
         lines.append(wrapper.fill(unbroken).replace("\0", " "))
     return "\n".join(lines)
@@ -174,7 +179,7 @@ _waits: list[Progress] = []
 def waiting(text: str, *, slow: bool) -> Iterator[None]:
     """Show a text and the elapsed time on a terminal until the block ends or prints output.
 
-    In a pipe or file, print one line if the command is ``slow``.
+    If the output is a pipe or file, print one line if the command is ``slow``.
     """
     if slow and not stderr.is_terminal:
         print_message(f"{text} …")
@@ -194,13 +199,13 @@ def waiting(text: str, *, slow: bool) -> Iterator[None]:
 
 
 def end_waiting() -> None:
-    """End the display of :func:`waiting`, before output is printed."""
+    """End the display of :func:`waiting`. This must happen before output is printed."""
     while _waits:
         _waits.pop().stop()
 
 
 def progress(work: Work) -> RunProgress:
-    """Return the display of a run's progress. With ``--quiet``, it prints nothing."""
+    """Return the display of a run's progress. If the user gave ``--quiet``, it prints nothing."""
     from orchestrator.running.progress import Progress as RunProgress
 
     end_waiting()  # the run has a display of its own
@@ -215,7 +220,7 @@ def print_message(text: str) -> None:
 
 
 def cell(value: object) -> str:
-    """Format a value for a table: four digits of a number, nothing for None."""
+    """Return a value as text for a table. A number has four digits, and None is empty."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -240,7 +245,7 @@ def grid(*names: str, numeric_from: int = 99, title: str | None = None) -> Table
 
 
 def report_tables(*tables: ReportTable) -> Iterator[Shown]:
-    """Yield tables of the report laid out for a terminal, each followed by its note."""
+    """Yield tables of the report in a layout for a terminal. Each table is followed by its note."""
     for table in tables:
         header = map(escape, table.header)
         layout = grid(*header, numeric_from=table.numeric_from, title=escape(table.title))

@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator.machine import gpu_check_parts
+from orchestrator.machine import gpu_check_parts, gpu_check_summary
 from orchestrator.machine.gpu_bench import SLOW_PART_MODELS, Bench, make_bench
 from orchestrator.machine.gpu_check_parts import (
     Measurements,
@@ -236,7 +236,7 @@ PARTS: dict[str, Callable[..., Measurements]] = {
     "pairs": measure_pairs,
     "trial": gpu_check_parts.run_trials,
     "faults": gpu_check_parts.exhaust_memory,
-    "summary": gpu_check_parts.summarize,
+    "summary": gpu_check_summary.summarize,
 }
 """The parts in the order in which they run, by their names in the file."""
 GPU_ONLY = ("gpu", "context")

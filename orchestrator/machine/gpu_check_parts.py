@@ -35,19 +35,14 @@ from torch.utils.benchmark import Timer
 
 from orchestrator.machine.cluster import connect, cpu_cluster_here
 from orchestrator.machine.gpu_bench import Bench
-from orchestrator.machine.gpu_hours import FULL_SIZE, MeasuredTimes, measured_hours, network_factors
+from orchestrator.machine.gpu_hours import FULL_SIZE
 from orchestrator.machine.gpus import nvidia_smi
 from orchestrator.machine.gpus.records import Gpu
 from orchestrator.machine.gpus.torch_gpus import describe
 from orchestrator.machine.gpus.visible import visible_gpus
 from orchestrator.machine.mps_daemon import mps_runs
 from orchestrator.machine.self_test import program, stored_verdicts
-from orchestrator.planning.costs.gpu_checks import MIN_SHARING_GAIN
-from orchestrator.planning.costs.gpu_models import GpuModel
 from orchestrator.planning.costs.memory import array_bytes, peak_bytes
-from orchestrator.planning.costs.networks import cost_of
-from orchestrator.planning.costs.pass_times import EAGER_INTERVAL_S, GRAPH_INTERVAL_S, pass_time
-from orchestrator.planning.estimate import on_gpus
 from orchestrator.results.provenance import provenance
 from tasks.measures.products import MAX_FEATURES, blas_product, choose_product, torch_product
 from tasks.prepared.subsets import TrialData
@@ -111,8 +106,6 @@ FLOAT32_ERROR = 2e-5
 Winograd's algorithm, which cuDNN may choose for a convolution, and 4e-7 for the direct sum. The
 limit is almost four times Winograd's error, because cuDNN may round in another order.
 TensorFloat-32 has 3e-4."""
-NETWORK_PARTS = ("correctness", "step_times", "passes", "memory")
-"""Parts with a result for each network. If such a part is ended early, some results are missing."""
 TRIAL_SIZES = (500, 500, FULL_SIZE)
 """Training images of the real trials. Two equal trials show which results repeat exactly."""
 
@@ -551,112 +544,6 @@ def exhaust_memory(bench: Bench) -> Measurements:
             recorded_as = kind or "no failure"
             fails.append(f"an out-of-memory error in {name} is recorded as {recorded_as}")
     yield "fails", fails
-
-
-def summarize(bench: Bench, parts: Mapping[str, Any]) -> Measurements:
-    """Yield the conclusions: the verdict, sharing of the GPU, its row for plans, and the hours."""
-    values = {name: part["values"] for name, part in parts.items()}
-    graphs = values.get("correctness", {}).get("graphs", [])
-    plain = [model for model in bench.models if model not in graphs]
-    failed = [name for name, part in parts.items() if not part["ok"]]
-    verdict = f"FAIL: {', '.join(failed)}" if failed else "PASS"
-    if plain and bench.on_gpu:
-        verdict += f"; plain steps for {', '.join(plain)}"
-    for part in NETWORK_PARTS:
-        measured = values.get(part, {})
-        if part == "correctness":
-            measured = measured.get("self_test", {})
-        missing = [model for model in bench.models if model not in measured]
-        if missing:
-            verdict += f"; {part} lacks {', '.join(missing)}"
-    yield "verdict", verdict
-    yield "fast", "auto: captured graphs" if graphs and not plain else "auto: plain steps"
-    yield from _sharing(values.get("pairs", {}))
-    times = MeasuredTimes.of_parts(values, graphs)
-    if "planned_as" not in values.get("gpu", {}) or not times.step_ms:
-        return
-    planned = GpuModel(**values["gpu"]["planned_as"])
-    bench = replace(bench, bfloat16=planned.bfloat16)
-    row = measured_row(bench, planned, times, graphs)
-    row = replace(row, context_gib=_context_gib(values.get("context", {})))
-    # This row has no factors of networks. It is stored even if a prediction below fails.
-    yield "row", asdict(row)
-    yield from _hours(bench, planned, times, row)
-
-
-def _hours(bench: Bench, planned: GpuModel, times: MeasuredTimes, row: GpuModel) -> Measurements:
-    """Yield the predicted and the measured hours of all trials, and the GPU's complete row.
-
-    Args:
-        bench: the GPU, with the trials.
-        planned: the GPU's row for plans before the check.
-        times: the measured times of the networks.
-        row: the measured row, without factors of networks.
-    """
-    yield "predicted_hours", on_gpus(bench.trials, planned, 1, share=1.0)["hours"]
-    hours = measured_hours(bench.trials, times)
-    if hours is not None:
-        # With these factors, plans and runs use the measured time of each network.
-        factors = network_factors(bench.trials, times, row)
-        yield "row", asdict(replace(row, network_factors=factors))
-    yield "hours", hours
-    if hours is None:
-        note = "the hours are unknown, because step_times, passes or trial lacks a network"
-        yield "hours_note", note
-
-
-def _sharing(pairs: Mapping[str, Any]) -> Measurements:
-    """Yield the smallest gain of two trials on a GPU, with and without MPS, and the decision."""
-    gain = _smallest_gain(pairs.get("without_mps", {}))
-    gain_with_mps = _smallest_gain(pairs.get("with_mps", {}))
-    yield "pair_gain", gain
-    yield "pair_gain_mps", gain_with_mps
-    # As in a run: if MPS runs, trials use it. Otherwise a run can start MPS, or use none.
-    runs_mps = bool(pairs.get("mps"))
-    possible = [gain_with_mps] if runs_mps else [gain_with_mps, gain]
-    measured = [value for value in possible if value is not None]
-    shares = runs_mps  # without a measurement
-    if measured:
-        shares = max(measured) >= MIN_SHARING_GAIN
-    yield "num_gpus", "left out: trials share a GPU" if shares else 1
-
-
-def _smallest_gain(rows: Mapping[str, Any]) -> float | None:
-    """Return the smallest gain of two trials over one, or None if no network was measured."""
-    return min((row["gain"] for row in rows.values() if "gain" in row), default=None)
-
-
-def _context_gib(measured: Mapping[str, Any]) -> float:
-    """Return the largest memory of a process besides its tensors, but at least the value of
-    plans.
-    """
-    sizes = [value for value in measured.values() if isinstance(value, int)]  # without the note
-    return max([CONTEXT_BYTES, *sizes]) / 2**30
-
-
-def measured_row(
-    bench: Bench, planned: GpuModel, times: MeasuredTimes, graphs: Iterable[str]
-) -> GpuModel:
-    """Return the GPU's row for plans, scaled by the measured over the predicted speed of steps.
-
-    The scale is the median over networks.
-    """
-    speeds = []
-    for model, step_ms in times.step_ms.items():
-        interval = EAGER_INTERVAL_S
-        if model in graphs:
-            interval = GRAPH_INTERVAL_S
-        cost = cost_of(bench.network(model)).step
-        expected = pass_time(cost, planned, interval=interval, half=bench.bfloat16)
-        speeds.append(1000 * expected.seconds / step_ms)
-    speed = statistics.median(speeds)
-    return replace(
-        planned,
-        compute_efficiency=planned.compute_efficiency * speed,
-        bandwidth_efficiency=min(1.0, planned.bandwidth_efficiency * speed),
-        origin=f"gpu-check: {speed:.2f} times as fast as predicted",
-        timed=True,
-    )
 
 
 def print_measurements(measurements: Measurements) -> None:

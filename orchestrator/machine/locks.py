@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from orchestrator.machine.signals import Interrupt, Watch
+from orchestrator.machine.watch import Interrupt, Watch
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.storage import Bucket, Storage, no_conditional_writes, open_storage
 from orchestrator.results.store import ResultStore
@@ -53,7 +53,7 @@ class InUseError(SetupError):
 
 @contextlib.contextmanager
 def lock_root_and_store(
-    workspace: Workspace, purpose: str, say: Callable[[str], None] = log.warning
+    workspace: Workspace, purpose: str, print_note: Callable[[str], None] = log.warning
 ) -> Iterator[None]:
     """Lock a sweep's root and its result store during a block.
 
@@ -62,7 +62,7 @@ def lock_root_and_store(
     Args:
         workspace: the sweep's root and store.
         purpose: this command as text, for the message to other commands.
-        say: prints a message for the user during a wait.
+        print_note: prints a message for the user during a wait.
 
     Raises:
         SetupError: another command has locked the root or the store.
@@ -74,7 +74,7 @@ def lock_root_and_store(
             locks.enter_context(lock_file(store_lock, purpose, "storage"))
         else:
             name = _root_name(workspace.paths.identity)
-            locks.enter_context(Lease(workspace.results_url, name, purpose, say))
+            locks.enter_context(Lease(workspace.results_url, name, purpose, print_note))
         yield
 
 
@@ -306,7 +306,7 @@ class Lease:
         url: folder or URL of the store.
         name: name of the root, see :func:`_root_name`.
         purpose: this command as text, for the message to other commands.
-        say: prints a message for the user during a wait.
+        print_note: prints a message for the user during a wait.
         clock: source of the time for waits and renewals.
         interrupt: ends the main thread if the lease is lost.
     """
@@ -316,11 +316,11 @@ class Lease:
         url: str | Storage,
         name: str,
         purpose: str,
-        say: Callable[[str], None] = log.warning,
+        print_note: Callable[[str], None] = log.warning,
         clock: Clock = SYSTEM,
         interrupt: Interrupt | None = None,
     ) -> None:
-        self._say = say
+        self._print_note = print_note
         self._clock = clock
         self._files = cast("Bucket", open_storage(url))
         self._url = url if isinstance(url, str) else url.base
@@ -396,7 +396,7 @@ class Lease:
             InUseError: the lease has changed, so its holder is alive.
         """
         holder = _holder_text(lease.fields)
-        self._say(
+        self._print_note(
             f"{self._url} is or was in use by {holder}. isweep waits up to {EXPIRES_S:,.0f} s "
             "to see whether that command is still running"
         )
@@ -420,14 +420,14 @@ class Lease:
             if self._silent_since is None:
                 self._silent_since = self._clock.monotonic()
                 reason = error.problem if isinstance(error, SetupError) else error
-                self._say(
+                self._print_note(
                     f"The storage does not answer: {reason}. isweep stores the results of "
                     "finished trials when it answers again"
                 )
             return None
         if self._silent_since is not None:
             seconds = self._clock.monotonic() - self._silent_since
-            self._say(f"The storage answers again after {seconds:.0f} s")
+            self._print_note(f"The storage answers again after {seconds:.0f} s")
             self._silent_since = None
         if is_ours:
             return None

@@ -13,11 +13,12 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from orchestrator.machine.signals import at_forced_end
+from orchestrator.machine.watch import at_forced_end
 from orchestrator.planning.paths import RootPaths
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,17 @@ OWNER_FILE = "owner"
 SESSIONS = "r"
 """Folder for Ray's sessions. Its name is short because paths of sockets are limited to 107
 characters."""
+SHORT_PARENT = Path("/tmp")
+"""Folder for private clusters if the path of the temporary folder is too long for Ray's sockets."""
+MAX_SOCKET_PATH = 103 if sys.platform == "darwin" else 107
+"""Largest number of bytes in the path of a socket."""
+LONGEST_SOCKET = (
+    f"/{PREFIX}12345678/{SESSIONS}/session_2026-12-31_23-59-59_999999_{os.getpid()}"
+    "/sockets/dash_MetricsHead"
+)
+"""A path as long as that of Ray's longest socket, below the temporary folder."""
+MAX_PARENT_BYTES = MAX_SOCKET_PATH - len(LONGEST_SOCKET)
+"""Longest path of a temporary folder in which Ray can make its sockets, in bytes."""
 MPS = "mps"
 """Folder for the socket and the logs of NVIDIA's MPS."""
 MPS_PROGRAM = b"nvidia-cuda-mps"
@@ -36,12 +48,25 @@ RAY_TITLE = b"ray::"
 """Beginning of the title of a Ray worker, which replaces its command line."""
 
 
+def parent_folder() -> Path:
+    """Return the folder for private clusters: the temporary folder, or ``/tmp``.
+
+    Batch systems and macOS set TMPDIR to long paths. Ray then fails after a minute without a
+    reason that mentions TMPDIR.
+    """
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) > MAX_PARENT_BYTES:
+        return SHORT_PARENT
+    return Path(folder)
+
+
 class RayFolders:
     """The folders of private clusters on this machine, and this user's processes in each."""
 
     def folders(self) -> Iterable[Path]:
         """Return all folders of private clusters, including those of other users."""
-        return sorted(Path(tempfile.gettempdir()).glob(f"{PREFIX}*"))
+        parents = {Path(tempfile.gettempdir()), SHORT_PARENT}
+        return sorted(folder for parent in parents for folder in parent.glob(f"{PREFIX}*"))
 
     def is_abandoned(self, folder: Path) -> bool:
         """Return whether a folder belongs to this user and no run has locked it."""
@@ -86,7 +111,7 @@ def private_folder() -> Iterator[str]:
     file with a process id would not suffice, because another container with other process ids may
     use the same temporary folder.
     """
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent_folder()))
     with open(folder / OWNER_FILE, "w", encoding="utf-8") as owner:
         fcntl.flock(owner, fcntl.LOCK_EX)
         try:

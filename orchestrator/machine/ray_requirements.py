@@ -9,12 +9,15 @@ import os
 import resource
 import shutil
 import socket
-import tempfile
 
+from orchestrator.machine.ray_folders import MAX_PARENT_BYTES, parent_folder
 from search_spaces.errors import SetupError
 
 MIN_OPEN_FILES = 128
 """Smallest limit of open files. Ray starts with 128, but not with 64."""
+MIN_PROCESSES = 600
+"""Smallest limit of the processes and threads of a user. On a machine with two CPUs, trials run
+with a limit of 640, but not with 512."""
 MIN_ADDRESS_SPACE = 16 * 2**30
 """Smallest limit of a process's address space, in bytes. Ray maps its object store into it. On a
 machine with 24 GiB, Ray starts with 17 GB, but not with 12 GB."""
@@ -25,6 +28,9 @@ MIN_FREE_BYTES = 100 * 2**20
 LOOPBACK = "127.0.0.1"
 LOOPBACK_TIMEOUT_S = 5.0
 AGAIN = "and run the same command again"
+SHORT_TMPDIR = (
+    f"Set TMPDIR to another folder, whose path has at most {MAX_PARENT_BYTES} characters, {AGAIN}"
+)
 
 
 def check_ray_requirements() -> None:
@@ -53,6 +59,9 @@ def _check_limits() -> None:
     # Ray itself raises the soft limit of open files to the hard limit.
     _, open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     _check_limit("open files", "ulimit -n", open_files, MIN_OPEN_FILES)
+    if os.geteuid() != 0:  # the kernel does not count the processes of root
+        processes, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+        _check_limit("processes and threads", "ulimit -u", processes, MIN_PROCESSES)
     address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
     _check_limit("bytes of address space", "ulimit -v", address_space, MIN_ADDRESS_SPACE)
     # Ray's object store is one file.
@@ -79,13 +88,19 @@ def _check_limit(counted: str, command: str, limit: int, smallest: int) -> None:
 
 
 def _check_temporary_folder() -> None:
-    folder = tempfile.gettempdir()
+    """Check the folder for Ray's sockets and logs."""
+    folder = parent_folder()
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise SetupError(
+            f"The temporary folder {folder} for Ray's sockets cannot be written",
+            hint=SHORT_TMPDIR,
+        )
     free = shutil.disk_usage(folder).free
     if free < MIN_FREE_BYTES:
         raise SetupError(
             f"The temporary folder {folder} has {free / 2**20:.0f} MiB free, but Ray needs "
             f"{MIN_FREE_BYTES / 2**20:.0f} MiB",
-            hint=f"Free some space, or set TMPDIR to another folder, {AGAIN}",
+            hint=f"Free some space, {AGAIN}. Or: {SHORT_TMPDIR}",
         )
 
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.machine import processes, signals
+from orchestrator.machine import processes
+from orchestrator.machine.watch import at_forced_end
 from orchestrator.planning.replay import LOOK_AHEAD
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def private_environment(token_file: Path | None) -> Iterator[None]:
             file.write(token)
     variables = processes.environment(**_PRIVATE_CLUSTER_VARIABLES, RAY_AUTH_TOKEN=token)
     try:
-        with variables, signals.at_forced_end(remove):
+        with variables, at_forced_end(remove):
             yield
     finally:
         read_settings_again()

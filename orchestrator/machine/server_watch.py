@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.machine import processes, signals
+from orchestrator.machine.watch import Watch
 from search_spaces.errors import SetupError
 
 log = logging.getLogger(__name__)
@@ -172,12 +173,12 @@ def watch_servers(ray: Any, *, is_private: bool) -> Iterator[None]:
     }
     lost_after_s = PRIVATE_LOST_AFTER_S if is_private else SHARED_LOST_AFTER_S
     server_check = _ServerCheck(servers, lost_after_s, is_private=is_private)
-    watch = signals.Watch("server-watch", CHECK_INTERVAL_S, server_check.check)
+    watch = Watch("server-watch", CHECK_INTERVAL_S, server_check.check)
     try:
         with watch:
             yield
     finally:
-        if watch.lost is None:
+        if watch.failure is None:
             ray.shutdown()
         else:
             end = threading.Thread(target=ray.shutdown, daemon=True)

@@ -6,7 +6,8 @@ import contextlib
 import subprocess
 from collections.abc import Iterator
 
-from orchestrator.machine.signals import at_forced_end, run_again_hint
+from orchestrator.machine.signals import run_again_hint
+from orchestrator.machine.watch import at_forced_end
 
 PRINT_AFTER_INPUT_WITHOUT_A_LINE = 'read -r _ || printf "%s\\n" "$1" >&2'
 """Shell command that waits for its standard input. If the input ends without a line, the command

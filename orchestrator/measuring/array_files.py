@@ -23,12 +23,12 @@ from tasks.sources.base import format_counts
 from tasks.sources.detect import detect_own_kind
 
 MAX_HELD_BYTES = 2 << 30
-"""Size limit of a file of arrays that is read into memory, bytes."""
+"""Largest size of a file of arrays that isweep reads into memory, bytes."""
 ONLY_FOR_ARRAYS = frozenset({"label_map", "pixel_range"})
-"""Options of your own data that are allowed for a file of arrays."""
+"""Options of your own data that a user may give for a file of arrays."""
 NUM_PROBED = 64
-"""Number of values of an image that are compared first. In most images, they are not all
-equal."""
+"""Number of values of an image that isweep compares first. In most images, these values are
+not all equal, so the others need not be compared."""
 
 
 def measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Measured:
@@ -50,7 +50,8 @@ def measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Mea
             f"{path.name} is a file of arrays, for which {options_text(unfit)} cannot be used",
             hint=f"Remove {options_text(unfit)}",
         )
-    # A .npy file has no kind. Its options are checked as those of an .npz file.
+    # A .npy file has no kind of its own. isweep checks its options as the options of an .npz
+    # file.
     own_data = own_source(kind or "npz", path, request)
     if kind is None:
         return _measure_npy(request, path, own_data, executor)
@@ -62,7 +63,7 @@ def measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Mea
     images = load_images(ARRAY_FILES[path.suffix.lower()](raw), listing)
     codes = np.array([item.label for item in listing.items], np.int64)
     labels = Labels(tuple(listing.label_names), codes)
-    # An image without a group id is a group of its own.
+    # An image without a group id forms a separate group.
     groups = [item.group or f"\0{item.locator}" for item in listing.items]
     notes = format_counts(left_out=listing.excluded, doubtful=listing.flags)
     return _measure_labeled(images, labels, groups, notes, request, executor)
@@ -117,13 +118,13 @@ def own_source(kind: str, path: Path, request: MeasureRequest) -> UserSourceSpec
 
 
 def options_text(names: Iterable[str]) -> str:
-    """Return options as on a command line: ``--label-map and --layout``."""
+    """Return options as a user types them, for example ``--label-map and --layout``."""
     return " and ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 def _load_npy(path: Path) -> Images:
     try:
-        # With mmap, a header that declares more data than the file has is an error before
+        # If the header declares more data than the file has, mmap raises an error before
         # memory is allocated.
         return cast("Images", np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:

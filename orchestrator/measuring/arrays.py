@@ -23,14 +23,14 @@ from tasks.remote import Executor
 PREPARED_RANGE = (0.0, 255.0)
 """Pixel values of black and white in all prepared images."""
 MAX_DIVIDED_TWICE = 1.01
-"""Largest value in [0, 255] of images that were probably divided by 255 twice. It is 1 gray level,
-plus a margin for rounding."""
+"""If the largest value of all images, in [0, 255], is at most this number, the images were
+probably divided by 255 twice. The number is 1 gray level, plus a margin for rounding."""
 MAX_NAMED = 20
-"""Largest number of classes in a message."""
+"""Largest number of classes that a message lists."""
 
 
 def measure_arrays(data: LabeledImages, request: MeasureRequest, executor: Executor) -> Measured:
-    """Measure images in memory. The source of the request is not used.
+    """Measure images in memory. This function does not use the source of the request.
 
     Raises:
         SweepError: The class pair, the train sizes or the images cannot be used.
@@ -55,13 +55,13 @@ def measure_arrays(data: LabeledImages, request: MeasureRequest, executor: Execu
 
 @dataclass(frozen=True)
 class _Rescaled:
-    """Images after their values were rescaled, if they can be.
+    """Images with rescaled values, or unchanged images if they cannot be rescaled.
 
     Attributes:
         images: ``(num_images, ...)``, in [0, 255] if they were rescaled.
         lines: Lines for users that describe the type and the values of the images.
-        is_rescaled: Whether the values were rescaled to [0, 255].
-        doubts: Sentences of these lines that are repeated in a printed measurement.
+        is_rescaled: True if the values were rescaled to [0, 255].
+        doubts: Those sentences of ``lines`` that a printed measurement repeats.
     """
 
     images: Images
@@ -77,7 +77,7 @@ def rescale_and_measure(
 
     Floating-point images are rescaled. Images of whole numbers, and points ``(num_points,
     num_features)``, are rescaled only if the request has the values of black and white. All
-    other data are measured as they are.
+    other data are measured unchanged.
     """
     rescaled = _rescale(data.images, request.settings.pixel_range)
     if rescaled.is_rescaled:
@@ -95,7 +95,7 @@ def _rescale(images: Images, limits: tuple[float, float] | None) -> _Rescaled:
         images: ``(num_images, ...)``.
         limits: Values of black and white. None if the user gave none.
     """
-    # These import more than points need.
+    # These modules import packages that points do not need.
     from tasks.sources.pixel_range import (
         CLIPPED,
         check_not_divided,
@@ -112,7 +112,7 @@ def _rescale(images: Images, limits: tuple[float, float] | None) -> _Rescaled:
     if limits is None and images.dtype == np.uint8 and images.ndim > 2:
         check_not_divided("images", images)
     if limits is None:
-        # Black and white of whole numbers are unknown.
+        # For whole numbers, the values of black and white are unknown.
         can_rescale = kind == "f" and images.ndim > 2
     # The measure itself raises an error for NaN and infinite values.
     can_rescale = can_rescale and images.size > 0
@@ -181,8 +181,8 @@ def rows_of_pair(labels: Codes, names: Names, pair: tuple[str, str]) -> Codes:
     Args:
         labels: ``(num_images,)`` class indices.
         names: Names of the classes, by index.
-        pair: The two classes, as names or else as indices. For labels 1, 2, 3 the indices are
-            0, 1, 2.
+        pair: The two classes. A text that is not the name of a class is the index of a class.
+            For the labels 1, 2 and 3, the indices are 0, 1 and 2.
 
     Raises:
         ConfigError: A class does not exist, or both classes are the same.

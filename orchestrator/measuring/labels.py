@@ -1,4 +1,4 @@
-"""Convert labels of arrays, numbers or text, to classes."""
+"""Convert the labels of arrays to classes. A label is a number or a text."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from search_spaces.sweeps import UserSourceSpec
 from tasks.sources.base import RawRequest
 
 DUMMY_SOURCE = UserSourceSpec(kind="npz", path="own", domain=None)
-"""Source of data in memory, for functions that need a source. No file is read."""
+"""Path of the source if data are in memory. Some functions need a path, but they read no
+file."""
 UNUSED_SIDE = 224
-"""Side of images in a request that reads no images. Its value does not matter."""
+"""Side of images in a request that reads no images. The value has no effect."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def name_labels(
     Args:
         raw_labels: One label per image: a number, text or bytes.
         own_data: Description of the data with the label map. None for labels in memory.
-        first: Number of the first row in messages.
+        first: Number that messages use for the first row.
 
     Raises:
         DataError: A label is empty or ambiguous.

@@ -23,7 +23,7 @@ def published_rows(record: MeasureResult) -> list[dict[str, Any]]:
 
     The published label sharpness is a maximum over about 2,000 sampled pairs of images with
     224 x 224 pixels in [0, 255]. It is converted to the pixel range, side and channels of the
-    record. It is None if the record does not have its pixel range or side.
+    record. If the record lacks its pixel range or side, the converted value is None.
     """
     size = record.sizes[-1].train_size
     nearest: dict[str, dict[str, str]] = {}
@@ -105,7 +105,7 @@ def describe(measured: Measured) -> list[str]:
 
 
 def _level(below: int, total: int) -> str:
-    """Return low, medium or high: the third of the published values in which a value lies.
+    """Return low, medium or high, depending on how many published values are below a value.
 
     Args:
         below: Number of published values below the value.

@@ -25,17 +25,19 @@ class MeasureRequest:
 
     Attributes:
         source: A path, or the name of a known dataset.
-        labels: Label file for a ``.npy`` file. It is a ``.npy`` file or text with one label
-            per line. Without labels only the intrinsic dimension is measured.
+        labels: File with the labels of a ``.npy`` file: another ``.npy`` file, or a text file
+            with one label per line. If there are no labels, only the intrinsic dimension is
+            measured.
         raw: Folder with the raw download of a known dataset.
         own_options: Options of your own data: ``label_map`` (label in the data -> class),
             ``label_columns``, ``layout``.
-        class_pair: Names of the two classes to measure. None measures all classes. A number
-            that is not the name of a class is the index of a class.
+        class_pair: Names of the two classes to measure. If it is None, all classes are
+            measured. A number that is not the name of a class is the index of a class.
         max_skipped_share: Largest share of image files that may be unusable.
         train_sizes: Sizes of nested, stratified subsets to measure in addition to all images.
-        image_size: Side after resizing, pixels. None does not resize arrays, and resizes image
-            files to :data:`orchestrator.measuring.sources.DEFAULT_SIDE`.
+        image_size: Side of the images after resizing, pixels. If it is None, arrays are not
+            resized, and image files are resized to
+            :data:`orchestrator.measuring.sources.DEFAULT_SIDE`.
         channels: Number of channels of image files, 1 or 3.
         settings: Settings of the measures.
     """
@@ -79,7 +81,7 @@ class Measured:
         preparation: Record of the read and skipped images. None for arrays.
         image_lines: Lines that describe the images of an array: classes, images that were left
             out, and doubtful images.
-        doubts: Sentences of these lines that the printed measurement repeats.
+        doubts: Those sentences of ``image_lines`` that the printed measurement repeats.
     """
 
     record: MeasureResult

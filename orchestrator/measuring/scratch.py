@@ -14,8 +14,8 @@ from pathlib import Path
 PREFIX = ".measure-"
 """Prefix of the names of temporary folders. It distinguishes them from prepared datasets."""
 NAMED_BY_PROCESS = re.compile(rf"\.*{re.escape(PREFIX)}(\d+)\b")
-"""Pattern of temporary folders of versions before December 2026: with a process id, without a
-lock."""
+"""Pattern of the names of temporary folders from versions before December 2026. These names
+contain a process id, and the folders have no lock."""
 
 
 @contextmanager
@@ -26,11 +26,13 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
     the lock is free, the process has ended.
 
     Args:
-        parent: Folder of the prepared datasets. It also has the key for hashed file names.
+        parent: Folder of the prepared datasets. It also contains the key with which file names
+            are hashed.
     """
     parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(parent)
-    # The letter x distinguishes the name from names of earlier versions, which have numbers.
+    # The letter x distinguishes the name from the names of earlier versions, which contain
+    # numbers.
     folder = parent / f"{PREFIX}x{secrets.token_hex(6)}"
     lock_file = folder.with_suffix(".lock")
     with lock_file.open("w") as lock:

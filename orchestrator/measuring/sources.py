@@ -50,18 +50,18 @@ from tasks.sources.detect import detect_own_kind, unknown_kind_hint
 from tasks.sources.pictures import is_image_name
 
 OWN_NAME = "own"
-"""Name of the dataset that is measured from a path."""
+"""Name of the dataset if the source is a path."""
 MAX_FOLDERS_BELOW = 2
 """Largest number of levels below the given folder where a message looks for class folders."""
 DEFAULT_SIDE = 224
-"""Default side of resized images, pixels: the same as in the study."""
+"""Default side of resized images, pixels. The study used the same side."""
 
 
 def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths) -> Measured:
     """Read a source and measure it.
 
-    Image files are prepared below the root, and the prepared images are deleted afterwards.
-    The key for hashed file names is kept.
+    Image files are prepared below the root. The prepared images are deleted afterwards. The
+    key with which file names are hashed is not deleted.
 
     Args:
         request: The source and the settings.
@@ -131,7 +131,7 @@ def _problem_with_path(problem: str, request: MeasureRequest) -> str:
     """Return a problem with the path that the user typed, in place of the name of the dataset."""
     without_name = problem.removeprefix(f"{OWN_NAME}: ")
     if request.labels is not None:
-        # Only problems of the labels begin with the name of the dataset.
+        # Only problems with the labels begin with the name of the dataset.
         return problem if without_name == problem else f"{request.labels}: {without_name}"
     if without_name.startswith(Path(request.source).name):
         return without_name
@@ -160,7 +160,7 @@ def _folder_of_classes(folder: Path) -> Path | None:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    """Return the folders in a folder; empty for a file."""
+    """Return the folders in a folder. If the path is a file, return none."""
     if not folder.is_dir():
         return []
     return [path for path in folder.iterdir() if path.is_dir()]
@@ -186,7 +186,7 @@ def _check_exists(path: Path, source: str) -> None:
 def _check_options(
     request: MeasureRequest, path: Path, *, is_npy: bool, measures_as_stored: bool
 ) -> None:
-    """Raise an error for options that cannot be used for the source."""
+    """Raise an error if an option cannot be used for the source."""
     if request.labels and not is_npy:
         raise ConfigError(
             f"--labels is only for .npy files, but {path.name} has another type",

@@ -1,4 +1,4 @@
-"""Check that the data of a sweep suffice, before a dataset is prepared."""
+"""Check that a sweep has enough images and correct labels, before a dataset is prepared."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from tasks.prepared.subsets import make_subset
 from tasks.sources.base import UNKEYED, Listing, RawRequest, hash_key
 
 MIN_TEST_SIZE = 25
-"""A sweep with fewer test images gets a note. With this number, the standard error of an accuracy
-is at most 0.1."""
+"""If a sweep has fewer test images than this number, isweep prints a note. With this number,
+the standard error of an accuracy is at most 0.1."""
 ADAM_OPTIMIZERS = ("adam", "adamw")
 HIGH_ADAM_RATE = 1.0
-"""Smallest learning rate of Adam with a note. Adam moves each weight by about the learning rate
-in each step, and weights are usually below 1. The recipes of isweep use at most 0.002, and a
-tuning tries at most 0.1."""
+"""If the learning rate of Adam is at least this number, isweep prints a note. Adam changes
+each weight by about the learning rate in each step, and weights are usually below 1. The
+recipes of isweep use at most 0.002, and ``isweep tune`` tries at most 0.1."""
 MAX_NAMED = 20
-"""Largest number of classes in a message."""
+"""Largest number of classes that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class LabelCounts:
     Attributes:
         classes: ``(num_images,)`` class indices.
         groups: ``(num_images,)`` group ids. An image without a group has a unique id.
-        splits: ``(num_images,)`` codes of the splits that the data define.
+        splits: ``(num_images,)`` code of the split to which the data assign each image.
         label_names: Names of the classes, by index.
         has_patients: True if patients in DICOM headers are groups.
     """
@@ -63,11 +63,11 @@ class LabelCounts:
 
 
 Images = PreparedDataset | LabelCounts
-"""The images of a dataset: with pixels, or labels only."""
+"""The images of a dataset, either with pixels or with labels only."""
 
 
 def count_labels(listing: Listing) -> LabelCounts | None:
-    """Return the labels of a listing, or None if the files must be read to know them."""
+    """Return the labels of a listing. None if the labels are known only after reading the files."""
     if not listing.one_image_per_item or any(item.label is None for item in listing.items):
         return None
     group_ids: dict[str, int] = {}
@@ -85,7 +85,7 @@ def count_labels(listing: Listing) -> LabelCounts | None:
 
 
 def _split_codes(listing: Listing) -> NDArray[np.int8]:
-    """Return the code of the split that the data state for each item of a listing."""
+    """Return the code of the split to which the data assign each item of a listing."""
     return np.array([SPLIT_CODES[item.split] for item in listing.items], np.int8)
 
 
@@ -94,16 +94,17 @@ def check_feasible(
 ) -> dict[str, Listing]:
     """Raise an error if the data of a sweep are absent, contradictory or too few.
 
-    The files of your own data are listed to check labels, groups, splits and file names. If such a
-    dataset is prepared already, its files must still fit it. No image is opened.
+    To check labels, groups, splits and file names, this function lists the files of your own
+    data. It opens no image. If such a dataset is already prepared, its files must still have
+    the same classes and enough images.
 
     Args:
         workspace: The sweep.
-        raw: Folders with your own data, by the name of the dataset. They replace the paths in
-            the sweep.
+        raw: Folder with your own data, by the name of the dataset. It replaces the path in the
+            sweep file.
 
     Returns:
-        The listings of data that are not prepared yet, by prepared id.
+        The listings of the datasets that are not prepared yet, by prepared id.
 
     Raises:
         SweepError: The data have at least one problem. The message lists all problems.
@@ -141,7 +142,7 @@ def check_feasible(
 
 
 def _request(workspace: Workspace, spec: PreparedSpec, source: Path) -> RawRequest:
-    """Return the request for a dataset of your own."""
+    """Return the request to read a dataset of your own."""
     key = names_key(workspace.paths.root)
     return RawRequest(workspace.plan.datasets[spec.dataset], spec, source, key)
 
@@ -149,15 +150,17 @@ def _request(workspace: Workspace, spec: PreparedSpec, source: Path) -> RawReque
 def _own_images(
     workspace: Workspace, request: RawRequest, listing: Listing, prepared: PreparedDataset | None
 ) -> Images | None:
-    """Return the images of your own data, or None if the files must be read to know the labels.
+    """Return the images of your own data. None if labels are known only after reading the files.
 
     Raises:
-        DataError: The files do not fit the prepared dataset, or their splits cannot be used.
+        DataError: The files cannot belong to the prepared dataset, or their splits cannot be
+            used.
     """
     if prepared is None:
         counts = count_labels(listing)
         if counts is None:
-            # Only the splits are known. If the labels are known too, make_subset checks the splits.
+            # Only the splits are known, so they are checked here. If the labels are also
+            # known, make_subset checks the splits.
             check_no_given_split(request.spec, _split_codes(listing))
         return counts
     change = _change_of_classes(request.spec, listing, prepared.record)
@@ -167,9 +170,10 @@ def _own_images(
 
 
 def _change_of_classes(spec: PreparedSpec, listing: Listing, record: PreparedRecord) -> str:
-    """Return why a prepared dataset cannot come from the listed files, or an empty text.
+    """Return a reason why a prepared dataset cannot come from the listed files, or an empty text.
 
-    Only classes and numbers of images are compared. A run also compares the images.
+    This function compares only the classes and the numbers of images. A run also compares the
+    images.
     """
     if listing.label_names != record.label_names:
         new = ", ".join(listing.label_names[:MAX_NAMED])
@@ -187,10 +191,11 @@ def _change_of_classes(spec: PreparedSpec, listing: Listing, record: PreparedRec
 
 
 def changed_own_data(workspace: Workspace) -> dict[str, Listing]:
-    """Return prepared datasets whose files changed, with the list of their present files.
+    """Return the prepared datasets whose files changed, with the listing of their present files.
 
-    The names, sizes or times of these files differ from the preparation. A run then reads all files
-    again, and refuses them if they contain other images. Call :func:`check_feasible` before.
+    The names, sizes or times of these files have changed since the preparation. So a run reads
+    all files again. It refuses them if they contain other images. Call :func:`check_feasible`
+    before this function.
     """
     sources = _own_sources(workspace, {})
     listings: dict[str, Listing] = {}
@@ -206,7 +211,7 @@ def changed_own_data(workspace: Workspace) -> dict[str, Listing]:
 
 
 def small_size_notes(plan: SweepPlan) -> Iterator[str]:
-    """Yield sentences on a very small test set, and on batches with all training images."""
+    """Yield a note if the test set is very small, and one if a batch has all training images."""
     test_size = plan.sweep.test_size
     if test_size < MIN_TEST_SIZE:
         yield (
@@ -223,7 +228,7 @@ def small_size_notes(plan: SweepPlan) -> Iterator[str]:
 
 
 def learning_rate_notes(plan: SweepPlan) -> Iterator[str]:
-    """Yield a sentence on learning rates that are far above the usual ones of Adam."""
+    """Yield a sentence if a learning rate is far above the usual learning rates of Adam."""
     rates = {
         trial.network.recipe.learning_rate
         for trial in plan.trials
@@ -237,10 +242,10 @@ def learning_rate_notes(plan: SweepPlan) -> Iterator[str]:
 
 
 def _shipped_labels(dataset: DatasetSpec, spec: PreparedSpec) -> LabelCounts | None:
-    """Return the labels of a dataset that an installed package contains, or None.
+    """Return the labels of a dataset that comes with an installed package. None for other datasets.
 
-    The table of datasets has the number of images of each class. Every image is assumed to be
-    its own group, because this allows the largest sets.
+    The labels come from the table of datasets, which has the number of images of each class.
+    Each image counts as a separate group, because this allows the largest sets.
     """
     if not dataset.images_per_class or spec.dials:
         return None
@@ -273,7 +278,7 @@ def _too_few_images(
     Args:
         measure: The measure of the subset, with its train sizes.
         images: The images, or their labels.
-        names_are_known: True if the names of the classes were known when the sweep was planned.
+        names_are_known: True if the sweep was planned with the names of the classes.
     """
     subset = measure.subset
     names = images.label_names
@@ -294,9 +299,9 @@ def _too_few_images(
 
 
 def _check_pair_of_numbers(subset: SubsetSpec, names: tuple[str, ...]) -> None:
-    """Raise an error if a number in a class pair could mean an index or the name of a class.
+    """Raise an error if a number in a class pair is ambiguous: an index or the name of a class.
 
-    A number is ambiguous if the names of the classes are numbers other than 0, 1, 2 and so on.
+    It is ambiguous if the names of the classes are numbers, but not 0, 1, 2 and so on.
     """
     are_indices = names == tuple(map(str, range(len(names))))
     are_numbers = all(name.lstrip("-").isdigit() for name in names)
@@ -334,8 +339,8 @@ def _own_sources(workspace: Workspace, raw: Mapping[str, Path]) -> dict[str, Pat
 def names_key(root: Path | None) -> str:
     """Return the key for the hashes of file names in messages.
 
-    ``isweep locate`` needs the same key to find the files. Without a writable root, the result
-    is :data:`UNKEYED`.
+    ``isweep locate`` needs the same key to find the files. If the root cannot be written,
+    return :data:`UNKEYED`.
     """
     if root is None or not os.access(root, os.W_OK):
         return UNKEYED

@@ -1,4 +1,4 @@
-"""Rows of ``isweep datasets``: one for each dataset of the table."""
+"""Rows of ``isweep datasets``: one row for each dataset of the table of datasets."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def list_datasets(root: str | None, name: str | None = None) -> list[dict[str, A
 
     Args:
         root: The root with the prepared datasets.
-        name: Name of a dataset of the table. None means all datasets.
+        name: Name of a dataset of the table. If it is None, return all datasets.
 
     Raises:
-        ConfigError: The table has no such dataset.
+        ConfigError: The table has no dataset with this name.
     """
     prepared: dict[str, list[str]] = {}
     for folder in sorted((RootPaths.at(root).root / "prepared").glob("[!.]*")):

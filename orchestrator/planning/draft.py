@@ -1,4 +1,4 @@
-"""Write the first sweep file for your images, for ``isweep init``. It runs without changes."""
+"""Write the first sweep file for your images, for ``isweep init``. isweep can run it unchanged."""
 
 from __future__ import annotations
 
@@ -33,18 +33,20 @@ from tasks.sources.base import RawRequest
 from tasks.sources.detect import detect_own_kind, unknown_kind_hint
 
 TEST_SHARES = (0.25, 0.15, 0.08, 0.04)
-"""Shares of the images for the test set. They are tried in this order until the groups and splits
-of the data allow one of them."""
+"""Shares of all images that the test set may have. isweep tries them in this order, until the
+groups and splits of the data allow a share."""
 MAX_NAMED = 8
-"""Largest number of classes in a comment."""
+"""Largest number of classes that a comment lists."""
 MAX_NAME = 64
 """Largest number of characters in the name of a sweep or dataset."""
 MIN_TRAINED = 8
 """Smallest number of training images."""
 NUM_TRAIN_SIZES = 4
-"""Number of train sizes if there are enough images. Each is about half of the next."""
+"""Number of train sizes if there are enough images. Each size is about half of the next
+size."""
 SEEDS = (0, 1, 2)
-"""Seeds of the sweep. The report gives intervals over seeds only for three seeds or more."""
+"""Seeds of the sweep. The report contains intervals over seeds only if there are three seeds
+or more."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Sizes:
 
 
 UNKNOWN_SIZES = Sizes((30, 60, 120, 240), 100)
-"""Sizes for data whose images cannot be counted before they are read."""
+"""Sizes if isweep cannot count the images before it reads them."""
 
 
 @dataclass(frozen=True)
@@ -91,13 +93,13 @@ ON_GPU = Capacity("[resnet18, resnet34]", "paper", 224, 1750, 750, "{num_cpus: 2
 
 @dataclass(frozen=True)
 class _Dataset:
-    """Part of a sweep file that describes a dataset.
+    """The lines of a sweep file that describe a dataset.
 
     Attributes:
         lines: Lines below ``datasets:``.
         channels: Number of channels of the images.
         sizes: Train sizes and test size for which there are enough images.
-        size_comment: Comment on the size of the images, or an empty string.
+        size_comment: Comment on the size of the images. It may be empty.
     """
 
     lines: Sequence[str]
@@ -129,20 +131,21 @@ def draft_sweep(
 ) -> str:
     """Return the text of a sweep file for your own images, or for digits.
 
-    Only a few images are opened. All other images are only listed by name.
+    This function opens only a few images. It lists the names of all other images.
 
     Args:
         source: Path of your own images. None means the dataset digits.
         to: File to which the text will be written. The sweep has the name of the file.
             Relative paths start in the folder of the file.
-        domain: ``natural`` or ``medical``. If None, the domain is guessed from the kind of files
-            and from patients.
+        domain: ``natural`` or ``medical``. If it is None, isweep guesses the domain from the
+            format of the files, and from patients in DICOM headers.
         gpu: If True, choose larger networks and images.
         own_options: Options of your own data, as in ``own`` of a sweep file.
-        root: Root with the key that hashes file names in messages. None means that there is no key.
+        root: Root that contains the key with which messages hash file names. None means that
+            there is no key.
 
     Raises:
-        SweepError: The images cannot be used, or there are too few.
+        SweepError: The images cannot be used, or there are too few images.
     """
     if not _ascii(to.stem):
         raise ConfigError(
@@ -191,7 +194,7 @@ def _describe(
     own_options: Mapping[str, Any],
     key: str,
 ) -> _Dataset:
-    """Return the part of a sweep file that describes your own images."""
+    """Return the lines of a sweep file that describe your own images."""
     request = _request(source, capacity, own_options, key)
     listing = list_raw(request)
     images = read_first_images(request, listing)
@@ -216,7 +219,8 @@ def _describe(
     sizes = UNKNOWN_SIZES
     counts_comment = "isweep run counts images and groups when it reads the images"
     class_names: tuple[str, ...] = ()
-    # None if labels are only known after reading the files, or if there are too many headers.
+    # The counts are None if the labels are known only after reading the files, or if there are
+    # too many headers to read.
     if counts is not None:
         sizes = _sizes(counts, request.spec, capacity)
         counts_comment = _counts_text(counts)
@@ -320,9 +324,9 @@ def _train_sizes(largest: int) -> tuple[int, ...]:
 
 
 def _rounded(number: int) -> int:
-    """Round a size down to an even, round number.
+    """Round a size down to a round, even number.
 
-    Classes of equal size need an even number.
+    The number is even so that two classes can have the same size.
     """
     unit = 2
     if number >= 1000:
@@ -348,6 +352,7 @@ def _typed(path: Path) -> str:
 def _yaml(value: object) -> str:
     """Return a value as YAML on one line.
 
-    JSON is valid YAML. It quotes all text, so that text cannot be read as another type.
+    The value is written as JSON, which is valid YAML. JSON quotes all text, so no text can be
+    read as another type.
     """
     return json.dumps(value, ensure_ascii=False)

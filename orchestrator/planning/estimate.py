@@ -22,7 +22,7 @@ from search_spaces.errors import ConfigError, plural
 from search_spaces.specs import TrialSpec
 
 DEFAULT_GPU = "h100"
-"""GPU to plan for if the user chose no GPU and this machine has no GPU."""
+"""GPU for which isweep plans if the user chose no GPU and this machine has no GPU."""
 
 
 def estimate(
@@ -42,17 +42,19 @@ def estimate(
         trials: The remaining trials.
         measured_trials: Finished trials of the sweep.
         gpu: The kind of GPU to plan for. None means CPUs only.
-        num_gpus: Number of GPUs. None means the number that one trial needs.
-        share: Share of a GPU that the sweep sets for each trial. None or 0 for the share that
-            each trial is predicted to need.
-        num_cpus: Number of CPU cores that trials share if there is no GPU.
+        num_gpus: Number of GPUs. If it is None, plan with the number of GPUs that one trial
+            needs.
+        share: Share of a GPU that the sweep sets for each trial. If it is None or 0, each
+            trial gets the share that it needs by prediction.
+        num_cpus: Number of CPU cores on which trials run if there is no GPU.
 
     Returns:
         A document for ``isweep plan --json``. ``gpu_hours``, ``cluster`` (see :func:`on_gpus`)
-        and ``hours_one_at_a_time`` are None without a GPU. ``cpu_core_hours`` is the work of
-        all trials. ``cpu_hours`` is the time until the last trial ends on ``num_cpus`` cores.
-        ``memory_bytes`` is the memory of the largest trial. ``refused`` lists recipes that the
-        GPU cannot compute. ``assumptions`` and ``text`` are sentences.
+        and ``hours_one_at_a_time`` are None without a GPU. ``cpu_core_hours`` is the sum over
+        all trials of hours times cores. ``cpu_hours`` is the time until the last trial ends on
+        ``num_cpus`` cores. ``memory_bytes`` is the memory of the largest trial. ``refused``
+        lists recipes that the GPU cannot compute. ``assumptions`` and ``text`` contain
+        sentences for the user.
     """
     corrections = corrections_for(gpu, measured_trials)
     memory = 0.0
@@ -82,7 +84,8 @@ def estimate(
     if gpu is not None:
         num_planned = num_gpus or max(1, int(share or 1))
         cluster = on_gpus(trials, gpu, num_planned, corrections, share)
-        # Each trial has one whole GPU: trials share GPUs only if sharing is known to be faster.
+        # Each trial has one whole GPU here, because trials share a GPU only if isweep knows
+        # that this is faster.
         alone = on_gpus(trials, gpu, num_planned, corrections, max(1.0, share or 1.0))
         document["gpu_hours"] = cluster["gpu_hours"]
         document["cluster"] = cluster
@@ -107,20 +110,20 @@ def on_gpus(
     corrections: Corrections | None = None,
     share: float | None = None,
 ) -> dict[str, Any]:
-    """Simulate trials on GPUs, with the longest first.
+    """Simulate trials on GPUs. The longest trials start first.
 
     Args:
         trials: The trials.
         gpu: The kind of GPU.
         num_gpus: Number of GPUs.
         corrections: Ratios of measured to predicted values of finished trials.
-        share: Share of a GPU that each trial gets. None or 0 for the share that each trial is
-            predicted to need.
+        share: Share of a GPU that each trial gets. If it is None or 0, each trial gets the
+            share that it needs by prediction.
 
     Returns:
-        A document. ``hours`` is the time until the last trial ends. ``shares`` has the largest
-        share of each model. ``too_large`` has the memory, in bytes, of each model that needs
-        more than its share has.
+        A document. ``hours`` is the time until the last trial ends. ``shares`` contains the
+        largest share of each model. ``too_large`` lists each model that needs more memory than
+        its share of the GPU has, with the memory in bytes.
 
     Raises:
         ConfigError: One trial needs more GPUs than the plan has.
@@ -143,7 +146,8 @@ def on_gpus(
         if need.memory_bytes > min(need.share, 1.0) * gpu.memory_gib * 2**30:
             too_large[name] = max(need.memory_bytes, too_large.get(name, 0.0))
     num_places = num_gpus // gpus_per_trial
-    # Start the longest trials first: a long trial that starts last would run alone.
+    # Start the longest trials first. If a long trial started last, it would run alone at the
+    # end.
     longest_first = sorted(jobs, key=lambda job: (-job.seconds, job.name))
     simulated = replay(longest_first, num_places)
     return {
@@ -151,7 +155,7 @@ def on_gpus(
         "num_gpus": num_gpus,
         "hours": simulated.makespan / 3600,
         "gpu_hours": sum(job.seconds * job.share for job in jobs) / 3600,
-        # Some GPUs are idle, because too few of them are left for one more trial.
+        # Some GPUs are idle, because one more trial would need more GPUs than are left.
         "utilisation": simulated.utilisation * num_places * gpus_per_trial / num_gpus,
         "shares": dict(sorted(shares.items())),
         "too_large": dict(sorted(too_large.items())),

@@ -8,13 +8,14 @@ from typing import Any
 from search_spaces.errors import plural
 
 MIN_SHOWN = 1e-3
-"""Amounts below this are printed as ``under 0.001``."""
+"""An amount below this number is printed as ``under 0.001``."""
 MIN_IN_HOURS = 2.0
-"""Times of at least this many hours are printed in hours. Shorter times are printed in minutes."""
+"""A time of at least this many hours is printed in hours. A shorter time is printed in
+minutes."""
 
 
 def amount(value: float) -> str:
-    """Format an amount with two significant digits and no exponent: ``17,000``."""
+    """Format an amount with two significant digits and no exponent, for example ``17,000``."""
     if value == 0:
         return "0"
     if abs(value) < MIN_SHOWN:
@@ -36,7 +37,7 @@ def roughly(value: float) -> str:
 def estimate_text(document: Mapping[str, Any]) -> str:
     """Return an estimate as sentences.
 
-    The first sentence has the number of trials and the time.
+    The first sentence contains the number of trials and the time.
 
     Args:
         document: Result of :func:`orchestrator.planning.estimate.estimate`, without ``text``.
@@ -88,7 +89,10 @@ def _gib(num_bytes: float) -> str:
 
 
 def _too_large(cluster: Mapping[str, Any]) -> str:
-    """Return a warning if models need more memory than their share of a GPU, or no text."""
+    """Return a warning if a model needs more memory than its share of a GPU has.
+
+    Otherwise return no text.
+    """
     if not cluster["too_large"]:
         return ""
     models = []

@@ -11,9 +11,10 @@ from orchestrator.planning.costs.passes import attack_flops, training_flops
 from orchestrator.planning.plan import SweepPlan
 
 COLUMN_BYTES = 650
-"""Bytes of a Parquet column besides its values. We measured 520 to 670 with 20 to 750 images."""
+"""Number of bytes that a Parquet column needs besides its values. We measured 520 to 670 bytes
+for 20 to 750 images."""
 VALUE_BYTES = 4
-"""Bytes of a stored prediction, label or row number."""
+"""Number of bytes of a stored prediction, of a label and of a row number."""
 
 
 def extras(plan: SweepPlan, incomplete: Collection[bool]) -> dict[str, Any]:
@@ -21,13 +22,14 @@ def extras(plan: SweepPlan, incomplete: Collection[bool]) -> dict[str, Any]:
 
     Args:
         plan: The plan.
-        incomplete: One value for every finished trial that lacks a measurement. True if its
-            weights are stored, so that it is only measured. False if it must be trained again.
+        incomplete: One value for every finished trial that lacks a measurement. True: the
+            weights are stored, so isweep only measures the trial again. False: isweep must
+            train the trial again.
 
     Returns:
-        A document for ``isweep plan --json``. ``attack_shares`` has the operations of each
-        kind of attack, divided by the operations of training. ``uncounted`` has the reason for
-        each model whose costs are guessed.
+        A document for ``isweep plan --json``. ``attack_shares`` contains, for each kind of
+        attack, its operations divided by the operations of training. ``uncounted`` contains
+        each model whose costs are guessed, with the reason.
     """
     attacks: Counter[str] = Counter()
     training = 0.0

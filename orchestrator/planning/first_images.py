@@ -1,4 +1,4 @@
-"""Guess values of a first sweep file from a few of your images."""
+"""Guess values for a first sweep file from a few of your images."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from tasks.sources.own.groups import plain_id
 from tasks.sources.pictures import is_image_name
 
 MAX_TRIED = 20
-"""Largest number of images that are opened to find :data:`NUM_COMPARED` readable images."""
+"""Largest number of images that isweep opens to find :data:`NUM_COMPARED` readable images."""
 NUM_COMPARED = 5
-"""Number of readable images whose sizes are compared."""
+"""Number of readable images whose sizes isweep compares."""
 MAX_HEADERS = 2_000
-"""Largest number of DICOM headers to read. This takes about ten seconds."""
+"""Largest number of DICOM headers that isweep reads. Reading this many takes about ten
+seconds."""
 MEDICAL_ENDINGS = (".dcm", ".dicom", ".ima", ".nii", ".nii.gz")
 """Endings of the names of medical image files."""
 
@@ -43,7 +44,7 @@ class FirstImage:
 
 
 def read_first_images(request: RawRequest, listing: Listing) -> list[FirstImage]:
-    """Read images at equal distances in the listing, until :data:`NUM_COMPARED` were readable.
+    """Read images at equal distances in the listing, until :data:`NUM_COMPARED` are read.
 
     Raises:
         DataError: No image that was tried can be read.
@@ -85,7 +86,7 @@ def _image(sample: Sample, item: Item, request: RawRequest) -> FirstImage:
 
 @dataclass(frozen=True)
 class DomainGuess:
-    """A guess whether images are natural or medical, with the reason for a comment."""
+    """A guess whether images are natural or medical, with its reason as text for a comment."""
 
     domain: str
     reason: str
@@ -94,7 +95,7 @@ class DomainGuess:
 def guess_domain(
     request: RawRequest, images: Sequence[FirstImage], listing: Listing
 ) -> DomainGuess:
-    """Guess whether images are natural or medical. Images of patients are medical."""
+    """Guess whether images are natural or medical. If images have patients, they are medical."""
     if images[0].is_medical:
         return DomainGuess("medical", " from the format of the files")
     if any(item.group for item in listing.items):
@@ -103,7 +104,7 @@ def guess_domain(
 
 
 def size_comment(images: Sequence[FirstImage], side: int) -> str:
-    """Return a comment on images whose size differs from ``side``, the side after resizing."""
+    """Return a comment on images whose size differs from ``side``, their side after resizing."""
     shapes = sorted({(image.height, image.width) for image in images})
     first = f"{shapes[0][0]}x{shapes[0][1]}"
     comments = []
@@ -120,14 +121,16 @@ def size_comment(images: Sequence[FirstImage], side: int) -> str:
 
 
 def with_patients(counts: LabelCounts, request: RawRequest, listing: Listing) -> LabelCounts | None:
-    """Return counts with the patients in DICOM headers as groups, as in the prepared dataset.
+    """Return the counts with patients as groups.
+
+    The patients come from DICOM headers, as in the prepared dataset.
 
     Return None if there are too many headers to read.
     """
     in_folder = request.dataset.source == "folder"
     locators: dict[int, str] = {}
     for row, item in enumerate(listing.items):
-        # In a folder, files without an ending are DICOM files.
+        # In a folder of images, a file whose name has no ending is a DICOM file.
         is_dicom = is_dicom_name(item.locator) or (in_folder and not is_image_name(item.locator))
         if is_dicom and not item.group:
             locators[row] = item.locator

@@ -22,7 +22,8 @@ directory."""
 def user_cache(name: str) -> Path:
     """Return one of this user's cache folders.
 
-    The folder may not exist yet. The user may delete it: isweep can compute its content again.
+    The folder may not exist yet. The user may delete the folder, because isweep can compute
+    its content again.
     """
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
@@ -32,7 +33,7 @@ def user_cache(name: str) -> Path:
 
 
 class _Below:
-    """A path with a fixed name below a root, or below the folder of a sweep."""
+    """A path with a fixed name in a root, or in the folder of a sweep."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -49,23 +50,25 @@ class SweepPaths:
     folder: Path
 
     progress = _Below("progress.json")
-    """State of the driver. It is current only while a driver has locked the root."""
+    """File with the state of the driver. The file is up to date only while a driver has locked
+    the root."""
     sweep_file = _Below("sweep.yaml")
-    """The sweep as it was last run."""
+    """Sweep file with the sweep as it was last run."""
     index = _Below("index.sqlite")
-    """Summaries of the sweep's results. The file may be deleted."""
+    """Index with the outlines of the sweep's results. The user may delete the file."""
     run_pages = _Below("run-pages.json")
-    """URLs of the trials' pages in MLflow at the last run. The file may be deleted."""
+    """File with the URLs of the trials' pages in MLflow, as of the last run. The user may
+    delete the file."""
     code = _Below("code")
-    """Source code of your own networks at the last run. Commands import it if they get the
-    sweep by its name."""
+    """Folder with the source code of your own networks, as of the last run. If a command gets
+    the sweep by its name, it imports this code."""
     report = _Below("report")
     """Folder of the report."""
     report_hash = _Below("report.sha256")
-    """Hash of the report's inputs and files. If it is unchanged, the report is not built
-    again."""
+    """File with the hash of the report's inputs and files. If the hash is unchanged, isweep
+    does not build the report again."""
     search_report = _Below("search/report")
-    """Folder of a search's report."""
+    """Folder of the report of the sweep's search."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,11 @@ class RootPaths:
     mlflow_database = _Below("mlflow.db")
     mlflow_artifacts = _Below("mlflow-artifacts")
     tune = _Below("tune")
-    """Ray Tune's own files. isweep never reads them."""
+    """Folder with files that Ray Tune writes. isweep never reads them."""
     log = _Below("isweep.log")
     recipes = _Below("recipes")
-    """Recipes that searches wrote. Sweeps below this root may refer to them by name."""
+    """Folder with recipes that searches wrote. Sweeps of this root may refer to them by
+    name."""
 
     @classmethod
     def at(cls, root: str | Path | None = None) -> RootPaths:
@@ -116,7 +120,7 @@ class RootPaths:
         return cls(path)
 
     def check_writable(self) -> None:
-        """Check that a run could create the root or write to it, without creating anything.
+        """Check that a run could create the root or write to it. Create nothing.
 
         Raises:
             SetupError: The root, or the folder in which it would be created, cannot be
@@ -128,7 +132,7 @@ class RootPaths:
             raise _unusable_root(self.root, error)
 
     def make(self) -> RootPaths:
-        """Create the root with access for this user only, and return these paths.
+        """Create the root so that only this user can access it, and return its paths.
 
         Raises:
             ConfigError: The root is a file, or Ray would delete it with its cluster.
@@ -161,7 +165,8 @@ class RootPaths:
     def sweep_names(self) -> list[str]:
         """Return the names of the sweeps that were run below this root."""
         folders = (self.root / "sweeps").glob("*")
-        # A broken link is a damaged sweep, not a sweep that was never run.
+        # A broken link also counts, because it is a damaged sweep, not a sweep that was never
+        # run.
         return sorted(folder.name for folder in folders if os.path.lexists(folder / "sweep.yaml"))
 
     def sweep(self, name: str) -> SweepPaths:
@@ -170,12 +175,12 @@ class RootPaths:
 
 
 def _existing_folder(path: Path) -> Path:
-    """Return a path if it exists, or else the innermost folder above it that exists."""
+    """Return a path if it exists. Otherwise return the innermost existing folder above it."""
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def _unusable_root(path: Path, error: Exception) -> SweepError:
-    """Return an error that a path cannot be the root, with the reason."""
+    """Return an error which says why a path cannot be the root."""
     reason: object = error
     if isinstance(error, OSError) and error.strerror:
         reason = error.strerror
@@ -183,7 +188,7 @@ def _unusable_root(path: Path, error: Exception) -> SweepError:
         reason = "its name is not UTF-8 text"
     if isinstance(error, FileNotFoundError):  # a folder of the system, such as /proc
         reason = f"no folder can be created in {path.parent}"
-    # A file in its place is a mistake of the user, not a fault of the machine.
+    # If a file has this path, the user made a mistake. Otherwise the machine is at fault.
     kind = ConfigError if isinstance(error, NotADirectoryError) else SetupError
     return kind(
         f"{os.fsencode(path).decode(errors='replace')} cannot be used as the root: {reason}",
@@ -209,6 +214,6 @@ def check_outlasts_ray(path: Path, kind: str, option: str) -> None:
                 f"{path} cannot be the {kind}: it is in a session folder of Ray. Ray deletes "
                 "this folder when the cluster ends",
                 hint=f"With {option}, give the absolute path of a folder outside the session "
-                "folder. Commands of `ray job submit --working-dir` start in the session "
-                "folder, so a relative path would lie in this folder too",
+                "folder. `ray job submit --working-dir` starts commands in the session folder, so "
+                "a relative path would also be in this folder",
             )

@@ -1,8 +1,8 @@
 """YAML 1.2 with plain values only: no anchors, tags or dates, and a limited size.
 
-In YAML 1.2, ``1e-3`` is a number, and ``no`` and ``12:30`` are text. Everything that a sweep
-file does not need is an error. So no value is guessed, and a hostile file cannot use up the
-memory.
+In YAML 1.2, ``1e-3`` is a number, and ``no`` and ``12:30`` are text. Any other part of YAML,
+which a sweep file does not need, is an error. So isweep guesses no value, and a hostile file
+cannot use up the memory.
 """
 
 from __future__ import annotations
@@ -29,28 +29,29 @@ from ruamel.yaml.parser import Parser
 from search_spaces.errors import ConfigError
 
 MAX_NESTING = 20
-"""Largest depth of nesting. A sweep has fewer than ten levels."""
+"""Largest number of nested levels. A sweep file has fewer than ten levels."""
 MAX_VALUES = 20_000
-"""Largest number of values in a document. About 50,000 values are read per second. A sweep of
-100,000 trials needs a few hundred."""
+"""Largest number of values in a document. isweep reads about 50,000 values per second. The
+file of a sweep with 100,000 trials needs a few hundred values."""
 LINE_WIDTH = 100
 """Line length of written YAML, characters."""
 MAX_SHOWN = 60
-"""Largest number of characters of a value in a message."""
+"""Largest number of characters of a value that a message quotes."""
 UNWANTED_TYPES = (":timestamp", ":merge", ":value")
-"""Endings of the names of YAML types into which text without quotes may be converted."""
+"""Endings of the names of YAML types. A text without quotes may become a value of one of these
+types."""
 
 
 @dataclass(frozen=True)
 class _ParserError:
-    """Translation of one error message of the YAML parser.
+    """An error message of the YAML parser, and its translation for users.
 
     Attributes:
         words: Part of the parser's message.
-        meaning: The error in simple words. It follows the line and column in our message.
+        meaning: The error in simple words. In our message, it follows the line and column.
         hint: What the user should do.
-        at_start: If True, report the place where the faulty part begins. If False, report the place
-            where the parser stopped.
+        at_start: If True, our message gives the place where the faulty text begins. If False,
+            it gives the place where the parser stopped.
     """
 
     words: str
@@ -113,7 +114,7 @@ PARSER_ERRORS = (
         "found another document", "begins a second YAML document", "Remove the line with ---"
     ),
 )
-"""Error messages of the parser. The first row that matches is used."""
+"""Error messages of the parser. If several rows match, isweep uses the first one."""
 
 
 def read_text(path: Path, kind: str, max_bytes: int) -> str:
@@ -185,7 +186,7 @@ def read_plain(text: str, origin: str) -> object:
 
 
 def _located(error: MarkedYAMLError, origin: str) -> ConfigError:
-    """Return an error with the place of a parser's error and its meaning."""
+    """Convert a parser's error to an error for users, with the place and the meaning."""
     message = ", ".join(filter(None, (error.context, error.problem)))
     mark = error.problem_mark or error.context_mark
     if isinstance(error, DuplicateKeyError):
@@ -215,7 +216,8 @@ def not_a_mapping(origin: str, content: object, hint: str) -> ConfigError:
     """
     if content is None:
         return ConfigError(f"{origin} is empty", hint=hint)
-    # The content is not shown: the user may have chosen a wrong file, with private content.
+    # The message does not show the content, because the user may have chosen a wrong file with
+    # private content.
     kind = "a list" if isinstance(content, list) else "a single value"
     return ConfigError(f"{origin} has {kind} instead of keys with values", hint=hint)
 
@@ -223,7 +225,7 @@ def not_a_mapping(origin: str, content: object, hint: str) -> ConfigError:
 def write_plain(document: object) -> str:
     """Return plain values as YAML that :func:`read_plain` can read.
 
-    Short lists are on one line.
+    Each short list is on one line.
     """
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = None
@@ -236,10 +238,10 @@ def write_plain(document: object) -> str:
 
 @dataclass(frozen=True)
 class _Refusal:
-    """A part of a file that is not allowed.
+    """A piece of YAML that is not allowed in a sweep file.
 
     Attributes:
-        description: The part, as text after ``has``.
+        description: Description of the piece. In a message, it follows the word ``has``.
         hint: What the user should do.
     """
 
@@ -250,7 +252,8 @@ class _Refusal:
 class _PlainParser(Parser):
     """A YAML parser that raises an error at the first part that is not a plain value.
 
-    This check during loading takes two thirds of the time of a separate check before loading.
+    The check happens during loading. A separate check before loading would take 1.5 times as
+    long.
 
     Args:
         loader: The YAML reader that uses this parser.
@@ -264,10 +267,11 @@ class _PlainParser(Parser):
         self._depth = 0
 
     def get_event(self) -> Event:
-        """Return the next part of the document.
+        """Return the parser's next event, which describes the next piece of the document.
 
         Raises:
-            ConfigError: The part is not allowed. The parser has not built a value from it yet.
+            ConfigError: The piece is not allowed. The parser has not built a value from it
+                yet.
         """
         event: Event = super().get_event()
         self._num_events += 1
@@ -292,7 +296,7 @@ class _PlainParser(Parser):
 
 
 def _refusal_of(reader: YAML, event: Event) -> _Refusal | None:
-    """Return why a part of a document is not allowed, or None."""
+    """Return the refusal of a piece of a document, or None if the piece is allowed."""
     if isinstance(event, AliasEvent) or getattr(event, "anchor", None) is not None:
         return _Refusal("an anchor or alias", "Write the value itself in each place")
     if getattr(event, "version", None) is not None:

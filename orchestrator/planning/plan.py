@@ -1,6 +1,6 @@
 """Expand a sweep into the list of its trials.
 
-This module builds the grid. Ray Tune only executes the trials.
+This module builds the grid of trials. Ray Tune only runs the trials.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from search_spaces.specs import (
 from search_spaces.sweeps import ConditionDataset, DatasetChoice, PairChoice, SweepSpec
 
 MAX_TRIALS = 100_000
-"""Largest number of trials of a sweep. Planning this many takes a few seconds."""
+"""Largest number of trials of a sweep. Planning this many trials takes a few seconds."""
 MAX_CLASSES_IN_MESSAGE = 20
-"""Largest number of classes in a message."""
+"""Largest number of classes that a message lists."""
 
 
 class PlannedStatus(StrEnum):
@@ -47,7 +47,7 @@ class PlannedStatus(StrEnum):
     WAITING = "waiting"
     """The last attempt failed, and the active run will try the trial again."""
     STALE = "stale"
-    """The trial has a result, but from other data or settings than the present ones."""
+    """The trial has a result, but the result was computed from other data or settings."""
     PENDING = "pending"
 
 
@@ -91,8 +91,9 @@ class SweepPlan:
     def load_size(self, subset: SubsetSpec, train_size: int) -> int:
         """Return the number of training images to load for a trial.
 
-        Trials of all train sizes share their images. The exception is a sweep with a fault of
-        the released code that makes the images depend on the train size.
+        Trials of all train sizes share their images, so a trial loads the images of the
+        largest size. Exception: if the sweep repeats a fault of the released code that makes
+        the images depend on the train size, each train size has its own images.
         """
         if subset.depends_on_size:
             return train_size
@@ -108,7 +109,7 @@ class SweepPlan:
     def num_outputs(self, network: NetworkSpec) -> int:
         """Return the number of logits of a network.
 
-        It is 2 if the classes are not known yet.
+        If the classes are not known yet, return 2.
         """
         if network.recipe.num_outputs:
             return network.recipe.num_outputs
@@ -202,14 +203,14 @@ def _list_models(sweep: SweepSpec) -> list[ModelSpec]:
 
 
 def _check_names(noun: str, names: Iterable[str], known_names: Collection[str]) -> None:
-    """Raise an error if ``recipe.overrides`` has a model or dataset outside the sweep."""
+    """Raise an error if ``recipe.overrides`` names a model or dataset that is not in the sweep."""
     for name in sorted(names):
         if name not in known_names:
             raise unknown_name(noun, name, known_names, of="this sweep")
 
 
 def _find_dataset(choice: DatasetChoice) -> DatasetSpec:
-    """Return the dataset of a choice: generated, the user's own, or a known one."""
+    """Return the chosen dataset: a generated dataset, the user's own data, or a known dataset."""
     if choice.generated is not None:
         parameters = choice.parameters if isinstance(choice, ConditionDataset) else ()
         return generated_dataset_spec(choice.name, choice.generated, parameters)
@@ -221,7 +222,7 @@ def _find_dataset(choice: DatasetChoice) -> DatasetSpec:
 def _list_subsets(
     sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec
 ) -> list[SubsetSpec]:
-    """Return the subsets of a dataset: one per class pair, or one of all classes."""
+    """Return the subsets of a dataset: one for each class pair, or one with all classes."""
     condition = None
     prepared_name = choice.name
     if isinstance(choice, ConditionDataset):
@@ -257,14 +258,15 @@ def _list_class_pairs(
     if choice.class_pairs is not None:
         pairs = tuple(_find_class_indices(pair, dataset) for pair in choice.class_pairs) or (None,)
     elif "redrawn_class_pairs" in sweep.all_faults:
-        # This pair is a placeholder. _redraw_subset replaces it by the pair of each trial.
+        # This pair is a placeholder. For each trial, _redraw_subset replaces it by the trial's
+        # pair.
         pairs = pairs[:1]
     _check_pairs([pair for pair in pairs if pair], dataset)
     return pairs
 
 
 def _check_pairs(pairs: list[ClassPair], dataset: DatasetSpec) -> None:
-    """Raise an error for class pairs that appear twice or have classes that do not exist."""
+    """Raise an error if a class pair is listed twice or has a class that does not exist."""
     names = dataset.label_names
     key = f"`datasets.{dataset.name}.class_pairs`"
     for pair in pairs:
@@ -304,7 +306,7 @@ def _find_class_indices(pair: PairChoice, dataset: DatasetSpec) -> ClassPair:
 def _redraw_subset(
     subset: SubsetSpec, model: str, train_size: int, dataset: DatasetSpec
 ) -> SubsetSpec:
-    """Return the subset with the class pair that the study's released script drew for a trial.
+    """Return a trial's subset with the class pair that the study's released script drew for it.
 
     If the sweep does not repeat this fault (F8 in ``docs/faults.md``), return the subset
     unchanged. ImageNet's pair is also unchanged, because the script read the same files for
@@ -324,7 +326,7 @@ class _SubsetToMeasure:
 
     Attributes:
         subset: The subset.
-        train_sizes: All train sizes that share its images.
+        train_sizes: All train sizes that share the images of the subset.
     """
 
     subset: SubsetSpec
@@ -332,7 +334,10 @@ class _SubsetToMeasure:
 
 
 def _list_measures(sweep: SweepSpec, trials: Iterable[TrialSpec]) -> tuple[MeasureSpec, ...]:
-    """Return one measure per subset, or per train size if the images depend on it."""
+    """Return one measure for each subset.
+
+    If the images depend on the train size, return one measure for each train size.
+    """
     measures: dict[tuple[str, int], _SubsetToMeasure] = {}
     for trial in trials:
         subset = trial.network.subset

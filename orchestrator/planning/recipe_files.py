@@ -1,7 +1,8 @@
 """Read recipe files, and recipes that ``isweep tune`` wrote below the root.
 
-A recipe that ``isweep tune`` wrote is called a tuned recipe here. It has one row per model and
-dataset. Rows for models or datasets that a sweep does not have are left out.
+A recipe that ``isweep tune`` wrote is called a tuned recipe here. It has one row for each
+model and dataset. If a sweep does not have the model or the dataset of a row, the row is
+ignored.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from search_spaces.recipes import RECIPES
 from search_spaces.sweeps import RecipeOverride, SweepSpec
 
 MAX_RECIPE_FILES = 5
-"""Largest number of recipe files in a chain of ``from`` keys."""
+"""Largest number of recipe files in a chain, in which each file refers to the next with
+``from``."""
 TUNED = "tuned"
-"""Name of the recipe that ``isweep tune`` wrote for the same sweep. In a recipe file, it is
-the key of the results of the search."""
+"""In a sweep file, the name of the recipe that ``isweep tune`` wrote for the same sweep. In a
+recipe file, the key of the results of the search."""
 SEARCHED = ("learning_rate", "weight_decay", "batch_size")
 """Values of a recipe that a search chooses."""
 MAX_NAMED = 20
-"""Largest number of combinations of model and dataset in a message."""
+"""Largest number of combinations of model and dataset that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class ResolvedRecipe:
     """A recipe of a sweep file, with the content of the recipe files that it refers to.
 
     Attributes:
-        recipe: The recipe: a name, or a mapping. The value is None if the sweep file has no recipe.
+        recipe: The recipe as a name or as a mapping. None if the sweep file has no recipe.
         tuned: Results of the search that wrote the recipe, or None if no search wrote it.
     """
 
@@ -71,14 +73,14 @@ def resolve_recipe(
 def _with_recipe_file(recipe: Any, folder: Path, origin: str, depth: int = 0) -> Any:
     """Replace the path of a recipe file by its content.
 
-    ``origin`` is the name of the recipe in messages, and ``depth`` the number of recipe files
-    before this one in the chain of ``from`` keys.
+    ``origin`` is the name of the recipe in messages. ``depth`` is the number of recipe files
+    before this file in the chain of ``from`` keys.
     """
     name = _base_name(recipe)
     if name is None or not is_path(name):
         return recipe
-    # expanduser does not change ~name if there is no user with this name. Such a path does not
-    # exist.
+    # If there is no user with the name `name`, expanduser does not change ~name. Then the path
+    # does not exist.
     path = folder / os.path.expanduser(name)
     if depth > MAX_RECIPE_FILES:
         raise ConfigError(
@@ -100,7 +102,7 @@ def _with_recipe_file(recipe: Any, folder: Path, origin: str, depth: int = 0) ->
 
 
 def _base_name(recipe: Any) -> str | None:
-    """Return the name or path from which a recipe starts, or None if there is neither."""
+    """Return the name or path on which a recipe is based, or None if it is based on neither."""
     name = recipe.get("from") if isinstance(recipe, dict) else recipe
     return name if isinstance(name, str) else None
 
@@ -145,7 +147,7 @@ def _tuned_path(recipe: Any, sweep: object, recipes: Path | None) -> Any:
 
 
 def _refuse_changes_of_tuned(recipe: Any) -> None:
-    """Raise an error if a sweep replaces values of a tuned recipe for all models at once."""
+    """Raise an error if a sweep replaces a value of a tuned recipe for all models at once."""
     if not isinstance(recipe, dict):
         return
     replaced = [f"`recipe.{name}`" for name in SEARCHED if name in recipe]
@@ -187,7 +189,8 @@ def without_unused_rows(sweep: SweepSpec, tuned: dict[str, Any]) -> SweepSpec:
         )
 
     def is_wanted(row: RecipeOverride) -> bool:
-        # A row of a search has exactly one model and one dataset. A user wrote the other rows.
+        # A row that a search wrote has exactly one model and one dataset. A user wrote all
+        # other rows.
         if len(row.models) != 1 or len(row.datasets) != 1:
             return True
         return row.models[0] in models and row.datasets[0] in datasets

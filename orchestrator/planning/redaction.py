@@ -8,12 +8,13 @@ import re
 SECRET_NAME = re.compile(
     "(?i)TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY|API_KEY|PRIVATE_KEY"
 )
-"""Pattern of the names of environment variables whose values are secret."""
+"""Pattern of names of environment variables. If a name matches, its value is secret."""
 PASSWORD = re.compile(r"://[^/\s@]*:[^/\s]*@|[?&]password=")
-"""Pattern of a password in a URL, before the host or among the parameters."""
+"""Pattern of the parts of a URL that may contain a password: the part before the host, and the
+parameters."""
 SHORTEST_SECRET = 6
-"""Smallest number of characters of a secret. Shorter values are words such as `true`, which
-messages need."""
+"""Smallest number of characters of a secret. A shorter value is not removed, because it may be
+a word such as `true`, which messages need."""
 
 
 def without_secrets(text: str) -> str:

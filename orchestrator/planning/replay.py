@@ -1,4 +1,4 @@
-"""Simulate how trials run on GPUs one after the other, to estimate the time of a plan."""
+"""Simulate when trials start and end on GPUs, to estimate the time of a plan."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from heapq import heappop, heappush
 from typing import NamedTuple
 
 LOOK_AHEAD = 16
-"""Largest number of trials that wait for a GPU at the same time. Later trials are not
-considered yet."""
+"""Largest number of trials that wait for a GPU at the same time. While so many trials wait, no
+later trial can start."""
 ROUNDING = 1e-9
-"""Tolerance in comparisons of shares and of seconds."""
+"""Tolerance with which shares and seconds are compared."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Job:
 
     Attributes:
         name: Unique name of the job.
-        seconds: Run time of the job on its share.
+        seconds: Run time of the job on its share of the GPUs.
         share: Share of one GPU, at most 1, or a whole number of GPUs.
     """
 
@@ -37,10 +37,10 @@ class Replay:
 
     Attributes:
         makespan: Seconds until the last job has ended.
-        lower_bound: Seconds that every order of the jobs needs. They are the larger of two
-            numbers: the seconds of the longest job, and the work of all jobs divided by the
-                number of GPUs.
-        utilisation: Fraction of the GPUs' time that jobs use.
+        lower_bound: Seconds that the jobs need at least, in any order. This is the larger of
+            two numbers: the seconds of the longest job, and the work of all jobs divided by
+            the number of GPUs.
+        utilisation: Fraction of the GPUs' time during which jobs use the GPUs.
         starts: Seconds at which each job starts, by the name of the job.
     """
 
@@ -51,7 +51,7 @@ class Replay:
 
 
 class _Running(NamedTuple):
-    """A running job. It is a tuple, so that a heap sorts jobs by their end."""
+    """A running job. The class is a tuple so that a heap can sort jobs by the time of their end."""
 
     end: float
     gpu: int
@@ -59,14 +59,14 @@ class _Running(NamedTuple):
 
 
 class _Gpus:
-    """Free shares of GPUs, and a list of the GPUs in order of their free share."""
+    """The free share of each GPU, and a list of the GPUs in order of their free share."""
 
     def __init__(self, num_gpus: int) -> None:
         self._free = [1.0] * num_gpus
         self._by_free = [(1.0, gpu) for gpu in range(num_gpus)]
 
     def has_room(self, share: float) -> bool:
-        """Return whether a share fits on a GPU."""
+        """Return whether a GPU has enough room for a share."""
         return share <= self._by_free[-1][0] + ROUNDING
 
     def take(self, share: float) -> int:
@@ -90,8 +90,9 @@ def replay(jobs: Sequence[Job], num_gpus: int) -> Replay:
     """Simulate jobs that start on GPUs in the given order.
 
     A job starts on the fullest GPU with room for its share. As in Ray, a share is never split
-    between two GPUs. A job that fits on no GPU waits. Meanwhile, later jobs that fit may
-    start. At most :data:`LOOK_AHEAD` jobs wait at the same time.
+    between two GPUs. If no GPU has enough room for a job, the job waits. In the meantime,
+    later jobs that fit on a GPU may start. At most :data:`LOOK_AHEAD` jobs wait at the same
+    time.
 
     Args:
         jobs: The jobs, in the order in which they should start.

@@ -17,14 +17,14 @@ from search_spaces.specs import TrialSpec
 from tasks.trials.records import CONTEXT_BYTES
 
 HANG_FACTOR = 20
-"""A trial counts as hung after this many times its expected seconds. The factor is large
-because other work may slow a machine down."""
+"""If a trial takes longer than this many times its expected seconds, it counts as hung. The
+factor is large because other programs may slow a machine down."""
 UNTIMED_FACTOR = 5
-"""Factor by which the expected seconds are multiplied if the times on this kind of GPU cannot
-be predicted."""
+"""Factor by which isweep multiplies the expected seconds if it cannot predict times on this
+kind of GPU."""
 MIN_LIMIT_S = 600.0
-"""Smallest number of seconds before a trial counts as hung. Before the first epoch, libraries
-and arrays are loaded and the GPU is started."""
+"""Smallest number of seconds after which a trial counts as hung. It includes the time before
+the first epoch, in which the trial loads libraries and arrays and starts the GPU."""
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +36,10 @@ class MeasuredTrial:
     Attributes:
         spec: The trial.
         on_gpu: True if the trial ran on a GPU.
-        share: Share of GPUs of the trial, or its number of CPU threads.
+        share: Share of a GPU that the trial had. On a CPU, its number of threads.
         seconds: Wall time, seconds.
         gpu: Name of the GPU, as the driver reports it.
-        peak_bytes: Peak memory besides the CUDA context, in bytes, or 0 if it is unknown.
+        peak_bytes: Peak memory without the CUDA context, in bytes. 0 if it is unknown.
     """
 
     spec: TrialSpec
@@ -54,8 +54,9 @@ def corrections_for(gpu: GpuModel | None, trials: Iterable[MeasuredTrial]) -> Co
     """Return the ratios of measured to predicted values of finished trials, by model.
 
     Args:
-        gpu: Compare times on this kind of GPU. None compares times on CPU cores only.
-        trials: Finished trials, on any machine.
+        gpu: Kind of GPU on which times are compared. If it is None, only times on CPU cores
+            are compared.
+        trials: Finished trials on any machine.
     """
     memory: dict[str, float] = {}
     seconds: dict[str, list[float]] = {}
@@ -80,9 +81,10 @@ def corrections_for(gpu: GpuModel | None, trials: Iterable[MeasuredTrial]) -> Co
 
 
 def _is_model(name: str, gpu: GpuModel) -> bool:
-    """Return whether a driver's name of a GPU means this kind of GPU."""
+    """Return whether ``name`` is a name that a GPU's driver uses for this kind of GPU."""
     like = listed_gpu_model(name)
-    # In a plan, a MIG slice or a GPU outside the table has the name that its driver reports.
+    # If a GPU is a MIG slice or is not in the table, a plan uses the name that its driver
+    # reports.
     return gpu.name == (name if like is None else like.name)
 
 
@@ -97,9 +99,9 @@ class RuntimeModel:
     Attributes:
         gpu: The kind of GPU. None means CPUs.
         corrections: Ratios of measured to predicted values on this GPU or on CPUs.
-        share: Share of a GPU that every trial gets. None means the share that each trial is
-            predicted to need.
-        share_without_mps: The value of ``share`` after a run has stopped using NVIDIA's MPS.
+        share: Share of a GPU that every trial gets. If it is None, each trial gets the share
+            that it needs by prediction.
+        share_without_mps: Value of ``share`` if a run stops using NVIDIA's MPS.
     """
 
     gpu: GpuModel | None = None
@@ -115,32 +117,33 @@ class RuntimeModel:
 
 
 def expected_seconds(trials: Iterable[TrialSpec], model: RuntimeModel) -> dict[str, float]:
-    """Return the expected seconds of trials by id. They are infinite without a prediction."""
+    """Return the expected seconds of trials by id. Without a prediction, they are infinite."""
     seconds: dict[str, float] = {}
     for trial in trials:
         try:
             seconds[trial.trial_id] = model.seconds(trial)
         except SweepError as error:
-            # Trials with the longest expected time start first. So this trial fails at once
-            # and reports the error.
+            # Trials with the longest expected time start first. So this trial starts first,
+            # and its failure reports the error.
             log.warning("%s: %s", trial.trial_id, error)
             seconds[trial.trial_id] = math.inf
     return seconds
 
 
 def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial], model: RuntimeModel) -> float:
-    """Return after how many seconds without a new epoch or a result a trial counts as hung.
+    """Return the time limit of a trial, in seconds.
 
-    The limit is ``max(MIN_LIMIT_S, HANG_FACTOR * seconds)``. ``seconds`` follows from two durations
-    of the whole trial. The expected duration comes from :class:`RuntimeModel`. The scaled duration
-    belongs to the slowest finished trial of the same model, and is scaled to the size of this
-    trial.
+    If a trial reports neither a new epoch nor a result within this limit, it counts as hung.
+    The limit is ``max(MIN_LIMIT_S, HANG_FACTOR * seconds)``. Here, ``seconds`` depends on two
+    durations of the whole trial. The *expected* duration comes from :class:`RuntimeModel`. The
+    *scaled* duration is the time of the slowest finished trial of the same model, scaled to
+    the size of this trial.
 
     - On a GPU, ``seconds`` is the larger of the two durations.
     - On a CPU, ``seconds`` is the scaled duration. If no trial of the model has finished, it
       is the expected duration.
 
-    The limit is infinite for a network whose operations cannot be counted.
+    If the operations of the network cannot be counted, the limit is infinite.
     """
     if not is_counted(trial.network):
         return math.inf

@@ -16,10 +16,10 @@ EXAMPLE = (
 
 
 def read_changes(words: Iterable[str]) -> dict[str, object]:
-    """Return the values of ``KEY=VALUE`` arguments by key. A value is read as in a sweep file.
+    """Return the values of ``KEY=VALUE`` arguments by key. Values are read as in a sweep file.
 
     Raises:
-        ConfigError: An argument has another form, or a key has two values.
+        ConfigError: An argument is not of the form ``KEY=VALUE``, or a key has two values.
     """
     changes: dict[str, object] = {}
     for word in words:
@@ -43,10 +43,10 @@ def with_changes(document: Mapping[str, Any], changes: Mapping[str, object]) -> 
     Args:
         document: Content of a sweep file. It is not modified.
         changes: New values by dotted key, for example ``recipe.epochs``. A number in a key is
-            an index of a list, from 0.
+            an index of a list. The first index is 0.
 
     Raises:
-        ConfigError: A key refers to nothing in the document.
+        ConfigError: The document has no place for a key.
     """
     changed = copy.deepcopy(dict(document))
     for key, value in changes.items():
@@ -64,7 +64,10 @@ def with_changes(document: Mapping[str, Any], changes: Mapping[str, object]) -> 
 
 
 def _enter(holder: Any, part: str, key: str) -> Any:
-    """Return the value at one part of a dotted key. A plain name becomes a mapping."""
+    """Return the value at one part of a dotted key.
+
+    If it is only a name, replace it by a mapping.
+    """
     place = _place_in(holder, part, key)
     if isinstance(holder, list):
         if isinstance(holder[place], str):

@@ -39,12 +39,13 @@ from tasks.sources import check_own_options
 from tasks.sources.base import RawRequest
 
 SEE = "Write a sweep file with `isweep init`, or copy one from 'Your own images' in the README"
-"""Hint for a file without keys."""
+"""Hint for a user whose file has no keys."""
 TABLE_SUFFIXES = (".csv", ".tsv")
-"""Extensions of tables, which cannot be sweep files."""
+"""Endings of the names of tables. A table cannot be a sweep file."""
 
 SweepSource = str | Path | Mapping[str, Any] | SweepSpec
-"""Name of a preset, path of a sweep file, content of a sweep file, or a :class:`SweepSpec`."""
+"""A sweep: the name of a preset, the path of a sweep file, the content of a sweep file, or a
+:class:`SweepSpec`."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class _Document:
     Attributes:
         content: Keys and values.
         origin: Name of the file in messages.
-        folder: Folder in which relative paths of the file start.
+        folder: Folder to which the relative paths in the file refer.
     """
 
     content: dict[str, Any]
@@ -77,8 +78,8 @@ def load_sweep(
         changes: New values by dotted key (``recipe.epochs``). They replace values of the
             sweep.
         recipes: Folder of the recipes that searches wrote, or None if there is no such folder.
-        listings: Cache for listings of your own data. Data are listed if class pairs have
-            names.
+        listings: Cache for listings of your own data. isweep lists data only if class pairs
+            contain names of classes.
 
     Raises:
         ConfigError: The sweep has mistakes. The message lists all mistakes with key and value.
@@ -98,7 +99,8 @@ def _read(source: SweepSource) -> _Document:
         source = source.model_dump(mode="json", exclude_unset=True, by_alias=True)
     if isinstance(source, Mapping):
         origin = "the sweep"
-        # Tuples and arrays become lists here, because only lists are checked for shorthands.
+        # Tuples and arrays become lists here. The reason: isweep looks for shorthands only in
+        # lists.
         content = json.loads(_plain_json(dict(source), origin))
         return _Document(content, origin)
     if isinstance(source, Path) or is_path(source):
@@ -117,7 +119,7 @@ def _read(source: SweepSource) -> _Document:
             )
         text = read_file(path, "sweep file", "preset", preset_names())
         document = _Document(_parse(text, str(source)), str(source), path.parent)
-        # Modules of your own networks can be in the folder of the sweep file.
+        # The folder of the sweep file may contain the Python modules of your own networks.
         find_modules_in(path.parent)
         return document
     if source not in preset_names():
@@ -129,7 +131,7 @@ def _read(source: SweepSource) -> _Document:
 def _preset(name: str) -> _Document:
     """Return the content of a preset.
 
-    Nothing changes it: :func:`with_changes` makes a copy.
+    The content is cached. This is safe, because :func:`with_changes` changes only a copy.
     """
     origin = f"preset {name}"
     return _Document(_parse(preset_text(name), origin), origin)
@@ -165,14 +167,14 @@ def sweep_text(spec: SweepSpec) -> str:
 
 
 def find_modules_in(folder: Path) -> None:
-    """Let Python import your own networks from a folder, after all other folders."""
+    """Let Python also import your own networks from a folder. Python searches it last."""
     name = str(folder.absolute())
     if name not in sys.path:
         sys.path.append(name)
 
 
 def _spec_of(document: _Document, changes: Mapping[str, object], recipes: Path | None) -> SweepSpec:
-    """Return the sweep of a file, after values are changed.
+    """Change values of a sweep file, and return its sweep.
 
     Args:
         document: The file.
@@ -181,7 +183,7 @@ def _spec_of(document: _Document, changes: Mapping[str, object], recipes: Path |
     """
     content = with_changes(document.content, changes)
     if changes:
-        # Tuples and arrays become lists, as in a mapping.
+        # Here too, tuples and arrays become lists.
         content = json.loads(_plain_json(content, document.origin))
     if isinstance(content.get("datasets"), list):
         for index, choice in enumerate(content["datasets"]):
@@ -196,7 +198,7 @@ def _spec_of(document: _Document, changes: Mapping[str, object], recipes: Path |
     if changes:
         origin = f"{origin} with changed values of {', '.join(map(str, changes))}"
     try:
-        # A key of a sweep file is an alias of a field. The name of the field is not a key.
+        # A key of a sweep file is the alias of a field. The field's name itself is not a key.
         spec = SweepSpec.model_validate_json(
             _plain_json(content, document.origin), by_alias=True, by_name=False
         )
@@ -214,7 +216,8 @@ def _problems_of(
 ) -> list[SweepError]:
     """Return all mistakes of a sweep file: pydantic's errors and unknown names."""
     places = [detail["loc"] for detail in details]
-    # A value that may have one of several types has an error for each type. Report only the last.
+    # If a value may have one of several types, pydantic reports an error for each type. Report
+    # only the last error.
     problem_at: dict[tuple[int | str, ...], SweepError] = {}
     for detail in details:
         if not _is_consequence(detail, places):
@@ -228,13 +231,13 @@ def _problems_of(
 
 
 def _is_consequence(detail: ErrorDetails, places: list[tuple[int | str, ...]]) -> bool:
-    """Return whether an error has the same cause as an error at another of ``places``."""
+    """Return whether an error is only a consequence of another error, at one of ``places``."""
     place = detail["loc"]
     if detail["type"] == "too_short":
-        # The list is too short because its items are wrong.
+        # The list counts as too short only because its items are wrong.
         return any(len(other) > len(place) and other[: len(place)] == place for other in places)
     if detail["type"] == "missing":
-        # The key has no space after its colon, such as ``path:./images``.
+        # The line lacks the space after the colon, for example ``path:./images``.
         *parents, name = place
         siblings = [other[-1] for other in places if other and list(other[:-1]) == parents]
         return any(str(sibling).startswith(f"{name}:") for sibling in siblings)
@@ -244,7 +247,8 @@ def _is_consequence(detail: ErrorDetails, places: list[tuple[int | str, ...]]) -
 def _with_absolute_paths(spec: SweepSpec, folder: Path, listings: Listings) -> SweepSpec:
     """Return a sweep with absolute paths of your own data.
 
-    Relative paths start in the folder of the sweep file, whatever the working directory is.
+    A relative path refers to the folder of the sweep file. It does not depend on the working
+    directory.
     """
     if all(choice.user_source is None for choice in spec.datasets):
         return spec  # worlds refer to these datasets, so they must not be copied
@@ -253,7 +257,7 @@ def _with_absolute_paths(spec: SweepSpec, folder: Path, listings: Listings) -> S
 
 
 def _with_absolute_path(choice: DatasetChoice, folder: Path, listings: Listings) -> DatasetChoice:
-    """Return a dataset with an absolute path. If class pairs have names, add its classes."""
+    """Return a dataset with an absolute path. If class pairs contain names, add its classes."""
     if choice.user_source is None:
         return choice
     check_own_options(user_dataset_spec(choice.name, choice.user_source))
@@ -269,7 +273,8 @@ def _with_absolute_path(choice: DatasetChoice, folder: Path, listings: Listings)
     pairs = choice.class_pairs or ()
     has_names = any(isinstance(label, str) for pair in pairs for label in pair)
     if has_names and not own_data.class_names:
-        # All classes are needed to convert names to indices. Size and channels do not matter.
+        # To convert names to indices, isweep needs all classes. Image size and channels do not
+        # matter here.
         prepared = PreparedSpec(dataset=choice.name, image_size=4, channels=own_data.channels)
         request = RawRequest(user_dataset_spec(choice.name, own_data), prepared, path)
         own_data = own_data.model_copy(update={"class_names": listings.of(request).label_names})

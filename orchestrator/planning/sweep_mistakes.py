@@ -31,8 +31,8 @@ from search_spaces.sweeps import DatasetChoice, RecipeChoice, SweepSpec, UserSou
 from tasks.sources import check_own_kind
 
 MAX_PROBLEMS = 20
-"""Largest number of problems in a message. For all further problems, the message has only their
-number."""
+"""Largest number of problems that a message lists. If there are more, the message says only
+how many more."""
 DATASET = "Write, for example, `datasets: [digits]`. `isweep datasets` lists the known datasets"
 MODEL = (
     "Write, for example, `models: [small_cnn]` or `models: [{from: small_cnn, name: mine}]`. "
@@ -43,13 +43,14 @@ RECIPE = (
     "recipes"
 )
 EXAMPLES: dict[int | str, str] = {"recipe": RECIPE, "models": MODEL}
-"""Hints for missing values, by the first key."""
+"""Hints for missing values, by the first key of the value."""
 MAX_SEED_COUNT = 10
-"""Largest number for `seeds` that may mean a number of seeds. More repetitions are rare."""
+"""If `seeds` is a single number up to this one, the user may have meant a number of seeds.
+Sweeps with more repetitions are rare."""
 
 
 def raise_problems(problems: list[SweepError]) -> None:
-    """Raise all problems as one error, if there are any. At most MAX_PROBLEMS are printed."""
+    """If there are problems, raise one error. Its message lists at most MAX_PROBLEMS problems."""
     shown = problems[:MAX_PROBLEMS]
     num_more = len(problems) - len(shown)
     if num_more:
@@ -82,9 +83,9 @@ def problem_of(detail: ErrorDetails, origin: str, document: Mapping[str, Any]) -
 def keys_in_file(keys: Sequence[int | str], document: Mapping[str, Any]) -> tuple[int | str, ...]:
     """Return the keys of a value as the user wrote them in the sweep file.
 
-    Pydantic's keys differ in three cases. A mapping such as ``dials`` is converted to pairs. A
-    single value of the recipe is converted to a list. If a value may have one of several types,
-    the name of a type follows the key.
+    Pydantic's keys differ from the user's keys in three cases. isweep has converted a mapping
+    such as ``dials`` to pairs. isweep has converted a single value of the recipe to a list. If
+    a value may have one of several types, pydantic adds the name of a type after the key.
 
     Args:
         keys: Pydantic's keys.
@@ -100,11 +101,13 @@ def keys_in_file(keys: Sequence[int | str], document: Mapping[str, Any]) -> tupl
         if isinstance(key, str) and isinstance(content, list | tuple):
             continue  # the name of a type
         if isinstance(key, int) and isinstance(content, Mapping):
-            # Pydantic's keys are the number of a pair, then 0 for its key or 1 for its value.
+            # Pydantic's keys are first the number of a pair, and then 0 for the pair's key or
+            # 1 for its value.
             key = sorted(content, key=str)[key]
             if remaining:
                 remaining.popleft()
-        # A key of a mapping is text, even if the file has a number: it is no index of a list.
+        # A key of a mapping is text here, even if it is a number in the file. So nobody takes
+        # it for the index of a list.
         value = _value_at(content, key)
         if isinstance(content, Mapping):
             in_file.append(str(key))
@@ -125,7 +128,7 @@ def _value_at(content: Any, key: int | str) -> Any:
 
 
 def _wrong_value(detail: ErrorDetails, keys: Sequence[int | str]) -> ConfigError:
-    """Return the error that the value at some keys breaks a rule of the sweep file."""
+    """Return the error for a value that breaks a rule of the sweep file."""
     dotted = ".".join(map(str, keys))
     kind = detail["type"]
     value = detail["input"]
@@ -156,12 +159,11 @@ def _wrong_value(detail: ErrorDetails, keys: Sequence[int | str]) -> ConfigError
 
 
 def _list_hint(value: object, keys: Sequence[int | str]) -> str:
-    """Return how to write a value as a list. A single number for ``seeds`` may mean the number of
-    seeds.
-    """
+    """Return a hint on how to write a value as a list."""
     if not isinstance(value, (int, float)):
         return "Write the values in brackets, for example `[a, b]`"
-    # A larger number, for example 42, is rarely the number of repetitions.
+    # A single number for `seeds` may mean a number of seeds. A larger number, for example 42,
+    # rarely means that.
     if list(keys) == ["seeds"] and value in range(2, MAX_SEED_COUNT + 1):
         return (
             f"For {value} seeds, write `{list(range(int(value)))}`. For the one seed {value}, "
@@ -171,7 +173,7 @@ def _list_hint(value: object, keys: Sequence[int | str]) -> str:
 
 
 def _numbered(keys: Sequence[int | str]) -> str:
-    """Return dotted keys in backticks. An index of a list becomes the number of a value."""
+    """Return the dotted keys in backticks. The index of a list becomes the number of a value."""
     *names, last = keys
     if isinstance(last, int):
         return f"value {last + 1} of `{'.'.join(map(str, names))}`"
@@ -179,7 +181,7 @@ def _numbered(keys: Sequence[int | str]) -> str:
 
 
 def _unknown_key(keys: tuple[int | str, ...], dotted: str) -> ConfigError:
-    """Return the error that a key of a sweep file is unknown, with the known keys."""
+    """Return the error for an unknown key of a sweep file. The error lists the known keys."""
     model: type[BaseModel] = SweepSpec
     for key in keys[:-1]:
         field = _fields_by_key(model).get(str(key))
@@ -231,7 +233,7 @@ def unknown_names(document: dict[str, Any]) -> list[SweepError]:
     """Return an error for each unknown name of a model, dataset, recipe or estimator.
 
     Args:
-        document: Content of a sweep file, or of a part of it.
+        document: Content of a sweep file, or some of its keys.
     """
     problems: list[SweepError] = []
 

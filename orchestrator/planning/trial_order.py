@@ -1,4 +1,4 @@
-"""Order in which trials start: the longest first, in batches if memory is short."""
+"""Order in which trials start: the longest first. If memory is short, trials start in batches."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from search_spaces.tuning import SearchTrialSpec
 def array_key(plan: SweepPlan, trial: TrialSpec) -> str:
     """Return the key of the arrays that a trial needs.
 
-    Trials of all train sizes share their arrays, unless a fault of the study makes the images
-    depend on the train size. Each validation split of a search has separate arrays.
+    Trials of all train sizes share their arrays. Exceptions: a fault of the study may make the
+    images depend on the train size, and each validation split of a search has separate arrays.
     """
     subset = trial.network.subset
     key = f"{subset.subset_id}@{plan.load_size(subset, trial.network.train_size)}"
@@ -26,16 +26,17 @@ def array_key(plan: SweepPlan, trial: TrialSpec) -> str:
 def order_trials(
     plan: SweepPlan, trials: Sequence[TrialSpec], budget: float, seconds: Mapping[str, float]
 ) -> list[TrialSpec]:
-    """Return trials in their order of start: the longest first, or in batches.
+    """Return trials in the order in which they start: the longest first, or in batches.
 
-    If the arrays of all trials exceed the budget, trials start batch after batch. The arrays
-    of a batch fit into half of the budget. So the next batch can be loaded while the last
-    trials of a batch still run. Trials of equal length keep their order.
+    If the arrays of all trials need more memory than the budget, trials start in batches, one
+    batch after the other. The arrays of one batch fit into half of the budget. So the next
+    batch can be loaded while the last trials of a batch still run. Trials of equal length keep
+    their order.
 
     Args:
         plan: The plan of the trials.
         trials: The trials to order.
-        budget: Memory for arrays, bytes.
+        budget: Memory that arrays may use, bytes.
         seconds: Expected seconds of each trial, by its id.
     """
     by_length = sorted(trials, key=lambda trial: -seconds[trial.trial_id])

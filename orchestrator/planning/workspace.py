@@ -23,8 +23,9 @@ from tasks.prepared.listings import Listings
 from tasks.prepared.store import PreparedDataset
 
 URL_WITHOUT_HOST = re.compile(r"\w*:(/*|/?[^/].*)")
-"""Pattern of a storage URL without a bucket or host. Such a URL is refused: isweep appends the
-name of the sweep to the URL, and the storage would read this name as a bucket or a folder."""
+"""Pattern of a storage URL without a bucket or host. isweep refuses such a URL. The reason:
+isweep appends the name of the sweep to the URL, and the storage would take this name for the
+bucket."""
 
 
 @dataclass
@@ -35,7 +36,8 @@ class Workspace:
         plan: The plan.
         paths: Paths below the root.
         storage: Folder or URL in which results are stored. None means the root.
-        listings: Listings of raw data, so that each is made only once per command.
+        listings: Cache of the listings of raw data. Because of it, a command lists each
+            dataset only once.
     """
 
     plan: SweepPlan
@@ -53,7 +55,7 @@ class Workspace:
         changes: Mapping[str, object] | None = None,
         prefer_root: bool = False,
     ) -> Workspace:
-        """Read a sweep without creating anything.
+        """Read a sweep. Create no file or folder.
 
         Args:
             source: The sweep, see :func:`orchestrator.planning.sweep_file.load_sweep`, or the
@@ -98,7 +100,7 @@ class Workspace:
         self.paths.make()
 
     def write_sweep_file(self) -> None:
-        """Write the sweep below the root, so that commands can load it by its name."""
+        """Write the sweep file into the root, so that commands can load the sweep by its name."""
         self.sweep_paths.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.sweep_paths.sweep_file, sweep_text(self.plan.sweep).encode())
         references: set[str] = set()
@@ -113,10 +115,11 @@ class Workspace:
 
     @contextmanager
     def write_sweep_file_if_valid(self) -> Iterator[None]:
-        """Write the sweep below the root unless the ``with`` block raises an error.
+        """Write the sweep file into the root, unless the ``with`` block raises an error.
 
-        A new sweep is written before the block, so that other commands can load it meanwhile,
-        and is deleted after an error. A sweep that was run before is replaced after the block.
+        The file of a new sweep is written before the block, so that other commands can load
+        the sweep during the block. If the block raises an error, this file is deleted. The
+        file of a sweep that was run before is replaced only after the block.
         """
         is_new = not os.path.lexists(self.sweep_paths.sweep_file)
         if is_new:
@@ -148,7 +151,10 @@ class Workspace:
 
     @cached_property
     def prepared(self) -> dict[str, PreparedDataset]:
-        """Undamaged prepared datasets, by prepared id, as they were at the first use."""
+        """Undamaged prepared datasets by prepared id.
+
+        They are searched at the first use of this property.
+        """
         datasets: dict[str, PreparedDataset] = {}
         for spec in self.plan.prepared:
             folder = self.paths.prepared(spec)
@@ -158,12 +164,12 @@ class Workspace:
         return datasets
 
     def forget_prepared(self) -> None:
-        """Forget :attr:`prepared`, so that its next use finds datasets that were prepared since."""
+        """Forget :attr:`prepared`. Its next use also finds datasets that were prepared since."""
         self.__dict__.pop("prepared", None)
 
 
 def _check_storage(storage: object) -> None:
-    """Raise an error if results cannot be stored in a place."""
+    """Raise an error if ``storage`` is not a place where isweep can store results."""
     if storage is None:
         return
     if not isinstance(storage, str):
@@ -196,8 +202,9 @@ def _find(
         source: The name, or the sweep itself.
         paths: Paths below the root.
         load: Function that reads the sweep.
-        changes: Values that ``load`` replaces. A mistake may be in these values.
-        prefer_root: If True, prefer a sweep that was run below the root to a preset.
+        changes: New values that ``load`` sets. A mistake may be in one of them.
+        prefer_root: If True, choose the sweep that was run below the root, even if a preset
+            has the same name.
     """
     if not isinstance(source, str) or "/" in source:
         return load(source)
@@ -233,7 +240,7 @@ def _load_from_root(
     *,
     changes: Mapping[str, object],
 ) -> SweepSpec:
-    """Return a sweep as it was at its last run below the root."""
+    """Return a sweep that was run below the root, as it was at its last run."""
     path = paths.sweep(name).sweep_file
     find_modules_in(paths.sweep(name).code)
     try:

@@ -1,4 +1,4 @@
-"""Read presets of the package, and sweep and recipe files of a user."""
+"""Read the presets of the package, and a user's sweep files and recipe files."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from orchestrator.planning.plain_yaml import read_text
 from search_spaces.errors import ConfigError, missing_path_hint
 
 MAX_FILE_BYTES = 1_000_000
-"""Size limit of a sweep or recipe file, bytes. A sweep of 100,000 trials needs a few
-kilobytes."""
+"""Largest size of a sweep or recipe file, bytes. The file of a sweep with 100,000 trials needs
+a few kilobytes."""
 
 
 def preset_names() -> list[str]:
@@ -32,7 +32,7 @@ def preset_text(name: str) -> str:
 
 
 def is_path(name: str) -> bool:
-    """Return whether a sweep or recipe is given as a path, and not by its name."""
+    """Return whether the user gave a sweep or recipe as a path. Otherwise it is a name."""
     return "/" in name or name.endswith((".yaml", ".yml"))
 
 
@@ -42,8 +42,9 @@ def read_file(path: Path, kind: str, named_kind: str, names: Iterable[str]) -> s
     Args:
         path: The file.
         kind: Word for the file in messages, for example ``sweep file``.
-        named_kind: Word for the alternative to a path in messages, for example ``preset``.
-        names: Names of all alternatives.
+        named_kind: Word in messages for something that has a name instead of a path, for
+            example ``preset``.
+        names: All names that the user can give instead of a path.
 
     Raises:
         ConfigError: The file is absent, too large, or not UTF-8.

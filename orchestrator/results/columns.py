@@ -1,7 +1,7 @@
 """Columns of the results table: name, meaning, unit, type and origin.
 
-This module is the only definition of each column. Rows, MLflow, CSV files, the report and
-``docs/results-columns.md`` use its names and types.
+Each column is defined only in this module. Rows, MLflow, CSV files, the report and
+``docs/results-columns.md`` use the names and types of this module.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from search_spaces.specs import AttackSpec
 from tasks.trials.records import TrialStatus
 
 Origin = Literal["spec", "run", "network", "d_repr", "attack", "robustness", "measure"]
-"""Origin of a column's values. Some values describe the settings of the trial, the run that
-computed the result, or scores of the trained network. Other values describe the network's
-representation, attacks, distances to the decision boundary, or measures of the training images."""
+"""Origin of a column's values. ``spec``: the settings of the trial. ``run``: the run that
+computed the result. ``network``: the scores of the trained network. ``d_repr``: the
+activations of the network's last hidden layer. ``attack``: the attacks on the network.
+``robustness``: the distances to the decision boundary. ``measure``: the measures of the
+training images."""
 Kind = Literal["text", "integer", "number"]
 """Type of a column's values. In MLflow, text and integers are tags, and numbers are
 metrics."""
@@ -30,10 +32,10 @@ class Column:
 
     Attributes:
         name: Name of the column.
-        meaning: Meaning of its values.
-        unit: Unit of its values. A dash means no unit.
-        kind: Type of its values.
-        origin: Origin of its values, or None if isweep does not define the column.
+        meaning: Explanation of the values for users.
+        unit: Unit of the values, or a dash if the values have no unit.
+        kind: Type of the values.
+        origin: Origin of the values, or None if isweep does not define the column.
     """
 
     name: str
@@ -53,7 +55,8 @@ def _define(origin: Origin, name: str, meaning: str, unit: str = "–", kind: Ki
     return name
 
 
-# Each function defines a column of one origin, and of one kind if its name is a kind.
+# Each of these functions defines a column with a fixed origin. The functions `_text` and
+# `_integer` also fix the type of the values.
 _text = partial(_define, "spec", kind="text")
 _integer = partial(_define, "spec", kind="integer")
 _run = partial(_define, "run")
@@ -67,26 +70,33 @@ _PER_DISTANCE = "1 / L2 pixel distance"
 # first.
 TRIAL_ID = _text(
     "trial_id",
-    "id of the trial: a readable name, and a hash of everything that decides its network",
+    "id of the trial: a readable name, followed by a hash of all settings that can change its "
+    "result",
 )
 SWEEP = _text("sweep", "name of the sweep")
 MODEL = _text("model", "network architecture")
-RECIPE = _text("recipe", "recipe of the training, with the changes to it, as in `paper+epochs=30`")
+RECIPE = _text(
+    "recipe",
+    "name of the recipe, followed by the changed settings, for example `paper+epochs=30`",
+)
 DATASET = _text("dataset", "name of the dataset")
-DOMAIN = _text("domain", "`natural` or `medical`; empty if none was given")
+DOMAIN = _text("domain", "`natural` or `medical`; empty if it is not known")
 CLASS_PAIR = _text(
-    "class_pair", "the two classes, as in `3-8`; empty if the trial uses all classes"
+    "class_pair",
+    "the two classes of the class pair, as in `3-8`; empty if the trial uses all classes",
 )
 TRAIN_SIZE = _integer("train_size", "number of training images N", "images")
 TEST_SIZE = _integer("test_size", "number of test images", "images")
 SEED = _integer(
-    "seed", "number of the repetition; it decides the initial weights and the batch order"
+    "seed", "number of the repetition; the initial weights and the batch order depend on it"
 )
 DATA_MODE = _text(
-    "data_mode", "`corrected`, or `as_released` (with the faults of the study's code)"
+    "data_mode",
+    "`as_released` if isweep repeats the faults of the published study's code; "
+    "otherwise `corrected`",
 )
 IMAGE_SIZE = _integer(
-    "image_size", "side of the square images in training and measurement", "pixels"
+    "image_size", "height and width of the images in training and measurement", "pixels"
 )
 CHANNELS = _integer("channels", "number of image channels in training")
 
@@ -98,11 +108,13 @@ TEST_LOSS = _score(
 TEST_ACCURACY = _score("test_accuracy", "share of test images classified correctly", "fraction")
 AUC = _score(
     "auc",
-    "area under the ROC curve on the test images; with several classes, the mean over classes of "
-    "each class against the rest",
+    "area under the ROC curve on the test images; with more than two classes, the mean of the "
+    "areas for each class against all other classes",
 )
 BALANCED_ACCURACY = _score(
-    "balanced_accuracy", "mean over classes of the `test_accuracy` of each class", "fraction"
+    "balanced_accuracy",
+    "mean of the accuracies that the network has on the test images of each class",
+    "fraction",
 )
 CALIBRATION_ERROR = _score(
     "calibration_error", "expected calibration error on the test images, with 15 bins", "fraction"
@@ -111,7 +123,7 @@ NUM_CLASSES = _score("num_classes", "number of classes n; the chance loss is ln 
 NUM_EPOCHS = _score("num_epochs", "number of epochs that the network was trained", "epochs")
 BEST_EPOCH = _score(
     "best_epoch",
-    "epoch with the smallest test loss, among about ten epochs that were tested",
+    "epoch with the smallest test loss; isweep tests the network after about ten of the epochs",
     "epochs",
 )
 TRAIN_LOSS = _score(
@@ -120,7 +132,7 @@ TRAIN_LOSS = _score(
 TRAIN_ACCURACY = _score(
     "train_accuracy", "share of training images classified correctly", "fraction"
 )
-_D_REPR = "intrinsic dimension of the last hidden layer's activations of the training images"
+_D_REPR = "intrinsic dimension of the last hidden layer's activations for the training images"
 D_REPR_MLE = _define("d_repr", "d_repr_mle", f"{_D_REPR}, by the maximum-likelihood estimator")
 D_REPR_TWONN = _define(
     "d_repr", "d_repr_twonn", f"{_D_REPR}, by the two-nearest-neighbors estimator"
@@ -163,7 +175,8 @@ for _epsilon in FGSM_EPSILONS:
 # These columns describe distances from test images to the decision boundary.
 R_HAT_PRED = _robustness(
     "r_hat_pred",
-    "mean distance from a test image to the nearest image with another decision (R)",
+    "mean over test images of R, the distance to the nearest image that the network classifies "
+    "differently",
     _DISTANCE,
 )
 _robustness(
@@ -180,12 +193,12 @@ R_HAT_PRED_PER_PIXEL = _robustness(
 )
 R_HAT_TRUE = _robustness(
     "r_hat_true",
-    "`r_hat_pred` with distance 0 for each image that the network classifies wrongly",
+    "mean R as in `r_hat_pred`, but with R = 0 for each image that the network classifies wrongly",
     _DISTANCE,
 )
 R_HAT_NOT_FOUND = _robustness(
     "r_hat_not_found",
-    "number of test images for which no distance was found; the means leave them out",
+    "number of test images for which the search found no distance; the means omit these images",
     "images",
 )
 
@@ -194,7 +207,7 @@ _D_DATA = "intrinsic dimension of the training images in pixel space"
 D_DATA_MLE = _measure("d_data_mle", f"{_D_DATA}, by the maximum-likelihood estimator")
 _measure(
     "d_data_mle_std_error",
-    "standard error of `d_data_mle` over the points of the training subset",
+    "standard error of `d_data_mle` over the training images",
 )
 
 
@@ -204,100 +217,118 @@ def d_data_at(num_neighbors: int) -> str:
 
 
 OTHER_NUM_NEIGHBORS = (5, 10)
-"""Other numbers of neighbors for d_data, to show how much it depends on this number."""
+"""Further numbers of nearest neighbors for d_data. They show how much d_data depends on this
+number."""
 for _num_neighbors in OTHER_NUM_NEIGHBORS:
     _measure(
         d_data_at(_num_neighbors),
-        f"`d_data_mle` from the {_num_neighbors} nearest neighbors instead of 20",
+        f"as `d_data_mle`, but computed from {_num_neighbors} nearest neighbors instead of 20",
     )
 ESTIMATORS_WITHOUT_COLUMNS = ("gride",)
-"""Estimators whose d_data is only in the table of measures. New columns would make the MLflow
-runs of earlier sweeps incomplete."""
+"""Estimators of d_data without a column in the results table. The table of measures contains
+their values. A new column would make the MLflow runs of earlier sweeps incomplete."""
 D_DATA_TWONN = _measure("d_data_twonn", f"{_D_DATA}, by the two-nearest-neighbors estimator")
 _measure("d_data_twonn_std_error", "standard error of `d_data_twonn`")
 LABEL_SHARPNESS = _measure(
     "label_sharpness",
-    "K_F: largest 1 / distance over pairs of training images with different labels; with more "
-    "images than `sharpness_sample` (1,000), the mean of this maximum over ten samples",
+    "K_F: largest 1 / distance over all pairs of training images with different labels; if there "
+    "are more than `sharpness_sample` (1,000) images, the mean of K_F over ten samples of images",
     _PER_DISTANCE,
 )
 LABEL_SHARPNESS_MEAN = _measure(
     "label_sharpness_mean",
-    "mean over images of 1 / distance to the nearest image with another label",
+    "mean over training images of 1 / distance to the nearest image with another label",
     _PER_DISTANCE,
 )
 MEAN_UNLIKE_DISTANCE = _measure(
     "mean_unlike_distance",
     "δ: mean over training images of the distance to the nearest image with another label; "
-    "absent from old measures",
+    "absent if an older version of isweep computed the measures",
     _DISTANCE,
 )
 LABEL_SHARPNESS_PERMUTED = _measure(
     "label_sharpness_permuted",
-    "mean `label_sharpness` after random permutations of the labels",
+    "mean of `label_sharpness` over random permutations of the labels",
     _PER_DISTANCE,
 )
 SHARPNESS_PIXEL_RANGE = _measure(
-    "sharpness_pixel_range", "largest pixel value in the measurement of K_F"
+    "sharpness_pixel_range",
+    "pixel value of white minus pixel value of black in the measurement of K_F",
 )
 SHARPNESS_CHANNELS = _measure(
     "sharpness_channels", "number of image channels in the measurement of K_F"
 )
 NUM_DUPLICATES = _measure(
-    "num_duplicates", "number of exact duplicates in the training subset", "images"
+    "num_duplicates",
+    "number of training images that equal an earlier training image; all measures exclude them",
+    "images",
 )
 NUM_CONFLICTS = _measure(
-    "num_conflicts", "number of identical training images with different labels", "images"
+    "num_conflicts",
+    "number of duplicates whose label differs from the label of the earlier image",
+    "images",
 )
 
 # These columns describe the run that computed the result.
 SHARED_GROUP_SHARE = _run(
     "shared_group_share",
-    "share of test images with a group (patient) that is also in the training set; 0 unless a "
-    "released fault is on",
+    "share of test images from a group (patient) that also has training images; above 0 only if "
+    "a fault of the released code is switched on",
     "fraction",
 )
-ATTEMPT = _run("attempt", "number of the successful attempt, from 1", kind="integer")
+ATTEMPT = _run(
+    "attempt", "number of the attempt that succeeded; the first attempt is 1", kind="integer"
+)
 GPU = _run(
-    "gpu", "GPU that trained the network, as its driver names it; absent on a CPU", kind="text"
+    "gpu",
+    "GPU that trained the network, with the name from its driver; absent on a CPU",
+    kind="text",
 )
 STEP_PATH = _run(
     "step_path",
-    "kind of training step: eager (run by Python) or graph (replayed by a GPU)",
+    "kind of training step: eager (plain steps) or graph (replays of a captured graph)",
     kind="text",
 )
 MICRO_BATCH = _run(
     "micro_batch",
-    "images per part if batches were split to save memory (batch norm then uses each part alone); "
-    "absent otherwise",
+    "images per part of a batch, if isweep split the batches to save memory (batch norm then uses "
+    "the statistics of each part); absent if isweep split no batches",
     "images",
     kind="integer",
 )
 WALL_TIME_S = _run("wall_time_s", "duration of the trial", "s")
 IMAGES_PER_SECOND = _run(
-    "images_per_second", "training images per second of training", "images / s"
+    "images_per_second",
+    "training images that the network processed per second of training",
+    "images / s",
 )
 PEAK_MEMORY_BYTES = _run(
     "peak_memory_bytes",
     "peak GPU memory of the trial; on a CPU, peak memory of its process",
     "bytes",
 )
-ENERGY_J = _run("energy_j", "energy of the GPU during the trial; absent if no GPU measures it", "J")
+ENERGY_J = _run(
+    "energy_j",
+    "energy that the GPU used during the trial; absent if the GPU does not measure it",
+    "J",
+)
 NUM_PARAMETERS = _score("num_parameters", "number of trainable parameters of the network")
-DATA_FINGERPRINT = _run("data_fingerprint", "content hash of the prepared dataset", kind="text")
+DATA_FINGERPRINT = _run(
+    "data_fingerprint", "hash of the content of the prepared dataset", kind="text"
+)
 CODE_VERSION = _run(
-    "code_version", "commit, or package version, that produced the row", kind="text"
+    "code_version", "commit or package version of isweep that computed the result", kind="text"
 )
 
 COLUMNS = tuple(_DEFINED.values())
 """Columns of the results table, in order."""
 
-# The columns that are defined from here on are not in the results table, so they must stay below
-# COLUMNS. They are in the report's table of measures, with one row per train size, and in MLflow's
-# curves over epochs.
+# The columns below are not in the results table, so their definitions must stay below COLUMNS.
+# Some are in the report's table of measures, which has one row per train size. The others are
+# MLflow's curves over epochs.
 LABEL_SHARPNESS_P99 = _measure(
     "label_sharpness_p99",
-    "99th percentile over images of 1 / distance to the nearest image with another label",
+    "99th percentile over training images of 1 / distance to the nearest image with another label",
     _PER_DISTANCE,
 )
 D_DATA_CALIBRATED = _measure("d_data_calibrated", "bias-corrected d_data, with a 90 % interval")
@@ -326,26 +357,26 @@ FURTHER_TEST_PREFIX = "test_on_"
 """Prefix of the columns of a further test set. The name of its condition follows."""
 FURTHER_TEST_QUANTITIES = {
     "num_moved": ("number of test images that the condition `{}` changes", "images"),
-    "loss": ("`test_loss` on the test images as the condition `{}` changes them", "nat"),
+    "loss": ("`test_loss` on the test images after the condition `{}` changed them", "nat"),
     "accuracy": (
-        "`test_accuracy` on the test images as the condition `{}` changes them",
+        "`test_accuracy` on the test images after the condition `{}` changed them",
         "fraction",
     ),
-    "moved_loss": ("`test_loss` on the test images that the condition `{}` changed", "nat"),
+    "moved_loss": ("`test_loss` on only the test images that the condition `{}` changed", "nat"),
     "moved_accuracy": (
-        "`test_accuracy` on the test images that the condition `{}` changed",
+        "`test_accuracy` on only the test images that the condition `{}` changed",
         "fraction",
     ),
     "unmoved_loss": (
-        "`test_loss` on the test images that the condition `{}` did not change",
+        "`test_loss` on only the test images that the condition `{}` did not change",
         "nat",
     ),
     "unmoved_accuracy": (
-        "`test_accuracy` on the test images that the condition `{}` did not change",
+        "`test_accuracy` on only the test images that the condition `{}` did not change",
         "fraction",
     ),
     "r_hat_pred": (
-        "`r_hat_pred` on the test images as the condition `{}` changes them",
+        "`r_hat_pred` on the test images after the condition `{}` changed them",
         _DISTANCE,
     ),
 }
@@ -356,8 +387,9 @@ _ATTACK_NAME = re.compile(
     r"(?P<attack>[a-z][a-z0-9]*(?:_[a-z][a-z0-9]*)*)_(?P<epsilon>\d+(?:\.\d+)?)_"
     rf"(?P<quantity>{'|'.join(ATTACK_QUANTITIES)})"
 )
-# test_on_near_moved_loss is the quantity moved_loss of the condition near, not the quantity loss of
-# the condition near_moved. So the condition must match as few characters as possible.
+# test_on_near_moved_loss is the quantity moved_loss of the condition near, not the quantity
+# loss of the condition near_moved. Therefore the pattern's group `condition` matches as few
+# characters as possible.
 _FURTHER_TEST_NAME = re.compile(
     rf"{FURTHER_TEST_PREFIX}(?P<condition>[a-z][a-z0-9_-]*?)_"
     rf"(?P<quantity>{'|'.join(FURTHER_TEST_QUANTITIES)})"
@@ -370,7 +402,7 @@ _STD_ERROR = "_std_error"
 
 
 def columns_of_estimator(estimator: str) -> tuple[Column, Column]:
-    """Return the columns of d_data by an estimator of the table, and of its standard error."""
+    """Return two columns: d_data by an estimator, and the standard error of this d_data."""
     name = f"d_data_{estimator}"
     meaning = f"d_data by the estimator `{estimator}` (docs/measures.md)"
     return (
@@ -449,6 +481,6 @@ def _describe_dimension(name: str, match: re.Match[str]) -> Column:
     if match["stage"]:
         meaning = (
             f"intrinsic dimension of the activations after stage {match['stage']} of the network, "
-            f"counted from the pixels, by the estimator `{estimator}`"
+            f"counted from the input, by the estimator `{estimator}`"
         )
     return Column(name, meaning, origin="d_repr")

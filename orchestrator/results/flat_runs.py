@@ -1,7 +1,7 @@
 """Convert stored results to the flat form of MLflow: tags, params, metrics and curves.
 
-The results table is built from the same form. So a table from MLflow equals the table from the
-result store.
+The results table is built from the same form. So the table that is built from MLflow equals
+the table that is built from the result store.
 """
 
 from __future__ import annotations
@@ -47,9 +47,11 @@ from search_spaces.specs import TrialSpec, pair_name
 from tasks.trials.records import EpochRecord, EpochScore
 
 CURVE = "curve"
-"""Value of the tag ``kind``, and first word of the key, of runs with a learning curve."""
+"""Value of the tag ``kind`` of a run that has a learning curve. The key of such a run begins
+with the same word."""
 MAX_TAG_LENGTH = 5000
-"""Largest number of characters in the value of a tag that every MLflow server accepts."""
+"""Largest number of characters in the value of a tag. Every MLflow server accepts tags of this
+length."""
 
 
 class CurvePoint(NamedTuple):
@@ -73,11 +75,11 @@ class FlatRun:
     """A stored result in the flat form of an MLflow run.
 
     Attributes:
-        run_key: The trial's id. It is a tag of the run in MLflow.
-        tags: Text and integers that may change later.
+        run_key: Key of the run in MLflow, stored there as a tag. The key of a trial is its id.
+        tags: Texts and integers. Unlike params, MLflow can change them later.
         params: The settings that define the trained network.
-        metrics: Final numbers, all finite.
-        series: Points of curves.
+        metrics: Final value of each metric. All values are finite.
+        series: Points of the metrics that are curves.
         started_ms: Start of the trial, milliseconds since 1970.
         finished_ms: End of the trial, milliseconds since 1970.
         metrics_ms: Time of the newest metric, milliseconds since 1970. MLflow shows the value
@@ -99,9 +101,10 @@ class LiveRun:
     """An MLflow run of a trial without a result: a running trial, or a failed attempt.
 
     Attributes:
-        tags: Tags of the start or failure, or None if MLflow has the run already.
+        tags: Tags that describe the start or the failure. None means that MLflow already has
+            the tags.
         at_ms: Time of the start or failure, milliseconds since 1970.
-        points: Points of curves that were not sent yet.
+        points: Points of curves that MLflow does not have yet.
         failed: True if the last attempt failed.
     """
 
@@ -145,13 +148,13 @@ def flat_trial(record: TrialRecord, measures: Mapping[tuple[str, int], MeasureRe
 
     Args:
         record: The trial.
-        measures: Result of :func:`.metrics.index_measures`. Measures of other data are
-            ignored.
+        measures: Result of :func:`.metrics.index_measures`. A measure of another prepared
+            dataset is ignored.
     """
     network = record.spec.network
     result = record.result
-    # These are tags and not params: later runs may add measurements, but MLflow's params never
-    # change.
+    # These values are tags and not params, because a later run of the sweep may add
+    # measurements. MLflow cannot change a param.
     requested = {"attacks", "representation", "robustness"}
     tags = flatten_params(record.spec.model_dump(mode="json", include=requested))
     if result.step_path:
@@ -188,9 +191,9 @@ def flat_run(
 
     Args:
         record: The result. Its spec, times and provenance are added to the run.
-        tags: Other tags.
+        tags: Tags besides spec, times and provenance.
         metrics: Numbers of the result.
-        series: Points of its curves.
+        series: Points of the result's curves.
         newest: Time of the newest metric, seconds since 1970.
     """
     common_tags = {
@@ -215,9 +218,10 @@ def flat_run(
 def curve_runs(trials: Iterable[FlatRun]) -> Iterator[FlatRun]:
     """Yield one run per model, recipe and dataset with its learning curve.
 
-    Loss and accuracy at step N are means over class pairs and seeds. The tag ``curve`` has the
-    losses as well. MLflow never deletes a point, so a curve whose means have changed needs a
-    new run. A curve with more train sizes does not.
+    Loss and accuracy at step N are means over class pairs and seeds. The tag ``curve``
+    contains the losses as text. MLflow cannot delete a point. So if a mean has changed, the
+    curve needs a new run. If a curve only has more train sizes than before, its points are
+    added to the old run.
     """
     runs_by_curve: defaultdict[tuple[str, ...], list[FlatRun]] = defaultdict(list)
     for run in trials:
@@ -245,7 +249,7 @@ def curve_runs(trials: Iterable[FlatRun]) -> Iterator[FlatRun]:
 
 
 def _curve_points(runs: Iterable[FlatRun]) -> list[CurvePoint]:
-    """Return mean loss and accuracy by train size, ordered by train size."""
+    """Return the points of the mean loss and the mean accuracy, ordered by train size."""
     runs_by_size: defaultdict[int, list[FlatRun]] = defaultdict(list)
     for run in runs:
         runs_by_size[int(run.tags[TRAIN_SIZE])].append(run)

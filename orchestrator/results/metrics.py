@@ -1,6 +1,6 @@
 """Return the numbers of a stored trial or measure by column of the results table.
 
-An undefined number has no entry. The stored result contains the reason.
+An undefined number has no entry. The stored result says why the number is undefined.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ Numbers = dict[str, float | None]
 
 
 def trial_metrics(result: TrialResult, train_size: int = 0) -> dict[str, float]:
-    """Return the metrics of a trial's result, by name.
+    """Return the metrics of a trial's result by column.
 
     Args:
         result: Result of the trial.
-        train_size: Number of training images, to compute the training speed. If 0, leave the speed
-            out.
+        train_size: Number of training images, from which the training speed is computed. If it
+            is 0, the metrics do not contain the speed.
     """
     numbers: Numbers = {ENERGY_J: result.energy_j}
     numbers.update(_score_numbers(result))
@@ -127,7 +127,7 @@ def _further_test_numbers(result: TrialResult) -> Numbers:
 
 
 def measure_metrics(record: MeasureRecord, train_size: int) -> dict[str, float]:
-    """Return the numbers of a measure at one train size, or none if it has no such size."""
+    """Return the numbers of a measure at one train size, or no numbers if it lacks this size."""
     for size in record.result.sizes:
         if size.train_size == train_size:
             numbers: Numbers = {

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-"""Databases that MLflow supports. A URL may also have the driver, as in
+"""Databases that MLflow supports. A URL may also name the driver of the database, as in
 ``postgresql+psycopg``."""
 SCHEMES = ("http", "https", *DATABASES, "databricks")
 """Schemes of URLs that MLflow supports without a plugin."""
@@ -38,13 +38,14 @@ def mlflow_uri(paths: RootPaths, uri: str | None) -> str:
     """Return the URI of the MLflow store to use.
 
     Args:
-        paths: Paths below the root, which contains the default SQLite file.
-        uri: URI from the user. None means ``MLFLOW_TRACKING_URI``, or the default if the variable
-            is not set.
+        paths: Paths of the root's files, for example of the default SQLite file.
+        uri: URI from the user. If it is None, use the environment variable
+            ``MLFLOW_TRACKING_URI``. If this variable is not set either, use an SQLite file
+            below the root.
 
     Raises:
-        ConfigError: Neither MLflow nor a plugin supports the URI. MLflow no longer supports
-            folders.
+        ConfigError: Neither MLflow nor a plugin supports the URI. For example, MLflow no
+            longer supports the path of a folder.
         SetupError: The root's path has characters with a special meaning in a URL.
     """
     requested = uri or os.environ.get("MLFLOW_TRACKING_URI")
@@ -57,8 +58,8 @@ def mlflow_uri(paths: RootPaths, uri: str | None) -> str:
                 hint="Use a URI such as sqlite:////data/mlflow.db or https://…",
             )
         return requested
-    # In a URL, options follow a question mark. Quoting does not help: MLflow would create
-    # folders with the quoted name.
+    # In a URL, a question mark begins the options. If isweep escaped the question mark as %3F,
+    # MLflow would create a folder with %3F in its name.
     if any(sign in str(paths.root) for sign in "?%"):
         raise ConfigError(
             f"The path of the root {paths.root} contains '?' or '%'. MLflow cannot open its "
@@ -70,7 +71,7 @@ def mlflow_uri(paths: RootPaths, uri: str | None) -> str:
 
 
 def check_tracker(paths: RootPaths, uri: str | None) -> str:
-    """Check that MLflow answers without creating anything, and return the result as text.
+    """Check that MLflow answers, and return the result as text. Create nothing in MLflow.
 
     Raises:
         SetupError: MLflow does not answer.
@@ -83,11 +84,11 @@ def check_tracker(paths: RootPaths, uri: str | None) -> str:
 
 
 def connect(uri: str) -> MlflowClient:
-    """Return a client for ``uri``, after creating missing tables.
+    """Return a client for ``uri``. If tables of MLflow are missing, create them.
 
     Raises:
         Refused: MLflow refused the connection, or its SQLite file is damaged.
-        SetupError: MLflow does not answer within seconds.
+        SetupError: MLflow does not answer within a few seconds.
     """
     _set_up_mlflow()
     path = Path(uri.removeprefix(SQLITE))
@@ -107,10 +108,11 @@ def connect(uri: str) -> MlflowClient:
 
 
 def _set_up_mlflow() -> None:
-    """Configure MLflow to log little, repeat no calls and print nothing to stdout."""
+    """Configure MLflow so that it logs little, repeats no call and prints nothing to stdout."""
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # MLflow logs tracebacks and rows for errors that isweep prints in one line.
+    # For an error, MLflow logs a traceback and rows of data. isweep prints the same error in
+    # one line.
     logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)
     # If a reply is lost, MLflow's client would repeat the call and create a second run. isweep
     # checks whether the run exists before it repeats a call.
@@ -121,7 +123,7 @@ def _set_up_mlflow() -> None:
 
 
 def _create_database(path: Path) -> None:
-    """Create MLflow's tables in a new SQLite file, completely or not at all.
+    """Create a new SQLite file with all of MLflow's tables, or create no file.
 
     If a driver is killed while MLflow creates the tables, the file cannot be used. So the
     tables are first created in a temporary file in the same folder. Each attempt has a new

@@ -13,7 +13,7 @@ from orchestrator.results.rows import Row
 from search_spaces.errors import plural
 
 MAX_VALUES = 3
-"""Largest number of different values in a sentence."""
+"""Largest number of different values that a sentence about differences lists."""
 
 
 def tracked_rows(workspace: Workspace, uri: str | None, storage: str | None) -> list[Row]:
@@ -52,8 +52,8 @@ class _Difference:
 def differences(stored: Iterable[Row], tracked: Iterable[Row], command: str) -> list[str]:
     """Return sentences about differences between rows of MLflow and of the result store.
 
-    A column that only one of the two has is a difference. The exception is a column in MLflow
-    that isweep does not define.
+    A column that only MLflow or only the result store has is a difference. The exception is a
+    column that only MLflow has and that isweep does not define.
 
     Args:
         stored: Rows of the result store.
@@ -92,7 +92,7 @@ def differences(stored: Iterable[Row], tracked: Iterable[Row], command: str) -> 
 
 
 def _row_differences(trial_id: str, stored: Row, tracked: Row) -> list[_Difference]:
-    """Return the columns of a trial that differ."""
+    """Return the differences between a trial's row in MLflow and its row in the result store."""
     unknown_columns = {column.name for column in describe(tracked) if column.origin is None}
     row_differences = []
     for name in {**stored, **tracked}:

@@ -1,4 +1,4 @@
-"""Decide which errors of MLflow are refusals, and shorten their text for messages.
+"""Decide which errors of MLflow are refusals, and shorten the text of errors for messages.
 
 Importing this module does not import ``mlflow``.
 """
@@ -18,16 +18,17 @@ REFUSAL_CODES = {
     "UNAUTHENTICATED",
     "CUSTOMER_UNAUTHORIZED",
 }
-"""MLflow's codes of refusals: another attempt would fail as well."""
+"""MLflow's error codes for refusals. A repeated call would fail as well."""
 MISSING_CODE = "RESOURCE_DOES_NOT_EXIST"
 """MLflow's error code for a run that does not exist, for example after a restored backup."""
 REFUSAL_WORDS = re.compile(
     r"error code 40[0134]|password authentication failed|Access denied"
     r"|(database|role) \S+ does not exist"
 )
-"""Words in refusals without a code: MLflow passes on errors of databases as text."""
+"""Pattern for refusals without an error code. MLflow passes on an error of a database only as
+text."""
 MAX_SEARCHED = 600
-"""Number of characters of an error's text that are searched for these words."""
+"""Number of characters of an error's text that are searched for this pattern."""
 MAX_LENGTH = 300
 """Largest number of characters of an error's text in a message."""
 
@@ -37,7 +38,7 @@ class Refused(SetupError):
 
 
 def error_code(error: Exception) -> str:
-    """Return MLflow's code of an error, or an empty string."""
+    """Return MLflow's code of an error, or an empty text if the error has no code."""
     return str(getattr(error, "error_code", ""))
 
 
@@ -77,8 +78,9 @@ def first_line(error: Exception, uri: str = "") -> str:
 
     Args:
         error: The error of MLflow, a database or the connection.
-        uri: URI of the MLflow store. Its password is removed from the text. A database driver
-            may quote the password as it is, decoded, or partly as the name of a host.
+        uri: URI of the MLflow store. Its password is removed from the text. The text may
+            contain the password as it is in the URI or decoded. It may also contain a piece of
+            the password as the name of a host.
     """
     if isinstance(error, SweepError):
         return error.problem
@@ -89,7 +91,8 @@ def first_line(error: Exception, uri: str = "") -> str:
             text = line
             break
     if "Max retries exceeded" in text:
-        # A long text of urllib3. A broken proxy is named before its own cause.
+        # This is a long text of urllib3. It first names a broken proxy, and then the cause of
+        # that error.
         cause = re.search(r"(?:ProxyError\('|\[Errno -?\d+\] )([\w ]+)", text)
         text = cause[1] if cause else text
     for secret in _secrets(uri):
@@ -98,13 +101,14 @@ def first_line(error: Exception, uri: str = "") -> str:
 
 
 def _secrets(uri: str) -> list[str]:
-    """Return all forms in which a driver may quote the password of a URI."""
+    """Return all forms in which the text of an error may contain the password of a URI."""
     match = re.search(r"://[^:\s]*:(\S*)@", uri)
     if not match:
         return []
     secrets = []
     for password in (match[1], unquote(match[1])):
-        # A parser may read a sign in the password as its end, and the rest as the host.
+        # A parser may take a special character in the password for the end of the password. It
+        # then takes the remaining characters for the host.
         ends = [f"{password[index + 1 :]}@" for index, sign in enumerate(password) if sign in "@:/"]
         secrets += [secret for secret in (password, *ends) if len(secret) > 1]
     return secrets

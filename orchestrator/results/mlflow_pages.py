@@ -34,21 +34,22 @@ from tasks.trials.records import attack_name
 log = logging.getLogger(__name__)
 
 SWEEP_KEY = "sweep"
-"""Key of the MLflow run for the sweep as a whole."""
-# The next names are internal to MLflow's front end. If they change, pages open without the
-# view.
+"""Key of the MLflow run that describes the whole sweep."""
+# The next names are internal to MLflow's front end. If a version of MLflow changes them, a
+# link opens the page without the view.
 VIEW_TAG = "mlflow.sharedViewState."
-"""Prefix of the tags of an experiment that contain views."""
+"""Prefix of an experiment's tags that contain views. The name of the view follows."""
 VIEW_KEY = "viewStateShareKey"
-"""Parameter of a link for the name of a view."""
+"""Parameter of a link. Its value is the name of a view."""
 NOTE_TAG = "mlflow.note.content"
-"""Tag with the description of a run or an experiment."""
+"""Tag that contains the description of a run or an experiment."""
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""Tags with which MLflow's page shows training runs, not traces of language models."""
+"""Tags of an experiment. Because of these tags, MLflow's page shows training runs instead of
+traces of language models."""
 TRAINING_PAGES = "workflowType=machine_learning"
-"""Parameter of a link with which MLflow's page shows training runs."""
+"""Parameter of a link. Because of this parameter, MLflow's page shows training runs."""
 SHOWN_TAGS = (MODEL, TRAIN_SIZE, DATASET, CLASS_PAIR, SEED)
-"""Tags that are columns of a view."""
+"""Tags that MLflow shows as columns in every view."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,12 @@ class View:
 
     Attributes:
         question: Title of the view.
-        axes: Metrics x and y of a scatter plot of trials. The tuple is empty for any other view.
-        line: Metric of a line chart over steps. The text is empty for any other view.
-        dataset: Show only trials on this dataset. If it is empty, show trials on all datasets.
+        axes: The two metrics on the axes x and y of a scatter plot of trials. The tuple is
+            empty if the view is not a scatter plot.
+        line: Metric of a line chart over steps. The text is empty if the view is not a line
+            chart.
+        dataset: Name of the only dataset whose trials the view shows. If it is empty, the view
+            shows the trials of all datasets.
     """
 
     question: str
@@ -69,7 +73,7 @@ class View:
 
     def query(self, name: str) -> str:
         """Return the parameters of a link to this view, which is stored as ``name``."""
-        # A stored view does not contain whether charts are shown.
+        # A stored view does not say whether MLflow shows charts, so the link says it.
         mode = ""
         if self.axes or self.line:
             mode = "&compareRunsMode=CHART"
@@ -83,7 +87,7 @@ class View:
         filter_text = f"tags.kind = '{kind}' and attributes.status = 'FINISHED'"
         if self.dataset:
             filter_text += f" and tags.{DATASET} = '{self.dataset}'"
-        # The first columns are visible without scrolling.
+        # The user sees the first columns without scrolling.
         metrics = dict.fromkeys([TEST_LOSS, *self.axes])
         tag_columns = [f"tags.`{name}`" for name in SHOWN_TAGS]
         metric_columns = [f"metrics.`{name}`" for name in metrics]
@@ -103,7 +107,10 @@ class View:
         return json.dumps(state, separators=(",", ":"))
 
     def _chart(self) -> dict[str, Any]:
-        """Return the chart in the format of MLflow's page, or nothing for a table."""
+        """Return the chart in the format of MLflow's page.
+
+        If the view is a table, return an empty dictionary.
+        """
         chart: dict[str, Any] = {
             "uuid": "isweep-0",
             "metricSectionId": "isweep",
@@ -154,9 +161,10 @@ class Page:
 
     Attributes:
         sweep: Name of the sweep.
-        description: Description of the sweep in its file.
+        description: Description of the sweep from the sweep file.
         planned: Number of planned trials.
-        loss_gain: Column of the attack in charts. The text is empty for a sweep without attacks.
+        loss_gain: Column with the loss gain under the attack that charts show. The text is
+            empty if the sweep has no attack.
         datasets: Names of the datasets.
     """
 
@@ -168,7 +176,7 @@ class Page:
 
     @classmethod
     def of(cls, workspace: Workspace) -> Page:
-        """Return the data of a sweep for its pages."""
+        """Return the data of a sweep that MLflow's pages show."""
         plan = workspace.plan
         attacks = plan.sweep.attacks
         loss_gain = ""
@@ -198,8 +206,8 @@ class Page:
             experiment: Id of the experiment.
 
         Returns:
-            Text in Markdown. MLflow shows only the first line until a user opens the
-            description.
+            The description in Markdown. Until a user opens it, MLflow shows only its first
+            line.
         """
         pages = f"#/experiments/{experiment}/runs"
         general_links = []
@@ -214,7 +222,8 @@ class Page:
             " · ".join(general_links),
             self.description,
             " · ".join(dataset_links),
-            "Each trial has a run, nested in the run of the sweep. The metrics of the sweep's run "
+            "Each trial has a run in MLflow, which is nested in the run of the sweep. The "
+            "metrics of the sweep's run "
             "are counts, the best test loss of each dataset and all fitted coefficients. MLflow "
             "has copies of the results. The originals are in the result store.",
         ]
@@ -239,7 +248,9 @@ class Page:
         return {NOTE_TAG: self.note(experiment), **views}
 
     def run_name(self, key: str, tags: Mapping[str, str]) -> str:
-        """Return the name of a run. For a trial, the name begins with model and N.
+        """Return the name of a run.
+
+        The name of a trial's run begins with the model and the train size N.
 
         MLflow's table shows only the beginning of a name, because its columns are narrow.
 

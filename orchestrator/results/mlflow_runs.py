@@ -1,8 +1,9 @@
 """Write the runs of one sweep to MLflow: one run per run key.
 
-Every call can be repeated after a lost reply. If the reply to the creation of a run was lost,
-the run is searched by its tag before another one is created. If several runs have the same
-key, the oldest one is used, and the others are deleted.
+Every call can be repeated after a lost reply. If MLflow's reply to the creation of a run was
+lost, isweep first searches for the run by its tag, and creates another run only if the search
+finds nothing. If several runs have the same key, isweep uses the oldest run and deletes the
+others.
 """
 
 from __future__ import annotations
@@ -33,31 +34,35 @@ from orchestrator.results.mlflow_pages import EXPERIMENT_TAGS, SWEEP_KEY, Page, 
 from orchestrator.results.rows import Row, row_of
 
 MAX_METRICS = 900
-"""Largest number of metrics in one call. MLflow limits the total of items to 1,000."""
+"""Largest number of metrics in one call of MLflow. MLflow allows at most 1,000 metrics, params
+and tags together."""
 MAX_PARAMS = 100
 """Largest number of params in one call of MLflow."""
 MAX_TAGS = 100
 """Largest number of tags in one call of MLflow."""
 MAX_SEARCHED = 5000
-"""Largest number of runs in one answer of a search."""
+"""Largest number of runs that MLflow returns at a time when isweep searches runs."""
 INF_AS_STORED = 1.7e308
-"""Numbers of at least this size are infinity, which a database stores as the largest float."""
+"""A metric of at least this size counts as infinity, because a database stores infinity as the
+largest float."""
 KEY_TAG = "isweep.run_key"
-"""Tag with the key of a run."""
+"""Tag that contains the key of a run."""
 REPORT_TAG = "isweep.report"
-"""Tag of the sweep's run with the hash of the report's files."""
+"""Tag of the sweep's run. It contains the hash of the report's files."""
 STORAGE_TAG = "isweep.storage"
-"""Tag of an experiment with the id of its result store."""
+"""Tag of an experiment. It contains the id of the result store whose runs are in the
+experiment."""
 KILLED = "killed"
-"""Value of the tag ``status`` for an abandoned trial without a result."""
+"""Value of the tag ``status`` of a trial that has no result and is not running any more, for
+example because its driver was killed."""
 LOCAL_PAGES = "http://127.0.0.1:5000"
-"""Address of ``mlflow ui`` for a database."""
+"""Address at which ``mlflow ui`` serves the runs of a database."""
 PERHAPS_RUNNING = "RUNNING?"
 """Status of a run after a request to change its status to RUNNING, until MLflow replies."""
 OPEN = ("RUNNING", PERHAPS_RUNNING)
 """Statuses of runs that are open or may be open."""
 NO_PARAMS: Mapping[str, str] = MappingProxyType({})
-"""An empty mapping of params, as a default that nobody can change."""
+"""A mapping without params. It is a default value of arguments, so it is read-only."""
 
 
 @dataclass
@@ -67,8 +72,9 @@ class _TrackedRun:
     Attributes:
         run_id: MLflow's id.
         status: MLflow's status, or :data:`PERHAPS_RUNNING`.
-        digest: Hash of tags, params and metrics, or an empty text if they are unknown.
-        sent_points: Metric, step and value of points that were sent during the training.
+        digest: Hash of tags, params and metrics. The text is empty if the values in MLflow are
+            unknown.
+        sent_points: Metric, step and value of each point that was sent during the training.
     """
 
     run_id: str
@@ -111,7 +117,10 @@ class SweepRuns:
         self._load()
 
     def run_pages(self) -> RunPages:
-        """Return the addresses of all known runs. For a database, ``mlflow ui`` serves them."""
+        """Return the addresses of the pages of all known runs.
+
+        If MLflow's store is a database, the addresses are those of ``mlflow ui``.
+        """
         server = LOCAL_PAGES
         uri = str(self.client.tracking_uri)
         if uri.startswith("http"):
@@ -180,7 +189,7 @@ class SweepRuns:
     def _stored_points(
         self, tracked: _TrackedRun, run: FlatRun, final_metrics: Mapping[str, float], data: RunData
     ) -> dict[str, list[Metric]]:
-        """Return MLflow's points of the metrics that may lack points, by metric."""
+        """Return the points that MLflow has, for each metric of which MLflow may lack a point."""
         curves = {point.metric for point in run.series}
         stored_points = {}
         for name, value in final_metrics.items():
@@ -195,13 +204,16 @@ class SweepRuns:
         folder: Path | None,
         on_file_sent: Callable[[], None] = lambda: None,
     ) -> None:
-        """Send final numbers and the report's files to the sweep's run. Its status does not change.
+        """Send final numbers and the report's files to the sweep's run.
+
+        The status of the run does not change.
 
         Args:
-            numbers: Final numbers by name. Infinite numbers and NaN are left out.
+            numbers: Final numbers by name. Infinite numbers and NaN are not sent.
             folder: Folder of the report, or None if there is no report.
-            on_file_sent: Function that is called after each file. Each file is sent in a
-                separate call, so that a failure repeats only the remaining files.
+            on_file_sent: Function that is called after each file was sent. Each file is sent
+                in a separate call, so that only the remaining files are sent again after a
+                failure.
         """
         run_id = self._sweep_run().run_id
         data = self.client.get_run(run_id).data
@@ -227,13 +239,13 @@ class SweepRuns:
     def _send_files(
         self, run_id: str, folder: Path, data: RunData, on_file_sent: Callable[[], None]
     ) -> None:
-        """Send all files of a report that MLflow lacks."""
+        """Send the files of a report that MLflow does not have yet."""
         hashes = {}
         for path in sorted(filter(Path.is_file, folder.rglob("*"))):
             hashes[str(path.relative_to(folder))] = _hash(path.read_bytes())
         report_hash = _hash(json.dumps(hashes).encode())
-        # The tag is set after all files were sent. Without it, MLflow may have files of another
-        # report.
+        # isweep sets the tag only after all files were sent. If the tag is missing or
+        # different, the files in MLflow may belong to another report.
         stored: set[str] = set()
         if data.tags.get(REPORT_TAG) == report_hash:
             stored = self._artifacts("report")
@@ -256,7 +268,7 @@ class SweepRuns:
             Number of ended runs, and number of deleted runs.
         """
         if self._uncertain_keys:
-            # If the creation of a run had no reply, the run may exist by now.
+            # If MLflow did not reply when isweep created a run, the run may exist by now.
             self._load()
             self._uncertain_keys.clear()
         abandoned = [
@@ -265,7 +277,7 @@ class SweepRuns:
             if tracked.status in OPEN and key != SWEEP_KEY and key not in open_keys
         ]
         for tracked in abandoned:
-            # The tag still has the value from the start of the trial: running.
+            # The tag still has the value `running` from the start of the trial.
             self.client.set_tag(tracked.run_id, STATUS, KILLED)
             self._end(tracked, "KILLED")
         num_duplicates = len(self._duplicate_ids)
@@ -297,7 +309,10 @@ class SweepRuns:
         self._add_runs(search(self.client, self._experiment, ""))
 
     def _add_runs(self, runs: Iterable[Run]) -> None:
-        """Add runs of MLflow by their key. If a key has several runs, use only the first one."""
+        """Add runs of MLflow by their key.
+
+        If several runs have the same key, add only the first run.
+        """
         for run in runs:
             data = run.data
             key = data.tags.get(KEY_TAG)
@@ -308,7 +323,10 @@ class SweepRuns:
                 self._runs[key] = _TrackedRun(run.info.run_id, run.info.status, digest)
 
     def _find(self, key: str) -> _TrackedRun | None:
-        """Return the run of a key or None. Search it in MLflow if its creation had no reply."""
+        """Return the run of a key, or None.
+
+        If its creation got no reply, search for it in MLflow.
+        """
         if key in self._uncertain_keys and key not in self._runs:
             query = f"tags.`{KEY_TAG}` = '{key}'"
             self._add_runs(search(self.client, self._experiment, query))
@@ -322,10 +340,10 @@ class SweepRuns:
         points: Iterable[Metric] = (),
         params: Mapping[str, str] = NO_PARAMS,
     ) -> _TrackedRun:
-        """Create or reopen the run of a key, and log to it.
+        """Create or reopen the run of a key, and log tags, params and points to it.
 
-        A call may change MLflow although its reply is lost. So the status and the digest count as
-        unknown from before a call until its reply.
+        A call may change MLflow although its reply is lost. So the run's status and digest
+        count as unknown from the start of a call until its reply.
         """
         tracked = self._find(key)
         if tracked is None:
@@ -341,7 +359,10 @@ class SweepRuns:
         return tracked
 
     def _create(self, key: str, tags: Mapping[str, str], start_ms: int) -> _TrackedRun:
-        """Create the run of a key. The runs of trials and curves belong to the sweep's run."""
+        """Create the run of a key.
+
+        The runs of trials and curves are nested in the sweep's run.
+        """
         base_tags = {KEY_TAG: key, "kind": SWEEP_KEY, SWEEP: self._page.sweep}
         if key != SWEEP_KEY:
             base_tags["kind"] = "trial"
@@ -389,7 +410,10 @@ def _metric_of(point: CurvePoint) -> Metric:
 
 
 def _final_metrics(run: FlatRun) -> dict[str, float]:
-    """Return the values that MLflow must show. A curve has the value of its last finite point."""
+    """Return the value of each metric that MLflow must show.
+
+    For a curve, this is the value of its last finite point.
+    """
     final_metrics = dict(run.metrics)
     for point in sorted(run.series, key=lambda point: (point.step, point.at_ms)):
         if math.isfinite(point.value):
@@ -400,8 +424,8 @@ def _final_metrics(run: FlatRun) -> dict[str, float]:
 def _must_be_replaced(run: FlatRun, final_metrics: Mapping[str, float], data: RunData) -> bool:
     """Return whether a run in MLflow has wrong values that MLflow cannot change.
 
-    These are other params, results of other data, other points of a learning curve, or a
-    metric of isweep that the result lacks.
+    The wrong values are params with other values, results from another prepared dataset, other
+    points of a learning curve, or a metric of isweep that the result lacks.
     """
     for name, text in run.params.items():
         if data.params.get(name, text) != text:  # a missing param can be added
@@ -419,7 +443,8 @@ def _is_extended_curve(curve: str, tags: Mapping[str, str]) -> bool:
     """Return whether ``curve`` contains all points of MLflow's learning curve."""
     shown_curve = tags.get(CURVE)
     if shown_curve is None:
-        # An earlier version wrote runs without this tag, so their points are unknown.
+        # An earlier version of isweep wrote runs without this tag, so their points are
+        # unknown.
         return not curve
     return set(shown_curve.split()) <= set(curve.split())
 
@@ -448,7 +473,8 @@ def _missing_points(
     all_points = [Metric(name, value, run.metrics_ms, 0) for name, value in run.metrics.items()]
     all_points += map(_metric_of, run.series)
     missing = [point for point in all_points if (point.step, point.value) not in stored[point.key]]
-    # MLflow may show an older point than the final one. Then a later point repeats the final value.
+    # MLflow may show another point than the final point. In this case, one more point with a
+    # later time repeats the final value.
     for name, points in stored_points.items():
         new_points = [point for point in missing if point.key == name]
         last = max([*points, *new_points], key=_display_rank)
@@ -465,7 +491,7 @@ def _display_rank(point: Metric) -> tuple[int, int, float]:
 def _digest(
     tags: Mapping[str, str], params: Mapping[str, str], metrics: Mapping[str, float]
 ) -> str:
-    """Return a hash of a run's metrics, params and tags, without internal tags."""
+    """Return a hash of a run's metrics, params and tags. Internal tags are not included."""
     result_tags = {
         name: text
         for name, text in tags.items()
@@ -491,8 +517,8 @@ def claim_experiment(
 ) -> Experiment:
     """Return the experiment of a sweep, and create it if it does not exist.
 
-    Experiments of other result stores are not used. So the runs of two roots on one server are
-    in separate experiments. See :class:`SweepRuns` for the arguments.
+    An experiment of another result store is never used. So if two roots use the same MLflow
+    server, their runs are in separate experiments. See :class:`SweepRuns` for the arguments.
     """
     location = ""
     if artifacts:
@@ -521,9 +547,9 @@ def claim_experiment(
 def _move_artifacts(uri: str, experiment: str, old: str, new: str) -> None:
     """Change the artifact paths of an experiment in an SQLite file after the root was moved.
 
-    MLflow stores absolute paths and has no call that changes them. Without this change, MLflow
-    would create the old folder again, readable for all users. In a copy of a root, it would
-    overwrite the files of the original.
+    MLflow stores absolute paths and has no call that changes them. Without this function,
+    MLflow would create the old folder again, and all users could read it. If a root was
+    copied, MLflow would overwrite the files of the original root.
 
     Args:
         uri: URI of the SQLite file.
@@ -536,15 +562,16 @@ def _move_artifacts(uri: str, experiment: str, old: str, new: str) -> None:
         " WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?"
     )
     update_experiment = "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?"
-    # These tables are internal to MLflow. If they change, the runs of a moved root cannot be
-    # written to MLflow, and the error below is raised.
+    # These tables are internal to MLflow. If a version of MLflow changes these tables, isweep
+    # cannot write the runs of a moved root to MLflow and raises the error below.
     try:
         with closing(sqlite3.connect(uri.removeprefix(SQLITE), timeout=20)) as database, database:
             database.execute(update_runs, (new, len(old) + 1, experiment, len(old) + 1, f"{old}/"))
             database.execute(update_experiment, (new, experiment))
     except sqlite3.Error as error:
         raise MlflowException(
-            f"The root was moved, but the old paths in MLflow's file cannot be changed: {error}"
+            "The root was moved, but isweep cannot change the old paths in MLflow's SQLite "
+            f"file: {error}"
         ) from error
 
 
@@ -553,8 +580,9 @@ def read_rows(client: MlflowClient, sweep: str, storage: str | None = None) -> l
 
     Args:
         client: Client of the MLflow store.
-        sweep: Name of the sweep. A sweep that MLflow does not have has no rows.
-        storage: Id of the result store. None means any result store.
+        sweep: Name of the sweep. If MLflow has no sweep with this name, there are no rows.
+        storage: Id of the result store whose rows are returned. None means that the rows of
+            every result store are returned.
 
     Raises:
         SetupError: MLflow does not answer.

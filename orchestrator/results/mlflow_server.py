@@ -19,17 +19,19 @@ from orchestrator.results.mlflow_pages import NOTE_TAG, TRAINING_PAGES
 from search_spaces.errors import SetupError
 
 PORT = 5000
-"""MLflow's default port, which is used if it is free."""
+"""MLflow's default port. isweep uses it if it is free."""
 START_S = 240
-"""Longest time for the start of the server, seconds. On a busy machine the start took 90 s."""
+"""Longest time for the start of the server, seconds. On a busy machine, the start once took 90
+s."""
 LOOK_EVERY_S = 0.5
 """Seconds between two requests to a starting server."""
 ANSWER_S = 10
 """Longest time for one answer of the server, seconds."""
 END_S = 10
-"""Seconds after which a server that does not end is killed."""
+"""Seconds after which isweep kills a server that does not end by itself."""
 MAX_REASON_LENGTH = 300
-"""Largest number of characters of the server's last line in a message."""
+"""Largest number of characters that a message quotes from the last line of the server's
+output."""
 _LINK = re.compile(r"\[([^\]]+)\]\((#/[^)\s]+)\)")
 
 
@@ -62,9 +64,9 @@ def serve_pages(uri: str, port: int, log_path: Path) -> Iterator[str]:
     """Serve the pages of an MLflow store during a ``with`` block.
 
     Args:
-        uri: URI of the store. If it is the address of a server, that server is used and no
-            other one is started.
-        port: Port of this machine.
+        uri: URI of the store. If the URI is the address of a server, that server is used, and
+            no server is started.
+        port: Port of this machine at which the server answers.
         log_path: File for the output of the server.
 
     Yields:
@@ -90,10 +92,11 @@ def _start(uri: str, port: int, log_path: Path) -> subprocess.Popen[bytes]:
     """Start the server in a new session, so that its workers can be stopped with it."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     settings = {
-        # The URI is passed in the environment, because it may have a password.
+        # The URI may contain a password, so it is passed in the environment. Other users could
+        # read it on the command line.
         "MLFLOW_BACKEND_STORE_URI": uri,
-        # MLflow's job workers take 300 MB and evaluate language models, which isweep does not
-        # have.
+        # MLflow's job workers use 300 MB of memory. They evaluate language models, but isweep
+        # has no language models.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     with log_path.open("wb") as log_file:
@@ -154,8 +157,8 @@ def find_sweep_pages(address: str, sweep: str) -> dict[str, dict[str, str]]:
         sweep: Name of the sweep.
 
     Returns:
-        Addresses by experiment and title of the page. If several result stores have a sweep
-        with this name, each has an experiment.
+        Addresses by the name of the experiment and the title of the page. If several result
+        stores have a sweep with this name, each store has its own experiment.
     """
     pages = {}
     experiments = connect(address).search_experiments(filter_string=f"name LIKE 'isweep/{sweep}%'")

@@ -1,4 +1,4 @@
-"""The notes for the user about updates that MLflow does not store."""
+"""Notes for the user about updates that MLflow does not store."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from orchestrator.results.mlflow_errors import first_line, no_answer_error
 log = logging.getLogger(__name__)
 
 WARN_AFTER_S = 2.0
-"""Seconds without an answer of MLflow after which the user is warned."""
+"""Seconds without an answer of MLflow before isweep warns the user."""
 NUM_FAILURES_AMONG_SUCCESSES = 2
-"""Number of failures of one update, in rounds that stored other updates, before the user is
-warned of this update. A single such failure may be a lost reply."""
+"""Number of rounds in which one update fails although MLflow stores other updates, before
+isweep warns the user of this update. After a single failure there is no warning, because
+MLflow's reply may have been lost."""
 
 
 class OutageNotes:
-    """The notes for the user: MLflow does not answer, answers again, or fails for one update.
+    """Printer of notes for the user about the answers of MLflow.
+
+    A note says that MLflow does not answer, that it answers again, or that it fails to store
+    one update.
 
     Args:
         print_note: Function that prints a message for the user.
@@ -27,7 +31,8 @@ class OutageNotes:
     def __init__(self, print_note: Callable[[str], None]) -> None:
         self._print_note = print_note
         self._is_outage_noted = False
-        # Numbers of failures by key, in rounds in which MLflow stored other updates.
+        # The number of failures of each update, by key. A failure counts only in a round in
+        # which MLflow stored other updates.
         self._failures_among_successes = Counter[str]()
 
     def update_succeeded(self, key: str, *, is_last_round: bool) -> None:
@@ -40,12 +45,12 @@ class OutageNotes:
     def update_failed(
         self, error: Exception, key: str, *, failing_s: float, others_succeed: bool
     ) -> None:
-        """Warn the user if MLflow fails for long, or if only one update fails repeatedly.
+        """Warn the user if MLflow fails for a long time, or if only one update fails repeatedly.
 
         Args:
             error: The error of the update.
             key: Key of the update.
-            failing_s: Seconds since MLflow's first failure without a success after it.
+            failing_s: Seconds since MLflow's first failure after its last success.
             others_succeed: True if MLflow stored other updates in this round, so that MLflow
                 answers and only this update fails.
         """
@@ -54,7 +59,8 @@ class OutageNotes:
             if self._failures_among_successes[key] == NUM_FAILURES_AMONG_SUCCESSES:
                 self._note(
                     f"MLflow stores other updates, but not the update of {key}: "
-                    f"{first_line(error)}. The result store has all results, and isweep tries again"
+                    f"{first_line(error)}. isweep tries again. The result store has all "
+                    f"results"
                 )
             return
         is_only_this_update = key in self._failures_among_successes
@@ -62,10 +68,13 @@ class OutageNotes:
         if is_long and not is_only_this_update and not self._is_outage_noted:
             self._is_outage_noted = True
             problem = no_answer_error(error).problem
-            self._note(f"{problem}. Results are stored without MLflow, and isweep tries again")
+            self._note(f"{problem}. isweep tries again. The result store has all results")
 
     def _note(self, text: str) -> None:
-        """Print a message for the user. An error of the terminal does not stop the thread."""
+        """Print a message for the user.
+
+        If the terminal raises an error, the thread continues.
+        """
         try:
             self._print_note(text)
         except Exception as error:

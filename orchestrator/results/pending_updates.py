@@ -1,4 +1,4 @@
-"""The table of updates that MLflow lacks: at most one for each run, in the order of sending."""
+"""The table of updates that MLflow lacks. It has at most one update for each run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Ending = Literal["FINISHED", "FAILED", "KILLED"]
 """MLflow's status of a sweep that ended: normally, with an error, or by Ctrl-C."""
 
 REPORT_KEY = "sweep report"
-"""Key of the update with the sweep's report. No run has this key."""
+"""Key of the update that contains the sweep's report. No run has this key."""
 END_KEY = "sweep end"
 """Key of the update that ends runs. No run has this key."""
 
@@ -24,7 +24,8 @@ END_KEY = "sweep end"
 class FinishedRun:
     """The update of a finished run, compressed to about 2 kB.
 
-    If MLflow is down for a night, 10,000 such updates may wait.
+    The compression saves memory: if MLflow is down for a night, the table may contain 10,000
+    such updates.
 
     Attributes:
         compressed: The compressed run.
@@ -60,7 +61,8 @@ class SweepReport:
 class EndTrials:
     """The request to end all runs in MLflow whose trials are not running any more.
 
-    EndTrials and EndSweep have the key END_KEY, so the newer of the two replaces the other.
+    EndTrials and EndSweep have the same key, END_KEY. So the table contains only the newer of
+    the two.
     """
 
 
@@ -81,9 +83,9 @@ Update = LiveRun | FinishedRun | SweepReport | EndTrials | EndSweep
 class PendingUpdates:
     """The table of updates that MLflow lacks.
 
-    The sender may hold back an update, for example if MLflow refuses it. The update then stays
-    in the table, because MLflow still lacks it, but it is not sent again. A newer update of
-    the same run replaces it and is sent.
+    The sender may hold back an update, for example if MLflow refuses it. The sender does not
+    send this update again. The update stays in the table, because MLflow still lacks it. A
+    newer update of the same run replaces it and is sent.
 
     The table is not thread-safe, so the caller must hold a lock.
     """
@@ -93,11 +95,14 @@ class PendingUpdates:
         self._held_back_keys = set[str]()
 
     def __len__(self) -> int:
-        """Return the number of updates, including the updates that are held back."""
+        """Return the number of all updates. Updates that are held back count too."""
         return len(self._updates)
 
     def __contains__(self, key: str) -> bool:
-        """Return whether the table has an update with this key, held back or not."""
+        """Return whether the table has an update with this key.
+
+        Updates that are held back count too.
+        """
         return key in self._updates
 
     @property
@@ -120,9 +125,9 @@ class PendingUpdates:
         return self._updates.get(key) is update and key not in self._held_back_keys
 
     def in_sending_order(self) -> list[tuple[str, Update]]:
-        """Return all updates with their keys: the report after all runs, and the end last.
+        """Return all updates with their keys: first runs, then the report, then the end of runs.
 
-        The report has final numbers, which must be sent after the points of the curves.
+        The report contains final numbers. They must be sent after the points of the curves.
         """
         return sorted(
             self._updates.items(), key=lambda item: (item[0] == END_KEY, item[0] == REPORT_KEY)

@@ -25,7 +25,8 @@ PACKAGES = (
     "mlflow",
     "zarr",
 )
-"""Packages that can change the numbers of a result. A result contains their versions."""
+"""Packages whose version can change the numbers of a result. Each result contains these
+versions."""
 SOURCES = ("search_spaces", "tasks", "orchestrator")
 """Packages of isweep whose source files are hashed."""
 GIT_TIMEOUT_S = 10
@@ -36,7 +37,10 @@ _ROOT = _PACKAGE.parent
 
 @dataclass(frozen=True)
 class _SourceFile:
-    """A source file, with its size and its time, which change when the file is edited."""
+    """A source file, with its size and its time of change.
+
+    Both show whether the file was edited.
+    """
 
     path: Path
     num_bytes: int
@@ -44,7 +48,7 @@ class _SourceFile:
 
 
 def code_fingerprint() -> str:
-    """Return a hash of isweep's source files as they are on the disk now.
+    """Return a hash of isweep's source files. The files are read from the disk now.
 
     A checkout and a wheel of the same source have the same hash.
     """
@@ -91,7 +95,7 @@ def provenance() -> Provenance:
 
 @dataclass(frozen=True)
 class _Checkout:
-    """Commit of the code, and whether files differ from it. ``commit`` is empty if unknown."""
+    """Git commit of the checkout, and whether files differ from it. An unknown commit is empty."""
 
     commit: str = ""
     dirty: bool = False
@@ -113,8 +117,9 @@ def _checkout() -> _Checkout:
 
 def _git(*arguments: str) -> str:
     """Return the output of a Git command in the checkout of isweep."""
-    # Git sets GIT_DIR and similar variables for hooks. They would select another repository.
-    # But GIT_CONFIG_* has settings such as safe.directory, which containers need.
+    # If a Git hook runs isweep, Git has set GIT_DIR and similar variables. These variables
+    # would select another repository, so they are removed. The variables GIT_CONFIG_* stay,
+    # because they contain settings such as safe.directory, which containers need.
     environment = {
         name: value
         for name, value in os.environ.items()

@@ -1,8 +1,8 @@
 """Records that a sweep stores: results of trials, measures of datasets, and failures.
 
 Every kind of record has a schema version. A new optional field does not change the version: an
-older record has the default of the field. A change in the meaning of a field raises the
-version.
+older record has the default of the field. If the meaning of a field changes, the version
+becomes larger.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from search_spaces.specs import (
     PredictionRequest,
     TrialSpec,
 )
-from tasks.finding import Finding
+from tasks.json_record import JsonRecord
 from tasks.measures.records import MeasureResult
 from tasks.trials.records import SearchResult, TrialResult
 
@@ -34,15 +34,16 @@ class FailureKind(StrEnum):
     WORKER_CRASH = "worker_crash"
     """The worker's process died without a report."""
     CLUSTER_ERROR = "cluster_error"
-    """Ray failed at something that the trial needed, for example at fetching the images."""
+    """Ray failed to do something that the trial needed, for example to fetch the images."""
     DEVICE_ERROR = "device_error"
-    """The GPU of the process failed or was missing. The process is never used again."""
+    """The GPU of the worker's process failed or was missing. isweep never uses this process
+    again."""
     HUNG = "hung"
-    """The trial had no result long after the expected time."""
+    """The trial ran much longer than expected and still had no result."""
     OTHER_CODE = "other_code"
     """The worker has another version of the code than the driver."""
     BAD_CONFIG = "bad_config"
-    """The sweep has settings with which the trial cannot run."""
+    """The trial cannot run with the settings of the sweep file."""
     SETUP = "setup"
     """The machine of the worker is not set up for the trial."""
     BAD_DATA = "bad_data"
@@ -50,20 +51,20 @@ class FailureKind(StrEnum):
     DISK_FULL = "disk_full"
     """The worker's disk is full."""
     CODE_ERROR = "code_error"
-    """The code of the trial or of its network raised any other exception."""
+    """The code of the trial or of its network raised an exception for any other cause."""
 
 
-class Provenance(Finding):
+class Provenance(JsonRecord):
     """Code and packages that computed a result, without host names and paths.
 
     Attributes:
         code_version: Version of the package, with the commit if it is known.
         commit: Git commit of the code, or an empty text if it is unknown.
-        dirty: True if the checkout had uncommitted changes.
+        dirty: True if the Git checkout had uncommitted changes.
         code: Hash of the source files.
         python: Version of Python.
-        machine: Architecture of the processor.
-        packages: Versions by package.
+        machine: Architecture of the processor, for example ``x86_64``.
+        packages: Version of each package, by name of the package.
     """
 
     code_version: str = "unknown"
@@ -75,15 +76,15 @@ class Provenance(Finding):
     packages: dict[str, str] = Field(default_factory=dict)
 
 
-class StoredRecord(Finding):
-    """Base of all records in the result store.
+class StoredRecord(JsonRecord):
+    """Base class of all records in the result store.
 
     Attributes:
         folder: Folder of all records of this kind, relative to the store.
         file: Name of the record's file in the folder of its id.
-        version: Schema version that this program writes.
-        oldest_version: Oldest schema version that this program reads, or None if it reads only
-            ``version``.
+        version: Schema version that this version of isweep writes.
+        oldest_version: Oldest schema version that this version of isweep reads, or None if it
+            reads only ``version``.
         id_field: Name of the field with the record's id.
     """
 
@@ -103,7 +104,7 @@ class StoredRecord(Finding):
     @field_validator("schema_version")
     @classmethod
     def _check_version(cls, value: int) -> int:
-        """Return a schema version if this version of isweep can read it."""
+        """Return a schema version, or raise an error if this version of isweep cannot read it."""
         oldest = cls.oldest_version or cls.version
         if oldest <= value <= cls.version:
             return value
@@ -116,14 +117,14 @@ class StoredRecord(Finding):
 
 
 class ComputedRecord(StoredRecord):
-    """Base of records that are computed from prepared data.
+    """Base class of records that are computed from prepared data.
 
     Attributes:
         domain: ``natural`` or ``medical``, or None if the sweep sets no domain.
         data_fingerprint: Content hash of the prepared dataset.
         started_at: Start of the computation, seconds since 1970.
         finished_at: End of the computation, seconds since 1970.
-        provenance: Code that computed the record.
+        provenance: Versions of the code and packages that computed the record.
     """
 
     domain: Domain | None
@@ -134,7 +135,7 @@ class ComputedRecord(StoredRecord):
 
 
 class ResultRecord(ComputedRecord):
-    """Base of the results of trials in a grid or in a search.
+    """Base class of the results of trials in a grid or in a search.
 
     Attributes:
         sweep: Name of the sweep that ran the trial.
@@ -153,13 +154,14 @@ class ResultRecord(ComputedRecord):
 
 
 class TrialRecord(ResultRecord):
-    """A trial of a grid, with its result.
+    """A finished trial of a grid, with its result.
 
     Attributes:
         shared_group_share: Share of test images whose group is also in the training set.
         gpu_name: The driver's name of the GPU. Empty on a CPU.
-        measured_at: Time of the latest measurement on the stored network, seconds since 1970. It is
-            None if nothing was measured after the training. The other times belong to the training.
+        measured_at: Time of the latest measurement on the stored network, seconds since 1970.
+            None if nothing was measured after the training. All other times of the record are
+            times of the training.
     """
 
     file: ClassVar[str] = "result.json"
@@ -185,12 +187,12 @@ def missing_measurements(
     """Return the measurements of ``requested`` that a trial lacks.
 
     Args:
-        performed: The trial as it was run.
+        performed: The trial with the settings with which it was run.
         requested: The same trial in the present plan.
         lost_predictions: True if the trial has stored weights, but no stored predictions.
     """
     lacking = performed.missing_for(requested)
-    # A list of all requested measurements would take longer than the rest of this function.
+    # To list all requested measurements would take longer than the rest of this function.
     if not lost_predictions:
         return lacking
     predictions = [
@@ -215,26 +217,29 @@ class MeasureRecord(ComputedRecord):
     result: MeasureResult
 
 
-class TrialFailure(Finding):
-    """Cause of a failed attempt at a trial.
+class TrialFailure(JsonRecord):
+    """The failure of one attempt at a trial, and its cause.
 
-    ``message`` and ``traceback`` are only printed. All decisions depend on the other fields.
+    isweep only prints ``message`` and ``traceback``. Its decisions depend on the other fields.
 
     Attributes:
         kind: Kind of the cause.
         message: One line for the user.
-        traceback: Traceback for developers, or an empty text if the user made a mistake.
-        gpu: UUID or number of the failed GPU, with its node, or an empty text if no GPU failed.
-        unfit_node: True if the node assigned a GPU on which the trial cannot compute.
-        device_lost: True if the GPU failed, without a sign that the code of the trial caused
-            it.
-        capture_failed: True if the network prevented the capture of a step as a CUDA graph.
-        no_engine: True if cuDNN has no engine for an operation: memory or a kernel is missing.
+        traceback: Traceback for developers. The text is empty if the user made a mistake.
+        gpu: UUID or number of the failed GPU, with its node. The text is empty if no GPU
+            failed.
+        unfit_node: True if the trial cannot compute on the GPU that the node assigned to it.
+        device_lost: True if the GPU failed, and nothing suggests that the trial's code was the
+            cause.
+        capture_failed: True if PyTorch could not capture a training step of this network as a
+            CUDA graph.
+        no_engine: True if cuDNN reported that it has no engine for an operation. Then either
+            memory or a kernel is missing.
         ends_process: True if the worker's process must not be used again.
-        memory: Memory that was used up: ``gpu`` or ``machine``. The text is empty if no memory was
-            used up, or if this is unknown.
-        held_by_others: Share of this memory, 0 to 1, that other processes used. The value is None
-            if it is unknown.
+        memory: Memory that ran out: ``gpu`` or ``machine``. The text is empty if no memory ran
+            out, or if isweep does not know which memory ran out.
+        held_by_others: Share of this memory, 0 to 1, that other processes used. None if the
+            share is unknown.
     """
 
     kind: FailureKind
@@ -251,7 +256,7 @@ class TrialFailure(Finding):
 
 
 class FailureRecord(StoredRecord):
-    """The latest failed attempt at a trial that has no result."""
+    """The latest failed attempt at a trial that has no complete result."""
 
     folder: ClassVar[str] = "trials"
     file: ClassVar[str] = "failure.json"

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Row = dict[str, str | int | float]
 """One row of the results table, by column."""
 MeasureRow = dict[str, str | int | float | None]
-"""One row of the table of measures, by column. None if a number is undefined."""
+"""One row of the table of measures, by column. A number is None if it is undefined."""
 
 
 def row_of(tags: Mapping[str, str], metrics: Mapping[str, float]) -> Row:
@@ -77,7 +77,7 @@ def json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def measure_rows(record: MeasureRecord) -> list[MeasureRow]:
-    """Return a stored measure as table rows: one per train size, with every estimator."""
+    """Return a stored measure as table rows. Each train size has one row with all estimators."""
     subset = record.spec.subset
     rows: list[MeasureRow] = []
     for size in record.result.sizes:
@@ -111,11 +111,11 @@ def predictions_table(records: Iterable[TrialRecord], store: ResultStore) -> pd.
     """Return a table with one row per trial and test image.
 
     Args:
-        records: Trials. Those without predictions are left out.
-        store: Store of the predictions.
+        records: Trials. The table does not contain trials without predictions.
+        store: Result store that contains the predictions.
 
     Returns:
-        A table with the trial's settings, ``image``, ``label`` and the logits.
+        A table whose columns are the trial's settings, ``image``, ``label`` and the logits.
 
     Raises:
         DataError: No trial has predictions.

@@ -24,23 +24,23 @@ from tasks.trials.records import TrialStatus
 
 @dataclass(frozen=True)
 class State:
-    """The done, failed and remaining trials of a plan. All fields are by id.
+    """The done, failed and remaining trials of a plan. Every mapping has ids as keys.
 
     Attributes:
         results: Outlines of planned trials that have all planned measurements.
         trials: Records of all stored results, planned or not.
-        measures: Measures of the plan's datasets.
-        failures: Latest failed attempts of planned trials that are not in ``results``. A trial
-            in ``partial`` also has a failure here if a later measurement of its network
+        measures: Stored measures of the plan's datasets.
+        failures: Latest failed attempt of each planned trial that is not in ``results``. A
+            trial in ``partial`` has a failure here if a later measurement of its network
             failed.
         running: Trials that an active driver is running.
         waiting: Trials in ``failures`` that an active driver will try again.
         outdated: Planned trials with a result from other data, or with other settings but the
             same id.
         partial: Outlines of results that lack a planned measurement.
-        unplanned: Ids of stored results that are not in the plan. They stay stored, but are
-            not used.
-        unreadable: Files that cannot be used.
+        unplanned: Ids of stored results whose trials are not in the plan. isweep does not
+            delete these results and does not use them.
+        unreadable: Stored files that isweep cannot use, for example damaged files.
     """
 
     results: dict[str, TrialOutline]
@@ -96,12 +96,12 @@ class State:
         return rows_of(self.records, self.measures.values())
 
     def failure_rows(self) -> list[dict[str, str]]:
-        """Return the failures of trials that do not wait for a retry or run, sorted by trial id."""
+        """Return failures of trials that neither run nor wait for a retry, sorted by trial id."""
         failed = sorted(self.failures.keys() - self.waiting - self.running)
         return [self.failures[trial_id].row() for trial_id in failed]
 
     def measured_trials(self) -> list[MeasuredTrial]:
-        """Return time and memory of each done trial. Diverged trials are left out."""
+        """Return time and memory of each finished trial. Diverged trials are not included."""
         trials = []
         for outline in (*self.results.values(), *self.partial.values()):
             if outline.status == TrialStatus.DONE:
@@ -112,9 +112,9 @@ class State:
         """Return the cost of all trials with a result. Failed attempts are not included.
 
         Returns:
-            ``gpu_hours`` is the sum of duration times share of a GPU over trials on a GPU.
-            ``core_hours`` is the sum of duration times cores over all others. ``text``
-            contains both numbers.
+            A dictionary. ``gpu_hours`` is the sum of hours times share of the GPU, over all
+            trials on a GPU. ``core_hours`` is the sum of hours times number of cores, over all
+            other trials. ``text`` contains both numbers.
         """
         gpu_hours = 0.0
         core_hours = 0.0
@@ -137,7 +137,7 @@ def _measured_trial(outline: TrialOutline) -> MeasuredTrial:
     on_gpu = outline.device.startswith("cuda")
     share: float = outline.num_threads
     if on_gpu:
-        # Older records have no share: each trial had a whole GPU.
+        # Older records do not contain the share. At that time, each trial had a whole GPU.
         share = outline.gpu_share or 1.0
     return MeasuredTrial(
         spec=outline.spec,
@@ -162,7 +162,8 @@ def read_state(
         workspace: Plan and store of the sweep.
         running: Ids of trials that an active driver is running.
         waiting: Ids of failed trials that an active driver will try again.
-        quick: If True, use the index of outlines, for commands that print no number of a network.
+        quick: If True, read the index of outlines instead of the results. Commands use it if
+            they print no number that was measured on a network.
     """
     index_path = None
     if quick:
@@ -193,8 +194,8 @@ def compare_with_plan(
         if trial_id not in planned:
             continue
         trial = planned[trial_id]
-        # The hash in an id does not include settings with their default value. This comparison
-        # detects a changed default.
+        # The hash in an id does not include a setting that has its default value. So if a
+        # default changed, only this comparison detects it.
         is_same_network = outline.spec.network == trial.network
         if not is_same_network or _has_other_data(
             workspace, trial.network.subset, outline.data_fingerprint
@@ -227,7 +228,8 @@ def _planned_measures(workspace: Workspace, stored: StoredResults) -> dict[str, 
     """Return the stored measures of the plan.
 
     A measure at one train size does not depend on the other train sizes. So if a planned
-    measure is missing, return measures of the same subset with other lists of train sizes.
+    measure is missing, return measures of the same subset, even if their list of train sizes
+    differs.
     """
     by_subset: defaultdict[MeasureSpec, dict[str, MeasureRecord]] = defaultdict(dict)
     for measure_id, record in stored.measures.items():

@@ -1,8 +1,8 @@
 """Storage of results and weights: a local folder or an object store.
 
-The classes Folder and Bucket have the same methods. A file is written completely or not at
-all. In a folder, a temporary file is flushed and renamed. In an object store, every put is
-atomic. The lock of a bucket also needs conditional puts.
+The classes Folder and Bucket have the same methods. Both write a file completely or not at
+all. Folder writes a temporary file, flushes it and renames it. Bucket relies on the object
+store, in which every put is atomic. The lock of a bucket also needs conditional puts.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FIRST_PAUSE_S = 0.5
-"""Seconds before the second attempt to write. Each pause is twice as long as the last one."""
+"""Pause before the second attempt to write, seconds. Each later pause is twice as long as the
+pause before it."""
 LONGEST_PAUSE_S = 10.0
 """Longest pause between two attempts to write, seconds."""
 REMIND_AFTER_S = 600.0
-"""Seconds between two messages about a paused sweep."""
+"""Seconds between two messages about the same pause of a sweep."""
 
 TEMPORARY_ERRORS = {
     errno.ENOSPC,
@@ -48,28 +49,31 @@ TEMPORARY_ERRORS = {
     errno.EHOSTDOWN,
     errno.EHOSTUNREACH,
 }
-"""Error numbers of full disks and unreachable file systems, which may work again later."""
+"""Error numbers of full disks and unreachable file systems. A later attempt to write may
+succeed."""
 
 SCHEMES = ("s3", "gs", "az", "abfs", "abfss")
-"""URL schemes of object stores in which files are permanent and can be replaced."""
+"""URL schemes that isweep supports. In these object stores, a file is permanent and can be
+replaced."""
 CONNECT_TIMEOUT_S = 5.0
 """Seconds until an attempt to connect to an object store fails."""
 ANSWER_TIMEOUT_S = 10.0
 """Seconds until a request to an object store fails."""
 TRIES = 3
-"""Number of attempts of the client for one request. A longer outage pauses the sweep."""
+"""Number of times that the client tries one request. If the last attempt fails, the sweep
+pauses."""
 PARALLEL_READS = 32
-"""Number of files that are read from an object store at the same time."""
+"""Number of files that isweep reads from an object store at the same time."""
 MAX_REASON_LENGTH = 300
-"""Largest number of characters of an object store's error in a message."""
+"""Largest number of characters that a message quotes from an object store's error."""
 
 Content = bytes | OSError
-"""Content of a file, or the error by which it cannot be read."""
+"""Content of a file, or the error because of which the file cannot be read."""
 
 
 @dataclass(frozen=True)
 class _Problem:
-    """End of the first sentence of a storage error, and the error's hint."""
+    """Text of a storage error: the end of its first sentence, and its hint."""
 
     problem: str
     hint: str
@@ -85,16 +89,18 @@ UNWRITABLE = _Problem(
 
 
 class StorageAway(SetupError):
-    """The storage is full or does not answer. A later write may succeed."""
+    """Raised if the storage is full or does not answer. A later attempt to write may succeed."""
 
 
 @dataclass
 class RetryWithBackoff:
-    """Repeat writes while the storage is full or does not answer. Meanwhile the sweep is paused.
+    """Repeated attempts to write while the storage is full or does not answer.
+
+    The sweep pauses until an attempt succeeds.
 
     Attributes:
         say: Function that prints a message. It is called at the start of a pause, every ten
-            minutes during a pause, and at its end.
+            minutes during the pause, and at the end of the pause.
         limit_s: Longest pause, seconds.
         clock: Clock for the pauses.
     """
@@ -107,7 +113,8 @@ class RetryWithBackoff:
         """Call ``write`` until it succeeds, and return its result.
 
         Raises:
-            StorageAway, OSError: The error is permanent, or ``limit_s`` has passed.
+            StorageAway, OSError: The error is not temporary, or the pause is longer than
+                ``limit_s``.
         """
         paused_since: float | None = None
         reminded_at = -math.inf
@@ -162,7 +169,8 @@ def open_storage(url: str | Storage) -> Storage:
     """Open the storage at ``url`` without a request and without creating anything.
 
     Args:
-        url: A local path, or the URL of an object store. An open storage is returned as it is.
+        url: A local path, or the URL of an object store. If it is an open storage, return this
+            storage.
 
     Raises:
         ConfigError: The URL is not valid, has a password, or has an unknown scheme.
@@ -210,7 +218,10 @@ def _check_url(url: str, scheme: str) -> None:
 
 
 def _object_store(scheme: str, bucket: str) -> Any:
-    """Return obstore's client of a bucket, with credentials of the environment, files or a role."""
+    """Return obstore's client of a bucket.
+
+    Credentials come from the environment, files or a role.
+    """
     from obstore.exceptions import BaseError
     from obstore.store import from_url
 
@@ -231,7 +242,8 @@ def _object_store(scheme: str, bucket: str) -> Any:
     if scheme == "s3" and "AWS_ACCESS_KEY_ID" not in os.environ and find_spec("boto3"):
         from obstore.auth.boto3 import Boto3CredentialProvider
 
-        # Without credentials, the store may be public, or its error says which ones it needs.
+        # If there are no credentials, try without them. The store may be public. If it is not,
+        # its error says which credentials it needs.
         with contextlib.suppress(ValueError):
             settings["credential_provider"] = Boto3CredentialProvider()
     try:
@@ -254,7 +266,8 @@ class Folder:
 
         Raises:
             FileNotFoundError: The file does not exist.
-            OSError: The file cannot be read, or is a link to a file that does not exist.
+            OSError: The file cannot be read, or the file is a link to a file that does not
+                exist.
         """
         try:
             return read_whole(path)
@@ -265,9 +278,11 @@ class Folder:
             raise
 
     def read_many(self, files: Iterable[StoredFile]) -> Iterator[tuple[StoredFile, Content]]:
-        """Yield files in order with their content, or with the error if they cannot be read.
+        """Yield each file with its content, in order.
 
-        Files that were removed after the listing are left out.
+        If it cannot be read, yield it with the error.
+
+        A file that was removed after it was listed is not yielded.
         """
         for file in files:
             try:
@@ -283,8 +298,8 @@ class Folder:
         Args:
             path: The file.
             data: The new content.
-            durable: If True, wait until the file is on the disk. If False, a power cut may delete
-                the file.
+            durable: If True, wait until the file is on the disk. If False, a power failure may
+                delete the file.
 
         Raises:
             StorageAway: The disk is full or does not answer.
@@ -311,7 +326,9 @@ class Folder:
     def remove(self, path: str) -> None:
         """Delete a file, or a folder with this path, if it exists."""
         if os.path.isdir(path) and not os.path.islink(path):
-            log.warning("Deleted the folder %s, because a file must have this path", path)
+            log.warning(
+                "Deleted the folder %s, because a file with this path must be written", path
+            )
             remove_folder(Path(path))
         else:
             Path(path).unlink(missing_ok=True)
@@ -373,7 +390,7 @@ class Bucket:
             yield from chain.from_iterable(pool.map(read_one, files))
 
     def write(self, path: str, data: bytes, *, durable: bool = True) -> str:
-        """Replace a file and return its stamp. Files of a bucket are always durable."""
+        """Replace a file and return its stamp. A file in a bucket is always durable."""
         return f"{len(data)}-{self.put(path, data, 'overwrite')}"
 
     def put(self, path: str, data: bytes, mode: str | dict[str, str]) -> str | None:
@@ -382,12 +399,12 @@ class Bucket:
         Args:
             path: The file.
             data: The new content.
-            mode: ``"create"`` requires that the file does not exist. ``{"e_tag": tag}``
-                requires that the file still has this version. ``"overwrite"`` requires
-                nothing.
+            mode: Condition for the write. ``"create"``: the file does not exist. ``{"e_tag":
+                tag}``: the file still has this version. ``"overwrite"``: no condition.
 
         Returns:
-            The tag of the new version, or None if the requirement was not met.
+            The tag of the new version. None if the condition was not met, so nothing was
+            written.
         """
         import obstore
         from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
@@ -486,7 +503,7 @@ def no_conditional_writes(url: str) -> SetupError:
 
 
 def _may_answer_later(status_code: int) -> bool:
-    """Return whether a failed request may succeed later, by its HTTP status or 0 without one."""
+    """Return whether a failed request may succeed later."""
     return not status_code or status_code in (408, 429) or status_code >= 500
 
 
@@ -496,7 +513,7 @@ def _file_stamp(path: str) -> str:
 
 
 def _file_above(path: str) -> Path | None:
-    """Return the path above ``path`` that exists and is not a folder; None if there is none."""
+    """Return the file that stands where ``path`` needs a folder. None if there is no such file."""
     for parent in Path(path).parents:
         if os.path.lexists(parent):
             return None if parent.is_dir() else parent
@@ -504,7 +521,7 @@ def _file_above(path: str) -> Path | None:
 
 
 def _free_space(path: str) -> str:
-    """Return the free space of the disk of ``path`` as text."""
+    """Return the free space of the disk that contains ``path``, as text."""
     for folder in Path(path).parents:
         with contextlib.suppress(OSError):
             return f"{shutil.disk_usage(folder).free:,} bytes free"

@@ -1,7 +1,7 @@
 """The result store of a sweep: one JSON file with a checksum per finished trial or measure.
 
-A file is used only under three conditions. Its checksum is correct. It is in the folder of its id.
-This version of isweep can read its schema version. Only the driver writes records. A record is
+isweep uses a file only if its checksum is correct, if it is in the folder of its id, and if
+this version of isweep can read its schema version. Only the driver writes records. A record is
 replaced completely or not at all, see :mod:`.storage`.
 """
 
@@ -25,7 +25,7 @@ from orchestrator.results.records import FailureRecord, StoredRecord, TrialRecor
 from orchestrator.results.storage import Content, Folder, Storage, StoredFile, open_storage
 from search_spaces.errors import CorruptStoreError, NewerRecordError, SetupError, SweepError
 from search_spaces.fingerprint import fingerprint
-from tasks.finding import Finding
+from tasks.json_record import JsonRecord
 from tasks.trials.records import TrialFile
 
 log = logging.getLogger(__name__)
@@ -33,8 +33,9 @@ log = logging.getLogger(__name__)
 R = TypeVar("R", bound=StoredRecord)
 
 MAX_EVENTS = 200
-"""Largest number of events in a trial's history. The oldest events are dropped, because a
-trial on lost nodes is retried without limit."""
+"""Largest number of events in a trial's history. If there are more, the oldest events are
+deleted. The limit is necessary, because isweep retries a trial without limit if its nodes are
+lost."""
 CHECKSUM_BYTES = 32
 """Length of the SHA-256 digest at the start of a checkpoint file, bytes."""
 
@@ -60,7 +61,7 @@ class Scan(Generic[R]):
     """The records of one kind.
 
     Attributes:
-        records: Usable records, by id.
+        records: Records that can be used, by id.
         unreadable: Files that cannot be used.
     """
 
@@ -69,7 +70,10 @@ class Scan(Generic[R]):
 
 
 class FileKind(StrEnum):
-    """A kind of file that a trial has besides its result. The value is the folder of the files."""
+    """A kind of file that a trial has besides its result.
+
+    The value is the name of the folder that contains the files.
+    """
 
     WEIGHTS = "weights"
     """Weights of the trained network."""
@@ -90,7 +94,7 @@ _FILE_ENDINGS = {
 EventKind = Literal["started", "finished", "failed", "stopped"]
 
 
-class Event(Finding):
+class Event(JsonRecord):
     """An event of a trial: the start or the end of an attempt.
 
     The fields have the same names in the stored files.
@@ -125,10 +129,10 @@ class ResultStore:
     - ``attempt-<n>.log``: the log of the n-th attempt.
 
     The folder ``measures/<measure_id>/`` contains ``result.json``. Weights and predictions are
-    written before the result, which contains their checksums.
+    written first. The result is written last and contains their checksums.
 
-    If the storage is full, does not answer or refuses access, methods raise a SetupError and
-    change no stored file. For a damaged file they raise a CorruptStoreError.
+    If the storage is full, does not answer or refuses access, a method raises a SetupError and
+    changes no stored file. If a file is damaged, a method raises a CorruptStoreError.
     """
 
     def __init__(self, url: str | Storage) -> None:
@@ -136,7 +140,8 @@ class ResultStore:
         self.url = url
         self._files = open_storage(url)
         self._known_id = ""
-        """The id of this store. The text is empty until the id was read or created."""
+        """The id of this store. The text is empty as long as the id was neither read nor
+        created."""
 
     def save(self, record: StoredRecord) -> str:
         """Write a record, and return the stamp of its file. The stamp changes with every write.
@@ -153,7 +158,7 @@ class ResultStore:
         return stamp
 
     def listing(self, kind: type[StoredRecord]) -> dict[str, StoredFile]:
-        """Return the files of one kind of record by id, without reading them."""
+        """Return the files of one kind of record by id. The files are only listed, not read."""
         return {_id(file): file for file in self._files.find(self._path(kind.folder), kind.file)}
 
     def scan(self, kind: type[R]) -> Scan[R]:
@@ -170,7 +175,7 @@ class ResultStore:
 
         Args:
             kind: Kind of record.
-            files: Values of :meth:`listing`.
+            files: Files to read: values of the result of :meth:`listing`.
             unreadable: List to which files that cannot be used are added.
         """
         for file, content in self._files.read_many(files):
@@ -202,7 +207,7 @@ class ResultStore:
 
     @property
     def lock(self) -> Path | None:
-        """Lock file that the driver of this store locks, or None for an object store."""
+        """File that the driver of this store locks. None if the store is in an object store."""
         if isinstance(self._files, Folder):
             return Path(self._files.base) / "driver.lock"
         return None
@@ -226,15 +231,15 @@ class ResultStore:
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CorruptStoreError(
                 f"The id of the result store in {path} is damaged: {error}",
-                hint="Delete the file. The next run creates a new id and sends all results to "
-                "MLflow again",
+                hint="Delete the file. The next run then creates a new id and sends all results "
+                "to MLflow again",
             ) from None
         self._known_id = secrets.token_hex(8)
         self._write_id()
         return self._known_id
 
     def keep_id(self) -> None:
-        """Write the id of this store again if somebody deleted its file since it was read.
+        """Write the id of this store again if its file was deleted after the id was read.
 
         With another id, the next run would send all results to another experiment of MLflow.
         """
@@ -255,7 +260,8 @@ class ResultStore:
         checksum = hashlib.sha256(data)
         content = data
         if kind == FileKind.CHECKPOINT:
-            # A training with a checkpoint has no record yet, so the checksum is in the file.
+            # While a training has a checkpoint, its trial has no record yet. So the
+            # checkpoint's file itself contains the checksum.
             content = checksum.digest() + data
         self._files.write(self._file_path(kind, trial_id), content)
         return TrialFile(sha256=checksum.hexdigest(), num_bytes=len(data))
@@ -266,7 +272,7 @@ class ResultStore:
         Args:
             kind: Kind of file.
             trial_id: Id of the trial.
-            file: Checksum of the file, from the trial's record.
+            file: Entry of the file in the trial's record, which contains the checksum.
 
         Raises:
             CorruptStoreError: The file does not exist, cannot be read, or has another
@@ -302,7 +308,8 @@ class ResultStore:
     def remove_checkpoint(self, trial_id: str) -> None:
         """Delete the checkpoint of a trial that has a result.
 
-        An error is only logged, because a checkpoint that stays only wastes disk space.
+        An error is only logged, because a checkpoint that is not deleted only wastes disk
+        space.
         """
         try:
             self._files.remove(self._file_path(FileKind.CHECKPOINT, trial_id))
@@ -377,7 +384,7 @@ class ResultStore:
         return self._path(TrialRecord.folder, trial_id, f"attempt-{attempt}.log")
 
     def attempt_log(self, trial_id: str, attempt: int) -> str | None:
-        """Return the log of an attempt, or None if it has no log."""
+        """Return the log of an attempt, or None if the attempt has no log."""
         try:
             content = self._files.read(self.attempt_log_path(trial_id, attempt))
         except OSError:
@@ -398,7 +405,7 @@ class ResultStore:
 
 
 def _id(file: StoredFile) -> str:
-    """Return the id of a record: the name of its file's folder."""
+    """Return the id of a record: the name of the folder that contains the record's file."""
     return posixpath.basename(posixpath.dirname(file.path))
 
 
@@ -430,7 +437,8 @@ def _parse_record(path: str, content: Content, kind: type[R], record_id: str) ->
         problems = error.errors()
         first = problems[0]
         field_name = ".".join(map(str, first["loc"]))
-        # A record of a newer version may have optional fields that this version cannot read.
+        # If a newer version of isweep wrote the record, it may have optional fields that this
+        # version does not know.
         if all(problem["type"] == "extra_forbidden" for problem in problems):
             reason = f"this version of isweep does not know the field {field_name}"
             raise _UnusableRecord(path, reason, is_newer=True) from None
@@ -452,7 +460,7 @@ def _checked_fields(path: str, content: bytes) -> dict[str, Any]:
     try:
         document = from_json(content)
         fields = document["record"]
-        # For plain values, fingerprint() is the hash of this JSON text.
+        # For plain JSON values, fingerprint() returns the hash of this JSON text.
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
         is_intact = document["sha256"] == hashlib.sha256(text.encode()).hexdigest()
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -17,15 +17,17 @@ from search_spaces.errors import NewerRecordError, plural
 
 
 class TrialRecords(MutableMapping[str, TrialRecord]):
-    """Results of trials by id: outlines in memory, and records in memory or read on demand.
+    """Results of trials by id.
 
-    A record takes 15 to 100 kB as a Python object. New records are kept in memory as compressed
-    text of 1 to 5 kB.
+    All outlines are in memory. A record is in memory or is read when it is needed.
+
+    As a Python object, a record would use 15 to 100 kB of memory. So a new record stays in
+    memory as compressed text of 1 to 5 kB.
 
     Args:
-        store: Store from which records are read.
+        store: Result store from which records are read.
         outlines: Outlines of all results, by trial id.
-        records: Records that were read already.
+        records: Records that were already read, by trial id.
     """
 
     def __init__(
@@ -36,7 +38,7 @@ class TrialRecords(MutableMapping[str, TrialRecord]):
     ) -> None:
         self.outlines = outlines
         self._store = store
-        # Records in memory, some of them as compressed text.
+        # The records in memory. Some records are compressed text.
         self._records: dict[str, TrialRecord | bytes] = dict(records)
 
     def __getitem__(self, trial_id: str) -> TrialRecord:
@@ -52,7 +54,7 @@ class TrialRecords(MutableMapping[str, TrialRecord]):
         return record
 
     def __setitem__(self, trial_id: str, record: TrialRecord) -> None:
-        # A higher level of compression would take longer and save only 10 %.
+        # A higher level of compression would take longer and save only 10 % of the memory.
         self._records[trial_id] = zlib.compress(record.text().encode(), level=1)
         self.outlines[trial_id] = TrialOutline.of(record)
 
@@ -74,9 +76,10 @@ class DamagedPredictions(NamedTuple):
     """Numbers of trials whose stored predictions are missing or damaged.
 
     Attributes:
-        num_from_weights: Trials with an intact stored network, which computes the predictions
-            again.
-        num_retrained: Trials without an intact stored network, which must be trained again.
+        num_from_weights: Number of trials whose stored network is intact. The network computes
+            the predictions again.
+        num_retrained: Number of trials without an intact stored network. These trials must be
+            trained again.
     """
 
     num_from_weights: int
@@ -93,9 +96,10 @@ class StoredResults:
         measures: Measures of datasets, by measure id.
         failures: Failures of the latest attempts, by trial id.
         unreadable: Files that cannot be used.
-        index: Index of outlines for the next command. None means that there is no index.
-        retry: Repeats writes while the storage is full or does not answer. If None, write only
-            once.
+        index: Index of outlines, which the next command can read. None means that there is no
+            index.
+        retry: Object that repeats a write while the storage is full or does not answer. If it
+            is None, each write is tried only once.
     """
 
     store: ResultStore
@@ -115,8 +119,8 @@ class StoredResults:
         Args:
             url: Folder or URL of the store.
             index_path: File with the outlines of results. None means that there is no index.
-            quick: If True, skip results whose outline is in the index. If False, read all results,
-                as a run does.
+            quick: If True, read only the results whose outline is not in the index. If False,
+                read all results. A run reads all results.
         """
         store = ResultStore(url)
         index = None
@@ -136,7 +140,10 @@ class StoredResults:
         )
 
     def drop_deleted_results(self) -> int:
-        """Drop from memory the results and measures whose file was deleted. Return their number."""
+        """Remove results and measures from memory if their file was deleted.
+
+        Return the number of removed results and measures.
+        """
         lost = self.trials.keys() - self.store.listing(TrialRecord).keys()
         lost_measures = self.measures.keys() - self.store.listing(MeasureRecord).keys()
         for trial_id in lost:
@@ -146,11 +153,12 @@ class StoredResults:
         return len(lost) + len(lost_measures)
 
     def drop_damaged_predictions(self, planned: Iterable[str]) -> DamagedPredictions:
-        """Drop missing or damaged predictions from memory, so that a run computes them again.
+        """Remove missing or damaged predictions from memory, so that a run computes them again.
 
         If the weights of the trial are intact, its result stays in memory without predictions.
-        Otherwise the whole result is dropped, so that a run trains the trial again. No stored file
-        changes: the old result stays in the store until the new result replaces it.
+            Otherwise the whole result is removed from memory, so that a run trains the trial
+            again. No stored file changes: the old result stays in the store until the new
+            result replaces it.
 
         Args:
             planned: Ids of the trials to check.
@@ -179,10 +187,10 @@ class StoredResults:
         return DamagedPredictions(len(ids_to_measure), len(ids_to_train))
 
     def check_writable(self) -> None:
-        """Raise an error if a newer isweep wrote records, because a run would replace them.
+        """Raise an error if a newer version of isweep wrote a record: a run would replace it.
 
         Raises:
-            NewerRecordError: The store has a record of a newer isweep.
+            NewerRecordError: A newer version of isweep wrote a record of the store.
         """
         newer = [item for item in self.unreadable if item.newer]
         if not newer:
@@ -224,7 +232,8 @@ def _read_trials(
         store: The result store.
         index: Index of outlines. None means that there is no index.
         unreadable: List to which files are added that cannot be used.
-        quick: If True, skip results whose outline is in the index, and keep no record in memory.
+        quick: If True, read only the results whose outline is not in the index, and keep no
+            record in memory.
     """
     files = store.listing(TrialRecord)
     outlines: dict[str, TrialOutline] = {}

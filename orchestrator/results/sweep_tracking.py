@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HEADLINE = "headline.json"
-"""File of a report with the numbers for MLflow, such as the best losses."""
+"""Name of a report's file that contains numbers for MLflow, for example the best losses."""
 
 
 def make_tracker(
@@ -58,7 +58,8 @@ def make_tracker(
         if resolved.startswith("sqlite"):
             artifacts = workspace.paths.mlflow_artifacts
         runs = SweepRuns(connect(resolved), Page.of(workspace), store_id, artifacts)
-        # An experiment has this suffix if another store has the usual name.
+        # If another result store uses the usual name of the experiment, this experiment has a
+        # suffix that begins with "@".
         if "@" in runs.name:
             usual = runs.name.partition("@")[0]
             print_note(
@@ -80,7 +81,7 @@ def tracking_session(
     Args:
         tracker: The tracker.
         results: Stored results.
-        failures: Failures of trials. Failures of trials with a result are not sent.
+        failures: Failures of trials. If a trial has a result, its failure is not sent.
     """
     ending: Ending = "FAILED"
     try:

@@ -1,18 +1,19 @@
 """The tracker of a sweep, which copies the sweep's state to MLflow in the background.
 
-The result store has the results, and MLflow has copies. In this module, a *run* is always a run
-in MLflow: one for each trial and learning curve, and one for the sweep. The methods of
-:class:`Tracker` put updates of runs into a table in memory
-(:class:`~orchestrator.results.pending_updates.PendingUpdates`). An update shows a trial as running
-or failed, a result, or the sweep's report. The table has one entry for each run, so a newer update
-of a run replaces an older one.
+The result store contains the results, and MLflow contains copies of them. In this module, a
+*run* is always a run in MLflow: one for each trial and learning curve, and one for the sweep.
+The methods of :class:`Tracker` put updates of runs into a table in memory
+(:class:`~orchestrator.results.pending_updates.PendingUpdates`). An update contains the state
+of a trial (running or failed), a result, or the sweep's report. The table has one entry for
+each run, so a newer update of a run replaces an older one.
 
-:mod:`orchestrator.results.update_sender` sends the updates in a thread. An update is *held back*
-if it is not sent any more, for example because MLflow refused it. It stays in the table, because
-MLflow still lacks it. An update that is not held back is *sendable*.
+:mod:`orchestrator.results.update_sender` sends the updates in a thread. The thread *holds
+back* an update if it does not send the update any more, for example because MLflow refused it.
+The update stays in the table, because MLflow still lacks it. An update that is not held back
+is *sendable*.
 
-A killed driver loses the table. ``reconcile`` puts all results of the store into the table
-again. Importing this module does not import ``mlflow``.
+If the driver is killed, the table is lost. The method ``reconcile`` puts all results of the
+store into the table again. Importing this module does not import ``mlflow``.
 """
 
 from __future__ import annotations
@@ -55,21 +56,25 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FIRST_ANSWER_S = 5.0
-"""Seconds of the longest wait for MLflow's first answer at the start of a run."""
+"""Longest wait for MLflow's first answer when a sweep starts, seconds."""
 SILENT_WAIT = WaitLimit(idle_s=5.0, total_s=5.0)
-"""Limit of the first wait for the updates of a finished sweep, before the user gets a message."""
+"""Limit of the first wait for the updates of a finished sweep. After this wait, isweep prints
+a message."""
 FINISHED_SWEEP = WaitLimit(idle_s=60.0)
-"""Limit of the second wait for these updates, after the message. Creating MLflow's SQLite file
-takes 5 s on an idle machine."""
+"""Limit of the second wait for the updates of a finished sweep, after the message. It is long,
+because MLflow needs 5 s to create its SQLite file even on an idle machine."""
 LAST_ROUND = WaitLimit(idle_s=15.0, total_s=15.0)
-"""Limit of the third wait for these updates. Each remaining update has one last attempt."""
+"""Limit of the third wait for the updates of a finished sweep. In this wait, isweep tries each
+remaining update one last time."""
 STOPPED_SWEEP = WaitLimit(idle_s=6.0, total_s=30.0)
 """Limit of the only wait for the updates of a stopped sweep. The next start of the sweep sends
-the rest. If MLflow does not answer, a stop waits 6 s here and 2 s because of END_OF_RUNS."""
+the remaining updates. If MLflow does not answer, isweep waits 6 s because of this limit and 2
+s because of END_OF_RUNS."""
 END_OF_RUNS = WaitLimit(idle_s=2.0)
-"""Limit of the wait for the end of all runs, after the other updates were held back."""
+"""Limit of the wait for the update that ends all runs. All other updates are held back before
+this wait."""
 MAX_MESSAGE_LENGTH = 4000
-"""Largest number of characters of a failure's message in MLflow."""
+"""Largest number of characters of a failure's message that are sent to MLflow."""
 
 
 class Tracker:
@@ -82,10 +87,10 @@ class Tracker:
             background until it succeeds. If None, track nothing.
         print_note: Function that prints a message for the user, for example if a server does
             not answer.
-        clock: Clock that measures and waits.
-        connect_at_first_update: If True, connect only at the first update. Use it for a SQLite file
-            that does not exist yet: nothing can refuse this connection, so an early connection is
-            useless.
+        clock: Clock for times and waits.
+        connect_at_first_update: If True, connect only at the first update. Use it if the
+            SQLite file does not exist yet: such a connection cannot be refused, so there is no
+            reason to connect early.
     """
 
     def __init__(
@@ -100,8 +105,8 @@ class Tracker:
         self._print_note = print_note
         self._sender = UpdateSender(connect, print_note, clock)
         self._has_reopened_sweep_run = False
-        # The empty update makes the thread connect, so that a refusal is reported before any
-        # training.
+        # Because of this empty update, the thread connects to MLflow at once. If MLflow
+        # refuses the connection, the user learns it before any training.
         self._sender.put(SWEEP_KEY, LiveRun())
         if not connect_at_first_update:
             self._sender.start()
@@ -109,7 +114,10 @@ class Tracker:
     # Updates, which the thread sends later.
 
     def start_trial(self, trial_id: str, tags: Mapping[str, str]) -> None:
-        """Show a trial as running. A trial that failed before continues its run."""
+        """Show a trial as running in MLflow.
+
+        If the trial failed before, MLflow continues its run.
+        """
         with self._sender.lock:
             self._reopen_sweep_run()
             self._sender.running.add(trial_id)
@@ -139,7 +147,8 @@ class Tracker:
     def fail_trial(self, failure: FailureRecord) -> None:
         """Show a trial as failed, with the kind and message of the failure."""
         tags = trial_tags(failure.spec, None, PlannedStatus.FAILED, failure.attempt)
-        # A failure has no domain. An empty tag would overwrite the one that the start sent.
+        # A failure does not contain the domain. An empty tag would overwrite the domain that
+        # was sent at the start of the trial.
         del tags[DOMAIN]
         tags["failure_kind"] = str(failure.failure.kind)
         tags["failure_message"] = failure.failure.message[:MAX_MESSAGE_LENGTH]
@@ -154,8 +163,8 @@ class Tracker:
     def _reopen_sweep_run(self) -> None:
         """Set the sweep's run to RUNNING at the first change: an earlier driver may have ended it.
 
-        A driver that changes nothing leaves the run ended, for example if its start is
-        refused.
+        If a driver changes nothing, for example because its start is refused, the run is not
+        opened.
         """
         if not self._has_reopened_sweep_run:
             self._has_reopened_sweep_run = True
@@ -166,7 +175,8 @@ class Tracker:
         at_ms = milliseconds(self._clock.time())
         live = self._sender.pending.live_run(key)
         if failed:
-            # The start may not be sent yet. Only its tags contain the domain of the dataset.
+            # Perhaps the start of the trial was not sent yet. Only the tags of the start
+            # contain the domain of the dataset, so they stay in the update.
             tags = {**(live.tags or {}), **tags}
         self._put(key, replace(live, tags=tags, failed=failed, at_ms=at_ms))
 
@@ -178,8 +188,8 @@ class Tracker:
     def _put(self, key: str, update: Update) -> None:
         """Let the thread send an update, in place of an older update with the same key."""
         self._sender.put(key, update)
-        # EndTrials alone must not start the thread: a driver without a thread has opened no run
-        # that must end.
+        # EndTrials alone must not start the thread: if there is no thread, this driver has
+        # opened no run that must end.
         if not isinstance(update, EndTrials):
             self._sender.start()
 
@@ -187,7 +197,10 @@ class Tracker:
 
     @property
     def num_unsent_updates(self) -> int:
-        """Number of updates that MLflow lacks, both sendable and held back."""
+        """Number of updates that MLflow lacks.
+
+        Sendable updates and held-back updates both count.
+        """
         return len(self._sender.pending)
 
     def check(self) -> None:
@@ -211,12 +224,12 @@ class Tracker:
     ) -> dict[str, int]:
         """Correct MLflow so that it has exactly these results and failures, and no running trial.
 
-        All values are compared with MLflow's. If MLflow has several runs of one trial, all but
-        one are deleted. Runs with the status RUNNING are ended.
+        All values are compared with the values in MLflow. If MLflow has several runs of one
+        trial, all runs except one are deleted. Runs with the status RUNNING are ended.
 
         Args:
             results: Results of all trials.
-            failures: Failures of trials. Failures of trials with a result are not sent,
+            failures: Failures of trials. If a trial has a result, its failure is not sent,
                 because only a later measurement of the trained network failed.
             wait: If True, wait until all updates are sent. If False, send them in the background.
 
@@ -245,7 +258,7 @@ class Tracker:
         return {name: count - counts_before[name] for name, count in self._sender.counts.items()}
 
     def flush(self) -> bool:
-        """Wait until no sendable update is left. Return False if the wait ended earlier.
+        """Wait until no sendable update is left. Return False if the wait ended before that.
 
         The wait ends early if MLflow makes no progress for a minute.
         """
@@ -268,8 +281,8 @@ class Tracker:
         If sendable updates are left after the wait, only the runs are ended.
 
         Args:
-            ending: New status of the sweep's run. If the run had ended before this command
-                and was not opened again, only FINISHED changes its status.
+            ending: New status of the sweep's run. Exception: if the run had ended before this
+                command and was not opened again, only the status FINISHED is set.
         """
         if not self._sender.is_started:
             return
@@ -280,7 +293,8 @@ class Tracker:
                 none_sendable = self._send_updates_of_finished_sweep()
             else:
                 none_sendable = self._sender.wait_until_none_sendable(STOPPED_SWEEP)
-            # The end of the runs is still pending if it was held back during the wait.
+            # The update that ends the runs is still pending if it was held back during the
+            # wait.
             if not none_sendable or END_KEY in self._sender.pending:
                 self._end_runs_without_updates(ending)
         finally:
@@ -289,7 +303,7 @@ class Tracker:
     def _send_updates_of_finished_sweep(self) -> bool:
         """Send the pending updates. Return whether no sendable update is left.
 
-        This takes up to three waits, each of which ends early if all updates were sent.
+        There are up to three waits. Each wait ends early if all updates were sent.
         """
         if self._sender.wait_until_none_sendable(SILENT_WAIT):
             return True
@@ -299,18 +313,20 @@ class Tracker:
         )
         if self.flush():
             return True
-        # From now on, a failed update is held back, so it does not block the updates behind it.
+        # From now on, an update that fails is held back. So it does not block the updates
+        # behind it.
         self._sender.mark_last_round()
         return self._sender.wait_until_none_sendable(LAST_ROUND)
 
     def _end_runs_without_updates(self, ending: Ending) -> None:
         """Hold back all pending updates, and end all open runs."""
         self._sender.hold_back_all()
-        # This replaces the end that was just held back, and is sendable.
+        # The new update is sendable. It replaces the update with the same key, which was just
+        # held back.
         self._put(END_KEY, EndSweep(ending))
         self._sender.wait_until_none_sendable(END_OF_RUNS)
 
     def _forget_running_trials(self) -> None:
-        """Mark no trial as running, so that the next EndTrials or EndSweep ends all runs."""
+        """Forget which trials are running, so that the next EndTrials or EndSweep ends all runs."""
         with self._sender.lock:
             self._sender.running.clear()

@@ -1,4 +1,4 @@
-"""The thread that sends updates to MLflow, and the waits of other threads for it.
+"""A thread that sends updates to MLflow. Other threads can wait for this thread.
 
 The thread works in rounds. A round sends each update of the table once, and the next round
 starts after a pause. An update of the table has one of these states:
@@ -16,11 +16,12 @@ sendable   the sender gives up                     held back
 any        a newer update of the run arrives       replaced; the newer update is sendable
 =========  ======================================  ============================================
 
-Other threads can wait until no sendable update is left. A wait has two limits: the time without
-progress, and the time in total.
+Other threads can wait until no sendable update is left. A wait has two limits: the longest
+time without progress, and the longest time in total.
 
-:class:`~orchestrator.results.pending_updates.PendingUpdates` explains updates that are held back.
-If an update is replaced while it is being sent, the outcome of its attempt changes nothing.
+:class:`~orchestrator.results.pending_updates.PendingUpdates` explains updates that are held
+back. If a newer update replaces an update while it is being sent, the outcome of this attempt
+is ignored.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 JOIN_S = 1.0
-"""Seconds of the longest wait for the end of the thread, which may still wait for a server."""
+"""Longest wait for the end of the thread, seconds. The thread may still be waiting for a
+server."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,10 @@ class UpdateSender:
             progress.
         pending: Table of the updates that MLflow lacks.
         running: Keys of the trials that run. Their runs in MLflow stay open.
-        runs: The sweep's runs in MLflow, or None without a connection. Only the thread changes this
-            attribute.
-        counts: Number of runs in MLflow by the change that was made to them. ``replayed``
-            counts results that were sent, ``closed`` runs that were ended, and ``duplicates``
+        runs: The sweep's runs in MLflow, or None without a connection. Only the sending thread
+            changes this attribute.
+        counts: Number of runs in MLflow by the change that was made to them: ``replayed`` for
+            results that were sent, ``closed`` for runs that were ended, and ``duplicates`` for
             runs that were deleted.
         last_error: The last error of the thread, or None if there was no error.
     """
@@ -114,7 +116,8 @@ class UpdateSender:
         self._clock = clock
         self._thread: threading.Thread | None = None
         self._pauses = RoundPauses()
-        # Number of updates that were sent or held back, and of files of a report that were sent.
+        # Number of steps of progress: updates that were sent or held back, and files of a
+        # report that were sent.
         self._num_progress_steps = 0
         self._is_last_round = False
         self._is_stopped = False
@@ -127,7 +130,7 @@ class UpdateSender:
         return self._thread is not None
 
     def start(self) -> None:
-        """Start the thread at the first call."""
+        """Start the thread if it was not started yet."""
         with self.lock:
             if self._thread is None and self._connect is not None:
                 self._thread = self._clock.thread(partial(self._work, self._connect), "mlflow")
@@ -145,7 +148,7 @@ class UpdateSender:
         """Wait for MLflow's first answer.
 
         Args:
-            timeout_s: Seconds of the longest wait.
+            timeout_s: Longest wait, seconds.
 
         Returns:
             The error with which MLflow refused the connection, or None if MLflow did not refuse it.
@@ -157,7 +160,7 @@ class UpdateSender:
             return None
 
     def wait_until_none_sendable(self, limit: WaitLimit) -> bool:
-        """Wait until no sendable update is left: all were sent or held back.
+        """Wait until no sendable update is left: each update was sent or is held back.
 
         Args:
             limit: Limits of the wait.
@@ -166,7 +169,7 @@ class UpdateSender:
             True if no sendable update is left.
         """
         end = self._clock.monotonic() + limit.total_s
-        # `reconcile` may have added only EndTrials, which starts no thread.
+        # Perhaps `reconcile` added only EndTrials. This update does not start the thread.
         self.start()
         with self.lock:
             self._pauses.skip()
@@ -185,17 +188,20 @@ class UpdateSender:
         return self.lock.wait_for(lambda: self._num_progress_steps > num_before, timeout_s)
 
     def mark_last_round(self) -> None:
-        """Make the next attempt of each update its last: an update that fails is held back."""
+        """Make the next attempt of each update the last one: an update that fails is held back."""
         with self.lock:
             self._is_last_round = True
 
     def hold_back_all(self) -> None:
-        """Hold back all updates of the table: the sender gives them up, and MLflow lacks them."""
+        """Hold back all updates of the table: the sender does not send them any more."""
         with self.lock:
             self.pending.hold_back_all()
 
     def stop(self) -> None:
-        """Stop the thread. Wait for its end, but not for a server that does not answer."""
+        """Stop the thread, and wait a short time for its end.
+
+        Do not wait for a server that does not answer.
+        """
         with self.lock:
             self._is_stopped = True
             self.lock.notify_all()
@@ -210,7 +216,7 @@ class UpdateSender:
             self._send_round(connect)
 
     def _wait_for_updates(self) -> bool:
-        """Wait for updates and for the pause. Return False if the thread is stopped."""
+        """Wait for updates, and for the end of the pause. Return False if the thread must stop."""
         with self.lock:
             self.lock.wait_for(lambda: self._is_stopped or self.pending.has_sendable)
             # The pause ends early if another thread waits for the updates.
@@ -237,7 +243,8 @@ class UpdateSender:
                 self._send(self.runs, key, update)
             except Exception as error:
                 log.warning("The update of %s in MLflow failed: %s", key, first_line(error))
-                # Without a connection the update was not tried, so this was no attempt.
+                # If there is no connection, the update was not tried, so this was not an
+                # attempt of the update.
                 was_tried = self.runs is not None
                 if (was_tried and self._is_last_round) or is_refusal(error):
                     self._hold_back(error, key, update)
@@ -250,12 +257,18 @@ class UpdateSender:
                 self._remove(key, update)
 
     def _must_send(self, key: str, update: Update) -> bool:
-        """Return whether the thread works and an update was neither replaced nor held back."""
+        """Return whether the thread must still send an update.
+
+        The thread must not be stopped, and the update must be neither replaced nor held back.
+        """
         with self.lock:
             return not self._is_stopped and self.pending.is_sendable(key, update)
 
     def _send(self, runs: SweepRuns, key: str, update: Update) -> None:
-        """Send an update. A call may be repeated after an attempt that succeeded in part."""
+        """Send an update.
+
+        If an earlier attempt sent only some of its values, sending it again is safe.
+        """
         if isinstance(update, LiveRun):
             runs.show_live(key, update)
         elif isinstance(update, FinishedRun):
@@ -266,7 +279,8 @@ class UpdateSender:
         elif isinstance(update, SweepReport):
             runs.show_report(update.numbers, update.folder, self._note_progress)
         else:
-            # Runs with an update that is still sendable stay open for it.
+            # If a run has an update that is still sendable, the run stays open for this
+            # update.
             with self.lock:
                 open_keys = self.running | self.pending.sendable_keys
             closed, duplicates = runs.end_running(open_keys)
@@ -302,7 +316,7 @@ class UpdateSender:
     def _send_later(
         self, error: Exception, key: str, update: Update, *, others_succeed: bool
     ) -> None:
-        """Put an update behind all others, and warn the user if MLflow fails for long."""
+        """Put an update behind all others, and warn the user if MLflow fails for a long time."""
         now = self._clock.monotonic()
         with self.lock:
             self.last_error = error
@@ -313,7 +327,7 @@ class UpdateSender:
         self._notes.update_failed(error, key, failing_s=failing_s, others_succeed=others_succeed)
 
     def _note_progress(self) -> None:
-        """Count a step that is done, for the threads that wait for progress."""
+        """Count a step of progress, and notify the threads that wait for progress."""
         with self.lock:
             self._num_progress_steps += 1
             self._pauses.note_progress()

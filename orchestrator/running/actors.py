@@ -6,14 +6,14 @@ and files, but not the calls of the actor for messages.
 
 Ray's dashboard shows the names of the actors' classes, so these names begin with "Isweep":
 
-================  ==============================================  =========================
-actor             work                                            client
-================  ==============================================  =========================
-``IsweepEpochs``  stores messages of workers for the driver:      :class:`MessageQueue`
-                  locations, epochs and notes
-``IsweepKeeper``  stores weights, predictions and checkpoints     :class:`ArtifactStore`
-``IsweepArrays``  returns references of images to workers         ``ActorHandles.arrays``
-================  ==============================================  =========================
+===================  ============================================  =======================
+actor                work                                          client
+===================  ============================================  =======================
+``IsweepMessages``   stores messages of workers for the driver:    :class:`MessageQueue`
+                     locations, epochs and notes
+``IsweepArtifacts``  stores weights, predictions and checkpoints   :class:`ArtifactStore`
+``IsweepArrays``     returns references of images to workers       ``ActorHandles.arrays``
+===================  ============================================  =======================
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def start_beside_driver(actor_class: type, *arguments: Any, **options: Any) -> A
     return ray.remote(**options)(actor_class).remote(*arguments)
 
 
-class IsweepEpochs:
+class IsweepMessages:
     """Actor that stores all messages of workers until the driver polls them.
 
     Most messages are epochs. The others are locations of workers, and notes to the user.
@@ -121,13 +121,13 @@ class IsweepEpochs:
 
 
 class MessageQueue:
-    """Client of :class:`IsweepEpochs`, for workers to publish and for the driver to poll.
+    """Client of :class:`IsweepMessages`, for workers to publish and for the driver to poll.
 
     It can be pickled, so that the driver can send it to workers.
     """
 
     def __init__(self) -> None:
-        self.actor = start_beside_driver(IsweepEpochs, max_restarts=-1)
+        self.actor = start_beside_driver(IsweepMessages, max_restarts=-1)
         # Ray's reference of the answer to the last request, or None if the answer has arrived.
         self._pending_request: Any = None
         # Monotonic time of the last answer, in seconds.
@@ -214,7 +214,7 @@ class EpochPublisher:
             self._sent_at = self._clock()
 
 
-class IsweepKeeper:
+class IsweepArtifacts:
     """Actor of the artifact store: it reads and writes weights, predictions and checkpoints.
 
     All workers use this actor, so only the driver's node needs access to the store.
@@ -229,26 +229,30 @@ class IsweepKeeper:
         self._store = ResultStore(url)
         self._retry = RetryWithBackoff(limit_s=STORAGE_WAIT_S)
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of :class:`ResultStore`, with retries if the storage does not answer.
+    def put(self, kind: FileKind, trial_id: str, content: bytes) -> TrialFile | str:
+        """Store a file, and return its checksum, or a text with the reason if this fails.
 
-        Returns:
-            The method's value. For ``put``, the reason as text if the file could not be
-            stored.
+        A failed checkpoint is not repeated, because the next checkpoint follows soon.
         """
-        work = partial(getattr(self._store, method), *arguments)
-        if method != "put":
-            return self._retry.until_done(work)
-        is_checkpoint = arguments[0] == FileKind.CHECKPOINT
+        work = partial(self._store.put, kind, trial_id, content)
         try:
-            # A failed checkpoint is not repeated, because the next checkpoint follows soon.
-            return work() if is_checkpoint else self._retry.until_done(work)
+            return work() if kind == FileKind.CHECKPOINT else self._retry.until_done(work)
         except SetupError as error:
             return error.problem
 
+    def get(self, kind: FileKind, trial_id: str, file: TrialFile) -> bytes:
+        """Return a file, see :meth:`ResultStore.get`. Repeat if the storage does not answer."""
+        return self._retry.until_done(partial(self._store.get, kind, trial_id, file))
+
+    def checkpoint(self, trial_id: str) -> bytes | None:
+        """Return a trial's checkpoint, see :meth:`ResultStore.checkpoint`, with such repeats."""
+        return self._retry.until_done(partial(self._store.checkpoint, trial_id))
+
 
 class ArtifactStore:
-    """Client of :class:`IsweepKeeper` with methods of :class:`ResultStore`, for driver and workers.
+    """Client of :class:`IsweepArtifacts`, with methods of :class:`ResultStore`.
+
+    The driver and the workers use it.
 
     Args:
         url: folder or URL of the result store.
@@ -261,14 +265,14 @@ class ArtifactStore:
             name: value for name, value in os.environ.items() if name.startswith(STORAGE_PREFIXES)
         }
         self.actor = start_beside_driver(
-            IsweepKeeper, url, environment, max_restarts=-1, max_task_retries=CALL_RETRIES
+            IsweepArtifacts, url, environment, max_restarts=-1, max_task_retries=CALL_RETRIES
         )
         # With this call the driver gets the actor's address, which `ActorHandles.end` needs.
         self.actor.__ray_ready__.remote()
 
     def put(self, kind: FileKind, trial_id: str, content: bytes) -> TrialFile | str:
         """Store a file, and return its checksum, or a text with the reason if this fails."""
-        call = self.actor.call.remote("put", kind, trial_id, content)
+        call = self.actor.put.remote(kind, trial_id, content)
         if not ray.wait([call], timeout=NOTE_AFTER_S)[0]:
             text = (
                 f"the storage is full or does not answer. isweep tries to store the {kind} for at "
@@ -279,11 +283,11 @@ class ArtifactStore:
 
     def get(self, kind: FileKind, trial_id: str, file: TrialFile) -> bytes:
         """Return a file. :meth:`ResultStore.get` describes the arguments and the errors."""
-        return cast("bytes", ray.get(self.actor.call.remote("get", kind, trial_id, file)))
+        return cast("bytes", ray.get(self.actor.get.remote(kind, trial_id, file)))
 
     def checkpoint(self, trial_id: str) -> bytes | None:
         """Return a trial's checkpoint, see :meth:`ResultStore.checkpoint`."""
-        return cast("bytes | None", ray.get(self.actor.call.remote("checkpoint", trial_id)))
+        return cast("bytes | None", ray.get(self.actor.checkpoint.remote(trial_id)))
 
 
 class IsweepArrays:

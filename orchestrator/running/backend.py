@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import gc
 import shutil
+import signal
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -86,6 +88,26 @@ class Backend(Protocol):
         """Return whether the cluster is still connected."""
 
 
+class _StopSignal(tune.Callback):  # type: ignore[misc]
+    """Restores the handler of SIGUSR1 after Tune has replaced it.
+
+    Tune's handler ends the loop without an error, so the waiting trials would look like trials
+    whose worker died. SLURM can send this signal before the time limit.
+    """
+
+    def __init__(self) -> None:
+        self._handler = signal.getsignal(signal.SIGUSR1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return no state: Tune saves it, but this program never restores it."""
+        return {}
+
+    def setup(self, **info: Any) -> None:
+        """Restore the handler; Tune calls this before it starts the first trial."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGUSR1, self._handler)
+
+
 class TuneBackend:
     """Ray Tune as the backend. Each of its workers runs one trial after another.
 
@@ -136,7 +158,7 @@ class TuneBackend:
                 storage_path=str(self._run.paths.tune),
                 # Otherwise Tune saves ended trials in a folder that all nodes must share.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                callbacks=[callbacks],
+                callbacks=[callbacks, _StopSignal()],
                 verbose=0,
             ),
         )

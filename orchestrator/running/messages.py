@@ -14,7 +14,7 @@ import ray
 from orchestrator.machine.cluster import Resources
 from orchestrator.results.records import Provenance, TrialFailure, TrialRecord
 from search_spaces.specs import TrialSpec
-from tasks.finding import Finding
+from tasks.json_record import JsonRecord
 from tasks.trials.records import EpochRecord, EpochScore, SearchResult, TrialResult
 
 
@@ -54,7 +54,7 @@ class TrialAssignment:
         return self
 
 
-class TrialReport(Finding):
+class TrialReport(JsonRecord):
     """A worker's report of one attempt at a trial.
 
     Attributes:

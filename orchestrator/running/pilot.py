@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from orchestrator.analysis.prediction_inputs import Pilot
     from orchestrator.machine.cluster import RunOptions
 
+NOT_IN_A_PILOT = ("worlds", "arms", "robustness", "tune")
+"""Keys of a sweep file that a pilot leaves out. ``worlds`` and ``arms`` are the interventions."""
 NUM_SIZES = 3
 """Number of train sizes of a pilot if the user gives none: the smallest ones of the sweep."""
 
@@ -31,7 +33,10 @@ def run_pilot(
     model: str,
     options: RunOptions,
     progress: Progress | None = None,
-    **pilot_options: Any,
+    *,
+    train_sizes: Sequence[int] = (),
+    test_size: int | None = None,
+    domain: Domain | None = None,
 ) -> Pilot:
     """Train the missing trials of a pilot, and return its losses and measures.
 
@@ -41,7 +46,9 @@ def run_pilot(
         model: Name of the model to train.
         options: How to run the trainings.
         progress: Shows progress.
-        pilot_options: ``train_sizes``, ``test_size`` and ``domain`` of :func:`pilot_sweep`.
+        train_sizes: Train sizes. An empty value means the smallest train sizes of the sweep.
+        test_size: Size of the test set. None means the test size of the sweep.
+        domain: Domain of your own data. None means natural images.
 
     Raises:
         SweepError: The pilot cannot be trained, or no training has finished.
@@ -52,7 +59,9 @@ def run_pilot(
     from orchestrator.analysis.report import results_table
     from orchestrator.running.run import run_sweep
 
-    spec = pilot_sweep(sweep, source, model, **pilot_options)
+    spec = pilot_sweep(
+        sweep, source, model, train_sizes=train_sizes, test_size=test_size, domain=domain
+    )
     try:
         summary = run_sweep(spec, options, progress=progress)
     except TooFewImagesError as error:
@@ -119,7 +128,7 @@ def pilot_sweep(
     recipe = _recipe_of_model(sweep, model)
     path = Path(source).expanduser().absolute()
     document = sweep.model_dump(**as_written)
-    for key in ("worlds", "arms", "robustness", "tune"):
+    for key in NOT_IN_A_PILOT:
         document.pop(key, None)
     document.update(
         name=f"{sweep.name}-pilot-{_short_hash(f'{path}|{model}')}",
@@ -155,7 +164,9 @@ def _recipe_of_model(sweep: SweepSpec, model: str) -> RecipeChoice:
     for row in sweep.recipe.overrides:
         if row.datasets or (row.models and model not in row.models):
             continue
-        rows.append(row.model_copy(update={"models": (model,)}) if row.models else row)
+        if row.models:
+            row = row.model_copy(update={"models": (model,)})
+        rows.append(row)
     return sweep.recipe.model_copy(update={"overrides": tuple(rows)})
 
 

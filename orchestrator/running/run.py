@@ -1,23 +1,25 @@
 """``isweep run``: prepare datasets, measure subsets, train trials, then fit and report.
 
 A stage does only the work whose results the store lacks. :func:`run_sweep` calls one function
-per stage. These modules process a trial, one after the other:
+per stage. A trial passes through these modules, one after the other:
 
 1. :mod:`orchestrator.results.state` compares the plan with the store: is the trial done?
-2. :mod:`orchestrator.planning.trial_order` sorts the trials: which trial is next?
-3. :mod:`orchestrator.running.queue` contains the waiting trials. Ray Tune asks for the next
-   trial whenever it can start one.
-4. :mod:`orchestrator.running.trials` counts the attempt and supplies the assignment for the
-   worker.
-5. :mod:`orchestrator.running.workers.worker` runs the trial. :mod:`tasks.trials.trial` trains
+2. :mod:`orchestrator.running.trial_source` sorts the trials that are not done
+   (:mod:`orchestrator.planning.trial_order`), and puts them into the queue of
+   :mod:`orchestrator.running.queue`. Ray Tune takes the next trial from this queue whenever it
+   can start one.
+3. :mod:`orchestrator.running.trials` counts the attempt and makes the assignment for the
+   worker: the trial, the key of its images, its CPUs, memory and GPU share, and the hash of
+   the driver's code. The driver reads the images when the trial starts.
+4. :mod:`orchestrator.running.workers.worker` runs the trial. :mod:`tasks.trials.trial` trains
    the network and measures it. :mod:`orchestrator.running.actors` has the actors on the
    driver's node: the worker gets its images through one actor, and stores its weights,
    predictions and checkpoints through another.
-6. :mod:`orchestrator.running.outcomes` processes the worker's result or failure, and decides
-   whether a failed trial is tried again. For a result, it calls the next two modules.
-7. :mod:`orchestrator.running.trial_source` builds the record of the result and saves it with
+5. :mod:`orchestrator.running.outcomes` receives the worker's result or failure on the driver.
+   It stores each failure first, then decides whether the trial is tried again.
+6. For a result, :mod:`orchestrator.running.trial_source` builds the record and saves it with
    :mod:`orchestrator.results.store`.
-8. :mod:`orchestrator.results.tracking` shows the result in MLflow.
+7. :mod:`orchestrator.results.tracking` shows the result or the failure in MLflow.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.machine.cluster import RunOptions, trial_resources
-from orchestrator.machine.signals import at_forced_end, clear_stop_request
+from orchestrator.machine.signals import clear_stop_request
+from orchestrator.machine.watch import at_forced_end
 from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.sweep_file import SweepSource, sweep_text

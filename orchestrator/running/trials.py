@@ -45,7 +45,8 @@ from typing import Any
 
 from ray import tune
 
-from orchestrator.machine.signals import at_forced_end, raise_if_stop_requested
+from orchestrator.machine.signals import raise_if_stop_requested
+from orchestrator.machine.watch import at_forced_end
 from orchestrator.planning.plan import PlannedStatus
 from orchestrator.results.flat_runs import trial_tags
 from orchestrator.results.records import FailureKind, TrialFailure

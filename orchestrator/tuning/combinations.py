@@ -1,4 +1,4 @@
-"""Combinations of model and dataset in a search, and the trials for their points."""
+"""Combinations of model and dataset that a search tunes, and the trials for their points."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ class Combination:
         subsets: One subset per class pair of the dataset. The search uses the first subset.
             The further trainings of finalists use all subsets.
         train_size: Number of images, including the validation images.
-        choice: The sweep's recipe. A point replaces three of its fields.
+        choice: The sweep's recipe. A point of the search replaces three fields of this recipe.
         space: The ranges to search.
-        validation: The rule by which validation images are split off.
+        validation: Rule for the choice of the validation images.
     """
 
     model: ModelSpec
@@ -162,8 +162,8 @@ def combinations_to_tune(
 
     Args:
         plan: Plan of the sweep.
-        num_train: Number of training images by subset id. It limits the batch size. If None,
-            the number follows from the validation share.
+        num_train: Number of training images by subset id. It limits the batch size. If it is
+            None, isweep computes the number from the validation share.
 
     Raises:
         ConfigError: A combination cannot be tuned. The message lists all problems.
@@ -207,7 +207,7 @@ def combinations_to_tune(
 
 
 def _check_searchable(plan: SweepPlan) -> None:
-    """Raise an error if a search cannot tune the sweep, whatever its train size is."""
+    """Raise an error if a search cannot tune the sweep at any train size."""
     sweep = plan.sweep
     if sweep.recipe.axes:
         raise ConfigError(
@@ -215,7 +215,7 @@ def _check_searchable(plan: SweepPlan) -> None:
             "needs exactly one value of each",
             hint="Set one value in the recipe. Write the ranges of the search under the key `tune`",
         )
-    # Prepared data would show this as well, but only after the preparation.
+    # The prepared data would also show this problem, but only after the preparation.
     if sweep.all_faults:
         raise ConfigError(
             f"A search needs corrected data, but the sweep has the faults "

@@ -13,7 +13,7 @@ from tasks.trials.records import SearchResult
 
 
 class EarlierTrial(NamedTuple):
-    """A trial that an earlier command requested, with its result or None."""
+    """A trial that an earlier command requested, with its result. The result may be None."""
 
     record: RequestRecord | SearchRecord
     result: SearchResult | None
@@ -27,8 +27,8 @@ class EarlierTrials:
         requests: Trials that were requested.
         records: Trials with a result, in the order in which they ended.
         num_others: Number of results for another train size, recipe, split or version of the
-            prepared data. They stay in the store, but are not used.
-        unreadable: Files that cannot be used.
+            prepared data. These results stay in the store, but the search does not use them.
+        unreadable: Stored files that cannot be used.
     """
 
     requests: dict[str, RequestRecord]
@@ -52,7 +52,8 @@ class EarlierTrials:
         """
         by_key = {combination.key: combination for combination in combinations}
 
-        def belongs(record: RequestRecord | SearchRecord) -> bool:
+        def is_current(record: RequestRecord | SearchRecord) -> bool:
+            """Return whether a trial has the settings and the images of the present search."""
             combination = by_key.get(record.key)
             if combination is None or combination.trial(record.point, record.run) != record.spec:
                 return False
@@ -62,11 +63,11 @@ class EarlierTrials:
         requests = store.scan(RequestRecord)
         results = store.scan(SearchRecord)
         records = sorted(
-            filter(belongs, results.records.values()), key=lambda record: record.finished_at
+            filter(is_current, results.records.values()), key=lambda record: record.finished_at
         )
         return cls(
             requests={
-                record.trial_id: record for record in filter(belongs, requests.records.values())
+                record.trial_id: record for record in filter(is_current, requests.records.values())
             },
             records={record.trial_id: record for record in records},
             num_others=len(results.records) - len(records),
@@ -76,11 +77,14 @@ class EarlierTrials:
     def trials(self) -> list[EarlierTrial]:
         """Return all trials in the order in which they were requested.
 
-        The order of results without a request is unknown. They come first.
+        If a result has no request, its place in this order is unknown. Such results come
+        first.
         """
-        every: dict[str, RequestRecord | SearchRecord] = {**self.records, **self.requests}
+        # If a trial has both records, its place comes from the request, because only the
+        # request has a number.
+        record_of: dict[str, RequestRecord | SearchRecord] = {**self.records, **self.requests}
         trials = []
-        for record in sorted(every.values(), key=_request_number):
+        for record in sorted(record_of.values(), key=_request_number):
             result = None
             if record.trial_id in self.records:
                 result = self.records[record.trial_id].result
@@ -89,6 +93,7 @@ class EarlierTrials:
 
 
 def _request_number(record: RequestRecord | SearchRecord) -> int:
+    """Return the number of a trial's request, or -1 if the trial has no request."""
     if isinstance(record, RequestRecord):
         return record.number
     return -1

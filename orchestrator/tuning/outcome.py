@@ -13,19 +13,19 @@ from orchestrator.analysis.results_tables.chance_level import AT_CHANCE_SHARE
 from orchestrator.tuning.combinations import Point, Training
 from orchestrator.tuning.search import CombinationSearch, Search
 from orchestrator.tuning.search_records import Row
-from tasks.finding import Finding
+from tasks.json_record import JsonRecord
 from tasks.trials.records import SearchResult, SearchStatus
 
 
-class Candidate(Finding):
-    """A finalist, with the trainings that are compared.
+class Candidate(JsonRecord):
+    """A finalist of a search, with those of its trainings that are compared.
 
     Attributes:
         point: Point of the search space.
         losses: Validation losses of the trainings, nat, see :attr:`SearchResult.capped_loss`.
             Trainings differ in seed, split and class pair. All finalists have the same seeds.
         mean: Mean of the losses, nat.
-        std_error: Standard error of the mean over seeds. None for one seed.
+        std_error: Standard error of the mean over seeds. None if there is only one seed.
         diverged: Number of trainings that diverged.
     """
 
@@ -36,7 +36,7 @@ class Candidate(Finding):
     diverged: int
 
 
-class CombinationOutcome(Finding):
+class CombinationOutcome(JsonRecord):
     """The outcome of a search for one model on one dataset.
 
     Attributes:
@@ -45,17 +45,18 @@ class CombinationOutcome(Finding):
         chosen: The chosen finalist, see :func:`_choose`. None if every finalist failed or
             diverged.
         sweep_recipe: The sweep's recipe as a finalist. None if it failed.
-        finalists: All finalists, the best first.
+        finalists: All finalists. The best finalist is the first.
         gain: Mean loss of ``sweep_recipe`` minus mean loss of ``chosen``, nat.
-        gain_std_error: Standard error of the gain over seeds. None for one seed, or if
-            ``sweep_recipe`` was chosen.
+        gain_std_error: Standard error of the gain over seeds. None if there is only one seed,
+            or if ``sweep_recipe`` was chosen.
         num_trials: Number of tried points that have a result.
         num_diverged: Number of tried points that diverged.
-        num_failed: Number of points that the last command gave up after failures.
-        spent: Used budget of the search, in whole trainings.
-        finalist_trainings: Further trainings of finalists, in whole trainings.
+        num_failed: Number of points at which the last command stopped trying after failures.
+        spent: Used part of the search's budget, in whole trainings.
+        finalist_trainings: Number of further trainings of finalists, in whole trainings.
         budget: Budget of the search, in whole trainings.
-        chance_loss: Loss of a network that ignores its images, nat. None without any result.
+        chance_loss: Loss of a network that ignores its images, nat. None if there is no
+            result.
     """
 
     model: str
@@ -82,7 +83,7 @@ class CombinationOutcome(Finding):
 
     @property
     def keeps_sweep_recipe(self) -> bool:
-        """True if no point beat the sweep's recipe by more than one standard error."""
+        """True if no point was better than the sweep's recipe by more than one standard error."""
         return self.sweep_recipe is not None and self.chosen == self.sweep_recipe
 
     @property
@@ -129,8 +130,8 @@ class TuneSummary:
     Attributes:
         combinations: Outcomes of all combinations.
         recipe: Path of the recipe.
-        report: Path of the report page. None if no point was tried.
-        num_new: Number of trials in this run of the command.
+        report: Path of the report's HTML page. None if no point was tried.
+        num_new: Number of trials that this run of the command finished.
         num_unsent_updates: Number of updates that MLflow lacks.
     """
 
@@ -161,7 +162,7 @@ class TuneSummary:
 
 
 def outcomes(search: Search) -> tuple[CombinationOutcome, ...]:
-    """Return the outcome of every combination from the results so far."""
+    """Return the outcome of every combination. It is computed from the results so far."""
     return tuple(map(_outcome, search.searches.values()))
 
 
@@ -169,10 +170,11 @@ def _outcome(search: CombinationSearch) -> CombinationOutcome:
     combination = search.combination
     tried = [result for training, result in search.results.items() if training.is_of_sampling]
     points = search.finalists()
-    # Finalists of an earlier, smaller search have all their trainings as well.
+    # Finalists of an earlier, smaller search also have all their trainings.
     points += [point for point, _ in search.complete() if point not in points]
     candidates = [_candidate(search, point) for point in points]
-    # sorted() is stable: among equal means, the point that was better in the search is first.
+    # sorted() is stable. So if means are equal, the point that was better in the search is
+    # first.
     finalists = sorted(filter(None, candidates), key=lambda candidate: candidate.mean)
     sweep_recipe = None
     for candidate in finalists:
@@ -205,14 +207,15 @@ def _outcome(search: CombinationSearch) -> CombinationOutcome:
 
 
 def _choose(ranked: Iterable[Candidate], sweep_recipe: Candidate | None) -> Candidate | None:
-    """Return the finalist with the lowest mean loss, or the sweep's recipe if it is as good.
+    """Return the finalist with the lowest mean loss, or the sweep's recipe if it is not worse.
 
-    This is the one-standard-error rule of Breiman et al., "Classification and Regression Trees"
-    (1984): the sweep's recipe is chosen unless the gain exceeds its standard error over seeds.
-    One seed has no standard error, so the finalist with the lower loss is chosen then.
+    This is the one-standard-error rule of Breiman et al., "Classification and Regression
+    Trees" (1984): the sweep's recipe is chosen unless the gain exceeds its standard error over
+    seeds. With one seed there is no standard error, so the finalist with the lower loss is
+    chosen.
 
     Args:
-        ranked: Finalists, the best first.
+        ranked: All finalists. The best finalist is the first.
         sweep_recipe: The sweep's recipe as a finalist. None if it failed.
     """
     trained = [candidate for candidate in ranked if candidate.diverged < len(candidate.losses)]
@@ -230,8 +233,8 @@ def _choose(ranked: Iterable[Candidate], sweep_recipe: Candidate | None) -> Cand
 def _candidate(search: CombinationSearch, point: Point) -> Candidate | None:
     """Return a finalist with its trainings, or None if a training has no result.
 
-    The training of the sampling phase is left out if the finalist has others. The point became a
-    finalist because this training had a low loss, partly by chance.
+    If the finalist has other trainings, its training of the sampling phase does not count. The
+    reason: the point became a finalist because this training had a low loss, partly by chance.
     """
     results: list[SearchResult] = []
     for seed in range(search.tune.seeds):

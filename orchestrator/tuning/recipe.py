@@ -1,4 +1,4 @@
-"""Write the recipe of a search: the chosen values of each combination, with their evidence."""
+"""Write the recipe of a search: the chosen values of each combination, with evidence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEAD = """# Written by `isweep tune {name}`: the chosen recipe of each model and
 """
 """First lines of a recipe file."""
 PACKAGES = ("torch", "ray")
-"""Packages whose versions are written to the recipe."""
+"""Packages whose versions isweep writes into the recipe."""
 
 
 def write_recipe(
@@ -30,8 +30,8 @@ def write_recipe(
 ) -> None:
     """Write the recipe of a finished search, completely or not at all.
 
-    Fields that were not searched have the values of the sweep's recipe. Combinations without a
-    chosen point are marked ``not_tuned`` in the evidence.
+    If a field was not searched, it has the value of the sweep's recipe. If a combination has
+    no chosen point, the evidence contains ``not_tuned`` for it.
 
     Args:
         path: Path of the recipe.

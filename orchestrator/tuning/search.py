@@ -2,13 +2,15 @@
 
 The search of one combination has two phases:
 
-1. Sampling: train the sweep's recipe and then sampled points, each once with seed 0. This phase is
-   over when the budget is used up or the space is exhausted, and no such training is running.
-2. Finalists: train the best points and the sweep's recipe again, with seeds from 1.
+1. Sampling: train the sweep's recipe and then sampled points, each once with seed 0. This
+phase ends when two conditions hold: the budget is used up or the space has no new point, and
+no training of this phase is running. 2. Finalists: train the best points and the sweep's
+recipe again, with seeds from 1.
 
-All combinations share the workers. First, the sweep's recipe of every combination is trained. Then
-follow the sampled points of one combination after the other. Finalists of one combination can start
-while the last points of other combinations are still in training.
+All combinations share the workers. The search first trains the sweep's recipe of every
+combination. It then trains the sampled points of one combination after the other. The
+finalists of one combination can start while the last points of other combinations are still in
+training.
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ from search_spaces.tuning import SearchTrialSpec, TuneSpec
 from tasks.trials.records import SearchResult, SearchStatus
 
 MAX_REPEATED_PROPOSALS = 25
-"""Number of known points that the sampler may propose in a row before the space counts as
-exhausted."""
+"""If the sampler proposes this many known points in a row, the space counts as exhausted: it
+has no new points."""
 BUDGET_TOLERANCE = 1e-9
-"""Tolerance of the budget in whole trainings. Sums of fractions are not exact."""
+"""Tolerance with which the budget is compared, in whole trainings. It is needed because sums
+of fractions are not exact."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class RequestedTrial:
 
     @property
     def seed(self) -> int:
-        """0 in the sampling phase. 1 and up for further trainings of a finalist."""
+        """Number of the training: 0 in the sampling phase, 1 or more for a finalist."""
         return self.training.seed
 
     @property
@@ -77,7 +80,7 @@ class CombinationSearch:
         tune: Settings of the search.
         results: Results by training.
         running: Running trials by trial id.
-        given_up: Trainings that this command gave up after failures.
+        given_up: Trainings that failed and that this command does not try again.
         exhausted: True if the sampler has no new points.
     """
 
@@ -91,14 +94,14 @@ class CombinationSearch:
 
     @property
     def num_failed(self) -> int:
-        """Number of points that this command gave up after failures."""
+        """Number of points that failed and that this command does not try again."""
         return sum(training.is_of_sampling for training in self.given_up)
 
     @property
     def spent(self) -> float:
         """Budget used by ended trainings of the sampling phase, in whole trainings.
 
-        A point that was given up counts as a whole training.
+        A point that is not tried again counts as a whole training.
         """
         epochs = sum(
             result.epochs for training, result in self.results.items() if training.is_of_sampling
@@ -112,7 +115,7 @@ class CombinationSearch:
 
     @property
     def known_trainings(self) -> set[Training]:
-        """Trainings that have a result, were given up, or are running."""
+        """Trainings that have a result, are running, or are not tried again after failures."""
         running = {trial.training for trial in self.running.values()}
         return self.results.keys() | self.given_up | running
 
@@ -120,7 +123,7 @@ class CombinationSearch:
     def may_sample(self) -> bool:
         """True if the budget allows one more sampled point, and the space may have one.
 
-        A running training counts in full.
+        A running training counts as a whole training.
         """
         if self.exhausted:
             return False
@@ -139,22 +142,22 @@ class CombinationSearch:
 
     @property
     def num_left(self) -> int:
-        """Upper bound of the number of trainings that are running or still to start."""
+        """Upper bound of the number of trainings that are running or must still start."""
         if self.is_sampling_over:
             return len(self.running) + len(self.remaining_finalist_trainings())
         budget = 0
         if not self.exhausted:
             budget = math.floor(self.tune.num_trainings - self.spent + BUDGET_TOLERANCE)
         num_samples = max(budget - self.num_sampling, int(self.needs_sweep_point))
-        # The sweep's recipe is a further finalist if it is not one of the best points.
+        # If the sweep's recipe is not one of the best points, it is one more finalist.
         max_finalists = self.tune.finalists + 1
         return len(self.running) + num_samples + max_finalists * (self.tune.seeds - 1)
 
     def complete(self) -> list[tuple[Point, SearchResult]]:
         """Return the points whose training finished without divergence, the best first.
 
-        Points with equal losses are sorted by learning rate, then by the other values, the
-        lowest first.
+        Points with equal losses are sorted by learning rate, and then by the other values. The
+        lowest value is first.
         """
         complete = []
         for training, result in self.results.items():
@@ -173,7 +176,7 @@ class CombinationSearch:
         return best
 
     def remaining_finalist_trainings(self) -> list[Training]:
-        """Return the trainings of the present finalists that are still to start."""
+        """Return the trainings of the present finalists that must still start."""
         known_trainings = self.known_trainings
         remaining = []
         for point in self.finalists():
@@ -199,7 +202,8 @@ class CombinationSearch:
     def check_exhausted(self) -> None:
         """End the sampling if the space has no new point."""
         if self.may_sample:
-            # The point is not needed here. The study proposes it again at the next call.
+            # The proposed point is not needed here, because the study proposes it again at the
+            # next call.
             self.sample_point()
 
     def needs(self, training: Training) -> bool:
@@ -234,11 +238,11 @@ class Search:
         self._resumed: deque[RequestedTrial] = deque()
 
     def resume(self, earlier: Iterable[EarlierTrial]) -> None:
-        """Add the trials of an earlier command. Trials without a result run next.
+        """Add the trials of an earlier command. Those without a result run next.
 
         Args:
-            earlier: Trials in the order in which they were requested. Trials without a result
-                are left out if the search does not need them any more.
+            earlier: Trials in the order in which they were requested. A trial without a result
+                is ignored if the search does not need it any more.
         """
         earlier = list(earlier)
         for record, result in earlier:
@@ -255,7 +259,7 @@ class Search:
             search.check_exhausted()
 
     def next_trial(self) -> RequestedTrial | None:
-        """Return the next trial to run. Return None if a running trial has to end first."""
+        """Return the next trial to run, or None if a running trial must end first."""
         if self._resumed:
             return self._resumed.popleft()
         searches = self.searches.values()
@@ -287,13 +291,13 @@ class Search:
 
     @property
     def num_left(self) -> int:
-        """Upper bound of the number of trainings that are running or still to start."""
+        """Upper bound of the number of trainings that are running or must still start."""
         return sum(search.num_left for search in self.searches.values())
 
     def add_result(self, trial_id: str, result: SearchResult | None) -> None:
         """Add the result of a running trial.
 
-        ``result`` is None if the trial failed for the last time.
+        ``result`` is None if the trial failed and is not tried again.
         """
         trial = self.running_trial(trial_id)
         search = self.searches[trial.key]

@@ -1,4 +1,4 @@
-"""Records of a search's trials, and tables of them for commands."""
+"""Records of a search's trials, and tables of these records for commands."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Role(StrEnum):
 
 
 class _SearchTrialRecord(StoredRecord):
-    """Base of the records about a trial of a search.
+    """Base class of the records about a trial of a search.
 
     Attributes:
         role: Reason why the search runs the trial.
-        run: Seed of the network: 0 for the training during the search, 1 and up for further
+        run: Number of the training: 0 in the sampling phase, and 1 or more for further
             trainings of a finalist.
         spec: The trial.
         data_fingerprint: Content hash of the prepared dataset.
@@ -77,7 +77,8 @@ class _SearchTrialRecord(StoredRecord):
 class RequestRecord(_SearchTrialRecord):
     """A trial that a search has requested.
 
-    It is stored before the training begins. So a search that was killed can continue with it.
+    The record is stored before the training begins. So if a search is killed, the next search
+    can continue with this trial.
 
     Attributes:
         number: Number of trials that the search had requested before.
@@ -133,9 +134,10 @@ def search_standing(workspace: Workspace) -> dict[str, Any] | None:
     """Return a summary of the stored trials of a sweep's search, including finalists.
 
     Returns:
-        Numbers of ``trials``, of ``failed`` trials and of ``unreadable`` files, numbers of
-        trials ``by_status``, the paths of ``recipe`` and ``report`` or None, and a ``text`` to
-        print. None if the sweep has no search.
+        None if the sweep has no search. Otherwise a dictionary: ``trials``, ``failed`` and
+        ``unreadable`` are numbers of trials, of failed trials and of files that cannot be
+        used. ``by_status`` contains the number of trials by status. ``recipe`` and ``report``
+        are paths or None. ``text`` is the summary as text.
     """
     store = ResultStore(workspace.search_url)
     results = store.scan(SearchRecord)

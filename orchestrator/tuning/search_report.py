@@ -92,9 +92,9 @@ COLUMNS: dict[str, Callable[[CombinationOutcome], str]] = {
     "diverged": lambda outcome: f"{outcome.divergence_rate:.0%}",
     "trainings": _trainings,
 }
-"""Columns of the page's table, and the functions that format their cells."""
+"""Columns of the table on the page. Each column has a function that formats its cells."""
 BRIEF = ("model", "dataset", "learning rate", "weight decay", "batch", "validation loss", "gain")
-"""Columns of the table in a terminal."""
+"""Columns of the table that isweep prints in a terminal."""
 TABLE_NOTE = (
     "The validation loss is the mean ± standard error over the runs of one finalist, in nat. "
     "The gain is the loss of the sweep's recipe minus this loss, in the same runs. If no "
@@ -117,7 +117,7 @@ def outcome_table(outcomes: Iterable[CombinationOutcome], names: Iterable[str] =
 
 
 def gain_sentence(outcomes: Iterable[CombinationOutcome]) -> str:
-    """Return a sentence on the mean gain in validation loss over the sweep's recipe."""
+    """Return a sentence about the mean gain in validation loss over the sweep's recipe."""
     gains_by_dataset: defaultdict[str, list[float]] = defaultdict(list)
     for outcome in outcomes:
         if outcome.gain is not None:
@@ -136,7 +136,7 @@ def gain_sentence(outcomes: Iterable[CombinationOutcome]) -> str:
 
 
 def trial_table(searches: Iterable[CombinationSearch]) -> pd.DataFrame:
-    """Return one row per tried point with its status and loss.
+    """Return one row for each tried point, with its status and loss.
 
     ``shown`` is the capped loss.
     """
@@ -281,7 +281,7 @@ def _draw_chosen(panel: Axes, rows: pd.DataFrame, rate: float, color: str) -> No
 
 
 def _legend_handles() -> list[Line2D]:
-    """Return legend entries for the marks that do not stand for a dataset."""
+    """Return legend entries for the marks that mean something else than a dataset."""
     grey: dict[str, Any] = {"color": GREY}
     mark_alone: dict[str, Any] = {"linestyle": "none", "markersize": 4}
     star: dict[str, Any] = {"marker": "*", "markeredgecolor": "black", "markersize": 11}

@@ -1,4 +1,4 @@
-"""Queue and source of a search's trials, for the loop that runs trials."""
+"""Queue of a search's trials, and source of these trials for the loop that runs trials."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from tasks.prepared.subsets import TrialData
 from tasks.trials.records import EpochRecord, EpochScore, SearchResult
 
 MAX_WAITING = 2
-"""Largest number of trials that wait for a worker. The search chooses a point when its trial
-begins to wait, so a point that waits is based on fewer results."""
+"""Largest number of trials that wait for a worker. The number is small, because the search
+chooses a point when its trial begins to wait. Results that arrive later cannot change this
+choice."""
 
 
 def perform_search(task: TrialTask) -> PerformedTrial:
@@ -48,7 +49,8 @@ class SearchQueue(TrialQueue):
     Args:
         search: The search, which chooses the next trial.
         trials: Trials by id. The queue adds new trials to this mapping.
-        store_request: Function that stores a trial before it starts. An error ends the search.
+        store_request: Function that stores a trial before the trial starts. If the function
+            raises an error, the search ends.
     """
 
     def __init__(
@@ -119,8 +121,9 @@ class SearchTrials(TrialSource):
         self._load = load
         self._fingerprints = fingerprints
         self._trial_by_array: dict[str, SearchTrialSpec] = {}
-        # The source code of custom networks is sent to the workers at the start. The trials with
-        # the sweep's recipe use all networks and all arrays of the search.
+        # isweep sends the source code of custom networks to the workers at the start. To find
+        # all networks, it uses the trials with the sweep's recipe: they use all networks and
+        # all arrays of the search.
         for combination_search in search.searches.values():
             combination = combination_search.combination
             for run_number in range(search.tune.seeds):
@@ -158,7 +161,7 @@ class SearchTrials(TrialSource):
     def curve_points(
         self, epoch: EpochRecord, score: EpochScore | None, at_ms: int
     ) -> tuple[CurvePoint, ...]:
-        """Return no points: the validation losses of a trial come with its result."""
+        """Return no points, because the validation losses of a trial come with its result."""
         return ()
 
     def _store_request(self, trial: RequestedTrial) -> None:

@@ -17,16 +17,16 @@ from search_spaces.tuning import Sampler
 from tasks.trials.records import SearchResult
 
 STARTUP_TRIALS = 4
-"""Number of points before the sampler uses a model of the loss. Sampled points are random
-until then."""
+"""Number of points that the sampler needs before it uses a model of the loss. Until then, it
+proposes random points."""
 SEED_RANGE = 2**32
 """Upper limit of the seeds of Optuna's samplers."""
 
 
 class CombinationStudy:
-    """The points of one combination, from whose results the sampler proposes new points.
+    """The points of one combination. From their results, the sampler proposes new points.
 
-    For every proposal, a new Optuna study is built from these points, see
+    For every proposal, isweep builds a new Optuna study from these points, see
     ``docs/decisions/0012-own-ask-and-tell.md``.
 
     Args:
@@ -52,7 +52,7 @@ class CombinationStudy:
         """Return the sampler's next point.
 
         The point depends only on the seed, on the known points in their order, and on
-        ``repeat``. So a search that was killed and resumed proposes the same points.
+        ``repeat``. So if a search is killed and resumed, it proposes the same points.
 
         Args:
             repeat: Number of proposals since the last point or result was added.
@@ -62,7 +62,8 @@ class CombinationStudy:
         study = optuna.create_study(sampler=make_sampler(self._sampler, seed))
         study.add_trials(self.trials)
         proposed = study.ask(self._space).params
-        # Four digits, so that values copied from a table are exactly the values that were run.
+        # The values have four digits. So the values in a table are exactly the values of the
+        # trainings.
         rounded = {name: type(value)(f"{value:.4g}") for name, value in proposed.items()}
         return self._combination.clip(Point.model_validate(rounded))
 

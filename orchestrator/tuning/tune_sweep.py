@@ -98,7 +98,8 @@ class _Tuning(SweepCommand):
                 self._run(search, stored, earlier, tracker)
             num_new = len(earlier.records) - num_known
             summary = self._write(search, earlier.records, tracker, num_new)
-        # Updates that MLflow lacks can be counted only after all were sent.
+        # isweep can count the updates that MLflow lacks only after it has tried to send all
+        # updates.
         return replace(summary, num_unsent_updates=tracker.num_unsent_updates)
 
     def _check_splits(self) -> None:
@@ -128,7 +129,10 @@ class _Tuning(SweepCommand):
         self.combinations = combinations_to_tune(self.workspace.plan, num_train)
 
     def _read(self, stored: StoredResults) -> EarlierTrials:
-        """Return the stored trials of these combinations. Print how many are not used."""
+        """Return the stored trials of these combinations.
+
+        Print the number of stored trials that are not used.
+        """
         earlier = EarlierTrials.read(stored.store, self.combinations, self._fingerprints)
         stored.unreadable += earlier.unreadable
         self.check_stored(stored)
@@ -141,7 +145,7 @@ class _Tuning(SweepCommand):
 
     @cached_property
     def _as_sweep(self) -> Workspace:
-        """The search as a separate sweep. Its trials are created while it runs."""
+        """The search as a separate sweep. Its trials are created while the search runs."""
         plan = self.workspace.plan
         changes = {
             "name": f"{plan.sweep.name}-search",

@@ -1,11 +1,11 @@
-"""Rows of bytes, and exact squared distances between them.
+"""Read rows as bytes, and compute exact squared distances between rows of bytes.
 
 Rows of the dtypes uint8, int8 and bool are bytes. Rows of another dtype are measured as bytes
 if every value is a whole number from 0 to 255 times a *unit*, which is 1 or 1/255.
 
-Distances come from the expanded form ``|a-b|² = |a|² + |b|² - 2ab``. All terms are integers,
-and nothing is rounded. So the result does not depend on block size, order, threads or machine.
-The caller multiplies the distances by the unit.
+Squared distances are computed as ``|a-b|² = |a|² + |b|² - 2ab``, the expanded form. All terms
+are integers, and nothing is rounded. So the distances do not depend on the block size, the
+order, the number of threads or the machine. The caller multiplies the distances by the unit.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from tasks.measures.distances import ArraySource, BlockSource, flatten
 from tasks.measures.products import MAX_FEATURES, Product
 
 UNITS = (1.0, 1 / 255)
-"""The possible units."""
+"""All possible units of bytes."""
 INT32_FEATURES = (2**31 - 1) // 255**2
-"""Largest number of features for which squared distances of bytes fit into int32. For longer
-rows, squared distances are int64."""
+"""Largest number of features for which the squared distances of bytes fit into int32. Rows
+with more features have squared distances in int64."""
 NORM_ROWS = 64
 """Number of rows in one matrix product of :func:`squared_norms`."""
 PIECE_VALUES = 1 << 15
-"""Number of values that are converted to bytes at a time. So few values stay in the processor's
-cache during all steps of a conversion."""
+"""Number of values that are converted to bytes at a time. This number of values stays in the
+processor's cache during all steps of a conversion."""
 
 
 def is_byte_dtype(dtype: np.dtype[Any]) -> bool:
@@ -42,8 +42,8 @@ class ByteRows:
     """A source that reads the values of another source as bytes.
 
     Attributes:
-        source: Source whose values are bytes, or bytes times ``unit``.
-        unit: One of ``UNITS``.
+        source: The other source. Each of its values is a byte times ``unit``.
+        unit: The unit of the bytes, one of ``UNITS``.
     """
 
     source: BlockSource
@@ -60,7 +60,9 @@ class ByteRows:
         return self.source.row_shape
 
     def read(self, start: int, stop: int) -> AnyArray:
-        """Return rows ``start`` to ``stop`` as bytes, ``(stop - start, *row_shape)``."""
+        """Return the rows from ``start`` to before ``stop`` as bytes, ``(num_rows,
+        *row_shape)``.
+        """
         rows = self.source.read(start, stop)
         if is_byte_dtype(rows.dtype):
             return rows
@@ -70,9 +72,10 @@ class ByteRows:
 
 
 def as_bytes(source: BlockSource) -> BlockSource:
-    """Return a source of bytes if a source is an array in memory that contains only bytes.
+    """Convert a source to a source of bytes, if it is an array in memory with only bytes.
 
-    The array may have any dtype. It is read once. Any other source is returned unchanged.
+    The array may have any dtype: every value must be a byte times one unit. The array is read
+    once. Any other source is returned unchanged.
     """
     if not isinstance(source, ArraySource) or not source.array.size:
         return source
@@ -88,7 +91,8 @@ def as_bytes(source: BlockSource) -> BlockSource:
 def byte_units(rows: AnyArray) -> set[float]:
     """Return the units for which every value of ``rows`` is a byte times the unit.
 
-    For the unit 1/255, every value must be exactly the float that a division by 255 returns.
+    With the unit 1/255, every value must be exactly the float that is the result of a byte
+    divided by 255.
     """
     if is_byte_dtype(rows.dtype):
         return {1.0}
@@ -108,18 +112,19 @@ def _write_bytes(out: IntArray, rows: AnyArray, unit: float) -> bool:
     """Convert ``rows`` to bytes, and write them into ``out``.
 
     Returns:
-        True if every value is a byte times ``unit``. The conversion stops at the first piece
-        that contains another value.
+        True if every value is a byte times ``unit``. If a value is not, the conversion stops,
+        and ``out`` is incomplete.
     """
     divisor = rows.dtype.type(255)
     row_values = int(np.prod(rows.shape[1:]))
     width = max(1, min(row_values, PIECE_VALUES))
     height = max(1, PIECE_VALUES // width)
-    # The result of casting NaN or a large value is undefined. It never equals the original value.
+    # If NaN or a large value is converted to a byte, the result is undefined, but never equals
+    # the original value.
     with np.errstate(invalid="ignore", over="ignore"):
         for top in range(0, len(rows), height):
-            # Only a few rows are flattened at a time: flatten copies rows that are not
-            # contiguous.
+            # Only a few rows are flattened at a time, because `flatten` copies rows that are
+            # not contiguous.
             values_in = flatten(rows[top : top + height])
             bytes_out = flatten(out[top : top + height])
             for left in range(0, row_values, width):
@@ -139,8 +144,9 @@ def _write_bytes(out: IntArray, rows: AnyArray, unit: float) -> bool:
 def squared_norms(rows: Bytes, product: Product) -> IntArray:
     """Return ``|a|²`` of every row of bytes, ``(num_rows,)``.
 
-    The norms are the diagonal of products of a few rows with themselves. This is faster than a
-    sum of squares in integers, although the rest of each product is not used.
+    The function multiplies a few rows with themselves at a time. The diagonal of each product
+    contains the norms. This is faster than a sum of squares in integers, although the other
+    entries of the product are not used.
     """
     norms = np.empty(len(rows), np.int64)
     for start in range(0, len(rows), NORM_ROWS):
@@ -150,12 +156,13 @@ def squared_norms(rows: Bytes, product: Product) -> IntArray:
 
 
 def row_products(a: Bytes, b: Bytes, product: Product) -> IntArray:
-    """Return the products of the rows of two blocks of bytes.
+    """Return the scalar products of the rows of two blocks of bytes.
 
     Args:
-        a: ``(num_a, num_features)``, at least one feature.
-        b: ``(num_b, num_features)``. If ``b is a``, entries below the diagonal may be missing.
-        product: Multiplies rows of at most ``MAX_FEATURES`` features.
+        a: First block of rows, ``(num_a, num_features)``, with at least one feature.
+        b: Second block of rows, ``(num_b, num_features)``. If ``b is a``, the entries of the
+            result below the diagonal may be undefined.
+        product: Function that multiplies rows of at most ``MAX_FEATURES`` features.
 
     Returns:
         ``(num_a, num_b)``, int32 for at most ``INT32_FEATURES`` features, otherwise int64.
@@ -177,7 +184,7 @@ def row_products(a: Bytes, b: Bytes, product: Product) -> IntArray:
 
 
 def to_squared_distances(products: IntArray, norms_a: IntArray, norms_b: IntArray) -> IntArray:
-    """Convert products of rows to squared distances, in place.
+    """Convert scalar products of rows to squared distances, in place.
 
     Args:
         products: ``(num_a, num_b)`` result of `row_products`.

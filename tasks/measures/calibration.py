@@ -1,27 +1,31 @@
-"""Bias-corrected intrinsic dimension, by simulating manifolds of known dimension.
+"""Correct the bias of the intrinsic dimension by simulating manifolds of known dimension.
 
-If the dimension is high for the number of points, estimates from neighbor distances are too
-low. This bias also depends on the shape of the data. Data of different shapes also differ in
-other statistics of the distances, so the correction uses these statistics. It has three steps:
+If the dimension is high and there are few points, estimates from neighbor distances are too
+low. This bias also depends on the shape of the data. Data of different shapes differ in other
+statistics of the distances too, so the correction uses these statistics. The correction has
+three steps:
 
 1. Compute four statistics of the data (:func:`shape_statistics`). T_k is the distance to the
    k-th nearest neighbor.
 
    - ``ln d`` by MLE.
    - The change of ``ln d`` from k/2 to k neighbors.
-   - ``ln`` of the spread of ``ln T_k`` over points, relative to its spread at uniform density.
+   - ``ln`` of a ratio. Its numerator is the standard deviation of ``ln T_k`` over points. Its
+     denominator is the same number for points with a uniform density.
    - ``ln`` of the coefficient of variation of the distances between random pairs.
 
 2. Simulate the same statistics for each family of manifolds in :mod:`tasks.measures.manifolds`
-   (:func:`simulate`). The number of points is the same, and the dimensions form a grid.
-   Between the dimensions of the grid, interpolate the statistics in ln d.
+   (:func:`simulate`). Each simulated sample has as many points as the data. The simulated
+   dimensions form a grid. Between two dimensions of the grid, interpolate the statistics
+   linearly in ln d.
 3. Compute a posterior distribution of d by Bayes' rule
    (:mod:`tasks.measures.dimension_posterior`), with a uniform prior over families and ln d.
-   The covariance of the likelihood is the sum of two terms. The first term is the noise of the
-   simulated statistics. The second term is their spread between families at this dimension,
-   times a factor. It is added because real data belong to none of the families. The value is the
-   exponential of the posterior mean of ln d, with the factor `VALUE_SPREAD`. The interval is the
-   central part of the posterior with the larger factor `INTERVAL_SPREAD`.
+   The covariance of the likelihood is a sum. One term is the random noise of the simulated
+   statistics. Another term is the covariance of the statistics between families at this
+   dimension, times a factor. This term is added because real data belong to none of the
+   families. The posterior is computed twice. The value is the exponential of the mean of ln d
+   in the posterior with the factor `VALUE_SPREAD`. The interval is the central interval of the
+   posterior with the larger factor `INTERVAL_SPREAD`.
 """
 
 from __future__ import annotations
@@ -58,23 +62,25 @@ from tasks.measures.plain_json import plain_json
 from tasks.remote import Executor, InlineExecutor
 
 DIMENSIONS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-"""Dimensions that can be simulated."""
+"""All dimensions that the correction can simulate."""
 NUM_REPEATS = 3
 """Number of simulated samples for each family and dimension."""
 MAX_POINTS = 2500
-"""Largest number of points to simulate. If the data have more points, this number of them is
-drawn at random. More points would take minutes, and the bias is smaller for more points."""
+"""Largest number of points in a simulation. If the data have more points, this number of
+points is drawn from them at random. More points would take minutes. The correction is also
+less important for more points, because their bias is smaller."""
 PAIR_ROWS = 256
-"""Number of points whose pairwise distances determine the coefficient of variation. They are
-chosen in slices of consecutive rows."""
+"""Approximate number of points between which all distances are computed, for the coefficient
+of variation. The points form slices of consecutive rows."""
 PAIR_SLICE = 32
-"""Number of consecutive rows in one slice of these points."""
+"""Number of consecutive rows in one of these slices."""
 HIGH_DIMENSION = 16
-"""Dimension above which a note is added. For data outside all families, intervals above this
-dimension miss the true dimension more often than `LEVEL` allows."""
+"""Dimension above which the result contains a note. If the data belong to none of the
+families, intervals above this dimension miss the true dimension more often than `LEVEL`
+allows."""
 MAX_MISFIT = 13.28
-"""Misfit above which a note is added: the 99 % quantile of the chi-square distribution with
-four degrees of freedom."""
+"""Misfit above which the result contains a note. The number is the 99 % quantile of the
+chi-square distribution with four degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +89,14 @@ class CalibratedDimension:
 
     Attributes:
         value: The dimension; None if it is undefined.
-        interval: Central interval with the probability ``level``.
-        uncorrected: The MLE with the divisor k - 1 on the same points.
-        num_points: Number of points, in the data and in each simulation.
-        num_neighbors: k of the MLE.
-        level: Probability of the interval.
+        interval: Central interval that contains the dimension with the probability ``level``;
+            None if it is undefined.
+        uncorrected: The MLE without correction, with the divisor k - 1, from the same points;
+            None if it is undefined.
+        num_points: Number of points that are used from the data. Each simulated sample has as
+            many points.
+        num_neighbors: Number of neighbors k of the MLE.
+        level: Probability with which the interval contains the dimension.
         families: Posterior probability of each family of manifolds.
         notes: Remarks for readers.
         reason: Reason why ``value`` is None.
@@ -104,7 +113,7 @@ class CalibratedDimension:
     reason: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON; ``reason`` is left out if it is None."""
+        """Return plain JSON. If ``reason`` is None, the JSON does not contain it."""
         return plain_json(vars(self), left_out_if_none=("reason",))
 
 
@@ -118,17 +127,18 @@ def calibrate(
     precision: Precision | None = None,
     seed: int = 0,
 ) -> CalibratedDimension:
-    """Return the intrinsic dimension, corrected for the bias of the MLE at this number of points.
+    """Estimate the intrinsic dimension by MLE, and correct its bias at this number of points.
 
     Args:
-        rows: ``(num_rows, ...)`` array, or a source.
-        num_neighbors: k of the MLE.
-        source_rows: Rows to use, ascending, without duplicates; None for all. If there are
-            more than ``MAX_POINTS``, this number of rows is drawn at random.
+        rows: Array of points, ``(num_rows, ...)``, or a source.
+        num_neighbors: Number of neighbors k of the MLE.
+        source_rows: Indices of the rows to use, ascending; None for all rows. No two of these
+            rows may be equal. If there are more than ``MAX_POINTS`` rows, ``MAX_POINTS`` of
+            them are drawn at random.
         families: Names of the families to simulate.
         executor: Executor of the simulations; None runs them in this process.
         precision: Precision of the products; None for float32.
-        seed: Seed of the random rows and of the simulations.
+        seed: Seed for drawing rows and for the simulations.
     """
     executor = executor or InlineExecutor()
     source = as_source(rows)
@@ -180,7 +190,7 @@ def calibrate(
 
 
 def _undefined(num_points: int, num_neighbors: int, reason: str) -> CalibratedDimension:
-    """Return a record without a value, with the reason why the dimension cannot be computed."""
+    """Return a record without a value. ``reason`` explains why the dimension is undefined."""
     return CalibratedDimension(
         value=None,
         interval=None,
@@ -220,16 +230,16 @@ def shape_statistics(
     pair_distances: FloatArray,
     num_neighbors: int,
 ) -> FloatArray | None:
-    """Return the four statistics of step 1 above, ``(NUM_STATISTICS,)``, in the same order.
+    """Return the four statistics of step 1 in the module's docstring, in the same order.
 
     Args:
         table: Neighbors of all points.
         pair_distances: ``(num_pairs,)`` distances of random pairs.
-        num_neighbors: k of the MLE.
+        num_neighbors: Number of neighbors k of the MLE.
 
     Returns:
-        None if fewer than two points have only positive distances, or if all distances are
-        equal.
+        The statistics, ``(NUM_STATISTICS,)``. None if fewer than two points have only positive
+        neighbor distances, or if all distances are equal.
     """
     is_positive = table.distances[:, 0] > 0
     log_distances = np.log(table.distances[is_positive, :num_neighbors])
@@ -263,7 +273,9 @@ def simulate(
     executor: Executor,
     seed: int = 0,
 ) -> Simulations:
-    """Simulate the statistics of ``NUM_REPEATS`` samples for every family and dimension."""
+    """Simulate ``NUM_REPEATS`` samples of every family and dimension, and return their
+    statistics.
+    """
     grid_shape = len(families), len(dimensions), NUM_REPEATS
     statistics = np.full((*grid_shape, NUM_STATISTICS), np.nan)
     grid_indices = []
@@ -288,7 +300,7 @@ def simulate_one(
     num_neighbors: int,
     seed: Sequence[int],
 ) -> FloatArray | None:
-    """Return the statistics of one simulated sample.
+    """Simulate one sample, and return its statistics.
 
     The random numbers of a sample do not depend on the other samples.
     """
@@ -300,10 +312,10 @@ def simulate_one(
 
 
 def _pair_distances(source: BlockSource, chosen_rows: IntArray) -> FloatArray:
-    """Return all distances between about ``PAIR_ROWS`` of the chosen rows, ``(num_pairs,)``.
+    """Return the distances of all pairs of about ``PAIR_ROWS`` chosen rows, ``(num_pairs,)``.
 
-    The rows form slices of `PAIR_SLICE` consecutive rows. The slices are evenly spread over all
-    chosen rows.
+    The rows form slices of `PAIR_SLICE` consecutive rows. The slices are evenly distributed
+    over ``chosen_rows``.
     """
     last_start = max(len(chosen_rows) - PAIR_SLICE, 0)
     num_slices = PAIR_ROWS // PAIR_SLICE
@@ -320,13 +332,14 @@ def _pair_distances(source: BlockSource, chosen_rows: IntArray) -> FloatArray:
 def dimension_grid(uncorrected: float, num_columns: int) -> list[int]:
     """Return the dimensions to simulate.
 
-    The grid contains all possible true dimensions, and one more dimension on each side. The
-    uncorrected dimension is too low by a factor that increases with the dimension: about 2 at
-    dimension 32, and 3 at dimension 70. The range allows for a larger factor.
+    The grid contains all dimensions that may be the true dimension, and one more dimension on
+    each side. The uncorrected dimension is too low by a factor that increases with the
+    dimension. This factor is about 2 at dimension 32, and 3 at dimension 70. The grid also
+    allows for a larger factor.
 
     Args:
         uncorrected: The uncorrected dimension, by MLE.
-        num_columns: Number of columns. The dimension cannot exceed it.
+        num_columns: Number of columns of the data. The dimension cannot be larger.
     """
     low = uncorrected / 2
     high = max(3 * uncorrected + 0.05 * uncorrected**2, 1)

@@ -1,14 +1,16 @@
-"""The closest pairs of points among the pairs that are new at one train size.
+"""Collect the closest pairs of points among the pairs that are new at one train size.
 
 :func:`tasks.measures.sharpness.permuted_sharpness` needs these pairs. It permutes the labels
-of a sample, and looks for the closest pair inside the sample that has different labels.
+of a sample, and finds the closest pair of images in the sample with different labels.
 :mod:`tasks.measures.neighbors` defines positions, train sizes and *new* pairs.
 
 Each tile has one collection of pairs for each train size:
 
-1. `max_pairs_by_size` decides how many pairs to collect, the *capacity* of a collection.
-2. `ClosestPairs.update` adds the pairs of a block that may be among the closest. Between two
-   blocks, a collection has at most twice its capacity, with 16 bytes for each pair.
+1. `max_pairs_by_size` decides how many pairs a collection should contain. This number is the
+   *capacity* of the collection.
+2. `ClosestPairs.update` adds the pairs of a block that may be among the closest pairs. After
+   each block, a collection has at most twice as many pairs as its capacity. Each pair needs 16
+   bytes.
 3. `ClosestPairs.prune` reduces a collection to its capacity.
 4. `ClosestPairs.merge` joins the collections of two tiles.
 """
@@ -23,11 +25,12 @@ from tasks.array_types import AnyArray, BoolArray
 from tasks.measures.tile_blocks import SquaredDistances, is_pair_within, no_pair_value
 
 PAIRS_PER_SAMPLE = 1024
-"""Expected number of collected pairs inside one sample, so that one of them nearly always has
-different labels. Even if only 1 % of the images have another label than the rest, 1,024 random
-pairs all have equal labels with probability (0.99² + 0.01²)^1024, about 1e-9."""
+"""Expected number of collected pairs inside one sample. With this number, nearly always at
+least one of the pairs has different labels. For example, a label may occur in only 1 % of the
+images. Even then, 1,024 random pairs all have equal labels only with the probability (0.99² +
+0.01²)^1024, about 1e-9."""
 MAX_CLOSEST_PAIRS = 1 << 20
-"""Largest capacity of a collection. This number of pairs takes 16 MiB."""
+"""Largest capacity of a collection. A collection of this size needs 16 MiB of memory."""
 PAIR_DTYPE = np.dtype(
     [
         ("squared", np.float64),
@@ -35,16 +38,17 @@ PAIR_DTYPE = np.dtype(
         ("second", np.int32),
     ]
 )
-"""Dtype of a pair: the squared distance, and the positions of both points. The smaller position
-comes first."""
+"""Dtype of a pair. A pair consists of the squared distance and the positions of both points.
+``first`` is the smaller position."""
 
 
 def max_pairs_by_size(samples: BoolArray, train_sizes: Sequence[int]) -> tuple[int, ...]:
     """Return the number of closest pairs to collect among the new pairs of each train size.
 
-    A sample of M of n images contains both images of a pair with probability (M/n)². So if
-    ``PAIRS_PER_SAMPLE`` * (n/M)² pairs are collected, ``PAIRS_PER_SAMPLE`` of them lie in a
-    sample on average. The number is at most ``MAX_CLOSEST_PAIRS``.
+    A sample has M of the n images, and contains both images of a pair with the probability
+    (M/n)². So if ``PAIRS_PER_SAMPLE`` * (n/M)² pairs are collected, a sample contains
+    ``PAIRS_PER_SAMPLE`` of them on average. The number of pairs to collect is at most
+    ``MAX_CLOSEST_PAIRS``.
 
     Args:
         samples: ``(num_samples, num_positions)`` masks of the samples.
@@ -64,19 +68,20 @@ def max_pairs_by_size(samples: BoolArray, train_sizes: Sequence[int]) -> tuple[i
 
 
 class ClosestPairs:
-    """A collection of the closest pairs, to which the pairs of blocks are added.
+    """A collection of the closest pairs. Pairs are added block by block.
 
-    The collection contains every added pair below a limit. Pairs at the limit may be present
-    until the next `prune`.
+    The collection contains every added pair whose squared distance is below a limit. Until the
+    next `prune`, it may also contain pairs whose squared distance equals the limit.
 
-    Example with a capacity of 2: after pairs with the squared distances 1, 4, 4 and 9 are
-    added, `prune` sets the limit to the third smallest number, 4, and keeps the pair with 1.
-    It removes both pairs with 4, because a choice between them would depend on the order of
-    the blocks.
+    Example: a collection with the capacity 2 contains pairs with the squared distances 1, 4, 4
+    and 9. `prune` sets the limit to the third smallest number, which is 4. Only the pair with
+    the squared distance 1 remains. Both pairs with the squared distance 4 are removed, because
+    a choice between them would depend on the order of the blocks.
 
     Attributes:
         capacity: Largest number of pairs after `prune`.
-        limit: The limit, a squared distance; infinite if no pair is missing.
+        limit: The limit, a squared distance. It is infinite if the collection contains all
+            pairs of the added blocks.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -101,7 +106,7 @@ class ClosestPairs:
         its column is added.
 
         Args:
-            squared_distances: ``(num_rows, num_columns)``.
+            squared_distances: The squared distances of the block, ``(num_rows, num_columns)``.
             first_row_position: Position of the block's first row.
             first_column_position: Position of the block's first column.
         """
@@ -119,11 +124,12 @@ class ClosestPairs:
             self.prune()
 
     def _block_limit(self, squared_distances: SquaredDistances) -> float:
-        """Return a first limit, so that not all pairs of the first block are added.
+        """Return the limit for the first block, so that not all its pairs are added.
 
         The limit is the ``2 * capacity + 1``-th smallest squared distance of the block. So
-        more than ``capacity`` pairs are at or below it, even if the block is on the diagonal
-        and contains each pair twice. If the block has fewer pairs, the limit is infinite.
+        more than ``capacity`` pairs have this distance or a smaller one, even if the block is
+        on the diagonal and contains each pair twice. If the block has fewer distances, the
+        limit is infinite.
         """
         rank = 2 * self.capacity
         if squared_distances.size <= rank:
@@ -134,7 +140,7 @@ class ClosestPairs:
         return float(limit)
 
     def prune(self) -> None:
-        """Remove all pairs except the closest ones. At most ``capacity`` pairs stay."""
+        """Remove all pairs except the closest pairs. At most ``capacity`` pairs remain."""
         pairs = self.pairs
         squared = pairs["squared"]
         if len(squared) > self.capacity:
@@ -143,7 +149,7 @@ class ClosestPairs:
         self._chunks = [pairs[squared < self.limit]]
 
     def merge(self, other: ClosestPairs) -> None:
-        """Add the pairs of another collection, and prune."""
+        """Add the pairs of another collection, and remove all pairs except the closest ones."""
         self.limit = min(self.limit, other.limit)
         self._chunks.append(other.pairs)
         self.prune()

@@ -1,16 +1,17 @@
-"""Posterior distribution of an intrinsic dimension, from the statistics of simulated manifolds.
+"""Compute the posterior distribution of an intrinsic dimension from simulated statistics.
 
-This is step 3 of :mod:`tasks.measures.calibration`. The distribution is computed for every
-family of manifolds, at values of ln d on a fine grid:
+This module is step 3 of :mod:`tasks.measures.calibration`. For every family of manifolds, it
+computes the posterior probability of each value of ln d on a fine grid:
 
-1. :func:`_interpolate` computes the statistics that each family has on average, on this grid.
-2. :func:`_probabilities` compares them with the statistics of the data in a normal
+1. :func:`_interpolate` computes the mean statistics of each family at each value of the grid.
+2. :func:`_probabilities` compares these means with the statistics of the data by a normal
    likelihood. The prior is uniform over families and ln d, so the posterior probabilities are
    proportional to the likelihoods.
-3. :func:`posterior` summarizes the distribution by a value and an interval.
+3. :func:`posterior` summarizes the posterior distribution by a value and an interval.
 
-In this module, ``f`` in an einsum is a family, ``g`` a grid value, ``r`` a repeat, ``n`` a
-pair of family and dimension, and ``i`` and ``j`` are statistics.
+In the einsum expressions, ``f`` is the axis of families, ``g`` the axis of grid values, ``r``
+the axis of repeats, and ``n`` the axis of pairs of a family and a dimension. ``i`` and ``j``
+are axes of statistics.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ NUM_STATISTICS = 4
 NUM_GRID = 400
 """Number of values of ln d at which the posterior distribution is computed."""
 NUM_END = 4
-"""Number of values at the upper end of the grid, 1 % of :data:`NUM_GRID`. If too much of the
-posterior is there, it may continue above the grid."""
+"""Number of values at the upper end of the grid, 1 % of :data:`NUM_GRID`. If these values have
+too much posterior probability, the dimension may be above the grid."""
 LEVEL = 0.9
 """Probability that the interval contains the dimension."""
 VALUE_SPREAD = 0.3
-"""Factor on the spread between families in the computation of the value. With a small factor, the
-values are most accurate, but intervals would be too narrow for data outside all families. Both
-factors were chosen on simulated families that were left out one at a time, and on the benchmark
-manifolds (docs/measures.md)."""
+"""Factor on the covariance between families when the value is computed. With a small factor,
+values are most accurate, but intervals would be too narrow for data that belong to none of the
+families. This factor and `INTERVAL_SPREAD` were chosen with simulated families that were left
+out one at a time, and with the benchmark manifolds (docs/measures.md)."""
 INTERVAL_SPREAD = 6.0
-"""Factor on the spread between families in the computation of the interval."""
+"""Factor on the covariance between families when the interval is computed."""
 INTERPOLATION_ERROR = 0.01
-"""Standard deviation of the error of interpolation between grid dimensions, for each
+"""Standard deviation of the interpolation error between two simulated dimensions, for each
 statistic."""
 
 
@@ -48,9 +49,9 @@ class Simulations:
 
     Attributes:
         families: Names of the families.
-        log_dimensions: ``(num_dimensions,)`` grid of ln d.
-        statistics: ``(num_families, num_dimensions, num_repeats, NUM_STATISTICS)``, NaN where
-            a family does not exist in a dimension.
+        log_dimensions: ``(num_dimensions,)`` logarithms of the simulated dimensions.
+        statistics: ``(num_families, num_dimensions, num_repeats, NUM_STATISTICS)`` statistics
+            of each sample; NaN if a family does not exist in a dimension.
     """
 
     families: tuple[str, ...]
@@ -63,13 +64,16 @@ class Posterior:
     """The posterior distribution of an intrinsic dimension.
 
     Attributes:
-        value: Exponential of the posterior mean of ln d, at most the number of columns.
-        interval: Central interval with the probability ``LEVEL``. It always includes
-            ``value``.
-        family_probabilities: Posterior probability by the name of a family.
-        misfit: Smallest misfit of a family and dimension, a chi-square value.
-        may_be_higher: True if the interval reaches the largest simulated dimension, and the
-            data have more columns.
+        value: Exponential of the posterior mean of ln d. It is at most the number of columns
+            of the data.
+        interval: Central interval that contains the dimension with the probability ``LEVEL``.
+            The interval always includes ``value``.
+        family_probabilities: Posterior probability of each family. The keys are the names of
+            the families.
+        misfit: Smallest difference between the data and any family at any dimension, as a
+            chi-square value.
+        may_be_higher: True if the interval reaches the largest simulated dimension and the
+            data have more columns than this dimension.
     """
 
     value: float
@@ -85,7 +89,8 @@ def posterior(observed: FloatArray, simulations: Simulations, num_columns: int) 
     Args:
         observed: ``(NUM_STATISTICS,)`` statistics of the data.
         simulations: Statistics of simulated manifolds.
-        num_columns: Number of columns, which is the upper limit of the value and the interval.
+        num_columns: Number of columns of the data. The value and the interval are at most this
+            number.
     """
     log_dimensions = simulations.log_dimensions
     grid = np.linspace(log_dimensions[0], log_dimensions[-1], NUM_GRID)
@@ -97,8 +102,8 @@ def posterior(observed: FloatArray, simulations: Simulations, num_columns: int) 
     interval_probabilities, _ = _probabilities(observed, curves, noise, INTERVAL_SPREAD)
     density = interval_probabilities.sum(axis=0)
     tail = (1 - LEVEL) / 2
-    # The limits of the interval are clipped here, and not by a shorter grid. A grid that ends at
-    # ``num_columns`` would be wrong for data that fill all their columns.
+    # The limits of the interval are clipped here. The grid does not end at ``num_columns``,
+    # because this would be wrong for data whose dimension is their number of columns.
     log_limits = np.interp([tail, 1 - tail], density.cumsum(), grid)
     low, high = np.minimum(np.exp(log_limits), num_columns).tolist()
     is_cut_off = density[-NUM_END:].sum() > tail
@@ -119,13 +124,13 @@ def _probabilities(
 
     Args:
         observed: ``(NUM_STATISTICS,)`` statistics of the data.
-        curves: ``(num_families, NUM_GRID, NUM_STATISTICS)`` means of the families, NaN where a
-            family was not simulated.
+        curves: ``(num_families, NUM_GRID, NUM_STATISTICS)`` means of the families; NaN at
+            values at which a family was not simulated.
         noise: ``(NUM_STATISTICS, NUM_STATISTICS)`` covariance, see :func:`_noise`.
         spread_factor: Factor on the covariance between families.
 
     Returns:
-        ``(num_families, NUM_GRID)`` probabilities, and the smallest misfit, a chi-square
+        ``(num_families, NUM_GRID)`` probabilities, and the smallest misfit as a chi-square
         value.
     """
     is_missing = np.asarray(np.isnan(curves).any(axis=2))
@@ -135,7 +140,7 @@ def _probabilities(
     residual = np.where(is_missing[..., None], 0, observed - curves)
     misfit = np.einsum("fgi,gij,fgj->fg", residual, np.linalg.inv(covariance), residual)
     misfit[is_missing] = np.inf
-    # The logarithm of a normal density, without its constant.
+    # This is the logarithm of a normal density without its constant.
     log_likelihood = -0.5 * misfit - 0.5 * np.linalg.slogdet(covariance)[1]
     likelihood = np.exp(log_likelihood - log_likelihood.max())
     return likelihood / likelihood.sum(), float(misfit.min())
@@ -146,7 +151,8 @@ def _covariance_between_families(curves: FloatArray, is_missing: BoolArray) -> F
 
     Args:
         curves: ``(num_families, NUM_GRID, NUM_STATISTICS)`` means of the families.
-        is_missing: ``(num_families, NUM_GRID)``, True where a family was not simulated.
+        is_missing: ``(num_families, NUM_GRID)``, True if a family was not simulated at a grid
+            value.
 
     Returns:
         ``(NUM_GRID, NUM_STATISTICS, NUM_STATISTICS)`` covariances.
@@ -155,8 +161,8 @@ def _covariance_between_families(curves: FloatArray, is_missing: BoolArray) -> F
     deviations = np.where(is_missing[..., None], 0, curves)
     deviations -= deviations.sum(axis=0) / num_present[:, None]
     deviations[is_missing] = 0
-    # A missing family counts as a family at the mean, so the divisor is the number of all
-    # families.
+    # A missing family counts as a family whose statistics are the mean, so the divisor is the
+    # number of all families.
     covariances: FloatArray = np.einsum("fgi,fgj->gij", deviations, deviations) / len(curves)
     return covariances
 
@@ -165,12 +171,12 @@ def _interpolate(simulations: Simulations, grid: FloatArray) -> FloatArray:
     """Return the mean statistics of each family, interpolated in ln d.
 
     Args:
-        simulations: Statistics over the simulated dimensions.
+        simulations: Statistics at the simulated dimensions.
         grid: ``(NUM_GRID,)`` values of ln d.
 
     Returns:
-        ``(num_families, NUM_GRID, NUM_STATISTICS)`` means, NaN outside the dimensions of a
-        family.
+        ``(num_families, NUM_GRID, NUM_STATISTICS)`` means; NaN outside the range of dimensions
+        in which a family exists.
     """
     means = simulations.statistics.mean(axis=2)
     curves = np.full((len(means), len(grid), NUM_STATISTICS), np.nan)
@@ -184,10 +190,10 @@ def _interpolate(simulations: Simulations, grid: FloatArray) -> FloatArray:
 
 
 def _noise(simulations: Simulations) -> FloatArray:
-    """Return the covariance of the difference between an observation and a mean.
+    """Return the noise covariance of the difference between the data and a simulated mean.
 
-    It is the covariance between the repeats, ``(NUM_STATISTICS, NUM_STATISTICS)``, pooled over
-    all families and dimensions.
+    The covariance ``(NUM_STATISTICS, NUM_STATISTICS)`` is estimated from the differences
+    between repeats, pooled over all families and dimensions.
     """
     samples = simulations.statistics
     num_repeats = samples.shape[2]
@@ -197,6 +203,7 @@ def _noise(simulations: Simulations) -> FloatArray:
     deviations = deviations[is_simulated]
     degrees_of_freedom = max(len(deviations) * (num_repeats - 1), 1)
     covariance = np.einsum("nri,nrj->ij", deviations, deviations) / degrees_of_freedom
-    # The observation is compared with the mean of all repeats. Both are noisy.
+    # The statistics of the data are compared with the mean of all repeats. Both are noisy, so
+    # their variances are added.
     noise: FloatArray = covariance * (1 + 1 / num_repeats)
     return noise

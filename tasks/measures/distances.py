@@ -1,12 +1,12 @@
-"""Sources of rows, and squared distances between rows of floats.
+"""Define sources of rows, and compute squared distances between rows of floats.
 
-All distances of a block come from one fast matrix product, by the expanded form
-``|a-b|² = |a|² + |b|² - 2ab``. This form loses digits if two rows are much closer to each other
-than to the origin. Therefore the rows are centered first. Products are summed in float32 inside a
-chunk of features, and in float64 over chunks. If the squared distance of a pair is a small fraction
-of ``|a|² + |b|²``, the distance is computed again from the differences, in float64. Some blocks
-have many such pairs, for example if the data have few dimensions. The whole block is then computed
-again in float64 and checked by the same rule.
+One fast matrix product gives all distances of a block, by the expanded form ``|a-b|² = |a|² +
+|b|² - 2ab``. This form loses digits if two rows are much closer to each other than to the
+origin. Therefore the rows are centered first. A product is summed in float32 within a chunk of
+features, and in float64 over chunks. If the squared distance of a pair is a small fraction of
+``|a|² + |b|²``, it is computed again in float64 from the differences of the two rows. A block
+may have many such pairs, for example if the data have few dimensions. The whole block is then
+computed again in float64 and checked by the same rule.
 
 Distances between rows of bytes are exact, see :mod:`tasks.measures.byte_rows`.
 """
@@ -22,16 +22,16 @@ import numpy.typing as npt
 from tasks.array_types import AnyArray, FloatArray, IntArray
 
 CLOSE_FRACTION = {"float32": 0.02, "float64": 1e-8}
-"""Fraction of ``|a|² + |b|²`` below which a squared distance is computed again, by dtype.
-Below this fraction, the relative error of the expanded form may exceed 1e-5 (float32) or 1e-7
-(float64). Both fractions were measured, and tests check them on difficult data."""
+"""Fraction of ``|a|² + |b|²`` below which a squared distance is computed again, for each
+dtype. Below this fraction, the relative error of the expanded form may be above 1e-5 (float32)
+or 1e-7 (float64). We measured both fractions, and tests check them on difficult data."""
 UNDERFLOW = {"float32": 1e-30, "float64": 1e-280}
-"""Squared distance below which a product may have underflowed, by dtype."""
+"""Squared distance below which a product may have underflowed, for each dtype."""
 CLOSE_PAIRS_PER_ROW = 8
 """Number of close pairs per row above which the whole block is computed again in float64. With
-more close pairs, this is faster than computing each of them again."""
+so many close pairs, this is faster than computing the distance of each close pair again."""
 DIRECT_BYTES = 32 << 20
-"""Bytes of one batch of pairs whose distances are computed from their differences."""
+"""Memory in bytes for one batch of pairs whose distances are computed from differences."""
 EXACT_IN_FLOAT32 = (
     np.float32,
     np.float16,
@@ -43,14 +43,14 @@ EXACT_IN_FLOAT32 = (
 )
 """Dtypes whose values float32 represents exactly."""
 SLICE_ROWS = 64
-"""Number of rows in a slice. The center is estimated from a few slices."""
+"""Number of consecutive rows in a slice. The center is estimated from a few slices."""
 NUM_SLICES = 8
 """Number of slices from which the center is estimated."""
 
 
 @runtime_checkable
 class BlockSource(Protocol):
-    """A source of rows, which are read block by block. It must be picklable."""
+    """A source of rows that are read block by block. The source must be picklable."""
 
     @property
     def num_rows(self) -> int:
@@ -61,7 +61,7 @@ class BlockSource(Protocol):
         """The shape of one row; for images ``(channels, height, width)``."""
 
     def read(self, start: int, stop: int) -> AnyArray:
-        """Return rows ``start`` to ``stop`` as an array ``(stop - start, *row_shape)``."""
+        """Return the rows from ``start`` to before ``stop``, ``(stop - start, *row_shape)``."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,12 @@ class ArraySource:
         return tuple(self.array.shape[1:])
 
     def read(self, start: int, stop: int) -> AnyArray:
-        """Return a view of rows ``start`` to ``stop``."""
+        """Return a view of the rows from ``start`` to before ``stop``."""
         return self.array[start:stop]
 
 
 def as_source(rows: BlockSource | npt.ArrayLike) -> BlockSource:
-    """Return rows as a source. An array becomes an :class:`ArraySource`."""
+    """Convert an array to an :class:`ArraySource`. A source is returned unchanged."""
     if isinstance(rows, BlockSource):
         return rows
     return ArraySource(np.asarray(rows))
@@ -94,14 +94,16 @@ def as_source(rows: BlockSource | npt.ArrayLike) -> BlockSource:
 
 @dataclass(frozen=True)
 class Precision:
-    """Precision and device of the matrix products. They change the speed, not the neighbors.
+    """The precision and device of matrix products. They change the speed and rounding errors.
 
     Attributes:
-        dtype: ``"float32"`` or ``"float64"``, for products within one chunk of features.
+        dtype: Dtype of the products within one chunk of features: ``"float32"`` or
+            ``"float64"``.
         device: ``"cpu"`` (numpy's BLAS) or a torch device such as ``"cuda"``.
-        chunk_features: Number of features in a chunk. It bounds the memory of the centered
+        chunk_features: Number of features in a chunk. It limits the memory of the centered
             copies.
-        exact_bytes: True to measure rows of bytes in integers, for any ``dtype``.
+        exact_bytes: True to compute distances between rows of bytes in integers. ``dtype``
+            then has no effect on them.
     """
 
     dtype: str = "float32"
@@ -111,13 +113,14 @@ class Precision:
 
 
 def estimate_center(source: BlockSource) -> FloatArray:
-    """Return an estimate of the mean row. Subtracting it makes products small.
+    """Estimate the mean row, which is then subtracted from all rows to reduce rounding errors.
 
-    The estimate is the mean of a few slices of rows that are spread over the source.
+    The estimate is the mean of a few slices of rows, which are evenly distributed over the
+    source.
 
     Returns:
-        ``(num_features,)`` float64. For integer rows the mean is rounded to integers, because
-        float32 represents integer differences exactly.
+        ``(num_features,)`` float64. If the rows are integers, the mean is rounded to integers,
+        because float32 represents small integer differences exactly.
     """
     last_start = max(source.num_rows - SLICE_ROWS, 0)
     starts = np.unique(np.linspace(0, last_start, NUM_SLICES).astype(int))
@@ -133,7 +136,7 @@ def estimate_center(source: BlockSource) -> FloatArray:
 
 
 def flatten(rows: AnyArray) -> AnyArray:
-    """Return a view of rows of any shape, as ``(num_rows, num_features)``."""
+    """Reshape rows to ``(num_rows, num_features)``. The result is a view if possible."""
     return rows.reshape(len(rows), -1)
 
 
@@ -146,16 +149,17 @@ def squared_distances(
     """Return the squared distances between the rows of two blocks of floats.
 
     Args:
-        a: ``(num_a, num_features)``, any real dtype.
-        b: ``(num_b, num_features)``. None computes the distances between the rows of ``a``, in
-            half of the time.
-        center: ``(num_features,)`` float64, subtracted from both blocks.
+        a: First block of rows, ``(num_a, num_features)``, of any real dtype.
+        b: Second block of rows, ``(num_b, num_features)``. With None, the distances between
+            the rows of ``a`` are computed, in half of the time.
+        center: ``(num_features,)`` float64. It is subtracted from the rows of both blocks.
         precision: Precision of the products.
 
     Returns:
-        Squared distances ``(num_a, num_b)``, and the dtype that was needed. It is
-        ``"float64"`` if too many pairs were too close for float32. Then later blocks will
-        probably need float64 too, so the caller saves time if it requests float64 for them.
+        The squared distances ``(num_a, num_b)``, and the dtype that the block needed. The
+        dtype is ``"float64"`` if too many pairs were too close for float32. Later blocks will
+        then probably need float64 too. The caller saves time if it requests float64 for them
+        at once.
     """
     squared, norms_a, norms_b = _expanded_form(a, b, center, precision)
     close_rows, close_columns = _close_pairs(squared, norms_a, norms_b, precision.dtype)
@@ -183,16 +187,16 @@ def direct_squared_distances(
     rows: AnyArray,
     columns: AnyArray,
 ) -> FloatArray:
-    """Return the squared distances of some pairs, computed from their differences in float64.
+    """Return the squared distances of some pairs, computed in float64 from their differences.
 
     Args:
-        a: ``(num_a, num_features)``.
-        b: ``(num_b, num_features)``.
-        rows: ``(num_pairs,)`` index in ``a`` of the first row of each pair.
-        columns: ``(num_pairs,)`` index in ``b`` of the second row of each pair.
+        a: First block of rows, ``(num_a, num_features)``.
+        b: Second block of rows, ``(num_b, num_features)``.
+        rows: ``(num_pairs,)`` for each pair, the index of its first row in ``a``.
+        columns: ``(num_pairs,)`` for each pair, the index of its second row in ``b``.
 
     Returns:
-        ``(num_pairs,)`` float64.
+        The squared distances, ``(num_pairs,)`` float64.
     """
     result = np.empty(len(rows))
     pair_bytes = 16 * max(a.shape[1], 1)
@@ -221,12 +225,12 @@ def _expanded_form(
     gram_matrix = np.zeros((len(a), num_b), sum_dtype)
     norms_a = np.zeros(len(a))
     norms_b = np.zeros(num_b)
-    # Buffers are allocated once: allocating memory for every chunk takes as long as filling
-    # it.
+    # Buffers are allocated only once, because allocating memory for a chunk takes as long as
+    # filling it.
     buffer_a = np.empty((len(a), width), dtype)
     buffer_b = np.empty((num_b, width), dtype)  # uses no memory until it is written
     product = gram_matrix if has_one_chunk else np.empty(gram_matrix.shape, dtype)
-    # After an overflow, a norm is not finite. The caller checks the norms.
+    # If a number overflows, a norm is not finite. The caller checks the norms.
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, num_features, width):
             chunk = slice(start, start + width)
@@ -253,9 +257,11 @@ def _center_into(
     rows: AnyArray,
     center: FloatArray,
 ) -> FloatArray:
-    """Write rows minus center into ``buffer``, and return the written part.
+    """Write the centered rows into ``buffer``, and return the part of the buffer that contains
+    them.
 
-    The subtraction is in float64 if float32 does not represent all values of the rows exactly.
+    If float32 does not represent all values of the rows exactly, the subtraction is computed
+    in float64.
     """
     out = buffer[:, : rows.shape[1]]
     subtract_in: np.dtype[Any] = np.dtype(np.float64)
@@ -271,13 +277,17 @@ def _product_into(
     b: FloatArray,
     device: str,
 ) -> None:
-    """Write ``a @ b.T`` into ``out``. If ``a is b``, BLAS computes one triangle only (syrk)."""
+    """Write ``a @ b.T`` into ``out``.
+
+    If ``a is b``, BLAS computes only one triangle of the product (syrk).
+    """
     if device == "cpu":
         np.matmul(a, b.T, out=out)
         return
     import torch
 
-    # TF32 would round the factors to 10 bits. The distances would be too inaccurate.
+    # TF32 is switched off, because it rounds the factors to 10 bits. The distances would be
+    # too inaccurate.
     precision_before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -298,8 +308,9 @@ def _close_pairs(
     fraction = CLOSE_FRACTION[dtype]
     floor = UNDERFLOW[dtype]
     largest_norms = norms_a.max(initial=0.0) + norms_b.max(initial=0.0)
-    # This quick check uses the largest possible limit, because most blocks have no close pair.
-    # The comparisons are negated, so that NaN counts as close. An overflow causes NaN.
+    # Most blocks have no close pair. So this quick check first compares all distances with the
+    # largest possible limit. The comparisons are negated, so that NaN, which an overflow
+    # causes, counts as close.
     candidates = np.flatnonzero(~(squared >= max(fraction * largest_norms, floor)))
     rows, columns = np.divmod(candidates, max(squared.shape[1], 1))
     sums = norms_a[rows] + norms_b[columns]

@@ -1,12 +1,13 @@
-"""Check the rows of a source before they are measured: duplicates, values and dtypes.
+"""Check the rows of a source before they are measured: equal rows, values and dtypes.
 
-A *duplicate* is a row that equals an earlier row. If the labels of the two rows differ, they
-are a *conflict*. Equal rows are found in two steps. First, all rows are read once, in *pieces*
-that fit into memory, and each row gets a hash key of some of its values. Then rows with equal
-keys are read again, and are compared by the digests of all their values.
+A *duplicate* is a row that equals an earlier row. If the labels of the two rows differ, the
+two rows are a *conflict*. Equal rows are found in two steps. In the first step, all rows are
+read once, in *pieces* that fit into memory. A hash key is computed from some values of each
+row. In the second step, rows with equal keys are read again and compared by the digests of all
+their values.
 
-All values are checked too: they must be finite. If all of them are bytes times one unit, the
-rows are measured as bytes, see :mod:`tasks.measures.byte_rows`.
+The first step also checks that all values are finite. If every value is a byte times one unit,
+the rows are measured as bytes, see :mod:`tasks.measures.byte_rows`.
 """
 
 from __future__ import annotations
@@ -25,22 +26,24 @@ from tasks.measures.distances import BlockSource, flatten
 from tasks.remote import Executor, InlineExecutor
 
 PIECE_BYTES = 256 << 20
-"""Largest size of the rows that are read at a time, in bytes, if their values are float64."""
+"""Largest size of a piece in bytes, if its values are float64."""
 KEY_VALUES = 512
-"""Number of values of a row from which its hash key is computed."""
+"""Largest number of values of a row from which its hash key is computed."""
 KEY_SEED = 20240501
-"""Seed of the random choice of the values of a hash key. The number is arbitrary."""
+"""Seed of the random choice of these values. The number is arbitrary."""
 
 
 @dataclass(frozen=True)
 class RowCheck:
-    """The distinct rows of a source, and its conflicts.
+    """The result of checking all rows of a source.
 
     Attributes:
-        source: Source of the rows. It reads bytes if all values are bytes of one dtype.
-        first_equal_rows: The first row that equals each source row, ``(num_rows,)``.
+        source: Source of the rows. If all rows have one dtype and every value is a byte times
+            one unit, it returns bytes.
+        first_equal_rows: ``(num_rows,)`` for each source row, the first row that equals it.
+            For a row without an earlier equal row, it is the row itself.
         conflicts: Pairs ``(row, earlier row)`` of equal images with different labels.
-        is_exact: True if ``source`` reads bytes.
+        is_exact: True if ``source`` returns bytes.
     """
 
     source: BlockSource
@@ -49,13 +52,14 @@ class RowCheck:
     is_exact: bool
 
     def distinct_rows(self) -> IntArray:
-        """Return the source rows that equal no earlier row, ascending."""
+        """Return the source rows that do not equal any earlier row, ascending."""
         return np.flatnonzero(self.first_equal_rows == np.arange(len(self.first_equal_rows)))
 
     def num_contradictory(self, num_rows: int) -> int:
-        """Return how many of the first ``num_rows`` rows equal a row with another label.
+        """Return the number of the first ``num_rows`` rows that equal a row with another label.
 
-        The earlier row of each conflict is counted, and every row that equals it.
+        The number includes the earlier row of each conflict, and every row that equals this
+        earlier row.
         """
         earlier_rows = [earlier for row, earlier in self.conflicts if row < num_rows]
         return int(np.isin(self.first_equal_rows[:num_rows], earlier_rows).sum())
@@ -63,13 +67,13 @@ class RowCheck:
 
 @dataclass(frozen=True)
 class PieceCheck:
-    """The hash keys and properties of a piece of rows.
+    """The result of checking one piece of rows.
 
     Attributes:
-        keys: ``(num_rows,)`` 64-bit keys. Equal rows have equal keys.
-        rows_not_finite: Source rows that contain NaN or infinity.
-        units: Result of `byte_units`; empty if not all values are bytes.
-        dtype: Dtype as text, with its byte order.
+        keys: ``(num_rows,)`` 64-bit hash keys of the rows. Equal rows have equal keys.
+        rows_not_finite: Indices of the source rows that contain NaN or infinity.
+        units: The units for which every value is a byte times the unit, see `byte_units`.
+        dtype: Dtype of the values as text, with its byte order.
     """
 
     keys: IntArray
@@ -87,12 +91,13 @@ def check_rows(
     """Find duplicates and conflicts, and check that all values are finite.
 
     Args:
-        source: Rows of any real dtype, at least one.
-        labels: ``(num_rows,)``; None if there are no labels. Then there are no conflicts.
+        source: Source of at least one row, of any real dtype.
+        labels: ``(num_rows,)``; None if there are no labels. Without labels, no conflicts are
+            found.
         executor: Executor that hashes the rows; None hashes them in this process.
 
     Raises:
-        DataError: If rows are not real numbers, or not finite.
+        DataError: The rows contain values that are not real numbers, or not finite.
     """
     executor = executor or InlineExecutor()
     source = as_bytes(source)
@@ -113,7 +118,8 @@ def check_rows(
     conflicts = [] if labels is None else _find_conflicts(labels, first_equal_rows)
     is_exact = len(units) > 0 and len(dtypes) == 1
     if is_exact and not is_byte_dtype(dtype):
-        # Rows of zeros and ones fit both units. They are then read as whole numbers.
+        # If all values are 0 or 1, both units are possible. The values are then read with the
+        # unit 1.
         source = ByteRows(source, max(units))
     return RowCheck(source, first_equal_rows, conflicts, is_exact)
 
@@ -122,7 +128,7 @@ def _check_pieces(source: BlockSource, executor: Executor) -> Iterator[tuple[int
     """Check all rows, in pieces that fit into memory.
 
     Yields:
-        The first row of a piece, and the result for the piece.
+        The first row of each piece, and the result for this piece.
     """
     num_rows = source.num_rows
     rows_in_memory = PIECE_BYTES // (8 * int(np.prod(source.row_shape)))
@@ -136,7 +142,7 @@ def _check_pieces(source: BlockSource, executor: Executor) -> Iterator[tuple[int
 
 
 def _check_finite(rows_not_finite: list[int], num_rows: int) -> None:
-    """Raise a DataError if there are rows with NaN or infinity."""
+    """Raise a DataError if any row contains NaN or infinity."""
     if rows_not_finite:
         first_rows = ", ".join(map(str, sorted(rows_not_finite)[:5]))
         raise DataError(
@@ -157,7 +163,7 @@ def check_piece(source: BlockSource, start: int, stop: int) -> PieceCheck:
     """Hash and check the rows from ``start`` up to, but not including, ``stop``.
 
     Raises:
-        DataError: If the rows are not real numbers.
+        DataError: The rows contain values that are not real numbers.
     """
     rows = flatten(source.read(start, stop))
     if rows.dtype.kind not in "biuf" or rows.itemsize > 8:
@@ -181,10 +187,10 @@ def check_piece(source: BlockSource, start: int, stop: int) -> PieceCheck:
 def _hash_keys(rows: AnyArray) -> IntArray:
     """Return a 64-bit key of every row, ``(num_rows,)``.
 
-    The key is a linear hash: a sum of some values of the row, each multiplied by a random
-    number. The choice of values and the random numbers are the same for all rows. Equal rows
-    have equal keys. Different rows rarely have equal keys, unless all their chosen values are
-    equal.
+    The key is a linear hash: the sum of some values of the row, each multiplied by a random
+    number. The same values are chosen in all rows, and multiplied by the same random numbers.
+    So equal rows have equal keys. Different rows rarely have equal keys, unless all their
+    chosen values are equal.
     """
     rng = np.random.default_rng(KEY_SEED)
     num_features = rows.shape[1]
@@ -202,13 +208,13 @@ def _hash_keys(rows: AnyArray) -> IntArray:
 def _without_minus_zero(values: AnyArray) -> AnyArray:
     """Return a contiguous copy in which -0.0 is replaced by 0.0.
 
-    Both are the same pixel value, but their bytes differ.
+    The two zeros are the same pixel value, but their bytes differ.
     """
     return np.ascontiguousarray(values + np.zeros((), values.dtype))
 
 
 def _first_equal_rows(source: BlockSource, keys: IntArray) -> IntArray:
-    """Return the first equal row of every row, ``(num_rows,)``.
+    """Return, for every row, the first row that equals it, ``(num_rows,)``.
 
     Two rows with equal keys are equal if the digests of all their values are equal.
     """

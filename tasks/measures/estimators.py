@@ -1,13 +1,15 @@
-"""Intrinsic dimension from neighbor distances: MLE, TwoNN and Gride, with standard errors.
+"""Estimate the intrinsic dimension from neighbor distances by MLE, TwoNN and Gride.
 
-T_j(x) is the distance from x to its j-th nearest other point. Every estimator reads a table of
-these distances and returns a record. If no finite dimension fits, the value is None, and the
-record has a reason. A value is never NaN or infinite.
+T_j(x) is the distance from a point x to its j-th nearest other point. Every estimator reads a
+table of these distances and returns a record. If no finite dimension fits the distances, the
+value in the record is None, and the record contains the reason. A value is never NaN or
+infinite.
 
-An estimator is one function and one row of `ESTIMATORS`. The neighborhoods of close points
-overlap. A bootstrap of single points would therefore underestimate the standard error, so the
-bootstrap draws disjoint blocks of neighboring points. Gride has no bootstrap. Its standard
-error is computed from the observed information.
+Each estimator has one function in this module and one row in `ESTIMATORS`. MLE and TwoNN have
+a standard error from a bootstrap. The neighborhoods of close points overlap, so a bootstrap of
+single points would underestimate the standard error. The bootstrap therefore draws disjoint
+blocks of neighboring points. Gride has no bootstrap. Its standard error comes from the
+observed information.
 """
 
 from __future__ import annotations
@@ -27,26 +29,26 @@ from tasks.measures.neighbor_tables import NeighborTable
 from tasks.measures.plain_json import plain_json
 
 EQUAL_LOG_RATIO = 1e-5
-"""Largest mean log ratio of distances that counts as zero. Distances have a relative error of
-up to 1e-5."""
+"""Largest mean log ratio of distances that counts as zero, because distances have a relative
+error of up to 1e-5."""
 EQUALLY_FAR = (
-    "for each point, all neighbor distances are equal after rounding, which fits no finite "
-    "dimension"
+    "for each point, all neighbor distances are equal after rounding, so no finite dimension "
+    "fits them"
 )
 FEW_POINTS = 20
-"""Number of points below which a record has a remark. With 20 points, the standard error of
-TwoNN is about a quarter of the value."""
+"""Number of points below which a record contains a remark about uncertainty. With 20 points,
+the standard error of TwoNN is about a quarter of its value."""
 NUM_RESAMPLES = 200
 """Number of bootstrap resamples. Efron & Tibshirani (1993) recommend 200 for standard
 errors."""
 BLOCK_POINTS = 10
-"""Largest number of points in a block. With blocks of 21 or 42 points, standard errors differ
-by a few percent (docs/measures.md)."""
+"""Largest number of points in a block of the bootstrap. With blocks of 21 or 42 points,
+standard errors change by a few percent (docs/measures.md)."""
 
 DrawCounts = FloatArray
-"""Number of times that a resample contains each point, ``(num_points,)``."""
+"""An array with the number of times that a resample contains each point, ``(num_points,)``."""
 Statistic = Callable[[DrawCounts], float | None]
-"""Function that computes a number from a resample, or None if the number is undefined."""
+"""Function that computes a number from a resample, or returns None if it is undefined."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +56,21 @@ class IntrinsicDimension:
     """An estimate of the intrinsic dimension with its standard error.
 
     Attributes:
-        estimator: Name of the estimator in `ESTIMATORS`.
+        estimator: Name of the estimator, a key of `ESTIMATORS`.
         value: The estimate; None if it is undefined.
-        std_error: Standard error by the formula in ``convention``.
-        num_points: Number of points in the estimate. For TwoNN this includes the points with
-            discarded ratios, because they are part of the empirical distribution.
-        num_neighbors: Number of neighbors per point.
+        std_error: Standard error by the formula in ``convention``; None if it is undefined.
+        num_points: Number of points from which the value is estimated. For TwoNN, this number
+            includes the points whose ratios are discarded, because these points are part of
+            the empirical distribution.
+        num_neighbors: Number of neighbors per point that the estimator uses.
         convention: The formula, in words.
-        num_dropped: Number of points that are not in the estimate. Such a point has a neighbor
-            at distance zero or too few neighbors, or the two distances that Gride compares are
-            equal.
+        num_dropped: Number of points from which the value is not estimated. Such a point has a
+            neighbor at distance zero, or too few neighbors, or two equal distances that Gride
+            compares.
         reason: Reason why ``value`` is None.
-        details: Further output of this estimator, such as the estimate at each scale. It
-            includes the estimator's parameters, and possibly a ``remark`` for readers.
+        details: Further output of this estimator, such as the estimate at each scale. It also
+            contains the estimator's parameters, and a ``remark`` for readers if there are few
+            points.
     """
 
     estimator: str
@@ -90,14 +94,16 @@ class IntrinsicDimension:
 
     @property
     def reported_std_error(self) -> float | None:
-        """The block-bootstrap standard error; ``std_error`` for estimators without a bootstrap."""
+        """The block-bootstrap standard error. For an estimator without a bootstrap,
+        ``std_error``.
+        """
         bootstrap: float | None = self.details.get("std_error_bootstrap")
         return self.std_error if bootstrap is None else bootstrap
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON, in which ``details`` are fields of the record.
+        """Return plain JSON. The entries of ``details`` become fields of the record.
 
-        ``reason`` is left out if it is None.
+        If ``reason`` is None, the JSON does not contain it.
         """
         record = dict(vars(self))
         details = record.pop("details")
@@ -108,15 +114,18 @@ class IntrinsicDimension:
 class Neighborhoods:
     """The input of an estimator.
 
-    ``distances`` has a row for each usable point only. ``indices`` has a row for every point.
-    Its values are indices of all points.
+    A point is *usable* if all its neighbor distances are positive and finite. ``distances``
+    has one row for each usable point. ``indices`` has one row for every point. Its values are
+    indices of its own rows.
 
     Attributes:
-        distances: ``(num_usable, num_neighbors)``, ascending, all positive and finite.
-        indices: ``(num_points, num_neighbors)`` neighbors of all points, -1 where there are
-            fewer neighbors.
+        distances: ``(num_usable, num_neighbors)`` neighbor distances of the usable points,
+            ascending in each row. All are positive and finite.
+        indices: ``(num_points, num_neighbors)`` indices of the neighbors of all points; -1 if
+            a point has fewer neighbors.
         is_usable: ``(num_points,)`` mask of the points that have a row in ``distances``.
-        parameters: The estimator's own parameters, by name. Any other name raises ConfigError.
+        parameters: The estimator's parameters, by name. Reading a parameter of another name
+            raises a ConfigError.
         seed: Seed of the bootstrap.
     """
 
@@ -127,7 +136,7 @@ class Neighborhoods:
     seed: int
 
     def bootstrap_std_error(self, statistic: Statistic) -> float | None:
-        """Return the block-bootstrap standard error of a statistic of the usable points."""
+        """Return the block-bootstrap standard error of a statistic over the usable points."""
         blocks = neighborhood_blocks(self.indices)[self.is_usable]
         return block_std_error(statistic, blocks, seed=self.seed)
 
@@ -139,10 +148,10 @@ class Fit:
     Attributes:
         value: The dimension; None if it is undefined.
         std_error: Standard error by a formula; None if there is no formula.
-        num_ties: Number of usable points that are not in the estimate because of equal
-            distances.
-        details: Further output as plain JSON.
-        reason: Why the dimension is undefined, if ``value`` is None.
+        num_ties: Number of usable points from which the value is not estimated, because two of
+            their distances are equal.
+        details: Further output of the estimator, as plain JSON.
+        reason: Reason why ``value`` is None; otherwise empty.
     """
 
     value: float | None = None
@@ -161,12 +170,12 @@ class Estimator:
     """A row of `ESTIMATORS`.
 
     Attributes:
-        fit: Estimates the dimension from neighborhoods.
-        required_neighbors: Returns the number of neighbors to read if ``num_neighbors`` are
-            requested.
-        convention: The formula in words, with parameters in braces.
-        parameters: The estimator's own parameters and their values. Results are stored under
-            the name of the row. So another set of values needs a row with another name.
+        fit: Function that estimates the dimension from neighborhoods.
+        required_neighbors: Function that receives the setting ``num_neighbors``, and returns
+            the number of neighbors that the estimator uses.
+        convention: The formula in words. The names of parameters are in braces.
+        parameters: The estimator's parameters and their values. Results are stored under the
+            name of the row. So if you need other values, add a row with another name.
     """
 
     fit: Callable[[Neighborhoods], Fit]
@@ -192,9 +201,10 @@ def inverse_dimensions(
     """Return ``1/(k - divisor_offset) · Σ_{j<k} ln(T_k / T_j)`` of every point.
 
     Args:
-        log_distances: ``(num_points, k or more)`` logarithms of ascending distances.
-        num_neighbors: k.
-        divisor_offset: Number that is subtracted from k in the divisor.
+        log_distances: Logarithms of the distances to the nearest neighbors, ascending in each
+            row, ``(num_points, k or more)``.
+        num_neighbors: Number of neighbors k.
+        divisor_offset: Number that is subtracted from k in the divisor, 1 or 2.
 
     Returns:
         ``(num_points,)`` inverse dimensions.
@@ -209,14 +219,15 @@ def inverse_dimensions(
 def neighborhood_blocks(indices: AnyArray) -> IntArray:
     """Divide points into disjoint blocks of at most ``BLOCK_POINTS`` neighboring points.
 
-    The points are visited in order. A point that is in no block yet starts a new block. Its
-    nearest neighbors that are in no block yet are added to this block.
+    The function visits the points in order. If a point is in no block yet, the point starts a
+    new block. Those of its nearest neighbors that are in no block yet are added to this block.
 
     Args:
-        indices: ``(num_points, num_neighbors)`` neighbors, -1 where there are fewer neighbors.
+        indices: ``(num_points, num_neighbors)`` indices of the neighbors; -1 if a point has
+            fewer neighbors.
 
     Returns:
-        ``(num_points,)`` block of each point, numbered from 0.
+        ``(num_points,)`` number of each point's block, from 0.
     """
     blocks = np.full(len(indices), -1, np.int64)
     next_block = 0
@@ -239,15 +250,16 @@ def block_std_error(
     """Return the block-bootstrap standard error of a statistic.
 
     Args:
-        statistic: Computes a value, or None, from the number of times that each point was
-            drawn.
-        blocks: ``(num_points,)`` block of every point, numbered by any integers.
+        statistic: Function that computes a value, or None, from the number of times that a
+            resample contains each point.
+        blocks: ``(num_points,)`` number of each point's block. The numbers may be any
+            integers.
         seed: Seed of the resamples.
         num_resamples: Number of resamples.
 
     Returns:
-        The standard deviation over resamples. None if there are fewer than two blocks, or
-        fewer than two resamples gave a finite value.
+        The standard deviation of the statistic over resamples. None if there are fewer than
+        two blocks, or if the statistic is finite in fewer than two resamples.
     """
     distinct_blocks, block_of_point = np.unique(blocks, return_inverse=True)
     num_blocks = len(distinct_blocks)
@@ -273,12 +285,14 @@ def fit_mle(neighborhoods: Neighborhoods) -> Fit:
 
     ``d = 1 / mean_x( 1/(k - 2) · Σ_{j<k} ln(T_k / T_j) )``
 
-    ``value`` divides by k - 2, as the code of Konz & Mazurowski does. ``value_k_minus_1``
-    divides by k - 1. The mean inverse is then an unbiased estimate of 1/d. ``curve`` lists
-    both values for every k from 3 on.
+    k is the number of neighbors. ``value`` divides the sum by k - 2, as the code of Konz &
+    Mazurowski does. ``value_k_minus_1`` divides it by k - 1. With k - 1, the mean over x is an
+    unbiased estimate of 1/d. ``curve`` lists both values for every number of neighbors from 3
+    to k.
 
-    The standard error comes from the delta method: ``d² · sd(inverse) / √n``. It assumes
-    independent points, and is about a quarter too small. ``std_error_bootstrap`` corrects this.
+    ``std_error`` comes from the delta method: ``d² · sd(inverse) / √n`` for n points. The
+    method assumes independent points, so this standard error is about a quarter too small.
+    ``std_error_bootstrap`` does not have this error.
     """
     log_distances = np.log(neighborhoods.distances)
     num_points, k = log_distances.shape
@@ -311,21 +325,22 @@ def fit_mle(neighborhoods: Neighborhoods) -> Fit:
 
 
 def _inverse(mean: float) -> float | None:
-    """Return the dimension for a mean of inverse dimensions, or None if the mean is zero."""
+    """Return the inverse of a mean, or None if the mean is zero."""
     return float(1 / mean) if mean > 0 else None
 
 
 def fit_twonn(neighborhoods: Neighborhoods) -> Fit:
     """Estimate the dimension by TwoNN, from the ratio of two neighbor distances (Facco 2017).
 
-    The estimate is the slope of a regression of ``-ln(1 - F(μ))`` on ``ln μ``. μ is
-    ``T_2/T_1``, and F is its empirical distribution ``i/n``. The regression is least squares
-    through the origin. The fit leaves out the fraction ``discard_fraction`` of the
-    largest μ, 0.1 in Facco et al. If the fraction is 0, the fit leaves out only the last
-    point, where F = 1, as in the code of Konz & Mazurowski.
+    The ratio is ``μ = T_2/T_1``. F is its empirical distribution, ``i/n`` for the i-th
+    smallest of n ratios. The estimate is the slope of a least-squares regression of ``-ln(1 -
+    F(μ))`` on ``ln μ`` through the origin. The regression leaves out the largest ratios;
+    ``discard_fraction`` is their share, 0.1 in Facco et al. If the share is 0, the regression
+    leaves out only the largest ratio, where F = 1, as in the code of Konz & Mazurowski.
 
-    The standard error ``d/√n`` holds for maximum likelihood with independent ratios. It is about a
-    quarter too small for this slope. ``std_error_bootstrap`` corrects this.
+    ``std_error`` is ``d/√n``, the standard error of a maximum-likelihood estimate from
+    independent ratios. It is about a quarter too small for this slope. ``std_error_bootstrap``
+    does not have this error.
     """
     discard_fraction = neighborhoods.parameters["discard_fraction"]
     distances = neighborhoods.distances
@@ -353,21 +368,24 @@ def _twonn_slope(
     """Return TwoNN's slope, or None if all fitted log ratios are zero.
 
     Args:
-        log_ratios: ``(num_points,)`` ln μ, ascending.
-        weights: ``(num_points,)`` weight of each point; all weights are 1 for the sample itself.
-        discard_fraction: Fraction of the largest ratios that the fit leaves out.
+        log_ratios: ``(num_points,)`` logarithms of the ratios μ, ascending.
+        weights: ``(num_points,)`` weight of each point: its number of occurrences in a
+            resample, or 1 for the original sample.
+        discard_fraction: Share of the ratios that the regression leaves out. It leaves out the
+            largest ratios.
     """
     distribution = np.cumsum(weights) / weights.sum()
-    # With the tolerance, the comparison i/n <= 1 - f has the result of exact arithmetic.
+    # f is the discarded fraction. Because of the tolerance 1e-12, the comparison i/n <= 1 - f
+    # has the same result as in exact arithmetic.
     num_below = np.searchsorted(distribution, 1 - discard_fraction + 1e-12, side="right")
-    # Where F = 1, -ln(1 - F) is infinite.
+    # A ratio with F = 1 is left out, because -ln(1 - F) would be infinite.
     num_below_one = np.searchsorted(distribution, 1 - 1e-12)
     num_fitted = int(min(num_below, num_below_one))
     x = log_ratios[:num_fitted]
     y = -np.log1p(-distribution[:num_fitted])
     weight = weights[:num_fitted]
-    # The sums below are not dot products: the last digits of a long dot product in BLAS depend on
-    # the number of threads.
+    # The sums below are not computed as dot products, because the last digits of a long dot
+    # product in BLAS depend on the number of threads.
     sum_xx = float((weight * x * x).sum())
     if sum_xx <= 0:
         return None
@@ -377,16 +395,16 @@ def _twonn_slope(
 def fit_gride(neighborhoods: Neighborhoods) -> Fit:
     """Estimate the dimension by Gride, from ratios of neighbor distances (Denti 2022).
 
-    The ratios are ``T_{2n}/T_n`` with n = 1, 2, 4, and so on.
+    Each n = 1, 2, 4, and so on is one *scale*, with the ratios ``T_{2n}/T_n`` of all points.
 
     Let n1 = n, n2 = 2n, and μ = T_{n2}/T_{n1}. If the points have a locally constant density
     in d dimensions, the density of μ is
 
     ``d · (μ^d - 1)^(n2-n1-1) / (μ^((n2-1)d+1) · B(n2-n1, n1))``
 
-    with the beta function B. ``value`` is the estimate at the largest scale. ``curve`` lists
-    the estimate at every scale, with the mean distance and the standard error from the
-    observed information.
+    B is the beta function. ``value`` is the estimate at the largest scale. ``curve`` lists the
+    estimates at all scales. Each entry also contains the mean of T_{n2} and the standard error
+    from the observed information.
     """
     distances = neighborhoods.distances
     curve = []
@@ -422,8 +440,8 @@ def gride_at_scale(
         n2: Index of the farther neighbor.
     """
     power = n2 - n1 - 1  # exponent of (μ^d - 1) in the density
-    # In theory, a ratio of exactly one has the probability zero. In practice, it occurs on lattices
-    # and after rounding.
+    # In theory, a ratio is exactly one with the probability zero. In practice, such ratios
+    # occur on lattices and after rounding, so they are left out.
     logs = log_ratios
     if power > 0:
         logs = log_ratios[log_ratios > 0]
@@ -445,9 +463,10 @@ def gride_at_scale(
         curvature = (logs**2 / (4 * np.sinh(half) ** 2)).sum()
         return float(num_points / dimension**2 + power * curvature)
 
-    # The score is decreasing and convex in d. The start, about d / ln 2, is above the root.
-    # The first Newton step ends below the root. It may end below zero, so each step is limited
-    # to half of the value. All steps from below converge to the root.
+    # Newton's method finds the root of the score, which is decreasing and convex in d. It
+    # starts above the root, at about d / ln 2. The first step ends below the root, and may end
+    # below zero. So each step is limited to half of the value. From below, the steps converge
+    # to the root.
     value = num_points / total
     for _ in range(100):
         step = max(score(value) / information(value), -value / 2)
@@ -486,14 +505,15 @@ ESTIMATORS: dict[str, Estimator] = {
         ),
     ),
 }
-"""The estimators of intrinsic dimension, by the name that users write."""
+"""The estimators of intrinsic dimension. The keys are the names that users write in sweep
+files."""
 
 
 def find_estimator(name: str) -> Estimator:
     """Return the row of an estimator.
 
     Raises:
-        ConfigError: If there is no estimator with this name.
+        ConfigError: There is no estimator with this name.
     """
     if name not in ESTIMATORS:
         raise unknown_name("estimator", name, ESTIMATORS)
@@ -501,10 +521,10 @@ def find_estimator(name: str) -> Estimator:
 
 
 def table_width(estimators: Iterable[str], num_neighbors: int) -> int:
-    """Return the number of neighbors per point that these estimators need.
+    """Return the number of neighbors per point that a table for these estimators needs.
 
     Raises:
-        ConfigError: If there is no estimator with one of these names.
+        ConfigError: One of the names is not the name of an estimator.
     """
     widths = [find_estimator(name).required_neighbors(num_neighbors) for name in estimators]
     return max(widths, default=num_neighbors)
@@ -518,19 +538,20 @@ def estimate(
     parameters: Mapping[str, Mapping[str, float]] | None = None,
     seed: int = 0,
 ) -> dict[str, IntrinsicDimension]:
-    """Return the estimates of several estimators on one table of neighbors.
+    """Compute the estimates of several estimators from one table of neighbors.
 
     Args:
-        table: Table with `table_width` neighbors per point.
+        table: Table with as many neighbors per point as :func:`table_width` returns.
         num_neighbors: Number of neighbors k of the MLE, 3 or more. Gride uses the largest
             power of two up to k. TwoNN always uses 2 neighbors.
         estimators: Names in `ESTIMATORS`.
-        parameters: Values that replace those in `ESTIMATORS`, by estimator and by parameter.
-            Two rows may have a parameter of the same name.
+        parameters: Values that replace parameters in `ESTIMATORS`. The outer keys are the
+            names of estimators, and the inner keys are the names of their parameters. Two
+            estimators may have a parameter of the same name.
         seed: Seed of the bootstrap.
 
     Returns:
-        One record per name, in the order of ``estimators``.
+        One record per estimator, by name, in the order of ``estimators``.
     """
     records = {}
     for name in estimators:
@@ -548,7 +569,7 @@ def _estimate_one(
     parameters: Mapping[str, float],
     seed: int,
 ) -> IntrinsicDimension:
-    """Return the estimate of one estimator, or a record with the reason why there is none."""
+    """Return the record of one estimator. If there is no estimate, the record has a reason."""
     k = estimator.required_neighbors(num_neighbors)
     num_points = table.num_positions
     distances = table.distances[:, :k]

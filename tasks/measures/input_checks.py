@@ -1,7 +1,7 @@
-"""Checks of the images, labels and train sizes that a user passes to a measure.
+"""Check the images, labels and train sizes that a user passes to a measure.
 
-A function ``checked_...`` returns the value in the type that the measures need, or raises a
-DataError with a hint.
+A function with the name ``checked_...`` returns its argument in the type that the measures
+need. If the argument cannot be used, the function raises a DataError with a hint.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ def checked_labels(labels: npt.ArrayLike, num_images: int) -> IntArray:
 
     Args:
         labels: ``(num_images,)`` or ``(num_images, 1)`` whole numbers of any real dtype.
-        num_images: Number of images, which must be the number of labels.
+        num_images: Number of images. There must be as many labels.
 
     Raises:
-        DataError: If the number of labels differs, or a label is not a whole number.
+        DataError: The number of labels differs from ``num_images``, or a label is not a whole
+            number.
     """
     array = np.asarray(labels)
     if array.ndim == 2 and array.shape[1] == 1:
@@ -43,7 +44,7 @@ def checked_labels(labels: npt.ArrayLike, num_images: int) -> IntArray:
             hint="Number the classes 0, 1, 2 and so on",
         )
     if array.dtype.kind == "f":
-        # NaN and infinity are not whole numbers, and larger numbers do not fit into int64.
+        # NaN and infinity are not whole numbers. Numbers from 2**63 on do not fit into int64.
         fits_int64 = np.abs(array) < 2.0**63
         is_whole = fits_int64 & (array == np.rint(array))
         if not is_whole.all():
@@ -59,7 +60,7 @@ def whole_train_sizes(train_sizes: Sequence[int]) -> tuple[int, ...]:
     """Return train sizes as plain integers, in the same order.
 
     Raises:
-        DataError: If the train sizes are not a list of whole numbers.
+        DataError: The train sizes are not a list of whole numbers.
     """
     if isinstance(train_sizes, str) or not isinstance(train_sizes, Iterable):
         raise DataError(
@@ -78,7 +79,7 @@ def checked_train_sizes(train_sizes: Sequence[int], num_images: int) -> list[int
     """Return the train sizes in ascending order, without repetition.
 
     Raises:
-        DataError: If there is no train size, or one is not between 1 and ``num_images``.
+        DataError: There is no train size, or a train size is not between 1 and ``num_images``.
     """
     sizes = sorted(set(whole_train_sizes(train_sizes)))
     if not sizes or sizes[0] < 1 or sizes[-1] > num_images:
@@ -93,12 +94,11 @@ def checked_array(name: str, values: Any) -> AnyArray:
     """Return values as one array.
 
     Args:
-        name: Name of the values for messages, with a capital letter: "Images" or "Labels".
+        name: Name of the values in messages, with a capital letter: "Images" or "Labels".
         values: An array, or a list of arrays or numbers.
 
     Raises:
-        DataError: If a value is masked, if the shapes differ, or if ``values`` is a single
-            number.
+        DataError: A value is masked, the shapes differ, or ``values`` is a single number.
     """
     _check_unmasked(name, values)
     try:
@@ -120,7 +120,7 @@ def _check_unmasked(name: str, values: Any) -> None:
     if not isinstance(values, (list, tuple)):
         values = [values]
     for part in values:
-        # The attribute is checked, because importing numpy.ma for isinstance would take long.
+        # The attribute is checked instead of the type, because importing numpy.ma takes long.
         mask = getattr(part, "mask", None)
         if isinstance(mask, (np.ndarray, np.bool_)) and mask.any():
             hint = "Replace the masked values with .filled(VALUE), or leave these images out"
@@ -131,7 +131,7 @@ def checked_images(images: npt.ArrayLike) -> AnyArray:
     """Return images as one array.
 
     Raises:
-        DataError: If the shapes differ, if a value is masked, or if values are not numbers.
+        DataError: The shapes differ, a value is masked, or a value is not a number.
     """
     array = checked_array("Images", images)
     first_values = array.flat[:1000]  # ravel() would copy a transposed array.
@@ -162,7 +162,7 @@ def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
     """Return images as a source of rows.
 
     Raises:
-        DataError: If there is no image, if an image has no pixel, or if the array has only one
+        DataError: There is no image, the images have no pixels, or the array has only one
             axis.
     """
     source = images if isinstance(images, BlockSource) else as_source(checked_images(images))
@@ -184,15 +184,16 @@ def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
 
 
 CHANNELS = (1, 3, 4)
-"""Possible numbers of channels: gray, RGB, and RGB with transparency."""
+"""Possible numbers of channels: 1 (gray), 3 (RGB), and 4 (RGB with transparency)."""
 
 
 def as_channels_first(array: AnyArray) -> AnyArray:
     """Return images of shape ``(n, h, w)`` or ``(n, h, w, c)`` as ``(n, c, h, w)``.
 
-    An array with four axes has its channels on the last axis if the length of this axis is 1, 3 or
-    4, and the length of the second axis is not. Any other array is returned unchanged. The order of
-    the axes changes no distance.
+    If an array has four axes, the function compares the lengths of the last and the second
+    axis. The last axis is assumed to contain the channels if its length is 1, 3 or 4, and the
+    length of the second axis is none of these. Any other array with two or four axes is
+    returned unchanged. The order of the axes does not change any distance.
     """
     if array.ndim == 3:
         return array[:, None]
@@ -204,11 +205,12 @@ def as_channels_first(array: AnyArray) -> AnyArray:
 
 
 def has_images_on_last_axis(images_shape: tuple[int, ...], labels_shape: tuple[int, ...]) -> bool:
-    """Return whether the images seem to lie along the last axis, as in MATLAB files.
+    """Return whether the last axis is probably the axis of the images, as in MATLAB files.
 
-    The result is True if the length of this axis equals the number of labels, and is above both the
-    length of the first axis and any number of channels. If the first axis is longer, the array is
-    probably right, and labels are missing.
+    The result is True if two conditions hold. The length of the last axis equals the number of
+    labels. This length is also larger than the length of the first axis, and larger than any
+    number of channels. If the first axis is longer, the order of the axes is probably right,
+    and labels are missing.
     """
     has_one_label_each = set(labels_shape[1:]) <= {1}
     if not has_one_label_each or len(images_shape) < 3:

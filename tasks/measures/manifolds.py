@@ -1,4 +1,4 @@
-"""Families of manifolds of known dimension, for :mod:`tasks.measures.calibration`."""
+"""Draw points from manifolds of known dimension, for :mod:`tasks.measures.calibration`."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def _swiss_roll(num_points: int, dimension: int, rng: np.random.Generator) -> Fl
 
 
 MANIFOLDS: dict[str, Manifold] = {
-    # The unit sphere: no edge, constant curvature.
+    # The unit sphere. It has no edge, and its curvature is constant.
     "hypersphere": _on_sphere,
-    # The unit cube: flat. In a high dimension, nearly all points are near an edge.
+    # The unit cube, which is flat. In a high dimension, nearly all points are near an edge.
     "hypercube": lambda num_points, dimension, rng: rng.random((num_points, dimension)),
-    # A normal distribution: flat, and dense in the middle.
+    # A normal distribution, which is flat. Its density is highest in the middle.
     "gaussian": lambda num_points, dimension, rng: rng.normal(size=(num_points, dimension)),
-    # The unit ball: flat, with one smooth edge.
+    # The unit ball, which is flat and has one smooth edge.
     "ball": lambda num_points, dimension, rng: (
         _on_sphere(num_points, dimension - 1, rng) * rng.random((num_points, 1)) ** (1 / dimension)
     ),
@@ -48,16 +48,17 @@ MANIFOLDS: dict[str, Manifold] = {
     "skewed_gaussian": lambda num_points, dimension, rng: (
         rng.normal(size=(num_points, dimension)) * np.geomspace(1, 0.25, dimension)
     ),
-    # Beta(10, 1/2) coordinates, as in Hein & Audibert's benchmark: the density is very uneven.
+    # Coordinates with a Beta(10, 1/2) distribution, as in Hein & Audibert's benchmark. The
+    # density varies strongly.
     "beta_cloud": lambda num_points, dimension, rng: rng.beta(
         10, 0.5, size=(num_points, dimension)
     ),
-    # A curved cube whose coordinates are wound around each other, as in Hein & Audibert
-    # (2005).
+    # A strongly curved cube in twice as many dimensions, as in Hein & Audibert (2005).
     "curled": _curled,
-    # A rolled-up sheet. Above dimension 2 it has further flat directions as wide as the sheet.
+    # A rolled-up sheet. Above dimension 2, it also has flat directions, which are as wide as
+    # the sheet.
     "swiss_roll": _swiss_roll,
 }
-"""The simulated families, by name."""
+"""The simulated families of manifolds, by name."""
 FROM_DIMENSION_2 = ("swiss_roll", "ball")
-"""Families that do not exist in dimension 1."""
+"""Names of the families that exist only from dimension 2 on."""

@@ -1,16 +1,16 @@
-"""Intrinsic dimension and label sharpness of a dataset, at each train size.
+"""Measure the intrinsic dimension and label sharpness of a dataset at each train size.
 
-The distance of two equal images is zero, and the logarithm and the inverse of zero are
-undefined. So all measures exclude each image that equals an earlier image, a *duplicate*.
-The result contains the number of duplicates. If a duplicate has another label than the earlier
-image, the two images are a *conflict*. The result also lists conflicts.
+An image that equals an earlier image is a *duplicate*. The distance between two equal images
+is zero, and the logarithm and the inverse of zero are undefined. So all measures exclude
+duplicates, and the result contains their number. If a duplicate has another label than the
+earlier image, the two images are a *conflict*. The result also lists conflicts.
 
-The steps of a measure:
+A measure has these steps, each in a module of this package:
 
 1. `duplicates` checks the images and finds the duplicates.
-2. `searched_images` searches the nearest neighbors of all other images, for all train sizes.
+2. `searched_images` finds the nearest neighbors of all other images, for all train sizes.
 3. `estimators` and `sharpness` compute the measures of each train size from the distances.
-4. `calibration` estimates the error of the dimension, if the settings ask for it.
+4. If the settings request it, `calibration` corrects the bias of the dimension.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from tasks.prepared.group_split import stratified_order
 from tasks.remote import Executor
 
 MAX_LISTED_CONFLICTS = 10
-"""Largest number of conflicts that a result lists."""
+"""Largest number of conflicts in the list of a result."""
 
 
 def measure_nested(
@@ -61,22 +61,24 @@ def measure_nested(
     executor: Executor | None = None,
     settings: MeasureSettings | None = None,
 ) -> MeasureResult:
-    """Return the measures of nested training sets: the first n images for each train size n.
+    """Measure nested training sets. The training set of size n has the first n images.
 
     Args:
-        images: ``(num_images, ...)`` uint8 or any real dtype, or a source of such rows. The
-            values are measured as they are, without scaling.
-        labels: ``(num_images,)`` integers. None measures intrinsic dimension only.
+        images: Array ``(num_images, ...)`` of uint8 or any other real dtype, or a source of
+            such rows. The pixel values are not scaled.
+        labels: ``(num_images,)`` integers. With None, only the intrinsic dimension is
+            measured.
         train_sizes: Train sizes, in any order.
         executor: Executor of the search for neighbors; None computes in this process.
         settings: Settings of the measure; None for the defaults.
 
     Returns:
-        The measures at each train size. Pairs in the result are pairs of row numbers of ``images``.
+        The measures at each train size. A pair in the result consists of two row numbers of
+        ``images``.
 
     Raises:
-        DataError: If the images, labels or train sizes cannot be used.
-        CorruptStoreError: If a shard of the source does not match its checksum.
+        DataError: The images, labels or train sizes cannot be used.
+        CorruptStoreError: A shard of the source does not match its checksum.
     """
     settings = settings or MeasureSettings()
     source = checked_source(images)
@@ -152,23 +154,25 @@ def measure_array(
     """Measure the intrinsic dimension and the label sharpness of your images, without training.
 
     Args:
-        images: ``(num_images, channels, height, width)``, ``(num_images, height, width,
-            channels)``, ``(num_images, height, width)`` or ``(num_images, num_features)``;
-            uint8 or any real dtype.
-        labels: ``(num_images,)`` integers. None measures intrinsic dimension only.
-        train_sizes: Sizes of nested, stratified subsets to measure in addition to all images.
-            They do not change the measures of all images. None measures all images only.
+        images: Array of uint8 or any other real dtype. Its shape is ``(num_images, channels,
+            height, width)``, ``(num_images, height, width, channels)``, ``(num_images, height,
+            width)`` or ``(num_images, num_features)``.
+        labels: ``(num_images,)`` integers. With None, only the intrinsic dimension is
+            measured.
+        train_sizes: Sizes of nested, stratified subsets of the images. These subsets are
+            measured in addition to all images, and do not change the measures of all images.
+            With None, only all images are measured.
         executor: Executor of the search for neighbors; None computes in this process, without
             Ray.
         settings: Settings of the measure; None for the defaults. The seed of the settings also
             determines the images of the subsets.
 
     Returns:
-        The measures at each size. ``isweep measure --json`` prints their ``to_json()``. Pairs in
-        the result are pairs of row numbers of ``images``.
+        The measures at each size. ``isweep measure --json`` prints their ``to_json()``. A pair
+        in the result consists of two row numbers of ``images``.
 
     Raises:
-        DataError: If the images, labels or train sizes cannot be used.
+        DataError: The images, labels or train sizes cannot be used.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -188,9 +192,10 @@ def measure_array(
     result = measure_nested(array, image_labels, [num_images], executor=executor, settings=settings)
     if not smaller_sizes:
         return result
-    # The subsets need another order of the images, in which their images come first. That
-    # order would change the measures of all images: it changes the samples for label sharpness
-    # and the blocks of the bootstrap. So the subsets are measured in a second pass.
+    # The subsets need another order of the images, in which the images of the smallest subset
+    # come first. In that order, the samples for label sharpness and the blocks of the
+    # bootstrap would differ, and the measures of all images would change. So the subsets are
+    # measured in a second pass.
     subsets = _measure_subsets(array, image_labels, smaller_sizes, settings, executor)
     return result.model_copy(
         update={
@@ -207,10 +212,12 @@ def _measure_subsets(
     settings: MeasureSettings,
     executor: Executor | None,
 ) -> MeasureResult:
-    """Return the measures of nested, stratified subsets. Pairs are row numbers of ``array``.
+    """Measure nested, stratified subsets of the images.
+
+    A pair in the result consists of two row numbers of ``array``.
 
     Args:
-        array: ``(num_images, ...)`` all images.
+        array: All images, ``(num_images, ...)``.
         image_labels: ``(num_images,)`` labels; None if there are no labels.
         sizes: Sizes of the subsets, ascending, below the number of images.
         settings: Settings of the measure. The seed determines the images of the subsets.
@@ -234,9 +241,9 @@ def intrinsic_dimension(
     features: npt.ArrayLike | BlockSource,
     **settings: Any,
 ) -> dict[str, IntrinsicDimension]:
-    """Estimate the intrinsic dimension of any array of points.
+    """Estimate the intrinsic dimension of a set of points.
 
-    For example, the points are the activations of a network's last hidden layer. Their
+    For example, the points may be the activations of a network's last hidden layer. Their
     intrinsic dimension is d_repr.
 
     Args:
@@ -244,12 +251,13 @@ def intrinsic_dimension(
         settings: Fields of `MeasureSettings`.
 
     Returns:
-        One record per estimator. Points that equal an earlier point are excluded. Their number
-        is ``num_duplicates`` in the details.
+        One record per estimator, by the estimator's name. Points that equal an earlier point
+        are excluded. The field ``details`` of each record contains their number under the key
+        ``num_duplicates``.
 
     Raises:
-        DataError: If the features are not real numbers, or not finite.
-        ConfigError: If there is no estimator with one of the names.
+        DataError: The features contain values that are not real numbers, or not finite.
+        ConfigError: A setting is not valid, for example the name of an estimator.
 
     Example:
         >>> points = np.random.default_rng(0).normal(size=(500, 3)) @ np.ones((3, 40))
@@ -268,8 +276,9 @@ def intrinsic_dimension(
 def _sharpness_scale(source: BlockSource, settings: MeasureSettings) -> SharpnessScale:
     """Return the scale of label sharpness for these images and settings.
 
-    If the settings have no pixel range, it follows from the dtype: [0, 1] for booleans, and
-    from 0 to the largest number for unsigned integers. For other dtypes it is unknown.
+    If the settings contain no pixel range, the dtype determines it. For booleans, the range is
+    [0, 1]. For unsigned integers, it is from 0 to the largest number of the dtype. For any
+    other dtype, the range is unknown.
     """
     shape = source.row_shape
     pixel_range = settings.pixel_range
@@ -292,12 +301,12 @@ def _notes(
     num_contradictory: int,
     scale: SharpnessScale,
 ) -> tuple[str, ...]:
-    """Return the remarks on the largest train size.
+    """Return remarks for readers about the measures at the largest train size.
 
     Args:
         record: The measures of this train size.
-        num_contradictory: Number of images at this train size that equal an image with another
-            label.
+        num_contradictory: Number of images of this training set that equal an image with
+            another label.
         scale: Scale of label sharpness.
     """
     notes = []

@@ -1,4 +1,4 @@
-"""The tables of nearest neighbors of all train sizes, made from the result of a search.
+"""Make the tables of nearest neighbors of all train sizes from the result of a search.
 
 :mod:`tasks.measures.neighbors` defines positions, size indices and *new* pairs.
 """
@@ -21,7 +21,8 @@ from tasks.measures.tile_results import SpanResult
 class PairList(NamedTuple):
     """The closest pairs of a train size, closest first.
 
-    Every other pair of this train size is at least as far apart as the last pair in the list.
+    The points of every other pair are at least as far apart as the points of the last pair in
+    the list.
 
     Attributes:
         distances: ``(num_pairs,)`` distances, ascending.
@@ -36,17 +37,18 @@ class PairList(NamedTuple):
 
 @dataclass(frozen=True)
 class NeighborTable:
-    """A table with the nearest neighbors of the first ``num_positions`` points among these points.
+    """A table of nearest neighbors at one train size.
 
     Attributes:
-        distances: ``(num_positions, num_neighbors)`` L2 distances, ascending, infinite where
-            there are fewer neighbors.
-        neighbor_positions: Positions of the neighbors, -1 where there are fewer neighbors.
-        other_label_distances: ``(num_positions,)`` distances to the nearest point with another
-            label, infinite where there is no such point.
-        other_label_positions: ``(num_positions,)`` positions of the points at
-            ``other_label_distances``, -1 where there is no such point.
-        closest_pairs: The closest pairs; None if no samples were searched.
+        distances: ``(num_positions, num_neighbors)`` L2 distances to the nearest neighbors,
+            ascending in each row; infinite if there are fewer neighbors.
+        neighbor_positions: ``(num_positions, num_neighbors)`` positions of these neighbors; -1
+            if there are fewer neighbors.
+        other_label_distances: ``(num_positions,)`` distance to the nearest point with another
+            label; infinite if there is no such point.
+        other_label_positions: ``(num_positions,)`` position of this nearest point with another
+            label; -1 if there is no such point.
+        closest_pairs: The closest pairs of points; None if the search had no samples.
     """
 
     distances: FloatArray
@@ -57,21 +59,23 @@ class NeighborTable:
 
     @property
     def num_positions(self) -> int:
-        """Number of positions in the table."""
+        """Number of positions in the table: the number of points in the training set."""
         return len(self.distances)
 
 
 @dataclass(frozen=True)
 class NestedNeighbors:
-    """The result of one pass over all pairs.
+    """The result of a search over all pairs of points.
 
     Attributes:
         tables: One table per train size, ascending.
-        sample_other_label_distances: ``(num_samples, num_positions)`` distances to the nearest
-            point with another label inside the same sample. They are infinite for positions
-            outside the sample, and where the sample has no such point.
-        sample_other_label_positions: Positions of these points, -1 where there is no such point.
-        arithmetic: ``EXACT`` for bytes. For floats, the widest dtype that a product needed.
+        sample_other_label_distances: ``(num_samples, num_positions)`` distance to the nearest
+            point with another label inside the same sample. It is infinite if the position is
+            not in the sample, or if the sample contains no point with another label.
+        sample_other_label_positions: ``(num_samples, num_positions)`` position of this point;
+            -1 if there is no such point.
+        arithmetic: ``EXACT`` if distances were computed in integers. Otherwise, the widest
+            dtype that a block of distances needed.
     """
 
     tables: list[NeighborTable]
@@ -81,14 +85,15 @@ class NestedNeighbors:
 
 
 def make_tables(job: SearchJob, result: SpanResult) -> NestedNeighbors:
-    """Return the tables of all train sizes, and the nearest points inside all samples.
+    """Make the tables of all train sizes, and collect the nearest points inside all samples.
 
     Args:
         job: The search.
-        result: The result for all positions. This function changes it, so use it only once.
+        result: The result of the search for all positions. This function changes ``result``,
+            so do not use it again.
     """
-    # Bytes may stand for fractions: 51 stands for 0.2 = 51/255. Distances are then multiplied
-    # by the unit of the bytes, 1/255.
+    # If the unit of the bytes is 1/255, a byte stands for a fraction: 51 stands for 0.2.
+    # Distances are then multiplied by the unit.
     unit_length = job.source.unit if isinstance(job.source, ByteRows) else 1.0
     # Without samples, these arrays have the shape (0, num_positions).
     sample_squared = np.zeros(job.samples.shape)
@@ -109,10 +114,10 @@ def _tables(
     train_sizes: Sequence[int],
     unit_length: float,
 ) -> list[NeighborTable]:
-    """Return the table of each train size, from the new pairs of this and all smaller sizes.
+    """Make the table of each train size from the new pairs of this and all smaller sizes.
 
     Args:
-        result: The result for all positions. This function changes it.
+        result: The result of the search for all positions. This function changes it.
         train_sizes: Ascending train sizes, counted in positions.
         unit_length: Factor that converts distances of the search to distances of the tables.
     """
@@ -144,7 +149,7 @@ def _pair_list(pairs_by_size: Sequence[ClosestPairs], unit_length: float) -> Pai
     """Return the closest pairs of one train size; None if no closest pairs were collected.
 
     Args:
-        pairs_by_size: The closest of the new pairs of this and all smaller train sizes.
+        pairs_by_size: The closest new pairs of this train size and of each smaller train size.
         unit_length: Factor that converts distances of the search to distances of the list.
     """
     if not pairs_by_size:

@@ -1,36 +1,36 @@
-"""Exact nearest neighbors, and nearest points with another label, for all nested train sizes.
+"""Find exact nearest neighbors, and nearest points with another label, at all train sizes.
 
-A *point* is an image, or another array of numbers. Three kinds of index occur here and in the
-modules below:
+A *point* is an image, or another array of numbers. This module, and the modules that it uses,
+have three kinds of index:
 
 - A *source row* is an index of the points of the source.
-- A *position* is an index of the measured points: the chosen source rows, in the same order.
-  Callers leave out duplicates of earlier points.
+- A *position* is an index of the measured points. These are the chosen source rows, in the
+  same order. Callers do not choose duplicates of earlier points.
 - A *size index* i stands for the i-th train size, from 0. The train sizes are ascending. The
-  training set of size n has the positions ``0 .. n-1``. A point or a pair has the size index
-  of the first train size whose training set contains it.
+  training set of size n has the positions ``0 .. n-1``. The size index of a point or of a pair
+  belongs to the first train size whose training set contains the point or the pair.
 
-A pair with the size index i is *new* at the i-th train size: no smaller training set contains
-it. Example with the train sizes 2 and 4: the pair of the positions 0 and 1 has the size index
-0. All other pairs of the positions 0 to 3 have the size index 1.
+A pair with the size index i is *new* at the i-th train size, because no smaller training set
+contains the pair. Example: the train sizes are 2 and 4. The pair of the positions 0 and 1 has
+the size index zero. All other pairs of the positions 0 to 3 have the size index one.
 
-The steps:
+The search has five steps:
 
 1. :func:`nested_neighbors` chooses the points, and describes the search in a
    :class:`~tasks.measures.tile_blocks.SearchJob`.
 2. :mod:`tasks.measures.tile_search` cuts the matrix of all pairs into *tiles*, one for each
    task.
 3. :mod:`tasks.measures.tile_blocks` computes the squared distances of a tile, block by block.
-4. :mod:`tasks.measures.tile_results` adds each block to the results of the new pairs of each
-   train size. It also merges the results of all tiles.
-5. :mod:`tasks.measures.neighbor_tables` merges the results of each train size and all smaller
-   ones.
+4. :mod:`tasks.measures.tile_results` adds the distances of each block to the results of the
+   train size at which their pairs are new. It also merges the results of all tiles.
+5. :mod:`tasks.measures.neighbor_tables` merges the results of each train size with the results
+   of all smaller train sizes.
 
 The whole matrix of distances is never in memory. A tile has two spans, its rows and its
 columns. A span has at most 16,384 positions, or 262,144 if there is only one worker. For
 bytes, the columns are read in *pieces* of at most 256 rows, see
-:mod:`tasks.measures.tile_blocks`. A process that computes a tile mainly has these arrays.
-Their sizes are upper limits:
+:mod:`tasks.measures.tile_blocks`. A process that computes a tile needs memory mainly for these
+arrays. The table lists the largest size of each array:
 
 ============================  ====================  ================================================
 array                         shape                 size
@@ -39,17 +39,17 @@ bytes: rows                   (2048, num_features)  320 MiB
 bytes: two pieces of columns  (256, num_features)   64 MiB each
 bytes: products on diagonal   (2048, 2048)          16 MiB in int32, 32 MiB in int64
 bytes: distances of a block   (2048, 256)           2 MiB in int32, 4 MiB in int64
-floats: rows and columns      (2048, num_features)  both in the dtype of the source
+floats: rows and columns      (2048, num_features)  two arrays in the dtype of the source
 floats: two centered copies   (2048, 8192)          64 MiB each in float32, 128 MiB in float64
 floats: distances of a block  (2048, 2048)          16 MiB in float32, 32 MiB in float64
-results: neighbors            (span, k)             16 bytes an entry, for each train size
-results: other label, size    (span, 1)             16 bytes an entry, for each train size
-results: other label, sample  (span, 1)             16 bytes an entry, for each sample
+results: neighbors            (span, k)             16 bytes per entry, for each train size
+results: other label, size    (span, 1)             16 bytes per entry, for each train size
+results: other label, sample  (span, 1)             16 bytes per entry, for each sample
 results: closest pairs        (num_pairs,)          32 MiB, for each train size; only with samples
 ============================  ====================  ================================================
 
 If the source is an array without duplicates, rows and columns are views, which need no memory.
-The process that merges the tiles has results for all positions.
+The process that merges the tiles needs memory for the results of all positions.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ from tasks.measures.tile_search import search_all_tiles
 from tasks.remote import Executor, InlineExecutor
 
 BLOCK_ROWS = 2048
-"""Number of rows in a block. At this size the matrix product takes most of the run time."""
+"""Number of rows in a block. With this number, the matrix products take most of the run time."""
 
 
 def nested_neighbors(
@@ -84,34 +84,38 @@ def nested_neighbors(
     source_rows: IntArray | None = None,
     samples: BoolArray | None = None,
 ) -> NestedNeighbors:
-    """Return for each train size the nearest neighbors of its points inside the training set.
+    """Find, for each train size, the nearest neighbors of its points inside the training set.
 
-    For points of bytes, squared distances are computed as exact integers. Other distances have
-    a relative error of at most 1e-5 in float32 and 1e-7 in float64.
+    If the points are rows of bytes, squared distances are exact integers. Otherwise, distances
+    have a relative error of at most 1e-5 in float32, and at most 1e-7 in float64.
 
     Args:
-        points: ``(num_source_rows, ...)`` array, or a source. The training set of size n is
-            its first n points.
-        labels: ``(num_source_rows,)`` integers, by source row; None to search neighbors only.
+        points: Array ``(num_source_rows, ...)``, or a source. The training set of size n
+            contains the first n chosen points.
+        labels: ``(num_source_rows,)`` integer label of each source row; None to find only
+            neighbors.
         train_sizes: Ascending train sizes, counted in positions.
         num_neighbors: Number of neighbors per point, at least 1.
         executor: Executor of the tiles; None computes them in this process.
-        precision: Options of the matrix products. None computes bytes in integers, and other
-            numbers in float32.
+        precision: Options of the matrix products. With None, distances between bytes are
+            computed in integers, and all other distances in float32.
         block_rows: Number of rows in a block. Memory grows with the square of this number.
-        source_rows: ``(num_positions,)`` source rows to measure, ascending; None for all. All
-            indices in the result are positions, which are indices into this array.
+        source_rows: ``(num_positions,)`` source rows to measure, ascending; None for all
+            source rows. All indices in the result are positions. A position is an index into
+            this array.
         samples: ``(num_samples, num_positions)`` masks, True for the positions in a sample.
-            The nearest point with another label is also searched inside each sample.
+            The search also finds the nearest point with another label inside each sample.
 
     Raises:
-        DataError: If the first row of a source is bytes, and a later row has another dtype.
-        ValueError: If the number of labels is not the number of source rows, or the length of a
-            mask is not the number of positions.
+        DataError: The first row of a source has a dtype of bytes, but a later row has another
+            dtype.
+        ValueError: The number of labels differs from the number of source rows. Or the length
+            of a mask differs from the number of positions.
     """
     executor = executor or InlineExecutor()
     precision = precision or Precision()
-    # Choose the arithmetic: bytes are compared in integers, all other numbers in floats.
+    # Choose the arithmetic: distances between bytes are computed in integers, all others in
+    # floats.
     source = as_source(points)
     if precision.exact_bytes:
         source = as_bytes(source)
@@ -133,7 +137,9 @@ def nested_neighbors(
     if samples is None:
         samples = np.zeros((0, num_positions), bool)
     if samples.shape[1] != num_positions:
-        raise ValueError(f"masks have {samples.shape[1]} entries for {num_positions} positions")
+        raise ValueError(
+            f"masks have {samples.shape[1]} entries, but there are {num_positions} positions"
+        )
     # Every unordered pair costs one multiply-add per feature.
     multiply_adds = num_positions**2 / 2 * float(np.prod(source.row_shape))
     job = SearchJob(
@@ -155,6 +161,8 @@ def nested_neighbors(
 
 
 def _label_codes(labels: IntArray) -> IntArray:
-    """Return labels as numbers from 0, in the narrowest dtype, which is the fastest to compare."""
+    """Convert labels to numbers from 0. Their dtype is as narrow as possible, for fast
+    comparisons.
+    """
     classes, codes = np.unique(labels, return_inverse=True)
     return codes.astype(np.min_scalar_type(len(classes)))

@@ -1,10 +1,11 @@
-"""The nearest point with another label, for each position.
+"""Find the nearest point with another label for each position.
 
 The results are :class:`~tasks.measures.neighbor_lists.NeighborLists` with one neighbor for
-each position. Entries between rows with equal labels are masked first: they are replaced by a
-number that is larger than all squared distances
-(:func:`~tasks.measures.tile_blocks.no_pair_value`). Entries outside a sample are masked in the
-same way. The smallest entry of a row then belongs to the nearest point with another label.
+each position. First, entries between rows with equal labels are *masked*. This means that they
+are replaced by a number that is larger than all squared distances
+(:func:`~tasks.measures.tile_blocks.no_pair_value`). If a sample is searched, entries outside
+the sample are masked in the same way. The smallest entry of a row then belongs to the nearest
+point with another label.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from tasks.measures.neighbor_lists import NeighborLists
 from tasks.measures.tile_blocks import SquaredDistances, TileBlock, no_pair_value
 
 DENSE_FRACTION = 0.25
-"""Share of a block's columns above which a sample is dense. Masking the other columns is then
-faster than copying the columns of the sample."""
+"""Largest share of a block's columns for which the columns of a sample are copied. If the
+sample contains a larger share of the columns, masking the other columns is faster."""
 
 
 def update_nearest(
@@ -30,12 +31,13 @@ def update_nearest(
 
     Args:
         nearest: The lists.
-        result_rows: ``(num_rows,)`` the block's rows, as indices of the arrays of ``nearest``.
+        result_rows: ``(num_rows,)`` indices of the block's rows in the arrays of ``nearest``.
         column_positions: ``(num_columns,)`` positions of the block's columns, ascending.
-        masked_squared: ``(num_rows, num_columns)`` squared distances, masked as described in
-            this module.
+        masked_squared: ``(num_rows, num_columns)`` squared distances, masked as the module's
+            docstring describes.
     """
-    # argmin returns the first of several equal entries, which has the smallest position.
+    # If several entries are equal, argmin returns the first of them, which has the smallest
+    # position.
     nearest_columns = masked_squared.argmin(axis=1)
     squared = masked_squared[np.arange(len(result_rows)), nearest_columns]
     positions = column_positions[nearest_columns]
@@ -50,7 +52,7 @@ def update_nearest(
 
 
 def mask_equal_labels(label_codes: IntArray, block: TileBlock) -> SquaredDistances:
-    """Return a copy of a block's squared distances, masked where two labels are equal.
+    """Return a copy of a block's squared distances in which pairs with equal labels are masked.
 
     Args:
         label_codes: ``(num_positions,)`` label of every position, as a number.
@@ -63,10 +65,11 @@ def mask_equal_labels(label_codes: IntArray, block: TileBlock) -> SquaredDistanc
 
 
 def _mask_columns(squared_distances: SquaredDistances, is_masked: BoolArray) -> None:
-    """Replace all entries of some columns by the value that marks "no pair", in place.
+    """Mask all entries of some columns, in place.
 
-    The maximum of a distance and this value is this value. The maximum of a distance and 0 is
-    the distance. np.maximum takes a tenth of the time of an assignment to the masked columns.
+    The maximum of a distance and the number that marks "no pair" is this number. The maximum
+    of a distance and 0 is the distance. So np.maximum masks the columns, in a tenth of the
+    time that an assignment would take.
     """
     dtype = squared_distances.dtype
     lower_bounds = np.where(is_masked, no_pair_value(dtype), dtype.type(0))
@@ -80,13 +83,14 @@ def update_inside_sample(
     masked_squared: SquaredDistances,
     first_position: int,
 ) -> None:
-    """Add the part of a block that lies inside one sample.
+    """Add the pairs of a block that lie inside one sample.
 
     Args:
-        nearest: Result of the sample, which is updated in place.
-        is_member: ``(num_positions,)`` True for the positions in the sample.
+        nearest: The result for the sample. It is updated in place.
+        is_member: ``(num_positions,)`` mask of the positions in the sample.
         block: The block.
-        masked_squared: The block's squared distances, masked where two labels are equal.
+        masked_squared: The block's squared distances, in which pairs with equal labels are
+            masked.
         first_position: Position of the first list in ``nearest``.
     """
     is_member_column = is_member[block.columns.positions]

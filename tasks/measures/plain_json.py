@@ -1,4 +1,4 @@
-"""Conversion of records to plain JSON, as ``isweep measure --json`` prints it."""
+"""Convert records to plain JSON, as ``isweep measure --json`` prints them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ def plain_json(
     fields: Mapping[str, Any],
     left_out_if_none: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return the fields of a record as plain JSON, with lists for tuples.
+    """Return the fields of a record as plain JSON, in which tuples are lists.
 
     Args:
         fields: Values of the record by field name.
-        left_out_if_none: Names of fields to leave out if their value is None. Any other None
-            becomes a null value.
+        left_out_if_none: Names of the fields that the JSON does not contain if their value is
+            None. In any other field, None becomes null.
     """
     record: dict[str, Any] = {}
     for name, value in fields.items():

@@ -1,9 +1,9 @@
-"""Exact matrix products ``a @ b.T`` of rows of bytes, by the fastest library on this machine.
+"""Compute exact matrix products of rows of bytes, with the fastest library on this machine.
 
-All implementations return the same integers. The table lists billions of multiply-adds per
-second on one core of an Intel Xeon with AVX-512 VNNI, measured with ``benchmarks/measures.py
-products``. For the column of older instructions, we switched off the newer instructions in each
-library.
+A product is ``a @ b.T``. All implementations return the same integers. The table lists their
+speed in billions of multiply-adds per second, on one core of an Intel Xeon with AVX-512 VNNI.
+We measured it with ``benchmarks/measures.py products``. For the third column, we switched off
+the newer instructions in each library. The last column is the time of the import.
 
 =================  ============  ====================  ===============
 implementation     AVX-512 VNNI  AVX-512 or AVX2 only  cost of import
@@ -13,11 +13,11 @@ numkong            120 to 170    37                    none
 float32 by BLAS    60            60 (AVX2: 33)         none
 =================  ============  ====================  ===============
 
-On a processor with 8-bit instructions, torch computes large products and numkong computes
-small products, because the import of torch takes time. The 8-bit instructions are VNNI, AMX
-and SDOT. We did not time AMX and SDOT. ``_int_mm`` is a private function of torch. All other
-processors multiply in float32. Each implementation is tested on random bytes before its first
-use. An implementation that is missing or wrong is not used.
+If the processor has 8-bit instructions (VNNI, AMX or SDOT), torch computes large products.
+numkong computes small products, because the import of torch takes time. We did not measure the
+speed with AMX and SDOT. ``_int_mm`` is a private function of torch. On all other processors,
+BLAS multiplies in float32. Each implementation is tested on random bytes before its first use.
+An implementation that is missing or returns wrong products is not used.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from tasks.array_types import Bytes, IntArray
 logger = logging.getLogger(__name__)
 
 Product = Callable[[Bytes, Bytes], IntArray]
-"""Function that returns ``a @ b.T`` of rows of at most ``MAX_FEATURES`` bytes. uint8 is first
-shifted by -128 (see `to_signed`), which changes no distance. If ``a is b``, entries below the
-diagonal may be missing."""
+"""Function that returns ``a @ b.T`` for rows of at most ``MAX_FEATURES`` bytes. The function
+first shifts uint8 values by -128 (see `to_signed`), which changes no distance. If ``a is b``,
+the entries below the diagonal may be undefined."""
 
 MAX_FEATURES = 131_071
-"""Largest number of features of a row. The sum of this many products of two signed bytes is
-below 2³¹."""
+"""Largest number of features of a row. The sum of this number of products of two signed bytes
+is below 2³¹."""
 FLOAT32_FEATURES = 1_024
-"""Number of features in one float32 product. The sum is at most 2²⁴, and float32 represents
-all integers up to 2²⁴."""
+"""Number of features in one float32 product. The sum of this number of products is at most
+2²⁴, and float32 represents all integers up to 2²⁴."""
 NUMKONG_FEATURES = 4_096
 """Number of features in one call of numkong. Rows of this length stay in the processor's
 cache."""
@@ -56,8 +56,8 @@ NUMKONG_COLUMNS = 64
 """Number of columns of the product in one call of numkong. They stay in the processor's
 cache."""
 TORCH_COLUMNS = 256
-"""Number of columns in one torch product of rows with themselves. With a smaller number, fewer
-entries below the diagonal are computed."""
+"""Number of columns in one torch product of rows with themselves. The smaller this number is,
+the fewer unneeded entries below the diagonal are computed."""
 TORCH_IMPORT_WORK = 4e11
 """Number of multiply-adds per thread above which torch's faster products save more time than
 the import of torch takes. The import also needs 190 MiB of memory."""
@@ -71,23 +71,23 @@ BYTE_INSTRUCTIONS = {
     "svesdot",
     "sme",
 }
-"""The names that numkong gives to the processor features that multiply 8-bit integers in one
-instruction."""
+"""The processor features that multiply 8-bit integers in one instruction, by their names in
+numkong."""
 SELF_TEST_SHAPES = [
     (1, 1, 1),
     (3, 5, 17),
     (2, 3, MAX_FEATURES),
     (133, 70, 9000),
 ]
-"""Shapes ``(num_a, num_b, num_features)`` of the self-test. The libraries run different code
-for odd, round, small and large shapes."""
+"""Shapes ``(num_a, num_b, num_features)`` of the self-test. Small, large, odd and round shapes
+are included, because the libraries run different code for them."""
 
 
 def num_threads() -> int:
     """Return the number of threads that this process may use.
 
-    The number is ``OMP_NUM_THREADS`` if it is set, otherwise the number of available cores.
-    Ray sets this variable for its workers.
+    If the variable ``OMP_NUM_THREADS`` is set, the function returns its value. Otherwise, it
+    returns the number of available cores. Ray sets this variable for its workers.
     """
     requested = os.environ.get("OMP_NUM_THREADS", "")
     if requested.isdecimal():
@@ -96,15 +96,15 @@ def num_threads() -> int:
 
 
 def to_signed(rows: Bytes, buffer: IntArray | None = None) -> IntArray:
-    """Return rows of bytes as int8. Values of uint8 are shifted by -128, which changes no distance.
+    """Copy rows of bytes to int8. uint8 values are shifted by -128, which changes no distance.
 
     Args:
         rows: ``(num_rows, num_features)`` uint8, int8 or bool.
-        buffer: One-dimensional int8 array for the result, at least as large as ``rows``. None
-            allocates a new one, which takes as long as filling it.
+        buffer: One-dimensional int8 array for the result, at least as large as ``rows``. With
+            None, a new array is allocated, which takes as long as filling it.
 
     Returns:
-        A copy of the same shape, in ``buffer`` if it is given.
+        A copy with the same shape. Its memory is in ``buffer`` if ``buffer`` is not None.
     """
     if buffer is None:
         buffer = np.empty(rows.size, np.int8)
@@ -117,11 +117,14 @@ def to_signed(rows: Bytes, buffer: IntArray | None = None) -> IntArray:
 
 
 def blas_product(a: Bytes, b: Bytes) -> IntArray:
-    """Return ``a @ b.T`` as a sum of float32 products, each exact because it has few features."""
+    """Return ``a @ b.T``, computed by BLAS as a sum of float32 products.
+
+    Each float32 product is exact, because it has few features.
+    """
     total = np.zeros((len(a), len(b)), np.int32)
     for features in _cut(a.shape[1], FLOAT32_FEATURES):
         left = to_signed(a[:, features]).astype(np.float32)
-        right = left  # for two equal factors, BLAS computes one triangle only
+        right = left  # for two equal factors, BLAS computes only one triangle
         if a is not b:
             right = to_signed(b[:, features]).astype(np.float32)
         total += np.matmul(left, right.T).astype(np.int32)
@@ -129,7 +132,10 @@ def blas_product(a: Bytes, b: Bytes) -> IntArray:
 
 
 def integer_product(a: Bytes, b: Bytes) -> IntArray:
-    """Return ``a @ b.T``, computed in integers. It is slow, and used only if all others fail."""
+    """Return ``a @ b.T``, computed by numpy in integers.
+
+    This is slow. It is used only if all other implementations fail.
+    """
     left = to_signed(a)
     right = to_signed(b)
     product: IntArray = np.matmul(left, right.T, dtype=np.int32)
@@ -137,19 +143,19 @@ def integer_product(a: Bytes, b: Bytes) -> IntArray:
 
 
 def numkong_product(a: Bytes, b: Bytes) -> IntArray:
-    """Return ``a @ b.T``, computed by the processor's 8-bit instructions in all threads.
+    """Return ``a @ b.T``, computed by numkong with 8-bit instructions in all threads.
 
-    The features are cut into chunks. Each of t threads multiplies every t-th chunk, and has a total
-    of its own. Threads with different features share no input. If there are more threads than
-    chunks, several threads multiply the same chunks, and divide the columns of the product among
-    themselves.
+    The features are cut into chunks. Each of t threads multiplies every t-th chunk, and adds
+    the products to a separate total. So threads with different chunks share no input. If there
+    are more threads than chunks, several threads multiply the same chunk, and each of them
+    computes other columns of the product.
     """
     import numkong
 
     num_features = a.shape[1]
     feature_threads = max(min(num_threads(), num_features // NUMKONG_FEATURES), 1)
     num_rounds = math.ceil(num_features / (feature_threads * NUMKONG_FEATURES))
-    # All chunks have the same width, a multiple of a register's 64 bytes.
+    # All chunks have the same width. It is a multiple of 64 bytes, the size of a register.
     width = math.ceil(num_features / (feature_threads * num_rounds * 64)) * 64
     chunks = _cut(num_features, width)
     column_blocks = _cut(len(b), NUMKONG_COLUMNS)
@@ -178,7 +184,7 @@ def numkong_product(a: Bytes, b: Bytes) -> IntArray:
 
 
 def _cut(length: int, step: int) -> list[slice]:
-    """Return slices of ``step`` items, which together cover an axis of this length."""
+    """Cut an axis of this length into slices of ``step`` items."""
     return [slice(start, start + step) for start in range(0, length, step)]
 
 
@@ -203,12 +209,12 @@ os.register_at_fork(after_in_child=_thread_pool.cache_clear)
 
 
 def torch_product(a: Bytes, b: Bytes, device: str = "cpu") -> IntArray:
-    """Return ``a @ b.T``, computed by 8-bit instructions in all of torch's threads, or on a GPU.
+    """Return ``a @ b.T``, computed by torch on a CPU or on a GPU.
 
-    On a GPU, ``_int_mm`` needs sizes that are multiples of 8, and at least 17 rows. Therefore
-    rows and features are padded with zeros, and the padded rows are removed from the product.
-    On a CPU, only features are padded, because torch 2.13 computes wrong products of one
-    feature.
+    On a CPU, torch uses 8-bit instructions in all its threads. On a GPU, ``_int_mm`` needs
+    sizes that are multiples of 8, and at least 17 rows. Therefore rows and features are padded
+    with zeros, and the padded rows are removed from the product. On a CPU, only features are
+    padded, because torch 2.13 computes wrong products of rows with one feature.
     """
     import torch
 
@@ -238,8 +244,9 @@ def choose_product(work: float, device: str = "cpu") -> Product:
     """Return the fastest implementation that is exact on this machine.
 
     Args:
-        work: Number of multiply-adds of this process. torch is imported only for a large
-            number. If torch is imported already, it is also used for a small number.
+        work: Number of multiply-adds that this process will compute. torch is imported only if
+            this number is large. If torch has already been imported, it is used for a small
+            number too.
         device: ``"cpu"`` or a torch device.
     """
     candidates: dict[str, Product] = {}
@@ -258,7 +265,11 @@ def choose_product(work: float, device: str = "cpu") -> Product:
 
 @cache
 def _torch_product_on(device: str) -> Product:
-    """Return torch's product on a device. It is always the same object, as `is_exact` needs."""
+    """Return torch's product on a device.
+
+    The function always returns the same object for a device, because the cache of `is_exact`
+    needs it.
+    """
     return partial(torch_product, device=device)
 
 
@@ -266,7 +277,7 @@ def check_device(device: str) -> None:
     """Check that torch can compute on a device.
 
     Raises:
-        SetupError: If torch cannot use the device.
+        SetupError: torch cannot use the device.
     """
     if device == "cpu":
         return
@@ -297,16 +308,15 @@ def has_byte_instructions() -> bool:
 def is_exact(name: str, product: Product) -> bool:
     """Return whether an implementation runs on this machine and passes the self-test.
 
-    Results are cached, so the self-test runs once per process. It detects two known errors.
-    Instructions older than VNNI saturate if many large values have the same sign. Some BLAS
-    libraries round factors to 16 bits.
+    The results are cached, so the self-test of an implementation runs only once per process.
+    It detects two known errors. Sums in instructions older than VNNI saturate if many large
+    values have the same sign. Some BLAS libraries round the factors to 16 bits.
     """
     rng = np.random.default_rng(0)
     try:
         if all(_passes_self_test(product, rng, *shape) for shape in SELF_TEST_SHAPES):
             return True
-    # A broken library, or a library that is too new for this processor, may raise any
-    # exception.
+    # A library that is broken, or too new for this processor, may raise any exception.
     except Exception as error:
         logger.info("8-bit products by %s failed, so %s is not used: %s", name, name, error)
         return False
@@ -323,13 +333,14 @@ def _passes_self_test(
 ) -> bool:
     """Return whether ``product(a, b)`` equals ``a @ b.T`` for random bytes.
 
-    The check is ``(a bᵀ) r = a (bᵀ r)`` for a random vector r (Freivalds 1977). Entries of r
-    have 20 bits. So a wrong product passes the check with a probability of at most 2⁻²⁰.
+    The function checks whether ``(a bᵀ) r = a (bᵀ r)`` for a random vector r (Freivalds 1977).
+    The entries of r are random numbers of 20 bits. So a wrong product passes the check with a
+    probability of at most about 2⁻²⁰.
     """
     a: Any = rng.integers(-128, 128, (num_a, num_features), np.int8)
     b: Any = rng.integers(-128, 128, (num_b, num_features), np.int8)
-    # One row of each factor has only the smallest or the largest byte, whose sums saturate
-    # first.
+    # One row of each factor contains only the smallest or the largest byte, because sums of
+    # these bytes saturate first.
     extremes = np.array([-128, 127], np.int8)
     a[0] = -128
     b[-1] = rng.choice(extremes)

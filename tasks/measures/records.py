@@ -1,4 +1,4 @@
-"""Settings and results of a measure."""
+"""The settings and results of a measure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import field_validator
 from search_spaces.errors import ConfigError
 from search_spaces.specs import DEFAULT_ESTIMATORS
 from tasks.array_types import IntArray
-from tasks.finding import Finding
+from tasks.json_record import JsonRecord
 from tasks.measures.calibration import CalibratedDimension
 from tasks.measures.estimators import IntrinsicDimension, table_width
 from tasks.measures.neighbors import BLOCK_ROWS
@@ -22,25 +22,29 @@ from tasks.measures.sharpness import LabelSharpness
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureSettings:
-    """The settings of a measure. Every setting can change a result, at least in its last digits.
+    """The settings of a measure. Every setting can change results, at least their last digits.
 
     Attributes:
-        num_neighbors: Number of neighbors k of ``mle``, 20 as in Konz & Mazurowski. ``gride``
-            uses the largest power of two up to k. ``twonn`` always uses 2 neighbors.
+        num_neighbors: Number of neighbors k for ``mle``. The default is 20, as in Konz &
+            Mazurowski. ``gride`` uses the largest power of two up to k. ``twonn`` always uses
+            2 neighbors.
         estimators: Names of estimators of intrinsic dimension.
-        discard_fraction: Parameter of TwoNN: 0.1 as in Facco et al., 0 as in the code of Konz
-            & Mazurowski.
-        sharpness_sample: Number of images in a sample for label sharpness, 1000 as in Konz &
-            Mazurowski. None uses all images, without samples.
-        sharpness_seeds: Seeds of the samples, for train sizes above ``sharpness_sample``.
-            There is one sample per seed.
-        pixel_range: Pixel values of black and white, for the record. None uses the range of an
-            unsigned integer dtype.
+        discard_fraction: Share of the distance ratios that TwoNN discards. It discards the
+            largest ratios. Facco et al. use 0.1, and the code of Konz & Mazurowski uses 0.
+        sharpness_sample: Number of images in a sample for label sharpness. The default is
+            1000, as in Konz & Mazurowski. With None, label sharpness is computed from all
+            images, without samples.
+        sharpness_seeds: Seeds of the samples. Each seed gives one sample. Samples are drawn
+            only for train sizes above ``sharpness_sample``.
+        pixel_range: Pixel values of black and of white, for the scale of label sharpness. With
+            None, the dtype of the images determines them if it is an unsigned integer or bool.
         dtype: ``"float32"`` or ``"float64"``, for the matrix products.
         device: ``"cpu"``, or a torch device for the matrix products.
-        block_rows: Number of rows in a block. Memory per worker grows with its square.
-        calibrate: True to also correct the bias of the MLE by simulation, at the largest train
-            size. The correction takes about a minute.
+        block_rows: Number of rows in a block of the distance matrix. The memory of each worker
+            grows with the square of this number.
+        calibrate: True to correct the bias of the MLE at the largest train size by simulation.
+            The result then also contains the corrected dimension. The correction takes about a
+            minute.
         seed: Seed of bootstraps and simulations.
     """
 
@@ -60,7 +64,7 @@ class MeasureSettings:
         """Check all settings.
 
         Raises:
-            ConfigError: If the value of a setting has a wrong type or is out of range.
+            ConfigError: The value of a setting has a wrong type or is out of range.
         """
         self._check_whole("num_neighbors", 3)
         self._check_whole("block_rows", 1)
@@ -81,7 +85,9 @@ class MeasureSettings:
         self._check_estimators()
 
     def _check(self, name: str, is_valid: bool, rule: str) -> None:
-        """Raise a ConfigError with the rule of a setting if its value is not valid."""
+        """Raise a ConfigError if the value of a setting is not valid. ``rule`` describes valid
+        values.
+        """
         if not is_valid:
             raise ConfigError(
                 f"The setting {name} is {getattr(self, name)!r}, which is not valid",
@@ -93,7 +99,9 @@ class MeasureSettings:
         self._check(name, is_valid, f"a whole number, {minimum} or more")
 
     def _check_pixel_range(self) -> None:
-        """Check that the pixel range is two numbers, the lower one first."""
+        """Check that the pixel range consists of two numbers, and that the first is the lower
+        one.
+        """
         if self.pixel_range is None:
             return
         limits = _as_tuple(self.pixel_range)
@@ -108,7 +116,7 @@ class MeasureSettings:
             )
 
     def _check_estimators(self) -> None:
-        """Check that the estimators are known names without repetition."""
+        """Check that all estimators are known, and that none occurs twice."""
         names = _as_tuple(self.estimators)
         are_texts = all(isinstance(name, str) for name in names)
         is_list = not isinstance(self.estimators, str) and len(names) > 0
@@ -140,11 +148,12 @@ class SizeRecord:
     """The measures of one train size.
 
     Attributes:
-        train_size: Number of images, including duplicates.
+        train_size: Number of images in the training set, including duplicates.
         num_duplicates: Number of images that equal an earlier image. All measures exclude
             them.
-        num_conflicts: Number of duplicates whose label differs from the label of the earlier image.
-        d_data: Intrinsic dimension by the name of the estimator.
+        num_conflicts: Number of duplicates whose label differs from the label of the earlier,
+            equal image.
+        d_data: Estimated intrinsic dimension. The keys are the names of the estimators.
         label_sharpness: Label sharpness; None if there are no labels.
     """
 
@@ -166,20 +175,20 @@ class SizeRecord:
         }
 
 
-class MeasureResult(Finding):
+class MeasureResult(JsonRecord):
     """The measures of a dataset at each train size.
 
     Attributes:
         sizes: One record per train size, ascending, at least one.
-        conflict_pairs: Pairs ``(row, earlier row)`` of equal images with different labels.
-            At most ten pairs are listed.
+        conflict_pairs: The first pairs ``(row, earlier row)`` of equal images with different
+            labels, at most ten.
         settings: Settings of the measure.
-        precision: The `NestedNeighbors.arithmetic` of the search. Stored records use the name
-            ``precision``. It is ``"exact integer"`` if all values are bytes and no distance is
-            rounded. Otherwise it is the widest dtype of the products. ``"float64"`` means that some
-            images were too close together for float32, or that the settings request it.
+        precision: The arithmetic of the search for neighbors. It is ``"exact integer"`` if all
+            pixel values are bytes, so that no distance is rounded. Otherwise it is the widest
+            dtype in which products were computed. ``"float64"`` means that some images were
+            too close together for float32, or that the settings request float64.
         notes: Remarks for readers.
-        calibration: Bias-corrected dimension at the largest size; None if it was not
+        calibration: Bias-corrected dimension at the largest train size; None if it was not
             requested.
     """
 
@@ -199,18 +208,18 @@ class MeasureResult(Finding):
 
     @property
     def d_data(self) -> dict[str, IntrinsicDimension]:
-        """Intrinsic dimension at the largest size."""
+        """The intrinsic dimension at the largest train size, by the name of the estimator."""
         return self.sizes[-1].d_data
 
     @property
     def label_sharpness(self) -> LabelSharpness | None:
-        """Label sharpness at the largest size."""
+        """The label sharpness at the largest train size; None if there are no labels."""
         return self.sizes[-1].label_sharpness
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON without NaN or infinity.
 
-        An undefined estimate is a null value with its reason.
+        If an estimate is undefined, its value is null, and the JSON contains the reason.
         """
         largest = self.sizes[-1].to_json()
         num_images = largest.pop("train_size")
@@ -226,10 +235,10 @@ class MeasureResult(Finding):
         }
 
     def renumber(self, order: IntArray) -> MeasureResult:
-        """Return the same result, with row numbers of the user's images in all pairs.
+        """Return a copy in which all pairs contain row numbers of the user's images.
 
         Args:
-            order: ``(num_images,)`` for each measured row, its row number in the user's images.
+            order: ``(num_images,)`` row number of each measured image in the user's images.
         """
 
         def original_pair(pair: tuple[int, int]) -> tuple[int, int]:

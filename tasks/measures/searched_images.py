@@ -1,7 +1,8 @@
-"""The distinct images of a dataset, their nearest neighbors and other-label distances.
+"""Find the nearest neighbors and other-label distances of the distinct images of a dataset.
 
-A source row is an index of all images. A position is an index of the distinct images only.
-Train sizes are counted in images by the caller, and in distinct images here.
+A *source row* is an index among all images. A *position* is an index among the distinct
+images. The caller counts train sizes in images. This module converts them to numbers of
+distinct images.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from tasks.measures.tile_blocks import EXACT
 from tasks.remote import Executor
 
 MINIMUM_TOLERANCE = 1 + 4e-5
-"""Distances up to this multiple of the smallest one are computed again in float64, because each
-of them may be the true minimum. A distance has a relative error of up to 1e-5, so two equal
-distances differ by at most 2e-5. The factor allows twice this difference."""
+"""Distances up to this multiple of the smallest distance are computed again in float64,
+because each of them may be the true minimum. A distance has a relative error of up to 1e-5, so
+the computed values of two equal distances differ by at most 2e-5. The factor allows for twice
+this difference."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,13 @@ class SearchedImages:
 
     Attributes:
         source: Source of all images, including duplicates.
-        source_rows: ``(num_distinct,)`` index in the source of each distinct image.
+        source_rows: ``(num_distinct,)`` source row of each distinct image.
         labels: ``(num_distinct,)`` label of each distinct image; None if there are no labels.
-        neighbors: Nearest neighbors of each distinct image, as positions.
+        neighbors: The result of the search: the nearest neighbors of each distinct image.
         samples: ``(num_samples, num_distinct)`` masks of the samples, one row per sample. The
-            samples of one train size follow each other.
-        sample_slices: For each train size, the slice of the rows of ``samples``.
+            rows are ordered by train size.
+        sample_slices: For each train size, the slice of the rows of ``samples`` that belong to
+            it.
     """
 
     source: BlockSource
@@ -54,7 +57,8 @@ class SearchedImages:
     def other_label_distances(self, size_index: int) -> OtherLabelDistances:
         """Return the distances to the nearest images with another label, at one train size.
 
-        The smallest distances are computed again in float64, unless all distances are exact.
+        Unless distances are exact integers, the smallest distances are computed again in
+        float64.
         """
         search = self.neighbors
         table = search.tables[size_index]
@@ -94,11 +98,12 @@ class SearchedImages:
         return first, second
 
     def _refine_minimum(self, distances: FloatArray, partners: AnyArray) -> None:
-        """Compute all distances that may be the smallest again in float64, in place.
+        """Compute again, in float64 and in place, all distances that may be the smallest.
 
         Args:
-            distances: ``(num_positions,)``, infinite where there is no other image.
-            partners: ``(num_positions,)`` positions of the other images.
+            distances: ``(num_positions,)`` distances to other images; infinite if there is no
+                such image.
+            partners: ``(num_positions,)`` positions of these other images.
         """
         limit = distances.min(initial=np.inf) * MINIMUM_TOLERANCE
         candidates = np.flatnonzero(np.isfinite(distances) & (distances <= limit))
@@ -110,7 +115,7 @@ class SearchedImages:
             distances[position] = np.sqrt(squared[0])
 
     def _read(self, position: int) -> AnyArray:
-        """Return the image at a position, as ``(1, num_features)``."""
+        """Return the image with this position, as an array ``(1, num_features)``."""
         row = int(self.source_rows[position])
         return flatten(self.source.read(row, row + 1))
 
@@ -123,13 +128,13 @@ def search_images(
     settings: MeasureSettings,
     executor: Executor | None,
 ) -> SearchedImages:
-    """Search the neighbors of all distinct images at each train size.
+    """Find the nearest neighbors of all distinct images at each train size.
 
     Args:
-        row_check: The distinct images.
+        row_check: The result of checking all images, which contains the distinct images.
         image_labels: ``(num_source_rows,)`` label of each image; None if there are no labels.
         train_sizes: Ascending train sizes, counted in images.
-        precision: Precision of the products of floats.
+        precision: Precision and device of the products of floats.
         settings: Settings of the measure.
         executor: Executor of the search; None computes in this process.
     """

@@ -1,16 +1,16 @@
-"""Label sharpness K_F: how fast the label changes from one image to another.
+"""Compute label sharpness K_F, which measures how fast the label changes between images.
 
-``K_F = max over pairs with different labels of 1 / |x_i - x_j|₂`` (Konz & Mazurowski 2024). F
-is the function that maps an image to its label. The paper has the numerator |y_i - y_j|. For
-two classes it is 1 for every pair with different labels. We also use 1 for more than two
-classes.
+``K_F = max over pairs with different labels of 1 / |x_i - x_j|₂`` (Konz & Mazurowski 2024).
+x_i is an image, and y_i is its label. F is the function that maps an image to its label. The
+paper has the numerator |y_i - y_j|. For two classes, this numerator is 1 for every pair with
+different labels. We use the numerator 1 for more than two classes too.
 
 The *nearest other-label distance* of an image is its distance to the nearest image with
 another label. So K_F is one over the smallest nearest other-label distance.
 
-K_F has the unit 1/pixel value. It is larger for a smaller pixel range, smaller images and
-fewer channels. Compare values of K_F only if they were measured on the same scale (pixel
-range, side, channels and sample size).
+K_F has the unit 1/pixel value. If images have a smaller pixel range, fewer pixels or fewer
+channels, K_F is larger. So compare two values of K_F only if they were measured on the same
+scale (pixel range, side, channels and sample size).
 """
 
 from __future__ import annotations
@@ -28,27 +28,29 @@ from tasks.measures.plain_json import plain_json
 from tasks.prepared.table import class_counts_for
 
 PERCENTILES = (99.9, 99.0, 95.0)
-"""The reported percentiles of 1 / nearest other-label distance over images."""
+"""The percentiles, over images, of 1 / nearest other-label distance that a record contains."""
 NUM_PERMUTATIONS = 100
-"""Number of random permutations of the labels in each sample."""
+"""Number of random permutations of the labels for each sample."""
 MAX_SEARCHED_PAIRS = 4096
-"""Largest number of pairs that are searched, in each permutation of the labels, for a pair
-with different labels. It limits the time of a permutation."""
+"""Largest number of pairs among which one permutation looks for a pair with different labels.
+The number limits the time of a permutation."""
 FIRST_PAIRS = 64
-"""Number of closest pairs that are searched first, for speed. A pair with different labels is
-nearly always among them."""
+"""Number of closest pairs that a permutation searches first, for speed. Nearly always, one of
+them has different labels."""
 
 
 @dataclass(frozen=True)
 class SharpnessScale:
-    """The scale of a label sharpness: the properties of the images that determine its size.
+    """The scale of a label sharpness. Its fields are the properties of the images and samples
+    that change the value of K_F.
 
     Attributes:
-        pixel_range: Pixel values of black and white; None if unknown.
-        side: Height and width in pixels; None if the rows are not images.
-        channels: Number of channels; the number of features if the rows are not images.
-        sample: Number of images in a sample; None for all images. Stored records use this
-            name.
+        pixel_range: Pixel values of black and of white; None if they are unknown.
+        side: Height and width of an image in pixels; None if the rows are not images.
+        channels: Number of channels of an image. If the rows are not images, it is the number
+            of features.
+        sample: Number of images in a sample; None if all images are used. Do not rename this
+            field, because stored records contain its name.
     """
 
     pixel_range: tuple[float, float] | None
@@ -59,30 +61,32 @@ class SharpnessScale:
 
 @dataclass(frozen=True)
 class LabelSharpness:
-    """A label sharpness with its range over samples and its scale.
+    """A label sharpness, with its range over samples and its scale.
 
-    The maximum of 1/distance is computed in each of several samples. If the number of images
-    is at most the sample size, all images form the only sample. Stored records use the names
-    of the fields.
+    The maximum of 1/distance, over pairs with different labels, is computed in each of several
+    samples. If the number of images is at most the sample size, the only sample consists of
+    all images. Do not rename the fields, because stored records contain their names.
 
     Attributes:
-        value: The mean, over samples, of the maximum of 1/distance. Unit: 1/pixel value. None
-            if it is undefined.
-        convention: The scale of the measurement. The name is stored.
+        value: K_F: the mean, over samples, of the maximum of 1/distance. Unit: 1/pixel value.
+            None if K_F is undefined.
+        convention: The scale on which K_F was measured.
         num_pairs: Number of pairs with different labels in one sample.
         num_images: Number of images in one sample.
-        pair: Rows of the two closest images with different labels, among all images of this
-            train size.
-        pair_value: 1/distance of ``pair``. This is the maximum over all images.
+        pair: Source rows of the two closest images with different labels in the training set;
+            None if there is no such pair.
+        pair_value: 1/distance of ``pair``, which is the maximum over all images; None if it is
+            undefined.
         sample_values: The maximum of 1/distance in each sample.
         percentiles: Percentiles over images of 1 / nearest other-label distance, averaged over
-            the samples. The key ``"mean"`` has the mean over images.
-        permuted: Baseline: the mean of ``value`` over random permutations of the labels; None
-            if it is unknown.
+            the samples. The keys are the percentages, for example ``"99.9"``. The key
+            ``"mean"`` contains the mean over images.
+        permuted: Baseline for ``value``: its mean over random permutations of the labels; None
+            if this mean is unknown.
         reason: Reason why ``value`` is None.
-        mean_unlike_distance: δ, the nearest other-label distance, averaged over the images of
+        mean_unlike_distance: δ: the nearest other-label distance, averaged over the images of
             each sample and then over the samples. Unit: pixel values. None if ``value`` is
-            None, and in old records without this field.
+            None, and in old records, which do not have this field.
     """
 
     value: float | None
@@ -98,9 +102,9 @@ class LabelSharpness:
     mean_unlike_distance: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON, in which the fields of ``convention`` are fields of the record.
+        """Return plain JSON. The fields of ``convention`` become fields of the record.
 
-        The JSON also contains `sample_range`, with the key ``interval``.
+        The JSON also contains `sample_range` under the key ``interval``.
         """
         fields = vars(self) | vars(self.convention) | {"interval": self.sample_range}
         del fields["convention"]
@@ -109,7 +113,9 @@ class LabelSharpness:
 
     @property
     def sample_range(self) -> list[float] | None:
-        """Lowest and highest of ``sample_values``; None if there is only one sample."""
+        """The lowest and the highest of ``sample_values``; None if there are fewer than two
+        samples.
+        """
         values = self.sample_values
         if len(values) < 2:
             return None
@@ -124,19 +130,19 @@ def stratified_samples(
 ) -> tuple[BoolArray, list[slice]]:
     """Draw the samples in which the maximum of 1/distance is computed.
 
-    Each sample contains the classes in the same proportions as the images of its train size.
-    The numbers of images are rounded by the method of the largest remainder.
+    In each sample, the classes have the same proportions as in the training set of this size.
+    The numbers of images per class are rounded by the method of the largest remainder.
 
     Args:
-        labels: ``(num_images,)``; None draws no samples.
+        labels: ``(num_images,)`` labels of all images. With None, no samples are drawn.
         train_sizes: Ascending train sizes.
-        sample_size: Number of images in a sample; None draws no samples.
+        sample_size: Number of images in a sample. With None, no samples are drawn.
         seeds: Seeds of the samples. Each train size has one sample per seed.
 
     Returns:
         - The masks of the samples of all sizes, ``(num_samples, num_images)``.
-        - For each size, the slice of these masks. It is empty for sizes up to ``sample_size``,
-          because all images are used there.
+        - For each train size, the slice of the masks that belong to it. For sizes up to
+          ``sample_size``, the slice is empty, because all images are used.
     """
     num_images = train_sizes[-1] if labels is None else len(labels)
     masks: list[BoolArray] = []
@@ -165,8 +171,8 @@ def _draw_sample(labels: AnyArray, sample_size: int, seed: int) -> IntArray:
 
 
 def count_pairs(labels: AnyArray) -> int:
-    """Return the number of unordered pairs with different labels."""
-    # Python integers are used, because squares of counts may overflow int64.
+    """Return the number of unordered pairs of images with different labels."""
+    # The counts are converted to Python integers, because their squares may overflow int64.
     counts = np.unique(labels, return_counts=True)[1].tolist()
     num_like = sum(count**2 for count in counts)
     return int((sum(counts) ** 2 - num_like) // 2)
@@ -177,14 +183,16 @@ class OtherLabelDistances:
     """The nearest other-label distances of the images of one train size.
 
     Attributes:
-        distances: ``(num_images,)`` distances among all images.
-        pair: Rows of the closest pair with different labels; None if no such pair has a finite
-            distance.
+        distances: ``(num_images,)`` nearest other-label distance of each image, among all
+            images.
+        pair: Source rows of the closest pair with different labels; None if no such pair has a
+            finite distance.
         pair_distance: Distance of ``pair``, which is the smallest of ``distances``. Its
             relative error is at most 1e-6.
-        sample_distances: ``(num_samples, num_images)`` distances inside each sample, infinite
-            for images outside the sample. ``num_samples`` is 0 if all images are used.
-        sample_masks: ``(num_samples, num_images)``, True for the images of each sample.
+        sample_distances: ``(num_samples, num_images)`` nearest other-label distances inside
+            each sample; infinite for images outside the sample. ``num_samples`` is 0 if all
+            images are used.
+        sample_masks: ``(num_samples, num_images)`` masks of the samples, one row per sample.
     """
 
     distances: FloatArray
@@ -194,7 +202,7 @@ class OtherLabelDistances:
     sample_masks: BoolArray
 
     def distances_by_sample(self) -> list[FloatArray]:
-        """Return one array per sample: the distances inside it, ``(sample_size,)``.
+        """Return the distances inside each sample, one array ``(sample_size,)`` per sample.
 
         If there are no samples, the only array contains the distances among all images.
         """
@@ -212,14 +220,15 @@ def summarize(
     """Return the label sharpness of one train size.
 
     Args:
-        labels: ``(num_images,)``.
+        labels: ``(num_images,)`` label of each image.
         nearest: Nearest other-label distances.
         scale: Scale of the distances.
 
     Returns:
         The record, without the permuted baseline. Its value is None if no pair in a sample has
-        different labels, or if the distance of the closest such pair is zero or infinite. The
-        record then has a reason. ``pair_value`` may be defined nevertheless.
+        different labels. The value is also None if the distance of the closest pair with
+        different labels is zero or infinite. The record then contains a reason. ``pair_value``
+        may be defined even if the value is None.
     """
     sampled_labels = labels
     if len(nearest.sample_masks):
@@ -268,28 +277,29 @@ def permuted_sharpness(
     labels: AnyArray,
     sample_masks: BoolArray,
 ) -> float | None:
-    """Return the mean label sharpness over random permutations of the labels.
+    """Return the mean of label sharpness over random permutations of the labels.
 
-    K_F of permuted labels is 1 / the distance of the closest pair with different labels. A
-    search of all pairs for each permutation would be slow. So only some pairs are searched, in
-    ascending order of distance:
+    For permuted labels, K_F is one over the distance of the closest pair with different
+    labels. A search of all pairs for each permutation would be slow. So each permutation
+    searches only some pairs, in ascending order of distance:
 
-    - Inside a sample: the closest pairs of the table. All other pairs are farther apart, so
-      the first pair with different labels is the closest one.
-    - Among all images: the pairs in the lists of nearest neighbors. The closest pair (a, b) is
-      missed only if neither image is in the other image's list.
+    - Inside a sample, it searches among the closest pairs of the table. All other pairs are
+      farther apart, so the first pair with different labels is the closest pair.
+    - Among all images, it searches among the pairs in the lists of nearest neighbors. It
+      misses the closest pair (a, b) only if a is not in the list of b, and b is not in the
+      list of a.
 
     The permutations are drawn with a fixed seed.
 
     Args:
         table: Neighbors and closest pairs of this train size.
-        labels: ``(num_images,)``.
-        sample_masks: ``(num_samples, num_images)``, True for the images of each sample;
-            ``num_samples`` is 0 to use all images.
+        labels: ``(num_images,)`` label of each image.
+        sample_masks: ``(num_samples, num_images)`` masks of the samples, one row per sample.
+            If ``num_samples`` is 0, all images are used.
 
     Returns:
-        The mean over permutations and samples. Unit: 1/pixel value. None if, for any
-        permutation of any sample, all searched pairs have equal labels.
+        The mean over permutations and samples. Unit: 1/pixel value. None if all searched pairs
+        have equal labels in at least one permutation.
     """
     rng = np.random.default_rng(0)
     if len(sample_masks):
@@ -312,10 +322,11 @@ def permuted_sharpness(
 
 
 def _pairs_inside_sample(pairs: PairList, is_member: BoolArray) -> PairList:
-    """Return the first `MAX_SEARCHED_PAIRS` pairs inside a sample, as indices of its images.
+    """Return at most `MAX_SEARCHED_PAIRS` pairs inside a sample, closest first.
 
-    A pair at the distance 0 is skipped, because 1/0 is infinite. Equal images were excluded
-    before, so the distance 0 is a rounding error.
+    In the result, the images of a pair are indices into the images of the sample. A pair with
+    the distance 0 is skipped, because 1/0 is infinite. Equal images were excluded before, so
+    the distance 0 is a rounding error.
     """
     is_inside = (pairs.distances > 0) & is_member[pairs.first] & is_member[pairs.second]
     searched = np.flatnonzero(is_inside)[:MAX_SEARCHED_PAIRS]
@@ -328,7 +339,8 @@ def _pairs_inside_sample(pairs: PairList, is_member: BoolArray) -> PairList:
 def listed_pairs(table: NeighborTable) -> PairList:
     """Return the pairs in the lists of nearest neighbors, closest first.
 
-    If each row of a pair is a neighbor of the other row, the pair is listed twice.
+    If each point of a pair is a neighbor of the other point, the result contains the pair
+    twice.
     """
     num_points, num_neighbors = table.distances.shape
     first = np.repeat(np.arange(num_points), num_neighbors)
@@ -341,8 +353,9 @@ def listed_pairs(table: NeighborTable) -> PairList:
 
 
 def _first_with_different_labels(labels: AnyArray, pairs: PairList) -> int | None:
-    """Return the index of the first pair with different labels, or None."""
-    # Search a few pairs first, for speed. If all of them have equal labels, search all pairs.
+    """Return the index of the first pair with different labels; None if there is none."""
+    # For speed, search a few pairs first. If all of these pairs have equal labels, search all
+    # pairs.
     for num_pairs in (FIRST_PAIRS, len(pairs.first)):
         is_different = labels[pairs.first[:num_pairs]] != labels[pairs.second[:num_pairs]]
         if is_different.any():
@@ -378,16 +391,17 @@ def conversion_factor(source: SharpnessScale, target: SharpnessScale) -> float:
     """Return the factor that converts a label sharpness from one scale to another.
 
     The factor follows from ``K_F ∝ 1/(range · √(height · width · channels))``. It is exact for
-    the pixel range and for repeated channels. For the side, the factor neglects the blur of
-    interpolation: bilinear resizing from 28 to 224 pixels shortens distances by about 8 %.
+    another pixel range, and for repeated channels. For another side, the factor neglects the
+    blur of interpolation. For example, bilinear resizing from 28 to 224 pixels shortens
+    distances by about 8 %.
 
     Args:
         source: Scale on which the label sharpness was measured.
-        target: Scale to convert to.
+        target: Scale to which the label sharpness is converted.
 
     Raises:
-        DataError: If a side or a pixel range is unknown, or if the sample sizes differ. There
-            is no factor between different sample sizes.
+        DataError: A side or a pixel range is unknown, or the sample sizes differ. A label
+            sharpness cannot be converted between different sample sizes.
     """
     if source.sample != target.sample:
         raise DataError(
@@ -399,7 +413,7 @@ def conversion_factor(source: SharpnessScale, target: SharpnessScale) -> float:
 
 
 def _sample_text(sample: int | None) -> str:
-    """Return a sample size for a message."""
+    """Return the text for a sample size in a message."""
     return "all images" if sample is None else f"{sample} images"
 
 

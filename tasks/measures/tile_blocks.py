@@ -1,15 +1,16 @@
-"""The squared distances of one tile of pairs, block by block.
+"""Compute the squared distances of one tile of pairs, block by block.
 
-A *tile* contains the pairs of one span of rows with one span of columns. Rows and columns are
-positions, which :mod:`tasks.measures.neighbors` defines. One task computes one tile. A *block*
-is the part of a tile whose distances are in memory at the same time.
+A *tile* contains all pairs of a row and a column, from one span of rows and one span of
+columns. Rows and columns are positions, which :mod:`tasks.measures.neighbors` defines. Each
+task computes one tile. A *block* is the part of a tile whose distances are in memory at the
+same time.
 
 There are two kinds of blocks:
 
-- Distances between rows of bytes are computed in integers. As many rows as fit into memory
-  stay there: the *held rows*. The columns are read in small *pieces*. While one piece is
-  multiplied, a thread reads the next piece. A block contains the distances from the held rows
-  to one piece.
+- Distances between rows of bytes are computed in integers. As many rows as possible are read
+  into memory and stay there. These are the *held rows*. The columns are read in small
+  *pieces*. While the held rows are multiplied with one piece, a thread reads the next piece. A
+  block contains the distances from the held rows to one piece.
 - Distances between rows of any other dtype are computed in floats, in square blocks.
 """
 
@@ -31,26 +32,26 @@ from tasks.measures.distances import BlockSource, Precision, flatten, squared_di
 from tasks.measures.products import choose_product
 
 EXACT = "exact integer"
-"""The ``arithmetic`` of distances that were computed in integers."""
+"""The value of ``arithmetic`` for distances that were computed in integers."""
 ARITHMETICS = (EXACT, "float32", "float64")
-"""All values of ``arithmetic``. If blocks needed different ones, the result has the last of
-them in this order."""
+"""All values of ``arithmetic``, from the narrowest to the widest. If the blocks of a search
+needed different arithmetics, the result contains the widest one."""
 PIECE_ROWS = 256
-"""Largest number of rows in a piece. With small pieces, a tile on the diagonal computes little
-more than half of its square. A block also stays in the processor's cache while it is added to
-the results."""
+"""Largest number of rows in a piece. With small pieces, a tile on the diagonal needs only a
+little more than half of its products. A small block also stays in the processor's cache while
+its distances are added to the results."""
 PIECE_BYTES = 64 << 20
 """Largest size of a piece in bytes. Two pieces are in memory at a time."""
 HELD_BYTES = 320 << 20
-"""Largest size of the held rows in bytes. 2,048 rows of 3 x 224 x 224 bytes have this size."""
+"""Largest size of the held rows in bytes. 2,048 rows of 3 x 224 x 224 bytes need 294 MiB."""
 
 SquaredDistances = AnyArray
-"""Squared distances of a block, ``(num_rows, num_columns)``, float32, float64, int32 or
+"""The squared distances of a block, ``(num_rows, num_columns)``, as float32, float64, int32 or
 int64."""
 
 
 def widest_arithmetic(first: str, second: str) -> str:
-    """Return the later of two ``ARITHMETICS``."""
+    """Return the wider of two values of ``ARITHMETICS``."""
     return max(first, second, key=ARITHMETICS.index)
 
 
@@ -62,19 +63,20 @@ class Span(NamedTuple):
 
     @property
     def positions(self) -> slice:
-        """The span as an index of an array of all positions."""
+        """The slice of this span in an array of all positions."""
         return slice(self.start, self.stop)
 
     def relative_to(self, outer: Span) -> slice:
-        """Return the span as an index of an array of the positions of ``outer``."""
+        """Return the slice of this span in an array of the positions of ``outer``."""
         return slice(self.start - outer.start, self.stop - outer.start)
 
 
 def no_pair_value(dtype: np.dtype[Any]) -> Any:
-    """Return the entry that marks "no pair" in a block of this dtype, as a number of this dtype.
+    """Return the number that marks "no pair" in a block of squared distances of this dtype.
 
-    The number is above every squared distance. Two bytes differ by at most 255, so ``2**47``
-    is large enough for rows of up to 2e9 features. float64 represents the integers exactly.
+    The number has this dtype, and is larger than every squared distance. Two bytes differ by
+    at most 255, so ``2**47`` is large enough for rows of up to 2e9 features. float64
+    represents these integers exactly.
     """
     if dtype.kind == "f":
         return dtype.type(np.inf)
@@ -84,12 +86,13 @@ def no_pair_value(dtype: np.dtype[Any]) -> Any:
 
 
 def is_pair_within(squared_distances: SquaredDistances, limits: FloatArray | float) -> BoolArray:
-    """Return True for each entry of a block that is a pair and whose distance is within a limit.
+    """Return a mask of the entries of a block that are pairs within a limit.
 
     Args:
-        squared_distances: ``(num_rows, num_columns)``.
-        limits: One limit, or one per row, ``(num_rows, 1)``. A distance may equal its limit.
-            An infinite limit selects every pair, but not the entries that mark "no pair".
+        squared_distances: The squared distances of the block, ``(num_rows, num_columns)``.
+        limits: One limit of the squared distance, or one limit per row, ``(num_rows, 1)``. A
+            squared distance that equals its limit is within the limit. An infinite limit
+            selects every pair, but not the entries that mark "no pair".
     """
     dtype = squared_distances.dtype
     largest = float(no_pair_value(dtype)) - 1
@@ -102,24 +105,26 @@ def is_pair_within(squared_distances: SquaredDistances, limits: FloatArray | flo
 
 @dataclass(frozen=True)
 class SearchJob:
-    """Everything that all tiles of a search have in common. It is sent to every worker once.
+    """The description of a search, which all its tiles share. Each worker receives it only once.
 
     Attributes:
         source: The source of all rows.
         source_rows: ``(num_positions,)`` source row of every position, ascending.
-        label_codes: ``(num_positions,)`` labels as numbers, or None to search neighbors only.
+        label_codes: ``(num_positions,)`` label of each position as a number; None to find only
+            neighbors.
         train_sizes: Ascending train sizes, counted in positions.
-        samples: ``(num_samples, num_positions)`` masks of samples. The nearest row with
-            another label is also searched inside each sample.
-        center: ``(num_features,)``, which is subtracted from rows of floats.
+        samples: ``(num_samples, num_positions)`` masks of the samples. The search also finds
+            the nearest row with another label inside each sample.
+        center: ``(num_features,)`` row that is subtracted from rows of floats.
         num_neighbors: Number of neighbors per position.
-        precision: Precision of the products of floats.
+        precision: Precision and device of the products of floats.
         block_rows: Largest number of rows in a block.
         multiply_adds_per_worker: Number of multiply-adds of the whole search, divided by the
-            number of workers. It decides which library multiplies.
-        max_pairs_by_size: Largest number of closest pairs to collect among the new pairs of each
-            train size; empty if no pairs are collected.
-        byte_dtype: Dtype of rows of bytes; None if distances are computed in floats.
+            number of workers. This number decides which library computes the products.
+        max_pairs_by_size: Largest number of closest pairs to collect among the new pairs of
+            each train size; empty if no closest pairs are collected.
+        byte_dtype: Dtype of the rows if they are bytes; None if distances are computed in
+            floats.
     """
 
     source: BlockSource
@@ -142,16 +147,16 @@ class SearchJob:
 
     @cached_property
     def size_indices(self) -> IntArray:
-        """``(num_positions,)`` size index of each position."""
+        """The size index of each position, ``(num_positions,)``."""
         positions = np.arange(len(self.source_rows))
-        # The training set of size n contains a position if n is larger than the position.
+        # The training set of size n contains the positions that are smaller than n.
         return np.searchsorted(self.train_sizes, positions, side="right")
 
     def read(self, span: Span) -> AnyArray:
         """Return the rows of a span, ``(num_positions, num_features)``.
 
         Raises:
-            DataError: If the rows have another dtype than ``byte_dtype``.
+            DataError: The rows have another dtype than ``byte_dtype``.
         """
         source_rows = self.source_rows[span.positions]
         first = int(source_rows[0])
@@ -169,7 +174,9 @@ class SearchJob:
     def stream(
         self, spans: Sequence[Span], pool: ThreadPoolExecutor
     ) -> Iterator[tuple[Span, Bytes]]:
-        """Yield each span with its rows, while a thread already reads the next span."""
+        """Yield each span with its rows. A thread of ``pool`` reads the next span at the same
+        time.
+        """
         if not spans:
             return
         reading: Future[Bytes] = pool.submit(self.read, spans[0])
@@ -181,7 +188,7 @@ class SearchJob:
 
 
 class TileBlock(NamedTuple):
-    """The squared distances between two spans, and the widest arithmetic of its tile so far."""
+    """The squared distances between two spans, and the widest arithmetic of the tile so far."""
 
     rows: Span
     columns: Span
@@ -189,12 +196,12 @@ class TileBlock(NamedTuple):
     arithmetic: str
 
     def transposed(self) -> TileBlock:
-        """Return the same distances from columns to rows."""
+        """Return a block with the same distances, in which rows and columns are exchanged."""
         return TileBlock(self.columns, self.rows, self.squared.T, self.arithmetic)
 
 
 def blocks_of_tile(job: SearchJob, rows: Span, columns: Span) -> Iterator[TileBlock]:
-    """Yield all blocks of a tile. For a tile on the diagonal, yield the upper triangle only."""
+    """Yield all blocks of a tile. For a tile on the diagonal, yield only the upper triangle."""
     if job.is_exact:
         return _byte_blocks(job, rows, columns)
     return _float_blocks(job, rows, columns)
@@ -203,7 +210,8 @@ def blocks_of_tile(job: SearchJob, rows: Span, columns: Span) -> Iterator[TileBl
 def _float_blocks(job: SearchJob, rows: Span, columns: Span) -> Iterator[TileBlock]:
     """Yield the blocks of a tile whose distances are computed in floats.
 
-    If a block needs a wider dtype, all later blocks are computed in that dtype too.
+    If a block needs a wider dtype, all later blocks of the tile are computed in this dtype
+    too.
     """
     precision = job.precision
     for row_span in cut_span(rows, job.block_rows):
@@ -219,8 +227,8 @@ def _float_blocks(job: SearchJob, rows: Span, columns: Span) -> Iterator[TileBlo
 def _byte_blocks(job: SearchJob, rows: Span, columns: Span) -> Iterator[TileBlock]:
     """Yield the blocks of a tile of bytes.
 
-    The held rows are multiplied with every piece of the columns. In a tile on the diagonal,
-    the held rows are multiplied with themselves and with the columns after them.
+    The function multiplies the held rows with every piece of the columns. In a tile on the
+    diagonal, it multiplies the held rows with themselves and with the columns after them.
     """
     num_features = int(np.prod(job.source.row_shape))
     most_piece_rows = max(PIECE_BYTES // num_features, 1)
@@ -228,8 +236,8 @@ def _byte_blocks(job: SearchJob, rows: Span, columns: Span) -> Iterator[TileBloc
     most_held_rows = min(job.block_rows, HELD_BYTES // num_features)
     held_rows = max(most_held_rows // piece_rows, 1) * piece_rows  # whole pieces
     multiply = choose_product(job.multiply_adds_per_worker, job.precision.device)
-    # Each piece is read again for every set of held rows, but its norms are computed only
-    # once.
+    # Each piece is read again for every set of held rows. The norms of its rows are computed
+    # only once.
     norms_by_piece: dict[Span, IntArray] = {}
     with ThreadPoolExecutor(1) as pool:
         for held_span in cut_span(rows, held_rows):
@@ -253,15 +261,17 @@ def _byte_blocks(job: SearchJob, rows: Span, columns: Span) -> Iterator[TileBloc
 def _blocks_within(
     products: IntArray, norms: IntArray, held_span: Span, piece_rows: int
 ) -> Iterator[TileBlock]:
-    """Yield the distances of the held rows to each other.
+    """Yield blocks with the distances between the held rows.
 
     Args:
-        products: ``(num_held, num_held)``; entries below the diagonal may be missing.
-        norms: ``(num_held,)`` squared norms.
+        products: ``(num_held, num_held)`` products of the held rows. The entries below the
+            diagonal may be undefined.
+        norms: ``(num_held,)`` squared norms of the held rows.
         held_span: Positions of the held rows.
         piece_rows: Number of columns of a block.
     """
-    # The products are overwritten. Blocks do not overlap, so no product is needed twice.
+    # The function overwrites the products. It needs no product twice, because blocks do not
+    # overlap.
     for piece in cut_span(held_span, piece_rows):
         inside = piece.relative_to(held_span)
         if piece.start > held_span.start:
@@ -269,7 +279,7 @@ def _blocks_within(
             above = earlier.relative_to(held_span)
             squared = to_squared_distances(products[above, inside], norms[above], norms[inside])
             yield TileBlock(earlier, piece, squared, EXACT)
-        # Entries below the diagonal may be missing, so the upper triangle is mirrored.
+        # The entries below the diagonal may be undefined, so the upper triangle is mirrored.
         symmetric = np.triu(products[inside, inside])
         symmetric += np.triu(symmetric, 1).T
         squared = to_squared_distances(symmetric, norms[inside], norms[inside])

@@ -1,14 +1,15 @@
-"""The results of one tile of pairs, and of a whole search.
+"""Collect the results of one tile of pairs, and merge them into the results of a search.
 
 A search has three kinds of results:
 
 - the k nearest neighbors of each position (:mod:`tasks.measures.neighbor_lists`),
-- the nearest point with another label (:mod:`tasks.measures.other_label`),
-- the closest pairs (:mod:`tasks.measures.closest_pairs`).
+- the nearest point with another label of each position (:mod:`tasks.measures.other_label`),
+- the closest pairs of all positions (:mod:`tasks.measures.closest_pairs`).
 
-Each train size has its own results, from the pairs that are new at this size. So a block of
-distances is first cut into *sub-blocks*. All pairs of a sub-block are new at the same train
-size, and update the results of this size. At the end, the results of all tiles are merged.
+Each train size has separate results, which come from the pairs that are new at this size. So a
+block of distances is first cut into *sub-blocks*. All pairs of a sub-block are new at the same
+train size, and are added to the results of this size. At the end, the results of all tiles are
+merged.
 
 Example: with the train sizes 2 and 4, the block of the positions 0 to 3 is cut into four
 sub-blocks. The numbers are the size indices of the pairs::
@@ -49,16 +50,17 @@ class SpanResult:
     """The result for a span of positions: the rows or the columns of a tile, or all positions.
 
     Attributes:
-        span: The positions whose nearest points are searched. Closest pairs are not stored by
-            position.
-        neighbors_by_size: Nearest neighbors in the new pairs of each train size.
-        other_label_by_size: Nearest point with another label in the new pairs of each train
-            size, as lists with one neighbor.
-        other_label_by_sample: Nearest point with another label inside each sample, as lists
-            with one neighbor.
-        pairs_by_size: The closest of the new pairs of each train size; empty if no closest
-            pairs are requested.
-        arithmetic: The widest arithmetic that a product has needed.
+        span: The positions for which nearest points are stored. The closest pairs do not
+            belong to single positions.
+        neighbors_by_size: For each train size, the nearest neighbors of each position among
+            the pairs that are new at this size.
+        other_label_by_size: For each train size, the nearest point with another label among
+            the pairs that are new at this size, as lists with one neighbor.
+        other_label_by_sample: For each sample, the nearest point with another label inside the
+            sample, as lists with one neighbor.
+        pairs_by_size: For each train size, the closest pairs among the pairs that are new at
+            this size; empty if no closest pairs are requested.
+        arithmetic: The widest arithmetic that a block has needed.
     """
 
     def __init__(self, job: SearchJob, span: Span) -> None:
@@ -72,7 +74,7 @@ class SpanResult:
         self.arithmetic = EXACT if job.is_exact else job.precision.dtype
 
     def merge(self, other: SpanResult) -> None:
-        """Merge the result of a part of this span into this result, in place."""
+        """Merge the result for a part of this span into this result, in place."""
         part = other.span.relative_to(self.span)
         for lists, other_lists in zip(self._all_lists(), other._all_lists(), strict=True):
             lists.merge(other_lists, part)
@@ -91,18 +93,18 @@ def add_block(
 
     Args:
         job: The search.
-        row_result: The result of the tile's rows.
-        column_result: The result of the tile's columns; the same object as ``row_result`` for
-            a tile on the diagonal.
+        row_result: The result for the tile's rows.
+        column_result: The result for the tile's columns. For a tile on the diagonal, it is the
+            same object as ``row_result``.
         block: A block of the tile.
     """
     sides = [(row_result, block)]
     if block.rows != block.columns:  # a block on the diagonal already contains each pair twice
         sides.append((column_result, block.transposed()))
-    # Both sides can be added at the same time, because they change different positions.
-    # Closest pairs are added only for the block above the diagonal, not for the transposed
-    # one, see `_add_sub_block`. This work uses the threads of the matrix products, because they are
-    # idle now.
+    # Two threads can add both sides at the same time, because they change the results of
+    # different positions. Closest pairs are added only for the block above the diagonal, and
+    # not for the transposed block, see `_add_sub_block`. The threads of the matrix products do
+    # this work, because they are idle now.
     in_threads(lambda side: _add_side(job, *side), sides)
 
 
@@ -111,7 +113,7 @@ def _add_side(
     result: SpanResult,
     block: TileBlock,
 ) -> None:
-    """Add the distances from a block's rows to its columns to the result of the rows."""
+    """Add the distances from a block's rows to its columns to the result for the rows."""
     masked_squared = None
     if job.label_codes is not None:
         masked_squared = mask_equal_labels(job.label_codes, block)
@@ -131,14 +133,14 @@ def _add_sub_block(
     rows: Span,
     columns: Span,
 ) -> None:
-    """Add a sub-block. All its pairs are new at the same train size.
+    """Add the distances of a sub-block, whose pairs are all new at the same train size.
 
     Args:
         job: The search.
-        result: The result of the block's rows.
+        result: The result for the block's rows.
         block: The block.
-        masked_squared: The block's squared distances, masked where two labels are equal; None
-            if there are no labels.
+        masked_squared: The block's squared distances, in which pairs with equal labels are
+            masked; None if there are no labels.
         rows: Positions of the sub-block's rows, which all have the same size index.
         columns: Positions of the sub-block's columns, which all have the same size index.
     """
@@ -161,7 +163,7 @@ def _add_sub_block(
 
 
 def _spans_of_one_size(size_indices: IntArray, span: Span) -> list[Span]:
-    """Cut a span of positions where their size index changes."""
+    """Cut a span into spans whose positions all have the same size index."""
     steps = np.diff(size_indices[span.positions])
     changes = np.flatnonzero(steps) + span.start + 1
     edges = [span.start, *changes.tolist(), span.stop]

@@ -1,7 +1,7 @@
 """Search all pairs of a job, tile by tile, on one or many workers.
 
-The matrix of all pairs is cut into tiles. One task computes one tile. The rows of a tile are
-one span of positions. Its columns are the same span, or a later one. Distances are symmetric,
+The matrix of all pairs is cut into tiles. Each task computes one tile. The rows of a tile are
+one span of positions. The columns are the same span, or a later span. Distances are symmetric,
 so each distance is computed once and used for both of its positions.
 :mod:`tasks.measures.tile_blocks` computes the distances of a tile, and
 :mod:`tasks.measures.tile_results` collects the nearest points.
@@ -23,29 +23,29 @@ from tasks.remote import Executor
 TILE_ROWS = 16384
 """Largest number of rows or columns of a tile. It limits the size of a task's result."""
 TILE_ROWS_INLINE = 1 << 18
-"""Largest number of rows or columns of a tile with one worker. The result of a task is then
-not transferred, so it may be larger."""
+"""Largest number of rows or columns of a tile if there is only one worker. The result of a
+task is then not sent to another process, so it may be larger."""
 TILES_PER_WORKER = 5
-"""Smallest number of tiles per worker. With fewer tiles, workers would wait for the last
-tile."""
+"""Smallest number of tiles per worker. With fewer tiles, many workers would wait until the
+last tiles are finished."""
 MIN_MULTIPLY_ADDS_TO_SPREAD = 1e11
-"""Number of multiply-adds per worker above which tasks also go to other nodes. With less work,
-sending the rows takes longer than computing. A worker needs about one second for this
-number."""
+"""Number of multiply-adds per worker above which tasks are distributed over all nodes. With
+fewer multiply-adds, sending the rows would take longer than computing the products. A worker
+needs about one second for this number of multiply-adds."""
 
 
 def search_all_tiles(job: SearchJob, executor: Executor) -> SpanResult:
     """Search all tiles, and return the merged result for all positions."""
     num_positions = len(job.source_rows)
-    # Each task gets a reference, which the executor replaces by the job. So a worker receives
-    # the job only once.
+    # Each task receives a reference to the job, which the executor replaces by the job. So
+    # each worker receives the job only once.
     shared_job = executor.share(job)
     tiles = plan_tiles(num_positions, executor.num_workers)
     arguments = [(shared_job, row_span, column_span) for row_span, column_span in tiles]
     is_spread = job.multiply_adds_per_worker > MIN_MULTIPLY_ADDS_TO_SPREAD
     tile_results = executor.map_unordered(search_tile, arguments, spread=is_spread)
     if len(tiles) == 1:
-        # The only tile already has the result for all positions. This saves a merge.
+        # The result of the only tile is the result for all positions, so nothing is merged.
         _, span_results = next(tile_results)
         return cast(SpanResult, span_results[0])  # executors return Any
     result = SpanResult(job, Span(0, num_positions))
@@ -64,7 +64,7 @@ def search_tile(job: SearchJob, row_span: Span, column_span: Span) -> list[SpanR
         column_span: Positions of the tile's columns.
 
     Returns:
-        The result of the rows and the result of the columns. A tile on the diagonal has only
+        The result for the rows and the result for the columns. A tile on the diagonal has only
         one result.
     """
     check_device(job.precision.device)
@@ -81,7 +81,8 @@ def search_tile(job: SearchJob, row_span: Span, column_span: Span) -> list[SpanR
             np.fill_diagonal(block.squared, no_pair_value(block.squared.dtype))
         add_block(job, row_result, column_result, block)
     for result in span_results:
-        # The arithmetic never becomes narrower within a tile, so the last block has the widest one.
+        # The arithmetic never becomes narrower within a tile, so the last block has the widest
+        # arithmetic.
         result.arithmetic = arithmetic
         for pairs in result.pairs_by_size:
             pairs.prune()
@@ -92,8 +93,9 @@ def plan_tiles(num_positions: int, num_workers: int) -> list[tuple[Span, Span]]:
     """Cut the upper triangle of the matrix of all pairs into tiles.
 
     Returns:
-        Row span and column span of every tile. Tiles off the diagonal take twice as long, so
-        they come first. The short tiles at the end then keep all workers busy.
+        The row span and the column span of every tile. A tile that is not on the diagonal
+        takes twice as long as a tile on it. The longer tiles come first, so that all workers
+        finish at nearly the same time.
     """
     if num_workers == 1:
         num_spans = math.ceil(num_positions / TILE_ROWS_INLINE)

@@ -1,1 +1,1 @@
-"""Prepared datasets: preparation, storage, and subsets for training and testing."""
+"""Prepare datasets, store them, and choose subsets for training and testing."""

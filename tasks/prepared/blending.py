@@ -1,13 +1,14 @@
-"""Blend images after the split, for the conditions of an experiment.
+"""Blend images after the split, as the conditions of an experiment require.
 
-To blend an image is to mix it with its *partner*: the nearest training image of another class.
-The partner is always a training image, so no test image influences training.
+A blended image is a mixture of an image and its *partner*, the nearest training image of
+another class. The partner is always a training image, so no test image influences training.
 
-The images to blend are chosen from *all* training images of the split. The choice does not
-depend on the train sizes of a sweep, so the training sets of all sizes are nested.
+The images to blend are chosen from *all* training images of the split. So the choice does not
+depend on the train size, and the training sets of all sizes are nested.
 
-A *further test set* consists of the test images of the base dataset. A condition blends some
-of them: the test images that are nearest to a training image of another class.
+A *further test set* consists of the test images of the base dataset after a condition has
+blended some of them. The condition blends the test images that are nearest to a training image
+of another class.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import FurtherTestImages, Subset, TrialData
 
 DISTANCE_BLOCK_ROWS = 1024
-"""Number of images in a block of the distance matrix. Blocks limit the memory for distances."""
+"""Number of images in a block of the distance matrix. The number limits the memory for
+distances."""
 
 
 class LabeledImages(NamedTuple):
@@ -32,7 +34,7 @@ class LabeledImages(NamedTuple):
 
     Attributes:
         images: ``(num_images, channels, height, width)`` pixels.
-        labels: ``(num_images,)`` labels.
+        labels: ``(num_images,)`` label of each image.
     """
 
     images: AnyArray
@@ -40,7 +42,7 @@ class LabeledImages(NamedTuple):
 
 
 class BlendedImages(NamedTuple):
-    """Images after blending.
+    """Images of which some have been blended.
 
     Attributes:
         images: ``(num_images, channels, height, width)`` pixels, blended or unchanged.
@@ -58,21 +60,22 @@ def load_subset(
     train_size: int,
     further_tests: tuple[FurtherTest, ...] = (),
 ) -> TrialData:
-    """Read the images of a subset, and apply its condition to the training images.
+    """Read the images of a subset, and blend training images as its condition requires.
 
     Args:
         prepared: The prepared dataset.
-        subset: The split of ``spec``. The split does not depend on the condition.
-        spec: The subset and its condition.
+        subset: The training and test images that ``spec`` chooses. They do not depend on the
+            condition.
+        spec: The spec of the subset and of its condition.
         train_size: Number of training images.
-        further_tests: One condition for each further test set. The condition is applied to the
-            test images.
+        further_tests: The conditions of the further test sets. Each condition is applied to
+            the test images, and results in one further test set.
     """
     data = subset.load(prepared, train_size)
     if spec.condition is None and not further_tests:
         return data
-    # The images to blend and their partners are chosen from all training images, not only from
-    # the first train_size.
+    # The images to blend, and their partners, are chosen from all training images, and not
+    # only from the first `train_size` images.
     training = LabeledImages(prepared.read_rows(subset.train_rows), subset.train_labels)
     if spec.condition is not None:
         blended = blend_images(training, training, spec.condition.parameters)
@@ -93,11 +96,12 @@ def blend_images(
     """Blend the images that are nearest to a training image of another class.
 
     Args:
-        originals: The images before blending. The result has the same dtype; uint8 is rounded.
+        originals: The images before blending. The blended images have the same dtype. If it is
+            uint8, pixel values are rounded.
         training: The training images before blending.
-        parameters: Pairs (parameter, value). ``reach`` is the share of images to blend, and
-            ``blend`` is the weight of the partner. Missing parameters have the defaults in
-            :data:`~search_spaces.interventions.TRAINING_PARAMETERS`.
+        parameters: Pairs (name, value). ``reach`` is the share of images to blend, and
+            ``blend`` is the weight of the partner. If a parameter is missing, its default in
+            :data:`~search_spaces.interventions.TRAINING_PARAMETERS` is used.
     """
     settings = {name: parameter.default for name, parameter in TRAINING_PARAMETERS.items()}
     settings |= dict(parameters)
@@ -121,14 +125,15 @@ def find_nearest_of_other_class(
 ) -> tuple[Int64Array, Float64Array]:
     """Return the nearest training image of another class for each image.
 
-    Images of the same class are never neighbors. So a training image does not find itself.
+    Images of the same class are never neighbors. So the nearest image of a training image is
+    never the image itself.
 
     Returns:
         ``(num_images,)`` indices into ``training``, and ``(num_images,)`` squared distances.
         For float pixels, a distance of 0 may be computed as slightly less than 0.
     """
-    # With float64, the products of whole pixel values are exact. So the choice between equal
-    # distances does not depend on the machine.
+    # In float64, products of whole pixel values are exact. So if distances are equal, the
+    # choice between them does not depend on the machine.
     rows = originals.images.reshape(len(originals.images), -1).astype(np.float64)
     training_rows = training.images.reshape(len(training.images), -1).astype(np.float64)
     training_squared_norms = np.square(training_rows).sum(axis=1)

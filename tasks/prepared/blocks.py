@@ -1,7 +1,8 @@
 """Divide listed items into blocks, and read the blocks in parallel tasks.
 
-The images of a block are stored in part files. An interrupted preparation reuses these files. A
-node with another disk may read a block if the same raw files are on that disk.
+The images of a block are stored in part files. If a preparation was interrupted, the next
+preparation reuses its part files. A node with another disk may read a block if the same raw
+files are on that disk.
 """
 
 from __future__ import annotations
@@ -34,19 +35,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
-"""A function that is called with the number of items read so far and the number of all items."""
+"""Function that receives the number of items read so far and the total number of items."""
 
 BLOCK_BYTES = 64 << 20
 """Largest number of bytes of prepared images in one block. This limit applies to every source."""
 
 
 class Block(NamedTuple):
-    """Items that one task reads.
+    """A block of items, which one task reads.
 
     Attributes:
         items: The items.
-        stem: Path of the part files without file extension. The name is a hash of everything
-            that changes the content of the part.
+        stem: Path of the part files without file extension. The file name is a hash of
+            everything that changes the content of these files.
     """
 
     items: Sequence[Item]
@@ -54,7 +55,10 @@ class Block(NamedTuple):
 
 
 def cut_blocks(preparation: Preparation, items: Sequence[Item], folder: Path) -> list[Block]:
-    """Divide items into blocks. The size of a block depends only on the data.
+    """Divide items into blocks.
+
+    The size of a block does not depend on the cluster, so a later preparation has the same
+    blocks.
 
     Args:
         preparation: The dataset and its raw files.
@@ -73,7 +77,7 @@ def cut_blocks(preparation: Preparation, items: Sequence[Item], folder: Path) ->
 
 
 class _Parts:
-    """The metadata of the parts of all blocks. Parts may be added in any order."""
+    """The metadata of the parts of all blocks. A part contains the images of one block."""
 
     def __init__(self, blocks: Sequence[Block], on_progress: Progress) -> None:
         self._blocks = blocks
@@ -105,16 +109,17 @@ def read_blocks(
     other_nodes: Executor | None,
     on_progress: Progress,
 ) -> list[PartMetadata]:
-    """Read every block that has no part yet.
+    """Read every block that has no part files yet.
 
     Args:
         preparation: The dataset and its raw files.
         blocks: The blocks.
-        executor: Runs tasks on nodes that have the raw download and the folder of the parts.
-        other_nodes: Runs tasks on nodes that may have a copy of the raw files; None if there are
-            no such nodes. Such a task reads a block only if the node's files have the listed
-            names, sizes and times. This process then writes the part. ``executor`` reads the
-            blocks that no other node could read.
+        executor: Executor that runs tasks on nodes with access to the raw download and to the
+            folder of the part files.
+        other_nodes: Executor that runs tasks on nodes that may have a copy of the raw files;
+            None if there are no such nodes. A task on such a node reads a block only if the
+            files of the node have the listed names, sizes and times. This process then writes
+            the part files. ``executor`` reads the blocks that no other node could read.
         on_progress: Function that is called after every block.
 
     Returns:
@@ -137,7 +142,9 @@ def read_blocks(
 def read_again(
     preparation: Preparation, blocks: Sequence[Block], on_progress: Progress
 ) -> list[PartMetadata]:
-    """Read every block in this process, and return only the metadata. No part files are written.
+    """Read every block in this process, and return only the metadata.
+
+    No part files are read or written.
 
     Args:
         preparation: The dataset and its raw files.
@@ -152,7 +159,9 @@ def read_again(
 
 
 def _read_on_other_nodes(preparation: Preparation, parts: _Parts, other_nodes: Executor) -> None:
-    """Read missing parts on nodes that have the same files. Write these parts in this process."""
+    """Read missing blocks on nodes with the same raw files, and write their parts in this
+    process.
+    """
     missing = parts.missing_blocks()
     portable = preparation.for_other_node()
     calls = [(portable, block.items, block.stem.name) for block in missing]
@@ -174,10 +183,10 @@ def _read_on_other_nodes(preparation: Preparation, parts: _Parts, other_nodes: E
 def prepare_block_if_files_match(
     preparation: Preparation, items: Sequence[Item], name: str
 ) -> tuple[PartMetadata, list[Image]] | None:
-    """Read a block if this node has the listed files; otherwise return None.
+    """Read a block if this node has the listed files. Otherwise return None.
 
-    The name of a part is a hash of its items, and of the sizes and times of their files. If the
-    names of two parts are equal, their files are therefore equal too.
+    The name of a part is a hash of its items, and of the sizes and times of their files. So if
+    the name that this node computes equals ``name``, this node has the same files.
     """
     try:
         if preparation.part_name(items) != name:
@@ -188,18 +197,19 @@ def prepare_block_if_files_match(
 
 
 def reading_order(request: RawRequest, items: Sequence[Item]) -> Rows | None:
-    """Return an order of reading in which every compressed tar is read forward.
+    """Return an order of reading that follows the order of the members in each compressed tar.
 
     Args:
         request: The dataset and its raw files.
         items: The listed items.
 
     Returns:
-        The indices of the items. Items of compressed tars come last, in the order of each tar. All
-        other items come first, in listed order. None if no compressed tar contains several items.
+        The indices of the items in the new order. The items of compressed tars come last, in
+        the order in which each tar contains them. All other items come first, in the order of
+        the listing. None if no compressed tar contains several items.
     """
-    # A tar may be inside other archives. The key of a tar contains these archives, beginning with
-    # the outermost one, and then the tar itself.
+    # A tar may be inside other archives. The key of a tar contains the names of these
+    # archives, beginning with the outermost archive. The last name is the name of the tar.
     items_by_tar: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
     member_of_item: dict[int, str] = {}
     for index, item in enumerate(items):
@@ -226,17 +236,17 @@ def reading_order(request: RawRequest, items: Sequence[Item]) -> Rows | None:
 def restore_listed_order(
     images: ImageTable, parts: Sequence[PartMetadata], order: Rows | None
 ) -> ImageTable:
-    """Return the images in the order of the listing, if they were read in another order.
+    """Return the images in the order of the listing.
 
     Args:
-        images: The images in the order of reading.
+        images: The table of the images, in the order of reading.
         parts: The metadata of the parts that contain the images.
         order: The order of reading, see :func:`reading_order`.
     """
     if order is None:
         return images
-    # For each image: the index of its item in the order of reading (read_items), and in the
-    # listing (listed_items).
+    # For each image, `read_items` contains the index of its item in the order of reading, and
+    # `listed_items` its index in the listing.
     read_items = []
     start = 0
     for part in parts:

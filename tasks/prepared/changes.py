@@ -1,8 +1,8 @@
-"""Compare raw files that may have changed with the dataset that was prepared from them.
+"""Compare raw files with the dataset that was prepared from them.
 
-A copy, a checkout or a restored backup changes the times of files, but not the images. So a
-prepared dataset is refused only if its images, labels, groups or splits are different.
-Otherwise only its record is updated.
+If a user copies files, checks them out or restores a backup, the times of the files change,
+but not the images. So isweep refuses a prepared dataset only if the images, labels, groups or
+splits of the files are different now. Otherwise it only updates the record of the dataset.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from tasks.sources.base import RawRequest
 
 logger = logging.getLogger(__name__)
 ROWS_AT_ONCE = 256
-"""Number of prepared images that are read at the same time. With 224 pixels and 3 channels,
-float32 images need 150 MB of memory."""
+"""Number of prepared images that are read at the same time. If they have 224 x 224 pixels and
+3 channels in float32, they need 150 MB of memory."""
 
 
 def check_same_content(finished: PreparedRecord, destination: Path, reading: Reading) -> None:
-    """Check that the raw files still contain the prepared dataset.
+    """Check that the raw files still have the content of the prepared dataset.
 
     Args:
         finished: The record of the prepared dataset.
         destination: The folder of the prepared dataset.
-        reading: The images that were read from the raw files now.
+        reading: The images that have just been read from the raw files.
 
     Raises:
-        DataError: The content is different. The message contains the number of changed images.
+        DataError: The content of the raw files is different. The message contains the number
+            of changed images.
         CorruptStoreError: The prepared dataset is damaged.
     """
     request = reading.preparation.request
@@ -83,7 +84,7 @@ def changed_data_error(
 
     Args:
         request: The dataset and its raw files as they are now.
-        changes: The differences in words.
+        changes: The differences in words, for the message.
         destination: The folder of the prepared dataset.
         further_hints: Sentences that are added to the hint.
     """
@@ -99,12 +100,12 @@ def changed_data_error(
 
 
 def update_record(destination: Path, record: PreparedRecord) -> PreparedRecord:
-    """Replace the record of a prepared dataset whose content has not changed. Return the new
-    record.
+    """Replace the record of a prepared dataset, and return the new record.
 
-    The new record contains the hash of the present files, so the next start does not compare them
-    again. The record also lists the possible problems of these files. If the record cannot be
-    written, a warning is logged.
+    Call this function only if the content of the dataset has not changed. The new record
+    contains the hash of the present files, so the next start does not compare the images
+    again. It also contains the flags of these files. If the record cannot be written, the
+    function logs a warning.
     """
     try:
         replace_record(destination, record)

@@ -1,4 +1,4 @@
-"""Check that enough items could be read, and that their images can be used for a training."""
+"""Check that enough items could be read, and that their images can be used for training."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from tasks.sources.base import RawRequest
 
 logger = logging.getLogger(__name__)
 MAX_LISTED_SKIPS = 10
-"""Largest number of skipped items in an error message."""
+"""Largest number of skipped items that an error message lists."""
 MAX_GROUP_SHARE = 0.5
-"""Largest share of the images in one group. If a group is larger, the images cannot be split by
-groups."""
+"""Largest share of the images that may be in one group. If a group is larger, the images
+cannot be split by groups."""
 MAX_EXAMPLE_IMAGES = 2
-"""Up to this number of images, one group may have all images. Tiny examples therefore work."""
+"""Largest number of images for which one group may contain all images, so that tiny examples
+work."""
 
 
 def count_skips(reading: Reading) -> int:
@@ -34,8 +35,8 @@ def collect_skips(reading: Reading, max_share: float) -> list[Skip]:
 
     Args:
         reading: The listing and its parts.
-        max_share: Largest share of such items. Unless it is 0, one such item is always
-            allowed.
+        max_share: Largest allowed share of such items. Unless the share is 0, one such item is
+            always allowed.
 
     Raises:
         DataError: There are too many such items.
@@ -52,7 +53,11 @@ def collect_skips(reading: Reading, max_share: float) -> list[Skip]:
     reasons = Counter(skip.reason for skip in skipped)
     counts = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
     logger.warning(
-        "%s: %d of %d items are skipped: %s", request.dataset.name, len(skipped), total, counts
+        "%s: %d of %d items cannot be used and are skipped (%s)",
+        request.dataset.name,
+        len(skipped),
+        total,
+        counts,
     )
     max_skipped = max(max_share * total, 1) if max_share else 0
     if len(skipped) <= max_skipped:
@@ -70,14 +75,13 @@ def collect_skips(reading: Reading, max_share: float) -> list[Skip]:
 def check_images(
     images: ImageTable, request: RawRequest, max_conflict_share: float, *, for_training: bool
 ) -> None:
-    """Check that there are images. If they are for training, check that they can be split by
-    groups.
+    """Check that there are images, and that images for training can be split by groups.
 
     Args:
         images: The images to use.
         request: The dataset.
-        max_conflict_share: Largest share of images that equal an image with another label.
-            It is a limit only if corrected data are prepared for training.
+        max_conflict_share: Largest allowed share of images that equal an image with another
+            label. It is checked only if corrected data are prepared for training.
         for_training: True if the images will be split into training and test images.
 
     Raises:
@@ -98,8 +102,8 @@ def check_images(
     if not for_training:
         return
     _check_groups(images, request)
-    # With the faults of the released code, one frame has several labels (F33 in
-    # docs/faults.md), so equal images with different labels are expected.
+    # With the faults of the released code, the same prostate frame may have several labels
+    # (F33 in docs/faults.md). So equal images with different labels are expected.
     is_corrected = request.spec.data_mode == "corrected"
     if is_corrected and num_conflicts > max_conflict_share * num_images:
         hint = "Correct the labels, or raise image_size"
@@ -111,11 +115,11 @@ def check_images(
 
 
 def _check_groups(images: ImageTable, request: RawRequest) -> None:
-    """Raise a DataError if a group is too large, or if groups and classes are the same."""
+    """Raise a DataError if one group is too large, or if each class has only one group."""
     num_images = len(images.labels)
     _, group_sizes = np.unique(images.groups, return_counts=True)
-    # All images of a group are in the same set of the split. If one group is large, the other set
-    # has too few images.
+    # All images of a group must be in the same set of the split. So if one group is very
+    # large, the other set has too few images.
     largest = int(group_sizes.max())
     if largest > MAX_GROUP_SHARE * num_images and num_images > MAX_EXAMPLE_IMAGES:
         raise request.error(
@@ -123,7 +127,7 @@ def _check_groups(images: ImageTable, request: RawRequest) -> None:
             "be split into a training and a test set",
             hint="Use a different group id for every patient",
         )
-    # If each class is one group, all images of a class are in the same set.
+    # If each class has only one group, all images of a class are in the same set.
     labels = np.unique(images.labels)
     groups_per_class = count_groups(images.labels, images.groups, int(labels[-1]) + 1)
     is_example = num_images == len(labels)  # one image per class, as in a tiny example
@@ -135,9 +139,9 @@ def _check_groups(images: ImageTable, request: RawRequest) -> None:
 
 
 def _option_to_allow(count: int, total: int) -> str:
-    """Return a hint with the option that allows ``count`` of ``total`` items.
+    """Return a hint with the option that allows ``count`` unusable items of ``total`` items.
 
-    Returns an empty text if the share is 50 % or more.
+    If the share of these items is 50 % or more, the hint is empty.
     """
     percent = math.ceil(1000 * count / total) / 10
-    return f". To allow as many, set --max-skipped-share {percent:g}%" if percent < 50 else ""
+    return f". To allow this number, set --max-skipped-share {percent:g}%" if percent < 50 else ""

@@ -14,20 +14,21 @@ from tasks.sources.own.splits import GivenSplit
 
 Generator = np.random.Generator
 MIN_TEST_GROUP_SHARE = 0.3
-"""Test images are drawn from at least this share of the groups. With a smaller share, the test
-set could consist of a few large groups (patients with many images). 0.3 is the share of test
-images in the study (750 of 2,500 images)."""
+"""Smallest share of the groups from which test images are drawn. With a smaller share, the
+test set could consist of a few large groups (patients with many images). We chose the share of
+test images in the study, 750 of 2,500 images."""
 
 
 class Candidates(NamedTuple):
-    """All images of the subset's classes. Training and test images are chosen from them.
+    """All images of a subset's classes. Training and test images are chosen from these images.
 
     Attributes:
         rows: ``(num_candidates,)`` rows of the candidates in the prepared dataset.
         labels: ``(num_candidates,)`` labels of the candidates.
-        class_names: Name of each class in messages, by label.
+        class_names: Names of the classes in messages, in the order of their labels.
         all_groups: ``(num_images,)`` group ids of all images of the prepared dataset.
-        all_splits: ``(num_images,)`` given split of each of these images, see :class:`GivenSplit`.
+        all_splits: ``(num_images,)`` given split of each image of the prepared dataset, see
+            :class:`GivenSplit`.
     """
 
     rows: Int64Array
@@ -38,22 +39,22 @@ class Candidates(NamedTuple):
 
     @property
     def groups(self) -> Int64Array:
-        """``(num_candidates,)`` group ids of the candidates."""
+        """The group id of each candidate, ``(num_candidates,)``."""
         return self.all_groups[self.rows]
 
     @property
     def splits(self) -> Int8Array:
-        """``(num_candidates,)`` given split of each candidate."""
+        """The given split of each candidate, ``(num_candidates,)``."""
         return self.all_splits[self.rows]
 
 
 class GroupSplit(NamedTuple):
-    """A split of candidates.
+    """The training and test images that were chosen from candidates.
 
     Attributes:
         candidates: The images that were split.
         train: Indices of the training images in ``candidates.rows``. The training set of size
-            N is the first N of them.
+            N contains the first N of these images.
         test: Indices of the test images in ``candidates.rows``.
     """
 
@@ -75,10 +76,10 @@ def split_by_group(
     Args:
         candidates: The images to split.
         test_size: Number of test images.
-        rng: Random generator for the order of images and groups. None keeps the stored order, as
-            in the released code (fault F6).
-        groups: ``(num_candidates,)`` group ids. They are ``candidates.groups``, or one group
-            per image if the split ignores groups.
+        rng: Random generator for the order of images and groups. With None, both stay in
+            stored order, as in the released code (fault F6).
+        groups: ``(num_candidates,)`` group ids. They are usually ``candidates.groups``. If the
+            split should ignore groups, each image has another id.
         balanced: True for equal numbers of images of all classes; False for proportional
             numbers.
     """
@@ -103,30 +104,33 @@ def draw_held_out(
     rng: Generator | None,
     class_names: Sequence[str],
 ) -> Int64Array:
-    """Draw held-out images, for testing or validation, from the first groups of a random order.
+    """Draw images for testing or validation.
+
+    The images are drawn in three steps:
 
     1. The groups are ordered at random.
-    2. The first groups are used. They are the share :data:`MIN_TEST_GROUP_SHARE` of all groups.
-       More groups are used only if a quota needs them, or if the data have a test split.
-    3. For each class, one image of each of these groups is drawn first, then a second image of
-       each, until the quota is met.
+    2. The share :data:`MIN_TEST_GROUP_SHARE` of all groups is used, in this order. More groups
+       are used only if a quota needs more groups, or if the data have a test split.
+    3. For each class, one image of each used group is drawn first, then a second image of each
+       used group, and so on, until the quota is reached.
 
-    Groups without a drawn image can be used for training.
+    If no image of a group is drawn, the group can be used for training.
 
     Args:
-        labels: ``(num_images,)`` labels.
-        group_numbers: ``(num_images,)`` group numbers, from 0.
+        labels: ``(num_images,)`` label of each image.
+        group_numbers: ``(num_images,)`` number of each image's group, from 0.
         quotas: ``(num_classes,)`` number of images to draw for each label.
-        splits: ``(num_images,)`` splits that the data state. If the data have a test split,
+        splits: ``(num_images,)`` given split of each image. If the data have a test split,
             only its images are drawn.
-        rng: Random generator for the order of groups and images; None to keep the stored order.
-        class_names: Name of each class in messages, by label.
+        rng: Random generator for the order of groups and images. With None, both stay in
+            stored order.
+        class_names: Names of the classes in messages, in the order of their labels.
 
     Returns:
         Ascending indices of the drawn images.
 
     Raises:
-        DataError: A class has too few images that may be test images.
+        TooFewImagesError: A class has too few images that may be test images.
     """
     num_groups = int(group_numbers.max()) + 1
     rank_of_group = np.arange(num_groups)
@@ -135,7 +139,8 @@ def draw_held_out(
         rank_of_group = rng.permutation(num_groups)
         shuffled = rng.permutation(len(labels))
     ranks = rank_of_group[group_numbers]
-    # Images in the order of their groups' ranks, and in shuffled order within each group.
+    # The images are ordered by the ranks of their groups. Within each group, they are in
+    # shuffled order.
     ordered = shuffled[np.argsort(ranks[shuffled], kind="stable")]
     eligible = ordered[_may_be_tested(group_numbers, splits)[ordered]]
     min_groups = int(np.ceil(MIN_TEST_GROUP_SHARE * num_groups))
@@ -154,8 +159,9 @@ def draw_held_out(
 def _may_be_tested(group_numbers: Int64Array, splits: Int8Array) -> BoolArray:
     """Return a mask of the images that may be test images, ``(num_images,)``.
 
-    If a group has an image of the data's training split, none of its images is a test image. If
-    the data have a test split, only images of this split may be test images.
+    If a group contains an image of the data's training split, no image of this group may be a
+    test image. If the data have a test split, only images of the test split may be test
+    images.
     """
     training_groups = group_numbers[splits == GivenSplit.TRAIN]
     is_allowed = ~np.isin(group_numbers, training_groups)
@@ -168,18 +174,18 @@ def _may_be_tested(group_numbers: Int64Array, splits: Int8Array) -> BoolArray:
 def _one_per_group_first(
     class_images: Int64Array, ranks: Int64Array, min_groups: int, quota: int
 ) -> Int64Array:
-    """Return ``quota`` images: one of each group, then a second one of each group, and so on.
+    """Choose ``quota`` images: one of each group, then a second image of each group, and so on.
 
     Args:
         class_images: Indices of the images of one class, in the order of their groups' ranks.
         ranks: ``(num_images,)`` rank of the group of each image, from 0.
-        min_groups: Smallest number of groups to choose from, in the order of their ranks. If
-            the quota needs more groups, more are used.
+        min_groups: Smallest number of groups from which images are chosen. The groups are used
+            in the order of their ranks. If the quota needs more groups, more groups are used.
         quota: Number of images to choose.
     """
     if quota == 0:
         return class_images[:0]
-    # To reach `quota` images, all groups up to this rank are needed.
+    # The groups up to this rank together have at least `quota` images of the class.
     last_needed_rank = int(ranks[class_images[quota - 1]])
     num_groups_used = max(min_groups, last_needed_rank + 1)
     usable = class_images[ranks[class_images] < num_groups_used]
@@ -207,17 +213,19 @@ def _too_few_images(
 def stratified_order(
     labels: Int64Array, trainable: Int64Array, rng: Generator | None, *, balanced: bool
 ) -> Int64Array:
-    """Order images so that every prefix contains all classes in proportion.
+    """Order images so that the first N images contain all classes in proportion, for every N.
 
-    The weight of a class is its number of images. If ``balanced``, all weights are 1, so the
-    classes alternate. The j-th image of a class, from 0, has the key (j + 1/2) / weight.
-    Images are sorted by this key. Example with 4 images of class A and 2 of class B: the keys
-    are 1/8, 3/8, 5/8 and 7/8 for A, and 1/4 and 3/4 for B. The order is A B A A B A.
+    The weight of a class is its number of images. If ``balanced`` is True, all weights are 1,
+    so the classes alternate. In each class, the images are numbered from 0. The image with the
+    number j has the key (j + 1/2) / weight. All images are sorted by their keys. Example with
+    4 images of class A and 2 of class B: the keys are 1/8, 3/8, 5/8 and 7/8 for A, and 1/4 and
+    3/4 for B. The order is A B A A B A.
 
     Args:
-        labels: ``(num_images,)`` labels.
+        labels: ``(num_images,)`` label of each image.
         trainable: Indices of the images that may be used.
-        rng: Random generator for the order in each class; None to keep the order of ``trainable``.
+        rng: Random generator for the order in each class. With None, the order of
+            ``trainable`` is kept.
         balanced: True to use equal numbers of images of all classes.
 
     Returns:
@@ -234,5 +242,5 @@ def stratified_order(
         weights = np.ones(len(counts))
     used_labels = labels[shuffled]
     keys = (index_in_class + 0.5) / weights[used_labels]
-    # Images with equal keys are in the order of their labels.
+    # If keys are equal, images are sorted by their labels.
     return shuffled[np.lexsort((used_labels, keys))]

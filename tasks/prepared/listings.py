@@ -1,4 +1,4 @@
-"""The listings of raw data. In one command, each listing is created once and then reused."""
+"""List raw data. During one command, each listing is created once and then reused."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tasks.sources import OWN_KINDS, check_own_options, current_name, source_for
 from tasks.sources.base import HASH_PATTERN, UNKEYED, Item, Listing, RawRequest
 
 PATIENTS_AS_CLASSES = "classes are numbered like patients; if they are, give the folder above"
-"""Possible problem of a folder: its subfolders may be patients instead of classes."""
+"""Flag for a folder whose subfolders may be patients instead of classes."""
 MIN_NUMBERED_CLASSES = 5
-"""Smallest number of classes with numbered names that are assumed to be patients."""
+"""Smallest number of classes with numbered names for which this flag is set."""
 NUMBERED_NAME = re.compile(r"(.*\D)\d+")
-"""A name that ends with a word or letter and a number: p07, patient_12."""
+"""Pattern of a name that ends with a number, for example p07 or patient_12."""
 
 Key = tuple[DatasetSpec, PreparedSpec | None, str | None]
 
@@ -27,19 +27,20 @@ Key = tuple[DatasetSpec, PreparedSpec | None, str | None]
 class Listings:
     """The listings that one command has created so far.
 
-    A listing of user data is needed to read a sweep file, to check a plan and to prepare the
-    data. For millions of files it may take minutes. Do not reuse this object for another
-    command, because files may change in between.
+    isweep needs the listing of user data to read a sweep file, to check a plan and to prepare
+    the data. For millions of files, creating a listing may take minutes. Do not use this
+    object in another command, because files may have changed.
     """
 
     def __init__(self) -> None:
         self._by_request: dict[Key, Listing] = {}
 
     def of(self, request: RawRequest) -> Listing:
-        """Return the listing of a raw download. Only the first call creates it.
+        """Return the listing of a raw download. Only the first call for a download creates it.
 
         Raises:
-            DataError: See :func:`list_raw`. After an error, the next call tries again.
+            DataError: See :func:`list_raw`. After an error, the next call tries to create the
+                listing again.
         """
         key = _key(request)
         if key not in self._by_request:
@@ -47,28 +48,35 @@ class Listings:
         return self._by_request[key]
 
     def clear(self) -> None:
-        """Delete all listings, because training needs the memory of a large table's columns."""
+        """Delete all listings. The columns of a large table need memory that trainings need
+        too.
+        """
         self._by_request.clear()
 
 
 def _key(request: RawRequest) -> Key:
-    """Return the parts of a request on which its listing depends."""
+    """Return the parts of a request on which the listing depends."""
     raw = None if request.raw is None else os.path.abspath(request.raw.expanduser())
-    # The class names of user data are known only after listing, so they are not part of the key.
+    # The class names of user data are known only after listing. So they are not part of the
+    # key.
     dataset = request.dataset.model_copy(update={"label_names": ()})
-    # The listing of user data does not depend on the spec. Other listings may depend on the
-    # task.
+    # The listing of user data does not depend on the spec. The listing of other data may
+    # depend on the task in the spec.
     spec = None if _reads_user_data(request.dataset) else request.spec
     return dataset, spec, raw
 
 
 def _reads_user_data(dataset: DatasetSpec) -> bool:
-    """Return whether the source of a dataset also reads users' own data."""
+    """Return whether the source of a dataset is one of the sources for user data."""
     return current_name(dataset.source) in OWN_KINDS
 
 
 def look_like_patients(class_names: Sequence[str]) -> bool:
-    """Return whether class names look like ids of patients: one word with different numbers."""
+    """Return whether class names look like ids of patients.
+
+    They do if there are at least :data:`MIN_NUMBERED_CLASSES` names, and all of them consist
+    of the same word and a number.
+    """
     words = set()
     for name in class_names:
         numbered = NUMBERED_NAME.fullmatch(name)
@@ -77,19 +85,22 @@ def look_like_patients(class_names: Sequence[str]) -> bool:
 
 
 def list_raw(request: RawRequest) -> Listing:
-    """List a raw download.
+    """Return the listing of a raw download.
+
+    Unlike :meth:`Listings.of`, this function always creates a new listing.
 
     Raises:
-        DataError: The download does not have the layout that its source expects, or it has no
-            items. The message contains the reasons why items were left out.
+        DataError: The download does not have the layout that its source expects. Or no item of
+            the download can be used. The message then contains the reasons why items were left
+            out.
     """
     dataset = request.dataset
     check_own_options(dataset)
     try:
         listing = source_for(dataset.source).list_items(request)
     except DataError as error:
-        # `isweep locate` finds only hashes that were made with the key of a root. So without a
-        # key (`isweep measure`), this hint is left out.
+        # `isweep locate` finds only hashes that were made with the hash key of a root. `isweep
+        # measure` has no such key, so the message does not contain this hint.
         if request.key == UNKEYED or not HASH_PATTERN.search(error.problem):
             raise
         hints = [error.hint, "To find the file of a hash, run `isweep locate HASH --raw DIR`"]
@@ -113,7 +124,7 @@ def list_raw(request: RawRequest) -> Listing:
 
 
 def _check_listing(listing: object, request: RawRequest) -> None:
-    """Raise an error if a source returned anything else than a listing of items."""
+    """Raise an error if a source returned an object that is not a listing of items."""
     source = f"`list_items` of the source {request.dataset.source}"
     if not isinstance(listing, Listing):
         raise request.error(
@@ -123,13 +134,15 @@ def _check_listing(listing: object, request: RawRequest) -> None:
     if listing.items and not isinstance(listing.items[0], Item):
         raise request.error(
             f"{source} returned a Listing whose items are of type "
-            f"{type(listing.items[0]).__name__}",
+            f"{type(listing.items[0]).__name__} instead of Item",
             hint="Make an Item for each file, volume or row",
         )
 
 
 def _check_class_names(listing: Listing, request: RawRequest) -> None:
-    """Raise an error if the class names in a row of ``datasets.toml`` and in its files differ."""
+    """Raise an error if a row of ``datasets.toml`` has other class names than the dataset's
+    files.
+    """
     row = DATASETS.get(request.dataset.name)
     if row is None or not _reads_user_data(request.dataset):
         return

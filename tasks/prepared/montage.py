@@ -1,4 +1,4 @@
-"""A picture with a few examples of each class of a prepared dataset."""
+"""Save a picture with a few examples of each class of a prepared dataset."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 from tasks.prepared.store import PreparedDataset
 
 MAX_SIDE = 128
-"""Target side of an example in pixels. Larger images are shown with only every n-th row and
-column."""
+"""Approximate largest side of an example in pixels. Of a larger image, the picture shows only
+every n-th row and column."""
 EXAMPLES_PER_LABEL = 8
 """Largest number of examples of one class."""
 
 
 def save_montage(prepared: PreparedDataset, path: Path) -> None:
-    """Write a PNG file with one row of random examples for each class.
+    """Write a PNG file. It has one row of random examples for each class.
 
-    Call this function only if the user asks for the file, because pictures of patients are
+    Call this function only if the user requests the file, because pictures of patients are
     private.
 
     Args:

@@ -1,9 +1,10 @@
-"""Part files contain the result of one reading task. An interrupted preparation reuses them.
+"""Read blocks of items, and store the result of each block in part files.
 
-A part consists of two files. ``<name>.npy`` contains the prepared images of one block of
-items, in order. ``<name>.json`` contains the metadata of these images, with hashed ids. The
-second file is written last, and atomically. Equal inputs result in equal parts. So two
-processes that prepare the same data at the same time may overwrite each other's parts.
+If a preparation was interrupted, the next preparation reuses its part files. Each block has
+two part files. ``<name>.npy`` contains the prepared images of the block, in the order of its
+items. ``<name>.json`` contains the metadata of these images, with hashed ids. It is written
+last, and atomically. Equal inputs result in equal part files. So two processes that prepare
+the same data at the same time may overwrite each other's part files.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ Image = AnyArray
 """A prepared image, ``(channels, height, width)`` with pixels in [0, 255]."""
 PixelType = Literal["uint8", "float32"]
 PIXEL_DTYPES = (np.uint8, np.float32)
-"""Types of the pixels that a source may return."""
+"""Types that the pixels of a source may have."""
 SPLIT_CODES: dict[Split, GivenSplit] = {split: code for code, split in ITEM_SPLITS.items()}
-"""Code of a given split by its name in an item."""
+"""Codes of the given splits. The keys are the names of the splits in an item."""
 METADATA_DTYPE = np.dtype(
     [
         ("item", "<i4"),
@@ -52,25 +53,28 @@ METADATA_DTYPE = np.dtype(
         ("digest", "V32"),
     ]
 )
-"""Metadata of an image. ``item``: index of the item in the block. ``label``: class index.
-``group``: keyed hash of the group. ``patient``: keyed hash of the patient in the image header,
-0 if unknown. ``split``: code of the given split. ``digest``: SHA-256 of the prepared pixels.
+"""Dtype of the metadata of an image. ``item`` is the index of the item in the block. ``label``
+is the class index. ``group`` is the keyed hash of the group. ``patient`` is the keyed hash of
+the patient in the image header, or 0 if the header names no patient. ``split`` is the code of
+the given split. ``digest`` is the SHA-256 of the prepared pixels.
 """
 FORMAT_TRAIT = "mode, size or conversion of the raw image"
-"""Name of the trait that every image has: its color mode, size and conversions."""
+"""Name of a trait that every image has. Its value consists of the color mode, the size and the
+conversions of the image."""
 COLOR = "colour"
-"""First word of the :data:`FORMAT_TRAIT` of a raw color image. Prepared datasets store it, so
-do not change its spelling."""
+"""First word of the :data:`FORMAT_TRAIT` of a raw color image. Do not change its spelling,
+because part files contain this word."""
 GRAY = "grey"
-"""First word of the :data:`FORMAT_TRAIT` of a raw gray image. It is stored like
-:data:`COLOR`."""
+"""First word of the :data:`FORMAT_TRAIT` of a raw gray image. Do not change its spelling
+either."""
 
 
 class Skip(NamedTuple):
     """An item that cannot be used.
 
     Attributes:
-        locator_hash: Keyed hash of the item's locator, as text.
+        locator_hash: Keyed hash of the item's locator, as text. The locator is the place of
+            the item in the raw files.
         reason: The reason why the item cannot be used.
     """
 
@@ -79,12 +83,15 @@ class Skip(NamedTuple):
 
 
 class TraitCount(NamedTuple):
-    """The number of images of one class with one value of a trait.
+    """The number of images of one class that have one value of a trait.
+
+    A trait is a property of a raw image, such as its size, that a network could learn instead
+    of the content of the image.
 
     Attributes:
         label: Class index.
         name: Name of the trait.
-        value: Keyed hash of the value. The value of :data:`FORMAT_TRAIT` is not hashed.
+        value: Keyed hash of the value. For :data:`FORMAT_TRAIT`, it is the value itself.
         num_images: Number of images.
     """
 
@@ -96,16 +103,19 @@ class TraitCount(NamedTuple):
 
 @dataclass
 class PartMetadata:
-    """The metadata of the images of one part. The images are in a separate file.
+    """The metadata of the images of one block. The images are in a separate file.
 
     Attributes:
         num_items: Number of items in the block.
         rows: ``(num_images,)`` metadata of type :data:`METADATA_DTYPE`, in the order of the
             items.
         skipped: Items that cannot be used.
-        conversions: Conversions of pixels, with the number of converted images.
-        flags: Possible problems of the images, with the number of affected images.
-        traits: Counts of trait values. They show whether a trait predicts the label.
+        conversions: Number of converted images for each conversion of pixels. The keys are the
+            conversions in words.
+        flags: Number of affected images for each possible problem. The keys are the problems
+            in words.
+        traits: Number of images for each class and each value of a trait. These numbers show
+            whether a trait predicts the label.
     """
 
     num_items: int = 0
@@ -138,7 +148,7 @@ def prepare_and_save_block(
 def prepare_block(
     request: RawRequest, items: Sequence[Item], dtype: PixelType
 ) -> tuple[PartMetadata, list[Image]]:
-    """Read one block of items. Return the metadata of the images, and the images in order."""
+    """Read one block of items. Return the metadata of its images, and the images themselves."""
     part = PartMetadata(num_items=len(items))
     images: list[Image] = []
     rows: list[tuple[int, int, int, int, int, bytes]] = []
@@ -154,7 +164,8 @@ def prepare_block(
         for image, label, sample in prepared:
             images.append(image)
             group = sample.group or item.group
-            # If an item has no group, its images form one group.
+            # If neither the sample nor the item has a group, the images of the item form one
+            # group.
             group_hash = keyed_hash(request.key, group) if group else locator_hash
             patient_hash = keyed_hash(request.key, sample.patient) if sample.patient else 0
             split = SPLIT_CODES[item.split]
@@ -177,11 +188,12 @@ class _PreparedImage(NamedTuple):
 def _read_item(
     reader: Reader, item: Item, request: RawRequest, dtype: PixelType
 ) -> list[_PreparedImage]:
-    """Read all images of an item. If one image cannot be used, the whole item is skipped.
+    """Read all images of an item. If one of them cannot be used, the whole item is skipped.
 
     Raises:
         SkipItem: The item or one of its images cannot be used.
-        DataError: The source returned an image without a label, or anything else than samples.
+        DataError: The source returned an image without a label, or an object that is not a
+            sample.
     """
     antialias = not request.has_fault("resize_without_antialias")
     prepared = []
@@ -209,7 +221,8 @@ def _samples(samples: object, request: RawRequest) -> Iterator[Sample]:
     """Yield the samples that a source returned for an item.
 
     Raises:
-        DataError: The source returned anything else than samples with valid pixels.
+        DataError: The source returned an object that is not a sample, or a sample whose pixels
+            are not valid.
     """
     source = f"the source {request.dataset.source}"
     if not isinstance(samples, Iterable):
@@ -228,8 +241,8 @@ def _samples(samples: object, request: RawRequest) -> Iterator[Sample]:
         has_shape = len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)
         if not has_shape or dtype not in PIXEL_DTYPES:
             raise request.error(
-                f"{source} returned {_kind(sample.pixels)} of shape {shape} and type {dtype} as "
-                "pixels",
+                f"the pixels from {source} are {_kind(sample.pixels)} with the shape {shape} and "
+                f"the dtype {dtype}",
                 hint="Return an array of shape (height, width) or (height, width, 3) with uint8 "
                 "or float32 values in [0, 255]",
             )
@@ -241,8 +254,9 @@ def _kind(value: object) -> str:
 
 
 def _traits(sample: Sample, item: Item, request: RawRequest) -> Iterator[tuple[str, str]]:
-    """Yield (name, value) of every trait. A trait is a property that a network could learn instead
-    of the content of the image.
+    """Yield the name and the value of every trait of an image.
+
+    A trait is a property that a network could learn instead of the content of the image.
     """
     height, width = sample.pixels.shape[:2]
     mode = COLOR if sample.pixels.ndim == 3 else GRAY
@@ -252,14 +266,14 @@ def _traits(sample: Sample, item: Item, request: RawRequest) -> Iterator[tuple[s
 
 
 def digest(image: Image) -> bytes:
-    """Return the SHA-256 of an image's bytes in C order, little endian."""
+    """Return the SHA-256 of an image's pixels, as little-endian bytes in C order."""
     little_endian = image.dtype.newbyteorder("<")
     values = np.ascontiguousarray(image, little_endian)
     return hashlib.sha256(values.data).digest()
 
 
 def save_part(stem: Path, part: PartMetadata, images: Sequence[Image]) -> None:
-    """Write the two files of a part, the images first."""
+    """Write the two part files of a block. The file of images is written first."""
     if images:
         with replacing(stem.with_suffix(".npy")) as file:
             np.save(file, np.stack(images), allow_pickle=False)
@@ -269,7 +283,7 @@ def save_part(stem: Path, part: PartMetadata, images: Sequence[Image]) -> None:
 
 
 def load_part(stem: Path) -> PartMetadata | None:
-    """Return the metadata of a finished part; None if the part must be read again."""
+    """Return the metadata of a finished block; None if the block must be read again."""
     try:
         metadata = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
         metadata["rows"] = np.frombuffer(bytes.fromhex(metadata["rows"]), METADATA_DTYPE)
@@ -283,6 +297,6 @@ def load_part(stem: Path) -> PartMetadata | None:
 
 
 def open_images(stem: Path) -> Image:
-    """Return the images of a part as a memory map, ``(num_images, channels, height, width)``."""
+    """Open the images of a block as a memory map, ``(num_images, channels, height, width)``."""
     images: Image = np.load(stem.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
     return images

@@ -1,9 +1,10 @@
-"""Prepare a dataset from its raw download: list, read in parallel tasks, check and publish.
+"""Prepare a dataset from its raw download: list, read in parallel, check and publish.
 
-The store is written to a sibling folder of the destination, and then renamed. Part files are
-in another sibling folder. An interrupted preparation continues from them. Two processes may
-prepare the same data at the same time: the first one renames its store, and the other returns
-that store.
+The store is written to a sibling folder of the destination, and this folder is then renamed.
+Part files are in another sibling folder. If a preparation is interrupted, the next preparation
+continues from its part files. Two processes may prepare the same data at the same time. The
+store of the first process that finishes is moved to the destination. The other process uses
+this store.
 """
 
 from __future__ import annotations
@@ -46,39 +47,44 @@ def prepare_dataset(
 ) -> PreparedRecord:
     """Prepare a dataset, and store it in a folder.
 
-    If the destination has a finished preparation, its record is returned. For user data, the raw
-    files are first checked for changes. If the listing, sizes or times of files differ, all images
-    are read again and compared. If the images are equal, only the record is written again, because
-    its flags and skipped items may have changed.
+    If the destination contains a finished preparation, the function returns its record. If the
+    dataset consists of user data, the raw files are first checked for changes. If the listing,
+    or the size or time of a file, differs, all images are read again and compared. If the
+    images are equal, only the record is written again, because its flags and skipped items may
+    have changed.
 
-    If the destination has a damaged preparation, the dataset is prepared again.
+    If the destination contains a damaged preparation, the dataset is prepared again.
 
     Args:
-        spec: Task, image size, channels and faults.
-        dataset: The dataset's row in the table of datasets, or a row made for user data.
+        spec: The spec of the preparation, with task, image size, channels and faults.
+        dataset: The row of the dataset in the table of datasets. For user data, it is a row
+            that isweep made.
         raw: Folder or file of the raw download; None for sources that need no download.
-        destination: Folder of the store. The parent folder also contains the hash key, and the
-            part files until the store is complete.
-        executor: Runs the reading and writing tasks. ``raw`` and ``destination`` must exist on
-            all its nodes.
-        max_skipped_share: Largest share of listed items that may be unusable. Unless it is 0,
-            one unusable item is always allowed. The same number limits the share of images
-            that equal an image with another label. This second limit applies only to corrected
-            data for training.
-        for_training: True to raise an error if the images cannot be split into training and test
-            sets. For example, one group (patient) has most images, each class has only one group,
-            or too many equal images have different labels. Measures need no split.
+        destination: Folder of the store. Its parent folder also contains the hash key. Until
+            the store is complete, the parent folder contains the part files too.
+        executor: Executor that runs the reading and writing tasks. All its nodes must see
+            ``raw`` and ``destination``.
+        max_skipped_share: Largest share of the listed items that may be unusable. Unless the
+            share is 0, one unusable item is always allowed. The same number also limits the
+            share of images that equal an image with another label. This second limit applies
+            only to corrected data for training.
+        for_training: True to raise an error if the images cannot be split into training and
+            test sets. Reasons are that one group (patient) has most images, that each class
+            has only one group, or that too many equal images have different labels. Measures
+            need no split, so they pass False.
         on_progress: Function that is called after every block of items.
-        other_nodes: Runs reading tasks on more nodes, on which ``destination`` need not exist;
-            see :func:`~tasks.prepared.blocks.read_blocks`.
-        listings: Listings that the command has already created; None if there are none.
+        other_nodes: Executor that runs reading tasks on further nodes, which need not see
+            ``destination``; None if there are no such nodes. See
+            :func:`~tasks.prepared.blocks.read_blocks`.
+        listings: The listings that the command has already created; None if it has created
+            none.
 
     Returns:
         The record of the store at the destination.
 
     Raises:
-        DataError: The raw download is not as expected, has too many unusable items, or has
-            changed since the preparation.
+        DataError: The raw download does not have the expected layout, has too many unusable
+            items, or has changed since the preparation.
     """
     finished = published_record(destination, spec)
     may_files_change = raw is not None and dataset.name not in DATASETS
@@ -97,8 +103,8 @@ def prepare_dataset(
     parts_folder = destination.with_name(f".{destination.name}.parts")
     plan = plan_reading(preparation, raw_id, parts_folder)
     if finished is not None:
-        # All images are read again, even if this takes long. Otherwise changed data would be used
-        # silently.
+        # All images are read again, even if this takes long. Otherwise a run would silently
+        # use changed data.
         parts = read_again(preparation, plan.blocks, on_progress)
         reading = plan.add_parts(parts)
         return _update_if_unchanged(reading, finished, destination, max_skipped_share)
@@ -110,7 +116,7 @@ def prepare_dataset(
         record = make_record(reading, skipped)
         return build_and_publish(record, reading, destination, executor, started)
     except FileNotFoundError:
-        # Another process published the same dataset and removed the parts.
+        # Another process has published the same dataset and removed the part files.
         finished = published_record(destination, spec)
         if finished is None:
             raise
@@ -120,14 +126,14 @@ def prepare_dataset(
 def _update_if_unchanged(
     reading: Reading, finished: PreparedRecord, destination: Path, max_skipped_share: float
 ) -> PreparedRecord:
-    """Check that the raw files still have the prepared images, and write the record again.
+    """Check that the raw files still contain the prepared images, and write the record again.
 
     Raises:
         DataError: The images have changed since the preparation.
     """
     check_same_content(finished, destination, reading)
     # The first preparation was accepted with its skipped items. So an error is raised only if
-    # there are now more skipped items, and too many.
+    # there are more skipped items than before, and if they are too many.
     has_more_skips = count_skips(reading) > finished.num_skipped
     skipped = collect_skips(reading, max_skipped_share if has_more_skips else 1.0)
     record = make_record(reading, skipped)
@@ -135,20 +141,21 @@ def _update_if_unchanged(
 
 
 def prepare_from_stdin() -> None:
-    """Prepare the datasets that are listed in one line on stdin. Stop if stdin is closed.
+    """Prepare the datasets that a line on stdin describes. Stop if stdin is closed.
 
-    ``isweep run`` calls this function in a second process, to prepare datasets while the run
-    starts.
+    ``isweep run`` calls this function in a second process, so that datasets are prepared while
+    the run starts.
 
-    The line is a JSON list with three entries: the folder of prepared datasets, the largest share
-    of unusable items, and pairs of specs (preparation, dataset). The name of each dataset is
-    printed before its preparation. Errors are ignored here, because the caller will prepare the
-    dataset again and report the error.
+    The line is a JSON list with three entries: the folder of prepared datasets, the largest
+    share of unusable items, and a list of pairs. Each pair consists of the spec of a
+    preparation and the spec of its dataset. The function prints the name of each dataset
+    before it prepares the dataset. It ignores errors, because the caller prepares the dataset
+    again and then reports the error.
     """
 
     def end_if_closed() -> None:
-        # The caller writes only one line. So if stdin becomes readable again, the caller has
-        # closed it.
+        # The caller writes only one line. So if stdin is readable after this line, the caller
+        # has closed it.
         is_readable, _, _ = select.select([sys.stdin], [], [], 0)
         if is_readable:
             sys.exit()

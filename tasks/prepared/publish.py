@@ -1,4 +1,6 @@
-"""Write a prepared dataset. Its folder does not exist before the dataset is complete."""
+"""Write a prepared dataset. The folder of the dataset appears only when the dataset is
+complete.
+"""
 
 from __future__ import annotations
 
@@ -35,17 +37,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 MAX_ATTEMPTS = 3
-"""Number of attempts to replace a damaged store at the destination."""
+"""Number of attempts to move the store to a destination with a damaged store."""
 
 
 def published_record(destination: Path, spec: PreparedSpec) -> PreparedRecord | None:
-    """Return the record of a finished preparation.
+    """Return the record of a preparation that is finished.
 
     Returns:
-        The record; None if the destination does not exist or has only a damaged store.
+        The record; None if the destination does not exist, or contains a damaged store.
 
     Raises:
-        DataError: The destination has other files.
+        DataError: The destination contains other files, or another prepared dataset.
     """
     if not destination.exists():
         return None
@@ -80,13 +82,13 @@ def build_and_publish(
     executor: Executor,
     started: float,
 ) -> PreparedRecord:
-    """Write the store in a sibling folder, rename it, and remove the part files.
+    """Write the store into a sibling folder, rename this folder, and remove the part files.
 
     Args:
-        record: The record without the duration.
-        reading: The images to write, and their part files.
+        record: The record of the dataset. Its duration is not known yet.
+        reading: The images to write, and the blocks whose part files contain them.
         destination: The folder of the store.
-        executor: Runs the writing tasks.
+        executor: Executor that runs the writing tasks.
         started: Value of ``time.monotonic()`` when the preparation began.
 
     Returns:
@@ -123,7 +125,10 @@ def _write_arrays(
     stems: Sequence[Path],
     executor: Executor,
 ) -> None:
-    """Write all arrays of a store: one task for each shard of images, then the small arrays."""
+    """Write all arrays of a store.
+
+    Each shard of images is written by one task. Then this process writes the small arrays.
+    """
     shard_rows = create_store(
         folder, num_images=record.num_images, image_shape=record.shape[1:], dtype=record.dtype
     )
@@ -146,18 +151,18 @@ def write_shard(
     part_rows: NDArray[np.int32],
     digests: NDArray[np.void],
 ) -> None:
-    """Copy the images of one shard from the part files.
+    """Copy the images of one shard from the part files to the store.
 
     Args:
         folder: The folder of the store.
         stems: Paths of the part files without file extension.
-        start: Row of the first image in the store.
-        part_rows: ``(num_images, 2)`` index of each image's part, and row of the image in the
-            part.
-        digests: ``(num_images,)`` SHA-256 of each image, computed when the image was read.
+        start: Row, in the store, of the first image of the shard.
+        part_rows: ``(num_images, 2)`` index of the part that contains each image, and row of
+            the image in this part.
+        digests: ``(num_images,)`` SHA-256 of each image from the time when the image was read.
 
     Raises:
-        CorruptStoreError: An image has changed since it was read.
+        CorruptStoreError: An image in a part file has changed since it was read.
     """
     rows: list[Image] = []
     opened_part = -1
@@ -180,10 +185,10 @@ def _move_into_place(
     destination: Path,
     record: PreparedRecord,
 ) -> PreparedRecord:
-    """Rename a store to its destination.
+    """Rename the folder of a store to its destination.
 
-    An undamaged store at the destination is not replaced: equal specs and files result in
-    equal content.
+    If the destination already contains an undamaged store, this store is not replaced, because
+    equal specs and files result in equal content.
     """
     for _ in range(MAX_ATTEMPTS):
         try:

@@ -1,4 +1,4 @@
-"""A reading of a raw download: the blocks to read, and then the images that were read."""
+"""Plan the reading of a raw download, and hold the images that were read."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ class ReadingPlan:
 
     Attributes:
         preparation: The common input of all reading tasks.
-        raw_id: Hash of the raw files before they are read, see
+        raw_id: Hash of the raw files, computed before they are read, see
             :meth:`~tasks.prepared.preparation.Preparation.raw_id`.
         blocks: The blocks, in the order of reading.
-        order: The order of reading, see :func:`~tasks.prepared.blocks.reading_order`.
+        order: The order of reading, see :func:`~tasks.prepared.blocks.reading_order`; None for
+            the order of the listing.
     """
 
     preparation: Preparation
@@ -41,7 +42,7 @@ class ReadingPlan:
     order: Rows | None
 
     def add_parts(self, parts: Sequence[PartMetadata]) -> Reading:
-        """Return the reading that has these parts.
+        """Return the reading that consists of this plan and the images of these parts.
 
         Args:
             parts: The metadata of the parts, in the order of the blocks.
@@ -57,10 +58,10 @@ class Reading:
 
     Attributes:
         preparation: The common input of all reading tasks.
-        raw_id: Hash of the raw files before they were read.
+        raw_id: Hash of the raw files, computed before they were read.
         blocks: The blocks, in the order of reading.
-        parts: The metadata of each block's part.
-        images: The images to use, in the order of the listing.
+        parts: The metadata of each block's images.
+        images: The table of the images to use, in the order of the listing.
     """
 
     preparation: Preparation
@@ -88,13 +89,14 @@ def plan_reading(preparation: Preparation, raw_id: str, parts_folder: Path) -> R
 def _choose_items(items: Sequence[Item], spec: PreparedSpec) -> Sequence[Item]:
     """Return at most ``max_images_per_class`` items of each class.
 
-    If an item has no label before it is read, all items are returned.
+    If the label of any item is not known before the item is read, all items are returned.
     """
     limit = spec.max_images_per_class
     if limit is None or any(item.label is None for item in items):
         return items
     labels = np.array([item.label for item in items])
-    # An image without a group is its own group. No other group name begins with a null byte.
+    # An item without a group is a separate group. Its name begins with a null byte, so it
+    # differs from the names of all other groups.
     groups = np.array([item.group or f"\0{item.locator}" for item in items])
     rows = keep_per_class(labels, number_groups(groups), spec, limit)
     return [items[row] for row in rows]

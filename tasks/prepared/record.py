@@ -1,4 +1,6 @@
-"""The record of a prepared dataset. Markers, logs, MLflow and reports contain this record."""
+"""Make the record of a prepared dataset. The marker of the dataset, logs, MLflow and reports
+contain this record.
+"""
 
 from __future__ import annotations
 
@@ -21,69 +23,78 @@ from tasks.sources.base import format_counts
 from tasks.sources.own.splits import GivenSplit
 
 MAX_LISTED = 50
-"""Largest number of skipped items in a record. It is also the largest number of flags for classes
-in only one given split."""
+"""Largest number of skipped items in a record. The number also limits the flags for classes
+that are in only one given split."""
 MAX_SHOWN_SKIPS = 5
-"""Largest number of skipped items that are printed."""
+"""Largest number of skipped items whose hashes are printed."""
 MIN_GAIN = 0.1
-"""A trait is predictive only if it guesses more labels right than the most frequent class does.
-The difference must exceed this share of the images."""
+"""Smallest gain of a predictive trait. The gain is the share of images whose label can be
+guessed from the trait, minus the share of the most frequent class."""
 MAX_P = 1e-3
-"""Significance level of the G-test of association between a trait and the label."""
+"""Significance level of the G-test for an association between a trait and the label."""
 MIN_IMAGES_PER_VALUE = 5
-"""Smallest number of images per value of a trait for the G-test."""
+"""Smallest number of images per value of a trait with which the G-test is computed."""
 MIN_ENLARGED = 2
-"""Smallest enlargement that is reported as a possible problem, for example 28 to 56 pixels."""
+"""Smallest factor of enlargement that is reported as a possible problem, for example from 28
+to 56 pixels."""
 MIN_STRETCHED = 1.5
-"""Smallest ratio of the sides of an image for which stretching to a square is reported."""
+"""Smallest ratio of the longer side of a raw image to its shorter side for which stretching to
+a square is reported as a possible problem."""
 SIZE = re.compile(r"\b(\d+)x(\d+)\b")
-"""Pattern of the height and width of a raw image in a value of the trait ``FORMAT_TRAIT``."""
+"""Pattern of the height and width of a raw image in the value of ``FORMAT_TRAIT``."""
 SINGLE_VALUED = ("modality", "series description", "pixel spacing", "rescale slope")
 """Traits that should have the same value for all images of a dataset."""
 
 
 class PreparedRecord(BaseModel):
-    """A summary of a prepared dataset and its origin. It contains nothing that identifies a person.
+    """A summary of a prepared dataset and of its origin. It contains nothing that identifies a
+    person.
 
     Attributes:
         fingerprint: SHA-256 of the content: pixels, labels, groups, splits, label names and
             dtype. It does not depend on sharding, the number of workers, the hash key, or the
             time and place of the preparation.
         prepared_id: Id of the preparation's spec, which is the name of the store's folder.
-        raw_id: Hash of the raw listing with sizes and times of files. If it differs, all
-            images are read again and compared.
+        raw_id: Hash of the raw listing, including the sizes and times of the files. If the
+            hash of the present files differs, all images are read again and compared.
         dataset: Name of the dataset in sweep files.
-        source: Name of the source in :mod:`tasks.sources` that read the dataset.
-        title: Name of the dataset in text for people.
-        modality: Subject and technique of the images, for example ``chest X-ray``.
-        domain: ``natural`` or ``medical``; None for user data that were measured without a
+        source: Name of the source in :mod:`tasks.sources` that has read the dataset.
+        title: Name of the dataset in texts for people.
+        modality: Subject and imaging technique of the images, for example ``chest X-ray``.
+        domain: ``natural`` or ``medical``; None if a user measured the data without stating a
             domain.
-        task: Name of the label set, if a download has several label sets.
+        task: Name of the label set if the download has several label sets; otherwise empty.
         data_mode: ``corrected``, or ``as_released`` with the faults of the released code.
         faults: Faults of the released code that are switched on, see ``docs/faults.md``.
-        label_names: Class names by class index.
+        label_names: Names of the classes, in the order of their class indices.
         num_images: Number of stored images.
-        num_groups: Number of groups of the stored images.
-        num_images_per_label: Number of images by class name.
-        num_groups_per_label: Number of groups with an image of the class, by class name.
+        num_groups: Number of groups that the stored images form.
+        num_images_per_label: Number of images of each class. The keys are the names of the
+            classes.
+        num_groups_per_label: Number of groups that contain an image of each class. The keys
+            are the names of the classes.
         num_listed: Number of items in the raw listing, including skipped items.
         num_skipped: Number of items that could not be listed or read.
-        excluded: Number of items that rules of the dataset leave out, by reason.
-        skipped: Number of items that could not be listed or read, by reason.
-        skipped_items: The first skipped items, as pairs (keyed hash of the locator, reason).
-        conversions: Conversions of pixels, with the number of converted images.
-        flags: Flags, which are possible problems of the data in words, with the number of
-            affected images or items.
-        num_duplicates: Number of images that are equal to an earlier image. Groups with equal
-            images were joined.
+        excluded: Number of items that are left out by the rules of the dataset, for each
+            reason. The keys are the reasons.
+        skipped: Number of items that could not be listed or read, for each reason. The keys
+            are the reasons.
+        skipped_items: The first skipped items. Each is a pair of the keyed hash of its locator
+            and the reason.
+        conversions: Number of converted images for each conversion of pixels. The keys are the
+            conversions in words.
+        flags: Number of affected images or items for each flag. A flag is a possible problem
+            of the data, in words. The keys are the flags.
+        num_duplicates: Number of images that are equal to an earlier image. If two groups had
+            equal images, they were joined.
         num_conflicts: Number of images that are equal to an image with another label.
-        intensity: The rule that converted raw values to pixels.
+        intensity: The rule, in words, that converted raw values to pixels.
         pixel_range: The pixel values of black and of white.
         dtype: Type of the stored pixels.
-        shape: ``(num_images, channels, height, width)``.
-        seconds: Duration of the preparation, seconds; 0 before the store is published.
+        shape: Shape of the array of images, ``(num_images, channels, height, width)``.
+        seconds: Duration of the preparation in seconds; 0 before the store is published.
         origin: ``real``, ``derived``, ``semi-synthetic`` or ``generated``.
-        label_rule: Rule that assigned the labels; empty if people assigned them.
+        label_rule: Rule that assigned the labels; empty if people assigned the labels.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -199,7 +210,7 @@ def _count_flags(reading: Reading, group_counts: Int64Array) -> Counter[str]:
 
     Args:
         reading: The images that were read.
-        group_counts: ``(num_labels,)`` number of groups with an image of each label.
+        group_counts: ``(num_labels,)`` number of groups that contain an image of each label.
     """
     request = reading.preparation.request
     listing = reading.preparation.listing
@@ -209,38 +220,37 @@ def _count_flags(reading: Reading, group_counts: Int64Array) -> Counter[str]:
     for part in parts:
         flags.update(part.flags)
     flags.update(trait_flags(parts))
-    # The image sizes of the study's datasets are known, so only the sizes of user data are
+    # We know the image sizes of the study's datasets, so only the sizes of user data are
     # checked.
     if current_name(request.dataset.source) in OWN_KINDS:
         flags.update(size_flags(parts, request.spec.image_size))
-    flags.update(_group_flags(images, parts))
+    flags.update(_unused_test_flags(images))
+    flags.update(_divided_patient_flags(parts))
     flags.update(_class_flags(images, listing.label_names, group_counts))
     return flags
 
 
-def _group_flags(images: ImageTable, parts: Sequence[PartMetadata]) -> dict[str, int]:
-    """Return two flags, with the number of affected images.
-
-    - Test images of a given split are in the same group as a training image.
-    - The images of a patient, according to the image headers, are in several groups.
-    """
+def _unused_test_flags(images: ImageTable) -> dict[str, int]:
+    """Return a flag for test images of the given split whose group contains a training image."""
     is_training = images.splits == GivenSplit.TRAIN
     is_test = images.splits == GivenSplit.TEST
     has_training_group = np.isin(images.groups, images.groups[is_training])
     num_unused = int((has_training_group & is_test).sum())
+    return {"test images that are not used, because their group is in training": num_unused}
+
+
+def _divided_patient_flags(parts: Sequence[PartMetadata]) -> dict[str, int]:
+    """Return a flag for images whose patient, according to the header, is in several groups."""
     patients = np.concatenate([part.rows["patient"] for part in parts])
     groups = np.concatenate([part.rows["group"] for part in parts])
     first_rows, patient_numbers = distinct(patients)
     first_group_of_patient = groups[first_rows[patient_numbers]]
+    # The value 0 means that the header of the image names no patient.
     has_patient = patients != 0
-    patients_in_several = patients[(groups != first_group_of_patient) & has_patient]
-    several_text = (
-        "patient in the image header with several groups; check that each group is a patient"
-    )
-    return {
-        "test images that are not used, because their group is in training": num_unused,
-        several_text: int(np.isin(patients, patients_in_several).sum()),
-    }
+    is_in_other_group = (groups != first_group_of_patient) & has_patient
+    num_images = int(np.isin(patients, patients[is_in_other_group]).sum())
+    flag = "patient in the image header with several groups; check that each group is a patient"
+    return {flag: num_images}
 
 
 def _class_flags(
@@ -248,7 +258,8 @@ def _class_flags(
 ) -> dict[str, int]:
     """Return flags for classes with one group, without an image, or in only one given split.
 
-    If a class is in only one split, the labels of one split may start at 1 instead of 0.
+    If a class is only in the training or only in the test split, the labels of one of the
+    splits may start at 1 instead of 0.
     """
     flags: dict[str, int] = {}
     for name, num_groups in zip(names, group_counts.tolist(), strict=True):
@@ -273,16 +284,16 @@ def trait_flags(parts: Sequence[PartMetadata]) -> dict[str, int]:
     If a trait predicts the label, a network may learn the trait instead of the image content.
     A trait is predictive if both of these conditions hold:
 
-    - The share of images whose label can be guessed from the trait exceeds the share of the
-      largest class by more than :data:`MIN_GAIN`.
+    - The share of images whose label can be guessed from the trait is larger than the share of
+      the largest class. The difference is more than :data:`MIN_GAIN`.
     - The p value of a G-test of association is below :data:`MAX_P`.
 
-    A trait with fewer than :data:`MIN_IMAGES_PER_VALUE` images per value is not tested.
+    If a trait has fewer than :data:`MIN_IMAGES_PER_VALUE` images per value, it is not tested.
 
     Returns:
-        Flags with a number of images. For a predictive trait, it is the number of images whose
-        label is guessed right. For a trait that should have one value but has several, it is the
-        number of images that do not have the most frequent value.
+        The number of images for each flag. For a predictive trait, it is the number of images
+        whose label is guessed right. If a trait should have one value but has several, it is
+        the number of images that do not have the most frequent value.
     """
     counts_by_trait: defaultdict[str, Counter[tuple[int, str]]] = defaultdict(Counter)
     for part in parts:
@@ -307,7 +318,7 @@ def trait_flags(parts: Sequence[PartMetadata]) -> dict[str, int]:
 
 
 def _count_formats(parts: Sequence[PartMetadata]) -> Counter[str]:
-    """Return the number of images by the value of the trait :data:`FORMAT_TRAIT`."""
+    """Return the number of images with each value of the trait :data:`FORMAT_TRAIT`."""
     counts: Counter[str] = Counter()
     for part in parts:
         for trait in part.traits:
@@ -319,12 +330,12 @@ def _count_formats(parts: Sequence[PartMetadata]) -> Counter[str]:
 def size_flags(parts: Sequence[PartMetadata], side: int) -> dict[str, int]:
     """Return flags for images that are enlarged or stretched, and for different image sizes.
 
-    Enlarging interpolates pixels. So d_data of enlarged images is lower than d_data of the raw
-    images.
+    Enlarging an image adds interpolated pixels. So the intrinsic dimension d_data of enlarged
+    images is lower than that of the raw images.
 
     Args:
         parts: Metadata of all images that were read.
-        side: Side of the prepared images, pixels.
+        side: Side of the prepared images in pixels.
     """
     counts: Counter[tuple[int, int]] = Counter()
     for image_format, num_images in _count_formats(parts).items():
@@ -354,7 +365,7 @@ def size_flags(parts: Sequence[PartMetadata], side: int) -> dict[str, int]:
 
 
 def channel_conversions(parts: Sequence[PartMetadata], channels: int) -> Counter[str]:
-    """Return how many images were changed to the requested number of channels, by conversion.
+    """Return the number of images that were converted to the requested number of channels.
 
     Args:
         parts: Metadata of all images that were read.
@@ -373,7 +384,7 @@ def channel_conversions(parts: Sequence[PartMetadata], channels: int) -> Counter
 
 
 def _contingency_table(counts: Mapping[tuple[int, str], int]) -> Int64Array:
-    """Return counts by (label, value) as an array ``(num_labels, num_values)``."""
+    """Return a contingency table ``(num_labels, num_values)``, from counts by (label, value)."""
     labels = sorted({label for label, _ in counts})
     values = sorted({value for _, value in counts})
     rows = []
@@ -383,7 +394,7 @@ def _contingency_table(counts: Mapping[tuple[int, str], int]) -> Int64Array:
 
 
 def _mutual_information(table: Int64Array) -> float:
-    """Return the mutual information (nat) of the rows and columns of a table of counts."""
+    """Return the mutual information, in nats, of the rows and columns of a contingency table."""
     from scipy.special import rel_entr
 
     shares = table / table.sum()
@@ -392,7 +403,7 @@ def _mutual_information(table: Int64Array) -> float:
 
 
 def _g_test(table: Int64Array) -> float:
-    """Return the p value of the G-test of independence."""
+    """Return the p value of the G-test of independence for a contingency table."""
     from scipy.special import chdtrc
 
     num_labels, num_values = table.shape
@@ -402,7 +413,7 @@ def _g_test(table: Int64Array) -> float:
 
 
 def _format_information(table: Int64Array) -> str:
-    """Format the mutual information of a trait and the label, and the entropy of the label."""
+    """Format the mutual information of a trait and the label beside the entropy of the label."""
     from scipy.special import entr
 
     entropy = entr(table.sum(1) / table.sum()).sum()
@@ -411,7 +422,7 @@ def _format_information(table: Int64Array) -> str:
 
 
 def reading_lines(record: PreparedRecord) -> list[str]:
-    """Return lines with the converted, left out and skipped images, and with the flags."""
+    """Return lines of text about converted, left out and skipped images, and about flags."""
     return format_counts(
         converted=record.conversions,
         left_out=record.excluded,
@@ -423,7 +434,7 @@ def reading_lines(record: PreparedRecord) -> list[str]:
 def set_lines(
     num_images_by_label: Mapping[str, int], num_groups_by_label: Iterable[int], num_groups: int
 ) -> list[str]:
-    """Return a line with the number of images, classes and groups, then a line for each class."""
+    """Return a line with the numbers of images, classes and groups, and a line per class."""
     num_images = plural(sum(num_images_by_label.values()), "image")
     num_classes = plural(len(num_images_by_label), "class")
     lines = [f"{num_images}, {num_classes}, {plural(num_groups, 'group')}"]
@@ -435,7 +446,7 @@ def set_lines(
 
 
 def total_and_class_lines(record: PreparedRecord) -> list[str]:
-    """Return the lines of :func:`set_lines`, with a hint if every image is its own group."""
+    """Return the lines of :func:`set_lines`, with a hint if every group has only one image."""
     totals, *classes = set_lines(
         record.num_images_per_label, record.num_groups_per_label.values(), record.num_groups
     )

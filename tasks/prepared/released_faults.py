@@ -6,20 +6,21 @@ faults by number. This module repeats F3 to F7:
 
 - ``misaligned_labels`` (F3, natural-image datasets that the code reads into memory): If a
   class has more images than needed, the code deletes the labels of the surplus images, but not
-  these images. The next labels then belong to the wrong images.
-- ``fixed_imagenet_files`` (F4, ImageNet): The code numbers the images of the class pair
-  from 0. It then uses these numbers as indices into the list of all images. So it always reads
-  the first images of ImageNet, for every class pair.
+  the images themselves. The following images then get the labels of other images.
+- ``fixed_imagenet_files`` (F4, ImageNet): The code numbers the images of the class pair,
+  beginning with 0. It then uses these numbers as indices into the list of all images. So it
+  reads the first images of ImageNet for every class pair.
 - ``image_level_split`` (F5): Images of one group may be in the training set and in the test
   set.
-- ``first_k_selection`` (F6): Images are chosen in stored order, instead of a random order.
+- ``first_k_selection`` (F6): Images are chosen in stored order, and not in a random order.
 - ``test_set_depends_on_size`` (F7): The split depends on the train size N, so every N has a
   different test set.
 
-With F3, with F4, or with F5, F6 and F7 together, images are chosen only from a *pool*. The pool has
-the first images of each class, N + ``test_size`` in total. The released code does not read a split
-that the data state. isweep therefore rejects a user's data with such a split. The example shows F3
-with a pool of two images per class. The pool is full before image 5::
+Images are chosen only from a *pool* if F3 or F4 is switched on, or if F5, F6 and F7 are all
+switched on. The pool contains the first images of each class, N + ``test_size`` images in
+total. The released code does not read given splits. So if a user's data have a given split,
+isweep does not choose images from a pool, and raises an error. The example shows F3 with a
+pool of two images per class. Image 5 is not in the pool, because the pool is already full::
 
     images of the class pair    1  2  3  4  5
     true labels                 0  0  0  1  1
@@ -40,16 +41,16 @@ from tasks.prepared.group_split import Candidates, GroupSplit, split_by_group
 from tasks.sources.own.splits import GivenSplit
 
 READ_BY_FILE_NAME = ("imagenet",)
-"""Natural-image datasets that the released code reads by file name. Fault F4 occurs only in
-these datasets. Fault F3 occurs only in the other natural-image datasets."""
+"""Natural-image datasets whose images the released code reads by file name. Fault F4 occurs
+only in these datasets. Fault F3 occurs only in the other natural-image datasets."""
 WRONG_LABEL_FAULTS = frozenset({"misaligned_labels", "fixed_imagenet_files"})
-"""The faults F3 and F4. A dataset has at most one of them. With each of them, some images have the
-labels of other images."""
+"""The faults F3 and F4. A dataset has at most one of these two faults. Each of them assigns
+the labels of other images to some images."""
 RELEASED_SPLIT_FAULTS = frozenset(
     {"image_level_split", "first_k_selection", "test_set_depends_on_size"}
 )
-"""The faults F5, F6 and F7. If all three are switched on, the split is the random split of the
-released code."""
+"""The faults F5, F6 and F7. If all three faults are switched on, images are split as in the
+released code, at random and without groups."""
 
 
 def split_with_faults(
@@ -60,12 +61,13 @@ def split_with_faults(
     Args:
         candidates: All images of the subset's classes.
         spec: The subset spec: the faults, the size of the test set and the seed.
-        max_train_size: The train size N. It may be None if no fault needs it.
+        max_train_size: The train size N. It may be None if no fault makes the images depend on
+            N.
 
     Raises:
         DataError: A fault makes the images depend on N, but ``max_train_size`` is None. Or the
-            images come from a pool, but the user's data state a split. Or there are too few
-            images.
+            images come from a pool, but the user's data have a given split. Or there are too
+            few images.
     """
     faults = _relevant_faults(spec.prepared)
     has_pool = bool(_pool_faults(faults))
@@ -86,13 +88,13 @@ def split_with_faults(
 
 
 def _relevant_faults(spec: PreparedSpec) -> set[str]:
-    """Return the faults of the spec that the released code has for this dataset."""
+    """Return the faults of the spec that concern this dataset in the released code."""
     faults: set[str] = set(spec.faults)
     dataset = spec.dataset
     is_read_by_name = dataset in READ_BY_FILE_NAME
     if not is_read_by_name:
         faults.discard("fixed_imagenet_files")
-    # A user's data are treated as natural images.
+    # The data of a user are treated as natural images.
     is_natural = dataset not in DATASETS or DATASETS[dataset].domain == "natural"
     if is_read_by_name or not is_natural:
         faults.discard("misaligned_labels")
@@ -100,7 +102,10 @@ def _relevant_faults(spec: PreparedSpec) -> set[str]:
 
 
 def _pool_faults(faults: set[str]) -> set[str]:
-    """Return the faults that limit the choice of images to a pool; empty if there is no pool."""
+    """Return the faults because of which images are chosen only from a pool.
+
+    The set is empty if there is no pool.
+    """
     pool_faults = faults & WRONG_LABEL_FAULTS
     if not pool_faults and faults >= RELEASED_SPLIT_FAULTS:
         return set(RELEASED_SPLIT_FAULTS)
@@ -108,14 +113,14 @@ def _pool_faults(faults: set[str]) -> set[str]:
 
 
 def check_no_given_split(spec: PreparedSpec, splits: Int8Array) -> None:
-    """Check that the faults of the spec would not ignore a split that a user's data state.
+    """Check that no fault of the spec ignores a given split of a user's data.
 
     Args:
         spec: The prepared dataset, with its faults.
         splits: ``(num_images,)`` :class:`GivenSplit` of each image.
 
     Raises:
-        DataError: The data state a split, and the images come from a pool.
+        DataError: The data have a given split, and the images come from a pool.
     """
     pool_faults = _pool_faults(_relevant_faults(spec))
     is_user_data = spec.dataset not in DATASETS
@@ -139,16 +144,17 @@ def check_no_given_split(spec: PreparedSpec, splits: Int8Array) -> None:
 def _read_pool(
     candidates: Candidates, spec: SubsetSpec, faults: set[str], train_size: int
 ) -> Candidates:
-    """Return the images of the pool as the released code reads them.
+    """Return the images of the pool with the labels that they have in the released code.
 
-    The labels belong to the first images of each class. With F3 or F4, the rows belong to other
-    images, so some labels are wrong. The groups always belong to the rows.
+    The labels are the labels of the first images of each class. With F3 or F4, the rows are
+    the rows of other images, so some labels are wrong. The groups are always the groups of the
+    rows.
     """
     pool_indices = _pool_indices(candidates, spec, train_size)
     if "misaligned_labels" in faults:
         rows = candidates.rows[: len(pool_indices)]  # F3: the first images, of any class
     elif "fixed_imagenet_files" in faults:
-        # F4: an index in the class pair is used as an index in the whole dataset.
+        # F4: the index of an image in the class pair is used as an index in the whole dataset.
         rows = pool_indices
     else:
         rows = candidates.rows[pool_indices]
@@ -156,7 +162,7 @@ def _read_pool(
 
 
 def _pool_indices(candidates: Candidates, spec: SubsetSpec, train_size: int) -> Int64Array:
-    """Return the indices of the first candidates of each class, in ascending order.
+    """Return the indices of the first candidates of each class, which form the pool, ascending.
 
     Raises:
         DataError: N + ``test_size`` is not a multiple of the number of classes, or a class has
@@ -189,9 +195,9 @@ def _pool_indices(candidates: Candidates, spec: SubsetSpec, train_size: int) -> 
 def _split_by_group_with_faults(
     candidates: Candidates, spec: SubsetSpec, faults: set[str], train_size: int | None
 ) -> GroupSplit:
-    """Split with :func:`split_by_group`, changed by the faults that are switched on.
+    """Split the candidates by groups, with the faults that are switched on.
 
-    ``train_size`` has an effect only with F7.
+    Unless F7 is switched on, ``train_size`` has no effect.
     """
     rng = None  # F6: stored order
     if "first_k_selection" not in faults:
@@ -201,7 +207,7 @@ def _split_by_group_with_faults(
         rng = np.random.default_rng(derive_seed(*seed_parts))
     # With F3 or F4, the pool has exactly N + test_size images, so every image must be used:
     # - Groups are ignored, because a split by groups leaves out images of the test groups.
-    # - Classes are not balanced, because that leaves out an image if test_size is odd.
+    # - Classes are not balanced, because balancing leaves out an image if test_size is odd.
     uses_all_images = not faults.isdisjoint(WRONG_LABEL_FAULTS)
     groups = candidates.groups
     if uses_all_images or "image_level_split" in faults:
@@ -211,10 +217,10 @@ def _split_by_group_with_faults(
 
 
 def _released_split(candidates: Candidates, test_size: int) -> GroupSplit:
-    """Split as torch's ``random_split`` does: permute the images, and use the last images for
-    testing.
+    """Split at random, as torch's ``random_split`` does.
 
-    The seed is :data:`RELEASED_SEED`, as in the released code, and not the seed of the spec.
+    The images are permuted, and the last images of the permutation are the test images. The
+    seed is :data:`RELEASED_SEED`, as in the released code, and not the seed of the spec.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Read the rows of a sharded zarr array, faster than the zarr package."""
+"""Read the rows of a sharded zarr array faster than the zarr package reads them."""
 
 from __future__ import annotations
 
@@ -16,36 +16,37 @@ from numpy.typing import NDArray
 from tasks.array_types import AnyArray, Int64Array
 
 RowIndices = Int64Array | range
-"""Indices of rows. A row is the data of one image in one array."""
+"""Indices of rows of an array. A row contains the data of one image."""
 
 ABSENT = 2**64 - 1
-"""This offset in the index of a shard means: the chunk has only zeros, and is not stored."""
+"""Offset that the index of a shard contains for a chunk of zeros. Such a chunk is not stored."""
 CRC_BYTES = 4
 """Size in bytes of a crc32c checksum."""
 INDEX_ENTRY_BYTES = 16
-"""Size in bytes of a pair (offset, length) in the index of a shard."""
+"""Size in bytes of an entry (offset, length) in the index of a shard."""
 
 
 @dataclass(frozen=True)
 class ShardedArrayReader:
     """A fast reader for the rows of a sharded, uncompressed zarr array.
 
-    Rows are read directly into the result, and their checksums are verified. The zarr package
-    reads the same files at half the rate.
+    The reader reads rows directly into the result, and verifies their checksums. The zarr
+    package needs twice as long for the same files.
 
-    Files have the layout of the zarr 3 sharding codec::
+    The files have the layout of the sharding codec of zarr 3::
 
         shard 0:  chunk 0, crc | chunk 1, crc | ... | (offset, length) of each chunk, crc
         shard 1:  chunk k, crc | ...
 
     Each chunk has ``chunk_rows`` rows. The last chunk of the array is padded to this size. The
-    part at the end of a shard is its *index*. ``crc`` is the crc32c of the bytes before it.
+    pairs at the end of a shard are its *index*. ``crc`` is the crc32c checksum of the chunk or
+    index before it.
 
     Attributes:
-        folder: The folder ``c`` of the array.
+        folder: The folder ``c`` of the array, which contains the files of the shards.
         num_rows: Number of rows.
         row_shape: Shape of a row.
-        dtype: Type of the values, little endian.
+        dtype: Type of the values, in little-endian byte order.
         chunk_rows: Number of rows in a chunk.
         shard_rows: Number of rows in a shard.
     """
@@ -61,11 +62,11 @@ class ShardedArrayReader:
         """Return rows in the order of ``indices``.
 
         Args:
-            indices: Indices of rows. With a range, rows are read without an extra copy. The
-                step of a range must be 1.
+            indices: Indices of rows. If it is a range, its step must be 1. The rows of a range
+                are read without an extra copy.
 
         Raises:
-            IndexError: An index is out of range.
+            IndexError: An index is not the index of a row.
             ValueError: A chunk is damaged, or ``indices`` is a range whose step is not 1.
             OSError: A file is missing or truncated.
         """
@@ -88,8 +89,8 @@ class ShardedArrayReader:
                 f"{indices} has the step {indices.step}, not 1. Convert it to an array first"
             )
         rows = self._allocate(len(indices))
-        # The checksum covers the whole chunk, so the rows before and after the requested ones
-        # are read too. The values of these rows are not used, so they are written into shared
+        # A checksum belongs to a whole chunk. So the rows before and after the requested rows
+        # must be read too. Their values are not used, so all of them are written to the same
         # scratch memory.
         scratch = self._allocate(self.chunk_rows)
         for request in self._chunk_requests(indices):
@@ -104,9 +105,9 @@ class ShardedArrayReader:
         return np.empty((num_rows, *self.row_shape), self.dtype)
 
     def _chunk_requests(self, sorted_indices: RowIndices) -> Iterator[_ChunkRequest]:
-        """Yield the requested rows, chunk by chunk.
+        """Yield one request for each chunk that contains requested rows.
 
-        For example, with chunks of 4 rows, the sorted indices 3, 5, 6 and 13 need three
+        For example, if a chunk has 4 rows, the sorted indices 3, 5, 6 and 13 need three
         requests:
 
         =====  =========  ====  ==========
@@ -117,8 +118,8 @@ class ShardedArrayReader:
         3      12         3:4   13
         =====  =========  ====  ==========
 
-        Read a chunk before you take the next request. The file of a shard is closed after its
-        last request.
+        The caller must read the chunk of a request before it takes the next request. The file
+        of a shard is closed after the last request for this shard.
 
         Args:
             sorted_indices: Indices of the requested rows, in ascending order.
@@ -149,10 +150,10 @@ class ShardedArrayReader:
         """Open the file of a shard, and read its index.
 
         Yields:
-            The file, and ``(chunks_per_shard, 2)`` offset and length of each chunk in the
-            file.
+            The file, and an array ``(chunks_per_shard, 2)`` with the offset and the length of
+            each chunk in the file.
         """
-        # The zarr package calls the file of shard 3 of a 4-d array c/3/0/0/0.
+        # The zarr package gives the file of shard 3 of a 4-d array the path c/3/0/0/0.
         path = self.folder.joinpath(str(shard), *("0" for _ in self.row_shape))
         with path.open("rb", buffering=0) as file:
             index_bytes = INDEX_ENTRY_BYTES * self.chunks_per_shard
@@ -168,9 +169,9 @@ class _ChunkRequest(NamedTuple):
     Attributes:
         file: The open file of the shard.
         offset: Offset of the chunk in the file.
-        length: Length of the chunk with its checksum, in bytes.
+        length: Length of the chunk in bytes, including its checksum.
         first_row: Index of the chunk's first row in the array.
-        part: Slice of the sorted indices whose rows are in this chunk.
+        part: Slice of the sorted indices. The rows with these indices are in this chunk.
     """
 
     file: IO[bytes]
@@ -180,8 +181,9 @@ class _ChunkRequest(NamedTuple):
     part: slice
 
     def read(self, *targets: AnyArray) -> None:
-        """Read the whole chunk into several arrays. Each array receives the next part of the
-        chunk.
+        """Read the whole chunk into one or more arrays.
+
+        Each array receives the next part of the chunk.
 
         Raises:
             ValueError: The length or the checksum of the chunk is wrong.
@@ -198,7 +200,7 @@ class _ChunkRequest(NamedTuple):
 
 
 def _fill_and_check(file: IO[bytes], *targets: AnyArray) -> None:
-    """Read bytes into arrays one after another, then check the checksum that follows them.
+    """Fill arrays one after another from a file, and verify the checksum that follows.
 
     Raises:
         ValueError: The checksum is wrong.
@@ -207,7 +209,8 @@ def _fill_and_check(file: IO[bytes], *targets: AnyArray) -> None:
     import google_crc32c
 
     checksum = 0
-    # Each target is hashed before the next is filled, because two targets may share memory.
+    # Each target is hashed before the next target is filled, because two targets may share
+    # memory.
     for target in filter(len, targets):  # empty arrays have no bytes
         target_bytes = target.view(np.uint8).reshape(-1)
         unfilled = target_bytes.data
@@ -217,8 +220,8 @@ def _fill_and_check(file: IO[bytes], *targets: AnyArray) -> None:
             if not count:
                 raise OSError("the file is truncated")
             unfilled = unfilled[count:]
-        # google_crc32c needs a read-only buffer. This buffer is a view, so the target itself stays
-        # writable.
+        # google_crc32c needs a read-only buffer. Only this view becomes read-only, and the
+        # target itself stays writable.
         target_bytes.flags.writeable = False
         checksum = google_crc32c.extend(checksum, target_bytes)
     if checksum.to_bytes(CRC_BYTES, "little") != file.read(CRC_BYTES):

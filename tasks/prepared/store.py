@@ -1,16 +1,17 @@
-"""Prepared datasets on disk: zarr 3 arrays in which every chunk has a crc32c checksum.
+"""Store prepared datasets as zarr 3 arrays in which every chunk has a crc32c checksum.
 
 Layout of the folder::
 
     zarr.json  images/  labels/  groups/  splits/    the arrays
     complete.json                                    the record; sizes and SHA-256 of all files
 
-``complete.json`` is the *marker*. It is written last. A folder without an undamaged marker is
-not a prepared dataset.
+``complete.json`` is the *marker*. It is written last. If the marker of a folder is missing or
+damaged, the folder is not a prepared dataset.
 
-- Opening a dataset checks the fingerprint of the marker and the sizes of all files.
-- Reading images checks the crc32c of their chunks.
-- Reading labels, groups or splits checks the SHA-256 of their files.
+- When a dataset is opened, the fingerprint of the marker and the sizes of all files are
+  checked.
+- When images are read, the crc32c of their chunks is checked.
+- When labels, groups or splits are read, the SHA-256 of their files is checked.
 - :meth:`PreparedDataset.verify` checks every byte.
 """
 
@@ -37,18 +38,18 @@ from tasks.prepared.sharded_array import RowIndices, ShardedArrayReader
 STORE_SCHEMA = 1
 MARKER = "complete.json"
 CHUNK_BYTES = 8 << 20
-"""Size in bytes of a chunk, which is the unit of checksums and of reading. We measured sizes from
-1 to 40 MB, and 8 MB was fastest."""
+"""Size in bytes of a chunk. A chunk is always read as a whole, and has one checksum. We
+measured sizes from 1 to 40 MB. Reading was fastest with 8 MB."""
 SHARD_BYTES = 64 << 20
-"""Size in bytes of a shard, which is one file. Shards are large, because network file systems and
-object stores are slow with many small files."""
+"""Size in bytes of a shard. Each shard is one file. Shards are large, because network file
+systems and object stores are slow with many small files."""
 METADATA_ARRAYS = {
     "labels": "int64",
     "groups": "int64",
     "splits": "int8",
 }
-"""Data types of the arrays with one number per image, by name. The array ``labels`` has the
-class index of each image."""
+"""Data types of the arrays that have one number per image. The keys are the names of the
+arrays. The array ``labels`` contains the class index of each image."""
 
 
 class FileDigest(NamedTuple):
@@ -72,14 +73,14 @@ def create_store(
 ) -> int:
     """Create the empty arrays of a store, and return the number of images in a shard.
 
-    Several tasks may write at the same time with :func:`write_rows`, each to a different
-    shard.
+    Several tasks may then call :func:`write_rows` at the same time if each task writes to
+    another shard.
 
     Args:
         folder: The folder of the new store.
         num_images: Number of images.
-        image_shape: ``(channels, height, width)``.
-        dtype: Type of the pixels.
+        image_shape: Shape of an image, ``(channels, height, width)``.
+        dtype: Type of the pixels, ``uint8`` or ``float32``.
     """
     import zarr
     from zarr.codecs import Crc32cCodec
@@ -90,7 +91,8 @@ def create_store(
     num_chunks = -(-num_images // chunk_rows)
     chunks_per_shard = max(1, min(SHARD_BYTES // (chunk_rows * image_bytes), num_chunks))
     shard_rows = chunk_rows * chunks_per_shard
-    # The arrays are not compressed. zarr treats a checksum as a codec, like a compressor.
+    # The arrays are not compressed. The checksum is in this list, because zarr treats it as a
+    # compressor.
     array_options: dict[str, Any] = {
         "compressors": [Crc32cCodec()],
         "filters": None,
@@ -135,13 +137,14 @@ def write_marker(
     record: PreparedRecord,
     digests: Mapping[str, FileDigest],
 ) -> None:
-    """Write the marker, which makes a store complete. Before this, all folders are flushed to the
-    disk.
+    """Write the marker, which makes a store complete.
+
+    Before the marker is written, all folders of the store are flushed to the disk.
 
     Args:
         folder: The folder of the store.
         record: The record of the prepared dataset.
-        digests: Size and SHA-256 of each file, by path relative to the folder.
+        digests: Size and SHA-256 of each file. The keys are paths relative to the folder.
     """
     for path in folder.rglob("*"):
         if path.is_dir():
@@ -155,7 +158,7 @@ def write_marker(
 
 
 def replace_record(folder: Path, record: PreparedRecord) -> None:
-    """Write another record into the marker of a complete store."""
+    """Replace the record in the marker of a complete store."""
     body = _marker_body(folder)
     body["record"] = record.model_dump(mode="json")
     _write_body(folder, body)
@@ -168,11 +171,11 @@ def _write_body(folder: Path, body: dict[str, Any]) -> None:
 
 
 class PreparedDataset:
-    """A complete prepared dataset. Arrays are read when they are used.
+    """A complete prepared dataset. Each array is read when it is used.
 
-    The measures read blocks of rows from this object: it follows the protocol
-    :class:`~tasks.measures.distances.BlockSource`, in which a row is an image. The pickle of
-    this object contains only the path, so a task opens the dataset on its own node.
+    This object follows the protocol :class:`~tasks.measures.distances.BlockSource`, so the
+    measures can read blocks of rows from it. A row is an image. A pickle of this object
+    contains only the path of the dataset. So a task on another node opens the dataset again.
     """
 
     def __init__(
@@ -187,7 +190,7 @@ class PreparedDataset:
 
     @classmethod
     def open(cls, path: Path | str) -> PreparedDataset:
-        """Open a prepared dataset after checking its marker and the sizes of its files.
+        """Check the marker and the file sizes of a prepared dataset, and open it.
 
         Raises:
             DataError: There is no such folder.
@@ -214,7 +217,7 @@ class PreparedDataset:
         return cls(folder, record, files)
 
     def __reduce__(self) -> tuple[Callable[[Path], PreparedDataset], tuple[Path]]:
-        """Return the data that pickle stores: only the path."""
+        """Return the data that pickle stores, which are only the path of the dataset."""
         return PreparedDataset.open, (self.path,)
 
     @property
@@ -224,7 +227,7 @@ class PreparedDataset:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """Class names by class index."""
+        """Names of the classes, in the order of their class indices."""
         return self.record.label_names
 
     @property
@@ -232,29 +235,32 @@ class PreparedDataset:
         """Number of images."""
         return self.record.num_images
 
-    num_rows = num_images  # the name in the protocol BlockSource
+    num_rows = num_images  # this is the name in the protocol BlockSource
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """``(channels, height, width)`` of an image."""
+        """The shape of an image, ``(channels, height, width)``."""
         return self.record.shape[1:]
 
     @cached_property
     def classes(self) -> Int64Array:
-        """``(num_images,)`` class index of each image, from the stored array ``labels``."""
+        """The class index of each image, ``(num_images,)``, from the stored array ``labels``."""
         return self._array("labels").astype(np.int64)
 
     @cached_property
     def groups(self) -> Int64Array:
-        """``(num_images,)`` keyed hash of each image's group id. Equal hashes mean the same group.
+        """The keyed hash of each image's group id, ``(num_images,)``.
 
-        See :func:`tasks.sources.base.hash_key`.
+        Images with equal hashes are in the same group. See
+        :func:`tasks.sources.base.hash_key`.
         """
         return self._array("groups").astype(np.int64)
 
     @cached_property
     def splits(self) -> Int8Array:
-        """``(num_images,)`` given splits, see :class:`~tasks.sources.own.splits.GivenSplit`."""
+        """The given split of each image, ``(num_images,)``, see
+        :class:`~tasks.sources.own.splits.GivenSplit`.
+        """
         return self._array("splits").astype(np.int8)
 
     def read(self, start: int, stop: int) -> AnyArray:
@@ -262,7 +268,7 @@ class PreparedDataset:
         return self.read_rows(range(start, stop))
 
     def read_rows(self, indices: Sequence[int] | IntArray) -> AnyArray:
-        """Return images, ``(len(indices), channels, height, width)`` in [0, 255].
+        """Return images with pixels in [0, 255], ``(len(indices), channels, height, width)``.
 
         Args:
             indices: Indices of the images, in the order of the result.
@@ -282,15 +288,15 @@ class PreparedDataset:
         """Check every byte of every file.
 
         Raises:
-            CorruptStoreError: A file was added, is missing, or does not have the SHA-256 in the
-                marker.
+            CorruptStoreError: A file was added or is missing, or its SHA-256 differs from the
+                SHA-256 in the marker.
         """
         _check_names_and_sizes(self.path, self._files)
         for name in self._files:
             self._check_sha256(name)
 
     def _check_sha256(self, name: str) -> None:
-        """Check that the marker lists a file, and that its SHA-256 matches the content."""
+        """Check that the marker lists a file, and that the SHA-256 of the file is correct."""
         with (self.path / name).open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         if name not in self._files or sha256 != self._files[name].sha256:
@@ -298,7 +304,9 @@ class PreparedDataset:
 
     @cached_property
     def _zarr_group(self) -> Any:
-        """The zarr group. Its metadata are checked first, because zarr does not check them."""
+        """The zarr group of the arrays. Its metadata files are checked, because zarr does not
+        check them.
+        """
         import zarr
 
         for name in self._files:
@@ -327,8 +335,8 @@ class PreparedDataset:
         """
         all_rows = range(self.num_rows)
         with self._convert_read_errors(name, all_rows):
-            # zarr does not use the marker. If a file is missing, zarr returns zeros. If a file was
-            # replaced, zarr returns its values if the file's internal checksums are correct.
+            # zarr does not read the marker. If a file is missing, zarr returns zeros. If a
+            # file was replaced by another valid file, zarr returns the wrong values.
             for file in self._stored_files(name, all_rows):
                 self._check_sha256(file)
             values: AnyArray = self._zarr_group[name][:]
@@ -336,7 +344,9 @@ class PreparedDataset:
 
     @contextmanager
     def _convert_read_errors(self, name: str, rows: RowIndices) -> Iterator[None]:
-        """Convert an error of reading to a CorruptStoreError that lists the files."""
+        """Convert an error in a ``with`` block to a CorruptStoreError whose message lists the
+        files.
+        """
         try:
             yield
         except (ValueError, OSError, RuntimeError) as error:
@@ -350,8 +360,8 @@ class PreparedDataset:
         rows_per_file = (array.shards or array.chunks)[0]
         shards = np.unique(np.asarray(rows) // rows_per_file).tolist()
         names = [f"{name}/c/{shard}{'/0' * (array.ndim - 1)}" for shard in shards]
-        # zarr writes no file for a shard of zeros. A file that the marker does not list was added
-        # later.
+        # zarr writes no file for a shard of zeros. If a file exists that the marker does not
+        # list, it was added later.
         return [file for file in names if file in self._files or os.path.exists(self.path / file)]
 
 
@@ -380,8 +390,8 @@ def _check_names_and_sizes(folder: Path, files: Mapping[str, FileDigest]) -> Non
         if size != digest.size:
             problem = f"is {size} bytes long, but should be {digest.size} bytes long"
             raise _damage_error(folder, name, problem)
-    # If somebody adds a chunk, zarr reads it instead of zeros. The file names of chunks are
-    # numbers.
+    # zarr writes no file for a shard of zeros. If somebody adds such a file, zarr reads it.
+    # The names of these files are numbers.
     for file in folder.glob("*/c/**/[0-9]*"):
         name = file.relative_to(folder).as_posix()
         if file.is_file() and name not in files:
@@ -389,9 +399,9 @@ def _check_names_and_sizes(folder: Path, files: Mapping[str, FileDigest]) -> Non
 
 
 def _damage_error(folder: Path, part: str, problem: str) -> CorruptStoreError:
-    """Return the error for a damaged part of a store.
+    """Return the error for a damaged file or array of a store.
 
-    Its hint explains how to repair the store.
+    The hint of the error explains how to repair the store.
     """
     return CorruptStoreError(
         f"{part} of prepared dataset {folder.name} {problem}",

@@ -1,18 +1,19 @@
-"""Training and test images of a prepared dataset: class pairs, group-wise split, nested sizes.
+"""Choose training and test images of a prepared dataset, split by groups.
 
-Test images are drawn first, from groups in a seeded order. Training images come only from the
-other groups, so no group is in both sets. The training images have one fixed order. The
-training set of size N is the first N images in this order.
+Test images are drawn first, from groups in a random order with a seed. Training images come
+only from the other groups, so no group is in both sets. The training images are in one fixed
+order. The training set of size N contains the first N images in this order.
 
 A *class* is an index into all classes of the prepared dataset. A *label* is an index into the
-classes of the subset, in ``range(num_classes)``. Networks are trained on labels. For the class
-pair (3, 8), images of class 3 have label 0, and images of class 8 have label 1.
+classes of the subset, from 0 to ``num_classes - 1``. Networks are trained with labels. For
+example, if the subset is the class pair (3, 8), images of class 3 have the label 0, and images
+of class 8 have the label 1.
 
-A *given split* is a split that the data state, such as an official test set. If the data have
-one, test images are drawn only from its test images.
+A *given split* is a split that the data themselves define, such as an official test set. If
+the data have a given split with test images, test images are drawn only from these images.
 
 :mod:`tasks.prepared.group_split` draws and orders the images. A spec can switch on faults of
-the code that was released with the paper (``docs/faults.md``). Then
+the code that was released with the paper (``docs/faults.md``). In that case,
 :mod:`tasks.prepared.released_faults` chooses the images.
 """
 
@@ -42,8 +43,8 @@ from tasks.prepared.table import class_counts_for, count_groups, number_groups
 from tasks.sources.own.splits import GivenSplit
 
 MIN_IMAGES_PER_CLASS = 2
-"""Smallest number of training images per class that remain after a validation split. The number is
-a convention: a network cannot learn a class from a single image."""
+"""Smallest allowed number of training images per class after a validation split. We chose 2,
+because a network cannot learn a class from a single image."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,10 @@ class FurtherTestImages:
 
     Attributes:
         name: Name of the condition.
-        images: ``(test_size, channels, height, width)``, with dtype and range of the test
-            images.
-        is_blended: ``(test_size,)`` mask of the images that the condition changed. Labels
-            never change.
+        images: ``(test_size, channels, height, width)`` test images after blending. They have
+            the dtype and the pixel range of the original test images.
+        is_blended: ``(test_size,)`` mask of the images that the condition blended. A condition
+            does not change labels.
     """
 
     name: str
@@ -65,23 +66,25 @@ class FurtherTestImages:
 
 @dataclass(frozen=True)
 class TrialData:
-    """The arrays of one subset. All trials and measures of the subset share these arrays.
+    """The images and labels of one subset, which its trials and measures use.
 
-    The arrays must not be changed.
+    Do not change the arrays, because all trials and measures of the subset share them.
 
     Attributes:
-        train_images: ``(num_train, channels, height, width)`` uint8 or float32, pixels in
-            [0, 255]. The training set of size N is the first N images.
+        train_images: ``(num_train, channels, height, width)`` training images, uint8 or
+            float32 with pixels in [0, 255]. The training set of size N contains the first N
+            images.
         train_labels: ``(num_train,)`` labels in ``range(num_classes)``.
-        test_images: ``(test_size, channels, height, width)``, same dtype and range.
+        test_images: ``(test_size, channels, height, width)`` test images, with the same dtype
+            and pixel range.
         test_labels: ``(test_size,)`` labels in ``range(num_classes)``.
         num_classes: Number of classes.
-        data_fingerprint: Fingerprint of the prepared dataset from which the images come.
-        shared_group_share: Share of test images whose group is also in the training set; 0
-            without faults.
+        data_fingerprint: Fingerprint of the prepared dataset that contains the images.
+        shared_group_share: Share of test images whose group is also in the training set. It is
+            0 if no fault is switched on.
         test_rows: ``(test_size,)`` rows of the test images in the prepared dataset; None if
             unknown.
-        further_tests: The further test sets that the trial measures.
+        further_tests: The further test sets on which the trial tests its network.
     """
 
     train_images: AnyArray
@@ -97,20 +100,20 @@ class TrialData:
 
 @dataclass(frozen=True)
 class Subset:
-    """Rows of a prepared dataset for training and testing.
+    """The rows of a prepared dataset that are used for training and testing.
 
     Attributes:
         train_rows: ``(max_train_size,)`` rows of the training images. The training set of size
-            N is the first N rows. With two classes, the class counts of every such set differ
-            by at most one. With more classes, every such set has the class proportions of all
-            training images, up to rounding. Some faults of the released code violate these
-            rules.
+            N contains the first N rows. If there are two classes, their numbers of images in
+            such a set differ by at most one. If there are more classes, their proportions in
+            such a set are the same as in all training images, up to rounding. Some faults of
+            the released code violate these rules.
         train_labels: ``(max_train_size,)`` labels of these rows, in ``range(num_classes)``.
         test_rows: ``(test_size,)`` rows of the test images, the same for every train size.
         test_labels: ``(test_size,)`` labels of the test images.
-        class_names: Name of each class in messages, by label.
-        shared_group_share: Share of test images whose group is also in the training set; 0
-            without faults.
+        class_names: Names of the classes in messages, in the order of their labels.
+        shared_group_share: Share of test images whose group is also in the training set. It is
+            0 if no fault is switched on.
     """
 
     train_rows: Int64Array
@@ -131,7 +134,7 @@ class Subset:
         return len(self.train_rows)
 
     def load(self, prepared: PreparedDataset, train_size: int) -> TrialData:
-        """Read the first ``train_size`` training images and the test images.
+        """Read the first ``train_size`` training images, and all test images.
 
         Raises:
             DataError: The subset has fewer than ``train_size`` training images.
@@ -167,21 +170,22 @@ def make_subset(
 ) -> Subset:
     """Split the images of one class pair, or of a whole dataset, by groups.
 
-    The order of the images depends on ``classes``, on the groups and on the subset spec, but
-    not on train sizes. With some faults of the released code, ``max_train_size`` also decides
-    which images are used. Then this function must be called once for every train size.
+    The order of the images depends on the classes, the groups and the subset spec, but not on
+    train sizes. With some faults of the released code, the chosen images also depend on
+    ``max_train_size``. The caller must then call this function once for every train size.
 
     Args:
         classes: ``(num_images,)`` class index of each image.
-        groups: ``(num_images,)`` group ids. Only equality of ids matters.
+        groups: ``(num_images,)`` group id of each image. The ids are only compared for
+            equality.
         spec: The subset spec: the class pair, the size of the test set, the seed and the
             faults.
-        splits: ``(num_images,)`` given splits, see :class:`GivenSplit`; None if there are
-            none.
+        splits: ``(num_images,)`` given split of each image, see :class:`GivenSplit`; None if
+            the data have no given split.
         max_train_size: The largest train size. The subset must have at least this many
             training images.
-        class_names: Names of all classes of the dataset, for messages. If empty, messages
-            contain class indices.
+        class_names: Names of all classes of the dataset, for messages. If it is empty,
+            messages contain class indices instead.
 
     Raises:
         DataError: A class has no images, or there are too few images.
@@ -206,12 +210,12 @@ def make_subset(
             candidates,
             spec.test_size,
             rng,
-            groups=candidates.groups,  # only faults of the released code pass other groups
+            groups=candidates.groups,  # only faults of the released code use others
             balanced=len(subset_classes) == 2,
         )
         subset = _subset_from_split(split)
-        # This cannot happen if this module is correct. An assert statement would not be
-        # checked with python -O.
+        # If this module is correct, this error cannot occur. With python -O, an assert
+        # statement would not be checked.
         if subset.shared_group_share:
             raise AssertionError("the training set and the test set share a group")
     if max_train_size is not None:
@@ -238,7 +242,7 @@ def _check_classes(
 
 
 def _describe(spec: SubsetSpec) -> str:
-    """Format the dataset and the class pair of a subset for messages."""
+    """Format the name of the dataset and the class pair of a subset for messages."""
     return f"{spec.prepared.dataset} {pair_name(spec.class_pair)}".strip()
 
 
@@ -264,7 +268,8 @@ def _check_train_size(subset: Subset, train_size: int) -> None:
 def _subset_from_split(split: GroupSplit) -> Subset:
     """Convert a split of candidates to a subset.
 
-    The rows of a subset are rows of the prepared dataset.
+    The indices in the split are indices of candidates. In the result they are rows of the
+    prepared dataset.
     """
     candidates = split.candidates
     train_rows = candidates.rows[split.train]
@@ -287,18 +292,19 @@ def split_validation(
 
     Args:
         prepared: The prepared dataset.
-        spec: The subset spec. Its test images are not part of the result.
-        train_size: Number of training images to split. They are the subset's first training images.
-        validation: The share of validation images, and the index of the random split.
+        spec: The subset spec. The result does not contain its test images.
+        train_size: Number of training images to split. The first training images of the subset
+            are split.
+        validation: The spec of the split: the share of validation images, and the index of the
+            random split.
 
     Returns:
-        A subset whose ``test_rows`` are the validation images. Its training images are all
-        from other groups.
+        A subset whose ``test_rows`` are the rows of the validation images. All its training
+        images are from other groups.
 
     Raises:
         DataError: A class has too few groups for two sets. Or the spec switches on faults of
-            the released code. Such faults can put one group into the training and the test
-            set.
+            the released code: with such faults, a group may be in both sets.
     """
     if spec.prepared.faults:
         raise DataError(
@@ -323,7 +329,7 @@ def split_validation(
         raise too_few_groups_error
     balanced = num_classes == 2
     size = max(round(validation.share * len(labels)), num_classes)
-    # The validation set has at least one image of each class.
+    # The validation set must have at least one image of each class.
     quotas = np.maximum(class_counts_for(images_per_class, size, balanced=balanced), 1)
     no_splits = np.full(len(rows), GivenSplit.NONE, np.int8)
     rng = np.random.default_rng(derive_seed("validation", spec, train_size, validation))
@@ -331,7 +337,7 @@ def split_validation(
         labels, group_numbers, quotas, no_splits, rng, subset.class_names
     )
     trainable = np.flatnonzero(~np.isin(group_numbers, group_numbers[validation_indices]))
-    # All images of a drawn group are removed from the training set.
+    # No image of a drawn group stays in the training set.
     num_trainable_per_class = np.bincount(labels[trainable], minlength=num_classes)
     if num_trainable_per_class.min() < MIN_IMAGES_PER_CLASS:
         raise too_few_groups_error
@@ -389,7 +395,9 @@ def _check_no_shared_group(groups: Int64Array, rows_of_sets: dict[str, Int64Arra
 def load_validation(
     prepared: PreparedDataset, spec: SubsetSpec, train_size: int, validation: ValidationSpec
 ) -> TrialData:
-    """Read the images of the split that :func:`split_validation` returns. No test image is read.
+    """Read the training and validation images that :func:`split_validation` chooses.
+
+    No test image of the subset is read.
 
     Raises:
         DataError: The spec has a condition that changes training images.

@@ -1,4 +1,4 @@
-"""The table of all images: collect parts, limit classes, join groups, compute a fingerprint."""
+"""Make the table of all images: join parts, limit classes, join groups, hash the content."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from tasks.prepared.parts import PartMetadata
 Rows = NDArray[np.intp]
 """Indices of the rows of an array."""
 CHUNK = 1 << 12
-"""Number of values in a chunk. Because of the chunks, millions of digests are never copied at
-once."""
+"""Number of values that are processed at a time, so that millions of digests are never copied
+at once."""
 
 
 def distinct(values: AnyArray) -> tuple[Rows, Rows]:
     """Assign a number to each distinct value, in sorted order.
 
-    The result equals the result of ``np.unique``, but the values are not copied.
+    The result is the same as with ``np.unique``, but the values are not copied.
 
     Args:
         values: ``(num_values,)`` values of any type that can be sorted.
 
     Returns:
-        ``(num_distinct,)`` first row of each distinct value, and ``(num_values,)`` number of
-        the value in each row.
+        ``(num_distinct,)`` first row of each distinct value, and ``(num_values,)`` number that
+        is assigned to the value of each row.
     """
     order = np.argsort(values, kind="stable")
     is_new = np.ones(len(order), bool)
@@ -46,9 +46,12 @@ def distinct(values: AnyArray) -> tuple[Rows, Rows]:
 
 
 def number_groups(groups: AnyArray) -> Int64Array:
-    """Assign a number to each group, in the order of the groups' first rows.
+    """Return the number of each row's group.
 
-    Group ids are keyed hashes, and splits must not depend on the key.
+    Groups are numbered in the order of their first rows.
+
+    Group ids are keyed hashes. Splits use these numbers instead of the ids, because splits
+    must not depend on the key.
     """
     first_rows, sorted_numbers = distinct(groups)
     rank: Int64Array = np.empty(len(first_rows), dtype=np.int64)
@@ -60,13 +63,14 @@ def number_groups(groups: AnyArray) -> Int64Array:
 def class_counts_for(available: Int64Array, size: int, *, balanced: bool) -> Int64Array:
     """Return the number of images of each class in a set of ``size`` images.
 
-    The numbers are rounded by the method of largest remainders. If remainders are equal, the class
-    that comes first gets the additional image.
+    The numbers are rounded by the method of the largest remainder. If two classes have equal
+    remainders, the first of them gets the additional image.
 
     Args:
         available: ``(num_classes,)`` number of images of each class in the dataset.
         size: Number of images in the set.
-        balanced: True for equal numbers for all classes; False for proportional numbers.
+        balanced: True for equal numbers of images of all classes; False for numbers in
+            proportion to ``available``.
 
     Returns:
         ``(num_classes,)`` number of images of each class. The sum is ``size``.
@@ -81,7 +85,9 @@ def class_counts_for(available: Int64Array, size: int, *, balanced: bool) -> Int
 
 
 def count_earlier(values: Int64Array) -> Int64Array:
-    """Return, for each value, how often it occurs at earlier positions, ``(num_values,)``."""
+    """Return, for each value, its number of occurrences at earlier positions,
+    ``(num_values,)``.
+    """
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     is_first = np.r_[True, ordered[1:] != ordered[:-1]]
@@ -93,11 +99,11 @@ def count_earlier(values: Int64Array) -> Int64Array:
 
 
 def count_groups(labels: Int64Array, groups: Int64Array, num_labels: int) -> Int64Array:
-    """Return the number of groups with an image of each label, ``(num_labels,)``.
+    """Return the number of groups that contain an image of each label, ``(num_labels,)``.
 
     Args:
-        labels: ``(num_images,)`` labels.
-        groups: ``(num_images,)`` group ids.
+        labels: ``(num_images,)`` label of each image.
+        groups: ``(num_images,)`` group id of each image.
         num_labels: Number of labels. All labels are smaller than this number.
     """
     counts = np.zeros(num_labels, np.int64)
@@ -108,16 +114,16 @@ def count_groups(labels: Int64Array, groups: Int64Array, num_labels: int) -> Int
 
 @dataclass
 class ImageTable:
-    """Metadata of all images of a preparation.
+    """The metadata of all images of a preparation, as one array per field.
 
     Attributes:
         labels: ``(num_images,)`` class indices.
         groups: ``(num_images,)`` keyed hashes of groups.
-        splits: ``(num_images,)`` given splits, see
+        splits: ``(num_images,)`` given split of each image, see
             :class:`~tasks.sources.own.splits.GivenSplit`.
         digests: ``(num_images,)`` SHA-256 of each image.
-        part_rows: ``(num_images, 2)`` index of each image's part, and row of the image in the
-            part.
+        part_rows: ``(num_images, 2)`` index of the part that contains each image, and row of
+            the image in this part.
         num_duplicates: Number of images that equal an earlier image.
         num_conflicts: Number of images that equal an image with another label.
     """
@@ -142,10 +148,10 @@ class ImageTable:
 
 
 def join_parts(parts: Sequence[PartMetadata]) -> ImageTable:
-    """Return one table of the images of all parts, in order.
+    """Return one table of the images of all parts, in the order of the parts.
 
-    The ``rows`` of the parts become views of this table, so that the metadata of millions of
-    images are in memory only once.
+    The attribute ``rows`` of each part becomes a view of this table. So the metadata of
+    millions of images are in memory only once.
     """
     table = np.concatenate([part.rows for part in parts])
     part_rows = np.empty((len(table), 2), np.int32)
@@ -173,15 +179,15 @@ def keep_per_class(
 ) -> Rows:
     """Choose whole groups of images until each class has ``limit`` images.
 
-    Groups are chosen in a seeded order. With the fault ``first_k_selection`` (F6 in
-    ``docs/faults.md``), single images are chosen in stored order.
+    Groups are chosen in a random order with a seed. With the fault ``first_k_selection`` (F6
+    in ``docs/faults.md``), single images are chosen in stored order instead.
 
     Args:
         labels: ``(num_images,)`` class indices.
         groups: ``(num_images,)`` group numbers.
-        spec: The preparation. Its dataset and task seed the order.
-        limit: Number of images of each class. The last chosen group may raise the number above
-            this limit.
+        spec: The spec of the preparation. Its dataset and task determine the seed.
+        limit: Number of images of each class. The last chosen group may increase the number
+            beyond this limit.
 
     Returns:
         The chosen rows in ascending order.
@@ -204,9 +210,11 @@ def keep_per_class(
 
 
 def choose_images(images: ImageTable, spec: PreparedSpec) -> ImageTable:
-    """Apply ``max_images_per_class``, join the groups of equal images, and count equal images.
+    """Apply ``max_images_per_class``, join groups that contain equal images, and count equal
+    images.
 
-    Returns a new table. Arrays that do not change are shared by the old and the new table.
+    The function returns a new table. The old and the new table share the arrays that do not
+    change.
     """
     limit = spec.max_images_per_class
     if limit is not None and len(images.labels):
@@ -230,14 +238,15 @@ def choose_images(images: ImageTable, spec: PreparedSpec) -> ImageTable:
 
 
 def join_groups(groups: Int64Array, image_numbers: Rows) -> Int64Array:
-    """Return group ids in which groups with equal images are joined.
+    """Join groups that contain equal images, and return the new group ids.
 
     Args:
-        groups: ``(num_images,)`` group ids.
-        image_numbers: ``(num_images,)`` number of each image. Equal images have equal numbers.
+        groups: ``(num_images,)`` group id of each image.
+        image_numbers: ``(num_images,)`` number of each image. Only equal images have equal
+            numbers.
 
     Returns:
-        ``(num_images,)`` group ids. The id of joined groups is the smallest of their ids.
+        ``(num_images,)`` group ids. Joined groups get the smallest of their ids.
     """
     is_repeated = np.bincount(image_numbers)[image_numbers] > 1
     repeated = np.flatnonzero(is_repeated)
@@ -248,8 +257,8 @@ def join_groups(groups: Int64Array, image_numbers: Rows) -> Int64Array:
 
     group_ids, group_nodes = np.unique(groups[repeated], return_inverse=True)
     _, image_nodes = np.unique(image_numbers[repeated], return_inverse=True)
-    # The nodes of the graph are first the groups, then the repeated images. Edges connect groups
-    # with their images.
+    # In the graph, the first nodes are groups, and the other nodes are repeated images. Each
+    # edge connects a group with one of its images.
     num_nodes = len(group_ids) + int(image_nodes.max()) + 1
     edges = (np.ones(len(repeated), np.int8), (group_nodes, len(group_ids) + image_nodes))
     graph = coo_array(edges, shape=(num_nodes, num_nodes))
@@ -257,7 +266,8 @@ def join_groups(groups: Int64Array, image_numbers: Rows) -> Int64Array:
     # The ids are sorted, so the first id of a component is the smallest.
     first_nodes, component_numbers = distinct(components[: len(group_ids)])
     joined_ids = group_ids[first_nodes[component_numbers]]
-    # Groups without repeated images are not in group_ids, so their ids do not change.
+    # `group_ids` contains only groups with repeated images. The ids of all other groups do not
+    # change.
     nearest = np.minimum(np.searchsorted(group_ids, groups), len(group_ids) - 1)
     joined: Int64Array = np.where(group_ids[nearest] == groups, joined_ids[nearest], groups)
     return joined
@@ -266,7 +276,8 @@ def join_groups(groups: Int64Array, image_numbers: Rows) -> Int64Array:
 def content_fingerprint(images: ImageTable, header: dict[str, object]) -> str:
     """Return the SHA-256 of the content of a dataset, in stored order.
 
-    Groups are numbered by first appearance, so the key of their hashes does not matter.
+    Groups are numbered in the order of their first images. So the fingerprint does not depend
+    on the hash key.
 
     Args:
         images: The table of all images.

@@ -1,1 +1,1 @@
-"""A trial: build a network, train it, measure it and attack it."""
+"""Run a trial: build a network, train it, measure it and attack it."""

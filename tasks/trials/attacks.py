@@ -1,9 +1,10 @@
-"""Adversarial attacks on a trained network.
+"""Attack a trained network with adversarial perturbations of its images.
 
-Pixels are in [0, 255], and epsilon has the same unit: epsilon 2 (often written 2/255) changes
-a pixel by at most 2. All passes are float32 and in evaluation mode. Images are ``(num_images,
-channels, height, width)``; labels are ``(num_images,)`` int64. An attack is one function in
-this module and one row in :data:`search_spaces.attacks.ATTACKS`.
+Pixels are in [0, 255], and epsilon has the same unit. For example, an attack with epsilon 2
+(often written 2/255) changes a pixel by at most 2. All forward and backward passes use float32
+and evaluation mode. Images are ``(num_images, channels, height, width)``; labels are
+``(num_images,)`` int64. Each attack has one function in this module and one row in
+:data:`search_spaces.attacks.ATTACKS`.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ PIXEL_MAX = 255.0
 class CleanPass:
     """The outputs and gradient signs of a network on the clean images.
 
-    The evaluation and all attacks use them.
+    The evaluation and all attacks use these numbers, so they are computed only once.
 
     Attributes:
-        logits: ``(num_images, num_outputs)``.
-        losses: ``(num_images,)`` cross-entropy in nats.
-        is_correct: ``(num_images,)`` bool, True for images that are classified correctly.
-        gradient_sign: int8, in the shape of the images: the sign of the gradient of each
-            image's loss with respect to its pixels.
+        logits: The logits of the network, ``(num_images, num_outputs)``.
+        losses: Cross-entropy of each image in nats, ``(num_images,)``.
+        is_correct: Mask of the images that are classified correctly, ``(num_images,)``.
+        gradient_sign: Sign of the gradient of each image's loss with respect to its pixels, as
+            int8 in the shape of the images.
     """
 
     logits: Tensor
@@ -56,7 +57,7 @@ class CleanPass:
     gradient_sign: Tensor
 
     def evaluation(self, loss_rule: TestLoss) -> Evaluation:
-        """Return mean loss and accuracy, as :func:`~tasks.trials.evaluation.evaluate` does."""
+        """Return the mean loss and the accuracy on the clean images."""
         accuracy = float(self.is_correct.double().mean())
         return Evaluation(mean_loss(self.losses, loss_rule), accuracy)
 
@@ -64,10 +65,10 @@ class CleanPass:
 def attack_batch_size(recipe: RecipeSpec, micro_batch: int | None = None) -> int:
     """Return the batch size at which an attack needs about as much memory as a training pass.
 
-    An attack stores float32 activations. They need twice the memory of a training in bfloat16.
-    So the batch size is half of the training's batch size, and at least 8. This rule is the
-    same for recipes in float32. With micro batches, the batch size of an attack is reduced by
-    the same factor as the training batch.
+    An attack stores activations in float32, which need twice the memory of activations in
+    bfloat16. So the batch size is half of the batch size of the training, and at least 8.
+    Recipes with float32 use the same rule. With micro batches, the batch size of an attack is
+    reduced by the same factor as the batch of the training.
     """
     full_batch_size = max(8, recipe.batch_size // 2)
     return scaled_batch_size(full_batch_size, recipe, micro_batch)
@@ -83,8 +84,8 @@ def run_clean_pass(
             pixels.requires_grad_(True)
             with torch.enable_grad():
                 logits = model(pixels).float()
-                # The sum has the same gradient signs as the mean. For the mean, small
-                # gradients are divided by the batch size and could underflow.
+                # The gradient of the sum has the same sign as the gradient of the mean. The
+                # gradient of the mean is smaller by the batch size, so it could underflow.
                 loss = F.cross_entropy(logits, batch_labels, reduction="sum")
                 (gradient,) = torch.autograd.grad(loss, pixels)
             logits = logits.detach()
@@ -104,11 +105,12 @@ class AttackBatch:
     """A batch of images to attack.
 
     Attributes:
-        pixels: float32 in [0, 255], ``(num_images, channels, height, width)``.
+        pixels: Pixels as float32 in [0, 255], ``(num_images, channels, height, width)``.
         labels: ``(num_images,)`` int64, the true labels.
-        gradient_sign: see :class:`CleanPass`. Only FGSM uses it.
+        gradient_sign: Sign of the gradient at the clean images, see :class:`CleanPass`. Only
+            FGSM uses it.
         rows: ``(num_images,)`` int64, the index of each image in the test set. The seed of a
-            random start depends on it.
+            random start depends on this index.
     """
 
     pixels: Tensor
@@ -126,10 +128,10 @@ class AttackFunction(Protocol):
         """Return attacked copies of ``batch.pixels``, float32 in [0, 255].
 
         Args:
-            model: maps pixels to logits, in evaluation mode.
-            batch: the images, which must not be changed.
-            epsilon: largest change of a pixel, in the unit of the pixels.
-            parameters: one value for each parameter of the attack.
+            model: The model, which maps pixels to logits. It is in evaluation mode.
+            batch: The images. The function must not change them.
+            epsilon: Largest change of a pixel, in the unit of the pixels.
+            parameters: The parameters of the attack. Every parameter has a value.
         """
 
 
@@ -137,8 +139,8 @@ def fgsm(model: nn.Module, batch: AttackBatch, epsilon: float) -> Tensor:
     """Change every pixel by ``epsilon`` in the direction that increases the loss.
 
     This is the fast gradient sign method (Goodfellow et al., ICLR 2015), as in Konz &
-    Mazurowski (ICLR 2024). The attack is untargeted and takes one step. Pixels stay within [0,
-    255].
+    Mazurowski (ICLR 2024). The attack is untargeted, and consists of one step. Pixels stay
+    within [0, 255].
     """
     return (batch.pixels + epsilon * batch.gradient_sign).clamp(0, PIXEL_MAX)
 
@@ -152,22 +154,24 @@ def pgd(
     num_restarts: int,
     relative_step_size: float,
 ) -> Tensor:
-    """Minimize the logit margin by gradient descent. Return the copies with the smallest margin.
+    """Attack by projected gradient descent on the logit margin.
 
-    This is projected gradient descent (Madry et al., ICLR 2018) on a margin loss (f6 of
-    Carlini & Wagner, S&P 2017). For a converged network, the gradient of the cross-entropy
-    underflows to zero in float32 (gradient masking). The gradient of the margin does not
-    underflow. The first descent starts at the image. All other descents start at a random
-    point of the L-infinity ball of radius ``epsilon``.
+    The function returns, for each image, the copy with the smallest margin of all steps and
+    descents. The attack is PGD (Madry et al., ICLR 2018) with a margin loss (f6 of Carlini &
+    Wagner, S&P 2017). For a converged network, the gradient of the cross-entropy underflows to
+    zero in float32 (gradient masking). The gradient of the margin does not underflow. The
+    first descent starts at the image. All other descents start at a random point of the
+    L-infinity ball of radius ``epsilon``.
 
     Args:
-        model: see :class:`AttackFunction`.
-        batch: see :class:`AttackFunction`.
-        epsilon: radius of the L-infinity ball around an image, in the unit of the pixels.
-        num_steps: number of gradient steps in one descent.
-        num_restarts: number of descents, including the first: 1 means no restart. The name is
-            stored.
-        relative_step_size: length of a step as a fraction of ``epsilon``.
+        model: See :class:`AttackFunction`.
+        batch: See :class:`AttackFunction`.
+        epsilon: Radius of the L-infinity ball around an image, in the unit of the pixels.
+        num_steps: Number of gradient steps in one descent.
+        num_restarts: Number of descents, including the first one. With 1, there is only the
+            first descent. Stored records contain the name of this parameter, so it must not
+            change.
+        relative_step_size: Change of each pixel in one step, as a fraction of ``epsilon``.
     """
     low = (batch.pixels - epsilon).clamp_min(0)
     high = (batch.pixels + epsilon).clamp_max(PIXEL_MAX)
@@ -189,11 +193,10 @@ def pgd(
 
 
 class _BestCandidates:
-    """The candidate with the smallest margin so far, for every image of a batch.
+    """The candidates with the smallest margins so far, one for every image of a batch.
 
     Attributes:
-        images: the best candidate for each image. Before the first update, it is the image
-            itself.
+        images: The best candidates. Before the first update, they are the original images.
     """
 
     def __init__(self, batch: AttackBatch) -> None:
@@ -201,9 +204,9 @@ class _BestCandidates:
         self._margins = torch.full_like(batch.labels, torch.inf, dtype=torch.float32)
 
     def update(self, candidates: Tensor, margins: Tensor) -> None:
-        """Replace an image by its candidate if the candidate has a smaller margin.
+        """Replace the best candidate of each image whose new candidate has a smaller margin.
 
-        A candidate whose margin is NaN is ignored.
+        A new candidate whose margin is NaN is ignored.
         """
         is_smaller = margins < self._margins
         self.images = torch.where(expand_like(is_smaller, candidates), candidates, self.images)
@@ -213,7 +216,7 @@ class _BestCandidates:
 def _uniform_noise(batch: AttackBatch, seeds: Tensor) -> Tensor:
     """Return random numbers in [0, 1), in the shape of the pixels.
 
-    Every image has its own seed, so that results do not depend on the batch size.
+    Every image has its own seed, so the random numbers do not depend on the batch size.
     """
     noise = torch.empty(batch.pixels.shape)
     for image_noise, seed in zip(noise, seeds.tolist(), strict=True):
@@ -226,14 +229,14 @@ def attack_function(method: str) -> AttackFunction:
     """Return the function of an attack of :data:`search_spaces.attacks.ATTACKS`.
 
     Raises:
-        ConfigError: the function that the row names does not exist.
+        ConfigError: The row of the attack contains the name of a function that does not exist.
     """
     row = f"search_spaces/attacks.py, ATTACKS, row {method!r}: `function`"
     return cast(AttackFunction, load_target(ATTACKS[method].function, row))
 
 
 def _with_parameters(attack: AttackRequest) -> Callable[[nn.Module, AttackBatch], Tensor]:
-    """Return the function of an attack, with its epsilon and parameters."""
+    """Return a function that runs one attack with its epsilon and parameters."""
     function = attack_function(attack.method)
     parameters = ATTACKS[attack.method].values(dict(attack.parameters))
 
@@ -256,12 +259,14 @@ def _with_parameters(attack: AttackRequest) -> Callable[[nn.Module, AttackBatch]
 
 @dataclass(frozen=True)
 class AttackOutcome:
-    """The result of one attack at one epsilon, for each image of a batch.
+    """The results of one attack at one epsilon on the images of a batch.
 
     Attributes:
-        losses: ``(num_images,)`` cross-entropy on the attacked images, in nats.
-        is_correct: ``(num_images,)`` bool, True if the attacked image is classified correctly.
-        is_unchanged: ``(num_images,)`` bool, True if the attack changed no pixel.
+        losses: Cross-entropy of each attacked image in nats, ``(num_images,)``.
+        is_correct: Mask of the attacked images that are classified correctly,
+            ``(num_images,)``.
+        is_unchanged: Mask of the images in which the attack changed no pixel,
+            ``(num_images,)``.
     """
 
     losses: Tensor
@@ -282,19 +287,20 @@ def attack_all(
     """Attack every image with every attack.
 
     Args:
-        model: maps pixels to logits. Its mode is restored afterwards.
-        images: pixels in [0, 255] of any type; they are not changed.
-        labels: the true labels.
-        attacks: method, epsilon and parameters of each attack.
-        clean: result of :func:`run_clean_pass` on these images.
-        batch_size: images per pass. It only changes speed and memory.
-        loss_rule: rule for the mean loss, on clean and on attacked images.
+        model: The model, which maps pixels to logits. Its mode is restored afterwards.
+        images: Pixels in [0, 255] of any type. They are not changed.
+        labels: The true labels.
+        attacks: The attacks, each with its method, epsilon and parameters.
+        clean: Result of :func:`run_clean_pass` on these images.
+        batch_size: Number of images in a pass. It changes only speed and memory.
+        loss_rule: Rule for the mean loss on clean and on attacked images, see
+            :func:`~tasks.trials.evaluation.mean_loss`.
 
     Returns:
         One record for each attack.
     """
     functions = [_with_parameters(attack) for attack in attacks]
-    # One list for each attack. It collects the outcomes of all batches.
+    # Each attack has one list, which collects the outcomes of all batches.
     outcomes_by_attack: list[list[AttackOutcome]] = [[] for _ in attacks]
     signs = torch.split(clean.gradient_sign, batch_size)
     rows = torch.split(torch.arange(len(images)), batch_size)
@@ -319,7 +325,7 @@ def _attack_record(
     outcomes: Sequence[AttackOutcome],
     loss_rule: TestLoss,
 ) -> AttackRecord:
-    """Combine the outcomes of one attack on all batches into its record."""
+    """Make the record of one attack from its outcomes on all batches."""
     is_correct = torch.cat([outcome.is_correct for outcome in outcomes])
     is_unchanged = torch.cat([outcome.is_unchanged for outcome in outcomes])
     clean_scores = clean.evaluation(loss_rule)
@@ -348,11 +354,11 @@ def _attack_record(
 
 
 def logit_margins(logits: Tensor, classes: Tensor) -> Tensor:
-    """Return the logit margins ``z_y - max_{k != y} z_k`` of the given classes y.
+    """Return the logit margin ``z_y - max_{k != y} z_k`` of each image, for a given class y.
 
     Args:
-        logits: ``(num_images, num_outputs)``.
-        classes: ``(num_images,)`` int64.
+        logits: Logits of the network, ``(num_images, num_outputs)``.
+        classes: ``(num_images,)`` int64, the class y of each image.
 
     Returns:
         ``(num_images,)`` margins. A margin is negative if another class has the largest logit.
@@ -364,9 +370,9 @@ def logit_margins(logits: Tensor, classes: Tensor) -> Tensor:
 def forward_margins(model: nn.Module, pixels: Tensor, classes: Tensor) -> Tensor:
     """Return the logit margins of ``pixels``, ``(num_images,)``, without a backward pass.
 
-    Gradients are enabled nevertheless, because without gradients, fused attention layers round
-    differently. An attack compares these margins with the margins from
-    :func:`margin_gradient`.
+    Gradients are enabled, although no gradient is computed: without gradients, fused attention
+    layers round differently. An attack compares these margins with the margins from
+    :func:`margin_gradient`, so both must round equally.
     """
     with torch.enable_grad():
         logits = model(pixels.detach().requires_grad_(True)).float()
@@ -387,5 +393,5 @@ def margin_gradient(
 
 
 def expand_like(values: Tensor, like: Tensor) -> Tensor:
-    """Return ``values``, ``(num_images,)``, in a shape that broadcasts with the images ``like``."""
+    """Reshape ``values``, ``(num_images,)``, so that they broadcast with the images ``like``."""
     return values.view(-1, *[1] * (like.dim() - 1))

@@ -1,4 +1,6 @@
-"""Checkpoints: saved states of a training, from which an interrupted training continues."""
+"""Save the state of a training from time to time, so that it can continue after an
+interruption.
+"""
 
 from __future__ import annotations
 
@@ -15,25 +17,27 @@ from tasks.trials.isolation import set_states_outside_torch, states_outside_torc
 from tasks.trials.records import EpochRecord, EpochScore
 
 CHECKPOINT_INTERVAL_S = 300.0
-"""Seconds between two checkpoints. A shorter training saves no checkpoint."""
+"""Seconds between two checkpoints. A training that takes less time saves no checkpoint."""
 
 
 class Checkpoints:
-    """The checkpoints of one training. They are saved between epochs, and restored at the start.
+    """The checkpoints of one training. They are saved between epochs, and read at the start.
 
-    A checkpoint contains the weights, the state of the optimizer, the random states of batch
-    order and dropout, and the records of the finished epochs. On a CPU, an interrupted training
-    has exactly the results of an uninterrupted one. A training that began on a CPU does not
-    continue on a GPU, and vice versa, because its results would belong to neither device.
+    A checkpoint contains the weights, the state of the optimizer, the random states of the
+    batch order and of dropout, and the records of the finished epochs. On a CPU, a training
+    that was interrupted has exactly the same results as a training that was not. A training
+    that began on a CPU does not continue on a GPU, because its results would belong to neither
+    device. The training then starts again from the beginning. Likewise, a training that began
+    on a GPU does not continue on a CPU.
 
     Args:
-        read: returns the latest complete state, or None if there is no state.
-        save: stores a state, either completely or not at all.
-        interval_s: smallest number of seconds between two checkpoints.
+        read: Function that returns the latest complete state, or None if there is no state.
+        save: Function that stores a state, either completely or not at all.
+        interval_s: Smallest time between two checkpoints, in seconds.
 
     Attributes:
-        test_history: scores on the test images so far. The caller appends to this list.
-            Checkpoints contain it.
+        test_history: Scores on the test images so far. The caller appends new scores to this
+            list. Each checkpoint contains the list.
     """
 
     def __init__(
@@ -56,17 +60,18 @@ class Checkpoints:
         order_generator: torch.Generator,
         device: torch.device,
     ) -> list[EpochRecord]:
-        """Restore the latest state of the model, the optimizer and the random numbers, in place.
+        """Restore the latest state of the model, the optimizer and the random generators, in
+        place.
 
         Args:
-            model: the network.
-            optimizer: the optimizer of the training.
-            order_generator: the random generator of the batch order.
-            device: the device of the training.
+            model: The network.
+            optimizer: The optimizer of the training.
+            order_generator: The random generator of the batch order.
+            device: The device of the training.
 
         Returns:
-            The records of the finished epochs; empty if the training must start from the
-            beginning.
+            The records of the finished epochs. The list is empty if the training must start
+            from the beginning.
         """
         data = self._read()
         if data is None:
@@ -80,8 +85,8 @@ class Checkpoints:
         if was_on_gpu != (device.type == "cuda"):
             return []
         model.load_state_dict(state["model"])
-        # Restore only the optimizer's state (its moments), not its options: the option
-        # ``capturable`` may have changed since the checkpoint.
+        # Restore only the optimizer's state (its moments), and not its options, because the
+        # option ``capturable`` may have changed since the checkpoint.
         moments = {"state": state["optimizer"]["state"]}
         optimizer.load_state_dict(optimizer.state_dict() | moments)
         order_generator.set_state(state["order"])
@@ -89,7 +94,8 @@ class Checkpoints:
         if was_on_gpu:
             torch.cuda.set_rng_state(state["dropout_cuda"], device)
         set_states_outside_torch(*state["outside_torch"])
-        # Stored checkpoints have the test history under the key "notes".
+        # The key "notes" contains the test history. Do not rename the key, because stored
+        # checkpoints use it.
         self.test_history[:] = [EpochScore.model_validate(score) for score in state["notes"]]
         return [EpochRecord(**record) for record in state["history"]]
 
@@ -101,14 +107,16 @@ class Checkpoints:
         order_generator: torch.Generator,
         device: torch.device,
     ) -> None:
-        """Save the state after the last epoch of ``history``, if the interval has passed.
+        """Save the state if the last checkpoint is at least ``interval_s`` seconds old.
+
+        Before the first checkpoint, the time counts from the creation of this object.
 
         Args:
-            history: records of the finished epochs.
-            model: the network.
-            optimizer: the optimizer of the training.
-            order_generator: the random generator of the batch order.
-            device: the device of the training.
+            history: Records of the finished epochs.
+            model: The network.
+            optimizer: The optimizer of the training.
+            order_generator: The random generator of the batch order.
+            device: The device of the training.
         """
         if time.monotonic() - self._saved_at < self._interval_s:
             return

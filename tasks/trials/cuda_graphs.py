@@ -1,9 +1,10 @@
-"""Capture and replay of training steps as CUDA graphs.
+"""Capture training steps as CUDA graphs, and replay them.
 
-With the study's batches of 6 to 40 images, a ResNet's step spends most of its time on the
-launch of 274 to 687 kernels. A graph launches all of them at once. A graph always reads and
-writes the same memory. So the images, labels and weights of a step must stay at the same
-address. Gradients are allocated in the graph's own memory.
+The batches of the study have 6 to 40 images. With such small batches, a step of a ResNet
+spends most of its time on the launch of 274 to 687 kernels. A CUDA graph launches all these
+kernels at once. A graph always reads and writes the same memory, so the images, labels and
+weights of a step must stay at the same addresses. The gradients are in the memory of the
+graph.
 """
 
 from __future__ import annotations
@@ -16,25 +17,26 @@ import torch
 from torch import Tensor
 
 WARM_UP_STEPS = 3
-"""Number of steps before a capture, as PyTorch's CUDA graph notes recommend. These steps are
-normal steps of the training."""
+"""Number of training steps before a capture. PyTorch's notes on CUDA graphs recommend this
+number."""
 
 
 class CaptureError(RuntimeError):
     """A training step could not be captured as a CUDA graph.
 
-    The memory of the capture is free again only after the process has ended (pytorch#190308).
+    The memory of the failed capture stays allocated until the process ends (pytorch#190308).
     """
 
 
 TakeStep = Callable[[Tensor], None]
-"""Function that takes one training step on the images with these indices,
-``(batch_size,)``."""
+"""Function that takes one training step. Its argument contains the indices of the batch's
+images, ``(batch_size,)``."""
 Replay = Callable[[], None]
-"""Function that replays a captured graph. On a machine without a GPU, tests use functions that
-run the work itself."""
+"""Function that replays a captured graph. On a machine without a GPU, tests use a function
+that runs the captured work directly."""
 Capture = Callable[[Callable[[], None]], Replay]
-"""Function that captures a piece of work without running it, as :func:`capture_graph` does."""
+"""Function that captures the work of its argument as a graph, as :func:`capture_graph` does.
+It does not run the work."""
 
 
 def capture_graph(work: Callable[[], None]) -> Replay:
@@ -44,7 +46,8 @@ def capture_graph(work: Callable[[], None]) -> Replay:
         A function that replays the graph.
 
     Raises:
-        CaptureError: ``work`` cannot be captured. The cause is the original error.
+        CaptureError: ``work`` cannot be captured. The attribute ``__cause__`` contains the
+            original error.
     """
     graph = torch.cuda.CUDAGraph()
     try:
@@ -60,24 +63,24 @@ def capture_graph(work: Callable[[], None]) -> Replay:
 class CapturedSteps:
     """The CUDA graphs of a training step, one graph per batch size.
 
-    There are at most two sizes: the size of full batches, and the size of the last batch of an
-    epoch. PyTorch requires a few steps on a side stream before a capture. So the first
-    :data:`WARM_UP_STEPS` batches of each size run without a graph. They are normal steps: a
-    training with graphs takes the same steps as a training without graphs.
+    There are at most two batch sizes: the size of full batches, and the size of the last batch
+    of an epoch. PyTorch requires a few steps on a side stream before a capture. So the first
+    :data:`WARM_UP_STEPS` batches of each size run without a graph. These steps are part of the
+    training: a training with graphs takes the same steps as a training without graphs.
 
-    All graphs exist until the training ends. If one graph were deleted earlier, the other
+    No graph is deleted before the training ends. If one graph were deleted earlier, the other
     graphs of its stream would lose the workspace of cuBLAS (pytorch#193402).
 
     Args:
-        step: the step to capture, such as a :class:`tasks.trials.steps.Step`.
-        capture: captures the work of a step, as :func:`capture_graph` does.
+        step: The step to capture, such as a :class:`tasks.trials.steps.Step`.
+        capture: Function that captures the work of a step, as :func:`capture_graph` does.
     """
 
     def __init__(self, step: TakeStep, capture: Capture = capture_graph) -> None:
         self._step = step
         self._capture = capture
-        # The keys are batch sizes. A graph reads its rows from the same tensor at every
-        # replay.
+        # The keys of these dictionaries are batch sizes. A graph reads the indices of its
+        # images from the same tensor at every replay.
         self._rows: dict[int, Tensor] = {}
         self._replays: dict[int, Replay] = {}
         self._num_batches: dict[int, int] = {}
@@ -92,8 +95,8 @@ class CapturedSteps:
             return
         if size not in self._replays:
             self._rows[size] = rows.clone()
-            # A capture does not run the step. The replay below runs it, also for this first
-            # batch.
+            # The capture does not run the step. For this batch too, the replay below runs the
+            # step.
             self._replays[size] = self._capture(lambda: self._step(self._rows[size]))
         self._rows[size].copy_(rows)
         self._replays[size]()
@@ -101,10 +104,10 @@ class CapturedSteps:
 
 @contextmanager
 def side_stream(device: torch.device) -> Iterator[None]:
-    """Run a block of code on a side stream. On a CPU, run it without a stream.
+    """Run a ``with`` block on a side stream. On a CPU, run the block without a stream.
 
-    The block starts after the earlier work of the current stream. The current stream then
-    waits for the work of the block.
+    The block starts after the earlier work of the current stream has finished. The current
+    stream then waits for the work of the block.
     """
     if device.type != "cuda":
         yield
@@ -118,6 +121,6 @@ def side_stream(device: torch.device) -> Iterator[None]:
 
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    # There is one side stream per process: streams cannot share cached memory, and cuBLAS
-    # allocates a workspace for each stream.
+    # Each process has only one side stream per device, because streams cannot share cached
+    # memory, and cuBLAS allocates a workspace for each stream.
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Loss and accuracy of a network on a set of images.
+"""Compute the loss and accuracy of a network on a set of images.
 
 Images are ``(num_images, channels, height, width)`` with pixels in [0, 255]; labels are
 ``(num_images,)`` int64. Both are on the device of the model. The model maps pixels to logits.
@@ -19,7 +19,8 @@ from tasks.trials.image_tensors import image_batches
 from tasks.trials.records import EVALUATION_PASS
 
 RELEASED_EVAL_BATCH = 64
-"""Images in an evaluation batch of the released code, for the rule ``mean_of_batch_means``."""
+"""Number of images in an evaluation batch of the released code. The loss rule
+``mean_of_batch_means`` uses this number."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,14 @@ def evaluate(
     loss_rule: TestLoss = "mean_over_examples",
     batch_size: int = EVALUATION_PASS,
 ) -> Evaluation:
-    """Return loss and accuracy, computed in evaluation mode and float32.
+    """Return the mean loss and the accuracy, computed in evaluation mode and in float32.
 
     Args:
-        model: maps pixels to logits. Its mode is restored afterwards.
-        images: pixels in [0, 255] of any type.
-        labels: the true labels.
-        loss_rule: rule for the mean loss, see :func:`mean_loss`.
-        batch_size: images per forward pass. It only changes speed and memory.
+        model: The model, which maps pixels to logits. Its mode is restored afterwards.
+        images: Pixels in [0, 255] of any type.
+        labels: The true labels.
+        loss_rule: Rule for the mean loss, see :func:`mean_loss`.
+        batch_size: Number of images per forward pass. It changes only speed and memory.
     """
     losses: list[Tensor] = []
     correct: list[Tensor] = []
@@ -63,27 +64,28 @@ def scaled_batch_size(
     recipe: RecipeSpec,
     micro_batch: int | None,
 ) -> int:
-    """Return the batch size of an evaluation or an attack, for a trial with micro batches.
+    """Return the batch size of an evaluation or attack in a trial that may have micro batches.
 
-    ``full_batch_size`` is reduced by the same factor as the training batch, ``micro_batch /
-    recipe.batch_size``, and rounded down. The result is at least 1. Without micro batches, the
+    With micro batches, the result is ``full_batch_size * micro_batch / recipe.batch_size``,
+    rounded down. It is at least 1 and at most ``full_batch_size``. Without micro batches, the
     result is ``full_batch_size``.
     """
     images_per_pass = micro_batch or recipe.batch_size
     scaled = full_batch_size * images_per_pass // recipe.batch_size
-    # A micro batch may be larger than the batch. The batch size is then not increased.
+    # A micro batch may be larger than the batch of the recipe. The result must not be larger
+    # than the full batch size even then.
     return max(1, min(full_batch_size, scaled))
 
 
 def scores_per_image(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the cross-entropy of each image, and True for each correctly classified image.
+    """Return the cross-entropy of each image, and a mask of the correctly classified images.
 
     Args:
-        logits: ``(num_images, num_outputs)``.
-        labels: ``(num_images,)``.
+        logits: Logits of the network, ``(num_images, num_outputs)``.
+        labels: The true labels, ``(num_images,)``.
 
     Returns:
-        ``(num_images,)`` losses in nats as float32, and a mask ``(num_images,)``.
+        The losses in nats as float32, ``(num_images,)``, and the mask, ``(num_images,)``.
     """
     losses = F.cross_entropy(logits.float(), labels, reduction="none")
     return losses, logits.argmax(1) == labels
@@ -92,10 +94,10 @@ def scores_per_image(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def mean_loss(losses: Tensor, loss_rule: TestLoss) -> float:
     """Return the mean of ``losses``, ``(num_images,)``, computed in float64.
 
-    With the rule ``mean_over_examples``, every image has the same weight. With
-    ``mean_of_batch_means``, the rule of the released code, every batch of
-    :data:`RELEASED_EVAL_BATCH` images has the same weight. So the images of a smaller last
-    batch have a larger weight.
+    With the rule ``mean_over_examples``, every image has the same weight.
+    ``mean_of_batch_means`` is the rule of the released code. With this rule, every batch of
+    :data:`RELEASED_EVAL_BATCH` images has the same weight. If the last batch is smaller, its
+    images therefore have a larger weight.
     """
     losses = losses.double()
     if loss_rule == "mean_of_batch_means":

@@ -1,7 +1,7 @@
-"""Isolation of a trial within its process: random state, determinism, threads, memory, energy.
+"""Isolate a trial within its process: random state, determinism, threads, memory and energy.
 
 Every setting is restored after the trial. So a trial does not depend on earlier trials of the
-process, and does not change later ones.
+process, and does not change the results of later trials.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ from tasks.trials.records import CONTEXT_BYTES
 
 
 def _flushes_denormals() -> bool:
-    # The setting is tested by a multiplication, because torch has no function that returns it.
+    # torch has no function that returns this setting. So a multiplication tests whether a very
+    # small number becomes 0.
     return float(torch.full((), 1e-38, dtype=torch.float32, device="cpu") * 0.01) == 0
 
 
 def _default_device() -> torch.device | None:
     device = torch.get_default_device()
-    # For a CPU, return None: if a default device is set, torch checks the device in every call.
+    # For a CPU, return None. If a default device is set, torch checks it in every call, which
+    # takes time.
     return None if device.type == "cpu" else device
 
 
@@ -42,9 +44,9 @@ class _Setting:
     """A setting of torch that a user's network may change.
 
     Attributes:
-        read: returns the current value.
-        change: sets a value.
-        initial: value at the start of every trial.
+        read: Function that returns the current value.
+        change: Function that sets a value.
+        initial: Value at the start of every trial.
     """
 
     read: Callable[[], Any]
@@ -63,11 +65,11 @@ _SETTINGS = (
 
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Run a ``with`` block with seeded random generators, and restore their states afterwards.
+    """Seed the random generators for a ``with`` block, and restore their states afterwards.
 
-    These are torch's generators for the CPU and for ``device``, and the global generators of
-    Python and NumPy. isweep itself does not use the global generators, but a user's network
-    may use them.
+    The generators are torch's generators for the CPU and for ``device``, and the global
+    generators of Python and NumPy. The code of isweep does not use the global generators, but
+    a user's network may use them.
     """
     device = torch.device(device)
     gpus = [device] if device.type == "cuda" else []
@@ -94,9 +96,9 @@ def set_states_outside_torch(python: Any, numpy: Any) -> None:
 
 @contextmanager
 def fixed_torch_state(seed: int = 0, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Run a ``with`` block with fixed settings of torch and a fixed seed. Restore both afterwards.
+    """Fix torch's settings and the seed for a ``with`` block, and restore both afterwards.
 
-    The block may build or run a user's network, which may change settings of torch.
+    The block may build or run a user's network, and this network may change settings of torch.
     """
     with ExitStack() as restore:
         for setting in _SETTINGS:
@@ -109,16 +111,16 @@ def fixed_torch_state(seed: int = 0, device: torch.device | str = "cpu") -> Iter
 
 @contextmanager
 def deterministic(device: torch.device | str = "cpu", num_threads: int = 1) -> Iterator[None]:
-    """Run a ``with`` block with a fixed number of threads and deterministic kernels.
+    """Fix the number of threads and use deterministic kernels in a ``with`` block.
 
-    All settings are restored afterwards. On a CPU, the same work with the same ``num_threads``
-    has the same results to the last bit. With another number of threads, sums are divided
-    differently, so the last digits may change.
+    All settings are restored after the block. On a CPU, the same computation with the same
+    ``num_threads`` has the same results to the last bit. With another number of threads, sums
+    are computed in another order, so the last digits may change.
 
-    On a GPU, cuDNN uses deterministic kernels. Autotuning is off, because it may choose other
-    kernels in every run. Kernels outside cuDNN may still add numbers in any order, so results
-    are equal only to within rounding. TensorFloat-32, which cuDNN uses by default, is off too,
-    because it rounds to 10 bits of mantissa.
+    On a GPU, cuDNN uses deterministic kernels. Its autotuning is switched off, because it may
+    choose other kernels in every run. Kernels outside cuDNN may still add numbers in any
+    order, so two results may differ by rounding errors. By default, cuDNN uses TensorFloat-32,
+    which rounds to 10 bits of mantissa. It is switched off too.
     """
     device = torch.device(device)
     with ExitStack() as restore:
@@ -132,8 +134,8 @@ def deterministic(device: torch.device | str = "cpu", num_threads: int = 1) -> I
             was_enabled = torch.are_deterministic_algorithms_enabled()
             restore.callback(torch.use_deterministic_algorithms, was_enabled)
             torch.use_deterministic_algorithms(True)
-            # By default, this mode fills every new tensor, which is for debugging and takes
-            # time.
+            # By default, the deterministic mode fills every new tensor with a value, which
+            # takes time and only helps debugging.
             restore.enter_context(
                 _attribute(torch.utils.deterministic, "fill_uninitialized_memory", False)
             )
@@ -145,7 +147,7 @@ def deterministic(device: torch.device | str = "cpu", num_threads: int = 1) -> I
 
 @contextmanager
 def _attribute(owner: Any, name: str, value: object) -> Iterator[None]:
-    """Run a block with another value of an attribute."""
+    """Set an attribute to ``value`` for a ``with`` block, and restore it afterwards."""
     value_before = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -159,26 +161,27 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 """Parameter ``M_MMAP_THRESHOLD`` of glibc's ``mallopt``, from ``malloc.h``."""
 _MAP_FROM_BYTES = (2**30, 32 * 2**20)
-"""Sizes in bytes from which glibc maps each tensor separately. They are tried in this order,
-because an older glibc accepts only the second size."""
+"""Sizes in bytes above which glibc requests the memory of a tensor directly from the system.
+The first size that glibc accepts is used. An older glibc accepts only the second size."""
 _KEEP_UP_TO_BYTES = 2**31 - 1
-"""Bytes of freed memory that glibc does not return to the system. This is the largest value
-that ``mallopt`` accepts."""
+"""Number of bytes of freed memory that glibc may keep instead of returning them to the system.
+It is the largest value that ``mallopt`` accepts."""
 
 _OUT_OF_MEMORY = re.compile(
     r"DefaultCPUAllocator|std::bad_alloc|could not create a (primitive|memory object)$"
 )
-"""Pattern of torch's messages if the machine has too little memory. The messages come from
-torch's allocator, from C++, and from oneDNN, which creates kernels. These errors have no
-exception type of their own."""
+"""Pattern of the error messages that torch raises if the machine has too little memory. The
+messages come from torch's allocator, from C++, and from oneDNN, a library of CPU kernels. Only
+the message identifies these errors, because their type is RuntimeError."""
 
 
 def keep_freed_memory() -> bool:
     """Configure glibc to reuse freed memory for the next training step.
 
-    By default, glibc returns the memory of every large tensor to the system, and each step
-    requests new memory, which the system fills with zeros. For a VGG with images of 64 pixels,
-    this takes a third to a half of the time of a step. Results do not change.
+    By default, glibc returns the memory of every large tensor to the system. Each step then
+    requests new memory, which the system fills with zeros. For a VGG and images of 64 x 64
+    pixels, this takes a third to a half of the time of a step. The results are the same with
+    and without this configuration.
 
     Returns:
         True if glibc has accepted the configuration.
@@ -196,19 +199,20 @@ def keep_freed_memory() -> bool:
 def trial_memory(
     device: torch.device, gpu_fraction: float | None = None, context_bytes: int = CONTEXT_BYTES
 ) -> Iterator[None]:
-    """Limit the memory of a trial, and free it afterwards, so that the worker can be used again.
+    """Limit the memory of a trial, and free it afterwards for the next trial of the worker.
 
     Args:
-        device: device of the trial.
-        gpu_fraction: share of the GPU's memory that this process may use in the block,
+        device: Device of the trial.
+        gpu_fraction: Share of the GPU's memory that this process may use in the block,
             including its CUDA context; None sets no limit. PyTorch's allocator checks the
-            limit before it allocates memory for tensors. It does not count memory that other
-            libraries allocate.
-        context_bytes: bytes of the share that are not available for tensors.
+            limit before it allocates memory for tensors. The limit does not apply to memory
+            that other libraries allocate.
+        context_bytes: Bytes of this share that are reserved for the CUDA context.
 
     Raises:
-        MemoryError: the machine has too little memory. ``torch.OutOfMemoryError`` is raised
-            unchanged. The memory of the trial is freed before either error is raised.
+        MemoryError: The machine has too little memory. If the GPU has too little memory,
+            torch's ``OutOfMemoryError`` is raised unchanged. The memory of the trial is freed
+            before either error is raised.
     """
     reset_peak(device)
     if device.type == "cuda" and gpu_fraction is not None:
@@ -218,11 +222,12 @@ def trial_memory(
     try:
         yield
     except BaseException as error:
-        # The frames of the traceback refer to the tensors. They are cleared, because otherwise
-        # the memory of the device would still be full for the next trial.
+        # The frames of the traceback refer to the tensors of the trial. The frames are
+        # cleared, because otherwise the tensors would use the device's memory in the next
+        # trial too.
         traceback.clear_frames(error.__traceback__)
         gc.collect()
-        with suppress(RuntimeError):  # an error of a failing GPU must not replace the first error
+        with suppress(RuntimeError):  # a failing GPU must not replace the original error
             _free_cached(device)
         if isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)):
             raise MemoryError(str(error)) from error
@@ -244,7 +249,7 @@ def peak_bytes(device: torch.device) -> int:
 
     For a GPU, this is the memory that the process reserved for tensors. For a CPU, it is the
     resident memory of the process, including libraries and arrays. If the system does not
-    report that peak, the result is the peak since the process started.
+    report this number, the function returns the peak since the process started.
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
@@ -261,7 +266,8 @@ def _free_cached(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.empty_cache()
         # cuBLAS allocates a workspace for every handle and stream. A private function of torch
-        # frees the workspaces. If a version of torch lacks this function, they stay allocated.
+        # frees the workspaces. If a version of torch does not have this function, the
+        # workspaces stay allocated.
         getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)()
         _limit_gpu_memory(device, 1.0)
     libc = _glibc()
@@ -270,7 +276,7 @@ def _free_cached(device: torch.device) -> None:
 
 
 def _limit_gpu_memory(device: torch.device, fraction: float) -> None:
-    # This function does not accept a device without an index. None means the current device.
+    # torch's function takes the index of a device. None means the current device.
     torch.cuda.set_per_process_memory_fraction(fraction, device.index)
 
 
@@ -286,8 +292,8 @@ class Energy(NamedTuple):
     """The energy that a GPU used in a trial.
 
     Attributes:
-        joules: the energy; None if it is unknown.
-        missing_reason: reason why the energy is unknown; empty if it is known.
+        joules: The energy in joules; None if it is unknown.
+        missing_reason: Reason why the energy is unknown; empty if it is known.
     """
 
     joules: float | None
@@ -295,7 +301,7 @@ class Energy(NamedTuple):
 
 
 class EnergyMeter:
-    """A meter of the energy that a GPU has used since the meter was created.
+    """A meter that measures the energy that a GPU uses after the meter was created.
 
     It reads the energy counter of the GPU through NVML, a library of NVIDIA's driver.
     """
@@ -313,7 +319,7 @@ class EnergyMeter:
             self._missing_reason = f"the GPU's energy cannot be read: {error}"
 
     def read(self) -> Energy:
-        """Return the energy since the meter was created."""
+        """Return the energy that the GPU has used since the meter was created."""
         if self._missing_reason:
             return Energy(None, self._missing_reason)
         try:
@@ -325,7 +331,7 @@ class EnergyMeter:
 class NvmlGpu:
     """A GPU, or a MIG slice of a GPU, as NVML reports it.
 
-    It is identified by its UUID, because torch and the driver may number GPUs differently.
+    Its UUID identifies the GPU, because torch and the driver may number GPUs differently.
     """
 
     def __init__(self, uuid: str) -> None:

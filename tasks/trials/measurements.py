@@ -1,9 +1,9 @@
-"""Measurements on a trained network.
+"""Make measurements on a trained network.
 
-They are the intrinsic dimension of its representations (*d_repr*), attacks, robustness,
-predictions on the test images, and scores on *further test sets*. A further test set consists
-of the test images of a base dataset. A condition has blended some of these images with a
-training image of another class.
+The measurements are the intrinsic dimension of its representations (*d_repr*), attacks,
+robustness, predictions on the test images, and scores on *further test sets*. A further test
+set consists of the test images of a base dataset after a condition has blended some of them.
+The condition blends an image with a training image of another class.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ from tasks.trials.scores import to_parquet
 from tasks.trials.stages import StageRows, list_stages
 
 StoreFile = Callable[[bytes], TrialFile | str]
-"""Function that stores the content of a file with the result of the trial. It returns the
-checksum and size of the stored file. If the file cannot be stored, it returns the reason as
-text."""
+"""Function that receives the content of a file, and stores this file beside the result of the
+trial. It returns the checksum and size of the stored file. If it cannot store the file, it
+returns the reason as text."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,9 @@ class StorageResult:
     """The stored file of a trial, or the reason why it could not be stored.
 
     Attributes:
-        file: checksum and size; None if the file is not stored.
-        missing_reason: reason why a requested file is not stored; otherwise empty.
+        file: Checksum and size of the file; None if the file is not stored.
+        missing_reason: Reason why a requested file is not stored; empty if the file is stored
+            or was not requested.
     """
 
     file: TrialFile | None = None
@@ -70,11 +71,16 @@ class StorageResult:
 
 
 NOT_REQUESTED = StorageResult()
-"""The result for a file that was not requested."""
+"""The storage result of a file that was not requested."""
 
 
 def store_if_requested(store: StoreFile | None, content: Callable[[], bytes]) -> StorageResult:
-    """Store a file, unless ``store`` is None. ``content`` computes the content of the file."""
+    """Store a file if it was requested.
+
+    Args:
+        store: Function that stores the file; None if the file was not requested.
+        content: Function that computes the content of the file.
+    """
     if store is None:
         return NOT_REQUESTED
     stored = store(content())
@@ -87,9 +93,9 @@ def store_if_requested(store: StoreFile | None, content: Callable[[], bytes]) ->
 class MeasurementResults:
     """The results of the requested measurements on one trained network.
 
-    :class:`~tasks.trials.records.TrialResult` has fields with the same names and describes
-    them. A field is empty, None or :data:`NOT_REQUESTED` if its measurement was not requested.
-    :meth:`add_to` then keeps the value of this field in the earlier result.
+    :class:`~tasks.trials.records.TrialResult` has fields with the same names, and describes
+    these fields. If a measurement was not requested, its field is empty, None or
+    :data:`NOT_REQUESTED`. :meth:`add_to` does not change this field of the earlier result.
     """
 
     d_repr: dict[str, IntrinsicDimension]
@@ -123,9 +129,9 @@ class MeasurementResults:
 def _merge_stages(
     earlier: Sequence[StageRecord], new: Sequence[StageRecord]
 ) -> tuple[StageRecord, ...]:
-    """Return the records of all stages, with the estimates of both arguments.
+    """Merge the records of the stages that occur in ``earlier`` or ``new``.
 
-    A new estimate replaces an earlier one of the same stage and estimator.
+    A new estimate replaces an earlier estimate of the same stage and estimator.
     """
     merged = {stage.module: stage for stage in earlier}
     for stage in new:
@@ -141,14 +147,16 @@ class TrainedNetwork:
     """A trained network, and the images on which it is measured.
 
     Attributes:
-        model: the network with its input scaling.
-        spec: the trial.
-        data: the arrays of the subset. Only ``test_rows`` and ``further_tests`` are used here.
-        train_images: the training images, on the device of the model.
-        test_images: the test images, on the device of the model.
-        test_labels: labels of the test images, on the device of the model.
-        gradient_batch_size: images per pass that also computes the gradient of the pixels.
-        features: activations of the last hidden layer for the training images; None if they
+        model: The network with its input scaling.
+        spec: The spec of the trial.
+        data: The arrays of the subset. This class uses only ``test_rows`` and
+            ``further_tests``.
+        train_images: The training images, on the device of the model.
+        test_images: The test images, on the device of the model.
+        test_labels: Labels of the test images, on the device of the model.
+        gradient_batch_size: Number of images in a pass that also computes the gradient with
+            respect to the pixels.
+        features: Activations of the last hidden layer for the training images; None if they
             are not computed yet.
     """
 
@@ -163,7 +171,9 @@ class TrainedNetwork:
 
     @cached_property
     def clean_pass(self) -> CleanPass:
-        """Logits and gradient signs of the test images, computed at the first use."""
+        """The logits and gradient signs of the test images. They are computed when they are
+        first used.
+        """
         return run_clean_pass(
             self.model, self.test_images, self.test_labels, batch_size=self.gradient_batch_size
         )
@@ -177,13 +187,13 @@ class TrainedNetwork:
         """Make the requested measurements.
 
         Args:
-            requested: the measurements to make.
-            timer: measures the seconds of the phases ``d_repr``, ``attack`` and
-                ``robustness``.
-            store_predictions: stores the predictions if ``requested`` contains them.
+            requested: The measurements to make.
+            timer: Timer for the phases ``d_repr``, ``attack`` and ``robustness``.
+            store_predictions: Function that stores the predictions. It is called only if
+                ``requested`` contains a request for predictions.
 
         Raises:
-            DataError: the trial has no images for a requested further test set.
+            DataError: The data of the trial do not contain a requested further test set.
         """
         representations = _of_type(requested, RepresentationRequest)
         of_last_layer = [request.estimator for request in representations if not request.stages]
@@ -220,12 +230,12 @@ class TrainedNetwork:
         )
 
     def _predictions_file(self) -> bytes:
-        """Return a Parquet file with the logits and labels of the test images."""
+        """Return the content of a Parquet file with logits and labels of the test images."""
         logits = self.clean_pass.logits.cpu().numpy()
         return to_parquet(logits, self.test_labels.cpu().numpy(), self.data.test_rows)
 
     def _measure_d_repr(self, estimators: Sequence[str]) -> dict[str, IntrinsicDimension]:
-        """Return the intrinsic dimension of the last hidden layer, by estimator."""
+        """Return one estimate of the last hidden layer's dimension per estimator."""
         if not estimators:
             return {}
         features = self.features
@@ -238,8 +248,8 @@ class TrainedNetwork:
         if not estimators:
             return ()
         names = list_stages(self.model, self.train_images[:1])
-        # StageRows runs the network on one image to get the shape of a row. So an error in any
-        # stage is raised before the first stage is measured.
+        # StageRows runs the network on one image to get the shape of a row. So if any stage
+        # raises an error, it does so before the first stage is measured.
         sources = [StageRows(self.model, name, self.train_images) for name in names]
         records: list[StageRecord] = []
         for source in sources:
@@ -256,12 +266,14 @@ class TrainedNetwork:
         estimators: Sequence[str],
         block_rows: int = BLOCK_ROWS,
     ) -> dict[str, IntrinsicDimension]:
-        """Return the intrinsic dimension by estimator, with the settings of this trial.
+        """Return one estimate of the intrinsic dimension per estimator, with this trial's
+        settings.
 
         Args:
-            features: ``(num_images, num_features)``, or the activations after one stage.
-            estimators: names of the estimators.
-            block_rows: images per block of the neighbor search.
+            features: The activations, as an array ``(num_images, num_features)`` or as a
+                source that computes them.
+            estimators: Names of the estimators.
+            block_rows: Number of images in a block of the neighbor search.
         """
         return estimate_dimension(
             features,
@@ -273,10 +285,11 @@ class TrainedNetwork:
         )
 
     def _measure_robustness(self, images: Tensor, spec: RobustnessSpec) -> RobustnessRecord:
-        """Measure robustness on ``images``, which have the labels of the test images."""
-        # The seed depends on the subset only. So networks with the same subset are measured on
-        # the same images, also if their conditions differ. Do not change the text "r_hat", an
-        # old name of the robustness: the choice of images depends on this text.
+        """Measure robustness on ``images``. Their labels are the labels of the test images."""
+        # The seed depends only on the subset without its condition. So the robustness of all
+        # networks with this subset is measured on the same images, even if their conditions
+        # differ. Do not change the text "r_hat", an old name of the robustness: the seed
+        # depends on this text.
         seed = derive_seed("r_hat", self.spec.network.subset.without_condition)
         return measure_robustness(
             self.model,
@@ -294,7 +307,7 @@ class TrainedNetwork:
         """Return the scores of the network on further test sets.
 
         Raises:
-            DataError: the trial has no images for one of the sets.
+            DataError: The data of the trial do not contain one of these sets.
         """
         image_sets = {images.name: images for images in self.data.further_tests}
         records: list[FurtherTestRecord] = []
@@ -316,8 +329,9 @@ class TrainedNetwork:
     ) -> FurtherTestRecord:
         """Return the scores on one further test set.
 
-        They are computed on all images, on the blended images, and on the images that are not
-        blended. Stored field names call the blended images *moved*, and the others *unmoved*.
+        The scores are computed three times: for all images, for the blended images, and for
+        the other images. The names of the stored fields use the word *moved* for blended
+        images, and *unmoved* for the other images.
         """
         images = to_device(test.images, self.test_images.device)
         clean = run_clean_pass(
@@ -349,7 +363,7 @@ def _of_type(
     requests: Sequence[MeasurementRequest],
     kind: type[RequestKind],
 ) -> list[RequestKind]:
-    """Return the requests of one kind."""
+    """Return the requests that are instances of ``kind``."""
     return [request for request in requests if isinstance(request, kind)]
 
 
@@ -357,7 +371,7 @@ def _finite_mean(values: Tensor) -> float | None:
     """Return the mean of ``values``, ``(num_images,)``.
 
     Returns:
-        None if the mean is not finite, for example because there are no images.
+        The mean; None if it is not finite, for example because there are no images.
     """
     mean = float(values.double().mean())
     return mean if math.isfinite(mean) else None

@@ -1,9 +1,9 @@
-"""Networks built from a :class:`~search_spaces.specs.ModelSpec`.
+"""Build networks from a :class:`~search_spaces.specs.ModelSpec`.
 
 A network comes from torchvision, from timm, from :mod:`tasks.trials.networks`, or from a
 user's ``package.module:function``. Every model takes float pixels in [0, 255] of shape
-``(num_images, channels, height, width)``. The scaling of pixels is part of the model, so the
-epsilon of an attack is in pixel units.
+``(num_images, channels, height, width)``. The model itself scales the pixels, so the epsilon
+of an attack has the unit of the pixels.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from tasks.trials.weights import Normalization, normalization, start_from
 class PixelModel(nn.Module):
     """A network with its input scaling: ``network(pixels * input_scale)``.
 
-    Pretrained weights need the mean and std of their training. So if ``normalized`` is not
-    None, the model is ``network((pixels / 255 - mean) / std)`` instead.
+    Pretrained weights expect pixels that are normalized as in their own training. So if
+    ``normalized`` is not None, the model computes ``network((pixels / 255 - mean) / std)``
+    instead.
     """
 
     mean: Tensor
@@ -59,13 +60,14 @@ class PixelModel(nn.Module):
 
 @dataclass(frozen=True)
 class _BuildOptions:
-    """The input and output sizes of a network, and its dropout.
+    """The input and output sizes of a network, and its dropout probability.
 
     Attributes:
-        num_outputs: number of logits.
-        in_channels: number of channels of an image.
-        image_size: side of the square images, in pixels.
-        dropout: probability in all dropout layers; None for the default of the library.
+        num_outputs: Number of logits.
+        in_channels: Number of channels of an image.
+        image_size: Side of the square images, in pixels.
+        dropout: Dropout probability of all dropout layers; None for the default of the
+            library.
     """
 
     num_outputs: int
@@ -74,7 +76,7 @@ class _BuildOptions:
     dropout: float | None
 
     def batch_shape(self, num_images: int) -> tuple[int, int, int, int]:
-        """Return the shape of a batch of images."""
+        """Return the shape of a batch with this number of images."""
         return (num_images, self.in_channels, self.image_size, self.image_size)
 
 
@@ -92,24 +94,25 @@ def build_model(
     """Build a network whose random weights depend only on ``seed`` and the other arguments.
 
     The architecture may be any classification architecture of torchvision or timm. For
-    one-channel images, the first convolution of a torchvision network is replaced. The new
-    convolution has PyTorch's default initialization, as in the released code of Konz &
+    one-channel images, the function replaces the first convolution of a torchvision network.
+    The new convolution has PyTorch's default initialization, as in the released code of Konz &
     Mazurowski (ICLR 2024).
 
     Args:
-        spec: library, architecture and arguments.
-        num_outputs: number of logits.
-        in_channels: 1 or 3.
-        input_scale: factor on pixels in [0, 255], which becomes part of the model.
-        dropout: probability in all dropout layers; None for the default of the library.
-        seed: seed of the random weights.
-        image_size: side of the square images, in pixels.
-        pretrained: initial weights of a pretrained network, as the content of a safetensors
-            file; None for random weights.
+        spec: The spec of the network: library, architecture and arguments.
+        num_outputs: Number of logits.
+        in_channels: Number of channels of an image, 1 or 3.
+        input_scale: Factor by which the model multiplies pixels in [0, 255].
+        dropout: Dropout probability of all dropout layers; None for the default of the
+            library.
+        seed: Seed of the random weights.
+        image_size: Side of the square images, in pixels.
+        pretrained: Content of a safetensors file with the initial weights; None for random
+            weights.
 
     Raises:
-        ConfigError: the library has no such architecture, the image is too small for it, or
-            the recipe has dropout and the network has no dropout layers.
+        ConfigError: The library has no such architecture. Or the image is too small for the
+            architecture. Or the recipe has dropout, but the network has no dropout layers.
     """
     options = _BuildOptions(num_outputs, in_channels, image_size, dropout)
     with seeded(seed):
@@ -134,7 +137,7 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def _build_torchvision(spec: ModelSpec, options: _BuildOptions) -> nn.Module:
-    """Build a classifier of torchvision without pretrained weights."""
+    """Build a torchvision classifier with random weights."""
     import torchvision
 
     architectures = torchvision.models.list_models(module=torchvision.models)
@@ -142,7 +145,7 @@ def _build_torchvision(spec: ModelSpec, options: _BuildOptions) -> nn.Module:
         raise unknown_name("torchvision architecture", spec.architecture, architectures)
     defaults: dict[str, object] = {}
     if spec.architecture in ("googlenet", "inception_v3"):
-        # The first option switches off auxiliary outputs. The second prevents a warning about
+        # `aux_logits` switches off auxiliary outputs. `init_weights` prevents a warning about
         # a changed default.
         defaults = {"aux_logits": False, "init_weights": True}
     elif spec.architecture.startswith("vit_"):
@@ -160,7 +163,7 @@ def _build_torchvision(spec: ModelSpec, options: _BuildOptions) -> nn.Module:
 
 
 def _build_timm(spec: ModelSpec, options: _BuildOptions) -> nn.Module:
-    """Build a classifier of timm without pretrained weights."""
+    """Build a timm classifier with random weights."""
     import timm
 
     if not timm.is_model(spec.architecture):
@@ -204,20 +207,22 @@ def _build_isweep(spec: ModelSpec, options: _BuildOptions) -> nn.Module:
     own_arguments = inspect.signature(function).parameters
     if own_arguments.keys() != arguments.keys():
         raise ConfigError(
-            f"The function {in_file} has the arguments {', '.join(own_arguments)}",
+            f"The function {in_file} has the arguments {', '.join(own_arguments)}, but isweep "
+            "passes other arguments",
             hint=f"Give it the arguments {', '.join(arguments)}",
         )
     network = function(**arguments)
     if not isinstance(network, nn.Module):
         raise ConfigError(
-            f"The function {in_file} returned an object of type {type(network).__name__}",
+            f"The function {in_file} returned an object of type {type(network).__name__}, which is "
+            "not a network",
             hint="Return a torch.nn.Module",
         )
     return network
 
 
 def _build_user(spec: ModelSpec, options: _BuildOptions) -> nn.Module:
-    """Build a network with a user's function."""
+    """Build a network by calling a user's function."""
     return build_user_network(
         spec,
         num_outputs=options.num_outputs,
@@ -227,7 +232,7 @@ def _build_user(spec: ModelSpec, options: _BuildOptions) -> nn.Module:
 
 
 def _set_input_channels(network: nn.Module, in_channels: int) -> None:
-    """Replace the first convolution if it has another number of input channels."""
+    """Replace the first convolution if its number of input channels is not ``in_channels``."""
     for name, module in network.named_modules():
         if not isinstance(module, nn.Conv2d):
             continue
@@ -246,7 +251,7 @@ def _set_input_channels(network: nn.Module, in_channels: int) -> None:
 
 
 def _set_dropout(spec: ModelSpec, network: nn.Module, probability: float) -> None:
-    """Set the probability of all dropout layers of a network."""
+    """Set the dropout probability of all dropout layers of a network."""
     layers = [module for module in network.modules() if isinstance(module, nn.Dropout)]
     if probability > 0 and not layers:
         raise ConfigError(
@@ -264,18 +269,20 @@ def _construct(
     defaults: dict[str, object],
     **fixed: object,
 ) -> nn.Module:
-    """Return a library's network. A VGG runs its max-poolings first, see :class:`PoolsFirst`.
+    """Build a library's network.
+
+    In a VGG, each max-pooling runs before its ReLU during training, see :class:`PoolsFirst`.
 
     Args:
-        spec: architecture and arguments.
-        options: sizes, for messages.
-        constructor: the library's function.
-        defaults: keyword arguments that ``spec`` may replace.
-        fixed: keyword arguments that ``spec`` must not contain. If ``spec`` contains one,
-            Python raises a TypeError, which becomes a ConfigError here.
+        spec: The spec, with the architecture and its arguments.
+        options: Sizes of the network, for messages.
+        constructor: The library's function that builds a network.
+        defaults: Keyword arguments that ``spec`` may replace.
+        fixed: Keyword arguments that ``spec`` must not contain. If ``spec`` contains one of
+            them, Python raises a TypeError. This function converts it to a ConfigError.
 
     Raises:
-        ConfigError: the arguments or the image size do not fit the network.
+        ConfigError: The arguments or the image size do not fit the network.
     """
     try:
         keywords = {**defaults, **spec.keyword_arguments}
@@ -297,11 +304,12 @@ def _construct(
 def _check_forward(spec: ModelSpec, model: PixelModel, options: _BuildOptions) -> None:
     """Raise a ConfigError if the model does not return one row of logits per image.
 
-    A forward pass also fails if the image is too small. No library has a table of the smallest
-    image size of each architecture.
+    A forward pass fails if the image is too small. This is the only way to check the image
+    size, because no library has a table of the smallest image size of each architecture.
     """
     is_user_network = spec.library == "own"
-    # A user's network is tested with two images, because it may mix the images of a batch.
+    # A user's network is tested with two images, because it may wrongly mix the images of a
+    # batch.
     num_images = 2 if is_user_network else 1
     images = torch.zeros(options.batch_shape(num_images))
     model.eval()
@@ -309,11 +317,11 @@ def _check_forward(spec: ModelSpec, model: PixelModel, options: _BuildOptions) -
         with torch.no_grad():
             logits = model(images)
     except (Exception, SystemExit) as error:
-        # A user's network may fail in any way. A library's network fails if the image is too
-        # small.
+        # A user's network may raise any error. A library's network raises an error if the
+        # image is too small.
         if is_user_network:
             check_user_failure(spec, model, images, error)
-            # The network may work on other images, so it is accepted.
+            # The network may work on other images, so this function does not reject it.
             return
         if isinstance(error, AssertionError | RuntimeError | ValueError):
             raise _does_not_fit(spec, options, error) from error
@@ -347,14 +355,15 @@ def check_buildable(
     image_size: int,
     dropout: float | None,
 ) -> None:
-    """Check that a network can be built, before data are prepared or a network is trained.
+    """Check that a network can be built. A run does this before it prepares data or trains
+    networks.
 
-    Networks of libraries are built on torch's meta device, which needs no memory. The first
-    forward pass on this device imports compilers, which takes two seconds. So the small
-    networks of isweep, and networks of users, are built on the CPU.
+    The networks of a library are built on torch's meta device, which needs no memory. The
+    first forward pass on this device imports compilers, which takes two seconds. So isweep's
+    small networks, and the networks of users, are built on the CPU.
 
     Raises:
-        ConfigError: see :func:`build_model`.
+        ConfigError: See :func:`build_model`.
     """
     device = "cpu" if spec.library in ("own", "isweep") else "meta"
     with fixed_torch_state(), torch.device(device):

@@ -1,9 +1,9 @@
-"""Small networks of isweep, for short trainings on a CPU.
+"""Build isweep's small networks, which can be trained on a CPU in a short time.
 
-A network is one function in this module, and one row in :mod:`search_spaces.models`. The
-architecture of the row is the name of the function. A function takes keyword arguments only.
-It returns a module that maps float pixels ``(num_images, in_channels, image_size,
-image_size)`` to logits ``(num_images, num_outputs)``.
+Each network has one function in this module, and one row in :mod:`search_spaces.models`. The
+field ``architecture`` of the row is the name of the function. The functions take only keyword
+arguments. Each function returns a module that maps float pixels ``(num_images, in_channels,
+image_size, image_size)`` to logits ``(num_images, num_outputs)``.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def small_cnn(*, num_outputs: int, in_channels: int, image_size: int) -> nn.Modu
     return PoolsFirst(
         *_stage(in_channels, 8, nn.MaxPool2d(2)),
         *_stage(8, 16, nn.MaxPool2d(2)),
-        # The output is the maximum in each cell of a coarse grid. With a mean over the image,
-        # a small lesion would have hardly any effect.
+        # The last pooling returns the maximum in each cell of a grid of 4 x 4 cells. If it
+        # returned the mean, a small lesion would hardly change the output.
         *_stage(16, 32, nn.AdaptiveMaxPool2d(4)),
         nn.Flatten(),
         nn.Dropout(0.0),
@@ -35,9 +35,10 @@ def _stage(num_in: int, num_out: int, pool: nn.Module) -> list[nn.Module]:
 class PoolsFirst(nn.Sequential):
     """A sequence of layers in which, during training, each max-pooling runs before its ReLU.
 
-    This is faster, because the ReLU then processes a quarter of the values. The outputs stay
-    the same, because a ReLU does not change the order of numbers. The gradients stay the same,
-    because a ReLU passes no gradient if the maximum is not above 0.
+    This order is faster, because the ReLU then processes only a quarter of the values. The
+    outputs are the same in both orders, because a ReLU does not change which number is the
+    largest. The gradients are the same too, because a ReLU passes no gradient if the maximum
+    is not above 0.
     """
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A timer for the phases of a trial, and the exception that ends a trial early."""
+"""Measure the phases of a trial. Define the exception that ends a trial early."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import torch
 
 
 class Diverged(Exception):
-    """A loss is NaN or infinite, so the trial ends. The text is the reason."""
+    """A loss is NaN or infinite. This exception ends the trial, and its text is the reason."""
 
 
 class PhaseTimer:
     """A timer of the phases of a trial on one device.
 
     Attributes:
-        seconds: seconds of each finished phase, by its name.
+        seconds: Duration of each finished phase in seconds. The keys are the names of the
+            phases.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -26,10 +27,10 @@ class PhaseTimer:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measure the seconds of a block, until the GPU has finished its work."""
+        """Measure the duration of a ``with`` block, until the GPU has finished its work."""
         start = time.perf_counter()
-        # A phase that diverged is timed too. After any other error, no time is recorded,
-        # because waiting for a failed GPU would raise a second error.
+        # The duration of a phase that diverged is recorded too. After any other error, no
+        # duration is recorded, because waiting for a failed GPU would raise a second error.
         diverged = None
         try:
             yield

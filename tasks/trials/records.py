@@ -1,4 +1,4 @@
-"""Result records of a trial of a sweep, and of a trial of a learning-rate search.
+"""Records with the results of a trial of a sweep, or of a trial of a learning-rate search.
 
 This module does not import torch, because tables and reports do not need it.
 """
@@ -13,36 +13,38 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from tasks.finding import Finding
+from tasks.json_record import JsonRecord
 from tasks.measures.estimators import IntrinsicDimension
 
 CAP_OF_CHANCE = 2.0
-"""Largest loss in a search, in multiples of the chance loss. A larger loss is replaced by this
-value, because a larger loss says nothing more about the learning rate."""
+"""Largest loss in a search, as a multiple of the chance loss. A search replaces a larger loss
+by this value, because larger losses say nothing more about the learning rate."""
 EVALUATION_PASS = 16
-"""Images per float32 forward pass. With so few images, the pass needs less memory than
-training."""
+"""Number of images in a float32 forward pass. With this small number, the pass needs less
+memory than a training step."""
 CONTEXT_BYTES = int(0.7 * 2**30)
-"""Bytes that a process needs on a GPU besides its tensors, for its CUDA context and kernels.
-The reported values are 0.3 to 0.9 GiB (pytorch#58466, #107667). We did not measure it."""
+"""Bytes that a process needs on a GPU for its CUDA context and kernels, in addition to its
+tensors. Others report 0.3 to 0.9 GiB (pytorch#58466, #107667). We did not measure this number."""
 NUM_SCORED_EPOCHS = 10
-"""Approximate number of epochs after which a training evaluates the test images."""
+"""Approximate number of evaluations of the test images during one training."""
 
 
 @dataclass(frozen=True)
 class ComputeOptions:
-    """The device, threads and memory of a trial. A trial's id does not depend on them.
+    """The device, threads and memory of a trial. They do not change the id of the trial.
 
     Attributes:
         device: ``cpu``, ``cuda`` or ``cuda:<index>``.
-        num_threads: number of torch threads on the CPU.
-        gpu_fraction: share of the GPU's memory that the trial may use; None sets no limit.
-        context_bytes: bytes of this share that the trial cannot use for tensors.
-        micro_batch: images per training pass if memory is short; None for whole batches. The
-            batches of all other passes are reduced by the same factor. The weights are still
-            updated once per batch, but batch norm uses the statistics of each micro batch. The
-            result contains this number.
-        graphs: True to capture training steps as CUDA graphs and replay them, on a GPU.
+        num_threads: Number of torch threads on the CPU.
+        gpu_fraction: Share of the GPU's memory that the trial may use; None sets no limit.
+        context_bytes: Bytes of this share that are reserved for the CUDA context. The trial
+            cannot use them for tensors.
+        micro_batch: Number of images per training pass if memory is short; None for whole
+            batches. The batches of all other passes become smaller by the same factor. The
+            weights are still updated once per batch, but batch norm uses the statistics of
+            each micro batch. The result of the trial contains this number.
+        graphs: True to capture training steps as CUDA graphs and replay them. It has no effect
+            on a CPU.
     """
 
     device: str = "cpu"
@@ -54,7 +56,7 @@ class ComputeOptions:
 
 
 ON_ONE_THREAD = ComputeOptions()
-"""Compute options for one thread of the CPU."""
+"""Compute options of a trial that uses one thread of the CPU."""
 
 
 class SearchStatus(StrEnum):
@@ -65,7 +67,7 @@ class SearchStatus(StrEnum):
     """The training or validation loss was NaN or infinite."""
 
 
-class ValidationScore(Finding):
+class ValidationScore(JsonRecord):
     """The scores on the validation images after one epoch. The loss is cross-entropy in nats."""
 
     epoch: int
@@ -73,17 +75,17 @@ class ValidationScore(Finding):
     accuracy: float
 
 
-class SearchResult(Finding):
-    """The result of a trial of a search. Its other attributes are described in
-    :class:`TrialResult`.
+class SearchResult(JsonRecord):
+    """The result of a trial of a search. :class:`TrialResult` describes the other attributes.
 
     Attributes:
-        epochs: number of trained epochs, including a diverged epoch.
-        curve: validation scores after each epoch, except after an epoch that diverged.
-        num_train: number of training images.
-        num_validation: number of validation images.
-        num_classes: number of classes of the dataset or class pair.
-        chance_loss: cross-entropy at chance level in nats: ln ``num_classes``.
+        epochs: Number of epochs in which the network was trained, including a diverged epoch.
+        curve: Validation scores after each epoch. A diverged epoch has no scores.
+        num_train: Number of training images in the validation split.
+        num_validation: Number of validation images.
+        num_classes: Number of classes of the dataset or class pair.
+        chance_loss: Cross-entropy of a network that ignores its images: ln(``num_classes``),
+            in nats.
     """
 
     status: SearchStatus
@@ -114,35 +116,39 @@ class SearchResult(Finding):
 
     @property
     def capped_loss(self) -> float:
-        """The loss that a search minimizes. It is always finite, see :func:`capped`."""
+        """The loss that a search minimizes. :func:`capped` limits it, so it is always finite."""
         return capped(self.loss, self.chance_loss)
 
 
 def capped(loss: float | None, chance_loss: float) -> float:
-    """Return ``loss``, or ``CAP_OF_CHANCE * chance_loss`` if the loss is larger, NaN or None."""
+    """Return ``loss``, limited to ``CAP_OF_CHANCE * chance_loss``.
+
+    If the loss is NaN or None, return this limit.
+    """
     cap = CAP_OF_CHANCE * chance_loss
     if loss is not None and loss < cap:  # a comparison with NaN is false
         return loss
     return cap
 
 
-class RadiusSummary(Finding):
+class RadiusSummary(JsonRecord):
     """The distribution of radii over images.
 
-    A radius is the L2 norm of the smallest perturbation that was found, in 1/255 of the pixel
-    range.
+    The radius of an image is the L2 norm of the smallest perturbation that changes the
+    predicted class, as far as the search found it. Its unit is 1/255 of the pixel range.
 
     Attributes:
-        num_images: number of images with a radius. All other numbers describe these images
-            only.
-        mean: mean radius, which is the robustness R of the paper's theorem.
-        std_error: standard deviation divided by the square root of ``num_images``; None for
-            one image.
-        median: median radius.
-        geometric_mean: exp of the mean log radius; None if a radius is 0.
-        quantiles: radius by quantile. The keys are ``0.05``, ``0.25``, ``0.75`` and ``0.95``.
-        mean_per_pixel: ``mean`` divided by the square root of the number of pixel values. It
-            can be compared between image sizes.
+        num_images: Number of images with a radius. All other attributes describe only these
+            images.
+        mean: Mean radius. It is the robustness R in the paper's theorem.
+        std_error: Standard error of ``mean``: the standard deviation of the radii divided by
+            the square root of ``num_images``; None if there is only one image.
+        median: Median radius.
+        geometric_mean: Geometric mean of the radii; None if a radius is 0.
+        quantiles: Quantiles of the radii. The keys are the texts ``0.05``, ``0.25``, ``0.75``
+            and ``0.95``.
+        mean_per_pixel: ``mean`` divided by the square root of the number of pixel values of an
+            image. This number can be compared between datasets with different image sizes.
     """
 
     num_images: int
@@ -154,25 +160,28 @@ class RadiusSummary(Finding):
     mean_per_pixel: float
 
 
-class RobustnessRecord(Finding):
+class RobustnessRecord(JsonRecord):
     """The adversarial robustness R of one network, see :mod:`tasks.trials.robustness`.
 
     Attributes:
-        pred: distances to the nearest image that is not classified as the predicted class;
-            None if no image has a radius.
-        true: distances to the nearest image that is not classified as the true class. The
-            distance is 0 for every misclassified image, even if it has no radius. None if
-            ``pred`` is None.
-        radii: radius of each image; None if no differently classified image was found.
-        rows: index of each image in the test set, ascending.
-        wrong: True for each misclassified image.
-        num_not_found: number of images without a radius. ``pred`` does not include them.
-        box_share: share of the images with a radius whose perturbation is at a limit of the pixel
-            range. Without this limit, their radius would be smaller.
-        num_steps: gradient steps per image.
-        num_bisections: number of bisection steps on the line between an image and a
+        pred: Summary of the distances to the nearest image that the network classifies
+            differently from the original image; None if no image has a radius.
+        true: Summary of the distances to the nearest image that the network does not classify
+            as the true class. The distance of a misclassified image is 0, even if the image
+            has no radius. ``true`` is None if ``pred`` is None.
+        radii: Radius of each image; None for an image for which the search found no
             differently classified image.
-        reason: reason why ``pred`` is None; otherwise empty.
+        rows: Index of each image in the test set, in ascending order.
+        wrong: True for each misclassified image.
+        num_not_found: Number of images without a radius. ``pred`` does not include these
+            images.
+        box_share: Share of the images with a radius whose perturbed image has a pixel at a
+            limit of the pixel range, 0 or 255. Without these limits, the radii of these images
+            would be smaller.
+        num_steps: Number of gradient steps per image.
+        num_bisections: Number of bisection steps on the line from an image to a differently
+            classified image.
+        reason: Reason why ``pred`` is None; otherwise empty.
     """
 
     pred: RadiusSummary | None
@@ -187,17 +196,18 @@ class RobustnessRecord(Finding):
     reason: str = ""
 
 
-class ClassificationScores(Finding):
+class ClassificationScores(JsonRecord):
     """The classification scores of a network on the test images.
 
     Attributes:
-        balanced_accuracy: accuracy on the images of each class, averaged over the classes.
-        auc: area under the ROC curve. For more than two classes, it is the mean of the areas
-            of each class against the rest. None if fewer than two classes have images.
-        per_class_accuracy: accuracy on the images of each class; None for a class without
+        balanced_accuracy: Accuracy on the images of each class, averaged over the classes.
+        auc: Area under the ROC curve. For more than two classes, each class has one curve,
+            which separates its images from all other images; ``auc`` is then the mean area.
+            None if fewer than two classes have images, or if a logit is not finite.
+        per_class_accuracy: Accuracy on the images of each class; None for a class without
             images.
-        calibration_error: expected calibration error (ECE) of the largest probability, in 15
-            bins.
+        calibration_error: Expected calibration error (ECE), computed from the largest
+            predicted probability of each image, in 15 bins.
     """
 
     balanced_accuracy: float
@@ -206,7 +216,7 @@ class ClassificationScores(Finding):
     calibration_error: float
 
 
-class EpochScore(Finding):
+class EpochScore(JsonRecord):
     """The scores on the test images after one epoch of training."""
 
     epoch: int
@@ -215,18 +225,18 @@ class EpochScore(Finding):
 
 
 def scored_epochs(num_epochs: int) -> frozenset[int]:
-    """Return about ten epochs after which the test images are evaluated.
+    """Return the epochs after which the test images are evaluated. They are about ten.
 
     The last epoch is not included, because the trained network is always evaluated. In a
-    hundred epochs, ten evaluations add a few percent to the time of the training on a CPU. On
-    a GPU, they add up to 10 %, because a GPU computes float32 slowly.
+    training of a hundred epochs, ten evaluations add a few percent to the time on a CPU. On a
+    GPU, they add up to 10 %, because evaluations use float32, which is slow there.
     """
     interval = max(1, num_epochs // NUM_SCORED_EPOCHS)
     return frozenset(range(interval, num_epochs, interval))
 
 
-class TrialFile(Finding):
-    """Checksum and size of a file that is stored with a trial's result.
+class TrialFile(JsonRecord):
+    """The checksum and size of a file that is stored beside the result of a trial.
 
     The file contains weights (safetensors) or predictions (Parquet).
     """
@@ -236,7 +246,7 @@ class TrialFile(Finding):
 
 
 class TrialStatus(StrEnum):
-    """The way in which a trial ended. A trial that diverged has a result, too."""
+    """The way in which a trial ended. A diverged trial has a result too."""
 
     DONE = "done"
     DIVERGED = "diverged"
@@ -246,14 +256,15 @@ class TrialStatus(StrEnum):
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """The scores of one epoch of training, in training mode and while the weights change.
+    """The scores of one epoch, computed in training mode while the weights change.
 
     Attributes:
-        epoch: number of the epoch, from 1.
-        train_loss: mean cross-entropy over the images of the epoch, in nats. It is NaN or
-            infinite if the training diverged. A result does not contain such a record.
-        train_accuracy: accuracy over the images of the epoch.
-        seconds: wall time.
+        epoch: Number of the epoch, from 1.
+        train_loss: Mean cross-entropy over the images of the epoch, in nats. It is NaN or
+            infinite if the training diverged. The result of a trial does not contain the
+            record of a diverged epoch.
+        train_accuracy: Accuracy over the images of the epoch.
+        seconds: Duration of the epoch (wall-clock time).
     """
 
     epoch: int
@@ -263,35 +274,35 @@ class EpochRecord:
 
     @property
     def diverged(self) -> bool:
-        """True if the loss is NaN or infinite, which ends the training."""
+        """True if the loss is NaN or infinite. The training then ends."""
         return not math.isfinite(self.train_loss)
 
 
 def attack_name(method: str, epsilon: float) -> str:
-    """Return the name of an attack in column names, for example ``fgsm_1`` or ``fgsm_0.5``."""
-    # The number has all digits and no exponent, so that two strengths never have the same
-    # name.
+    """Return the name of an attack for column names, for example ``fgsm_1`` or ``fgsm_0.5``."""
+    # The number is written with all its digits and without an exponent. So two different
+    # strengths never have the same name.
     return f"{method}_{Decimal(repr(epsilon)).normalize():f}"
 
 
-class AttackRecord(Finding):
+class AttackRecord(JsonRecord):
     """The result of one attack at one strength on one set of images.
 
     Attributes:
-        method: name in :data:`search_spaces.attacks.ATTACKS`.
-        epsilon: largest change of a pixel, in 1/255 of the pixel range.
-        loss: mean loss on the attacked images, in nats; None if the attacked or the clean loss
-            is not finite.
+        method: Name of the attack in :data:`search_spaces.attacks.ATTACKS`.
+        epsilon: Largest change of a pixel, in 1/255 of the pixel range.
+        loss: Mean loss on the attacked images, in nats; None if the loss on the attacked or on
+            the clean images is not finite.
         loss_gain: ``loss`` minus the loss on the clean images; None if ``loss`` is None.
-        accuracy: accuracy on the attacked images.
-        accuracy_drop: accuracy on the clean images minus ``accuracy``.
-        robust_accuracy: share of the images that are classified correctly before and after the
+        accuracy: Accuracy on the attacked images.
+        accuracy_drop: Accuracy on the clean images minus ``accuracy``.
+        robust_accuracy: Share of the images that are classified correctly before and after the
             attack.
-        num_unchanged: number of images that the attack did not change, because their gradient
-            is exactly 0 (gradient masking). The gradient of a very confident network is often
-            0. Such a network seems robust, but is not.
-        reason: reason why ``loss`` is None; otherwise empty.
-        parameters: parameters of the method whose value is not the default.
+        num_unchanged: Number of images that the attack did not change, because the gradient of
+            their loss is exactly 0 (gradient masking). This often occurs if a network is very
+            confident. Such a network seems robust, but is not.
+        reason: Reason why ``loss`` is None; otherwise empty.
+        parameters: Values of the method's parameters that differ from the defaults.
     """
 
     method: str
@@ -307,29 +318,30 @@ class AttackRecord(Finding):
 
     @property
     def name(self) -> str:
-        """Name of the attack in column names, for example ``fgsm_1`` or ``fgsm_0.5``."""
+        """Name that the attack has in column names, for example ``fgsm_1`` or ``fgsm_0.5``."""
         return attack_name(self.method, self.epsilon)
 
 
-class FurtherTestRecord(Finding):
+class FurtherTestRecord(JsonRecord):
     """The scores of a trained network on a further test set.
 
-    A further test set contains the test images after a condition has changed them: some are
-    blended with an image of another class. Stored field names call the blended images *moved*.
+    A further test set contains the test images after a condition has blended some of them with
+    an image of another class. The names of the stored fields use the word *moved* for blended
+    images.
 
     Attributes:
-        name: name of the condition.
-        num_moved: number of blended images.
-        loss: mean cross-entropy over all images, in nats; None if it is not finite.
-        accuracy: accuracy over all images.
-        moved_loss: mean loss over the blended images; None if it is not finite, or if no image
+        name: Name of the condition.
+        num_moved: Number of blended images.
+        loss: Mean cross-entropy over all images, in nats; None if it is not finite.
+        accuracy: Accuracy over all images.
+        moved_loss: Mean loss over the blended images; None if it is not finite, or if no image
             is blended.
-        moved_accuracy: accuracy over the blended images; None if no image is blended.
-        unmoved_loss: mean loss over the other images; None if it is not finite, or if all
+        moved_accuracy: Accuracy over the blended images; None if no image is blended.
+        unmoved_loss: Mean loss over the other images; None if it is not finite, or if all
             images are blended.
-        unmoved_accuracy: accuracy over the other images; None if all images are blended.
-        robustness: adversarial robustness R on the images with the same indices as in
-            ``TrialResult.robustness``; None if it was not requested.
+        unmoved_accuracy: Accuracy over the other images; None if all images are blended.
+        robustness: Adversarial robustness R on this test set; None if it was not requested.
+            Its images have the same indices as the images in ``TrialResult.robustness``.
     """
 
     name: str
@@ -343,10 +355,10 @@ class FurtherTestRecord(Finding):
     robustness: RobustnessRecord | None = None
 
 
-class NetworkScores(Finding):
+class NetworkScores(JsonRecord):
     """The scores of a trained network on the training images and on the test images.
 
-    Losses are cross-entropy in nats.
+    Losses are mean cross-entropies in nats.
     """
 
     num_parameters: int
@@ -355,11 +367,12 @@ class NetworkScores(Finding):
     test_loss: float
     test_accuracy: float
     classification: ClassificationScores | None = None
-    """Classification scores on the test images; None in old records without this field."""
+    """Classification scores on the test images; None in old records, which do not have this
+    field."""
 
 
-class Timings(Finding):
-    """The seconds of each phase of a trial; None for a phase that did not run."""
+class Timings(JsonRecord):
+    """The duration of each phase of a trial in seconds; None for a phase that did not run."""
 
     build: float | None = None
     train: float | None = None
@@ -369,13 +382,13 @@ class Timings(Finding):
     robustness: float | None = None
 
 
-class StageRecord(Finding):
+class StageRecord(JsonRecord):
     """The intrinsic dimension of the activations after one stage of a network.
 
     Attributes:
-        module: name of the submodule whose output is measured.
-        num_features: number of activations of one image.
-        d_repr: intrinsic dimension by the name of the estimator.
+        module: Name of the submodule whose output is measured.
+        num_features: Number of activations of one image.
+        d_repr: Estimated intrinsic dimension. The keys are the names of the estimators.
     """
 
     module: str
@@ -383,41 +396,46 @@ class StageRecord(Finding):
     d_repr: dict[str, IntrinsicDimension]
 
 
-class TrialResult(Finding):
+class TrialResult(JsonRecord):
     """The result of a trial.
 
     Attributes:
-        reason: reason why the trial diverged; empty if it did not diverge.
-        seed: seed from which all other seeds of the trial are derived.
-        num_threads: number of torch threads on the CPU. Another number may change the last
-            digits.
-        scores: scores of the trained network; None if the trial diverged.
-        d_repr: intrinsic dimension of the last hidden layer, by the name of the estimator. An
-            undefined dimension has a reason.
-        d_repr_stages: intrinsic dimension after every stage of the network; empty if it was
-            not requested, or if the network has no stages.
-        history: one record for each epoch of training.
-        test_history: scores on the test images after some epochs, see :func:`scored_epochs`.
-            ``scores`` contains the scores after the last epoch.
-        best_epoch: epoch of ``test_history`` with the smallest test loss. It is chosen with
-            the test images, so the loss of this epoch must not be reported as a result.
-        robustness: adversarial robustness R; None if it was not requested.
-        weights: file of the trained network's weights; None if no weights are stored.
-        weights_note: reason why requested weights are not stored.
-        further_tests: scores on further test sets; empty if they were not requested.
-        predictions: file of the logits of all test images; None if no predictions are stored.
-        predictions_note: reason why requested predictions are not stored.
-        peak_memory_bytes: on a GPU, the memory that the process reserved for tensors. On a
-            CPU, the resident memory of the process, including libraries and arrays.
+        reason: Reason why the trial diverged; empty if it did not diverge.
+        seed: Seed from which all other seeds of the trial are derived.
+        num_threads: Number of torch threads on the CPU. With another number, the last digits
+            of the results may change.
+        scores: Scores of the trained network; None if the trial diverged.
+        d_repr: Estimated intrinsic dimension of the last hidden layer. The keys are the names
+            of the estimators. If a dimension is undefined, its record contains the reason.
+        d_repr_stages: Estimated intrinsic dimension of the activations after every stage of
+            the network; empty if it was not requested, or if the network has no stages.
+        history: One record for each epoch of training.
+        test_history: Scores on the test images after some epochs, see :func:`scored_epochs`.
+            The scores after the last epoch are in ``scores``.
+        best_epoch: Epoch of ``test_history`` with the smallest test loss. This choice uses the
+            test images, so the loss of this epoch must not be reported as a result. None if
+            ``test_history`` is empty.
+        robustness: Adversarial robustness R; None if it was not requested.
+        weights: The stored file with the weights of the trained network; None if no weights
+            are stored.
+        weights_note: Reason why requested weights are not stored; otherwise empty.
+        further_tests: Scores on further test sets; empty if no further test set was requested.
+        predictions: The stored file with the logits of all test images; None if no predictions
+            are stored.
+        predictions_note: Reason why requested predictions are not stored; otherwise empty.
+        peak_memory_bytes: Largest memory during the trial. On a GPU, it is the memory that the
+            process reserved for tensors. On a CPU, it is the resident memory of the process,
+            including libraries and arrays.
         pretrained: SHA-256 of the pretrained weights; empty for random initial weights.
-        energy_j: joules that the GPU used during the trial, from the counter of the GPU. If
-            the trial shared the GPU, the number includes the other processes, so it is an
-            upper bound.
-        energy_note: reason why ``energy_j`` is None.
-        micro_batch: images per training pass if memory was short; None for whole batches.
-        step_path: method of the training steps: ``eager`` (Python starts every kernel) or
-            ``graph`` (captured CUDA graphs are replayed). Empty in old records without this
-            field.
+        energy_j: Energy that the GPU used during the trial, in joules, from the counter of the
+            GPU. If the trial shared the GPU with other processes, the number includes their
+            energy. It is then an upper bound.
+        energy_note: Reason why ``energy_j`` is None; otherwise empty.
+        micro_batch: Number of images per training pass if memory was short; None for whole
+            batches.
+        step_path: How the training steps ran: ``eager`` (Python starts every kernel) or
+            ``graph`` (captured CUDA graphs are replayed). It is empty in old records, which do
+            not have this field.
     """
 
     status: TrialStatus

@@ -1,20 +1,20 @@
-"""Representations of a trained network. Their intrinsic dimension is d_repr.
+"""Compute the representations of a trained network. Their intrinsic dimension is d_repr.
 
-A representation is the activations of one layer for all training images. The last hidden layer
-is the same as in the released code of Konz & Mazurowski (ICLR 2024):
+A representation consists of the activations of one layer for all training images. This module
+uses the same last hidden layer as the released code of Konz & Mazurowski (ICLR 2024):
 
 - For ResNets it is the output of ``layer4``, after its last ReLU and before pooling,
   flattened.
 - For VGGs it is the output of the second fully connected layer, before its ReLU.
-- For any other network it is the input of the final classifier: the last Linear or Conv2d
-  module that the network registers.
+- For any other network it is the input of the final classifier, which is the last Linear or
+  Conv2d module that the network registers.
 
 Activations are computed in evaluation mode, without gradients and without augmentation. The
 released code computes them in training mode and with augmentation.
 
-A model is a :class:`~tasks.trials.models.PixelModel` or a network without input scaling.
-Images are ``(num_images, channels, height, width)`` with pixels in [0, 255], on the device of
-the model.
+In this module, a model is a :class:`~tasks.trials.models.PixelModel` or a network without
+input scaling. Images are ``(num_images, channels, height, width)`` with pixels in [0, 255], on
+the device of the model.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ from tasks.trials.records import EVALUATION_PASS
 
 @dataclass(frozen=True)
 class FeatureLayer:
-    """The input or the output of a submodule. ``module`` is the name of the submodule."""
+    """A layer, given as the input or the output of a submodule.
+
+    ``module`` is the name of the submodule. ``end`` selects its input or its output.
+    """
 
     module: str
     end: Literal["input", "output"]
@@ -53,15 +56,16 @@ FEATURE_LAYERS = {
     "torchvision.models.vgg.VGG": FeatureLayer("classifier.3", "output"),
     "timm.models.vgg.VGG": FeatureLayer("pre_logits.fc2", "output"),
 }
-"""Last hidden layer by the class of a network. The keys are names of classes, so that a
-network of one library does not import the other library."""
+"""The last hidden layer of the networks of each class. The keys are the names of the classes
+as text, so this module does not import torchvision or timm."""
 
 
 def feature_layer(network: nn.Module) -> FeatureLayer:
-    """Return the last hidden layer of ``network``.
+    """Return the layer of ``network`` that is its last hidden layer.
 
-    The classifier of a network that is not in :data:`FEATURE_LAYERS` is its last Linear or
-    Conv2d module in the order of registration. The order of the forward pass does not matter.
+    If the class of the network is not in :data:`FEATURE_LAYERS`, the classifier is the last
+    Linear or Conv2d module in the order of registration. The order of the forward pass does
+    not matter.
     """
     network_class = type(network)
     layer = FEATURE_LAYERS.get(f"{network_class.__module__}.{network_class.__qualname__}")
@@ -84,9 +88,9 @@ class Features:
     """The activations of the last hidden layer, collected batch by batch.
 
     Attributes:
-        array: ``(num_images, num_features)`` float32, in the order of the forward passes. It
-            exists only after the first call of :meth:`add`, which shows the number of
-            features.
+        array: ``(num_images, num_features)`` float32, in the order of the forward passes. This
+            attribute exists only after the first call of :meth:`add`, because the number of
+            features is unknown before.
     """
 
     array: Float32Array
@@ -97,17 +101,17 @@ class Features:
         self._block: Tensor | None = None
 
     def add(self, activations: Tensor) -> None:
-        """Flatten a batch of activations and add it."""
+        """Flatten the activations of a batch, and add them to the array."""
         features = activations.detach().flatten(1)
         if self._block is None:
-            # This memory is not pinned. A ResNet-50 needs a gigabyte, and pinning it takes
-            # longer than copying it. WSL cannot pin so much memory at once
-            # (microsoft/WSL#8447).
+            # This memory is not pinned. The activations of a ResNet-50 need a gigabyte.
+            # Pinning a gigabyte takes longer than copying it, and WSL cannot pin so much
+            # memory at once (microsoft/WSL#8447).
             shape = (self._num_images, features.shape[1])
             self._block = torch.empty(shape, dtype=torch.float32)
             self.array = self._block.numpy()
         rows = self._block[self._num_added : self._num_added + len(features)]
-        # The values are copied, because on a CPU the next ReLU may change the tensor in place.
+        # The activations are copied, because on a CPU the next ReLU may change them in place.
         rows.copy_(features)
         self._num_added += len(features)
 
@@ -117,8 +121,8 @@ def collect_features(model: nn.Module, num_images: int) -> Iterator[Features]:
     """Collect the activations of the last hidden layer in all forward passes of the block.
 
     Args:
-        model: the model that runs in the block.
-        num_images: number of images of all forward passes together.
+        model: The model that runs in the block.
+        num_images: Total number of images in all forward passes of the block.
     """
     network = network_of(model)
     layer = feature_layer(network)
@@ -144,10 +148,11 @@ def collect_features(model: nn.Module, num_images: int) -> Iterator[Features]:
 def extract_features(
     model: nn.Module, images: Tensor, *, batch_size: int = EVALUATION_PASS
 ) -> Float32Array:
-    """Return the last hidden layer of every image, ``(num_images, num_features)`` float32.
+    """Return the activations of the last hidden layer, ``(num_images, num_features)`` float32.
 
-    For images of 224 pixels, a ResNet-18 or ResNet-34 has 25,088 features, a ResNet-50 has
-    100,352, and a VGG has 4,096. ``batch_size`` only changes speed and memory.
+    For images of 224 x 224 pixels, a ResNet-18 or ResNet-34 has 25,088 features, a ResNet-50
+    has 100,352 features, and a VGG has 4,096 features. ``batch_size`` changes only speed and
+    memory.
     """
     with collect_features(model, len(images)) as features, torch.no_grad(), evaluation_mode(model):
         for start in range(0, len(images), batch_size):
@@ -167,17 +172,19 @@ def estimate_dimension(
     """Return estimates of d_repr, the intrinsic dimension of representations.
 
     Args:
-        features: ``(num_images, num_features)``, or a source that computes them block by
-            block.
-        estimators: names in :data:`tasks.measures.estimators.ESTIMATORS`.
-        num_neighbors: number of nearest neighbors of each image.
-        discard_fraction: share of the largest distance ratios that TwoNN leaves out.
-        seed: seed of the bootstrap.
-        block_rows: number of images in one block. Two blocks are in memory at a time.
+        features: The activations, as an array ``(num_images, num_features)`` or as a source
+            that computes them block by block.
+        estimators: Names in :data:`tasks.measures.estimators.ESTIMATORS`.
+        num_neighbors: Number of nearest neighbors of each image.
+        discard_fraction: Share of the distance ratios that TwoNN leaves out. It leaves out the
+            largest ratios.
+        seed: Seed of the bootstrap.
+        block_rows: Number of images in one block. Two blocks are in memory at a time.
 
     Returns:
-        The estimate of each estimator. Its value is None, with a reason, if there are too few
-        images, if features are not finite, or if all images have the same features.
+        One estimate per estimator, by the estimator's name. If there are too few images, if
+        features are not finite, or if all images have the same features, the value of the
+        estimate is None. The estimate then contains the reason.
     """
     source = as_source(features)
     try:
@@ -206,7 +213,7 @@ def estimate_dimension(
 
 
 def _finite(estimate: IntrinsicDimension) -> IntrinsicDimension:
-    """Return the estimate. If its value is infinite or NaN, replace the value by None."""
+    """Return the estimate, with the value None instead of infinity or NaN."""
     if estimate.value is None or math.isfinite(estimate.value):
         return estimate
     return replace(estimate, value=None, std_error=None, reason=f"the value is {estimate.value}")

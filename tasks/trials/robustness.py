@@ -1,11 +1,12 @@
-"""Adversarial robustness R of a trained network.
+"""Measure the adversarial robustness R of a trained network.
 
-R is the mean over images of the *radius*. The radius of an image ``x`` is the smallest
+R is the mean *radius* of the images. The radius of an image ``x`` is the smallest norm
 ``||d||_2`` of a perturbation ``d`` for which the network classifies ``x + d`` differently from
-``x``. The pixels of ``x + d`` must be in [0, 255]. The search is similar to DDN (Rony et al.,
-CVPR 2019). It returns an image near ``x`` that is classified differently. The distance of
-``x`` to this image is an upper bound of the radius. Below, *radius* means this upper bound.
-Norms are in units of one gray level, which is 1/255 of the pixel range.
+``x``. The pixels of ``x + d`` must be in [0, 255]. The search for this perturbation is similar
+to DDN (Rony et al., CVPR 2019). It finds an image near ``x`` that the network classifies
+differently. The distance from ``x`` to this image is an upper bound of the radius. Below,
+*radius* means this upper bound. The unit of all norms is one gray level, which is 1/255 of the
+pixel range.
 """
 
 from __future__ import annotations
@@ -23,21 +24,22 @@ from tasks.trials.evaluation import evaluation_mode
 from tasks.trials.records import RadiusSummary, RobustnessRecord
 
 RADIUS_RATE = (0.05, 0.001)
-"""Relative change of the radius per step (gamma of DDN), at the first and the last step. DDN
-always uses 0.05. With smaller changes at the end, the search comes closer to the decision
-boundary."""
+"""Relative change of the sphere's radius per step (gamma of DDN), at the first and the last
+step. DDN uses 0.05 in every step. With smaller changes in the last steps, the search comes
+closer to the decision boundary."""
 STEP_SIZE = (1.0, 0.01)
-"""Length of a gradient step as a multiple of the current radius, at the first and the last
-step. DDN uses the same numbers as absolute lengths, and its first radius is 1."""
+"""Length of a gradient step as a multiple of the sphere's radius, at the first and the last
+step. DDN uses the same numbers as absolute lengths, and starts with a sphere of radius 1."""
 SAMPLE_BLOCK = 50
-"""Number of sampled images whose distances to the pool are computed in one block."""
+"""Number of sampled images whose distances to all possible starting images are computed in one
+block."""
 POOL_BLOCK = 256
-"""Number of pool images that are converted to float32 in one block."""
+"""Number of possible starting images that are converted to float32 in one block."""
 QUANTILES = (0.05, 0.25, 0.75, 0.95)
-"""Quantiles of the radii to report."""
+"""Quantiles of the radii that a record contains."""
 RANGE_TOLERANCE = 1e-3
-"""Tolerance in pixel units. After float32 rounding, a pixel plus its change may not be exactly
-0 or 255. So a pixel at most this far from 0 or 255 counts as being at the limit."""
+"""Largest distance from 0 or 255, in pixel units, at which a pixel counts as being at this
+limit. Because of float32 rounding, a perturbed pixel at a limit may not be exactly 0 or 255."""
 
 
 def measure_robustness(
@@ -50,17 +52,20 @@ def measure_robustness(
     seed: int,
     batch_size: int,
 ) -> RobustnessRecord:
-    """Measure the robustness R of ``model`` on a seeded sample of ``images``.
+    """Measure the robustness R of ``model`` on a random sample of ``images``.
 
     Args:
-        model: maps pixels in [0, 255] to logits. Its mode is restored afterwards.
-        images: ``(num_images, channels, height, width)``, pixels in [0, 255] of any type.
-        labels: the true labels.
-        train_images: further images that may be starting points.
-        spec: size of the sample and numbers of steps. If there are fewer images, the sample
-            contains all of them.
-        seed: seed of the random sample.
-        batch_size: images per pass. It only changes speed and memory.
+        model: The model, which maps pixels in [0, 255] to logits. Its mode is restored
+            afterwards.
+        images: Images with pixels in [0, 255] of any type, ``(num_images, channels, height,
+            width)``.
+        labels: The true labels.
+        train_images: Further images from which the search may start, ``(num_train, channels,
+            height, width)``.
+        spec: Size of the sample and numbers of steps. If ``images`` has fewer images than this
+            size, the sample contains all of them.
+        seed: Seed of the random sample.
+        batch_size: Number of images in a pass. It changes only speed and memory.
     """
     rows = np.sort(np.random.default_rng(seed).permutation(len(images))[: spec.num_images])
     sample = torch.from_numpy(rows).to(images.device)
@@ -111,29 +116,34 @@ def minimal_perturbations(
 ) -> Tensor:
     """Return a small perturbation of every image that changes its predicted class.
 
-    Each step of the search follows the gradient to a smaller logit margin, and then projects
-    the image onto a sphere around the original image. If the class has changed, the next
-    sphere is smaller. Otherwise it is larger.
+    Each step of the search moves the image along the gradient, so that its logit margin
+    becomes smaller. It then projects the image onto a sphere around the original image. If the
+    predicted class has changed, the next sphere is smaller. Otherwise the next sphere is
+    larger.
 
     Args:
-        model: maps pixels to logits.
-        images: float32 pixels in [0, 255], ``(num_images, channels, height, width)``.
-        classes: ``(num_images,)`` int64, the predicted class of each original image. The
-            classes are not predicted again: with another batch size, rounding may change the
-            order of two almost equal logits. ``starts`` would then be wrong.
-        starts: an image of another class for each image; NaN if no such image is known.
-        spec: number of gradient steps, and number of bisections before and after the gradient
+        model: The model, which maps pixels to logits.
+        images: Images with float32 pixels in [0, 255], ``(num_images, channels, height,
+            width)``.
+        classes: ``(num_images,)`` int64, the predicted class of each original image. This
+            function does not predict the classes again: with another batch size, rounding may
+            change the order of two almost equal logits. An image in ``starts`` could then have
+            the same class.
+        starts: For each image, an image for which the network predicts another class; NaN if
+            no such image is known.
+        spec: Number of gradient steps, and number of bisections before and after the gradient
             steps.
 
     Returns:
-        The smallest perturbations that were found, in the shape of ``images``. Image plus
-        perturbation is within the pixel range. The perturbation of an image is NaN if the search
-        found none.
+        The smallest perturbations that the search found, in the shape of ``images``. The sum
+        of an image and its perturbation is within the pixel range. If the search found no
+        perturbation for an image, the values of this image are NaN.
     """
     with evaluation_mode(model):
         best = _bisect(model, images, classes, starts - images, spec.num_bisections)
         best_norms = _norms(best).nan_to_num(math.inf)
-        # Without a start, the first radius is the norm of the image.
+        # If an image has no starting image, the radius of its first sphere is the norm of the
+        # image.
         sphere_radii = torch.where(best_norms.isinf(), _norms(images).clamp_min(1.0), best_norms)
         perturbations = torch.zeros_like(images)
         for step in range(spec.num_steps):
@@ -151,7 +161,7 @@ def minimal_perturbations(
             step_lengths = _annealed(STEP_SIZE, step, spec.num_steps) * sphere_radii
             unit_gradient = _unit(gradient.nan_to_num(0.0))
             directions = perturbations - expand_like(step_lengths, images) * unit_gradient
-            # If the gradient at the original image is zero, go toward the best image so far.
+            # If the gradient at the original image is zero, move toward the best image so far.
             has_no_direction = expand_like(_norms(directions) == 0, images)
             directions = torch.where(has_no_direction, best.nan_to_num(0.0), directions)
             perturbations = _project_onto_sphere(images, directions, sphere_radii)
@@ -164,21 +174,22 @@ def _next_sphere_radii(
     """Return the radius of the next sphere around each image.
 
     If the current image is adversarial, the next radius is smaller than both the current
-    radius and the best norm. Otherwise it is larger than the current radius.
+    radius and the best norm. Otherwise the next radius is larger than the current radius.
 
     Args:
         sphere_radii: ``(num_images,)`` radii of the current spheres.
         best_norms: ``(num_images,)`` norms of the best perturbations; infinite if there is
             none.
-        is_adversarial: ``(num_images,)`` True if the current image has another class.
-        rate: relative change of the radius.
+        is_adversarial: ``(num_images,)`` mask, True if the network predicts another class for
+            the current image.
+        rate: Relative change of the radius, for example 0.05.
     """
     shrunk = torch.minimum(sphere_radii, best_norms) * (1 - rate)
     return torch.where(is_adversarial, shrunk, sphere_radii * (1 + rate))
 
 
 def _project_onto_sphere(images: Tensor, directions: Tensor, sphere_radii: Tensor) -> Tensor:
-    """Return the perturbations with these directions and norms, clipped to the pixel range."""
+    """Return perturbations with these directions and norms, clipped to the pixel range."""
     on_sphere = images + _unit(directions) * expand_like(sphere_radii, images)
     return on_sphere.clamp(0, PIXEL_MAX) - images
 
@@ -193,9 +204,9 @@ def _annealed(first_and_last: tuple[float, float], step: int, num_steps: int) ->
 def nearest_of_another_class(
     images: Tensor, classes: Tensor, pool: Tensor, pool_classes: Tensor
 ) -> Tensor:
-    """Return the nearest image of another class in ``pool``, for every image.
+    """Return, for every image, the nearest image of another class in ``pool``.
 
-    If no image in the pool has another class, the result for this image is NaN.
+    If all images in the pool have the class of an image, the result for this image is NaN.
     """
     flat = images.flatten(1).float()
     blocks = [
@@ -211,11 +222,11 @@ def summarize_radii(radii: Float64Array, num_values: int) -> RadiusSummary | Non
     """Return the distribution of radii over images.
 
     Args:
-        radii: ``(num_images,)``, without NaN.
-        num_values: number of pixel values of an image.
+        radii: ``(num_images,)`` radius of each image, without NaN.
+        num_values: Number of pixel values of an image.
 
     Returns:
-        None if there is no radius.
+        The distribution; None if ``radii`` is empty.
     """
     num_images = len(radii)
     if num_images == 0:
@@ -250,28 +261,30 @@ def _robustness_record(
     """Return the robustness record of all sampled images.
 
     Args:
-        radii: ``(num_images,)`` radius of each sampled image, NaN if the search found none.
-        at_pixel_limit: ``(num_images,)`` True for images at a limit of the pixel range, see
+        radii: ``(num_images,)`` radius of each sampled image; NaN if the search found no
+            differently classified image.
+        at_pixel_limit: ``(num_images,)`` mask of the images at a limit of the pixel range, see
             :func:`_is_at_pixel_limit`.
-        is_wrong: ``(num_images,)`` True for misclassified images.
+        is_wrong: ``(num_images,)`` mask of the misclassified images.
         rows: ``(num_images,)`` index of each image in the test set.
-        num_values: number of pixel values of an image.
-        spec: numbers of steps, for the record.
+        num_values: Number of pixel values of an image.
+        spec: The numbers of steps, which are part of the record.
     """
-    # The record has stored names: `pred`, `true`, `wrong` and `box_share`, see
-    # RobustnessRecord.
+    # RobustnessRecord describes the fields `pred`, `true`, `wrong` and `box_share`. Their
+    # names are stored, so they do not change.
     has_radius = np.isfinite(radii)
     share_at_limit = None
     true = None
     reason = ""
     if has_radius.any():
         share_at_limit = float(at_pixel_limit[has_radius].mean())
-        # A misclassified image needs no perturbation, even if the search found none.
+        # For a misclassified image, the distance to an image that is not classified as the
+        # true class is 0, even if the search found no perturbation.
         true_radii = np.where(is_wrong, 0.0, radii)
         true = summarize_radii(true_radii[np.isfinite(true_radii)], num_values)
     else:
-        # `true` stays None, because the zeros of the misclassified images say nothing about
-        # the other images.
+        # `true` stays None, because the zeros of the misclassified images would say nothing
+        # about the other images.
         reason = "the network predicted the same class for all images in the search"
     return RobustnessRecord(
         pred=summarize_radii(radii[has_radius], num_values),
@@ -290,7 +303,10 @@ def _robustness_record(
 def _bisect(
     model: nn.Module, images: Tensor, classes: Tensor, perturbations: Tensor, num_bisections: int
 ) -> Tensor:
-    """Shorten each perturbation until it just changes the class. NaN stays NaN."""
+    """Shorten each perturbation by bisection, so that it only just changes the class.
+
+    A perturbation that is NaN stays NaN.
+    """
     low = torch.zeros(len(images), device=images.device)
     high = torch.ones(len(images), device=images.device)
 
@@ -309,7 +325,7 @@ def _bisect(
 def _is_at_pixel_limit(
     model: nn.Module, images: Tensor, perturbations: Tensor, classes: Tensor
 ) -> Tensor:
-    """Return True for every image for which a limit of the pixel range prevents a useful step.
+    """Return a mask of the images for which a limit of the pixel range prevents a useful step.
 
     A step is useful if it lowers the logit margin.
     """
@@ -328,6 +344,6 @@ def _norms(perturbations: Tensor) -> Tensor:
 
 
 def _unit(perturbations: Tensor) -> Tensor:
-    """Return perturbations scaled to norm 1. A zero perturbation stays zero."""
+    """Scale each perturbation to norm 1. A perturbation of norm 0 stays unchanged."""
     norms = _norms(perturbations).clamp_min(torch.finfo(torch.float32).tiny)
     return perturbations / expand_like(norms, perturbations)

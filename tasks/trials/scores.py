@@ -1,4 +1,4 @@
-"""Classification scores and stored predictions, computed from the logits of the test images."""
+"""Compute classification scores from logits, and store logits as predictions."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from tasks.array_types import BoolArray, Float32Array, Float64Array, Int64Array
 from tasks.trials.records import ClassificationScores
 
 NUM_BINS = 15
-"""Number of bins of equal width in the calibration error, as in Guo et al. (ICML 2017)."""
+"""Number of bins of the calibration error, as in Guo et al. (ICML 2017). All bins have the
+same width."""
 
 
 def classification_scores(
     logits: Float32Array | Float64Array, labels: Int64Array, num_classes: int
 ) -> ClassificationScores:
-    """Return the classification scores of logits.
+    """Compute the classification scores of a network from its logits.
 
     Args:
-        logits: ``(num_images, num_outputs)``. There may be more outputs than classes. A
-            prediction of an additional output is always wrong.
-        labels: ``(num_images,)``, from 0 to ``num_classes - 1``.
-        num_classes: number of classes of the dataset or class pair.
+        logits: The logits of the network, ``(num_images, num_outputs)``. A network may have
+            more outputs than classes. If the largest logit is an output that is no class, the
+            prediction is wrong.
+        labels: The true labels, ``(num_images,)``, from 0 to ``num_classes - 1``.
+        num_classes: Number of classes of the dataset or class pair.
     """
     logits = np.asarray(logits, np.float64)
     probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -47,23 +49,23 @@ def classification_scores(
 def area_under_curve(scores: NDArray[np.floating], positive: BoolArray) -> float | None:
     """Return the area under the ROC curve.
 
-    It is the share of pairs of a positive and a negative image in which the positive image has
-    the higher score. Pairs with equal scores count half.
+    All pairs of a positive and a negative image are compared. The area is the share of pairs
+    in which the positive image has the higher score. A pair with equal scores counts half.
 
     Args:
-        scores: ``(num_images,)``.
-        positive: ``(num_images,)``, True for images of the positive class.
+        scores: Score of each image for the positive class, ``(num_images,)``.
+        positive: Mask of the images of the positive class, ``(num_images,)``.
 
     Returns:
-        None if one of the two classes has no image.
+        The area; None if there is no positive or no negative image.
     """
     num_positive = int(positive.sum())
     num_negative = len(positive) - num_positive
     if num_positive == 0 or num_negative == 0:
         return None
-    # This is the Mann-Whitney U statistic, divided by the number of pairs. Equal scores have
-    # the mean of their ranks. scipy.stats has the same function, but its import takes a second
-    # in each worker.
+    # The area is the Mann-Whitney U statistic, divided by the number of pairs. Each of several
+    # equal scores gets the mean of their ranks. scipy.stats has this function too, but
+    # importing it takes a second in each worker.
     _, value_index, counts = np.unique(scores, return_inverse=True, return_counts=True)
     mean_ranks = counts.cumsum() - (counts - 1) / 2
     rank_sum = float(mean_ranks[value_index][positive].sum())
@@ -73,12 +75,13 @@ def area_under_curve(scores: NDArray[np.floating], positive: BoolArray) -> float
 def calibration_error(confidences: NDArray[np.floating], is_correct: BoolArray) -> float:
     """Return the expected calibration error (ECE).
 
-    It is the mean difference between confidence and accuracy over bins of confidence, weighted
-    by the number of images in each bin.
+    The images are divided into bins by their confidence. The error is the mean, over bins, of
+    the absolute difference between mean confidence and accuracy. Each bin is weighted by its
+    number of images.
 
     Args:
         confidences: ``(num_images,)`` largest probability of each image.
-        is_correct: ``(num_images,)``, True for images that are classified correctly.
+        is_correct: Mask of the correctly classified images, ``(num_images,)``.
     """
     bins = np.minimum((confidences * NUM_BINS).astype(int), NUM_BINS - 1)
     error = 0.0
@@ -92,16 +95,17 @@ def calibration_error(confidences: NDArray[np.floating], is_correct: BoolArray) 
 def _auc(logits: Float64Array, labels: Int64Array, num_classes: int) -> float | None:
     """Return the area under the ROC curve.
 
-    For more than two classes, it is the mean of the areas of each class against the rest.
+    For more than two classes, each class has one curve, which separates its images from all
+    other images. The function then returns the mean area.
 
     Returns:
-        None if a logit is not finite, or if fewer than two classes have images.
+        The area; None if a logit is not finite, or if fewer than two classes have images.
     """
     if not np.isfinite(logits).all():
         return None
     if num_classes == 2:
         return area_under_curve(logits[:, 1] - logits[:, 0], labels == 1)
-    # The score of a class against the rest is its log probability.
+    # The score that separates a class from all other classes is its log probability.
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     areas: list[float] = []
@@ -115,16 +119,17 @@ def _auc(logits: Float64Array, labels: Int64Array, num_classes: int) -> float | 
 
 
 def to_parquet(logits: Float32Array, labels: Int64Array, rows: Int64Array | None) -> bytes:
-    """Return predictions as a Parquet file with one row per test image.
+    """Return the content of a Parquet file with the predictions, one row per test image.
 
-    The columns are ``image``, ``label``, and for each output one float32 column ``logit_0``,
-    ``logit_1`` and so on. The logits are not rounded.
+    The columns are ``image``, ``label``, and one float32 column for each output (``logit_0``,
+    ``logit_1`` and so on). The logits are not rounded.
 
     Args:
-        logits: ``(num_images, num_outputs)``.
-        labels: ``(num_images,)``.
-        rows: ``(num_images,)`` row of each image in the prepared dataset, for the column
-            ``image``. If it is None, ``image`` is the index in the test set.
+        logits: The logits of the network, ``(num_images, num_outputs)``.
+        labels: The true labels, ``(num_images,)``.
+        rows: ``(num_images,)`` row of each image in the prepared dataset. The column ``image``
+            contains these rows. If ``rows`` is None, the column contains the indices in the
+            test set.
     """
     images = np.arange(len(labels)) if rows is None else rows
     table = pd.DataFrame({"image": images, "label": labels})
@@ -136,7 +141,7 @@ def to_parquet(logits: Float32Array, labels: Int64Array, rows: Int64Array | None
 
 
 def from_parquet(data: bytes) -> pd.DataFrame:
-    """Return the table that :func:`to_parquet` wrote.
+    """Return the table of predictions from the content of a file of :func:`to_parquet`.
 
     Raises:
         CorruptStoreError: ``data`` is not a Parquet file.

@@ -1,11 +1,11 @@
-"""Representations after every stage of a trained network, for d_repr by depth.
+"""Compute the representations after every stage of a network, to measure d_repr at each depth.
 
-A stage is a part of a network whose activations have the same side in pixels.
-:func:`list_stages` finds the modules that end the stages. :class:`StageRows` computes the
-activations after one stage block by block, because the activations of all images may not fit in
-memory.
+A stage is a part of a network in which all activations have the same height and width.
+:func:`list_stages` finds the modules with which the stages end. :class:`StageRows` computes
+the activations after one stage, block by block, because the activations of all images may not
+fit in memory.
 
-Activations are computed as in :mod:`tasks.trials.representations`.
+The mode and the preprocessing are the same as in :mod:`tasks.trials.representations`.
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ from tasks.trials.representations import network_of
 STAGE_BATCH_SIZE = 32
 """Number of images in a forward pass of :class:`StageRows`."""
 STAGE_BLOCK_BYTES = 256 << 20
-"""Bytes of one block of activations in float32. The search for neighbors needs memory for two
-blocks, and for centered copies of a part of them."""
+"""Largest size of a block of activations in bytes, in float32. The search for neighbors needs
+memory for two blocks, and for centered copies of some of their features."""
 
 
 def list_stages(model: nn.Module, image: Tensor) -> tuple[str, ...]:
-    """Return the names of the modules whose outputs end the stages, from input to output.
+    """Return the names of the modules with which the stages end, from input to output.
 
     If the network has timm's list of stages, the names come from this list. Otherwise, a stage
-    consists of all modules whose outputs have the same side, if this side is above one pixel.
-    The stage ends with the module of the highest level, which has the fewest dots in its name.
-    If several modules have this level, the stage ends with the module that finishes last.
+    consists of all modules whose outputs have the same side, if the side is larger than one
+    pixel. The name of a nested module contains dots. The stage ends with its least nested
+    module, which has the fewest dots in its name. If several modules are least nested, the
+    stage ends with the one that finishes last.
 
-    Example: for a torchvision ResNet and images of 224 pixels, the stages end with ``relu``
-    (112 pixels), ``layer1`` (56), ``layer2`` (28), ``layer3`` (14) and ``layer4`` (7).
+    Example: for a torchvision ResNet and images of 224 x 224 pixels, the stages end with
+    ``relu`` (side 112), ``layer1`` (56), ``layer2`` (28), ``layer3`` (14) and ``layer4`` (7).
     """
     network = network_of(model)
     modules = dict(network.named_modules())
@@ -51,8 +52,8 @@ def list_stages(model: nn.Module, image: Tensor) -> tuple[str, ...]:
     for name, side in _output_sides(model, modules, image):
         previous = last_modules.get(side)
         if previous is None or name.count(".") <= previous.count("."):
-            # A key that is removed and added again becomes the last one. So the keys are in
-            # the order in which the stages end.
+            # If a key is removed and added again, it becomes the last key of the dictionary.
+            # So the keys are in the order in which the stages end.
             last_modules.pop(side, None)
             last_modules[side] = name
     return tuple(last_modules.values())
@@ -61,9 +62,9 @@ def list_stages(model: nn.Module, image: Tensor) -> tuple[str, ...]:
 def _output_sides(
     model: nn.Module, modules: dict[str, nn.Module], image: Tensor
 ) -> list[tuple[str, int]]:
-    """Return the names of the modules with a spatial output, and the side of the output in pixels.
+    """Return the name and the output side of every module whose output has spatial axes.
 
-    The modules are in the order in which they finish a forward pass.
+    The side is in pixels. The modules are in the order in which they finish a forward pass.
     """
     names = {module: name for name, module in modules.items() if name}
     sides: list[tuple[str, int]] = []
@@ -87,8 +88,9 @@ def _output_sides(
 def _side_in_pixels(output: Tensor) -> int:
     """Return the side of square activations.
 
-    If only the last axis differs from the others, it has the channels, as in torchvision's
-    Swin and ConvNeXt networks. Otherwise the second axis has the channels.
+    ``output`` has four axes. The channels are on the last axis if the second and third axes
+    are equally long and the last axis is not. This is the case in torchvision's Swin and
+    ConvNeXt networks. Otherwise the channels are on the second axis.
     """
     _, first, second, third = output.shape
     has_channels_last = first == second != third
@@ -99,13 +101,14 @@ def _side_in_pixels(output: Tensor) -> int:
 class StageRows:
     """The activations after one stage, as a :class:`~tasks.measures.distances.BlockSource`.
 
-    Batches always start at the same rows, so reading a row again returns the same bits.
+    The batches always start at the same rows, so every read of a row returns exactly the same
+    numbers.
 
     Attributes:
-        model: the model. Its mode is restored after every pass.
-        module: name of the submodule that ends the stage.
-        images: the images, one for each row.
-        row_shape: shape of the activations of one image.
+        model: The model. Its mode (training or evaluation) is restored after every pass.
+        module: Name of the submodule with which the stage ends.
+        images: The images, one for each row.
+        row_shape: Shape of the activations of one image.
     """
 
     model: nn.Module
@@ -123,12 +126,12 @@ class StageRows:
 
     @property
     def block_rows(self) -> int:
-        """The number of images whose activations are in memory at the same time."""
+        """The number of images in a block. Their activations are in memory at the same time."""
         row_bytes = 4 * math.prod(self.row_shape)
         return max(1, min(BLOCK_ROWS, STAGE_BLOCK_BYTES // row_bytes))
 
     def read(self, start: int, stop: int) -> Float32Array:
-        """Return the activations of images ``start`` to ``stop``, float32."""
+        """Return the activations of the images from ``start`` to before ``stop``, as float32."""
         rows = np.empty((stop - start, *self.row_shape), np.float32)
         for first in range(start - start % STAGE_BATCH_SIZE, stop, STAGE_BATCH_SIZE):
             batch = self._activations(self.images[first : first + STAGE_BATCH_SIZE])
@@ -152,5 +155,5 @@ class StageRows:
                 self.model(as_pixels(images))
         finally:
             handle.remove()
-        # If the module runs several times in one pass, its last output ends the stage.
+        # If the module runs several times in one pass, the stage ends with its last output.
         return outputs[-1].contiguous().numpy()

@@ -1,9 +1,10 @@
-"""One training step: forward pass, backward pass and weight update on one batch.
+"""Take a training step: forward pass, backward pass and weight update on one batch.
 
-All training images are on the device as one tensor, and a batch is a selection of its rows.
-Pixels have their stored type (normally uint8). Each batch is converted to float32, channels
-last. Images are ``(num_images, channels, height, width)`` with pixels in [0, 255]; labels are
-``(num_images,)`` int64. Both are on the device of the model. The model maps pixels to logits.
+All training images are on the device as one tensor, and a batch is a selection of rows of this
+tensor. Pixels have their stored type (normally uint8). Each batch is converted to float32 in
+the channels-last layout. Images are ``(num_images, channels, height, width)`` with pixels in
+[0, 255]; labels are ``(num_images,)`` int64. Both are on the device of the model. The model
+maps pixels to logits.
 """
 
 from __future__ import annotations
@@ -27,18 +28,19 @@ class Step:
 
     With the precision ``bfloat16``, the forward pass runs under autocast in bfloat16. With
     ``float16_unscaled``, the forward pass runs under autocast in float16, and the gradients
-    are not scaled. The released code does the same on a GPU. Small gradients may then become
-    zero. On a CPU, float16 kernels are slow and round in other places. So the results are
-    similar to the released results, but not equal. Weights, gradients, the update and the loss
-    are float32 in every precision.
+    are not scaled, so small gradients may become zero. The released code does the same on a
+    GPU. On a CPU, float16 kernels are slow, and round at other places than on a GPU. So
+    results on a CPU are similar to the results of the released code, but not equal. Weights,
+    gradients, the update and the loss are float32 in every precision.
 
     Args:
-        model: the model, which is trained in place.
-        images: the training images, which are not changed.
-        labels: labels of the images.
-        recipe: optimizer, rates and precision.
-        micro_batch: images per forward pass; None for the whole batch. The weights are still
-            updated once per batch, but batch norm uses the statistics of each micro batch.
+        model: The model. It is trained in place.
+        images: The training images. They are not changed.
+        labels: Labels of the images.
+        recipe: The recipe, with optimizer, learning rate, weight decay and precision.
+        micro_batch: Number of images per forward pass; None for the whole batch. The weights
+            are still updated once per batch, but batch norm uses the statistics of each micro
+            batch.
         capturable: True if a CUDA graph will capture the step. The optimizer then counts its
             steps on the device.
     """
@@ -66,10 +68,11 @@ class Step:
     def __call__(self, rows: Tensor) -> None:
         """Take one step on the images with these indices, ``(batch_size,)`` int64.
 
-        A CUDA graph may capture this method, so no operation here may wait for the device or
-        read a number from it.
+        A CUDA graph may capture this method. So no operation in it may wait for the device, or
+        copy a number from the device to the CPU.
         """
-        # For small networks, this is faster than zero_grad, which also runs hooks.
+        # Setting gradients to None directly is faster for small networks than zero_grad, which
+        # also runs hooks.
         for parameter in self._parameters:
             parameter.grad = None
         parts = [rows]
@@ -81,7 +84,8 @@ class Step:
                 logits = self.model(pixels)
             labels = self.labels.index_select(0, part)
             loss = F.cross_entropy(logits.float(), labels)
-            # This is the same as loss.backward(), which has no type annotations.
+            # torch.autograd.backward(loss) does the same as loss.backward(), but has type
+            # annotations.
             if len(part) == len(rows):
                 torch.autograd.backward(loss)
             else:
@@ -92,13 +96,14 @@ class Step:
         self.optimizer.step()
 
     def read_scores(self, num_images: int) -> tuple[float, float]:
-        """Return mean loss and accuracy since the last call, and reset the sums to zero.
+        """Return the mean loss and accuracy since the last call, and start new sums.
 
-        This is the only method that waits for the GPU.
+        No other method waits for the GPU.
 
         Args:
-            num_images: number of images in all steps since the last call. A step that runs as
-                a CUDA graph cannot count them, because the replay runs no Python code.
+            num_images: Number of images in all steps since the last call. The step itself
+                cannot count the images, because the replay of a CUDA graph runs no Python
+                code.
         """
         loss = float(self._loss_sum) / num_images
         accuracy = int(self._num_correct) / num_images
@@ -110,9 +115,9 @@ class Step:
 def split_batches(rows: Tensor, batch_size: int) -> list[Tensor]:
     """Divide ``rows`` into batches of ``batch_size`` rows. The last batch may be smaller.
 
-    Batch norm cannot compute the variance of one image. So if one row is left over, it is
-    added to the batch before it, which then has ``batch_size + 1`` rows. With a ``batch_size``
-    of 1, every batch has one row.
+    Batch norm cannot compute the variance of one image. So if the last batch would have only
+    one row, this row is added to the batch before it, which then has ``batch_size + 1`` rows.
+    If ``batch_size`` is 1, every batch has one row.
     """
     batches = list(torch.split(rows, batch_size))
     has_single_row_left = len(batches) > 1 and len(batches[-1]) == 1
@@ -132,8 +137,8 @@ def make_optimizer(
     """Return the optimizer of a recipe.
 
     Args:
-        model: the network whose parameters are updated.
-        recipe: optimizer, learning rate and weight decay.
+        model: The network whose parameters are updated.
+        recipe: The recipe, with optimizer, learning rate and weight decay.
         capturable: True if a CUDA graph will capture the steps.
     """
     parameters = list(model.parameters())
@@ -141,14 +146,14 @@ def make_optimizer(
     decay = recipe.weight_decay
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=rate, momentum=SGD_MOMENTUM, weight_decay=decay)
-    # Adam adds the weight decay to the gradient, as in the released code. AdamW subtracts it
-    # from the weights.
+    # Adam adds the weight decay to the gradient, as in the released code. AdamW subtracts the
+    # weight decay from the weights.
     optimizer = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
     return optimizer(parameters, lr=rate, weight_decay=decay, fused=True, capturable=capturable)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Return the context in which a forward pass runs in this precision."""
+    """Return a context manager in which a forward pass runs in this precision."""
     if precision == "float32":
         return nullcontext()
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float16

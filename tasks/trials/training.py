@@ -1,10 +1,11 @@
-"""Training of a network, with all training images on the device as one tensor.
+"""Train a network, with all training images on the device as one tensor.
 
-The datasets of this study are small: 1,750 images of 224x224 are 88 MB as bytes. They are
-copied to the device once. A batch is a selection of rows of this tensor. So there are no
-loaders and no worker processes, and no epoch decodes images.
+The training sets of the study are small: 1,750 images of 224 x 224 bytes need 88 MB. All
+images are copied to the device once, as one tensor. A batch is a selection of rows of this
+tensor. So a training needs no data loader and no worker processes, and does not decode images
+in every epoch.
 
-:mod:`tasks.trials.steps` takes one step on any device. On a GPU,
+:mod:`tasks.trials.steps` takes a training step on any device. On a GPU,
 :mod:`tasks.trials.cuda_graphs` can capture this step as a CUDA graph and replay it.
 """
 
@@ -42,30 +43,33 @@ def train(
 ) -> list[EpochRecord]:
     """Train ``model`` in place for ``recipe.epochs`` epochs at a constant learning rate.
 
-    Every epoch uses each image once, in random order, in batches of :func:`split_batches`. The
-    model ends with the weights after the last epoch, not with the weights of the best score.
+    Every epoch uses each image once, in random order. :func:`split_batches` divides this order
+    into batches. At the end, the model has the weights after the last epoch, and not the
+    weights with the best score.
 
     Args:
-        model: the model, which is moved to ``device``.
-        images: the training images, which are moved to ``device``.
-        labels: the labels, which are moved to ``device``.
-        recipe: optimizer, rates, batch size, epochs and precision.
-        seed: seed of batch order and dropout.
-        device: device of the training.
-        on_epoch: called with the record of every finished epoch that did not diverge.
-        micro_batch: images per forward pass, see :class:`~tasks.trials.steps.Step`.
-        checkpoints: restores a state at the start, and saves states between epochs. With None,
-            nothing is restored or saved.
+        model: The model. It is moved to ``device``.
+        images: The training images. They are copied to ``device``.
+        labels: The labels. They are copied to ``device``.
+        recipe: The recipe, with optimizer, learning rate, batch size, number of epochs and
+            precision.
+        seed: Seed of batch order and dropout.
+        device: Device of the training.
+        on_epoch: Function that is called with the record of every finished epoch that did not
+            diverge.
+        micro_batch: Number of images per forward pass, see :class:`~tasks.trials.steps.Step`.
+        checkpoints: Object that restores a state at the start, and saves states between
+            epochs. If it is None, nothing is restored or saved.
         graphs: True to capture the steps as CUDA graphs and replay them. It has no effect on a
             CPU.
 
     Returns:
-        One record per epoch. If the mean loss of an epoch is NaN or infinite, its record is
-        ``diverged`` and is the last one.
+        One record per epoch. If the mean loss of an epoch is NaN or infinite, the training
+        ends. The last record is then ``diverged``.
 
     Raises:
-        ConfigError: the batch size is 1 and the network has batch norm.
-        CaptureError: a step cannot be captured.
+        ConfigError: The batch size is 1 and the network has batch norm.
+        CaptureError: A step cannot be captured as a CUDA graph.
     """
     if recipe.batch_size == 1 and has_batch_norm(model):
         raise ConfigError(
@@ -78,7 +82,8 @@ def train(
     step = Step(model, images.to(device), labels.to(device), recipe, micro_batch, capturable=graphs)
     take_step: TakeStep = CapturedSteps(step) if graphs else step
     order_generator = torch.Generator().manual_seed(derive_seed("batch order", seed))
-    # A graph captures the work of the current device.
+    # torch captures the work of the current device, so the training's device must be the
+    # current device.
     current_device: AbstractContextManager[object] = nullcontext()
     if graphs:
         current_device = torch.cuda.device(device)

@@ -1,9 +1,9 @@
-"""One trial as a pure function of a spec and images. It returns a result record.
+"""Run one trial as a pure function of a spec and images. The result is a record.
 
 Only callbacks of the caller read and write files. At the end, the random state, the thread
-counts and the determinism settings of the process are restored. On a CPU, the same spec, data
-and ``num_threads`` have the same results to the last bit. Earlier trials in the process do not
-change the results.
+counts and the determinism settings of the process are restored. On a CPU, two trials with the
+same spec, data and ``num_threads`` have equal results, to the last bit. Earlier trials in the
+process do not change the results.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ from tasks.trials.training import train
 from tasks.trials.weights import load_into, to_bytes
 
 RESTORED_TOLERANCE = 1e-3
-"""Largest difference, relative or absolute, between the test loss of a network after its
-training and after loading its stored weights. Another device or number of threads changes the
-loss by far less."""
+"""Largest allowed difference, relative or absolute, between two test losses of one network.
+The first loss was computed after the training, and the second after loading the stored
+weights. Another device or number of threads changes the loss by far less."""
 
 
 def run_trial(
@@ -80,37 +80,40 @@ def run_trial(
     checkpoints: Checkpoints | None = None,
     pretrained_weights: bytes | None = None,
 ) -> TrialResult:
-    """Train and evaluate one network, and make the measurements of its trial.
+    """Train and evaluate one network, and make the measurements that the spec requests.
 
-    If a loss diverges, the result has the status ``diverged`` and no scores. This is not an
-    error.
+    If a loss is NaN or infinite, the function raises no error. It returns a result with the
+    status ``diverged`` and without scores.
 
     Args:
-        spec: the network, its recipe, the number of images, and the measurements.
-        data: the arrays of the subset, which may be read-only. The first ``train_size``
-            training images are used.
-        compute: device, threads and memory.
-        on_epoch: called with the record of every finished epoch.
-        on_score: called with the scores on the test images after each epoch in
-            :func:`scored_epochs`, before ``on_epoch``.
-        store_weights: stores the weights of the trained network.
-        store_predictions: stores the predictions, a Parquet file, if ``spec`` requests them.
-        checkpoints: restores the state of an interrupted training, and saves the state after
-            some epochs. With None, nothing is restored or saved.
-        pretrained_weights: content of the file of initial weights, for a pretrained network;
-            None for random initial weights.
+        spec: The spec, with the network, its recipe, the train size and the measurements.
+        data: The arrays of the subset. They may be read-only. The network is trained on the
+            first ``train_size`` training images.
+        compute: Device, threads and memory.
+        on_epoch: Function that is called with the record of every finished epoch.
+        on_score: Function that is called with the scores on the test images after each epoch
+            in :func:`scored_epochs`, before ``on_epoch``.
+        store_weights: Function that stores the weights of the trained network; None to store
+            no weights.
+        store_predictions: Function that stores the predictions as a Parquet file. It is called
+            only if ``spec`` requests predictions.
+        checkpoints: Object that restores the state of an interrupted training, and saves the
+            state after some epochs. If it is None, the trial has no checkpoints.
+        pretrained_weights: Content of the file with the initial weights of a pretrained
+            network; None for random initial weights.
 
     Raises:
-        ConfigError: the spec cannot be run. For example, the image is too small for the
+        ConfigError: The spec cannot be run. For example, the image is too small for the
             architecture, there are fewer outputs than classes, or the batch is too small for
             batch norm.
-        DataError: there are fewer training images than requested, or pixels or labels are out
+        DataError: There are fewer training images than requested, or pixels or labels are out
             of range.
-        CaptureError: training steps cannot be captured as CUDA graphs. The process must then
-            end.
-        torch.OutOfMemoryError: the trial needs more memory than the GPU, or the trial's share
-            of it, has left. The trial's memory is freed before the error is raised.
-        MemoryError: the trial needs more memory than the machine has left.
+        CaptureError: Training steps cannot be captured as CUDA graphs. End the process after
+            this error, because the memory of the capture is not freed earlier.
+        torch.OutOfMemoryError: The trial needs more memory than is free on the GPU, or more
+            than the trial's share of the GPU. The trial's memory is freed before the error is
+            raised.
+        MemoryError: The trial needs more memory than is free on the machine.
     """
     check_inputs(spec.network, data)
     model = spec.network.model
@@ -124,8 +127,8 @@ def run_trial(
         with trial.timer.phase("build"):
             trial.build(pretrained_weights)
         if checkpoints is not None:
-            # Both use the same list object. Checkpoints save the scores that are appended to it,
-            # and restore them after an interruption.
+            # The trial appends its scores to the list object of the checkpoints. So the
+            # checkpoints save these scores, and restore them after an interruption.
             trial.test_history = checkpoints.test_history
 
         def evaluate_epoch(record: EpochRecord) -> None:
@@ -156,24 +159,26 @@ def measure_trial(
     *,
     store_predictions: StoreFile | None = None,
 ) -> TrialResult:
-    """Return the result of a stored network with added measurements, without training it again.
+    """Make further measurements on a stored network, without training it again.
 
-    The timings of the result do not include the seconds of the added measurements.
+    The function returns the earlier result with the new measurements added. The timings do not
+    include the seconds of these measurements.
 
     Args:
-        spec: the network, with all its measurements.
-        data: the arrays of the subset.
-        weights: the stored weights of the network.
-        earlier: the earlier result of the network. Measurements that are not in ``requested``
-            stay as they are.
-        requested: the measurements to make now.
-        compute: device, threads and memory.
-        store_predictions: see :func:`run_trial`.
+        spec: The spec of the network, with all its measurements.
+        data: The arrays of the subset.
+        weights: The stored weights of the network.
+        earlier: The earlier result of the network. Its measurements that are not in
+            ``requested`` do not change.
+        requested: The measurements to make now.
+        compute: Device, threads and memory.
+        store_predictions: Function that stores the predictions, see :func:`run_trial`.
 
     Raises:
-        CorruptStoreError: the weights belong to another network, or do not reproduce the
+        CorruptStoreError: The weights belong to another network, or do not reproduce the
             stored test loss.
-        ConfigError: see :func:`run_trial`. The other errors of that function can occur too.
+        ConfigError: See :func:`run_trial`. This function can also raise the other errors of
+            :func:`run_trial`.
     """
     check_inputs(spec.network, data)
     with _Trial.isolated(spec, data, compute) as trial:
@@ -194,16 +199,17 @@ def run_search_trial(
 ) -> SearchResult:
     """Train one candidate of a learning-rate search, and validate it after every epoch.
 
-    A validation split divides the training images of the sweep's trial into training and
-    validation images. The network is built, seeded and trained as in the sweep, but on these
-    training images only. The function raises the same errors as :func:`run_trial`.
+    The training images of a trial of the sweep are divided into training and validation
+    images. The network is built, seeded and trained as in the sweep, but only on the training
+    images of this split. The function raises the same errors as :func:`run_trial`.
 
     Args:
-        network: the network as in the sweep.
-        data: the validation split, from :func:`tasks.prepared.subsets.load_validation`. Its
-            test images are the validation images.
-        compute: device, threads and memory.
-        on_epoch: called with the record of every epoch after its validation.
+        network: The spec of the network in the sweep.
+        data: The validation split, from :func:`tasks.prepared.subsets.load_validation`. In
+            this object, the test images are the validation images.
+        compute: Device, threads and memory.
+        on_epoch: Function that is called with the record of every epoch, after the validation
+            of this epoch.
     """
     if network.model.pretrained:
         raise ConfigError(
@@ -232,8 +238,8 @@ def run_search_trial(
         except Diverged as diverged:
             status = SearchStatus.DIVERGED
             reason = str(diverged)
-            # The epoch that diverged was trained, but is not in the history. With 0 epochs, no
-            # epoch was trained.
+            # The history does not contain the diverged epoch, but the network was trained in
+            # it. If the recipe has 0 epochs, no epoch was trained.
             num_epochs = min(num_epochs, len(validation_history) + 1)
         return SearchResult(
             status=status,
@@ -252,30 +258,31 @@ def run_search_trial(
 
 
 class _Trial:
-    """A network, the images of its trial, and the results so far.
+    """A network, the images of its trial, and the results that exist so far.
 
     Create a trial with :meth:`isolated`, which restores the settings of the process.
 
     Attributes:
-        spec: the network and its measurements.
-        network_spec: the network to build.
-        recipe: the training recipe of the network.
-        seed: seed from which all other seeds of the trial are derived.
-        data: the arrays of the subset, on the CPU.
-        compute: device, threads and memory.
-        device: the device of the model and of all images.
+        spec: The spec of the trial, with the network and its measurements.
+        network_spec: The spec of the network to build.
+        recipe: The training recipe of the network.
+        seed: Seed from which all other seeds of the trial are derived.
+        data: The arrays of the subset, on the CPU.
+        compute: Device, threads and memory.
+        device: The device of the model and of all images.
         uses_cuda_graphs: True if training steps are captured as CUDA graphs.
-        images: the training images.
-        labels: labels of the training images.
-        held_out_images: the test images; in a search, the validation images.
-        held_out_labels: labels of the held-out images.
-        eval_batch_size: images per forward pass of an evaluation.
-        model: the network itself. It exists after :meth:`build`.
-        scores: scores of the trained network; None before the evaluation.
-        train_history: records of the finished epochs that did not diverge.
-        test_history: scores on the test images after some epochs.
-        pretrained_sha256: checksum of pretrained initial weights; empty for random weights.
-        timer: seconds of each finished phase.
+        images: The training images.
+        labels: Labels of the training images.
+        held_out_images: The test images; in a search, the validation images.
+        held_out_labels: Labels of the held-out images.
+        eval_batch_size: Number of images in a forward pass of an evaluation.
+        model: The network with its input scaling. This attribute exists only after
+            :meth:`build`.
+        scores: Scores of the trained network; None before the evaluation.
+        train_history: Records of the finished epochs, without a diverged epoch.
+        test_history: Scores on the test images after some epochs, see :func:`scored_epochs`.
+        pretrained_sha256: SHA-256 of the pretrained initial weights; empty for random weights.
+        timer: Timer with the seconds of each finished phase.
     """
 
     model: PixelModel
@@ -307,10 +314,11 @@ class _Trial:
     def isolated(
         cls, spec: TrialSpec, data: TrialData, compute: ComputeOptions
     ) -> Iterator[_Trial]:
-        """Yield a trial, and then restore the random state and the settings of the process.
+        """Yield a trial. After the ``with`` block, restore the random state and settings of
+        the process.
 
-        The random state is seeded first, because some networks draw random numbers in
-        evaluation.
+        Before the block, the random generators are seeded, because some networks draw random
+        numbers in evaluation mode.
         """
         device = torch.device(compute.device)
         with (
@@ -342,8 +350,8 @@ class _Trial:
         """Train the network, and set ``train_history``.
 
         Raises:
-            Diverged: the training loss of an epoch is NaN or infinite, or ``on_epoch`` raised
-                this error.
+            Diverged: The training loss of an epoch is NaN or infinite. ``on_epoch`` may raise
+                this error too.
         """
         history = train(
             self.model,
@@ -366,16 +374,16 @@ class _Trial:
         """Compute losses and accuracies of the trained network, and set ``scores``.
 
         The network runs once over the training images and once over the test images. The first
-        pass also collects the features of the last hidden layer. The second pass also computes
-        the gradients for attacks. For gradients, some layers use other kernels. So the last
-        digits of the test loss may differ from the result of
+        pass also collects the activations of the last hidden layer. The second pass also
+        computes the gradients for attacks. Some layers use other kernels if gradients are
+        computed. The last digits of the test loss may therefore differ from the result of
         :func:`~tasks.trials.evaluation.evaluate`.
 
         Returns:
-            The trained network, with the features and the gradients of these passes.
+            The trained network, with the activations and the gradients of these two passes.
 
         Raises:
-            Diverged: a loss is NaN or infinite.
+            Diverged: A loss is NaN or infinite.
         """
         loss_rule = self.recipe.test_loss
         with collect_features(self.model, len(self.images)) as features:
@@ -431,20 +439,21 @@ class _Trial:
         """Return the scores on the validation images after an epoch.
 
         Raises:
-            Diverged: the loss is NaN or infinite.
+            Diverged: The loss is NaN or infinite.
         """
-        # A search compares candidates with the plain mean. The rule of a recipe serves to
-        # reproduce published test losses.
+        # A search compares candidates by the plain mean of the losses. The loss rule of a
+        # recipe exists only to reproduce published test losses.
         scores = self._evaluate_held_out("mean_over_examples")
         if not math.isfinite(scores.loss):
             raise Diverged(f"the validation loss was {scores.loss} after epoch {epoch}")
         return ValidationScore(epoch=epoch, loss=scores.loss, accuracy=scores.accuracy)
 
     def trained_network(self, features: NDArray[np.float32] | None = None) -> TrainedNetwork:
-        """Return the network after its training, with the images on which it is measured.
+        """Return the trained network, with the images on which it is measured.
 
         Args:
-            features: last hidden layer of the training images; None if it is not computed yet.
+            features: Activations of the last hidden layer for the training images; None if
+                they are not computed yet.
         """
         return TrainedNetwork(
             model=self.model,
@@ -462,13 +471,14 @@ class _Trial:
         restored: TrainedNetwork,
         earlier: TrialResult,
     ) -> None:
-        """Check that the network with stored weights has the same test loss as after its training.
+        """Check that the stored weights reproduce the test loss that the network had after
+        training.
 
-        The losses differ if the file belongs to another network. They also differ if the
-        output of a user's network depends on more than its weights.
+        The two losses differ if the file contains the weights of another network. They also
+        differ if the output of a user's network depends on more than its weights.
 
         Raises:
-            CorruptStoreError: the test loss differs.
+            CorruptStoreError: The test loss differs.
         """
         if earlier.scores is None:
             return
@@ -491,16 +501,17 @@ class _Trial:
         reason: str = "",
         weights: StorageResult = NOT_REQUESTED,
     ) -> TrialResult:
-        """Return the result without measurements.
+        """Return the result of the trial, without measurements.
 
         Args:
-            status: end of the trial.
-            meter: meter of the trial's energy.
-            reason: reason why the trial diverged; empty if it did not diverge.
-            weights: file of the trained network's weights.
+            status: The way in which the trial ended.
+            meter: The meter that measures the energy of the trial.
+            reason: Reason why the trial diverged; empty if it did not diverge.
+            weights: The stored file of the trained network's weights.
         """
         energy = meter.read()
-        # The best epoch only describes the training. Its loss is not reported as a result.
+        # The best epoch is chosen with the test images, so its loss is not reported as a
+        # result.
         best = min(self.test_history, key=lambda score: score.test_loss, default=None)
         return TrialResult(
             status=status,
@@ -528,8 +539,8 @@ def check_inputs(network: NetworkSpec, data: TrialData) -> None:
     """Check the images, labels and sizes of a trial.
 
     Raises:
-        ConfigError: there are fewer outputs than classes.
-        DataError: there are fewer training images than requested, or pixels or labels are out
+        ConfigError: There are fewer outputs than classes.
+        DataError: There are fewer training images than requested, or pixels or labels are out
             of range.
     """
     if network.train_size > len(data.train_images):
@@ -555,10 +566,10 @@ def _check_arrays(
     """Check that pixels and labels are in range.
 
     Args:
-        name: "training" or "test", for messages.
-        images: ``(num_images, channels, height, width)``.
-        labels: ``(num_images,)``.
-        num_classes: number of classes.
+        name: Name of the set in messages: "training" or "test".
+        images: Images of the set, ``(num_images, channels, height, width)``.
+        labels: Labels of these images, ``(num_images,)``.
+        num_classes: Number of classes.
     """
     # A comparison with NaN is false, so NaN raises an error too.
     if images.dtype != np.uint8 and not (images.min() >= 0 and images.max() <= 255):

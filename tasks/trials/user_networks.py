@@ -1,7 +1,7 @@
-"""Networks of users: functions ``package.module:function`` that return a network.
+"""Build networks of users. A user writes ``package.module:function``, which returns a network.
 
-The driver sends their source code to every machine that runs a trial. :func:`install_code`
-makes it importable there.
+The driver sends the source code of these functions to every machine that runs a trial.
+:func:`install_code` makes the code importable on that machine.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from search_spaces.user_code import code_hash, source_files
 
 _SIGNATURE = "(*, num_outputs, in_channels, image_size) and the arguments of the sweep file"
 CORRECT_FORWARD = "Correct the forward method of your network"
-"""Hint of every error of a user's network in a forward pass."""
+"""Hint of the error that isweep raises if a user's network fails in a forward pass."""
 
 
 def install_code(texts: Mapping[str, str]) -> None:
-    """Make source code from the driver importable. It replaces other modules of the same name.
+    """Make source code from the driver importable, with priority over equally named modules.
 
     Args:
-        texts: source code by relative path, from :func:`search_spaces.user_code.source_texts`.
+        texts: Source code of each file, from :func:`search_spaces.user_code.source_texts`. The
+            keys are relative paths.
     """
     if not texts:
         return
@@ -46,7 +47,10 @@ def install_code(texts: Mapping[str, str]) -> None:
 
 @cache
 def _code_folder(texts: tuple[tuple[str, str], ...]) -> Path:
-    """Write source code into a new folder, and return the folder. No other user can write to it."""
+    """Write source code into a new folder, and return the folder.
+
+    No other user can write to this folder.
+    """
     folder = Path(tempfile.mkdtemp(prefix="isweep-code-"))
     for relative, text in texts:
         path = folder / relative
@@ -60,12 +64,12 @@ def build_user_network(
 ) -> nn.Module:
     """Call a user's function, ``package.module:function``, and return its network.
 
-    ``spec.code`` is the hash of the source code at the time of planning. If it is empty, the
-    source code is not checked.
+    ``spec.code`` is the hash that the source code had when the sweep was planned. If
+    ``spec.code`` is empty, the source code is not checked.
 
     Raises:
-        ConfigError: the source code has changed or cannot be imported, the function does not
-            exist or fails, or the returned network cannot be trained.
+        ConfigError: The source code has changed or cannot be imported. Or the function does
+            not exist or raises an error. Or the returned network cannot be trained.
     """
     reference = spec.architecture
     if spec.code and code_hash(reference) != spec.code:
@@ -118,7 +122,8 @@ def build_user_network(
 def _import_hashed(module_name: str, reference: str) -> object:
     """Import a module from the files whose source code was hashed.
 
-    If a module of the same name was imported from another file, it is replaced.
+    If Python has imported a module of the same name from another file, the module is imported
+    again from the hashed file.
     """
     for name, path in source_files(reference).items():
         loaded = sys.modules.get(name)
@@ -133,10 +138,11 @@ def _import_hashed(module_name: str, reference: str) -> object:
 def check_user_failure(
     spec: ModelSpec, model: nn.Module, images: Tensor, error: BaseException
 ) -> None:
-    """Raise a ConfigError if a network that failed on ``images`` would fail on all images.
+    """Raise a ConfigError if a network that raised ``error`` would fail on all images.
 
-    A network may fail because of the values of the pixels. Then it may work on other images,
-    so it is accepted. A trial fails later only if its own images cause an error.
+    ``images`` is the batch on which the network failed. If the failure depends on the values
+    of the pixels, the network may work on other images, so no error is raised. A trial then
+    fails only if its own images cause an error.
     """
     if depends_on_pixels(error) or _may_run_without_values(model, images.shape):
         return
@@ -148,9 +154,9 @@ def check_user_failure(
 
 
 def _may_run_without_values(model: nn.Module, input_shape: tuple[int, ...]) -> bool:
-    """Return whether a model runs on tensors without values.
+    """Return whether a model can run on tensors that have a shape and a dtype, but no values.
 
-    The result is also True if the model fails only because it needs values.
+    The result is also True if the model fails only because it needs the values.
     """
     try:
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
@@ -161,7 +167,9 @@ def _may_run_without_values(model: nn.Module, input_shape: tuple[int, ...]) -> b
 
 
 def depends_on_pixels(error: BaseException) -> bool:
-    """Return whether a forward pass on fake tensors failed because it needs pixel values."""
+    """Return whether a forward pass on tensors without values failed because it needs the
+    values.
+    """
     while not isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
         cause = error.__cause__ or error.__context__
         if cause is None:
@@ -171,7 +179,10 @@ def depends_on_pixels(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the type of an exception and the first line of its message, up to 300 characters."""
+    """Return the type of an exception and the first line of its message.
+
+    The line is cut after 300 characters.
+    """
     lines = str(error).strip().splitlines()
     if not lines:
         return type(error).__name__

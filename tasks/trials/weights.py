@@ -1,6 +1,7 @@
-"""Weights of a trained network, and pretrained weights of a library, as the bytes of a file.
+"""Convert weights to the bytes of a file and back: trained weights, and pretrained weights.
 
-The format is safetensors. Unlike a pickle file, such a file cannot contain code.
+The format of the file is safetensors. Unlike a pickle file, a safetensors file cannot contain
+code.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ ANSWER_TIMEOUT_S = 5.0
 
 
 class Normalization(NamedTuple):
-    """Mean and standard deviation of each channel, for pixels in [0, 1]."""
+    """Mean and standard deviation of each channel, for pixels that are scaled to [0, 1]."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
 def to_bytes(model: nn.Module) -> bytes:
-    """Return all parameters and buffers of ``model`` as a safetensors file, without rounding.
+    """Return the content of a safetensors file with all parameters and buffers of ``model``.
 
-    If layers share a tensor, the file contains it once per layer, because safetensors does not
-    allow shared memory.
+    The numbers are not rounded. If several layers share a tensor, the file contains the tensor
+    once per layer, because safetensors does not allow shared memory.
     """
     state: dict[str, Tensor] = {}
     addresses: set[int] = set()
@@ -46,10 +47,11 @@ def to_bytes(model: nn.Module) -> bytes:
 
 
 def load_into(model: nn.Module, data: bytes) -> None:
-    """Load weights from :func:`to_bytes` into ``model``, which was built from the same spec.
+    """Load weights that :func:`to_bytes` returned into ``model``.
 
     Raises:
-        CorruptStoreError: the weights do not fit the network, or are not a safetensors file.
+        CorruptStoreError: The weights do not fit the network, or ``data`` is not the content
+            of a safetensors file.
     """
     try:
         model.load_state_dict(load(data))
@@ -61,18 +63,18 @@ def load_into(model: nn.Module, data: bytes) -> None:
         ) from error
 
 
-# Pretrained weights. The driver downloads them once.
+# The functions below concern pretrained weights. The driver downloads these weights once.
 
 
 def download(spec: ModelSpec) -> bytes:
-    """Return the pretrained weights of a library's architecture, as a safetensors file.
+    """Return the content of a safetensors file with a library's pretrained weights.
 
-    If the weights are in the cache of the library (``TORCH_HOME``, ``HF_HOME``), there is no
-    download.
+    If the cache of the library (``TORCH_HOME``, ``HF_HOME``) contains the weights, nothing is
+    downloaded.
 
     Raises:
-        ConfigError: the library has no pretrained weights for the architecture.
-        SetupError: the weights cannot be downloaded.
+        ConfigError: The library has no pretrained weights for the architecture.
+        SetupError: The weights cannot be downloaded.
     """
     normalization(spec)  # raises if the library has no weights
     try:
@@ -99,11 +101,11 @@ def download(spec: ModelSpec) -> bytes:
 
 @contextmanager
 def _offline_if_unreachable() -> Iterator[None]:
-    """Run a block in which the Hugging Face Hub is used only if its server is reachable.
+    """Run a ``with`` block that uses the Hugging Face Hub only if its server is reachable.
 
-    If the server is not reachable, the client may use its cache only. Otherwise, it would
-    request every possible file name six times, with longer and longer pauses. Without a
-    connection, this takes 46 s.
+    If the server is not reachable, the client of the Hub uses only its cache. Otherwise, the
+    client would request every possible file name six times, with longer and longer pauses.
+    Without a connection, this would take 46 s.
     """
     from huggingface_hub import constants, get_session
 
@@ -111,7 +113,8 @@ def _offline_if_unreachable() -> Iterator[None]:
     reason = ""
     try:
         get_session().head(constants.ENDPOINT, timeout=ANSWER_TIMEOUT_S)
-    # The client may fail, or the settings of a proxy or a certificate may be wrong.
+    # The client may raise any error, for example if a proxy or a certificate is set up
+    # wrongly.
     except Exception as error:
         reason = f"{constants.ENDPOINT}: {type(error).__name__}: {str(error)[:200]}"
         constants.HF_HUB_OFFLINE = True
@@ -126,10 +129,11 @@ def _offline_if_unreachable() -> Iterator[None]:
 def normalization(spec: ModelSpec, in_channels: int = 3) -> Normalization:
     """Return the mean and standard deviation of pixels that pretrained weights expect.
 
-    For one channel, both numbers are means over the three colors.
+    For images with one channel, the result contains the means of the numbers of the three
+    colors.
 
     Raises:
-        ConfigError: the library has no pretrained weights for the architecture.
+        ConfigError: The library has no pretrained weights for the architecture.
     """
     three_channels = _library_normalization(spec)
     if three_channels is None:
@@ -144,10 +148,10 @@ def normalization(spec: ModelSpec, in_channels: int = 3) -> Normalization:
 
 
 def _library_normalization(spec: ModelSpec) -> Normalization | None:
-    """Return mean and standard deviation for three channels.
+    """Return the library's mean and standard deviation of pixels for three channels.
 
     Returns:
-        None if the library has no pretrained weights for the architecture.
+        The normalization; None if the library has no pretrained weights for the architecture.
     """
     if spec.library == "timm":
         import timm
@@ -169,12 +173,13 @@ def _library_normalization(spec: ModelSpec) -> Normalization | None:
 def start_from(network: nn.Module, data: bytes, spec: ModelSpec) -> None:
     """Load pretrained weights into a network.
 
-    If the classifier has another number of outputs, its weights stay random. For one-channel
-    images, the weights of the first convolution are summed over the three colors, as in timm.
-    So a gray image has the same output as an RGB image with three equal channels.
+    If the classifier of the network has another number of outputs than the pretrained
+    classifier, its weights stay random. For one-channel images, the weights of the first
+    convolution are summed over the three colors, as in timm. So a gray image has the same
+    output as an RGB image with three equal channels.
 
     Raises:
-        ConfigError: the weights do not fit the network, for example because a transformer was
+        ConfigError: The weights do not fit the network, for example because a transformer was
             trained on another image size.
     """
     try:

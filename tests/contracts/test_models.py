@@ -4,6 +4,8 @@ Tests that need no numbers build networks on torch's meta device, whose tensors 
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from orchestrator.planning.costs.networks import network_cost
 from search_spaces.errors import ConfigError
 from search_spaces.models import _ROWS, ABOUT, MODELS, _row, model_spec
 from search_spaces.specs import RecipeSpec
+from tasks.trials import networks
 from tasks.trials.models import build_model, num_parameters
 from tasks.trials.representations import extract_features, feature_layer
 
@@ -68,6 +71,20 @@ class TestModel:
     def test_its_feature_layer_exists(self, name):
         network = build(name).network
         network.get_submodule(feature_layer(network).module)
+
+
+def test_every_network_of_isweep_has_a_row():
+    functions = {
+        name
+        for name, function in inspect.getmembers(networks, inspect.isfunction)
+        if function.__module__ == networks.__name__ and not name.startswith("_")
+    }
+    rows = {spec.architecture for spec in MODELS.values() if spec.library == "isweep"}
+    without_row = sorted(functions - rows)
+    assert not without_row, (
+        f"tasks/trials/networks.py: no row of _ROWS in search_spaces/models.py has the architecture "
+        f"{without_row}, so no test builds it. Add a row, or begin the function's name with _"
+    )
 
 
 @pytest.mark.parametrize(

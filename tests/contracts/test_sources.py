@@ -274,13 +274,13 @@ def source_of(listing=LISTING, samples=()) -> Source:
         ),
         (
             source_of(samples=[Sample(np.zeros((3, 8, 8), np.uint8))]),
-            r"of shape \(3, 8, 8\) and type uint8 as pixels\. Return an array of shape \(height,",
+            r"the shape \(3, 8, 8\) and the dtype uint8\. Return an array of shape \(height,",
         ),
         (
             source_of(samples=[Sample(np.zeros((8, 8)))]),
-            r"of shape \(8, 8\) and type float64 as pixels\. Return .* uint8 or float32 values in",
+            r"the shape \(8, 8\) and the dtype float64\. Return .* uint8 or float32 values in",
         ),
-        (source_of(samples=[Sample([[1, 2]])]), "type list of shape .* and type None as"),
+        (source_of(samples=[Sample([[1, 2]])]), "type list with the shape .* and the dtype None"),
     ],
 )
 def test_a_source_that_returns_something_else_is_named(monkeypatch, tmp_path, source, message):

@@ -42,7 +42,7 @@ def test_a_deleted_database_costs_no_number(tmp_path):
     report = deleted_database(tmp_path / "mlflow.db")
     assert report["said"] == [
         "MLflow does not answer: (sqlite3.OperationalError) attempt to write a readonly database. "
-        "Results are stored without MLflow, and isweep tries again"
+        "isweep tries again. The result store has all results"
     ]
     assert report["behind"] > 0
     assert report["losses"] == {f"deleted-{number}": 1 / (number + 1) for number in range(4)}

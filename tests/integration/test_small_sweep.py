@@ -114,7 +114,7 @@ def test_the_dashboard_shows_trials_and_series_by_their_names(watched_sweep, swe
     # The dashboard ends with the command, before it shows the end of the last trials.
     task_names = {f"trial {trial_id}" for trial_id in plan.trials_by_id}
     assert len(contents.tasks & task_names) >= NUM_TRIALS // 2, (contents, problems)
-    assert {"IsweepTrial", "IsweepEpochs", "IsweepKeeper", "IsweepArrays"} <= contents.actors
+    assert {"IsweepTrial", "IsweepMessages", "IsweepArtifacts", "IsweepArrays"} <= contents.actors
     assert contents.job["job_name"] == "isweep run small"
     assert contents.job["isweep grid"] == f"{NUM_TRIALS} trials, {len(plan.measures)} measures"
     assert sum(contents.states.values()) == NUM_TRIALS
@@ -379,7 +379,7 @@ def check_stopped(end):
 @pytest.mark.chaos
 @pytest.mark.skipif(not AVAILABLE, reason=REASON)
 def test_an_interrupted_and_killed_sweep_continues_to_the_same_numbers(root, sweep, tmp_path):
-    signals = ["SIGTERM", "SIGHUP", "SIGKILL"]
+    signals = ["SIGTERM", "SIGUSR1", "SIGKILL"]
     process = subprocess.run(
         isolated(
             sys.executable,

@@ -62,7 +62,7 @@ STATE = "orchestrator/results/state.py"
 STORED = "orchestrator/results/stored_results.py"
 OUTLINES = "orchestrator/results/outlines.py"
 STORAGE = "orchestrator/results/storage.py"
-SIGNALS = "orchestrator/machine/signals.py"
+WATCH = "orchestrator/machine/watch.py"
 RAY_FOLDERS = "orchestrator/machine/ray_folders.py"
 SEARCH = "orchestrator/tuning/search.py"
 STUDY = "orchestrator/tuning/study.py"
@@ -344,11 +344,11 @@ MUTATIONS = tuple(
                 "",
             ),
         ),
-        SIGNALS: (
+        WATCH: (
             (
                 "a lease is renewed",
-                "            lost = self._check()\n",
-                "            lost = None\n",
+                "            failure = self._check()\n",
+                "            failure = None\n",
             ),
         ),
         RAY_FOLDERS: (

@@ -1,1 +1,1 @@
-"""Experiments that change one property of a dataset: checks of conditions, and effects."""
+"""Experiments that change one property of a dataset: checks of the conditions, and effects."""

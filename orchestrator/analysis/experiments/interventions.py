@@ -1,14 +1,14 @@
-"""Experiments that change one property of a dataset and leave the others as they are.
+"""Experiments that change one property of a dataset and leave the other properties unchanged.
 
 The question is how losses change if only K_F changes. The replicates are worlds. A world is a
-base dataset (base) with copies in which one parameter was changed (arms, or conditions). An
-arm is compared with its own base. An arm is used only if the measures show that it changed its
-property and no other.
+base dataset (the base) with changed copies (arms, or conditions), in which one parameter was
+changed. An arm is compared with the base of its world. An arm is used only if the measures
+show that it changed its property and no other property.
 
-If an arm changes training images alone, three slopes can be separated:
+If an arm changes only training images, three slopes can be separated:
 
 - trained on the condition, tested on the base: the effect of K_F of the training images;
-- trained on the base, tested on the condition: the effect of harder test images alone;
+- trained on the base, tested on the condition: the effect of harder test images only;
 - trained and tested on the condition: both effects together.
 """
 
@@ -62,18 +62,19 @@ from orchestrator.results.columns import (
 )
 
 LOG_R_HAT = "log_r_hat"
-"""Column of log R̂."""
+"""Name of the column with log R̂."""
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """The logarithm of a response: loss, error or R̂.
+    """A response whose logarithm is analyzed: loss, error rate or R̂.
 
     Attributes:
         name: Name of the response.
-        column: Column of its logarithm in the points.
-        theory: The law's slope on log K_F.
-        has_control: True if controls leave its unit unchanged; they change the unit of R̂.
+        column: Column of the points that contains the logarithm of the response.
+        theory: Slope on log K_F that the law predicts.
+        has_control: True if the unit of the response stays the same in controls. Controls
+            change the unit of R̂.
     """
 
     name: str
@@ -90,11 +91,11 @@ RESPONSES = (
 
 
 def fit_interventions(table: pd.DataFrame, arms: Sequence[Arm]) -> Interventions:
-    """Check the arms, estimate the effects, and return both with sentences on them.
+    """Check the arms, estimate the effects, and return both together with sentences.
 
     Args:
-        table: One row per trial.
-        arms: Every dataset of the experiment.
+        table: A results table with one row per trial.
+        arms: All datasets of the experiment: bases and conditions.
     """
     full, _ = normalise(table)
     full = full[full[DATASET].isin([arm.dataset for arm in arms])]
@@ -136,7 +137,7 @@ def fit_interventions(table: pd.DataFrame, arms: Sequence[Arm]) -> Interventions
 
 
 def _with_log_losses(full: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
-    """Add logarithms of losses on further test sets, before seeds are averaged."""
+    """Add the logarithms of losses on further test sets. Call this before seeds are averaged."""
     added = {}
     for condition in conditions:
         losses = _column(full, condition, "loss")
@@ -145,7 +146,7 @@ def _with_log_losses(full: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFr
 
 
 def _with_further_responses(points: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
-    """Add log error and log R̂ on every further test set, after seeds are averaged."""
+    """Add log error and log R̂ on every further test set. Call this after seeds are averaged."""
     added = {}
     for condition in conditions:
         errors = 1.0 - _column(points, condition, "accuracy")
@@ -156,21 +157,21 @@ def _with_further_responses(points: pd.DataFrame, conditions: Sequence[str]) -> 
 
 
 def _column(table: pd.DataFrame, condition: str, quantity: str) -> pd.Series:
-    """Return a quantity on the test set of a condition; NaN where it was not measured."""
+    """Return a quantity on the test set of a condition. It is NaN if it was not measured."""
     name = further_test_column(condition, quantity)
     values = table.get(name, pd.Series(np.nan, index=table.index))
     return pd.Series(values, index=table.index).astype(float)
 
 
 def further(column: str, condition: str) -> str:
-    """Return the column of the logarithm of a response on the test set of a condition."""
+    """Return the name of the column with a log response on the test set of a condition."""
     return f"{column}_on_{condition}"
 
 
 def _moved_shares(
     points: pd.DataFrame, gates: Sequence[Gate], bases: Mapping[str, str]
 ) -> dict[str, float]:
-    """Return the median share of the test loss that lies on the images a condition changes."""
+    """Return the median share of the test loss that comes from images that a condition changes."""
     shares: dict[str, list[float]] = {"base": [], "condition": []}
     for gate in gates:
         condition = gate.arm.name
@@ -181,8 +182,8 @@ def _moved_shares(
         moved_loss = _column(rows, condition, "moved_loss")
         unmoved_loss = _column(rows, condition, "unmoved_loss")
         mean_loss = _column(rows, condition, "loss")
-        # The stored losses are means over all n test images, over the m moved ones, and over the
-        # others. The equation n · mean = m · moved + (n − m) · unmoved gives n.
+        # Three mean losses are stored: over all n test images, over the m moved images, and
+        # over the other images. The equation n · mean = m · moved + (n − m) · unmoved gives n.
         difference = (mean_loss - unmoved_loss).where(mean_loss != unmoved_loss)
         num_images = np.rint(num_moved * (moved_loss - unmoved_loss) / difference)
         in_condition = num_moved * moved_loss / (num_images * mean_loss)
@@ -194,7 +195,7 @@ def _moved_shares(
 
 
 def _gate(points: pd.DataFrame, arm: Arm, base: str | None) -> Gate:
-    """Check an arm by its measures at the largest train size that it shares with its base."""
+    """Check an arm by its measures at the largest train size that the arm and its base share."""
     if base is None:
         return Gate(arm=arm, reason=f"world {arm.world} has no base")
     sharpness = _log_ratio(points, LABEL_SHARPNESS, arm.dataset, base)
@@ -221,23 +222,26 @@ def _gate(points: pd.DataFrame, arm: Arm, base: str | None) -> Gate:
 
 
 def _log_ratio(points: pd.DataFrame, column: str, dataset: str, base: str) -> float | None:
-    """Return the log ratio of a measure at the largest common train size; None if there is none."""
+    """Return the log ratio of a measure at the largest common train size.
+
+    Returns None if there is no common train size.
+    """
     positive = points[points[column] > 0]
     means = positive.groupby([DATASET, TRAIN_SIZE])[column].mean().unstack(0)
     at_both = means.reindex(columns=[dataset, base]).dropna().sort_index()
     if at_both.empty:
         return None
-    # The rows are sorted by train size, so the last one is the largest common size.
+    # The rows are sorted by train size, so the last row has the largest common size.
     of_dataset, of_base = at_both.to_numpy(dtype=float)[-1]
     return float(np.log(of_dataset / of_base))
 
 
 def _changes(points: pd.DataFrame, gates: Sequence[Gate], bases: dict[str, str]) -> pd.DataFrame:
-    """Return the change of the logarithm of every response from base to arm.
+    """Return the change of every log response from base to arm.
 
-    The table has one row for each model and train size of each used arm. Rows whose base has at
-    least the chance loss are marked, because such a loss cannot rise. No arm is excluded because of
-    its own loss, which would bias the effect.
+    The table has one row for each model and train size of each used arm. If the loss of the
+    base is at least the chance loss, the row is marked, because such a loss cannot rise. No
+    arm is excluded because of its own loss: such exclusions would bias the effect.
     """
     columns = [*(response.column for response in RESPONSES), OF_CHANCE_LOSS]
     on_further = [name for name in points.columns if "_on_" in name and name.startswith("log_")]
@@ -257,7 +261,7 @@ def _changes(points: pd.DataFrame, gates: Sequence[Gate], bases: dict[str, str])
 def _changes_of_arm(
     means: pd.DataFrame, gate: Gate, base: str, columns: Sequence[str]
 ) -> pd.DataFrame:
-    """Return the changes of one arm at the models and train sizes that it shares with its base."""
+    """Return the changes of one arm at the models and train sizes that arm and base share."""
     arm = gate.arm
     datasets = means.index.get_level_values(DATASET)
     of_arm = means[datasets == arm.dataset].droplevel(DATASET)
@@ -268,7 +272,7 @@ def _changes_of_arm(
         world=arm.world,
         name=arm.name,
         moves=arm.moves,
-        # A change of the response is divided by the change of K_F, if the arm changes K_F.
+        # If the arm changes K_F, the change of the response is divided by the change of K_F.
         by=gate.sharpness_moved if arm.moves == "sharpness" else 1.0,
         at_chance=reaches(start[OF_CHANCE_LOSS], 1.0),
     )
@@ -292,14 +296,15 @@ def _effects(
 ) -> Iterator[Effect]:
     """Yield the effects on a response, without intervals.
 
-    Values are averaged within an arm, then over the arms of a world, so all have equal weight.
+    Values are averaged within an arm, and then over the arms of a world. Arms of a world
+    therefore have equal weights.
 
     Args:
         changes: Changes from base to arm.
         response: The response.
-        of_bases: Points of the bases, for their exponents.
-        bases: Dataset name of the base of each world.
-        on_training: True if arms change training images alone.
+        of_bases: Points of the bases, from which their exponents are estimated.
+        bases: Name of the base dataset of each world, by name of the world.
+        on_training: True if arms change only training images.
     """
     of_sharpness = changes[changes["moves"] == "sharpness"]
     estimand = f"Δ log {response.name} / Δ log K_F"
@@ -323,7 +328,7 @@ def _effects(
 def _on_moved_tests(
     of_sharpness: pd.DataFrame, response: Response, estimand: str
 ) -> Iterator[Effect]:
-    """Yield the slopes of networks that are tested on changed images."""
+    """Yield the slopes for networks that are tested on changed images."""
     trained_ons: tuple[Images, ...] = ("base", "condition")
     for trained_on in trained_ons:
         column = f"{response.column}:{trained_on}"
@@ -333,7 +338,7 @@ def _on_moved_tests(
 
 
 def _exponent(of_bases: pd.DataFrame, response: Response, bases: Mapping[str, str]) -> Effect:
-    """Return the exponent of N times d, within the bases that have two train sizes."""
+    """Return the exponent b of N^(−b/d), estimated within bases that have two train sizes."""
     rows = of_bases.dropna(subset=[response.column, D_REFERENCE])
     num_sizes = rows.groupby([DATASET, MODEL])[TRAIN_SIZE].transform("nunique")
     rows = rows[num_sizes > 1]
@@ -364,11 +369,11 @@ def _slope(
     arm: str = "",
     images: tuple[Images, Images] = ("", ""),
 ) -> Effect:
-    """Return the slope of the logarithm of a response in each world, without an interval."""
+    """Return the slope of a log response in each world, without an interval."""
     is_at_chance = rows["at_chance"].astype(bool)
     is_without = rows[column].isna()
     used = rows[~is_at_chance & ~is_without]
-    # Two points, base and arm, give each slope: Δ log response / Δ log K_F.
+    # Each slope follows from two points, base and arm: Δ log response / Δ log K_F.
     slopes = (used[column] / used["by"]).astype(float)
     by_arm = slopes.groupby([used["world"], used["dataset"]]).mean()
     by_world = dict(by_arm.groupby("world").mean())
@@ -389,11 +394,11 @@ def _slope(
 
 
 def judged(effect: Effect, shows: Mapping[str, Sequence[str]]) -> Effect:
-    """Return an effect with its mean over worlds, interval and p-values.
+    """Add the mean over worlds, the interval and the p-values to an effect.
 
     Args:
-        effect: The effect, with its value in each world.
-        shows: Classes that the images of each world show.
+        effect: The effect, with the values of all worlds.
+        shows: Classes that the images of each world show, by name of the world.
     """
     if not effect.by_world:
         return effect
@@ -413,7 +418,7 @@ def judged(effect: Effect, shows: Mapping[str, Sequence[str]]) -> Effect:
     for std_error, degrees in tests:
         p_values.append(t_p_values(differences, std_error, degrees))
         intervals.append(t_interval(mean, std_error, degrees))
-    # A conclusion must hold by both methods, so the larger p and the longer interval are used.
+    # A conclusion must hold by both methods, so the larger p and the wider interval are used.
     p_zero, p_theory = np.max(p_values, axis=0).tolist()
     return replace(
         effect,
@@ -433,9 +438,9 @@ def _length(bounds: Interval) -> float:
 def _means_without_each_class(
     effect: Effect, values: Array, shows: Mapping[str, Sequence[str]]
 ) -> list[float]:
-    """Return, for every class, the mean over the worlds whose images do not show it.
+    """Return, for each class, the mean over the worlds whose images do not show this class.
 
-    A class that all worlds show has no such mean.
+    A class that all worlds show has no such mean, and is left out.
     """
     names = {name for world in effect.by_world for name in shows[world]}
     means = []

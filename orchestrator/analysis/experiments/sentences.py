@@ -1,4 +1,4 @@
-"""Sentences on the results of an experiment: checked arms, slopes, and controls."""
+"""Sentences on the results of an experiment: on the checks of arms, slopes and controls."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestrator.analysis.number_formats import interval, listing, number
 from search_spaces.errors import plural
 
 HALF = "half the law's rate"
-"""Words for the effect that the registered rule can exclude."""
+"""Words for the size of an effect that the registered rule can exclude."""
 
 
 def experiment_answer(
@@ -39,7 +39,7 @@ def experiment_answer(
 
 
 def _controls(gates: Sequence[Gate], effects: Sequence[Effect]) -> Iterator[str]:
-    """Yield sentences on the controls, which change nothing that a network learns."""
+    """Yield sentences on the controls. A control changes nothing that a network learns."""
     for effect in effects:
         if "controls" not in effect.estimand or effect.interval is None:
             continue
@@ -50,13 +50,13 @@ def _controls(gates: Sequence[Gate], effects: Sequence[Effect]) -> Iterator[str]
         verb = "changed" if effect.told_from_zero else "did not change beyond its interval"
         yield (
             "In controls, which change nothing that is learned, K_F changed by up to a factor of "
-            f"{number(float(np.exp(max(changes))))}. There log {effect.response} {verb} "
-            f"({number(effect.value)}, {interval(effect.interval)}; expected 0)."
+            f"{number(float(np.exp(max(changes))))}. In these controls, log {effect.response} "
+            f"{verb} ({number(effect.value)}, {interval(effect.interval)}; expected 0)."
         )
 
 
 def followed(effects: Sequence[Effect]) -> str:
-    """Return whether each response follows K_F if only K_F changes, in sentences."""
+    """Return sentences on whether each response follows K_F if only K_F changes."""
     slopes = [e for e in effects if "Δ log K_F" in e.estimand and not e.arm]
     if any(effect.tested_on for effect in effects):
         return " ".join(_on_training(slopes))
@@ -64,7 +64,7 @@ def followed(effects: Sequence[Effect]) -> str:
 
 
 def _worlds(effect: Effect) -> str:
-    """Return the number of worlds of an effect, and of the classes that they share."""
+    """Return words on the number of worlds of an effect, and of the classes that they share."""
     text = plural(effect.num_worlds, "world")
     if effect.num_classes:
         text += f" that share {effect.num_classes} classes"
@@ -72,7 +72,7 @@ def _worlds(effect: Effect) -> str:
 
 
 def _on_all_images(effect: Effect) -> str:
-    """Return whether a response follows K_F of all images, as a sentence."""
+    """Return a sentence on whether a response follows K_F of all images."""
     start = "If K_F of training and test images is changed, "
     worlds = _worlds(effect)
     if effect.interval is None:
@@ -88,12 +88,15 @@ def _on_all_images(effect: Effect) -> str:
 
 
 def _direction(effect: Effect) -> str:
-    """Return the law's direction of the response as K_F rises."""
+    """Return words on the direction in which the law lets the response change as K_F rises."""
     return "rises with it" if effect.theory > 0 else "falls as it rises"
 
 
 def _follows(effect: Effect) -> str:
-    """Return how the response follows K_F, from its interval, 0 and the law's rate."""
+    """Return words on whether the response follows K_F.
+
+    The interval, 0 and the law's rate decide.
+    """
     low, high = effect.in_units_of_the_law
     agrees = low <= 1 <= high
     if not effect.told_from_zero:
@@ -104,7 +107,7 @@ def _follows(effect: Effect) -> str:
 
 
 def _rate(effect: Effect, low: float, high: float) -> str:
-    """Return the direction and the rate of an effect, compared with the law's rate."""
+    """Return words on the direction of an effect, and on its rate compared with the law's rate."""
     if high < 0:
         return "moves against the law"
     direction = _direction(effect)
@@ -115,7 +118,7 @@ def _rate(effect: Effect, low: float, high: float) -> str:
 
 
 def _on_training(slopes: Sequence[Effect]) -> Iterator[str]:
-    """Yield sentences on the effects of changed training images, and of changed test images."""
+    """Yield sentences on the effects of changed training images and of changed test images."""
     for effect in slopes:
         about = f"{_worlds(effect)}; an interval needs at least 3 worlds with scatter"
         if effect.interval is not None:
@@ -138,13 +141,16 @@ def _on_training(slopes: Sequence[Effect]) -> Iterator[str]:
 
 
 def _registered_conclusion(effect: Effect) -> str:
-    """Return the conclusion of the registered rule on a slope on log K_F of training images."""
+    """Return the conclusion of the registered rule from a slope on K_F of training images."""
     if effect.interval is None:
         return "cannot be judged"
     if not effect.told_from_zero:
         if effect.smaller_than_half:
             return f"shows no effect, and an effect of {HALF} is ruled out"
-        return f"shows no effect, but effects of {HALF} are compatible with these data: undecided"
+        return (
+            f"shows no effect, but the question is undecided, because effects of {HALF} are "
+            "compatible with these data"
+        )
     low, high = effect.in_units_of_the_law
     if effect.smaller_than_half and high >= 0:
         return f"{_direction(effect)}, by less than {HALF}"

@@ -1,1 +1,1 @@
-"""Figures of a report: their style, what each shows, and the files they are written to."""
+"""Figures of a report: their style, their drawing, and writing them to files."""

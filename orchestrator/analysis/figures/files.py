@@ -1,4 +1,7 @@
-"""Writing figures to files and into a page; the same figure always gives the same bytes."""
+"""Writing of figures to files and into a page.
+
+The same figure always gives the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -19,32 +22,33 @@ from orchestrator.analysis.fits import ScalingFits
 from tasks.atomic import write_atomic
 
 MAX_SVG_POINTS = 2000
-"""Largest number of points of an SVG figure. With more points, an SVG figure loads slowly, so a PNG
-image is used."""
+"""Largest number of points of an SVG figure. An SVG figure with more points loads slowly, so a
+PNG image is used instead."""
 PNG_DPI = 150
-"""Dots per inch of a PNG figure."""
+"""Resolution of a PNG figure, in dots per inch."""
 FORMER_DRAWINGS = ("d_repr_on_d_data",)
-"""File stems of figures of earlier versions, which are deleted."""
+"""File stems of figures that earlier versions of isweep wrote. These files are deleted."""
 NO_METADATA: dict[str, dict[str, None]] = {
     "png": dict.fromkeys(("Software",)),
     "pdf": dict.fromkeys(("CreationDate", "Producer", "Creator")),
     "svg": dict.fromkeys(("Date", "Creator", "Format", "Type")),
 }
-"""Metadata that is left out, by format: dates and versions would make equal figures differ."""
+"""Metadata that is left out of files, by format. With dates and versions, equal figures would
+have different bytes."""
 SVG_ID = re.compile(r'(id=")(figure|axes|patch|line2d|text|matplotlib|xtick|ytick)')
-"""Pattern of the ids that matplotlib numbers from 1 in each figure."""
+"""Pattern of the ids that matplotlib writes. In each figure, matplotlib numbers them from 1."""
 
 
 def write_figures(
     points: pd.DataFrame, fits: ScalingFits, folder: Path, formats: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """Draw every figure that has data, and delete earlier files without data.
+    """Draw every figure for which there are data. Delete files of figures without data.
 
     Args:
-        points: The fitted points, a row each.
+        points: The fitted points, with one row per point.
         fits: The fits to these points.
         folder: Folder of the files.
-        formats: Formats to write besides the one in the page.
+        formats: File formats to write in addition to the format in the page.
 
     Returns:
         File name, caption and drawing of each figure, for a page.
@@ -79,8 +83,9 @@ def write_figures(
 
 
 def rendered(figure: Figure, kind: str) -> bytes:
-    """Return a figure as a file of a format: png, pdf or svg."""
-    # The layout is computed once here: savefig would compute it again, with the same result.
+    """Return the bytes of a figure in a file format: png, pdf or svg."""
+    # The layout is computed once here. Otherwise savefig would compute it again, with the same
+    # result.
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
@@ -91,11 +96,11 @@ def rendered(figure: Figure, kind: str) -> bytes:
 
 
 def _embedded(data: bytes, kind: str, name: str) -> Markup:
-    """Return the figure as HTML: SVG, whose points have links, or a PNG image."""
+    """Return the figure as HTML: as SVG with a link for each point, or as a PNG image."""
     if kind == "png":
         encoded = base64.b64encode(data).decode("ascii")
         return Markup(f'<img alt="" src="data:image/png;base64,{encoded}">')
     text = data.decode("utf-8")
-    # All figures share one page, so ids must differ between them.
+    # All figures are in the same page, so the ids of two figures must differ.
     svg = text[text.index("<svg") :]
     return Markup(SVG_ID.sub(rf"\1{name}-\2", svg))

@@ -12,12 +12,12 @@ from orchestrator.analysis.grouped_tables.design import LEVELS
 from orchestrator.analysis.grouped_tables.fit import GroupedFit
 
 MAX_VECTOR_POINTS = 2_000
-"""Largest number of points drawn as vectors; more points are drawn as a bitmap in the
-figure."""
+"""Largest number of points that are drawn as vectors. If there are more, the points are drawn
+as a bitmap."""
 
 
 def draw_groups(table: pd.DataFrame, fit: GroupedFit) -> Figure:
-    """Draw the response over each column: rows colored by group, and both slopes.
+    """Draw the response against each column, with rows colored by group and with both slopes.
 
     Args:
         table: The fitted rows.
@@ -48,11 +48,11 @@ def draw_groups(table: pd.DataFrame, fit: GroupedFit) -> Figure:
 def _draw_slopes(
     axes: Axes, rows: pd.DataFrame, codes: pd.Series, fit: GroupedFit, name: str
 ) -> None:
-    """Draw the means of groups, the slope within each of them, and the slope between them.
+    """Draw the means of groups, the slope within each group, and the slope between groups.
 
     Args:
         axes: The panel.
-        rows: The column as ``x``, the response as ``y``.
+        rows: The fitted rows, with the column as ``x`` and the response as ``y``.
         codes: Number of the group of each row.
         fit: The fit of these rows.
         name: Name of the column.

@@ -1,7 +1,7 @@
-"""The study's figures.
+"""The figures of a sweep, like the figures of the study.
 
-Each function draws one figure from points and fits, or returns None if they lack its data. The
-first sentence of a caption states the message of the figure.
+Each function draws one figure from points and fits. It returns None if the data for the figure
+are missing. The first sentence of a caption states the message of the figure.
 """
 
 from __future__ import annotations
@@ -65,29 +65,37 @@ DELTA_LABEL = "δ: mean distance to the nearest image of the other class (L2, pi
 LOSS_LABEL = "test loss (nat)"
 SIZE_LABEL = "train size N (images)"
 SMALLEST_LOSS_RANGE = 4.0
-"""Smallest factor between the ends of a loss axis. On such an axis, scatter of a few per cent looks
-small."""
+"""Smallest factor between the ends of a loss axis. On such an axis, scatter of a few per cent
+does not look large."""
 MAX_COLORBAR_TICKS = 6
 """Largest number of ticks on a color bar."""
 MAX_NAMED_PAIRS = 60
-"""Largest number of class pairs whose dots are labeled; more labels would overlap."""
+"""Largest number of class pairs with labeled dots. More labels would overlap."""
 ACCURACY_LOST = "accuracy_lost"
-"""Column of the accuracy that attacks cost, in percentage points."""
+"""Name of the column with the accuracy that attacks cost, in percentage points."""
 PAIRS_SHARE = "Pairs share classes, so dots are not independent."
-"""Sentence of a caption whose dots are class pairs."""
+"""Sentence in the captions of figures whose dots are class pairs."""
 GAIN_OF_PAIRS = (
     "The answers on attacks are about accuracy lost, not about this loss. There is one dot per "
     "class pair, network and N."
 )
-"""Sentences of the figure of loss gained by class pairs: no test uses this loss."""
+"""Sentences in the caption of the figure of added losses of class pairs. No test uses these
+losses."""
+OF_CORRELATION = (
+    "The figure shows the points of all networks. The number r is the correlation over datasets, "
+    "at equal train size and within domains. Each panel has the r of the network with the largest "
+    "r for this attack. The 95 % intervals hold for all networks and attacks together. The verdict "
+    "is on the largest r of all attacks and networks."
+)
+"""Sentences in the caption of the figure of added losses if a correlation was computed."""
 ADDRESS_TITLES = {
     D_DATA_MLE: "d_data",
     LABEL_SHARPNESS: "K_F",
     TEST_LOSS: "loss",
 }
-"""Title of each column in the address of a drawn point."""
+"""Title of each column that appears in the link of a drawn point."""
 ADDRESS_COLUMNS = [MODEL, DATASET, CLASS_PAIR, TRAIN_SIZE, *ADDRESS_TITLES]
-"""Columns in the address of a drawn point."""
+"""Columns that appear in the link of a drawn point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +104,8 @@ class Drawn:
 
     Attributes:
         figure: The figure.
-        caption: The message of the figure, then how to read it.
+        caption: Sentences on the message of the figure, followed by sentences on how to read
+            it.
     """
 
     figure: Figure
@@ -104,7 +113,7 @@ class Drawn:
 
 
 def set_addresses(scatter: PathCollection, rows: pd.DataFrame) -> None:
-    """Set the link of each drawn point; the page uses it to show the trials of the point."""
+    """Set the link of each drawn point. With this link, the page shows the trials of the point."""
     addresses = []
     for row in rows.reindex(columns=ADDRESS_COLUMNS).itertuples(index=False):
         address = dict(zip(ADDRESS_COLUMNS, row, strict=True))
@@ -121,9 +130,9 @@ def set_addresses(scatter: PathCollection, rows: pd.DataFrame) -> None:
 
 
 def dataset_properties(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
-    """Draw bars of d_data and K_F by dataset, sorted within domain.
+    """Draw bars of d_data and K_F for each dataset, sorted within domains.
 
-    Returns None for one dataset.
+    Returns None if there is only one dataset.
     """
     cells = points.drop_duplicates([DATASET, CLASS_PAIR, TRAIN_SIZE])
     properties = {
@@ -165,7 +174,10 @@ def _sharpness_of(dataset: DatasetSummary) -> float | None:
 
 
 def _bars(axes: Axes, cells: pd.DataFrame, name: str, means: dict[str, float | None]) -> None:
-    """Draw a bar per dataset, natural ones above medical ones, with the range as error bar."""
+    """Draw a bar per dataset, with the range as error bar.
+
+    Natural datasets are above medical ones.
+    """
     values = cells.groupby([DOMAIN, DATASET])[name]
     ranges = values.agg(["min", "max"])
     rows = ranges.reset_index()
@@ -174,7 +186,7 @@ def _bars(axes: Axes, cells: pd.DataFrame, name: str, means: dict[str, float | N
     is_second_domain = rows[DOMAIN] != rows[DOMAIN].iloc[0]
     gap = 0.6 * is_second_domain.to_numpy()
     places = rows.index.to_numpy() + gap
-    # Rounding may put a mean of equal values outside their range.
+    # Because of rounding, the mean of equal values can lie outside their range.
     below = rows["mean"] - rows["min"]
     above = rows["max"] - rows["mean"]
     reach = np.maximum([below, above], 0.0)
@@ -190,7 +202,7 @@ def _bars(axes: Axes, cells: pd.DataFrame, name: str, means: dict[str, float | N
 
 
 def loss_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
-    """Draw test loss against d_data, one panel per model, colored by N.
+    """Draw test loss against d_data, with one panel per model and one color per N.
 
     Returns None if all points have the same d_data.
     """
@@ -238,15 +250,15 @@ def loss_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     frame(figure, DIMENSION_LABEL, LOSS_LABEL, handles)
     return Drawn(
         figure,
-        "Test loss by intrinsic dimension, at each train size. Both change with N, so compare "
-        "points of one color.",
+        "Test loss by intrinsic dimension, at each train size. Loss and d_data both change "
+        "with N, so compare only points of the same color.",
     )
 
 
 def loss_on_train_size(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
-    """Draw test loss against N, a panel per dataset and a line per model.
+    """Draw test loss against N, with one panel per dataset and one line per model.
 
-    Returns None for one train size.
+    Returns None if there is only one train size.
     """
     rows = points.dropna(subset=[LOG_LOSS])
     pairs = rows[[DOMAIN, DATASET]].drop_duplicates()
@@ -278,7 +290,7 @@ def loss_on_train_size(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     handles = mark_handles(marks, marks, "-")
     caption = "Test loss by the number of training images."
     if rows[DOMAIN].nunique() > 1:
-        caption += " Medical datasets have orange titles, natural ones blue."
+        caption += " Medical datasets have orange titles, and natural datasets have blue titles."
     if has_slope:
         label = "slope of the law's\nbound, −1/d_data"
         handles.append(Line2D([], [], color=BLACK, linestyle="--", label=label))
@@ -302,7 +314,10 @@ def _curves(axes: Axes, curves: pd.DataFrame, marks: dict[str, Mark]) -> None:
 
 
 def _predicted_slope(axes: Axes, rows: pd.DataFrame) -> bool:
-    """Draw the slope of the law's bound through the middle of the points, if d_data is known."""
+    """Draw a line with the slope of the law's bound through the mean of the points.
+
+    Nothing is drawn if d_data is unknown.
+    """
     d_data = rows[D_REFERENCE].mean()
     if not d_data > 0:
         return False
@@ -316,7 +331,7 @@ def _predicted_slope(axes: Axes, rows: pd.DataFrame) -> bool:
 
 
 def _loss_axis(axes: Axes, losses: pd.Series) -> None:
-    """Make the loss axis logarithmic, over at least :data:`SMALLEST_LOSS_RANGE`."""
+    """Make the loss axis logarithmic. Its range is at least :data:`SMALLEST_LOSS_RANGE`."""
     log_ticks(axes.yaxis, losses)
     low, high = axes.get_ylim()
     if high / low < SMALLEST_LOSS_RANGE:
@@ -343,17 +358,17 @@ def accuracy_lost_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn
 def _accuracy_lost(
     points: pd.DataFrame, fits: ScalingFits, column: str, label: str, by_column: str
 ) -> Drawn | None:
-    """Draw accuracy lost to attacks, a dot per class pair and network at the largest N.
+    """Draw accuracy lost to attacks at the largest N, with one dot per class pair and network.
 
     Args:
         points: The points of the table.
         fits: All fits.
         column: Column of the horizontal axis.
         label: Label of the horizontal axis.
-        by_column: Words of the caption on the horizontal axis.
+        by_column: Words on the horizontal axis, for the caption.
 
     Returns:
-        The figure; None unless the table has the class pairs of one dataset.
+        The figure. None if the table does not contain class pairs of one dataset.
     """
     if not fits.class_pairs:
         return None
@@ -393,9 +408,9 @@ def _accuracy_lost(
 
 
 def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
-    """Draw the loss gained by each attack against K_F, a panel per attack and epsilon.
+    """Draw the loss that each attack adds against K_F, with one panel per attack and epsilon.
 
-    An attack has no panel if K_F is the same at all its points.
+    If K_F is the same at all points of an attack, the attack has no panel.
     """
     has_sharpness = points[LABEL_SHARPNESS].notna()
     points_with_sharpness = points[has_sharpness]
@@ -428,7 +443,8 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
             )
             set_addresses(scatter, group)
         title = attack.words
-        # The verdict is on the largest correlation, so every panel shows its largest one.
+        # The verdict is on the largest correlation, so each panel shows its largest
+        # correlation.
         strongest = strongest_attack(fit for fit in fits.attacks if fit.response == attack.name)
         r = strongest.estimate("r") if strongest else None
         if strongest is not None and r is not None and r.interval is not None:
@@ -445,20 +461,18 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
     if fits.class_pairs:
         caption += f" {GAIN_OF_PAIRS} {PAIRS_SHARE}"
     elif points_with_sharpness[DATASET].nunique() == 1:
-        caption += " With one dataset, K_F differs only through N. A trend shows the effect of N."
-    if has_correlation:
         caption += (
-            " The points are of all networks, but r is of one network: the one with the largest r "
-            "for this attack. r is the correlation over datasets, at equal train size and within "
-            "domains. The 95 % intervals hold for all networks and attacks at once. The verdict is "
-            "on the largest r of all attacks and networks."
+            " There is only one dataset, so K_F differs only because N differs. A trend shows the "
+            "effect of N."
         )
+    if has_correlation:
+        caption += f" {OF_CORRELATION}"
         caption += _on_logarithmic_axes(axes_of_attacks)
     return Drawn(figure, caption)
 
 
 def _on_logarithmic_axes(all_axes: Sequence[Axes]) -> str:
-    """Return a sentence on the logarithmic axes of a figure of loss gained, if there are any."""
+    """Return a sentence on the logarithmic axes of the figure of added losses; empty if none is."""
     names = []
     if any("log" in axes.get_xscale() for axes in all_axes):
         names.append("K_F axes")
@@ -477,5 +491,5 @@ DRAWINGS: dict[str, Callable[[pd.DataFrame, ScalingFits], Drawn | None]] = {
     "loss_on_d_data": loss_on_d_data,
     "dataset_properties": dataset_properties,
 }
-"""Drawing function of each figure, by file stem and in the order of the report. The page shows the
-first two figures open."""
+"""Drawing function of each figure, by file stem and in the order of the report. When the page
+opens, only the first two figures are visible."""

@@ -45,26 +45,28 @@ GREY = "#666666"
 DOMAIN_COLORS = {NATURAL: BLUE, MEDICAL: VERMILLION}
 DOMAIN_MARKERS = {NATURAL: "o", MEDICAL: "s"}
 SHADES = {NATURAL: (BLUE, GREEN, SKY, BLACK), MEDICAL: (VERMILLION, PURPLE, ORANGE)}
-"""Colors of the datasets of each domain; no color is in two domains."""
+"""Colors of the datasets of each domain. Two domains never share a color."""
 MARKERS = "os^DvPX<>hp*"
-"""Matplotlib's markers, a character each."""
+"""Matplotlib's markers. Each character is one marker."""
 MODEL_COLORS = ("#332288", "#999933", "#117733", "#AA4499", "#882255", "#44AA99", "#661100")
-"""Colors of models, from Tol's muted scheme (2021): no model has the color of a domain."""
+"""Colors of models, from Tol's muted scheme (2021). No model has a color of a domain."""
 MAX_PANELS = 12
-"""Largest number of panels of a figure. The tables show the data that get no panel."""
+"""Largest number of panels of a figure. Data without a panel are in the tables."""
 MAX_LINEAR_FACTOR = 30.0
-"""Factor between largest and smallest value above which an axis is logarithmic."""
+"""Limit for the factor between the largest and the smallest value on a linear axis. If the
+factor is larger, the axis is logarithmic."""
 LEGEND_WIDTH = 1.5
 """Width of the legend beside the panels, in inches."""
 SINGLE_PANEL_WIDTH = 1.5
-"""Factor on the width of a single panel. Without it, the panel would be as small as its legend."""
+"""Factor by which a single panel is wider than other panels. Without this factor, the panel
+would be as small as its legend."""
 SINGLE_PANEL_HEIGHT = 1.3
-"""Factor on the height of a single panel."""
+"""Factor by which a single panel is higher than other panels."""
 MAX_LINEAR_TICKS = 5
 """Largest number of ticks on a linear axis. With more ticks, the long numbers of K_F would
 overlap."""
 MIN_GAP_OF_TICKS = 0.19
-"""Smallest distance of two train sizes on an axis, as a share of its length."""
+"""Smallest distance between two labeled train sizes on an axis, as a share of the axis length."""
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -80,10 +82,10 @@ STYLE: dict[Any, Any] = {
     "pdf.fonttype": 42,
     "svg.hashsalt": "isweep",
     "svg.fonttype": "none",
-    # A name with dollars is a name, not a formula.
+    # A name with dollar signs must be drawn as a name, not as a formula.
     "text.parse_math": False,
 }
-"""Matplotlib settings that are used only while figures are drawn."""
+"""Matplotlib settings that isweep uses only while it draws figures."""
 Mark = tuple[str, str]
 """Color and marker of one dataset or model."""
 AnyAxis = XAxis | YAxis
@@ -95,7 +97,7 @@ def styled() -> AbstractContextManager[None]:
 
 
 def dataset_marks(domains: dict[str, str]) -> dict[str, Mark]:
-    """Return a mark per dataset: markers differ throughout, colors by domain.
+    """Return a mark for each dataset. Each dataset has its own marker and a color of its domain.
 
     Args:
         domains: Domain of each dataset.
@@ -155,7 +157,7 @@ def frame(figure: Figure, x: str, y: str, handles: Sequence[Line2D]) -> None:
 def mark_handles(
     marks: dict[str, Mark], present: Iterable[str], line: Literal["none", "-"] = "none"
 ) -> list[Line2D]:
-    """Return legend entries for the marks whose names are present."""
+    """Return legend entries for the marks whose names occur in the data."""
     present_names = set(present)
     marker_size = 6 if line == "none" else 3.5
     handles = []
@@ -169,7 +171,7 @@ def mark_handles(
 
 
 def spans_much(values: pd.Series) -> bool:
-    """Return whether values are positive and span more than :data:`MAX_LINEAR_FACTOR`."""
+    """Return whether values are positive and span a factor above :data:`MAX_LINEAR_FACTOR`."""
     finite = values.dropna()
     if finite.empty or not (finite > 0).all():
         return False
@@ -177,10 +179,10 @@ def spans_much(values: pd.Series) -> bool:
 
 
 def number_ticks(axis: AnyAxis, values: pd.Series) -> None:
-    """Format an axis with plain numbers; make it logarithmic if its values span a large factor.
+    """Format an axis with plain numbers. If its values span a large factor, make it logarithmic.
 
-    If some values are negative or 0, the logarithmic axis is symmetric around 0. It is linear
-    up to the first quartile of the absolute values.
+    If some values are negative or 0, the logarithmic axis is symmetric around 0. The axis is
+    linear up to the first quartile of the absolute values.
     """
     if spans_much(values):
         log_ticks(axis, values)
@@ -198,7 +200,7 @@ def number_ticks(axis: AnyAxis, values: pd.Series) -> None:
 
 
 def _plain_number(value: float, _: int | None) -> str:
-    """Return the number of a tick as text, without powers of ten for small numbers."""
+    """Return the number of a tick as text. Small numbers are written without a power of ten."""
     if 0 < abs(value) < SMALL:
         return np.format_float_positional(value, precision=3, fractional=False, trim="-")
     return number(value)
@@ -209,7 +211,8 @@ def log_ticks(axis: AnyAxis, values: pd.Series) -> None:
 
     Args:
         axis: The axis.
-        values: The plotted values. The fewer decades they span, the more ticks a decade has.
+        values: The plotted values. If they span fewer powers of ten, the axis has more ticks
+            per power of ten.
     """
     positive = values[values > 0]
     decades = 1.0
@@ -225,7 +228,10 @@ def log_ticks(axis: AnyAxis, values: pd.Series) -> None:
 
 
 def size_ticks(axes: Axes, sizes: Sequence[float]) -> None:
-    """Set ticks at the train sizes on a logarithmic x axis, except where labels would overlap."""
+    """Set ticks at the train sizes on a logarithmic x axis.
+
+    Labels that would overlap are left out.
+    """
     span = np.log(sizes[-1] / sizes[0])
     ticks = [sizes[0]]
     for size in sizes[1:]:
@@ -245,5 +251,5 @@ def _ticks(axis: AnyAxis, locator: Locator) -> None:
 
 
 def _set_scale(axis: AnyAxis, scale: str | ScaleBase) -> None:
-    """Set the scale of an axis through its panel, which needs the name of the axis."""
+    """Set the scale of an axis. The panel of the axis sets it, by name of the axis."""
     axis.axes.set(**{f"{axis.axis_name}scale": scale})

@@ -1,14 +1,19 @@
 """Slopes between groups, by least squares over one effect per unit.
 
-The effects are estimated at equal kinds. A kind is a combination of values of the ``within``
-columns. Each slope has two intervals, and the wider one is reported. One uses the standard error of
-least squares, the other the robust standard error HC2. HC2 equals CR2 if each effect is its own
-cluster. Each slope also has two p-values, and the larger one is reported. One comes from a
-permutation of groups, the other from HC2. For pairs of classes, the interval comes from a jackknife
-over classes. Their two p-values come from this jackknife and from a permutation of classes.
+A unit is a group, or a combination of crossed groups. The effect of a unit on a column is the
+unit's mean of this column, adjusted for differences between kinds. A kind is a combination of
+values of the ``within`` columns.
 
-Effects are means of few rows. They contain a part of the scatter of rows, and with it a part
-of the slope within groups. A claim must also hold after this part is removed.
+Each slope has two intervals, and the wider one is reported. One interval uses the standard
+error of least squares, the other one the robust standard error HC2. HC2 equals CR2 if each
+effect is a cluster of its own. Each slope also has two p-values, and the larger one is
+reported. One p-value comes from a permutation of groups, the other one from HC2. If units are
+pairs of classes, the interval comes from a jackknife over classes. The two p-values then come
+from this jackknife and from a permutation of classes.
+
+Effects are means of few rows, so the scatter of rows within groups does not average out
+completely. A slope within groups therefore also changes the slope between groups. isweep
+subtracts this scatter, and a claim must also hold for the corrected slope.
 """
 
 from __future__ import annotations
@@ -49,17 +54,18 @@ from orchestrator.analysis.inference import (
 from orchestrator.analysis.number_formats import listing
 
 MAX_PERMUTED = 1_000
-"""Largest number of groups of a permutation test. With more groups, the test agrees with the t
-test, and would need 1 GB of memory."""
+"""Largest number of groups for which a permutation test is made. With more groups, the test
+would need 1 GB of memory, and its p-value agrees with the p-value of the t test."""
 
 
 @dataclass(frozen=True, slots=True)
 class BetweenSlope:
-    """A slope between groups, and the scatter in the groups' means.
+    """A slope between groups, and the scatter of rows that the groups' means contain.
 
     Attributes:
-        slope: The slope, in standard units.
-        scatter: Scatter in the means; None if the column does not vary within groups.
+        slope: The slope between standardized columns.
+        scatter: The part of the variance of the groups' means that comes from scatter of rows.
+            None if the column does not vary within groups.
     """
 
     slope: Slope
@@ -67,7 +73,7 @@ class BetweenSlope:
 
 
 def between_slopes(data: StandardRows) -> Iterator[BetweenSlope]:
-    """Estimate the slope on each column between units, in standard units."""
+    """Estimate the slope between units on each column. All columns are standardized."""
     effects = unit_effects(data, data.kind)
     fit = EffectsFit.of(data, effects)
     if fit is None:
@@ -90,9 +96,11 @@ def between_slopes(data: StandardRows) -> Iterator[BetweenSlope]:
 
 
 def unit_effects(data: StandardRows, kind: Codes) -> Array | None:
-    """Return the effects of the units on response and columns at equal kinds, ``(U, 1 + q)``.
+    """Return the effects of units on the response and the columns, ``(U, 1 + q)``.
 
-    Returns None if units share no kinds, directly or through other units.
+    The effects are adjusted for differences between kinds. Returns None if the units cannot be
+    compared. Two units can be compared if they share a kind, or if other units connect them by
+    shared kinds.
     """
     weights = np.ones(len(data.response))
     reduced = dataset_effects(data.values, kind, data.groups.unit, weights)
@@ -103,14 +111,14 @@ def unit_effects(data: StandardRows, kind: Codes) -> Array | None:
 
 
 def _combined(kind: Codes, codes: Codes) -> Codes:
-    """Return one code for each combination of two codes, ``(n,)``."""
+    """Return a code for each row, ``(n,)``. Rows with the same two codes get the same code."""
     combinations = np.column_stack([kind, codes])
     _, combined = np.unique(combinations, axis=0, return_inverse=True)
     return combined.reshape(-1)
 
 
 def _why_none(data: StandardRows, effects: Array | None) -> str:
-    """Return the reason why there is no slope between groups."""
+    """Return the reason why no slope between groups can be estimated."""
     design = data.design
     if effects is None:
         return f"groups share no {listing(design.within)}"
@@ -127,9 +135,10 @@ def _confirmed(
     check: EffectsFit | None,
     place: int,
 ) -> Slope:
-    """Return a slope with the larger p-value of its fit and of a fit at equal crossing values.
+    """Return a slope with the larger one of two p-values: from its own fit and from a check.
 
-    If the second fit has no p-value, or a slope of the other sign, the p-value is 1.
+    The check is a fit that compares only rows with equal values in a crossing column. If the
+    check gives no p-value, or a slope of the other sign, the p-value is 1.
     """
     if slope.p_value is None or slope.value is None:
         return slope
@@ -144,13 +153,14 @@ def _confirmed(
 
 
 class EffectsFit:
-    """Least squares over one effect per unit, and its refits without each group.
+    """A least-squares fit over one effect per unit, with a refit without each group.
 
     Attributes:
-        table: Response, columns and intercept, one row per unit, ``(U, q + 2)``.
+        table: Columns of response, regressors and intercept, with one row per unit,
+            ``(U, q + 2)``.
         values: Slopes, ``(q,)``.
         errors: Standard errors of the slopes by least squares, ``(q,)``.
-        degrees: Degrees of freedom of the standard errors.
+        degrees: Degrees of freedom of the t tests with these standard errors.
     """
 
     def __init__(
@@ -173,7 +183,7 @@ class EffectsFit:
 
     @classmethod
     def of(cls, data: StandardRows, effects: Array | None) -> EffectsFit | None:
-        """Fit effects. Returns None without effects, or if the slopes are not identified."""
+        """Fit effects. Returns None if ``effects`` is None or if the slopes are not identified."""
         if effects is None:
             return None
         response = effects[:, 0]
@@ -187,7 +197,7 @@ class EffectsFit:
         """Estimate the slope on one column, with its interval and p-value if they exist.
 
         Args:
-            place: Index of the column in the table, from 1.
+            place: Index of the column in ``table``. The first regressor has the index 1.
             name: Name of the column.
         """
         num_units = len(self.table)
@@ -230,7 +240,10 @@ class EffectsFit:
         return BetweenSlope(replace(judged, p_value=largest), scatter)
 
     def _refits(self, place: int) -> dict[str, float]:
-        """Refit the slope without each group. A group is missing if its refit is not identified."""
+        """Return the slope without each group, by name of the group.
+
+        Refits that are not identified are missing.
+        """
         num_terms = len(self.values) + 1
         refits = {}
         for group, products in zip(self.groups.names, self._by_group, strict=True):
@@ -245,11 +258,11 @@ class EffectsFit:
         return refits
 
     def _smallest(self, place: int) -> float:
-        """Return the sum of squares of a column below which its variation is rounding error."""
+        """Return the limit of a column's sum of squares, below which it is rounding error."""
         return MIN_RCOND * float(self._total[place, place])
 
     def _permuted(self, place: int) -> Permutation | None:
-        """Test a slope by permutation of groups. Returns None if no p of 0.05 can be reached."""
+        """Test a slope by permutation of groups. Returns None if p cannot be as small as 0.05."""
         response = self.table[:, 0]
         columns = self.table[:, 1:-1]
         remaining = np.delete(columns, place - 1, axis=1)
@@ -260,7 +273,10 @@ class EffectsFit:
         return test
 
     def _classes_permuted(self, place: int) -> float | None:
-        """Return the p-value of a permutation of classes; None unless units are class pairs."""
+        """Return the p-value of a permutation of classes.
+
+        Returns None if units are not class pairs.
+        """
         classes = self.groups.classes_of_pairs
         if classes is None or len(self.table) > MAX_PERMUTED:
             return None
@@ -269,7 +285,10 @@ class EffectsFit:
         return class_permutation_p(self.table[:, 0], columns[:, place - 1], remaining, classes)
 
     def _variance(self, place: int, refits: dict[str, float]) -> Variance:
-        """Return the variance of a slope: HC2, or a jackknife over groups if groups cross."""
+        """Return the HC2 variance of a slope.
+
+        If groups cross, return a jackknife variance instead.
+        """
         response = self.table[:, 0]
         fitted = least_squares(response, self.table[:, 1:], place - 1)
         if not self.groups.crossed:
@@ -289,10 +308,13 @@ class EffectsFit:
         slope: Slope,
         variance: Variance,
     ) -> MeanScatter | None:
-        """Return the scatter in the groups' means; None if the column is constant within groups."""
+        """Return the scatter in the groups' means.
+
+        Returns None if the column is constant in groups.
+        """
         column = self.table[:, place]
         spread = len(column) * float(column.var())
-        # This is the part of the variance between means that is expected from scatter.
+        # The expected share of the variance between means that comes from scatter of rows.
         share = float(self._scatter[place, place]) / spread
         if share < MIN_SHARE_OF_SCATTER:
             return None
@@ -305,9 +327,9 @@ class EffectsFit:
         plain_error = jackknife_error(float(self.values[place - 1]), refits)
         corrected_variance = estimate.error**2
         if plain_error > 0:
-            # A jackknife error tends to be too large. Therefore only a ratio of jackknife errors is
-            # used: the usual error is multiplied by the factor by which the correction increases
-            # the jackknife error.
+            # A jackknife error tends to be too large, so only a ratio of two jackknife errors
+            # is used: the error of the corrected slope divided by the error of the uncorrected
+            # slope. The usual variance is multiplied by the square of this ratio.
             corrected_variance *= variance.value / plain_error**2
         corrected = Slope("between", slope.on, value=estimate.slope)
         corrected = corrected.with_variance(Variance(corrected_variance, variance.degrees))

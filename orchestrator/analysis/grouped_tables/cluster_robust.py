@@ -1,10 +1,10 @@
-"""Variance of one least-squares coefficient when rows of one cluster depend on each other.
+"""Variance of one least-squares coefficient if rows of the same cluster are dependent.
 
 The method is CR2, the bias-reduced linearization of Bell & McCaffrey (2002), with
 Satterthwaite's degrees of freedom (Imbens & Kolesár 2016; Pustejovsky & Tipton 2018). The
-working model assumes independent rows with equal variance. Under this model CR2 is unbiased,
-whatever the weights of the clusters are. Intercepts within clusters may be removed by
-centering, which does not change CR2 (Pustejovsky & Tipton 2018, theorem 2).
+working model assumes independent rows with equal variance. Under this model CR2 is unbiased
+for any weights of the clusters. If each cluster has an intercept, the rows can be centered
+within clusters instead. This does not change CR2 (Pustejovsky & Tipton 2018, theorem 2).
 
 Letters in the shapes of arrays: n rows, p columns, C clusters, B draws.
 """
@@ -19,11 +19,12 @@ import numpy as np
 from orchestrator.analysis.inference import Array, Codes, wild_draws
 
 MIN_SINGULAR = 1e-12
-"""Share of the largest eigenvalue of a matrix of products. Smaller eigenvalues are rounding errors
-and count as 0."""
+"""Limit for the eigenvalues of a matrix of products, as a share of its largest eigenvalue.
+Smaller eigenvalues are rounding errors and count as 0."""
 MIN_SHARE_LEFT = 1e-8
-"""Smallest share of a direction that must remain in a cluster's residuals after the fit. Below
-this share, the cluster alone determines the direction, and its residuals are zero."""
+"""Limit for the share of a direction that remains in a cluster's residuals after the fit.
+Below this limit, the cluster alone determines the fit in this direction, so its residuals in
+this direction are zero."""
 ROUNDING = 1e-9
 """Relative difference below which two t values count as equal."""
 
@@ -44,7 +45,7 @@ class Coefficient:
         value: The coefficient.
         columns: Regressors, centered within units if units have intercepts, ``(n, p)``.
         inverse: Pseudo-inverse of ``columns' columns``, ``(p, p)``.
-        direction: Residuals of the coefficient's column regressed on the other columns,
+        direction: Residuals of a regression of the coefficient's column on the other columns,
             ``(n,)``.
         residuals: Residuals of the response, ``(n,)``.
     """
@@ -57,7 +58,7 @@ class Coefficient:
 
     @property
     def variation(self) -> float:
-        """Sum of squares of the direction."""
+        """Sum of the squared entries of ``direction``."""
         return float(self.direction @ self.direction)
 
 
@@ -81,14 +82,15 @@ def least_squares(response: Array, columns: Array, place: int) -> Coefficient:
 def cr2_variance(fitted: Coefficient, clusters: Codes) -> Variance:
     """Return the CR2 variance of a coefficient and Satterthwaite's degrees of freedom.
 
-    The fit shrinks the residuals of a cluster. CR2 stretches them by ``(I − H)^(−1/2)``, where
-    H is the cluster's block of the hat matrix. The variance is then a sum over clusters of
-    squared linear forms in the errors. Satterthwaite's method matches the first two moments of
-    this sum to a χ² distribution.
+    A fit makes the residuals of a cluster smaller than its errors are. CR2 multiplies them by
+    ``(I − H)^(−1/2)``, where H is the cluster's block of the hat matrix. The estimated
+    variance is then a sum of squares: one square for each cluster, of a linear combination of
+    the errors. Satterthwaite's method chooses the χ² distribution with the same mean and
+    variance as this sum.
 
-    Under the working model, the forms of clusters g and h have the covariance ``P[g, h] =
-    lengths[g] (if g = h) − overlaps[g]' inverse overlaps[h]``. Only traces of P and P² are
-    needed.
+    Under the working model, the linear combinations of clusters g and h have the covariance
+    ``P[g, h] = lengths[g] (if g = h) − overlaps[g]' inverse overlaps[h]``. Only the traces of
+    P and P² are needed.
     """
     # The coefficient is weights' response (Frisch & Waugh 1933).
     weights = fitted.direction / fitted.variation
@@ -117,10 +119,10 @@ def _rows_by_cluster(clusters: Codes) -> list[Codes]:
 
 
 def _stretch(columns: Array, inverse: Array, weights: Array) -> Array:
-    """Return ``(I − columns inverse columns')^(−1/2) weights``, in the span of the columns."""
-    # In the basis of the cluster's columns, the hat block is a small matrix. Its eigenvectors
-    # with no residual left get the factor 0 (a generalized inverse; Pustejovsky & Tipton
-    # 2018).
+    """Return ``(I − columns inverse columns')^(−1/2) weights``, projected on the columns' span."""
+    # In the basis of the cluster's columns, the cluster's block of the hat matrix is small.
+    # Directions in which the fit leaves no residual get the factor 0 (a generalized inverse;
+    # Pustejovsky & Tipton 2018).
     basis, singular_values, axes = np.linalg.svd(columns, full_matrices=False)
     scaled = singular_values[:, None] * axes
     hat_block = scaled @ inverse @ scaled.T
@@ -136,7 +138,7 @@ def _stretch(columns: Array, inverse: Array, weights: Array) -> Array:
 
 
 def _satterthwaite(lengths: Array, overlaps: Array, inverse: Array) -> float:
-    """Return ``trace(P)² / trace(P²)`` of the covariance P in :func:`cr2_variance`."""
+    """Return ``trace(P)² / trace(P²)``. :func:`cr2_variance` defines the covariance P."""
     shrinkage = ((overlaps @ inverse) * overlaps).sum(axis=1)
     trace = float(lengths.sum() - shrinkage.sum())
     # trace(P²) is expanded, so that the C × C matrix P is never built.
@@ -150,16 +152,17 @@ def _satterthwaite(lengths: Array, overlaps: Array, inverse: Array) -> float:
 
 
 def excess_variance(fitted: Coefficient, crossing: Codes, units: Codes) -> Variance:
-    """Return the variance added by dependence between rows with one crossing value, at least 0.
+    """Return the variance, at least 0, that a crossing column adds to the variance by units.
 
-    In two-way clustering (Cameron, Gelbach & Miller 2011), this is the variance with clusters
-    by crossing value, minus the variance with clusters by unit and crossing value. The second
-    variance is subtracted because clusters by group already include it.
+    Rows with the same value in the crossing column may be dependent. In two-way clustering
+    (Cameron, Gelbach & Miller 2011), the added variance is a difference. The first term uses
+    rows with the same crossing value as clusters. The second term uses rows with the same unit
+    and crossing value as clusters. The variance by units already contains the second term.
     """
     by_value = cr2_variance(fitted, crossing)
     num_values = len(np.unique(crossing))
     degrees = min(by_value.degrees, num_values - 1.0)
-    # Centering removed the intercepts of units. It thereby also removed the mean over values.
+    # The rows are centered within units, which also removed the mean over crossing values.
     variance = by_value.value * _small_sample(num_values)
 
     pairs = np.column_stack([units, crossing])
@@ -173,7 +176,7 @@ def excess_variance(fitted: Coefficient, crossing: Codes, units: Codes) -> Varia
 
 
 def _small_sample(num_clusters: int) -> float:
-    """Return the usual factor C / (C − 1) by which a variance of few clusters is corrected."""
+    """Return the usual correction of a variance for a small number C of clusters: C / (C − 1)."""
     return num_clusters / max(1, num_clusters - 1)
 
 
@@ -202,18 +205,18 @@ class BootstrapTest:
 def wild_bootstrap(fitted: Coefficient, clusters: Codes) -> BootstrapTest:
     """Test a coefficient against 0 by the restricted wild cluster bootstrap-t.
 
-    The residuals of the fit without the coefficient's column are multiplied by one random sign
-    per cluster, or by one of Webb's six weights. Then everything is fitted again (Cameron,
-    Gelbach & Miller 2008). Refits use only sums over clusters, so a draw needs no pass over
-    the rows.
+    The residuals come from a fit without the coefficient's column. A draw multiplies the
+    residuals of each cluster by a random weight: by a sign, or by one of Webb's six weights.
+    Then the coefficient is fitted again (Cameron, Gelbach & Miller 2008). A refit uses only
+    sums over clusters, so a draw does not read the rows.
 
     Args:
         fitted: The coefficient.
         clusters: Code of each row's cluster, counted from 0, ``(n,)``.
     """
     direction = fitted.direction
-    # Under the null hypothesis the coefficient is 0, so its part of the fit is added to the
-    # residuals.
+    # Under the null hypothesis, the coefficient is 0. The part of the response that the
+    # coefficient explained is therefore added to the residuals.
     restricted = fitted.residuals + fitted.value * direction
     scores = _sums(clusters, direction * restricted)
     column_sums = _sums(clusters, fitted.columns * restricted[:, None])
@@ -222,7 +225,7 @@ def wild_bootstrap(fitted: Coefficient, clusters: Codes) -> BootstrapTest:
     observed_spread = float(np.linalg.norm(observed_scores))
     observed = abs(float(scores.sum()))
     draws = wild_draws(len(scores))
-    # Draws with equal weights for all contributing clusters give the observed |t|.
+    # A draw that gives equal weights to all contributing clusters has the observed |t|.
     contributing = np.abs(scores) > ROUNDING * np.abs(scores).max()
     smallest_p = float(np.mean(np.ptp(draws[:, contributing], axis=1) == 0))
     if observed_spread <= 0:

@@ -1,9 +1,9 @@
-"""Detection of crossing columns: columns outside the design whose values recur over groups.
+"""Detection of crossing columns: columns outside the design with the same values in many groups.
 
 Consider a table of datasets × models, fitted with ``--groups dataset`` alone. Such a fit
-assumes that rows of one model are independent. They are not: a model that is good on one
-dataset is good on most datasets. In simulated tables whose only effect is such a dependence,
-22 to 53 of 100 fits made a false claim if only datasets counted
+assumes that the rows of one model are independent. They are dependent: a model that is good on
+one dataset is good on most datasets. We simulated tables with this dependence and no other
+effect. Of 100 fits with only datasets as groups, 22 to 53 made a false claim
 (``benchmarks/results/grouped_tables.json``).
 """
 
@@ -24,7 +24,7 @@ _WHOLE_NUMBER = re.compile(r"[+-]?\d+(\.0*)?")
 
 @dataclass(frozen=True, slots=True)
 class CrossingColumn:
-    """A column outside the design whose values recur over most groups.
+    """A column outside the design whose values recur in most groups.
 
     Attributes:
         name: Name of the column.
@@ -38,7 +38,7 @@ class CrossingColumn:
     num_groups: int
 
     def warning(self, design: Design) -> str:
-        """Return the warning: the recurring column, its effect on claims, and what to do."""
+        """Return a warning: the column, its effect on claims, and what the user can do."""
         groups = plural(self.num_groups, listing(design.groups))
         if len(design.groups) > 1:
             groups = f"{self.num_groups:,} combinations of {listing(design.groups)}"
@@ -55,15 +55,15 @@ def crossing_columns(
     rows: pd.DataFrame,
     design: Design,
 ) -> Iterator[CrossingColumn]:
-    """Yield the columns whose values recur over most groups and vary within most groups.
+    """Yield the columns whose values recur in most groups and vary within most groups.
 
-    A text recurs if at least two groups contain it. A whole number recurs only if more than
-    half of the groups contain it, because equal counts also occur by chance. Other numbers are
-    assumed to be measurements, which never recur.
+    A text recurs if at least two groups contain it. A whole number recurs if more than half of
+    the groups contain it: in fewer groups, equal whole numbers also occur by chance. Other
+    numbers are assumed to be measurements, which never recur.
 
     Args:
-        cells: All columns of the table as text, fitted rows only.
-        rows: The columns of the design for the same rows, numbers as float64.
+        cells: The fitted rows with all columns of the table, as text.
+        rows: The same rows with the columns of the design. Numbers are float64.
         design: Columns of the fit.
     """
     units = rows.groupby(list(design.groups)).ngroup()
@@ -125,7 +125,7 @@ def _is_function_of(labels: pd.Series, keys: pd.Series) -> bool:
 
 
 def _is_monotone_copy(labels: pd.Series, numbers: pd.Series) -> bool:
-    """Return whether labels are a strictly monotone function of numbers, as N is of log N."""
+    """Return whether labels are a strictly monotone function of numbers, for example N of log N."""
     if not _is_whole_number(labels) or (labels == "").any():
         return False
     pairs = pd.DataFrame({"label": labels.astype(float), "number": numbers})

@@ -15,10 +15,12 @@ class Design:
 
     Attributes:
         response: Column of the response.
-        on: Columns of the regressors. Each slope is at equal values of the other regressors.
-        groups: Columns that assign rows to groups. Several columns make crossed groups.
-        within: Columns of conditions. Only rows with equal values in these columns are
-            compared.
+        on: Columns of the regressors. The slope on one regressor is estimated with the other
+            regressors held constant.
+        groups: Columns that assign rows to groups. If there are several columns, the groups
+            are crossed.
+        within: Columns whose values must be equal in rows that are compared, for example the
+            train size.
     """
 
     response: str
@@ -38,5 +40,5 @@ class Design:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """All columns, numeric ones first."""
+        """All columns: first the numeric columns, then the columns of names."""
         return (*self.numeric, *self.labels)

@@ -20,7 +20,7 @@ from orchestrator.analysis.grouped_tables.user_table import UserTable
 from orchestrator.analysis.grouped_tables.within import within_slopes
 
 TERMINAL_WIDTH = 80
-"""Characters of a line of text."""
+"""Largest number of characters of a line in the terminal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,15 @@ class GroupedFit:
     Attributes:
         design: Columns of the fit.
         num_rows: Number of fitted rows.
-        num_groups: Number of units: groups, or combinations of several columns of groups.
+        num_groups: Number of units. A unit is a group, or a combination of groups of several
+            columns.
         slopes: One slope for each column and level.
-        scatter: Scatter of rows in the groups' means, for columns that vary within groups.
-        pooled: Correlation over all rows, computed as if rows were independent, for each
-            column.
-        remarks: Sentences on rows left out, suspicious values and crossing columns.
+        scatter: One entry for each column that varies within groups: the part of the variance
+            of the groups' means that comes from scatter of rows.
+        pooled: One correlation for each column, over all rows, computed as if rows were
+            independent.
+        remarks: Sentences on rows that were left out, on suspicious values and on crossing
+            columns.
     """
 
     design: Design
@@ -64,7 +67,7 @@ class GroupedFit:
         return answer(self.design, self.num_groups, within, between, scatter)
 
     def why_pooled_misleads(self, pooled: PooledCorrelation) -> str:
-        """Return the sentences on a pooled correlation: its value, and the slopes that it mixes."""
+        """Return the sentences on a pooled correlation, and on the relations that it mixes."""
         return pooled_answer(self.design, self.num_rows, self.num_groups, pooled)
 
     def lines(self) -> Iterator[str]:
@@ -85,7 +88,7 @@ class GroupedFit:
 
 
 def fit_user_table(table: UserTable, design: Design) -> GroupedFit:
-    """Fit a table from a user's file, and add the remarks of its reading."""
+    """Fit a table from a user's file. The fit also contains the remarks of :class:`UserTable`."""
     crossing = [column.name for column in table.crossing]
     fit = fit_groups(table.rows, design, crossing=crossing)
     remarks = table.remarks + fit.remarks
@@ -104,8 +107,8 @@ def fit_groups(
     Args:
         table: Rows with the columns of the design and the crossing columns.
         design: Columns of the fit.
-        crossing: Columns outside the design whose values recur over groups. A claim must also
-            hold if rows with the same value are dependent.
+        crossing: Columns outside the design whose values recur in most groups. A claim must
+            also hold if rows with the same value in such a column are dependent.
         pairs: True if all columns of groups contain names of the same kind, for example both
             classes of a pair.
     """

@@ -1,7 +1,8 @@
-"""Groups of rows and units, which are combinations of groups. Groups are the replicates.
+"""Groups and units of the rows of a table. Groups are the replicates of a fit.
 
-With one column of groups, units and groups are the same. Groups may also cross: a pair of
-classes is one unit and belongs to two groups.
+A unit is a combination of groups, one from each column of groups. If there is one column of
+groups, units and groups are the same. If there are several columns, groups cross: for example,
+a pair of classes is one unit and belongs to two groups.
 
 Letters in the shapes of arrays: n rows, U units, G groups.
 """
@@ -23,7 +24,7 @@ from search_spaces.errors import ConfigError, plural
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """Groups of one kind: groups of one column, or of both columns of a pair.
+    """Groups of one kind: the groups of one column, or of both columns of a pair.
 
     Attributes:
         is_of_kind: True for each group of this kind, ``(G,)``.
@@ -37,7 +38,7 @@ class _Kind:
 
     @classmethod
     def of(cls, places: pd.DataFrame, names: Codes) -> _Kind:
-        """Collect the groups of one kind from their columns.
+        """Collect the groups of one kind from the columns that contain them.
 
         Args:
             places: The columns with groups of this kind.
@@ -51,20 +52,20 @@ class _Kind:
 
 
 class Groups:
-    """The units of rows, and the groups that each unit belongs to.
+    """The unit of each row, and the groups to which each unit belongs.
 
-    Equal names in two columns mean different groups, unless the columns are the two places of
-    a pair, for example the first and second class.
+    If two columns are the two places of a pair, for example the first and second class, equal
+    names mean the same group. In all other columns, equal names mean different groups.
 
     Attributes:
-        remarks: Sentences on names that two columns share, and whether they mean the same
-            group.
+        remarks: Sentences on names that occur in two columns. Each sentence states whether
+            such a name means the same group in both columns.
         unit: Index of each row's unit, ``(n,)``.
         unit_names: Names of the units, ``(U,)``.
         names: Names of the groups, ``(G,)``.
         crossed: True if units are combinations of several columns.
-        classes_of_pairs: Codes of both groups of each unit, ``(U, 2)``, if the two columns of
-            groups are the places of a pair; else None.
+        classes_of_pairs: Codes of both groups of each unit, ``(U, 2)``. None if the columns of
+            groups are not the two places of a pair.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class Groups:
             (ones, (places.ravel(), unit_of_place)),
             shape=(len(self.names), num_units),
         )
-        """A matrix ``(G, U)`` that is 1 if a unit belongs to a group, and else 0."""
+        """A matrix ``(G, U)``. An entry is 1 if the unit belongs to the group, and 0 otherwise."""
         self._members.sum_duplicates()
         # If a unit has the same group in both places, it belongs to this group only once.
         self._members.data = np.minimum(self._members.data, 1.0)
@@ -121,7 +122,7 @@ class Groups:
         labels: pd.DataFrame,
         kind_of: dict[str, str],
     ) -> pd.DataFrame:
-        """Prefix names that columns of different kinds share with the name of their column."""
+        """Prefix a name with its column's name if columns of different kinds share the name."""
         distinct = labels.copy()
         for first, second in combinations(labels.columns, 2):
             shared = set(labels[first]) & set(labels[second])
@@ -143,7 +144,7 @@ class Groups:
         return distinct
 
     def sums(self, of_units: Array) -> Array:
-        """Return the sums over the units of each group, ``(G, …)``, of values ``(U, …)``."""
+        """Return the sum of values of units, ``(U, …)``, over each group, ``(G, …)``."""
         if not self.crossed:
             return of_units
         flat = of_units.reshape(len(of_units), -1)
@@ -154,13 +155,13 @@ class Groups:
     def degrees(self, carried: Array) -> float:
         """Return the degrees of freedom of a jackknife over crossed groups.
 
-        The result is the smallest number over all kinds of groups. Groups of one column count as
-        ``1 / Σ share²`` groups of equal weight, minus one (Carter, Schnepel & Steigerwald 2017).
-        Classes of pairs count as the smaller of two numbers: the classes minus one, and the names
-        in the shorter column of the pair.
+        Each kind of groups has its own degrees of freedom, and the smallest number is
+        returned. For the groups of one column, the number is ``1 / Σ share² − 1`` (Carter,
+        Schnepel & Steigerwald 2017). For the classes of pairs, it is the number of classes
+        minus one, but at most the number of names in the column with fewer names.
 
         Args:
-            carried: Each group's part of the variation of the regressor, ``(G,)``.
+            carried: The sum of squares of the regressor that each group contributes, ``(G,)``.
         """
         degrees = []
         for kind in self._kinds:
@@ -179,11 +180,11 @@ class Groups:
 def _are_places_of_one_pair(labels: pd.DataFrame, first: str, second: str) -> bool:
     """Return whether two columns are the two places of a pair.
 
-    Such columns share nearly all names: each may lack one name, or a fifth of the names. No
-    name is paired with itself.
+    Two columns are the places of a pair if they share nearly all names, and if no name is
+    paired with itself. Each column may lack one name, or up to a fifth of the names.
 
     Raises:
-        ConfigError: If the table contains a pair in both orders, which would be two units.
+        ConfigError: If the table contains a pair in both orders, as (a, b) and as (b, a).
     """
     first_names = set(labels[first])
     second_names = set(labels[second])

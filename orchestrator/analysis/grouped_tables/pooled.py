@@ -13,8 +13,7 @@ from orchestrator.analysis.inference import Array, centered, t_p_values
 MIN_ROWS = 3
 """Smallest number of rows for a correlation: two points always lie on a line."""
 SMALLEST_SQUARE = 1e-300
-"""Smallest unexplained share 1 − r², so that the t value of a perfect correlation is
-finite."""
+"""Smallest unexplained share 1 − r². It keeps the t value finite if the correlation is perfect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +24,10 @@ class PooledCorrelation:
         on: The column.
         r: Pearson's correlation over all rows.
         p_value: p-value of r under the assumption that rows are independent.
-        shares: Shares of the variance of response and column that lie between groups.
-        by_group: Correlation within each group, for groups in which it is defined.
+        shares: Two shares of variance that lie between groups: of the response, then of the
+            column.
+        by_group: Correlation within each group, by name of the group. A group is missing if
+            its correlation is not defined.
     """
 
     on: str
@@ -37,7 +38,7 @@ class PooledCorrelation:
 
 
 def pooled_correlations(data: StandardRows) -> Iterator[PooledCorrelation]:
-    """Correlate the response with each column over all rows."""
+    """Yield the correlation over all rows between the response and each column."""
     if len(data.response) < MIN_ROWS:
         return
     for place, name in enumerate(data.design.on):
@@ -45,7 +46,7 @@ def pooled_correlations(data: StandardRows) -> Iterator[PooledCorrelation]:
 
 
 def _pooled_correlation(data: StandardRows, name: str, column: Array) -> PooledCorrelation:
-    """Correlate the response with a column, both ``(n,)`` with mean 0 and standard deviation 1."""
+    """Return the correlation of the response with a standardized column, ``(n,)``."""
     unit = data.groups.unit
     num_rows = len(column)
     r = float(data.response @ column) / num_rows

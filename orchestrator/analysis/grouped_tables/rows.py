@@ -1,4 +1,4 @@
-"""Rows of a table as standardized arrays, and the partial slope that all fits use."""
+"""Standardized rows of a table, and the partial slope that all fits compute."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from orchestrator.analysis.grouped_tables.groups import Groups
 from orchestrator.analysis.inference import Array, Codes
 
 SMALLEST_NUMBER = 1e-100
-"""Smallest divisor of a column. A column of zeros is divided by it."""
+"""Smallest number by which a column is divided. A column of zeros is divided by this number."""
 
 
 @dataclass(frozen=True, slots=True)
 class StandardRows:
-    """The n rows of a design, with q regressors of mean 0 and standard deviation 1.
+    """The n rows of a fit, with q regressors of mean 0 and standard deviation 1.
 
     Attributes:
         design: Columns of the fit.
-        response: Response, of mean 0 and standard deviation 1, ``(n,)``.
+        response: Response with mean 0 and standard deviation 1, ``(n,)``.
         columns: Regressors, ``(n, q)``.
-        units_per_slope: Factor from a standardized slope to one in the table's units,
-            ``(q,)``.
+        units_per_slope: Factor that converts each standardized slope to the units of the
+            table, ``(q,)``.
         kind: Code of each row's combination of the ``within`` columns, ``(n,)``.
         groups: Units and groups of the rows.
-        crossing: Codes of each crossing column, ``(n,)``, by name of the column.
+        crossing: Codes of the values of each crossing column, ``(n,)``, by name of the column.
     """
 
     design: Design
@@ -51,7 +51,7 @@ def standardize(
     crossing: Sequence[str],
     pairs: bool,
 ) -> StandardRows:
-    """Return the rows of a table with standardized columns, and groups and kinds as codes."""
+    """Standardize the numeric columns of a table, and encode its groups and kinds as integers."""
     kind = np.zeros(len(table), dtype=int)
     if design.within:
         kind = table.groupby(list(design.within)).ngroup().to_numpy()
@@ -83,16 +83,18 @@ def partial_slope(
     place: int,
     smallest: float,
 ) -> tuple[float, Array]:
-    """Return the slope of column 0 on column ``place``, given all other columns.
+    """Return the slope of column 0 on column ``place``, with all other columns held constant.
 
     Args:
         products: Symmetric matrix. Entry (i, j) is the sum over rows of column i times column j.
-        place: Index of the regressor, from 1.
-        smallest: Sum of squares below which the variation of the regressor is rounding error.
+        place: Index of the regressor. The first regressor has the index 1.
+        smallest: Limit for the sum of squares of the regressor. Below this limit, the
+            variation of the regressor is rounding error.
 
     Returns:
-        The slope, and the weights of all columns in the regressor's residual. The slope is NaN
-        if the regressor is nearly a linear combination of the other columns.
+        The slope, and the weight of each column in the linear combination that is the
+        regressor's residual. The slope is NaN if the regressor is nearly a linear combination
+        of the other columns.
     """
     regressors = range(1, len(products))
     remaining = [column for column in regressors if column != place]

@@ -1,10 +1,11 @@
 """Scatter of rows in the means of groups, and the slope between groups without this scatter.
 
-The mean of n rows contains their covariance within the group, divided by n. We simulated
-tables of 30 groups with 3 rows each, and with a slope only within groups. In these tables, 38
-of 100 fits made a false claim between groups. Therefore the scatter is subtracted from the
-products of the means. This gives the slope between the groups' true means (moment estimator of
-errors in variables; Fuller 1987, chapter 2).
+The means of n rows scatter. Their covariance is the covariance of the rows within the group,
+divided by n. We simulated tables of 30 groups with 3 rows each, with a slope within groups and
+no slope between groups. In these tables, 38 of 100 fits falsely claimed a slope between
+groups. Therefore the expected scatter is subtracted from the sums of products of the means.
+The result estimates the slope between the groups' true means (moment estimator of errors in
+variables; Fuller 1987, chapter 2).
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from orchestrator.analysis.grouped_tables.rows import StandardRows, partial_slop
 from orchestrator.analysis.inference import Array, Interval, centered, jackknife_error
 
 MAX_SHARE_OF_SCATTER = 0.9
-"""Largest share of scatter at which a corrected slope is computed. Above this share, the slope is
-noise."""
+"""Largest share of scatter for which a corrected slope is computed. With a larger share, the
+corrected slope would be mostly noise."""
 MIN_SHARE_OF_SCATTER = 1e-9
-"""Share of scatter below which the scatter is rounding error."""
+"""Limit for the share of scatter. A smaller share is rounding error and counts as 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +34,10 @@ class MeanScatter:
         share: Share of the variance of the groups' means that comes from scatter. The variance
             of scatter in a mean is the variance within the group, divided by the number of
             rows.
-        slope: Slope between groups without the scatter; None if the share is too large.
+        slope: Slope between groups after the scatter was subtracted. None if the share is too
+            large.
         interval: 95 % interval of ``slope``.
-        p_value: Two-sided p-value of ``slope`` against 0; 1 without a slope.
+        p_value: Two-sided p-value of ``slope`` against 0; 1 if ``slope`` is None.
     """
 
     on: str
@@ -55,18 +57,18 @@ class MeanScatter:
 
 @dataclass(frozen=True, slots=True)
 class CorrectedSlope:
-    """A slope between groups without scatter, and its jackknife standard error."""
+    """A slope between groups after the scatter was subtracted, and its jackknife standard error."""
 
     slope: float
     error: float
 
 
 def scatter_of_means(data: StandardRows) -> Array:
-    """Return the expected products of the scatter in each unit's effects, ``(U, q + 2, q + 2)``.
+    """Return the covariance of the scatter in each unit's effects, ``(U, q + 2, q + 2)``.
 
-    The last row and column belong to the intercept and are 0. The covariance of a unit is
-    estimated from its own rows. A unit of one row gets the covariance within all units
-    together.
+    The last row and the last column belong to the intercept and are 0. If a unit has several
+    rows, its covariance is estimated from these rows. If a unit has only one row, the
+    covariance within all units together is used.
     """
     unit = data.groups.unit
     num_units = len(data.groups.unit_names)
@@ -94,7 +96,7 @@ def scatter_of_means(data: StandardRows) -> Array:
 
 
 def _residuals_within(data: StandardRows) -> Array:
-    """Return residuals of response and columns on units and kinds, ``(n, 1 + q)``."""
+    """Return response and columns without the means of units and kinds, ``(n, 1 + q)``."""
     unit = data.groups.unit
     residuals = centered(data.values, unit)
     kinds = np.arange(1, data.kind.max() + 1)
@@ -111,13 +113,14 @@ def slope_without_scatter(
     scatter: Sequence[Array],
     place: int,
 ) -> CorrectedSlope | None:
-    """Estimate a slope from products of effects after subtraction of their scatter.
+    """Estimate a slope from sums of products of effects, after subtracting the scatter.
 
     Args:
-        products: Sums of products of response, columns and intercept: first over all groups,
-            then without each group.
+        products: Sums of products of response, columns and intercept. The first sum is over
+            all groups. Each further sum leaves out one group.
         scatter: The part of each sum that comes from scatter.
-        place: Index of the column whose slope is estimated, from 1.
+        place: Index of the column whose slope is estimated. The first regressor has the index
+            1.
 
     Returns:
         The slope and its jackknife standard error; None if nearly all variation of the column
@@ -125,7 +128,7 @@ def slope_without_scatter(
     """
     _, weights = partial_slope(products[0], place, 0.0)
     variation = float(weights @ products[0][:, place])
-    # If less variation remains after the subtraction, the slope would be a ratio of noise.
+    # If less variation than this remains, the slope would be a ratio of two noisy numbers.
     smallest = (1 - MAX_SHARE_OF_SCATTER) * variation
     slope, _ = partial_slope(products[0] - scatter[0], place, smallest)
     refits = []

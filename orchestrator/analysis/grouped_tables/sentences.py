@@ -6,7 +6,7 @@ from orchestrator.analysis.grouped_tables.design import Design
 from orchestrator.analysis.grouped_tables.pooled import PooledCorrelation
 from orchestrator.analysis.grouped_tables.scatter import MeanScatter
 from orchestrator.analysis.grouped_tables.slopes import Slope
-from orchestrator.analysis.inference import LEVEL
+from orchestrator.analysis.inference import LEVEL, Interval
 from orchestrator.analysis.number_formats import (
     adjusted_p_equals,
     interval,
@@ -18,7 +18,7 @@ from orchestrator.analysis.sentences.of_power import detectable_slope
 from search_spaces.errors import plural
 
 MIN_SHARE_SHOWN = 0.005
-"""Smallest share of scatter in the groups' means for which a sentence is written."""
+"""Smallest share of scatter for which a sentence is written, as in :class:`MeanScatter`."""
 
 
 def answer(
@@ -28,7 +28,7 @@ def answer(
     between: Slope,
     scatter: MeanScatter | None,
 ) -> str:
-    """Return the sentences on one column: first within groups, then between groups."""
+    """Return the sentences on the slopes on one column: within groups, then between groups."""
     texts = [
         _level(design, within, f"within one {listing(design.groups)}"),
         _level(design, between, f"between {_units(design, num_groups)}"),
@@ -39,7 +39,7 @@ def answer(
 
 
 def _units(design: Design, num_groups: int) -> str:
-    """Return the number of groups, or of combinations of several columns of groups, in words."""
+    """Return the number of groups in words. Crossed groups are counted as combinations."""
     if len(design.groups) > 1:
         return f"{num_groups:,} combinations of {listing(design.groups)}"
     return f"{num_groups:,} groups"
@@ -75,13 +75,14 @@ def _numbers(slope: Slope) -> str:
 
 
 def _limits(slope: Slope) -> str:
-    """Return the slopes compatible with the data, and the effect of the most influential group."""
+    """Return sentences on slopes that agree with the data, and on the most influential group."""
     text = ""
     if not slope.is_significant and slope.interval is not None:
         text += (
             f" Slopes from {interval(slope.interval)} (95 % interval) are compatible with "
             "these data."
         )
+        text += _why_no_claim(slope, slope.interval)
         power = detectable_slope(slope.test, slope.num_tests)
         if power:
             text += f" {power}"
@@ -91,6 +92,23 @@ def _limits(slope: Slope) -> str:
         if number(without) != number(slope.value):
             text += f" Without {group} the slope is {number(without)}."
     return text
+
+
+def _why_no_claim(slope: Slope, bounds: Interval) -> str:
+    """Return why there is no claim although the interval excludes 0; empty if it includes 0."""
+    low, high = bounds
+    if slope.p_value is None or low <= 0 <= high:
+        return ""
+    if slope.p_value <= LEVEL:
+        return (
+            " This interval excludes 0, but it is not adjusted for the number of slopes. The "
+            "adjusted p decides."
+        )
+    return (
+        " This interval excludes 0, but it comes from one analysis of this slope, and a second "
+        f"analysis gives {p_equals(slope.p_value)}. isweep makes a claim only if both analyses "
+        "support it."
+    )
 
 
 def _scatter(design: Design, num_groups: int, scatter: MeanScatter) -> str:
@@ -114,7 +132,7 @@ def pooled_answer(
     num_groups: int,
     pooled: PooledCorrelation,
 ) -> str:
-    """Return the sentences on a pooled correlation: its value, and the slopes that it mixes."""
+    """Return the sentences on a pooled correlation, and on the relations that it mixes."""
     response_share, column_share = (f"{share:.0%}" for share in pooled.shares)
     mixture = {
         "0%": "r shows almost only the relation within groups",

@@ -1,4 +1,4 @@
-"""The record of a slope of a user's table, with its interval and p-value."""
+"""The record of a slope that was estimated from a user's table."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from orchestrator.analysis.law_fits.detection import TTest
 
 @dataclass(frozen=True, slots=True)
 class Slope(Tested):
-    """A slope of the response on a column, given the other columns.
+    """A slope of the response on a column, with the other columns held constant.
 
     Attributes:
-        level: ``within`` groups, or ``between`` groups with one effect per group.
+        level: ``within`` for a slope within groups, or ``between`` for a slope between groups.
         on: The column.
         num_groups: Number of groups that contribute to the slope.
-        degrees: Degrees of freedom of the t test; None without a t test.
+        degrees: Degrees of freedom of the t test; None if there is no t test.
         smallest_p: Smallest p-value that the permutations or bootstrap draws can give; 0 if only a
             t test gives the p-value.
     """
@@ -42,11 +42,11 @@ class Slope(Tested):
         return replace(self, value=self.value * factor, interval=bounds, left_out=refits)
 
     def without_interval(self, reason: str) -> Slope:
-        """Return the slope without interval and p-value, and with a reason for this."""
+        """Return a copy that has a reason instead of an interval and a p-value."""
         return replace(self, interval=None, p_value=None, left_out={}, reason=reason)
 
     def with_variance(self, variance: Variance) -> Slope:
-        """Return the slope with the interval and p-value of a t test."""
+        """Return a copy with the interval and p-value of a t test with this variance."""
         if self.value is None:
             return self
         error = variance.value**0.5
@@ -69,7 +69,7 @@ class Slope(Tested):
 
     @property
     def test(self) -> TTest | None:
-        """The t test, with the standard error computed from the interval; None if there is none."""
+        """The t test behind the interval; None if there is no t test."""
         if self.interval is None or self.degrees is None:
             return None
         low, high = self.interval

@@ -1,6 +1,6 @@
-"""Warnings on suspicious values of a table: codes for missing values, sums and misspelled names.
+"""Warnings on suspicious values of a table: missing-value codes, sums and misspelled names.
 
-Rows with such values are fitted all the same.
+A fit nevertheless uses the rows with such values.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SUMMARY_WORDS = frozenset(
 )
 """Words that mark a row as the sum or mean of other rows."""
 MAX_SHOWN = 6
-"""Largest number of spellings in a message."""
+"""Largest number of spellings that a message lists."""
 _WORD = re.compile(r"[^\W_]+")
 """A word of letters and digits: "s2all" is one word and does not contain the word "all"."""
 
@@ -48,7 +48,7 @@ def suspicions(rows: pd.DataFrame, design: Design) -> Iterator[str]:
 
 
 def row_numbers(mask: pd.Series) -> str:
-    """Return the numbers of the first three marked rows. Row 1 is the first below the header."""
+    """Return the numbers of the first three marked rows. Row 1 is the row below the header."""
     numbers = np.flatnonzero(mask) + 1
     texts = [str(number) for number in numbers[:3]]
     if len(numbers) > 3:
@@ -60,8 +60,8 @@ def row_numbers(mask: pd.Series) -> str:
 def _missing_codes(values: pd.Series) -> Iterator[str]:
     """Yield a warning for each missing-value code that lies apart from the rest of its column.
 
-    A code lies apart if its distance to every other number exceeds their standard deviation,
-    or if it is the only negative number.
+    A code lies apart in two cases. Its distance to every other number exceeds the standard
+    deviation of the other numbers, or it is the only negative number.
     """
     for code in MISSING_CODES:
         is_code = np.isclose(values, code, rtol=1e-6, atol=0)
@@ -80,7 +80,7 @@ def _missing_codes(values: pd.Series) -> Iterator[str]:
 
 
 def _summary_rows(labels: pd.Series) -> Iterator[str]:
-    """Yield a warning for each label that names a sum or mean over other rows."""
+    """Yield a warning for each label with a word for a sum or mean, for example ``total``."""
     for label, num_rows in labels.value_counts().items():
         words = set()
         for word in _WORD.findall(str(label).casefold()):
@@ -88,8 +88,8 @@ def _summary_rows(labels: pd.Series) -> Iterator[str]:
         if words & SUMMARY_WORDS:
             rows = plural(int(num_rows), "row")
             yield (
-                f"Beware: {labels.name} is {label} in {rows}. The fit uses them like other "
-                "rows. If they are sums or means of other rows, remove them."
+                f"Beware: {labels.name} is {label} in {rows}. The fit uses such rows like "
+                "other rows. If they are sums or means of other rows, remove them."
             )
 
 

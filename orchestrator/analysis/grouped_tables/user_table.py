@@ -1,7 +1,8 @@
 """Reading and checking of a user's table for a fit within and between groups.
 
 Numbers become float64. Groups and ``within`` columns stay text, so that ids keep leading
-zeros. One :class:`ConfigError` lists all problems, with the numbers of the rows.
+zeros. If the table has several problems, one :class:`ConfigError` lists all of them, with the
+numbers of the rows.
 """
 
 from __future__ import annotations
@@ -27,31 +28,35 @@ from search_spaces.errors import (
 from tasks.sources.tables import READERS, TableError, read_text
 
 SUFFIXES = (".csv", ".tsv", ".txt", *READERS)
-"""Endings of the files that can be read."""
+"""File extensions of the tables that isweep can read."""
 SAVE_AS_CSV = "Save the table as CSV in UTF-8 with one line of column names"
 MAX_SHARE_LEFT_OUT = 0.05
-"""Largest share of rows that may be left out because of a missing value or an equal row. With
-a larger share, the remaining rows may differ from the removed ones."""
+"""Largest share of rows that may be left out, because a value is missing or the row is a copy
+of an earlier row. With a larger share, the fitted rows may no longer represent the table."""
 MAX_MAGNITUDE = 1e100
-"""Largest accepted absolute value. Its inverse is the smallest accepted one. In float64, squares of
-larger values are infinite, and squares of smaller values are 0."""
+"""Largest accepted absolute value of a number. The smallest accepted absolute value, apart
+from 0, is one over this limit. In float64, squares of larger values are infinite, and squares
+of smaller values are 0."""
 MIN_ROUNDING_STEPS = 1e4
-"""Smallest standard deviation of a column, in steps of float64 rounding at its largest value.
-A slope then has four correct digits."""
+"""Smallest standard deviation of a column. The unit is the distance between neighboring
+float64 numbers at the column's largest value. With this standard deviation, a slope has four
+correct digits."""
 MAX_KINDS_WITHIN = 200
-"""Largest number of combinations of the ``within`` columns. Each adds a column to the fit."""
+"""Largest number of combinations of values of the ``within`` columns. Each combination adds a
+column to the fit."""
 MISSING_TEXTS = frozenset({"", "na", "n/a", "nan", "null", "none", "-", "."})
-"""Texts of cells that mean a missing value, in lower case."""
+"""Cell texts, in lower case, that mean that the value is missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class UserTable:
-    """The rows of a user's table that are fitted, with remarks on them.
+    """The rows of a user's table that a fit uses, with remarks on the table.
 
     Attributes:
-        rows: The columns of the design, and the crossing columns as text.
+        rows: The fitted rows, with the columns of the design, and with the crossing columns as
+            text.
         remarks: Sentences on rows that were left out and on suspicious values.
-        crossing: Columns outside the design whose values recur over groups.
+        crossing: Columns outside the design whose values recur in most groups.
     """
 
     rows: pd.DataFrame
@@ -60,7 +65,7 @@ class UserTable:
 
 
 def read_user_table(path: Path, design: Design) -> UserTable:
-    """Read the columns of a design from a file whose ending is in :data:`SUFFIXES`.
+    """Read the columns of a design from a file whose extension is in :data:`SUFFIXES`.
 
     Raises:
         ConfigError: If the file or its rows cannot be used. The error lists every problem.
@@ -101,7 +106,7 @@ def read_user_table(path: Path, design: Design) -> UserTable:
 
 
 def _read_cells(path: Path) -> pd.DataFrame:
-    """Return all cells of a file as text. All column names differ."""
+    """Return all cells of a file as text, after a check that all column names differ."""
     try:
         is_file = path.is_file()
     except OSError as error:  # for example, a folder above may not be entered
@@ -165,7 +170,7 @@ def _check_columns(cells: pd.DataFrame, design: Design, file_name: str) -> None:
 def _reasons_left_out(
     named: pd.DataFrame, is_missing: pd.DataFrame, is_copy: pd.Series
 ) -> list[str]:
-    """Return the number of rows left out for each reason, with their first row numbers."""
+    """Return a text for each reason to leave out rows: the number of rows and the first ones."""
     masks = {}
     for name, mask in is_missing.items():
         spellings = named[name][mask].unique()
@@ -183,7 +188,7 @@ def _reasons_left_out(
 
 
 def _number_faults(is_bad: pd.DataFrame) -> Iterator[ConfigError]:
-    """Yield an error for each column with cells that are neither a usable number nor missing."""
+    """Yield an error for each column in which a cell is neither a usable number nor missing."""
     for name, mask in is_bad.items():
         if not mask.any():
             continue

@@ -1,8 +1,9 @@
-"""Slopes within groups, with an intercept for each unit and each combination of ``within``.
+"""Slopes within groups, from a fit with an intercept for each unit and each kind.
 
-The replicates are groups. The interval is CR2 with Satterthwaite's degrees of freedom, and the
-p-value comes from the restricted wild cluster bootstrap. For crossed groups, a jackknife over
-groups (CR3) gives both.
+A kind is a combination of values of the ``within`` columns. Groups are the replicates. The
+interval uses the CR2 variance and Satterthwaite's degrees of freedom. The p-value comes from
+the restricted wild cluster bootstrap. If groups cross, a jackknife over groups (CR3) gives the
+interval and the p-value.
 """
 
 from __future__ import annotations
@@ -37,24 +38,24 @@ MIN_BOOTSTRAPPED = 6
 """Smallest number of groups for a wild bootstrap. With five groups its p-value is coarse,
 because few draws differ."""
 MAX_BOOTSTRAPPED = 200
-"""Largest number of groups for a wild bootstrap. With more groups it takes seconds, and its result
-agrees with CR2."""
+"""Largest number of groups for a wild bootstrap. With more groups, the bootstrap takes
+seconds, and its p-value agrees with the p-value of CR2."""
 MIN_SHARE_CARRIED = 1e-12
-"""Share of the regressor's variation below which the variation of a group is rounding error."""
+"""Limit for a group's share of the regressor's variation. A smaller share is rounding error."""
 
 
 def within_slopes(data: StandardRows) -> Iterator[Slope]:
-    """Estimate the slope on each column within units, in standard units."""
+    """Estimate the slope within units on each column. All columns are standardized."""
     fit = WithinFit(data)
     for place, name in enumerate(data.design.on, 1):
         yield fit.slope(place, name)
 
 
 class WithinFit:
-    """A fit within groups, with the products of its columns by group for refits.
+    """A fit within groups. It stores sums of products for each group, from which refits are made.
 
     Attributes:
-        table: Response, columns and indicators of kinds, centered within units.
+        table: Response, regressors and indicators of kinds, centered within units, ``(n, k)``.
     """
 
     def __init__(self, data: StandardRows) -> None:
@@ -77,7 +78,7 @@ class WithinFit:
         """Return the slope on one column, or the reason why it cannot be estimated.
 
         Args:
-            place: Index of the column in the table, from 1.
+            place: Index of the column in ``table``. The first regressor has the index 1.
             name: Name of the column.
         """
         value, weights = partial_slope(self._total, place, self._smallest)
@@ -115,11 +116,11 @@ class WithinFit:
             equal = f" at equal {listing(self.data.design.within)}"
         varies_alone = self._total[place, place] > self._smallest
         if varies_alone and len(self.data.design.on) > 1:
-            return f"{name} varies only together with the others within groups{equal}"
+            return f"{name} varies only together with other columns within groups{equal}"
         return f"{name} does not vary within groups{equal}"
 
     def _carried(self, direction: Array) -> Array:
-        """Return each group's part of the regressor's variation, ``(G,)``."""
+        """Return the sum of squares of the regressor that each group contributes, ``(G,)``."""
         by_unit = np.bincount(self.groups.unit, direction**2)
         return self.groups.sums(by_unit.astype(float))
 
@@ -151,7 +152,7 @@ class WithinFit:
         return slope.with_variance(self._with_crossing(fitted, variance))
 
     def _judged_by_clusters(self, slope: Slope, place: int) -> Slope:
-        """Add the CR2 interval and the bootstrap p-value for groups of one column."""
+        """Add the CR2 interval and the bootstrap p-value to a slope. Groups must not cross."""
         unit = self.groups.unit
         fitted = self._fitted(place)
         by_group = cr2_variance(fitted, unit)
@@ -162,18 +163,18 @@ class WithinFit:
         bootstrap = wild_bootstrap(fitted, unit)
         p_value = bootstrap.p_value
         if variance is not by_group and judged.p_value is not None:
-            # The bootstrap draws by group and does not include crossing columns.
+            # The bootstrap draws whole groups, so it ignores dependence through crossing columns.
             p_value = max(p_value, judged.p_value)
         return replace(judged, p_value=p_value, smallest_p=bootstrap.smallest_p)
 
     def _fitted(self, place: int) -> Coefficient:
-        """Fit the response on all columns."""
+        """Regress the response on all columns, and return the coefficient of one column."""
         response = self.table[:, 0]
         columns = self.table[:, 1:]
         return least_squares(response, columns, place - 1)
 
     def _with_crossing(self, fitted: Coefficient, variance: Variance) -> Variance:
-        """Add the variance that comes from crossing columns."""
+        """Add the variance that comes from dependence between rows with equal crossing values."""
         parts = [variance]
         for codes in self.data.crossing.values():
             excess = excess_variance(fitted, codes, self.groups.unit)

@@ -1,1 +1,1 @@
-"""The law fitted to points: heights, the exponent, attacks and representations."""
+"""Fits of the law to points: heights, the exponent, attacks and representations."""

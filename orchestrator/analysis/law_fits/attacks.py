@@ -1,4 +1,4 @@
-"""Correlation of the loss that attacks add with K_F (Theorem 3)."""
+"""Correlation over datasets between K_F and the loss that attacks add (Theorem 3)."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ from orchestrator.results.columns import DATASET, DOMAIN, LABEL_SHARPNESS, attac
 
 @dataclass(frozen=True, slots=True)
 class AttackGain:
-    """The loss that one attack adds to one network, on each dataset at equal N.
+    """The loss that one attack adds to one network, for each dataset, compared at equal N.
 
     Attributes:
-        fit: Record of the fit, still without an estimate.
-        rows: Points with K_F and a loss under this attack.
-        gains: Added loss of each dataset: dataset effects at equal N, by name of the dataset.
+        fit: Record of the fit before the correlation is estimated.
+        rows: The points that have K_F and a loss under this attack.
+        gains: Added loss of each dataset, by name of the dataset. The added losses are dataset
+            effects, which :func:`effects_of` computes.
     """
 
     fit: AttackFit
@@ -48,17 +49,17 @@ def fit_attacks(
 ) -> Iterator[AttackFit]:
     """Correlate the loss that attacks add with K_F, over datasets and within domains.
 
-    Added losses and K_F are dataset effects at equal model and train size. p-values are
-    adjusted for the number of attacks and networks. If K_F has several scales, only datasets
-    of the most common scale are used.
+    Added losses and K_F are reduced to one effect per dataset, compared at equal model and
+    train size. p-values are adjusted for the number of attacks and networks. If K_F was
+    measured on several scales, only datasets with the most common scale are used.
 
     Args:
-        points: The points.
-        scale: Scales of K_F.
+        points: One row per point, as :func:`fitted_points` returns them.
+        scale: The scales on which K_F was measured.
         models: Names of the networks.
 
     Yields:
-        One fit for each attack and network, and one for each attack over all networks.
+        One fit for each attack and network, and one fit of all networks for each attack.
     """
     variant = ""
     if not scale.comparable:
@@ -80,7 +81,7 @@ def fit_attacks(
 def _of_commonest_scale(points: pd.DataFrame, scale: SharpnessScale) -> tuple[str, pd.DataFrame]:
     """Return the name of the most common scale of K_F, and the points of its datasets.
 
-    Datasets that also have another scale are left out.
+    A dataset with K_F on two scales is left out.
     """
     commonest, datasets = max(scale.scales, key=lambda entry: len(entry[1]))
     datasets_of_other_scales: set[str] = set()
@@ -91,7 +92,10 @@ def _of_commonest_scale(points: pd.DataFrame, scale: SharpnessScale) -> tuple[st
 
 
 def _gain(points: pd.DataFrame, attack: str, model: str, variant: str) -> AttackGain | AttackFit:
-    """Return the loss that an attack adds to a network, or a fit with a reason."""
+    """Return the loss that an attack adds to a network.
+
+    If it is unknown, return a fit with a reason.
+    """
     rows = complete_rows(points, model, ALL, (attack, LABEL_SHARPNESS))
     unfitted = AttackFit(
         model=model,
@@ -112,23 +116,23 @@ def _gain(points: pd.DataFrame, attack: str, model: str, variant: str) -> Attack
 
 
 def _correlated(points: pd.DataFrame, tried: Sequence[AttackGain]) -> Iterator[AttackFit]:
-    """Test all correlations together, and yield the fit of each."""
-    # A dataset without this attack has a missing gain. The test then leaves it out for this
-    # attack.
+    """Test all correlations in one test, and yield the fit of each correlation."""
+    # If a dataset has no loss under an attack, its gain is NaN. The test of this attack then
+    # leaves out the dataset.
     gains = pd.DataFrame({k: gain.gains for k, gain in enumerate(tried)}).sort_index()
     about = _sharpness_by_dataset(points)
     sharpness = about[LABEL_SHARPNESS][gains.index].to_numpy(dtype=float)
     domains = about[DOMAIN][gains.index].to_numpy(dtype=str).tolist()
-    # A pooled row repeats the data of single models, so it is no further test.
+    # A pooled fit uses the data of the single models again, so it does not count as a test.
     single = [k for k, gain in enumerate(tried) if gain.fit.model != POOLED]
     test = max_correlation_test(gains.to_numpy(dtype=float), sharpness, domains, single)
     largest = np.nanmax([-1.0, *test.r[single]])
     for gain, r, p in zip(tried, test.r.tolist(), test.adjusted_p.tolist(), strict=True):
         if np.isnan(r):
-            reason = "K_F or the loss gained has the same value everywhere"
+            reason = "K_F, or the loss that the attack adds, is the same for all datasets"
             yield replace(gain.fit, reason=reason)
             continue
-        # The interval is conditioned on the domain, as the correlation is. Each domain after the
+        # The correlation and its interval hold the domain constant. Each domain after the
         # first costs one degree of freedom.
         num_domains = about[DOMAIN][gain.gains.index].nunique()
         adjusted_p = None if np.isnan(p) else p
@@ -164,10 +168,10 @@ def _correlated(points: pd.DataFrame, tried: Sequence[AttackGain]) -> Iterator[A
 
 
 def _sharpness_by_dataset(points: pd.DataFrame) -> pd.DataFrame:
-    """Return K_F at equal model and N, and the domain, with one row per dataset.
+    """Return K_F, compared at equal model and N, and the domain, with one row per dataset.
 
     K_F grows with N. A plain mean would therefore be larger for datasets with larger train
-    sizes. Only if datasets share no train size, the plain mean is returned.
+    sizes. If datasets share no train size, the plain mean is returned nevertheless.
     """
     rows = points.dropna(subset=[LABEL_SHARPNESS])
     about = rows.groupby(DATASET).agg({LABEL_SHARPNESS: "mean", DOMAIN: "first"})
@@ -178,7 +182,7 @@ def _sharpness_by_dataset(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def _without_each(gain: AttackGain, about: pd.DataFrame) -> dict[str, float]:
-    """Return the correlation without each dataset. The effects are estimated again each time."""
+    """Return the correlation without each dataset, after estimating the effects again."""
     names = np.unique(gain.rows[DATASET].to_numpy(dtype=str))
     sharpness = about[LABEL_SHARPNESS][names].to_numpy(dtype=float)
     domains = about[DOMAIN][names].to_numpy(dtype=str)
@@ -190,9 +194,9 @@ def _without_each(gain: AttackGain, about: pd.DataFrame) -> dict[str, float]:
 
 
 def _largest_without(name: str, tested: Sequence[AttackGain], about: pd.DataFrame) -> float | None:
-    """Return the largest of all tested correlations without a dataset.
+    """Return the largest of all tested correlations after one dataset is left out.
 
-    Returns None if the other datasets share no model and train size without it.
+    Returns None if the remaining datasets share no model and train size.
     """
     sharpness = about[LABEL_SHARPNESS].to_numpy(dtype=float)
     domains = about[DOMAIN].to_numpy(dtype=str)
@@ -208,8 +212,9 @@ def _largest_without(name: str, tested: Sequence[AttackGain], about: pd.DataFram
 
 
 def _correlation(gains: Array, sharpness: Array, domains: Codes) -> float:
-    """Return Pearson's r between added losses (G,) and K_F (G,) within domains (G,)."""
+    """Return Pearson's r within domains between added losses and K_F. All arrays are ``(G,)``."""
     residuals = centered(np.column_stack([gains, sharpness]), domains)
-    # Centering within domains makes this the partial correlation given the domain.
+    # The columns are centered within domains, so this is the partial correlation given the
+    # domain.
     lengths = np.prod(np.linalg.norm(residuals, axis=0))
     return float(np.prod(residuals, axis=1).sum() / max(lengths, 1e-300))

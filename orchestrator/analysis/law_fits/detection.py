@@ -1,9 +1,9 @@
-"""Power of the tests behind the verdicts, at the level that a verdict needs.
+"""Power of the tests behind the verdicts, at the significance level that a verdict needs.
 
 A verdict needs an adjusted p of at most 0.05. In a family of m tests, Holm's correction
 compares the smallest p-value with 0.05 / m. Powers, detectable effects and numbers of datasets
-are computed for this level, the strictest of the family. They are for the same side or sides as the
-test.
+are computed for this level, which is the strictest level of the family. If a test has one
+side, its power has the same side.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ from scipy import special
 from orchestrator.analysis.inference import LEVEL, t_quantile
 
 MAX_NEEDED = 10_000
-"""Largest number of datasets that a message recommends. No study collects more."""
+"""Largest number of datasets that a message recommends. No study collects more datasets."""
 MAX_SHIFT = 1e9
-"""Largest detectable effect that is searched for, in standard errors."""
+"""Limit of the search for a detectable effect, in standard errors."""
 TARGET_POWER = 0.8
-"""Power for which detectable effects and numbers of datasets are computed: 80 of 100
-studies."""
+"""Power for which detectable effects and numbers of datasets are computed. Of 100 studies, 80
+detect such an effect."""
 NUM_SPREADS = 64
-"""New datasets have another spread of K_F or 1/d than the present ones. The power of a new
-study is the average over this number of equally likely spreads. With 64, it is exact to
-0.001."""
+"""Number of equally likely spreads of K_F or 1/d over which the power of a new study is
+averaged. The spread of new datasets differs from the spread of the present datasets. With 64
+spreads, the power is exact to 0.001."""
 NORMAL_NODES, NORMAL_WEIGHTS = special.roots_hermitenorm(100)
-"""Gauss–Hermite nodes and weights of an average over a standard normal variable."""
+"""Gauss–Hermite nodes and weights, with which functions are averaged over a standard normal
+variable."""
 
 
 def verdict_level(num_tests: int) -> float:
-    """Return the strictest level of a family by Holm: 0.05 divided by the number of its tests."""
+    """Return the strictest level of Holm's correction: 0.05 divided by the number of tests."""
     return LEVEL / max(1, num_tests)
 
 
@@ -42,8 +43,9 @@ class TTest:
     Attributes:
         std_error: Standard error of the estimate.
         degrees: Degrees of freedom.
-        smallest_p: Smallest p-value that the resampling behind the verdict can give; 0 if the
-            verdict uses the t test alone. No effect is detected at a stricter level.
+        smallest_p: Smallest p-value that the resampling behind the verdict can give. At a
+            level below this p-value, no effect can be detected. The value is 0 if the verdict
+            uses only the t test.
     """
 
     std_error: float
@@ -55,21 +57,21 @@ class TTest:
         return self.smallest_p <= verdict_level(num_tests)
 
     def num_others_needed(self, num_tests: int) -> int:
-        """Return the number of other tests that must be significant before this test.
+        """Return the number of other tests of the family that must be significant before this test.
 
         Holm's correction compares the k-th smallest of m p-values with 0.05 / (m − k + 1).
         """
         if self.can_detect(num_tests):
             return 0
-        # The test needs 0.05 / (m − k + 1) ≥ its smallest p, so k − 1 others must come before
-        # it.
+        # The test can be significant if 0.05 / (m − k + 1) is at least its smallest p. Then k
+        # − 1 other tests must have smaller p-values.
         return num_tests - int(LEVEL / self.smallest_p)
 
     def power(self, effect: float, num_tests: int) -> float | None:
         """Return the share of studies that detect an effect in a family of ``num_tests`` tests.
 
-        Permutations and draws detect no more than the t test, so the true share may be
-        smaller.
+        This is the power of the t test. A permutation test or a bootstrap detects at most as
+        often, so the true share may be smaller.
         """
         if not self.can_detect(num_tests):
             return 0.0
@@ -79,7 +81,7 @@ class TTest:
         """Return the smallest effect that 80 of 100 studies detect.
 
         Args:
-            num_tests: Tests of the family.
+            num_tests: Number of tests of the family.
 
         Returns:
             The effect in units of the estimate. None if the standard error is 0, or if no
@@ -112,13 +114,13 @@ class LargestCorrelation:
     """A one-sided test of the largest of several correlations over datasets.
 
     Attributes:
-        num_correlations: Number of correlations. The test is on the largest of them.
+        num_correlations: Number of correlations from which the largest one is tested.
         degrees: Number of datasets, minus the number of domains, minus 2. Fisher's z has the
             variance 1 / ``degrees``.
         interval_critical: Half width of the confidence interval, in standard errors of z.
-        criticals: Critical values of the largest z, in its standard errors, at the levels 0.05
-            / k for k = 1, 2, … tests of the family. Levels that no permutation can reach are
-            missing.
+        criticals: Critical values of the largest z, in standard errors of z. Entry k − 1 is
+            for a family of k tests, that is for the level 0.05 / k. Entries whose level no
+            permutation can reach are missing.
         smallest_p: Smallest p-value that the permutations can give.
     """
 
@@ -142,12 +144,12 @@ class LargestCorrelation:
         A correlation is detected if its p-value is small enough and its interval excludes 0.
 
         Args:
-            effect: True correlation of one attack and one network.
-            num_tests: Tests of the family.
+            effect: True correlation for one attack and one network.
+            num_tests: Number of tests of the family.
 
         Returns:
-            The share. It is 0 if no permutation can reach the level, and None if there is no
-            test.
+            The share of studies. It is 0 if no permutation can reach the level, and None if
+            there is no test.
         """
         if not self.criticals or self.degrees < 1:
             return None
@@ -170,7 +172,7 @@ def t_power(
         effect: True distance of the estimate from its null value.
         std_error: Standard error of the estimate.
         degrees: Degrees of freedom.
-        level: Level of the test.
+        level: Significance level of the test.
 
     Returns:
         The share of studies that detect the effect. None if the standard error is 0 or
@@ -178,15 +180,15 @@ def t_power(
     """
     if not std_error or degrees <= 0:
         return None
-    # Under the effect, t has a noncentral t distribution. The test misses values between
-    # −bound and bound.
+    # If the effect is real, t has a noncentral t distribution. The test does not detect values
+    # of t between −bound and bound.
     shift = abs(effect) / std_error
     bound = t_quantile(1 - level / 2, degrees)
     missed = special.nctdtr(degrees, shift, bound) - special.nctdtr(degrees, shift, -bound)
     if np.isnan(missed):
-        # scipy gives NaN for large shifts. The power is then an average over the normal error of
-        # the estimate. For a given error, the test detects the effect if χ² of the standard error
-        # is small enough.
+        # scipy returns NaN for large shifts. The power is then averaged over the normal error
+        # of the estimate. For each error, the test detects the effect if the χ² value behind
+        # the standard error is small enough.
         largest_chi2 = degrees * ((shift + NORMAL_NODES) / bound) ** 2
         missed = np.average(special.chdtrc(degrees, largest_chi2), weights=NORMAL_WEIGHTS)
     return float(np.clip(1 - missed, 0.0, 1.0))
@@ -202,20 +204,21 @@ def datasets_needed(
 ) -> int | None:
     """Return the smallest number of datasets with which 80 of 100 new studies detect an effect.
 
-    A new study has new datasets, so the spread of its regressor is random too. The properties
-    of datasets are assumed to be normal, with the covariance of the present ones. At the
-    numbers that this function returns, resampling detects nearly as often as the t test.
+    A new study has new datasets, so the spread of its regressor is also random. The properties
+    of new datasets are assumed to be normal, with the covariance of the present datasets. The
+    function computes the power of the t test. At the returned numbers of datasets, a test by
+    resampling has nearly the same power.
 
     Args:
         effect: The effect, in units of the estimate.
         std_error: Standard error of the estimate with the present datasets.
-        num_datasets: Number of present datasets.
+        num_datasets: Number of datasets of the present study.
         num_fitted: Number of fitted coefficients, including the intercept.
-        level: Level of the test: the strictest one of Holm's correction.
+        level: Significance level of the test: the strictest level of Holm's correction.
 
     Returns:
-        The number of datasets, at least the present number. None if the standard error is 0 or
-        unknown, or if the number would exceed :data:`MAX_NEEDED`.
+        The number of datasets. It is at least the present number. None if the standard error
+        is 0 or unknown, or if the number would exceed :data:`MAX_NEEDED`.
     """
     degrees_today = num_datasets - num_fitted
     if not std_error or degrees_today < 1:
@@ -243,9 +246,10 @@ def _power_of_new_study(
 ) -> float:
     """Return the power of the t test of a slope in a study of new datasets.
 
-    Given the other regressors, the spread Σx² of a normal regressor is σ²·χ², with one degree
-    of freedom more than the residuals have (Gatsonis & Sampson 1989). The present Σx²
-    estimates σ², and the error of the slope is the present error times √(present Σx² / new
+    Σx² is the sum of squares of the regressor after the other regressors are partialled out.
+    For a normal regressor, Σx² is σ² times a χ² variable (Gatsonis & Sampson 1989). This
+    variable has one degree of freedom more than the residuals. The present Σx² estimates σ².
+    The standard error of the new slope is the present standard error times √(present Σx² / new
     Σx²).
 
     Args:
@@ -253,9 +257,10 @@ def _power_of_new_study(
         std_error: Standard error of the estimate with the present datasets.
         degrees_today: Degrees of freedom of the residuals of the present datasets.
         degrees: Degrees of freedom of the residuals of the new study.
-        level: Level of the test.
+        level: Significance level of the test.
     """
-    # The χ² distribution is replaced by the medians of equally likely parts of it.
+    # The χ² distribution is divided into equally likely parts, and each part is replaced by
+    # its median.
     shares = (np.arange(NUM_SPREADS) + 0.5) / NUM_SPREADS
     spreads = special.chdtri(degrees + 1, shares)
     # The present Σx² has the mean σ² · (degrees_today + 1).

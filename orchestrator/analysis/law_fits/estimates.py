@@ -22,28 +22,28 @@ from orchestrator.analysis.inference import (
 from orchestrator.analysis.results_tables.points import IS_MEDICAL
 
 STRONG = 0.8
-"""Correlation whose power is computed. The study reports 0.84 for FGSM over eleven
-datasets."""
+"""True correlation for which the power is computed. The study reports a correlation of 0.84
+for FGSM over eleven datasets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """One estimate of a fit with its 95 % interval; the replicates are datasets.
+    """One estimate of a fit, with its 95 % interval and p-values. The replicates are datasets.
 
     Attributes:
-        name: Name of the estimate: a column of the points, or for example ``exponent``, ``r``
-            or ``share``.
+        name: Name of the estimate. It is the name of a regressor's column, or another name
+            such as ``exponent``, ``r`` or ``share``.
         value: The estimate.
         std_error: Standard error of the estimate; None if it is unknown.
         interval: 95 % confidence interval.
         p_value: Two-sided p-value of a t test.
-        resampled_p: p-value by permutation of datasets or by the wild cluster bootstrap. The
+        resampled_p: p-value of a permutation of datasets or of the wild cluster bootstrap. The
             p-value of ``r`` is one-sided and adjusted for the number of attacks, epsilons and
             models.
         num_resamples: Number of permutations or bootstrap draws behind ``resampled_p``.
-        smallest_p: Smallest value that ``resampled_p`` can have; 0 without resampling.
-        exact: True if the permutation test is exact: all permutations were tried, and datasets
-            are exchangeable under the null hypothesis.
+        smallest_p: Smallest value that ``resampled_p`` can have; 0 if nothing was resampled.
+        exact: True if the permutation test is exact. This requires that all permutations were
+            tried, and that datasets are exchangeable under the null hypothesis.
         left_out: The estimate without each dataset, by name of the dataset.
         weights: Weight of each dataset in the estimate; the weights sum to 1.
     """
@@ -62,18 +62,21 @@ class Estimate:
 
     @property
     def p(self) -> float | None:
-        """The larger of the two p-values, because a verdict needs both; None if neither exists."""
+        """The larger one of the two p-values, because a verdict needs both to be small.
+
+        None if there is no p-value.
+        """
         p_values = [p for p in (self.p_value, self.resampled_p) if p is not None]
         return max(p_values, default=None)
 
     @property
     def is_tested(self) -> bool:
-        """True if there is a p-value, and resampling can give one of at most 0.05."""
+        """True if there is a p-value, and if resampling can give a p-value of at most 0.05."""
         return self.p is not None and self.smallest_p <= LEVEL
 
     @property
     def influential(self) -> str | None:
-        """The most influential dataset; None if no dataset could be left out."""
+        """The most influential dataset; None if ``left_out`` is empty."""
         return most_influential(self.value, self.left_out)
 
 
@@ -95,7 +98,8 @@ def slope_estimates(
         blocks: Domain of each dataset. If the domain is a regressor, only datasets of the same
             domain are permuted.
         tested: Names of the regressors that are also tested by permutation.
-        skip_permutation_above: p-value of the t test above which no permutation test is made.
+        skip_permutation_above: Limit for the p-value of the t test. If this p-value is larger
+            than the limit, no permutation test is made.
 
     Returns:
         One estimate for each regressor; None if the slopes are not identified.
@@ -138,7 +142,8 @@ def _with_permutation(
     test = permutation_test(y, x[:, column], np.delete(x, column, axis=1), places)
     if test is None:
         return estimate
-    # Within domains the domain is constant. Any other covariate makes the test approximate.
+    # The domain is constant within domains, so the test stays exact. Any other covariate makes
+    # the test approximate.
     is_exact = test.is_complete and covariates <= {IS_MEDICAL}
     return replace(
         estimate,
@@ -152,17 +157,17 @@ def _with_permutation(
 def correlation_interval(
     r: float, num_datasets: int, num_given: int, *, critical: float | None = None
 ) -> Interval | None:
-    """Return the 95 % interval of a (partial) correlation by Fisher's z.
+    """Return the 95 % interval of a correlation or partial correlation, by Fisher's z.
 
     Args:
         r: The correlation.
         num_datasets: Number of datasets.
         num_given: Number of variables that a partial correlation is conditioned on.
-        critical: Half width in standard errors of z; 1.96 if None.
+        critical: Half width of the interval, in standard errors of z. If None, 1.96 is used.
 
     Returns:
-        The interval. None for fewer than six datasets, for which Fisher's z is not accurate,
-        and for fewer than ``num_given`` + 4.
+        The interval. None if there are fewer than ``num_given`` + 4 datasets. Also None if
+        there are fewer than six datasets, because Fisher's z is then not accurate.
     """
     # Fisher's z of a partial correlation has the variance 1 / (n − given variables − 3).
     degrees = num_datasets - num_given - 3

@@ -1,4 +1,4 @@
-"""The exponent b of the fall N^(−b/d) within datasets. By the law's bound, b is at least 1."""
+"""The exponent b of the decrease N^(−b/d) of the loss. By the law's bound, b is at least 1."""
 
 from __future__ import annotations
 
@@ -43,12 +43,13 @@ from orchestrator.results.columns import (
 )
 
 ABOVE_CHANCE = "N above chance level"
-"""Variant of the exponent that uses only train sizes above chance level."""
+"""Name of the variant of the exponent that uses only train sizes above chance level."""
 TWONN = "TwoNN"
-"""Variant of the exponent with d by TwoNN, which uses the two nearest neighbors of an
-image."""
+"""Name of the variant of the exponent with d estimated by TwoNN. TwoNN uses the distances from
+an image to its two nearest neighbors."""
 OTHER_D = {TWONN: D_DATA_TWONN, **{f"{k} neighbours": d_data_at(k) for k in OTHER_NUM_NEIGHBORS}}
-"""Column of each other estimate of d, by name of the variant."""
+"""Column of d for each variant of the exponent that uses another estimate of d, by name of the
+variant."""
 
 
 def fit_exponents(
@@ -56,13 +57,13 @@ def fit_exponents(
 ) -> tuple[ExponentFit, ExponentFit]:
     """Fit the exponent to all train sizes, and again to train sizes above chance level.
 
-    At chance level every curve is flat, so a flat curve there does not contradict a law. A
-    fall slower than the bound is therefore claimed only if it is also found above chance
-    level.
+    At chance level every curve is flat, so a flat curve there does not contradict the law.
+    isweep therefore claims that the loss falls more slowly than the bound only if the second
+    fit shows it too.
 
     Args:
         points: The points of the fit.
-        full: All points of the table, from which chance level is determined.
+        full: All rows of the table. They determine which train sizes are above chance level.
         dimension: Column of d; the maximum-likelihood estimate if empty.
     """
     is_above = above_chance(clear_of_ceiling(points), full)
@@ -84,14 +85,15 @@ def fit_exponent(
 
     Args:
         points: The points.
-        model: Name of one network, or ``pooled`` for all of them.
-        subset: Name of one domain, or ``all`` for both.
+        model: Name of one network, or ``pooled`` for all networks.
+        subset: Name of one domain, or ``all`` for both domains.
         dimension: Column of d, read at the largest N; the maximum-likelihood estimate if
             empty.
         variant: Name of the choice of d or of points.
     """
     if dimension:
-        # Estimates of d grow with N, so all points of a dataset get the d of its largest N.
+        # Estimates of d grow with N, so all points of a dataset get the estimate at its
+        # largest N.
         reference = at_largest_size(points, dimension, (*SUBSET, MODEL))
         points = points.assign(**{D_REFERENCE: reference})
     columns = (LOG_LOSS, D_REFERENCE, LOG_TRAIN_SIZE)
@@ -117,12 +119,12 @@ def fit_exponent(
 
 
 def _with_two_sizes(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of curves with at least two train sizes."""
+    """Return the rows of the curves that have at least two train sizes."""
     return rows[rows.groupby(CURVE)[TRAIN_SIZE].transform("nunique") > 1]
 
 
 def _too_few(unfitted: ExponentFit, dimension: str) -> str:
-    """Return the reason that too few datasets can be used for an exponent."""
+    """Return a text that too few datasets have the numbers that an exponent needs."""
     name = "_".join((dimension or D_DATA_MLE).split("_")[:2])
     if unfitted.variant in OTHER_D:
         name += f" by {unfitted.variant}"
@@ -134,15 +136,16 @@ def with_exponent(unfitted: ExponentFit, sums: Sums) -> ExponentFit:
     """Return a fit with the exponent computed from the sums of its datasets.
 
     The standard error comes from a jackknife over datasets, and the interval from a t
-    distribution. Two p-values are computed, and the larger one is used. One is from the t test, the
-    other from a wild cluster bootstrap.
+    distribution. One p-value comes from the t test, and a second one from a wild cluster
+    bootstrap. A verdict uses the larger p-value.
     """
     names, xx, xy = sums
     value = float(xy.sum() / xx.sum())
     degrees = len(names) - 1
-    # The slope is a ratio of sums over datasets, so a refit only subtracts one dataset's sums.
-    # A jackknife is used because one dataset of low d can have half of the weight 1/d². A
-    # plain cluster-robust error would then be much too small.
+    # The slope is a ratio of sums over datasets, so a refit only subtracts the sums of one
+    # dataset. Datasets are weighted by 1/d², so one dataset with a low d can have half of the
+    # total weight. A plain cluster-robust error would then be much too small; a jackknife
+    # error is not.
     without_each = (xy.sum() - xy) / (xx.sum() - xx)
     error = jackknife_error(value, without_each)
     p_of_zero, p_of_bound = t_p_values(value - np.array([0.0, 1.0]), error, degrees).tolist()
@@ -167,6 +170,7 @@ def with_exponent(unfitted: ExponentFit, sums: Sums) -> ExponentFit:
         status="ok",
         estimates=(estimate,),
         by_dataset=by_dataset,
-        # The bootstrap imposes its null hypothesis, so the bound needs a second bootstrap.
+        # The bootstrap assumes that its null hypothesis is true, so the test of the bound
+        # needs a second bootstrap.
         bound_p=max(p_of_bound, wild_cluster_p(sums, null=1.0)),
     )

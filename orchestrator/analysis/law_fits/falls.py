@@ -1,4 +1,4 @@
-"""Slopes of log loss on log N of each dataset, and the number of datasets whose loss falls."""
+"""Slope of log loss on log N for each dataset, and the number of datasets whose loss falls."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from orchestrator.results.columns import (
 
 
 def fit_fall(points: pd.DataFrame) -> FallFit:
-    """Estimate the slope of log loss on log N of each dataset, and test the signs of the slopes.
+    """Estimate the slope of log loss on log N for each dataset, and test the signs of the slopes.
 
-    All curves with at least two train sizes are used, including those at chance level. No
-    d_data is needed. The class pairs of a dataset together have the weight of one dataset. The
-    mean slope gives every dataset the same weight.
+    All curves with at least two train sizes are used, also curves at chance level and curves
+    without d_data. The mean slope gives every dataset the same weight, whatever its number of
+    class pairs is.
     """
     rows = complete_rows(points, POOLED, ALL, (LOG_LOSS, LOG_TRAIN_SIZE))
     rows = rows[rows.groupby(CURVE)[TRAIN_SIZE].transform("nunique") > 1]
     if rows.empty:
         return FallFit(reason="no curve has two train sizes")
-    # The mean and the sign test give every dataset the same weight, whatever its d and number
-    # of curves are. The pooled exponent b does not.
+    # The mean and the sign test give every dataset the same weight. The pooled exponent b
+    # gives more weight to datasets with a low d or many curves.
     slopes = _slopes(rows, by=DATASET)
     values = np.array([*slopes.values()])
     value, error, interval = mean_interval(values)
@@ -71,11 +71,11 @@ def fit_fall(points: pd.DataFrame) -> FallFit:
 
 
 def _slopes(rows: pd.DataFrame, by: str) -> dict[str, float]:
-    """Return the slope of log loss on log N within curves, for each dataset or each curve.
+    """Return slopes of log loss on log N within curves, one slope per dataset or per curve.
 
     Args:
         rows: Points with log loss and log N.
-        by: Column whose values get one slope each: the dataset or the curve.
+        by: Column of the dataset or of the curve. Each value of this column gets one slope.
     """
     names, xx, xy = curve_sums(
         rows[LOG_LOSS].to_numpy(dtype=float),
@@ -89,9 +89,9 @@ def _slopes(rows: pd.DataFrame, by: str) -> dict[str, float]:
 
 
 def sign_test_p(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float | None:
-    """Return the p-value of an exact two-sided sign test of the median 0.
+    """Return the p-value of an exact two-sided sign test, with a median of 0 as null hypothesis.
 
-    Values of exactly 0 have no sign and are left out. Returns None if no value is left.
+    Values of exactly 0 have no sign and are left out. Returns None if all values are 0.
     """
     num_below = int((values < 0).sum())
     num_signed = num_below + int((values > 0).sum())

@@ -1,6 +1,6 @@
 """Regression of heights on properties of the datasets.
 
-The height of a dataset is its effect on log loss at equal model and train size N.
+The height of a dataset is its effect on log loss, compared at equal model and train size N.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from orchestrator.analysis.results_tables.sharpness_scale import SharpnessScale
 from orchestrator.results.columns import DATASET, DOMAIN
 
 MAX_NAMES_LENGTH = 60
-"""Largest length of a list of dataset names in a reason, in characters. A longer list is left
-out."""
+"""Largest number of characters of a list of dataset names in a reason. A reason omits a longer
+list."""
 
 
 def fit_headline(points: pd.DataFrame, scale: SharpnessScale, *, model: str = POOLED) -> HeightFit:
     """Regress heights on 1/d, log K_F and the domain.
 
-    log K_F is left out if it is constant or has several scales. The domain is left out if
-    there is only one.
+    If K_F is constant or was measured on several scales, log K_F is left out. If all datasets
+    have the same domain, the domain is left out.
     """
     terms = dataset_properties(points, scale)
     rows = complete_rows(points, model, ALL, (LOG_LOSS, *terms))
@@ -48,7 +48,7 @@ def fit_headline(points: pd.DataFrame, scale: SharpnessScale, *, model: str = PO
 
 
 def dataset_properties(points: pd.DataFrame, scale: SharpnessScale) -> tuple[str, ...]:
-    """Return the column of 1/d, and the column of log K_F if K_F varies and has one scale."""
+    """Return the names of the columns of 1/d and, if K_F varies and has one scale, of log K_F."""
     if scale.comparable and points[LOG_SHARPNESS].nunique() > 1:
         return (INVERSE_D, LOG_SHARPNESS)
     return (INVERSE_D,)
@@ -64,15 +64,15 @@ def fit_height(
 ) -> HeightFit:
     """Regress heights on columns of the points.
 
-    The headline fit of all models has permutation tests in addition, and refits without each
-    dataset. All fits use the same points: those with all columns of the headline fit.
+    The headline fit of all models also has permutation tests and refits without each dataset.
+    All fits use the same points: the points that have all numbers of the headline fit.
 
     Args:
         points: The points.
         scale: Scales of K_F.
         terms: Columns of the regressors.
-        model: Name of one network, or ``pooled`` for all of them.
-        kind: ``headline`` for the fit that answers the questions.
+        model: Name of one network, or ``pooled`` for all networks.
+        kind: ``headline`` for the fit that answers the headline questions; else ``height``.
     """
     properties = dataset_properties(points, scale)
     columns = list(dict.fromkeys((LOG_LOSS, *terms, IS_MEDICAL, *properties)))
@@ -103,7 +103,7 @@ def fit_height(
         return replace(unfitted, reason="the losses are the same for all datasets")
 
     domains = rows.groupby(DATASET)[DOMAIN].first()[effects.index].tolist()
-    # Permutation tests are slow, and only the tested questions need them.
+    # Permutation tests are slow, so only slopes that answer a question get one.
     is_headline = kind == "headline" and model == POOLED
     tested = set()
     if is_headline:
@@ -150,7 +150,7 @@ def _with_left_out(
 
 
 def _too_few(rows: pd.DataFrame, unfitted: HeightFit) -> str:
-    """Return the reason that there are too few datasets, with their names if these are short."""
+    """Return a text that there are too few datasets, with their names if the list is short."""
     if unfitted.num_datasets == 0:
         return "no point has all the numbers that this fit needs"
     names = listing(sorted(map(str, rows[DATASET].unique())))
@@ -161,10 +161,13 @@ def _too_few(rows: pd.DataFrame, unfitted: HeightFit) -> str:
 
 
 def _not_identified(terms: Sequence[str], domains: Sequence[str]) -> str:
-    """Return the reason that the coefficients are not identified."""
+    """Return the reason why the coefficients are not identified."""
     names = listing([WORDS[name] for name in terms])
     if IS_MEDICAL in terms and len(set(domains)) < 2:
-        return f"only {domains[0]} datasets: an offset between domains needs both"
+        return (
+            f"all datasets are {domains[0]}, but an offset between domains needs datasets of both "
+            "domains"
+        )
     if len(terms) == 1:
         return f"{names} does not vary enough over these datasets"
     return f"{names} vary too little, or only together, so their slopes are not identified"

@@ -1,7 +1,7 @@
-"""Records of the fits of the law, one class for each kind of fit.
+"""Records of the fits of the law. Each kind of fit has one class.
 
-A record stores the points that were used and the estimates. A fit that was not possible has no
-estimates, and a ``reason``.
+A record stores the estimates and the number of points behind them. If a fit was not possible,
+its record has no estimates, and ``reason`` states why.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class Fit:
         model: Name of the network; ``pooled`` for all networks together.
         subset: Domain of the datasets; ``all`` for both domains.
         response: Column of the response.
-        variant: Name of the choice of d, of points or of the scale of K_F; empty for the usual
-            one.
+        variant: Name of an unusual choice of d, of points or of the scale of K_F; empty for
+            the usual choice.
         status: ``ok``, ``not_enough_data`` or ``refused``.
-        reason: The reason in words why there is no estimate; empty if the status is ``ok``.
-        num_datasets: Number of datasets that have all numbers of the fit.
+        reason: Text that states why there is no estimate; empty if the status is ``ok``.
+        num_datasets: Number of datasets that have all numbers that the fit needs.
         num_needed: Smallest number of datasets for this fit.
-        num_points: Number of points that have all numbers of the fit.
+        num_points: Number of points that have all numbers that the fit needs.
         estimates: The estimates.
     """
 
@@ -54,7 +54,7 @@ class Fit:
         return None
 
     def too_few_datasets(self, needed: str) -> str:
-        """Return the reason that there are too few datasets.
+        """Return a text that there are too few datasets.
 
         Args:
             needed: The numbers that each dataset must have, such as ``with K_F``.
@@ -70,10 +70,10 @@ class Fit:
 class HeightFit(Fit):
     """A regression of heights on properties of the datasets.
 
-    The height of a dataset is its effect on log loss at equal model and N.
+    The height of a dataset is its effect on log loss, compared at equal model and N.
 
     Attributes:
-        kind: ``headline`` for 1/d, log K_F and the domain label together; else ``height``.
+        kind: ``headline`` if the fit answers the headline questions; else ``height``.
         terms: Columns of the regressors.
     """
 
@@ -88,9 +88,10 @@ class ExponentFit(Fit):
     Attributes:
         kind: ``exponent``.
         num_curves: Number of curves with d and at least two train sizes.
-        num_at_chance: Number of curves left out because of losses at chance level.
+        num_at_chance: Number of curves that were left out because their losses are at chance
+            level.
         bound_p: Two-sided p-value of the null hypothesis that the exponent is 1.
-        by_dataset: The exponent of each dataset.
+        by_dataset: Exponent of each dataset, by name of the dataset.
     """
 
     kind: Literal["exponent"] = "exponent"
@@ -116,9 +117,10 @@ class FallFit(Fit):
         num_curves: Number of curves with at least two train sizes.
         num_falling_curves: Number of curves with a slope below 0.
         num_at_smallest: Number of networks at the smallest train size.
-        num_unfitted: Number of these networks that do not fit their own training images.
+        num_unfitted: Number of networks at the smallest train size that do not fit their own
+            training images.
         sign_p: Two-sided p-value of an exact sign test over datasets.
-        by_dataset: Slope of log loss on log N of each dataset.
+        by_dataset: Slope of log loss on log N of each dataset, by name of the dataset.
     """
 
     kind: Literal["fall"] = "fall"
@@ -145,11 +147,12 @@ class AttackFit(Fit):
         kind: ``attack``.
         interval_critical: Half width of the confidence interval, in standard errors of
             Fisher's z.
-        criticals: Critical values of the largest z, in its standard errors, at the levels 0.05
-            / k for k = 1, 2, … tests of a family. Levels that no permutation can reach are
-            missing.
-        largest_left_out: Largest of all correlations of single models without the dataset that
-            this correlation depends on most. None if this correlation is not the largest one.
+        criticals: Critical values of the largest z, in standard errors of z. Entry k − 1 is
+            for a family of k tests, that is for the level 0.05 / k. Entries whose level no
+            permutation can reach are missing.
+        largest_left_out: Largest correlation of a single model after the most influential
+            dataset of this correlation is left out. None if this correlation is not the
+            largest one.
     """
 
     kind: Literal["attack"] = "attack"
@@ -166,10 +169,11 @@ class RepresentationFit(Fit):
         kind: ``representation``.
         num_held: Number of points at which d_repr is at most d_data.
         num_unfitted: Number of points whose networks do not fit their own training images.
-        num_held_unfitted: Number of these points at which d_repr is at most d_data.
+        num_held_unfitted: Number of points that count both in ``num_held`` and in
+            ``num_unfitted``.
         median_ratio: Median of d_repr / d_data over points.
-        by_dataset: Share of the points with d_repr above d_data, for each dataset with such
-            points.
+        by_dataset: Share of points with d_repr above d_data, by name of the dataset. Datasets
+            without such points are missing.
     """
 
     kind: Literal["representation"] = "representation"

@@ -1,4 +1,4 @@
-"""The share of points with d_repr ≤ d_data, an approximate bound (Theorem 5)."""
+"""The share of points with d_repr ≤ d_data. Theorem 5 states this as an approximate bound."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from orchestrator.results.columns import (
 
 
 def fit_representation(points: pd.DataFrame, *, model: str = POOLED) -> RepresentationFit:
-    """Estimate the share of points with d_repr ≤ d_data; every dataset has the same weight.
+    """Estimate the share of points with d_repr ≤ d_data.
 
-    Both dimensions are maximum-likelihood estimates.
+    Every dataset has the same weight. Both dimensions are maximum-likelihood estimates.
     """
     rows = complete_rows(points, model, ALL, (D_DATA_MLE, D_REPR_MLE))
     unfitted = RepresentationFit(
@@ -39,7 +39,7 @@ def fit_representation(points: pd.DataFrame, *, model: str = POOLED) -> Represen
     shares = is_below.astype(float).groupby(rows[DATASET]).mean()
     mean, error, interval = mean_interval(np.asarray(shares, dtype=float))
     if interval is not None:
-        # A t interval of a share can extend beyond 0 and 1, where no share exists.
+        # A t interval can extend below 0 or above 1, but a share cannot.
         low, high = interval
         interval = (max(0.0, low), min(1.0, high))
     shares_above = {str(name): 1 - float(share) for name, share in shares.items() if share < 1}

@@ -1,4 +1,4 @@
-"""Selection of the points of a fit, and their reduction to one effect per dataset."""
+"""Selection of the points of a fit, and reduction of these points to one effect per dataset."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KEYS = (
     OF_CHANCE_LOSS,
     AT_CHANCE_LEVEL,
 )
-"""Columns that every fit needs in addition to its own."""
+"""Columns that every fit needs, in addition to its response and regressors."""
 
 
 def complete_rows(
@@ -50,9 +50,11 @@ def complete_rows(
 
 
 def effects_of(rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame | None:
-    """Return the dataset effects of columns at equal model and N, with one row per dataset.
+    """Return the dataset effects of columns, with one row per dataset.
 
-    Returns None if datasets share no model and train size, directly or through other datasets.
+    Datasets are compared at equal model and train size. Returns None if some datasets cannot
+    be compared. Two datasets can be compared if they share a model and train size, or if other
+    datasets connect them.
     """
     effects = dataset_effects(*_arrays_of(rows, columns))
     if effects is None:
@@ -62,13 +64,14 @@ def effects_of(rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame | Non
 
 
 def effects_without_each(rows: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[str, Array]]:
-    """Yield the name of each dataset, and the effects of the other datasets without it.
+    """Yield the name of each dataset, and the effects of the remaining datasets.
 
-    The effects are estimated again each time. A dataset is skipped if the others share no
-    model and train size without it.
+    The effects are estimated again each time. A dataset is skipped if the remaining datasets
+    share no model and train size.
 
     Yields:
-        The name, and effects ``(G - 1, k)`` of the other datasets, sorted by their names.
+        The name of the dataset that is left out, and the effects ``(G - 1, k)`` of the
+        remaining datasets, sorted by name.
     """
     values, cells, datasets, weights = _arrays_of(rows, columns)
     names, codes = np.unique(datasets, return_inverse=True)
@@ -85,11 +88,13 @@ def effects_without_each(rows: pd.DataFrame, columns: Sequence[str]) -> Iterator
 def effects_without(
     rows: pd.DataFrame, columns: Sequence[str], left_out: str
 ) -> tuple[list[str], Array] | None:
-    """Return the effects of all datasets except ``left_out``, which need not be in the rows.
+    """Return the effects of all datasets except ``left_out``.
+
+    The rows need not contain the dataset ``left_out``.
 
     Returns:
-        Sorted names of the other datasets, and their effects ``(G, k)``. None if they share no
-        model and train size.
+        Sorted names of the remaining datasets, and their effects ``(G, k)``. None if the
+        remaining datasets share no model and train size.
     """
     values, cells, datasets, weights = _arrays_of(rows, columns)
     is_kept = datasets != left_out
@@ -97,7 +102,7 @@ def effects_without(
 
 
 def _arrays_of(rows: pd.DataFrame, columns: Sequence[str]) -> tuple[Array, Codes, Codes, Array]:
-    """Return columns, cells, datasets and weights, as the arguments of ``dataset_effects``."""
+    """Return columns, cells, datasets and weights: the arguments of ``dataset_effects``."""
     values = np.array([rows[name].to_numpy(dtype=float) for name in columns])
     return (
         values.T,

@@ -1,1 +1,1 @@
-"""Reading and checking results tables, and averaging their trials to points."""
+"""Reading and checking of results tables, and averaging of their trials to points."""

@@ -1,10 +1,11 @@
 """Detection of networks at chance level, and of over-confident networks.
 
-A network that learned nothing of n classes has the chance loss, ln n nat. A network is *at
-chance level* if its loss is at least 0.8 ln n, and its accuracy and AUROC are not well above
-chance. If accuracy or AUROC is well above chance, the network has learned something. Such a
-network is *over-confident* if its loss is larger than the loss of a network that is as
-confident as it is accurate.
+If a network learned nothing about n classes, its loss is the chance loss, ln n nat. A network
+is *at chance level* if its loss is at least 0.8 ln n, and its accuracy and AUROC are not well
+above chance. If accuracy or AUROC is well above chance, the network has learned something.
+Such a network can still have a loss of at least 0.8 ln n. It is then *over-confident* if its
+loss is also larger than the loss of a network with the same accuracy whose confidence equals
+this accuracy.
 """
 
 from __future__ import annotations
@@ -19,22 +20,24 @@ from scipy import special
 from orchestrator.analysis.number_formats import listing, number
 
 AT_CHANCE_SHARE = 0.8
-"""Smallest share of the chance loss at which a loss is at chance level."""
+"""Smallest loss at chance level, as a share of the chance loss."""
 LEARNED_ACCURACY = 1 / 3
-"""Smallest accuracy of a network that has learned, as a share of the way from chance to 100 %.
-With two classes and 100 test images it is three standard errors above chance."""
+"""Smallest accuracy of a network that has learned, as a share of the distance from chance to
+100 %. With two classes and 100 test images, this accuracy is three standard errors above
+chance."""
 LEARNED_AUC = 0.75
-"""Smallest AUROC of a network that has learned: halfway from chance to 1."""
+"""Smallest AUROC of a network that has learned. It is halfway between chance, 0.5, and 1."""
 FITTED_ACCURACY = 1 / 2
-"""Smallest train accuracy of a network that fits its training images, as a share of the way
-from chance to 100 %. With two classes it is 75 %. Below this accuracy, the network is closer to
-guessing."""
+"""Smallest train accuracy of a network that fits its training images, as a share of the
+distance from chance to 100 %. With two classes, this accuracy is 75 %. A network with a lower
+accuracy is closer to guessing than to a perfect fit."""
 UNKNOWN_NUM_CLASSES = 2.0
-"""Number of classes if a table does not contain it: the study's tasks have two."""
+"""Number of classes that is assumed if a table does not contain it. The study's tasks have two
+classes."""
 
 
 def chance_loss(num_classes: Any) -> Any:
-    """Return the chance loss, ln n nat; an unknown n counts as 2.
+    """Return the chance loss, ln n nat. If n is unknown, 2 is used.
 
     Args:
         num_classes: A number or a column of numbers; None, NaN and 0 mean unknown.
@@ -63,17 +66,18 @@ def chance_limits_in_words(class_counts: Iterable[int | None]) -> str:
 
 
 def has_learned(accuracy: Any, auc: Any, num_classes: Any) -> Any:
-    """Return whether accuracy or AUROC is well above chance; unknown values are ignored."""
+    """Return whether accuracy or AUROC is well above chance. Unknown values are ignored."""
     chance = np.exp(-chance_loss(num_classes))
     is_accurate = accuracy >= chance + LEARNED_ACCURACY * (1 - chance)
     return is_accurate | (auc >= LEARNED_AUC)
 
 
 def is_unfitted(train_accuracy: Any, num_classes: Any) -> Any:
-    """Return whether a network does not fit its own training images; False for unknown values.
+    """Return whether a network does not fit its own training images; False if this is unknown.
 
     Args:
-        train_accuracy: Share of training images classified correctly, a number or a column.
+        train_accuracy: Share of the training images that are classified correctly: a number,
+            or a column of numbers.
         num_classes: Number of classes; two if it is unknown.
     """
     chance = np.exp(-chance_loss(num_classes))
@@ -88,7 +92,7 @@ def is_at_chance_level(
     Args:
         loss: Test loss in nat.
         num_classes: Number of classes; two if it is unknown.
-        accuracy: Test accuracy, a share; None if it is unknown.
+        accuracy: Test accuracy as a share; None if it is unknown.
         auc: Area under the ROC curve; None if it is unknown.
     """
     return _loss_is_at_chance(loss, num_classes) and not _learned(accuracy, auc, num_classes)
@@ -97,10 +101,12 @@ def is_at_chance_level(
 def is_over_confident(
     loss: float, num_classes: Any = None, *, accuracy: Any = None, auc: Any = None
 ) -> bool:
-    """Return whether a network with so high a loss has learned, and is over-confident.
+    """Return whether a network is over-confident.
 
-    The loss is compared with the loss of a network whose confidence equals its accuracy for every
-    image. If the accuracy is unknown, the loss is compared with the chance loss.
+    The loss must be at least 0.8 of the chance loss, and accuracy or AUROC must be well above
+    chance. The loss must also be larger than the loss of a network with the same accuracy
+    whose confidence equals this accuracy for every image. If the accuracy is unknown, the loss
+    must be larger than the chance loss.
 
     Example:
         >>> is_over_confident(0.6, 2, accuracy=0.7), is_over_confident(0.65, 2, accuracy=0.7)
@@ -114,7 +120,8 @@ def is_over_confident(
 def _calibrated_loss(accuracy: Any, num_classes: Any) -> float:
     """Return the loss in nat of a network whose confidence equals its accuracy for every image.
 
-    With accuracy a and n classes this is -a ln a - (1 - a) ln((1 - a) / (n - 1)).
+    For accuracy a and n classes, this loss is -a ln a - (1 - a) ln((1 - a) / (n - 1)). If the
+    accuracy is unknown or at most the chance accuracy, the chance loss is returned.
     """
     largest = chance_loss(num_classes)
     if accuracy is None or np.isnan(accuracy) or accuracy <= np.exp(-largest):
@@ -140,7 +147,7 @@ def reaches(shares: pd.Series, share: float = AT_CHANCE_SHARE) -> pd.Series:
     """Return a mask of the losses that are at least a share of the chance loss.
 
     Args:
-        shares: Logarithm of each loss divided by its chance loss.
-        share: The share of the chance loss.
+        shares: The logarithm of the loss divided by the chance loss, for each point.
+        share: The limit, as a share of the chance loss.
     """
     return pd.Series(shares >= np.log(share))

@@ -1,4 +1,4 @@
-"""Checks of a results table from any source, and conversion of its values to numbers."""
+"""Checks of a results table, and conversion of its values to numbers."""
 
 from __future__ import annotations
 
@@ -34,36 +34,37 @@ from search_spaces.errors import DataError, plural
 from tasks.trials.records import TrialStatus
 
 LARGEST_VALUE = 1e50
-"""Values above this bound mean infinity, which MLflow stores as 1.797e308. No measured value
-is near the bound, and its square is still a finite number."""
-DIVERGED = "diverged (loss stopped being a finite number)"
+"""Limit above which a stored value means infinity: MLflow stores infinity as 1.797e308. No
+measured value is near this limit. The square of the limit is still a finite number."""
+DIVERGED = "trials that diverged because their loss was no longer a finite number"
+"""Reason for the exclusion of a diverged trial."""
 POSITIVE_MEASURES = ("d_data_", "label_sharpness")
-"""Beginnings of the names of measures that are positive by definition."""
+"""Prefixes of the column names of measures that are positive by definition."""
 MISSING_TEXTS = ("", "nan", "none")
-"""Texts that mean a missing number, in lower case."""
+"""Cell texts, in lower case, that mean that the number is missing."""
 CELL_COLUMNS = (MODEL, DATASET, CLASS_PAIR, TRAIN_SIZE, SEED, DATA_MODE)
-"""Columns that identify a trial of one recipe."""
+"""Columns that identify a trial if all trials have the same recipe."""
 MAX_NAMED = 5
-"""Largest number of names in a message."""
+"""Largest number of names that a message lists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:
-    """A number of rows, or stored values, that were excluded, with the reason."""
+    """The reason for an exclusion, and the number of rows or values that were excluded."""
 
     reason: str
     count: int
 
     def __str__(self) -> str:
-        """Return the reason and the number."""
-        return f"{self.reason}: {self.count:,}"
+        """Return the reason and the number as text."""
+        return f"{self.reason} ({self.count:,})"
 
 
 def check_values(table: pd.DataFrame) -> None:
-    """Check names, statuses and train sizes.
+    """Check the names, statuses and train sizes of a results table.
 
     Raises:
-        DataError: If a row lacks a name, has an unknown status or a fractional train size.
+        DataError: If a row has no name, an unknown status or a fractional train size.
     """
     _check_names(table)
     _check_statuses(table)
@@ -117,7 +118,7 @@ def _check_train_sizes(table: pd.DataFrame) -> None:
 
 
 def _is_boolean(values: pd.Series) -> pd.Series:
-    """Return a mask of the values True and False, which pandas would treat as 1 and 0."""
+    """Return a mask of the values True and False. pandas would treat them as 1 and 0."""
     may_be = values.dtype == object or pd.api.types.is_bool_dtype(values)
     if not may_be:
         return pd.Series(False, index=values.index)
@@ -125,7 +126,7 @@ def _is_boolean(values: pd.Series) -> pd.Series:
 
 
 def _is_blank(value: Any) -> bool:
-    """Return whether a value is missing, or text of spaces alone."""
+    """Return whether a value is missing, or is a text that contains only spaces."""
     if isinstance(value, str):
         return not value.strip()
     return bool(pd.isna(value))
@@ -135,10 +136,11 @@ def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]
     """Check a table, add its missing columns, and replace stored infinities by NaN.
 
     Returns:
-        The table sorted by ``trial_id``, and the number of unusable values by column.
+        The table, sorted by ``trial_id``, and one exclusion for each column and reason that
+        makes values unusable.
 
     Raises:
-        DataError: If a required column is missing, or its values contradict each other.
+        DataError: If a required column is missing, or if rows contradict each other.
     """
     _check_columns(table)
     check_values(table)
@@ -149,8 +151,8 @@ def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]
     absent = [column.name for column in COLUMNS if column.name not in full]
     full = full.reindex(columns=[*full.columns, *absent])
     texts = [name for name in full.columns if name in TEXT_COLUMNS]
-    # Texts are stored as objects: each access to a pandas string column calls Arrow, and fits
-    # access these columns thousands of times.
+    # Texts are stored as objects, because fits access these columns thousands of times. With a
+    # pandas string column, each access would call Arrow.
     filled = full[texts].astype(object).where(full[texts].notna(), "")
     full[texts] = filled.astype(str).astype(object)
     full.loc[full[STATUS] == "", STATUS] = DONE
@@ -212,7 +214,7 @@ def _check_accuracies(table: pd.DataFrame) -> None:
 
 
 def finished_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
-    """Return the trials that did not diverge, and the numbers of excluded trials and values."""
+    """Return the trials that did not diverge, and the exclusions of trials and values."""
     check_values(table)
     statuses = table.get(STATUS, pd.Series("", table.index)).fillna("")
     is_done = statuses.isin([DONE, ""])
@@ -224,7 +226,7 @@ def finished_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion,
 
 
 def split_by_recipe(table: pd.DataFrame) -> pd.DataFrame:
-    """Add the recipe settings that vary to model names: ``vgg13 (learning_rate=0.0003)``."""
+    """Add recipe settings that vary to model names, as in ``vgg13 (learning_rate=0.0003)``."""
     if RECIPE not in table:
         return table
     changes = [_changes_of(recipe) for recipe in table[RECIPE].fillna("")]
@@ -241,7 +243,7 @@ def split_by_recipe(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _changes_of(recipe: str) -> dict[str, str]:
-    """Return the base and the changed settings in the name of a recipe."""
+    """Return the settings in the name of a recipe. The base recipe has the key ``recipe``."""
     changes = {}
     for text in f"recipe={recipe}".split("+"):
         if "=" in text:
@@ -263,12 +265,12 @@ def _varied(recipes: Iterable[dict[str, str]]) -> set[str]:
 
 
 def _label(changes: dict[str, str], names: Iterable[str]) -> str:
-    """Return the settings of a recipe that vary, as text."""
+    """Return the settings in ``names`` as text, such as ``learning_rate=0.0003``."""
     return ", ".join(f"{name}={changes.get(name, 'as given')}" for name in names)
 
 
 def _with_numbers(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
-    """Convert measured columns to numbers; unusable values become NaN and are counted."""
+    """Convert measured columns to numbers. Unusable values become NaN and are counted."""
     exclusions = []
     for name in full.columns:
         (column,) = describe([name])
@@ -276,17 +278,17 @@ def _with_numbers(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
         if name in TEXT_COLUMNS or is_own:
             continue
         values, unusable = _numbers(full[name])
-        for reason, is_affected in unusable.items():
+        for kind, is_affected in unusable.items():
             if is_affected.any():
-                text = f"{name}: {reason}, treated as missing"
-                exclusions.append(Exclusion(text, int(is_affected.sum())))
+                reason = f"values of {name} that are {kind}"
+                exclusions.append(Exclusion(reason, int(is_affected.sum())))
                 values = values.mask(is_affected)
         full[name] = values
     return full, tuple(exclusions)
 
 
 def _numbers(cells: pd.Series) -> tuple[pd.Series, dict[str, NDArray[np.bool_]]]:
-    """Return a column as float64, and a mask of its unusable values for each reason."""
+    """Return a column as float64, and a mask for each kind of unusable values."""
     name = str(cells.name)
     if isinstance(cells.dtype, np.dtype) and cells.dtype.kind in "fiu":
         values = cells.astype(float)
@@ -300,9 +302,9 @@ def _numbers(cells: pd.Series) -> tuple[pd.Series, dict[str, NDArray[np.bool_]]]
     numbers = values.to_numpy()
     unusable = {
         "not a number": is_no_number,
-        "stored infinity": np.abs(numbers) >= LARGEST_VALUE,
+        "infinite": np.abs(numbers) >= LARGEST_VALUE,
     }
     if name.startswith(POSITIVE_MEASURES) and not name.endswith("_std_error"):
         unusable["not above zero"] = numbers <= 0
-        unusable["next to zero"] = (numbers > 0) & (numbers < 1 / LARGEST_VALUE)
+        unusable["too close to zero"] = (numbers > 0) & (numbers < 1 / LARGEST_VALUE)
     return values, unusable

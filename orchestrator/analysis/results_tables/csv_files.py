@@ -1,8 +1,9 @@
 """Results tables as CSV files that are safe in a spreadsheet and are read back unchanged.
 
-A spreadsheet treats a text cell that begins with =, +, - or @ as a formula. Writing puts an
-apostrophe in front of such cells (OWASP, "CSV Injection"), and reading removes it. Cells that
-begin with an apostrophe get another one.
+A spreadsheet treats a text cell that begins with =, +, - or @ as a formula. Therefore
+:func:`write_csv` puts an apostrophe in front of such a cell (OWASP, "CSV Injection"), and
+:func:`read_csv` removes the apostrophe. If a cell already begins with an apostrophe, it gets a
+second one.
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ from orchestrator.results.columns import COLUMNS, NUM_CLASSES, TEXT_COLUMNS
 from search_spaces.errors import DataError
 
 RISKY_STARTS = ("=", "+", "-", "@", "\t", "\r", "'")
-"""First characters of cells that get an apostrophe."""
+"""First characters of the cells that get an apostrophe."""
 
 INTEGER_COLUMNS = {column.name for column in COLUMNS if column.kind == "integer"} | {NUM_CLASSES}
-"""Columns of whole numbers, such as the train size. MLflow stores the number of classes as a
-float."""
+"""Columns of whole numbers, such as the train size. The number of classes is added here,
+because MLflow stores it as a float."""
 LARGEST_EXACT = 2**53
-"""Numbers below this bound are exact as floats."""
+"""Limit for whole numbers. Below this limit, float64 represents every whole number exactly."""
 
 
 def escape_cell(value: object) -> object:
-    """Return a cell that is safe in a spreadsheet: with an apostrophe if it needs one."""
+    """Return a cell that is safe in a spreadsheet. Risky texts get an apostrophe."""
     if isinstance(value, str) and value.startswith(RISKY_STARTS):
         return f"'{value}"
     return value
 
 
 def unescape_cell(value: object) -> object:
-    """Return the cell before :func:`escape_cell`."""
+    """Return the cell as it was before :func:`escape_cell`."""
     if not isinstance(value, str) or not value.startswith("'"):
         return value
     text = value[1:]
@@ -43,7 +44,7 @@ def unescape_cell(value: object) -> object:
 
 
 def csv_text(table: pd.DataFrame) -> str:
-    """Return a table as CSV, with numbers in full precision and escaped texts."""
+    """Return a table as CSV text, with numbers in full precision and with escaped texts."""
     safe = table.rename(columns=escape_cell)
     for position, (name, dtype) in enumerate(zip(table.columns, safe.dtypes, strict=True)):
         if name in INTEGER_COLUMNS and pd.api.types.is_float_dtype(dtype):
@@ -55,9 +56,10 @@ def csv_text(table: pd.DataFrame) -> str:
 
 
 def _whole_numbers(cells: pd.Series) -> pd.Series:
-    """Return a column of floats as whole numbers; unchanged if one of them is not whole.
+    """Return a column of floats as whole numbers. If one of them is not whole, return it unchanged.
 
-    Columns with missing values are floats in pandas, which would write a train size as 220.0.
+    pandas stores a column with missing values as floats, so it would write the train size 220
+    as 220.0.
     """
     values = cells.dropna()
     are_whole = (values % 1 == 0).all() and (values.abs() < LARGEST_EXACT).all()
@@ -65,13 +67,13 @@ def _whole_numbers(cells: pd.Series) -> pd.Series:
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> Path:
-    """Write a table as CSV, as :func:`csv_text` returns it, and return the path."""
+    """Write a table as the CSV text of :func:`csv_text`, and return the path."""
     path.write_text(csv_text(table), encoding="utf-8", newline="")
     return path
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """Read a table that :func:`write_csv` wrote; empty text stays empty.
+    """Read a table that :func:`write_csv` wrote. An empty text stays an empty text.
 
     Raises:
         DataError: If the file is missing, or is not a CSV table.
@@ -90,7 +92,7 @@ def read_csv(path: Path) -> pd.DataFrame:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    """Return the cells of a file, still escaped."""
+    """Return the cells of a file, with the apostrophes of :func:`escape_cell`."""
     texts = {}
     blanks = {}
     for name in pd.read_csv(path, nrows=0).columns:

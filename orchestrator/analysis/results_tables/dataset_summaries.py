@@ -1,4 +1,4 @@
-"""A summary of each dataset that is fitted: its measures, its losses, and what attacks add."""
+"""A summary of each fitted dataset: its measures, its test loss, and the loss that attacks add."""
 
 from __future__ import annotations
 
@@ -36,16 +36,20 @@ class DatasetSummary:
         domain: ``natural`` or ``medical``.
         num_trials: Number of trials.
         train_sizes: Train sizes of the trials.
-        d_data: Intrinsic dimension at the largest N.
-        label_sharpness: K_F, averaged over train sizes and class pairs.
-        image_size: Side of the images in pixels; 0 if several, None if unknown.
-        channels: Number of channels; 0 if several, None if unknown.
-        num_classes: Number of classes; 0 if several, None if unknown.
+        d_data: Intrinsic dimension at the largest N; None if it is unknown.
+        label_sharpness: Mean of K_F over train sizes and class pairs.
+        image_size: Side of the images in pixels; 0 if the images have several sizes, None if
+            the size is unknown.
+        channels: Number of channels; 0 if the images have several numbers, None if it is
+            unknown.
+        num_classes: Number of classes; 0 if the trials have several numbers, None if it is
+            unknown.
         loss: Geometric mean of the test loss over models at the largest N, in nat.
-        accuracy: Mean test accuracy at the largest N, a share.
+        accuracy: Mean test accuracy at the largest N, as a share.
         auc: Mean AUROC at the largest N.
         loss_gain: Mean increase of the test loss under ``attack`` at the largest N, in nat.
-        attack: The strongest attack up to 8/255.
+        attack: Name of the strongest attack up to 8/255, FGSM if it was measured. The name is
+            empty if no attack was measured.
     """
 
     dataset: str
@@ -65,7 +69,7 @@ class DatasetSummary:
 
 
 def summaries_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[DatasetSummary, ...]:
-    """Return the summary of each dataset, from all trials and the fitted points."""
+    """Compute the summary of each dataset from all trials and the fitted points."""
     attack = _strongest_attack(points)
     largest = points.groupby(DATASET)[TRAIN_SIZE].transform("max")
     last = points[points[TRAIN_SIZE] == largest].groupby(DATASET)
@@ -107,7 +111,10 @@ def summaries_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[DatasetSumma
 
 
 def _strongest_attack(points: pd.DataFrame) -> Any:
-    """Return the column of the strongest attack up to 8/255, if possible FGSM; None without any."""
+    """Return the column of the strongest attack up to 8/255.
+
+    FGSM is preferred to all other attacks. Returns None if no attack was measured.
+    """
     measured = []
     for attack in attack_columns(points.columns):
         if attack.epsilon <= LARGEST_EPSILON and points[attack.name].notna().any():
@@ -116,7 +123,7 @@ def _strongest_attack(points: pd.DataFrame) -> Any:
 
 
 def _number_of(numbers: pd.Series, dataset: Any) -> float | None:
-    """Return the number of a dataset; None if it is missing or NaN."""
+    """Return the number of one dataset; None if this number is missing or NaN."""
     value = numbers.get(dataset, np.nan)
     if np.isnan(value):
         return None
@@ -124,7 +131,7 @@ def _number_of(numbers: pd.Series, dataset: Any) -> float | None:
 
 
 def _single(values: pd.Series) -> int | None:
-    """Return the only value; 0 if there are several, None if there is none."""
+    """Return the value that all rows share; 0 if the values differ, None if there is no value."""
     if values.isna().all():
         return None
     if values.nunique() > 1:

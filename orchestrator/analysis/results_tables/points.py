@@ -1,4 +1,4 @@
-"""Points: trials averaged over seeds, with the regressors of the law as columns."""
+"""Points: averages of trials over seeds, with the regressors of the law as further columns."""
 
 from __future__ import annotations
 
@@ -36,21 +36,25 @@ from orchestrator.results.columns import (
 LOG_LOSS = "log_loss"
 LOG_ERROR = "log_error"
 OF_CHANCE_LOSS = "of_chance_loss"
-"""Logarithm of the loss divided by the chance loss."""
+"""Column with the logarithm of the ratio of the loss to the chance loss."""
 AT_CHANCE_LEVEL = "at_chance_level"
-"""1 for a point at chance level, else 0."""
+"""Column that is 1 for a point at chance level, and 0 for any other point."""
 LOG_TRAIN_SIZE = "log_train_size"
 D_REFERENCE = "d_reference"
-"""d_data at the largest train size of the dataset and class pair; estimates grow with N."""
+"""Column with d_data at the largest train size of the dataset and class pair. Estimates of
+d_data grow with N, so one estimate is used for all train sizes."""
 INVERSE_D = "inverse_d"
 LOG_SHARPNESS = "log_sharpness"
 IS_MEDICAL = "is_medical"
 CELL = "cell"
-"""Number of a group of comparable points: equal model, train size and data mode."""
+"""Column with the number of a group of comparable points. Comparable points have the same
+model, train size and data mode."""
 CURVE = "curve"
-"""Number of a curve over N: one model on one dataset and class pair."""
+"""Column with the number of a learning curve. The points of a curve have the same model,
+dataset, class pair and data mode."""
 WEIGHT = "weight"
-"""Weight of a point; the weights of a dataset's class pairs add to one."""
+"""Column with the weight of a point. The points of a model at one train size of a dataset have
+a total weight of 1."""
 SEED_STD = "seed_std"
 
 WORDS = {
@@ -75,17 +79,20 @@ WORDS = {
 }
 """Name of each column in sentences."""
 POOLED = "pooled"
-"""Name of a fit to all models together, with an intercept for each model."""
+"""Model name in a fit of all models together. Such a fit has an intercept for each model."""
 ALL = "all"
-"""Name of a fit to both domains together."""
+"""Subset name in a fit of both domains together."""
 SUBSET = [DATASET, CLASS_PAIR, DATA_MODE]
-"""Columns that identify the training images of a network."""
+"""Columns that, together with the train size, identify the training images of a network."""
 POINT = [MODEL, DATASET, DOMAIN, CLASS_PAIR, TRAIN_SIZE, DATA_MODE]
-"""Columns that identify a point; its trials differ only in their seed."""
+"""Columns that identify a point. The trials of a point differ only in their seed."""
 
 
 def given(terms: Sequence[str], name: str) -> str:
-    """Return the other terms of a fit as ``, given 1/d``; empty if there are none."""
+    """Return the terms of a fit except ``name`` as text, such as ``, given 1/d``.
+
+    The text is empty if there are no other terms.
+    """
     held_equal = [WORDS[term].removeprefix("log ") for term in terms if term != name]
     if not held_equal:
         return ""
@@ -93,24 +100,25 @@ def given(terms: Sequence[str], name: str) -> str:
 
 
 def fitted_points(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
-    """Average trials over seeds and add the regressors.
+    """Average trials over seeds, and add the regressors of the fits.
 
     Args:
-        full: A checked table, one row per trial.
+        full: A checked table with one row per trial.
 
     Returns:
-        First, a row per model, dataset, class pair and train size, with losses averaged as
-        logarithms. Second, the numbers of trials without a usable loss, by their first reason.
-        If such a trial is finished, it stays in the table for its other numbers.
+        First, the points, with one row per model, dataset, class pair and train size. Losses are
+        averaged as logarithms. Second, the number of trials without a usable loss, for each
+        reason. If such a trial is finished and has a train size, the points use its other
+        numbers.
     """
     unusable = {
         DIVERGED: full[STATUS] != DONE,
-        "no positive train size": ~(full[TRAIN_SIZE] > 0),
+        "trials without a positive train size": ~(full[TRAIN_SIZE] > 0),
     }
-    # Only these two reasons remove a trial. A trial without a loss stays, because it has measures.
+    # Only these two reasons remove a trial. A trial without a loss is used for its measures.
     is_no_point = pd.DataFrame(unusable).any(axis=1)
-    unusable["no test loss"] = full[TEST_LOSS].isna()
-    unusable["test loss not above zero, so it has no logarithm"] = full[TEST_LOSS] <= 0
+    unusable["trials without a test loss"] = full[TEST_LOSS].isna()
+    unusable["trials with a test loss of 0 or less, which has no logarithm"] = full[TEST_LOSS] <= 0
     is_usable = pd.Series(True, index=full.index)
     exclusions = []
     # Each trial is counted once, under the first reason that applies to it.
@@ -131,14 +139,15 @@ def fitted_points(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
         if pd.api.types.is_numeric_dtype(trials[name]):
             numbers.append(name)
     points = trials.groupby(POINT, sort=True)[numbers].mean().reset_index()
-    # Grouping makes string columns of texts, and each access to these calls Arrow.
+    # ``groupby`` returns texts as string columns, and each access to a string column calls
+    # Arrow.
     texts = [name for name in POINT if name in TEXT_COLUMNS]
     points[texts] = points[texts].astype(object)
     return _with_regressors(points), tuple(exclusions)
 
 
 def _with_regressors(points: pd.DataFrame) -> pd.DataFrame:
-    """Add the regressors of the fits, and the numbers of comparable groups and curves."""
+    """Add the columns that fits need: regressors, weights and the numbers of cells and curves."""
     num_pairs = points.groupby([MODEL, DATASET, TRAIN_SIZE])[CLASS_PAIR].transform("size")
     sharpness = points[LABEL_SHARPNESS]
     errors = 1.0 - points[TEST_ACCURACY]
@@ -160,17 +169,17 @@ def _with_regressors(points: pd.DataFrame) -> pd.DataFrame:
         D_REFERENCE: reference,
         INVERSE_D: 1.0 / reference,
     }
-    # Copying makes the added columns contiguous in memory, which speeds up selecting rows.
+    # The copy is contiguous in memory, which makes later selections of rows faster.
     return points.assign(**added).copy()
 
 
 def at_largest_size(points: pd.DataFrame, name: str, by: Sequence[str] = SUBSET) -> pd.Series:
-    """Return the positive value of a measure at the largest train size that has one.
+    """Return a measure at the largest train size at which it is positive, for each point.
 
     Args:
         points: Rows with a train size.
         name: Column of the measure.
-        by: Columns that identify the measured images.
+        by: Columns whose values identify the images that were measured.
     """
     keys = list(by)
     measured = points[points[name] > 0]
@@ -193,7 +202,10 @@ def select(points: pd.DataFrame, model: str, subset: str = ALL) -> pd.DataFrame:
 
 
 def sums_of(points: pd.DataFrame, column: str) -> Sums:
-    """Return sums per dataset for the slope of ``column`` on −log N / d within curves."""
+    """Return the sums of each dataset from which the slope of ``column`` on −log N / d follows.
+
+    The slope is estimated within curves.
+    """
     log_size = points[LOG_TRAIN_SIZE].to_numpy(dtype=float)
     d_data = points[D_REFERENCE].to_numpy(dtype=float)
     fall = -log_size / d_data

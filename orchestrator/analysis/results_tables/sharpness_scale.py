@@ -1,4 +1,4 @@
-"""The image scale of each K_F, and the decision whether K_F may be compared between datasets."""
+"""The image scales on which K_F was measured, and whether K_F may be compared between datasets."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from orchestrator.results.columns import (
 from search_spaces.errors import plural
 
 Policy = Literal["refuse", "ignore"]
-"""Choice about unequal scales: refuse to compare K_F, or ignore the difference."""
+"""The user's choice for unequal scales: ``refuse`` makes no fit that compares K_F, and
+``ignore`` compares K_F nevertheless."""
 UNEQUAL_SCALES = "K_F was measured on unequal scales"
-"""Reason of a refused fit. :attr:`SharpnessScale.note` lists the scales."""
+"""Reason why a fit is refused. :attr:`SharpnessScale.note` lists the scales."""
 SAME_SHARPNESS = "K_F is the same for all datasets"
 UNRECORDED = "unrecorded"
 SCALE_COLUMNS = [SHARPNESS_PIXEL_RANGE, IMAGE_SIZE, SHARPNESS_CHANNELS]
@@ -32,9 +33,9 @@ class SharpnessScale:
 
     Attributes:
         comparable: True if K_F is compared between datasets.
-        policy: Choice about unequal scales: ``refuse`` or ``ignore``.
-        note: A sentence on unequal or unknown scales; empty if there is one scale.
-        scales: Each scale as text, with its datasets.
+        policy: The user's choice for unequal scales: ``refuse`` or ``ignore``.
+        note: Sentences on unequal or unknown scales; empty if all scales are known and equal.
+        scales: For each scale, its text and the names of its datasets.
     """
 
     comparable: bool
@@ -44,11 +45,11 @@ class SharpnessScale:
 
 
 def sharpness_scale(table: pd.DataFrame, policy: Policy) -> SharpnessScale:
-    """Return the scales of K_F. They depend on pixel range, image size and channels.
+    """Return the scales of K_F. A scale is a pixel range, an image size and a number of channels.
 
     Args:
-        table: One row per trial.
-        policy: What to do about unequal scales.
+        table: A results table with one row per trial.
+        policy: The user's choice for unequal scales.
     """
     columns = table.columns.union([LABEL_SHARPNESS, *SCALE_COLUMNS])
     measured = table.reindex(columns=[*columns])

@@ -1,1 +1,1 @@
-"""Answers in plain words: one module for each kind of table."""
+"""Answers in plain words. Each kind of table has one module."""

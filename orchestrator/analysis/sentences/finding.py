@@ -1,4 +1,7 @@
-"""A finding is a question with its verdict and its answer; parts of sentences of all findings."""
+"""The record of a finding, and the sentences that all kinds of findings use.
+
+A finding is a question with its verdict and its answer.
+"""
 
 from __future__ import annotations
 
@@ -29,21 +32,22 @@ ASKED_AFTER_SEEING = (
     "Results on these images were known when this question or its settings were chosen, so the "
     "answer confirms nothing."
 )
-"""Sentence on an answer if its question or the settings of its sweep were chosen after results."""
+"""Sentence in an answer whose question, or whose settings of the sweep, were chosen after
+results were known."""
 NO_RELATION = "No relation was detected."
 """First sentence of an undecided answer whose interval includes the null value."""
 LABEL_SHARPNESS_MEANS = (
-    "K_F (label sharpness) is 1 / distance of the two closest images with different labels."
+    "K_F (label sharpness) is one over the distance between the two closest images with "
+    "different labels."
 )
-"""Sentence that explains K_F, in the first answer on K_F: the closest pair of images decides
-it."""
+"""Sentence that explains K_F in the first answer on K_F. The closest pair of images decides K_F."""
 DELTA_MEANS = "δ is the mean distance to the nearest image with another label."
-"""Sentence that explains δ, in the first answer on δ: all images count, unlike in K_F."""
+"""Sentence that explains δ in the first answer on δ. Unlike K_F, δ depends on all images."""
 SIDES: dict[Alternative, str] = {
     "two-sided": "two-sided",
     "rise": "one-sided for a rise",
 }
-"""Words for the side of the null value on which a result counts."""
+"""Words for the side of the null value on which a result counts as an effect."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,14 +55,13 @@ class Finding:
     """A question with its verdict and the sentences that answer it.
 
     Attributes:
-        question: The question as a person asks it.
-        verdict: The table's verdict on the question.
-        sentences: The answer in one or two lines: the estimate, its interval and the adjusted
-            p.
+        question: The question in everyday words.
+        verdict: The verdict on the question.
+        sentences: The short answer: the estimate, its interval and the adjusted p.
         details: Sentences on the test, its power and the most influential dataset or class.
         notes: Remarks on the numbers of this answer.
         to_add: Advice on what to add to a sweep that cannot answer the question.
-        claim: The supported statement, or the statement that contradicts the expected one.
+        claim: The statement that the data support: the expected statement or the opposite one.
             Empty if no effect was detected.
     """
 
@@ -71,14 +74,14 @@ class Finding:
     claim: str = ""
 
     def with_sentence(self, sentence: str) -> Finding:
-        """Return the finding with one more sentence in its short answer."""
+        """Return a copy of the finding with one more sentence in its short answer."""
         return replace(self, sentences=(*self.sentences, sentence))
 
     @property
     def line(self) -> str:
         """The short answer.
 
-        If the question cannot be tested, it also says what to add to the sweep.
+        If the question cannot be tested, the text also states what to add to the sweep.
         """
         sentences = [*self.sentences]
         if self.to_add:
@@ -87,7 +90,7 @@ class Finding:
 
     @property
     def answer(self) -> str:
-        """The short answer and its details."""
+        """The short answer, followed by the details."""
         return " ".join([*self.sentences, *self.details])
 
 
@@ -97,7 +100,7 @@ def multiplied(value: float, bounds: Interval | None, by: float) -> tuple[str, I
     Args:
         value: Slope of the log loss on a term.
         bounds: Interval of the slope.
-        by: Difference of the term between the two losses.
+        by: Difference of the term between the two datasets whose losses are compared.
     """
     factor = number(float(np.exp(value * by)))
     if factor == "1":
@@ -146,15 +149,16 @@ def short_answer(
 
     Args:
         answer: The answer.
-        size: The size of the effect: a sentence without its full stop.
-        bounds: The interval of that size as text.
-        name_of_value: Name of the number of the answer, for its value without one replicate.
-        replicate: Replicate of the interval: dataset or class.
-        claim: First sentence if the detected effect is opposite to the expected one.
+        size: A sentence on the size of the effect, without a full stop.
+        bounds: The interval of this size, as text.
+        name_of_value: Name of the number, such as ``the slope``. It is used in the sentence on
+            its value without one replicate.
+        replicate: Name of the replicates of the interval: ``dataset`` or ``class``.
+        claim: First sentence if the detected effect is the opposite of the expected effect.
         if_undecided: First sentence of an undecided answer whose interval includes the null
             value.
         of_interval: Words between ``95 % interval`` and its bounds.
-        against: Words after the adjusted p on the null value.
+        against: Words on the null value that follow the adjusted p.
     """
     opening = ""
     if answer.is_opposite:
@@ -175,12 +179,12 @@ def short_answer(
 def details_of_test(
     answer: Answer, name_of_value: str, replicate: str = "dataset"
 ) -> tuple[str, ...]:
-    """Return the sentences on p, the most influential replicate and the power.
+    """Return the sentences on the p-value, the most influential replicate and the power.
 
     Args:
         answer: The answer.
         name_of_value: Name of the number of the answer.
-        replicate: Replicate of the interval: dataset or class.
+        replicate: Name of the replicates of the interval: ``dataset`` or ``class``.
     """
     sentences = []
     if answer.p_value is not None:
@@ -196,13 +200,13 @@ def details_of_test(
 
 
 def _test_in_words(answer: Answer) -> str:
-    """Return the beginning of a sentence on p: the null value and the sides that count."""
+    """Return the start of a sentence on p, with the null value and the sides of the test."""
     sides = SIDES[answer.question.alternative]
     return f"The test against {_null_value(answer)} ({sides}) gives"
 
 
 def undecidable(answer: Answer) -> str:
-    """Return why a table this small cannot decide a question; empty if it could."""
+    """Return a sentence that the table is too small to decide a question; empty if it is not."""
     if answer.verdict != "undecided":
         return ""
     return nothing_detectable(answer.test, answer.num_tests)
@@ -225,17 +229,20 @@ def why_undecided(answer: Answer) -> str:
     if answer.verdict != "undecided" or not _leaves_null_out(answer):
         return ""
     if answer.p_value is not None and answer.p_value > LEVEL:
-        return "The interval comes from a t test alone; resampling does not confirm this result."
-    return "The interval ignores the other tests; the adjusted p decides."
+        return (
+            "The interval comes only from a t test, and the test by resampling does not confirm "
+            "this result."
+        )
+    return "The interval is not adjusted for the number of tests. The adjusted p decides."
 
 
 def p_sentences(answer: Answer, where: str = "") -> list[str]:
-    """Return sentences on p and adjusted p, with the null value and the sides that count.
+    """Return sentences on p and the adjusted p, with the null value and the sides of the test.
 
     Args:
         answer: The answer.
-        where: Words on the place that shows the other tests of the family, such as `` of this
-            ledger``.
+        where: Words that follow the number of tests and state where these tests are, such as
+            `` of this ledger``.
     """
     if answer.p_value is None or answer.adjusted_p is None:
         return []
@@ -245,10 +252,10 @@ def p_sentences(answer: Answer, where: str = "") -> list[str]:
 
 
 def power_sentence(answer: Answer) -> str:
-    """Return how many of 100 such studies would detect the effect; empty if it is unknown.
+    """Return a sentence on how many of 100 such studies would detect the effect.
 
-    If the question has no effect in words, return the slope that 80 of 100 such studies
-    detect.
+    If the question defines no effect, the sentence instead states the slope that 80 of 100
+    such studies detect. If the power is unknown, the text is empty.
     """
     impossible = nothing_detectable(answer.test, answer.num_tests)
     if impossible:
@@ -259,7 +266,8 @@ def power_sentence(answer: Answer) -> str:
     if answer.power < 2 * answer.test_level:
         by_chance = " That is hardly more often than without any effect."
     share = in_hundred(answer.power)
-    # The verdict also needs a small p by resampling, which detects less than the t test.
+    # The verdict also needs a small p by resampling, and resampling detects effects less often
+    # than the t test.
     is_resampled = isinstance(answer.test, TTest) and answer.test.smallest_p > 0
     if is_resampled and share[0].isdigit():
         share = f"at most {share}"
@@ -274,12 +282,14 @@ def one_decides(answer: Answer) -> bool:
 
 
 def influence(answer: Answer, name_of_value: str, replicate: str = "dataset") -> str:
-    """Return the value without the most influential replicate; empty if none can be left out.
+    """Return a sentence on the value without the most influential replicate.
+
+    The text is empty if no replicate can be left out, or if the printed value stays the same.
 
     Args:
         answer: The answer.
         name_of_value: Name of the number of the answer.
-        replicate: Kind of replicate that is left out: a dataset or a class.
+        replicate: Name of what is left out: ``dataset`` or ``class``.
     """
     name = answer.most_influential
     if name is None or answer.value is None:
@@ -295,7 +305,10 @@ def influence(answer: Answer, name_of_value: str, replicate: str = "dataset") ->
 
 
 def changes_of_sign(answer: Answer) -> tuple[str, ...]:
-    """Return a sentence on datasets whose omission changes the sign; empty if there is none."""
+    """Return a sentence on datasets whose omission changes the sign of the estimate.
+
+    The result is empty if there is no such dataset.
+    """
     if answer.value is None:
         return ()
     opposite = []

@@ -1,7 +1,7 @@
 """A paragraph for the methods section of a paper, from the facts of a sweep.
 
-Each sentence states a setting of the sweep or a fact of its stored results. A setting that
-differs between trials is not in the paragraph. The sweep file contains all settings.
+Each sentence states a setting of the sweep or a fact of its stored results. The paragraph
+omits settings that differ between trials. The sweep file contains all settings.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ OPTIMIZERS = {
     "adamw": "AdamW",
     "sgd": "stochastic gradient descent with momentum 0.9",
 }
-"""Name in a paper for the name of an optimizer in a recipe."""
+"""Name of an optimizer in a paper, by its name in a recipe."""
 PRECISIONS = {
     "float32": "",
     "bfloat16": ", forward pass in bfloat16",
     "float16_unscaled": ", forward pass in float16 without scaling of gradients",
 }
-"""Text on the precision of a recipe, with the setting that it implies; empty for the usual
+"""Text on the precision of a recipe, by name of the precision. It is empty for the usual
 float32."""
 MAX_LISTED = 12
-"""Largest number of values that a sentence lists. If there are more, it gives only their number."""
+"""Largest number of values that a sentence lists. If there are more values, the sentence gives
+only their number."""
 
 
 def methods_paragraph(
@@ -49,8 +50,8 @@ def methods_paragraph(
 
     Args:
         plan: The plan of the sweep.
-        records: Stored results by trial id. Results of trials that the plan lacks are not
-            counted.
+        records: Stored results by trial id. Results of trials that are not in the plan do not
+            count.
         has_groups: True if the images of a prepared dataset form groups, such as patients.
     """
     done = [records[trial_id] for trial_id in plan.trials_by_id if trial_id in records]
@@ -111,7 +112,7 @@ def _subsets(plan: SweepPlan, has_groups: bool) -> Iterator[str]:
         train_sizes.append(f"{train_size:,}")
     yield f"The networks were trained on {listing(train_sizes, 'or')} images."
     if _has_faults(subsets):
-        # Each of the following sentences is wrong for some fault of the released code.
+        # For each of the following sentences, a fault of the released code makes it wrong.
         return
     has_sizes = len(train_sizes) > 1
     if has_sizes:
@@ -133,11 +134,12 @@ def _subsets(plan: SweepPlan, has_groups: bool) -> Iterator[str]:
         )
     num_cut = 0
     for name in _distinct(subsets, "prepared.dataset"):
-        # A user's dataset may have the name of a bundled one.
+        # A user's dataset may have the same name as a bundled dataset, so descriptions are
+        # compared.
         if name in ORIGINS and plan.datasets[name].description == DATASETS[name].description:
             num_cut += bool(ORIGINS[name].cut_from)
     if num_cut:
-        # Without these words, this sentence would contradict the sentence on groups.
+        # Without these words, the following sentence would contradict the sentence on groups.
         unlisted = ", which are not listed as groups" if has_groups else ""
         yield (
             f"In {plural(num_cut, 'dataset')}, training and test images were cut from the "
@@ -163,7 +165,10 @@ def _training(trials: Sequence[TrialSpec]) -> Iterator[str]:
 
 
 def _settings(trials: Sequence[TrialSpec]) -> Iterator[str]:
-    """Yield a sentence on the settings of the training, or one for each network."""
+    """Yield a sentence on the settings of the training.
+
+    If they differ, yield one for each network.
+    """
     settings_by_model: defaultdict[str, set[str]] = defaultdict(set)
     for network in _distinct(trials, "network"):
         settings_by_model[network.model.name].add(_settings_of(network.recipe))
@@ -181,7 +186,7 @@ def _settings(trials: Sequence[TrialSpec]) -> Iterator[str]:
 
 
 def _settings_of(recipe: RecipeSpec) -> str:
-    """Return the settings of a recipe as the end of a sentence."""
+    """Return the settings of a recipe as words that end a sentence."""
     outputs = ""
     if recipe.num_outputs is not None:
         outputs = f", {plural(recipe.num_outputs, 'output')}"
@@ -196,7 +201,7 @@ def _measures(measures: Sequence[MeasureSpec], largest_size: int) -> Iterator[st
     """Yield sentences on intrinsic dimension and label sharpness."""
     measured = []
     for measure in measures:
-        # The report uses this estimate, also if there are others.
+        # The report uses the maximum likelihood estimate, also if there are other estimates.
         if "mle" in measure.estimators:
             measured.append(measure)
     for num_neighbors in _distinct(measured, "num_neighbors"):
@@ -208,13 +213,13 @@ def _measures(measures: Sequence[MeasureSpec], largest_size: int) -> Iterator[st
     seeds = _distinct(measures, "sharpness_seeds")
     for sample_size in _distinct(measures, "sharpness_sample"):
         images = "training images with different labels"
-        # In a smaller training set, all images are measured.
+        # If a training set is smaller than the sample, all its images are measured.
         if sample_size is not None and sample_size < largest_size:
             images = (
                 "images with different labels, as a mean over "
                 f"{plural(len(seeds[0]), 'sample')} of at most {sample_size:,} training images"
             )
-        yield f"Label sharpness is 1 / distance of the two closest {images}."
+        yield f"Label sharpness is one over the distance between the two closest {images}."
 
 
 def _attacks(trials: Sequence[TrialSpec]) -> Iterator[str]:
@@ -265,6 +270,6 @@ def _distinct(specs: Iterable[Any], field: str) -> list[Any]:
 
 
 def _listed(names: Sequence[str], noun: str) -> str:
-    """Return the number of names with their noun, and the names if they are few."""
+    """Return the number of names with a noun, followed by the names if they are few."""
     count = plural(len(names), noun)
     return f"{count}: {', '.join(names)}" if len(names) <= MAX_LISTED else count

@@ -1,4 +1,4 @@
-"""Sentences on the answers of the class pairs of one dataset."""
+"""Sentences on the answers to questions about the class pairs of one dataset."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ from orchestrator.analysis.sentences.finding import (
 from orchestrator.results.columns import attack_columns
 
 TOGETHER = 0.7
-"""Size of a correlation at which two columns share half of their variance."""
+"""Smallest absolute correlation of columns that share half of their variance."""
 SAME_EFFECT = "K_F and δ are correlated here, so one cause can explain these answers."
-"""Sentence on a claim on δ if log K_F and log δ are correlated."""
+"""Sentence that follows a claim on δ if log K_F and log δ are correlated."""
 STEP = 1.1
-"""Factor between the K_F or δ of two pairs in a sentence. In all data with a slope, K_F and δ vary
-by at least 10 %."""
+"""Factor by which a sentence lets the K_F or δ of two pairs differ. If a slope can be
+estimated, K_F and δ vary by at least this factor."""
 
 
 def all_are_late(fits: ScalingFits) -> bool:
     """Return whether every tested question about class pairs was chosen after results were known.
 
-    One sentence below all answers then says so, in place of a sentence in each answer.
+    If so, one sentence below all answers states this, instead of a sentence in each answer.
     """
     tested = [slope for slope in fits.class_pairs if slope.adjusted_p is not None]
     return bool(tested) and all(fits.pair_answer(slope).is_late for slope in tested)
@@ -94,15 +94,16 @@ def of_class_pairs(fits: ScalingFits) -> Iterator[Finding]:
 
 
 def _are_together(fits: ScalingFits) -> bool:
-    """Return whether log K_F and log δ share at least half of their variance over pairs."""
+    """Return whether log K_F and log δ share about half of their variance over pairs, or more."""
     correlation = fits.sharpness_with_delta
     return correlation is not None and abs(correlation) >= TOGETHER
 
 
 def attack_in_words(fits: ScalingFits) -> str:
-    """Return the attack that lowers accuracy, or the number of attacks if there are several.
+    """Return the attack in words, or the number of attacks if there are several.
 
-    The names come from the losses under attack. A table without these losses names no attack.
+    The names come from the columns of losses under attack. If a table has no such columns, the
+    text is only "attacks".
     """
     columns = attack_columns(dict.fromkeys(fit.response for fit in fits.attacks))
     if not columns:
@@ -118,11 +119,11 @@ def _of_pair_slope(
     """Return the finding on one question about class pairs.
 
     Args:
-        slope: The slope that answers.
-        answer: The answer of this slope.
-        d_data: d_data of the dataset, for the factor of a doubling of N.
-        in_pixels: The same slope in pixel units, which is shown without a test.
-        attack: The attack that lowers accuracy, in words.
+        slope: The slope that answers the question.
+        answer: The answer that follows from this slope.
+        d_data: d_data of the dataset, from which the effect of doubling N is computed.
+        in_pixels: The same slope in pixel units. It is printed without a test.
+        attack: Words for the attack that lowers accuracy.
     """
     pair_question = PAIR_QUESTIONS[slope.on]
     notes = []
@@ -155,7 +156,7 @@ def _of_pair_slope(
 
 
 def _step_between_pairs(slope: Slope, d_data: float | None, attack: str) -> tuple[str, str] | None:
-    """Return the effect of a doubling of N, or of 10 % more K_F or δ, and its interval as text.
+    """Return the effect of doubling N, or of 10 % more K_F or δ, and its interval, both as text.
 
     Returns None if the slope has no such effect or no interval.
     """
@@ -176,7 +177,7 @@ def _step_between_pairs(slope: Slope, d_data: float | None, attack: str) -> tupl
 
 
 def _accuracy_lost(value: float, bounds: Interval, attack: str) -> tuple[str, str]:
-    """Return the accuracy lost for a step of 10 %, in percentage points, and its interval."""
+    """Return the percentage points of accuracy lost for 10 % more K_F or δ, with the interval."""
     points = 100 * float(np.log(STEP)) * np.array([value, *bounds])
     comparative = "more"
     if value < 0:
@@ -187,7 +188,7 @@ def _accuracy_lost(value: float, bounds: Interval, attack: str) -> tuple[str, st
 
 
 def _at_equal_delta(fits: ScalingFits, slopes: Sequence[Slope]) -> Finding:
-    """Return the finding on K_F between pairs of equal mean distance δ.
+    """Return the finding on whether K_F matters between pairs with equal δ.
 
     Args:
         fits: All fits.
@@ -207,7 +208,7 @@ def _at_equal_delta(fits: ScalingFits, slopes: Sequence[Slope]) -> Finding:
         if answer.is_decided:
             direction = "rises" if (answer.value or 0.0) > 0 else "falls"
             claims.append(f"At equal δ, {response} {direction} with K_F.")
-        # Only the first sentence names log K_F, the regressor of all these slopes.
+        # All these slopes have the regressor log K_F, so only the first sentence names it.
         regressor = "" if slopes_in_words else " on log K_F"
         slopes_in_words.append(
             f"The slope of {response}{regressor} is {number(answer.value)} (95 % interval "
@@ -241,10 +242,11 @@ def _at_equal_delta(fits: ScalingFits, slopes: Sequence[Slope]) -> Finding:
 
 
 def _joint_verdict(answers: Sequence[Answer]) -> Verdict:
-    """Return one verdict of several slopes.
+    """Return one verdict on several slopes.
 
-    A detected effect is only suggested if any of the questions was asked after somebody had seen
-    the data. Otherwise, the joint verdict is contradicted if any slope contradicts its claim.
+    If any of the questions was asked after somebody had seen the data, a detected effect is
+    only suggested. Otherwise, the joint verdict is contradicted if any slope contradicts its
+    claim.
     """
     verdicts = {answer.verdict for answer in answers}
     if any(answer.is_late for answer in answers) and any(one.is_decided for one in answers):

@@ -55,12 +55,12 @@ from search_spaces.errors import plural
 
 FALL_QUESTION = "Did the loss fall with N?"
 MAX_WORST = 3
-"""Number of datasets that the sentence on the highest shares of d_repr above d_data names. It
-names more if further datasets have the same share as the last one."""
+"""Number of datasets in the sentence on the highest shares of points with d_repr above d_data.
+If further datasets have the same share as the last one, the sentence names them too."""
 HELD_EQUAL = {INVERSE_D: "d_data", LOG_SHARPNESS: "K_F", IS_MEDICAL: "domain"}
-"""Property of datasets that is equal if a term is equal, by column of the term."""
+"""Name of the dataset property that a term represents, by column of the term."""
 MAX_NAMED_NETWORKS = 4
-"""Largest number of networks that a sentence on d_repr lists; the tables list all of them."""
+"""Largest number of networks that a sentence on d_repr lists. The tables list all networks."""
 
 
 def of_datasets(fits: ScalingFits) -> Iterator[Finding]:
@@ -68,7 +68,8 @@ def of_datasets(fits: ScalingFits) -> Iterator[Finding]:
     yield _dimension(fits)
     yield _sharpness(fits)
     fall = _fall(fits)
-    # Class pairs have a test of this question, which says more than a count of datasets.
+    # If there are class pairs, a test answers this question. It is stronger than a count of
+    # datasets.
     if fall is not None and not fits.class_pairs:
         yield fall
     yield _exponent(fits)
@@ -78,15 +79,15 @@ def of_datasets(fits: ScalingFits) -> Iterator[Finding]:
 
 @dataclass(frozen=True, slots=True)
 class Property:
-    """A property of datasets, and the comparison of losses over a step of it.
+    """A property of datasets, and a comparison of the losses of two kinds of datasets.
 
     Attributes:
         name: Name of the property.
-        column: Column of its term in the fit.
-        step: Sentence on two kinds of datasets, with ``{}`` for the factor between their
-            losses and without its full stop.
-        change: Difference of the term between the two kinds.
-        effect: Slope whose power is given; None if there is none.
+        column: Column of the term that represents the property in the fit.
+        step: Sentence that compares two kinds of datasets, without a full stop. It contains
+            ``{}`` in place of the factor between their losses.
+        change: Difference of the term between the two kinds of datasets.
+        effect: Slope for which the power is computed; None if there is no such slope.
     """
 
     name: str
@@ -99,7 +100,10 @@ class Property:
 def _of_height(
     fits: ScalingFits, answer: Answer, dataset_property: Property, notes: Sequence[str]
 ) -> Finding:
-    """Return the finding on a question about the height of losses: the loss at equal N."""
+    """Return the finding on a question about heights.
+
+    A height is a dataset's log loss at equal N.
+    """
     fit = fits.headline()
     if answer.verdict == "not testable" or answer.value is None:
         to_add = datasets_to_add(fits, fit, "d_data, K_F and losses", answer.reason)
@@ -114,7 +118,7 @@ def _of_height(
     ]
     if column == INVERSE_D:
         details += [
-            "The factor compares the highest d_data with the lowest.",
+            "The factor compares datasets with the highest and the lowest d_data.",
             "A negative slope means that the loss rises with d_data.",
         ]
     claim = ""
@@ -141,7 +145,7 @@ def _of_height(
 
 
 def _at_equal(terms: Sequence[str], column: str) -> str:
-    """Return the other terms of a fit as `` at equal K_F and domain``; empty if there are none."""
+    """Return the other terms of a fit, as `` at equal K_F and domain``; empty if there are none."""
     names = [HELD_EQUAL[term] for term in terms if term != column]
     return f" at equal {listing(names)}" if names else ""
 
@@ -153,7 +157,7 @@ def _claim(value: float, dataset_property: Property) -> str:
 
 
 def _datasets_needed(fit: HeightFit, column: str, effect: float, tests: int) -> str:
-    """Return a sentence on the number of datasets that would detect the effect."""
+    """Return a sentence on the number of datasets with which studies would detect the effect."""
     needed = needed_for_doubling(fit, column, effect, tests)
     if needed is None:
         return "No practical number of such datasets would let 80 of 100 studies detect it."
@@ -183,19 +187,19 @@ def _dimension(fits: ScalingFits) -> Finding:
 
 
 def _domain_gap(offset: Estimate) -> str:
-    """Return a sentence on the ratio of losses, medical over natural datasets."""
+    """Return a sentence on the ratio of the losses of medical and natural datasets."""
     factor, bounds = multiplied(offset.value, offset.interval, 1.0)
     return (
         f"Here, the loss of medical datasets is {factor} times the loss of natural ones (95 % "
-        f"interval {interval(bounds, null=1.0)}). This is exploratory, and not at equal d_data "
-        "and K_F."
+        f"interval {interval(bounds, null=1.0)}). This comparison is exploratory, and it does "
+        f"not hold d_data and K_F constant."
     )
 
 
 def datasets_needed_for_sharpness(fits: ScalingFits) -> int | None:
     """Return the number of datasets with which a study would detect the law's slope on log K_F.
 
-    Returns None if the question is decided, or if no practical number would detect it.
+    Returns None if the question is decided, or if no practical number is large enough.
     """
     answer = fits.answer(SHARPNESS)
     if answer.verdict != "undecided":
@@ -205,7 +209,7 @@ def datasets_needed_for_sharpness(fits: ScalingFits) -> int | None:
 
 def _sharpness(fits: ScalingFits) -> Finding:
     values = [d.label_sharpness for d in fits.datasets if d.label_sharpness]
-    # A factor of two would be outside the data if no two datasets differ that much.
+    # If no two datasets differ by a factor of two, such a factor would be outside the data.
     kinds = "twice the"
     factor = 2.0
     if values and max(values) < factor * min(values):
@@ -226,7 +230,10 @@ def _sharpness(fits: ScalingFits) -> Finding:
 
 
 def _fall(fits: ScalingFits) -> Finding | None:
-    """Count the datasets in which the loss fell with N; None without two train sizes."""
+    """Count the datasets in which the loss fell with N.
+
+    Returns None if no curve has two train sizes.
+    """
     fit = fits.fall()
     if fit.status != "ok":
         return None
@@ -235,7 +242,10 @@ def _fall(fits: ScalingFits) -> Finding | None:
     share = _of_all_datasets(fit.num_falling, fit.num_datasets)
     details = []
     if fit.sign_p is not None and fit.num_datasets > 1 and not fits.dependent_datasets:
-        details.append(f"Exact sign test, two-sided: {p_equals(fit.sign_p)}, not adjusted.")
+        details.append(
+            "A two-sided exact sign test of the datasets' slopes gives "
+            f"{p_equals(fit.sign_p)}, not adjusted."
+        )
     factor, bounds = multiplied(slope.value, slope.interval, float(np.log(2)))
     doubling = f"Doubling N went with {factor} times the loss"
     if bounds is not None:
@@ -264,26 +274,27 @@ def _fall(fits: ScalingFits) -> Finding | None:
 def _of_short_training(fit: FallFit) -> Iterator[str]:
     """Yield a sentence on networks that do not fit their training images at the smallest N.
 
-    At an equal number of epochs, the number of optimizer steps grows with N.
+    With the same number of epochs, a larger N means more optimizer steps. Some networks may
+    therefore have a high loss at small N only because they had too few steps.
     """
     if fit.num_unfitted:
         verb, whose = ("does", "its") if fit.num_unfitted == 1 else ("do", "their")
         yield (
-            f"More training steps at larger N may contribute: at N = {fit.train_sizes[0]:,}, "
-            f"{fit.num_unfitted} of {plural(fit.num_at_smallest, 'network')} {verb} not fit "
-            f"{whose} training images."
+            "A part of this fall may come from more training steps at larger N: at N = "
+            f"{fit.train_sizes[0]:,}, {fit.num_unfitted} of "
+            f"{plural(fit.num_at_smallest, 'network')} {verb} not fit {whose} training images."
         )
 
 
 def _of_all_datasets(count: int, total: int) -> str:
-    """Return ``3 of 8 datasets``, or ``all 8 datasets``."""
+    """Return a count in words, such as ``3 of 8 datasets`` or ``all 8 datasets``."""
     if count == total > 1:
         return f"all {total} datasets"
     return f"{count} of {plural(total, 'dataset')}"
 
 
 def _exponent(fits: ScalingFits) -> Finding:
-    """Return the finding on the exponent of the fall with N: against no fall, and the bound."""
+    """Return the finding on the exponent b, with tests against 0 and against the law's bound."""
     question = EXPONENT.text
     notes = ["The law is an upper bound for large N: only a slower fall contradicts it."]
     fit = fits.exponent()
@@ -292,8 +303,8 @@ def _exponent(fits: ScalingFits) -> Finding:
     if fit.status != "ok" or falls.value is None:
         to_add = datasets_to_add(fits, fit, "two train sizes and losses clear of chance level")
         return not_testable(question, falls.reason, to_add, notes)
-    # Readers can hardly interpret b itself. Therefore a sentence has the factor of the loss for a
-    # doubling of N at the median d.
+    # Readers can hardly interpret b. Therefore a sentence states the factor by which the loss
+    # changes if N doubles, at the median d.
     d_values = [
         d.d_data for d in fits.datasets if d.dataset in fit.by_dataset and d.d_data is not None
     ]
@@ -315,7 +326,7 @@ def _exponent(fits: ScalingFits) -> Finding:
         above_the_law = [_above_the_law(fits)]
         short = (*short, _against_the_law(against_bound))
         if not (falls.is_decided or against_bound.is_decided):
-            # The reader has just seen that the loss fell: this explains why b is uncertain.
+            # The previous finding states that the loss fell. This explains why b is uncertain.
             short = (*short, *heaviest)
             heaviest = []
     short = (*short, *of_other_estimator(fits))
@@ -346,9 +357,10 @@ def _exponent(fits: ScalingFits) -> Finding:
 
 
 def of_other_estimator(fits: ScalingFits) -> Iterator[str]:
-    """Yield the exponent with d by TwoNN; none if TwoNN was not measured.
+    """Yield a sentence on the exponent with d by TwoNN; none if TwoNN was not measured.
 
-    The exponent is proportional to d, so an estimator with larger d gives a larger exponent.
+    The exponent is proportional to d, so an estimator that gives a larger d also gives a
+    larger exponent.
     """
     fit = fits.exponent(variant=TWONN)
     exponent = fit.estimate("exponent")
@@ -364,7 +376,7 @@ def of_other_estimator(fits: ScalingFits) -> Iterator[str]:
 
 
 def _of_curves_at_chance(fit: ExponentFit) -> Iterator[str]:
-    """Yield a sentence on the number of fitted curves, if other curves are near chance level."""
+    """Yield a sentence on the number of fitted curves if other curves are near chance level."""
     if fit.num_at_chance:
         num_clear = fit.num_curves - fit.num_at_chance
         yield (
@@ -374,9 +386,9 @@ def _of_curves_at_chance(fit: ExponentFit) -> Iterator[str]:
 
 
 def _against_the_law(against_bound: Answer) -> str:
-    """Return whether the exponent is compatible with the law's 1, as a sentence with p."""
+    """Return a sentence on whether the exponent is compatible with the law's value 1, with p."""
     if against_bound.adjusted_p is None:
-        return "Against the law's b = 1 there is no test."
+        return "There is no test of b against the law's value 1."
     adjusted = p_equals(against_bound.adjusted_p)
     low, high = against_bound.interval or (-np.inf, np.inf)
     conclusion = "no difference from the law's rate is shown"
@@ -385,17 +397,19 @@ def _against_the_law(against_bound: Answer) -> str:
     elif low <= LAW_SLOPE <= high:
         conclusion = "the data are compatible with the law's rate"
         if low <= EXPONENT.null <= high:
-            # An interval that contains 0 and 1 says nothing about the rate, and nothing about
-            # the fall either: single datasets of low d have most of the weight in this b.
+            # An interval that contains 0 and 1 shows neither whether the loss falls nor how
+            # fast. A reason can be that a few datasets with low d have most of the weight in
+            # this b.
             conclusion = "b is too uncertain to compare"
     return f"Against the law's b = 1, adjusted {adjusted}: {conclusion}."
 
 
 def _above_the_law(fits: ScalingFits) -> str:
-    """Return in how many datasets the exponent is above the law's 1, with an exact sign test.
+    """Return a sentence on the number of datasets with an exponent above the law's value 1.
 
-    The sign test gives every dataset the same weight, unlike the pooled exponent. It belongs to no
-    family of tests, so no verdict uses it. It assumes independent datasets.
+    The sentence also gives the p-value of an exact sign test. Unlike the pooled exponent, the
+    sign test gives every dataset the same weight. The sign test belongs to no family of tests,
+    so no verdict uses it. It assumes that datasets are independent.
     """
     fit = fits.exponent()
     text = f"b is above 1 in {_of_all_datasets(fit.num_above_bound, len(fit.by_dataset))}"
@@ -403,7 +417,7 @@ def _above_the_law(fits: ScalingFits) -> str:
     p = sign_test_p(exponents - LAW_SLOPE)
     if p is not None and not fits.dependent_datasets:
         text += f" (exact sign test: {p_equals(p)}, not adjusted)"
-    # Losses at chance level do not fall with N, so they can change the count.
+    # Losses at chance level do not fall with N, so the count can differ without them.
     above_chance = fits.exponent(variant=ABOVE_CHANCE)
     if fits.num_at_chance_level and above_chance.by_dataset:
         counted = f"{above_chance.num_above_bound} of {len(above_chance.by_dataset)}"
@@ -422,7 +436,7 @@ def _range_of_exponents(fit: ExponentFit) -> str:
 
 
 def _heaviest_dataset(exponent: Estimate) -> Iterator[str]:
-    """Yield a sentence on the dataset with the largest weight in the exponent of all datasets."""
+    """Yield a sentence on the dataset with the largest weight in the pooled exponent."""
     if exponent.weights:
         heaviest = max(sorted(exponent.weights), key=exponent.weights.__getitem__)
         share = percent(exponent.weights[heaviest])
@@ -430,7 +444,7 @@ def _heaviest_dataset(exponent: Estimate) -> Iterator[str]:
 
 
 def _difference_of_factors(fall: FallFit, exponent: Estimate, factor: str) -> Iterator[str]:
-    """Yield the reason why the factor of a doubling of N differs from the previous answer."""
+    """Yield sentences on why the factor for doubling N differs from the previous answer."""
     if fall.status == "ok":
         other, _ = multiplied(fall.estimates[0].value, None, float(np.log(2)))
         if other != factor:
@@ -443,7 +457,7 @@ def _difference_of_factors(fall: FallFit, exponent: Estimate, factor: str) -> It
 
 
 def _verdict_on_fall(falls: Answer, against_bound: Answer) -> tuple[Verdict, str]:
-    """Return the verdict of two tests, and its statement without a full stop."""
+    """Return the joint verdict of two tests, and its statement without a full stop."""
     low, high = falls.interval or (-np.inf, np.inf)
     if against_bound.verdict == "supported":
         return "supported", "The loss falls faster with N than the law's bound"
@@ -468,7 +482,7 @@ def _verdict_on_fall(falls: Answer, against_bound: Answer) -> tuple[Verdict, str
 
 
 def _attacks(fits: ScalingFits) -> Finding:
-    """Return the finding on whether attacks raise the loss more where labels are sharper."""
+    """Return the finding on whether attacks raise the loss more if labels are sharper."""
     answer = fits.answer(ATTACKS)
     best = strongest_attack(fits.attacks)
     question = ATTACKS.text
@@ -480,7 +494,7 @@ def _attacks(fits: ScalingFits) -> Finding:
     correlations = [fit for fit in fits.attacks if fit.status == "ok"]
     attack = attack_columns([best.response])[0].words
     model = best.model if " " in best.model else f"model {best.model}"
-    # Without a dataset, another attack or model may have the largest correlation.
+    # If a dataset is left out, another attack or model may have the largest correlation.
     name_of_r = f"r of {attack} on {best.model}"
     domains = {dataset.domain for dataset in fits.datasets}
     within_domains = ", within domains" if len(domains) > 1 else ""
@@ -528,13 +542,13 @@ def _attacks(fits: ScalingFits) -> Finding:
 
 
 def _num_significant(fits: Sequence[AttackFit]) -> int:
-    """Return the number of fits whose first estimate is significant."""
+    """Return the number of correlations with an adjusted p of at most 0.05."""
     p_values = (fit.estimates[0].resampled_p for fit in fits)
     return sum(p is not None and p <= LEVEL for p in p_values)
 
 
 def of_representations(fits: ScalingFits) -> Finding:
-    """Count the points at which d_repr is at most d_data."""
+    """Return the finding on the number of points at which d_repr is at most d_data."""
     question = "Does a network compress its data below their intrinsic dimension?"
     fit = fits.representation()
     if fit.status != "ok":
@@ -571,11 +585,12 @@ def of_representations(fits: ScalingFits) -> Finding:
         details.append(f"{text}.")
     num_lacking = fits.num_points - fit.num_points
     if num_lacking:
-        details.append(f"{num_lacking} more lack one of the two.")
+        missing_at = plural(num_lacking, "more point")
+        details.append(f"d_repr or d_data is missing at {missing_at}.")
     details += [
         "The bound d_repr ≲ d_data is approximate: it states no largest ratio, so a count of "
         "ratios above 1 does not test it.",
-        "This is exploratory.",
+        "These counts are exploratory. They are not tested.",
     ]
     notes = [*_highest_shares(fit)]
     notes.append(
@@ -592,10 +607,10 @@ def of_representations(fits: ScalingFits) -> Finding:
 
 
 def _highest_shares(fit: RepresentationFit) -> Iterator[str]:
-    """Yield a sentence on the datasets with the most points with d_repr above d_data."""
+    """Yield a sentence on the datasets in which d_repr is above d_data at most points."""
     by_share = sorted(fit.by_dataset.items(), key=lambda entry: (-entry[1], entry[0]))
     if by_share and fit.num_datasets > 1:
-        # If further datasets have the same share as the last named one, they are named too.
+        # Further datasets with the same share as the last named dataset are also named.
         _, smallest_named = by_share[:MAX_WORST][-1]
         worst = [(name, part) for name, part in by_share if part >= smallest_named]
         named = listing([f"{name} ({percent(part)})" for name, part in worst])
@@ -603,13 +618,14 @@ def _highest_shares(fit: RepresentationFit) -> Iterator[str]:
 
 
 def _of_fitted_networks(fit: RepresentationFit, *, counts_above: bool) -> Iterator[str]:
-    """Yield the same count without the networks that do not fit their training images.
+    """Yield a sentence with the count without networks that do not fit their training images.
 
-    A network whose train accuracy is unknown is counted.
+    A network with unknown train accuracy is counted.
 
     Args:
         fit: The counts.
-        counts_above: True if points with d_repr above d_data are counted, and not the others.
+        counts_above: True if points with d_repr above d_data are counted. False if the other
+            points are counted.
     """
     if not fit.num_unfitted:
         return
@@ -621,16 +637,16 @@ def _of_fitted_networks(fit: RepresentationFit, *, counts_above: bool) -> Iterat
     if counts_above:
         count = num_fitted - count
     yield (
-        "Without networks that do not fit their training images, this holds at "
-        f"{count} of {num_fitted}."
+        "If networks that do not fit their training images are left out, this holds at "
+        f"{count} of {num_fitted} points."
     )
 
 
 def _of_ratio(fit: RepresentationFit) -> Iterator[str]:
-    """Yield the median of d_repr / d_data, and its meaning for the approximate bound.
+    """Yield sentences on the median of d_repr / d_data, and whether it agrees with the bound.
 
-    The bound d_repr ≲ d_data has no stated tolerance. A count of ratios above 1 is therefore
-    no test of it.
+    The bound d_repr ≲ d_data is approximate and states no tolerance. A count of ratios above 1
+    therefore does not test the bound.
     """
     if fit.median_ratio is None:
         return
@@ -640,7 +656,10 @@ def _of_ratio(fit: RepresentationFit) -> Iterator[str]:
 
 
 def _counts_by_network(fits: ScalingFits) -> str:
-    """Return the counts of points of each network; empty for one network or for many."""
+    """Return the counts of points of each network as text.
+
+    The text is empty if there is one network or if there are too many networks to list.
+    """
     counts = []
     for model in fits.models:
         of_model = fits.representation(model)

@@ -11,12 +11,12 @@ from search_spaces.errors import plural
 
 
 def of_experiment(interventions: Interventions) -> Finding:
-    """Return the finding on the effects of changing one property."""
+    """Return the finding on the effects of a change of one property."""
     effects = interventions.effects
     notes = [
-        "The replicates are worlds: base datasets with their conditions (arms). Intervals hold "
-        "for these kinds of images and networks. If worlds share classes, isweep prints the "
-        "wider of two intervals.",
+        "The replicates are worlds. A world is a base dataset with its conditions (arms). "
+        "Intervals hold for these kinds of images and networks. If worlds share classes, "
+        "isweep prints the wider of two intervals.",
         "Arms with exchanged labels also raise the lowest loss that a network can reach.",
     ]
     overall = [effect for effect in effects if not effect.arm]
@@ -29,7 +29,8 @@ def of_experiment(interventions: Interventions) -> Finding:
             num_without += effect.num_without
     if num_at_chance:
         notes.append(
-            f"Left out: {plural(num_at_chance, 'pair')} whose base has at least the chance loss."
+            f"Left out: {plural(num_at_chance, 'pair')} in which the loss of the base dataset "
+            "is at least the chance loss."
         )
     if num_without:
         notes.append(

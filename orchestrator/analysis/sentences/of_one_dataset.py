@@ -1,4 +1,4 @@
-"""Sentences on the answers of one dataset."""
+"""Sentences on the answers to questions about one dataset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.analysis.sentences.of_datasets import of_representations
 def of_one_dataset(fits: ScalingFits, single: OneDataset) -> Iterator[Finding]:
     """Yield the findings on one dataset, and one finding on the questions about several datasets.
 
-    The curve of the best network comes first.
+    Among the findings on learning curves, the curve of the best network comes first.
     """
     if single.best:
         yield Finding(

@@ -8,12 +8,12 @@ from search_spaces.errors import plural
 
 
 def at_level(num_tests: int) -> str:
-    """Return the words on the significance level that a verdict needs, in a family of tests."""
+    """Return words on the significance level that a verdict needs in a family of tests."""
     return f"At a significance level of {per_cent_of(verdict_level(num_tests))},"
 
 
 def nothing_detectable(test: TTest | LargestCorrelation | None, num_tests: int) -> str:
-    """Return why no effect can be detected; empty if resampling can give a small enough p."""
+    """Return sentences that no effect can be detected; empty if resampling can give a small p."""
     if test is None or test.can_detect(num_tests):
         return ""
     why = f"resampling cannot give a p below {number(test.smallest_p, 2)}."
@@ -30,10 +30,10 @@ def nothing_detectable(test: TTest | LargestCorrelation | None, num_tests: int) 
 
 
 def detectable_slope(test: TTest | LargestCorrelation | None, num_tests: int) -> str:
-    """Return the slope that 80 of 100 t tests detect; empty if it is unknown.
+    """Return a sentence on the slope that 80 of 100 t tests detect; empty if it is unknown.
 
-    If the verdict also needs a small p by resampling, it detects this slope less often. The
-    text is then "at most 80".
+    If the verdict also needs a small p by resampling, fewer studies detect this slope. The
+    sentence then contains "at most 80".
     """
     if not isinstance(test, TTest):
         return ""

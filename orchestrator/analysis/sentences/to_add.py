@@ -1,4 +1,4 @@
-"""The number of datasets that a sweep needs in addition to answer a question."""
+"""Advice on what to add to a sweep, so that it can answer a question."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from search_spaces.errors import plural
 
 
 def datasets_to_add(fits: ScalingFits, fit: Fit, numbers: str, reason: str = "") -> str:
-    """Return advice on how to make and test a fit; empty if more datasets do not help.
+    """Return advice on what to add so that a fit can be made and tested; empty if nothing helps.
 
     Args:
         fits: All fits.
-        fit: The fit that could not be made or tested.
-        numbers: Numbers that each dataset must have, for example ``losses and d_data``.
+        fit: The fit that could not be made or could not be tested.
+        numbers: Numbers that every added dataset must have, for example ``losses and d_data``.
         reason: Reason why the fit could not be tested; empty if it could not be made.
     """
     if UNEQUAL_SCALES in (fit.reason, reason):

@@ -1,4 +1,4 @@
-"""The words that a page explains: only those that occur in its own answers."""
+"""The words that a page of answers explains: only words that occur in its answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from search_spaces.attacks import ATTACKS
 
 
 def words_of(fits: ScalingFits) -> Iterator[tuple[str, str]]:
-    """Yield each word of the page of these fits with its meaning."""
+    """Yield each word that the page of these fits explains, and its meaning."""
     yield from _of_data(fits)
     yield from _of_tests(fits)
     yield from _of_attacks(fits)
@@ -29,7 +29,8 @@ def _of_data(fits: ScalingFits) -> Iterator[tuple[str, str]]:
     )
     yield (
         "K_F",
-        "Label sharpness: 1 / distance of the two closest images with different labels. Its unit "
+        "Label sharpness: one over the distance between the two closest images with different "
+        "labels. Its unit "
         "is 1/pixel value. It depends on the pixel range, the image size and the number of "
         "channels.",
     )
@@ -65,9 +66,9 @@ def _of_tests(fits: ScalingFits) -> Iterator[tuple[str, str]]:
         replicates = "classes, not pairs or trainings: pairs share classes"
     yield (
         "interval",
-        f"The 95 % interval. Its replicates are {replicates}. It is for one number alone and "
-        "is not adjusted for the number of tests. Intervals of correlations with attacks are for "
-        "all of them together.",
+        f"The 95 % interval. Its replicates are {replicates}. An interval holds for one "
+        "number and is not adjusted for the number of tests. Only the intervals of "
+        "correlations with attacks hold for all these correlations together.",
     )
     if fits.class_pairs:
         yield (
@@ -143,6 +144,6 @@ def _of_losses(fits: ScalingFits) -> Iterator[tuple[str, str]]:
     yield (
         "over-confident",
         f"The loss is at least {AT_CHANCE_SHARE:g} ln n for n classes, but accuracy or AUROC "
-        "is well above chance. The loss is also larger than that of a network that is as "
-        "confident as it is accurate.",
+        "is well above chance. The loss is also larger than the loss of a network with the "
+        "same accuracy whose confidence equals this accuracy.",
     )

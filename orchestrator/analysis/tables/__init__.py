@@ -1,1 +1,1 @@
-"""Tables of a report as plain cells: how they are laid out, and what each shows."""
+"""Tables of a report, as plain cells: their layout and their content."""

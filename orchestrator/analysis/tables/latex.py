@@ -7,9 +7,10 @@ import pandas as pd
 from orchestrator.analysis.tables.layout import Table
 
 LONG_CELL = 24
-"""Number of characters above which a column breaks its cells into lines."""
+"""Limit for the number of characters of a cell. If a cell is longer, the cells of its column
+are broken into lines."""
 BROKEN_WIDTH = 0.5
-"""Share of the line's width that all columns with line breaks have together."""
+"""Share of the text width that all columns with line breaks together have."""
 SPECIAL: dict[str, str | int | None] = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -36,16 +37,19 @@ SPECIAL: dict[str, str | int | None] = {
     "<": "$<$",
     ">": "$>$",
 }
-"""LaTeX code that prints a character."""
+"""LaTeX code that prints a special character, by character."""
 
 
 def escape(text: str) -> str:
-    """Return LaTeX code that prints a text as it is."""
+    """Return LaTeX code that prints a text unchanged."""
     return text.translate(str.maketrans(SPECIAL))
 
 
 def to_latex(table: Table) -> str:
-    """Return a table as LaTeX; columns of long cells break lines and share half the width."""
+    """Return a table as LaTeX.
+
+    Columns with long cells have line breaks and share half the width.
+    """
     longest = [0] * len(table.header)
     for row in table.rows:
         for k, cell in enumerate(row):

@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.analysis.number_formats import interval, number, p_value
 
 Column = str | Callable[[Any], str]
-"""Content of a column: the name of a field, or a function from a record to text."""
+"""Content of a column: the name of a field, or a function that returns the text for a record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,8 @@ class Table:
         note: Explanation of the columns.
         header: Names of the columns.
         rows: Cells of each row.
-        numeric_from: Index of the first column of numbers, which are right-aligned.
+        numeric_from: Index of the first column of numbers. Columns of numbers are
+            right-aligned.
     """
 
     key: str
@@ -44,14 +45,14 @@ def laid_out(
     *,
     numeric_from: int = 1,
 ) -> Table:
-    """Return a table with one row per record, without columns that are empty in all rows.
+    """Return a table with one row per record. Columns that are empty in all rows are left out.
 
     Args:
         key: Anchor of the table on the page.
         title: Heading.
         note: Explanation of the columns.
-        records: Mappings, or objects with fields.
-        columns: Content of each column, by its name.
+        records: The records: mappings, or objects with fields.
+        columns: Content of each column, by name of the column.
         numeric_from: Index of the first column of numbers.
     """
     rows = []

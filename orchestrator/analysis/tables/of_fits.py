@@ -1,4 +1,4 @@
-"""Tables of fits and answers, without the fits that could not be made."""
+"""Tables of fits and answers. Fits that could not be made are left out."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from orchestrator.results.columns import attack_columns
 from search_spaces.errors import plural
 
 MAX_REASONS = 3
-"""Number of reasons in the line on fits that could not be made."""
+"""Largest number of reasons in the line on fits that could not be made."""
 
 
 @dataclass(frozen=True, slots=True)
 class FitRow:
-    """A row of a table of fits: an estimate with its fit."""
+    """A row of a table of fits: an estimate, and the fit that it belongs to."""
 
     fit: AnyFit
     estimate: Estimate
@@ -42,7 +42,7 @@ Column = Callable[[FitRow], str]
 
 @dataclass(frozen=True, slots=True)
 class FitTable:
-    """A table of fits of some kinds.
+    """The definition of a table of fits of some kinds.
 
     Attributes:
         key: Anchor on the page.
@@ -51,8 +51,9 @@ class FitTable:
         note: Explanation of the columns.
         columns: Function that returns the text of a cell, by name of the column.
         numeric_from: Index of the first column of numbers.
-        notes_on_rows: Further sentences of the note, each with a function that returns whether the
-            sentence applies to a row. The note has the sentence if it applies to any row.
+        notes_on_rows: Further sentences of the note. Each has a function that returns whether
+            the sentence applies to a row. If it applies to any row, the note contains the
+            sentence.
     """
 
     key: str
@@ -64,7 +65,7 @@ class FitTable:
     notes_on_rows: Mapping[str, Callable[[FitRow], bool]] = field(default_factory=dict)
 
     def note_on(self, rows: Sequence[FitRow]) -> str:
-        """Return the note for these rows, without sentences that apply to none of them."""
+        """Return the note for these rows. Sentences that apply to none of the rows are left out."""
         sentences = [self.note]
         for sentence, applies_to in self.notes_on_rows.items():
             if any(applies_to(row) for row in rows):
@@ -93,7 +94,7 @@ def _p_by_t(row: FitRow) -> str:
 
 
 def _resampled_p(row: FitRow) -> str:
-    """Return the p-value by resampling, with a star if it is exact."""
+    """Return the p-value by resampling, with an asterisk if it is exact."""
     star = "*" if row.estimate.exact else ""
     return f"{p_value(row.estimate.resampled_p)}{star}"
 
@@ -111,7 +112,7 @@ def _leaves_curves_out(row: FitRow) -> bool:
 
 
 def _without(row: FitRow) -> str:
-    """Return the value without the most influential dataset."""
+    """Return the estimate without the most influential dataset, as text."""
     name = row.estimate.influential
     if name is None:
         return ""
@@ -206,14 +207,15 @@ FIT_TABLES = (
         kinds=("exponent",),
         title="Exponent of N within datasets, times d",
         note=(
-            "Slope of log test loss on −log N / d. Every curve has its own intercept. Every "
-            "dataset and class pair has one d, measured at its largest N. The law's bound is a "
-            "slope of 1. A slope of 0 means that the loss does not depend on N. The column "
-            "curves has the number of fitted curves and the number of all curves. The column "
-            "above 1 has the number of datasets whose own slope is above 1."
+            "The exponent is the slope of log test loss on −log N / d. Every curve has its own "
+            "intercept. Every dataset and class pair has one d, measured at its largest N. The "
+            "law's bound is a slope of 1. A slope of 0 means that the loss does not depend on N. "
+            "The column “curves” contains the number of fitted curves and the number of all "
+            "curves. The column “above 1” contains the number of datasets whose own slope is "
+            "above 1."
         ),
         notes_on_rows={
-            "If a row has fewer curves than all, the other curves reach chance level.": (
+            "If not all curves are fitted, the other curves reach chance level.": (
                 _leaves_curves_out
             ),
         },
@@ -236,9 +238,9 @@ FIT_TABLES = (
         kinds=("fall",),
         title="Fall of the loss with N, dataset by dataset",
         note=(
-            "Slope of log test loss on log N within curves. All curves with two train sizes are "
-            "used. In the mean slope, all datasets have the same weight. Its interval is a t "
-            "interval over datasets."
+            "The slope is the slope of log test loss on log N within curves. All curves with two "
+            "train sizes are used. In the mean slope, all datasets have the same weight. The "
+            "interval of the mean slope is a t interval over datasets."
         ),
         columns={
             "datasets": _datasets,
@@ -256,9 +258,9 @@ FIT_TABLES = (
         kinds=("headline", "height"),
         title="Losses of datasets at equal N",
         note=(
-            "Fits to the mean log test loss of each dataset at equal model and train size, "
-            "with t intervals. The last column has the value without the most influential "
-            "dataset."
+            "The coefficients are from regressions of the mean log test loss of each dataset at "
+            "equal model and train size. The intervals are t intervals. The last column contains "
+            "the coefficient without the most influential dataset."
         ),
         notes_on_rows={
             "An asterisk (*) marks an exact p from all permutations of datasets.": _is_exact,
@@ -283,11 +285,11 @@ FIT_TABLES = (
         kinds=("attack",),
         title="Loss gained by attacks, with K_F",
         note=(
-            "Pearson's r over datasets at equal model and train size, within domains if there "
-            "are two, with its 95 % interval. Intervals of single models hold for all of them "
-            "at once. The interval of a pooled row holds for this row alone. The p-values are "
-            "one-sided for a rise. They are adjusted for the number of single models and "
-            "attacks, but not for the number of questions."
+            "r is Pearson's correlation over datasets at equal model and train size. If there are "
+            "two domains, r is within domains. The 95 % intervals of single models hold for all "
+            "of these correlations together. The interval of a pooled row holds only for this "
+            "row. The p-values are one-sided for a rise. They are adjusted for the number of "
+            "single models and attacks, but not for the number of questions."
         ),
         columns={
             "attack": _attack,
@@ -323,7 +325,7 @@ FIT_TABLES = (
 
 
 def fit_tables(fits: ScalingFits) -> list[Table]:
-    """Return the table of answers and the tables of all fits, without empty tables."""
+    """Return the table of answers and the tables of all fits. Empty tables are left out."""
     tables = [answer_table(fits)]
     if fits.interventions:
         tables += intervention_tables(fits.interventions)
@@ -346,7 +348,7 @@ def fit_tables(fits: ScalingFits) -> list[Table]:
 
 
 def not_fitted(fits: ScalingFits) -> str:
-    """Return a line on the fits that could not be made; empty if all could be made."""
+    """Return a line on the fits that could not be made; empty if all fits could be made."""
     reasons = Counter(fit.reason for fit in fits.fits if fit.status != "ok")
     if not reasons:
         return ""
@@ -359,7 +361,7 @@ def not_fitted(fits: ScalingFits) -> str:
 
 
 def answer_table(fits: ScalingFits) -> Table:
-    """Return the questions that were tested, with p before and after correction."""
+    """Return the table of the tested questions, with p before and after correction."""
     note = (
         "For attacks, p comes from a permutation test, one-sided for a rise. For all other "
         "questions, two two-sided tests are made, and p is the larger of their p-values. One is "
@@ -429,7 +431,7 @@ def _effect_table(effects: Sequence[Effect]) -> Table:
 
 
 def _effect_words(effect: Effect) -> str:
-    """Return the estimand of an effect, with the images of training and test."""
+    """Return words for the estimand of an effect, with its training images and test images."""
     text = effect.estimand
     if effect.estimand == "exponent · d":
         text += f", {effect.response}"
@@ -461,7 +463,7 @@ def _gate_table(gates: Sequence[Gate]) -> Table:
 
 
 def _factor(log_ratio: float | None) -> str:
-    """Return a log ratio as a factor."""
+    """Return a factor, computed from a log ratio, as text."""
     if log_ratio is None:
         return ""
     return f"× {number(float(np.exp(log_ratio)))}"

@@ -1,4 +1,4 @@
-"""Tables of trials: a summary of each dataset and class pair, and the best models."""
+"""Tables of trials: summaries of datasets and class pairs, and the best models."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def loss_text(
 def _mark(
     loss: float, num_classes: float | None, *, accuracy: float | None, auc: float | None
 ) -> str:
-    """Return the mark of a loss at chance level or of an over-confident network, or no text."""
+    """Return the mark for a loss at chance level or for an over-confident network; else no text."""
     if is_at_chance_level(loss, num_classes, accuracy=accuracy, auc=auc):
         return "at chance level"
     if is_over_confident(loss, num_classes, accuracy=accuracy, auc=auc):
@@ -86,7 +86,7 @@ def _mark(
 
 
 def seen_table(fits: ScalingFits) -> Table:
-    """Return the summary table: properties, loss at the largest N and loss gain of each dataset."""
+    """Return the summary table of datasets: properties, losses and losses that attacks add."""
     attack = "attacks"
     losses = []
     has_gains = has_marked_losses = False
@@ -115,8 +115,9 @@ def seen_table(fits: ScalingFits) -> Table:
         of_chance = (
             f"At chance level: the loss is at least {AT_CHANCE_SHARE:g} ln n for n classes "
             f"({chance_limits}), and accuracy and AUROC are not well above chance. "
-            "Over-confident: the loss is as high, but accuracy or AUROC is well above chance. The "
-            "loss is also larger than that of a network that is as confident as it is accurate."
+            "Over-confident: the loss is as high, but accuracy or AUROC is well above chance. "
+            "The loss is also larger than the loss of a network with the same accuracy whose "
+            "confidence equals this accuracy."
         )
     return laid_out(
         "seen",
@@ -139,7 +140,9 @@ def seen_table(fits: ScalingFits) -> Table:
 
 
 def pair_table(points: pd.DataFrame, fits: ScalingFits) -> Table | None:
-    """Return a table of the class pairs of one dataset at the largest N, the closest pair first.
+    """Return a table of the class pairs of one dataset at the largest N.
+
+    The closest pair comes first.
 
     Returns None if the fits have no class pairs.
     """
@@ -180,24 +183,24 @@ def _loss_of_dataset(dataset: DatasetSummary) -> str:
 
 
 LOWER_IS_BETTER = ("loss", "loss_gain", "accuracy_drop", CALIBRATION_ERROR)
-"""Ends of the names of scores whose smallest value is the best."""
+"""Ends of the column names of scores for which the smallest value is the best."""
 HIGHER_IS_BETTER = ("accuracy", AUC, R_HAT_PRED, R_HAT_PRED_PER_PIXEL, R_HAT_TRUE)
-"""Ends of the names of scores whose largest value is the best."""
+"""Ends of the column names of scores for which the largest value is the best."""
 
 
 def best_models(table: pd.DataFrame, score: str = TEST_LOSS) -> pd.DataFrame:
     """Return the best model and the runner-up for each dataset and train size.
 
-    Means are over the class pairs and seeds that every model has; ``num_compared`` is their
-    number. ``seed_std`` is the standard deviation over seeds.
+    Means are over the class pairs and seeds that every model has. ``num_compared`` is the
+    number of these class pairs and seeds. ``seed_std`` is the standard deviation over seeds.
 
     Args:
-        table: Rows of the results table.
-        score: Column to rank models by.
+        table: A results table.
+        score: Column by which models are ranked.
 
     Returns:
-        A row per dataset and train size with :data:`BEST_COLUMNS`. ``score`` replaces the
-        loss.
+        One row per dataset and train size, with the columns :data:`BEST_COLUMNS`. The column
+        ``score`` replaces the column of the loss.
 
     Raises:
         ConfigError: If the table has no score with the name ``score``.
@@ -217,7 +220,7 @@ def _runner_up_column(score: str) -> str:
 
 
 def _ranked(table: pd.DataFrame, score: str = TEST_LOSS) -> pd.DataFrame:
-    """Return a row per dataset and train size: the best model with its mean AUROC."""
+    """Return one row per dataset and train size, with the best model and its mean AUROC."""
     rows = split_by_recipe(table)
     needed = {*rows, CLASS_PAIR, SEED, STATUS, TEST_ACCURACY, AUC, NUM_CLASSES}
     rows = rows.reindex(columns=sorted(needed)).fillna({CLASS_PAIR: "", SEED: 0})
@@ -252,7 +255,7 @@ def _best_of(group: pd.DataFrame, score: str) -> dict[Hashable, Any]:
 
 
 def best_table(full: pd.DataFrame) -> Table:
-    """Return the model of lowest mean test loss per dataset and train size."""
+    """Return the table of the models with the lowest mean test loss, by dataset and train size."""
     return laid_out(
         "best",
         "Best model per dataset and train size",

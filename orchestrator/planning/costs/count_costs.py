@@ -1,7 +1,7 @@
 """Count the costs of a network's passes by running them on tensors without data.
 
-PyTorch's fake tensors have shapes, types and lifetimes, but no values. Kernels, memory traffic
-and memory can therefore be counted without a GPU.
+PyTorch's fake tensors have shapes, types and lifetimes, but no values. With these tensors,
+isweep counts kernels, memory traffic and memory without a GPU.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ bytes."""
 WHITE = 255.0
 """Largest pixel value of the random images on which a network is run."""
 BLACK = 0.0
-"""Largest pixel value of black images. Some networks fail on noise but not on black images."""
+"""Largest pixel value of black images. They are tried because some networks fail on noise, but
+not on black images."""
 SHAPE_ONLY = frozenset(
     (
         "alias",
@@ -81,8 +82,8 @@ def convolution_backward_flops(
         output_gradient: ``(batch, out_channels, ...)`` gradient by the output.
         pixels: ``(batch, in_channels, ...)`` input of the convolution.
         weight: ``(out_channels, in_channels / groups, ...)`` weights.
-        settings: the other arguments of ``aten.convolution_backward``. The last one contains
-            whether the gradients by the pixels, the weights and the bias are computed.
+        settings: the other arguments of ``aten.convolution_backward``. The last argument says
+            which gradients are computed: by the pixels, by the weights and by the bias.
         out_val: the three gradients, which are not used.
     """
     _, _, _, _, is_transposed, _, _, (by_pixels, by_weight, _) = settings
@@ -92,8 +93,8 @@ def convolution_backward_flops(
 
 
 FLOP_FORMULAS = {**flop_registry, torch.ops.aten.convolution_backward: convolution_backward_flops}
-"""Functions that count the operations of a kernel, by kernel. All other kernels have 0
-operations."""
+"""Functions that count the arithmetic operations of a kernel, by kernel. Any other kernel
+counts as 0 operations."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ def count_costs(
     model: ModelSpec, recipe: RecipeSpec, channels: int, image_size: int, num_outputs: int
 ) -> NetworkCost:
     """Count the costs of a network's passes, see ``costs.networks.network_cost``."""
-    # torch logs a traceback of every failure. The failure is raised as an error anyway.
+    # torch logs a traceback of every failure. This is not needed, because the failure is also
+    # raised as an error.
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
     network = _Network(model, recipe, channels, image_size, num_outputs)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -152,8 +154,8 @@ def _build_fake(network: _Network, mode: FakeTensorMode) -> nn.Module:
             warnings.filterwarnings("ignore", message="Accessing the data pointer of Fake")
             return network.build()
     except DataDependentOutputException:
-        # Some transformers and Inceptions of timm and torchvision read values while they are
-        # built.
+        # Some transformer and Inception networks of timm and torchvision read values of
+        # tensors while they are built.
         module = network.build()
         with FakeCopyMode(mode):
             return copy.deepcopy(module)
@@ -161,7 +163,7 @@ def _build_fake(network: _Network, mode: FakeTensorMode) -> nn.Module:
 
 @contextmanager
 def _unfused_attention() -> Iterator[None]:
-    """Run attention as single operators, because a fused transformer layer is not counted.
+    """Run attention as single operations, because PyTorch does not count a fused transformer layer.
 
     With torch's fused layers, the count had only two thirds of the operations of a forward pass of
     ViT-B/16. For a small ViT, it had only 0.4 % of the operations.
@@ -177,7 +179,7 @@ def _unfused_attention() -> Iterator[None]:
 
 @_unfused_attention()
 def _count(network: _Network, module: nn.Module, brightest: float) -> NetworkCost:
-    """Count the costs of a network's passes on images with values up to ``brightest``."""
+    """Count the costs of a network's passes on images with pixel values up to ``brightest``."""
     module.eval()
     evaluation = _PassCounter(module)
     pixels = torch.rand(EVALUATION_PASS, *network.shape) * brightest
@@ -227,9 +229,9 @@ def _count_step(network: _Network, module: nn.Module, brightest: float) -> PassC
 def _count_with_data(network: _Network, error: BaseException) -> NetworkCost:
     """Count the costs of your own network on tensors with data.
 
-    A network may fail on noise and on black images, but work on the images of a sweep. If its
-    computation depends on pixel values, its costs are guessed as the costs of one dense layer with
-    the same number of weights.
+    A network may fail on noise and on black images, but work on the images of a sweep. So if
+    its computation depends on pixel values, the network is not refused. Its costs are guessed:
+    they are the costs of one dense layer with the same number of weights.
 
     Args:
         network: The network.
@@ -262,8 +264,8 @@ class _PassCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
     """Count the kernels, memory traffic and memory of all passes inside a ``with`` block.
 
     Args:
-        network: The network. Its parameters and buffers occupy memory from the start.
-        held_tensors: Other tensors that occupy memory from the start.
+        network: The network. Its parameters and buffers count as memory from the start.
+        held_tensors: Other tensors that count as memory from the start.
     """
 
     def __init__(self, network: nn.Module, *held_tensors: Tensor) -> None:

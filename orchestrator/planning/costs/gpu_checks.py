@@ -1,4 +1,4 @@
-"""Read files of ``isweep gpu-check``: measured rates of GPUs, and gains by sharing a GPU."""
+"""Read files of ``isweep gpu-check``: measured rates of GPUs, and gains if trials share a GPU."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from typing import Any
 from orchestrator.planning.costs.gpu_models import GpuModel
 
 MIN_SHARING_GAIN = 1.1
-"""Smallest gain for which trials share a GPU. The gain is the number of images per second of
-two trials together, divided by the number of one trial alone."""
+"""Smallest gain at which isweep lets trials share a GPU. The gain is the number of images per
+second of two trials together, divided by the number of images per second of one trial
+alone."""
 RATES = tuple(field.name for field in fields(GpuModel) if field.type == "float")
-"""Columns of the table of GPUs that a check can measure."""
+"""Columns of the table of GPUs whose values a check can measure."""
 GAINS = ("pair_gain", "pair_gain_mps")
-"""Keys of the measured gain by sharing a GPU, without and with MPS."""
+"""Keys of the measured gain if two trials share a GPU: first without MPS, then with MPS."""
 
 
 def gpu_check_folders(root: Path) -> tuple[Path, ...]:
     """Return the folders with files of ``isweep gpu-check``.
 
-    If both folders contain a file for a model of GPU, the file in the root counts, because
-    later folders have priority.
+    The last folder is in the root. If several folders contain a file for the same model of
+    GPU, isweep uses the file of the last folder.
     """
     return Path(__file__).parents[3] / "benchmarks" / "results" / "gpu", root / "gpu"
 
@@ -53,10 +54,10 @@ def read_checks(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
 
 
 def packing_pays(name: str, checks: Mapping[str, Mapping[str, Any]], *, mps: bool) -> bool:
-    """Return whether trials should share a GPU.
+    """Return whether trials on a GPU are faster if they share it.
 
-    If two trials on one GPU of this kind were measured, the measured gain decides. Otherwise
-    trials share a GPU if and only if MPS runs.
+    If two trials together were measured on a GPU of this kind, the answer depends on the
+    measured gain. Otherwise, the answer is True only if MPS runs.
     """
     summary = checks.get(name) or {}
     gain = summary.get("pair_gain_mps" if mps else "pair_gain")

@@ -1,4 +1,4 @@
-"""Table of GPUs: rates and memory from the data sheet, and the shares that training reaches.
+"""Table of GPUs: rates and memory from data sheets, and the shares that training reaches.
 
 The shares of the rates are fitted to published training throughput with images of 224 x 224
 pixels, or are assumed. The column ``origin`` of ``gpu_models.csv`` states the source of each
@@ -21,10 +21,12 @@ from tasks.trials.records import CONTEXT_BYTES
 BFLOAT16_FROM = 8.0
 """Lowest CUDA compute capability that computes in bfloat16."""
 MODEL_OF_OLDER_GPUS = "v100"
-"""GPU whose rates are used for every GPU that is older than all GPUs of the table."""
+"""GPU of the table whose rates isweep uses for every GPU that is older than all GPUs of the
+table."""
 WORDS_OF_SMALLER_GPUS = frozenset({"mig", "laptop", "max", "d"})
-"""Words that mark a smaller variant in the GPU names of a driver: MIG slices, Laptop, Max-Q and D.
-The table has the rates of the full GPU with the same model number."""
+"""Words in the name of a GPU that show that it is a smaller variant: a MIG slice, Laptop,
+Max-Q or D. The name comes from the GPU's driver. The table contains only the full GPU with the
+same model number."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,17 @@ class GpuModel:
         name: Name of the GPU on the command line.
         capability: CUDA compute capability.
         processors: Number of streaming multiprocessors.
-        half_tflops: Dense rate, 1e12 operations per second: in bfloat16, or in float16 on GPUs
-            without bfloat16.
+        half_tflops: Dense rate in bfloat16, 1e12 operations per second. If the GPU has no
+            bfloat16, it is the rate in float16.
         single_tflops: Rate in float32 without TensorFloat-32, 1e12 operations per second.
         bandwidth: Bandwidth of the memory, GB/s.
         memory_gib: Size of the memory, GiB.
         compute_efficiency: Share of the arithmetic rates that training reaches.
         bandwidth_efficiency: Share of the bandwidth that training reaches.
-        origin: Source of these numbers, as text.
+        origin: Text about the source of these numbers.
         timed: False if the time of a trial on this GPU cannot be predicted.
-        network_factors: Ratio of measured to predicted time of a network's trials, by the name
-            of the network. Only ``isweep gpu-check`` measures these factors.
+        network_factors: Measured time divided by predicted time of a network's trials, by the
+            name of the network. These factors exist only after ``isweep gpu-check``.
         context_gib: Memory that a process needs besides its tensors, GiB. ``isweep gpu-check``
             replaces this value if it measures a larger one.
     """
@@ -70,7 +72,7 @@ class GpuModel:
         return round(self.context_gib * 2**30)
 
     def time_factor(self, network: str) -> float:
-        """Return measured time divided by predicted time of a network, or 1 if unknown."""
+        """Return measured time divided by predicted time of a network, or 1 if unmeasured."""
         return dict(self.network_factors).get(network, 1.0)
 
     @property
@@ -103,7 +105,7 @@ def _read_table() -> dict[str, GpuModel]:
 
 
 GPU_MODELS = _read_table()
-"""GPUs by name, in the order of the file."""
+"""All GPUs of the table by name, in the order of the file."""
 
 
 def gpu_model(name: str) -> GpuModel:
@@ -146,9 +148,10 @@ def gpu_model_from_driver(
 ) -> GpuModel:
     """Return the kind of a GPU from the data that its driver reports.
 
-    A GPU may be missing from the table, for example a MIG slice. It gets the rates per processor of
-    the slowest GPU with the same compute capability. If no GPU in the table has this capability,
-    the rates belong to the next lower capability in the table.
+    If the table lacks the GPU, for example because it is a MIG slice, isweep uses the rates
+    per processor of another GPU: the slowest GPU of the table with the same compute
+    capability. If the table has no GPU with this capability, isweep uses the next lower
+    capability in the table.
 
     Args:
         name: Name of the GPU, as the driver reports it.
@@ -156,8 +159,8 @@ def gpu_model_from_driver(
         capability: CUDA compute capability.
         processors: Number of streaming multiprocessors, or 0 if it is unknown.
         checks: Measured rates by the name that the driver reports, see
-            :func:`orchestrator.planning.costs.gpu_checks.read_checks`. They replace
-            the rates of the table.
+            :func:`orchestrator.planning.costs.gpu_checks.read_checks`. A measured rate
+            replaces the rate of the table.
     """
     gpu = listed_gpu_model(name) or _unlisted(name, capability, processors)
     row = (checks or {}).get(name, {}).get("row", {})
@@ -166,14 +169,14 @@ def gpu_model_from_driver(
         if field.name in row:
             measured[field.name] = row[field.name]
     measured.update(name=gpu.name, memory_gib=memory_gib)
-    # JSON has lists, but a GpuModel must be hashable: it is a key of caches.
+    # JSON contains lists, but a GpuModel must be hashable, because caches use it as a key.
     factors = measured.get("network_factors", ())
     measured["network_factors"] = tuple((str(name), float(factor)) for name, factor in factors)
     return replace(gpu, **measured)
 
 
 def _unlisted(name: str, capability: float, processors: int) -> GpuModel:
-    """Return a GPU outside the table, with the rates per processor of a GPU in the table."""
+    """Return a GPU that is not in the table, with the rates per processor of a GPU in the table."""
     older = [gpu for gpu in GPU_MODELS.values() if gpu.capability <= capability]
     similar = max(
         older or [GPU_MODELS[MODEL_OF_OLDER_GPUS]],

@@ -1,4 +1,4 @@
-"""Costs of a network's passes: kernels, arithmetic, memory traffic and memory."""
+"""Costs of a network's passes: kernels, arithmetic operations, memory traffic and memory."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 PASSES = ("step", "evaluation", "attack")
-"""Fields of :class:`NetworkCost` that are a :class:`PassCost`."""
+"""Names of the fields of :class:`NetworkCost` that contain a :class:`PassCost`."""
 STREAMING = ("_fused_adam", "_to_copy", "mm", "addmm")
-"""Prefixes of the names of operations that read and write long arrays sequentially."""
+"""Beginnings of the names of operations that read and write long arrays sequentially."""
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,9 @@ class Kernel:
 
     Attributes:
         name: PyTorch's name of the operation.
-        flops: Arithmetic operations of a convolution or matrix product. The number is 0 for all
-            other kernels.
-        num_bytes: Bytes that the operation reads and writes.
+        flops: Number of arithmetic operations of a convolution or a matrix product. For any
+            other operation, the number is 0.
+        num_bytes: Number of bytes that the operation reads and writes.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Kernel:
 
     @property
     def streams(self) -> bool:
-        """True if the operation streams through long arrays, as an optimizer does."""
+        """True if the operation reads and writes long arrays sequentially, as an optimizer does."""
         return self.name.startswith(STREAMING)
 
 
@@ -46,7 +46,7 @@ class PassCost:
     """Costs of one pass.
 
     Attributes:
-        kernels: The operations of the pass, in order.
+        kernels: All operations of the pass, in order.
         peak_bytes: Largest number of bytes that tensors occupy at the same time.
         workspace_bytes: Bytes of the input and output of the largest convolution. The scratch
             memory of convolutions grows with this number.
@@ -58,7 +58,7 @@ class PassCost:
 
     @cached_property
     def flops(self) -> float:
-        """Arithmetic operations of all convolutions and matrix products."""
+        """Number of arithmetic operations of all convolutions and matrix products."""
         return sum(kernel.flops for kernel in self.kernels)
 
     @cached_property
@@ -74,15 +74,16 @@ class NetworkCost:
     Attributes:
         num_parameters: Number of trained parameters.
         state_bytes: Bytes of the stored weights and buffers.
-        forward_flops: Arithmetic operations of a forward pass of one image.
+        forward_flops: Number of arithmetic operations in a forward pass of one image.
         step: Cost of a training step on a whole batch.
         evaluation: Cost of a forward pass of ``evaluation_batch`` images in float32.
         attack: Cost of a forward and a backward pass to the pixels of ``attack_batch`` images
             in float32.
         evaluation_batch: Number of images in a pass of the evaluation.
         attack_batch: Number of images in a pass of an attack.
-        uncounted: Reason why the passes could not be counted, or an empty string. The costs are
-            then the costs of one dense layer with the same number of weights.
+        uncounted: Reason why isweep could not count the costs of the passes. Empty if they
+            were counted. Otherwise they are the costs of one dense layer with the same number
+            of weights.
     """
 
     num_parameters: int

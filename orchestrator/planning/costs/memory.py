@@ -1,4 +1,4 @@
-"""Predict the GPU memory of a trial: CUDA context, tensors, scratch of convolutions."""
+"""Predict the GPU memory of a trial: CUDA context, tensors and scratch memory of convolutions."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from search_spaces.specs import NetworkSpec
 from tasks.trials.records import CONTEXT_BYTES, scored_epochs
 
 TENSOR_FACTOR = 1.1
-"""Memory that the allocator reserves, divided by the bytes of tensors. This factor and
-:data:`WORKSPACE_FACTOR` are fitted to published measurements of ResNet-50 and VGG-16 on an
-A100 with batches of 32 to 128. Predictions are 0.89 to 1.10 times the measured memory."""
+"""Memory that PyTorch's allocator reserves, divided by the memory of the tensors. This factor
+and :data:`WORKSPACE_FACTOR` are fitted to published measurements of ResNet-50 and VGG-16 on an
+A100 with batches of 32 to 128. The predicted memory is 0.89 to 1.10 times the measured
+memory."""
 WORKSPACE_FACTOR = 2.0
 """Scratch memory of all convolutions, divided by the bytes of the input and output of the
 largest convolution."""
@@ -23,7 +24,8 @@ def array_bytes(network: NetworkSpec, train_size: int | None = None) -> int:
 
     Args:
         network: The network to train.
-        train_size: Number of training images to load. None means the train size of the network.
+        train_size: Number of training images to load. If it is None, use the train size in
+            ``network``.
     """
     prepared = network.subset.prepared
     num_images = (train_size or network.train_size) + network.subset.test_size
@@ -31,7 +33,7 @@ def array_bytes(network: NetworkSpec, train_size: int | None = None) -> int:
 
 
 def memory_bytes(cost: PassCost) -> float:
-    """Predict the bytes of GPU memory of a process in a pass, with its CUDA context."""
+    """Predict the GPU memory of a process in a pass, in bytes. It includes the CUDA context."""
     return CONTEXT_BYTES + TENSOR_FACTOR * cost.peak_bytes + WORKSPACE_FACTOR * cost.workspace_bytes
 
 
@@ -40,24 +42,24 @@ def peak_bytes(network: NetworkSpec) -> float:
     cost = cost_of(network)
     passes = [cost.step, cost.evaluation, cost.attack]
     if scored_epochs(network.recipe.epochs):
-        # The test set is evaluated between two epochs, while the memory of the training is in
-        # use.
+        # isweep evaluates the test set between two epochs, while the training still uses its
+        # memory.
         during_training = cost.evaluation.peak_bytes + _training_bytes(network, cost)
         passes.append(replace(cost.evaluation, peak_bytes=during_training))
     return array_bytes(network) + max(memory_bytes(part) for part in passes)
 
 
 def _training_bytes(network: NetworkSpec, cost: NetworkCost) -> int:
-    """Return the memory of a training between two epochs besides its weights, in bytes."""
+    """Return the memory, in bytes, that a training uses between two epochs besides its weights."""
     recipe = network.recipe
     gradients = 4 * cost.num_parameters  # float32
     moments_per_gradient = 1 if recipe.optimizer == "sgd" else 2
     moments = moments_per_gradient * gradients
     if network.model.library == "own":
-        # Without a CUDA graph, activations are freed after each step.
+        # Your own network uses no CUDA graph, so its activations are freed after each step.
         return moments + gradients
-    # A CUDA graph keeps the memory of its step. A last batch of another size has a second
-    # graph.
+    # A CUDA graph does not free the memory of its step. If the last batch has another size, it
+    # has a second graph.
     activations = max(0, cost.step.peak_bytes - cost.state_bytes - moments - gradients)
     last_batch = network.train_size % recipe.batch_size
     if network.train_size < recipe.batch_size or not last_batch:

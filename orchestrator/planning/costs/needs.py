@@ -22,40 +22,43 @@ from search_spaces.specs import TrialSpec
 from tasks.trials.records import CONTEXT_BYTES
 
 TRIAL_SECONDS = 3.0
-"""Seconds per trial besides its passes: to build the network, copy images, measure d_repr and store
-the result. This number is assumed, not measured."""
+"""Seconds that a trial needs besides its passes, for example to build the network, to copy
+images, to measure d_repr and to store the result. This number is assumed, not measured."""
 CORE_TRIAL_SECONDS = 0.5
-"""Seconds per trial besides its passes, on a CPU core. This number is assumed, not measured."""
+"""Seconds that a trial on a CPU core needs besides its passes. This number is assumed, not
+measured."""
 CORE_FLOPS = 100e9
-"""Arithmetic operations per second of one CPU core, for models without a measurement
-(benchmarks/training_throughput.py)."""
+"""Number of arithmetic operations per second of one CPU core. It is used for models that were
+not measured (benchmarks/training_throughput.py)."""
 CORE_INTERVAL_S = 30e-6
-"""Seconds of an operation on a CPU core besides its arithmetic. A step of small_cnn on 32
-images of 32 x 32 pixels has 52 operations and 0.12 GFLOP, and takes 2.9 ms
+"""Seconds that one operation on a CPU core needs besides its arithmetic. A step of small_cnn
+on 32 images of 32 x 32 pixels has 52 operations and 0.12 GFLOP, and takes 2.9 ms
 (benchmarks/results/training_throughput_epyc.json)."""
 MEMORY_MARGIN = 1.15
-"""Memory of a share divided by predicted memory. If a share is too small, its trial runs out
-of memory."""
+"""Factor by which the memory of a trial's share is larger than the predicted memory. If a
+share is too small, its trial runs out of memory."""
 BUSY_ENOUGH = 0.95
-"""Fraction of the time in which a GPU computes. At this fraction, one more trial on the GPU
-gains nothing. A second process is sure to use the idle time of the first process only under
-MPS."""
+"""Fraction of the time in which a GPU computes. If the fraction is this large, one more trial
+on the GPU gains nothing. Only under MPS, a second process certainly uses the idle time of the
+first process."""
 SHARE_STEP = 100
-"""Number of steps in a whole GPU: the share of a trial is a number of hundredths of a GPU."""
+"""Number of steps into which a GPU is divided: the share of a trial is a multiple of 1/100 of
+a GPU."""
 MIN_UNTIMED_SHARE = 0.25
-"""Smallest share on a kind of GPU whose times cannot be predicted."""
+"""Smallest share of a trial on a kind of GPU on which isweep cannot predict times."""
 
 
 @dataclass(frozen=True)
 class Corrections:
-    """Measured values divided by predicted values, by name of the model.
+    """Measured values divided by predicted values, by the name of the model.
 
     Attributes:
-        memory: The largest ratio of peak memory, on any GPU. It is 1 for a model not listed.
-        seconds: The median ratio of seconds, on one kind of GPU. It is 1 for a model not
-            listed.
-        core_seconds: The median ratio of seconds on a CPU core. For a model not listed, it is
-            the median over the listed models.
+        memory: Largest ratio of peak memory among the finished trials of a model, on any GPU.
+            If a model is not listed, its ratio is 1.
+        seconds: Median ratio of seconds among the finished trials of a model, on one kind of
+            GPU. If a model is not listed, its ratio is 1.
+        core_seconds: Median ratio of seconds among the finished trials of a model, on a CPU
+            core. If a model is not listed, its ratio is the median over the listed models.
     """
 
     memory: Mapping[str, float] = field(default_factory=dict)
@@ -68,7 +71,7 @@ class GpuNeed:
     """Predicted time, share and memory of a trial on one kind of GPU.
 
     Attributes:
-        seconds: Seconds of the trial on its share.
+        seconds: Seconds that the trial takes on its share of the GPU.
         share: Share of a GPU, above 0. A whole number above 1 means several GPUs.
         memory_bytes: Peak memory, bytes.
     """
@@ -85,7 +88,7 @@ class GpuNeed:
 
 @dataclass(frozen=True)
 class _TimedPasses:
-    """A number of equal passes, and the predicted time of each."""
+    """A number of equal passes, and the predicted time of one pass."""
 
     number: float
     time: PassTime
@@ -103,8 +106,8 @@ def need_of(
         trial: The trial.
         gpu: The kind of GPU.
         corrections: Ratios of measured to predicted values of finished trials.
-        fixed_share: The share of a GPU that the trial gets. If None or 0, the share is predicted,
-            see :func:`_share`.
+        fixed_share: Share of a GPU that the trial gets. If it is None or 0, :func:`_share`
+            predicts the share.
     """
     corrections = corrections or Corrections()
     passes = _timed_passes(trial, gpu)
@@ -112,7 +115,8 @@ def need_of(
     busy = sum(part.number * part.time.busy for part in passes) / alone_s
     name = trial.network.model.name
     memory = peak_bytes(trial.network) * corrections.memory.get(name, 1.0)
-    # The predicted peak contains a context of CONTEXT_BYTES.
+    # The predicted peak includes CONTEXT_BYTES for the CUDA context. Replace this number by
+    # the context of this GPU.
     memory += gpu.context_bytes - CONTEXT_BYTES
     share = fixed_share or _share(gpu, busy, memory)
     seconds = alone_s * max(1.0, busy / min(share, 1.0)) * gpu.time_factor(name)
@@ -123,7 +127,7 @@ def _timed_passes(trial: TrialSpec, gpu: GpuModel) -> tuple[_TimedPasses, ...]:
     """Return the passes of a trial with their predicted times on a GPU."""
     cost = cost_of(trial.network)
     numbers = batch_passes(trial, cost)
-    # Training steps of your own networks are not captured as CUDA graphs.
+    # isweep does not capture the training steps of your own networks as CUDA graphs.
     is_captured = trial.network.model.library != "own"
     step_interval = GRAPH_INTERVAL_S if is_captured else EAGER_INTERVAL_S
     is_half = trial.network.recipe.precision != "float32"
@@ -140,9 +144,9 @@ def _timed_passes(trial: TrialSpec, gpu: GpuModel) -> tuple[_TimedPasses, ...]:
 
 
 def _share(gpu: GpuModel, busy: float, memory: float) -> float:
-    """Return the share of a GPU that a trial needs: enough for its memory, and for its work.
+    """Return the share of a GPU that a trial needs for its memory and its work.
 
-    If n such trials together keep a GPU busy, each needs 1/n of the GPU for its work.
+    If n such trials together keep a GPU busy, each trial needs 1/n of the GPU for its work.
 
     Args:
         gpu: The kind of GPU.
@@ -162,7 +166,7 @@ def _share(gpu: GpuModel, busy: float, memory: float) -> float:
 def core_seconds(trial: TrialSpec, corrections: Corrections | None = None) -> float:
     """Predict the seconds of a trial on one CPU core.
 
-    For a model without a correction, the median correction of the other models is used.
+    If a model has no correction, isweep uses the median correction of the other models.
     """
     cost = cost_of(trial.network)
     numbers = batch_passes(trial, cost)

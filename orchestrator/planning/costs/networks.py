@@ -1,4 +1,4 @@
-"""Costs of a network: from the package's table, from the user's cache, or newly counted."""
+"""Costs of a network: from the package's table, from the user's cache, or counted now."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from search_spaces.specs import ModelSpec, NetworkSpec, RecipeSpec
 from tasks.atomic import write_atomic
 
 PRESET_COSTS = Path(__file__).with_name("preset_costs.json")
-"""File with the costs of the networks of all presets, by :func:`cost_key`. With this file,
-planning a preset does not import torch."""
+"""File with the costs of the networks of all presets. The keys come from :func:`cost_key`.
+Because of this file, planning a preset does not import torch."""
 
 
 @cache
@@ -33,7 +33,10 @@ def _shipped_costs() -> dict[str, dict[str, Any]]:
 def cost_key(
     model: ModelSpec, recipe: RecipeSpec, channels: int, image_size: int, num_outputs: int
 ) -> str:
-    """Return the key of a network's costs in files. See :func:`network_cost` for the arguments."""
+    """Return the key under which files store a network's costs.
+
+    The arguments are those of :func:`network_cost`.
+    """
     return fingerprint([model, recipe, [channels, image_size, num_outputs]])[:16]
 
 
@@ -43,9 +46,9 @@ def network_cost(
 ) -> NetworkCost:
     """Return the costs of a network's passes on square images.
 
-    Results are cached, because many networks of a sweep have the same costs. ``image_size`` is the
-    side of the images in pixels. ``num_outputs`` is the number of logits if the recipe does not set
-    this number.
+    The function caches its results, because many networks of a sweep have the same costs.
+    ``image_size`` is the side of the images in pixels. ``num_outputs`` is the number of logits
+    if the recipe does not set this number.
 
     Raises:
         ConfigError: The network cannot be built with these sizes.
@@ -53,7 +56,7 @@ def network_cost(
     key = cost_key(model, recipe, channels, image_size, num_outputs)
     if key in _shipped_costs():
         return _cost_from_plain(_shipped_costs()[key])
-    # Costs of a user's network are not stored: its code may change.
+    # The costs of a user's network are not stored, because the user may change its code.
     can_be_stored = model.library != "own"
     file = user_cache("costs") / f"{key}-{_code_version()}.json"
     if can_be_stored:
@@ -84,7 +87,7 @@ def _code_version() -> str:
 def plain_cost(cost: NetworkCost) -> dict[str, Any]:
     """Return costs as plain values for JSON.
 
-    Equal kernels are stored once, with their number.
+    If several kernels are equal, they are stored as one kernel and their number.
     """
     plain = asdict(cost)
     for name in PASSES:
@@ -118,8 +121,8 @@ def cost_of(network: NetworkSpec) -> NetworkCost:
 def _cost_of_key(key: IdentityKey[NetworkSpec]) -> NetworkCost:
     """Return the costs of the network in ``key``, see :func:`cost_of`.
 
-    Planning needs the costs of each network many times. Comparing the content of the networks
-    each time would take longer than the rest of the planning.
+    Planning needs the costs of each network many times. If the cache compared the whole
+    content of networks each time, this would take longer than the rest of the planning.
     """
     network = key.spec
     prepared = network.subset.prepared
@@ -143,8 +146,9 @@ def _cost_of_key(key: IdentityKey[NetworkSpec]) -> NetworkCost:
 
 
 def cost_recipe(recipe: RecipeSpec) -> RecipeSpec:
-    """Return a copy of a recipe with fixed values for the keys that change no cost."""
-    # Adam's kernel includes the weight decay. SGD adds it to copies of all gradients.
+    """Return a copy of a recipe. Keys that do not change the costs get fixed values."""
+    # Adam's kernel includes the weight decay. SGD adds the weight decay to copies of all
+    # gradients, so its costs depend on it.
     has_decay = recipe.optimizer == "sgd" and recipe.weight_decay > 0
     return recipe.model_copy(
         update={
@@ -160,7 +164,7 @@ def cost_recipe(recipe: RecipeSpec) -> RecipeSpec:
 def is_in_preset(network: NetworkSpec, num_outputs: int) -> bool:
     """Return whether a preset contains a network.
 
-    Such a network can be built: the costs in the package were counted with it.
+    The costs of such a network are in the package, so the network was built before.
     """
     prepared = network.subset.prepared
     recipe = cost_recipe(network.recipe)
@@ -169,7 +173,7 @@ def is_in_preset(network: NetworkSpec, num_outputs: int) -> bool:
 
 
 def is_counted(network: NetworkSpec) -> bool:
-    """Return whether the costs of a network were counted, and not guessed from its weights."""
+    """Return whether the costs of a network were counted instead of guessed from its weights."""
     try:
         return not cost_of(network).uncounted
     except SweepError:

@@ -1,7 +1,7 @@
 """Predict the time of one pass of a network on a GPU, kernel by kernel.
 
-The time of a kernel is the time of its arithmetic or of its memory traffic: the longer of the
-two. It is at least the interval between the starts of two kernels.
+A kernel takes as long as its arithmetic or its memory traffic, whichever takes longer. It
+takes at least the interval between the starts of two kernels.
 """
 
 from __future__ import annotations
@@ -13,23 +13,25 @@ from orchestrator.planning.costs.gpu_models import GpuModel
 from orchestrator.planning.costs.kernels import PassCost
 
 STREAM_EFFICIENCY = 0.85
-"""Share of the bandwidth that long sequential reads and writes reach, as in an optimizer."""
+"""Share of the memory bandwidth that long sequential reads and writes reach, for example in an
+optimizer."""
 EAGER_INTERVAL_S = 10e-6
-"""Seconds between the starts of two kernels from Python. This number is assumed, not measured."""
+"""Seconds between the starts of two kernels if Python starts them. This number is assumed, not
+measured."""
 GRAPH_INTERVAL_S = 3e-6
 """Seconds between the starts of two kernels in a CUDA graph. This number is assumed, not
 measured."""
 SINGLE_EFFICIENCY = 0.7
-"""Training is assumed to reach at least this share of the float32 rate. Float32 units come
-closer to the rate of their data sheet than tensor cores."""
+"""Smallest share of the float32 rate that training reaches, by assumption. Float32 units come
+closer than tensor cores to the rate in the data sheet."""
 
 
 class PassTime(NamedTuple):
-    """Predicted time of a pass alone on a GPU.
+    """Predicted time of a pass on a GPU on which nothing else runs.
 
     Attributes:
         seconds: Seconds of the pass.
-        busy: Seconds of the pass in which the GPU computes.
+        busy: Seconds of the pass during which the GPU computes.
     """
 
     seconds: float

@@ -12,16 +12,16 @@ from search_spaces.specs import TrialSpec
 from tasks.trials.records import scored_epochs
 
 ROBUSTNESS = "robustness"
-"""Key of the search for the robustness radius, next to the names of attacks."""
+"""Key of the passes that search for the radius R. The other keys are names of attacks."""
 
 
 @dataclass(frozen=True)
 class ImagePasses:
-    """Numbers of images in passes through a network.
+    """Numbers of images that pass through a network.
 
     Attributes:
-        gradients: Images with a forward and a backward pass to the pixels.
-        forwards: Images with a forward pass only.
+        gradients: Number of images with a forward pass and a backward pass to the pixels.
+        forwards: Number of images with only a forward pass.
     """
 
     gradients: int
@@ -33,9 +33,9 @@ class BatchPasses:
     """Numbers of batches that a trial sends through its network.
 
     Attributes:
-        steps: Training steps.
-        evaluations: Batches with a forward pass only.
-        gradients: Batches with a forward and a backward pass to the pixels.
+        steps: Number of training steps.
+        evaluations: Number of batches with only a forward pass.
+        gradients: Number of batches with a forward pass and a backward pass to the pixels.
     """
 
     steps: float
@@ -65,7 +65,7 @@ def attack_flops(trial: TrialSpec) -> dict[str, float]:
 def attack_passes(trial: TrialSpec) -> dict[str, ImagePasses]:
     """Return the passes of every attack by its name, and of ``robustness``.
 
-    The numbers are 0 for an attack that the trial does not make.
+    If the trial does not make an attack, its numbers are 0.
     """
     test_size = trial.network.subset.test_size
     num_epsilons = len(trial.attacks.epsilons)
@@ -93,8 +93,8 @@ def batch_passes(trial: TrialSpec, cost: NetworkCost) -> BatchPasses:
     recipe = network.recipe
     passes = attack_passes(trial).values()
     gradients = sum(kind.gradients for kind in passes)
-    # The pass that computes FGSM's gradients also computes the test loss. A trial without FGSM
-    # makes this pass too.
+    # The same pass computes FGSM's gradients and the test loss. So a trial without FGSM also
+    # makes this pass.
     num_shared = 0
     for method in trial.attacks.methods:
         num_shared += ATTACKS[method].passes(trial.attacks.all_parameters(method)).shared_gradients

@@ -1,6 +1,6 @@
-"""Verdicts on trials that failed with their request: can a further attempt succeed, and hints.
+"""Verdicts on trials that ran out of memory, or for which cuDNN has no kernel.
 
-A trial fails with its request if it ran out of memory, or if cuDNN has no kernel for it.
+A verdict says whether a further attempt can succeed. If not, it has a hint for the user.
 """
 
 from __future__ import annotations
@@ -28,39 +28,40 @@ MAY_RETRY = TrialVerdict()
 
 
 @dataclass(frozen=True)
-class LimitText:
-    """The texts about a memory that is too little for a trial.
+class MemoryLimit:
+    """The memory that is too little for a trial, in words.
 
     Attributes:
-        clause_end: end of the sentence "... needs more memory than".
-        fix: text about what the user can do.
+        name: name of the memory.
+        advice: what the user can do to get more of it.
     """
 
-    clause_end: str
-    fix: str
+    name: str
+    advice: str
 
 
-MACHINE = LimitText("the machine gave", "Choose a larger machine")
-WHOLE_GPU = LimitText("a whole GPU has", "Choose a larger GPU")
-OCCUPIED_GPU = LimitText(
-    "other processes leave on the GPU", "End the other processes, choose another GPU"
+MACHINE = MemoryLimit("the memory of the machine", "Choose a larger machine")
+WHOLE_GPU = MemoryLimit("the memory of a whole GPU", "Choose a larger GPU")
+OCCUPIED_GPU = MemoryLimit(
+    "the GPU memory that other processes leave free",
+    "End the other processes, choose another GPU",
 )
 
 
 def too_little_memory(
-    trial: TrialSpec, limit: LimitText, *, suggest_splitting: bool
+    trial: TrialSpec, limit: MemoryLimit, *, suggest_splitting: bool
 ) -> TrialVerdict:
     """Return the final verdict on a trial that cannot get enough memory.
 
     Args:
         trial: the trial.
-        limit: texts about the memory that is too little.
+        limit: the memory that is too little.
         suggest_splitting: If True, add that the sweep can allow isweep to split the batches.
     """
     recipe = trial.network.recipe
     hint = (
-        f"{trial.network.model.name} at batch size {recipe.batch_size} needs more memory than "
-        f"{limit.clause_end}. {limit.fix}, or lower recipe.batch_size"
+        f"{trial.network.model.name} at batch size {recipe.batch_size} needs more than "
+        f"{limit.name}. {limit.advice}, or lower recipe.batch_size"
     )
     if suggest_splitting:
         hint = (

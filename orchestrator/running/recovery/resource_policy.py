@@ -55,7 +55,7 @@ from orchestrator.running.recovery.memory_verdicts import (
     MAY_RETRY,
     OCCUPIED_GPU,
     WHOLE_GPU,
-    LimitText,
+    MemoryLimit,
     TrialVerdict,
     no_kernel_verdict,
     too_little_memory,
@@ -235,7 +235,7 @@ class ResourcePolicy:
             return MAY_RETRY
         return self._too_little_memory(trial, MACHINE)
 
-    def _too_little_memory(self, trial: TrialSpec, limit: LimitText) -> TrialVerdict:
+    def _too_little_memory(self, trial: TrialSpec, limit: MemoryLimit) -> TrialVerdict:
         """Return the final verdict on a trial that needs too much memory at its highest level."""
         can_split = trial.network.recipe.batch_size >= MIN_SPLIT_BATCH
         suggest_splitting = can_split and not self._levels.may_split_batches(trial)

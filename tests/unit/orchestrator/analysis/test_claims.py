@@ -216,9 +216,7 @@ def test_no_claim_is_decided_over_base_datasets_that_share_images(law):
     assert {claim.verdict for claim in as_datasets.entries} > {"not testable"}
     assert {claim.verdict for claim in claims.entries} == {"not testable"}
     assert "the base datasets of an experiment share images" in entry(claims, "Eq. 2").reason
-    assert claims.left_out == (
-        "arms of experiments, which are compared with their base datasets: 3",
-    )
+    assert claims.left_out == ("trials of arms, which are compared with their base datasets (3)",)
 
 
 @pytest.mark.long
@@ -328,8 +326,8 @@ def test_a_claim_line_has_the_estimate_its_meaning_and_its_power(published, law)
     assert (
         " Slope of log loss on 1/d_data, given the domain label (negative if the loss rises with d_data): "
         "−28.7 (95 % interval −40.3 to −17). The test against 0 (two-sided) gives p = 0.046, adjusted p = 0.14 over 4 "
-        "tests of isweep fit. The interval ignores the other tests; the adjusted p decides. At a "
-        "significance level of 1.2 %, at most 4 of 100 such studies would detect a doubling of loss over the range of "
+        "tests of isweep fit. The interval is not adjusted for the number of tests. The adjusted p "
+        "decides. At a significance level of 1.2 %, at most 4 of 100 such studies would detect a doubling of loss over the range of "
         "d_data."
     ) in line
     names = [f"natural{k}" for k in range(3)] + [f"medical{k}" for k in range(4)]

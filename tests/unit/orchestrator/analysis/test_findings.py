@@ -153,7 +153,9 @@ def test_an_undecided_interval_without_the_null_value_is_explained(published):
     finding = dict(zip(QUESTIONS, findings(published), strict=True))["dimension"]
     assert finding.verdict == "undecided"
     assert finding.sentences[0].startswith("Datasets with d_data = ")
-    assert finding.sentences[1] == ("The interval ignores the other tests; the adjusted p decides.")
+    assert finding.sentences[1] == (
+        "The interval is not adjusted for the number of tests. The adjusted p decides."
+    )
 
 
 def test_a_fall_of_all_losses_is_described_even_if_no_exponent_is_established():
@@ -194,7 +196,7 @@ def test_a_steep_fall_of_sets_that_differ_in_d_is_never_called_no_fall():
     findings_by_question = answers(table.assign(test_loss=losses, d_data_mle=d_data * spread))
     assert findings_by_question["fall"].sentences[0].endswith("in all 12 datasets.")
     assert (
-        "Exact sign test, two-sided: p < 0.001, not adjusted."
+        "A two-sided exact sign test of the datasets' slopes gives p < 0.001, not adjusted."
         in findings_by_question["fall"].details
     )
     assert "No fall" not in " ".join(finding.answer for finding in findings_by_question.values())
@@ -254,7 +256,7 @@ def test_a_slope_on_d_data_is_taken_at_equal_n():
         assert np.polyfit(rows["d_data_mle"], np.log(rows["test_loss"]), 1)[0] < 0
     finding = findings(fit_scaling_laws(table))[0]
     assert finding.claim == "The loss rises with d_data."
-    assert "The factor compares the highest d_data with the lowest." in finding.details
+    assert "The factor compares datasets with the highest and the lowest d_data." in finding.details
     d_at_largest_n = table.loc[table["train_size"] == 16000, "d_data_mle"]
     low, high = number(d_at_largest_n.min()), number(d_at_largest_n.max())
     assert finding.answer.startswith(f"Datasets with d_data = {high} have ")
@@ -531,7 +533,7 @@ def test_the_figure_on_attacks_shows_the_correlation_of_the_verdict():
     titles = [axes.get_title() for axes in drawing.figure.axes]
     correlation = f"r = {number(answer.value)} ({interval(answer.interval)})"
     assert any(correlation in title for title in titles)
-    assert "hold for all networks and attacks at once" in drawing.caption
+    assert "hold for all networks and attacks together" in drawing.caption
 
 
 def test_the_two_factors_for_a_doubling_of_n_are_distinguished(published):
@@ -590,7 +592,7 @@ def test_the_published_table_answers_from_the_published_loss_gains(published):
 def test_tests_are_counted_and_the_rest_is_called_exploratory(published):
     """The question on the fall with N has two tests."""
     assert family(published).startswith("The verdicts rest on 5 tests, adjusted together (Holm)")
-    assert family(published).endswith("all else is exploratory.")
+    assert family(published).endswith("All other results are exploratory.")
 
 
 def test_the_published_answers_fit_a_terminal(published):
@@ -776,10 +778,13 @@ def test_networks_that_do_not_fit_their_training_images_are_counted():
     table = synthetic_table(num_natural=3, num_medical=1, models=("a", "b"))
     table["d_repr_mle"] = table["d_data_mle"] * np.where(table["model"] == "a", 2.0, 0.5)
     of_fall = (
-        "More training steps at larger N may contribute: at N = 500, 4 of 8 networks do not fit "
-        "their training images."
+        "A part of this fall may come from more training steps at larger N: at N = 500, 4 of 8 "
+        "networks do not fit their training images."
     )
-    of_count = "Without networks that do not fit their training images, this holds at 8 of 20."
+    of_count = (
+        "If networks that do not fit their training images are left out, this holds at 8 of 20 "
+        "points."
+    )
     of_limits = "In 4 of 24 points the network does not fit its own training images"
     fits = fit_scaling_laws(with_unfitted_networks(table))
     by_question = dict(zip(QUESTIONS, findings(fits), strict=True))

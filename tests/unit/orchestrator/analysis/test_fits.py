@@ -115,14 +115,32 @@ def test_too_few_datasets_are_refused_with_the_number_that_is_needed():
     )
 
 
+ERRORS_OF_MEASURES = (
+    "The fits use d_data and K_F as if they were measured without error. Errors in d_data and K_F "
+    "usually make a relation look weaker, and the intervals do not correct for this."
+)
+"""A caveat of every table of several datasets."""
+
+
 def test_few_datasets_and_one_seed_are_caveats():
     table = synthetic_table(num_natural=2, num_medical=6, trial_std=0.1)
     assert fit_scaling_laws(table).caveats == (
         "There is only one model and seed. Another one could give other results.",
         "2 natural datasets are too few for a statement about natural datasets alone.",
+        ERRORS_OF_MEASURES,
     )
     large_table = synthetic_table(num_natural=5, models=("a", "b"), num_seeds=2, trial_std=0.1)
-    assert fit_scaling_laws(large_table).caveats == ()
+    assert fit_scaling_laws(large_table).caveats == (ERRORS_OF_MEASURES,)
+
+
+@pytest.mark.parametrize(
+    ("test_size", "error"), [(100, "3 percentage points"), (900, "1 percentage points"), (1000, "")]
+)
+def test_the_error_of_a_small_test_set_is_a_caveat(test_size, error):
+    table = synthetic_table(num_natural=5, trial_std=0.1).assign(test_size=test_size)
+    caveats = " ".join(fit_scaling_laws(table).caveats)
+    assert ("smallest test set" in caveats) == bool(error)
+    assert f"standard error of {error}" in caveats or not error
 
 
 def test_datasets_of_one_origin_are_a_caveat_as_dependent():
@@ -242,7 +260,7 @@ def test_k_f_is_compared_with_gains_at_equal_n():
 def test_a_loss_gain_that_never_varies_is_no_correlation():
     table = synthetic_table().assign(fgsm_1_loss_gain=0.0)
     fit = fit_scaling_laws(table).attack(response="fgsm_1_loss_gain")
-    assert "same value everywhere" in fit.reason
+    assert "same for all datasets" in fit.reason
 
 
 def test_claims_take_the_larger_of_both_p_values_and_are_adjusted_for_their_number():

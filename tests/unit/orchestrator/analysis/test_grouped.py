@@ -16,6 +16,8 @@ from scipy import stats
 from orchestrator.analysis.figures.of_groups import draw_groups
 from orchestrator.analysis.grouped_tables.design import LEVELS, Design
 from orchestrator.analysis.grouped_tables.fit import fit_groups, fit_user_table
+from orchestrator.analysis.grouped_tables.sentences import answer
+from orchestrator.analysis.grouped_tables.slopes import Slope
 from orchestrator.analysis.grouped_tables.user_table import read_user_table
 from search_spaces.errors import ConfigError
 
@@ -63,7 +65,7 @@ def grouped_table(num_groups=6, seed=0, slope_within=-0.3, slope_between=2.0):
         (
             "dataset",
             "Total",
-            "dataset is Total in 3 rows. The fit uses them like other rows",
+            "dataset is Total in 3 rows. The fit uses such rows like other rows",
         ),
         ("dataset", "all", "dataset is all in 3 rows"),
         ("model", "Mean", "model is Mean in 3 rows"),
@@ -276,6 +278,30 @@ def test_the_sentence_has_a_claim_for_each_level():
     assert " At equal model, between 9 groups, loss rises with d (slope " in sentence
 
 
+@pytest.mark.parametrize(
+    ("p_value", "bounds", "words"),
+    [
+        (0.02, (0.1, 0.9), "it is not adjusted for the number of slopes. The adjusted p decides."),
+        (0.08, (0.1, 0.9), "a second analysis gives p = 0.08."),
+        (0.08, (-0.1, 0.9), ""),
+    ],
+)
+def test_an_undecided_slope_says_why_its_interval_may_exclude_zero(p_value, bounds, words):
+    slope = Slope(
+        value=0.5,
+        interval=bounds,
+        p_value=p_value,
+        adjusted_p=4 * p_value,
+        num_tests=4,
+        level="within",
+        on="d",
+    )
+    design = Design("loss", ("d",), ("dataset",))
+    sentence = answer(design, 9, slope, slope, None)
+    assert ("This interval excludes 0" in sentence) == bool(words)
+    assert words in sentence
+
+
 def groups_of_scattered_slopes(rng, num_groups):
     """Return groups whose slopes scatter about zero; few groups have most of the variance."""
     parts = []
@@ -354,7 +380,7 @@ def test_a_column_that_does_not_vary_within_groups_changes_no_other_slope():
         table.assign(k=2 * table["d"]), Design("loss", ("d", "k"), ("dataset",))
     )
     reason = fit_with_multiple.find("within", "d").reason
-    assert reason == "d varies only together with the others within groups"
+    assert reason == "d varies only together with other columns within groups"
 
 
 @pytest.mark.parametrize(("shift", "unit"), [(2459000.0, 1.0), (0.0, 1e-60), (0.0, 1e60)])

@@ -105,8 +105,8 @@ def test_trials_of_arms_that_diverged_are_counted_in_the_answer():
     trials.loc[trials["trial_id"] == "w2_contrast-250", "test_loss"] = np.nan
     answer = fit_interventions(trials, ARMS).answer
     assert (
-        "Left out: diverged (loss stopped being a finite number): 1. Left out: no test loss: 1."
-        in answer
+        "Left out: trials that diverged because their loss was no longer a finite number (1). "
+        "Left out: trials without a test loss (1)." in answer
     )
     assert "Left out" not in fit_interventions(intervention_table(1.0), ARMS).answer
 

@@ -350,7 +350,7 @@ def test_columns_of_a_sweep_get_no_remark():
 def test_a_remark_says_that_scores_without_a_test_size_are_taken_as_exact():
     table = pd.DataFrame({"train_size": [50, 100, 200], "test_accuracy": [0.6, 0.7, 0.8]})
     (remark,) = answers(table, CurveQuestion("accuracy")).remarks
-    assert remark.startswith("The size of the test set is unknown for 3 of 3 rows. isweep takes")
+    assert remark.startswith("The size of the test set is unknown for 3 of 3 rows. isweep treats")
     assert remark.endswith("with --test-size, or in a column test_size.")
     assert answers(table, CurveQuestion("accuracy", test_size=200)).remarks == ()
     assert answers(table.assign(test_size=200), CurveQuestion("accuracy")).remarks == ()
@@ -788,6 +788,8 @@ def test_every_needed_number_of_images_has_an_interval_or_a_bound(target, interv
         (4, 0.18, "from 4 train sizes were large enough in 57 of 100 cases"),
         (3, 0.28, "from 3 train sizes were large enough in 44 of 100 cases"),
         (4, 0.3, ""),  # 400 images have reached it
+        (4, 0.06, r"The probabilities of reaching the target may be too high. In a benchmark"),
+        (4, 0.0001, ""),  # No number of images reaches it, almost surely.
         (4, None, ""),
     ],
 )

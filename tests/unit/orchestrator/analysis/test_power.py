@@ -113,9 +113,9 @@ def test_the_line_of_a_plan_names_the_questions_about_the_effect_and_no_others()
     plan_power = power(SMALL, effect="exponent", num_tables=20)
     share = in_hundred(plan_power.adjusted["exponent"])
     assert plan_power.lines()[0] == (
-        "Power if only the law's fall with N holds, with 8 datasets: exponent b of N^(−b/d) within "
-        f"datasets, against no fall: {share} such sweeps. The standard error of these shares is at most "
-        "11 percentage points."
+        f"Power if only the law's fall with N holds, with 8 datasets: {share} such sweeps decide the "
+        "question on the exponent b of N^(−b/d) within datasets, against no fall. The standard error of "
+        "these shares is at most 11 percentage points."
     )
     assert "d_data" not in plan_power.lines()[0]
 
@@ -145,7 +145,8 @@ def test_questions_that_a_design_cannot_test_are_named():
     plan = plan_sweep(load_sweep("demo", {"datasets": three_datasets}))
     plan_power = planned_power(plan, num_tables=20)
     question = "slope of log loss on log K_F, given 1/d and the domain label"
-    assert f"{question}: cannot be tested; exponent b of N^(−b/d)" in plan_power.lines()[0]
+    assert f"the question on the {question} cannot be tested; " in plan_power.lines()[0]
+    assert "such sweeps decide the question on the exponent b" in plan_power.lines()[0]
     note = plan_power.table().note
     untested = f"slope of log loss on 1/d, given K_F and the domain label; {question}."
     assert f"do not allow a test of: {untested}" in note
@@ -249,7 +250,9 @@ def test_base_datasets_that_share_digits_have_the_wider_interval_of_isweep_fit()
 def test_no_claim_is_promised_between_base_datasets_that_share_images():
     plan_power = planned_power(plan_sweep(load_sweep("interventions-digits")), num_tables=1)
     experiment, no_claim = plan_power.lines()
-    interval = "by the jackknife over the 10 classes that base datasets share, which is wider"
+    interval = (
+        "a jackknife over the 10 classes that base datasets share, because this interval is wider"
+    )
     assert interval in experiment
     assert plan_power.experiment.half_width > 0.3
     assert no_claim == NO_CLAIM_BETWEEN_WORLDS

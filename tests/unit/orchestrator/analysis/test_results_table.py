@@ -3,7 +3,12 @@ import pandas as pd
 import pytest
 
 from orchestrator.analysis.fits import fit_scaling_laws
-from orchestrator.analysis.results_tables.checks import Exclusion, finished_trials, normalise
+from orchestrator.analysis.results_tables.checks import (
+    DIVERGED,
+    Exclusion,
+    finished_trials,
+    normalise,
+)
 from orchestrator.analysis.results_tables.points import LOG_LOSS, fitted_points
 from search_spaces.errors import DataError
 from tests.synthetic import synthetic_table
@@ -48,8 +53,8 @@ def test_an_impossible_measure_is_missing_and_counted():
     full, exclusions = normalise(table)
     assert full["d_data_mle"].isna().sum() == 3
     assert set(exclusions) == {
-        Exclusion("d_data_mle: not above zero, treated as missing", 3),
-        Exclusion("label_sharpness: not above zero, treated as missing", 2),
+        Exclusion("values of d_data_mle that are not above zero", 3),
+        Exclusion("values of label_sharpness that are not above zero", 2),
     }
 
 
@@ -58,7 +63,7 @@ def test_mlflows_stand_in_for_infinity_is_missing_and_counted():
     table.loc[:1, "label_sharpness"] = [1.797e308, np.inf]
     full, infinities = normalise(table)
     assert full["label_sharpness"].isna().sum() == 2
-    assert infinities == (Exclusion("label_sharpness: stored infinity, treated as missing", 2),)
+    assert infinities == (Exclusion("values of label_sharpness that are infinite", 2),)
 
 
 def test_text_in_place_of_a_number_is_missing_and_counted():
@@ -69,8 +74,8 @@ def test_text_in_place_of_a_number_is_missing_and_counted():
     without_d = full.loc[full["d_data_mle"].isna(), "trial_id"]
     assert sorted(set(without_d)) == sorted(table["trial_id"][:3])
     assert set(unusable) == {
-        Exclusion("d_data_mle: not a number, treated as missing", 1),
-        Exclusion("test_loss: not a number, treated as missing", 1),
+        Exclusion("values of d_data_mle that are not a number", 1),
+        Exclusion("values of test_loss that are not a number", 1),
     }
 
 
@@ -104,7 +109,7 @@ def test_a_truth_value_is_no_number():
     table.loc[0, "test_loss"] = True
     full, unusable = normalise(table)
     assert full["test_loss"].isna().sum() == 1
-    assert unusable == (Exclusion("test_loss: not a number, treated as missing", 1),)
+    assert unusable == (Exclusion("values of test_loss that are not a number", 1),)
 
 
 @pytest.mark.filterwarnings("error")
@@ -114,11 +119,11 @@ def test_numbers_whose_squares_under_or_overflow_are_missing_and_counted():
     table.loc[1, "label_sharpness"] = 1e-60
     table.loc[2, "d_data_mle"] = 1e200
     fits = fit_scaling_laws(table)
-    counts = {(exclusion.reason.split(",")[0], exclusion.count) for exclusion in fits.excluded}
+    counts = {(exclusion.reason, exclusion.count) for exclusion in fits.excluded}
     assert counts == {
-        ("d_data_mle: next to zero", 1),
-        ("d_data_mle: stored infinity", 1),
-        ("label_sharpness: next to zero", 1),
+        ("values of d_data_mle that are too close to zero", 1),
+        ("values of d_data_mle that are infinite", 1),
+        ("values of label_sharpness that are too close to zero", 1),
     }
     assert fits.headline().status == "ok"
 
@@ -131,11 +136,11 @@ def test_every_unusable_loss_is_counted_under_its_first_reason():
     table.loc[2, "test_loss"] = 0.0
     table.loc[3, "test_loss"] = -1.0
     points, excluded = fitted_points(normalise(table)[0])
-    assert {exclusion.reason.split(" ")[0]: exclusion.count for exclusion in excluded} == {
-        "diverged": 1,
-        "no": 1,
-        "test": 2,
-    }
+    assert excluded == (
+        Exclusion(DIVERGED, 1),
+        Exclusion("trials without a test loss", 1),
+        Exclusion("trials with a test loss of 0 or less, which has no logarithm", 2),
+    )
     assert len(points) == len(table) - 1
     assert points[LOG_LOSS].isna().sum() == 3
 

@@ -110,9 +110,9 @@ def test_diverged_trials_and_text_are_neither_compared_nor_scored():
     comparison = compare(published_table(), with_unusable_rows)
     assert comparison.changes == compare(published_table(), published_table()).changes
     assert comparison.notes == (
-        "Left out of second: diverged (loss stopped being a finite number): 1",
-        "Left out of second: test_loss: not a number, treated as missing: 1",
-        "Left out of second: test_loss: stored infinity, treated as missing: 1",
+        "Left out of second: trials that diverged because their loss was no longer a finite number (1)",
+        "Left out of second: values of test_loss that are not a number (1)",
+        "Left out of second: values of test_loss that are infinite (1)",
     )
     assert all(note in comparison.table().note for note in comparison.notes)
 

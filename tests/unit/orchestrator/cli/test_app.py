@@ -9,6 +9,7 @@ from contextlib import suppress
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from rich.console import Console
@@ -228,6 +229,20 @@ def test_a_wrong_row_of_a_table_is_blamed_on_its_line(capsys, tmp_path, monkeypa
     assert "orchestrator/cli/table.py line 1 cannot be loaded (TypeError: " in message
     assert "correct the line" in message
     assert "bug" not in message
+
+
+def test_a_file_with_the_name_of_a_library_is_blamed(capsys, tmp_path, monkeypatch):
+    def raise_error(*_, **__):
+        raise AttributeError("module 'ray' has no attribute 'init'")
+
+    hiding = ModuleType("ray")
+    hiding.__file__ = "/home/me/ray.py"
+    monkeypatch.setitem(sys.modules, "ray", hiding)
+    monkeypatch.setattr("orchestrator.planning.workspace.Workspace.open", raise_error)
+    assert main(["status", "smoke", "--root", str(tmp_path)]) == 3
+    message = capsys.readouterr().err
+    assert "Python imports the file /home/me/ray.py instead of the library ray" in message
+    assert "Rename this file, or remove its folder from PYTHONPATH" in message
 
 
 def test_help_keeps_no_line_break_of_a_docstring():

@@ -88,12 +88,12 @@ def test_a_blank_dimension_has_its_reason(capsys, root):
 
 
 def test_left_out_losses_and_losses_at_chance_level_are_counted(output_for):
-    assert "Left out: no test loss: 1." in output_for(
+    assert "Left out: trials without a test loss (1)." in output_for(
         one_dataset_table(test_loss=[None, 0.5, 0.4]), "fit"
     )
     diverged = one_dataset_table(status=["diverged", "done", "done"])
-    remark = "Left out: diverged (loss stopped being a finite number): 1"
-    assert remark in output_for(diverged, "claims")
+    remark = "trials that diverged because their loss was no longer a finite number (1)"
+    assert remark in " ".join(output_for(diverged, "claims").split())
     losses = {"test_loss": [0.1, 0.6, 3.0], "test_accuracy": [0.9, 0.5, 0.5]}
     assert "at chance level: 2 of 3 losses." in output_for(one_dataset_table(**losses), "results")
     ten_classes = one_dataset_table(**losses | {"test_accuracy": 0.1}, num_classes=10)

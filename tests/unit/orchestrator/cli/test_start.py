@@ -80,7 +80,7 @@ class TestInit:
     def test_the_draft_has_the_seeds_and_sizes_that_the_documents_advise(self, run, working_folder):
         advice = ADVICE.read_text(encoding="utf-8")
         seeds = json.loads(re.search(r"`seeds: (\[.*?\])`", advice)[1])
-        sizes = re.search(r"as in ((?:\d+, )+\d+)", advice)[1].split(", ")
+        sizes = re.search(r"for example ((?:\d+, )+\d+)", advice)[1].split(", ")
         write_arrays(working_folder / "scans.npz", np.arange(1200) % 2)
         for words in ((), ("scans.npz",)):
             assert run("init", *words)[0] == 0

@@ -428,7 +428,7 @@ def test_a_stopped_process_of_the_cluster_counts_as_lost_and_is_ended(
     monkeypatch.setattr(server_watch, "CHECK_INTERVAL_S", 0.05)
     monkeypatch.setattr(server_watch, "PRIVATE_LOST_AFTER_S", 0.2)
     monkeypatch.setattr(server_watch, "SHARED_LOST_AFTER_S", 0.2)
-    monkeypatch.setattr("orchestrator.machine.signals.end_main_thread", lambda *_: lost.set())
+    monkeypatch.setattr("orchestrator.machine.watch.end_main_thread", lambda *_: lost.set())
     # A Ray cluster that this process already has is watched by another thread.
     earlier_threads = threading.enumerate()
     stopped_children = processes.stopped_children

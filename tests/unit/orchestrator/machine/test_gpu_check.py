@@ -21,6 +21,7 @@ from orchestrator.machine import (
     gpu_bench,
     gpu_check,
     gpu_check_parts,
+    gpu_check_summary,
     mps_daemon,
 )
 from orchestrator.machine.cluster import Resources
@@ -218,7 +219,7 @@ def test_a_larger_context_than_planned_is_noted_and_fails_no_part(cpu_as_gpu, mo
 def test_shares_have_room_for_the_context_that_was_measured(measured, used):
     parts = parts_of(steps_of_a100(1.0), context=measured)
     bench = make_bench("cuda")
-    summary = json.loads(json.dumps(dict(gpu_check_parts.summarize(bench, parts))))
+    summary = json.loads(json.dumps(dict(gpu_check_summary.summarize(bench, parts))))
     checks = {"NVIDIA A100-SXM4-80GB": summary}
     planned = gpu_model_from_driver("NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, checks)
     usual = replace(planned, context_gib=CONTEXT_BYTES / 2**30)
@@ -828,13 +829,13 @@ def test_the_summary_gives_the_planner_a_row():
     """A GPU that is twice as fast as its row predicts gets twice the efficiency."""
     gpu = GPU_MODELS["a100"]
     parts = parts_of(steps_of_a100(0.5))
-    summary = dict(gpu_check_parts.summarize(make_bench("cuda"), parts))
+    summary = dict(gpu_check_summary.summarize(make_bench("cuda"), parts))
     assert summary["row"]["compute_efficiency"] == pytest.approx(2 * gpu.compute_efficiency)
     assert GpuModel(**summary["row"]).origin == "gpu-check: 2.00 times as fast as predicted"
     names = "resnet18, resnet34, resnet50, vgg13, vgg16, vgg19"
     assert summary["verdict"] == f"PASS; plain steps for {names}"
     with_fault = parts | {"faults": {"ok": False, "values": {}}}
-    failed_summary = dict(gpu_check_parts.summarize(make_bench("cuda"), with_fault))
+    failed_summary = dict(gpu_check_summary.summarize(make_bench("cuda"), with_fault))
     assert failed_summary["verdict"].startswith("FAIL: faults; plain steps")
     checks = {"NVIDIA A100-SXM4-80GB": summary}
     measured = gpu_model_from_driver("NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, checks)
@@ -850,7 +851,7 @@ def test_the_verdict_names_the_networks_that_a_part_did_not_reach():
         parts[part]["values"] = {model: values[model] for model in measured_models}
     del parts["correctness"]["values"]["self_test"]["vgg19"]
     parts["memory"] = {"ok": False, "values": {}}
-    verdict = dict(gpu_check_parts.summarize(make_bench("cuda"), parts))["verdict"]
+    verdict = dict(gpu_check_summary.summarize(make_bench("cuda"), parts))["verdict"]
     expected = "FAIL: memory; correctness lacks vgg19; step_times lacks vgg16, vgg19; "
     assert verdict == f"{expected}passes lacks vgg19; memory lacks {', '.join(models)}"
 
@@ -906,7 +907,7 @@ def test_hours_are_the_sum_of_the_measured_times():
     """Compare with a calculation by hand for the 972 trials of the study."""
     bench = make_bench("cuda")
     step_ms = {model: 7.0 + index for index, model in enumerate(bench.models)}
-    summary = dict(gpu_check_parts.summarize(bench, parts_of(step_ms, graphs=bench.models)))
+    summary = dict(gpu_check_summary.summarize(bench, parts_of(step_ms, graphs=bench.models)))
     assert summary["verdict"] == "PASS"
     seconds = 0.0
     for trial in bench.trials:
@@ -926,7 +927,7 @@ def test_a_plan_predicts_the_measured_hours():
     """One network may be slower than the others, so one factor for all is not enough."""
     bench = make_bench("cuda")
     step_ms = {model: 5.0 + 4 * index for index, model in enumerate(bench.models)}
-    summary = dict(gpu_check_parts.summarize(bench, parts_of(step_ms, graphs=bench.models)))
+    summary = dict(gpu_check_summary.summarize(bench, parts_of(step_ms, graphs=bench.models)))
     checks = {"NVIDIA A100-SXM4-80GB": json.loads(json.dumps(summary))}
     planned = gpu_model_from_driver("NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, checks)
     hours = sum(need_of(trial, planned, fixed_share=1.0).seconds for trial in bench.trials) / 3600
@@ -964,7 +965,7 @@ def test_without_a_measurement_the_hours_are_unknown(missing):
     values = parts[missing]["values"]
     for model in [model for model in values if model.startswith("vgg")]:
         del values[model]
-    summary = dict(gpu_check_parts.summarize(make_bench("cuda"), parts))
+    summary = dict(gpu_check_summary.summarize(make_bench("cuda"), parts))
     assert summary["hours"] is None
     assert summary["hours_note"].startswith("the hours are unknown")
 
@@ -990,7 +991,7 @@ def test_the_advice_on_sharing_agrees_with_a_run(mps, gain_without_mps, gain_wit
         if gain is not None:
             pairs[name]["resnet18"] = {"gain": gain}
     parts = parts_of({}, pairs=pairs)
-    summary = dict(gpu_check_parts.summarize(make_bench("cuda"), parts))
+    summary = dict(gpu_check_summary.summarize(make_bench("cuda"), parts))
     assert (summary["pair_gain"], summary["pair_gain_mps"]) == (gain_without_mps, gain_with_mps)
     assert summary["num_gpus"] == num_gpus
 

@@ -484,8 +484,10 @@ def test_out_of_memory_never_divides_the_batch_of_a_resnet_and_ends_with_a_hint(
         first_share = attempts[0][0]
         assert attempts == expected_attempts(first_share, batch, name.startswith("vgg"), is_small)
         assert len(attempts) <= RETRY_POLICIES[failure.kind].num_retries + 1
-        limit = "other processes leave" if is_small else "a whole GPU has. Choose a larger GPU"
-        assert f"{name} at batch size {batch} needs more memory than {limit}" in hint
+        limit = "the memory of a whole GPU. Choose a larger GPU"
+        if is_small:
+            limit = "the GPU memory that other processes leave free"
+        assert f"{name} at batch size {batch} needs more than {limit}" in hint
         assert ("micro_batches: on" in hint) is name.startswith("resnet")
 
 
@@ -607,7 +609,7 @@ def test_a_trial_that_no_setting_fits_into_a_small_gpu_is_retried_for_a_larger_o
     verdict = policy.failed(trial, MEMORY_USED_BY_TRIAL, A100.name)
 
     assert verdict.is_final
-    assert "needs more memory than a whole GPU has" in verdict.hint
+    assert "needs more than the memory of a whole GPU" in verdict.hint
 
 
 def test_gpus_of_equal_memory_are_all_large():

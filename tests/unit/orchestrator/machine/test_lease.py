@@ -169,7 +169,7 @@ def test_a_lease_survives_an_outage_and_is_removed_at_the_end(monkeypatch):
                 Lease(store.url, "b", "isweep run second"),
             ):
                 pytest.fail("two hold it")
-        assert lease.lost is None
+        assert lease.failure is None
         with Lease(store.url, "b", "isweep run second"):
             pass
         assert lease_names(store, store.url) == []

@@ -9,12 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.machine.ray_folders import private_folder, remove_abandoned_folders
+from orchestrator.machine import ray_folders
+from orchestrator.machine.ray_folders import (
+    PREFIX,
+    parent_folder,
+    private_folder,
+    remove_abandoned_folders,
+)
 
 RUN_SCRIPT = """
-import sys, time
-from orchestrator.machine.ray_folders import private_folder
-with private_folder() as folder:
+import os, pathlib, sys, time
+from orchestrator.machine import ray_folders
+ray_folders.SHORT_PARENT = pathlib.Path(os.environ["TMPDIR"])
+with ray_folders.private_folder() as folder:
     print(folder, flush=True)
     time.sleep(3600)
 """
@@ -25,6 +32,7 @@ IDLE_SCRIPT = "import time; print(flush=True); time.sleep(3600)"
 @pytest.fixture
 def temp_folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(ray_folders, "SHORT_PARENT", tmp_path)
     return tmp_path
 
 
@@ -45,6 +53,18 @@ def start_process_of(folder: Path, title: str = "") -> subprocess.Popen[bytes]:
     assert process.stdout is not None
     process.stdout.readline()  # a process that is still being started shows no command line
     return process
+
+
+def test_a_long_path_of_the_temporary_folder_is_replaced_by_tmp(monkeypatch):
+    longest_socket = (
+        f"/{PREFIX}abcdefgh/r/session_2026-12-03_09-19-15_638147_{os.getpid()}/sockets/"
+        "dash_MetricsHead"
+    )
+    for length in range(4, 40):
+        temporary = "/" + (length - 1) * "t"
+        monkeypatch.setattr("tempfile.tempdir", temporary)
+        fits = len(temporary + longest_socket) <= ray_folders.MAX_SOCKET_PATH
+        assert parent_folder() == Path(temporary if fits else "/tmp")
 
 
 def test_folders_of_a_live_run_and_of_another_program_stay(temp_folder):
@@ -105,9 +125,9 @@ def test_a_removal_that_was_interrupted_is_completed_by_the_next_run(
 
 def test_a_worker_whose_command_line_is_only_a_title_is_found_by_its_log(temp_folder, tmp_path):
     with private_folder() as folder:
-        worker = start_process_of(Path(folder), "ray::IsweepKeeper")
+        worker = start_process_of(Path(folder), "ray::IsweepArtifacts")
         other_process = start_process_of(Path(folder))
-        foreign_worker = start_process_of(tmp_path / "elsewhere", "ray::IsweepKeeper")
+        foreign_worker = start_process_of(tmp_path / "elsewhere", "ray::IsweepArtifacts")
         log_reader = start_process_of(Path(folder), "a reader of the log")
     for process in (worker, other_process):  # they would make the folder again
         assert process.wait() == -signal.SIGKILL

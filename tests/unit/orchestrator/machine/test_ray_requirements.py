@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -10,6 +12,7 @@ from collections import namedtuple
 
 import pytest
 
+from orchestrator.machine.ray_folders import parent_folder
 from orchestrator.machine.ray_requirements import check_ray_requirements
 from search_spaces.errors import SetupError
 
@@ -34,10 +37,31 @@ def test_a_limit_under_which_ray_does_not_start_is_named(limit, message):
     assert f"SetupError: This process may have {message}" in process.stderr
 
 
+def test_a_limit_of_processes_is_named_except_for_root(monkeypatch):
+    limits = {resource.RLIMIT_NPROC: (512, 512)}
+    of_process = resource.getrlimit
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits.get(kind) or of_process(kind))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    check_ray_requirements()
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    message = r"may have 512 processes and threads \(ulimit -u\), but Ray needs 600"
+    with pytest.raises(SetupError, match=message):
+        check_ray_requirements()
+
+
 def test_a_full_temporary_folder_is_named(monkeypatch):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10 * 2**20))
-    with pytest.raises(SetupError, match=r"has 10 MiB free, but Ray needs .*set TMPDIR"):
+    with pytest.raises(SetupError, match=r"has 10 MiB free, but Ray needs .*Set TMPDIR"):
+        check_ray_requirements()
+
+
+def test_a_temporary_folder_without_write_permission_is_named(monkeypatch):
+    access = os.access
+    folder = parent_folder()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != folder and access(path, mode))
+    message = r"for Ray's sockets cannot be written. Set TMPDIR to another folder, whose path has"
+    with pytest.raises(SetupError, match=message):
         check_ray_requirements()
 
 

@@ -82,7 +82,7 @@ def run_script(script, **options):
         ),
         *(
             (SIGNAL_WHILE_HELD, name, "imported whole\n")
-            for name in ("SIGINT", "SIGTERM", "SIGHUP")
+            for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
         ),
         (SIGNAL_WHILE_RAY_STARTS, "SIGTERM", "half a Ray ended\n"),
     ],
@@ -115,7 +115,7 @@ def test_an_error_during_a_stop_counts_as_the_stop():
     assert not caused_by_stop(ImportError("no stop"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_further_signal_ends_the_process_at_once_and_silently(number):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", SLOW_END], **pipes) as process:

@@ -16,7 +16,7 @@ with explained_silent_end():
 """
 ENDED = "isweep: the command ended without a message. "
 AGAIN = "Finished trials are kept. Run the same command again: `isweep run 'my sweep'`\n"
-LOST = """from orchestrator.machine.signals import end_main_thread
+LOST = """from orchestrator.machine.watch import end_main_thread
     from search_spaces.errors import SetupError
     import threading
     signal.signal(signal.SIGINT, signal.SIG_IGN)

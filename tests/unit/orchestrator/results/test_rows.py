@@ -122,7 +122,7 @@ DOCS = Path(__file__).parents[4] / "docs" / "results-columns.md"
 
 
 def test_the_documented_columns_are_those_of_the_code():
-    attacks = c.columns_of_attack("{attack}_{eps}", "that attack at epsilon {eps}/255")
+    attacks = c.columns_of_attack("{attack}_{eps}", "the attack at epsilon {eps}/255")
     further = [
         c.Column(c.further_test_column("{condition}", name), text.format("{condition}"), unit)
         for name, (text, unit) in c.FURTHER_TEST_QUANTITIES.items()
@@ -135,7 +135,14 @@ def test_the_documented_columns_are_those_of_the_code():
     }
     lines = [f"| `{column.name}` | {column.meaning}{units[column.name]} |" for column in everything]
     documented = DOCS.read_text(encoding="utf-8").split("<!-- columns -->\n")[1].splitlines()
-    assert documented == ["| column | meaning (unit) |", "|---|---|", *lines]
+    expected = ["| column | meaning (unit) |", "|---|---|", *lines]
+    missing = [line for line in expected if line not in documented]
+    unknown = [line for line in documented if line not in expected]
+    assert documented == expected, (
+        "docs/results-columns.md, table under `<!-- columns -->`, must have a line for each column "
+        "of the code, in the order of orchestrator/results/columns.py\n"
+        f"add these lines: {missing}\nremove these lines: {unknown}"
+    )
 
 
 def test_attack_columns_are_described_by_strength_and_unknown_columns_are_marked():

@@ -467,7 +467,7 @@ def test_a_dead_server_loses_no_result_and_unsent_updates_are_counted(
     tracker.close("FINISHED")
     assert tracker.num_unsent_updates == 4  # both results, the run of the sweep and its end
     assert messages == [
-        "MLflow does not answer: no route. Results are stored without MLflow, and isweep tries again",
+        "MLflow does not answer: no route. isweep tries again. The result store has all results",
         WAITING,
     ]
 
@@ -681,7 +681,7 @@ def test_an_update_that_always_fails_is_reported_once_and_not_as_a_server_withou
 
     assert messages == [
         "MLflow stores other updates, but not the update of bad: value too long. "
-        "The result store has all results, and isweep tries again",
+        "isweep tries again. The result store has all results",
         WAITING,
     ]
 

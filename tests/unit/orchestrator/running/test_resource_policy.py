@@ -96,7 +96,7 @@ def test_no_batch_is_divided_if_the_sweep_forbids_it(trials):
     policy = ResourcePolicy(Resources(1, 1.0, fast="off", micro_batch_policy="off"))
     resources, hint = fail_repeatedly(policy, trial_of(trials, "small_mlp"), 1)
     assert resources == [(1.0, 0, None)]
-    assert "small_mlp at batch size 16 needs more memory" in hint
+    assert "small_mlp at batch size 16 needs more than the" in hint
 
 
 def test_a_trial_that_used_up_the_memory_of_the_machine_is_retried_four_times(trials):
@@ -104,7 +104,7 @@ def test_a_trial_that_used_up_the_memory_of_the_machine_is_retried_four_times(tr
     trial = trial_of(trials, "small_cnn")
     hints = [hint_after_failure(policy, trial, OUT_OF_MEMORY) for _ in range(5)]
     assert hints[:4] == [""] * 4
-    hint = "small_cnn at batch size 16 needs more memory than the machine gave."
+    hint = "small_cnn at batch size 16 needs more than the memory of the machine."
     assert f"{hint} Choose a larger machine" in hints[4]
 
 
@@ -118,13 +118,15 @@ def test_a_gpu_whose_memory_others_use_is_retried_and_then_reported_as_theirs(tr
     )
     hints = [hint_after_failure(policy, trial, mostly_others) for _ in range(6)]
     assert hints[:5] == [""] * 5  # the fifth attempt used plain steps
-    reason = "needs more memory than other processes leave on the GPU. End the other processes"
+    reason = (
+        "needs more than the GPU memory that other processes leave free. End the other processes"
+    )
     assert reason in hints[5]
     policy = ResourcePolicy(Resources(1, 1.0, fast="off"))
     policy.start_attempt(trial)
     decision = policy.failed(trial, hardly_others)
     assert decision.is_final
-    assert "than a whole GPU has" in decision.hint
+    assert "than the memory of a whole GPU" in decision.hint
 
 
 def test_a_result_ends_the_crowded_level_that_the_needed_level_has_reached():
@@ -175,7 +177,7 @@ def test_a_trial_at_its_last_level_is_retried_if_the_largest_node_has_more_memor
         hints.append(policy.failed(trials[0], OUT_OF_MEMORY).hint)
     assert requested == [100, 150, 150, 150, 150, 200]
     assert hints[:5] == [""] * 5
-    assert "needs more memory than the machine gave" in hints[5]
+    assert "needs more than the memory of the machine" in hints[5]
 
 
 MOSTLY_USED_BY_OTHERS, MOSTLY_USED_BY_THE_TRIAL = (
@@ -204,7 +206,7 @@ def test_a_trial_that_uses_up_the_memory_of_its_machine_ends_after_smaller_batch
         policy.start_attempt(trial)
         hints.append(policy.failed(trial, MOSTLY_USED_BY_THE_TRIAL).hint)
     assert hints[:4] == [""] * 4
-    assert "small_mlp at batch size 16 needs more memory than the machine gave" in hints[-1]
+    assert "small_mlp at batch size 16 needs more than the memory of the machine" in hints[-1]
 
 
 CAPTURE_FAILED = TrialFailure(kind="device_error", message="", capture_failed=True)
@@ -250,7 +252,7 @@ def test_a_network_without_graphs_splits_its_batches_right_after_a_whole_gpu(tri
     policy.failed(trial, CAPTURE_FAILED)
     resources, hint = fail_repeatedly(policy, trial, 5)
     assert resources == [(0.5, 0, None), (1.0, 0, None), (1.0, 0, 8), (1.0, 0, 4), (1.0, 0, 2)]
-    assert "needs more memory than a whole GPU has" in hint
+    assert "needs more than the memory of a whole GPU" in hint
 
 
 def test_the_end_of_mps_splits_no_batch_earlier(trials):
@@ -279,6 +281,6 @@ def test_a_batch_too_small_for_two_passes_is_not_split(batch_size):
     policy = ResourcePolicy(Resources(1, 1.0, fast="off", micro_batch_policy="on"))
     resources, hint = fail_repeatedly(policy, trial, 1)
     assert resources == [(1.0, 0, None)]
-    assert f"small_cnn at batch size {batch_size} needs more memory than a whole GPU has" in hint
+    assert f"small_cnn at batch size {batch_size} needs more than the memory of a whole GPU" in hint
     unsplit = ResourcePolicy(Resources(1, 1.0, fast="off", micro_batch_policy="off"))
     assert "micro_batches" not in hint_after_failure(unsplit, trial, OUT_OF_MEMORY)

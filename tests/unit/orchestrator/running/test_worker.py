@@ -13,7 +13,7 @@ from orchestrator.running import actors as module
 from orchestrator.running.actors import (
     ActorHandles,
     EpochPublisher,
-    IsweepEpochs,
+    IsweepMessages,
     MessageQueue,
 )
 from orchestrator.running.messages import TrialAssignment
@@ -48,7 +48,7 @@ def test_fast_epochs_are_sent_together_slow_ones_at_once_and_a_score_with_its_ep
 
 def test_the_queue_returns_each_report_once_and_keeps_the_newest(monkeypatch):
     monkeypatch.setattr(module, "MAX_MESSAGES", 3)
-    queue = IsweepEpochs()
+    queue = IsweepMessages()
     for number in range(5):
         queue.put([number])
     assert queue.take() == [2, 3, 4]

@@ -116,7 +116,10 @@ def wrong_shape(*, num_outputs, in_channels, image_size):
             misspelt,
             "has the arguments num_output, in_channels, image_size.* Give it .* num_outputs,",
         ),
-        (no_network, r"returned an object of type list\. Return a torch\.nn\.Module"),
+        (
+            no_network,
+            r"returned an object of type list, which is not a network\. Return a torch\.nn\.Module",
+        ),
         (wrong_shape, r"returned \(1, 3\) .*Correct the function new in tasks/trials/networks\.py"),
     ],
 )

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 
-class Finding(BaseModel):
-    """A stored record: frozen, without unknown fields, NaN and infinity."""
+class JsonRecord(BaseModel):
+    """A stored record. It cannot be changed, and rejects unknown fields, NaN and infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -21,7 +21,7 @@ class Finding(BaseModel):
         """Return the record as JSON text. ``model_validate_json`` converts it to an equal record.
 
         Raises:
-            ValueError: a number in the record is not finite. Pydantic would write null
+            ValueError: A number in the record is not finite. Pydantic would write null
                 instead.
         """
         return json.dumps(self.plain(), allow_nan=False)
