@@ -1,4 +1,4 @@
-"""Commands that show the results of sweeps: the table, fits, the report, comparisons and claims."""
+"""Commands that show the results of sweeps: table, fits, report, comparisons and claims."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ SHORT = {
     "batch_size": "batch",
     "validation_loss": "loss",
 }
-"""Short names of columns, which tables show and --where and --sort accept."""
+"""Short names of columns. Tables show these names, and --where and --sort accept them."""
 TRIAL_COLUMNS = ("model", "dataset", "class_pair", "train_size")
-"""Columns that identify a trial, except for its seed."""
+"""Columns that identify a trial, without the seed."""
 NUMBER_COLUMNS = ("test_loss", "test_accuracy", "d_data_mle", "label_sharpness", "r_hat_pred")
-"""Columns of numbers that a terminal shows; files have all columns."""
+"""Columns of numbers that a terminal shows. Files contain all columns."""
 BEST_COLUMNS = (
     "dataset",
     "model",
@@ -60,7 +60,7 @@ BEST_COLUMNS = (
     "runner_up",
     "runner_up_loss",
 )
-"""Columns of --best."""
+"""Columns of the table that --best prints."""
 SEARCH_COLUMNS = (
     "model",
     "dataset",
@@ -70,7 +70,7 @@ SEARCH_COLUMNS = (
     "status",
     "epochs",
 )
-"""Columns of --search."""
+"""Columns of the table that --search prints."""
 ROWS = Group("Rows", sort_key=1)
 ONE_VIEW = Parameter(group=(ROWS, Group(validator=LimitedChoice(0, 1), show=False)))
 OWN_TABLE = Group("A table of your own, in place of a sweep", sort_key=2)
@@ -98,10 +98,10 @@ class RowOptions:
     search: Annotated[bool, ONE_VIEW] = False
 
     def wanted(self) -> dict[str, str]:
-        """Return the value of --where for each name of a column.
+        """Return the value that --where requires in each column, by name of the column.
 
         Raises:
-            ConfigError: If a word is not COLUMN=VALUE.
+            ConfigError: A word does not have the form COLUMN=VALUE.
         """
         return pairs("--where", self.where, "COLUMN=VALUE", "dataset=digits")
 
@@ -123,7 +123,7 @@ class RowOptions:
         return table
 
     def shown(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Shown]:
-        """Yield a table of rows, and a line on the number of losses at chance level."""
+        """Yield a table of rows, and a line with the number of losses at chance level."""
         from orchestrator.analysis.results_tables.chance_level import is_at_chance_level
 
         if self.best:
@@ -197,7 +197,8 @@ def results(
     if predictions is not None:
         _write_predictions(sweep, predictions, place)
         return
-    # A mistake in --where is reported before the results are read, which can take a while.
+    # isweep reports a mistake in --where before it reads the results, because reading can take
+    # long.
     chosen.wanted()
     if chosen.search:
         table = _search_table(sweep, place)
@@ -233,7 +234,7 @@ def _write_predictions(sweep: str, file: Path, place: Place) -> None:
 
 
 def _search_table(sweep: str, place: Place) -> pd.DataFrame:
-    """Return the trials of a search, one row each."""
+    """Return the trials of a search. Each trial is one row."""
     import pandas as pd
 
     from orchestrator.tuning.search_records import search_rows
@@ -299,7 +300,7 @@ class TableOptions:
 
 
 MAX_ANSWER_WIDTH = 80
-"""Largest number of characters per line of an answer; longer lines are hard to read."""
+"""Largest number of characters per line of an answer. Longer lines are hard to read."""
 
 
 def fit(

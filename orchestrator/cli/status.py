@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 COUNTS = ("planned", "done", "failed", "running", "waiting", "pending")
 MAX_NAMED = 3
-"""Largest number of trials that a line on a failure lists. The line ends with the number of further
-trials."""
+"""Largest number of trials that a line about a failure lists. If there are more, the line ends
+with the number of further trials."""
 MAX_LOG_LINES = 20
 """Largest number of printed lines of the last attempt's log. ``--json`` prints the path of the
 log."""
@@ -67,7 +67,7 @@ def status(
 
 
 def _check_sweep_is_named(trial_id: str | None, watch: bool) -> None:
-    """Check that no option is given that needs the name of a sweep."""
+    """Raise an error if the user gives an option that needs the name of a sweep."""
     if trial_id is not None:
         raise ConfigError(
             "--trial needs the name of a sweep",
@@ -81,7 +81,7 @@ def _check_sweep_is_named(trial_id: str | None, watch: bool) -> None:
 
 
 def _status_lines(document: Mapping[str, Any], command: str) -> Iterator[str]:
-    """Yield lines on the state of one sweep."""
+    """Yield lines about the state of one sweep."""
     yield _counts_text(document, (*COUNTS, "diverged"))
     yield from running_lines(document)
     yield from grouped_failures(document["failures"])
@@ -115,7 +115,7 @@ def _print_all(place: Place) -> None:
             workspace = place.open(name)
             documents.append({"sweep": workspace.plan.sweep.name, **sweep_status(workspace)})
         except SweepError as error:
-            # The other sweeps are printed although one is damaged.
+            # If one sweep is damaged, isweep still prints the other sweeps.
             errors.append(error)
     table = grid("sweep", *COUNTS)
     active = []
@@ -133,17 +133,20 @@ def _print_all(place: Place) -> None:
 
 
 def grouped_failures(failures: Iterable[Mapping[str, str]]) -> Iterator[str]:
-    """Yield one line per kind and message of failure, with its trials, most frequent first."""
+    """Yield one line for each kind and message of failure, with its trials.
+
+    The most frequent is first.
+    """
     rows = ((row["trial_id"], row["kind"], row["message"]) for row in failures)
     for text, _ in _grouped(rows):
         yield f"failed {text}"
 
 
 def _grouped(rows: Iterable[tuple[str, str, str]]) -> Iterator[tuple[str, list[str]]]:
-    """Yield a text and the trials of each kind and message of failure, most frequent first.
+    """Yield a text and the trials of each kind and message of failure. The most frequent is first.
 
     Args:
-        rows: id, kind of failure and message of each trial.
+        rows: Id, kind of failure and message of each trial.
     """
     groups: dict[tuple[str, str], list[str]] = {}
     for trial_id, kind, message in rows:
@@ -156,7 +159,7 @@ def _grouped(rows: Iterable[tuple[str, str, str]]) -> Iterator[tuple[str, list[s
 
 
 def running_lines(document: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the stage of a run, one line per running trial, and lines on waiting trials."""
+    """Yield the stage of a run, one line per running trial, and lines about waiting trials."""
     from orchestrator.running.progress import RunningTrial, format_duration, next_attempt
 
     if document["now"]:
@@ -175,7 +178,8 @@ def running_lines(document: Mapping[str, Any]) -> Iterator[str]:
 def _watch(read_status: Callable[[], Mapping[str, Any]]) -> None:
     """Show counts and running trials until the run of the sweep ends.
 
-    In a pipe or file, print a line on stderr after each change: stdout is for data.
+    If stderr is a pipe or file, print a line on stderr after each change. stdout is only for
+    data.
     """
     end_waiting()  # ends the display of the command
     display = Live(console=stdout, transient=True, auto_refresh=False)
@@ -184,7 +188,7 @@ def _watch(read_status: Callable[[], Mapping[str, Any]]) -> None:
         with display if stdout.is_terminal else nullcontext():
             while True:
                 document = read_status()
-                # stderr is quiet if its reader has ended.
+                # If the reader of stderr has ended, nothing is printed on stderr any more.
                 if not document["now"] or stderr.quiet:
                     return
                 line = f"{_counts_text(document, COUNTS)}  {document['now']}"
@@ -199,7 +203,7 @@ def _watch(read_status: Callable[[], Mapping[str, Any]]) -> None:
 
 
 def run_display(document: Mapping[str, Any]) -> Text:
-    """Return the display of a run. Lines are wrapped, so that the remaining time is not cut off."""
+    """Return the display of a run. Its lines are wrapped, so the remaining time is not cut off."""
     return Text("\n".join([_counts_text(document, COUNTS), *running_lines(document)]))
 
 
@@ -209,7 +213,7 @@ def _counts_text(document: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 def _history_lines(history: Mapping[str, Any], last_log: str) -> Iterator[str]:
-    """Yield lines on one trial: attempts, nodes, failures, and the end of its log."""
+    """Yield lines about one trial: attempts, nodes, failures, and the end of its log."""
     from orchestrator.running.progress import next_attempt
 
     status_text = history["status"]
@@ -238,7 +242,7 @@ def _full_id(workspace: Workspace, text: str) -> str:
     """Return the id of the trial whose id begins or ends with a text.
 
     Raises:
-        ConfigError: If no trial id begins or ends with the text, or if several do.
+        ConfigError: No trial id begins or ends with the text, or several trial ids do.
     """
     trial_ids = workspace.plan.trials_by_id
     if text in trial_ids:

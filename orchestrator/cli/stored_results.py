@@ -1,4 +1,4 @@
-"""Reading the results of a sweep for a command, with messages on missing results."""
+"""Read the results of a sweep for a command, and print messages about missing results."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class FitInputs:
 
     Attributes:
         table: The results table.
-        arms: The arms of an experiment; empty for other sweeps.
+        arms: The conditions of an experiment. Empty for other sweeps.
         facts: Facts about the sweep that limit what its fits can answer.
-        predictions: Stored predictions for each test image; None if there are none.
+        predictions: Stored predictions for each test image. None if no predictions are stored.
     """
 
     table: pd.DataFrame
@@ -71,10 +71,10 @@ def read_results(sweep: str, place: Place, *, from_store: bool) -> tuple[Workspa
     Args:
         sweep: Name or path of the sweep.
         place: Options of the command on the root, the result store and MLflow.
-        from_store: Whether to skip the comparison with MLflow.
+        from_store: If True, do not compare the results with MLflow.
 
     Raises:
-        ConfigError: If the sweep has no result yet.
+        ConfigError: The sweep has no result yet.
     """
     from orchestrator.results.state import read_state
 
@@ -89,7 +89,7 @@ def read_results(sweep: str, place: Place, *, from_store: bool) -> tuple[Workspa
 
 
 def print_what_is_missing(sweep: str, workspace: Workspace, state: State, place: Place) -> None:
-    """Print unreadable results, reasons for missing d_data, and the number of trials left."""
+    """Print unreadable results, reasons for missing d_data, and the number of remaining trials."""
     for item in state.unreadable:
         print_message(f"Not used: {item.path} ({item.reason})")
     reasons = set()
@@ -111,7 +111,10 @@ def print_what_is_missing(sweep: str, workspace: Workspace, state: State, place:
 
 
 def compare_with_mlflow(sweep: str, workspace: Workspace, state: State, place: Place) -> None:
-    """Print differences between MLflow and the result store. Commands use the store's numbers."""
+    """Print differences between MLflow and the result store.
+
+    Commands use the numbers of the store.
+    """
     from orchestrator.results.mlflow_differences import differences, tracked_rows
     from orchestrator.results.store import ResultStore
 

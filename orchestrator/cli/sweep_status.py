@@ -17,7 +17,8 @@ from tasks.trials.records import TrialStatus
 
 def sweep_status(workspace: Workspace) -> dict[str, Any]:
     """Return the state of a sweep: counts, running trials, failures and costs."""
-    # Running trials are read before results, so a trial that ends in between is counted once.
+    # isweep reads running trials before results. So if a trial ends in between, it counts only
+    # once.
     run = read_run(workspace) or RunState()
     state = read_state(workspace, run.running, run.waiting, quick=True)
     counts = Counter(state.status(trial_id) for trial_id in workspace.plan.trials_by_id)
@@ -59,7 +60,7 @@ def trial_history(workspace: Workspace, trial_id: str) -> tuple[dict[str, Any], 
         trial_id: Full id of the trial.
 
     Returns:
-        Its attempts, nodes, failures and logs as a dictionary, and the log of its last
+        The trial's attempts, nodes, failures and logs as a dictionary, and the log of its last
         attempt.
     """
     run = read_run(workspace) or RunState()

@@ -94,7 +94,7 @@ def tune(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
 
 
 def _warn_about_changed_file(sweep: str, work: SweepWork, command: str) -> None:
-    """Warn if the sweep as it last ran differs from the file ./NAME.yaml."""
+    """Warn the user if the sweep as it last ran differs from the file ./NAME.yaml."""
     from orchestrator.planning.sweep_file import load_sweep
     from orchestrator.planning.written_files import preset_names
 
@@ -132,12 +132,13 @@ def reconcile(sweep: Sweep, /, *, place: Place = Place()) -> None:
 
 
 MAX_GPUS = 100_000
-"""Largest number of GPUs of a plan; no sweep has more trials."""
+"""Largest number of GPUs of a plan. No sweep has more trials than this number."""
 MAX_UNPREPARED = 5
-"""Largest number of unprepared datasets in a list. The list ends with the number of further
-datasets."""
+"""Largest number of unprepared datasets that a message lists. If there are more, the list ends
+with the number of further datasets."""
 MAX_DISTINCT = 3
-"""Largest number of distinct values that are all printed. If there are more, a range is printed."""
+"""Largest number of distinct values that isweep prints one by one. If there are more values,
+isweep prints their range."""
 
 
 def plan(
@@ -237,7 +238,7 @@ def _summary_lines(run_plan: RunPlan) -> Iterator[str]:
 
 
 def _range_text(values: Sequence[object]) -> str:
-    """Return the distinct values of a column as text: all if they are few, else a range."""
+    """Return the distinct values of a column as text. If there are many, return their range."""
     distinct = [value for value in dict.fromkeys(values) if value != ""]
     if len(distinct) <= MAX_DISTINCT:
         return ", ".join(map(str, distinct))
@@ -245,7 +246,7 @@ def _range_text(values: Sequence[object]) -> str:
 
 
 def _obstacles(workspace: Workspace, run_plan: RunPlan) -> Iterator[str]:
-    """Yield lines on the obstacles to a run on this machine."""
+    """Yield lines about the obstacles to a run on this machine."""
     from orchestrator.machine.cluster import cpu_cluster_here, trial_resources
     from orchestrator.planning.checks import learning_rate_notes, small_size_notes
     from tasks.sources.base import format_counts
