@@ -280,7 +280,7 @@ def _of_short_training(fit: FallFit) -> Iterator[str]:
     if fit.num_unfitted:
         verb, whose = ("does", "its") if fit.num_unfitted == 1 else ("do", "their")
         yield (
-            "More training steps at larger N may explain a part of it: at N = "
+            "More training steps at larger N may contribute: at N = "
             f"{fit.train_sizes[0]:,}, {fit.num_unfitted} of "
             f"{plural(fit.num_at_smallest, 'network')} {verb} not fit {whose} training images."
         )

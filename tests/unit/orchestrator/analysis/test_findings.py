@@ -778,7 +778,7 @@ def test_networks_that_do_not_fit_their_training_images_are_counted():
     table = synthetic_table(num_natural=3, num_medical=1, models=("a", "b"))
     table["d_repr_mle"] = table["d_data_mle"] * np.where(table["model"] == "a", 2.0, 0.5)
     of_fall = (
-        "More training steps at larger N may explain a part of it: at N = 500, 4 of 8 "
+        "More training steps at larger N may contribute: at N = 500, 4 of 8 "
         "networks do not fit their training images."
     )
     of_count = (
