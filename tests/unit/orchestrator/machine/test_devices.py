@@ -785,7 +785,7 @@ def test_a_gpu_without_bfloat16_on_a_later_node_is_unusable_for_such_a_trial(
     assert device_for(1.0, "off").device == "cuda"
     with pytest.raises(
         SetupError,
-        match=r"bfloat16, which Tesla T4 with compute capability 7.5.*precision: float32",
+        match=r"bfloat16, but Tesla T4 with compute capability 7.5.*precision: float32",
     ) as caught:
         device_for(1.0, precision="bfloat16")
     failure = classify(caught.value)

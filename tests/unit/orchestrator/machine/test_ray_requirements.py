@@ -44,7 +44,7 @@ def test_a_limit_of_processes_is_named_except_for_root(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     check_ray_requirements()
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    message = r"may have 512 processes and threads \(ulimit -u\), but Ray needs 600"
+    message = r"may have at most 512 processes and threads \(ulimit -u\), but Ray needs 600"
     with pytest.raises(SetupError, match=message):
         check_ray_requirements()
 

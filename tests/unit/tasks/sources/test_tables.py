@@ -172,7 +172,7 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     "backslashes": (
         TEXT + "\\scans\\secret.png,1\n",
         {},
-        r"row 12 .* written with backslashes and is not relative\. Write / instead of",
+        r"row 12 .* contains backslashes and is an absolute path\. Write / instead of",
     ),
     "up": (TEXT + "../secret.png,1\n", {}, OUT),
     "absolute beside relative": (TEXT + "/etc/passwd,1\n", {}, OUT),
