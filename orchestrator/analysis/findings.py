@@ -40,7 +40,7 @@ ALL_ARE_LATE = (
     "none of the answers is a claim."
 )
 """Sentence that replaces this guarantee if results were known before any question was chosen."""
-OF_INTERVALS = "Each dataset is one observation. All other results are exploratory."
+OF_INTERVALS = "Each dataset is one observation. All else is exploratory."
 """Sentence that follows the guarantee if several datasets are tested."""
 NOT_OF_SUGGESTED = 'This chance does not cover a "suggested" answer.'
 """Sentence that follows the guarantee if an answer is suggested, because its question was

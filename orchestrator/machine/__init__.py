@@ -1,1 +1,1 @@
-"""The machines that a sweep runs on: their GPUs, cluster nodes, processes, locks and problems."""
+"""The machines on which a sweep runs: GPUs, cluster nodes, processes and locks."""

@@ -1,4 +1,4 @@
-"""The connection to Ray: to a private cluster on this machine, or to a running cluster."""
+"""The connection to Ray, either to a private cluster on this machine or to a running cluster."""
 
 from __future__ import annotations
 
@@ -37,38 +37,41 @@ log = logging.getLogger(__name__)
 
 Device = Literal["auto", "cpu", "gpu"]
 MIN_RAY = (2, 56)
-"""Oldest version of Ray that isweep accepts. Older versions run the code of anyone who can connect
-to their ports."""
+"""Oldest version of Ray that isweep accepts. An older version runs code from anyone who can
+connect to its ports."""
 LARGEST_PORT = 65_535
 """Largest number of a TCP port."""
 ANSWER_TIMEOUT_S = 5.0
 """Seconds that the head of a running cluster may take to accept a connection."""
 SLOW_START_TEXT = "timed out during startup"
-"""Part of Ray's message if the start of its node took more than 30 s, as on a busy machine. No
-setting changes this limit."""
+"""Words in Ray's error message if its node needs more than 30 s to start, for example on a
+busy machine. No setting of Ray changes this limit."""
 START_ATTEMPTS = 3
-"""Attempts to start a private cluster on a machine that is too busy."""
+"""Largest number of attempts to start a private cluster on a busy machine."""
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options that decide where and how a run works. They change a result at most by rounding.
+    """Options that decide where and how a run works. They change results at most by rounding
+    errors.
 
-    This class checks the address only. :mod:`isweep` checks the limits in the annotations.
+    This class checks only the address. :mod:`isweep` checks the limits in the annotations.
 
     Attributes:
-        root: folder of all files. None means ``$ISWEEP_ROOT`` or ``./isweep-root``.
+        root: folder for all files of isweep. None means ``$ISWEEP_ROOT``, or ``./isweep-root``
+            if the variable is not set.
         storage: folder or URL of the result store. None means that the store is below the root.
         address: address of a running Ray cluster. None means that a private cluster is started.
         num_cpus: number of CPUs of the private cluster.
-        device: device of the trials: ``auto`` uses GPUs if the cluster has some, ``gpu`` and
-            ``cpu`` use only this device. See :func:`trial_resources`.
+        device: device of the trials. With ``auto``, trials use GPUs if the cluster has some.
+            With ``gpu`` or ``cpu``, they use only this device (:func:`trial_resources`).
         dashboard: True if the private cluster serves its dashboard.
         mlflow_uri: address of MLflow. None means ``$MLFLOW_TRACKING_URI``, or a SQLite file below
             the root if the variable is not set.
         tracking: True if the run sends its state to MLflow.
-        raw: folders of raw downloads by dataset, for datasets that are not prepared yet.
-        max_skipped_share: largest share of a dataset's files that may be unusable, 0 to 1.
+        raw: folder of the raw download of each dataset that is not prepared yet, by dataset.
+        max_skipped_share: largest share of a dataset's files that may be unusable, from 0 to
+            1.
     """
 
     root: str | None = None
@@ -83,7 +86,7 @@ class RunOptions:
     max_skipped_share: Annotated[float, Field(ge=0, le=1)] = 0.001
 
     def __post_init__(self) -> None:
-        """Raise a ConfigError for an invalid address before anything starts."""
+        """Raise a ConfigError if the address is invalid, before anything starts."""
         if self.address is not None:
             _HeadAddress.parse(self.address)
 
@@ -97,7 +100,7 @@ class _HeadAddress:
 
     @classmethod
     def parse(cls, address: str) -> _HeadAddress | None:
-        """Return host and port of an address, or None for the address ``auto``."""
+        """Return the host and the port of an address, or None for the address ``auto``."""
         if address == "auto":
             return None
         host, _, port = address.rpartition(":")
@@ -113,7 +116,8 @@ class _HeadAddress:
 
 
 def resolve_head(address: str) -> str:
-    """Check that a Ray head answers, and return ``IP:port`` of the head, as gRPC needs it.
+    """Check that a Ray head answers. Return its address as ``IP:port``, the form that gRPC
+    needs.
 
     Raises:
         SetupError: the head does not answer. Without this check Ray would wait.
@@ -141,16 +145,16 @@ class Cluster:
     """The cluster to which a command is connected.
 
     Attributes:
-        num_cpus: CPUs of all nodes, as Ray counts them.
-        num_gpus: GPUs of all nodes, as Ray counts them.
+        num_cpus: total number of CPUs of all nodes, as Ray counts them.
+        num_gpus: total number of GPUs of all nodes, as Ray counts them.
         num_nodes: number of live nodes.
-        object_store_bytes: size of the smallest object store of any node.
-        dashboard: URL of the dashboard, or an empty text if there is no dashboard, or if the
-            cluster is shared.
-        is_private: True for a private cluster, which the command started on this machine.
-        memory_bytes: memory of all nodes that Ray may assign.
-        mps: NVIDIA's MPS of a private cluster, or None if nobody requested a start of MPS. Its
-            ``folder`` shows whether MPS runs.
+        object_store_bytes: size of the smallest object store of any node, in bytes.
+        dashboard: URL of the dashboard of a private cluster. It is empty if there is no
+            dashboard, or if the cluster is shared.
+        is_private: True if the command itself started the cluster on this machine.
+        memory_bytes: memory that Ray may assign on all nodes together, in bytes.
+        mps: NVIDIA's MPS of a private cluster, or None if MPS was not requested. The attribute
+            ``folder`` of MPS shows whether MPS runs.
     """
 
     num_cpus: float
@@ -169,13 +173,18 @@ class Resources:
 
     Attributes:
         num_cpus: number of CPUs.
-        num_gpus: share of a GPU, or number of GPUs. 0 means that the trial uses no GPU.
-        memory_bytes: bytes of memory to request from Ray. 0 means that no memory is requested.
-        fast: see :class:`~search_spaces.sweeps.ResourceSpec`.
-        micro_batch_policy: rule for splitting batches, see ``micro_batches`` of
+        num_gpus: number of GPUs, for example 0.5 for half a GPU. 0 means that the trial uses
+            no GPU.
+        memory_bytes: memory to request from Ray, in bytes. 0 means that no memory is
+            requested.
+        fast: rule for the use of CUDA graphs, ``fast`` of
             :class:`~search_spaces.sweeps.ResourceSpec`.
-        micro_batch: largest number of images in a forward pass. None means whole batches.
-        context_bytes: bytes of the CUDA context, which a share of a GPU contains besides tensors.
+        micro_batch_policy: rule for splitting batches, ``micro_batches`` of
+            :class:`~search_spaces.sweeps.ResourceSpec`.
+        micro_batch: largest number of images in a forward pass. None means that batches are
+            not split.
+        context_bytes: size of the CUDA context in bytes. The trial's share of a GPU must
+            contain it besides the tensors.
     """
 
     num_cpus: float
@@ -187,29 +196,32 @@ class Resources:
     context_bytes: int = CONTEXT_BYTES
 
     def as_ray(self) -> dict[str, float]:
-        """Return the request in Ray Tune's form, by name of the resource."""
+        """Return the requested amounts in the form that Ray Tune needs, by name of the
+        resource.
+        """
         amounts = {"cpu": self.num_cpus, "gpu": self.num_gpus, "memory": self.memory_bytes}
         return {name: amount for name, amount in amounts.items() if amount}
 
     @property
     def num_threads(self) -> int:
-        """Number of torch threads of the trial's process: one for each whole CPU, but at least one
-        thread.
+        """Number of torch threads of the trial's process. It is the number of whole CPUs, but
+        at least 1.
         """
         return max(1, int(self.num_cpus))
 
 
 def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto") -> Resources:
-    """Return the resources that each trial requests, and check that a private cluster has them.
+    """Return the resources that each trial requests. Check that a private cluster has them.
 
     Args:
         spec: resources in the sweep file.
         cluster: the cluster that runs the trials.
-        device: ``auto`` uses GPUs if the cluster has some now. ``gpu`` requests GPUs in any case,
-            for clusters that grow on demand. ``cpu`` never uses GPUs.
+        device: with ``auto``, trials use GPUs if the cluster has some now. With ``gpu``, they
+            always request GPUs, which is for clusters that add nodes on demand. With ``cpu``,
+            they never use GPUs.
 
     Raises:
-        ConfigError: a private cluster has less than a trial requests.
+        ConfigError: a trial requests more than a private cluster has.
         SetupError: NVIDIA's driver does not answer.
     """
     share = 1.0 if spec.num_gpus is None else spec.num_gpus
@@ -241,7 +253,8 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
 
 
 def cpu_cluster_here(num_cpus: int | None = None) -> Cluster:
-    """Return the size of the private cluster that :func:`connect` would start, without its GPUs.
+    """Return the size of the private cluster that :func:`connect` would start. GPUs are not
+    counted.
 
     This function starts nothing.
     """
@@ -258,12 +271,14 @@ def cpu_cluster_here(num_cpus: int | None = None) -> Cluster:
 
 
 def check_process() -> None:
-    """Check what Ray needs of this process, whatever the cluster.
+    """Check that Ray can start or connect from this process.
 
     Raises:
-        ConfigError: Python removes docstrings, so one of Ray's modules cannot be imported, or
-            Python turns all warnings into errors, so Ray's dashboard cannot start.
-        SetupError: somebody removed the current folder, in which Ray starts its processes.
+        ConfigError: Python is set to remove docstrings or to turn all warnings into errors.
+            Without docstrings, one of Ray's modules cannot be imported. With warnings as
+            errors, Ray's dashboard cannot start.
+        SetupError: the current folder does not exist any more. Ray starts its processes in
+            this folder.
     """
     if sys.flags.optimize >= 2:
         raise ConfigError(
@@ -297,13 +312,15 @@ def connect(
     """Connect to Ray during a ``with`` block.
 
     Args:
-        address: address of a running cluster. None means a private cluster on loopback, with its
-            own temporary folder and token. The private cluster ends with the block.
-        num_cpus: CPUs of the private cluster. None means all CPUs of this process.
+        address: address of a running cluster. None means a private cluster that accepts
+            connections only from this machine. It has its own temporary folder and token, and
+            ends with the ``with`` block.
+        num_cpus: number of CPUs of the private cluster. None means all CPUs that this process
+            may use.
         dashboard: True if the private cluster serves its dashboard.
-        token_file: file for the private cluster's token (mode 600), with which the user opens the
-            dashboard.
-        job: texts about this driver's job for Ray's dashboard, by key.
+        token_file: file into which the private cluster's token is written, with mode 600. The
+            user needs the token to open the dashboard.
+        job: texts about this command that Ray's dashboard shows, by key.
         mps: NVIDIA's MPS to start with a private cluster. None means that MPS is not started.
 
     Raises:
@@ -335,7 +352,8 @@ def _private_cluster(
     *,
     dashboard: bool,
 ) -> Iterator[tuple[Any, Any]]:
-    """Start a private cluster for a block, and return Ray's module and context.
+    """Start a private cluster for a ``with`` block. Return the module ``ray`` and Ray's
+    context.
 
     The arguments are those of :func:`connect`.
     """
@@ -351,7 +369,9 @@ def _private_cluster(
 
 
 def _driver_settings(ray: Any, job: Mapping[str, str] | None) -> dict[str, Any]:
-    """Return Ray's settings for both kinds of clusters: few messages, and texts about the job."""
+    """Return the Ray settings for both kinds of clusters. They limit Ray's messages and
+    describe the job.
+    """
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if job:
         settings["job_config"] = ray.job_config.JobConfig(metadata=dict(job))
@@ -359,13 +379,14 @@ def _driver_settings(ray: Any, job: Mapping[str, str] | None) -> dict[str, Any]:
 
 
 def _imported_ray() -> Any:
-    """Import Ray with isweep's settings, and raise a SetupError if its version is too old."""
+    """Import Ray with isweep's settings. Raise a SetupError if Ray's version is too old."""
     with signals.delay_stop():
         import ray
 
         if tuple(int(part) for part in ray.__version__.split(".")[:2]) < MIN_RAY:
             raise SetupError(
-                f"Ray {ray.__version__} runs code from everybody who can connect to its ports",
+                f"Ray {ray.__version__} is too old: it runs code from anyone who can connect "
+                "to its ports",
                 hint="Update Ray to 2.56 or later: run `pip install -U 'ray[default,tune]'`",
             )
         read_settings_again()
@@ -374,11 +395,12 @@ def _imported_ray() -> Any:
 
 
 def _gpu_settings() -> dict[str, int]:
-    """Return Ray's setting for the number of GPUs of a private cluster. An empty dict lets Ray
-    count the GPUs.
+    """Return the Ray setting for the number of GPUs of a private cluster. If the result is
+    empty, Ray counts the GPUs itself.
 
-    Ray counts wrongly in three cases. It counts all slices (MIG) of a GPU as one GPU. It counts one
-    GPU if ``CUDA_VISIBLE_DEVICES=-1`` hides all of them. It hangs if the driver hangs.
+    Ray counts wrongly in three cases. It counts all MIG slices of a GPU as one GPU. If
+    ``CUDA_VISIBLE_DEVICES=-1`` hides all GPUs, it counts one GPU. If NVIDIA's driver hangs,
+    Ray hangs too.
     """
     if gpus_are_simulated():
         return {}
@@ -394,9 +416,10 @@ def _gpu_settings() -> dict[str, int]:
 def _started_with_retries(
     ray: Any, mps: PrivateMps | None = None, **settings: Any
 ) -> Iterator[Any]:
-    """Start a private cluster for a block, in a temporary folder, with NVIDIA's MPS if it is given.
+    """Start a private cluster in a temporary folder for a ``with`` block. Start NVIDIA's MPS
+    too, unless ``mps`` is None.
 
-    If the start fails because the machine is too busy, the start is repeated in a new folder.
+    If the start fails because the machine is too busy, try again in a new folder.
     """
     for attempt in range(1, START_ATTEMPTS + 1):
         with contextlib.ExitStack() as stack:
@@ -414,17 +437,18 @@ def _started_with_retries(
                     raise SetupError(
                         f"Ray did not start on this machine: {reason}", hint=hint
                     ) from error
-                log.warning("Ray is started again: %s", reason)
+                log.warning("Ray did not start, so isweep tries again: %s", reason)
             else:
                 yield context
                 return
 
 
 def _enter_folder_with_mps(stack: contextlib.ExitStack, mps: PrivateMps | None) -> str:
-    """Create the temporary folder of a private cluster, start MPS in it, and return the folder.
+    """Create the temporary folder of a private cluster, start MPS in it, and return Ray's
+    folder.
 
-    When ``stack`` is closed, Ray's processes end first, then MPS ends, and then the folder is
-    removed. In another order, MPS would wait for the processes that use it.
+    When ``stack`` is closed, Ray's processes end first. Then MPS ends, and then the folder is
+    removed. If MPS ended first, it would wait for the processes that use it.
     """
     folder = stack.enter_context(ray_folders.private_folder())
     if mps is not None:
@@ -446,10 +470,10 @@ def _start_ray_once(ray: Any, folder: str, settings: Mapping[str, Any]) -> Any:
 
 
 def _connect_to_running(address: str, job: Mapping[str, str] | None) -> tuple[Any, Any]:
-    """Connect to a running cluster, and return Ray's module and context.
+    """Connect to a running cluster. Return the module ``ray`` and Ray's context.
 
     Raises:
-        SetupError: the cluster does not answer, or does not accept this machine.
+        SetupError: the cluster does not answer, or it refuses this machine.
     """
     head = resolve_head(address)
     ray = _imported_ray()

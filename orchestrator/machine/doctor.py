@@ -1,7 +1,8 @@
-"""The checks of ``isweep doctor``: this machine, the nodes of a cluster, a launch file.
+"""The checks of ``isweep doctor``. They check this machine, the nodes of a cluster, and a
+launch file.
 
-Each check reports a result and, if something is wrong, what to do. All checks run, even if some
-fail.
+Each check reports its result. If a check fails, it also reports what to do. All checks run,
+even if some fail.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ from orchestrator.results.storage import Folder, open_storage
 from search_spaces.errors import SweepError, plural
 
 MIN_FREE_BYTES = 5 * 2**30
-"""Free disk space, in bytes, for a sweep's records, weights and Ray's logs."""
+"""Free disk space that a sweep needs for its records, its weights and Ray's logs, in bytes."""
 ANSWER_TIMEOUT_S = 60.0
-"""Seconds that the nodes of a cluster may take to check themselves."""
+"""Seconds in which all nodes of a cluster must report the results of their checks."""
 INSTALL_HINT = "To install the same versions on all nodes, run `make wheel` and `ray up`"
 SILENT_HINT = (
     "Run the same check again, because the first answer may be slow. If the node does not "
     "answer again, read its logs, or remove the node from the cluster"
 )
 LAUNCH_FILE = "launch file"
-"""Beginning of the names of a launch file's checks. A failure of such a check is a mistake of the
-user, not a problem of the machine."""
+"""Beginning of the names of all checks of a launch file. If such a check fails, the launch
+file contains a mistake. It does not mean that the machine has a problem."""
 NETWORK_FILE_SYSTEMS = (
     "nfs",
     "nfs4",
@@ -60,17 +61,17 @@ NETWORK_FILE_SYSTEMS = (
     "fuse.s3fs",
     "fuse.gcsfuse",
 )
-"""Network, shared and cloud file systems, as mount tables list them. SQLite's locks are unreliable
-on them."""
+"""Types of network, shared and cloud file systems, as ``/proc/self/mounts`` lists them.
+SQLite's locks are unreliable on these file systems."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a check, before it has the name under which it is printed.
+    """The outcome of a check, without the name of the check.
 
     Attributes:
         ok: True if the check succeeded.
-        detail: result of the check, as text.
+        detail: result of the check as text.
         fix: advice for the user if the check failed. The text may be empty.
     """
 
@@ -80,10 +81,10 @@ class Outcome:
 
 
 class Check(TypedDict):
-    """A check with its outcome, in the form that the command prints.
+    """A check with its name and outcome, as the command prints it.
 
-    ``fix`` is empty if the check succeeded. Only the check of a node of a cluster has ``node``,
-    with a description of the node.
+    If the check succeeded, ``fix`` is empty. ``node`` describes a node of a cluster. Only the
+    checks of such nodes have this key.
     """
 
     name: str
@@ -103,10 +104,10 @@ def run_checks(
     """Run all checks and return them in order.
 
     Args:
-        root: folder of all files. None means the default root.
+        root: folder for all files of isweep. None means the default root.
         mlflow_uri: address of MLflow. None means the default address.
-        address: address of a running cluster, whose nodes are all checked. None means that a
-            private cluster is started.
+        address: address of a running cluster. All its nodes are checked. None means that a
+            private cluster is started and checked.
         storage: folder or URL of a result store. None means that no store is checked.
         launch: launch file for ``ray up``. None means that no launch file is checked.
     """
@@ -146,7 +147,7 @@ def _check_versions() -> Outcome:
 
 
 def _check_gpus(address: str | None) -> Outcome:
-    """Check the GPUs of this machine, and their driver.
+    """Check the GPUs of this machine and NVIDIA's driver.
 
     Args:
         address: address of a running cluster, or None if trials run on this machine.
@@ -175,7 +176,9 @@ def _outcome_of(problems: Iterable[Problem]) -> Outcome:
 
 
 def _check_root(root: str | None) -> Outcome:
-    """Check that the root's folder can be written, has space, and can lock a SQLite file."""
+    """Check that files can be written to the root, that it has enough space, and that SQLite
+    files can be locked there.
+    """
     paths = RootPaths.at(root)
     check_outlasts_ray(paths.root, "root", "--root")
     # The check makes no folder. If the root does not exist, its nearest parent folder is checked.
@@ -219,7 +222,9 @@ def _check_mlflow(root: str | None, mlflow_uri: str | None) -> Outcome:
 
 
 def _check_cluster(address: str | None, node_checks: list[Check]) -> Outcome:
-    """Connect to a cluster, and add the checks of a running cluster's nodes to ``node_checks``."""
+    """Connect to a cluster. If it is a running cluster, add the checks of its nodes to
+    ``node_checks``.
+    """
     with connect(address, dashboard=False) as cluster:
         if address is not None:
             node_checks += check_nodes()
@@ -231,7 +236,7 @@ def _check_cluster(address: str | None, node_checks: list[Check]) -> Outcome:
 
 
 def _check_result_store(url: str) -> Outcome:
-    """Write, list and remove a file in a result store, as a run does."""
+    """Check a result store. In a bucket, write, list and remove a file as a run does."""
     files = open_storage(url)
     if isinstance(files, Folder):
         folders = (Path(files.base), *Path(files.base).parents)
@@ -248,13 +253,15 @@ def _check_result_store(url: str) -> Outcome:
         return Outcome(
             False,
             f"{url} does not list a file that isweep has just written there",
-            "Ask the operator of the store, or choose another one with --storage",
+            "Ask the operator of the store, or choose another store with --storage",
         )
     return Outcome(True, f"{url} can be written and listed")
 
 
 def _check_ray_access(address: str | None) -> Outcome:
-    """Check that only users with a token can use Ray, and that nobody else can read the token."""
+    """Check that Ray accepts only users with a token, and that no other user can read the
+    token.
+    """
     mode = os.environ.get("RAY_AUTH_MODE", "").lower()
     if mode == "disabled" or (address is not None and mode != "token"):
         fix = "Run `export RAY_AUTH_MODE=token`"
@@ -262,7 +269,7 @@ def _check_ray_access(address: str | None) -> Outcome:
             fix += ", and start the cluster's Ray with the same setting"
         return Outcome(
             False,
-            f"RAY_AUTH_MODE is {mode or 'not set'}, so anyone who can connect to the ports "
+            f"RAY_AUTH_MODE is {mode or 'not set'}, so anyone who can connect to Ray's ports "
             "can run code",
             fix,
         )
@@ -279,11 +286,13 @@ def _check_ray_access(address: str | None) -> Outcome:
 
 
 def _launch_file_checks(path: Path) -> list[Check]:
-    """Return one failed check for each mistake in a launch file, or one that succeeded."""
+    """Return one failed check for each mistake in a launch file. If there is no mistake,
+    return one successful check.
+    """
     name = f"{LAUNCH_FILE} {path.name}"
     mistakes = check_launch_file(path)
     if not mistakes:
-        detail = "no mistake was detected; the check does not contact the provider"
+        detail = "no mistake was detected. This check does not contact the provider"
         return [{"name": name, "ok": True, "detail": detail, "fix": ""}]
     checks: list[Check] = []
     for mistake in mistakes:
@@ -293,13 +302,14 @@ def _launch_file_checks(path: Path) -> list[Check]:
 
 @dataclass(frozen=True)
 class NodeReport:
-    """A node's report about itself, or the problem that prevented the report.
+    """The report of a node about itself, or the problem that prevented the report.
 
     Attributes:
         gpus: GPUs of the node.
         versions: versions by package, or an empty dict if the report is missing.
-        free_disk_bytes: bytes that can be written to the folder of Ray's files.
-        missing: the problem that prevented the report, or None if the node sent it.
+        free_disk_bytes: free disk space for Ray's files on the node, in bytes. It is 0 if
+            nothing can be written.
+        missing: the problem that prevented the report, or None if the node sent its report.
     """
 
     gpus: NodeGpus = field(default_factory=lambda: NodeGpus(""))
@@ -309,10 +319,11 @@ class NodeReport:
 
 
 def check_nodes() -> list[Check]:
-    """Check every node of the connected cluster by a task on that node.
+    """Check every node of the connected cluster by a Ray task that runs on the node.
 
     Returns:
-        The checks, sorted by name after the check of the head.
+        The checks of the nodes. The head's check comes first, and the others are sorted by
+        name.
     """
     nodes = run_on_nodes(report_this_node)
     checks = []
@@ -322,7 +333,9 @@ def check_nodes() -> list[Check]:
 
 
 def _wait_for_reports(references: Iterable[Any]) -> Iterator[tuple[Any, NodeReport]]:
-    """Yield each task with its report when it arrives, and last the tasks without a report."""
+    """Yield each task with its report as soon as the report arrives. Yield the tasks without a
+    report last.
+    """
     import ray
 
     deadline = time.monotonic() + ANSWER_TIMEOUT_S
@@ -341,7 +354,9 @@ def _wait_for_reports(references: Iterable[Any]) -> Iterator[tuple[Any, NodeRepo
 
 
 def _read_report(reference: Any) -> NodeReport:
-    """Return the report of a finished task, even if the task failed."""
+    """Return the report of a finished task. If the task failed, return a report of this
+    problem.
+    """
     import ray
 
     try:
@@ -357,7 +372,7 @@ def _read_report(reference: Any) -> NodeReport:
 
 
 def report_this_node() -> NodeReport:
-    """Return the report of the node on which this function runs, as a Ray task."""
+    """Return the report of the node on which this function runs as a Ray task."""
     import ray
 
     # This attribute is private. If a version of Ray lacks it, use the folder of clusters that
@@ -425,9 +440,9 @@ def _disk_problems(free_bytes: int) -> Iterator[Problem]:
 
 
 def writable_bytes(folder: Path) -> int:
-    """Return the bytes that can be written to a folder.
+    """Return how many bytes can be written to a folder.
 
-    The number is 0 if the folder is read-only. Linux makes broken disks read-only.
+    If the folder is read-only, the number is 0. Linux makes broken disks read-only.
     """
     if not os.access(folder, os.W_OK):
         return 0
@@ -435,7 +450,9 @@ def writable_bytes(folder: Path) -> int:
 
 
 def versions_here() -> dict[str, str]:
-    """Return versions by package. The version of isweep is the one that records contain."""
+    """Return the versions of isweep, Ray and torch, by package. Records contain the same
+    version of isweep.
+    """
     return {
         "isweep": provenance().code_version,
         "ray": metadata.version("ray"),

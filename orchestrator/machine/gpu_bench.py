@@ -1,7 +1,7 @@
 """The networks, images and settings of ``isweep gpu-check``.
 
-On a GPU the check uses the networks of the paper's trials. On a CPU (``--device cpu``) it uses one
-small network, which is enough to test the check.
+On a GPU, ``isweep gpu-check`` uses the networks of the paper's trials. With ``--device cpu``
+it uses one small network, which is enough to test the command itself.
 """
 
 from __future__ import annotations
@@ -30,30 +30,32 @@ from tasks.trials.records import CONTEXT_BYTES, EpochRecord
 from tasks.trials.training import train
 
 CPU_IMAGE_SIZE = 16
-"""Side of the images on a CPU, in pixels."""
+"""Height and width in pixels of the images that are used on a CPU."""
 SLOW_PART_MODELS = ("resnet18", "vgg16")
-"""Networks of the parts that take minutes for each network."""
+"""Networks that the slow measurements use. These measurements take minutes for each network."""
 BATCHES_PER_EPOCH = 10
-"""Number of training batches of an epoch."""
+"""Number of training batches in an epoch."""
 WARM_UP_EPOCHS = 4
-"""Number of epochs at the start whose times are ignored. The first epoch contains three warm-up
-steps and the capture of the CUDA graph."""
+"""Number of first epochs whose times are ignored. The first epoch contains three warm-up steps
+and the capture of the CUDA graph."""
 MAX_EPOCHS = 10**6
-"""Epochs of a training that ends when its measurement is over. No measurement lasts so long."""
+"""Number of epochs of a training that is stopped when its measurement is over. No measurement
+needs so many epochs."""
 
 
 class _MeasurementOver(Exception):
-    """Raised after an epoch to end a training that is only measured."""
+    """Error that ends a training after an epoch, because its measurement is over."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A device to measure, with the networks and settings of the trials.
+    """A device on which times and memory are measured, with the networks and settings of its
+    trials.
 
     Attributes:
-        device: the GPU, or a CPU.
+        device: the device, a GPU or a CPU.
         models: names of the networks.
-        image_size: side of the images in pixels.
+        image_size: height and width of the images in pixels.
         bfloat16: True if trials train in bfloat16, False if they train in float32.
         graphs: names of the networks whose trials use CUDA graphs.
     """
@@ -71,21 +73,25 @@ class Bench:
 
     @property
     def slow_part_models(self) -> tuple[str, ...]:
-        """Networks for slow parts of the check: one with batch norm, and one without."""
+        """Networks for the slow measurements. On a GPU, one has batch norm and the other has
+        none.
+        """
         return SLOW_PART_MODELS if self.on_gpu else self.models
 
     @property
     def trials(self) -> tuple[TrialSpec, ...]:
-        """The trials whose hours are predicted: the paper's on a GPU, the demo's on a CPU."""
+        """The trials whose hours are predicted. On a GPU these are the paper's trials, on a
+        CPU the demo's.
+        """
         return paper_or_demo_trials(self.on_gpu, self.bfloat16)
 
     def trial(self, model: str) -> TrialSpec:
-        """Return the trial of a network with the most training images."""
+        """Return the trial of this network that has the most training images."""
         trials = [trial for trial in self.trials if trial.network.model.name == model]
         return max(trials, key=lambda trial: trial.network.train_size)
 
     def network(self, model: str) -> NetworkSpec:
-        """Return the network of the trial with the most training images."""
+        """Return the network spec of the trial that has the most training images."""
         return self.trial(model).network
 
     def batch_size(self, model: str) -> int:
@@ -93,7 +99,9 @@ class Bench:
         return self.network(model).recipe.batch_size
 
     def self_test_cases(self) -> tuple[Case, ...]:
-        """Return the cases of the self-test: each network with the settings of its trials."""
+        """Return the cases of the self-test. Each case is a network with the settings of its
+        trials.
+        """
         if not self.on_gpu:
             return SMALL_CASES
         # No trial runs during the check, so the self-tests can use all cores.
@@ -101,12 +109,14 @@ class Bench:
         return tuple(Case.of_network(self.network(model), num_threads) for model in self.models)
 
     def images(self, num_images: int) -> tuple[Tensor, Tensor]:
-        """Return random images with one channel, and labels, on the device."""
+        """Return random images with one channel, and alternating labels 0 and 1. Both are on
+        the device.
+        """
         images, labels = random_images(num_images, self.image_size)
         return images.to(self.device), labels.to(self.device)
 
     def build(self, model: str) -> PixelModel:
-        """Build a network on the device, in the memory layout of its training."""
+        """Build a network on the device, with the memory layout that its training uses."""
         spec = self.network(model).model
         network = build_network(Case(spec, 1, image_size=self.image_size))
         network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -114,7 +124,9 @@ class Bench:
 
     @contextmanager
     def trial_settings(self, share: float | None = None) -> Iterator[None]:
-        """Run a block with the memory limit and settings of a trial with a share of the GPU."""
+        """Run a ``with`` block with the settings and the memory limit of a trial that has this
+        share of the GPU.
+        """
         with (
             trial_memory(self.device, share),
             fixed_torch_state(0, self.device),
@@ -123,7 +135,9 @@ class Bench:
             yield
 
     def share_of(self, tensor_bytes: float) -> float:
-        """Return the share of the GPU, at most 1, that has ``tensor_bytes`` for tensors."""
+        """Return the share of the GPU, at most 1, that has room for ``tensor_bytes`` of
+        tensors.
+        """
         total = torch.cuda.get_device_properties(self.device).total_memory
         return min(1.0, (CONTEXT_BYTES + tensor_bytes) / total)
 
@@ -132,8 +146,8 @@ class Bench:
         return torch.cuda.memory_reserved(self.device) if self.on_gpu else 0
 
     def run_in_share(self, work: Callable[[], object], share: float | None = None) -> str:
-        """Run ``work`` within a share of the GPU. Return the kind of its failure, or an empty
-        text.
+        """Run ``work`` within a share of the GPU. Return its failure kind, or an empty text if
+        it succeeds.
         """
         try:
             with self.trial_settings(share):
@@ -175,16 +189,18 @@ class Bench:
         graphs: bool,
         sample_load: Callable[[], object] = lambda: None,
     ) -> list[float]:
-        """Train for at least ``duration_s`` seconds. Return the mean step time of each epoch, in s.
+        """Train for at least ``duration_s`` seconds. Return the mean time of a step in
+        seconds, for each measured epoch.
 
-        All batches are full, and the first epochs are ignored.
+        All batches are full. The first epochs are ignored.
 
         Args:
             model: name of the network.
-            duration_s: least sum of the seconds of all measured epochs.
+            duration_s: smallest total time of the measured epochs, in seconds.
             graphs: True if steps are captured as graphs.
-            sample_load: runs in a thread after half of the duration. The training goes on until
-                this function returns, so the GPU computes all the time.
+            sample_load: function that runs in a thread after half of the duration. The
+                training continues until this function returns, so the GPU is busy all the
+                time.
         """
         # The training calls `measure` after each epoch:
         # 1. Ignore the first epochs.
@@ -217,13 +233,13 @@ class Bench:
         *,
         graphs: bool,
     ) -> float:
-        """Return the images per second of a training during a period of time.
+        """Return how many images per second a training processes during a period of time.
 
         Args:
             model: name of the network.
             duration_s: length of the period in seconds.
-            wait_for_start: function that is called after the first epochs. The period starts when
-                it returns.
+            wait_for_start: function that is called after the first epochs. The period starts
+                when the function returns.
             graphs: True if steps are captured as graphs.
         """
         epoch_ends: list[float] = []
@@ -255,9 +271,9 @@ class Bench:
 
 @cache
 def paper_or_demo_trials(on_gpu: bool, bfloat16: bool) -> tuple[TrialSpec, ...]:
-    """Return the paper's trials for a GPU, and the demo's trials for a CPU.
+    """Return the paper's trials for a GPU, or the demo's trials for a CPU.
 
-    For a GPU without bfloat16, the paper's trials are in float32.
+    If the GPU does not support bfloat16, the paper's trials train in float32.
     """
     changes = {}
     if on_gpu and not bfloat16:

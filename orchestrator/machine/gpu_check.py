@@ -1,9 +1,9 @@
 """``isweep gpu-check``: measure a GPU in several parts, and write the results to one file.
 
-Each part runs in a separate process with one GPU or slice (MIG), so that a failed part does not
-stop the next one. Most parts are in :mod:`orchestrator.machine.gpu_check_parts`. On a CPU
-(``--device cpu``) the parts that need no GPU run with small networks in this process. The file
-contains neither the name of the machine nor the name of its user, so it can be sent to the
+Each part runs in a separate process with one GPU or one MIG slice. If a part fails, the next
+part still runs. Most parts are in :mod:`orchestrator.machine.gpu_check_parts`. With ``--device
+cpu``, only the parts that need no GPU run. They use small networks and run in this process.
+The file does not contain the name of the machine or of its user, so users can send it to the
 developers.
 """
 
@@ -48,37 +48,39 @@ from search_spaces.sweeps import ResourceSpec
 from tasks.atomic import write_atomic
 
 PART_TIMEOUT_S = 600.0
-"""Seconds that a part of the check may take, besides its networks or trials."""
+"""Seconds that a part may take, without the time for its networks or trials."""
 NETWORK_TIMEOUT_S = 120.0
-"""Seconds that a part may take in addition for each network. On a slow GPU (T4), which computes in
-float32, we predict about 600 s for all step times. Each build of a VGG takes 4 to 5 s of this
-time."""
+"""Additional seconds that a part may take for each network. For a slow GPU (T4), which
+computes in float32, we predict about 600 s for the step times of all networks. Each time that
+a VGG is built takes 4 to 5 s of this time."""
 PAIR_TIMEOUT_S = 300.0
-"""Seconds that processes which are measured together may take, from their start to their end. On a
-slow GPU (T4), which computes in float32, we predict about 150 s for four VGGs."""
+"""Seconds from start to end that a group of processes may take if they are measured together.
+For a slow GPU (T4), which computes in float32, we predict about 150 s for four VGGs."""
 PART_END_TIMEOUT_S = 60.0
-"""Seconds that a part may take to end after SIGINT. NVIDIA's MPS may need 30 s to end the GPU work
-of its clients, and 20 s to end itself."""
+"""Seconds that a part may take to end after SIGINT. NVIDIA's MPS may need 30 s to end the GPU
+work of its clients, and 20 more seconds to end itself."""
 NUMBERS_OF_PROCESSES = (1, 2, 4)
 """Numbers of processes that are measured together on a GPU."""
 PAIR_WINDOW_S = 8.0
-"""Seconds of the period in which the images of all processes on the GPU are counted."""
+"""Length in seconds of the period in which all processes on a GPU count their images."""
 CPU_WINDOW_S = 0.5
-"""Seconds of the period in which the images of all processes on a CPU are counted."""
+"""Length in seconds of the period in which all processes on a CPU count their images."""
 NO_MPS = {"CUDA_MPS_PIPE_DIRECTORY": "/nowhere"}
-"""Variables for a process without MPS: CUDA uses MPS only if this folder contains its socket."""
+"""Environment variables of a process that must not use MPS. CUDA uses MPS only if this folder
+contains the socket of MPS."""
 
 Outcome = tuple[dict[str, Any], str]
-"""Values of a process or part, and the reason if it failed. The reason is empty if it succeeded."""
+"""Values that a process or a part measured, and the reason why it failed. If it succeeded, the
+reason is an empty text."""
 
 
 def measure_pairs(bench: Bench) -> Measurements:
-    """Measure the images per second of 1, 2 and 4 trainings on one GPU, with MPS and without.
+    """Measure the images per second of 1, 2 and 4 trainings on one GPU, with and without MPS.
 
     The numbers show whether trials should share this GPU.
 
-    If MPS does not run, it is started for this measurement. The measurement with MPS is the first,
-    because processes without MPS fail on a GPU in exclusive mode.
+    If MPS does not run, it is started for this measurement. The measurement with MPS comes
+    first, because processes without MPS fail on a GPU in exclusive mode.
     """
     already_runs = mps_runs()
     yield "mps", already_runs
@@ -97,7 +99,7 @@ def _start_mps(bench: Bench, stack: contextlib.ExitStack) -> str:
     """Start MPS for this process's GPU. When the stack is closed, MPS ends.
 
     Returns:
-        The reason if MPS cannot be used, otherwise an empty text.
+        The reason why MPS cannot be used, or an empty text if it runs.
     """
     if not bench.on_gpu:
         return "this is not a GPU"
@@ -114,13 +116,14 @@ def _start_mps(bench: Bench, stack: contextlib.ExitStack) -> str:
 
 
 def _measure_modes(bench: Bench, modes: Mapping[str, dict[str, str]]) -> Measurements:
-    """Measure the gain of several processes in each mode, and yield it by network.
+    """Measure several processes together, for each mode and network. Yield each mode with its
+    results by network.
 
     The part fails only if no network could be measured in any mode.
 
     Args:
         bench: the device and its networks.
-        modes: environment variables of the processes, by mode.
+        modes: environment variables of the processes, by name of the mode.
     """
     errors = []
     for mode, variables in modes.items():
@@ -136,9 +139,11 @@ def _measure_modes(bench: Bench, modes: Mapping[str, dict[str, str]]) -> Measure
 
 
 def measure_gain(bench: Bench, model: str) -> dict[str, Any]:
-    """Return images per second by number of processes, and the ``gain`` of two processes over one.
+    """Return the images per second, by number of processes. ``gain`` is the rate of two
+    processes divided by the rate of one.
 
-    If some processes fail, the result contains the smaller numbers of processes and the ``error``.
+    If a number of processes fails, larger numbers are not measured, and the result contains
+    the ``error``.
     """
     row: dict[str, Any] = {}
     numbers = NUMBERS_OF_PROCESSES if bench.on_gpu else (1, 2)
@@ -154,7 +159,9 @@ def measure_gain(bench: Bench, model: str) -> dict[str, Any]:
 
 
 def _measure_together(bench: Bench, model: str, num_processes: int) -> tuple[list[float], str]:
-    """Measure several processes in the same period. Return their images per second, or an error."""
+    """Measure several processes in the same period. Return the images per second of each
+    process, and an error text if a process failed.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         processes = [
@@ -176,10 +183,11 @@ def _measure_together(bench: Bench, model: str, num_processes: int) -> tuple[lis
 
 
 def _end_processes(processes: Iterable[subprocess.Popen[str]]) -> None:
-    """End the processes that still run, and before that their GPU work in NVIDIA's MPS.
+    """End the processes that still run. If they use NVIDIA's MPS, first end their work on the
+    GPU.
 
-    If a process is killed while MPS computes for it, MPS may hang. The next measurement would hang
-    too.
+    If a process is killed while MPS computes for it, MPS may hang. The next measurement would
+    then hang too.
     """
     running = [process for process in processes if process.poll() is None]
     if running and mps_runs():
@@ -191,9 +199,10 @@ def _end_processes(processes: Iterable[subprocess.Popen[str]]) -> None:
 def _start_counting(
     processes: Collection[subprocess.Popen[str]], folder: Path, deadline: float
 ) -> None:
-    """Wait until all processes are ready, and let them count their images from then on.
+    """Wait until all processes are ready. Then create the file that makes them start to count
+    their images.
 
-    The wait also ends at a deadline, or if a process has ended.
+    The wait also ends at the deadline, or when a process has ended.
     """
     while time.monotonic() < deadline:
         all_ready = len(list(folder.glob("*.ready"))) == len(processes)
@@ -204,12 +213,14 @@ def _start_counting(
 
 
 def measure_rate(bench: Bench, model: str, ready_path: str) -> Measurements:
-    """Measure a training's images per second, from the time at which all processes are ready.
+    """Measure the images per second of a training, from the time at which all processes are
+    ready.
 
     Args:
         bench: the device.
         model: name of the network.
-        ready_path: path, without suffix, of the file that this process creates when it is ready.
+        ready_path: path of the file that this process creates when it is ready, without the
+            suffix ``.ready``.
     """
     ready_file = Path(ready_path).with_suffix(".ready")
 
@@ -238,24 +249,24 @@ PARTS: dict[str, Callable[..., Measurements]] = {
     "faults": gpu_check_parts.exhaust_memory,
     "summary": gpu_check_summary.summarize,
 }
-"""The parts in the order in which they run, by their names in the file."""
+"""The parts by their names in the file, in the order in which they run."""
 GPU_ONLY = ("gpu", "context")
-"""Parts that are left out on a CPU."""
+"""Parts that do not run on a CPU."""
 
 
 def check(gpu: Gpu | None, folder: Path, print_line: Callable[[str], None]) -> tuple[Path, bool]:
     """Check a GPU or the CPU, and write the result of each part to a JSON file.
 
-    Until the check is complete, the file ends with ``.unfinished``. So an interrupted check does
-    not replace an earlier file.
+    Until the check is complete, the name of the file ends with ``.unfinished``. An interrupted
+    check therefore does not replace an earlier file.
 
     Args:
-        gpu: the GPU. None means that the CPU is checked.
+        gpu: the GPU to check. None means that the CPU is checked.
         folder: folder of the file.
-        print_line: prints a line for the user.
+        print_line: function that prints a line for the user.
 
     Returns:
-        Path of the file, and whether all parts succeeded.
+        The path of the file, and True if all parts succeeded.
     """
     name = "CPU"
     device = "cpu"
@@ -291,7 +302,9 @@ def check(gpu: Gpu | None, folder: Path, print_line: Callable[[str], None]) -> t
 
 
 def _result_line(part: str, result: Mapping[str, Any]) -> str:
-    """Return the line for the user about a part: whether it failed, its duration, and the error."""
+    """Return the line that is printed about a part. It contains PASS or FAIL, the duration,
+    and the error or a note.
+    """
     verdict = "PASS" if result["ok"] else "FAIL"
     line = f"{verdict} {part} in {result['seconds']:.1f} s"
     text = result["error"] or result["values"].get("note")
@@ -299,14 +312,15 @@ def _result_line(part: str, result: Mapping[str, Any]) -> str:
 
 
 def run_part(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, Any]:
-    """Run a part and return its result. An exception becomes the ``error`` of the result.
+    """Run a part and return its result. If the part raises an exception, the exception's text
+    is the ``error`` of the result.
 
-    On a GPU all parts except ``summary`` run in a separate process.
+    On a GPU, all parts except ``summary`` run in a separate process.
 
     Args:
         part: name of the part.
         device: ``cuda`` or ``cpu``.
-        earlier: results of the earlier parts, by name.
+        earlier: results of the earlier parts, by name of the part.
     """
     start = time.perf_counter()
     if part == "summary":
@@ -323,7 +337,9 @@ def run_part(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, An
 
 
 def _run_in_process(part: str, device: str, graphs: Iterable[str]) -> Outcome:
-    """Run a part in a separate process. Return its values, and the reason if it failed."""
+    """Run a part in a separate process. Return its values, and the reason why it failed, which
+    may be empty.
+    """
     process = _start_part(part, device, graphs)
     try:
         return _wait_for_values(process, time.monotonic(), _timeout_s(part))
@@ -332,7 +348,9 @@ def _run_in_process(part: str, device: str, graphs: Iterable[str]) -> Outcome:
 
 
 def _run_here(measure: Callable[[Bench], Measurements], device: str) -> Outcome:
-    """Run a part in this process. Return its values, and the exception that ended it as text."""
+    """Run a part in this process. Return its values, and the text of the exception that ended
+    it, which may be empty.
+    """
     values: dict[str, Any] = {}
     try:
         for name, value in measure(make_bench(device)):
@@ -345,13 +363,14 @@ def _run_here(measure: Callable[[Bench], Measurements], device: str) -> Outcome:
 def _start_part(
     part: str, device: str, graphs: Iterable[str], *arguments: str
 ) -> subprocess.Popen[str]:
-    """Start a process that runs a part, or :func:`measure_rate` as a process of the part ``pairs``.
+    """Start a process that runs a part. With ``rate``, the process runs :func:`measure_rate`
+    for the part ``pairs``.
 
     Args:
-        part: name of the part, or ``rate`` for the function :func:`rate`.
+        part: name of the part, or ``rate``.
         device: ``cuda`` or ``cpu``.
         graphs: names of the networks whose trials use CUDA graphs.
-        arguments: further arguments of :func:`measure_rate`.
+        arguments: arguments of :func:`measure_rate` after the first.
     """
     # Without -m, because Ray's workers must be able to import this module by its name. With -P,
     # because the user's working folder may contain a file tasks.py.
@@ -367,7 +386,9 @@ def _start_part(
 
 
 def _timeout_s(part: str) -> float:
-    """Return the seconds that a part may take. Some parts get more seconds for each network."""
+    """Return the seconds that a part may take. Some parts get additional seconds for each
+    network.
+    """
     extra_s_by_part = {
         "correctness": len(PAPER_MODELS) * stored_verdicts.TIMEOUT_S,
         "trial": len(SLOW_PART_MODELS) * gpu_check_parts.TRIAL_TIMEOUT_S,
@@ -380,14 +401,15 @@ def _timeout_s(part: str) -> float:
 
 
 def _wait_for_values(process: subprocess.Popen[str], start_s: float, timeout_s: float) -> Outcome:
-    """Wait for a process. Return its values, and the reason if it failed or took too long.
+    """Wait for a process. Return its values, and the reason why it failed, which is empty if
+    it succeeded.
 
-    This function does not end a process that took too long.
+    If the process takes too long, it counts as failed, but this function does not end it.
 
     Args:
         process: the process.
-        start_s: start of the time limit, in seconds of the monotonic clock.
-        timeout_s: seconds from this start in which the process must end.
+        start_s: monotonic time in seconds at which the time limit begins.
+        timeout_s: seconds after ``start_s`` within which the process must end.
     """
     error = ""
     try:
@@ -404,7 +426,7 @@ def _wait_for_values(process: subprocess.Popen[str], start_s: float, timeout_s: 
 
 
 def _last_values(output: str) -> dict[str, Any]:
-    """Return the values in the last complete line of JSON in a part's output."""
+    """Return the values that the last complete JSON line in a part's output contains."""
     for line in reversed(output.splitlines(keepends=True)):
         if line.startswith("{") and line.endswith("}\n"):
             return dict(json.loads(line))
@@ -412,10 +434,11 @@ def _last_values(output: str) -> dict[str, Any]:
 
 
 def end_part(process: subprocess.Popen[str]) -> None:
-    """End a part's process and its children, because they would disturb the next part.
+    """End a part's process and its child processes, because they would disturb the next part.
 
-    A process that still runs first gets SIGINT. So the part can end the MPS that it has started,
-    and the GPU work of its children. After :data:`PART_END_TIMEOUT_S`, all processes are killed.
+    If the process still runs, it first gets SIGINT. The part can then end its MPS and the GPU
+    work of its child processes. After :data:`PART_END_TIMEOUT_S` seconds, all these processes
+    are killed.
     """
     try:
         if process.poll() is None:
@@ -429,7 +452,9 @@ def end_part(process: subprocess.Popen[str]) -> None:
 
 
 def without_names(values: Any) -> Any:
-    """Return values as JSON types, without paths and without the names of machine and user."""
+    """Return values as JSON types. Paths and the names of the machine and its user are
+    replaced by ``...``.
+    """
     text = json.dumps(values, default=str).replace("\\n", " ")
     host = socket.gethostname()
     names = {host, host.partition(".")[0]}
@@ -444,10 +469,10 @@ def devices(number: str | None) -> list[Gpu | None]:
     """Return the devices to check.
 
     Args:
-        number: number of a GPU that torch reaches, or ``cpu``. None means all GPUs.
+        number: number of a GPU that torch can use, or ``cpu``. None means all GPUs.
 
     Returns:
-        The GPUs, or None for the CPU.
+        The GPUs to check, or a list with None for the CPU.
 
     Raises:
         ConfigError: no GPU has this number.
@@ -476,9 +501,9 @@ def devices(number: str | None) -> list[Gpu | None]:
 def main() -> None:
     """Run one part of the GPU check in this process, and print its result as JSON.
 
-    The arguments of the command line are the name of the part, the device, and the names of the
-    networks with CUDA graphs, separated by commas. The arguments of :func:`measure_rate` follow if
-    the part is ``rate``.
+    The command line has three arguments: the name of the part, the device, and the names of
+    the networks with CUDA graphs, separated by commas. If the part is ``rate``, the arguments
+    of :func:`measure_rate` follow.
     """
     # A program that was started in the background may ignore SIGINT, and its children too.
     signal.signal(signal.SIGINT, signal.default_int_handler)

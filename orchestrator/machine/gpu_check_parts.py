@@ -1,15 +1,14 @@
-"""The parts of ``isweep gpu-check``: each measures one thing and yields names with values.
+"""The parts of ``isweep gpu-check``. Each part measures one thing, and yields names with
+values.
 
-The check stores all yielded values, even if the part fails later. The names of parts and values are
-stored, so they do not change. Some of them need an explanation:
+All yielded values are stored, even if the part fails later. The names of parts and values are
+stored too, so they must not change. Some names need an explanation:
 
-``fails``
-    Texts about problems. If there is one, the part has failed.
-``wrong``, ``unchecked``, ``doubt``, ``plain_because``
-    Results of a self-test: a wrong computation, the reason why nothing was compared, the reason to
-    doubt a wrong computation, and the reason why trials use plain steps.
-``dies_with``
-    The largest share of the GPU in which a training failed.
+``fails`` Texts about problems. If there is at least one text, the part has failed. ``wrong``,
+    ``unchecked``, ``doubt``, ``plain_because`` Results of a self-test. ``wrong`` describes a
+    wrong computation. ``unchecked`` says why nothing was compared. ``doubt`` says why the
+    wrong computation may be an exception. ``plain_because`` says why trials use plain steps.
+    ``dies_with`` The largest share of the GPU in which a training failed.
 """
 
 from __future__ import annotations
@@ -56,14 +55,14 @@ from tasks.trials.training import train
 from tasks.trials.trial import run_trial
 
 Measurements = Iterator[tuple[str, Any]]
-"""Names with values, in the order of the measurements. A later value of a name replaces an earlier
-one."""
+"""Pairs of a name and a value, in the order of the measurements. If a name appears again, its
+new value replaces the earlier value."""
 
 STEP_SECONDS = 2.5
-"""Seconds of one measurement of training steps. Steps with and without CUDA graphs are measured
-twice in turn, so that a GPU that gets hot slows down both."""
+"""Duration in seconds of one measurement of training steps. Steps with and without CUDA graphs
+are measured in turn, each twice. If the GPU gets hot and slow, both kinds are affected."""
 CPU_STEP_SECONDS = 0.05
-"""Seconds of one measurement of training steps on a CPU."""
+"""Duration in seconds of one measurement of training steps on a CPU."""
 TRIAL_TIMEOUT_S = 600.0
 """Seconds that a trial may take."""
 RAGGED_SIZES = (
@@ -74,8 +73,9 @@ RAGGED_SIZES = (
     (130, 257, 63),
     (2, 3, MAX_FEATURES),
 )
-"""Sizes of products of byte matrices: rows of both matrices, and features. On CUDA, torch needs at
-least 17 rows, and sizes that are multiples of 8. These sizes are close to both limits."""
+"""Sizes of the tested products of byte matrices: rows of the first matrix, rows of the second
+matrix, and features. On CUDA, torch needs at least 17 rows and sizes that are multiples of 8.
+The tested sizes are close to both limits."""
 STATIC_FIELDS = (
     "driver_version",
     "vbios_version",
@@ -100,14 +100,16 @@ LOAD_FIELDS = (
 )
 """Fields of ``nvidia-smi`` that show whether the GPU reduced its clock, for example due to heat."""
 ENVIRONMENT = re.compile(r"(PYTORCH|TORCH|CUDA|NVIDIA|CUBLAS|CUDNN)_")
-"""Start of the environment variables that change what torch and CUDA do."""
+"""Pattern for the names of environment variables that change the behavior of torch and CUDA."""
 FLOAT32_ERROR = 2e-5
-"""Largest relative error of a product or convolution in float32. On a CPU, we measured 5e-6 for
-Winograd's algorithm, which cuDNN may choose for a convolution, and 4e-7 for the direct sum. The
-limit is almost four times Winograd's error, because cuDNN may round in another order.
-TensorFloat-32 has 3e-4."""
+"""Largest allowed relative error of a matrix product or a convolution in float32. On a CPU, we
+measured an error of 4e-7 for the direct sum, and of 5e-6 for Winograd's algorithm. cuDNN may
+choose Winograd's algorithm for a convolution. The limit is about four times the error of
+Winograd's algorithm, because cuDNN may round in another order. TensorFloat-32 has an error of
+3e-4."""
 TRIAL_SIZES = (500, 500, FULL_SIZE)
-"""Training images of the real trials. Two equal trials show which results repeat exactly."""
+"""Numbers of training images of the real trials. Two trials are equal, to show which results
+are repeated exactly."""
 
 
 def describe_host(bench: Bench) -> Measurements:
@@ -134,14 +136,18 @@ def describe_host(bench: Bench) -> Measurements:
 
 
 def _core_gflops() -> float:
-    """Return the speed of one CPU core in GFLOP/s. CPU cores build networks and measure images."""
+    """Return the speed of one CPU core in GFLOP/s. Trials build networks and measure images on
+    CPU cores.
+    """
     matrix = torch.ones(1024, 1024)
     timer = Timer("matrix @ matrix", globals={"matrix": matrix}, num_threads=1)
     return 2 * 1024**3 / timer.timeit(5).mean / 1e9
 
 
 def visible_gpu_list() -> tuple[Gpu, ...]:
-    """Return the GPUs and slices that torch can use, each described by a separate process."""
+    """Return the GPUs and MIG slices that torch can use. A separate process describes each of
+    them.
+    """
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
     if value is None:
         uuids = nvidia_smi.slices_and_whole_gpus()
@@ -150,9 +156,10 @@ def visible_gpu_list() -> tuple[Gpu, ...]:
 
 
 def smi_values(fields: Iterable[str], uuid: str) -> dict[str, str]:
-    """Return the values of ``nvidia-smi`` for a GPU, by field.
+    """Return the values that ``nvidia-smi`` reports for a GPU, by field.
 
-    Each field has its own request, because a driver that lacks one field of a list prints nothing.
+    Each field is requested separately. If several fields were requested together and the
+    driver lacked one of them, it would print nothing.
     """
     values = {}
     for field in fields:
@@ -163,7 +170,7 @@ def smi_values(fields: Iterable[str], uuid: str) -> dict[str, str]:
 
 
 def describe_gpu(bench: Bench) -> Measurements:
-    """Yield a description of the idle GPU, and its model for plans."""
+    """Yield a description of the idle GPU, and the model with which plans predict its speed."""
     (described,) = visible_gpu_list()
     yield from asdict(described).items()
     yield "nvidia_smi", smi_values(STATIC_FIELDS + LOAD_FIELDS, described.uuid)
@@ -174,7 +181,8 @@ def describe_gpu(bench: Bench) -> Measurements:
 
 
 def measure_context(bench: Bench) -> Measurements:
-    """Measure the GPU memory of a process besides its tensors, after a step of each network.
+    """Measure the GPU memory that a process uses besides its tensors, after a training step of
+    each network.
 
     Plans and runs use the largest value if it is above :data:`CONTEXT_BYTES`.
     """
@@ -207,10 +215,11 @@ def measure_context(bench: Bench) -> Measurements:
 
 
 def check_correctness(bench: Bench) -> Measurements:
-    """Compare the GPU with the CPU: gradients, float32, FGSM, features and byte products.
+    """Compare results of the GPU and the CPU: gradients, float32 operations, FGSM, features
+    and byte products.
 
-    The self-test also compares captured graphs with plain steps. Each network has its own process
-    and its own time limit, as in a run.
+    The self-test also compares captured graphs with plain steps. As in a run, each network is
+    tested in a separate process with a separate time limit.
     """
     fails = []
     tests: dict[str, dict[str, Any]] = {}
@@ -231,16 +240,16 @@ def check_correctness(bench: Bench) -> Measurements:
         for name, error in errors.items():
             if not error < FLOAT32_ERROR:  # NaN fails too
                 fails.append(
-                    f"a {name} in float32 has an error of {error:.0e}; the limit is "
-                    f"{FLOAT32_ERROR:.0e}, and TensorFloat-32 has 3e-04"
+                    f"a {name} in float32 has a relative error of {error:.0e}. At most "
+                    f"{FLOAT32_ERROR:.0e} is allowed. TensorFloat-32 has 3e-04"
                 )
         equal_signs, features_error = _attack_and_features(bench)
         yield "fgsm_signs_equal", equal_signs
         yield "features_error", features_error
     if equal_signs < 0.99:
-        fails.append("signs of FGSM differ from the CPU's")
+        fails.append("the signs of FGSM's gradients differ from the CPU's")
     if not features_error < 1e-3:
-        fails.append("features differ from the CPU's")
+        fails.append("the features of images differ from the CPU's")
     products = list(wrong_products(bench))  # raises an error if the GPU has no byte products
     yield "products_that_differ", products
     if products:
@@ -251,7 +260,7 @@ def check_correctness(bench: Bench) -> Measurements:
 def _self_test_problem(test: Mapping[str, Any]) -> str:
     """Return the problem that a self-test detected, or an empty text if there is none.
 
-    Slow graphs are no problem, because trials then train with plain steps.
+    If graphs are only slow, this is not a problem, because trials then train with plain steps.
     """
     wrong = test["wrong"]
     if test["doubt"]:
@@ -268,7 +277,8 @@ def _self_test_problem(test: Mapping[str, Any]) -> str:
 def float32_errors(bench: Bench) -> dict[str, float]:
     """Return the relative error of a matrix product and of a convolution in float32.
 
-    Both are needed: torch's default allows TensorFloat-32 in convolutions, but not in products.
+    Both are tested, because torch by default allows TensorFloat-32 in convolutions but not in
+    matrix products.
     """
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(512, 512, generator=generator) for _ in range(2))
@@ -288,7 +298,9 @@ def float32_errors(bench: Bench) -> dict[str, float]:
 
 
 def _attack_and_features(bench: Bench) -> tuple[float, float]:
-    """Return the share of FGSM signs that equal the CPU's, and the relative error of features."""
+    """Return the share of FGSM signs that are equal on device and CPU, and the relative error
+    of features.
+    """
     small = replace(bench, image_size=32)
     model = small.build(bench.models[0])
     images, labels = small.images(16)
@@ -305,7 +317,9 @@ def _attack_and_features(bench: Bench) -> tuple[float, float]:
 
 
 def wrong_products(bench: Bench) -> Iterator[tuple[int, ...]]:
-    """Yield the sizes of byte products that differ from the exact product by BLAS in float32."""
+    """Yield the sizes of the byte products that differ from the exact product, which BLAS
+    computes in float32.
+    """
     generator = np.random.default_rng(0)
     product = choose_product(1e15)
     if bench.on_gpu:
@@ -324,7 +338,9 @@ def wrong_products(bench: Bench) -> Iterator[tuple[int, ...]]:
 
 
 def measure_step_times(bench: Bench) -> Measurements:
-    """Measure the milliseconds of a training step: plain, with graphs, and non-deterministic."""
+    """Measure the time of a training step in ms: a plain step, a step with graphs, and a
+    non-deterministic step.
+    """
     duration = STEP_SECONDS if bench.on_gpu else CPU_STEP_SECONDS
     uuid = visible_gpu_list()[0].uuid if bench.on_gpu else ""
     fails = []
@@ -344,7 +360,7 @@ def measure_step_times(bench: Bench) -> Measurements:
 
 
 def _time_steps(bench: Bench, model: str, duration: float, uuid: str) -> Measurements:
-    """Yield the step times of a network, and the load of the GPU. On a CPU, ``uuid`` is empty."""
+    """Yield the step times of a network, and the load of the GPU. ``uuid`` is empty on a CPU."""
     uses_graphs = {"eager_ms": False}
     if bench.on_gpu:
         uses_graphs["graph_ms"] = True
@@ -369,15 +385,17 @@ def _time_steps(bench: Bench, model: str, duration: float, uuid: str) -> Measure
 
 
 def _add_load(load: dict[str, str], uuid: str) -> None:
-    """Add the values of ``nvidia-smi`` for a GPU to ``load``. For a CPU, add nothing."""
+    """Add the load that ``nvidia-smi`` reports for a GPU to ``load``. For a CPU, add nothing."""
     if uuid:
         load.update(smi_values(LOAD_FIELDS, uuid))
 
 
 def measure_passes(bench: Bench) -> Measurements:
-    """Measure images per second in float32, for evaluation (64 or 16 at once) and FGSM.
+    """Measure images per second in float32, for FGSM and for evaluation with 64 or 16 images
+    at once.
 
-    ``nchw_16`` evaluates in PyTorch's default memory layout, the others in the layout of trials.
+    ``nchw_16`` is measured in PyTorch's default memory layout, the others in the layout of
+    trials.
     """
     for model in bench.models:
         with bench.trial_settings():
@@ -401,7 +419,9 @@ def measure_passes(bench: Bench) -> Measurements:
 
 
 def measure_memory(bench: Bench) -> Measurements:
-    """Measure each network's peak memory, its prediction, and the least share that it needs."""
+    """Measure each network's peak memory and the smallest share of the GPU that it needs.
+    Yield them with the predicted peak memory.
+    """
     for model in bench.models:
         network = bench.network(model)
         predicted = peak_bytes(network) - array_bytes(network) - CONTEXT_BYTES
@@ -426,9 +446,10 @@ def measure_memory(bench: Bench) -> Measurements:
 
 
 def _small_trial(bench: Bench, model: str, *, graphs: bool) -> None:
-    """Train, evaluate and attack as a trial does, with fewer images and epochs.
+    """Train, evaluate and attack a network as a trial does, but with fewer images and epochs.
 
-    The last batch is as large as in the trial, because the peak memory may depend on it.
+    The last batch has the same size as in the trial, because the peak memory may depend on
+    this size.
     """
     network = bench.network(model)
     recipe = network.recipe.model_copy(update={"epochs": 5})
@@ -453,16 +474,17 @@ def _small_trial(bench: Bench, model: str, *, graphs: bool) -> None:
 
 
 def smallest_share(run_in_share: Callable[..., str], largest: float) -> dict[str, Any]:
-    """Search by bisection for the smallest share, up to ``largest``, in which some work succeeds.
+    """Search by bisection for the smallest share, at most ``largest``, in which some work
+    succeeds.
 
     Args:
-        run_in_share: runs the work within a share. It returns the kind of its failure, or an empty
-            text.
-        largest: upper limit of the search.
+        run_in_share: function that runs the work within a share. It returns the failure kind,
+            or an empty text if the work succeeds.
+        largest: largest share of the search.
 
     Returns:
-        The smallest share that succeeded (None if none did), the largest share that failed, and the
-        kind of that failure.
+        The smallest share in which the work succeeded (None if it never succeeded), the
+        largest share in which it failed, and the kind of this failure.
     """
     smallest: float | None = None
     upper = largest
@@ -489,7 +511,7 @@ def run_trials(bench: Bench) -> Measurements:
 
 
 def real_trials(bench: Bench, model: str) -> list[dict[str, Any]]:
-    """Run trials of a network, two of them equal. Return their times, memory and scores."""
+    """Run trials of a network, two of which are equal. Return their times, memory and scores."""
     sizes = TRIAL_SIZES if bench.on_gpu else (40, 40, 60)
     spec = bench.trial(model)
     rows = []
@@ -510,7 +532,9 @@ def real_trials(bench: Bench, model: str) -> list[dict[str, Any]]:
 
 
 def exhaust_memory(bench: Bench) -> Measurements:
-    """Let memory run out in several ways. Check the kinds of failure and the next training."""
+    """Let memory run out in several ways. Check the failure kinds, and that a training still
+    works afterwards.
+    """
     model = bench.models[0]
     images, labels = bench.images(bench.batch_size(model))
     too_many_bytes = 2**44 if bench.on_gpu else 2**60
@@ -547,7 +571,7 @@ def exhaust_memory(bench: Bench) -> Measurements:
 
 
 def print_measurements(measurements: Measurements) -> None:
-    """Print all values so far as one line of JSON, after each new value."""
+    """After each new value, print all values so far as one line of JSON."""
     values: dict[str, Any] = {}
     for name, value in measurements:
         values[name] = value
@@ -558,7 +582,7 @@ def wait_for_file(path: Path, timeout_s: float) -> None:
     """Wait until a file exists.
 
     Raises:
-        TimeoutError: the file did not exist within the time.
+        TimeoutError: the file does not exist after ``timeout_s`` seconds.
     """
     deadline = time.monotonic() + timeout_s
     while not path.exists():

@@ -1,7 +1,7 @@
-"""The conclusions of ``isweep gpu-check`` from the values of its parts.
+"""The conclusions that ``isweep gpu-check`` draws from the values of its parts.
 
-The names of parts and of their values are those of :mod:`orchestrator.machine.gpu_check_parts`.
-They are stored, so they do not change.
+The names of parts and values are those of :mod:`orchestrator.machine.gpu_check_parts`. The
+names are stored, so they must not change.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from orchestrator.planning.estimate import on_gpus
 from tasks.trials.records import CONTEXT_BYTES
 
 NETWORK_PARTS = ("correctness", "step_times", "passes", "memory")
-"""Parts with a result for each network. If such a part is ended early, some results are missing."""
+"""Parts with a result for each network. If such a part ends early, some results are missing."""
 
 
 def summarize(bench: Bench, parts: Mapping[str, Any]) -> Measurements:
-    """Yield the verdict, whether trials share the GPU, its row for plans, and the hours.
+    """Yield the verdict, whether trials share the GPU, the GPU's row for plans, and the
+    predicted hours.
 
     Args:
         bench: the GPU, with the trials.
-        parts: for each part, ``ok`` and its ``values`` by name.
+        parts: result of each part, by name of the part. A result has the keys ``ok`` and
+            ``values``.
     """
     values = {name: part["values"] for name, part in parts.items()}
     graphs = values.get("correctness", {}).get("graphs", [])
@@ -56,7 +58,7 @@ def summarize(bench: Bench, parts: Mapping[str, Any]) -> Measurements:
 
 
 def _missing_networks(bench: Bench, values: Mapping[str, Any]) -> list[str]:
-    """Return a text for each part of :data:`NETWORK_PARTS` that lacks results of networks."""
+    """Return a text for each part of :data:`NETWORK_PARTS` in which networks have no result."""
     texts = []
     for part in NETWORK_PARTS:
         measured = values.get(part, {})
@@ -69,11 +71,12 @@ def _missing_networks(bench: Bench, values: Mapping[str, Any]) -> list[str]:
 
 
 def _hours(bench: Bench, planned: GpuModel, times: MeasuredTimes, row: GpuModel) -> Measurements:
-    """Yield the predicted and the measured hours of all trials, and the GPU's complete row.
+    """Yield the predicted hours and the measured hours of all trials, and the GPU's complete
+    row.
 
     Args:
         bench: the GPU, with the trials.
-        planned: the GPU's row for plans before the check.
+        planned: the row that plans used for this GPU before the check.
         times: the measured times of the networks.
         row: the measured row, without factors of networks.
     """
@@ -90,7 +93,9 @@ def _hours(bench: Bench, planned: GpuModel, times: MeasuredTimes, row: GpuModel)
 
 
 def _sharing(pairs: Mapping[str, Any]) -> Measurements:
-    """Yield the smallest gain of two trials on a GPU, with and without MPS, and the decision."""
+    """Yield the smallest gain of two trials on one GPU, with and without MPS. Also yield
+    whether trials share the GPU.
+    """
     gain = _smallest_gain(pairs.get("without_mps", {}))
     gain_with_mps = _smallest_gain(pairs.get("with_mps", {}))
     yield "pair_gain", gain
@@ -106,13 +111,15 @@ def _sharing(pairs: Mapping[str, Any]) -> Measurements:
 
 
 def _smallest_gain(rows: Mapping[str, Any]) -> float | None:
-    """Return the smallest gain of two trials over one, or None if no network was measured."""
+    """Return the smallest gain of two trials over one trial, or None if no network was
+    measured.
+    """
     return min((row["gain"] for row in rows.values() if "gain" in row), default=None)
 
 
 def _context_gib(measured: Mapping[str, Any]) -> float:
-    """Return the largest memory of a process besides its tensors, but at least the value of
-    plans.
+    """Return, in GiB, the largest measured memory of a process besides its tensors. The result
+    is at least :data:`CONTEXT_BYTES`.
     """
     # The only value that is no number of bytes is the note.
     sizes: list[int] = [value for name, value in measured.items() if name != "note"]
@@ -122,9 +129,9 @@ def _context_gib(measured: Mapping[str, Any]) -> float:
 def measured_row(
     bench: Bench, planned: GpuModel, times: MeasuredTimes, graphs: Iterable[str]
 ) -> GpuModel:
-    """Return the GPU's row for plans, scaled by the measured over the predicted speed of steps.
+    """Return the GPU's row for plans, scaled by the ratio of measured to predicted speed.
 
-    The scale is the median over networks.
+    The ratio is the median over the training steps of all networks.
     """
     speeds = []
     for model, step_ms in times.step_ms.items():

@@ -1,7 +1,7 @@
-"""Errors of PyTorch, CUDA, cuDNN and Ray that isweep recognizes by their messages.
+"""The errors of PyTorch, CUDA, cuDNN and Ray that isweep recognizes by their messages.
 
-These libraries have few types of exceptions, so only the message distinguishes some errors. No
-other module compares the messages of libraries.
+These libraries have few types of exceptions, so some errors differ only in their message. Only
+this module compares the messages of libraries.
 """
 
 from __future__ import annotations
@@ -15,18 +15,21 @@ from orchestrator.results.records import FailureKind
 
 @dataclass(frozen=True)
 class LibraryError:
-    """An error of a library, and the failure for which it counts.
+    """An error of a library, and the kind of failure that it means.
 
     Attributes:
         type_name: name of the exception's class, or of one of its base classes.
-        words: text that the message contains, or an empty text if the name of the class is enough.
-        kind: cause of the failure.
-        ends_process: True if the process must end, because later results of it may be wrong.
-        memory: the kind of memory that ran out, or an empty text if no memory ran out.
-        device_lost: True if the GPU failed, and probably not because of the trial's code.
+        words: text that the message must contain. It is empty if the name of the class is
+            enough.
+        kind: failure kind of a trial with this error.
+        ends_process: True if the process must end, because its later results may be wrong.
+        memory: the memory that ran out, ``gpu`` or ``machine``. It is empty if no memory ran
+            out.
+        device_lost: True if the GPU failed and the trial's code is probably not the cause.
         capture_failed: True if a step could not be captured as a CUDA graph.
-        no_engine: True if cuDNN has no engine for an operation. Either the memory for the
-            operation was missing, or cuDNN has no kernel for the operation on this GPU.
+        no_engine: True if cuDNN has no engine for an operation. There are two possible causes:
+            too little memory is free for the operation, or cuDNN has no kernel for it on this
+            GPU.
     """
 
     type_name: str
@@ -40,16 +43,17 @@ class LibraryError:
 
 
 LOST_WORKER = "lost worker"
-"""Type name in rows about dead workers, for which Tune stores only Ray's text and no class."""
+"""Value of ``type_name`` in rows about dead workers. For a dead worker, Tune stores only Ray's
+text, and no class of an exception."""
 
 
 def _gpu_memory(type_name: str, words: str, *, ends_process: bool) -> LibraryError:
-    """Return the row of an error that means that GPU memory ran out."""
+    """Return the row of an error that shows that GPU memory ran out."""
     return LibraryError(type_name, words, FailureKind.OUT_OF_MEMORY, ends_process, memory="gpu")
 
 
 def _lost_device(type_name: str, words: str) -> LibraryError:
-    """Return the row of an error that means that the GPU failed."""
+    """Return the row of an error that shows that the GPU failed."""
     return LibraryError(
         type_name, words, FailureKind.DEVICE_ERROR, ends_process=True, device_lost=True
     )
@@ -114,8 +118,8 @@ LIBRARY_ERRORS = (
 
 
 def library_error(error: BaseException) -> LibraryError | None:
-    """Return the row of :data:`LIBRARY_ERRORS` that an exception matches, or None if there is
-    none.
+    """Return the row of :data:`LIBRARY_ERRORS` that an exception matches, or None if no row
+    matches.
     """
     if type(error).__module__.startswith("ray."):
         # Ray's errors are classified by type. One of them also has the name OutOfMemoryError.
@@ -128,7 +132,9 @@ def library_error(error: BaseException) -> LibraryError | None:
 
 
 def matching_row(type_names: Collection[str], message: str) -> LibraryError | None:
-    """Return the first row for classes of these names and a message, or None if there is none."""
+    """Return the first row that matches a message and one of these class names, or None if no
+    row matches.
+    """
     for row in LIBRARY_ERRORS:
         if row.type_name in type_names and row.words in message:
             return row
@@ -136,10 +142,10 @@ def matching_row(type_names: Collection[str], message: str) -> LibraryError | No
 
 
 def _memory_ran_out(error: BaseException | None) -> bool:
-    """Return whether memory ran out, according to an exception or its causes and contexts.
+    """Return whether an exception, or an exception that led to it, shows that memory ran out.
 
-    The end of a failed capture may raise a second error. The context of the second error is the
-    error that made the capture fail.
+    If a capture fails, the end of the capture may raise a second error. The first error is
+    then the context of the second error.
     """
     while error is not None:
         row = library_error(error)

@@ -1,7 +1,9 @@
-"""The hours of many trials on a GPU, computed from the times that ``isweep gpu-check`` measured.
+"""The hours that many trials take on a GPU, computed from measurements of ``isweep
+gpu-check``.
 
-The time of a trial is the sum of four measured parts: training steps, evaluations, gradients with
-respect to pixels, and work on the CPU. No part is estimated from a data sheet.
+The time of a trial is the sum of four measured times: training steps, evaluations, gradients
+with respect to pixels, and work on the CPU. None of these times is estimated from a data
+sheet.
 """
 
 from __future__ import annotations
@@ -18,19 +20,22 @@ from orchestrator.planning.costs.passes import batch_passes
 from search_spaces.specs import TrialSpec
 
 FULL_SIZE = 1750
-"""Training images of the largest trial, with which the work on the CPU is measured."""
+"""Number of training images of the largest trial. The work on the CPU is measured with this
+trial."""
 
 
 @dataclass(frozen=True)
 class MeasuredTimes:
-    """Measured times on one GPU, by name of the network.
+    """The measured times of one GPU. Each attribute maps the name of a network to its value.
 
     Attributes:
-        step_ms: milliseconds of a training step, with graphs or plain as in trials.
-        evaluated_per_s: evaluated images per second, in float32.
-        gradients_per_s: images per second for gradients with respect to pixels, in float32.
+        step_ms: milliseconds of a training step, with captured graphs if trials of the network
+            use them.
+        evaluated_per_s: images that are evaluated per second, in float32.
+        gradients_per_s: images per second for which gradients with respect to pixels are
+            computed, in float32.
         build_s: seconds to build a network and put its images on the GPU.
-        d_repr_s: seconds to measure the dimension of :data:`FULL_SIZE` images' representations.
+        d_repr_s: seconds to measure d_repr of :data:`FULL_SIZE` images.
     """
 
     step_ms: Mapping[str, float] = field(default_factory=dict)
@@ -41,7 +46,8 @@ class MeasuredTimes:
 
     @classmethod
     def of_parts(cls, values: Mapping[str, Any], graphs: Collection[str]) -> MeasuredTimes:
-        """Return the times in the results of a GPU check. Networks without a result are missing.
+        """Return the times that the results of a GPU check contain. Networks without a result
+        are missing.
 
         Args:
             values: measured values of the check, by part.
@@ -70,7 +76,9 @@ class MeasuredTimes:
         )
 
     def seconds(self, trial: TrialSpec) -> float | None:
-        """Return the seconds of a trial that uses the GPU alone, or None if a time is missing."""
+        """Return the seconds of a trial that has the whole GPU. Return None if a needed time
+        was not measured.
+        """
         network = trial.network
         name = network.model.name
         relative = _relative(name, self.build_s)
@@ -90,10 +98,11 @@ class MeasuredTimes:
 
 
 def _relative(name: str, measured: Collection[str]) -> str | None:
-    """Return the measured network whose times stand for a network, or None if there is none.
+    """Return the name of the measured network whose times are used for a network, or None if
+    there is none.
 
-    The result is the network itself, or another network of its family, such as resnet18 for
-    resnet50.
+    If the network itself was measured, return its name. Otherwise return another network of
+    its family, for example resnet18 for resnet50.
     """
     if name in measured:
         return name
@@ -105,7 +114,9 @@ def _relative(name: str, measured: Collection[str]) -> str | None:
 
 
 def measured_hours(trials: Collection[TrialSpec], times: MeasuredTimes) -> float | None:
-    """Return the hours of all trials in sequence, or None if a network was not measured."""
+    """Return the hours that all trials take one after the other. Return None if a network was
+    not measured.
+    """
     seconds = []
     for trial in trials:
         trial_s = times.seconds(trial)
@@ -118,7 +129,9 @@ def measured_hours(trials: Collection[TrialSpec], times: MeasuredTimes) -> float
 def network_factors(
     trials: Collection[TrialSpec], times: MeasuredTimes, gpu: GpuModel
 ) -> tuple[tuple[str, float], ...]:
-    """Return, for each network, its name and the measured over the predicted time of its trials."""
+    """Return the name of each network with a factor: the measured time of its trials, divided
+    by the predicted time.
+    """
     measured: dict[str, float] = {}
     predicted: dict[str, float] = {}
     for trial in trials:

@@ -1,6 +1,6 @@
-"""Problems with a cluster's GPUs that prevent trials, reported before anything starts.
+"""Problems with a cluster's GPUs that prevent trials. They are reported before a run starts.
 
-A GPU that also drives a screen can be used if its free memory suffices for the largest trial.
+A GPU that also drives a screen can be used if its free memory is enough for the largest trial.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from search_spaces.errors import ConfigError, SetupError, SweepError, plural
 from search_spaces.specs import TrialSpec
 
 MAX_SHARE_OF_OTHERS_ON_GPU = 0.1
-"""Share of a GPU's memory. If other processes use more, they are the cause of a memory failure."""
+"""Share of a GPU's memory, from 0 to 1. If other processes use more than this share, they
+count as the cause of a memory failure."""
 NODE_TIMEOUT_S = 120.0
 """Seconds that a node may take to describe its GPUs."""
 
@@ -34,7 +35,7 @@ class Problem:
     """A problem with a node.
 
     Attributes:
-        text: description of the problem and of its place.
+        text: description of the problem, with the node and the GPU.
         hint: advice for the user.
     """
 
@@ -43,11 +44,12 @@ class Problem:
 
 
 def describe_gpus(num_gpus: float, *, is_private: bool) -> list[NodeGpus]:
-    """Return the GPUs of every node with GPUs, or an empty list if Ray's GPUs are not real.
+    """Return the GPUs of each node that has GPUs. Return an empty list if the GPUs are
+    simulated.
 
     Args:
         num_gpus: number of GPUs that Ray assigns on a private cluster.
-        is_private: True if the cluster is private, so that this machine is its only node.
+        is_private: True if the cluster is private. This machine is then its only node.
     """
     if gpus_are_simulated():
         return []
@@ -74,14 +76,15 @@ def run_on_nodes(
     function: Callable[[], object],
     is_wanted: Callable[[dict[str, Any]], bool] = lambda node: True,
 ) -> dict[Any, dict[str, Any]]:
-    """Start a task on every live node of the connected cluster, or on some of them.
+    """Start a Ray task on every live node of the connected cluster, or on some of these nodes.
 
     Args:
-        function: function that the task runs.
-        is_wanted: returns whether a node gets the task, from Ray's record of the node.
+        function: function that each task runs.
+        is_wanted: function that returns whether a node gets a task. Its argument is Ray's
+            record of the node.
 
     Returns:
-        Ray's record of each node, by the reference of the task's result.
+        Ray's record of each node that got a task, by the reference of the task's result.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -98,13 +101,14 @@ def run_on_nodes(
 def check_gpus_fit(
     nodes: Iterable[NodeGpus], trials: Collection[TrialSpec], *, share: float, alone: bool
 ) -> None:
-    """Raise an error if the trials of a sweep cannot run on these GPUs.
+    """Check that the trials of a sweep can run on these GPUs.
 
     Args:
-        nodes: nodes with their GPUs.
+        nodes: the nodes, with their GPUs.
         trials: trials of the sweep.
-        share: largest share of a GPU that a trial gets.
-        alone: True if no trials of isweep run there yet, so that all used memory belongs to others.
+        share: largest share of a GPU that one trial gets.
+        alone: True if no trial of isweep uses these GPUs yet. All used memory then belongs to
+            other processes.
 
     Raises:
         SetupError: a GPU cannot be used, or has too little free memory.
@@ -129,7 +133,7 @@ def check_gpus_fit(
 def largest_peak(trials: Iterable[TrialSpec]) -> float:
     """Return the predicted peak memory of the largest trial in bytes, with a margin.
 
-    Trials are ignored if the memory of their network cannot be predicted.
+    If the memory of a network cannot be predicted, its trials are ignored.
     """
     peaks = [0.0]
     for trial in trials:
@@ -139,7 +143,7 @@ def largest_peak(trials: Iterable[TrialSpec]) -> float:
 
 
 def _check_bfloat16(nodes: list[NodeGpus], trials: Iterable[TrialSpec]) -> None:
-    """Raise a ConfigError if a recipe computes in bfloat16 and a GPU has no units for it."""
+    """Raise a ConfigError if a recipe computes in bfloat16 and a GPU has no units for bfloat16."""
     recipes = set()
     for trial in trials:
         recipe = trial.network.recipe
@@ -175,8 +179,8 @@ def gpu_problems(
     Args:
         node: the node and its GPUs.
         share: largest share of a GPU that a trial gets.
-        needed_bytes: free memory that a trial with a whole GPU needs. 0 means that the memory is
-            not checked.
+        needed_bytes: free memory in bytes that a trial with a whole GPU needs. 0 means that
+            the memory is not checked.
     """
     prefix = f"node {node.node}"
     if node.error:
@@ -209,7 +213,9 @@ def gpu_problems(
 
 
 def _slices_hint(slices: tuple[str, ...]) -> str:
-    """Return how to use the slices (MIG) of a node, with the UUIDs ready to paste."""
+    """Return a hint that says how to use the MIG slices of a node. Users can paste the UUIDs
+    of the slices from this hint.
+    """
     uuids = ",".join(slices)
     num_gpus = str(len(slices))
     list_slices = ""
@@ -225,7 +231,7 @@ def _slices_hint(slices: tuple[str, ...]) -> str:
 
 
 def _unreached(node: NodeGpus) -> Problem:
-    """Return the problem of a node on which torch reaches fewer GPUs than Ray assigns."""
+    """Return the problem of a node on which torch can use fewer GPUs than Ray assigns."""
     build = f"built for CUDA {node.cuda}" if node.cuda else "built without CUDA"
     driver = f"with the NVIDIA driver {node.driver}" if node.driver else "without an NVIDIA driver"
     text = (

@@ -1,8 +1,8 @@
-"""Locks: only one command at a time may use a root or a result store.
+"""Locks, which ensure that only one command at a time uses a root or a result store.
 
-The command that has a lock is its holder. A root has a lock file, which the operating system
-unlocks when the holder ends. An object store has no locks. There the holder has a lease, which is a
-file that it renews regularly.
+The command that has a lock is the *holder* of the lock. A root has a lock file. When the
+holder ends, the operating system unlocks this file. A bucket has no locks. There the holder
+has a lease: a file that the holder renews regularly.
 """
 
 from __future__ import annotations
@@ -33,36 +33,38 @@ from tasks.clock import SYSTEM, Clock
 log = logging.getLogger(__name__)
 
 LEASE_FILE = "driver-lease.json"
-"""Name of the lease's file in the store."""
+"""Name of the file of a lease in the store."""
 RENEW_EVERY_S = 10.0
 """Seconds between two renewals of a lease."""
 EXPIRES_S = 60.0
 """Seconds without a renewal after which the holder of a lease counts as dead."""
 CHECK_EVERY_S = 2.0
-"""Seconds between two checks of a lock file, and between two reads of another driver's lease."""
+"""Seconds between two checks that a lock file still exists. Also the seconds between two reads
+of the lease of another driver."""
 LOCK_ATTEMPTS = 10
-"""Number of attempts to lock a file."""
+"""Largest number of attempts to lock a file."""
 LOCK_PAUSE_S = 0.02
-"""Seconds between two attempts to lock a file. The first may fail without a holder, because
-:func:`is_locked` locks the file for microseconds."""
+"""Seconds between two attempts to lock a file. The first attempt may fail even if there is no
+holder, because :func:`is_locked` locks the file for microseconds."""
 
 
 class InUseError(SetupError):
-    """Raised if another command works on the root or the result store."""
+    """Error that is raised if another command uses the root or the result store."""
 
 
 @contextlib.contextmanager
 def lock_root_and_store(
     workspace: Workspace, purpose: str, print_note: Callable[[str], None] = log.warning
 ) -> Iterator[None]:
-    """Lock a sweep's root and its result store during a block.
+    """Lock a sweep's root and its result store during a ``with`` block.
 
-    The store has a second lock, because two roots may use the same store.
+    The store needs a separate lock, because two roots may use the same store.
 
     Args:
         workspace: the sweep's root and store.
-        purpose: this command as text, for the message to other commands.
-        print_note: prints a message for the user during a wait.
+        purpose: name of this command for people, for example ``isweep run paper``. If another
+            command needs the lock, the message of that command contains this name.
+        print_note: function that prints a message for the user during a wait.
 
     Raises:
         SetupError: another command has locked the root or the store.
@@ -79,9 +81,10 @@ def lock_root_and_store(
 
 
 def _root_name(identity: Path) -> str:
-    """Return a name that identifies a root: its host, and an id that is stored in the root.
+    """Return a name that identifies a root. It contains the host and an id that is stored in
+    the root.
 
-    A copy of the root on another host has another name.
+    If the root is copied to another host, the copy has another name.
     """
     try:
         if not identity.exists():
@@ -96,18 +99,20 @@ def _root_name(identity: Path) -> str:
 
 @contextlib.contextmanager
 def lock_file(path: Path, purpose: str, kind: str = "root") -> Iterator[None]:
-    """Lock a file during a block.
+    """Lock a file during a ``with`` block.
 
-    If somebody deletes the file meanwhile, a second command could make and lock a new file. So a
-    thread checks that the file still exists. If the file was deleted, the thread locks a new one.
+    If somebody deletes the file meanwhile, a second command could create and lock a new file.
+    To prevent this, a thread checks that the file still exists. If the file was deleted, the
+    thread creates and locks a new file.
 
     Args:
         path: the lock file.
-        purpose: this command as text, for the message to other commands.
-        kind: ``root`` or ``storage``, which is also the name of the option for its path.
+        purpose: name of this command for people, for example ``isweep run paper``. If another
+            command needs the lock, the message of that command contains this name.
+        kind: ``root`` or ``storage``. The option with this name sets the path.
 
     Raises:
-        SetupError: another process has locked the file, or it cannot be locked.
+        SetupError: another process has locked the file, or the file cannot be locked.
     """
     lock = _LockFile(path, purpose, kind)
     try:
@@ -119,22 +124,22 @@ def lock_file(path: Path, purpose: str, kind: str = "root") -> Iterator[None]:
 
 
 class _LockFile:
-    """A lock file, and the deleted lock files that this process still has open."""
+    """A lock file, and deleted lock files that this process still has open."""
 
     def __init__(self, path: Path, purpose: str, kind: str) -> None:
         self._path = path
         self._kind = kind
         self._holder = {"pid": os.getpid(), "purpose": purpose, "since": time.strftime("%F %T")}
         self._open_files: list[TextIO] = []
-        """The deleted lock files, and at the end the locked file. Two threads use this list."""
+        """The deleted lock files, followed by the locked file. Two threads use this list."""
         self._mutex = threading.Lock()
-        """Lock that is held while a file is added or all files are closed."""
+        """Lock of the list. A thread holds it while it adds a file or closes all files."""
 
     def take(self) -> None:
         """Lock the file at the path.
 
         Raises:
-            SetupError: another process has locked it, or it cannot be locked.
+            SetupError: another process has locked the file, or the file cannot be locked.
         """
         file = self._open()
         self._open_files.append(file)
@@ -152,11 +157,11 @@ class _LockFile:
         file.flush()
 
     def take_again(self) -> SetupError | None:
-        """Lock a new file if the locked one was deleted.
+        """Lock a new file if the locked file was deleted.
 
         Returns:
             An error if the new file cannot be locked, for example because another command has
-            locked it. None if a new file was locked, or if no file was deleted.
+            locked it. Otherwise None.
         """
         with self._mutex:
             if not self._open_files or self._is_at_path():
@@ -177,7 +182,7 @@ class _LockFile:
             self._open_files.clear()
 
     def _is_at_path(self) -> bool:
-        """Return whether the locked file is still at the path: somebody may have deleted it."""
+        """Return whether the locked file is still at its path. Somebody may have deleted it."""
         try:
             file_at_path = os.stat(self._path)
         except OSError:
@@ -221,7 +226,9 @@ class _LockFile:
 
 
 def _open_no_link(path: str, flags: int) -> int:
-    """Open a file for :func:`open`, but no symbolic link, because its target would be emptied."""
+    """Open a file for :func:`open`. Refuse a symbolic link, because its target would be
+    emptied.
+    """
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
@@ -240,8 +247,8 @@ def is_locked(path: Path) -> bool:
 
 
 def holder_pid(path: Path) -> int | None:
-    """Return the process id of a lock file's holder, or None if no process holds the file or if the
-    id is unknown.
+    """Return the process id of a lock file's holder. Return None if there is no holder, or if
+    its id is unknown.
     """
     if not is_locked(path):
         return None
@@ -250,8 +257,8 @@ def holder_pid(path: Path) -> int | None:
 
 
 def _read_holder(path: Path) -> dict[str, Any]:
-    """Return the fields of a lock file about its holder, or an empty dict if the file cannot be
-    read.
+    """Return the facts about the holder that a lock file contains. Return an empty dict if the
+    file cannot be read.
     """
     with contextlib.suppress(OSError):
         return _parse_holder(read_whole(path))
@@ -259,8 +266,8 @@ def _read_holder(path: Path) -> dict[str, Any]:
 
 
 def _parse_holder(content: bytes) -> dict[str, Any]:
-    """Return the fields that a holder wrote about itself, or an empty dict if they cannot be
-    parsed.
+    """Return the facts that a holder wrote about itself. Return an empty dict if they cannot
+    be parsed.
     """
     with contextlib.suppress(ValueError, RecursionError):
         fields = json.loads(content)
@@ -269,7 +276,7 @@ def _parse_holder(content: bytes) -> dict[str, Any]:
 
 
 def _holder_text(fields: dict[str, Any]) -> str:
-    """Return the holder as text for a message, even if fields are missing."""
+    """Return a text about the holder for a message. Some facts may be missing."""
     if not {"pid", "purpose", "since"} <= fields.keys():
         return "another command"
     host = f" of {fields['host']}" if "host" in fields else ""
@@ -278,12 +285,12 @@ def _holder_text(fields: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class _LeaseFile:
-    """One version of the lease's file in the store.
+    """One version of the file of a lease.
 
     Attributes:
-        fields: the data that the holder wrote about itself, or an empty dict if they cannot be
+        fields: facts that the holder wrote about itself, or an empty dict if they cannot be
             parsed.
-        tag: the store's tag of this version.
+        tag: tag with which the store identifies this version.
     """
 
     fields: dict[str, Any]
@@ -291,24 +298,26 @@ class _LeaseFile:
 
 
 class Lease:
-    """A driver's lease of an object store during a ``with`` block.
+    """The lease with which a driver uses a bucket alone during a ``with`` block.
 
-    The lease is one file, and the store gives each version of it a new tag. A driver writes the
-    file only on a condition: either there is no file, or the file still has the tag that the driver
-    knows. So if several drivers start at once, exactly one of them gets the lease. The store
-    returns the new tag. It returns None if the condition does not hold.
+    The lease is one file. The store gives each version of the file a new tag. A driver writes
+    the file only on a condition: there is no file, or the file still has the tag that the
+    driver knows. If the condition holds, the store writes the file and returns the new tag.
+    Otherwise it returns None. If several drivers start at once, exactly one of them therefore
+    gets the lease.
 
-    A holder counts as dead if its lease does not change for :data:`EXPIRES_S` seconds. Clocks of
-    other machines are never compared. An earlier lease with the same ``name`` belongs to a dead
-    driver, because this process has locked the same root.
+    If a lease does not change for :data:`EXPIRES_S` seconds, its holder counts as dead. This
+    time is measured with the clock of this machine only. If an earlier lease has the same
+    ``name``, it belongs to a dead driver, because this process has locked the same root.
 
     Args:
         url: folder or URL of the store.
-        name: name of the root, see :func:`_root_name`.
-        purpose: this command as text, for the message to other commands.
-        print_note: prints a message for the user during a wait.
+        name: name of the root, as :func:`_root_name` returns it.
+        purpose: name of this command for people, for example ``isweep run paper``. If another
+            command needs the lock, the message of that command contains this name.
+        print_note: function that prints a message for the user during a wait.
         clock: source of the time for waits and renewals.
-        interrupt: ends the main thread if the lease is lost.
+        interrupt: function that ends the main thread if the lease is lost.
     """
 
     def __init__(
@@ -329,7 +338,7 @@ class Lease:
         """Random text that identifies this driver in the lease's file."""
         self._num_writes = 0
         self._tag = ""
-        """Tag of the version that this driver wrote last."""
+        """Tag of the last version that this driver wrote."""
         self._holder = {
             "name": name,
             "host": socket.gethostname(),
@@ -339,14 +348,15 @@ class Lease:
             "since": time.strftime("%F %T"),
         }
         self._write_lock = clock.condition()
-        """Lock that is held during a renewal, so that no renewal runs when the lease is deleted."""
+        """Lock that a thread holds during a renewal. It prevents a renewal while the lease is
+        deleted."""
         self._silent_since: float | None = None
-        """Time of the first renewal to which the storage gave no answer, or None if the storage
-        answers."""
+        """Monotonic time of the first renewal that the storage did not answer. It is None
+        while the storage answers."""
         self.watch = Watch("lease", RENEW_EVERY_S, self._renew, clock, interrupt)
 
     def __enter__(self) -> Watch:
-        """Get the lease, and start the thread that renews it."""
+        """Get the lease. Start the thread that renews the lease."""
         tag = None
         while tag is None:
             tag = self._files.put(self._path, self._content(), "create") or self._take_over()
@@ -358,7 +368,7 @@ class Lease:
         return self.watch.__enter__()
 
     def __exit__(self, *exception: Any) -> None:
-        """Stop renewing, and delete the lease."""
+        """Stop the renewals, and delete the lease."""
         with self._write_lock:
             self.watch.end()  # no renewal starts after this
         try:
@@ -374,9 +384,9 @@ class Lease:
         self.watch.__exit__(*exception)
 
     def _take_over(self) -> str | None:
-        """Replace the lease of a dead holder, and return the new tag.
+        """Replace the lease of a dead holder. Return the new tag.
 
-        Returns None if another driver was faster, or if there is no lease.
+        Return None if another driver was faster, or if there is no lease.
 
         Raises:
             InUseError: the holder is alive.
@@ -412,7 +422,7 @@ class Lease:
                 )
 
     def _renew(self) -> SetupError | None:
-        """Renew the lease, and return an error if another driver has taken it over."""
+        """Renew the lease. Return an error if another driver has taken over the lease."""
         try:
             is_ours = self._write_again()
         except (SetupError, OSError) as error:
@@ -422,7 +432,7 @@ class Lease:
                 reason = error.problem if isinstance(error, SetupError) else error
                 self._print_note(
                     f"The storage does not answer: {reason}. isweep stores the results of "
-                    "finished trials when it answers again"
+                    "finished trials when the storage answers again"
                 )
             return None
         if self._silent_since is not None:
@@ -432,14 +442,16 @@ class Lease:
         if is_ours:
             return None
         return InUseError(
-            f"Another command now uses {self._url}, because this command had not renewed its "
+            f"Another command now uses {self._url}, because this command did not renew its "
             f"lock for {EXPIRES_S:g} s",
             hint="Wait until the other command ends, then run this command again. Finished "
             "trials are kept",
         )
 
     def _write_again(self) -> bool:
-        """Write a new version of the lease, and return whether it still belongs to this driver."""
+        """Write a new version of the lease. Return whether the lease still belongs to this
+        driver.
+        """
         with self._write_lock:
             if self.watch.ended.is_set():
                 return True
@@ -452,7 +464,9 @@ class Lease:
             return True
 
     def _tag_after_refusal(self) -> str | None:
-        """Return the tag of this driver's lease after a refused renewal, or None if it is lost."""
+        """Return the tag of this driver's lease after the store refused a renewal. Return None
+        if the lease is lost.
+        """
         try:
             lease = self._read()
         except FileNotFoundError:
@@ -464,7 +478,7 @@ class Lease:
         return None
 
     def _content(self) -> bytes:
-        """Return new content for the lease's file. A number makes each version different."""
+        """Return new content for the file of the lease. A number makes each version different."""
         self._num_writes += 1
         return json.dumps({"beat": self._num_writes, **self._holder}).encode()
 

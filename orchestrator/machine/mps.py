@@ -1,17 +1,18 @@
-"""NVIDIA's multi-process service (MPS) for a private cluster: start, check and end it.
+"""NVIDIA's multi-process service (MPS) for a private cluster. This module starts, checks and
+ends it.
 
-With MPS, kernels of several processes run on a GPU at the same time. This module is for the process
-of the run, :mod:`orchestrator.machine.mps_worker` is for the processes of trials, and
+With MPS, kernels of several processes run on a GPU at the same time. This module is for the
+driver. :mod:`orchestrator.machine.mps_worker` is for the processes of trials.
 :mod:`orchestrator.machine.mps_daemon` sends commands to NVIDIA's programs.
 
-A process that uses MPS is a *client*. If a client is killed while the GPU computes for it, MPS and
-the other clients may hang (section "Client Early Termination" of NVIDIA's documentation). So isweep
-first ends the GPU work of this client with MPS's command ``terminate_client``, and then kills the
-process.
+A process that uses MPS is a *client*. If a client is killed while the GPU computes for it, MPS
+and the other clients may hang (section "Client Early Termination" of NVIDIA's documentation).
+To avoid this, isweep first ends the client's work on the GPU with MPS's command
+``terminate_client``. Then it kills the process.
 
-Others kill clients too, without a call to isweep before: Ray if the memory of the machine runs out,
-and Ray Tune after an error of its own. After such an event, the run *abandons* MPS: processes
-that use MPS continue, and new processes compute without MPS.
+Ray also kills clients, without calling isweep first. It does so if the machine's memory runs
+out, or if Ray Tune fails. After such an event, the run *abandons* MPS. Processes that use MPS
+continue, but new processes compute without MPS.
 """
 
 from __future__ import annotations
@@ -29,33 +30,34 @@ from orchestrator.machine.processes import environment, run_program
 from orchestrator.results.records import FailureKind, TrialFailure
 
 MAX_PIPES_LENGTH = 80
-"""Largest length of the path of the socket's folder, in characters. The path of a socket has at
-most 107 characters. If it is longer, the daemon ends without a message."""
+"""Largest number of characters in the path of the socket's folder. The path of a socket can
+have at most 107 characters. If it is longer, MPS's daemon ends without a message."""
 ATTACH_TIMEOUT_S = 120.0
-"""Seconds that a process may take to import torch and to compute on every GPU through MPS."""
+"""Seconds that a process may take to import torch and to compute on each GPU through MPS."""
 BREAKING_KINDS = (FailureKind.DEVICE_ERROR, FailureKind.HUNG, FailureKind.WORKER_CRASH)
-"""Failures of trials after which MPS may be unusable. A trial that hung is in the list, because
-isweep kills its process, which may be computing."""
+"""Failure kinds of trials after which MPS may be unusable. They include trials that hung,
+because isweep kills the process of such a trial while it may be computing."""
 ATTACH_PROGRAM = """
 import torch
 for index in range(torch.cuda.device_count()):
     torch.ones(1, device=f"cuda:{index}").item()
 print(torch.cuda.device_count())
 """
-"""Program that computes on every visible GPU, and prints their number. Only such a program shows
-that MPS works: a daemon can answer commands while all processes that use it hang."""
+"""Program that computes on each visible GPU and prints the number of GPUs. Only such a program
+shows that MPS works. A daemon may answer commands although all its clients hang."""
 
 
 @dataclass
 class PrivateMps:
-    """MPS of a private cluster, which no other program uses.
+    """The MPS of a private cluster. No other program uses it.
 
     Attributes:
-        uuids: UUIDs of the GPUs. CUDA numbers the GPUs of an MPS client anew, so a number would
-            mean another GPU. A UUID always means the same GPU.
-        note: shows a message to the user.
-        folder: folder of the socket and the logs while MPS runs, or None if MPS does not run.
-        is_abandoned: True if the run has abandoned MPS: new processes compute without it.
+        uuids: UUIDs of the GPUs. Numbers are not used, because CUDA numbers the GPUs of an MPS
+            client in a new order.
+        note: function that prints a message for the user.
+        folder: folder with the socket and the logs if MPS runs, otherwise None.
+        is_abandoned: True if the run has abandoned MPS. New processes then compute without
+            MPS.
     """
 
     uuids: tuple[str, ...]
@@ -65,12 +67,15 @@ class PrivateMps:
 
     @contextlib.contextmanager
     def running(self, folder: Path) -> Iterator[None]:
-        """Start MPS for a block. If it does not start, show a note and continue without MPS.
+        """Start MPS for a ``with`` block. If MPS does not start, print a note and continue
+        without MPS.
 
-        Processes that start in the block use MPS, because the block sets environment variables.
+        All processes that start in the block use MPS, because the block sets environment
+        variables.
 
         Args:
-            folder: a folder that does not exist yet, and that only this user can enter.
+            folder: path of a folder that does not exist yet. Only this user may have access to
+                its parent folder.
         """
         with contextlib.ExitStack() as stack:
             try:
@@ -100,14 +105,15 @@ class PrivateMps:
         return self.folder is not None and not self.is_abandoned
 
     def abandon(self, reason: str, consequence: str) -> None:
-        """Abandon MPS: new processes compute without MPS, and the present processes continue.
+        """Abandon MPS. New processes compute without MPS, and present processes continue with
+        it.
 
-        A fatal error of one process also ends the other processes that use MPS on the same GPU. So
-        a run abandons MPS after the first such error.
+        If a process has a fatal error, all processes that use MPS on the same GPU end. A run
+        therefore abandons MPS after the first such error.
 
         Args:
-            reason: why, for the message.
-            consequence: sentence about the shares of new trials, for the message.
+            reason: reason for the message to the user.
+            consequence: sentence for the message that says how new trials use the GPUs.
         """
         if self.folder is None or self.is_abandoned:
             return
@@ -120,13 +126,14 @@ class PrivateMps:
         )
 
     def end_gpu_work(self, pids: Collection[int] | None = None) -> None:
-        """End the GPU work of clients, which must be killed afterwards.
+        """End the work of clients on the GPU. The caller must kill these clients afterwards.
 
-        If the daemon does not do it, a warning is logged, and the clients can be killed anyway.
+        If the daemon does not end the work, log a warning. The caller can kill the clients in
+        this case too.
 
         Args:
-            pids: ids of workers. Their children count too, because a self-test runs in a child of a
-                worker. None ends the GPU work of all clients.
+            pids: process ids of workers. Their child processes are included, because a
+                self-test runs in a child process of a worker. None means all clients.
         """
         if self.folder is not None:
             mps_daemon.end_gpu_work(pids)
@@ -136,7 +143,7 @@ class PrivateMps:
 
         Args:
             folder: folder for the socket and the logs.
-            stack: gets the callbacks that end the daemon.
+            stack: stack that receives the callbacks to end the daemon.
 
         Returns:
             The reason why MPS does not work, or an empty text if it works.
@@ -144,7 +151,7 @@ class PrivateMps:
         pipes = socket_folder(folder)
         logs = folder / "log"
         if len(pipes) > MAX_PIPES_LENGTH:
-            return f"the path {pipes} is too long for a socket; set TMPDIR to a shorter path"
+            return f"the path {pipes} is too long for a socket. Set TMPDIR to a shorter path"
         Path(pipes).mkdir(parents=True)
         logs.mkdir()
         visible = ",".join(self.uuids)
@@ -164,20 +171,21 @@ class PrivateMps:
         )
         if attached.output.splitlines()[-1:] != [str(len(self.uuids))]:
             problem = attached.error or f"a process computed on {attached.output or 'no'} GPUs"
-            return f"no process could compute through it: {problem}"
+            return f"a test process could not compute through it: {problem}"
         try:
             has_server = bool(mps_daemon.process_ids("get_server_list"))
         except mps_daemon.CommandFailedError as error:
-            return f"no process uses it: {error}"
-        return "" if has_server else "no process uses it: no server runs"
+            return f"the test process did not use it: {error}"
+        return "" if has_server else "the test process did not use it: no server runs"
 
 
 def may_break_mps(failure: TrialFailure) -> bool:
-    """Return whether MPS may be unusable after a trial failed.
+    """Return whether MPS may be unusable after this failure of a trial.
 
-    After a fatal error on a GPU, MPS ends all processes that use the GPU, and refuses new processes
-    meanwhile. If a process dies while the GPU computes for it, MPS and the other processes can
-    hang. A GPU that computes wrong numbers does not count, because no process ends.
+    After a fatal error on a GPU, MPS ends all processes that use this GPU. Meanwhile it
+    refuses new processes. If a process dies while the GPU computes for it, MPS and the other
+    processes may hang. If a GPU computes wrong numbers, MPS stays usable, because no process
+    ends.
     """
     if failure.capture_failed:
         return False  # the process ends by itself, and the GPU works

@@ -1,6 +1,6 @@
-"""The choice whether a private cluster starts NVIDIA's multi-process service (MPS).
+"""The decision whether a private cluster starts NVIDIA's multi-process service (MPS).
 
-A failure under MPS affects several trials. So MPS is started only if it saves time.
+With MPS, one failure affects several trials. MPS is therefore started only if it saves time.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from search_spaces.specs import TrialSpec
 from search_spaces.sweeps import ResourceSpec
 
 VOLTA = 7.0
-"""Lowest compute capability with which each process under MPS has its own address space."""
+"""Lowest compute capability with which each MPS process has a separate address space."""
 MIN_SAVED_S = 120.0
-"""Number of predicted seconds that MPS must save. Otherwise MPS is not started: its start takes 5
-to 20 s."""
+"""Predicted seconds that MPS must save at least. If it saves less, it is not started, because
+its start takes 5 to 20 s."""
 
 
 def seconds_in_sequence(trials: Iterable[TrialSpec], gpu: GpuModel) -> float:
-    """Return the predicted seconds of trials that run on one GPU one after the other.
+    """Return the predicted seconds of trials that run on one GPU, one after the other.
 
-    Trials of networks whose operations cannot be counted are ignored.
+    If the operations of a network cannot be counted, its trials are ignored.
     """
     seconds = 0.0
     for trial in trials:
@@ -45,13 +45,14 @@ def why_no_mps(
     trials: Collection[TrialSpec],
     checks: Mapping[str, Mapping[str, Any]],
 ) -> str:
-    """Return the reason why a private cluster must not start MPS, or an empty text if it may.
+    """Return the reason why a private cluster must not start MPS, or an empty text if it may
+    start MPS.
 
     Args:
-        nodes: this machine with its GPUs, or an empty list if trials run on CPUs.
+        nodes: this machine with its GPUs, in a list. The list is empty if trials run on CPUs.
         resources: resources that the sweep requests.
         trials: trials of the sweep.
-        checks: summaries of ``isweep gpu-check`` by the driver's name of the GPU.
+        checks: summaries of ``isweep gpu-check``, by name of the GPU.
     """
     num_gpus = sum(len(node.gpus) for node in nodes)
     if not num_gpus:
@@ -80,8 +81,8 @@ def why_no_mps(
 
 
 def _why_not_on(gpu: Gpu) -> str:
-    """Return the reason why MPS must not be started for a GPU, or an empty text if it may be
-    started.
+    """Return the reason why MPS must not be started for a GPU, or an empty text if there is
+    none.
     """
     if gpu.mig:
         return "the GPU is divided into slices (MIG)"
@@ -99,11 +100,11 @@ def _why_no_gain(
     checks: Mapping[str, Mapping[str, Any]],
     num_gpus: int,
 ) -> str:
-    """Return the reason why MPS does not save enough time on a GPU, or an empty text if it saves
-    enough.
+    """Return the reason why MPS does not save enough time on a GPU, or an empty text if there
+    is none.
 
-    Only a gain that ``isweep gpu-check`` measured counts: the predicted gain rests on few published
-    numbers, and MPS is a service that can fail.
+    Only a gain that ``isweep gpu-check`` has measured counts. A predicted gain would be based
+    on few published numbers, and MPS can fail.
     """
     summary = checks.get(gpu.name) or {}
     measured = summary.get("pair_gain_mps")

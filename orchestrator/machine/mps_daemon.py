@@ -1,10 +1,12 @@
-"""The programs of NVIDIA's multi-process service (MPS): start, commands and end of the daemon.
+"""The programs of NVIDIA's multi-process service (MPS). This module starts the daemon of MPS,
+sends commands to it and ends it.
 
-``nvidia-cuda-mps-control -d`` starts a daemon. When the first process uses a GPU, the daemon starts
-a server. A process finds the daemon by a socket in the folder ``CUDA_MPS_PIPE_DIRECTORY``. Without
-such a socket, CUDA computes without MPS.
+``nvidia-cuda-mps-control -d`` starts a daemon. When the first process uses a GPU, the daemon
+starts a server. A process finds the daemon by a socket in the folder
+``CUDA_MPS_PIPE_DIRECTORY``. If there is no such socket, CUDA computes without MPS.
 
-Source of all facts about MPS: NVIDIA, "Multi-Process Service", https://docs.nvidia.com/deploy/mps.
+All facts about MPS are from NVIDIA, "Multi-Process Service",
+https://docs.nvidia.com/deploy/mps.
 """
 
 from __future__ import annotations
@@ -29,13 +31,14 @@ from orchestrator.machine.processes import (
 log = logging.getLogger(__name__)
 
 CONTROL = "nvidia-cuda-mps-control"
-"""The program that starts the daemon, and that sends commands to a running daemon."""
+"""Name of the program that starts the daemon and sends commands to a running daemon."""
 PIPES_VARIABLE = "CUDA_MPS_PIPE_DIRECTORY"
-"""Environment variable with the folder of the daemon's socket."""
+"""Name of the environment variable that contains the folder of the daemon's socket."""
 DEFAULT_PIPES = "/tmp/nvidia-mps"
 """Folder of the socket if ``CUDA_MPS_PIPE_DIRECTORY`` is not set."""
 LOGS_VARIABLE = "CUDA_MPS_LOG_DIRECTORY"
-"""Environment variable with the folder of the log files of the daemon and the server."""
+"""Name of the environment variable that contains the folder of the log files of daemon and
+server."""
 START_TIMEOUT_S = 30.0
 """Seconds that the daemon may take to start."""
 CONNECT_TIMEOUT_S = 5.0
@@ -43,15 +46,16 @@ CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 10.0
 """Seconds that the daemon may take to list processes, or to end the GPU work of one client."""
 END_CLIENTS_TIMEOUT_S = 30.0
-"""Seconds after which isweep ends the GPU work of no further client, and kills the remaining
-clients. Three commands without an answer take this long."""
+"""Seconds in which isweep ends the GPU work of clients. After this time, isweep kills the
+remaining clients while they may compute. Three commands without an answer take this long."""
 SUCCESS = "CUDA_SUCCESS"
-"""Text that the daemon's program prints if ``terminate_client`` has ended a client's GPU work."""
+"""Text that the daemon's program prints if ``terminate_client`` has ended the GPU work of a
+client."""
 SHELL = "sh"
-"""The shell that ends the daemon when this process has ended."""
+"""Name of the shell that ends the daemon when this process has ended."""
 QUIT_AT_END_OF_INPUT = f"read -r _; echo 'quit -t 10' | {CONTROL}"
-"""Shell command that waits for the end of its standard input, and then ends the daemon. MPS waits
-up to 10 s for the end of its clients."""
+"""Shell command that waits for the end of its standard input and then ends the daemon. The
+daemon waits up to 10 s until its clients have ended."""
 QUIT_TIMEOUT_S = 20.0
 """Seconds that the daemon may take to end. The daemon ends its servers by force after 10 s."""
 
@@ -59,7 +63,8 @@ QUIT_TIMEOUT_S = 20.0
 def mps_runs() -> bool:
     """Return whether NVIDIA's multi-process service (MPS) answers on its socket.
 
-    The file of the socket does not suffice, because it stays after the service has died.
+    It is not enough to check that the socket's file exists, because the file stays after the
+    service has died.
     """
     folder = Path(os.environ.get(PIPES_VARIABLE, DEFAULT_PIPES))
     with socket.socket(socket.AF_UNIX) as client:
@@ -73,14 +78,15 @@ def mps_runs() -> bool:
 
 
 class CommandFailedError(Exception):
-    """Raised if the daemon does not execute a command."""
+    """Error that is raised if the daemon does not execute a command."""
 
 
 def ask_daemon(command: str) -> str:
-    """Send a command to the daemon, and return its answer.
+    """Send a command to the daemon. Return the daemon's answer.
 
     Raises:
-        CommandFailedError: the command failed, or took longer than :data:`COMMAND_TIMEOUT_S`.
+        CommandFailedError: the command failed, or it took longer than
+            :data:`COMMAND_TIMEOUT_S` seconds.
     """
     answer = run_program(CONTROL, timeout_s=COMMAND_TIMEOUT_S, input_text=f"{command}\n")
     if answer.error:
@@ -89,14 +95,14 @@ def ask_daemon(command: str) -> str:
 
 
 def end_gpu_work(pids: Collection[int] | None) -> bool:
-    """End the GPU work of clients. Return whether the work has ended, and log a warning if it has
-    not.
+    """End the GPU work of clients. Return whether all this work has ended. Log a warning if it
+    has not.
 
-    If the daemon does not answer about one client, the next client is tried, until
-    :data:`END_CLIENTS_TIMEOUT_S` seconds have passed.
+    If the daemon does not answer for one client, continue with the next client. Stop after
+    :data:`END_CLIENTS_TIMEOUT_S` seconds.
 
     Args:
-        pids: ids of the clients or of their parents. None means all clients.
+        pids: process ids of the clients, or of their parent processes. None means all clients.
     """
     deadline_s = time.monotonic() + END_CLIENTS_TIMEOUT_S
     try:
@@ -123,7 +129,9 @@ def end_gpu_work(pids: Collection[int] | None) -> bool:
 
 
 def _is_or_has_parent_in(client: int, pids: Collection[int] | None) -> bool:
-    """Return whether a client or its parent is in a list of process ids. None means all clients."""
+    """Return whether a client or its parent process is in ``pids``. Return True if ``pids`` is
+    None.
+    """
     if pids is None or client in pids:
         return True
     state = process_state(client)
@@ -131,11 +139,12 @@ def _is_or_has_parent_in(client: int, pids: Collection[int] | None) -> bool:
 
 
 def _terminate(server: int, client: int) -> bool:
-    """End the GPU work of a client. Return whether the work has ended, and log a warning if it has
-    not.
+    """End the GPU work of a client. Return whether this work has ended. Log a warning if it
+    has not.
 
-    The daemon's program can print an error and exit with code 0. So the work has ended only if the
-    program prints CUDA_SUCCESS, or if the daemon does not list the client any more.
+    The daemon's program can print an error and exit with code 0, so the exit code is not
+    enough. The work has ended if the program prints CUDA_SUCCESS, or if the daemon does not
+    list the client any more.
     """
     try:
         reply = ask_daemon(f"terminate_client {server} {client}")
@@ -157,7 +166,7 @@ def _terminate(server: int, client: int) -> bool:
 
 
 def process_ids(command: str) -> list[int]:
-    """Return the process ids that the daemon lists, one a line, after a command.
+    """Send a command that lists processes. Return their process ids.
 
     Raises:
         CommandFailedError: the daemon does not answer.
@@ -167,9 +176,10 @@ def process_ids(command: str) -> list[int]:
 
 
 def start_daemon(output_file: Path) -> str:
-    """Start the daemon. Return the reason if it did not start, or an empty text if it started.
+    """Start the daemon. Return an empty text if it has started, otherwise the reason why it
+    has not.
 
-    The daemon may keep its output open, so the output is a file and not a pipe to this process.
+    The output goes to a file and not to a pipe, because the daemon may leave its output open.
     """
     with contextlib.ExitStack() as stack:
         output = stack.enter_context(open(output_file, "w", encoding="utf-8"))
@@ -201,10 +211,10 @@ def start_daemon(output_file: Path) -> str:
 
 @contextlib.contextmanager
 def daemon_ends_with_this_process(output_file: Path) -> Iterator[None]:
-    """End the daemon after a block, even if this process is killed in the block.
+    """End the daemon after a ``with`` block, even if this process is killed in the block.
 
-    A shell waits for the end of its standard input, a pipe from this process. The kernel closes the
-    pipe when this process ends in any way.
+    A shell waits for the end of its standard input, which is a pipe from this process. If this
+    process ends in any way, the kernel closes the pipe. The shell then ends the daemon.
 
     Args:
         output_file: file for the output of the shell.

@@ -1,7 +1,8 @@
-"""Functions for a trial's process to use, avoid or abandon the MPS that the run has started.
+"""Functions with which a trial's process avoids or abandons the MPS that its run has started.
 
-The run puts its private folder of MPS into the variable ``ISWEEP_MPS_FOLDER``. If the run abandons
-MPS, isweep creates a file in this folder. New processes that see the file compute without MPS.
+The environment variable ``ISWEEP_MPS_FOLDER`` contains the run's private folder for MPS. If
+the run abandons MPS, isweep creates a file in this folder. If a new process sees this file, it
+computes without MPS.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from pathlib import Path
 from orchestrator.machine.mps_daemon import PIPES_VARIABLE, end_gpu_work
 
 PRIVATE_FOLDER = "ISWEEP_MPS_FOLDER"
-"""Environment variable with the private folder of the run's MPS, for the processes of the run."""
+"""Name of the environment variable that contains the private folder of the run's MPS."""
 ABANDONED_MARK = "isweep-mps-stopped"
-"""Name of a file in the private folder. If the file exists, new processes of the run do not use
-MPS."""
+"""Name of a file in the private folder. If this file exists, new processes of the run do not
+use MPS."""
 
 
 def avoid_abandoned_mps() -> None:
     """Make this process compute without MPS if its run has abandoned MPS.
 
-    This has an effect only before the process uses CUDA.
+    Call this function before the process uses CUDA. Later it has no effect.
     """
     folder = os.environ.get(PRIVATE_FOLDER)
     if folder and Path(folder, ABANDONED_MARK).exists():
@@ -31,10 +32,10 @@ def avoid_abandoned_mps() -> None:
 
 
 def abandon_mps_in_run() -> None:
-    """Let no new process of this run use MPS, if the run itself started MPS.
+    """Stop new processes of this run from using MPS, if the run itself started MPS.
 
-    A worker with a broken GPU calls this at once. The driver learns of the failure later, and until
-    then MPS would refuse new processes on every GPU.
+    A worker with a broken GPU calls this function at once. The driver gets the failure later.
+    Until then, MPS would refuse new processes on every GPU.
     """
     folder = os.environ.get(PRIVATE_FOLDER)
     if folder:
@@ -42,9 +43,10 @@ def abandon_mps_in_run() -> None:
 
 
 def end_gpu_work_of_child(pid: int) -> None:
-    """End the GPU work of a child of a worker, if it uses the MPS of the run.
+    """End the GPU work of a worker's child process, if this process uses the MPS of the run.
 
-    The child must be killed afterwards. If the daemon does not end the work, the run abandons MPS.
+    The caller must kill the child process afterwards. If the daemon does not end the work, the
+    run abandons MPS.
     """
     folder = os.environ.get(PRIVATE_FOLDER)
     if not folder:
@@ -56,11 +58,11 @@ def end_gpu_work_of_child(pid: int) -> None:
 
 
 def socket_folder(folder: Path) -> str:
-    """Return the folder of the socket in a private folder of MPS."""
+    """Return the folder of the socket. It is inside a private folder of MPS."""
     return str(folder / "pipe")
 
 
 def mark_abandoned(folder: Path) -> None:
-    """Create the file that lets new processes of a run compute without MPS."""
+    """Create the file that makes new processes of a run compute without MPS."""
     with contextlib.suppress(OSError):  # the folder is gone if the cluster is lost
         (folder / ABANDONED_MARK).touch()

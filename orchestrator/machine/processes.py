@@ -1,7 +1,8 @@
-"""Run other programs, which may be missing, fail or hang.
+"""Functions that run other programs. These programs may be missing, may fail or may hang.
 
-A program that waits in the kernel cannot be killed. This happens to ``nvidia-smi`` with a broken
-driver. Such a process stays, and this process and its children do not start the program again.
+A program that waits in the kernel cannot be killed. With a broken driver, ``nvidia-smi`` may
+wait in this way. Such a process stays. This process and its child processes then do not start
+the program again.
 """
 
 from __future__ import annotations
@@ -18,26 +19,27 @@ from pathlib import Path
 from typing import NamedTuple
 
 ANSWER_TIMEOUT_S = 60.0
-"""Seconds that a program may take to answer."""
+"""Seconds that a program may take, unless the caller sets another limit."""
 KILLED_WITHIN_S = 5.0
-"""Seconds that a killed process may take to end. A process that waits in a driver never ends."""
+"""Seconds that a killed process may take to end. If a process waits in a driver, it may never
+end."""
 STUCK_PROGRAMS_VARIABLE = "ISWEEP_STUCK"
-"""Environment variable with the programs that hang, for the children of this process."""
+"""Name of the environment variable that tells child processes which programs hang."""
 MAX_ERROR_CHARACTERS = 300
-"""Largest number of characters of a program's error."""
+"""Largest number of characters of a program's error that are reported."""
 STUCK_PROGRAMS = set(filter(None, os.environ.get(STUCK_PROGRAMS_VARIABLE, "").split(os.pathsep)))
-"""Programs that hang in the kernel, and that are therefore not started again."""
+"""Names of programs that hang in the kernel. They are not started again."""
 
 
 @dataclass(frozen=True)
 class ProgramOutput:
-    """The output of a program.
+    """The output of a program that was run.
 
     Attributes:
         output: standard output of the program, or an empty text if it failed.
-        error: reason of the failure, in one line, or an empty text if the program succeeded.
+        error: reason of the failure in one line. It is empty if the program succeeded.
         timed_out: True if the program did not end in time.
-        partial_output: standard output of a program that failed.
+        partial_output: standard output of the program if it failed.
     """
 
     output: str
@@ -53,17 +55,17 @@ def run_program(
     input_text: str = "",
     before_kill: Callable[[int], object] = lambda pid: None,
 ) -> ProgramOutput:
-    """Run a program, and return its output or the reason why it failed.
+    """Run a program. Return its output, or the reason why it failed.
 
     Args:
-        command: program and arguments.
-        visible: value of ``CUDA_VISIBLE_DEVICES`` for the program. None leaves the variable unset,
-            which shows all GPUs. An empty value hides all GPUs.
+        command: name or path of the program, and its arguments.
+        visible: value of ``CUDA_VISIBLE_DEVICES`` for the program. None leaves the variable
+            unset, so all GPUs are visible. An empty value hides all GPUs.
         timeout_s: seconds after which the program is killed.
-        input_text: text for the program's standard input. If empty, the program has the standard
-            input of this process.
-        before_kill: called with the program's process id before the program is killed, because it
-            took too long or because this process is interrupted.
+        input_text: text for the program's standard input. If it is empty, the program uses the
+            standard input of this process.
+        before_kill: function that is called before the program is killed, with its process id.
+            The program is killed if it takes too long, or if this process is interrupted.
     """
     program = command[0]
     if program in STUCK_PROGRAMS:
@@ -125,10 +127,11 @@ def _run(
 
 @contextlib.contextmanager
 def exit_codes_kept() -> Iterator[None]:
-    """Make the exit codes of child processes available during a block.
+    """Make the exit codes of child processes available during a ``with`` block.
 
-    Ray's workers ignore SIGCHLD, and Python does not notice it (ray#42992). The kernel then drops
-    exit codes, and every child seems to end with exit code 0. Only the main thread can change this.
+    Ray's workers ignore SIGCHLD, and Python does not notice this (ray#42992). The kernel then
+    drops exit codes, so every child process seems to end with exit code 0. Only the main
+    thread can change this setting.
     """
     is_main_thread = threading.current_thread() is threading.main_thread()
     if not (is_main_thread and _ignores_sigchld()):
@@ -142,7 +145,9 @@ def exit_codes_kept() -> Iterator[None]:
 
 
 def _ignores_sigchld() -> bool:
-    """Return whether this process ignores SIGCHLD, according to the kernel, not to Python."""
+    """Return whether this process ignores SIGCHLD. The function reads this from the kernel,
+    because Python may not know it.
+    """
     with contextlib.suppress(OSError):
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         ignored = re.search(r"^SigIgn:\s*([0-9a-f]+)", status, re.MULTILINE)
@@ -152,7 +157,9 @@ def _ignores_sigchld() -> bool:
 
 
 def kill_process(process: subprocess.Popen[str]) -> bool:
-    """Kill a process, and return whether it ended: a process that waits in a driver stays."""
+    """Kill a process. Return whether it has ended. A process that waits in a driver does not
+    end.
+    """
     process.kill()
     try:
         process.wait(KILLED_WITHIN_S)
@@ -163,8 +170,8 @@ def kill_process(process: subprocess.Popen[str]) -> bool:
 
 @contextlib.contextmanager
 def environment(**variables: str) -> Iterator[None]:
-    """Set environment variables during a block, for this process and for processes that start in
-    the block.
+    """Set environment variables during a ``with`` block. They are set for this process and for
+    processes that start in the block.
     """
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
@@ -179,13 +186,14 @@ def environment(**variables: str) -> Iterator[None]:
 
 
 class ProcessState(NamedTuple):
-    """The state of a process, as the kernel reports it.
+    """The state of a process as the kernel reports it.
 
     Attributes:
         pid: process id.
-        name: name of the program, of at most 15 characters.
-        state: a letter: T for a process that SIGSTOP stopped, Z for a process that has ended.
-        parent: process id of the parent.
+        name: first 15 characters of the program's name.
+        state: letter for the state. T means that SIGSTOP has stopped the process, Z that the
+            process has ended.
+        parent: process id of the parent process.
     """
 
     pid: int
@@ -206,9 +214,10 @@ def process_state(pid: int) -> ProcessState | None:
 
 
 def stopped_children() -> list[ProcessState]:
-    """Return the children of this process that SIGSTOP stopped.
+    """Return the child processes of this process that SIGSTOP has stopped.
 
-    The kernel still accepts connections for a stopped process.
+    An open port does not show that a process runs, because the kernel accepts connections for
+    stopped processes too.
     """
     with contextlib.suppress(ChildProcessError):  # this process has no children
         if os.waitid(os.P_ALL, 0, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None:

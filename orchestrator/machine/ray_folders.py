@@ -1,8 +1,8 @@
-"""Temporary folders of private Ray clusters, and their removal after a run was killed.
+"""The temporary folders of private Ray clusters, and their removal after a run was killed.
 
-Each private cluster has its own folder. Until the run of the cluster ends, it locks a file in this
-folder. A folder without a locked file belongs to a killed run. So the processes of the killed run
-are killed, and the folder is removed.
+Each private cluster has a separate folder. Its run locks a file in this folder as long as the
+run lasts. If this file is not locked, the run was killed. The next run then kills the
+remaining processes of the killed run, and removes the folder.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 PREFIX = "isweep-ray-"
 OWNER_FILE = "owner"
-"""File in the outer folder, which the run locks."""
+"""Name of the file in the outer folder that the run locks."""
 SESSIONS = "r"
-"""Folder for Ray's sessions. Its name is short because paths of sockets are limited to 107
-characters."""
+"""Name of the folder for Ray's sessions. It is short, because the path of a socket can have at
+most 107 characters."""
 SHORT_PARENT = Path("/tmp")
 """Folder for private clusters if the path of the temporary folder is too long for Ray's sockets."""
 MAX_SOCKET_PATH = 103 if sys.platform == "darwin" else 107
@@ -41,11 +41,12 @@ LONGEST_SOCKET = (
 MAX_PARENT_BYTES = MAX_SOCKET_PATH - len(LONGEST_SOCKET)
 """Longest path of a temporary folder in which Ray can make its sockets, in bytes."""
 MPS = "mps"
-"""Folder for the socket and the logs of NVIDIA's MPS."""
+"""Name of the folder for the socket and the logs of NVIDIA's MPS."""
 MPS_PROGRAM = b"nvidia-cuda-mps"
-"""Beginning of the names of MPS's programs. Only their environment contains their folder."""
+"""Beginning of the names of MPS's programs. These programs mention their folder only in their
+environment variables."""
 RAY_TITLE = b"ray::"
-"""Beginning of the title of a Ray worker, which replaces its command line."""
+"""Beginning of the process title of a Ray worker. The title replaces the worker's command line."""
 
 
 def parent_folder() -> Path:
@@ -61,7 +62,9 @@ def parent_folder() -> Path:
 
 
 class RayFolders:
-    """The folders of private clusters on this machine, and this user's processes in each."""
+    """The folders of private clusters on this machine, with this user's processes that belong
+    to them.
+    """
 
     def folders(self) -> Iterable[Path]:
         """Return all folders of private clusters, including those of other users."""
@@ -69,17 +72,18 @@ class RayFolders:
         return sorted(folder for parent in parents for folder in parent.glob(f"{PREFIX}*"))
 
     def is_abandoned(self, folder: Path) -> bool:
-        """Return whether a folder belongs to this user and no run has locked it."""
+        """Return whether a folder belongs to this user and is not locked by a run."""
         with contextlib.suppress(OSError), open(folder / OWNER_FILE, encoding="utf-8") as owner:
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return os.fstat(owner.fileno()).st_uid == os.geteuid()
         return False
 
     def remove_folder(self, folder: Path) -> None:
-        """Kill the processes that belong to a folder, then remove the folder.
+        """Kill the processes that belong to a folder. Then remove the folder.
 
-        The owner file is removed last. The removal may be interrupted, or a dying process may write
-        a file again. The next run then finds the abandoned folder, and removes the rest.
+        The owner file is removed last, because the removal may be incomplete: it may be
+        interrupted, or a dying process may write a file again. The next run then still
+        recognizes the abandoned folder and removes the remaining files.
         """
         self.end_ray_processes(folder)
         # MPS ends after the workers, which use it.
@@ -93,8 +97,8 @@ class RayFolders:
     def end_ray_processes(self, folder: Path) -> None:
         """Kill Ray's processes that belong to a folder.
 
-        Workers must be killed too. In many containers process 1 does not remove a dead raylet from
-        the table of processes, and the raylet's workers then continue to run.
+        Workers must be killed too. In many containers, process 1 does not remove a dead raylet
+        from the table of processes. The raylet's workers then continue to run.
         """
         _kill_processes(folder, _belongs_to_ray)
 
@@ -105,11 +109,11 @@ THIS_MACHINE = RayFolders()
 
 @contextlib.contextmanager
 def private_folder() -> Iterator[str]:
-    """Make an outer folder that only this user can enter, and yield an inner folder for Ray.
+    """Create an outer folder that only this user can enter. Yield an inner folder for Ray.
 
-    Ray makes the inner folder readable for everybody. The run locks a file in the outer folder. A
-    file with a process id would not suffice, because another container with other process ids may
-    use the same temporary folder.
+    Two folders are needed, because Ray makes the inner folder readable for everybody. The run
+    locks a file in the outer folder. A file with a process id would not be enough: another
+    container, with other process ids, may use the same temporary folder.
     """
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent_folder()))
     with open(folder / OWNER_FILE, "w", encoding="utf-8") as owner:
@@ -129,8 +133,8 @@ def _kill_processes(folder: Path, belongs_to: Callable[[Path, Path], bool]) -> N
 
     Args:
         folder: outer folder of the cluster.
-        belongs_to: returns whether a process belongs to the folder. It gets the folder of the
-            process in ``/proc``, and ``folder``.
+        belongs_to: function that returns whether a process belongs to the folder. Its
+            arguments are the folder of the process in ``/proc``, and ``folder``.
     """
     for process in Path("/proc").glob("[0-9]*"):
         # An error means that the process has ended meanwhile.
@@ -140,10 +144,10 @@ def _kill_processes(folder: Path, belongs_to: Callable[[Path, Path], bool]) -> N
 
 
 def _belongs_to_ray(process: Path, folder: Path) -> bool:
-    """Return whether a process of Ray belongs to a private cluster's folder.
+    """Return whether a process is a Ray process that belongs to a private cluster's folder.
 
-    The command lines of Ray's processes contain the folder. Workers replace their command line by a
-    title, so they are identified by their open log files.
+    The command lines of Ray's processes contain the folder. Workers replace their command line
+    by a title, so their open log files are checked instead.
     """
     command = (process / "cmdline").read_bytes()
     if f"{folder}/".encode() in command:
@@ -152,9 +156,10 @@ def _belongs_to_ray(process: Path, folder: Path) -> bool:
 
 
 def _belongs_to_mps(process: Path, folder: Path) -> bool:
-    """Return whether a program of NVIDIA's MPS belongs to a private cluster's folder.
+    """Return whether a process is a program of NVIDIA's MPS that belongs to a private
+    cluster's folder.
 
-    Only the environment of these programs contains the folder.
+    These programs mention the folder only in their environment variables.
     """
     command = (process / "cmdline").read_bytes()
     program = command.partition(b"\0")[0].rpartition(b"/")[2]
@@ -164,7 +169,7 @@ def _belongs_to_mps(process: Path, folder: Path) -> bool:
 
 
 def _has_open_file(process: Path, folder: Path) -> bool:
-    """Return whether a process has opened a file below a folder."""
+    """Return whether a process has a file below a folder open."""
     prefix = f"{folder.resolve()}/"
     for file in (process / "fd").iterdir():
         # An error means that the file was closed meanwhile.
@@ -175,7 +180,9 @@ def _has_open_file(process: Path, folder: Path) -> bool:
 
 
 def remove_abandoned_folders(machine: RayFolders = THIS_MACHINE) -> int:
-    """End the private clusters of killed runs on this machine, and return their number."""
+    """End the private clusters of killed runs on this machine. Return the number of these
+    clusters.
+    """
     abandoned = [folder for folder in machine.folders() if machine.is_abandoned(folder)]
     for folder in abandoned:
         machine.remove_folder(folder)
@@ -184,7 +191,9 @@ def remove_abandoned_folders(machine: RayFolders = THIS_MACHINE) -> int:
 
 
 def remove_files_of_killed_runs(paths: RootPaths) -> None:
-    """Remove files of killed runs on this machine and below a root, which this run has locked."""
+    """Remove the files that killed runs have left on this machine and below a root. This run
+    must have locked the root.
+    """
     remove_abandoned_folders()
     paths.token.unlink(missing_ok=True)
     shutil.rmtree(paths.tune, ignore_errors=True)

@@ -1,6 +1,6 @@
-"""What Ray needs of this machine before a private cluster starts: bash, limits, disk and loopback.
+"""Checks of this machine before a private Ray cluster starts: bash, limits, disk and loopback.
 
-Without these checks, Ray waits for minutes or ends without a reason.
+Without these checks, Ray would wait for minutes or end without giving a reason.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from orchestrator.machine.ray_folders import MAX_PARENT_BYTES, parent_folder
 from search_spaces.errors import SetupError
 
 MIN_OPEN_FILES = 128
-"""Smallest limit of open files. Ray starts with 128, but not with 64."""
+"""Smallest limit of open files with which Ray starts. It starts with 128, but not with 64."""
 MIN_PROCESSES = 600
 """Smallest limit of the processes and threads of a user. On a machine with two CPUs, trials run
 with a limit of 640, but not with 512."""
 MIN_ADDRESS_SPACE = 16 * 2**30
-"""Smallest limit of a process's address space, in bytes. Ray maps its object store into it. On a
-machine with 24 GiB, Ray starts with 17 GB, but not with 12 GB."""
+"""Smallest limit of a process's address space with which Ray starts, in bytes. Ray maps its
+object store into the address space. On a machine with 24 GiB of memory, Ray starts with a
+limit of 17 GB, but not with 12 GB."""
 OBJECT_STORE_SHARE = 0.3
 """Share of the machine's memory that Ray uses for its object store by default."""
 MIN_FREE_BYTES = 100 * 2**20
-"""Smallest free space of the temporary folder, in bytes, for Ray's sockets and logs."""
+"""Free space that the temporary folder needs for Ray's sockets and logs, in bytes."""
 LOOPBACK = "127.0.0.1"
 LOOPBACK_TIMEOUT_S = 5.0
 AGAIN = "and run the same command again"
@@ -37,8 +38,9 @@ def check_ray_requirements() -> None:
     """Check that Ray's processes can start on this machine.
 
     Raises:
-        SetupError: bash is missing, a limit of this process is too small, the disk of the temporary
-            folder is full, or the loopback interface does not work.
+        SetupError: Ray cannot start, because bash is missing, a limit of this process is too
+            small, the disk of the temporary folder is full, or the loopback interface does not
+            work.
     """
     _check_bash()
     _check_limits()
@@ -75,14 +77,15 @@ def _check_limit(counted: str, command: str, limit: int, smallest: int) -> None:
     """Raise a SetupError if a limit is smaller than ``smallest``.
 
     Args:
-        counted: what the limit counts, in the plural.
+        counted: noun in the plural for what the limit counts, for example "open files".
         command: shell command that sets the limit.
         limit: the limit of this process.
         smallest: smallest limit with which Ray starts.
     """
     if limit != resource.RLIM_INFINITY and limit < smallest:
         raise SetupError(
-            f"This process may have {limit:,} {counted} ({command}), but Ray needs {smallest:,}",
+            f"This process may have at most {limit:,} {counted} ({command}), but Ray needs "
+            f"{smallest:,}",
             hint=f"Raise this limit, {AGAIN}",
         )
 
@@ -105,7 +108,7 @@ def _check_temporary_folder() -> None:
 
 
 def _check_loopback() -> None:
-    """Check that a process of this machine can connect to another one."""
+    """Check that processes of this machine can connect to each other."""
     try:
         with (
             socket.create_server((LOOPBACK, 0)) as server,

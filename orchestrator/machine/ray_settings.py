@@ -1,4 +1,6 @@
-"""The settings of Ray: all environment variables that change Ray's behavior, and Ray's messages."""
+"""The settings that isweep makes for Ray: environment variables, and the handling of Ray's
+messages.
+"""
 
 from __future__ import annotations
 
@@ -59,11 +61,11 @@ _PRIVATE_CLUSTER_VARIABLES = {
     "RAY_AUTH_MODE": "token",
 }
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
-"""Color codes in Ray's output."""
+"""Pattern of color codes in Ray's output."""
 
 
 def apply_settings() -> None:
-    """Set the environment variables of this process for Ray, and hide most of Ray's messages."""
+    """Set this process's environment variables for Ray. Hide most of Ray's messages."""
     # Without RAY_RAYLET_PID, Ray may end this process if the parent is process 1 and the raylet has
     # ended.
     os.environ.update(_RAY_VARIABLES, RAY_RAYLET_PID=str(os.getpid()))
@@ -77,7 +79,9 @@ def apply_settings() -> None:
 
 @contextlib.contextmanager
 def private_environment(token_file: Path | None) -> Iterator[None]:
-    """Set the variables that make a cluster private, and write its token, during a block."""
+    """Set the environment variables that make a cluster private, and write its token to a
+    file. Undo both after the ``with`` block.
+    """
 
     def remove() -> None:
         if token_file is not None:
@@ -99,9 +103,9 @@ def private_environment(token_file: Path | None) -> Iterator[None]:
 
 
 def log_messages_of_ray() -> None:
-    """Write Ray's messages about its processes to the log, not to the terminal.
+    """Write Ray's messages about its processes to the log instead of the terminal.
 
-    If a raylet is lost, Ray would print the last 40 lines of the raylet's log, with color codes.
+    Without this, Ray would print the last 40 lines of a lost raylet's log, with color codes.
     """
     # This module is private. If a version of Ray lacks it, these lines appear on the terminal.
     with contextlib.suppress(ImportError, AttributeError):
@@ -116,7 +120,9 @@ def log_messages_of_ray() -> None:
 
 
 def read_settings_again() -> None:
-    """Make Ray read the environment variables again, because Ray may have been imported before."""
+    """Make Ray read its environment variables again. Ray may have been imported before they
+    were set.
+    """
     # These modules are private. If a version of Ray lacks them, a notebook must import isweep
     # before Ray.
     with contextlib.suppress(ImportError, AttributeError):

@@ -1,4 +1,6 @@
-"""``isweep ls`` and ``isweep rm``: list the parts of a root, and remove one of them."""
+"""``isweep ls`` and ``isweep rm``, which list the contents of a root and remove a sweep or
+prepared data.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,14 @@ from tasks.atomic import remove_folder
 
 @dataclass(frozen=True)
 class RootPart:
-    """A sweep, prepared dataset, recipe or store of a root.
+    """A sweep, a prepared dataset, a recipe, MLflow's store or the log of a root.
 
     Attributes:
-        what: kind of the part, as text.
-        name: name of the part. All removable parts have different names.
+        what: kind of the part as text, for example ``sweep``.
+        name: name of the part. No two removable parts have the same name.
         path: file or folder.
         bytes: size in bytes.
-        about: note for people.
+        about: note for people, for example the number of results.
         removable: True if :func:`remove_from_root` may remove it.
     """
 
@@ -34,12 +36,12 @@ class RootPart:
 
     @classmethod
     def at(cls, what: str, path: Path, about: str = "", *, removable: bool = False) -> RootPart:
-        """Return the part of a root at a path, after measuring its size."""
+        """Measure the size of the file or folder at a path. Return it as a part of the root."""
         return cls(what, path.name, str(path), size_bytes(path), about, removable)
 
 
 def size_bytes(path: Path) -> int:
-    """Return the size of a file, or of all files in a folder."""
+    """Return the size in bytes of a file, or of all files in a folder."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.lstat().st_size for file in files if file.is_file() or file.is_symlink())
 

@@ -1,7 +1,7 @@
-"""The watch over Ray's servers: it ends a run whose cluster does not answer any more.
+"""The watch over Ray's servers. It ends a run if its cluster does not answer any more.
 
-Ray itself would wait for a lost server. So the driver checks repeatedly whether the head and the
-raylet of its node accept connections.
+Ray itself would wait for a lost server. The driver therefore checks repeatedly that the head
+and the raylet of its node accept connections.
 """
 
 from __future__ import annotations
@@ -24,17 +24,16 @@ from search_spaces.errors import SetupError
 log = logging.getLogger(__name__)
 
 CHECK_INTERVAL_S = 2.0
-"""Seconds between two checks whether Ray's servers answer, from the end of one check to the
-next."""
+"""Seconds from the end of one check of Ray's servers to the start of the next check."""
 CONNECT_TIMEOUT_S = 2.0
-"""Seconds that a server may take to accept a connection during such a check."""
+"""Seconds that a server may take to accept a connection during a check."""
 MAX_SECONDS_PER_CHECK = 10.0
-"""Longest time from the start of a check to the start of the next one, in seconds. Normally this
-takes at most 6 s: the interval, and two attempts to connect. Four more seconds are for a busy
-machine. If it took longer, this process was suspended."""
+"""Longest time in seconds from the start of a check to the start of the next check. Normally
+this time is at most 6 s: the interval and two attempts to connect. Four more seconds are for a
+busy machine. If the time is longer, this process was suspended."""
 PRIVATE_LOST_AFTER_S = 4.0
-"""Seconds without an answer after which a private cluster counts as lost. The time can be short:
-nothing restarts dead processes, and a busy process still accepts connections."""
+"""Seconds without an answer after which a private cluster counts as lost. The time can be
+short, because nothing restarts dead processes, and busy processes still accept connections."""
 SHARED_LOST_AFTER_S = 120.0
 """Seconds without an answer after which a shared cluster counts as lost. In this time the
 connection may return, or an operator may restart the cluster."""
@@ -55,10 +54,11 @@ def accepts_connections(host: str, port: int) -> bool:
 
 @dataclass(frozen=True)
 class _Server:
-    """A process of Ray that must accept connections.
+    """A Ray process that must accept connections.
 
     Attributes:
-        description: text for messages.
+        description: name of the process for messages, for example "The head of the Ray
+            cluster".
         host: host that accepts the connections.
         port: port that accepts the connections.
     """
@@ -69,13 +69,13 @@ class _Server:
 
 
 class _ServerCheck:
-    """Repeated check whether Ray's servers answer.
+    """A repeated check that Ray's servers answer.
 
     Args:
-        servers_by_process_name: the servers that must answer.
+        servers_by_process_name: the servers that must answer, by the name of their process.
         lost_after_s: seconds without an answer after which the cluster counts as lost.
         is_private: True if this process started the cluster.
-        monotonic: returns the seconds of a clock that nobody can set.
+        monotonic: function that returns the monotonic time in seconds.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class _ServerCheck:
         self._has_warned = False
 
     def check(self) -> SetupError | None:
-        """Check the servers once, and return an error if the cluster is lost."""
+        """Check the servers once. Return an error if the cluster is lost, otherwise None."""
         since_last_check_s = self._since_last_check_s()
         # A process that SIGSTOP suspended still accepts connections, so its state is read.
         stopped_names = {child.name for child in processes.stopped_children()}
@@ -135,7 +135,7 @@ class _ServerCheck:
     def _since_last_check_s(self) -> float:
         """Return the seconds since the start of the last check.
 
-        If this process was suspended meanwhile, only one interval counts.
+        If this process was suspended meanwhile, return only :data:`CHECK_INTERVAL_S`.
         """
         now_s = self._monotonic()
         seconds = now_s - self._checked_at_s
@@ -144,7 +144,7 @@ class _ServerCheck:
         return seconds if seconds <= MAX_SECONDS_PER_CHECK else CHECK_INTERVAL_S
 
     def _kill_suspended_servers(self) -> None:
-        """Kill suspended processes of Ray, because a shutdown would wait for them."""
+        """Kill suspended Ray processes, because Ray's shutdown would wait for them."""
         for child in processes.stopped_children():
             if child.name in self._servers:
                 with contextlib.suppress(ProcessLookupError):  # the process has just ended
@@ -153,11 +153,13 @@ class _ServerCheck:
 
 @contextlib.contextmanager
 def watch_servers(ray: Any, *, is_private: bool) -> Iterator[None]:
-    """Check the head and this node's raylet repeatedly during a block, then disconnect.
+    """Check the head and this node's raylet repeatedly during a ``with`` block. Disconnect
+    from Ray afterwards.
 
     Args:
-        ray: the connected module.
-        is_private: True if this process started the cluster, so that nobody can repair it.
+        ray: the module ``ray``, connected to a cluster.
+        is_private: True if this process started the cluster. Nobody can then repair the
+            cluster.
     """
     context = ray.get_runtime_context()
     host, _, port = context.gcs_address.rpartition(":")

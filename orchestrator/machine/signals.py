@@ -1,6 +1,7 @@
-"""The stop of a driver after a signal.
+"""Functions that stop a driver after a signal.
 
-No request to stop is lost, and libraries cannot replace the signal handlers of this process.
+They ensure that no request to stop is lost, and that libraries do not replace this process's
+signal handlers.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 _stop_requested = threading.Event()
 _typed_command: list[str] = []
-"""The words of the command line that this process runs. The list is empty if isweep is used as a
+"""The words of the command that the user typed. The list is empty if isweep is used as a
 library."""
 
 
 def stop_on_signals() -> None:
-    """Raise :class:`KeyboardInterrupt` on Ctrl-C, ``kill`` and a closed terminal from now on.
+    """From now on, raise :class:`KeyboardInterrupt` after Ctrl-C, ``kill`` or a closed
+    terminal.
 
-    Python only prints an exception that is raised in a finalizer or in a callback from C. So
-    :func:`raise_if_stop_requested` raises the KeyboardInterrupt again, until the program calls
-    :func:`clear_stop_request`.
+    If an exception is raised in a finalizer or in a callback from C, Python only prints it. To
+    stop the program in this case too, :func:`raise_if_stop_requested` raises KeyboardInterrupt
+    again until the program calls :func:`clear_stop_request`.
     """
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
@@ -43,33 +45,39 @@ def stop_on_signals() -> None:
 
 
 def remember_command(words: Sequence[str]) -> None:
-    """Remember the words of the command line, for messages that ask to run the command again."""
+    """Save the words of the command line. Messages that ask the user to run the command again
+    quote them.
+    """
     _typed_command[:] = words
 
 
 def run_again_hint() -> str:
-    """Return the sentence that asks the user to run the same command again, with the command."""
+    """Return a sentence that asks the user to run the same command again. It quotes the
+    command.
+    """
     if not _typed_command:
         return "Run the same command again"
     return f"Run the same command again: `{shlex.join(_typed_command)}`"
 
 
 def raise_if_stop_requested() -> None:
-    """Raise ``KeyboardInterrupt`` if a stop was requested, and not cleared since then."""
+    """Raise ``KeyboardInterrupt`` if a stop was requested and not cleared since then."""
     if _stop_requested.is_set():
         raise KeyboardInterrupt
 
 
 def clear_stop_request() -> None:
-    """Forget the requested stop, because the program is stopping: later checks do not raise."""
+    """Clear the request to stop, because the program is already stopping. Later checks then do
+    not raise.
+    """
     _stop_requested.clear()
 
 
 def caused_by_stop(error: BaseException | None) -> bool:
-    """Return whether a stop caused an error.
+    """Return whether a request to stop caused an error.
 
-    While a stop is requested, this is True for every error, because C code may raise another error
-    in place of the ``KeyboardInterrupt``.
+    As long as a stop is requested, the result is True for every error, because C code may
+    replace the ``KeyboardInterrupt`` by another error.
     """
     if _stop_requested.is_set():
         return True
@@ -82,7 +90,9 @@ def caused_by_stop(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def delay_stop() -> Iterator[None]:
-    """Delay a stop to the end of a block, because an interrupted import leaves a partial module."""
+    """Delay a stop until the end of a ``with`` block that imports modules. An interrupted
+    import would leave an incomplete module.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -106,14 +116,15 @@ def delay_stop() -> Iterator[None]:
 
 @contextlib.contextmanager
 def restore_signal_handlers(end_ray: Callable[[], object]) -> Iterator[None]:
-    """Restore this process's signal handlers after a block that starts Ray.
+    """Restore this process's signal handlers after a ``with`` block that starts Ray.
 
-    Ray's subreaper setting makes a driver ignore SIGCHLD. Every ``subprocess`` then seems to end
-    with exit code 0. Ray also replaces the handler of SIGTERM, so that SIGTERM would abort the
-    process at once.
+    Ray's subreaper setting makes a driver ignore SIGCHLD. Every child process then seems to
+    end with exit code 0. Ray also replaces the handler of SIGTERM. With Ray's handler, SIGTERM
+    would abort the process at once.
 
     Args:
-        end_ray: ends a partly started Ray after a stop, because it would block the next start.
+        end_ray: function that ends Ray if a stop interrupts its start. A partly started Ray
+            would block the next start.
     """
     numbers = (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP)
     handlers = {number: signal.getsignal(number) for number in numbers}

@@ -1,4 +1,4 @@
-"""Print a message for the user if this process is killed, or if Ray's C++ code ends it."""
+"""The message that the user gets if this process is killed, or if Ray's C++ code ends it."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from orchestrator.machine.signals import run_again_hint
 from orchestrator.machine.watch import at_forced_end
 
 PRINT_AFTER_INPUT_WITHOUT_A_LINE = 'read -r _ || printf "%s\\n" "$1" >&2'
-"""Shell command that waits for its standard input. If the input ends without a line, the command
-prints its argument as an error."""
+"""Shell command that waits for a line on its standard input. If the input ends without a line,
+the command prints its argument to stderr."""
 
 
 @contextlib.contextmanager
 def explained_silent_end() -> Iterator[None]:
-    """Let a shell print a message if this process ends in the block, in any way.
+    """Make a shell print a message if this process ends in any way during the ``with`` block.
 
-    No code of a process runs after SIGKILL or after an exit in C++ code. So a shell waits for a
-    line from this process, through a pipe. At the end of the block, this process writes the line.
-    If the process ends before the end of the block, the kernel closes the pipe without a line.
+    After SIGKILL, or after an exit in C++ code, a process cannot print anything. A shell
+    therefore waits for a line from this process through a pipe. At the end of the block, this
+    process writes the line. If the process ends earlier, the kernel closes the pipe without a
+    line, and the shell prints the message.
     """
     message = (
-        "isweep: the command ended without a message. Somebody or the system killed its "
-        "process, or Ray ended it after its own processes had died. Finished trials are kept. "
-        f"{run_again_hint()}"
+        "isweep: the command ended without a message. Either somebody or the system killed "
+        "the command's process, or Ray ended it because Ray's own processes had died. "
+        f"Finished trials are kept. {run_again_hint()}"
     )
     # In a session of its own, the shell does not receive Ctrl-C.
     shell = subprocess.Popen(

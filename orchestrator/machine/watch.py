@@ -1,4 +1,6 @@
-"""Watches, which end a run if its cluster, lock or lease is lost, and the end by force."""
+"""Threads that end a run if its cluster, lock or lease is lost. If the run does not end in
+time, they end its process by force.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +19,21 @@ from tasks.clock import SYSTEM, Clock
 log = logging.getLogger(__name__)
 
 END_WITHIN_S = 5.0
-"""Seconds that the main thread may take to end without force. It may hang in a call of Ray."""
+"""Seconds that the main thread may take to end before the process is ended by force. The main
+thread may hang in a call of Ray."""
 
 Interrupt = Callable[[SetupError, threading.Event], None]
-"""Function that ends the main thread with an error. If the event is set, the function does nothing,
-because the watched block has ended."""
+"""Function that ends the main thread with an error. The event is set when the watched block
+has ended. The main thread then need not be ended by force."""
 
 _cleanups: list[Callable[[], object]] = []
-"""Functions to call before the process is ended by force, the last one first."""
+"""Functions that are called before the process is ended by force. The last function is called
+first."""
 
 
 @contextlib.contextmanager
 def at_forced_end(cleanup: Callable[[], object]) -> Iterator[None]:
-    """Call ``cleanup`` if the process must be ended by force during the block."""
+    """Call ``cleanup`` if the process is ended by force during the ``with`` block."""
     _cleanups.append(cleanup)
     try:
         yield
@@ -38,14 +42,15 @@ def at_forced_end(cleanup: Callable[[], object]) -> Iterator[None]:
 
 
 class Watch:
-    """A thread that repeats a check during a ``with`` block, and ends the block if the check fails.
+    """A thread that repeats a check during a ``with`` block. If the check fails, the thread
+    ends the block.
 
     Args:
         name: name of the thread.
         every_s: seconds between two checks.
         check: function that returns an error if the block must end, otherwise None.
         clock: source of the time.
-        interrupt: function that ends the main thread, by default :func:`end_main_thread`.
+        interrupt: function that ends the main thread. None means :func:`end_main_thread`.
 
     Attributes:
         failure: the error that ended the block, or None if there was none.
@@ -79,7 +84,9 @@ class Watch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End the checks. If a check failed, raise its error in place of the block's exception."""
+        """End the checks. If a check failed and the block raised an exception, raise the
+        check's error instead.
+        """
         self.end()
         # If the block raised no exception, its work is complete, so the failed check came too late.
         if self.failure is not None and error is not None:
@@ -105,7 +112,9 @@ class Watch:
 
 
 def end_main_thread(error: SetupError, ended: threading.Event) -> None:
-    """Interrupt the main thread from another thread. If it does not end, end the process."""
+    """Interrupt the main thread from another thread. If the main thread does not end, end the
+    process.
+    """
     _thread.interrupt_main()
     if ended.wait(END_WITHIN_S):
         return

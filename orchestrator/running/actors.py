@@ -1,8 +1,8 @@
-"""Actors on the driver's node: they send images to workers, store files and forward messages.
+"""Actors on the driver's node that send images to workers, store files and forward messages.
 
-Each actor is a process that imports this module, so the module imports neither Ray Tune nor torch.
-If an actor is killed, Ray starts it again. Ray repeats unfinished calls of the actors for images
-and files, but not the calls of the actor for messages.
+Each actor is a process that imports this module, so the module imports neither Ray Tune nor
+torch. If an actor is killed, Ray starts it again. Ray then repeats the unfinished calls of
+``IsweepArtifacts`` and ``IsweepArrays``. Ray does not repeat the calls of ``IsweepMessages``.
 
 Ray's dashboard shows the names of the actors' classes, so these names begin with "Isweep":
 
@@ -35,36 +35,37 @@ from search_spaces.errors import SetupError
 from tasks.trials.records import EpochRecord, EpochScore, TrialFile
 
 STORAGE_PREFIXES = ("AWS_", "AZURE_STORAGE_", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_")
-"""Prefixes of environment variables with addresses and credentials of object stores."""
+"""Prefixes of the environment variables that contain addresses and credentials of buckets."""
 PUBLISH_INTERVAL_S = 0.5
-"""Smallest number of seconds between two messages of a trial. Reports of shorter epochs are sent
-together."""
+"""Smallest number of seconds between two messages of a trial. If epochs are shorter, one
+message contains several epochs."""
 POLL_INTERVAL_S = 1.0
-"""Seconds between two polls of the driver for messages."""
+"""Seconds between two requests of the driver for new messages."""
 POLL_TIMEOUT_S = 2.0
-"""Seconds that the driver waits for messages of a worker that has just ended. If the actor for
-messages does not answer in this time, the driver does not wait again before the actor
-answers."""
+"""Seconds that the driver waits for the last messages of a worker that has just ended. If
+``IsweepMessages`` does not answer in this time, later calls do not wait until ``IsweepMessages``
+has answered again."""
 MAX_MESSAGES = 100_000
-"""Largest number of messages between two polls of the driver. Older messages are dropped,
-because each result contains all epochs. Only live displays need the messages."""
+"""Largest number of messages that ``IsweepMessages`` stores between two requests of the driver.
+If there are more, ``IsweepMessages`` drops the oldest messages. No result is lost: only live
+displays need the messages, and each result contains all epochs."""
 STORAGE_WAIT_S = 120.0
-"""Seconds during which storing a file is repeated if the storage is full or does not answer.
-The trial waits for it. The limit is shorter than the time after which a trial counts as
-hung."""
+"""Seconds during which isweep tries again to store a file if the storage is full or does not
+answer. The trial waits meanwhile. This limit is shorter than the time without a message after
+which a trial counts as hung."""
 CALL_RETRIES = 5
-"""Largest number of retries of a call whose actor was killed meanwhile. The number is limited,
-because the call itself may kill the actor."""
+"""Largest number of times that Ray repeats a call during which the actor was killed. The
+number is limited, because the call itself may have killed the actor."""
 NOTE_AFTER_S = 10.0
-"""Seconds of waiting for storage after which the user gets a note."""
+"""Seconds that a trial waits for the storage before the user gets a note."""
 
 
 class ActorHandles:
-    """Handles of a run's actors, which the constructor starts.
+    """Handles of a run's actors. The constructor starts the actors.
 
     Args:
-        store_url: result store for weights, predictions and checkpoints. None means that nothing is
-            stored.
+        store_url: folder or URL of the result store for weights, predictions and checkpoints.
+            None means that these files are not stored.
     """
 
     def __init__(self, store_url: str | None) -> None:
@@ -73,7 +74,7 @@ class ActorHandles:
         self.arrays = start_beside_driver(IsweepArrays, max_restarts=-1, max_task_retries=-1)
 
     def end(self) -> None:
-        """End each actor by a direct call, because Ray's head may be lost."""
+        """End the actors. Each actor gets a direct call, because Ray's head may be lost."""
         actors = [self.messages.actor, self.arrays]
         if self.files is not None:
             actors.append(self.files.actor)
@@ -84,9 +85,9 @@ class ActorHandles:
 def start_beside_driver(actor_class: type, *arguments: Any, **options: Any) -> Any:
     """Start an actor on the driver's node and return its handle.
 
-    The actor is not on another node, because every trial would fail if that node was lost. The
-    actor requests no CPU, because it must answer while trials use all CPUs. Its tasks are not
-    in Ray's list of tasks, which shows the trials.
+    If the actor ran on another node and that node was lost, every trial would fail. The actor
+    requests no CPU, because it must answer while trials use all CPUs. Ray's list of tasks does
+    not show the actor's calls, because this list is for the trials.
     """
     on_this_node = NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
@@ -103,14 +104,15 @@ def start_beside_driver(actor_class: type, *arguments: Any, **options: Any) -> A
 class IsweepMessages:
     """Actor that stores all messages of workers until the driver polls them.
 
-    Most messages are epochs. The others are locations of workers, and notes to the user.
+    Most messages report the end of an epoch. The other messages are locations of workers, and
+    notes to the user.
     """
 
     def __init__(self) -> None:
         self._messages: list[WorkerMessage] = []
 
     def put(self, messages: list[WorkerMessage]) -> None:
-        """Add messages, and drop the oldest ones beyond :data:`MAX_MESSAGES`."""
+        """Add messages. If there are more than :data:`MAX_MESSAGES`, drop the oldest messages."""
         self._messages = (self._messages + messages)[-MAX_MESSAGES:]
 
     def take(self) -> list[WorkerMessage]:
@@ -121,9 +123,10 @@ class IsweepMessages:
 
 
 class MessageQueue:
-    """Client of :class:`IsweepMessages`, for workers to publish and for the driver to poll.
+    """Client of :class:`IsweepMessages`. Workers publish messages with it, and the driver
+    polls them.
 
-    It can be pickled, so that the driver can send it to workers.
+    The driver sends this client to the workers, so the client can be pickled.
     """
 
     def __init__(self) -> None:
@@ -144,15 +147,15 @@ class MessageQueue:
         return EpochPublisher(trial_id, self.actor.put.remote, time.monotonic)
 
     def poll(self, *, wait: bool = False) -> list[WorkerMessage]:
-        """Return the messages that arrived in the driver since the last call.
+        """Return the messages that the driver received since the last call.
 
-        Without ``wait``, the driver sends a request to the actor about once a second, and a
-        later call returns the answer.
+        Without ``wait``, this method does not wait for the actor. About once a second, it
+        sends the actor a request. A later call returns the answer to this request.
 
-        With ``wait``, this call sends the request and returns its answer, which takes
-        milliseconds. This is for the last messages of a worker that has just ended. If the
-        actor is lost, only one call waits for :data:`POLL_TIMEOUT_S`, because the driver
-        starts no trials meanwhile.
+        With ``wait``, this method sends the request and waits for the answer, usually for
+        milliseconds. The driver uses ``wait`` for the last messages of a worker that has just
+        ended. If the actor is lost, only one call waits for :data:`POLL_TIMEOUT_S`. The limit
+        is needed because the driver starts no trials while it waits.
         """
         messages = self._receive_answer(timeout_s=0.0)
         is_due = time.monotonic() - self._last_answer_s >= POLL_INTERVAL_S
@@ -182,12 +185,12 @@ class MessageQueue:
 
 
 class EpochPublisher:
-    """Publisher of one trial's epochs, which sends several short epochs together.
+    """Publisher of one trial's epochs. It sends several short epochs in one message.
 
     Args:
         trial_id: id of the trial.
-        send: sends reports to the driver.
-        clock: returns the time in seconds.
+        send: function that sends a list of reports to the driver.
+        clock: function that returns the time in seconds.
     """
 
     def __init__(
@@ -201,11 +204,13 @@ class EpochPublisher:
         self._sent_at = clock()
 
     def score_evaluated(self, score: EpochScore) -> None:
-        """Store the test scores of the present epoch until :meth:`epoch_ended` publishes them."""
+        """Save the test scores of the present epoch. :meth:`epoch_ended` publishes them."""
         self._score = score
 
     def epoch_ended(self, epoch: EpochRecord) -> None:
-        """Publish an epoch, now or together with later epochs."""
+        """Publish an epoch. If the last message was sent less than :data:`PUBLISH_INTERVAL_S`
+        ago, publish the epoch together with later epochs.
+        """
         self._unsent.append(EpochReport(self._trial_id, epoch, self._score))
         self._score = None
         if self._clock() - self._sent_at >= PUBLISH_INTERVAL_S:
@@ -215,13 +220,14 @@ class EpochPublisher:
 
 
 class IsweepArtifacts:
-    """Actor of the artifact store: it reads and writes weights, predictions and checkpoints.
+    """Actor that reads and writes weights, predictions and checkpoints in the result store.
 
     All workers use this actor, so only the driver's node needs access to the store.
 
     Args:
         url: folder or URL of the result store.
-        environment: the driver's environment variables with the credentials of the store.
+        environment: the driver's environment variables that contain the credentials of the
+            store.
     """
 
     def __init__(self, url: str, environment: dict[str, str]) -> None:
@@ -230,7 +236,8 @@ class IsweepArtifacts:
         self._retry = RetryWithBackoff(limit_s=STORAGE_WAIT_S)
 
     def put(self, kind: FileKind, trial_id: str, content: bytes) -> TrialFile | str:
-        """Store a file, and return its checksum, or a text with the reason if this fails.
+        """Store a file and return its checksum. If the file cannot be stored, return the
+        reason as text.
 
         A failed checkpoint is not repeated, because the next checkpoint follows soon.
         """
@@ -241,22 +248,22 @@ class IsweepArtifacts:
             return error.problem
 
     def get(self, kind: FileKind, trial_id: str, file: TrialFile) -> bytes:
-        """Return a file, see :meth:`ResultStore.get`. Repeat if the storage does not answer."""
+        """Return a file (:meth:`ResultStore.get`). If the storage does not answer, try again."""
         return self._retry.until_done(partial(self._store.get, kind, trial_id, file))
 
     def checkpoint(self, trial_id: str) -> bytes | None:
-        """Return a trial's checkpoint, see :meth:`ResultStore.checkpoint`, with such repeats."""
+        """Return a trial's checkpoint (:meth:`ResultStore.checkpoint`). If the storage does
+        not answer, try again.
+        """
         return self._retry.until_done(partial(self._store.checkpoint, trial_id))
 
 
 class ArtifactStore:
-    """Client of :class:`IsweepArtifacts`, with methods of :class:`ResultStore`.
-
-    The driver and the workers use it.
+    """Client of :class:`IsweepArtifacts`. The driver and the workers access files with it.
 
     Args:
         url: folder or URL of the result store.
-        messages: sends a note to the driver if storing a file takes long.
+        messages: queue for a note to the user if storing a file takes long.
     """
 
     def __init__(self, url: str, messages: MessageQueue) -> None:
@@ -271,7 +278,9 @@ class ArtifactStore:
         self.actor.__ray_ready__.remote()
 
     def put(self, kind: FileKind, trial_id: str, content: bytes) -> TrialFile | str:
-        """Store a file, and return its checksum, or a text with the reason if this fails."""
+        """Store a file and return its checksum. If the file cannot be stored, return the
+        reason as text.
+        """
         call = self.actor.put.remote(kind, trial_id, content)
         if not ray.wait([call], timeout=NOTE_AFTER_S)[0]:
             text = (
@@ -286,15 +295,17 @@ class ArtifactStore:
         return cast("bytes", ray.get(self.actor.get.remote(kind, trial_id, file)))
 
     def checkpoint(self, trial_id: str) -> bytes | None:
-        """Return a trial's checkpoint, see :meth:`ResultStore.checkpoint`."""
+        """Return a trial's checkpoint. :meth:`ResultStore.checkpoint` describes the result."""
         return cast("bytes | None", ray.get(self.actor.checkpoint.remote(trial_id)))
 
 
 class IsweepArrays:
-    """Actor that returns references of images to workers, which wait if there is none yet.
+    """Actor that returns references of images to workers. If the actor has no reference for a
+    key yet, the worker waits.
 
-    Each reference is in a list, because Ray would load the images of a bare reference into
-    this process. If the images cannot be read, the list contains the error instead.
+    Each reference is sent inside a list, because Ray replaces a bare reference by the images
+    themselves. The images would then fill the memory of this process. If the images cannot be
+    read, the list contains the error instead of a reference.
     """
 
     def __init__(self) -> None:
@@ -302,17 +313,21 @@ class IsweepArrays:
         self._changed = asyncio.Condition()
 
     async def put(self, key: str, reference_list: list[Any]) -> None:
-        """Store the list with the reference of a key, and wake the workers that wait for it."""
+        """Store the list that contains the reference for a key. Answer the workers that wait
+        for this key.
+        """
         async with self._changed:
             self._references[key] = reference_list
             self._changed.notify_all()
 
     async def drop(self, key: str) -> None:
-        """Remove the stored reference of a key, if there is one."""
+        """Remove the reference for a key, if the actor has one."""
         self._references.pop(key, None)
 
     async def take(self, key: str) -> list[Any]:
-        """Wait for the reference of a key, and return the list that contains it."""
+        """Wait until there is a reference for a key. Return the list that contains the
+        reference.
+        """
         async with self._changed:
             await self._changed.wait_for(lambda: key in self._references)
             return self._references[key]

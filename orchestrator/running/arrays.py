@@ -1,4 +1,4 @@
-"""Images of trials in Ray's object store, stored once and shared by all workers of a node."""
+"""The images of trials in Ray's object store. All workers of a node share one copy."""
 
 from __future__ import annotations
 
@@ -16,27 +16,28 @@ from tasks.prepared.subsets import TrialData
 log = logging.getLogger(__name__)
 
 CHECK_INTERVAL_S = 1.0
-"""Seconds between two checks whether the actor for images still has all references."""
+"""Seconds between two checks that ``IsweepArrays`` still has the references of all arrays."""
 
 
 class ArrayCache:
     """The images that the driver has put into the object store, by key.
 
-    An *array* contains the images that trials with the same key train and test on. The driver
-    stores an array when the first trial that needs the array starts. The driver drops an array
-    when no remaining trial needs it, or when other arrays need the space.
+    An *array* contains training and test images. Trials with the same key use the same array.
+    The driver stores an array when the first trial that needs the array starts. The driver
+    drops an array when no remaining trial needs it, or when other arrays need the space.
 
-    Workers get the reference of an array from an actor. When a trial is assigned to its worker, the
-    array may not be stored yet. If the actor dies, Ray starts the actor again without references.
-    The driver then sends all references again.
+    Workers get the reference of an array from an actor. If the array is not stored yet when a
+    worker gets its trial, the worker waits. If the actor dies, Ray starts it again without
+    references. The driver then sends all references again.
 
     Args:
-        load: reads an array by its key.
-        max_bytes: space for arrays in bytes. The arrays of running trials may exceed this space.
+        load: function that reads the array with a given key.
+        max_bytes: space for arrays in bytes. If the arrays of running trials need more, they
+            get more.
         actor: handle of :class:`~orchestrator.running.actors.IsweepArrays`.
-        num_uses: number of trials by key, or None if it is unknown. If it is None, no array is
-            dropped early.
-        end: function that is called after all arrays were dropped.
+        num_uses: number of trials that use each array, by key. None means that these numbers
+            are unknown. An array is then dropped only when other arrays need the space.
+        end: function that :meth:`close` calls after it has dropped all arrays.
     """
 
     def __init__(
@@ -65,20 +66,20 @@ class ArrayCache:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all arrays that are stored now."""
+        """Total size of the stored arrays in bytes."""
         return sum(self._sizes.values())
 
     def add_trial(self, trial_id: str, key: str) -> None:
         """Make the array of a starting trial available to its worker.
 
-        If the array is not stored yet, this call reads it, which takes up to 10 s for 1 GB on
-        busy cores. No other trial starts or ends meanwhile. A thread that reads in the
-        background would need locks: other trials start, end and fail while it makes room and
-        stores the array.
+        If the array is not stored yet, this method reads it. Reading 1 GB takes up to 10 s on
+        busy cores, and no other trial starts or ends meanwhile. Reading in a background thread
+        would avoid this pause, but it would need locks: other trials would start, end and fail
+        while the thread drops and stores arrays.
 
         Raises:
-            SweepError: the array cannot be read. A DataError is not raised but sent to the
-                workers, because it fails only the trials that use this array.
+            SweepError: the array cannot be read. A DataError is not raised. It is sent to the
+                workers, so that only the trials that use this array fail.
         """
         self._array_by_trial[trial_id] = key
         if key in self._sizes:
@@ -99,12 +100,12 @@ class ArrayCache:
         self._send(key, reference)
 
     def remove_trial(self, trial_id: str, key: str, *, for_good: bool) -> None:
-        """Drop the array of an ended trial if no further trial needs it.
+        """Drop the array of an ended trial if no remaining trial needs it.
 
         Args:
             trial_id: id of the ended trial.
-            key: key of its array.
-            for_good: False if the trial is tried again.
+            key: key of the trial's array.
+            for_good: True if the trial gets no further attempt in this run.
         """
         self._array_by_trial.pop(trial_id, None)
         if self._num_remaining is not None:
@@ -114,10 +115,10 @@ class ArrayCache:
                 self._drop(key)
 
     def check_actor(self) -> None:
-        """Check about once a second which references the actor lacks, and send them.
+        """Send the actor all references that it lacks. This is checked about once a second.
 
-        The actor lacks references after it was killed and started again. This call does not
-        wait for the actor's answer, which a later call processes.
+        The actor lacks references if it was killed and Ray started it again. This method does
+        not wait for the actor's answer. A later call processes the answer.
         """
         if self._pending_request is not None:
             if not ray.wait([self._pending_request], timeout=0)[0]:
@@ -150,13 +151,15 @@ class ArrayCache:
         self._end()
 
     def _send(self, key: str, content: Any) -> None:
-        """Send the actor the reference of an array, or the error of an unreadable array."""
+        """Send the actor the reference of an array. If the array cannot be read, send the
+        error instead.
+        """
         self._contents[key] = content
         # The content is in a list, because Ray would load the array into the actor's process.
         ray.get(self.actor.put.remote(key, [content]))
 
     def _make_room(self, size: int) -> None:
-        """Drop arrays that no trial uses now, until an array of ``size`` bytes fits."""
+        """Drop arrays that no running trial uses, until there is space for ``size`` more bytes."""
         in_use = set(self._array_by_trial.values())
         idle = [key for key in self._sizes if key not in in_use]
         for key in idle:

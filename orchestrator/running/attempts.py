@@ -1,4 +1,4 @@
-"""The attempts at a run's trials: their numbers, where they run, and the trials' event logs."""
+"""The attempts at a run's trials: their numbers, their locations and the trials' event logs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ class Attempt:
 
     Attributes:
         number: number of attempts at the trial so far, in all runs.
-        location: the place where the attempt runs. It is None until the worker has sent it.
+        location: the place where the attempt runs. It is None until the worker has reported
+            it.
         node: address of the attempt's node, or an empty text if it is unknown. The report of an
             attempt also sets this address, so the address may be known while ``location`` is None.
         started_s: monotonic time at which Tune started the attempt, in seconds. It is infinite
-            before.
+            until Tune starts the attempt.
     """
 
     number: int
@@ -32,8 +33,8 @@ class Attempt:
 
     @property
     def gpus(self) -> str:
-        """The GPUs of the attempt, as its worker named them, or an empty text if they are
-        unknown.
+        """The worker's value of ``CUDA_VISIBLE_DEVICES``, for example ``"0"``. It is empty if
+        the worker has not reported its location yet.
         """
         return "" if self.location is None else self.location.gpus
 
@@ -66,13 +67,13 @@ class Attempts:
         self._attempts[trial_id] = Attempt(self.of(trial_id).number + 1)
 
     def log_event(self, trial_id: str, kind: EventKind, text: str = "", log_text: str = "") -> None:
-        """Add an event to a trial's event log, together with the log of its attempt.
+        """Add an event to a trial's event log. Store the log of the attempt with it.
 
         Args:
             trial_id: id of the trial.
             kind: kind of the event.
             text: text about the event for users.
-            log_text: log of the attempt.
+            log_text: log messages and output of the attempt, or an empty text.
         """
         attempt = self.of(trial_id)
         event = Event(

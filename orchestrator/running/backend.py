@@ -1,6 +1,6 @@
-"""The backend: the interface of a system that executes trials, and Ray Tune as such a system.
+"""The interface of a system that executes trials, and its implementation with Ray Tune.
 
-The simulation in ``tests/simulation`` has another backend.
+The simulation in ``tests/simulation`` implements the same interface without Ray.
 """
 
 from __future__ import annotations
@@ -39,35 +39,42 @@ class Backend(Protocol):
     """The system that executes trials.
 
     Attributes:
-        arrays: the images of the trials, see :class:`~orchestrator.running.arrays.ArrayCache`.
+        arrays: the images of the trials, as an
+            :class:`~orchestrator.running.arrays.ArrayCache`.
     """
 
     arrays: Any
 
     def fit(self, callbacks: tune.Callback, generator: TrialGenerator) -> None:
-        """Run all trials of the generator, and report each to the callbacks."""
+        """Run all trials of the generator. Report the start and the end of each trial to the
+        callbacks.
+        """
 
     def poll(self, *, wait: bool = False) -> list[WorkerMessage]:
         """Return the messages of workers since the last call.
 
-        With ``wait``, the messages include those that were sent until now. If they do not
-        arrive within seconds, a later call returns them.
+        With ``wait``, the result includes all messages that workers sent before this call. If
+        these messages do not arrive within a few seconds, a later call returns them.
         """
 
     def publish(self, monitor: Progress, requests: Iterable[Mapping[str, float]]) -> None:
-        """Publish metrics of the run: its progress, and the requests of running trials."""
+        """Publish the run's progress and the requests of its running trials as metrics."""
 
     def count_failure(self, kind: FailureKind) -> None:
         """Count a failed attempt in the metrics."""
 
     def outcome_of(self, trial: Any, location: WorkerLocation | None) -> TrialReport | TrialFailure:
-        """Return the report of a failed trial, or the reason why its worker died without one."""
+        """Return the report of a failed trial. If its worker died without a report, return the
+        cause.
+        """
 
     def killer_of(self, trial: Any) -> Callable[[], object] | None:
         """Return a function that kills a trial's process, or None if the trial has no process."""
 
     def eligible_nodes(self, failure: TrialFailure) -> set[str]:
-        """Return the addresses of nodes that could run a trial which failed because of its node."""
+        """Return the addresses of the nodes that could run a trial after this failure of its
+        node.
+        """
 
     def quarantine(self, location: WorkerLocation, seconds: float) -> None:
         """Prevent trials from using the GPU of a failed trial for some seconds."""
@@ -76,10 +83,10 @@ class Backend(Protocol):
         """Return the ids of the trials whose process was killed because memory ran out."""
 
     def shortage(self) -> str:
-        """Return text about the resources that a trial waits for."""
+        """Return a text about the missing resources for which a trial waits."""
 
     def node_memory_bytes(self) -> float:
-        """Return the memory of the largest node in bytes."""
+        """Return the memory in bytes that trials may use on the largest node."""
 
     def worker_cpu_seconds(self) -> Mapping[int, float]:
         """Return the CPU seconds of each worker process on this machine, by process id."""
@@ -89,32 +96,32 @@ class Backend(Protocol):
 
 
 class _StopSignal(tune.Callback):  # type: ignore[misc]
-    """Restores the handler of SIGUSR1 after Tune has replaced it.
+    """Callback that restores isweep's handler of SIGUSR1 after Tune has replaced it.
 
-    Tune's handler ends the loop without an error, so the waiting trials would look like trials
-    whose worker died. SLURM can send this signal before the time limit.
+    SLURM can send this signal before a job's time limit. Tune's handler would end the loop
+    without an error. Waiting trials would then look as if their workers had died.
     """
 
     def __init__(self) -> None:
         self._handler = signal.getsignal(signal.SIGUSR1)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return no state: Tune saves it, but this program never restores it."""
+        """Return an empty state. Tune saves this state, but isweep never restores it."""
         return {}
 
     def setup(self, **info: Any) -> None:
-        """Restore the handler; Tune calls this before it starts the first trial."""
+        """Restore the handler. Tune calls this method before it starts the first trial."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGUSR1, self._handler)
 
 
 class TuneBackend:
-    """Ray Tune as the backend. Each of its workers runs one trial after another.
+    """Backend that executes trials with Ray Tune. Each worker runs one trial after another.
 
     Args:
         run: context that the trials share.
         source: the trials.
-        trainable: class of the workers. Tests and benchmarks use other classes.
+        trainable: class of the workers. Tests and benchmarks set other classes.
     """
 
     def __init__(
@@ -236,7 +243,7 @@ class TuneBackend:
 
 
 def withhold_credentials() -> None:
-    """Remove credentials from the environment variables that Tune copies to its trials.
+    """Stop Tune from copying credentials in environment variables to its trials.
 
     Ray's agents would otherwise log these credentials.
     """

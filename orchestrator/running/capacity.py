@@ -1,4 +1,6 @@
-"""The capacity of the connected Ray cluster: its nodes, and how many trials run there at once."""
+"""The capacity of the connected Ray cluster: its nodes, and the number of trials that run at
+once.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +12,16 @@ from orchestrator.machine.cluster import Resources
 from search_spaces.errors import plural
 
 ROUNDING_ERROR = 1e-9
-"""Number of trials that is added before a quotient is rounded down. The mean of equal requests may
-be slightly larger than each request."""
+"""Number that is added to a number of trials before it is rounded down. Without it, a rounding
+error could cost one trial: the mean of equal requests may be slightly larger than each
+request."""
 
 
 class Slots(NamedTuple):
-    """The number of trials that run at once.
+    """The number of trials that a cluster runs at once.
 
     Attributes:
-        num_trials: the number, at least 1.
+        num_trials: number of trials, at least 1.
         note: a note to the user if the nodes have too few CPUs to use all GPUs, otherwise an empty
             text.
     """
@@ -28,7 +31,7 @@ class Slots(NamedTuple):
 
 
 def live_nodes() -> list[dict[str, float]]:
-    """Return the resources of each live node of the connected cluster, by name."""
+    """Return the resources of each live node of the connected cluster, by the resource's name."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
@@ -38,7 +41,7 @@ def node_memory_bytes() -> float:
 
 
 def slots_for(resources: Resources) -> Slots:
-    """Return how many trials with this request the connected cluster runs at once."""
+    """Return how many trials with these resources the connected cluster runs at once."""
     num_cpus = resources.num_cpus
     num_gpus = resources.num_gpus
     nodes = live_nodes()
@@ -60,5 +63,5 @@ def slots_for(resources: Resources) -> Slots:
 
 
 def _num_slots(available: float, requested: float) -> int:
-    """Return how many requests for a resource fit into the available amount."""
+    """Return how many trials fit on a node if each requests this amount of a resource."""
     return int(available / requested + ROUNDING_ERROR)

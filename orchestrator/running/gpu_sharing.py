@@ -1,4 +1,4 @@
-"""The GPUs of the connected cluster: whether trials share them, and how long trials run there."""
+"""Decide whether trials share the cluster's GPUs, and predict how long trials run there."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def runtime_model_for(
     measured: Collection[MeasuredTrial],
     folders: Iterable[Path] = (),
 ) -> RuntimeModel:
-    """Return the model that predicts time and GPU share of trials on the connected cluster.
+    """Return the model that predicts each trial's time and GPU share on the connected cluster.
 
     Trials share a GPU in three cases: the sweep requests a share, MPS runs on the node, or
     ``isweep gpu-check`` measured that two trials together are faster. Otherwise each trial
-    gets a whole GPU. If the cluster has several kinds of GPU, the prediction is for the
-    smallest.
+    gets a whole GPU. If the cluster has several kinds of GPU, the model predicts for the kind
+    with the least memory.
 
     Args:
         nodes: the cluster's nodes with GPUs, or an empty list if trials run on CPUs.
         resources: resources that the sweep requests.
-        measured: finished trials, which correct the predictions.
+        measured: finished trials, whose times correct the predictions.
         folders: folders with records of ``isweep gpu-check``.
     """
     if resources.num_gpus == 0 or not nodes:
@@ -47,7 +47,7 @@ def runtime_model_for(
 
 
 def names_of_small_gpus(nodes: Iterable[NodeGpus]) -> frozenset[str]:
-    """Return the driver's names of the GPUs that have less memory than the largest of all nodes."""
+    """Return the names of the GPUs that have less memory than the largest GPU of all nodes."""
     gpus = [gpu for node in nodes for gpu in node.gpus]
     most_bytes = max((gpu.memory_bytes for gpu in gpus), default=0)
     large = {gpu.name for gpu in gpus if gpu.memory_bytes == most_bytes}
@@ -59,7 +59,9 @@ def _share_of_all(
     resources: ResourceSpec,
     checks: Mapping[str, Mapping[str, Any]],
 ) -> float | None:
-    """Return the share of a GPU that every trial gets, or None if each gets its predicted share."""
+    """Return the share of a GPU that every trial gets. None means that each trial gets the
+    share that the runtime model predicts for it.
+    """
     if resources.num_gpus:
         return resources.num_gpus
     if all(_may_be_shared(node, checks) for node in nodes):

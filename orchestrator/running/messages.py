@@ -1,6 +1,7 @@
 """Messages between the driver and its workers: assignments, reports, epochs and notes.
 
-The driver uses only fields for its decisions, never the texts, which are for people.
+The driver decides only by typed fields. It never decides by a text, because texts are for
+people.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ class TrialAssignment:
     Attributes:
         spec: the trial. In a search, it is a :class:`~search_spaces.tuning.SearchTrialSpec`.
         array: key of the trial's images in :class:`~orchestrator.running.actors.IsweepArrays`.
-        resources: CPUs, GPU share and memory of the trial, and how it trains.
-        code: fingerprint of the driver's source code. The worker's fingerprint must be equal.
-        earlier: stored result of this trial that lacks only measurements. The worker then measures
-            the stored network. If None, or if the weights are not stored or are damaged, the worker
-            trains the network.
+        resources: CPUs, GPU share and memory of the trial, and the settings with which it
+            trains.
+        code: fingerprint of the driver's source code. The fingerprint of the worker's code
+            must be the same.
+        earlier: stored result of this trial that lacks only measurements, or None. If there is
+            such a result, the worker measures the stored network. If there is none, or if the
+            stored weights are missing or damaged, the worker trains the network.
         keep_weights: True if the worker stores the trained network.
     """
 
@@ -46,11 +49,13 @@ class TrialAssignment:
         return self.spec.trial_id
 
     def __repr__(self) -> str:
-        """Return a short text with the trial's id, because Tune puts this text into a tag."""
+        """Return a short text with the trial's id. Tune uses this text as a tag."""
         return f"TrialAssignment({self.trial_id})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TrialAssignment:
-        """Return the assignment itself: it is immutable, and Tune would copy it several times."""
+        """Return the assignment itself. It never changes, so Tune's repeated copies would be
+        useless.
+        """
         return self
 
 
@@ -58,17 +63,21 @@ class TrialReport(JsonRecord):
     """A worker's report of one attempt at a trial.
 
     Attributes:
-        started_at: start of the attempt by the worker's clock, in seconds since 1970.
-        finished_at: end of the attempt, also in seconds since 1970.
-        outcome: the result, or the failure.
+        started_at: time at which the attempt started, by the worker's clock, in seconds since
+            1970.
+        finished_at: time at which the attempt ended, by the worker's clock, in seconds since
+            1970.
+        outcome: the trial's result, or its failure.
         data_fingerprint: hash of the prepared dataset.
-        shared_group_share: share of the test images whose group (the images of one patient or
-            object) also has training images, 0 to 1.
-        gpu_share: share of a GPU that the trial had, or 0 if the trial used a CPU.
-        gpu_name: the driver's name of the GPU, or an empty text if the trial used a CPU.
+        shared_group_share: share of the test images whose group also has training images, from
+            0 to 1. A group is, for example, all images of one patient.
+        gpu_share: share of a GPU that the trial used, or 0 if the trial ran on CPUs.
+        gpu_name: name of the GPU as NVIDIA's driver reports it, or an empty text if the trial
+            ran on CPUs.
         gpu_note: note to the user about the GPU, which the run prints once.
-        trained: True if a network was trained, False if a stored network was measured.
-        provenance: code and packages of the worker.
+        trained: True if the attempt trained the network, False if it measured a stored
+            network.
+        provenance: versions of the code and the packages that the worker used.
         node: address of the worker's node.
         log: log messages, warnings and output of the attempt.
     """
@@ -88,12 +97,12 @@ class TrialReport(JsonRecord):
 
 
 class TrialFailedError(Exception):
-    """Raised by a worker whose trial failed, so that Ray shows the task as failed.
+    """Error that a worker raises if its trial failed, so that Ray shows the task as failed.
 
     Tune then ends the worker's process, so that the failure cannot affect the next trial.
 
     Args:
-        message: text on Ray's dashboard.
+        message: text that Ray's dashboard shows.
         report: the attempt's :class:`TrialReport` as JSON text.
     """
 

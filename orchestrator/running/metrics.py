@@ -1,4 +1,6 @@
-"""Metrics of a run for Prometheus. Ray serves them as ``ray_isweep_…``; see ``grafana.json``."""
+"""Metrics of a run for Prometheus. Ray serves them with the prefix ``ray_``, for example
+``ray_isweep_trials``. The file ``grafana.json`` displays them.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,16 @@ from ray.util.metrics import Counter, Gauge
 from orchestrator.running.progress import Progress
 
 PUBLISH_INTERVAL_S = 2.0
-"""Seconds between two updates. Ray collects metrics less often."""
+"""Seconds between two updates of the metrics. Ray collects metrics less often."""
 GAUGES = {
-    "isweep_images_per_second": "Images trained on per second, over all running trials.",
-    "isweep_epochs_per_second": "Epochs per second, over all running trials.",
+    "isweep_images_per_second": "Training images per second, summed over all running trials.",
+    "isweep_epochs_per_second": "Epochs per second, summed over all running trials.",
     "isweep_seconds_left": "Estimated seconds until the last trial ends.",
     "isweep_gpus_asked": "Number of GPUs that running trials requested.",
     "isweep_gpu_share_used": "Share of the cluster's GPUs that running trials requested.",
     "isweep_memory_asked_bytes": "Bytes of memory that running trials requested.",
 }
-"""Gauges with a value per sweep, and their descriptions."""
+"""Descriptions of the gauges that have one value per sweep, by the gauge's name."""
 
 
 class SweepMetrics:
@@ -27,7 +29,7 @@ class SweepMetrics:
 
     Args:
         sweep: name of the sweep.
-        num_gpus: GPUs of the cluster.
+        num_gpus: number of the cluster's GPUs.
     """
 
     def __init__(self, sweep: str, num_gpus: float) -> None:
@@ -44,7 +46,7 @@ class SweepMetrics:
         }
 
     def count_failure(self, kind: str) -> None:
-        """Count a failed attempt."""
+        """Add 1 to the number of failed attempts of a kind."""
         self._failures.inc(1, {**self._tags, "kind": kind})
 
     def publish(self, progress: Progress, requests: Iterable[Mapping[str, float]]) -> None:

@@ -1,6 +1,6 @@
-"""The networks of a run: check that they can be built, load users' code and pretrained weights.
+"""The networks of a run: checks that they can be built, users' code and pretrained weights.
 
-Each check collects all problems and raises them as one
+Each check collects all problems. It raises them as one
 :class:`~search_spaces.errors.SweepError`.
 """
 
@@ -23,7 +23,7 @@ from tasks.atomic import write_atomic
 
 @dataclass(frozen=True)
 class _BuildSizes:
-    """The values that decide, together with the model, whether a network can be built."""
+    """The values that decide whether a network of a given model can be built."""
 
     num_outputs: int
     channels: int
@@ -36,7 +36,7 @@ def check_models(plan: SweepPlan, done: Collection[str]) -> None:
 
     Args:
         plan: The plan.
-        done: Ids of trials with a result, whose networks were built before.
+        done: Ids of trials with a result. Their networks are not checked.
 
     Raises:
         SweepError: Some networks cannot be built. One error lists all problems.
@@ -74,7 +74,7 @@ def check_models(plan: SweepPlan, done: Collection[str]) -> None:
 
 
 def user_code(trials: Iterable[TrialSpec]) -> dict[str, str]:
-    """Return the source of the trials' user-defined networks, by relative path."""
+    """Return the source code of the trials' user-defined networks, by relative path."""
     references: set[str] = set()
     for trial in trials:
         model = trial.network.model
@@ -96,9 +96,9 @@ def fetch_pretrained(
 
     Args:
         plan: The plan.
-        done: Ids of trials with a result, which need no weights.
+        done: Ids of trials with a result. They need no weights.
         paths: Paths below the root.
-        note: Prints a message for the user.
+        note: Function that prints a message for the user.
 
     Returns:
         Weights by :attr:`ModelSpec.pretrained_key`.
@@ -178,8 +178,8 @@ def check_same_start(
         )
         problems.append(
             ConfigError(
-                f"Stored results started from pretrained weights that differ from {key} on this "
-                f"machine (SHA-256 {hashes[key][:16]}…): {results}",
+                f"Stored results started from other pretrained weights than those of {key} on "
+                f"this machine. Here the SHA-256 is {hashes[key][:16]}…, but it was {results}",
                 hint=f"Copy the file `pretrained/{key}.safetensors` from the root in which these "
                 "results were computed. Or give the sweep another name. It then trains all "
                 "trials again",

@@ -1,13 +1,15 @@
-"""The second half of the trial loop: it processes the outcome of each attempt at a trial.
+"""The second half of the trial loop, which processes the outcome of each attempt at a trial.
 
-A result is stored, and the trial has ended. A failure is stored, and three policies decide what
-follows:
+If the outcome is a result, it is stored and the trial has ended. If the outcome is a failure,
+it is stored and three policies decide what follows:
 
-- The resource policy chooses the next request, or decides that no request can succeed.
-- The retries decide whether the trial starts again, and after which pause.
-- The node health decides how long a failed GPU is not used, and when no node can run trials.
+- The resource policy chooses the resources that the next attempt requests. It may also decide
+  that no request can succeed.
+- ``Retries`` decides whether the trial starts again, and after which pause.
+- ``NodeHealth`` decides for how long a failed GPU is not used. It ends the run if no node can
+  run trials.
 
-Each outcome then appears in MLflow, in the terminal and in the trial's event log. Only the
+Each outcome is then shown in MLflow, in the terminal and in the trial's event log. Only the
 driver writes the records of trials. Workers store weights, predictions and checkpoints through
 an actor.
 """
@@ -32,9 +34,9 @@ from tasks.trials.records import TrialResult
 
 
 class Outcomes:
-    """The processing of results and failures.
+    """The part of the trial loop that processes results and failures.
 
-    A second outcome of the same attempt has no effect.
+    If an attempt has two outcomes, only the first is processed.
 
     Args:
         run: context that the trials share.
@@ -46,7 +48,7 @@ class Outcomes:
 
     Attributes:
         resources: policy of the resources that each attempt requests.
-        node_health: the failures of nodes and GPUs.
+        node_health: counts the failures of nodes and GPUs.
         num_tune_failures: number of failures of Tune's loop since the last result. The trial loop
             counts the failures. A result sets the number to 0.
     """
@@ -97,7 +99,9 @@ class Outcomes:
                 self._process_result(trial_id, report)
 
     def process_unreported_end(self, trial_id: str, failure: TrialFailure) -> None:
-        """Process an attempt that ended without a report: crashed, hung, or stopped with Tune."""
+        """Process an attempt that ended without a report. It crashed, it hung, or Tune's loop
+        ended.
+        """
         if trial_id not in self._queue.submitted or self._queue.is_stopped:
             return
         with self._queue.stop_on_error():
@@ -106,10 +110,10 @@ class Outcomes:
     def requeue_without_count(
         self, trial_id: str, failure: TrialFailure, killed_ids: set[str]
     ) -> None:
-        """Queue a trial again that stopped because Tune failed. Do not count its attempt.
+        """Queue a trial again after Tune's loop failed. Do not count the trial's attempt.
 
-        Only the number of the attempt must be undone: the policies for memory and retries have
-        counted no failure.
+        Only the attempt's number must be decreased. The policies for memory and retries have
+        not counted this failure.
 
         Args:
             trial_id: id of a trial that had no worker yet, or whose worker Ray did not kill.
@@ -124,14 +128,16 @@ class Outcomes:
         self._run.monitor.trial_stopped(trial_id)
 
     def abandon_mps(self, reason: str) -> None:
-        """Let new trials compute without NVIDIA's MPS, with the shares planned for this case."""
+        """Let new trials run without NVIDIA's MPS, with the GPU shares that are planned for
+        this case.
+        """
         mps = self._run.cluster.mps
         if mps is not None and mps.is_used:
             self.resources.use_shares_without_mps()
             mps.abandon(reason, self.resources.shares_without_mps_text)
 
     def _count_node_failure(self, trial_id: str, failure: TrialFailure) -> None:
-        """Count a failure of a node, if the node caused it.
+        """Count the failure as a failure of the trial's node, if the node caused it.
 
         Raises:
             SetupError: no node can run trials.
@@ -177,8 +183,8 @@ class Outcomes:
             failure: description of the failed attempt.
             process_ended: True if the worker's process has died, or must not be used again.
             log_text: log of the attempt.
-            gpu_name: the driver's name of the GPU on which the attempt failed, or an empty text if
-                it is unknown.
+            gpu_name: name of the GPU on which the attempt failed, or an empty text if the name
+                is unknown.
         """
         trial = self._source.trials[trial_id]
         verdict = self.resources.failed(trial, failure, gpu_name)
@@ -200,7 +206,9 @@ class Outcomes:
         self._show_failure(record, decision, log_text)
 
     def _show_failure(self, record: FailureRecord, decision: Decision, log_text: str) -> None:
-        """Show a failure and what follows from it in MLflow, the terminal and the event log."""
+        """Show a failure and the decision about a retry in MLflow, the terminal and the event
+        log.
+        """
         trial_id = record.trial_id
         failure = record.failure
         ending = decision.reason
@@ -215,7 +223,9 @@ class Outcomes:
         self._attempts.log_event(trial_id, "failed", f"{failure.kind}: {message}", log_text)
 
     def _protect_other_trials(self, trial_id: str, failure: TrialFailure) -> None:
-        """Quarantine the GPU and abandon MPS, if the failure shows that they are broken."""
+        """Quarantine the GPU if the failure shows that it is broken. Abandon MPS if the
+        failure may have broken MPS.
+        """
         attempt = self._attempts.of(trial_id)
         location = attempt.location
         if failure.gpu and location is not None:
@@ -227,7 +237,9 @@ class Outcomes:
             self.abandon_mps(f"{trial_id} failed ({failure.kind})")
 
     def _remove(self, trial_id: str) -> None:
-        """Remove a trial that has a result, or that gets no further attempt."""
+        """Remove a trial from the queue for good: it has a result, or it gets no further
+        attempt.
+        """
         self._queue.remove(trial_id)
         self._watchdog.remove(trial_id)
         self._backend.arrays.remove_trial(trial_id, self._array_key(trial_id), for_good=True)
@@ -250,7 +262,9 @@ class Outcomes:
 
 
 def _without_secrets(failure: TrialFailure, hint: str) -> TrialFailure:
-    """Return a failure for storage, without secrets and with the hint in front of its message."""
+    """Return a failure that can be stored. Secrets are removed, and the hint precedes the
+    message.
+    """
     message = without_secrets(failure.message)
     if hint:
         message = f"{hint} ({message})"

@@ -1,4 +1,4 @@
-"""A pilot: a few small trainings on a new dataset, which give the losses for a prediction."""
+"""A pilot: a few small trainings on a new dataset. A prediction is fitted to their losses."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from orchestrator.machine.cluster import RunOptions
 
 NOT_IN_A_PILOT = ("worlds", "arms", "robustness", "tune")
-"""Keys of a sweep file that a pilot leaves out. ``worlds`` and ``arms`` are the interventions."""
+"""Keys of a sweep file that the sweep file of a pilot does not contain. ``worlds`` and
+``arms`` list base datasets and conditions."""
 NUM_SIZES = 3
-"""Number of train sizes of a pilot if the user gives none: the smallest ones of the sweep."""
+"""Number of train sizes of a pilot if the user sets none. They are the sweep's smallest sizes."""
 
 
 def run_pilot(
@@ -41,12 +42,13 @@ def run_pilot(
     """Train the missing trials of a pilot, and return its losses and measures.
 
     Args:
-        sweep: The sweep whose fits the prediction uses.
+        sweep: The sweep whose settings the pilot uses and whose fits predict the loss.
         source: Path of your own data, or name of a dataset.
         model: Name of the model to train.
-        options: How to run the trainings.
-        progress: Shows progress.
-        train_sizes: Train sizes. An empty value means the smallest train sizes of the sweep.
+        options: Options that decide where and how the trainings run.
+        progress: Display of the progress.
+        train_sizes: Train sizes. If this is empty, the pilot uses the smallest train sizes of
+            the sweep.
         test_size: Size of the test set. None means the test size of the sweep.
         domain: Domain of your own data. None means natural images.
 
@@ -70,7 +72,9 @@ def run_pilot(
     num_failed = len(summary.failures)
     if table.empty:
         problem = "No training of the pilot has finished"
-        hint = "Look for the cause in isweep.log below the root, and run the same command again"
+        hint = (
+            "The cause is in isweep.log below the root. Correct it, and run the same command again"
+        )
         if num_failed:
             problem = f"{problem}: {summary.failures[0]['message']}"
             hint = "Correct the cause, and run the same command again"
@@ -101,14 +105,15 @@ def pilot_sweep(
 ) -> SweepSpec:
     """Return the sweep of a pilot, with the settings of another sweep but without attacks.
 
-    All pilots with the same data and model have the same name. So a second pilot trains only
-    the missing trials.
+    Pilots with the same data and model have the same name. A second pilot therefore trains
+    only the trials that have no result yet.
 
     Args:
         sweep: The sweep with the recipe, image size, channels and split of the pilot.
         source: Path of your own data, or name of a dataset.
         model: Name of a model of the sweep.
-        train_sizes: Train sizes. An empty value means the smallest train sizes of the sweep.
+        train_sizes: Train sizes. If this is empty, the pilot uses the smallest train sizes of
+            the sweep.
         test_size: Size of the test set. None means the test size of the sweep.
         domain: Domain of your own data. None means natural images.
 
@@ -159,7 +164,9 @@ def _check_model(model: str, models: Mapping[str, ModelChoice]) -> None:
 
 
 def _recipe_of_model(sweep: SweepSpec, model: str) -> RecipeChoice:
-    """Return the sweep's recipe without the overrides for datasets and for other models."""
+    """Return the sweep's recipe, without the overrides for datasets and without those for
+    other models.
+    """
     rows = []
     for row in sweep.recipe.overrides:
         if row.datasets or (row.models and model not in row.models):
@@ -171,7 +178,7 @@ def _recipe_of_model(sweep: SweepSpec, model: str) -> RecipeChoice:
 
 
 def _dataset(source: str, path: Path, domain: Domain | None, channels: int) -> dict[str, Any]:
-    """Return the dataset of a pilot in the form of a sweep file."""
+    """Return the dataset of a pilot as an entry of a sweep file."""
     from orchestrator.measuring.sources import data_kind
 
     if source in DATASETS and not path.exists():

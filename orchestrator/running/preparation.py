@@ -1,7 +1,7 @@
-"""The data of a run: check raw downloads, prepare datasets, measure subsets, load images.
+"""The data of a run: checks of raw downloads, prepared datasets, measures and loaded images.
 
-The user's own data are prepared first, so that their mistakes are reported within seconds.
-Datasets that Python packages contain are prepared in another process while Ray starts.
+Data of the user are prepared first, so that mistakes in them are reported within seconds.
+Datasets from Python packages are prepared in another process while Ray starts.
 """
 
 from __future__ import annotations
@@ -36,19 +36,20 @@ if TYPE_CHECKING:
     from tasks.prepared.subsets import TrialData
 
 PIXEL_RANGE = (0.0, 255.0)
-"""Values of black and white in all prepared images, including images that are stored as float32."""
+"""Pixel values of black and white in all prepared images, also in images stored as float32."""
 OWN_DATA_LIMIT_S = 30.0
-"""Seconds during which this process reads the user's own data. A cluster reads the remaining
-images. 30 seconds are enough for about 5,000 images of 512 x 512 pixels."""
+"""Seconds during which the driver itself reads the user's data. Ray's workers read the
+remaining images. In 30 seconds the driver reads about 5,000 images of 512 x 512 pixels."""
 BACKGROUND_LIMIT_S = 5.0
-"""Seconds that a run waits for the background preparation before Ray's workers prepare the
-rest. The workers take about as long to start."""
+"""Seconds that a run waits for the background preparation. Then Ray's workers prepare the
+remaining datasets. The limit is about the time that Ray's workers need to start."""
 LAST_BLOCK_LIMIT_S = 10.0
-"""Seconds that the background preparation may take to finish its present block of images."""
+"""Seconds that the background process may take to finish its present block of images."""
 
 
 def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
-    """Check that all folders of raw downloads exist, are needed and belong to the sweep's datasets.
+    """Check that each folder of a raw download exists, is needed and belongs to a dataset of
+    the sweep.
 
     Args:
         workspace: The sweep.
@@ -89,10 +90,10 @@ def prepare_missing(
 
     Args:
         workspace: The sweep.
-        missing: The datasets.
+        missing: The datasets to prepare.
         options: Folders of raw downloads, and the largest share of unusable files.
-        executor: Reads images.
-        monitor: Shows progress.
+        executor: Executor that reads images.
+        monitor: Display of the progress.
 
     Raises:
         DataError: Some datasets cannot be prepared. One error lists all problems.
@@ -134,15 +135,15 @@ def prepare_missing(
 
 
 def _show_items(monitor: Progress, name: str, done: int, total: int) -> None:
-    """Show how many items of a dataset are read."""
+    """Show how many items of a dataset have been read."""
     monitor.advance(f"{name} {done:,}/{total:,} items")
 
 
 def prepare_own(workspace: Workspace, options: RunOptions, monitor: Progress) -> None:
-    """Prepare the user's own data in this process, for at most :data:`OWN_DATA_LIMIT_S` seconds.
+    """Prepare the user's data in this process, for at most :data:`OWN_DATA_LIMIT_S` seconds.
 
-    A cluster prepares the remaining datasets later. The files of datasets that are prepared
-    already are listed again to detect changes.
+    Ray's workers prepare the remaining datasets later. If a dataset is already prepared, its
+    files are listed again to detect changes.
 
     Raises:
         DataError: Some datasets cannot be prepared. One error lists all problems.
@@ -161,15 +162,16 @@ def prepare_own(workspace: Workspace, options: RunOptions, monitor: Progress) ->
 
 
 class BackgroundPreparation:
-    """A process that prepares datasets of Python packages while Ray starts.
+    """A process that prepares datasets from Python packages while Ray starts.
 
-    If the process is ended early, its images are kept. If it cannot prepare a dataset, the run
-    prepares the dataset again after Ray has started, and reports the error then.
+    If the process is ended early, the images that it has prepared are not lost. If the process
+    cannot prepare a dataset, the run tries again after Ray has started. Only this second
+    attempt reports the error.
 
     Args:
         workspace: The sweep.
         options: Folders of raw downloads, and the largest share of unusable files.
-        monitor: Shows the name of the dataset.
+        monitor: Display that shows the name of the dataset that is being prepared.
     """
 
     def __init__(self, workspace: Workspace, options: RunOptions, monitor: Progress) -> None:
@@ -194,7 +196,7 @@ class BackgroundPreparation:
         threading.Thread(target=self._exchange, args=(self._process, request), daemon=True).start()
 
     def end(self, wait_s: float = 0.0) -> None:
-        """Wait for the process, then end it after its present block of images.
+        """Wait for the process. If it still runs, end it after its present block of images.
 
         Args:
             wait_s: Seconds to wait until all datasets are prepared.
@@ -217,7 +219,7 @@ class BackgroundPreparation:
                 end()
 
     def _exchange(self, process: Any, request: str) -> None:
-        """Send the request to the process, and show the names of datasets that it prints."""
+        """Send the request to the process. Show the names of datasets that the process prints."""
         # These errors mean that one of the processes has ended.
         with suppress(OSError, ValueError, KeyboardInterrupt):
             process.stdin.write(f"{request}\n")
@@ -227,7 +229,7 @@ class BackgroundPreparation:
 
 
 def _packaged_datasets(workspace: Workspace, options: RunOptions) -> list[tuple[str, str]]:
-    """Return the datasets of Python packages that are not prepared yet.
+    """Return the datasets from Python packages that are not prepared yet.
 
     Returns:
         For each dataset, its :class:`PreparedSpec` and its :class:`DatasetSpec` as JSON text.
@@ -247,7 +249,7 @@ def _other_nodes(
 ) -> Executor | None:
     """Return an executor that reads images on several nodes, or None if this is not faster.
 
-    Only nodes with a copy of the raw download can read it.
+    Only nodes that have a copy of the raw download can read it.
     """
     if raw is None or not isinstance(executor, RayExecutor) or not executor.driver_node_only:
         return None
@@ -273,7 +275,7 @@ def measure_subset(
         spec: The measures to compute.
         data: Images of the subset.
         dataset: The dataset.
-        executor: Computes distances.
+        executor: Executor that computes distances between images.
     """
     import numpy as np
 

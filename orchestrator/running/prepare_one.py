@@ -34,17 +34,18 @@ def prepare_one(
     """Prepare one dataset and return its record.
 
     Args:
-        name: Name of a known dataset, or of your own data in the sweep.
-        preset: The sweep that defines image size, channels and data mode.
+        name: Name of a dataset that isweep knows, or of your own data in the sweep file.
+        preset: Name of a preset, or path of a sweep file. It sets the image size, the channels
+            and the data mode.
         run_options: Root and cluster.
-        progress: Shows progress.
-        montage: File for a figure with examples of each label. None draws no figure, because
-            the images may show patients.
-        own_options: Options of your own data that replace those of the sweep file.
+        progress: Display of the progress.
+        montage: File for a figure with example images of each label. None, the default, draws
+            no figure, because the images may show patients.
+        own_options: Options of your own data. They replace the options in the sweep file.
 
     Raises:
-        SweepError: The name is unknown, the raw files cannot be used, or another command works
-            on the root.
+        SweepError: The name is unknown, the raw files cannot be used, or another command uses
+            the root.
     """
     sweep = load_sweep(preset)
     # The recipe's overrides may refer to other datasets, and preparing needs no recipe.
@@ -69,12 +70,13 @@ def prepare_one(
 
 
 def _choice(name: str, sweep: SweepSpec, own_options: Mapping[str, Any]) -> DatasetChoice:
-    """Return the user's own data in the sweep with a name, or else the known dataset.
+    """Return the dataset with this name. If the sweep contains your own data with this name,
+    return these data. Otherwise return a dataset that isweep knows.
 
     Args:
         name: Name of the dataset.
         sweep: The sweep.
-        own_options: Options of your own data that replace those of the sweep.
+        own_options: Options of your own data. They replace the options in the sweep.
     """
     for choice in sweep.datasets:
         if choice.name == name and choice.user_source is not None:

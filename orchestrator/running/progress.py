@@ -1,4 +1,4 @@
-"""Progress of a run, printed to stderr for people and written to a file for ``isweep status``."""
+"""The progress of a run. It is printed to stderr, and written to a file for ``isweep status``."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from tasks.trials.records import EpochRecord, TrialStatus
 log = logging.getLogger(__name__)
 
 PRINT_INTERVAL_S = 10.0
-"""Seconds between two lines of progress if stderr is no terminal."""
+"""Seconds between two printed lines of progress if stderr is not a terminal."""
 SAVE_INTERVAL_S = 1.0
-"""Seconds between two updates of the run's file. The start or end of a trial updates the file
-at once."""
+"""Seconds between two updates of the run's file. If a trial starts or ends, the file is
+updated at once."""
 TRIAL_STAGES = ("train", "search")
 """Stages that train networks. Their progress is counted in trials."""
 MAX_TRIALS_SHOWN = 4
@@ -42,11 +42,13 @@ class RunningTrial(BaseModel):
     """The progress of a running trial.
 
     Attributes:
-        started_at: start of the trial in seconds since 1970.
+        started_at: time at which the trial started, in seconds since 1970.
         epoch: number of finished epochs.
         num_epochs: number of epochs in the recipe, or 0 before the first epoch has ended.
-        images_per_second: speed of the last epoch, or None before the first epoch has ended.
-        epochs_per_second: speed of the last epoch, or None before the first epoch has ended.
+        images_per_second: training images per second in the last epoch, or None before the
+            first epoch has ended.
+        epochs_per_second: 1 divided by the seconds of the last epoch, or None before the first
+            epoch has ended.
         seconds_left: remaining seconds of training, estimated from the last epoch, or None before
             the first epoch has ended.
     """
@@ -70,12 +72,12 @@ class RunningTrial(BaseModel):
 
 
 class WaitingTrial(BaseModel):
-    """A trial whose last attempt failed, and that the run will try again.
+    """A trial whose last attempt failed and that the run will try again.
 
     Attributes:
         kind: kind of the last failure.
-        retry_at: end of the pause before the next attempt, in seconds since 1970. After this
-            time, the trial waits for a free worker.
+        retry_at: time at which the pause before the next attempt ends, in seconds since 1970.
+            After the pause, the trial waits for a free worker.
     """
 
     kind: str
@@ -88,7 +90,7 @@ class WaitingTrial(BaseModel):
 
 
 def next_attempt(retry_at: float) -> str:
-    """Return when a waiting trial is tried again, as text."""
+    """Return a text that says when a waiting trial is tried again."""
     if retry_at <= time.time():
         return "tried again as soon as a worker is free"
     form = "%T" if retry_at - time.time() < 12 * 3600 else "%F %T"
@@ -96,11 +98,12 @@ def next_attempt(retry_at: float) -> str:
 
 
 class RunState(BaseModel):
-    """The state of a run in its file.
+    """The state of a run as it is written to the run's file.
 
     Attributes:
-        pid: process id of the driver. The state is valid while this process locks the root.
-        now: line of text about the present stage.
+        pid: process id of the driver. The state is valid as long as this process locks the
+            root.
+        now: line of text about the present stage, for example ``train 3/40 done``.
         running: running trials by id.
         waiting: failed trials that will be tried again, by id.
         seconds_left: estimated seconds until the last trial ends, or None if it is unknown.
@@ -114,7 +117,9 @@ class RunState(BaseModel):
 
 
 def read_run(workspace: Workspace) -> RunState | None:
-    """Return the state of a sweep's present run, or None if no run has written its state yet."""
+    """Return the state of a sweep's present run. Return None if no run is active, or if it has
+    not written its state yet.
+    """
     path = workspace.sweep_paths.progress
     holder = holder_pid(workspace.paths.lock)
     if holder is None or not path.exists():
@@ -146,7 +151,8 @@ def format_duration(seconds: float) -> str:
 
 @dataclass
 class Progress:
-    """The state of a run, shown on a console and written to a file for ``isweep status``.
+    """The state of a run. It is shown on a console, and written to a file for ``isweep
+    status``.
 
     Attributes:
         console: console that shows the progress. None means that nothing is shown.
@@ -156,15 +162,15 @@ class Progress:
         done: number of trials with a result, including those of earlier runs.
         diverged: number of trials of this run that diverged.
         running: running trials by id.
-        failed: kind of failure of each trial that was given up, by trial id.
+        failed: failure kind of each trial that gets no further attempt, by trial id.
         waiting: failed trials that will be tried again, by id.
         name: name of the present stage.
         detail: text about the present step of the stage.
         step: number of finished steps of the stage.
         total: number of steps of the stage, or 0 if it is unknown.
-        expected: expected seconds of each trial, by trial id, for the estimate of the time
-            left. The mean time of the finished trials would be too large, because long trials
-            start first.
+        expected: expected seconds of each trial, by trial id. The time left is estimated from
+            these values. An estimate from the mean time of the finished trials would be too
+            large, because long trials start first.
     """
 
     console: Console | None = None
@@ -190,7 +196,9 @@ class Progress:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Show progress during a block: live in a terminal, otherwise as a line every 10 s."""
+        """Show progress during a ``with`` block. A terminal shows a live view. Any other
+        output gets a line every 10 s.
+        """
         try:
             if self.console is None or not self.console.is_terminal:
                 yield
@@ -235,7 +243,7 @@ class Progress:
         self._update(save_now=True)
 
     def trial_epoch(self, trial_id: str, epoch: EpochRecord, network: NetworkSpec) -> None:
-        """Show an epoch of a running trial."""
+        """Show that a running trial has finished an epoch."""
         trial = self.running.get(trial_id)
         if trial is None:
             return
@@ -286,7 +294,7 @@ class Progress:
         self._update(save_now=True)
 
     def counts(self) -> dict[str, int]:
-        """Return the numbers of trials by the name of MLflow's metric."""
+        """Return the numbers of trials, by the name of the metric in MLflow."""
         return {
             "trials_planned": self.planned,
             "trials_done": self.done,
@@ -309,9 +317,10 @@ class Progress:
         }
 
     def pace(self) -> dict[str, float]:
-        """Return the speed of all running trials and the time left, by name of the metric.
+        """Return the total speed of all running trials and the time left, by the name of the
+        metric.
 
-        An unknown time left is not in the result.
+        If the time left is unknown, the result does not contain it.
         """
         trials = self.running.values()
         pace = {
@@ -324,8 +333,8 @@ class Progress:
         return pace
 
     def time_left(self) -> float | None:
-        """Return the estimated seconds until the last trial ends, or None before a trial has
-        ended.
+        """Return the estimated seconds until the last trial ends. Return None if no trial of
+        this run has finished yet.
         """
         if not self._seconds:
             return None
@@ -349,7 +358,7 @@ class Progress:
         return max(left / max(1, self.slots), *ends, 0.0)
 
     def _expected_left(self, expected: Mapping[str, float], scale: float) -> float:
-        """Return the sum of the remaining seconds of all trials without a result or failure.
+        """Return the expected remaining seconds, summed over all trials that have not ended.
 
         Args:
             expected: expected seconds by trial id.
@@ -364,7 +373,9 @@ class Progress:
         )
 
     def save(self) -> None:
-        """Write the state to the run's file. An error of writing is logged, but not raised."""
+        """Write the state to the run's file. If writing fails, log the error and do not raise
+        it.
+        """
         if self.path is None:
             return
         self._saved_at = time.monotonic()
@@ -405,7 +416,9 @@ class Progress:
         return "  ".join(parts)
 
     def _render(self) -> Table:
-        """Return the live view: a line for the run, and one for each of a few running trials."""
+        """Return the live view: one line for the run, and one line for each of the first few
+        running trials.
+        """
         table = Table.grid(padding=(0, 1))
         since_start = format_duration(time.monotonic() - self._started_at)
         table.add_row(Text(since_start, style="dim"), Text(self._line()))
@@ -420,7 +433,9 @@ class Progress:
         return table
 
     def _update(self, *, print_now: bool = False, save_now: bool = False) -> None:
-        """Write and print the state, unless both were done a moment ago."""
+        """Write and print the state. Skip a step that was done a moment ago, unless it is
+        requested now.
+        """
         now = time.monotonic()
         if print_now or save_now or now - self._saved_at >= SAVE_INTERVAL_S:
             self.save()

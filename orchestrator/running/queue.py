@@ -1,12 +1,12 @@
 """The queue of a run's trials, and the generator from which Ray Tune gets them.
 
-Tune only executes trials. It asks :class:`TrialGenerator` for a trial whenever it can start one.
-The generator takes the next trial from :class:`TrialQueue`, and gets the assignment for the worker
-from :class:`~orchestrator.running.trials.TrialLoop`. The loop also puts trials that are tried again
-back into the queue.
+Tune only executes trials. Whenever Tune can start a trial, it requests one from
+:class:`TrialGenerator`. The generator takes the next trial from :class:`TrialQueue`, and gets
+the assignment for the worker from :class:`~orchestrator.running.trials.TrialLoop`. The loop
+also puts trials that are tried again back into the queue.
 
-An assignment contains no images and no files. A worker gets the reference of its images from an
-actor on the driver's node, and stores its files through another one
+An assignment contains no images and no files. A worker gets the reference of its images from
+an actor on the driver's node. It stores its files through a second actor
 (:mod:`orchestrator.running.actors`).
 """
 
@@ -25,24 +25,25 @@ from search_spaces.errors import SweepError
 from tasks.clock import SYSTEM, Clock
 
 TRIAL_ID = "trial_id"
-"""Key of the trial's id in the configuration of a Tune trial."""
+"""Key under which the configuration of a Tune trial contains the trial's id."""
 ASSIGNMENT = "assignment"
-"""Key of the trial's :class:`TrialAssignment` in the configuration of a Tune trial. The value
-becomes None when the trial ends."""
+"""Key under which the configuration of a Tune trial contains the :class:`TrialAssignment`.
+When the trial ends, the value becomes None."""
 
 
 @dataclass
 class TrialQueue:
-    """The trial ids of a run, by state.
+    """The ids of a run's trials, sorted by the state of the trial.
 
     Attributes:
         ready: trials that may start now, in their order.
-        retry_at: monotonic time, in seconds, of each failed trial's next attempt. These trials
-            start after all ``ready`` trials, even if their time comes earlier.
+        retry_at: monotonic time in seconds at which each failed trial may start again, by
+            trial id. Failed trials start only after all ``ready`` trials, even if their time
+            comes earlier.
         submitted: trials that were passed to Tune and have not ended.
         running: the trials in ``submitted`` that have a worker.
-        stop_error: the error that stops the run, after which no further trial starts, or None if
-            there is no such error.
+        stop_error: the error that stops the run, or None. After such an error, no further
+            trial starts.
     """
 
     ready: deque[str]
@@ -53,11 +54,11 @@ class TrialQueue:
 
     @property
     def is_stopped(self) -> bool:
-        """True if the run stops with an error."""
+        """True if an error stops the run."""
         return self.stop_error is not None
 
     def stop(self, error: SweepError) -> None:
-        """Stop the run with an error, so that no further trial starts."""
+        """Save the error that stops the run. No further trial starts."""
         self.stop_error = error
 
     def raise_if_stopped(self) -> None:
@@ -67,10 +68,10 @@ class TrialQueue:
 
     @contextmanager
     def stop_on_error(self) -> Iterator[None]:
-        """Catch a SweepError of the block, and stop the run with it.
+        """Catch a SweepError that the ``with`` block raises, and stop the run with this error.
 
-        :meth:`raise_if_stopped` raises the error later. Tune would treat an error that leaves
-        one of its callbacks as a failure of its own.
+        :meth:`raise_if_stopped` raises the error later. If a callback raised the error, Tune
+        would treat it as a failure of Tune itself.
         """
         try:
             yield
@@ -79,14 +80,14 @@ class TrialQueue:
 
     @property
     def is_finished(self) -> bool:
-        """True if no trial is left, or if the run stops with an error."""
+        """True if no trial is left, or if an error stops the run."""
         if self.is_stopped:
             return True
         return not (self.ready or self.retry_at or self.submitted)
 
     def take(self, now: float) -> str | None:
-        """Return the next trial and count it as submitted. Return None if no trial may start
-        yet.
+        """Return the id of the next trial, and count this trial as submitted. Return None if
+        no trial may start now.
         """
         if self.is_stopped:
             return None
@@ -101,7 +102,7 @@ class TrialQueue:
         return trial_id
 
     def start(self, trial_id: str) -> None:
-        """Count a submitted trial as running, because it has a worker."""
+        """Count a submitted trial as running. It has a worker now."""
         self.running.add(trial_id)
 
     def remove(self, trial_id: str) -> None:
@@ -117,11 +118,12 @@ class TrialQueue:
 
 
 class TrialGenerator(Searcher):  # type: ignore[misc]  # Ray ships without types
-    """Tune's search algorithm, which returns one trial of the queue at a time.
+    """Search algorithm for Tune that returns the trials of the queue, one at a time.
 
     Args:
         queue: the trials.
-        start_attempt: counts a new attempt at a trial, and returns the assignment for its worker.
+        start_attempt: function that counts a new attempt at a trial and returns the assignment
+            for its worker.
         clock: source of the time.
     """
 
@@ -137,14 +139,14 @@ class TrialGenerator(Searcher):  # type: ignore[misc]  # Ray ships without types
         self._clock = clock
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return no state: Tune saves it, but this program never restores it."""
+        """Return an empty state. Tune saves this state, but isweep never restores it."""
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the configuration of the next trial.
 
-        Returns ``FINISHED`` if no trial is left, and None if none may start yet. ``trial_id``
-        is Tune's own id, which is not used.
+        Return ``FINISHED`` if no trial is left. Return None if no trial may start now.
+        ``trial_id`` is Tune's id of the trial. It is not used.
         """
         if self._queue.is_finished:
             return str(Searcher.FINISHED)
@@ -164,7 +166,7 @@ class TrialGenerator(Searcher):  # type: ignore[misc]  # Ray ships without types
 
 
 def trial_id_of(trial: Any) -> str:
-    """Return the id of the trial that a Tune trial runs."""
+    """Return the id of isweep's trial that a Tune trial runs."""
     return str(trial.config[TRIAL_ID])
 
 
@@ -175,11 +177,11 @@ def assignment_of(trial: Any) -> TrialAssignment:
 
 
 def free_memory(trial: Any) -> None:
-    """Free the memory of an ended Tune trial, whose outcome is in the store.
+    """Free the memory of an ended Tune trial. Its outcome is already in the store.
 
-    Tune keeps all its trials in memory until the last trial ends. Each Tune trial contains
-    copies of its configuration and report, statistics of every number in the report, and a Ray
-    object.
+    Tune's list of trials stays in memory until the last trial ends. Each Tune trial contains
+    copies of its configuration and its report, statistics of every number in the report, and a
+    Ray object.
     """
     trial.config[ASSIGNMENT] = None
     # These attributes are private. If a version of Ray lacks them, the driver needs 20 kB more for

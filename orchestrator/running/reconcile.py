@@ -14,15 +14,17 @@ from orchestrator.results.sweep_tracking import log_sweep, make_tracker
 def reconcile_sweep(
     workspace: Workspace, mlflow_uri: str | None, say: Callable[[str], None]
 ) -> dict[str, int]:
-    """Write the stored results to MLflow, and end MLflow's runs that no driver works on.
+    """Write the stored results to MLflow. Mark as ended the MLflow runs that no driver works
+    on.
 
     Args:
         workspace: The sweep.
-        mlflow_uri: Address of MLflow. None means the MLflow store of the root.
-        say: Prints a message for the user.
+        mlflow_uri: Address of the MLflow server or store. None means the MLflow store in the
+            root.
+        say: Function that prints a message for the user.
 
     Returns:
-        Number of MLflow's runs by the change that was made to them.
+        Number of MLflow runs, by the kind of change that was made to them.
     """
     workspace.paths.make()
     with lock_root_and_store(workspace, "isweep reconcile"):

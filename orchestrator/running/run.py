@@ -1,24 +1,26 @@
 """``isweep run``: prepare datasets, measure subsets, train trials, then fit and report.
 
-A stage does only the work whose results the store lacks. :func:`run_sweep` calls one function
-per stage. A trial passes through these modules, one after the other:
+Each stage does only the work whose results are not in the store. :func:`run_sweep` calls one
+function per stage. The following modules process a trial, in this order:
 
-1. :mod:`orchestrator.results.state` compares the plan with the store: is the trial done?
+1. :mod:`orchestrator.results.state` compares the plan with the store to see whether the trial
+   is done.
 2. :mod:`orchestrator.running.trial_source` sorts the trials that are not done
-   (:mod:`orchestrator.planning.trial_order`), and puts them into the queue of
-   :mod:`orchestrator.running.queue`. Ray Tune takes the next trial from this queue whenever it
-   can start one.
+   (:mod:`orchestrator.planning.trial_order`). It puts them into a queue
+   (:mod:`orchestrator.running.queue`). Whenever Ray Tune can start a trial, it takes the next
+   one from this queue.
 3. :mod:`orchestrator.running.trials` counts the attempt and makes the assignment for the
-   worker: the trial, the key of its images, its CPUs, memory and GPU share, and the hash of
-   the driver's code. The driver reads the images when the trial starts.
+   worker. The assignment contains the trial, the key of its images, its CPUs, memory and GPU
+   share, and the hash of the driver's code. The driver reads the images when the trial starts.
 4. :mod:`orchestrator.running.workers.worker` runs the trial. :mod:`tasks.trials.trial` trains
-   the network and measures it. :mod:`orchestrator.running.actors` has the actors on the
-   driver's node: the worker gets its images through one actor, and stores its weights,
-   predictions and checkpoints through another.
+   the network and measures it. The worker uses two actors on the driver's node
+   (:mod:`orchestrator.running.actors`). One sends the images. The other stores weights,
+   predictions and checkpoints.
 5. :mod:`orchestrator.running.outcomes` receives the worker's result or failure on the driver.
-   It stores each failure first, then decides whether the trial is tried again.
-6. For a result, :mod:`orchestrator.running.trial_source` builds the record and saves it with
-   :mod:`orchestrator.results.store`.
+   If the trial failed, it stores the failure first. Then it decides whether the trial is tried
+   again.
+6. If there is a result, :mod:`orchestrator.running.trial_source` builds its record and saves
+   it with :mod:`orchestrator.results.store`.
 7. :mod:`orchestrator.results.tracking` shows the result or the failure in MLflow.
 """
 
@@ -62,21 +64,22 @@ if TYPE_CHECKING:
     from orchestrator.running.actors import ActorHandles
 
 MAX_PRODUCTS_HERE = 10**9
-"""This process measures a subset itself if the distances between its images need at most this
-many multiplications. It takes less than a second, and Ray needs as long to start a task. Ray
-measures larger subsets."""
+"""Largest number of multiplications for which the driver itself measures a subset. A subset
+needs the largest train size times the number of pixel values of all training images. Such a
+measurement takes less than a second, and Ray needs as long to start a task. Ray tasks measure
+larger subsets."""
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The outcome of a run, with counts over the whole plan.
+    """The outcome of a run. All counts are over the whole plan.
 
     Attributes:
         planned: number of planned trials.
         done: number of trials with a complete result.
         failed: number of trials whose last attempt failed.
         pending: number of trials with neither a result nor a failure.
-        failures: one row per failed trial, see :meth:`FailureRecord.row`.
+        failures: one row per failed trial, as :meth:`FailureRecord.row` returns it.
         report: path of the report, or None if no report was written.
         num_unsent_updates: number of updates that MLflow did not receive.
     """
@@ -91,7 +94,7 @@ class RunSummary:
 
     @property
     def exit_code(self) -> int:
-        """Exit code of the command: 0 if every trial is done, 1 otherwise."""
+        """Exit code of the command: 0 if every trial has a complete result, otherwise 1."""
         return 0 if self.done == self.planned else 1
 
 
@@ -102,26 +105,28 @@ def run_sweep(
     progress: Progress | None = None,
     changes: Mapping[str, object] | None = None,
 ) -> RunSummary:
-    """Run all measures and trials of a sweep that the store lacks, then fit and report.
+    """Compute the measures and run the trials that the store lacks. Then fit and write the
+    report.
 
-    A further call resumes a stopped run, runs the new trials of a changed sweep, or repeats
-    trials whose files are damaged.
+    A second call resumes a stopped run. It also runs the new trials of a changed sweep, and
+    repeats trials whose files are damaged.
 
     Args:
-        source: the name of a preset, the path or content of a sweep file, or the name of a
-            sweep in the root.
+        source: name of a preset, path or content of a sweep file, or name of a sweep in the
+            root.
         options: options that decide where and how the command runs.
-        progress: shows progress. None means that nothing is shown.
-        changes: values by dotted key that replace values of the sweep.
+        progress: display of the progress. None means that nothing is shown.
+        changes: new values for keys of the sweep file. A key may contain dots, for example
+            ``{"recipe.epochs": 5}``.
 
     Returns:
         The outcome of the run.
 
     Raises:
-        SweepError: the user made a mistake, or the environment is unusable. Finished trials are
-            kept.
-        KeyboardInterrupt: the user pressed Ctrl-C. MLflow's runs are closed, and finished
-            trials are kept.
+        SweepError: the user made a mistake, or isweep cannot run on this machine or cluster.
+            Results of finished trials stay in the store.
+        KeyboardInterrupt: the user pressed Ctrl-C. The runs in MLflow are closed. Results of
+            finished trials stay in the store.
     """
     options = options or RunOptions()
     monitor = progress or Progress()
@@ -164,11 +169,13 @@ class _SweepRun(SweepCommand):
     """A run of a sweep, with the objects that its stages share.
 
     Attributes:
-        stored: results. :func:`_check_before_start` sets this attribute.
-        tracker: shows trials in MLflow. :func:`run_sweep` sets this attribute.
-        pretrained: weights that networks start from, by :attr:`ModelSpec.pretrained_key`.
-        actors: actors on the driver's node, through which workers get images, store files and
-            send messages. None if no trial is to be run. They start while MLflow starts.
+        stored: results in the store. :func:`_check_before_start` sets this attribute.
+        tracker: connection that shows trials in MLflow. :func:`run_sweep` sets this attribute.
+        pretrained: pretrained weights from which networks start, by
+            :attr:`ModelSpec.pretrained_key`.
+        actors: actors on the driver's node. Workers use them to get images, store files and
+            send messages. It is None if the run has no trial to run. The actors start while
+            MLflow starts.
     """
 
     stored: StoredResults = field(init=False)
@@ -182,9 +189,11 @@ class _SweepRun(SweepCommand):
 
     @property
     def trials_to_train(self) -> list[TrialSpec]:
-        """The trials to run, except those whose stored result lacks only measurements.
+        """The trials to train: all trials to run, except those whose stored result lacks only
+        measurements.
 
-        A worker also trains one of these exceptions if its weights are not stored or are damaged.
+        If the weights of such an exception are not stored or are damaged, a worker trains it
+        as well.
         """
         state = self.compute_state()
         trials = _trials_to_run(self.workspace.plan, state)
@@ -192,22 +201,24 @@ class _SweepRun(SweepCommand):
 
 
 def _trials_to_run(plan: SweepPlan, state: State) -> list[TrialSpec]:
-    """Return the trials of the plan without a complete result from the present data.
+    """Return the trials of the plan that have no complete result on the present data.
 
-    Some of them have a result that lacks only measurements. For such a trial, the worker measures
-    the stored network. It trains the network again if the weights are not stored or are damaged.
+    Some of these trials have a result that lacks only measurements. For such a trial, the
+    worker measures the stored network. If the weights are not stored or are damaged, the
+    worker trains the network again.
     """
     trials = plan.trials_by_id.items()
     return [trial for trial_id, trial in trials if trial_id not in state.results]
 
 
 def _check_before_start(sweep: _SweepRun) -> None:
-    """Lock the root, and check that the run can succeed before Ray and MLflow start.
+    """Lock the root. Before Ray and MLflow start, check that the run can succeed.
 
-    ``check_feasible`` is called three times, each time with more known sizes. The first call
-    checks the sweep file, the prepared datasets and the lists of files. Before the second
-    call, the user's own data are prepared, or at least their files are listed. At the third
-    call, in :func:`run_sweep`, all datasets are prepared, so each class has a known size.
+    ``check_feasible`` is called three times, because the sizes of more classes become known.
+    The first call uses the sweep file, the prepared datasets and the lists of files. Before
+    the second call, the user's data are prepared, or at least their files are listed. Before
+    the third call, in :func:`run_sweep`, all datasets are prepared, so each class has a known
+    size.
     """
     sweep.lock_root()
     workspace = sweep.workspace
@@ -234,12 +245,14 @@ def _check_before_start(sweep: _SweepRun) -> None:
 
 
 def _drop_damaged_predictions(sweep: _SweepRun) -> None:
-    """Drop missing and damaged predictions from memory, so that this run computes them again."""
+    """Remove missing and damaged predictions from the results in memory, so that this run
+    computes them again.
+    """
     damaged = sweep.stored.drop_damaged_predictions(sweep.workspace.plan.trials_by_id)
     if damaged.num_from_weights:
         sweep.monitor.note(
-            "isweep computes missing or damaged predictions again from stored weights, for "
-            f"{plural(damaged.num_from_weights, 'trial')}"
+            "Some stored predictions are missing or damaged. isweep computes them again from "
+            f"stored weights, for {plural(damaged.num_from_weights, 'trial')}"
         )
     if damaged.num_retrained:
         sweep.monitor.note(
@@ -258,15 +271,15 @@ def _note_other_sweeps(sweep: _SweepRun, ids_to_run: set[str]) -> None:
         num_shared = len(listing.keys() & ids_to_run)
         if num_shared:
             sweep.monitor.note(
-                f"The sweep {name} in this root has results of "
-                f"{plural(num_shared, 'trial')} that this run trains. This run does not use them"
+                f"The sweep {name} in this root has results of {plural(num_shared, 'trial')} "
+                "that this run trains. This run does not use these results"
             )
 
 
 def _start_services(sweep: _SweepRun) -> None:
-    """Load pretrained weights, start Ray if a trial is to be run, and wait for MLflow.
+    """Load pretrained weights, start Ray if there are trials to run, and wait for MLflow.
 
-    Meanwhile another process prepares the datasets of Python packages.
+    Meanwhile another process prepares the datasets from Python packages.
     """
     workspace = sweep.workspace
     state = sweep.compute_state()
@@ -293,7 +306,7 @@ def _start_services(sweep: _SweepRun) -> None:
 
 
 def _measure(sweep: _SweepRun) -> None:
-    """Measure the subsets that are not measured yet."""
+    """Measure the subsets whose measures are not in the store."""
     plan = sweep.workspace.plan
     done = sweep.compute_state().measures
     subsets_to_measure = [spec for spec in plan.measures if spec.measure_id not in done]
@@ -310,7 +323,9 @@ def _measure(sweep: _SweepRun) -> None:
 
 
 def _executor_for(sweep: _SweepRun, spec: MeasureSpec, num_products: int) -> Executor:
-    """Return the executor for a measure: this process if it is quick, otherwise the cluster."""
+    """Return the executor for a measure: the driver itself if the measure is quick, otherwise
+    the cluster.
+    """
     executor: Executor = InlineExecutor()
     if num_products > MAX_PRODUCTS_HERE:
         executor = sweep.executor()
@@ -319,10 +334,11 @@ def _executor_for(sweep: _SweepRun, spec: MeasureSpec, num_products: int) -> Exe
 
 
 def _recount_results_after_stop(sweep: _SweepRun) -> None:
-    """Count the stored results again, because somebody may have deleted the sweep's folder.
+    """Count the stored results again after a stop, because somebody may have deleted the
+    sweep's folder.
 
-    The results of a remote store are not counted, because the user waits for the end of the
-    command and the store may answer slowly.
+    If the store is remote, do not count. The store may answer slowly, and the user waits for
+    the end of the command.
     """
     if "://" in sweep.workspace.results_url:
         return
@@ -363,9 +379,9 @@ def _train(sweep: _SweepRun) -> None:
 
 
 def _report(sweep: _SweepRun) -> RunSummary:
-    """Fit and report the results that the store contains now.
+    """Fit the results that the store contains now, and write the report.
 
-    Another process may have removed files since this run stored them.
+    The results are counted again, because another process may have removed files meanwhile.
     """
     workspace, stored, tracker = sweep.workspace, sweep.stored, sweep.tracker
     monitor = sweep.monitor
@@ -396,7 +412,9 @@ def _report(sweep: _SweepRun) -> RunSummary:
 
 
 def _write_report(workspace: Workspace, state: State) -> Path | None:
-    """Write the report unless it is up to date, and return its path."""
+    """Return the path of the report. Write the report if it does not exist or is not up to
+    date.
+    """
     paths = workspace.sweep_paths
     sources = _report_sources(workspace, state)
     page = paths.report / "report.html"
@@ -411,7 +429,9 @@ def _write_report(workspace: Workspace, state: State) -> Path | None:
 
 
 def _report_sources(workspace: Workspace, state: State) -> list[str]:
-    """Return the text of everything that a report contains."""
+    """Return the texts that decide the content of a report. If they are unchanged, the report
+    is up to date.
+    """
     records = (*state.records, *state.measures.values(), *state.failures.values())
     pages = read_run_pages(workspace.sweep_paths.run_pages)
     links = [f"{pages.prefix} {pages.runs.get(trial_id)}" for trial_id in state.results]
@@ -425,6 +445,6 @@ def _report_sources(workspace: Workspace, state: State) -> list[str]:
 
 
 def _report_hash(folder: Path, sources: list[str]) -> bytes:
-    """Return a hash of a report's sources and of its present files."""
+    """Return a hash of a report's sources, and of the paths and times of its present files."""
     files = sorted((str(path), path.stat().st_mtime_ns) for path in folder.rglob("*.*"))
     return fingerprint([sources, files]).encode()

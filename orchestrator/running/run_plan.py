@@ -1,4 +1,4 @@
-"""``isweep plan``: the trials that a run of a sweep would train, and their cost."""
+"""``isweep plan``: list the trials that a run of a sweep would train, and estimate their cost."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from search_spaces.errors import ConfigError
 from tasks.sources.base import Listing
 
 NUM_TABLES = 40
-"""Number of simulated result tables for the power in a plan. The standard error of a power is then
-at most 8 percentage points. ``isweep power`` simulates more tables."""
+"""Number of result tables that are simulated to compute the power in a plan. With 40 tables,
+the standard error of the power is at most 8 percentage points. ``isweep power`` simulates more
+tables."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,11 @@ class RunPlan:
             :func:`orchestrator.planning.estimate.estimate`) and of all other work (see
             :func:`orchestrator.planning.extra_costs.extras`).
         measures: One row per measure, with its status.
-        not_prepared: One row per dataset that a run would prepare. For the user's own data the
-            row contains the path, the number of listed files, and the excluded and the
-            doubtful files by reason.
-        changed: Present files of the user's own datasets whose files changed since their
-            preparation, by dataset.
+        not_prepared: One row per dataset that a run would prepare. For data of the user, the
+            row contains the path and the number of listed files. It also contains the excluded
+            files and the doubtful files, by reason.
+        changed: The present list of files, by dataset, for each dataset of the user whose
+            files changed after it was prepared.
         extra_costs: Text about the cost of all work besides training.
     """
 
@@ -55,13 +56,13 @@ class RunPlan:
 def plan_run(
     workspace: Workspace, *, gpu: str | None = None, num_gpus: int | None = None
 ) -> RunPlan:
-    """Return the trials and measures that a run of the sweep would compute, and their cost.
+    """Return the trials and measures that a run of the sweep would compute, with their cost.
 
     Args:
         workspace: The sweep.
         gpu: Kind of GPU. None means the GPUs of this machine, if it has any.
-        num_gpus: Number of GPUs. None means the number on this machine. If the machine has no GPU,
-            None means the number that a trial requests.
+        num_gpus: Number of GPUs. None means all GPUs of this machine. If this machine has no
+            GPU, None means the number of GPUs that a trial requests.
 
     Raises:
         SweepError: The sweep cannot run.
@@ -136,11 +137,11 @@ def _not_prepared(
 
 
 class PlannedPower(NamedTuple):
-    """The power of a planned sweep to answer the study's questions.
+    """The power of a planned sweep for the study's questions.
 
     Attributes:
-        power: Probability of an answer, by question, or None if the sweep is too small for all
-            questions.
+        power: The fields of :class:`orchestrator.analysis.power.Power`, by name. None if the
+            sweep is too small to test any question.
         lines: The power as text, one line per question.
     """
 
@@ -149,7 +150,9 @@ class PlannedPower(NamedTuple):
 
 
 def describe_power(workspace: Workspace) -> PlannedPower:
-    """Return the power of a planned sweep for the study's questions, if the law holds."""
+    """Return the power of a planned sweep for the study's questions. It is computed as if the
+    law holds.
+    """
     # Imports scipy and pandas, which take seconds.
     from orchestrator.analysis.power import planned_power
 
@@ -164,7 +167,9 @@ def describe_power(workspace: Workspace) -> PlannedPower:
 
 
 def _results_text(workspace: Workspace) -> str:
-    """Return text about the results of a sweep that is too small to test the study's questions."""
+    """Return a text that says what a sweep will show if it is too small to test the study's
+    questions.
+    """
     sweep = workspace.plan.sweep
     summary = "This sweep will show the test loss of each model"
     if len(sweep.train_sizes) > 1:

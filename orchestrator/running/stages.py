@@ -1,4 +1,6 @@
-"""The stages that ``isweep run`` and ``isweep tune`` share: lock, cluster, checks, preparation."""
+"""The stages that ``isweep run`` and ``isweep tune`` share: locking, cluster, checks and
+preparation.
+"""
 
 from __future__ import annotations
 
@@ -50,17 +52,17 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class SweepCommand:
-    """A command that runs a sweep or a search, with the stages that both have.
+    """A command that runs a sweep or a search. Its methods are the stages that both have.
 
     Attributes:
-        purpose: the command as text for people.
+        purpose: name of the command for people, for example ``isweep run paper``.
         workspace: the sweep's plan and folders.
         options: options that decide where and how the command runs.
-        monitor: shows progress.
-        stack: closes the command's resources at its end.
-        local_gpus: the GPUs of this machine, for a private cluster. The list is empty before
-            :meth:`check_machine`. It is also empty if trials run on CPUs or on a cluster that
-            already runs.
+        monitor: display of the progress.
+        stack: stack of context managers, which are closed when the command ends.
+        local_gpus: the GPUs of this machine, if the command starts a private cluster. The list
+            is empty until :meth:`check_machine` is called. It stays empty if trials run on
+            CPUs or on a cluster that already runs.
     """
 
     purpose: str
@@ -119,7 +121,9 @@ class SweepCommand:
         return self._cluster
 
     def _private_mps(self) -> PrivateMps | None:
-        """Return NVIDIA's MPS for a private cluster, or None if MPS must not be started."""
+        """Return the NVIDIA MPS to start for a private cluster, or None if MPS must not be
+        started.
+        """
         if not self.local_gpus:
             return None
         resources = self.workspace.plan.sweep.resources
@@ -151,8 +155,8 @@ class SweepCommand:
 
     @cached_property
     def nodes(self) -> list[NodeGpus]:
-        """The cluster's nodes with GPUs, or an empty list if trials run on CPUs. The first use
-        starts Ray.
+        """The cluster's nodes with GPUs, or an empty list if trials run on CPUs. The first
+        access starts Ray.
         """
         if self.options.device == "cpu":
             return []
@@ -166,7 +170,8 @@ class SweepCommand:
         return describe_gpus(cluster.num_gpus, is_private=cluster.is_private)
 
     def check_machine(self) -> None:
-        """Check that trials can run, before Ray starts.
+        """Check that trials can run on this machine or cluster. Call this method before Ray
+        starts.
 
         Raises:
             SweepError: the cluster does not answer, this machine is too small, or its GPUs
@@ -215,7 +220,8 @@ class SweepCommand:
         )
 
     def check_stored(self, stored: StoredResults) -> None:
-        """Check that this version may write to the store. Print how many files cannot be used.
+        """Check that this version of isweep may write to the store. Print how many stored
+        files cannot be used.
 
         Raises:
             NewerRecordError: a newer version of isweep wrote to the store.
@@ -254,14 +260,16 @@ class SweepCommand:
         trials: Collection[TrialSpec],
         measured: Collection[MeasuredTrial] = (),
     ) -> RunContext:
-        """Return the context that a plan's trials share, and store how many trials run at once.
+        """Return the context that a plan's trials share. Also set ``monitor.slots`` to the
+        number of trials that run at once.
 
         Args:
             plan: the plan of the sweep or the search.
             stored: results of the plan.
-            tracker: shows the plan's trials in MLflow.
-            trials: one trial or more. Their mean request decides how many trials run at once.
-            measured: times and memory of finished trials, which correct the predicted ones.
+            tracker: connection that shows the plan's trials in MLflow.
+            trials: the trials to run, at least one. Their mean request decides how many trials
+                run at once.
+            measured: finished trials. Their times and memory correct the predictions.
         """
         from orchestrator.running.capacity import slots_for
         from orchestrator.running.gpu_sharing import names_of_small_gpus, runtime_model_for

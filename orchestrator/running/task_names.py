@@ -1,4 +1,4 @@
-"""Names of trials in Ray's dashboard, for which Tune has no public interface."""
+"""Names of trials in Ray's dashboard. Tune has no public interface to set them."""
 
 from __future__ import annotations
 
@@ -12,24 +12,27 @@ from ray.tune.execution.tune_controller import TuneController
 from orchestrator.running.queue import trial_id_of
 
 MAX_NAMES = 1_000
-"""Largest number of names. Ray 2.60 stores metrics for each name, about 18 kB in the driver.
+"""Largest number of names. For each name, Ray 2.60 stores about 18 kB of metrics in the
+driver.
 
-This is the memory with Ray's older metrics exporter, which :mod:`orchestrator.machine.cluster`
-and the launch files of this repository select. With the newer exporter and 400 names an idle
-driver grew by 0.15 MB a second, against 0.009 MB with the older one. """
+This amount was measured with Ray's older metrics exporter. :mod:`orchestrator.machine.cluster`
+and the launch files of this repository select the older exporter. With 400 names, an idle
+driver grew by 0.009 MB per second with the older exporter, and by 0.15 MB per second with the
+newer exporter."""
 
 
 @contextlib.contextmanager
 def trial_tasks_named(named: set[str], max_names: int = MAX_NAMES) -> Iterator[None]:
-    """Give Ray's tasks the names of their trials during a block.
+    """Name each Ray task after its trial, during a ``with`` block.
 
-    This uses private attributes of Ray. If a version of Ray lacks them, the
-    tasks have the names that Tune gives them.
+    This function uses private attributes of Ray. If a version of Ray lacks them, the tasks
+    have Tune's default names.
 
     Args:
-        named: ids of the trials whose tasks have a name. This function adds ids to the set.
-            Pass the same set to later blocks.
-        max_names: largest number of names. The tasks of further trials have Tune's name.
+        named: ids of the trials whose tasks have been named. This function adds ids to the
+            set. Pass the same set to later ``with`` blocks.
+        max_names: largest number of names. The tasks of all further trials have Tune's default
+            name.
     """
     schedule = getattr(TuneController, "_schedule_trial_task", None)
     if schedule is None:
@@ -56,7 +59,9 @@ def trial_tasks_named(named: set[str], max_names: int = MAX_NAMES) -> Iterator[N
 
 @contextlib.contextmanager
 def _task_named(controller: Any, trial: Any, name: str) -> Iterator[None]:
-    """Replace the handle of a trial's actor during a block, so that its task has a name."""
+    """Replace the handle of a trial's actor during a ``with`` block, so that the actor's task
+    gets a name.
+    """
     try:
         actors = controller._actor_manager._live_actors_to_ray_actors_resources
         actor = controller._trial_to_actor[trial]

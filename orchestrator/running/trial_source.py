@@ -1,4 +1,4 @@
-"""The source of a run's trials, and the context that all its trials share.
+"""The source of a run's trials, and the context that all these trials share.
 
 :class:`~orchestrator.running.trials.TrialLoop` runs the trials of a :class:`TrialSource`.
 There are two kinds of sources. :class:`SweepTrials` contains all trials of a sweep from the
@@ -36,8 +36,8 @@ from tasks.prepared.subsets import TrialData
 from tasks.trials.records import EpochRecord, EpochScore, TrialResult
 
 OBJECT_STORE_SHARE = 0.6
-"""Share of the smallest object store that images may fill. The rest is for measures and for
-Ray."""
+"""Share of the cluster's smallest object store that images may fill. The remaining share is
+for measures and for Ray itself."""
 
 
 @dataclass
@@ -49,13 +49,14 @@ class RunContext:
         paths: the root's folders.
         cluster: the connected cluster.
         resources: resources that the sweep requests for every trial.
-        stored: results, which are read at the start. Only this run changes them.
-        tracker: shows trials in MLflow.
-        monitor: shows trials in the terminal.
-        runtime_model: predicts the seconds and the GPU share of each trial.
-        actors: actors that were started early. None means that the backend starts them.
-        small_gpus: driver's names of the GPUs that have less memory than the cluster's
-            largest.
+        stored: stored results. The run reads them once, at its start. Only this run changes
+            them.
+        tracker: connection that shows trials in MLflow.
+        monitor: display of the trials in the terminal.
+        runtime_model: model that predicts the seconds and the GPU share of each trial.
+        actors: actors that were started earlier. None means that the backend starts the
+            actors.
+        small_gpus: names of the GPUs that have less memory than the cluster's largest GPU.
     """
 
     plan: SweepPlan
@@ -71,30 +72,32 @@ class RunContext:
 
     @property
     def array_bytes(self) -> float:
-        """Bytes of the object store that images may fill."""
+        """Space for images in the object store, in bytes."""
         return self.cluster.object_store_bytes * OBJECT_STORE_SHARE
 
 
 class TrialSource:
     """The trials of a run, and everything that differs between a sweep and a search.
 
-    A subclass sets :attr:`perform`, and defines :meth:`load_array` and :meth:`store_result`. It
-    overrides another method only if its trials differ there.
+    A subclass must set :attr:`perform` and define :meth:`load_array` and :meth:`store_result`.
+    It may override the other methods.
 
-    Several trials may use the same images, which are in memory only once. These images are an
-    *array*, and its key is a text.
+    Several trials may use the same images. Such images are called an *array*, and are in
+    memory only once. The key of an array is a text.
 
     Args:
         run: context that the trials share.
         queue: the waiting trials.
-        trials: every trial that is or was in the queue, by its id.
+        trials: every trial that is or was in the queue, by trial id.
 
     Attributes:
         perform: function that runs a trial in a worker.
         store_url: folder or URL of the result store for weights, predictions and checkpoints. An
             actor on the driver's node writes them. None means that nothing is stored.
-        num_uses: number of trials that use each array, by its key, or None if it is unknown.
-        pretrained: weights that networks start from, by :attr:`ModelSpec.pretrained_key`.
+        num_uses: number of trials that use each array, by the array's key, or None if these
+            numbers are unknown.
+        pretrained: pretrained weights from which networks start, by
+            :attr:`ModelSpec.pretrained_key`.
         earlier_attempts: number of attempts in earlier runs, by trial id.
     """
 
@@ -118,7 +121,7 @@ class TrialSource:
         raise NotImplementedError
 
     def store_result(self, trial: TrialSpec, report: TrialReport, attempt: int) -> FlatRun:
-        """Store the result of a trial. Return its row for the tracker."""
+        """Store the result of a trial. Return the row that the tracker shows for this trial."""
         raise NotImplementedError
 
     def array_of(self, trial: TrialSpec) -> str:
@@ -126,11 +129,11 @@ class TrialSource:
         return array_key(self.run.plan, trial)
 
     def assignment(self, trial: TrialSpec, resources: Resources) -> TrialAssignment:
-        """Return the assignment for a trial's worker, with these resources."""
+        """Return the assignment for the worker that runs a trial with these resources."""
         return TrialAssignment(trial, self.array_of(trial), resources, provenance().code)
 
     def record_fields(self, trial: TrialSpec, report: TrialReport, attempt: int) -> dict[str, Any]:
-        """Return the fields that the records of sweeps and searches have in common."""
+        """Return the fields that a trial's record has in sweeps and in searches."""
         return {
             "trial_id": trial.trial_id,
             "sweep": self.run.plan.sweep.name,
@@ -153,17 +156,18 @@ class TrialSource:
         """Handle a trial that failed and gets no further attempt in this run."""
 
     def trained_network(self, trial: TrialSpec) -> NetworkSpec:
-        """Return a trial's network with the number of images that train it as ``train_size``.
+        """Return a trial's network. Its ``train_size`` is the number of images that really
+        train it.
 
-        A trial of a search is trained on fewer images than its network says, because some of
-        them are used for validation.
+        In a search, a trial is trained on fewer images than its spec says, because some of
+        these images are used for validation.
         """
         return trial.network
 
     def curve_points(
         self, epoch: EpochRecord, score: EpochScore | None, at_ms: int
     ) -> tuple[CurvePoint, ...]:
-        """Return the points of an epoch that the tracker shows while the trial runs."""
+        """Return the points of the learning curves that the tracker shows after this epoch."""
         return epoch_points(epoch, score, at_ms)
 
     def time_limit_s(self, trial: TrialSpec) -> float:
@@ -179,10 +183,11 @@ class SweepTrials(TrialSource):
         trials: the trials to run.
         load: function that reads the images of a subset. Its second argument is the number of
             training images.
-        state: state of the store. None means an empty store.
+        state: state of the sweep in the store. None means that the store is empty.
         store_url: folder or URL of the result store for weights, predictions and checkpoints. An
             actor on the driver's node writes them. None means that nothing is stored.
-        pretrained: weights that networks start from.
+        pretrained: pretrained weights from which networks start, by
+            :attr:`ModelSpec.pretrained_key`.
     """
 
     perform = staticmethod(perform_trial)
@@ -225,7 +230,8 @@ class SweepTrials(TrialSource):
     def assignment(self, trial: TrialSpec, resources: Resources) -> TrialAssignment:
         """Return the assignment for a trial's worker.
 
-        If a stored result of the trial lacks only measurements, the assignment contains it.
+        If a stored result of the trial lacks only measurements, the assignment contains this
+        result.
         """
         earlier = None
         if trial.trial_id in self._incomplete:
@@ -267,7 +273,7 @@ class SweepTrials(TrialSource):
         return flat_trial(record, self._measures)
 
     def _note_files(self, trial_id: str, kind: str, reason: str) -> None:
-        """Print a note if a trial's files of a kind could not be stored."""
+        """Print a note if a trial's weights or predictions could not be stored."""
         if reason:
             self.run.monitor.note(f"{trial_id}: the {kind} were not stored: {reason}")
 

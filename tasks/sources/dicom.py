@@ -5,8 +5,8 @@ pydicom reads the files. The DICOM standard defines the format: PS3.3 (image pix
 compressed frames: T.81 B.2.2 (JPEG), T.87 C.2.2 (JPEG-LS) and T.800 A.5.1 (JPEG 2000).
 
 The value of a tag may contain a patient's name. No message, log line or exception of this
-module contains such a value. pydicom's own warnings and log lines are turned off, because they
-may contain such values.
+module contains the value of a tag. This module turns off the warnings and log lines of pydicom,
+because they may contain such values.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PREAMBLE_BYTES = 128
 """Number of bytes before the signature of every DICOM file (PS3.10, 7.1)."""
 SIGNATURE = b"DICM"
 SIGNATURE_BYTES = PREAMBLE_BYTES + len(SIGNATURE)
-"""Number of bytes at the start of a file that show whether the file is DICOM."""
+"""Number of bytes at the start of a file that are needed to recognize a DICOM file."""
 HEADER_TAGS = (
     "SOPInstanceUID",
     "SeriesInstanceUID",
@@ -55,13 +55,13 @@ HEADER_TAGS = (
     "Columns",
 )
 MAX_HEADER_BYTES = 1 << 20
-"""Number of bytes at the start of a file that are read for its header. Headers are far shorter
-than 1 MiB."""
+"""Number of bytes at the start of a file that isweep reads if it needs only the header. Headers are
+far shorter than 1 MiB."""
 MAX_PIXEL_BYTES = 256 << 20
-"""Largest size of a decoded file in bytes. An ultrasound of 300 frames has about 100 MiB."""
+"""Largest size of a decoded file in bytes. An ultrasound video of 300 frames has about 100 MiB."""
 MAX_PACKED_FRAME_BYTES = 64 << 20
-"""Largest size of a decoded frame in bytes, if the frame is compressed. A mammogram has 62
-MiB. An RLE decoder needs ten times the size of the frame."""
+"""Largest decoded size in bytes of a compressed frame. A mammogram has 62 MiB. An RLE decoder needs
+ten times the size of the frame as memory."""
 REQUIRED_TAGS = (
     "Rows",
     "Columns",
@@ -85,7 +85,7 @@ TRAIT_TAGS = {
     "modality": "Modality",
     "series description": "SeriesDescription",
 }
-"""Name of a trait in a dataset's record -> DICOM tag. If a trait predicts the label,
+"""Name of a trait in a dataset's record -> DICOM tag with its value. If a trait predicts the label,
 a network may learn the trait instead of the disease."""
 DEFLATED_SYNTAX = b"1.2.840.10008.1.2.1.99"
 DICOM_EXTENSIONS = (".dcm", ".dicom", ".ima")
@@ -95,12 +95,12 @@ INTENSITY = (
 CT_OFFSET = 1024
 """Number that is added to Hounsfield units, so that air is 0 and tissue is positive."""
 SQUARE_TOLERANCE = 1e-6
-"""Largest relative difference between row and column spacing at which pixels count as square."""
+"""Largest relative difference between row spacing and column spacing of square pixels."""
 NO_PATIENT = "no patient id in the header: the split cannot be by patient"
 
 SOF_MARKERS = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
-"""Start-of-frame markers of JPEG and JPEG-LS. The segment after the marker declares the
-frame's size."""
+"""Start-of-frame markers of JPEG and JPEG-LS. The segment after such a marker declares the size of
+the frame."""
 STANDALONE_MARKERS = frozenset({0x01, *range(0xD0, 0xDA)})
 """JPEG markers without a segment of data after them."""
 FILL_BYTE = 0xFF
@@ -113,17 +113,18 @@ MAX_JP2_HEADER_BYTES = 4096
 
 @dataclass(frozen=True)
 class Header:
-    """The tags of one DICOM header that sources need.
+    """The values of those DICOM tags that sources need, from one file.
 
-    The texts are not hashed, so log lines and messages must not contain them.
+    The values are not hashed, so log lines and messages must not contain them.
 
     Attributes:
         instance: SOP instance UID.
         series: Series instance UID.
         patient: Patient id.
-        modality: Two letters, such as ``CT`` or ``US``.
+        modality: Kind of scanner as two letters, such as ``CT`` or ``US`` (ultrasound).
         description: Series description.
-        sides: Number of rows and number of columns of pixels; 0 if the header lacks them.
+        sides: Number of pixel rows and number of pixel columns. A number is 0 if the header lacks
+            it.
     """
 
     instance: str
@@ -147,16 +148,16 @@ class Dicom(Header):
     Attributes:
         values: ``(num_frames, height, width)`` stored values, or
             ``(num_frames, height, width, 3)`` RGB uint8.
-        spacing: Row and column spacing in mm; None if the header has none.
+        spacing: Row spacing and column spacing in mm; None if the header has none.
         inverted: True for MONOCHROME1, where small values are white.
         rescale: Slope and intercept that turn stored values into Hounsfield units; None if the
             header has none.
         flags: Possible problems of the file, in words.
-        traits: Pairs (name, value), such as the manufacturer, see :class:`Sample`.
-        laterality: Side of the body: R (right), L (left) or B (both); empty if the header has
-            none.
-        orientation: Side of the patient to which the rows of the image run, such as L (left).
-            Empty if the header has none.
+        traits: Pairs (name, value), such as ``("manufacturer", "X")``, see :class:`Sample`.
+        laterality: Side of the body in the image: R (right), L (left) or B (both); empty if the
+            header names no side.
+        orientation: Side of the patient at the end of each image row, such as L (left). Empty if
+            the header names no side.
     """
 
     values: AnyArray
@@ -169,7 +170,7 @@ class Dicom(Header):
     orientation: str
 
     def is_square(self) -> bool:
-        """Return whether the header states that pixels are square, as the study requires."""
+        """Return whether pixels are square according to the header. The study requires this."""
         if self.spacing is None:
             return False
         row_spacing, column_spacing = self.spacing
@@ -190,7 +191,7 @@ def is_dicom(body: bytes) -> bool:
     """Return whether a file is DICOM.
 
     Args:
-        body: The first :data:`SIGNATURE_BYTES` bytes of the file, or more of them.
+        body: The bytes of the file, or at least its first :data:`SIGNATURE_BYTES` bytes.
     """
     return body[PREAMBLE_BYTES:SIGNATURE_BYTES] == SIGNATURE
 
@@ -229,7 +230,7 @@ def read_header(base: Path, locator: str) -> Header | None:
 def _silent_pydicom() -> Iterator[None]:
     """Turn off pydicom's warnings and log lines in a ``with`` block.
 
-    They may contain values of tags.
+    These warnings and lines may contain values of tags.
     """
     logger = logging.getLogger("pydicom")
     level = logger.level
@@ -248,7 +249,7 @@ def _text(data: FileDataset, tag: str) -> str:
 
 
 def _header(data: FileDataset) -> Header:
-    """Return the header tags that sources need."""
+    """Return the values of the tags that sources need."""
     return Header(
         instance=_text(data, "SOPInstanceUID"),
         series=_text(data, "SeriesInstanceUID"),
@@ -310,8 +311,8 @@ def _check_declared_pixels(data: FileDataset) -> None:
     """Check the tags that determine how much memory a decoder reserves.
 
     Raises:
-        SkipItem: The image has an unsupported type, too many pixels, or not the declared
-            number of bytes.
+        SkipItem: The type of the image is not supported, the image has too many pixels, or its
+            number of bytes is not the declared number.
     """
     try:
         rows = int(data.Rows)
@@ -361,7 +362,8 @@ def _check_compressed_frames(
 ) -> None:
     """Check that each compressed frame declares the same size as the DICOM header.
 
-    A decoder reserves memory for the size in the frame, not for the size in the DICOM header.
+    A decoder reserves memory for the size that the frame declares, even if the DICOM header
+    declares another size.
 
     Args:
         data: The file.
@@ -369,7 +371,7 @@ def _check_compressed_frames(
         expected: Rows, columns and samples per pixel in the DICOM header.
 
     Raises:
-        SkipItem: The frames are damaged, or one declares another size.
+        SkipItem: The frames are damaged, or a frame declares another size than the DICOM header.
     """
     from pydicom.encaps import generate_frames
 
@@ -409,7 +411,7 @@ def frame_shape(frame: bytes) -> tuple[int, int, int] | None:
 
 
 def _jpeg_shape(frame: bytes) -> tuple[int, int, int]:
-    """Return the size in the start-of-frame segment of a JPEG.
+    """Return the size that the start-of-frame segment of a JPEG declares.
 
     Raises:
         ValueError: The JPEG has no such segment.
@@ -466,8 +468,8 @@ def _without_overlays(values: AnyArray, stored_bits: int, *, signed: bool) -> An
     """Remove overlays, which old DICOM files store in the bits above the gray value.
 
     Args:
-        values: Decoded gray values. A writable array is changed in place.
-        stored_bits: Number of low bits that hold the gray value.
+        values: Decoded gray values. If the array is writable, it is changed in place.
+        stored_bits: Number of low bits that contain the gray value.
         signed: True if gray values are signed.
     """
     width = values.dtype.itemsize * 8
@@ -508,7 +510,7 @@ def _decoded_file(data: FileDataset, values: AnyArray) -> Dicom:
 
 
 def _spacing(data: FileDataset) -> tuple[float, float] | None:
-    """Return row and column spacing in mm, or None if the header lacks them."""
+    """Return row spacing and column spacing in mm, or None if the header lacks them."""
     for tag in ("PixelSpacing", "ImagerPixelSpacing"):
         sizes = data.get(tag)
         if sizes is not None and len(sizes) == 2:
@@ -517,7 +519,10 @@ def _spacing(data: FileDataset) -> tuple[float, float] | None:
 
 
 def _rescale(data: FileDataset) -> tuple[float, float] | None:
-    """Return the slope and intercept that give Hounsfield units, or None if one is missing."""
+    """Return the slope and intercept of the conversion to Hounsfield units.
+
+    If the header lacks one of the two, return None.
+    """
     slope = data.get("RescaleSlope")
     intercept = data.get("RescaleIntercept")
     if slope is None or intercept is None:
@@ -538,7 +543,7 @@ def _traits(
 
 
 def _header_flags(data: FileDataset) -> tuple[str, ...]:
-    """Return flags for a burnt-in annotation and for a localizer image."""
+    """Return a flag if the image contains burnt-in text, and one if it is a localizer image."""
     flags = []
     if data.get("BurnedInAnnotation") == "YES":
         flags.append("burnt-in annotation")
@@ -551,7 +556,10 @@ def _header_flags(data: FileDataset) -> tuple[str, ...]:
 
 
 def _orientation(data: FileDataset) -> str:
-    """Return the direction of the rows (PS3.3 C.7.6.1.1.1), or "" if the header has none."""
+    """Return the side of the patient at the end of each image row (PS3.3 C.7.6.1.1.1).
+
+    If the header names no side, return an empty text.
+    """
     directions = data.get("PatientOrientation") or ""
     if isinstance(directions, str) or len(directions) != 2:
         return ""
@@ -561,10 +569,10 @@ def _orientation(data: FileDataset) -> str:
 def frame_samples(dicom: Dicom, frames: slice = slice(None)) -> Iterator[Sample]:
     """Yield frames as uint8 pixels in [0, 255].
 
-    As in the study, the stored values of each frame are scaled by their own maximum. For CT, they
-    are first converted to Hounsfield units plus 1024, so that all CT files have the same zero.
-    Display windows are never applied. Images of the type MONOCHROME1 are inverted, so that large
-    values are white.
+    As in the study, the stored values of each frame are scaled by the maximum of this frame.
+    Before this, the values of a CT are converted to Hounsfield units plus 1024, so that 0 means the
+    same in all CT files. Display windows are never applied. Images of the type MONOCHROME1 are
+    inverted, so that large values are white.
 
     Args:
         dicom: A decoded file.
@@ -602,11 +610,11 @@ def frame_samples(dicom: Dicom, frames: slice = slice(None)) -> Iterator[Sample]
 def single_reader(request: RawRequest) -> Reader:
     """Return a reader of pictures and of DICOM files with one frame.
 
-    If an item has no group, its group is the patient id of the DICOM header. If the header has
-    no patient id either, the sample is flagged. Patient ids are normalized by
-    :func:`tasks.sources.own.groups.plain_id`, because headers spell the same id differently.
+    If an item has no group, its group is the patient id in the DICOM header. If the header has
+    no patient id either, the sample gets a flag. :func:`tasks.sources.own.groups.plain_id`
+    normalizes patient ids, because headers may contain the same id in different spellings.
 
-    The reader raises :class:`SkipItem` if a file is not an image or has several frames.
+    If a file is not an image or has several frames, the reader raises :class:`SkipItem`.
     """
     base = request.base()
 

@@ -1,9 +1,9 @@
 """Generated images of two classes, whose intrinsic dimension and distances are known.
 
-There are two sources, ``manifold`` and ``generated``. In both sources, an image is made from a
-point. The coordinates of the point decide the image and the label. Each coordinate has two
-patterns, ``A_j`` and ``B_j``: orthonormal cosine patterns of low frequency, ``(side, side)``. A
-coordinate moves the image along a circle in the plane of its two patterns.
+There are two sources, ``manifold`` and ``generated``. Both make each image from a point. The
+coordinates of the point decide the image and the label. Coordinate j has two patterns, ``A_j``
+and ``B_j``: orthonormal cosine patterns of low frequency, ``(side, side)``. If the coordinate
+changes, the image moves along a circle in the plane of these two patterns.
 
 **Source manifold** makes the datasets ``manifold_d4`` and ``manifold_d12``. The number in the name
 is the intrinsic dimension d. A point ``z`` is drawn uniformly from the d-dimensional unit cube.
@@ -18,22 +18,24 @@ are not drawn. The label sharpness is therefore at most ``1 / (MARGIN * amplitud
 1. Two points with different labels differ by at least ``2 * MARGIN`` in f.
 2. The slope of f is at most ``2 pi``. The two points therefore differ by at least
    ``MARGIN / pi`` in z.
-3. A distance along the manifold is the distance of the points times ``pi * amplitude``. For these
-   two points, it is therefore at least ``MARGIN * amplitude``.
+3. The distance between two images along the manifold is the distance between their points times
+   ``pi * amplitude``. For points with different labels, the distance between the images is
+   therefore at least ``MARGIN * amplitude``.
 
-The distance of two images is the chord of an arc along the manifold. At this distance, the
-chord is shorter than the arc by less than 0.05 %.
+The L2 distance between two images is the chord of an arc along the manifold. For distances of
+this size, the chord is shorter than the arc by less than 0.05 %.
 
-**Source generated** makes base datasets of experiments. Each parameter changes one of these:
-the label, the distance between classes, or the number of images. A point has ``dimension`` plus
-``nuisance`` coordinates ``x_j``. Each lies in an interval of length :data:`LENGTH`. With angles
+**Source generated** makes base datasets of experiments. Its parameters set the intrinsic
+dimension, the labels, the distance between classes and the number of images. A point has
+``dimension`` plus ``nuisance`` coordinates ``x_j``. Without gaps, each coordinate lies in an
+interval of length :data:`LENGTH`. With angles
 ``a_j = x_j / RADIUS``, its image is::
 
     127.5 + RADIUS * side / REFERENCE_SIDE * sum over j of (sin(a_j) * A_j + (cos(a_j) - 1) * B_j)
 
-A length along a coordinate equals a distance between images. This holds for any number of
-coordinates. The interval of a coordinate that decides the label is cut into bands with gaps
-between them. This is such an interval with ``bands`` = 2::
+If a coordinate changes by x, an image of 16 x 16 pixels moves along an arc of length x. The number
+of coordinates does not change this. If a coordinate decides the label, its interval is divided
+into bands with gaps between them. The interval looks like this for ``bands`` = 2::
 
     [ half 0 ] fine_gap [ half 1 ]   gap * contrast   [ half 2 ] fine_gap [ half 3 ]
     `--------- band 0 ----------'                     `--------- band 1 ----------'
@@ -43,12 +45,12 @@ between them. This is such an interval with ``bands`` = 2::
 - ``bands`` is the number of bands of a coordinate. Each band consists of two halves.
 - ``gap`` times ``contrast`` is the distance between bands. ``fine_gap`` is the distance between
   the halves of a band. No image lies in a gap.
-- ``frequency`` 1: the label is the parity of the sum of the point's band numbers over the
-  coordinates that decide the label. ``frequency`` 2: the label is the parity of the sum of the
-  half numbers instead. The images are the same for both values.
+- ``frequency`` 1: the label is 0 if the sum of the point's band numbers is even, else 1. The sum
+  runs over the coordinates that decide the label. ``frequency`` 2: the sum contains the numbers of
+  the halves instead. The images are the same for both values.
 - ``num_images`` is the number of images. ``draw`` is the seed of the points.
 
-The functions at the end of this module are shared with other sources of images in memory.
+Other sources of images in memory also use the functions at the end of this module.
 """
 
 from __future__ import annotations
@@ -79,17 +81,17 @@ DIMENSIONS = {"manifold_d4": 4, "manifold_d12": 12}
 NUM_IMAGES = 3000
 """Number of images of a manifold dataset."""
 MARGIN = 0.1
-"""Smallest ``|f|`` of an image of a manifold dataset."""
+"""Smallest ``|f|`` of a point of a manifold dataset. The docstring of this module defines f."""
 MAX_DEVIATION = 100.0
 """Largest difference from gray in an image of a manifold dataset, in pixel values."""
 LENGTH = 240.0
-"""Range of a coordinate of ``generated`` without its gaps. The unit is the L2 distance between
-images of 16 x 16 pixels in [0, 255]."""
+"""Length of the interval of a coordinate of ``generated``, without gaps. The unit is the L2
+distance between images of 16 x 16 pixels in [0, 255]."""
 RADIUS = LENGTH
-"""Radius of the circle on which a coordinate of ``generated`` moves an image, in the same
-unit. The range of a coordinate without gaps is then an angle of one radian."""
+"""Radius of the circle on which a coordinate of ``generated`` moves an image. The unit is the unit
+of :data:`LENGTH`. With this radius, an interval without gaps is an angle of one radian."""
 REFERENCE_SIDE = 16
-"""Side in pixels of the images whose distances are the unit of :data:`LENGTH`."""
+"""Side in pixels of the images for which :data:`LENGTH` is an L2 distance."""
 GRAY = 127.5
 """Gray value to which patterns are added."""
 INTENSITY = "generated in [0, 255], not rounded"
@@ -117,7 +119,9 @@ def _points_of_manifold(request: RawRequest) -> tuple[Points, Labels]:
 
 @lru_cache(maxsize=4)
 def manifold_points(dimension: int, num_images: int) -> tuple[Points, Labels]:
-    """Draw the points of a manifold dataset and their labels. All points have ``|f| >= MARGIN``.
+    """Draw the points of a manifold dataset, and return the points and their labels.
+
+    All points have ``|f| >= MARGIN``.
 
     Args:
         dimension: Number of coordinates.
@@ -253,7 +257,10 @@ def _geometry(request: RawRequest) -> Geometry:
 
 @lru_cache(maxsize=4)
 def generated_points(geometry: Geometry) -> tuple[Points, Labels]:
-    """Draw the points of ``generated`` and their labels. Coordinates are centered on 0."""
+    """Draw the points of ``generated``, and return the points and their labels.
+
+    The interval of each coordinate is centered on 0.
+    """
     num_images = geometry.num_images
     # Nuisance coordinates have their own random generator. So their number does not change the
     # other coordinates.
@@ -314,9 +321,10 @@ def parameter_value(request: RawRequest, name: str) -> float:
 def flip_labels(labels: Labels, request: RawRequest) -> Labels:
     """Exchange 0 and 1 in some labels.
 
-    The number of exchanged labels is the share ``flip_share`` of all labels, plus ``flipped``.
-    The first labels in a random order are exchanged. The seed of this order is
-    ``len(labels)``. A larger share therefore flips all labels that a smaller share flips.
+    The parameters of the dataset set the number of exchanged labels: the share ``flip_share`` of
+    all labels, plus the number ``flipped``. The function exchanges the first labels in a random
+    order. The order depends only on the number of labels. A larger share therefore flips all
+    labels that a smaller share flips.
     """
     num_flipped = round(parameter_value(request, "flip_share") * len(labels))
     num_flipped += int(parameter_value(request, "flipped"))
@@ -348,9 +356,9 @@ def list_rows(
 
     Args:
         labels: ``(num_images,)`` class indices.
-        request: The dataset and its preparation.
+        request: The request with the dataset, whose class names the listing gets.
         groups: Group of each row; None if each row is a separate group.
-        fields: Further fields of :class:`Listing`.
+        fields: Values of further fields of :class:`Listing`.
     """
     items = []
     for row, label in enumerate(labels.tolist()):

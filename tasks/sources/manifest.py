@@ -1,17 +1,19 @@
 """List a user's images by a table of their paths: pictures, DICOM files or NIfTI volumes.
 
-The table has the columns ``path`` and ``label``, and may have ``group`` and ``split``. Either
-all paths are relative to the table's folder, or all are absolute. Two other layouts are read
-too:
+The table has the columns ``path`` and ``label``. It may also have the columns ``group`` and
+``split``. Either all paths are relative to the table's folder, or all paths are absolute. isweep
+also reads two other layouts:
 
-- ``metadata.csv``, ``.jsonl`` or ``.parquet`` with a column ``file_name``, in the raw folder
-  or in each of its folders ``train`` and ``test`` (``imagefolder`` of Hugging Face's
-  ``datasets``).
-- A column of 0 and 1 for each class instead of ``label`` (the ISIC challenges).
+- The layout ``imagefolder`` of Hugging Face's ``datasets``: a file ``metadata.csv``,
+  ``metadata.jsonl`` or ``metadata.parquet`` with a column ``file_name``. The file is in the raw
+  folder, or each of the folders ``train`` and ``test`` contains such a file.
+- The layout of the ISIC challenges: instead of the column ``label``, the table has one column of
+  0 and 1 for each class.
 
-A column ``slice`` chooses one axial slice of a volume, counted from 0 at the feet. A volume
-may then have several rows. If there is no column ``group``, each volume is a group, and all
-DICOM files with the same patient id in their headers are a group.
+A column ``slice`` contains the number of an axial slice of a volume, counted from 0 at the feet.
+The image of the row is this slice, so a volume may have several rows. If there is no column
+``group``, each volume is a group. All DICOM files with the same patient id in their headers are
+then also a group.
 
 The kind ``table`` also reads Parquet files that contain the images themselves, see
 :mod:`tasks.sources.parquet_images`.
@@ -67,11 +69,12 @@ from tasks.sources.tables import (
 
 COLUMNS_READ = ("path", "label", "group", "split")
 SIMILAR_TO_PATH = ("path", "filename", "file_path", "image_path", "img_path")
-"""Names to which the names of a table without paths are compared. The word ``image`` is not one of
-them, because ``stage`` is similar to it."""
+"""Usual names of a column of paths. If a table has no such column, the error suggests the column
+with the most similar name. The name ``image`` is missing here, because the usual column name
+``stage`` is similar to it."""
 SLICE = re.compile(r"[0-9]{0,9}")
 VOLUMES_AT_ONCE = 4
-"""Number of volumes that one reading task reads. A CT has about 100 MiB."""
+"""Number of volumes that one reading task reads. The volume of a CT has about 100 MiB."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ class TableFile:
 
     Attributes:
         path: The file.
-        folder: Name of the file's folder if this folder is a split; else empty.
+        folder: Name of the folder that contains the file, if this folder is named like a split
+            (``train``). Otherwise an empty text.
     """
 
     path: Path
@@ -93,8 +97,8 @@ class RowNames:
 
     Attributes:
         folder: Folder of the table's split, see :class:`TableFile`.
-        numbers: Number of each row below the header.
-        numbering: How the rows are numbered, in words, such as ``the header is row 1``.
+        numbers: Number of each row below the header, as messages print it.
+        numbering: Text that explains the row numbers, such as ``the header is row 1``.
     """
 
     folder: str
@@ -106,7 +110,7 @@ class RowNames:
         return f"{self.folder} row {self.numbers[row]}".lstrip()
 
     def full_name(self, row: int) -> str:
-        """Return the name of a row with the numbering, such as ``row 2 (the header is row 1)``."""
+        """Return the name of a row and the numbering, such as ``row 2 (the header is row 1)``."""
         return f"{self.name(row)} ({self.numbering})"
 
 
@@ -115,11 +119,12 @@ class PathTable:
     """The content of a table of paths.
 
     Attributes:
-        row_names: The names of its rows in messages.
-        num_other_sheets: Number of filled sheets of the workbook that are not read.
-        columns: The columns that are read.
-        cells: The columns that are read, by role. Paths are relative to the raw folder.
-        unused_cells: The columns that are not read, by name.
+        row_names: The names of the table's rows in messages.
+        num_other_sheets: Number of sheets of the workbook that have a filled cell and are not read.
+        columns: Names and roles of the columns that are read.
+        cells: Role of a column that is read -> the cells of this column. Paths are relative to the
+            raw folder.
+        unused_cells: Name of a column that is not read -> the cells of this column.
     """
 
     row_names: RowNames
@@ -173,7 +178,7 @@ def list_table(request: RawRequest) -> Listing:
 def _rows_of_tables(
     tables: Sequence[PathTable], joined: JoinedTables, columns: Columns, has_volumes: bool
 ) -> Rows:
-    """Return the rows of all tables. The field ``details`` keeps its default."""
+    """Return the rows of all tables. The field ``details`` of the result has its default value."""
 
     def names_in_table(row: int) -> RowNames:
         return tables[joined.table_of(row)].row_names
@@ -202,14 +207,14 @@ def _has_volumes(paths: Sequence[str], request: RawRequest) -> bool:
     if 0 < num_volumes < len(paths):
         raise request.error(
             f"{num_volumes} of the table's {len(paths)} rows are NIfTI volumes, and the "
-            "others are pictures",
+            "other rows are pictures",
             hint="Make two tables, one with the volumes and one with the pictures",
         )
     return num_volumes > 0
 
 
 def _check_no_repeats(rows: Rows, slices: Sequence[int | None], request: RawRequest) -> None:
-    """Check that no image has two rows. A repeated image would be used twice.
+    """Check that no image has two rows, because isweep would use this image twice.
 
     Raises:
         DataError: An image has two rows.
@@ -252,11 +257,12 @@ table_source = Source(list_table, table_reader)
 
 
 def table_paths(request: RawRequest, folder: str = "") -> dict[int, str]:
-    """Return the paths in a table by the row numbers in messages.
+    """Return the paths in a table as a dict, so that the row number in a message gives the path.
 
     Args:
-        request: The path of the table, or of the folder that contains it.
-        folder: Folder of the split with the table; empty if there is only one table.
+        request: The request, with the path of the table or of the folder that contains the table.
+        folder: Name of the table's folder if each split has a separate folder with a table; empty
+            if there is only one table.
 
     Returns:
         Number of a row -> its path below the raw folder. Empty if the table cannot be read.
@@ -277,14 +283,14 @@ def table_paths(request: RawRequest, folder: str = "") -> dict[int, str]:
 
 
 def _table_files(request: RawRequest) -> list[TableFile]:
-    """Find the tables of paths.
+    """Return the files with tables of paths.
 
-    Returns:
-        The raw file, the table in the raw folder, or the table in the folder of each split.
-        Empty if there is none, because Parquet files may then contain the images themselves.
+    The result is the raw file, the table in the raw folder, or the table in the folder of each
+    split. If there is no such table, the result is empty, because Parquet files may contain the
+    images themselves.
 
     Raises:
-        DataError: There are several tables, and it is unclear which to read.
+        DataError: There are several tables, and it is unclear which of them to read.
     """
     root = request.root()
     if root.is_file():
@@ -345,7 +351,7 @@ def _read_table(file: TableFile, request: RawRequest) -> PathTable:
 def _no_label_error(content: TableRows, request: RawRequest) -> DataError:
     """Return the error for a table without a column of labels.
 
-    The message lists the columns of 0 and 1, which may be one-hot labels.
+    If several columns contain only 0 and 1, they may be one-hot labels. The message lists them.
     """
     binary = []
     for header, *cells in zip(*content.rows, strict=False):
@@ -391,10 +397,10 @@ def _paths_from_base(cells: Sequence[str], row_names: RowNames, request: RawRequ
     Args:
         cells: Paths in the table: all absolute, or all relative to the table's folder.
         row_names: The names of the rows, and the table's folder.
-        request: Contains the raw folder, and makes the errors.
+        request: The request, which contains the raw folder.
 
     Raises:
-        DataError: A cell is not one path, or its path leads out of the raw folder.
+        DataError: A cell contains a list or bytes, or a path leads out of the raw folder.
     """
     if NOT_ONE_VALUE in cells:
         row_name = row_names.full_name(cells.index(NOT_ONE_VALUE))
@@ -427,7 +433,7 @@ def _outside_error(path: str, row_name: str, request: RawRequest) -> DataError:
     """Return the error for a path that leads out of the raw folder."""
     if "\\" in path and plain_name(path.replace("\\", "/").lstrip("/")):
         return request.error(
-            f"the path in {row_name} is written with backslashes and is not relative",
+            f"the path in {row_name} contains backslashes and is an absolute path",
             hint=r"Write / instead of \, and use paths relative to the folder of the table",
         )
     return request.error(
@@ -437,7 +443,9 @@ def _outside_error(path: str, row_name: str, request: RawRequest) -> DataError:
 
 
 def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
-    """Return the slice of every row. None means all slices that the reader of volumes chooses.
+    """Return the slice number of every row.
+
+    If a row has None, the reader of volumes chooses the slices.
 
     Raises:
         DataError: A slice is not a number, the rows of a volume have different groups, or only
@@ -456,7 +464,7 @@ def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
 
 
 def _check_volumes(rows: Rows, slice_cells: Sequence[str], request: RawRequest) -> None:
-    """Check that all rows of a volume have one group, and that all or none have a slice.
+    """Check that all rows of a volume have one group, and that all or none of them have a slice.
 
     Raises:
         DataError: The rows of a volume have different groups, or only some have a slice.
@@ -477,8 +485,8 @@ def _check_volumes(rows: Rows, slice_cells: Sequence[str], request: RawRequest) 
     if num_mixed:
         volumes = plural(num_mixed, "volume")
         raise request.error(
-            f"for {volumes}, some rows have a slice and others have none, so isweep might use "
-            "slices twice",
+            f"for {volumes}, some rows have a slice and others have none. isweep might therefore "
+            "use a slice twice",
             hint="Write a slice in every row of a volume, or in no row",
         )
 
@@ -494,9 +502,9 @@ def _check_files(rows: Rows, has_volumes: bool, request: RawRequest) -> dict[str
     """
     paths = rows.cells["path"]
     listed = set(paths)
-    # Files without a row may be anything, such as the links of a virtual environment. So the
-    # search is not strict, and leaves out hidden files. If the table lists such a path, it is
-    # checked below.
+    # The raw folder may contain other files that the table does not list, such as the links of
+    # a virtual environment. The search is therefore not strict, and leaves out hidden files. If
+    # the table lists such a path, the code below checks this path.
     content = search_folder(request.base(), request, strict=False)
     files = set(content.files)
     base = request.base().resolve()
@@ -518,7 +526,7 @@ def _missing_files_hint(missing: set[str], files: set[str]) -> str:
     """Return a hint for paths in the table that are not files.
 
     Args:
-        missing: These paths.
+        missing: Paths in the table that are not files.
         files: Names of all files in the raw folder.
     """
     hint = "Write paths relative to the folder of the table"
@@ -540,10 +548,10 @@ def _check_links(listed: set[str], special: set[str], base: Path, request: RawRe
         listed: The paths in the table.
         special: The names of links and special files in the raw folder.
         base: The raw folder as an absolute path without links.
-        request: Makes errors whose message begins with the name of the dataset.
+        request: The request. Its method ``error`` begins each message with the dataset's name.
 
     Raises:
-        DataError: A path is such a link or special file, or lies behind a link to a folder.
+        DataError: A path is such a link or special file, or one of its folders is a link.
     """
     if not special:
         return
@@ -566,11 +574,11 @@ def _is_plain_file(path: Path) -> bool:
 def _mislabeled_folders(cells: Cells) -> dict[str, int]:
     """Count rows whose image lies in a folder with the name of another class.
 
-    Folders may have the names of classes by chance. Rows are therefore counted only if most
-    images lie in a folder with the name of their class.
+    A folder may have the name of a class by chance. If at most half of all images lie in a folder
+    with the name of their class, no row is counted.
 
     Returns:
-        Flag -> number of rows; empty if no rows are counted.
+        A dict with one flag and the number of rows. The dict is empty if no row is counted.
     """
     labels = cells["label"]
     classes = set(labels)

@@ -4,14 +4,15 @@ A *locator* is the path of a file relative to the raw folder. The locator of an 
 is ``archive!/member``. For an archive in an archive (ILSVRC has a tar of tars), ``!/`` is
 repeated.
 
-Nothing is unpacked to disk. Every process keeps archives open after their first use. A
-compressed tar is only read forward, which is fast if members are read in stored order.
+isweep never unpacks an archive to disk. Every process keeps an archive open after its first
+use. A compressed tar can only be read from its start to its end. Reading its members is
+therefore fast only in stored order.
 
 Archives may be damaged or hostile. Declared sizes and names are checked before an archive is
 read. These archives are refused:
 
 - archives with links, repeated names, encryption, or names that lead out of the archive;
-- archives with members that declare more bytes than their packed size can contain.
+- archives with members that declare more bytes than their compressed data can contain.
 
 Archives are zips (APPNOTE.TXT 6.3) and tars (POSIX.1-2001 and GNU), as :mod:`zipfile` and
 :mod:`tarfile` read them. Compressed data are gzip (RFC 1952), bzip2 or XZ 1.1, as :mod:`gzip`,
@@ -41,34 +42,36 @@ from tasks.atomic import without_waiting
 from tasks.sources.base import RawRequest, SkipItem
 
 MARK = "!/"
-"""Text between an archive and its member in a locator."""
+"""Text that separates an archive from its member in a locator."""
 GZIP = (".tar.gz", ".tgz")
 BZIP2 = (".tar.bz2", ".tbz2", ".tbz")
 XZ = (".tar.xz", ".txz")
 PACKED_TARS = GZIP + BZIP2 + XZ
-"""Extensions of tars that can only be read forward."""
+"""File name extensions of compressed tars. These can only be read from their start to their
+end."""
 TARS = (".tar", *PACKED_TARS)
 ARCHIVES = (".zip", *TARS)
 FILE_MANAGER_NAMES = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
-"""Names of files and folders that file managers leave behind."""
+"""Names of files and folders that the file managers of macOS and Windows create."""
 GONE = "file is gone or unreadable"
-"""Reason in a :class:`SkipItem` or :class:`RefusedArchive` error."""
+"""Reason of a :class:`SkipItem` or :class:`RefusedArchive` error for a file that does not exist
+or cannot be read."""
 MAX_FILE_BYTES = 384 << 20
-"""Largest size in bytes of a file or archive member, which is read as a whole. An ultrasound
-of 300 frames has about 100 MiB, and a computed radiograph 30 MiB. With the memory for
-decoding, a reading task needs less than 1 GiB."""
+"""Largest size in bytes of a file or archive member that isweep reads. isweep reads the whole
+file into memory. An ultrasound video of 300 frames has about 100 MiB. A computed radiograph has
+30 MiB. A task that reads and decodes such files needs less than 1 GiB of memory."""
 MAX_DEPTH = 3
-"""Largest number of archives that are nested, such as a tar in a tar in a zip."""
+"""Largest depth of nested archives. A tar in a tar in a zip has the depth 3."""
 MAX_RATIO = 1040
-"""Largest ratio of unpacked to packed size. Deflate reaches at most 1032, so an archive that
-declares more is damaged or hostile."""
+"""Largest ratio of unpacked size to compressed size. The method deflate reaches at most 1032. An
+archive that declares a larger ratio is therefore damaged or hostile."""
 MAX_MEMBERS = 5_000_000
 """Largest number of members of an archive."""
 MAX_XZ_MEMORY = 256 << 20
-"""Largest memory in bytes for unpacking xz. The strongest preset (-9) needs 65 MiB, but a damaged
-header may ask for 4 GiB."""
+"""Largest memory in bytes for unpacking an XZ file. The strongest preset of ``xz`` (-9) needs
+65 MiB. A damaged header may request 4 GiB."""
 PLAIN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""Supported packing methods of a zip. :mod:`zipfile` reads other methods without a limit on
+"""Supported compression methods of a zip. For other methods, :mod:`zipfile` has no limit on
 memory. With bzip2, a chunk may be unpacked to 45,000 times its size. With LZMA, the header of a
 member decides how much memory is reserved."""
 DAMAGE = (
@@ -95,7 +98,7 @@ class RefusedArchive(SkipItem):
 
 
 class DamagedArchive(RefusedArchive):
-    """An archive whose content does not follow its format."""
+    """An archive whose bytes are not valid for the format that its file extension names."""
 
     def __init__(self, reason: str = "damaged archive") -> None:  # unpickling passes the reason
         super().__init__(reason)
@@ -107,7 +110,11 @@ def is_archive_name(name: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a part of a path begins with a dot, or is left behind by a file manager."""
+    """Return whether a file or folder is hidden, or was created by a file manager.
+
+    Args:
+        name: Name of the file or folder, without the folders above it.
+    """
     return name.startswith(".") or name in FILE_MANAGER_NAMES
 
 
@@ -134,7 +141,10 @@ def read_locator(base: Path, locator: str) -> bytes:
 
 
 def split_locator(locator: str) -> list[str]:
-    """Split a locator at each ``!/``. The first part is the file on the disk."""
+    """Split a locator at each ``!/`` that follows an archive or a Parquet file.
+
+    The first part is the path of the file on the disk.
+    """
     file, *names = locator.split(MARK)
     parts = [file]
     for part in names:
@@ -220,14 +230,15 @@ def search_folder(root: Path, request: RawRequest, *, strict: bool = True) -> Fo
 
     Args:
         root: The folder.
-        request: Makes errors whose message begins with the name of the dataset.
-        strict: True to raise an error for links out of the folder, special files, and folders that
-            cannot be listed. If False, the names of such links and files are returned, and such
-            folders are treated as empty.
+        request: The request. Its method ``error`` begins each message with the dataset's name.
+        strict: True to raise an error for links that lead out of the folder, for special files,
+            and for folders that cannot be listed. False to return the names of such links and
+            files, and to treat such folders as empty.
 
     Raises:
-        DataError: The folder contains a link to a folder, a link out of the folder, a FIFO, a
-            socket or a device file. Or a folder cannot be listed.
+        DataError: ``strict`` is True, and the folder contains one of these: a link to a folder,
+            a link that leads out of the folder, a FIFO, a socket, a device file, or a folder
+            that cannot be listed.
     """
     base = root.resolve()
     content = FolderContent()
@@ -251,7 +262,10 @@ def search_folder(root: Path, request: RawRequest, *, strict: bool = True) -> Fo
 
 
 def raw_content(request: RawRequest) -> FolderContent:
-    """Return the content of the raw folder, or the name of the raw file."""
+    """Return the names of everything in the raw folder.
+
+    If the raw data are one file, the result contains only the name of this file.
+    """
     root = request.root()
     if root.is_file():
         return FolderContent(files=[root.name])
@@ -261,10 +275,12 @@ def raw_content(request: RawRequest) -> FolderContent:
 def _list_folder(
     folder: Path, prefix: str, request: RawRequest, strict: bool
 ) -> list[tuple[str, os.DirEntry[str]]]:
-    """Return pairs (name below the root, entry) of a folder, in reverse order for ``pop``.
+    """Return the entries of a folder as pairs: path below the root, entry.
+
+    The pairs are in reverse order, because the caller takes them from the end with ``pop``.
 
     Raises:
-        DataError: ``strict`` is True, and the folder cannot be listed.
+        DataError: ``strict`` is True, and the names in the folder cannot be read.
     """
     try:
         with os.scandir(folder) as scan:
@@ -275,7 +291,7 @@ def _list_folder(
         folder_text = request.hashed(prefix.rstrip("/")) if prefix else "the raw folder itself"
         raise request.error(
             f"{folder_text} cannot be read: {error.strerror}",
-            hint="Change the permissions, or move the file or folder elsewhere",
+            hint="Change the permissions of this folder, or move it elsewhere",
         ) from None
     return [(prefix + entry.name, entry) for entry in entries]
 
@@ -286,12 +302,12 @@ def check_inside(base: Path, path: Path, path_text: str, request: RawRequest) ->
     Args:
         base: The folder, as an absolute path without links.
         path: A path in the folder that is neither a plain file nor a folder.
-        path_text: Keyed hash of the path.
-        request: Makes errors whose message begins with the name of the dataset.
+        path_text: Keyed hash of the path, for messages.
+        request: The request. Its method ``error`` begins each message with the dataset's name.
 
     Raises:
-        DataError: The path is a FIFO, a socket or a device file. Or it is a link to a folder, to a
-            missing file, or to a file outside ``base``.
+        DataError: The path is a FIFO, a socket or a device file, or a link that does not lead to
+            a file in ``base``.
     """
     if not path.is_symlink():
         raise request.error(
@@ -312,7 +328,10 @@ def check_inside(base: Path, path: Path, path_text: str, request: RawRequest) ->
 
 
 def plain_name(name: str) -> str | None:
-    """Return a relative path with ``/`` as separator, or None if it leads out of the folder."""
+    """Return a relative path with ``/`` as separator.
+
+    If the path leads out of the folder, return None.
+    """
     parts = name.replace("\\", "/").split("/")
     has_drive = ":" in parts[0][:2] or parts[0].endswith(":")  # also true for a URL
     if name.startswith(("/", "\\")) or ".." in parts or "\0" in name or has_drive:
@@ -321,7 +340,7 @@ def plain_name(name: str) -> str | None:
 
 
 def _member_name(stored_name: str) -> str:
-    """Return a member's name after :func:`plain_name` has normalized it.
+    """Return a member's name as :func:`plain_name` writes it.
 
     Raises:
         RefusedArchive: The name leads out of the archive.
@@ -385,7 +404,8 @@ class ZipArchive:
     """A zip whose members can be read in any order.
 
     Attributes:
-        hidden: Names of hidden members, as the keys of a dict.
+        hidden: A dict whose keys are the names of hidden files and folders, in stored order. Names
+            of folders end with a slash. All values are None.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -430,10 +450,11 @@ class ZipArchive:
 
 
 class TarArchive:
-    """A plain or compressed tar, which is read forward until a member is found.
+    """A plain or compressed tar. It is read from its start until the needed member is found.
 
     Attributes:
-        hidden: Names of the hidden members read so far, as the keys of a dict.
+        hidden: A dict whose keys are the names of the hidden files and folders that were read so
+            far. Names of folders end with a slash. All values are None.
     """
 
     def __init__(self, file: IO[bytes], name: str) -> None:
@@ -482,7 +503,8 @@ class TarArchive:
     def _check_end(self) -> None:
         """Check that the archive ends with zeros.
 
-        Without zeros the archive is damaged or truncated, which tarfile does not report.
+        If the zeros are missing, the archive is damaged or truncated. :mod:`tarfile` does not
+        report this.
 
         Raises:
             RefusedArchive: The archive does not end with zeros.
@@ -505,8 +527,8 @@ class TarArchive:
                 while not self._is_complete:
                     self._read_header()
         except (RefusedArchive, *DAMAGE) as error:
-            # A second call would continue after the rejected member. So the next call must open
-            # the archive again.
+            # A second call on this object would continue after the rejected member, and would
+            # not raise the error. The next call must therefore open the archive again.
             _open_cached.cache_clear()
             if isinstance(error, RefusedArchive):
                 raise
@@ -514,7 +536,7 @@ class TarArchive:
         return list(self._members)
 
     def _find(self, member: str) -> tarfile.TarInfo:
-        """Read forward to a member, and return its header.
+        """Read the tar up to a member, and return the header of this member.
 
         Raises:
             SkipItem: The tar has no member of this name.
@@ -558,7 +580,7 @@ class TarArchive:
 def _unpacking_stream(file: IO[bytes], name: str) -> Any:
     """Return a seekable stream of the unpacked tar.
 
-    The file's extension decides the method.
+    The extension in ``name`` decides how the file is unpacked.
     """
     lower_name = name.lower()
     if lower_name.endswith(GZIP):
@@ -579,7 +601,10 @@ Archive = ZipArchive | TarArchive
 
 
 def open_archive(path: Path, inner: tuple[str, ...] = ()) -> Archive:
-    """Open an archive, or an archive inside it. The archive stays open until its file changes.
+    """Open an archive, or an archive inside it.
+
+    Each process keeps the last 16 archives open. If the file of an archive has changed, the
+    archive is opened again.
 
     Args:
         path: The outermost archive.
@@ -623,8 +648,9 @@ class _ArchivePath:
 
     Attributes:
         file: Name of the outermost archive.
-        inner: Members that are archives, as in :func:`open_archive`.
-        name: Name of the archive in the tree, as if outer archives were unpacked.
+        inner: Path of nested archives, as in :func:`open_archive`.
+        name: Path that the archive would have below the raw folder if all outer archives were
+            unpacked in place.
     """
 
     file: str
@@ -641,16 +667,16 @@ class RawTree:
     """The names of all files below a raw folder or archive, as if archives were unpacked in place.
 
     The folder is searched once. If a file on the disk and a member of an archive have the same
-    name, the file on the disk is used. Archives in a folder are opened only on request, because a
-    download is often complete without them.
+    name, the file on the disk is used. Archives in a raw folder are opened only if ``is_wanted``
+    accepts them. A download often contains archives that isweep does not need.
 
-    If two archives contain the same name, the file of the second archive is listed under its
-    locator, which contains :data:`MARK`. For this rule, an archive in the folder comes before all
-    archives that are inside other archives.
+    If two archives contain the same name, the name belongs to the file of the first archive. The
+    file of the second archive is listed under its locator, which contains :data:`MARK`. The
+    archives on the disk come first. The archives inside other archives follow.
 
     Attributes:
         folders: Names of all folders on the disk, including empty folders.
-        hidden: Names that are left out because they are hidden.
+        hidden: Names of hidden files and folders, which are not in the tree.
         archives: Names of all archives on the disk.
     """
 
@@ -663,9 +689,9 @@ class RawTree:
 
         Args:
             request: The request, with the raw folder or archive.
-            is_wanted: Returns whether to open the archive with this name. By default, every
-                archive is opened if the raw data are an archive, and none if they are a
-                folder.
+            is_wanted: Function that returns whether to open the archive with the given name. If
+                None, all archives are opened if the raw data are one archive. If the raw data
+                are a folder, no archive is opened.
 
         Raises:
             DataError: A file or archive must not be read, see :func:`search_folder` and
@@ -706,7 +732,7 @@ class RawTree:
     def _add_members(
         self, archive: _ArchivePath, opens: Callable[[str], bool]
     ) -> list[_ArchivePath]:
-        """Add the members of an archive. Return the members that are archives and must be opened.
+        """Add the members of an archive, and return the inner archives that must also be opened.
 
         Raises:
             DataError: The archive cannot be read.

@@ -40,9 +40,9 @@ COLUMNS = {
     ),
     "split": ("splits", "set", "subset", "partition", "fold_name"),
 }
-"""Role of a column, JSON key or array -> its other names. They are tried if no column has the
-name of the role. The name ``image`` has two roles. In tables of paths, it means ``path``. In
-Parquet files with images, it means the image itself."""
+"""Role of a column, JSON key or array -> other names for this role. If no column has the name
+of the role, isweep tries these names. The name ``image`` has two meanings. In a table of paths,
+it is another name for ``path``. In a Parquet file with images, it is the role of the images."""
 GROUP_WORDS = ("patient", "subject", "participant", "person", "case", "lesion", "group")
 """Words at the start of a column's name that suggest that the column contains groups."""
 ATTRIBUTE_WORDS = ("age", "sex", "gender", "weight", "height", "size", "width", "position")
@@ -60,19 +60,19 @@ MAX_CELL_LENGTH = 1 << 20
 ROWS_AT_ONCE = 256
 """Number of Parquet rows that are converted to text at once."""
 MAX_PEEKED_ROWS = 1_000
-"""Number of rows at the start of an unread sheet that are searched for a filled cell."""
+"""Number of rows in which isweep searches for a filled cell, for each sheet except the first."""
 NOT_ONE_VALUE = "several values"
 """Text that replaces a list, an object or bytes in a cell. Such a cell cannot be a path, label or
 group."""
 DELIMITERS = (",", ";", "\t", "|")
 HEADER_NAME = re.compile(r"[^\W\d](?:[^\W\d]|[ -])*")
-"""Pattern of column names that messages may show: words without digits. They cannot be an id, a
-date or a path."""
+"""Pattern of column names that messages may show: words without digits. Such a name cannot be an
+id, a date or a path."""
 SHEET_NAME = re.compile(
     r"(sheet|table|tabelle|data|info|notes?|readme|images?|labels?|train|test)\s?\d{0,2}",
     re.IGNORECASE,
 )
-"""Pattern of sheet names that messages may show: usual words, which cannot be a patient's name."""
+"""Pattern of sheet names that messages may show. These usual words cannot be a patient's name."""
 MANIFESTS = ("manifest.csv", "manifest.tsv", "metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Usual file names of a table in a folder of images."""
 MAX_NAMED = 10
@@ -84,7 +84,7 @@ MAX_NAME_LENGTH = 30
 def column_key(name: str) -> str:
     """Return a column's name in lower case, without spaces, ``_`` and ``-``.
 
-    Two names are the same column if their keys are equal.
+    Two names mean the same column if this function returns the same text for both.
     """
     return re.sub(r"[\s_-]+", "", name).casefold()
 
@@ -92,7 +92,8 @@ def column_key(name: str) -> str:
 KNOWN_KEYS = frozenset(
     column_key(name) for column, aliases in COLUMNS.items() for name in (column, *aliases)
 )
-"""The keys of all names in :data:`COLUMNS`. A line with one of them may be a header."""
+"""The :func:`column_key` of every name in :data:`COLUMNS`. A line with one of these names may be
+a header."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,11 @@ class Sheet:
 
     @property
     def text(self) -> str:
-        """The text for messages: the number, and the name if it cannot identify a patient."""
+        """The sheet as messages describe it.
+
+        The text contains the sheet's number. It contains the sheet's name only if this name
+        cannot identify a patient.
+        """
         if SHEET_NAME.fullmatch(self.name):
             return f"sheet {self.number} ({self.name})"
         return f"sheet {self.number}"
@@ -130,8 +135,9 @@ class TableRows:
         numbers: For each of these rows, the row number that messages print. If the file has no
             header row (JSON lines, Parquet), ``numbers[0]`` is one less than the number of the
             first row.
-        sheet: The sheet of a workbook with these rows. None for other files.
-        other_sheets: The sheets of the workbook that have a filled cell and are not read.
+        sheet: The sheet that contains these rows; None if the file is not a workbook.
+        other_sheets: The further sheets of the workbook that have a filled cell. isweep does not
+            read their rows.
     """
 
     rows: list[list[str]]
@@ -140,12 +146,14 @@ class TableRows:
     other_sheets: Sequence[Sheet] = ()
 
     def error_without(self, names: Collection[str], problem: str, *, hint: str) -> TableError:
-        """Return the error for missing columns. It names an unread sheet that has such a column.
+        """Return the error for missing columns.
+
+        If another sheet of the workbook has one of these columns, the message names this sheet.
 
         Args:
             names: Names of the missing columns.
             problem: The problem in words, see :class:`TableError`.
-            hint: The hint if no unread sheet has one of the columns.
+            hint: The hint if no other sheet has one of the columns.
         """
         keys = set(map(column_key, names))
         for sheet in self.other_sheets:
@@ -171,15 +179,15 @@ def describe_numbering(numbers: Sequence[int]) -> str:
 
 
 class RepeatedKeyError(ValueError):
-    """Error for a JSON object that has a key twice: one of the two values would be lost."""
+    """Error for a JSON object that has a key twice. A dict could keep only one of the values."""
 
 
 class TableError(Exception):
     """Error for a table that cannot be read.
 
     Args:
-        problem: Description of the problem, without the text of a cell. The message is the name
-            of the table, followed by this description.
+        problem: What is wrong with the table, such as ``is empty``. The message consists of the
+            name of the table and this text. The text contains no cell of the table.
         hint: The action that fixes the problem.
     """
 
@@ -238,7 +246,10 @@ def read_xlsx(body: bytes) -> TableRows:
 
 
 def _first_filled_row(sheet: Any) -> list[str]:
-    """Return the first row of a sheet that is not blank. If all rows are blank, return no cells."""
+    """Return the first row of a sheet that is not blank.
+
+    If the first :data:`MAX_PEEKED_ROWS` rows are blank, return an empty list.
+    """
     sheet.reset_dimensions()
     for row in islice(sheet.iter_rows(values_only=True), MAX_PEEKED_ROWS):
         cells = list(map(cell_text, row))
@@ -259,7 +270,9 @@ def read_sas(body: bytes) -> TableRows:
 
 
 def read_jsonl(body: bytes) -> TableRows:
-    """Return the rows of a file with one JSON object per line. The header has all keys.
+    """Return the rows of a file with one JSON object per line.
+
+    The header consists of the keys of all objects.
 
     Raises:
         TableError: A line is not a JSON object, or an object has a key twice.
@@ -365,8 +378,8 @@ def read_parquet(body: bytes) -> TableRows:
 def read_text(body: bytes) -> TableRows:
     """Return the rows of a text with one of the :data:`DELIMITERS`. Blank lines are left out.
 
-    A line above the header that begins with ``#`` is a comment, unless it has a name in
-    :data:`COLUMNS`.
+    A line above the header that begins with ``#`` is a comment. If such a line contains a name
+    in :data:`COLUMNS`, it is the header.
 
     Raises:
         TableError: The text is not UTF-8, a quote is not closed, or a cell is too long.
@@ -419,7 +432,7 @@ class TableFormat(NamedTuple):
     """A format of tables.
 
     Attributes:
-        read: Returns the rows in the bytes of a file.
+        read: Function that returns the rows of a table from the bytes of its file.
         name: The format in words, for messages.
     """
 
@@ -436,7 +449,8 @@ READERS: dict[str, TableFormat] = {
     ".json": JSON_LINES,
     ".parquet": TableFormat(read_parquet, "a complete Parquet file"),
 }
-"""Extension -> format of a table that is not text with delimiters."""
+"""File name extension -> format of the table. A file with any other extension is read as text
+with delimiters."""
 SAVE_AGAIN = "Copy the table again, or save it as .csv. Its file extension must match its format"
 
 
@@ -473,7 +487,7 @@ def cell_text(value: object) -> str:
 
 
 def _number_text(value: object) -> str:
-    """Return a value as text. Whole numbers are written without the ``.0`` of spreadsheets."""
+    """Return a value as text. If a float is a whole number, the text does not end with ``.0``."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return cell_text(value)
@@ -482,9 +496,10 @@ def _number_text(value: object) -> str:
 def read_table(
     path: Path | str, request: RawRequest, needed: Sequence[str], optional: Sequence[str] = ()
 ) -> list[dict[str, str]]:
-    """Return each row of a table as a dict: column name -> text of the cell, without outer spaces.
+    """Return each row of a table as a dict: column name -> text of the cell.
 
-    :func:`read_columns` and :func:`read_table_rows` describe the arguments and errors.
+    Spaces at the start and end of a cell are removed. :func:`read_columns` and
+    :func:`read_table_rows` describe the arguments and errors.
     """
     columns = read_columns(path, read_table_rows(path, request), request, needed, optional)
     for name, column in columns.items():
@@ -510,7 +525,7 @@ def read_columns(
     Args:
         path: Path or locator of the table, for errors.
         table: The rows of the table.
-        request: Makes errors whose message begins with the name of the dataset.
+        request: The request. Its method ``error`` begins each message with the dataset's name.
         needed: Names of columns that the table must have.
         optional: Names of columns that are returned if the table has them.
 
@@ -607,7 +622,7 @@ def read_table_rows(path: Path | str, request: RawRequest) -> TableRows:
 
     Args:
         path: Path or locator of the table. The extension decides the format.
-        request: Contains the raw folder to which locators are relative, and makes errors.
+        request: The request. It contains the raw folder to which locators are relative.
 
     Raises:
         DataError: The table cannot be read, or its format does not match its extension.
@@ -641,11 +656,11 @@ def flags_for_unused_columns(
 ) -> list[str]:
     """Return flags for columns that are not read.
 
-    A column that may contain groups gets a separate flag. If its groups are ignored, images of
-    one patient may be in both training and test.
+    A column that may contain groups gets a separate flag. If isweep ignores groups, the training
+    set and the test set may both contain images of one patient.
 
     Args:
-        names: Names of the columns.
+        names: Names of the columns that are not read.
         group_like: The columns whose values look like ids of patients.
     """
     flags: list[str] = []
@@ -689,7 +704,8 @@ def _error(
 ) -> DataError:
     """Return an error about a table.
 
-    The message contains the hash of the table's name, unless the user's path is this table.
+    If the path that the user gave is the table itself, the message says "the table". Otherwise
+    the message contains the keyed hash of the table's name.
     """
     subject = f"table {request.hashed(PurePath(path).name)}"
     if request.raw is not None and PurePath(path) == request.raw:
@@ -698,17 +714,17 @@ def _error(
 
 
 def describe_header(row: Sequence[str], expected_names: Sequence[str] = ()) -> str:
-    """Return the names in a table's first line, as the end of a message about missing columns.
+    """Return the end of a message about missing columns, with the names in a table's first line.
 
-    If the line may not be a header, the text says so. Then it contains no name, because the line
-    may contain the data of a patient.
+    If the line is perhaps not a header, the text says so and contains no name. The line may then
+    contain the data of a patient.
 
     Args:
         row: The cells of the line.
-        expected_names: Further names that only a header contains.
+        expected_names: Names that only a header contains, besides those in :data:`COLUMNS`.
     """
     if not is_header(row, expected_names):
-        return "; its first line may not be a header"
+        return "; its first line is perhaps not a header"
     names = map(str.strip, row)
     return f" among {first_of((name[:MAX_NAME_LENGTH] for name in names), MAX_NAMED)}"
 
@@ -716,7 +732,8 @@ def describe_header(row: Sequence[str], expected_names: Sequence[str] = ()) -> s
 def is_header(row: Sequence[str], expected_names: Sequence[str] = ()) -> bool:
     """Return whether a line of a table is surely a header. Two conditions must be met.
 
-    - The line has no digit, dot or slash. Ids, dates, class numbers and paths have these.
+    - The line has no digit, dot or slash. Ids, dates, class numbers and paths contain these
+      characters.
     - The line contains a name in :data:`COLUMNS` or ``expected_names``.
     """
     names = list(map(str.strip, row))

@@ -37,8 +37,7 @@ results were known."""
 NO_RELATION = "No relation was detected."
 """First sentence of an undecided answer whose interval includes the null value."""
 LABEL_SHARPNESS_MEANS = (
-    "K_F (label sharpness) is one over the distance between the two closest images with "
-    "different labels."
+    "K_F (label sharpness) is 1 / the smallest distance between images with different labels."
 )
 """Sentence that explains K_F in the first answer on K_F. The closest pair of images decides K_F."""
 DELTA_MEANS = "δ is the mean distance to the nearest image with another label."

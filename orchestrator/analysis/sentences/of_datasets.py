@@ -280,7 +280,7 @@ def _of_short_training(fit: FallFit) -> Iterator[str]:
     if fit.num_unfitted:
         verb, whose = ("does", "its") if fit.num_unfitted == 1 else ("do", "their")
         yield (
-            "A part of this fall may come from more training steps at larger N: at N = "
+            "More training steps at larger N may contribute: at N = "
             f"{fit.train_sizes[0]:,}, {fit.num_unfitted} of "
             f"{plural(fit.num_at_smallest, 'network')} {verb} not fit {whose} training images."
         )
@@ -637,7 +637,7 @@ def _of_fitted_networks(fit: RepresentationFit, *, counts_above: bool) -> Iterat
     if counts_above:
         count = num_fitted - count
     yield (
-        "If networks that do not fit their training images are left out, this holds at "
+        "Without networks that do not fit their training images, this holds at "
         f"{count} of {num_fitted} points."
     )
 

@@ -1,19 +1,21 @@
-"""Hints about an NVIDIA driver, a torch and a GPU that do not work together."""
+"""Hints for the case that an NVIDIA driver, a version of torch and a GPU do not work together."""
 
 from __future__ import annotations
 
 OLDEST_DRIVER_BRANCH = {13: 580, 12: 525, 11: 450}
-"""Oldest branch of NVIDIA's driver for each major version of CUDA, valid for all its minor versions
-(NVIDIA, "CUDA Compatibility", table 1)."""
+"""Oldest branch of NVIDIA's driver that works with each major version of CUDA. It works with
+all minor versions of this major version (NVIDIA, "CUDA Compatibility", table 1)."""
 LAST_CU126_TORCH = "2.14"
-"""Last torch with wheels for CUDA 12.6 (pytorch#190385)."""
+"""Last version of torch that has wheels for CUDA 12.6 (pytorch#190385)."""
 FIRST_CAPABILITY_BEYOND_CU126 = 10.0
-"""Lowest compute capability that is too new for CUDA 12.6 (PyTorch's RELEASE.md): Blackwell."""
+"""Lowest compute capability that CUDA 12.6 does not support: that of Blackwell GPUs (PyTorch's
+RELEASE.md)."""
 FIRST_CAPABILITY_OF_CU126 = 5.0
-"""Lowest compute capability for which PyTorch's cu126 wheels have kernels (PyTorch's RELEASE.md):
-Maxwell."""
+"""Lowest compute capability for which PyTorch's cu126 wheels have kernels: that of Maxwell
+GPUs (PyTorch's RELEASE.md)."""
 FIRST_CAPABILITY_OF_CUDA13 = 7.5
-"""Lowest compute capability for which CUDA 13, and so the newest torch, has kernels: Turing."""
+"""Lowest compute capability that CUDA 13 supports: that of Turing GPUs. The newest torch uses
+CUDA 13."""
 HINTS_BY_WORDS = {
     "stub library": "Remove the folder of CUDA's stubs from LD_LIBRARY_PATH",
     "MPS client": (
@@ -21,25 +23,25 @@ HINTS_BY_WORDS = {
     ),
     "system not yet initialized": "Start nvidia-fabricmanager: GPUs on an NVSwitch need it",
 }
-"""Hints if torch cannot use a GPU, by a part of CUDA's message. The messages are those of
-cudaErrorStubLibrary, of a dead MPS server, and of cudaErrorSystemNotReady."""
+"""Hints for the case that torch cannot use a GPU. Each key is a part of CUDA's message. The
+messages belong to cudaErrorStubLibrary, a dead MPS server, and cudaErrorSystemNotReady."""
 UNKNOWN_ERROR = "CUDA unknown error"
-"""Part of torch's message for cudaErrorUnknown. After the machine has slept, new processes get this
-message until the kernel module `nvidia_uvm` is loaded again (pytorch#49081)."""
+"""Part of torch's message for cudaErrorUnknown. If the machine was suspended, new processes
+get this message until the kernel module `nvidia_uvm` is loaded again (pytorch#49081)."""
 RELOAD_MODULE_HINT = (
     "Type `sudo modprobe -r nvidia_uvm && sudo modprobe nvidia_uvm`, or restart the machine"
 )
 REINSTALL_TORCH = "pip uninstall --yes torch torchvision && pip install torch torchvision"
-"""Command that replaces torch. Without the first part, pip keeps an installed torch of the same
-version, for example one without CUDA."""
+"""Command that replaces torch. The first part removes the installed torch. Otherwise pip would
+not replace a torch of the same version, for example one without CUDA."""
 REINSTALL_CU126_TORCH = f"{REINSTALL_TORCH} --index-url https://download.pytorch.org/whl/cu126"
-"""Command that replaces torch by the last one with wheels for CUDA 12.6."""
+"""Command that replaces torch by the last version with wheels for CUDA 12.6."""
 WSL_DRIVER_HINT = (
     ". Linux runs inside Windows (WSL): install the driver in Windows, and do not install "
     "one in Linux. Then type `wsl --shutdown` in Windows"
 )
-"""WSL uses the driver of Windows. A driver in Linux would hide it (NVIDIA, "CUDA on WSL User
-Guide", section "Getting Started with CUDA on WSL")."""
+"""Hint for WSL, which uses the driver of Windows. A driver in Linux would hide this driver
+(NVIDIA, "CUDA on WSL User Guide", section "Getting Started with CUDA on WSL")."""
 WSL_PACKAGES_HINT = (
     ". Linux runs inside Windows (WSL): if a package of NVIDIA's driver is installed in "
     "Linux, remove this package, because it hides the driver of Windows"
@@ -54,12 +56,13 @@ def driver_hint(
     *,
     is_wsl: bool = False,
 ) -> str:
-    """Return a hint for a driver and a torch that do not work together.
+    """Return a hint if the driver and torch do not work together.
 
     Args:
         driver: version of the driver, or an empty text if there is no driver.
-        cuda: CUDA version that torch was built for. A torch without CUDA has None or an empty text.
-        reason: torch's message about why it can use no GPU.
+        cuda: version of CUDA for which torch was built. It is None or an empty text for a
+            torch without CUDA.
+        reason: message of torch that says why it cannot use a GPU.
         capability: compute capability of the GPU, or 0 if it is unknown.
         is_wsl: True if Linux runs inside Windows (WSL).
     """
@@ -88,7 +91,7 @@ def driver_hint(
         )
     hint = (
         f"Install a driver of branch {needed_branch} or later for CUDA {cuda} (the present "
-        f"one is {driver})"
+        f"driver is {driver})"
     )
     # The capability 0 is unknown.
     has_cu126_kernels = (
@@ -100,13 +103,13 @@ def driver_hint(
             "which work with the present driver"
         )
         if not capability:
-            hint += ", but not with RTX 50 and B200"
+            hint += ", but do not support the GPUs RTX 50 and B200"
         hint += f" (`{REINSTALL_CU126_TORCH}`)"
     return hint + wsl_driver_hint
 
 
 def torch_hint(capability: float) -> str:
-    """Return a hint on which torch has kernels for a GPU of this compute capability."""
+    """Return a hint that says which torch supports GPUs with this compute capability."""
     if capability >= FIRST_CAPABILITY_OF_CUDA13:
         return f"Install the newest torch (`{REINSTALL_TORCH}`)"
     if capability >= FIRST_CAPABILITY_OF_CU126:

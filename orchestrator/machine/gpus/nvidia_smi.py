@@ -1,7 +1,6 @@
-"""Facts about this machine that NVIDIA's driver reports, through ``nvidia-smi`` and files of the
-kernel.
+"""Facts about this machine's GPUs, from ``nvidia-smi`` and from files of the kernel.
 
-``nvidia-smi`` answers quickly, and it reports the memory that all processes use.
+``nvidia-smi`` answers faster than torch, and reports the GPU memory that all processes use.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ from orchestrator.machine.processes import STUCK_PROGRAMS, ProgramOutput, run_pr
 DEVICES = Path("/dev")
 """Folder of the kernel's device files."""
 DRIVER = Path("/proc/driver/nvidia/version")
-"""File with the version of NVIDIA's driver, which the kernel writes."""
+"""File of the kernel that contains the version of NVIDIA's driver."""
 WSL = Path("/usr/lib/wsl/lib")
-"""Folder of NVIDIA's library and nvidia-smi in Linux on Windows (WSL). The folder is often not on
-PATH, and WSL has no device files of GPUs."""
+"""Folder with NVIDIA's library and nvidia-smi if Linux runs inside Windows (WSL). This folder
+is often not on PATH. WSL has no device files of GPUs."""
 WARN_AFTER_S = 10.0
-"""Seconds without an answer from nvidia-smi before a message is printed."""
+"""Seconds without an answer from nvidia-smi after which a message is printed."""
 MIB = 2**20
 
 
 def run(*options: str) -> ProgramOutput:
-    """Run ``nvidia-smi`` and return its output. After it has hung once, it is not run again."""
+    """Run ``nvidia-smi`` and return its output. If it hangs once, it is never run again."""
     tool = shutil.which("nvidia-smi") or str(WSL / "nvidia-smi")
     warning = threading.Timer(WARN_AFTER_S, _print_that_we_wait)
     warning.daemon = True
@@ -49,7 +48,7 @@ def query(fields: str, *options: str) -> list[list[str]]:
     """Return one row of values for each GPU, or an empty list if there is no GPU.
 
     Args:
-        fields: names from ``nvidia-smi --help-query-gpu``, separated by commas.
+        fields: names of fields from ``nvidia-smi --help-query-gpu``, separated by commas.
         options: further options of ``nvidia-smi``.
     """
     answer = run(*options, f"--query-gpu={fields}", "--format=csv,noheader,nounits")
@@ -64,12 +63,14 @@ def query(fields: str, *options: str) -> list[list[str]]:
 
 
 def has_devices() -> bool:
-    """Return whether this machine has NVIDIA GPUs, according to the kernel, or Windows for WSL."""
+    """Return whether this machine has NVIDIA GPUs. The answer comes from the kernel, or in WSL
+    from Windows.
+    """
     return any(DEVICES.glob("nvidia[0-9]*")) or is_wsl_with_gpu()
 
 
 def is_wsl_with_gpu() -> bool:
-    """Return whether Linux runs inside Windows (WSL), and Windows has a GPU of NVIDIA."""
+    """Return whether Linux runs inside Windows (WSL) and Windows has an NVIDIA GPU."""
     return (WSL / "libcuda.so.1").exists()
 
 
@@ -88,9 +89,9 @@ def driver_version() -> str:
 
 
 def slices_and_whole_gpus() -> list[str]:
-    """Return the UUIDs of all slices (MIG), and of all GPUs that are not divided into slices.
+    """Return the UUIDs of all MIG slices, and of all GPUs that are not divided into slices.
 
-    The list is empty if the machine has no slices.
+    If the machine has no slices, the list is empty.
     """
     uuids = slice_uuids()
     if not uuids:
@@ -102,6 +103,6 @@ def slices_and_whole_gpus() -> list[str]:
 
 
 def slice_uuids() -> list[str]:
-    """Return the UUIDs of all slices (MIG)."""
+    """Return the UUIDs of all MIG slices."""
     line = r"MIG \S+\s+Device\s+\d+: \(UUID: (MIG-[^)]+)\)"
     return re.findall(line, run("-L").output)

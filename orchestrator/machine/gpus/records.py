@@ -1,4 +1,4 @@
-"""Descriptions of GPUs and of the nodes that have them."""
+"""Records that describe GPUs and the nodes that have GPUs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ class Gpu:
     """A GPU as its node describes it.
 
     Attributes:
-        name: the driver's name of the GPU.
-        uuid: GPU-..., or MIG-... for a slice, in the form for ``CUDA_VISIBLE_DEVICES``.
-        memory_bytes: total memory of the GPU.
-        held_bytes: bytes of memory that processes used when the GPU was described.
-        capability: CUDA compute capability.
+        name: name of the GPU as NVIDIA's driver reports it, for example ``NVIDIA
+            A100-SXM4-40GB``.
+        uuid: UUID in the form for ``CUDA_VISIBLE_DEVICES``. It begins with ``GPU-``, or with
+            ``MIG-`` for a slice.
+        memory_bytes: total memory of the GPU in bytes.
+        held_bytes: memory in bytes that processes used when this record was made.
+        capability: CUDA compute capability, for example 8.0.
         processors: number of streaming multiprocessors, or 0 if it is unknown.
         compute_mode: ``Default``, or a mode that restricts which processes may use the GPU.
-        mig: True if the GPU is divided into slices (MIG), or is a slice.
+        mig: True if the GPU is divided into MIG slices, or is a MIG slice.
         has_kernels: True if the installed torch has kernels for the GPU.
     """
 
@@ -41,10 +43,11 @@ class Gpu:
         return self.memory_bytes / 2**30
 
     def model(self, checks: Mapping[str, Mapping[str, Any]] | None = None) -> GpuModel:
-        """Return the kind of GPU for plans.
+        """Return the model with which plans predict the speed and memory of this GPU.
 
         Args:
-            checks: measurements by the driver's name of the GPU, see :func:`read_checks`.
+            checks: measurements of ``isweep gpu-check`` by name of the GPU, as
+                :func:`read_checks` returns them.
         """
         return gpu_model_from_driver(
             self.name, self.memory_gib, self.capability, self.processors, checks
@@ -53,26 +56,28 @@ class Gpu:
 
 @dataclass(frozen=True)
 class NodeGpus:
-    """The GPUs of a node, as the node describes them.
+    """The GPUs of a node as the node describes them.
 
     Attributes:
-        node: host name.
+        node: host name of the node.
         gpus: the GPUs that torch can use.
         driver: version of NVIDIA's driver, or an empty text if there is no driver.
         torch: version of torch.
-        cuda: the CUDA version that torch was built for, or an empty text for a build without CUDA.
-        mps: True if NVIDIA's multi-process service (MPS) runs. With MPS, trials that share a GPU
-            compute at the same time.
-        visible: the value of ``CUDA_VISIBLE_DEVICES`` with which Ray was started on the node, or an
-            empty text if the variable was empty or not set.
-        slices: UUIDs of all slices (MIG) and undivided GPUs. The list is empty if torch reaches no
-            slice.
-        is_wsl: True if Linux runs inside Windows (WSL), whose driver the GPUs use.
+        cuda: version of CUDA for which torch was built. It is empty for a build without CUDA.
+        mps: True if NVIDIA's multi-process service (MPS) runs on the node. With MPS, trials
+            that share a GPU compute at the same time.
+        visible: value of ``CUDA_VISIBLE_DEVICES`` with which Ray was started on the node. It
+            is empty if the variable was empty or not set.
+        slices: UUIDs of all MIG slices and of all undivided GPUs. It is empty if torch can use
+            no slice.
+        is_wsl: True if Linux runs inside Windows (WSL). The GPUs then use the driver of
+            Windows.
         num_ray_gpus: number of GPUs that Ray assigns on the node.
-        logical: True if the node's GPUs are for scheduling only (for tests, see
-            ``ISWEEP_LOGICAL_GPUS``).
-        torch_message: torch's message if torch can use no GPU, otherwise an empty text.
-        error: reason why the process with torch failed, or an empty text if it succeeded.
+        logical: True if the node's GPUs are simulated for tests (``ISWEEP_LOGICAL_GPUS``).
+        torch_message: message of torch that says why it can use no GPU. It is empty if torch
+            can use a GPU.
+        error: text that says why the process that ran torch failed. It is empty if the process
+            succeeded.
     """
 
     node: str
@@ -91,11 +96,11 @@ class NodeGpus:
 
 
 class GpuInUse(NamedTuple):
-    """The GPU that this process computes on.
+    """The GPU on which this process computes.
 
     Attributes:
-        name: the driver's name of the GPU.
-        uuid: UUID of the GPU or slice.
+        name: name of the GPU as NVIDIA's driver reports it.
+        uuid: UUID of the GPU or MIG slice.
     """
 
     name: str

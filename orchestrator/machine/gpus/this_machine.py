@@ -1,4 +1,4 @@
-"""The GPUs of this machine on which a sweep can run, and the GPU for which plans are made."""
+"""The GPUs of this machine that a sweep can use, and the model of GPU for which plans are made."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from search_spaces.errors import ConfigError, SetupError
 
 
 class PlannedGpus(NamedTuple):
-    """The GPUs of a machine, as plans count them.
+    """The GPUs of a machine as plans use them.
 
     Attributes:
-        model: GPU model for which hours and memory are predicted, or None if the machine has no
-            GPU.
+        model: model of GPU for which hours and memory are predicted, or None if the machine
+            has no GPU.
         number: number of GPUs.
     """
 
@@ -30,14 +30,14 @@ class PlannedGpus(NamedTuple):
 
 
 class _SmiRow(NamedTuple):
-    """A row about a GPU in the output of ``nvidia-smi``.
+    """A row of the output of ``nvidia-smi``. It describes one GPU.
 
     Attributes:
-        name: the driver's name of the GPU.
+        name: name of the GPU as NVIDIA's driver reports it.
         uuid: UUID of the GPU, for example ``GPU-1a2b...``.
-        memory_mib: total memory in MiB. A GPU that shares the machine's memory (GB10) has no
-            number.
-        mig_mode: ``Enabled`` if the GPU has slices (MIG).
+        memory_mib: total memory in MiB. If the GPU shares the machine's memory (GB10), this
+            text is not a number.
+        mig_mode: ``Enabled`` if the GPU is divided into MIG slices.
     """
 
     name: str
@@ -47,12 +47,14 @@ class _SmiRow(NamedTuple):
 
     @property
     def has_memory_size(self) -> bool:
-        """True if the row has the GPU's memory as a number."""
+        """True if the row contains the size of the GPU's memory."""
         return self.memory_mib.isdigit()
 
     @property
     def is_complete(self) -> bool:
-        """True if the row has all facts that plans need. If not, torch must describe the GPU."""
+        """True if the row contains all facts that plans need. Otherwise torch must describe
+        the GPU.
+        """
         if not self.has_memory_size:
             return False
         if self.mig_mode == "Enabled":
@@ -62,17 +64,18 @@ class _SmiRow(NamedTuple):
         return listed_gpu_model(self.name) is not None
 
     def as_gpu(self) -> Gpu:
-        """Return the GPU of a row that has a memory size."""
+        """Return the GPU that the row describes. The row must contain a memory size."""
         return Gpu(self.name, self.uuid, int(self.memory_mib) * nvidia_smi.MIB)
 
 
 def gpus_here() -> list[Gpu]:
-    """Return this machine's visible GPUs and slices (MIG).
+    """Return this machine's visible GPUs and MIG slices.
 
-    Torch takes seconds to start, so torch is used only if ``nvidia-smi`` does not suffice.
+    Torch takes seconds to start. It is used only if the facts from ``nvidia-smi`` are not
+    enough.
 
-    Do not use the UUIDs of these GPUs if ``CUDA_VISIBLE_DEVICES`` has numbers. The UUIDs may then
-    belong to other GPUs of the same model, see :func:`_from_nvidia_smi`.
+    If ``CUDA_VISIBLE_DEVICES`` contains numbers, do not use the UUIDs of the result. They may
+    belong to other GPUs of the same model (:func:`_from_nvidia_smi`).
     """
     ids = visible_gpus()
     if gpus_are_simulated() or ids == []:
@@ -93,18 +96,20 @@ def gpus_here() -> list[Gpu]:
 
 
 def _from_nvidia_smi(rows: list[_SmiRow], ids: list[str] | None) -> list[Gpu] | None:
-    """Return the GPUs that CUDA uses, according to ``nvidia-smi``.
+    """Return the GPUs that CUDA uses, as ``nvidia-smi`` describes them.
 
-    CUDA may number the GPUs in another order than ``nvidia-smi``. So the UUIDs for a number may be
-    those of another GPU of the same model. The model and the count of the GPUs are right.
+    CUDA may number the GPUs in another order than ``nvidia-smi``. The UUID for a number may
+    therefore belong to another GPU of the same model. The models and the number of the GPUs
+    are correct.
 
     Args:
         rows: all GPUs of the machine.
         ids: numbers or UUIDs of the visible GPUs. None means all GPUs.
 
     Returns:
-        The GPUs, or None if torch must describe them: there are no rows, a row is not complete, or
-        there are numbers and several models of GPU.
+        The GPUs, or None if torch must describe them. This is necessary in three cases: there
+        are no rows, a row is not complete, or ``ids`` contains numbers and the machine has
+        several models of GPU.
     """
     gpus = []
     for row in rows:
@@ -128,8 +133,8 @@ def _from_nvidia_smi(rows: list[_SmiRow], ids: list[str] | None) -> list[Gpu] | 
 
 
 def _gpu_with_id(gpus: list[Gpu], gpu_id: str) -> Gpu | None:
-    """Return the GPU with this number, or with a UUID that begins with ``gpu_id``. If there is no
-    such GPU, return None.
+    """Return the GPU that has the number ``gpu_id``, or a UUID that begins with ``gpu_id``.
+    Return None if there is no such GPU.
     """
     if gpu_id.isdigit():
         number = int(gpu_id)
@@ -138,12 +143,12 @@ def _gpu_with_id(gpus: list[Gpu], gpu_id: str) -> Gpu | None:
 
 
 def check_driver() -> None:
-    """Check that NVIDIA's driver answers if the kernel has GPUs.
+    """Check that NVIDIA's driver answers if the kernel lists GPUs.
 
-    Without this check, trials would run on CPUs without a message.
+    Without this check, trials would silently run on CPUs.
 
     Raises:
-        ConfigError: ``CUDA_VISIBLE_DEVICES`` lists no GPU of this machine.
+        ConfigError: ``CUDA_VISIBLE_DEVICES`` selects no GPU of this machine.
         SetupError: the driver does not answer.
     """
     if gpus_are_simulated() or hides_all_gpus() or not nvidia_smi.has_devices() or gpus_here():
@@ -164,18 +169,18 @@ def check_driver() -> None:
     if nvidia_smi.is_wsl_with_gpu():
         restart = "Type `wsl --shutdown` in Windows, and start Linux again"
     raise SetupError(
-        f"This machine has a GPU, but NVIDIA's {driver} does not answer: nvidia-smi: "
-        f"{listing.error or 'no GPU is listed'}",
+        f"This machine has a GPU, but NVIDIA's {driver} does not answer. The error of "
+        f"nvidia-smi: {listing.error or 'no GPU is listed'}",
         hint=f"{restart}. In a container, request the driver capabilities compute,utility. To "
-        "run on CPUs, set CUDA_VISIBLE_DEVICES=",
+        "run on CPUs, set CUDA_VISIBLE_DEVICES to an empty value",
     )
 
 
 def weakest_gpu_model(check_folders: Iterable[Path]) -> PlannedGpus:
-    """Return the GPU model for plans on this machine, and the number of GPUs.
+    """Return the model of GPU for plans on this machine, and the number of GPUs.
 
-    If the machine has several models, the returned model combines them. It has the speed and the
-    memory of the model with the least memory, and the lowest compute capability of all models.
+    If the machine has several models, the result combines them. Speed and memory are those of
+    the model with the least memory. The compute capability is the lowest of all models.
 
     Args:
         check_folders: folders with files of ``isweep gpu-check``.

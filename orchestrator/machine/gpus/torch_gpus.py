@@ -1,7 +1,7 @@
-"""Facts about this node's GPUs that torch reports.
+"""Facts that torch reports about the GPUs of this node.
 
-Torch shows which GPUs a trial can use. :func:`describe` runs torch in a separate process, so that
-this process uses no GPU memory.
+Only torch knows which GPUs a trial can use. :func:`describe` runs torch in a separate process.
+The calling process therefore uses no GPU memory.
 """
 
 from __future__ import annotations
@@ -28,17 +28,19 @@ from orchestrator.machine.mps_daemon import mps_runs
 from orchestrator.machine.processes import run_program
 
 IMPORT_TIMEOUT_S = 300.0
-"""Seconds that a process may take to import torch, which is slow on a network file system."""
+"""Seconds that a process may take to import torch. The import is slow on a network file system."""
 
 
 class _GpuState(NamedTuple):
-    """A row of ``nvidia-smi``, with values for a GPU that ``nvidia-smi`` does not list.
+    """A row of the output of ``nvidia-smi``. The default values are for a GPU that is not
+    listed.
 
     Attributes:
-        uuid: GPU-...
+        uuid: UUID of the GPU, for example ``GPU-1a2b...``.
         compute_mode: ``Default``, or a mode that restricts which processes may use the GPU.
-        mig_mode: ``Enabled`` if the GPU has slices (MIG).
-        used_mib: memory that all processes use, in MiB. If it is unknown, this text is no number.
+        mig_mode: ``Enabled`` if the GPU is divided into MIG slices.
+        used_mib: memory that all processes use, in MiB. If it is unknown, this text is not a
+            number.
     """
 
     uuid: str
@@ -48,20 +50,20 @@ class _GpuState(NamedTuple):
 
 
 def describe_node() -> NodeGpus:
-    """Return the GPUs that Ray uses on this node. The caller is a task of Ray.
+    """Return the GPUs that Ray uses on this node. A Ray task calls this function.
 
-    Ray hides GPUs from a task without a share of a GPU. So the value of ``CUDA_VISIBLE_DEVICES`` is
-    read from the task's parent process, the raylet.
+    Ray hides all GPUs from a task that has no share of a GPU. The value of
+    ``CUDA_VISIBLE_DEVICES`` is therefore read from the task's parent process, the raylet.
     """
     return describe(visible_at_start_of_parent())
 
 
 def describe(visible: str | None) -> NodeGpus:
-    """Return this node's GPUs, as torch describes them in a separate process.
+    """Return this node's GPUs as torch describes them in a separate process.
 
     Args:
-        visible: value of ``CUDA_VISIBLE_DEVICES`` for that process. None leaves the variable unset,
-            which shows all GPUs. An empty value hides all GPUs.
+        visible: value of ``CUDA_VISIBLE_DEVICES`` for that process. None leaves the variable
+            unset, so all GPUs are visible. An empty value hides all GPUs.
     """
     ids = listed_gpus(visible or "")
     if len(ids) > 1 and any(gpu_id.startswith("MIG-") for gpu_id in ids):
@@ -92,7 +94,9 @@ def describe(visible: str | None) -> NodeGpus:
 
 
 def _describe_slices(ids: list[str]) -> NodeGpus:
-    """Return slices (MIG), each described by its own process, because CUDA shows only one slice."""
+    """Return the MIG slices with these UUIDs. A separate process describes each slice, because
+    CUDA shows a process only one slice.
+    """
     with ThreadPoolExecutor() as pool:
         # Each of these descriptions is for one slice.
         nodes = list(pool.map(describe, ids))
@@ -106,7 +110,7 @@ def _describe_slices(ids: list[str]) -> NodeGpus:
 
 
 def print_gpus() -> None:
-    """Print what torch, NVML and ``nvidia-smi`` report about this node's GPUs, as JSON.
+    """Print as JSON what torch, NVML and ``nvidia-smi`` report about this node's GPUs.
 
     :func:`describe` runs this function in a separate process.
     """
@@ -158,7 +162,7 @@ def print_gpus() -> None:
 
 
 def _held_in_slice() -> int:
-    """Return the bytes of memory that are used in this process's slice (MIG), or 0 if this is
+    """Return how many bytes of memory are used in this process's MIG slice, or 0 if it is
     unknown.
     """
     from tasks.trials.isolation import NvmlGpu
@@ -172,7 +176,9 @@ def _held_in_slice() -> int:
 
 
 def why_no_gpu() -> str:
-    """Return torch's message if torch can use no GPU, otherwise an empty text."""
+    """Return torch's message that says why it can use no GPU. It is empty if torch can use a
+    GPU.
+    """
     import torch
 
     try:
@@ -187,9 +193,9 @@ def _has_kernels(capability: float, built_for: Collection[str]) -> bool:
 
     Args:
         capability: compute capability of the GPU.
-        built_for: architectures of torch's kernels, such as ``sm_90`` and ``compute_90``. ``sm``
-            kernels run on GPUs of the same major version that are not older. The driver compiles
-            ``compute`` kernels for all newer GPUs.
+        built_for: architectures of torch's kernels, such as ``sm_90`` and ``compute_90``. An
+            ``sm`` kernel runs on GPUs with the same major version and an equal or higher minor
+            version. The driver can compile a ``compute`` kernel for every newer GPU.
     """
     for name in built_for:
         kind, _, number = name.partition("_")
@@ -210,7 +216,7 @@ def compute_capability() -> float:
 
 
 def gpu_in_use() -> GpuInUse:
-    """Return the GPU that this process computes on."""
+    """Return the GPU on which this process computes."""
     import torch
 
     properties = torch.cuda.get_device_properties()
@@ -218,7 +224,7 @@ def gpu_in_use() -> GpuInUse:
 
 
 def _uuid(properties: Any) -> str:
-    """Return the UUID of a GPU or slice, in the form for ``CUDA_VISIBLE_DEVICES``."""
+    """Return the UUID of a GPU or MIG slice in the form for ``CUDA_VISIBLE_DEVICES``."""
     # Torch does not report the UUID of a slice in the form that CUDA needs.
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0]
     if first.startswith("MIG-"):

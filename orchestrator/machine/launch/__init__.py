@@ -1,1 +1,1 @@
-"""Check the launch files of ``ray up``: format, mistakes of each cloud provider, and fixes."""
+"""Checks of launch files for ``ray up``: format, mistakes for each cloud provider, and hints."""

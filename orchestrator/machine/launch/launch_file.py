@@ -1,8 +1,9 @@
-"""Checks of a launch file for ``ray up``, before machines start that cost money.
+"""Checks of a launch file for ``ray up``. They detect mistakes before any machine starts and
+costs money.
 
-The checks use Ray's schema and botocore's validation. They also detect mistakes that both miss:
-placeholders that nobody has filled in, missing files, open ports, too many permissions, and nodes
-and disks that remain after the end of the cluster.
+The checks use Ray's schema and botocore's validation. They also detect mistakes that these two
+do not detect: placeholders that nobody has filled in, missing files, open ports, too many
+permissions, and nodes and disks that remain after the end of the cluster.
 """
 
 from __future__ import annotations
@@ -35,27 +36,27 @@ SECRET_HINT = (
 )
 WHEEL_HINT = "Run `make wheel`"
 MAX_FILE_BYTES = 100_000
-"""Largest size of a launch file. PyYAML reads this in a second. The longest launch file of the
-repository has 6,000 bytes."""
+"""Largest size of a launch file in bytes. PyYAML reads a file of this size in a second. The
+longest launch file of the repository has 6,000 bytes."""
 IN_CHECKOUT_OR_ROOT = (".git", "isweep-root", "mlflow.db", "sweeps", "prepared")
-"""Files and folders that show that their folder must not be copied to the nodes. It is a checkout,
-or a root, which may contain images of patients."""
+"""Names of files and folders. A folder that contains one of them is a checkout or a root,
+which may contain images of patients. Such a folder must not be copied to the nodes."""
 WHEEL_FOLDER = "~/isweep-dist"
 WHEEL_FILE = re.compile(r"~/isweep-dist/([\w@.-]+\.\w+)")
 SECRET_KEY = re.compile(r"secret|password|access_key|(^|_)token$", re.IGNORECASE)
 SECRET_SET = re.compile(
     r"(?<![A-Z_])([A-Z_]*(?:TOKEN|SECRET|PASSWORD|ACCESS_KEY)[A-Z_]*)=[\"']?[^\s$~/\"']"
 )
-"""Pattern of a command that sets an environment variable to a secret. It does not match a file or
-another variable."""
+"""Pattern of a command that sets an environment variable to a secret. It does not match if the
+value is a path or another variable."""
 READ_BY_OTHERS = 0o077
-"""Permission bits of group and others."""
+"""Permission bits that let the group and other users use a file."""
 
 NEEDED = {
     "": (
         Mistake(
             "auth.ssh_user",
-            "the account to log in with is missing",
+            "the name of the account on the nodes is missing",
             "Write the account's name, for example ubuntu",
         ),
     ),
@@ -75,13 +76,13 @@ NEEDED = {
         ),
     ),
 }
-"""Mistakes of missing keys that ``ray up`` reports late or not at all, by type of the provider. The
-empty type is for all providers."""
+"""Mistakes for required keys that are missing, by type of the provider. ``ray up`` reports
+these mistakes late or not at all. The mistakes under the empty type are for all providers."""
 PROVIDER_CHECKS = {"aws": aws_mistakes, "gcp": gcp_mistakes, "local": local_mistakes}
 
 
 def check_launch_file(path: Path) -> list[Mistake]:
-    """Return all mistakes in a launch file, without starting anything or contacting a provider."""
+    """Return all mistakes in a launch file. Nothing is started, and no provider is contacted."""
     config = _read(path)
     if isinstance(config, Mistake):
         return [config]
@@ -113,13 +114,13 @@ def _read(path: Path) -> Config | Mistake:
         reason = " ".join(str(error).partition("To suppress")[0].split())
         return Mistake("", f"{path} is not YAML: {reason}", "Correct this line")
     if not isinstance(config, dict) or "cluster_name" not in config:
-        problem = f"{path} has no cluster_name, so it is no launch file for `ray up`"
+        problem = f"{path} has no cluster_name, so it is not a launch file for `ray up`"
         return Mistake("", problem, "Start from a copy of cluster.yaml")
     return config
 
 
 def _schema_mistakes(config: Config) -> Iterator[Mistake]:
-    """Yield differences from Ray's schema and from further rules of ``ray up``."""
+    """Yield a mistake for each violation of Ray's schema or of another rule of ``ray up``."""
     import jsonschema
 
     file = resources.files("ray.autoscaler") / "ray-schema.json"
@@ -147,7 +148,9 @@ def _schema_mistakes(config: Config) -> Iterator[Mistake]:
 
 
 def _values(value: object, place: str = "") -> Iterator[tuple[str, object]]:
-    """Yield the dotted key and the value of each entry of a document."""
+    """Yield the key and the value of each entry of a document. A nested key is written with
+    dots.
+    """
     yield place, value
     if isinstance(value, dict):
         for key, inner in value.items():
@@ -158,9 +161,9 @@ def _values(value: object, place: str = "") -> Iterator[tuple[str, object]]:
 
 
 def _text_mistakes(config: Config) -> Iterator[Mistake]:
-    """Yield placeholders that nobody has filled in, and secrets.
+    """Yield the placeholders that nobody has filled in, and the secrets in the file.
 
-    A secret must not be in the file, because ``ray up`` copies the file to the head.
+    The file must not contain secrets, because ``ray up`` copies the file to the head.
     """
     earlier_texts = set[str]()
     for place, value in _values(config):
@@ -212,12 +215,13 @@ def _file_mistakes(config: Config) -> Iterator[Mistake]:
 
 
 def _mount_mistakes(config: Config, target: str, source: str) -> Iterator[Mistake]:
-    """Yield mistakes in one file or folder that is copied to the nodes.
+    """Yield the mistakes in one file or folder that is copied to the nodes.
 
     Args:
         config: the launch file.
         target: path on a node.
-        source: path on this machine, relative to the folder in which ``ray up`` is typed.
+        source: path on this machine. A relative path begins in the folder in which the user
+            types ``ray up``.
     """
     place = f"file_mounts.{target}"
     path = Path(source).expanduser()
@@ -247,7 +251,9 @@ def _mount_mistakes(config: Config, target: str, source: str) -> Iterator[Mistak
 
 
 def _wheel_mistakes(place: str, folder: Path) -> Iterator[Mistake]:
-    """Yield a mistake unless a folder has exactly one isweep wheel, of the installed version."""
+    """Yield a mistake unless a folder contains exactly one isweep wheel, and this wheel has
+    the installed version.
+    """
     wheels = list(folder.glob("isweep-*.whl"))
     versions = [wheel.name.split("-")[1] for wheel in wheels]
     installed = metadata.version("isweep")

@@ -1,4 +1,4 @@
-"""A mistake in a launch file for ``ray up``."""
+"""The record of a mistake in a launch file for ``ray up``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 UNFILLED = re.compile(r"CHANGE|\bexample\.(org|com)\b")
-"""Texts in the repository's launch files that the user must replace."""
+"""Pattern of texts in the repository's launch files that users must replace."""
 
 Config = dict[str, Any]
 """A parsed launch file."""
@@ -18,7 +18,8 @@ class Mistake:
     """A mistake in a launch file.
 
     Attributes:
-        place: key in the file, with dots, or an empty text if the problem concerns the whole file.
+        place: key in the file, with dots between nested keys. It is empty if the problem
+            concerns the whole file.
         problem: description of the mistake at this place.
         hint: advice for the user.
     """
@@ -29,7 +30,7 @@ class Mistake:
 
     @property
     def text(self) -> str:
-        """The place of the mistake and the problem, as text."""
+        """A text with the place of the mistake and the problem."""
         if not self.place:
             return self.problem
         return f"{self.place}: {self.problem}"

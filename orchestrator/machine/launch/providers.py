@@ -1,4 +1,4 @@
-"""Checks of a launch file for one kind of provider: AWS, Google Cloud, or your own machines."""
+"""Checks of a launch file that depend on the provider: AWS, Google Cloud, or your own machines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from typing import Any
 from orchestrator.machine.launch.mistakes import UNFILLED, Config, Mistake
 
 HEAD_POLICY = Path("clusters/iam/head.json")
-"""Policy with the rights of the head on AWS, in the checkout in which ``ray up`` is typed."""
+"""File with the rights of the head on AWS. It is in the checkout in which the user types ``ray
+up``."""
 SSH_PORT = 22
 
 
@@ -26,8 +27,9 @@ class NodeType:
     """A node type of a cloud.
 
     Attributes:
-        key_path: key of its configuration in the file, with dots.
-        request: configuration that Ray sends to the provider.
+        key_path: key of the node type's configuration in the launch file, with dots between
+            nested keys.
+        request: configuration that Ray sends to the provider to start a node of this type.
         is_head: True if the head has this type.
     """
 
@@ -88,7 +90,7 @@ def aws_mistakes(config: Config) -> Iterator[Mistake]:
 
 
 def _request_mistakes(node_type: NodeType) -> Iterator[Mistake]:
-    """Yield the fields that EC2 would reject, according to botocore's description of EC2."""
+    """Yield a mistake for each field that EC2 would reject, by botocore's description of EC2."""
     shape = _instance_request_shape()
     validator = importlib.import_module("botocore.validate").ParamValidator()
     fields = {"MinCount": 1, "MaxCount": 1} | node_type.request
@@ -102,7 +104,9 @@ def _request_mistakes(node_type: NodeType) -> Iterator[Mistake]:
 
 @cache
 def _instance_request_shape() -> Any:
-    """Return botocore's description of a request for instances. Reading it takes half a second."""
+    """Return botocore's description of a request to start instances. Reading it takes half a
+    second.
+    """
     session = importlib.import_module("botocore.session").get_session()
     return session.get_service_model("ec2").operation_model("RunInstances").input_shape
 
@@ -158,7 +162,9 @@ def _aws_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
 
 
 def _policy_mistakes(config: Config) -> Iterator[Mistake]:
-    """Yield differences from the head's policy in the checkout: name of the cluster, and region."""
+    """Yield a mistake if the cluster's name or its region differs from the head's policy in
+    the checkout.
+    """
     conditions: list[dict[str, str]] = []
     with suppress(OSError, ValueError, KeyError, TypeError):  # AWS rejects a broken policy itself
         statements = json.loads(HEAD_POLICY.read_text(encoding="utf-8"))["Statement"]
@@ -230,7 +236,7 @@ def _gcp_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
 
 
 def local_mistakes(config: Config) -> Iterator[Mistake]:
-    """Yield the mistakes of a cluster of your own machines."""
+    """Yield the mistakes of a cluster that consists of your own machines."""
     provider = config["provider"]
     head = str(provider.get("head_ip", ""))
     workers = [str(name) for name in provider.get("worker_ips") or ()]

@@ -1,1 +1,3 @@
-"""The self-test of a GPU: is it correct, and can trials use CUDA graphs?"""
+"""The self-test of a GPU. It checks that the GPU computes correctly and that trials can use
+CUDA graphs.
+"""

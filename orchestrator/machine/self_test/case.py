@@ -1,4 +1,4 @@
-"""The network and settings of a GPU's self-test. This module does not import torch."""
+"""The network and the settings with which a GPU is tested. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ from search_spaces.models import model_spec
 from search_spaces.specs import ModelSpec, NetworkSpec
 
 NUM_IMAGES = 100
-"""Number of images in full batches: enough for three warm-up steps, a capture and replays."""
+"""Approximate number of images in the full batches of an epoch. It is enough for three warm-up
+steps, a capture and several replays."""
 
 PASSED_LINE = "The GPU was compared with the CPU."
-"""Line that the process of a self-test prints after the GPU has passed the comparison with the CPU.
-If the process is killed afterwards, the GPU is known to compute correctly."""
+"""Line that the process of a self-test prints when the GPU has passed the comparison with the
+CPU. If the process is killed later, this line shows that the GPU computes correctly."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network to test, with the settings of a trial.
+    """A network for the self-test, with the settings of a trial.
 
     Attributes:
         model: the network.
         batch_size: batch size of the recipe.
-        num_images: number of training images, so that the last batch is smaller than the others.
-        image_size: side of the images in pixels.
+        num_images: number of training images. It is chosen so that the last batch is smaller
+            than the others.
+        image_size: height and width of the images in pixels.
         channels: number of channels of the images.
         precision: precision of the recipe.
         optimizer: optimizer of the recipe.
-        num_threads: number of CPU threads of the test. A trial's number leaves the other cores to
-            the trials of other processes.
+        num_threads: number of CPU threads of the test. A test in a worker uses the number of
+            its trial, so that other trials can use the other cores.
     """
 
     model: ModelSpec
@@ -46,8 +48,8 @@ class Case:
     def of_network(cls, network: NetworkSpec, num_threads: int = 1) -> Case:
         """Return the case for a trial's network.
 
-        For user-defined networks this is a ResNet-18, because they may draw random numbers or fail
-        in unknown ways.
+        If the network is user-defined, the case contains a ResNet-18 instead. A user-defined
+        network may draw random numbers or fail in unknown ways.
 
         Args:
             network: the trial's network.
@@ -76,12 +78,12 @@ class Case:
         )
 
     def to_json(self) -> str:
-        """Return the case as JSON text, for the command line of the test's process."""
+        """Return the case as JSON text for the command line of the process that runs the test."""
         return json.dumps(asdict(self) | {"model": self.model.model_dump_json()})
 
     @classmethod
     def from_json(cls, text: str) -> Case:
-        """Return the case that :meth:`to_json` wrote."""
+        """Return the case that :meth:`to_json` converted to text."""
         fields: dict[str, Any] = json.loads(text)
         model = ModelSpec.model_validate_json(fields.pop("model"))
         return cls(model=model, **fields)
@@ -91,4 +93,4 @@ SMALL_CASES = (
     Case(model_spec("resnet18"), 8, num_images=18, image_size=32),
     Case(model_spec("small_cnn"), 8, num_images=18, image_size=32),
 )
-"""Cases for a CPU, which has no CUDA graphs. They only test the self-test's own code."""
+"""Cases for a CPU, which has no CUDA graphs. They test only the code of the self-test."""

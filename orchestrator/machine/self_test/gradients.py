@@ -1,7 +1,9 @@
-"""The first part of the self-test: compare a network's first loss and gradient with the CPU.
+"""The first part of the self-test. It compares a network's first loss and gradient on a device
+with the CPU.
 
-The reference is float32 on the CPU. The tolerances follow from the network: its gradient is also
-computed on the CPU with rounded numbers, and the GPU may differ by a few times as much.
+The reference is computed in float32 on the CPU. The tolerances depend on the network. To set
+them, the gradient is computed a second time on the CPU, with rounded numbers. The GPU may
+differ from the reference a few times as much as this second gradient does.
 """
 
 from __future__ import annotations
@@ -26,53 +28,55 @@ from tasks.trials.models import PixelModel
 from tasks.trials.steps import autocast, has_batch_norm
 
 BATCH_NORM_IMAGES = 8
-"""Number of images for the compared gradient of networks with batch norm. With fewer images, batch
-norm divides by very small variances."""
+"""Number of images from which the gradient is computed if the network has batch norm. With
+fewer images, batch norm would divide by very small variances."""
 NO_BATCH_NORM_IMAGES = 2
-"""Number of images for the compared gradient of networks without batch norm, whose gradients take
-ten times as long on a CPU."""
+"""Number of images from which the gradient is computed if the network has no batch norm.
+Gradients of such networks take ten times as long on a CPU."""
 INNER_PRODUCT_CHUNK = 2**24
-"""Number of weights to convert to float64 at once: 128 MB in float64. A VGG has 140 million
-weights."""
+"""Number of weights that are converted to float64 at once. They take 128 MB in float64. A VGG
+has 140 million weights."""
 FLOAT32_ERROR = 1e-4
-"""Relative error of a correct convolution in float32. It is the error of cuDNN's Winograd
-kernels."""
+"""Relative error that a correct convolution in float32 may have. cuDNN's Winograd kernels have
+this error."""
 LOSS_FACTOR = 3
-"""Largest difference from the CPU's loss, divided by the difference that rounding causes on the
-CPU. A GPU rounds in another way than the CPU, so its error may be larger by chance."""
+"""Largest allowed difference from the CPU's loss, as a multiple of the difference that
+rounding causes on the CPU. A GPU rounds in another way than the CPU, so its error may be
+larger by chance."""
 DIRECTION_FACTOR = 2
-"""Largest value of 1 - cosine, divided by the value that rounding causes on the CPU. The reason is
-the same as for LOSS_FACTOR."""
+"""Largest allowed value of 1 - cosine, as a multiple of the value that rounding causes on the
+CPU. The reason is the same as for LOSS_FACTOR."""
 NORM_FACTOR = 2
-"""Largest relative difference from the CPU's norm of the gradient in float32, divided by the
-difference that rounding causes on the CPU. The reason is the same as for LOSS_FACTOR."""
+"""Largest allowed relative difference from the CPU's gradient norm in float32, as a multiple
+of the difference that rounding causes on the CPU. The reason is the same as for LOSS_FACTOR."""
 FLOAT32_LOSS_MARGIN = 1e-3
-"""Difference of a float32 loss from the CPU's loss, in nat, that is always allowed. By chance,
-rounding on the CPU may leave the loss unchanged."""
+"""Difference between a float32 loss and the CPU's loss that is always allowed, in nat. It is
+needed because rounding on the CPU may by chance leave the loss unchanged."""
 FLOAT32_COSINE_MARGIN = 0.01
-"""Value of 1 - cosine in float32 that is always allowed: a GPU adds numbers in another order than
-the CPU."""
+"""Value of 1 - cosine in float32 that is always allowed. A GPU adds numbers in another order
+than the CPU."""
 FLOAT32_NORM_MARGIN = 0.05
-"""Relative difference from the CPU's norm of the gradient in float32 that is always allowed."""
+"""Relative difference from the CPU's gradient norm that is always allowed in float32."""
 BFLOAT16_LOSS_MARGIN = 0.08
-"""Difference of a bfloat16 loss from the CPU's float32 loss, in nat, that is always allowed. It is
-twice the largest change that bfloat16 made to ResNet-50's loss in 12 measurements on a CPU with
-bfloat16 instructions, 0.039. The change varies by chance, so a single measurement on the CPU is
-not a reliable limit. A wrong kernel of an H100 changed the loss by 0.009 (pytorch#150700): only
-the gradient reveals such a kernel."""
+"""Difference between a bfloat16 loss and the CPU's float32 loss that is always allowed, in
+nat. In 12 measurements on a CPU with bfloat16 instructions, bfloat16 changed ResNet-50's loss
+by at most 0.039. The limit is twice this value. The change varies by chance, so a single
+measurement on the CPU is not a reliable limit. A wrong kernel of an H100 changed the loss by
+only 0.009 (pytorch#150700). Such a kernel is detected only by the gradient."""
 BFLOAT16_COSINE_MARGIN = 0.05
 """Value of 1 - cosine in bfloat16 that is always allowed."""
 BFLOAT16_NORM_RATIOS = (0.7, 1.4)
-"""Limits of the ratio of norms in bfloat16. Rounding on the CPU changes the norm by at most 3 %.
-The wrong kernel of an H100 had a ratio of 0.26 (pytorch#150700)."""
+"""Smallest and largest allowed norm of the gradient in bfloat16, divided by the CPU's norm.
+Rounding on the CPU changes the norm by at most 3 %. With the wrong kernel of an H100, the
+ratio was 0.26 (pytorch#150700)."""
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Limits for the differences of a device from float32 on the CPU.
+    """The limits for the differences between a device and float32 on the CPU.
 
     Attributes:
-        loss: largest allowed distance of the device's first loss from the CPU's, in nat.
+        loss: largest allowed difference between the device's first loss and the CPU's, in nat.
         cosine: smallest allowed cosine of the angle between the two gradients.
         least_ratio: smallest allowed norm of the device's gradient, divided by the CPU's norm.
         largest_ratio: largest allowed value of the same ratio.
@@ -102,7 +106,9 @@ class Gradient:
         return math.sqrt(_inner_product(self.of_weights, self.of_weights))
 
     def cosine(self, reference: Gradient) -> float:
-        """Return the cosine of the angle to another gradient, or NaN if one of them is zero."""
+        """Return the cosine of the angle to another gradient, or NaN if one of the gradients
+        is zero.
+        """
         norms = self.norm * reference.norm
         if norms > 0:
             return _inner_product(self.of_weights, reference.of_weights) / norms
@@ -110,7 +116,7 @@ class Gradient:
 
 
 def _inner_product(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
-    """Return the inner product of two lists of tensors, in float64."""
+    """Return the inner product of two lists of tensors. It is computed in float64."""
     total = 0.0
     for left, right in zip(first, second, strict=True):
         chunks = zip(
@@ -126,8 +132,9 @@ def float32_tolerance(perturbed: Gradient, expected: Gradient) -> Tolerance:
     """Return the tolerance for a device that computes in float32 without TensorFloat-32.
 
     Args:
-        perturbed: loss and gradient on the CPU with weights that :func:`_perturbed` changed.
-        expected: loss and gradient on the CPU with the original weights.
+        perturbed: loss and gradient on the CPU, with weights that :func:`_perturbed` has
+            changed.
+        expected: loss and gradient on the CPU, with the original weights.
     """
     norm_error = NORM_FACTOR * abs(perturbed.norm / expected.norm - 1) + FLOAT32_NORM_MARGIN
     return Tolerance(
@@ -139,12 +146,14 @@ def float32_tolerance(perturbed: Gradient, expected: Gradient) -> Tolerance:
 
 
 def bfloat16_tolerance(rounded: Gradient, expected: Gradient) -> Tolerance:
-    """Return the tolerance in bfloat16, from the effect of rounding on the CPU with this network.
+    """Return the tolerance in bfloat16. It depends on the effect of rounding this network on
+    the CPU.
 
-    The effect of rounding on the gradient's direction depends on the network. At 224 pixels, the
-    cosine between bfloat16 and float32 on the CPU is 0.92 for ResNet-18, 0.74 for ResNet-34, 0.13
-    for ResNet-50 and 0.88 to 0.93 for VGGs. So the limit of the cosine depends on the network. The
-    norm hardly changes, so its limits are the same for all networks.
+    The effect of rounding on the gradient's direction depends on the network. At 224 pixels,
+    the cosine between bfloat16 and float32 on the CPU is 0.92 for ResNet-18, 0.74 for
+    ResNet-34, 0.13 for ResNet-50 and 0.88 to 0.93 for VGGs. The limit of the cosine therefore
+    depends on the network. Rounding hardly changes the norm, so the limits of the norm are the
+    same for all networks.
 
     Args:
         rounded: loss and gradient in bfloat16 on the CPU.
@@ -162,8 +171,9 @@ def bfloat16_tolerance(rounded: Gradient, expected: Gradient) -> Tolerance:
 def _least_cosine(rounded_cosine: float, margin: float) -> float:
     """Return the lower limit of a cosine.
 
-    The value of 1 - cosine may be DIRECTION_FACTOR times as large as for the rounded gradient, plus
-    a margin. If the cosine of the rounded gradient is NaN, every direction is allowed.
+    The largest allowed value of 1 - cosine is DIRECTION_FACTOR times its value for the rounded
+    gradient, plus a margin. If the cosine of the rounded gradient is NaN, every direction is
+    allowed.
     """
     if math.isnan(rounded_cosine):
         return -1.0
@@ -172,7 +182,8 @@ def _least_cosine(rounded_cosine: float, margin: float) -> float:
 
 @dataclass(frozen=True)
 class GradientComparison:
-    """Comparison of a network's first loss and gradient on a device with float32 on the CPU.
+    """The comparison of a network's first loss and gradient on a device with float32 on the
+    CPU.
 
     Attributes:
         model: name of the network.
@@ -180,7 +191,7 @@ class GradientComparison:
         loss: loss on the device, in nat.
         cpu_loss: loss in float32 on the CPU, in nat.
         cosine: cosine of the angle between the two gradients over all weights.
-        norm_ratio: norm of the gradient on the device, divided by that on the CPU.
+        norm_ratio: norm of the gradient on the device, divided by the norm on the CPU.
         tolerance: limits for the differences.
     """
 
@@ -194,7 +205,7 @@ class GradientComparison:
 
     @property
     def problem(self) -> str:
-        """A line of text about the difference that is too large, or an empty text if there is none.
+        """A line of text about a difference that is too large, or an empty text if there is none.
 
         NaN counts as too large.
         """
@@ -203,27 +214,29 @@ class GradientComparison:
         if not abs(self.loss - self.cpu_loss) <= limits.loss:
             return (
                 f"{subject}: the first loss is {self.loss:.4f}, but {self.cpu_loss:.4f} on "
-                f"the CPU (largest allowed difference {limits.loss:.4f})"
+                f"the CPU (the largest allowed difference is {limits.loss:.4f})"
             )
         if not self.cosine >= limits.cosine:
             return (
-                f"{subject}: the first gradient has another direction than on the CPU (cosine "
-                f"{self.cosine:.3f}, at least {limits.cosine:.3f} is allowed)"
+                f"{subject}: the first gradient has another direction than on the CPU (the "
+                f"cosine is {self.cosine:.3f}, but must be at least {limits.cosine:.3f})"
             )
         if not limits.least_ratio <= self.norm_ratio <= limits.largest_ratio:
             return (
                 f"{subject}: the first gradient is {self.norm_ratio:.3f} times as long as on "
-                f"the CPU ({limits.least_ratio:g} to {limits.largest_ratio:g} is allowed)"
+                f"the CPU (allowed are {limits.least_ratio:g} to {limits.largest_ratio:g} "
+                "times)"
             )
         return ""
 
 
 def compare_with_cpu(case: Case, device: torch.device) -> Iterator[GradientComparison]:
-    """Yield the comparisons of first loss and gradient on a device with float32 on the CPU.
+    """Yield comparisons of the first loss and gradient on a device with float32 on the CPU.
 
-    The device computes in float32, as evaluation and attacks do, and also in bfloat16 if the recipe
-    trains in bfloat16. Float16 is not compared: without scaling it loses small gradients on every
-    device. If the reference is not finite, or its gradient is zero, nothing is yielded.
+    The device computes in float32, because evaluations and attacks do so. If the recipe trains
+    in bfloat16, the device also computes in bfloat16. Float16 is not compared, because without
+    scaling it loses small gradients on every device. If the reference is not finite, or if its
+    gradient is zero, nothing is yielded.
     """
     model = build_network(case, dropout=0.0)
     num_images = BATCH_NORM_IMAGES if has_batch_norm(model) else NO_BATCH_NORM_IMAGES
@@ -258,11 +271,12 @@ def compare_with_cpu(case: Case, device: torch.device) -> Iterator[GradientCompa
 
 
 def _bfloat16_gradient(model: PixelModel, images: Tensor, labels: Tensor) -> Gradient:
-    """Return loss and gradient in bfloat16 on the CPU.
+    """Return the loss and the gradient in bfloat16 on the CPU.
 
-    A CPU without instructions for bfloat16 needs up to 40 times as long (52 s of processor time
-    instead of 1.3 s for vgg13). Such a CPU computes in float32, with weights and outputs rounded to
-    bfloat16. The tolerance needs only the size of the rounding errors, not their exact values.
+    A CPU without bfloat16 instructions needs up to 40 times as long (52 s of processor time
+    instead of 1.3 s for vgg13). On such a CPU, weights and outputs are rounded to bfloat16,
+    and all computations are in float32. This is enough, because the tolerance needs only the
+    size of the rounding errors, not their exact values.
     """
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return _gradient(model, images, labels, "bfloat16")
@@ -272,7 +286,9 @@ def _bfloat16_gradient(model: PixelModel, images: Tensor, labels: Tensor) -> Gra
 
 @contextmanager
 def _rounded_to_bfloat16(model: PixelModel) -> Iterator[None]:
-    """Round weights, and outputs of convolutions and linear layers, to bfloat16 during a block."""
+    """During a ``with`` block, round to bfloat16 all weights and the outputs of convolutions
+    and linear layers.
+    """
     hooks = [
         layer.register_forward_hook(lambda layer, inputs, output: output.bfloat16().float())
         for layer in model.modules()
@@ -291,7 +307,9 @@ def _rounded_to_bfloat16(model: PixelModel) -> Iterator[None]:
 
 @contextmanager
 def _perturbed(model: PixelModel) -> Iterator[None]:
-    """Change each weight by a random relative error of :data:`FLOAT32_ERROR` during a block."""
+    """During a ``with`` block, change each weight by a random relative error of about
+    :data:`FLOAT32_ERROR`.
+    """
     generator = torch.Generator().manual_seed(0)
     with _restore_weights_after(model):
         with torch.no_grad():
@@ -302,7 +320,7 @@ def _perturbed(model: PixelModel) -> Iterator[None]:
 
 @contextmanager
 def _restore_weights_after(model: PixelModel) -> Iterator[None]:
-    """Restore a network's weights after a block that changes them."""
+    """Restore a network's weights after a ``with`` block that changes them."""
     originals = [weight.detach().clone() for weight in model.parameters()]
     try:
         yield
@@ -313,7 +331,9 @@ def _restore_weights_after(model: PixelModel) -> Iterator[None]:
 
 
 def _gradient(model: PixelModel, images: Tensor, labels: Tensor, precision: str) -> Gradient:
-    """Return loss and gradient of a batch, in the model's present mode (training or evaluation)."""
+    """Return the loss and the gradient of a batch. The model stays in its present mode,
+    training or evaluation.
+    """
     model.zero_grad(set_to_none=True)
     with autocast(precision, images.device):
         logits = model(as_pixels(images))

@@ -1,4 +1,5 @@
-"""The second part of the self-test: compare trainings with CUDA graphs and with plain steps.
+"""The second part of the self-test. It compares trainings with CUDA graphs and with plain
+steps.
 
 A network is trained three times from the same start: with plain steps, with graphs, and with plain
 steps again. The two plain trainings show how much the GPU varies between equal trainings.
@@ -28,58 +29,66 @@ from tasks.trials.models import PixelModel
 from tasks.trials.training import train
 
 NUM_EPOCHS = 6
-"""Number of epochs of each training. The smaller last batch of an epoch is captured in the fourth
-epoch, and replayed in the fifth and the sixth."""
+"""Number of epochs of each training. The last batch of an epoch is smaller than the others. It
+is captured in the fourth epoch, and replayed in the fifth and sixth epochs."""
 LEARNING_RATE = 1e-4
 """Learning rate of each training."""
 NOISE_FACTOR = 4.0
-"""Graphs may differ from plain steps by this factor times the difference of two plain trainings.
-Two plain trainings are a small sample, so the factor leaves room."""
+"""Largest allowed difference between graphs and plain steps, as a multiple of the difference
+between two plain trainings. The factor is above 1, because two plain trainings are a small
+sample."""
 LEAST_LOSS_NOISE = 1e-5
-"""Least noise of an epoch's loss that is assumed, in nat: about 100 roundings in float32. Graphs
-may always differ from plain steps by NOISE_FACTOR times this noise."""
+"""Smallest noise that is assumed for an epoch's loss, in nat. It is the size of about 100
+rounding errors in float32. Graphs may always differ from plain steps by NOISE_FACTOR times
+this noise."""
 LEAST_WEIGHT_NOISE = 1e-6
-"""Least noise of a weight that is assumed: a hundredth of LEARNING_RATE, which is about the length
-of a step of Adam. Graphs may always differ from plain steps by NOISE_FACTOR times this noise."""
+"""Smallest noise that is assumed for a weight. It is a hundredth of LEARNING_RATE, and
+LEARNING_RATE is about the length of a step of Adam. Graphs may always differ from plain steps
+by NOISE_FACTOR times this noise."""
 SPEED_MARGIN = 0.05
-"""Epochs with graphs may always be slower than plain epochs by this share of their seconds."""
+"""Share of a plain epoch's time by which an epoch with graphs may always be slower."""
 DROPOUT_LOSS_TOLERANCE = 0.2
-"""Difference of the last epoch's loss, in nat, that is always allowed between trainings with
-different random numbers, for example different dropout masks."""
+"""Difference in the last epoch's loss, in nat, that is always allowed between trainings that
+draw different random numbers. Such trainings have, for example, different dropout masks."""
 RANDOM_NOISE_FACTOR = 2
-"""NOISE_FACTOR for trainings with different random numbers. Their differences are large, so a
-smaller factor suffices."""
+"""Factor that replaces NOISE_FACTOR if trainings draw different random numbers. The
+differences of such trainings are large, so a smaller factor is enough."""
 DROPOUT_RATE = 0.5
-"""Share of the values that the test of a graph's dropout drops."""
+"""Share of the values that dropout drops in the test of a graph's dropout."""
 NUM_DROPOUT_VALUES = 10_000
 """Number of values in the test of a graph's dropout."""
 MAX_DROPOUT_ERROR = 0.07
-"""Largest error of the share of dropped values in two draws: twenty times its standard error."""
+"""Largest allowed error of the share of dropped values in two draws. It is twenty times the
+standard error of this share."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Largest differences between trainings, in losses or in weights.
+    """The largest differences between trainings, either in losses or in weights.
 
     Attributes:
         noise: difference between the two plain trainings.
-        graphs: difference between the training with graphs and the first plain training. The name
-            is stored in the file of ``isweep gpu-check``.
+        graphs: difference between the training with graphs and the first plain training. The
+            file of ``isweep gpu-check`` contains the name of this attribute.
     """
 
     noise: float
     graphs: float
 
     def is_more_than_noise(self, least_noise: float) -> bool:
-        """Return whether graphs differ by more than noise explains. The result is True for NaN.
+        """Return whether graphs differ from plain steps by more than noise can explain. NaN
+        counts as a difference.
 
         Args:
-            least_noise: noise that is assumed if the two plain trainings differ by less.
+            least_noise: noise that is assumed if the two plain trainings differ by less than
+                this value.
         """
         return not self.graphs <= NOISE_FACTOR * max(self.noise, least_noise)
 
     def merged_with(self, other: Difference) -> Difference:
-        """Return the largest differences of two samples, or NaN if one of them is NaN."""
+        """Return the larger value of each difference in two samples, or NaN if one value is
+        NaN.
+        """
         return Difference(
             noise=_largest([self.noise, other.noise]),
             graphs=_largest([self.graphs, other.graphs]),
@@ -88,16 +97,17 @@ class Difference:
 
 @dataclass(frozen=True)
 class TrainingComparison:
-    """Comparison of three trainings of one network from the same start.
+    """The comparison of three trainings of one network from the same start.
 
     Attributes:
         model: name of the network.
-        losses: largest differences of an epoch's loss, in nat.
-        weights: largest differences of a weight. The value is None if the training draws random
-            numbers: graphs and plain steps draw different ones, so their weights must differ.
+        losses: largest differences in the loss of an epoch, in nat.
+        weights: largest differences in a weight. It is None if the training draws random
+            numbers. Graphs and plain steps then draw different numbers, so their weights must
+            differ.
         plain_s: seconds of an epoch of the first plain training.
         again_s: seconds of an epoch of the second plain training.
-        graph_s: seconds of an epoch with graphs, without captures.
+        graph_s: seconds of an epoch with graphs that contains no capture.
     """
 
     model: str
@@ -109,7 +119,9 @@ class TrainingComparison:
 
     @property
     def problem(self) -> str:
-        """Text about a difference between graphs and plain steps, or an empty text without one."""
+        """A text about a difference between graphs and plain steps, or an empty text if they
+        agree.
+        """
         if self.weights is None:
             # The training draws random numbers, so only the losses can be compared.
             largest_allowed = max(DROPOUT_LOSS_TOLERANCE, RANDOM_NOISE_FACTOR * self.losses.noise)
@@ -126,16 +138,18 @@ class TrainingComparison:
             if difference.is_more_than_noise(least_noise):
                 return (
                     f"{self.model}: captured graphs change a {name} by "
-                    f"{difference.graphs:.1e}; two plain trainings differ by "
+                    f"{difference.graphs:.1e}, but two plain trainings differ by "
                     f"{difference.noise:.1e}"
                 )
         return ""
 
     def merged_with(self, earlier: TrainingComparison) -> TrainingComparison:
-        """Return this comparison with the largest differences of this and an earlier sample.
+        """Return this comparison, with the largest differences of this sample and of an
+        earlier sample.
 
-        Two plain trainings can be equal by chance. Then the noise of one sample is too small, and
-        correct graphs seem to differ. The times of this sample do not change.
+        Two plain trainings can be equal by chance. The noise of this one sample is then too
+        small, and correct graphs seem to differ. The times in the result are those of this
+        sample.
         """
         weights = self.weights
         if weights is not None and earlier.weights is not None:
@@ -144,31 +158,34 @@ class TrainingComparison:
 
     @property
     def slowness(self) -> str:
-        """Text about graphs that are slower than plain steps, or an empty text if they are not
-        slower.
+        """A text that says how much slower graphs are than plain steps, or an empty text if
+        they are not slower.
         """
         tolerance = max(abs(self.plain_s - self.again_s), SPEED_MARGIN * self.plain_s)
         if self.graph_s <= max(self.plain_s, self.again_s) + tolerance:
             return ""
         return (
-            f"captured graphs take {self.graph_s:.2f} s an epoch; plain steps take "
+            f"captured graphs take {self.graph_s:.2f} s per epoch, but plain steps take "
             f"{self.plain_s:.2f} s and {self.again_s:.2f} s"
         )
 
 
 class _Dropout(Enum):
-    """The dropout of the trainings that are compared. The value is for :func:`build_network`."""
+    """The dropout of the compared trainings. Each value is an argument of
+    :func:`build_network`.
+    """
 
     REMOVED = 0.0
     """The network has no dropout."""
     UNCHANGED = None
-    """The network has the dropout of its trials, which may be none."""
+    """The network has the same dropout as in its trials. A network may also have no dropout at
+    all."""
 
 
 def compare_trainings(case: Case, device: torch.device) -> list[TrainingComparison]:
-    """Train a network with CUDA graphs and with plain steps, and compare the two.
+    """Train a network with CUDA graphs and with plain steps. Return the comparisons.
 
-    If the network has dropout, do this twice: first without dropout, then with it.
+    If the network has dropout, it is trained without dropout first, and then with dropout.
     """
     images, labels = random_images(case.num_images, case.image_size, case.channels)
     dropouts = [_Dropout.REMOVED]
@@ -195,8 +212,9 @@ class _Training:
 
     Attributes:
         losses: mean loss of each epoch, in nat.
-        weights: all values of the trained network's state, in float32 on the CPU.
-        epoch_s: seconds of the faster of the last two epochs, which contain no capture.
+        weights: all tensors of the trained network's state, in float32 on the CPU.
+        epoch_s: seconds of the faster one of the last two epochs. These two epochs contain no
+            capture.
     """
 
     losses: list[float]
@@ -214,7 +232,7 @@ def _train_three_times(
         images: training images, ``(num_images, channels, side, side)`` uint8.
         labels: labels of the images, ``(num_images,)`` int64.
         device: device of the trainings.
-        dropout: dropout of the trainings.
+        dropout: dropout of the network in these trainings.
     """
     # Graphs run between the plain trainings: if another load grows meanwhile, it affects both.
     plain = _train_once(case, images, labels, device, dropout, uses_graphs=False)
@@ -247,7 +265,7 @@ def _train_three_times(
 
 
 def _is_random(case: Case, images: Tensor, dropout: _Dropout) -> bool:
-    """Return whether a training draws random numbers, for dropout or in another layer."""
+    """Return whether a training draws random numbers, either for dropout or in another layer."""
     if dropout is _Dropout.UNCHANGED:
         return True
     model = build_network(case, dropout.value)
@@ -263,7 +281,7 @@ def _train_once(
     *,
     uses_graphs: bool,
 ) -> _Training:
-    """Train the network from its fixed start."""
+    """Train the network once, always from the same start."""
     model = build_network(case, dropout.value)
     recipe = RecipeSpec.model_validate(
         {
@@ -285,9 +303,9 @@ def _train_once(
 
 
 def _largest_difference(first: Sequence[float], second: Sequence[float]) -> float:
-    """Return the largest difference of two series of losses.
+    """Return the largest difference between two series of losses.
 
-    It is infinite if one training ended early, and NaN if a loss is NaN.
+    The result is infinite if one training ended early. It is NaN if a loss is NaN.
     """
     if len(first) != len(second):
         return math.inf
@@ -295,24 +313,24 @@ def _largest_difference(first: Sequence[float], second: Sequence[float]) -> floa
 
 
 def _largest(values: Sequence[float]) -> float:
-    """Return the largest value, or NaN if a value is NaN. Python's ``max`` may ignore NaN."""
+    """Return the largest value, or NaN if any value is NaN. Python's ``max`` may ignore NaN."""
     return float(torch.tensor(values, dtype=torch.float64).max())
 
 
 def _largest_change(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
-    """Return the largest difference of two lists of tensors, or NaN if a value is NaN."""
+    """Return the largest difference between two lists of tensors, or NaN if any value is NaN."""
     changes = [(left - right).abs().max() for left, right in zip(first, second, strict=True)]
     return float(torch.stack(changes).max())
 
 
 def dropout_problem(device: torch.device, capture: Capture = capture_graph) -> str:
-    """Return text if a graph's dropout repeats its mask or drops a wrong share, otherwise an empty
-    text.
+    """Return a text if dropout in a graph repeats its mask or drops a wrong share of values.
+    Otherwise return an empty text.
 
     Args:
-        device: device of the graph. A CPU has no graphs, so it is only tested with another
-            ``capture``.
-        capture: function that captures a graph. Tests replace it.
+        device: device of the graph. A CPU has no graphs, so on a CPU the test runs only with
+            another ``capture``.
+        capture: function that captures a graph. Tests pass another function.
     """
     if device.type != "cuda" and capture is capture_graph:
         return ""
@@ -333,6 +351,6 @@ def dropout_problem(device: torch.device, capture: Capture = capture_graph) -> s
     if torch.equal(*masks) or is_wrong_share:
         return (
             "dropout in a captured graph repeats its random numbers, or keeps a share of "
-            f"{remaining_share:.2f} instead of {1 - DROPOUT_RATE:g}"
+            f"{remaining_share:.2f} of the values instead of {1 - DROPOUT_RATE:g}"
         )
     return ""

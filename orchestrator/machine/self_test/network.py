@@ -1,4 +1,4 @@
-"""The network and the images with which a GPU is tested."""
+"""Functions that build the network and the images with which a GPU is tested."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tasks.trials.models import PixelModel, build_model
 
 
 def build_network(case: Case, dropout: float | None = None) -> PixelModel:
-    """Return the case's network from a fixed start, on the CPU.
+    """Return the case's network on the CPU. Its weights are always the same.
 
-    If ``dropout`` is not None, it replaces the network's own dropout.
+    If ``dropout`` is not None, it replaces the dropout of the network.
     """
     return build_model(
         case.model,
@@ -28,7 +28,7 @@ def build_network(case: Case, dropout: float | None = None) -> PixelModel:
 
 
 def random_images(num_images: int, side: int, channels: int = 1) -> tuple[Tensor, Tensor]:
-    """Return random images with a fixed seed, and alternating labels 0 and 1.
+    """Return random images from a fixed seed, with labels that alternate between 0 and 1.
 
     Returns:
         Images ``(num_images, channels, side, side)`` uint8, and labels ``(num_images,)`` int64.
@@ -42,8 +42,8 @@ def random_images(num_images: int, side: int, channels: int = 1) -> tuple[Tensor
 def is_random_in_training(model: PixelModel, images: Tensor) -> bool:
     """Return whether a network draws random numbers in training mode.
 
-    Two passes with different seeds are compared on the CPU. Afterwards, the network is in training
-    mode.
+    The function compares two passes with different seeds on the CPU. Afterwards the network is
+    in training mode.
     """
     with torch.no_grad():
         outputs = []

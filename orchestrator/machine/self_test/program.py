@@ -1,20 +1,21 @@
-"""The self-test of a GPU with one network, and the program that runs it in a separate process.
+"""The self-test of a GPU with one network, and the program that runs the test in a separate
+process.
 
 The test has two parts.
 
-1. :mod:`~.gradients` compares the first loss and the first gradient of all weights with float32 on
-   the CPU. All trainings on a GPU use the same kernels, so only another device can reveal a wrong
-   kernel. If the GPU fails, the comparison is repeated with a new copy of the network. If the
-   GPU passes the second comparison, it is still not used, but the verdict says that its first
-   result is in doubt.
-2. :mod:`~.graph_trainings` trains the network with and without CUDA graphs. If graphs differ, fail
-   or are slower, trials use plain steps.
+1. :mod:`~.gradients` compares the first loss and the gradient of all weights with float32 on
+   the CPU. All trainings on a GPU use the same kernels, so a wrong kernel can be detected only
+   on another device. If the GPU fails, the comparison is repeated with a new copy of the
+   network. If the GPU passes the second comparison, trials still do not use it. The verdict
+   then says that the first result is in doubt.
+2. :mod:`~.graph_trainings` trains the network with and without CUDA graphs. If graphs give
+   other results, fail or are slower, trials use plain steps.
 
 ``python -m orchestrator.machine.self_test.program DEVICE CASE`` runs the test in a separate
-process, because a failed capture can end the process. If the GPU passes the first part, the command
-prints :data:`~.case.PASSED_LINE`. If the GPU fails the first comparison, the command prints a
-preliminary verdict, which counts if the process ends during the second comparison. At the end, the
-command prints the verdict as JSON.
+process, because a failed capture can end the process. If the GPU passes the first part, the
+command prints :data:`~.case.PASSED_LINE`. If the GPU fails the first comparison, the command
+prints a preliminary verdict. This verdict is used if the process ends during the second
+comparison. At its end, the command prints the verdict as JSON.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ from orchestrator.results.records import FailureKind
 from tasks.trials.isolation import deterministic, fixed_torch_state, trial_memory
 
 MAX_ERROR_LENGTH = 300
-"""Largest number of characters of an error's first line in a verdict, which messages repeat."""
+"""Largest number of characters of an error's first line in a verdict. Messages repeat this
+line."""
 
 
 def run_self_test(
@@ -59,14 +61,16 @@ def run_self_test(
     on_passed: Callable[[], object] = lambda: None,
     on_wrong: Callable[[Verdict], object] = lambda verdict: None,
 ) -> Verdict:
-    """Test one network on a device. If the test fails with an exception, the verdict says so.
+    """Test one network on a device. If the test raises an exception, the verdict contains its
+    text.
 
     Args:
         case: the network and its settings.
         device: the GPU, or a CPU.
-        on_passed: called when the device has passed the comparison with the CPU.
-        on_wrong: called with a preliminary verdict when the device has failed the comparison,
-            before the comparison is repeated.
+        on_passed: function that is called when the device has passed the comparison with the
+            CPU.
+        on_wrong: function that is called with a preliminary verdict when the device has failed
+            the comparison. The comparison is repeated afterwards.
     """
     start = time.perf_counter()
     if device.type == "cuda" and compute_capability() < BFLOAT16_FROM:
@@ -81,7 +85,9 @@ def _run_parts(
     on_passed: Callable[[], object],
     on_wrong: Callable[[Verdict], object],
 ) -> Verdict:
-    """Run the parts of the test that are needed, and return the verdict without its duration."""
+    """Run the parts of the test that are needed. Return the verdict without the duration of
+    the test.
+    """
     first = _run_cpu_comparison(case, device)
     if not first.problem:
         if first.error_text:
@@ -96,7 +102,9 @@ def _run_parts(
 
 
 def _run_cpu_comparison(case: Case, device: torch.device) -> CpuResult:
-    """Compare loss and gradient with the CPU, in each precision until an error."""
+    """Compare the loss and the gradient with the CPU, in one precision after the other. An
+    error ends the comparisons.
+    """
     comparisons: list[GradientComparison] = []
     try:
         with _trial_settings(case, device):
@@ -112,7 +120,7 @@ def _run_cpu_comparison(case: Case, device: torch.device) -> CpuResult:
 
 
 def _run_graph_trainings(case: Case, device: torch.device) -> GraphResult:
-    """Train with and without graphs, and test dropout in a graph."""
+    """Train with and without graphs. Test dropout in a graph."""
     trainings: list[TrainingComparison] = []
     try:
         with _trial_settings(case, device):
@@ -125,7 +133,9 @@ def _run_graph_trainings(case: Case, device: torch.device) -> GraphResult:
 
 @contextmanager
 def _trial_settings(case: Case, device: torch.device) -> Iterator[None]:
-    """Run a block with the settings of a trial, and free its memory afterwards."""
+    """Run a ``with`` block with the settings of a trial. Free the memory of the block
+    afterwards.
+    """
     with (
         trial_memory(device),
         fixed_torch_state(0, device),
@@ -135,13 +145,13 @@ def _trial_settings(case: Case, device: torch.device) -> Iterator[None]:
 
 
 def _error_text(case: Case, error: Exception) -> str:
-    """Return the network, and the type and the first line of an error."""
+    """Return a text with the network, and with the type and the first line of an error."""
     first_line = (str(error).splitlines() or [""])[0][:MAX_ERROR_LENGTH]
     return f"{case.model.name}: {type(error).__name__}: {first_line}"
 
 
 def main() -> None:
-    """Run the case of the command line, and print each verdict as a line of JSON."""
+    """Test the case that the command line contains. Print each verdict as a line of JSON."""
     device_name, case_text = sys.argv[1:]
 
     def print_passed() -> None:

@@ -1,10 +1,12 @@
-"""The verdicts of self-tests, stored on each node, so that a GPU is tested once per network.
+"""The verdicts of self-tests. Each node stores them, so that a GPU is tested only once per
+network.
 
-A verdict is valid for one GPU, driver, version of torch, version of isweep, and network. Processes
-of one node wait for each other, so each test runs once although several workers need it.
+A verdict is valid for one GPU, driver, version of torch, version of isweep, and network. The
+processes of a node wait for each other, so each test runs only once even if several workers
+need it.
 
-A test that ends before it has compared the GPU with the CPU proves nothing about the GPU. Then the
-trial must not use the GPU, and the next trial tests the GPU again.
+If a test ends before it has compared the GPU with the CPU, it shows nothing about the GPU. The
+trial must then not use the GPU, and the next trial tests the GPU again.
 """
 
 from __future__ import annotations
@@ -30,34 +32,36 @@ from search_spaces.fingerprint import fingerprint
 from tasks.atomic import write_atomic
 
 TIMEOUT_S = 300.0
-"""Seconds that a test may take. A trial counts as hung after 600 s or more, and it may first wait
-for the test of another process."""
+"""Seconds that a test may take. The limit is short, because a trial may first wait for the
+test of another process, and counts as hung after 600 s or more."""
 FIRST_VALIDITY_S = 600.0
-"""Seconds after which a GPU is tested again if its first verdict is not final. A verdict is not
-final if an error or other processes on the GPU disturbed the test. Until the next test, trials use
-no CUDA graphs and take about a fifth longer. A test takes less than a minute, or :data:`TIMEOUT_S`
-if it never ends. So each further test without a final verdict doubles this time."""
+"""Seconds after which a GPU is tested again if its first verdict is not final. A verdict is
+not final if an error or other processes on the GPU disturbed the test. Until the next test,
+trials use no CUDA graphs and take about a fifth longer. Each further test without a final
+verdict doubles this time, because tests cost time too: less than a minute, or
+:data:`TIMEOUT_S` seconds if a test hangs."""
 MAX_VALIDITY_S = 86_400.0
-"""Longest validity of a verdict that is not final, in seconds: a day. A test of five minutes then
-costs little time."""
+"""Longest time in seconds for which a verdict that is not final is valid. It is one day.
+Compared with a day, a test of five minutes costs little time."""
 
 
 @dataclass(frozen=True)
 class StoredVerdict:
-    """The stored part of a self-test's verdict, see :class:`~.verdict.Verdict`.
+    """The stored part of a self-test's verdict (:class:`~.verdict.Verdict`).
 
     Attributes:
-        gpu_problem: description of what the GPU computes wrongly, or an empty text if it computes
-            correctly.
-        reason_for_plain_steps: the reason why trials use plain steps, or an empty text if they use
-            graphs.
+        gpu_problem: text that says what the GPU computes wrongly. It is empty if the GPU
+            computes correctly.
+        reason_for_plain_steps: text that says why trials use plain steps. It is empty if they
+            use graphs.
         is_final: True if the verdict stays valid, False if a later test replaces it.
-        tested_at: time of the test in seconds since 1970.
-        file: file of the verdict.
-        reason_for_doubt: the reason why ``gpu_problem`` is in doubt, or an empty text if it is not
-            in doubt.
-        comparison_error: the reason why the GPU was not compared with the CPU, or an empty text if
-            it was compared. If there is a reason, no trial may use the GPU before a further test.
+        tested_at: time at which the test was run, in seconds since 1970.
+        file: file that contains the verdict.
+        reason_for_doubt: text that says why ``gpu_problem`` is in doubt. It is empty if there
+            is no doubt.
+        comparison_error: text that says why the GPU was not compared with the CPU. It is empty
+            if the GPU was compared. If it is not empty, no trial may use the GPU before a
+            further test.
         valid_for_s: seconds for which the verdict is valid if it is not final.
     """
 
@@ -109,13 +113,15 @@ class StoredVerdict:
 
 
 _verdicts_of_this_process: dict[Path, StoredVerdict] = {}
-"""Verdicts by file. If the home folder is read-only, each process tests a network only once."""
+"""The verdicts of this process, by file. They are needed if the home folder is read-only. Each
+process then still tests a network only once."""
 
 
 def read_or_run_self_test(uuid: str, case: Case) -> StoredVerdict:
-    """Return the stored verdict for a GPU and a network, or the verdict of a new test.
+    """Return the stored verdict for a GPU and a network. If there is no valid verdict, test
+    the GPU.
 
-    A new test takes up to :data:`TIMEOUT_S`.
+    A new test takes up to :data:`TIMEOUT_S` seconds.
     """
     software = provenance()
     gpu_and_versions = [
@@ -149,7 +155,9 @@ def read_or_run_self_test(uuid: str, case: Case) -> StoredVerdict:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Lock a file during a block. If the home folder is read-only, run the block without a lock."""
+    """Lock a file during a ``with`` block. If the home folder is read-only, run the block
+    without a lock.
+    """
     file = None
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +171,9 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _latest_verdict(file: Path) -> StoredVerdict | None:
-    """Return the last verdict of this process or of another one, or None if there is none."""
+    """Return the latest verdict of this process or of another process, or None if there is
+    none.
+    """
     stored = _read(file)
     in_memory = _verdicts_of_this_process.get(file)
     if stored is None or in_memory is None:
@@ -172,7 +182,9 @@ def _latest_verdict(file: Path) -> StoredVerdict | None:
 
 
 def _read(file: Path) -> StoredVerdict | None:
-    """Return the verdict in a file, or None if it is missing or cannot be read."""
+    """Return the verdict that a file contains, or None if the file is missing or cannot be
+    read.
+    """
     try:
         fields: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return StoredVerdict.from_fields(fields, file)
@@ -192,8 +204,8 @@ def run_in_separate_process(case: Case) -> dict[str, Any]:
     """Run the self-test in a separate process, on the GPU of this process.
 
     Returns:
-        The result of :meth:`~.verdict.Verdict.as_fields`. If the process ends without a verdict,
-        the fields contain the reason, and the measured values are missing.
+        The fields of the verdict, as :meth:`~.verdict.Verdict.as_fields` returns them. If the
+        process ends without a verdict, the fields contain the reason, but no measured values.
     """
     program = run_program(
         sys.executable,
@@ -231,7 +243,8 @@ def run_in_separate_process(case: Case) -> dict[str, Any]:
 def _last_verdict(output: str) -> dict[str, Any]:
     """Return the last verdict that the process of a self-test printed, or an empty dict.
 
-    The process may be killed while it prints a line, or a library may print more lines.
+    The output may contain other lines. The process may be killed while it prints a line, or a
+    library may print lines.
     """
     for line in reversed(output.splitlines()):
         with suppress(ValueError):

@@ -1,4 +1,4 @@
-"""The verdict of a self-test, from the results of its two parts."""
+"""The verdict of a self-test, which is derived from the results of its two parts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from orchestrator.machine.self_test.graph_trainings import TrainingComparison
 
 @dataclass(frozen=True)
 class CpuResult:
-    """The result of the first part: one comparison of a device with the CPU.
+    """The result of the first part of the self-test, one comparison of a device with the CPU.
 
     Attributes:
-        comparisons: comparisons of loss and gradient, one for each precision until an error.
-        error_text: the error that ended the comparison early, in one line, or an empty text if
-            there was none.
+        comparisons: comparisons of the loss and the gradient, one for each precision. If an
+            error occurred, later precisions are missing.
+        error_text: the error that ended the comparison early, as one line of text. It is empty
+            if no error occurred.
         is_gpu_error: True if the GPU itself caused the error.
     """
 
@@ -28,22 +29,23 @@ class CpuResult:
 
     @property
     def problem(self) -> str:
-        """A line of text about what the device computes wrongly, or an empty text if nothing is
-        wrong.
+        """A line of text that says what the device computes wrongly, or an empty text if
+        nothing is wrong.
         """
         return _join(comparison.problem for comparison in self.comparisons)
 
 
 @dataclass(frozen=True)
 class GraphResult:
-    """The result of the second part: trainings with graphs and with plain steps.
+    """The result of the second part of the self-test, trainings with graphs and with plain
+    steps.
 
     Attributes:
-        trainings: comparisons of trainings, or an empty tuple if an error ended them.
-        error_text: the error that ended this part early, in one line, or an empty text if there was
-            none.
-        dropout_problem: description of what is wrong with dropout in a graph, in one line, or an
-            empty text if nothing is wrong.
+        trainings: comparisons of trainings. It is empty if an error ended the trainings.
+        error_text: the error that ended this part early, as one line of text. It is empty if
+            no error occurred.
+        dropout_problem: line of text that says what is wrong with dropout in a graph. It is
+            empty if nothing is wrong.
     """
 
     trainings: tuple[TrainingComparison, ...] = ()
@@ -52,7 +54,7 @@ class GraphResult:
 
 
 class PlainStepsCause(Enum):
-    """The reason why trials use plain steps instead of graphs."""
+    """The kind of reason why trials use plain steps instead of graphs."""
 
     WRONG_GPU = auto()
     """The GPU computes wrongly, so no trial uses it at all."""
@@ -69,19 +71,20 @@ class Verdict:
     """The verdict of a self-test.
 
     Attributes:
-        gpu_problem: description of what the GPU computes wrongly, in one line, or an empty text if
-            it computes correctly.
-        reason_for_plain_steps: the reason why trials use plain steps, in one line, or an empty text
+        gpu_problem: line of text that says what the GPU computes wrongly. It is empty if the
+            GPU computes correctly.
+        reason_for_plain_steps: line of text that says why trials use plain steps. It is empty
             if they use graphs.
-        cause: the kind of this reason, or None if trials use graphs.
-        reason_for_doubt: the reason why ``gpu_problem`` is in doubt, in one line. There are two
-            such reasons. Either the second comparison with the CPU found no difference, failed or
-            did not end. Or an error ended the first comparison after it found the problem. The text
-            is empty if the second comparison confirmed the problem, or if there is no problem.
-        comparison_error: the error of the GPU that ended the comparison with the CPU, in one line,
-            or an empty text if there was no such error. After such an error, it is unknown whether
-            the GPU computes correctly.
-        seconds: duration of the whole test.
+        cause: kind of the reason for plain steps, or None if trials use graphs.
+        reason_for_doubt: line of text that says why ``gpu_problem`` is in doubt. There are two
+            possible reasons. The second comparison with the CPU detected no difference, failed
+            or did not end. Or the first comparison detected the problem and then ended with an
+            error. The text is empty if the second comparison confirmed the problem, or if
+            there is no problem.
+        comparison_error: the GPU's error that ended the comparison with the CPU, as one line
+            of text. It is empty if there was no such error. After such an error, it is unknown
+            whether the GPU computes correctly.
+        seconds: duration of the whole test in seconds.
         arithmetic: results of the first and the second comparison with the CPU.
         trainings: comparisons of graphs with plain steps.
     """
@@ -97,14 +100,17 @@ class Verdict:
 
     @property
     def is_final(self) -> bool:
-        """True unless an error, or other processes on the GPU, caused the verdict.
+        """False if an error or other processes on the GPU may have caused the verdict,
+        otherwise True.
 
         A verdict that is not final may change in a later test.
         """
         return self.cause not in (PlainStepsCause.ERROR, PlainStepsCause.SLOW_GRAPHS)
 
     def as_fields(self) -> dict[str, Any]:
-        """Return the verdict as JSON types, by key of the file of ``gpu-check``."""
+        """Return the verdict as JSON types. The keys are those in the file of ``isweep
+        gpu-check``.
+        """
         return {
             "wrong": self.gpu_problem,
             "plain_because": self.reason_for_plain_steps,
@@ -119,13 +125,13 @@ class Verdict:
 
 
 def verdict_on_wrong_gpu(first: CpuResult, second: CpuResult | None = None) -> Verdict:
-    """Return the verdict on a device that has computed wrongly at least once.
+    """Return the verdict on a device that computed wrongly at least once.
 
-    The verdict is final even if the second comparison finds no difference: trials never use a
-    device that has computed wrongly.
+    The verdict is final even if the second comparison detects no difference, because trials
+    never use a device that has computed wrongly.
 
     Args:
-        first: the first comparison with the CPU, which found the problem.
+        first: the first comparison with the CPU. It detected the problem.
         second: the second comparison, or None if it has not ended.
     """
     comparisons = first.comparisons
@@ -141,8 +147,8 @@ def verdict_on_wrong_gpu(first: CpuResult, second: CpuResult | None = None) -> V
 
 
 def _reason_for_doubt(first: CpuResult, second: CpuResult | None) -> str:
-    """Return the reason to doubt that the device computes wrongly, or an empty text if there is
-    none.
+    """Return the reason to doubt that the device computes wrongly. Return an empty text if
+    there is no doubt.
     """
     if second is None:
         if first.error_text:
@@ -157,10 +163,10 @@ def _reason_for_doubt(first: CpuResult, second: CpuResult | None) -> str:
 
 
 def verdict_after_error(result: CpuResult) -> Verdict:
-    """Return the verdict if an error ended the comparison before it found a problem.
+    """Return the verdict if an error ended the comparison before a problem was detected.
 
-    Only an error of the GPU itself becomes ``comparison_error``. Other errors do not count against
-    the GPU: memory may be short because of other trials, and a CPU may lack an operation.
+    Only an error of the GPU itself becomes ``comparison_error``. Other errors may have causes
+    outside the GPU: other trials may use the memory, or a CPU may lack an operation.
     """
     return Verdict(
         reason_for_plain_steps=result.error_text,
@@ -192,5 +198,5 @@ def verdict_on_graphs(result: CpuResult, graphs: GraphResult) -> Verdict:
 
 
 def _join(texts: Iterable[str]) -> str:
-    """Return all texts that are not empty, in one line."""
+    """Return one line with all texts that are not empty."""
     return "; ".join(filter(None, texts))

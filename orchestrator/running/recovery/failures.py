@@ -1,10 +1,10 @@
-"""Classification of failed attempts: the cause of each exception, and facts for the next attempt.
+"""Classification of failed attempts: the kind of each failure, and facts for the next attempt.
 
 A worker classifies the exception that a trial raises (:func:`classify`). If a worker's process
 has died, the driver classifies Ray's message about it (:func:`classify_lost_worker`). Errors
-of isweep, and most errors of Ray, are classified by their type. CUDA and cuDNN raise general
-types of exceptions, and Ray only describes in a text that it killed a worker. Such errors are
-recognized by their text. The texts are in
+of isweep, and most errors of Ray, are classified by their type. Errors of CUDA and cuDNN are
+recognized by their text, because their types are too general. If Ray kills a worker, this too
+is recognized only by a text. The texts are in
 :data:`~orchestrator.machine.gpu_errors.LIBRARY_ERRORS`.
 """
 
@@ -25,17 +25,21 @@ from orchestrator.running.workers.trial_device import UnusableGpuError
 from search_spaces.errors import ConfigError, SetupError, SweepError
 
 MAX_MESSAGE = 500
-"""Largest number of characters of a library's message that a failure stores."""
+"""Largest number of characters of a library's message that a failure contains."""
 MAX_USER_MESSAGE = 1000
-"""Largest number of characters of a message of isweep, which ends with a hint."""
+"""Largest number of characters of isweep's message that a failure contains. Such a message
+ends with a hint."""
 MAX_TRACEBACK = 8000
-"""Largest number of characters of a traceback that a failure stores, counted from its end."""
+"""Largest number of characters of a traceback that a failure contains. The end of the
+traceback is stored."""
 WORKER_GONE = "the worker process has died"
 """Message for a lost worker if Ray gives no reason."""
 
 
 class OtherCodeError(SetupError):
-    """Raised if a worker has other source code than the driver, so that no result is stored."""
+    """Error that a worker raises if its source code differs from the driver's. No result of
+    other source code is then stored.
+    """
 
 
 KINDS_BY_TYPE: tuple[tuple[type[BaseException], FailureKind], ...] = (
@@ -50,8 +54,7 @@ KINDS_BY_TYPE: tuple[tuple[type[BaseException], FailureKind], ...] = (
     (ray.exceptions.RayTaskError, FailureKind.CODE_ERROR),  # an exception in the task's own code
     (RayError, FailureKind.CLUSTER_ERROR),  # every other error of Ray
 )
-"""Kind of failure by the type of the exception. If several rows match, the first row is
-used."""
+"""Failure kind for each type of exception. If several rows match, the first row is used."""
 
 
 def classify(error: BaseException) -> TrialFailure:
@@ -80,7 +83,7 @@ def classify(error: BaseException) -> TrialFailure:
 
 
 def _kind_of(error: BaseException) -> FailureKind:
-    """Return the kind of failure by the type of the exception."""
+    """Return the failure kind that belongs to the type of an exception."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return FailureKind.DISK_FULL
     if isinstance(error, RayActorError) and error.preempted:
@@ -92,7 +95,7 @@ def _kind_of(error: BaseException) -> FailureKind:
 
 
 def _first_line(text: str) -> str:
-    """Return the first line of a text that is not blank, shortened."""
+    """Return the first line that is not blank, shortened to :data:`MAX_MESSAGE` characters."""
     for line in text.splitlines():
         if line.strip():
             return line.strip()[:MAX_MESSAGE]
@@ -107,7 +110,7 @@ def classify_lost_worker(
     Args:
         error: Ray's exception, or None if Tune did not store it.
         text: Tune's text about the failure.
-        dead_ids: Ray's ids of dead nodes, and of the actors that ran on them.
+        dead_ids: Ray's ids of dead nodes, and of actors that ran on dead nodes.
         pid: process id of the worker on its node, or 0 if it is unknown.
     """
     text = text or str(error or WORKER_GONE)
@@ -124,18 +127,18 @@ def classify_lost_worker(
 
 
 MEMORY_OF_NODE = re.compile(r"was ([\d.]+)GB used / ([\d.]+)GB limit")
-"""Part of Ray's message about a killed worker: used memory and limit of its node (Ray
-2.60)."""
+"""Pattern that finds a node's used memory and memory limit, in GB, in the message of Ray 2.60
+about a killed worker."""
 MEMORY_OF_PROCESS = re.compile(r"^(\d+)\t([\d.]+)\t", re.MULTILINE)
-"""Row of the table in Ray's message about a killed worker, which lists the ten largest
-processes: process id and memory in GB."""
+"""Pattern that finds a process id and the memory of this process in GB. It matches each row of
+the table in Ray's message about a killed worker. The table lists the ten largest processes."""
 
 
 def _killed_for_memory(text: str, pid: int) -> TrialFailure:
     """Return the failure of a worker that Ray killed because the machine's memory ran out.
 
-    Ray lists the ten largest processes. A worker that is not in this list used at most as much
-    memory as the smallest listed process.
+    Ray's message lists the ten largest processes. If the worker is not in this list, it used
+    at most as much memory as the smallest process in the list.
     """
     message = _first_line(text)
     share = None
@@ -148,8 +151,8 @@ def _killed_for_memory(text: str, pid: int) -> TrialFailure:
         # The other trials of the sweep count as other processes.
         share = min(1.0, max(0.0, used_gb - own_gb) / limit_gb)
         message = (
-            f"the machine ran out of memory: {used_gb:.1f} of {limit_gb:.1f} GB were in use, at "
-            f"most {own_gb:.1f} GB of them by this trial"
+            f"the machine ran out of memory: {used_gb:.1f} of {limit_gb:.1f} GB were in use, "
+            f"and this trial used at most {own_gb:.1f} GB of them"
         )
     return TrialFailure(
         kind=FailureKind.OUT_OF_MEMORY,
@@ -161,10 +164,9 @@ def _killed_for_memory(text: str, pid: int) -> TrialFailure:
 
 
 def classify_broken_loop(error: BaseException) -> TrialFailure:
-    """Return the failure to store for the trials that ran when Tune's loop raised an exception.
+    """Return the failure of the trials that were running when Tune's loop raised an exception.
 
-    If an exception of Ray caused the exception of the loop, the exception of Ray is
-    classified.
+    If an exception of Ray caused the exception of the loop, classify the exception of Ray.
     """
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, RayError):

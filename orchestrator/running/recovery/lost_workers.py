@@ -1,7 +1,7 @@
-"""The reasons why workers failed or died, read from Tune and Ray.
+"""Functions that read from Tune and Ray why a worker failed or died.
 
-Some reasons are in private attributes of Tune and Ray. Each function that reads such an
-attribute describes what happens if a later version lacks it.
+Some of this information is in private attributes of Tune and Ray. Each function that reads
+such an attribute describes what happens if a later version lacks the attribute.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from orchestrator.running.recovery.failures import classify_lost_worker
 log = logging.getLogger(__name__)
 
 DEATH_CAUSE_TIMEOUT_S = 2.0
-"""Seconds of the longest wait until Ray's head has recorded why a worker died. The head
-records the reason shortly after the error."""
+"""Largest number of seconds to wait until Ray's head has recorded why a worker died. The head
+records the cause shortly after the driver gets the error."""
 REQUEST_INTERVAL_S = 0.1
-"""Seconds between two requests to the head."""
+"""Seconds between two requests to Ray's head."""
 FAILURE_HEADING = "Failure # "
-"""Beginning of the line above each error in Tune's error file. All attempts at a trial share
-the file."""
+"""Beginning of the line above each error in Tune's error file. One file contains the errors of
+all attempts at a trial."""
 
 
 def outcome_of(trial: Any, location: WorkerLocation | None) -> TrialReport | TrialFailure:
-    """Return the report of a failed trial. If there is none, return Ray's reason why its worker
-    died.
+    """Return the report of a failed trial. If there is no report, return a failure with the
+    cause that Ray gives for the death of the worker.
 
     Args:
         trial: Tune's trial.
-        location: the place where the trial ran, or None if its worker sent no location.
+        location: location of the attempt, or None if the worker sent no location.
     """
     error = _pickled_error(trial)
     cause = getattr(error, "cause", None) or error
@@ -55,10 +55,10 @@ def outcome_of(trial: Any, location: WorkerLocation | None) -> TrialReport | Tri
 
 
 def _pickled_error(trial: Any) -> Any:
-    """Return the exception that Tune stored for a trial, or None if no actor or task raised one.
+    """Return the exception that Tune stored for a trial, or None if Tune stored no exception.
 
-    The attribute is private. If a later Ray lacks it, every failure counts as a worker's
-    crash.
+    The attribute ``pickled_error_file`` is private. If a later version of Ray lacks it, every
+    failure counts as a crash of the worker.
     """
     with suppress(Exception):
         # The file is safe to unpickle: this driver wrote it a moment ago, in its own folder.
@@ -78,9 +78,9 @@ def _last_error_text(trial: Any) -> str:
 def _dead_node_ids(location: WorkerLocation | None) -> set[str]:
     """Return Ray's ids of dead nodes.
 
-    If a node dies, Ray's head counts it as alive for a moment longer than its workers. So this
-    function also tries to connect to the node of the trial. It does not connect to the other
-    nodes, because each connection may take two seconds to time out.
+    After a node has died, Ray's head still counts it as alive for a moment. This function
+    therefore also tries to connect to the trial's node. It does not connect to other nodes,
+    because each attempt to connect may take two seconds.
     """
     dead = set()
     try:
@@ -98,10 +98,11 @@ def _dead_node_ids(location: WorkerLocation | None) -> set[str]:
 
 
 def eligible_nodes(failure: TrialFailure) -> set[str]:
-    """Return addresses of the live nodes that could run a trial which failed because of its node.
+    """Return the addresses of the live nodes that could run a trial after this failure of its
+    node.
 
-    If the trial failed because of different source code, these are the nodes with CPUs.
-    Otherwise these are the nodes with GPUs.
+    If the trial failed because of different source code, any node with CPUs could run it.
+    Otherwise only a node with GPUs could run it.
     """
     resource = "CPU" if failure.kind == FailureKind.OTHER_CODE else "GPU"
     return {
@@ -114,9 +115,9 @@ def eligible_nodes(failure: TrialFailure) -> set[str]:
 def killed_for_memory(locations: Mapping[str, WorkerLocation]) -> set[str]:
     """Return the ids of the trials whose worker Ray killed because memory ran out.
 
-    The error that ended Tune's loop does not contain the worker's id, so this function reads
-    the state of each worker. It waits at most :data:`DEATH_CAUSE_TIMEOUT_S` seconds, in which
-    no trial runs.
+    The error that ended Tune's loop does not say which worker was killed, so this function
+    reads the state of each worker. It waits at most :data:`DEATH_CAUSE_TIMEOUT_S` seconds. No
+    trial runs meanwhile.
 
     Args:
         locations: location of each trial, by trial id.

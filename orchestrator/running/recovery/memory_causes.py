@@ -1,4 +1,4 @@
-"""The cause of a memory failure: the trial itself, other processes, or a missing kernel."""
+"""Causes of a memory failure: the trial itself, other processes, or a missing kernel."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from search_spaces.errors import SweepError
 from search_spaces.specs import TrialSpec
 
 MAX_SHARE_OF_OTHERS_ON_MACHINE = 0.5
-"""Share of a machine's memory. If other processes used more, they are the cause of a memory
-failure, not the trial that was killed."""
+"""Share of a machine's memory, from 0 to 1. If other processes used more than this share, they
+caused the memory failure. Otherwise the killed trial caused it."""
 
 
 class MemoryCause(Enum):
-    """Cause of a memory failure."""
+    """The cause of a memory failure."""
 
     TRIAL = auto()
     """The trial needs more memory than it requested."""
     OTHER_PROCESSES = auto()
     """Other processes use memory that the trial needs."""
     UNKNOWN = auto()
-    """The trial had a whole GPU, and it is unknown how much memory other processes used."""
+    """The cause is unknown: the trial had a whole GPU, but the memory use of other processes
+    was not measured."""
     NO_KERNEL = auto()
-    """The memory suffices, but cuDNN has no kernel for the network on this GPU."""
+    """The memory is large enough, but cuDNN has no kernel for the network on this GPU."""
 
 
 def cause_on_machine(failure: TrialFailure) -> MemoryCause:
@@ -46,7 +47,7 @@ def cause_on_gpu(
     Args:
         trial: the trial that failed.
         failure: description of the failed attempt.
-        num_gpus: share of a GPU that the trial had, or its number of whole GPUs.
+        num_gpus: number of GPUs that the trial requested, for example 0.5 for half a GPU.
         gpu: the smallest GPU of the cluster, or None if it is unknown.
     """
     share_of_others = failure.held_by_others
@@ -67,7 +68,9 @@ def cause_on_gpu(
 
 
 def _needs_less_than_half(trial: TrialSpec, gpu: GpuModel | None) -> bool:
-    """Return whether a trial is known to need less than half of a GPU's memory."""
+    """Return whether a trial surely needs less than half of a GPU's memory. Return False if
+    the need is unknown.
+    """
     if gpu is None:
         return False
     with suppress(SweepError):

@@ -1,22 +1,23 @@
-"""The memory levels of a trial: how its requests change each time that memory runs out.
+"""The memory levels of a trial. Each time that a trial runs out of memory, it moves to a
+higher level and requests other resources.
 
-Each level changes the request of the level before:
+Each level changes the request of the previous level:
 
-- Level 0 requests the share of a GPU that the trial is expected to need.
+- Level 0 requests the share of a GPU that the trial probably needs.
 - The next levels double the share, until the trial has a whole GPU.
 - One further level switches CUDA graphs off, because graphs occupy memory. A trial that uses
   no graphs has no such level.
-- The last levels halve the micro-batch, the images of one forward pass, if the batches may be
-  split. Batches of fewer than 4 images are never split.
+- If the batches may be split, the last levels halve the micro-batch. A micro-batch is the
+  images of one forward pass. Batches of fewer than 4 images are never split.
 
-The sweep may request an amount of the machine's memory. Then every level from 1 on requests twice
-this amount, limited by the memory of the largest node. If a trial has no GPU, or if nothing else
-can change after level 0, level 1 changes only the machine's memory.
+If the sweep requests an amount of the machine's memory, every level from 1 on requests twice
+this amount, but at most the memory of the largest node. If a trial has no GPU, or if nothing
+else can change after level 0, level 1 changes only the machine's memory.
 
-Later events may change the requests of some levels: a network loses its CUDA graphs, the run
-abandons NVIDIA's MPS, or the memory of the largest node changes. The number of levels stays
-the same. Two levels may then have the same request, so ``next_level`` skips levels that change
-nothing.
+Three events during a run change the requests of some levels: a network cannot be captured as a
+CUDA graph, the run abandons NVIDIA's MPS, or the memory of the largest node changes. The
+number of levels stays the same. Two levels may then have the same request, so ``next_level``
+skips levels that change nothing.
 """
 
 from __future__ import annotations
@@ -37,15 +38,18 @@ from search_spaces.specs import TrialSpec
 log = logging.getLogger(__name__)
 
 MIN_MICRO_BATCH = 2
-"""Least number of images in a forward pass: batch norm has no variance over one image."""
+"""Smallest number of images in a forward pass. Batch norm cannot compute a variance from one
+image."""
 MIN_SPLIT_BATCH = 2 * MIN_MICRO_BATCH
-"""Least batch size that can be split into two forward passes of MIN_MICRO_BATCH images."""
+"""Smallest batch size that can be split into two forward passes of MIN_MICRO_BATCH images."""
 ROUNDING_ERROR = 1e-9
-"""Largest rounding error of a share of a GPU, see :func:`is_whole_gpu`."""
+"""Largest rounding error of a GPU share. :func:`is_whole_gpu` tolerates it."""
 
 
 def network_key(trial: TrialSpec) -> Hashable:
-    """Return the key of all trials that need the same GPU memory and use the same CUDA graphs."""
+    """Return a key. Trials with equal keys need the same GPU memory and use the same CUDA
+    graphs.
+    """
     prepared = trial.network.subset.prepared
     return trial.network.model, trial.network.recipe, prepared.image_size, prepared.channels
 
@@ -57,18 +61,19 @@ def is_whole_gpu(resources: Resources) -> bool:
 
 @dataclass(frozen=True)
 class MemoryLevels:
-    """The requests of a run's trials by memory level. The module's docstring explains the levels.
+    """The requests of a run's trials, by memory level. The module's docstring explains the
+    levels.
 
     Attributes:
         resources: resources that the sweep requests for every trial.
-        runtime_model: predicts the share of a GPU that each trial needs. If its ``gpu`` is
-            None, every trial requests ``resources`` at level 0.
-        node_memory_bytes: returns the memory of the largest node, the most that a trial
-            requests.
-        networks_without_graphs: networks whose steps cannot be captured as CUDA graphs, by
-            :func:`network_key`. The caller may add networks later.
-        min_share: least share of a GPU that a trial on a GPU requests, or 0 until the run abandons
-            NVIDIA's MPS.
+        runtime_model: model that predicts the share of a GPU that each trial needs. If the
+            model's ``gpu`` is None, every trial requests ``resources`` at level 0.
+        node_memory_bytes: function that returns the memory of the largest node in bytes. No
+            trial requests more.
+        networks_without_graphs: keys of the networks whose steps cannot be captured as CUDA
+            graphs (:func:`network_key`). The caller may add keys later.
+        min_share: smallest share of a GPU that a trial on a GPU requests. It is 0 until the
+            run abandons NVIDIA's MPS.
     """
 
     resources: Resources
@@ -80,13 +85,13 @@ class MemoryLevels:
     def request(self, trial: TrialSpec, level: int) -> Resources:
         """Return the request of a trial at a memory level.
 
-        A level above the last level has the request of the last level.
+        If ``level`` is above the last level, return the request of the last level.
         """
         requests = self._requests(trial)
         return requests[min(level, len(requests) - 1)]
 
     def next_level(self, trial: TrialSpec, level: int, tried: Resources) -> int | None:
-        """Return the next memory level of a trial that changes its request.
+        """Return the next memory level at which a trial requests something else.
 
         Args:
             trial: the trial.
@@ -94,9 +99,10 @@ class MemoryLevels:
             tried: request of the trial's last attempt.
 
         Returns:
-            The lowest level above ``level`` whose request is not ``tried``. It may be above the
-            last level, with the request of the last level. The value is None if there is no such
-            level.
+            The lowest level above ``level`` whose request differs from ``tried``, or None if
+            there is no such level. If the request of the last level has changed since the
+            attempt, the result may be a level above the last level. Such a level has the
+            request of the last level.
         """
         requests = self._requests(trial)
         last_level = len(requests) - 1
@@ -109,8 +115,8 @@ class MemoryLevels:
         return None
 
     def may_split_batches(self, trial: TrialSpec) -> bool:
-        """Return whether a trial's batches may be split: splitting changes the results of batch
-        norm.
+        """Return whether a trial's batches may be split. By default they may be split only if
+        the network has no batch norm, because splitting changes the results of batch norm.
         """
         if self.resources.micro_batch_policy != "auto":
             return self.resources.micro_batch_policy == "on"
@@ -119,7 +125,7 @@ class MemoryLevels:
         return False
 
     def _requests(self, trial: TrialSpec) -> list[Resources]:
-        """Return the present requests of a trial, in the order of the levels from 0 on."""
+        """Return the present requests of a trial at all levels, beginning with level 0."""
         planned = self._planned_request(trial)
         memory_bytes = self._twice_the_memory(planned.memory_bytes)
         with_more_memory = replace(planned, memory_bytes=memory_bytes)
@@ -147,7 +153,9 @@ class MemoryLevels:
         return None
 
     def _with_later_changes(self, trial: TrialSpec, request: Resources) -> Resources:
-        """Return a request with the changes of later events: lost graphs, and the least share."""
+        """Return a request, changed by events of the run: no CUDA graphs, or a smallest GPU
+        share.
+        """
         if network_key(trial) in self.networks_without_graphs:
             request = replace(request, fast="off")
         if request.num_gpus:
@@ -155,7 +163,7 @@ class MemoryLevels:
         return request
 
     def _planned_request(self, trial: TrialSpec) -> Resources:
-        """Return the request of a trial at level 0, as planned before the run."""
+        """Return the request of a trial at level 0, as it was planned before the run."""
         gpu = self.runtime_model.gpu
         if not self.resources.num_gpus or gpu is None:
             return self.resources
@@ -163,7 +171,7 @@ class MemoryLevels:
         return replace(self.resources, num_gpus=share, context_bytes=gpu.context_bytes)
 
     def _expected_share(self, trial: TrialSpec, gpu: GpuModel) -> float:
-        """Return the share of a GPU that a trial is expected to need."""
+        """Return the share of a GPU that a trial probably needs."""
         if self.runtime_model.share is not None:
             return self.runtime_model.share
         try:
@@ -179,7 +187,7 @@ class MemoryLevels:
             return self.resources.num_gpus
 
     def _twice_the_memory(self, memory_bytes: int) -> int:
-        """Return twice an amount of memory, limited by the memory of the largest node."""
+        """Return twice an amount of memory, but at most the memory of the largest node."""
         if not memory_bytes:
             return 0
         twice = int(min(2 * memory_bytes, self.node_memory_bytes()))

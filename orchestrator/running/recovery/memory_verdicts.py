@@ -1,6 +1,7 @@
 """Verdicts on trials that ran out of memory, or for which cuDNN has no kernel.
 
-A verdict says whether a further attempt can succeed. If not, it has a hint for the user.
+A verdict says whether a further attempt can succeed. If no attempt can succeed, the verdict
+contains a hint for the user.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ MAY_RETRY = TrialVerdict()
 
 @dataclass(frozen=True)
 class MemoryLimit:
-    """The memory that is too little for a trial, in words.
+    """The name of a memory that is too small for a trial, with advice. Both are words of a
+    hint.
 
     Attributes:
-        name: name of the memory.
-        advice: what the user can do to get more of it.
+        name: name of the memory, for example "the memory of a whole GPU".
+        advice: sentence that says how the user can get more of this memory.
     """
 
     name: str
@@ -55,8 +57,9 @@ def too_little_memory(
 
     Args:
         trial: the trial.
-        limit: the memory that is too little.
-        suggest_splitting: If True, add that the sweep can allow isweep to split the batches.
+        limit: the memory that is too small.
+        suggest_splitting: If True, the hint also says how the sweep file allows isweep to
+            split batches.
     """
     recipe = trial.network.recipe
     hint = (
@@ -72,7 +75,9 @@ def too_little_memory(
 
 
 def no_kernel_verdict(trial: TrialSpec) -> TrialVerdict:
-    """Return the final verdict on a trial for which cuDNN has no kernel on its GPU."""
+    """Return the final verdict on a trial that failed because cuDNN has no kernel for it on
+    its GPU.
+    """
     recipe = trial.network.recipe
     hint = (
         f"cuDNN has no kernel for {trial.network.model.name} at batch size {recipe.batch_size} in "

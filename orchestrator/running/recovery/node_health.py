@@ -1,4 +1,6 @@
-"""The health of nodes and GPUs: how long a GPU is quarantined, and when no node can run trials."""
+"""The health of nodes and GPUs. This module decides how long a GPU is quarantined, and whether
+any node can still run trials.
+"""
 
 from __future__ import annotations
 
@@ -14,33 +16,34 @@ from search_spaces.errors import SetupError, plural
 
 NODE_UNFIT_AFTER = 4
 """Lowest score at which a node is unfit. Each trial that fails because of the node adds 1.
-Trials that cannot compute on a GPU are counted for each GPU: at the start of a run, the
-self-tests of all GPUs of a node may take too long, and each GPU needs a second self-test.
-Trials that share the GPU and fail together count once, see :class:`GpuFailures`."""
+Trials that cannot compute on their GPU are counted separately for each GPU. The reason is the
+start of a run: the self-tests of all GPUs of a node may take too long, and each GPU then needs
+a second self-test. If trials share a GPU and fail together, they count once
+(:class:`GpuFailures`)."""
 DEVICE_ERROR_WEIGHT = 0.1
-"""Amount that a device error adds to the score of all GPUs of a node. It is less than 1,
-because the trial itself may have caused the error."""
+"""Amount that one device error adds to the score of a node. It is less than 1, because the
+trial itself may have caused the error."""
 MAX_QUARANTINE_DOUBLINGS = 3
 """Largest number of times that the quarantine of a GPU is doubled."""
 
 
 @dataclass
 class GpuFailures:
-    """The failures of one GPU. Failures with a common cause count once.
+    """The failures of one GPU. Several failures with a common cause count once.
 
-    If a GPU fails, all trials that share this GPU fail, one soon after the other. So a failure
-    does not count if its attempt had started before the last failure that counted.
+    If a GPU fails, all trials that share this GPU fail, one shortly after the other. A failure
+    therefore does not count if its attempt started before the last counted failure.
 
     Attributes:
-        number: number of failures that count.
-        last_s: monotonic time of the last failure that counts, in seconds.
+        number: number of counted failures.
+        last_s: monotonic time of the last counted failure, in seconds.
     """
 
     number: int = 0
     last_s: float = -math.inf
 
     def add(self, started_s: float, now_s: float) -> None:
-        """Add a failure at the time ``now_s``, of an attempt that started at ``started_s``."""
+        """Add a failure that happened at ``now_s``. Its attempt had started at ``started_s``."""
         if started_s >= self.last_s:
             self.number += 1
             self.last_s = now_s
@@ -55,15 +58,17 @@ class NodeHealth:
     """The failures of nodes and GPUs in one run.
 
     Attributes:
-        gpu_failures: failures since the last result on the GPU, by node and
-            ``CUDA_VISIBLE_DEVICES``. Ray assigns GPUs by these numbers, so no UUID is needed.
-        unfit_gpus: trials that could not compute on each GPU since the last epoch on the node,
-            by the node's address and then by ``CUDA_VISIBLE_DEVICES``.
-        device_errors: device errors since the last epoch on each node, with the same two keys
-            as ``unfit_gpus``.
-        code_scores: score of each node with different source code, by the node's address,
-            since the last result of the node.
-        monotonic: returns the seconds of a clock that nobody can set.
+        gpu_failures: failures of each GPU since its last result. The key is the node and the
+            value of ``CUDA_VISIBLE_DEVICES``. Ray assigns GPUs by these numbers, so no UUID is
+            needed.
+        unfit_gpus: number of trials that could not compute on each GPU since the last epoch on
+            its node. The first key is the node's address, and the second key is
+            ``CUDA_VISIBLE_DEVICES``.
+        device_errors: number of device errors of each GPU since the last epoch on its node,
+            with the same two keys.
+        code_scores: number of trials that failed since the node's last result because the node
+            has different source code, by the node's address.
+        monotonic: function that returns the monotonic time in seconds.
     """
 
     gpu_failures: dict[tuple[str, str], GpuFailures] = field(
@@ -79,27 +84,27 @@ class NodeHealth:
     monotonic: Callable[[], float] = time.monotonic
 
     def finished(self, node: str, gpus: str) -> None:
-        """Process a result: the node and its GPUs ``gpus`` work."""
+        """Process a result. It shows that the node and its GPUs ``gpus`` work."""
         self.code_scores[node] = 0
         self.gpu_failures[node, gpus].number = 0
         self.epoch_ended(node)
 
     def epoch_ended(self, node: str) -> None:
-        """Process the end of an epoch: a GPU of the node works."""
+        """Process the end of an epoch. It shows that a GPU of the node works."""
         self.unfit_gpus[node].clear()
         self.device_errors[node].clear()
 
     def count_gpu_failure(self, node: str, gpus: str, started_s: float = math.inf) -> float:
         """Count a failure of a GPU, and return the seconds of its quarantine.
 
-        The quarantine lasts twice as long after each further failure without a result in
-        between.
+        After each further failure without a result in between, the quarantine lasts twice as
+        long, up to a limit.
 
         Args:
             node: address of the GPU's node.
-            gpus: the trial's ``CUDA_VISIBLE_DEVICES``.
-            started_s: monotonic time of the attempt's start in seconds. If it is unknown, it is
-                infinite, so that the failure counts.
+            gpus: value of ``CUDA_VISIBLE_DEVICES`` of the failed trial.
+            started_s: monotonic time in seconds at which the attempt started. If it is
+                unknown, it is infinite, so that the failure counts.
         """
         failures = self.gpu_failures[node, gpus]
         failures.add(started_s, self.monotonic())
@@ -120,12 +125,13 @@ class NodeHealth:
             node: address of the node on which the trial failed.
             failure: description of the failed attempt.
             eligible: addresses of all nodes that could run the trial.
-            gpus: the trial's value of ``CUDA_VISIBLE_DEVICES``, or an empty text if it is unknown.
-            started_s: monotonic time of the attempt's start in seconds. If it is unknown, it is
-                infinite.
+            gpus: value of ``CUDA_VISIBLE_DEVICES`` of the failed trial, or an empty text if it
+                is unknown.
+            started_s: monotonic time in seconds at which the attempt started, or infinity if
+                it is unknown.
 
         Raises:
-            SetupError: the last trials on each eligible node failed because of the node.
+            SetupError: every node that could run the trial is unfit.
         """
         if failure.kind == FailureKind.OTHER_CODE:
             self.code_scores[node] += 1
@@ -150,8 +156,8 @@ class NodeHealth:
         )
 
     def _gpu_score(self, node: str) -> float:
-        """Return a node's score for its GPUs: the score of its worst GPU, plus all device
-        errors.
+        """Return the score of a node with GPUs: the failures of its worst GPU, plus its
+        weighted device errors.
         """
         worst = max((gpu.number for gpu in self.unfit_gpus[node].values()), default=0)
         num_device_errors = sum(gpu.number for gpu in self.device_errors[node].values())

@@ -1,7 +1,7 @@
-"""Quarantine of GPUs: after a failure, trials do not use the GPU for some minutes.
+"""Quarantine of GPUs. After a GPU has failed, no trial uses it for some minutes.
 
-Ray assigns the first free GPU, so it would assign the failed GPU again and again. Therefore a
-sleeping Ray task occupies the failed GPU.
+Ray always assigns the first free GPU, so Ray would assign the failed GPU again and again. To
+prevent this, a sleeping Ray task occupies the failed GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from orchestrator.running.messages import WorkerLocation
 from orchestrator.running.workers.trial_device import FIRST_QUARANTINE_S
 
 MAX_QUARANTINE_S = FIRST_QUARANTINE_S * 2.0**3
-"""Seconds of the longest quarantine: enough for a GPU to cool down or to be reset by hand."""
+"""Length of the longest quarantine in seconds. In this time a GPU can cool down, or a person
+can reset it."""
 TRY_AGAIN_AFTER_S = 0.1
 """Seconds between two attempts to get the failed GPU from Ray."""
 
@@ -34,7 +35,7 @@ class GpuQuarantine:
         self._gpu_by_task: dict[Any, tuple[str, str]] = {}
 
     def add(self, location: WorkerLocation, seconds: float) -> None:
-        """Quarantine the share of a GPU that a failed trial had, for some seconds."""
+        """Quarantine the share of a GPU that a failed trial used, for a number of seconds."""
         self._remove_ended_tasks()
         gpu = (location.node, location.gpus)
         quarantined = list(self._gpu_by_task.values())
@@ -53,11 +54,11 @@ class GpuQuarantine:
 
 
 def occupy(location: WorkerLocation, seconds: float) -> Any:
-    """Occupy a failed share of a GPU with a sleeping Ray task. Return the task's reference.
+    """Occupy the share of a GPU that a failed trial used. Return the reference of the sleeping
+    Ray task.
 
-    While the failed process still runs, Ray assigns another GPU to the task, which then tries
-    again. If another trial gets the failed GPU first and stays on it, the GPU is not
-    quarantined.
+    If the failed process still runs, Ray assigns another GPU to the task. The task then tries
+    again. If another trial gets the failed GPU first and keeps it, the GPU is not quarantined.
     """
     on_node = NodeAffinitySchedulingStrategy(location.node_id, soft=False)
     task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=on_node)(_occupy)
@@ -80,7 +81,7 @@ def _occupy(location: WorkerLocation, seconds: float) -> None:
 
 
 def _sleep_on_gpu(gpus: str, seconds: float, deadline: float) -> bool:
-    """Sleep if Ray assigned the failed GPU to this task. Return whether it did."""
+    """Sleep if Ray assigned the failed GPU to this task. Return whether Ray did so."""
     is_on_gpu = os.environ.get("CUDA_VISIBLE_DEVICES") == gpus and time.time() < deadline
     if is_on_gpu:
         time.sleep(seconds)

@@ -1,12 +1,13 @@
-"""The resource policy: the resources that each attempt at a trial requests.
+"""The resource policy, which chooses the resources that each attempt at a trial requests.
 
-The requests change after memory ran out. They are numbered by *memory levels*. Level 0 is the
-planned request. Each further level requests more memory, or trains in a way that needs less
-memory: see :mod:`~orchestrator.running.recovery.memory_levels`.
+If memory runs out, the next attempt requests other resources. Each possible request of a trial
+has a *memory level*. Level 0 is the planned request. Each higher level requests more memory,
+or trains in a way that needs less memory
+(:mod:`~orchestrator.running.recovery.memory_levels`).
 
-An attempt starts at the *start level* of its trial or at the start level of its network. The higher
-of the two counts: see :mod:`~orchestrator.running.recovery.start_levels`. If memory runs out, its
-cause decides which of these start levels rise to the next level:
+A trial has a *start level*, and its network has a start level. The next attempt starts at the
+higher of these two levels (:mod:`~orchestrator.running.recovery.start_levels`). If memory runs
+out, the cause decides which of these start levels rise to the next level:
 
 ===============  =============  ===========================================================
 cause            memory of      start levels that rise
@@ -21,20 +22,21 @@ other processes  the machine    the trial's, from its 5th such failure on
 the trial        the machine    the trial's
 ===============  =============  ===========================================================
 
-A small GPU is one with less memory than the cluster's largest GPU. A trial on a part of a GPU
-has a fixed memory limit, so other processes are never the cause there. On the machine, the
+A small GPU has less memory than the cluster's largest GPU. A trial that shares a GPU has a
+fixed memory limit, so its cause is never "other processes". For the machine's memory, the
 other trials of the sweep also count as other processes.
 
-The first 4 failures that other processes cause do not change the trial's start level, because
-these processes may end. The trial's request may still change if the start level of its network
-rises. Such failures on whole GPUs and on the machine are counted together.
+The first 4 failures of a trial that other processes cause do not change its start level,
+because these processes may end. Such failures on whole GPUs and on the machine are counted
+together. The trial's request may still change, if the start level of its network rises.
 
-If no higher level changes the request, the trial is given up, with three exceptions:
+If no higher level changes the request, the trial gets no further attempt. There are three
+exceptions:
 
-- On a small GPU, the trial is tried again, because Ray may run it on a larger GPU.
-- After each of the first 4 failures by other processes, it is tried again. On the machine, it is
-  tried again after every such failure.
-- On the machine, it is tried again until an attempt at level 4
+- A trial that failed on a small GPU is tried again, because Ray may run it on a larger GPU.
+- A trial is tried again after each of the first 4 failures that other processes cause. If the
+  machine's memory ran out, it is tried again after every such failure.
+- If the machine's memory ran out, the trial is tried again until an attempt at level 4
   (:data:`MIN_FINAL_MACHINE_LEVEL`) or above has failed.
 """
 
@@ -64,9 +66,9 @@ from orchestrator.running.recovery.start_levels import NetworkLevels, TrialLevel
 from search_spaces.specs import TrialSpec
 
 MIN_FINAL_MACHINE_LEVEL = 4
-"""Lowest memory level at which a failure for lack of the machine's memory may be final. At a
-lower level an unchanged request may still succeed, when other trials of the machine need
-less."""
+"""Lowest memory level at which the verdict may be final after the machine's memory ran out.
+Below this level, the same request is tried again, because other trials on the machine may need
+less memory by then."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class LastRequest:
 
     Attributes:
         level: memory level of the request.
-        resources: the request. The same level may request something else later in the run.
+        resources: the requested resources. Later in the run, the same level may request other
+            resources.
     """
 
     level: int
@@ -88,19 +91,19 @@ class ResourcePolicy:
 
     Attributes:
         resources: resources that the sweep requests for every trial.
-        runtime_model: predicts the share of a GPU that each trial needs. If its ``gpu`` is
-            None, every trial requests ``resources`` unchanged.
-        node_memory_bytes: returns the memory of the largest node, the most that a trial
-            requests.
-        small_gpus: driver's names of the GPUs that have less memory than the cluster's largest
-            GPU. A failure on such a GPU does not change the requests of other trials, because
-            Ray may run them on a larger GPU.
+        runtime_model: model that predicts the share of a GPU that each trial needs. If the
+            model's ``gpu`` is None, every trial requests ``resources`` unchanged.
+        node_memory_bytes: function that returns the memory of the largest node in bytes. No
+            trial requests more.
+        small_gpus: names of the GPUs that have less memory than the cluster's largest GPU. A
+            failure on a small GPU does not change the requests of other trials, because Ray
+            may run them on a larger GPU.
         last_requests: request of each trial's last attempt, by trial id.
-        trial_levels: start level of each trial, and the number of its memory failures that
-            other processes caused, by trial id.
+        trial_levels: start level of each trial, by trial id. Each value also contains the
+            number of the trial's memory failures that other processes caused.
         network_levels: start level of each network, by :func:`network_key`.
-        networks_without_graphs: networks whose steps cannot be captured as CUDA graphs, by
-            :func:`network_key`.
+        networks_without_graphs: keys of the networks whose steps cannot be captured as CUDA
+            graphs (:func:`network_key`).
     """
 
     resources: Resources
@@ -120,27 +123,32 @@ class ResourcePolicy:
         )
 
     def start_attempt(self, trial: TrialSpec) -> Resources:
-        """Return the resources of an attempt that starts now, and store them for its outcome."""
+        """Return the resources of an attempt that starts now. Store them for :meth:`finished`
+        and :meth:`failed`.
+        """
         level = self._start_level(trial)
         resources = self._levels.request(trial, level)
         self.last_requests[trial.trial_id] = LastRequest(level, resources)
         return resources
 
     def use_shares_without_mps(self) -> None:
-        """Let later attempts request the GPU shares that are planned without NVIDIA's MPS."""
+        """Let later attempts request the GPU shares that are planned for running without
+        NVIDIA's MPS.
+        """
         share = self.runtime_model.share_without_mps
         if share is not None:
             self._levels = replace(self._levels, min_share=share)
 
     @property
     def shares_without_mps_text(self) -> str:
-        """Sentence for the user about the shares that trials request without NVIDIA's MPS."""
+        """A sentence for the user that says whether trials share a GPU without NVIDIA's MPS."""
         if self.runtime_model.share_without_mps == 1:
             return "New trials have a whole GPU each"
         return "Trials share a GPU as before, but they compute in turn"
 
     def request_with_mean_share(self, trials: Collection[TrialSpec]) -> Resources:
-        """Return the sweep's request with the mean GPU share of the trials' next requests.
+        """Return the sweep's request. Its GPU share is the mean over the next requests of
+        these trials.
 
         Args:
             trials: one trial or more.
@@ -150,21 +158,25 @@ class ResourcePolicy:
         return replace(self.resources, num_gpus=mean_share)
 
     def finished(self, trial: TrialSpec) -> None:
-        """Process a result: the attempt's level suffices for its network."""
+        """Process a result. It shows that the attempt's level is enough for the trial's
+        network.
+        """
         level = self.last_requests[trial.trial_id].level
         self._network(trial).finished(level)
 
     def failed(self, trial: TrialSpec, failure: TrialFailure, gpu_name: str = "") -> TrialVerdict:
-        """Process a failure of a started attempt, after which the next requests may change.
+        """Process a failure of a started attempt. It may change the next requests of several
+        trials.
 
         Args:
             trial: the trial that failed.
             failure: description of the failed attempt.
-            gpu_name: the driver's name of the GPU on which the attempt failed, or an empty text if
-                it is unknown.
+            gpu_name: name of the GPU on which the attempt failed, or an empty text if the name
+                is unknown.
 
         Returns:
-            Whether a further attempt can succeed. If it cannot, the verdict has a hint.
+            The verdict. It says whether a further attempt can succeed. If not, it contains a
+            hint.
         """
         if failure.kind != FailureKind.OUT_OF_MEMORY:
             if failure.capture_failed:
@@ -176,7 +188,7 @@ class ResourcePolicy:
         return self._gpu_failed(trial, failure, gpu_name)
 
     def _network(self, trial: TrialSpec) -> NetworkLevels:
-        """Return the start level of a trial's network."""
+        """Return the object with the start level of a trial's network."""
         return self.network_levels[network_key(trial)]
 
     def _start_level(self, trial: TrialSpec) -> int:
@@ -185,12 +197,12 @@ class ResourcePolicy:
         return max(own_level, self._network(trial).start_level)
 
     def _next_level(self, trial: TrialSpec) -> int | None:
-        """Return the next level that changes a trial's last request, or None if there is none."""
+        """Return the next level whose request differs from the trial's last request, or None."""
         last = self.last_requests[trial.trial_id]
         return self._levels.next_level(trial, last.level, last.resources)
 
     def _gpu_failed(self, trial: TrialSpec, failure: TrialFailure, gpu_name: str) -> TrialVerdict:
-        """Process a failure for lack of GPU memory: rows 1 to 5 of the module's table."""
+        """Process a failure because a GPU's memory ran out (rows 1 to 5 of the module's table)."""
         share = self.last_requests[trial.trial_id].resources.num_gpus
         cause = cause_on_gpu(trial, failure, share, self.runtime_model.gpu)
         if cause == MemoryCause.NO_KERNEL:
@@ -214,7 +226,8 @@ class ResourcePolicy:
         return MAY_RETRY
 
     def _machine_failed(self, trial: TrialSpec, failure: TrialFailure) -> TrialVerdict:
-        """Process a failure for lack of the machine's memory: rows 6 and 7 of the table.
+        """Process a failure because the machine's memory ran out (rows 6 and 7 of the module's
+        table).
 
         If other processes use the memory, the verdict is never final, because the processes
         may end. ``Retries`` limits the number of attempts.
@@ -236,7 +249,9 @@ class ResourcePolicy:
         return self._too_little_memory(trial, MACHINE)
 
     def _too_little_memory(self, trial: TrialSpec, limit: MemoryLimit) -> TrialVerdict:
-        """Return the final verdict on a trial that needs too much memory at its highest level."""
+        """Return the final verdict on a trial that needs too much memory even at its highest
+        level.
+        """
         can_split = trial.network.recipe.batch_size >= MIN_SPLIT_BATCH
         suggest_splitting = can_split and not self._levels.may_split_batches(trial)
         return too_little_memory(trial, limit, suggest_splitting=suggest_splitting)

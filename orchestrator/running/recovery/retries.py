@@ -1,7 +1,8 @@
-"""Retries: whether a failed trial is tried again in this run, after which pause, and why.
+"""Decisions about retries: whether a failed trial is tried again in this run, after which
+pause, and why.
 
-A trial that crashes repeatedly while other trials do not crash is itself the cause. If other
-trials crash too, the cause is the machine or the cluster, and each trial gets more attempts.
+If a trial crashes repeatedly and no other trial crashes, the trial is the cause. If other
+trials crash too, the machine or the cluster is the cause, and each trial gets more attempts.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ class RetryPolicy:
 
     Attributes:
         num_retries: number of retries. None means that there is no limit.
-        first_pause_s: seconds before the retry after a trial's first failure. After each further
+        first_pause_s: pause in seconds after a trial's first failure. After each further
             failure of the trial, of any kind, the pause is twice as long.
-        max_pause_s: seconds of the longest pause, at least ``first_pause_s``.
+        max_pause_s: longest pause in seconds. It is at least ``first_pause_s``.
     """
 
     num_retries: int | None
@@ -36,7 +37,9 @@ class RetryPolicy:
             )
 
     def pause_s(self, num_failures: int) -> float:
-        """Return the seconds before the next attempt of a trial that failed so often."""
+        """Return the pause in seconds before the next attempt at a trial that has failed
+        ``num_failures`` times.
+        """
         # The number of failures is limited here: lost nodes may fail a trial very often, and a
         # float cannot hold 2**1024.
         num_doublings = min(num_failures - 1, 100)
@@ -57,19 +60,20 @@ RETRY_POLICIES: dict[FailureKind, RetryPolicy] = {
     FailureKind.BAD_DATA: RetryPolicy(0),
     FailureKind.CODE_ERROR: RetryPolicy(0),
 }
-"""Retries of a trial after failures of each kind, in one ``isweep run``.
+"""Number of retries of a trial in one ``isweep run``, by failure kind.
 
 If other trials crash too, or fail on the same GPU, a trial gets more retries. A new run tries
 every failed trial again."""
 MAX_CRASHES_AND_MEMORY_FAILURES = 20
-"""Number of crashes and memory failures of one trial after which the trial is given up, even
-if other trials crash too. Lost nodes do not count."""
+"""Largest number of crashes and memory failures of one trial. A trial that reaches this number
+gets no further attempt, even if other trials crash too. Failures because of lost nodes do not
+count."""
 MAX_FAILED_RETRIES_IN_A_ROW = 200
-"""Number of failed retries in a row, of all trials together, after which nothing is retried:
-no trial works on this cluster."""
+"""Largest number of failed retries in a row, over all trials. After more failures, no trial is
+retried, because nothing works on this cluster."""
 CRASH_AND_MEMORY_KINDS = frozenset((FailureKind.WORKER_CRASH, FailureKind.OUT_OF_MEMORY))
-"""Kinds of failures that either the trial or its machine may cause. If the machine is the
-cause, other trials fail too."""
+"""Failure kinds whose cause may be the trial or its machine. If the machine is the cause,
+other trials fail too."""
 
 
 class Decision(NamedTuple):
@@ -77,8 +81,8 @@ class Decision(NamedTuple):
 
     Attributes:
         pause_s: seconds until the next attempt. None means that the trial gets no further attempt.
-        reason: text for the user: the pause and the number of failures, or why the trial is
-            given up.
+        reason: text for the user. It contains the pause and the number of failures, or the
+            reason why the trial gets no further attempt.
     """
 
     pause_s: float | None
@@ -90,7 +94,7 @@ class RetryLimit(NamedTuple):
 
     Attributes:
         num_retries: number of retries. None means that there is no limit.
-        reason: the reason why the trial is given up after this number of retries, or an empty text
+        reason: text that says why there are no more retries than this number, or an empty text
             if there is no limit.
     """
 
@@ -103,9 +107,9 @@ class TrialFailures:
     """The failures of one trial since the run began.
 
     Attributes:
-        by_kind: number of failures by kind.
-        num_lost_processes: number of worker processes that died in these failures, or that must
-            not be used again.
+        by_kind: number of failures, by failure kind.
+        num_lost_processes: number of worker processes that died in these failures or must not
+            be used again.
     """
 
     by_kind: Counter[FailureKind] = field(default_factory=Counter)
@@ -113,19 +117,19 @@ class TrialFailures:
 
     @property
     def num_crashes_and_memory_failures(self) -> int:
-        """Number of failures that either the trial or its machine may have caused."""
+        """Number of failures whose cause may be the trial or its machine."""
         return sum(self.by_kind[kind] for kind in CRASH_AND_MEMORY_KINDS)
 
 
 @dataclass
 class Retries:
-    """The failures of a run's trials so far, and the decisions about retries.
+    """The failures of a run's trials so far. Its methods decide about retries.
 
     Attributes:
         trials: failures of each trial, by trial id.
-        num_failed_retries_in_a_row: number of failed retries of all trials since the last result.
-            The first failure of a trial does not count, because a lost node can fail many trials
-            once.
+        num_failed_retries_in_a_row: number of failed retries of all trials since the last
+            result. The first failure of a trial does not count, because one lost node can make
+            many trials fail.
         trials_by_gpu: ids of the trials that failed on each GPU, by its UUID and node.
     """
 
@@ -134,7 +138,7 @@ class Retries:
     trials_by_gpu: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     def finished(self) -> None:
-        """Process a result of any trial: the cluster works."""
+        """Process a result of any trial. It shows that the cluster works."""
         self.num_failed_retries_in_a_row = 0
 
     def failed(
@@ -145,7 +149,7 @@ class Retries:
         process_ended: bool = False,
         is_final: bool = False,
     ) -> Decision:
-        """Count a failed attempt, and decide whether and when its trial is tried again.
+        """Count a failed attempt. Decide whether and when its trial is tried again.
 
         Args:
             trial_id: id of the trial.
@@ -163,7 +167,8 @@ class Retries:
             self.num_failed_retries_in_a_row += 1
             if self.num_failed_retries_in_a_row > MAX_FAILED_RETRIES_IN_A_ROW:
                 return Decision(
-                    None, f"{MAX_FAILED_RETRIES_IN_A_ROW} retries of trials failed in a row"
+                    None,
+                    (f"{MAX_FAILED_RETRIES_IN_A_ROW} retries failed in a row, over all trials"),
                 )
         if is_final:
             return Decision(None, "every further attempt would fail as well")
@@ -183,14 +188,14 @@ class Retries:
         return Decision(pause_s, f"retried in {pause_s:g} s; {count}")
 
     def _limit(self, trial_id: str, failure: TrialFailure) -> RetryLimit:
-        """Return how often a trial is tried again after a kind of failure."""
+        """Return how often a trial is tried again after failures of this kind."""
         kind = failure.kind
         max_retries = MAX_CRASHES_AND_MEMORY_FAILURES - 1
         if failure.gpu and len(self.trials_by_gpu[failure.gpu]) > 1:
             # The GPU is the cause, so the trial gets the largest number of retries.
             return RetryLimit(
                 max_retries,
-                f"it was retried {max_retries} times, because other trials also failed on "
+                f"it was retried {max_retries} times, because other trials failed too on "
                 f"{failure.gpu}",
             )
         num_retries = RETRY_POLICIES[kind].num_retries
@@ -200,13 +205,13 @@ class Retries:
             return RetryLimit(0, f"a retry would fail with {kind} again")
         if kind not in CRASH_AND_MEMORY_KINDS:
             return RetryLimit(
-                num_retries, f"a trial with {kind} is retried at most {num_retries} times"
+                num_retries, f"after {kind}, a trial is retried at most {num_retries} times"
             )
         num_lost_by_others = self._num_processes_lost_by_others(trial_id)
         if num_lost_by_others < 2:
             return RetryLimit(
                 num_retries,
-                "at most one crash of another trial happened, so this trial is the cause",
+                "other trials crashed at most once, so this trial is the cause",
             )
         # One more retry for every two lost processes of others: the machine is a likely cause.
         num_retries = min(num_retries + num_lost_by_others // 2, max_retries)
@@ -217,10 +222,10 @@ class Retries:
         )
 
     def _num_processes_lost_by_others(self, trial_id: str) -> int:
-        """Return the number of worker processes that were lost when another trial failed.
+        """Return the number of worker processes that were lost when other trials failed.
 
-        A trial that ran out of memory in a process that survived does not count: the trial may
-        be too large, which is no sign of a bad machine.
+        If a trial ran out of memory but its process survived, it does not count. Such a trial
+        may simply be too large, so it says nothing about the machine.
         """
         num_lost = sum(trial.num_lost_processes for trial in self.trials.values())
         return num_lost - self.trials[trial_id].num_lost_processes

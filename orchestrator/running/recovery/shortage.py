@@ -1,6 +1,7 @@
-"""The shortage of a cluster: which resources a trial waits for, and what the autoscaler does.
+"""Texts about the resources that a waiting trial lacks, and about the nodes that Ray's
+autoscaler launches.
 
-Ray prints nothing while a trial waits for resources.
+isweep prints these texts, because Ray prints nothing while a trial waits for resources.
 """
 
 from __future__ import annotations
@@ -19,24 +20,25 @@ from orchestrator.running.capacity import live_nodes
 from search_spaces.errors import plural
 
 MAX_NODE_KINDS = 4
-"""Largest number of kinds of nodes in a message."""
+"""Largest number of kinds of nodes that a message lists."""
 MAX_FAILURES = 3
-"""Largest number of failed launches in a message."""
+"""Largest number of failed launches that a message lists."""
 MAX_FAILURE_CHARACTERS = 200
-"""Largest number of characters of a failed launch's text in a message."""
+"""Largest number of characters that a message quotes from the error of a failed launch."""
 MONITOR_LOG_HINT = "See monitor.* in /tmp/ray/session_latest/logs on the head node"
 NODE_BY_ID = re.compile(r"node_[0-9a-f]{40,}")
-"""Ray's name for the type of a node that was added by hand. Ray launches no such nodes."""
+"""Pattern of the node type that Ray assigns to a node that was added by hand. The autoscaler
+launches no such nodes."""
 STATUS_SECTION = re.compile(r"^([A-Z][a-z ]+):\n((?: .*\n?)+)", re.MULTILINE)
-"""A section of ``ray status``: its title and its indented lines."""
+"""Pattern of a section in the output of ``ray status``: its title and its indented lines."""
 
 
 class Advice(NamedTuple):
-    """A hint for a failed launch.
+    """A hint for one kind of failed launch.
 
     Attributes:
-        words: words of the provider's messages, in lower case, without spaces and underscores.
-            The hint is for a message with one of these words.
+        words: words in lower case, without spaces and underscores. The hint is printed if the
+            provider's message contains one of these words.
         hint: advice for the user.
     """
 
@@ -51,8 +53,8 @@ ADVICE = (
     ),
     Advice(
         ("capacity", "exhausted", "stockout"),
-        "Choose another zone or node type in the launch file. To use another type that the file "
-        "already has, lower `max_workers` of this type",
+        "Choose another zone or node type in the launch file. If the file already has "
+        "another type, lower `max_workers` of the type whose launch failed",
     ),
     Advice(
         ("servicelinkedrole",),
@@ -68,17 +70,19 @@ ADVICE = (
     ),
     Advice(("securitygroup", "subnet"), "Correct the security group or subnet in the launch file"),
 )
-"""Hints for failed launches. If several hints match a message, the first one is printed."""
+"""Hints for failed launches. If several hints match a message, the first of them is printed."""
 NO_TYPE_FITS = (
     "Lower `resources` in the sweep file, or raise `max_workers` or the size of a node type in the "
     "launch file. `ray status` shows all requests."
 )
-"""Hint if no launch failed and no node is being launched: each node type is too small, or
-max_workers is reached."""
+"""Hint if no launch has failed and no node is being launched. In this case each node type is
+too small, or the number of its nodes has reached ``max_workers``."""
 
 
 def shortage_for(resources: Resources) -> str:
-    """Return text about a trial's request, the missing resources, and nodes being launched."""
+    """Return a text about a trial's request, the missing resources, and the nodes that are
+    being launched.
+    """
     request = {
         name if name == "memory" else name.upper(): amount
         for name, amount in resources.as_ray().items()
@@ -92,7 +96,7 @@ def shortage_for(resources: Resources) -> str:
     waits_for_others = fits_a_node and some_are_used
     sentences = [_request_text(request, total, free)]
     if waits_for_others:
-        sentences.append("Other work, or processes that are starting, use the rest.")
+        sentences.append("Other work or starting processes use the remaining resources.")
     elif not fits_a_node and _fits(request, total):
         kinds = _kinds_text(request, nodes)
         sentences.append(f"No single node has all of these: the nodes have {kinds}.")
@@ -117,7 +121,9 @@ def _fits(request: Mapping[str, float], available: Mapping[str, float]) -> bool:
 def _request_text(
     request: Mapping[str, float], total: Mapping[str, float], free: Mapping[str, float]
 ) -> str:
-    """Return a sentence with each requested amount, and what the cluster has of it."""
+    """Return a sentence with each requested amount, and with the total and free amount of the
+    cluster.
+    """
     amounts = [
         f"{_amount_text(name, amount)} (the cluster has {_number_text(name, total.get(name, 0))}, "
         f"{_number_text(name, free.get(name, 0))} free)"
@@ -127,7 +133,9 @@ def _request_text(
 
 
 def _amount_text(name: str, amount: float) -> str:
-    """Return an amount of a resource with its unit: ``0.5 GPU`` or ``1.9 GiB of memory``."""
+    """Return an amount of a resource with its unit, for example ``0.5 GPU`` or ``1.9 GiB of
+    memory``.
+    """
     if name == "memory":
         return f"{_number_text(name, amount)} GiB of memory"
     return f"{_number_text(name, amount)} {name}"
@@ -141,7 +149,9 @@ def _number_text(name: str, amount: float) -> str:
 
 
 def _kinds_text(request: Collection[str], nodes: Collection[Mapping[str, float]]) -> str:
-    """Return the kinds of nodes by their requested resources, the most frequent first."""
+    """Return a list of the kinds of nodes as text, the most frequent kind first. Two nodes are
+    of the same kind if they have equal amounts of the requested resources.
+    """
     kinds = Counter(
         " and ".join(_amount_text(name, node.get(name, 0)) for name in request) for node in nodes
     )
@@ -150,7 +160,9 @@ def _kinds_text(request: Collection[str], nodes: Collection[Mapping[str, float]]
 
 
 def autoscaler_report() -> str | None:
-    """Return text about the launches of the autoscaler, or None if the cluster has none."""
+    """Return a text about the nodes that the autoscaler launches, or None if the cluster has
+    no autoscaler.
+    """
     address = ray.get_runtime_context().gcs_address
     script = (sys.executable, "-m", "ray.scripts.scripts")
     answer = run_program(*script, "status", "--verbose", "--address", address)
@@ -158,11 +170,11 @@ def autoscaler_report() -> str | None:
 
 
 def status_summary(status: str) -> str | None:
-    """Return a summary of the launches that ``ray status --verbose`` lists.
+    """Return a summary of the node launches in the output of ``ray status --verbose``.
 
     Returns:
-        Sentences about nodes that are being launched, failed launches and what to do. The result is
-        None if the status shows that the cluster has no autoscaler.
+        Sentences about the nodes that are being launched, about failed launches, and about
+        what to do. The result is None if the cluster has no autoscaler.
     """
     sections: dict[str, list[str]] = {}
     for title, text in STATUS_SECTION.findall(status):
@@ -188,7 +200,7 @@ def status_summary(status: str) -> str | None:
 
 
 def _hint_for(failure: str) -> str:
-    """Return the hint for the message of a failed launch."""
+    """Return the hint that belongs to the error message of a failed launch."""
     letters = failure.lower().replace(" ", "").replace("_", "")
     for advice in ADVICE:
         if any(word in letters for word in advice.words):

@@ -1,22 +1,25 @@
-"""The start levels: the lowest memory levels at which the next attempts at a trial may start.
+"""The start levels. A start level is the lowest memory level at which the next attempt may
+start.
 
-A trial has a start level of its own, and so has its network. A *network* here means all trials
-that need the same GPU memory. Its start level is the higher of two levels:
+Each trial has a start level, and each network has a start level. In this module, a *network*
+means all trials that need the same GPU memory. The start level of a network is the higher of
+two levels:
 
-- The *needed level* is enough on a GPU without other processes. It rises if a trial itself needed
-  more GPU memory than it requested, because the other trials will need as much. If an attempt at
-  a lower level succeeds, the needed level falls to the level of this attempt.
-- The *crowded level* is for GPUs on which other processes use memory. It counts while the network
-  is *crowded*: from the 5th *failure by others* until the next result. A failure by others is a
-  memory failure on a whole GPU that other processes caused.
+- The *needed level* is enough on a GPU without other processes. It rises if a trial needs more
+  GPU memory than it requested, because the other trials of the network will need as much. If
+  an attempt at a lower level succeeds, the needed level falls to the level of this attempt.
+- The *crowded level* is for GPUs on which other processes use memory. It counts only while the
+  network is *crowded*. A network becomes crowded at its 5th *failure by others*, and stays
+  crowded until its next result. A failure by others is a memory failure on a whole GPU that
+  other processes caused.
 
-The result that ends the crowded state shows one of two things:
+The result that ends the crowded state is one of two kinds:
 
 - A result at the crowded level or above does not show whether the other processes have ended. The
   network is crowded again after one more failure by others.
-- A result below the crowded level shows that the other processes have ended. Failures by others
-  are counted from 0 again. They are also counted from 0 if the crowded level is not above the
-  needed level, because it then changes nothing.
+- A result below the crowded level shows that the other processes have ended. Failures by
+  others are then counted from 0 again. If the crowded level is not above the needed level, it
+  changes nothing. In this case too, failures by others are counted from 0 again.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MAX_IGNORED_FAILURES_BY_OTHERS = 4
-"""Number of failures by others that change no start level, because the other processes may end.
-Each later failure by others may raise a start level."""
+"""Number of failures by others that do not change a start level, because the other processes
+may end. Each further failure by others may raise a start level."""
 
 
 @dataclass
@@ -43,7 +46,9 @@ class TrialLevels:
 
     @property
     def ignores_failures_by_others(self) -> bool:
-        """True if the failures by others so far do not raise the trial's start level."""
+        """True if the trial has had so few failures by others that its start level does not
+        rise.
+        """
         return self.num_failures_by_others <= MAX_IGNORED_FAILURES_BY_OTHERS
 
 
@@ -53,11 +58,11 @@ class NetworkLevels:
 
     Attributes:
         needed_level: level that is enough on a GPU without other processes.
-        crowded_level: highest next level of the trials that failed by others, without the first 4
-            such failures. It is 0 if there is no such level.
-        is_crowded: True if the crowded level counts.
-        num_failures_by_others: number of failures by others since a result showed that the
-            other processes had ended.
+        crowded_level: level for GPUs on which other processes use memory. The 5th and every
+            later failure by others can raise it. It is 0 until then.
+        is_crowded: True if the crowded level counts now.
+        num_failures_by_others: number of failures by others since they were last counted from
+            0.
     """
 
     needed_level: int = 0
@@ -73,7 +78,9 @@ class NetworkLevels:
         return self.needed_level
 
     def raise_needed_level(self, level: int) -> None:
-        """Process a failure that the trial itself caused: it needs at least this level."""
+        """Process a failure that the trial itself caused. The network needs at least this
+        level.
+        """
         self.needed_level = max(self.needed_level, level)
 
     def finished(self, level: int) -> None:
@@ -91,7 +98,8 @@ class NetworkLevels:
         """Process a failure that other processes caused on a whole GPU.
 
         Args:
-            next_level: next level of the failed trial, or None if no level changes its request.
+            next_level: next memory level of the failed trial, or None if no higher level
+                changes its request.
         """
         self.num_failures_by_others += 1
         if self.num_failures_by_others <= MAX_IGNORED_FAILURES_BY_OTHERS:

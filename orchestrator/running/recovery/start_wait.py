@@ -1,6 +1,7 @@
-"""The wait until a trial starts: it prints what is missing, and ends a run that cannot start.
+"""The wait until a trial starts. If it takes long, isweep prints what is missing, or ends the
+run.
 
-Ray prints nothing while no trial starts.
+Ray itself prints nothing while no trial starts.
 """
 
 from __future__ import annotations
@@ -10,29 +11,32 @@ from collections.abc import Callable, Mapping
 from search_spaces.errors import SetupError
 
 WARN_AFTER_S = 60.0
-"""Seconds without a running trial before the run prints which resources are missing. Also the
-seconds between two such checks."""
+"""Seconds without a running trial after which the run checks and prints which resources are
+missing. The check is repeated after the same time."""
 GIVE_UP_AFTER_S = 180.0
-"""Seconds without a running trial and without progress of a worker before the run ends. The
-limit is for private clusters only, because a shared cluster may get free resources later."""
+"""Seconds without a running trial and without progress of a starting worker after which the
+run ends. The limit applies only to private clusters, because resources of a shared cluster may
+become free later."""
 MIN_STARTING_CPU_S = 1.0
-"""Least CPU seconds that a starting worker uses between two checks, which are a minute apart.
-Even with 80 busy processes on two cores, each process gets 1.5 s in a minute."""
+"""CPU seconds that a starting worker must use between two checks to count as making progress.
+The checks are a minute apart. Even if 80 busy processes share two cores, each process gets 1.5
+s of CPU time in a minute."""
 MAX_STARTING_S = 1800.0
-"""Seconds without a running trial before the run ends, even if workers use CPU time. No import
-takes half an hour."""
+"""Seconds without a running trial after which the run ends, even if starting workers make
+progress. No worker needs half an hour to import its modules."""
 
 
 class StartWait:
-    """The time in which trials wait and no trial runs. All times are monotonic, in seconds.
+    """The time limits of a run while trials wait and no trial runs. All times are monotonic,
+    in seconds.
 
     Args:
-        note: prints a line for the user.
-        shortage: returns text about the resources that a trial waits for.
-        is_private: True if this run started the cluster. On a shared cluster, the wait does
+        note: function that prints a line for the user.
+        shortage: function that returns a text about the missing resources.
+        is_private: True if this run started the cluster. On a shared cluster, a long wait does
             not end the run.
-        cpu_seconds: returns the CPU seconds of Ray's worker processes on this machine, by
-            process id. They show whether workers that start still make progress.
+        cpu_seconds: function that returns the CPU seconds of Ray's worker processes on this
+            machine, by process id. They show whether starting workers make progress.
         now: present time.
     """
 
@@ -56,8 +60,8 @@ class StartWait:
         self._printed_shortage = ""
 
     def note_running_trial(self, now: float) -> None:
-        """End the wait because a trial runs. If a shortage was printed, print the length of the
-        wait.
+        """End the wait because a trial runs. If missing resources were printed, print how long
+        the wait took.
         """
         if self._printed_shortage:
             waited_s = now - self._began_at
@@ -76,10 +80,10 @@ class StartWait:
         self._last_progress_at = now
 
     def check_waiting_trials(self, now: float) -> None:
-        """Check once a minute why no trial starts.
+        """Check once a minute why no trial starts, and print a new cause.
 
         Raises:
-            SetupError: no trial could start on a private cluster for minutes.
+            SetupError: no trial could start on a private cluster for several minutes.
         """
         if now - self._last_check_at <= WARN_AFTER_S:
             return
@@ -104,8 +108,8 @@ class StartWait:
     def _workers_progress(self) -> bool:
         """Return whether a worker process has used CPU time since the last check.
 
-        A process that is newer than the last check does not count, because a worker that
-        crashes at its start also uses CPU time.
+        A process that started after the last check does not count, because a worker that
+        crashes when it starts also uses CPU time.
         """
         cpu_before = self._cpu_before
         self._cpu_before = self._cpu_seconds()

@@ -1,4 +1,4 @@
-"""The watchdog: it ends trials that hang, because Ray has no time limit for a trial."""
+"""The watchdog, which ends trials that hang. Ray has no time limit for a trial."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from orchestrator.running.recovery.start_wait import StartWait
 from tasks.clock import SYSTEM, Clock
 
 MAX_CHECK_GAP_S = 30.0
-"""Longest normal time between two checks, in seconds. If two checks are further apart, the
-driver itself was suspended, and the time limits of all trials are extended by the gap."""
+"""Longest normal time between two checks, in seconds. If more time has passed, the driver
+itself was suspended. The time limits of all trials are then extended by the time between the
+checks."""
 WORKER_TIMEOUT_S = 60.0
-"""Seconds after which a worker counts as dead if it has not confirmed the start of its
-trial."""
+"""Seconds that a worker has to confirm the start of its trial. After this time, the worker
+counts as dead."""
 
 
 @dataclass
@@ -35,18 +36,18 @@ class _WatchedTrial:
 
     @property
     def limit_s(self) -> float:
-        """Seconds without a message after which the process of the trial is killed."""
+        """Seconds without a message after which the trial's process is killed."""
         if self.is_confirmed:
             return self.max_silence_s
         return min(self.max_silence_s, WORKER_TIMEOUT_S)
 
     @property
     def failure_if_killed(self) -> TrialFailure:
-        """The failure of the trial if its process is killed now."""
+        """The failure that is stored for the trial if its process is killed now."""
         if self.is_confirmed:
             return TrialFailure(
                 kind=FailureKind.HUNG,
-                message="the trial ended no epoch and sent no result for "
+                message="the trial finished no epoch and sent no result for "
                 f"{self.limit_s:.0f} s, which is far longer than expected",
             )
         return TrialFailure(
@@ -60,11 +61,11 @@ class Watchdog:
     """The time limits of a run's trials.
 
     Args:
-        note: prints a line for the user.
-        killer_of: returns a function that kills a Tune trial's process, or None if the trial has no
-            process.
-        start_wait: the wait until a trial starts. The watchdog checks it too, because both must
-            know when the driver was suspended.
+        note: function that prints a line for the user.
+        killer_of: function that returns a function to kill a Tune trial's process, or None if
+            the trial has no process.
+        start_wait: the wait until a trial starts. The watchdog also checks this wait. If the
+            driver was suspended, the limits of both are extended.
         clock: source of the time.
     """
 
@@ -100,14 +101,15 @@ class Watchdog:
             watched.is_confirmed = True
 
     def remove(self, trial_id: str) -> None:
-        """Forget the time limit and the failure of an attempt that has ended."""
+        """Remove the time limit and the failure of an attempt that has ended."""
         self._watched.pop(trial_id, None)
         self._failures.pop(trial_id, None)
 
     def failure_of(self, trial_id: str) -> TrialFailure | None:
-        """Return the failure of a trial's last attempt, or None if the watchdog did not end it.
+        """Return the failure of an attempt that the watchdog ended, or None for any other
+        attempt.
 
-        The failure is known until the trial is removed.
+        The failure is available until :meth:`remove` is called for the trial.
         """
         return self._failures.get(trial_id)
 
@@ -119,7 +121,7 @@ class Watchdog:
             submitted: ids of the trials that were passed to Tune and have not ended.
 
         Raises:
-            SetupError: no trial could start on a private cluster for minutes.
+            SetupError: no trial could start on a private cluster for several minutes.
         """
         now = self._clock.monotonic()
         gap_s = now - self._last_check_at
@@ -135,7 +137,7 @@ class Watchdog:
     def _check_start_wait(
         self, trials: Collection[Any], submitted: Collection[str], now: float
     ) -> None:
-        """Print why no trial starts. End the run if no trial could start for minutes."""
+        """Print why no trial starts. End the run if no trial could start for several minutes."""
         if not submitted:
             self._start_wait.note_empty_queue(now)
         elif any(trial.status == "RUNNING" for trial in trials):

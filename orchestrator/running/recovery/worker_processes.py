@@ -1,4 +1,4 @@
-"""The processes of a private cluster's workers on this machine, read from ``/proc``."""
+"""The CPU times of a private cluster's worker processes on this machine, read from ``/proc``."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from pathlib import Path
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 WORKER_SCRIPT = b"default_worker.py"
-"""Part of the command line of a Ray worker that is starting."""
+"""File name in the command line of a Ray worker that is starting."""
 WORKER_TITLE = b"ray::IsweepTrial"
-"""Title of a worker that imports the modules of trials."""
+"""Beginning of the process title of a worker that imports the modules of trials."""
 PARENT, USER_TICKS, SYSTEM_TICKS = 1, 11, 12
-"""Positions of fields in ``/proc/PID/stat``, counted after the command's name, which may
-contain spaces."""
+"""Positions of fields in ``/proc/PID/stat``. They are counted after the command's name,
+because this name may contain spaces."""
 
 
 def worker_cpu_seconds(ancestor: int | None = None) -> dict[int, float]:
     """Return the CPU seconds of each worker process, by process id.
 
     Args:
-        ancestor: process id from which the workers descend. None means this process, the driver.
+        ancestor: process id whose child processes, direct or indirect, are searched. None
+            means this process, the driver.
     """
     children: dict[int, list[int]] = defaultdict(list)
     cpu_seconds: dict[int, float] = {}

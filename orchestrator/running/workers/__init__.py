@@ -1,1 +1,3 @@
-"""The code that runs in a worker: run a trial on its device, and report its result or failure."""
+"""The code that runs in a worker. It runs a trial on its device, and reports the result or the
+failure.
+"""

@@ -1,4 +1,4 @@
-"""The log of an attempt: log messages, warnings and output of its process."""
+"""The log of an attempt: the log messages, warnings and output of the worker's process."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any, TextIO
 from orchestrator.planning.redaction import without_secrets
 
 HEAD_CHARACTERS = 16_000
-"""Number of characters that are stored from the beginning of a log. They contain versions,
-settings and the first error."""
+"""Number of characters that are stored from the beginning of a log. The beginning contains
+versions, settings and the first error."""
 TAIL_CHARACTERS = 48_000
-"""Number of characters that are stored from the end of a log. They contain the reason why the
-attempt ended."""
+"""Number of characters that are stored from the end of a log. The end shows why the attempt
+ended."""
 
 
 class AttemptLog(io.TextIOBase):
-    """The first and the last part of everything that an attempt wrote."""
+    """A stream that stores the beginning and the end of everything that an attempt writes."""
 
     def __init__(self) -> None:
         self._head = ""
@@ -41,7 +41,9 @@ class AttemptLog(io.TextIOBase):
         return len(text)
 
     def text(self) -> str:
-        """Return the log without secrets. If characters are left out, a line says how many."""
+        """Return the log without secrets. If its middle is left out, a line says how many
+        characters are missing.
+        """
         gap = ""
         if self._num_left_out:
             gap = f"\n… {self._num_left_out:,} characters are left out …\n"
@@ -49,10 +51,10 @@ class AttemptLog(io.TextIOBase):
 
 
 class _Tee(io.TextIOBase):
-    """A stream that also writes to an attempt's log.
+    """A stream that writes to the original stream and to an attempt's log.
 
-    User code may use all methods of the original stream. The log lacks only bytes that are
-    written to ``buffer`` or to the file descriptor.
+    User code can use all methods of the original stream. Only bytes that are written to
+    ``buffer`` or to the file descriptor are missing in the log.
     """
 
     def __init__(self, stream: TextIO, attempt_log: AttemptLog) -> None:
@@ -96,14 +98,14 @@ def _log_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Log a warning of Python."""
+    """Write a Python warning to the log."""
     text = warnings.formatwarning(message, category, filename, lineno, line)
     logging.getLogger("py.warnings").warning("%s", text)
 
 
 @contextlib.contextmanager
 def recorded() -> Iterator[AttemptLog]:
-    """Record log messages, warnings and output of this process during a block."""
+    """Record the log messages, warnings and output of this process during a ``with`` block."""
     attempt_log = AttemptLog()
     root = logging.getLogger()
     level = root.level

@@ -1,4 +1,4 @@
-"""Running a trial in a worker: train a network, or add measurements to a stored network."""
+"""Functions that run a trial in a worker: train a network, or measure a stored network."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrialTask:
-    """A trial in its worker, with everything that it needs.
+    """A trial in its worker, with everything that is needed to run it.
 
     Attributes:
         assignment: the driver's assignment.
         data: the trial's images.
-        device: the device, and how the trial computes on it.
-        files: stores weights, predictions and checkpoints. None means that nothing is stored.
-        messages: sends epochs to the driver. None means that nothing is sent.
-        pretrained: weights to start from, by :attr:`ModelSpec.pretrained_key`.
+        device: the device on which the trial computes, with its settings.
+        files: store for weights, predictions and checkpoints. None means that these files are
+            not stored.
+        messages: queue that sends finished epochs to the driver. None means that nothing is
+            sent.
+        pretrained: pretrained weights from which networks start, by
+            :attr:`ModelSpec.pretrained_key`.
     """
 
     assignment: TrialAssignment
@@ -41,11 +44,11 @@ class TrialTask:
 
 
 class PerformedTrial(NamedTuple):
-    """A trial that was run to its end.
+    """The result of a trial that ran to its end.
 
     Attributes:
         result: the result.
-        trained: True if a network was trained, False if a stored network was measured.
+        trained: True if the network was trained, False if a stored network was measured.
     """
 
     result: TrialResult | SearchResult
@@ -53,7 +56,7 @@ class PerformedTrial(NamedTuple):
 
 
 TrialFunction = Callable[[TrialTask], PerformedTrial]
-"""Function that runs a trial. A sweep and a search have different functions."""
+"""Function that runs a trial in a worker. A sweep and a search use different functions."""
 
 
 def perform_trial(task: TrialTask) -> PerformedTrial:
@@ -65,8 +68,8 @@ def perform_trial(task: TrialTask) -> PerformedTrial:
 
 
 def _measure_stored(task: TrialTask) -> TrialResult | None:
-    """Return an earlier result with its missing measurements, or None if its network is not
-    stored.
+    """Measure the stored network of an earlier result, and return the completed result. Return
+    None if there is no such network, or if its weights are damaged.
     """
     assignment = task.assignment
     files = task.files

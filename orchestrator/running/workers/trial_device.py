@@ -1,8 +1,8 @@
-"""The device of a trial in its worker: the GPU that Ray assigned, or a CPU.
+"""The device on which a worker runs a trial: the GPU that Ray assigned, or a CPU.
 
-If Ray assigned a GPU, the trial uses this GPU or fails. It never uses a CPU instead. Before the
-first step three things are checked: torch reaches the GPU, the GPU supports the recipe's precision,
-and the GPU passes the self-test with the trial's network.
+If Ray assigned a GPU, the trial uses this GPU or fails. It never uses a CPU instead. Before
+the first training step, the worker checks three things: torch can use the GPU, the GPU
+supports the recipe's precision, and the GPU passes the self-test with the trial's network.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from tasks.trials.records import CONTEXT_BYTES, ComputeOptions
 log = logging.getLogger(__name__)
 
 FIRST_QUARANTINE_S = 120.0
-"""Seconds of a GPU's first quarantine. A worker waits for the same time before it reports that
-its first trial failed because of the GPU. A GPU that fails at once would otherwise get every
-trial of the sweep."""
+"""Seconds of a GPU's first quarantine. If the first trial of a worker fails because of the
+GPU, the worker waits for the same time before it reports the failure. Without this pause, a
+GPU on which trials fail at once would get every trial of the sweep."""
 
 
 class UnusableGpuError(SetupError):
-    """Raised if a trial cannot compute on its GPU.
+    """Error that is raised if a trial cannot compute on its GPU.
 
     Attributes:
-        gpu: text for the GPU and its node.
-        device_lost: False if the GPU works, but computes wrong numbers or lacks bfloat16. True
-            if the GPU or the process that tested it failed.
+        gpu: GPU and node as text, for example ``GPU 0 of node gpu-1``.
+        device_lost: True if the GPU, or the process that tested it, failed. False if the GPU
+            works but computes wrong numbers or does not support bfloat16.
     """
 
     gpu = ""
@@ -50,7 +50,7 @@ class UnusableGpuError(SetupError):
 
     @classmethod
     def of(cls, gpu: str, reason: str, hint: str, *, device_lost: bool = True) -> UnusableGpuError:
-        """Return the error for a GPU, with the reason and the fix."""
+        """Return the error for a GPU, with the reason and a hint."""
         error = cls(f"A trial cannot compute on {gpu}: {reason}", hint=hint)
         error.gpu = gpu
         error.device_lost = device_lost
@@ -59,11 +59,12 @@ class UnusableGpuError(SetupError):
 
 @dataclass(frozen=True)
 class HeldMemory:
-    """GPU memory that other processes use.
+    """The memory of a GPU that other processes use.
 
     Attributes:
-        held_bytes: bytes that other processes use.
-        total_bytes: all memory of the GPU, or 0 if this process could not start to use the GPU.
+        held_bytes: memory that other processes use, in bytes.
+        total_bytes: total memory of the GPU in bytes, or 0 if this process could not start to
+            use the GPU.
     """
 
     held_bytes: float
@@ -71,7 +72,9 @@ class HeldMemory:
 
     @property
     def share(self) -> float:
-        """Share of the GPU's memory, 0 to 1. The share is 1 if ``total_bytes`` is 0."""
+        """Share of the GPU's memory that other processes use, from 0 to 1. It is 1 if
+        ``total_bytes`` is 0.
+        """
         return self.held_bytes / self.total_bytes if self.total_bytes else 1.0
 
     def __str__(self) -> str:
@@ -85,18 +88,18 @@ class HeldMemory:
 
 @dataclass(frozen=True)
 class TrialDevice(ComputeOptions):
-    """The device of a trial, and how the trial computes on it.
+    """The device of a trial, with the settings for computing on it.
 
     Attributes:
-        note: the reason why the trial uses no CUDA graphs. The text is empty if the trial uses
-            graphs, or if the sweep requests no graphs.
+        note: text that says why the trial uses no CUDA graphs. It is empty if the trial uses
+            graphs, or if the sweep does not request graphs.
     """
 
     note: str = ""
 
 
 def device_for(resources: Resources, network: NetworkSpec) -> TrialDevice:
-    """Return the device on which a trial of a network computes, with these resources.
+    """Return the device on which a trial of a network computes with these resources.
 
     Raises:
         UnusableGpuError: the trial cannot compute on the GPU that Ray assigned.
@@ -128,19 +131,19 @@ def device_for(resources: Resources, network: NetworkSpec) -> TrialDevice:
 
 
 def check_numbers(network: NetworkSpec, num_threads: int) -> str:
-    """Check with the self-test that this process's GPU computes a network correctly.
+    """Check by the self-test that the GPU of this process computes a network correctly.
 
     Args:
         network: the trial's network.
         num_threads: number of CPU threads that the self-test may use.
 
     Returns:
-        The reason why trials of the network use plain steps on this GPU, or an empty text if they
-        use captured graphs.
+        Text that says why trials of this network use plain steps on this GPU. It is empty if
+        they use captured graphs.
 
     Raises:
-        UnusableGpuError: the GPU computes wrong numbers, or the self-test could not find out
-            whether it does. So no trial may use the GPU.
+        UnusableGpuError: the GPU computes wrong numbers, or the self-test could not decide
+            whether it does. In both cases no trial may use the GPU.
     """
     gpu = torch_gpus.gpu_in_use()
     verdict = stored_verdicts.read_or_run_self_test(gpu.uuid, Case.of_network(network, num_threads))
@@ -165,7 +168,9 @@ def check_numbers(network: NetworkSpec, num_threads: int) -> str:
 
 
 def _wrong_gpu(gpu: GpuInUse, verdict: StoredVerdict) -> UnusableGpuError:
-    """Return the error for a GPU that computed wrongly in one or both comparisons with the CPU."""
+    """Return the error for a GPU whose numbers differed from the CPU's in one or two
+    comparisons.
+    """
     reason = f"{gpu.name} computes wrongly: {verdict.gpu_problem}"
     hint = "Use another GPU, driver or torch version"
     if verdict.reason_for_doubt:
@@ -188,7 +193,8 @@ def _wrong_gpu(gpu: GpuInUse, verdict: StoredVerdict) -> UnusableGpuError:
 
 
 def check_computes() -> None:
-    """Check that the GPU computes at all, so that a trial does not count as the cause of a failure.
+    """Check that the GPU computes at all. Without this check, the trial would count as the
+    cause of a later failure.
 
     Raises:
         UnusableGpuError: the GPU does not compute.
@@ -211,13 +217,15 @@ def check_computes() -> None:
 
 
 def check_gpu(precision: str) -> None:
-    """Check that torch reaches a GPU here, and that this GPU supports the recipe's precision.
+    """Check that torch can use the assigned GPU, and that this GPU supports the recipe's
+    precision.
 
-    The check before a run cannot cover nodes that join the cluster later.
+    This check is repeated in each worker, because nodes may join the cluster after the check
+    before the run.
 
     Raises:
-        UnusableGpuError: torch reaches no GPU, or the recipe needs bfloat16 and the GPU lacks
-            it.
+        UnusableGpuError: torch cannot use a GPU, or the recipe needs bfloat16 and the GPU does
+            not support it.
     """
     import torch
 
@@ -240,8 +248,8 @@ def check_gpu(precision: str) -> None:
         gpu = torch_gpus.gpu_in_use()
         raise UnusableGpuError.of(
             gpu_and_node(gpu.uuid),
-            f"the recipe needs bfloat16, which {gpu.name} with compute capability "
-            f"{capability} does not have",
+            f"the recipe trains in bfloat16, but {gpu.name} with compute capability "
+            f"{capability} does not support bfloat16",
             "Remove nodes with such GPUs from the cluster, or choose a recipe with "
             "`precision: float32`",
             device_lost=False,
@@ -249,7 +257,7 @@ def check_gpu(precision: str) -> None:
 
 
 def held_by_others() -> HeldMemory | None:
-    """Return the memory that other processes use on this process's GPU, or None if it is
+    """Return how much memory of this process's GPU other processes use, or None if it is
     unknown.
     """
     import torch
@@ -264,7 +272,9 @@ def held_by_others() -> HeldMemory | None:
 
 
 def gpu_and_node(uuid: str = "") -> str:
-    """Return this process's GPU and node as text. A GPU without a UUID is named by its number."""
+    """Return a text that names this process's GPU and node. If the UUID is unknown, the text
+    contains the GPU's number.
+    """
     gpu = uuid
     if not gpu:
         number = os.environ.get("CUDA_VISIBLE_DEVICES")

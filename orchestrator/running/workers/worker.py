@@ -1,7 +1,8 @@
-"""The worker: a Ray process that runs trials one after the other, without shared state.
+"""The worker, a Ray process that runs trials one after the other. No trial affects a later
+trial.
 
-A worker reads no file from the driver's disk. If a trial raises an exception, the worker sends
-a report of the failure to the driver.
+A worker reads no files of the driver's disk. If a trial raises an exception, the worker
+reports the failure to the driver.
 """
 
 from __future__ import annotations
@@ -36,18 +37,19 @@ from search_spaces.errors import SweepError
 from tasks.prepared.subsets import TrialData
 
 REPORT = "report"
-"""Key of a trial's only Tune result: its :class:`TrialReport` as JSON text."""
+"""Key under which the only Tune result of a trial contains the :class:`TrialReport` as JSON
+text."""
 NODE_FAILURES = (FailureKind.DEVICE_ERROR, FailureKind.OTHER_CODE)
-"""Kinds of failures. If the first trial of a process fails with one of them, the node is the
-cause."""
+"""Failure kinds that show a problem of the node if the first trial of a process fails with
+them."""
 
 
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without types
-    """Tune's trainable: each ``step`` runs one trial and returns its :class:`TrialReport`.
+    """Trainable for Tune. Each ``step`` runs one trial and returns its :class:`TrialReport`.
 
     If a trial fails, ``step`` raises :class:`TrialFailedError` with the report. Ray then shows
-    the task as failed. Tune ends the process, so that the failure cannot affect the next
-    trial.
+    the task as failed, and Tune ends the process. The failure can therefore not affect the
+    next trial.
     """
 
     def setup(
@@ -60,16 +62,18 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         code: Mapping[str, str] | None = None,
         pretrained: Mapping[str, bytes] | None = None,
     ) -> None:
-        """Store the first trial, and everything that all trials of the run share.
+        """Save the first trial, and the objects that all trials of the run share.
 
         Args:
-            config: configuration of the Tune trial, which contains the assignment.
-            perform: function that trains or measures.
+            config: configuration of the Tune trial. It contains the assignment.
+            perform: function that trains a network, or measures a stored network.
             arrays: actor that returns references of images.
-            files: stores weights, predictions and checkpoints. None means that nothing is stored.
-            messages: sends messages to the driver. None means that nothing is sent.
-            code: source of user-defined networks by relative path.
-            pretrained: weights that networks start from, by :attr:`ModelSpec.pretrained_key`.
+            files: store for weights, predictions and checkpoints. None means that these files
+                are not stored.
+            messages: queue for messages to the driver. None means that nothing is sent.
+            code: source code of user-defined networks, by relative path.
+            pretrained: pretrained weights from which networks start, by
+                :attr:`ModelSpec.pretrained_key`.
         """
         self.assignment: TrialAssignment = config[ASSIGNMENT]
         self._perform = perform
@@ -83,7 +87,9 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         self._gpu_uuid = ""
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Store the next trial for the same process, because a new process takes seconds."""
+        """Save the next trial. It runs in the same process, because the start of a new process
+        takes seconds.
+        """
         self.assignment = new_config[ASSIGNMENT]
         return True
 
@@ -139,7 +145,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         return {DONE: True, REPORT: report.text()}
 
     def _run(self, started_at: float) -> TrialReport:
-        """Run the trial. Return its report without the fields that ``step`` adds."""
+        """Run the trial, and return its report. :meth:`step` adds the missing fields."""
         assignment = self.assignment
         resources = assignment.resources
         network = assignment.spec.network
@@ -165,7 +171,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         )
 
     def _failure(self, error: BaseException) -> TrialFailure:
-        """Return the failure for an exception, with facts about the GPU of this process."""
+        """Return the failure for an exception. Add facts about the GPU of this process."""
         failure = classify(error)
         num_gpus = self.assignment.resources.num_gpus
         facts: dict[str, Any] = {}
@@ -188,10 +194,12 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         return failure
 
     def _delay_broken_node(self, failure: TrialFailure) -> None:
-        """Wait for FIRST_QUARANTINE_S seconds if the node caused a process's first trial to fail.
+        """Wait for FIRST_QUARANTINE_S seconds if the first trial of this process failed
+        because of the node.
 
-        A node that fails at once would otherwise get every trial of the sweep. A node with
-        other code does not wait if it is the only one: no other node could get the trials.
+        Without this wait, a node on which trials fail at once would get every trial of the
+        sweep. If the node is the only one and has other source code, the worker does not wait,
+        because no other node could run the trials.
         """
         if failure.kind == FailureKind.OTHER_CODE and len(live_nodes()) == 1:
             return
@@ -200,7 +208,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             time.sleep(trial_device.FIRST_QUARANTINE_S)
 
     def _images(self) -> TrialData:
-        """Prepare the process for computing, and return the trial's images."""
+        """Set up the process for computing, and return the trial's images."""
         from tasks.trials.isolation import keep_freed_memory
         from tasks.trials.user_networks import install_code
 
@@ -217,7 +225,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
     def _check_code(self) -> None:
         """Check that this process runs the same source code as the driver.
 
-        A process that has finished a trial has loaded all modules, so it is not checked again.
+        If the process has finished a trial, it is not checked again, because it has loaded all
+        modules.
 
         Raises:
             OtherCodeError: the source code differs.
@@ -242,7 +251,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
 
 
 def configured_trainable(trainable: type[TrialTrainable], **shared: Any) -> Any:
-    """Return a trainable for Tune, with the arguments and the resource requests of its trials.
+    """Return a trainable for Tune with the arguments that all trials share. Tune reads a
+    trial's resource request from its assignment.
 
     Args:
         trainable: class of the workers.

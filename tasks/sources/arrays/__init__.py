@@ -4,5 +4,5 @@
 - ``names`` finds the arrays of images, labels and columns by their names.
 - ``cells`` reads the labels and the other columns as text.
 - ``pixels`` checks the arrays of images, chooses the scale of the pixels, and converts images.
-- ``listing`` calls these steps, makes one item per image, and reads the image of an item.
+- ``listing`` calls these modules, creates one item per image, and reads the image of an item.
 """

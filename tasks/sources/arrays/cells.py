@@ -22,18 +22,21 @@ from tasks.sources.own.columns import Columns, JoinedTables, find_columns
 from tasks.sources.tables import label_text
 
 MAX_SMALL_ARRAY_BYTES = 1 << 28
-"""Largest size in bytes of an array of labels, groups or names. Such an array is read as a
-whole."""
+"""Largest size in bytes of an array of labels, groups or names. isweep reads such an array as a
+whole into memory."""
 
 
 @dataclass(frozen=True)
 class ArrayCells:
-    """The columns of an array file. The cells of all arrays are joined, one array after another.
+    """The columns of an array file.
+
+    The cells of all arrays are joined: the cells of the second array follow those of the first.
 
     Attributes:
-        columns: The columns that are read, by role, and the unused columns.
+        columns: Names and roles of the columns that are read, and names of the unused columns.
         used: Cells of the columns that are read.
-        unused: Cells of the unused columns that have one value per image: column -> cells.
+        unused: Name of an unused column -> its cells. Only columns with one value per image are
+            in this dict.
     """
 
     columns: Columns
@@ -67,7 +70,7 @@ def read_cells(
 def _used_cells(
     file: ArrayFile, array: ImageArray, columns: Columns, num_images: int
 ) -> dict[str, list[str]]:
-    """Return the columns of one array that are read, as text: role -> cells.
+    """Return the cells of the columns that are read, for one array of images: role -> cells.
 
     Raises:
         DataError: A column has another shape or dtype, or cannot be read.
@@ -85,7 +88,10 @@ def _used_cells(
 def _unused_cells(
     file: ArrayFile, array: ImageArray, columns: Columns, num_images: int
 ) -> dict[str, list[str]]:
-    """Return an array's unused columns with one value per image, as text: column -> cells."""
+    """Return the cells of the unused columns, for one array of images: column -> cells.
+
+    Columns that do not have one value per image are left out.
+    """
     cells = {}
     for column in columns.unused:
         if column in array.array_name_by_column:
@@ -97,7 +103,12 @@ def _unused_cells(
 
 
 def _check_first_axis(file: ArrayFile, images_name: str, array_name: str) -> None:
-    """Raise a DataError if the last axis, not the first axis, has the length of the labels."""
+    """Check that the images of an array are not counted by its last axis.
+
+    Raises:
+        DataError: The last axis has as many entries as there are labels, and the first axis has
+            fewer.
+    """
     images_shape = file.header(images_name).shape
     labels_shape = file.header(array_name).shape
     if has_images_on_last_axis(images_shape, labels_shape):
@@ -110,7 +121,7 @@ def _check_first_axis(file: ArrayFile, images_name: str, array_name: str) -> Non
 
 
 def _text_cells(file: ArrayFile, array_name: str, num_images: int) -> list[str]:
-    """Return an array with one entry per image as text.
+    """Return the entries of an array as text. The array must have one entry per image.
 
     Raises:
         DataError: The array has another shape or dtype, or cannot be read.
@@ -122,7 +133,7 @@ def _text_cells(file: ArrayFile, array_name: str, num_images: int) -> list[str]:
     if not (has_one_each and header.has_plain_values):
         hint = "Save one value per image"
         if len(header.shape) == 2:
-            hint += ". Images with several values each cannot be used"
+            hint += ". isweep cannot use several values per image"
         raise file.error(
             f"the array {array_name} contains {header.dtype} values of shape {header.shape}, "
             f"not one number or text for each of the {num_images} images",
@@ -144,7 +155,7 @@ def _small_array(file: ArrayFile, array_name: str) -> AnyArray:
     if header.num_bytes > MAX_SMALL_ARRAY_BYTES:
         raise file.error(
             f"the array {array_name!r} has {header.num_bytes:,} bytes ({header.dtype} "
-            f"{header.shape}), more than the {MAX_SMALL_ARRAY_BYTES:,} that can be read",
+            f"{header.shape}), but isweep can read at most {MAX_SMALL_ARRAY_BYTES:,} bytes",
             hint="Save shorter text or smaller numbers",
         )
     try:
@@ -158,11 +169,11 @@ def _small_array(file: ArrayFile, array_name: str) -> AnyArray:
 def read_class_names(
     file: ArrayFile, class_names_array: str | None, labels: Sequence[str], request: RawRequest
 ) -> tuple[str, ...]:
-    """Return the class names by label 0, 1, ...; empty if there are none.
+    """Return the class names in the order of the labels 0, 1, 2 and so on.
 
-    The names come from an array such as ``label_names``. Without such an array, they come from the
-    table :data:`search_spaces.datasets.DATASETS`. If the table does not have the dataset, or a
-    label is not a number, there are no names.
+    The names come from an array such as ``label_names``. If the file has no such array, the names
+    come from the table :data:`search_spaces.datasets.DATASETS`. If the table does not contain the
+    dataset, or if a label is not a number, the result is empty.
     """
     if class_names_array is not None:
         stored = _small_array(file, class_names_array).reshape(-1)

@@ -1,4 +1,7 @@
-"""Check class names. Each class has one spelling. No name is a measurement or means "unknown"."""
+"""Check class names.
+
+Each class must have only one spelling. No class name may be a measurement or mean "unknown".
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ SYNONYMS = {
     "pos": "positive",
     "neg": "negative",
 }
-"""Word -> its synonym. Synonyms count as the same class name."""
+"""Word -> its synonym. Two synonyms count as two spellings of one class name."""
 INITIALS = {
     "y": "yes",
     "n": "no",
@@ -36,7 +39,7 @@ QUOTES = "'\"`\u2018\u2019\u201c\u201d"
 SEPARATOR = re.compile(r"[|;,&+/]")
 """Characters that separate the classes in a label of several classes."""
 MISSING_CODES = (99, 255, 999, 9999, 65535)
-"""Numbers that often mean "unknown" if all other labels are far smaller. 255 is one of them,
+"""Numbers that often mean "unknown" if all other labels are far smaller. The list contains 255,
 because an unsigned byte stores -1 as 255."""
 MAX_LABEL_LENGTH = 200
 """Largest number of characters of a class name."""
@@ -44,7 +47,10 @@ LABEL_MAP_HINT = "assign classes to these labels with --label-map (in a sweep fi
 
 
 def sort_labels(labels: Iterable[str]) -> list[str]:
-    """Return the distinct labels, sorted as numbers if all are whole numbers, else as text."""
+    """Return the distinct labels in sorted order.
+
+    If all labels are whole numbers, they are sorted as numbers. Otherwise they are sorted as text.
+    """
     distinct = set(labels)
     if all(label.isascii() and label.isdigit() for label in distinct):
         return sorted(distinct, key=lambda label: (int(label), label))
@@ -52,20 +58,20 @@ def sort_labels(labels: Iterable[str]) -> list[str]:
 
 
 def check_class_names(names: Iterable[str], request: RawRequest) -> None:
-    """Check that every class has one spelling, and a plausible name that can be printed.
+    """Check that every class has only one spelling, and a plausible name that can be printed.
 
     Two names are spellings of the same class if they differ only in these points:
 
     - letter case, quotes, or Unicode form (NFKC);
     - spaces, hyphens and underscores between words;
-    - the way in which a number, a truth value, or the word positive or negative is written.
+    - the spelling of a number, of a truth value, or of the word positive or negative.
 
-    A list of several classes and a word for "unknown" are class names only if ``label_map``
-    maps a label to them.
+    A list of several classes is not accepted as a class name, unless ``label_map`` maps a label
+    to it. The same is true for a word that means "unknown".
 
     Raises:
-        DataError: A name breaks a rule. The message shows the name, because class names are not
-            confidential.
+        DataError: A name breaks one of these rules. The message shows the name, because class
+            names are not confidential.
     """
     classes = set(names)
     unmapped = classes.difference(dict(request.dataset.label_map).values())
@@ -78,7 +84,7 @@ def check_class_names(names: Iterable[str], request: RawRequest) -> None:
 
 
 def _check_printable(classes: set[str], request: RawRequest) -> None:
-    """Check that names can be printed. Control characters could change a user's terminal.
+    """Check that names can be printed, because control characters could change a user's terminal.
 
     Raises:
         DataError: A name is blank, not printable or too long.
@@ -97,10 +103,12 @@ def _check_printable(classes: set[str], request: RawRequest) -> None:
 
 
 def _check_numbers(classes: set[str], request: RawRequest) -> None:
-    """If all class names are numbers, check that they are class numbers, not measurements.
+    """Check that class names are not measurements.
+
+    If a name is not a number, all names are accepted.
 
     Raises:
-        DataError: The numbers are measurements, or one of them seems to be a code for unknown.
+        DataError: The names are measurements, or a name seems to be a code for "unknown".
     """
     numerals = set()
     for name in classes:
@@ -113,7 +121,7 @@ def _check_numbers(classes: set[str], request: RawRequest) -> None:
     fractions = [number for number in numbers if number % 1]
     if fractions:
         raise request.error(
-            f"the labels seem to be measurements, not classes. They are {len(numbers)} "
+            f"the labels seem to be measurements, not classes. The labels are {len(numbers)} "
             f"different numbers, such as {fractions[0]:.6g}",
             hint="Assign a class to each number with --label-map (in a sweep file: label_map)",
         )
@@ -133,10 +141,14 @@ def _check_numbers(classes: set[str], request: RawRequest) -> None:
 
 
 def _check_no_unknown_word(unmapped: set[str], request: RawRequest) -> None:
-    """Check that no class name is a word for unknown, unless ``label_map`` maps a label to it.
+    """Check that no class name means "unknown".
+
+    Args:
+        unmapped: The class names to which ``label_map`` maps no label.
+        request: The request. Its method ``error`` begins each message with the dataset's name.
 
     Raises:
-        DataError: A class name is a word for unknown.
+        DataError: A class name means "unknown".
     """
     unknown = sorted(name for name in unmapped if name.strip().casefold() in UNKNOWN)
     if unknown:
@@ -151,6 +163,11 @@ def _check_no_unknown_word(unmapped: set[str], request: RawRequest) -> None:
 
 def _check_no_list(classes: set[str], unmapped: set[str], request: RawRequest) -> None:
     """Check that no class name is a list of other classes, such as ``Mass|Nodule``.
+
+    Args:
+        classes: All class names.
+        unmapped: The class names to which ``label_map`` maps no label. Only these are checked.
+        request: The request. Its method ``error`` begins each message with the dataset's name.
 
     Raises:
         DataError: A class name is a list of classes.
@@ -169,7 +186,7 @@ def _check_no_list(classes: set[str], unmapped: set[str], request: RawRequest) -
 
 
 def _check_unicode_forms(classes: set[str], request: RawRequest) -> None:
-    """Check that no two names look the same but differ in their Unicode characters.
+    """Check that no two names look the same but consist of different Unicode characters.
 
     Raises:
         DataError: Two names look the same.

@@ -1,4 +1,4 @@
-"""Choose the columns of a user's data that are read, and join the columns of several files.
+"""Choose which columns of a user's data to read, and join the columns of several files.
 
 A *column* is a column of a table, a key of JSON objects, or an array with one entry per image.
 The *role* of a column is its use: ``path``, ``image``, ``label``, ``group``, ``split``, or one
@@ -19,8 +19,8 @@ from tasks.sources.base import RawRequest
 from tasks.sources.tables import COLUMNS, column_key, flags_for_unused_columns
 
 TRAITS = ("site", "scanner", "manufacturer", "model", "view", "device")
-"""Roles of columns that should not predict the label. The preparation flags a dataset in
-which one of these columns does."""
+"""Roles of columns that should not predict the label. If one of these columns predicts the label,
+the record of the prepared dataset gets a flag."""
 ONE_HOT = {
     "0": False,
     "0.0": False,
@@ -41,10 +41,11 @@ class Columns:
     Attributes:
         name_by_role: Role, such as ``group`` -> name of the column in the data, such as
             ``patient_id``.
-        labels: Names of the columns of labels in the data. There is one column, or for one-hot
-            labels one column of 0 and 1 for each class.
-        choice_flags: Flags about the choice of columns, in words.
-        unused: Names of columns that are not read and have no flag in ``choice_flags``.
+        labels: Names of the columns of labels in the data. Usually this is one column. One-hot
+            labels have one column of 0 and 1 for each class.
+        choice_flags: Flags about columns that isweep chose by another name than the name of the
+            role, in words.
+        unused: Names of columns that are not read, except those with a flag in ``choice_flags``.
     """
 
     name_by_role: dict[str, str]
@@ -53,7 +54,7 @@ class Columns:
     unused: tuple[str, ...]
 
     def flags(self, group_like: Collection[str]) -> tuple[str, ...]:
-        """Return the flags about the choice, and flags for the columns that are not read.
+        """Return the flags in ``choice_flags``, and flags for the columns that are not read.
 
         Args:
             group_like: The unused columns whose values look like ids of patients.
@@ -61,12 +62,14 @@ class Columns:
         return (*self.choice_flags, *flags_for_unused_columns(self.unused, group_like))
 
     def cells(self, data: Cells, request: RawRequest, row_name: Callable[[int], str]) -> Cells:
-        """Return the columns that are read, by role. One-hot labels become one column.
+        """Return a dict: role of a column that is read -> its cells.
+
+        One-hot labels become one column of class names.
 
         Args:
-            data: Columns by name.
-            request: For errors.
-            row_name: Returns the name of a row in messages.
+            data: Name of a column in the data -> its cells.
+            request: The request. Its method ``error`` begins each message with the dataset's name.
+            row_name: Function that returns the name of a row for messages.
         """
         cells: dict[str, Sequence[str]] = {}
         for role, name in self.name_by_role.items():
@@ -81,11 +84,11 @@ class Columns:
 
 
 class _Choice(NamedTuple):
-    """The column with a role.
+    """The column that isweep chose for a role.
 
     Attributes:
         name: Name of the column in the data.
-        flags: Flags about the choice, in words.
+        flags: Flags about this choice, in words.
     """
 
     name: str
@@ -99,20 +102,20 @@ def find_columns(
     *,
     also_read: Sequence[str] = (),
 ) -> Columns:
-    """Choose the columns of the data that are read.
+    """Choose which columns of the data to read.
 
     Args:
         header: Names of the columns in the data.
-        roles: Roles for which a column is searched, from :data:`tasks.sources.tables.COLUMNS`.
-            Columns with a role in :data:`TRAITS` are always chosen too.
-        request: The request. If its dataset has ``label_columns``, these are the labels.
+        roles: Roles for which this function searches a column. They are keys of
+            :data:`tasks.sources.tables.COLUMNS`. Columns with a role in :data:`TRAITS` are always
+            chosen too.
+        request: The request. If its dataset has ``label_columns``, these columns are the labels.
         also_read: Names of columns without a role that the caller reads. They get no flag.
 
     Raises:
-        DataError: Several columns could be the label, group or split, so networks might be
-            trained on the wrong label. Or a chosen column other than the label has the same
-            name as another one, except for case and punctuation. Or ``label_columns`` repeats
-            a name.
+        DataError: Several columns could have the same role, so networks might be trained on the
+            wrong label. The error is also raised if another column has the name of a chosen
+            column except for case and punctuation, and if ``label_columns`` repeats a name.
     """
     labels = request.dataset.label_columns
     if len(set(labels)) < len(labels):
@@ -148,17 +151,18 @@ def _choose_column(
 ) -> _Choice | None:
     """Return the column with a role; None if there is no such column.
 
-    A column with the name of the role is preferred to columns with other names. If several
-    names have the same key, the first one is used.
+    If a column has the name of the role, this column is chosen. Otherwise a column with another
+    name for the role is chosen. If several names have the same key, the first one is used.
 
     Args:
         role: The role.
-        names_by_key: Key -> the names in the data that have this key, in the order of the data.
-        request: For errors.
+        names_by_key: Result of :func:`column_key` -> the names in the data with this result, in
+            the order of the data.
+        request: The request. Its method ``error`` begins each message with the dataset's name.
 
     Raises:
-        DataError: Several columns have other names for the role, and none has the name of the
-            role.
+        DataError: No column has the name of the role, and several columns have another name for
+            it.
     """
     role_key = column_key(role)
     alias_keys = dict.fromkeys(map(column_key, COLUMNS[role]))
@@ -182,10 +186,10 @@ def _choose_column(
 def _check_distinct_names(
     name_by_role: Mapping[str, str], names_by_key: Mapping[str, Sequence[str]], request: RawRequest
 ) -> None:
-    """Check that no other column has the name of a chosen one, except for case and punctuation.
+    """Check that the names of chosen columns are unique, even without case and punctuation.
 
     Raises:
-        DataError: A chosen column other than the label has the name of another one.
+        DataError: Another column has the name of a chosen column, and this is not the label.
     """
     for role, name in name_by_role.items():
         same_key = names_by_key[column_key(name)]
@@ -197,10 +201,10 @@ def _check_distinct_names(
 
 
 def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> Columns:
-    """Return the columns of a dataset of several files.
+    """Return the columns of a dataset that consists of several files.
 
-    The columns that are read, and the flags about them, are those of the first file. A column
-    is unused if it is unused in any file.
+    The result has the fields of the first file. Only its field ``unused`` contains the unused
+    columns of all files.
 
     Raises:
         DataError: A file has other column names than the first file.
@@ -226,8 +230,8 @@ def _unused_columns(header: Sequence[str], roles: Sequence[str], used: Sequence[
 
     Args:
         header: Names of all columns in the data.
-        roles: Roles of columns. A column that could have one of these roles is read, or has a
-            flag about the choice, or is replaced by ``label_columns``.
+        roles: Roles of columns. A column that could have one of these roles is not in the result:
+            isweep reads it, flags it, or uses ``label_columns`` instead.
         used: Names of the columns that are read.
     """
     other_keys = set(map(column_key, used))
@@ -245,9 +249,9 @@ def decode_one_hot(cells: Cells, request: RawRequest, row_name: Callable[[int], 
     """Return the class of every row, from one-hot columns.
 
     Args:
-        cells: Class -> its column of 0 and 1.
-        request: For errors.
-        row_name: Returns the name of a row in messages.
+        cells: Name of a class -> the cells of its column, which contain 0 or 1.
+        request: The request. Its method ``error`` begins each message with the dataset's name.
+        row_name: Function that returns the name of a row for messages.
 
     Raises:
         DataError: A row does not have exactly one 1.
@@ -278,13 +282,13 @@ def decode_one_hot(cells: Cells, request: RawRequest, row_name: Callable[[int], 
 
 
 class JoinedTables:
-    """The rows of several tables, joined one table after the other.
+    """The rows of several tables as one table: the rows of the first table come first.
 
-    A table has the columns of a table file, of a Parquet file, or of one array of images.
+    A table is a table file, a Parquet file, or an array of images with its labels.
 
     Attributes:
-        cells: The columns of all rows. Cells are blank in the rows of a table without the
-            column.
+        cells: Name or role of a column -> the cells of all rows. If a table does not have the
+            column, its rows have blank cells.
     """
 
     def __init__(self, tables: Sequence[Cells]) -> None:
@@ -293,7 +297,7 @@ class JoinedTables:
         self.cells = self.join(tables)
 
     def join(self, tables: Sequence[Cells]) -> dict[str, list[str]]:
-        """Return other columns of the same tables, joined. Missing columns have blank cells."""
+        """Join further columns of the same tables. Rows of a table without a column are blank."""
         joined = {}
         for name in dict.fromkeys(chain(*tables)):
             column: list[str] = []

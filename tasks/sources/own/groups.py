@@ -1,4 +1,4 @@
-"""Check group ids, so that no patient has images in both training and test."""
+"""Check group ids, so that the training set and the test set share no patient."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from tasks.sources.tables import NOT_ONE_VALUE
 def check_groups(rows: Rows, request: RawRequest) -> None:
     """Check that the column of groups contains real ids.
 
-    A word for "unknown" is not an id: all rows with this word would count as one patient.
+    A word that means "unknown" is not an id. Otherwise all rows with this word would count as one
+    patient.
 
     Raises:
-        DataError: An id is blank or a word for "unknown". Or all rows have the same id. Or more
-            than half of all rows have the same placeholder.
+        DataError: An id is blank or means "unknown", all rows have the same id, or more than half
+            of all rows have the same placeholder.
     """
     groups = rows.cells.get("group", ())
     if not groups:
@@ -38,7 +39,7 @@ def check_groups(rows: Rows, request: RawRequest) -> None:
         )
     counts = Counter(groups)
     commonest, count = counts.most_common(1)[0]
-    # One patient may have the id 0. But if more than half of all rows have this id, it is a
+    # One patient may have the id 0. If more than half of all rows have the id 0, it is a
     # placeholder.
     is_placeholder = commonest.casefold() in PLACEHOLDERS and 2 * count > len(groups)
     if len(counts) < 2 or is_placeholder:
@@ -77,7 +78,7 @@ def check_id_spellings(rows: Rows, item_rows: Sequence[int], request: RawRequest
 def check_no_group_in_both_splits(
     rows: Rows, item_rows: Sequence[int], splits: Sequence[GivenSplit], request: RawRequest
 ) -> None:
-    """Check that no group is in both training and test.
+    """Check that no group has images in both the training split and the test split.
 
     Raises:
         DataError: A group has images in both splits.
@@ -104,7 +105,7 @@ def check_no_group_in_both_splits(
 def similar_id_flags(rows: Rows, item_rows: Sequence[int]) -> dict[str, int]:
     """Return a flag if group ids differ only in punctuation or zeros, such as p1-2 and p1_02.
 
-    Such ids may be spellings of one id. The value of the flag is the number of rows with such
+    Such ids may be two spellings of one id. The value of the flag is the number of rows with such
     ids.
     """
     num_rows_by_group = Counter(map(rows.group, item_rows))
@@ -124,7 +125,7 @@ def similar_id_flags(rows: Rows, item_rows: Sequence[int]) -> dict[str, int]:
 
 
 def plain_id(group: str) -> str:
-    """Return a normalized patient id. It is equal for all spellings of one id.
+    """Return a normalized patient id, which is the same text for all spellings of one id.
 
     The normalized id is in NFKC and lower case, without invisible characters and extra spaces.
     Its last number has no leading zeros and no final ``.0``.
@@ -137,8 +138,9 @@ def plain_id(group: str) -> str:
 
 
 def _words_and_numbers(group: str) -> tuple[tuple[str, str], ...]:
-    """Return the words and numbers of an id as pairs (number, word). One text of a pair is empty.
+    """Return the words and numbers of an id as pairs (number, word).
 
-    The numbers have no leading zeros. For example, p-07 gives ``(("", "p"), ("7", ""))``.
+    One of the two texts of a pair is empty. Numbers have no leading zeros. For example, the result
+    for the id p-07 is ``(("", "p"), ("7", ""))``.
     """
     return tuple(re.findall(r"0*(\d+)|([^\W\d_]+)", plain_id(group)))

@@ -1,21 +1,25 @@
 """Find unused columns, and names of image files, that look like ids of patients.
 
-If such ids are ignored, images of one patient may be in both training and test. An id has two
-signs: several images have the same id, and all images with the same id have the same class.
-Columns such as a scanner or an age also repeat, but their images have different classes.
+If isweep ignores such ids, the training set and the test set may share patients. Ids of patients
+have two signs: several images have the same id, and all images with the same id have the same
+class. The values in a column of scanners or ages also repeat. But images with the same value in
+such a column have different classes.
 
-The search only leads to a question to the user, and it has limits. It does not find the ids of
+If the search finds such ids, isweep asks the user about them in a flag. The search has limits. It
+does not find ids in these cases:
 
-- few patients: fewer than 10, or fewer than three times the number of classes;
-- patients with one image each, or patients of whom many have images of several classes;
-- two classes, if only one or two patients have the rare class and each patient has 4 images;
-- ids with decimals, such as 12.1 for the first visit of patient 12.
+- There are fewer than 10 patients, or fewer patients than three times the number of classes.
+- Each patient has one image, or many patients have images of several classes.
+- There are two classes, each patient has 4 images, and only one or two patients have the rare
+  class.
+- The ids have decimals, such as 12.1 for the first visit of patient 12.
 
 The search also finds columns that determine the class, such as a detailed diagnosis.
 
-In the name of a file, the id is a word for a patient with a number, as in
-``patient_003_2.png``. It may also be the first word of the name, the name without its last
-word, or the file's folder. Then it must have the two signs of an id in a column.
+In the name of a file, the id is a word that means patient, followed by a number, as in
+``patient_003_2.png``. The search also tests three other parts of a path: the first word of the
+file's name, the name without its last word, and the folder. Such a part counts as an id only if it
+has the two signs above.
 """
 
 from __future__ import annotations
@@ -30,36 +34,39 @@ from tasks.sources.own.words import NO_IDS
 from tasks.sources.tables import GROUP_WORDS, NOT_ONE_VALUE
 
 MIN_REPEATED_VALUES = 10
-"""Smallest number of repeated values of an id. Fewer values can have one class each by
-chance."""
+"""Smallest number of values that occur in several rows of a column of ids. If there are fewer such
+values, each of them may have only one class by chance."""
 MIN_MEAN_VALUES_PER_CLASS = 3
-"""Smallest number of repeated values divided by the number of classes. A column with one value
-for each class, such as the class in another language, has fewer."""
+"""Smallest number of repeated values per class in a column of ids. A column with the class in
+another language has only one value per class."""
 MIN_SHARE_WITH_ONE_CLASS = 0.9
-"""Smallest share of the repeated values whose images all have one class. A few patients may
-have images of several classes."""
+"""Smallest share of the repeated values in a column of ids whose images all have the same class. A
+few patients may have images of several classes."""
 MIN_STANDARD_DEVIATIONS = 3.0
-"""Standard deviations by which the number of values with one class must exceed its mean for
-random classes. If 90 % of all images have one class, most values have one class by chance."""
+"""Number of standard deviations by which the number of values with only one class must exceed its
+mean for random classes. If 90 % of all images have the same class, most values have only one class
+by chance."""
 PATIENT_ABBREVIATIONS = ("sub", "subj", "pat", "pt")
-"""Abbreviations of words for a patient in names of files, as in ``sub-01`` (BIDS)."""
+"""Abbreviations that mean patient or subject in names of files, as in ``sub-01`` (BIDS)."""
 PATIENT_IN_PATH = re.compile(
     rf"(?:(?:^|(?<=/))p|(?<![^\W\d_])(?:{'|'.join((*GROUP_WORDS, *PATIENT_ABBREVIATIONS))}))"
     r"[\s_-]*\d+"
 )
-"""A word for a patient with a number, in a path in lower case. ``p0012`` counts only at the
-start of a name, because ``scan_p1`` may be a page."""
+"""Pattern of a word that means patient, followed by a number, in a path in lower case. A single
+``p``, as in ``p0012``, counts only at the start of a name, because ``scan_p1`` may be a page."""
 COPY_WORDS = r"[hv]?flip(?:ped)?|mirror(?:ed)?|rot(?:ated?)?|aug(?:mented)?|copy"
 COPY_IN_PATH = re.compile(
     rf"(?<=/)(?:{COPY_WORDS})\d*[\W_]+|(?:_|[^\w/])+(?:{COPY_WORDS})[\W_]*\d*(?=\.[^/]*$)"
 )
-"""The part of a path in lower case that makes the name of an image the name of its copy."""
+"""Pattern of the part of a path that marks a changed copy of an image, such as ``_flipped``. Paths
+are in lower case. Without this part, the path is the path of the original image."""
 WORD_SEPARATOR = re.compile(r"[\W_]+")
-"""The characters between two words of a file's name."""
+"""Pattern of the characters between two words of a file's name."""
 MIN_PATIENT_CLASSES = 5
-"""Smallest number of classes that are a word for a patient with a number."""
+"""Smallest number of classes with a name such as ``patient 3`` that leads to a flag."""
 MIN_SHARE_WITH_PATIENT = 0.5
-"""Smallest share of the file names, or classes, with a word for a patient with a number."""
+"""Smallest share of the file names, or of the classes, with a text such as ``patient 3`` that leads
+to a flag."""
 
 
 def find_group_like(columns: Mapping[str, Sequence[str]], classes: Sequence[str]) -> list[str]:
@@ -117,7 +124,7 @@ def _are_measurements(values: Collection[str]) -> bool:
 
 
 def _has_copies(paths: Sequence[str]) -> bool:
-    """Return whether a path is that of another image with a word such as ``flip``."""
+    """Return whether a path, without a word such as ``flip``, is the path of another image."""
     lower_paths = set()
     for path in paths:
         lower_paths.add(f"/{path.lower()}")
@@ -129,9 +136,10 @@ def _has_copies(paths: Sequence[str]) -> bool:
 
 
 def patient_class_flags(num_images: Mapping[str, int]) -> dict[str, int]:
-    """Return a flag if the classes may be the patients of one class: flag -> number of images.
+    """Return a flag if the classes seem to be patients: flag -> number of images.
 
-    Then the user chose the folder of one class, and the folder above it has the classes.
+    In this case, the user probably chose the folder of one class. The folder above it then contains
+    the folders of all classes.
 
     Args:
         num_images: Name of a class -> its number of images.
@@ -144,7 +152,9 @@ def patient_class_flags(num_images: Mapping[str, int]) -> dict[str, int]:
 
 
 def describe_patient_names(paths: Sequence[str], classes: Sequence[str]) -> str:
-    """Format how the names of image files look like patients. Return an empty text if they do not.
+    """Describe why the names of image files look like patients.
+
+    If the names do not look like patients, return an empty text.
 
     Args:
         paths: Path of the file of each image that has no group.
@@ -157,8 +167,8 @@ def describe_patient_names(paths: Sequence[str], classes: Sequence[str]) -> str:
         matches = PATIENT_IN_PATH.findall(path.lower())
         if matches:
             patient_ids.append(matches[-1])
-    # If each patient has one image, no patient can be in both training and test. The folders
-    # of classes may have such names too.
+    # If each patient has only one image, training and test cannot share a patient. The folders of
+    # classes may also have such names.
     are_repeated = len(set(classes)) < len(set(patient_ids)) < len(patient_ids)
     if are_repeated and len(patient_ids) > MIN_SHARE_WITH_PATIENT * len(paths):
         return "file names look like patients"
@@ -169,10 +179,10 @@ def describe_patient_names(paths: Sequence[str], classes: Sequence[str]) -> str:
 
 
 def _name_parts(path: str) -> tuple[str, str, str]:
-    """Return the parts of a path that may be an id. An empty part is not an id.
+    """Return three parts of a path that may be an id. An empty part is not an id.
 
     Returns:
-        The first word of the file's name, the name without its last word, and the folder.
+        The first word of the file's name, the file's name without its last word, and the folder.
     """
     folder, _, name = path.rpartition("/")
     words = WORD_SEPARATOR.split(name.partition(".")[0])

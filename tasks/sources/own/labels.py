@@ -1,7 +1,7 @@
 """Find the class of each row of a user's data.
 
-A *raw label* is the label of a row in the data, as text. A *class* is the name that images of
-one class have in plans and results. Three things decide the class: the raw label,
+A *raw label* is the text of a row's label in the data. A *class* is the class name that isweep
+uses in plans and results. Three things decide the class of a row: its raw label, the option
 ``label_map``, and a list of class names in the data.
 """
 
@@ -22,20 +22,21 @@ def find_classes(rows: Rows, request: RawRequest) -> list[str]:
 
     The first of these rules that applies to a raw label decides its class:
 
-    1. If ``label_map`` contains the raw label, ``label_map`` gives the class.
+    1. If ``label_map`` contains the raw label, the class is its value in ``label_map``.
     2. If the data contain a list of class names, the raw label is an index into this list. The
-       first index is 0. If ``label_map`` contains the name with this index, ``label_map`` gives
-       the class. Otherwise the class is this name.
-    3. The class is the raw label.
+       first index is 0. If ``label_map`` contains the name with this index, the class is the value
+       of this name in ``label_map``. Otherwise the class is the name itself.
+    3. In all other cases, the class is the raw label.
 
     Args:
-        rows: The rows. Only their raw labels and the listed class names are used.
+        rows: The rows. Only their raw labels and the list of class names are used.
         request: The request, with the dataset's ``label_map``.
 
     Raises:
-        DataError: A raw label is missing, a list, bytes, or not an index into the class names.
-            Or the data list a class name twice. Or ``label_map`` has a label that the data
-            lack. Or a class name breaks a rule of :func:`check_class_names`.
+        DataError: A label or a class name cannot be used: a raw label is missing, a list, bytes,
+            or not an index into the class names; the data list a class name twice; ``label_map``
+            contains a label that does not occur in the data; or a class name breaks a rule of
+            :func:`check_class_names`.
     """
     raw_labels = rows.cells["label"]
     class_names = rows.class_names
@@ -82,8 +83,8 @@ def _class_of(raw_label: str, rows: Rows, label_map: Mapping[str, str], request:
     Raises:
         DataError: The data list class names, and the raw label is not an index into this list.
     """
-    # A label is looked up in label_map without the spaces around it. A label that is not in
-    # label_map keeps its spaces, so that check_class_names can report two spellings of a class.
+    # The spaces around a label do not matter for label_map. If a label is not in label_map, its
+    # spaces are not removed, so that check_class_names can report two spellings of a class.
     mapped_class = label_map.get(raw_label.strip())
     if mapped_class is not None:
         return mapped_class
@@ -101,7 +102,7 @@ def _class_of(raw_label: str, rows: Rows, label_map: Mapping[str, str], request:
 
 
 def _is_index(raw_label: str, length: int) -> bool:
-    """Return whether a raw label consists of digits and is an index into a list of this length."""
+    """Return whether a raw label consists of digits and is a number below ``length``."""
     return raw_label.isascii() and raw_label.isdigit() and int(raw_label) < length
 
 
@@ -110,17 +111,17 @@ def _check_label_map(
     labels: set[str],
     request: RawRequest,
 ) -> None:
-    """Check that the data have every label of ``label_map``.
+    """Check that every label in ``label_map`` occurs in the data.
 
-    Without this check, a misspelled label would be ignored silently.
+    Without this check, isweep would silently ignore a misspelled label.
 
     Args:
-        label_map: Raw label or listed class name -> class.
-        labels: Raw labels and listed class names of the data.
-        request: Makes errors whose message begins with the name of the dataset.
+        label_map: Raw label, or class name that the data list -> class.
+        labels: All raw labels in the data, and all class names that the data list.
+        request: The request. Its method ``error`` begins each message with the dataset's name.
 
     Raises:
-        DataError: The data lack a label of ``label_map``.
+        DataError: A label in ``label_map`` does not occur in the data.
     """
     unused = sorted(label_map.keys() - set(map(str.strip, labels)))
     if unused:

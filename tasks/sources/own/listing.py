@@ -1,4 +1,4 @@
-"""Make the listing of a user's own data, and check all rules for labels, groups and splits."""
+"""Create the listing of a user's own data, and check all rules for labels, groups and splits."""
 
 from __future__ import annotations
 
@@ -44,18 +44,20 @@ HIDDEN = "hidden, by the dot before its name"
 NO_TEST_SPLIT = (
     "no test split beside train and val: call the validation split test, or give train alone"
 )
-"""Flag of a dataset with a validation split that is left out, and without a test split."""
+"""Flag of a dataset that has a training split and a validation split, but no test split. isweep
+leaves out the validation split."""
 
 
 def count_hidden(names: Iterable[str], is_readable: Callable[[str], bool]) -> dict[str, int]:
-    """Count hidden folders, and hidden files that would otherwise be read.
+    """Count hidden folders, and hidden files that isweep would read if they were not hidden.
 
     Args:
-        names: Names of files and folders that the search left out; folders end with a slash.
-        is_readable: Returns whether a file of that name is read if it is not hidden.
+        names: Names of files and folders that the search left out. Names of folders end with a
+            slash.
+        is_readable: Function that returns whether isweep reads a file with the given name.
 
     Returns:
-        The reason and the count, for :attr:`Listing.excluded`.
+        A dict for :attr:`Listing.excluded`: the reason -> the count.
     """
     count = 0
     for name in names:
@@ -66,7 +68,10 @@ def count_hidden(names: Iterable[str], is_readable: Callable[[str], bool]) -> di
 
 
 def named_flags(flag: str, names: Sequence[str], max_named: int) -> dict[str, int]:
-    """Return one flag for each of the first ``max_named`` names, and one that counts the others."""
+    """Return one flag for each of the first ``max_named`` names, and one flag for all other names.
+
+    The value of the last flag is the number of the other names.
+    """
     flags = {f"{flag}: {name}": 1 for name in names[:max_named]}
     if len(names) > max_named:
         flags[f"other {flag}"] = len(names) - max_named
@@ -75,15 +80,15 @@ def named_flags(flag: str, names: Sequence[str], max_named: int) -> dict[str, in
 
 @dataclass(frozen=True, eq=False)
 class RowItems(Sequence[Item]):
-    """The items of the rows.
+    """A sequence with the items of rows.
 
-    Each item is created when it is read, because a list of all items would be large.
+    An item is created only on access, because a list of all items would need much memory.
 
     Attributes:
         rows: All rows.
-        row_indices: Index of the row of every item, ``(num_items,)``.
-        labels: Class index of every item, ``(num_items,)``.
-        splits: Split of every row, also of rows without an item.
+        row_indices: Index of each item's row, ``(num_items,)``.
+        labels: Class index of each item, ``(num_items,)``.
+        splits: Split of every row, including rows without an item.
     """
 
     rows: Rows
@@ -112,7 +117,10 @@ class RowItems(Sequence[Item]):
         )
 
     def __reduce__(self) -> tuple[type[list[Item]], tuple[list[Item]]]:
-        """Pickle as a list of items, so that a slice is sent without the columns of other rows."""
+        """Pickle this sequence as a list of items.
+
+        A pickled slice therefore does not contain the columns of other rows.
+        """
         return list, (list(self),)
 
 
@@ -123,14 +131,16 @@ def own_listing(
     *,
     sort_classes: Callable[[Iterable[str]], list[str]] = sort_labels,
 ) -> Listing:
-    """Return the listing of a user's data, with an item for every row outside a validation split.
+    """Return the listing of a user's data.
+
+    The listing has one item for every row. Rows of a validation split have no item.
 
     Args:
         rows: The rows that the source read.
-        request: The dataset, and the key of hashes in messages.
-        base_listing: A listing without items and classes. The result is this listing with the
-            items and classes, and with further counts of excluded rows and flags.
-        sort_classes: Sorts the names of the classes.
+        request: The request, with the dataset and the key of hashes in messages.
+        base_listing: A listing without items and classes. The result is this listing, to which the
+            items, the classes, further counts of excluded rows and further flags are added.
+        sort_classes: Function that sorts the names of the classes.
 
     Raises:
         DataError: Labels, groups or splits break a rule of :mod:`tasks.sources.own`.
@@ -175,10 +185,10 @@ def own_listing(
 
 
 def _check_two_classes(classes: Sequence[str], num_validation: int, request: RawRequest) -> None:
-    """Check that the images outside a validation split have at least two classes.
+    """Check that there are at least two classes, not counting images of a validation split.
 
     Raises:
-        DataError: They have fewer.
+        DataError: There are fewer than two classes.
     """
     if len(classes) >= 2:
         return
@@ -194,11 +204,12 @@ def _check_two_classes(classes: Sequence[str], num_validation: int, request: Raw
 def _row_splits(rows: Rows, request: RawRequest) -> list[GivenSplit]:
     """Return the split of every row.
 
-    The split is the one in the column ``split``. If that cell is blank or there is no such
-    column, the split is the one in the name of the row's file or folder.
+    The cell in the column ``split`` decides the split. If this cell is blank, or if there is no
+    such column, the name of the row's file or folder decides the split.
 
     Raises:
-        DataError: A cell is not a word for a split, or contradicts the name of the row's file.
+        DataError: A cell does not name a split, or it names another split than the row's file or
+            folder.
     """
     row_indices = range(len(rows.cells["label"]))
     file_splits = list(map(rows.file_split, row_indices))
@@ -230,7 +241,7 @@ def _row_splits(rows: Rows, request: RawRequest) -> list[GivenSplit]:
 
 
 def _column_flags(rows: Rows, class_of_row: Sequence[str]) -> dict[str, int]:
-    """Return flags for the choice of columns and for unused columns, with the number of rows."""
+    """Return flags about chosen and unused columns: flag -> number of rows."""
     if rows.columns is None:
         return {}
     group_like = []
@@ -240,7 +251,7 @@ def _column_flags(rows: Rows, class_of_row: Sequence[str]) -> dict[str, int]:
 
 
 def _split_flags(rows: Rows, splits: Sequence[GivenSplit], num_validation: int) -> dict[str, int]:
-    """Return flags for rows without a split, and for validation images without a test split.
+    """Return flags for rows without a split, and for a validation split without a test split.
 
     Args:
         rows: All rows.
@@ -257,14 +268,14 @@ def _split_flags(rows: Rows, splits: Sequence[GivenSplit], num_validation: int) 
 
 
 def _patient_name_flags(rows: Rows, class_of_row: Sequence[str]) -> dict[str, int]:
-    """Return a flag if the files of images without a group have names that look like patients."""
+    """Return a flag if names of image files look like patients, and the images have no group."""
     paths = []
     classes = []
     for row, class_name in enumerate(class_of_row):
         path = rows.image_path(row)
         # DICOM files have patient ids in their headers.
         has_no_header = is_image_name(path) or is_nifti_name(path)
-        # Without a group, a volume is a group of its own, with its path as id.
+        # If there is no column of groups, each volume is a group whose id is its path.
         if has_no_header and rows.group(row) in ("", path):
             paths.append(path)
             classes.append(class_name)
@@ -278,7 +289,7 @@ def _patient_name_flags(rows: Rows, class_of_row: Sequence[str]) -> dict[str, in
 def _absent_class_flags(
     listed_classes: Sequence[str], classes: Sequence[str], request: RawRequest
 ) -> dict[str, int]:
-    """Return flags for the class names in the data that are not a class of the listing."""
+    """Return flags for class names that the data list but that no image has."""
     label_map = dict(request.dataset.label_map)
     present = set(classes)
     absent = [name for name in listed_classes if label_map.get(name, name) not in present]

@@ -11,34 +11,36 @@ from tasks.sources.own.columns import Cells, Columns
 from tasks.sources.own.splits import GivenSplit
 
 FROM_ZERO = "the first row is 0"
-"""The numbering of rows in numpy and pandas, for messages about arrays and Parquet files."""
+"""Text with which messages about arrays and Parquet files explain the row numbers. numpy and pandas
+number rows in the same way."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """The rows of a user's data, one per image, as the module of a kind reads them.
+    """The rows of a user's data, one per image.
 
-    Each function takes the index of a row. The first row has the index 0.
+    Many fields are functions. Each function takes the index of a row, counted from 0.
 
     Attributes:
-        cells: The columns ``label`` and, if the data have them, ``group``, ``split`` and
-            :data:`TRAITS`.
-        locator: Returns the locator of a row's image.
-        name: Returns the name of a row for messages. It contains no id and no file name.
-        numbering: Returns a text that explains the row numbers in the row's file, such as
+        cells: Role of a column -> its cells. The roles are ``label`` and, if the data have them,
+            ``group``, ``split`` and :data:`TRAITS`.
+        locator: Function that returns the locator of a row's image.
+        name: Function that returns the name of a row for messages. The name contains no id and no
+            file name.
+        numbering: Function that returns a text about the row numbers in the row's file, such as
             ``the first row is 0``. The text is empty if rows have no numbers.
-        default_group: Returns the group of a row if there is no column ``group``: the row's
-            folder or volume.
-        image_path: Returns the path of a row's image file; empty if rows have no files of
-            their own.
-        group_hint: Hint for the user about adding groups to the data.
-        file_split: Returns the split that the name of a row's file or folder states.
-        details: Returns the details of a row's item.
-        columns: The choice of columns; None if the data have no columns.
-        unused_cells: The columns that are not read, by name, if they have one value per row.
-            Unless there are groups, the values are searched for ids of patients.
-        class_names: Class names that the data list, in the order of their indices. Empty
-            if the data contain no such list.
+        default_group: Function that returns the group of a row if there is no column ``group``.
+            This group is the folder or volume of the row.
+        image_path: Function that returns the path of a row's image file. The path is empty if a
+            file contains the images of several rows.
+        group_hint: Text that explains to the user how to add groups to the data.
+        file_split: Function that returns the split in the name of a row's file or folder.
+        details: Function that returns the field ``details`` of a row's item.
+        columns: The columns that isweep chose; None if the data have no columns.
+        unused_cells: Name of a column that is not read -> its cells, one per row. If there is no
+            column of groups, isweep searches these cells for ids of patients.
+        class_names: Class names that the data list. Entry i is the name of the class with index
+            i. Empty if the data contain no such list.
     """
 
     cells: Cells
@@ -61,20 +63,20 @@ class Rows:
         return self.default_group(row)
 
     def describe(self, rows: Iterable[int]) -> str:
-        """Format the number of rows and the names of the first ones, for a message."""
+        """Format the number of rows and the names of the first rows, for a message."""
         listed = list(rows)
         names = first_of(map(self.name, listed))
         return f"{plural(len(listed), 'image')}: {names}{self.describe_numbering(listed)}"
 
     def describe_numbering(self, rows: Sequence[int]) -> str:
-        """Format the numbering of rows, such as `` (the first row is 0)``, with a leading space.
+        """Return a text in parentheses about the row numbers, such as `` (the first row is 0)``.
 
-        Returns an empty text if rows have no numbers.
+        The text begins with a space. If rows have no numbers, the text is empty.
         """
         if not rows or not self.numbering(rows[0]):
             return ""
         return f" ({self.numbering(rows[0])})"
 
     def describe_rows_with_label(self, labels: set[str]) -> str:
-        """Format the number and names of the rows that have one of these labels in the data."""
+        """Format the number and the first names of the rows that have one of these raw labels."""
         return self.describe(row for row, cell in enumerate(self.cells["label"]) if cell in labels)

@@ -1,7 +1,7 @@
-"""Find pairs of similar class names: one name may be a misspelling of the other.
+"""Find pairs of similar class names: one name may be a misspelling of the other name.
 
-Such names are only reported. They are neither merged nor rejected, because similar names, such
-as ``typical`` and ``atypical``, may be two classes.
+isweep only reports such names in a flag. It does not merge or reject them, because similar names,
+such as ``typical`` and ``atypical``, may be two classes.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from search_spaces.errors import plural
 from tasks.sources.tables import MAX_NAMED
 
 MAX_COMPARED_CLASSES = 300
-"""Largest number of classes whose names are compared. 1,000 classes have 500,000 pairs of
-names, which would take seconds."""
+"""Largest number of classes for which class names are compared. 1,000 classes have 500,000 pairs of
+names, and the comparison of all pairs would take seconds."""
 MIN_WORD_LENGTH = 4
 """Smallest number of letters of a word that may be a misspelling. Shorter words with different
 letters, such as ``cat`` and ``bat``, are usually different classes."""
 MIN_SINGULAR_LENGTH = 3
 """Smallest number of letters of a word that may be the singular of another word."""
 WORD_BORDER = re.compile(r"[\W_]+|(?<=[^\W\d_A-Z])(?=[A-Z])")
-"""Pattern of the border between two words: other characters than letters and digits, or the place
-before a capital letter, as in ``typeB``."""
+"""Pattern of the border between two words: characters that are not letters or digits, or the
+position before a capital letter, as in ``typeB``."""
 
 
 def similar_class_flags(num_images: Mapping[str, int]) -> dict[str, int]:
-    """Return flags for class names that may be misspelled: flag -> number of images.
+    """Return flags for class names with a possible spelling error: flag -> number of images.
 
     Args:
         num_images: Name of a class -> its number of images.

@@ -1,6 +1,6 @@
-"""The words for training, test and validation splits, in cells and in names of files and folders.
+"""The words that name a training, test or validation split, in cells and in names of files.
 
-Every kind of own data reads these words in the same way.
+The words are the same for every kind of a user's own data.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from tasks.sources.base import RawRequest, Split
 
 
 class GivenSplit(IntEnum):
-    """The split that the data state for an image.
+    """The split of an image according to the data.
 
-    The values are the codes in the array ``splits`` of a prepared dataset. This array contains
-    no ``VALIDATION``, because images of a validation split are left out.
+    The values are also the codes in the array ``splits`` of a prepared dataset. This array never
+    contains ``VALIDATION``, because isweep leaves out images of a validation split.
     """
 
     NONE = 0
@@ -36,23 +36,23 @@ SPLIT_WORDS = {
     **dict.fromkeys(("test", "testing", "tst"), GivenSplit.TEST),
     **dict.fromkeys(("val", "valid", "validation"), GivenSplit.VALIDATION),
 }
-"""Word in lower case -> split."""
+"""Word in lower case -> split that this word names."""
 VALIDATION_LEFT_OUT = "validation split"
-"""Reason for leaving out a row. The study trains without validation images. A hyperparameter
-search draws its validation images from the training images."""
+"""Reason, in records and messages, for leaving out a row. The study trains without validation
+images. A hyperparameter search draws its validation images from the training images."""
 
 
 def parse_split(word: str) -> GivenSplit:
-    """Return the split that a word names, in any letter case; ``NONE`` if it names no split.
+    """Return the split that a word names, or ``NONE`` if the word names no split.
 
-    The prefix ``partial-`` is ignored: the Hugging Face Hub stores the first files of a large
-    split in a folder ``partial-train``.
+    Upper case and lower case are equivalent. The prefix ``partial-`` is ignored, because the
+    Hugging Face Hub stores the first files of a large split in a folder such as ``partial-train``.
     """
     return SPLIT_WORDS.get(word.strip().casefold().removeprefix("partial-"), GivenSplit.NONE)
 
 
 def parse_splits(words: Iterable[str]) -> set[GivenSplit]:
-    """Return the splits that words name. Other words are ignored."""
+    """Return the set of splits that the words name. Words that name no split are ignored."""
     return set(map(parse_split, words)) - {GivenSplit.NONE}
 
 
@@ -62,18 +62,20 @@ def is_split_word(word: str) -> bool:
 
 
 def split_of_file(name: str, request: RawRequest) -> GivenSplit:
-    """Return the split in a file's name, or else the split in the name of the nearest folder.
+    """Return the split that the path of a file names.
 
-    Examples are ``train-00000-of-00002.parquet``, ``skin_test_01.tar`` and ``val/0000.tar``.
-    If the raw data consist of this one file, its name is ignored.
+    The name of the file decides the split. If it names no split, the nearest folder whose name is a
+    word for a split decides. Examples of paths are ``train-00000-of-00002.parquet``,
+    ``skin_test_01.tar`` and ``val/0000.tar``. If the raw data consist of only one file, its name is
+    ignored.
 
     Raises:
-        DataError: The name contains the words of two splits.
+        DataError: The file's name contains words for two splits.
     """
     if request.root().is_file():
         return GivenSplit.NONE
     *folders, file_name = name.split("/")
-    # The word may be a part of a file's name, but must be the whole name of a folder.
+    # In a file's name, one word may name the split. The name of a folder must be such a word.
     words_by_part = [re.split(r"[\W_]+", file_name)]
     for folder in reversed(folders):
         words_by_part.append([folder])

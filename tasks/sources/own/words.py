@@ -1,9 +1,9 @@
-"""Words for a missing or unknown value, in a user's own data or in a table."""
+"""Words that mean a missing or unknown value, in a user's own data or in a table."""
 
 from __future__ import annotations
 
 # All words are in lower case. There are four sets, because a word such as "anonymous" may be
-# the name of a class, but is not the id of a patient:
+# the name of a class, but cannot be the id of a patient:
 # - MISSING: words that programs write for a missing value.
 # - UNKNOWN: words that people write if they do not know a value.
 #   A word of these two sets is a label only if label_map contains it. Such a word is never an id.
@@ -16,7 +16,7 @@ MISSING = (
     | {"null", "nil"}  # JSON and databases
     | {"#n/a", "#value!", "#ref!", "#name?", "#div/0!", "#null!", "#num!"}  # spreadsheets
 )
-"""Text that programs write for a missing value."""
+"""Texts that programs write for a missing value."""
 UNKNOWN = (
     frozenset({"-", "--", "missing", "unspecified", "undefined"})
     | {"unknown", "unk", "not known", "not available", "uncertain", "unsure", "undetermined"}
@@ -25,9 +25,9 @@ UNKNOWN = (
 )
 """Words that people write for an unknown class. A class may also have such a name."""
 NO_IDS = MISSING | UNKNOWN | {"anon", "anonymous", "anonymized", "anonymised"}
-"""Text that is never the id of a patient."""
+"""Texts that are never the id of a patient."""
 PLACEHOLDERS = NO_IDS | {"0", "x"}
-"""Text that anonymization programs write as the id of many patients."""
+"""Texts that anonymization programs write as the id of many patients."""
 
 
 def is_missing(cell: str) -> bool:

@@ -592,7 +592,7 @@ def test_the_published_table_answers_from_the_published_loss_gains(published):
 def test_tests_are_counted_and_the_rest_is_called_exploratory(published):
     """The question on the fall with N has two tests."""
     assert family(published).startswith("The verdicts rest on 5 tests, adjusted together (Holm)")
-    assert family(published).endswith("All other results are exploratory.")
+    assert family(published).endswith("All else is exploratory.")
 
 
 def test_the_published_answers_fit_a_terminal(published):
@@ -778,12 +778,11 @@ def test_networks_that_do_not_fit_their_training_images_are_counted():
     table = synthetic_table(num_natural=3, num_medical=1, models=("a", "b"))
     table["d_repr_mle"] = table["d_data_mle"] * np.where(table["model"] == "a", 2.0, 0.5)
     of_fall = (
-        "A part of this fall may come from more training steps at larger N: at N = 500, 4 of 8 "
+        "More training steps at larger N may contribute: at N = 500, 4 of 8 "
         "networks do not fit their training images."
     )
     of_count = (
-        "If networks that do not fit their training images are left out, this holds at 8 of 20 "
-        "points."
+        "Without networks that do not fit their training images, this holds at 8 of 20 points."
     )
     of_limits = "In 4 of 24 points the network does not fit its own training images"
     fits = fit_scaling_laws(with_unfitted_networks(table))

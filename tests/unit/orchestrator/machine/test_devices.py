@@ -83,7 +83,7 @@ def test_trials_on_a_node_without_working_cuda_fail_with_node_driver_and_torch()
         "built for CUDA 13.0",
     )
     hint = (
-        "Install a driver of branch 580 or later for CUDA 13.0 (the present one is 570.82.01), or "
+        "Install a driver of branch 580 or later for CUDA 13.0 (the present driver is 570.82.01), or "
         "install torch 2.14 or earlier from"
     )
     for text in (*facts, hint):
@@ -104,13 +104,13 @@ def test_trials_on_a_node_without_working_cuda_fail_with_node_driver_and_torch()
         (
             "470.82",
             "12.6",
-            r"a driver of branch 525 or later for CUDA 12\.6 \(the present one is 470\.82\)$",
+            r"a driver of branch 525 or later for CUDA 12\.6 \(the present driver is 470\.82\)$",
         ),
         (
             "550.1",
             "13.0",
             r"branch 580 .* or install torch 2\.14 or earlier from PyTorch's cu126 wheels, which work "
-            r"with the present driver, but not with RTX 50 and B200 \(`pip uninstall --yes torch "
+            r"with the present driver, but do not support the GPUs RTX 50 and B200 \(`pip uninstall --yes torch "
             r"torchvision && pip install torch torchvision --index-url https:\S+/whl/cu126`\)$",
         ),
         ("580.65", "13.0", "The driver is new enough"),
@@ -726,7 +726,9 @@ def test_a_driver_that_does_not_answer_never_means_cpus_silently(tmp_path, monke
     # PyTorch can use no GPU either.
     monkeypatch.setattr(torch_gpus, "describe", lambda visible: NodeGpus("a"))
     unanswered = r"NVIDIA's driver 580\.95\.05 does not answer"
-    with pytest.raises(SetupError, match=rf"{unanswered}: nvidia-smi: {error}\. Restart the mach"):
+    with pytest.raises(
+        SetupError, match=rf"{unanswered}\. The error of nvidia-smi: {error}\. Restart the mach"
+    ):
         this_machine.check_driver()
     with pytest.raises(SetupError, match=unanswered):
         trial_resources(ResourceSpec(), cpu_cluster_here(), "auto")
@@ -783,7 +785,7 @@ def test_a_gpu_without_bfloat16_on_a_later_node_is_unusable_for_such_a_trial(
     assert device_for(1.0, "off").device == "cuda"
     with pytest.raises(
         SetupError,
-        match=r"bfloat16, which Tesla T4 with compute capability 7.5.*precision: float32",
+        match=r"bfloat16, but Tesla T4 with compute capability 7.5.*precision: float32",
     ) as caught:
         device_for(1.0, precision="bfloat16")
     failure = classify(caught.value)

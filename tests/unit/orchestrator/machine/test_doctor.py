@@ -157,14 +157,14 @@ def test_a_bucket_passes_without_changes_and_a_missing_bucket_has_a_hint():
             None,
             "disabled",
             False,
-            "RAY_AUTH_MODE is disabled, so anyone who can connect to the ports can run code",
+            "RAY_AUTH_MODE is disabled, so anyone who can connect to Ray's ports can run code",
         ),
         ("10.0.0.1:6379", "token", True, "requests to 10.0.0.1:6379 carry the cluster's token"),
         (
             "10.0.0.1:6379",
             None,
             False,
-            "RAY_AUTH_MODE is not set, so anyone who can connect to the ports can run code",
+            "RAY_AUTH_MODE is not set, so anyone who can connect to Ray's ports can run code",
         ),
     ],
 )

@@ -650,7 +650,7 @@ def test_tensorfloat_32_is_detected_in_products_and_in_convolutions(monkeypatch,
     other_kind = {"product": "convolution", "convolution": "product"}[kind]
     assert errors[other_kind] < 1e-6
     outcome = run_part("correctness", "cpu", {})
-    assert f"a {kind} in float32 has an error of" in outcome["error"]
+    assert f"a {kind} in float32 has a relative error of" in outcome["error"]
 
 
 @pytest.fixture

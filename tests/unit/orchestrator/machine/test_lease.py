@@ -160,7 +160,7 @@ def test_a_lease_survives_an_outage_and_is_removed_at_the_end(monkeypatch):
             while len(messages) < 2:
                 time.sleep(0.01)
             assert messages[0].startswith("The storage does not answer: ")
-            assert messages[0].endswith("of finished trials when it answers again")
+            assert messages[0].endswith("of finished trials when the storage answers again")
             assert messages[1].startswith("The storage answers again after ")
             with (
                 pytest.raises(

@@ -398,12 +398,12 @@ def simulate_start_failure(name: str, monkeypatch) -> None:
     [
         ("no program", "nvidia-cuda-mps-absent -d` failed: No such file or directory"),
         ("refused", "-d` failed: Cannot find MPS control daemon process"),
-        ("process fails", "no process could compute through it: Error 807: not ready"),
-        ("fewer GPUs", "no process could compute through it: a process computed on 1 GPUs"),
-        ("hangs", "no process could compute through it: no answer in 0.2 s"),
-        ("not used", "no process uses it: no server runs"),
+        ("process fails", "a test process could not compute through it: Error 807: not ready"),
+        ("fewer GPUs", "a test process could not compute through it: a process computed on 1 GPUs"),
+        ("hangs", "a test process could not compute through it: no answer in 0.2 s"),
+        ("not used", "the test process did not use it: no server runs"),
         ("no shell", "No such file or directory: 'absent-shell'"),
-        ("long path", "is too long for a socket; set TMPDIR to a shorter path"),
+        ("long path", "is too long for a socket. Set TMPDIR to a shorter path"),
     ],
 )
 def test_if_mps_does_not_start_the_run_continues_and_a_note_gives_the_reason(

@@ -34,7 +34,7 @@ def test_this_machine_meets_the_requirements():
 def test_a_limit_under_which_ray_does_not_start_is_named(limit, message):
     command = f"ulimit {limit}; exec {sys.executable} -c '{CHECK}'"
     process = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
-    assert f"SetupError: This process may have {message}" in process.stderr
+    assert f"SetupError: This process may have at most {message}" in process.stderr
 
 
 def test_a_limit_of_processes_is_named_except_for_root(monkeypatch):
@@ -44,7 +44,7 @@ def test_a_limit_of_processes_is_named_except_for_root(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     check_ray_requirements()
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    message = r"may have 512 processes and threads \(ulimit -u\), but Ray needs 600"
+    message = r"may have at most 512 processes and threads \(ulimit -u\), but Ray needs 600"
     with pytest.raises(SetupError, match=message):
         check_ray_requirements()
 

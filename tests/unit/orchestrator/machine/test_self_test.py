@@ -106,9 +106,9 @@ def test_a_sound_device_computes_correctly_and_its_trainings_are_equal():
         ({"loss": math.nan}, "the first loss is nan"),
         (
             {"cosine": 0.5},
-            "gradient has another direction than on the CPU (cosine 0.500, at least ",
+            "gradient has another direction than on the CPU (the cosine is 0.500, but must be at least ",
         ),
-        ({"cosine": math.nan}, "(cosine nan, at least "),
+        ({"cosine": math.nan}, "(the cosine is nan, but must be at least "),
         # An H100 of pytorch#150700: losses 1.5725 and 1.5634, norms 0.082 and 0.322.
         (
             {"loss": 1.5725, "cpu_loss": 1.5634, "norm_ratio": 0.082 / 0.322},
@@ -347,7 +347,7 @@ def test_a_network_with_random_layers_is_compared_in_evaluation_mode(monkeypatch
         ({}, ""),
         (
             {"weights": Difference(1e-5, 4.1e-5)},
-            "captured graphs change a weight by 4.1e-05; two plain trainings differ by 1.0e-05",
+            "captured graphs change a weight by 4.1e-05, but two plain trainings differ by 1.0e-05",
         ),
         # Two plain trainings that are equal to the last bit do not make every rounding a fault.
         ({"losses": Difference(0.0, 3.9e-5), "weights": Difference(0.0, 3.9e-6)}, ""),
@@ -382,7 +382,7 @@ def sample(weight_noise, weight_change):
         ([sample(0.0, 3e-5), sample(1e-5, 1e-5)], ""),
         (
             [sample(0.0, 3e-5), sample(5e-6, 1e-5)],
-            "vgg13: captured graphs change a weight by 3.0e-05; two plain trainings differ by "
+            "vgg13: captured graphs change a weight by 3.0e-05, but two plain trainings differ by "
             "5.0e-06",
         ),
         # A graph that is wrong only sometimes is not used either.
@@ -413,7 +413,11 @@ def change_a_weight(model):
 @pytest.mark.parametrize(
     ("harm", "reason", "is_final"),
     [
-        (change_a_weight, "small_cnn: captured graphs change a weight by 1.0e-03; two plain", True),
+        (
+            change_a_weight,
+            "small_cnn: captured graphs change a weight by 1.0e-03, but two plain",
+            True,
+        ),
         (fail_to_capture, "small_cnn: CaptureError: a step could not be captured", False),
     ],
 )
@@ -436,7 +440,7 @@ def test_graphs_that_change_a_weight_or_cannot_be_captured_are_not_used(
     assert graphs_used[:2] == [False, True]
 
 
-SLOW_GRAPHS = "captured graphs take {} s an epoch; plain steps take {} s and {} s"
+SLOW_GRAPHS = "captured graphs take {} s per epoch, but plain steps take {} s and {} s"
 
 
 @pytest.mark.parametrize(

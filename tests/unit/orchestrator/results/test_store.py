@@ -392,10 +392,10 @@ def test_a_missing_hash_key_beside_records_is_reported(tmp_path, caplog):
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits" / "complete.json").touch()
     (tmp_path / ".hash_key").unlink()
-    with pytest.raises(SetupError, match=r"The file .*\.hash_key of the key .* is missing"):
+    with pytest.raises(SetupError, match=r"The file .*\.hash_key with the key .* is missing"):
         hash_key(tmp_path, create=False)
     hash_key(tmp_path)
-    assert "isweep locate finds no file for hashes in older messages" in caplog.text
+    assert "`isweep locate` finds no file for hashes in older messages" in caplog.text
 
 
 def test_two_roots_cannot_use_one_storage_at_the_same_time(tmp_path):

@@ -163,7 +163,7 @@ def test_results_of_another_sweep_for_the_same_trials_are_reported(rerun, finish
     num_trials = len(finished.plan.trials)
     assert (
         f"The sweep smoke in this root has results of {num_trials} trials that this run trains. "
-        "This run does not use them" in rerun.notes
+        "This run does not use these results" in rerun.notes
     )
     first_trial = finished.sweep_paths.folder / "trials" / min(finished.plan.trials_by_id)
     damaged = first_trial / "result.json"

@@ -86,7 +86,7 @@ def test_results_from_other_pretrained_weights_of_the_same_name_are_not_mixed(ro
     check_same_start({first: record}, plan, {"torchvision-resnet18": b"old"})
     check_same_start({first: record}, plan, {})
     message = (
-        r"weights that differ from torchvision-resnet18 on this machine \(SHA-256 \w{16}…\): "
+        r"other pretrained weights than those of torchvision-resnet18 on this machine\. Here the SHA-256 is \w{16}…, but it was "
         r"\w{16}… in 1 result\. Copy the file `pretrained/torchvision-"
     )
     with pytest.raises(ConfigError, match=message):

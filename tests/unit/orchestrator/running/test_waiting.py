@@ -121,7 +121,7 @@ def test_a_summary_has_the_newest_failures_or_a_possible_reason():
     text = status_summary(status(NO_CAPACITY, "b.", "c", "d", pending="gpu, 1 launching"))
     assert f"gpu, 1 launching. A launch failed: {NO_CAPACITY}. A launch failed: b. " in text
     assert "A launch failed: d" not in text
-    assert text.endswith("the file already has, lower `max_workers` of this type.")
+    assert text.endswith("lower `max_workers` of the type whose launch failed.")
     nothing = (
         "No node is being launched. Lower `resources` in the sweep file, or raise `max_workers`"
     )
@@ -198,7 +198,7 @@ def test_resources_that_are_not_free_are_reported_as_used_by_others(
     simulate_cluster(monkeypatch, [{"CPU": node} for node in nodes], {"CPU": free})
     message = shortage_for(requested)
     assert (
-        "Other work, or processes that are starting, use the rest." in message
+        "Other work or starting processes use the remaining resources." in message
     ) is is_used_by_others
     assert message.endswith("continues when these resources are free.") is is_used_by_others
     assert ("add nodes, " in message) is not is_used_by_others
@@ -291,16 +291,16 @@ MESSAGE = "message"
     ("events", "reason"),
     [
         # Beyond its limit.
-        ([STARTED, MESSAGE, 100, 40], "the trial ended no epoch and sent no result for 100 s"),
+        ([STARTED, MESSAGE, 100, 40], "the trial finished no epoch and sent no result for 100 s"),
         # A trial that reports epochs is not ended, however slow it is.
         (
             [STARTED, *[MESSAGE, 90] * 5, MESSAGE, 120],
-            "the trial ended no epoch and sent no result for 100 s",
+            "the trial finished no epoch and sent no result for 100 s",
         ),
         # The driver stood still, as with a full disk or a closed laptop.
         (
             [STARTED, MESSAGE, 50, -3600, 50, 20],
-            "the trial ended no epoch and sent no result for 100 s",
+            "the trial finished no epoch and sent no result for 100 s",
         ),
         ([STARTED, 60, 10], "the worker did not answer for 60 s, so its process was killed"),
         # The worker hangs between two trials: the next one does not start.

@@ -165,7 +165,7 @@ def test_colours_are_averaged_and_a_class_that_the_set_lacks_is_refused():
     )
     with pytest.raises(
         ConfigError,
-        match="first and second are 0 and 7, but must be two different classes of the 2",
+        match=r"first and second are 0 and 7, but must be two different classes\. The set has 2",
     ):
         pictures(set=4, first=0, second=7)
 

@@ -120,7 +120,7 @@ CASES: dict[str, Case] = {
     "measurements": labels(
         0.5,
         1.5,
-        refused=r"measurements, not classes\. They are 2 different numbers, such as 0\.5",
+        refused=r"measurements, not classes\. The labels are 2 different numbers, such as 0\.5",
     ),
     "no label": labels("cat", "dog", None, refused=NO_LABEL, lacking=(NONE,)),
     "a label of NaN": labels(0, 1, math.nan, refused=NO_LABEL, lacking=(BLANK,)),
@@ -366,7 +366,7 @@ CASES |= {
 CASES["a comma for a point"] = labels(
     "0,5",
     "1,5",
-    refused=r"measurements, not classes\. They are 2 different numbers, such as 0\.5",
+    refused=r"measurements, not classes\. The labels are 2 different numbers, such as 0\.5",
 )
 
 

@@ -120,7 +120,7 @@ def test_no_path_or_id_leaves_the_reading_code(kind, broken, allowed, tmp_path, 
         assert CANARY not in PreparedDataset.open(out).record.model_dump_json()
 
 
-NO_HEADER = "has no column 'path', 'label'; its first line may not be a header"
+NO_HEADER = "has no column 'path', 'label'; its first line is perhaps not a header"
 HEADERS = {
     "file name,class,centre": ("has no column 'path', 'label' among file name, class, centre"),
     "path;diagnosis;"
@@ -214,7 +214,7 @@ def test_only_the_key_leads_from_a_hash_to_its_file(name, tmp_path):
         hash_text(keyed_hash(hash_key(tmp_path / "prepared"), locator)),
     )
     assert locate(path, tmp_path / "prepared", hashed) == locator
-    with pytest.raises(SetupError, match="of the key for hashes of patient ids is missing"):
+    with pytest.raises(SetupError, match="with the key for hashes of patient ids is missing"):
         locate(path, tmp_path / "other", hashed)
     hash_key(tmp_path / "other")
     assert locate(path, tmp_path / "other", hashed) is None

@@ -172,7 +172,7 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     "backslashes": (
         TEXT + "\\scans\\secret.png,1\n",
         {},
-        r"row 12 .* written with backslashes and is not relative\. Write / instead of",
+        r"row 12 .* contains backslashes and is an absolute path\. Write / instead of",
     ),
     "up": (TEXT + "../secret.png,1\n", {}, OUT),
     "absolute beside relative": (TEXT + "/etc/passwd,1\n", {}, OUT),
@@ -635,7 +635,7 @@ VOLUMES: dict[str, tuple[str, list[str], str | dict[str, object]]] = {
     "slices for some": (
         "path,label,slice",
         [f"{v}.nii.gz,{v},{'' if s == 2 else s}" for v, s in FOUR],
-        "volumes, some rows have a slice and others have none, so isweep might use",
+        "volumes, some rows have a slice and others have none. isweep might therefore use",
     ),
 }
 
