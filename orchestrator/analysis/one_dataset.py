@@ -160,8 +160,8 @@ class BestScore:
         train_size: Train size N.
         loss: Mean test loss, in nat.
         accuracy: Mean test accuracy of the same network at this N; None if it is unknown.
-        highest_accuracy: The highest mean test accuracy of all networks and train sizes; None if
-            it is not higher than ``accuracy``.
+        highest_accuracy: The highest mean test accuracy of all networks and train sizes; None
+            if it is not higher than ``accuracy``.
         attacked: Accuracies of this network under the strongest attack up to 8/255, one per
             epsilon.
         num_test_images: Number of test images; 0 if it is unknown or differs between
@@ -200,7 +200,10 @@ class BestScore:
 
     @property
     def _of_chance(self) -> str:
-        """A sentence that the two accuracies may differ by chance; empty if this is unlikely."""
+        """A sentence which says that another network's higher accuracy may be chance.
+
+        The text is empty if chance is unlikely.
+        """
         if self.highest_accuracy is None or not self.num_test_images or self.accuracy is None:
             return ""
         p = self.accuracy
@@ -235,8 +238,8 @@ class EarlyBest:
         model: Name of the network.
         train_size: Largest train size N.
         num_trainings: Number of trainings at this N.
-        num_early: Number of these trainings whose test loss was lowest in the first half of the
-            epochs.
+        num_early: Number of these trainings whose test loss was lowest in the first half of
+            the epochs.
         best_epochs: Mean epoch of the lowest test loss, by train size.
     """
 
@@ -614,9 +617,9 @@ def _early_best_of(model: str, tested: pd.DataFrame) -> EarlyBest:
 def next_target(rows: pd.DataFrame) -> Target:
     """Return the score that the best network is expected to reach with twice the images.
 
-    ``isweep predict`` proposes the same target. If the expected score is not better than the best
-    score so far, the target is a score with half the errors, or half the loss, of the best score.
-    Accuracies are used if all rows have an accuracy and no network is perfect.
+    ``isweep predict`` proposes the same target. If the expected score is not better than the
+    best score so far, the target is a score with half the errors, or half the loss, of the
+    best score. Accuracies are used if all rows have an accuracy and no network is perfect.
 
     Args:
         rows: Trainings of networks with at least two train sizes.

@@ -145,7 +145,7 @@ def test_trainings_of_one_size_are_averaged_with_their_number():
 def test_a_curve_of_one_train_size_is_refused():
     with pytest.raises(
         DataError,
-        match=r"small_cnn: The learning curve has 1 train size.*\. Train at 2 sizes or more",
+        match=r"small_cnn: The learning curve has 1 train size.*\. Train at 2 or more train sizes",
     ):
         answer(curve_points([10, 10], [0.5, 0.4]), "small_cnn", CurveQuestion())
 

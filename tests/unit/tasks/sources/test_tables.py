@@ -119,7 +119,7 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
         ),
     ),
     "latin-1": ("path,label\ncat/\xe9.png,1\n".encode("latin-1"), {}, "is not UTF-8 text"),
-    "zero bytes": (b"path,label\ncat/0.png,\x001\n", {}, "zero bytes"),
+    "zero bytes": (b"path,label\ncat/0.png,\x001\n", {}, "bytes with the value 0"),
     # paths
     # rows that are not read are counted as in a spreadsheet
     "a repeat": (
