@@ -440,7 +440,7 @@ def _outside_error(path: str, row_name: str, request: RawRequest) -> DataError:
             hint=r"Write / instead of \, and use paths relative to the folder of the table",
         )
     return request.error(
-        f"the path in {row_name} leads out of the raw folder",
+        f"the path in {row_name} leads out of the folder of the table",
         hint="Use paths relative to the folder of the table",
     )
 
@@ -516,7 +516,7 @@ def _check_files(rows: Rows, has_volumes: bool, request: RawRequest) -> dict[str
     if missing:
         missing_rows = rows.describe(row for row, path in enumerate(paths) if path in missing)
         raise request.error(
-            f"the file in the column 'path' does not exist, in {missing_rows}",
+            f"the file in the column 'path' does not exist for {missing_rows}",
             hint=_missing_files_hint(missing, files),
         )
     is_readable = is_nifti_name if has_volumes else is_single_image_name

@@ -783,6 +783,21 @@ def test_every_needed_number_of_images_has_an_interval_or_a_bound(target, interv
 
 
 @pytest.mark.parametrize(
+    ("target", "met"),
+    [
+        (0.3, "Your test loss of 0.29 at 400 images meets the target already."),
+        (0.2, "Your test loss of 0.2 at 800 images meets the target already."),
+        (0.19, ""),
+    ],
+)
+def test_a_target_that_a_measured_score_meets_is_called_so(target, met):
+    measured = curve_points([100, 200, 400, 800], [0.6, 0.42, 0.29, 0.2])
+    line = answer(measured, "net", CurveQuestion(target=target)).images_line
+    assert met in line
+    assert ("meets the target already" in line) == bool(met)
+
+
+@pytest.mark.parametrize(
     ("num_sizes", "target", "remark"),
     [
         (4, 0.18, "from 4 train sizes were large enough in 57 of 100 cases"),

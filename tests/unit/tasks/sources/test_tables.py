@@ -35,7 +35,7 @@ def rows(header: str, *cells: str) -> str:
 
 
 TEXT = rows("path,label", *(["0"] * 5 + ["1"] * 5))
-OUT = r"in row 12 \(the header is row 1\) leads out of the raw folder"
+OUT = r"in row 12 \(the header is row 1\) leads out of the folder of the table"
 HEADER = r"\(the header is row "
 ISIC = ("MEL", "NV", "BCC")
 ONE_HOT = [",".join(f"{float(place == row % 3)}" for place in range(3)) for row in range(9)]
