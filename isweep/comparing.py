@@ -34,8 +34,9 @@ class Comparison(Displayed):
     def to_frame(self) -> pd.DataFrame:
         """Return one row per quantity, with the change from the first to the second sweep.
 
-        ``ratio`` is the geometric mean of the second sweep divided by the geometric mean of the
-        first. For accuracies, it is the mean of the second sweep minus the mean of the first.
+        ``ratio`` is the geometric mean of the second sweep divided by the geometric mean of
+        the first. For accuracies, it is the mean of the second sweep minus the mean of the
+        first.
         """
         rows = []
         for change in self.record.changes:
@@ -59,8 +60,8 @@ def compare(
 
     Args:
         first: A sweep, or its name or path, as in :func:`isweep.open`.
-        second: The other sweep. Each ratio is a value of this sweep divided by the same value of
-            the first sweep.
+        second: The other sweep. Each ratio is a value of this sweep divided by the same value
+            of the first sweep.
         root: Folder of all results; None for ``$ISWEEP_ROOT`` or ``./isweep-root``.
 
     Returns:

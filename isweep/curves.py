@@ -72,8 +72,8 @@ def learning_curves(
     Args:
         results: A sweep of one dataset, a DataFrame with one row per training (``train_size``
             and a score), or the path of a CSV file of such rows.
-        metric: ``loss`` (nat), ``error``, ``accuracy`` or ``auroc`` (shares in [0, 1]). None uses
-            the first of these four scores that the results contain.
+        metric: ``loss`` (nat), ``error``, ``accuracy`` or ``auroc`` (shares in [0, 1]). None
+            uses the first of these four scores that the results contain.
         model: Name of one network of the results. If it is None, return one answer for each
             network. In both cases, an answer also uses the curves of other networks on the
             same images.

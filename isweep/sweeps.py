@@ -97,7 +97,8 @@ class Sweep(Displayed):
             model: Use only this model. The result then has no runner-up.
             metric: Column to rank by: ``test_loss`` (nat), ``test_accuracy``, ``auc`` or
                 another score of the table. For a loss, a calibration error or a fall of the
-                accuracy, the lowest value is the best. Otherwise, the highest value is the best.
+                accuracy, the lowest value is the best. Otherwise, the highest value is the
+                best.
 
         Returns:
             One row per dataset and train size. ``runner_up`` is the second best model.

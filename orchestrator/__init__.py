@@ -1,7 +1,8 @@
 """All units together: plan, Ray Tune sweep, measures, result store, MLflow, analysis, command line.
 
-The names of ``__init__.pyi`` are for notebooks and for people who bring their own pipeline; each is
-imported when it is used, so importing this package imports neither torch, ray nor mlflow.
+The names of ``__init__.pyi`` are for notebooks and for people who bring their own pipeline;
+each is imported when it is used, so importing this package imports neither torch, ray nor
+mlflow.
 """
 
 import lazy_loader

@@ -17,8 +17,8 @@ class AttackParameter:
     """A keyword argument of an attack's function that a sweep file may set.
 
     Attributes:
-        default: value that is used if a sweep file sets no value. If the default is an int, only
-            whole numbers are allowed.
+        default: value that is used if a sweep file sets no value. If the default is an int,
+            only whole numbers are allowed.
         low: smallest allowed value.
         high: largest allowed value.
         meaning: meaning of the parameter, with its unit.
@@ -52,8 +52,8 @@ class AttackPasses:
     Attributes:
         shared_gradients: forward and backward passes that all epsilons share.
         gradients: forward and backward passes for each epsilon.
-        forwards: forward passes without a backward pass, for each epsilon. The last one computes
-            the final loss and accuracy.
+        forwards: forward passes without a backward pass, for each epsilon. The last one
+            computes the final loss and accuracy.
     """
 
     shared_gradients: int = 0
@@ -70,8 +70,8 @@ class AttackMethod:
             :class:`tasks.trials.attacks.AttackFunction` lists the arguments of this function.
         passes: function that returns the cost for one image. It is called with the values of
             all parameters.
-        effect: effect of the attack on an image, in words for a report. The words "that size" in
-            this text mean the strength epsilon.
+        effect: effect of the attack on an image, in words for a report. The words "that size"
+            in this text mean the strength epsilon.
         parameters: keyword arguments of the function that a sweep file may set, by name. A
             trial's id depends only on values that differ from the default.
         versions: the values of :data:`search_spaces.specs.ATTACK_VERSION` at which the numbers

@@ -26,7 +26,8 @@ def read_table(text: str) -> dict[str, dict[str, Any]]:
     """Return the rows of the table by name, with the keys and values of the TOML text.
 
     Raises:
-        ConfigError: the text is not valid TOML, two rows have the same name, or a key is in no row.
+        ConfigError: the text is not valid TOML, two rows have the same name, or a key is in no
+        row.
     """
     try:
         table = tomllib.loads(text)
@@ -107,8 +108,8 @@ def row_of(table: dict[str, dict[str, Any]], name: str) -> DatasetSpec:
 DATASETS = {name: row_of(_TABLE, name) for name, row in _TABLE.items() if "made" not in row}
 """Datasets by name, as in sweep files."""
 GENERATED = {name: row_of(_TABLE, name) for name, row in _TABLE.items() if "made" in row}
-"""Rows for generated or changed datasets, by kind of images. A row contains the fields that all
-datasets of its kind have in common."""
+"""Rows for generated or changed datasets, by kind of images. A row contains the fields that
+all datasets of its kind have in common."""
 
 
 ORIGINS: dict[str, ImageOrigin] = {

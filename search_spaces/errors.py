@@ -194,8 +194,8 @@ def unknown_name(
         noun: word for the named thing, in the singular: ``model``.
         name: the unknown name.
         table: all known names.
-        of: owner of the known names, such as ``this sweep``; empty if the names do not depend on
-            an owner.
+        of: owner of the known names, such as ``this sweep``; empty if the names do not depend
+            on an owner.
     """
     names = sorted(table)
     owner = f" of {of}" if of else ""

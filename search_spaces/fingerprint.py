@@ -5,8 +5,8 @@ represent a function, a set, NaN, a numpy scalar or other objects. Such a value 
 is not converted to a string.
 
 The JSON of a spec leaves out fields that have their default. So a new field with a default
-changes no id. If a default changes, the old ids would stand for other content. To prevent this,
-increase the ``schema_version`` of this kind of spec. The JSON always contains the
+changes no id. If a default changes, the old ids would stand for other content. To prevent
+this, increase the ``schema_version`` of this kind of spec. The JSON always contains the
 ``schema_version``. See ``docs/decisions/0006-identity-that-lasts.md``.
 """
 
@@ -23,7 +23,8 @@ from typing import Generic, TypeVar
 from pydantic import BaseModel
 
 ID_HEX_DIGITS = 12
-"""Hex digits of a hash in an id. Two of a million ids are equal with a probability of 0.2 %."""
+"""Hex digits of a hash in an id. Two of a million ids are equal with a probability of 0.2
+%."""
 VERSION_FIELD = "schema_version"
 """Name of the field that the JSON of a spec always contains."""
 SpecT = TypeVar("SpecT", bound=BaseModel)
@@ -107,8 +108,8 @@ class IdentityKey(Generic[SpecT]):
     """A cache key that compares specs by identity (``is``), not by value.
 
     Equal specs may have different JSON, because 1, 1.0 and True are equal in Python. Specs are
-    frozen, so the JSON of one object never changes. The key keeps its spec alive, so the ``id()``
-    of this spec is not used again.
+    frozen, so the JSON of one object never changes. The key keeps its spec alive, so the
+    ``id()`` of this spec is not used again.
     """
 
     def __init__(self, spec: SpecT) -> None:

@@ -80,7 +80,8 @@ class Parameter:
         """Check a value of the parameter ``name``.
 
         Raises:
-            ValueError: the value is out of range. Or it is a fraction, but must be a whole number.
+            ValueError: the value is out of range. Or it is a fraction, but must be a whole
+            number.
         """
         is_in_range = self.low <= value <= self.high
         if is_in_range and (not self.is_integer or value == int(value)):
@@ -119,8 +120,8 @@ _REACH = Parameter(
     high=1,
     meaning="share of the images to blend. Images nearest to another class are blended first",
 )
-# Sweep files contain the names of these parameters, so the names must not change. If a name such
-# as bits, frequency or draw is unclear, read its meaning.
+# Sweep files contain the names of these parameters, so the names must not change. If a name
+# such as bits, frequency or draw is unclear, read its meaning.
 PARAMETERS: dict[str, dict[str, Parameter]] = {
     "generated": {
         "dimension": Parameter(

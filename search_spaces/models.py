@@ -151,8 +151,8 @@ def _library_spec(library: str, architecture: str) -> ModelSpec:
 def _with_changes(base: ModelSpec, choice: ModelChoice) -> ModelSpec:
     """Return ``base`` with the arguments and the name in ``choice``.
 
-    If ``choice`` has neither, the result is the network of the table with this architecture. If
-    the table has no such network, the result is ``base``.
+    If ``choice`` has neither, the result is the network of the table with this architecture.
+    If the table has no such network, the result is ``base``.
 
     Raises:
         ConfigError: ``choice`` has arguments for a network of isweep, which accepts none.

@@ -57,9 +57,9 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    # Optimizer, learning rates, batch sizes and epochs come from the released code. Three things
-    # are corrected: one logit per class, bfloat16 instead of unscaled float16, and the loss as the
-    # mean over examples.
+    # Optimizer, learning rates, batch sizes and epochs come from the released code. Three
+    # things are corrected: one logit per class, bfloat16 instead of unscaled float16, and the
+    # loss as the mean over examples.
     "paper": Recipe(
         "the training of the study, with its faults corrected; for GPUs",
         {"precision": "bfloat16"},
@@ -118,8 +118,8 @@ def _overridden_fields(
 def recipe_grid(choice: RecipeChoice, model: str, dataset: str) -> tuple[RecipeSpec, ...]:
     """Return the recipes of ``choice`` for one model and dataset, one for each grid point.
 
-    If a grid point has the same fields as the recipe in the table, the result has the name of this
-    recipe. Trials then have the same ids as without a grid.
+    If a grid point has the same fields as the recipe in the table, the result has the name of
+    this recipe. Trials then have the same ids as without a grid.
     """
     base = recipe_spec(choice.from_, model, dataset)
     axes = choice.changes
@@ -130,8 +130,8 @@ def recipe_grid(choice: RecipeChoice, model: str, dataset: str) -> tuple[RecipeS
         changes = {key: value for key, value in values.items() if value != getattr(base, key)}
         suffixes = [f"{key}={str(changes[key]).lower()}" for key in sorted(changes)]
         name = "+".join([base.name, *suffixes])
-        # An override can make grid points equal. Equal points have the same name and become one
-        # recipe.
+        # An override can make grid points equal. Equal points have the same name and become
+        # one recipe.
         grid[name] = RecipeSpec.model_validate({**base.model_dump(), **changes, "name": name})
     return tuple(grid.values())
 

@@ -120,8 +120,8 @@ Estimators = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(chec
 Domain = Literal["natural", "medical"]
 DataMode = Literal["corrected", "as_released"]
 """The way in which data are prepared and measured. ``as_released`` switches on all faults in
-:data:`Fault`. With ``as_released``, TwoNN also discards no ratios. Some sources then read their
-files as the released code did."""
+:data:`Fault`. With ``as_released``, TwoNN also discards no ratios. Some sources then read
+their files as the released code did."""
 Fault = Literal[
     "misaligned_labels",
     "fixed_imagenet_files",
@@ -231,8 +231,8 @@ class DatasetSpec(Spec):
         class_pairs: pairs of classes that presets use; empty if there are only two classes.
         images_per_class: number of images of each class, if an installed package contains the
             dataset; empty if isweep must read the data to count the images.
-        max_images_per_class: largest number of images of each class in the prepared dataset; None
-            for all images. Images are drawn by groups, with a seed.
+        max_images_per_class: largest number of images of each class in the prepared dataset;
+            None for all images. Images are drawn by groups, with a seed.
         label_map: pairs (label in the data, class) for a user's data.
         label_columns: the label column of a user's table, or one column of 0 and 1 for each
             class; empty to recognize the column by its name.
@@ -438,8 +438,8 @@ class RepresentationSpec(Spec):
     Attributes:
         estimators: names of estimators.
         num_neighbors: number of nearest neighbors of each image.
-        stages: True to measure the activations after every stage of the network; False to measure
-            only the last hidden layer.
+        stages: True to measure the activations after every stage of the network; False to
+            measure only the last hidden layer.
     """
 
     estimators: Estimators = ("mle", "twonn")
@@ -728,10 +728,10 @@ class TrialSpec(Spec):
     def requests(self) -> tuple[MeasurementRequest, ...]:
         """The requests for all measurements of the network.
 
-        Each estimator of d_repr has one request for the last hidden layer. With ``stages``, each
-        estimator has another request for all stages. Each attack has one request for every
-        epsilon. Each further test set has one request. The radius R and the
-        predictions have one request each.
+        Each estimator of d_repr has one request for the last hidden layer. With ``stages``,
+        each estimator has another request for all stages. Each attack has one request for
+        every epsilon. Each further test set has one request. The radius R and the predictions
+        have one request each.
         """
         representation = self.representation
         requests: list[MeasurementRequest] = []

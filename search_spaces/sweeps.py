@@ -13,8 +13,9 @@ Key           Class of an entry       The planner makes from it
 
 An experiment lists its datasets in another way. The key ``worlds`` (in code ``base_datasets``)
 has its base datasets. The key ``arms`` (in code ``conditions``) has the conditions that are
-applied to them. :meth:`SweepSpec.list_datasets` converts them to :class:`DatasetChoice` entries
-too. The entry is a :class:`ConditionDataset` if a condition changes only training images.
+applied to them. :meth:`SweepSpec.list_datasets` converts them to :class:`DatasetChoice`
+entries too. The entry is a :class:`ConditionDataset` if a condition changes only training
+images.
 
 If a key of the file differs from the name of its field, the key is the alias of the field.
 """
@@ -260,13 +261,13 @@ class UserSourceSpec(specs.Spec):
         domain: natural or medical. It is None only for a measurement outside a sweep.
         modality: subject and technique of the images, for example ``chest X-ray``.
         channels: number of channels of the raw images.
-        class_names: names of the classes by index. If this list is empty and class pairs contain
-            names, isweep reads the class names from the data.
+        class_names: names of the classes by index. If this list is empty and class pairs
+            contain names, isweep reads the class names from the data.
         label_map: name of the class by label in the data, if a class has several spellings.
-        label_columns: the label column of a table, or one column of 0 and 1 for each class. This
-            field is needed only if no column has one of the usual names.
-        layout: order of the folder levels for classes and patients. This field is needed only if
-            the folders do not show the order.
+        label_columns: the label column of a table, or one column of 0 and 1 for each class.
+            This field is needed only if no column has one of the usual names.
+        layout: order of the folder levels for classes and patients. This field is needed only
+            if the folders do not show the order.
         pixel_range: pixel values of black and white, for floating-point or signed images. This
             field is needed only if the files do not contain these values.
     """

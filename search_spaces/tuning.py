@@ -1,7 +1,7 @@
 """Search spaces of ``isweep tune``: ranges by model family, and settings of a sweep file.
 
-The ranges are common ones for training from scratch on small datasets. Learning rate and weight
-decay are drawn from log-uniform distributions.
+The ranges are common ones for training from scratch on small datasets. Learning rate and
+weight decay are drawn from log-uniform distributions.
 
 - Adam, default: learning rate 1e-5 to 1e-2. This range contains Adam's default of 1e-3 (Kingma
   & Ba, ICLR 2015), which the released code uses for ResNets.
@@ -10,9 +10,9 @@ decay are drawn from log-uniform distributions.
 - Adam, isweep's small networks: learning rate 1e-4 to 1e-1. These networks can be trained at
   rates that are too high for deep networks.
 - SGD: learning rate 1e-4 to 1e-1, the range of Brigato et al., "Tune It or Don't Use It:
-  Benchmarking Data-Efficient Image Classification", arXiv 2108.13122. Their protocol is also used:
-  random and Bayesian search, and selection on a validation split of the training images. Their
-  early stopping is not used.
+  Benchmarking Data-Efficient Image Classification", arXiv 2108.13122. Their protocol is also
+  used: random and Bayesian search, and selection on a validation split of the training images.
+  Their early stopping is not used.
 - Weight decay: 1e-6 to 1e-2.
 - Batch size: 8 to 64 images. VGGs have smaller batches, because the released code uses 6
   images.

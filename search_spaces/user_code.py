@@ -41,7 +41,8 @@ def source_files(reference: str) -> dict[str, Path]:
     num_packages = module.count(".")
     if path.name == "__init__.py":
         num_packages += 1
-    # The folder of the top-level package. For a module outside any package, the module's folder.
+    # The folder of the top-level package. For a module outside any package, the module's
+    # folder.
     home = path.parents[max(num_packages - 1, 0)]
     files = {module: path}
     pending = [module]

@@ -20,7 +20,8 @@ from search_spaces.errors import SetupError, SweepError
 MAX_RETRIES = 3
 """Number of times that Ray starts a task again after its worker died. A worker can die for
 reasons outside the task: the provider takes a spot node back, or the kernel kills a process to
-free memory. If the worker of a task dies four times in a row, the task is probably the reason."""
+free memory. If the worker of a task dies four times in a row, the task is probably the
+reason."""
 CANCEL_AFTER_S = 1.0
 """Seconds that this process waits for running calls to end before it cancels them."""
 NOTE_AFTER_S = 60.0

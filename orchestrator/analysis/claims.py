@@ -96,7 +96,8 @@ FAMILY_WORDS: dict[Family, str] = {
     "class pairs": "isweep fit",
     "ledger": "this ledger",
 }
-"""Words for the command or document that contains the tests of a family, by name of the family."""
+"""Words for the command or document that contains the tests of a family, by name of the
+family."""
 TERMINAL_WIDTH = 80
 """Largest number of characters of a line in the terminal."""
 NOT_MEASURED = "not measured by a sweep"
@@ -111,7 +112,8 @@ SHARED = (
 """Reason for the verdict *not testable* if a claim is about several datasets, but the table is
 from an experiment."""
 NO_CLAIM_OF_PAPERS = "isweep fit supports or contradicts {} beyond these claims."
-"""Sentence on detected relations between class pairs that are not among the claims of the study."""
+"""Sentence on detected relations between class pairs that are not among the claims of the
+study."""
 ONLY_SUGGESTED = (
     "isweep fit suggests {}. A suggested relation is not confirmed, because results were known "
     "before its question was chosen."
@@ -589,7 +591,8 @@ def _fall_with_size(
     if answer.value is None:
         return answer
     if column:
-        # Only the claim on d_data is a headline question. The claim on d_repr has its own test.
+        # Only the claim on d_data is a headline question. The claim on d_repr has its own
+        # test.
         return replace(answer, p_value=bound_p_value(fit, above_chance))
     of_headline = fits.answer(BELOW_BOUND)
     notes = [influence(answer, "it"), *of_other_estimator(fits)]

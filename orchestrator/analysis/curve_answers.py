@@ -438,7 +438,21 @@ class CurveAnswer:
             advice = f" Train with {number(2 * self.largest_size)} images, and predict again."
             if images.probability_reachable < LEAST_REACHABLE:
                 advice = " Choose an easier target or another network."
-        return lead + self._guess(images) + advice
+        return lead + self._met() + self._guess(images) + advice
+
+    def _met(self) -> str:
+        """Return a sentence on a measured score that meets the target; empty if none does."""
+        metric = self.question.metric
+        if self.question.target is None:
+            return ""
+        allowed = _errors(self.question.target, metric)
+        for point in self.points:
+            if _errors(point.score, metric) <= allowed:
+                return (
+                    f" Your {METRIC_WORDS[metric]} of {self._point_text(point)} images meets the "
+                    "target already. A new training with as many images may miss it."
+                )
+        return ""
 
     def _guess(self, images: NeededImages) -> str:
         """Return sentences on the median N, its interval, and the chance that no N is enough."""

@@ -39,7 +39,8 @@ ALL_ARE_LATE = (
     "Results on these images were known when these questions or their settings were chosen, so "
     "none of the answers is a claim."
 )
-"""Sentence that replaces this guarantee if results were known before any question was chosen."""
+"""Sentence that replaces this guarantee if results were known before any question was
+chosen."""
 OF_INTERVALS = "Each dataset is one observation. All else is exploratory."
 """Sentence that follows the guarantee if several datasets are tested."""
 NOT_OF_SUGGESTED = 'This chance does not cover a "suggested" answer.'

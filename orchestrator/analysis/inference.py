@@ -32,7 +32,8 @@ MAX_EXACT = 200_000
 """Largest number of permutations for which all permutations are tried. If there are more, a
 random sample is used."""
 NUM_DRAWN = 9_999
-"""Size of a random sample of permutations or draws. The observed order is added to the sample."""
+"""Size of a random sample of permutations or draws. The observed order is added to the
+sample."""
 MIN_DATASETS = 3
 """Smallest number of datasets from which an interval is computed. Two datasets have only one
 difference, and no scatter can be estimated from one difference."""

@@ -72,7 +72,8 @@ lower the loss by less than this share."""
 PRIOR_DEGREES = 4
 """Weight of the variance between seeds that the prior expects, in degrees of freedom."""
 STEEPEST_RISE = 60.0
-"""Upper limit for the logarithm of (N / N₀)^(−rate). It keeps the exponential finite at small N."""
+"""Upper limit for the logarithm of (N / N₀)^(−rate). It keeps the exponential finite at small
+N."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -442,7 +443,8 @@ class LearningCurve:
             raise DataError(
                 f"The learning curve has {plural(num_sizes, 'train size')}, but a fit needs "
                 f"at least {MIN_SIZES}",
-                hint=f"Train at {MIN_SIZES} sizes or more. Three sizes give a usable interval",
+                hint=f"Train at {MIN_SIZES} or more train sizes. With fewer than three, the "
+                "interval of the prediction is too wide to be useful",
             )
         of_siblings = [
             sibling
@@ -483,7 +485,8 @@ class LearningCurve:
 
         Args:
             train_size: Number of training images.
-            num_test_images: Size of the test set. If None, the noise of the test set is left out.
+            num_test_images: Size of the test set. If None, the noise of the test set is left
+            out.
         """
         logs = self.log_estimate_at(train_size, num_test_images=num_test_images)
         value, first, second = (self._as_score(loss) for loss in (logs.value, logs.low, logs.high))
@@ -496,7 +499,8 @@ class LearningCurve:
 
         Args:
             train_size: Number of training images.
-            num_test_images: Size of the test set. If None, the noise of the test set is left out.
+            num_test_images: Size of the test set. If None, the noise of the test set is left
+            out.
         """
         means, variances = self._predictive(train_size)
         expected = float((self._grid_weights * means).sum())

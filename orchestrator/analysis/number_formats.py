@@ -71,6 +71,11 @@ def p_equals(value: float) -> str:
     return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
+ADJUSTED_P_DECIDES = "is not adjusted for the number of tests. The adjusted p decides."
+"""End of the sentences on an interval that excludes the null value although there is no
+claim."""
+
+
 def adjusted_p_equals(value: float, num_tests: int) -> str:
     """Return a Holm-adjusted p-value in words: ``adjusted p = 0.02 over 5 tests``."""
     return f"adjusted {p_equals(value)} over {plural(num_tests, 'test')}"

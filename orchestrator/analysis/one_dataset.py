@@ -49,8 +49,6 @@ from search_spaces.published import read_published
 
 MIN_SEEDS_FOR_INTERVAL = 3
 """Smallest number of seeds for an interval of the difference between two networks."""
-TARGET_SIZE_FACTOR = 4
-"""Train size whose expected score becomes the target, as a multiple of the largest train size."""
 SIGNIFICANCE_LEVEL = 0.05
 """Largest p-value at which a difference between two networks on the test images counts as
 detected."""
@@ -162,8 +160,8 @@ class BestScore:
         train_size: Train size N.
         loss: Mean test loss, in nat.
         accuracy: Mean test accuracy of the same network at this N; None if it is unknown.
-        highest_accuracy: The highest mean test accuracy of all networks and train sizes; None if
-            it is not higher than ``accuracy``.
+        highest_accuracy: The highest mean test accuracy of all networks and train sizes; None
+            if it is not higher than ``accuracy``.
         attacked: Accuracies of this network under the strongest attack up to 8/255, one per
             epsilon.
         num_test_images: Number of test images; 0 if it is unknown or differs between
@@ -202,7 +200,10 @@ class BestScore:
 
     @property
     def _of_chance(self) -> str:
-        """A sentence that the two accuracies may differ by chance; empty if this is unlikely."""
+        """A sentence which says that another network's higher accuracy may be chance.
+
+        The text is empty if chance is unlikely.
+        """
         if self.highest_accuracy is None or not self.num_test_images or self.accuracy is None:
             return ""
         p = self.accuracy
@@ -237,8 +238,8 @@ class EarlyBest:
         model: Name of the network.
         train_size: Largest train size N.
         num_trainings: Number of trainings at this N.
-        num_early: Number of these trainings whose test loss was lowest in the first half of the
-            epochs.
+        num_early: Number of these trainings whose test loss was lowest in the first half of
+            the epochs.
         best_epochs: Mean epoch of the lowest test loss, by train size.
     """
 
@@ -268,14 +269,13 @@ class Target:
     Attributes:
         metric: ``accuracy`` or ``loss``.
         value: The score: a share in [0, 1], or a loss in nat.
-        expected: The score that the best network is expected to reach with four times the
-            images. The target is this score, rounded. None if the target is instead half the
-            errors or half the loss of the best result.
+        is_expected: True if the best network is expected to reach this score with twice the
+            images. False if the score has half the errors or half the loss of the best result.
     """
 
     metric: Metric
     value: float
-    expected: float | None
+    is_expected: bool
 
     @property
     def option(self) -> str:
@@ -286,11 +286,8 @@ class Target:
     def reason(self) -> str:
         """A sentence on how isweep chose this target."""
         chosen = f"isweep chose the target {number(self.value)}"
-        if self.expected is not None:
-            return (
-                f"{chosen}, a round number near {number(self.expected)}. This {self.metric} is "
-                f"expected with {TARGET_SIZE_FACTOR} times your largest train size."
-            )
+        if self.is_expected:
+            return f"{chosen}, which is expected with twice your largest train size."
         errors = "loss" if self.metric == "loss" else "error rate"
         return f"{chosen} because it has about half the {errors} of the best result so far."
 
@@ -618,47 +615,26 @@ def _early_best_of(model: str, tested: pd.DataFrame) -> EarlyBest:
 
 
 def next_target(rows: pd.DataFrame) -> Target:
-    """Return the score that the best curve is expected to reach with four times the images.
+    """Return the score that the best network is expected to reach with twice the images.
 
-    If the expected score is not better than the best score so far, the target is a score with
-    half the errors, or half the loss, of the best score. Accuracies are used if all rows have
-    an accuracy and no network is perfect.
+    ``isweep predict`` proposes the same target. If the expected score is not better than the
+    best score so far, the target is a score with half the errors, or half the loss, of the
+    best score. Accuracies are used if all rows have an accuracy and no network is perfect.
 
     Args:
         rows: Trainings of networks with at least two train sizes.
     """
     means = rows.groupby([MODEL, TRAIN_SIZE])[[TEST_ACCURACY, TEST_LOSS]].mean()
     lowest_error_rate = float(1 - means[TEST_ACCURACY].max())
+    metric: Metric = "loss"
     if rows[TEST_ACCURACY].notna().all() and lowest_error_rate > 0:
-        expected_accuracy = max(_expected_scores(rows, "accuracy"))
-        rounded = _rounded_below(lowest_error_rate, 1 - expected_accuracy)
-        errors = rounded or _half(lowest_error_rate)
-        return Target("accuracy", round(1 - errors, 12), expected_accuracy if rounded else None)
-    lowest_loss = float(means[TEST_LOSS].min())
-    expected = min(_expected_scores(rows, "loss"))
-    rounded = _rounded_below(lowest_loss, expected)
-    return Target("loss", rounded or _half(lowest_loss), expected if rounded else None)
-
-
-def _expected_scores(rows: pd.DataFrame, metric: Metric) -> list[float]:
-    """Return the score that each network is expected to reach with four times the images."""
-    train_size = TARGET_SIZE_FACTOR * int(rows[TRAIN_SIZE].max())
-    curves = answers(rows, CurveQuestion(metric, train_size)).curves
-    return [curve.score.value for curve in curves]
-
-
-def _rounded_below(lowest: float, expected: float) -> float | None:
-    """Return the expected errors, rounded to one or two digits.
-
-    Returns None if they are not lower than the lowest errors so far.
-    """
-    for digits in (1, 2):
-        # A round target is easier to remember, but it must still be better than the best so
-        # far.
-        rounded = float(f"{expected:.{digits - 1}e}")
-        if 0 < rounded < lowest:
-            return rounded
-    return None
+        metric = "accuracy"
+    expected = answers(rows, CurveQuestion(metric)).example_target()
+    if expected is not None:
+        return Target(metric, expected, is_expected=True)
+    if metric == "accuracy":
+        return Target(metric, round(1 - _half(lowest_error_rate), 12), is_expected=False)
+    return Target(metric, _half(float(means[TEST_LOSS].min())), is_expected=False)
 
 
 def _half(lowest: float) -> float:

@@ -42,12 +42,12 @@ class PairedComparison:
         accuracy_difference: Accuracy of the first network minus accuracy of the second
             network.
         p_value: McNemar's exact p-value for ``only_first_right`` and ``only_second_right``.
-        loss_difference: Mean test loss of the second network minus mean test loss of the first one,
-            in nat.
+        loss_difference: Mean test loss of the second network minus mean test loss of the first
+            one, in nat.
         loss_interval: 95 % bootstrap interval of ``loss_difference`` over test images. It does
             not include the variation between trainings.
-        images_needed: Number of test images with which 8 of 10 studies with as many seeds would
-            detect the difference by McNemar's test. None if ``only_first_right`` and
+        images_needed: Number of test images with which 8 of 10 studies with as many seeds
+            would detect the difference by McNemar's test. None if ``only_first_right`` and
             ``only_second_right`` are equal.
     """
 

@@ -56,7 +56,8 @@ from search_spaces.errors import ConfigError, plural, unknown_name
 from search_spaces.specs import ClassPair
 
 WORLD_STD = 0.8
-"""Standard deviation of the slope on log K_F between base datasets, as in our first experiment."""
+"""Standard deviation of the slope on log K_F between base datasets, as in our first
+experiment."""
 TRIAL_STD = 0.3
 """Standard deviation of log loss between trainings, as in the residuals of the published
 results."""

@@ -35,7 +35,8 @@ PILOT_HINT = (
     "Give a CSV file with the columns train_size and test_loss, as `isweep results --csv` writes it"
 )
 TABLE_SUFFIXES = (".csv", ".tsv")
-"""File extensions of tables. A file with such an extension is not a record of a measurement."""
+"""File extensions of tables. A file with such an extension is not a record of a
+measurement."""
 RECORD_HINT = "Write a record with `isweep measure SOURCE --json > record.json`"
 
 

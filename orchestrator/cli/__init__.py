@@ -9,6 +9,8 @@ import signal
 import sys
 from typing import NoReturn
 
+from orchestrator.machine.signals import STOP_SIGNALS
+
 
 def entry() -> NoReturn:
     """Run the ``isweep`` command and exit with its code."""
@@ -24,7 +26,7 @@ def entry() -> NoReturn:
         code = 130
     # All results are printed and stored now. If a signal arrives from now on, it must not
     # print a traceback.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    for number in STOP_SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda *_: os._exit(code))
     gc.freeze()

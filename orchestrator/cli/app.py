@@ -406,9 +406,10 @@ def _hidden_library(error: Exception) -> SetupError | None:
     for name in LIBRARIES:
         module = sys.modules.get(name)
         # Each of these libraries is a folder, so its module has a path.
-        if module is not None and module.__file__ and not hasattr(module, "__path__"):
+        file = getattr(module, "__file__", None)
+        if file and not hasattr(module, "__path__"):
             return SetupError(
-                f"Python imports the file {module.__file__} instead of the library {name} "
+                f"Python imports the file {file} instead of the library {name} "
                 f"({type(error).__name__}: {error})",
                 hint=f"Rename this file, or remove its folder from PYTHONPATH. {run_again_hint()}",
             )

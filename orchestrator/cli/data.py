@@ -346,8 +346,8 @@ def measure(
 
     Args:
         source: Folder with a folder per class, table of paths, file of arrays, shards,
-            prepared folder, or name of a dataset. docs/reference/data-formats.md describes these
-            inputs. `isweep datasets` lists the names of datasets.
+            prepared folder, or name of a dataset. docs/reference/data-formats.md describes
+            these inputs. `isweep datasets` lists the names of datasets.
         show_pair: Draw the two images that determine K_F into this file.
         address: Address of a running Ray cluster.
         num_cpus: Number of CPUs to use. With 1 (default), Ray is not started.
@@ -519,7 +519,7 @@ def locate(
 
     Args:
         message: The message. The hash (16 hex digits) or the row ('row 12') in it is enough.
-        raw: Folder or file of the images.
+        raw: Folder with the images, or file that contains them.
     """
     from tasks.sources.base import HASH_PATTERN, KEY_FILE
     from tasks.sources.locate import locate as locate_file

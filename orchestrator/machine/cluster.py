@@ -60,14 +60,16 @@ class RunOptions:
     Attributes:
         root: folder for all files of isweep. None means ``$ISWEEP_ROOT``, or ``./isweep-root``
             if the variable is not set.
-        storage: folder or URL of the result store. None means that the store is below the root.
-        address: address of a running Ray cluster. None means that a private cluster is started.
+        storage: folder or URL of the result store. None means that the store is below the
+        root.
+        address: address of a running Ray cluster. None means that a private cluster is
+        started.
         num_cpus: number of CPUs of the private cluster.
         device: device of the trials. With ``auto``, trials use GPUs if the cluster has some.
             With ``gpu`` or ``cpu``, they use only this device (:func:`trial_resources`).
         dashboard: True if the private cluster serves its dashboard.
-        mlflow_uri: address of MLflow. None means ``$MLFLOW_TRACKING_URI``, or a SQLite file below
-            the root if the variable is not set.
+        mlflow_uri: address of MLflow. None means ``$MLFLOW_TRACKING_URI``, or a SQLite file
+            below the root if the variable is not set.
         tracking: True if the run sends its state to MLflow.
         raw: folder of the raw download of each dataset that is not prepared yet, by dataset.
         max_skipped_share: largest share of a dataset's files that may be unusable, from 0 to
@@ -463,8 +465,8 @@ def _start_ray_once(ray: Any, folder: str, settings: Mapping[str, Any]) -> Any:
     """Start Ray in a temporary folder, and return Ray's context."""
     # Python stores TMPDIR at its first use. This call makes it store the present value.
     tempfile.gettempdir()
-    # TMPDIR is inside the folder, because Ray's dashboard and workers are killed at the end and
-    # leave their temporary files.
+    # TMPDIR is inside the folder, because Ray's dashboard and workers are killed at the end
+    # and leave their temporary files.
     with signals.restore_signal_handlers(ray.shutdown), processes.environment(TMPDIR=folder):
         return ray.init(address="local", _temp_dir=folder, **settings)
 

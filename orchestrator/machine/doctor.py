@@ -181,7 +181,8 @@ def _check_root(root: str | None) -> Outcome:
     """
     paths = RootPaths.at(root)
     check_outlasts_ray(paths.root, "root", "--root")
-    # The check makes no folder. If the root does not exist, its nearest parent folder is checked.
+    # The check makes no folder. If the root does not exist, its nearest parent folder is
+    # checked.
     base = next(folder for folder in (paths.root, *paths.root.parents) if folder.is_dir())
     if not os.access(base, os.W_OK):
         return Outcome(

@@ -32,7 +32,8 @@ from tasks.trials.training import train
 CPU_IMAGE_SIZE = 16
 """Height and width in pixels of the images that are used on a CPU."""
 SLOW_PART_MODELS = ("resnet18", "vgg16")
-"""Networks that the slow measurements use. These measurements take minutes for each network."""
+"""Networks that the slow measurements use. These measurements take minutes for each
+network."""
 BATCHES_PER_EPOCH = 10
 """Number of training batches in an epoch."""
 WARM_UP_EPOCHS = 4

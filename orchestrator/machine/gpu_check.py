@@ -372,8 +372,8 @@ def _start_part(
         graphs: names of the networks whose trials use CUDA graphs.
         arguments: arguments of :func:`measure_rate` after the first.
     """
-    # Without -m, because Ray's workers must be able to import this module by its name. With -P,
-    # because the user's working folder may contain a file tasks.py.
+    # Without -m, because Ray's workers must be able to import this module by its name. With
+    # -P, because the user's working folder may contain a file tasks.py.
     code = f"from {__name__} import main; main()"
     group = None if part == "rate" else 0  # 0 makes a new group, with all processes of a part
     return subprocess.Popen(

@@ -98,9 +98,11 @@ LOAD_FIELDS = (
     "clocks_throttle_reasons.active",
     "clocks_event_reasons.active",
 )
-"""Fields of ``nvidia-smi`` that show whether the GPU reduced its clock, for example due to heat."""
+"""Fields of ``nvidia-smi`` that show whether the GPU reduced its clock, for example due to
+heat."""
 ENVIRONMENT = re.compile(r"(PYTORCH|TORCH|CUDA|NVIDIA|CUBLAS|CUDNN)_")
-"""Pattern for the names of environment variables that change the behavior of torch and CUDA."""
+"""Pattern for the names of environment variables that change the behavior of torch and
+CUDA."""
 FLOAT32_ERROR = 2e-5
 """Largest allowed relative error of a matrix product or a convolution in float32. On a CPU, we
 measured an error of 4e-7 for the direct sum, and of 5e-6 for Winograd's algorithm. cuDNN may
@@ -330,7 +332,8 @@ def wrong_products(bench: Bench) -> Iterator[tuple[int, ...]]:
         right = generator.integers(-128, 128, (num_right, num_features), np.int8)
         left[0] = -128
         right[0] = -128
-        # If rows are multiplied with themselves, only the diagonal and the upper triangle are used.
+        # If rows are multiplied with themselves, only the diagonal and the upper triangle are
+        # used.
         with_itself = np.triu(product(left, left))
         is_exact = np.array_equal(with_itself, np.triu(blas_product(left, left)))
         if not (is_exact and np.array_equal(product(left, right), blas_product(left, right))):

@@ -22,7 +22,8 @@ from orchestrator.planning.estimate import on_gpus
 from tasks.trials.records import CONTEXT_BYTES
 
 NETWORK_PARTS = ("correctness", "step_times", "passes", "memory")
-"""Parts with a result for each network. If such a part ends early, some results are missing."""
+"""Parts with a result for each network. If such a part ends early, some results are
+missing."""
 
 
 def summarize(bench: Bench, parts: Mapping[str, Any]) -> Measurements:

@@ -60,8 +60,8 @@ def _lost_device(type_name: str, words: str) -> LibraryError:
 
 
 LIBRARY_ERRORS = (
-    # isweep's own error about a failed capture. The graph's memory is never freed, so the process
-    # must end (pytorch#190308). If memory ran out, library_error() changes the kind.
+    # isweep's own error about a failed capture. The graph's memory is never freed, so the
+    # process must end (pytorch#190308). If memory ran out, library_error() changes the kind.
     LibraryError(
         "CaptureError", "", FailureKind.DEVICE_ERROR, ends_process=True, capture_failed=True
     ),
@@ -84,10 +84,9 @@ LIBRARY_ERRORS = (
     # cuBLAS and cuDNN allocate memory without PyTorch's allocator.
     _gpu_memory("RuntimeError", "STATUS_ALLOC_FAILED", ends_process=False),
     _gpu_memory("RuntimeError", "DEVICE_ALLOCATION_FAILED", ends_process=False),  # cuDNN 9
-    # A GPU's memory ran out, and the process is unusable. These errors come from loading modules,
-    # capturing graphs and pinned memory. These do not use PyTorch's allocator, which would try
-    # again.
-    # cublasCreate gets no memory.
+    # A GPU's memory ran out, and the process is unusable. These errors come from loading
+    # modules, capturing graphs and pinned memory. These do not use PyTorch's allocator, which
+    # would try again. cublasCreate gets no memory.
     _gpu_memory("RuntimeError", "CUBLAS_STATUS_NOT_INITIALIZED", ends_process=True),
     # cudnnCreate gets no memory.
     _gpu_memory("RuntimeError", "CUDNN_STATUS_NOT_INITIALIZED", ends_process=True),

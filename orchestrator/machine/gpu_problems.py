@@ -270,8 +270,8 @@ def _problems_of_gpu(
             "Run `nvidia-smi --compute-mode=0` on that node, start MPS there, or set "
             "`resources.num_gpus: 1`",
         )
-    # A trial may need more memory than an empty GPU has. Such a trial gets plain steps or smaller
-    # batches later.
+    # A trial may need more memory than an empty GPU has. Such a trial gets plain steps or
+    # smaller batches later.
     needed_bytes = min(needed_bytes, (1 - MAX_SHARE_OF_OTHERS_ON_GPU) * gpu.memory_bytes)
     if gpu.memory_bytes - gpu.held_bytes < needed_bytes:
         end_others = "End the processes that `nvidia-smi` lists on that node"

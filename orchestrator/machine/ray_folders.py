@@ -30,7 +30,8 @@ SESSIONS = "r"
 """Name of the folder for Ray's sessions. It is short, because the path of a socket can have at
 most 107 characters."""
 SHORT_PARENT = Path("/tmp")
-"""Folder for private clusters if the path of the temporary folder is too long for Ray's sockets."""
+"""Folder for private clusters if the path of the temporary folder is too long for Ray's
+sockets."""
 MAX_SOCKET_PATH = 103 if sys.platform == "darwin" else 107
 """Largest number of bytes in the path of a socket."""
 LONGEST_SOCKET = (
@@ -46,7 +47,8 @@ MPS_PROGRAM = b"nvidia-cuda-mps"
 """Beginning of the names of MPS's programs. These programs mention their folder only in their
 environment variables."""
 RAY_TITLE = b"ray::"
-"""Beginning of the process title of a Ray worker. The title replaces the worker's command line."""
+"""Beginning of the process title of a Ray worker. The title replaces the worker's command
+line."""
 
 
 def parent_folder() -> Path:

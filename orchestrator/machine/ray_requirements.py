@@ -16,8 +16,8 @@ from search_spaces.errors import SetupError
 MIN_OPEN_FILES = 128
 """Smallest limit of open files with which Ray starts. It starts with 128, but not with 64."""
 MIN_PROCESSES = 600
-"""Smallest limit of the processes and threads of a user. On a machine with two CPUs, trials run
-with a limit of 640, but not with 512."""
+"""Smallest limit of the processes and threads of a user. On a machine with two CPUs, trials
+run with a limit of 640, but not with 512."""
 MIN_ADDRESS_SPACE = 16 * 2**30
 """Smallest limit of a process's address space with which Ray starts, in bytes. Ray maps its
 object store into the address space. On a machine with 24 GiB of memory, Ray starts with a

@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 _RAY_VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # With "1", Ray's exporter of metrics leaks memory: 0.15 MB a second with 400 names of tasks
-    # (Ray 2.60, benchmarks/results/named_tasks.json).
+    # With "1", Ray's exporter of metrics leaks memory: 0.15 MB a second with 400 names of
+    # tasks (Ray 2.60, benchmarks/results/named_tasks.json).
     "RAY_enable_open_telemetry": "0",
     # Ray ends a driver if the head does not answer for 300 s. isweep ends the run earlier.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "300",
@@ -66,8 +66,8 @@ ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 def apply_settings() -> None:
     """Set this process's environment variables for Ray. Hide most of Ray's messages."""
-    # Without RAY_RAYLET_PID, Ray may end this process if the parent is process 1 and the raylet has
-    # ended.
+    # Without RAY_RAYLET_PID, Ray may end this process if the parent is process 1 and the
+    # raylet has ended.
     os.environ.update(_RAY_VARIABLES, RAY_RAYLET_PID=str(os.getpid()))
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -127,7 +127,8 @@ def read_settings_again() -> None:
     # before Ray.
     with contextlib.suppress(ImportError, AttributeError):
         raylet: Any = importlib.import_module("ray._raylet")
-        # The mode is read first, then the cached token, as in Ray's own tests of authentication.
+        # The mode is read first, then the cached token, as in Ray's own tests of
+        # authentication.
         raylet.Config.initialize("")
         raylet.AuthenticationTokenLoader.instance().reset_cache()
     with contextlib.suppress(ImportError, AttributeError):

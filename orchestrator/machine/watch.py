@@ -88,7 +88,8 @@ class Watch:
         check's error instead.
         """
         self.end()
-        # If the block raised no exception, its work is complete, so the failed check came too late.
+        # If the block raised no exception, its work is complete, so the failed check came too
+        # late.
         if self.failure is not None and error is not None:
             raise self.failure from error
 

@@ -97,8 +97,8 @@ class RootPaths:
         """Return the paths of a root without creating anything.
 
         Args:
-            root: The root. None means ``$ISWEEP_ROOT``, or ``./isweep-root`` if the variable is not
-                set.
+            root: The root. None means ``$ISWEEP_ROOT``, or ``./isweep-root`` if the variable
+                is not set.
 
         Raises:
             ConfigError: The root is a file, or a link to a missing folder.

@@ -63,8 +63,8 @@ class Workspace:
             root: The root, see :meth:`RootPaths.at`.
             storage: Folder or URL in which results are stored. None means the root.
             changes: New values by dotted key. They replace values of the sweep.
-            prefer_root: If True, choose the sweep that was run below the root, even if a preset has
-                the same name.
+            prefer_root: If True, choose the sweep that was run below the root, even if a
+                preset has the same name.
 
         Raises:
             SweepError: The sweep or one of the arguments is not valid.

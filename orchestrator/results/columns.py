@@ -66,8 +66,8 @@ _measure = partial(_define, "measure")
 _DISTANCE = "L2 pixel distance"
 _PER_DISTANCE = "1 / L2 pixel distance"
 
-# The order of the definitions is the order of the columns in the table. The trial's settings come
-# first.
+# The order of the definitions is the order of the columns in the table. The trial's settings
+# come first.
 TRIAL_ID = _text(
     "trial_id",
     "id of the trial: a readable name, followed by a hash of all settings that can change its "

@@ -90,8 +90,8 @@ class SweepRuns:
         client: Client of the MLflow store.
         page: Texts about the sweep for MLflow's pages.
         storage: Id of the result store. It separates sweeps with the same name.
-        artifacts: Folder for the files of a new experiment. None means that the server chooses the
-            folder.
+        artifacts: Folder for the files of a new experiment. None means that the server chooses
+            the folder.
 
     Attributes:
         name: Name of the experiment.
@@ -131,7 +131,8 @@ class SweepRuns:
     def show_live(self, key: str, live: LiveRun) -> None:
         """Set a run to RUNNING or FAILED, with new tags and the points that were not sent yet.
 
-        An update without tags adds points to an open run. If there is no open run, the update is
+        An update without tags adds points to an open run. If there is no open run, the update
+        is
         ignored: the result contains all points.
         """
         tracked = self._find(key)

@@ -73,7 +73,8 @@ def _hash_files(files: tuple[_SourceFile, ...]) -> str:
 def provenance() -> Provenance:
     """Return the version of the code, its commit and the versions of packages.
 
-    The commit is the commit of the checkout, or the commit that is stored in an installed wheel.
+    The commit is the commit of the checkout, or the commit that is stored in an installed
+    wheel.
     """
     checkout = _checkout()
     release = _package_version("isweep")

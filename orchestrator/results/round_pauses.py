@@ -23,7 +23,8 @@ class RoundPauses:
 
     Attributes:
         next_pause_s: Length of the pause before the next round, in seconds.
-        starts_at_once: True if the next round starts at once, because another thread waits for it.
+        starts_at_once: True if the next round starts at once, because another thread waits for
+        it.
         failing_since: Monotonic time of MLflow's first failure after the last progress, in
             seconds. None if MLflow answers.
     """

@@ -73,7 +73,7 @@ Content = bytes | OSError
 
 @dataclass(frozen=True)
 class _Problem:
-    """Text of a storage error: the end of its first sentence, and its hint."""
+    """A problem of a file or store: the predicate of a sentence, and the hint."""
 
     problem: str
     hint: str

@@ -347,7 +347,8 @@ class ResultStore:
         Args:
             trial_id: Id of the trial.
             event: The event.
-            attempt_log: Complete log of the attempt, or an empty text if the attempt has not ended.
+            attempt_log: Complete log of the attempt, or an empty text if the attempt has not
+            ended.
         """
         try:
             earlier = []

@@ -83,8 +83,8 @@ class Tracker:
     Only the methods ``check``, ``reconcile``, ``flush`` and ``close`` wait for MLflow.
 
     Args:
-        connect: Function that connects to MLflow and returns the sweep's runs. It is called in the
-            background until it succeeds. If None, track nothing.
+        connect: Function that connects to MLflow and returns the sweep's runs. It is called in
+            the background until it succeeds. If None, track nothing.
         print_note: Function that prints a message for the user, for example if a server does
             not answer.
         clock: Clock for times and waits.
@@ -231,11 +231,13 @@ class Tracker:
             results: Results of all trials.
             failures: Failures of trials. If a trial has a result, its failure is not sent,
                 because only a later measurement of the trained network failed.
-            wait: If True, wait until all updates are sent. If False, send them in the background.
+            wait: If True, wait until all updates are sent. If False, send them in the
+            background.
 
         Returns:
             Number of runs that were changed (``replayed``), ended (``closed``), deleted
-            (``duplicates``) or correct (``up_to_date``). The result is empty if ``wait`` is False.
+            (``duplicates``) or correct (``up_to_date``). The result is empty if ``wait`` is
+            False.
 
         Raises:
             SetupError: MLflow does not answer, or refused an update.

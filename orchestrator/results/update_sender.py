@@ -80,8 +80,9 @@ class UpdateSender:
     """A thread that sends the updates of a table to MLflow.
 
     Args:
-        connect: Function that connects to MLflow and returns the sweep's runs. The thread calls
-            this function until it succeeds. If None, nothing is sent and no thread is started.
+        connect: Function that connects to MLflow and returns the sweep's runs. The thread
+            calls this function until it succeeds. If None, nothing is sent and no thread is
+            started.
         print_note: Function that prints a message for the user.
         clock: Clock that measures and waits.
 
@@ -151,7 +152,8 @@ class UpdateSender:
             timeout_s: Longest wait, seconds.
 
         Returns:
-            The error with which MLflow refused the connection, or None if MLflow did not refuse it.
+            The error with which MLflow refused the connection, or None if MLflow did not
+            refuse it.
         """
         with self.lock:
             self.lock.wait_for(lambda: self._num_progress_steps or self.last_error, timeout_s)

@@ -43,12 +43,12 @@ POLL_INTERVAL_S = 1.0
 """Seconds between two requests of the driver for new messages."""
 POLL_TIMEOUT_S = 2.0
 """Seconds that the driver waits for the last messages of a worker that has just ended. If
-``IsweepMessages`` does not answer in this time, later calls do not wait until ``IsweepMessages``
-has answered again."""
+``IsweepMessages`` does not answer in this time, later calls do not wait until
+``IsweepMessages`` has answered again."""
 MAX_MESSAGES = 100_000
-"""Largest number of messages that ``IsweepMessages`` stores between two requests of the driver.
-If there are more, ``IsweepMessages`` drops the oldest messages. No result is lost: only live
-displays need the messages, and each result contains all epochs."""
+"""Largest number of messages that ``IsweepMessages`` stores between two requests of the
+driver. If there are more, ``IsweepMessages`` drops the oldest messages. No result is lost:
+only live displays need the messages, and each result contains all epochs."""
 STORAGE_WAIT_S = 120.0
 """Seconds during which isweep tries again to store a file if the storage is full or does not
 answer. The trial waits meanwhile. This limit is shorter than the time without a message after

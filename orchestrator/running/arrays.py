@@ -54,11 +54,11 @@ class ArrayCache:
         self._num_remaining = None if num_uses is None else Counter(num_uses)
         self._end = end
         self._array_by_trial: dict[str, str] = {}
-        # The size of each stored array in bytes, by key. The array that was used last is at the
-        # end.
+        # The size of each stored array in bytes, by key. The array that was used last is at
+        # the end.
         self._sizes: dict[str, int] = {}
-        # Each value is the reference of a stored array, or the error of an unreadable array, by
-        # key.
+        # Each value is the reference of a stored array, or the error of an unreadable array,
+        # by key.
         self._contents: dict[str, Any] = {}
         # Ray's reference of the answer to the last request, or None if the answer has arrived.
         self._pending_request: Any = None

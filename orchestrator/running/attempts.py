@@ -20,8 +20,9 @@ class Attempt:
         number: number of attempts at the trial so far, in all runs.
         location: the place where the attempt runs. It is None until the worker has reported
             it.
-        node: address of the attempt's node, or an empty text if it is unknown. The report of an
-            attempt also sets this address, so the address may be known while ``location`` is None.
+        node: address of the attempt's node, or an empty text if it is unknown. The report of
+            an attempt also sets this address, so the address may be known while ``location``
+            is None.
         started_s: monotonic time at which Tune started the attempt, in seconds. It is infinite
             until Tune starts the attempt.
     """

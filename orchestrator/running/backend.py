@@ -208,8 +208,8 @@ class TuneBackend:
 
     def killer_of(self, trial: Any) -> Callable[[], object] | None:
         """See :class:`Backend`."""
-        # This attribute is private. If a version of Ray lacks it, the run waits for trials that
-        # hang.
+        # This attribute is private. If a version of Ray lacks it, the run waits for trials
+        # that hang.
         actor = getattr(getattr(trial, "temporary_state", None), "ray_actor", None)
         return None if actor is None else partial(ray.kill, actor)
 
@@ -249,7 +249,7 @@ def withhold_credentials() -> None:
     """
     from ray.tune.execution import class_cache
 
-    # This attribute is private. If a version of Ray copies variables in another way, this function
-    # and docs/security.md must change.
+    # This attribute is private. If a version of Ray copies variables in another way, this
+    # function and docs/security.md must change.
     copied: Any = getattr(class_cache, "ENV_VARS_TO_PROPAGATE", set())
     copied.difference_update({name for name in copied if name.startswith(STORAGE_PREFIXES)})

@@ -22,8 +22,8 @@ class Slots(NamedTuple):
 
     Attributes:
         num_trials: number of trials, at least 1.
-        note: a note to the user if the nodes have too few CPUs to use all GPUs, otherwise an empty
-            text.
+        note: a note to the user if the nodes have too few CPUs to use all GPUs, otherwise an
+            empty text.
     """
 
     num_trials: int

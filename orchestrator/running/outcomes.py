@@ -49,8 +49,8 @@ class Outcomes:
     Attributes:
         resources: policy of the resources that each attempt requests.
         node_health: counts the failures of nodes and GPUs.
-        num_tune_failures: number of failures of Tune's loop since the last result. The trial loop
-            counts the failures. A result sets the number to 0.
+        num_tune_failures: number of failures of Tune's loop since the last result. The trial
+            loop counts the failures. A result sets the number to 0.
     """
 
     def __init__(
@@ -118,8 +118,8 @@ class Outcomes:
         Args:
             trial_id: id of a trial that had no worker yet, or whose worker Ray did not kill.
             failure: the failure of Tune's loop.
-            killed_ids: ids of the trials whose workers Ray killed because memory ran out. The set
-                may be empty.
+            killed_ids: ids of the trials whose workers Ray killed because memory ran out. The
+                set may be empty.
         """
         reason = f"Ray Tune ended: {failure.message} {', '.join(sorted(killed_ids))}".strip()
         self._attempts.log_event(trial_id, "stopped", reason)

@@ -25,7 +25,8 @@ NOT_IN_A_PILOT = ("worlds", "arms", "robustness", "tune")
 """Keys of a sweep file that the sweep file of a pilot does not contain. ``worlds`` and
 ``arms`` list base datasets and conditions."""
 NUM_SIZES = 3
-"""Number of train sizes of a pilot if the user sets none. They are the sweep's smallest sizes."""
+"""Number of train sizes of a pilot if the user sets none. They are the sweep's smallest
+sizes."""
 
 
 def run_pilot(
@@ -55,8 +56,8 @@ def run_pilot(
     Raises:
         SweepError: The pilot cannot be trained, or no training has finished.
     """
-    # These modules are imported here, because the command line imports this module even without a
-    # pilot.
+    # These modules are imported here, because the command line imports this module even
+    # without a pilot.
     from orchestrator.analysis.prediction_inputs import pilot_of
     from orchestrator.analysis.report import results_table
     from orchestrator.running.run import run_sweep

@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 PRINT_INTERVAL_S = 10.0
 """Seconds between two printed lines of progress if stderr is not a terminal."""
 SAVE_INTERVAL_S = 1.0
-"""Seconds between two updates of the run's file. If a trial starts or ends, the file is
-updated at once."""
+"""Seconds between two updates of the file ``progress.json``. If a trial starts or ends, the
+file is updated at once."""
 TRIAL_STAGES = ("train", "search")
 """Stages that train networks. Their progress is counted in trials."""
 MAX_TRIALS_SHOWN = 4
@@ -49,8 +49,8 @@ class RunningTrial(BaseModel):
             first epoch has ended.
         epochs_per_second: 1 divided by the seconds of the last epoch, or None before the first
             epoch has ended.
-        seconds_left: remaining seconds of training, estimated from the last epoch, or None before
-            the first epoch has ended.
+        seconds_left: remaining seconds of training, estimated from the last epoch, or None
+            before the first epoch has ended.
     """
 
     started_at: float = Field(default_factory=time.time)

@@ -184,8 +184,8 @@ def free_memory(trial: Any) -> None:
     Ray object.
     """
     trial.config[ASSIGNMENT] = None
-    # These attributes are private. If a version of Ray lacks them, the driver needs 20 kB more for
-    # each trial.
+    # These attributes are private. If a version of Ray lacks them, the driver needs 20 kB more
+    # for each trial.
     with suppress(AttributeError):
         trial.evaluated_params = {}
         trial.experiment_tag = ""

@@ -183,8 +183,8 @@ class SweepCommand:
             resolve_head(options.address)
             return
         num_gpus = 0 if options.device == "cpu" else len(gpus_here())
-        # The GPUs are checked below, so only the CPUs and the memory are checked here. This call
-        # raises an error if a trial requests more than this machine has.
+        # The GPUs are checked below, so only the CPUs and the memory are checked here. This
+        # call raises an error if a trial requests more than this machine has.
         device = "cpu" if num_gpus or gpus_are_simulated() else options.device
         trial_resources(
             self.workspace.plan.sweep.resources, cpu_cluster_here(options.num_cpus), device

@@ -92,8 +92,8 @@ class TrialSource:
 
     Attributes:
         perform: function that runs a trial in a worker.
-        store_url: folder or URL of the result store for weights, predictions and checkpoints. An
-            actor on the driver's node writes them. None means that nothing is stored.
+        store_url: folder or URL of the result store for weights, predictions and checkpoints.
+            An actor on the driver's node writes them. None means that nothing is stored.
         num_uses: number of trials that use each array, by the array's key, or None if these
             numbers are unknown.
         pretrained: pretrained weights from which networks start, by
@@ -184,8 +184,8 @@ class SweepTrials(TrialSource):
         load: function that reads the images of a subset. Its second argument is the number of
             training images.
         state: state of the sweep in the store. None means that the store is empty.
-        store_url: folder or URL of the result store for weights, predictions and checkpoints. An
-            actor on the driver's node writes them. None means that nothing is stored.
+        store_url: folder or URL of the result store for weights, predictions and checkpoints.
+            An actor on the driver's node writes them. None means that nothing is stored.
         pretrained: pretrained weights from which networks start, by
             :attr:`ModelSpec.pretrained_key`.
     """
@@ -255,8 +255,8 @@ class SweepTrials(TrialSource):
         )
         earlier = self.run.stored.trials.get(trial.trial_id)
         if earlier is not None and not report.trained:
-            # The stored network was only measured, so the record keeps the times and the GPU of its
-            # training.
+            # The stored network was only measured, so the record keeps the times and the GPU
+            # of its training.
             changes = {
                 "gpu_share": earlier.gpu_share,
                 "gpu_name": earlier.gpu_name,

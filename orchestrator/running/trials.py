@@ -217,8 +217,8 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         location = self._attempts.of(trial_id).location
         outcome: TrialReport | TrialFailure | None = self._watchdog_failure(trial_id)
         if outcome is None:
-            # Ask Ray only after the watchdog: to Ray, a process that the watchdog killed looks like
-            # a crash.
+            # Ask Ray only after the watchdog: to Ray, a process that the watchdog killed looks
+            # like a crash.
             outcome = self._backend.outcome_of(trial, location)
         if isinstance(outcome, TrialReport):
             self._outcomes.process_report(trial_id, outcome)
@@ -272,7 +272,8 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         # If Ray killed no worker, all trials with a worker count as failed.
         failed_ids = killed_ids or set(self._queue.running)
         if self._queue.running:
-            # Tune kills the processes without a call to isweep, so their GPU work was not ended.
+            # Tune kills the processes without a call to isweep, so their GPU work was not
+            # ended.
             self._outcomes.abandon_mps(
                 "Ray Tune failed, and may have killed trials while they computed"
             )

@@ -124,8 +124,8 @@ class Combination:
         Args:
             point: A point of the search space, or the point of the sweep's recipe.
             seed: 0 for the training during the search. The further trainings of finalists have
-                other seeds, class pairs and validation images, so that no choice depends on one
-                split.
+                other seeds, class pairs and validation images, so that no choice depends on
+                one split.
         """
         network = NetworkSpec(
             model=self.model,

@@ -129,7 +129,7 @@ class TuneSummary:
 
     Attributes:
         combinations: Outcomes of all combinations.
-        recipe: Path of the recipe.
+        recipe: Path of the recipe file that the search wrote.
         report: Path of the report's HTML page. None if no point was tried.
         num_new: Number of trials that this run of the command finished.
         num_unsent_updates: Number of updates that MLflow lacks.

@@ -23,7 +23,8 @@ import numpy as np
 from tasks.array_types import BoolArray, FloatArray
 
 NUM_STATISTICS = 4
-"""Number of statistics of a dataset, see :func:`tasks.measures.calibration.shape_statistics`."""
+"""Number of statistics of a dataset, see
+:func:`tasks.measures.calibration.shape_statistics`."""
 NUM_GRID = 400
 """Number of values of ln d at which the posterior distribution is computed."""
 NUM_END = 4

@@ -39,7 +39,7 @@ MANIFOLDS: dict[str, Manifold] = {
     "hypercube": lambda num_points, dimension, rng: rng.random((num_points, dimension)),
     # A normal distribution, which is flat. Its density is highest in the middle.
     "gaussian": lambda num_points, dimension, rng: rng.normal(size=(num_points, dimension)),
-    # The unit ball, which is flat and has one smooth edge.
+    # The unit ball is flat and has one smooth edge.
     "ball": lambda num_points, dimension, rng: (
         _on_sphere(num_points, dimension - 1, rng) * rng.random((num_points, 1)) ** (1 / dimension)
     ),

@@ -122,8 +122,8 @@ def _tables(
         unit_length: Factor that converts distances of the search to distances of the tables.
     """
     all_positions = slice(None)
-    # These lists are merged in place. After step i of the loop, they contain the neighbors at the
-    # i-th train size.
+    # These lists are merged in place. After step i of the loop, they contain the neighbors at
+    # the i-th train size.
     merged_neighbors = result.neighbors_by_size[0]
     merged_other_label = result.other_label_by_size[0]
     tables = []
@@ -134,8 +134,8 @@ def _tables(
         tables.append(
             NeighborTable(
                 distances=np.sqrt(merged_neighbors.squared[:size]) * unit_length,
-                # Positions are copied, because the next steps of the loop change them in place. The
-                # distances are new arrays already.
+                # Positions are copied, because the next steps of the loop change them in
+                # place. The distances are new arrays already.
                 neighbor_positions=merged_neighbors.positions[:size].copy(),
                 other_label_distances=np.sqrt(merged_other_label.squared[:size, 0]) * unit_length,
                 other_label_positions=merged_other_label.positions[:size, 0].copy(),

@@ -69,7 +69,8 @@ from tasks.measures.tile_search import search_all_tiles
 from tasks.remote import Executor, InlineExecutor
 
 BLOCK_ROWS = 2048
-"""Number of rows in a block. With this number, the matrix products take most of the run time."""
+"""Number of rows in a block. With this number, the matrix products take most of the run
+time."""
 
 
 def nested_neighbors(

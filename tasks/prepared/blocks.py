@@ -38,7 +38,8 @@ Progress = Callable[[int, int], None]
 """Function that receives the number of items read so far and the total number of items."""
 
 BLOCK_BYTES = 64 << 20
-"""Largest number of bytes of prepared images in one block. This limit applies to every source."""
+"""Largest number of bytes of prepared images in one block. This limit applies to every
+source."""
 
 
 class Block(NamedTuple):

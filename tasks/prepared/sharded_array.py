@@ -19,7 +19,8 @@ RowIndices = Int64Array | range
 """Indices of rows of an array. A row contains the data of one image."""
 
 ABSENT = 2**64 - 1
-"""Offset that the index of a shard contains for a chunk of zeros. Such a chunk is not stored."""
+"""Offset that the index of a shard contains for a chunk of zeros. Such a chunk is not
+stored."""
 CRC_BYTES = 4
 """Size in bytes of a crc32c checksum."""
 INDEX_ENTRY_BYTES = 16

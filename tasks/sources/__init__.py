@@ -1,9 +1,9 @@
 """The table of dataset sources, and checks that do not import any source.
 
 To add a source, write a module with a :class:`tasks.sources.base.Source` and add a row to
-:data:`SOURCES`. The row contains the module and the name of the ``Source`` in it. Another package
-registers a source by an entry point in the group ``isweep.sources``. The entry point refers to a
-``Source``, or to any object or class with the same two attributes.
+:data:`SOURCES`. The row contains the module and the name of the ``Source`` in it. Another
+package registers a source by an entry point in the group ``isweep.sources``. The entry point
+refers to a ``Source``, or to any object or class with the same two attributes.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """The interface of a dataset source, which lists items and reads the images of an item.
 
-The main process lists the items once. Worker tasks read the items. An item is the unit of reading,
-such as a file, a volume or a row of an array file. No file is therefore opened twice.
+The main process lists the items once. Worker tasks read the items. An item is the unit of
+reading, such as a file, a volume or a row of an array file. No file is therefore opened twice.
 
 Items and samples contain raw locators and group ids, which may name patients. Before isweep
-stores, logs or prints a locator or id, :mod:`tasks.prepared.parts` replaces it by a keyed hash.
+stores, logs or prints a locator or id, :mod:`tasks.prepared.parts` replaces it by a keyed
+hash.
 """
 
 from __future__ import annotations
@@ -29,17 +30,18 @@ logger = logging.getLogger(__name__)
 KEY_FILE = ".hash_key"
 """Name of the file with the key, in the folder of the prepared datasets."""
 KEY_VARIABLE = "ISWEEP_HASH_KEY"
-"""Environment variable in which a user can set a key. This key is used instead of the key in the
-file."""
+"""Environment variable in which a user can set a key. This key is used instead of the key in
+the file."""
 UNKEYED = "unkeyed"
-"""The key if there is no folder of prepared datasets. This key is public, so hashes with it do not
-hide ids. Messages must therefore not show such hashes."""
+"""The key if there is no folder of prepared datasets. This key is public, so hashes with it do
+not hide ids. Messages must therefore not show such hashes."""
 MIN_KEY_LENGTH = 16
-"""Smallest number of characters of a key. Somebody could find a shorter key by trying all keys.
-With the key, they could then find the ids behind all hashes."""
+"""Smallest number of characters of a key. Somebody could find a shorter key by trying all
+keys. With the key, they could then find the ids behind all hashes."""
 
 KEY_BYTES = 32
-"""Number of random bytes of a new key. The file contains the key as two hex digits per byte."""
+"""Number of random bytes of a new key. The file contains the key as two hex digits per
+byte."""
 CHECKSUM_LENGTH = 16
 """Number of hex digits of the checksum in the file of the key."""
 PREPARED_RECORDS = "*/complete.json"
@@ -47,21 +49,22 @@ PREPARED_RECORDS = "*/complete.json"
 hashes."""
 
 Split = Literal["", "train", "test"]
-"""The split of an image according to the raw data; an empty text if the raw data name no split."""
+"""The split of an image according to the raw data; an empty text if the raw data name no
+split."""
 
 
 def hash_key(folder: Path, *, create: bool = True) -> str:
     """Return the key of the hashes that replace file names and patient ids.
 
-    The key is the value of :data:`KEY_VARIABLE`. If this variable is not set, the key is random.
-    isweep writes the random key once to a file in ``folder`` (mode 0600), with its checksum. A
-    person who has the key can find the id behind a hash by hashing all possible ids. Without the
-    key, this is impossible.
+    The key is the value of :data:`KEY_VARIABLE`. If this variable is not set, the key is
+    random. isweep writes the random key once to a file in ``folder`` (mode 0600), with its
+    checksum. A person who has the key can find the id behind a hash by hashing all possible
+    ids. Without the key, this is impossible.
 
     Args:
         folder: The folder of the prepared datasets.
-        create: True to write a missing file with a new key; False to raise an error if the file is
-            missing.
+        create: True to write a missing file with a new key; False to raise an error if the
+            file is missing.
 
     Returns:
         The key, at least :data:`MIN_KEY_LENGTH` characters.
@@ -188,8 +191,8 @@ class RawRequest:
 
     Attributes:
         dataset: Row of the table of datasets, or a row that isweep made for a user's own data.
-        spec: The preparation for which the data are read. A few sources read its fields ``task``
-            and ``faults``.
+        spec: The preparation for which the data are read. A few sources read its fields
+            ``task`` and ``faults``.
         raw: Folder or file of the download; None if the user gave no path.
         key: Key of the hashes in messages, see :func:`hash_key`.
     """
@@ -270,12 +273,12 @@ class Item:
     """The unit of reading: a file, an archive member, a volume or a row of an array file.
 
     Attributes:
-        locator: Path of the item below the raw folder, see :mod:`tasks.sources.raw`. isweep logs
-            only the hash of the path. Two items without a group must have different locators.
-            With the same locator, all their images would be one group.
+        locator: Path of the item below the raw folder, see :mod:`tasks.sources.raw`. isweep
+            logs only the hash of the path. Two items without a group must have different
+            locators. With the same locator, all their images would be one group.
         label: Class index; None if only the images show the label, as for slices of a volume.
-        group: Id of a patient, or of another group of images that a split must not separate. If
-            the id is empty, the images of this item form a separate group.
+        group: Id of a patient, or of another group of images that a split must not separate.
+            If the id is empty, the images of this item form a separate group.
         split: The split according to the raw data; empty if the raw data name no split.
         details: Further values that the reader needs. Only JSON values are allowed.
         traits: Pairs (name, value) as in :class:`Sample`, from columns of a table.
@@ -305,8 +308,8 @@ class Sample:
             The record of the dataset counts them.
         flags: Possible problems of the image, in words. The record of the dataset counts them.
         traits: Pairs (name, value), such as ``("manufacturer", "X")``.
-        patient: Patient id in the file's header; empty if the header has none. If a patient is in
-            several groups, the record of the dataset gets a flag.
+        patient: Patient id in the file's header; empty if the header has none. If a patient is
+            in several groups, the record of the dataset gets a flag.
     """
 
     pixels: AnyArray
@@ -372,8 +375,8 @@ class Source:
     A source of another package may be any object with these two attributes.
 
     Attributes:
-        list_items: Function that lists all items without reading pixels. If the download does not
-            have the expected layout, the function raises DataError.
+        list_items: Function that lists all items without reading pixels. If the download does
+            not have the expected layout, the function raises DataError.
         reader: Function that returns the :data:`Reader` of a request. isweep calls it once per
             task. It may open files that several items share.
     """

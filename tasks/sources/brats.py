@@ -14,9 +14,9 @@ and 99.9 percentiles and scaled to [0, 255]. A slice is used if its brain mask, 
 T2, is one connected region of at least 7,000 pixels (of 240 x 240). The label is 1 for a slice
 with tumor, and 0 otherwise.
 
-Slices are numbered from bottom to top. Slice i is left out if some but not all of the slices i to
-i+9 contain tumor. By this rule, the nine slices below a tumor and the last nine slices of a tumor
-are left out. Slices directly above a tumor are used and have label 0.
+Slices are numbered from bottom to top. Slice i is left out if some but not all of the slices i
+to i+9 contain tumor. By this rule, the nine slices below a tumor and the last nine slices of a
+tumor are left out. Slices directly above a tumor are used and have label 0.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ contain tumor, or if none of them does."""
 MIN_BRAIN_PIXELS = 7000
 """Smallest number of pixels of the brain mask in a slice of :data:`FULL_SLICE_PIXELS`."""
 FULL_SLICE_PIXELS = 240 * 240
-"""Number of pixels of a slice of BraTS. In slices of another size, the brain mask must cover the
-same share of the pixels."""
+"""Number of pixels of a slice of BraTS. In slices of another size, the brain mask must cover
+the same share of the pixels."""
 BRAIN_RADIUS = 2
 """Radius in pixels of the disk by which the brain mask is eroded and closed."""
 MAX_VOXELS = 1 << 24
@@ -241,8 +241,8 @@ def _slices(flair: Volume, t2: Float32Array, has_tumor: BoolArray) -> Iterator[S
 def _has_one_brain(t2: Float32Array, min_pixels: float) -> bool:
     """Return whether the brain mask of a slice is one connected region of enough pixels.
 
-    The steps are the same as in the study's code: erode, close, find edges (Roberts), fill, and
-    count regions.
+    The steps are the same as in the study's code: erode, close, find edges (Roberts), fill,
+    and count regions.
     """
     from scipy import ndimage
 

@@ -12,11 +12,11 @@ There are three kinds of sources:
   may change the labels or pixels.
 - ``lesions``: slices of a brain MRI. Half of the slices contain a drawn lesion.
 
-The table of datasets, ``search_spaces/datasets.toml``, describes the rule for the labels of each
-dataset. It also states which datasets are derived or semi-synthetic.
+The table of datasets, ``search_spaces/datasets.toml``, describes the rule for the labels of
+each dataset. It also states which datasets are derived or semi-synthetic.
 
-Patches of one picture do not overlap. A group is a block of 2 x 2 neighboring patches. So training
-and test patches touch only at the borders of blocks.
+Patches of one picture do not overlap. A group is a block of 2 x 2 neighboring patches. So
+training and test patches touch only at the borders of blocks.
 """
 
 from __future__ import annotations
@@ -64,24 +64,25 @@ STAIN = np.array(
 """Optical density of hematoxylin, eosin and DAB in red, green and blue (Ruifrok & Johnston
 2001)."""
 OUTER_SHARE = 0.4
-"""Share of the patches that a labeling rule puts into each of its two classes. One class contains
-the patches with the smallest amounts, and the other class contains the patches with the largest
-amounts. All other patches are left out, because their class is unclear."""
+"""Share of the patches that a labeling rule puts into each of its two classes. One class
+contains the patches with the smallest amounts, and the other class contains the patches with
+the largest amounts. All other patches are left out, because their class is unclear."""
 MAX_BLANK_RANGE = 4
-"""Largest difference between the largest and the smallest value of a blank image, on the scale of
-0 to 255."""
+"""Largest difference between the largest and the smallest value of a blank image, on the scale
+of 0 to 255."""
 MIN_LIT = 40
-"""Smallest red value of a pixel that counts as part of the retina. The picture of the retina is a
-disc. Outside the disc, pixels are dark."""
+"""Smallest red value of a pixel that counts as part of the retina. The picture of the retina
+is a disc. Outside the disc, pixels are dark."""
 MIN_BRAIN_SHARE = 0.7
-"""Smallest share of gray and white matter in a patch of the set ``tissue``. Patches with a smaller
-share are left out."""
+"""Smallest share of gray and white matter in a patch of the set ``tissue``. Patches with a
+smaller share are left out."""
 SLICES_PER_VARIATION = 4
 """Number of slices of each variation of the head (see :func:`list_lesions`)."""
 FIRST_SLICE = 70
 LAST_SLICE = 130
-"""Range of the axial slices that are used, without ``LAST_SLICE`` itself. Slices are 1 mm thick.
-This range lies between the temporal lobes and the vertex, where the brain fills the slice."""
+"""Range of the axial slices that are used, without ``LAST_SLICE`` itself. Slices are 1 mm
+thick. This range lies between the temporal lobes and the vertex, where the brain fills the
+slice."""
 TEMPLATE = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
 
 
@@ -210,8 +211,8 @@ def _by_amount(
 ) -> Images:
     """Label patches by an amount, such as the amount of a stain in each patch.
 
-    The smallest amounts have label 0, and the largest amounts have label 1. Patches with medium
-    amounts are left out.
+    The smallest amounts have label 0, and the largest amounts have label 1. Patches with
+    medium amounts are left out.
 
     Args:
         patches: ``(num_patches, side, side[, 3])`` in [0, 255].
@@ -297,9 +298,9 @@ def histology() -> Images:
 def retina() -> Images:
     """Return patches of 32 x 32 pixels of ``retina.jpg``, a photograph of a retina.
 
-    The label depends on the amount of vessels in a patch. In the green channel, vessels are dark
-    and thinner than 15 pixels. A gray-value closing by 15 x 15 pixels therefore removes them. The
-    amount of vessels is the change that this closing causes.
+    The label depends on the amount of vessels in a patch. In the green channel, vessels are
+    dark and thinner than 15 pixels. A gray-value closing by 15 x 15 pixels therefore removes
+    them. The amount of vessels is the change that this closing causes.
     """
     from scipy.ndimage import grey_closing, uniform_filter
 
@@ -319,8 +320,8 @@ def tissue() -> Images:
     """Return axial patches of 20 x 20 mm of the T1 volume of the ICBM 2009a template.
 
     The template has maps of gray and of white matter. The label depends on the share of white
-    matter minus the share of gray matter in a patch. Planes are 5 mm apart. A group consists of
-    the patches at one position in four neighboring planes.
+    matter minus the share of gray matter in a patch. Planes are 5 mm apart. A group consists
+    of the patches at one position in four neighboring planes.
     """
     levels = range(50, 140, 5)
 
@@ -385,8 +386,8 @@ def list_pictures(request: RawRequest) -> Listing:
 def read_pictures(request: RawRequest) -> Reader:
     """Return a reader of the images that :func:`list_pictures` lists.
 
-    The reader converts color images to gray. It also makes the changes that the parameters of the
-    dataset request.
+    The reader converts color images to gray. It also makes the changes that the parameters of
+    the dataset request.
     """
     images = _two_classes(request)
     pixels = images.pixels
@@ -439,8 +440,8 @@ def blend(images: Uint8Array, labels: Int64Array, share: float, reach: float) ->
         images: ``(num_images, height, width)`` in [0, 255].
         labels: ``(num_images,)`` of 0 and 1.
         share: Weight of the nearest image. The image itself has the weight ``1 - share``.
-        reach: Share of the images that are blended. The images with the smallest distance to an
-            image of the other label are blended.
+        reach: Share of the images that are blended. The images with the smallest distance to
+            an image of the other label are blended.
 
     Returns:
         The images, with rounded pixels.
@@ -471,13 +472,13 @@ def list_lesions(request: RawRequest) -> Listing:
     """List slices of one real T1 volume, half of them with a drawn lesion (label 1).
 
     The volume is the ICBM152 2009a average T1 template in nilearn. A *variation* is the head
-    after a small affine map, a gamma and a smooth shading, all drawn at random. Each variation is
-    a group. It has four axial slices: two with a lesion and two without. A lesion is a blurred
-    ellipse inside the brain with a random position, size and contrast. The images resemble the
-    images of a real brain MRI task, but the two tasks are not equally difficult.
+    after a small affine map, a gamma and a smooth shading, all drawn at random. Each variation
+    is a group. It has four axial slices: two with a lesion and two without. A lesion is a
+    blurred ellipse inside the brain with a random position, size and contrast. The images
+    resemble the images of a real brain MRI task, but the two tasks are not equally difficult.
 
-    The first entry of an item's ``details`` is 1 if its slice has a lesion, else 0. The label can
-    differ from this entry, because a parameter flips a share of the labels.
+    The first entry of an item's ``details`` is 1 if its slice has a lesion, else 0. The label
+    can differ from this entry, because a parameter flips a share of the labels.
     """
     half_with_lesion = [0, 1] * (SLICES_PER_VARIATION // 2)
     variations = []
@@ -521,8 +522,8 @@ def template(kind: str) -> Float32Array:
     """Return a volume of the template in [0, 1], with one voxel per mm.
 
     Args:
-        kind: ``t1`` for the T1 image, ``gm`` for the share of gray matter, or ``wm`` for the share
-            of white matter.
+        kind: ``t1`` for the T1 image, ``gm`` for the share of gray matter, or ``wm`` for the
+            share of white matter.
     """
     path = _package_file("nilearn", f"datasets/data/{TEMPLATE.format(kind)}")
     volume = decode_nifti(path.read_bytes()).values
@@ -542,8 +543,8 @@ def render_slice(
 ) -> Uint8Array:
     """Render a slice of a variation of the head.
 
-    The argument ``lesion`` changes only the pixels of the lesion. Therefore no other pixel of the
-    slice shows the label.
+    The argument ``lesion`` changes only the pixels of the lesion. Therefore no other pixel of
+    the slice shows the label.
 
     Args:
         variation: Number of the variation.
@@ -561,8 +562,8 @@ def render_slice(
     shift = head.normal(0, 3, 2)  # pixels
     gamma = np.exp(head.normal(0, 0.15))
     shading = head.normal(0, 0.12, 2)
-    # The positions are drawn as a permutation, because two equal slices of a variation would be
-    # duplicates.
+    # The positions are drawn as a permutation, because two equal slices of a variation would
+    # be duplicates.
     level = FIRST_SLICE + head.permutation(LAST_SLICE - FIRST_SLICE)[index]
     plane = template("t1")[:, :, level]
     if lesion:
@@ -585,8 +586,8 @@ def render_slice(
     values = np.clip(values * light, 0, 1)
     rendered = np.zeros(plane.shape, np.uint8)
     rendered[box] = np.rint(values * 255)
-    # The template's first axis runs from left to right. The slice is rotated so that the face is
-    # at the top.
+    # The template's first axis runs from left to right. The slice is rotated so that the face
+    # is at the top.
     return rendered.T[::-1]
 
 
@@ -601,8 +602,8 @@ def _target_box(
 ) -> tuple[slice, ...]:
     """Return the rows and columns of the mapped plane that contain the head.
 
-    All other pixels of the mapped plane are black. The value of its pixel ``p`` is the value of
-    ``plane`` at the position ``matrix @ p + origin``.
+    All other pixels of the mapped plane are black. The value of its pixel ``p`` is the value
+    of ``plane`` at the position ``matrix @ p + origin``.
     """
     head_rows = np.flatnonzero(plane.any(axis=1))
     head_columns = np.flatnonzero(plane.any(axis=0))

@@ -16,10 +16,11 @@ from tasks.sources.raw import TARS, RefusedArchive, is_archive_name, open_archiv
 from tasks.sources.tables import COLUMNS, MANIFESTS, column_key
 
 MAX_HEADER_BYTES = 1 << 16
-"""Number of bytes at the start of a table in which isweep searches the end of the first line."""
+"""Number of bytes at the start of a table in which isweep searches the end of the first
+line."""
 MAX_SUBFOLDERS = 20
-"""Largest number of subfolders that are opened. A folder may have thousands of subfolders, one for
-each patient."""
+"""Largest number of subfolders that are opened. A folder may have thousands of subfolders, one
+for each patient."""
 
 
 def detect_own_kind(path: Path) -> str | None:

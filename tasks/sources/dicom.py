@@ -1,12 +1,13 @@
 """Read DICOM files: check the tags and the declared sizes, then decode the pixels.
 
-pydicom reads the files. The DICOM standard defines the format: PS3.3 (image pixel module), PS3.5
-(encoding), PS3.6 (tags) and PS3.10 (file format). Standards of ITU-T define the headers of
+pydicom reads the files. The DICOM standard defines the format: PS3.3 (image pixel module),
+PS3.5 (encoding), PS3.6 (tags) and PS3.10 (file format). Standards of ITU-T define the headers
+of
 compressed frames: T.81 B.2.2 (JPEG), T.87 C.2.2 (JPEG-LS) and T.800 A.5.1 (JPEG 2000).
 
 The value of a tag may contain a patient's name. No message, log line or exception of this
-module contains the value of a tag. This module turns off the warnings and log lines of pydicom,
-because they may contain such values.
+module contains the value of a tag. This module turns off the warnings and log lines of
+pydicom, because they may contain such values.
 """
 
 from __future__ import annotations
@@ -55,13 +56,14 @@ HEADER_TAGS = (
     "Columns",
 )
 MAX_HEADER_BYTES = 1 << 20
-"""Number of bytes at the start of a file that isweep reads if it needs only the header. Headers are
-far shorter than 1 MiB."""
+"""Number of bytes at the start of a file that isweep reads if it needs only the header.
+Headers are far shorter than 1 MiB."""
 MAX_PIXEL_BYTES = 256 << 20
-"""Largest size of a decoded file in bytes. An ultrasound video of 300 frames has about 100 MiB."""
+"""Largest size of a decoded file in bytes. An ultrasound video of 300 frames has about 100
+MiB."""
 MAX_PACKED_FRAME_BYTES = 64 << 20
-"""Largest decoded size in bytes of a compressed frame. A mammogram has 62 MiB. An RLE decoder needs
-ten times the size of the frame as memory."""
+"""Largest decoded size in bytes of a compressed frame. A mammogram has 62 MiB. An RLE decoder
+needs ten times the size of the frame as memory."""
 REQUIRED_TAGS = (
     "Rows",
     "Columns",
@@ -85,8 +87,8 @@ TRAIT_TAGS = {
     "modality": "Modality",
     "series description": "SeriesDescription",
 }
-"""Name of a trait in a dataset's record -> DICOM tag with its value. If a trait predicts the label,
-a network may learn the trait instead of the disease."""
+"""Name of a trait in a dataset's record -> DICOM tag with its value. If a trait predicts the
+label, a network may learn the trait instead of the disease."""
 DEFLATED_SYNTAX = b"1.2.840.10008.1.2.1.99"
 DICOM_EXTENSIONS = (".dcm", ".dicom", ".ima")
 INTENSITY = (
@@ -99,8 +101,8 @@ SQUARE_TOLERANCE = 1e-6
 NO_PATIENT = "no patient id in the header: the split cannot be by patient"
 
 SOF_MARKERS = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
-"""Start-of-frame markers of JPEG and JPEG-LS. The segment after such a marker declares the size of
-the frame."""
+"""Start-of-frame markers of JPEG and JPEG-LS. The segment after such a marker declares the
+size of the frame."""
 STANDALONE_MARKERS = frozenset({0x01, *range(0xD0, 0xDA)})
 """JPEG markers without a segment of data after them."""
 FILL_BYTE = 0xFF
@@ -123,8 +125,8 @@ class Header:
         patient: Patient id.
         modality: Kind of scanner as two letters, such as ``CT`` or ``US`` (ultrasound).
         description: Series description.
-        sides: Number of pixel rows and number of pixel columns. A number is 0 if the header lacks
-            it.
+        sides: Number of pixel rows and number of pixel columns. A number is 0 if the header
+            lacks it.
     """
 
     instance: str
@@ -154,10 +156,10 @@ class Dicom(Header):
             header has none.
         flags: Possible problems of the file, in words.
         traits: Pairs (name, value), such as ``("manufacturer", "X")``, see :class:`Sample`.
-        laterality: Side of the body in the image: R (right), L (left) or B (both); empty if the
-            header names no side.
-        orientation: Side of the patient at the end of each image row, such as L (left). Empty if
+        laterality: Side of the body in the image: R (right), L (left) or B (both); empty if
             the header names no side.
+        orientation: Side of the patient at the end of each image row, such as L (left). Empty
+            if the header names no side.
     """
 
     values: AnyArray
@@ -371,7 +373,8 @@ def _check_compressed_frames(
         expected: Rows, columns and samples per pixel in the DICOM header.
 
     Raises:
-        SkipItem: The frames are damaged, or a frame declares another size than the DICOM header.
+        SkipItem: The frames are damaged, or a frame declares another size than the DICOM
+        header.
     """
     from pydicom.encaps import generate_frames
 
@@ -570,9 +573,9 @@ def frame_samples(dicom: Dicom, frames: slice = slice(None)) -> Iterator[Sample]
     """Yield frames as uint8 pixels in [0, 255].
 
     As in the study, the stored values of each frame are scaled by the maximum of this frame.
-    Before this, the values of a CT are converted to Hounsfield units plus 1024, so that 0 means the
-    same in all CT files. Display windows are never applied. Images of the type MONOCHROME1 are
-    inverted, so that large values are white.
+    Before this, the values of a CT are converted to Hounsfield units plus 1024, so that 0
+    means the same in all CT files. Display windows are never applied. Images of the type
+    MONOCHROME1 are inverted, so that large values are white.
 
     Args:
         dicom: A decoded file.

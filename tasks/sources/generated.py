@@ -5,9 +5,9 @@ coordinates of the point decide the image and the label. Coordinate j has two pa
 and ``B_j``: orthonormal cosine patterns of low frequency, ``(side, side)``. If the coordinate
 changes, the image moves along a circle in the plane of these two patterns.
 
-**Source manifold** makes the datasets ``manifold_d4`` and ``manifold_d12``. The number in the name
-is the intrinsic dimension d. A point ``z`` is drawn uniformly from the d-dimensional unit cube.
-With angles ``t_j = pi * z_j``, its image is::
+**Source manifold** makes the datasets ``manifold_d4`` and ``manifold_d12``. The number in the
+name is the intrinsic dimension d. A point ``z`` is drawn uniformly from the d-dimensional unit
+cube. With angles ``t_j = pi * z_j``, its image is::
 
     127.5 + amplitude * sum over j of (cos(t_j) * A_j + sin(t_j) * B_j)
     amplitude = MAX_DEVIATION * side / (2 * sqrt(2) * d)
@@ -31,11 +31,12 @@ dimension, the labels, the distance between classes and the number of images. A 
 interval of length :data:`LENGTH`. With angles
 ``a_j = x_j / RADIUS``, its image is::
 
-    127.5 + RADIUS * side / REFERENCE_SIDE * sum over j of (sin(a_j) * A_j + (cos(a_j) - 1) * B_j)
+    127.5 + RADIUS * side / REFERENCE_SIDE * sum over j of (sin(a_j) * A_j + (cos(a_j) - 1) *
+    B_j)
 
-If a coordinate changes by x, an image of 16 x 16 pixels moves along an arc of length x. The number
-of coordinates does not change this. If a coordinate decides the label, its interval is divided
-into bands with gaps between them. The interval looks like this for ``bands`` = 2::
+If a coordinate changes by x, an image of 16 x 16 pixels moves along an arc of length x. The
+number of coordinates does not change this. If a coordinate decides the label, its interval is
+divided into bands with gaps between them. The interval looks like this for ``bands`` = 2::
 
     [ half 0 ] fine_gap [ half 1 ]   gap * contrast   [ half 2 ] fine_gap [ half 3 ]
     `--------- band 0 ----------'                     `--------- band 1 ----------'
@@ -46,8 +47,8 @@ into bands with gaps between them. The interval looks like this for ``bands`` = 
 - ``gap`` times ``contrast`` is the distance between bands. ``fine_gap`` is the distance between
   the halves of a band. No image lies in a gap.
 - ``frequency`` 1: the label is 0 if the sum of the point's band numbers is even, else 1. The sum
-  runs over the coordinates that decide the label. ``frequency`` 2: the sum contains the numbers of
-  the halves instead. The images are the same for both values.
+  runs over the coordinates that decide the label. ``frequency`` 2: the sum contains the
+  numbers of the halves instead. The images are the same for both values.
 - ``num_images`` is the number of images. ``draw`` is the seed of the points.
 
 Other sources of images in memory also use the functions at the end of this module.
@@ -81,15 +82,17 @@ DIMENSIONS = {"manifold_d4": 4, "manifold_d12": 12}
 NUM_IMAGES = 3000
 """Number of images of a manifold dataset."""
 MARGIN = 0.1
-"""Smallest ``|f|`` of a point of a manifold dataset. The docstring of this module defines f."""
+"""Smallest ``|f|`` of a point of a manifold dataset. The docstring of this module defines
+f."""
 MAX_DEVIATION = 100.0
 """Largest difference from gray in an image of a manifold dataset, in pixel values."""
 LENGTH = 240.0
 """Length of the interval of a coordinate of ``generated``, without gaps. The unit is the L2
 distance between images of 16 x 16 pixels in [0, 255]."""
 RADIUS = LENGTH
-"""Radius of the circle on which a coordinate of ``generated`` moves an image. The unit is the unit
-of :data:`LENGTH`. With this radius, an interval without gaps is an angle of one radian."""
+"""Radius of the circle on which a coordinate of ``generated`` moves an image. The unit is the
+unit of :data:`LENGTH`. With this radius, an interval without gaps is an angle of one
+radian."""
 REFERENCE_SIDE = 16
 """Side in pixels of the images for which :data:`LENGTH` is an L2 distance."""
 GRAY = 127.5
@@ -270,8 +273,8 @@ def generated_points(geometry: Geometry) -> tuple[Points, Labels]:
     nuisance = nuisance_rng.random((num_images, geometry.nuisance))
     points = (np.concatenate([unit_coordinates, nuisance], axis=1) - 0.5) * LENGTH
     num_halves = 2 * geometry.bands
-    # The array ``gaps`` contains the gaps before the halves 1, 2, 3, and so on. The gap before a
-    # half with an odd number is inside a band.
+    # The array ``gaps`` contains the gaps before the halves 1, 2, 3, and so on. The gap before
+    # a half with an odd number is inside a band.
     is_inside_band = np.arange(1, num_halves) % 2 == 1
     gaps = np.where(is_inside_band, geometry.fine_gap, geometry.gap * geometry.contrast)
     gaps_before = np.concatenate([[0.0], np.cumsum(gaps)])
@@ -321,10 +324,10 @@ def parameter_value(request: RawRequest, name: str) -> float:
 def flip_labels(labels: Labels, request: RawRequest) -> Labels:
     """Exchange 0 and 1 in some labels.
 
-    The parameters of the dataset set the number of exchanged labels: the share ``flip_share`` of
-    all labels, plus the number ``flipped``. The function exchanges the first labels in a random
-    order. The order depends only on the number of labels. A larger share therefore flips all
-    labels that a smaller share flips.
+    The parameters of the dataset set the number of exchanged labels: the share ``flip_share``
+    of all labels, plus the number ``flipped``. The function exchanges the first labels in a
+    random order. The order depends only on the number of labels. A larger share therefore
+    flips all labels that a smaller share flips.
     """
     num_flipped = round(parameter_value(request, "flip_share") * len(labels))
     num_flipped += int(parameter_value(request, "flipped"))
@@ -372,8 +375,8 @@ def row_reader(images: Images, *, by_image_maximum: bool = False) -> Reader:
 
     Args:
         images: ``(num_images, height, width[, 3])`` in [0, 255].
-        by_image_maximum: True to scale each image by its own maximum, as in the study for MNIST,
-            CIFAR-10 and SVHN.
+        by_image_maximum: True to scale each image by its own maximum, as in the study for
+            MNIST, CIFAR-10 and SVHN.
     """
 
     def read(item: Item) -> tuple[Sample]:

@@ -1,19 +1,19 @@
 """List a user's images by a table of their paths: pictures, DICOM files or NIfTI volumes.
 
 The table has the columns ``path`` and ``label``. It may also have the columns ``group`` and
-``split``. Either all paths are relative to the table's folder, or all paths are absolute. isweep
-also reads two other layouts:
+``split``. Either all paths are relative to the table's folder, or all paths are absolute.
+isweep also reads two other layouts:
 
 - The layout ``imagefolder`` of Hugging Face's ``datasets``: a file ``metadata.csv``,
-  ``metadata.jsonl`` or ``metadata.parquet`` with a column ``file_name``. The file is in the raw
-  folder, or each of the folders ``train`` and ``test`` contains such a file.
+  ``metadata.jsonl`` or ``metadata.parquet`` with a column ``file_name``. The file is in the
+  raw folder, or each of the folders ``train`` and ``test`` contains such a file.
 - The layout of the ISIC challenges: instead of the column ``label``, the table has one column of
   0 and 1 for each class.
 
-A column ``slice`` contains the number of an axial slice of a volume, counted from 0 at the feet.
-The image of the row is this slice, so a volume may have several rows. If there is no column
-``group``, each volume is a group. All DICOM files with the same patient id in their headers are
-then also a group.
+A column ``slice`` contains the number of an axial slice of a volume, counted from 0 at the
+feet. The image of the row is this slice, so a volume may have several rows. If there is no
+column ``group``, each volume is a group. All DICOM files with the same patient id in their
+headers are then also a group.
 
 The kind ``table`` also reads Parquet files that contain the images themselves, see
 :mod:`tasks.sources.parquet_images`.
@@ -69,9 +69,9 @@ from tasks.sources.tables import (
 
 COLUMNS_READ = ("path", "label", "group", "split")
 SIMILAR_TO_PATH = ("path", "filename", "file_path", "image_path", "img_path")
-"""Usual names of a column of paths. If a table has no such column, the error suggests the column
-with the most similar name. The name ``image`` is missing here, because the usual column name
-``stage`` is similar to it."""
+"""Usual names of a column of paths. If a table has no such column, the error suggests the
+column with the most similar name. The name ``image`` is missing here, because the usual column
+name ``stage`` is similar to it."""
 SLICE = re.compile(r"[0-9]{0,9}")
 VOLUMES_AT_ONCE = 4
 """Number of volumes that one reading task reads. The volume of a CT has about 100 MiB."""
@@ -120,10 +120,11 @@ class PathTable:
 
     Attributes:
         row_names: The names of the table's rows in messages.
-        num_other_sheets: Number of sheets of the workbook that have a filled cell and are not read.
+        num_other_sheets: Number of sheets of the workbook that have a filled cell and are not
+        read.
         columns: Names and roles of the columns that are read.
-        cells: Role of a column that is read -> the cells of this column. Paths are relative to the
-            raw folder.
+        cells: Role of a column that is read -> the cells of this column. Paths are relative to
+            the raw folder.
         unused_cells: Name of a column that is not read -> the cells of this column.
     """
 
@@ -260,9 +261,10 @@ def table_paths(request: RawRequest, folder: str = "") -> dict[int, str]:
     """Return the paths in a table as a dict, so that the row number in a message gives the path.
 
     Args:
-        request: The request, with the path of the table or of the folder that contains the table.
-        folder: Name of the table's folder if each split has a separate folder with a table; empty
-            if there is only one table.
+        request: The request, with the path of the table or of the folder that contains the
+        table.
+        folder: Name of the table's folder if each split has a separate folder with a table;
+            empty if there is only one table.
 
     Returns:
         Number of a row -> its path below the raw folder. Empty if the table cannot be read.
@@ -286,8 +288,8 @@ def _table_files(request: RawRequest) -> list[TableFile]:
     """Return the files with tables of paths.
 
     The result is the raw file, the table in the raw folder, or the table in the folder of each
-    split. If there is no such table, the result is empty, because Parquet files may contain the
-    images themselves.
+    split. If there is no such table, the result is empty, because Parquet files may contain
+    the images themselves.
 
     Raises:
         DataError: There are several tables, and it is unclear which of them to read.
@@ -351,7 +353,8 @@ def _read_table(file: TableFile, request: RawRequest) -> PathTable:
 def _no_label_error(content: TableRows, request: RawRequest) -> DataError:
     """Return the error for a table without a column of labels.
 
-    If several columns contain only 0 and 1, they may be one-hot labels. The message lists them.
+    If several columns contain only 0 and 1, they may be one-hot labels. The message lists
+    them.
     """
     binary = []
     for header, *cells in zip(*content.rows, strict=False):
@@ -437,7 +440,7 @@ def _outside_error(path: str, row_name: str, request: RawRequest) -> DataError:
             hint=r"Write / instead of \, and use paths relative to the folder of the table",
         )
     return request.error(
-        f"the path in {row_name} leads out of the raw folder",
+        f"the path in {row_name} leads out of the folder of the table",
         hint="Use paths relative to the folder of the table",
     )
 
@@ -503,8 +506,8 @@ def _check_files(rows: Rows, has_volumes: bool, request: RawRequest) -> dict[str
     paths = rows.cells["path"]
     listed = set(paths)
     # The raw folder may contain other files that the table does not list, such as the links of
-    # a virtual environment. The search is therefore not strict, and leaves out hidden files. If
-    # the table lists such a path, the code below checks this path.
+    # a virtual environment. The search is therefore not strict, and leaves out hidden files.
+    # If the table lists such a path, the code below checks this path.
     content = search_folder(request.base(), request, strict=False)
     files = set(content.files)
     base = request.base().resolve()
@@ -574,8 +577,8 @@ def _is_plain_file(path: Path) -> bool:
 def _mislabeled_folders(cells: Cells) -> dict[str, int]:
     """Count rows whose image lies in a folder with the name of another class.
 
-    A folder may have the name of a class by chance. If at most half of all images lie in a folder
-    with the name of their class, no row is counted.
+    A folder may have the name of a class by chance. If at most half of all images lie in a
+    folder with the name of their class, no row is counted.
 
     Returns:
         A dict with one flag and the number of rows. The dict is empty if no row is counted.

@@ -4,8 +4,8 @@ As in the study, only the training files are read. The files may be unpacked or 
 
 - MNIST and Fashion-MNIST: the IDX format of Yann LeCun's page ("THE IDX FILE FORMAT"). The files
   may have the names of this page and torchvision, the names of Kaggle's copy, or names with a
-  dot before ``idx``, as on some mirrors. The files of both datasets have the same names. The name
-  of the folder, and the first labels of the official files, distinguish the two datasets.
+  dot before ``idx``, as on some mirrors. The files of both datasets have the same names. The
+  name of the folder, and the first labels of the official files, distinguish the two datasets.
 - CIFAR-10: https://www.cs.toronto.edu/~kriz/cifar.html. The files are pickles, from which only
   numpy arrays are loaded.
 - SVHN, format 2: http://ufldl.stanford.edu/housenumbers/. The file has the format MATLAB 5, or
@@ -69,8 +69,8 @@ SMALLEST_CLASS = 732
 """Number of training images of the smallest class of ILSVRC 2012."""
 
 COPY_MARK = re.compile(r"(?:[ _-]?\(\d+\)| copy(?: \d+)?| \d+)(?=(?:\.\w+)*$)")
-"""Pattern of the text that browsers and file managers add to the name of a second copy. The text
-is before the file extensions."""
+"""Pattern of the text that browsers and file managers add to the name of a second copy. The
+text is before the file extensions."""
 CACHE_VARIABLE = "ISWEEP_DOWNLOADS"
 """Environment variable with the folder for downloads of torchvision."""
 MAX_SVHN_VALUES = 1 << 30
@@ -90,8 +90,8 @@ OTHER_IDX = ("kmnist", "kuzushiji", "emnist", "qmnist")
 """Words in folder names of other datasets whose files have the same names as MNIST's files."""
 PICKLE_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray", "numpy")
 PICKLE_NAMES = ("_reconstruct", "ndarray", "dtype")
-"""Names that the pickles of CIFAR-10 may import from :data:`PICKLE_MODULES`. All other names are
-rejected."""
+"""Names that the pickles of CIFAR-10 may import from :data:`PICKLE_MODULES`. All other names
+are rejected."""
 
 
 class DownloadName(NamedTuple):

@@ -1,7 +1,8 @@
 """Read axial slices of NIfTI volumes in a standard orientation.
 
-The declared size of a volume is checked before its voxels are decoded. nibabel reads the formats
-NIfTI-1.1 and NIfTI-2. ``nifti1.h`` and ``nifti2.h`` define their headers and extensions.
+The declared size of a volume is checked before its voxels are decoded. nibabel reads the
+formats NIfTI-1.1 and NIfTI-2. ``nifti1.h`` and ``nifti2.h`` define their headers and
+extensions.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Nuisance factors: properties that vary between images and contain no information on the label.
 
-Pictures of a digit have an intrinsic dimension of about 7. Nuisance factors raise the dimension.
-They do not change the label: the picture still shows the same digit. Every factor has continuous
-values. The values are drawn per image from a seed, independently of the labels. If the parameter
-``factors`` is ``n``, the first ``n`` factors of :data:`FACTORS` are applied. The values of a
-factor are the same for every ``n``. For example, ``factors: 4`` applies the same two factors as
-``factors: 2``, and then two more.
+Pictures of a digit have an intrinsic dimension of about 7. Nuisance factors raise the
+dimension. They do not change the label: the picture still shows the same digit. Every factor
+has continuous values. The values are drawn per image from a seed, independently of the labels.
+If the parameter ``factors`` is ``n``, the first ``n`` factors of :data:`FACTORS` are applied.
+The values of a factor are the same for every ``n``. For example, ``factors: 4`` applies the
+same two factors as ``factors: 2``, and then two more.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ NUM_FINE = 80
 waves."""
 FIRST_FINE = 30
 """Number of waves whose frequency is lower than the frequency of all fine waves. Waves between the
-coarse and the fine waves are not used: they look like strokes of digits, so they would make the
-task harder."""
+coarse and the fine waves are not used: they look like strokes of digits, so they would make
+the task harder."""
 BACKGROUND_LIGHT = 0.6
 """Largest brightness of a background, as a share of white. In most images, the digit is
 brighter."""
 COARSE_WEIGHT = 0.08
 FINE_WEIGHT = 0.13
-"""Standard deviation of a wave's weight. These values raise the intrinsic dimension of class pairs
-of MNIST at 10 x 10 pixels to about 3 times its value without nuisance factors."""
+"""Standard deviation of a wave's weight. These values raise the intrinsic dimension of class
+pairs of MNIST at 10 x 10 pixels to about 3 times its value without nuisance factors."""
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,8 @@ PIXEL_MM = 0.2
 CROP_PIXELS = 672
 """Side of a crop in pixels of 0.2 mm: 13.4 cm."""
 MAX_SIDE_PIXELS = 8_000
-"""Largest side in pixels of a radiograph after resampling. It is 1.6 m, longer than any film."""
+"""Largest side in pixels of a radiograph after resampling. It is 1.6 m, longer than any
+film."""
 MAX_LISTED_ROWS = 10
 """Largest number of rows that a message lists."""
 
@@ -114,8 +115,8 @@ class KneeDetails(NamedTuple):
 
     Attributes:
         label: Label; None for a knee without a grade.
-        row: Row of the knee's center in ``knee_centers.csv``, in pixels of the file; None if the
-            table has no center of this knee.
+        row: Row of the knee's center in ``knee_centers.csv``, in pixels of the file; None if
+            the table has no center of this knee.
         column: Column of this center; None if the table has no center of this knee.
     """
 

@@ -14,7 +14,8 @@ from tasks.sources.tables import column_key, column_keys, first_hashed, read_tab
 
 TABLE_EXTENSIONS = (".xlsx", ".csv", ".txt", ".tsv", ".sas7bdat")
 MAX_TABLE_DEPTH = 6
-"""Largest number of folders above a table. Tables in deeper folders belong to single patients."""
+"""Largest number of folders above a table. Tables in deeper folders belong to single
+patients."""
 FILE_MISSING = "file is missing"
 OWN_MAXIMUM = "each image by its own maximum"
 
@@ -149,8 +150,8 @@ def find_table(
         request: Makes errors whose message begins with the name of the dataset.
         stem: Beginning of the usual name. Tables with such a name are read first.
         columns: Columns that the table must have.
-        only_named: True to read only tables with such a name. It is needed if other tables of the
-            download also have these columns.
+        only_named: True to read only tables with such a name. It is needed if other tables of
+            the download also have these columns.
 
     Raises:
         IncompleteDownloadError: No table has the columns.

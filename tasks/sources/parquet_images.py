@@ -107,8 +107,8 @@ def list_parquet(request: RawRequest) -> Listing:
     """List the rows of all Parquet files, in the order of file names and rows.
 
     Raises:
-        DataError: A file is damaged. Or files differ in their columns or class names. Or labels,
-            groups or splits break a rule of :mod:`tasks.sources.own`.
+        DataError: A file is damaged. Or files differ in their columns or class names. Or
+            labels, groups or splits break a rule of :mod:`tasks.sources.own`.
     """
     folder_content = raw_content(request)
     names = _image_files(folder_content.files, request)
@@ -308,8 +308,8 @@ def _open(path: Path) -> Any:
 class ParquetReader:
     """A reader of the images in Parquet rows. It is fast if items are read in ascending order.
 
-    A file is read from its start to its end, a few rows at a time. If an earlier row is needed,
-    the file is opened again.
+    A file is read from its start to its end, a few rows at a time. If an earlier row is
+    needed, the file is opened again.
     """
 
     def __init__(self, request: RawRequest) -> None:

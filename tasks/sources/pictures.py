@@ -38,8 +38,8 @@ EXTENSIONS = (
     ".ppm",
 )
 MAX_PIXELS = 89_478_485
-"""Largest number of pixels of an image. Without our check, Pillow would decode a larger image and
-only print a warning."""
+"""Largest number of pixels of an image. Without our check, Pillow would decode a larger image
+and only print a warning."""
 MAX_DECODED_BYTES = 256 << 20
 """Largest size of a decoded image in bytes. An RGB image of :data:`MAX_PIXELS` has this
 size."""
@@ -59,7 +59,8 @@ MAX_BYTES_PER_PIXEL = 4
 """Bytes of a decoded pixel in all other modes."""
 TRANSPARENT_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 ONLY_ALPHA = "constant colors, content only in the alpha channel"
-"""Reason to skip an image that becomes constant on black, although its alpha channel varies."""
+"""Reason to skip an image that becomes constant on black, although its alpha channel
+varies."""
 STRIP_ROWS = 256
 STRIP_VALUES = 1 << 22
 """Number of rows, or of values, that are converted at once. Copies of a whole image would need
@@ -266,7 +267,8 @@ def scale_by_image_maximum(values: AnyArray) -> tuple[Uint8Array, tuple[str, ...
     # Below this limit, a value times 255 fits into 32 bits. Computing with integers is exact,
     # and five times as fast as with floats.
     is_small_integer = values.dtype.kind in "ui" and maximum < 1 << 24
-    # Strips of rows save memory, because a float needs eight times the memory of a uint8 pixel.
+    # Strips of rows save memory, because a float needs eight times the memory of a uint8
+    # pixel.
     step = max(1, STRIP_VALUES // max(1, values[:1].size))
     for start in range(0, len(values), step):
         stop = start + step
@@ -289,8 +291,8 @@ def to_prepared(
 ) -> AnyArray:
     """Resize an image to a square. As in the study, its aspect ratio may change.
 
-    For 3 channels, the channel of a gray image is repeated. For 1 channel, a color image becomes
-    gray.
+    For 3 channels, the channel of a gray image is repeated. For 1 channel, a color image
+    becomes gray.
 
     Args:
         pixels: ``(height, width)`` or ``(height, width, 3)`` in [0, 255].

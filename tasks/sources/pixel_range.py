@@ -1,8 +1,8 @@
 """Choose the values of black and white for images of floats, and scale images to [0, 255].
 
 A file of floats does not state the scale of its pixels. One scale is chosen for all images of
-a dataset: the user's ``pixel_range``, or a scale that follows from the values of the images. If
-the values do not decide the scale, an error asks the user for ``pixel_range``.
+a dataset: the user's ``pixel_range``, or a scale that follows from the values of the images.
+If the values do not decide the scale, an error asks the user for ``pixel_range``.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Limits = tuple[float, float]
 CLIPPED = "values outside pixel_range clipped"
 """Flag of an image with values outside ``pixel_range``."""
 MAX_CLIPPED_SHARE = 0.9
-"""Largest share of values that may lie outside ``pixel_range``. The share is large, because a CT
-window clips air and the patient table, and most values of a CT image are from these."""
+"""Largest share of values that may lie outside ``pixel_range``. The share is large, because a
+CT window clips air and the patient table, and most values of a CT image are from these."""
 MAX_DIM_SHARE = 0.05
-"""Largest share of images without a value above 1, if other images have values up to 255. If the
-share is larger, these images were probably saved on the scale of 0 to 1. A few almost black images
-are usual, such as the first slices of a volume."""
+"""Largest share of images without a value above 1, if other images have values up to 255. If
+the share is larger, these images were probably saved on the scale of 0 to 1. A few almost
+black images are usual, such as the first slices of a volume."""
 MIN_FILLED_SHARE = 1e-4
 """Smallest share of ``pixel_range`` that the values must span."""
 

@@ -7,9 +7,9 @@
 - The layout of AIMI: ``CheXpert-v1.0 batch 1 (validate & csv)/train.csv``, and images in
   ``batch 2 (train 1)/patient<id>/...`` to batch 4.
 
-The column of a finding gives the label. The label is 1 if the cell is 1. It is 0 if the cell is
--1 (uncertain) or blank. As in the study, rows with an explicit 0 are left out. Label 0 therefore
-means "uncertain or not mentioned", not "healthy".
+The column of a finding gives the label. The label is 1 if the cell is 1. It is 0 if the cell
+is -1 (uncertain) or blank. As in the study, rows with an explicit 0 are left out. Label 0
+therefore means "uncertain or not mentioned", not "healthy".
 
 **MURA** has the layout of the competition's page: a folder ``MURA-v1.1/`` with
 ``train_image_paths.csv``. This table has no header. The label of a study is in the name of its
@@ -18,10 +18,10 @@ folder and in ``train_labeled_studies.csv``. Both labels must agree.
 **RSNA 2019, stage 2**, has the layout of the Kaggle competition's data page. The name of a
 slice's file is the slice's id. The file may be in any folder of the training split. The SOP
 instance UID in its header must be the same id. The label ``any`` must be the largest of the
-labels of the five subtypes. The group is the patient id in the DICOM header. In corrected data,
-stored values are converted to Hounsfield units plus 1024, and each slice is scaled by its own
-maximum. With the fault ``wrapped_pixel_cast``, the stored values are scaled and cast as in the
-released code (F16): negative values wrap around to arbitrary gray.
+labels of the five subtypes. The group is the patient id in the DICOM header. In corrected
+data, stored values are converted to Hounsfield units plus 1024, and each slice is scaled by
+its own maximum. With the fault ``wrapped_pixel_cast``, the stored values are scaled and cast
+as in the released code (F16): negative values wrap around to arbitrary gray.
 """
 
 from __future__ import annotations
@@ -278,7 +278,8 @@ def _read_slices(table: str, request: RawRequest) -> tuple[dict[str, SliceLabels
         request: The dataset and its download.
 
     Raises:
-        DataError: A row has an unexpected form, or the labels of a slice contradict each other.
+        DataError: A row has an unexpected form, or the labels of a slice contradict each
+        other.
     """
     slices: defaultdict[str, SliceLabels] = defaultdict(dict)
     repeats = Counter[str]()

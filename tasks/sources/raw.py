@@ -54,17 +54,17 @@ ARCHIVES = (".zip", *TARS)
 FILE_MANAGER_NAMES = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 """Names of files and folders that the file managers of macOS and Windows create."""
 GONE = "file is gone or unreadable"
-"""Reason of a :class:`SkipItem` or :class:`RefusedArchive` error for a file that does not exist
-or cannot be read."""
+"""Reason of a :class:`SkipItem` or :class:`RefusedArchive` error for a file that does not
+exist or cannot be read."""
 MAX_FILE_BYTES = 384 << 20
 """Largest size in bytes of a file or archive member that isweep reads. isweep reads the whole
-file into memory. An ultrasound video of 300 frames has about 100 MiB. A computed radiograph has
-30 MiB. A task that reads and decodes such files needs less than 1 GiB of memory."""
+file into memory. An ultrasound video of 300 frames has about 100 MiB. A computed radiograph
+has 30 MiB. A task that reads and decodes such files needs less than 1 GiB of memory."""
 MAX_DEPTH = 3
 """Largest depth of nested archives. A tar in a tar in a zip has the depth 3."""
 MAX_RATIO = 1040
-"""Largest ratio of unpacked size to compressed size. The method deflate reaches at most 1032. An
-archive that declares a larger ratio is therefore damaged or hostile."""
+"""Largest ratio of unpacked size to compressed size. The method deflate reaches at most 1032.
+An archive that declares a larger ratio is therefore damaged or hostile."""
 MAX_MEMBERS = 5_000_000
 """Largest number of members of an archive."""
 MAX_XZ_MEMORY = 256 << 20
@@ -72,8 +72,8 @@ MAX_XZ_MEMORY = 256 << 20
 65 MiB. A damaged header may request 4 GiB."""
 PLAIN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Supported compression methods of a zip. For other methods, :mod:`zipfile` has no limit on
-memory. With bzip2, a chunk may be unpacked to 45,000 times its size. With LZMA, the header of a
-member decides how much memory is reserved."""
+memory. With bzip2, a chunk may be unpacked to 45,000 times its size. With LZMA, the header of
+a member decides how much memory is reserved."""
 DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -207,8 +207,8 @@ def gunzip(body: bytes, max_bytes: int) -> bytes:
 class FolderContent:
     """The names of everything below a folder.
 
-    Names are relative to the folder, with ``/`` as separator. They are sorted by their parts, so
-    all files of a folder are next to each other.
+    Names are relative to the folder, with ``/`` as separator. They are sorted by their parts,
+    so all files of a folder are next to each other.
 
     Attributes:
         files: Names of all files, including links and special files.
@@ -231,14 +231,14 @@ def search_folder(root: Path, request: RawRequest, *, strict: bool = True) -> Fo
     Args:
         root: The folder.
         request: The request. Its method ``error`` begins each message with the dataset's name.
-        strict: True to raise an error for links that lead out of the folder, for special files,
-            and for folders that cannot be listed. False to return the names of such links and
-            files, and to treat such folders as empty.
+        strict: True to raise an error for links that lead out of the folder, for special
+            files, and for folders that cannot be listed. False to return the names of such
+            links and files, and to treat such folders as empty.
 
     Raises:
-        DataError: ``strict`` is True, and the folder contains one of these: a link to a folder,
-            a link that leads out of the folder, a FIFO, a socket, a device file, or a folder
-            that cannot be listed.
+        DataError: ``strict`` is True, and the folder contains one of these: a link to a
+            folder, a link that leads out of the folder, a FIFO, a socket, a device file, or a
+            folder that cannot be listed.
     """
     base = root.resolve()
     content = FolderContent()
@@ -306,8 +306,8 @@ def check_inside(base: Path, path: Path, path_text: str, request: RawRequest) ->
         request: The request. Its method ``error`` begins each message with the dataset's name.
 
     Raises:
-        DataError: The path is a FIFO, a socket or a device file, or a link that does not lead to
-            a file in ``base``.
+        DataError: The path is a FIFO, a socket or a device file, or a link that does not lead
+            to a file in ``base``.
     """
     if not path.is_symlink():
         raise request.error(
@@ -404,8 +404,8 @@ class ZipArchive:
     """A zip whose members can be read in any order.
 
     Attributes:
-        hidden: A dict whose keys are the names of hidden files and folders, in stored order. Names
-            of folders end with a slash. All values are None.
+        hidden: A dict whose keys are the names of hidden files and folders, in stored order.
+            Names of folders end with a slash. All values are None.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -439,7 +439,8 @@ class ZipArchive:
             raise SkipItem("file too large")
         try:
             with self._archive.open(info) as file:
-                # If no size is given, zipfile unpacks the whole member before it checks the size.
+                # If no size is given, zipfile unpacks the whole member before it checks the
+                # size.
                 return file.read(info.file_size)
         except (*DAMAGE, MemoryError):
             raise SkipItem("damaged archive member") from None
@@ -453,8 +454,8 @@ class TarArchive:
     """A plain or compressed tar. It is read from its start until the needed member is found.
 
     Attributes:
-        hidden: A dict whose keys are the names of the hidden files and folders that were read so
-            far. Names of folders end with a slash. All values are None.
+        hidden: A dict whose keys are the names of the hidden files and folders that were read
+            so far. Names of folders end with a slash. All values are None.
     """
 
     def __init__(self, file: IO[bytes], name: str) -> None:
@@ -608,8 +609,8 @@ def open_archive(path: Path, inner: tuple[str, ...] = ()) -> Archive:
 
     Args:
         path: The outermost archive.
-        inner: Path of nested archives: a member of ``path`` that is an archive, then a member of
-            that archive, and so on.
+        inner: Path of nested archives: a member of ``path`` that is an archive, then a member
+            of that archive, and so on.
 
     Raises:
         RefusedArchive: The archive is missing, damaged or must not be read.
@@ -667,12 +668,12 @@ class RawTree:
     """The names of all files below a raw folder or archive, as if archives were unpacked in place.
 
     The folder is searched once. If a file on the disk and a member of an archive have the same
-    name, the file on the disk is used. Archives in a raw folder are opened only if ``is_wanted``
-    accepts them. A download often contains archives that isweep does not need.
+    name, the file on the disk is used. Archives in a raw folder are opened only if
+    ``is_wanted`` accepts them. A download often contains archives that isweep does not need.
 
-    If two archives contain the same name, the name belongs to the file of the first archive. The
-    file of the second archive is listed under its locator, which contains :data:`MARK`. The
-    archives on the disk come first. The archives inside other archives follow.
+    If two archives contain the same name, the name belongs to the file of the first archive.
+    The file of the second archive is listed under its locator, which contains :data:`MARK`.
+    The archives on the disk come first. The archives inside other archives follow.
 
     Attributes:
         folders: Names of all folders on the disk, including empty folders.
@@ -689,9 +690,9 @@ class RawTree:
 
         Args:
             request: The request, with the raw folder or archive.
-            is_wanted: Function that returns whether to open the archive with the given name. If
-                None, all archives are opened if the raw data are one archive. If the raw data
-                are a folder, no archive is opened.
+            is_wanted: Function that returns whether to open the archive with the given name.
+                If None, all archives are opened if the raw data are one archive. If the raw
+                data are a folder, no archive is opened.
 
         Raises:
             DataError: A file or archive must not be read, see :func:`search_folder` and
@@ -712,8 +713,8 @@ class RawTree:
             self._locators = {name: name for name in content.files}
             self.archives = list(filter(is_archive_name, content.files))
         archives = [_ArchivePath(name, (), name) for name in self.archives if opens(name)]
-        # Archives are opened level by level. If two archives contain the same name, the file in
-        # the less deeply nested archive therefore keeps this name.
+        # Archives are opened level by level. If two archives contain the same name, the file
+        # in the less deeply nested archive therefore keeps this name.
         while archives:
             inner_archives = []
             for archive in archives:
@@ -747,8 +748,8 @@ class RawTree:
                 continue
             locator = f"{archive.locator}{MARK}{member}"
             if MARK in self._locators.get(name, ""):
-                # Two archives contain the same name. For example, every series of OAI has a file
-                # 001.
+                # Two archives contain the same name. For example, every series of OAI has a
+                # file 001.
                 self._locators[locator] = locator
             else:
                 self._locators.setdefault(name, locator)

@@ -1,8 +1,8 @@
 """Read tables of several formats. All cells are text, so that ids keep their leading zeros.
 
 A table is text with a delimiter, JSON lines (https://jsonlines.org), xlsx (ECMA-376, as read
-by openpyxl), Parquet, or SAS (as read by :func:`pandas.read_sas`). The documentation of Hugging
-Face's ``datasets`` ("Create an image dataset") describes ``metadata.jsonl`` and
+by openpyxl), Parquet, or SAS (as read by :func:`pandas.read_sas`). The documentation of
+Hugging Face's ``datasets`` ("Create an image dataset") describes ``metadata.jsonl`` and
 ``metadata.parquet``.
 
 The argument ``path`` of the functions below is the path of a table, or its locator below the
@@ -41,8 +41,9 @@ COLUMNS = {
     "split": ("splits", "set", "subset", "partition", "fold_name"),
 }
 """Role of a column, JSON key or array -> other names for this role. If no column has the name
-of the role, isweep tries these names. The name ``image`` has two meanings. In a table of paths,
-it is another name for ``path``. In a Parquet file with images, it is the role of the images."""
+of the role, isweep tries these names. The name ``image`` has two meanings. In a table of
+paths, it is another name for ``path``. In a Parquet file with images, it is the role of the
+images."""
 GROUP_WORDS = ("patient", "subject", "participant", "person", "case", "lesion", "group")
 """Words at the start of a column's name that suggest that the column contains groups."""
 ATTRIBUTE_WORDS = ("age", "sex", "gender", "weight", "height", "size", "width", "position")
@@ -60,19 +61,21 @@ MAX_CELL_LENGTH = 1 << 20
 ROWS_AT_ONCE = 256
 """Number of Parquet rows that are converted to text at once."""
 MAX_PEEKED_ROWS = 1_000
-"""Number of rows in which isweep searches for a filled cell, for each sheet except the first."""
+"""Number of rows in which isweep searches for a filled cell, for each sheet except the
+first."""
 NOT_ONE_VALUE = "several values"
-"""Text that replaces a list, an object or bytes in a cell. Such a cell cannot be a path, label or
-group."""
+"""Text that replaces a list, an object or bytes in a cell. Such a cell cannot be a path, label
+or group."""
 DELIMITERS = (",", ";", "\t", "|")
 HEADER_NAME = re.compile(r"[^\W\d](?:[^\W\d]|[ -])*")
-"""Pattern of column names that messages may show: words without digits. Such a name cannot be an
-id, a date or a path."""
+"""Pattern of column names that messages may show: words without digits. Such a name cannot be
+an id, a date or a path."""
 SHEET_NAME = re.compile(
     r"(sheet|table|tabelle|data|info|notes?|readme|images?|labels?|train|test)\s?\d{0,2}",
     re.IGNORECASE,
 )
-"""Pattern of sheet names that messages may show. These usual words cannot be a patient's name."""
+"""Pattern of sheet names that messages may show. These usual words cannot be a patient's
+name."""
 MANIFESTS = ("manifest.csv", "manifest.tsv", "metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Usual file names of a table in a folder of images."""
 MAX_NAMED = 10
@@ -92,8 +95,8 @@ def column_key(name: str) -> str:
 KNOWN_KEYS = frozenset(
     column_key(name) for column, aliases in COLUMNS.items() for name in (column, *aliases)
 )
-"""The :func:`column_key` of every name in :data:`COLUMNS`. A line with one of these names may be
-a header."""
+"""The :func:`column_key` of every name in :data:`COLUMNS`. A line with one of these names may
+be a header."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,8 @@ class TableRows:
             header row (JSON lines, Parquet), ``numbers[0]`` is one less than the number of the
             first row.
         sheet: The sheet that contains these rows; None if the file is not a workbook.
-        other_sheets: The further sheets of the workbook that have a filled cell. isweep does not
-            read their rows.
+        other_sheets: The further sheets of the workbook that have a filled cell. isweep does
+            not read their rows.
     """
 
     rows: list[list[str]]
@@ -148,7 +151,8 @@ class TableRows:
     def error_without(self, names: Collection[str], problem: str, *, hint: str) -> TableError:
         """Return the error for missing columns.
 
-        If another sheet of the workbook has one of these columns, the message names this sheet.
+        If another sheet of the workbook has one of these columns, the message names this
+        sheet.
 
         Args:
             names: Names of the missing columns.
@@ -186,8 +190,8 @@ class TableError(Exception):
     """Error for a table that cannot be read.
 
     Args:
-        problem: What is wrong with the table, such as ``is empty``. The message consists of the
-            name of the table and this text. The text contains no cell of the table.
+        problem: What is wrong with the table, such as ``is empty``. The message consists of
+            the name of the table and this text. The text contains no cell of the table.
         hint: The action that fixes the problem.
     """
 
@@ -390,7 +394,8 @@ def read_text(body: bytes) -> TableRows:
         raise TableError("is not UTF-8 text", hint="Save it as .csv in UTF-8") from None
     if "\0" in text:
         raise TableError(
-            "is not text, because it contains zero bytes", hint="Save it as .csv in UTF-8"
+            "is not text, because it contains bytes with the value 0",
+            hint="Save it as .csv in UTF-8",
         )
     csv.field_size_limit(MAX_CELL_LENGTH)
     reader = csv.reader(
@@ -656,8 +661,8 @@ def flags_for_unused_columns(
 ) -> list[str]:
     """Return flags for columns that are not read.
 
-    A column that may contain groups gets a separate flag. If isweep ignores groups, the training
-    set and the test set may both contain images of one patient.
+    A column that may contain groups gets a separate flag. If isweep ignores groups, the
+    training set and the test set may both contain images of one patient.
 
     Args:
         names: Names of the columns that are not read.
@@ -716,8 +721,8 @@ def _error(
 def describe_header(row: Sequence[str], expected_names: Sequence[str] = ()) -> str:
     """Return the end of a message about missing columns, with the names in a table's first line.
 
-    If the line is perhaps not a header, the text says so and contains no name. The line may then
-    contain the data of a patient.
+    If the line is perhaps not a header, the text says so and contains no name. The line may
+    then contain the data of a patient.
 
     Args:
         row: The cells of the line.

@@ -1,13 +1,13 @@
 """Sources of two collections of TCIA: Duke breast MRI and the ultrasound of Prostate-MRI-US-Biopsy.
 
 The collections' pages at TCIA describe the layouts. The tables are found by their columns.
-Folders may have classic or descriptive names. The files may be in several manifest folders or in
-``.zip`` archives, and they may be renamed.
+Folders may have classic or descriptive names. The files may be in several manifest folders or
+in ``.zip`` archives, and they may be renamed.
 
 **Duke**: each slice has a row in the mapping table. The header of its file contains the SOP
 instance UID of this row. Reading all headers is slow. So for each folder, only the headers of
-the first and the last file are read. If they have the UIDs of their rows, the paths in the table
-are used for this folder. Otherwise all headers are read.
+the first and the last file are read. If they have the UIDs of their rows, the paths in the
+table are used for this folder. Otherwise all headers are read.
 
 - Only the fat-saturated pre-contrast series is used. The rows of this series have "pre" in the
   original path.
@@ -18,8 +18,9 @@ are used for this folder. Otherwise all headers are read.
 
 **Prostate** (F10): the name of a series' folder is the UID, is ``US_<uid>``, or ends with the
 last five digits of the UID. If there is no such folder, the file is found by the UID in its
-header. Frames from one quarter to three quarters of the volume are used. In corrected data, the
-score of a series is the highest score of its targets, so that no frame has two labels (F33).
+header. Frames from one quarter to three quarters of the volume are used. In corrected data,
+the score of a series is the highest score of its targets, so that no frame has two labels
+(F33).
 """
 
 from __future__ import annotations

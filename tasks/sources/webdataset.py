@@ -1,13 +1,13 @@
 """List a user's images in WebDataset tars, which are called shards.
 
-The README of ``webdataset/webdataset`` describes the layout. A sample consists of all files with
-the same name up to the first dot. The image is a picture, such as ``.jpg`` or ``.png``, or a
-DICOM file. A ``.cls`` file contains the class as text. A ``.json`` file may contain the class, a
-group and a split. The class is the value of ``label``, or of another name in
+The README of ``webdataset/webdataset`` describes the layout. A sample consists of all files
+with the same name up to the first dot. The image is a picture, such as ``.jpg`` or ``.png``,
+or a DICOM file. A ``.cls`` file contains the class as text. A ``.json`` file may contain the
+class, a group and a split. The class is the value of ``label``, or of another name in
 :data:`tasks.sources.tables.COLUMNS`.
 
-``<raw>`` is one shard or a folder of shards. If the ``.json`` of a sample has no split, the name
-of the shard or of its folder may contain a split. Examples are ``train-000000.tar`` and
+``<raw>`` is one shard or a folder of shards. If the ``.json`` of a sample has no split, the
+name of the shard or of its folder may contain a split. Examples are ``train-000000.tar`` and
 ``skin-test-0.tar``.
 """
 

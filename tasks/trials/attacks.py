@@ -331,8 +331,8 @@ def _attack_record(
     clean_scores = clean.evaluation(loss_rule)
     loss = mean_loss(torch.cat([outcome.losses for outcome in outcomes]), loss_rule)
     accuracy = float(is_correct.double().mean())
-    # Robust accuracy is the share of the images that are classified correctly before and after the
-    # attack.
+    # Robust accuracy is the share of the images that are classified correctly before and after
+    # the attack.
     robust_accuracy = float((is_correct & clean.is_correct).double().mean())
     loss_missing_reason = ""
     if not math.isfinite(clean_scores.loss):

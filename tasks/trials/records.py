@@ -24,7 +24,8 @@ EVALUATION_PASS = 16
 memory than a training step."""
 CONTEXT_BYTES = int(0.7 * 2**30)
 """Bytes that a process needs on a GPU for its CUDA context and kernels, in addition to its
-tensors. Others report 0.3 to 0.9 GiB (pytorch#58466, #107667). We did not measure this number."""
+tensors. Others report 0.3 to 0.9 GiB (pytorch#58466, #107667). We did not measure this
+number."""
 NUM_SCORED_EPOCHS = 10
 """Approximate number of evaluations of the test images during one training."""
 

@@ -39,7 +39,8 @@ QUANTILES = (0.05, 0.25, 0.75, 0.95)
 """Quantiles of the radii that a record contains."""
 RANGE_TOLERANCE = 1e-3
 """Largest distance from 0 or 255, in pixel units, at which a pixel counts as being at this
-limit. Because of float32 rounding, a perturbed pixel at a limit may not be exactly 0 or 255."""
+limit. Because of float32 rounding, a perturbed pixel at a limit may not be exactly 0 or
+255."""
 
 
 def measure_robustness(

@@ -141,8 +141,7 @@ def check_user_failure(
     """Raise a ConfigError if a network that raised ``error`` would fail on all images.
 
     ``images`` is the batch on which the network failed. If the failure depends on the values
-    of the pixels, the network may work on other images, so no error is raised. A trial then
-    fails only if its own images cause an error.
+    of the pixels, the network may work on other images. Then this function raises no error.
     """
     if depends_on_pixels(error) or _may_run_without_values(model, images.shape):
         return

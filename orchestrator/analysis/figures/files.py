@@ -36,7 +36,8 @@ NO_METADATA: dict[str, dict[str, None]] = {
 """Metadata that is left out of files, by format. With dates and versions, equal figures would
 have different bytes."""
 SVG_ID = re.compile(r'(id=")(figure|axes|patch|line2d|text|matplotlib|xtick|ytick)')
-"""Pattern of the ids that matplotlib writes. In each figure, matplotlib numbers them from 1."""
+"""Pattern of the ids that matplotlib writes. In each figure, matplotlib numbers them from
+1."""
 
 
 def write_figures(

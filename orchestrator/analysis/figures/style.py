@@ -66,7 +66,8 @@ MAX_LINEAR_TICKS = 5
 """Largest number of ticks on a linear axis. With more ticks, the long numbers of K_F would
 overlap."""
 MIN_GAP_OF_TICKS = 0.19
-"""Smallest distance between two labeled train sizes on an axis, as a share of the axis length."""
+"""Smallest distance between two labeled train sizes on an axis, as a share of the axis
+length."""
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,

@@ -120,9 +120,10 @@ def _rows_by_cluster(clusters: Codes) -> list[Codes]:
 
 def _stretch(columns: Array, inverse: Array, weights: Array) -> Array:
     """Return ``(I − columns inverse columns')^(−1/2) weights``, projected on the columns' span."""
-    # In the basis of the cluster's columns, the cluster's block of the hat matrix is small.
-    # Directions in which the fit leaves no residual get the factor 0 (a generalized inverse;
-    # Pustejovsky & Tipton 2018).
+    # The cluster's block of the hat matrix has as many rows as the cluster. In the basis of
+    # the cluster's columns, it has only as many rows as there are columns. Directions in which
+    # the fit leaves no residual get the factor 0 (a generalized inverse; Pustejovsky & Tipton
+    # 2018).
     basis, singular_values, axes = np.linalg.svd(columns, full_matrices=False)
     scaled = singular_values[:, None] * axes
     hat_block = scaled @ inverse @ scaled.T

@@ -106,7 +106,8 @@ class Groups:
             (ones, (places.ravel(), unit_of_place)),
             shape=(len(self.names), num_units),
         )
-        """A matrix ``(G, U)``. An entry is 1 if the unit belongs to the group, and 0 otherwise."""
+        """A matrix ``(G, U)``. An entry is 1 if the unit belongs to the group, and 0
+        otherwise."""
         self._members.sum_duplicates()
         # If a unit has the same group in both places, it belongs to this group only once.
         self._members.data = np.minimum(self._members.data, 1.0)

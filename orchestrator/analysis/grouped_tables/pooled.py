@@ -13,7 +13,8 @@ from orchestrator.analysis.inference import Array, centered, t_p_values
 MIN_ROWS = 3
 """Smallest number of rows for a correlation: two points always lie on a line."""
 SMALLEST_SQUARE = 1e-300
-"""Smallest unexplained share 1 − r². It keeps the t value finite if the correlation is perfect."""
+"""Smallest unexplained share 1 − r². It keeps the t value finite if the correlation is
+perfect."""
 
 
 @dataclass(frozen=True, slots=True)

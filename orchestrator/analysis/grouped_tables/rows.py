@@ -13,7 +13,8 @@ from orchestrator.analysis.grouped_tables.groups import Groups
 from orchestrator.analysis.inference import Array, Codes
 
 SMALLEST_NUMBER = 1e-100
-"""Smallest number by which a column is divided. A column of zeros is divided by this number."""
+"""Smallest number by which a column is divided. A column of zeros is divided by this
+number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,8 @@ def partial_slope(
     """Return the slope of column 0 on column ``place``, with all other columns held constant.
 
     Args:
-        products: Symmetric matrix. Entry (i, j) is the sum over rows of column i times column j.
+        products: Symmetric matrix. Entry (i, j) is the sum over rows of column i times column
+        j.
         place: Index of the regressor. The first regressor has the index 1.
         smallest: Limit for the sum of squares of the regressor. Below this limit, the
             variation of the regressor is rounding error.

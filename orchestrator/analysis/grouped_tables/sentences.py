@@ -8,6 +8,7 @@ from orchestrator.analysis.grouped_tables.scatter import MeanScatter
 from orchestrator.analysis.grouped_tables.slopes import Slope
 from orchestrator.analysis.inference import LEVEL, Interval
 from orchestrator.analysis.number_formats import (
+    ADJUSTED_P_DECIDES,
     adjusted_p_equals,
     interval,
     listing,
@@ -100,10 +101,7 @@ def _why_no_claim(slope: Slope, bounds: Interval) -> str:
     if slope.p_value is None or low <= 0 <= high:
         return ""
     if slope.p_value <= LEVEL:
-        return (
-            " This interval excludes 0, but it is not adjusted for the number of slopes. The "
-            "adjusted p decides."
-        )
+        return f" This interval excludes 0, but it {ADJUSTED_P_DECIDES}"
     return (
         " This interval excludes 0, but it comes from one analysis of this slope, and a second "
         f"analysis gives {p_equals(slope.p_value)}. isweep makes a claim only if both analyses "

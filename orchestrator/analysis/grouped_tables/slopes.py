@@ -20,8 +20,8 @@ class Slope(Tested):
         on: The column.
         num_groups: Number of groups that contribute to the slope.
         degrees: Degrees of freedom of the t test; None if there is no t test.
-        smallest_p: Smallest p-value that the permutations or bootstrap draws can give; 0 if only a
-            t test gives the p-value.
+        smallest_p: Smallest p-value that the permutations or bootstrap draws can give; 0 if
+            only a t test gives the p-value.
     """
 
     level: Level

@@ -41,7 +41,8 @@ MAX_BOOTSTRAPPED = 200
 """Largest number of groups for a wild bootstrap. With more groups, the bootstrap takes
 seconds, and its p-value agrees with the p-value of CR2."""
 MIN_SHARE_CARRIED = 1e-12
-"""Limit for a group's share of the regressor's variation. A smaller share is rounding error."""
+"""Limit for a group's share of the regressor's variation. A smaller share is rounding
+error."""
 
 
 def within_slopes(data: StandardRows) -> Iterator[Slope]:
@@ -163,7 +164,8 @@ class WithinFit:
         bootstrap = wild_bootstrap(fitted, unit)
         p_value = bootstrap.p_value
         if variance is not by_group and judged.p_value is not None:
-            # The bootstrap draws whole groups, so it ignores dependence through crossing columns.
+            # The bootstrap draws whole groups, so it ignores dependence through crossing
+            # columns.
             p_value = max(p_value, judged.p_value)
         return replace(judged, p_value=p_value, smallest_p=bootstrap.smallest_p)
 

@@ -91,7 +91,8 @@ def fit_height(
     if reason:
         return replace(unfitted, status="refused", reason=reason)
     # Datasets are compared at the same models, train sizes and data modes. Otherwise a dataset
-    # without trials at a large N would get a higher loss and a lower d_data only for this reason.
+    # without trials at a large N would get a higher loss and a lower d_data only for this
+    # reason.
     effects = effects_of(rows, columns)
     if effects is None:
         reason = (

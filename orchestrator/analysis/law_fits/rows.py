@@ -80,8 +80,8 @@ def effects_without_each(rows: pd.DataFrame, columns: Sequence[str]) -> Iterator
         reduced = dataset_effects(values[is_kept], cells[is_kept], codes[is_kept], weights[is_kept])
         if reduced is not None:
             _, effects = reduced
-            # Make the columns contiguous in memory, as in a table, because the rounding of BLAS
-            # depends on the layout.
+            # Make the columns contiguous in memory, as in a table, because the rounding of
+            # BLAS depends on the layout.
             yield str(name), np.asfortranarray(effects)
 
 

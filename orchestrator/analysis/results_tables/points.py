@@ -106,9 +106,9 @@ def fitted_points(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
         full: A checked table with one row per trial.
 
     Returns:
-        First, the points, with one row per model, dataset, class pair and train size. Losses are
-        averaged as logarithms. Second, the number of trials without a usable loss, for each
-        reason. If such a trial is finished and has a train size, the points use its other
+        First, the points, with one row per model, dataset, class pair and train size. Losses
+        are averaged as logarithms. Second, the number of trials without a usable loss, for
+        each reason. If such a trial is finished and has a train size, the points use its other
         numbers.
     """
     unusable = {

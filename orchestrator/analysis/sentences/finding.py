@@ -14,6 +14,7 @@ from orchestrator.analysis.answers import Alternative, Answer, Verdict, is_signi
 from orchestrator.analysis.inference import LEVEL, Interval
 from orchestrator.analysis.law_fits.detection import TTest
 from orchestrator.analysis.number_formats import (
+    ADJUSTED_P_DECIDES,
     adjusted_p_equals,
     in_hundred,
     listing,
@@ -39,7 +40,8 @@ NO_RELATION = "No relation was detected."
 LABEL_SHARPNESS_MEANS = (
     "K_F (label sharpness) is 1 / the smallest distance between images with different labels."
 )
-"""Sentence that explains K_F in the first answer on K_F. The closest pair of images decides K_F."""
+"""Sentence that explains K_F in the first answer on K_F. The closest pair of images decides
+K_F."""
 DELTA_MEANS = "δ is the mean distance to the nearest image with another label."
 """Sentence that explains δ in the first answer on δ. Unlike K_F, δ depends on all images."""
 SIDES: dict[Alternative, str] = {
@@ -232,7 +234,7 @@ def why_undecided(answer: Answer) -> str:
             "The interval comes only from a t test, and the test by resampling does not confirm "
             "this result."
         )
-    return "The interval is not adjusted for the number of tests. The adjusted p decides."
+    return f"The interval {ADJUSTED_P_DECIDES}"
 
 
 def p_sentences(answer: Answer, where: str = "") -> list[str]:

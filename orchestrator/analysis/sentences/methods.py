@@ -219,7 +219,7 @@ def _measures(measures: Sequence[MeasureSpec], largest_size: int) -> Iterator[st
                 "images with different labels, as a mean over "
                 f"{plural(len(seeds[0]), 'sample')} of at most {sample_size:,} training images"
             )
-        yield f"Label sharpness is one over the distance between the two closest {images}."
+        yield f"Label sharpness is 1 / the smallest distance between {images}."
 
 
 def _attacks(trials: Sequence[TrialSpec]) -> Iterator[str]:

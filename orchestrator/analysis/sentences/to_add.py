@@ -31,8 +31,8 @@ def datasets_to_add(fits: ScalingFits, fit: Fit, numbers: str, reason: str = "")
     noun = "dataset"
     domains = Counter(dataset.domain for dataset in fits.datasets if dataset.loss is not None)
     if domains and not isinstance(fit, ExponentFit):
-        # Four datasets of one domain have 24 permutations. Two datasets of one domain and three of
-        # the other one have 12.
+        # Four datasets of one domain have 24 permutations. Two datasets of one domain and
+        # three of the other one have 12.
         (domain, num_of_domain), *other_domains = domains.most_common()
         ways_of_others = prod(factorial(num) for _, num in other_domains)
         while ways_of_others * factorial(num_of_domain + num_missing) < 1 / LEVEL:

@@ -29,7 +29,7 @@ def _of_data(fits: ScalingFits) -> Iterator[tuple[str, str]]:
     )
     yield (
         "K_F",
-        "Label sharpness: one over the distance between the two closest images with different "
+        "Label sharpness: 1 / the smallest distance between images with different "
         "labels. Its unit "
         "is 1/pixel value. It depends on the pixel range, the image size and the number of "
         "channels.",

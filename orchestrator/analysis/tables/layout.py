@@ -11,7 +11,8 @@ from typing import Any
 from orchestrator.analysis.number_formats import interval, number, p_value
 
 Column = str | Callable[[Any], str]
-"""Content of a column: the name of a field, or a function that returns the text for a record."""
+"""Content of a column: the name of a field, or a function that returns the text for a
+record."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,8 +90,8 @@ def gpus_here() -> list[Gpu]:
     described = torch_gpus.describe(os.environ.get("CUDA_VISIBLE_DEVICES"))
     if described.gpus:
         return list(described.gpus)
-    # Torch can use no GPU. The caller must see that there are GPUs: each trial then reports why
-    # torch cannot use them.
+    # Torch can use no GPU. The caller must see that there are GPUs: each trial then reports
+    # why torch cannot use them.
     return [row.as_gpu() for row in rows if row.has_memory_size]
 
 

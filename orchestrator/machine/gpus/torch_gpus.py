@@ -28,7 +28,8 @@ from orchestrator.machine.mps_daemon import mps_runs
 from orchestrator.machine.processes import run_program
 
 IMPORT_TIMEOUT_S = 300.0
-"""Seconds that a process may take to import torch. The import is slow on a network file system."""
+"""Seconds that a process may take to import torch. The import is slow on a network file
+system."""
 
 
 class _GpuState(NamedTuple):
@@ -70,7 +71,8 @@ def describe(visible: str | None) -> NodeGpus:
         return replace(_describe_slices(ids), visible=str(visible))
     program = run_program(
         sys.executable,
-        # The user's working folder may contain a file tasks.py, which Python would import instead.
+        # The user's working folder may contain a file tasks.py, which Python would import
+        # instead.
         "-P",
         "-c",
         "from orchestrator.machine.gpus.torch_gpus import print_gpus; print_gpus()",
@@ -121,8 +123,8 @@ def print_gpus() -> None:
     import torch
 
     torch_message = why_no_gpu()
-    # why_no_gpu() has started CUDA, so torch counts the GPUs that CUDA can use. Before that, torch
-    # counts the GPUs that NVML lists.
+    # why_no_gpu() has started CUDA, so torch counts the GPUs that CUDA can use. Before that,
+    # torch counts the GPUs that NVML lists.
     num_gpus = 0 if torch_message else torch.cuda.device_count()
     gpus = []
     has_slices = False

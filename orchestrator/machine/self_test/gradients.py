@@ -48,7 +48,8 @@ DIRECTION_FACTOR = 2
 CPU. The reason is the same as for LOSS_FACTOR."""
 NORM_FACTOR = 2
 """Largest allowed relative difference from the CPU's gradient norm in float32, as a multiple
-of the difference that rounding causes on the CPU. The reason is the same as for LOSS_FACTOR."""
+of the difference that rounding causes on the CPU. The reason is the same as for
+LOSS_FACTOR."""
 FLOAT32_LOSS_MARGIN = 1e-3
 """Difference between a float32 loss and the CPU's loss that is always allowed, in nat. It is
 needed because rounding on the CPU may by chance leave the loss unchanged."""

@@ -1,8 +1,9 @@
 """The second part of the self-test. It compares trainings with CUDA graphs and with plain
 steps.
 
-A network is trained three times from the same start: with plain steps, with graphs, and with plain
-steps again. The two plain trainings show how much the GPU varies between equal trainings.
+A network is trained three times from the same start: with plain steps, with graphs, and with
+plain steps again. The two plain trainings show how much the GPU varies between equal
+trainings.
 """
 
 from __future__ import annotations

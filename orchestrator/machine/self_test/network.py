@@ -31,7 +31,8 @@ def random_images(num_images: int, side: int, channels: int = 1) -> tuple[Tensor
     """Return random images from a fixed seed, with labels that alternate between 0 and 1.
 
     Returns:
-        Images ``(num_images, channels, side, side)`` uint8, and labels ``(num_images,)`` int64.
+        Images ``(num_images, channels, side, side)`` uint8, and labels ``(num_images,)``
+        int64.
     """
     generator = torch.Generator().manual_seed(0)
     shape = (num_images, channels, side, side)

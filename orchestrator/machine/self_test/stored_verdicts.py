@@ -209,7 +209,8 @@ def run_in_separate_process(case: Case) -> dict[str, Any]:
     """
     program = run_program(
         sys.executable,
-        # The user's working folder may contain a file tasks.py, which Python would import instead.
+        # The user's working folder may contain a file tasks.py, which Python would import
+        # instead.
         "-P",
         "-m",
         "orchestrator.machine.self_test.program",

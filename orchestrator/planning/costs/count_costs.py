@@ -75,8 +75,9 @@ def convolution_backward_flops(
     """Return the operations of the gradients of a convolution, which may be grouped.
 
     The gradient by the pixels and the gradient by the weights each need as many operations as
-    the convolution itself. PyTorch's formula ignores the groups in the gradient by the weights:
-    it counts the depthwise convolution of 64 channels as 65 convolutions instead of 2.
+    the convolution itself. PyTorch's formula ignores the groups in the gradient by the
+    weights: it counts the depthwise convolution of 64 channels as 65 convolutions instead of
+    2.
 
     Args:
         output_gradient: ``(batch, out_channels, ...)`` gradient by the output.
@@ -165,8 +166,8 @@ def _build_fake(network: _Network, mode: FakeTensorMode) -> nn.Module:
 def _unfused_attention() -> Iterator[None]:
     """Run attention as single operations, because PyTorch does not count a fused transformer layer.
 
-    With torch's fused layers, the count had only two thirds of the operations of a forward pass of
-    ViT-B/16. For a small ViT, it had only 0.4 % of the operations.
+    With torch's fused layers, the count had only two thirds of the operations of a forward
+    pass of ViT-B/16. For a small ViT, it had only 0.4 % of the operations.
     """
     was_enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

@@ -29,8 +29,8 @@ class Kernel:
     @property
     def num_launches(self) -> int:
         """Number of kernels that a GPU starts for the operation."""
-        # The GPU starts one kernel for the gradient of the input, and one for the gradient of the
-        # weights.
+        # The GPU starts one kernel for the gradient of the input, and one for the gradient of
+        # the weights.
         if self.name == "convolution_backward":
             return 2
         return 1

@@ -150,7 +150,8 @@ def _share(gpu: GpuModel, busy: float, memory: float) -> float:
 
     Args:
         gpu: The kind of GPU.
-        busy: Fraction of the trial's time in which the GPU computes, if the trial has a whole GPU.
+        busy: Fraction of the trial's time in which the GPU computes, if the trial has a whole
+        GPU.
         memory: Peak memory of the trial, bytes.
     """
     num_together = max(1, math.ceil(BUSY_ENOUGH / busy))

@@ -182,7 +182,8 @@ class ResourcePolicy:
             if failure.capture_failed:
                 self.networks_without_graphs.add(network_key(trial))
             return MAY_RETRY
-        # Without a GPU only the machine's memory can run out, even if the failure does not say so.
+        # Without a GPU only the machine's memory can run out, even if the failure does not say
+        # so.
         if failure.memory == "machine" or not self.resources.num_gpus:
             return self._machine_failed(trial, failure)
         return self._gpu_failed(trial, failure, gpu_name)
@@ -239,9 +240,9 @@ class ResourcePolicy:
             levels.num_failures_by_others += 1
             if levels.ignores_failures_by_others:
                 return MAY_RETRY
-        # Each failure raises the level by one, even if the request stays the same: the trial may
-        # fit later, when other trials need less memory. MIN_FINAL_MACHINE_LEVEL limits the number
-        # of these attempts.
+        # Each failure raises the level by one, even if the request stays the same: the trial
+        # may fit later, when other trials need less memory. MIN_FINAL_MACHINE_LEVEL limits the
+        # number of these attempts.
         levels.start_level = level + 1
         has_next = self._next_level(trial) is not None
         if is_by_others or has_next or level < MIN_FINAL_MACHINE_LEVEL:

@@ -80,7 +80,8 @@ class Decision(NamedTuple):
     """The decision about a failed trial.
 
     Attributes:
-        pause_s: seconds until the next attempt. None means that the trial gets no further attempt.
+        pause_s: seconds until the next attempt. None means that the trial gets no further
+        attempt.
         reason: text for the user. It contains the pause and the number of failures, or the
             reason why the trial gets no further attempt.
     """

@@ -70,7 +70,8 @@ ADVICE = (
     ),
     Advice(("securitygroup", "subnet"), "Correct the security group or subnet in the launch file"),
 )
-"""Hints for failed launches. If several hints match a message, the first of them is printed."""
+"""Hints for failed launches. If several hints match a message, the first of them is
+printed."""
 NO_TYPE_FITS = (
     "Lower `resources` in the sweep file, or raise `max_workers` or the size of a node type in the "
     "launch file. `ray status` shows all requests."

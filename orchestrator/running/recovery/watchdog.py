@@ -156,8 +156,8 @@ class Watchdog:
         if kill is None:
             return
         if trial_id not in self._watched:
-            # `add` is called when the trial's worker answers. A reused worker may never answer,
-            # so its time limit begins here.
+            # `add` is called when the trial's worker answers. A reused worker may never
+            # answer, so its time limit begins here.
             self._watched[trial_id] = _WatchedTrial(now, WORKER_TIMEOUT_S)
         watched = self._watched[trial_id]
         if now - watched.last_message_at <= watched.limit_s:

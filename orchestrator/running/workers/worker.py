@@ -213,8 +213,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         from tasks.trials.user_networks import install_code
 
         keep_freed_memory()
-        # The reference is in a list, because Ray would load the images of a bare reference into the
-        # process of the actor.
+        # The reference is in a list, because Ray would load the images of a bare reference
+        # into the process of the actor.
         (reference,) = ray.get(self._arrays.take.remote(self.assignment.array))
         if isinstance(reference, SweepError):
             raise reference

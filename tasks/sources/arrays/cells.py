@@ -22,21 +22,22 @@ from tasks.sources.own.columns import Columns, JoinedTables, find_columns
 from tasks.sources.tables import label_text
 
 MAX_SMALL_ARRAY_BYTES = 1 << 28
-"""Largest size in bytes of an array of labels, groups or names. isweep reads such an array as a
-whole into memory."""
+"""Largest size in bytes of an array of labels, groups or names. isweep reads such an array as
+a whole into memory."""
 
 
 @dataclass(frozen=True)
 class ArrayCells:
     """The columns of an array file.
 
-    The cells of all arrays are joined: the cells of the second array follow those of the first.
+    The cells of all arrays are joined: the cells of the second array follow those of the
+    first.
 
     Attributes:
         columns: Names and roles of the columns that are read, and names of the unused columns.
         used: Cells of the columns that are read.
-        unused: Name of an unused column -> its cells. Only columns with one value per image are
-            in this dict.
+        unused: Name of an unused column -> its cells. Only columns with one value per image
+            are in this dict.
     """
 
     columns: Columns
@@ -106,8 +107,8 @@ def _check_first_axis(file: ArrayFile, images_name: str, array_name: str) -> Non
     """Check that the images of an array are not counted by its last axis.
 
     Raises:
-        DataError: The last axis has as many entries as there are labels, and the first axis has
-            fewer.
+        DataError: The last axis has as many entries as there are labels, and the first axis
+            has fewer.
     """
     images_shape = file.header(images_name).shape
     labels_shape = file.header(array_name).shape
@@ -171,9 +172,9 @@ def read_class_names(
 ) -> tuple[str, ...]:
     """Return the class names in the order of the labels 0, 1, 2 and so on.
 
-    The names come from an array such as ``label_names``. If the file has no such array, the names
-    come from the table :data:`search_spaces.datasets.DATASETS`. If the table does not contain the
-    dataset, or if a label is not a number, the result is empty.
+    The names come from an array such as ``label_names``. If the file has no such array, the
+    names come from the table :data:`search_spaces.datasets.DATASETS`. If the table does not
+    contain the dataset, or if a label is not a number, the result is empty.
     """
     if class_names_array is not None:
         stored = _small_array(file, class_names_array).reshape(-1)

@@ -117,8 +117,8 @@ class NpzFile:
         """Return the header of an array. A second call does not read the file again.
 
         Raises:
-            DataError: The array is damaged, contains Python objects, or has fewer values than its
-                header declares.
+            DataError: The array is damaged, contains Python objects, or has fewer values than
+                its header declares.
         """
         if name in self._headers:
             return self._headers[name]
@@ -227,8 +227,8 @@ def _npy_rows(path: Path, member: str, size: int, time_ns: int) -> ReadRow:
 
 def _npy_header(file: IO[bytes]) -> ArrayHeader:
     version = np.lib.format.read_magic(file)
-    # Versions 2 and 3 differ only in the encoding of field names. Arrays of plain numbers have no
-    # field names.
+    # Versions 2 and 3 differ only in the encoding of field names. Arrays of plain numbers have
+    # no field names.
     if version == (1, 0):
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     else:
@@ -258,8 +258,8 @@ def open_hdf5(file: Path | IO[bytes], name: str) -> Any:
             hint="Run `pip install 'isweep[formats]'`",
         ) from error
     try:
-        # If a chunk does not fit into this cache, h5py unpacks it again for each row. By default,
-        # the cache has 1 MiB.
+        # If a chunk does not fit into this cache, h5py unpacks it again for each row. By
+        # default, the cache has 1 MiB.
         return h5py.File(file, "r", rdcc_nbytes=MAX_CHUNK_BYTES)
     except (OSError, RuntimeError, ValueError):
         raise DataError(
@@ -319,8 +319,8 @@ class Hdf5File:
                 f"the array {name!r} has chunks of {chunk_bytes:,} bytes, more than 256 MiB",
                 hint="Save the array with smaller chunks",
             )
-        # HDF5 returns zeros for chunks that were never written. A header may declare terabytes of
-        # such chunks.
+        # HDF5 returns zeros for chunks that were never written. A header may declare terabytes
+        # of such chunks.
         if 0 not in header.shape and not stored_bytes:
             raise self.error(
                 f"the array {name!r} is empty: no values were written into it",

@@ -66,11 +66,12 @@ class ArrayDetails(NamedTuple):
 
     Attributes:
         images_name: Name of the array that contains the image.
-        black: Stored value that becomes 0; None as in :class:`tasks.sources.arrays.pixels.Scale`.
+        black: Stored value that becomes 0; None as in
+        :class:`tasks.sources.arrays.pixels.Scale`.
         white: Stored value that becomes 255; None if ``black`` is None.
-        file_name: Name of the array file if the raw path is a folder; else empty. The name is part
-            of the item. So if another file in the folder is used, the items change and the images
-            are read again.
+        file_name: Name of the array file if the raw path is a folder; else empty. The name is
+            part of the item. So if another file in the folder is used, the items change and
+            the images are read again.
     """
 
     images_name: str
@@ -126,8 +127,8 @@ class _ArrayImages:
     def details(self, row: int) -> tuple[str | float | None, ...]:
         """Return the :class:`ArrayDetails` of an image's item.
 
-        If there is no file name, the tuple has only three entries. Earlier versions stored only
-        these entries, and stored items must not change.
+        If there is no file name, the tuple has only three entries. Earlier versions stored
+        only these entries, and stored items must not change.
         """
         images_name = self.array_of(row).images_name
         black, white = self.limits or (None, None)
@@ -140,8 +141,9 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
     """List the images of an array file, one item per image.
 
     Raises:
-        DataError: An array is missing, has a wrong shape or is damaged. Or the scale of its values
-            is unclear. Or labels, groups or splits break a rule of :mod:`tasks.sources.own`.
+        DataError: An array is missing, has a wrong shape or is damaged. Or the scale of its
+            values is unclear. Or labels, groups or splits break a rule of
+            :mod:`tasks.sources.own`.
     """
     found_arrays = find_arrays(file)
     arrays = found_arrays.arrays

@@ -5,8 +5,8 @@ An *array name* is the name of an array in the file. The array names of PatchCam
 
 Every other array except the class names is a *column*, with one value per image. The name of a
 column is its array name without the split. An exception is the array of labels: its column is
-always called ``label``. If another array would have this column name, it is not read. The *role*
-of a column is its use, see :mod:`tasks.sources.own.columns`. Example:
+always called ``label``. If another array would have this column name, it is not read. The
+*role* of a column is its use, see :mod:`tasks.sources.own.columns`. Example:
 
 ==================  ==========  =====
 array name          column      role
@@ -37,8 +37,8 @@ SAVE_EXAMPLE = "np.savez(PATH, images=images, labels=labels)"
 VALIDATION_NAMES = ("val", "valid")
 """Names of the validation split in array names."""
 SPLIT_NAMES = ("train", "test", *VALIDATION_NAMES)
-"""Names of all splits in array names. Only lower case is recognized, so ``TRAIN`` and ``Test`` are
-not."""
+"""Names of all splits in array names. Only lower case is recognized, so ``TRAIN`` and ``Test``
+are not."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ class FoundArrays:
     """The arrays that one scheme finds in a file.
 
     Attributes:
-        arrays: The arrays of training and test images; if there are no splits, the array of all
-            images.
+        arrays: The arrays of training and test images; if there are no splits, the array of
+            all images.
         num_validation: Number of images in validation splits, which are left out.
         class_names_array: Array name of the class names; None if the file has no such array.
     """
@@ -198,9 +198,9 @@ def _check_labels_exist(file: ArrayFile, *, check_short_names: bool) -> None:
 
     Args:
         file: The array file.
-        check_short_names: True if an array with a short name, such as ``x``, must have labels. It
-            is False if the file has other images with labels, because ``x`` may then contain other
-            data.
+        check_short_names: True if an array with a short name, such as ``x``, must have labels.
+            It is False if the file has other images with labels, because ``x`` may then
+            contain other data.
 
     Raises:
         DataError: An array of images has no labels.
@@ -221,8 +221,8 @@ def _check_labels_exist(file: ArrayFile, *, check_short_names: bool) -> None:
 def _refuse_several_sets(
     file: ArrayFile, sets_of_arrays: Sequence[Sequence[ImageArray]]
 ) -> NoReturn:
-    """Raise the error for a file with several sets of images, or with several sets of labels for
-    the same images.
+    """Raise the error for a file with several sets of images, or with several sets of labels
+    for the same images.
 
     Raises:
         DataError: Always.

@@ -40,8 +40,8 @@ from tasks.sources.pixel_range import (
 )
 
 CHANNELS = (1, 3)
-"""Possible numbers of channels. If the last axis of an image has one of these lengths, it is the
-axis of channels. Otherwise the first axis is the axis of channels."""
+"""Possible numbers of channels. If the last axis of an image has one of these lengths, it is
+the axis of channels. Otherwise the first axis is the axis of channels."""
 
 
 class Scale(NamedTuple):
@@ -92,8 +92,8 @@ def choose_scale(
     headers: Sequence[ArrayHeader],
     request: RawRequest,
 ) -> Scale:
-    """Return the scale of all images. If the images are floats, all of them are read to find their
-    range.
+    """Return the scale of all images. If the images are floats, all of them are read to find
+    their range.
 
     Raises:
         DataError: The arrays have several types, the scale of their values is unclear, or all
@@ -130,7 +130,8 @@ def _images_by_array(
     """Yield one iterator per array. The iterator reads the images of the array one by one.
 
     Raises:
-        SkipItem: An array cannot be opened. The iterators also raise it if an image is damaged.
+        SkipItem: An array cannot be opened. The iterators also raise it if an image is
+        damaged.
     """
     for array, header in zip(arrays, headers, strict=True):
         yield map(file.rows(array.images_name), range(header.shape[0]))

@@ -11,16 +11,16 @@ is not in an archive needs no extension.
   folders).
 - Layout ``group/class``: the groups are above the classes,
   ``<raw>/<group>/<class>/image.png``. The user's option ``layout`` chooses the layout. Without
-  this option, three conditions decide: all images lie in subfolders, the subfolders have 2 to 20
-  different names, and each name occurs in several top folders. If all conditions hold, the
+  this option, three conditions decide: all images lie in subfolders, the subfolders have 2 to
+  20 different names, and each name occurs in several top folders. If all conditions hold, the
   patient ids in DICOM headers decide between the layouts. Otherwise the layout is
   ``class/group``.
 - Splits: ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...``. Images in a folder ``val``
   beside them are left out. The record of the dataset contains their number.
 - Masks are left out. The record of the dataset contains their number. There are three kinds of
   masks: files in a folder called ``masks`` (COVID-19 Radiography Database), files beside their
-  image (BUSI has ``x_mask.png`` beside ``x.png``), and files below a class of masks (``cats_mask``
-  beside ``cats``).
+  image (BUSI has ``x_mask.png`` beside ``x.png``), and files below a class of masks
+  (``cats_mask`` beside ``cats``).
 - Classes with unusual names: the table shows whether such a folder is a class. If the user's
   option ``label_map`` contains the name of the folder, it is always a class.
 

@@ -20,9 +20,9 @@ class ArchivePath:
     """The path of an image or inner archive, split at each archive that contains it.
 
     Attributes:
-        parts: The archives, from ``<raw>`` to the innermost archive, then the path of the file in
-            the innermost archive. They are ``("raw.zip", "a/copy.zip", "1.png")`` for an image in
-            ``copy.zip``, and ``("raw.zip", "a/copy.zip")`` for ``copy.zip`` itself.
+        parts: The archives, from ``<raw>`` to the innermost archive, then the path of the file
+            in the innermost archive. They are ``("raw.zip", "a/copy.zip", "1.png")`` for an
+            image in ``copy.zip``, and ``("raw.zip", "a/copy.zip")`` for ``copy.zip`` itself.
     """
 
     parts: tuple[str, ...]
@@ -52,7 +52,8 @@ def find_repeated(tree: RawTree, image_names: Sequence[str], request: RawRequest
     """Return the names of images in inner archives that have a copy beside the archive.
 
     Raises:
-        DataError: Only some images of an inner archive have a copy beside it, by their file names.
+        DataError: Only some images of an inner archive have a copy beside it, by their file
+        names.
     """
     if not request.root().is_file():  # archives in a folder are not opened
         return set()
@@ -73,8 +74,8 @@ def find_repeated(tree: RawTree, image_names: Sequence[str], request: RawRequest
             continue
         names_beside = file_names[archive.folder]
         repeats = {name for name in names if path_by_name[name].file_name in names_beside}
-        # If several images in the archive have the same file name, at most one of them is a copy
-        # of the image beside the archive.
+        # If several images in the archive have the same file name, at most one of them is a
+        # copy of the image beside the archive.
         num_repeats = len({path_by_name[name].file_name for name in repeats})
         if 0 < num_repeats < len(names):
             hashed_path = request.hashed(MARK.join(archive.parts[1:]))

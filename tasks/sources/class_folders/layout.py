@@ -27,7 +27,8 @@ class LayoutChoice(NamedTuple):
     """The layout of a raw folder.
 
     Attributes:
-        layout: ``class/group`` if the top folders are classes; ``group/class`` if they are groups.
+        layout: ``class/group`` if the top folders are classes; ``group/class`` if they are
+        groups.
         flags: A flag if patient ids in DICOM headers decided the layout.
     """
 

@@ -47,7 +47,8 @@ HINT_BY_EXTENSIONS = {
         "The folder contains NIfTI volumes: list their paths and labels in a table (kind table)"
     ),
 }
-"""Extensions of files -> hint for the user if a folder has such files, but no class folders."""
+"""Extensions of files -> hint for the user if a folder has such files, but no class
+folders."""
 NO_EXTENSION_HINT = "Add an extension to the files: only DICOM files outside archives may have none"
 """Hint for a folder that has files without extensions, but no class folders."""
 
@@ -71,8 +72,8 @@ def list_folder(request: RawRequest) -> Listing:
     """List the images of all class folders. Classes are in the order of their names.
 
     Raises:
-        DataError: There are fewer than two class folders. Or it is unclear which folders are the
-            classes. Or labels, groups or splits break a rule of :mod:`tasks.sources.own`.
+        DataError: There are fewer than two class folders. Or it is unclear which folders are
+            the classes. Or labels, groups or splits break a rule of :mod:`tasks.sources.own`.
     """
     root = request.root()
     if root.is_file() and not is_archive_name(root.name):
@@ -100,7 +101,8 @@ def list_folder(request: RawRequest) -> Listing:
         cells={"label": [image.class_name for image in images]},
         locator=lambda row: locators[row],
         name=lambda row: request.hashed(locators[row]),
-        # Messages identify an image by its hash. So messages need no explanation of row numbers.
+        # Messages identify an image by its hash. So messages need no explanation of row
+        # numbers.
         numbering=lambda _: "",
         default_group=lambda row: images[row].group,
         image_path=lambda row: images[row].path.name,
@@ -216,9 +218,9 @@ def _flag_empty_folders(
 ) -> dict[str, int]:
     """Return flags for top folders without an image: flag -> number of folders.
 
-    The flag of a class contains its name. For groups, a flag contains only their number, because
-    the name of a group may be the name of a patient. Folders of masks need no images, so they get
-    no flag.
+    The flag of a class contains its name. For groups, a flag contains only their number,
+    because the name of a group may be the name of a patient. Folders of masks need no images,
+    so they get no flag.
     """
     folders_with_images = {image.path.top_path for image in images}
     all_folders = set(map(str.casefold, tree.folders))

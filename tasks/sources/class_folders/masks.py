@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterable, Sequence
 from tasks.sources.class_folders.paths import NOT_GROUP_FOLDERS, ImagePath
 
 MASK_FOLDER_NAMES = frozenset({"mask", "masks", "segmentation", "segmentations"})
-"""Names of folders of masks, in lower case. A folder called ``mask`` or ``segmentation`` may also
-be a class, for example of faces with a mask. It is a folder of masks only if it lies below a top
-folder or beside a folder such as ``images``."""
+"""Names of folders of masks, in lower case. A folder called ``mask`` or ``segmentation`` may
+also be a class, for example of faces with a mask. It is a folder of masks only if it lies
+below a top folder or beside a folder such as ``images``."""
 UNAMBIGUOUS_MASK_FOLDER_NAMES = frozenset({"masks", "segmentations"})
 """Names in lower case. A folder with such a name is a folder of masks at every level."""
 MASK_NAME = re.compile(r"(.+?)[ _-](?:mask|masks|seg|segmentation)(?:[ _-]?\d+)?", re.IGNORECASE)
@@ -20,8 +20,8 @@ MASK_NAME = re.compile(r"(.+?)[ _-](?:mask|masks|seg|segmentation)(?:[ _-]?\d+)?
 def find_masks_beside_images(image_names: Sequence[str], class_labels: Collection[str]) -> set[str]:
     """Return the masks that lie beside their image, or in a folder beside the folder of images.
 
-    Examples are the file ``cats/1_mask.png`` beside ``cats/1.png``, and all files in the folder
-    ``cats_mask`` beside ``cats``.
+    Examples are the file ``cats/1_mask.png`` beside ``cats/1.png``, and all files in the
+    folder ``cats_mask`` beside ``cats``.
 
     Args:
         image_names: Names of all images.
@@ -48,9 +48,9 @@ def find_files_in_mask_folders(
 ) -> set[str]:
     """Return the images in a folder called ``masks`` or ``segmentations``, at any level.
 
-    The images in a folder called ``mask`` or ``segmentation`` are returned only if a folder such
-    as ``images`` is beside it. If all images are in folders of masks, the result is empty, because
-    these folders must contain the classes.
+    The images in a folder called ``mask`` or ``segmentation`` are returned only if a folder
+    such as ``images`` is beside it. If all images are in folders of masks, the result is
+    empty, because these folders must contain the classes.
 
     Args:
         image_names: Names of all images.

@@ -24,8 +24,8 @@ class ImagePath:
         subfolders: The folders between the top folder and the image, from the outermost one,
             without those in :data:`NOT_GROUP_FOLDERS`.
         split: The split in the name of the folder above the top folder.
-        is_subfolder_class: True if the layout is ``group/class`` and ``label_map`` has the name of
-            the first subfolder.
+        is_subfolder_class: True if the layout is ``group/class`` and ``label_map`` has the
+            name of the first subfolder.
     """
 
     name: str

@@ -34,8 +34,8 @@ class FolderScan:
         image_paths: The images that are not left out.
         excluded: Reason -> number of files that are left out.
         upper_folders: The wrapper and the splits.
-        mask_folders: Names of folders that are left out as masks. They lie at the level of class
-            folders, so they may be classes for the user.
+        mask_folders: Names of folders that are left out as masks. They lie at the level of
+            class folders, so they may be classes for the user.
     """
 
     image_paths: list[ImagePath]
@@ -51,8 +51,8 @@ def scan_folder(tree: RawTree, request: RawRequest) -> FolderScan:
         DataError: Some folders are splits, and others are probably splits with unusual names.
             Or it is unclear whether an inner archive repeats images.
     """
-    # Only images may decide the wrapper and the splits. An image with copies must count once. So
-    # other files and copies of images are removed first.
+    # Only images may decide the wrapper and the splits. An image with copies must count once.
+    # So other files and copies of images are removed first.
     image_names = []
     for name in tree:
         if is_single_image_name(name) or _is_dicom_without_extension(tree, name, request):
@@ -113,8 +113,8 @@ def _mask_folders(
         paths_in_mask_folders: Paths of the files in folders of masks.
         paths_beside_images: Paths of the masks that lie beside their image.
         image_paths: Paths of the images that are not left out.
-        is_group_on_top: True if the user chose the layout ``group/class``. If the user chose no
-            layout, it is False.
+        is_group_on_top: True if the user chose the layout ``group/class``. If the user chose
+            no layout, it is False.
     """
     mask_folders = set()
     for path in paths_in_mask_folders:

@@ -53,8 +53,8 @@ def _find_wrapper(image_names: Iterable[str], *, is_archive: bool) -> str:
 
     An archive often has a wrapper of one or more folders: ``<name>/<name>-v2/<class>/``.
 
-    In a plain folder, a single outer folder may be a class. So it is a wrapper only if train and
-    test are directly below it. An example is ``data`` in ``<raw>/data/train/...``.
+    In a plain folder, a single outer folder may be a class. So it is a wrapper only if train
+    and test are directly below it. An example is ``data`` in ``<raw>/data/train/...``.
     """
     wrapper = ""
     # For each image: its folders below the wrapper, and its file name.
@@ -70,7 +70,8 @@ def _find_wrapper(image_names: Iterable[str], *, is_archive: bool) -> str:
 def _begin_with_wrapper(paths: Sequence[list[str]]) -> bool:
     """Return whether all paths begin with one folder that can be a wrapper.
 
-    Such a folder is not a split. Every path has at least a class folder and a file name below it.
+    Such a folder is not a split. Every path has at least a class folder and a file name below
+    it.
     """
     first_parts = {path[0] for path in paths}
     if len(first_parts) != 1 or any(map(is_split_word, first_parts)):

@@ -39,8 +39,8 @@ QUOTES = "'\"`\u2018\u2019\u201c\u201d"
 SEPARATOR = re.compile(r"[|;,&+/]")
 """Characters that separate the classes in a label of several classes."""
 MISSING_CODES = (99, 255, 999, 9999, 65535)
-"""Numbers that often mean "unknown" if all other labels are far smaller. The list contains 255,
-because an unsigned byte stores -1 as 255."""
+"""Numbers that often mean "unknown" if all other labels are far smaller. The list contains
+255, because an unsigned byte stores -1 as 255."""
 MAX_LABEL_LENGTH = 200
 """Largest number of characters of a class name."""
 LABEL_MAP_HINT = "assign classes to these labels with --label-map (in a sweep file: label_map)"
@@ -49,7 +49,8 @@ LABEL_MAP_HINT = "assign classes to these labels with --label-map (in a sweep fi
 def sort_labels(labels: Iterable[str]) -> list[str]:
     """Return the distinct labels in sorted order.
 
-    If all labels are whole numbers, they are sorted as numbers. Otherwise they are sorted as text.
+    If all labels are whole numbers, they are sorted as numbers. Otherwise they are sorted as
+    text.
     """
     distinct = set(labels)
     if all(label.isascii() and label.isdigit() for label in distinct):
@@ -66,8 +67,8 @@ def check_class_names(names: Iterable[str], request: RawRequest) -> None:
     - spaces, hyphens and underscores between words;
     - the spelling of a number, of a truth value, or of the word positive or negative.
 
-    A list of several classes is not accepted as a class name, unless ``label_map`` maps a label
-    to it. The same is true for a word that means "unknown".
+    A list of several classes is not accepted as a class name, unless ``label_map`` maps a
+    label to it. The same is true for a word that means "unknown".
 
     Raises:
         DataError: A name breaks one of these rules. The message shows the name, because class

@@ -19,8 +19,8 @@ from tasks.sources.base import RawRequest
 from tasks.sources.tables import COLUMNS, column_key, flags_for_unused_columns
 
 TRAITS = ("site", "scanner", "manufacturer", "model", "view", "device")
-"""Roles of columns that should not predict the label. If one of these columns predicts the label,
-the record of the prepared dataset gets a flag."""
+"""Roles of columns that should not predict the label. If one of these columns predicts the
+label, the record of the prepared dataset gets a flag."""
 ONE_HOT = {
     "0": False,
     "0.0": False,
@@ -43,9 +43,10 @@ class Columns:
             ``patient_id``.
         labels: Names of the columns of labels in the data. Usually this is one column. One-hot
             labels have one column of 0 and 1 for each class.
-        choice_flags: Flags about columns that isweep chose by another name than the name of the
-            role, in words.
-        unused: Names of columns that are not read, except those with a flag in ``choice_flags``.
+        choice_flags: Flags about columns that isweep chose by another name than the name of
+            the role, in words.
+        unused: Names of columns that are not read, except those with a flag in
+        ``choice_flags``.
     """
 
     name_by_role: dict[str, str]
@@ -68,7 +69,8 @@ class Columns:
 
         Args:
             data: Name of a column in the data -> its cells.
-            request: The request. Its method ``error`` begins each message with the dataset's name.
+            request: The request. Its method ``error`` begins each message with the dataset's
+            name.
             row_name: Function that returns the name of a row for messages.
         """
         cells: dict[str, Sequence[str]] = {}
@@ -107,15 +109,17 @@ def find_columns(
     Args:
         header: Names of the columns in the data.
         roles: Roles for which this function searches a column. They are keys of
-            :data:`tasks.sources.tables.COLUMNS`. Columns with a role in :data:`TRAITS` are always
-            chosen too.
-        request: The request. If its dataset has ``label_columns``, these columns are the labels.
+            :data:`tasks.sources.tables.COLUMNS`. Columns with a role in :data:`TRAITS` are
+            always chosen too.
+        request: The request. If its dataset has ``label_columns``, these columns are the
+        labels.
         also_read: Names of columns without a role that the caller reads. They get no flag.
 
     Raises:
-        DataError: Several columns could have the same role, so networks might be trained on the
-            wrong label. The error is also raised if another column has the name of a chosen
-            column except for case and punctuation, and if ``label_columns`` repeats a name.
+        DataError: Several columns could have the same role, so networks might be trained on
+            the wrong label. The error is also raised if another column has the name of a
+            chosen column except for case and punctuation, and if ``label_columns`` repeats a
+            name.
     """
     labels = request.dataset.label_columns
     if len(set(labels)) < len(labels):
@@ -151,18 +155,19 @@ def _choose_column(
 ) -> _Choice | None:
     """Return the column with a role; None if there is no such column.
 
-    If a column has the name of the role, this column is chosen. Otherwise a column with another
-    name for the role is chosen. If several names have the same key, the first one is used.
+    If a column has the name of the role, this column is chosen. Otherwise a column with
+    another name for the role is chosen. If several names have the same key, the first one is
+    used.
 
     Args:
         role: The role.
-        names_by_key: Result of :func:`column_key` -> the names in the data with this result, in
-            the order of the data.
+        names_by_key: Result of :func:`column_key` -> the names in the data with this result,
+            in the order of the data.
         request: The request. Its method ``error`` begins each message with the dataset's name.
 
     Raises:
-        DataError: No column has the name of the role, and several columns have another name for
-            it.
+        DataError: No column has the name of the role, and several columns have another name
+            for it.
     """
     role_key = column_key(role)
     alias_keys = dict.fromkeys(map(column_key, COLUMNS[role]))
@@ -230,7 +235,8 @@ def _unused_columns(header: Sequence[str], roles: Sequence[str], used: Sequence[
 
     Args:
         header: Names of all columns in the data.
-        roles: Roles of columns. A column that could have one of these roles is not in the result:
+        roles: Roles of columns. A column that could have one of these roles is not in the
+        result:
             isweep reads it, flags it, or uses ``label_columns`` instead.
         used: Names of the columns that are read.
     """

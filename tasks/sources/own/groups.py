@@ -18,12 +18,12 @@ from tasks.sources.tables import NOT_ONE_VALUE
 def check_groups(rows: Rows, request: RawRequest) -> None:
     """Check that the column of groups contains real ids.
 
-    A word that means "unknown" is not an id. Otherwise all rows with this word would count as one
-    patient.
+    A word that means "unknown" is not an id. Otherwise all rows with this word would count as
+    one patient.
 
     Raises:
-        DataError: An id is blank or means "unknown", all rows have the same id, or more than half
-            of all rows have the same placeholder.
+        DataError: An id is blank or means "unknown", all rows have the same id, or more than
+            half of all rows have the same placeholder.
     """
     groups = rows.cells.get("group", ())
     if not groups:
@@ -105,8 +105,8 @@ def check_no_group_in_both_splits(
 def similar_id_flags(rows: Rows, item_rows: Sequence[int]) -> dict[str, int]:
     """Return a flag if group ids differ only in punctuation or zeros, such as p1-2 and p1_02.
 
-    Such ids may be two spellings of one id. The value of the flag is the number of rows with such
-    ids.
+    Such ids may be two spellings of one id. The value of the flag is the number of rows with
+    such ids.
     """
     num_rows_by_group = Counter(map(rows.group, item_rows))
     counts_by_words: defaultdict[tuple[tuple[str, str], ...], list[int]] = defaultdict(list)
@@ -140,7 +140,7 @@ def plain_id(group: str) -> str:
 def _words_and_numbers(group: str) -> tuple[tuple[str, str], ...]:
     """Return the words and numbers of an id as pairs (number, word).
 
-    One of the two texts of a pair is empty. Numbers have no leading zeros. For example, the result
-    for the id p-07 is ``(("", "p"), ("7", ""))``.
+    One of the two texts of a pair is empty. Numbers have no leading zeros. For example, the
+    result for the id p-07 is ``(("", "p"), ("7", ""))``.
     """
     return tuple(re.findall(r"0*(\d+)|([^\W\d_]+)", plain_id(group)))

@@ -1,12 +1,13 @@
 """Find unused columns, and names of image files, that look like ids of patients.
 
-If isweep ignores such ids, the training set and the test set may share patients. Ids of patients
+If isweep ignores such ids, the training set and the test set may share patients. Ids of
+patients
 have two signs: several images have the same id, and all images with the same id have the same
-class. The values in a column of scanners or ages also repeat. But images with the same value in
-such a column have different classes.
+class. The values in a column of scanners or ages also repeat. But images with the same value
+in such a column have different classes.
 
-If the search finds such ids, isweep asks the user about them in a flag. The search has limits. It
-does not find ids in these cases:
+If the search finds such ids, isweep asks the user about them in a flag. The search has limits.
+It does not find ids in these cases:
 
 - There are fewer than 10 patients, or fewer patients than three times the number of classes.
 - Each patient has one image, or many patients have images of several classes.
@@ -18,8 +19,8 @@ The search also finds columns that determine the class, such as a detailed diagn
 
 In the name of a file, the id is a word that means patient, followed by a number, as in
 ``patient_003_2.png``. The search also tests three other parts of a path: the first word of the
-file's name, the name without its last word, and the folder. Such a part counts as an id only if it
-has the two signs above.
+file's name, the name without its last word, and the folder. Such a part counts as an id only
+if it has the two signs above.
 """
 
 from __future__ import annotations
@@ -34,39 +35,40 @@ from tasks.sources.own.words import NO_IDS
 from tasks.sources.tables import GROUP_WORDS, NOT_ONE_VALUE
 
 MIN_REPEATED_VALUES = 10
-"""Smallest number of values that occur in several rows of a column of ids. If there are fewer such
-values, each of them may have only one class by chance."""
+"""Smallest number of values that occur in several rows of a column of ids. If there are fewer
+such values, each of them may have only one class by chance."""
 MIN_MEAN_VALUES_PER_CLASS = 3
 """Smallest number of repeated values per class in a column of ids. A column with the class in
 another language has only one value per class."""
 MIN_SHARE_WITH_ONE_CLASS = 0.9
-"""Smallest share of the repeated values in a column of ids whose images all have the same class. A
-few patients may have images of several classes."""
+"""Smallest share of the repeated values in a column of ids whose images all have the same
+class. A few patients may have images of several classes."""
 MIN_STANDARD_DEVIATIONS = 3.0
-"""Number of standard deviations by which the number of values with only one class must exceed its
-mean for random classes. If 90 % of all images have the same class, most values have only one class
-by chance."""
+"""Number of standard deviations by which the number of values with only one class must exceed
+its mean for random classes. If 90 % of all images have the same class, most values have only
+one class by chance."""
 PATIENT_ABBREVIATIONS = ("sub", "subj", "pat", "pt")
 """Abbreviations that mean patient or subject in names of files, as in ``sub-01`` (BIDS)."""
 PATIENT_IN_PATH = re.compile(
     rf"(?:(?:^|(?<=/))p|(?<![^\W\d_])(?:{'|'.join((*GROUP_WORDS, *PATIENT_ABBREVIATIONS))}))"
     r"[\s_-]*\d+"
 )
-"""Pattern of a word that means patient, followed by a number, in a path in lower case. A single
-``p``, as in ``p0012``, counts only at the start of a name, because ``scan_p1`` may be a page."""
+"""Pattern of a word that means patient, followed by a number, in a path in lower case. A
+single ``p``, as in ``p0012``, counts only at the start of a name, because ``scan_p1`` may be a
+page."""
 COPY_WORDS = r"[hv]?flip(?:ped)?|mirror(?:ed)?|rot(?:ated?)?|aug(?:mented)?|copy"
 COPY_IN_PATH = re.compile(
     rf"(?<=/)(?:{COPY_WORDS})\d*[\W_]+|(?:_|[^\w/])+(?:{COPY_WORDS})[\W_]*\d*(?=\.[^/]*$)"
 )
-"""Pattern of the part of a path that marks a changed copy of an image, such as ``_flipped``. Paths
-are in lower case. Without this part, the path is the path of the original image."""
+"""Pattern of the part of a path that marks a changed copy of an image, such as ``_flipped``.
+Paths are in lower case. Without this part, the path is the path of the original image."""
 WORD_SEPARATOR = re.compile(r"[\W_]+")
 """Pattern of the characters between two words of a file's name."""
 MIN_PATIENT_CLASSES = 5
 """Smallest number of classes with a name such as ``patient 3`` that leads to a flag."""
 MIN_SHARE_WITH_PATIENT = 0.5
-"""Smallest share of the file names, or of the classes, with a text such as ``patient 3`` that leads
-to a flag."""
+"""Smallest share of the file names, or of the classes, with a text such as ``patient 3`` that
+leads to a flag."""
 
 
 def find_group_like(columns: Mapping[str, Sequence[str]], classes: Sequence[str]) -> list[str]:
@@ -138,8 +140,8 @@ def _has_copies(paths: Sequence[str]) -> bool:
 def patient_class_flags(num_images: Mapping[str, int]) -> dict[str, int]:
     """Return a flag if the classes seem to be patients: flag -> number of images.
 
-    In this case, the user probably chose the folder of one class. The folder above it then contains
-    the folders of all classes.
+    In this case, the user probably chose the folder of one class. The folder above it then
+    contains the folders of all classes.
 
     Args:
         num_images: Name of a class -> its number of images.
@@ -167,8 +169,8 @@ def describe_patient_names(paths: Sequence[str], classes: Sequence[str]) -> str:
         matches = PATIENT_IN_PATH.findall(path.lower())
         if matches:
             patient_ids.append(matches[-1])
-    # If each patient has only one image, training and test cannot share a patient. The folders of
-    # classes may also have such names.
+    # If each patient has only one image, training and test cannot share a patient. The folders
+    # of classes may also have such names.
     are_repeated = len(set(classes)) < len(set(patient_ids)) < len(patient_ids)
     if are_repeated and len(patient_ids) > MIN_SHARE_WITH_PATIENT * len(paths):
         return "file names look like patients"
@@ -182,7 +184,8 @@ def _name_parts(path: str) -> tuple[str, str, str]:
     """Return three parts of a path that may be an id. An empty part is not an id.
 
     Returns:
-        The first word of the file's name, the file's name without its last word, and the folder.
+        The first word of the file's name, the file's name without its last word, and the
+        folder.
     """
     folder, _, name = path.rpartition("/")
     words = WORD_SEPARATOR.split(name.partition(".")[0])

@@ -24,8 +24,8 @@ def find_classes(rows: Rows, request: RawRequest) -> list[str]:
 
     1. If ``label_map`` contains the raw label, the class is its value in ``label_map``.
     2. If the data contain a list of class names, the raw label is an index into this list. The
-       first index is 0. If ``label_map`` contains the name with this index, the class is the value
-       of this name in ``label_map``. Otherwise the class is the name itself.
+       first index is 0. If ``label_map`` contains the name with this index, the class is the
+       value of this name in ``label_map``. Otherwise the class is the name itself.
     3. In all other cases, the class is the raw label.
 
     Args:
@@ -33,10 +33,10 @@ def find_classes(rows: Rows, request: RawRequest) -> list[str]:
         request: The request, with the dataset's ``label_map``.
 
     Raises:
-        DataError: A label or a class name cannot be used: a raw label is missing, a list, bytes,
-            or not an index into the class names; the data list a class name twice; ``label_map``
-            contains a label that does not occur in the data; or a class name breaks a rule of
-            :func:`check_class_names`.
+        DataError: A label or a class name cannot be used: a raw label is missing, a list,
+            bytes, or not an index into the class names; the data list a class name twice;
+            ``label_map`` contains a label that does not occur in the data; or a class name
+            breaks a rule of :func:`check_class_names`.
     """
     raw_labels = rows.cells["label"]
     class_names = rows.class_names
@@ -59,8 +59,8 @@ def find_classes(rows: Rows, request: RawRequest) -> list[str]:
             f"{rows.describe_rows_with_label({NOT_ONE_VALUE})}",
             hint="Write one class per image, as text or number",
         )
-    # Missing labels are reported first, because check_class_names would report a blank label as
-    # a name that cannot be used.
+    # Missing labels are reported first, because check_class_names would report a blank label
+    # as a name that cannot be used.
     classes_in_map = set(label_map.values())
     missing_labels = set()
     for raw_label, class_name in class_by_label.items():
@@ -83,8 +83,9 @@ def _class_of(raw_label: str, rows: Rows, label_map: Mapping[str, str], request:
     Raises:
         DataError: The data list class names, and the raw label is not an index into this list.
     """
-    # The spaces around a label do not matter for label_map. If a label is not in label_map, its
-    # spaces are not removed, so that check_class_names can report two spellings of a class.
+    # The spaces around a label do not matter for label_map. If a label is not in label_map,
+    # its spaces are not removed, so that check_class_names can report two spellings of a
+    # class.
     mapped_class = label_map.get(raw_label.strip())
     if mapped_class is not None:
         return mapped_class

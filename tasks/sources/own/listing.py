@@ -44,8 +44,8 @@ HIDDEN = "hidden, by the dot before its name"
 NO_TEST_SPLIT = (
     "no test split beside train and val: call the validation split test, or give train alone"
 )
-"""Flag of a dataset that has a training split and a validation split, but no test split. isweep
-leaves out the validation split."""
+"""Flag of a dataset that has a training split and a validation split, but no test split.
+isweep leaves out the validation split."""
 
 
 def count_hidden(names: Iterable[str], is_readable: Callable[[str], bool]) -> dict[str, int]:
@@ -137,9 +137,10 @@ def own_listing(
 
     Args:
         rows: The rows that the source read.
-        request: The request, with the dataset and the key of hashes in messages.
-        base_listing: A listing without items and classes. The result is this listing, to which the
-            items, the classes, further counts of excluded rows and further flags are added.
+        request: The request, with the dataset and the key that hashes names in messages.
+        base_listing: A listing without items and classes. The result is this listing, to which
+            the items, the classes, further counts of excluded rows and further flags are
+            added.
         sort_classes: Function that sorts the names of the classes.
 
     Raises:
@@ -204,12 +205,12 @@ def _check_two_classes(classes: Sequence[str], num_validation: int, request: Raw
 def _row_splits(rows: Rows, request: RawRequest) -> list[GivenSplit]:
     """Return the split of every row.
 
-    The cell in the column ``split`` decides the split. If this cell is blank, or if there is no
-    such column, the name of the row's file or folder decides the split.
+    The cell in the column ``split`` decides the split. If this cell is blank, or if there is
+    no such column, the name of the row's file or folder decides the split.
 
     Raises:
-        DataError: A cell does not name a split, or it names another split than the row's file or
-            folder.
+        DataError: A cell does not name a split, or it names another split than the row's file
+            or folder.
     """
     row_indices = range(len(rows.cells["label"]))
     file_splits = list(map(rows.file_split, row_indices))

@@ -11,8 +11,8 @@ from tasks.sources.own.columns import Cells, Columns
 from tasks.sources.own.splits import GivenSplit
 
 FROM_ZERO = "the first row is 0"
-"""Text with which messages about arrays and Parquet files explain the row numbers. numpy and pandas
-number rows in the same way."""
+"""Text with which messages about arrays and Parquet files explain the row numbers. numpy and
+pandas number rows in the same way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,25 +22,25 @@ class Rows:
     Many fields are functions. Each function takes the index of a row, counted from 0.
 
     Attributes:
-        cells: Role of a column -> its cells. The roles are ``label`` and, if the data have them,
-            ``group``, ``split`` and :data:`TRAITS`.
+        cells: Role of a column -> its cells. The roles are ``label`` and, if the data have
+            them, ``group``, ``split`` and :data:`TRAITS`.
         locator: Function that returns the locator of a row's image.
-        name: Function that returns the name of a row for messages. The name contains no id and no
-            file name.
-        numbering: Function that returns a text about the row numbers in the row's file, such as
-            ``the first row is 0``. The text is empty if rows have no numbers.
-        default_group: Function that returns the group of a row if there is no column ``group``.
-            This group is the folder or volume of the row.
-        image_path: Function that returns the path of a row's image file. The path is empty if a
-            file contains the images of several rows.
+        name: Function that returns the name of a row for messages. The name contains no id and
+            no file name.
+        numbering: Function that returns a text about the row numbers in the row's file, such
+            as ``the first row is 0``. The text is empty if rows have no numbers.
+        default_group: Function that returns the group of a row if there is no column
+            ``group``. This group is the folder or volume of the row.
+        image_path: Function that returns the path of a row's image file. The path is empty if
+            a file contains the images of several rows.
         group_hint: Text that explains to the user how to add groups to the data.
         file_split: Function that returns the split in the name of a row's file or folder.
         details: Function that returns the field ``details`` of a row's item.
         columns: The columns that isweep chose; None if the data have no columns.
-        unused_cells: Name of a column that is not read -> its cells, one per row. If there is no
-            column of groups, isweep searches these cells for ids of patients.
-        class_names: Class names that the data list. Entry i is the name of the class with index
-            i. Empty if the data contain no such list.
+        unused_cells: Name of a column that is not read -> its cells, one per row. If there is
+            no column of groups, isweep searches these cells for ids of patients.
+        class_names: Class names that the data list. Entry i is the name of the class with
+            index i. Empty if the data contain no such list.
     """
 
     cells: Cells

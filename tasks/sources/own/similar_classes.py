@@ -1,7 +1,7 @@
 """Find pairs of similar class names: one name may be a misspelling of the other name.
 
-isweep only reports such names in a flag. It does not merge or reject them, because similar names,
-such as ``typical`` and ``atypical``, may be two classes.
+isweep only reports such names in a flag. It does not merge or reject them, because similar
+names, such as ``typical`` and ``atypical``, may be two classes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from search_spaces.errors import plural
 from tasks.sources.tables import MAX_NAMED
 
 MAX_COMPARED_CLASSES = 300
-"""Largest number of classes for which class names are compared. 1,000 classes have 500,000 pairs of
-names, and the comparison of all pairs would take seconds."""
+"""Largest number of classes for which class names are compared. 1,000 classes have 500,000
+pairs of names, and the comparison of all pairs would take seconds."""
 MIN_WORD_LENGTH = 4
 """Smallest number of letters of a word that may be a misspelling. Shorter words with different
 letters, such as ``cat`` and ``bat``, are usually different classes."""
@@ -76,8 +76,8 @@ def are_similar(first: str, second: str) -> bool:
     """Return whether two different words differ by one letter, or are singular and plural.
 
     Two words differ by one letter if one letter is replaced, added or missing, or if two
-    neighboring letters are swapped. Words are not similar if only their last letter is replaced,
-    because ``typea`` and ``typeb`` are different classes.
+    neighboring letters are swapped. Words are not similar if only their last letter is
+    replaced, because ``typea`` and ``typeb`` are different classes.
 
     Args:
         first: A word in lower case.

@@ -15,8 +15,8 @@ from tasks.sources.base import RawRequest, Split
 class GivenSplit(IntEnum):
     """The split of an image according to the data.
 
-    The values are also the codes in the array ``splits`` of a prepared dataset. This array never
-    contains ``VALIDATION``, because isweep leaves out images of a validation split.
+    The values are also the codes in the array ``splits`` of a prepared dataset. This array
+    never contains ``VALIDATION``, because isweep leaves out images of a validation split.
     """
 
     NONE = 0
@@ -46,7 +46,8 @@ def parse_split(word: str) -> GivenSplit:
     """Return the split that a word names, or ``NONE`` if the word names no split.
 
     Upper case and lower case are equivalent. The prefix ``partial-`` is ignored, because the
-    Hugging Face Hub stores the first files of a large split in a folder such as ``partial-train``.
+    Hugging Face Hub stores the first files of a large split in a folder such as
+    ``partial-train``.
     """
     return SPLIT_WORDS.get(word.strip().casefold().removeprefix("partial-"), GivenSplit.NONE)
 
@@ -64,10 +65,10 @@ def is_split_word(word: str) -> bool:
 def split_of_file(name: str, request: RawRequest) -> GivenSplit:
     """Return the split that the path of a file names.
 
-    The name of the file decides the split. If it names no split, the nearest folder whose name is a
-    word for a split decides. Examples of paths are ``train-00000-of-00002.parquet``,
-    ``skin_test_01.tar`` and ``val/0000.tar``. If the raw data consist of only one file, its name is
-    ignored.
+    The name of the file decides the split. If it names no split, the nearest folder whose name
+    is a word for a split decides. Examples of paths are ``train-00000-of-00002.parquet``,
+    ``skin_test_01.tar`` and ``val/0000.tar``. If the raw data consist of only one file, its
+    name is ignored.
 
     Raises:
         DataError: The file's name contains words for two splits.

@@ -281,7 +281,7 @@ def test_the_sentence_has_a_claim_for_each_level():
 @pytest.mark.parametrize(
     ("p_value", "bounds", "words"),
     [
-        (0.02, (0.1, 0.9), "it is not adjusted for the number of slopes. The adjusted p decides."),
+        (0.02, (0.1, 0.9), "it is not adjusted for the number of tests. The adjusted p decides."),
         (0.08, (0.1, 0.9), "a second analysis gives p = 0.08."),
         (0.08, (-0.1, 0.9), ""),
     ],

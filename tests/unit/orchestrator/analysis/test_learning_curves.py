@@ -145,7 +145,7 @@ def test_trainings_of_one_size_are_averaged_with_their_number():
 def test_a_curve_of_one_train_size_is_refused():
     with pytest.raises(
         DataError,
-        match=r"small_cnn: The learning curve has 1 train size.*\. Train at 2 sizes or more",
+        match=r"small_cnn: The learning curve has 1 train size.*\. Train at 2 or more train sizes",
     ):
         answer(curve_points([10, 10], [0.5, 0.4]), "small_cnn", CurveQuestion())
 
@@ -780,6 +780,21 @@ def test_every_needed_number_of_images_has_an_interval_or_a_bound(target, interv
     measured = curve_points([100, 200, 400, 800], [0.6, 0.42, 0.29, 0.2])
     curve_answer = answer(measured, "net", CurveQuestion(target=target))
     assert re.search(interval, curve_answer.lines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("target", "met"),
+    [
+        (0.3, "Your test loss of 0.29 at 400 images meets the target already."),
+        (0.2, "Your test loss of 0.2 at 800 images meets the target already."),
+        (0.19, ""),
+    ],
+)
+def test_a_target_that_a_measured_score_meets_is_called_so(target, met):
+    measured = curve_points([100, 200, 400, 800], [0.6, 0.42, 0.29, 0.2])
+    line = answer(measured, "net", CurveQuestion(target=target)).images_line
+    assert met in line
+    assert ("meets the target already" in line) == bool(met)
 
 
 @pytest.mark.parametrize(

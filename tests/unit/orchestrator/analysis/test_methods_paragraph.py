@@ -82,7 +82,7 @@ def test_images_cut_from_the_same_pictures_are_counted():
     ],
 )
 def test_samples_for_label_sharpness_are_named_only_where_training_sets_are_larger(preset, images):
-    assert f"one over the distance between the two closest {images}" in paragraph_of(preset)
+    assert f"1 / the smallest distance between {images}" in paragraph_of(preset)
 
 
 def test_each_version_of_the_code_and_each_device_is_named():

@@ -9,6 +9,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.power import NormalIndPower
 from statsmodels.stats.proportion import proportion_effectsize
 
+from orchestrator.analysis.curve_answers import CurveQuestion, answers
 from orchestrator.analysis.findings import findings, next_steps, summary, what_was_found
 from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.one_dataset import Target, best_network, next_target, one_dataset
@@ -64,12 +65,10 @@ def test_the_first_answers_are_the_best_network_and_its_curve():
     )
     assert "With 1 seed, another training could change this" in all_findings[0].answer
     assert "With 1,680 training images expect" in all_findings[1].line
-    # Four times 840 images are expected to give the best network an accuracy of 0.8.
-    assert "For an accuracy of 0.8: " in all_findings[1].line
-    assert (
-        "isweep chose the target 0.8, a round number near 0.784. This accuracy is expected with 4 "
-        "times your largest train size."
-    ) in all_findings[1].line
+    # Twice 840 images are expected to give the best network an accuracy of 0.77.
+    assert "For an accuracy of 0.77: " in all_findings[1].line
+    chosen = "isweep chose the target 0.77, which is expected with twice your largest train size."
+    assert chosen in all_findings[1].line
     assert "isweep chose" not in all_findings[2].line
     assert "the median estimate is" in all_findings[1].line
     assert all_findings[0].details == (
@@ -148,7 +147,9 @@ def test_the_next_command_has_the_sweep_and_a_place_for_your_own_target():
 
 def test_a_target_lies_between_the_best_score_and_a_perfect_one():
     rows = trial_table()
-    assert next_target(rows) == Target("accuracy", 0.8, pytest.approx(0.8, abs=0.05))
+    target = next_target(rows)
+    assert target == Target("accuracy", pytest.approx(0.77, abs=0.03), is_expected=True)
+    assert target.value == answers(rows, CurveQuestion("accuracy")).example_target()
     perfect = rows.assign(test_accuracy=rows["test_accuracy"] / rows["test_accuracy"].max())
     target = next_target(perfect)
     assert target.metric == "loss"
@@ -158,7 +159,7 @@ def test_a_target_lies_between_the_best_score_and_a_perfect_one():
     assert next_target(falling).metric == "accuracy"
     assert next_target(falling).value > falling["test_accuracy"].max()
     steep = rows.assign(test_accuracy=[0.9, 0.6, 0.5, 0.4] * 2)
-    assert next_target(steep) == Target("accuracy", 0.95, expected=None)
+    assert next_target(steep) == Target("accuracy", 0.95, is_expected=False)
     assert "about half the error rate of the best result" in next_target(steep).reason
     without = rows.assign(test_accuracy=np.nan)
     assert next_target(without).metric == "loss"
@@ -167,7 +168,7 @@ def test_a_target_lies_between_the_best_score_and_a_perfect_one():
 def test_the_curves_of_the_target_are_numbers_in_json():
     document = fit_scaling_laws(trial_table()).to_json()
     curves = document["one_dataset"]["target_curves"]
-    assert [curve["target"] for curve in curves] == [0.8, 0.8]
+    assert [curve["target"] for curve in curves] == [0.77, 0.77]
     json.dumps(document, allow_nan=False)
 
 

@@ -35,7 +35,7 @@ def rows(header: str, *cells: str) -> str:
 
 
 TEXT = rows("path,label", *(["0"] * 5 + ["1"] * 5))
-OUT = r"in row 12 \(the header is row 1\) leads out of the raw folder"
+OUT = r"in row 12 \(the header is row 1\) leads out of the folder of the table"
 HEADER = r"\(the header is row "
 ISIC = ("MEL", "NV", "BCC")
 ONE_HOT = [",".join(f"{float(place == row % 3)}" for place in range(3)) for row in range(9)]
@@ -119,7 +119,7 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
         ),
     ),
     "latin-1": ("path,label\ncat/\xe9.png,1\n".encode("latin-1"), {}, "is not UTF-8 text"),
-    "zero bytes": (b"path,label\ncat/0.png,\x001\n", {}, "zero bytes"),
+    "zero bytes": (b"path,label\ncat/0.png,\x001\n", {}, "bytes with the value 0"),
     # paths
     # rows that are not read are counted as in a spreadsheet
     "a repeat": (
