@@ -1,1 +1,1 @@
-"""The choices of a study: specs, fingerprints, and tables of models, datasets and recipes."""
+"""The settings of a study: specs, fingerprints, and tables of models, datasets and recipes."""

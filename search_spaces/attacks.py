@@ -1,7 +1,8 @@
 """The table of adversarial attacks: the function, the parameters and the cost of each attack.
 
-An attack is one function and one row in :data:`ATTACKS`. Sweep files, ids and plans need the
-row without the function. So this module does not import torch or the functions.
+Each attack has one function and one row in :data:`ATTACKS`. To read a sweep file, compute ids
+or plan trials, isweep needs only the row. So this module imports neither the functions nor
+torch.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ class AttackParameter:
     """A keyword argument of an attack's function that a sweep file may set.
 
     Attributes:
-        default: value that is used if a sweep file sets no value. If the default is an int,
-            only whole numbers are allowed.
+        default: value to use if a sweep file does not set the parameter. If the default is an
+            int, only whole numbers are allowed.
         low: smallest allowed value.
         high: largest allowed value.
         meaning: meaning of the parameter, with its unit.
@@ -47,13 +48,13 @@ class AttackParameter:
 
 @dataclass(frozen=True)
 class AttackPasses:
-    """Numbers of passes of one image through the network.
+    """The cost of an attack: how often one image passes through the network.
 
     Attributes:
-        shared_gradients: forward and backward passes that all epsilons share.
-        gradients: forward and backward passes for each epsilon.
-        forwards: forward passes without a backward pass, for each epsilon. The last one
-            computes the final loss and accuracy.
+        shared_gradients: number of forward and backward passes that all epsilons share.
+        gradients: number of further forward and backward passes for each epsilon.
+        forwards: number of forward passes without a backward pass, for each epsilon. The last
+            of them computes the final loss and accuracy.
     """
 
     shared_gradients: int = 0
@@ -74,8 +75,8 @@ class AttackMethod:
             in this text mean the strength epsilon.
         parameters: keyword arguments of the function that a sweep file may set, by name. A
             trial's id depends only on values that differ from the default.
-        versions: the values of :data:`search_spaces.specs.ATTACK_VERSION` at which the numbers
-            of this attack changed. Results of an older version are measured again.
+        versions: values of :data:`search_spaces.specs.ATTACK_VERSION` at which the results of
+            this attack changed. Results of an older version are computed again.
     """
 
     function: str
@@ -85,12 +86,12 @@ class AttackMethod:
     versions: tuple[int, ...] = (1,)
 
     def values(self, changes: Mapping[str, Number]) -> RowParameters:
-        """Return the value of every parameter, from ``changes`` or else the default."""
+        """Return all parameters: the values in ``changes``, and the defaults of all others."""
         defaults = {name: parameter.default for name, parameter in self.parameters.items()}
         return RowParameters(f"the attack {self.function}", {**defaults, **changes})
 
     def version_at(self, attack_version: int) -> int:
-        """Return the version of this attack in a trial whose counter is ``attack_version``."""
+        """Return the version of this attack in a trial with this ``attack_version``."""
         return max(version for version in self.versions if version <= attack_version)
 
 
@@ -133,8 +134,8 @@ ATTACKS: dict[str, AttackMethod] = {
                 0.1, 0.001, 2, "length of a step as a fraction of epsilon"
             ),
         },
-        # Version 2 returns the iterate with the smallest margin; version 1 returned the last
-        # one.
+        # Version 2 returns the iterate with the smallest margin. Version 1 returned the last
+        # iterate.
         versions=(1, 2),
     ),
 }

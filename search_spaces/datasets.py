@@ -1,6 +1,6 @@
 """The table of datasets.
 
-A row describes a dataset. It also contains the name of the source that reads the download.
+A row describes a dataset, and names the source that reads the downloaded files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FILE = "search_spaces/datasets.toml"
 
 
 def read_table(text: str) -> dict[str, dict[str, Any]]:
-    """Return the rows of the table by name, with the keys and values of the TOML text.
+    """Parse the TOML text of the table, and return its rows by name.
 
     Raises:
         ConfigError: the text is not valid TOML, two rows have the same name, or a key is in no
@@ -34,13 +34,15 @@ def read_table(text: str) -> dict[str, dict[str, Any]]:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
             f"{FILE} cannot be read: {error}",
-            hint="Correct this place. The name and the keys of a row may occur only once",
+            hint="Correct this place. The names of all rows must differ, and so must the keys "
+            "within a row",
         ) from None
     for name, row in table.items():
         if not isinstance(row, dict):
             raise ConfigError(
                 f"{FILE}: {name!r} is not a row",
-                hint="A row begins with its name in brackets, such as [mnist]",
+                hint="Move this key into a row. A row begins with its name in brackets, such as "
+                "[mnist]",
             )
     return table
 
@@ -57,8 +59,8 @@ class ImageOrigin:
     Attributes:
         collection: The subject or origin that several datasets have in common; empty if there
             is none.
-        cut_from: The few pictures from which all images of the dataset are cut; empty if there
-            are none.
+        cut_from: The few pictures from which all images of the dataset are cut; empty if the
+            images are not cut from a few pictures.
     """
 
     collection: str = ""
@@ -66,9 +68,9 @@ class ImageOrigin:
 
 
 def row_of(table: dict[str, dict[str, Any]], name: str) -> DatasetSpec:
-    """Return a row of the table.
+    """Return the spec that a row of the table describes.
 
-    Missing fields are copied from the row with the name in the key ``of``.
+    If the row has the key ``of``, missing fields are copied from the row with this name.
 
     Raises:
         ConfigError: the key ``of`` names no row, or a field is missing, unknown or not valid.
@@ -83,7 +85,8 @@ def row_of(table: dict[str, dict[str, Any]], name: str) -> DatasetSpec:
     for key in _TABLE_KEYS:
         fields.pop(key, None)
     try:
-        # A TOML date is converted to text, so pydantic refuses it in a field that is not text.
+        # JSON has no dates, so a TOML date becomes text. pydantic rejects it if the field is
+        # not text.
         text = json.dumps(fields | {"name": name}, default=str)
         return DatasetSpec.model_validate_json(text)
     except ValidationError as error:
@@ -101,7 +104,7 @@ def row_of(table: dict[str, dict[str, Any]], name: str) -> DatasetSpec:
             problems.append(f"there are no such fields: {unknown}")
         raise ConfigError(
             f"{FILE}, row [{name}]: {'; '.join(problems) or pydantic_error(error).problem}",
-            hint="DatasetSpec in search_spaces/specs.py explains the fields",
+            hint="Correct the row. DatasetSpec in search_spaces/specs.py explains the fields",
         ) from None
 
 

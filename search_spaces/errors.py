@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 MAX_SHOWN = 200
 """Largest number of characters of a value in a message."""
 RULE_PREFIX = "Value error, "
-"""Prefix of pydantic's message if one of our own rules is broken."""
+"""Text that pydantic puts before the message of one of our own rules."""
 PYDANTIC_SUBJECT = "Input "
-"""First word of pydantic's messages. Our messages have the key in its place."""
+"""First word of pydantic's messages. Our messages begin with the key instead."""
 PLAIN_RULES = {
     "should be greater than or equal to": "must be at least",
     "should be less than or equal to": "must be at most",
@@ -101,7 +101,7 @@ def _sentence(text: str) -> str:
 
 
 def raise_all(problems: Iterable[SweepError], error: type[SweepError] = ConfigError) -> None:
-    """Raise one ``error`` with a line for each problem. Return if there are no problems.
+    """Raise one ``error`` with a line for each problem. If there are no problems, do nothing.
 
     Several checks may find the same problem, so equal messages are listed only once.
     """
@@ -147,7 +147,7 @@ def broken_rule(place: str, value: str, rule: str) -> ConfigError:
 
 
 def missing_path_hint(path: Path) -> str:
-    """Return a hint for a path that does not exist: a similar name in its last existing folder."""
+    """Return a hint for a path that does not exist, such as ``Did you mean data/mnist?``."""
     try:
         folder = next(parent for parent in path.absolute().parents if parent.is_dir())
         missing = path.absolute().relative_to(folder).parts[0]
@@ -176,7 +176,7 @@ def _plural_noun(noun: str) -> str:
 def did_you_mean(name: str, candidates: Iterable[object]) -> str:
     """Return a question such as ``Did you mean 'demo'? ``; empty if no candidate is similar.
 
-    The question ends with a space, so that another sentence can follow.
+    The question ends with a space, so the caller can append another sentence.
     """
     values = {str(value): value for value in candidates}
     similar = difflib.get_close_matches(name, values, n=1)
@@ -194,8 +194,7 @@ def unknown_name(
         noun: word for the named thing, in the singular: ``model``.
         name: the unknown name.
         table: all known names.
-        of: owner of the known names, such as ``this sweep``; empty if the names do not depend
-            on an owner.
+        of: owner of the known names, such as ``this sweep``; empty if the names have no owner.
     """
     names = sorted(table)
     owner = f" of {of}" if of else ""

@@ -1,12 +1,12 @@
 """Fingerprints: hashes of the content of values, computed from canonical JSON.
 
 Two values have equal fingerprints if and only if their canonical JSON is equal. JSON cannot
-represent a function, a set, NaN, a numpy scalar or other objects. Such a value is an error; it
-is not converted to a string.
+represent functions, sets, NaN, numpy scalars and some other values. Such a value raises an
+error instead of being converted to a string.
 
 The JSON of a spec leaves out fields that have their default. So a new field with a default
-changes no id. If a default changes, the old ids would stand for other content. To prevent
-this, increase the ``schema_version`` of this kind of spec. The JSON always contains the
+changes no id. If you change a default, also increase the ``schema_version`` of this kind of
+spec. Otherwise old ids would stand for other content. The JSON always contains the
 ``schema_version``. See ``docs/decisions/0006-identity-that-lasts.md``.
 """
 
@@ -23,8 +23,8 @@ from typing import Generic, TypeVar
 from pydantic import BaseModel
 
 ID_HEX_DIGITS = 12
-"""Hex digits of a hash in an id. Two of a million ids are equal with a probability of 0.2
-%."""
+"""Number of hex digits of the hash in an id. Among a million ids, the probability that two are
+equal is 0.2 %."""
 VERSION_FIELD = "schema_version"
 """Name of the field that the JSON of a spec always contains."""
 SpecT = TypeVar("SpecT", bound=BaseModel)
@@ -34,11 +34,11 @@ _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=Fals
 def canonical_json(value: object) -> str:
     """Return the canonical JSON of a value: sorted keys, no spaces, shortest exact floats.
 
-    ``1``, ``1.0`` and ``True`` are three different values. A tuple and a list with equal items
-    are the same value.
+    ``1``, ``1.0`` and ``True`` have different JSON. A tuple and a list with equal items have
+    the same JSON.
 
     Raises:
-        TypeError: JSON cannot represent a part of the value. The message shows this part.
+        TypeError: JSON cannot represent a part of the value. The message names this part.
 
     Example:
         >>> canonical_json({"b": 1.0, "a": (1, True, None)})
@@ -108,8 +108,8 @@ class IdentityKey(Generic[SpecT]):
     """A cache key that compares specs by identity (``is``), not by value.
 
     Equal specs may have different JSON, because 1, 1.0 and True are equal in Python. Specs are
-    frozen, so the JSON of one object never changes. The key keeps its spec alive, so the
-    ``id()`` of this spec is not used again.
+    frozen, so the JSON of one object never changes. The key keeps its spec alive, so no other
+    spec gets the same ``id()``.
     """
 
     def __init__(self, spec: SpecT) -> None:

@@ -16,8 +16,9 @@ kind of images  ``from``     The source that makes the images.
 ==============  ===========  =======================================================================
 
 A condition changes all images before the split, or only the training images after the split
-(:data:`ChangedImages`). In the first case the test images change too, so a higher test loss
-may come from harder test images. In the second case the test images do not change.
+(:data:`ChangedImages`). If it changes all images, the test images change too. A higher test
+loss may then come from harder test images. If it changes only training images, the test images
+stay the same.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from search_spaces import specs
 
 BASE = "base"
-"""Name of the unchanged base dataset. It is used in the place of a condition's name."""
+"""Name that an unchanged base dataset has in place of the name of a condition."""
 Target = Literal["sharpness", "dimension", "nothing"]
 """The property that a condition should change: ``sharpness`` for the label sharpness,
 ``dimension`` for the intrinsic dimension. ``nothing`` marks a control, which should have no
@@ -55,7 +56,7 @@ IMAGE_SETS = (
 """Sets of images of the kind ``pictures``. The parameter ``set`` is an index into this tuple.
 Stored trial ids depend on the index, so the order must not change."""
 DIGIT_SETS = frozenset({"digits", "mnist5k"})
-"""Sets that show handwritten digits."""
+"""Image sets of handwritten digits."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,8 @@ class Parameter:
         """Check a value of the parameter ``name``.
 
         Raises:
-            ValueError: the value is out of range. Or it is a fraction, but must be a whole
-            number.
+            ValueError: the value is out of range, or is a fraction where a whole number is
+                needed.
         """
         is_in_range = self.low <= value <= self.high
         if is_in_range and (not self.is_integer or value == int(value)):
@@ -226,7 +227,7 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
         **_COMMON,
     },
 }
-"""Parameters by kind of images and name. The source of this kind applies them."""
+"""Parameters by kind of images and name. The source that makes these images applies them."""
 
 TRAINING_PARAMETERS: dict[str, Parameter] = {"blend": _BLEND, "reach": _REACH}
 """Parameters that can change training images after the split, in any base dataset. The image
@@ -291,7 +292,7 @@ class ControlledDatasetSpec(specs.Spec):
         return self
 
     def value(self, name: str) -> float:
-        """Return the value of a parameter."""
+        """Return the value that this dataset sets for a parameter, or the default value."""
         return dict(self.parameters).get(name, PARAMETERS[self.kind][name].default)
 
     @property
@@ -310,7 +311,7 @@ class ControlledDatasetSpec(specs.Spec):
         return f"{self.value('first'):g}", f"{self.value('second'):g}"
 
     def with_parameters(self, changes: specs.DatasetParameters) -> ControlledDatasetSpec:
-        """Return this dataset with the values in ``changes``.
+        """Return a copy of this dataset in which the parameters in ``changes`` have new values.
 
         The result has no name, even if this dataset is a :class:`BaseDatasetSpec`.
         """
@@ -374,9 +375,9 @@ class ExperimentDataset:
         target: property that the condition should change; ``base`` for the base dataset.
         images: kind and parameters of the images before the split.
         intervene_on: images that the conditions of this experiment change.
-        training_parameters: parameters that change the training images after the split. They
-            are empty for a base dataset. They are also empty if conditions change all images.
-            Then ``images`` has the parameters of the condition.
+        training_parameters: parameters that change the training images after the split; empty
+            for a base dataset. If conditions change all images, this field is empty too. The
+            parameters of the condition are then in ``images``.
     """
 
     base_name: str

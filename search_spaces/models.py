@@ -1,6 +1,6 @@
 """The table of models, and the networks that a sweep file chooses.
 
-An architecture has the name that its library uses.
+Each architecture has the name that its library uses.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ _PAPER_SIZES = {
     "vgg19": "140 million parameters, no batch norm",
 }
 PAPER_MODELS = tuple(_PAPER_SIZES)
-"""The six networks of Konz & Mazurowski: torchvision's architectures with random weights."""
+"""The six networks of Konz & Mazurowski: torchvision's architectures with random initial
+weights."""
 LIBRARIES = ("torchvision", "timm")
-"""Libraries whose architectures can all be used in a sweep file."""
+"""Libraries from which a sweep file can use every architecture."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def _row(name: str, library: Library, architecture: str, about: str) -> ModelRow
 
 
 def _paper_rows() -> Iterable[ModelRow]:
-    """Yield the rows of the six models of the paper, then the rows of their timm versions."""
+    """Yield a row for each of the paper's six models, then a row for each timm version."""
     for name, size in _PAPER_SIZES.items():
         yield _row(name, "torchvision", name, f"network of the study; {size}")
     for name, size in _PAPER_SIZES.items():
@@ -88,8 +89,8 @@ _ROWS = (
 )
 
 MODELS = {row.spec.name: row.spec for row in _ROWS}
-"""Networks by name, as in sweep files. The library ``isweep`` is :mod:`tasks.trials.networks`.
-An architecture has the name of its function there."""
+"""Networks by name, as in sweep files. In a row of the library ``isweep``, the architecture is
+the name of a function in :mod:`tasks.trials.networks`."""
 ABOUT = {row.spec.name: row.about for row in _ROWS}
 """Description of each network in one line, for people who choose a network."""
 
@@ -97,11 +98,11 @@ ABOUT = {row.spec.name: row.about for row in _ROWS}
 def model_spec(choice: ModelChoice | str) -> ModelSpec:
     """Return the spec of the network that a sweep file chooses.
 
-    The network is not built here. Building it may fail later.
+    This function does not build the network, so building it may still fail later.
 
     Raises:
         ConfigError: the name is unknown, the module of a user's function was not found, or the
-            network does not accept these arguments.
+            network accepts no arguments or has no pretrained weights.
     """
     if isinstance(choice, str):
         choice = ModelChoice.model_validate(choice)
@@ -151,8 +152,8 @@ def _library_spec(library: str, architecture: str) -> ModelSpec:
 def _with_changes(base: ModelSpec, choice: ModelChoice) -> ModelSpec:
     """Return ``base`` with the arguments and the name in ``choice``.
 
-    If ``choice`` has neither, the result is the network of the table with this architecture.
-    If the table has no such network, the result is ``base``.
+    If ``choice`` has neither, return the table's network with the same architecture. If the
+    table has no such network, return ``base``.
 
     Raises:
         ConfigError: ``choice`` has arguments for a network of isweep, which accepts none.
@@ -164,7 +165,7 @@ def _with_changes(base: ModelSpec, choice: ModelChoice) -> ModelSpec:
             hint="Remove the key `arguments` from this model",
         )
     if not choice.arguments and choice.name is None:
-        # torchvision:resnet18 is the network resnet18 of the table, so that ids are the same.
+        # Ids must not depend on whether a sweep file says resnet18 or torchvision:resnet18.
         for spec in MODELS.values():
             if (spec.library, spec.architecture) == (base.library, base.architecture):
                 return spec

@@ -20,7 +20,7 @@ from search_spaces.sweeps import RecipeChoice, RecipeOverride
 def _exception(models: tuple[str, ...], *datasets: str, **changes: object) -> RecipeOverride:
     """Return recipe values for some models and for their timm versions.
 
-    If ``datasets`` is empty, the values are for all datasets.
+    If ``datasets`` is empty, the values apply to all datasets.
     """
     timm_models = tuple(f"timm_{name}" for name in models)
     return RecipeOverride.model_validate(
@@ -32,7 +32,7 @@ _VGGS = ("vgg13", "vgg16", "vgg19")
 _RELEASED = (
     _exception(_VGGS, learning_rate=1e-4),
     _exception(_VGGS, "svhn", learning_rate=1e-6),
-    # These are the batch sizes of the released script after its division by five.
+    # The released script divides its batch sizes by five. These are the results.
     _exception(("resnet18",), batch_size=40),
     _exception(("resnet34",), batch_size=25),
     _exception(("resnet50",), batch_size=12),
@@ -48,7 +48,8 @@ class Recipe:
         about: description in one line, for people who choose a recipe.
         fields: fields of :class:`~search_spaces.specs.RecipeSpec` that differ from their
             defaults.
-        exceptions: other values for some models and datasets. Later ones replace earlier ones.
+        exceptions: other values for some models and datasets. If two exceptions set the same
+            field, the later one counts.
     """
 
     about: str
@@ -58,8 +59,8 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     # Optimizer, learning rates, batch sizes and epochs come from the released code. Three
-    # things are corrected: one logit per class, bfloat16 instead of unscaled float16, and the
-    # loss as the mean over examples.
+    # faults are corrected: there is one logit per class, bfloat16 replaces unscaled float16,
+    # and the loss is the mean over examples.
     "paper": Recipe(
         "the training of the study, with its faults corrected; for GPUs",
         {"precision": "bfloat16"},
@@ -70,9 +71,9 @@ RECIPES: dict[str, Recipe] = {
         {"precision": "float16_unscaled", "num_outputs": 1000, "test_loss": "mean_of_batch_means"},
         _RELEASED,
     ),
-    # Inputs are scaled to [0, 1]. There are enough steps to fit a few hundred images. The
-    # constant learning rate is low, so that batch norm's running statistics agree with the
-    # final weights.
+    # Inputs are scaled to [0, 1]. The number of steps is enough to fit a few hundred images.
+    # The constant learning rate is low, so that batch norm's running statistics fit the final
+    # weights.
     "demo": Recipe(
         "short training on small images, for CPUs",
         {"epochs": 20, "learning_rate": 5e-4, "batch_size": 32, "input_scale": 1 / 255},
@@ -105,11 +106,11 @@ def _overridden_fields(
     """Return the fields that overrides change for one model on one dataset."""
     fields: dict[str, object] = {}
     for override in overrides:
-        # An empty list of names means all.
+        # An empty list of names matches all names.
         matches_model = not override.models or model in override.models
         matches_dataset = not override.datasets or dataset in override.datasets
         if matches_model and matches_dataset:
-            # Every field of an override has one value.
+            # Every field of an override has exactly one value.
             for name, (value,) in override.changes.items():
                 fields[name] = value
     return fields
@@ -118,8 +119,8 @@ def _overridden_fields(
 def recipe_grid(choice: RecipeChoice, model: str, dataset: str) -> tuple[RecipeSpec, ...]:
     """Return the recipes of ``choice`` for one model and dataset, one for each grid point.
 
-    If a grid point has the same fields as the recipe in the table, the result has the name of
-    this recipe. Trials then have the same ids as without a grid.
+    If a grid point equals the recipe in the table, it keeps the name of this recipe. Its
+    trials then have the same ids as without a grid.
     """
     base = recipe_spec(choice.from_, model, dataset)
     axes = choice.changes
@@ -146,9 +147,9 @@ def released_pairs() -> dict[tuple[str, str, int], ClassPair]:
     """Return the class pairs of the released script by (model, natural dataset, train size).
 
     The script seeds Python's random generator once. Then it draws two classes for each key, in
-    the order of its loops (``docs/faults.md``, F8). For ImageNet the script draws again if
-    both classes together have fewer than N + 750 images. A second draw would change all later
-    pairs. This function cannot know whether that happened.
+    the order of its loops (``docs/faults.md``, F8). If two classes of ImageNet together have
+    fewer than N + 750 images, the script draws again. A second draw would change all later
+    pairs. This function cannot know whether the script drew again.
 
     The first class of a pair has label 0. ImageNet's pairs are indices into all 1,000 classes,
     but the images are always tench and goldfish (F4).

@@ -1,4 +1,4 @@
-"""Parameter values that a function of a table's row reads by name."""
+"""The parameter values of one row of a table. The function of the row reads them by name."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ Number = int | float
 
 
 class RowParameters(dict[str, Number]):
-    """The values of a row's parameters, by name. A name that the row lacks raises ConfigError.
+    """A mapping from a row's parameters to their values. An unknown name raises a ConfigError.
 
     Args:
-        row: the row in words, such as ``row 'twonn' of ESTIMATORS``.
+        row: description of the row for messages, such as ``row 'twonn' of ESTIMATORS``.
         values: value of each parameter.
 
     Example:

@@ -90,7 +90,8 @@ def check_range(limits: object) -> object:
     """Return the two limits of a range after checking that the second is larger.
 
     Raises:
-        ValueError: there are not two limits, or the second is not larger than the first.
+        ValueError: the range does not have two limits, or the second is not larger than the
+            first.
     """
     if not isinstance(limits, list | tuple):
         return limits
@@ -98,7 +99,7 @@ def check_range(limits: object) -> object:
     # If a limit is not a number, pydantic raises the error.
     is_empty_range = len(numbers) == 2 and numbers[0] >= numbers[1]
     if len(limits) != 2 or is_empty_range:
-        raise ValueError("must be two rising numbers: the smallest allowed value, then the largest")
+        raise ValueError("must be two different numbers, the smaller one first")
     return tuple(limits)
 
 
@@ -119,9 +120,9 @@ Estimators = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(chec
 
 Domain = Literal["natural", "medical"]
 DataMode = Literal["corrected", "as_released"]
-"""The way in which data are prepared and measured. ``as_released`` switches on all faults in
-:data:`Fault`. With ``as_released``, TwoNN also discards no ratios. Some sources then read
-their files as the released code did."""
+"""The way in which data are prepared and measured. ``as_released`` reproduces the released
+code. All faults in :data:`Fault` are then switched on, and TwoNN discards no distance ratios.
+Some sources also read their files as the released code did."""
 Fault = Literal[
     "misaligned_labels",
     "fixed_imagenet_files",
@@ -188,7 +189,7 @@ class ModelSpec(Spec):
 
     @property
     def pretrained_key(self) -> str:
-        """The key of the pretrained weights. Equal keys mean the same file of weights."""
+        """A key of the file of pretrained weights. Models with equal keys use the same file."""
         return f"{self.library}-{self.architecture}"
 
     @property
@@ -286,14 +287,14 @@ class RecipeSpec(Spec):
         name: name of the recipe with its changes: ``paper+epochs=30``.
         optimizer: optimizer. ``adam`` has coupled weight decay, as in the released code.
         learning_rate: learning rate of all epochs.
-        weight_decay: factor of the weight decay.
+        weight_decay: coefficient of the weight decay.
         batch_size: number of images in one optimization step.
         epochs: number of passes over the training images.
         precision: number format of the forward pass, see :class:`tasks.trials.steps.Step`.
         num_outputs: number of logits; None for one logit per class. The released code used the
             1000 logits of torchvision's networks.
-        input_scale: factor on pixels in [0, 255]. It is applied inside the model, so attacks
-            work in pixel units.
+        input_scale: factor by which the model multiplies its input, pixels in [0, 255]. The
+            model does this itself, so attacks work in pixel units.
         dropout: dropout probability; None for the default of the library (0.5 in torchvision's
             VGGs).
         test_loss: rule for averaging losses, see :func:`tasks.trials.evaluation.mean_loss`.
@@ -374,7 +375,8 @@ class AttackSpec(Spec):
     epsilons: Annotated[
         tuple[Annotated[float, Field(gt=0, le=255)], ...], AfterValidator(_check_epsilons)
     ] = (1.0, 2.0, 4.0, 8.0)
-    """Largest changes of a pixel, in units of 1/255 of the pixel range."""
+    """Strengths of the attacks: the largest change of a pixel, in units of 1/255 of the pixel
+    range."""
     parameters: Annotated[
         AttackParameters, BeforeValidator(sorted_pairs), AfterValidator(_check_and_drop_defaults)
     ] = ()
@@ -417,7 +419,7 @@ class RobustnessSpec(Spec):
     """The settings of adversarial robustness R, see :mod:`tasks.trials.robustness`.
 
     Attributes:
-        num_images: number of test images in a fixed sample.
+        num_images: number of test images on which R is measured. They are a fixed sample.
         num_steps: number of gradient steps per image.
         num_bisections: number of bisections per image.
     """
@@ -510,8 +512,8 @@ class SubsetSpec(Spec):
     """A subset of a prepared dataset: its training images of every size, and its test images.
 
     The training sets of all sizes are prefixes of one stratified permutation. They share one
-    test set. So a subset does not depend on the train sizes of a sweep. Some faults of the
-    released code are exceptions (:attr:`depends_on_size`).
+    test set. So a subset does not depend on the train sizes of a sweep. Only some faults of
+    the released code make it depend on them (:attr:`depends_on_size`).
 
     Attributes:
         prepared: the prepared dataset.
@@ -562,7 +564,7 @@ class SubsetSpec(Spec):
 
     @property
     def subset_id(self) -> str:
-        """A readable name that ends with a hash."""
+        """The id of the subset: a readable name that ends with a hash."""
         return readable_id([self.dataset, pair_name(self.class_pair)], self)
 
 
@@ -578,7 +580,7 @@ class MeasureSpec(Spec):
         sharpness_sample: number of images in a sample for label sharpness; None for all
             images.
         sharpness_seeds: seeds of the samples, one sample for each seed.
-        calibrate: True to also compute intrinsic dimensions with a bias corrected by
+        calibrate: True to also compute intrinsic dimensions whose bias is corrected by
             simulation.
     """
 
@@ -593,7 +595,7 @@ class MeasureSpec(Spec):
 
     @property
     def measure_id(self) -> str:
-        """A readable name that ends with a hash."""
+        """The id of the measurement: a readable name that ends with a hash."""
         subset = self.subset
         return readable_id([subset.dataset, pair_name(subset.class_pair), "measures"], self)
 
@@ -627,7 +629,7 @@ class NetworkSpec(Spec):
 
     @property
     def network_id(self) -> str:
-        """A readable name that ends with a hash."""
+        """The id of the network: a readable name that ends with a hash."""
         subset = self.subset
         combination = [self.model.name, subset.dataset, pair_name(subset.class_pair)]
         return readable_id([*combination, f"n{self.train_size}", f"s{self.seed}"], self)
@@ -698,8 +700,8 @@ MeasurementRequest = (
 class TrialSpec(Spec):
     """A trial: a network and its measurements after training.
 
-    A trial has the id and the seed of its network. So a trial with additional measurements has
-    the same id and the same network.
+    A trial has the id and the seed of its network. So additional measurements change neither
+    the id nor the network.
     """
 
     network: NetworkSpec
@@ -768,7 +770,7 @@ class TrialSpec(Spec):
         return tuple(requests)
 
     def missing_for(self, requested: TrialSpec) -> tuple[MeasurementRequest, ...]:
-        """Return the requests of ``requested`` that are missing in this spec."""
+        """Return the requests of ``requested`` that this spec does not have."""
         if self == requested:
             return ()
         present = set(self.requests)

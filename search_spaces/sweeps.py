@@ -12,12 +12,12 @@ Key           Class of an entry       The planner makes from it
 ============  ======================  =======================================================
 
 An experiment lists its datasets in another way. The key ``worlds`` (in code ``base_datasets``)
-has its base datasets. The key ``arms`` (in code ``conditions``) has the conditions that are
-applied to them. :meth:`SweepSpec.list_datasets` converts them to :class:`DatasetChoice`
-entries too. The entry is a :class:`ConditionDataset` if a condition changes only training
-images.
+lists its base datasets. The key ``arms`` (in code ``conditions``) lists the conditions that
+are applied to them. :meth:`SweepSpec.list_datasets` converts these datasets to
+:class:`DatasetChoice` entries too. If a condition changes only training images, its entries
+are of the class :class:`ConditionDataset`.
 
-If a key of the file differs from the name of its field, the key is the alias of the field.
+If a key of the file and its field have different names, the key is the alias of the field.
 """
 
 from __future__ import annotations
@@ -67,8 +67,7 @@ PairChoice = tuple[ClassChoice, ClassChoice]
 """A pair of classes in a sweep file."""
 
 MAX_SUBSET_SIZE = 10**9
-"""Largest train or test size. A larger number is a typing error: no dataset has so many
-images."""
+"""Largest train or test size. A larger number is a typo: no dataset has so many images."""
 MIN_SHARE = 0.0001
 """Smallest share of a core or GPU. Ray counts resources in units of 0.0001, and starts no task
 with a smaller share."""
@@ -115,8 +114,8 @@ RECIPE_FIELDS = sorted(specs.RecipeSpec.model_fields.keys() - {"name"})
 class RecipeChanges(specs.Spec):
     """Fields of a recipe that a sweep changes, each with one or several values.
 
-    Several values of a field are an axis of the grid. This class must have every field in
-    :data:`RECIPE_FIELDS`. If one is missing, the import of this module fails.
+    A field with several values is an axis of the grid. This class must have every field in
+    :data:`RECIPE_FIELDS`. If one is missing, this module cannot be imported.
     """
 
     model_config = ConfigDict(strict=False)
@@ -155,7 +154,7 @@ class RecipeChanges(specs.Spec):
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """The changed fields that have several values."""
+        """The axes of the grid: the changed fields that have several values."""
         return tuple(name for name, values in self.changes.items() if len(values) > 1)
 
 
@@ -186,7 +185,7 @@ class RecipeOverride(RecipeChanges):
 class RecipeChoice(RecipeChanges, _TableReference):
     """The recipe of a sweep.
 
-    The value of a field comes from the last of these that sets it:
+    Three places can set a field. The last place that sets it decides the value:
 
     1. the recipe in the table, with its exceptions for some models and datasets
     2. the fields of this object, for all models and datasets
@@ -334,9 +333,9 @@ class SweepSpec(specs.Spec):
     Attributes:
         name: name of the sweep.
         description: text for people.
-        asked_after_seeing: keys of the report's exploratory (post hoc) questions, which were
-            asked after results on these images had been seen. Their answers describe these
-            data, but confirm nothing.
+        asked_after_seeing: keys of the report's exploratory (post hoc) questions. You asked
+            them after you had seen results on these images, so their answers describe these
+            data but confirm nothing.
         models: networks of the grid.
         datasets: datasets of the grid.
         base_datasets: base datasets of an experiment, see :mod:`search_spaces.interventions`.
@@ -369,7 +368,7 @@ class SweepSpec(specs.Spec):
         estimators: estimators of d_data.
         sharpness_sample: number of images in a sample for label sharpness; None for all
             images.
-        calibrate: True to also compute d_data with a bias corrected by simulation, for the
+        calibrate: True to also compute d_data with its bias corrected by simulation, for the
             report. This takes about a minute for each subset.
         resources: resources of each trial.
         tune: settings of ``isweep tune``. They do not change the sweep.
@@ -531,7 +530,7 @@ class SweepSpec(specs.Spec):
 
     @property
     def further_tests_by_dataset(self) -> dict[str, tuple[specs.FurtherTest, ...]]:
-        """The further test sets by the name of a dataset.
+        """The further test sets of each dataset, by the name of the dataset.
 
         A base dataset has a further test set for each of its conditions. The dataset of a
         condition has only the further test set of this condition.
@@ -565,7 +564,7 @@ def _repeated_names(choices: tuple[DatasetChoice, ...]) -> str:
 
 
 def _message(error: ValueError) -> str:
-    """Return the message of an error. Pydantic's own text around the message is removed."""
+    """Return the message of an error, without the text that pydantic adds around it."""
     if isinstance(error, ValidationError):
         return rule_of(error.errors()[0]["msg"])
     return str(error)

@@ -1,7 +1,7 @@
-"""Search spaces of ``isweep tune``: ranges by model family, and settings of a sweep file.
+"""Search spaces of ``isweep tune``: a default range for each model family, and user settings.
 
-The ranges are common ones for training from scratch on small datasets. Learning rate and
-weight decay are drawn from log-uniform distributions.
+The ranges are common for training from scratch on small datasets. Learning rate and weight
+decay are drawn from log-uniform distributions.
 
 - Adam, default: learning rate 1e-5 to 1e-2. This range contains Adam's default of 1e-3 (Kingma
   & Ba, ICLR 2015), which the released code uses for ResNets.
@@ -10,9 +10,9 @@ weight decay are drawn from log-uniform distributions.
 - Adam, isweep's small networks: learning rate 1e-4 to 1e-1. These networks can be trained at
   rates that are too high for deep networks.
 - SGD: learning rate 1e-4 to 1e-1, the range of Brigato et al., "Tune It or Don't Use It:
-  Benchmarking Data-Efficient Image Classification", arXiv 2108.13122. Their protocol is also
-  used: random and Bayesian search, and selection on a validation split of the training images.
-  Their early stopping is not used.
+  Benchmarking Data-Efficient Image Classification", arXiv 2108.13122. isweep also follows
+  their protocol: random and Bayesian search, and selection on a validation split of the
+  training images. It does not use their early stopping.
 - Weight decay: 1e-6 to 1e-2.
 - Batch size: 8 to 64 images. VGGs have smaller batches, because the released code uses 6
   images.
@@ -40,7 +40,7 @@ from search_spaces.specs import (
 )
 
 SEARCH_VERSION = 1
-"""Version of a search's trials, see :mod:`search_spaces.specs`."""
+"""Version of the trials of a search. :mod:`search_spaces.specs` explains when to raise it."""
 
 GRID_RATES = 25
 """Number of learning rates in an exhaustive grid. A budget is a share of this number."""
@@ -65,10 +65,10 @@ class TuneSpec(Spec):
             :data:`GRID_RATES`. A diverged training counts only in part.
         train_size: number of images for training and validation together; None for the largest
             train size of the sweep.
-        validation_share: share of validation images among the images of ``train_size``. A
+        validation_share: share of the ``train_size`` images that are used for validation. A
             group is never split.
-        finalists: number of best trials that are trained again before the choice. The recipe
-            of the sweep is trained again too.
+        finalists: number of best trials that are trained again before the final choice. The
+            recipe of the sweep is trained again too.
         seeds: number of trainings of each finalist, including the one in the search. Each
             training has another seed, another split and the next class pair of the dataset. If
             a finalist has several trainings, only those after the first are compared.
@@ -107,7 +107,7 @@ class ValidationSpec(Spec):
     Attributes:
         share: share of the training images that are validation images. A trial is trained on
             the other images.
-        split: index of the random split, which seeds it.
+        split: index of the random split. Each index gives another split.
     """
 
     schema_version: int = SEARCH_VERSION
@@ -118,7 +118,7 @@ class ValidationSpec(Spec):
 class SearchTrialSpec(TrialSpec):
     """A trial of a search: a network of the sweep that is evaluated on a validation split.
 
-    There are no attacks and no measurements. No test image is read.
+    It has no attacks and no measurements, and reads no test image.
     """
 
     validation: ValidationSpec
@@ -128,7 +128,7 @@ class SearchTrialSpec(TrialSpec):
     def trial_id(self) -> str:
         """A readable name with a hash of network and split.
 
-        The sweep's own trial of the same network has a different id.
+        The trial of the same network in the sweep has a different id.
         """
         network = self.network
         subset = network.subset

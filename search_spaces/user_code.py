@@ -37,7 +37,7 @@ def source_files(reference: str) -> dict[str, Path]:
     path = _find_module(module)
     if path is None:
         raise ConfigError(f"The module {module!r} of your network was not found", hint=_HOW_TO_NAME)
-    # The number of packages that contain the file.
+    # How many packages contain the file, one inside the other.
     num_packages = module.count(".")
     if path.name == "__init__.py":
         num_packages += 1
@@ -88,8 +88,8 @@ def _find_module(module: str) -> Path | None:
     path = _find_below(sys.path, [top, *submodules])
     if path is not None:
         return path
-    # A package can be installed in other ways than as a folder on sys.path. Only the top-level
-    # package is looked up: to look up a submodule, Python would run the package.
+    # A package can be installed without a folder on sys.path. Only the top-level package is
+    # looked up here: to look up a submodule, Python would run the package.
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):

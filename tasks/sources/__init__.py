@@ -1,9 +1,9 @@
 """The table of dataset sources, and checks that do not import any source.
 
 To add a source, write a module with a :class:`tasks.sources.base.Source` and add a row to
-:data:`SOURCES`. The row contains the module and the name of the ``Source`` in it. Another
-package registers a source by an entry point in the group ``isweep.sources``. The entry point
-refers to a ``Source``, or to any object or class with the same two attributes.
+:data:`SOURCES`. The row contains the module and the name of the ``Source`` in it. To offer a
+source from another package, register an entry point in the group ``isweep.sources`` there. The
+entry point refers to a ``Source``, or to any object or class with the same two attributes.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ ENTRY_POINT_GROUP = "isweep.sources"
 
 @dataclass(frozen=True)
 class OwnKind:
-    """A kind of a user's own data, which is a way to store images.
+    """A kind of user data: one of the ways in which users store images.
 
     Attributes:
-        path: Description of the file or folder whose path the user gives, for messages.
+        path: Description of the file or folder that the user must give, for messages.
         extensions: File extensions by which the kind is recognized, in lower case.
         options: Options of :data:`OWN_OPTIONS` that this kind uses.
         former_names: Names of this kind in older sweep files.
@@ -47,7 +47,7 @@ class SourceRow:
             use.
         download: ``required`` if the user must give the path of a raw download; ``fetched`` if
             the source can also download it; ``none`` if the source reads no download.
-        own_kind: Facts about the kind if the source reads a user's own data; else None.
+        own_kind: The kind of user data that the source reads; None if it reads no user data.
     """
 
     target: str
@@ -122,7 +122,7 @@ OWN_OPTIONS = ("label_columns", "layout", "pixel_range")
 
 
 def current_name(name: str) -> str:
-    """Return the current name of a source or kind, whose name may come from an older sweep file."""
+    """Return the current name of a source or kind. An older sweep file may have a former name."""
     for kind, facts in OWN_KINDS.items():
         if name in facts.former_names:
             return kind
@@ -146,7 +146,8 @@ def check_own_options(dataset: DatasetSpec) -> None:
     """Check that the kind of own data uses every option that the user set.
 
     Raises:
-        ConfigError: The kind does not use an option, so the option would be ignored silently.
+        ConfigError: The kind does not use an option. Without this error, isweep would silently
+            ignore the option.
     """
     kind = current_name(dataset.source)
     if kind not in OWN_KINDS:
@@ -192,11 +193,11 @@ def needs_download(dataset: DatasetSpec) -> bool:
 
 
 def check_raw_folder(request: RawRequest, *, needed: bool = False) -> None:
-    """Check that the raw download exists, and that the source reads a download.
+    """Check that the raw download exists, and that the dataset needs a download.
 
     Args:
         request: The dataset and the path of its raw download.
-        needed: True if a missing path is an error, too.
+        needed: True to raise an error if the user gave no path.
 
     Raises:
         DataError: The download does not exist.

@@ -1,7 +1,8 @@
-"""The interface of a dataset source, which lists items and reads the images of an item.
+"""The interface of a dataset source. A source lists items, and reads the images of each item.
 
-The main process lists the items once. Worker tasks read the items. An item is the unit of
-reading, such as a file, a volume or a row of an array file. No file is therefore opened twice.
+The main process lists the items once. Worker tasks read the items. An item is the data that a
+reader reads at once, such as a file, a volume or a row of an array file. No file is therefore
+opened twice.
 
 Items and samples contain raw locators and group ids, which may name patients. Before isweep
 stores, logs or prints a locator or id, :mod:`tasks.prepared.parts` replaces it by a keyed
@@ -28,16 +29,15 @@ from tasks.atomic import read_whole, write_once
 
 logger = logging.getLogger(__name__)
 KEY_FILE = ".hash_key"
-"""Name of the file with the key, in the folder of the prepared datasets."""
+"""Name of the file with the hash key, in the folder of the prepared datasets."""
 KEY_VARIABLE = "ISWEEP_HASH_KEY"
-"""Environment variable in which a user can set a key. This key is used instead of the key in
-the file."""
+"""Environment variable for a user's hash key. If it is set, the key in the file is not used."""
 UNKEYED = "unkeyed"
 """The key if there is no folder of prepared datasets. This key is public, so hashes with it do
 not hide ids. Messages must therefore not show such hashes."""
 MIN_KEY_LENGTH = 16
-"""Smallest number of characters of a key. Somebody could find a shorter key by trying all
-keys. With the key, they could then find the ids behind all hashes."""
+"""Smallest number of characters of a key. A shorter key could be found by trying all keys.
+Everybody who has the key can find the ids behind the hashes."""
 
 KEY_BYTES = 32
 """Number of random bytes of a new key. The file contains the key as two hex digits per
@@ -45,7 +45,7 @@ byte."""
 CHECKSUM_LENGTH = 16
 """Number of hex digits of the checksum in the file of the key."""
 PREPARED_RECORDS = "*/complete.json"
-"""Pattern of the paths of records in the folder of the prepared datasets. Records contain
+"""Pattern that finds the records of prepared datasets in their folder. The records contain
 hashes."""
 
 Split = Literal["", "train", "test"]
@@ -56,10 +56,10 @@ split."""
 def hash_key(folder: Path, *, create: bool = True) -> str:
     """Return the key of the hashes that replace file names and patient ids.
 
-    The key is the value of :data:`KEY_VARIABLE`. If this variable is not set, the key is
-    random. isweep writes the random key once to a file in ``folder`` (mode 0600), with its
-    checksum. A person who has the key can find the id behind a hash by hashing all possible
-    ids. Without the key, this is impossible.
+    The key is the value of :data:`KEY_VARIABLE`. If this variable is not set, the key comes
+    from a file in ``folder``. isweep writes this file once (mode 0600), with a random key and
+    its checksum. A person who has the key can find the id behind a hash by hashing all
+    possible ids. Without the key, this is impossible.
 
     Args:
         folder: The folder of the prepared datasets.
@@ -111,7 +111,7 @@ def _key_in_file(path: Path, *, create: bool) -> str:
 
     Raises:
         SetupError: The file is missing or damaged, or cannot be read.
-        PermissionError: The file may not be read or written.
+        PermissionError: isweep has no permission to read or write the file.
     """
     restore = f"Restore {path} from a backup. If the key was in {KEY_VARIABLE}, set this variable"
     hint = (
@@ -259,7 +259,7 @@ class RawRequest:
         return self.raw
 
     def base(self) -> Path:
-        """Return the folder that locators are relative to: the raw folder, or the raw file's."""
+        """Return the raw folder, or the folder of the raw file. Locators are relative to it."""
         root = self.root()
         return root if root.is_dir() else root.parent
 
@@ -270,12 +270,12 @@ class RawRequest:
 
 @dataclass(frozen=True)
 class Item:
-    """The unit of reading: a file, an archive member, a volume or a row of an array file.
+    """The data that a reader reads at once: a file, an archive member, a volume or an array's row.
 
     Attributes:
         locator: Path of the item below the raw folder, see :mod:`tasks.sources.raw`. isweep
             logs only the hash of the path. Two items without a group must have different
-            locators. With the same locator, all their images would be one group.
+            locators. Otherwise their images would form one group.
         label: Class index; None if only the images show the label, as for slices of a volume.
         group: Id of a patient, or of another group of images that a split must not separate.
             If the id is empty, the images of this item form a separate group.

@@ -1,4 +1,4 @@
-"""Source of BraTS. An item is a case, whose volumes are FLAIR, T2 and a segmentation.
+"""Source of BraTS. An item is a case with three volumes: FLAIR, T2 and a segmentation.
 
 A case consists of ``<case>_flair``, ``<case>_t2`` and ``<case>_seg`` in one folder, as
 ``.nii`` or ``.nii.gz``, unpacked or in ``.zip`` or ``.tar.gz``. The folder may be at any
@@ -45,7 +45,7 @@ RELEASE_YEAR = re.compile(r"(?i)brats[_-]?(?:20)?(\d\d)")
 GRADES = ("HGG", "LGG")
 """Folders of high-grade and low-grade gliomas."""
 SEGMENTATION_VALUES = (0, 1, 2, 4)
-"""Labels of a segmentation: 0 is no tumor."""
+"""The values that a segmentation may have. 0 is no tumor."""
 WINDOW_SLICES = 10
 """Number of consecutive slices that are compared. The lowest one is used only if all of them
 contain tumor, or if none of them does."""

@@ -135,8 +135,8 @@ def _package_file(package: str, name: str) -> Path:
 def _read_rows(package: str, name: str, side: int) -> tuple[Uint8Array, Int64Array]:
     """Return the images and labels of a table with one image per row.
 
-    The last column is the label. The packages have functions that read these tables, but these
-    functions need seconds.
+    The last column is the label. The packages have functions for these tables, but they take
+    seconds.
     """
     path = _package_file(package, name)
     values = np.loadtxt(path, dtype=np.uint8, delimiter=",")
@@ -219,7 +219,7 @@ def _by_amount(
         groups: Group of each patch.
         amounts: The amount of each patch, ``(num_patches,)``.
         is_usable: False for patches that are left out, ``(num_patches,)``.
-        unusable_reason: Reason, in words, why the patches with False are left out.
+        unusable_reason: Reason in words for leaving out the patches with False.
     """
     low, high = np.quantile(amounts[is_usable], (OUTER_SHARE, 1 - OUTER_SHARE))
     is_positive = amounts >= high
@@ -440,8 +440,8 @@ def blend(images: Uint8Array, labels: Int64Array, share: float, reach: float) ->
         images: ``(num_images, height, width)`` in [0, 255].
         labels: ``(num_images,)`` of 0 and 1.
         share: Weight of the nearest image. The image itself has the weight ``1 - share``.
-        reach: Share of the images that are blended. The images with the smallest distance to
-            an image of the other label are blended.
+        reach: Share of the images that are blended. Images nearest to the other label are
+            blended first.
 
     Returns:
         The images, with rounded pixels.

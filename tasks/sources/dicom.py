@@ -1,9 +1,8 @@
 """Read DICOM files: check the tags and the declared sizes, then decode the pixels.
 
 pydicom reads the files. The DICOM standard defines the format: PS3.3 (image pixel module),
-PS3.5 (encoding), PS3.6 (tags) and PS3.10 (file format). Standards of ITU-T define the headers
-of
-compressed frames: T.81 B.2.2 (JPEG), T.87 C.2.2 (JPEG-LS) and T.800 A.5.1 (JPEG 2000).
+PS3.5 (encoding), PS3.6 (tags) and PS3.10 (file format). The headers of compressed frames
+follow ITU-T standards: T.81 B.2.2 (JPEG), T.87 C.2.2 (JPEG-LS) and T.800 A.5.1 (JPEG 2000).
 
 The value of a tag may contain a patient's name. No message, log line or exception of this
 module contains the value of a tag. This module turns off the warnings and log lines of
@@ -172,7 +171,7 @@ class Dicom(Header):
     orientation: str
 
     def is_square(self) -> bool:
-        """Return whether pixels are square according to the header. The study requires this."""
+        """Return whether the header declares square pixels. The study uses only square pixels."""
         if self.spacing is None:
             return False
         row_spacing, column_spacing = self.spacing

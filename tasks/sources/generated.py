@@ -90,9 +90,8 @@ LENGTH = 240.0
 """Length of the interval of a coordinate of ``generated``, without gaps. The unit is the L2
 distance between images of 16 x 16 pixels in [0, 255]."""
 RADIUS = LENGTH
-"""Radius of the circle on which a coordinate of ``generated`` moves an image. The unit is the
-unit of :data:`LENGTH`. With this radius, an interval without gaps is an angle of one
-radian."""
+"""Radius of the circle on which a coordinate of ``generated`` moves an image, in the unit of
+:data:`LENGTH`. With this radius, an interval without gaps is an angle of one radian."""
 REFERENCE_SIDE = 16
 """Side in pixels of the images for which :data:`LENGTH` is an L2 distance."""
 GRAY = 127.5
@@ -101,7 +100,7 @@ INTENSITY = "generated in [0, 255], not rounded"
 
 
 def list_manifold(request: RawRequest) -> Listing:
-    """Return one item per point of a manifold."""
+    """List the images of a manifold dataset, one item per point."""
     _, labels = _points_of_manifold(request)
     return list_rows(labels, request, dtype="float32", intensity=INTENSITY)
 
@@ -236,7 +235,7 @@ class Geometry(NamedTuple):
 
 
 def list_generated(request: RawRequest) -> Listing:
-    """Return one item per generated image."""
+    """List the images of a ``generated`` dataset, one item per image."""
     _, labels = generated_points(_geometry(request))
     return list_rows(flip_labels(labels, request), request, dtype="float32", intensity=INTENSITY)
 
@@ -322,12 +321,12 @@ def parameter_value(request: RawRequest, name: str) -> float:
 
 
 def flip_labels(labels: Labels, request: RawRequest) -> Labels:
-    """Exchange 0 and 1 in some labels.
+    """Flip some labels: change 0 to 1, and 1 to 0.
 
-    The parameters of the dataset set the number of exchanged labels: the share ``flip_share``
-    of all labels, plus the number ``flipped``. The function exchanges the first labels in a
-    random order. The order depends only on the number of labels. A larger share therefore
-    flips all labels that a smaller share flips.
+    The parameters of the dataset set the number of flipped labels: the share ``flip_share`` of
+    all labels, plus the number ``flipped``. The function flips the first labels in a random
+    order. The order depends only on the number of labels. A larger share therefore flips all
+    labels that a smaller share flips.
     """
     num_flipped = round(parameter_value(request, "flip_share") * len(labels))
     num_flipped += int(parameter_value(request, "flipped"))
@@ -355,11 +354,11 @@ def list_rows(
     groups: Sequence[str] | None = None,
     **fields: Any,
 ) -> Listing:
-    """Return one item per row of an array, in stored order.
+    """List the rows of an array, one item per row, in stored order.
 
     Args:
         labels: ``(num_images,)`` class indices.
-        request: The request with the dataset, whose class names the listing gets.
+        request: The request. The listing gets the class names of its dataset.
         groups: Group of each row; None if each row is a separate group.
         fields: Values of further fields of :class:`Listing`.
     """

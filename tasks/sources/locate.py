@@ -40,7 +40,7 @@ class _MessageRow:
     """A row in a message.
 
     Attributes:
-        number: Number of the row, as in programs that show the file.
+        number: Number of the row, as programs such as spreadsheets show it.
         split_folder: Name of the folder with the row's table, if each split has a table; else
             empty.
         array: Name of the array in an array file; ``images`` if the message names none.

@@ -1,4 +1,4 @@
-"""List a user's images by a table of their paths: pictures, DICOM files or NIfTI volumes.
+"""List a user's images from a table of paths: pictures, DICOM files or NIfTI volumes.
 
 The table has the columns ``path`` and ``label``. It may also have the columns ``group`` and
 ``split``. Either all paths are relative to the table's folder, or all paths are absolute.
@@ -12,8 +12,8 @@ isweep also reads two other layouts:
 
 A column ``slice`` contains the number of an axial slice of a volume, counted from 0 at the
 feet. The image of the row is this slice, so a volume may have several rows. If there is no
-column ``group``, each volume is a group. All DICOM files with the same patient id in their
-headers are then also a group.
+column ``group``, each volume is a group, and DICOM files with the same patient id in their
+headers are a group.
 
 The kind ``table`` also reads Parquet files that contain the images themselves, see
 :mod:`tasks.sources.parquet_images`.
@@ -120,8 +120,8 @@ class PathTable:
 
     Attributes:
         row_names: The names of the table's rows in messages.
-        num_other_sheets: Number of sheets of the workbook that have a filled cell and are not
-        read.
+        num_other_sheets: Number of sheets of the workbook that have a filled cell but are not
+            read.
         columns: Names and roles of the columns that are read.
         cells: Role of a column that is read -> the cells of this column. Paths are relative to
             the raw folder.
@@ -258,11 +258,10 @@ table_source = Source(list_table, table_reader)
 
 
 def table_paths(request: RawRequest, folder: str = "") -> dict[int, str]:
-    """Return the paths in a table as a dict, so that the row number in a message gives the path.
+    """Return the paths in a table by row number, to find the file of a row that a message names.
 
     Args:
-        request: The request, with the path of the table or of the folder that contains the
-        table.
+        request: The request. Its raw path is the table, or the folder that contains the table.
         folder: Name of the table's folder if each split has a separate folder with a table;
             empty if there is only one table.
 
@@ -448,7 +447,7 @@ def _outside_error(path: str, row_name: str, request: RawRequest) -> DataError:
 def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
     """Return the slice number of every row.
 
-    If a row has None, the reader of volumes chooses the slices.
+    None means that the reader of volumes chooses the slices.
 
     Raises:
         DataError: A slice is not a number, the rows of a volume have different groups, or only
@@ -551,7 +550,7 @@ def _check_links(listed: set[str], special: set[str], base: Path, request: RawRe
         listed: The paths in the table.
         special: The names of links and special files in the raw folder.
         base: The raw folder as an absolute path without links.
-        request: The request. Its method ``error`` begins each message with the dataset's name.
+        request: The request. Its method ``error`` makes the errors.
 
     Raises:
         DataError: A path is such a link or special file, or one of its folders is a link.

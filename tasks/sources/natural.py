@@ -72,7 +72,7 @@ COPY_MARK = re.compile(r"(?:[ _-]?\(\d+\)| copy(?: \d+)?| \d+)(?=(?:\.\w+)*$)")
 """Pattern of the text that browsers and file managers add to the name of a second copy. The
 text is before the file extensions."""
 CACHE_VARIABLE = "ISWEEP_DOWNLOADS"
-"""Environment variable with the folder for downloads of torchvision."""
+"""Environment variable that names the folder for torchvision's downloads."""
 MAX_SVHN_VALUES = 1 << 30
 """Largest number of values in SVHN's file."""
 OFFICIAL_COUNT = 60_000
@@ -188,7 +188,7 @@ def _stem(path: str) -> str:
 
 
 def _imagenet_class(name: str, tree: RawTree) -> str | None:
-    """Return the class id of a training image; None if the image is not in the ten classes."""
+    """Return the class id of a training image; None if it belongs to none of the ten classes."""
     *folders, _ = name.split("/")
     if not OTHER_SPLITS.isdisjoint(folder.casefold() for folder in folders[:-1]):
         return None
@@ -221,8 +221,8 @@ class ArrayFiles:
     Attributes:
         file_names: For each file, its possible names in lower case.
         description: The files in words, for messages.
-        load: Returns the images and labels in the files. The arguments are the name of the
-            dataset and the bytes of each file. For damaged files, the function raises
+        load: Function that returns the images and labels in the files. Its arguments are the
+            name of the dataset and the bytes of each file. For damaged files, it raises
             DataError.
     """
 
@@ -495,7 +495,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         """Return a class or function that the pickle imports.
 
         Raises:
-            UnpicklingError: An array does not need this class or function.
+            UnpicklingError: numpy arrays do not need this class or function.
         """
         if module in PICKLE_MODULES and name in PICKLE_NAMES:
             return super().find_class(module, name)

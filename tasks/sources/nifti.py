@@ -38,7 +38,7 @@ NIBABEL_CLASSES = {
 """First four bytes of a file -> nibabel's class for its format. The first four bytes are the
 size of the header, in either byte order."""
 CLIP_PERCENTILES = (0.1, 99.9)
-"""Percentiles of a volume. Values outside are clipped, as in the study's code for BraTS."""
+"""Percentiles of a volume. Values outside them are clipped, as in the study's code for BraTS."""
 VOLUME_INTENSITY = (
     "clipped to 0.1 and 99.9 percentiles of the volume, then each slice by its own maximum"
 )

@@ -22,8 +22,8 @@ FACTORS = ("shift", "rotation", "contrast", "coarse background", "blur", "fine b
 MAX_SHIFT = 0.09
 """Largest shift along either axis, as a share of the image's side: 2.5 of 28 pixels."""
 MAX_TURN = np.radians(25)
-"""Largest rotation in radians, in both directions. After 25 degrees a 6 does not look like a
-9."""
+"""Largest rotation in radians, in both directions. A 6 rotated by 25 degrees does not look
+like a 9."""
 MIN_CONTRAST = 0.75
 """Smallest number by which pixels are multiplied. The largest number is 1."""
 MIN_BLUR = 0.4 / 28

@@ -1,4 +1,4 @@
-"""Shared functions of the sources of official downloads: archives, tables and repeated rows."""
+"""Functions that the sources of official downloads share: archives, tables and repeated rows."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def download(
 ) -> Source:
     """Return the source of a download whose parts may be unpacked or in archives.
 
-    Archives are opened only if the unpacked files are incomplete. If the unpacked files are
-    complete, archives beside them therefore cost no time.
+    Archives are opened only if the unpacked files are incomplete. Archives that are not needed
+    therefore cost no time.
 
     Args:
-        list_tree: Lists the items of a tree. If a table or all images are missing, it raises
-            :func:`incomplete_download`. If a single image is missing, it skips the item with
-            the reason :data:`FILE_MISSING`.
-        read: Returns the samples in the bytes of an item's file.
-        wanted: Returns whether to open the archive with this name.
+        list_tree: Function that lists the items of a tree. If a table or all images are
+            missing, it raises :func:`incomplete_download`. If a single image is missing, it
+            skips the item with the reason :data:`FILE_MISSING`.
+        read: Function that returns the samples in the bytes of an item's file.
+        wanted: Function that returns whether to open the archive with this name.
     """
 
     def list_items(request: RawRequest) -> Listing:
@@ -98,7 +98,7 @@ def repeated_rows(
     Args:
         name: Name of the table in messages.
         labels: Pairs (image, label), one per row.
-        request: Makes errors whose message begins with the name of the dataset.
+        request: The request. Its method ``error`` makes the errors.
 
     Returns:
         The reason and the count, for :attr:`Listing.excluded`.
@@ -147,7 +147,7 @@ def find_table(
 
     Args:
         tree: All files of the download.
-        request: Makes errors whose message begins with the name of the dataset.
+        request: The request. Its method ``error`` makes the errors.
         stem: Beginning of the usual name. Tables with such a name are read first.
         columns: Columns that the table must have.
         only_named: True to read only tables with such a name. It is needed if other tables of

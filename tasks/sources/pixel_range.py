@@ -21,7 +21,7 @@ CLIPPED = "values outside pixel_range clipped"
 """Flag of an image with values outside ``pixel_range``."""
 MAX_CLIPPED_SHARE = 0.9
 """Largest share of values that may lie outside ``pixel_range``. The share is large, because a
-CT window clips air and the patient table, and most values of a CT image are from these."""
+CT window clips air and the patient table, which cover most of a CT image."""
 MAX_DIM_SHARE = 0.05
 """Largest share of images without a value above 1, if other images have values up to 255. If
 the share is larger, these images were probably saved on the scale of 0 to 1. A few almost
@@ -201,7 +201,7 @@ def check_not_divided(name: str, images: Iterable[AnyArray]) -> None:
 
 
 def _check_pixel_range(name: str, values: _ValueRange, pixel_range: Limits) -> None:
-    """Check that the user's range contains most values, and is not much wider than they are.
+    """Check that the user's range clips not too many values, and is not far wider than the values.
 
     Raises:
         DataError: The range clips too many values, or the values span too little of the range.

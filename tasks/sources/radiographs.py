@@ -54,7 +54,7 @@ CHEXPERT_TABLE = "train.csv"
 FINDINGS = {"default": "Pleural Effusion", "edema": "Edema"}
 """Task of CheXpert -> column of its finding."""
 FINDING_LABELS = {"1": 1, "-1": 0, "": 0, "0": None}
-"""Cell in the column of a finding -> label. None leaves the row out."""
+"""Cell in the column of a finding -> label. A row with the label None is left out."""
 CHEXPERT_IMAGE = re.compile(
     r"(?P<patient>patient\d+)/study\d+/[^/]+(?=\.(?:jpe?g|png)$)", re.IGNORECASE
 )

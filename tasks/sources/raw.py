@@ -230,7 +230,7 @@ def search_folder(root: Path, request: RawRequest, *, strict: bool = True) -> Fo
 
     Args:
         root: The folder.
-        request: The request. Its method ``error`` begins each message with the dataset's name.
+        request: The request. Its method ``error`` makes the errors.
         strict: True to raise an error for links that lead out of the folder, for special
             files, and for folders that cannot be listed. False to return the names of such
             links and files, and to treat such folders as empty.
@@ -303,7 +303,7 @@ def check_inside(base: Path, path: Path, path_text: str, request: RawRequest) ->
         base: The folder, as an absolute path without links.
         path: A path in the folder that is neither a plain file nor a folder.
         path_text: Keyed hash of the path, for messages.
-        request: The request. Its method ``error`` begins each message with the dataset's name.
+        request: The request. Its method ``error`` makes the errors.
 
     Raises:
         DataError: The path is a FIFO, a socket or a device file, or a link that does not lead

@@ -530,7 +530,7 @@ def read_columns(
     Args:
         path: Path or locator of the table, for errors.
         table: The rows of the table.
-        request: The request. Its method ``error`` begins each message with the dataset's name.
+        request: The request. Its method ``error`` makes the errors.
         needed: Names of columns that the table must have.
         optional: Names of columns that are returned if the table has them.
 

@@ -333,7 +333,7 @@ def _names_by_uid(
     """Read the headers of files, and return UID -> names of the files with this UID.
 
     Args:
-        uid_of: Returns the UID of the SOP instance or of the series.
+        uid_of: Function that returns the UID of the SOP instance or of the series.
         names: Names of the files.
         tree: All files of the download.
         request: Contains the raw folder, and the name of the dataset for log lines.
@@ -363,7 +363,7 @@ class Target(NamedTuple):
 
 
 def list_prostate(tree: RawTree, request: RawRequest) -> Listing:
-    """List the series. In data as released, list the targets instead.
+    """List one item per series, or one item per biopsy target in data as released.
 
     Items are in the order of the released code: by score, then as in the table.
 

@@ -158,7 +158,7 @@ def _add_file(
         archive: The shard.
         member: Name of the member.
         extension: The part of the name after its first dot, in lower case.
-        request: Makes errors whose message begins with the name of the dataset.
+        request: The request. Its method ``error`` makes the errors.
 
     Raises:
         DataError: The sample has two images.
@@ -186,7 +186,7 @@ def _label(sample: _Sample, column: str, request: RawRequest) -> str:
     Args:
         sample: The sample.
         column: Key of the label in ``.json``.
-        request: Contains ``label_map``, and makes the errors.
+        request: The request. It contains ``label_map`` and makes the errors.
 
     Raises:
         DataError: ``.cls`` and ``.json`` have labels of different classes.

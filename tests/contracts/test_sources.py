@@ -403,7 +403,7 @@ def test_a_folder_without_a_table_says_how_to_name_the_table(tmp_path):
         ("title", "of = ['mnist']\ntitle", r"row \[pathmnist\], `of`: Unknown row \"\['mnist'\]\""),
         ("title", "of = 2024-01-01\ntitle", r"row \[pathmnist\], `of`: Unknown row '2024-01-01'"),
         ("channels = 3", "channels = 2024-01-01", r"row \[pathmnist\]: `channels` is '2024-01-01'"),
-        ("title", "[pathmnist]\ntitle", r"cannot be read: .*may occur only once"),
+        ("title", "[pathmnist]\ntitle", r"cannot be read: .*names of all rows must differ"),
         ("[pathmnist]", "title = 1\n[pathmnist]", r": 'title' is not a row"),
         (
             "channels = 3",

@@ -55,7 +55,7 @@ def read_cells(
     Raises:
         DataError: A needed column is missing, has another shape or dtype, or cannot be read.
     """
-    # Each name occurs once, in the order of the arrays.
+    # This keeps the order of the names, and each name once.
     column_names = list(dict.fromkeys(chain(*(array.array_name_by_column for array in arrays))))
     columns = find_columns(column_names, (LABEL_COLUMN, "group", "split"), request)
     tables = []
@@ -96,7 +96,7 @@ def _unused_cells(
     cells = {}
     for column in columns.unused:
         if column in array.array_name_by_column:
-            # An array that is not used may be damaged, or have another shape or dtype.
+            # An unused array may be damaged, or have another shape or dtype. This is no error.
             with suppress(DataError):
                 array_name = array.array_name_by_column[column]
                 cells[column] = _text_cells(file, array_name, num_images)
@@ -104,7 +104,7 @@ def _unused_cells(
 
 
 def _check_first_axis(file: ArrayFile, images_name: str, array_name: str) -> None:
-    """Check that the images of an array are not counted by its last axis.
+    """Check that the last axis of an array of images does not count the images.
 
     Raises:
         DataError: The last axis has as many entries as there are labels, and the first axis

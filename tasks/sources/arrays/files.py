@@ -71,10 +71,12 @@ raises :class:`SkipItem`."""
 
 
 def array_path(request: RawRequest) -> Path:
-    """Return the path of the array file: the raw file, or ``<dataset>.npz`` in the raw folder.
+    """Return the path of the array file: the raw file, or a file in the raw folder.
+
+    In a folder, the file has the name of the dataset and an extension in :data:`ARRAY_FILES`.
 
     Raises:
-        DataError: The raw folder has no file of that name.
+        DataError: The raw folder has no such file.
     """
     root = request.root()
     if not root.is_dir():
@@ -93,7 +95,7 @@ class NpzFile:
     """An ``.npz`` file of arrays.
 
     Attributes:
-        error: Makes an error whose message begins with the name of the dataset.
+        error: Function that makes an error whose message begins with the name of the dataset.
     """
 
     def __init__(self, request: RawRequest) -> None:
@@ -189,7 +191,7 @@ class NpzFile:
             is_intact = False
         if not is_intact:
             raise self.error(
-                "an array of the .npz file is damaged, because its checksum differs",
+                "an array of the .npz file is damaged: its content does not match its checksum",
                 hint=COPY_AGAIN,
             )
 

@@ -54,8 +54,8 @@ from tasks.sources.own.splits import VALIDATION_LEFT_OUT, GivenSplit
 from tasks.sources.pixel_range import Limits
 
 MAX_IMAGES = 10_000_000
-"""Largest number of images in a file. All labels are in memory at once. A damaged header could
-declare many gigabytes of labels."""
+"""Largest number of images in a file. All labels are in memory at once, and a damaged header
+could declare many gigabytes of labels."""
 BLOCK_IMAGES = 4096
 """Number of images that one reading task reads. The number is large, because reading rows in
 order is cheap."""
@@ -201,7 +201,7 @@ def array_reader(file: ArrayFile) -> Reader:
 
 
 def load_images(file: ArrayFile, listing: Listing) -> AnyArray:
-    """Return the images of a listing's items as one array, as stored.
+    """Return all images of a listing as one array of stored values.
 
     Raises:
         DataError: The arrays are damaged or have unequal shapes.
@@ -240,7 +240,8 @@ def list_npz(request: RawRequest) -> Listing:
 
 # tasks.sources.SOURCES refers to npz and hdf5 by these names.
 npz = Source(list_npz, lambda request: array_reader(NpzFile(request)))
-# HDF5 compares the checksum of a chunk, if there is one, when the chunk is read.
+# An HDF5 file needs no such check: h5py compares the checksum of a chunk when it reads the
+# chunk.
 hdf5 = Source(
     lambda request: list_arrays(Hdf5File(request), request),
     lambda request: array_reader(Hdf5File(request)),

@@ -3,10 +3,10 @@
 An *array name* is the name of an array in the file. The array names of PatchCamelyon, MedMNIST
 (``medmnist/dataset.py``), Keras (``mnist.npz``) and scikit-learn are recognized.
 
-Every other array except the class names is a *column*, with one value per image. The name of a
-column is its array name without the split. An exception is the array of labels: its column is
-always called ``label``. If another array would have this column name, it is not read. The
-*role* of a column is its use, see :mod:`tasks.sources.own.columns`. Example:
+Every array except the images and the class names is a *column*, with one value per image. The
+name of a column is its array name without the split. Only the column of the labels is always
+called ``label``. If another array would have this column name, it is not read. The *role* of a
+column is its use, see :mod:`tasks.sources.own.columns`. Example:
 
 ==================  ==========  =====
 array name          column      role
@@ -227,7 +227,7 @@ def _refuse_several_sets(
     Raises:
         DataError: Always.
     """
-    # The keys are array names. A dict keeps their order.
+    # The keys are array names. Unlike a set, a dict keeps their order.
     images_names: dict[str, None] = {}
     labels_names: dict[str, None] = {}
     for array in chain(*sets_of_arrays):
@@ -237,7 +237,7 @@ def _refuse_several_sets(
     if len(images_names) == 1:
         raise file.error(
             f"the images in {listed} have several arrays of labels: {', '.join(labels_names)}",
-            hint="Remove all of these arrays from the file except the right one",
+            hint="Keep only the right one of these arrays, and remove the others from the file",
         )
     raise file.error(
         f"the file has several sets of images: {listed}",

@@ -72,7 +72,7 @@ def image_header(file: ArrayFile, images_name: str) -> ArrayHeader:
         return header
     if 0 in shape:
         raise file.error(
-            f"the array {images_name} is empty: its shape is {shape}", hint="Save some images in it"
+            f"the array {images_name} is empty: its shape is {shape}", hint="Save images in it"
         )
     hint = (
         "Save numbers of shape (n, height, width), (n, height, width, 3) or (n, 3, height, width)"
@@ -157,7 +157,7 @@ def to_sample(stored: AnyArray, limits: Limits | None) -> Sample:
 
 
 def _scale_by_limits(pixels: AnyArray, limits: Limits) -> Sample:
-    """Return an image after scaling ``limits`` to [0, 255].
+    """Scale an image so that its stored values ``limits`` become 0 and 255.
 
     Raises:
         SkipItem: The image has infinite values or NaN.

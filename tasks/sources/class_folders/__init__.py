@@ -1,9 +1,9 @@
 """Read a user's images that lie in one folder per class.
 
-``<raw>`` is the folder or archive that the user gives. The default layout is called
-``class/group``. The path of an image is ``<raw>/<class>/image.png``, as in torchvision's
-``ImageFolder`` and timm's folder reader. Images are pictures or DICOM files. A DICOM file that
-is not in an archive needs no extension.
+``<raw>`` is the folder or archive that the user gives. In the default layout, ``class/group``,
+the path of an image is ``<raw>/<class>/image.png``, as in torchvision's ``ImageFolder`` and
+timm's folder reader. Images are pictures or DICOM files. A DICOM file that is not in an
+archive needs no extension.
 
 - Groups: all images in a subfolder of a class, ``<raw>/<class>/<group>/image.png``, are one
   group. Images in deeper folders belong to the same group. Equal group names in different
@@ -11,9 +11,9 @@ is not in an archive needs no extension.
   folders).
 - Layout ``group/class``: the groups are above the classes,
   ``<raw>/<group>/<class>/image.png``. The user's option ``layout`` chooses the layout. Without
-  this option, three conditions decide: all images lie in subfolders, the subfolders have 2 to
-  20 different names, and each name occurs in several top folders. If all conditions hold, the
-  patient ids in DICOM headers decide between the layouts. Otherwise the layout is
+  this option, isweep checks three conditions: all images lie in subfolders, the subfolders
+  have 2 to 20 different names, and each name occurs in several top folders. If all conditions
+  hold, the patient ids in DICOM headers decide between the layouts. Otherwise the layout is
   ``class/group``.
 - Splits: ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...``. Images in a folder ``val``
   beside them are left out. The record of the dataset contains their number.

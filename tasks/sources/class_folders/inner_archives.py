@@ -1,4 +1,4 @@
-"""Find images in inner archives that have a copy beside the archive.
+"""Find images in inner archives whose copies lie beside the archive.
 
 Example: ``raw.zip`` contains ``a/1.png`` and ``a/copy.zip``. If ``copy.zip`` contains only
 ``1.png``, the image in ``copy.zip`` is left out. If ``copy.zip`` contains only ``2.png``, this
@@ -49,11 +49,11 @@ class ArchivePath:
 
 
 def find_repeated(tree: RawTree, image_names: Sequence[str], request: RawRequest) -> set[str]:
-    """Return the names of images in inner archives that have a copy beside the archive.
+    """Return the names of images in inner archives whose copies lie beside the archive.
 
     Raises:
-        DataError: Only some images of an inner archive have a copy beside it, by their file
-        names.
+        DataError: By the file names, only some images of an inner archive have a copy beside
+            it.
     """
     if not request.root().is_file():  # archives in a folder are not opened
         return set()
@@ -82,7 +82,7 @@ def find_repeated(tree: RawTree, image_names: Sequence[str], request: RawRequest
             raise request.error(
                 f"the inner archive {hashed_path} has {len(names)} images. By file name, only "
                 f"{num_repeats} of them can be copies of images beside the archive",
-                hint="Unpack the images that are missing beside the archive, if you want to use "
+                hint="If you want to use the images that are missing beside the archive, unpack "
                 "them. Then remove the archive",
             )
         repeated |= repeats

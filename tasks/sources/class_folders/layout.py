@@ -49,7 +49,7 @@ def choose_layout(
     tops_by_subfolder: defaultdict[str | None, set[str]] = defaultdict(set)
     for image in image_paths:
         tops_by_subfolder[image.first_subfolder].add(image.top)
-    # The subfolders may be the classes if all three conditions hold.
+    # If all three conditions hold, the subfolders may be the classes.
     all_in_subfolders = None not in tops_by_subfolder
     has_few_subfolder_names = 1 < len(tops_by_subfolder) <= MAX_CLASSES_BELOW_GROUPS
     every_name_is_shared = all(len(tops) > 1 for tops in tops_by_subfolder.values())
@@ -59,7 +59,7 @@ def choose_layout(
     if layout is None:
         tops = set().union(*tops_by_subfolder.values())
         raise request.error(
-            f"the same {len(tops_by_subfolder)} names of subfolders occur in {len(tops)} top "
+            f"the same {len(tops_by_subfolder)} subfolder names occur in {len(tops)} top "
             "folders, so it is unclear whether the top folders or the subfolders are the "
             "classes",
             hint="If the top folders are the classes, set `layout: class/group` (--layout). "

@@ -29,8 +29,8 @@ from tasks.sources.own.rows import Rows
 from tasks.sources.raw import ARCHIVES, RawTree, is_archive_name
 
 MAX_NAMED_FOLDERS = 20
-"""Largest number of empty class folders whose names are in flags. For further folders, a flag
-contains only their number."""
+"""Largest number of empty class folders that flags name. A further flag contains only the
+number of the other folders."""
 TABLE_EXTENSIONS = (".csv", ".tsv", ".xlsx", ".jsonl")
 """Extensions of files that may be the table of labels."""
 HINT_BY_EXTENSIONS = {
@@ -148,7 +148,7 @@ def _check_two_classes(
         left_out_folders: Names of folders that lie at the level of class folders, but are left
             out.
         num_outside: Number of images outside class folders.
-        tree: All files.
+        tree: All files of the raw folder.
         request: The dataset.
 
     Raises:

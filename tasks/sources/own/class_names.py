@@ -146,7 +146,7 @@ def _check_no_unknown_word(unmapped: set[str], request: RawRequest) -> None:
 
     Args:
         unmapped: The class names to which ``label_map`` maps no label.
-        request: The request. Its method ``error`` begins each message with the dataset's name.
+        request: The request. Its method ``error`` makes the errors.
 
     Raises:
         DataError: A class name means "unknown".
@@ -168,7 +168,7 @@ def _check_no_list(classes: set[str], unmapped: set[str], request: RawRequest) -
     Args:
         classes: All class names.
         unmapped: The class names to which ``label_map`` maps no label. Only these are checked.
-        request: The request. Its method ``error`` begins each message with the dataset's name.
+        request: The request. Its method ``error`` makes the errors.
 
     Raises:
         DataError: A class name is a list of classes.

@@ -43,10 +43,9 @@ class Columns:
             ``patient_id``.
         labels: Names of the columns of labels in the data. Usually this is one column. One-hot
             labels have one column of 0 and 1 for each class.
-        choice_flags: Flags about columns that isweep chose by another name than the name of
-            the role, in words.
-        unused: Names of columns that are not read, except those with a flag in
-        ``choice_flags``.
+        choice_flags: Flags, in words, about chosen columns that do not have the name of their
+            role.
+        unused: Names of columns that are not read and have no flag in ``choice_flags``.
     """
 
     name_by_role: dict[str, str]
@@ -63,14 +62,13 @@ class Columns:
         return (*self.choice_flags, *flags_for_unused_columns(self.unused, group_like))
 
     def cells(self, data: Cells, request: RawRequest, row_name: Callable[[int], str]) -> Cells:
-        """Return a dict: role of a column that is read -> its cells.
+        """Return the cells of the columns that are read, by the role of the column.
 
         One-hot labels become one column of class names.
 
         Args:
             data: Name of a column in the data -> its cells.
-            request: The request. Its method ``error`` begins each message with the dataset's
-            name.
+            request: The request. Its method ``error`` makes the errors.
             row_name: Function that returns the name of a row for messages.
         """
         cells: dict[str, Sequence[str]] = {}
@@ -111,15 +109,14 @@ def find_columns(
         roles: Roles for which this function searches a column. They are keys of
             :data:`tasks.sources.tables.COLUMNS`. Columns with a role in :data:`TRAITS` are
             always chosen too.
-        request: The request. If its dataset has ``label_columns``, these columns are the
-        labels.
+        request: The request. If its dataset sets ``label_columns``, these columns are the
+            labels.
         also_read: Names of columns without a role that the caller reads. They get no flag.
 
     Raises:
         DataError: Several columns could have the same role, so networks might be trained on
-            the wrong label. The error is also raised if another column has the name of a
-            chosen column except for case and punctuation, and if ``label_columns`` repeats a
-            name.
+            the wrong label. Or the name of a chosen column differs from another name only in
+            case and punctuation. Or ``label_columns`` repeats a name.
     """
     labels = request.dataset.label_columns
     if len(set(labels)) < len(labels):
@@ -163,7 +160,7 @@ def _choose_column(
         role: The role.
         names_by_key: Result of :func:`column_key` -> the names in the data with this result,
             in the order of the data.
-        request: The request. Its method ``error`` begins each message with the dataset's name.
+        request: The request. Its method ``error`` makes the errors.
 
     Raises:
         DataError: No column has the name of the role, and several columns have another name
@@ -208,7 +205,7 @@ def _check_distinct_names(
 def common_columns(columns_of_files: Sequence[Columns], request: RawRequest) -> Columns:
     """Return the columns of a dataset that consists of several files.
 
-    The result has the fields of the first file. Only its field ``unused`` contains the unused
+    The result is the columns of the first file, but its field ``unused`` contains the unused
     columns of all files.
 
     Raises:
@@ -236,8 +233,7 @@ def _unused_columns(header: Sequence[str], roles: Sequence[str], used: Sequence[
     Args:
         header: Names of all columns in the data.
         roles: Roles of columns. A column that could have one of these roles is not in the
-        result:
-            isweep reads it, flags it, or uses ``label_columns`` instead.
+            result, because isweep reads it, flags it, or uses ``label_columns`` instead.
         used: Names of the columns that are read.
     """
     other_keys = set(map(column_key, used))
@@ -256,7 +252,7 @@ def decode_one_hot(cells: Cells, request: RawRequest, row_name: Callable[[int], 
 
     Args:
         cells: Name of a class -> the cells of its column, which contain 0 or 1.
-        request: The request. Its method ``error`` begins each message with the dataset's name.
+        request: The request. Its method ``error`` makes the errors.
         row_name: Function that returns the name of a row for messages.
 
     Raises:

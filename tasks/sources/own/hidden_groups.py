@@ -1,10 +1,9 @@
 """Find unused columns, and names of image files, that look like ids of patients.
 
-If isweep ignores such ids, the training set and the test set may share patients. Ids of
-patients
-have two signs: several images have the same id, and all images with the same id have the same
-class. The values in a column of scanners or ages also repeat. But images with the same value
-in such a column have different classes.
+If isweep ignores such ids, the training set and the test set may share patients. Two signs
+reveal ids of patients: several images have the same id, and all images with the same id have
+the same class. The values in a column of scanners or ages also repeat. But images with the
+same scanner or age have different classes.
 
 If the search finds such ids, isweep asks the user about them in a flag. The search has limits.
 It does not find ids in these cases:

@@ -119,7 +119,7 @@ def _check_label_map(
     Args:
         label_map: Raw label, or class name that the data list -> class.
         labels: All raw labels in the data, and all class names that the data list.
-        request: The request. Its method ``error`` begins each message with the dataset's name.
+        request: The request. Its method ``error`` makes the errors.
 
     Raises:
         DataError: A label in ``label_map`` does not occur in the data.

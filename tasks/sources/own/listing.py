@@ -138,9 +138,8 @@ def own_listing(
     Args:
         rows: The rows that the source read.
         request: The request, with the dataset and the key that hashes names in messages.
-        base_listing: A listing without items and classes. The result is this listing, to which
-            the items, the classes, further counts of excluded rows and further flags are
-            added.
+        base_listing: A listing without items and classes. The result is a copy of it with
+            items and classes, and with further flags and counts of excluded rows.
         sort_classes: Function that sorts the names of the classes.
 
     Raises:

@@ -45,9 +45,8 @@ images. A hyperparameter search draws its validation images from the training im
 def parse_split(word: str) -> GivenSplit:
     """Return the split that a word names, or ``NONE`` if the word names no split.
 
-    Upper case and lower case are equivalent. The prefix ``partial-`` is ignored, because the
-    Hugging Face Hub stores the first files of a large split in a folder such as
-    ``partial-train``.
+    Letter case does not matter. The prefix ``partial-`` is ignored, because the Hugging Face
+    Hub stores the first files of a large split in a folder such as ``partial-train``.
     """
     return SPLIT_WORDS.get(word.strip().casefold().removeprefix("partial-"), GivenSplit.NONE)
 
@@ -76,7 +75,8 @@ def split_of_file(name: str, request: RawRequest) -> GivenSplit:
     if request.root().is_file():
         return GivenSplit.NONE
     *folders, file_name = name.split("/")
-    # In a file's name, one word may name the split. The name of a folder must be such a word.
+    # One word of a file's name may name the split. A folder counts only if its whole name
+    # does.
     words_by_part = [re.split(r"[\W_]+", file_name)]
     for folder in reversed(folders):
         words_by_part.append([folder])

@@ -47,18 +47,18 @@ def test_a_batch_larger_than_the_set_is_refused(batch_sizes, num_train, message_
     [
         (
             {"learning_rate": [1e-3, 1e-5]},
-            r"`tune\.learning_rate` is \[.*must be two rising numbers",
+            r"`tune\.learning_rate` is \[.*must be two different numbers",
         ),
         (
             {"learning_rate": [1e-3, 1e-3]},
-            r"`tune\.learning_rate` is \[.*must be two rising numbers",
+            r"`tune\.learning_rate` is \[.*must be two different numbers",
         ),
         (
             {"learning_rate": [0, 1e-3]},
             r"value 1 of `tune\.learning_rate` is 0, but must be above 0",
         ),
-        ({"learning_rate": [1e-3]}, r"`tune\.learning_rate` is \[.*must be two rising numbers"),
-        ({"weight_decay": []}, r"`tune\.weight_decay` is \[\], but must be two rising numbers"),
+        ({"learning_rate": [1e-3]}, r"`tune\.learning_rate` is \[.*must be two different numbers"),
+        ({"weight_decay": []}, r"`tune\.weight_decay` is \[\], but must be two different numbers"),
         ({"weight_decay": 1e-3}, r"`tune\.weight_decay` is 0\.001, but should be a list"),
         (
             {"weight_decay": [1e-3, "a"]},

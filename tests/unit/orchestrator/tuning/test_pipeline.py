@@ -159,7 +159,7 @@ def test_a_notebook_gets_a_table_and_the_recipe(finished_search):
     assert tuned.report.name == "search.html"
     used = isweep.plan(TINY, root=root, changes={"name": "used", "recipe": tuned.recipe})
     assert len(used.table) == 2
-    with pytest.raises(isweep.SweepError, match="two rising numbers"):
+    with pytest.raises(isweep.SweepError, match="two different numbers"):
         isweep.tune(TINY, root=root, changes={"tune.learning_rate": [1e-2, 1e-3]})
 
 
@@ -249,7 +249,7 @@ def test_a_damaged_trial_is_not_used_and_is_requested_again(finished_search, mon
             ConfigError,
             "`tune.batch_size` contains 31, but a trial of the search has only 30 training",
         ),
-        ({"tune.learning_rate": [1e-2, 1e-3]}, ConfigError, "two rising numbers"),
+        ({"tune.learning_rate": [1e-2, 1e-3]}, ConfigError, "two different numbers"),
         ({"tune.train_size": 10**6}, SweepError, "1000000|1,000,000"),
         (
             {"data_mode": "as_released"},

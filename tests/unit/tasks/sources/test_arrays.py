@@ -291,7 +291,7 @@ def test_negative_values_of_files_are_flagged_too(prepare, tmp_path):
 
 
 def test_a_pixel_range_must_rise():
-    with pytest.raises(ValueError, match=r"\npixel_range\n.*two rising numbers"):
+    with pytest.raises(ValueError, match=r"\npixel_range\n.*two different numbers"):
         UserSourceSpec(kind="npz", path="x", domain="natural", pixel_range=(1.0, 0.0))
 
 

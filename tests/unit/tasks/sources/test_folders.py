@@ -364,7 +364,7 @@ CASES = {
             *FOUR,
             a,
             b,
-            refused=rf"the same 2 names of subfolders occur in \d top folders, {ASKED}",
+            refused=rf"the same 2 subfolder names occur in \d top folders, {ASKED}",
         )
         for a, b in (("Smith/cat/", "Jones/dog/"), ("Smith/cat/", "Smith/dog/"))
     },
