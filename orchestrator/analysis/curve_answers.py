@@ -241,12 +241,12 @@ class CurveAnswer:
         """The 90 % interval of the needed number of images; None for an end without a bound.
 
         If the lower end is the smallest measured train size, it is None, because fewer images
-        may suffice.
+        may suffice. If hardly any plausible curve reaches the target, both ends are None.
         """
         images = self.images
         if images is None:
             return None, None
-        low = images.low if self._has_low(images) else None
+        low = _finite(images.low) if self._has_low(images) else None
         return low, _finite(images.high)
 
     def to_json(self) -> dict[str, Any]:

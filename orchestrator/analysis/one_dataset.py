@@ -29,12 +29,15 @@ from orchestrator.analysis.paired_networks import (
     independent_test_size,
     paired_comparison,
 )
+from orchestrator.analysis.results_tables.chance_level import is_at_chance_level
 from orchestrator.results.columns import (
+    AUC,
     BEST_EPOCH,
     CLASS_PAIR,
     D_DATA_MLE,
     DATASET,
     MODEL,
+    NUM_CLASSES,
     NUM_EPOCHS,
     SEED,
     TEST_ACCURACY,
@@ -101,6 +104,7 @@ class RobustnessAtSize:
             nat.
         accuracy: Mean test accuracy without the attack; None if it is unknown.
         attacked_accuracy: Mean test accuracy under the attack; None if it is unknown.
+        is_at_chance: True if the network is at chance level at this train size.
     """
 
     model: str
@@ -109,6 +113,7 @@ class RobustnessAtSize:
     loss_gain: float
     accuracy: float | None = None
     attacked_accuracy: float | None = None
+    is_at_chance: bool = False
 
     @property
     def accuracies(self) -> str:
@@ -419,11 +424,16 @@ class OneDataset:
 
     @property
     def robustness_line(self) -> str:
-        """Sentences on accuracy and loss under attack at the smallest and the largest N."""
+        """Sentences on accuracy and loss under attack at the smallest and the largest N.
+
+        They leave out networks at chance level: an attack cannot fool a network that learned
+        nothing. The last sentence counts the omissions.
+        """
         attack = self.robustness[0].attack
+        learned = [at_size for at_size in self.robustness if not at_size.is_at_chance]
         sentences = []
-        for model in sorted({at_size.model for at_size in self.robustness}):
-            of_model = [at_size for at_size in self.robustness if at_size.model == model]
+        for model in sorted({at_size.model for at_size in learned}):
+            of_model = [at_size for at_size in learned if at_size.model == model]
             ends = of_model[:1]
             if len(of_model) > 1:
                 ends.append(of_model[-1])
@@ -437,6 +447,12 @@ class OneDataset:
                 for at_size in ends
             ]
             sentences.append(f"{attack} raises the loss of {model} by {' and by '.join(gains)}.")
+        num_left_out = len(self.robustness) - len(learned)
+        if num_left_out:
+            sentences.append(
+                f"Left out, because the network is at chance level: {num_left_out} of "
+                f"{plural(len(self.robustness), 'combination')} of network and N."
+            )
         return " ".join(sentences)
 
     @property
@@ -693,6 +709,9 @@ def robustness_by_size(rows: pd.DataFrame) -> tuple[RobustnessAtSize, ...]:
         loss_gain=rows[strongest.name],
         accuracy=rows[TEST_ACCURACY],
         attacked_accuracy=rows[TEST_ACCURACY] - accuracy_drop,
+        loss=rows[TEST_LOSS],
+        auc=rows.get(AUC, np.nan),
+        num_classes=rows.get(NUM_CLASSES, np.nan),
     )
     attacked = scores.dropna(subset=["loss_gain"])
     means = attacked.groupby([MODEL, TRAIN_SIZE], as_index=False).mean()
@@ -706,6 +725,12 @@ def robustness_by_size(rows: pd.DataFrame) -> tuple[RobustnessAtSize, ...]:
                 loss_gain=at_size["loss_gain"],
                 accuracy=_known(at_size["accuracy"]),
                 attacked_accuracy=_known(at_size["attacked_accuracy"]),
+                is_at_chance=is_at_chance_level(
+                    at_size["loss"],
+                    at_size["num_classes"],
+                    accuracy=at_size["accuracy"],
+                    auc=at_size["auc"],
+                ),
             )
         )
     return tuple(robustness)

@@ -1,5 +1,6 @@
 """Test the extrapolation of one learning curve: formulas, calibration on drawn curves, answers."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -825,6 +826,16 @@ def test_the_smallest_train_size_is_no_lower_bound_of_the_needed_images():
     far = answer(measured, "net", CurveQuestion(target=0.15)).to_json()
     assert far["needed_interval"][0] > 100
     assert not far["smallest_train_size_may_suffice"]
+
+
+def test_a_target_that_hardly_any_curve_reaches_has_no_infinite_bound():
+    """JSON has no infinite numbers, so an infinite bound would stop a report."""
+    measured = curve_points([110, 220, 450, 900], [0.4, 0.4, 0.4, 0.4])
+    curve_answer = answer(measured, "net", CurveQuestion(target=0.001))
+    assert curve_answer.images.low == float("inf")
+    document = curve_answer.to_json()
+    assert document["needed_interval"] == [None, None]
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
 
 
 def test_a_curve_that_improves_has_the_probability_of_a_gain():

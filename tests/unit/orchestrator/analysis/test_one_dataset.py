@@ -356,6 +356,23 @@ def test_robustness_is_described_for_each_train_size():
     )
 
 
+def test_networks_at_chance_level_are_left_out_of_the_robustness_sentences():
+    rows = trial_table()
+    rows["fgsm_2_loss_gain"] = np.where(rows["train_size"] == 840, 0.9, 0.4)
+    is_small = (rows["model"] == "resnet_tiny") & (rows["train_size"] == 105)
+    rows.loc[is_small, ["test_loss", "test_accuracy"]] = 1.38, 0.26
+    assert one_dataset(rows).robustness_line == (
+        "FGSM at 2/255 raises the loss of resnet_tiny by 0.4 nat at N = 210 and by 0.9 nat at N = "
+        "840. FGSM at 2/255 raises the loss of small_cnn by 0.4 nat at N = 105 and by 0.9 nat at "
+        "N = 840. Left out, because the network is at chance level: 1 of 8 combinations of "
+        "network and N."
+    )
+    rows[["test_loss", "test_accuracy"]] = 1.38, 0.26
+    assert one_dataset(rows).robustness_line == (
+        "Left out, because the network is at chance level: 8 of 8 combinations of network and N."
+    )
+
+
 def test_the_dimension_is_compared_with_the_published_ones():
     line = one_dataset(trial_table()).dimension_line
     assert "d_data 9 is higher than that of 1 of the 11 published datasets" in line

@@ -128,6 +128,14 @@ def test_counts_findings_caveats_and_provenance_are_shown(page):
     assert "9.12" in page
 
 
+def test_a_report_begins_with_how_many_trials_are_finished(page, table, fits, tmp_path):
+    unfinished = "The sweep is not complete: 36 of 40 trials are finished."
+    assert unfinished in page.partition('class="strip"')[0]
+    complete = {**SUMMARY, "planned": 36}
+    path = write_report(table, fits, tmp_path, sweep="complete", summary=complete)
+    assert "The sweep is not complete" not in path.read_text(encoding="utf-8")
+
+
 def test_every_column_is_explained(page, table):
     for name in table.columns:
         assert f"<code>{name}</code>" in page
