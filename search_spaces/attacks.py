@@ -33,7 +33,8 @@ class AttackParameter:
     def problem(self, value: object) -> str:
         """Return the rule that ``value`` breaks, or an empty text if the value is allowed.
 
-        The rule is the end of a sentence that begins with the name of the parameter.
+        The caller puts the parameter's name before this text: ``num_steps must be a whole
+        number from 1 to 10000, but is 0``.
         """
         allowed_types: tuple[type, ...] = (int, float)
         kind = "a number"
@@ -69,8 +70,8 @@ class AttackMethod:
     Attributes:
         function: ``module:function`` that computes the attack.
             :class:`tasks.trials.attacks.AttackFunction` lists the arguments of this function.
-        passes: function that returns the cost for one image. It is called with the values of
-            all parameters.
+        passes: function that returns the cost for one image. isweep calls this function with
+            the values of all parameters.
         effect: effect of the attack on an image, in words for a report. The words "that size"
             in this text mean the strength epsilon.
         parameters: keyword arguments of the function that a sweep file may set, by name. A

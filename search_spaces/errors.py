@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 MAX_SHOWN = 200
-"""Largest number of characters of a value in a message."""
+"""Messages show at most this number of characters of a value."""
 RULE_PREFIX = "Value error, "
 """Text that pydantic puts before the message of one of our own rules."""
 PYDANTIC_SUBJECT = "Input "
@@ -86,7 +86,7 @@ class CorruptStoreError(DataError):
 
 
 class NewerRecordError(CorruptStoreError):
-    """A newer version of this program wrote a stored file. The file must not be replaced."""
+    """A newer version of isweep wrote a stored file, so the file must not be replaced."""
 
 
 class SetupError(SweepError):
@@ -96,7 +96,7 @@ class SetupError(SweepError):
 
 
 def _sentence(text: str) -> str:
-    """Return a text with a full stop at its end, unless it already ends like a sentence."""
+    """Add a full stop to a text that does not end with ``.``, ``?`` or ``!``."""
     return text if text.endswith((".", "?", "!")) else f"{text}."
 
 

@@ -1,4 +1,5 @@
-"""Experiments in a sweep file. An experiment changes one property of a dataset and no other.
+"""Experiments in a sweep file. An experiment changes one property of a dataset and keeps the
+others.
 
 Sweep files and messages about them use shorter words than this code:
 
@@ -121,8 +122,8 @@ _REACH = Parameter(
     high=1,
     meaning="share of the images to blend. Images nearest to another class are blended first",
 )
-# Sweep files contain the names of these parameters, so the names must not change. If a name
-# such as bits, frequency or draw is unclear, read its meaning.
+# Sweep files contain the names of these parameters, so the names must not change. The field
+# ``meaning`` explains short names such as bits, frequency and draw.
 PARAMETERS: dict[str, dict[str, Parameter]] = {
     "generated": {
         "dimension": Parameter(
@@ -230,9 +231,9 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
 """Parameters by kind of images and name. The source that makes these images applies them."""
 
 TRAINING_PARAMETERS: dict[str, Parameter] = {"blend": _BLEND, "reach": _REACH}
-"""Parameters that can change training images after the split, in any base dataset. The image
-that is blended in is always a training image. Every other parameter changes the images or
-labels of the whole dataset before the split."""
+"""Parameters that can change training images after the split, in any base dataset. Only
+training images are blended in. Every other parameter changes the images or labels of the whole
+dataset before the split."""
 
 
 def check_training_parameters(
@@ -311,7 +312,7 @@ class ControlledDatasetSpec(specs.Spec):
         return f"{self.value('first'):g}", f"{self.value('second'):g}"
 
     def with_parameters(self, changes: specs.DatasetParameters) -> ControlledDatasetSpec:
-        """Return a copy of this dataset in which the parameters in ``changes`` have new values.
+        """Return a copy of this dataset with new values for the parameters in ``changes``.
 
         The result has no name, even if this dataset is a :class:`BaseDatasetSpec`.
         """
@@ -341,8 +342,8 @@ class ConditionSpec(specs.Spec):
         name: name of the condition.
         target: property that the condition should change.
         parameters: values that the condition sets.
-        base_names: names of the base datasets to which the condition is applied. If empty, the
-            condition is applied to all.
+        base_names: names of the base datasets to which the condition is applied. Empty means
+            all base datasets.
     """
 
     name: specs.Name
@@ -367,7 +368,7 @@ class ConditionSpec(specs.Spec):
 
 @dataclass(frozen=True)
 class ExperimentDataset:
-    """One dataset of an experiment: a base dataset, or a condition applied to one.
+    """One dataset of an experiment: a base dataset with a condition or without one.
 
     Attributes:
         base_name: name of the base dataset in the sweep file, such as ``a``.

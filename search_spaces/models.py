@@ -28,7 +28,7 @@ PAPER_MODELS = tuple(_PAPER_SIZES)
 """The six networks of Konz & Mazurowski: torchvision's architectures with random initial
 weights."""
 LIBRARIES = ("torchvision", "timm")
-"""Libraries from which a sweep file can use every architecture."""
+"""A sweep file can use every architecture of these libraries."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def model_spec(choice: ModelChoice | str) -> ModelSpec:
         raise ConfigError(
             f"`pretrained` is set for {choice.from_}, but only networks of torchvision and "
             "timm have pretrained weights",
-            hint="Remove `pretrained`. If this is your own function, it can load weights itself",
+            hint="Remove `pretrained`. A function of yours can load weights itself",
         )
     # A name has at most 64 characters, and the suffix needs 11 of them.
     name = choice.name or f"{spec.name[:52]}_pretrained"

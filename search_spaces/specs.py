@@ -68,7 +68,7 @@ Value = TypeVar("Value", bound=Hashable)
 
 
 def check_unique(values: tuple[Value, ...], *, field: str = "") -> tuple[Value, ...]:
-    """Return ``values`` after checking that none is repeated.
+    """Check that no value is repeated, and return the values.
 
     Args:
         values: the values of a field.
@@ -87,7 +87,7 @@ def check_unique(values: tuple[Value, ...], *, field: str = "") -> tuple[Value, 
 
 
 def check_range(limits: object) -> object:
-    """Return the two limits of a range after checking that the second is larger.
+    """Check that the second limit of a range is larger than the first, and return both.
 
     Raises:
         ValueError: the range does not have two limits, or the second is not larger than the
@@ -120,9 +120,9 @@ Estimators = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(chec
 
 Domain = Literal["natural", "medical"]
 DataMode = Literal["corrected", "as_released"]
-"""The way in which data are prepared and measured. ``as_released`` reproduces the released
-code. All faults in :data:`Fault` are then switched on, and TwoNN discards no distance ratios.
-Some sources also read their files as the released code did."""
+"""The mode of preparing and measuring data. ``as_released`` reproduces the released code. All
+faults in :data:`Fault` are then switched on, and TwoNN discards no distance ratios. Some
+sources also read their files as the released code did."""
 Fault = Literal[
     "misaligned_labels",
     "fixed_imagenet_files",
@@ -286,7 +286,7 @@ class RecipeSpec(Spec):
     Attributes:
         name: name of the recipe with its changes: ``paper+epochs=30``.
         optimizer: optimizer. ``adam`` has coupled weight decay, as in the released code.
-        learning_rate: learning rate of all epochs.
+        learning_rate: learning rate, the same in all epochs.
         weight_decay: coefficient of the weight decay.
         batch_size: number of images in one optimization step.
         epochs: number of passes over the training images.
@@ -556,7 +556,7 @@ class SubsetSpec(Spec):
     def twonn_discard_fraction(self) -> float:
         """The share of the distance ratios that TwoNN leaves out.
 
-        These are the largest ratios.
+        TwoNN leaves out the largest ratios.
         """
         if self.prepared.data_mode == "as_released":
             return 0.0
@@ -572,7 +572,7 @@ class MeasureSpec(Spec):
     """The measurement of intrinsic dimension and label sharpness of a subset.
 
     Attributes:
-        subset: subset whose training images are measured. The result is the same for all
+        subset: subset whose training images are measured. The result does not depend on the
             models.
         train_sizes: numbers of training images.
         num_neighbors: number of nearest neighbors of each image.

@@ -51,7 +51,7 @@ from search_spaces.tuning import TuneSpec
 
 
 def _check_class(value: object) -> int | str:
-    """Return a class of a sweep file after checking that it is an index or a name."""
+    """Check that a class of a sweep file is an index or a name, and return it."""
     if isinstance(value, str) and value:
         return value
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
@@ -74,7 +74,7 @@ with a smaller share."""
 
 
 class _TableReference(specs.Spec):
-    """A reference to a named entry of a table, with fields that replace fields of the entry.
+    """A reference to a table's entry by its name. The other fields replace fields of the entry.
 
     If a sweep file has text instead of a mapping, the text is the value of ``from``.
     """
@@ -251,7 +251,7 @@ class ResourceSpec(specs.Spec):
 
 
 class UserSourceSpec(specs.Spec):
-    """A dataset of the user, which is not in the table of datasets.
+    """A user's dataset, which is not in the table of datasets.
 
     Attributes:
         kind: name of the source in :mod:`tasks.sources` that reads the data.
@@ -314,7 +314,7 @@ class DatasetChoice(specs.Spec):
 
 
 class ConditionDataset(DatasetChoice):
-    """A base dataset whose training images a condition changes after the split.
+    """A base dataset with a condition that changes its training images after the split.
 
     It uses the prepared images of its base dataset.
 
@@ -434,7 +434,7 @@ class SweepSpec(specs.Spec):
 
     @model_validator(mode="after")
     def _check_experiment(self) -> Self:
-        """Check that base datasets and conditions are consistent."""
+        """Check the keys of an experiment: base datasets, conditions and the settings for them."""
         if not self.datasets and not self.base_datasets:
             raise ValueError(
                 "the sweep has neither `datasets` nor `worlds`. Add one of these two keys"

@@ -105,8 +105,8 @@ class ValidationSpec(Spec):
     """A validation split of the training images.
 
     Attributes:
-        share: share of the training images that are validation images. A trial is trained on
-            the other images.
+        share: share of the training images that are used for validation. The network is
+            trained on the other images.
         split: index of the random split. Each index gives another split.
     """
 
@@ -126,7 +126,7 @@ class SearchTrialSpec(TrialSpec):
 
     @property
     def trial_id(self) -> str:
-        """A readable name with a hash of network and split.
+        """The id of the trial: a readable name with a hash of network and split.
 
         The trial of the same network in the sweep has a different id.
         """

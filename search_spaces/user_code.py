@@ -1,4 +1,4 @@
-"""The source files of users' networks. They are read and hashed, but not run."""
+"""Find, read and hash the source files of a user's network, without running them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _HOW_TO_NAME = (
 def source_files(reference: str) -> dict[str, Path]:
     """Return the source files that define ``package.module:function``, by module name.
 
-    These are the file of the module and the files of the modules that it imports, directly or
-    indirectly, from the same top-level package or folder. The files are read, but not run.
+    These are the module's file, and the files of all modules that it imports from the same
+    top-level package or folder. Indirect imports count too. The files are read, but not run.
     Files of installed libraries are left out, because the version of a library identifies its
     code.
 

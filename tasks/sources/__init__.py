@@ -116,9 +116,9 @@ SOURCES: dict[str, SourceRow] = {
 OWN_KINDS: dict[str, OwnKind] = {
     name: row.own_kind for name, row in SOURCES.items() if row.own_kind
 }
-"""Kinds of a user's own data, by name."""
+"""Kinds of user data, by name."""
 OWN_OPTIONS = ("label_columns", "layout", "pixel_range")
-"""Fields of :class:`DatasetSpec` that only some kinds of own data use."""
+"""Fields of :class:`DatasetSpec` that only some kinds of user data use."""
 
 
 def current_name(name: str) -> str:
@@ -130,7 +130,7 @@ def current_name(name: str) -> str:
 
 
 def check_own_kind(kind: str) -> None:
-    """Check that a kind of own data exists, without importing any source.
+    """Check that a kind of user data exists, without importing any source.
 
     Raises:
         ConfigError: The kind does not exist. The message lists all kinds.
@@ -143,7 +143,7 @@ def check_own_kind(kind: str) -> None:
 
 
 def check_own_options(dataset: DatasetSpec) -> None:
-    """Check that the kind of own data uses every option that the user set.
+    """Check that the kind of user data uses every option that the user set.
 
     Raises:
         ConfigError: The kind does not use an option. Without this error, isweep would silently
@@ -186,7 +186,7 @@ def source_for(name: str) -> Source:
 def needs_download(dataset: DatasetSpec) -> bool:
     """Return whether a dataset can be read only if ``--raw`` has the path of its download.
 
-    The result is False for a user's own data, because their path is in the sweep file.
+    The result is False for user data, because their path is in the sweep file.
     """
     row = SOURCES.get(dataset.source)
     return row is not None and row.download == "required" and dataset.name in DATASETS

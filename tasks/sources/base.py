@@ -43,7 +43,7 @@ KEY_BYTES = 32
 """Number of random bytes of a new key. The file contains the key as two hex digits per
 byte."""
 CHECKSUM_LENGTH = 16
-"""Number of hex digits of the checksum in the file of the key."""
+"""Number of hex digits of the checksum in the key file."""
 PREPARED_RECORDS = "*/complete.json"
 """Pattern that finds the records of prepared datasets in their folder. The records contain
 hashes."""
@@ -58,8 +58,8 @@ def hash_key(folder: Path, *, create: bool = True) -> str:
 
     The key is the value of :data:`KEY_VARIABLE`. If this variable is not set, the key comes
     from a file in ``folder``. isweep writes this file once (mode 0600), with a random key and
-    its checksum. A person who has the key can find the id behind a hash by hashing all
-    possible ids. Without the key, this is impossible.
+    its checksum. With the key, a person can find the id behind a hash by hashing all possible
+    ids. Without the key, this is impossible.
 
     Args:
         folder: The folder of the prepared datasets.
@@ -190,7 +190,7 @@ class RawRequest:
     """The arguments of a source: the dataset, its preparation, and the path of the raw files.
 
     Attributes:
-        dataset: Row of the table of datasets, or a row that isweep made for a user's own data.
+        dataset: Row of the table of datasets, or a row that isweep made for user data.
         spec: The preparation for which the data are read. A few sources read its fields
             ``task`` and ``faults``.
         raw: Folder or file of the download; None if the user gave no path.
@@ -216,7 +216,7 @@ class RawRequest:
         return DataError(f"{self.dataset.name}: {problem}", hint=hint)
 
     def root(self) -> Path:
-        """Return the raw folder or file after checking that it can be read.
+        """Check that the raw folder or file can be read, and return its path.
 
         Raises:
             DataError: The user gave no path, or the path does not exist, cannot be read, or is
@@ -326,8 +326,8 @@ class Listing:
     """All items of a raw download, in the order in which they are stored.
 
     Attributes:
-        items: All items. Their order depends only on the raw files. It does not depend on the
-            order in which the file system lists the files.
+        items: All items. Their order depends only on the raw files, not on the order in which
+            the file system lists them.
         label_names: Names of the classes. A label is an index into this tuple.
         dtype: Type of the prepared pixels.
         block_size: Number of items that one reading task reads.
@@ -377,8 +377,8 @@ class Source:
     Attributes:
         list_items: Function that lists all items without reading pixels. If the download does
             not have the expected layout, the function raises DataError.
-        reader: Function that returns the :data:`Reader` of a request. isweep calls it once per
-            task. It may open files that several items share.
+        reader: Function that returns the :data:`Reader` of a request. isweep calls this
+            function once per task, so it may open files that several items share.
     """
 
     list_items: Callable[[RawRequest], Listing]

@@ -2,7 +2,7 @@
 
 A case consists of ``<case>_flair``, ``<case>_t2`` and ``<case>_seg`` in one folder, as
 ``.nii`` or ``.nii.gz``, unpacked or in ``.zip`` or ``.tar.gz``. The folder may be at any
-depth:
+depth. These are usual layouts:
 
 - ``MICCAI_BraTS_2018_Data_Training/{HGG,LGG}/`` is the layout of the challenge.
 - ``MICCAI_BraTS2020_TrainingData/`` is the layout of the 2020 release and of Kaggle's copy of
@@ -47,15 +47,15 @@ GRADES = ("HGG", "LGG")
 SEGMENTATION_VALUES = (0, 1, 2, 4)
 """The values that a segmentation may have. 0 is no tumor."""
 WINDOW_SLICES = 10
-"""Number of consecutive slices that are compared. The lowest one is used only if all of them
-contain tumor, or if none of them does."""
+"""Number of consecutive slices that are compared. The lowest slice is used only if all or none
+of them contain tumor."""
 MIN_BRAIN_PIXELS = 7000
-"""Smallest number of pixels of the brain mask in a slice of :data:`FULL_SLICE_PIXELS`."""
+"""Smallest number of pixels of the brain mask, in a slice with :data:`FULL_SLICE_PIXELS` pixels."""
 FULL_SLICE_PIXELS = 240 * 240
 """Number of pixels of a slice of BraTS. In slices of another size, the brain mask must cover
 the same share of the pixels."""
 BRAIN_RADIUS = 2
-"""Radius in pixels of the disk by which the brain mask is eroded and closed."""
+"""Radius in pixels of the disk that erodes and closes the brain mask."""
 MAX_VOXELS = 1 << 24
 """Largest number of voxels of a volume. A volume of BraTS has nine million, and three volumes
 are in memory at once."""
@@ -142,8 +142,8 @@ def _check_one_release(cases: Iterable[str], request: RawRequest) -> None:
 def _find_cases(tree: RawTree) -> dict[Case, dict[str, str]]:
     """Return the files of each case by kind, in the order of the listing.
 
-    The case of a file is read from the file's name, because a folder may be renamed or contain
-    several cases.
+    The file's name determines its case, because a folder may be renamed or contain several
+    cases.
     """
     cases: defaultdict[Case, dict[str, str]] = defaultdict(dict)
     misnamed_segmentations: dict[str, str] = {}
@@ -174,7 +174,7 @@ def _case_folder(name: str) -> str:
 
 
 def _listing_key(case: Case) -> tuple[int, list[str], str]:
-    """Return the key by which cases are sorted: grade, folder, name."""
+    """Return the sort key of a case: grade, folder, name."""
     folders = case.folder.split("/")
     grades = [GRADES.index(folder) for folder in folders if folder in GRADES]
     return next(iter(grades), len(GRADES)), folders, case.name

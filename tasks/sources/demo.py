@@ -71,13 +71,13 @@ MAX_BLANK_RANGE = 4
 """Largest difference between the largest and the smallest value of a blank image, on the scale
 of 0 to 255."""
 MIN_LIT = 40
-"""Smallest red value of a pixel that counts as part of the retina. The picture of the retina
-is a disc. Outside the disc, pixels are dark."""
+"""Smallest red value of a pixel that counts as part of the retina. The retina is a disc in the
+picture, and pixels outside the disc are dark."""
 MIN_BRAIN_SHARE = 0.7
 """Smallest share of gray and white matter in a patch of the set ``tissue``. Patches with a
 smaller share are left out."""
 SLICES_PER_VARIATION = 4
-"""Number of slices of each variation of the head (see :func:`list_lesions`)."""
+"""Number of slices for each variation of the head, see :func:`list_lesions`."""
 FIRST_SLICE = 70
 LAST_SLICE = 130
 """Range of the axial slices that are used, without ``LAST_SLICE`` itself. Slices are 1 mm
@@ -265,14 +265,14 @@ def faces() -> Images:
 
 @cache
 def textures() -> Images:
-    """Return patches of 32 x 32 pixels of ``grass.png``, ``gravel.png`` and ``brick.png``."""
+    """Return patches of 32 x 32 pixels from ``grass.png``, ``gravel.png`` and ``brick.png``."""
     names = ("grass", "gravel", "brick")
     return _one_class_each([_read_picture("skimage", f"data/{name}.png") for name in names], 32)
 
 
 @cache
 def photographs() -> Images:
-    """Return patches of 32 x 32 pixels of ``china.jpg``, a temple, and ``flower.jpg``, a dahlia."""
+    """Return patches of 32 x 32 pixels from photographs of a temple and of a dahlia."""
     temple = _read_picture("sklearn", "datasets/images/china.jpg")
     dahlia = _read_picture("sklearn", "datasets/images/flower.jpg")
     return _one_class_each([temple, dahlia], 32)
@@ -280,7 +280,7 @@ def photographs() -> Images:
 
 @cache
 def histology() -> Images:
-    """Return patches of 20 x 20 pixels of ``ihc.png``, an image of stained colon tissue.
+    """Return patches of 20 x 20 pixels from ``ihc.png``, an image of stained colon tissue.
 
     The label depends on the amount of the stain DAB in a patch.
     """
@@ -296,7 +296,7 @@ def histology() -> Images:
 
 @cache
 def retina() -> Images:
-    """Return patches of 32 x 32 pixels of ``retina.jpg``, a photograph of a retina.
+    """Return patches of 32 x 32 pixels from ``retina.jpg``, a photograph of a retina.
 
     The label depends on the amount of vessels in a patch. In the green channel, vessels are
     dark and thinner than 15 pixels. A gray-value closing by 15 x 15 pixels therefore removes
@@ -317,11 +317,11 @@ def retina() -> Images:
 
 @cache
 def tissue() -> Images:
-    """Return axial patches of 20 x 20 mm of the T1 volume of the ICBM 2009a template.
+    """Return axial patches of 20 x 20 mm from the T1 volume of the ICBM 2009a template.
 
     The template has maps of gray and of white matter. The label depends on the share of white
-    matter minus the share of gray matter in a patch. Planes are 5 mm apart. A group consists
-    of the patches at one position in four neighboring planes.
+    matter minus the share of gray matter in a patch. Planes are 5 mm apart. The patches at one
+    position in four neighboring planes are a group.
     """
     levels = range(50, 140, 5)
 
@@ -386,8 +386,8 @@ def list_pictures(request: RawRequest) -> Listing:
 def read_pictures(request: RawRequest) -> Reader:
     """Return a reader of the images that :func:`list_pictures` lists.
 
-    The reader converts color images to gray. It also makes the changes that the parameters of
-    the dataset request.
+    The reader converts color images to gray. It also changes the images as the dataset's
+    parameters request.
     """
     images = _two_classes(request)
     pixels = images.pixels
@@ -409,7 +409,7 @@ digits_even_odd = pictures
 
 
 def _two_classes(request: RawRequest) -> Images:
-    """Return the images of the two classes of a dataset, with labels 0 and 1."""
+    """Return the images of a dataset's two classes, with labels 0 and 1."""
     if request.dataset.source == "digits_even_odd":
         return replace(mnist5k(), labels=mnist5k().labels % 2)
     set_index = int(parameter_value(request, "set"))
@@ -602,8 +602,8 @@ def _target_box(
 ) -> tuple[slice, ...]:
     """Return the rows and columns of the mapped plane that contain the head.
 
-    All other pixels of the mapped plane are black. The value of its pixel ``p`` is the value
-    of ``plane`` at the position ``matrix @ p + origin``.
+    All other pixels of the mapped plane are black. Pixel ``p`` of the mapped plane has the
+    value of ``plane`` at the position ``matrix @ p + origin``.
     """
     head_rows = np.flatnonzero(plane.any(axis=1))
     head_columns = np.flatnonzero(plane.any(axis=0))

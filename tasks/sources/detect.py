@@ -16,15 +16,14 @@ from tasks.sources.raw import TARS, RefusedArchive, is_archive_name, open_archiv
 from tasks.sources.tables import COLUMNS, MANIFESTS, column_key
 
 MAX_HEADER_BYTES = 1 << 16
-"""Number of bytes at the start of a table in which isweep searches the end of the first
-line."""
+"""isweep searches for the end of a table's first line within this number of bytes."""
 MAX_SUBFOLDERS = 20
 """Largest number of subfolders that are opened. A folder may have thousands of subfolders, one
 for each patient."""
 
 
 def detect_own_kind(path: Path) -> str | None:
-    """Return the kind of own data at a path, or None if it is not recognized."""
+    """Return the kind of user data at a path, or None if it is not recognized."""
     if os.path.isdir(path):  # Path.is_dir raises if a folder above may not be entered
         return _folder_kind(path)
     if not os.path.exists(path):
@@ -41,7 +40,7 @@ def detect_own_kind(path: Path) -> str | None:
 
 
 def unknown_kind_hint(path: Path) -> str:
-    """Return the hint for a file that is no table, archive or file of arrays."""
+    """Return the hint for a file that is neither a table nor an archive nor a file of arrays."""
     if is_single_image_name(path.name):
         return "This is a single image. Use the path of the folder whose subfolders are the classes"
     kinds = "; ".join(f"{name}: {kind.path}" for name, kind in OWN_KINDS.items())
@@ -109,9 +108,9 @@ class _FolderContent:
 
 
 def _folder_kind(path: Path) -> str:
-    """Return the kind of own data in a folder.
+    """Return the kind of user data in a folder.
 
-    If no other kind is recognized, it is ``folder``.
+    If no other kind is recognized, the result is ``folder``.
     """
     try:
         content = _FolderContent.of(path)
@@ -165,7 +164,7 @@ def _has_extension(names: Iterable[str], extensions: str | tuple[str, ...]) -> b
 
 
 def _lists_images(table: Path) -> bool:
-    """Return whether the first line of a table has a column of paths and a column of labels.
+    """Return whether the first line of a table has a path column and a label column.
 
     This check is needed, because a table without paths may lie beside class folders.
     """

@@ -62,7 +62,7 @@ MAX_PIXEL_BYTES = 256 << 20
 MiB."""
 MAX_PACKED_FRAME_BYTES = 64 << 20
 """Largest decoded size in bytes of a compressed frame. A mammogram has 62 MiB. An RLE decoder
-needs ten times the size of the frame as memory."""
+needs ten times as much memory as the frame."""
 REQUIRED_TAGS = (
     "Rows",
     "Columns",
@@ -110,12 +110,12 @@ START_OF_SCAN = 0xDA
 JPEG_START = b"\xff\xd8\xff"
 JPEG2000_START = b"\xff\x4f\xff\x51"
 MAX_JP2_HEADER_BYTES = 4096
-"""Number of bytes at the start of a JP2 file in which the JPEG 2000 codestream must begin."""
+"""The JPEG 2000 codestream must begin within this number of bytes of a JP2 file."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """The values of those DICOM tags that sources need, from one file.
+    """The values of the DICOM tags that sources need, from one file.
 
     The values are not hashed, so log lines and messages must not contain them.
 
@@ -546,7 +546,7 @@ def _traits(
 
 
 def _header_flags(data: FileDataset) -> tuple[str, ...]:
-    """Return a flag if the image contains burnt-in text, and one if it is a localizer image."""
+    """Return flags for burnt-in text in the image, and for a localizer image."""
     flags = []
     if data.get("BurnedInAnnotation") == "YES":
         flags.append("burnt-in annotation")

@@ -35,8 +35,9 @@ interval of length :data:`LENGTH`. With angles
     B_j)
 
 If a coordinate changes by x, an image of 16 x 16 pixels moves along an arc of length x. The
-number of coordinates does not change this. If a coordinate decides the label, its interval is
-divided into bands with gaps between them. The interval looks like this for ``bands`` = 2::
+length of the arc does not depend on the number of coordinates. If a coordinate decides the
+label, its interval is divided into bands with gaps between them. The interval looks like this
+for ``bands`` = 2::
 
     [ half 0 ] fine_gap [ half 1 ]   gap * contrast   [ half 2 ] fine_gap [ half 3 ]
     `--------- band 0 ----------'                     `--------- band 1 ----------'
@@ -87,7 +88,7 @@ f."""
 MAX_DEVIATION = 100.0
 """Largest difference from gray in an image of a manifold dataset, in pixel values."""
 LENGTH = 240.0
-"""Length of the interval of a coordinate of ``generated``, without gaps. The unit is the L2
+"""Length of a coordinate's interval in ``generated``, without gaps. The unit is the L2
 distance between images of 16 x 16 pixels in [0, 255]."""
 RADIUS = LENGTH
 """Radius of the circle on which a coordinate of ``generated`` moves an image, in the unit of
@@ -95,7 +96,7 @@ RADIUS = LENGTH
 REFERENCE_SIDE = 16
 """Side in pixels of the images for which :data:`LENGTH` is an L2 distance."""
 GRAY = 127.5
-"""Gray value to which patterns are added."""
+"""Gray value of an image before patterns are added."""
 INTENSITY = "generated in [0, 255], not rounded"
 
 
@@ -168,7 +169,7 @@ def manifold_images(points: Points, side: int) -> Float32Array:
 def _add_patterns(
     weights_a: Float64Array, weights_b: Float64Array, amplitude: float, side: int
 ) -> Float64Array:
-    """Return gray images to which weighted patterns are added.
+    """Add weighted patterns to gray images.
 
     Args:
         weights_a: Weights of the patterns ``A_j``, ``(num_images, num_coordinates)``.

@@ -1,7 +1,7 @@
-"""Find the file, archive member or row to which a hash or row number in a message belongs.
+"""Find the file, archive member or row that a hash or row number in a message stands for.
 
-Messages and records contain the keyed hash of a file instead of its name. For a row, they
-contain its number, which is not confidential.
+Messages and records contain the keyed hash of a file instead of its name. They identify a row
+by its number, which is not confidential.
 """
 
 from __future__ import annotations

@@ -69,9 +69,9 @@ from tasks.sources.tables import (
 
 COLUMNS_READ = ("path", "label", "group", "split")
 SIMILAR_TO_PATH = ("path", "filename", "file_path", "image_path", "img_path")
-"""Usual names of a column of paths. If a table has no such column, the error suggests the
-column with the most similar name. The name ``image`` is missing here, because the usual column
-name ``stage`` is similar to it."""
+"""Usual names of a path column. If a table has no such column, the error suggests the column
+with the most similar name. The name ``image`` is missing here, because the usual column name
+``stage`` is similar to it."""
 SLICE = re.compile(r"[0-9]{0,9}")
 VOLUMES_AT_ONCE = 4
 """Number of volumes that one reading task reads. The volume of a CT has about 100 MiB."""
@@ -350,7 +350,7 @@ def _read_table(file: TableFile, request: RawRequest) -> PathTable:
 
 
 def _no_label_error(content: TableRows, request: RawRequest) -> DataError:
-    """Return the error for a table without a column of labels.
+    """Return the error for a table without a label column.
 
     If several columns contain only 0 and 1, they may be one-hot labels. The message lists
     them.
@@ -377,7 +377,7 @@ def _no_label_error(content: TableRows, request: RawRequest) -> DataError:
 
 
 def _no_path_error(content: TableRows, request: RawRequest) -> DataError:
-    """Return the error for a table without a column of paths."""
+    """Return the error for a table without a path column."""
     header = content.rows[0]
     similar = ""
     if is_header(header):

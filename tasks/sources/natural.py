@@ -307,8 +307,8 @@ def _read_file(base: Path, name: str, locator: str) -> bytes:
 def with_download(request: RawRequest) -> RawRequest:
     """Return the request with a raw folder: the user's folder, or torchvision's download.
 
-    Files are downloaded once. They are stored in the folder that the environment variable
-    ``ISWEEP_DOWNLOADS`` names, or else in the user's cache.
+    Files are downloaded once, into the folder that the environment variable
+    ``ISWEEP_DOWNLOADS`` names, or else into the user's cache.
 
     Raises:
         DataError: The download failed.
@@ -452,7 +452,7 @@ def _load_idx(name: str, bodies: list[bytes]) -> LabeledImages:
 
 
 def read_idx(body: bytes, name: str, *, dimensions: int) -> Uint8Array:
-    """Return the array in an IDX file whose values are unsigned bytes.
+    """Return the array of unsigned bytes in an IDX file.
 
     Args:
         body: The bytes of the file, gzipped or not.

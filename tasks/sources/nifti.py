@@ -50,7 +50,7 @@ SLICES_PER_VOLUME = 10
 
 @dataclass(frozen=True)
 class Volume:
-    """A decoded volume, whose axes run to the patient's right, to the front and up.
+    """A decoded volume. Its axes run to the patient's right, to the front and up.
 
     Attributes:
         values: ``(right, anterior, superior)`` voxels, scaled as the header states.
@@ -167,7 +167,7 @@ def _doubts(header: Any) -> tuple[str, ...]:
 
 
 def intensity_range(values: Float32Array) -> FloatArray:
-    """Return the range to which a volume is clipped: its 0.1 and 99.9 percentiles.
+    """Return the clipping range of a volume: its 0.1 and 99.9 percentiles.
 
     Raises:
         SkipItem: The two percentiles are equal, so almost all voxels have the same value.

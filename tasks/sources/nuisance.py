@@ -25,7 +25,7 @@ MAX_TURN = np.radians(25)
 """Largest rotation in radians, in both directions. A 6 rotated by 25 degrees does not look
 like a 9."""
 MIN_CONTRAST = 0.75
-"""Smallest number by which pixels are multiplied. The largest number is 1."""
+"""Smallest factor on the pixels. The largest factor is 1."""
 MIN_BLUR = 0.4 / 28
 MAX_BLUR = 1.2 / 28
 """Range of the standard deviation of the Gaussian blur, as a share of the image's side. A
@@ -35,9 +35,9 @@ NUM_FINE = 80
 """Number of smooth waves in a background. The dimension of a background is its number of
 waves."""
 FIRST_FINE = 30
-"""Number of waves whose frequency is lower than the frequency of all fine waves. Waves between the
-coarse and the fine waves are not used: they look like strokes of digits, so they would make
-the task harder."""
+"""Number of waves with a lower frequency than all fine waves. Waves between the coarse and the
+fine waves are not used: they look like strokes of digits, so they would make the task
+harder."""
 BACKGROUND_LIGHT = 0.6
 """Largest brightness of a background, as a share of white. In most images, the digit is
 brighter."""

@@ -14,8 +14,8 @@ A radiograph is used if it is the bilateral PA fixed-flexion view of the knees. 
 neither may state another view.
 
 The study's detector of knees is not available. Instead, the image of a knee comes from the
-first of these three that exists. The record of the dataset contains the number of images from
-each:
+first of these three that exists. The record of the dataset counts the images from each of the
+three:
 
 1. The file ``crops/<ID>_<R|L>.png``, called a ready crop.
 2. A crop around the center in ``knee_centers.csv``: row and column in pixels of the file.
@@ -482,7 +482,7 @@ def _checked_spacing(dicom: Dicom) -> tuple[float, float]:
 def _crop(pixels: Uint8Array, center: Center) -> Uint8Array:
     """Return a square crop around a center.
 
-    The crop is shifted if it would leave the image.
+    If the crop would leave the image, it is shifted.
     """
     window = []
     for position, side in zip(center, pixels.shape, strict=True):

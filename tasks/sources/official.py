@@ -21,7 +21,7 @@ OWN_MAXIMUM = "each image by its own maximum"
 
 
 class IncompleteDownloadError(DataError):
-    """The error for a download in which a table or all images are missing."""
+    """The error for a download that lacks a table or all images."""
 
 
 def download(
@@ -142,16 +142,16 @@ def find_table(
 ) -> str:
     """Return the locator of the table with these columns.
 
-    A table is recognized by its columns, because browsers and archives may change the names of
-    files.
+    A table is recognized by its columns, because browsers and archives may change the file
+    names.
 
     Args:
         tree: All files of the download.
         request: The request. Its method ``error`` makes the errors.
         stem: Beginning of the usual name. Tables with such a name are read first.
         columns: Columns that the table must have.
-        only_named: True to read only tables with such a name. It is needed if other tables of
-            the download also have these columns.
+        only_named: True to read only tables with such a name. Set it if other tables of the
+            download also have these columns.
 
     Raises:
         IncompleteDownloadError: No table has the columns.

@@ -195,7 +195,7 @@ def _read_table(name: str, request: RawRequest) -> _ParquetTable:
 def _partitions(name: str) -> dict[str, str]:
     """Return the values in the names of folders above a file, such as ``split=train``.
 
-    Each value is a column that is equal for all rows of the file.
+    Each value fills a column: it is the same in all rows of the file.
     """
     partitions = {}
     for folder in name.split("/")[:-1]:
@@ -206,7 +206,7 @@ def _partitions(name: str) -> dict[str, str]:
 
 
 def _check_header(subject: str, header: Sequence[str], columns: Columns) -> None:
-    """Check that a file has one column of images and each column of labels once.
+    """Check that a file has one image column, and has each label column once.
 
     Args:
         subject: The dataset and the hash of the file, for messages.

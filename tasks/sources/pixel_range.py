@@ -51,7 +51,7 @@ def rescale_to_255(values: AnyArray, limits: Limits) -> tuple[AnyArray, AnyArray
 
 @dataclass
 class _ValueRange:
-    """The finite values of several arrays of images.
+    """The finite values of several image arrays.
 
     Attributes:
         low: Smallest value.
@@ -201,7 +201,8 @@ def check_not_divided(name: str, images: Iterable[AnyArray]) -> None:
 
 
 def _check_pixel_range(name: str, values: _ValueRange, pixel_range: Limits) -> None:
-    """Check that the user's range clips not too many values, and is not far wider than the values.
+    """Check that the user's range does not clip too many values, and is not far wider than
+    they are.
 
     Raises:
         DataError: The range clips too many values, or the values span too little of the range.

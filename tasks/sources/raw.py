@@ -98,7 +98,7 @@ class RefusedArchive(SkipItem):
 
 
 class DamagedArchive(RefusedArchive):
-    """An archive whose bytes are not valid for the format that its file extension names."""
+    """An archive whose bytes do not match the format of its file extension."""
 
     def __init__(self, reason: str = "damaged archive") -> None:  # unpickling passes the reason
         super().__init__(reason)
@@ -673,7 +673,7 @@ class RawTree:
 
     If two archives contain the same name, the name belongs to the file of the first archive.
     The file of the second archive is listed under its locator, which contains :data:`MARK`.
-    The archives on the disk come first. The archives inside other archives follow.
+    Archives on the disk come before archives inside other archives.
 
     Attributes:
         folders: Names of all folders on the disk, including empty folders.
@@ -691,8 +691,8 @@ class RawTree:
         Args:
             request: The request, with the raw folder or archive.
             is_wanted: Function that returns whether to open the archive with the given name.
-                If None, all archives are opened if the raw data are one archive. If the raw
-                data are a folder, no archive is opened.
+                None opens all archives if the raw data are one archive, and no archive if the
+                raw data are a folder.
 
         Raises:
             DataError: A file or archive must not be read, see :func:`search_folder` and

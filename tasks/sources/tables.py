@@ -47,8 +47,7 @@ images."""
 GROUP_WORDS = ("patient", "subject", "participant", "person", "case", "lesion", "group")
 """Words at the start of a column's name that suggest that the column contains groups."""
 ATTRIBUTE_WORDS = ("age", "sex", "gender", "weight", "height", "size", "width", "position")
-"""Names of columns that describe a patient or an image. Their values are never ids of
-groups."""
+"""Names of columns that describe a patient or an image. Their values are never group ids."""
 MAX_COLUMNS = 1_000
 """Largest number of columns of a table."""
 MAX_UNPACKED_BYTES = 1 << 30
@@ -524,8 +523,8 @@ def read_columns(
 ) -> dict[str, list[str]]:
     """Return columns of a table: name -> the text of its cells.
 
-    The names of columns are compared by their :func:`column_key`. No message contains a cell
-    below the header.
+    The column names are compared by their :func:`column_key`. No message contains a cell below
+    the header.
 
     Args:
         path: Path or locator of the table, for errors.
@@ -666,7 +665,7 @@ def flags_for_unused_columns(
 
     Args:
         names: Names of the columns that are not read.
-        group_like: The columns whose values look like ids of patients.
+        group_like: The columns whose values look like patient ids.
     """
     flags: list[str] = []
     others: list[str] = []
@@ -721,8 +720,8 @@ def _error(
 def describe_header(row: Sequence[str], expected_names: Sequence[str] = ()) -> str:
     """Return the end of a message about missing columns, with the names in a table's first line.
 
-    If the line is perhaps not a header, the text says so and contains no name. The line may
-    then contain the data of a patient.
+    If the line is perhaps not a header, the text says so and contains no name, because the
+    line may contain the data of a patient.
 
     Args:
         row: The cells of the line.

@@ -165,7 +165,7 @@ def _read_boxes(table: str, request: RawRequest) -> dict[str, list[Box]]:
     If one box of a patient ends before it starts, the patient gets no boxes.
 
     Raises:
-        DataError: A row of the table of boxes cannot be used.
+        DataError: A row of the box table cannot be used.
     """
     boxes: defaultdict[str, set[Box]] = defaultdict(set)
     for row in read_table(table, request, BOX_COLUMNS):

@@ -55,7 +55,7 @@ def read_cells(
     Raises:
         DataError: A needed column is missing, has another shape or dtype, or cannot be read.
     """
-    # This keeps the order of the names, and each name once.
+    # dict.fromkeys removes repeated names and keeps the order.
     column_names = list(dict.fromkeys(chain(*(array.array_name_by_column for array in arrays))))
     columns = find_columns(column_names, (LABEL_COLUMN, "group", "split"), request)
     tables = []
@@ -71,7 +71,7 @@ def read_cells(
 def _used_cells(
     file: ArrayFile, array: ImageArray, columns: Columns, num_images: int
 ) -> dict[str, list[str]]:
-    """Return the cells of the columns that are read, for one array of images: role -> cells.
+    """Return the cells of the columns that are read, by role, for one image array.
 
     Raises:
         DataError: A column has another shape or dtype, or cannot be read.
@@ -89,7 +89,7 @@ def _used_cells(
 def _unused_cells(
     file: ArrayFile, array: ImageArray, columns: Columns, num_images: int
 ) -> dict[str, list[str]]:
-    """Return the cells of the unused columns, for one array of images: column -> cells.
+    """Return the cells of the unused columns, by column name, for one image array.
 
     Columns that do not have one value per image are left out.
     """
@@ -104,7 +104,7 @@ def _unused_cells(
 
 
 def _check_first_axis(file: ArrayFile, images_name: str, array_name: str) -> None:
-    """Check that the last axis of an array of images does not count the images.
+    """Check that the last axis of an image array does not count the images.
 
     Raises:
         DataError: The last axis has as many entries as there are labels, and the first axis

@@ -1,8 +1,9 @@
 """Read the names, shapes and rows of arrays in ``.npz`` and HDF5 files.
 
-The formats are NEP 1 (``numpy.lib.format``) in a zip, and HDF5 as h5py reads it.
+An ``.npz`` is a zip of arrays in the format NEP 1 (``numpy.lib.format``). h5py reads HDF5
+files.
 
-A file may be damaged or hostile. Nothing is unpickled. Declared sizes are checked before
+A file may be damaged or hostile, so nothing is unpickled. Declared sizes are checked before
 values are read, and images are read one by one. Links and external or virtual datasets of HDF5
 are rejected, because they may read other files.
 """
@@ -116,7 +117,7 @@ class NpzFile:
         return list(self._members)
 
     def header(self, name: str) -> ArrayHeader:
-        """Return the header of an array. A second call does not read the file again.
+        """Return the header of an array. Each header is read only once.
 
         Raises:
             DataError: The array is damaged, contains Python objects, or has fewer values than
@@ -157,7 +158,7 @@ class NpzFile:
             raise SkipItem("damaged array") from None
 
     def rows(self, name: str) -> ReadRow:
-        """Return a reader of an array's rows. It is fast if rows are read in ascending order.
+        """Return a function that reads a row of an array. Reading in ascending order is fast.
 
         Raises:
             DataError: The array is in Fortran order and too large to be read as a whole.
@@ -198,11 +199,11 @@ class NpzFile:
 
 @lru_cache(maxsize=4)
 def _npy_rows(path: Path, member: str, size: int, time_ns: int) -> ReadRow:
-    """Return a reader of a member's rows. The reader holds one row in memory at a time.
+    """Return a function that reads a row of a member. It holds one row in memory at a time.
 
-    The reader is cached until the file's size or time changes. A process reads blocks of rows
-    in ascending order, and a cached reader continues after the last block. A new reader would
-    have to unpack all earlier rows again.
+    The function is cached until the file's size or time changes. A process reads blocks of
+    rows in ascending order, and the cached function continues after the last block. A new
+    function would have to unpack all earlier rows again.
     """
     try:
         file = zipfile.ZipFile(path).open(member)  # noqa: SIM115
@@ -229,8 +230,8 @@ def _npy_rows(path: Path, member: str, size: int, time_ns: int) -> ReadRow:
 
 def _npy_header(file: IO[bytes]) -> ArrayHeader:
     version = np.lib.format.read_magic(file)
-    # Versions 2 and 3 differ only in the encoding of field names. Arrays of plain numbers have
-    # no field names.
+    # Versions 2 and 3 differ only in the encoding of field names, and arrays of plain numbers
+    # have no field names.
     if version == (1, 0):
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     else:
@@ -339,7 +340,7 @@ class Hdf5File:
         return _hdf5_values(self._file[name], ...)
 
     def rows(self, name: str) -> ReadRow:
-        """Return a reader of a dataset's rows.
+        """Return a function that reads a row of a dataset.
 
         Raises:
             DataError: The dataset cannot be used, see :meth:`header`.

@@ -6,7 +6,7 @@ An ``.npz`` has the format of ``np.savez``. An HDF5 file has all arrays in its r
 
 1. :mod:`tasks.sources.arrays.names` finds the arrays of images, labels and columns by their
    names.
-2. :mod:`tasks.sources.arrays.pixels` checks the shapes and dtypes of the arrays of images.
+2. :mod:`tasks.sources.arrays.pixels` checks the shapes and dtypes of the image arrays.
 3. :mod:`tasks.sources.arrays.cells` reads all labels, groups, splits and other columns as
    text. All of this text is in memory at once.
 4. :mod:`tasks.sources.arrays.pixels` chooses the scale of the pixels. If the images are floats,
@@ -69,9 +69,9 @@ class ArrayDetails(NamedTuple):
         black: Stored value that becomes 0; None as in
         :class:`tasks.sources.arrays.pixels.Scale`.
         white: Stored value that becomes 255; None if ``black`` is None.
-        file_name: Name of the array file if the raw path is a folder; else empty. The name is
-            part of the item. So if another file in the folder is used, the items change and
-            the images are read again.
+        file_name: Name of the array file if the raw path is a folder; else empty. If isweep
+            uses another file in the folder, this name changes the items, so the images are
+            read again.
     """
 
     images_name: str
@@ -96,7 +96,7 @@ class _ArrayImages:
     images of the first array.
 
     Attributes:
-        arrays: The arrays of images.
+        arrays: The image arrays.
         tables: Labels, groups, splits and traits of the images; one table per array.
         limits: The stored values that become 0 and 255; None as in
             :class:`tasks.sources.arrays.pixels.Scale`.
@@ -240,8 +240,7 @@ def list_npz(request: RawRequest) -> Listing:
 
 # tasks.sources.SOURCES refers to npz and hdf5 by these names.
 npz = Source(list_npz, lambda request: array_reader(NpzFile(request)))
-# An HDF5 file needs no such check: h5py compares the checksum of a chunk when it reads the
-# chunk.
+# An HDF5 file needs no such check: if a chunk has a checksum, h5py checks it on reading.
 hdf5 = Source(
     lambda request: list_arrays(Hdf5File(request), request),
     lambda request: array_reader(Hdf5File(request)),

@@ -4,9 +4,9 @@ An *array name* is the name of an array in the file. The array names of PatchCam
 (``medmnist/dataset.py``), Keras (``mnist.npz``) and scikit-learn are recognized.
 
 Every array except the images and the class names is a *column*, with one value per image. The
-name of a column is its array name without the split. Only the column of the labels is always
-called ``label``. If another array would have this column name, it is not read. The *role* of a
-column is its use, see :mod:`tasks.sources.own.columns`. Example:
+name of a column is its array name without the split. The label column is always called
+``label``, whatever its array name is. If another array would have this column name, it is not
+read. The *role* of a column is its use, see :mod:`tasks.sources.own.columns`. Example:
 
 ==================  ==========  =====
 array name          column      role
@@ -29,7 +29,7 @@ from tasks.sources.own.splits import GivenSplit, parse_split
 from tasks.sources.tables import MAX_NAMED, column_key, flags_for_unused_columns
 
 LABEL_COLUMN = "label"
-"""Name of the column of labels, and of its role."""
+"""Name of the label column, and of its role."""
 LABEL_NAMES = "label_names"
 """Array name of the class names in every scheme."""
 SAVE_EXAMPLE = "np.savez(PATH, images=images, labels=labels)"
@@ -106,7 +106,7 @@ class ImageArray:
         images_name: Array name of the images.
         split: Split of the images.
         array_name_by_column: Name of a column -> its array name, for example ``{"label":
-            "train_labels", "age": "train_age"}``. The column of labels is the first one.
+            "train_labels", "age": "train_age"}``. The label column is the first one.
     """
 
     images_name: str
@@ -131,7 +131,7 @@ class FoundArrays:
 
 
 def find_arrays(file: ArrayFile) -> FoundArrays:
-    """Find the arrays of images to read, and their columns.
+    """Find the image arrays to read, and their columns.
 
     Raises:
         DataError: There are no arrays of images, or several sets of them, or images without
@@ -166,7 +166,7 @@ def _are_two_columns(file: ArrayFile, result: FoundArrays) -> bool:
 
 
 def _arrays_of_scheme(file: ArrayFile, scheme: NameScheme) -> FoundArrays:
-    """Find the arrays of images whose names follow one scheme."""
+    """Find the image arrays whose names follow one scheme."""
     names = set(file.names())
     arrays = []
     num_validation = 0
@@ -192,7 +192,7 @@ def _arrays_of_scheme(file: ArrayFile, scheme: NameScheme) -> FoundArrays:
 
 
 def _check_labels_exist(file: ArrayFile, *, check_short_names: bool) -> None:
-    """Check that all arrays of images have labels.
+    """Check that all image arrays have labels.
 
     Images without labels would be ignored silently.
 
@@ -203,7 +203,7 @@ def _check_labels_exist(file: ArrayFile, *, check_short_names: bool) -> None:
             contain other data.
 
     Raises:
-        DataError: An array of images has no labels.
+        DataError: An image array has no labels.
     """
     names = file.names()
     schemes = (*SPLIT_SCHEMES, *SHORT_SCHEMES) if check_short_names else SPLIT_SCHEMES

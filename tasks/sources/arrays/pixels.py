@@ -1,8 +1,8 @@
-"""Check the arrays of images in an array file, choose their scale, and convert stored images.
+"""Check the image arrays in an array file, choose their scale, and convert stored images.
 
-The shape of an array of images is ``(n, height, width)``, ``(n, height, width, 1 or 3)`` or
-``(n, 1 or 3, height, width)``. A stored image becomes pixels in [0, 255]. The rule depends on
-the dtype, and on the user's option ``pixel_range``:
+An image array has the shape ``(n, height, width)``, ``(n, height, width, channels)`` or
+``(n, channels, height, width)``, with 1 or 3 channels. A stored image becomes pixels in
+[0, 255]. The rule depends on the dtype, and on the user's option ``pixel_range``:
 
 ==============  ===============  =============================================================
 stored as       ``pixel_range``  rule
@@ -58,7 +58,7 @@ class Scale(NamedTuple):
 
 
 def image_header(file: ArrayFile, images_name: str) -> ArrayHeader:
-    """Return the header of an array of images.
+    """Return the header of an image array.
 
     Raises:
         DataError: The array has a shape or dtype that images do not have.
@@ -130,8 +130,8 @@ def _images_by_array(
     """Yield one iterator per array. The iterator reads the images of the array one by one.
 
     Raises:
-        SkipItem: An array cannot be opened. The iterators also raise it if an image is
-        damaged.
+        SkipItem: An array cannot be opened. The iterators also raise this error if an image is
+            damaged.
     """
     for array, header in zip(arrays, headers, strict=True):
         yield map(file.rows(array.images_name), range(header.shape[0]))
@@ -141,7 +141,7 @@ def to_sample(stored: AnyArray, limits: Limits | None) -> Sample:
     """Convert a stored image to pixels in [0, 255].
 
     Args:
-        stored: One row of an array of images.
+        stored: One row of an image array.
         limits: The stored values that become 0 and 255; None as in :class:`Scale`.
 
     Raises:

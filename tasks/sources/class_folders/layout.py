@@ -19,8 +19,8 @@ MAX_CLASSES_BELOW_GROUPS = 20
 """Largest number of different subfolder names that may be classes. If there are more names,
 the subfolders are patients, so the layout is ``class/group``."""
 MAX_HEADERS = 200
-"""Number of DICOM headers that are read to choose the layout. Each subfolder has an equal
-share of them, but at least one header is read in each."""
+"""Number of DICOM headers that are read to choose the layout. Each subfolder gets an equal
+share of these headers, and at least one."""
 
 
 class LayoutChoice(NamedTuple):

@@ -47,8 +47,7 @@ HINT_BY_EXTENSIONS = {
         "The folder contains NIfTI volumes: list their paths and labels in a table (kind table)"
     ),
 }
-"""Extensions of files -> hint for the user if a folder has such files, but no class
-folders."""
+"""Extensions of files -> hint for a folder that has such files but no class folders."""
 NO_EXTENSION_HINT = "Add an extension to the files: only DICOM files outside archives may have none"
 """Hint for a folder that has files without extensions, but no class folders."""
 
@@ -101,8 +100,7 @@ def list_folder(request: RawRequest) -> Listing:
         cells={"label": [image.class_name for image in images]},
         locator=lambda row: locators[row],
         name=lambda row: request.hashed(locators[row]),
-        # Messages identify an image by its hash. So messages need no explanation of row
-        # numbers.
+        # Messages identify an image by its hash, so they need no explanation of row numbers.
         numbering=lambda _: "",
         default_group=lambda row: images[row].group,
         image_path=lambda row: images[row].path.name,

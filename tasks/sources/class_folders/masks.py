@@ -8,11 +8,11 @@ from collections.abc import Collection, Iterable, Sequence
 from tasks.sources.class_folders.paths import NOT_GROUP_FOLDERS, ImagePath
 
 MASK_FOLDER_NAMES = frozenset({"mask", "masks", "segmentation", "segmentations"})
-"""Names of folders of masks, in lower case. A folder called ``mask`` or ``segmentation`` may
-also be a class, for example of faces with a mask. It is a folder of masks only if it lies
-below a top folder or beside a folder such as ``images``."""
+"""Names of mask folders, in lower case. A folder called ``mask`` or ``segmentation`` may also
+be a class, for example of faces with a mask. It is a mask folder only if it lies below a top
+folder or beside a folder such as ``images``."""
 UNAMBIGUOUS_MASK_FOLDER_NAMES = frozenset({"masks", "segmentations"})
-"""Names in lower case. A folder with such a name is a folder of masks at every level."""
+"""Names in lower case. A folder with such a name is a mask folder at every level."""
 MASK_NAME = re.compile(r"(.+?)[ _-](?:mask|masks|seg|segmentation)(?:[ _-]?\d+)?", re.IGNORECASE)
 """Pattern of the name of a mask. Its first group is the name of the image."""
 
@@ -25,8 +25,7 @@ def find_masks_beside_images(image_names: Sequence[str], class_labels: Collectio
 
     Args:
         image_names: Names of all images.
-        class_labels: Names of folders that the user calls classes. They are not folders of
-            masks.
+        class_labels: Names of folders that the user calls classes. They are not mask folders.
     """
     folders = _all_folders(image_names)
     lower_folders = {folder.casefold() for folder in folders}
@@ -49,13 +48,12 @@ def find_files_in_mask_folders(
     """Return the images in a folder called ``masks`` or ``segmentations``, at any level.
 
     The images in a folder called ``mask`` or ``segmentation`` are returned only if a folder
-    such as ``images`` is beside it. If all images are in folders of masks, the result is
-    empty, because these folders must contain the classes.
+    such as ``images`` is beside it. If all images are in mask folders, the result is empty,
+    because these folders must contain the classes.
 
     Args:
         image_names: Names of all images.
-        class_labels: Names of folders that the user calls classes. They are not folders of
-            masks.
+        class_labels: Names of folders that the user calls classes. They are not mask folders.
     """
     folders = _all_folders(image_names)
     lower_folders = {folder.casefold() for folder in folders}

@@ -107,10 +107,10 @@ def _mask_folders(
     image_paths: Iterable[ImagePath],
     is_group_on_top: bool,
 ) -> set[str]:
-    """Return the names of folders of masks that lie at the level of class folders.
+    """Return the names of mask folders that lie at the level of class folders.
 
     Args:
-        paths_in_mask_folders: Paths of the files in folders of masks.
+        paths_in_mask_folders: Paths of the files in mask folders.
         paths_beside_images: Paths of the masks that lie beside their image.
         image_paths: Paths of the images that are not left out.
         is_group_on_top: True if the user chose the layout ``group/class``. If the user chose

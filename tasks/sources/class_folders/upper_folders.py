@@ -70,8 +70,7 @@ def _find_wrapper(image_names: Iterable[str], *, is_archive: bool) -> str:
 def _begin_with_wrapper(paths: Sequence[list[str]]) -> bool:
     """Return whether all paths begin with one folder that can be a wrapper.
 
-    Such a folder is not a split. Every path has at least a class folder and a file name below
-    it.
+    A wrapper is not a split. Below it, every path has at least a class folder and a file name.
     """
     first_parts = {path[0] for path in paths}
     if len(first_parts) != 1 or any(map(is_split_word, first_parts)):
@@ -80,7 +79,7 @@ def _begin_with_wrapper(paths: Sequence[list[str]]) -> bool:
 
 
 def _has_train_and_test(names: Iterable[str]) -> bool:
-    """Return whether some folders are the training split and the test split."""
+    """Return whether the names contain both a training split and a test split."""
     return parse_splits(names).issuperset(TRAIN_AND_TEST)
 
 

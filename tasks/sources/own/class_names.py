@@ -106,7 +106,7 @@ def _check_printable(classes: set[str], request: RawRequest) -> None:
 def _check_numbers(classes: set[str], request: RawRequest) -> None:
     """Check that class names are not measurements.
 
-    If a name is not a number, all names are accepted.
+    If any name is not a number, all names are accepted.
 
     Raises:
         DataError: The names are measurements, or a name seems to be a code for "unknown".

@@ -41,7 +41,7 @@ class Columns:
     Attributes:
         name_by_role: Role, such as ``group`` -> name of the column in the data, such as
             ``patient_id``.
-        labels: Names of the columns of labels in the data. Usually this is one column. One-hot
+        labels: Names of the label columns in the data. Usually this is one column. One-hot
             labels have one column of 0 and 1 for each class.
         choice_flags: Flags, in words, about chosen columns that do not have the name of their
             role.
@@ -57,7 +57,7 @@ class Columns:
         """Return the flags in ``choice_flags``, and flags for the columns that are not read.
 
         Args:
-            group_like: The unused columns whose values look like ids of patients.
+            group_like: The unused columns whose values look like patient ids.
         """
         return (*self.choice_flags, *flags_for_unused_columns(self.unused, group_like))
 
@@ -191,7 +191,7 @@ def _check_distinct_names(
     """Check that the names of chosen columns are unique, even without case and punctuation.
 
     Raises:
-        DataError: Another column has the name of a chosen column, and this is not the label.
+        DataError: Another column has the name of a chosen column that is not the label column.
     """
     for role, name in name_by_role.items():
         same_key = names_by_key[column_key(name)]
@@ -286,7 +286,7 @@ def decode_one_hot(cells: Cells, request: RawRequest, row_name: Callable[[int], 
 class JoinedTables:
     """The rows of several tables as one table: the rows of the first table come first.
 
-    A table is a table file, a Parquet file, or an array of images with its labels.
+    A table is a table file, a Parquet file, or an image array with its labels.
 
     Attributes:
         cells: Name or role of a column -> the cells of all rows. If a table does not have the
@@ -299,7 +299,7 @@ class JoinedTables:
         self.cells = self.join(tables)
 
     def join(self, tables: Sequence[Cells]) -> dict[str, list[str]]:
-        """Join further columns of the same tables. Rows of a table without a column are blank."""
+        """Join further columns of the same tables. A table without a column gets blank cells."""
         joined = {}
         for name in dict.fromkeys(chain(*tables)):
             column: list[str] = []

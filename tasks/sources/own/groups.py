@@ -16,7 +16,7 @@ from tasks.sources.tables import NOT_ONE_VALUE
 
 
 def check_groups(rows: Rows, request: RawRequest) -> None:
-    """Check that the column of groups contains real ids.
+    """Check that the group column contains real ids.
 
     A word that means "unknown" is not an id. Otherwise all rows with this word would count as
     one patient.

@@ -1,9 +1,9 @@
-"""Find unused columns, and names of image files, that look like ids of patients.
+"""Find unused columns, and names of image files, that look like patient ids.
 
 If isweep ignores such ids, the training set and the test set may share patients. Two signs
-reveal ids of patients: several images have the same id, and all images with the same id have
-the same class. The values in a column of scanners or ages also repeat. But images with the
-same scanner or age have different classes.
+reveal patient ids: several images have the same id, and all images with the same id have the
+same class. The values in a column of scanners or ages also repeat. But images with the same
+scanner or age have different classes.
 
 If the search finds such ids, isweep asks the user about them in a flag. The search has limits.
 It does not find ids in these cases:
@@ -34,20 +34,20 @@ from tasks.sources.own.words import NO_IDS
 from tasks.sources.tables import GROUP_WORDS, NOT_ONE_VALUE
 
 MIN_REPEATED_VALUES = 10
-"""Smallest number of values that occur in several rows of a column of ids. If there are fewer
+"""Smallest number of values that occur in several rows of an id column. If there are fewer
 such values, each of them may have only one class by chance."""
 MIN_MEAN_VALUES_PER_CLASS = 3
-"""Smallest number of repeated values per class in a column of ids. A column with the class in
+"""Smallest number of repeated values per class in an id column. A column with the class in
 another language has only one value per class."""
 MIN_SHARE_WITH_ONE_CLASS = 0.9
-"""Smallest share of the repeated values in a column of ids whose images all have the same
-class. A few patients may have images of several classes."""
+"""Smallest share of the repeated values in an id column whose images all have the same class.
+The share is below 1, because a few patients may have images of several classes."""
 MIN_STANDARD_DEVIATIONS = 3.0
-"""Number of standard deviations by which the number of values with only one class must exceed
-its mean for random classes. If 90 % of all images have the same class, most values have only
-one class by chance."""
+"""In an id column, the number of values with only one class must exceed its mean for random
+classes by this number of standard deviations. If 90 % of all images have the same class, most
+values have only one class by chance."""
 PATIENT_ABBREVIATIONS = ("sub", "subj", "pat", "pt")
-"""Abbreviations that mean patient or subject in names of files, as in ``sub-01`` (BIDS)."""
+"""Abbreviations that mean patient or subject in file names, as in ``sub-01`` (BIDS)."""
 PATIENT_IN_PATH = re.compile(
     rf"(?:(?:^|(?<=/))p|(?<![^\W\d_])(?:{'|'.join((*GROUP_WORDS, *PATIENT_ABBREVIATIONS))}))"
     r"[\s_-]*\d+"
@@ -64,14 +64,13 @@ Paths are in lower case. Without this part, the path is the path of the original
 WORD_SEPARATOR = re.compile(r"[\W_]+")
 """Pattern of the characters between two words of a file's name."""
 MIN_PATIENT_CLASSES = 5
-"""Smallest number of classes with a name such as ``patient 3`` that leads to a flag."""
+"""A flag needs at least this number of classes with a name such as ``patient 3``."""
 MIN_SHARE_WITH_PATIENT = 0.5
-"""Smallest share of the file names, or of the classes, with a text such as ``patient 3`` that
-leads to a flag."""
+"""A flag needs a text such as ``patient 3`` in at least this share of the file names or classes."""
 
 
 def find_group_like(columns: Mapping[str, Sequence[str]], classes: Sequence[str]) -> list[str]:
-    """Return the names of the columns whose values look like ids of patients.
+    """Return the names of the columns whose values look like patient ids.
 
     Args:
         columns: Name of a column -> its cells, one per image.
@@ -81,7 +80,7 @@ def find_group_like(columns: Mapping[str, Sequence[str]], classes: Sequence[str]
 
 
 def look_like_groups(values: Sequence[str], classes: Sequence[str]) -> bool:
-    """Return whether the cells of a column look like ids of patients.
+    """Return whether the cells of a column look like patient ids.
 
     Args:
         values: Cells of the column, one per image. Blank cells are ignored.

@@ -1,4 +1,4 @@
-"""Create the listing of a user's own data, and check all rules for labels, groups and splits."""
+"""Create the listing of a user's data, and check all rules for labels, groups and splits."""
 
 from __future__ import annotations
 
@@ -275,7 +275,7 @@ def _patient_name_flags(rows: Rows, class_of_row: Sequence[str]) -> dict[str, in
         path = rows.image_path(row)
         # DICOM files have patient ids in their headers.
         has_no_header = is_image_name(path) or is_nifti_name(path)
-        # If there is no column of groups, each volume is a group whose id is its path.
+        # If there is no group column, each volume is a group whose id is its path.
         if has_no_header and rows.group(row) in ("", path):
             paths.append(path)
             classes.append(class_name)

@@ -1,4 +1,4 @@
-"""The rows of a user's own data, one per image."""
+"""The record of a user's rows, and the texts that describe rows in messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tasks.sources.own.columns import Cells, Columns
 from tasks.sources.own.splits import GivenSplit
 
 FROM_ZERO = "the first row is 0"
-"""Text with which messages about arrays and Parquet files explain the row numbers. numpy and
+"""Text that explains the row numbers in messages about arrays and Parquet files. numpy and
 pandas number rows in the same way."""
 
 
@@ -38,7 +38,7 @@ class Rows:
         details: Function that returns the field ``details`` of a row's item.
         columns: The columns that isweep chose; None if the data have no columns.
         unused_cells: Name of a column that is not read -> its cells, one per row. If there is
-            no column of groups, isweep searches these cells for ids of patients.
+            no group column, isweep searches these cells for patient ids.
         class_names: Class names that the data list. Entry i is the name of the class with
             index i. Empty if the data contain no such list.
     """

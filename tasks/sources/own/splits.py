@@ -1,6 +1,6 @@
-"""The words that name a training, test or validation split, in cells and in names of files.
+"""The words that name a training, test or validation split, in cells and in file names.
 
-The words are the same for every kind of a user's own data.
+The words are the same for every kind of user data.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def is_split_word(word: str) -> bool:
 def split_of_file(name: str, request: RawRequest) -> GivenSplit:
     """Return the split that the path of a file names.
 
-    The name of the file decides the split. If it names no split, the nearest folder whose name
-    is a word for a split decides. Examples of paths are ``train-00000-of-00002.parquet``,
+    The name of the file decides the split. If it names no split, the nearest folder with the
+    name of a split decides. Examples of paths are ``train-00000-of-00002.parquet``,
     ``skin_test_01.tar`` and ``val/0000.tar``. If the raw data consist of only one file, its
     name is ignored.
 

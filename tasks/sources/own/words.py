@@ -1,4 +1,4 @@
-"""Words that mean a missing or unknown value, in a user's own data or in a table."""
+"""Words that mean a missing or unknown value, in user data or in the table of a download."""
 
 from __future__ import annotations
 
