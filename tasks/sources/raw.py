@@ -311,18 +311,18 @@ def check_inside(base: Path, path: Path, path_text: str, request: RawRequest) ->
     """
     if not path.is_symlink():
         raise request.error(
-            f"{path_text} is a FIFO, socket or device file, not a plain file",
+            f"the file {path_text} is a FIFO, socket or device file, not a plain file",
             hint="Remove it from the raw folder",
         )
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError):  # RuntimeError: the link leads to itself
         raise request.error(
-            f"{path_text} is a link to a file that does not exist", hint="Remove the link"
+            f"the file {path_text} is a link to a file that does not exist", hint="Remove the link"
         ) from None
     if not target.is_relative_to(base) or not target.is_file():
         raise request.error(
-            f"{path_text} is a link to a folder, or to a file outside the raw folder",
+            f"the file {path_text} is a link to a folder, or to a file outside the raw folder",
             hint="Replace the link by the file or folder itself",
         )
 

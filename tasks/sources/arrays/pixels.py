@@ -104,8 +104,8 @@ def choose_scale(
     kinds = {dtype.kind for dtype in dtypes}
     if len(dtypes) > 1 and kinds != {"f"}:
         raise request.error(
-            f"images are stored as {', '.join(sorted(map(str, dtypes)))}, so their scales may "
-            "differ",
+            f"images have several types ({', '.join(sorted(map(str, dtypes)))}), so their scales "
+            "may differ",
             hint="Save all images as the same type",
         )
     if pixel_range is None and dtypes == {np.dtype(np.uint8)}:

@@ -77,7 +77,7 @@ def list_folder(request: RawRequest) -> Listing:
     root = request.root()
     if root.is_file() and not is_archive_name(root.name):
         raise request.error(
-            "the source is a file, not a folder",
+            "the path is a file, not a folder or an archive",
             hint="Use the path of a folder, a .zip or a .tar",
         )
     tree = RawTree(request)
