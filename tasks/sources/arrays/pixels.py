@@ -41,7 +41,7 @@ from tasks.sources.pixel_range import (
 
 CHANNELS = (1, 3)
 """Possible numbers of channels. If the last axis of an image has one of these lengths, it is
-the axis of channels. Otherwise the first axis is the axis of channels."""
+the channel axis. Otherwise the first axis is the channel axis."""
 
 
 class Scale(NamedTuple):

@@ -32,7 +32,7 @@ MAX_NAMED_FOLDERS = 20
 """Largest number of empty class folders that flags name. A further flag contains only the
 number of the other folders."""
 TABLE_EXTENSIONS = (".csv", ".tsv", ".xlsx", ".jsonl")
-"""Extensions of files that may be the table of labels."""
+"""Extensions of files that may be a table with the labels."""
 HINT_BY_EXTENSIONS = {
     TABLE_EXTENSIONS: (
         "If the table in this folder lists the images, set kind to table and use the path of "
