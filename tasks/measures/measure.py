@@ -37,6 +37,7 @@ from tasks.measures.input_checks import (
     checked_source,
     checked_train_sizes,
 )
+from tasks.measures.random_labels import note_on_random_labels
 from tasks.measures.records import MeasureResult, MeasureSettings, SizeRecord
 from tasks.measures.searched_images import SearchedImages, search_images
 from tasks.measures.sharpness import (
@@ -122,7 +123,10 @@ def measure_nested(
         conflict_pairs=tuple(row_check.conflicts[:MAX_LISTED_CONFLICTS]),
         settings=settings,
         precision=searched.neighbors.arithmetic,
-        notes=_notes(records[-1], row_check.num_contradictory(sizes[-1]), scale),
+        notes=(
+            *_notes(records[-1], row_check.num_contradictory(sizes[-1]), scale),
+            *_label_notes(searched),
+        ),
         calibration=calibration,
     )
 
@@ -141,6 +145,18 @@ def _label_sharpness(
         return sharpness
     permuted = permuted_sharpness(table, labels, other_label.sample_masks)
     return replace(sharpness, permuted=permuted)
+
+
+def _label_notes(searched: SearchedImages) -> tuple[str, ...]:
+    """Return a remark if the labels at the largest train size look random."""
+    if searched.labels is None:
+        return ()
+    table = searched.neighbors.tables[-1]
+    num_images = table.num_positions
+    note = note_on_random_labels(
+        searched.source, searched.source_rows[:num_images], searched.labels[:num_images], table
+    )
+    return () if note is None else (note,)
 
 
 def measure_array(

@@ -93,6 +93,7 @@ DICOM_EXTENSIONS = (".dcm", ".dicom", ".ima")
 INTENSITY = (
     "8 bits as stored; more by own maximum; DICOM: stored values (CT: HU + 1024) by own maximum"
 )
+"""Rule for image files in stored records. `isweep measure` prints the part that applies."""
 CT_OFFSET = 1024
 """Number that is added to Hounsfield units, so that air is 0 and tissue is positive."""
 SQUARE_TOLERANCE = 1e-6
