@@ -248,7 +248,11 @@ def _range_text(values: Sequence[object]) -> str:
 def _obstacles(workspace: Workspace, run_plan: RunPlan) -> Iterator[str]:
     """Yield lines about the obstacles to a run on this machine."""
     from orchestrator.machine.cluster import cpu_cluster_here, trial_resources
-    from orchestrator.planning.checks import learning_rate_notes, small_size_notes
+    from orchestrator.planning.checks import (
+        learning_rate_notes,
+        num_sizes_notes,
+        small_size_notes,
+    )
     from tasks.sources.base import format_counts
 
     try:
@@ -259,6 +263,8 @@ def _obstacles(workspace: Workspace, run_plan: RunPlan) -> Iterator[str]:
         trial_resources(workspace.plan.sweep.resources, cpu_cluster_here(), "cpu")
     except ConfigError as error:
         yield f"This machine cannot run the sweep: {error}"
+    if run_plan.removed:
+        yield f"{run_plan.removed}."
     for name, listing in run_plan.changed.items():
         yield (
             f"The files of {name} have other names, sizes or times than the files from which "
@@ -269,6 +275,7 @@ def _obstacles(workspace: Workspace, run_plan: RunPlan) -> Iterator[str]:
         )
         yield from format_counts(left_out=listing.excluded, doubtful=listing.flags)
     yield from small_size_notes(workspace.plan)
+    yield from num_sizes_notes(workspace.plan)
     yield from learning_rate_notes(workspace.plan)
     known_datasets = []
     for item in run_plan.not_prepared:

@@ -31,6 +31,8 @@ from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import make_subset
 from tasks.sources.base import UNKEYED, Listing, RawRequest, hash_key
 
+MIN_TRAIN_SIZES = 3
+"""Smallest number of train sizes that shows whether a learning curve bends."""
 MIN_TEST_SIZE = 25
 """If a sweep has fewer test images than this number, isweep prints a note. With this number,
 the standard error of an accuracy is at most 0.1."""
@@ -224,6 +226,29 @@ def small_size_notes(plan: SweepPlan) -> Iterator[str]:
         yield (
             f"The batch size, {min(batch_sizes):,}, is larger than the largest train size, "
             f"{plan.largest_size:,}. Each epoch then has only one training step."
+        )
+
+
+def num_sizes_notes(plan: SweepPlan) -> Iterator[str]:
+    """Yield a sentence if there are too few train sizes for a good learning curve.
+
+    Experiments, and sweeps of several class pairs, answer other questions. They get no note.
+    """
+    num_datasets = len({measure.subset.dataset for measure in plan.measures})
+    has_several_pairs = len(plan.measures) > num_datasets
+    if has_several_pairs or plan.sweep.list_experiment_datasets():
+        return
+    num_sizes = len(set(plan.sweep.train_sizes))
+    if num_sizes == 1:
+        yield (
+            "With only 1 train size, there is no learning curve, and `isweep predict` cannot "
+            f"predict scores with more images. Use at least {MIN_TRAIN_SIZES} `train_sizes`."
+        )
+    elif num_sizes < MIN_TRAIN_SIZES:
+        yield (
+            f"With only {num_sizes} train sizes, isweep cannot check whether a learning curve "
+            "bends, and predictions of `isweep predict` depend mostly on curves of other datasets. "
+            f"Use at least {MIN_TRAIN_SIZES} `train_sizes`."
         )
 
 

@@ -15,7 +15,7 @@ from orchestrator.planning.paths import RootPaths, SweepPaths, check_outlasts_ra
 from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.planning.sweep_file import SweepSource, find_modules_in, load_sweep, sweep_text
 from orchestrator.planning.written_files import preset_names
-from search_spaces.errors import ConfigError, CorruptStoreError, did_you_mean
+from search_spaces.errors import ConfigError, CorruptStoreError, SweepError, did_you_mean
 from search_spaces.sweeps import SweepSpec
 from search_spaces.user_code import source_texts
 from tasks.atomic import write_atomic
@@ -131,6 +131,18 @@ class Workspace:
                 self.sweep_paths.sweep_file.unlink(missing_ok=True)
             raise
         self.write_sweep_file()
+
+    def stored_plan(self) -> SweepPlan | None:
+        """Return the plan of the sweep with this name that was run last below the root.
+
+        Return None if no such sweep was run, or if its stored file cannot be read.
+        """
+        if not os.path.lexists(self.sweep_paths.sweep_file):
+            return None
+        try:
+            return Workspace.open(self.plan.sweep.name, str(self.paths.root), prefer_root=True).plan
+        except SweepError:
+            return None
 
     @property
     def sweep_paths(self) -> SweepPaths:

@@ -18,6 +18,7 @@ from orchestrator.results.records import FailureRecord, MeasureRecord, TrialReco
 from orchestrator.results.rows import Row, rows_of
 from orchestrator.results.store import Unreadable
 from orchestrator.results.stored_results import StoredResults
+from search_spaces.errors import plural
 from search_spaces.specs import MeasureSpec, SubsetSpec
 from tasks.trials.records import TrialStatus
 
@@ -221,6 +222,28 @@ def compare_with_plan(
         partial=partial,
         unplanned=frozenset(stored.trials.keys() - planned.keys()),
         unreadable=list(stored.unreadable),
+    )
+
+
+def removed_trials_text(workspace: Workspace, state: State) -> str:
+    """Return sentences about finished trials that a changed sweep file removes from the plan.
+
+    The text is empty if there are none. Trials that were already removed at the last run do
+    not count. The last sentence has no period.
+    """
+    if not state.unplanned:
+        return ""
+    stored_plan = workspace.stored_plan()
+    finished = set(state.trials)
+    if stored_plan is not None:
+        finished &= stored_plan.trials_by_id.keys()
+    num_removed = len(finished & state.unplanned)
+    if num_removed == 0:
+        return ""
+    return (
+        f"This plan lacks {num_removed:,} of {plural(len(finished), 'finished trial')} of the "
+        f"stored sweep {workspace.plan.sweep.name}. isweep keeps their results, but the new report "
+        "leaves them out. To keep both sweeps, give this sweep another `name`"
     )
 
 

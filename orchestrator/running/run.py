@@ -44,7 +44,7 @@ from orchestrator.planning.workspace import Workspace
 from orchestrator.results.mlflow_pages import read_run_pages
 from orchestrator.results.provenance import provenance
 from orchestrator.results.records import TrialRecord
-from orchestrator.results.state import State, compare_with_plan
+from orchestrator.results.state import State, compare_with_plan, removed_trials_text
 from orchestrator.results.storage import RetryWithBackoff
 from orchestrator.results.store import ResultStore
 from orchestrator.results.stored_results import StoredResults
@@ -226,6 +226,10 @@ def _check_before_start(sweep: _SweepRun) -> None:
     with workspace.write_sweep_file_if_valid():
         sweep.stored = StoredResults.read(workspace.results_url, workspace.sweep_paths.index)
         sweep.check_stored(sweep.stored)
+        # Below, the file of this sweep replaces the stored file with which the text compares.
+        removed_text = removed_trials_text(workspace, sweep.compute_state())
+        if removed_text:
+            sweep.monitor.note(removed_text)
         if workspace.plan.sweep.predictions:
             _drop_damaged_predictions(sweep)
         preparation.check_raw(workspace, options.raw)

@@ -16,7 +16,7 @@ from orchestrator.planning.estimate_text import extras_text
 from orchestrator.planning.extra_costs import extras
 from orchestrator.planning.plan import PlannedStatus, plan_rows
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.state import State
+from orchestrator.results.state import State, removed_trials_text
 from orchestrator.running.progress import read_live_state
 from search_spaces.errors import ConfigError
 from tasks.sources.base import Listing
@@ -43,6 +43,7 @@ class RunPlan:
         changed: The present list of files, by dataset, for each dataset of the user whose
             files changed after it was prepared.
         extra_costs: Text about the cost of all work besides training.
+        removed: Sentences about finished trials that the plan lacks; empty if there are none.
     """
 
     rows: list[dict[str, str | int]]
@@ -51,6 +52,7 @@ class RunPlan:
     not_prepared: list[dict[str, Any]]
     changed: dict[str, Listing]
     extra_costs: str
+    removed: str = ""
 
 
 def plan_run(
@@ -95,6 +97,7 @@ def plan_run(
         not_prepared=_not_prepared(workspace, new_listings),
         changed=changed_own_data(workspace),
         extra_costs=extras_text(extra_costs),
+        removed=removed_trials_text(workspace, state),
     )
 
 
@@ -160,7 +163,10 @@ def describe_power(workspace: Workspace) -> PlannedPower:
         power = planned_power(workspace.plan, num_tables=NUM_TABLES)
     except ConfigError as error:
         lines = [_results_text(workspace)]
-        if not any(choice.class_pairs for choice in workspace.plan.sweep.datasets):
+        has_pairs = any(choice.class_pairs for choice in workspace.plan.sweep.datasets)
+        if _num_datasets(workspace) == 1:
+            lines = [f"{lines[0]} One dataset is enough for this."]
+        elif not has_pairs:
             lines.append(f"The study's questions compare datasets. {error}")
         return PlannedPower(None, lines)
     return PlannedPower(asdict(power), power.lines())
@@ -174,6 +180,11 @@ def _results_text(workspace: Workspace) -> str:
     summary = "This sweep will show the test loss of each model"
     if len(sweep.train_sizes) > 1:
         summary = "This sweep will show how the test loss of each model falls with more images"
-    if len({measure.subset.dataset for measure in workspace.plan.measures}) > 1:
+    if _num_datasets(workspace) > 1:
         summary += ", on each dataset"
     return f"{summary}."
+
+
+def _num_datasets(workspace: Workspace) -> int:
+    """Return the number of datasets of a sweep."""
+    return len({measure.subset.dataset for measure in workspace.plan.measures})

@@ -250,6 +250,20 @@ def test_a_stored_sweep_is_found_by_its_name_without_its_file(run, root, tmp_pat
     assert f"no sweep of the root {root}, has the name 'mne'. Did you mean 'mine'?" in err
 
 
+def test_plan_says_what_a_sweep_with_few_datasets_shows(run, tmp_path):
+    path = tmp_path / "few.yaml"
+    text = SWEEP.replace("20, 40", "20, 30, 40").replace("image_size: 28", "image_size: 16")
+    path.write_text(text.replace("mnist5k", "manifold_d4"), encoding="utf-8")
+    code, out, err = run("plan", str(path))
+    assert code == 0, err
+    assert "with more images. One dataset is enough for this." in out
+    assert "compare datasets" not in out
+    path.write_text(text.replace("mnist5k", "manifold_d4, manifold_d12"), encoding="utf-8")
+    out = run("plan", str(path))[1]
+    assert "with more images, on each dataset." in out
+    assert "The study's questions compare datasets. The sweep has 2 datasets, but" in out
+
+
 def test_a_sweep_file_may_have_any_name(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.json").write_text(SWEEP, encoding="utf-8")

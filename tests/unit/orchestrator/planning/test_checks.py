@@ -10,6 +10,7 @@ from orchestrator.planning.checks import (
     changed_own_data,
     check_feasible,
     learning_rate_notes,
+    num_sizes_notes,
     small_size_notes,
 )
 from orchestrator.planning.workspace import Workspace
@@ -280,6 +281,27 @@ def test_a_small_test_set_and_a_large_batch_are_noted(tmp_path, changes, notes):
     sweep = small_sweep("small", train_sizes=[20], **changes)
     lines = list(small_size_notes(Workspace.open(sweep, str(tmp_path)).plan))
     assert [line[: len(note)] for line, note in zip(lines, notes, strict=True)] == notes
+
+
+@pytest.mark.parametrize(
+    ("train_sizes", "notes"),
+    [
+        ([20], ["With only 1 train size, there is no learning curve, and `isweep predict` cannot"]),
+        ([20, 30], ["With only 2 train sizes, isweep cannot check whether a learning curve bends"]),
+        ([20, 30, 40], []),
+    ],
+)
+def test_too_few_train_sizes_for_a_learning_curve_are_noted(tmp_path, train_sizes, notes):
+    sweep = small_sweep("few", train_sizes=train_sizes)
+    lines = list(num_sizes_notes(Workspace.open(sweep, str(tmp_path)).plan))
+    assert [line[: len(note)] for line, note in zip(lines, notes, strict=True)] == notes
+    assert all(line.endswith("Use at least 3 `train_sizes`.") for line in lines)
+
+
+def test_sweeps_of_several_class_pairs_need_no_learning_curve(tmp_path):
+    plan = Workspace.open("digits-demo", str(tmp_path)).plan
+    assert plan.sweep.train_sizes == (240,)
+    assert list(num_sizes_notes(plan)) == []
 
 
 @pytest.mark.parametrize(

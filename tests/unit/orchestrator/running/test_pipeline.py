@@ -10,10 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from orchestrator.cli.app import main
 from orchestrator.machine.cluster import Cluster, RunOptions
 from orchestrator.machine.ray_folders import remove_files_of_killed_runs
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.workspace import Workspace
+from orchestrator.results.records import TrialRecord
 from orchestrator.results.store import ResultStore
 from orchestrator.results.stored_results import StoredResults
 from orchestrator.running import run as module
@@ -150,6 +152,36 @@ def test_results_that_are_removed_during_a_run_are_not_counted(rerun, finished, 
     assert (summary.planned - summary.done, summary.pending, summary.exit_code) == (1, 1, 1)
     message = "1 finished results were removed from the store"
     assert any(note.startswith(message) for note in rerun.notes)
+
+
+def test_a_sweep_file_that_removes_finished_trials_is_reported_once(
+    rerun, finished, root, monkeypatch, capsys
+):
+    def stop(*_):
+        raise ConfigError("the test ends here")
+
+    finished.write_sweep_file()
+    monkeypatch.setattr(module, "_start_services", stop)
+    with pytest.raises(ConfigError, match="the test ends here"):
+        rerun.run(seeds=[0, 1])  # the sweep is extended
+    assert rerun.notes == []
+    finished.write_sweep_file()
+    removed = (
+        "This plan lacks 8 of 8 finished trials of the stored sweep smoke. isweep keeps their "
+        "results, but the new report leaves them out. To keep both sweeps, give this sweep another "
+        "`name`"
+    )
+    assert main(["plan", "smoke", "--set", "seeds=[1]", "--root", root]) == 0
+    assert f"{removed}." in " ".join(capsys.readouterr().out.split())
+    assert main(["plan", "smoke", "--root", root]) == 0
+    assert "This plan lacks" not in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="the test ends here"):
+        rerun.run(seeds=[1])
+    assert rerun.notes == [removed]
+    assert len(ResultStore(finished.results_url).listing(TrialRecord)) == 8
+    with pytest.raises(ConfigError, match="the test ends here"):
+        rerun.run(seeds=[1])
+    assert rerun.notes == []
 
 
 def test_results_of_another_sweep_for_the_same_trials_are_reported(rerun, finished, monkeypatch):
