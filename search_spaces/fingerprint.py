@@ -76,8 +76,8 @@ def _slug(part: str) -> str:
 def derive_seed(*parts: object) -> int:
     """Return a 63-bit seed that depends only on ``parts`` and their order.
 
-    All seeds of a trial are derived in this way, so that its result does not depend on other
-    trials.
+    This function makes all seeds of a trial, so the result of the trial does not depend on
+    other trials.
     """
     return int(fingerprint(list(parts))[:16], 16) >> 1
 

@@ -380,7 +380,7 @@ class AttackSpec(Spec):
     parameters: Annotated[
         AttackParameters, BeforeValidator(sorted_pairs), AfterValidator(_check_and_drop_defaults)
     ] = ()
-    """Parameters whose values differ from their defaults, by method. In a sweep file they are
+    """Parameters whose values differ from their defaults, by attack. In a sweep file they are
     a mapping."""
 
     @model_validator(mode="after")

@@ -19,6 +19,7 @@ from orchestrator.planning.first_images import (
     read_first_images,
     size_comment,
     with_patients,
+    without_other_files,
 )
 from orchestrator.planning.sweep_file import parse_sweep
 from orchestrator.planning.written_files import preset_names
@@ -213,9 +214,11 @@ def _describe(
         own_line += (
             f"  # isweep guessed the domain{guess.reason}; if it is wrong, write natural or medical"
         )
-    counts = count_labels(listing)
+    only_images = without_other_files(request, listing)
+    num_others = len(listing.items) - len(only_images.items)
+    counts = count_labels(only_images)
     if counts is not None:
-        counts = with_patients(counts, request, listing)
+        counts = with_patients(counts, request, only_images)
     sizes = UNKNOWN_SIZES
     counts_comment = "isweep run counts images and groups when it reads the images"
     class_names: tuple[str, ...] = ()
@@ -226,6 +229,12 @@ def _describe(
         counts_comment = _counts_text(counts)
         class_names = counts.label_names
     lines = [f"  - name: {request.dataset.name}", f"    # {counts_comment}"]
+    if num_others:
+        files = "1 file has the name of an image, but is not"
+        if num_others > 1:
+            files = f"{num_others:,} files have names of images, but are not"
+        measure = f"isweep measure {_typed(source)}"
+        lines.append(f"    # {files} in an image format; `{measure}` lists such files")
     for flag, count in listing.flags.items():
         if count:
             lines.append(f"    # doubtful: {flag}")

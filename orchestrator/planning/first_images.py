@@ -13,7 +13,8 @@ from tasks.sources import source_for
 from tasks.sources.base import Item, Listing, RawRequest, Sample, SkipItem
 from tasks.sources.dicom import is_dicom_name, read_header
 from tasks.sources.own.groups import plain_id
-from tasks.sources.pictures import is_image_name
+from tasks.sources.pictures import has_image_format, is_image_name
+from tasks.sources.raw import split_locator
 
 MAX_TRIED = 20
 """Largest number of images that isweep opens to find :data:`NUM_COMPARED` readable images."""
@@ -22,6 +23,8 @@ NUM_COMPARED = 5
 MAX_HEADERS = 2_000
 """Largest number of DICOM headers that isweep reads. Reading this many takes about ten
 seconds."""
+MAX_CHECKED = 20_000
+"""Largest number of files whose format isweep checks. Checking this many takes a few seconds."""
 MEDICAL_ENDINGS = (".dcm", ".dicom", ".ima", ".nii", ".nii.gz")
 """Endings of the names of medical image files."""
 
@@ -73,6 +76,23 @@ def read_first_images(request: RawRequest, listing: Listing) -> list[FirstImage]
         f"can be read ({counts})",
         hint="Repair the images, or convert them to PNG",
     )
+
+
+def without_other_files(request: RawRequest, listing: Listing) -> Listing:
+    """Leave out files that have the name of an image but another format, for example text.
+
+    Images in archives are not checked. If there are more files than :data:`MAX_CHECKED`, no
+    file is checked.
+    """
+    if len(listing.items) > MAX_CHECKED:
+        return listing
+    base = request.base()
+    images = []
+    for item in listing.items:
+        is_checked = is_image_name(item.locator) and len(split_locator(item.locator)) == 1
+        if not is_checked or has_image_format(base / item.locator):
+            images.append(item)
+    return replace(listing, items=images)
 
 
 def _image(sample: Sample, item: Item, request: RawRequest) -> FirstImage:

@@ -20,7 +20,9 @@ from tasks.prepared.reading import Reading
 from tasks.prepared.table import ImageTable, content_fingerprint, count_groups, distinct
 from tasks.sources import OWN_KINDS, current_name
 from tasks.sources.base import format_counts
+from tasks.sources.dicom import INTENSITY
 from tasks.sources.own.splits import GivenSplit
+from tasks.sources.pictures import BY_OWN_MAXIMUM
 
 MAX_LISTED = 50
 """Largest number of skipped items in a record. The number also limits the flags for classes
@@ -455,6 +457,23 @@ def total_and_class_lines(record: PreparedRecord) -> list[str]:
     return [totals, *classes]
 
 
+def _intensity_text(record: PreparedRecord) -> str:
+    """Return how stored values became the pixel values of these images, as text.
+
+    The rule for image files depends on the file. So this function looks at the conversions of
+    the images.
+    """
+    if record.intensity != INTENSITY:
+        return record.intensity
+    num_scaled = record.conversions.get(BY_OWN_MAXIMUM, 0)
+    if num_scaled == 0:
+        return "pixel values of 8 bits as stored"
+    scaled = "scaled by own maximum (a CT after adding 1024 to its Hounsfield units)"
+    if num_scaled < record.num_images:
+        return f"images with more than 8 bits and DICOM files {scaled}, all other images as stored"
+    return f"each image {scaled}"
+
+
 def preparation_lines(record: PreparedRecord) -> list[str]:
     """Return the lines that are printed after a preparation."""
     totals, *classes = total_and_class_lines(record)
@@ -464,7 +483,8 @@ def preparation_lines(record: PreparedRecord) -> list[str]:
     channels, height, width = record.shape[1:]
     lines += classes
     lines.append(
-        f"  prepared: {height}x{width} pixels, {plural(channels, 'channel')}; {record.intensity}"
+        f"  prepared: {height}x{width} pixels, {plural(channels, 'channel')}; "
+        f"{_intensity_text(record)}"
     )
     lines += reading_lines(record)
     if record.num_duplicates:

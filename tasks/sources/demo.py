@@ -68,14 +68,14 @@ OUTER_SHARE = 0.4
 contains the patches with the smallest amounts, and the other class contains the patches with
 the largest amounts. All other patches are left out, because their class is unclear."""
 MAX_BLANK_RANGE = 4
-"""Largest difference between the largest and the smallest value of a blank image, on the scale
-of 0 to 255."""
+"""An image counts as blank if its values differ by at most this number, on the scale of 0 to
+255."""
 MIN_LIT = 40
-"""Smallest red value of a pixel that counts as part of the retina. The retina is a disc in the
-picture, and pixels outside the disc are dark."""
+"""Pixels with a smoothed red value above this number count as part of the retina. The retina
+is a disc in the picture, and pixels outside the disc are dark."""
 MIN_BRAIN_SHARE = 0.7
-"""Smallest share of gray and white matter in a patch of the set ``tissue``. Patches with a
-smaller share are left out."""
+"""A patch of the set ``tissue`` is used only if its share of gray and white matter is larger
+than this."""
 SLICES_PER_VARIATION = 4
 """Number of slices for each variation of the head, see :func:`list_lesions`."""
 FIRST_SLICE = 70

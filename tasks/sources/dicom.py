@@ -44,7 +44,7 @@ PREAMBLE_BYTES = 128
 """Number of bytes before the signature of every DICOM file (PS3.10, 7.1)."""
 SIGNATURE = b"DICM"
 SIGNATURE_BYTES = PREAMBLE_BYTES + len(SIGNATURE)
-"""Number of bytes at the start of a file that are needed to recognize a DICOM file."""
+"""A DICOM file is recognized by this number of bytes at its start."""
 HEADER_TAGS = (
     "SOPInstanceUID",
     "SeriesInstanceUID",
@@ -55,7 +55,7 @@ HEADER_TAGS = (
     "Columns",
 )
 MAX_HEADER_BYTES = 1 << 20
-"""Number of bytes at the start of a file that isweep reads if it needs only the header.
+"""If isweep needs only the header of a file, it reads this number of bytes at the start.
 Headers are far shorter than 1 MiB."""
 MAX_PIXEL_BYTES = 256 << 20
 """Largest size of a decoded file in bytes. An ultrasound video of 300 frames has about 100
@@ -93,10 +93,11 @@ DICOM_EXTENSIONS = (".dcm", ".dicom", ".ima")
 INTENSITY = (
     "8 bits as stored; more by own maximum; DICOM: stored values (CT: HU + 1024) by own maximum"
 )
+"""Rule for image files in stored records. `isweep measure` prints the part that applies."""
 CT_OFFSET = 1024
 """Number that is added to Hounsfield units, so that air is 0 and tissue is positive."""
 SQUARE_TOLERANCE = 1e-6
-"""Largest relative difference between row spacing and column spacing of square pixels."""
+"""Pixels count as square if row spacing and column spacing differ by less than this share."""
 NO_PATIENT = "no patient id in the header: the split cannot be by patient"
 
 SOF_MARKERS = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})

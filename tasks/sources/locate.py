@@ -31,8 +31,8 @@ from tasks.sources.raw import (
 )
 
 ROW_PATTERN = re.compile(r"(?:(?P<word>[\w-]+) )?row (?:(?P<array>\w+)/)?(?P<number>\d+)")
-"""Pattern of a row in a message: ``row 12``; ``train row 12`` for a table in the folder
-``train``; or ``row test_images/12`` for an array file."""
+"""Pattern of a row in a message. Examples are ``row 12``, ``train row 12`` for a table in the
+folder ``train``, and ``row test_images/12`` for an array file."""
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,7 @@ def list_table(request: RawRequest) -> Listing:
 def _rows_of_tables(
     tables: Sequence[PathTable], joined: JoinedTables, columns: Columns, has_volumes: bool
 ) -> Rows:
-    """Return the rows of all tables. The field ``details`` of the result has its default value."""
+    """Return the rows of all tables. For volumes, the caller sets the field ``details``."""
 
     def names_in_table(row: int) -> RowNames:
         return tables[joined.table_of(row)].row_names
@@ -466,7 +466,7 @@ def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
 
 
 def _check_volumes(rows: Rows, slice_cells: Sequence[str], request: RawRequest) -> None:
-    """Check that all rows of a volume have one group, and that all or none of them have a slice.
+    """Check that the rows of a volume have the same group, and that all or none have a slice.
 
     Raises:
         DataError: The rows of a volume have different groups, or only some have a slice.

@@ -43,7 +43,7 @@ VOLUME_INTENSITY = (
     "clipped to 0.1 and 99.9 percentiles of the volume, then each slice by its own maximum"
 )
 MAX_VOXEL_ASPECT = 1.01
-"""Largest ratio of the longest to the shortest side of a voxel that counts as a cube."""
+"""A voxel counts as a cube if its longest side is at most this number times its shortest side."""
 SLICES_PER_VOLUME = 10
 """Number of slices that are read if a table chooses no slice."""
 

@@ -465,8 +465,8 @@ def _checked_spacing(dicom: Dicom) -> tuple[float, float]:
     """Return the row and column spacing in mm of a radiograph of both knees.
 
     Raises:
-        SkipItem: The radiograph has several frames, color, only one knee or no spacing, or its
-            left and right are exchanged.
+        SkipItem: The radiograph has several frames, is in color, shows only one knee, has no
+            spacing, or has its left and right exchanged.
     """
     if len(dicom.values) != 1 or dicom.values.ndim != 3:
         raise SkipItem("not one gray frame")

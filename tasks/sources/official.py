@@ -83,9 +83,9 @@ def incomplete_download(
     """
     archives = ""
     if tree.archives:
-        archives = f" or its {plural(len(tree.archives), 'archive')}"
+        archives = f" and its {plural(len(tree.archives), 'archive')}"
     return IncompleteDownloadError(
-        f"{request.dataset.name} needs {part}, which was not found in the download{archives}",
+        f"Missing from the download of {request.dataset.name}{archives}: {part}",
         hint=f"Arrange the files in this layout: {request.dataset.raw_layout}",
     )
 

@@ -155,8 +155,8 @@ class _ParquetTable:
     Attributes:
         columns: The roles of the columns.
         cells: Labels, groups, splits and traits, one entry per row.
-        unused_cells: Name -> cells of each column that has no role, and contains only single
-            values.
+        unused_cells: Name of a column without a role -> its cells. Only columns with one value
+            per cell are in this dict.
         label_names: Class names in the schema's metadata; empty if there are none.
     """
 

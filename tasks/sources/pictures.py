@@ -18,6 +18,8 @@ from tasks.array_types import AnyArray, Float32Array, Uint8Array
 from tasks.sources.base import Sample, SkipItem
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from PIL.Image import Image
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
@@ -61,6 +63,8 @@ TRANSPARENT_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 ONLY_ALPHA = "constant colors, content only in the alpha channel"
 """Reason to skip an image that becomes constant on black, although its alpha channel
 varies."""
+BY_OWN_MAXIMUM = "scaled by own maximum"
+"""Conversion of images with more than 8 bits, and of DICOM files."""
 STRIP_ROWS = 256
 STRIP_VALUES = 1 << 22
 """Number of rows, or of values, that are converted at once. Copies of a whole image would need
@@ -82,6 +86,24 @@ LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 def is_image_name(name: str) -> bool:
     """Return whether a file name has the extension of a picture."""
     return name.lower().endswith(EXTENSIONS)
+
+
+def has_image_format(path: Path) -> bool:
+    """Return whether a file begins like an image. A file that cannot be opened counts as one.
+
+    This function reads only the header, so it does not detect all damaged images.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(path, formats=FORMATS):
+                return True
+        except UnidentifiedImageError:
+            return False
+        except Exception:
+            return True
 
 
 def decode_image(body: bytes) -> Sample:
@@ -278,7 +300,7 @@ def scale_by_image_maximum(values: AnyArray) -> tuple[Uint8Array, tuple[str, ...
             pixels[start:stop] = strip.astype(np.uint32) * 255 // int(maximum)
         else:
             pixels[start:stop] = strip.astype(np.float64) * 255 / float(maximum)
-    return pixels, ("scaled by own maximum",)
+    return pixels, (BY_OWN_MAXIMUM,)
 
 
 def to_prepared(

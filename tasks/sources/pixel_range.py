@@ -23,9 +23,9 @@ MAX_CLIPPED_SHARE = 0.9
 """Largest share of values that may lie outside ``pixel_range``. The share is large, because a
 CT window clips air and the patient table, which cover most of a CT image."""
 MAX_DIM_SHARE = 0.05
-"""Largest share of images without a value above 1, if other images have values up to 255. If
-the share is larger, these images were probably saved on the scale of 0 to 1. A few almost
-black images are usual, such as the first slices of a volume."""
+"""If some images have values up to 255, at most this share of the images may have no value
+above 1. If the share is larger, these images were probably saved on the scale of 0 to 1. A few
+almost black images are usual, such as the first slices of a volume."""
 MIN_FILLED_SHARE = 1e-4
 """Smallest share of ``pixel_range`` that the values must span."""
 

@@ -75,7 +75,7 @@ TABLE_AGAIN = "Download the table again"
 
 
 class _ListedImages:
-    """The images of a download that are listed in a table.
+    """The images that the table of a download lists.
 
     A row lists an image if a pattern matches the same text in the row and in the image's path.
     If a row matches several images, an image below the table's folder is preferred, because a

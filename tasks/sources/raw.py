@@ -311,18 +311,18 @@ def check_inside(base: Path, path: Path, path_text: str, request: RawRequest) ->
     """
     if not path.is_symlink():
         raise request.error(
-            f"{path_text} is a FIFO, socket or device file, not a plain file",
+            f"the file {path_text} is a FIFO, socket or device file, not a plain file",
             hint="Remove it from the raw folder",
         )
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError):  # RuntimeError: the link leads to itself
         raise request.error(
-            f"{path_text} is a link to a file that does not exist", hint="Remove the link"
+            f"the file {path_text} is a link to a file that does not exist", hint="Remove the link"
         ) from None
     if not target.is_relative_to(base) or not target.is_file():
         raise request.error(
-            f"{path_text} is a link to a folder, or to a file outside the raw folder",
+            f"the file {path_text} is a link to a folder, or to a file outside the raw folder",
             hint="Replace the link by the file or folder itself",
         )
 
@@ -474,7 +474,7 @@ class TarArchive:
         """Read the header of the next member, or check the end of the archive.
 
         Raises:
-            RefusedArchive: The member must not be read.
+            RefusedArchive: The member is not safe to read.
         """
         info = self._archive.next()
         if info is None:
@@ -521,7 +521,7 @@ class TarArchive:
         """Return the names of all plain files in the tar, in stored order.
 
         Raises:
-            RefusedArchive: The tar is damaged, or a member must not be read.
+            RefusedArchive: The tar is damaged, or a member is not safe to read.
         """
         try:
             with self._lock:
@@ -613,7 +613,7 @@ def open_archive(path: Path, inner: tuple[str, ...] = ()) -> Archive:
             of that archive, and so on.
 
     Raises:
-        RefusedArchive: The archive is missing, damaged or must not be read.
+        RefusedArchive: The archive is missing, damaged or not safe to read.
     """
     try:
         status = path.stat()
@@ -695,7 +695,7 @@ class RawTree:
                 raw data are a folder.
 
         Raises:
-            DataError: A file or archive must not be read, see :func:`search_folder` and
+            DataError: A file or archive is not safe to read, see :func:`search_folder` and
                 :func:`open_archive`.
         """
         is_archive = request.root().is_file()

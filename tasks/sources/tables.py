@@ -45,14 +45,14 @@ of the role, isweep tries these names. The name ``image`` has two meanings. In a
 paths, it is another name for ``path``. In a Parquet file with images, it is the role of the
 images."""
 GROUP_WORDS = ("patient", "subject", "participant", "person", "case", "lesion", "group")
-"""Words at the start of a column's name that suggest that the column contains groups."""
+"""A column whose name begins with one of these words probably contains groups."""
 ATTRIBUTE_WORDS = ("age", "sex", "gender", "weight", "height", "size", "width", "position")
 """Names of columns that describe a patient or an image. Their values are never group ids."""
 MAX_COLUMNS = 1_000
 """Largest number of columns of a table."""
 MAX_UNPACKED_BYTES = 1 << 30
-"""Largest number of bytes of an unpacked workbook, or of characters in the cells of a Parquet
-file."""
+"""An unpacked workbook may have at most this number of bytes, and the cells of a Parquet file
+may have this number of characters."""
 MAX_WORKBOOK_PARTS = 1_000
 """Largest number of members of an xlsx file, which is a zip."""
 MAX_CELL_LENGTH = 1 << 20
@@ -60,8 +60,7 @@ MAX_CELL_LENGTH = 1 << 20
 ROWS_AT_ONCE = 256
 """Number of Parquet rows that are converted to text at once."""
 MAX_PEEKED_ROWS = 1_000
-"""Number of rows in which isweep searches for a filled cell, for each sheet except the
-first."""
+"""In every sheet except the first, isweep searches only this number of rows for a filled cell."""
 NOT_ONE_VALUE = "several values"
 """Text that replaces a list, an object or bytes in a cell. Such a cell cannot be a path, label
 or group."""
@@ -129,7 +128,7 @@ class TableRows:
     """The rows of a table as text.
 
     Messages contain the row numbers that other programs show. Spreadsheets and text editors
-    number all rows, including the header and blank rows. The number of a row of JSON lines is
+    number all rows, including the header and blank rows. In JSON lines, the number of a row is
     its line number. The first row of a Parquet file has the number 0, as in pandas.
 
     Attributes:

@@ -464,7 +464,7 @@ prostate = download(list_prostate, read_prostate)
 
 
 class _SeriesFiles:
-    """The files of all series, which are found by folder names or by the headers of all files."""
+    """The files of all series. They are found by folder names, or else by file headers."""
 
     def __init__(self, request: RawRequest, tree: RawTree) -> None:
         self._request = request

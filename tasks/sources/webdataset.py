@@ -141,8 +141,8 @@ def _read_shard(shard: str, request: RawRequest) -> tuple[list[_Sample], Iterabl
         ) from None
     except (ValueError, RecursionError):
         raise request.error(
-            f"{request.hashed(f'{shard}{MARK}{member}')} is a .cls that is not UTF-8 text, or "
-            "a .json that is not JSON or has a key twice",
+            f"the file {request.hashed(f'{shard}{MARK}{member}')} is a .cls that is not UTF-8 "
+            "text, or a .json that is not JSON or has a key twice",
             hint="Correct the file, and write the shard again",
         ) from None
     return list(samples.values()), archive.hidden

@@ -224,7 +224,7 @@ def test_an_item_does_not_depend_on_the_order_of_reading(request_of):
 MESSAGES = {
     "none": "from its raw download, but --raw is not set",
     "absent": "was not found",
-    "empty": "was not found|not all of these files were found|folder",
+    "empty": "Missing from the download|not all of these files were found|folder",
 }
 
 

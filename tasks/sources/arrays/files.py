@@ -87,7 +87,7 @@ def array_path(request: RawRequest) -> Path:
         if path.is_file():
             return path
     raise request.error(
-        "the source is a folder, not a file of arrays",
+        "the path is a folder, not a file of arrays",
         hint="Use the path of the file instead of the folder",
     )
 

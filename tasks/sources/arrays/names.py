@@ -5,7 +5,7 @@ An *array name* is the name of an array in the file. The array names of PatchCam
 
 Every array except the images and the class names is a *column*, with one value per image. The
 name of a column is its array name without the split. The label column is always called
-``label``, whatever its array name is. If another array would have this column name, it is not
+``label``, whatever its array name is. Another array that would get this column name is not
 read. The *role* of a column is its use, see :mod:`tasks.sources.own.columns`. Example:
 
 ==================  ==========  =====
@@ -43,14 +43,16 @@ are not."""
 
 @dataclass(frozen=True)
 class NameScheme:
-    """A rule for the names of arrays. In each text, ``{}`` stands for the name of the split.
+    """A naming scheme for the arrays of a file. In each text, ``{}`` stands for the name of
+    the split.
 
     Attributes:
         images: Array name of the images.
         labels: Array name of the labels.
         prefix: Text before the name of a column in an array name.
         suffix: Text after the name of a column in an array name.
-        class_names: Array names of the class names. The first one that the file has is used.
+        class_names: Array names of the class names. The first name that occurs in the file is
+            used.
     """
 
     images: str

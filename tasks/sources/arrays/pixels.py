@@ -41,7 +41,7 @@ from tasks.sources.pixel_range import (
 
 CHANNELS = (1, 3)
 """Possible numbers of channels. If the last axis of an image has one of these lengths, it is
-the axis of channels. Otherwise the first axis is the axis of channels."""
+the channel axis. Otherwise the first axis is the channel axis."""
 
 
 class Scale(NamedTuple):
@@ -104,8 +104,8 @@ def choose_scale(
     kinds = {dtype.kind for dtype in dtypes}
     if len(dtypes) > 1 and kinds != {"f"}:
         raise request.error(
-            f"images are stored as {', '.join(sorted(map(str, dtypes)))}, so their scales may "
-            "differ",
+            f"images have several types ({', '.join(sorted(map(str, dtypes)))}), so their scales "
+            "may differ",
             hint="Save all images as the same type",
         )
     if pixel_range is None and dtypes == {np.dtype(np.uint8)}:

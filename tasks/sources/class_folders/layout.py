@@ -16,8 +16,8 @@ from tasks.sources.pictures import is_image_name
 from tasks.sources.raw import RawTree
 
 MAX_CLASSES_BELOW_GROUPS = 20
-"""Largest number of different subfolder names that may be classes. If there are more names,
-the subfolders are patients, so the layout is ``class/group``."""
+"""If the subfolders have more different names than this, they are patients and not classes, so
+the layout is ``class/group``."""
 MAX_HEADERS = 200
 """Number of DICOM headers that are read to choose the layout. Each subfolder gets an equal
 share of these headers, and at least one."""

@@ -32,7 +32,7 @@ MAX_NAMED_FOLDERS = 20
 """Largest number of empty class folders that flags name. A further flag contains only the
 number of the other folders."""
 TABLE_EXTENSIONS = (".csv", ".tsv", ".xlsx", ".jsonl")
-"""Extensions of files that may be the table of labels."""
+"""Extensions of files that may be a table with the labels."""
 HINT_BY_EXTENSIONS = {
     TABLE_EXTENSIONS: (
         "If the table in this folder lists the images, set kind to table and use the path of "
@@ -77,7 +77,7 @@ def list_folder(request: RawRequest) -> Listing:
     root = request.root()
     if root.is_file() and not is_archive_name(root.name):
         raise request.error(
-            "the source is a file, not a folder",
+            "the path is a file, not a folder or an archive",
             hint="Use the path of a folder, a .zip or a .tar",
         )
     tree = RawTree(request)

@@ -54,7 +54,8 @@ def _find_wrapper(image_names: Iterable[str], *, is_archive: bool) -> str:
     An archive often has a wrapper of one or more folders: ``<name>/<name>-v2/<class>/``.
 
     In a plain folder, a single outer folder may be a class. So it is a wrapper only if train
-    and test are directly below it. An example is ``data`` in ``<raw>/data/train/...``.
+    and test are directly below it. For example, ``data`` is a wrapper in
+    ``<raw>/data/train/...``.
     """
     wrapper = ""
     # For each image: its folders below the wrapper, and its file name.

@@ -158,8 +158,8 @@ def _choose_column(
 
     Args:
         role: The role.
-        names_by_key: Result of :func:`column_key` -> the names in the data with this result,
-            in the order of the data.
+        names_by_key: Key from :func:`column_key` -> the names in the data with this key, in
+            the order of the data.
         request: The request. Its method ``error`` makes the errors.
 
     Raises:

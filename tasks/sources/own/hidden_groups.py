@@ -34,14 +34,14 @@ from tasks.sources.own.words import NO_IDS
 from tasks.sources.tables import GROUP_WORDS, NOT_ONE_VALUE
 
 MIN_REPEATED_VALUES = 10
-"""Smallest number of values that occur in several rows of an id column. If there are fewer
-such values, each of them may have only one class by chance."""
+"""In an id column, at least this number of values must occur in several rows. If there are
+fewer such values, each of them may have only one class by chance."""
 MIN_MEAN_VALUES_PER_CLASS = 3
-"""Smallest number of repeated values per class in an id column. A column with the class in
-another language has only one value per class."""
+"""An id column must have at least this number of repeated values per class. A column with the
+class in another language has only one value per class."""
 MIN_SHARE_WITH_ONE_CLASS = 0.9
-"""Smallest share of the repeated values in an id column whose images all have the same class.
-The share is below 1, because a few patients may have images of several classes."""
+"""In an id column, at least this share of the repeated values must have images of only one
+class. A few patients may have images of several classes."""
 MIN_STANDARD_DEVIATIONS = 3.0
 """In an id column, the number of values with only one class must exceed its mean for random
 classes by this number of standard deviations. If 90 % of all images have the same class, most

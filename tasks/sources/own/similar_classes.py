@@ -15,13 +15,13 @@ from search_spaces.errors import plural
 from tasks.sources.tables import MAX_NAMED
 
 MAX_COMPARED_CLASSES = 300
-"""Largest number of classes for which class names are compared. 1,000 classes have 500,000
-pairs of names, and the comparison of all pairs would take seconds."""
+"""If there are more classes than this, class names are not compared. 1,000 classes have
+500,000 pairs of names, and the comparison of all pairs would take seconds."""
 MIN_WORD_LENGTH = 4
-"""Smallest number of letters of a word that may be a misspelling. Shorter words with different
+"""Words with fewer letters do not count as misspellings, because short words with different
 letters, such as ``cat`` and ``bat``, are usually different classes."""
 MIN_SINGULAR_LENGTH = 3
-"""Smallest number of letters of a word that may be the singular of another word."""
+"""Words with fewer letters do not count as the singular of another word."""
 WORD_BORDER = re.compile(r"[\W_]+|(?<=[^\W\d_A-Z])(?=[A-Z])")
 """Pattern of the border between two words: characters that are not letters or digits, or the
 position before a capital letter, as in ``typeB``."""

@@ -177,6 +177,24 @@ def test_every_kind_shows_classes_groups_size_and_conversion(measure, tmp_path, 
     assert "prepared: 16x16 pixels, 1 channel; " in out
 
 
+@pytest.mark.parametrize(
+    ("num_deep", "words"),
+    [
+        (0, "pixel values of 8 bits as stored\n"),
+        (30, "images with more than 8 bits and DICOM files scaled by own maximum (a CT after"),
+        (60, "1 channel; each image scaled by own maximum (a CT after adding 1024 to its"),
+    ],
+)
+def test_the_line_on_pixel_values_fits_the_images(measure, write_pictures, num_deep, words):
+    raw = Path(write_pictures([("cat", "dog")[number % 2] for number in range(60)]))
+    for path in sorted(raw.rglob("*.png"))[:num_deep]:
+        values = np.asarray(Image.open(path)).astype(np.uint16)
+        Image.fromarray(values * 100).save(path)
+    code, out, err = measure(str(raw), "--image-size", "12")
+    assert code == 0, err
+    assert words in out
+
+
 def test_a_missing_pixel_range_can_be_given_as_the_message_says(measure, write_npz):
     """One value is slightly above 1: the message shows it, and its hint works."""
     images = random_images(40) / 255

@@ -53,6 +53,26 @@ class TestInit:
         assert re.search(rf"`isweep run` opens its \d+ files\. {to_check}", plan_text)
         assert json.loads(out)["sweep_file"] == "mine.yaml"
 
+    def test_a_file_with_the_name_of_an_image_does_not_count_as_one(
+        self, run, working_folder, tmp_path
+    ):
+        raw = OWN_WRITERS["folder"](tmp_path / "raw" / "skin")
+        folders = sorted(path for path in raw.iterdir() if path.is_dir())
+        num_images = sum(path.is_file() for path in raw.rglob("*.png"))
+        (folders[0] / "x.png").write_text("text", encoding="utf-8")
+        assert run("init", str(raw))[0] == 0
+        text = (working_folder / "skin.yaml").read_text(encoding="utf-8")
+        assert f"# {num_images} images, " in text
+        comment = (
+            "# 1 file has the name of an image, but is not in an image format; `isweep measure"
+        )
+        assert comment in text
+        (folders[1] / "y.png").write_text("text", encoding="utf-8")
+        run("init", str(raw), "--out", "two.yaml")
+        text = (working_folder / "two.yaml").read_text(encoding="utf-8")
+        assert f"# {num_images} images, " in text
+        assert "# 2 files have names of images, but are not in an image format;" in text
+
     def test_plan_and_measure_name_left_out_files_and_empty_classes(
         self, run, working_folder, tmp_path
     ):

@@ -254,9 +254,7 @@ def test_arrays_are_prepared_or_refused_as_stated(prepare, tmp_path, name, kind)
 
 @BOTH
 def test_a_folder_is_no_file_of_arrays(prepare, tmp_path, kind):
-    check_verdict(
-        r"the source is a folder, not a file of arrays\.", lambda: prepare(kind, tmp_path)
-    )
+    check_verdict(r"the path is a folder, not a file of arrays\.", lambda: prepare(kind, tmp_path))
 
 
 LAYOUTS = {

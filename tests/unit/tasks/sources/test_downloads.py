@@ -443,7 +443,7 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
     "only an archive": (
         "mura",
         only_an_archive,
-        r"mura needs train_image_paths\.csv, which was not found in the download or its 1 archive",
+        r"Missing from the download of mura and its 1 archive: train_image_paths\.csv",
     ),
     "labels of the other set": (
         "mnist",
