@@ -635,8 +635,8 @@ def _of_largest_correlation(fits: ScalingFits, answer: Answer) -> str:
     attack = attack_columns([best.response])[0].words
     sentences = [influence(answer, f"this r ({attack}, {best.model})")]
     num_correlations = sum(fit.status == "ok" for fit in tested)
-    if best.largest_left_out is not None and num_correlations > 1:
-        largest = number(best.largest_left_out)
+    if best.range_left_out is not None and num_correlations > 1:
+        largest = number(best.range_left_out[1])
         sentences.append(f"The largest r of all {num_correlations} is then {largest}")
     return " ".join(sentences).rstrip(".")
 

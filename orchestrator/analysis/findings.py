@@ -21,6 +21,7 @@ from orchestrator.analysis.sentences.finding import Finding
 from orchestrator.analysis.sentences.of_class_pairs import all_are_late, of_class_pairs
 from orchestrator.analysis.sentences.of_datasets import (
     FALL_QUESTION,
+    datasets_needed_for_dimension,
     datasets_needed_for_sharpness,
     of_datasets,
 )
@@ -28,9 +29,8 @@ from orchestrator.analysis.sentences.of_experiments import of_experiment
 from orchestrator.analysis.sentences.of_one_dataset import of_one_dataset
 from search_spaces.errors import plural
 
-MAX_SUMMARY_LINES = 39
-"""Number of lines of a summary. Together with the line on ``--all``, they fit into a terminal
-of 40 lines."""
+MAX_SUMMARY_LINES = 40
+"""Number of lines of a summary. They fit into a terminal of 40 lines."""
 CHANCE_OF_FALSE_CLAIM = (
     f"If their assumptions hold, the chance of any false claim is at most {per_cent_of(LEVEL)}."
 )
@@ -184,6 +184,11 @@ def next_steps(fits: ScalingFits, predict: str = "") -> tuple[str, ...]:
                 f"Use about {needed:,} datasets with K_F as different as here: if twice the K_F "
                 "doubles the loss, 80 of 100 such studies would show it."
             )
+            for_dimension = datasets_needed_for_dimension(fits)
+            if for_dimension is not None and for_dimension > needed:
+                steps.append(
+                    f"For a doubling over the range of d_data, use about {for_dimension:,}."
+                )
     if fits.one_dataset is not None:
         command = predict or "isweep predict --curve results.csv"
         if fits.one_dataset.target is not None:
@@ -201,8 +206,7 @@ def next_steps(fits: ScalingFits, predict: str = "") -> tuple[str, ...]:
         )
         return tuple(steps)
     steps += [
-        "Try your images: `isweep init ./my-images`, `isweep run ./my-images.yaml`, "
-        "`isweep predict my-images`.",
+        "Try your images: `isweep init ./my-images`.",
     ]
     return tuple(steps)
 
@@ -278,6 +282,7 @@ def summary(
     fits: ScalingFits,
     *,
     predict: str = "",
+    show_all: str = "isweep fit SWEEP --all",
     width: int = 80,
     most_lines: int = MAX_SUMMARY_LINES,
     with_details: bool = False,
@@ -287,11 +292,13 @@ def summary(
     Args:
         fits: The fits.
         predict: The command ``isweep predict`` with the name of the sweep.
+        show_all: The command that shows every detail and remark. It is the last line.
         width: Characters of a line.
         most_lines: Largest number of lines. Remarks that do not fit are only counted. Answers
             are always shown completely. If the answers alone have more lines, the first remark
             is also shown.
-        with_details: True if every detail and remark is shown, whatever ``most_lines`` is.
+        with_details: True if every detail and remark is shown, whatever ``most_lines`` is. The
+            last line is then left out.
     """
     lines = wrap(" ".join(what_was_found(fits)), width)
     for finding in findings(fits):
@@ -306,15 +313,20 @@ def summary(
     lines += wrap(f"Next: {steps}", width, break_on_hyphens=False)
     exclusions = [f"Left out: {exclusion}." for exclusion in fits.excluded]
     remarks = [*exclusions, *fits.caveats]
-    is_too_long = len(lines) > most_lines
-    for k, remark in enumerate(remarks):
+    is_too_long = len(lines) >= most_lines
+    num_shown = 0
+    for remark in remarks:
         wrapped = wrap(f"- {remark}", width, subsequent_indent="  ")
-        is_last = k + 1 == len(remarks)
-        num_lines = len(lines) + len(wrapped) + (not is_last)
-        # If the answers do not fit anyway, the reader must scroll, so the first remark is also
-        # shown.
-        is_shown = with_details or num_lines <= most_lines or (k == 0 and is_too_long)
-        if not is_shown:
-            return [*lines, f"- {plural(len(remarks) - k, 'remark')} more, in the report."]
+        # One line is kept free for the last line. If the answers do not fit anyway, the reader
+        # must scroll, so the first remark is also shown.
+        fits_in = len(lines) + len(wrapped) < most_lines or (is_too_long and num_shown == 0)
+        if not (with_details or fits_in):
+            break
         lines += wrapped
-    return lines
+        num_shown += 1
+    if with_details:
+        return lines
+    hidden = "every number"
+    if num_shown < len(remarks):
+        hidden += f" and {plural(len(remarks) - num_shown, 'more remark')}"
+    return [*lines, f"To see {hidden}, type: {show_all}"]

@@ -337,14 +337,13 @@ def fit(
     document = fits.to_json()
     width = min(MAX_ANSWER_WIDTH, stdout.width)
     predict = place.hint("predict", sweep)
-    answers = summary(fits, predict=predict, width=width, with_details=all_)
+    show_all = f"{place.hint('fit', sweep)} --all"
+    answers = summary(fits, predict=predict, show_all=show_all, width=width, with_details=all_)
     if all_:
         tables = report_tables(seen_table(fits), *fit_tables(fits))
         emit(place, document, answers, tables, not_fitted(fits))
     else:
-        emit(
-            place, document, answers, f"To see every number, type: {place.hint('fit', sweep)} --all"
-        )
+        emit(place, document, answers)
 
 
 def report(

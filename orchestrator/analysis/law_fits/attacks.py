@@ -153,14 +153,14 @@ def _correlated(points: pd.DataFrame, tried: Sequence[AttackGain]) -> Iterator[A
         # without each dataset.
         if r == largest:
             estimate = replace(estimate, left_out=_without_each(gain, about))
-        largest_left_out = None
+        range_left_out = None
         if estimate.influential is not None:
             tested = [tried[k] for k in single]
-            largest_left_out = _largest_without(estimate.influential, tested, about)
+            range_left_out = _range_without(estimate.influential, tested, about)
         yield replace(
             gain.fit,
             status="ok",
-            largest_left_out=largest_left_out,
+            range_left_out=range_left_out,
             estimates=(estimate,),
             interval_critical=test.critical,
             criticals=test.criticals,
@@ -193,8 +193,10 @@ def _without_each(gain: AttackGain, about: pd.DataFrame) -> dict[str, float]:
     return correlations
 
 
-def _largest_without(name: str, tested: Sequence[AttackGain], about: pd.DataFrame) -> float | None:
-    """Return the largest of all tested correlations after one dataset is left out.
+def _range_without(
+    name: str, tested: Sequence[AttackGain], about: pd.DataFrame
+) -> tuple[float, float] | None:
+    """Return the smallest and the largest tested correlation after one dataset is left out.
 
     Returns None if the remaining datasets share no model and train size.
     """
@@ -208,7 +210,9 @@ def _largest_without(name: str, tested: Sequence[AttackGain], about: pd.DataFram
         others, gains = refit
         places = about.index.get_indexer(pd.Index(others))
         correlations.append(_correlation(gains[:, 0], sharpness[places], domains[places]))
-    return max(correlations, default=None)
+    if not correlations:
+        return None
+    return min(correlations), max(correlations)
 
 
 def _correlation(gains: Array, sharpness: Array, domains: Codes) -> float:

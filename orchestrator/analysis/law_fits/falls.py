@@ -67,7 +67,16 @@ def fit_fall(points: pd.DataFrame) -> FallFit:
         num_unfitted=int(unfitted.sum()),
         sign_p=sign_test_p(values),
         by_dataset=slopes,
+        by_model=_mean_slopes_of_models(rows),
     )
+
+
+def _mean_slopes_of_models(rows: pd.DataFrame) -> dict[str, float]:
+    """Return the mean slope over datasets of each network, by name of the network."""
+    means = {}
+    for model, of_model in rows.groupby(MODEL):
+        means[str(model)] = float(np.mean([*_slopes(of_model, by=DATASET).values()]))
+    return means
 
 
 def _slopes(rows: pd.DataFrame, by: str) -> dict[str, float]:

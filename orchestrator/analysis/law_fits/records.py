@@ -121,6 +121,7 @@ class FallFit(Fit):
             training images.
         sign_p: Two-sided p-value of an exact sign test over datasets.
         by_dataset: Slope of log loss on log N of each dataset, by name of the dataset.
+        by_model: Mean slope over datasets of each network, by name of the network.
     """
 
     kind: Literal["fall"] = "fall"
@@ -132,6 +133,7 @@ class FallFit(Fit):
     num_unfitted: int = 0
     sign_p: float | None = None
     by_dataset: dict[str, float] = field(default_factory=dict)
+    by_model: dict[str, float] = field(default_factory=dict)
 
     @property
     def num_falling(self) -> int:
@@ -150,15 +152,15 @@ class AttackFit(Fit):
         criticals: Critical values of the largest z, in standard errors of z. Entry k − 1 is
             for a family of k tests, that is for the level 0.05 / k. Entries whose level no
             permutation can reach are missing.
-        largest_left_out: Largest correlation of a single model after the most influential
-            dataset of this correlation is left out. None if this correlation is not the
-            largest one.
+        range_left_out: Smallest and largest correlation of single models after the most
+            influential dataset of this correlation is left out. None if this correlation is
+            not the largest one.
     """
 
     kind: Literal["attack"] = "attack"
     interval_critical: float = 0.0
     criticals: tuple[float, ...] = ()
-    largest_left_out: float | None = None
+    range_left_out: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +174,8 @@ class RepresentationFit(Fit):
         num_held_unfitted: Number of points that count both in ``num_held`` and in
             ``num_unfitted``.
         median_ratio: Median of d_repr / d_data over points.
+        median_ratio_fitted: The same median without networks that do not fit their training
+            images. None if no network fits them.
         by_dataset: Share of points with d_repr above d_data, by name of the dataset. Datasets
             without such points are missing.
     """
@@ -182,6 +186,7 @@ class RepresentationFit(Fit):
     num_unfitted: int = 0
     num_held_unfitted: int = 0
     median_ratio: float | None = None
+    median_ratio_fitted: float | None = None
     by_dataset: dict[str, float] = field(default_factory=dict)
 
 

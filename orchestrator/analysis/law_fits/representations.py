@@ -36,6 +36,7 @@ def fit_representation(points: pd.DataFrame, *, model: str = POOLED) -> Represen
     is_below = rows[D_REPR_MLE] <= rows[D_DATA_MLE]
     of_rows = points.loc[rows.index]
     is_of_unfitted = is_unfitted(of_rows[TRAIN_ACCURACY], of_rows[NUM_CLASSES])
+    ratios = rows[D_REPR_MLE] / rows[D_DATA_MLE]
     shares = is_below.astype(float).groupby(rows[DATASET]).mean()
     mean, error, interval = mean_interval(np.asarray(shares, dtype=float))
     if interval is not None:
@@ -50,7 +51,13 @@ def fit_representation(points: pd.DataFrame, *, model: str = POOLED) -> Represen
         num_held=int(is_below.sum()),
         num_unfitted=int(is_of_unfitted.sum()),
         num_held_unfitted=int((is_below & is_of_unfitted).sum()),
-        median_ratio=float((rows[D_REPR_MLE] / rows[D_DATA_MLE]).median()),
+        median_ratio=float(ratios.median()),
+        median_ratio_fitted=_median(ratios[~is_of_unfitted]),
         by_dataset=shares_above,
         estimates=(estimate,),
     )
+
+
+def _median(ratios: pd.Series) -> float | None:
+    """Return the median; None if there are no values."""
+    return None if ratios.empty else float(ratios.median())

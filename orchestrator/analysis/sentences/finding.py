@@ -145,6 +145,7 @@ def short_answer(
     if_undecided: str = NO_RELATION,
     of_interval: str = "",
     against: str = "",
+    without_one: str = "",
 ) -> tuple[str, ...]:
     """Return the sentences of a tested answer: its size, its interval and the adjusted p.
 
@@ -160,6 +161,8 @@ def short_answer(
             value.
         of_interval: Words between ``95 % interval`` and its bounds.
         against: Words on the null value that follow the adjusted p.
+        without_one: Clause on the results without the most influential replicate. If it is
+            empty, the clause gives the value of this answer without this replicate.
     """
     opening = ""
     if answer.is_opposite:
@@ -172,7 +175,9 @@ def short_answer(
     if answer.adjusted_p is not None:
         evidence += f"; adjusted {p_equals(answer.adjusted_p)}{against}"
     sentences = [opening, f"{size} ({evidence}).", why_undecided(answer), undecidable(answer)]
-    if one_decides(answer):
+    if one_decides(answer) and without_one:
+        sentences.append(f"This estimate rests on one {replicate}: {without_one}.")
+    elif one_decides(answer):
         sentences.append(influence(answer, name_of_value, replicate))
     return tuple(filter(None, sentences))
 

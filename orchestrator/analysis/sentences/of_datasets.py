@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.analysis.answers import Answer, Verdict
+from orchestrator.analysis.answers import Answer, Question, Verdict
 from orchestrator.analysis.fits import ScalingFits, doubling_slope
 from orchestrator.analysis.headline import (
     ATTACKS,
@@ -45,7 +45,6 @@ from orchestrator.analysis.sentences.finding import (
     details_of_test,
     multiplied,
     not_testable,
-    one_decides,
     p_sentences,
     short_answer,
 )
@@ -60,7 +59,7 @@ If further datasets have the same share as the last one, the sentence names them
 HELD_EQUAL = {INVERSE_D: "d_data", LOG_SHARPNESS: "K_F", IS_MEDICAL: "domain"}
 """Name of the dataset property that a term represents, by column of the term."""
 MAX_NAMED_NETWORKS = 4
-"""Largest number of networks that a sentence on d_repr lists. The tables list all networks."""
+"""Largest number of networks that a sentence lists. The tables list all networks."""
 
 
 def of_datasets(fits: ScalingFits) -> Iterator[Finding]:
@@ -201,10 +200,32 @@ def datasets_needed_for_sharpness(fits: ScalingFits) -> int | None:
 
     Returns None if the question is decided, or if no practical number is large enough.
     """
-    answer = fits.answer(SHARPNESS)
+    return _needed_if_undecided(fits, SHARPNESS, LOG_SHARPNESS, LAW_SLOPE)
+
+
+def datasets_needed_for_dimension(fits: ScalingFits) -> int | None:
+    """Return the number of datasets with which a study would detect the effect of d_data.
+
+    The effect is that the loss doubles over the range of d_data. Returns None if the question
+    is decided, or if no practical number is large enough.
+    """
+    effect = doubling_slope(fits.datasets)
+    if effect is None:
+        return None
+    return _needed_if_undecided(fits, DIMENSION, INVERSE_D, effect)
+
+
+def _needed_if_undecided(
+    fits: ScalingFits, question: Question, column: str, effect: float
+) -> int | None:
+    """Return the number of datasets with which 80 of 100 studies would detect an effect.
+
+    Returns None if the question is decided, or if no practical number is large enough.
+    """
+    answer = fits.answer(question)
     if answer.verdict != "undecided":
         return None
-    return needed_for_doubling(fits.headline(), LOG_SHARPNESS, LAW_SLOPE, answer.num_tests)
+    return needed_for_doubling(fits.headline(), column, effect, answer.num_tests)
 
 
 def _sharpness(fits: ScalingFits) -> Finding:
@@ -256,6 +277,7 @@ def _fall(fits: ScalingFits) -> Finding | None:
         mean_slope += f" (95 % interval {interval(slope.interval)})"
     details += [
         "Every dataset has the same weight. Its networks are averaged.",
+        *_of_doubling_by_model(fit),
         f"The loss of a single network fell in {counted}.",
         f"{mean_slope}.",
     ]
@@ -269,6 +291,16 @@ def _fall(fits: ScalingFits) -> Finding | None:
         ),
         details=tuple(details),
     )
+
+
+def _of_doubling_by_model(fit: FallFit) -> Iterator[str]:
+    """Yield a sentence on the factor for twice the N of each network, if there are a few."""
+    if 1 < len(fit.by_model) <= MAX_NAMED_NETWORKS:
+        factors = []
+        for model, slope in fit.by_model.items():
+            factor, _ = multiplied(slope, None, float(np.log(2)))
+            factors.append(f"{factor} for {model}")
+        yield f"By network, this factor is {listing(factors)}."
 
 
 def _of_short_training(fit: FallFit) -> Iterator[str]:
@@ -515,9 +547,12 @@ def _attacks(fits: ScalingFits) -> Finding:
     size = f"The correlation is r = {number(answer.value)}"
     of_interval = ""
     if len(correlations) > 1:
-        of_all = f"{len(correlations)} correlations, one per attack and network,"
-        size = f"The largest of {of_all} is r = {number(answer.value)}"
-        of_interval = f" for all {len(correlations)}"
+        smallest = min(fit.estimates[0].value for fit in correlations)
+        size = (
+            f"The {len(correlations)} correlations, one per attack and network, range from "
+            f"{number(smallest)} to {number(answer.value)}"
+        )
+        of_interval = " of the largest one"
     sentences = short_answer(
         answer,
         size,
@@ -525,12 +560,10 @@ def _attacks(fits: ScalingFits) -> Finding:
         name_of_value="this r",
         claim=claim,
         of_interval=of_interval,
+        without_one=_range_without_one(best, answer, len(correlations)),
     )
     if answer.value <= 0:
         sentences += ("The law expects a rise.",)
-    if one_decides(answer) and len(correlations) > 1 and best.largest_left_out is not None:
-        largest = number(best.largest_left_out)
-        sentences += (f"The largest of {len(correlations)} is then {largest}.",)
     return Finding(
         question=question,
         verdict=answer.verdict,
@@ -538,6 +571,20 @@ def _attacks(fits: ScalingFits) -> Finding:
         details=(*details, *details_of_test(answer, name_of_r)),
         notes=changes_of_sign(answer),
         claim=claim,
+    )
+
+
+def _range_without_one(best: AttackFit, answer: Answer, num_correlations: int) -> str:
+    """Return the range of all correlations without the most influential dataset, as a clause.
+
+    The text is empty if there is one correlation, or if the range is unknown.
+    """
+    if num_correlations == 1 or best.range_left_out is None:
+        return ""
+    smallest, largest = map(number, best.range_left_out)
+    return (
+        f"without {answer.most_influential}, the {num_correlations} range from {smallest} to "
+        f"{largest}"
     )
 
 
@@ -618,7 +665,7 @@ def _highest_shares(fit: RepresentationFit) -> Iterator[str]:
 
 
 def _of_fitted_networks(fit: RepresentationFit, *, counts_above: bool) -> Iterator[str]:
-    """Yield a sentence with the count without networks that do not fit their training images.
+    """Yield a sentence with the results without networks that do not fit their training images.
 
     A network with unknown train accuracy is counted.
 
@@ -636,21 +683,26 @@ def _of_fitted_networks(fit: RepresentationFit, *, counts_above: bool) -> Iterat
     count = fit.num_held - fit.num_held_unfitted
     if counts_above:
         count = num_fitted - count
-    yield (
+    text = (
         "Without networks that do not fit their training images, this holds at "
-        f"{count} of {num_fitted} points."
+        f"{count} of {num_fitted} points"
     )
+    if fit.median_ratio_fitted is not None:
+        text += f", and the median d_repr / d_data is {number(fit.median_ratio_fitted)}"
+    yield f"{text}."
 
 
 def _of_ratio(fit: RepresentationFit) -> Iterator[str]:
     """Yield sentences on the median of d_repr / d_data, and whether it agrees with the bound.
 
+    If some networks do not fit their training images, :func:`_of_fitted_networks` states the
+    median of the other networks.
+
     The bound d_repr ≲ d_data is approximate and states no tolerance. A count of ratios above 1
     therefore does not test the bound.
     """
-    if fit.median_ratio is None:
-        return
-    yield f"The median d_repr / d_data is {number(fit.median_ratio)}."
+    if fit.median_ratio is not None and not fit.num_unfitted:
+        yield f"The median d_repr / d_data is {number(fit.median_ratio)}."
     if fit.num_held == fit.num_points:
         yield "This agrees with the bound d_repr ≲ d_data."
 

@@ -1,6 +1,7 @@
 """Test the commands that read the results of a sweep."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,7 +112,7 @@ def test_a_fit_fits_one_screen_and_shows_its_tables_on_request(output_for):
     lines = summary.splitlines()
     assert len(lines) <= 40
     assert max(map(len, lines[:-1])) <= 80  # the last line has a command with its root
-    assert lines[-1].startswith("To see every number, type: ")
+    assert re.match(r"To see every number( and \d+ more remarks?)?, type: ", lines[-1])
     assert "Do datasets with sharper labels have higher losses?" in summary
     all_output = output_for(table, "fit", "--all")
     for title in ("Summary of the data", "Answers", "Losses of datasets at equal N"):
