@@ -94,14 +94,27 @@ def test_core_hours_count_every_thread_of_a_trial(trials):
 
 @pytest.mark.parametrize(
     ("num_cpus", "minutes", "duration"),
-    [(1, 800 / 60, "13 min on 1 CPU."), (8, 400 / 60, "6.7 min on 8 CPUs.")],
+    [(1, 800 / 60, "14 min on 1 CPU."), (8, 400 / 60, "7 min on 8 CPUs.")],
 )
 def test_the_estimate_has_minutes_on_the_cpus_of_this_machine(trials, num_cpus, minutes, duration):
-    """Two trials of 400 s remain. More cores do not make one trial shorter."""
+    """Two trials of 400 s remain. More cores do not make one trial shorter.
+
+    The text also contains 20 s for the start and the report.
+    """
     trials_done = measured_trials(trial_of_seconds(trials[0], 400.0, threads=1))
     remaining = estimate(trials[1:], trials_done, gpu=None, num_cpus=num_cpus)
     assert remaining["cpu_hours"] == pytest.approx(minutes / 60)
     assert remaining["text"].startswith(f"2 trials left: about {duration}")
+
+
+@pytest.mark.parametrize(
+    ("trial_s", "time"),
+    [(1, "about 1 min"), (20, "about 1.3 to 4.3 min"), (2400, "about 2 to 8 h")],
+)
+def test_without_a_finished_trial_the_time_on_cpus_is_a_range(trials, trial_s, time, monkeypatch):
+    monkeypatch.setattr("orchestrator.planning.estimate.core_seconds", lambda *_: trial_s)
+    text = estimate(trials[:3], (), gpu=None)["text"]
+    assert text.startswith(f"3 trials left: {time} on 1 CPU. ")
 
 
 @pytest.mark.parametrize("share", [0.25, 1.0])
