@@ -79,7 +79,7 @@ run smoke --no-quiet | Unknown option: --no-quiet. Did you mean --quiet?
 plan smoke -j | Unknown option: -j
 plan smoke --storage '' | --storage is empty. Give a value, or remove the option
 plan smoke --preset x | Unknown option: --preset. Did you mean --set?
-plan '' | has the name '', and the root
+plan '' | '' is not a preset, and the root
 measure https://a.org/b.zip | https://a.org/b.zip is a URL, but only local files can be measured
 plan / | / is a folder, not a sweep file. Give the path of a sweep file. If the folder contains your images, write a
 run smoke --device tpu | Invalid value "tpu" for --device. Choose from: "auto", "cpu", "gpu". Did you mean
@@ -185,7 +185,7 @@ def test_a_sweep_file_named_without_its_ending_gets_a_hint(run, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     code, out, err = run("plan", "mine")
     assert (code, out) == (2, "")
-    assert "has the name 'mine'" in err
+    assert "'mine' is not a preset" in err
     assert "root does not exist. To use the file mine.yaml, give its path: ./mine.yaml" in err
 
 
@@ -213,4 +213,4 @@ def test_results_below_a_missing_root_are_refused_with_the_command_that_makes_th
 def test_an_unknown_sweep_below_a_missing_root_is_explained_by_the_root(run, root):
     code, _, err = run("results", "mine", "--from-store")
     assert code == 2
-    assert f"No preset has the name 'mine', and the root {root} does not exist" in err
+    assert f"'mine' is not a preset, and the root {root} does not exist" in err

@@ -110,7 +110,7 @@ def test_trials_on_a_node_without_working_cuda_fail_with_node_driver_and_torch()
             "550.1",
             "13.0",
             r"branch 580 .* or install torch 2\.14 or earlier from PyTorch's cu126 wheels, which work "
-            r"with the present driver, but do not support the GPUs RTX 50 and B200 \(`pip uninstall --yes torch "
+            r"with the present driver, but do not support GPUs of the series RTX 50 and B200 \(`pip uninstall --yes torch "
             r"torchvision && pip install torch torchvision --index-url https:\S+/whl/cu126`\)$",
         ),
         ("580.65", "13.0", "The driver is new enough"),

@@ -214,7 +214,9 @@ def test_a_missing_gpu_is_reported_before_anything_is_prepared(root, monkeypatch
 
     monkeypatch.setattr("orchestrator.running.stages.connect", connected)
     monkeypatch.setattr("tasks.prepared.prepare.prepare_dataset", None)
-    with pytest.raises(ConfigError, match=r"resources\.num_gpus: 0\.1, but this machine has 0"):
+    with pytest.raises(
+        ConfigError, match=r"resources\.num_gpus: 0\.1`, but this machine has only 0"
+    ):
         run_sweep("smoke", RunOptions(root=root, device="gpu", tracking=False))
 
 
@@ -299,7 +301,9 @@ def test_a_new_sweep_can_be_opened_by_its_name_at_once_unless_it_is_refused(root
     with pytest.raises(ConfigError, match="refused"):
         refuse()
     assert opened[0].plan.trials_by_id.keys() == workspace.plan.trials_by_id.keys()
-    with pytest.raises(ConfigError, match=rf"no sweep of the root {root}, has the name 'fresh'"):
+    with pytest.raises(
+        ConfigError, match=rf"'fresh' is not a preset, and not a sweep in the root {root}"
+    ):
         Workspace.open("fresh", root)
     with workspace.write_sweep_file_if_valid():
         pass
