@@ -68,7 +68,7 @@ def test_plan_refuses_images_too_small_for_a_network(run, tmp_path, caplog):
     path.write_text(text, encoding="utf-8")
     code, _, err = run("plan", str(path))
     assert code == 2
-    assert "Choose a larger image_size (VGG networks need at least 32), or another model" in err
+    assert "Choose a larger `image_size` (VGG networks need at least 32), or another model" in err
     assert "Traceback" not in err + caplog.text
 
 

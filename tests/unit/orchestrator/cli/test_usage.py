@@ -54,7 +54,7 @@ measure digits --image-size 8 --class-pair 3 3 | The class pair 3 3 contains the
 measure digits --device cuda | Choose another device, for example with `--device cpu`
 plan smoke --set recipe.epochs=0 | `recipe.epochs` is 0, but must be at least 1
 plan smoke --gpus 0 | --gpus is 0, but must be at least 1
-plan smoke --storage foo://x | --storage foo://… is a kind of storage that isweep does not support
+plan smoke --storage foo://x | isweep does not support the kind of storage in `--storage foo://…`
 reconcile smoke --mlflow-uri foo://x | Sweep 'smoke' has no results yet
 predict smoke --d-data 9 --train-size 100 | The prediction needs label_sharpness of the new dataset
 predict smoke --measured absent.json --train-size 100 | The record absent.json cannot be read: No such file
@@ -103,7 +103,7 @@ results smoke --csv mine.yaml | --csv is 'mine.yaml', but must be a file that en
 results smoke --parquet a.csv | must be a file that ends with .parquet
 measure "" | is empty. Give a value
 PREDICT --train-size 9 --measured absent.json | --d-data, --label-sharpness and --measured absent.json cannot be used
-plan smoke --storage foo://me:secret@x | --storage foo://… is a kind of storage that isweep does not support
+plan smoke --storage foo://me:secret@x | isweep does not support the kind of storage in `--storage foo://…`
 power smoke --num-tables 20 | but a power calculation needs at least 3
 compare smoke smoke | The sweep smoke cannot be compared with itself
 claims | The command needs a sweep or --published, but you gave neither

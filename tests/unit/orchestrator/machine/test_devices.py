@@ -294,7 +294,11 @@ def test_a_dead_gpu_is_distinguished_from_a_gpu_without_free_memory(monkeypatch)
         ("CUDA error: out of memory", torch.AcceleratorError, "^CUDA error: out of memory"),
         ("HIP error: out of memory", torch.AcceleratorError, "^HIP error: out of memory"),
         # Only the words in the table of library errors decide.
-        ("NVLink: out of memory slots", trial_device.UnusableGpuError, "Reset the GPU, or hide it"),
+        (
+            "NVLink: out of memory slots",
+            trial_device.UnusableGpuError,
+            "Reset the GPU, or hide the",
+        ),
     ):
 
         def raise_error(*_, text=text, **__):

@@ -213,7 +213,7 @@ WRONG = {
             [5],
             "Invalid type for parameter SecurityGroupIds[0], value: 5",
         ),
-        (f"{NODE}/ImageID", "ami-1", 'Unknown parameter in input: "ImageID". Correct this'),
+        (f"{NODE}/ImageID", "ami-1", 'Unknown parameter in input: "ImageID". Correct the'),
         (
             f"{NODE}/MetadataOptions/HttpPutResponseHopLimit",
             "1",

@@ -77,7 +77,7 @@ def test_too_few_images_for_a_pilot_are_refused_with_the_options_of_the_pilot(im
             "mnist5k",
             "pooled",
             "smoke",
-            r"The model is pooled, .*one model\. Choose one model with --model \(small_mlp or",
+            r"The model is pooled, .*one model\. Choose one model with `--model` \(small_mlp or",
         ),
         ("mnist5k", "x", "smoke", "Unknown model 'x' of the sweep"),
         (
