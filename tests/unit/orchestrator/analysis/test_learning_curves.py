@@ -169,8 +169,8 @@ def test_a_target_beyond_the_range_gets_advice_instead_of_a_number():
     question = CurveQuestion(target=0.01)
     curve_answer = answer(curve_points([100, 200, 400], [0.9, 0.88, 0.87]), "net", question)
     assert curve_answer.to_json()["needed_train_size"] is None
-    assert "even 12,800 images reach it only with a probability of" in curve_answer.lines()[-1]
-    assert "Choose an easier target or another network." in curve_answer.lines()[-1]
+    assert "Even 12,800 images reach it only with a probability of" in curve_answer.lines()[-1]
+    assert "Choose an easier target or another network, or train with" in curve_answer.lines()[-1]
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "loss"])
@@ -747,13 +747,30 @@ def test_an_uncertain_target_gets_a_median_estimate_and_a_lower_bound():
     document = curve_answer.to_json()
     assert document["likely_train_size"] > document["least_train_size"] > 400
     assert "the median estimate is" in curve_answer.lines()[-1]
-    assert "Train with 800 images, and predict again." in curve_answer.lines()[-1]
+    assert "or train with 800 images and predict again." in curve_answer.lines()[-1]
     low, high = document["needed_interval"]
     assert high is None
     two_figures = 100 * (low // 100)  # the interval is rounded to the larger one
     assert 1000 < low < 10_000
     bounds = f"90% interval begins at {two_figures:,.0f} and has no upper bound."
     assert bounds in curve_answer.lines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("target", "opening", "advice"),
+    [
+        (0.5, "For a test loss of 0.5: if the target is reached", "Train with 800 images"),
+        (0.2, "For a test loss of 0.2: with a probability of", "Choose an easier target"),
+    ],
+)
+def test_a_target_without_a_plan_begins_with_what_is_more_likely(target, opening, advice):
+    points = curve_points([100, 200, 400], [0.9, 0.8, 0.72])
+    curve_answer = answer(points, "net", CurveQuestion(target=target, assurance=0.95))
+    assert curve_answer.to_json()["needed_train_size"] is None
+    line = curve_answer.images_line
+    assert line.startswith(opening)
+    assert "Even 12,800 images reach it only with a probability of" in line
+    assert f". {advice}" in line
 
 
 def test_the_interval_of_needed_images_covers_nine_tenths_of_the_curves():
