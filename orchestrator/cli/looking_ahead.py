@@ -86,9 +86,9 @@ class CurveOptions:
     """
 
     curve: Annotated[File, Parameter(group=CURVES)] = None
-    target_error: Annotated[Share | None, Parameter(group=CURVES)] = None
-    target_accuracy: Annotated[Share | None, Parameter(group=CURVES)] = None
-    target_auroc: Annotated[Share | None, Parameter(group=CURVES)] = None
+    target_error: Annotated[Share | None, Parameter(group=GOAL)] = None
+    target_accuracy: Annotated[Share | None, Parameter(group=GOAL)] = None
+    target_auroc: Annotated[Share | None, Parameter(group=GOAL)] = None
     assurance: Annotated[Share, Parameter(group=CURVES)] = 0.8
     test_size: Annotated[int | None, whole(2), Parameter(group=CURVES, metavar="N")] = None
 

@@ -189,11 +189,14 @@ def _spec_of(document: _Document, changes: Mapping[str, object], recipes: Path |
         for index, choice in enumerate(content["datasets"]):
             if isinstance(choice, str):
                 content["datasets"][index] = {"name": choice}
+    has_empty_recipe = "recipe" in content and content["recipe"] is None
     resolved = resolve_recipe(
         content.pop("recipe", None), content.get("name"), document.folder, recipes
     )
     if resolved.recipe is not None:
         content["recipe"] = resolved.recipe
+    elif has_empty_recipe:
+        content["recipe"] = None  # the message says that the key has no value
     origin = document.origin
     if changes:
         origin = f"{origin} with changed values of {', '.join(map(str, changes))}"
@@ -223,7 +226,13 @@ def _problems_of(
         if not _is_consequence(detail, places):
             problem_at[keys_in_file(detail["loc"], content)] = problem_of(detail, origin, content)
     problems = list(problem_at.values())
-    if () not in places and not content.get("datasets") and not content.get("worlds"):
+    is_named = ("datasets",) in problem_at
+    if (
+        () not in places
+        and not is_named
+        and not content.get("datasets")
+        and not content.get("worlds")
+    ):
         problems.append(ConfigError(f"{origin} has neither `datasets` nor `worlds`", hint=DATASET))
     if isinstance(content.get("models"), list) and isinstance(content.get("datasets"), list):
         problems += unknown_names(content)

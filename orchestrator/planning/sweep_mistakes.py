@@ -132,6 +132,8 @@ def _wrong_value(detail: ErrorDetails, keys: Sequence[int | str]) -> ConfigError
     dotted = ".".join(map(str, keys))
     kind = detail["type"]
     value = detail["input"]
+    if value is None:
+        return _no_value(keys)
     shown = repr(value)[:MAX_SHOWN]
     if isinstance(value, dict):
         shown = f"a mapping with the keys {', '.join(map(str, value))}"[:MAX_SHOWN]
@@ -156,6 +158,17 @@ def _wrong_value(detail: ErrorDetails, keys: Sequence[int | str]) -> ConfigError
     if isinstance(value, dict):
         return ConfigError(f"`{dotted}`: {rule}")
     return broken_rule(_numbered(keys), shown, rule)
+
+
+def _no_value(keys: Sequence[int | str]) -> ConfigError:
+    """Return the error for a key without a value, or with the value ``null``."""
+    hint = "Write a value"
+    if len(keys) == 1:
+        field = _fields_by_key(SweepSpec).get(str(keys[0]))
+        is_required = field is not None and field.is_required()
+        hint = "Write a value after the colon" if is_required else f"{hint}, or remove the key"
+        hint = {**EXAMPLES, "datasets": DATASET}.get(keys[0], hint)
+    return ConfigError(f"{_numbered(keys)} has no value", hint=hint)
 
 
 def _list_hint(value: object, keys: Sequence[int | str]) -> str:

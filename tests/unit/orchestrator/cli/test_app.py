@@ -1,6 +1,7 @@
 """Test help, version, completion and pipes of the command line."""
 
 import io
+import re
 import shlex
 import signal
 import subprocess
@@ -254,6 +255,14 @@ def test_help_keeps_no_line_break_of_a_docstring():
     assert measured.endswith("now. This option replaces --d-data and --label-sharpness.")
     (domain,) = [row for row in rows if row.startswith("--domain")]
     assert domain.endswith("Domain of your training set. [choices: natural, medical]")
+
+
+def test_the_help_of_predict_lists_all_targets_together():
+    console = Console(file=io.StringIO(), width=100)
+    application().help_print(["predict"], console=console)
+    goal = console.file.getvalue().partition("─ Goal ─")[2].partition("╰")[0]
+    targets = re.findall(r"--(target-\w+)", goal)
+    assert targets == ["target-loss", "target-error", "target-accuracy", "target-auroc"]
 
 
 def test_every_help_ends_with_examples_that_are_commands(capsys):

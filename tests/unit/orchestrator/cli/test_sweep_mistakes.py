@@ -29,7 +29,7 @@ def good_with(old, new):
     ("text", "message"),
     [
         ("", "mine.yaml is empty. Write a sweep file with `isweep init`"),
-        ("name: m\n\tmodels: x\n", "line 2, column 1 has a tab. Indent with spaces."),
+        ("name: m\n\tmodels: x\n", "line 2, column 1 has a tab. Replace the tab by spaces."),
         (
             "models: [small_cnn]\n",
             "- The key `name` is missing. Add this key. - The key `train_sizes` is missing.",
