@@ -624,9 +624,9 @@ def _attacks(fits: ScalingFits) -> Answer:
 def _of_largest_correlation(fits: ScalingFits, answer: Answer) -> str:
     """Return a note on the attack and network of the largest correlation.
 
-    The note contains two numbers that are computed without the most influential dataset: the
-    same correlation, and the largest of all correlations. The two numbers can differ, because
-    without this dataset another attack or network can have the largest correlation.
+    The note contains results without the most influential dataset: the same correlation, and
+    the range of all correlations. Without this dataset, another attack or network can have the
+    largest correlation.
     """
     tested = [fit for fit in fits.attacks if fit.model != POOLED]
     best = strongest_attack(tested)
@@ -636,8 +636,8 @@ def _of_largest_correlation(fits: ScalingFits, answer: Answer) -> str:
     sentences = [influence(answer, f"this r ({attack}, {best.model})")]
     num_correlations = sum(fit.status == "ok" for fit in tested)
     if best.range_left_out is not None and num_correlations > 1:
-        largest = number(best.range_left_out[1])
-        sentences.append(f"The largest r of all {num_correlations} is then {largest}")
+        smallest, largest = map(number, best.range_left_out)
+        sentences.append(f"All {num_correlations} r then range from {smallest} to {largest}")
     return " ".join(sentences).rstrip(".")
 
 
@@ -674,7 +674,12 @@ def _compression(fits: ScalingFits) -> Answer:
     if bounds == (0.0, 1.0):
         bounds = None  # every share is possible, so the interval is no information
     note = NO_TEST_OF_BOUND
-    if fit.median_ratio is not None:
+    if fit.num_unfitted and fit.median_ratio_fitted is not None:
+        note = (
+            "Without networks that do not fit their training images, the median d_repr / d_data "
+            f"is {number(fit.median_ratio_fitted)}. {note}"
+        )
+    elif fit.median_ratio is not None:
         note = f"The median d_repr / d_data is {number(fit.median_ratio)}. {note}"
     return Answer(
         question=COMPRESSION,

@@ -121,11 +121,12 @@ def test_a_correlation_that_rests_on_one_dataset_names_its_attack_and_network(la
     note = answer.note
     without = formatted(answer.left_out[dataset])
     assert f"ithout {dataset}, " in note
-    assert f"this r ({attack}, {best.model}) is {without}. The largest r of all " in note
+    assert f"this r ({attack}, {best.model}) is {without}. All " in note
     others = fit_scaling_laws(table[table[c.DATASET] != dataset]).attacks
     tested = [fit for fit in others if fit.status == "ok" and fit.model != POOLED]
-    largest = max(fit.estimates[0].value for fit in tested)
-    assert f"The largest r of all {len(tested)} is then {formatted(largest)}" in note
+    values = sorted(fit.estimates[0].value for fit in tested)
+    smallest, largest = formatted(values[0]), formatted(values[-1])
+    assert f"All {len(tested)} r then range from {smallest} to {largest}" in note
     assert note in claim_line(answer)
 
 
