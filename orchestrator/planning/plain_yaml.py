@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from ruamel.yaml.events import (
     Event,
     ScalarEvent,
 )
-from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.parser import Parser
 
 from search_spaces.errors import ConfigError
@@ -236,6 +237,45 @@ def _separator_error(text: str, index: int, origin: str) -> ConfigError:
 def _place(origin: str, mark: StreamMark) -> str:
     """Return a place in a document as text."""
     return f"{origin}, line {mark.line + 1}, column {mark.column + 1}"
+
+
+def line_of(text: str, keys: Sequence[int | str]) -> int | None:
+    """Return the line of a value in a document, or None if the document has no such value.
+
+    Args:
+        text: A document that :func:`read_plain` can read.
+        keys: Keys that lead to the value. For a list, a key is an index, or the ``name`` of a
+            mapping in the list.
+    """
+    node: Node | None = YAML(typ="safe", pure=True).compose(text)
+    line = None
+    for key in keys:
+        child = None
+        if isinstance(node, MappingNode):
+            child = _child_of(node, str(key))
+        elif isinstance(node, SequenceNode):
+            child = _item_of(node, key)
+        if child is None:
+            return None
+        line, node = child
+    return line
+
+
+def _child_of(node: MappingNode, key: str) -> tuple[int, Node] | None:
+    """Return the line of a key of a mapping, with the key's value; None if there is no such key."""
+    for key_node, value_node in node.value:
+        if key_node.value == key:
+            return key_node.start_mark.line + 1, value_node
+    return None
+
+
+def _item_of(node: SequenceNode, key: int | str) -> tuple[int, Node] | None:
+    """Return the line of an item of a list, with the item; None if there is no such item."""
+    for index, item in enumerate(node.value):
+        name = _child_of(item, "name") if isinstance(item, MappingNode) else None
+        if index == key or (name is not None and name[1].value == key):
+            return item.start_mark.line + 1, item
+    return None
 
 
 def not_a_mapping(origin: str, content: object, hint: str) -> ConfigError:

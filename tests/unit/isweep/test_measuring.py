@@ -97,7 +97,9 @@ def test_floats_are_scaled_as_the_command_scales_them(images, record):
 def test_a_file_whose_parts_may_have_two_scales_is_refused(images, tmp_path):
     arrays = {"train_labels": LABELS[:30], "test_labels": LABELS[30:], "train_images": images[:30]}
     np.savez(tmp_path / "mixed.npz", **arrays, test_images=images[30:] / 255)
-    with pytest.raises(SweepError, match="stored as float64, uint8, so their scales may differ"):
+    with pytest.raises(
+        SweepError, match=r"several types \(float64, uint8\), so their scales may differ"
+    ):
         isweep.measure(tmp_path / "mixed.npz")
 
 

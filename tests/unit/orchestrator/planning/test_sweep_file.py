@@ -670,11 +670,17 @@ def own_source(tmp_path):
         ),
         (
             GOOD.replace("test_size: 20", "test_size: null"),
-            r"`test_size` has no value\. Write a value after the colon",
+            r"^mine.yaml, line 6: `test_size` has no value\. Write a value after the colon",
         ),
         (
             GOOD.replace("20, 40", "20, null"),
-            r"^value 2 of `train_sizes` has no value\. Write a value\.$",
+            r"^mine.yaml, line 5: value 2 of `train_sizes` has no value\. Write a value\.$",
+        ),
+        (
+            GOOD.replace(
+                "[mnist5k]", "[{name: skin, own: {kind: csv,\n  path: ,\n domain: medical}}]"
+            ),
+            r"^mine.yaml, line 5: `datasets.skin.own.path` has no value\. Write a value",
         ),
         (GOOD + "seeds:", r"`seeds` has no value\. Write a value, or remove the key"),
         (
@@ -683,7 +689,7 @@ def own_source(tmp_path):
         ),
         (
             GOOD.replace("datasets: [mnist5k]", "datasets:"),
-            r"^`datasets` has no value\. Write, for example, `datasets: \[digits\]`",
+            r"^mine.yaml, line 4: `datasets` has no value\. Write, for example, `datasets: \[digits\]`",
         ),
     ],
 )
