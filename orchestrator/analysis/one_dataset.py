@@ -563,14 +563,27 @@ def best_score(rows: pd.DataFrame) -> BestScore:
             train_size=int(most_accurate[TRAIN_SIZE]),
             accuracy=float(most_accurate[TEST_ACCURACY]),
         )
+    attacked: tuple[AttackedAccuracy, ...] = ()
+    of_best = rows[(rows[MODEL] == best[MODEL]) & (rows[TRAIN_SIZE] == best[TRAIN_SIZE])]
+    # An attack cannot fool a network that learned nothing.
+    if not _is_at_chance(of_best):
+        attacked = _attacked_accuracies(rows, str(best[MODEL]), int(best[TRAIN_SIZE]))
     return BestScore(
         model=str(best[MODEL]),
         train_size=int(best[TRAIN_SIZE]),
         loss=float(best[TEST_LOSS]),
         accuracy=_known(best[TEST_ACCURACY]),
         highest_accuracy=highest_accuracy,
-        attacked=_attacked_accuracies(rows, str(best[MODEL]), int(best[TRAIN_SIZE])),
+        attacked=attacked,
         num_test_images=_single_test_size(rows),
+    )
+
+
+def _is_at_chance(rows: pd.DataFrame) -> bool:
+    """Return whether the mean scores of these trainings are at chance level."""
+    means = rows.reindex(columns=[TEST_LOSS, TEST_ACCURACY, AUC, NUM_CLASSES]).astype(float).mean()
+    return is_at_chance_level(
+        means[TEST_LOSS], means[NUM_CLASSES], accuracy=means[TEST_ACCURACY], auc=means[AUC]
     )
 
 

@@ -367,7 +367,11 @@ def test_networks_at_chance_level_are_left_out_of_the_robustness_sentences():
         "N = 840. Left out, because the network is at chance level: 1 of 8 combinations of "
         "network and N."
     )
+    rows["fgsm_2_accuracy_drop"] = 0.1
+    first_screen = " ".join(what_was_found(fit_scaling_laws(rows)))
+    assert "Under FGSM, the accuracy of small_cnn with 840 training images is" in first_screen
     rows[["test_loss", "test_accuracy"]] = 1.38, 0.26
+    assert "Under FGSM" not in " ".join(what_was_found(fit_scaling_laws(rows)))
     assert one_dataset(rows).robustness_line == (
         "Left out, because the network is at chance level: 8 of 8 combinations of network and N."
     )
