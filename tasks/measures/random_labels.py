@@ -77,7 +77,7 @@ def note_on_random_labels(
         f"an image, on average {agreement.value:.1%} have its label. With random labels, "
         f"{agreement.low:.1%} to {agreement.high:.1%} would have it (95 % range). Check whether "
         "each image has its own label, for example whether the file of labels is in the right "
-        "order. If the labels are right, these images are very difficult."
+        "order. If the labels are right, distances between pixels hardly show the classes."
     )
 
 
