@@ -572,7 +572,10 @@ def with_article(metric: Metric) -> str:
 
 
 def varies(rows: pd.DataFrame, name: str) -> bool:
-    """Return whether a table has the column ``name`` with more than one value."""
+    """Return whether a table has the column ``name``, with at least two different values.
+
+    A missing value counts as a value.
+    """
     return name in rows and rows[name].nunique(dropna=False) > 1
 
 

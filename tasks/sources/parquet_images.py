@@ -170,7 +170,7 @@ def _read_table(name: str, request: RawRequest) -> _ParquetTable:
     """Read the columns of a file, without its images.
 
     Raises:
-        DataError: The file is damaged, or has no columns of images and labels.
+        DataError: The file is damaged, or a column of images or labels is missing or occurs twice.
     """
     import pyarrow as pa
 
