@@ -221,7 +221,7 @@ class Ledger:
             f"The study's claims against {self.sweep}",
             "Supported or contradicted: the adjusted p is at most 0.05 (Holm), and the "
             "interval excludes the null value. The replicates of the intervals are "
-            f"{_replicates(self.entries)}. Powers are for Holm's strictest level. "
+            f"{_replicates(self.entries)}. Each power is computed at Holm's strictest level. "
             f"{self.families}".rstrip(),
             self.entries,
             {

@@ -328,8 +328,8 @@ class CurveAnswer:
             num_classes = "two"
             doubt = " If you have more classes, add a column num_classes."
         at_chance = (
-            f"No {word} is clearly better than chance level, {number(chance.score)} for "
-            f"{num_classes} classes."
+            f"Chance level for {num_classes} classes is {number(chance.score)}. No measured "
+            f"{word} is clearly better."
         )
         if chance.better_metric is not None:
             better = METRIC_WORDS[chance.better_metric]
@@ -816,8 +816,8 @@ def _is_chance_unknown(rows: pd.DataFrame, metric: Metric) -> bool:
 def _unknown_chance(metric: Metric) -> str:
     """Return the caution for a curve for which :func:`_is_chance_unknown` returns True."""
     return (
-        f"No {METRIC_WORDS[metric]} is clearly better than chance level for "
-        f"two classes, {number(score_of_guessing(metric, 2))}. If your dataset has two "
+        f"Chance level for two classes is {number(score_of_guessing(metric, 2))}. No measured "
+        f"{METRIC_WORDS[metric]} is clearly better. If your dataset has two "
         "classes, the network has learned nothing yet, and the following numbers mean nothing. "
         "If it has more classes, add a column num_classes."
     )

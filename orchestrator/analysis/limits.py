@@ -124,7 +124,7 @@ def _unfitted(points: pd.DataFrame) -> Iterator[str]:
         yield (
             f"In {num_unfitted} of {plural(len(points), 'point')} the network does not fit "
             "its own training images: train accuracy is less than halfway from chance to 100 "
-            "%. Longer training could lower these losses."
+            "%. With longer training, the losses of these networks could be lower."
         )
 
 

@@ -217,7 +217,9 @@ def test_no_claim_is_decided_over_base_datasets_that_share_images(law):
     assert {claim.verdict for claim in as_datasets.entries} > {"not testable"}
     assert {claim.verdict for claim in claims.entries} == {"not testable"}
     assert "the base datasets of an experiment share images" in entry(claims, "Eq. 2").reason
-    assert claims.left_out == ("trials of arms, which are compared with their base datasets (3)",)
+    assert claims.left_out == (
+        "trials of conditions, which are compared with their base datasets (3)",
+    )
 
 
 @pytest.mark.long

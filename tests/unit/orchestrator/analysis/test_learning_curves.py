@@ -362,7 +362,7 @@ def test_a_remark_asks_for_the_number_of_classes_if_chance_level_depends_on_it()
     (curve_answer,) = answers(table, CurveQuestion(target=0.5)).curves
     # The caution is read before the numbers that it concerns.
     assert curve_answer.lines()[1].startswith(
-        "  No test loss is clearly better than chance level for two classes, 0.693."
+        "  Chance level for two classes is 0.693. No measured test loss is clearly better."
     )
     assert curve_answer.lines()[1].endswith("add a column num_classes.")
     assert "training images expect" in curve_answer.lines()[2]
@@ -528,15 +528,15 @@ def test_a_repeated_row_counts_once(tmp_path):
 @pytest.mark.parametrize(
     ("text", "level"),
     [
-        ("train_size,auc\n50,0.49\n100,0.51\n200,0.5\n", "chance level, 0.5 for 2 classes"),
+        ("train_size,auc\n50,0.49\n100,0.51\n200,0.5\n", "Chance level for 2 classes is 0.5."),
         (
             "train_size,accuracy,num_classes,test_size\n50,0.11,10,300\n200,0.12,10,300\n",
-            "chance level, 0.1 for 10 classes",
+            "Chance level for 10 classes is 0.1.",
         ),
-        ("train_size,accuracy\n50,0.5\n100,0.51\n", "chance level, 0.5 for two classes"),
+        ("train_size,accuracy\n50,0.5\n100,0.51\n", "Chance level for two classes is 0.5."),
         (
             "train_size,test_loss,num_classes\n50,1.42,4\n100,1.38,4\n",
-            "chance level, 1.39 for 4 classes",
+            "Chance level for 4 classes is 1.39.",
         ),
     ],
 )
@@ -592,7 +592,9 @@ def test_an_accuracy_at_chance_level_is_not_excused_by_another_score(aurocs):
     report = answers(table, CurveQuestion("accuracy", target=0.95))
     (curve_answer,) = report.curves
     text = curve_answer.expected_line
-    assert text.startswith("No accuracy is clearly better than chance level, 0.25 for 4 classes.")
+    assert text.startswith(
+        "Chance level for 4 classes is 0.25. No measured accuracy is clearly better."
+    )
     assert curve_answer.images is None
     assert not any("wrong probabilities" in remark for remark in report.remarks)
     has_good_auroc = aurocs == [0.86, 0.92, 0.96]
@@ -607,7 +609,9 @@ def test_an_accuracy_above_chance_does_not_excuse_an_auroc_at_chance_level():
         {"train_size": [50, 100, 200], "auc": [0.49, 0.51, 0.5], "accuracy": 0.9, "test_size": 200}
     )
     (curve_answer,) = answers(table, CurveQuestion("auroc")).curves
-    assert curve_answer.expected_line.startswith("No AUROC is clearly better than chance level")
+    assert curve_answer.expected_line.startswith(
+        "Chance level for 2 classes is 0.5. No measured AUROC"
+    )
 
 
 @pytest.mark.parametrize(("aurocs", "is_exchanged"), [([0.3, 0.25], True), ([0.3, 0.51], False)])
