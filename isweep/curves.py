@@ -123,8 +123,8 @@ def learning_curves(
         source = f"sweep {results.name}"
     else:
         raise ConfigError(
-            f"results is of type {type(results).__name__}, but must be a sweep, a DataFrame, or "
-            "the path of a CSV file",
+            f"The argument results is of type {type(results).__name__}, but must be a sweep, a "
+            "DataFrame, or the path of a CSV file",
             hint="Pass isweep.open('NAME'), or pandas.DataFrame({'train_size': [...], "
             "'test_accuracy': [...]})",
         )

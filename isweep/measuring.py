@@ -222,21 +222,23 @@ def measure(
         return Measurement(**vars(measured))
     if _seem_exchanged(images, labels):
         raise DataError(
-            "The images are a flat list, but the labels have several axes, so the two seem to be "
-            "exchanged",
+            "The images are a flat list, but the labels have several axes, so images and labels "
+            "seem to be exchanged",
             hint="Pass the images first: isweep.measure(images, labels)",
         )
     image_array = checked_images(images)
     if own:
         raise ConfigError(
-            f"own={own!r} can be used only with image files, but the images are an array",
-            hint="Remove own, and map the labels before you call isweep.measure",
+            f"The argument own={own!r} can be used only with image files, but the images are an "
+            "array",
+            hint="Remove the argument own, and map the labels before you call isweep.measure",
         )
     if image_size is not None or channels != 1:
         raise ConfigError(
             f"image_size={image_size} and channels={channels} can be used only with image "
             "files, but the images are an array",
-            hint="Remove these arguments, and resize the array before you call isweep.measure",
+            hint="Remove image_size and channels, and resize the array before you call "
+            "isweep.measure",
         )
     request = MeasureRequest(source="", class_pair=pair, train_sizes=sizes, settings=method)
     return _measure_arrays(image_array, labels, request)
@@ -265,8 +267,9 @@ def _measure_arrays(
     if has_images_on_last_axis(image_array.shape, label_array.shape):
         raise DataError(
             f"The array of images has the shape {image_array.shape}, and there are "
-            f"{plural(len(label_array), 'label')}, so its last axis seems to count the images",
-            hint="Make it the first axis, with numpy.moveaxis(images, -1, 0)",
+            f"{plural(len(label_array), 'label')}, so the last axis of the array seems to "
+            "count the images",
+            hint="Make the last axis the first axis: pass numpy.moveaxis(images, -1, 0)",
         )
     if label_array.shape != (len(image_array),):
         raise DataError(
@@ -293,8 +296,8 @@ def _label_file(images: str | Path, labels: object) -> Path | None:
     if Path(images).expanduser().is_dir():
         raise ConfigError(
             f"The images are a folder, but labels of type {type(labels).__name__} were passed too",
-            hint="Remove labels. The folder itself contains the labels, for example as "
-            "names of its subfolders",
+            hint="Remove the argument labels. isweep reads the labels from the folder, for "
+            "example from the names of its subfolders",
         )
     raise ConfigError(
         f"The images are a file, but the labels are of type {type(labels).__name__}",
@@ -309,7 +312,7 @@ def _source_options(options: object) -> dict[str, Any]:
     if isinstance(options, Mapping):
         return dict(options)
     raise ConfigError(
-        f"own is {options!r}, which is not a mapping",
+        f"The argument own is {options!r}, which is not a mapping",
         hint="Pass a mapping, such as {'label_map': {'CAT': 'cat'}}",
     )
 
@@ -339,7 +342,7 @@ def root_text(root: object) -> str | None:
         return None
     if not isinstance(root, (str, Path)) or not str(root).strip():
         raise ConfigError(
-            f"root is {root!r}, which is not the path of a folder",
+            f"The argument root is {root!r}, which is not the path of a folder",
             hint="Pass a path, such as './isweep-root'",
         )
     return str(root)

@@ -127,8 +127,8 @@ def predict(
         record = measured
     else:
         raise ConfigError(
-            f"measured is of type {type(measured).__name__}, but must be a measurement, a "
-            "record, or the path of a record",
+            f"The argument measured is of type {type(measured).__name__}, but must be a "
+            "measurement, a record, or the path of a record",
             hint="Pass the result of isweep.measure(images, labels). To predict scores from a "
             "table or a sweep of one dataset, use isweep.learning_curves(results, target=0.9)",
         )
@@ -140,8 +140,8 @@ def _check_no_others(others: Iterable[str]) -> None:
     """Raise a TypeError for an unknown argument, such as an option of the command line."""
     for name in others:
         raise TypeError(
-            f"predict() got an unexpected keyword argument {name!r}. It predicts test losses: use "
-            "train_size or target_loss. For a target of another score, use "
+            f"predict() got an unexpected keyword argument {name!r}. predict() predicts test "
+            "losses: use train_size or target_loss. For a target of another score, use "
             "isweep.learning_curves(sweep, metric='accuracy', target=0.9)"
         )
 
@@ -159,7 +159,8 @@ def _pilot(
         points = tuple(PilotPoint(float(size), float(loss)) for size, loss in pilot)
     except (TypeError, ValueError):
         raise ConfigError(
-            f"pilot is {repr(pilot)[:200]}, which is neither a list of pairs nor a path",
+            f"The argument pilot is {repr(pilot)[:200]}, which is neither a list of pairs nor "
+            "a path",
             hint="Pass pairs of train size and test loss, such as [(50, 0.6), (100, 0.5)], "
             "or the path of a CSV file",
         ) from None

@@ -235,8 +235,9 @@ def parse_error(error: CycloptsError, words: Sequence[str]) -> ConfigError:
         )
         if error.command_chain == ("predict",):
             hint = (
-                "The only word without an option is the sweep. Write images of a new dataset as "
-                f"--measured IMAGES, and a file of results as --curve FILE. {hint}"
+                "The only word without an option is the name of the sweep. For images of a new "
+                "dataset, write `--measured IMAGES`. For a file of results, write "
+                f"`--curve FILE`. {hint}"
             )
         else:
             hint = f"Put a path with spaces in quotes. {hint}"
@@ -244,7 +245,7 @@ def parse_error(error: CycloptsError, words: Sequence[str]) -> ConfigError:
         message = _missing_values(error)
     elif isinstance(error, RepeatArgumentError):
         message = f"The option {error.token.keyword} is given more than once"
-        return ConfigError(message, hint="Remove all but one of them")
+        return ConfigError(message, hint="Give the option only once")
     elif isinstance(error, CoercionError) and error.argument is not None and error.msg is not None:
         message = f"{error.argument.name} {error.msg}"
     elif error.argument is None and error.__cause__ is not None:
@@ -435,7 +436,7 @@ def _bug(error: Exception) -> SweepError:
                 )
     return SweepError(
         f"This is a bug in isweep ({text})",
-        hint="Report the traceback. It is in the file isweep.log of the root. "
+        hint="Report the traceback, which is in the file `isweep.log` of the root. "
         "Finished trials are kept",
     )
 
@@ -546,6 +547,6 @@ class _RootLog(logging.handlers.RotatingFileHandler):
             self.has_warned = True
             stderr.print(
                 f"[bold]Warning:[/] {escape(path)} is not a file, so this command writes no log. "
-                "Remove it.",
+                f"Remove {escape(path)}.",
                 soft_wrap=True,
             )

@@ -87,7 +87,8 @@ def init(
     if source is not None and source.suffix.lower() in SWEEP_SUFFIXES:
         raise ConfigError(
             f"{source} is a sweep file, but isweep init needs images",
-            hint="Give a folder, a table or a file of arrays. To run a sweep, use `isweep run`",
+            hint="Give a folder, a table or a file of arrays, for example `isweep init "
+            "./my-images`. To run a sweep, use `isweep run`",
         )
     sweep_file = out
     if sweep_file is None:
@@ -187,7 +188,11 @@ def presets(*, place: Place = Place()) -> None:
         rows.append(
             {"preset": name, "trials": trials, "about": " ".join(sweep.description.split())}
         )
-    emit(place, rows, _listed(rows, ("preset", "trials", "about"), "Run one with: isweep run NAME"))
+    emit(
+        place,
+        rows,
+        _listed(rows, ("preset", "trials", "about"), "Run a preset with `isweep run NAME`."),
+    )
 
 
 def _listed(rows: Sequence[Mapping[str, Any]], names: Sequence[str], more: str) -> Iterator[Shown]:
@@ -493,7 +498,7 @@ def _samples_line(num_images: int, sharpness: LabelSharpness) -> str:
     definition = (
         "K_F is the maximum of 1/distance over all pairs of images with different labels. K_F "
         f"of samples is the mean of the maxima in samples of {sample_size}. The study and "
-        f"sweeps use K_F of samples. For at most {sample_size}, both columns are equal."
+        f"sweeps use K_F of samples. For at most {sample_size} in total, both columns are equal."
     )
     if not maxima:
         return definition

@@ -224,7 +224,8 @@ def gpu_check(
         files.append(str(path))
         has_passed = has_passed and is_ok
     lines = (
-        f"{path}: plans use this file. Send it back if somebody asked for it." for path in files
+        f"{path}: plans use this file. If somebody asked for the file, send it back."
+        for path in files
     )
     emit(place, {"files": files, "ok": has_passed}, lines)
     return int(not has_passed)

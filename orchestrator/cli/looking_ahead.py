@@ -192,7 +192,7 @@ def _check_source(curve: Path | None, sweep: str, has_options_of_sweeps: bool) -
     if curve is None:
         if not sweep:
             raise ConfigError(
-                "The prediction needs a sweep or a learning curve, but none is given",
+                "The prediction needs a sweep or a learning curve, but neither is given",
                 hint="Give the name of a sweep, or a file of results with --curve results.csv",
             )
         return

@@ -127,7 +127,11 @@ def _print_all(place: Place) -> None:
         emit(place, documents, table, active)
     else:
         start = place.hint("run", "demo")
-        emit(place, documents, f"No sweep has run below this root. Start with `{start}`.")
+        emit(
+            place,
+            documents,
+            f"No sweep has run below the root {place.paths.root}. Start with `{start}`.",
+        )
     if errors:
         raise_all(errors, type(errors[0]))
 
@@ -199,7 +203,7 @@ def _watch(read_status: Callable[[], Mapping[str, Any]]) -> None:
                 last_line = line
                 time.sleep(WATCH_INTERVAL_S)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("Only this display has ended. The run continues.") from None
+        raise KeyboardInterrupt("Only the display has ended. The run continues.") from None
 
 
 def run_display(document: Mapping[str, Any]) -> Text:

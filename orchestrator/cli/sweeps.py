@@ -115,7 +115,7 @@ def _print_missing_updates(num_updates: int, command: str) -> None:
     """Print the number of updates that MLflow lacks, and the command that sends them."""
     if num_updates:
         print_message(
-            f"MLflow lacks {plural(num_updates, 'update')}. To send them, run `{command}`."
+            f"MLflow lacks {plural(num_updates, 'update')}. To send these updates, run `{command}`."
         )
 
 
@@ -270,8 +270,8 @@ def _obstacles(workspace: Workspace, run_plan: RunPlan) -> Iterator[str]:
             f"The files of {name} have other names, sizes or times than the files from which "
             f"{name} was prepared in this root. `isweep run` reads these "
             f"{len(listing.items):,} files again, and stops if their images, labels or groups are "
-            "different. If they are other data, give the dataset another name, or use another "
-            "--root."
+            "different. If the files contain other data, give the dataset another name, or use "
+            "another --root."
         )
         yield from format_counts(left_out=listing.excluded, doubtful=listing.flags)
     yield from small_size_notes(workspace.plan)

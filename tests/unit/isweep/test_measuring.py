@@ -239,8 +239,8 @@ FOUR_LABELS = [0, 1, 2, 0]
             np.zeros((4, 6, 8)),
             [0, 1] * 4,
             {},
-            r"has the shape \(4, 6, 8\), and there are 8 labels, so its last axis seems to count "
-            r"the images\. Make it the first axis, with numpy\.moveaxis\(images, -1, 0\)",
+            r"has the shape \(4, 6, 8\), and there are 8 labels, so the last axis of the array "
+            r"seems to count the images\. Make the last axis the first axis: pass numpy\.moveaxis\(images, -1, 0\)",
         ),
         (
             FOUR_IMAGES,

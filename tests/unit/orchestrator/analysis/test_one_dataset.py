@@ -63,7 +63,7 @@ def test_the_first_answers_are_the_best_network_and_its_curve():
         "the test loss is 0.79 nat (accuracy 0.74) for small_cnn and 1.15 nat (accuracy 0.67) for "
         "resnet_tiny."
     )
-    assert "With 1 seed, another training could change this" in all_findings[0].answer
+    assert "With 1 seed, another training could change these losses" in all_findings[0].answer
     assert "With 1,680 training images expect" in all_findings[1].line
     # Twice 840 images are expected to give the best network an accuracy of 0.77.
     assert "For an accuracy of 0.77: " in all_findings[1].line
@@ -379,5 +379,5 @@ def test_networks_at_chance_level_are_left_out_of_the_robustness_sentences():
 
 def test_the_dimension_is_compared_with_the_published_ones():
     line = one_dataset(trial_table()).dimension_line
-    assert "d_data 9 is higher than that of 1 of the 11 published datasets" in line
+    assert "d_data 9 is higher than d_data of 1 of the 11 published datasets" in line
     assert one_dataset(trial_table().drop(columns="d_data_mle")).dimension_line == ""

@@ -112,7 +112,7 @@ def test_ctrl_c_ends_the_display_and_not_the_run(run, workspace, monkeypatch):
         Progress(path=workspace.sweep_paths.progress).stage("train")
         code, _, err = run("status", "smoke", "--watch")
     assert code == 130
-    assert "Stopped. Only this display has ended. The run continues." in err
+    assert "Stopped. Only the display has ended. The run continues." in err
 
 
 def test_a_narrow_terminal_shows_the_complete_remaining_time(capsys):

@@ -219,7 +219,7 @@ def test_status_without_a_name_lists_the_sweeps_of_the_root(run, root):
 
     _, out, _ = run("status")
     assert out.endswith(
-        f"No sweep has run below this root. Start with `isweep run demo --root {root}`.\n"
+        f"No sweep has run below the root {root}. Start with `isweep run demo --root {root}`.\n"
     )
     Workspace.open("smoke", root, changes={"seeds": [0, 1]}).write_sweep_file()
     _, out, _ = run("status", "--json")

@@ -72,7 +72,7 @@ def test_updates_that_mlflow_lacks_are_counted_with_the_command_that_sends_them(
     path = sweep()
     code, _, err = run("tune", path, "--set", "tune.budget=0.4")
     assert code == 0
-    hint = f"To send them, run `isweep tune {path} --set tune.budget=0.4"
+    hint = f"To send these updates, run `isweep tune {path} --set tune.budget=0.4"
     assert f"MLflow lacks 3 updates. {hint}" in err
 
 
