@@ -190,7 +190,12 @@ FOUR_LABELS = [0, 1, 2, 0]
             {},
             "absent is neither an existing path nor a known dataset. Give a folder",
         ),
-        (".", [1, 2], {}, "The images are a folder, but labels of type list .*Remove labels"),
+        (
+            ".",
+            [1, 2],
+            {},
+            "The images are a folder, but labels of type list .*Remove the argument labels",
+        ),
         (FOUR_IMAGES, None, {"train_size": [2]}, "'train_size'. Did you mean 'train_sizes'"),
         ("x.npy", [1, 2], {}, "The images are a file, but the labels are of type list"),
         (FOUR_IMAGES, [1], {}, r"The labels have the shape \(1,\), but there are 4 images"),

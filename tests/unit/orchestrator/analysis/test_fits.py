@@ -307,7 +307,7 @@ def test_limits_of_the_whole_sweep_are_caveats():
     table.loc[1, "data_mode"] = "as_released"
     table.loc[2, "num_conflicts"] = 1
     words = " ".join(fit_scaling_laws(table).caveats)
-    for part in ("There is no medical dataset", "as_released and corrected", "in natural0"):
+    for part in ("There is no medical dataset", "as_released and corrected", "In natural0"):
         assert part in words
 
 

@@ -169,7 +169,7 @@ def test_the_answer_of_many_base_datasets_comes_before_their_rows(tmp_path):
 def test_an_arm_that_moves_too_little_or_too_much_is_left_out_by_name():
     weak = fit_interventions(intervention_table(1.0, contrast=1.9), ARMS)
     assert "0 of 4 arms" in weak.answer
-    assert "it is undecided whether log loss follows (0 worlds" in weak.answer
+    assert "it is undecided whether log loss follows K_F (0 worlds" in weak.answer
     assert "Left out because of failed checks: w0_contrast, w1_contrast" in weak.answer
     gate = find_gate(weak, "w0_contrast")
     assert (gate.counts, gate.reason) == (False, "K_F changed too little")
