@@ -181,8 +181,8 @@ def next_steps(fits: ScalingFits, predict: str = "") -> tuple[str, ...]:
             steps.append("Plan a larger sweep: `isweep power FILE`.")
         else:
             steps.append(
-                f"Use about {needed:,} datasets whose K_F differs as much as in this sweep: if "
-                "twice the K_F doubles the loss, 80 of 100 such studies would detect it."
+                f"Use about {needed:,} datasets with the same scatter of K_F: if twice the K_F "
+                "doubles the loss, 80 of 100 such studies would show it."
             )
             for_dimension = datasets_needed_for_dimension(fits)
             if for_dimension is not None and for_dimension > needed:
@@ -263,7 +263,7 @@ def of_dependent_datasets(fits: ScalingFits) -> Iterator[str]:
     if not fits.dependent_datasets:
         return
     first, *others = map(listing, fits.dependent_datasets)
-    text = f"This chance can be higher in this sweep: {first} are not independent"
+    text = f"This chance can be higher: {first} are not independent"
     if others:
         text += f", nor are {', nor '.join(others)}"
     yield f"{text}."

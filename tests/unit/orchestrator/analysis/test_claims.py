@@ -153,7 +153,7 @@ def test_datasets_that_are_not_independent_are_named_as_in_fit(law):
     facts = SweepFacts(origins={names[0]: origin, names[1]: origin})
     claims = ledger(law, sweep="made", compare=False, facts=facts)
     sentence = (
-        f"This chance can be higher in this sweep: {names[0]} and {names[1]} are not independent."
+        f"This chance can be higher: {names[0]} and {names[1]} are not independent."
     )
     assert claims.families.endswith(f" {sentence}")
     assert sentence in family(fit_scaling_laws(law, facts=facts))

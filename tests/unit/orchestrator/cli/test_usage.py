@@ -13,7 +13,7 @@ run dmo | does not exist. Did you mean 'demo'? `isweep presets` lists the preset
 plan ./absent.yaml | The sweep file absent.yaml does not exist. Correct the path, or use a preset: demo,
 plan | `isweep plan` needs SWEEP, which is missing. See `isweep plan --help`
 plan smoke --gpus | --gpus needs a value, which is missing
-measure digits --image-size 8 --image-size 16 | The option --image-size is given more than once. Remove all
+measure digits --image-size 8 --image-size 16 | The option --image-size is given more than once. Give the option only once
 plan smoke --set seeds | `--set seeds` has no value. Write a key of the sweep file and its value
 plan smoke --set 'seed=[1]' | `seed` is not a known key. Did you mean 'seeds'?
 plan smoke --set 'seeds=[1' | --set seeds, line 1, column 1 has a bracket that is not closed
@@ -59,7 +59,7 @@ reconcile smoke --mlflow-uri foo://x | Sweep 'smoke' has no results yet
 predict smoke --d-data 9 --train-size 100 | The prediction needs label_sharpness of the new dataset
 predict smoke --measured absent.json --train-size 100 | The record absent.json cannot be read: No such file
 pln smoke | Unknown command "pln". Did you mean "plan"?
-predict mine ./my-images | Write images of a new dataset as --measured IMAGES, and a file
+predict mine ./my-images | For images of a new dataset, write `--measured IMAGES`
 resume smoke | There is no command resume. Type `isweep run SWEEP`
 plan a b | `isweep plan` does not accept b. Put a path with spaces in quotes. See `isweep plan --help`.
 plan smoke --set seeds=0 | `seeds` is 0, but should be a list. Write `[0]`.
