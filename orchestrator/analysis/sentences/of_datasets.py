@@ -380,11 +380,7 @@ def _exponent(fits: ScalingFits) -> Finding:
         above_the_law = [_above_the_law(fits)]
         short = (*short, _against_the_law(against_bound))
         if not (falls.is_decided or against_bound.is_decided):
-            fall = fits.fall()
-            if heaviest and fall.num_falling == fall.num_datasets > 1:
-                # The previous finding states that the loss fell in all datasets.
-                heaviest = [*_beside_the_fall(fall, fit.estimates[0])]
-            short = (*short, *heaviest)
+            short = (*short, *_why_uncertain(fits.fall(), fit.estimates[0]))
             heaviest = []
     short = (*short, *of_other_estimator(fits))
     if claim:
@@ -500,9 +496,14 @@ def _heaviest_dataset(exponent: Estimate) -> Iterator[str]:
         yield f"One dataset, {heaviest}, has {share} of the weight in this b."
 
 
-def _beside_the_fall(fall: FallFit, exponent: Estimate) -> Iterator[str]:
-    """Yield a sentence on why b is uncertain although the loss fell in all datasets."""
-    if exponent.weights:
+def _why_uncertain(fall: FallFit, exponent: Estimate) -> Iterator[str]:
+    """Yield a sentence on the dataset with the largest weight in an undecided exponent.
+
+    If the loss fell in all datasets, the previous finding says so, and b seems to contradict it.
+    """
+    if fall.num_falling != fall.num_datasets or fall.num_datasets < 2:
+        yield from _heaviest_dataset(exponent)
+    elif exponent.weights:
         heaviest = max(sorted(exponent.weights), key=exponent.weights.__getitem__)
         yield (
             f"This does not contradict the fall in all {fall.num_datasets} datasets: b gives "
