@@ -152,9 +152,7 @@ def test_datasets_that_are_not_independent_are_named_as_in_fit(law):
     origin = ImageOrigin(collection="scans of one archive")
     facts = SweepFacts(origins={names[0]: origin, names[1]: origin})
     claims = ledger(law, sweep="made", compare=False, facts=facts)
-    sentence = (
-        f"This chance can be higher: {names[0]} and {names[1]} are not independent."
-    )
+    sentence = f"This chance can be higher: {names[0]} and {names[1]} are not independent."
     assert claims.families.endswith(f" {sentence}")
     assert sentence in family(fit_scaling_laws(law, facts=facts))
     assert "not independent" not in ledger(law, sweep="made", compare=False).families
@@ -314,8 +312,9 @@ def test_a_claim_whose_permutations_cannot_reach_the_level_names_the_smallest_p(
         if rejected[0]:
             break
     assert why(claim) == (
-        f"This table can detect an effect only if {num_others} other tests of the family are "
-        f"significant. Holm's strictest level is {level}, but resampling cannot give a p below 0.029"
+        f"On its own, this result cannot be significant: Holm's strictest level is {level}, but "
+        f"resampling cannot give a p below 0.029. First, {num_others} other tests of the family would "
+        "have to be significant"
     )
 
 
