@@ -78,7 +78,7 @@ def _on_all_images(effect: Effect) -> str:
     if effect.interval is None:
         return (
             f"{start}it is undecided whether log {effect.response} follows K_F ({worlds} "
-            "with an arm that changes only K_F; an interval needs at least 3 worlds with scatter)."
+            "with a usable arm; an interval needs at least 3 worlds with scatter)."
         )
     return (
         f"{start}log {effect.response} {_follows(effect)} ({effect.estimand} = "
