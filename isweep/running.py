@@ -170,8 +170,8 @@ def _progress(is_printed: bool) -> Progress:
     """Return a display of a run's progress, or a display that prints nothing."""
     if not isinstance(is_printed, bool):
         raise ConfigError(
-            f"The argument progress is {is_printed!r}, which is neither True nor False",
-            hint="Set progress to True or False",
+            f"`progress` is {is_printed!r}, but must be True or False",
+            hint="Pass progress=True or progress=False",
         )
     from rich.console import Console
 

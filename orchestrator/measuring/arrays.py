@@ -38,8 +38,8 @@ def measure_arrays(data: LabeledImages, request: MeasureRequest, executor: Execu
     if request.class_pair is not None:
         if data.labels is None:
             raise ConfigError(
-                "A class pair needs labels, but these images have none",
-                hint="Add labels (`--labels FILE`)",
+                "A class pair needs labels, but the images have no labels",
+                hint="Add labels, for example `--labels labels.txt`",
             )
         rows = rows_of_pair(data.labels, data.label_names, request.class_pair)
         data = replace(data, images=data.images[rows], labels=data.labels[rows])

@@ -82,10 +82,10 @@ def describe(measured: Measured) -> list[str]:
     if estimate is not None and estimate.value is not None:
         below = sum(row["d_data"] < estimate.value for row in rows)
         lines.append(
-            f"The intrinsic dimension {estimate.value:.1f} (mle, as in the study) is "
-            f"{_level(below, len(rows))}: higher than that of {below} of the {len(rows)} "
-            "published datasets, at their train size nearest to yours. By the law, a higher "
-            "dimension needs more images for the same loss."
+            f"The intrinsic dimension {estimate.value:.1f} (estimator mle, as in the study) is "
+            f"{_level(below, len(rows))}: higher than the intrinsic dimension of {below} of the "
+            f"{len(rows)} published datasets. The comparison uses the published train size that is "
+            "nearest to yours. By the law, a higher dimension needs more images for the same loss."
         )
     sharpness = record.label_sharpness
     if sharpness is not None and sharpness.value is not None:
@@ -97,9 +97,9 @@ def describe(measured: Measured) -> list[str]:
                 f"The label sharpness {sharpness.value:.3g} ({definition}) is "
                 f"{_level(below, len(published))}: "
                 f"higher than {below} of the {len(published)} published values, converted to "
-                "your pixel range, side and channels. By the law, sharper labels give a "
-                "higher loss and a network that is easier to attack. This rank is rough: the "
-                "published values are estimated from samples of pairs."
+                "your pixel range, side and number of channels. By the law, sharper labels give a "
+                "higher loss and a network that is easier to attack. The comparison is rough, "
+                "because the published values are estimated from samples of pairs of images."
             )
     return lines + list(record.notes)
 

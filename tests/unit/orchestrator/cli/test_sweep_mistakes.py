@@ -109,7 +109,7 @@ def test_an_impossible_run_is_refused_before_mlflow_and_ray_start(
     assert message in err
     assert "Running on" not in err
     assert not os.path.exists(f"{root}/mlflow.db")
-    assert "No sweep has run below the root" in run("status")[1]
+    assert "No sweep has run in the root" in run("status")[1]
 
 
 def test_plan_reports_missing_resources_of_this_machine_and_continues(run, tmp_path):
