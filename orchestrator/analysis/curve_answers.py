@@ -722,7 +722,7 @@ def answers(table: pd.DataFrame, question: CurveQuestion, model: str | None = No
             f"No training of {model} has {with_article(question.metric)}",
             hint="Fill in the scores of the trainings",
         )
-    remarks += _measured_assurance(curves)
+    remarks += measured_assurance(curves)
     remarks += _few_sizes(curves)
     return CurveReport(tuple(curves), (*remarks, *(f"{error}" for error in failures)))
 
@@ -888,7 +888,7 @@ def _exact_scores(rows: pd.DataFrame, question: CurveQuestion) -> list[str]:
     ]
 
 
-def _measured_assurance(curves: Sequence[CurveAnswer]) -> list[str]:
+def measured_assurance(curves: Sequence[CurveAnswer]) -> list[str]:
     """Return a remark on how often numbers of images from few train sizes were large enough."""
     sizes = []
     advice = "The probabilities of reaching the target may be too high."

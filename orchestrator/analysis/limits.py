@@ -12,6 +12,7 @@ import pandas as pd
 from orchestrator.analysis.number_formats import listing, number
 from orchestrator.analysis.results_tables.chance_level import (
     AT_CHANCE_SHARE,
+    LEARNED_AUC,
     chance_limits_in_words,
     is_unfitted,
     reaches,
@@ -112,8 +113,9 @@ def _at_chance_level(points: pd.DataFrame) -> Iterator[str]:
         )
     if is_at_chance.any():
         yield (
-            f"At {int(is_at_chance.sum())} of these points, no accuracy or AUROC is well above "
-            f"chance, so these points count as chance level{_where(rows_with_loss, is_at_chance)}."
+            f"At {int(is_at_chance.sum())} of these points, AUROC is below {LEARNED_AUC:g} and "
+            "accuracy less than a third of the way from chance to 100 %. These points count as "
+            f"chance level{_where(rows_with_loss, is_at_chance)}."
         )
 
 

@@ -56,7 +56,7 @@ class Pilot:
         points: One point per train size, with the mean loss, sorted by train size.
         d_data, label_sharpness: d_data and K_F at the largest train size at which they were
             measured.
-        notes: Sentences without a full stop on trainings that were left out.
+        notes: Notes on the trainings that were left out. They do not end with a full stop.
         d_data_size: Train size at which d_data was measured; None if it is unknown.
     """
 

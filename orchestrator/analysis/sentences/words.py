@@ -8,6 +8,7 @@ from orchestrator.analysis.fits import ScalingFits
 from orchestrator.analysis.results_tables.chance_level import (
     AT_CHANCE_SHARE,
     chance_limits_in_words,
+    chance_losses_in_words,
 )
 from orchestrator.results.columns import attack_columns
 from search_spaces.attacks import ATTACKS
@@ -129,11 +130,13 @@ def _of_attacks(fits: ScalingFits) -> Iterator[tuple[str, str]]:
 
 
 def _of_losses(fits: ScalingFits) -> Iterator[tuple[str, str]]:
-    limits = chance_limits_in_words(dataset.num_classes for dataset in fits.datasets)
+    class_counts = [dataset.num_classes for dataset in fits.datasets]
+    limits = chance_limits_in_words(class_counts)
+    chance_losses = chance_losses_in_words(class_counts)
     yield (
         "nat",
-        "Unit of the loss, from natural logarithms. 1 nat is 1.44 bits. Guessing between two "
-        "classes has a loss of ln 2 = 0.693 nat.",
+        "Unit of the loss, from natural logarithms. 1 nat is 1.44 bits. Guessing has a loss of "
+        f"{chance_losses}.",
     )
     yield (
         "at chance level",

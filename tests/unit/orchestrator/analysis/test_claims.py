@@ -312,8 +312,9 @@ def test_a_claim_whose_permutations_cannot_reach_the_level_names_the_smallest_p(
         if rejected[0]:
             break
     assert why(claim) == (
-        f"This table can detect an effect only if {num_others} other tests of the family are "
-        f"significant. Holm's strictest level is {level}, but resampling cannot give a p below 0.029"
+        f"On its own, this result cannot be significant: Holm's strictest level is {level}, but "
+        f"resampling cannot give a p below 0.029. First, {num_others} other tests of the family would "
+        "have to be significant"
     )
 
 
