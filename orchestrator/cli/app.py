@@ -106,7 +106,7 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
         results.compare: ("comparing the sweeps", "isweep compare demo demo-tuned"),
         results.claims: ("fitting the results", "isweep claims demo", "isweep claims --published"),
     },
-    "Ahead": {
+    "Predictions": {
         looking_ahead.predict: (
             "",
             "isweep predict demo --model small_cnn --measured ./my-images --train-size 200",
@@ -278,7 +278,7 @@ def _missing_values(error: MissingArgumentError) -> str:
         num_given = len(error.tokens_so_far) % num_values
         return f"{name} needs {num_values} values, but has {num_given}"
     if name.startswith("-"):
-        return f"{name} needs a value, which is missing"
+        return f"The option {name} has no value"
     return f"{command} needs {name}, which is missing"
 
 

@@ -118,8 +118,8 @@ def init(
         print_message(f"{text}\nShow the plan:  {hints[0]}\nRun the sweep:  {hints[1]}")
         if source is None:
             print_message(
-                "This sweep is an example on handwritten digits. For your own images, type "
-                "`isweep init ./my-images`."
+                "The sweep is an example with images of handwritten digits. For your own images, "
+                "type `isweep init ./my-images`."
             )
     emit(place, {"sweep_file": str(sweep_file), "text": text, "next": hints}, str(sweep_file))
 
@@ -209,7 +209,7 @@ def _listed(rows: Sequence[Mapping[str, Any]], names: Sequence[str], more: str) 
 
 
 def datasets(name: str | None = None, /, *, place: Place = Place()) -> None:
-    """Print the task, terms of use and files of each dataset, and whether it is prepared.
+    """Print the task, terms of use and files of each dataset, and whether the dataset is prepared.
 
     Args:
         name: Print only this dataset.

@@ -39,7 +39,7 @@ Finite = Annotated[float, real()]
 Share = Annotated[float, real(share=True)]
 GOAL = Group("Goal", sort_key=1)
 PILOT = Group("Pilot", sort_key=2)
-CURVES = Group("One dataset alone", sort_key=3)
+CURVES = Group("Learning curves of one dataset", sort_key=3)
 PRIOR_SOURCES = {
     "LCDB": "the Learning Curve Database (LCDB)",
     "base datasets": "base datasets of isweep's experiments",
@@ -167,7 +167,7 @@ def predict(
         table, arms = read_table(sweep, work, from_store=from_store)
         return fit_growth(table, model=model, domain=domain, arms=arms)
 
-    work_in_words = "fitting" if measured is None else "measuring and fitting"
+    work_in_words = "fitting results" if measured is None else "measuring images, fitting results"
     with waiting(work_in_words, slow=True):
         if not is_of_new_dataset:
             table, _ = read_table(sweep, work, from_store=from_store)

@@ -88,7 +88,7 @@ class RowOptions:
         mean: Show means over seeds, one row for each model, dataset and train size.
         best: Show the best model and the runner-up by mean test loss, for each dataset and
             train size. In Python, `isweep.open('NAME').best(metric='auc')` ranks by another score.
-        search: Show the trials of isweep tune instead of the sweep's trials.
+        search: Show the trials of `isweep tune` instead of the trials of the sweep.
     """
 
     where: Annotated[tuple[str, ...], Parameter(metavar="COLUMN=VALUE")] = ()
@@ -253,7 +253,7 @@ class TableOptions:
     Attributes:
         response: Column with the values of the response.
         on: Column with the values of a regressor. Repeat the option for more columns.
-        groups: Column of the group of each row, e.g. dataset. Give the option twice for
+        groups: Column with the group of each row, e.g. dataset. Give the option twice for
             crossed groups, such as the two classes of a pair.
         within: Compare only rows with equal values in this column, e.g. model. Repeat the
             option for more columns.
@@ -370,8 +370,8 @@ def compare(
     """Compare two sweeps on the trials that both sweeps have. Each dataset counts once.
 
     Args:
-        second: The second sweep. Each ratio is a value of this sweep divided by the same value
-            of the first sweep.
+        second: The second sweep. Each ratio is a value of the second sweep divided by the same
+            value of the first sweep.
     """
     from orchestrator.analysis.published import compare as compare_tables
 

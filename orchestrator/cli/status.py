@@ -88,12 +88,12 @@ def _status_lines(document: Mapping[str, Any], command: str) -> Iterator[str]:
     yield from grouped_failures(document["failures"])
     if document["failures"]:
         trial_id = document["failures"][0]["trial_id"]
-        yield f"Traceback and log of one trial: {command} --trial {trial_id}"
+        yield f"Traceback and log of one failed trial: {command} --trial {trial_id}"
     if document["stale"]:
         num_outdated = plural(document["stale"], "result")
         yield f"The next run replaces {num_outdated} that used outdated data."
     for item in document["unreadable"]:
-        yield f"Not used: {item['path']} ({item['reason']})"
+        yield f"isweep does not use the file {item['path']}: {item['reason']}"
     if document["foreign"]:
         yield (
             f"isweep keeps {plural(len(document['foreign']), 'result')} of trials that are "

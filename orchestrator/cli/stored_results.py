@@ -91,7 +91,7 @@ def read_results(sweep: str, place: Place, *, from_store: bool) -> tuple[Workspa
 def print_what_is_missing(sweep: str, workspace: Workspace, state: State, place: Place) -> None:
     """Print unreadable results, reasons for missing d_data, and the number of remaining trials."""
     for item in state.unreadable:
-        print_message(f"Not used: {item.path} ({item.reason})")
+        print_message(f"isweep does not use the file {item.path}: {item.reason}")
     reasons = set()
     for record in state.measures.values():
         for size in record.result.sizes:

@@ -120,7 +120,7 @@ def _print_missing_updates(num_updates: int, command: str) -> None:
 
 
 def reconcile(sweep: Sweep, /, *, place: Place = Place()) -> None:
-    """Send results to MLflow that MLflow lacks, and close runs in MLflow that have ended."""
+    """Send missing results to MLflow, and close the runs in MLflow that have ended."""
     from orchestrator.results.stored_results import StoredResults
     from orchestrator.running.reconcile import reconcile_sweep
 

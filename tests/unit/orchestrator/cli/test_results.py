@@ -70,11 +70,11 @@ def test_a_command_names_damaged_results_and_counts_the_remaining_trials(run, ro
     path = workspace.sweep_paths.folder / "trials" / records[0].trial_id / "result.json"
     path.write_bytes(path.read_bytes().replace(b"0.5", b"0.4"))
     _, out, err = run(command, "smoke", "--from-store", "--json")
-    assert f"Not used: {path} (its checksum does not match its content)" in err
+    assert f"isweep does not use the file {path}: its checksum does not match its content" in err
     planned = len(workspace.plan.trials)
     hint = f"1 of {planned} trials are done. To run the other {planned - 1} trials, use `isweep run"
     assert hint in err
-    assert "Not used" not in out
+    assert "does not use the file" not in out
 
 
 def test_a_blank_dimension_has_its_reason(capsys, root):

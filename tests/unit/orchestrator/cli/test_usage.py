@@ -12,7 +12,7 @@ MISTAKES = r"""
 run dmo | does not exist. Did you mean 'demo'? `isweep presets` lists the presets
 plan ./absent.yaml | The sweep file absent.yaml does not exist. Correct the path, or use a preset: demo,
 plan | `isweep plan` needs SWEEP, which is missing. See `isweep plan --help`
-plan smoke --gpus | --gpus needs a value, which is missing
+plan smoke --gpus | The option --gpus has no value. See `isweep plan --help`
 measure digits --image-size 8 --image-size 16 | The option --image-size is given more than once. Give the option only once
 plan smoke --set seeds | `--set seeds` has no value. Write a key of the sweep file and its value
 plan smoke --set 'seed=[1]' | `seed` is not a known key. Did you mean 'seeds'?
