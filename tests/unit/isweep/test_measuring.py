@@ -434,6 +434,6 @@ def test_a_refused_fit_is_a_row_with_its_reason():
 def test_the_channels_of_an_npy_file_have_only_one_way_out(tmp_path):
     path = tmp_path / "images.npy"
     np.save(path, np.zeros((4, 8, 8), dtype=np.uint8))
-    with pytest.raises(ConfigError, match="images of images.npy are measured as stored") as error:
+    with pytest.raises(SweepError, match=r"images of images\.npy are measured as stored") as error:
         isweep.measure(path, channels=3)
     assert error.value.hint == "Remove --channels"
