@@ -202,7 +202,7 @@ def _check_options(
     if measures_as_stored and request.channels != 1:
         raise ConfigError(
             f"--channels cannot be used, because the images of {path.name} are measured as stored",
-            hint="Remove --channels, or add --image-size",
+            hint="Remove --channels" if is_npy else "Remove --channels, or add --image-size",
         )
 
 

@@ -270,7 +270,7 @@ FOUR_LABELS = [0, 1, 2, 0]
             FOUR_IMAGES,
             FOUR_LABELS,
             {"class_pair": ("0", "7")},
-            "0 7 contains a class that does not occur in the data",
+            "The class pair 0 7 cannot be used: no image of the data has the class 7",
         ),
         (
             FOUR_IMAGES,
@@ -429,3 +429,11 @@ def test_a_refused_fit_is_a_row_with_its_reason():
     fits = isweep.Fits(fit_scaling_laws(table), table).to_frame()
     assert fits["reason"].astype(bool).any()
     assert fits.query("fit not in ('representation', 'fall')")["value"].isna().all()
+
+
+def test_the_channels_of_an_npy_file_have_only_one_way_out(tmp_path):
+    path = tmp_path / "images.npy"
+    np.save(path, np.zeros((4, 8, 8), dtype=np.uint8))
+    with pytest.raises(SweepError, match=r"images of images\.npy are measured as stored") as error:
+        isweep.measure(path, channels=3)
+    assert error.value.hint == "Remove --channels"
