@@ -88,7 +88,7 @@ TWO_FAMILIES = (
     "The p-values form two families (Holm). Claims that isweep fit tests too are adjusted over "
     "the tests of isweep fit. All other claims are adjusted over all tests of this ledger. If "
     "the tests' assumptions hold, the chance of any false claim is at most 5 % in each family. "
-    "In the two families together, the chance is at most 10 %."
+    "In both families together, the chance of any false claim is at most 10 %."
 )
 """Sentences on the families of tests of a ledger, if its tests belong to two families."""
 FAMILY_WORDS: dict[Family, str] = {
@@ -259,7 +259,7 @@ class Ledger:
             sources = ", ".join(answer.question.source for answer in of_datasets)
             texts.append(
                 f"NOT TESTABLE  {sources}. These claims need several datasets. `isweep "
-                "fit` has the answers of the class pairs of this dataset."
+                "fit` answers questions on the class pairs of this dataset."
             )
         if self.families:
             texts.append(self.families)
@@ -499,9 +499,9 @@ def _slope(prepared: Prepared, fits: ScalingFits, question: Question, *, column:
         points_without = prepared.points[prepared.points[DATASET] != dataset]
         estimate = fit_headline(points_without, prepared.scale).estimate(column)
         if estimate is not None:
-            without = f"without {dataset}, the most influential dataset, it is"
+            without = f"without {dataset}, the most influential dataset, the estimate is"
             if answer.is_decided_by(dataset):
-                without = f"this estimate rests on one dataset: without {dataset} it is"
+                without = f"this estimate rests on one dataset: without {dataset}, the estimate is"
             note = f"{without} {number(estimate.value)} ({interval(estimate.interval)})"
     return replace(answer, question=replace(answer.question, estimand=estimand), note=note)
 

@@ -326,7 +326,7 @@ class CurveAnswer:
         num_classes, doubt = str(chance.num_classes), ""
         if chance.is_assumed:
             num_classes = "two"
-            doubt = " If you have more classes, add a column num_classes."
+            doubt = " If your dataset has more classes, add a column num_classes."
         at_chance = (
             f"Chance level for {num_classes} classes is {number(chance.score)}. No measured "
             f"{word} is clearly better."
@@ -468,7 +468,7 @@ class CurveAnswer:
                 return [
                     f"Your {METRIC_WORDS[metric]} of {self._point_text(point)} images meets the "
                     "target already.",
-                    "A new training with as many images may miss it.",
+                    "A new training with as many images may miss the target.",
                 ]
         return []
 
@@ -483,7 +483,7 @@ class CurveAnswer:
         if images.middle <= self.smallest_size:
             median = f"at most {number(self.smallest_size)} images, your smallest train size"
         elif images.middle > self.limit:
-            median += ", far beyond your sizes"
+            median += ", far beyond your train sizes"
         # The median is over the curves that reach the target. The interval is over all curves.
         return [
             f"If the target is reached at all, the median estimate is {median}.",
@@ -868,8 +868,8 @@ def _below_sizes(rows: pd.DataFrame, question: CurveQuestion) -> list[str]:
     requested = number(question.train_size)
     return [
         f"The requested train size of {requested} is below your smallest train size of "
-        f"{number(smallest)}. The prediction is less reliable there. Train with {requested} "
-        "images to measure the score."
+        f"{number(smallest)}. Below the smallest train size, the prediction is less reliable. "
+        f"Train with {requested} images to measure the score."
     ]
 
 
@@ -908,8 +908,8 @@ def measured_assurance(curves: Sequence[CurveAnswer]) -> list[str]:
     if num_sizes not in MEASURED_ASSURANCE:
         return []
     return [
-        f"{advice} In a benchmark, numbers for a probability of 80% from {num_sizes} train "
-        f"sizes were large enough in {MEASURED_ASSURANCE[num_sizes]} of 100 cases."
+        f"{advice} In a benchmark with {num_sizes} train sizes, the numbers of images for a "
+        f"probability of 80% were large enough in {MEASURED_ASSURANCE[num_sizes]} of 100 cases."
     ]
 
 
@@ -973,9 +973,9 @@ def _overconfident(name: str, better_metrics: Sequence[Metric]) -> str:
     words = [METRIC_WORDS[metric] for metric in better_metrics]
     verb = "is" if len(words) == 1 else "are"
     return (
-        f"{name}: the losses are no better than chance level, but its {listing(words)} {verb}. "
-        f"The network gives wrong probabilities. Predict its {listing(words, 'or')} instead of "
-        "its loss."
+        f"{name}: the losses are at chance level or higher, but the {listing(words)} {verb} "
+        "better than chance level. The network gives wrong probabilities. Predict the "
+        f"{listing(words, 'or')} instead of the loss."
     )
 
 

@@ -146,8 +146,8 @@ def num_without_error(points: pd.DataFrame) -> int:
 def of_points_without_error(num_perfect: int, num_points: int) -> str:
     """Return the sentence on points at which no test image is classified wrongly."""
     return (
-        f"At {num_perfect} of {plural(num_points, 'point')}, no test image is classified wrongly. "
-        "At these points, the loss measures confidence, not errors."
+        f"At {num_perfect} of {plural(num_points, 'point')}, the network classifies all test "
+        "images correctly. At these points, the loss measures confidence, not errors."
     )
 
 
@@ -243,7 +243,7 @@ def limits_of_origins(
     medical = [dataset for dataset in datasets if dataset.domain == MEDICAL]
     if medical and all(dataset in cut for dataset in medical):
         texts.append(
-            "No medical dataset here has several patients, so no result is about patients."
+            "No medical dataset of this sweep has several patients, so no result is about patients."
         )
     dependent = []
     for collection, names in shared_collections(origins, datasets).items():
@@ -284,7 +284,7 @@ def _of_conflicts(full: pd.DataFrame) -> Iterator[str]:
     conflicting = sorted(full.loc[full[NUM_CONFLICTS] > 0, DATASET].unique())
     if conflicting:
         names = listing(conflicting)
-        yield f"Identical images have different labels in {names}, so K_F is infinite there."
+        yield f"In {names}, identical images have different labels, so K_F is infinite."
 
 
 def _of_repeats(full: pd.DataFrame, points: pd.DataFrame) -> Iterator[str]:
@@ -296,4 +296,7 @@ def _of_repeats(full: pd.DataFrame, points: pd.DataFrame) -> Iterator[str]:
     }
     single = [name for name, count in counts.items() if count == 1]
     if single:
-        yield f"There is only one {listing(single)}. Another one could give other results."
+        yield (
+            f"There is only one {listing(single)}. With another {listing(single, 'or')}, the "
+            "results could be different."
+        )

@@ -409,8 +409,8 @@ class OneDataset:
             )
         else:
             sentences.append(
-                f"With {plural(self.num_seeds, 'seed')}, another training could change this. "
-                f"Train {MIN_SEEDS_FOR_INTERVAL} seeds to get an interval."
+                f"With {plural(self.num_seeds, 'seed')}, another training could change these "
+                f"losses. Train {MIN_SEEDS_FOR_INTERVAL} seeds to get an interval."
             )
         return " ".join(sentences)
 
@@ -429,8 +429,8 @@ class OneDataset:
             return f"{lead}, with both networks tested on the same images."
         return (
             f"{lead}. Fewer test images suffice if both networks err on the same images. To "
-            "compare the networks image by image, run the sweep again with --set "
-            "predictions=true."
+            "compare the networks image by image, run the sweep again with `--set "
+            "predictions=true`."
         )
 
     @property
@@ -474,11 +474,11 @@ class OneDataset:
         published = published_dimensions()
         num_below = sum(value < self.d_data for value in published)
         return (
-            f"d_data {number(self.d_data)} is higher than that of {num_below} of the "
+            f"d_data {number(self.d_data)} is higher than d_data of {num_below} of the "
             f"{len(published)} published datasets. According to the study's law, datasets of "
             "higher dimension need more images for the same loss. The comparison is rough, "
-            "because d_data depends on N and on the estimator. isweep measure also compares K_F "
-            "with published values."
+            "because d_data depends on N and on the estimator. `isweep measure` also compares "
+            "K_F with published values."
         )
 
 

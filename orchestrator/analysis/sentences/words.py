@@ -80,15 +80,15 @@ def _of_tests(fits: ScalingFits) -> Iterator[tuple[str, str]]:
     yield (
         "supported, contradicted",
         "The adjusted p is at most 0.05 and the interval excludes the null value. If the "
-        "estimate is on the expected side, the claim is supported. On the other side, it is "
-        "contradicted.",
+        "estimate is on the expected side, the claim is supported. If the estimate is on the "
+        "other side, the claim is contradicted.",
     )
     if fits.asked_after_seeing:
         yield (
             "suggested",
-            "The effect was detected as in a supported or contradicted answer. But results on "
-            "these images were known when the question or its settings were chosen, so the answer "
-            "confirms nothing.",
+            "The effect was detected by the rule for supported and contradicted answers. But "
+            "results on these images were known when the question or its settings were chosen, so "
+            "the answer confirms nothing.",
         )
     yield (
         "undecided",
@@ -98,7 +98,7 @@ def _of_tests(fits: ScalingFits) -> Iterator[tuple[str, str]]:
     yield (
         "described",
         "The numbers belong to no family of tests, so no verdict follows from them. A p "
-        "beside them is not adjusted.",
+        "beside these numbers is not adjusted.",
     )
     yield "not testable", "The table lacks data that the test needs. The answer says what to add."
     yield (

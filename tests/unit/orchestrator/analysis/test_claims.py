@@ -152,7 +152,7 @@ def test_datasets_that_are_not_independent_are_named_as_in_fit(law):
     origin = ImageOrigin(collection="scans of one archive")
     facts = SweepFacts(origins={names[0]: origin, names[1]: origin})
     claims = ledger(law, sweep="made", compare=False, facts=facts)
-    sentence = f"This chance can be higher here: {names[0]} and {names[1]} are not independent."
+    sentence = f"This chance can be higher: {names[0]} and {names[1]} are not independent."
     assert claims.families.endswith(f" {sentence}")
     assert sentence in family(fit_scaling_laws(law, facts=facts))
     assert "not independent" not in ledger(law, sweep="made", compare=False).families
@@ -170,7 +170,7 @@ def test_a_claim_that_rests_on_one_dataset_has_the_slope_without_it(published):
     low, high = fit.interval
     assert low < 0 < high
     assert fit.value == pytest.approx(-6.83, abs=5e-3)
-    end_of_note = f"his estimate rests on one dataset: without prostate it is −6.83 ({interval(fit.interval)})"
+    end_of_note = f"his estimate rests on one dataset: without prostate, the estimate is −6.83 ({interval(fit.interval)})"
     assert steeper.note == f"t{end_of_note}"
     assert f" T{end_of_note}." in claim_line(steeper)
 

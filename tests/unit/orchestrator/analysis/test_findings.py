@@ -497,7 +497,7 @@ def test_datasets_whose_loss_falls_faster_than_the_law_are_counted(fastest):
 
 def test_a_false_verdict_is_said_to_be_likelier_with_dependent_datasets():
     table = synthetic_table(num_natural=4, num_medical=3, trial_std=0.1)
-    assert "This chance can be higher here" not in family(fit_scaling_laws(table))
+    assert "This chance can be higher" not in family(fit_scaling_laws(table))
     shown = {
         "natural0": "digits",
         "natural1": "digits",
@@ -509,7 +509,7 @@ def test_a_false_verdict_is_said_to_be_likelier_with_dependent_datasets():
     origins = {name: ImageOrigin(collection=things) for name, things in shown.items()}
     fits = fit_scaling_laws(table, facts=SweepFacts(origins=origins))
     assert (
-        "at most 5 %. This chance can be higher here: medical0, medical1 and medical2 are not independent, "
+        "at most 5 %. This chance can be higher: medical0, medical1 and medical2 are not independent, "
         "nor are natural0 and natural1. Each dataset" in family(fits)
     )
     assert any("medical2 are not independent: all show one brain." in one for one in fits.caveats)

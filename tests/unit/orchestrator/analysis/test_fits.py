@@ -125,7 +125,7 @@ ERRORS_OF_MEASURES = (
 def test_few_datasets_and_one_seed_are_caveats():
     table = synthetic_table(num_natural=2, num_medical=6, trial_std=0.1)
     assert fit_scaling_laws(table).caveats == (
-        "There is only one model and seed. Another one could give other results.",
+        "There is only one model and seed. With another model or seed, the results could be different.",
         "2 natural datasets are too few for a statement about natural datasets alone.",
         ERRORS_OF_MEASURES,
     )
@@ -156,7 +156,7 @@ def test_datasets_of_one_origin_are_a_caveat_as_dependent():
     fits = fit_scaling_laws(table, facts=SweepFacts(origins=origins))
     assert fits.caveats == (
         "In 2 of 5 datasets, training and test images come from the same few pictures.",
-        "No medical dataset here has several patients, so no result is about patients.",
+        "No medical dataset of this sweep has several patients, so no result is about patients.",
         "natural0 and natural2 are not independent: both show handwritten digits.",
         "Because of this, intervals over the 5 datasets may be too narrow.",
         "Images are cut from these pictures: medical0 (one volume) and medical1 (one slide). "
@@ -307,7 +307,7 @@ def test_limits_of_the_whole_sweep_are_caveats():
     table.loc[1, "data_mode"] = "as_released"
     table.loc[2, "num_conflicts"] = 1
     words = " ".join(fit_scaling_laws(table).caveats)
-    for part in ("There is no medical dataset", "as_released and corrected", "in natural0"):
+    for part in ("There is no medical dataset", "as_released and corrected", "In natural0"):
         assert part in words
 
 

@@ -522,7 +522,7 @@ def test_a_repeated_row_counts_once(tmp_path):
     rows = "train_size,test_loss,seed\n50,0.7,0\n50,0.7,0\n50,0.6,1\n100,0.5,0\n"
     report = answers_of_csv(tmp_path, rows)
     assert [point.num_trainings for point in report.curves[0].points] == [2, 1]
-    assert report.remarks[0].startswith("Left out: 1 row equal to an earlier row. If they are")
+    assert report.remarks[0].startswith("Left out: 1 row equal to an earlier row. If equal rows")
 
 
 @pytest.mark.parametrize(
@@ -571,8 +571,8 @@ def test_high_losses_of_a_network_that_learned_are_not_chance_level():
     report = answers(table, CurveQuestion())
     assert report.curves[0].chance is None
     assert report.remarks[0].endswith(
-        "but its accuracy is. The network gives wrong probabilities. "
-        "Predict its accuracy instead of its loss."
+        "but the accuracy is better than chance level. The network gives wrong probabilities. "
+        "Predict the accuracy instead of the loss."
     )
 
 
@@ -639,7 +639,7 @@ def test_an_auroc_below_one_half_throughout_suggests_exchanged_classes(aurocs, i
         ),
         (
             "train_size,N,accuracy\n100,10,.6\n200,20,.7\n",
-            "Line 2 of the table has train_size 100, but n 10.*Remove the column n",
+            "Line 2 of the table has train_size 100, but n 10.*If the column n is not the train size, remove",
         ),
         (
             "train_size,accuracy,num_classes\n50,.6,4\n100,.7,2\n",
@@ -822,8 +822,16 @@ def test_a_target_that_a_measured_score_meets_is_called_so(target, met):
 @pytest.mark.parametrize(
     ("num_sizes", "target", "remark"),
     [
-        (4, 0.18, "from 4 train sizes were large enough in 57 of 100 cases"),
-        (3, 0.28, "from 3 train sizes were large enough in 44 of 100 cases"),
+        (
+            4,
+            0.18,
+            "with 4 train sizes, the numbers of images for a probability of 80% were large enough in 57 of 100 cases",
+        ),
+        (
+            3,
+            0.28,
+            "with 3 train sizes, the numbers of images for a probability of 80% were large enough in 44 of 100 cases",
+        ),
         (4, 0.3, ""),  # 400 images have reached it
         (4, 0.06, r"The probabilities of reaching the target may be too high. In a benchmark"),
         (4, 0.0001, ""),  # No number of images reaches it, almost surely.

@@ -64,7 +64,7 @@ def test_the_first_answers_are_the_best_network_and_its_curve():
         "the test loss is 0.79 nat (accuracy 0.74) for small_cnn and 1.15 nat (accuracy 0.67) for "
         "resnet_tiny."
     )
-    assert "With 1 seed, another training could change this" in all_findings[0].answer
+    assert "With 1 seed, another training could change these losses" in all_findings[0].answer
     assert "With 1,680 training images expect" in all_findings[1].line
     # Twice 840 images are expected to give the best network an accuracy of 0.77.
     assert "For an accuracy of 0.77: " in all_findings[1].line
@@ -73,7 +73,8 @@ def test_the_first_answers_are_the_best_network_and_its_curve():
         "twice your largest train size."
     )
     assert proposed in all_findings[1].line
-    assert "numbers for a probability of 80% from 4 train sizes were" in all_findings[1].line
+    remark = "with 4 train sizes, the numbers of images for a probability of 80% were large enough"
+    assert remark in all_findings[1].line
     assert "isweep proposes" not in all_findings[2].line
     assert "the median estimate is" in all_findings[1].line
     assert all_findings[0].details == (
@@ -402,5 +403,5 @@ def test_networks_at_chance_level_are_left_out_of_the_robustness_sentences():
 
 def test_the_dimension_is_compared_with_the_published_ones():
     line = one_dataset(trial_table()).dimension_line
-    assert "d_data 9 is higher than that of 1 of the 11 published datasets" in line
+    assert "d_data 9 is higher than d_data of 1 of the 11 published datasets" in line
     assert one_dataset(trial_table().drop(columns="d_data_mle")).dimension_line == ""

@@ -234,7 +234,7 @@ def test_fit_accepts_any_table(run, tmp_path):
     assert max(map(len, out.splitlines())) <= 80
     out = " ".join(out.split())
     assert "At equal model, within one dataset, loss rises with d (slope 5" in out
-    reason = "the slope on d cannot be estimated: it needs 3 groups that differ in d."
+    reason = "the slope on d cannot be estimated: a slope needs 3 groups that differ in d."
     assert f"between 4 groups, {reason}" in out
     code, out, _ = run(*words, "--json")
     assert (code, json.loads(out)["num_groups"]) == (0, 4)
