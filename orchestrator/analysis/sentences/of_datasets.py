@@ -424,7 +424,7 @@ def of_other_estimator(fits: ScalingFits) -> Iterator[str]:
         place = f" in {plural(fit.num_datasets, 'dataset')}"
     yield (
         f"With d by TwoNN{place}, b is {number(exponent.value)} "
-        f"(95 % interval {interval(exponent.interval)}; exploratory)."
+        f"({interval(exponent.interval)}; exploratory)."
     )
 
 
@@ -453,7 +453,7 @@ def _against_the_law(against_bound: Answer) -> str:
             # An interval that contains 0 and 1 shows neither whether the loss falls nor how
             # fast. A reason can be that a few datasets with low d have most of the weight in
             # this b.
-            conclusion = "b is too uncertain to compare"
+            conclusion = "b is too uncertain"
     return f"Against the law's b = 1, adjusted {adjusted}: {conclusion}."
 
 
@@ -506,8 +506,8 @@ def _why_uncertain(fall: FallFit, exponent: Estimate) -> Iterator[str]:
     elif exponent.weights:
         heaviest = max(sorted(exponent.weights), key=exponent.weights.__getitem__)
         yield (
-            f"This does not contradict the fall in all {fall.num_datasets} datasets: b gives "
-            f"{percent(exponent.weights[heaviest])} of the weight to {heaviest}."
+            f"The loss still fell in all {fall.num_datasets} datasets: b gives "
+            f"{percent(exponent.weights[heaviest])} of its weight to {heaviest}."
         )
 
 
