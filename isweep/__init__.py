@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _REPLACEMENTS = {
-    "fit": "isweep.open('demo').fits, or the command `isweep fit` for your own table",
+    "fit": "isweep.open('demo').fits for a sweep, or the command `isweep fit` for your own table",
     "report": "isweep.open('demo').report",
     "results": "isweep.open('demo').table",
 }
@@ -46,6 +46,6 @@ def __getattr__(name: str) -> object:
     if name in _REPLACEMENTS:
         raise AttributeError(f"isweep has no attribute {name!r}. Use {_REPLACEMENTS[name]}.")
     raise AttributeError(
-        f"isweep has no attribute {name!r}. Use one of {', '.join(__all__)}. For "
-        "example, isweep.open('demo').table is the table of the sweep demo."
+        f"isweep has no attribute {name!r}. Choose one of {', '.join(__all__)}. For "
+        "example, isweep.open('demo').table is the results table of the sweep demo."
     )

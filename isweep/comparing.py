@@ -48,7 +48,7 @@ class Comparison(Displayed):
     displayed = to_frame
 
     def __repr__(self) -> str:
-        return f"Comparison: {self.record.second} over {self.record.first}"
+        return f"Comparison of the sweep {self.record.second} with the sweep {self.record.first}"
 
 
 def compare(

@@ -106,12 +106,13 @@ def learning_curves(
         except OSError as error:  # A folder that may not be searched, or a name that is too long.
             raise ConfigError(
                 f"The CSV file {results} cannot be read: {error.strerror}",
-                hint="Correct the path or the permissions of its folder",
+                hint="Correct the path, or the permissions of the folder that contains the file",
             ) from None
         if not exists:
             raise ConfigError(
                 f"The CSV file {results} does not exist",
-                hint=f"Correct the path. To use a sweep, pass isweep.open({str(results)!r})",
+                hint=f"Correct the path. If {results} is the name of a sweep, pass "
+                f"isweep.open({str(results)!r})",
             )
         table = read_curve(Path(results))
         source = str(results)
@@ -123,10 +124,10 @@ def learning_curves(
         source = f"sweep {results.name}"
     else:
         raise ConfigError(
-            f"results is of type {type(results).__name__}, but must be a sweep, a DataFrame, or "
-            "the path of a CSV file",
-            hint="Pass isweep.open('NAME'), or pandas.DataFrame({'train_size': [...], "
-            "'test_accuracy': [...]})",
+            f"`results` has the type {type(results).__name__}, but must be a sweep, a DataFrame, "
+            "or the path of a CSV file",
+            hint="Pass, for example, isweep.open('demo') or pandas.DataFrame({'train_size': "
+            "[60, 120, 240], 'test_accuracy': [0.71, 0.78, 0.83]})",
         )
     with errors_with_source(source):
         if metric is None:

@@ -121,7 +121,8 @@ class Measurement(Measured, Displayed):
         if largest.num_duplicates:
             parts.append(f"{plural(largest.num_duplicates, 'duplicate')} left out")
         if largest.num_conflicts:
-            parts.append(f"{largest.num_conflicts} of them with another label")
+            conflicts = plural(largest.num_conflicts, "duplicate")
+            parts.append(f"{conflicts} with another label than the equal image")
         summary = "Measurement: " + ", ".join(parts)
         return "\n".join((summary, *(f"Doubtful: {doubt}." for doubt in self.doubts)))
 
@@ -222,21 +223,22 @@ def measure(
         return Measurement(**vars(measured))
     if _seem_exchanged(images, labels):
         raise DataError(
-            "The images are a flat list, but the labels have several axes, so the two seem to be "
-            "exchanged",
+            "`images` is a flat list, but `labels` has several axes, so `images` and `labels` seem "
+            "to be exchanged",
             hint="Pass the images first: isweep.measure(images, labels)",
         )
     image_array = checked_images(images)
     if own:
         raise ConfigError(
-            f"own={own!r} can be used only with image files, but the images are an array",
-            hint="Remove own, and map the labels before you call isweep.measure",
+            f"`own={own!r}` is only for images in files, but `images` is an array",
+            hint="Remove `own`, and convert the labels before you call isweep.measure",
         )
     if image_size is not None or channels != 1:
         raise ConfigError(
-            f"image_size={image_size} and channels={channels} can be used only with image "
-            "files, but the images are an array",
-            hint="Remove these arguments, and resize the array before you call isweep.measure",
+            f"`image_size={image_size}` and `channels={channels}` are only for images in files, "
+            "but `images` is an array",
+            hint="Remove `image_size` and `channels`, and resize the images in the array before "
+            "you call isweep.measure",
         )
     request = MeasureRequest(source="", class_pair=pair, train_sizes=sizes, settings=method)
     return _measure_arrays(image_array, labels, request)
@@ -258,15 +260,17 @@ def _measure_arrays(
         return Measurement(**vars(measured))
     if isinstance(labels, (str, Path)):
         raise DataError(
-            f"The labels are the text or path {str(labels)!r}, but the images are an array",
-            hint="Read the file, and pass a flat list with one label for each image",
+            f"`labels` is the text or path {str(labels)!r}, but `images` is an array",
+            hint="Pass a flat list with one label for each image, for example ['cat', 'dog', "
+            "'cat']. If the labels are in a file, read the file first",
         )
     label_array = checked_array("Labels", labels)
     if has_images_on_last_axis(image_array.shape, label_array.shape):
         raise DataError(
             f"The array of images has the shape {image_array.shape}, and there are "
-            f"{plural(len(label_array), 'label')}, so its last axis seems to count the images",
-            hint="Make it the first axis, with numpy.moveaxis(images, -1, 0)",
+            f"{plural(len(label_array), 'label')}, so the last axis of the array seems to count "
+            "the images",
+            hint="Make the last axis the first axis: images = numpy.moveaxis(images, -1, 0)",
         )
     if label_array.shape != (len(image_array),):
         raise DataError(
@@ -292,13 +296,16 @@ def _label_file(images: str | Path, labels: object) -> Path | None:
         return Path(labels)
     if Path(images).expanduser().is_dir():
         raise ConfigError(
-            f"The images are a folder, but labels of type {type(labels).__name__} were passed too",
-            hint="Remove labels. The folder itself contains the labels, for example as "
-            "names of its subfolders",
+            f"`images` is the folder {images}, but you also passed `labels` of the type "
+            f"{type(labels).__name__}",
+            hint="Remove `labels`. isweep reads the labels of a folder from the folder, for "
+            "example from the names of the subfolders",
         )
     raise ConfigError(
-        f"The images are a file, but the labels are of type {type(labels).__name__}",
-        hint="Pass the path of a file with the labels",
+        f"`images` is the file or dataset {images}, but `labels` has the type "
+        f"{type(labels).__name__}",
+        hint="If `images` is a .npy file, pass the path of a file with the labels, for example "
+        "labels='labels.txt'. Otherwise, remove `labels`",
     )
 
 
@@ -309,8 +316,8 @@ def _source_options(options: object) -> dict[str, Any]:
     if isinstance(options, Mapping):
         return dict(options)
     raise ConfigError(
-        f"own is {options!r}, which is not a mapping",
-        hint="Pass a mapping, such as {'label_map': {'CAT': 'cat'}}",
+        f"`own` is {options!r}, but must be a dictionary",
+        hint="Pass a dictionary, for example own={'label_map': {'CAT': 'cat'}}",
     )
 
 
@@ -323,8 +330,8 @@ def _two_names(class_pair: object) -> tuple[str, str] | None:
         names = list(class_pair)
     if len(names) != 2 or not all(isinstance(name, (str, Integral)) for name in names):
         raise ConfigError(
-            f"class_pair is {class_pair!r}, which is not a pair of classes",
-            hint="Pass two classes, such as ('cat', 'dog')",
+            f"`class_pair` is {class_pair!r}, but must contain the names of two classes",
+            hint="Pass two names, for example class_pair=('cat', 'dog')",
         )
     return str(names[0]), str(names[1])
 
@@ -339,7 +346,7 @@ def root_text(root: object) -> str | None:
         return None
     if not isinstance(root, (str, Path)) or not str(root).strip():
         raise ConfigError(
-            f"root is {root!r}, which is not the path of a folder",
-            hint="Pass a path, such as './isweep-root'",
+            f"`root` is {root!r}, but must be the path of a folder",
+            hint="Pass a path, for example root='./isweep-root'",
         )
     return str(root)

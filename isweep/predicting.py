@@ -104,7 +104,7 @@ def predict(
     }
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, (Real, type(None))):
-            raise ConfigError(f"{name} is {value!r}, which is not a number", hint="Pass a number")
+            raise ConfigError(f"`{name}` is {value!r}, but must be a number", hint="Pass a number")
 
     def growth() -> Growth:
         if isinstance(sweep, pd.DataFrame):
@@ -127,10 +127,10 @@ def predict(
         record = measured
     else:
         raise ConfigError(
-            f"measured is of type {type(measured).__name__}, but must be a measurement, a "
-            "record, or the path of a record",
-            hint="Pass the result of isweep.measure(images, labels). To predict scores from a "
-            "table or a sweep of one dataset, use isweep.learning_curves(results, target=0.9)",
+            f"`measured` has the type {type(measured).__name__}, but must be a measurement, its "
+            "JSON record, or the path of the JSON record",
+            hint="Pass the result of isweep.measure(images, labels). If you have a table, or a "
+            "sweep of one dataset, use isweep.learning_curves(results, target=0.9)",
         )
     prediction, _ = predict_sweep(record, growth, _pilot(pilot, model), **numbers)
     return prediction
@@ -140,9 +140,9 @@ def _check_no_others(others: Iterable[str]) -> None:
     """Raise a TypeError for an unknown argument, such as an option of the command line."""
     for name in others:
         raise TypeError(
-            f"predict() got an unexpected keyword argument {name!r}. It predicts test losses: use "
-            "train_size or target_loss. For a target of another score, use "
-            "isweep.learning_curves(sweep, metric='accuracy', target=0.9)"
+            f"predict() got an unexpected keyword argument {name!r}. isweep.predict predicts test "
+            "losses: use `train_size` or `target_loss`. For a target of another score, use, for "
+            "example, isweep.learning_curves(sweep, metric='accuracy', target=0.9)"
         )
 
 
@@ -159,9 +159,9 @@ def _pilot(
         points = tuple(PilotPoint(float(size), float(loss)) for size, loss in pilot)
     except (TypeError, ValueError):
         raise ConfigError(
-            f"pilot is {repr(pilot)[:200]}, which is neither a list of pairs nor a path",
-            hint="Pass pairs of train size and test loss, such as [(50, 0.6), (100, 0.5)], "
-            "or the path of a CSV file",
+            f"`pilot` is {repr(pilot)[:200]}, but must be a list of pairs or a path",
+            hint="Pass pairs of train size and test loss, for example pilot=[(50, 0.6), (100, "
+            "0.5)], or the path of a CSV file with the columns `train_size` and `test_loss`",
         ) from None
     if not points:
         return None

@@ -88,8 +88,8 @@ class Tuned(Displayed):
     def __repr__(self) -> str:
         num_tuned = int(self.table["learning_rate"].notna().sum())
         return (
-            f"Recipe for {num_tuned} of {len(self.table)} combinations of model and dataset: "
-            f"{self.recipe}"
+            f"The search chose values for {num_tuned} of {len(self.table)} combinations of model "
+            f"and dataset. Recipe file: {self.recipe}"
         )
 
     def displayed(self) -> pd.DataFrame:
@@ -170,8 +170,8 @@ def _progress(is_printed: bool) -> Progress:
     """Return a display of a run's progress, or a display that prints nothing."""
     if not isinstance(is_printed, bool):
         raise ConfigError(
-            f"progress is {is_printed!r}, which is neither True nor False",
-            hint="Set progress to True or False",
+            f"`progress` is {is_printed!r}, but must be True or False",
+            hint="Pass progress=True or progress=False",
         )
     from rich.console import Console
 

@@ -161,13 +161,16 @@ class Sweep(Displayed):
         if table.empty:
             raise DataError(
                 f"Sweep {self.name!r} has no results yet",
-                hint="Run the sweep with isweep.run(...)",
+                hint=f"Run the sweep, for example with isweep.run({self.name!r})",
             )
         return table
 
     @property
     def _no_results(self) -> str:
-        return f"Sweep {self.name!r} has no results yet. Run it: isweep.run({self.name!r})"
+        return (
+            f"Sweep {self.name!r} has no results yet. Run the sweep, for example with "
+            f"isweep.run({self.name!r})."
+        )
 
     @property
     def counts(self) -> dict[str, int]:
@@ -179,7 +182,7 @@ class Sweep(Displayed):
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {name}" for name, count in self.counts.items())
-        return f"Sweep {self.name!r}: {counts}; below {self.workspace.paths.root}"
+        return f"Sweep {self.name!r}. Trials: {counts}. Root: {self.workspace.paths.root}"
 
     def displayed(self) -> pd.DataFrame | None:
         """Return the best models, or None if there are no results."""
@@ -244,7 +247,7 @@ class Fits(Displayed):
         points = plural(fits.num_points, "point")
         models = plural(len(fits.models), "model")
         datasets = plural(len(fits.datasets), "dataset")
-        return f"Fits of {points}: {models}, {datasets}"
+        return f"Fits of {points} of {models} and {datasets}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -268,7 +271,7 @@ class Plan(Displayed):
     displayed = summary
 
     def __repr__(self) -> str:
-        return f"Plan of {plural(len(self.table), 'trial')}; {self.estimate['text']}"
+        return f"Plan of {plural(len(self.table), 'trial')}. {self.estimate['text']}"
 
 
 def open(

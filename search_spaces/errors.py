@@ -151,14 +151,20 @@ def missing_path_hint(path: Path) -> str:
     try:
         folder = next(parent for parent in path.absolute().parents if parent.is_dir())
         missing = path.absolute().relative_to(folder).parts[0]
-        similar = difflib.get_close_matches(missing, sorted(os.listdir(folder)), n=1)
+        candidates = difflib.get_close_matches(missing, sorted(os.listdir(folder)), n=10)
     except (OSError, ValueError, StopIteration, IndexError):
         return ""
+    # Two names are not similar only because both end with .yaml.
+    similar = [name for name in candidates if _are_similar(Path(name).stem, Path(missing).stem)]
     if not similar:
         return f"The folder {folder} has no {missing}."
     if similar[0] == missing:
         return f"{folder / missing} is a link to a file that does not exist."
     return f"Did you mean {folder / similar[0]}?"
+
+
+def _are_similar(name: str, other_name: str) -> bool:
+    return bool(difflib.get_close_matches(name, [other_name], n=1))
 
 
 def plural(count: float, noun: str) -> str:

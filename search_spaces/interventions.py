@@ -245,7 +245,8 @@ def check_training_parameters(
         ValueError: a parameter does not exist, cannot be set after the split, or has a value
             that is not allowed.
     """
-    hint = f"With `intervene_on: training`, set {' or '.join(TRAINING_PARAMETERS)}"
+    allowed = " and ".join(f"`{name}`" for name in TRAINING_PARAMETERS)
+    hint = f"With `intervene_on: training`, `dials` can contain only {allowed}"
     for name, value in parameters:
         if not any(name in table for table in PARAMETERS.values()):
             raise ValueError(f"`dials` has no parameter {name!r}. {hint}")

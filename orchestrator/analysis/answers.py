@@ -45,7 +45,7 @@ VERDICTS: tuple[Verdict, ...] = (
 
 
 def is_significant(adjusted_p: float | None, interval: Interval | None, null: float = 0.0) -> bool:
-    """Return whether an estimate differs from its null value after correction.
+    """Return whether an estimate differs significantly from its null value.
 
     The estimate differs if the adjusted p-value is at most 0.05 and the interval excludes the
     null value. Return False if the p-value or the interval is unknown.

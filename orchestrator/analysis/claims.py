@@ -88,7 +88,7 @@ TWO_FAMILIES = (
     "The p-values form two families (Holm). Claims that isweep fit tests too are adjusted over "
     "the tests of isweep fit. All other claims are adjusted over all tests of this ledger. If "
     "the tests' assumptions hold, the chance of any false claim is at most 5 % in each family. "
-    "In the two families together, the chance is at most 10 %."
+    "In both families together, the chance of any false claim is at most 10 %."
 )
 """Sentences on the families of tests of a ledger, if its tests belong to two families."""
 FAMILY_WORDS: dict[Family, str] = {
@@ -221,7 +221,7 @@ class Ledger:
             f"The study's claims against {self.sweep}",
             "Supported or contradicted: the adjusted p is at most 0.05 (Holm), and the "
             "interval excludes the null value. The replicates of the intervals are "
-            f"{_replicates(self.entries)}. Powers are for Holm's strictest level. "
+            f"{_replicates(self.entries)}. Each power is computed at Holm's strictest level. "
             f"{self.families}".rstrip(),
             self.entries,
             {
@@ -259,7 +259,7 @@ class Ledger:
             sources = ", ".join(answer.question.source for answer in of_datasets)
             texts.append(
                 f"NOT TESTABLE  {sources}. These claims need several datasets. `isweep "
-                "fit` has the answers of the class pairs of this dataset."
+                "fit` answers questions on the class pairs of this dataset."
             )
         if self.families:
             texts.append(self.families)
@@ -499,9 +499,9 @@ def _slope(prepared: Prepared, fits: ScalingFits, question: Question, *, column:
         points_without = prepared.points[prepared.points[DATASET] != dataset]
         estimate = fit_headline(points_without, prepared.scale).estimate(column)
         if estimate is not None:
-            without = f"without {dataset}, the most influential dataset, it is"
+            without = f"without {dataset}, the most influential dataset, the estimate is"
             if answer.is_decided_by(dataset):
-                without = f"this estimate rests on one dataset: without {dataset} it is"
+                without = f"this estimate rests on one dataset: without {dataset}, the estimate is"
             note = f"{without} {number(estimate.value)} ({interval(estimate.interval)})"
     return replace(answer, question=replace(answer.question, estimand=estimand), note=note)
 
@@ -624,9 +624,9 @@ def _attacks(fits: ScalingFits) -> Answer:
 def _of_largest_correlation(fits: ScalingFits, answer: Answer) -> str:
     """Return a note on the attack and network of the largest correlation.
 
-    The note contains two numbers that are computed without the most influential dataset: the
-    same correlation, and the largest of all correlations. The two numbers can differ, because
-    without this dataset another attack or network can have the largest correlation.
+    The note contains results without the most influential dataset: the same correlation, and
+    the range of all correlations. Without this dataset, another attack or network can have the
+    largest correlation.
     """
     tested = [fit for fit in fits.attacks if fit.model != POOLED]
     best = strongest_attack(tested)
@@ -636,8 +636,8 @@ def _of_largest_correlation(fits: ScalingFits, answer: Answer) -> str:
     sentences = [influence(answer, f"this r ({attack}, {best.model})")]
     num_correlations = sum(fit.status == "ok" for fit in tested)
     if best.range_left_out is not None and num_correlations > 1:
-        largest = number(best.range_left_out[1])
-        sentences.append(f"The largest r of all {num_correlations} is then {largest}")
+        smallest, largest = map(number, best.range_left_out)
+        sentences.append(f"All {num_correlations} r then range from {smallest} to {largest}")
     return " ".join(sentences).rstrip(".")
 
 
@@ -674,7 +674,12 @@ def _compression(fits: ScalingFits) -> Answer:
     if bounds == (0.0, 1.0):
         bounds = None  # every share is possible, so the interval is no information
     note = NO_TEST_OF_BOUND
-    if fit.median_ratio is not None:
+    if fit.num_unfitted and fit.median_ratio_fitted is not None:
+        note = (
+            "Without networks that do not fit their training images, the median d_repr / d_data "
+            f"is {number(fit.median_ratio_fitted)}. {note}"
+        )
+    elif fit.median_ratio is not None:
         note = f"The median d_repr / d_data is {number(fit.median_ratio)}. {note}"
     return Answer(
         question=COMPRESSION,

@@ -109,7 +109,7 @@ PAIR_QUESTIONS = {
             text=FASTER_THAN_BOUND,
             claim="The loss falls faster than the law's bound",
             reverse="The loss falls more slowly than the law's bound",
-            estimand="exponent b less the law's 1",
+            estimand="exponent b minus the law's 1",
         ),
         response="beyond",
         on=("x",),

@@ -63,6 +63,9 @@ MAX_DECIMALS = 6
 """Largest number of decimals of a printed score."""
 TAIL = (1 - INTERVAL_LEVEL) / 2
 """Probability on each side of the interval of the needed N."""
+LIKELY_REACHABLE = 0.5
+"""Smallest probability of reaching a target for which the answer begins with the number of
+images. With a smaller probability, it begins with the probability that no number suffices."""
 LEAST_REACHABLE = 2 * TAIL
 """Smallest probability of reaching a target for which a median N is printed. The median is
 computed over the curves that reach the target. With a smaller probability, the median can lie
@@ -323,10 +326,10 @@ class CurveAnswer:
         num_classes, doubt = str(chance.num_classes), ""
         if chance.is_assumed:
             num_classes = "two"
-            doubt = " If you have more classes, add a column num_classes."
+            doubt = " If your dataset has more classes, add a column num_classes."
         at_chance = (
-            f"No {word} is clearly better than chance level, {number(chance.score)} for "
-            f"{num_classes} classes."
+            f"Chance level for {num_classes} classes is {number(chance.score)}. No measured "
+            f"{word} is clearly better."
         )
         if chance.better_metric is not None:
             better = METRIC_WORDS[chance.better_metric]
@@ -426,53 +429,66 @@ class CurveAnswer:
                 f"whether fewer images suffice, train with {number(max(1, smallest // 2))} "
                 "images."
             )
+        met = self._met()
+        estimate = self._median_and_interval(images)
+        never = (
+            f"with a probability of {_percent(1 - images.probability_reachable)}, no number of "
+            "images reaches it."
+        )
         if np.isfinite(images.assured):
-            lead = f"For {goal}: {_rounded_up(images.assured)} images reach it {sure}."
-            advice = ""
+            assured = f"{_rounded_up(images.assured)} images reach it {sure}."
+            sentences = [assured, *met, *estimate, never]
+            if images.probability_reachable < LIKELY_REACHABLE:
+                sentences = [assured, *met, never, *estimate]
         else:
-            at_limit = _percent(images.probability_at_limit)
-            lead = (
-                f"For {goal}: even {number(self.limit)} images reach it only with a "
-                f"probability of {at_limit}."
+            # No train size is a plan here, so the answer begins with what is known.
+            at_limit = (
+                f"Even {number(self.limit)} images reach it only with a probability of "
+                f"{_percent(images.probability_at_limit)}."
             )
-            advice = f" Train with {number(2 * self.largest_size)} images, and predict again."
-            if images.probability_reachable < LEAST_REACHABLE:
-                advice = " Choose an easier target or another network."
-        return lead + self._met() + self._guess(images) + advice
+            advice = f"Train with {number(2 * self.largest_size)} images, and predict again."
+            sentences = [*met, *estimate, never, at_limit, advice]
+            if images.probability_reachable < LIKELY_REACHABLE:
+                advice = (
+                    "Choose an easier target or another network, or train with "
+                    f"{number(2 * self.largest_size)} images and predict again."
+                )
+                sentences = [never, at_limit, *met, *estimate, advice]
+        first, *others = sentences
+        return " ".join([f"For {goal}: {first[0].lower()}{first[1:]}", *map(_capitalized, others)])
 
-    def _met(self) -> str:
-        """Return a sentence on a measured score that meets the target; empty if none does."""
+    def _met(self) -> list[str]:
+        """Return sentences on a measured score that meets the target; empty if none does."""
         metric = self.question.metric
         if self.question.target is None:
-            return ""
+            return []
         allowed = _errors(self.question.target, metric)
         for point in self.points:
             if _errors(point.score, metric) <= allowed:
-                return (
-                    f" Your {METRIC_WORDS[metric]} of {self._point_text(point)} images meets the "
-                    "target already. A new training with as many images may miss it."
-                )
-        return ""
+                return [
+                    f"Your {METRIC_WORDS[metric]} of {self._point_text(point)} images meets the "
+                    "target already.",
+                    "A new training with as many images may miss the target.",
+                ]
+        return []
 
-    def _guess(self, images: NeededImages) -> str:
-        """Return sentences on the median N, its interval, and the chance that no N is enough."""
-        never = (
-            f" With a probability of {_percent(1 - images.probability_reachable)}, no number "
-            "of images reaches it."
-        )
+    def _median_and_interval(self, images: NeededImages) -> list[str]:
+        """Return sentences on the median N and its interval.
+
+        If hardly any plausible curve reaches the target, the list is empty.
+        """
         if images.probability_reachable < LEAST_REACHABLE:
-            return never
+            return []
         median = f"about {_two_figures(images.middle, round)} images"
         if images.middle <= self.smallest_size:
             median = f"at most {number(self.smallest_size)} images, your smallest train size"
         elif images.middle > self.limit:
-            median += ", far beyond your sizes"
+            median += ", far beyond your train sizes"
         # The median is over the curves that reach the target. The interval is over all curves.
-        estimate = (
-            f" If the target is reached at all, the median estimate is {median}. Over all "
-            f"plausible curves, the {self._bounds(images)}."
-        )
-        return never + estimate if images.probability_reachable < 0.5 else estimate + never
+        return [
+            f"If the target is reached at all, the median estimate is {median}.",
+            f"Over all plausible curves, the {self._bounds(images)}.",
+        ]
 
     def _has_low(self, images: NeededImages) -> bool:
         """Return whether more images than the smallest measured train size are needed."""
@@ -493,6 +509,11 @@ class CurveAnswer:
         if has_high:
             return f"{interval} ends at {_rounded_up(images.high)}"
         return f"{interval} has no bounds"
+
+
+def _capitalized(sentence: str) -> str:
+    """Return a sentence with a capital first letter. Other letters are not changed."""
+    return sentence[0].upper() + sentence[1:]
 
 
 def _rounded_up(size: float) -> str:
@@ -701,7 +722,7 @@ def answers(table: pd.DataFrame, question: CurveQuestion, model: str | None = No
             f"No training of {model} has {with_article(question.metric)}",
             hint="Fill in the scores of the trainings",
         )
-    remarks += _measured_assurance(curves)
+    remarks += measured_assurance(curves)
     remarks += _few_sizes(curves)
     return CurveReport(tuple(curves), (*remarks, *(f"{error}" for error in failures)))
 
@@ -795,8 +816,8 @@ def _is_chance_unknown(rows: pd.DataFrame, metric: Metric) -> bool:
 def _unknown_chance(metric: Metric) -> str:
     """Return the caution for a curve for which :func:`_is_chance_unknown` returns True."""
     return (
-        f"No {METRIC_WORDS[metric]} is clearly better than chance level for "
-        f"two classes, {number(score_of_guessing(metric, 2))}. If your dataset has two "
+        f"Chance level for two classes is {number(score_of_guessing(metric, 2))}. No measured "
+        f"{METRIC_WORDS[metric]} is clearly better. If your dataset has two "
         "classes, the network has learned nothing yet, and the following numbers mean nothing. "
         "If it has more classes, add a column num_classes."
     )
@@ -847,8 +868,8 @@ def _below_sizes(rows: pd.DataFrame, question: CurveQuestion) -> list[str]:
     requested = number(question.train_size)
     return [
         f"The requested train size of {requested} is below your smallest train size of "
-        f"{number(smallest)}. The prediction is less reliable there. Train with {requested} "
-        "images to measure the score."
+        f"{number(smallest)}. Below the smallest train size, the prediction is less reliable. "
+        f"Train with {requested} images to measure the score."
     ]
 
 
@@ -867,7 +888,7 @@ def _exact_scores(rows: pd.DataFrame, question: CurveQuestion) -> list[str]:
     ]
 
 
-def _measured_assurance(curves: Sequence[CurveAnswer]) -> list[str]:
+def measured_assurance(curves: Sequence[CurveAnswer]) -> list[str]:
     """Return a remark on how often numbers of images from few train sizes were large enough."""
     sizes = []
     advice = "The probabilities of reaching the target may be too high."
@@ -887,8 +908,8 @@ def _measured_assurance(curves: Sequence[CurveAnswer]) -> list[str]:
     if num_sizes not in MEASURED_ASSURANCE:
         return []
     return [
-        f"{advice} In a benchmark, numbers for a probability of 80% from {num_sizes} train "
-        f"sizes were large enough in {MEASURED_ASSURANCE[num_sizes]} of 100 cases."
+        f"{advice} In a benchmark with {num_sizes} train sizes, the numbers of images for a "
+        f"probability of 80% were large enough in {MEASURED_ASSURANCE[num_sizes]} of 100 cases."
     ]
 
 
@@ -952,9 +973,9 @@ def _overconfident(name: str, better_metrics: Sequence[Metric]) -> str:
     words = [METRIC_WORDS[metric] for metric in better_metrics]
     verb = "is" if len(words) == 1 else "are"
     return (
-        f"{name}: the losses are no better than chance level, but its {listing(words)} {verb}. "
-        f"The network gives wrong probabilities. Predict its {listing(words, 'or')} instead of "
-        "its loss."
+        f"{name}: the losses are at chance level or higher, but the {listing(words)} {verb} "
+        "better than chance level. The network gives wrong probabilities. Predict the "
+        f"{listing(words, 'or')} instead of the loss."
     )
 
 

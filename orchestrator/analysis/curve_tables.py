@@ -352,7 +352,7 @@ def _check_size_columns(rows: pd.DataFrame, size_column: str) -> None:
                 f"Line {_first_line(differs)} of the table has {size_column} "
                 f"{number(rows['size'][differs].iloc[0])}, but {name} "
                 f"{number(sizes[differs].iloc[0])}. Both columns may be the train size",
-                hint=f"Remove the column {name}, or rename it, if it is not the train size. "
+                hint=f"If the column {name} is not the train size, remove or rename it. "
                 f"Otherwise remove the column {size_column}",
             )
 
@@ -366,7 +366,7 @@ def _check_positives(rows: pd.DataFrame) -> None:
             f"Line {_first_line(differs)} of the table has {POSITIVES_COLUMN} "
             f"{number(first['positives'])}, but the test set has {number(first['tested'])} images",
             hint=f"Write the number of test images of the positive class into {POSITIVES_COLUMN}. "
-            "It must be smaller than the number of all test images",
+            "This number must be smaller than the number of all test images",
         )
 
 
@@ -382,8 +382,8 @@ def _check_settings(rows: pd.DataFrame) -> None:
             values = [str(value) for value in repeats[name].unique()[:5]]
             lines = ", ".join(str(int(str(row)) + 2) for row in repeats.index[:4])
             hint = (
-                f"Keep the rows with one value of {name}. To get a curve for each value, write "
-                f"a name for each value into the column {MODEL_COLUMN}, for example "
+                f"Keep only the rows with one value of {name}. To get a curve for each value, "
+                f"write a name for each value into the column {MODEL_COLUMN}, for example "
                 f"{name}-{values[0]}"
             )
             if name in NETWORK_COLUMNS and MODEL_COLUMN not in rows:
@@ -406,8 +406,9 @@ def _without_repeats(rows: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]
     remarks: tuple[str, ...] = ()
     if num_copies := int(is_copy.sum()):
         remarks = (
-            f"Left out: {plural(num_copies, 'row')} equal to an earlier row. If they are "
-            f"different trainings, write the seed of each training into a column {SEED_COLUMN}.",
+            f"Left out: {plural(num_copies, 'row')} equal to an earlier row. If equal rows "
+            "are different trainings, write the seed of each training into a column "
+            f"{SEED_COLUMN}.",
         )
     if SEED_COLUMN in unique and unique[SEED_COLUMN].notna().all():
         keys = [name for name in TRAINING_COLUMNS if name in unique]
@@ -572,7 +573,10 @@ def with_article(metric: Metric) -> str:
 
 
 def varies(rows: pd.DataFrame, name: str) -> bool:
-    """Return whether a table has the column ``name`` with more than one value."""
+    """Return whether a table has the column ``name``, with at least two different values.
+
+    A missing value counts as a value.
+    """
     return name in rows and rows[name].nunique(dropna=False) > 1
 
 

@@ -181,13 +181,13 @@ def next_steps(fits: ScalingFits, predict: str = "") -> tuple[str, ...]:
             steps.append("Plan a larger sweep: `isweep power FILE`.")
         else:
             steps.append(
-                f"Use about {needed:,} datasets with K_F as different as here: if twice the K_F "
+                f"Use roughly {needed:,} datasets with the same scatter of K_F: if twice the K_F "
                 "doubles the loss, 80 of 100 such studies would show it."
             )
             for_dimension = datasets_needed_for_dimension(fits)
             if for_dimension is not None and for_dimension > needed:
                 steps.append(
-                    f"For a doubling over the range of d_data, use about {for_dimension:,}."
+                    f"For a doubling over the range of d_data, use roughly {for_dimension:,}."
                 )
     if fits.one_dataset is not None:
         command = predict or "isweep predict --curve results.csv"
@@ -263,7 +263,7 @@ def of_dependent_datasets(fits: ScalingFits) -> Iterator[str]:
     if not fits.dependent_datasets:
         return
     first, *others = map(listing, fits.dependent_datasets)
-    text = f"This chance can be higher here: {first} are not independent"
+    text = f"This chance can be higher: {first} are not independent"
     if others:
         text += f", nor are {', nor '.join(others)}"
     yield f"{text}."

@@ -281,7 +281,7 @@ def prepare(
     is_copy = full[DATASET].isin([arm.dataset for arm in arms if arm.moves != "base"])
     copies = []
     if is_copy.any():
-        reason = "trials of arms, which are compared with their base datasets"
+        reason = "trials of conditions, which are compared with their base datasets"
         copies.append(Exclusion(reason, int(is_copy.sum())))
     full = full[~is_copy].reset_index(drop=True)
     points, without_loss = fitted_points(full)

@@ -12,6 +12,7 @@ import pandas as pd
 from orchestrator.analysis.number_formats import listing, number
 from orchestrator.analysis.results_tables.chance_level import (
     AT_CHANCE_SHARE,
+    LEARNED_AUC,
     chance_limits_in_words,
     is_unfitted,
     reaches,
@@ -112,8 +113,9 @@ def _at_chance_level(points: pd.DataFrame) -> Iterator[str]:
         )
     if is_at_chance.any():
         yield (
-            f"At {int(is_at_chance.sum())} of these points, no accuracy or AUROC is well above "
-            f"chance, so these points count as chance level{_where(rows_with_loss, is_at_chance)}."
+            f"At {int(is_at_chance.sum())} of these points, AUROC is below {LEARNED_AUC:g} and "
+            "accuracy less than a third of the way from chance to 100 %. These points count as "
+            f"chance level{_where(rows_with_loss, is_at_chance)}."
         )
 
 
@@ -124,7 +126,7 @@ def _unfitted(points: pd.DataFrame) -> Iterator[str]:
         yield (
             f"In {num_unfitted} of {plural(len(points), 'point')} the network does not fit "
             "its own training images: train accuracy is less than halfway from chance to 100 "
-            "%. Longer training could lower these losses."
+            "%. With longer training, the losses of these networks could be lower."
         )
 
 
@@ -144,8 +146,8 @@ def num_without_error(points: pd.DataFrame) -> int:
 def of_points_without_error(num_perfect: int, num_points: int) -> str:
     """Return the sentence on points at which no test image is classified wrongly."""
     return (
-        f"At {num_perfect} of {plural(num_points, 'point')}, no test image is classified wrongly. "
-        "At these points, the loss measures confidence, not errors."
+        f"At {num_perfect} of {plural(num_points, 'point')}, the network classifies all test "
+        "images correctly. At these points, the loss measures confidence, not errors."
     )
 
 
@@ -241,7 +243,7 @@ def limits_of_origins(
     medical = [dataset for dataset in datasets if dataset.domain == MEDICAL]
     if medical and all(dataset in cut for dataset in medical):
         texts.append(
-            "No medical dataset here has several patients, so no result is about patients."
+            "No medical dataset of this sweep has several patients, so no result is about patients."
         )
     dependent = []
     for collection, names in shared_collections(origins, datasets).items():
@@ -282,7 +284,7 @@ def _of_conflicts(full: pd.DataFrame) -> Iterator[str]:
     conflicting = sorted(full.loc[full[NUM_CONFLICTS] > 0, DATASET].unique())
     if conflicting:
         names = listing(conflicting)
-        yield f"Identical images have different labels in {names}, so K_F is infinite there."
+        yield f"In {names}, identical images have different labels, so K_F is infinite."
 
 
 def _of_repeats(full: pd.DataFrame, points: pd.DataFrame) -> Iterator[str]:
@@ -294,4 +296,7 @@ def _of_repeats(full: pd.DataFrame, points: pd.DataFrame) -> Iterator[str]:
     }
     single = [name for name, count in counts.items() if count == 1]
     if single:
-        yield f"There is only one {listing(single)}. Another one could give other results."
+        yield (
+            f"There is only one {listing(single)}. With another {listing(single, 'or')}, the "
+            "results could be different."
+        )

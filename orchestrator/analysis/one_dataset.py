@@ -20,7 +20,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis.curve_answers import CurveAnswer, CurveQuestion, answers
+from orchestrator.analysis.curve_answers import (
+    CurveAnswer,
+    CurveQuestion,
+    answers,
+    measured_assurance,
+)
 from orchestrator.analysis.inference import Interval, t_interval
 from orchestrator.analysis.learning_curves import MIN_SIZES, Metric
 from orchestrator.analysis.number_formats import listing, number
@@ -50,6 +55,10 @@ from orchestrator.results.columns import (
 from search_spaces.errors import DataError, plural
 from search_spaces.published import read_published
 
+NORMAL_QUANTILE = 1.959964
+"""The 97.5 % quantile of the normal distribution, for 95 % intervals."""
+MIN_CLASSES = 2
+"""Smallest number of classes among which a network can guess."""
 MIN_SEEDS_FOR_INTERVAL = 3
 """Smallest number of seeds for an interval of the difference between two networks."""
 SIGNIFICANCE_LEVEL = 0.05
@@ -72,6 +81,8 @@ class BestNetwork:
         runner_up_loss: Mean test loss of the second network, in nat.
         accuracy: Mean test accuracy of the first network; None if it is unknown.
         runner_up_accuracy: Mean test accuracy of the second network; None if it is unknown.
+        auroc: Mean AUROC of the first network; None if it is unknown.
+        runner_up_auroc: Mean AUROC of the second network; None if it is unknown.
         difference: 95 % interval of log(loss of the second network / loss of the best
             network), paired by seed. None if there are fewer than three seeds.
         paired: Comparison of both networks on the same test images; None if predictions are
@@ -87,6 +98,8 @@ class BestNetwork:
     runner_up_loss: float
     accuracy: float | None
     runner_up_accuracy: float | None
+    auroc: float | None
+    runner_up_auroc: float | None
     difference: Interval | None
     paired: PairedComparison | None
     test_images_needed: int | None
@@ -142,33 +155,18 @@ class AttackedAccuracy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HighestAccuracy:
-    """The highest mean test accuracy of all networks and train sizes.
-
-    Attributes:
-        model: Name of the network.
-        train_size: Train size N.
-        accuracy: Mean test accuracy of this network at this N.
-    """
-
-    model: str
-    train_size: int
-    accuracy: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class BestScore:
-    """The lowest mean test loss of all networks and train sizes.
+    """The network with the lowest mean test loss at the largest train size.
 
     Attributes:
         model: Name of the network.
-        train_size: Train size N.
+        train_size: Largest train size N.
         loss: Mean test loss, in nat.
-        accuracy: Mean test accuracy of the same network at this N; None if it is unknown.
-        highest_accuracy: The highest mean test accuracy of all networks and train sizes; None
-            if it is not higher than ``accuracy``.
+        accuracy: Mean test accuracy; None if it is unknown.
+        num_classes: Number of classes; 0 if it is unknown.
+        num_networks: Number of networks at this train size.
         attacked: Accuracies of this network under the strongest attack up to 8/255, one per
-            epsilon.
+            epsilon. Empty if the network is at chance level.
         num_test_images: Number of test images; 0 if it is unknown or differs between
             trainings.
     """
@@ -177,62 +175,66 @@ class BestScore:
     train_size: int
     loss: float
     accuracy: float | None
-    highest_accuracy: HighestAccuracy | None = None
+    num_classes: int = 0
+    num_networks: int = 1
     attacked: tuple[AttackedAccuracy, ...] = ()
     num_test_images: int = 0
 
     @property
     def sentence(self) -> str:
-        """Sentences on this network and on the network with the highest accuracy."""
-        network = f"{self.model} with {plural(self.train_size, 'training image')}"
-        sentence = f"The lowest test loss is {number(self.loss)} nat, by {network}."
-        if self.accuracy is None:
+        """Sentences on the scores of this network, and on the scores of guessing."""
+        scores = f"test loss {number(self.loss)} nat"
+        guessing = f"{number(math.log(self.num_classes or 1))} nat"
+        if self.accuracy is not None:
+            scores = f"accuracy {number(self.accuracy)}{self._interval_of_accuracy}, {scores}"
+            guessing = f"accuracy {number(1 / (self.num_classes or 1))} and test loss {guessing}"
+        best = "has the lowest test loss:" if self.num_networks > 1 else "has"
+        images = plural(self.train_size, "training image")
+        sentence = f"With {images}, {self.model} {best} {scores}."
+        if self.num_classes < MIN_CLASSES:
             return sentence
-        sentence = f"{sentence} Its accuracy is {number(self.accuracy)}."
-        if self.highest_accuracy is None:
-            return sentence
-        highest = self.highest_accuracy
-        differing = []
-        if highest.model != self.model:
-            differing.append("network")
-        if highest.train_size != self.train_size:
-            differing.append("N")
         return (
-            f"{sentence} The highest accuracy is {number(highest.accuracy)}, by {highest.model} "
-            f"with {plural(highest.train_size, 'training image')}: loss and accuracy disagree on "
-            f"the best {listing(differing)}.{self._of_chance}"
+            f"{sentence} Guessing among {self.num_classes} equally frequent classes has {guessing}."
         )
 
     @property
-    def _of_chance(self) -> str:
-        """A sentence which says that another network's higher accuracy may be chance.
-
-        The text is empty if chance is unlikely.
-        """
-        if self.highest_accuracy is None or not self.num_test_images or self.accuracy is None:
+    def _interval_of_accuracy(self) -> str:
+        """The 95 % interval of the accuracy in parentheses; empty without the test set size."""
+        if self.accuracy is None or not self.num_test_images:
             return ""
-        p = self.accuracy
-        std_error = math.sqrt(2 * p * (1 - p) / self.num_test_images)
-        if self.highest_accuracy.accuracy - p > 2 * std_error:
-            return ""
-        return (
-            f" With {plural(self.num_test_images, 'test image')}, the two accuracies may differ "
-            "by chance."
-        )
+        low, high = wilson_interval(self.accuracy, self.num_test_images)
+        images = plural(self.num_test_images, "test image")
+        return f" (95 % interval {number(low)} to {number(high)} from {images})"
 
     @property
     def attacked_sentence(self) -> str:
-        """A sentence on the accuracy of this network under attack; empty if there is no attack."""
+        """Sentences on the accuracy of this network under attack; empty if there is no attack."""
         if not self.attacked:
             return ""
         accuracies = [
             f"{number(attacked.accuracy)} at {attacked.epsilon:g}/255" for attacked in self.attacked
         ]
         return (
-            f"Under {self.attacked[0].attack.upper()}, the accuracy of {self.model} with "
-            f"{plural(self.train_size, 'training image')} is {listing(accuracies)}. These "
-            "fractions are the largest change of a pixel, as a share of the pixel range."
+            f"Under {self.attacked[0].attack.upper()}, its accuracy is {listing(accuracies)}. "
+            "These fractions are the largest change of a pixel, as a share of the pixel range. "
+            "A stronger attack can lower the accuracy further."
         )
+
+
+def wilson_interval(share: float, num_images: int) -> Interval:
+    """Return Wilson's 95 % interval of a share of independent images.
+
+    The interval of a mean over seeds is too wide, because it counts each test image once.
+
+    Args:
+        share: Share of the images, in [0, 1].
+        num_images: Number of images.
+    """
+    squared = NORMAL_QUANTILE**2 / num_images
+    center = (share + squared / 2) / (1 + squared)
+    variance = share * (1 - share) / num_images + squared / (4 * num_images)
+    half_width = NORMAL_QUANTILE * math.sqrt(variance) / (1 + squared)
+    return center - half_width, center + half_width
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,16 +257,20 @@ class EarlyBest:
     best_epochs: dict[int, float]
 
     @property
-    def sentence(self) -> str:
-        """Sentences on trainings that lasted too long."""
-        means = [f"{number(epoch)} at N = {number(n)}" for n, epoch in self.best_epochs.items()]
+    def advice(self) -> str:
+        """Sentences that advise fewer epochs, with the reason."""
         trainings = plural(self.num_trainings, "training")
         return (
-            f"In {self.num_early} of {trainings} of {self.model} at N = "
+            f"First train {self.model} for fewer epochs: in {self.num_early} of {trainings} at N = "
             f"{number(self.train_size)}, the test loss was lowest in the first half of the epochs "
-            f"and rose later. The mean epoch of the lowest loss is {listing(means)}. Fewer epochs "
-            "may give a lower loss."
+            "and rose later."
         )
+
+    @property
+    def sentence(self) -> str:
+        """A sentence on the mean epoch of the lowest loss at each train size."""
+        means = [f"{number(epoch)} at N = {number(n)}" for n, epoch in self.best_epochs.items()]
+        return f"The mean epoch of the lowest test loss of {self.model} is {listing(means)}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,11 +296,14 @@ class Target:
     @property
     def reason(self) -> str:
         """A sentence on how isweep chose this target."""
-        chosen = f"isweep chose the target {number(self.value)}"
+        proposed = f"isweep proposes the target {self.metric} of {number(self.value)}"
         if self.is_expected:
-            return f"{chosen}, which is expected with twice your largest train size."
+            return (
+                f"{proposed}, because about this {self.metric} is expected with twice your "
+                "largest train size."
+            )
         errors = "loss" if self.metric == "loss" else "error rate"
-        return f"{chosen} because it has about half the {errors} of the best result so far."
+        return f"{proposed}, because it has about half the {errors} of the best result so far."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,7 +312,7 @@ class OneDataset:
 
     Attributes:
         dataset: Name of the dataset.
-        best_score: The lowest mean test loss of all networks and train sizes.
+        best_score: The network with the lowest mean test loss at the largest train size.
         best: The best network at each train size, sorted by train size; empty if there is only
             one network.
         curves: The learning curve of test losses of each network.
@@ -311,6 +320,7 @@ class OneDataset:
             learning curves.
         target_curves: The learning curve of each network, with the number of images that
             reaches the target.
+        target_remarks: Sentences on how often such numbers of images were large enough.
         robustness: Accuracy and loss under the strongest attack up to 8/255, for each network
             and train size.
         d_data: Intrinsic dimension at the largest train size at which it was measured.
@@ -325,6 +335,7 @@ class OneDataset:
     curves: tuple[CurveAnswer, ...]
     target: Target | None
     target_curves: tuple[CurveAnswer, ...]
+    target_remarks: tuple[str, ...]
     robustness: tuple[RobustnessAtSize, ...]
     d_data: float | None
     num_seeds: int
@@ -347,8 +358,8 @@ class OneDataset:
         of_model, of_runner_up = f"{number(last.loss)} nat", f"{number(last.runner_up_loss)} nat"
         accuracies = ""
         if last.accuracy is not None and last.runner_up_accuracy is not None:
-            of_model += f" (accuracy {number(last.accuracy)})"
-            of_runner_up += f" (accuracy {number(last.runner_up_accuracy)})"
+            of_model += _scores_in_words(last.accuracy, last.auroc)
+            of_runner_up += _scores_in_words(last.runner_up_accuracy, last.runner_up_auroc)
             if last.runner_up_accuracy > last.accuracy:
                 accuracies = f" {last.runner_up} has the higher accuracy."
         largest = ", the largest train size," if len(self.best) > 1 else ""
@@ -398,8 +409,8 @@ class OneDataset:
             )
         else:
             sentences.append(
-                f"With {plural(self.num_seeds, 'seed')}, another training could change this. "
-                f"Train {MIN_SEEDS_FOR_INTERVAL} seeds to get an interval."
+                f"With {plural(self.num_seeds, 'seed')}, another training could change these "
+                f"losses. Train {MIN_SEEDS_FOR_INTERVAL} seeds to get an interval."
             )
         return " ".join(sentences)
 
@@ -418,8 +429,8 @@ class OneDataset:
             return f"{lead}, with both networks tested on the same images."
         return (
             f"{lead}. Fewer test images suffice if both networks err on the same images. To "
-            "compare the networks image by image, run the sweep again with --set "
-            "predictions=true."
+            "compare the networks image by image, run the sweep again with `--set "
+            "predictions=true`."
         )
 
     @property
@@ -463,11 +474,18 @@ class OneDataset:
         published = published_dimensions()
         num_below = sum(value < self.d_data for value in published)
         return (
-            f"d_data {number(self.d_data)} is higher than that of {num_below} of the "
+            f"d_data {number(self.d_data)} is higher than d_data of {num_below} of the "
             f"{len(published)} published datasets. According to the study's law, datasets of "
-            "higher dimension need more images for the same loss. isweep measure also "
-            "compares K_F with published values."
+            "higher dimension need more images for the same loss. The comparison is rough, "
+            "because d_data depends on N and on the estimator. `isweep measure` also compares "
+            "K_F with published values."
         )
+
+
+def _scores_in_words(accuracy: float, auroc: float | None) -> str:
+    """Return an accuracy, and an AUROC if it is known, in parentheses."""
+    of_auroc = "" if auroc is None else f", AUROC {number(auroc)}"
+    return f" (accuracy {number(accuracy)}{of_auroc})"
 
 
 def _on_images(best: BestNetwork, paired: PairedComparison) -> str:
@@ -543,6 +561,7 @@ def one_dataset(table: pd.DataFrame, predictions: pd.DataFrame | None = None) ->
         curves=curves,
         target=target,
         target_curves=target_curves,
+        target_remarks=tuple(measured_assurance(target_curves)),
         robustness=robustness_by_size(done),
         d_data=_at_largest_size(done, D_DATA_MLE),
         why_no_curves=why_no_curves,
@@ -552,25 +571,38 @@ def one_dataset(table: pd.DataFrame, predictions: pd.DataFrame | None = None) ->
 
 
 def best_score(rows: pd.DataFrame) -> BestScore:
-    """Return the lowest mean test loss of all networks and train sizes."""
-    means = rows.groupby([MODEL, TRAIN_SIZE])[[TEST_LOSS, TEST_ACCURACY]].mean()
+    """Return the network with the lowest mean test loss at the largest train size.
+
+    The lowest loss of all train sizes would be lower only by luck, or because the largest
+    training sets need other settings.
+    """
+    at_largest = rows[rows[TRAIN_SIZE] == rows[TRAIN_SIZE].max()]
+    means = at_largest.groupby(MODEL)[[TEST_LOSS, TEST_ACCURACY]].mean()
     best = means.sort_values(TEST_LOSS).reset_index().iloc[0]
-    most_accurate = means.sort_values(TEST_ACCURACY, ascending=False).reset_index().iloc[0]
-    highest_accuracy = None
-    if most_accurate[TEST_ACCURACY] > best[TEST_ACCURACY]:
-        highest_accuracy = HighestAccuracy(
-            model=str(most_accurate[MODEL]),
-            train_size=int(most_accurate[TRAIN_SIZE]),
-            accuracy=float(most_accurate[TEST_ACCURACY]),
-        )
+    of_best = at_largest[at_largest[MODEL] == best[MODEL]]
+    train_size = int(at_largest[TRAIN_SIZE].iloc[0])
+    attacked: tuple[AttackedAccuracy, ...] = ()
+    # An attack cannot fool a network that learned nothing.
+    if not _is_at_chance(of_best):
+        attacked = _attacked_accuracies(rows, str(best[MODEL]), train_size)
+    class_counts = rows.get(NUM_CLASSES, pd.Series(dtype=float)).dropna().unique()
     return BestScore(
         model=str(best[MODEL]),
-        train_size=int(best[TRAIN_SIZE]),
+        train_size=train_size,
         loss=float(best[TEST_LOSS]),
         accuracy=_known(best[TEST_ACCURACY]),
-        highest_accuracy=highest_accuracy,
-        attacked=_attacked_accuracies(rows, str(best[MODEL]), int(best[TRAIN_SIZE])),
+        num_classes=int(class_counts[0]) if len(class_counts) == 1 else 0,
+        num_networks=len(means),
+        attacked=attacked,
         num_test_images=_single_test_size(rows),
+    )
+
+
+def _is_at_chance(rows: pd.DataFrame) -> bool:
+    """Return whether the mean scores of these trainings are at chance level."""
+    means = rows.reindex(columns=[TEST_LOSS, TEST_ACCURACY, AUC, NUM_CLASSES]).astype(float).mean()
+    return is_at_chance_level(
+        means[TEST_LOSS], means[NUM_CLASSES], accuracy=means[TEST_ACCURACY], auc=means[AUC]
     )
 
 
@@ -674,6 +706,9 @@ def best_network(rows: pd.DataFrame, predictions: pd.DataFrame | None = None) ->
     by_seed = np.log(rows[TEST_LOSS]).groupby([seeds, rows[MODEL]]).mean().unstack()
     differences = (by_seed[runner_up] - by_seed[best]).dropna().to_numpy(dtype=float)
     accuracies = rows.groupby(MODEL)[TEST_ACCURACY].mean()
+    aurocs = pd.Series(dtype=float)  # A user's table may lack AUROCs.
+    if AUC in rows:
+        aurocs = rows.groupby(MODEL)[AUC].mean()
     paired = None
     if predictions is not None:
         at_size = predictions[predictions[TRAIN_SIZE] == train_size]
@@ -692,6 +727,8 @@ def best_network(rows: pd.DataFrame, predictions: pd.DataFrame | None = None) ->
         runner_up_loss=float(means[runner_up]),
         accuracy=_known(accuracies[best]),
         runner_up_accuracy=_known(accuracies[runner_up]),
+        auroc=_known(aurocs.get(best, np.nan)),
+        runner_up_auroc=_known(aurocs.get(runner_up, np.nan)),
         difference=_interval(differences),
         paired=paired,
         test_images_needed=needed,

@@ -70,9 +70,9 @@ between them cannot be estimated."""
 GROWTH_REFERENCE = 1000.0
 """Train size at which simulated estimates of d are unbiased."""
 EASIER = (
-    "The simulation assumes that no loss is at chance level. Such losses lower the power. The "
-    "question on attacks counts as a test without an effect. isweep fit computes powers from the "
-    "scatter of the finished sweep and for the t test alone, so its powers differ."
+    "The simulation assumes that no loss is at chance level. Losses at chance level lower the "
+    "power. The question on attacks counts as a test without an effect. isweep fit computes "
+    "powers from the scatter of the finished sweep and for the t test alone, so its powers differ."
 )
 NO_CLAIM_BETWEEN_WORLDS = (
     "isweep fit makes no claim about differences between base datasets, because they share "
@@ -438,7 +438,8 @@ class Power:
         effect = EFFECTS.get(self.effect)
         if BELOW_BOUND.key in self.alone and effect is not None and effect.truth.exponent == 1:
             notes.append(
-                f"Here b is 1, so the row “{BELOW_BOUND.estimand}” is the share of false claims."
+                f"In this simulation, b is 1, so the row “{BELOW_BOUND.estimand}” is the share of "
+                "false claims."
             )
         if self.experiment:
             notes.append(NO_CLAIM_BETWEEN_WORLDS)

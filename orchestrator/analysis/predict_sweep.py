@@ -95,6 +95,6 @@ def _check_complete(numbers: Mapping[str, float]) -> None:
     if missing:
         raise ConfigError(
             f"The prediction needs {' and '.join(missing)} of the new dataset",
-            hint="Set these numbers, or use a measurement with labels (--measured) or a "
+            hint=f"Set {' and '.join(missing)}, or use a measurement with labels (--measured) or a "
             "pilot (--pilot)",
         )

@@ -305,8 +305,8 @@ def advice(curve: GrowthCurve, train_size: float) -> list[str]:
             names = listing([f"{size:.0f}" for size in sizes])
             return [f"{lead}; a pilot at {names} images would make it {gained:.0%} shorter"]
     return [
-        f"{lead}; a pilot of up to {MAX_PILOT_POINTS} trainings would not make it "
-        f"{WORTHWHILE_GAIN:.0%} shorter either"
+        f"{lead}; a pilot of up to {MAX_PILOT_POINTS} trainings would make the interval "
+        f"less than {WORTHWHILE_GAIN:.0%} shorter"
     ]
 
 

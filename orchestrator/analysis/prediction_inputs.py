@@ -32,7 +32,8 @@ from orchestrator.results.columns import (
 from search_spaces.errors import ConfigError, plural, unknown_name
 
 PILOT_HINT = (
-    "Give a CSV file with the columns train_size and test_loss, as `isweep results --csv` writes it"
+    "Give a CSV file with the columns `train_size` and `test_loss`, for example a file that "
+    "`isweep results --csv` wrote"
 )
 TABLE_SUFFIXES = (".csv", ".tsv")
 """File extensions of tables. A file with such an extension is not a record of a
@@ -56,7 +57,7 @@ class Pilot:
         points: One point per train size, with the mean loss, sorted by train size.
         d_data, label_sharpness: d_data and K_F at the largest train size at which they were
             measured.
-        notes: Sentences without a full stop on trainings that were left out.
+        notes: Notes on the trainings that were left out. They do not end with a full stop.
         d_data_size: Train size at which d_data was measured; None if it is unknown.
     """
 
@@ -163,7 +164,7 @@ def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
             values = listing(sorted(map(str, rows[name].unique())))
             raise ConfigError(
                 f"The pilot {where} has more than one {name}: {values}",
-                hint=f"Keep the rows of one {name}",
+                hint=f"Keep only the rows of one {name}",
             )
     num_rows = len(rows)
     rows, _ = finished_trials(rows)
@@ -219,8 +220,8 @@ def read_record(path: Path) -> dict[str, Any]:
         if path.suffix.lower() in TABLE_SUFFIXES and isinstance(error, ValueError):
             raise ConfigError(
                 f"{path} is a table, not the record of a measurement",
-                hint="If its columns are train sizes and scores, use `isweep predict --curve "
-                f"{path}` (in Python: isweep.learning_curves('{path}')). {RECORD_HINT}",
+                hint="If the columns of the table are train sizes and scores, use `isweep predict "
+                f"--curve {path}` (in Python: isweep.learning_curves('{path}')). {RECORD_HINT}",
             ) from None
         raise ConfigError(f"The record {path} cannot be read: {reason}", hint=hint) from None
     if not isinstance(record, dict) or "d_data" not in record:

@@ -168,8 +168,9 @@ def score_table(scores: Sequence[Score]) -> Table:
     return laid_out(
         "scorecard",
         "Against every published quantity",
-        "A cell agrees if our value and the published value differ by at most the factor. "
-        "Only cells of this sweep are compared.",
+        "A published value agrees if the value of this sweep differs from it by at most the "
+        "factor in the column “factor”. Only published values that this sweep also contains "
+        "are compared.",
         scores,
         {
             "data mode": "data_mode",
@@ -237,7 +238,8 @@ class SweepComparison:
         """Return the comparison as a table of text."""
         sentences = [
             "The table shows ratios of geometric means, and for accuracies differences of "
-            "means. Means are over the seeds of a cell, then over the cells of a dataset, "
+            "means. A cell is one combination of model, dataset, class pair and train size. "
+            "Means are over the seeds of a cell, then over the cells of a dataset, "
             "then over datasets. The replicates of the 95 % intervals are the datasets.",
             f"{self.num_only_first} cells are only in {self.first}, and {self.num_only_second} "
             f"only in {self.second}.",

@@ -71,7 +71,7 @@ MAX_COMPLETED = 3
 COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
     "Start": {
         data.init: (
-            "listing the images",
+            "listing images",
             "isweep init ./my-images",
             "isweep init a.csv --out mine.yaml",
         ),
@@ -85,10 +85,10 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
             "isweep run demo",
             "isweep run ./mine.yaml --set recipe.epochs=3",
         ),
-        sweeps.plan: ("planning", "isweep plan ./mine.yaml"),
+        sweeps.plan: ("planning the sweep", "isweep plan ./mine.yaml"),
         status.status: ("reading the root", "isweep status", "isweep status demo --watch"),
         sweeps.tune: ("reading the sweep", "isweep tune demo"),
-        sweeps.reconcile: ("sending to MLflow", "isweep reconcile demo"),
+        sweeps.reconcile: ("sending results to MLflow", "isweep reconcile demo"),
     },
     "Results": {
         results.results: (
@@ -98,15 +98,15 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
             "isweep results demo --csv table.csv",
         ),
         results.fit: (
-            "fitting",
+            "fitting the results",
             "isweep fit demo",
             "isweep fit a.csv --response loss --on d --groups set",
         ),
-        results.report: ("fitting and drawing", "isweep report demo"),
-        results.compare: ("comparing", "isweep compare demo demo-tuned"),
-        results.claims: ("fitting", "isweep claims demo", "isweep claims --published"),
+        results.report: ("fitting the results and drawing figures", "isweep report demo"),
+        results.compare: ("comparing the sweeps", "isweep compare demo demo-tuned"),
+        results.claims: ("fitting the results", "isweep claims demo", "isweep claims --published"),
     },
-    "Ahead": {
+    "Predictions": {
         looking_ahead.predict: (
             "",
             "isweep predict demo --model small_cnn --measured ./my-images --train-size 200",
@@ -121,7 +121,7 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
             "isweep measure ./my-images --image-size 32",
             "isweep measure images.npz --train-sizes 500 1000 --json",
         ),
-        data.locate: ("searching the file", "isweep locate 0123456789abcdef --raw ./my-images"),
+        data.locate: ("searching for the file", "isweep locate 0123456789abcdef --raw ./my-images"),
     },
     "Environment": {
         environment.ls: ("reading the root", "isweep ls"),
@@ -130,7 +130,11 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
             "starting MLflow's page, which can take 30 s",
             "isweep ui demo",
         ),
-        environment.doctor: ("checking", "isweep doctor", "isweep doctor --launch cluster.yaml"),
+        environment.doctor: (
+            "checking the machine",
+            "isweep doctor",
+            "isweep doctor --launch cluster.yaml",
+        ),
         environment.gpu_check: ("", "isweep gpu-check --into .", "isweep gpu-check --device cpu"),
     },
 }
@@ -175,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with root_log(place.root):
         log.info("isweep %s starts: %s", metadata.version("isweep"), shlex.join(["isweep", *words]))
         code = _run(command)
-        log.info("ends with exit code %d", code)
+        log.info("isweep ends with exit code %d", code)
     return code
 
 
@@ -195,7 +199,7 @@ def parse(arguments: Sequence[str]) -> partial[int | None]:
     """
     if not arguments:
         raise ConfigError(
-            "The command line has no command", hint="List the commands with `isweep --help`"
+            "There is no command after `isweep`", hint="List the commands with `isweep --help`"
         )
     try:
         function, bound, _ = application().parse_args(
@@ -222,10 +226,13 @@ def parse_error(error: CycloptsError, words: Sequence[str]) -> ConfigError:
     message = " ".join(str(error).split())
     if isinstance(error, UnknownCommandError):
         if words[0].startswith("-"):
-            hint = "Write options after the command"
+            hint = "Write the option after the command, for example `isweep status --json`"
             return ConfigError(f"The option {words[0]} is before the command", hint=hint)
         if words[0] in ("resume", "continue"):
-            hint = "Type `isweep run SWEEP`, which runs only the trials without a result"
+            hint = (
+                "To continue a sweep, type `isweep run SWEEP`, which runs only the trials without "
+                "a result"
+            )
             return ConfigError(f"There is no command {words[0]}", hint=hint)
         message = message.partition(" Available commands")[0]
     elif isinstance(error, UnusedCliTokensError):
@@ -235,16 +242,16 @@ def parse_error(error: CycloptsError, words: Sequence[str]) -> ConfigError:
         )
         if error.command_chain == ("predict",):
             hint = (
-                "The only word without an option is the sweep. Write images of a new dataset as "
-                f"--measured IMAGES, and a file of results as --curve FILE. {hint}"
+                "Without an option, you can write only the sweep. Write images of a new dataset as "
+                f"`--measured IMAGES`. Write a file of results as `--curve FILE`. {hint}"
             )
         else:
-            hint = f"Put a path with spaces in quotes. {hint}"
+            hint = f"If a path contains spaces, put the path in quotes. {hint}"
     elif isinstance(error, MissingArgumentError):
         message = _missing_values(error)
     elif isinstance(error, RepeatArgumentError):
         message = f"The option {error.token.keyword} is given more than once"
-        return ConfigError(message, hint="Remove all but one of them")
+        return ConfigError(message, hint="Give the option only once")
     elif isinstance(error, CoercionError) and error.argument is not None and error.msg is not None:
         message = f"{error.argument.name} {error.msg}"
     elif error.argument is None and error.__cause__ is not None:
@@ -271,7 +278,7 @@ def _missing_values(error: MissingArgumentError) -> str:
         num_given = len(error.tokens_so_far) % num_values
         return f"{name} needs {num_values} values, but has {num_given}"
     if name.startswith("-"):
-        return f"{name} needs a value, which is missing"
+        return f"The option {name} has no value"
     return f"{command} needs {name}, which is missing"
 
 
@@ -387,13 +394,13 @@ def _run(command: partial[int | None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        log.exception("the operating system refused")
+        log.exception("the operating system reported an error")
         return _print_error(_machine_error(error, place_of(command)))
     except Exception as error:
         if caused_by_stop(error):
-            log.exception("while stopping")
+            log.exception("an error while isweep stopped")
             return _print_stop("")
-        log.exception("a bug")
+        log.exception("a bug in isweep")
         hidden = _hidden_library(error)
         if hidden is not None:
             return _print_error(hidden)
@@ -411,7 +418,8 @@ def _hidden_library(error: Exception) -> SetupError | None:
             return SetupError(
                 f"Python imports the file {file} instead of the library {name} "
                 f"({type(error).__name__}: {error})",
-                hint=f"Rename this file, or remove its folder from PYTHONPATH. {run_again_hint()}",
+                hint="Rename this file, or remove the folder of this file from PYTHONPATH. "
+                f"{run_again_hint()}",
             )
     return None
 
@@ -431,11 +439,11 @@ def _bug(error: Exception) -> SweepError:
                 return SweepError(
                     f"{place.as_posix()} line {frame.lineno} cannot be loaded ({text})",
                     hint="If you changed this file, for example a row of a table, correct the "
-                    "line. Otherwise install isweep again",
+                    "line. If you did not change this file, install isweep again",
                 )
     return SweepError(
-        f"This is a bug in isweep ({text})",
-        hint="Report the traceback. It is in the file isweep.log of the root. "
+        f"A bug in isweep ended the command ({text})",
+        hint="Report the traceback, which is in the file isweep.log of the root. "
         "Finished trials are kept",
     )
 
@@ -446,9 +454,9 @@ def _machine_error(error: OSError, place: Place) -> SetupError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         # If the error has no file name, isweep may have written to its output, for example to
         # `> FILE`.
-        disk = error.filename or f"{place.root or 'the root'} or with this command's output"
+        disk = error.filename or f"{place.root or 'the root'} or the output of the command"
         return SetupError(
-            f"The disk with {disk} is full ({reason})",
+            f"The disk that contains {disk} is full ({reason})",
             hint="Free some space and run the same command again. Finished trials are kept",
         )
     subject = error.filename or "an operation"
@@ -545,7 +553,7 @@ class _RootLog(logging.handlers.RotatingFileHandler):
         if os.path.lexists(path) and not os.path.isfile(path) and not self.has_warned:
             self.has_warned = True
             stderr.print(
-                f"[bold]Warning:[/] {escape(path)} is not a file, so this command writes no log. "
-                "Remove it.",
+                f"[bold]Warning:[/] {escape(path)} is not a file, so isweep writes no log. Remove "
+                f"{escape(path)}.",
                 soft_wrap=True,
             )

@@ -72,22 +72,24 @@ def init(
     own: OwnOptions = OwnOptions(),
     place: Place = Place(),
 ) -> None:
-    """Write a sweep file for your images, ready to run, and print its path.
+    """Write a sweep file that you can run with your images, and print the path of the file.
 
     Args:
         source: Your images: a folder, a table or a file of arrays (default: an example with
             images of digits).
-        out: File to write (default: the name of SOURCE with .yaml, in this folder).
-        domain: Kind of images (default: guessed).
-        device: Choose train sizes for a CPU or a GPU (default: for this machine).
+        out: File to write (default: the name of SOURCE with .yaml, in the current folder).
+        domain: Kind of images (default: isweep guesses the kind from the images).
+        device: Choose train sizes for a CPU or a GPU. With auto (default), choose them for this
+            machine.
         own: Options for labels and folders.
     """
     from orchestrator.planning.draft import draft_sweep
 
     if source is not None and source.suffix.lower() in SWEEP_SUFFIXES:
         raise ConfigError(
-            f"{source} is a sweep file, but isweep init needs images",
-            hint="Give a folder, a table or a file of arrays. To run a sweep, use `isweep run`",
+            f"{source} is a sweep file, but `isweep init` needs images",
+            hint="Give a folder of images, a table of their paths or a file of arrays. To run "
+            "the sweep, use `isweep run`",
         )
     sweep_file = out
     if sweep_file is None:
@@ -116,8 +118,8 @@ def init(
         print_message(f"{text}\nShow the plan:  {hints[0]}\nRun the sweep:  {hints[1]}")
         if source is None:
             print_message(
-                "This sweep is an example on handwritten digits. For your own images, type "
-                "`isweep init ./my-images`."
+                "The sweep is an example with images of handwritten digits. For your own images, "
+                "type `isweep init ./my-images`."
             )
     emit(place, {"sweep_file": str(sweep_file), "text": text, "next": hints}, str(sweep_file))
 
@@ -142,12 +144,15 @@ def models(*, place: Place = Place()) -> None:
         }
         for row in MODELS.values()
     ]
-    more = "You can also use torchvision:NAME, timm:NAME, or your own function (docs/trials.md)."
+    more = (
+        "You can also write `torchvision:NAME`, `timm:NAME` or the name of your own function. See "
+        "docs/trials.md."
+    )
     emit(place, rows, _listed(rows, ("model", "about"), more))
 
 
 def recipes(*, place: Place = Place()) -> None:
-    """List the training recipes for a sweep file, including those that isweep tune wrote."""
+    """List the training recipes for sweep files, including recipes that `isweep tune` wrote."""
     from search_spaces.recipes import RECIPES, recipe_spec
 
     names = ("recipe", "epochs", "rate", "batch", "pixels", "about")
@@ -165,7 +170,7 @@ def recipes(*, place: Place = Place()) -> None:
             }
         )
     for path in sorted(place.paths.recipes.glob("tuned-*.yaml")):
-        about = f"written by isweep tune: {path}"
+        about = f"written by `isweep tune`: {path}"
         rows.append(dict.fromkeys(names, "") | {"recipe": path.stem, "about": about})
     more = (
         "To change a recipe, write, for example, `recipe: {from: demo, epochs: 40}` into the "
@@ -175,7 +180,7 @@ def recipes(*, place: Place = Place()) -> None:
 
 
 def presets(*, place: Place = Place()) -> None:
-    """List the sweeps that ship with the package."""
+    """List the presets, which are sweeps that isweep contains."""
     from orchestrator.planning.plan import plan_sweep
     from orchestrator.planning.sweep_file import load_sweep
     from orchestrator.planning.written_files import preset_names
@@ -187,7 +192,11 @@ def presets(*, place: Place = Place()) -> None:
         rows.append(
             {"preset": name, "trials": trials, "about": " ".join(sweep.description.split())}
         )
-    emit(place, rows, _listed(rows, ("preset", "trials", "about"), "Run one with: isweep run NAME"))
+    emit(
+        place,
+        rows,
+        _listed(rows, ("preset", "trials", "about"), "Run a preset with `isweep run NAME`."),
+    )
 
 
 def _listed(rows: Sequence[Mapping[str, Any]], names: Sequence[str], more: str) -> Iterator[Shown]:
@@ -200,10 +209,10 @@ def _listed(rows: Sequence[Mapping[str, Any]], names: Sequence[str], more: str) 
 
 
 def datasets(name: str | None = None, /, *, place: Place = Place()) -> None:
-    """Print the task, terms of use and files of each dataset, and whether it is prepared.
+    """Print the task, terms of use and files of each dataset, and whether the dataset is prepared.
 
     Args:
-        name: Print this dataset only.
+        name: Print only this dataset.
     """
     from orchestrator.planning.dataset_rows import list_datasets
 
@@ -235,11 +244,11 @@ def prepare(
     """Prepare one dataset from its raw download, and print its record.
 
     Args:
-        name: A dataset from the list of `isweep datasets`, or one of your own datasets in the
-            sweep that you give with --sweep.
+        name: Name of a dataset that `isweep datasets` lists, or name of one of your own datasets
+            in the sweep of --sweep.
         raw: Folder of the raw download.
         montage: Draw example images of each label into this file.
-        sweep: Use the image size, channels and data mode of this sweep (default paper).
+        sweep: Use the image size, channels and data mode of this sweep (default: paper).
     """
     from orchestrator.running.prepare_one import prepare_one
     from tasks.prepared.record import PreparedRecord, preparation_lines
@@ -264,13 +273,14 @@ class MethodOptions:
     """Options of the measures.
 
     Attributes:
-        num_neighbors: Number of neighbors for mle (default 20). gride uses the largest power
-            of two up to this number, by default 16. twonn always uses 2 neighbors.
+        num_neighbors: Number of neighbors for the estimator mle (default 20). The estimator gride
+            uses the largest power of two up to this number, by default 16. The estimator twonn
+            always uses 2 neighbors.
         estimators: Estimators of the intrinsic dimension d_data, e.g. mle twonn (default: mle
-            twonn gride). docs/measures.md explains them.
+            twonn gride). docs/measures.md explains the estimators.
         sharpness_sample: Number of images per sample for the column `K_F of samples` (default
             1000). With 0, isweep uses all images and draws no samples.
-        pixel_range: Lowest and highest possible pixel value of float arrays.
+        pixel_range: Values of black and white in an array of images, e.g. 0 1.
         dtype: Floating-point type of matrix products (default float32).
         device: torch device for matrix products, e.g. cuda (default cpu).
         calibrate: Correct the bias of d_data by simulation.
@@ -295,7 +305,8 @@ class MethodOptions:
         if self.sharpness_sample == 1:
             raise ConfigError(
                 "--sharpness-sample is 1, but label sharpness compares pairs of images",
-                hint="Set the option to at least 2, or to 0 for all images",
+                hint="Set --sharpness-sample to at least 2. To use all images, set "
+                "--sharpness-sample to 0",
             )
         values = {
             **vars(self),
@@ -311,8 +322,8 @@ class ImageOptions:
     """Options that choose the images to measure.
 
     Attributes:
-        labels: Labels of the images of a .npy file: another .npy file, or a text file with one
-            label per line.
+        labels: File with the labels of the images in a .npy file. The labels are in another .npy
+            file, or in a text file with one label per line.
         raw: Folder of the raw download, if SOURCE is the name of a dataset.
         class_pair: Names of two classes. isweep measures only images of these classes.
         train_sizes: Also measure subsets with these numbers of images. Each subset contains
@@ -345,12 +356,13 @@ def measure(
     """Measure the intrinsic dimension (d_data) and the label sharpness (K_F) of your images.
 
     Args:
-        source: Folder with a folder per class, table of paths, file of arrays, shards,
-            prepared folder, or name of a dataset. docs/reference/data-formats.md describes
-            these inputs. `isweep datasets` lists the names of datasets.
+        source: Your images: a folder with one subfolder per class, a table of paths, a file of
+            arrays, shards, a folder of prepared images, or the name of a dataset.
+            docs/reference/data-formats.md describes the formats of images. `isweep datasets`
+            lists the names of datasets.
         show_pair: Draw the two images that determine K_F into this file.
         address: Address of a running Ray cluster.
-        num_cpus: Number of CPUs to use. With 1 (default), Ray is not started.
+        num_cpus: Number of CPUs to use (default 1). With more than 1 CPU, isweep starts Ray.
     """
     from orchestrator.measuring.pair_figure import draw_pair
     from orchestrator.measuring.published import describe, measured_document
@@ -419,7 +431,7 @@ def _measured_lines(measured: Measured) -> Iterator[Shown]:
     if sharpness is None:
         yield (
             "Label sharpness is not measured, because the images have no labels. To measure "
-            "label sharpness, add a file of labels with --labels."
+            "label sharpness, add a file of labels, for example `--labels labels.txt`."
         )
     elif _sampled_sizes(record):
         yield _samples_line(*_sampled_sizes(record)[-1])
@@ -491,9 +503,10 @@ def _samples_line(num_images: int, sharpness: LabelSharpness) -> str:
     maxima = sharpness.sample_values
     sample_size = f"{sharpness.num_images:,} images"
     definition = (
-        "K_F is the maximum of 1/distance over all pairs of images with different labels. K_F "
-        f"of samples is the mean of the maxima in samples of {sample_size}. The study and "
-        f"sweeps use K_F of samples. For at most {sample_size}, both columns are equal."
+        "The column K_F contains the maximum of 1/distance over all pairs of images with "
+        "different labels. The column K_F of samples contains the mean of the maxima in samples "
+        f"of {sample_size}. The study and sweeps use K_F of samples. For at most {sample_size}, "
+        "both columns are equal."
     )
     if not maxima:
         return definition
@@ -515,11 +528,12 @@ def locate(
     raw: Annotated[Path, Parameter(metavar="DIR")],
     place: Place = Place(),
 ) -> None:
-    """Print the name of the file that a message refers to by a hash or a row.
+    """Print the name of the file that a message identifies by a hash or a row.
 
     Args:
-        message: The message. The hash (16 hex digits) or the row ('row 12') in it is enough.
-        raw: Folder with the images, or file that contains them.
+        message: The message, or only the hash (16 hex digits) or the row ('row 12') from the
+            message.
+        raw: Folder or file that contains the images.
     """
     from tasks.sources.base import HASH_PATTERN, KEY_FILE
     from tasks.sources.locate import locate as locate_file
@@ -529,15 +543,15 @@ def locate(
     key_folder = place.paths.root / "prepared"
     if HASH_PATTERN.search(message) and not has_key(place):
         raise ConfigError(
-            f"{key_folder / KEY_FILE} does not exist, but isweep needs the key in this file "
-            "to find the file that belongs to a hash",
+            f"The key file {key_folder / KEY_FILE} does not exist, but isweep needs the key to "
+            "find the file that belongs to a hash",
             hint="Set --root or ISWEEP_ROOT to the root of the command that printed the hash",
         )
     name = locate_file(raw, key_folder, message)
     if name is None:
         raise ConfigError(
             f"No row or file of {raw} matches {message!r}",
-            hint="Give the row number or the hash that is in the message. Use the same --raw "
-            "and --root as the command that printed the message",
+            hint="Give the row ('row 12') or the hash (16 hex digits) from the message. Use the "
+            "same --raw and --root as the command that printed the message",
         )
     emit(place, {"file": name}, name)

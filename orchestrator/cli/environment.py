@@ -53,12 +53,12 @@ def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
     if place.storage:
         raise ConfigError(
             f"`isweep rm` removes sweeps only from the root, not from --storage {place.storage}",
-            hint="Remove the sweep's folder with the storage provider's own tool, such as "
-            "`aws s3 rm`",
+            hint="Remove the folder of the sweep with the tool of the storage provider, for "
+            "example `aws s3 rm`",
         )
     removable = {row["name"]: row for row in list_root(place.paths) if row["removable"]}
     if name not in removable:
-        hint = f"See `{place.hint('ls')}`"
+        hint = f"List the names with `{place.hint('ls')}`"
         if removable:
             hint = f"{did_you_mean(name, removable)}Choose one of {', '.join(removable)}. {hint}"
         raise ConfigError(
@@ -71,8 +71,8 @@ def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
     if not yes:
         if not (stdout.is_terminal and stderr.is_terminal):
             raise ConfigError(
-                f"isweep cannot ask you to confirm that it may remove {name}, because the "
-                "command does not run in a terminal",
+                f"isweep cannot ask for confirmation before it removes {name}, because the command "
+                "does not run in a terminal",
                 hint=f"Add --yes to remove {name} without confirmation",
             )
         question = f"Remove {description}, {decimal(row['bytes'])}? This cannot be undone. [y/N] "
@@ -92,10 +92,10 @@ def ui(
     port: Annotated[int | None, whole(1, 65536), Parameter(metavar="PORT")] = None,
     place: Place = Place(),
 ) -> None:
-    """Serve MLflow's page on this machine until Ctrl-C, and print links to useful views.
+    """Serve MLflow's page until you press Ctrl-C, and print links to useful views.
 
     Args:
-        sweep: Name of a sweep of the root (default: all).
+        sweep: Name of a sweep of the root (default: all sweeps).
         port: Port of 127.0.0.1 (default: 5000, or another port if 5000 is in use).
     """
     from orchestrator.results.mlflow_connection import mlflow_uri
@@ -106,8 +106,8 @@ def ui(
     names = paths.sweep_names()
     if uri == f"sqlite:///{paths.mlflow_database}" and not paths.mlflow_database.exists():
         raise ConfigError(
-            f"MLflow has no runs, because {paths.mlflow_database} does not exist",
-            hint="Run a sweep first",
+            f"MLflow has no runs, because the database {paths.mlflow_database} does not exist",
+            hint=f"First run a sweep, for example `{place.hint('run', 'demo')}`",
         )
     if sweep is not None and sweep not in names:
         raise unknown_name("sweep", sweep, names, of=str(paths.root))
@@ -128,7 +128,7 @@ def ui(
             while not uri.startswith("http"):
                 time.sleep(1)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("MLflow's page has stopped. All runs are kept.") from None
+        raise KeyboardInterrupt("MLflow's page has stopped. MLflow keeps all runs.") from None
 
 
 def _page_lines(pages: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
@@ -145,13 +145,13 @@ def _page_lines(pages: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
 
 
 def doctor(*, address: Address = None, launch: File = None, place: Place = Place()) -> int:
-    """Check machine, cluster, storage, MLflow, versions and security, and print fixes.
+    """Check machine, cluster, storage, MLflow, versions and security, and print how to fix faults.
 
     The exit code is 3 if a check fails, and 2 if only the launch file is wrong.
 
     Args:
         address: Also check this Ray cluster, with a Ray task on each node.
-        launch: Also check this launch file before you run `ray up` with it.
+        launch: Also check this launch file. Do this before you run `ray up` with the file.
     """
     from orchestrator.machine.doctor import LAUNCH_FILE, run_checks
 
@@ -224,7 +224,9 @@ def gpu_check(
         files.append(str(path))
         has_passed = has_passed and is_ok
     lines = (
-        f"{path}: plans use this file. Send it back if somebody asked for it." for path in files
+        f"{path}: `isweep plan` uses this file if it is in the root's gpu folder. If somebody "
+        "asked you for the file, send it to them."
+        for path in files
     )
     emit(place, {"files": files, "ok": has_passed}, lines)
     return int(not has_passed)

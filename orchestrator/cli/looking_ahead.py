@@ -39,7 +39,7 @@ Finite = Annotated[float, real()]
 Share = Annotated[float, real(share=True)]
 GOAL = Group("Goal", sort_key=1)
 PILOT = Group("Pilot", sort_key=2)
-CURVES = Group("One dataset alone", sort_key=3)
+CURVES = Group("Learning curves of one dataset", sort_key=3)
 PRIOR_SOURCES = {
     "LCDB": "the Learning Curve Database (LCDB)",
     "base datasets": "base datasets of isweep's experiments",
@@ -56,9 +56,9 @@ class PilotOptions:
 
     Attributes:
         pilot: Your images (a folder, a file or a dataset's name), or a CSV file of finished
-            trainings with the columns train_size and test_loss. For images, isweep trains the
-            network of --model with the sweep's recipe.
-        pilot_sizes: Train sizes of the pilot (default: the sweep's three smallest).
+            trainings with the columns `train_size` and `test_loss`. For images, isweep trains
+            the network of --model with the sweep's recipe.
+        pilot_sizes: Train sizes of the pilot (default: the sweep's three smallest train sizes).
         pilot_test_size: Number of test images of the pilot (default: as in the sweep).
     """
 
@@ -73,22 +73,22 @@ class CurveOptions:
     """Options for the learning curves of one dataset.
 
     Attributes:
-        curve: A CSV file of your results, with one row per training, instead of a sweep. It
-            needs the column train_size (or N) and a column of scores: test_loss, test_error,
-            test_accuracy or auc. The columns model, seed, test_size and num_classes are
-            optional.
+        curve: A CSV file of your results, with one row per training, instead of a sweep. The
+            file needs the column `train_size` (or `N`) and a column of scores: `test_loss`,
+            `test_error`, `test_accuracy` or `auc`. The columns `model`, `seed`, `test_size` and
+            `num_classes` are optional.
         target_error: Error rate to reach, such as 0.1 or 10%.
         target_accuracy: Accuracy to reach, such as 0.9 or 90%.
         target_auroc: AUROC to reach, such as 0.9.
         assurance: Probability with which the predicted number of images reaches the target
             (default 0.8).
-        test_size: Number of images of your test set, which determines the noise of its scores.
+        test_size: Number of images in your test set. This number determines the noise of scores.
     """
 
     curve: Annotated[File, Parameter(group=CURVES)] = None
-    target_error: Annotated[Share | None, Parameter(group=CURVES)] = None
-    target_accuracy: Annotated[Share | None, Parameter(group=CURVES)] = None
-    target_auroc: Annotated[Share | None, Parameter(group=CURVES)] = None
+    target_error: Annotated[Share | None, Parameter(group=GOAL)] = None
+    target_accuracy: Annotated[Share | None, Parameter(group=GOAL)] = None
+    target_auroc: Annotated[Share | None, Parameter(group=GOAL)] = None
     assurance: Annotated[Share, Parameter(group=CURVES)] = 0.8
     test_size: Annotated[int | None, whole(2), Parameter(group=CURVES, metavar="N")] = None
 
@@ -125,16 +125,16 @@ def predict(
     """Predict the score at a train size, and the train size that a target needs.
 
     For a sweep of one dataset, or a CSV file of results (--curve), the prediction extrapolates
-    the learning curves. For a sweep of several datasets, the prediction is for a new dataset.
-    It uses d_data and K_F of the new dataset, or a pilot.
+    the learning curves. For a sweep of several datasets, the prediction is for a new dataset,
+    and needs d_data and K_F of the new dataset, or a pilot.
 
     Args:
         model: A model of the sweep, or pooled (default) for all models together.
         domain: Domain of your training set.
         d_data: Intrinsic dimension of your training set.
         label_sharpness: K_F of your training set.
-        measured: A record that `isweep measure --json` wrote, or images to measure now. This
-            option replaces --d-data and --label-sharpness.
+        measured: A JSON file from `isweep measure --json`, or images to measure now. --measured
+            replaces --d-data and --label-sharpness.
         train_size: Number of training images.
         target_loss: Test loss to reach (nat).
     """
@@ -167,7 +167,7 @@ def predict(
         table, arms = read_table(sweep, work, from_store=from_store)
         return fit_growth(table, model=model, domain=domain, arms=arms)
 
-    work_in_words = "fitting" if measured is None else "measuring and fitting"
+    work_in_words = "fitting results" if measured is None else "measuring images, fitting results"
     with waiting(work_in_words, slow=True):
         if not is_of_new_dataset:
             table, _ = read_table(sweep, work, from_store=from_store)
@@ -180,7 +180,7 @@ def predict(
             if not measured.endswith(".json"):
                 growth()  # raises an error for a wrong name before images are measured
             record = _record(measured, sweep, work)
-        basis = f"Prediction from the fit of {model} on {domain or 'all'} datasets of {sweep}:"
+        basis = f"Prediction from sweep {sweep} (model: {model}; datasets: {domain or 'all'}):"
         _print_prediction(record, growth, pilot, numbers, basis, work)
 
 
@@ -192,8 +192,9 @@ def _check_source(curve: Path | None, sweep: str, has_options_of_sweeps: bool) -
     if curve is None:
         if not sweep:
             raise ConfigError(
-                "The prediction needs a sweep or a learning curve, but none is given",
-                hint="Give the name of a sweep, or a file of results with --curve results.csv",
+                "The command line contains neither a sweep nor --curve",
+                hint="Give a sweep, for example `isweep predict demo`, or a file of results, for "
+                "example `isweep predict --curve results.csv`",
             )
         return
     if not sweep and not has_options_of_sweeps:
@@ -230,11 +231,11 @@ def _check_one_goal(goal: Goal) -> None:
     if goal.train_size is None and goal.target_loss is None:
         raise ConfigError(
             "The prediction for a new dataset needs a train size or a target loss",
-            hint="Give --train-size N, or --target-loss LOSS",
+            hint="Add, for example, `--train-size 200` or `--target-loss 0.3`",
         )
     if goal.train_size is not None and goal.target_loss is not None:
         raise ConfigError(
-            "--train-size and --target-loss cannot be used together",
+            "For a new dataset, --train-size and --target-loss cannot be used together",
             hint="Remove --train-size or --target-loss",
         )
 
@@ -244,8 +245,7 @@ def _check_no_curve_options(alone: CurveOptions) -> None:
     if alone != CurveOptions():
         raise ConfigError(
             "--target-error, --target-accuracy, --target-auroc, --assurance and --test-size "
-            "apply only to learning curves of one dataset, but this prediction is for a new "
-            "dataset",
+            "are only for learning curves of one dataset, but the prediction is for a new dataset",
             hint="Remove these options",
         )
 
@@ -337,7 +337,7 @@ def _target_hint(
     if example is None:
         return []
     option = f"--target-{metric} {example:g}"
-    return [f"To see how many images a target needs, add for example {option}."]
+    return [f"To see how many images a target needs, add, for example, `{option}`."]
 
 
 def prior_in_words(sources: Sequence[str]) -> str:
@@ -364,8 +364,8 @@ def _pilot(
         ):
             if value:
                 raise ConfigError(
-                    f"{flag} has no effect without --pilot",
-                    hint=f"Add --pilot SOURCE, or remove {flag}",
+                    f"{flag} is only for a pilot, but --pilot is missing",
+                    hint=f"Add --pilot, for example `--pilot ./my-images`, or remove {flag}",
                 )
         return None
     source = trained.pilot
@@ -431,10 +431,11 @@ def power(
     seed: Annotated[int, whole(0)] = 0,
     place: Place = Place(),
 ) -> None:
-    """Simulate sweeps without training, to see how often the analysis answers its questions.
+    """Simulate sweeps without training, and print how often the analysis answers each question.
 
     Args:
-        effect: The effect that exists in the simulation: the law (default), or one part of it.
+        effect: The effect that exists in the simulation: the law (default), or one part of the
+            law.
         num_tables: Number N of simulated sweeps (default 200). The standard error of each
             printed share is at most 0.5 / √N.
         seed: Seed of the simulation (default 0).

@@ -31,7 +31,7 @@ def whole(least: int, below: int = 2**63) -> Parameter:
         except ValueError:
             hint = ""
             if "," in text:
-                hint = ". Separate numbers by spaces, not commas"
+                hint = ". Separate numbers by spaces, for example 500 1000"
             raise ValueError(f"is {text!r}, which is not a whole number{hint}") from None
         if value < least:
             raise ValueError(f"is {value}, but must be at least {least}")
@@ -77,7 +77,7 @@ def ending(*endings: str) -> Parameter:
     def check(word: str) -> Path:
         if not word.endswith(endings):
             raise ValueError(
-                f"is {word!r}, but must be a file that ends with {' or '.join(endings)}"
+                f"is {word!r}, but the name of the file must end with {' or '.join(endings)}"
             )
         return writable(Path(word))
 
@@ -108,7 +108,8 @@ def writable(path: Path, *, into_new: bool = False) -> Path:
         elif isinstance(error, FileNotFoundError):  # a folder of the system, such as /proc
             reason = f"no file can be created in the folder {path.parent}"
         raise ConfigError(
-            f"{path} cannot be written: {reason}", hint="Choose a file in another folder"
+            f"{path} cannot be written: {reason}",
+            hint="Choose a file in a folder in which you can write",
         ) from None
     return path
 
@@ -136,8 +137,8 @@ def _named(text: str) -> str:
 def _named_openly(text: str) -> str:
     if PASSWORD.search(_named(text)):
         raise ValueError(
-            "contains a password, and every user of the machine can read command lines. Set "
-            "the environment variable MLFLOW_TRACKING_URI instead"
+            "contains a password, but every user of the machine can read command lines. Remove "
+            "the option, and set the environment variable MLFLOW_TRACKING_URI instead"
         )
     return text
 
@@ -153,13 +154,16 @@ File = Annotated[Path | None, _each(lambda text: Path(_named(text)), metavar="FI
 Png = Annotated[Path | None, ending(".png")]
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=(1, None), metavar="NAME...")]
 Sizes = Annotated[tuple[int, ...], whole(1), Parameter(consume_multiple=(1, None), metavar="N...")]
-_SWEEP = "Name of a preset, name of a sweep of the root (as it last ran), or path of a sweep file."
+_SWEEP = (
+    "Name of a preset, name of a sweep of the root, or path of a sweep file. isweep uses a sweep "
+    "of the root as it last ran."
+)
 Sweep = Annotated[str, Parameter(name="SWEEP", help=_SWEEP)]
 FromStore = Annotated[bool, Parameter(help="Do not compare the results with MLflow.")]
 Address = Annotated[str | None, NAMED, Parameter(group=CLUSTER, metavar="HOST:PORT")]
 _CHANGE = (
-    "Change one value for this command, such as recipe.epochs=3. Repeat the option for "
-    "several values."
+    "Change one value of the sweep for this command, e.g. recipe.epochs=3. To change several "
+    "values, repeat the option."
 )
 Changes = Annotated[tuple[str, ...], Parameter(name="--set", metavar="KEY=VALUE", help=_CHANGE)]
 
@@ -172,8 +176,8 @@ class Place:
     Attributes:
         root: Folder of all data and results (default: $ISWEEP_ROOT or ./isweep-root).
         storage: Folder or URL of the result store (default: below the root).
-        mlflow_uri: Address of MLflow's store (default: $MLFLOW_TRACKING_URI; if this is not
-            set, an SQLite file below the root).
+        mlflow_uri: Address of MLflow's store (default: $MLFLOW_TRACKING_URI; if this variable is
+            not set, an SQLite file below the root).
         json: Print data as JSON on stdout.
     """
 
@@ -240,7 +244,7 @@ def pairs(flag: str, values: Sequence[str], form: str, example: str) -> dict[str
         if value_by_name.setdefault(name, value) != value:
             raise ConfigError(
                 f"{name} has two values in {flag}: {name}={value_by_name[name]} and {word}",
-                hint=f"Keep one value of {name}",
+                hint=f"Give only one value for {name}",
             )
     return value_by_name
 
@@ -251,9 +255,10 @@ class OwnOptions:
     """Options for the labels and folders of your images.
 
     Attributes:
-        label_map: Class of each label in your files, e.g. CAT=cat. Write a negative number as
-            --label-map=-1=NAME.
-        label_columns: The table's column of labels, or one column of 0 and 1 for each class.
+        label_map: Class of each label in your files, e.g. CAT=cat. If a label is a negative
+            number, write, e.g., --label-map=-1=cat.
+        label_columns: The column of the table that contains the labels, or one column of 0 and
+            1 for each class.
         layout: Order of class folders and patient (group) folders, outermost first.
     """
 
@@ -276,8 +281,8 @@ class ReadingOptions:
     Attributes:
         max_skipped_share: Largest share of a dataset's files that isweep may leave out, such
             as 0.01 or 1% (default 0.1%). isweep leaves out unusable files, and images that
-            equal an image with another label. Unless the share is 0, one unusable file is
-            always allowed.
+            equal an image with another label. If the share is above 0, isweep may always leave
+            out one unusable file.
     """
 
     max_skipped_share: Annotated[float, real(0, 1, share=True), Parameter(metavar="SHARE")] = 0.001
@@ -289,12 +294,13 @@ class Work(ReadingOptions, Place):
     """Options of commands that read raw files, compute on a cluster and store results.
 
     Attributes:
-        address: HOST:PORT of a running Ray cluster, or 'auto' on its head node (default: a
-            private cluster on this machine).
+        address: HOST:PORT of a running Ray cluster, or auto on the head node of the cluster
+            (default: a private cluster on this machine).
         num_cpus: Number of CPUs of the private Ray cluster (default: all CPUs of this
             machine).
-        device: auto (default), gpu or cpu. auto trains on GPUs if the cluster has GPUs now,
-            else on CPUs. gpu waits until the cluster has a GPU.
+        device: Device for training: auto (default), gpu or cpu. With auto, isweep trains on GPUs
+            if the cluster has GPUs now, otherwise on CPUs. With gpu, isweep waits until the
+            cluster has a GPU.
         dashboard: Serve the Ray dashboard of the private cluster (default: yes).
         tracking: Send results to MLflow (default: yes).
         quiet: Do not show the progress.

@@ -50,7 +50,9 @@ class _Messages(Console):
 
     def on_broken_pipe(self) -> None:
         """Print no further messages. A closed pipe must not end a run of several days."""
-        log.warning("The reader of stderr has ended. Important messages are in this log.")
+        log.warning(
+            "The program that read stderr has ended. Important messages of isweep are in this log."
+        )
         self.quiet = True
         # If another library writes to the closed stream, the run must not end either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())

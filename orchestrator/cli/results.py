@@ -73,7 +73,7 @@ SEARCH_COLUMNS = (
 """Columns of the table that --search prints."""
 ROWS = Group("Rows", sort_key=1)
 ONE_VIEW = Parameter(group=(ROWS, Group(validator=LimitedChoice(0, 1), show=False)))
-OWN_TABLE = Group("A table of your own, in place of a sweep", sort_key=2)
+OWN_TABLE = Group("Your own table, instead of a sweep", sort_key=2)
 
 
 @Parameter(name="*", group=ROWS)
@@ -85,10 +85,10 @@ class RowOptions:
         where: Show only rows with this value, e.g. dataset=digits. Repeat the option for more
             columns.
         sort: Sort rows by this column, e.g. loss. The smallest value comes first.
-        mean: Show means over seeds, one row for each model, dataset and size.
+        mean: Show means over seeds, one row for each model, dataset and train size.
         best: Show the best model and the runner-up by mean test loss, for each dataset and
-            size. In Python, `isweep.open('NAME').best(metric='auc')` ranks by another score.
-        search: Show the trials of isweep tune instead of the sweep's trials.
+            train size. In Python, `isweep.open('NAME').best(metric='auc')` ranks by another score.
+        search: Show the trials of `isweep tune` instead of the trials of the sweep.
     """
 
     where: Annotated[tuple[str, ...], Parameter(metavar="COLUMN=VALUE")] = ()
@@ -150,10 +150,7 @@ class RowOptions:
                 auc=row.get("auc"),
             )
         if num_at_chance:
-            yield (
-                "Number of losses at chance level: "
-                f"{num_at_chance} of {plural(len(with_loss), 'loss')}."
-            )
+            yield f"Losses at chance level: {num_at_chance} of {len(with_loss)}."
 
 
 def _column(name: str, table: pd.DataFrame) -> str:
@@ -185,10 +182,10 @@ def results(
     """Print or write the results table, one row per trial.
 
     Args:
-        csv: Write all columns into this CSV file, and do not print them.
-        parquet: Write all columns into this Parquet file, and do not print them.
-        predictions: Write the logits of all networks on the test images into this Parquet file
-            instead, one row per trial and image. The sweep file must contain
+        csv: Write all columns into this CSV file instead of printing rows.
+        parquet: Write all columns into this Parquet file instead of printing rows.
+        predictions: Instead of the results, write the logits of all networks on the test images
+            into this Parquet file, one row per trial and image. The sweep file must contain
             `predictions: true`.
     """
     from orchestrator.analysis.results_tables.csv_files import write_csv
@@ -227,7 +224,7 @@ def _write_predictions(sweep: str, file: Path, place: Place) -> None:
     table = predictions_table(records, ResultStore(workspace.results_url))
     num_trials = table["trial_id"].nunique()
     counted = plural(len(table), "prediction")
-    counted_rows = f"{counted} of {num_trials} of {plural(len(records), 'trial')} to "
+    counted_rows = f"{counted} ({num_trials} of {plural(len(records), 'trial')}) to "
     write_file(file, lambda path: table.to_parquet(path, index=False), counted_rows)
     document = {"predictions": str(file), "rows": len(table), "trials": num_trials}
     emit(place, document, ())
@@ -242,7 +239,7 @@ def _search_table(sweep: str, place: Place) -> pd.DataFrame:
     table = pd.DataFrame(search_rows(place.open(sweep)))
     if table.empty:
         raise ConfigError(
-            f"The search of sweep {sweep} has no stored trial yet",
+            f"`isweep tune` has stored no trial of the sweep {sweep} yet",
             hint=f"Run `{place.hint('tune', sweep)}`",
         )
     return table
@@ -256,7 +253,7 @@ class TableOptions:
     Attributes:
         response: Column with the values of the response.
         on: Column with the values of a regressor. Repeat the option for more columns.
-        groups: Column of the group of each row, e.g. dataset. Give the option twice for
+        groups: Column with the group of each row, e.g. dataset. Give the option twice for
             crossed groups, such as the two classes of a pair.
         within: Compare only rows with equal values in this column, e.g. model. Repeat the
             option for more columns.
@@ -278,10 +275,11 @@ class TableOptions:
         if path.name == str(path) and not path.suffix and not path.exists():
             raise ConfigError(
                 f"There is no table {path}. The options --response, --on, --groups, --within and "
-                "--figure are for tables, not for sweeps",
-                hint=f"If {path} is a sweep, type `{place.hint('fit', str(path))}`. To fit its "
-                f"results as a table, write them with `{place.hint('results', str(path))} --csv "
-                f"{path}.csv`. If {path} is a table, add the extension of its file",
+                "--figure are only for tables",
+                hint=f"If {path} is a sweep, type `{place.hint('fit', str(path))}`. To fit the "
+                "results of the sweep as your own table, write the results into a file with "
+                f"`{place.hint('results', str(path))} --csv {path}.csv`. If {path} is a table, add "
+                f"the ending of the file, for example {path}.csv",
             )
         if not self.response or not self.on or not self.groups:
             raise ConfigError(
@@ -354,10 +352,10 @@ def report(
     figures: tuple[Literal["pdf", "png"], ...] = (),
     place: Place = Place(),
 ) -> None:
-    """Write the report with its figures and print its path.
+    """Write the report with its figures, and print the path of the report.
 
     Args:
-        figures: Also write the figures in this format. Repeat the option for both formats.
+        figures: Also write the figures in this format. For both formats, repeat the option.
     """
     from orchestrator.analysis.report import write_sweep_report
 
@@ -369,11 +367,11 @@ def report(
 def compare(
     first: Sweep, second: str, /, *, from_store: FromStore = False, place: Place = Place()
 ) -> None:
-    """Compare two sweeps on the trials that both have, with datasets as replicates.
+    """Compare two sweeps on the trials that both sweeps have. Each dataset counts once.
 
     Args:
-        second: The second sweep. Each ratio is a value of this sweep divided by the same value
-            of the first sweep.
+        second: The second sweep. Each ratio is a value of the second sweep divided by the same
+            value of the first sweep.
     """
     from orchestrator.analysis.published import compare as compare_tables
 
@@ -401,7 +399,7 @@ def claims(
 ) -> None:
     """Print a verdict on every claim of the study.
 
-    The verdicts are supported, contradicted, suggested, undecided, described and not testable.
+    Possible verdicts: supported, contradicted, suggested, undecided, described, not testable.
 
     Args:
         published: Use the study's published numbers instead of a sweep.
@@ -414,10 +412,12 @@ def claims(
     from orchestrator.analysis.tables.latex import to_latex
 
     if (sweep is None) is not published:
-        problem = "The command needs a sweep or --published, but you gave neither"
+        problem = "`isweep claims` needs a sweep or --published, but you gave neither"
         if sweep is not None:
             problem = f"The sweep {sweep} cannot be used together with --published"
-        raise ConfigError(problem, hint="Give either the name of a sweep or --published")
+        raise ConfigError(
+            problem, hint="Type, for example, `isweep claims demo` or `isweep claims --published`"
+        )
     if sweep is None:
         verdicts = ledger(published_table(), sweep="the published numbers", compare=False)
     else:

@@ -40,7 +40,7 @@ def status(
     """Show progress and failures of a sweep, or of all sweeps of the root.
 
     Args:
-        watch: Refresh every two seconds until the run ends.
+        watch: Print the progress again every two seconds until the run ends.
         trial: Show the history of one trial: attempts, nodes, failures, logs.
     """
     from orchestrator.cli.sweep_status import sweep_status, trial_history
@@ -71,12 +71,13 @@ def _check_sweep_is_named(trial_id: str | None, watch: bool) -> None:
     if trial_id is not None:
         raise ConfigError(
             "--trial needs the name of a sweep",
-            hint="Type the name before the option, for example `isweep status paper --trial ID`",
+            hint="Type the name before the option, for example `isweep status demo --trial "
+            f"{trial_id}`",
         )
     if watch:
         raise ConfigError(
             "--watch needs the name of a sweep",
-            hint="Type the name before the option, for example `isweep status paper --watch`",
+            hint="Type the name before the option, for example `isweep status demo --watch`",
         )
 
 
@@ -87,16 +88,16 @@ def _status_lines(document: Mapping[str, Any], command: str) -> Iterator[str]:
     yield from grouped_failures(document["failures"])
     if document["failures"]:
         trial_id = document["failures"][0]["trial_id"]
-        yield f"Traceback and log of one trial: {command} --trial {trial_id}"
+        yield f"Traceback and log of one failed trial: {command} --trial {trial_id}"
     if document["stale"]:
         num_outdated = plural(document["stale"], "result")
         yield f"The next run replaces {num_outdated} that used outdated data."
     for item in document["unreadable"]:
-        yield f"Not used: {item['path']} ({item['reason']})"
+        yield f"isweep does not use the file {item['path']}: {item['reason']}"
     if document["foreign"]:
         yield (
             f"isweep keeps {plural(len(document['foreign']), 'result')} of trials that are "
-            "not in the plan, but does not use them."
+            "not in the plan, but does not use these results."
         )
     if document["done"]:
         yield document["cost"]["text"]
@@ -127,7 +128,11 @@ def _print_all(place: Place) -> None:
         emit(place, documents, table, active)
     else:
         start = place.hint("run", "demo")
-        emit(place, documents, f"No sweep has run below this root. Start with `{start}`.")
+        emit(
+            place,
+            documents,
+            f"No sweep has run in the root {place.paths.root}. Start with `{start}`.",
+        )
     if errors:
         raise_all(errors, type(errors[0]))
 
@@ -199,7 +204,7 @@ def _watch(read_status: Callable[[], Mapping[str, Any]]) -> None:
                 last_line = line
                 time.sleep(WATCH_INTERVAL_S)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("Only this display has ended. The run continues.") from None
+        raise KeyboardInterrupt("The display has ended, but the run continues.") from None
 
 
 def run_display(document: Mapping[str, Any]) -> Text:
@@ -221,7 +226,7 @@ def _history_lines(history: Mapping[str, Any], last_log: str) -> Iterator[str]:
         status_text = f"{status_text}, {next_attempt(history['retry_at'])}"
     yield f"{history['trial_id']}: {status_text}"
     if not history["events"]:
-        yield history["unreadable"] or "No attempt at this trial is recorded."
+        yield history["unreadable"] or "isweep has recorded no attempt at this trial."
     for event in history["events"]:
         when = time.strftime("%F %T", time.localtime(event["at"]))
         line = f"{when}  attempt {event['attempt']} {event['what']}"
@@ -251,7 +256,7 @@ def _full_id(workspace: Workspace, text: str) -> str:
     if len(matches) == 1:
         return matches[0]
     if not matches:
-        hint = f"{did_you_mean(text, trial_ids)}List the ids with `isweep plan --all`"
+        hint = f"{did_you_mean(text, trial_ids)}List the ids with `isweep plan SWEEP --all`"
         raise ConfigError(f"No trial id of the sweep begins or ends with {text!r}", hint=hint)
     listed = ", ".join(matches[:3])
     if len(matches) > 3:

@@ -91,7 +91,7 @@ def read_results(sweep: str, place: Place, *, from_store: bool) -> tuple[Workspa
 def print_what_is_missing(sweep: str, workspace: Workspace, state: State, place: Place) -> None:
     """Print unreadable results, reasons for missing d_data, and the number of remaining trials."""
     for item in state.unreadable:
-        print_message(f"Not used: {item.path} ({item.reason})")
+        print_message(f"isweep does not use the file {item.path}: {item.reason}")
     reasons = set()
     for record in state.measures.values():
         for size in record.result.sizes:
@@ -99,14 +99,15 @@ def print_what_is_missing(sweep: str, workspace: Workspace, state: State, place:
             if estimate and estimate.value is None:
                 reasons.add((size.train_size, estimate.reason))
     for train_size, reason in sorted(reasons):
-        print_message(f"There is no d_data at N = {train_size}: {reason}")
+        print_message(f"d_data at N = {train_size} is undefined: {reason}")
     num_planned = len(workspace.plan.trials)
     num_done = len(state.results)
     if num_done < num_planned and (num_done or state.partial):
         num_left = num_planned - num_done
         run = place.hint("run", sweep)
         print_message(
-            f"{num_done} of {num_planned} trials are done. Run the other {num_left} with `{run}`."
+            f"{num_done} of {num_planned} trials are done. To run the other {num_left} trials, "
+            f"use `{run}`."
         )
 
 
@@ -123,8 +124,8 @@ def compare_with_mlflow(sweep: str, workspace: Workspace, state: State, place: P
         tracked = tracked_rows(workspace, place.mlflow_uri, storage)
     except (SetupError, CorruptStoreError) as error:
         print_message(
-            f"The results cannot be compared with MLflow. {error} The command uses the "
-            "results of the result store."
+            f"The results cannot be compared with MLflow. {error} The command uses the results in "
+            "the result store."
         )
         return
     for sentence in differences(state.rows(), tracked, place.hint("reconcile", sweep)):
@@ -136,9 +137,9 @@ def no_results(sweep: str, workspace: Workspace, place: Place) -> ConfigError:
     from orchestrator.running.progress import read_run
 
     problem = f"Sweep {sweep!r} has no results yet"
-    hint = f"Run `{place.hint('run', sweep)}`"
+    hint = f"Run the sweep with `{place.hint('run', sweep)}`"
     if read_run(workspace) is not None:
-        problem += ", but it is running"
+        problem += ", but the sweep is running"
         hint = f"Watch the run with `{place.hint('status', sweep)}`"
     elif not workspace.paths.root.is_dir():
         problem += f", and the root {workspace.paths.root} does not exist"

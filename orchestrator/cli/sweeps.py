@@ -45,7 +45,7 @@ def run(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
     except KeyboardInterrupt:
         stored = "All stored results are kept"
         if display.planned:
-            stored = f"{display.done} of {plural(display.planned, 'trial')} are kept"
+            stored = f"The results of {display.done} of {plural(display.planned, 'trial')} are kept"
         raise KeyboardInterrupt(f"{stored}. Continue with `{again}`.") from None
     for line in grouped_failures(summary.failures):
         print_message(line)
@@ -72,7 +72,7 @@ def run(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
 
 
 def tune(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
-    """Search for a good learning rate, weight decay and batch size, and write them as a recipe."""
+    """Search for a good learning rate, weight decay and batch size, and write a recipe file."""
     from orchestrator.planning.sweep_changes import read_changes
     from orchestrator.tuning.search_report import BRIEF, outcome_table
     from orchestrator.tuning.tune_sweep import tune_sweep
@@ -106,8 +106,8 @@ def _warn_about_changed_file(sweep: str, work: SweepWork, command: str) -> None:
         if as_run != load_sweep(file, recipes=work.paths.recipes):
             hint = work.again(command, f"./{file}")
             print_message(
-                f"isweep uses the sweep {sweep} as it last ran, but ./{file} is different. To "
-                f"use the file, run `{hint}`."
+                f"isweep uses the sweep {sweep} as it last ran, but the file ./{file} is "
+                f"different. To use the file, run `{hint}`."
             )
 
 
@@ -115,12 +115,12 @@ def _print_missing_updates(num_updates: int, command: str) -> None:
     """Print the number of updates that MLflow lacks, and the command that sends them."""
     if num_updates:
         print_message(
-            f"MLflow lacks {plural(num_updates, 'update')}. To send them, run `{command}`."
+            f"MLflow lacks {plural(num_updates, 'update')}. To send all updates, run `{command}`."
         )
 
 
 def reconcile(sweep: Sweep, /, *, place: Place = Place()) -> None:
-    """Send to MLflow the results that it lacks, and close its runs that have ended."""
+    """Send missing results to MLflow, and close the runs in MLflow that have ended."""
     from orchestrator.results.stored_results import StoredResults
     from orchestrator.running.reconcile import reconcile_sweep
 
@@ -151,13 +151,13 @@ def plan(
     changes: Changes = (),
     place: Place = Place(),
 ) -> None:
-    """Show the trials of a sweep, which of them are done, and the cost of the others.
+    """Show the trials of a sweep, the number of done trials, and the cost of the other trials.
 
     Args:
-        all_: Print one line per trial instead of one per dataset.
+        all_: Print one line per trial instead of one line per dataset.
         gpu: GPU model to plan for (default: the GPUs of this machine, if any).
-        gpus: Number of GPUs to plan for (default: those of this machine, or as many as one
-            trial needs).
+        gpus: Number of GPUs to plan for (default: the number of GPUs of this machine, or the
+            number that one trial needs).
     """
     from orchestrator.planning.sweep_changes import read_changes
     from orchestrator.running.run_plan import describe_power, plan_run
@@ -242,7 +242,7 @@ def _range_text(values: Sequence[object]) -> str:
     distinct = [value for value in dict.fromkeys(values) if value != ""]
     if len(distinct) <= MAX_DISTINCT:
         return ", ".join(map(str, distinct))
-    return f"{distinct[0]} to {distinct[-1]} ({len(distinct)})"
+    return f"{distinct[0]} to {distinct[-1]} ({len(distinct)} values)"
 
 
 def _obstacles(workspace: Workspace, run_plan: RunPlan) -> Iterator[str]:
@@ -268,10 +268,9 @@ def _obstacles(workspace: Workspace, run_plan: RunPlan) -> Iterator[str]:
     for name, listing in run_plan.changed.items():
         yield (
             f"The files of {name} have other names, sizes or times than the files from which "
-            f"{name} was prepared in this root. `isweep run` reads these "
-            f"{len(listing.items):,} files again, and stops if their images, labels or groups are "
-            "different. If they are other data, give the dataset another name, or use another "
-            "--root."
+            f"{name} was prepared in this root. `isweep run` reads the {len(listing.items):,} "
+            "files again, and stops if images, labels or groups are different. If the files "
+            "contain other data, give the dataset another name, or use another --root."
         )
         yield from format_counts(left_out=listing.excluded, doubtful=listing.flags)
     yield from small_size_notes(workspace.plan)
@@ -285,12 +284,15 @@ def _obstacles(workspace: Workspace, run_plan: RunPlan) -> Iterator[str]:
         measure = shlex.join(["isweep", "measure", item["own"]])
         num_files = f"{item['unopened']:,}"
         yield (
-            f"{item['dataset']} is not prepared in this root: `isweep run` opens its {num_files} "
-            f"files. To check the files before the run, use `{measure}`."
+            f"The dataset {item['dataset']} is not prepared in this root, so `isweep run` first "
+            f"opens {num_files} files. To check the files before the run, use `{measure}`."
         )
         yield from format_counts(left_out=item["left_out"], doubtful=item["doubtful"])
     if known_datasets:
         named = ", ".join(known_datasets[:MAX_UNPREPARED])
         if len(known_datasets) > MAX_UNPREPARED:
             named += f" and {len(known_datasets) - MAX_UNPREPARED} more"
-        yield f"Not prepared: {named}. See what each dataset needs with `isweep datasets NAME`."
+        yield (
+            f"Datasets that are not prepared: {named}. See what a dataset needs with `isweep "
+            "datasets NAME`."
+        )

@@ -414,6 +414,10 @@ def _gpu_settings() -> dict[str, int]:
     return {}
 
 
+class RayStartError(SetupError):
+    """Error for a private cluster that did not start."""
+
+
 @contextlib.contextmanager
 def _started_with_retries(
     ray: Any, mps: PrivateMps | None = None, **settings: Any
@@ -436,7 +440,7 @@ def _started_with_retries(
                     hint = "Run `isweep doctor` to look for the cause"
                     if is_busy:
                         hint = "End other programs, and run the same command again"
-                    raise SetupError(
+                    raise RayStartError(
                         f"Ray did not start on this machine: {reason}", hint=hint
                     ) from error
                 log.warning("Ray did not start, so isweep tries again: %s", reason)

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from orchestrator.machine.cluster import connect
+from orchestrator.machine.cluster import RayStartError, connect
 from orchestrator.machine.gpu_problems import Problem, gpu_problems, run_on_nodes
 from orchestrator.machine.gpus.records import NodeGpus
 from orchestrator.machine.gpus.this_machine import check_driver, gpus_here
@@ -226,13 +226,22 @@ def _check_cluster(address: str | None, node_checks: list[Check]) -> Outcome:
     """Connect to a cluster. If it is a running cluster, add the checks of its nodes to
     ``node_checks``.
     """
-    with connect(address, dashboard=False) as cluster:
-        if address is not None:
-            node_checks += check_nodes()
+    try:
+        with connect(address, dashboard=False) as cluster:
+            if address is not None:
+                node_checks += check_nodes()
+            return Outcome(
+                True,
+                f"{plural(cluster.num_nodes, 'node')}, {plural(cluster.num_cpus, 'CPU')}, "
+                f"{plural(cluster.num_gpus, 'GPU')}",
+            )
+    except RayStartError as error:
+        # The hint of this error would be to run this command.
         return Outcome(
-            True,
-            f"{plural(cluster.num_nodes, 'node')}, {plural(cluster.num_cpus, 'CPU')}, "
-            f"{plural(cluster.num_gpus, 'GPU')}",
+            False,
+            error.problem,
+            "Fix the other checks of this command that failed. If all are ok, end other "
+            "programs, or restart the machine",
         )
 
 

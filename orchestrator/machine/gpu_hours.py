@@ -46,8 +46,8 @@ class MeasuredTimes:
 
     @classmethod
     def of_parts(cls, values: Mapping[str, Any], graphs: Collection[str]) -> MeasuredTimes:
-        """Return the times that the results of a GPU check contain. Networks without a result
-        are missing.
+        """Return the times that the results of a GPU check contain. Networks without
+        a result are left out.
 
         Args:
             values: measured values of the check, by part.

@@ -40,14 +40,16 @@ def measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Mea
     kind = detect_own_kind(path)
     if kind is not None and path.stat().st_size > MAX_HELD_BYTES:
         raise ConfigError(
-            f"{path.name} has {path.stat().st_size / 2**30:.1f} GiB, but isweep can measure "
-            "more than 2 GiB of images only after it has resized them",
-            hint="Add --image-size, for example with the side length of the stored images",
+            f"{path.name} has {path.stat().st_size / 2**30:.1f} GiB, but without --image-size, "
+            "isweep measures only files of at most 2 GiB",
+            hint="Add --image-size with the side of the stored images, for example "
+            "`--image-size 224`",
         )
     unfit = sorted(set(request.own_options) - ONLY_FOR_ARRAYS)
     if unfit:
         raise ConfigError(
-            f"{path.name} is a file of arrays, for which {options_text(unfit)} cannot be used",
+            f"{options_text(unfit)} cannot be used with {path.name}, because {path.name} is a file "
+            "of arrays",
             hint=f"Remove {options_text(unfit)}",
         )
     # A .npy file has no kind of its own. isweep checks its options as the options of an .npz
@@ -130,7 +132,7 @@ def _load_npy(path: Path) -> Images:
     except (OSError, ValueError, EOFError) as error:
         raise DataError(
             f"{path.name} cannot be read as one numeric array: {str(error).splitlines()[0]}",
-            hint="Save the array with `numpy.save(PATH, array)`",
+            hint=f"Save the array with `numpy.save({path.name!r}, array)`",
         ) from None
 
 
@@ -146,8 +148,8 @@ def _read_labels(path: Path, own_data: UserSourceSpec) -> Labels:
         values = np.array(lines[0].split() if len(lines) == 1 else lines, np.str_)
     if values.ndim != 1 or values.dtype.kind not in "uibfUS":
         raise DataError(
-            f"{path.name} has an array of type {values.dtype} and shape {values.shape} "
-            "instead of one label per image",
+            f"{path.name} must contain one label per image, but contains an array of type "
+            f"{values.dtype} and shape {values.shape}",
             hint="Save the labels as a one-dimensional array of numbers or text",
         )
     return name_labels(values.tolist(), own_data, first=0 if is_array else 1)

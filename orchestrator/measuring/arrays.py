@@ -38,8 +38,8 @@ def measure_arrays(data: LabeledImages, request: MeasureRequest, executor: Execu
     if request.class_pair is not None:
         if data.labels is None:
             raise ConfigError(
-                "A class pair needs labels, but these images have none",
-                hint="Add labels (`--labels FILE`)",
+                "A class pair needs labels, but the images have no labels",
+                hint="Add labels, for example `--labels labels.txt`",
             )
         rows = rows_of_pair(data.labels, data.label_names, request.class_pair)
         data = replace(data, images=data.images[rows], labels=data.labels[rows])
@@ -194,8 +194,10 @@ def rows_of_pair(labels: Codes, names: Names, pair: tuple[str, str]) -> Codes:
         codes.append(index_of_name.get(name, index_of_text.get(name, -1)))
     if -1 in codes or codes[0] == codes[1]:
         known_classes = ", ".join(names[:MAX_NAMED] or tuple(index_of_text))
+        missing = [name for name, code in zip(pair, codes, strict=True) if code == -1]
         problem = (
-            f"The class pair {' '.join(pair)} contains a class that does not occur in the data"
+            f"The class pair {' '.join(pair)} cannot be used: no image of the data has the class "
+            f"{' or '.join(missing)}"
         )
         if codes[0] == codes[1] != -1:
             problem = f"The class pair {' '.join(pair)} contains the same class twice"

@@ -22,8 +22,8 @@ def draw_pair(figure: Figure, measured: Measured) -> None:
     sharpness = measured.record.label_sharpness
     if not sharpness or not sharpness.pair or not measured.pair_images or not measured.pair_labels:
         raise DataError(
-            "No pair can be drawn, because no two images with different labels were measured",
-            hint="Use images of at least two classes, with their labels",
+            "No pair can be drawn, because isweep measured no two images with different labels",
+            hint="Measure images of at least two classes, with their labels",
         )
     panels = zip(
         figure.subplots(1, 2),

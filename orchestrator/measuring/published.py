@@ -82,10 +82,10 @@ def describe(measured: Measured) -> list[str]:
     if estimate is not None and estimate.value is not None:
         below = sum(row["d_data"] < estimate.value for row in rows)
         lines.append(
-            f"The intrinsic dimension {estimate.value:.1f} (mle, as in the study) is "
-            f"{_level(below, len(rows))}: higher than that of {below} of the {len(rows)} "
-            "published datasets, at their train size nearest to yours. By the law, a higher "
-            "dimension needs more images for the same loss."
+            f"The intrinsic dimension {estimate.value:.1f} (estimator mle, as in the study) is "
+            f"{_level(below, len(rows))}. Published datasets with a lower intrinsic dimension: "
+            f"{below} of {len(rows)}, at the published train size that is nearest to yours. By the "
+            "law, a higher dimension needs more images for the same loss."
         )
     sharpness = record.label_sharpness
     if sharpness is not None and sharpness.value is not None:
@@ -95,11 +95,11 @@ def describe(measured: Measured) -> list[str]:
             definition = "K_F" if sharpness.sample_range is None else "K_F of samples"
             lines.append(
                 f"The label sharpness {sharpness.value:.3g} ({definition}) is "
-                f"{_level(below, len(published))}: "
-                f"higher than {below} of the {len(published)} published values, converted to "
-                "your pixel range, side and channels. By the law, sharper labels give a "
-                "higher loss and a network that is easier to attack. This rank is rough: the "
-                "published values are estimated from samples of pairs."
+                f"{_level(below, len(published))}. Published datasets with a lower label "
+                f"sharpness: {below} of {len(published)}, after conversion to your pixel range, "
+                "side and number of channels. By the law, sharper labels give a higher loss and "
+                "a network that is easier to attack. The comparison is rough, because the "
+                "published values are estimated from samples of pairs of images."
             )
     return lines + list(record.notes)
 

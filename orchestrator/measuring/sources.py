@@ -89,9 +89,10 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
     is_prepared = (path / MARKER).exists()
     if request.own_options and (is_dataset_name or is_prepared):
         raise ConfigError(
-            f"The classes and pixel values of {path.name} cannot be changed, so "
-            f"{options_text(request.own_options)} cannot be used",
-            hint="Remove these options, or use the path of the original images",
+            f"{options_text(request.own_options)} cannot be used with {path.name}, because the "
+            "classes and pixel values of a known or prepared dataset are fixed",
+            hint=f"Remove {options_text(request.own_options)}, or use the path of the original "
+            "images",
         )
     if is_dataset_name:
         dataset = dataset_spec(request.source)
@@ -113,7 +114,8 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
         raise ConfigError(
             f"--image-size cannot be used with {path.name}, because isweep does not resize "
             "images of .npy files",
-            hint="Save images and labels together as .npz, or remove --image-size",
+            hint="Remove --image-size, or save images and labels in an .npz file with "
+            "`numpy.savez('images.npz', images=images, labels=labels)`",
         )
     own_data = own_source(data_kind(path), path, request)
     dataset = user_dataset_spec(OWN_NAME, own_data)
@@ -123,7 +125,7 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
         hint = error.hint
         inner = _folder_of_classes(path)
         if inner is not None:
-            hint = f"Try the folder {inner}, which has a subfolder per class"
+            hint = f"Try the folder {inner}, which has one subfolder per class"
         raise DataError(_problem_with_path(error.problem, request), hint=hint) from error
 
 
@@ -175,11 +177,11 @@ def _check_exists(path: Path, source: str) -> None:
             hint="Download the data, and use the path of the folder or file",
         )
     hint = (
-        f"Give a folder, a file or a known dataset: {', '.join(sorted(DATASETS))}. "
-        f"{missing_path_hint(path)}"
+        "Give the path of a folder or file, or the name of a known dataset: "
+        f"{', '.join(sorted(DATASETS))}. {missing_path_hint(path)}"
     )
     raise ConfigError(
-        f"{source} is neither an existing path nor a known dataset", hint=hint.rstrip()
+        f"{source} is neither an existing path nor the name of a known dataset", hint=hint.rstrip()
     )
 
 
@@ -200,7 +202,7 @@ def _check_options(
     if measures_as_stored and request.channels != 1:
         raise ConfigError(
             f"--channels cannot be used, because the images of {path.name} are measured as stored",
-            hint="Remove --channels, or add --image-size",
+            hint="Remove --channels" if is_npy else "Remove --channels, or add --image-size",
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from ruamel.yaml.events import (
     Event,
     ScalarEvent,
 )
-from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.parser import Parser
 
 from search_spaces.errors import ConfigError
@@ -37,7 +38,14 @@ LINE_WIDTH = 100
 """Line length of written YAML, characters."""
 MAX_SHOWN = 60
 """Largest number of characters of a value that a message quotes."""
-UNWANTED_TYPES = (":timestamp", ":merge", ":value")
+SEPARATORS = {
+    "\x85": "next line, U+0085",
+    "\u2028": "line separator, U+2028",
+    "\u2029": "paragraph separator, U+2029",
+}
+"""Invisible characters that YAML may read as the end of a line. Most editors do not show them
+as one. They come from copied text."""
+UNWANTED_TYPES = (":timestamp", ":value")
 """Endings of the names of YAML types. A text without quotes may become a value of one of these
 types."""
 
@@ -61,7 +69,7 @@ class _ParserError:
 
 
 PARSER_ERRORS = (
-    _ParserError("character '\\t'", "has a tab", "Indent with spaces"),
+    _ParserError("character '\\t'", "has a tab", "Replace the tab by spaces"),
     _ParserError(
         "cannot start any token",
         "has a character that no value can begin with",
@@ -174,10 +182,14 @@ def read_plain(text: str, origin: str) -> object:
             has the line and column.
     """
     reader = YAML(typ="safe", pure=True)
-    reader.Parser = partial(_PlainParser, origin=origin)
+    reader.Parser = partial(_PlainParser, origin=origin, text=text)
     try:
         return reader.load(text)
     except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        separator = _last_separator(text, 0, mark.index + 1)
+        if separator is not None:
+            raise _separator_error(text, separator, origin) from None
         raise _located(error, origin) from None
     except (YAMLError, ValueError) as error:
         raise ConfigError(
@@ -201,9 +213,69 @@ def _located(error: MarkedYAMLError, origin: str) -> ConfigError:
     return ConfigError(f"{_place(origin, mark)} is not YAML: {message}", hint="Correct the line")
 
 
+def _last_separator(text: str, start: int, stop: int) -> int | None:
+    """Return the index of the last invisible separator in ``text[start:stop]``, or None."""
+    index = max(text.rfind(separator, start, stop) for separator in SEPARATORS)
+    return None if index < 0 else index
+
+
+def _separator_error(text: str, index: int, origin: str) -> ConfigError:
+    """Return the error for an invisible separator.
+
+    The parser counts a separator as the end of a line, but an editor does not. So the line is
+    counted here.
+    """
+    line = text.count("\n", 0, index) + 1
+    column = index - text.rfind("\n", 0, index)
+    return ConfigError(
+        f"{origin}, line {line}, column {column} has an invisible character "
+        f"({SEPARATORS[text[index]]})",
+        hint="Remove the character, or type the line again",
+    )
+
+
 def _place(origin: str, mark: StreamMark) -> str:
     """Return a place in a document as text."""
     return f"{origin}, line {mark.line + 1}, column {mark.column + 1}"
+
+
+def line_of(text: str, keys: Sequence[int | str]) -> int | None:
+    """Return the line of a value in a document, or None if the document has no such value.
+
+    Args:
+        text: A document that :func:`read_plain` can read.
+        keys: Keys that lead to the value. For a list, a key is an index, or the ``name`` of a
+            mapping in the list.
+    """
+    node: Node | None = YAML(typ="safe", pure=True).compose(text)
+    line = None
+    for key in keys:
+        child = None
+        if isinstance(node, MappingNode):
+            child = _child_of(node, str(key))
+        elif isinstance(node, SequenceNode):
+            child = _item_of(node, key)
+        if child is None:
+            return None
+        line, node = child
+    return line
+
+
+def _child_of(node: MappingNode, key: str) -> tuple[int, Node] | None:
+    """Return the line of a key of a mapping, with the key's value; None if there is no such key."""
+    for key_node, value_node in node.value:
+        if key_node.value == key:
+            return key_node.start_mark.line + 1, value_node
+    return None
+
+
+def _item_of(node: SequenceNode, key: int | str) -> tuple[int, Node] | None:
+    """Return the line of an item of a list, with the item; None if there is no such item."""
+    for index, item in enumerate(node.value):
+        name = _child_of(item, "name") if isinstance(item, MappingNode) else None
+        if index == key or (name is not None and name[1].value == key):
+            return item.start_mark.line + 1, item
+    return None
 
 
 def not_a_mapping(origin: str, content: object, hint: str) -> ConfigError:
@@ -258,11 +330,13 @@ class _PlainParser(Parser):
     Args:
         loader: The YAML reader that uses this parser.
         origin: Name of the document in messages.
+        text: The document.
     """
 
-    def __init__(self, loader: YAML, *, origin: str) -> None:
+    def __init__(self, loader: YAML, *, origin: str, text: str) -> None:
         super().__init__(loader)
         self._origin = origin
+        self._text = text
         self._num_events = 0
         self._depth = 0
 
@@ -284,6 +358,10 @@ class _PlainParser(Parser):
                 f"{self._origin} has more than {MAX_VALUES:,} values",
                 hint="Split the file, or correct the path",
             )
+        if isinstance(event, ScalarEvent) and event.implicit[0]:
+            separator = _last_separator(self._text, event.start_mark.index, event.end_mark.index)
+            if separator is not None:
+                raise _separator_error(self._text, separator, self._origin)
         refusal = _refusal_of(self.loader, event)
         if self._depth > MAX_NESTING:
             refusal = _Refusal(
@@ -306,6 +384,8 @@ def _refusal_of(reader: YAML, event: Event) -> _Refusal | None:
         return _Refusal(f"the tag {str(tag)[:MAX_SHOWN]}", "Remove the tag")
     if isinstance(event, ScalarEvent) and event.implicit[0]:
         resolved = reader.resolver.resolve(ScalarNode, event.value, event.implicit)
+        if str(resolved).endswith(":merge"):
+            return _Refusal("the merge key <<", "Remove it, and write all keys in this place")
         if str(resolved).endswith(UNWANTED_TYPES):
             value = repr(event.value[:MAX_SHOWN])
             return _Refusal(f"{value} without quotes", "Put the text in quotes")

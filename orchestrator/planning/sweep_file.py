@@ -56,11 +56,13 @@ class _Document:
         content: Keys and values.
         origin: Name of the file in messages.
         folder: Folder to which the relative paths in the file refer.
+        text: Text of the file. It is empty if the sweep does not come from a file.
     """
 
     content: dict[str, Any]
     origin: str
     folder: Path = Path()
+    text: str = ""
 
 
 def load_sweep(
@@ -118,7 +120,7 @@ def _read(source: SweepSource) -> _Document:
                 f"table of images, write a sweep file with `isweep init {path}`",
             )
         text = read_file(path, "sweep file", "preset", preset_names())
-        document = _Document(_parse(text, str(source)), str(source), path.parent)
+        document = _Document(_parse(text, str(source)), str(source), path.parent, text)
         # The folder of the sweep file may contain the Python modules of your own networks.
         find_modules_in(path.parent)
         return document
@@ -145,7 +147,7 @@ def parse_sweep(text: str, *, origin: str, folder: Path | None = None) -> SweepS
         origin: Name of the file in messages.
         folder: Folder in which paths of recipe files start. None means the working directory.
     """
-    return _spec_of(_Document(_parse(text, origin), origin, folder or Path()), {}, None)
+    return _spec_of(_Document(_parse(text, origin), origin, folder or Path(), text), {}, None)
 
 
 def _parse(text: str, origin: str) -> dict[str, Any]:
@@ -189,11 +191,14 @@ def _spec_of(document: _Document, changes: Mapping[str, object], recipes: Path |
         for index, choice in enumerate(content["datasets"]):
             if isinstance(choice, str):
                 content["datasets"][index] = {"name": choice}
+    has_empty_recipe = "recipe" in content and content["recipe"] is None
     resolved = resolve_recipe(
         content.pop("recipe", None), content.get("name"), document.folder, recipes
     )
     if resolved.recipe is not None:
         content["recipe"] = resolved.recipe
+    elif has_empty_recipe:
+        content["recipe"] = None  # the message says that the key has no value
     origin = document.origin
     if changes:
         origin = f"{origin} with changed values of {', '.join(map(str, changes))}"
@@ -203,7 +208,9 @@ def _spec_of(document: _Document, changes: Mapping[str, object], recipes: Path |
             _plain_json(content, document.origin), by_alias=True, by_name=False
         )
     except ValidationError as error:
-        raise_problems(_problems_of(error.errors(), content, origin))
+        # A changed value has no line in the file.
+        text = "" if changes else document.text
+        raise_problems(_problems_of(error.errors(), content, origin, text))
         raise
     raise_problems(unknown_names(spec.model_dump(by_alias=True)))
     if resolved.tuned is not None:
@@ -212,7 +219,7 @@ def _spec_of(document: _Document, changes: Mapping[str, object], recipes: Path |
 
 
 def _problems_of(
-    details: list[ErrorDetails], content: dict[str, Any], origin: str
+    details: list[ErrorDetails], content: dict[str, Any], origin: str, text: str
 ) -> list[SweepError]:
     """Return all mistakes of a sweep file: pydantic's errors and unknown names."""
     places = [detail["loc"] for detail in details]
@@ -221,9 +228,17 @@ def _problems_of(
     problem_at: dict[tuple[int | str, ...], SweepError] = {}
     for detail in details:
         if not _is_consequence(detail, places):
-            problem_at[keys_in_file(detail["loc"], content)] = problem_of(detail, origin, content)
+            problem_at[keys_in_file(detail["loc"], content)] = problem_of(
+                detail, origin, content, text
+            )
     problems = list(problem_at.values())
-    if () not in places and not content.get("datasets") and not content.get("worlds"):
+    is_named = ("datasets",) in problem_at
+    if (
+        () not in places
+        and not is_named
+        and not content.get("datasets")
+        and not content.get("worlds")
+    ):
         problems.append(ConfigError(f"{origin} has neither `datasets` nor `worlds`", hint=DATASET))
     if isinstance(content.get("models"), list) and isinstance(content.get("datasets"), list):
         problems += unknown_names(content)

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from orchestrator.planning.plain_yaml import line_of
 from search_spaces.datasets import DATASETS, dataset_spec
 from search_spaces.errors import (
     MAX_SHOWN,
@@ -58,13 +59,16 @@ def raise_problems(problems: list[SweepError]) -> None:
     raise_all(shown)
 
 
-def problem_of(detail: ErrorDetails, origin: str, document: Mapping[str, Any]) -> ConfigError:
+def problem_of(
+    detail: ErrorDetails, origin: str, document: Mapping[str, Any], text: str = ""
+) -> ConfigError:
     """Convert one of pydantic's errors to an error with the key and value of the sweep file.
 
     Args:
         detail: Pydantic's error.
         origin: Name of the file in messages.
         document: Content of the file.
+        text: Text of the file. If it is empty, the message has no line.
     """
     keys = detail["loc"]
     if not keys:  # a rule about several keys
@@ -77,6 +81,9 @@ def problem_of(detail: ErrorDetails, origin: str, document: Mapping[str, Any]) -
         kind = "value" if isinstance(keys[-1], int) else "key"
         hint = EXAMPLES.get(keys[0], f"Add this {kind}")
         return ConfigError(f"The {kind} `{dotted}` is missing", hint=hint)
+    if detail["input"] is None:
+        line = line_of(text, file_keys) if text else None
+        return _no_value(file_keys, "" if line is None else f"{origin}, line {line}: ")
     return _wrong_value(detail, file_keys)
 
 
@@ -156,6 +163,22 @@ def _wrong_value(detail: ErrorDetails, keys: Sequence[int | str]) -> ConfigError
     if isinstance(value, dict):
         return ConfigError(f"`{dotted}`: {rule}")
     return broken_rule(_numbered(keys), shown, rule)
+
+
+def _no_value(keys: Sequence[int | str], place: str) -> ConfigError:
+    """Return the error for a key without a value, or with the value ``null``.
+
+    Args:
+        keys: The keys that lead to the value.
+        place: Beginning of the message, with the file and the line. It may be empty.
+    """
+    hint = "Write a value"
+    if len(keys) == 1:
+        field = _fields_by_key(SweepSpec).get(str(keys[0]))
+        is_required = field is not None and field.is_required()
+        hint = "Write a value after the colon" if is_required else f"{hint}, or remove the key"
+        hint = {**EXAMPLES, "datasets": DATASET}.get(keys[0], hint)
+    return ConfigError(f"{place}{_numbered(keys)} has no value", hint=hint)
 
 
 def _list_hint(value: object, keys: Sequence[int | str]) -> str:

@@ -120,7 +120,7 @@ CALIBRATION_ERROR = _score(
     "calibration_error", "expected calibration error on the test images, with 15 bins", "fraction"
 )
 NUM_CLASSES = _score("num_classes", "number of classes n; the chance loss is ln n")
-NUM_EPOCHS = _score("num_epochs", "number of epochs that the network was trained", "epochs")
+NUM_EPOCHS = _score("num_epochs", "number of training epochs", "epochs")
 BEST_EPOCH = _score(
     "best_epoch",
     "epoch with the smallest test loss; isweep tests the network after about ten of the epochs",

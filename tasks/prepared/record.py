@@ -330,7 +330,7 @@ def _count_formats(parts: Sequence[PartMetadata]) -> Counter[str]:
 
 
 def size_flags(parts: Sequence[PartMetadata], side: int) -> dict[str, int]:
-    """Return flags for images that are enlarged or stretched, and for different image sizes.
+    """Return flags on image sizes: enlarged, stretched and unequal images, each with a number.
 
     Enlarging an image adds interpolated pixels. So the intrinsic dimension d_data of enlarged
     images is lower than that of the raw images.

@@ -85,7 +85,7 @@ SOURCES: dict[str, SourceRow] = {
     "npz": SourceRow(
         "tasks.sources.arrays.listing:npz",
         own_kind=OwnKind(
-            "an .npz with arrays images and labels, x and y, or MedMNIST's",
+            "an .npz file with the arrays images and labels, or x and y, or a file of MedMNIST",
             extensions=(".npz",),
             options=("pixel_range",),
         ),

@@ -96,8 +96,8 @@ def _image_files(names: Iterable[str], request: RawRequest) -> list[str]:
             configs.add(folder.parent if is_split_word(folder.name) else folder)
     if len(configs) > 1:
         raise request.error(
-            "the folder contains several configurations of a Hugging Face dataset, each with "
-            f"splits: {', '.join(sorted(map(str, configs))[:5])}",
+            "the folder contains several configurations of a Hugging Face dataset, for example "
+            f"{' and '.join(sorted(map(str, configs))[:2])}",
             hint="Use the folder of one configuration, or move all files into one folder",
         )
     return files
@@ -170,7 +170,7 @@ def _read_table(name: str, request: RawRequest) -> _ParquetTable:
     """Read the columns of a file, without its images.
 
     Raises:
-        DataError: The file is damaged, or has no columns of images and labels.
+        DataError: The file is damaged, or a column of images or labels is missing or occurs twice.
     """
     import pyarrow as pa
 

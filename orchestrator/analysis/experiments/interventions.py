@@ -197,17 +197,19 @@ def _moved_shares(
 def _gate(points: pd.DataFrame, arm: Arm, base: str | None) -> Gate:
     """Check an arm by its measures at the largest train size that the arm and its base share."""
     if base is None:
-        return Gate(arm=arm, reason=f"world {arm.world} has no base")
+        return Gate(arm=arm, reason=f"world {arm.world} has no base dataset")
     sharpness = _log_ratio(points, LABEL_SHARPNESS, arm.dataset, base)
     dimension = _log_ratio(points, D_DATA_MLE, arm.dataset, base)
     if sharpness is None or dimension is None:
-        reason = "d_data or K_F was not measured at a train size that both have"
+        reason = (
+            "d_data or K_F was not measured at a train size that the arm and its base dataset share"
+        )
         return Gate(arm=arm, reason=reason)
     reasons = []
     if arm.moves == "sharpness" and abs(sharpness) < MOVED:
-        reasons.append("K_F moved too little")
+        reasons.append("K_F changed too little")
     if arm.moves == "dimension" and abs(dimension) < MOVED_DIMENSION:
-        reasons.append("d moved too little")
+        reasons.append("d changed too little")
     if arm.moves == "dimension" and abs(sharpness) >= HELD:
         reasons.append(f"|Δ log K_F| is {HELD:g} or more")
     if arm.moves != "dimension" and abs(dimension) >= HELD:

@@ -47,7 +47,7 @@ def _controls(gates: Sequence[Gate], effects: Sequence[Effect]) -> Iterator[str]
         for gate in gates:
             if gate.counts and gate.arm.moves == "nothing":
                 changes.append(abs(gate.sharpness_moved or 0))
-        verb = "changed" if effect.told_from_zero else "did not change beyond its interval"
+        verb = "changed" if effect.told_from_zero else "did not change detectably"
         yield (
             "In controls, which change nothing that is learned, K_F changed by up to a factor of "
             f"{number(float(np.exp(max(changes))))}. In these controls, log {effect.response} "
@@ -77,8 +77,8 @@ def _on_all_images(effect: Effect) -> str:
     worlds = _worlds(effect)
     if effect.interval is None:
         return (
-            f"{start}it is undecided whether log {effect.response} follows ({worlds} with "
-            "such an arm; an interval needs at least 3 worlds with scatter)."
+            f"{start}it is undecided whether log {effect.response} follows K_F ({worlds} "
+            "with a usable arm; an interval needs at least 3 worlds with scatter)."
         )
     return (
         f"{start}log {effect.response} {_follows(effect)} ({effect.estimand} = "
@@ -89,7 +89,7 @@ def _on_all_images(effect: Effect) -> str:
 
 def _direction(effect: Effect) -> str:
     """Return words on the direction in which the law lets the response change as K_F rises."""
-    return "rises with it" if effect.theory > 0 else "falls as it rises"
+    return "rises with K_F" if effect.theory > 0 else "falls as K_F rises"
 
 
 def _follows(effect: Effect) -> str:
@@ -101,8 +101,8 @@ def _follows(effect: Effect) -> str:
     agrees = low <= 1 <= high
     if not effect.told_from_zero:
         if agrees:
-            return "may follow it as the law says or not at all"
-        return "does not follow it as the law says"
+            return "may follow K_F as the law says or not at all"
+        return "does not follow K_F as the law says"
     return _rate(effect, low, high)
 
 

@@ -127,7 +127,7 @@ def _why_none(data: StandardRows, effects: Array | None) -> str:
     all_vary = columns.any(axis=0).all()
     if len(effects) > num_terms and all_vary:
         return f"{listing(design.on)} vary only together between groups"
-    return f"it needs {num_terms + 1} groups that differ in {listing(design.on)}"
+    return f"a slope needs {num_terms + 1} groups that differ in {listing(design.on)}"
 
 
 def _confirmed(

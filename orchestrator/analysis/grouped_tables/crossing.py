@@ -44,9 +44,9 @@ class CrossingColumn:
             groups = f"{self.num_groups:,} combinations of {listing(design.groups)}"
         return (
             f"Beware: the values of {self.name} recur in {self.num_recurring:,} of {groups}. Add "
-            f"{self.name} to --groups or --within. If you do not add it, a claim must also hold if "
-            f"rows with the same {self.name} depend on each other. If {self.name} is a "
-            "measurement, drop the column."
+            f"{self.name} to --groups or --within. If you do not add {self.name}, a claim must "
+            f"also hold if rows with the same {self.name} depend on each other. If {self.name} is "
+            "a measurement, drop the column."
         )
 
 

@@ -129,10 +129,12 @@ class Groups:
             shared = set(labels[first]) & set(labels[second])
             if not shared:
                 continue
-            meaning = "the same group. If they are not, write other names in one column."
+            meaning = (
+                "the same group. If they are different groups, write other names in one column."
+            )
             if kind_of[first] != kind_of[second]:
                 meaning = (
-                    "different groups. If they are the same, swap values until each column "
+                    "different groups. If they are the same groups, swap values until each column "
                     "contains nearly all names."
                 )
                 for name in labels.columns:

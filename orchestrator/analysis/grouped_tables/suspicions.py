@@ -74,7 +74,7 @@ def _missing_codes(values: pd.Series) -> Iterator[str]:
         if is_distant or is_only_negative:
             yield (
                 f"Beware: {values.name} is {code:g} in {plural(int(is_code.sum()), 'row')}. "
-                f"The fit uses it as a number. If {code:g} means that the value is missing, "
+                f"The fit uses {code:g} as a number. If {code:g} means that the value is missing, "
                 "leave the cell empty."
             )
 
@@ -88,8 +88,8 @@ def _summary_rows(labels: pd.Series) -> Iterator[str]:
         if words & SUMMARY_WORDS:
             rows = plural(int(num_rows), "row")
             yield (
-                f"Beware: {labels.name} is {label} in {rows}. The fit uses such rows like "
-                "other rows. If they are sums or means of other rows, remove them."
+                f"Beware: {labels.name} is {label} in {rows}. The fit uses these rows like "
+                "all other rows. If they are sums or means of other rows, remove them."
             )
 
 
@@ -110,5 +110,5 @@ def _equal_but_for_spelling(labels: pd.Series) -> Iterator[str]:
         names = listing(sorted(similar)[:MAX_SHOWN])
         yield (
             f"Beware: {labels.name} contains {names}, which differ only in spelling. If "
-            "they mean the same, write them in one way."
+            "these names mean the same, write only one of them."
         )

@@ -53,6 +53,7 @@ def fit_fall(points: pd.DataFrame) -> FallFit:
     slopes_of_curves = _slopes(rows, by=CURVE)
     at_smallest = points.loc[rows.index[rows[TRAIN_SIZE] == rows[TRAIN_SIZE].min()]]
     unfitted = is_unfitted(at_smallest[TRAIN_ACCURACY], at_smallest[NUM_CLASSES])
+    is_fitted = ~is_unfitted(points[TRAIN_ACCURACY], points[NUM_CLASSES])
     return FallFit(
         status="ok",
         num_points=len(rows),
@@ -68,7 +69,24 @@ def fit_fall(points: pd.DataFrame) -> FallFit:
         sign_p=sign_test_p(values),
         by_dataset=slopes,
         by_model=_mean_slopes_of_models(rows),
+        of_fitted=_slope_of_fitted(rows[is_fitted[rows.index]]),
     )
+
+
+def _slope_of_fitted(rows: pd.DataFrame) -> Estimate | None:
+    """Return the mean slope from networks that fit their training images.
+
+    Returns None if no curve of such networks has two train sizes.
+
+    Args:
+        rows: Points of networks that fit their training images.
+    """
+    rows = rows[rows.groupby(CURVE)[TRAIN_SIZE].transform("nunique") > 1]
+    if rows.empty:
+        return None
+    slopes = np.array([*_slopes(rows, by=DATASET).values()])
+    value, error, interval = mean_interval(slopes)
+    return Estimate(name="slope of fitted", value=value, std_error=error, interval=interval)
 
 
 def _mean_slopes_of_models(rows: pd.DataFrame) -> dict[str, float]:

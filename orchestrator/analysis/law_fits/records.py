@@ -122,6 +122,8 @@ class FallFit(Fit):
         sign_p: Two-sided p-value of an exact sign test over datasets.
         by_dataset: Slope of log loss on log N of each dataset, by name of the dataset.
         by_model: Mean slope over datasets of each network, by name of the network.
+        of_fitted: The mean slope from networks that fit their training images; None if no
+            curve of such networks has two train sizes.
     """
 
     kind: Literal["fall"] = "fall"
@@ -134,6 +136,7 @@ class FallFit(Fit):
     sign_p: float | None = None
     by_dataset: dict[str, float] = field(default_factory=dict)
     by_model: dict[str, float] = field(default_factory=dict)
+    of_fitted: Estimate | None = None
 
     @property
     def num_falling(self) -> int:

@@ -58,11 +58,25 @@ def chance_limits_in_words(class_counts: Iterable[int | None]) -> str:
     Returns:
         Text such as ``0.555 for 2 classes``.
     """
+    return _losses_in_words(class_counts, AT_CHANCE_SHARE)
+
+
+def chance_losses_in_words(class_counts: Iterable[int | None]) -> str:
+    """Return the chance loss for each number of classes, such as ``0.693 nat for 2 classes``.
+
+    Args:
+        class_counts: Number of classes of each dataset; None or 0 means unknown.
+    """
+    return _losses_in_words(class_counts, 1.0, unit=" nat")
+
+
+def _losses_in_words(class_counts: Iterable[int | None], share: float, unit: str = "") -> str:
+    """Return a share of the chance loss for each number of classes, as text."""
     counts = sorted({int(count or UNKNOWN_NUM_CLASSES) for count in class_counts})
-    limits = []
+    losses = []
     for count in counts or [int(UNKNOWN_NUM_CLASSES)]:
-        limits.append(f"{number(AT_CHANCE_SHARE * np.log(count))} for {count} classes")
-    return listing(limits)
+        losses.append(f"{number(share * np.log(count))}{unit} for {count} classes")
+    return listing(losses)
 
 
 def has_learned(accuracy: Any, auc: Any, num_classes: Any) -> Any:

@@ -113,7 +113,7 @@ def _check_train_sizes(table: pd.DataFrame) -> None:
         raise DataError(
             f"In {plural(len(wrong), 'row')} of the results table, the train size is not a "
             f"whole number of images, for example {wrong.iloc[0]}",
-            hint="Give train sizes as numbers of images",
+            hint="Give train sizes as numbers of images, such as 500",
         )
 
 

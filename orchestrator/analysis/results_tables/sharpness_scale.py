@@ -75,7 +75,8 @@ def sharpness_scale(table: pd.DataFrame, policy: Policy) -> SharpnessScale:
         )
     elif measured[SCALE_COLUMNS].isna().any(axis=None):
         note = (
-            "The scale of K_F is not fully recorded. It is assumed to be the same for all datasets."
+            "The scale of K_F is not fully recorded. isweep assumes that the scale is the same for "
+            "all datasets."
         )
     return SharpnessScale(
         comparable=len(scales) <= 1 or policy == "ignore",

@@ -44,6 +44,9 @@ LABEL_SHARPNESS_MEANS = (
 K_F."""
 DELTA_MEANS = "δ is the mean distance to the nearest image with another label."
 """Sentence that explains δ in the first answer on δ. Unlike K_F, δ depends on all images."""
+NOT_ABOVE_LEVEL = 1.5
+"""Largest power, as a multiple of the significance level, that a sentence calls no higher than the
+rate of false claims."""
 SIDES: dict[Alternative, str] = {
     "two-sided": "two-sided",
     "rise": "one-sided for a rise",
@@ -270,7 +273,8 @@ def power_sentence(answer: Answer) -> str:
         return detectable_slope(answer.test, answer.num_tests)
     by_chance = ""
     if answer.power < 2 * answer.test_level:
-        by_chance = " That is hardly more often than without any effect."
+        amount = "hardly" if answer.power > NOT_ABOVE_LEVEL * answer.test_level else "no"
+        by_chance = f" That is {amount} more often than without any effect."
     share = in_hundred(answer.power)
     # The verdict also needs a small p by resampling, and resampling detects effects less often
     # than the t test.

@@ -129,7 +129,7 @@ def _subsets(plan: SweepPlan, has_groups: bool) -> Iterator[str]:
             yield "The test set of a dataset is the same for all train sizes."
     if has_groups:
         yield (
-            "Where a dataset lists groups of images, such as patients, no group is in both "
+            "If a dataset lists groups of images, such as patients, no group is in both "
             "training and test set."
         )
     num_cut = 0
@@ -161,7 +161,7 @@ def _training(trials: Sequence[TrialSpec]) -> Iterator[str]:
     seeds = plural(len(_distinct(trials, "network.seed")), "random seed")
     yield f"Each network was trained with {seeds} on each training set."
     yield from _settings(trials)
-    yield "Images were not augmented. All results are those after the last epoch."
+    yield "Images were not augmented. All results were measured after the last epoch."
 
 
 def _settings(trials: Sequence[TrialSpec]) -> Iterator[str]:
@@ -256,7 +256,8 @@ def _computation(num_planned: int, done: Sequence[TrialRecord]) -> Iterator[str]
         if num_split:
             yield (
                 f"For lack of memory, {plural(num_split, 'training')} split each batch into "
-                "parts. Batch norm, where a network has it, then used the statistics of each part."
+                "parts. In networks with batch norm, batch norm then used the statistics of each "
+                "part."
             )
         yield (
             f"The trainings used isweep {versions} and PyTorch {', '.join(sorted(torch_versions))} "

@@ -158,7 +158,8 @@ def _of_pair_slope(
 def _step_between_pairs(slope: Slope, d_data: float | None, attack: str) -> tuple[str, str] | None:
     """Return the effect of doubling N, or of 10 % more K_F or δ, and its interval, both as text.
 
-    Returns None if the slope has no such effect or no interval.
+    Returns None if the question defines no such effect, or if the slope has no value or no
+    interval.
     """
     pair_question = PAIR_QUESTIONS[slope.on]
     if not pair_question.factor or slope.value is None or slope.interval is None:

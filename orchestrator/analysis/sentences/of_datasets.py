@@ -278,6 +278,7 @@ def _fall(fits: ScalingFits) -> Finding | None:
     details += [
         "Every dataset has the same weight. Its networks are averaged.",
         *_of_doubling_by_model(fit),
+        *_of_short_training(fit),
         f"The loss of a single network fell in {counted}.",
         f"{mean_slope}.",
     ]
@@ -287,7 +288,7 @@ def _fall(fits: ScalingFits) -> Finding | None:
         sentences=(
             f"The loss fell from N = {smallest:,} to {largest:,} in {share}.",
             f"{doubling}.",
-            *_of_short_training(fit),
+            *_without_unfitted(fit),
         ),
         details=tuple(details),
     )
@@ -303,19 +304,40 @@ def _of_doubling_by_model(fit: FallFit) -> Iterator[str]:
         yield f"By network, this factor is {listing(factors)}."
 
 
-def _of_short_training(fit: FallFit) -> Iterator[str]:
-    """Yield a sentence on networks that do not fit their training images at the smallest N.
+def _without_unfitted(fit: FallFit) -> Iterator[str]:
+    """Yield a sentence on the factor without networks that do not fit their training images.
 
     With the same number of epochs, a larger N means more optimizer steps. Some networks may
     therefore have a high loss at small N only because they had too few steps.
     """
-    if fit.num_unfitted:
-        verb, whose = ("does", "its") if fit.num_unfitted == 1 else ("do", "their")
-        yield (
-            "More training steps at larger N may contribute: at N = "
-            f"{fit.train_sizes[0]:,}, {fit.num_unfitted} of "
-            f"{plural(fit.num_at_smallest, 'network')} {verb} not fit {whose} training images."
-        )
+    if not fit.num_unfitted:
+        return
+    if fit.of_fitted is None:
+        yield f"More training steps at larger N may contribute: {_unfitted_at_smallest(fit)}."
+        return
+    factor, bounds = multiplied(fit.of_fitted.value, fit.of_fitted.interval, float(np.log(2)))
+    in_parentheses = ""
+    if bounds is not None:
+        in_parentheses = f" ({interval(bounds, null=1.0)})"
+    yield (
+        "Without networks that do not fit their training images, this factor is "
+        f"{factor}{in_parentheses}."
+    )
+
+
+def _of_short_training(fit: FallFit) -> Iterator[str]:
+    """Yield a sentence on the reason of a lower factor without unfitted networks."""
+    if fit.num_unfitted and fit.of_fitted is not None:
+        yield f"More training steps at larger N may contribute: {_unfitted_at_smallest(fit)}."
+
+
+def _unfitted_at_smallest(fit: FallFit) -> str:
+    """Return the number of networks that do not fit their training images at the smallest N."""
+    verb, whose = ("does", "its") if fit.num_unfitted == 1 else ("do", "their")
+    return (
+        f"at N = {fit.train_sizes[0]:,}, {fit.num_unfitted} of "
+        f"{plural(fit.num_at_smallest, 'network')} {verb} not fit {whose} training images"
+    )
 
 
 def _of_all_datasets(count: int, total: int) -> str:
@@ -358,8 +380,7 @@ def _exponent(fits: ScalingFits) -> Finding:
         above_the_law = [_above_the_law(fits)]
         short = (*short, _against_the_law(against_bound))
         if not (falls.is_decided or against_bound.is_decided):
-            # The previous finding states that the loss fell. This explains why b is uncertain.
-            short = (*short, *heaviest)
+            short = (*short, *_why_uncertain(fits.fall(), fit.estimates[0]))
             heaviest = []
     short = (*short, *of_other_estimator(fits))
     if claim:
@@ -403,7 +424,7 @@ def of_other_estimator(fits: ScalingFits) -> Iterator[str]:
         place = f" in {plural(fit.num_datasets, 'dataset')}"
     yield (
         f"With d by TwoNN{place}, b is {number(exponent.value)} "
-        f"(95 % interval {interval(exponent.interval)}; exploratory)."
+        f"({interval(exponent.interval)}; exploratory)."
     )
 
 
@@ -432,7 +453,7 @@ def _against_the_law(against_bound: Answer) -> str:
             # An interval that contains 0 and 1 shows neither whether the loss falls nor how
             # fast. A reason can be that a few datasets with low d have most of the weight in
             # this b.
-            conclusion = "b is too uncertain to compare"
+            conclusion = "b is too uncertain"
     return f"Against the law's b = 1, adjusted {adjusted}: {conclusion}."
 
 
@@ -473,6 +494,21 @@ def _heaviest_dataset(exponent: Estimate) -> Iterator[str]:
         heaviest = max(sorted(exponent.weights), key=exponent.weights.__getitem__)
         share = percent(exponent.weights[heaviest])
         yield f"One dataset, {heaviest}, has {share} of the weight in this b."
+
+
+def _why_uncertain(fall: FallFit, exponent: Estimate) -> Iterator[str]:
+    """Yield a sentence on the dataset with the largest weight in an undecided exponent.
+
+    If the loss fell in all datasets, the previous finding says so, and b seems to contradict it.
+    """
+    if fall.num_falling != fall.num_datasets or fall.num_datasets < 2:
+        yield from _heaviest_dataset(exponent)
+    elif exponent.weights:
+        heaviest = max(sorted(exponent.weights), key=exponent.weights.__getitem__)
+        yield (
+            f"The loss still fell in all {fall.num_datasets} datasets: b gives "
+            f"{percent(exponent.weights[heaviest])} of its weight to {heaviest}."
+        )
 
 
 def _difference_of_factors(fall: FallFit, exponent: Estimate, factor: str) -> Iterator[str]:
@@ -704,7 +740,7 @@ def _of_ratio(fit: RepresentationFit) -> Iterator[str]:
     if fit.median_ratio is not None and not fit.num_unfitted:
         yield f"The median d_repr / d_data is {number(fit.median_ratio)}."
     if fit.num_held == fit.num_points:
-        yield "This agrees with the bound d_repr ≲ d_data."
+        yield "All points agree with the bound d_repr ≲ d_data."
 
 
 def _counts_by_network(fits: ScalingFits) -> str:

@@ -26,18 +26,21 @@ def of_one_dataset(fits: ScalingFits, single: OneDataset) -> Iterator[Finding]:
             details=(single.best_by_size,),
             notes=tuple(filter(None, [single.test_set_line, single.why_no_curves])),
         )
-    of_epochs = {early.model: early.sentence for early in single.early_best}
+    early_best = {early.model: early for early in single.early_best}
     for curve in sorted(single.curves, key=lambda curve: curve.name != single.best_model):
         needed = single.images_for_target(curve.name)
-        reason = ""
+        sentences = [curve.expected_line, needed]
+        details = [f"{curve.name}: {curve.measured_line}"]
         if needed and single.target is not None and curve.name == single.best_model:
-            reason = single.target.reason
+            sentences += [single.target.reason, *single.target_remarks]
+        if curve.name in early_best:
+            sentences.insert(0, early_best[curve.name].advice)
+            details.append(early_best[curve.name].sentence)
         yield Finding(
             question=f"What would more images bring {curve.name}?",
             verdict="described",
-            sentences=tuple(filter(None, [curve.expected_line, needed, reason])),
-            details=(f"{curve.name}: {curve.measured_line}",),
-            notes=tuple(filter(None, [of_epochs.get(curve.name)])),
+            sentences=tuple(filter(None, sentences)),
+            details=tuple(details),
         )
     if single.robustness:
         yield Finding(

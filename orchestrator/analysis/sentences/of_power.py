@@ -21,11 +21,10 @@ def nothing_detectable(test: TTest | LargestCorrelation | None, num_tests: int) 
     if num_others >= max(num_tests, 1):
         return f"This table is too small to detect any effect: {why}"
     others = plural(num_others, "other test")
-    verb = "is" if num_others == 1 else "are"
     level = per_cent_of(verdict_level(num_tests))
     return (
-        f"This table can detect an effect only if {others} of the family {verb} significant. "
-        f"Holm's strictest level is {level}, but {why}"
+        f"On its own, this result cannot be significant: Holm's strictest level is {level}, but "
+        f"{why} First, {others} of the family would have to be significant."
     )
 
 

@@ -8,6 +8,7 @@ from orchestrator.analysis.fits import ScalingFits
 from orchestrator.analysis.results_tables.chance_level import (
     AT_CHANCE_SHARE,
     chance_limits_in_words,
+    chance_losses_in_words,
 )
 from orchestrator.results.columns import attack_columns
 from search_spaces.attacks import ATTACKS
@@ -79,15 +80,15 @@ def _of_tests(fits: ScalingFits) -> Iterator[tuple[str, str]]:
     yield (
         "supported, contradicted",
         "The adjusted p is at most 0.05 and the interval excludes the null value. If the "
-        "estimate is on the expected side, the claim is supported. On the other side, it is "
-        "contradicted.",
+        "estimate is on the expected side, the claim is supported. If the estimate is on the "
+        "other side, the claim is contradicted.",
     )
     if fits.asked_after_seeing:
         yield (
             "suggested",
-            "The effect was detected as in a supported or contradicted answer. But results on "
-            "these images were known when the question or its settings were chosen, so the answer "
-            "confirms nothing.",
+            "The effect was detected by the rule for supported and contradicted answers. But "
+            "results on these images were known when the question or its settings were chosen, so "
+            "the answer confirms nothing.",
         )
     yield (
         "undecided",
@@ -97,7 +98,7 @@ def _of_tests(fits: ScalingFits) -> Iterator[tuple[str, str]]:
     yield (
         "described",
         "The numbers belong to no family of tests, so no verdict follows from them. A p "
-        "beside them is not adjusted.",
+        "beside these numbers is not adjusted.",
     )
     yield "not testable", "The table lacks data that the test needs. The answer says what to add."
     yield (
@@ -129,11 +130,13 @@ def _of_attacks(fits: ScalingFits) -> Iterator[tuple[str, str]]:
 
 
 def _of_losses(fits: ScalingFits) -> Iterator[tuple[str, str]]:
-    limits = chance_limits_in_words(dataset.num_classes for dataset in fits.datasets)
+    class_counts = [dataset.num_classes for dataset in fits.datasets]
+    limits = chance_limits_in_words(class_counts)
+    chance_losses = chance_losses_in_words(class_counts)
     yield (
         "nat",
-        "Unit of the loss, from natural logarithms. 1 nat is 1.44 bits. Guessing between two "
-        "classes has a loss of ln 2 = 0.693 nat.",
+        "Unit of the loss, from natural logarithms. 1 nat is 1.44 bits. Guessing has a loss of "
+        f"{chance_losses}.",
     )
     yield (
         "at chance level",

@@ -38,7 +38,10 @@ def memory_bytes(cost: PassCost) -> float:
 
 
 def peak_bytes(network: NetworkSpec) -> float:
-    """Predict the peak GPU memory of a trial in training, evaluation and attacks, in bytes."""
+    """Predict the peak GPU memory of a trial in bytes: the maximum over all its phases.
+
+    The phases are training, evaluation and attacks.
+    """
     cost = cost_of(network)
     passes = [cost.step, cost.evaluation, cost.attack]
     if scored_epochs(network.recipe.epochs):

@@ -28,7 +28,8 @@ from dataclasses import dataclass
 
 MAX_IGNORED_FAILURES_BY_OTHERS = 4
 """Number of failures by others that do not change a start level, because the other processes
-may end. Each further failure by others may raise a start level."""
+may end. Each further failure by others may raise the start level of a trial or of its
+network."""
 
 
 @dataclass

@@ -226,7 +226,7 @@ def load_images(file: ArrayFile, listing: Listing) -> AnyArray:
         shapes = ", ".join(str(file.header(name).shape) for name in rows_by_array)
         raise DataError(
             f"Training and test images have different shapes: {shapes}",
-            hint="Save all images with the same shape",
+            hint="Give the training and test images the same shape, and save them again",
         ) from None
 
 

@@ -70,8 +70,8 @@ def find_classes(rows: Rows, request: RawRequest) -> list[str]:
     if missing_labels:
         raise request.error(
             f"the label is missing for {rows.describe_rows_with_label(missing_labels)}",
-            hint="Give these images a class, or remove them. To use a blank label, NaN or "
-            "NA as a class, add it to label_map",
+            hint="Give these images a class, or remove them. If a blank label, NaN or "
+            "NA is a class, give it a name in label_map, for example `label_map: {NA: none}`",
         )
     check_class_names(set(class_by_label.values()), request)
     return [class_by_label[raw_label] for raw_label in raw_labels]

@@ -48,8 +48,8 @@ def test_a_message_names_an_unknown_network():
 def test_results_of_another_type_are_refused(results):
     with pytest.raises(
         isweep.SweepError,
-        match=r"results is of type \w+, but must be a sweep, a DataFrame, or the path of a CSV "
-        r"file\. Pass isweep\.open",
+        match=r"`results` has the type \w+, but must be a sweep, a DataFrame, or the path of a CSV "
+        r"file\. Pass, for example, isweep\.open",
     ):
         isweep.learning_curves(results)
 
@@ -82,7 +82,7 @@ def test_a_table_in_place_of_a_record_leads_to_learning_curves(tmp_path):
 def test_a_frame_of_scores_in_place_of_a_record_leads_to_learning_curves():
     with pytest.raises(
         isweep.SweepError,
-        match=r"measured is of type DataFrame, .*isweep\.learning_curves\(results",
+        match=r"`measured` has the type DataFrame, .*isweep\.learning_curves\(results",
     ):
         isweep.predict(TABLE, target_loss=0.3)
 

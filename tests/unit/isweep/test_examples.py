@@ -36,7 +36,7 @@ def test_the_example_of_a_function_gives_its_output(name, root, monkeypatch):
 
 
 def test_python_has_a_function_for_every_command_about_results():
-    for group in ("Sweeps", "Results", "Ahead"):
+    for group in ("Sweeps", "Results", "Predictions"):
         for command in COMMANDS[group]:
             name = command.__name__
             assert name in isweep.__all__ or name in (

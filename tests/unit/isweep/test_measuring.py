@@ -97,7 +97,9 @@ def test_floats_are_scaled_as_the_command_scales_them(images, record):
 def test_a_file_whose_parts_may_have_two_scales_is_refused(images, tmp_path):
     arrays = {"train_labels": LABELS[:30], "test_labels": LABELS[30:], "train_images": images[:30]}
     np.savez(tmp_path / "mixed.npz", **arrays, test_images=images[30:] / 255)
-    with pytest.raises(SweepError, match="stored as float64, uint8, so their scales may differ"):
+    with pytest.raises(
+        SweepError, match=r"several types \(float64, uint8\), so their scales may differ"
+    ):
         isweep.measure(tmp_path / "mixed.npz")
 
 
@@ -145,7 +147,9 @@ def test_equal_images_with_different_labels_are_counted_in_the_summary(images):
     repeated = images.copy()
     repeated[1] = repeated[0]
     summary = repr(isweep.measure(repeated, LABELS))
-    assert summary.endswith("1 duplicate left out, 1 of them with another label")
+    assert summary.endswith(
+        "1 duplicate left out, 1 duplicate with another label than the equal image"
+    )
 
 
 def test_a_value_just_below_black_does_not_mean_another_scale(images, record):
@@ -186,11 +190,21 @@ FOUR_LABELS = [0, 1, 2, 0]
             "absent",
             None,
             {},
-            "absent is neither an existing path nor a known dataset. Give a folder",
+            "absent is neither an existing path nor the name of a known dataset. Give the path",
         ),
-        (".", [1, 2], {}, "The images are a folder, but labels of type list .*Remove labels"),
+        (
+            ".",
+            [1, 2],
+            {},
+            "`images` is the folder .*, but you also passed `labels` of the type list. Remove",
+        ),
         (FOUR_IMAGES, None, {"train_size": [2]}, "'train_size'. Did you mean 'train_sizes'"),
-        ("x.npy", [1, 2], {}, "The images are a file, but the labels are of type list"),
+        (
+            "x.npy",
+            [1, 2],
+            {},
+            "`images` is the file or dataset x.npy, but `labels` has the type list",
+        ),
         (FOUR_IMAGES, [1], {}, r"The labels have the shape \(1,\), but there are 4 images"),
         (FOUR_IMAGES, [None] * 4, {}, "^The label is missing for"),
         (FOUR_IMAGES, [float("nan"), 1.0] * 2, {}, "^The label is missing for"),
@@ -237,8 +251,8 @@ FOUR_LABELS = [0, 1, 2, 0]
             np.zeros((4, 6, 8)),
             [0, 1] * 4,
             {},
-            r"has the shape \(4, 6, 8\), and there are 8 labels, so its last axis seems to count "
-            r"the images\. Make it the first axis, with numpy\.moveaxis\(images, -1, 0\)",
+            r"has the shape \(4, 6, 8\), and there are 8 labels, so the last axis of the array seems "
+            r"to count the images\. Make the last axis the first axis: images = numpy\.moveaxis\(",
         ),
         (
             FOUR_IMAGES,
@@ -256,37 +270,37 @@ FOUR_LABELS = [0, 1, 2, 0]
             FOUR_IMAGES,
             FOUR_LABELS,
             {"class_pair": ("0", "7")},
-            "0 7 contains a class that does not occur in the data",
+            "The class pair 0 7 cannot be used: no image of the data has the class 7",
         ),
         (
             FOUR_IMAGES,
             None,
             {"class_pair": ("0", "1")},
-            "A class pair needs labels, but these images have none",
+            "A class pair needs labels, but the images have no labels",
         ),
         (
             FOUR_IMAGES,
             FOUR_LABELS,
             {"class_pair": (0, 1, 2)},
-            r"class_pair is \(0, 1, 2\), which is not a pair of classes",
+            r"`class_pair` is \(0, 1, 2\), but must contain the names of two classes",
         ),
         (
             FOUR_IMAGES,
             FOUR_LABELS,
             {"class_pair": 3},
-            r"class_pair is 3, .*\. Pass two classes, such as",
+            r"`class_pair` is 3, .*\. Pass two names, for example",
         ),
         (
             FOUR_IMAGES,
             None,
             {"image_size": 4},
-            "image_size=4 and channels=1 can be used only with image files",
+            "`image_size=4` and `channels=1` are only for images in files",
         ),
         (
             FOUR_IMAGES,
             None,
             {"channels": 3},
-            "image_size=None and channels=3 can be used only with image files",
+            "`image_size=None` and `channels=3` are only for images in files",
         ),
         ("digits", None, {"channels": 5}, "`channels` is 5, but should be 1 or 3"),
         (
@@ -295,10 +309,10 @@ FOUR_LABELS = [0, 1, 2, 0]
             {"image_size": "x"},
             "`image_size` is 'x', but must be a whole number",
         ),
-        (".", None, {"own": "x"}, "own is 'x', which is not a mapping"),
-        (".", None, {"root": 3}, "root is 3, which is not the path of a folder"),
+        (".", None, {"own": "x"}, "`own` is 'x', but must be a dictionary"),
+        (".", None, {"root": 3}, "`root` is 3, but must be the path of a folder"),
         (["cat", "dog"], np.zeros((2, 8, 8)), {}, "Pass the images first"),
-        (np.zeros((2, 8, 8)), "labels.csv", {}, "The labels are the text or path 'labels.csv'"),
+        (np.zeros((2, 8, 8)), "labels.csv", {}, "`labels` is the text or path 'labels.csv'"),
         (np.zeros((2, 8, 8)), {"cat"}, {}, "Pass an array, or a list with one entry for each"),
         (["a.png", "b.png"], None, {"image_size": 28}, "Images contain texts or paths"),
     ],
@@ -351,10 +365,10 @@ def test_classes_that_are_numbers_are_named_by_numbers_of_arrays_and_files(image
     [
         (
             {"pilot": [1, 2]},
-            r"pilot is \[1, 2\], which is neither a list of pairs nor a path\. Pass pairs",
+            r"`pilot` is \[1, 2\], but must be a list of pairs or a path\. Pass pairs",
         ),
-        ({"pilot": [("a", "b")]}, "neither a list of pairs nor a path"),
-        ({"pilot": 3}, "pilot is 3, which is neither a list of pairs nor a path"),
+        ({"pilot": [("a", "b")]}, "must be a list of pairs or a path"),
+        ({"pilot": 3}, "`pilot` is 3, but must be a list of pairs or a path"),
         ({"model": 3}, "Unknown fitted model '3'"),
         ({"domain": 3}, "Unknown domain '3'"),
     ],
@@ -386,7 +400,7 @@ def test_predict_needs_both_numbers(images, fits, tmp_path):
         isweep.predict(None, fits, train_size=100)
     for name, value in (("d_data", "9"), ("label_sharpness", True), ("train_size", "100")):
         options = {"d_data": 9.0, "label_sharpness": 1e-4, "train_size": 100, name: value}
-        with pytest.raises(SweepError, match=f"{name} is {value!r}, which is not a number"):
+        with pytest.raises(SweepError, match=f"`{name}` is {value!r}, but must be a number"):
             isweep.predict(None, fits, **options)
     (tmp_path / "bad.json").write_text("{}", encoding="utf-8")
     with pytest.raises(isweep.SweepError, match=r"bad\.json has no d_data"):
@@ -415,3 +429,11 @@ def test_a_refused_fit_is_a_row_with_its_reason():
     fits = isweep.Fits(fit_scaling_laws(table), table).to_frame()
     assert fits["reason"].astype(bool).any()
     assert fits.query("fit not in ('representation', 'fall')")["value"].isna().all()
+
+
+def test_the_channels_of_an_npy_file_have_only_one_way_out(tmp_path):
+    path = tmp_path / "images.npy"
+    np.save(path, np.zeros((4, 8, 8), dtype=np.uint8))
+    with pytest.raises(SweepError, match=r"images of images\.npy are measured as stored") as error:
+        isweep.measure(path, channels=3)
+    assert error.value.hint == "Remove --channels"

@@ -45,17 +45,21 @@ def test_changes_override_the_sweep_file(root):
     assert len(plan.table) == 8
     assert set(plan.table["recipe"]) == {"smoke+epochs=3"}
     assert plan.summary()["trials"].tolist() == [4, 4]
-    assert repr(plan).startswith("Plan of 8 trials; 8 trials left")
+    assert repr(plan).startswith("Plan of 8 trials. 8 trials left")
 
 
 def test_a_sweep_that_never_ran_has_no_results(root):
     sweep = isweep.open(SMALL, root=root)
-    assert repr(sweep) == f"Sweep 'small': 4 planned, 0 done, 0 failed, 4 left; below {root}"
-    with pytest.warns(UserWarning, match="Sweep 'small' has no results yet. Run it: isweep.run"):
+    assert (
+        repr(sweep) == f"Sweep 'small'. Trials: 4 planned, 0 done, 0 failed, 4 left. Root: {root}"
+    )
+    with pytest.warns(UserWarning, match="Sweep 'small' has no results yet. Run the sweep"):
         assert sweep.table.empty
     assert sweep.failures.empty
     for get_result in (sweep.best, lambda: sweep.fits, lambda: sweep.report):
-        with pytest.raises(isweep.SweepError, match="Sweep 'small' has no results yet"):
+        with pytest.raises(
+            isweep.SweepError, match=r"has no results yet\. .*isweep\.run\('small'\)"
+        ):
             get_result()
 
 
@@ -115,7 +119,7 @@ CIRCLE.append(CIRCLE)
             {"max_skipped_share": 2},
             "`max_skipped_share` is 2, but must be at most 1",
         ),
-        (SMALL, {"progress": "loud"}, "progress is 'loud', which is neither True nor False"),
+        (SMALL, {"progress": "loud"}, "`progress` is 'loud', but must be True or False"),
         (SMALL, {"changes": {3: 4}}, "`changes` has the key 3, which is not text"),
         (
             SMALL,
@@ -196,8 +200,8 @@ def test_the_best_of_absent_results_is_refused(root, wrong, monkeypatch):
             lambda: isweep.open("smoke", storage=5),
             "`storage` is 5, which is not text",
         ),
-        (lambda: isweep.open("smoke", root=""), "root is '', which is not the path of a folder"),
-        (lambda: isweep.open("smoke", root=3), "root is 3, which is not the path of a folder"),
+        (lambda: isweep.open("smoke", root=""), "`root` is '', but must be the path of a folder"),
+        (lambda: isweep.open("smoke", root=3), "`root` is 3, but must be the path of a folder"),
         (
             lambda: isweep.open(3),
             "The sweep is of type int, but should be a name, a path",
@@ -208,7 +212,7 @@ def test_the_best_of_absent_results_is_refused(root, wrong, monkeypatch):
         ),
         (
             lambda: isweep.predict(3, "smoke", train_size=5),
-            "measured is of type int, but must be a measurement, a record",
+            "`measured` has the type int, but must be a measurement, its JSON record",
         ),
     ],
 )

@@ -10,6 +10,7 @@ from search_spaces.errors import (
     SetupError,
     SweepError,
     TooFewImagesError,
+    missing_path_hint,
     plural,
     raise_all,
     unknown_name,
@@ -75,6 +76,15 @@ def test_unknown_names_show_the_nearest_and_all_numbers_in_their_order(
     noun, of, name, known_names, message
 ):
     assert str(unknown_name(noun, name, known_names, of=of)) == message
+
+
+def test_only_similar_names_are_suggested_for_a_missing_path(tmp_path):
+    for name in ("mine.yaml", "skin-lesions.yaml"):
+        (tmp_path / name).touch()
+    assert missing_path_hint(tmp_path / "mien.yaml") == f"Did you mean {tmp_path / 'mine.yaml'}?"
+    assert missing_path_hint(tmp_path / "mine.yml") == f"Did you mean {tmp_path / 'mine.yaml'}?"
+    # The ending .yaml makes most of this name equal to mine.yaml.
+    assert missing_path_hint(tmp_path / "abce.yaml") == f"The folder {tmp_path} has no abce.yaml."
 
 
 def test_too_few_images_cross_processes_with_the_size_that_is_possible():

@@ -121,11 +121,12 @@ def test_a_correlation_that_rests_on_one_dataset_names_its_attack_and_network(la
     note = answer.note
     without = formatted(answer.left_out[dataset])
     assert f"ithout {dataset}, " in note
-    assert f"this r ({attack}, {best.model}) is {without}. The largest r of all " in note
+    assert f"this r ({attack}, {best.model}) is {without}. All " in note
     others = fit_scaling_laws(table[table[c.DATASET] != dataset]).attacks
     tested = [fit for fit in others if fit.status == "ok" and fit.model != POOLED]
-    largest = max(fit.estimates[0].value for fit in tested)
-    assert f"The largest r of all {len(tested)} is then {formatted(largest)}" in note
+    values = sorted(fit.estimates[0].value for fit in tested)
+    smallest, largest = formatted(values[0]), formatted(values[-1])
+    assert f"All {len(tested)} r then range from {smallest} to {largest}" in note
     assert note in claim_line(answer)
 
 
@@ -151,7 +152,7 @@ def test_datasets_that_are_not_independent_are_named_as_in_fit(law):
     origin = ImageOrigin(collection="scans of one archive")
     facts = SweepFacts(origins={names[0]: origin, names[1]: origin})
     claims = ledger(law, sweep="made", compare=False, facts=facts)
-    sentence = f"This chance can be higher here: {names[0]} and {names[1]} are not independent."
+    sentence = f"This chance can be higher: {names[0]} and {names[1]} are not independent."
     assert claims.families.endswith(f" {sentence}")
     assert sentence in family(fit_scaling_laws(law, facts=facts))
     assert "not independent" not in ledger(law, sweep="made", compare=False).families
@@ -169,7 +170,7 @@ def test_a_claim_that_rests_on_one_dataset_has_the_slope_without_it(published):
     low, high = fit.interval
     assert low < 0 < high
     assert fit.value == pytest.approx(-6.83, abs=5e-3)
-    end_of_note = f"his estimate rests on one dataset: without prostate it is −6.83 ({interval(fit.interval)})"
+    end_of_note = f"his estimate rests on one dataset: without prostate, the estimate is −6.83 ({interval(fit.interval)})"
     assert steeper.note == f"t{end_of_note}"
     assert f" T{end_of_note}." in claim_line(steeper)
 
@@ -216,7 +217,9 @@ def test_no_claim_is_decided_over_base_datasets_that_share_images(law):
     assert {claim.verdict for claim in as_datasets.entries} > {"not testable"}
     assert {claim.verdict for claim in claims.entries} == {"not testable"}
     assert "the base datasets of an experiment share images" in entry(claims, "Eq. 2").reason
-    assert claims.left_out == ("trials of arms, which are compared with their base datasets (3)",)
+    assert claims.left_out == (
+        "trials of conditions, which are compared with their base datasets (3)",
+    )
 
 
 @pytest.mark.long
@@ -309,8 +312,9 @@ def test_a_claim_whose_permutations_cannot_reach_the_level_names_the_smallest_p(
         if rejected[0]:
             break
     assert why(claim) == (
-        f"This table can detect an effect only if {num_others} other tests of the family are "
-        f"significant. Holm's strictest level is {level}, but resampling cannot give a p below 0.029"
+        f"On its own, this result cannot be significant: Holm's strictest level is {level}, but "
+        f"resampling cannot give a p below 0.029. First, {num_others} other tests of the family would "
+        "have to be significant"
     )
 
 

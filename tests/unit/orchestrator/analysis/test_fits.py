@@ -125,7 +125,7 @@ ERRORS_OF_MEASURES = (
 def test_few_datasets_and_one_seed_are_caveats():
     table = synthetic_table(num_natural=2, num_medical=6, trial_std=0.1)
     assert fit_scaling_laws(table).caveats == (
-        "There is only one model and seed. Another one could give other results.",
+        "There is only one model and seed. With another model or seed, the results could be different.",
         "2 natural datasets are too few for a statement about natural datasets alone.",
         ERRORS_OF_MEASURES,
     )
@@ -156,7 +156,7 @@ def test_datasets_of_one_origin_are_a_caveat_as_dependent():
     fits = fit_scaling_laws(table, facts=SweepFacts(origins=origins))
     assert fits.caveats == (
         "In 2 of 5 datasets, training and test images come from the same few pictures.",
-        "No medical dataset here has several patients, so no result is about patients.",
+        "No medical dataset of this sweep has several patients, so no result is about patients.",
         "natural0 and natural2 are not independent: both show handwritten digits.",
         "Because of this, intervals over the 5 datasets may be too narrow.",
         "Images are cut from these pictures: medical0 (one volume) and medical1 (one slide). "
@@ -307,7 +307,7 @@ def test_limits_of_the_whole_sweep_are_caveats():
     table.loc[1, "data_mode"] = "as_released"
     table.loc[2, "num_conflicts"] = 1
     words = " ".join(fit_scaling_laws(table).caveats)
-    for part in ("There is no medical dataset", "as_released and corrected", "in natural0"):
+    for part in ("There is no medical dataset", "as_released and corrected", "In natural0"):
         assert part in words
 
 
@@ -375,8 +375,8 @@ def test_every_count_of_points_at_chance_level_is_equal():
     assert fits.caveats[:2] == (
         f"In {num_at_chance} of 36 points the loss is at least 80% of the loss of guessing, "
         "that is, at least 0.555 for 2 classes.",
-        f"At {num_at_chance} of these points, no accuracy or AUROC is well above chance, so these "
-        "points count as chance level.",
+        f"At {num_at_chance} of these points, AUROC is below 0.75 and accuracy less than a "
+        "third of the way from chance to 100 %. These points count as chance level.",
     )
     reason = (
         f"the losses of {num_at_chance} of 36 points are at chance level, which flattens slopes by an "
@@ -405,7 +405,7 @@ def test_chance_level_depends_on_the_number_of_classes():
     assert ["chance" in str(row) for row in seen_table(fits_of_ten_classes).rows] == [False] * 12
     fits_of_high_losses = fit_scaling_laws(table.assign(test_loss=2.5 * ranks, num_classes=10))
     assert "the loss is at least 80% of the loss of guessing" in fits_of_high_losses.caveats[0]
-    assert "these points count as chance level" in fits_of_high_losses.caveats[1]
+    assert "These points count as chance level" in fits_of_high_losses.caveats[1]
 
 
 def test_all_pairs_of_a_dataset_count_as_one_point_of_a_ceiling():
@@ -462,7 +462,8 @@ def test_a_high_loss_of_a_network_that_learned_is_not_called_chance_level(
     table = synthetic_table(num_natural=2, num_medical=2, trial_std=0.1)
     fits = fit_scaling_laws(table.assign(test_loss=loss, test_accuracy=accuracy, auc=auc))
     classified = (
-        ", no accuracy or AUROC is well above chance, so these points count as chance level"
+        ", AUROC is below 0.75 and accuracy less than a third of the way from chance to "
+        "100 %. These points count as chance level"
     )
     if has_learned:
         classified = (

@@ -50,7 +50,7 @@ def grouped_table(num_groups=6, seed=0, slope_within=-0.3, slope_between=2.0):
         (
             "loss",
             -999,
-            "loss is -999 in 3 rows. The fit uses it as a number",
+            "loss is -999 in 3 rows. The fit uses -999 as a number",
         ),
         ("d", -9999, "d is -9999 in 3 rows"),
         ("d", 999, "d is 999 in 3 rows"),
@@ -65,7 +65,7 @@ def grouped_table(num_groups=6, seed=0, slope_within=-0.3, slope_between=2.0):
         (
             "dataset",
             "Total",
-            "dataset is Total in 3 rows. The fit uses such rows like other rows",
+            "dataset is Total in 3 rows. The fit uses these rows like all other rows",
         ),
         ("dataset", "all", "dataset is all in 3 rows"),
         ("model", "Mean", "model is Mean in 3 rows"),
@@ -408,12 +408,12 @@ def test_p_values_and_slopes_do_not_depend_on_units(shift, unit):
             "within",
             "within 2 groups only",
         ),
-        (lambda t: t[t["dataset"] < "s2"], "between", "it needs 3 groups that differ in d"),
+        (lambda t: t[t["dataset"] < "s2"], "between", "a slope needs 3 groups that differ in d"),
         # Means of a column that was centred within groups are rounding, of which there is no slope.
         (
             lambda t: t.assign(d=t["d"] - t.groupby("dataset")["d"].transform("mean")),
             "between",
-            "it needs 3 groups that differ in d",
+            "a slope needs 3 groups that differ in d",
         ),
         (lambda t: t[t["dataset"] < "s3"], "between", "too few groups for a p-value of 0.05"),
     ],

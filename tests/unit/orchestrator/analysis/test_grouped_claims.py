@@ -286,8 +286,9 @@ def test_a_slope_whose_permutations_cannot_reach_the_level_has_a_warning():
     table = pd.DataFrame({"y": rng.normal(size=24), "x": rng.normal(size=24), "g": group})
     sentence = fit_groups(table, Design("y", ("x",), ("g",))).sentence("x")
     assert (
-        "This table can detect an effect only if 1 other test of the family is significant. "
-        "Holm's strictest level is 2.5 %, but resampling cannot give a p below 0.042."
+        "On its own, this result cannot be significant: Holm's strictest level is 2.5 %, but "
+        "resampling cannot give a p below 0.042. First, 1 other test of the family would have to be "
+        "significant."
     ) in sentence
 
 

@@ -70,10 +70,10 @@ def find_gate(fit, dataset):
 @pytest.mark.parametrize(
     ("follows", "verdict"),
     [
-        (1.0, "log loss rises with it, at a rate that agrees with the law"),
-        (0.0, "log loss does not follow it as the law says"),
-        (0.5, "log loss rises with it, more weakly than the law says"),
-        (2.0, "log loss rises with it, more strongly than the law says"),
+        (1.0, "log loss rises with K_F, at a rate that agrees with the law"),
+        (0.0, "log loss does not follow K_F as the law says"),
+        (0.5, "log loss rises with K_F, more weakly than the law says"),
+        (2.0, "log loss rises with K_F, more strongly than the law says"),
         (-1.0, "log loss moves against the law"),
     ],
 )
@@ -169,10 +169,10 @@ def test_the_answer_of_many_base_datasets_comes_before_their_rows(tmp_path):
 def test_an_arm_that_moves_too_little_or_too_much_is_left_out_by_name():
     weak = fit_interventions(intervention_table(1.0, contrast=1.9), ARMS)
     assert "0 of 4 arms" in weak.answer
-    assert "it is undecided whether log loss follows (0 worlds" in weak.answer
+    assert "it is undecided whether log loss follows K_F (0 worlds" in weak.answer
     assert "Left out because of failed checks: w0_contrast, w1_contrast" in weak.answer
     gate = find_gate(weak, "w0_contrast")
-    assert (gate.counts, gate.reason) == (False, "K_F moved too little")
+    assert (gate.counts, gate.reason) == (False, "K_F changed too little")
     moves_d_up = fit_interventions(intervention_table(1.0, d_of_contrast=1.06), ARMS)
     gate = find_gate(moves_d_up, "w0_contrast")
     assert (gate.counts, gate.reason) == (False, "|Δ log d| is 0.05 or more")
@@ -215,7 +215,7 @@ def test_arms_without_their_base_dataset_have_a_reason():
         for candidate in fit_interventions(intervention_table(1.0), arms).gates
         if candidate.arm.world == "w0"
     )
-    assert (gate.counts, gate.reason) == (False, "world w0 has no base")
+    assert (gate.counts, gate.reason) == (False, "world w0 has no base dataset")
 
 
 TRAINING_ARMS = tuple(
@@ -304,9 +304,9 @@ def test_if_test_images_are_moved_the_added_loss_is_on_these():
     ("follows", "scatter", "is_detected", "is_small", "words"),
     [
         (0.0, 0.1, False, True, "shows no effect, and an effect of half the law's rate is ruled"),
-        (0.25, 0.1, True, True, "rises with it, by less than half the law's rate"),
-        (1.0, 0.1, True, False, "rises with it, at a rate that agrees with the law"),
-        (0.75, 0.1, True, False, "rises with it, more weakly than the law says"),
+        (0.25, 0.1, True, True, "rises with K_F, by less than half the law's rate"),
+        (1.0, 0.1, True, False, "rises with K_F, at a rate that agrees with the law"),
+        (0.75, 0.1, True, False, "rises with K_F, more weakly than the law says"),
         (-0.75, 0.1, True, False, "moves against the law"),
         (0.3, 2.0, False, False, "effects of half the law's rate are compatible with these data"),
     ],

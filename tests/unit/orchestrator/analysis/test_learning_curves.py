@@ -169,8 +169,8 @@ def test_a_target_beyond_the_range_gets_advice_instead_of_a_number():
     question = CurveQuestion(target=0.01)
     curve_answer = answer(curve_points([100, 200, 400], [0.9, 0.88, 0.87]), "net", question)
     assert curve_answer.to_json()["needed_train_size"] is None
-    assert "even 12,800 images reach it only with a probability of" in curve_answer.lines()[-1]
-    assert "Choose an easier target or another network." in curve_answer.lines()[-1]
+    assert "Even 12,800 images reach it only with a probability of" in curve_answer.lines()[-1]
+    assert "Choose an easier target or another network, or train with" in curve_answer.lines()[-1]
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "loss"])
@@ -362,7 +362,7 @@ def test_a_remark_asks_for_the_number_of_classes_if_chance_level_depends_on_it()
     (curve_answer,) = answers(table, CurveQuestion(target=0.5)).curves
     # The caution is read before the numbers that it concerns.
     assert curve_answer.lines()[1].startswith(
-        "  No test loss is clearly better than chance level for two classes, 0.693."
+        "  Chance level for two classes is 0.693. No measured test loss is clearly better."
     )
     assert curve_answer.lines()[1].endswith("add a column num_classes.")
     assert "training images expect" in curve_answer.lines()[2]
@@ -522,21 +522,21 @@ def test_a_repeated_row_counts_once(tmp_path):
     rows = "train_size,test_loss,seed\n50,0.7,0\n50,0.7,0\n50,0.6,1\n100,0.5,0\n"
     report = answers_of_csv(tmp_path, rows)
     assert [point.num_trainings for point in report.curves[0].points] == [2, 1]
-    assert report.remarks[0].startswith("Left out: 1 row equal to an earlier row. If they are")
+    assert report.remarks[0].startswith("Left out: 1 row equal to an earlier row. If equal rows")
 
 
 @pytest.mark.parametrize(
     ("text", "level"),
     [
-        ("train_size,auc\n50,0.49\n100,0.51\n200,0.5\n", "chance level, 0.5 for 2 classes"),
+        ("train_size,auc\n50,0.49\n100,0.51\n200,0.5\n", "Chance level for 2 classes is 0.5."),
         (
             "train_size,accuracy,num_classes,test_size\n50,0.11,10,300\n200,0.12,10,300\n",
-            "chance level, 0.1 for 10 classes",
+            "Chance level for 10 classes is 0.1.",
         ),
-        ("train_size,accuracy\n50,0.5\n100,0.51\n", "chance level, 0.5 for two classes"),
+        ("train_size,accuracy\n50,0.5\n100,0.51\n", "Chance level for two classes is 0.5."),
         (
             "train_size,test_loss,num_classes\n50,1.42,4\n100,1.38,4\n",
-            "chance level, 1.39 for 4 classes",
+            "Chance level for 4 classes is 1.39.",
         ),
     ],
 )
@@ -571,8 +571,8 @@ def test_high_losses_of_a_network_that_learned_are_not_chance_level():
     report = answers(table, CurveQuestion())
     assert report.curves[0].chance is None
     assert report.remarks[0].endswith(
-        "but its accuracy is. The network gives wrong probabilities. "
-        "Predict its accuracy instead of its loss."
+        "but the accuracy is better than chance level. The network gives wrong probabilities. "
+        "Predict the accuracy instead of the loss."
     )
 
 
@@ -592,7 +592,9 @@ def test_an_accuracy_at_chance_level_is_not_excused_by_another_score(aurocs):
     report = answers(table, CurveQuestion("accuracy", target=0.95))
     (curve_answer,) = report.curves
     text = curve_answer.expected_line
-    assert text.startswith("No accuracy is clearly better than chance level, 0.25 for 4 classes.")
+    assert text.startswith(
+        "Chance level for 4 classes is 0.25. No measured accuracy is clearly better."
+    )
     assert curve_answer.images is None
     assert not any("wrong probabilities" in remark for remark in report.remarks)
     has_good_auroc = aurocs == [0.86, 0.92, 0.96]
@@ -607,7 +609,9 @@ def test_an_accuracy_above_chance_does_not_excuse_an_auroc_at_chance_level():
         {"train_size": [50, 100, 200], "auc": [0.49, 0.51, 0.5], "accuracy": 0.9, "test_size": 200}
     )
     (curve_answer,) = answers(table, CurveQuestion("auroc")).curves
-    assert curve_answer.expected_line.startswith("No AUROC is clearly better than chance level")
+    assert curve_answer.expected_line.startswith(
+        "Chance level for 2 classes is 0.5. No measured AUROC"
+    )
 
 
 @pytest.mark.parametrize(("aurocs", "is_exchanged"), [([0.3, 0.25], True), ([0.3, 0.51], False)])
@@ -635,7 +639,7 @@ def test_an_auroc_below_one_half_throughout_suggests_exchanged_classes(aurocs, i
         ),
         (
             "train_size,N,accuracy\n100,10,.6\n200,20,.7\n",
-            "Line 2 of the table has train_size 100, but n 10.*Remove the column n",
+            "Line 2 of the table has train_size 100, but n 10.*If the column n is not the train size, remove",
         ),
         (
             "train_size,accuracy,num_classes\n50,.6,4\n100,.7,2\n",
@@ -747,13 +751,30 @@ def test_an_uncertain_target_gets_a_median_estimate_and_a_lower_bound():
     document = curve_answer.to_json()
     assert document["likely_train_size"] > document["least_train_size"] > 400
     assert "the median estimate is" in curve_answer.lines()[-1]
-    assert "Train with 800 images, and predict again." in curve_answer.lines()[-1]
+    assert "or train with 800 images and predict again." in curve_answer.lines()[-1]
     low, high = document["needed_interval"]
     assert high is None
     two_figures = 100 * (low // 100)  # the interval is rounded to the larger one
     assert 1000 < low < 10_000
     bounds = f"90% interval begins at {two_figures:,.0f} and has no upper bound."
     assert bounds in curve_answer.lines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("target", "opening", "advice"),
+    [
+        (0.5, "For a test loss of 0.5: if the target is reached", "Train with 800 images"),
+        (0.2, "For a test loss of 0.2: with a probability of", "Choose an easier target"),
+    ],
+)
+def test_a_target_without_a_plan_begins_with_what_is_more_likely(target, opening, advice):
+    points = curve_points([100, 200, 400], [0.9, 0.8, 0.72])
+    curve_answer = answer(points, "net", CurveQuestion(target=target, assurance=0.95))
+    assert curve_answer.to_json()["needed_train_size"] is None
+    line = curve_answer.images_line
+    assert line.startswith(opening)
+    assert "Even 12,800 images reach it only with a probability of" in line
+    assert f". {advice}" in line
 
 
 def test_the_interval_of_needed_images_covers_nine_tenths_of_the_curves():
@@ -801,8 +822,16 @@ def test_a_target_that_a_measured_score_meets_is_called_so(target, met):
 @pytest.mark.parametrize(
     ("num_sizes", "target", "remark"),
     [
-        (4, 0.18, "from 4 train sizes were large enough in 57 of 100 cases"),
-        (3, 0.28, "from 3 train sizes were large enough in 44 of 100 cases"),
+        (
+            4,
+            0.18,
+            "with 4 train sizes, the numbers of images for a probability of 80% were large enough in 57 of 100 cases",
+        ),
+        (
+            3,
+            0.28,
+            "with 3 train sizes, the numbers of images for a probability of 80% were large enough in 44 of 100 cases",
+        ),
         (4, 0.3, ""),  # 400 images have reached it
         (4, 0.06, r"The probabilities of reaching the target may be too high. In a benchmark"),
         (4, 0.0001, ""),  # No number of images reaches it, almost surely.

@@ -37,7 +37,7 @@ def record(code_version: str, device: str, micro_batch: int | None = None) -> Si
         "The images have 8 × 8 pixels.",
         "Each task has two classes. There are 45 pairs of classes.",
         "The networks were trained on 240 images.",
-        "Training sets are stratified by class. Each test set has 100 other images. Where",
+        "Training sets are stratified by class. Each test set has 100 other images. If",
         "1 network architecture: small_cnn.",
         "Each network was trained for 15 epochs with Adam with coupled weight decay (learning rate "
         "0.002, weight decay 0.0001, batch size 32).",
@@ -95,8 +95,8 @@ def test_each_version_of_the_code_and_each_device_is_named():
 def test_trainings_that_split_their_batches_are_counted():
     stored = [record("1.0", "cpu"), record("1.0", "cpu", micro_batch=8)]
     sentence = (
-        "For lack of memory, 1 training split each batch into parts. Batch norm, where a network "
-        "has it, then used the statistics of each part."
+        "For lack of memory, 1 training split each batch into parts. In networks with batch "
+        "norm, batch norm then used the statistics of each part."
     )
     assert sentence in paragraph_of("digits-demo", stored)
     assert "split each batch" not in paragraph_of("digits-demo", stored[:1])

@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.power import NormalIndPower
-from statsmodels.stats.proportion import proportion_effectsize
+from statsmodels.stats.proportion import proportion_confint, proportion_effectsize
 
 from orchestrator.analysis.curve_answers import CurveQuestion, answers
 from orchestrator.analysis.findings import findings, next_steps, summary, what_was_found
 from orchestrator.analysis.fits import fit_scaling_laws
+from orchestrator.analysis.number_formats import number
 from orchestrator.analysis.one_dataset import Target, best_network, next_target, one_dataset
 from orchestrator.analysis.paired_networks import (
     independent_test_size,
@@ -63,13 +64,18 @@ def test_the_first_answers_are_the_best_network_and_its_curve():
         "the test loss is 0.79 nat (accuracy 0.74) for small_cnn and 1.15 nat (accuracy 0.67) for "
         "resnet_tiny."
     )
-    assert "With 1 seed, another training could change this" in all_findings[0].answer
+    assert "With 1 seed, another training could change these losses" in all_findings[0].answer
     assert "With 1,680 training images expect" in all_findings[1].line
     # Twice 840 images are expected to give the best network an accuracy of 0.77.
     assert "For an accuracy of 0.77: " in all_findings[1].line
-    chosen = "isweep chose the target 0.77, which is expected with twice your largest train size."
-    assert chosen in all_findings[1].line
-    assert "isweep chose" not in all_findings[2].line
+    proposed = (
+        "isweep proposes the target accuracy of 0.77, because about this accuracy is expected with "
+        "twice your largest train size."
+    )
+    assert proposed in all_findings[1].line
+    remark = "with 4 train sizes, the numbers of images for a probability of 80% were large enough"
+    assert remark in all_findings[1].line
+    assert "isweep proposes" not in all_findings[2].line
     assert "the median estimate is" in all_findings[1].line
     assert all_findings[0].details == (
         "The two lowest test losses at each train size: N = 105: small_cnn 0.93, resnet_tiny 1.25; "
@@ -78,37 +84,50 @@ def test_the_first_answers_are_the_best_network_and_its_curve():
     )
 
 
-def test_the_first_screen_has_the_best_result_with_its_accuracy():
+def test_the_first_screen_has_the_best_result_beside_guessing():
     fits = fit_scaling_laws(trial_table())
     assert what_was_found(fits) == (
         "2 kinds of network were trained 8 times on 1 dataset.",
-        "The lowest test loss is 0.79 nat, by small_cnn with 840 training images. Its accuracy is "
-        "0.74.",
+        "With 840 training images, small_cnn has the lowest test loss: accuracy 0.74, test loss 0.79 "
+        "nat. Guessing among 4 equally frequent classes has accuracy 0.25 and test loss 1.39 nat.",
     )
 
 
-def test_the_first_screen_and_the_comparison_have_a_best_accuracy_that_disagrees_with_the_loss():
+def test_the_first_screen_has_the_largest_train_size_also_if_another_one_has_a_lower_loss():
     rows = trial_table()
     is_last = rows["train_size"] == 840
     is_small = rows["model"] == "small_cnn"
     rows.loc[is_last & is_small, "test_loss"] = 0.85
-    assert what_was_found(fit_scaling_laws(rows))[1] == (
-        "The lowest test loss is 0.81 nat, by small_cnn with 420 training images. Its accuracy is "
-        "0.7. The highest accuracy is 0.74, by small_cnn with 840 training images: loss and "
-        "accuracy disagree on the best N."
+    first = what_was_found(fit_scaling_laws(rows))[1]
+    assert first.startswith(
+        "With 840 training images, small_cnn has the lowest test loss: accuracy 0.74, test loss 0.85 nat."
     )
     rows.loc[is_last & ~is_small, "test_accuracy"] = 0.8
-    assert what_was_found(fit_scaling_laws(rows))[1].endswith(
-        "The highest accuracy is 0.8, by resnet_tiny with 840 training images: loss and accuracy "
-        "disagree on the best network and N."
-    )
     comparison, _ = one_dataset(rows).best_sentences
     assert comparison.endswith(" resnet_tiny has the higher accuracy.")
     without = one_dataset(rows.assign(test_accuracy=np.nan))
-    assert without.best_score.sentence == (
-        "The lowest test loss is 0.81 nat, by small_cnn with 420 training images."
+    assert without.best_score.sentence.startswith(
+        "With 840 training images, small_cnn has the lowest test loss: test loss 0.85 nat."
     )
     assert "accuracy" not in without.best_sentences[0]
+    (only,) = {one_dataset(rows[is_small]).best_score.sentence}
+    assert only.startswith("With 840 training images, small_cnn has accuracy 0.74, ")
+
+
+def test_the_accuracy_on_the_first_screen_has_wilsons_interval():
+    low, high = proportion_confint(222, 300, method="wilson")
+    rows = trial_table().assign(test_size=300)
+    sentence = one_dataset(rows).best_score.sentence
+    expected = f"accuracy 0.74 (95 % interval {number(low)} to {number(high)} from 300 test images)"
+    assert expected in sentence
+
+
+def test_the_comparison_of_two_networks_has_their_aurocs():
+    rows = trial_table()
+    rows["auc"] = np.where(rows["model"] == "small_cnn", 0.93, 0.91)
+    comparison, _ = one_dataset(rows).best_sentences
+    assert "(accuracy 0.74, AUROC 0.93) for small_cnn" in comparison
+    assert "(accuracy 0.67, AUROC 0.91) for resnet_tiny" in comparison
 
 
 def test_the_first_screen_has_the_accuracy_under_attack():
@@ -117,8 +136,9 @@ def test_the_first_screen_has_the_accuracy_under_attack():
         rows[f"fgsm_{epsilon}_loss_gain"] = epsilon / 10
         rows[f"fgsm_{epsilon}_accuracy_drop"] = drop
     assert what_was_found(fit_scaling_laws(rows))[2] == (
-        "Under FGSM, the accuracy of small_cnn with 840 training images is 0.64 at 1/255 and 0.24 at "
-        "8/255. These fractions are the largest change of a pixel, as a share of the pixel range."
+        "Under FGSM, its accuracy is 0.64 at 1/255 and 0.24 at 8/255. These fractions are the largest "
+        "change of a pixel, as a share of the pixel range. A stronger attack can lower the accuracy "
+        "further."
     )
 
 
@@ -126,16 +146,20 @@ def test_trainings_that_last_too_long_are_counted():
     rows = trial_table()
     rows["num_epochs"] = 14
     rows["best_epoch"] = rows["train_size"].map({105: 14, 210: 13, 420: 10, 840: 7})
-    notes = findings(fit_scaling_laws(rows))[1].notes
-    assert notes == (
-        "In 1 of 1 training of small_cnn at N = 840, the test loss was lowest in the first half of the "
-        "epochs and rose later. The mean epoch of the lowest loss is 14 at N = 105, 13 at N = 210, 10 at "
-        "N = 420 and 7 at N = 840. Fewer epochs may give a lower loss.",
+    finding = findings(fit_scaling_laws(rows))[1]
+    assert finding.sentences[0] == (
+        "First train small_cnn for fewer epochs: in 1 of 1 training at N = 840, the test loss was "
+        "lowest in the first half of the epochs and rose later."
+    )
+    assert finding.details[-1] == (
+        "The mean epoch of the lowest test loss of small_cnn is 14 at N = 105, 13 at N = 210, 10 at "
+        "N = 420 and 7 at N = 840."
     )
     # The same best epoch is not early in a training of 13 epochs.
     rows["num_epochs"] = 13
-    assert findings(fit_scaling_laws(rows))[1].notes == ()
-    assert findings(fit_scaling_laws(rows.drop(columns="num_epochs")))[1].notes == ()
+    assert "fewer epochs" not in findings(fit_scaling_laws(rows))[1].line
+    without = rows.drop(columns="num_epochs")
+    assert "fewer epochs" not in findings(fit_scaling_laws(without))[1].line
 
 
 def test_the_next_command_has_the_sweep_and_a_place_for_your_own_target():
@@ -367,7 +391,11 @@ def test_networks_at_chance_level_are_left_out_of_the_robustness_sentences():
         "N = 840. Left out, because the network is at chance level: 1 of 8 combinations of "
         "network and N."
     )
+    rows["fgsm_2_accuracy_drop"] = 0.1
+    first_screen = " ".join(what_was_found(fit_scaling_laws(rows)))
+    assert "Under FGSM, its accuracy is" in first_screen
     rows[["test_loss", "test_accuracy"]] = 1.38, 0.26
+    assert "Under FGSM" not in " ".join(what_was_found(fit_scaling_laws(rows)))
     assert one_dataset(rows).robustness_line == (
         "Left out, because the network is at chance level: 8 of 8 combinations of network and N."
     )
@@ -375,5 +403,5 @@ def test_networks_at_chance_level_are_left_out_of_the_robustness_sentences():
 
 def test_the_dimension_is_compared_with_the_published_ones():
     line = one_dataset(trial_table()).dimension_line
-    assert "d_data 9 is higher than that of 1 of the 11 published datasets" in line
+    assert "d_data 9 is higher than d_data of 1 of the 11 published datasets" in line
     assert one_dataset(trial_table().drop(columns="d_data_mle")).dimension_line == ""

@@ -258,7 +258,7 @@ def test_questions_between_datasets_are_answered_over_pairs(tmp_path):
     )
     assert re.search(r"[Ww]ithout class ", answers_of_pairs[2].answer)
     assert (
-        f"Over pairs of 6 classes, the exponent b less the law's 1 is {slopes[1].value:.3g} ("
+        f"Over pairs of 6 classes, the exponent b minus the law's 1 is {slopes[1].value:.3g} ("
         in answers_of_pairs[1].line
     )
     d_data = 1 / (1 / rows["d_data_mle"]).mean()

@@ -1,6 +1,7 @@
 """Test help, version, completion and pipes of the command line."""
 
 import io
+import re
 import shlex
 import signal
 import subprocess
@@ -180,17 +181,25 @@ def test_a_stop_signal_is_handled_like_ctrl_c_and_an_error_after_it_is_not_a_bug
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (ZeroDivisionError("by zero"), 4, "This is a bug in isweep (ZeroDivisionError: by zero)"),
-        (RecursionError("too deep"), 4, "This is a bug in isweep (RecursionError: too deep)"),
+        (
+            ZeroDivisionError("by zero"),
+            4,
+            "A bug in isweep ended the command (ZeroDivisionError: by zero)",
+        ),
+        (
+            RecursionError("too deep"),
+            4,
+            "A bug in isweep ended the command (RecursionError: too deep)",
+        ),
         (
             OSError(28, "No space left on device", "/full"),
             3,
-            "The disk with /full is full (No space left on device). Free some space",
+            "The disk that contains /full is full (No space left on device). Free some space",
         ),
         (
             OSError(28, "No space left on device"),
             3,
-            " or with this command's output is full (No space left on device). Free some space",
+            " or the output of the command is full (No space left on device). Free some space",
         ),
         (
             PermissionError(13, "Permission denied"),
@@ -242,7 +251,7 @@ def test_a_file_with_the_name_of_a_library_is_blamed(capsys, tmp_path, monkeypat
     assert main(["status", "smoke", "--root", str(tmp_path)]) == 3
     message = capsys.readouterr().err
     assert "Python imports the file /home/me/ray.py instead of the library ray" in message
-    assert "Rename this file, or remove its folder from PYTHONPATH" in message
+    assert "Rename this file, or remove the folder of this file from PYTHONPATH" in message
 
 
 def test_help_keeps_no_line_break_of_a_docstring():
@@ -251,9 +260,17 @@ def test_help_keeps_no_line_break_of_a_docstring():
     application().help_print(["predict"], console=console)
     rows = [line.strip("│ ") for line in console.file.getvalue().splitlines()]
     (measured,) = [row for row in rows if row.startswith("--measured")]
-    assert measured.endswith("now. This option replaces --d-data and --label-sharpness.")
+    assert measured.endswith("now. --measured replaces --d-data and --label-sharpness.")
     (domain,) = [row for row in rows if row.startswith("--domain")]
     assert domain.endswith("Domain of your training set. [choices: natural, medical]")
+
+
+def test_the_help_of_predict_lists_all_targets_together():
+    console = Console(file=io.StringIO(), width=100)
+    application().help_print(["predict"], console=console)
+    goal = console.file.getvalue().partition("─ Goal ─")[2].partition("╰")[0]
+    targets = re.findall(r"--(target-\w+)", goal)
+    assert targets == ["target-loss", "target-error", "target-accuracy", "target-auroc"]
 
 
 def test_every_help_ends_with_examples_that_are_commands(capsys):
@@ -272,7 +289,7 @@ def test_a_slow_command_prints_its_step_at_once_also_into_a_pipe(root, capsys):
     assert main(["report", "smoke", "--root", str(root)]) == 2
     output = capsys.readouterr()
     assert output.out == ""
-    assert output.err.startswith("fitting and drawing …\n")
+    assert output.err.startswith("fitting the results and drawing figures …\n")
 
 
 def test_a_step_is_shown_on_a_terminal_and_not_in_a_file(root):

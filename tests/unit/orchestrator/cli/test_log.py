@@ -78,5 +78,5 @@ def test_something_else_in_place_of_the_log_is_named_once_and_stops_no_command(
     settings_before = logging_settings()
     code, out, err = run("plan", "smoke", "--json")
     assert (code, json.loads(out)["sweep"]) == (0, "smoke")
-    assert err.count("isweep.log is not a file, so this command writes no log. Remove it.") == 1
+    assert err.count("isweep.log is not a file, so isweep writes no log. Remove /") == 1
     assert logging_settings() == settings_before

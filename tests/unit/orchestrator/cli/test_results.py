@@ -70,11 +70,11 @@ def test_a_command_names_damaged_results_and_counts_the_remaining_trials(run, ro
     path = workspace.sweep_paths.folder / "trials" / records[0].trial_id / "result.json"
     path.write_bytes(path.read_bytes().replace(b"0.5", b"0.4"))
     _, out, err = run(command, "smoke", "--from-store", "--json")
-    assert f"Not used: {path} (its checksum does not match its content)" in err
+    assert f"isweep does not use the file {path}: its checksum does not match its content" in err
     planned = len(workspace.plan.trials)
-    hint = f"1 of {planned} trials are done. Run the other {planned - 1} with `isweep run smoke"
+    hint = f"1 of {planned} trials are done. To run the other {planned - 1} trials, use `isweep run"
     assert hint in err
-    assert "Not used" not in out
+    assert "does not use the file" not in out
 
 
 def test_a_blank_dimension_has_its_reason(capsys, root):
@@ -85,7 +85,7 @@ def test_a_blank_dimension_has_its_reason(capsys, root):
     without_d = measured.model_copy(update={"result": result})
     state = state_of({}, measures={"a": measured, "b": without_d, "c": without_d})
     print_what_is_missing("smoke", Workspace.open("smoke", root), state, Place())
-    assert capsys.readouterr().err == "There is no d_data at N = 40: too few\n"
+    assert capsys.readouterr().err == "d_data at N = 40 is undefined: too few\n"
 
 
 def test_left_out_losses_and_losses_at_chance_level_are_counted(output_for):
@@ -96,9 +96,9 @@ def test_left_out_losses_and_losses_at_chance_level_are_counted(output_for):
     remark = "trials that diverged because their loss was no longer a finite number (1)"
     assert remark in " ".join(output_for(diverged, "claims").split())
     losses = {"test_loss": [0.1, 0.6, 3.0], "test_accuracy": [0.9, 0.5, 0.5]}
-    assert "at chance level: 2 of 3 losses." in output_for(one_dataset_table(**losses), "results")
+    assert "Losses at chance level: 2 of 3." in output_for(one_dataset_table(**losses), "results")
     ten_classes = one_dataset_table(**losses | {"test_accuracy": 0.1}, num_classes=10)
-    assert "at chance level: 1 of 3 losses." in output_for(ten_classes, "results")
+    assert "Losses at chance level: 1 of 3." in output_for(ten_classes, "results")
     assert "chance level" not in output_for(one_dataset_table(test_loss=0.1), "results")
     # Robustness has a column if it was measured.
     assert "R̂" not in output_for(one_dataset_table(r_hat_pred=float("nan")), "results")
@@ -160,7 +160,7 @@ def test_a_prediction_suggests_an_accuracy_if_every_training_has_one(output_for)
     scores = {"test_loss": [0.9, 0.8, 0.7, 0.63], "train_size": sizes}
     table = pd.DataFrame(scores).assign(dataset="cats", model="cnn", num_classes=2)
     accuracies = table.assign(test_accuracy=[0.6, 0.68, 0.75, 0.8], test_size=500)
-    hint = "To see how many images a target needs, add for example --target-"
+    hint = "To see how many images a target needs, add, for example, `--target-"
     assert f"{hint}accuracy 0.8" in output_for(accuracies, "predict")
     assert f"{hint}loss 0.5" in output_for(table, "predict")
 
@@ -234,7 +234,7 @@ def test_fit_accepts_any_table(run, tmp_path):
     assert max(map(len, out.splitlines())) <= 80
     out = " ".join(out.split())
     assert "At equal model, within one dataset, loss rises with d (slope 5" in out
-    reason = "the slope on d cannot be estimated: it needs 3 groups that differ in d."
+    reason = "the slope on d cannot be estimated: a slope needs 3 groups that differ in d."
     assert f"between 4 groups, {reason}" in out
     code, out, _ = run(*words, "--json")
     assert (code, json.loads(out)["num_groups"]) == (0, 4)

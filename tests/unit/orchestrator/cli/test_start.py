@@ -50,7 +50,7 @@ class TestInit:
         check_feasible(Workspace.open("./mine.yaml", str(tmp_path / "root")))
         plan_text = " ".join(run("plan", "./mine.yaml")[1].split())
         to_check = r"To check the files before the run, use `isweep measure \S+`"
-        assert re.search(rf"`isweep run` opens its \d+ files\. {to_check}", plan_text)
+        assert re.search(rf"so `isweep run` first opens \d+ files\. {to_check}", plan_text)
         assert json.loads(out)["sweep_file"] == "mine.yaml"
 
     def test_a_file_with_the_name_of_an_image_does_not_count_as_one(
@@ -193,7 +193,7 @@ class TestInit:
             (("train.npz",), "Move some groups to your test split, or remove the split"),
             (
                 ("few.npz", "--out", ""),
-                "--out is '', but must be a file that ends with .yaml or .yml",
+                "--out is '', but the name of the file must end with .yaml or .yml",
             ),
             (
                 ("cut",),
@@ -205,7 +205,7 @@ class TestInit:
             (("few.npz",), "few has 8 images. isweep can use only 6 of these images for"),
             (
                 ("few.npz", "--out", "few.txt"),
-                "--out is 'few.txt', but must be a file that ends with .yaml or .yml",
+                "--out is 'few.txt', but the name of the file must end with .yaml or .yml",
             ),
         ],
     )

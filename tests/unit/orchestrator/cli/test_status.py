@@ -112,7 +112,7 @@ def test_ctrl_c_ends_the_display_and_not_the_run(run, workspace, monkeypatch):
         Progress(path=workspace.sweep_paths.progress).stage("train")
         code, _, err = run("status", "smoke", "--watch")
     assert code == 130
-    assert "Stopped. Only this display has ended. The run continues." in err
+    assert "Stopped. The display has ended, but the run continues." in err
 
 
 def test_a_narrow_terminal_shows_the_complete_remaining_time(capsys):
@@ -149,7 +149,10 @@ def test_the_event_log_of_a_trial_is_printed(run, workspace):
         3,
     )
     assert document["logs"] == {"1": history.attempt_log_path(first, 1)}
-    assert "No attempt at this trial is recorded." in run("status", "smoke", "--trial", second)[1]
+    assert (
+        "isweep has recorded no attempt at this trial."
+        in run("status", "smoke", "--trial", second)[1]
+    )
 
 
 def test_a_damaged_event_log_is_reported(run, workspace):

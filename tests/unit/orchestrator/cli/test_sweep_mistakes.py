@@ -29,7 +29,7 @@ def good_with(old, new):
     ("text", "message"),
     [
         ("", "mine.yaml is empty. Write a sweep file with `isweep init`"),
-        ("name: m\n\tmodels: x\n", "line 2, column 1 has a tab. Indent with spaces."),
+        ("name: m\n\tmodels: x\n", "line 2, column 1 has a tab. Replace the tab by spaces."),
         (
             "models: [small_cnn]\n",
             "- The key `name` is missing. Add this key. - The key `train_sizes` is missing.",
@@ -109,7 +109,7 @@ def test_an_impossible_run_is_refused_before_mlflow_and_ray_start(
     assert message in err
     assert "Running on" not in err
     assert not os.path.exists(f"{root}/mlflow.db")
-    assert "No sweep has run below this root" in run("status")[1]
+    assert "No sweep has run in the root" in run("status")[1]
 
 
 def test_plan_reports_missing_resources_of_this_machine_and_continues(run, tmp_path):

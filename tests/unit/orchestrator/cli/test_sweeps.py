@@ -110,9 +110,10 @@ def test_plan_of_the_paper_is_short_without_all_and_names_missing_data(run):
     assert len(short.splitlines()) < 30
     assert len(every_trial.splitlines()) > 900
     assert re.search(r"mura +0/6 +0/6", short)
-    assert "N: 500 to 1750 (6); seed: 0; recipe: paper; pair: 3-8 to " in short
-    needs = "See what each dataset needs with `isweep datasets NAME`."
-    assert f"Not prepared: mnist, cifar10, svhn, imagenet, brats and 6 more. {needs}" in short
+    assert "N: 500 to 1750 (6 values); seed: 0; recipe: paper; pair: 3-8 to " in short
+    needs = "See what a dataset needs with `isweep datasets NAME`."
+    names = "mnist, cifar10, svhn, imagenet, brats and 6 more"
+    assert f"Datasets that are not prepared: {names}. {needs}" in short
 
 
 def test_a_value_is_changed_for_one_run(run):
@@ -136,7 +137,7 @@ def test_a_hint_is_a_command_with_the_options_of_the_user(run, tmp_path):
     preset.write_text(SWEEP, encoding="utf-8")
     storage = f"file://{tmp_path}/store"
     _, _, err = run("fit", str(preset), "--from-store", "--storage", storage, at=place)
-    hint = re.search(r"Run `(isweep .*?)`", err)[1]
+    hint = re.search(r"Run the sweep with `(isweep .*?)`", err)[1]
     assert shlex.split(hint) == [
         "isweep",
         "run",
@@ -188,7 +189,7 @@ def test_ctrl_c_prints_how_many_trials_are_kept_and_how_to_continue(run, root, m
     code, out, err = run("run", "smoke")
     assert (code, out) == (130, "")
     hint = f"Continue with `isweep run smoke --root {root}`. "
-    assert err == f"Stopped. 3 of 8 trials are kept. {hint}"
+    assert err == f"Stopped. The results of 3 of 8 trials are kept. {hint}"
 
 
 @pytest.mark.parametrize("command", ["run", "tune"])
@@ -209,8 +210,8 @@ def test_a_sweep_name_gives_a_warning_if_the_file_has_changed(
     assert "as it last ran" not in run(command, "mine")[2]
     file.write_text(SWEEP.replace("20, 40", "20, 60"), encoding="utf-8")
     hint = f"To use the file, run `isweep {command} ./mine.yaml --root {root}`"
-    warning = f"isweep uses the sweep mine as it last ran, but ./mine.yaml is different. {hint}"
-    assert warning in run(command, "mine")[2]
+    warning = "isweep uses the sweep mine as it last ran, but the file ./mine.yaml is different."
+    assert f"{warning} {hint}" in run(command, "mine")[2]
     assert "as it last ran" not in run(command, "./mine.yaml")[2]
 
 
@@ -219,7 +220,7 @@ def test_status_without_a_name_lists_the_sweeps_of_the_root(run, root):
 
     _, out, _ = run("status")
     assert out.endswith(
-        f"No sweep has run below this root. Start with `isweep run demo --root {root}`.\n"
+        f"No sweep has run in the root {root}. Start with `isweep run demo --root {root}`.\n"
     )
     Workspace.open("smoke", root, changes={"seeds": [0, 1]}).write_sweep_file()
     _, out, _ = run("status", "--json")
@@ -234,7 +235,7 @@ def test_without_results_a_running_sweep_is_to_be_watched_not_started(run, root,
     )
     _, _, err = run("results", "smoke", "--from-store")
     hint = f"Watch the run with `isweep status smoke --root {root}`."
-    assert f"no results yet, but it is running. {hint}" in err
+    assert f"no results yet, but the sweep is running. {hint}" in err
 
 
 def test_a_stored_sweep_is_found_by_its_name_without_its_file(run, root, tmp_path):
@@ -293,6 +294,6 @@ def test_plan_notes_doubts_about_changed_files_of_a_prepared_dataset(tmp_path):
     )
     lines = list(_obstacles(workspace, run_plan))
     note = next(place for place, line in enumerate(lines) if "have other names, sizes" in line)
-    assert "reads these 60 files again" in lines[note]
+    assert "reads the 60 files again" in lines[note]
     assert lines[note + 1] == "  left out: no label, 3"
     assert lines[note + 2] == "  doubtful: column MRN not used, 60"

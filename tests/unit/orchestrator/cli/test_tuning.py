@@ -60,7 +60,7 @@ def test_a_sweep_without_its_tuned_recipe_gets_the_command_to_start_with(run, sw
 def test_results_without_a_search_name_the_command_to_start_one(run, sweep):
     code, _, err = run("results", sweep(), "--search")
     assert code == 2
-    assert "has no stored trial yet" in err
+    assert "`isweep tune` has stored no trial of the sweep" in err
     assert "isweep tune" in err
 
 
@@ -72,7 +72,7 @@ def test_updates_that_mlflow_lacks_are_counted_with_the_command_that_sends_them(
     path = sweep()
     code, _, err = run("tune", path, "--set", "tune.budget=0.4")
     assert code == 0
-    hint = f"To send them, run `isweep tune {path} --set tune.budget=0.4"
+    hint = f"To send all updates, run `isweep tune {path} --set tune.budget=0.4"
     assert f"MLflow lacks 3 updates. {hint}" in err
 
 

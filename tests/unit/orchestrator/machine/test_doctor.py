@@ -1,5 +1,6 @@
 """Test the checks of ``isweep doctor`` on a result store, this machine, and nodes of a cluster."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import ray
 
 from orchestrator.machine import doctor
+from orchestrator.machine.cluster import RayStartError
 from orchestrator.machine.doctor import NodeReport, check_nodes
 from orchestrator.machine.gpus.records import Gpu, NodeGpus
 from tests.object_store import object_store
@@ -26,6 +28,20 @@ def problems(**changes: Any) -> list[str]:
     check = doctor.check_node(NodeReport(**{**SOUND, **changes}), NODE)
     assert check["ok"] == (not check["fix"])
     return [] if check["ok"] else [f"{check['detail']}. {check['fix']}"]
+
+
+def test_doctor_does_not_advise_to_run_doctor_if_ray_does_not_start(monkeypatch):
+    @contextmanager
+    def fail(*_, **__):
+        raise RayStartError("Ray did not start on this machine: x", hint="Run `isweep doctor`")
+        yield
+
+    monkeypatch.setattr(doctor, "connect", fail)
+    check = doctor._run_check("ray cluster", doctor._check_cluster, None, [])
+    assert not check["ok"]
+    assert check["detail"] == "Ray did not start on this machine: x"
+    assert "doctor" not in check["fix"]
+    assert check["fix"].startswith("Fix the other checks of this command that failed")
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,7 @@ def good_with_dataset(text):
             r"has the key '1' twice in one mapping, once as a number and once as text",
         ),
         (GOOD + "calibrate: no", r"`calibrate` is 'no', but must be true or false"),
-        (GOOD + "<<: {calibrate: true}", r"'<<' without quotes\. Put the text in quotes"),
+        (GOOD + "<<: {calibrate: true}", r"has the merge key <<\. Remove it"),
         (
             GOOD + "own: {domain: natural}",
             r"^`own` is a key of each entry of `datasets`, not of the sweep itself\. In the sweep",
@@ -643,6 +643,67 @@ def own_source(tmp_path):
     labels = np.array([3, 5, 8] * 20)
     np.savez(tmp_path / "own.npz", images=np.zeros((60, 8, 8), np.uint8), labels=labels)
     return {"kind": "npz", "path": str(tmp_path / "own.npz"), "domain": "natural"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            GOOD.replace("test_size: ", "test_size:\t"),
+            r"line 6, column 11 has a tab\. Replace the tab by spaces",
+        ),
+        (
+            GOOD.replace("test_size: 20", "test_size: 20\x85image_size: 8"),
+            r"line 6, column 14 has an invisible character \(next line, U\+0085\)\. Remove the ch",
+        ),
+        (
+            GOOD.replace("small_cnn", "small\u2028cnn"),
+            r"line 3, column 15 has an invisible character \(line separator, U\+2028\)",
+        ),
+        (
+            "# a\u2029b\n" + GOOD,
+            r"line 1, column 4 has an invisible character \(paragraph separator, U\+2029\)",
+        ),
+        (
+            GOOD.replace("recipe: smoke", "recipe:\n  <<: {from: smoke}\n  epochs: 3"),
+            r"line \d, column 3 has the merge key <<\. Remove it, and write all keys in this place",
+        ),
+        (
+            GOOD.replace("test_size: 20", "test_size: null"),
+            r"^mine.yaml, line 6: `test_size` has no value\. Write a value after the colon",
+        ),
+        (
+            GOOD.replace("20, 40", "20, null"),
+            r"^mine.yaml, line 5: value 2 of `train_sizes` has no value\. Write a value\.$",
+        ),
+        (
+            GOOD.replace(
+                "[mnist5k]", "[{name: skin, own: {kind: csv,\n  path: ,\n domain: medical}}]"
+            ),
+            r"^mine.yaml, line 5: `datasets.skin.own.path` has no value\. Write a value",
+        ),
+        (GOOD + "seeds:", r"`seeds` has no value\. Write a value, or remove the key"),
+        (
+            GOOD.replace("recipe: smoke", "recipe:"),
+            r"`recipe` has no value\. Write, for example, `recipe: {from: demo",
+        ),
+        (
+            GOOD.replace("datasets: [mnist5k]", "datasets:"),
+            r"^mine.yaml, line 4: `datasets` has no value\. Write, for example, `datasets: \[digits\]`",
+        ),
+    ],
+)
+def test_invisible_characters_merge_keys_and_missing_values_are_explained(text, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_sweep(text, origin="mine.yaml")
+
+
+@pytest.mark.parametrize("separator", ["\x85", "\u2028", "\u2029"])
+def test_a_stored_sweep_may_have_an_invisible_separator_in_its_description(separator):
+    from orchestrator.planning.sweep_file import sweep_text
+
+    text = sweep_text(load_sweep({**MINE, "description": f"one{separator}two"}))
+    assert parse_sweep(text, origin="stored").description.startswith("one")
 
 
 def test_classes_of_your_data_with_numbers_as_names_are_named_as_text(own_source):

@@ -154,7 +154,8 @@ def test_a_notebook_gets_a_table_and_the_recipe(finished_search):
     # Nine epochs of a tiny search stay near chance level, which is reported.
     (problem,) = tuned.problems
     assert "hardly below the chance loss" in problem
-    assert repr(tuned) == f"Recipe for 1 of 1 combinations of model and dataset: {summary.recipe}"
+    chosen = "The search chose values for 1 of 1 combinations of model and dataset."
+    assert repr(tuned) == f"{chosen} Recipe file: {summary.recipe}"
     assert "<table" in tuned._repr_html_()
     assert tuned.report.name == "search.html"
     used = isweep.plan(TINY, root=root, changes={"name": "used", "recipe": tuned.recipe})

@@ -192,11 +192,11 @@ def test_nearest_images_of_another_class_equal_those_of_a_slow_search_in_several
         (
             {"arms": [{"name": "faint", "moves": "sharpness", "dials": {"contrast": 0.5}}]},
             "arm faint in world digits: `dials` contains 'contrast', which applies to the whole dataset and cannot "
-            "change training images only. With `intervene_on: training`, set blend or reach",
+            "change training images only. With `intervene_on: training`, `dials` can contain only `blend` and `reach`",
         ),
         (
             {"arms": [{"name": "near", "moves": "sharpness", "dials": {"blnd": 0.2}}]},
-            "arm near in world digits: `dials` has no parameter 'blnd'. With `intervene_on: training`, set",
+            "arm near in world digits: `dials` has no parameter 'blnd'. With `intervene_on: training`, `dials` can contain only",
         ),
         (
             {"arms": [{"name": "far", "moves": "sharpness", "dials": {"blend": 0.7}}]},

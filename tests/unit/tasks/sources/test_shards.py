@@ -39,7 +39,7 @@ THREE = {"train": slice(0, 6), "test": slice(6, 10), "val": slice(10, 12)}
 SIDES = {"splits": [2] * 4 + [1] * 6, "excluded": {"validation split": 2}}
 WHOLE = {"images": slice(12)}
 PATIENTS = [f"p{row // 3}" for row in range(12)]
-ONE_CONFIG = "several configurations of a Hugging Face dataset, each with splits: full, small"
+ONE_CONFIG = "several configurations of a Hugging Face dataset, for example full and small"
 DENIED = "the column 'split' contradicts the name of the folder or file for 12 images:"
 
 
