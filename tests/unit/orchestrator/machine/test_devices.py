@@ -236,7 +236,7 @@ def test_a_gpu_that_computed_wrongly_once_is_not_used_and_the_message_names_the_
         device_for(1.0, "auto")
     text = str(caught.value)
     assert (
-        f"RTX 4090 computed wrongly once: {verdict['gpu_problem']}. But {verdict['reason_for_doubt']}"
+        f"RTX 4090 computed wrongly once: {verdict['gpu_problem']}. However, {verdict['reason_for_doubt']}"
         in text
     )
     assert "check the GPU's temperature, remove overclocking, and restart the machine" in text
