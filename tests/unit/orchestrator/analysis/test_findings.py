@@ -830,8 +830,7 @@ def test_the_exponent_is_given_with_d_by_twonn_too():
     estimate = fits.exponent().estimates[0]
     bounds = tuple(1.5 * bound for bound in estimate.interval)
     sentence = (
-        f"With d by TwoNN, b is {number(1.5 * estimate.value)} "
-        f"({interval(bounds)}; exploratory)."
+        f"With d by TwoNN, b is {number(1.5 * estimate.value)} ({interval(bounds)}; exploratory)."
     )
     assert sentence in answers(table)["exponent"].sentences
     claims = {
