@@ -204,7 +204,7 @@ def _too_few_images(
             "the same groups. Move some groups to your test split, or remove the split"
         )
     return TooFewImagesError(
-        f"Class {class_name} needs {plural(quota, 'test image')}, but only {num_allowed} of its "
+        f"Class {class_name} needs {plural(quota, 'test image')}, but {num_allowed} of its "
         "images may be used for testing",
         hint=hint,
     )
