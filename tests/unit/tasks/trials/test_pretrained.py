@@ -79,7 +79,7 @@ def test_weights_that_do_not_fit_are_refused(resnet18):
         built(spec_of("resnet_tiny"), save(resnet18.state_dict()))
     theirs = torchvision.models.vit_b_16(num_classes=2, image_size=64, weights=None)
     with pytest.raises(
-        ConfigError, match=r"vit_b_16, .*: encoder\.pos_embedding\. Use the `image_size"
+        ConfigError, match=r"vit_b_16\. .*: encoder\.pos_embedding\. Use the `image_size"
     ):
         built(spec_of("torchvision:vit_b_16"), save(theirs.state_dict()), image_size=32)
 
