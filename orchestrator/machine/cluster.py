@@ -247,9 +247,9 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
         if requested > available:
             cpu_hint = "use --device cpu, " if name == "num_gpus" else ""
             raise ConfigError(
-                f"A trial requests resources.{name}: {requested:,.15g}, but this machine has "
-                f"{available:,.15g}",
-                hint=f"Lower resources.{name}, {cpu_hint}or run on a larger cluster",
+                f"A trial requests `resources.{name}: {requested:,.15g}`, but this machine has "
+                f"only {available:,.15g}",
+                hint=f"Lower `resources.{name}`, {cpu_hint}or run on a larger cluster",
             )
     return request
 
@@ -284,12 +284,12 @@ def check_process() -> None:
     """
     if sys.flags.optimize >= 2:
         raise ConfigError(
-            "Ray does not start if Python removes docstrings",
-            hint="Unset PYTHONOPTIMIZE, and do not use python -OO",
+            "Python is set to remove docstrings, and Ray does not start without them",
+            hint="Unset PYTHONOPTIMIZE, and do not use `python -OO`",
         )
     if "error" in os.environ.get("PYTHONWARNINGS", "").split(","):
         raise ConfigError(
-            "Ray's dashboard does not start if Python turns all warnings into errors",
+            "Python is set to turn all warnings into errors, so Ray's dashboard does not start",
             hint="Unset PYTHONWARNINGS",
         )
     try:
@@ -387,8 +387,8 @@ def _imported_ray() -> Any:
 
         if tuple(int(part) for part in ray.__version__.split(".")[:2]) < MIN_RAY:
             raise SetupError(
-                f"Ray {ray.__version__} is too old: it runs code from anyone who can connect "
-                "to its ports",
+                f"Ray {ray.__version__} is too old: Ray before 2.56 runs code from anyone who can "
+                "connect to its ports",
                 hint="Update Ray to 2.56 or later: run `pip install -U 'ray[default,tune]'`",
             )
         read_settings_again()
@@ -490,8 +490,8 @@ def _connect_to_running(address: str, job: Mapping[str, str] | None) -> tuple[An
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         token_hint = (
-            "Set RAY_AUTH_MODE=token, and put the cluster's token into ~/.ray/auth_token "
-            '("Tokens" in docs/cluster.md)'
+            "Run `export RAY_AUTH_MODE=token`, and write the cluster's token into the file "
+            '`~/.ray/auth_token` (see "Tokens" in docs/cluster.md)'
         )
         # Ray's message mentions a missing token. A refused token is only in the error's cause.
         if "InvalidAuthToken" in f"{error!r} {error.__cause__!r}":

@@ -35,8 +35,8 @@ ANSWER_TIMEOUT_S = 60.0
 """Seconds in which all nodes of a cluster must report the results of their checks."""
 INSTALL_HINT = "To install the same versions on all nodes, run `make wheel` and `ray up`"
 SILENT_HINT = (
-    "Run the same check again, because the first answer may be slow. If the node does not "
-    "answer again, read its logs, or remove the node from the cluster"
+    "Run the same check again, because the first answer of a node may be slow. If the node still "
+    "does not answer, read the node's logs, or remove the node from the cluster"
 )
 LAUNCH_FILE = "launch file"
 """Beginning of the names of all checks of a launch file. If such a check fails, the launch
@@ -199,7 +199,7 @@ def _check_root(root: str | None) -> Outcome:
             "Use an MLflow server with --mlflow-uri, or choose another folder with --root",
         )
     free = shutil.disk_usage(base).free
-    missing = "" if paths.root.is_dir() else " does not exist yet, and its disk"
+    missing = "" if paths.root.is_dir() else " does not exist yet. The disk for this folder"
     return Outcome(
         free >= MIN_FREE_BYTES,
         f"{paths.root}{missing} has {free / 2**30:.1f} GiB free",
@@ -252,7 +252,7 @@ def _check_result_store(url: str) -> Outcome:
         folders = (Path(files.base), *Path(files.base).parents)
         base = next(folder for folder in folders if folder.exists())
         if base.is_dir() and os.access(base, os.W_OK):
-            return Outcome(True, f"{files.base}")
+            return Outcome(True, f"{files.base} can be written")
         fix = "Choose another folder with --storage"
         return Outcome(False, f"{base} cannot be written", fix)
     folder = f"{files.base}/.doctor-{uuid.uuid4().hex}"
@@ -265,7 +265,7 @@ def _check_result_store(url: str) -> Outcome:
             f"{url} does not list a file that isweep has just written there",
             "Ask the operator of the store, or choose another store with --storage",
         )
-    return Outcome(True, f"{url} can be written and listed")
+    return Outcome(True, f"isweep can write and list files in {url}")
 
 
 def _check_ray_access(address: str | None) -> Outcome:
@@ -302,7 +302,7 @@ def _launch_file_checks(path: Path) -> list[Check]:
     name = f"{LAUNCH_FILE} {path.name}"
     mistakes = check_launch_file(path)
     if not mistakes:
-        detail = "no mistake was detected. This check does not contact the provider"
+        detail = "isweep detected no mistake. isweep does not contact the provider for this check"
         return [{"name": name, "ok": True, "detail": detail, "fix": ""}]
     checks: list[Check] = []
     for mistake in mistakes:

@@ -102,7 +102,7 @@ def _start_mps(bench: Bench, stack: contextlib.ExitStack) -> str:
         The reason why MPS cannot be used, or an empty text if it runs.
     """
     if not bench.on_gpu:
-        return "this is not a GPU"
+        return "MPS needs a GPU, but this check runs on a CPU"
     node = torch_gpus.describe(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     # With a share below 1, MPS is allowed without a measured gain. The gain is measured here.
     reason = why_no_mps([node], ResourceSpec(num_gpus=0.5), bench.trials, {})
@@ -290,8 +290,8 @@ def check(gpu: Gpu | None, folder: Path, print_line: Callable[[str], None]) -> t
                 result = run_part(part, device, record["parts"])
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"The check was stopped. Its results so far are in {unfinished}. The same "
-                "command starts again from the first part."
+                f"The check was stopped. Its results so far are in {unfinished}. If you run the "
+                "same command again, the check starts from the first part."
             ) from None
         record["parts"][part] = result
         write_atomic(unfinished, json.dumps(record, indent=1).encode())
@@ -484,8 +484,8 @@ def devices(number: str | None) -> list[Gpu | None]:
     if not gpus:
         raise SetupError(
             "torch cannot use a GPU on this machine",
-            hint="Run `isweep doctor` to see why. To see how the check works without a GPU, "
-            "use --device cpu",
+            hint="Run `isweep doctor` to see the cause. To try the check without a GPU, use "
+            "`--device cpu`",
         )
     if number is None:
         return list(gpus)
@@ -493,7 +493,7 @@ def devices(number: str | None) -> list[Gpu | None]:
     if number not in numbers:
         raise ConfigError(
             f"`--device {number}` is not the number of a GPU that torch can use",
-            hint=f"Type one of {', '.join(numbers)}, or cpu",
+            hint=f"Use one of these numbers: {', '.join(numbers)}. Or use `--device cpu`",
         )
     return [gpus[int(number)]]
 

@@ -212,7 +212,7 @@ def measure_context(bench: Bench) -> Measurements:
         yield (
             "note",
             f"a process uses {largest / 2**30:.2f} GiB besides its tensors. Plans and runs "
-            f"use this number instead of {CONTEXT_BYTES / 2**30:.2f} GiB",
+            f"assume {largest / 2**30:.2f} GiB instead of {CONTEXT_BYTES / 2**30:.2f} GiB",
         )
 
 
@@ -242,20 +242,20 @@ def check_correctness(bench: Bench) -> Measurements:
         for name, error in errors.items():
             if not error < FLOAT32_ERROR:  # NaN fails too
                 fails.append(
-                    f"a {name} in float32 has a relative error of {error:.0e}. At most "
-                    f"{FLOAT32_ERROR:.0e} is allowed. TensorFloat-32 has 3e-04"
+                    f"a {name} in float32 has a relative error of {error:.0e}, but the largest "
+                    f"allowed error is {FLOAT32_ERROR:.0e}. In TensorFloat-32, the error is 3e-04"
                 )
         equal_signs, features_error = _attack_and_features(bench)
         yield "fgsm_signs_equal", equal_signs
         yield "features_error", features_error
     if equal_signs < 0.99:
-        fails.append("the signs of FGSM's gradients differ from the CPU's")
+        fails.append("the signs of FGSM's gradients differ between GPU and CPU")
     if not features_error < 1e-3:
-        fails.append("the features of images differ from the CPU's")
+        fails.append("the features of images differ between GPU and CPU")
     products = list(wrong_products(bench))  # raises an error if the GPU has no byte products
     yield "products_that_differ", products
     if products:
-        fails.append("products of bytes differ from the CPU's")
+        fails.append("products of bytes differ between GPU and CPU")
     yield "fails", fails
 
 
@@ -266,13 +266,13 @@ def _self_test_problem(test: Mapping[str, Any]) -> str:
     """
     wrong = test["wrong"]
     if test["doubt"]:
-        return f"the GPU computed wrongly once: {wrong}. But {test['doubt']}"
+        return f"the GPU computed wrongly once: {wrong}. However, {test['doubt']}"
     if wrong:
         return f"the GPU computes wrongly: {wrong}"
     if test["unchecked"]:
         return f"it is unknown whether the GPU computes correctly: {test['unchecked']}"
     if test["plain_because"] and not test.get("is_only_slow"):
-        return f"trials cannot use graphs: {test['plain_because']}"
+        return f"trials cannot use captured graphs: {test['plain_because']}"
     return ""
 
 
@@ -566,10 +566,10 @@ def exhaust_memory(bench: Bench) -> Measurements:
     for name, kind in kinds.items():
         if name in work_by_name and not kind:
             # cuDNN uses a smaller workspace if there is less memory.
-            yield f"{name}_note", "half of the peak memory was enough, so no error was tested"
+            yield f"{name}_note", "half of the peak memory was enough, so no error occurred"
         elif kind != "out_of_memory":
             recorded_as = kind or "no failure"
-            fails.append(f"an out-of-memory error in {name} is recorded as {recorded_as}")
+            fails.append(f"isweep records an out-of-memory error in {name} as {recorded_as}")
     yield "fails", fails
 
 
@@ -590,5 +590,5 @@ def wait_for_file(path: Path, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while not path.exists():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{path.name} was not made within {timeout_s:g} s")
+            raise TimeoutError(f"the file {path.name} did not exist after {timeout_s:g} s")
         time.sleep(0.01)

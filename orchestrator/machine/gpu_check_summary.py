@@ -89,7 +89,10 @@ def _hours(bench: Bench, planned: GpuModel, times: MeasuredTimes, row: GpuModel)
         yield "row", asdict(replace(row, network_factors=factors))
     yield "hours", hours
     if hours is None:
-        note = "the hours are unknown, because step_times, passes or trial lacks a network"
+        note = (
+            "the hours are unknown, because a network was not measured in all of the parts "
+            "step_times, passes and trial"
+        )
         yield "hours_note", note
 
 

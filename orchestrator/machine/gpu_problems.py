@@ -125,7 +125,7 @@ def check_gpus_fit(
     if texts:
         raise SetupError(
             "; ".join(texts),
-            hint=f"{'. '.join(hints)}. Use --device cpu to run on CPUs instead",
+            hint=f"{'. '.join(hints)}. To run on CPUs instead, use `--device cpu`",
         )
     _check_bfloat16(nodes, trials)
 
@@ -158,11 +158,11 @@ def _check_bfloat16(nodes: list[NodeGpus], trials: Iterable[TrialSpec]) -> None:
         hint = "Use `--set recipe.precision=float32`, or another GPU"
         usable = [gpu for gpu in node.gpus if gpu not in old]
         if usable:
-            hint += f", or hide this GPU with CUDA_VISIBLE_DEVICES={_uuids(usable)}"
+            hint += f", or hide the {old[0].name} with CUDA_VISIBLE_DEVICES={_uuids(usable)}"
         raise ConfigError(
             f"The recipe {min(recipes)} computes in bfloat16, but the {old[0].name} of node "
-            f"{node.node} (compute capability {old[0].capability}) has no bfloat16 units. In "
-            "bfloat16, this GPU is slower than in float32",
+            f"{node.node} (compute capability {old[0].capability}) has no bfloat16 units. "
+            "Without these units, a GPU is slower in bfloat16 than in float32",
             hint=hint,
         )
 
@@ -225,8 +225,9 @@ def _slices_hint(slices: tuple[str, ...]) -> str:
         list_slices = "List the slices with `nvidia-smi -L`. "
     return (
         f"{list_slices}Before you start isweep on that node, type `export "
-        f"CUDA_VISIBLE_DEVICES={uuids}`. If you start Ray there yourself, type this line "
-        f"before `ray start`, and add `--num-gpus={num_gpus}`. Set `resources.num_gpus: 1`"
+        f"CUDA_VISIBLE_DEVICES={uuids}`. If you start Ray on that node yourself, type the export "
+        f"before `ray start`, and add `--num-gpus={num_gpus}` to `ray start`. In the sweep file, "
+        "set `resources.num_gpus: 1`"
     )
 
 
@@ -265,10 +266,10 @@ def _problems_of_gpu(
         )
     elif "Exclusive" in gpu.compute_mode and is_shared:
         yield Problem(
-            f"{subject} has the compute mode {gpu.compute_mode}, so trials cannot share this "
-            f"GPU, but each trial requests only {share:g} GPU",
-            "Run `nvidia-smi --compute-mode=0` on that node, start MPS there, or set "
-            "`resources.num_gpus: 1`",
+            f"{subject} has the compute mode {gpu.compute_mode}, so only one trial can use this "
+            f"GPU at a time, but each trial requests only {share:g} GPU",
+            "Run `nvidia-smi --compute-mode=0` on that node, start MPS on that node, or set "
+            "`resources.num_gpus: 1` in the sweep file",
         )
     # A trial may need more memory than an empty GPU has. Such a trial gets plain steps or
     # smaller batches later.
@@ -278,8 +279,8 @@ def _problems_of_gpu(
         if node.is_wsl:
             # nvidia-smi in Linux counts the memory of Windows, but does not list its programs.
             end_others = (
-                "Close programs in Windows that use the GPU: the Task Manager shows them on "
-                "the tab Details in the column `Dedicated GPU memory`, which you may have to add"
+                "Close programs in Windows that use the GPU. To find these programs, open the "
+                "tab Details of the Task Manager, and add the column `Dedicated GPU memory`"
             )
         yield Problem(
             f"{subject}: other processes use {gpu.held_bytes / 2**30:.1f} of "

@@ -93,7 +93,7 @@ def _root_name(identity: Path) -> str:
     except (OSError, ValueError) as error:
         raise SetupError(
             f"The id of the root cannot be read from or written to {identity}: {error}",
-            hint="Delete the file, and run the same command again to make a new id",
+            hint=f"Delete {identity}, and run the same command again. isweep then makes a new id",
         ) from None
 
 
@@ -170,7 +170,7 @@ class _LockFile:
                 self.take()
             except SetupError as error:
                 return error
-            log.warning("The lock file %s was deleted. A new one was made and locked", self._path)
+            log.warning("The lock file %s was deleted. isweep made and locked it again", self._path)
             return None
 
     def release(self) -> None:
@@ -199,7 +199,7 @@ class _LockFile:
                 if folder.exists() and not folder.is_dir():
                     raise SetupError(
                         f"{folder} is a file, but should be a folder",
-                        hint=f"Move or delete this file, or use another --{self._kind}",
+                        hint=f"Move or delete the file, or use another --{self._kind}",
                     ) from None
             raise SetupError(
                 f"The lock file {self._path} cannot be opened: {error.strerror or error}",

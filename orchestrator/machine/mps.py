@@ -86,7 +86,7 @@ class PrivateMps:
                 stack.close()
                 self.note(
                     f"NVIDIA's MPS did not start: {problem}. The sweep continues without MPS. "
-                    "To avoid this attempt, set `resources.mps: never`"
+                    "If isweep should not try to start MPS, set `resources.mps: never`"
                 )
             else:
                 self.folder = folder
@@ -120,9 +120,9 @@ class PrivateMps:
         self.is_abandoned = True
         mark_abandoned(self.folder)
         self.note(
-            f"New trials of this run do not use NVIDIA's MPS any more: {reason}. With MPS, "
-            "such a failure can also end other trials on the same GPU. isweep retries these "
-            f"trials. {consequence}"
+            f"New trials of this run do not use NVIDIA's MPS any more: {reason}. With MPS, the "
+            "failure of one trial can also end other trials on the same GPU. isweep retries the "
+            f"ended trials. {consequence}"
         )
 
     def end_gpu_work(self, pids: Collection[int] | None = None) -> None:
@@ -171,12 +171,12 @@ class PrivateMps:
         )
         if attached.output.splitlines()[-1:] != [str(len(self.uuids))]:
             problem = attached.error or f"a process computed on {attached.output or 'no'} GPUs"
-            return f"a test process could not compute through it: {problem}"
+            return f"a test process could not compute through MPS: {problem}"
         try:
             has_server = bool(mps_daemon.process_ids("get_server_list"))
         except mps_daemon.CommandFailedError as error:
-            return f"the test process did not use it: {error}"
-        return "" if has_server else "the test process did not use it: no server runs"
+            return f"the test process did not use MPS: {error}"
+        return "" if has_server else "the test process did not use MPS: no server of MPS runs"
 
 
 def may_break_mps(failure: TrialFailure) -> bool:

@@ -61,11 +61,11 @@ def why_no_mps(
         return "resources.mps is never"
     share = resources.num_gpus
     if share is not None and not 0 < share < 1:
-        return f"resources.num_gpus is {share:g}, so no trials share a GPU"
+        return f"resources.num_gpus is {share:g}, so trials do not share a GPU"
     if len(trials) <= num_gpus:
         return "each trial can have a whole GPU"
     if shutil.which(CONTROL) is None:
-        return f"no folder on PATH contains {CONTROL}"
+        return f"no folder on PATH contains the program {CONTROL}"
     if nvidia_smi.is_wsl_with_gpu():
         return "Linux runs inside Windows (WSL)"
     for node in nodes:
@@ -110,10 +110,10 @@ def _why_no_gain(
     measured = summary.get("pair_gain_mps")
     model = gpu.model(checks)
     if measured is None:
-        return "the gain by MPS is unknown; `isweep gpu-check` measures it"
+        return "the gain from MPS is unknown; to measure the gain, run `isweep gpu-check`"
     gain = float(measured)
     if gain < MIN_SHARING_GAIN:
-        return f"MPS would make the trials only {gain:.2f} times as fast"
+        return f"with MPS, the trials would be only {gain:.2f} times as fast"
     saved_s = seconds_in_sequence(trials, model) * (1 - 1 / gain) / num_gpus
     if model.timed and saved_s < MIN_SAVED_S:
         return f"MPS would save only {saved_s:.0f} s"

@@ -30,7 +30,7 @@ LOOPBACK = "127.0.0.1"
 LOOPBACK_TIMEOUT_S = 5.0
 AGAIN = "and run the same command again"
 SHORT_TMPDIR = (
-    f"Set TMPDIR to another folder, whose path has at most {MAX_PARENT_BYTES} characters, {AGAIN}"
+    f"Set TMPDIR to a folder whose path has at most {MAX_PARENT_BYTES} characters, {AGAIN}"
 )
 
 
@@ -86,7 +86,7 @@ def _check_limit(counted: str, command: str, limit: int, smallest: int) -> None:
         raise SetupError(
             f"This process may have at most {limit:,} {counted} ({command}), but Ray needs "
             f"{smallest:,}",
-            hint=f"Raise this limit, {AGAIN}",
+            hint=f"Raise the limit with `{command}`, {AGAIN}",
         )
 
 

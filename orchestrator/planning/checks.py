@@ -180,7 +180,7 @@ def _change_of_classes(spec: PreparedSpec, listing: Listing, record: PreparedRec
     if listing.label_names != record.label_names:
         new = ", ".join(listing.label_names[:MAX_NAMED])
         old = ", ".join(record.label_names[:MAX_NAMED])
-        return f"the classes are {new}, but the prepared dataset has the classes {old}"
+        return f"the files have the classes {new}, but the prepared dataset has the classes {old}"
     counts = count_labels(listing)
     if counts is None or spec.dials:
         return ""
@@ -188,7 +188,10 @@ def _change_of_classes(spec: PreparedSpec, listing: Listing, record: PreparedRec
     for name, count in zip(counts.label_names, num_files.tolist(), strict=True):
         num_prepared = record.num_images_per_label.get(name, 0)
         if count < num_prepared:
-            return f"class {name} has {count:,} files, but {num_prepared:,} prepared images"
+            return (
+                f"the class {name} has {count:,} files, but the prepared dataset has "
+                f"{num_prepared:,} images of this class"
+            )
     return ""
 
 
@@ -217,15 +220,15 @@ def small_size_notes(plan: SweepPlan) -> Iterator[str]:
     test_size = plan.sweep.test_size
     if test_size < MIN_TEST_SIZE:
         yield (
-            f"With test_size {test_size}, the standard error of an accuracy can be "
-            f"{0.5 / math.sqrt(test_size):.2g}. Choose a larger test_size, if there are enough "
-            "images."
+            f"With `test_size: {test_size}`, the standard error of an accuracy can be "
+            f"{0.5 / math.sqrt(test_size):.2g}. If there are enough images, choose a larger "
+            "`test_size`."
         )
     batch_sizes = {trial.network.recipe.batch_size for trial in plan.trials}
     if batch_sizes and min(batch_sizes) > plan.largest_size:
         yield (
-            f"The batch size, {min(batch_sizes):,}, is larger than the largest train size, "
-            f"{plan.largest_size:,}. Each epoch then has only one training step."
+            f"The batch size ({min(batch_sizes):,}) is larger than the largest train size "
+            f"({plan.largest_size:,}), so each epoch has only one training step."
         )
 
 

@@ -169,16 +169,17 @@ def draft_sweep(
         f"models: {capacity.models}  # `isweep models` lists all models",
         "datasets:  # `isweep datasets` lists more datasets to compare with",
         *dataset.lines,
-        f"train_sizes: {list(dataset.sizes.train_sizes)}  # a larger set contains the smaller ones",
-        f"test_size: {dataset.sizes.test_size}  # images that are only used for tests; a "
-        "group (patient) is never split",
+        f"train_sizes: {list(dataset.sizes.train_sizes)}  # a larger training set contains the "
+        "smaller ones",
+        f"test_size: {dataset.sizes.test_size}  # number of test images; all images of a "
+        "group (patient) are in the same set",
         f"image_size: {capacity.image_size}  # side in pixels{dataset.size_comment}",
         f"channels: {dataset.channels}  # use the same number for all datasets, to compare K_F",
-        f"seeds: {list(SEEDS)}  # a single seed trains {len(SEEDS)} times as fast, but gives no "
-        "interval over trainings",
+        f"seeds: {list(SEEDS)}  # with one seed, training takes 1/{len(SEEDS)} of the time, but "
+        "the results have no intervals over trainings",
         f"recipe: {capacity.recipe}  # `isweep recipes` lists all recipes",
-        "attacks: {methods: [fgsm], epsilons: [1, 2, 4, 8]}  # in 1/255 of the pixel range; "
-        "another method is pgd",
+        "attacks: {methods: [fgsm], epsilons: [1, 2, 4, 8]}  # epsilons in 1/255 of the pixel "
+        "range; `pgd` is another method",
         f"resources: {capacity.resources}  # for one training",
         "",
     ]
@@ -212,7 +213,8 @@ def _describe(
     own_line = f"    own: {{{', '.join(f'{name}: {value}' for name, value in fields.items())}}}"
     if domain is None:
         own_line += (
-            f"  # isweep guessed the domain{guess.reason}; if it is wrong, write natural or medical"
+            f"  # isweep guessed the domain{guess.reason}; if the guess is wrong, write natural or "
+            "medical"
         )
     only_images = without_other_files(request, listing)
     num_others = len(listing.items) - len(only_images.items)
@@ -314,8 +316,9 @@ def _sizes(counts: LabelCounts, spec: PreparedSpec, capacity: Capacity) -> Sizes
             if largest >= MIN_TRAINED:
                 return Sizes(_train_sizes(largest), test_size)
             raise DataError(
-                f"{spec.dataset} has {plural(num_images, 'image')}. Only {len(rows)} of them can "
-                f"be used for training, but a sweep needs at least {MIN_TRAINED}",
+                f"{spec.dataset} has {plural(num_images, 'image')}. isweep can use only "
+                f"{len(rows)} of these images for training, but a sweep needs at least "
+                f"{MIN_TRAINED} training images",
                 hint="Add images or groups. A group (patient) is never split between training and "
                 "test set",
             )

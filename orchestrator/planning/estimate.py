@@ -65,8 +65,8 @@ def estimate(
         seconds.append(core_seconds(trial, corrections))
     cpu_seconds = max(sum(seconds) / num_cpus, max(seconds, default=0.0))
     assumptions = (
-        f"CPU times use {CORE_FLOPS / 1e9:g} GFLOP/s per core and {CORE_INTERVAL_S * 1e6:g} "
-        "µs per operation. isweep corrects these times with the finished trials of this sweep"
+        f"CPU times assume {CORE_FLOPS / 1e9:g} GFLOP/s per core and {CORE_INTERVAL_S * 1e6:g} "
+        "µs per operation. isweep corrects CPU times with the finished trials of this sweep"
     )
     document: dict[str, Any] = {
         "trials_left": len(trials),

@@ -67,15 +67,15 @@ def estimate_text(document: Mapping[str, Any]) -> str:
     if document["refused"]:
         recipe = document["refused"][0]
         return (
-            f"{left}, which cannot run on {gpus}: the recipe {recipe} needs bfloat16, which a "
-            f"{cluster['gpu']} cannot compute. Add `--set recipe.precision=float32`, or plan "
-            f"for another GPU. Without a GPU the trials take {on_cpus}. {memory}"
+            f"{left}. The trials cannot run on {gpus}: the recipe {recipe} needs bfloat16, but a "
+            f"{cluster['gpu']} cannot compute in bfloat16. Add `--set recipe.precision=float32`, "
+            f"or plan for another GPU. Without a GPU, the trials take {on_cpus}. {memory}"
         )
     if not cluster["gpu_data"]["timed"]:
-        unknown = "the time is unknown. Run `isweep gpu-check` on a GPU of this kind to measure it"
         return (
-            f"{left}. On {gpus}, {unknown}. Without a GPU the trials take {on_cpus}. "
-            f"{memory} {assumptions}{_too_large(cluster)}"
+            f"{left}. The time of the trials on {gpus} is unknown. To measure the speed of a "
+            f"{cluster['gpu']}, run `isweep gpu-check` on a machine with this GPU. Without a GPU, "
+            f"the trials take {on_cpus}. {memory} {assumptions}{_too_large(cluster)}"
         )
     shares = ", ".join(f"{name} {share:g}" for name, share in cluster["shares"].items())
     return (
@@ -128,9 +128,10 @@ def _too_large(cluster: Mapping[str, Any]) -> str:
         models.append(f"{name} needs {needs_gib} GiB, but its share has {has_gib} GiB")
     return (
         f"\nSome trials need more memory than their share of the GPU has: {'; '.join(models)}. "
-        "Such a trial runs out of memory and starts again with twice the share, up to a whole "
-        "GPU. If a whole GPU is too small, isweep splits the batches of a network without "
-        "batch norm. A trial of any other network fails. Choose a larger GPU, or a smaller "
+        "If a trial runs out of memory, isweep starts the trial again with twice the share, up "
+        "to a whole GPU. If a whole GPU is too small and the network has no batch norm, isweep "
+        "splits the batches. If the network has batch norm, the trial fails, unless the sweep "
+        "sets `resources.micro_batches: on`. Choose a larger GPU, or a smaller "
         "`recipe.batch_size`."
     )
 
@@ -164,7 +165,7 @@ def _attacks_text(attack_shares: Mapping[str, float]) -> str:
     if not attack_shares:
         return "no trial is trained"
     requested = {kind: share for kind, share in attack_shares.items() if share}
-    text = f"attacks: {sum(requested.values()):.0%} of the operations of training"
+    text = f"attacks: {sum(requested.values()):.0%} as many operations as training"
     if len(requested) > 1:
         text += f" ({', '.join(f'{kind} {share:.0%}' for kind, share in requested.items())})"
     return text

@@ -72,8 +72,8 @@ def read_first_images(request: RawRequest, listing: Listing) -> list[FirstImage]
         return images
     counts = ", ".join(map("{0[0]}: {0[1]}".format, reasons.items()))
     raise DataError(
-        f"{request.dataset.name}: none of the {plural(num_tried, 'image')} that were tried "
-        f"can be read ({counts})",
+        f"{request.dataset.name}: isweep tried to read {plural(num_tried, 'image')} and could "
+        f"read none ({counts})",
         hint="Repair the images, or convert them to PNG",
     )
 
@@ -129,11 +129,14 @@ def size_comment(images: Sequence[FirstImage], side: int) -> str:
     first = f"{shapes[0][0]}x{shapes[0][1]}"
     comments = []
     if MIN_ENLARGED * min(shapes[0]) <= side:
-        comments.append(f"your images are {first} and will be enlarged; consider {min(shapes[0])}")
+        comments.append(
+            f"your images are {first} and will be enlarged; consider `image_size: {min(shapes[0])}`"
+        )
     if len(shapes) > 1:
         last = f"{shapes[-1][0]}x{shapes[-1][1]}"
         comments.append(
-            f"your images have sizes from {first} to {last}; check that all have the same scale"
+            f"your images have sizes from {first} to {last}; check that all images have the same "
+            "scale"
         )
     if any(height != width for height, width in shapes):
         comments.append("your images are not square and will be stretched")

@@ -119,7 +119,7 @@ PARSER_ERRORS = (
         "Remove the character, or put the text in quotes",
     ),
     _ParserError(
-        "found another document", "begins a second YAML document", "Remove the line with ---"
+        "found another document", "begins a second YAML document", "Remove the line with `---`"
     ),
 )
 """Error messages of the parser. If several rows match, isweep uses the first one."""
@@ -291,7 +291,7 @@ def not_a_mapping(origin: str, content: object, hint: str) -> ConfigError:
     # The message does not show the content, because the user may have chosen a wrong file with
     # private content.
     kind = "a list" if isinstance(content, list) else "a single value"
-    return ConfigError(f"{origin} has {kind} instead of keys with values", hint=hint)
+    return ConfigError(f"{origin} contains {kind}, but should contain keys with values", hint=hint)
 
 
 def write_plain(document: object) -> str:
@@ -376,7 +376,7 @@ class _PlainParser(Parser):
 def _refusal_of(reader: YAML, event: Event) -> _Refusal | None:
     """Return the refusal of a piece of a document, or None if the piece is allowed."""
     if isinstance(event, AliasEvent) or getattr(event, "anchor", None) is not None:
-        return _Refusal("an anchor or alias", "Write the value itself in each place")
+        return _Refusal("an anchor (&) or an alias (*)", "Write the whole value in each place")
     if getattr(event, "version", None) is not None:
         return _Refusal("a %YAML line", "Remove the line. isweep always reads YAML 1.2")
     tag = getattr(event, "tag", None)

@@ -84,8 +84,8 @@ def _place_in(holder: Any, part: str, key: str) -> Any:
         return part
     if not isinstance(holder, list):
         raise ConfigError(
-            f"`--set {key}` cannot set the key `{part}`, because the value above this key is "
-            f"{holder!r}, which has no keys",
+            f"`--set {key}` cannot set the key `{part}`: the value that should contain "
+            f"`{part}` is {holder!r}, which has no keys",
             hint=EXAMPLE,
         )
     if not part.isdecimal() or int(part) >= len(holder):

@@ -55,7 +55,7 @@ def raise_problems(problems: list[SweepError]) -> None:
     shown = problems[:MAX_PROBLEMS]
     num_more = len(problems) - len(shown)
     if num_more:
-        shown.append(ConfigError(f"The sweep has {plural(num_more, 'more problem')} like these"))
+        shown.append(ConfigError(f"The sweep has {plural(num_more, 'more problem')}"))
     raise_all(shown)
 
 
@@ -215,12 +215,13 @@ def _unknown_key(keys: tuple[int | str, ...], dotted: str) -> ConfigError:
     if len(keys) == 1 and keys[0] in _fields_by_key(DatasetChoice):
         return ConfigError(
             f"`{dotted}` is a key of each entry of `datasets`, not of the sweep itself",
-            hint="Change it in the sweep file, below the name of the dataset",
+            hint=f"In the sweep file, write `{dotted}` below the name of the dataset",
         )
     if model is DatasetChoice and keys[-1] in _fields_by_key(UserSourceSpec):
         return ConfigError(
             f"`{dotted}` is a key of `own`, not of the entry of `datasets` itself",
-            hint="Move it into `own`, as in `own: {kind: folder, path: ./my-images}`",
+            hint=f"Move `{keys[-1]}` into `own`, for example "
+            "`own: {kind: folder, path: ./my-images}`",
         )
     known_keys = list(_fields_by_key(model))
     name, colon, value = str(keys[-1]).partition(":")

@@ -186,7 +186,8 @@ def _check_storage(storage: object) -> None:
         return
     if not isinstance(storage, str):
         raise ConfigError(
-            f"`storage` is {storage!r}, which is not text", hint="Use a folder or a URL"
+            f"`storage` is {storage!r}, which is not text",
+            hint="Give a folder or a URL as text, for example 's3://bucket/results'",
         )
     if URL_WITHOUT_HOST.fullmatch(storage):
         raise ConfigError(
@@ -232,9 +233,9 @@ def _find(
         return load(Path(source))
     names = {*presets, *paths.sweep_names()}
     if paths.root.exists():
-        problem = f"No preset, and no sweep of the root {paths.root}, has the name {source!r}"
+        problem = f"{source!r} is not a preset, and not a sweep in the root {paths.root}"
     else:
-        problem = f"No preset has the name {source!r}, and the root {paths.root} does not exist"
+        problem = f"{source!r} is not a preset, and the root {paths.root} does not exist"
     if os.path.isfile(f"{source}.yaml"):
         hint = f"To use the file {source}.yaml, give its path: ./{source}.yaml"
         raise ConfigError(problem, hint=hint)
@@ -267,8 +268,8 @@ def _load_from_root(
     if sweep.name != name and "name" not in changes:
         raise ConfigError(
             f"The stored file of the sweep {name!r} contains the name {sweep.name!r}: {path}",
-            hint="If you renamed this folder or edited this file, undo that. If you copied a "
-            f"folder, move the copy out of the root. To run a variant of {sweep.name!r}, copy your "
-            "own sweep file, and change the name in the copy",
+            hint="If you renamed the folder or edited the stored file, undo the change. If you "
+            f"copied a folder, move the copy out of the root. To run a variant of {sweep.name!r}, "
+            "copy your own sweep file, and change the name in the copy",
         )
     return sweep

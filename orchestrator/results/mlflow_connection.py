@@ -55,15 +55,15 @@ def mlflow_uri(paths: RootPaths, uri: str | None) -> str:
         if not mark or scheme.partition("+")[0] not in {*SCHEMES, *plugins}:
             raise ConfigError(
                 f"The MLflow URI {without_secrets(requested)} is neither a database nor a server",
-                hint="Use a URI such as sqlite:////data/mlflow.db or https://…",
+                hint="Use, for example, `--mlflow-uri sqlite:////data/mlflow.db`",
             )
         return requested
     # In a URL, a question mark begins the options. If isweep escaped the question mark as %3F,
     # MLflow would create a folder with %3F in its name.
     if any(sign in str(paths.root) for sign in "?%"):
         raise ConfigError(
-            f"The path of the root {paths.root} contains '?' or '%'. MLflow cannot open its "
-            "SQLite file in a folder with such a path",
+            f"The path of the root {paths.root} contains '?' or '%', so MLflow cannot open its "
+            "SQLite file in the root",
             hint="Choose another root with --root, use an MLflow server with --mlflow-uri, or "
             "add --no-tracking",
         )

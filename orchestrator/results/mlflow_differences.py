@@ -44,8 +44,8 @@ class _Difference:
 
     def __str__(self) -> str:
         return (
-            f"{self.column} of {self.trial_id} is {self.tracked} in MLflow and {self.stored} in "
-            "the store"
+            f"{self.column} of {self.trial_id} is {self.tracked} in MLflow, but {self.stored} in "
+            "the result store"
         )
 
 
@@ -80,13 +80,13 @@ def differences(stored: Iterable[Row], tracked: Iterable[Row], command: str) -> 
         )
     if missing:
         sentences.append(
-            f"MLflow lacks {plural(len(missing), 'result')} of the result store. To send them to "
-            f"MLflow, run `{command}`."
+            f"MLflow lacks {plural(len(missing), 'result')} of the result store. To send the "
+            f"missing results to MLflow, run `{command}`."
         )
     if unplanned:
         sentences.append(
-            f"MLflow has rows of {plural(len(unplanned), 'trial')} without a result in this sweep. "
-            "isweep ignores these rows."
+            f"isweep ignores rows of {plural(len(unplanned), 'trial')} in MLflow, because these "
+            "trials have no result in this sweep."
         )
     return sentences
 

@@ -138,7 +138,7 @@ def predictions_table(records: Iterable[TrialRecord], store: ResultStore) -> pd.
     if not tables:
         raise DataError(
             "No trial of this sweep has predictions",
-            hint="Add `predictions: true` to the sweep file, and run the sweep again. Networks "
-            "whose weights are stored are not trained again",
+            hint="Add `predictions: true` to the sweep file, and run the sweep again. If the "
+            "weights of a network are stored, isweep does not train it again",
         )
     return pd.concat(tables, ignore_index=True)

@@ -241,9 +241,10 @@ def removed_trials_text(workspace: Workspace, state: State) -> str:
     if num_removed == 0:
         return ""
     return (
-        f"This plan lacks {num_removed:,} of {plural(len(finished), 'finished trial')} of the "
-        f"stored sweep {workspace.plan.sweep.name}. isweep keeps their results, but the new report "
-        "leaves them out. To keep both sweeps, give this sweep another `name`"
+        f"The stored sweep {workspace.plan.sweep.name} has "
+        f"{plural(len(finished), 'finished trial')}, but this plan lacks {num_removed:,} of "
+        "these trials. isweep keeps their results, but the new report leaves the results out. To "
+        "keep both sweeps, give this sweep another `name`"
     )
 
 

@@ -184,8 +184,8 @@ def open_storage(url: str | Storage) -> Storage:
         return Folder(os.path.abspath(address))
     if scheme not in SCHEMES:
         raise ConfigError(
-            f"--storage {scheme}://… is a kind of storage that isweep does not support",
-            hint=f"Use a path, or a URL of {', '.join(SCHEMES)}",
+            f"isweep does not support the kind of storage in `--storage {scheme}://…`",
+            hint=f"Use a path, or a URL that begins with one of these: {', '.join(SCHEMES)}",
         )
     _check_url(url, scheme)
     bucket_name = address.partition("/")[0]
@@ -203,8 +203,8 @@ def _check_url(url: str, scheme: str) -> None:
         host = None
     if password:
         raise ConfigError(
-            f"--storage {scheme}://…@{host} has a password, which every user of the machine can "
-            "read",
+            f"--storage {scheme}://…@{host} contains a password. Every user of this machine can "
+            "read the options of a command",
             hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or use a "
             "credentials file or a role",
         )
@@ -251,7 +251,7 @@ def _object_store(scheme: str, bucket: str) -> Any:
     except (BaseError, ValueError) as error:
         raise ConfigError(
             f"--storage {scheme}://… cannot be opened: {str(error).splitlines()[0]}",
-            hint="Read in docs/cluster.md which settings this kind of storage needs",
+            hint=f"Read in docs/cluster.md which settings a storage of the kind {scheme} needs",
         ) from None
 
 
@@ -498,7 +498,7 @@ def no_conditional_writes(url: str) -> SetupError:
         f"The object store of {url} does not support conditional writes. Without conditional "
         "writes, two runs could overwrite each other's results",
         hint="Update the server: MinIO supports conditional writes since 2024-10, and Ceph "
-        "since Tentacle. Or use another --storage",
+        "since Tentacle. Or use another `--storage`",
     )
 
 

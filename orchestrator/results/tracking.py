@@ -310,8 +310,8 @@ class Tracker:
         if self._sender.wait_until_none_sendable(SILENT_WAIT):
             return True
         self._print_note(
-            "isweep waits until MLflow has stored all results, but at most "
-            f"{FINISHED_SWEEP.idle_s:.0f} s if MLflow does not answer"
+            "isweep waits until MLflow has stored all results. If MLflow does not answer, isweep "
+            f"waits at most {FINISHED_SWEEP.idle_s:.0f} s"
         )
         if self.flush():
             return True

@@ -55,8 +55,8 @@ def slots_for(resources: Resources) -> Slots:
     if num_trials < num_with_all_gpus:
         note = (
             f"The cluster's GPUs could run {plural(num_with_all_gpus, 'trial')} at once, but with "
-            f"`resources.num_cpus: {num_cpus:g}` its CPUs are enough for only {num_trials}. To "
-            "use all GPUs, lower resources.num_cpus, or use nodes with "
+            f"`resources.num_cpus: {num_cpus:g}` the cluster's CPUs are enough for only "
+            f"{num_trials}. To use all GPUs, lower `resources.num_cpus`, or use nodes with "
             f"{plural(num_with_all_gpus * num_cpus, 'CPU')} in total"
         )
     return Slots(max(1, num_trials), note)

@@ -178,10 +178,11 @@ def check_same_start(
         )
         problems.append(
             ConfigError(
-                f"Stored results started from other pretrained weights than those of {key} on "
-                f"this machine. Here the SHA-256 is {hashes[key][:16]}…, but it was {results}",
-                hint=f"Copy the file `pretrained/{key}.safetensors` from the root in which these "
-                "results were computed. Or give the sweep another name. It then trains all "
+                f"The pretrained weights of {key} in this root are not the weights from which "
+                f"stored results started. In this root, their SHA-256 is {hashes[key][:16]}…, but "
+                f"it is {results}",
+                hint=f"Copy the file `pretrained/{key}.safetensors` from the root in which the "
+                "results were computed. Or give the sweep another name. isweep then trains all "
                 "trials again",
             )
         )

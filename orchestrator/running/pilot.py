@@ -74,7 +74,8 @@ def run_pilot(
     if table.empty:
         problem = "No training of the pilot has finished"
         hint = (
-            "The cause is in isweep.log below the root. Correct it, and run the same command again"
+            "Correct the cause, which is in `isweep.log` below the root. Then run the same command "
+            "again"
         )
         if num_failed:
             problem = f"{problem}: {summary.failures[0]['message']}"
@@ -91,8 +92,8 @@ def _fewer_images(error: TooFewImagesError) -> str:
     """Return a hint for a pilot with too few images, with the options of ``isweep predict``."""
     if error.largest_train_size > 1:
         largest = error.largest_train_size
-        return f"Lower --pilot-sizes to at most {largest}, or lower --pilot-test-size"
-    return "Lower --pilot-test-size, or add images"
+        return f"Lower `--pilot-sizes` to at most {largest}, or lower `--pilot-test-size`"
+    return "Lower `--pilot-test-size`, or add images"
 
 
 def pilot_sweep(
@@ -128,7 +129,7 @@ def pilot_sweep(
             f"The recipe of sweep {sweep.name} has several values of "
             f"{', '.join(sweep.recipe.axes)}, but a pilot is trained with one recipe",
             hint="Train the pilot yourself with one recipe. Then write the losses into a CSV "
-            "file (columns train_size and test_loss), and give this file with --pilot",
+            "file with the columns `train_size` and `test_loss`, and use `--pilot FILE.csv`",
         )
     as_written: dict[str, Any] = {"mode": "json", "exclude_unset": True, "by_alias": True}
     recipe = _recipe_of_model(sweep, model)
@@ -157,8 +158,8 @@ def _check_model(model: str, models: Mapping[str, ModelChoice]) -> None:
     if model == POOLED:
         raise ConfigError(
             f"The model is {POOLED}, but a pilot is trained with one model",
-            hint=f"Choose one model with --model ({' or '.join(models)}), or give a CSV file with "
-            "the columns train_size and test_loss",
+            hint=f"Choose one model with `--model` ({' or '.join(models)}), or give a CSV file "
+            "with the columns `train_size` and `test_loss`",
         )
     if model not in models:
         raise unknown_name("model", model, models, of="the sweep")

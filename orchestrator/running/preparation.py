@@ -338,7 +338,7 @@ def load_arrays(workspace: Workspace, subset: SubsetSpec, train_size: int) -> Tr
     except (OSError, KeyError, ValueError) as error:
         raise DataError(
             f"The prepared dataset {workspace.paths.prepared(subset.prepared)} was changed or "
-            f"removed while a run used it ({type(error).__name__} {error})",
-            hint="Run the same command again to prepare the dataset again. Finished trials "
+            f"removed while a run used the dataset ({type(error).__name__} {error})",
+            hint="To prepare the dataset again, run the same command again. Finished trials "
             "are kept",
         ) from error

@@ -255,13 +255,14 @@ def _drop_damaged_predictions(sweep: _SweepRun) -> None:
     damaged = sweep.stored.drop_damaged_predictions(sweep.workspace.plan.trials_by_id)
     if damaged.num_from_weights:
         sweep.monitor.note(
-            "Some stored predictions are missing or damaged. isweep computes them again from "
-            f"stored weights, for {plural(damaged.num_from_weights, 'trial')}"
+            "Stored predictions are missing or damaged. For "
+            f"{plural(damaged.num_from_weights, 'trial')}, isweep computes the predictions again "
+            "from stored weights"
         )
     if damaged.num_retrained:
         sweep.monitor.note(
-            f"isweep trains {plural(damaged.num_retrained, 'trial')} again, because predictions "
-            "are missing or damaged and the weights are not stored or are damaged too"
+            f"isweep trains {plural(damaged.num_retrained, 'trial')} again: the stored predictions "
+            "are missing or damaged, and there are no undamaged weights"
         )
 
 
@@ -275,8 +276,9 @@ def _note_other_sweeps(sweep: _SweepRun, ids_to_run: set[str]) -> None:
         num_shared = len(listing.keys() & ids_to_run)
         if num_shared:
             sweep.monitor.note(
-                f"The sweep {name} in this root has results of {plural(num_shared, 'trial')} "
-                "that this run trains. This run does not use these results"
+                f"The sweep {name} in this root already has results of "
+                f"{plural(num_shared, 'trial')} of this run. This run trains the trials again, "
+                f"because it does not use results of {name}"
             )
 
 
@@ -394,8 +396,8 @@ def _report(sweep: _SweepRun) -> RunSummary:
     RetryWithBackoff(monitor.note).until_done(stored.store.keep_id)
     if num_lost:
         monitor.note(
-            f"{num_lost} finished results were removed from the store while this command ran. Run "
-            "the same command again to compute them again"
+            f"{num_lost} finished results were removed from the store while this command ran. To "
+            "compute these results again, run the same command again"
         )
     state = sweep.compute_state()
     # The runs of earlier trials in MLflow get the new measures too.

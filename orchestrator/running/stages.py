@@ -231,8 +231,8 @@ class SweepCommand:
         if damaged:
             self.monitor.note(
                 f"{plural(len(damaged), 'stored file')} cannot be used. For example, "
-                f"{damaged[0].path}: {damaged[0].reason}. This run computes these results "
-                f"again. {self.workspace.paths.log} lists all these files"
+                f"{damaged[0].path}: {damaged[0].reason}. This run computes their results "
+                f"again. {self.workspace.paths.log} lists all files that cannot be used"
             )
 
     @property

@@ -285,8 +285,8 @@ class TrialLoop(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         if not self._backend.is_up() or self._outcomes.num_tune_failures > MAX_TUNE_FAILURES:
             run_error = SetupError(
                 f"Ray Tune cannot run trials: {failure.message}",
-                hint="The details are in isweep.log below the root. Run the same command "
-                "again. Finished trials are kept",
+                hint="Run the same command again. Finished trials are kept. The details are in "
+                "`isweep.log` below the root",
             )
             self._queue.stop(run_error)
 

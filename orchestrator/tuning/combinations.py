@@ -213,7 +213,8 @@ def _check_searchable(plan: SweepPlan) -> None:
         raise ConfigError(
             f"The recipe has several values of {', '.join(sweep.recipe.axes)}, but a search "
             "needs exactly one value of each",
-            hint="Set one value in the recipe. Write the ranges of the search under the key `tune`",
+            hint="In the recipe, set one value of each. Write the ranges of the search under the "
+            "key `tune`",
         )
     # The prepared data would also show this problem, but only after the preparation.
     if sweep.all_faults:

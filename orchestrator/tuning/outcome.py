@@ -98,26 +98,25 @@ class CombinationOutcome(JsonRecord):
         again = "and tune again. Finished trials are kept."
         if self.chosen is None and self.num_trials > self.num_diverged:
             return (
-                "every finalist has a further training that failed or diverged, so there is "
+                "for every finalist, a repeated training failed or diverged, so there is "
                 f"no recipe. Correct the failures, {again}"
             )
         if self.chosen is None:
             return (
                 f"no training finished ({self.num_trials} tried, {self.num_diverged} "
-                f"diverged, {self.num_failed} failed), so there is no recipe. Lower "
-                "tune.learning_rate if trials diverged, correct the failures, or raise "
-                f"tune.budget, {again}"
+                f"diverged, {self.num_failed} failed), so there is no recipe. If trials diverged, "
+                "lower `tune.learning_rate`. Or correct the failures, or raise `tune.budget`, "
+                f"{again}"
             )
         if self.chance_loss is not None and self.chosen.mean >= AT_CHANCE_SHARE * self.chance_loss:
             return (
-                f"the validation loss of the best recipe, {self.chosen.mean:.3f}, is hardly "
-                f"below the chance loss, {self.chance_loss:.3f}. "
-                "Widen tune.learning_rate, raise tune.budget or raise recipe.epochs, and tune "
-                "again."
+                f"the validation loss of the best recipe ({self.chosen.mean:.3f}) is hardly "
+                f"below the chance loss ({self.chance_loss:.3f}). Widen `tune.learning_rate`, "
+                "raise `tune.budget` or raise `recipe.epochs`, and tune again."
             )
         if self.sweep_recipe is None:
             return (
-                "the trainings with the sweep's recipe failed, so the gain over this recipe "
+                "the trainings with the sweep's recipe failed, so the gain over the sweep's recipe "
                 f"is unknown. Correct the failures, {again}"
             )
         return ""

@@ -15,7 +15,7 @@ from search_spaces.sweeps import SweepSpec
 from tasks.atomic import write_atomic
 
 HEAD = """# Written by `isweep tune {name}`: the chosen recipe of each model and dataset.
-# To use it in a sweep, write `recipe: tuned-{name}` below the same root, or this file's path.
+# To use it, write `recipe: tuned-{name}` in a sweep of the same root, or write this file's path.
 """
 """First lines of a recipe file."""
 PACKAGES = ("torch", "ray")

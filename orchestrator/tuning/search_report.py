@@ -97,9 +97,9 @@ BRIEF = ("model", "dataset", "learning rate", "weight decay", "batch", "validati
 """Columns of the table that isweep prints in a terminal."""
 TABLE_NOTE = (
     "The validation loss is the mean ± standard error over the runs of one finalist, in nat. "
-    "The gain is the loss of the sweep's recipe minus this loss, in the same runs. If no "
-    "recipe was better than the sweep's recipe by more than one standard error, the sweep's "
-    "recipe is kept. "
+    "The gain is the loss of the sweep's recipe minus the loss of the chosen recipe, with the "
+    "same seeds and splits. If no recipe was better than the sweep's recipe by more than one "
+    "standard error, isweep keeps the sweep's recipe. "
     'In the column "trainings", for example, 7 of 10 + 3 means that the search used 7 of at most '
     "10 trainings, and that finalists were trained 3 more times."
 )
@@ -204,8 +204,9 @@ def _settings_sentence(search: Search) -> str:
     return (
         f"The search used the {tune.sampler} sampler with seed {tune.seed} and a budget of "
         f"{tune.num_trainings:g} whole trainings per model and dataset. Of {train_size} "
-        f"training images, {tune.validation_share:.0%} were used for validation. No group was "
-        f"split. {tune.finalists} finalists and the sweep's recipe were trained {tune.seeds} "
+        f"training images, {tune.validation_share:.0%} were used for validation. All images of a "
+        f"group are on the same side of the split. {tune.finalists} finalists and the sweep's "
+        f"recipe were trained {tune.seeds} "
         "times each. No test image was used."
     )
 

@@ -139,7 +139,7 @@ class _Tuning(SweepCommand):
         if earlier.num_others:
             self.monitor.note(
                 f"isweep does not use {earlier.num_others} stored trials of this sweep, "
-                "because they belong to a search with other settings or data"
+                "because these trials belong to a search with other settings or other data"
             )
         return earlier
 

@@ -123,7 +123,7 @@ def _check_unmasked(name: str, values: Any) -> None:
         # The attribute is checked instead of the type, because importing numpy.ma takes long.
         mask = getattr(part, "mask", None)
         if isinstance(mask, (np.ndarray, np.bool_)) and mask.any():
-            hint = "Replace the masked values with .filled(VALUE), or leave these images out"
+            hint = "Replace the masked values with `.filled(VALUE)`, or leave out masked images"
             raise DataError(f"{name} contain masked values", hint=hint)
 
 
@@ -138,8 +138,9 @@ def checked_images(images: npt.ArrayLike) -> AnyArray:
     if any(isinstance(value, (str, PurePath)) for value in first_values):
         raise DataError(
             "Images contain texts or paths, but must be pixel values",
-            hint="For image files, pass the path of their folder, or of a CSV file with the "
-            "columns path and label. If the texts are numbers, convert them with .astype(float)",
+            hint="For image files, pass the path of their folder, or the path of a CSV file with "
+            "the columns `path` and `label`. If the texts are numbers, convert them with "
+            "`.astype(float)`",
         )
     if array.dtype == object:
         shapes = sorted({np.shape(value) for value in first_values})

@@ -334,15 +334,16 @@ def _notes(
     if num_contradictory:
         notes.append(
             f"{num_contradictory} of {record.train_size} images are equal to an image with "
-            "another label. For such a pair, label sharpness is infinite. The printed K_F "
-            "excludes these pairs. The field conflict_pairs of the JSON lists at most "
-            f"{MAX_LISTED_CONFLICTS} of them. isweep run refuses these images if they are "
-            "more than 0.1 % of all images, unless you set --max-skipped-share."
+            "another label. For two equal images with different labels, label sharpness is "
+            "infinite, so the printed K_F excludes these pairs. The field `conflict_pairs` of the "
+            f"JSON lists at most {MAX_LISTED_CONFLICTS} pairs. If more than 0.1 % of all images "
+            "are in these pairs, `isweep run` refuses the images, unless you set "
+            "`--max-skipped-share`."
         )
     if record.label_sharpness is not None and scale.pixel_range is None:
         notes.append(
             "The pixel range of these images is not known, so K_F cannot be compared with "
-            "other datasets. Set the pixel range with --pixel-range (in Python: pixel_range)."
+            "other datasets. Set the pixel range with `--pixel-range` (in Python: `pixel_range`)."
         )
     for name, dimension in record.d_data.items():
         if "remark" in dimension.details:

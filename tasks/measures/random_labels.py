@@ -74,8 +74,9 @@ def note_on_random_labels(
         return None
     return (
         f"The labels look random: of the {neighbors.shape[1]} nearest neighbors of "
-        f"an image, on average {agreement.value:.1%} have its label. With random labels, "
-        f"{agreement.low:.1%} to {agreement.high:.1%} would have it (95 % range). Check whether "
+        f"an image, on average {agreement.value:.1%} have the same label as the image. With "
+        f"random labels, it would be {agreement.low:.1%} to {agreement.high:.1%} (95 % range). "
+        "Check whether "
         "each image has its own label, for example whether the file of labels is in the right "
         "order. If the labels are right, distances between pixels hardly show the classes."
     )

@@ -63,11 +63,11 @@ def collect_skips(reading: Reading, max_share: float) -> list[Skip]:
     if len(skipped) <= max_skipped:
         return skipped
     listed = "; ".join(f"{skip.locator_hash} {skip.reason}" for skip in skipped[:MAX_LISTED_SKIPS])
-    hint = "Find the file of a hash with `isweep locate HASH --raw DIR`, and repair or remove it"
+    hint = "Find the file of a hash with `isweep locate HASH --raw DIR`. Repair or remove the file"
     raise request.error(
         f"{len(skipped)} of {total:,} items cannot be used ({counts}), but at most "
-        f"{max_skipped:,.0f} ({max_share:.2%}) may be left out. The first items, by hash: "
-        f"{listed}",
+        f"{max_skipped:,.0f} ({max_share:.2%}) may be left out. The first of these items, by "
+        f"hash: {listed}",
         hint=hint + _option_to_allow(len(skipped), total),
     )
 
@@ -144,4 +144,6 @@ def _option_to_allow(count: int, total: int) -> str:
     If the share of these items is 50 % or more, the hint is empty.
     """
     percent = math.ceil(1000 * count / total) / 10
-    return f". To allow this number, set --max-skipped-share {percent:g}%" if percent < 50 else ""
+    if percent >= 50:
+        return ""
+    return f". To allow {count:,} of {total:,}, set `--max-skipped-share {percent:g}%`"

@@ -150,6 +150,6 @@ def _check_class_names(listing: Listing, request: RawRequest) -> None:
         raise request.error(
             f"the files have the classes {', '.join(listing.label_names)}, but the row in "
             f"datasets.toml has label_names = {list(row.label_names)}",
-            hint="Write the names in datasets.toml as in the files, in this order. If the files "
-            "contain codes such as 0 and 1, set label_map in this row",
+            hint="Write the names in datasets.toml as in the files, in the same order. If the "
+            "files contain codes such as 0 and 1, set `label_map` in the row in datasets.toml",
         )

@@ -242,7 +242,7 @@ def _samples(samples: object, request: RawRequest) -> Iterator[Sample]:
         if not has_shape or dtype not in PIXEL_DTYPES:
             raise request.error(
                 f"the pixels from {source} are {_kind(sample.pixels)} with the shape {shape} and "
-                f"the dtype {dtype}",
+                f"the dtype {dtype}, which isweep cannot use",
                 hint="Return an array of shape (height, width) or (height, width, 3) with uint8 "
                 "or float32 values in [0, 255]",
             )

@@ -256,7 +256,7 @@ def _check_train_size(subset: Subset, train_size: int) -> None:
     images_of_class = ", ".join(f"class {name}: {count}" for name, count in classes)
     hint = "Lower test_size"
     if largest > 1:
-        hint = f"Lower train_sizes to at most {largest}, or lower test_size"
+        hint = f"Lower `train_sizes` to at most {largest}, or lower `test_size`"
     raise TooFewImagesError(
         f"the train size {train_size} is too large: with {len(subset.test_rows)} test images, "
         f"at most {largest} images are left for training ({images_of_class})",
@@ -311,7 +311,7 @@ def split_validation(
             f"A search needs corrected data, but {_describe(spec)} has the faults "
             f"{', '.join(spec.prepared.faults)}",
             hint="Run `isweep tune` on a sweep with `data_mode: corrected` and no faults. "
-            "Then use its recipe in this sweep",
+            "Then use the recipe that the search wrote in this sweep",
         )
     subset = make_subset(
         prepared.classes, prepared.groups, spec, prepared.splits, max_train_size=train_size
@@ -374,8 +374,8 @@ def _too_few_groups_error(
     return DataError(
         f"{_describe(spec)}: the training images have too few groups (patients) for a "
         f"validation split ({'; '.join(counts)})",
-        hint="Raise tune.train_size, lower tune.validation_share, or leave this dataset out "
-        "of the search",
+        hint="Raise `tune.train_size`, lower `tune.validation_share`, or leave the dataset "
+        f"{spec.prepared.dataset} out of the search",
     )
 
 
@@ -407,7 +407,7 @@ def load_validation(
             f"A search needs unchanged images, but the condition of {spec.dataset} changes "
             "training images",
             hint=f"Run `isweep tune` on the base dataset {spec.prepared.dataset}, and write "
-            "the recipe that it chooses to this sweep file",
+            "the recipe that the search chooses into this sweep file",
         )
     split = split_validation(prepared, spec, train_size, validation)
     return split.load(prepared, split.max_train_size)

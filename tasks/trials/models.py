@@ -209,7 +209,7 @@ def _build_isweep(spec: ModelSpec, options: _BuildOptions) -> nn.Module:
         raise ConfigError(
             f"The function {in_file} has the arguments {', '.join(own_arguments)}, but isweep "
             "passes other arguments",
-            hint=f"Give it the arguments {', '.join(arguments)}",
+            hint=f"Give the function the arguments {', '.join(arguments)}",
         )
     network = function(**arguments)
     if not isinstance(network, nn.Module):
@@ -386,7 +386,7 @@ def _does_not_fit(spec: ModelSpec, options: _BuildOptions, error: Exception) -> 
     image = f"{options.in_channels}x{options.image_size}x{options.image_size}"
     return ConfigError(
         f"{spec.library} {spec.architecture} cannot be used with images of {image} ({reason})",
-        hint="Choose a larger image_size (VGG networks need at least 32), or another model",
+        hint="Choose a larger `image_size` (VGG networks need at least 32), or another model",
     )
 
 

@@ -73,8 +73,8 @@ def train(
     """
     if recipe.batch_size == 1 and has_batch_norm(model):
         raise ConfigError(
-            "batch_size is 1, but the network has batch norm, which needs two images per batch",
-            hint="Choose a batch_size of 2 or more, or a network without batch norm",
+            "`batch_size` is 1, but the network has batch norm, which needs two images per batch",
+            hint="Choose a `batch_size` of 2 or more, or a network without batch norm",
         )
     device = torch.device(device)
     model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]

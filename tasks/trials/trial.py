@@ -489,7 +489,7 @@ class _Trial:
         ):
             raise CorruptStoreError(
                 f"With its stored weights, the network has the test loss {loss:.6g}, but "
-                f"after training it had {trained_loss:.6g}",
+                f"after training, the test loss was {trained_loss:.6g}",
                 hint="Change the network so that its output depends only on parameters and buffers",
             )
 

@@ -83,7 +83,7 @@ def build_user_network(
     except (Exception, SystemExit) as error:
         raise ConfigError(
             f"Your network {reference} cannot be imported: {one_line(error)}",
-            hint=f"Correct the error. `python -c 'import {module_name}'` shows its traceback",
+            hint=f"Correct the error. To see the traceback, run `python -c 'import {module_name}'`",
         ) from error
     if function is None:
         raise ConfigError(
@@ -103,7 +103,7 @@ def build_user_network(
     except (Exception, SystemExit) as error:
         raise ConfigError(
             f"Your function {reference} raised {one_line(error)}",
-            hint=f"Correct the function. It must accept the arguments {_SIGNATURE}",
+            hint=f"Correct the function. The function must accept the arguments {_SIGNATURE}",
         ) from error
     if not isinstance(network, nn.Module):
         raise ConfigError(
@@ -114,7 +114,7 @@ def build_user_network(
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ConfigError(
             f"Your network {reference} has no parameters to train",
-            hint="Set requires_grad to True for its parameters",
+            hint="Set `requires_grad` of the network's parameters to True",
         )
     return network
 

@@ -210,9 +210,9 @@ def start_from(network: nn.Module, data: bytes, spec: ModelSpec) -> None:
     if misfits:
         names = ", ".join(sorted(misfits)[:3])
         raise ConfigError(
-            f"The pretrained weights do not fit {spec.library} {spec.architecture}, because "
+            f"The pretrained weights do not fit {spec.library} {spec.architecture}. For example, "
             f"these tensors are missing or have another shape: {names}",
-            hint="Use the image_size and the arguments with which the weights were trained, "
+            hint="Use the `image_size` and the arguments with which the weights were trained, "
             "or remove the key `pretrained` from the model",
         )
     network.load_state_dict(used_weights, strict=False)

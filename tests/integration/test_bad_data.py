@@ -39,7 +39,7 @@ def test_a_train_size_larger_than_the_data_is_refused(root, tmp_path):
         "the train size 2000 is too large: with 20 test images, at most 336 images are left"
         in message
     )
-    assert "Lower train_sizes to at most" in message
+    assert "Lower `train_sizes` to at most" in message
     assert isweep_json("status", sweep, root=root)["pending"] == 2
 
 

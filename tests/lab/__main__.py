@@ -31,7 +31,7 @@ UP_S = 300.0
 SWEEP_S = 400.0
 """Seconds that each part of a sweep may take."""
 NUM_TRIALS = 24
-NO_MISTAKE = "no mistake was detected. This check does not contact the provider"
+NO_MISTAKE = "isweep detected no mistake. isweep does not contact the provider for this check"
 HOME = "/home/isweep"
 ISWEEP = f"{HOME}/isweep-venv/bin/isweep"
 RUN = "isweep run paper --address auto --device gpu"

@@ -226,8 +226,8 @@ TOO_FEW_GROUPS = "the training images have too few groups .patients. for a valid
     ("data", "faults", "size", "message"),
     [
         (toy_with_one_group(), (), 60, f"{TOO_FEW_GROUPS}class 1: 1 group,"),
-        (regular_toy(num_classes=10), (), 8, f"{TOO_FEW_GROUPS}Raise tune.train_size"),
-        (regular_toy(num_classes=10), (), 10, f"{TOO_FEW_GROUPS}Raise tune.train_size"),
+        (regular_toy(num_classes=10), (), 8, f"{TOO_FEW_GROUPS}Raise `tune.train_size"),
+        (regular_toy(num_classes=10), (), 10, f"{TOO_FEW_GROUPS}Raise `tune.train_size"),
         (
             regular_toy(),
             ("image_level_split",),

@@ -103,7 +103,7 @@ def driver_hint(
             "which work with the present driver"
         )
         if not capability:
-            hint += ", but do not support the GPUs RTX 50 and B200"
+            hint += ", but do not support GPUs of the series RTX 50 and B200"
         hint += f" (`{REINSTALL_CU126_TORCH}`)"
     return hint + wsl_driver_hint
 

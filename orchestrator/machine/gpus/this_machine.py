@@ -161,7 +161,7 @@ def check_driver() -> None:
             f"CUDA_VISIBLE_DEVICES={value} contains a GPU that this machine does not have, or "
             "contains the same GPU twice",
             hint=f"Set the variable to numbers or UUIDs from this list: {gpus}. To use all "
-            "GPUs, unset the variable. To run on CPUs, set the variable to an empty value",
+            "GPUs, unset the variable. To run on CPUs, run `export CUDA_VISIBLE_DEVICES=`",
         )
     version = nvidia_smi.driver_version()
     driver = f"driver {version}" if version else "driver"
@@ -171,8 +171,8 @@ def check_driver() -> None:
     raise SetupError(
         f"This machine has a GPU, but NVIDIA's {driver} does not answer. The error of "
         f"nvidia-smi: {listing.error or 'no GPU is listed'}",
-        hint=f"{restart}. In a container, request the driver capabilities compute,utility. To "
-        "run on CPUs, set CUDA_VISIBLE_DEVICES to an empty value",
+        hint=f"{restart}. In a container, request the driver capabilities `compute,utility`. To "
+        "run on CPUs, run `export CUDA_VISIBLE_DEVICES=`",
     )
 
 

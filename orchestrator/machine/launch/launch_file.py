@@ -27,12 +27,12 @@ from search_spaces.errors import ConfigError
 from tasks.atomic import read_whole
 
 COMPARE_HINT = (
-    "Compare the file with cluster.yaml, or with the files in clusters/, of isweep's repository"
+    "In isweep's repository, compare the file with `cluster.yaml`, or with the files in `clusters/`"
 )
 TOKEN_HINT = 'Make a token with the commands under "Tokens" in docs/cluster.md'
 SECRET_HINT = (
-    "Remove the secret from this file. With file_mounts, copy the secret to the nodes as a "
-    "file of mode 600. Or give the machine a role"
+    "Remove the secret from the launch file. To copy the secret to the nodes as a file of mode "
+    "600, use `file_mounts`. Or give the nodes a role"
 )
 WHEEL_HINT = "Run `make wheel`"
 MAX_FILE_BYTES = 100_000
@@ -112,7 +112,7 @@ def _read(path: Path) -> Config | Mistake:
         return Mistake("", error.problem, hint)
     except (YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).partition("To suppress")[0].split())
-        return Mistake("", f"{path} is not YAML: {reason}", "Correct this line")
+        return Mistake("", f"{path} is not YAML: {reason}", "Correct the line")
     if not isinstance(config, dict) or "cluster_name" not in config:
         problem = f"{path} has no cluster_name, so it is not a launch file for `ray up`"
         return Mistake("", problem, "Start from a copy of cluster.yaml")
@@ -172,8 +172,8 @@ def _text_mistakes(config: Config) -> Iterator[Mistake]:
         unfilled = [line for line in value.splitlines() if UNFILLED.search(line)]
         # A text with a YAML anchor occurs several times but is filled in once.
         if unfilled and value not in earlier_texts:
-            problem = f"this text is an example that you must replace: {unfilled[0]}"
-            yield Mistake(place, problem, "Follow the comment with CHANGE in the file")
+            problem = f"the value is an example that you must replace: {unfilled[0]}"
+            yield Mistake(place, problem, "Do what the comment with CHANGE in the file says")
         earlier_texts.add(value)
         if place.startswith("file_mounts."):
             continue
@@ -240,7 +240,7 @@ def _mount_mistakes(config: Config, target: str, source: str) -> Iterator[Mistak
             yield Mistake(place, "the token's file does not contain exactly one word", TOKEN_HINT)
     elif any((path / name).exists() for name in IN_CHECKOUT_OR_ROOT):
         problem = f"{source} is a checkout or a root, which may contain images of patients"
-        yield Mistake(place, problem, "Write dist/ here, and copy raw data with `ray rsync-up`")
+        yield Mistake(place, problem, "Write `dist/`, and copy raw data with `ray rsync-up`")
     elif path.is_dir() and target.rstrip("/") == WHEEL_FOLDER:
         yield from _wheel_mistakes(place, path)
         commands = str([config[name] for name in config if name.endswith("setup_commands")])

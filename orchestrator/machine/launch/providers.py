@@ -59,7 +59,8 @@ def _cloud_mistakes(config: Config) -> Iterator[Mistake]:
         yield Mistake(
             "max_workers",
             "no worker can start",
-            "Set max_workers, for example to 8, both here and in a node type of workers",
+            "Set `max_workers: 8`, for example, both in the launch file itself and in a node "
+            "type of workers",
         )
     if config["provider"].get("cache_stopped_nodes", True):
         yield Mistake(
@@ -75,7 +76,7 @@ def aws_mistakes(config: Config) -> Iterator[Mistake]:
     if find_spec("boto3") is None:
         yield Mistake(
             "provider.type",
-            "aws needs the package boto3, which is not installed here",
+            "`aws` needs the package boto3, which is not installed on this machine",
             "Run `pip install boto3`",
         )
     else:
@@ -98,7 +99,7 @@ def _request_mistakes(node_type: NodeType) -> Iterator[Mistake]:
     report = validator.validate(fields, shape).generate_report()
     for line in report.splitlines():
         problem = line.split(", must be one of")[0]
-        hint = "Correct this field. If EC2 accepts it, run `pip install -U boto3`"
+        hint = "Correct the field. If EC2 accepts the field, run `pip install -U boto3`"
         yield Mistake(node_type.key_path, problem, hint)
 
 
@@ -180,7 +181,7 @@ def _policy_mistakes(config: Config) -> Iterator[Mistake]:
             if not UNFILLED.search(name):
                 yield Mistake(
                     key_path,
-                    f"the value is {value}, but with {HEAD_POLICY} the head can start and "
+                    f"the value is {value}, but {HEAD_POLICY} allows the head to start and "
                     f"terminate only nodes of {name}",
                     "Write the same name in both files, and in the policy of your AWS account",
                 )
@@ -210,8 +211,8 @@ def _gcp_node_mistakes(node_type: NodeType) -> Iterator[Mistake]:
     if not networks or not all(is_named):
         yield Mistake(
             f"{key_path}.networkInterfaces",
-            "the subnet is missing, so the project's default network is used, which opens SSH "
-            "to the internet",
+            "the subnet is missing, so the nodes use the project's default network, which opens "
+            "SSH to the internet",
             "Set subnetwork to your subnet",
         )
     scheduling = request.get("scheduling") or {}
@@ -251,7 +252,7 @@ def local_mistakes(config: Config) -> Iterator[Mistake]:
         yield Mistake(
             "provider",
             "a machine is listed twice",
-            "List each machine once, and the head only in head_ip",
+            "List each machine once. List the head only in `head_ip`",
         )
     commands = config.get("head_start_ray_commands", ())
     starts = [command for command in commands if "ray start" in command]

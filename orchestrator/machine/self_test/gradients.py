@@ -225,8 +225,8 @@ class GradientComparison:
         if not limits.least_ratio <= self.norm_ratio <= limits.largest_ratio:
             return (
                 f"{subject}: the first gradient is {self.norm_ratio:.3f} times as long as on "
-                f"the CPU (allowed are {limits.least_ratio:g} to {limits.largest_ratio:g} "
-                "times)"
+                f"the CPU (the allowed range is {limits.least_ratio:g} to "
+                f"{limits.largest_ratio:g} times)"
             )
         return ""
 

@@ -351,7 +351,7 @@ def dropout_problem(device: torch.device, capture: Capture = capture_graph) -> s
     is_wrong_share = abs(remaining_share - (1 - DROPOUT_RATE)) > MAX_DROPOUT_ERROR
     if torch.equal(*masks) or is_wrong_share:
         return (
-            "dropout in a captured graph repeats its random numbers, or keeps a share of "
-            f"{remaining_share:.2f} of the values instead of {1 - DROPOUT_RATE:g}"
+            "dropout in a captured graph repeats its random numbers, or keeps "
+            f"{remaining_share:.0%} of the values instead of {1 - DROPOUT_RATE:.0%}"
         )
     return ""

@@ -192,5 +192,5 @@ def _unlisted(name: str, capability: float, processors: int) -> GpuModel:
         single_tflops=part * similar.single_tflops,
         bandwidth=part * similar.bandwidth,
         timed=False,
-        origin=f"not in the table; rates per processor as for {similar.name}",
+        origin=f"not in isweep's table of GPUs; speed per processor as of {similar.name}",
     )

@@ -138,8 +138,8 @@ def _cost_of_key(key: IdentityKey[NetworkSpec]) -> NetworkCost:
     except (Exception, SystemExit) as error:  # code of the user's network may raise anything
         first_line = str(error).partition("\n")[0]
         raise ConfigError(
-            f"{network.model.library} {network.model.architecture} fails in training, "
-            "evaluation or an attack with every image that isweep tried: "
+            f"{network.model.library} {network.model.architecture} fails with every image that "
+            "isweep tried, in training, in evaluation or in an attack: "
             f"{type(error).__name__}: {first_line}",
             hint="Choose another model. Or run the model alone in Python to find the error",
         ) from error

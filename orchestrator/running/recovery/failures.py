@@ -151,8 +151,8 @@ def _killed_for_memory(text: str, pid: int) -> TrialFailure:
         # The other trials of the sweep count as other processes.
         share = min(1.0, max(0.0, used_gb - own_gb) / limit_gb)
         message = (
-            f"the machine ran out of memory: {used_gb:.1f} of {limit_gb:.1f} GB were in use, "
-            f"and this trial used at most {own_gb:.1f} GB of them"
+            f"the machine ran out of memory: {used_gb:.1f} of {limit_gb:.1f} GB were in use. "
+            f"The trial itself used at most {own_gb:.1f} GB"
         )
     return TrialFailure(
         kind=FailureKind.OUT_OF_MEMORY,

@@ -179,8 +179,8 @@ class MemoryLevels:
         except SweepError as error:
             # The trial may still train. If it cannot, its own failure has a message.
             log.warning(
-                "Trial %s uses the GPU share of resources.num_gpus, because its need of memory "
-                "is unknown: %s",
+                "Trial %s uses the GPU share in resources.num_gpus, because isweep cannot "
+                "predict how much memory the trial needs: %s",
                 trial.trial_id,
                 error,
             )

@@ -69,7 +69,7 @@ def too_little_memory(
     if suggest_splitting:
         hint = (
             f"{hint}. Or set `resources.micro_batches: on`. isweep then splits each batch, "
-            "and batch norm uses the statistics of smaller batches"
+            "and batch norm uses the statistics of each part"
         )
     return TrialVerdict(is_final=True, hint=hint)
 

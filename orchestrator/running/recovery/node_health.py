@@ -143,7 +143,7 @@ class NodeHealth:
             failures[node][gpus].add(started_s, self.monotonic())
             scores = {address: self._gpu_score(address) for address in eligible}
             problem = "No node has a GPU on which trials can compute"
-            hint = "Repair a node, or use --device cpu. "
+            hint = "Repair a node, or use `--device cpu`. "
         else:
             return
         if not eligible or any(scores[address] < NODE_UNFIT_AFTER for address in eligible):

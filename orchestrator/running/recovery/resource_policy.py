@@ -143,8 +143,8 @@ class ResourcePolicy:
     def shares_without_mps_text(self) -> str:
         """A sentence for the user that says whether trials share a GPU without NVIDIA's MPS."""
         if self.runtime_model.share_without_mps == 1:
-            return "New trials have a whole GPU each"
-        return "Trials share a GPU as before, but they compute in turn"
+            return "Each new trial has a whole GPU"
+        return "Trials still share a GPU, but they compute in turn"
 
     def request_with_mean_share(self, trials: Collection[TrialSpec]) -> Resources:
         """Return the sweep's request. Its GPU share is the mean over the next requests of

@@ -169,7 +169,7 @@ class Retries:
             if self.num_failed_retries_in_a_row > MAX_FAILED_RETRIES_IN_A_ROW:
                 return Decision(
                     None,
-                    (f"{MAX_FAILED_RETRIES_IN_A_ROW} retries failed in a row, over all trials"),
+                    f"the last {MAX_FAILED_RETRIES_IN_A_ROW} retries of all trials failed",
                 )
         if is_final:
             return Decision(None, "every further attempt would fail as well")
@@ -196,7 +196,7 @@ class Retries:
             # The GPU is the cause, so the trial gets the largest number of retries.
             return RetryLimit(
                 max_retries,
-                f"it was retried {max_retries} times, because other trials failed too on "
+                f"the trial was retried {max_retries} times, because other trials failed too on "
                 f"{failure.gpu}",
             )
         num_retries = RETRY_POLICIES[kind].num_retries
@@ -218,8 +218,8 @@ class Retries:
         num_retries = min(num_retries + num_lost_by_others // 2, max_retries)
         return RetryLimit(
             num_retries,
-            f"it was retried {num_retries} times, and other trials crashed {num_lost_by_others} "
-            "times",
+            f"the trial was retried {num_retries} times, and other trials crashed "
+            f"{num_lost_by_others} times",
         )
 
     def _num_processes_lost_by_others(self, trial_id: str) -> int:

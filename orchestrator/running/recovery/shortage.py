@@ -49,16 +49,16 @@ class Advice(NamedTuple):
 ADVICE = (
     Advice(
         ("limitexceeded", "spotinstancecount", "quota"),
-        "Ask the provider for a higher quota of this type",
+        "Ask the provider for a higher quota for this node type",
     ),
     Advice(
         ("capacity", "exhausted", "stockout"),
         "Choose another zone or node type in the launch file. If the file already has "
-        "another type, lower `max_workers` of the type whose launch failed",
+        "another node type, lower `max_workers` of the node type whose launch failed",
     ),
     Advice(
         ("servicelinkedrole",),
-        "Create the role once with `aws iam create-service-linked-role`, see docs/cluster.md",
+        "Create the role once with `aws iam create-service-linked-role` (see docs/cluster.md)",
     ),
     Advice(
         ("unauthorized", "accessdenied", "forbidden", "permission", "passrole"),
@@ -97,20 +97,20 @@ def shortage_for(resources: Resources) -> str:
     waits_for_others = fits_a_node and some_are_used
     sentences = [_request_text(request, total, free)]
     if waits_for_others:
-        sentences.append("Other work or starting processes use the remaining resources.")
+        sentences.append("Other work, or processes that are starting, use the other resources.")
     elif not fits_a_node and _fits(request, total):
         kinds = _kinds_text(request, nodes)
-        sentences.append(f"No single node has all of these: the nodes have {kinds}.")
+        sentences.append(f"No single node has all requested resources: the nodes have {kinds}.")
     report = autoscaler_report()
     if report is not None:
         sentences.append(report)
     elif waits_for_others:
-        sentences.append("The sweep continues when these resources are free.")
+        sentences.append("The sweep continues when the requested resources are free.")
     else:
-        fixes = "add nodes, or lower `resources` in the sweep file"
+        fixes = "Add nodes, or lower `resources` in the sweep file"
         if resources.num_gpus:
-            fixes = "add nodes, lower `resources` in the sweep file, or run with --device cpu"
-        sentences.append(f"This cluster adds no nodes by itself: {fixes}.")
+            fixes = "Add nodes, lower `resources` in the sweep file, or run with `--device cpu`"
+        sentences.append(f"This cluster adds no nodes by itself. {fixes}.")
     return " ".join(sentences)
 
 

@@ -154,8 +154,8 @@ def check_numbers(network: NetworkSpec, num_threads: int) -> str:
             gpu_and_node(gpu.uuid),
             f"it is unknown whether {gpu.name} computes correctly: {verdict.comparison_error}",
             "The next trial on this GPU repeats the self-test. If the self-test takes too "
-            "long, end other programs, or raise resources.num_cpus. If it fails, run `isweep "
-            "gpu-check`",
+            "long, end other programs, or raise `resources.num_cpus`. If the self-test fails, run "
+            "`isweep gpu-check`",
         )
     if not verdict.reason_for_plain_steps:
         return ""
@@ -175,7 +175,7 @@ def _wrong_gpu(gpu: GpuInUse, verdict: StoredVerdict) -> UnusableGpuError:
     hint = "Use another GPU, driver or torch version"
     if verdict.reason_for_doubt:
         reason = (
-            f"{gpu.name} computed wrongly once: {verdict.gpu_problem}. But "
+            f"{gpu.name} computed wrongly once: {verdict.gpu_problem}. However, "
             f"{verdict.reason_for_doubt}"
         )
         hint = (
@@ -211,8 +211,8 @@ def check_computes() -> None:
         raise UnusableGpuError.of(
             gpu_and_node(torch_gpus.gpu_in_use().uuid),
             str(error).splitlines()[0],
-            "Run `nvidia-smi` there to see the state of the GPU. Reset the GPU, or hide it "
-            "with CUDA_VISIBLE_DEVICES",
+            "Run `nvidia-smi` on that node to see the state of the GPU. Reset the GPU, or hide "
+            "the GPU with CUDA_VISIBLE_DEVICES",
         ) from error
 
 
@@ -239,7 +239,7 @@ def check_gpu(precision: str) -> None:
             gpu_and_node(),
             f"the NVIDIA driver is {driver or 'absent'}, and torch {torch.__version__} was "
             f"built for CUDA {cuda or 'none'}{explanation}",
-            f"{hint}, or run with --device cpu",
+            f"{hint}, or run with `--device cpu`",
         )
     if precision != "bfloat16":
         return
@@ -250,7 +250,7 @@ def check_gpu(precision: str) -> None:
             gpu_and_node(gpu.uuid),
             f"the recipe trains in bfloat16, but {gpu.name} with compute capability "
             f"{capability} does not support bfloat16",
-            "Remove nodes with such GPUs from the cluster, or choose a recipe with "
+            f"Remove nodes with a {gpu.name} from the cluster, or choose a recipe with "
             "`precision: float32`",
             device_lost=False,
         )

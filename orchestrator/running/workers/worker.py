@@ -240,7 +240,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         node = ray.util.get_node_ip_address()
         raise OtherCodeError(
             f"The source code of isweep on node {node} (version {provenance().code_version}, hash "
-            f"{code_here}) differs from the driver's (hash {expected})",
+            f"{code_here}) differs from the source code on the driver (hash {expected})",
             hint="Install the same isweep on every node, and do not change it while a sweep runs",
         )
 

@@ -219,7 +219,7 @@ FOUR_LABELS = [0, 1, 2, 0]
             MASKED,
             [0, 1],
             {},
-            r"Images contain masked values\. Replace the masked values with \.filled",
+            r"Images contain masked values\. Replace the masked values with `\.filled",
         ),
         (
             [MASKED[0], MASKED[1]],

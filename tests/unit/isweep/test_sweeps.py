@@ -70,7 +70,7 @@ CIRCLE.append(CIRCLE)
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("dmo", {}, "the name 'dmo', .* Did you mean 'demo'"),
+        ("dmo", {}, "'dmo' is not a preset, .* Did you mean 'demo'"),
         ("./absent.yaml", {}, "The sweep file absent.yaml does not exist"),
         ({**SMALL, "model": []}, {}, r"`model` is not a known key\. Did you mean 'models'"),
         ({**SMALL, "models": [3j]}, {}, "a value that is not allowed in a sweep file: 3j"),

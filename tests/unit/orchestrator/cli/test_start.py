@@ -125,9 +125,7 @@ class TestInit:
         text = (working_folder / "scans.yaml").read_text()
         assert "400 images, 20 groups (patients): 0 200, 1 200" in text
         assert "domain: medical" in text
-        assert (
-            "# isweep guessed the domain from the patients; if it is wrong, write natural" in text
-        )
+        assert "# isweep guessed the domain from the patients; if the guess is wrong, write" in text
 
     @pytest.mark.parametrize("kind", ["table", "folder"])
     def test_proposed_groups_are_the_patients_of_dicom_headers(self, run, working_folder, kind):
@@ -200,11 +198,11 @@ class TestInit:
             (
                 ("cut",),
                 (
-                    "cut: none of the 2 images that were tried can be read (not an image: 2). "
+                    "cut: isweep tried to read 2 images and could read none (not an image: 2). "
                     "Repair the images, or convert"
                 ),
             ),
-            (("few.npz",), "few has 8 images. Only 6 of them can be used for training"),
+            (("few.npz",), "few has 8 images. isweep can use only 6 of these images for"),
             (
                 ("few.npz", "--out", "few.txt"),
                 "--out is 'few.txt', but the name of the file must end with .yaml or .yml",

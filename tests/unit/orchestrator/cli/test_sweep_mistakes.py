@@ -68,7 +68,7 @@ def test_plan_refuses_images_too_small_for_a_network(run, tmp_path, caplog):
     path.write_text(text, encoding="utf-8")
     code, _, err = run("plan", str(path))
     assert code == 2
-    assert "Choose a larger image_size (VGG networks need at least 32), or another model" in err
+    assert "Choose a larger `image_size` (VGG networks need at least 32), or another model" in err
     assert "Traceback" not in err + caplog.text
 
 
@@ -78,19 +78,19 @@ def test_plan_refuses_images_too_small_for_a_network(run, tmp_path, caplog):
         (
             "resources: {num_cpus: 999}",
             [],
-            "A trial requests resources.num_cpus: 999, but this machine has",
+            "A trial requests `resources.num_cpus: 999`, but this machine has only",
         ),
         (
             "resources: {num_cpus: 2}",
             ["--num-cpus", "1"],
-            "resources.num_cpus: 2, but this machine has 1. Lower resources.num_cpus, or run on",
+            "`resources.num_cpus: 2`, but this machine has only 1. Lower `resources.num_cpus`, or",
         ),
         (
             "resources: {memory_bytes: 99999999999999}",
             [],
-            "resources.memory_bytes: 99,999,999,999,999, but this machine has",
+            "resources.memory_bytes: 99,999,999,999,999`, but this machine has only",
         ),
-        ("", ["--device", "gpu"], "resources.num_gpus: 1, but this machine has 0. Lower"),
+        ("", ["--device", "gpu"], "resources.num_gpus: 1`, but this machine has only 0. Lower"),
         ("", ["--raw", "mnist=x"], "Unknown dataset 'mnist' of this sweep"),
         (
             "",

@@ -248,7 +248,7 @@ def test_a_stored_sweep_is_found_by_its_name_without_its_file(run, root, tmp_pat
     document = json.loads(run("status", "mine", "--json")[1])
     assert document["planned"] == 10  # two train sizes of five class pairs
     _, _, err = run("status", "mne")
-    assert f"no sweep of the root {root}, has the name 'mne'. Did you mean 'mine'?" in err
+    assert f"'mne' is not a preset, and not a sweep in the root {root}. Did you mean 'mine'?" in err
 
 
 def test_plan_says_what_a_sweep_with_few_datasets_shows(run, tmp_path):

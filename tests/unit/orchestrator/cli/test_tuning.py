@@ -44,7 +44,7 @@ def test_an_impossible_search_is_refused_before_anything_starts(run, sweep, comm
     code, _, err = run(command, sweep(), "--mlflow-uri", "foo", at=str(tmp_path / "none"))
     assert (code, (tmp_path / "none").exists()) == (2, False)
     assert "start" not in err
-    assert "The MLflow URI foo is neither a database nor a server. Use a URI such as" in err
+    assert "The MLflow URI foo is neither a database nor a server. Use, for example" in err
     code, _, err = run(command, sweep(models=["small_mpl"], datasets=["manifold_d5"]))
     assert code == 2
     assert "'small_mpl'" in err

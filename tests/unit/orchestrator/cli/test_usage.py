@@ -54,7 +54,7 @@ measure digits --image-size 8 --class-pair 3 3 | The class pair 3 3 contains the
 measure digits --device cuda | Choose another device, for example with `--device cpu`
 plan smoke --set recipe.epochs=0 | `recipe.epochs` is 0, but must be at least 1
 plan smoke --gpus 0 | --gpus is 0, but must be at least 1
-plan smoke --storage foo://x | --storage foo://… is a kind of storage that isweep does not support
+plan smoke --storage foo://x | isweep does not support the kind of storage in `--storage foo://…`
 reconcile smoke --mlflow-uri foo://x | Sweep 'smoke' has no results yet
 predict smoke --d-data 9 --train-size 100 | The prediction needs label_sharpness of the new dataset
 predict smoke --measured absent.json --train-size 100 | The record absent.json cannot be read: No such file
@@ -79,7 +79,7 @@ run smoke --no-quiet | Unknown option: --no-quiet. Did you mean --quiet?
 plan smoke -j | Unknown option: -j
 plan smoke --storage '' | --storage is empty. Give a value, or remove the option
 plan smoke --preset x | Unknown option: --preset. Did you mean --set?
-plan '' | has the name '', and the root
+plan '' | '' is not a preset, and the root
 measure https://a.org/b.zip | https://a.org/b.zip is a URL, but only local files can be measured
 plan / | / is a folder, not a sweep file. Give the path of a sweep file. If the folder contains your images, write a
 run smoke --device tpu | Invalid value "tpu" for --device. Choose from: "auto", "cpu", "gpu". Did you mean
@@ -103,7 +103,7 @@ results smoke --csv mine.yaml | --csv is 'mine.yaml', but the name of the file m
 results smoke --parquet a.csv | the name of the file must end with .parquet
 measure "" | is empty. Give a value
 PREDICT --train-size 9 --measured absent.json | --d-data, --label-sharpness and --measured absent.json cannot be used
-plan smoke --storage foo://me:secret@x | --storage foo://… is a kind of storage that isweep does not support
+plan smoke --storage foo://me:secret@x | isweep does not support the kind of storage in `--storage foo://…`
 power smoke --num-tables 20 | but a power calculation needs at least 3
 compare smoke smoke | The sweep smoke cannot be compared with itself
 claims | `isweep claims` needs a sweep or --published, but you gave neither
@@ -185,7 +185,7 @@ def test_a_sweep_file_named_without_its_ending_gets_a_hint(run, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     code, out, err = run("plan", "mine")
     assert (code, out) == (2, "")
-    assert "has the name 'mine'" in err
+    assert "'mine' is not a preset" in err
     assert "root does not exist. To use the file mine.yaml, give its path: ./mine.yaml" in err
 
 
@@ -216,4 +216,4 @@ def test_results_below_a_missing_root_are_refused_with_the_command_that_makes_th
 def test_an_unknown_sweep_below_a_missing_root_is_explained_by_the_root(run, root):
     code, _, err = run("results", "mine", "--from-store")
     assert code == 2
-    assert f"No preset has the name 'mine', and the root {root} does not exist" in err
+    assert f"'mine' is not a preset, and the root {root} does not exist" in err

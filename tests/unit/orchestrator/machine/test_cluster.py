@@ -273,15 +273,15 @@ class TestTrialResources:
                 {"num_gpus": 0.25},
                 {"num_gpus": 0},
                 "gpu",
-                r"num_gpus: 0\.25, but this machine has 0\. .*--device cpu",
+                r"num_gpus: 0\.25`, but this machine has only 0\. .*--device cpu",
             ),
-            ({"num_gpus": 2}, {"num_gpus": 1}, "auto", "num_gpus: 2, but this machine has 1"),
-            ({"num_cpus": 2}, {"num_cpus": 1}, "auto", "num_cpus: 2, but this machine has 1"),
+            ({"num_gpus": 2}, {"num_gpus": 1}, "auto", "num_gpus: 2`, but this machine has only 1"),
+            ({"num_cpus": 2}, {"num_cpus": 1}, "auto", "num_cpus: 2`, but this machine has only 1"),
             (
                 {"memory_bytes": 10**12},
                 {"memory_bytes": 1e9},
                 "auto",
-                r"memory_bytes: 1,000,000,000,000, but this machine has 1,000,000,000",
+                r"memory_bytes: 1,000,000,000,000`, but this machine has only 1,000,000,000",
             ),
         ],
     )
@@ -623,7 +623,7 @@ def test_a_removed_current_folder_is_named(tmp_path, monkeypatch):
 
 def test_warnings_as_errors_are_refused_because_rays_dashboard_has_warnings(monkeypatch):
     monkeypatch.setenv("PYTHONWARNINGS", "error")
-    with pytest.raises(ConfigError, match=r"turns all warnings into errors\. Unset PYTHONWARNINGS"):
+    with pytest.raises(ConfigError, match=r"dashboard does not start\. Unset PYTHONWARNINGS"):
         check_process()
 
 
@@ -636,5 +636,5 @@ def test_a_python_without_docstrings_is_refused_before_ray_starts(tmp_path):
         text=True,
     )
     assert done.returncode == 2
-    assert "Ray does not start if Python removes docstrings. Unset PYTHONOPTIMIZE" in done.stderr
+    assert "and Ray does not start without them. Unset PYTHONOPTIMIZE" in done.stderr
     assert "prepare" not in done.stderr

@@ -110,7 +110,7 @@ def test_trials_on_a_node_without_working_cuda_fail_with_node_driver_and_torch()
             "550.1",
             "13.0",
             r"branch 580 .* or install torch 2\.14 or earlier from PyTorch's cu126 wheels, which work "
-            r"with the present driver, but do not support the GPUs RTX 50 and B200 \(`pip uninstall --yes torch "
+            r"with the present driver, but do not support GPUs of the series RTX 50 and B200 \(`pip uninstall --yes torch "
             r"torchvision && pip install torch torchvision --index-url https:\S+/whl/cu126`\)$",
         ),
         ("580.65", "13.0", "The driver is new enough"),
@@ -236,7 +236,7 @@ def test_a_gpu_that_computed_wrongly_once_is_not_used_and_the_message_names_the_
         device_for(1.0, "auto")
     text = str(caught.value)
     assert (
-        f"RTX 4090 computed wrongly once: {verdict['gpu_problem']}. But {verdict['reason_for_doubt']}"
+        f"RTX 4090 computed wrongly once: {verdict['gpu_problem']}. However, {verdict['reason_for_doubt']}"
         in text
     )
     assert "check the GPU's temperature, remove overclocking, and restart the machine" in text
@@ -294,7 +294,11 @@ def test_a_dead_gpu_is_distinguished_from_a_gpu_without_free_memory(monkeypatch)
         ("CUDA error: out of memory", torch.AcceleratorError, "^CUDA error: out of memory"),
         ("HIP error: out of memory", torch.AcceleratorError, "^HIP error: out of memory"),
         # Only the words in the table of library errors decide.
-        ("NVLink: out of memory slots", trial_device.UnusableGpuError, "Reset the GPU, or hide it"),
+        (
+            "NVLink: out of memory slots",
+            trial_device.UnusableGpuError,
+            "Reset the GPU, or hide the",
+        ),
     ):
 
         def raise_error(*_, text=text, **__):

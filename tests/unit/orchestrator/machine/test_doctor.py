@@ -152,7 +152,7 @@ def test_a_store_that_cannot_be_written_has_a_reason_and_a_hint(tmp_path):
 def test_a_bucket_passes_without_changes_and_a_missing_bucket_has_a_hint():
     with object_store() as store:
         check = store_check(store.url)
-        assert check["detail"] == f"{store.url} can be written and listed"
+        assert check["detail"] == f"isweep can write and list files in {store.url}"
         assert store_check(store.url)["ok"]
         missing = store_check("s3://no-such-bucket/lab")
         assert not missing["ok"]

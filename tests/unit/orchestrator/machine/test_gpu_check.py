@@ -90,7 +90,7 @@ def test_products_of_bytes_that_differ_from_the_cpu_are_named_by_their_sizes(
     )
     outcome = run_part("correctness", "cpu", {})
     assert [130, 257, 63] in outcome["values"]["products_that_differ"]
-    assert outcome["error"] == "products of bytes differ from the CPU's"
+    assert outcome["error"] == "products of bytes differ between GPU and CPU"
 
 
 def test_every_gpu_and_slice_is_checked_by_processes_that_see_only_this_one(monkeypatch, tmp_path):
@@ -192,11 +192,11 @@ def test_the_smallest_share_is_measured_and_lack_of_memory_must_have_its_kind(cp
     assert faults["evaluation_note"] == faults["step_note"]
     cpu_as_gpu[0] = ""
     faults = dict(gpu_check_parts.exhaust_memory(bench))
-    message = "an out-of-memory error in {} is recorded as no failure"
+    message = "isweep records an out-of-memory error in {} as no failure"
     assert faults["fails"] == [message.format("allocation"), message.format("capture")]
     cpu_as_gpu[0] = "device_error"
     faults = dict(gpu_check_parts.exhaust_memory(bench))
-    assert "an out-of-memory error in capture is recorded as device_error" in faults["fails"]
+    assert "isweep records an out-of-memory error in capture as device_error" in faults["fails"]
 
 
 def test_a_larger_context_than_planned_is_noted_and_fails_no_part(cpu_as_gpu, monkeypatch):
@@ -207,7 +207,7 @@ def test_a_larger_context_than_planned_is_noted_and_fails_no_part(cpu_as_gpu, mo
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (next(free_bytes), total))
     values = dict(gpu_check_parts.measure_context(make_bench("cpu")))
     assert (values["start"], values["small_cnn"]) == (1 << 29, 1 << 30)
-    expected = "a process uses 1.00 GiB besides its tensors. Plans and runs use this number"
+    expected = "a process uses 1.00 GiB besides its tensors. Plans and runs assume 1.00 GiB"
     assert values["note"].startswith(expected)
     assert "fails" not in values
 
@@ -255,7 +255,7 @@ def test_pairs_are_measured_with_and_without_mps(tmp_path, monkeypatch, mps_runs
     if mps_runs:
         expected["with_mps"] = {"small_cnn": {"1": 9.0, "gain": 1.5}}
     else:
-        expected["mps_note"] = "this is not a GPU"
+        expected["mps_note"] = "MPS needs a GPU, but this check runs on a CPU"
     assert dict(gpu_check.measure_pairs(make_bench("cpu"))) == expected
     assert os.environ["CUDA_MPS_PIPE_DIRECTORY"] == str(tmp_path)
 
@@ -615,10 +615,10 @@ def test_each_network_is_tested_although_one_fails_and_every_difference_is_named
     assert {case.model.name: case.batch_size for case in tested} == batch_sizes
     assert correctness["graphs"] == ["resnet34"]
     assert correctness["fails"] == [
-        "trials cannot use graphs: resnet18: CaptureError: unsupported",
+        "trials cannot use captured graphs: resnet18: CaptureError: unsupported",
         "the GPU computes wrongly: vgg13: the first loss is nan",
-        "trials cannot use graphs: vgg16: a weight differs",
-        "the GPU computed wrongly once: vgg19: a loss. But later it was right",
+        "trials cannot use captured graphs: vgg16: a weight differs",
+        "the GPU computed wrongly once: vgg19: a loss. However, later it was right",
     ]
     assert len(correctness["self_test"]) == 6
 
@@ -718,7 +718,7 @@ def test_a_stopped_check_keeps_its_results_and_the_earlier_file(tmp_path, monkey
 
     monkeypatch.setitem(gpu_check.PARTS, "faults", interrupt)
     with pytest.raises(
-        KeyboardInterrupt, match=r"gpu-check-cpu-cpu\.unfinished\. The same command starts again"
+        KeyboardInterrupt, match=r"gpu-check-cpu-cpu\.unfinished\. If you run the same command"
     ):
         check(None, tmp_path, lambda line: None)
     assert path.read_text() == text
@@ -885,7 +885,7 @@ def test_a_self_test_that_hangs_has_its_own_limit_and_the_next_network_is_tested
     no_graphs = "vgg13: the self-test ended before it had tested graphs"
     assert values["fails"] == [
         f"it is unknown whether the GPU computes correctly: {unknown}: no answer in 300 s",
-        f"trials cannot use graphs: {no_graphs}: no answer in 300 s",
+        f"trials cannot use captured graphs: {no_graphs}: no answer in 300 s",
     ]
     longest = len(PAPER_MODELS) * stored_verdicts.TIMEOUT_S
     assert gpu_check._timeout_s("correctness") > longest
@@ -1005,9 +1005,12 @@ def test_a_gpu_is_chosen_by_its_number_and_a_machine_without_one_gets_a_hint(mon
     assert devices("cpu") == [None]
     for wrong in ("2", "-1", "cuda:0"):
         with pytest.raises(
-            ConfigError, match=f"`--device {wrong}` is not the number .* Type one of 0, 1, or cpu"
+            ConfigError,
+            match=f"`--device {wrong}` is not the number .* one of these numbers: 0, 1[.] Or",
         ):
             devices(wrong)
     monkeypatch.setenv(LOGICAL_GPUS, "1")
-    with pytest.raises(SetupError, match=r"Run `isweep doctor` to see why. .* --device cpu"):
+    with pytest.raises(
+        SetupError, match=r"Run `isweep doctor` to see the cause\. .* `--device cpu`"
+    ):
         devices(None)

@@ -101,12 +101,14 @@ class Situation:
 
 
 NO_BFLOAT16 = (
-    "left, which cannot run on {}: the recipe paper needs bfloat16, "
+    "left. The trials cannot run on {}: the recipe paper needs bfloat16, "
     ".* Add `--set recipe.precision=float32`"
 )
 ON_T4 = r"paper computes in bfloat16, but the Tesla T4 of node a .*7\.5.*precision=float32`, or ano"
 SLICES = r"divided into slices \(MIG\).*CUDA_VISIBLE_DEVICES=MIG-.*num_gpus: 1"
-UNKNOWN = "On 1 {}, the time is unknown. Run `isweep gpu-check` on a GPU of this kind to measure it"
+UNKNOWN = (
+    "The time of the trials on 1 {} is unknown. To measure the speed of a .*`isweep gpu-check`"
+)
 ON_MIG = UNKNOWN.format(MIG.name)
 SITUATIONS = {
     "a: a desktop": Situation(
@@ -214,7 +216,7 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
         (
             node(replace(A100, compute_mode="Exclusive_Process")),
             0.5,
-            r"has the compute mode Exclusive_Process, so trials cannot share this GPU, "
+            r"has the compute mode Exclusive_Process, so only one trial can use this GPU at a time, "
             r"but each trial requests only 0\.5 GPU",
         ),
         (node(replace(A100, compute_mode="Prohibited")), 1.0, "the compute mode Prohibited"),
@@ -226,13 +228,13 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
         (
             node(MIG, visible="0", slices=("MIG-1", "MIG-2", "GPU-2")),
             1.0,
-            r"type `export CUDA_VISIBLE_DEVICES=MIG-1,MIG-2,GPU-2`\. .*`--num-gpus=3`\. Set "
-            "`resources.num_gpus: 1`",
+            r"type `export CUDA_VISIBLE_DEVICES=MIG-1,MIG-2,GPU-2`\. .*`--num-gpus=3` to "
+            "`ray start`. In the sweep file, set `resources.num_gpus: 1`",
         ),
         (
             node(replace(RTX4090, held_bytes=20 * GIB), is_wsl=True),
             1.0,
-            r"Close programs in Windows that use the GPU: .*, which you may have to add\. Use ",
+            r"Close programs in Windows that use the GPU\. .* `Dedicated GPU memory`\. To run ",
         ),
         (
             node(driver="551.23", is_wsl=True, num_ray_gpus=1.0),
@@ -264,18 +266,18 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
             node(replace(A100, capability=12.0, has_kernels=False)),
             1.0,
             r"12\.0, which torch 2\.13\.0 does not support\. Install the newest torch \(`pip "
-            r"uninstall --yes torch torchvision && pip install torch torchvision`\)\. Use --device",
+            r"uninstall --yes torch torchvision && pip install torch torchvision`\)\. To run on CPUs",
         ),
         (
             node(replace(A100, capability=7.0, has_kernels=False)),
             1.0,
             r"does not support\. Install torch 2\.14 or earlier from PyTorch's cu126 wheels \(`pip "
-            r"uninstall .* --index-url https:\S+/whl/cu126`\)\. Use --device",
+            r"uninstall .* --index-url https:\S+/whl/cu126`\)\. To run on CPUs",
         ),
         (
             node(replace(A100, capability=3.7, has_kernels=False)),
             1.0,
-            r"3\.7, which torch 2\.13\.0 does not support\. Use a newer GPU\. Use --device",
+            r"3\.7, which torch 2\.13\.0 does not support\. Use a newer GPU\. To run on CPUs",
         ),
     ],
 )
@@ -332,7 +334,9 @@ def test_the_hint_names_no_gpu_that_would_be_refused_itself(plan):
 
 
 def test_the_hint_hides_an_old_gpu_by_naming_the_new_one(plan):
-    with pytest.raises(SweepError, match=r"hide this GPU with CUDA_VISIBLE_DEVICES=GPU-a100\.$"):
+    with pytest.raises(
+        SweepError, match=r"hide the Tesla T4 with CUDA_VISIBLE_DEVICES=GPU-a100\.$"
+    ):
         check_gpus_fit([node(T4, A100)], plan.trials, share=1.0, alone=True)
 
 

@@ -173,7 +173,7 @@ WRONG = {
         (
             "available_node_types",
             {"head": {"resources": {}, "node_config": {}}},
-            "no worker can start. Set max_workers",
+            "no worker can start. Set `max_workers: 8`",
         ),
         (
             "provider/cache_stopped_nodes",
@@ -213,7 +213,7 @@ WRONG = {
             [5],
             "Invalid type for parameter SecurityGroupIds[0], value: 5",
         ),
-        (f"{NODE}/ImageID", "ami-1", 'Unknown parameter in input: "ImageID". Correct this'),
+        (f"{NODE}/ImageID", "ami-1", 'Unknown parameter in input: "ImageID". Correct the'),
         (
             f"{NODE}/MetadataOptions/HttpPutResponseHopLimit",
             "1",
@@ -241,7 +241,7 @@ WRONG = {
         (
             f"{WORKER}/node_config/networkInterfaces/0/subnetwork",
             None,
-            "the project's default network is",
+            "the nodes use the project's default network",
         ),
     ],
 }
@@ -264,11 +264,11 @@ def test_a_wrong_field_is_reported_with_its_place_and_a_hint(checkout, name, pla
     [
         (
             lambda text: text,
-            "cluster_name: the value is mine, but with clusters/iam/head.json the head can",
+            "cluster_name: the value is mine, but clusters/iam/head.json allows the head to",
         ),
         (
             lambda text: text.replace("CHANGE-region", "eu-west-1"),
-            "provider.region: the value is us-east-1, but with clusters",
+            "provider.region: the value is us-east-1, but clusters",
         ),
     ],
 )

@@ -398,10 +398,13 @@ def simulate_start_failure(name: str, monkeypatch) -> None:
     [
         ("no program", "nvidia-cuda-mps-absent -d` failed: No such file or directory"),
         ("refused", "-d` failed: Cannot find MPS control daemon process"),
-        ("process fails", "a test process could not compute through it: Error 807: not ready"),
-        ("fewer GPUs", "a test process could not compute through it: a process computed on 1 GPUs"),
-        ("hangs", "a test process could not compute through it: no answer in 0.2 s"),
-        ("not used", "the test process did not use it: no server runs"),
+        ("process fails", "a test process could not compute through MPS: Error 807: not ready"),
+        (
+            "fewer GPUs",
+            "a test process could not compute through MPS: a process computed on 1 GPUs",
+        ),
+        ("hangs", "a test process could not compute through MPS: no answer in 0.2 s"),
+        ("not used", "the test process did not use MPS: no server of MPS runs"),
         ("no shell", "No such file or directory: 'absent-shell'"),
         ("long path", "is too long for a socket. Set TMPDIR to a shorter path"),
     ],
@@ -447,7 +450,7 @@ def test_new_processes_compute_without_mps_after_the_end_of_its_use(mps_folder):
         assert not mps_daemon.mps_runs()
     assert len(notes) == 2
     assert "do not use NVIDIA's MPS any more: trial-1 failed (device_error)" in notes[1]
-    assert notes[1].endswith("isweep retries these trials. New trials have a whole GPU each")
+    assert notes[1].endswith("isweep retries the ended trials. New trials have a whole GPU each")
 
 
 def test_a_worker_with_a_broken_gpu_ends_the_use_of_mps_itself(mps_folder):
@@ -556,8 +559,8 @@ def test_a_run_stops_using_mps_in_words_after_tune_killed_running_trials(paper, 
     TrialLoop._process_tune_failure(loop, RuntimeError("a bug in Tune"))
     expected = (
         "New trials of this run do not use NVIDIA's MPS any more: Ray Tune failed, and may have "
-        "killed trials while they computed. With MPS, such a failure can also end other trials on "
-        "the same GPU. isweep retries these trials. New trials have a whole GPU each"
+        "killed trials while they computed. With MPS, the failure of one trial can also end other "
+        "trials on the same GPU. isweep retries the ended trials. New trials have a whole GPU each"
     )
     assert notes == ([expected] if is_running else [])
 
@@ -656,19 +659,24 @@ A100_CHECK = {A100.name: {"row": {}, "pair_gain_mps": 1.3}}
 @pytest.mark.parametrize(
     ("simulated_node", "resources", "checks", "reason"),
     [
-        (node(H100), {}, {}, "the gain by MPS is unknown; `isweep gpu-check` measures it"),
-        (node(H100, A100), {}, A100_CHECK, "NVIDIA H100 80GB HBM3: the gain by MPS is unknown"),
+        (node(H100), {}, {}, "the gain from MPS is unknown; to measure the gain, run `isweep"),
+        (node(H100, A100), {}, A100_CHECK, "NVIDIA H100 80GB HBM3: the gain from MPS is unknown"),
         (node(RTX4090), {"num_gpus": 0.5}, {}, ""),
-        (node(H100), {}, H100_CHECK, "NVIDIA H100 80GB HBM3: MPS would make the trials only 1.02 "),
+        (
+            node(H100),
+            {},
+            H100_CHECK,
+            "NVIDIA H100 80GB HBM3: with MPS, the trials would be only 1.02 ",
+        ),
         (node(A100), {}, A100_CHECK, ""),
-        (node(H100), {"num_gpus": 1}, {}, "resources.num_gpus is 1, so no trials share a GPU"),
+        (node(H100), {"num_gpus": 1}, {}, "resources.num_gpus is 1, so trials do not share a GPU"),
         (node(H100), {"num_gpus": 0}, {}, "resources.num_gpus is 0"),
         (node(H100), {"mps": "never"}, {}, "resources.mps is never"),
         (node(H100, mps=True), {}, {}, "MPS runs already"),
         (node(MIG), {"num_gpus": 0.5}, {}, "the GPU is divided into slices"),
         (node(replace(H100, compute_mode="Exclusive_Process")), {}, {}, "compute mode is Exclus"),
         (node(replace(H100, capability=6.1)), {}, {}, "compute capability 6.1 is below 7.0"),
-        (node(replace(H100, name="NVIDIA Novel")), {}, {}, "the gain by MPS is unknown"),
+        (node(replace(H100, name="NVIDIA Novel")), {}, {}, "the gain from MPS is unknown"),
         (node(), {}, {}, "trials run on CPUs"),
     ],
 )
@@ -698,7 +706,7 @@ def test_mps_is_not_started_in_wsl_or_for_few_trials(paper, tmp_path, monkeypatc
 def test_mps_is_not_started_without_its_program(paper, monkeypatch):
     monkeypatch.setattr(mps_choice.shutil, "which", lambda name: None)
     reason = why_no_mps([node(H100)], ResourceSpec(), paper, {})
-    assert reason == "no folder on PATH contains nvidia-cuda-mps-control"
+    assert reason == "no folder on PATH contains the program nvidia-cuda-mps-control"
 
 
 def test_the_option_mps_changes_no_trial_id():

@@ -26,7 +26,7 @@ def test_this_machine_meets_the_requirements():
 @pytest.mark.parametrize(
     ("limit", "message"),
     [
-        ("-n 64", "64 open files (ulimit -n), but Ray needs 128. Raise this limit, and run"),
+        ("-n 64", "64 open files (ulimit -n), but Ray needs 128. Raise the limit with `ulimit -n`"),
         ("-v 8000000", "8,192,000,000 bytes of address space (ulimit -v), but Ray needs 17,179"),
         ("-f 2000", "2,048,000 bytes in a file (ulimit -f), but Ray needs"),
     ],
@@ -60,7 +60,7 @@ def test_a_temporary_folder_without_write_permission_is_named(monkeypatch):
     access = os.access
     folder = parent_folder()
     monkeypatch.setattr(os, "access", lambda path, mode: path != folder and access(path, mode))
-    message = r"for Ray's sockets cannot be written. Set TMPDIR to another folder, whose path has"
+    message = r"for Ray's sockets cannot be written. Set TMPDIR to a folder whose path has"
     with pytest.raises(SetupError, match=message):
         check_ray_requirements()
 

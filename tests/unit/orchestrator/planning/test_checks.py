@@ -238,14 +238,16 @@ def test_unchanged_files_of_a_prepared_dataset_are_planned_without_a_note(open_p
 
 def test_other_data_under_the_name_of_a_prepared_dataset_are_refused(open_prepared, tmp_path):
     (tmp_path / "raw" / "b").rename(tmp_path / "raw" / "c")
-    message = r"changed .*the classes are a, c, but the prepared dataset has the classes a, b\)"
+    message = r"changed .*the files have the classes a, c, but the prepared dataset has the classes a, b\)"
     with pytest.raises(DataError, match=message):
         check_feasible(open_prepared())
 
 
 def test_fewer_files_than_prepared_images_are_refused(open_prepared, tmp_path):
     (tmp_path / "raw" / "b" / "1.png").unlink()
-    message = r"\(class b has 29 files, but 30 prepared images\)\. Restore .*another name"
+    message = (
+        r"\(the class b has 29 files, but .* 30 images of this class\)\. Restore .*another name"
+    )
     with pytest.raises(DataError, match=message):
         check_feasible(open_prepared())
 
@@ -269,11 +271,11 @@ def test_files_with_other_times_are_counted_for_a_note(open_prepared, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "notes"),
     [
-        ({"test_size": 4}, ["With test_size 4, the standard error of an accuracy can be 0.25."]),
+        ({"test_size": 4}, ["With `test_size: 4`, the standard error of an accuracy can be 0.25."]),
         ({"test_size": 25}, []),
         (
             {"test_size": 25, "recipe": {"from": "smoke", "batch_size": 4096}},
-            ["The batch size, 4,096, is larger than the largest train size, 20."],
+            ["The batch size (4,096) is larger than the largest train size (20)"],
         ),
     ],
 )

@@ -85,7 +85,7 @@ def good_with_dataset(text):
         ),
         (
             good_with("mine", "&a mine"),
-            r"line 2, column 7 has an anchor or alias\. Write the value itself",
+            r"line 2, column 7 has an anchor \(&\) or an alias \(\*\)\. Write the whole value",
         ),
         (
             good_with("mine", "!!python/object/apply:os.system [ls]"),
@@ -205,11 +205,11 @@ def good_with_dataset(text):
         (GOOD + "<<: {calibrate: true}", r"has the merge key <<\. Remove it"),
         (
             GOOD + "own: {domain: natural}",
-            r"^`own` is a key of each entry of `datasets`, not of the sweep itself\. Change it in the",
+            r"^`own` is a key of each entry of `datasets`, not of the sweep itself\. In the sweep",
         ),
         (
             GOOD.replace("datasets: [", "datasets: [{name: m, path: x, own: {kind: folder}}, ", 1),
-            r"`datasets\.m\.path` is a key of `own`, not of the entry of `datasets` itself\. Move it",
+            r"`datasets\.m\.path` is a key of `own`, not of the entry of `datasets` itself\. Move",
         ),
         (
             GOOD + "learning_rate: 0.1",
@@ -245,7 +245,7 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
     ("text", "message"),
     [
         ("", "is empty"),
-        ("- a\n- b", "has a list instead of keys with values"),
+        ("- a\n- b", "contains a list, but should contain keys with values"),
         ("a: [b\nc: [d]", "line 1, column 4 has a bracket that is not closed"),
         (
             "a: 1\nname:x\nb: 2",
@@ -265,7 +265,7 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
         ("a: ]", "line 1, column 4 has a character in a wrong place"),
         (
             "a: &a [x]\n" + "".join(f"b{i}: [*a, *a]\n" for i in range(40)),
-            r"line 1, column 4 has an anchor or",
+            r"line 1, column 4 has an anchor \(&\) or",
         ),
         (
             GOOD + "seeds: [" + "1, " * 50_000 + "]",
@@ -274,11 +274,11 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
         (GOOD + "seeds: [" + "1" * 90_000 + "]", r"is not YAML: Exceeds the limit"),
         (
             GOOD.replace("small_cnn", ", ".join(f"x{i}" for i in range(2_000))),
-            r"'x19'(?s:.)*The sweep has 1 more problem like these",
+            r"'x19'(?s:.)*The sweep has 1 more problem\.$",
         ),
         (
             GOOD.replace("20, 40", "x, " * 900),
-            r"value 20 of `train_sizes` is (?s:.)*The sweep has 880 more problems like these",
+            r"value 20 of `train_sizes` is (?s:.)*The sweep has 880 more problems\.$",
         ),
         ("[" * 90_000, r"line 1, column 21 has more than 20 levels of nesting"),
         ("a: 'x" + "b " * 40_000, r"line 1, column 4 has a quote that is not closed"),
@@ -302,7 +302,7 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
         ),
         (
             GOOD.replace("smoke", "/etc/passwd"),
-            r"/etc/passwd has a single value instead of keys with values\. Write, for example, `recipe",
+            r"/etc/passwd contains a single value, but should contain keys with values\. Write, for",
         ),
     ],
     ids=range(24),
@@ -505,7 +505,7 @@ def test_a_missing_recipe_is_refused_with_the_command_that_makes_it(recipes, nam
     ("text", "message"),
     [
         ("from: [", "tuned-mine.yaml"),
-        ("[1, 2]", "has a list instead of keys with values"),
+        ("[1, 2]", "contains a list, but should contain keys with values"),
         ("{from: smoke, learning_rate: -1, tuned: {cells: []}}", "learning_rate"),
         (
             "{from: smoke, tuned: {cells: []}}",
@@ -585,7 +585,7 @@ def test_changes_do_not_modify_the_document():
         ("datasets.x", "the index x, but the list has the indices 0 to 0"),
         (
             "name.first",
-            "cannot set the key `first`, because the value above this key is 'a', which",
+            "cannot set the key `first`: the value that should contain `first` is 'a', which",
         ),
     ],
 )
@@ -883,12 +883,12 @@ def test_the_disk_of_predictions_is_counted():
 def test_the_plan_has_the_cost_of_attacks_in_percent_of_training():
     recipe = "{from: smoke, epochs: 1000}"
     assert extras_text(extras(planned(recipe=recipe), ())).endswith(
-        "% of the operations of training"
+        "% as many operations as training"
     )
     more = "robustness: {num_images: 20}\nattacks: {methods: [fgsm, pgd]}"
     extra_costs = extras(planned(recipe=recipe, more=more), ())
     assert list(extra_costs["attack_shares"]) == [*ATTACKS, "robustness"]
-    shares = r"% of the operations of training \(fgsm .*, pgd .*, robustness .*\)"
+    shares = r"% as many operations as training \(fgsm .*, pgd .*, robustness .*\)"
     assert re.search(shares, extras_text(extra_costs))
 
 

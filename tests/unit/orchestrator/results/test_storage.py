@@ -33,15 +33,15 @@ def _no_pause(monkeypatch):
     [
         (
             "memory://x",
-            r"--storage memory://… is a kind of storage that isweep does not support\. Use a path, or a URL",
+            r"support the kind of storage in `--storage memory://…`\. Use a path, or a URL",
         ),
         (
             "http://me:hunter2@host/x",
-            "--storage http://… is a kind of storage that isweep does not support",
+            "isweep does not support the kind of storage in `--storage http://…`",
         ),
         (
             "s3://key:hunter2@b/x",
-            r"--storage s3://…@b has a password.*\. Set AWS_ACCESS_KEY_ID",
+            r"--storage s3://…@b contains a password.*\. Set AWS_ACCESS_KEY_ID",
         ),
         (
             "s3://b/x?secret_key=hunter2",

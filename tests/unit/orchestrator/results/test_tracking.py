@@ -439,7 +439,8 @@ def short_pauses(monkeypatch):
 
 
 WAITING = (
-    "isweep waits until MLflow has stored all results, but at most 0 s if MLflow does not answer"
+    "isweep waits until MLflow has stored all results. If MLflow does not answer, isweep waits at "
+    "most 0 s"
 )
 
 
@@ -759,7 +760,7 @@ def test_a_root_whose_path_changes_in_a_url_cannot_have_the_database(sign, tmp_p
     workspace = Workspace.open("smoke", tmp_path / f"my{sign}41root")
     workspace.paths.make()
     with pytest.raises(
-        ConfigError, match=r"root .* contains '\?' or '%'.*\. Choose another root with --root"
+        ConfigError, match=r"root .* contains '\?' or '%', so .*\. Choose another root with --root"
     ):
         make_tracker(workspace, ResultStore(workspace.results_url), None)
     assert mlflow_uri(workspace.paths, "http://127.0.0.1:5000") == "http://127.0.0.1:5000"
@@ -957,11 +958,13 @@ def test_differing_values_and_missing_trials_are_counted():
     ]
     assert differences(rows, different_rows, "mend") == [
         "MLflow differs from the result store in 6 values of 2 trials (model of a is 'other' in "
-        "MLflow and 'm' in the store; test_loss of a is nothing in MLflow and 0.5 in the store; "
-        "data_fingerprint of a is 'x' in MLflow and nothing in the store; and 3 more). isweep "
-        "uses the values of the result store. To correct MLflow, run `mend`.",
-        "MLflow lacks 1 result of the result store. To send them to MLflow, run `mend`.",
-        "MLflow has rows of 1 trial without a result in this sweep. isweep ignores these rows.",
+        "MLflow, but 'm' in the result store; test_loss of a is nothing in MLflow, but 0.5 in the "
+        "result store; data_fingerprint of a is 'x' in MLflow, but nothing in the result store; "
+        "and 3 more). isweep uses the values of the result store. To correct MLflow, run `mend`.",
+        "MLflow lacks 1 result of the result store. To send the missing results to MLflow, run "
+        "`mend`.",
+        "isweep ignores rows of 1 trial in MLflow, because these trials have no result in this "
+        "sweep.",
     ]
 
 

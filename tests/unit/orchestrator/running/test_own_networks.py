@@ -102,7 +102,7 @@ def test_a_network_that_fails_in_training_only_is_refused_before_anything_is_pre
     plan = plan_sweep(load_sweep(write_sweep("fine", "late")))
     with pytest.raises(
         ConfigError,
-        match="own recordednets:late fails in training, evaluation or an attack with every image",
+        match="own recordednets:late fails with every image that isweep tried, in training, in",
     ):
         check_models(plan, ())
 

@@ -60,7 +60,7 @@ def test_more_sizes_extend_a_pilot_and_other_models_or_data_have_another_pilot(i
 
 def test_too_few_images_for_a_pilot_are_refused_with_the_options_of_the_pilot(images, tmp_path):
     options = RunOptions(root=str(tmp_path / "root"), tracking=False)
-    with pytest.raises(DataError, match=r"pilot-.*400.*\. Lower --pilot-sizes to"):
+    with pytest.raises(DataError, match=r"pilot-.*400.*\. Lower `--pilot-sizes` to"):
         run_pilot(load_sweep(OUTER), images, "small_mlp", options, train_sizes=(20, 400))
 
 
@@ -77,7 +77,7 @@ def test_too_few_images_for_a_pilot_are_refused_with_the_options_of_the_pilot(im
             "mnist5k",
             "pooled",
             "smoke",
-            r"The model is pooled, .*one model\. Choose one model with --model \(small_mlp or",
+            r"The model is pooled, .*one model\. Choose one model with `--model` \(small_mlp or",
         ),
         ("mnist5k", "x", "smoke", "Unknown model 'x' of the sweep"),
         (

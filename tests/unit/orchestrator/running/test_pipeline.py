@@ -167,14 +167,14 @@ def test_a_sweep_file_that_removes_finished_trials_is_reported_once(
     assert rerun.notes == []
     finished.write_sweep_file()
     removed = (
-        "This plan lacks 8 of 8 finished trials of the stored sweep smoke. isweep keeps their "
-        "results, but the new report leaves them out. To keep both sweeps, give this sweep another "
-        "`name`"
+        "The stored sweep smoke has 8 finished trials, but this plan lacks 8 of these trials. "
+        "isweep keeps their results, but the new report leaves the results out. To keep both "
+        "sweeps, give this sweep another `name`"
     )
     assert main(["plan", "smoke", "--set", "seeds=[1]", "--root", root]) == 0
     assert f"{removed}." in " ".join(capsys.readouterr().out.split())
     assert main(["plan", "smoke", "--root", root]) == 0
-    assert "This plan lacks" not in capsys.readouterr().out
+    assert "this plan lacks" not in capsys.readouterr().out
     with pytest.raises(ConfigError, match="the test ends here"):
         rerun.run(seeds=[1])
     assert rerun.notes == [removed]
@@ -194,8 +194,8 @@ def test_results_of_another_sweep_for_the_same_trials_are_reported(rerun, finish
         rerun.run(name="again")
     num_trials = len(finished.plan.trials)
     assert (
-        f"The sweep smoke in this root has results of {num_trials} trials that this run trains. "
-        "This run does not use these results" in rerun.notes
+        f"The sweep smoke in this root already has results of {num_trials} trials of this run. "
+        "This run trains the trials again, because it does not use results of smoke" in rerun.notes
     )
     first_trial = finished.sweep_paths.folder / "trials" / min(finished.plan.trials_by_id)
     damaged = first_trial / "result.json"
@@ -204,7 +204,7 @@ def test_results_of_another_sweep_for_the_same_trials_are_reported(rerun, finish
         rerun.run()
     (note,) = rerun.notes  # the sweep itself is not reported as another sweep
     assert note.startswith(f"1 stored file cannot be used. For example, {damaged}: it is truncated")
-    assert f"{finished.paths.log} lists all these files" in note
+    assert f"{finished.paths.log} lists all files that cannot be used" in note
 
 
 def test_a_missing_gpu_is_reported_before_anything_is_prepared(root, monkeypatch):
@@ -214,7 +214,9 @@ def test_a_missing_gpu_is_reported_before_anything_is_prepared(root, monkeypatch
 
     monkeypatch.setattr("orchestrator.running.stages.connect", connected)
     monkeypatch.setattr("tasks.prepared.prepare.prepare_dataset", None)
-    with pytest.raises(ConfigError, match=r"resources\.num_gpus: 0\.1, but this machine has 0"):
+    with pytest.raises(
+        ConfigError, match=r"resources\.num_gpus: 0\.1`, but this machine has only 0"
+    ):
         run_sweep("smoke", RunOptions(root=root, device="gpu", tracking=False))
 
 
@@ -256,7 +258,7 @@ def test_a_prepared_dataset_that_is_removed_during_a_run_is_an_error(finished):
     shutil.rmtree(finished.paths.prepared(subset.prepared))
     with pytest.raises(
         DataError,
-        match=r"was changed or removed while a run used it.*Run the same command again to prepare",
+        match=r"was changed or removed while a run used the dataset.*To prepare the dataset again, run",
     ):
         load_arrays(finished, subset, trial.network.train_size)
 
@@ -299,7 +301,9 @@ def test_a_new_sweep_can_be_opened_by_its_name_at_once_unless_it_is_refused(root
     with pytest.raises(ConfigError, match="refused"):
         refuse()
     assert opened[0].plan.trials_by_id.keys() == workspace.plan.trials_by_id.keys()
-    with pytest.raises(ConfigError, match=rf"no sweep of the root {root}, has the name 'fresh'"):
+    with pytest.raises(
+        ConfigError, match=rf"'fresh' is not a preset, and not a sweep in the root {root}"
+    ):
         Workspace.open("fresh", root)
     with workspace.write_sweep_file_if_valid():
         pass

@@ -75,7 +75,10 @@ def test_predictions_requested_later_train_nothing_and_are_made_again_if_damaged
     progress = Progress()
     progress.note = notes.append  # type: ignore[method-assign]
     assert run_sweep(SWEEP, options, progress=progress, changes=MORE_MEASUREMENTS).exit_code == 0
-    assert any(note.endswith("again from stored weights, for 2 trials") for note in notes)
+    assert any(
+        note.endswith("For 2 trials, isweep computes the predictions again from stored weights")
+        for note in notes
+    )
     assert {path: path.read_bytes() for path in content} == content
 
     for path in content:

@@ -86,8 +86,8 @@ def test_results_from_other_pretrained_weights_of_the_same_name_are_not_mixed(ro
     check_same_start({first: record}, plan, {"torchvision-resnet18": b"old"})
     check_same_start({first: record}, plan, {})
     message = (
-        r"other pretrained weights than those of torchvision-resnet18 on this machine\. Here the SHA-256 is \w{16}…, but it was "
-        r"\w{16}… in 1 result\. Copy the file `pretrained/torchvision-"
+        r"weights of torchvision-resnet18 in this root are not the weights from which stored results "
+        r"started\. In this root, their SHA-256 is \w{16}…, but it is \w{16}… in 1 result\. Copy the file `pretrained/torchvision-"
     )
     with pytest.raises(ConfigError, match=message):
         check_same_start({first: record}, plan, {"torchvision-resnet18": b"new"})

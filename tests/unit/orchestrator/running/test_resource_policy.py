@@ -40,8 +40,8 @@ def test_shares_are_predicted_per_trial_if_the_gpu_model_is_known(trials):
 @pytest.mark.parametrize(
     ("share_without_mps", "sentence"),
     [
-        (1.0, "New trials have a whole GPU each"),
-        (None, "Trials share a GPU as before, but they compute in turn"),
+        (1.0, "Each new trial has a whole GPU"),
+        (None, "Trials still share a GPU, but they compute in turn"),
     ],
 )
 def test_attempts_after_the_end_of_mps_request_the_share_that_pays_without_it(

@@ -108,7 +108,7 @@ def test_a_sweep_ends_after_200_failed_retries_in_a_row():
     for trial_id in (*trial_ids, *trial_ids, "one more"):  # 201 nodes may be lost at once
         assert retries.failed(trial_id, LOST, process_ended=True).pause_s is not None
     last = retries.failed("one more", LOST, process_ended=True)
-    assert last.reason == "200 retries failed in a row, over all trials"
+    assert last.reason == "the last 200 retries of all trials failed"
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_a_summary_has_the_newest_failures_or_a_possible_reason():
     text = status_summary(status(NO_CAPACITY, "b.", "c", "d", pending="gpu, 1 launching"))
     assert f"gpu, 1 launching. A launch failed: {NO_CAPACITY}. A launch failed: b. " in text
     assert "A launch failed: d" not in text
-    assert text.endswith("lower `max_workers` of the type whose launch failed.")
+    assert text.endswith("lower `max_workers` of the node type whose launch failed.")
     nothing = (
         "No node is being launched. Lower `resources` in the sweep file, or raise `max_workers`"
     )
@@ -169,14 +169,14 @@ def test_nodes_that_are_each_too_small_are_named(monkeypatch):
     )
     without_gpu = shortage_for(Resources(3, 0))
     with_gpu = shortage_for(Resources(3, 1))
-    kinds = "No single node has all of these: the nodes have 1 CPU (2 nodes), 2 CPU (1 node). "
+    kinds = "No single node has all requested resources: the nodes have 1 CPU (2 nodes), 2 CPU (1 node). "
     assert without_gpu.startswith(
         f"each trial requests 3 CPU (the cluster has 4, 4 free). {kinds}This cluster adds"
     )
-    assert without_gpu.endswith("add nodes, or lower `resources` in the sweep file.")
+    assert without_gpu.endswith("Add nodes, or lower `resources` in the sweep file.")
     # The cluster has 3 CPUs and 1 GPU, but no node has both.
     assert "0 GPU (2 nodes)" in with_gpu
-    assert with_gpu.endswith("lower `resources` in the sweep file, or run with --device cpu.")
+    assert with_gpu.endswith("lower `resources` in the sweep file, or run with `--device cpu`.")
 
 
 @pytest.mark.parametrize(
@@ -198,10 +198,10 @@ def test_resources_that_are_not_free_are_reported_as_used_by_others(
     simulate_cluster(monkeypatch, [{"CPU": node} for node in nodes], {"CPU": free})
     message = shortage_for(requested)
     assert (
-        "Other work or starting processes use the remaining resources." in message
+        "Other work, or processes that are starting, use the other resources." in message
     ) is is_used_by_others
-    assert message.endswith("continues when these resources are free.") is is_used_by_others
-    assert ("add nodes, " in message) is not is_used_by_others
+    assert message.endswith("continues when the requested resources are free.") is is_used_by_others
+    assert ("Add nodes, " in message) is not is_used_by_others
 
 
 def watchdog(
@@ -253,14 +253,14 @@ def test_the_reason_is_reported_after_a_minute_and_again_only_if_it_changes():
             [(16, 8)],
             Resources(4, 0.25),
             4,
-            "enough for only 4. To use all GPUs, lower resources.num_cpus, or use nodes with 128 CPUs",
+            "enough for only 4. To use all GPUs, lower `resources.num_cpus`, or use nodes with 128",
         ),
         # CPUs of a node without GPUs do not help another node.
         (
             [(256, 0), (8, 1)],
             Resources(4, 0.25),
             2,
-            "could run 4 trials at once, but with `resources.num_cpus: 4` its CPUs are enough for only 2",
+            "with `resources.num_cpus: 4` the cluster's CPUs are enough for only 2. To use all GPUs",
         ),
         ([(8, 1)], Resources(2, 0.25), 4, ""),
         ([(2, 0)], Resources(4, 0), 1, ""),

@@ -203,8 +203,8 @@ def test_a_recipe_near_chance_level_is_reported_as_a_problem(search, tmp_path):
     summary = TuneSummary(tuple(all_outcomes), tmp_path, None, 0)
     (problem,) = summary.problems
     combination = f"{all_outcomes[0].model} on {all_outcomes[0].dataset}"
-    assert problem.startswith(f"{combination}: the validation loss of the best recipe, ")
-    assert "0.692, is hardly below the chance loss, 0.693. Widen tune.learning_rate" in problem
+    assert problem.startswith(f"{combination}: the validation loss of the best recipe (")
+    assert "(0.692) is hardly below the chance loss (0.693). Widen `tune.learning_rate`" in problem
     assert summary.exit_code == 0
 
 

@@ -208,7 +208,7 @@ def test_another_split_is_another_search_and_reports_the_trials_it_does_not_use(
     before = records(root)
     changes = {"tune.validation_share": 0.5}
     tune_sweep(TINY, RunOptions(root=root), progress=CollectingProgress(), changes=changes)
-    expected = f"{len(before)} stored trials of this sweep, because they"
+    expected = f"{len(before)} stored trials of this sweep, because these"
     assert any(expected in message for message in messages)
     request = searches[0].next_trial()
     assert request.role == Role.SWEEP_RECIPE

@@ -195,7 +195,7 @@ def fail_further_runs_of_the_sweeps_recipe(request):
         (
             lambda request: DIVERGED_RESULT,
             (6, 0),
-            "({0} tried, {0} diverged, 0 failed), so there is no recipe. Lower",
+            "({0} tried, {0} diverged, 0 failed), so there is no recipe. If",
         ),
         (
             lambda request: None,
@@ -205,12 +205,12 @@ def fail_further_runs_of_the_sweeps_recipe(request):
         (
             fail_further_runs,
             None,
-            "every finalist has a further training that failed",
+            "for every finalist, a repeated training failed",
         ),
         (
             fail_further_runs_of_the_sweeps_recipe,
             None,
-            "trainings with the sweep's recipe failed, so the gain over this recipe is unknown",
+            "failed, so the gain over the sweep's recipe is unknown",
         ),
     ],
     ids=["all diverge", "all fail", "finalists fail", "the own recipe fails"],

@@ -153,7 +153,7 @@ def test_duplicates_and_conflicts_are_counted_by_size_and_explained(images, labe
     assert "3 of 120 images are equal to an earlier image" in record.notes[0]
     # Images 0 and 10 equal image 31, which has another label.
     note = record.notes[1]
-    assert note.startswith("3 of 120 images are equal to an image with another label. For such a")
+    assert note.startswith("3 of 120 images are equal to an image with another label. For two")
 
 
 def test_too_few_distinct_images_are_explained(images, labels):
@@ -321,7 +321,7 @@ def ragged():
         (
             ["cat/1.png", "cat/2.png"],
             [0, 1],
-            "For image files, pass the path of their folder, or of a CSV file",
+            "For image files, pass the path of their folder, or the path of a CSV",
         ),
         ([Path("1.png")], [0], "Images contain texts or paths, but must be pixel values"),
         (

@@ -24,8 +24,8 @@ def remarks(images, labels):
 def test_permuted_labels_are_reported_with_the_range_of_random_labels(digits):
     images, labels = digits
     (remark,) = remarks(images, np.random.default_rng(5).permutation(labels))
-    assert "of the 20 nearest neighbors of an image, on average 25.4% have its label" in remark
-    assert "With random labels, 24.1% to 25.8% would have it (95 % range). Check" in remark
+    assert "of the 20 nearest neighbors of an image, on average 25.4% have the same label" in remark
+    assert "With random labels, it would be 24.1% to 25.8% (95 % range). Check" in remark
     assert "whether the file of labels is in the right order" in remark
 
 

@@ -114,7 +114,7 @@ def wrong_shape(*, num_outputs, in_channels, image_size):
     [
         (
             misspelt,
-            "has the arguments num_output, in_channels, image_size.* Give it .* num_outputs,",
+            "has the arguments num_output, in_channels, image_size.* Give the function .* num_outputs,",
         ),
         (
             no_network,

@@ -74,12 +74,12 @@ def test_one_channel_takes_the_sum_of_the_colours_as_timm_does():
 def test_weights_that_do_not_fit_are_refused(resnet18):
     with pytest.raises(
         ConfigError,
-        match=r"not fit timm test_resnet, because these tensors are missing or .*: bn1\.bias, ",
+        match=r"not fit timm test_resnet. For example, these tensors are missing or .*: bn1\.bias, ",
     ):
         built(spec_of("resnet_tiny"), save(resnet18.state_dict()))
     theirs = torchvision.models.vit_b_16(num_classes=2, image_size=64, weights=None)
     with pytest.raises(
-        ConfigError, match=r"vit_b_16, .*: encoder\.pos_embedding\. Use the image_size"
+        ConfigError, match=r"vit_b_16\. .*: encoder\.pos_embedding\. Use the `image_size"
     ):
         built(spec_of("torchvision:vit_b_16"), save(theirs.state_dict()), image_size=32)
 

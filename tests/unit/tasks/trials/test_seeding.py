@@ -123,6 +123,6 @@ def test_a_network_that_is_more_than_its_weights_is_not_measured_on_them(data, o
     extended_spec = spec.model_copy(update={"attacks": AttackSpec(epsilons=(16.0,))})
     with pytest.raises(
         CorruptStoreError,
-        match=r"has the test loss 0\.688219, but after training it had 0\.691115",
+        match=r"has the test loss 0\.688219, but after training, the test loss was 0\.691115",
     ):
         measure_trial(spec, data, shelf.data, result, spec.missing_for(extended_spec))

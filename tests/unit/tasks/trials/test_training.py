@@ -120,7 +120,7 @@ def test_batch_norm_with_a_batch_size_of_one_is_refused():
     images, labels = blobs(4)
     with pytest.raises(
         ConfigError,
-        match="batch_size is 1, but the network has batch norm, which needs two images per",
+        match="`batch_size` is 1, but the network has batch norm, which needs two images per",
     ):
         train(normed(), images, labels, recipe(batch_size=1), seed=0)
     assert len(train(linear(), images, labels, recipe(batch_size=1), seed=0)) == 2
