@@ -21,7 +21,7 @@ from orchestrator.machine.gpus.nvidia_smi import has_devices
 from orchestrator.machine.gpus.this_machine import check_driver, gpus_here
 from orchestrator.machine.gpus.visible import gpus_are_simulated, visible_gpus
 from orchestrator.machine.mps import PrivateMps
-from orchestrator.machine.ray_requirements import check_ray_requirements
+from orchestrator.machine.ray_requirements import check_ray_requirements, hint_on_hidden_modules
 from orchestrator.machine.ray_settings import (
     apply_settings,
     log_messages_of_ray,
@@ -437,7 +437,8 @@ def _started_with_retries(
                 reason = next(filter(None, map(str.strip, lines)), type(error).__name__)
                 is_busy = SLOW_START_TEXT in reason
                 if not is_busy or attempt == START_ATTEMPTS:
-                    hint = "Run `isweep doctor` to look for the cause"
+                    doctor = "Run `isweep doctor` to look for the cause"
+                    hint = hint_on_hidden_modules() or doctor
                     if is_busy:
                         hint = "End other programs, and run the same command again"
                     raise RayStartError(
