@@ -274,11 +274,11 @@ def source_of(listing=LISTING, samples=()) -> Source:
         ),
         (
             source_of(samples=[Sample(np.zeros((3, 8, 8), np.uint8))]),
-            r"the shape \(3, 8, 8\) and the dtype uint8\. Return an array of shape \(height,",
+            r"the shape \(3, 8, 8\) and the dtype uint8, which isweep cannot use\. Return an array of shape \(height,",
         ),
         (
             source_of(samples=[Sample(np.zeros((8, 8)))]),
-            r"the shape \(8, 8\) and the dtype float64\. Return .* uint8 or float32 values in",
+            r"the shape \(8, 8\) and the dtype float64, which isweep cannot use\. Return .* uint8 or float32 values in",
         ),
         (source_of(samples=[Sample([[1, 2]])]), "type list with the shape .* and the dtype None"),
     ],
