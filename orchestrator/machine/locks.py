@@ -184,8 +184,8 @@ class _LockFile:
         path_now = os.readlink(f"/proc/self/fd/{self._open_files[-1].fileno()}")
         return SetupError(
             f"{self._path.parent} was moved to {Path(path_now).parent} while this command used it",
-            hint=f"Move it back or give its new path as --{self._kind}, and run the same "
-            "command again. Finished trials are kept",
+            hint=f"Give its new path as --{self._kind}, and run the same command again. "
+            "Finished trials are kept",
         )
 
     def release(self) -> None:

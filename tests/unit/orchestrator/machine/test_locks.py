@@ -46,8 +46,8 @@ def test_a_run_ends_if_its_root_was_moved(tmp_path):
     root.rename(tmp_path / "moved")
     error = lock.take_again()
     assert str(error) == (
-        f"{root} was moved to {tmp_path}/moved while this command used it. Move it back or give "
-        "its new path as --root, and run the same command again. Finished trials are kept."
+        f"{root} was moved to {tmp_path}/moved while this command used it. Give its new path as "
+        "--root, and run the same command again. Finished trials are kept."
     )
     assert not root.exists()
     lock.release()
