@@ -38,10 +38,10 @@ from orchestrator.cli import data, environment, looking_ahead, results, status, 
 from orchestrator.cli.file_names import with_file_names
 from orchestrator.cli.options import Place
 from orchestrator.cli.printing import stderr, waiting
+from orchestrator.machine.hidden_modules import check_libraries
 from orchestrator.machine.signals import (
     caused_by_stop,
     remember_command,
-    run_again_hint,
     stop_on_signals,
 )
 from orchestrator.planning.paths import RootPaths
@@ -61,8 +61,6 @@ number."""
 EXIT_BUG = 4
 """Exit code if isweep itself has a bug, so neither the command line nor the machine is the
 cause."""
-LIBRARIES = ("ray", "torch", "timm", "mlflow", "optuna", "numpy", "pandas", "sklearn")
-"""Libraries that a file of the user may hide by its name."""
 OWN_PACKAGES = ("search_spaces", "tasks", "orchestrator", "isweep")
 """Names of the Python packages of isweep."""
 MAX_COMPLETED = 3
@@ -401,27 +399,12 @@ def _run(command: partial[int | None]) -> int:
             log.exception("an error while isweep stopped")
             return _print_stop("")
         log.exception("a bug in isweep")
-        hidden = _hidden_library(error)
-        if hidden is not None:
-            return _print_error(hidden)
+        try:
+            check_libraries()
+        except SetupError as hidden_library:
+            return _print_error(hidden_library)
         _print_error(_bug(error))
         return EXIT_BUG
-
-
-def _hidden_library(error: Exception) -> SetupError | None:
-    """Return the message about a file such as ``ray.py`` that hides a library; None without one."""
-    for name in LIBRARIES:
-        module = sys.modules.get(name)
-        # Each of these libraries is a folder, so its module has a path.
-        file = getattr(module, "__file__", None)
-        if file and not hasattr(module, "__path__"):
-            return SetupError(
-                f"Python imports the file {file} instead of the library {name} "
-                f"({type(error).__name__}: {error})",
-                hint="Rename this file, or remove the folder of this file from PYTHONPATH. "
-                f"{run_again_hint()}",
-            )
-    return None
 
 
 def _bug(error: Exception) -> SweepError:

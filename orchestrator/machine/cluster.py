@@ -20,8 +20,9 @@ from orchestrator.machine import processes, ray_folders, signals
 from orchestrator.machine.gpus.nvidia_smi import has_devices
 from orchestrator.machine.gpus.this_machine import check_driver, gpus_here
 from orchestrator.machine.gpus.visible import gpus_are_simulated, visible_gpus
+from orchestrator.machine.hidden_modules import check_libraries, hint_on_python_modules
 from orchestrator.machine.mps import PrivateMps
-from orchestrator.machine.ray_requirements import check_ray_requirements, hint_on_hidden_modules
+from orchestrator.machine.ray_requirements import check_ray_requirements
 from orchestrator.machine.ray_settings import (
     apply_settings,
     log_messages_of_ray,
@@ -280,7 +281,7 @@ def check_process() -> None:
             Without docstrings, one of Ray's modules cannot be imported. With warnings as
             errors, Ray's dashboard cannot start.
         SetupError: the current folder does not exist any more. Ray starts its processes in
-            this folder.
+            this folder. Also if a file of the user hides a library.
     """
     if sys.flags.optimize >= 2:
         raise ConfigError(
@@ -299,6 +300,7 @@ def check_process() -> None:
             "The current folder does not exist any more",
             hint="Change to a folder that exists, for example with `cd ~`",
         ) from None
+    check_libraries()
 
 
 @contextlib.contextmanager
@@ -438,7 +440,7 @@ def _started_with_retries(
                 is_busy = SLOW_START_TEXT in reason
                 if not is_busy or attempt == START_ATTEMPTS:
                     doctor = "Run `isweep doctor` to look for the cause"
-                    hint = hint_on_hidden_modules() or doctor
+                    hint = hint_on_python_modules() or doctor
                     if is_busy:
                         hint = "End other programs, and run the same command again"
                     raise RayStartError(

@@ -38,9 +38,11 @@ RENEW_EVERY_S = 10.0
 """Seconds between two renewals of a lease."""
 EXPIRES_S = 60.0
 """Seconds without a renewal after which the holder of a lease counts as dead."""
-CHECK_EVERY_S = 2.0
-"""Seconds between two checks that a lock file still exists. Also the seconds between two reads
-of the lease of another driver."""
+CHECK_EVERY_S = 0.5
+"""Seconds between two checks that a lock file is still at its path. In this time, a run whose
+root was moved may make a few files at the old path."""
+READ_LEASE_EVERY_S = 2.0
+"""Seconds between two reads of the lease of another driver."""
 LOCK_ATTEMPTS = 10
 """Largest number of attempts to lock a file."""
 LOCK_PAUSE_S = 0.02
@@ -102,8 +104,9 @@ def lock_file(path: Path, purpose: str, kind: str = "root") -> Iterator[None]:
     """Lock a file during a ``with`` block.
 
     If somebody deletes the file meanwhile, a second command could create and lock a new file.
-    To prevent this, a thread checks that the file still exists. If the file was deleted, the
-    thread creates and locks a new file.
+    To prevent this, a thread checks that the file is still at its path. If the file was
+    deleted, the thread creates and locks a new file. If the file was moved, for example
+    because its folder was renamed, the thread ends the block.
 
     Args:
         path: the lock file.
@@ -112,7 +115,8 @@ def lock_file(path: Path, purpose: str, kind: str = "root") -> Iterator[None]:
         kind: ``root`` or ``storage``. The option with this name sets the path.
 
     Raises:
-        SetupError: another process has locked the file, or the file cannot be locked.
+        SetupError: another process has locked the file, the file cannot be locked, or it was
+            moved.
     """
     lock = _LockFile(path, purpose, kind)
     try:
@@ -160,18 +164,29 @@ class _LockFile:
         """Lock a new file if the locked file was deleted.
 
         Returns:
-            An error if the new file cannot be locked, for example because another command has
-            locked it. Otherwise None.
+            An error if the locked file was moved, or if the new file cannot be locked, for
+            example because another command has locked it. Otherwise None.
         """
         with self._mutex:
             if not self._open_files or self._is_at_path():
                 return None
+            if os.fstat(self._open_files[-1].fileno()).st_nlink > 0:
+                return self._error_about_move()
             try:
                 self.take()
             except SetupError as error:
                 return error
             log.warning("The lock file %s was deleted. isweep made and locked it again", self._path)
             return None
+
+    def _error_about_move(self) -> SetupError:
+        """Return the error for a locked file that exists, but not at its path."""
+        path_now = os.readlink(f"/proc/self/fd/{self._open_files[-1].fileno()}")
+        return SetupError(
+            f"{self._path.parent} was moved to {Path(path_now).parent} while this command used it",
+            hint=f"Give its new path as --{self._kind}, and run the same command again. "
+            "Finished trials are kept",
+        )
 
     def release(self) -> None:
         """Unlock all files."""
@@ -412,7 +427,7 @@ class Lease:
         )
         deadline = self._clock.monotonic() + EXPIRES_S
         while self._clock.monotonic() < deadline:
-            self._clock.sleep(CHECK_EVERY_S)
+            self._clock.sleep(READ_LEASE_EVERY_S)
             later = self._read()
             if later.tag != lease.tag:
                 raise InUseError(

@@ -9,9 +9,6 @@ import os
 import resource
 import shutil
 import socket
-import sys
-from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from orchestrator.machine.ray_folders import MAX_PARENT_BYTES, parent_folder
 from search_spaces.errors import SetupError
@@ -29,12 +26,6 @@ OBJECT_STORE_SHARE = 0.3
 """Share of the machine's memory that Ray uses for its object store by default."""
 MIN_FREE_BYTES = 100 * 2**20
 """Free space that the temporary folder needs for Ray's sockets and logs, in bytes."""
-LIBRARIES = (
-    *("numpy", "pandas", "ray", "sklearn", "scipy", "torch", "torchvision", "timm"),
-    *("mlflow", "optuna", "PIL", "pydantic", "yaml"),
-)
-"""Libraries that isweep's workers import after Ray has put the current folder before the folders
-of the libraries."""
 LOOPBACK = "127.0.0.1"
 LOOPBACK_TIMEOUT_S = 5.0
 AGAIN = "and run the same command again"
@@ -49,10 +40,9 @@ def check_ray_requirements() -> None:
     Raises:
         SetupError: Ray cannot start, because bash is missing, a limit of this process is too
             small, the disk of the temporary folder is full, or the loopback interface does not
-            work. Also if a file in the current folder hides a library from Ray's workers.
+            work.
     """
     _check_bash()
-    _check_current_folder()
     _check_limits()
     _check_temporary_folder()
     _check_loopback()
@@ -64,48 +54,6 @@ def _check_bash() -> None:
             "Ray starts its workers with bash, but no folder on PATH contains bash",
             hint="Install bash, or add its folder to PATH",
         )
-
-
-def _check_current_folder() -> None:
-    """Check that no file in the current folder hides a library from Ray's workers.
-
-    Ray puts the current folder before the folders of the libraries. With a file ``numpy.py``
-    in this folder, every worker would fail.
-    """
-    for file in _hiding_files(LIBRARIES):
-        library = _module_name(file)
-        raise SetupError(
-            f"Ray's workers would import {file} instead of the library {library}",
-            hint="Rename this file, or run the command in another folder",
-        )
-
-
-def hint_on_hidden_modules() -> str:
-    """Return a hint on a file in the current folder that hides a module of Python.
-
-    Ray's processes may fail with such a file, for example with ``random.py``. The text is empty
-    if there is no such file.
-    """
-    for file in _hiding_files(sorted(sys.stdlib_module_names)):
-        return (
-            f"Ray's processes import {file} instead of Python's module {_module_name(file)}: "
-            "rename this file, or run the command in another folder"
-        )
-    return ""
-
-
-def _hiding_files(names: Iterable[str]) -> Iterator[Path]:
-    """Yield the files and packages of the current folder that have the name of a module."""
-    folder = Path.cwd()
-    for name in names:
-        for file in (folder / f"{name}.py", folder / name / "__init__.py"):
-            if file.is_file():
-                yield file
-
-
-def _module_name(file: Path) -> str:
-    """Return the name with which Python imports a file."""
-    return file.parent.name if file.name == "__init__.py" else file.stem
 
 
 def _check_limits() -> None:

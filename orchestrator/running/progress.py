@@ -375,8 +375,10 @@ class Progress:
     def save(self) -> None:
         """Write the state to the run's file. If writing fails, log the error and do not raise
         it.
+
+        Write nothing if the file's folder was moved or deleted.
         """
-        if self.path is None:
+        if self.path is None or not self.path.parent.is_dir():
             return
         self._saved_at = time.monotonic()
         state = RunState(

@@ -344,9 +344,11 @@ def _recount_results_after_stop(sweep: _SweepRun) -> None:
     sweep's folder.
 
     If the store is remote, do not count. The store may answer slowly, and the user waits for
-    the end of the command.
+    the end of the command. Also do not count if the root was moved: its lock file is then not at
+    its path, and the results are kept in the new place.
     """
-    if "://" in sweep.workspace.results_url:
+    workspace = sweep.workspace
+    if "://" in workspace.results_url or not workspace.paths.lock.exists():
         return
     with suppress(OSError, SweepError):
         num_lost = sweep.stored.drop_deleted_results()

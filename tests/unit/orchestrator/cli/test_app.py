@@ -10,7 +10,6 @@ from contextlib import suppress
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from rich.console import Console
@@ -244,14 +243,13 @@ def test_a_file_with_the_name_of_a_library_is_blamed(capsys, tmp_path, monkeypat
     def raise_error(*_, **__):
         raise AttributeError("module 'ray' has no attribute 'init'")
 
-    hiding = ModuleType("ray")
-    hiding.__file__ = "/home/me/ray.py"
-    monkeypatch.setitem(sys.modules, "ray", hiding)
+    (tmp_path / "ray.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr("orchestrator.planning.workspace.Workspace.open", raise_error)
     assert main(["status", "smoke", "--root", str(tmp_path)]) == 3
     message = capsys.readouterr().err
-    assert "Python imports the file /home/me/ray.py instead of the library ray" in message
-    assert "Rename this file, or remove the folder of this file from PYTHONPATH" in message
+    assert f"Python would import {tmp_path}/ray.py instead of the library ray" in message
+    assert "Rename this file, or remove its folder from PYTHONPATH" in message
 
 
 def test_help_keeps_no_line_break_of_a_docstring():

@@ -22,7 +22,7 @@ def url(bucket, request):
 @pytest.fixture(autouse=True)
 def short_intervals(monkeypatch):
     monkeypatch.setattr(locks, "RENEW_EVERY_S", 0.02)
-    monkeypatch.setattr(locks, "CHECK_EVERY_S", 0.01)
+    monkeypatch.setattr(locks, "READ_LEASE_EVERY_S", 0.01)
     monkeypatch.setattr(locks, "EXPIRES_S", 0.5)
 
 

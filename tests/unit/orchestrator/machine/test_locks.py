@@ -38,6 +38,21 @@ def test_a_run_ends_if_another_command_took_its_deleted_lock(lock, tmp_path):
     assert "isweep prepare" in str(error)
 
 
+def test_a_run_ends_if_its_root_was_moved(tmp_path):
+    """The run once made a new root at the old path and trained its trials again."""
+    root = tmp_path / "root"
+    lock = _LockFile(root / "driver.lock", "isweep run demo", "root")
+    lock.take()
+    root.rename(tmp_path / "moved")
+    error = lock.take_again()
+    assert str(error) == (
+        f"{root} was moved to {tmp_path}/moved while this command used it. Give its new path as "
+        "--root, and run the same command again. Finished trials are kept."
+    )
+    assert not root.exists()
+    lock.release()
+
+
 def test_a_lock_is_free_after_its_block(tmp_path):
     path = tmp_path / "driver.lock"
     for _ in range(2):

@@ -13,7 +13,7 @@ from collections import namedtuple
 import pytest
 
 from orchestrator.machine.ray_folders import parent_folder
-from orchestrator.machine.ray_requirements import check_ray_requirements, hint_on_hidden_modules
+from orchestrator.machine.ray_requirements import check_ray_requirements
 from search_spaces.errors import SetupError
 
 CHECK = "from orchestrator.machine import ray_requirements as r; r.check_ray_requirements()"
@@ -78,29 +78,3 @@ def test_a_missing_bash_is_named(monkeypatch):
     monkeypatch.setenv("PATH", "/absent")
     with pytest.raises(SetupError, match="Ray starts its workers with bash, but no folder on PATH"):
         check_ray_requirements()
-
-
-@pytest.mark.parametrize("name", ["numpy.py", "torch/__init__.py"])
-def test_a_file_that_hides_a_library_from_workers_is_named(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    file = tmp_path / name
-    file.parent.mkdir(exist_ok=True)
-    check_ray_requirements()  # a folder without __init__.py hides nothing
-    file.touch()
-    with pytest.raises(SetupError, match=f"Ray's workers would import {file} instead of") as error:
-        check_ray_requirements()
-    assert error.value.hint == "Rename this file, or run the command in another folder"
-
-
-def test_a_file_that_hides_a_module_of_python_is_a_hint_if_ray_does_not_start(
-    tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "train.py").touch()
-    assert hint_on_hidden_modules() == ""
-    (tmp_path / "random.py").touch()
-    check_ray_requirements()
-    assert hint_on_hidden_modules() == (
-        f"Ray's processes import {tmp_path}/random.py instead of Python's module random: rename "
-        "this file, or run the command in another folder"
-    )
